@@ -1,0 +1,381 @@
+//! The forward pass of a block.
+
+use rayon::prelude::*;
+
+use crate::attention::{self, Heads, ToCells};
+use crate::block::{BlockShape, PackedBlock};
+use crate::buffer::Buffer;
+use crate::cells::{Element, ElementOp, With, padded};
+use crate::gelu::{self, Gelu};
+use crate::gemm::{Epilogue, Left, Right, product};
+use crate::lanes::{Lanes, chunk};
+use crate::norm;
+
+/// What the backward pass needs of a forward pass: in bf16 where the products are.
+#[derive(Debug)]
+pub struct BlockSaved {
+    pub(super) chunks: Vec<ChunkSaved>,
+    pub(super) shape: BlockShape,
+    pub(super) gelu: Gelu,
+    pub(super) path_scale: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+impl BlockSaved {
+    /// Memory held, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.chunks.iter().map(ChunkSaved::bytes).sum()
+    }
+}
+
+/// The activations of one chunk, as rows of cells.
+#[derive(Debug)]
+pub(super) struct ChunkSaved {
+    pub(super) normalised1: Buffer,
+    pub(super) inverse_deviation1: Vec<f32>,
+    pub(super) qkv: Buffer,
+    pub(super) probabilities: Buffer,
+    pub(super) attended: Buffer,
+    pub(super) normalised2: Buffer,
+    pub(super) inverse_deviation2: Vec<f32>,
+    /// The hidden layer before its GELU.
+    pub(super) before: Buffer,
+}
+
+impl ChunkSaved {
+    fn new<P: Element>(sizes: &Sizes) -> Self {
+        let rows = sizes.rows;
+        Self {
+            normalised1: Buffer::new(rows * P::cells(sizes.width())),
+            inverse_deviation1: vec![0.0; rows],
+            qkv: Buffer::new(rows * P::cells(3 * sizes.heads.inner())),
+            probabilities: Buffer::new(sizes.samples * sizes.heads.probabilities::<P>()),
+            attended: Buffer::new(rows * P::cells(sizes.heads.inner())),
+            normalised2: Buffer::new(rows * P::cells(sizes.width())),
+            inverse_deviation2: vec![0.0; rows],
+            before: Buffer::new(rows * P::cells(sizes.hidden())),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let Self {
+            normalised1,
+            qkv,
+            probabilities,
+            attended,
+            normalised2,
+            before,
+            ..
+        } = self;
+        let cells: usize = [
+            normalised1,
+            qkv,
+            probabilities,
+            attended,
+            normalised2,
+            before,
+        ]
+        .iter()
+        .map(|b| b.len())
+        .sum();
+        4 * (cells + 2 * self.inverse_deviation1.len())
+    }
+}
+
+/// Sizes of one chunk.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    pub(super) samples: usize,
+    pub(super) rows: usize,
+    pub(super) heads: Heads,
+    pub(super) shape: BlockShape,
+}
+
+impl Sizes {
+    /// Of a chunk of so many elements.
+    pub(super) fn new(shape: BlockShape, elements: usize) -> Self {
+        let rows = elements / shape.width;
+        Self {
+            samples: rows / shape.tokens,
+            rows,
+            heads: shape.attention(),
+            shape,
+        }
+    }
+    /// The width with padding.
+    pub(super) fn width(&self) -> usize {
+        padded(self.shape.width)
+    }
+    /// The hidden length with padding.
+    pub(super) fn hidden(&self) -> usize {
+        padded(self.shape.hidden)
+    }
+    /// Rows of cells as the first operand.
+    pub(super) fn left<'a, P: Element>(&self, cells: &'a [u32], elements: usize) -> Left<'a> {
+        Left {
+            cells,
+            row_stride: P::cells(elements),
+            step_stride: 1,
+            rows: self.rows,
+        }
+    }
+}
+
+/// Applies a block: `x1 = x + s1 * attention(norm1(x))`, `y = x1 + s2 * mlp(norm2(x1))`.
+///
+/// `path_scale` are the factors `s1` and `s2` of each sample (stochastic depth: 0, or one over the
+/// probability to stay). With `save` the result holds what [`block_backward`](super::block_backward) needs.
+///
+/// Shapes: `x` and `y` `[batch, tokens, width]`; the factors `[batch]`.
+///
+/// # Panics
+///
+/// If a slice has not the length that `shape` says, or `weights` are of another shape.
+#[allow(clippy::too_many_arguments)] // A block has that many inputs.
+pub fn block_forward(
+    shape: BlockShape,
+    weights: &PackedBlock,
+    gelu: Gelu,
+    eps: f32,
+    path_scale: Option<(&[f32], &[f32])>,
+    x: &[f32],
+    y: &mut [f32],
+    save: bool,
+) -> Option<BlockSaved> {
+    weights.check(&shape);
+    let elements = shape.elements();
+    assert!(
+        x.len() == elements,
+        "`x` has {} elements, {shape:?} needs {elements}",
+        x.len()
+    );
+    assert!(
+        y.len() == elements,
+        "`y` has {} elements, {shape:?} needs {elements}",
+        y.len()
+    );
+    if let Some((first, second)) = path_scale {
+        let found = (first.len(), second.len());
+        assert!(
+            found == (shape.batch, shape.batch),
+            "`path_scale` has {found:?} factors, batch = {}",
+            shape.batch
+        );
+    }
+    let path_scale = path_scale.map(|(first, second)| (first.to_vec(), second.to_vec()));
+    let samples = shape.chunk_samples();
+    let size = (samples * shape.tokens * shape.width).max(1);
+    let chunks = x
+        .par_chunks(size)
+        .zip(y.par_chunks_mut(size))
+        .enumerate()
+        .map(|(index, (x, y))| {
+            let sizes = Sizes::new(shape, x.len());
+            let scale = path_scale.as_ref().map(|(first, second)| {
+                [first, second].map(|factors| row_factors(&factors[index * samples..], &sizes))
+            });
+            let forward = Forward {
+                sizes,
+                weights,
+                gelu,
+                eps,
+                scale,
+                x,
+                y,
+            };
+            let saved = weights.isa.run(With(weights.precision, forward));
+            save.then_some(saved)
+        })
+        .collect::<Vec<_>>();
+    let chunks = chunks.into_iter().flatten().collect();
+    save.then_some(BlockSaved {
+        chunks,
+        shape,
+        gelu,
+        path_scale,
+    })
+}
+
+/// The factor of every row of a chunk, from those of its samples.
+pub(super) fn row_factors(factors: &[f32], sizes: &Sizes) -> Vec<f32> {
+    let tokens = sizes.shape.tokens;
+    (0..sizes.rows).map(|row| factors[row / tokens]).collect()
+}
+
+/// The forward pass of one chunk.
+struct Forward<'a> {
+    sizes: Sizes,
+    weights: &'a PackedBlock,
+    gelu: Gelu,
+    eps: f32,
+    scale: Option<[Vec<f32>; 2]>,
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl ElementOp for Forward<'_> {
+    type Output = ChunkSaved;
+
+    #[inline(always)]
+    fn run<S: Lanes, P: Element>(self, s: S) -> ChunkSaved {
+        let Self {
+            sizes,
+            weights,
+            gelu,
+            eps,
+            scale,
+            x,
+            y,
+        } = self;
+        let PackedBlock {
+            qkv,
+            proj,
+            fc1,
+            fc2,
+            ..
+        } = weights;
+        let (width, inner, hidden) = (sizes.width(), sizes.heads.inner(), sizes.hidden());
+        let true_width = sizes.shape.width;
+        let scale = |i: usize| scale.as_ref().map(|scale| &scale[i][..]);
+        let mut saved = ChunkSaved::new::<P>(&sizes);
+        y.copy_from_slice(x);
+
+        norm::normalise::<S, P>(
+            s,
+            x,
+            true_width,
+            eps,
+            &mut saved.normalised1,
+            &mut saved.inverse_deviation1,
+        );
+        let a = sizes.left::<P>(&saved.normalised1, width);
+        let mut to = BiasToCells {
+            bias: &qkv.bias,
+            to: ToCells::<P>::new(&mut saved.qkv, P::cells(3 * inner)),
+        };
+        product::<S, P>(s, a, right::<P>(&qkv.forward, width, 3 * inner), &mut to);
+
+        attend::<S, P>(s, &sizes, &mut saved);
+        let a = sizes.left::<P>(&saved.attended, inner);
+        let mut to = AddToRows {
+            to: y,
+            width: true_width,
+            bias: &proj.bias,
+            scale: scale(0),
+        };
+        product::<S, P>(s, a, right::<P>(&proj.forward, inner, width), &mut to);
+
+        norm::normalise::<S, P>(
+            s,
+            y,
+            true_width,
+            eps,
+            &mut saved.normalised2,
+            &mut saved.inverse_deviation2,
+        );
+        let mut after = Buffer::new(saved.before.len());
+        let mut to = BiasGelu::<P> {
+            bias: &fc1.bias,
+            gelu,
+            before: &mut saved.before,
+            after: ToCells::new(&mut after, P::cells(hidden)),
+        };
+        let a = sizes.left::<P>(&saved.normalised2, width);
+        product::<S, P>(s, a, right::<P>(&fc1.forward, width, hidden), &mut to);
+        let mut to = AddToRows {
+            to: y,
+            width: true_width,
+            bias: &fc2.bias,
+            scale: scale(1),
+        };
+        product::<S, P>(
+            s,
+            sizes.left::<P>(&after, hidden),
+            right::<P>(&fc2.forward, hidden, width),
+            &mut to,
+        );
+        saved
+    }
+}
+
+/// The second operand summed over `inputs` (with padding), with `outputs` columns.
+pub(super) fn right<P: Element>(panels: &[u32], inputs: usize, outputs: usize) -> Right<'_> {
+    Right {
+        panels,
+        steps: P::cells(inputs),
+        columns: outputs,
+    }
+}
+
+#[inline(always)]
+fn attend<S: Lanes, P: Element>(s: S, sizes: &Sizes, saved: &mut ChunkSaved) {
+    let (heads, tokens) = (sizes.heads, sizes.shape.tokens);
+    let mut scratch = Buffer::new(heads.scratch::<P>());
+    let samples = saved.qkv.chunks_exact(tokens * P::cells(3 * heads.inner()));
+    let probabilities = saved
+        .probabilities
+        .chunks_exact_mut(heads.probabilities::<P>());
+    let attended = saved
+        .attended
+        .chunks_exact_mut(tokens * P::cells(heads.inner()));
+    for ((qkv, probabilities), attended) in samples.zip(probabilities).zip(attended) {
+        attention::forward::<S, P>(s, heads, qkv, probabilities, attended, &mut scratch);
+    }
+}
+
+/// `sums + bias` as cells.
+struct BiasToCells<'a, P> {
+    bias: &'a [f32],
+    to: ToCells<'a, P>,
+}
+
+impl<S: Lanes, P: Element> Epilogue<S> for BiasToCells<'_, P> {
+    #[inline(always)]
+    fn put(&mut self, s: S, row: usize, column: usize, sums: S::V) {
+        let sums = s.add(sums, s.load(chunk(self.bias, column)));
+        self.to.put(s, row, column, sums);
+    }
+}
+
+/// `gelu(sums + bias)` as cells, and what went into the GELU.
+struct BiasGelu<'a, P> {
+    bias: &'a [f32],
+    gelu: Gelu,
+    before: &'a mut [u32],
+    after: ToCells<'a, P>,
+}
+
+impl<S: Lanes, P: Element> Epilogue<S> for BiasGelu<'_, P> {
+    #[inline(always)]
+    fn put(&mut self, s: S, row: usize, column: usize, sums: S::V) {
+        let sums = s.add(sums, s.load(chunk(self.bias, column)));
+        P::store(
+            s,
+            self.before,
+            row * self.after.stride + P::cells(column),
+            sums,
+        );
+        self.after
+            .put(s, row, column, gelu::value(s, self.gelu, sums));
+    }
+}
+
+/// Adds `scale * (sums + bias)` to rows of f32 without padding.
+struct AddToRows<'a> {
+    to: &'a mut [f32],
+    width: usize,
+    bias: &'a [f32],
+    scale: Option<&'a [f32]>,
+}
+
+impl<S: Lanes> Epilogue<S> for AddToRows<'_> {
+    #[inline(always)]
+    fn put(&mut self, s: S, row: usize, column: usize, sums: S::V) {
+        let mut sums = s.add(sums, s.load(chunk(self.bias, column)));
+        if let Some(scale) = self.scale {
+            sums = s.mul(sums, s.splat(scale[row]));
+        }
+        let to = &mut self.to[row * self.width..][..self.width][column..];
+        let sums = s.add(s.load_part(to), sums);
+        s.store_part(to, sums);
+    }
+}

@@ -1,0 +1,338 @@
+//! Weights of a block, packed once per update for all the passes until the next.
+
+use crate::block::BlockShape;
+use crate::buffer::Buffer;
+use crate::cells::{Element, ElementOp, With, padded};
+use crate::detect::Isa;
+use crate::lanes::{LANES, Lanes};
+use crate::pack::{PANEL, Rows, along_rows, down_rows, panels_len};
+use crate::{Path, Precision};
+
+/// Weights of a block in torch's layout: `[out, in]`, row-major, names as in timm.
+///
+/// Shapes: norms and `proj_bias`, `fc2_bias` `[width]`; `qkv_weight` `[3 width, width]`, rows in the
+/// order `3, heads, head_dim`; `proj_weight` `[width, width]`; `fc1_weight` `[hidden, width]`;
+/// `fc2_weight` `[width, hidden]`.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)] // The names are timm's; the shapes stand above.
+pub struct BlockWeights<'a> {
+    pub norm1_weight: &'a [f32],
+    pub norm1_bias: &'a [f32],
+    pub qkv_weight: &'a [f32],
+    pub qkv_bias: &'a [f32],
+    pub proj_weight: &'a [f32],
+    pub proj_bias: &'a [f32],
+    pub norm2_weight: &'a [f32],
+    pub norm2_bias: &'a [f32],
+    pub fc1_weight: &'a [f32],
+    pub fc1_bias: &'a [f32],
+    pub fc2_weight: &'a [f32],
+    pub fc2_bias: &'a [f32],
+}
+
+/// A dimension made of groups, each padded to whole vectors: the heads, or one group of all.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spread {
+    groups: usize,
+    size: usize,
+}
+
+impl Spread {
+    fn whole(size: usize) -> Self {
+        Self { groups: 1, size }
+    }
+    /// Elements without padding.
+    pub(super) fn len(self) -> usize {
+        self.groups * self.size
+    }
+    /// Elements with padding.
+    pub(super) fn padded(self) -> usize {
+        self.groups * padded(self.size)
+    }
+    /// Ranges of each group without and with padding: where it starts, and where it starts padded.
+    pub(super) fn starts(self) -> impl Iterator<Item = (usize, usize)> {
+        (0..self.groups).map(move |i| (i * self.size, i * padded(self.size)))
+    }
+    /// Length of every group.
+    pub(super) fn group(self) -> usize {
+        self.size
+    }
+    /// The number of real elements before the padded index `at`.
+    pub(super) fn before(self, at: usize) -> usize {
+        let pad = padded(self.size).max(1);
+        (at / pad * self.size + (at % pad).min(self.size)).min(self.len())
+    }
+    /// A padded copy, zero in the padding.
+    fn pad(self, values: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; self.padded()];
+        for (from, to) in self.starts() {
+            out[to..to + self.size].copy_from_slice(&values[from..from + self.size]);
+        }
+        out
+    }
+}
+
+/// One linear layer, packed for `y = x W^T` and for `dx = dy W`.
+#[derive(Debug)]
+pub(super) struct Linear {
+    pub(super) rows: Spread,
+    pub(super) columns: Spread,
+    /// Panels over the outputs, summed over the inputs. The norm's weight before it is folded in.
+    pub(super) forward: Buffer,
+    /// Panels over the inputs, summed over the outputs.
+    pub(super) backward: Buffer,
+    /// Padded, with `W * norm_bias` folded in.
+    pub(super) bias: Vec<f32>,
+}
+
+/// Weight and bias of a norm.
+#[derive(Debug)]
+pub(super) struct Norm {
+    pub(super) weight: Vec<f32>,
+    pub(super) bias: Vec<f32>,
+}
+
+/// The weights of a block, packed and rounded for all products of both directions.
+///
+/// Make it once per update; every pass until the next update shares it. It keeps the [`Path`] of
+/// the thread that made it.
+#[derive(Debug)]
+pub struct PackedBlock {
+    pub(super) isa: Isa,
+    pub(super) precision: Precision,
+    width: usize,
+    heads: usize,
+    hidden: usize,
+    pub(super) norm1: Norm,
+    pub(super) qkv: Linear,
+    pub(super) proj: Linear,
+    pub(super) norm2: Norm,
+    pub(super) fc1: Linear,
+    pub(super) fc2: Linear,
+}
+
+impl PackedBlock {
+    /// Packs the weights of a block of `heads` heads; the other sizes follow from the slices.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths of the slices do not fit each other, or `heads` does not divide the width.
+    pub fn new(heads: usize, weights: &BlockWeights, precision: Precision) -> Self {
+        let width = weights.norm1_weight.len();
+        let hidden = weights.fc1_bias.len();
+        assert!(
+            heads > 0 && width > 0 && width.is_multiple_of(heads),
+            "heads = {heads} must divide width = {width}"
+        );
+        for (name, found, right) in [
+            ("norm1_bias", weights.norm1_bias.len(), width),
+            ("qkv_weight", weights.qkv_weight.len(), 3 * width * width),
+            ("qkv_bias", weights.qkv_bias.len(), 3 * width),
+            ("proj_weight", weights.proj_weight.len(), width * width),
+            ("proj_bias", weights.proj_bias.len(), width),
+            ("norm2_weight", weights.norm2_weight.len(), width),
+            ("norm2_bias", weights.norm2_bias.len(), width),
+            ("fc1_weight", weights.fc1_weight.len(), hidden * width),
+            ("fc2_weight", weights.fc2_weight.len(), width * hidden),
+            ("fc2_bias", weights.fc2_bias.len(), width),
+        ] {
+            assert!(
+                found == right,
+                "`{name}` has {found} elements, width {width} and hidden {hidden} need {right}"
+            );
+        }
+        let isa = Isa::current();
+        let whole = Spread::whole(width);
+        let inner = Spread {
+            groups: heads,
+            size: width / heads,
+        };
+        let three = Spread {
+            groups: 3 * heads,
+            ..inner
+        };
+        let inside = Spread::whole(hidden);
+        let norm = |weight, bias| Norm {
+            weight: whole.pad(weight),
+            bias: whole.pad(bias),
+        };
+        let norm1 = norm(weights.norm1_weight, weights.norm1_bias);
+        let norm2 = norm(weights.norm2_weight, weights.norm2_bias);
+        let pack = |weight, bias, rows, columns, norm| {
+            pack_linear(isa, precision, weight, bias, rows, columns, norm)
+        };
+        let ((qkv, proj), (fc1, fc2)) = rayon::join(
+            || {
+                rayon::join(
+                    || {
+                        pack(
+                            weights.qkv_weight,
+                            weights.qkv_bias,
+                            three,
+                            whole,
+                            Some(&norm1),
+                        )
+                    },
+                    || pack(weights.proj_weight, weights.proj_bias, whole, inner, None),
+                )
+            },
+            || {
+                rayon::join(
+                    || {
+                        pack(
+                            weights.fc1_weight,
+                            weights.fc1_bias,
+                            inside,
+                            whole,
+                            Some(&norm2),
+                        )
+                    },
+                    || pack(weights.fc2_weight, weights.fc2_bias, whole, inside, None),
+                )
+            },
+        );
+        Self {
+            isa,
+            precision,
+            width,
+            heads,
+            hidden,
+            norm1,
+            qkv,
+            proj,
+            norm2,
+            fc1,
+            fc2,
+        }
+    }
+
+    /// The format of the products' operands.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The instructions its kernels run on.
+    pub fn path(&self) -> Path {
+        self.isa.path()
+    }
+
+    pub(super) fn check(&self, shape: &BlockShape) {
+        let found = (shape.width, shape.heads, shape.hidden);
+        let packed = (self.width, self.heads, self.hidden);
+        assert!(
+            found == packed,
+            "shape has (width, heads, hidden) = {found:?}, the packed weights {packed:?}"
+        );
+    }
+}
+
+fn pack_linear(
+    isa: Isa,
+    precision: Precision,
+    weight: &[f32],
+    bias: &[f32],
+    rows: Spread,
+    columns: Spread,
+    norm: Option<&Norm>,
+) -> Linear {
+    let pack = |direction| {
+        isa.run(With(
+            precision,
+            Pack {
+                weight,
+                rows,
+                columns,
+                norm,
+                direction,
+            },
+        ))
+    };
+    let (forward, backward) =
+        rayon::join(|| pack(Direction::Forward), || pack(Direction::Backward));
+    let mut bias = rows.pad(bias);
+    if let Some(norm) = norm {
+        // W (x^ g + b) = (W g) x^ + W b. The sum in f64: it is made once and added to every row.
+        for (from, to) in rows.starts() {
+            for (i, bias) in bias[to..to + rows.size].iter_mut().enumerate() {
+                let row = &weight[(from + i) * columns.len()..][..columns.len()];
+                let folded: f64 = row
+                    .iter()
+                    .zip(&norm.bias)
+                    .map(|(w, b)| f64::from(*w) * f64::from(*b))
+                    .sum();
+                *bias += folded as f32;
+            }
+        }
+    }
+    Linear {
+        rows,
+        columns,
+        forward,
+        backward,
+        bias,
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Direction {
+    Forward,
+    Backward,
+}
+
+/// Packs a weight for one direction.
+struct Pack<'a> {
+    weight: &'a [f32],
+    rows: Spread,
+    columns: Spread,
+    norm: Option<&'a Norm>,
+    direction: Direction,
+}
+
+impl ElementOp for Pack<'_> {
+    type Output = Buffer;
+
+    #[inline(always)]
+    fn run<S: Lanes, P: Element>(self, s: S) -> Buffer {
+        let Self {
+            weight,
+            rows,
+            columns,
+            norm,
+            direction,
+        } = self;
+        let fold = norm.filter(|_| direction == Direction::Forward);
+        let stride = P::cells(columns.padded());
+        let mut cells = Buffer::new(rows.padded() * stride);
+        cells.fill(0);
+        for (from, to) in rows.starts() {
+            for i in 0..rows.size {
+                let row = &weight[(from + i) * columns.len()..][..columns.len()];
+                let out = &mut cells[(to + i) * stride..][..stride];
+                for (from, to) in columns.starts() {
+                    for (j, part) in row[from..from + columns.size].chunks(LANES).enumerate() {
+                        let at = to + j * LANES;
+                        let mut v = s.load_part(part);
+                        if let Some(norm) = fold {
+                            v = s.mul(v, s.load_part(&norm.weight[at..]));
+                        }
+                        P::store(s, out, P::cells(at), v);
+                    }
+                }
+            }
+        }
+        let from = Rows::new(&cells, stride, rows.padded());
+        match direction {
+            Direction::Forward => {
+                let mut panels = Buffer::new(panels_len(rows.padded(), stride, PANEL));
+                along_rows(s, from, stride, &mut panels);
+                panels
+            }
+            Direction::Backward => {
+                let mut panels =
+                    Buffer::new(panels_len(columns.padded(), P::cells(rows.padded()), PANEL));
+                down_rows::<S, P>(s, from, columns.padded(), PANEL, &mut panels);
+                panels
+            }
+        }
+    }
+}

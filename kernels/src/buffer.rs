@@ -1,0 +1,88 @@
+//! Memory that is used again: a fresh buffer costs a page fault per 4 KiB, which was measured to
+//! take more time than some of the kernels that fill it.
+//!
+//! A [`Buffer`] goes back to a shared store when dropped. Its contents are whatever the last user
+//! left there: valid numbers, but not zeros.
+
+use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+static STORE: LazyLock<Mutex<HashMap<usize, Vec<Vec<u32>>>>> = LazyLock::new(Mutex::default);
+
+/// Sizes are rounded up to this many words, so that nearly equal shapes share buffers.
+const GRAIN: usize = 1024;
+
+/// Words of 32 bits from the store.
+#[derive(Debug, Default)]
+pub(crate) struct Buffer {
+    words: Vec<u32>,
+    len: usize,
+}
+
+impl Buffer {
+    /// A buffer of `len` words with arbitrary contents.
+    pub(crate) fn new(len: usize) -> Self {
+        let size = len.next_multiple_of(GRAIN);
+        if size == 0 {
+            return Self::default();
+        }
+        let mut store = STORE.lock().unwrap_or_else(PoisonError::into_inner);
+        let used = store.get_mut(&size).and_then(Vec::pop);
+        drop(store);
+        Self {
+            words: used.unwrap_or_else(|| vec![0; size]),
+            len,
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let words = std::mem::take(&mut self.words);
+        if !words.is_empty() {
+            let mut store = STORE.lock().unwrap_or_else(PoisonError::into_inner);
+            store.entry(words.len()).or_default().push(words);
+        }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u32];
+    fn deref(&self) -> &[u32] {
+        &self.words[..self.len]
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u32] {
+        &mut self.words[..self.len]
+    }
+}
+
+/// Gives all memory that waits for its next use back to the system.
+///
+/// Kernels keep the buffers of saved activations for the next call of the same shape; after a
+/// change of batch or image size the old ones are of no use.
+pub fn release_buffers() {
+    STORE.lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
+/// Views words as f32.
+pub(crate) fn as_f32(words: &[u32]) -> &[f32] {
+    // SAFETY: u32 and f32 have the same size and alignment, every bit pattern is valid for both,
+    // and the result borrows the input.
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len()) }
+}
+
+/// Views words as f32, to be written.
+pub(crate) fn as_f32_mut(words: &mut [u32]) -> &mut [f32] {
+    // SAFETY: as in `as_f32`; the borrow is unique.
+    unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) }
+}
+
+/// Views f32 as words.
+pub(crate) fn as_words(values: &[f32]) -> &[u32] {
+    // SAFETY: as in `as_f32`.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
+}

@@ -1,0 +1,3 @@
+//! placeholder
+use super::portable::Portable;
+pub(crate) type Avx2 = Portable;

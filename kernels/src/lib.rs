@@ -1,0 +1,42 @@
+//! CPU kernels for vision transformers on plain slices.
+//!
+//! What a robust trainer spends its time in: matrix products, norms, GELU, attention, a whole encoder
+//! block forward and backward, the optimiser and the steps of an attack. There are no tensors here,
+//! no autodiff, no files and no configuration; callers bring slices and get slices.
+//!
+//! Every kernel is written once ([`lanes`]) and compiled for AVX-512 with and without bf16, for AVX2
+//! and for any processor; [`detect`](mod@detect) chooses at run time. Work is shared by rayon's global pool, which
+//! the program configures. Results have the same bits for any number of threads and on every run of
+//! one path, and no sample's result depends on the other samples of its batch.
+//!
+//! Lengths are checked at the public edge; a wrong one panics with both numbers.
+
+mod adamw;
+mod attention;
+mod block;
+mod buffer;
+mod cells;
+pub mod detect;
+mod gelu;
+mod gemm;
+mod lanes;
+mod norm;
+mod pack;
+
+pub use adamw::AdamW;
+pub use block::{
+    BlockGradients, BlockSaved, BlockShape, BlockWeights, PackedBlock, block_backward,
+    block_forward,
+};
+pub use buffer::release_buffers;
+pub use detect::{Path, detect, with_path};
+pub use gelu::Gelu;
+
+/// The format of a product's operands. Sums, and everything but products, are f32 in both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// Operands as they are.
+    F32,
+    /// Operands rounded to bf16, to nearest and to even. Saved activations are bf16 too.
+    Bf16,
+}
