@@ -1,0 +1,547 @@
+//! Training batches made in the background, the same whatever the number of threads.
+//!
+//! The sample at position `p` of the run is `order(seed, epoch)[p % len]` with `epoch = p / len`,
+//! so a run resumes at any position with nothing else to remember. A batch is cut into small
+//! chunks which the threads take in order; only a few batches are made ahead.
+//! Not for evaluation, which is in [`super::evaluation`].
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::{Augmentation, Dataset, Mixing};
+use crate::error::{Error, Result};
+use crate::rng::{Purpose, Rng};
+
+/// Images of one update with their labels.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// `[n, 3, size, size]`, in `[0, 1]`.
+    pub images: Vec<f32>,
+    /// `[n]`: the class of each image.
+    pub first: Vec<u32>,
+    /// `[n]`: the class mixed in; without mixing the same as `first`.
+    pub second: Vec<u32>,
+    /// `[n]`: the share of `first`; 1 without mixing.
+    pub weight: Vec<f32>,
+    /// `[n]`: index in the data set.
+    pub samples: Vec<u64>,
+    /// `[n]`: epoch in which the sample was drawn.
+    pub epochs: Vec<u64>,
+}
+
+/// What a loader is to deliver.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The run's seed.
+    pub seed: u64,
+    /// Images per batch; the last batch may have fewer.
+    pub batch: usize,
+    /// Side in pixels.
+    pub image_size: usize,
+    /// Changes to single pictures.
+    pub augmentation: Augmentation,
+    /// Changes to whole batches.
+    pub mixing: Option<Mixing>,
+    /// Samples that the run has seen.
+    pub position: u64,
+    /// How many more it shall see.
+    pub samples: u64,
+    /// The share of broken samples that is replaced by their successors; the run stops above it,
+    /// judged once 100 samples were seen. Without it the first broken sample stops the run.
+    pub broken_rate: Option<f64>,
+}
+
+/// A sample that could not be used, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Broken {
+    /// Index in the data set.
+    pub sample: u64,
+    /// Where it comes from.
+    pub name: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Samples seen before the broken rate is judged.
+const LEAST_SEEN: u64 = 100;
+/// Broken samples in a row, after which there is no point in trying the next.
+const MOST_IN_A_ROW: usize = 100;
+/// Samples that a thread takes at a time.
+const CHUNK: usize = 16;
+/// Batches made ahead.
+const AHEAD: usize = 3;
+
+/// Delivers the batches of a plan in order.
+pub struct Loader {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    broken: Vec<Broken>,
+    seen: u64,
+    waited: Duration,
+}
+
+/// What the threads share.
+struct Shared {
+    dataset: Arc<Dataset>,
+    plan: Plan,
+    state: Mutex<State>,
+    /// A batch was taken, or the loader is dropped.
+    work: Condvar,
+    /// A batch is complete.
+    done: Condvar,
+    orders: Mutex<VecDeque<(u64, Arc<Vec<usize>>)>>,
+}
+
+struct State {
+    /// Batches in the making, the next to deliver first.
+    batches: VecDeque<Making>,
+    /// Number of the first of them.
+    front: u64,
+    stop: bool,
+}
+
+struct Making {
+    /// Chunks handed out to threads.
+    taken: usize,
+    chunks: Vec<Option<Chunk>>,
+    complete: Option<Result<Finished>>,
+}
+
+#[derive(Default)]
+struct Chunk {
+    batch: Batch,
+    broken: Vec<Broken>,
+    error: Option<Error>,
+}
+
+type Finished = (Batch, Vec<Broken>);
+
+impl Loader {
+    /// Starts the threads.
+    ///
+    /// Errors: an empty plan or data set, or no thread to be had.
+    pub fn new(dataset: Arc<Dataset>, plan: Plan, threads: usize) -> Result<Self> {
+        if dataset.is_empty() || plan.batch == 0 || plan.image_size == 0 {
+            return Err(Error::input(
+                "a loader needs a data set with pictures, a batch and an image size above 0",
+            ));
+        }
+        let shared = Arc::new(Shared {
+            dataset,
+            plan,
+            state: Mutex::new(State {
+                batches: VecDeque::new(),
+                front: 0,
+                stop: false,
+            }),
+            work: Condvar::new(),
+            done: Condvar::new(),
+            orders: Mutex::default(),
+        });
+        let mut loader = Self {
+            shared,
+            threads: Vec::new(),
+            broken: Vec::new(),
+            seen: 0,
+            waited: Duration::ZERO,
+        };
+        for number in 0..threads.max(1) {
+            let shared = loader.shared.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("loader-{number}"))
+                .spawn(move || shared.work())
+                .map_err(|error| {
+                    Error::failed(format!("cannot start a data loading thread: {error}"))
+                })?;
+            loader.threads.push(thread);
+        }
+        Ok(loader)
+    }
+
+    /// The next batch, or none when the plan is fulfilled.
+    ///
+    /// Errors: a broken sample, or too many of them (see [`Plan::broken_rate`]); a panic in a
+    /// thread. The batches before it are delivered first.
+    pub fn next_batch(&mut self) -> Result<Option<Batch>> {
+        let start = Instant::now();
+        let finished = self.shared.deliver();
+        self.waited += start.elapsed();
+        let Some((batch, broken)) = finished? else {
+            return Ok(None);
+        };
+        self.seen += batch.first.len() as u64;
+        self.broken.extend(broken);
+        self.check_rate()?;
+        Ok(Some(batch))
+    }
+
+    fn check_rate(&self) -> Result<()> {
+        let (Some(allowed), Some(last)) = (self.shared.plan.broken_rate, self.broken.last()) else {
+            return Ok(());
+        };
+        let count = self.broken.len();
+        if self.seen < LEAST_SEEN || count as f64 <= allowed * self.seen as f64 {
+            return Ok(());
+        }
+        Err(Error::input(format!(
+            "{count} of {} samples are broken, above the allowed rate of {allowed}; the last is `{}`: {}",
+            self.seen, last.name, last.reason
+        ))
+        .hint("repair the data (`advxl data check` lists what is broken) or allow a higher rate"))
+    }
+
+    /// The broken samples met so far, in the order of the run.
+    pub fn broken(&self) -> &[Broken] {
+        &self.broken
+    }
+
+    /// Time that [`Self::next_batch`] has waited for the threads, in sum.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            // A panic within a sample was caught and delivered; nothing is left to tell here.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    /// No code panics while it holds the lock, so a poisoned one is whole.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn batches(&self) -> u64 {
+        self.plan.samples.div_ceil(self.plan.batch as u64)
+    }
+
+    /// Run positions of chunk `chunk` of batch `batch`.
+    fn positions(&self, batch: u64, chunk: usize) -> std::ops::Range<u64> {
+        let start = batch * self.plan.batch as u64;
+        let end = (start + self.plan.batch as u64).min(self.plan.samples);
+        let first = start + (chunk * CHUNK) as u64;
+        let last = (first + CHUNK as u64).min(end);
+        self.plan.position + first..self.plan.position + last
+    }
+
+    fn deliver(&self) -> Result<Option<Finished>> {
+        let mut state = self.lock();
+        if state.front >= self.batches() {
+            return Ok(None);
+        }
+        loop {
+            let complete = state.batches.front_mut();
+            if let Some(result) = complete.and_then(|making| making.complete.take()) {
+                state.batches.pop_front();
+                state.front += 1;
+                self.work.notify_all();
+                return result.map(Some);
+            }
+            state = self
+                .done
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A thread's life: take a chunk, make it, finish the batch if it was the last chunk.
+    fn work(&self) {
+        while let Some((batch, chunk)) = self.take() {
+            let made = guarded(|| Ok(self.make(self.positions(batch, chunk))));
+            let made = made.unwrap_or_else(|error| Chunk {
+                error: Some(error),
+                ..Chunk::default()
+            });
+            let mut state = self.lock();
+            // Only complete batches are delivered, so this one is still there.
+            let place = (batch - state.front) as usize;
+            let making = &mut state.batches[place];
+            making.chunks[chunk] = Some(made);
+            if making.chunks.iter().any(Option::is_none) {
+                continue;
+            }
+            let chunks = std::mem::take(&mut making.chunks);
+            drop(state);
+            let finished = guarded(|| self.finish(batch, chunks));
+            let mut state = self.lock();
+            let place = (batch - state.front) as usize;
+            state.batches[place].complete = Some(finished);
+            self.done.notify_all();
+        }
+    }
+
+    /// The next chunk to make, or none when there is nothing left to do.
+    fn take(&self) -> Option<(u64, usize)> {
+        let mut state = self.lock();
+        loop {
+            if state.stop {
+                return None;
+            }
+            let front = state.front;
+            for (number, making) in state.batches.iter_mut().enumerate() {
+                if making.taken < making.chunks.len() {
+                    making.taken += 1;
+                    return Some((front + number as u64, making.taken - 1));
+                }
+            }
+            let next = front + state.batches.len() as u64;
+            if next >= self.batches() {
+                return None;
+            }
+            if state.batches.len() < AHEAD {
+                let start = next * self.plan.batch as u64;
+                let len = (self.plan.batch as u64).min(self.plan.samples - start);
+                let chunks = (len as usize).div_ceil(CHUNK);
+                state.batches.push_back(Making {
+                    taken: 0,
+                    chunks: std::iter::repeat_with(|| None).take(chunks).collect(),
+                    complete: None,
+                });
+                continue;
+            }
+            state = self
+                .work
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn make(&self, positions: std::ops::Range<u64>) -> Chunk {
+        let mut chunk = Chunk::default();
+        for position in positions {
+            if let Err(error) = self.add_sample(position, &mut chunk) {
+                chunk.error = Some(error);
+                break;
+            }
+        }
+        chunk
+    }
+
+    /// Adds the sample at a position of the run, or its first sound successor.
+    fn add_sample(&self, position: u64, chunk: &mut Chunk) -> Result<()> {
+        let len = self.dataset.len();
+        let epoch = position / len as u64;
+        let first = self.order(epoch)[(position % len as u64) as usize];
+        for step in 0..len.min(MOST_IN_A_ROW) {
+            let index = (first + step) % len;
+            let picture = match self.dataset.picture(index) {
+                Ok(picture) => picture,
+                Err(error) if self.plan.broken_rate.is_none() => {
+                    return Err(error.context("a broken sample"));
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    chunk.broken.push(Broken {
+                        sample: index as u64,
+                        name: self.dataset.name_of(index),
+                        reason: text.lines().next().unwrap_or_default().into(),
+                    });
+                    continue;
+                }
+            };
+            let plan = &self.plan;
+            let keys = (plan.seed, epoch, index as u64);
+            let image = plan.augmentation.apply(&picture, plan.image_size, keys);
+            let label = self.dataset.label(index);
+            let batch = &mut chunk.batch;
+            batch.images.extend(image);
+            batch.first.push(label);
+            batch.second.push(label);
+            batch.weight.push(1.0);
+            batch.samples.push(index as u64);
+            batch.epochs.push(epoch);
+            return Ok(());
+        }
+        let last = chunk.broken.last().map(|broken| &broken.reason);
+        Err(Error::input(format!(
+            "{} samples in a row are broken; the last: {}",
+            len.min(MOST_IN_A_ROW),
+            last.map_or("", String::as_str)
+        )))
+    }
+
+    /// The order of an epoch; the last two are kept, since chunks of both may be in the making.
+    fn order(&self, epoch: u64) -> Arc<Vec<usize>> {
+        // Held while a missing order is made, so that it is made once.
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, order)) = orders.iter().find(|(known, _)| *known == epoch) {
+            return order.clone();
+        }
+        let mut rng = Rng::new(self.plan.seed, Purpose::Order, epoch, 0);
+        let order = Arc::new(rng.permutation(self.dataset.len()));
+        orders.push_back((epoch, order.clone()));
+        if orders.len() > 2 {
+            orders.pop_front();
+        }
+        order
+    }
+
+    fn finish(&self, number: u64, chunks: Vec<Option<Chunk>>) -> Result<Finished> {
+        let mut batch = Batch::default();
+        let mut broken = Vec::new();
+        let values = 3 * self.plan.image_size * self.plan.image_size;
+        batch.images.reserve_exact(values * self.plan.batch);
+        for chunk in chunks.into_iter().flatten() {
+            if let Some(error) = chunk.error {
+                return Err(error);
+            }
+            let part = chunk.batch;
+            batch.images.extend(part.images);
+            batch.first.extend(part.first);
+            batch.second.extend(part.second);
+            batch.weight.extend(part.weight);
+            batch.samples.extend(part.samples);
+            batch.epochs.extend(part.epochs);
+            broken.extend(chunk.broken);
+        }
+        if let Some(mixing) = &self.plan.mixing {
+            let position = self.plan.position + number * self.plan.batch as u64;
+            mixing.apply(&mut batch, self.plan.image_size, self.plan.seed, position);
+        }
+        Ok((batch, broken))
+    }
+}
+
+/// Turns a panic into an error, so that it reaches the train loop.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        Err(
+            Error::failed(format!("a data loading thread panicked: {text}")).hint(
+                "this is a bug of the program; please report it with the data that caused it",
+            ),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{Spec, Split};
+
+    fn dataset(count: usize) -> Arc<Dataset> {
+        let spec = Spec::Synthetic {
+            count,
+            image_size: 16,
+        };
+        Arc::new(Dataset::open(&spec, Split::Train, 0).unwrap())
+    }
+
+    fn plan(position: u64, samples: u64) -> Plan {
+        Plan {
+            seed: 5,
+            batch: 40,
+            image_size: 16,
+            augmentation: Augmentation {
+                pad_crop: Some(2),
+                flip: true,
+                ..Augmentation::default()
+            },
+            mixing: Some(Mixing {
+                mixup_alpha: Some(0.8),
+                cutmix_alpha: Some(1.0),
+                probability: 1.0,
+                switch_probability: 0.5,
+            }),
+            position,
+            samples,
+            broken_rate: None,
+        }
+    }
+
+    fn all(mut loader: Loader) -> Vec<Batch> {
+        let mut batches = Vec::new();
+        while let Some(batch) = loader.next_batch().unwrap() {
+            batches.push(batch);
+        }
+        assert!(loader.next_batch().unwrap().is_none());
+        batches
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_nothing() {
+        let one = all(Loader::new(dataset(100), plan(0, 250), 1).unwrap());
+        let three = all(Loader::new(dataset(100), plan(0, 250), 3).unwrap());
+        assert!(one == three);
+        let lengths: Vec<usize> = one.iter().map(|batch| batch.first.len()).collect();
+        assert_eq!(lengths, [40, 40, 40, 40, 40, 40, 10]);
+        assert_eq!(one[0].images.len(), 40 * 3 * 256);
+    }
+
+    #[test]
+    fn a_resumed_loader_goes_on_with_the_same_batches() {
+        let whole = all(Loader::new(dataset(100), plan(0, 240), 2).unwrap());
+        let rest = all(Loader::new(dataset(100), plan(120, 120), 2).unwrap());
+        assert!(whole[3..] == rest);
+    }
+
+    #[test]
+    fn an_epoch_shows_every_sample_once_and_the_next_in_another_order() {
+        let batches = all(Loader::new(dataset(90), plan(0, 180), 2).unwrap());
+        let samples: Vec<u64> = batches.iter().flat_map(|b| b.samples.clone()).collect();
+        let epochs: Vec<u64> = batches.iter().flat_map(|b| b.epochs.clone()).collect();
+        assert_eq!(epochs, [[0; 90], [1; 90]].concat());
+        let (first, second) = samples.split_at(90);
+        assert_ne!(first, second);
+        for epoch in [first, second] {
+            let mut sorted = epoch.to_vec();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..90).collect::<Vec<u64>>());
+        }
+    }
+
+    #[test]
+    fn labels_stay_with_their_images() {
+        let dataset = dataset(50);
+        let plan = Plan {
+            mixing: None,
+            augmentation: Augmentation::default(),
+            ..plan(0, 50)
+        };
+        for batch in all(Loader::new(dataset.clone(), plan, 2).unwrap()) {
+            for (place, sample) in batch.samples.iter().enumerate() {
+                let index = *sample as usize;
+                assert_eq!(batch.first[place], dataset.label(index));
+                assert_eq!(batch.second[place], batch.first[place]);
+                assert_eq!(batch.weight[place], 1.0);
+                let image = &batch.images[place * 768..][..768];
+                assert_eq!(image, dataset.picture(index).unwrap().to_planes());
+            }
+        }
+    }
+
+    #[test]
+    fn a_loader_dropped_in_the_middle_ends_its_threads() {
+        let mut loader = Loader::new(dataset(100), plan(0, 1_000_000), 3).unwrap();
+        loader.next_batch().unwrap();
+        drop(loader);
+    }
+
+    #[test]
+    fn a_plan_of_no_samples_ends_at_once() {
+        assert!(all(Loader::new(dataset(10), plan(7, 0), 1).unwrap()).is_empty());
+    }
+
+    #[test]
+    fn a_panic_in_a_thread_becomes_an_error() {
+        let error = guarded::<()>(|| panic!("index {} of 3", 7)).unwrap_err();
+        assert!(
+            error.to_string().contains("panicked: index 7 of 3"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,222 @@
+//! MixUp and CutMix: each image of a batch blended with, or patched from, its counterpart.
+//!
+//! Image `i` meets image `n - 1 - i` of the same batch, with one share for the whole batch, drawn
+//! from the stream of (seed, samples seen).
+//! Source: `timm/data/mixup.py`, batch mode (Zhang et al. 2018; Yun et al. 2019).
+//! Differs from the reference: labels stay a pair and a weight, from which the loss makes its soft
+//! targets.
+
+use super::loader::Batch;
+use crate::rng::{Purpose, Rng};
+
+/// How batches are mixed.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Mixing {
+    /// MixUp, its share from Beta(alpha, alpha).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mixup_alpha: Option<f64>,
+    /// CutMix, the share of its area from Beta(alpha, alpha).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cutmix_alpha: Option<f64>,
+    /// Share of the batches that are mixed.
+    pub probability: f64,
+    /// Share of CutMix among the mixed batches, where both are on.
+    pub switch_probability: f64,
+}
+
+impl Mixing {
+    /// Mixes a batch in place. `samples_seen` is the run's position at its first image.
+    pub fn apply(&self, batch: &mut Batch, image_size: usize, seed: u64, samples_seen: u64) {
+        let mut rng = Rng::new(seed, Purpose::Mix, samples_seen, 0);
+        if !rng.chance(self.probability as f32) {
+            return;
+        }
+        let cut = match (self.mixup_alpha, self.cutmix_alpha) {
+            (Some(_), Some(_)) => rng.chance(self.switch_probability as f32),
+            (None, Some(_)) => true,
+            _ => false,
+        };
+        let Some(alpha) = (if cut {
+            self.cutmix_alpha
+        } else {
+            self.mixup_alpha
+        }) else {
+            return;
+        };
+        let share = rng.beta(alpha);
+        let weight = if cut {
+            let patch = Patch::draw(share, image_size, &mut rng);
+            patch.swap(&mut batch.images, image_size);
+            1.0 - patch.area() as f32 / (image_size * image_size) as f32
+        } else {
+            blend(&mut batch.images, image_size, share as f32);
+            share as f32
+        };
+        batch.second = batch.first.iter().rev().copied().collect();
+        batch.weight.fill(weight);
+    }
+}
+
+/// `share` of each image and the rest of its counterpart.
+fn blend(images: &mut [f32], image_size: usize, share: f32) {
+    counterparts(images, image_size, |image, other| {
+        for (one, two) in image.iter_mut().zip(other) {
+            (*one, *two) = (
+                *one * share + *two * (1.0 - share),
+                *two * share + *one * (1.0 - share),
+            );
+        }
+    });
+}
+
+/// Calls `change` for each pair of counterparts once; the middle of an odd batch meets itself,
+/// which changes nothing.
+fn counterparts(
+    images: &mut [f32],
+    image_size: usize,
+    mut change: impl FnMut(&mut [f32], &mut [f32]),
+) {
+    let len = 3 * image_size * image_size;
+    let pairs = images.len() / len / 2;
+    let (front, back) = images.split_at_mut(pairs * len);
+    for (image, other) in front.chunks_exact_mut(len).zip(back.rchunks_exact_mut(len)) {
+        change(image, other);
+    }
+}
+
+/// A rectangle: from `left` to before `right`, from `top` to before `bottom`.
+struct Patch {
+    left: usize,
+    right: usize,
+    top: usize,
+    bottom: usize,
+}
+
+impl Patch {
+    /// A square of the area `1 - share` about any point, cut off at the picture's edges.
+    fn draw(share: f64, image_size: usize, rng: &mut Rng) -> Self {
+        let half = (image_size as f64 * (1.0 - share).sqrt()) as usize / 2;
+        let mut edges = || {
+            let center = rng.below(image_size);
+            (center.saturating_sub(half), (center + half).min(image_size))
+        };
+        let (top, bottom) = edges();
+        let (left, right) = edges();
+        Self {
+            left,
+            right,
+            top,
+            bottom,
+        }
+    }
+
+    fn area(&self) -> usize {
+        (self.right - self.left) * (self.bottom - self.top)
+    }
+
+    fn swap(&self, images: &mut [f32], image_size: usize) {
+        counterparts(images, image_size, |image, other| {
+            let rows = image
+                .chunks_exact_mut(image_size)
+                .zip(other.chunks_exact_mut(image_size));
+            for (row, (one, two)) in rows.enumerate() {
+                if (self.top..self.bottom).contains(&(row % image_size)) {
+                    one[self.left..self.right].swap_with_slice(&mut two[self.left..self.right]);
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(n: usize, size: usize) -> Batch {
+        let len = 3 * size * size;
+        Batch {
+            images: (0..n)
+                .flat_map(|image| std::iter::repeat_n(image as f32 / n as f32, len))
+                .collect(),
+            first: (0..n as u32).collect(),
+            second: (0..n as u32).collect(),
+            weight: vec![1.0; n],
+            samples: (0..n as u64).collect(),
+            epochs: vec![0; n],
+        }
+    }
+
+    fn mixing(mixup_alpha: Option<f64>, cutmix_alpha: Option<f64>) -> Mixing {
+        Mixing {
+            mixup_alpha,
+            cutmix_alpha,
+            probability: 1.0,
+            switch_probability: 0.5,
+        }
+    }
+
+    /// Images of one value each: after mixing, the mean of an image must be the weighted mean of
+    /// the values of its two labels.
+    #[test]
+    fn the_weight_is_the_share_of_the_first_label_in_the_image() {
+        for (mixing, n) in [
+            (mixing(Some(0.8), None), 4),
+            (mixing(None, Some(1.0)), 4),
+            (mixing(Some(0.8), Some(1.0)), 5),
+        ] {
+            for position in 0..40 {
+                let mut batch = batch(n, 8);
+                mixing.apply(&mut batch, 8, 0, position);
+                for image in 0..n {
+                    let values = &batch.images[image * 192..][..192];
+                    let mean = values.iter().sum::<f32>() / 192.0;
+                    let of = |label: u32| label as f32 / n as f32;
+                    let weight = batch.weight[image];
+                    let expected =
+                        weight * of(batch.first[image]) + (1.0 - weight) * of(batch.second[image]);
+                    assert!(
+                        (mean - expected).abs() < 1e-5,
+                        "{mixing:?} {position} {image}"
+                    );
+                    assert_eq!(batch.second[image], n as u32 - 1 - batch.first[image]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn mixing_is_a_function_of_the_samples_seen() {
+        let mixed = |position| {
+            let mut batch = batch(4, 8);
+            mixing(Some(0.8), Some(1.0)).apply(&mut batch, 8, 0, position);
+            batch
+        };
+        assert_eq!(mixed(64), mixed(64));
+        assert_ne!(mixed(64), mixed(128));
+    }
+
+    #[test]
+    fn at_probability_zero_nothing_changes() {
+        let mut changed = batch(4, 8);
+        let never = Mixing {
+            probability: 0.0,
+            ..mixing(Some(0.8), Some(1.0))
+        };
+        never.apply(&mut changed, 8, 0, 3);
+        assert_eq!(changed, batch(4, 8));
+    }
+
+    #[test]
+    fn both_kinds_take_turns_at_the_switch_probability() {
+        let cut = (0..400)
+            .filter(|position| {
+                let mut batch = batch(2, 8);
+                mixing(Some(0.8), Some(1.0)).apply(&mut batch, 8, 0, *position);
+                // CutMix leaves only the old values.
+                batch.images.iter().all(|value| [0.0, 0.5].contains(value))
+            })
+            .count();
+        // Standard deviation 10; a share of 1 looks the same in both, hence a little more.
+        assert!((160..250).contains(&cut), "{cut}");
+    }
+}

@@ -1,0 +1,367 @@
+//! Data sets of labelled pictures, and the way from their files to batches of `[0, 1]` floats.
+//!
+//! A [`Dataset`] answers for one index at a time; [`loader`] makes training batches of it in the
+//! background, [`evaluation`] the unchanging pictures of an evaluation.
+//! Knows no model, no normalisation and no tensor library; everything here is plain slices.
+//!
+//! | file                       | what                                                     |
+//! |----------------------------|----------------------------------------------------------|
+//! | [`cifar`] [`folder`] [`tensors`] [`synthetic`] | where pictures come from             |
+//! | [`decode`] [`picture`]     | JPEG, PNG and WebP, strictly                             |
+//! | [`resize`]                 | Pillow's resampling to the bit, and the same in floats   |
+//! | [`augment`] [`operations`] [`mixing`] | random changes, all keyed                     |
+//! | [`loader`] [`evaluation`]  | batches                                                  |
+
+pub mod augment;
+pub mod cifar;
+pub mod decode;
+pub mod evaluation;
+pub mod folder;
+pub mod loader;
+pub mod mixing;
+pub mod operations;
+pub mod picture;
+pub mod resize;
+pub mod synthetic;
+pub mod tensors;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+pub use augment::{Augmentation, RandAugment, RandomResizedCrop};
+pub use evaluation::{EvaluationTransform, evaluation_batch};
+pub use loader::{Batch, Broken, Loader, Plan};
+pub use mixing::Mixing;
+pub use picture::Picture;
+
+use crate::error::{Error, Result};
+
+/// Which part of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// To learn from.
+    Train,
+    /// To measure with.
+    Test,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Split::Train => "train",
+            Split::Test => "test",
+        })
+    }
+}
+
+/// A data set as it is named on the command line and in recipes.
+///
+/// `FOLDER` (class folders or CIFAR binaries, told apart by their content),
+/// `tensors:FILE.safetensors`, `synthetic:N` or `synthetic:N@SIZE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Spec {
+    /// A folder of class folders or of CIFAR binaries.
+    Folder(PathBuf),
+    /// A safetensors file of images and labels.
+    Tensors(PathBuf),
+    /// Pictures drawn in code.
+    Synthetic {
+        /// How many, in each split.
+        count: usize,
+        /// Side in pixels.
+        image_size: usize,
+    },
+}
+
+const SPEC_HINT: &str = "use the path of a folder of class folders or of CIFAR binaries, \
+                         `tensors:FILE.safetensors`, or `synthetic:N` such as `synthetic:10000`";
+
+impl FromStr for Spec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let text = text.trim();
+        match text.split_once(':') {
+            _ if text.is_empty() => {
+                Err(Error::input("the data set has an empty name").hint(SPEC_HINT))
+            }
+            Some(("tensors", "")) => {
+                Err(Error::input("`tensors:` is not followed by a file").hint(SPEC_HINT))
+            }
+            Some(("tensors", path)) => Ok(Spec::Tensors(path.into())),
+            Some(("synthetic", rest)) => synthetic_spec(text, rest),
+            Some(("shards", _)) => Err(Error::input(format!(
+                "`{text}`: shards of images and captions are not supported yet where labels are needed"
+            ))
+            .hint("unpack the images into one folder for each class and give that folder")),
+            Some((kind, rest)) if is_scheme(kind) && !Path::new(text).exists() => {
+                let message = format!("`{text}`: unknown kind of data set `{kind}`");
+                let hint = match nearest_scheme(kind) {
+                    Some(known) => format!("did you mean `{known}:{rest}`?"),
+                    None => SPEC_HINT.into(),
+                };
+                Err(Error::input(message).hint(hint))
+            }
+            _ => Ok(Spec::Folder(text.into())),
+        }
+    }
+}
+
+/// `C:\images` and `./a:b` are paths.
+fn is_scheme(kind: &str) -> bool {
+    kind.len() > 1
+        && kind
+            .chars()
+            .all(|letter| letter.is_ascii_lowercase() || letter == '-')
+}
+
+fn nearest_scheme(kind: &str) -> Option<&'static str> {
+    ["tensors", "synthetic", "shards"]
+        .into_iter()
+        .find(|known| strsim::damerau_levenshtein(kind, known) <= 2)
+}
+
+fn synthetic_spec(text: &str, rest: &str) -> Result<Spec> {
+    let (count, image_size) = rest.split_once('@').unwrap_or((rest, "32"));
+    let whole = |part: &str| part.replace('_', "").parse::<usize>().ok();
+    let wrong = |what: &str| Error::input(format!("`{text}`: {what}")).hint(SPEC_HINT);
+    let count = whole(count)
+        .filter(|count| (1..=u32::MAX as usize).contains(count))
+        .ok_or_else(|| wrong("the number of pictures is not a whole number from 1"))?;
+    let image_size = whole(image_size)
+        .filter(|size| (16..=1024).contains(size))
+        .ok_or_else(|| wrong("the size is not a whole number of pixels from 16 to 1024"))?;
+    Ok(Spec::Synthetic { count, image_size })
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Spec::Folder(path) => write!(f, "{}", path.display()),
+            Spec::Tensors(path) => write!(f, "tensors:{}", path.display()),
+            Spec::Synthetic {
+                count,
+                image_size: 32,
+            } => write!(f, "synthetic:{count}"),
+            Spec::Synthetic { count, image_size } => write!(f, "synthetic:{count}@{image_size}"),
+        }
+    }
+}
+
+/// Labelled pictures, by index.
+#[derive(Debug)]
+pub struct Dataset {
+    source: Source,
+    image_size: Option<usize>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Cifar(cifar::Cifar),
+    Folder(folder::Folder),
+    Tensors(tensors::Tensors),
+    Synthetic(synthetic::Synthetic),
+}
+
+/// The same call for every kind of source.
+macro_rules! each {
+    ($self:ident, $source:ident => $call:expr) => {
+        match &$self.source {
+            Source::Cifar($source) => $call,
+            Source::Folder($source) => $call,
+            Source::Tensors($source) => $call,
+            Source::Synthetic($source) => $call,
+        }
+    };
+}
+
+impl Dataset {
+    /// Opens a split. `seed` only matters to synthetic pictures.
+    ///
+    /// Errors: whatever makes the data unusable, with the file it was found in. Pictures in files
+    /// are decoded later, one by one, so a broken one is found when its turn comes.
+    pub fn open(spec: &Spec, split: Split, seed: u64) -> Result<Self> {
+        let source = match spec {
+            Spec::Folder(path) => Self::open_folder(path, split)?,
+            Spec::Tensors(path) => Source::Tensors(tensors::Tensors::open(path)?),
+            Spec::Synthetic { count, image_size } => {
+                Source::Synthetic(synthetic::Synthetic::new(seed, split, *count, *image_size))
+            }
+        };
+        let image_size = match &source {
+            Source::Cifar(_) => Some(cifar::SIDE),
+            Source::Folder(_) => None,
+            Source::Tensors(tensors) => tensors.image_size(),
+            Source::Synthetic(synthetic) => Some(synthetic.image_size()),
+        };
+        Ok(Self { source, image_size })
+    }
+
+    fn open_folder(path: &Path, split: Split) -> Result<Source> {
+        if path.is_file() {
+            let hint = match path.extension() {
+                Some(end) if end == "safetensors" => {
+                    format!(
+                        "for images in a safetensors file use `tensors:{}`",
+                        path.display()
+                    )
+                }
+                _ => SPEC_HINT.into(),
+            };
+            let message = format!("`{}` is a file, not a folder of images", path.display());
+            return Err(Error::input(message).hint(hint));
+        }
+        if cifar::is_cifar(path) {
+            return Ok(Source::Cifar(cifar::Cifar::open(path, split)?));
+        }
+        if let Some(hint) = cifar::near_miss(path) {
+            let message = format!("`{}` holds no CIFAR binaries itself", path.display());
+            return Err(Error::input(message).hint(hint));
+        }
+        Ok(Source::Folder(folder::Folder::open(path, split)?))
+    }
+
+    /// Number of pictures.
+    pub fn len(&self) -> usize {
+        each!(self, source => source.len())
+    }
+
+    /// Whether there are no pictures, which `open` refuses.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Names of the classes, by label.
+    pub fn classes(&self) -> &[String] {
+        each!(self, source => source.classes())
+    }
+
+    /// The side of all pictures, where they are known to be square and of one size.
+    pub fn image_size(&self) -> Option<usize> {
+        self.image_size
+    }
+
+    /// The class of a picture.
+    pub fn label(&self, index: usize) -> u32 {
+        each!(self, source => source.label(index))
+    }
+
+    /// Reads or draws a picture.
+    ///
+    /// Errors: a file that cannot be read or decoded, named.
+    pub fn picture(&self, index: usize) -> Result<Picture> {
+        each!(self, source => source.picture(index))
+    }
+
+    /// Where a picture comes from, for messages.
+    pub fn name_of(&self, index: usize) -> String {
+        each!(self, source => source.name_of(index))
+    }
+
+    /// What a picture shows in words, where that is known beyond its class.
+    pub fn caption(&self, index: usize) -> Option<String> {
+        match &self.source {
+            Source::Synthetic(synthetic) => Some(synthetic.caption(index)),
+            _ => None,
+        }
+    }
+
+    /// Files that are no images, by their names, and were left out.
+    pub fn ignored_files(&self) -> usize {
+        match &self.source {
+            Source::Folder(folder) => folder.ignored(),
+            _ => 0,
+        }
+    }
+
+    /// A hash over classes, number, names and labels, by which another data set is noticed.
+    ///
+    /// Cheap, since it reads no picture: changed pixels under the same names are not noticed.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        let mut text = |part: &str| {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        };
+        text(match &self.source {
+            Source::Cifar(_) => "cifar",
+            Source::Folder(_) => "folder",
+            Source::Tensors(_) => "tensors",
+            Source::Synthetic(_) => "synthetic",
+        });
+        self.classes().iter().for_each(|class| text(class));
+        match &self.source {
+            Source::Synthetic(synthetic) => text(&synthetic.identity()),
+            Source::Folder(folder) => {
+                (0..folder.len()).for_each(|index| text(&folder.relative_name(index)));
+            }
+            Source::Cifar(_) | Source::Tensors(_) => {}
+        }
+        for index in 0..self.len() {
+            hasher.update(&self.label(index).to_le_bytes());
+        }
+        hasher.update(&(self.len() as u64).to_le_bytes());
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_reads_as_it_is_printed() {
+        for text in [
+            "data/images",
+            "tensors:a/b.safetensors",
+            "synthetic:100",
+            "synthetic:7@64",
+        ] {
+            assert_eq!(text.parse::<Spec>().unwrap().to_string(), text);
+        }
+        assert_eq!(
+            "synthetic:1_000@32".parse::<Spec>().unwrap().to_string(),
+            "synthetic:1000"
+        );
+    }
+
+    #[test]
+    fn a_wrong_spec_is_answered_with_a_right_one() {
+        let message = |text: &str| {
+            let error = text.parse::<Spec>().unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            error.to_string()
+        };
+        assert!(message("synthetic:many").contains("not a whole number from 1"));
+        assert!(message("synthetic:10@8").contains("from 16 to 1024"));
+        assert!(message("shards:{000..010}.tar").contains("not supported yet"));
+        assert!(message("tensor:x").contains("did you mean `tensors:x`?"));
+        assert!(message("").contains("synthetic:10000"));
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_a_folder_is_explained() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("images.safetensors");
+        crate::files::write(&path, b"x").unwrap();
+        let error = Dataset::open(&Spec::Folder(path), Split::Train, 0).unwrap_err();
+        assert!(error.to_string().contains("use `tensors:"), "{error}");
+    }
+
+    #[test]
+    fn the_fingerprint_notices_another_seed_split_or_number() {
+        let fingerprint = |count, split, seed| {
+            let spec = Spec::Synthetic {
+                count,
+                image_size: 32,
+            };
+            Dataset::open(&spec, split, seed).unwrap().fingerprint()
+        };
+        let base = fingerprint(24, Split::Train, 0);
+        assert_eq!(base, fingerprint(24, Split::Train, 0));
+        assert_ne!(base, fingerprint(25, Split::Train, 0));
+        assert_ne!(base, fingerprint(24, Split::Test, 0));
+        assert_ne!(base, fingerprint(24, Split::Train, 1));
+    }
+}

@@ -1,0 +1,144 @@
+//! One decoded picture, before it has the size of the training batch.
+//!
+//! Not for batches, which are plain `f32` in `[0, 1]`, nor for files, which [`super::decode`] reads.
+
+use crate::error::{Error, Result};
+
+/// The pixels of a picture.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Pixels {
+    /// Bytes, red green blue, pixel after pixel: `[height, width, 3]`.
+    Bytes(Vec<u8>),
+    /// Floats in `[0, 1]`, plane after plane: `[3, height, width]`.
+    Planes(Vec<f32>),
+}
+
+/// A decoded picture with three colour channels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picture {
+    width: usize,
+    height: usize,
+    pixels: Pixels,
+}
+
+impl Picture {
+    /// A picture of bytes.
+    ///
+    /// Shapes: `pixels` is `[height, width, 3]`.
+    /// Errors: when the number of values is not that of the shape, or a side is zero.
+    pub fn bytes(width: usize, height: usize, pixels: Vec<u8>) -> Result<Self> {
+        check_count(width, height, pixels.len())?;
+        let pixels = Pixels::Bytes(pixels);
+        Ok(Self {
+            width,
+            height,
+            pixels,
+        })
+    }
+
+    /// A picture of floats.
+    ///
+    /// Shapes: `pixels` is `[3, height, width]`. Units: `[0, 1]`.
+    /// Errors: when the number of values is not that of the shape, or a side is zero.
+    pub fn planes(width: usize, height: usize, pixels: Vec<f32>) -> Result<Self> {
+        check_count(width, height, pixels.len())?;
+        let pixels = Pixels::Planes(pixels);
+        Ok(Self {
+            width,
+            height,
+            pixels,
+        })
+    }
+
+    /// Columns.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Rows.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// The values.
+    pub fn pixels(&self) -> &Pixels {
+        &self.pixels
+    }
+
+    /// The picture as floats in `[0, 1]`, `[3, height, width]`; a byte `b` becomes `b / 255`.
+    pub fn to_planes(&self) -> Vec<f32> {
+        match &self.pixels {
+            Pixels::Planes(planes) => planes.clone(),
+            Pixels::Bytes(bytes) => bytes_to_planes(bytes),
+        }
+    }
+
+    /// The picture as bytes, `[height, width, 3]`, rounded to the nearest.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        match &self.pixels {
+            Pixels::Bytes(bytes) => bytes.clone(),
+            Pixels::Planes(planes) => planes_to_bytes(planes),
+        }
+    }
+}
+
+/// `[height, width, 3]` bytes to `[3, height, width]` floats in `[0, 1]`.
+pub fn bytes_to_planes(bytes: &[u8]) -> Vec<f32> {
+    let area = bytes.len() / 3;
+    let mut planes = vec![0.0; bytes.len()];
+    for channel in 0..3 {
+        let plane = &mut planes[channel * area..][..area];
+        for (value, pixel) in plane.iter_mut().zip(bytes.chunks_exact(3)) {
+            *value = f32::from(pixel[channel]) / 255.0;
+        }
+    }
+    planes
+}
+
+/// `[3, height, width]` floats in `[0, 1]` to `[height, width, 3]` bytes, rounded to the nearest.
+pub fn planes_to_bytes(planes: &[f32]) -> Vec<u8> {
+    let area = planes.len() / 3;
+    let mut bytes = vec![0; planes.len()];
+    for channel in 0..3 {
+        let plane = &planes[channel * area..][..area];
+        for (pixel, value) in bytes.chunks_exact_mut(3).zip(plane) {
+            pixel[channel] = (value * 255.0).round() as u8;
+        }
+    }
+    bytes
+}
+
+fn check_count(width: usize, height: usize, found: usize) -> Result<()> {
+    if width == 0 || height == 0 || found != width * height * 3 {
+        return Err(Error::failed(format!(
+            "a picture of {width} x {height} pixels needs {} values, not {found}",
+            width * height * 3
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_survives_the_way_to_floats_and_back() {
+        let bytes: Vec<u8> = (0..=255).chain(0..=255).chain(0..=255).collect();
+        let picture = Picture::bytes(16, 16, bytes.clone()).unwrap();
+        let planes = Picture::planes(16, 16, picture.to_planes()).unwrap();
+        assert_eq!(planes.to_bytes(), bytes);
+    }
+
+    #[test]
+    fn planes_hold_one_colour_after_the_other() {
+        let picture = Picture::bytes(2, 1, vec![255, 0, 51, 0, 255, 102]).unwrap();
+        assert_eq!(picture.to_planes(), [1.0, 0.0, 0.0, 1.0, 0.2, 0.4]);
+    }
+
+    #[test]
+    fn a_wrong_number_of_values_is_refused() {
+        assert!(Picture::bytes(2, 2, vec![0; 11]).is_err());
+        assert!(Picture::planes(0, 2, vec![]).is_err());
+    }
+}

@@ -1,0 +1,302 @@
+//! Anti-aliased resizing: to Pillow's bytes for evaluation, in floats for training.
+//!
+//! Both are separable: each output value is a weighted sum over a window of the input, first along
+//! the rows, then along the columns. When shrinking, the window grows with the scale, which is what
+//! PyTorch calls `antialias=True`.
+//! Not for other transformations of geometry, which are in [`super::operations`].
+//!
+//! Source: Pillow's `Resample.c`; `torch.nn.functional.interpolate` computes the same windows.
+//! Held to Pillow and PyTorch by the recorded cases of `tests/golden/make_resize.py`.
+
+use super::picture::{Picture, Pixels};
+
+/// The shape of the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Filter {
+    /// The mean of the pixels covered.
+    Box,
+    /// A triangle of radius 1.
+    Bilinear,
+    /// Keys' cubic with a = -1/2, of radius 2; it overshoots at edges.
+    Bicubic,
+}
+
+impl Filter {
+    fn radius(self) -> f64 {
+        match self {
+            Filter::Box => 0.5,
+            Filter::Bilinear => 1.0,
+            Filter::Bicubic => 2.0,
+        }
+    }
+
+    fn weight(self, x: f64) -> f64 {
+        const A: f64 = -0.5;
+        match self {
+            Filter::Box => f64::from(u8::from(x > -0.5 && x <= 0.5)),
+            Filter::Bilinear => (1.0 - x.abs()).max(0.0),
+            Filter::Bicubic => {
+                let x = x.abs();
+                if x < 1.0 {
+                    ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+                } else if x < 2.0 {
+                    (((x - 5.0) * x + 8.0) * x - 4.0) * A
+                } else {
+                    0.0
+                }
+            }
+        }
+    }
+}
+
+/// A part of a picture, in pixels; the edges may lie within a pixel.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Crop {
+    /// Distance from the left edge.
+    pub left: f64,
+    /// Distance from the upper edge.
+    pub top: f64,
+    /// Columns.
+    pub width: f64,
+    /// Rows.
+    pub height: f64,
+}
+
+impl Crop {
+    /// All of a picture.
+    pub fn whole(width: usize, height: usize) -> Self {
+        Self {
+            left: 0.0,
+            top: 0.0,
+            width: width as f64,
+            height: height as f64,
+        }
+    }
+
+    /// The largest square in the middle.
+    pub fn central_square(width: usize, height: usize) -> Self {
+        let side = width.min(height) as f64;
+        Self {
+            left: (width as f64 - side) / 2.0,
+            top: (height as f64 - side) / 2.0,
+            width: side,
+            height: side,
+        }
+    }
+}
+
+/// The windows of all output positions along one direction.
+struct Windows<W> {
+    /// For each output position the first input position and the place of its weights.
+    places: Vec<(usize, std::ops::Range<usize>)>,
+    weights: Vec<W>,
+}
+
+impl<W> Windows<W> {
+    fn iter(&self) -> impl Iterator<Item = (usize, &[W])> {
+        self.places
+            .iter()
+            .map(|(first, range)| (*first, &self.weights[range.clone()]))
+    }
+
+    fn map<V>(self, convert: impl Fn(W) -> V) -> Windows<V> {
+        Windows {
+            places: self.places,
+            weights: self.weights.into_iter().map(convert).collect(),
+        }
+    }
+
+    /// First and one past the last input position that any window reads.
+    fn span(&self) -> (usize, usize) {
+        let first = self.places.iter().map(|(first, _)| *first).min();
+        let last = self.places.iter().map(|(first, range)| first + range.len());
+        (first.unwrap_or(0), last.max().unwrap_or(0))
+    }
+}
+
+/// Windows over `length` input positions from `start`, none of them leaving the crop or the input.
+fn windows(filter: Filter, input: usize, start: f64, length: f64, output: usize) -> Windows<f64> {
+    let scale = length / output as f64;
+    let stretch = scale.max(1.0);
+    let radius = filter.radius() * stretch;
+    // Whole pixels that the crop touches: what lies outside is not seen, as if cut off before.
+    let lowest = start.floor().max(0.0) as usize;
+    let highest = ((start + length).ceil() as usize).min(input);
+    let mut places = Vec::with_capacity(output);
+    let mut weights = Vec::new();
+    for position in 0..output {
+        let center = start + (position as f64 + 0.5) * scale;
+        let first = ((center - radius + 0.5).max(0.0) as usize).clamp(lowest, highest - 1);
+        let end = ((center + radius + 0.5).max(0.0) as usize).clamp(first + 1, highest);
+        let place = weights.len();
+        let inverse = 1.0 / stretch;
+        weights.extend(
+            (0..end - first)
+                .map(|offset| filter.weight(((offset + first) as f64 - center + 0.5) * inverse)),
+        );
+        let window = &mut weights[place..];
+        let sum: f64 = window.iter().sum();
+        if sum != 0.0 {
+            window.iter_mut().for_each(|weight| *weight /= sum);
+        } else {
+            // Only a box filter's window at the very edge of a fractional crop can be empty.
+            window[0] = 1.0;
+        }
+        places.push((first, place..weights.len()));
+    }
+    Windows { places, weights }
+}
+
+/// Resizes bytes as Pillow does, to the bit.
+///
+/// Shapes: `[height, width, 3]` to `[new_height, new_width, 3]`.
+/// Weights are rounded to 22 binary places and the rows between the two passes to bytes.
+pub fn resize_bytes(
+    bytes: &[u8],
+    (width, height): (usize, usize),
+    (new_width, new_height): (usize, usize),
+    filter: Filter,
+) -> Vec<u8> {
+    let across =
+        (new_width != width).then(|| fixed(windows(filter, width, 0.0, width as f64, new_width)));
+    let down = (new_height != height)
+        .then(|| fixed(windows(filter, height, 0.0, height as f64, new_height)));
+    let rows = match &across {
+        Some(across) => resize_rows(bytes, width, across),
+        None => bytes.to_vec(),
+    };
+    match &down {
+        Some(down) => resize_columns(&rows, new_width * 3, down),
+        None => rows,
+    }
+}
+
+const PRECISION: u32 = 22;
+
+/// Weights as integers with [`PRECISION`] binary places, rounded half away from zero.
+fn fixed(windows: Windows<f64>) -> Windows<i32> {
+    windows.map(|weight| (weight * f64::from(1 << PRECISION) + 0.5_f64.copysign(weight)) as i32)
+}
+
+fn to_byte(sum: i32) -> u8 {
+    (sum >> PRECISION).clamp(0, 255) as u8
+}
+
+const HALF: i32 = 1 << (PRECISION - 1);
+
+fn resize_rows(bytes: &[u8], width: usize, windows: &Windows<i32>) -> Vec<u8> {
+    let mut result = Vec::with_capacity(bytes.len() / width * windows.places.len());
+    for row in bytes.chunks_exact(width * 3) {
+        for (first, weights) in windows.iter() {
+            let mut sums = [HALF; 3];
+            for (pixel, weight) in row[first * 3..].chunks_exact(3).zip(weights) {
+                for (sum, value) in sums.iter_mut().zip(pixel) {
+                    *sum += i32::from(*value) * weight;
+                }
+            }
+            result.extend(sums.map(to_byte));
+        }
+    }
+    result
+}
+
+fn resize_columns(rows: &[u8], row_len: usize, windows: &Windows<i32>) -> Vec<u8> {
+    let mut result = Vec::with_capacity(row_len * windows.places.len());
+    let mut sums = vec![HALF; row_len];
+    for (first, weights) in windows.iter() {
+        sums.fill(HALF);
+        for (row, weight) in rows[first * row_len..].chunks_exact(row_len).zip(weights) {
+            for (sum, value) in sums.iter_mut().zip(row) {
+                *sum += i32::from(*value) * weight;
+            }
+        }
+        result.extend(sums.iter().map(|sum| to_byte(*sum)));
+    }
+    result
+}
+
+/// Resizes a part of a picture in floats, to the result of PyTorch's `interpolate(antialias=True)`.
+///
+/// Shapes: the result is `[3, new_height, new_width]`. Units: `[0, 1]`.
+/// Values outside `[0, 1]`, which only [`Filter::Bicubic`] can give, are cut off. When nothing
+/// changes size and the crop has whole edges, values are copied to the bit.
+pub fn resize_planes(
+    picture: &Picture,
+    crop: &Crop,
+    (new_width, new_height): (usize, usize),
+    filter: Filter,
+) -> Vec<f32> {
+    let (width, height) = (picture.width(), picture.height());
+    if *crop == Crop::whole(width, height) && (new_width, new_height) == (width, height) {
+        return picture.to_planes();
+    }
+    let to_float = |weight| weight as f32;
+    let across = windows(filter, width, crop.left, crop.width, new_width).map(to_float);
+    let down = windows(filter, height, crop.top, crop.height, new_height).map(to_float);
+    let (top, bottom) = down.span();
+    let row_len = 3 * new_width;
+
+    // [bottom - top, 3, new_width]
+    let mut rows = vec![0.0; (bottom - top) * row_len];
+    for (y, row) in (top..bottom).zip(rows.chunks_exact_mut(row_len)) {
+        match picture.pixels() {
+            Pixels::Bytes(bytes) => {
+                byte_row(&bytes[y * width * 3..][..width * 3], &across, row);
+            }
+            Pixels::Planes(planes) => {
+                for (channel, part) in row.chunks_exact_mut(new_width).enumerate() {
+                    float_row(
+                        &planes[(channel * height + y) * width..][..width],
+                        &across,
+                        part,
+                    );
+                }
+            }
+        }
+    }
+
+    let mut result = vec![0.0; new_height * row_len];
+    let mut sums = vec![0.0_f32; row_len];
+    for (y, (first, weights)) in down.iter().enumerate() {
+        sums.fill(0.0);
+        for (row, weight) in rows[(first - top) * row_len..]
+            .chunks_exact(row_len)
+            .zip(weights)
+        {
+            for (sum, value) in sums.iter_mut().zip(row) {
+                *sum += value * weight;
+            }
+        }
+        for (channel, part) in sums.chunks_exact(new_width).enumerate() {
+            let line = &mut result[(channel * new_height + y) * new_width..][..new_width];
+            for (value, sum) in line.iter_mut().zip(part) {
+                *value = sum.clamp(0.0, 1.0);
+            }
+        }
+    }
+    result
+}
+
+/// One row of bytes, `[width, 3]`, to floats in `[0, 1]`, `[3, new_width]`.
+fn byte_row(row: &[u8], windows: &Windows<f32>, result: &mut [f32]) {
+    let new_width = result.len() / 3;
+    for (x, (first, weights)) in windows.iter().enumerate() {
+        let mut sums = [0.0_f32; 3];
+        for (pixel, weight) in row[first * 3..].chunks_exact(3).zip(weights) {
+            for (sum, value) in sums.iter_mut().zip(pixel) {
+                *sum += f32::from(*value) * weight;
+            }
+        }
+        for (channel, sum) in sums.into_iter().enumerate() {
+            result[channel * new_width + x] = sum / 255.0;
+        }
+    }
+}
+
+fn float_row(row: &[f32], windows: &Windows<f32>, result: &mut [f32]) {
+    for (value, (first, weights)) in result.iter_mut().zip(windows.iter()) {
+        let window = row[first..].iter().zip(weights);
+        *value = window.map(|(value, weight)| value * weight).sum();
+    }
+}
