@@ -1,15 +1,158 @@
 //! Multi-head attention of one sample: `softmax(q k^T / sqrt(head_dim)) v`, head by head.
 //!
-//! Queries, keys and values are rows of cells `[tokens, 3, heads, head_pad]`, the torch order with
+//! Inside, queries, keys and values are rows of cells `[tokens, 3, heads, head_pad]`, the torch order with
 //! every head padded to whole vectors. All products of one head fit the cache; parallel work over
 //! samples is the caller's.
 
-use crate::buffer::{as_f32, as_f32_mut};
-use crate::cells::{Element, padded};
-use crate::gelu::exp;
+use rayon::prelude::*;
+
+use crate::Precision;
+use crate::buffer::{Buffer, as_f32, as_f32_mut};
+use crate::cells::{Element, ElementOp, With, padded};
+use crate::detect::Isa;
 use crate::gemm::{Epilogue, Left, Right, product};
 use crate::lanes::{LANES, Lanes, chunk_mut};
+use crate::softmax::softmax_row;
 use crate::pack::{PANEL, Rows, along_rows, down_rows, panels_len};
+
+/// Sizes of an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Samples.
+    pub batch: usize,
+    /// Tokens of a sample.
+    pub tokens: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Length of a head.
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    fn sample(&self) -> usize {
+        self.tokens * self.heads * self.head_dim
+    }
+    fn sizes(&self) -> Heads {
+        Heads { tokens: self.tokens, heads: self.heads, head_dim: self.head_dim }
+    }
+}
+
+/// What [`attention_gradient`] needs of [`attention`].
+#[derive(Debug)]
+pub struct AttentionSaved {
+    isa: Isa,
+    precision: Precision,
+    shape: AttentionShape,
+    /// Of each sample, as cells: queries, keys and values; probabilities.
+    samples: Vec<(Buffer, Buffer)>,
+}
+
+/// Multi-head attention `softmax(q k^T / sqrt(head_dim)) v`.
+///
+/// Shapes: `qkv` `[batch, tokens, 3, heads, head_dim]`, `out` `[batch, tokens, heads, head_dim]`.
+///
+/// # Panics
+///
+/// If a slice has not the length that `shape` says.
+pub fn attention(shape: AttentionShape, precision: Precision, qkv: &[f32], out: &mut [f32]) -> AttentionSaved {
+    let (sample, batch) = (shape.sample(), shape.batch);
+    assert!(qkv.len() == 3 * batch * sample, "`qkv` has {} elements, {shape:?} needs {}", qkv.len(), 3 * batch * sample);
+    assert!(out.len() == batch * sample, "`out` has {} elements, {shape:?} needs {}", out.len(), batch * sample);
+    let isa = Isa::current();
+    let samples = (qkv.par_chunks((3 * sample).max(1)).zip(out.par_chunks_mut(sample.max(1))))
+        .map(|(qkv, out)| isa.run(With(precision, Forward { sizes: shape.sizes(), qkv, out })))
+        .collect();
+    AttentionSaved { isa, precision, shape, samples }
+}
+
+/// Gradient of [`attention`]: `d_qkv` from `d_out`.
+///
+/// # Panics
+///
+/// If a slice has not the length of the forward pass.
+pub fn attention_gradient(saved: &AttentionSaved, d_out: &[f32], d_qkv: &mut [f32]) {
+    let shape = saved.shape;
+    let (sample, batch) = (shape.sample(), shape.batch);
+    assert!(d_out.len() == batch * sample, "`d_out` has {} elements, {shape:?} needs {}", d_out.len(), batch * sample);
+    assert!(
+        d_qkv.len() == 3 * batch * sample,
+        "`d_qkv` has {} elements, {shape:?} needs {}",
+        d_qkv.len(),
+        3 * batch * sample
+    );
+    (d_out.par_chunks(sample.max(1)).zip(d_qkv.par_chunks_mut((3 * sample).max(1))).zip(&saved.samples)).for_each(
+        |((d_out, d_qkv), saved_sample)| {
+            saved.isa.run(With(saved.precision, Gradient { sizes: shape.sizes(), saved: saved_sample, d_out, d_qkv }));
+        },
+    );
+}
+
+struct Forward<'a> {
+    sizes: Heads,
+    qkv: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl ElementOp for Forward<'_> {
+    type Output = (Buffer, Buffer);
+
+    #[inline(always)]
+    fn run<S: Lanes, P: Element>(self, s: S) -> Self::Output {
+        let sizes = self.sizes;
+        let qkv = spread::<S, P>(s, self.qkv, sizes.head_dim);
+        let mut probabilities = Buffer::new(sizes.probabilities::<P>());
+        let mut attended = Buffer::new(sizes.tokens * P::cells(sizes.inner()));
+        let mut scratch = Buffer::new(sizes.scratch::<P>());
+        forward::<S, P>(s, sizes, &qkv, &mut probabilities, &mut attended, &mut scratch);
+        gather::<S, P>(s, &attended, sizes.head_dim, self.out);
+        (qkv, probabilities)
+    }
+}
+
+struct Gradient<'a> {
+    sizes: Heads,
+    saved: &'a (Buffer, Buffer),
+    d_out: &'a [f32],
+    d_qkv: &'a mut [f32],
+}
+
+impl ElementOp for Gradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes, P: Element>(self, s: S) {
+        let (sizes, (qkv, probabilities)) = (self.sizes, self.saved);
+        let d_out = spread::<S, P>(s, self.d_out, sizes.head_dim);
+        let mut d_qkv = Buffer::new(qkv.len());
+        let mut scratch = Buffer::new(sizes.scratch::<P>());
+        backward::<S, P>(s, sizes, qkv, probabilities, &d_out, &mut d_qkv, &mut scratch);
+        gather::<S, P>(s, &d_qkv, sizes.head_dim, self.d_qkv);
+    }
+}
+
+/// Cells of heads with padding from f32 without.
+#[inline(always)]
+fn spread<S: Lanes, P: Element>(s: S, from: &[f32], head_dim: usize) -> Buffer {
+    let stride = P::cells(padded(head_dim));
+    let mut to = Buffer::new(from.len() / head_dim * stride);
+    for (from, to) in from.chunks_exact(head_dim).zip(to.chunks_exact_mut(stride)) {
+        for (i, part) in from.chunks(LANES).enumerate() {
+            P::store(s, to, P::cells(i * LANES), s.load_part(part));
+        }
+    }
+    to
+}
+
+/// The way back of [`spread`].
+#[inline(always)]
+fn gather<S: Lanes, P: Element>(s: S, from: &[u32], head_dim: usize, to: &mut [f32]) {
+    let stride = P::cells(padded(head_dim));
+    for (from, to) in from.chunks_exact(stride).zip(to.chunks_exact_mut(head_dim)) {
+        for (i, part) in to.chunks_mut(LANES).enumerate() {
+            s.store_part(part, P::load(s, from, P::cells(i * LANES)));
+        }
+    }
+}
 
 /// Sizes of one sample's attention.
 #[derive(Clone, Copy, Debug)]
@@ -86,41 +229,6 @@ impl<S: Lanes, P: Element> Epilogue<S> for ToCells<'_, P> {
     #[inline(always)]
     fn put(&mut self, s: S, row: usize, column: usize, sums: S::V) {
         P::store(s, self.to, row * self.stride + P::cells(column), sums);
-    }
-}
-
-/// Softmax of `scale * row`, of which `count` columns are real, written as cells; the rest is zero.
-#[inline(always)]
-pub(crate) fn softmax_row<S: Lanes, P: Element>(
-    s: S,
-    row: &mut [f32],
-    count: usize,
-    scale: f32,
-    to: &mut [u32],
-) {
-    let mut largest = f32::NEG_INFINITY;
-    let mut best = s.splat(f32::NEG_INFINITY);
-    let whole = count / LANES;
-    for part in &row.as_chunks::<LANES>().0[..whole] {
-        best = s.max(best, s.load(part));
-    }
-    if whole > 0 {
-        largest = s.largest(best);
-    }
-    for &value in &row[whole * LANES..count] {
-        largest = if largest > value { largest } else { value };
-    }
-    let (factor, shift) = (s.splat(scale), s.splat(-largest * scale));
-    let mut sum = s.splat(0.0);
-    for (i, part) in row.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let power = exp(s, s.fma(s.load(part), factor, shift));
-        let power = s.first(power, count.saturating_sub(i * LANES));
-        sum = s.add(sum, power);
-        s.store(part, power);
-    }
-    let inverse = s.splat(1.0 / s.sum(sum));
-    for (i, part) in row.as_chunks::<LANES>().0.iter().enumerate() {
-        P::store(s, to, P::cells(i * LANES), s.mul(s.load(part), inverse));
     }
 }
 

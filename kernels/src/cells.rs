@@ -104,13 +104,3 @@ impl<O: ElementOp> crate::lanes::Op for With<O> {
         }
     }
 }
-
-impl Precision {
-    /// Cells that hold so many elements.
-    pub(crate) fn cells(self, elements: usize) -> usize {
-        match self {
-            Self::F32 => F32::cells(elements),
-            Self::Bf16 => Bf16::cells(elements),
-        }
-    }
-}

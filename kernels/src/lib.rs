@@ -4,7 +4,7 @@
 //! block forward and backward, the optimiser and the steps of an attack. There are no tensors here,
 //! no autodiff, no files and no configuration; callers bring slices and get slices.
 //!
-//! Every kernel is written once ([`lanes`]) and compiled for AVX-512 with and without bf16, for AVX2
+//! Every kernel is written once (`src/lanes.rs`) and compiled for AVX-512 with and without bf16, for AVX2
 //! and for any processor; [`detect`](mod@detect) chooses at run time. Work is shared by rayon's global pool, which
 //! the program configures. Results have the same bits for any number of threads and on every run of
 //! one path, and no sample's result depends on the other samples of its batch.
@@ -20,17 +20,26 @@ pub mod detect;
 mod gelu;
 mod gemm;
 mod lanes;
+mod matmul;
 mod norm;
 mod pack;
+pub mod pgd;
+mod reduce;
+mod softmax;
 
 pub use adamw::AdamW;
+pub use attention::{AttentionSaved, AttentionShape, attention, attention_gradient};
 pub use block::{
     BlockGradients, BlockSaved, BlockShape, BlockWeights, PackedBlock, block_backward,
     block_forward,
 };
 pub use buffer::release_buffers;
 pub use detect::{Path, detect, with_path};
-pub use gelu::Gelu;
+pub use gelu::{Gelu, gelu, gelu_gradient};
+pub use matmul::{Finish, Layout, PackedMatrix, gemm, gemm_packed};
+pub use norm::{layer_norm, layer_norm_gradient};
+pub use reduce::{sum, sum_of_squares};
+pub use softmax::softmax;
 
 /// The format of a product's operands. Sums, and everything but products, are f32 in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -116,6 +116,10 @@ fn decode_jpeg(bytes: &[u8], most_pixels: usize) -> Result<Picture> {
         ))
         .hint("copy or download the file again, or leave it out")
     };
+    if !has_end(bytes) {
+        return Err(Error::input("the JPEG data is cut short: there is no end marker")
+            .hint("copy or download the file again, or leave it out"));
+    }
     let options = DecoderOptions::default()
         .set_strict_mode(true)
         .set_max_width(usize::from(u16::MAX))
@@ -137,6 +141,28 @@ fn decode_jpeg(bytes: &[u8], most_pixels: usize) -> Result<Picture> {
         _ => pixels,
     };
     upright(Picture::bytes(width, height, pixels)?, orientation)
+}
+
+/// Whether the segments of a JPEG lead to an end marker.
+///
+/// The decoder in strict mode still forgives a few bytes missing at the end, which it takes for
+/// padding. A search for the marker would find that of a thumbnail, hence the walk.
+fn has_end(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    loop {
+        // In compressed data a marker is 0xff and neither 0, which is a value, nor a restart.
+        let Some(found) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b == 0xff)) else {
+            return false;
+        };
+        at += found + 1;
+        match bytes.get(at..) {
+            Some([0xd9, ..]) => return true,
+            Some([0x00 | 0x01 | 0xd0..=0xd8, ..]) => at += 1,
+            Some([0xff, ..]) => {}
+            Some([_, high, low, ..]) => at += 1 + usize::from(u16::from_be_bytes([*high, *low])),
+            _ => return false,
+        }
+    }
 }
 
 /// The decoder's message in our form.
@@ -229,4 +255,124 @@ fn upright(picture: Picture, orientation: Option<u16>) -> Result<Picture> {
         }
     }
     Picture::bytes(new_width, new_height, result)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::picture::golden;
+
+    fn jpegs() -> Vec<(String, Vec<u8>, Vec<usize>, Vec<u8>)> {
+        let recorded = golden::load("jpeg.safetensors");
+        let find = |name: &str| recorded.iter().find(|(found, _, _)| found == name).unwrap();
+        let names = recorded.iter().filter_map(|(name, _, _)| name.strip_suffix(" file"));
+        names
+            .map(|name| {
+                let (_, _, file) = find(&format!("{name} file"));
+                let (_, shape, pixels) = find(&format!("{name} pixels"));
+                (name.into(), file.clone(), shape.clone(), pixels.clone())
+            })
+            .collect()
+    }
+
+    fn message(bytes: &[u8]) -> String {
+        let error = decode(bytes).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    /// Pillow's decoder rounds differently; on smooth pictures by little.
+    #[test]
+    fn every_kind_of_jpeg_is_decoded_and_set_upright_as_by_pillow() {
+        let jpegs = jpegs();
+        assert_eq!(jpegs.len(), 12);
+        for (name, file, shape, expected) in jpegs {
+            let picture = decode(&file).unwrap();
+            assert_eq!([picture.height(), picture.width(), 3], shape[..], "{name}");
+            let bytes = picture.to_bytes();
+            let apart = bytes.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b));
+            let most = if name == "subsampled" { 12 } else { 3 };
+            assert!(apart.clone().max() <= Some(most), "{name}: {:?}", apart.max());
+        }
+    }
+
+    #[test]
+    fn a_jpeg_cut_short_anywhere_is_an_error() {
+        for (name, file, _, _) in jpegs() {
+            for length in 2..file.len() {
+                assert!(decode(&file[..length]).is_err(), "{name} cut to {length} of {}", file.len());
+            }
+        }
+    }
+
+    #[test]
+    fn no_damaged_byte_makes_the_decoder_panic() {
+        for (_, file, _, _) in jpegs() {
+            for place in 2..file.len() {
+                let mut damaged = file.clone();
+                damaged[place] ^= 0x55;
+                // Some damage cannot be seen, such as another coefficient: any answer will do.
+                let _ = decode_up_to(&damaged, 1_000_000);
+            }
+        }
+    }
+
+    fn encoded(image: DynamicImage, format: ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image.write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn png_and_webp_of_every_kind_become_rgb_bytes() {
+        let rgb = image::RgbImage::from_fn(3, 2, |x, y| image::Rgb([x as u8 * 9, y as u8 * 9, 7]));
+        let rgb = DynamicImage::ImageRgb8(rgb);
+        let expected = rgb.to_rgb8().into_raw();
+        let kinds = [rgb.clone(), rgb.to_rgba8().into(), rgb.to_rgb16().into()];
+        for image in kinds {
+            let picture = decode(&encoded(image, ImageFormat::Png)).unwrap();
+            assert_eq!((picture.width(), picture.height()), (3, 2));
+            assert_eq!(picture.to_bytes(), expected);
+        }
+        let webp = encoded(rgb.clone(), ImageFormat::WebP);
+        assert_eq!(decode(&webp).unwrap().to_bytes(), expected);
+        let grey = DynamicImage::ImageLuma16(image::ImageBuffer::from_pixel(1, 1, image::Luma([0x8080])));
+        assert_eq!(decode(&encoded(grey, ImageFormat::Png)).unwrap().to_bytes(), [128; 3]);
+
+        let png = encoded(rgb, ImageFormat::Png);
+        for length in 8..png.len() - 12 {
+            assert!(message(&png[..length]).contains("damaged or cut short"));
+        }
+    }
+
+    #[test]
+    fn what_is_no_picture_is_called_by_its_name() {
+        assert!(message(b"").contains("the file is empty"));
+        assert!(message(b"<!DOCTYPE html><html>").contains("this is an HTML page, not an image"));
+        assert!(message(b"\n <HTML lang=en>").contains("HTML page"));
+        assert!(message(b"version https://git-lfs.github.com/spec/v1").contains("git lfs pull"));
+        assert!(message(b"GIF89a").contains("GIF"));
+        assert!(message(b"PK\x03\x04").contains("archive"));
+        assert!(message(&[0; 100]).contains("only zeros"));
+        assert!(message(b"hello").contains("no JPEG, PNG or WebP"));
+    }
+
+    #[test]
+    fn a_picture_above_the_pixel_cap_is_refused_before_it_is_decoded() {
+        let file = &jpegs()[0].1;
+        let error = decode_up_to(file, 100).unwrap_err().to_string();
+        assert!(error.contains("19 x 14 pixels are more than the 100 allowed"), "{error}");
+        let png = encoded(DynamicImage::new_rgb8(50, 3), ImageFormat::Png);
+        let error = decode_up_to(&png, 100).unwrap_err().to_string();
+        assert!(error.contains("50 x 3 pixels"), "{error}");
+    }
+
+    #[test]
+    fn damaged_exif_data_is_no_orientation() {
+        assert_eq!(orientation(b""), None);
+        assert_eq!(orientation(b"II*\0\xff\xff\xff\xff"), None);
+        let sound = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0";
+        assert_eq!(orientation(sound), Some(6));
+        assert_eq!(orientation(&sound[..18]), None);
+    }
 }

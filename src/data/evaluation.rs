@@ -105,6 +105,7 @@ pub fn evaluation_batch(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::picture::golden;
     use crate::data::{Spec, Split};
 
     fn transform(image_size: usize, crop_fraction: f64) -> EvaluationTransform {
@@ -125,6 +126,32 @@ mod tests {
         let images = evaluation_batch(&dataset, &[3, 0], &transform(32, 1.0)).unwrap();
         assert_eq!(images[..3072], dataset.picture(3).unwrap().to_planes());
         assert_eq!(images[3072..], dataset.picture(0).unwrap().to_planes());
+    }
+
+    #[test]
+    fn bytes_equal_torchvisions_resize_and_center_crop() {
+        let mut cases = 0;
+        for (name, shape, expected) in golden::load("resize.safetensors") {
+            let parts: Vec<&str> = name.split(' ').collect();
+            let ["torchvision", interpolation, size, image_size, fraction] = parts[..] else {
+                continue;
+            };
+            let (width, height) = size.split_once('x').unwrap();
+            let (width, height) = (width.parse().unwrap(), height.parse().unwrap());
+            let picture = Picture::bytes(width, height, golden::picture(width, height)).unwrap();
+            let transform = EvaluationTransform {
+                image_size: image_size.parse().unwrap(),
+                crop_fraction: fraction.parse().unwrap(),
+                interpolation: match interpolation {
+                    "bilinear" => Filter::Bilinear,
+                    _ => Filter::Bicubic,
+                },
+            };
+            assert_eq!(shape[0], transform.image_size);
+            assert_eq!(transform.apply(&picture), bytes_to_planes(&expected), "{name}");
+            cases += 1;
+        }
+        assert_eq!(cases, 2);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Not the choice among them, which is [`super::augment::RandAugment`].
 //! Source: `timm/data/auto_augment.py` (levels), Pillow's `ImageOps`, `ImageEnhance` and
 //! `Geometry.c` (arithmetic). Held to Pillow by the recorded cases of
-//! `tests/golden/make_operations.py`.
+//! `tests/golden/make_pictures.py`.
 
 /// Number of operations.
 pub const KINDS: usize = 15;
@@ -58,7 +58,8 @@ impl Operation {
             1 => Self::Equalize,
             2 => Self::Invert,
             3 => Self::Rotate(sign * share * 30.0),
-            4 => Self::Posterize(4 - (share * 4.0) as u32),
+            // Pillow refuses to keep no bit, which timm asks for at level 10.
+            4 => Self::Posterize((4 - (share * 4.0) as u32).max(1)),
             5 => Self::Solarize(256 - ((share * 256.0) as u32).min(256)),
             6 => Self::SolarizeAdd(((share * 110.0) as u32).min(128)),
             7 => Self::Color(enhance),
@@ -264,4 +265,76 @@ fn interpolated(bytes: &[u8], width: usize, height: usize, x: f64, y: f64) -> [u
         let along = |y: usize| at(left, y) + (at(right, y) - at(left, y)) * share_x;
         (along(upper) + (along(lower) - along(upper)) * share_y) as u8
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::picture::golden;
+
+    /// A picture of little contrast, so that AutoContrast and Equalize have work to do.
+    fn source() -> Vec<u8> {
+        let picture = golden::picture(21, 17);
+        picture.iter().map(|value| 40 + value / 2).collect()
+    }
+
+    fn named(name: &str) -> Operation {
+        let (kind, strength) = name.split_once(' ').unwrap_or((name, "0"));
+        let strength: f64 = strength.parse().unwrap();
+        match kind {
+            "AutoContrast" => Operation::AutoContrast,
+            "Equalize" => Operation::Equalize,
+            "Invert" => Operation::Invert,
+            "Rotate" => Operation::Rotate(strength),
+            "Posterize" => Operation::Posterize(strength as u32),
+            "Solarize" => Operation::Solarize(strength as u32),
+            "SolarizeAdd" => Operation::SolarizeAdd(strength as u32),
+            "Color" => Operation::Color(strength),
+            "Contrast" => Operation::Contrast(strength),
+            "Brightness" => Operation::Brightness(strength),
+            "Sharpness" => Operation::Sharpness(strength),
+            "ShearX" => Operation::ShearX(strength),
+            "ShearY" => Operation::ShearY(strength),
+            "TranslateX" => Operation::TranslateX(strength),
+            "TranslateY" => Operation::TranslateY(strength),
+            other => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn every_operation_equals_pillows_to_the_bit() {
+        let mut kinds = std::collections::BTreeSet::new();
+        for (name, _, expected) in golden::load("operations.safetensors") {
+            let mut bytes = source();
+            named(&name).apply(&mut bytes, 21, 17);
+            let differing = bytes.iter().zip(&expected).filter(|(a, b)| a != b).count();
+            assert_eq!(differing, 0, "{name}: {differing} of {} bytes differ", bytes.len());
+            kinds.insert(name.split(' ').next().unwrap().to_owned());
+        }
+        assert_eq!(kinds.len(), KINDS);
+    }
+
+    #[test]
+    fn levels_map_to_strengths_as_in_timm() {
+        let at = Operation::at_level;
+        assert_eq!(at(3, 9.0, true), Operation::Rotate(-27.0));
+        assert_eq!(at(4, 9.0, false), Operation::Posterize(1));
+        assert_eq!(at(4, 10.0, false), Operation::Posterize(1));
+        assert_eq!(at(5, 9.0, false), Operation::Solarize(26));
+        assert_eq!(at(6, 9.0, false), Operation::SolarizeAdd(99));
+        assert_eq!(at(9, 5.0, false), Operation::Brightness(1.45));
+        assert_eq!(at(9, 10.0, true), Operation::Brightness(0.1));
+        assert_eq!(at(13, 10.0, true), Operation::TranslateX(-0.45));
+    }
+
+    #[test]
+    fn flat_and_tiny_pictures_are_no_trouble() {
+        for kind in 0..KINDS {
+            for (width, height) in [(1, 1), (2, 1), (1, 3), (4, 4)] {
+                let mut bytes = vec![77; width * height * 3];
+                Operation::at_level(kind, 10.0, kind % 2 == 0).apply(&mut bytes, width, height);
+                assert_eq!(bytes.len(), width * height * 3);
+            }
+        }
+    }
 }

@@ -142,3 +142,42 @@ mod tests {
         assert!(Picture::planes(0, 2, vec![]).is_err());
     }
 }
+
+/// The pictures and recorded results of `tests/golden/make_pictures.py`.
+#[cfg(test)]
+pub mod golden {
+    use std::path::Path;
+
+    use safetensors::tensor::SafeTensors;
+
+    /// The picture that the script draws: slopes, edges and noise.
+    pub fn picture(width: usize, height: usize) -> Vec<u8> {
+        let mut state: u64 = 12345;
+        let mut bytes = Vec::new();
+        for y in 0..height {
+            for x in 0..width {
+                for c in 0..3 {
+                    state = (state * 1_103_515_245 + 12345) % (1 << 31);
+                    bytes.push(match (x / 5 + y / 5) % 3 {
+                        0 => (x * 5 + y * 3 + c * 40) as u8,
+                        1 if (x / 4 + y / 3 + c) % 3 == 0 => 255,
+                        1 => 0,
+                        _ => (state >> 16) as u8,
+                    });
+                }
+            }
+        }
+        bytes
+    }
+
+    /// Name, shape and bytes of every tensor of a file in `tests/golden`.
+    pub fn load(file: &str) -> Vec<(String, Vec<usize>, Vec<u8>)> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let bytes = crate::files::read(&folder.join(file)).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let tensors = tensors.tensors().into_iter();
+        tensors
+            .map(|(name, tensor)| (name, tensor.shape().to_vec(), tensor.data().to_vec()))
+            .collect()
+    }
+}

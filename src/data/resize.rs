@@ -6,7 +6,7 @@
 //! Not for other transformations of geometry, which are in [`super::operations`].
 //!
 //! Source: Pillow's `Resample.c`; `torch.nn.functional.interpolate` computes the same windows.
-//! Held to Pillow and PyTorch by the recorded cases of `tests/golden/make_resize.py`.
+//! Held to Pillow and PyTorch by the recorded cases of `tests/golden/make_pictures.py`.
 
 use super::picture::{Picture, Pixels};
 
@@ -298,5 +298,114 @@ fn float_row(row: &[f32], windows: &Windows<f32>, result: &mut [f32]) {
     for (value, (first, weights)) in result.iter_mut().zip(windows.iter()) {
         let window = row[first..].iter().zip(weights);
         *value = window.map(|(value, weight)| value * weight).sum();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::picture::golden;
+
+    fn pair(text: &str) -> (usize, usize) {
+        let (width, height) = text.split_once('x').unwrap();
+        (width.parse().unwrap(), height.parse().unwrap())
+    }
+
+    fn filter(name: &str) -> Filter {
+        match name {
+            "box" => Filter::Box,
+            "bilinear" => Filter::Bilinear,
+            _ => Filter::Bicubic,
+        }
+    }
+
+    #[test]
+    fn bytes_equal_pillows_and_floats_equal_pytorchs() {
+        let (mut pillow, mut torch) = (0, 0);
+        for (name, _, expected) in golden::load("resize.safetensors") {
+            let parts: Vec<&str> = name.split(' ').collect();
+            if parts[0] == "torchvision" {
+                continue;
+            }
+            let (old, new) = (pair(parts[2]), pair(parts[3]));
+            let filter = filter(parts[1]);
+            let bytes = golden::picture(old.0, old.1);
+            if parts[0] == "pillow" {
+                let resized = resize_bytes(&bytes, old, new, filter);
+                let differing = resized.iter().zip(&expected).filter(|(a, b)| a != b).count();
+                assert_eq!((resized.len(), differing), (expected.len(), 0), "{name}");
+                pillow += 1;
+                continue;
+            }
+            let picture = Picture::bytes(old.0, old.1, bytes).unwrap();
+            let planes = Picture::planes(old.0, old.1, picture.to_planes()).unwrap();
+            for picture in [picture, planes] {
+                let resized = resize_planes(&picture, &Crop::whole(old.0, old.1), new, filter);
+                let fours = expected.chunks_exact(4);
+                let expected = fours.map(|four| f32::from_le_bytes(four.try_into().unwrap()));
+                // PyTorch sums in another order; a few units in the last place.
+                let largest = resized.iter().zip(expected).map(|(a, b)| (a - b).abs());
+                let largest = largest.fold(0.0, f32::max);
+                assert!(largest < 1e-6, "{name}: {largest}");
+            }
+            torch += 1;
+        }
+        assert_eq!((pillow, torch), (15, 4));
+    }
+
+    #[test]
+    fn a_crop_with_whole_edges_does_not_see_what_was_cut_off() {
+        let (width, height) = (20, 16);
+        let picture = Picture::bytes(width, height, golden::picture(width, height)).unwrap();
+        let (left, top, wide, high) = (3, 2, 11, 9);
+        let all = picture.to_bytes();
+        let cut = (top..top + high)
+            .flat_map(|y| all[(y * width + left) * 3..][..wide * 3].to_vec())
+            .collect();
+        let cut = Picture::bytes(wide, high, cut).unwrap();
+        let crop = Crop {
+            left: left as f64,
+            top: top as f64,
+            width: wide as f64,
+            height: high as f64,
+        };
+        for new in [(7, 5), (11, 9), (30, 20)] {
+            let one = resize_planes(&picture, &crop, new, Filter::Bilinear);
+            let two = resize_planes(&cut, &Crop::whole(wide, high), new, Filter::Bilinear);
+            let largest = one.iter().zip(two).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(largest < 1e-6, "{new:?}: {largest}");
+        }
+    }
+
+    /// On a slope the value at a place is the place, also for crops between pixels.
+    #[test]
+    fn a_crop_with_fractional_edges_samples_between_pixels() {
+        let slope: Vec<f32> = (0..3 * 40 * 40).map(|i| (i % 40) as f32 / 64.0).collect();
+        let picture = Picture::planes(40, 40, slope).unwrap();
+        let crop = Crop {
+            left: 10.25,
+            top: 4.5,
+            width: 8.0,
+            height: 8.0,
+        };
+        let image = resize_planes(&picture, &crop, (8, 8), Filter::Bilinear);
+        for x in 1..7 {
+            let expected = (10.25 + x as f32) / 64.0;
+            assert!((image[3 * 8 + x] - expected).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn a_flat_picture_stays_flat_at_any_size() {
+        let picture = Picture::bytes(9, 7, vec![200; 189]).unwrap();
+        for filter in [Filter::Box, Filter::Bilinear, Filter::Bicubic] {
+            for new in [(1, 1), (5, 13), (40, 2)] {
+                let bytes = resize_bytes(&picture.to_bytes(), (9, 7), new, filter);
+                assert!(bytes.iter().all(|value| *value == 200));
+                let crop = Crop { left: 0.4, top: 0.3, width: 0.2, height: 5.1 };
+                let planes = resize_planes(&picture, &crop, new, filter);
+                assert!(planes.iter().all(|value| (value - 200.0 / 255.0).abs() < 1e-6));
+            }
+        }
     }
 }

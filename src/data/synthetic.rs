@@ -50,8 +50,8 @@ const PALETTE: [(&str, Colour); 12] = [
 ];
 
 /// How much figure and background differ at least: in brightness, and summed over the channels.
-const LEAST_BRIGHTNESS_DIFFERENCE: f32 = 0.2;
-const LEAST_COLOUR_DIFFERENCE: f32 = 0.8;
+const LEAST_BRIGHTNESS_DIFFERENCE: f32 = 0.25;
+const LEAST_COLOUR_DIFFERENCE: f32 = 1.0;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Background {
@@ -148,8 +148,8 @@ impl Synthetic {
     pub fn caption(&self, index: usize) -> String {
         let scene = self.scene(index).0;
         let size = match scene.radius {
-            radius if radius < 0.28 => "small ",
-            radius if radius < 0.35 => "",
+            radius if radius < 0.355 => "small ",
+            radius if radius < 0.405 => "",
             _ => "large ",
         };
         let background = match scene.background {
@@ -195,9 +195,9 @@ impl Synthetic {
         };
         let direction = rng.between(0.0, std::f32::consts::TAU);
         let strength = rng.between(0.06, 0.12);
-        let radius = rng.between(0.24, 0.40);
-        // A quarter of the radius may leave the picture.
-        let room = 0.5 - 0.75 * radius;
+        let radius = rng.between(0.31, 0.45);
+        // A tenth of the radius may leave the picture.
+        let room = 0.5 - 0.9 * radius;
         let center = [rng.between(-room, room), rng.between(-room, room)];
         let label = self.label(index) as usize;
         let scene = Scene {
@@ -217,7 +217,7 @@ impl Synthetic {
         let (scene, mut rng) = self.scene(index);
         let side = self.image_size as f32;
         let noise = match scene.background {
-            Background::Speckled => 0.10,
+            Background::Speckled => 0.08,
             _ => 0.03,
         };
         let mut bytes = Vec::with_capacity(self.image_size * self.image_size * 3);
@@ -304,7 +304,7 @@ fn is_inside(label: usize, u: f32, v: f32) -> bool {
         "triangle" => v < 0.6 && across * 1.732 - v < 1.1,
         "cross" => across.min(down) < 0.3 && across.max(down) < 1.0,
         "star" => is_in_star(u, v),
-        "crescent" => distance < 1.0 && (u - 0.5).hypot(v) > 0.8,
+        "crescent" => distance < 1.0 && (u - 0.6).hypot(v) > 0.8,
         "horizontal stripes" => in_patch && bar(v),
         "vertical stripes" => in_patch && bar(u),
         "diagonal stripes" => in_patch && bar((u + v) * 0.8),
@@ -318,8 +318,8 @@ fn is_inside(label: usize, u: f32, v: f32) -> bool {
 
 /// A star of five points, one of them up.
 fn is_in_star(u: f32, v: f32) -> bool {
-    const TIP: f32 = 1.15;
-    const NOTCH: f32 = 0.5;
+    const TIP: f32 = 1.2;
+    const NOTCH: f32 = 0.42;
     let fifth = std::f32::consts::TAU / 5.0;
     let angle = u.atan2(-v).rem_euclid(fifth);
     let angle = angle.min(fifth - angle);

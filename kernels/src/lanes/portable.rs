@@ -6,12 +6,6 @@ use super::{LANES, Lanes, Op, bf16_from_f32};
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
 
-impl Portable {
-    pub(crate) unsafe fn assume() -> Self {
-        Self
-    }
-}
-
 #[inline(always)]
 fn map(a: [f32; LANES], f: impl Fn(f32) -> f32) -> [f32; LANES] {
     std::array::from_fn(|i| f(a[i]))

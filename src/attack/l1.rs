@@ -1,0 +1,133 @@
+//! The l1 ball around one image, cut by the range of pixels. On plain slices.
+
+/// The nearest point to `image` whose distance to `clean` is at most `epsilon` in l1 and whose
+/// pixels are in [0, 1], in place. Exact but for rounding.
+///
+/// The range caps each pixel's change at c, so the answer is `min(max(|d| - t, 0), c)` with the
+/// sign of d, for the one t at which the changes sum to epsilon. The sum is piecewise linear in t
+/// with breaks at |d| and |d| - c: sort them and walk until it has fallen to epsilon.
+/// Source: Croce and Hein 2021 (arXiv:2103.01208), section 3.
+pub fn project(image: &mut [f32], clean: &[f32], epsilon: f64) {
+    let changes = || image.iter().zip(clean).map(|(x, c)| (f64::from(*x) - f64::from(*c), *c));
+    let cap = |change: f64, clean: f32| {
+        if change > 0.0 { 1.0 - f64::from(clean) } else { f64::from(clean) }
+    };
+    let capped: f64 = changes().map(|(change, clean)| change.abs().min(cap(change, clean))).sum();
+    let threshold = if capped <= epsilon {
+        0.0
+    } else {
+        // (where, how the slope of the falling sum changes): it starts to fall where the cap no
+        // longer holds, and stops where the change has become 0.
+        let mut breaks: Vec<(f64, f64)> = Vec::with_capacity(2 * image.len());
+        for (change, clean) in changes() {
+            let free = change.abs() - cap(change, clean);
+            breaks.push((free.max(0.0), 1.0));
+            breaks.push((change.abs(), -1.0));
+        }
+        breaks.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        let (mut sum, mut slope, mut at) = (capped, 0.0, 0.0);
+        let mut found = 0.0;
+        for (place, turn) in breaks {
+            let next = sum - slope * (place - at);
+            if next <= epsilon && slope > 0.0 {
+                found = at + (sum - epsilon) / slope;
+                break;
+            }
+            (sum, at, slope) = (next, place, slope + turn);
+            found = at;
+        }
+        found
+    };
+    for (x, clean) in image.iter_mut().zip(clean) {
+        let change = f64::from(*x) - f64::from(*clean);
+        let size = (change.abs() - threshold).max(0.0).min(cap(change, *clean));
+        if size != change.abs() {
+            *x = ((f64::from(*clean) + size.copysign(change)) as f32).clamp(0.0, 1.0);
+        }
+    }
+}
+
+/// Turns a gradient into a step of length 1: the same on each of the steepest hundredth of the
+/// pixels that can still move that way, at least one.
+pub fn steepest(gradient: &mut [f32], at: &[f32]) {
+    let free = |slope: f32, pixel: f32| (slope > 0.0 && pixel < 1.0) || (slope < 0.0 && pixel > 0.0);
+    let mut order: Vec<usize> =
+        (0..gradient.len()).filter(|&i| free(gradient[i], at[i])).collect();
+    let count = (gradient.len() / 100).max(1).min(order.len());
+    // Ties go to the first pixel, so that the answer is the same everywhere.
+    order.sort_by(|&a, &b| gradient[b].abs().total_cmp(&gradient[a].abs()));
+    let steps: Vec<(usize, f32)> =
+        order[..count].iter().map(|&i| (i, gradient[i].signum() / count as f32)).collect();
+    gradient.fill(0.0);
+    for (index, step) in steps {
+        gradient[index] = step;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, Rng};
+
+    fn distance(a: &[f32], b: &[f32]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(a - b).abs()).sum()
+    }
+
+    fn squared(a: &[f32], b: &[f32]) -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum()
+    }
+
+    #[test]
+    fn the_projection_known_on_paper_is_found() {
+        // Without the range: soft thresholding. |d| = (0.5, 0.3, 0), epsilon = 0.4, t = 0.2.
+        let mut image = [0.9, 0.2, 0.5];
+        project(&mut image, &[0.4, 0.5, 0.5], 0.4);
+        for (found, right) in image.iter().zip([0.7, 0.4, 0.5]) {
+            assert!((found - right).abs() < 1e-6, "{image:?}");
+        }
+        // With it: the first pixel can move by 0.1 only, the second takes the rest.
+        let mut image = [2.0, 1.4];
+        project(&mut image, &[0.9, 0.5], 0.4);
+        for (found, right) in image.iter().zip([1.0, 0.8]) {
+            assert!((found - right).abs() < 1e-6, "{image:?}");
+        }
+    }
+
+    #[test]
+    fn no_feasible_point_is_nearer_than_the_projection() {
+        let mut rng = Rng::new(3, Purpose::Bench, 0, 0);
+        for round in 0..200 {
+            let n = 1 + rng.below(20);
+            let clean: Vec<f32> = (0..n).map(|_| rng.uniform()).collect();
+            let point: Vec<f32> = clean.iter().map(|c| c + rng.normal()).collect();
+            let epsilon = f64::from(rng.between(0.05, 2.0));
+            let mut nearest = point.clone();
+            project(&mut nearest, &clean, epsilon);
+            assert!(distance(&nearest, &clean) <= epsilon + 1e-5, "round {round}");
+            assert!(nearest.iter().all(|x| (0.0..=1.0).contains(x)), "round {round}");
+
+            let mut again = nearest.clone();
+            project(&mut again, &clean, epsilon + 1e-5);
+            assert_eq!(again, nearest, "projecting twice changes nothing");
+
+            for _ in 0..20 {
+                // A random feasible point: a random image pulled towards the clean one.
+                let other: Vec<f32> = (0..n).map(|_| rng.uniform()).collect();
+                let pull = (epsilon / distance(&other, &clean).max(1e-9)).min(1.0) as f32;
+                let other: Vec<f32> =
+                    other.iter().zip(&clean).map(|(o, c)| c + (o - c) * pull).collect();
+                assert!(squared(&nearest, &point) <= squared(&other, &point) + 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn a_step_leaves_out_pixels_that_cannot_move() {
+        let mut gradient = [3.0, -2.0, 1.0];
+        steepest(&mut gradient, &[1.0, 0.0, 0.5]);
+        assert_eq!(gradient, [0.0, 0.0, 1.0]);
+        let mut gradient = [3.0, -2.0];
+        steepest(&mut gradient, &[1.0, 0.0]);
+        assert_eq!(gradient, [0.0, 0.0]);
+    }
+}

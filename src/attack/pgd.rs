@@ -1,0 +1,154 @@
+//! Projected gradient ascent (Madry et al. 2018), the attack of training and of the paper's
+//! ablations.
+
+use burn::tensor::Tensor;
+use serde::Serialize;
+
+use super::threat::{Ball, Norm};
+use super::input_gradient;
+use crate::settings::Table;
+use crate::units::Fraction;
+
+/// PGD with `steps` steps.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Pgd {
+    /// The norm that bounds the perturbation.
+    pub norm: Norm,
+    /// Largest perturbation.
+    pub epsilon: Fraction,
+    /// Length of a step, in the norm.
+    pub step_size: Fraction,
+    /// Number of steps.
+    pub steps: u64,
+    /// Where the climb begins.
+    pub start: Start,
+}
+
+/// Where a climb begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// A random point of the ball.
+    Random,
+    /// The image itself.
+    Clean,
+}
+
+impl Pgd {
+    /// Reads a phase's table `attack`.
+    pub fn read(table: &Table) -> Option<Self> {
+        let norm = table.choice("norm", &Norm::WORDS);
+        let above = |fraction: &Fraction| fraction.value() > 0.0;
+        let epsilon = table.required_where("epsilon", "0 or more", |epsilon: &Fraction| {
+            epsilon.value() >= 0.0
+        });
+        let step_size = table.required_where("step_size", "above 0", above);
+        let steps = table.required_where("steps", "at least 1", |steps: &u64| *steps > 0);
+        if norm == Some(Norm::Linf) && epsilon.as_ref().is_some_and(|e| e.value() > 1.0) {
+            let hint = "pixels are in [0, 1] here: write 8/255, not 8".to_owned();
+            table.fault("epsilon", "epsilon is larger than the range of a pixel", Some(hint));
+        }
+        let start = table.choice("start", &[("random", Start::Random), ("clean", Start::Clean)]);
+        Some(Self {
+            norm: norm?,
+            epsilon: epsilon?,
+            step_size: step_size?,
+            steps: steps?,
+            start: start?,
+        })
+    }
+
+    /// Climbs `loss` from each image without leaving the threat model.
+    ///
+    /// `keys` number the images for their random starts.
+    ///
+    /// Shapes: `images` and the result [batch, 3, height, width]; `loss` gives one value an image,
+    /// and an image's value must depend on that image alone for batches not to matter.
+    /// Units: pixels in [0, 1].
+    /// Source: Madry et al. 2018, section 2.1; AdvXL's attacker but for the start, [`Ball::sample`].
+    pub fn perturb(
+        &self,
+        images: Tensor<4>,
+        loss: &dyn Fn(Tensor<4>) -> Tensor<1>,
+        seed: u64,
+        keys: &[u64],
+    ) -> Tensor<4> {
+        if self.epsilon.value() == 0.0 {
+            return images;
+        }
+        let ball = Ball::new(self.norm, self.epsilon.value(), images.clone());
+        let mut adversarial = match self.start {
+            Start::Clean => images,
+            Start::Random => ball.sample(seed, keys),
+        };
+        for _ in 0..self.steps {
+            let (gradient, _) = input_gradient(loss, adversarial.clone());
+            let step = ball.steepest(gradient, &adversarial) * self.step_size.value();
+            adversarial = ball.project(adversarial + step);
+        }
+        adversarial
+    }
+
+    /// `pgd-20`, as tables call it.
+    pub fn name(&self) -> String {
+        format!("pgd-{}", self.steps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::fused::{from_vec, to_vec};
+
+    fn pgd(norm: Norm, epsilon: &str, step_size: &str, steps: u64) -> Pgd {
+        let fraction = |text: &str| text.parse().unwrap();
+        let (epsilon, step_size) = (fraction(epsilon), fraction(step_size));
+        Pgd { norm, epsilon, step_size, steps, start: Start::Clean }
+    }
+
+    /// For a linear loss the best point of each ball is known on paper, so the answer is exact.
+    #[test]
+    fn pgd_on_a_linear_loss_finds_the_best_point_of_each_ball() {
+        let device = Device::flex();
+        let grey = from_vec(vec![0.5; 3], [1, 3, 1, 1], &device);
+        let slope = from_vec(vec![3.0, -4.0, 0.0], [1, 3, 1, 1], &device);
+        let loss = |images: Tensor<4>| (images * slope.clone()).sum();
+        for (norm, best_move) in [
+            (Norm::Linf, [0.1, -0.1, 0.0]), // every pixel as far as it goes
+            (Norm::L2, [0.06, -0.08, 0.0]), // along the slope
+            (Norm::L1, [0.0, -0.1, 0.0]),   // all of it on the steepest pixel
+        ] {
+            let found = pgd(norm, "0.1", "0.05", 4).perturb(grey.clone(), &loss, 0, &[0]);
+            let moved = to_vec(found - grey.clone());
+            for (found, best) in moved.iter().zip(best_move) {
+                assert!((found - best).abs() < 1e-6, "{norm:?}: {moved:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn attack_at_epsilon_zero_returns_the_clean_image() {
+        let images = from_vec(vec![0.2, 0.4, 0.9], [1, 3, 1, 1], &Device::flex());
+        let loss = |images: Tensor<4>| images.sum();
+        for norm in [Norm::Linf, Norm::L2, Norm::L1] {
+            let attack = Pgd { start: Start::Random, ..pgd(norm, "0", "0.1", 3) };
+            let found = attack.perturb(images.clone(), &loss, 0, &[0]);
+            assert_eq!(to_vec(found), to_vec(images.clone()));
+        }
+    }
+
+    #[test]
+    fn a_random_start_that_would_leave_the_range_is_clipped_to_it() {
+        let white = from_vec(vec![1.0; 3 * 64], [1, 3, 8, 8], &Device::flex());
+        let seen = std::cell::RefCell::new(Vec::new());
+        let loss = |images: Tensor<4>| {
+            seen.borrow_mut().push(to_vec(images.clone().without_autodiff()));
+            images.sum()
+        };
+        let attack = Pgd { start: Start::Random, ..pgd(Norm::Linf, "8/255", "8/255", 1) };
+        attack.perturb(white, &loss, 0, &[0]);
+        assert!(seen.borrow().iter().flatten().all(|pixel| (0.0..=1.0).contains(pixel)));
+    }
+}

@@ -1,0 +1,107 @@
+//! How fast this machine does the work of training. Counts only what any program must do.
+
+use std::time::Instant;
+
+use burn::tensor::{Device, Tensor};
+use serde_json::{Value, json};
+
+use crate::attack::{Norm, Pgd, Start};
+use crate::fused::{Precision, from_vec};
+use crate::loss::{Targets, cross_entropy};
+use crate::model::{ModelConfig, Pass, Pool, Position, Vit};
+use crate::optim::{Optimizer, OptimizerConfig, OptimizerKind, norm};
+use crate::recipe::word_of;
+use crate::rng::{Purpose, Rng};
+
+/// One adversarial training step to be timed.
+pub struct StepWork {
+    /// The model.
+    pub model: ModelConfig,
+    /// Pixels on a side.
+    pub image_size: usize,
+    /// Images in a step.
+    pub batch: usize,
+    /// Steps of the attack.
+    pub attack_steps: u64,
+    /// Classes of the head.
+    pub classes: usize,
+    /// Steps that are timed.
+    pub repeats: usize,
+    /// Arithmetic.
+    pub precision: Precision,
+}
+
+/// Times steps after two that warm up, and tells the median.
+///
+/// The same work as a plain PyTorch loop would do: class token, learned positions, random start,
+/// `attack_steps` input gradients, one full gradient, AdamW. `gflops` counts 2k + 3 forward passes
+/// of matrix products and attention, nothing else.
+pub fn step(work: &StepWork, device: &Device) -> Value {
+    let config =
+        ModelConfig { pool: Pool::Token, position: Position::Learned, ..work.model.clone() };
+    let mut model = Vit::new(&config, work.classes, work.image_size, 0, device);
+    let settings = OptimizerConfig {
+        kind: OptimizerKind::Adamw,
+        weight_decay: 0.01,
+        betas: [0.9, 0.999],
+        clip_norm: None,
+    };
+    let weights: Vec<_> = model.parameters().iter().map(|p| &p.value).collect();
+    let mut optimizer = Optimizer::new(&settings, None, &weights, None, 0);
+    let decays: Vec<bool> = model.parameters().iter().map(|p| p.decays).collect();
+
+    let mut rng = Rng::new(0, Purpose::Bench, 0, 0);
+    let (batch, size) = (work.batch, work.image_size);
+    let pixels = (0..batch * 3 * size * size).map(|_| rng.uniform()).collect();
+    let images = from_vec(pixels, [batch, 3, size, size], device);
+    let labels: Vec<u32> = (0..batch).map(|_| rng.below(work.classes) as u32).collect();
+    let goal = Targets::classes(&labels).distributions(work.classes, 0.0, device);
+    let keys: Vec<u64> = (0..batch as u64).collect();
+    let attack = (work.attack_steps > 0).then(|| Pgd {
+        norm: Norm::Linf,
+        epsilon: "4/255".parse().expect("a fraction"),
+        step_size: "4/255".parse().expect("a fraction"),
+        steps: work.attack_steps,
+        start: Start::Random,
+    });
+    let pass = Pass { precision: work.precision, ..Pass::evaluation() };
+    let mut seconds: Vec<f64> = (0..work.repeats + 2)
+        .map(|_| {
+            let begun = Instant::now();
+            let loss = |x: Tensor<4>| cross_entropy(model.logits(x, &pass), goal.clone());
+            let adversarial = match &attack {
+                Some(attack) => attack.perturb(images.clone(), &loss, 0, &keys),
+                None => images.clone(),
+            };
+            let tracked = model.tracked();
+            let loss = cross_entropy(tracked.logits(adversarial, &pass), goal.clone()).mean();
+            let gradients = tracked.gradients(&mut loss.backward());
+            drop(tracked);
+            let length = norm(&gradients);
+            let weights = model.parameters_mut().into_iter().map(|p| &mut p.value).collect();
+            optimizer.update(weights, &decays, gradients, length, 1e-4);
+            begun.elapsed().as_secs_f64()
+        })
+        .skip(2)
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds[seconds.len() / 2];
+
+    let tokens = (size / config.patch).pow(2) + 1;
+    let forward = 2.0 * config.forward_macs(tokens as u64) as f64 * batch as f64;
+    let flops = forward * (2 * work.attack_steps + 3) as f64;
+    let rounded = |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
+    json!({
+        "program": format!("advxl {}", env!("CARGO_PKG_VERSION")),
+        "precision": word_of(work.precision),
+        "model": config.size,
+        "image_size": size,
+        "batch": batch,
+        "attack_steps": work.attack_steps,
+        "threads": rayon::current_num_threads(),
+        "seconds_per_step": rounded(median, 5),
+        "images_per_second": rounded(batch as f64 / median, 3),
+        "gflops": rounded(flops / median / 1e9, 1),
+        "peak_memory_mib": crate::train::monitor::peak_memory_mib(),
+    })
+}

@@ -1,0 +1,63 @@
+//! `advxl bench`.
+
+use super::{device, parse_precision, print_json};
+use crate::bench;
+use crate::error::{Error, Result};
+use crate::fused::Precision;
+use crate::model::ModelConfig;
+
+/// One adversarial training step: k attack passes, forward, backward, optimizer.
+#[derive(clap::Args)]
+pub(super) struct Step {
+    /// Size of the model, such as vit_s16.
+    #[arg(long, default_value = "vit_s16")]
+    model: String,
+    /// Pixels on a side.
+    #[arg(long, default_value_t = 112)]
+    image_size: usize,
+    /// Images in a step.
+    #[arg(long, default_value_t = 32)]
+    batch: usize,
+    /// Steps of the attack; 0 for ordinary training.
+    #[arg(long, default_value_t = 1)]
+    attack_steps: u64,
+    /// Classes of the head.
+    #[arg(long, default_value_t = 1000)]
+    classes: usize,
+    /// Steps that are timed; the median is told.
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// Arithmetic: f32 or bf16.
+    #[arg(long, default_value = "bf16", value_parser = parse_precision)]
+    precision: Precision,
+}
+
+impl Step {
+    pub(super) fn run(&self) -> Result<()> {
+        let config = ModelConfig::named(&self.model).ok_or_else(|| {
+            Error::input(format!("--model {}: there is no such size", self.model))
+                .hint(format!("use one of {}", ModelConfig::names().join(", ")))
+        })?;
+        config.grid(self.image_size).map_err(|(message, hint)| {
+            Error::input(message.replace("image_size =", "--image-size")).hint(hint)
+        })?;
+        for (flag, value) in
+            [("batch", self.batch), ("classes", self.classes), ("repeats", self.repeats)]
+        {
+            if value == 0 {
+                return Err(Error::input(format!("--{flag} 0 must be at least 1")));
+            }
+        }
+        let work = bench::StepWork {
+            model: config,
+            image_size: self.image_size,
+            batch: self.batch,
+            attack_steps: self.attack_steps,
+            classes: self.classes,
+            repeats: self.repeats,
+            precision: self.precision,
+        };
+        print_json(&bench::step(&work, &device()));
+        Ok(())
+    }
+}

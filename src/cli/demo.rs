@@ -1,0 +1,37 @@
+//! `advxl demo`.
+
+use std::path::PathBuf;
+
+use super::screen::Terminal;
+use super::{device, print_json};
+use crate::demo;
+use crate::error::Result;
+use crate::train::Screen;
+
+/// The whole method in minutes, with nothing but this program: synthetic images, two-stage
+/// adversarial training, the same network trained normally, and what an attack leaves of both.
+#[derive(clap::Args)]
+pub(super) struct Demo {
+    /// The folder of the two runs.
+    #[arg(long, value_name = "DIR", default_value = "runs/demo")]
+    out: PathBuf,
+    /// Seed of images, weights and attacks.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl Demo {
+    pub(super) fn run(&self, json: bool) -> Result<()> {
+        let mut screen = Terminal::new();
+        let outcome = demo::run(&self.out, self.seed, &device(), &mut screen)?;
+        for line in demo::table(&outcome) {
+            screen.line(&line);
+        }
+        screen.line(&format!("everything is in `{}`", self.out.display()));
+        drop(screen);
+        if json {
+            print_json(&outcome);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+//! The command line: what was typed, made into calls of the library. The only place that prints.
+
+mod bench;
+mod demo;
+mod eval;
+mod predict;
+mod screen;
+mod train;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use burn::tensor::Device;
+use clap::{Parser, Subcommand};
+
+use crate::data::Dataset;
+use crate::error::{Error, Result};
+use crate::fused::Precision;
+use crate::model::weights::{self, Loaded};
+use crate::recipe::PRECISIONS;
+
+/// Train and evaluate adversarially robust vision transformers.
+#[derive(Parser)]
+#[command(name = "advxl", version, about, propagate_version = true)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 bad input, 75 try again.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Threads for computing; all cores if absent. Results do not depend on it.
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// Print the result as one JSON object, the last line of standard output.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The whole method in minutes on synthetic images: two-stage training beside normal training.
+    Demo(demo::Demo),
+    /// Train as a recipe says; the same command resumes.
+    Train(train::Train),
+    /// Robust accuracy of a model under attacks.
+    Eval(eval::Eval),
+    /// Logits, and gradients on request, of a model for a data set.
+    Predict(predict::Predict),
+    /// How fast this machine is.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// One adversarial training step.
+    Step(bench::Step),
+}
+
+/// Runs the program.
+pub fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    match execute(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn execute(arguments: &Arguments) -> Result<()> {
+    if arguments.threads == Some(0) {
+        return Err(Error::input("--threads 0: at least one thread is needed"));
+    }
+    let mut pool = rayon::ThreadPoolBuilder::new();
+    if let Some(threads) = arguments.threads {
+        pool = pool.num_threads(threads);
+    }
+    pool.build_global().map_err(|error| Error::failed(format!("cannot start threads: {error}")))?;
+    let json = arguments.json;
+    match &arguments.command {
+        Command::Demo(demo) => demo.run(json),
+        Command::Train(train) => train.run(json),
+        Command::Eval(eval) => eval.run(json),
+        Command::Predict(predict) => predict.run(json),
+        Command::Bench { what: Bench::Step(step) } => step.run(),
+    }
+}
+
+/// Where this program computes.
+fn device() -> Device {
+    Device::flex()
+}
+
+/// Loads the model that a user named: a model folder or the folder of a run.
+fn load_model(path: &Path) -> Result<Loaded> {
+    let of_run = path.join("model");
+    let is_run = path.join("recipe.toml").is_file();
+    if is_run && !of_run.is_dir() {
+        let message = format!("the run in `{}` has not saved a model yet", path.display());
+        return Err(Error::input(message).hint("a run saves one with each checkpoint"));
+    }
+    weights::load(if is_run { &of_run } else { path }, &device())
+}
+
+/// How many images to use of a data set.
+fn image_count(wanted: Option<usize>, dataset: &Dataset) -> usize {
+    wanted.unwrap_or(dataset.len()).min(dataset.len())
+}
+
+/// An error unless the labels of a data set can be classes of the model.
+fn check_classes(loaded: &Loaded, dataset: &Dataset, data: &str) -> Result<()> {
+    let (of_model, of_data) = (loaded.model.classes, dataset.classes().len());
+    if of_data <= of_model {
+        return Ok(());
+    }
+    let message = format!("`{data}` has {of_data} classes and the model {of_model}");
+    Err(Error::input(message).hint("use the data set that the model was trained for"))
+}
+
+fn parse_precision(text: &str) -> std::result::Result<Precision, String> {
+    let found = PRECISIONS.iter().find(|(word, _)| *word == text);
+    found.map(|(_, precision)| *precision).ok_or_else(|| "use f32 or bf16".to_owned())
+}
+
+/// Writes the JSON result to standard output.
+fn print_json(value: &serde_json::Value) {
+    println!("{value}");
+}
+
+/// `runs/NAME` for `recipes/NAME.toml`.
+fn default_folder(recipe: &Path) -> PathBuf {
+    Path::new("runs").join(recipe.file_stem().unwrap_or_default())
+}

@@ -1,0 +1,107 @@
+//! `advxl predict`.
+
+use std::path::PathBuf;
+
+use burn::tensor::Tensor;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::json;
+
+use super::screen::Terminal;
+use super::{check_classes, device, image_count, load_model, parse_precision, print_json};
+use crate::attack::input_gradient;
+use crate::data::{Dataset, EvaluationTransform, Spec, Split};
+use crate::data::resize::Filter;
+use crate::error::{Error, Result};
+use crate::eval::Images;
+use crate::files;
+use crate::fused::{Precision, to_vec};
+use crate::loss::{Targets, cross_entropy};
+use crate::model::Pass;
+use crate::train::Screen;
+
+/// Logits of a model for a data set, and the gradient of the loss for its images.
+#[derive(clap::Args)]
+pub(super) struct Predict {
+    /// A model folder or the folder of a run.
+    model: PathBuf,
+    /// Test images: a folder, tensors:FILE or synthetic:N.
+    #[arg(long, value_name = "SPEC")]
+    data: String,
+    /// The safetensors file to write: `logits` f32 [n, classes].
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Also write `gradients` f32 [n, 3, h, w] of the summed cross entropy.
+    #[arg(long)]
+    gradient: bool,
+    /// How many images, from the first; all if absent.
+    #[arg(short, long, value_name = "N")]
+    n: Option<usize>,
+    /// Images at a time; changes no result.
+    #[arg(long, default_value_t = 128)]
+    batch: usize,
+    /// Seed of synthetic images.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Arithmetic: f32 or bf16.
+    #[arg(long, default_value = "f32", value_parser = parse_precision)]
+    precision: Precision,
+}
+
+impl Predict {
+    pub(super) fn run(&self, json: bool) -> Result<()> {
+        let loaded = load_model(&self.model)?;
+        let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
+        if self.gradient {
+            check_classes(&loaded, &dataset, &self.data)?;
+        }
+        let count = image_count(self.n, &dataset);
+        let (size, classes) = (loaded.image_size, loaded.model.classes);
+        let images = Images {
+            dataset: &dataset,
+            transform: EvaluationTransform {
+                image_size: size,
+                crop_fraction: 1.0,
+                interpolation: Filter::Bicubic,
+            },
+            count,
+        };
+        let pass = Pass { precision: self.precision, ..Pass::evaluation() };
+        let (mut logits, mut gradients) = (Vec::new(), Vec::new());
+        let mut screen = Terminal::new();
+        let indices: Vec<usize> = (0..count).collect();
+        for chunk in indices.chunks(self.batch.max(1)) {
+            let (batch, labels) = images.batch(chunk, &device())?;
+            logits.extend(to_vec(loaded.model.logits(batch.clone(), &pass)));
+            if self.gradient {
+                let goal = Targets::classes(&labels).distributions(classes, 0.0, &device());
+                let loss = |images: Tensor<4>| {
+                    cross_entropy(loaded.model.logits(images, &pass), goal.clone())
+                };
+                gradients.extend(to_vec(input_gradient(&loss, batch).0));
+            }
+            let done = logits.len() / classes;
+            screen.progress(done as u64, count as u64, &format!("{done} of {count} images"));
+        }
+        drop(screen);
+        let view = |values: &'_ [f32], shape: Vec<usize>| {
+            // The bytes live as long as the vectors above.
+            (bytemuck::cast_slice::<f32, u8>(values).to_vec(), shape)
+        };
+        let mut tensors = vec![("logits", view(&logits, vec![count, classes]))];
+        if self.gradient {
+            tensors.push(("gradients", view(&gradients, vec![count, 3, size, size])));
+        }
+        let views = tensors.iter().map(|(name, (bytes, shape))| {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+            (*name, view.expect("shapes hold values"))
+        });
+        let bytes = safetensors::serialize(views, None)
+            .map_err(|error| Error::failed(format!("cannot write the logits: {error}")))?;
+        files::write(&self.out, &bytes)?;
+        if json {
+            let out = self.out.display().to_string();
+            print_json(&json!({ "out": out, "images": count, "classes": classes }));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,160 @@
+//! Reading and writing files so that a file is whole or absent, and errors name the path.
+//!
+//! The only module that touches the file system for results, checkpoints and models.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Turns an operating system's error into ours: a path, what was being done, and what may help.
+pub fn explain(doing: &str, path: &Path, error: &io::Error) -> Error {
+    let message = format!("cannot {doing} `{}`: {}", path.display(), plain(error));
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::failed(message)
+            .hint("free some space and run the same command again; what was saved before is whole"),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            Error::input(message).hint("choose a folder that you may write to, or change its permissions")
+        }
+        io::ErrorKind::NotFound => Error::input(message).hint("check the path"),
+        io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory | io::ErrorKind::AlreadyExists => {
+            Error::input(message)
+        }
+        _ => Error::failed(message),
+    }
+}
+
+/// The error without Rust's `(os error 28)`, in lower case as our messages are.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut letters = text.chars();
+    match letters.next() {
+        Some(first) => first.to_lowercase().chain(letters).collect(),
+        None => "unknown error".into(),
+    }
+}
+
+/// The bytes of a file.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| explain("read", path, &error))
+}
+
+/// The text of a file.
+pub fn read_text(path: &Path) -> Result<String> {
+    String::from_utf8(read(path)?)
+        .map_err(|error| Error::input(format!("`{}` is not UTF-8 text: {error}", path.display())))
+}
+
+/// The entries of a folder, sorted by name, so that no result depends on the file system's order.
+pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let explained = |error| explain("list", folder, &error);
+    let entries = fs::read_dir(folder).map_err(explained)?;
+    let mut paths = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(explained)?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// Makes a folder and those above it.
+pub fn make_folder(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).map_err(|error| explain("make the folder", path, &error))
+}
+
+/// Writes a file that is whole or absent: under a temporary name, flushed to disk, then renamed.
+///
+/// A reader, a crash or a full disk never meets half of it; an older file of that name stays until
+/// the new one is complete.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = beside(path);
+    let written = (|| {
+        let mut file = fs::File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        sync_folder_of(path)
+    })();
+    written.map_err(|error| {
+        // Best effort: the write has failed already, and a left-over temporary file is ignored.
+        let _ = fs::remove_file(&temporary);
+        explain("write", path, &error)
+    })
+}
+
+/// Renames a complete file or folder into place and makes the rename last.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to)
+        .and_then(|()| sync_folder_of(to))
+        .map_err(|error| explain("rename into", to, &error))
+}
+
+/// Adds a line to a file that grows, such as a log.
+pub fn append(path: &Path, text: &str) -> Result<()> {
+    fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(|error| explain("write", path, &error))
+}
+
+/// Locks a file until it is dropped; `None` when another process holds the lock.
+pub fn lock(path: &Path) -> Result<Option<fs::File>> {
+    let file = fs::File::create(path).map_err(|error| explain("write", path, &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(explain("lock", path, &error)),
+    }
+}
+
+/// Removes a file of ours, such as an old checkpoint.
+pub fn remove_file(path: &Path) -> Result<()> {
+    fs::remove_file(path).map_err(|error| explain("remove", path, &error))
+}
+
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.tmp", std::process::id()));
+    path.with_file_name(name)
+}
+
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => fs::File::open(folder)?.sync_all(),
+        _ => fs::File::open(".")?.sync_all(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_file_replaces_the_old_one_and_leaves_nothing_beside_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        write(&path, b"one").unwrap();
+        write(&path, b"two").unwrap();
+        assert_eq!(read(&path).unwrap(), b"two");
+        assert_eq!(list(folder.path()).unwrap(), [path]);
+    }
+
+    #[test]
+    fn a_full_disk_is_named_and_nothing_is_left_half_written() {
+        // /dev/full fails every write with ENOSPC, as a full disk does.
+        let error = append(Path::new("/dev/full"), "line\n").unwrap_err().to_string();
+        assert!(error.contains("cannot write `/dev/full`: no space left on device"), "{error}");
+        assert!(error.contains("hint: free some space"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_file_is_the_users_to_repair() {
+        let error = read(Path::new("no/such/file")).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("cannot read `no/such/file`: no such file"), "{error}");
+    }
+}

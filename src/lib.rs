@@ -1,0 +1,29 @@
+//! Train and evaluate adversarially robust vision transformers.
+//!
+//! The method is that of "Revisiting Adversarial Training at Scale" (Wang et al., CVPR 2024). The
+//! modules stand in the order of their dependence: each uses only those above it, which
+//! `tests/layers.rs` holds.
+
+pub mod error;
+pub mod rng;
+pub mod files;
+pub mod settings;
+pub mod units;
+
+pub mod fused;
+pub mod loss;
+pub mod schedule;
+pub mod optim;
+
+pub mod data;
+mod data_read_tmp;
+pub mod model;
+pub mod attack;
+
+pub mod eval;
+pub mod recipe;
+pub mod train;
+
+pub mod bench;
+pub mod demo;
+pub mod cli;

@@ -1,0 +1,131 @@
+//! What training descends and attacks climb.
+//!
+//! Values are per image; who needs a scalar sums them (attacks: an image's perturbation must not
+//! depend on how many others are in the batch) or takes the mean (updates).
+
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Device, Int, Tensor};
+use serde::Serialize;
+
+use crate::settings::Table;
+
+/// The loss of one phase.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Loss {
+    /// Always `cross_entropy`; captions bring the contrastive loss.
+    pub kind: LossKind,
+    /// Share of the target that is spread evenly over all classes; 0 for none.
+    pub label_smoothing: f64,
+}
+
+/// Which loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossKind {
+    /// Cross entropy of the softmax of the logits.
+    CrossEntropy,
+}
+
+impl Loss {
+    /// Reads the recipe's table `loss`.
+    pub fn read(table: &Table) -> Option<Self> {
+        let kind = table.choice("kind", &[("cross_entropy", LossKind::CrossEntropy)]);
+        let share = |share: &f64| (0.0..1.0).contains(share);
+        let label_smoothing = match table.has("label_smoothing") {
+            true => table.optional_where("label_smoothing", "at least 0 and below 1", share)?,
+            false => {
+                let _: Option<f64> = table.optional("label_smoothing");
+                0.0
+            }
+        };
+        Some(Self { kind: kind?, label_smoothing })
+    }
+}
+
+/// What the images of a batch show: one class each, or two mixed by MixUp or CutMix.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Targets {
+    /// A class for each image.
+    pub first: Vec<u32>,
+    /// The class mixed in; equal to `first` without mixing.
+    pub second: Vec<u32>,
+    /// Share of `first`; 1 without mixing.
+    pub weight: Vec<f32>,
+}
+
+impl Targets {
+    /// One class each.
+    pub fn classes(labels: &[u32]) -> Self {
+        Self {
+            first: labels.to_vec(),
+            second: labels.to_vec(),
+            weight: vec![1.0; labels.len()],
+        }
+    }
+
+    /// The distributions that the logits should give.
+    ///
+    /// Smoothing comes before mixing, as in timm; since both are linear the order does not matter.
+    /// Shapes: the result [batch, classes], rows sum to 1.
+    pub fn distributions(&self, classes: usize, smoothing: f64, device: &Device) -> Tensor<2> {
+        let rest = (smoothing / classes as f64) as f32;
+        let mut values = vec![rest; self.first.len() * classes];
+        let hot = 1.0 - smoothing as f32;
+        for (row, index) in values.chunks_exact_mut(classes).zip(0..) {
+            row[self.first[index] as usize] += hot * self.weight[index];
+            row[self.second[index] as usize] += hot * (1.0 - self.weight[index]);
+        }
+        crate::fused::from_vec(values, [self.first.len(), classes], device)
+    }
+
+    /// The class with the larger share, against which accuracy under mixing is counted.
+    pub fn dominant(&self) -> Vec<u32> {
+        let both = self.first.iter().zip(&self.second).zip(&self.weight);
+        both.map(|((first, second), weight)| if *weight >= 0.5 { *first } else { *second }).collect()
+    }
+}
+
+/// Cross entropy against a distribution over the classes.
+///
+/// Shapes: `logits` and `targets` [batch, classes]; the result [batch].
+pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
+    // [batch, classes] -> [batch]
+    -(log_softmax(logits, 1) * targets).sum_dim(1).squeeze_dim(1)
+}
+
+/// The class with the largest logit.
+///
+/// Shapes: `logits` [batch, classes]; the result [batch].
+pub fn predictions(logits: Tensor<2>) -> Vec<u32> {
+    let classes: Tensor<1, Int> = logits.without_autodiff().argmax(1).squeeze_dim(1);
+    classes.into_data().iter::<i64>().map(|class| class as u32).collect()
+}
+
+/// How many of the predictions are right.
+pub fn count_correct(logits: Tensor<2>, labels: &[u32]) -> u64 {
+    predictions(logits).iter().zip(labels).filter(|(a, b)| a == b).count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mixed_and_smoothed_target_sums_to_one_with_the_shares_asked_for() {
+        let targets = Targets { first: vec![0], second: vec![2], weight: vec![0.75] };
+        let row = crate::fused::to_vec(targets.distributions(4, 0.1, &Device::flex()));
+        let expected = [0.025 + 0.675, 0.025, 0.025 + 0.225, 0.025];
+        for (found, expected) in row.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-6, "{row:?}");
+        }
+        assert_eq!(targets.dominant(), [0]);
+    }
+
+    #[test]
+    fn equal_logits_cost_the_logarithm_of_the_number_of_classes() {
+        let device = Device::flex();
+        let targets = Targets::classes(&[1, 3]).distributions(4, 0.1, &device);
+        let loss = crate::fused::to_vec(cross_entropy(Tensor::zeros([2, 4], &device), targets));
+        assert!(loss.iter().all(|loss| (loss - 4f32.ln()).abs() < 1e-6), "{loss:?}");
+    }
+}

@@ -1,0 +1,114 @@
+//! Position embeddings that follow any image size.
+
+use burn::tensor::{Device, Tensor};
+
+use crate::fused::from_vec;
+
+/// Fixed two-dimensional sine and cosine embedding of a square grid.
+///
+/// Half of the width encodes the column, half the row; each half is sines then cosines of the
+/// coordinate at frequencies 10000^(-2i / (width / 2)).
+///
+/// Shapes: the result, flat, [grid * grid, width], rows in reading order.
+/// Source: MoCo v3 (Chen et al. 2021) and MAE (He et al. 2022), whose order of axes timm's
+/// checkpoints follow.
+pub fn sincos2d(grid: usize, width: usize) -> Vec<f32> {
+    let quarter = width / 4;
+    let frequency = |i: usize| 10_000f64.powf(-(i as f64) / quarter as f64);
+    let mut values = Vec::with_capacity(grid * grid * width);
+    for row in 0..grid {
+        for column in 0..grid {
+            for coordinate in [column, row] {
+                let angles = (0..quarter).map(|i| coordinate as f64 * frequency(i));
+                values.extend(angles.clone().map(|angle| angle.sin() as f32));
+                values.extend(angles.map(|angle| angle.cos() as f32));
+            }
+        }
+    }
+    values
+}
+
+/// Learned embeddings of one grid resampled to another.
+///
+/// Anti-aliased bicubic interpolation is linear in the embeddings, so it is a matrix and gradients
+/// pass through it by themselves.
+///
+/// Shapes: `embeddings` [from * from, width]; the result [to * to, width].
+/// Source: `timm.layers.resample_abs_pos_embed` (bicubic, antialias, corners not aligned).
+pub fn resample(embeddings: Tensor<2>, from: usize, to: usize) -> Tensor<2> {
+    if from == to {
+        return embeddings;
+    }
+    let device: Device = embeddings.device().without_autodiff();
+    let line = interpolation(from, to);
+    // The grid's matrix is the Kronecker product of the two axes' matrices.
+    let mut values = vec![0.0; to * to * from * from];
+    for (row, of_row) in line.iter().enumerate() {
+        for (column, of_column) in line.iter().enumerate() {
+            let start = (row * to + column) * from * from;
+            for (i, a) in of_row.iter().enumerate() {
+                for (j, b) in of_column.iter().enumerate() {
+                    values[start + i * from + j] = (a * b) as f32;
+                }
+            }
+        }
+    }
+    from_vec(values, [to * to, from * from], &device).matmul(embeddings)
+}
+
+/// Weights of `from` inputs in each of `to` outputs along one axis.
+///
+/// The kernel is Keys' cubic with a = -0.5 when anti-aliased, as in PyTorch and Pillow.
+fn interpolation(from: usize, to: usize) -> Vec<Vec<f64>> {
+    let scale = from as f64 / to as f64;
+    let stretch = scale.max(1.0);
+    let weights_of = |output: usize| {
+        let centre = (output as f64 + 0.5) * scale;
+        let weight = |input: usize| cubic((input as f64 + 0.5 - centre) / stretch);
+        let reach = 2.0 * stretch;
+        let first = (centre - reach + 0.5).max(0.0) as usize;
+        let last = ((centre + reach + 0.5) as usize).min(from);
+        let mut weights = vec![0.0; from];
+        let sum: f64 = (first..last).map(weight).sum();
+        for (input, slot) in weights.iter_mut().enumerate().take(last).skip(first) {
+            *slot = weight(input) / sum;
+        }
+        weights
+    };
+    (0..to).map(weights_of).collect()
+}
+
+fn cubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    let x = x.abs();
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A
+    } else {
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn position_embeddings_of_the_same_size_are_untouched() {
+        let device = Device::flex();
+        let embeddings = from_vec(sincos2d(3, 8), [9, 8], &device);
+        let same = resample(embeddings.clone(), 3, 3);
+        assert_eq!(crate::fused::to_vec(same), crate::fused::to_vec(embeddings));
+    }
+
+    #[test]
+    fn a_constant_embedding_stays_constant_at_any_size() {
+        let ones = Tensor::<2>::ones([16, 2], &Device::flex());
+        for to in [1, 2, 3, 7, 14] {
+            let found = crate::fused::to_vec(resample(ones.clone(), 4, to));
+            assert_eq!(found.len(), to * to * 2);
+            assert!(found.iter().all(|value| (value - 1.0).abs() < 1e-5), "{to}: {found:?}");
+        }
+    }
+}

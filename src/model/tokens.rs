@@ -1,0 +1,187 @@
+//! Token reduction: which patches of an image the model sees.
+//!
+//! The paper's three ways are resizing (a smaller image, done by the data pipeline), random masking
+//! and block masking (here). A choice of patches is made once a batch: attack and update see the
+//! same ones.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use serde::Serialize;
+
+use crate::rng::{Purpose, Rng};
+use crate::settings::Table;
+
+/// Leaving out patches, a part of a phase.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Masking {
+    /// Which patches stay.
+    pub kind: MaskingKind,
+    /// Share of the patches that is left out.
+    pub ratio: f64,
+}
+
+/// Which patches stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MaskingKind {
+    /// Any, each as likely as the next (FLIP, MAE).
+    Random,
+    /// One contiguous rectangle of the grid, near to square (after BEiT).
+    Block,
+}
+
+impl Masking {
+    /// Reads a phase's table `masking`.
+    pub fn read(table: &Table) -> Option<Self> {
+        let kinds = [("random", MaskingKind::Random), ("block", MaskingKind::Block)];
+        let kind = table.choice("kind", &kinds);
+        let inside = |ratio: &f64| *ratio > 0.0 && *ratio < 1.0;
+        let ratio = table.required_where("ratio", "above 0 and below 1", inside);
+        Some(Self { kind: kind?, ratio: ratio? })
+    }
+
+    /// How many patches of a grid stay.
+    ///
+    /// Random masking keeps the rounded share. Block masking keeps the rectangle whose area comes
+    /// nearest to it: 7 x 14 of 14 x 14 at a ratio of 1/2, 7 x 7 at 3/4, the paper's counts.
+    pub fn kept(&self, grid: usize) -> usize {
+        match self.kind {
+            MaskingKind::Random => {
+                let share = (grid * grid) as f64 * (1.0 - self.ratio);
+                (share.round() as usize).clamp(1, grid * grid)
+            }
+            MaskingKind::Block => {
+                let (height, width) = self.block(grid);
+                height * width
+            }
+        }
+    }
+
+    /// Height and width of the block. Of all rectangles with the area nearest to the share, the one
+    /// nearest to a square that is at least as wide as high.
+    fn block(&self, grid: usize) -> (usize, usize) {
+        let share = (grid * grid) as f64 * (1.0 - self.ratio);
+        let sizes = (1..=grid).flat_map(|height| (height..=grid).map(move |width| (height, width)));
+        let distance = |&(height, width): &(usize, usize)| {
+            let off = ((height * width) as f64 - share).abs();
+            (off, width - height)
+        };
+        let nearest = sizes.min_by(|a, b| distance(a).partial_cmp(&distance(b)).expect("finite"));
+        nearest.expect("a grid has at least one patch")
+    }
+
+    /// The patches that stay, for each image of a batch.
+    ///
+    /// `position` is the first image's place in the run, so that the choice is a function of
+    /// (seed, place in the run) alone.
+    pub fn choose(&self, seed: u64, position: u64, batch: usize, grid: usize) -> Kept {
+        let kept = self.kept(grid);
+        let mut indices = Vec::with_capacity(batch * kept);
+        for image in 0..batch as u64 {
+            let mut rng = Rng::new(seed, Purpose::Masking, position + image, 0);
+            match self.kind {
+                MaskingKind::Random => {
+                    let mut chosen = rng.permutation(grid * grid);
+                    chosen.truncate(kept);
+                    chosen.sort_unstable();
+                    indices.extend(chosen);
+                }
+                MaskingKind::Block => {
+                    let (mut height, mut width) = self.block(grid);
+                    if rng.chance(0.5) {
+                        (height, width) = (width, height);
+                    }
+                    let top = rng.below(grid - height + 1);
+                    let left = rng.below(grid - width + 1);
+                    let rows = top..top + height;
+                    indices.extend(rows.flat_map(|row| {
+                        (left..left + width).map(move |column| row * grid + column)
+                    }));
+                }
+            }
+        }
+        Kept { indices, batch, kept }
+    }
+}
+
+/// The patches that stay, by image.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kept {
+    /// Patch numbers in reading order, [batch, kept].
+    indices: Vec<usize>,
+    batch: usize,
+    kept: usize,
+}
+
+impl Kept {
+    /// Number of patches that stay in each image.
+    pub fn count(&self) -> usize {
+        self.kept
+    }
+
+    /// The rows of `tokens` that stay.
+    ///
+    /// Shapes: `tokens` [batch, patches, width]; the result [batch, kept, width].
+    pub fn of_tokens(&self, tokens: Tensor<3>) -> Tensor<3> {
+        let [batch, patches, width] = tokens.dims();
+        assert_eq!(batch, self.batch, "a choice of patches is made for one batch");
+        let flat = self.indices.iter().enumerate();
+        let flat = flat.map(|(at, patch)| (at / self.kept * patches + patch) as i64).collect();
+        let indices = self.tensor(flat, &tokens.device());
+        // [batch, patches, width] -> [batch * patches, width] -> [batch, kept, width]
+        let rows = tokens.reshape([batch * patches, width]);
+        rows.select(0, indices).reshape([batch, self.kept, width])
+    }
+
+    /// The same rows of an embedding that all images share.
+    ///
+    /// Shapes: `embedding` [patches, width]; the result [batch, kept, width].
+    pub fn of_positions(&self, embedding: Tensor<2>) -> Tensor<3> {
+        let width = embedding.dims()[1];
+        let patches = self.indices.iter().map(|patch| *patch as i64).collect();
+        let indices = self.tensor(patches, &embedding.device());
+        embedding.select(0, indices).reshape([self.batch, self.kept, width])
+    }
+
+    fn tensor(&self, indices: Vec<i64>, device: &Device) -> Tensor<1, Int> {
+        let length = indices.len();
+        Tensor::from_data(TensorData::new(indices, [length]), &device.clone().without_autodiff())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_counts_are_the_papers() {
+        let masking = |kind, ratio| Masking { kind, ratio };
+        for kind in [MaskingKind::Random, MaskingKind::Block] {
+            assert_eq!(masking(kind, 0.5).kept(14), 98);
+            assert_eq!(masking(kind, 0.75).kept(14), 49);
+        }
+        assert_eq!(masking(MaskingKind::Block, 0.75).block(14), (7, 7));
+    }
+
+    #[test]
+    fn a_block_is_contiguous_and_a_random_choice_has_no_patch_twice() {
+        let block = Masking { kind: MaskingKind::Block, ratio: 0.5 }.choose(1, 0, 8, 4);
+        for image in block.indices.chunks(8) {
+            let rows: Vec<_> = image.iter().map(|patch| patch / 4).collect();
+            let columns: Vec<_> = image.iter().map(|patch| patch % 4).collect();
+            let extent = |of: &[usize]| of.iter().max().unwrap() - of.iter().min().unwrap() + 1;
+            assert_eq!(extent(&rows) * extent(&columns), 8, "{image:?}");
+        }
+        let random = Masking { kind: MaskingKind::Random, ratio: 0.5 }.choose(1, 0, 8, 4);
+        for image in random.indices.chunks(8) {
+            assert!(image.windows(2).all(|pair| pair[0] < pair[1]), "{image:?}");
+        }
+    }
+
+    #[test]
+    fn the_choice_of_an_image_does_not_depend_on_its_batch() {
+        let masking = Masking { kind: MaskingKind::Random, ratio: 0.75 };
+        let together = masking.choose(5, 100, 4, 6);
+        let alone = masking.choose(5, 102, 1, 6);
+        assert_eq!(together.indices[2 * 9..3 * 9], alone.indices);
+    }
+}

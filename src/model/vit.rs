@@ -1,0 +1,330 @@
+//! The vision transformer (Dosovitskiy et al. 2021), in the form that the paper trains.
+//!
+//! Names, shapes and order of the weights are timm's. Pre-norm blocks, biases everywhere, no
+//! dropout, no layer scale.
+
+use burn::tensor::{Device, Gradients, Tensor};
+
+use super::init::Init;
+use super::position::{resample, sincos2d};
+use super::{Kept, ModelConfig, Parameter, Pool, Position};
+use crate::fused::{
+    BlockSpec, Gelu, PathScale, Precision, WeightCache, encoder_block, from_vec, plain,
+};
+use crate::rng::{Purpose, Rng};
+
+/// Added to the variance in the norms, as in timm's transformers.
+const NORM_EPS: f64 = 1e-6;
+
+/// A vision transformer with its weights.
+#[derive(Clone, Debug)]
+pub struct Vit {
+    /// What it is.
+    pub config: ModelConfig,
+    /// Number of classes.
+    pub classes: usize,
+    /// Pixels on a side of the images that learned positions belong to.
+    pub image_size: usize,
+    class_token: Option<Parameter>,
+    position: Option<Parameter>,
+    patch_weight: Parameter,
+    patch_bias: Parameter,
+    blocks: Vec<Block>,
+    norm_weight: Parameter,
+    norm_bias: Parameter,
+    head_weight: Parameter,
+    head_bias: Parameter,
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    /// From `norm1.weight` to `mlp.fc2.bias`.
+    weights: [Parameter; 12],
+    cache: WeightCache,
+}
+
+/// How one forward pass is done.
+#[derive(Clone, Debug)]
+pub struct Pass<'a> {
+    /// Arithmetic of the matrix products.
+    pub precision: Precision,
+    /// The patches that are seen; all of them if absent.
+    pub kept: Option<&'a Kept>,
+    /// Residual branches left out at random; none in evaluation mode.
+    pub drop_path: Option<DropPath>,
+}
+
+impl Pass<'_> {
+    /// Evaluation mode in f32 with every patch.
+    pub fn evaluation() -> Self {
+        Self { precision: Precision::F32, kept: None, drop_path: None }
+    }
+}
+
+/// Stochastic depth (Huang et al. 2016): branches left out at random for each image, more of them
+/// the deeper the block, up to `rate` in the last (timm's rule).
+#[derive(Clone, Debug)]
+pub struct DropPath {
+    /// Chance in the last block.
+    pub rate: f64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Place in the run of the batch's first image.
+    pub position: u64,
+}
+
+impl DropPath {
+    /// The factors of block `index` of `depth` for a batch.
+    fn of_block(&self, index: usize, depth: usize, batch: usize) -> PathScale {
+        let rate = self.rate as f32 * index as f32 / (depth - 1).max(1) as f32;
+        let mut scale = PathScale { attention: Vec::new(), mlp: Vec::new() };
+        for image in 0..batch as u64 {
+            let mut rng =
+                Rng::new(self.seed, Purpose::DropPath, self.position + image, index as u64);
+            let mut draw = || if rng.chance(rate) { 0.0 } else { 1.0 / (1.0 - rate) };
+            scale.attention.push(draw());
+            scale.mlp.push(draw());
+        }
+        scale
+    }
+}
+
+impl Vit {
+    /// A model with random weights.
+    ///
+    /// `image_size` is the size that learned positions are made for.
+    pub fn new(
+        config: &ModelConfig,
+        classes: usize,
+        image_size: usize,
+        seed: u64,
+        device: &Device,
+    ) -> Self {
+        let ModelConfig { patch, width, hidden, .. } = *config;
+        let mut init = Init::new(seed);
+        let zeros = |count: usize| vec![0.0; count];
+        let tensor = |name: &str, shape: &[usize], values: Vec<f32>| {
+            let decays = shape.len() > 1 && name != "cls_token" && name != "pos_embed";
+            Parameter::new(name, shape, decays, values, device)
+        };
+        let class_token = config.class_token.then(|| {
+            tensor("cls_token", &[1, 1, width], init.truncated_normal(0.02, width))
+        });
+        let position = (config.position == Position::Learned).then(|| {
+            let tokens = (image_size / patch).pow(2) + usize::from(config.class_token);
+            let values = init.truncated_normal(0.02, tokens * width);
+            tensor("pos_embed", &[1, tokens, width], values)
+        });
+        let patch_inputs = 3 * patch * patch;
+        let patch_values = init.xavier(patch_inputs, width, patch_inputs * width);
+        let blocks = (0..config.depth).map(|index| {
+            let name = |part: &str| format!("blocks.{index}.{part}");
+            let mut matrix = |part: &str, outputs: usize, inputs: usize| {
+                // Queries, keys and values are three square matrices in one tensor.
+                let fan_out = if part == "attn.qkv.weight" { width } else { outputs };
+                let values = init.xavier(inputs, fan_out, inputs * outputs);
+                tensor(&name(part), &[outputs, inputs], values)
+            };
+            let vector = |part: &str, value: f32, length: usize| {
+                tensor(&name(part), &[length], vec![value; length])
+            };
+            let weights = [
+                vector("norm1.weight", 1.0, width),
+                vector("norm1.bias", 0.0, width),
+                matrix("attn.qkv.weight", 3 * width, width),
+                vector("attn.qkv.bias", 0.0, 3 * width),
+                matrix("attn.proj.weight", width, width),
+                vector("attn.proj.bias", 0.0, width),
+                vector("norm2.weight", 1.0, width),
+                vector("norm2.bias", 0.0, width),
+                matrix("mlp.fc1.weight", hidden, width),
+                vector("mlp.fc1.bias", 0.0, hidden),
+                matrix("mlp.fc2.weight", width, hidden),
+                vector("mlp.fc2.bias", 0.0, width),
+            ];
+            Block { weights, cache: WeightCache::default() }
+        });
+        let blocks = blocks.collect();
+        let norm = match config.pool {
+            Pool::Average => "fc_norm",
+            Pool::Token => "norm",
+        };
+        Self {
+            config: config.clone(),
+            classes,
+            image_size,
+            class_token,
+            position,
+            patch_weight: tensor("patch_embed.proj.weight", &[width, 3, patch, patch], patch_values),
+            patch_bias: tensor("patch_embed.proj.bias", &[width], zeros(width)),
+            blocks,
+            norm_weight: tensor(&format!("{norm}.weight"), &[width], vec![1.0; width]),
+            norm_bias: tensor(&format!("{norm}.bias"), &[width], zeros(width)),
+            head_weight: {
+                let values = init.truncated_normal(0.02, classes * width);
+                tensor("head.weight", &[classes, width], values)
+            },
+            head_bias: tensor("head.bias", &[classes], zeros(classes)),
+        }
+    }
+
+    /// The logits of a batch.
+    ///
+    /// Shapes: `images` [batch, 3, height, width] with height = width, a multiple of the patch;
+    /// the result [batch, classes].
+    /// Units: pixels in [0, 1].
+    pub fn logits(&self, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
+        let grid = images.dims()[2] / self.config.patch;
+        let mut tokens = self.embed(self.normalise(images), grid, pass.kept);
+        let [batch, count, width] = tokens.dims();
+        let spec = BlockSpec {
+            heads: self.config.heads,
+            hidden: self.config.hidden,
+            gelu: Gelu::Erf,
+            eps: NORM_EPS,
+            precision: pass.precision,
+        };
+        let depth = self.blocks.len();
+        for (index, block) in self.blocks.iter().enumerate() {
+            let path = pass.drop_path.as_ref().map(|path| path.of_block(index, depth, batch));
+            let weights = block.weights.each_ref().map(|weight| weight.value.clone());
+            tokens = encoder_block(tokens, &weights, &spec, path.as_ref(), &block.cache);
+        }
+        let prefix = usize::from(self.config.class_token);
+        // [batch, tokens, width] -> [batch, 1, width]
+        let pooled = match self.config.pool {
+            Pool::Average => tokens.narrow(1, prefix, count - prefix).mean_dim(1),
+            Pool::Token => tokens.narrow(1, 0, 1),
+        };
+        let (weight, bias) = (self.norm_weight.value.clone(), self.norm_bias.value.clone());
+        let normed = plain::layer_norm(pooled, weight, bias, NORM_EPS);
+        let (weight, bias) = (self.head_weight.value.clone(), self.head_bias.value.clone());
+        // [batch, 1, classes] -> [batch, classes]
+        debug_assert_eq!(normed.dims(), [batch, 1, width]);
+        plain::linear(normed, weight, bias).reshape([batch, self.classes])
+    }
+
+    fn normalise(&self, images: Tensor<4>) -> Tensor<4> {
+        let device = images.device();
+        let channels = |values: [f64; 3]| {
+            from_vec(values.map(|value| value as f32).to_vec(), [1, 3, 1, 1], &device)
+        };
+        (images - channels(self.config.mean)) * channels(self.config.std.map(|std| 1.0 / std))
+    }
+
+    /// Patches to tokens, with their places, after the class token.
+    ///
+    /// Shapes: `images` [batch, 3, grid * patch, grid * patch]; the result [batch, tokens, width].
+    fn embed(&self, images: Tensor<4>, grid: usize, kept: Option<&Kept>) -> Tensor<3> {
+        let ModelConfig { patch, width, .. } = self.config;
+        let batch = images.dims()[0];
+        // [batch, 3, grid * patch, grid * patch] -> [batch, grid * grid, 3 * patch * patch]
+        let patches = images
+            .reshape([batch, 3, grid, patch, grid, patch])
+            .permute([0, 2, 4, 1, 3, 5])
+            .reshape([batch, grid * grid, 3 * patch * patch]);
+        let (class_place, places) = self.places(grid, &patches.device());
+        let (patches, places) = match kept {
+            None => (patches, places.unsqueeze()),
+            // Patches that are left out are not even embedded.
+            Some(kept) => (kept.of_tokens(patches), kept.of_positions(places)),
+        };
+        let (weight, bias) = (self.patch_weight.value.clone(), self.patch_bias.value.clone());
+        let tokens = plain::linear(patches, weight, bias) + places;
+        match &self.class_token {
+            None => tokens,
+            Some(token) => {
+                let token = token.shaped([1, 1, width]);
+                let token = match class_place {
+                    Some(place) => token + place.unsqueeze(),
+                    None => token,
+                };
+                Tensor::cat(vec![token.expand([batch, 1, width]), tokens], 1)
+            }
+        }
+    }
+
+    /// Position embeddings of the class token, [1, width], and of the patches, [grid * grid, width].
+    fn places(&self, grid: usize, device: &Device) -> (Option<Tensor<2>>, Tensor<2>) {
+        let width = self.config.width;
+        let Some(position) = &self.position else {
+            // The class token's place is zero in the fixed embedding.
+            return (None, from_vec(sincos2d(grid, width), [grid * grid, width], device));
+        };
+        let prefix = usize::from(self.config.class_token);
+        let learned = self.image_size / self.config.patch;
+        let all: Tensor<2> = position.shaped([prefix + learned * learned, width]);
+        let class_place = (prefix == 1).then(|| all.clone().narrow(0, 0, 1));
+        (class_place, resample(all.narrow(0, prefix, learned * learned), learned, grid))
+    }
+
+    /// All weights, in timm's order.
+    pub fn parameters(&self) -> Vec<&Parameter> {
+        let ends = [&self.norm_weight, &self.norm_bias, &self.head_weight, &self.head_bias];
+        self.class_token
+            .iter()
+            .chain(&self.position)
+            .chain([&self.patch_weight, &self.patch_bias])
+            .chain(self.blocks.iter().flat_map(|block| &block.weights))
+            .chain(ends)
+            .collect()
+    }
+
+    /// All weights, in timm's order.
+    pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        let ends = [
+            &mut self.norm_weight,
+            &mut self.norm_bias,
+            &mut self.head_weight,
+            &mut self.head_bias,
+        ];
+        self.class_token
+            .iter_mut()
+            .chain(&mut self.position)
+            .chain([&mut self.patch_weight, &mut self.patch_bias])
+            .chain(self.blocks.iter_mut().flat_map(|block| &mut block.weights))
+            .chain(ends)
+            .collect()
+    }
+
+    /// The same weights, recorded for their gradients.
+    ///
+    /// The model itself is never recorded, so that attacks compute no gradients of weights.
+    pub fn tracked(&self) -> Self {
+        let mut model = self.clone();
+        for parameter in model.parameters_mut() {
+            parameter.value = parameter.value.clone().autodiff().require_grad();
+        }
+        model
+    }
+
+    /// The gradients of a tracked model's weights, in the order of [`Self::parameters`].
+    pub fn gradients(&self, gradients: &mut Gradients) -> Vec<Tensor<1>> {
+        let of = |parameter: &Parameter| {
+            let found = parameter.value.grad_remove(gradients);
+            // A weight that the loss does not depend on, such as the class token of a model
+            // without blocks.
+            found.unwrap_or_else(|| parameter.value.clone().without_autodiff().zeros_like())
+        };
+        self.parameters().into_iter().map(of).collect()
+    }
+
+    /// The same model with other values, such as the average of the weights.
+    ///
+    /// # Panics
+    /// When there is not one tensor of the right length for each parameter.
+    pub fn with_values(&self, values: impl IntoIterator<Item = Tensor<1>>) -> Self {
+        let mut model = self.clone();
+        for block in &mut model.blocks {
+            block.cache = WeightCache::default();
+        }
+        let parameters = model.parameters_mut();
+        let values: Vec<_> = values.into_iter().collect();
+        assert_eq!(parameters.len(), values.len(), "one tensor for each parameter");
+        for (parameter, value) in parameters.into_iter().zip(values) {
+            assert_eq!(parameter.value.dims(), value.dims(), "{}", parameter.name);
+            parameter.value = value;
+        }
+        model
+    }
+}

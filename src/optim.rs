@@ -1,0 +1,168 @@
+//! AdamW over all weights of a model, with clipping of the gradient and an average of the weights.
+//!
+//! Not the schedule ([`crate::schedule`]) and not the arithmetic of one tensor ([`crate::fused`]).
+
+use burn::tensor::Tensor;
+use serde::Serialize;
+
+use crate::fused::{self, Moments};
+use crate::settings::Table;
+
+/// The optimizer of one stage.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct OptimizerConfig {
+    /// Always `adamw`.
+    pub kind: OptimizerKind,
+    /// Decoupled weight decay of matrices; none on biases, norms, positions and class token.
+    pub weight_decay: f64,
+    /// Decay of the two moments.
+    pub betas: [f64; 2],
+    /// Largest norm of the gradient over all weights; longer ones are scaled down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+}
+
+/// Which optimizer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OptimizerKind {
+    /// Adam with decoupled weight decay.
+    Adamw,
+}
+
+impl OptimizerConfig {
+    /// Reads the recipe's table `optimizer`.
+    pub fn read(table: &Table) -> Option<Self> {
+        let kind = table.choice("kind", &[("adamw", OptimizerKind::Adamw)]);
+        let weight_decay =
+            table.required_where("weight_decay", "0 or more", |decay: &f64| *decay >= 0.0);
+        let betas: Option<[f64; 2]> = table.required("betas");
+        if betas.is_some_and(|betas| betas.iter().any(|beta| !(0.0..1.0).contains(beta))) {
+            table.fault("betas", "betas must both be at least 0 and below 1", None);
+        }
+        let clip_norm = table.optional_where("clip_norm", "above 0", |norm: &f64| *norm > 0.0);
+        Some(Self { kind: kind?, weight_decay: weight_decay?, betas: betas?, clip_norm })
+    }
+}
+
+/// The running average of the weights, which is what is evaluated and saved.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AverageConfig {
+    /// Share of the old average kept at each update.
+    pub decay: f64,
+}
+
+impl AverageConfig {
+    /// Reads the recipe's table `average`.
+    pub fn read(table: &Table) -> Option<Self> {
+        let decay = table.required_where("decay", "above 0 and below 1", |decay: &f64| {
+            *decay > 0.0 && *decay < 1.0
+        });
+        Some(Self { decay: decay? })
+    }
+
+    /// The decay of update `number` of the run, from 1: short memory at first, so that the random
+    /// initial weights are forgotten (TensorFlow's and timm's warmup of the average).
+    fn at(&self, number: u64) -> f64 {
+        self.decay.min((1 + number) as f64 / (10 + number) as f64)
+    }
+}
+
+/// AdamW's memory for every tensor of a model.
+#[derive(Clone, Debug)]
+pub struct Optimizer {
+    config: OptimizerConfig,
+    average: Option<AverageConfig>,
+    /// In the order of the model's parameters.
+    pub moments: Vec<Moments>,
+    /// Updates of this stage, which Adam's bias correction counts.
+    pub step: u64,
+    /// Updates of the run, which the average's warmup counts.
+    pub run_step: u64,
+}
+
+const EPS: f64 = 1e-8;
+
+impl Optimizer {
+    /// Fresh moments for weights, and their average where one is kept.
+    ///
+    /// `averages` carries the average over from the stage before.
+    pub fn new(
+        config: &OptimizerConfig,
+        average: Option<&AverageConfig>,
+        weights: &[&Tensor<1>],
+        averages: Option<Vec<Tensor<1>>>,
+        run_step: u64,
+    ) -> Self {
+        let zeros = |weights: &Tensor<1>| Tensor::zeros(weights.dims(), &weights.device());
+        let moments = weights.iter().enumerate().map(|(index, weights)| Moments {
+            first: zeros(weights),
+            second: zeros(weights),
+            average: average.map(|_| match &averages {
+                Some(averages) => averages[index].clone(),
+                None => (*weights).clone(),
+            }),
+        });
+        Self {
+            config: config.clone(),
+            average: average.cloned(),
+            moments: moments.collect(),
+            step: 0,
+            run_step,
+        }
+    }
+
+    /// Moves the weights against the gradients, in place.
+    ///
+    /// `decays` tells which tensors weight decay applies to; `norm` is the gradients' norm.
+    pub fn update(
+        &mut self,
+        weights: Vec<&mut Tensor<1>>,
+        decays: &[bool],
+        gradients: Vec<Tensor<1>>,
+        norm: f64,
+        learning_rate: f64,
+    ) {
+        self.step += 1;
+        self.run_step += 1;
+        // As torch.nn.utils.clip_grad_norm_, which adds 1e-6 to the norm.
+        let clip = self.config.clip_norm.map_or(1.0, |most| (most / (norm + 1e-6)).min(1.0));
+        let average_decay = self.average.as_ref().map_or(0.0, |a| a.at(self.run_step));
+        for (index, (weights, gradient)) in weights.into_iter().zip(gradients).enumerate() {
+            let update = fused::AdamW {
+                learning_rate,
+                betas: self.config.betas,
+                eps: EPS,
+                weight_decay: if decays[index] { self.config.weight_decay } else { 0.0 },
+                step: self.step,
+                gradient_scale: clip,
+                average_decay,
+            };
+            let device = weights.device();
+            // The tensors are moved out and back, so that the update can reuse their memory.
+            let empty = || Tensor::zeros([0], &device);
+            let old = std::mem::replace(weights, empty());
+            let none = Moments { first: empty(), second: empty(), average: None };
+            let moments = std::mem::replace(&mut self.moments[index], none);
+            (*weights, self.moments[index]) = fused::adamw(old, gradient, moments, &update);
+        }
+    }
+}
+
+/// The Euclidean norm of all gradients together, summed in f64 tensor by tensor in a fixed order.
+pub fn norm(gradients: &[Tensor<1>]) -> f64 {
+    let squares = gradients.iter().map(fused::sum_of_squares);
+    squares.sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_average_forgets_the_initial_weights() {
+        let average = AverageConfig { decay: 0.999 };
+        assert_eq!(average.at(1), 2.0 / 11.0);
+        assert_eq!(average.at(1_000_000), 0.999);
+    }
+}

@@ -1,0 +1,356 @@
+//! A recipe: one complete run in one TOML file.
+//!
+//! The types of its parts live beside the code they configure; here they come together, and what
+//! concerns more than one part is checked.
+
+use std::path::Path;
+
+use serde::{Serialize, Serializer};
+
+use crate::attack::Pgd;
+use crate::data::{Augmentation, Mixing, Spec};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::fused::Precision;
+use crate::loss::Loss;
+use crate::model::{Masking, ModelConfig};
+use crate::optim::{AverageConfig, OptimizerConfig};
+use crate::schedule::Schedule;
+use crate::settings::{self, Fault, Table};
+
+/// The form of recipes; written into the resolved recipe of a run.
+const SCHEMA: u64 = 1;
+
+/// A complete run.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Recipe {
+    /// Version of the form of recipes, 1.
+    pub schema: u64,
+    /// Seed of every random number.
+    pub seed: u64,
+    /// Arithmetic of the matrix products in training.
+    #[serde(serialize_with = "precision_word")]
+    pub precision: Precision,
+    /// The model.
+    pub model: ModelConfig,
+    /// Where images come from.
+    pub data: Data,
+    /// The stages, in order.
+    pub stage: Vec<Stage>,
+    /// The running average of the weights; without one the weights themselves are evaluated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub average: Option<AverageConfig>,
+    /// Evaluation while training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<Evaluation>,
+    /// Checkpoints.
+    pub checkpoint: Checkpoints,
+    /// Lines of metrics.
+    pub log: Log,
+}
+
+/// Where images come from.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Data {
+    /// To learn from.
+    #[serde(serialize_with = "as_text")]
+    pub train: Spec,
+    /// To measure with; the same place as `train` where that has both parts.
+    #[serde(serialize_with = "as_text")]
+    pub test: Spec,
+    /// Share of broken images that is replaced and counted; without it the first one ends the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broken_rate: Option<f64>,
+}
+
+/// A stretch of the run with one loss, attack and learning rate schedule.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Stage {
+    /// What messages and metrics call it.
+    pub name: String,
+    /// Images in an update.
+    pub batch: u64,
+    /// Image sizes and how long each is used.
+    pub phases: Vec<Phase>,
+    /// What images are perturbed by; without it the stage is ordinary training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attack: Option<Pgd>,
+    /// What is descended, and climbed by the attack.
+    pub loss: Loss,
+    /// How weights move.
+    pub optimizer: OptimizerConfig,
+    /// How fast.
+    pub learning_rate: Schedule,
+    /// Chance that a residual branch of the last block is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drop_path: Option<f64>,
+    /// Random changes of single images.
+    pub augmentation: Augmentation,
+    /// MixUp and CutMix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mixing: Option<Mixing>,
+}
+
+/// A stretch of a stage at one image size.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Phase {
+    /// Pixels on a side.
+    pub image_size: u64,
+    /// Images seen.
+    pub samples: u64,
+    /// Patches left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masking: Option<Masking>,
+}
+
+/// Evaluation while training.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Samples between two evaluations; there is one at the end of each stage besides.
+    pub every_samples: u64,
+    /// How many of the test images.
+    pub images: u64,
+    /// The attack beside clean accuracy.
+    pub attack: Pgd,
+}
+
+/// Checkpoints.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Checkpoints {
+    /// Samples between two checkpoints; there is one at the end of each stage besides.
+    pub every_samples: u64,
+    /// How many are kept.
+    pub keep: u64,
+}
+
+/// Lines of metrics.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Log {
+    /// Samples between two lines.
+    pub every_samples: u64,
+}
+
+fn as_text<S: Serializer>(
+    spec: &Spec,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(spec)
+}
+
+fn precision_word<S: Serializer>(
+    precision: &Precision,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(word_of(*precision))
+}
+
+/// The words for the precisions.
+pub const PRECISIONS: [(&str, Precision); 2] =
+    [("f32", Precision::F32), ("bf16", Precision::Bf16)];
+
+/// The word for a precision.
+pub fn word_of(precision: Precision) -> &'static str {
+    match precision {
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
+    }
+}
+
+impl Recipe {
+    /// Reads and checks a recipe file with overrides such as `stage.finetune.attack.steps=3`.
+    ///
+    /// Errors: the file cannot be read, or all its faults at once.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let text = files::read_text(path)
+            .map_err(|error| error.hint("give the path of a recipe, such as recipes/cifar10_micro.toml"))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Self::parse(&text, overrides).map_err(|faults| cannot_be_run(&name, &faults))
+    }
+
+    /// Reads and checks the text of a recipe.
+    pub fn parse(text: &str, overrides: &[String]) -> std::result::Result<Self, Vec<Fault>> {
+        settings::read(text, overrides, Self::read)
+    }
+
+    fn read(table: &Table) -> Option<Self> {
+        let schema = table.optional_where("schema", "1", |schema: &u64| *schema == SCHEMA);
+        let seed = table.required("seed");
+        let precision = table.choice("precision", &PRECISIONS);
+        let model = table.required_child("model", ModelConfig::read);
+        let data = table.required_child("data", Data::read);
+        let stages = table.children("stage", |stage| Stage::read(stage, model.as_ref()));
+        let average = table.child("average", AverageConfig::read);
+        let evaluation = table.child("evaluation", Evaluation::read);
+        let checkpoint = table.required_child("checkpoint", Checkpoints::read);
+        let log = table.required_child("log", Log::read);
+        if let Some(stages) = &stages {
+            let mut names: Vec<_> = stages.iter().map(|stage| &stage.name).collect();
+            names.sort();
+            if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+                table.fault("stage", format!("two stages are called `{}`", pair[0]), None);
+            }
+        }
+        Some(Self {
+            schema: schema.unwrap_or(SCHEMA),
+            seed: seed?,
+            precision: precision?,
+            model: model?,
+            data: data?,
+            stage: stages?,
+            average,
+            evaluation,
+            checkpoint: checkpoint?,
+            log: log?,
+        })
+    }
+
+    /// The recipe with every value, as it is saved with the run.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a recipe is made of TOML's types")
+    }
+
+    /// Samples of the whole run.
+    pub fn samples(&self) -> u64 {
+        self.stage.iter().map(Stage::samples).sum()
+    }
+
+    /// The image size that learned positions are made for: that of the first phase.
+    pub fn first_image_size(&self) -> usize {
+        self.stage[0].phases[0].image_size as usize
+    }
+}
+
+impl Data {
+    fn read(table: &Table) -> Option<Self> {
+        let spec = |key: &str| {
+            let text: String = table.required(key)?;
+            text.parse::<Spec>().map_err(|error| table.fault(key, error.to_string(), None)).ok()
+        };
+        let (train, test) = (spec("train"), spec("test"));
+        let inside = |rate: &f64| *rate > 0.0 && *rate < 1.0;
+        let broken_rate = table.optional_where("broken_rate", "above 0 and below 1", inside);
+        Some(Self { train: train?, test: test?, broken_rate })
+    }
+}
+
+impl Stage {
+    fn read(table: &Table, model: Option<&ModelConfig>) -> Option<Self> {
+        let name = table.required("name");
+        let batch = table.required_where("batch", "at least 1", |batch: &u64| *batch > 0);
+        let phases = table.children("phases", |phase| Phase::read(phase, model, batch));
+        let attack = table.child("attack", Pgd::read);
+        let loss = table.required_child("loss", Loss::read);
+        let optimizer = table.required_child("optimizer", OptimizerConfig::read);
+        let learning_rate = table.required_child("learning_rate", Schedule::read);
+        let drop_path = table.optional_where("drop_path", "above 0 and below 1", |rate: &f64| {
+            *rate > 0.0 && *rate < 1.0
+        });
+        let augmentation = table.required_child("augmentation", Augmentation::read);
+        let mixing = table.child("mixing", Mixing::read);
+        let stage = Self {
+            name: name?,
+            batch: batch?,
+            phases: phases?,
+            attack,
+            loss: loss?,
+            optimizer: optimizer?,
+            learning_rate: learning_rate?,
+            drop_path,
+            augmentation: augmentation?,
+            mixing,
+        };
+        if stage.learning_rate.warmup_samples > stage.samples() {
+            let message = format!(
+                "warmup_samples = {} is longer than the stage, {} samples",
+                stage.learning_rate.warmup_samples,
+                stage.samples()
+            );
+            table.fault("learning_rate", message, None);
+        }
+        Some(stage)
+    }
+
+    /// Samples of all its phases.
+    pub fn samples(&self) -> u64 {
+        self.phases.iter().map(|phase| phase.samples).sum()
+    }
+}
+
+impl Phase {
+    fn read(table: &Table, model: Option<&ModelConfig>, batch: Option<u64>) -> Option<Self> {
+        let image_size = table.required_where("image_size", "at least 1", |size: &u64| *size > 0);
+        let samples = table.required_where("samples", "at least 1", |samples: &u64| *samples > 0);
+        let masking = table.child("masking", Masking::read);
+        if let (Some(size), Some(model)) = (image_size, model) {
+            if let Err((message, hint)) = model.grid(size as usize) {
+                table.fault("image_size", message, Some(hint));
+            }
+        }
+        if let (Some(samples), Some(batch)) = (samples, batch) {
+            if !samples.is_multiple_of(batch) {
+                let below = samples / batch * batch;
+                let hint = match below {
+                    0 => format!("use {batch}"),
+                    _ => format!("use {below} or {}", below + batch),
+                };
+                let message = format!("samples = {samples} is not a whole number of batches of {batch}");
+                table.fault("samples", message, Some(hint));
+            }
+        }
+        Some(Self { image_size: image_size?, samples: samples?, masking })
+    }
+}
+
+impl Evaluation {
+    fn read(table: &Table) -> Option<Self> {
+        let positive = |count: &u64| *count > 0;
+        let every_samples = table.required_where("every_samples", "at least 1", positive);
+        let images = table.required_where("images", "at least 1", positive);
+        let attack = table.required_child("attack", Pgd::read);
+        Some(Self { every_samples: every_samples?, images: images?, attack: attack? })
+    }
+}
+
+impl Checkpoints {
+    fn read(table: &Table) -> Option<Self> {
+        let positive = |count: &u64| *count > 0;
+        let every_samples = table.required_where("every_samples", "at least 1", positive);
+        let keep = table.required_where("keep", "at least 2, so that a damaged one is no loss", |keep: &u64| *keep > 1);
+        Some(Self { every_samples: every_samples?, keep: keep? })
+    }
+}
+
+impl Log {
+    fn read(table: &Table) -> Option<Self> {
+        let every = table.required_where("every_samples", "at least 1", |every: &u64| *every > 0);
+        Some(Self { every_samples: every? })
+    }
+}
+
+/// Multiply-adds of the run's forward passes as the paper counts them: (steps + 1) a sample.
+///
+/// Source: the compute column of the paper's tables.
+pub fn paper_macs(recipe: &Recipe) -> f64 {
+    let of_stage = |stage: &Stage| {
+        let passes = stage.attack.as_ref().map_or(0, |attack| attack.steps) + 1;
+        let of_phase = |phase: &Phase| {
+            let grid = phase.image_size as usize / recipe.model.patch;
+            let patches = phase.masking.as_ref().map_or(grid * grid, |masking| masking.kept(grid));
+            let tokens = patches + usize::from(recipe.model.class_token);
+            phase.samples as f64 * passes as f64 * recipe.model.forward_macs(tokens as u64) as f64
+        };
+        stage.phases.iter().map(of_phase).sum::<f64>()
+    };
+    recipe.stage.iter().map(of_stage).sum()
+}
+
+/// The faults of a file as one error.
+pub fn cannot_be_run(name: &str, faults: &[Fault]) -> Error {
+    let plural = if faults.len() == 1 { "fault" } else { "faults" };
+    let mut text = format!("`{name}` cannot be run, {} {plural}", faults.len());
+    for fault in faults {
+        text.push_str(&format!("\n\n  {fault}"));
+    }
+    Error::input(text)
+}
+

@@ -1,0 +1,702 @@
+//! A settings file read key by key, with every fault kept and told together.
+//!
+//! Each part of a recipe has its type beside the code it configures, with a `read` function that
+//! asks a [`Table`] for its keys. What is missing, of the wrong kind or unknown is recorded with
+//! its line and a hint, and reading goes on, so that one run of the check finds all faults.
+//! This module knows no key by name.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::rc::Rc;
+
+use toml::de::{DeTable, DeValue};
+
+/// Where a value was written.
+#[derive(Clone, Debug, PartialEq)]
+enum Origin {
+    /// A line of the file, from 1.
+    Line(usize),
+    /// A `--set` option on the command line.
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(line) => write!(f, "line {line}"),
+            Self::Flag(text) => write!(f, "`--set {text}`"),
+        }
+    }
+}
+
+/// A value of the file.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// A whole number.
+    Integer(i64),
+    /// A number with a point or an exponent.
+    Float(f64),
+    /// `true` or `false`.
+    Boolean(bool),
+    /// A string.
+    Text(String),
+    /// An array.
+    List(Vec<Node>),
+    /// A table.
+    Table(BTreeMap<String, Node>),
+    /// A date, or a number out of range: nothing that a recipe uses.
+    Other(String),
+}
+
+impl Value {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Integer(_) => "a whole number",
+            Self::Float(_) => "a number",
+            Self::Boolean(_) => "true or false",
+            Self::Text(_) => "a string",
+            Self::List(_) => "a list",
+            Self::Table(_) => "a table",
+            Self::Other(_) => "a value of no use here",
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Integer(number) => write!(f, "{number}"),
+            Self::Float(number) => write!(f, "{number:?}"),
+            Self::Boolean(truth) => write!(f, "{truth}"),
+            Self::Text(text) => write!(f, "{text:?}"),
+            Self::List(items) => {
+                let items: Vec<_> = items.iter().map(|item| item.value.to_string()).collect();
+                write!(f, "[{}]", items.join(", "))
+            }
+            Self::Table(_) => f.write_str("{...}"),
+            Self::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+/// A value and where it was written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    value: Value,
+    origin: Origin,
+}
+
+/// Something wrong with a settings file: where, what was found, and what to do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    /// Such as ``stage `finetune`, line 22``.
+    pub place: String,
+    /// What was found and what would be right.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "\n    hint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A type that one value of a settings file can be.
+pub trait Setting: Sized {
+    /// What would be right, for messages: "a whole number".
+    const EXPECTED: &'static str;
+
+    /// `None` when the value is of another kind; an error in words when it is of the right kind
+    /// and yet cannot be used.
+    fn from_value(value: &Value) -> Option<Result<Self, String>>;
+}
+
+impl Setting for u64 {
+    const EXPECTED: &'static str = "a whole number, 0 or more";
+    fn from_value(value: &Value) -> Option<Result<Self, String>> {
+        match value {
+            Value::Integer(number) => u64::try_from(*number).ok().map(Ok),
+            _ => None,
+        }
+    }
+}
+
+impl Setting for usize {
+    const EXPECTED: &'static str = u64::EXPECTED;
+    fn from_value(value: &Value) -> Option<Result<Self, String>> {
+        match value {
+            Value::Integer(number) => usize::try_from(*number).ok().map(Ok),
+            _ => None,
+        }
+    }
+}
+
+impl Setting for f64 {
+    const EXPECTED: &'static str = "a number";
+    fn from_value(value: &Value) -> Option<Result<Self, String>> {
+        match value {
+            Value::Integer(number) => Some(Ok(*number as f64)),
+            Value::Float(number) if number.is_finite() => Some(Ok(*number)),
+            Value::Float(number) => Some(Err(format!("{number} is not finite"))),
+            _ => None,
+        }
+    }
+}
+
+impl Setting for bool {
+    const EXPECTED: &'static str = "true or false";
+    fn from_value(value: &Value) -> Option<Result<Self, String>> {
+        match value {
+            Value::Boolean(truth) => Some(Ok(*truth)),
+            _ => None,
+        }
+    }
+}
+
+impl Setting for String {
+    const EXPECTED: &'static str = "a string";
+    fn from_value(value: &Value) -> Option<Result<Self, String>> {
+        match value {
+            Value::Text(text) => Some(Ok(text.clone())),
+            _ => None,
+        }
+    }
+}
+
+impl<const N: usize> Setting for [f64; N] {
+    const EXPECTED: &'static str = match N {
+        2 => "a list of two numbers",
+        3 => "a list of three numbers",
+        _ => "a list of numbers",
+    };
+    fn from_value(value: &Value) -> Option<Result<Self, String>> {
+        let Value::List(items) = value else {
+            return None;
+        };
+        let numbers = items.iter().map(|item| f64::from_value(&item.value));
+        let numbers: Result<Vec<f64>, String> = numbers.collect::<Option<_>>()?;
+        match numbers {
+            Ok(numbers) => numbers.try_into().ok().map(Ok),
+            Err(message) => Some(Err(message)),
+        }
+    }
+}
+
+/// A table of the file, or one inside it, that remembers which keys were asked for.
+pub struct Table {
+    /// `None` for the file itself.
+    name: Option<String>,
+    /// Such as ``stage `finetune` ``; empty outside of stages.
+    place: String,
+    origin: Origin,
+    entries: BTreeMap<String, Node>,
+    asked: RefCell<Vec<String>>,
+    faults: Rc<RefCell<Vec<Fault>>>,
+    faulty: Cell<bool>,
+}
+
+/// Parses `text`, applies `overrides` (`a.b=c`) and reads it with `read`.
+///
+/// Errors: all faults at once, in the order of their lines.
+pub fn read<T>(
+    text: &str,
+    overrides: &[String],
+    read: impl FnOnce(&Table) -> Option<T>,
+) -> Result<T, Vec<Fault>> {
+    let mut faults = Vec::new();
+    let mut root = parse(text, &mut faults);
+    for flag in overrides {
+        if let Err((message, hint)) = apply(&mut root, flag) {
+            faults.push(Fault { place: format!("`--set {flag}`"), message, hint });
+        }
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let shared = Rc::new(RefCell::new(faults));
+    let table = Table::new(None, String::new(), Origin::Line(1), root, Rc::clone(&shared));
+    let found = table.read_all(read);
+    let faults = shared.take();
+    match found {
+        Some(found) if faults.is_empty() => Ok(found),
+        _ => Err(faults),
+    }
+}
+
+/// Every value of a settings file under its full key, for telling two files apart.
+///
+/// Tables of an array are numbered from 0: `stage.0.attack.steps`.
+pub fn flatten(text: &str) -> BTreeMap<String, String> {
+    fn walk(prefix: &str, value: &Value, into: &mut BTreeMap<String, String>) {
+        let key = |name: &str| match prefix {
+            "" => name.to_owned(),
+            _ => format!("{prefix}.{name}"),
+        };
+        match value {
+            Value::Table(entries) => {
+                entries.iter().for_each(|(name, node)| walk(&key(name), &node.value, into));
+            }
+            Value::List(items) if items.iter().any(|i| matches!(i.value, Value::Table(_))) => {
+                for (place, node) in items.iter().enumerate() {
+                    walk(&key(&place.to_string()), &node.value, into);
+                }
+            }
+            _ => {
+                into.insert(prefix.to_owned(), value.to_string());
+            }
+        }
+    }
+    let mut flat = BTreeMap::new();
+    walk("", &Value::Table(parse(text, &mut Vec::new())), &mut flat);
+    flat
+}
+
+impl Table {
+    fn new(
+        name: Option<String>,
+        place: String,
+        origin: Origin,
+        entries: BTreeMap<String, Node>,
+        faults: Rc<RefCell<Vec<Fault>>>,
+    ) -> Self {
+        Self {
+            name,
+            place,
+            origin,
+            entries,
+            asked: RefCell::default(),
+            faults,
+            faulty: Cell::new(false),
+        }
+    }
+
+    /// The value of a key that must be there.
+    pub fn required<T: Setting>(&self, key: &str) -> Option<T> {
+        if !self.has(key) {
+            let message = format!("`{key}` is missing{}", self.in_name());
+            let hint = format!("add `{key} = ...`, {}", T::EXPECTED);
+            self.record(&self.origin, message, Some(hint));
+            return None;
+        }
+        self.optional(key)
+    }
+
+    /// The value of a key that may be absent.
+    pub fn optional<T: Setting>(&self, key: &str) -> Option<T> {
+        let node = self.take(key)?;
+        match T::from_value(&node.value) {
+            Some(Ok(value)) => Some(value),
+            Some(Err(message)) => {
+                self.record(&node.origin, format!("{key}: {message}"), None);
+                None
+            }
+            None => {
+                let found = match &node.value {
+                    Value::Table(_) | Value::Other(_) => node.value.kind().to_owned(),
+                    value => value.to_string(),
+                };
+                let message = format!("{key} = {found} is not {}", T::EXPECTED);
+                self.record(&node.origin, message, None);
+                None
+            }
+        }
+    }
+
+    /// A value that must be there and satisfy `right`; `rule` says in words what would be right.
+    pub fn required_where<T: Setting + fmt::Display>(
+        &self,
+        key: &str,
+        rule: &str,
+        right: impl FnOnce(&T) -> bool,
+    ) -> Option<T> {
+        self.where_right(key, self.required(key)?, rule, right)
+    }
+
+    /// A value that may be absent and else must satisfy `right`.
+    pub fn optional_where<T: Setting + fmt::Display>(
+        &self,
+        key: &str,
+        rule: &str,
+        right: impl FnOnce(&T) -> bool,
+    ) -> Option<T> {
+        self.where_right(key, self.optional(key)?, rule, right)
+    }
+
+    fn where_right<T: fmt::Display>(
+        &self,
+        key: &str,
+        value: T,
+        rule: &str,
+        right: impl FnOnce(&T) -> bool,
+    ) -> Option<T> {
+        if right(&value) {
+            return Some(value);
+        }
+        self.fault(key, format!("{key} = {value} must be {rule}"), None);
+        None
+    }
+
+    /// One of several words, each with its meaning.
+    pub fn choice<T: Clone>(&self, key: &str, choices: &[(&str, T)]) -> Option<T> {
+        let found: String = self.required(key)?;
+        if let Some((_, meaning)) = choices.iter().find(|(word, _)| *word == found) {
+            return Some(meaning.clone());
+        }
+        let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+        let hint = nearest(&found, &words).map(|word| format!("did you mean `{word}`?"));
+        let listed = words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+        self.fault(key, format!("{key} = `{found}` is not one of {listed}"), hint);
+        None
+    }
+
+    /// A table inside this one that may be absent, read with `read`.
+    pub fn child<T>(&self, key: &str, read: impl FnOnce(&Table) -> Option<T>) -> Option<T> {
+        let node = self.take(key)?;
+        match node.value {
+            Value::Table(entries) => self
+                .inside(key, self.place.clone(), node.origin, entries)
+                .read_all(read),
+            other => {
+                self.record(&node.origin, format!("{key} = {other} is not a table"), None);
+                None
+            }
+        }
+    }
+
+    /// A table inside this one that must be there.
+    pub fn required_child<T>(
+        &self,
+        key: &str,
+        read: impl FnOnce(&Table) -> Option<T>,
+    ) -> Option<T> {
+        if !self.has(key) {
+            let message = format!("the table `{key}` is missing{}", self.in_name());
+            self.record(&self.origin, message, None);
+            return None;
+        }
+        self.child(key, read)
+    }
+
+    /// A list of tables, each read with `read`; those with a `name` are called by it in messages.
+    pub fn children<T>(&self, key: &str, read: impl Fn(&Table) -> Option<T>) -> Option<Vec<T>> {
+        let missing = format!("at least one `{key}` is needed{}", self.in_name());
+        let Some(node) = self.take(key) else {
+            self.record(&self.origin, missing, Some(format!("add a table `[[{key}]]`")));
+            return None;
+        };
+        let Value::List(items) = node.value else {
+            let hint = format!("write it as `[[{key}]]` or `{key} = [{{ ... }}]`");
+            self.record(&node.origin, format!("`{key}` is not a list of tables"), Some(hint));
+            return None;
+        };
+        if items.is_empty() {
+            self.record(&node.origin, missing, None);
+            return None;
+        }
+        let read_item = |item: Node| match item.value {
+            Value::Table(entries) => {
+                let place = match entries.get("name").map(|node| &node.value) {
+                    Some(Value::Text(name)) => format!("{key} `{name}`"),
+                    _ => self.place.clone(),
+                };
+                self.inside(key, place, item.origin, entries).read_all(&read)
+            }
+            other => {
+                self.record(&item.origin, format!("{other} in `{key}` is not a table"), None);
+                None
+            }
+        };
+        // Every item is read, so that the faults of all are told.
+        let found: Vec<_> = items.into_iter().map(read_item).collect();
+        found.into_iter().collect()
+    }
+
+    /// Whether the key is there, without marking it as asked for.
+    pub fn has(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    /// Records that the value of `key` cannot be used.
+    pub fn fault(&self, key: &str, message: impl Into<String>, hint: Option<String>) {
+        let origin = self.entries.get(key).map_or(&self.origin, |node| &node.origin);
+        self.record(origin, message.into(), hint);
+    }
+
+    fn inside(
+        &self,
+        key: &str,
+        place: String,
+        origin: Origin,
+        entries: BTreeMap<String, Node>,
+    ) -> Table {
+        Table::new(Some(key.to_owned()), place, origin, entries, Rc::clone(&self.faults))
+    }
+
+    /// Reads the table, then reports keys that nobody asked for. Nothing is returned from a table
+    /// with a fault.
+    fn read_all<T>(&self, read: impl FnOnce(&Table) -> Option<T>) -> Option<T> {
+        let before = self.faults.borrow().len();
+        let found = read(self);
+        let asked = self.asked.borrow();
+        let known: Vec<&str> = asked.iter().map(String::as_str).collect();
+        for (key, node) in &self.entries {
+            if !known.contains(&key.as_str()) {
+                let hint = match nearest(key, &known) {
+                    Some(known) => format!("did you mean `{known}`?"),
+                    None => format!("known keys are {}", known.join(", ")),
+                };
+                self.record(
+                    &node.origin,
+                    format!("unknown key `{key}`{}", self.in_name()),
+                    Some(hint),
+                );
+            }
+        }
+        if self.faulty.get() || self.faults.borrow().len() > before { None } else { found }
+    }
+
+    fn take(&self, key: &str) -> Option<Node> {
+        let mut asked = self.asked.borrow_mut();
+        if !asked.iter().any(|known| known == key) {
+            asked.push(key.to_owned());
+        }
+        self.entries.get(key).cloned()
+    }
+
+    fn in_name(&self) -> String {
+        self.name.as_ref().map(|name| format!(" in `{name}`")).unwrap_or_default()
+    }
+
+    fn record(&self, origin: &Origin, message: String, hint: Option<String>) {
+        self.faulty.set(true);
+        let place = match &self.place[..] {
+            "" => origin.to_string(),
+            place => format!("{place}, {origin}"),
+        };
+        self.faults.borrow_mut().push(Fault { place, message, hint });
+    }
+}
+
+/// The nearest of several words, if one is near enough to be meant.
+pub fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|word| (strsim::damerau_levenshtein(found, word), *word))
+        .min()
+        .filter(|(distance, word)| *distance <= word.len().max(found.len()) / 3 + 1)
+        .map(|(_, word)| word)
+}
+
+fn parse(text: &str, faults: &mut Vec<Fault>) -> BTreeMap<String, Node> {
+    let line_of = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
+    let (table, errors) = DeTable::parse_recoverable(text);
+    for error in errors {
+        let line = line_of(error.span().map_or(0, |span| span.start));
+        faults.push(Fault {
+            place: format!("line {line}"),
+            message: format!("this is not TOML: {}", error.message()),
+            hint: None,
+        });
+    }
+    convert_table(table.get_ref(), &line_of)
+}
+
+fn convert_table(table: &DeTable<'_>, line_of: &dyn Fn(usize) -> usize) -> BTreeMap<String, Node> {
+    table
+        .iter()
+        .map(|(key, value)| {
+            // The line of the key, which is where a person looks for `key = value`.
+            let origin = Origin::Line(line_of(key.span().start));
+            (key.get_ref().to_string(), Node { value: convert(value.get_ref(), line_of), origin })
+        })
+        .collect()
+}
+
+fn convert(value: &DeValue<'_>, line_of: &dyn Fn(usize) -> usize) -> Value {
+    let other = |text: &str| Value::Other(text.to_owned());
+    match value {
+        DeValue::String(text) => Value::Text(text.to_string()),
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
+            .map_or_else(|_| other(number.as_str()), Value::Integer),
+        DeValue::Float(number) => {
+            number.as_str().parse().map_or_else(|_| other(number.as_str()), Value::Float)
+        }
+        DeValue::Boolean(truth) => Value::Boolean(*truth),
+        DeValue::Datetime(date) => other(&date.to_string()),
+        DeValue::Array(items) => Value::List(
+            items
+                .iter()
+                .map(|item| Node {
+                    value: convert(item.get_ref(), line_of),
+                    origin: Origin::Line(line_of(item.span().start)),
+                })
+                .collect(),
+        ),
+        DeValue::Table(table) => Value::Table(convert_table(table, line_of)),
+    }
+}
+
+/// Applies `a.b=c`. In a list of tables a part of the path is a number from 0 or a table's `name`.
+fn apply(root: &mut BTreeMap<String, Node>, flag: &str) -> Result<(), (String, Option<String>)> {
+    let (path, text) = flag.split_once('=').ok_or_else(|| {
+        let hint = Some("write `--set stage.finetune.attack.steps=3`".to_owned());
+        ("there is no `=`".to_owned(), hint)
+    })?;
+    let origin = Origin::Flag(flag.to_owned());
+    // What is not a value of TOML is taken as a string, so that `--set data.train=./cifar` works.
+    let mut faults = Vec::new();
+    let parsed = parse(&format!("value = {text}"), &mut faults).remove("value");
+    let mut value = match parsed {
+        Some(node) if faults.is_empty() => node.value,
+        _ => Value::Text(text.trim().to_owned()),
+    };
+    relabel(&mut value, &origin);
+
+    let parts: Vec<&str> = path.trim().split('.').collect();
+    let (last, above) = parts.split_last().expect("split gives at least one part");
+    let mut table = root;
+    for (depth, part) in above.iter().enumerate() {
+        let here = above[..=depth].join(".");
+        if let Some(Node { value: Value::List(_), .. }) = table.get(*part) {
+            // The next part chooses the table inside the list.
+            continue;
+        }
+        let list = depth.checked_sub(1).map(|before| above[before]);
+        let in_list = list.is_some_and(|list| {
+            matches!(table.get(list), Some(Node { value: Value::List(_), .. }))
+        });
+        let next = if in_list {
+            let items = table.get_mut(list.unwrap_or_default()).map(|node| &mut node.value);
+            let Some(Value::List(items)) = items else { unreachable!("checked just above") };
+            choose(items, part).ok_or_else(|| (format!("there is no `{here}`"), None))?
+        } else {
+            let made = Node { value: Value::Table(BTreeMap::new()), origin: origin.clone() };
+            &mut table.entry((*part).to_owned()).or_insert(made).value
+        };
+        let Value::Table(inside) = next else {
+            return Err((format!("`{here}` is not a table"), None));
+        };
+        table = inside;
+    }
+    table.insert((*last).to_owned(), Node { value, origin });
+    Ok(())
+}
+
+fn choose<'a>(items: &'a mut [Node], part: &str) -> Option<&'a mut Value> {
+    let named = |node: &Node| match &node.value {
+        Value::Table(entries) => matches!(
+            entries.get("name").map(|node| &node.value),
+            Some(Value::Text(name)) if name == part
+        ),
+        _ => false,
+    };
+    let place = match part.parse::<usize>() {
+        Ok(number) => number,
+        Err(_) => items.iter().position(named)?,
+    };
+    items.get_mut(place).map(|node| &mut node.value)
+}
+
+fn relabel(value: &mut Value, origin: &Origin) {
+    let nodes: Vec<&mut Node> = match value {
+        Value::List(items) => items.iter_mut().collect(),
+        Value::Table(entries) => entries.values_mut().collect(),
+        _ => return,
+    };
+    for node in nodes {
+        node.origin = origin.clone();
+        relabel(&mut node.value, origin);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq)]
+    struct Stage {
+        steps: u64,
+        rate: f64,
+    }
+
+    fn stages(text: &str, flags: &[&str]) -> Result<Vec<Stage>, Vec<String>> {
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        read(text, &flags, |table| {
+            table.children("stage", |stage| {
+                let _: Option<String> = stage.required("name");
+                let steps = stage.required_child("attack", |attack| {
+                    attack.required_where("steps", "at least 1", |steps: &u64| *steps > 0)
+                });
+                let rate = stage.required("rate");
+                Some(Stage { steps: steps?, rate: rate? })
+            })
+        })
+        .map_err(|faults| faults.iter().map(Fault::to_string).collect())
+    }
+
+    const GOOD: &str = "[[stage]]\nname = \"a\"\nrate = 1\nattack = { steps = 2 }\n\
+                        [[stage]]\nname = \"b\"\nrate = 0.5\n[stage.attack]\nsteps = 3\n";
+
+    #[test]
+    fn a_good_file_is_read() {
+        let found = stages(GOOD, &[]).unwrap();
+        assert_eq!(found, [Stage { steps: 2, rate: 1.0 }, Stage { steps: 3, rate: 0.5 }]);
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once_with_line_and_hint() {
+        let text = "[[stage]]\nname = \"a\"\nrate = \"fast\"\nattack = { step = 2 }\n\
+                    [[stage]]\nname = \"b\"\nattack = { steps = 0 }\n";
+        assert_eq!(
+            stages(text, &[]).unwrap_err(),
+            [
+                "stage `a`, line 4: `steps` is missing in `attack`\n    \
+                 hint: add `steps = ...`, a whole number, 0 or more",
+                "stage `a`, line 4: unknown key `step` in `attack`\n    hint: did you mean `steps`?",
+                "stage `a`, line 3: rate = \"fast\" is not a number",
+                "stage `b`, line 7: steps = 0 must be at least 1",
+                "stage `b`, line 5: `rate` is missing in `stage`\n    \
+                 hint: add `rate = ...`, a number",
+            ]
+        );
+    }
+
+    #[test]
+    fn overrides_reach_into_named_and_numbered_tables() {
+        let found = stages(GOOD, &["stage.b.attack.steps=7", "stage.0.rate=0.25"]).unwrap();
+        assert_eq!(found, [Stage { steps: 2, rate: 0.25 }, Stage { steps: 7, rate: 0.5 }]);
+    }
+
+    #[test]
+    fn a_faulty_override_is_named_as_what_was_typed() {
+        assert_eq!(
+            stages(GOOD, &["stage.b.attack.stesp=7"]).unwrap_err(),
+            ["stage `b`, `--set stage.b.attack.stesp=7`: unknown key `stesp` in `attack`\n    \
+              hint: did you mean `steps`?"]
+        );
+        assert_eq!(
+            stages(GOOD, &["stage.c.rate=1"]).unwrap_err(),
+            ["`--set stage.c.rate=1`: there is no `stage.c`"]
+        );
+    }
+
+    #[test]
+    fn what_is_not_toml_is_told_with_its_line() {
+        let faults = stages("[[stage]]\nname = \"a\"\nrate = = 1\n", &[]).unwrap_err();
+        assert!(faults[0].starts_with("line 3: this is not TOML"), "{faults:?}");
+    }
+
+    #[test]
+    fn flattening_names_every_value() {
+        let flat = flatten(GOOD);
+        assert_eq!(flat["stage.1.attack.steps"], "3");
+        assert_eq!(flat.len(), 6);
+    }
+}

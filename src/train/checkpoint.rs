@@ -1,0 +1,191 @@
+//! Checkpoints: a run's whole state in one file that is complete or absent.
+//!
+//! `checkpoints/000000226560.safetensors` holds weights, moments and average under the published
+//! names of the weights, and in its header the counters and a hash over everything. A file that
+//! does not match its hash is reported and the one before it is used.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Tensor};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use super::{Monitor, Run, State};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::fused::{from_vec, to_vec};
+use crate::recipe::Recipe;
+
+const SCHEMA: &str = "1";
+
+/// Writes the state of a run and removes all but the last few checkpoints.
+pub fn save(run: &Run, state: &State) -> Result<()> {
+    let folder = run.folder.checkpoints();
+    files::make_folder(&folder)?;
+    write(state, &run.train.fingerprint(), &folder.join(file_name(state.samples)))?;
+    let saved = list(&folder)?;
+    let keep = run.recipe.checkpoint.keep as usize;
+    for old in &saved[..saved.len().saturating_sub(keep)] {
+        files::remove_file(old)?;
+    }
+    Ok(())
+}
+
+/// The newest whole checkpoint of a run, or its beginning.
+///
+/// Errors: there are checkpoints and none of them can be read, or they belong to other data.
+pub fn resume(run: &Run, monitor: &mut Monitor) -> Result<State> {
+    let beginning = || State::new(&run.recipe, run.train.classes().len(), &run.device);
+    let folder = run.folder.checkpoints();
+    if !folder.is_dir() {
+        return Ok(beginning());
+    }
+    let saved = list(&folder)?;
+    for path in saved.iter().rev() {
+        match read(path, &run.recipe, beginning(), &run.device) {
+            Ok((state, data)) => {
+                if data != run.train.fingerprint() && !run.folder.changes_accepted() {
+                    let message = format!(
+                        "the run in `{}` was trained on other images than `{}` holds now",
+                        run.folder.path().display(),
+                        run.recipe.data.train
+                    );
+                    return Err(Error::input(message)
+                        .hint("bring the images back, or add --accept-changes"));
+                }
+                monitor.resumed(&state)?;
+                return Ok(state);
+            }
+            Err(error) => monitor.warn(&format!("{error}; trying the checkpoint before it"))?,
+        }
+    }
+    if saved.is_empty() {
+        return Ok(beginning());
+    }
+    let message = format!("none of the {} checkpoints in `{}` is whole", saved.len(), folder.display());
+    Err(Error::input(message).hint("move the folder away to begin anew, or bring back a copy"))
+}
+
+/// The name of a checkpoint; names sort as numbers do.
+pub fn file_name(samples: u64) -> String {
+    format!("{samples:012}.safetensors")
+}
+
+/// The checkpoints of a folder, oldest first.
+fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = files::list(folder)?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    Ok(paths)
+}
+
+/// Writes a state to a file.
+pub fn write(state: &State, data: &str, path: &Path) -> Result<()> {
+    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
+    for (parameter, moments) in state.model.parameters().iter().zip(&state.optimizer.moments) {
+        let mut push = |kind: &str, values: &Tensor<1>| {
+            let name = format!("{kind}.{}", parameter.name);
+            tensors.push((name, parameter.shape.clone(), to_vec(values.clone())));
+        };
+        push("weights", &parameter.value);
+        push("first_moment", &moments.first);
+        push("second_moment", &moments.second);
+        if let Some(average) = &moments.average {
+            push("average", average);
+        }
+    }
+    let mut metadata = HashMap::from(
+        [
+            ("schema", SCHEMA.to_owned()),
+            ("samples", state.samples.to_string()),
+            ("stage", state.stage.to_string()),
+            ("step", state.optimizer.step.to_string()),
+            ("run_step", state.optimizer.run_step.to_string()),
+            ("data", data.to_owned()),
+        ]
+        .map(|(key, value)| (key.to_owned(), value)),
+    );
+    let parts = tensors.iter().map(|(name, _, values)| (&name[..], bytemuck::cast_slice(values)));
+    metadata.insert("hash".to_owned(), hash(&metadata, parts));
+    let views = tensors.iter().map(|(name, shape, values)| {
+        let bytes = bytemuck::cast_slice(values);
+        (name, TensorView::new(Dtype::F32, shape.clone(), bytes).expect("shapes hold values"))
+    });
+    let bytes = safetensors::serialize(views, Some(metadata))
+        .map_err(|error| Error::failed(format!("cannot write a checkpoint: {error}")))?;
+    files::write(path, &bytes)
+}
+
+/// A hash over counters and tensors, whatever order a file keeps them in.
+fn hash<'a>(
+    metadata: &HashMap<String, String>,
+    tensors: impl Iterator<Item = (&'a str, &'a [u8])>,
+) -> String {
+    let mut parts: Vec<(&str, &[u8])> = tensors.collect();
+    let counters = metadata.iter().filter(|(key, _)| *key != "hash");
+    parts.extend(counters.map(|(key, value)| (&key[..], value.as_bytes())));
+    parts.sort_unstable();
+    let mut hasher = blake3::Hasher::new();
+    for (name, bytes) in parts {
+        hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
+        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+    }
+    hasher.finalize().to_string()
+}
+
+/// Fills `state`, a beginning of the same recipe, from a file; also the hash of its data set.
+fn read(
+    path: &Path,
+    recipe: &Recipe,
+    mut state: State,
+    device: &Device,
+) -> Result<(State, String)> {
+    let damaged = |what: &str| {
+        Error::input(format!("the checkpoint `{}` is damaged: {what}", path.display()))
+    };
+    let bytes = files::read(path)?;
+    let (_, header) =
+        SafeTensors::read_metadata(&bytes).map_err(|error| damaged(&error.to_string()))?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&error.to_string()))?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    let views = tensors.tensors();
+    let parts = views.iter().map(|(name, view)| (&name[..], view.data()));
+    if metadata.get("hash") != Some(&hash(&metadata, parts)) {
+        return Err(damaged("its content does not match its hash"));
+    }
+    if metadata.get("schema").map(String::as_str) != Some(SCHEMA) {
+        let message = format!("`{}` was written by another version of advxl", path.display());
+        return Err(Error::input(message));
+    }
+    let number = |key: &str| -> Result<u64> {
+        let value = metadata.get(key).and_then(|value| value.parse().ok());
+        value.ok_or_else(|| damaged(&format!("`{key}` is missing")))
+    };
+    let tensor = |kind: &str, name: &str, length: usize| -> Result<Tensor<1>> {
+        let name = format!("{kind}.{name}");
+        let view = tensors.tensor(&name).map_err(|_| damaged(&format!("`{name}` is missing")))?;
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+        if values.len() != length {
+            return Err(damaged(&format!("`{name}` belongs to another model")));
+        }
+        Ok(from_vec(values, [length], device))
+    };
+    let stage = number("stage")? as usize;
+    if stage >= recipe.stage.len() {
+        return Err(damaged("it belongs to a stage that the recipe does not have"));
+    }
+    state.enter(stage, recipe);
+    state.samples = number("samples")?;
+    state.optimizer.step = number("step")?;
+    state.optimizer.run_step = number("run_step")?;
+    let moments = state.optimizer.moments.iter_mut();
+    for (parameter, moments) in state.model.parameters_mut().into_iter().zip(moments) {
+        let length = parameter.value.dims()[0];
+        parameter.value = tensor("weights", &parameter.name, length)?;
+        moments.first = tensor("first_moment", &parameter.name, length)?;
+        moments.second = tensor("second_moment", &parameter.name, length)?;
+        if moments.average.is_some() {
+            moments.average = Some(tensor("average", &parameter.name, length)?);
+        }
+    }
+    Ok((state, metadata.get("data").cloned().unwrap_or_default()))
+}

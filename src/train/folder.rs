@@ -1,0 +1,203 @@
+//! The folder of a run: recipe, metrics, log, checkpoints, models.
+//!
+//! A run goes on only in a folder that holds the same recipe. Nothing of another run, and nothing
+//! that is not a run's, is ever written over.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::checkpoint;
+use super::state::{Diverged, State};
+use super::{Run, Stage};
+use crate::data::{Batch, tensors};
+use crate::error::{Error, Kind, Result};
+use crate::files;
+use crate::fused::to_vec;
+use crate::model::weights;
+use crate::recipe::Phase;
+use crate::settings;
+
+/// An open run folder. No other process can open it until this is dropped.
+pub struct RunFolder {
+    path: PathBuf,
+    accept_changes: bool,
+    /// Held open for its lock, which the operating system gives up with the process.
+    _lock: File,
+}
+
+impl RunFolder {
+    /// Opens or makes the folder of a run.
+    ///
+    /// Errors: it holds something else, another recipe (each changed key is named), or another
+    /// process is at work in it.
+    pub fn open(path: &Path, recipe: &str, accept_changes: bool) -> Result<Self> {
+        let saved = path.join("recipe.toml");
+        if path.is_dir() && !saved.is_file() && files::list(path)?.iter().any(|file| !is_ours(file)) {
+            let message = format!("`{}` is not empty and not the folder of a run", path.display());
+            return Err(Error::input(message).hint("choose another folder with --out"));
+        }
+        files::make_folder(path)?;
+        let lock = files::lock(&path.join("lock"))?.ok_or_else(|| {
+            let message = format!("another process is at work in `{}`", path.display());
+            Error::new(Kind::TryAgain, message).hint("wait for it to end, or choose another --out")
+        })?;
+        if saved.is_file() {
+            let changes = changes(&files::read_text(&saved)?, recipe);
+            if !changes.is_empty() && !accept_changes {
+                let plural = if changes.len() == 1 { "key" } else { "keys" };
+                let message = format!(
+                    "the run in `{}` has another recipe, {} {plural} changed\n\n  {}\n",
+                    path.display(),
+                    changes.len(),
+                    changes.join("\n  ")
+                );
+                return Err(Error::input(message).hint(
+                    "choose another folder with --out, or add --accept-changes to go on with the new recipe",
+                ));
+            }
+        }
+        files::write(&saved, recipe.as_bytes())?;
+        Ok(Self { path: path.to_owned(), accept_changes, _lock: lock })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where checkpoints are.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// Whether the user said that a changed recipe or data set is meant.
+    pub fn changes_accepted(&self) -> bool {
+        self.accept_changes
+    }
+
+    /// Adds a line to `metrics.jsonl`.
+    pub fn metrics(&self, line: &serde_json::Value) -> Result<()> {
+        files::append(&self.path.join("metrics.jsonl"), &format!("{line}\n"))
+    }
+
+    /// Seconds of training in each stage, over all restarts, from the metrics.
+    ///
+    /// Work that was done twice after a stop is counted twice.
+    pub fn stage_seconds(&self) -> Result<BTreeMap<String, f64>> {
+        let mut seconds = BTreeMap::new();
+        for line in files::read_text(&self.path.join("metrics.jsonl"))?.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+            if let (Some(stage), Some(of_line)) =
+                (line["stage"].as_str(), line["interval_seconds"].as_f64())
+            {
+                *seconds.entry(stage.to_owned()).or_insert(0.0) += of_line;
+            }
+        }
+        Ok(seconds)
+    }
+
+    /// Adds a line to `log.txt`.
+    pub fn log(&self, line: &str) -> Result<()> {
+        files::append(&self.path.join("log.txt"), &format!("{line}\n"))
+    }
+
+    /// Writes the model as timm loads it: to `model`, or to `stages/NAME` at the end of a stage.
+    pub fn save_model(
+        &self,
+        state: &State,
+        phase: &Phase,
+        classes: &[String],
+        stage: Option<&str>,
+    ) -> Result<()> {
+        let folder = match stage {
+            None => self.path.join("model"),
+            Some(name) => self.path.join("stages").join(name),
+        };
+        weights::save(&state.averaged(), phase.image_size as usize, classes, &folder)
+    }
+
+    /// Writes a bundle that reproduces an update that must not be made, and says where it is.
+    ///
+    /// The bundle is the folder of a run, stopped just before that update: training there fails
+    /// again at once, with every number at hand. The run's own folder is left as it was.
+    pub(super) fn save_crash(
+        &self,
+        run: &Run,
+        state: &State,
+        stage: &Stage,
+        batch: &Batch,
+        found: &Diverged,
+    ) -> Result<Error> {
+        let bundle = self.path.join("crash").join(format!("{:012}", state.samples));
+        let checkpoints = bundle.join("checkpoints");
+        files::make_folder(&checkpoints)?;
+        let path = checkpoints.join(checkpoint::file_name(state.samples));
+        checkpoint::write(state, &run.train.fingerprint(), &path)?;
+        let shape = [batch.first.len(), 3, side(batch), side(batch)];
+        let labels: Vec<i64> = batch.first.iter().map(|label| i64::from(*label)).collect();
+        for (name, images) in [("images", &batch.images), ("adversarial", &found.adversarial)] {
+            let path = bundle.join(format!("{name}.safetensors"));
+            tensors::save(&path, images, shape, &labels, run.train.classes())?;
+        }
+        let parameters = state.model.parameters();
+        let of_tensor = parameters.iter().zip(found.gradients).map(|(parameter, gradient)| {
+            let values = to_vec(gradient.clone());
+            let largest = |values: &[f32]| values.iter().fold(0f32, |most, v| most.max(v.abs()));
+            let broken = values.iter().filter(|value| !value.is_finite()).count();
+            json!({
+                "name": parameter.name,
+                "not_finite_in_gradient": broken,
+                "largest_gradient": largest(&values),
+                "largest_weight": largest(&parameter.to_vec()),
+            })
+        });
+        let report = json!({
+            "samples": state.samples,
+            "stage": stage.name,
+            "loss": found.loss.to_string(),
+            "gradient_norm": found.gradient_norm.to_string(),
+            "sample_indices": batch.samples,
+            "parameters": of_tensor.collect::<Vec<_>>(),
+        });
+        files::write(&bundle.join("report.json"), format!("{report:#}\n").as_bytes())?;
+        files::write(&bundle.join("recipe.toml"), run.recipe.to_toml().as_bytes())?;
+        let bundle = bundle.display();
+        let message = format!(
+            "stage `{}`, after {} samples: the loss is {} and the norm of the gradient {}; the \
+             weights were not changed",
+            stage.name, state.samples, found.loss, found.gradient_norm
+        );
+        Ok(Error::failed(message).hint(format!(
+            "`advxl train {bundle}/recipe.toml --out {bundle}` does this update again; \
+             `{bundle}/report.json` tells where it began; a lower learning rate, clip_norm or \
+             precision = \"f32\" may help"
+        )))
+    }
+}
+
+fn side(batch: &Batch) -> usize {
+    let pixels = batch.images.len() / (3 * batch.first.len().max(1));
+    pixels.isqrt()
+}
+
+/// What a run may have left before it had a recipe.
+fn is_ours(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == "lock")
+}
+
+/// Each key that differs, with both values.
+fn changes(before: &str, now: &str) -> Vec<String> {
+    let (before, now) = (settings::flatten(before), settings::flatten(now));
+    let keys: std::collections::BTreeSet<_> = before.keys().chain(now.keys()).collect();
+    let value = |of: &std::collections::BTreeMap<String, String>, key: &String| {
+        of.get(key).cloned().unwrap_or_else(|| "absent".to_owned())
+    };
+    let pairs = keys.into_iter().map(|key| (key, value(&before, key), value(&now, key)));
+    pairs
+        .filter(|(_, before, now)| before != now)
+        .map(|(key, before, now)| format!("{key}: {before} -> {now}"))
+        .collect()
+}

@@ -1,0 +1,239 @@
+//! Training: the method of the paper, stage by stage.
+//!
+//! "Revisiting Adversarial Training at Scale" (Wang et al., CVPR 2024), equation 1: find the weights
+//! that minimise the loss at the worst images near the given ones. A long, cheap stage (small
+//! images, weak attack) comes before a short, intensive one (full images, stronger attack).
+
+pub mod checkpoint;
+pub mod folder;
+pub mod monitor;
+pub mod state;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use burn::tensor::{Device, Tensor};
+
+use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Split};
+use crate::data::resize::Filter;
+use crate::error::{Context, Error, Result};
+use crate::eval::{Images, evaluate};
+use crate::fused::{self, from_vec};
+use crate::loss::{Targets, count_correct, cross_entropy};
+use crate::model::{DropPath, Pass};
+use crate::optim;
+use crate::recipe::{Phase, Recipe, Stage};
+
+pub use folder::RunFolder;
+pub use monitor::{Monitor, Screen};
+pub use state::State;
+
+/// A run that is ready to go: a checked recipe, its folder and its data.
+pub struct Run {
+    /// What to do.
+    pub recipe: Recipe,
+    /// Where to keep it.
+    pub folder: RunFolder,
+    /// Images to learn from.
+    pub train: Arc<Dataset>,
+    /// Images to measure with.
+    pub test: Arc<Dataset>,
+    /// Where to compute.
+    pub device: Device,
+}
+
+impl Run {
+    /// Opens the data sets and the folder of a run.
+    ///
+    /// Errors: data that cannot be used, a folder that holds another run.
+    pub fn open(
+        recipe: Recipe,
+        folder: &std::path::Path,
+        accept_changes: bool,
+        device: &Device,
+    ) -> Result<Self> {
+        let open = |spec, split: Split| {
+            let dataset = Dataset::open(spec, split, recipe.seed);
+            dataset.map(Arc::new).context(|| format!("{split} images `{spec}`"))
+        };
+        let train = open(&recipe.data.train, Split::Train)?;
+        let test = open(&recipe.data.test, Split::Test)?;
+        if train.classes() != test.classes() {
+            let (of_train, of_test) = (train.classes().len(), test.classes().len());
+            let message = format!(
+                "train and test images do not have the same classes ({of_train} and {of_test})"
+            );
+            return Err(Error::input(message)
+                .hint("both need the same class folders, or class names, in the same order"));
+        }
+        let folder = RunFolder::open(folder, &recipe.to_toml(), accept_changes)?;
+        Ok(Self { recipe, folder, train, test, device: device.clone() })
+    }
+}
+
+/// Trains to the end of the recipe, from the newest whole checkpoint if there is one.
+pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
+    let recipe = &run.recipe;
+    let mut state = checkpoint::resume(run, monitor)?;
+    let mut stage_start = 0;
+    for (number, stage) in recipe.stage.iter().enumerate() {
+        let stage_end = stage_start + stage.samples();
+        if state.samples < stage_end {
+            state.enter(number, recipe);
+            monitor.enter_stage(stage, state.samples);
+        }
+        let mut phase_end = stage_start;
+        for phase in &stage.phases {
+            phase_end += phase.samples;
+            let mut loader = load(run, stage, phase, state.samples, phase_end)?;
+            while let Some(batch) = loader.next_batch()? {
+                let after = state.samples + stage.batch;
+                let learning_rate = stage.learning_rate.at(after - stage_start, stage.samples());
+                let step = update(run, &mut state, stage, phase, &batch, learning_rate)?;
+
+                monitor.record(stage, phase, &step, learning_rate, state.samples, &loader)?;
+                let passed = |every: u64| after / every > (after - stage.batch) / every;
+                let last = after == stage_end;
+                if let Some(evaluation) = &recipe.evaluation {
+                    if last || passed(evaluation.every_samples) {
+                        measure(run, &state, stage, phase, evaluation, monitor)?;
+                    }
+                }
+                if last || passed(recipe.checkpoint.every_samples) {
+                    checkpoint::save(run, &state)?;
+                    run.folder.save_model(&state, phase, run.train.classes(), None)?;
+                }
+                if last {
+                    run.folder.save_model(&state, phase, run.train.classes(), Some(&stage.name))?;
+                }
+            }
+        }
+        stage_start = stage_end;
+    }
+    Ok(state)
+}
+
+/// What one update tells.
+pub struct Step {
+    /// Mean loss at the adversarial images.
+    pub loss: f64,
+    /// Norm of the gradient over all weights, before clipping.
+    pub gradient_norm: f64,
+    /// Adversarial images classified correctly.
+    pub correct: u64,
+}
+
+/// One update: perturb the images, then move the weights against the loss at what was found.
+///
+/// Source: the paper's equation 1 with the mechanics of its released attacker: weights frozen and
+/// model in evaluation mode while attacking, the same loss inside and outside.
+fn update(
+    run: &Run,
+    state: &mut State,
+    stage: &Stage,
+    phase: &Phase,
+    batch: &Batch,
+    learning_rate: f64,
+) -> Result<Step> {
+    let (seed, position) = (run.recipe.seed, state.samples);
+    let (count, size) = (batch.first.len(), phase.image_size as usize);
+    let images = from_vec(batch.images.clone(), [count, 3, size, size], &run.device);
+    let targets = Targets {
+        first: batch.first.clone(),
+        second: batch.second.clone(),
+        weight: batch.weight.clone(),
+    };
+    let goal = targets.distributions(state.model.classes, stage.loss.label_smoothing, &run.device);
+    let grid = size / state.model.config.patch;
+    let kept = phase.masking.as_ref().map(|mask| mask.choose(seed, position, count, grid));
+
+    // The worst images near the given ones; weights take no part in differentiation here.
+    let attacking = Pass { precision: run.recipe.precision, kept: kept.as_ref(), drop_path: None };
+    let loss = |images: Tensor<4>| {
+        cross_entropy(state.model.logits(images, &attacking), goal.clone())
+    };
+    let keys: Vec<u64> = (position..position + count as u64).collect();
+    let adversarial = match &stage.attack {
+        Some(attack) => attack.perturb(images, &loss, seed, &keys),
+        None => images,
+    };
+
+    // The gradient of the weights there, in training mode.
+    let drop_path = stage.drop_path.map(|rate| DropPath { rate, seed, position });
+    let training = Pass { drop_path, ..attacking };
+    let tracked = state.model.tracked();
+    let logits = tracked.logits(adversarial.clone(), &training);
+    let correct = count_correct(logits.clone(), &targets.dominant());
+    let mean_loss = cross_entropy(logits, goal.clone()).mean();
+    let loss = f64::from(mean_loss.clone().into_scalar::<f32>());
+    let gradients = tracked.gradients(&mut mean_loss.backward());
+    drop(tracked);
+    let gradient_norm = optim::norm(&gradients);
+    if !loss.is_finite() || !gradient_norm.is_finite() {
+        let adversarial = fused::to_vec(adversarial);
+        let found = state::Diverged { loss, gradient_norm, gradients: &gradients, adversarial };
+        return Err(run.folder.save_crash(run, state, stage, batch, &found)?);
+    }
+
+    state.step(gradients, gradient_norm, learning_rate);
+    state.samples += count as u64;
+    Ok(Step { loss, gradient_norm, correct })
+}
+
+/// Batches of one phase, from where the run is to the phase's end.
+fn load(run: &Run, stage: &Stage, phase: &Phase, position: u64, end: u64) -> Result<Loader> {
+    let plan = Plan {
+        seed: run.recipe.seed,
+        batch: stage.batch as usize,
+        image_size: phase.image_size as usize,
+        augmentation: stage.augmentation.clone(),
+        mixing: stage.mixing.clone(),
+        position,
+        samples: end.saturating_sub(position),
+        broken_rate: run.recipe.data.broken_rate,
+    };
+    Loader::new(Arc::clone(&run.train), plan, LOADER_THREADS)
+}
+
+/// Threads that prepare batches. Two are enough to keep the kernels fed from small images; the
+/// share of time spent waiting is on every line of the log.
+const LOADER_THREADS: usize = 2;
+
+/// Clean accuracy and accuracy under the evaluation's attack and under the stage's own.
+fn measure(
+    run: &Run,
+    state: &State,
+    stage: &Stage,
+    phase: &Phase,
+    evaluation: &crate::recipe::Evaluation,
+    monitor: &mut Monitor,
+) -> Result<()> {
+    let begun = Instant::now();
+    let model = state.averaged();
+    let logits = |images| model.logits(images, &Pass::evaluation());
+    let images = Images {
+        dataset: &run.test,
+        transform: EvaluationTransform {
+            image_size: phase.image_size as usize,
+            crop_fraction: 1.0,
+            interpolation: Filter::Bilinear,
+        },
+        count: (evaluation.images as usize).min(run.test.len()),
+    };
+    let mut progress = |name: &str, done: usize, of: usize, _: usize| monitor.evaluating(name, done, of);
+    let mut accuracies = |attack: &crate::attack::Pgd| {
+        let attacks = std::slice::from_ref(attack);
+        let batch = stage.batch as usize;
+        let outcome =
+            evaluate(&logits, &images, attacks, batch, run.recipe.seed, &run.device, &mut progress)?;
+        Ok((outcome.accuracy_after(0), outcome.accuracy_after(1)))
+    };
+    let (clean, strong) = accuracies(&evaluation.attack)?;
+    let weak = match &stage.attack {
+        Some(attack) => Some(accuracies(attack)?.1),
+        None => None,
+    };
+    let found =
+        monitor::Measured { clean, strong, weak, images: images.count, took: begun.elapsed() };
+    monitor.measured(stage, evaluation, &found, state.samples)
+}

@@ -1,0 +1,278 @@
+//! What a run tells while it goes: log lines, metrics, warnings, progress.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::{RunFolder, State, Step};
+use crate::data::Loader;
+use crate::error::Result;
+use crate::recipe::{Evaluation, Phase, Recipe, Stage};
+use crate::units::{duration, grouped};
+
+/// Where text goes; the command line has one for terminals and one for files.
+pub trait Screen {
+    /// A line that stays.
+    fn line(&mut self, text: &str);
+    /// Where the work is; replaced by the next call.
+    fn progress(&mut self, done: u64, total: u64, text: &str);
+}
+
+/// Follows one run.
+pub struct Monitor<'a> {
+    folder: &'a RunFolder,
+    screen: &'a mut dyn Screen,
+    log_every: u64,
+    total: u64,
+    started: Instant,
+    /// Samples and seconds of training since this process began, without evaluation, for the ETA.
+    trained: (u64, f64),
+    interval: Interval,
+}
+
+/// Sums since the last line.
+struct Interval {
+    begun: Instant,
+    samples: u64,
+    loss: f64,
+    correct: u64,
+    gradient_norm: f64,
+    updates: u64,
+    waited: f64,
+}
+
+impl Interval {
+    fn new() -> Self {
+        Self {
+            begun: Instant::now(),
+            samples: 0,
+            loss: 0.0,
+            correct: 0,
+            gradient_norm: 0.0,
+            updates: 0,
+            waited: 0.0,
+        }
+    }
+}
+
+/// What an evaluation while training found.
+pub struct Measured {
+    /// Accuracy on clean images.
+    pub clean: f64,
+    /// Accuracy under the evaluation's attack.
+    pub strong: f64,
+    /// Accuracy under the stage's own attack.
+    pub weak: Option<f64>,
+    /// Number of images.
+    pub images: usize,
+    /// How long the evaluation took.
+    pub took: Duration,
+}
+
+impl<'a> Monitor<'a> {
+    /// A monitor that writes to a folder and a screen.
+    pub fn new(recipe: &Recipe, folder: &'a RunFolder, screen: &'a mut dyn Screen) -> Self {
+        Self {
+            folder,
+            screen,
+            log_every: recipe.log.every_samples,
+            total: recipe.samples(),
+            started: Instant::now(),
+            trained: (0, 0.0),
+            interval: Interval::new(),
+        }
+    }
+
+    /// A line for the screen and the log.
+    pub fn line(&mut self, text: &str) -> Result<()> {
+        self.screen.line(text);
+        self.folder.log(text)
+    }
+
+    /// Something that the user should know.
+    pub fn warn(&mut self, text: &str) -> Result<()> {
+        self.line(&format!("warning: {text}"))
+    }
+
+    pub(super) fn resumed(&mut self, state: &State) -> Result<()> {
+        let samples = grouped(state.samples);
+        self.folder.metrics(&json!({ "samples": state.samples, "event": "resumed" }))?;
+        self.line(&format!("resuming after {samples} of {} samples", grouped(self.total)))
+    }
+
+    pub(super) fn enter_stage(&mut self, stage: &Stage, samples: u64) {
+        let attack = match &stage.attack {
+            Some(attack) => {
+                format!("{} {} {}", attack.name(), attack.norm.word(), attack.epsilon)
+            }
+            None => "no attack".to_owned(),
+        };
+        let sizes: Vec<_> = stage.phases.iter().map(|phase| phase.image_size.to_string()).collect();
+        let text = format!(
+            "stage `{}`: {} samples at {} pixels, {attack}, from sample {}",
+            stage.name,
+            grouped(stage.samples()),
+            sizes.join(" then "),
+            grouped(samples)
+        );
+        self.screen.line(&text);
+    }
+
+    /// Counts an update; writes a line when one is due.
+    pub(super) fn record(
+        &mut self,
+        stage: &Stage,
+        phase: &Phase,
+        step: &Step,
+        learning_rate: f64,
+        samples: u64,
+        loader: &Loader,
+    ) -> Result<()> {
+        let interval = &mut self.interval;
+        interval.samples += stage.batch;
+        interval.loss += step.loss * stage.batch as f64;
+        interval.correct += step.correct;
+        interval.gradient_norm += step.gradient_norm;
+        interval.updates += 1;
+        let seconds = interval.begun.elapsed().as_secs_f64();
+        let rate = interval.samples as f64 / seconds;
+        let eta = self.eta(samples);
+        let text = format!(
+            "{} @{}  {rate:.0} img/s  {} left",
+            stage.name,
+            phase.image_size,
+            duration(eta)
+        );
+        self.screen.progress(samples, self.total, &text);
+        let due = samples / self.log_every > (samples - stage.batch) / self.log_every;
+        if !due && samples < self.total {
+            return Ok(());
+        }
+
+        let interval = std::mem::replace(&mut self.interval, Interval::new());
+        self.trained.0 += interval.samples;
+        self.trained.1 += seconds;
+        let count = interval.samples as f64;
+        let (loss, accuracy) = (interval.loss / count, interval.correct as f64 / count);
+        let norm = interval.gradient_norm / interval.updates as f64;
+        let all_waited = loader.waited().as_secs_f64();
+        // A new phase has a new loader, which begins at 0.
+        let before = if all_waited < interval.waited { 0.0 } else { interval.waited };
+        let waited = (all_waited - before) / seconds;
+        self.interval.waited = all_waited;
+        let memory = peak_memory_mib();
+        let eta = self.eta(samples);
+        self.folder.metrics(&json!({
+            "samples": samples,
+            "stage": stage.name,
+            "image_size": phase.image_size,
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "gradient_norm": norm,
+            "train_accuracy": accuracy,
+            "images_per_second": rate,
+            "data_wait": waited,
+            "eta_seconds": eta,
+            "peak_memory_mib": memory,
+            "broken_samples": loader.broken().len(),
+            "interval_seconds": seconds,
+            "seconds": self.started.elapsed().as_secs_f64(),
+        }))?;
+        let memory = memory.map(|mib| format!(", {mib} MiB")).unwrap_or_default();
+        self.line(&format!(
+            "{:>11} {} @{}: loss {loss:.4}, train accuracy {:.1} %, lr {learning_rate:.2e}, \
+             gradient {norm:.2}, {rate:.0} img/s, data wait {:.1} %{memory}, {} left",
+            grouped(samples),
+            stage.name,
+            phase.image_size,
+            100.0 * accuracy,
+            100.0 * waited,
+            duration(eta),
+        ))
+    }
+
+    fn eta(&self, samples: u64) -> f64 {
+        let (count, seconds) = self.trained;
+        let count = count + self.interval.samples;
+        let seconds = seconds + self.interval.begun.elapsed().as_secs_f64();
+        (self.total - samples) as f64 * seconds / (count as f64).max(1.0)
+    }
+
+    pub(super) fn evaluating(&mut self, attack: &str, done: usize, of: usize) {
+        self.screen.progress(done as u64, of as u64, &format!("evaluating {attack}"));
+    }
+
+    /// Tells an evaluation's result, and warns when the training attack no longer means anything.
+    pub(super) fn measured(
+        &mut self,
+        stage: &Stage,
+        evaluation: &Evaluation,
+        found: &Measured,
+        samples: u64,
+    ) -> Result<()> {
+        let name = evaluation.attack.name();
+        self.folder.metrics(&json!({
+            "samples": samples,
+            "stage": stage.name,
+            "evaluation": {
+                "images": found.images,
+                "clean": found.clean,
+                &name: found.strong,
+                "training_attack": found.weak,
+            },
+        }))?;
+        let weak = match (&stage.attack, found.weak) {
+            (Some(attack), Some(weak)) => {
+                format!(", training attack ({}) {:.1} %", attack.name(), 100.0 * weak)
+            }
+            _ => String::new(),
+        };
+        self.line(&format!(
+            "{:>11} {}: evaluation on {} images: clean {:.1} %, {name} {:.1} %{weak}",
+            grouped(samples),
+            stage.name,
+            found.images,
+            100.0 * found.clean,
+            100.0 * found.strong,
+        ))?;
+        if found.weak.is_some_and(|weak| drifted_apart(weak, found.strong)) {
+            self.warn(&format!(
+                "catastrophic overfitting: the model withstands its training attack but not {name}; \
+                 more attack steps, a smaller step_size or a lower learning rate may help"
+            ))?;
+        }
+        // Evaluation is not training: it counts neither for the speed nor for the ETA.
+        self.interval.begun += found.took;
+        Ok(())
+    }
+}
+
+/// Whether a model withstands a weak attack much better than a strong one.
+///
+/// In sound training the two differ by a few points; in catastrophic overfitting (Wong et al. 2020)
+/// the strong one falls towards zero within a fraction of an epoch while the weak one rises.
+/// Eight points are four standard errors at 500 images.
+fn drifted_apart(weak: f64, strong: f64) -> bool {
+    weak - strong > 0.08 && strong < 0.7 * weak
+}
+
+/// The largest memory of this process so far, where the system tells.
+pub fn peak_memory_mib() -> Option<u64> {
+    let status = crate::files::read_text(std::path::Path::new("/proc/self/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib / 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn catastrophic_overfitting_is_told_from_the_usual_gap() {
+        assert!(!drifted_apart(0.31, 0.28));
+        assert!(!drifted_apart(0.10, 0.04), "an untrained model");
+        assert!(drifted_apart(0.85, 0.02));
+        assert!(drifted_apart(0.45, 0.25));
+    }
+}

@@ -1,0 +1,213 @@
+//! Our numbers against those that timm, PyTorch and torchattacks recorded.
+//!
+//! How they were made: `tests/golden/make_golden.py`; what is in them: `tests/golden/README.md`.
+//! Tolerances are relative to the largest entry of a tensor: f32 sums of up to a few hundred terms
+//! differ by some 1e-6 of it between two orders of summation.
+
+use std::path::{Path, PathBuf};
+
+use advxl::attack::{Norm, Pgd, Start, input_gradient};
+use advxl::fused::{self, Precision, from_vec, to_vec};
+use advxl::loss::{Targets, cross_entropy};
+use advxl::model::{Pass, Vit, position, weights};
+use advxl::optim::{self, AverageConfig, Optimizer, OptimizerConfig, OptimizerKind};
+use burn::tensor::{Device, Tensor};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+
+fn golden(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    std::fs::read(path).unwrap()
+}
+
+fn floats(tensors: &SafeTensors, name: &str) -> Vec<f32> {
+    bytemuck::pod_collect_to_vec(tensors.tensor(name).unwrap().data())
+}
+
+fn labels(tensors: &SafeTensors) -> Vec<u32> {
+    let data: Vec<i64> = bytemuck::pod_collect_to_vec(tensors.tensor("labels").unwrap().data());
+    data.into_iter().map(|label| label as u32).collect()
+}
+
+/// Asserts that two lists agree within `tolerance` of the largest right entry.
+#[track_caller]
+fn assert_close(found: &[f32], right: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(found.len(), right.len(), "{what}");
+    let largest = right.iter().fold(1e-6f32, |most, value| most.max(value.abs()));
+    for (index, (found, right)) in found.iter().zip(right).enumerate() {
+        let off = (found - right).abs() / largest;
+        assert!(off <= tolerance, "{what} [{index}]: {found} is not {right}, off by {off:e}");
+    }
+}
+
+/// The recorded model of one pooling mode, read the way users' models are: from a timm folder.
+fn model(pool: &str, folder: &Path) -> Vit {
+    let bytes = golden("vit.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let prefix = format!("{pool}.");
+    let all = tensors.tensors();
+    let views: Vec<(String, TensorView)> = all
+        .into_iter()
+        .filter_map(|(name, view)| name.strip_prefix(&prefix).map(|name| (name.to_owned(), view)))
+        .collect();
+    let folder: PathBuf = folder.join(pool);
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap())
+        .unwrap();
+    let config = r#"{ "architecture": "vit_tiny_patch16_224", "model_args": { "num_heads": 3 },
+        "pretrained_cfg": { "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225] } }"#;
+    std::fs::write(folder.join("config.json"), config).unwrap();
+    weights::load(&folder, &Device::flex()).unwrap().model
+}
+
+#[test]
+fn logits_and_all_gradients_of_a_vision_transformer_are_timms() {
+    let bytes = golden("vit.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    let images = from_vec(floats(&tensors, "images"), [4, 3, 16, 16], &device);
+    let targets = Targets::classes(&labels(&tensors)).distributions(5, 0.1, &device);
+    for pool in ["token", "avg"] {
+        let model = model(pool, folder.path());
+        let recorded = |name: &str| floats(&tensors, &format!("{pool}_{name}"));
+        for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 0.03)] {
+            let pass = Pass { precision, ..Pass::evaluation() };
+            let logits = model.logits(images.clone(), &pass);
+            assert_close(&to_vec(logits), &recorded("logits"), tolerance, "logits");
+
+            // Of the mean loss: a quarter of the sum's, for four images.
+            let loss = |images| cross_entropy(model.logits(images, &pass), targets.clone()) / 4.0;
+            let (gradient, losses) = input_gradient(&loss, images.clone());
+            let loss: f32 = to_vec(losses).iter().sum();
+            assert_close(&[loss], &recorded("loss"), tolerance, "loss");
+            let tolerance = 10.0 * tolerance;
+            let what = format!("{pool} {precision:?} image gradient");
+            assert_close(&to_vec(gradient), &recorded("image_gradient"), tolerance, &what);
+
+            let tracked = model.tracked();
+            let loss = cross_entropy(tracked.logits(images.clone(), &pass), targets.clone()).mean();
+            let gradients = tracked.gradients(&mut loss.backward());
+            for (parameter, gradient) in model.parameters().iter().zip(gradients) {
+                let right = recorded(&format!("gradient.{}", parameter.name));
+                let what = format!("{pool} {precision:?} {}", parameter.name);
+                assert_close(&to_vec(gradient), &right, tolerance, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn fixed_positions_are_maes_and_learned_ones_are_resampled_as_timm_does() {
+    let bytes = golden("position.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    for grid in [4, 7] {
+        let right = floats(&tensors, &format!("sincos_{grid}x{grid}"));
+        // The recorded tensor begins with the class token's zeros.
+        assert_close(&position::sincos2d(grid, 24), &right[24..], 1e-6, "sincos");
+    }
+    let learned = floats(&tensors, "learned_4x4")[8..].to_vec();
+    let learned = from_vec(learned, [16, 8], &Device::flex());
+    for to in [7, 2, 3] {
+        let right = floats(&tensors, &format!("learned_4x4_to_{to}x{to}"));
+        let found = to_vec(position::resample(learned.clone(), 4, to));
+        assert_close(&found, &right[8..], 1e-5, &format!("resampled to {to}"));
+    }
+}
+
+#[test]
+fn updates_clipping_and_average_are_those_of_torch() {
+    let bytes = golden("adamw.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let device = Device::flex();
+    let rates = floats(&tensors, "learning_rates");
+    let norms = floats(&tensors, "gradient_norms");
+    let tensor = |values: &[f32]| from_vec(values.to_vec(), [values.len()], &device);
+    let names = ["weight", "bias"];
+    let mut values: Vec<Tensor<1>> =
+        names.iter().map(|name| tensor(&floats(&tensors, name))).collect();
+    let config = OptimizerConfig {
+        kind: OptimizerKind::Adamw,
+        weight_decay: 0.05,
+        betas: [0.9, 0.95],
+        clip_norm: Some(1.0),
+    };
+    let average = AverageConfig { decay: 0.9 };
+    let refs: Vec<_> = values.iter().collect();
+    // The recorded average has no warmup: begin far enough for it to be over.
+    let mut optimizer = Optimizer::new(&config, Some(&average), &refs, None, 1000);
+    for step in 0..rates.len() {
+        let gradients: Vec<_> = names
+            .iter()
+            .zip(&values)
+            .map(|(name, value)| {
+                let all = floats(&tensors, &format!("{name}_gradients"));
+                let length = value.dims()[0];
+                tensor(&all[step * length..(step + 1) * length])
+            })
+            .collect();
+        let norm = optim::norm(&gradients);
+        assert_close(&[norm as f32], &norms[step..=step], 1e-6, "norm");
+        let decays = [true, false];
+        let rate = f64::from(rates[step]);
+        optimizer.update(values.iter_mut().collect(), &decays, gradients, norm, rate);
+        for (index, name) in names.iter().enumerate() {
+            let found = to_vec(values[index].clone());
+            let at = step * found.len()..(step + 1) * found.len();
+            let right = &floats(&tensors, &format!("{name}_after"))[at.clone()];
+            assert_close(&found, right, 1e-6, &format!("{name} after step {step}"));
+            let averaged = to_vec(optimizer.moments[index].average.clone().unwrap());
+            let right = &floats(&tensors, &format!("{name}_ema_after"))[at];
+            assert_close(&averaged, right, 1e-6, &format!("average of {name} after step {step}"));
+        }
+    }
+}
+
+#[test]
+fn the_iterates_of_pgd_are_torchattacks() {
+    let bytes = golden("pgd.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let model = model("token", folder.path());
+    let device = Device::flex();
+    let clean = from_vec(floats(&tensors, "images"), [4, 3, 16, 16], &device);
+    let targets = Targets::classes(&labels(&tensors)).distributions(5, 0.0, &device);
+    let loss = |images| cross_entropy(model.logits(images, &Pass::evaluation()), targets.clone());
+    for (norm, epsilon, step_size) in
+        [(Norm::Linf, "8/255", "2/255"), (Norm::L2, "0.5", "0.2")]
+    {
+        let after = floats(&tensors, &format!("{}_after", norm.word()));
+        for steps in 1..=5 {
+            let attack = Pgd {
+                norm,
+                epsilon: epsilon.parse().unwrap(),
+                step_size: step_size.parse().unwrap(),
+                steps,
+                start: Start::Clean,
+            };
+            let found = to_vec(attack.perturb(clean.clone(), &loss, 0, &[0, 1, 2, 3]));
+            let right = &after[(steps as usize - 1) * found.len()..][..found.len()];
+            let what = format!("{} after step {steps}", norm.word());
+            assert_close(&found, right, 1e-5, &what);
+        }
+    }
+}
+
+#[test]
+fn mixed_and_smoothed_cross_entropy_is_timms() {
+    let bytes = golden("loss.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let device = Device::flex();
+    let labels = labels(&tensors);
+    let second: Vec<u32> = labels.iter().rev().copied().collect();
+    let targets = Targets { first: labels, second, weight: floats(&tensors, "weights") };
+    let goal = targets.distributions(7, 0.1, &device);
+    assert_close(&to_vec(goal.clone()), &floats(&tensors, "targets"), 1e-6, "targets");
+    let logits = from_vec(floats(&tensors, "logits"), [6, 7], &device).autodiff().require_grad();
+    let values = cross_entropy(logits.clone(), goal);
+    let found = to_vec(values.clone().without_autodiff());
+    assert_close(&found, &floats(&tensors, "values"), 1e-6, "values");
+    let mut gradients = values.mean().backward();
+    let gradient = fused::to_vec(logits.grad_remove(&mut gradients).unwrap());
+    assert_close(&gradient, &floats(&tensors, "gradient"), 1e-6, "gradient");
+}

@@ -1,0 +1,127 @@
+"""Records what Pillow, PyTorch, torchvision and timm make of small pictures.
+
+Writes resize.safetensors, operations.safetensors and jpeg.safetensors.
+
+The pictures are drawn by a formula that the Rust test repeats (`picture` in src/data), so that only
+results are stored. Run in this folder, with pillow, torch, torchvision, timm, numpy and safetensors installed:
+
+    python make_pictures.py
+"""
+
+import io
+import json
+
+import numpy as np
+import PIL
+import timm
+import torch
+import torchvision
+from PIL import Image, ImageOps
+from safetensors.numpy import save_file
+from timm.data import auto_augment as timm_ops
+from torch.nn.functional import interpolate
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+
+def picture(width, height):
+    """Smooth slopes, hard edges and noise by a linear congruential generator; [height, width, 3]."""
+    state, out = 12345, np.zeros((height, width, 3), np.uint8)
+    for y in range(height):
+        for x in range(width):
+            for c in range(3):
+                state = (state * 1103515245 + 12345) % 2**31
+                slope = (x * 5 + y * 3 + c * 40) % 256
+                edge = 255 if (x // 4 + y // 3 + c) % 3 == 0 else 0
+                noise = (state >> 16) % 256
+                out[y, x, c] = (slope, edge, noise)[(x // 5 + y // 5) % 3]
+    return out
+
+
+FILTERS = {"box": Image.BOX, "bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
+SIZES = [((37, 23), (16, 11)), ((16, 12), (29, 31)), ((30, 20), (30, 9)), ((25, 40), (8, 40)), ((31, 31), (32, 32))]
+
+results = {}
+for (width, height), new in SIZES:
+    image = Image.fromarray(picture(width, height))
+    for name, resample in FILTERS.items():
+        resized = np.asarray(image.resize(new, resample))
+        results[f"pillow {name} {width}x{height} {new[0]}x{new[1]}"] = resized.copy()
+
+for (width, height), (new_width, new_height) in SIZES[:2]:
+    planes = torch.from_numpy(picture(width, height)).permute(2, 0, 1).float()[None] / 255
+    for name in ["bilinear", "bicubic"]:
+        resized = interpolate(planes, (new_height, new_width), mode=name, antialias=True)
+        key = f"torch {name} {width}x{height} {new_width}x{new_height}"
+        results[key] = resized[0].clamp(0, 1).numpy()
+
+# Evaluation: the shorter side to floor(size / fraction), then the middle.
+for (width, height), size, fraction, name in [((41, 29), 20, 0.875, "bicubic"), ((22, 35), 24, 0.9, "bilinear")]:
+    transform = Compose([Resize(int(size / fraction), InterpolationMode(name)), CenterCrop(size)])
+    image = transform(Image.fromarray(picture(width, height)))
+    results[f"torchvision {name} {width}x{height} {size} {fraction}"] = np.asarray(image).copy()
+
+versions = {"pillow": PIL.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__}
+save_file(results, "resize.safetensors", metadata={"versions": json.dumps(versions)})
+
+# The operations of RandAugment, as timm calls Pillow, on a picture of 21 x 17.
+OPERATIONS = [
+    ("AutoContrast", timm_ops.auto_contrast, []),
+    ("Equalize", timm_ops.equalize, []),
+    ("Invert", timm_ops.invert, []),
+    ("Rotate", timm_ops.rotate, [27.0]),
+    ("Rotate", timm_ops.rotate, [-11.3]),
+    ("Posterize", timm_ops.posterize, [1]),
+    ("Posterize", timm_ops.posterize, [3]),
+    ("Solarize", timm_ops.solarize, [26]),
+    ("Solarize", timm_ops.solarize, [256]),
+    ("SolarizeAdd", timm_ops.solarize_add, [99]),
+    ("Color", timm_ops.color, [0.19]),
+    ("Color", timm_ops.color, [1.81]),
+    ("Contrast", timm_ops.contrast, [0.19]),
+    ("Contrast", timm_ops.contrast, [1.81]),
+    ("Brightness", timm_ops.brightness, [0.37]),
+    ("Brightness", timm_ops.brightness, [1.63]),
+    ("Sharpness", timm_ops.sharpness, [0.19]),
+    ("Sharpness", timm_ops.sharpness, [1.81]),
+    ("ShearX", timm_ops.shear_x, [0.27]),
+    ("ShearY", timm_ops.shear_y, [-0.27]),
+    ("TranslateX", timm_ops.translate_x_rel, [0.4]),
+    ("TranslateY", timm_ops.translate_y_rel, [-0.37]),
+]
+
+# A picture of little contrast, so that AutoContrast and Equalize have work to do.
+source = Image.fromarray(40 + picture(21, 17) // 2)
+moving = {"fillcolor": (124, 116, 104), "resample": Image.BILINEAR}
+results = {}
+for name, function, arguments in OPERATIONS:
+    result = function(source, *arguments, **moving)
+    results[" ".join([name, *map(str, arguments)])] = np.asarray(result).copy()
+
+save_file(results, "operations.safetensors", metadata={"versions": json.dumps(versions)})
+
+# JPEG files and what Pillow decodes of them, with the orientation of the EXIF data applied.
+smooth = Image.fromarray(np.stack([
+    np.add.outer(np.arange(14) * 9, np.arange(19) * 4),
+    np.add.outer(np.arange(14) * -6, np.arange(19) * 8) + 80,
+    np.add.outer(np.arange(14) * 3, np.arange(19) * -5) + 120,
+], axis=-1).astype(np.uint8))
+files = {
+    "baseline": (smooth, {"subsampling": 0}),
+    "subsampled": (smooth, {"subsampling": 2}),
+    "progressive": (smooth, {"progressive": True, "subsampling": 0}),
+    "grey": (smooth.convert("L"), {}),
+    "cmyk": (smooth.convert("CMYK"), {}),
+}
+for orientation in range(2, 9):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    files[f"orientation {orientation}"] = (smooth, {"exif": exif, "subsampling": 0})
+results = {}
+for name, (image, options) in files.items():
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=90, **options)
+    results[f"{name} file"] = np.frombuffer(buffer.getvalue(), np.uint8)
+    decoded = ImageOps.exif_transpose(Image.open(buffer)).convert("RGB")
+    results[f"{name} pixels"] = np.asarray(decoded).copy()
+
+save_file(results, "jpeg.safetensors", metadata={"versions": json.dumps(versions)})
