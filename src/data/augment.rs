@@ -10,6 +10,7 @@ use super::operations::{self, Operation};
 use super::picture::{Picture, bytes_to_planes, planes_to_bytes};
 use super::resize::{Crop, Filter, resize_planes};
 use crate::rng::{Purpose, Rng};
+use crate::settings::Table;
 
 /// What is done to a training picture.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
@@ -57,6 +58,25 @@ pub struct RandAugment {
 }
 
 impl Augmentation {
+    /// Reads the table of this name: `flip` is required, the others are off when absent.
+    pub fn read(table: &Table) -> Option<Self> {
+        let random_resized_crop = table.child("random_resized_crop", RandomResizedCrop::read);
+        let pad_crop = table.optional_where("pad_crop", "1 to 1024 pixels", |padding: &u64| {
+            (1..=1024).contains(padding)
+        });
+        if table.has("pad_crop") && table.has("random_resized_crop") {
+            let message = "`pad_crop` has no effect beside `random_resized_crop`";
+            table.fault("pad_crop", message, Some("keep one of the two".into()));
+        }
+        let rand_augment = table.child("rand_augment", RandAugment::read);
+        Some(Self {
+            random_resized_crop,
+            pad_crop: pad_crop.map(|padding| padding as u32),
+            flip: table.required("flip")?,
+            rand_augment,
+        })
+    }
+
     /// Makes a training image of a picture.
     ///
     /// Shapes: the result is `[3, image_size, image_size]`. Units: `[0, 1]`.
@@ -132,6 +152,32 @@ fn pad_crop(picture: &Picture, padding: usize, rng: &mut Rng) -> Vec<f32> {
 }
 
 impl RandomResizedCrop {
+    /// Reads a table such as `{ area = [0.2, 1.0], ratio = [0.75, 1.33] }`.
+    pub fn read(table: &Table) -> Option<Self> {
+        let bounds = |key, rule: &str, right: fn(&[f64; 2]) -> bool| {
+            let bounds: [f64; 2] = table.required(key)?;
+            if right(&bounds) {
+                return Some(bounds);
+            }
+            table.fault(key, format!("{key} = {bounds:?} must be {rule}"), None);
+            None
+        };
+        let area = bounds(
+            "area",
+            "least and greatest share, above 0 and up to 1",
+            |b| 0.0 < b[0] && b[0] <= b[1] && b[1] <= 1.0,
+        );
+        let ratio = bounds(
+            "ratio",
+            "least and greatest width by height, above 0",
+            |b| 0.0 < b[0] && b[0] <= b[1],
+        );
+        Some(Self {
+            area: area?,
+            ratio: ratio?,
+        })
+    }
+
     /// A random part of a picture, with whole edges.
     fn draw(&self, width: usize, height: usize, rng: &mut Rng) -> Crop {
         let between =
@@ -167,6 +213,21 @@ impl RandomResizedCrop {
 }
 
 impl RandAugment {
+    /// Reads a table such as `{ operations = 2, magnitude = 9.0, deviation = 0.5 }`.
+    pub fn read(table: &Table) -> Option<Self> {
+        let operations =
+            table.required_where("operations", "1 to 100", |n: &u64| (1..=100).contains(n));
+        let magnitude = table.required_where("magnitude", "0 to 10", |magnitude: &f64| {
+            (0.0..=10.0).contains(magnitude)
+        });
+        let deviation = table.required_where("deviation", "0 or more", |d: &f64| *d >= 0.0);
+        Some(Self {
+            operations: operations? as u32,
+            magnitude: magnitude?,
+            deviation: deviation?,
+        })
+    }
+
     fn apply(&self, bytes: &mut Vec<u8>, image_size: usize, rng: &mut Rng) {
         for _ in 0..self.operations {
             let kind = rng.below(operations::KINDS);
@@ -293,5 +354,44 @@ mod tests {
         };
         let crop = crop.draw(1000, 10, &mut Rng::new(0, Purpose::Augment, 0, 0));
         assert_eq!((crop.left, crop.width, crop.height), (495.0, 10.0, 10.0));
+    }
+
+    #[test]
+    fn what_is_written_into_a_resolved_recipe_is_read_back() {
+        let augmentation = Augmentation {
+            random_resized_crop: Some(RandomResizedCrop {
+                area: [0.25, 1.0],
+                ratio: [0.75, 1.5],
+            }),
+            flip: true,
+            rand_augment: Some(RandAugment {
+                operations: 2,
+                magnitude: 9.0,
+                deviation: 0.5,
+            }),
+            pad_crop: None,
+        };
+        let text = toml::to_string(&augmentation).unwrap();
+        let read = crate::settings::read(&text, &[], Augmentation::read).unwrap();
+        assert_eq!(read, augmentation);
+    }
+
+    #[test]
+    fn all_faults_of_the_settings_are_told() {
+        let text = "pad_crop = 4\nrandom_resized_crop = { area = [0.5, 2.0] }\n\
+                    rand_augment = { operations = 0, magnitude = 11, deviation = 0.5 }\nflop = true";
+        let faults = crate::settings::read(text, &[], Augmentation::read).unwrap_err();
+        let text: String = faults.iter().map(|fault| format!("{fault}\n")).collect();
+        for part in [
+            "`pad_crop` has no effect beside",
+            "area = [0.5, 2.0] must be",
+            "`ratio` is missing",
+            "operations = 0 must be 1 to 100",
+            "magnitude = 11 must be 0 to 10",
+            "`flip` is missing",
+            "unknown key `flop`",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 }

@@ -117,8 +117,10 @@ fn decode_jpeg(bytes: &[u8], most_pixels: usize) -> Result<Picture> {
         .hint("copy or download the file again, or leave it out")
     };
     if !has_end(bytes) {
-        return Err(Error::input("the JPEG data is cut short: there is no end marker")
-            .hint("copy or download the file again, or leave it out"));
+        return Err(
+            Error::input("the JPEG data is cut short: there is no end marker")
+                .hint("copy or download the file again, or leave it out"),
+        );
     }
     let options = DecoderOptions::default()
         .set_strict_mode(true)
@@ -151,7 +153,10 @@ fn has_end(bytes: &[u8]) -> bool {
     let mut at = 2;
     loop {
         // In compressed data a marker is 0xff and neither 0, which is a value, nor a restart.
-        let Some(found) = bytes.get(at..).and_then(|rest| rest.iter().position(|b| *b == 0xff)) else {
+        let Some(found) = bytes
+            .get(at..)
+            .and_then(|rest| rest.iter().position(|b| *b == 0xff))
+        else {
             return false;
         };
         at += found + 1;
@@ -265,7 +270,9 @@ mod tests {
     fn jpegs() -> Vec<(String, Vec<u8>, Vec<usize>, Vec<u8>)> {
         let recorded = golden::load("jpeg.safetensors");
         let find = |name: &str| recorded.iter().find(|(found, _, _)| found == name).unwrap();
-        let names = recorded.iter().filter_map(|(name, _, _)| name.strip_suffix(" file"));
+        let names = recorded
+            .iter()
+            .filter_map(|(name, _, _)| name.strip_suffix(" file"));
         names
             .map(|name| {
                 let (_, _, file) = find(&format!("{name} file"));
@@ -292,7 +299,11 @@ mod tests {
             let bytes = picture.to_bytes();
             let apart = bytes.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b));
             let most = if name == "subsampled" { 12 } else { 3 };
-            assert!(apart.clone().max() <= Some(most), "{name}: {:?}", apart.max());
+            assert!(
+                apart.clone().max() <= Some(most),
+                "{name}: {:?}",
+                apart.max()
+            );
         }
     }
 
@@ -300,7 +311,11 @@ mod tests {
     fn a_jpeg_cut_short_anywhere_is_an_error() {
         for (name, file, _, _) in jpegs() {
             for length in 2..file.len() {
-                assert!(decode(&file[..length]).is_err(), "{name} cut to {length} of {}", file.len());
+                assert!(
+                    decode(&file[..length]).is_err(),
+                    "{name} cut to {length} of {}",
+                    file.len()
+                );
             }
         }
     }
@@ -336,8 +351,12 @@ mod tests {
         }
         let webp = encoded(rgb.clone(), ImageFormat::WebP);
         assert_eq!(decode(&webp).unwrap().to_bytes(), expected);
-        let grey = DynamicImage::ImageLuma16(image::ImageBuffer::from_pixel(1, 1, image::Luma([0x8080])));
-        assert_eq!(decode(&encoded(grey, ImageFormat::Png)).unwrap().to_bytes(), [128; 3]);
+        let grey =
+            DynamicImage::ImageLuma16(image::ImageBuffer::from_pixel(1, 1, image::Luma([0x8080])));
+        assert_eq!(
+            decode(&encoded(grey, ImageFormat::Png)).unwrap().to_bytes(),
+            [128; 3]
+        );
 
         let png = encoded(rgb, ImageFormat::Png);
         for length in 8..png.len() - 12 {
@@ -361,7 +380,10 @@ mod tests {
     fn a_picture_above_the_pixel_cap_is_refused_before_it_is_decoded() {
         let file = &jpegs()[0].1;
         let error = decode_up_to(file, 100).unwrap_err().to_string();
-        assert!(error.contains("19 x 14 pixels are more than the 100 allowed"), "{error}");
+        assert!(
+            error.contains("19 x 14 pixels are more than the 100 allowed"),
+            "{error}"
+        );
         let png = encoded(DynamicImage::new_rgb8(50, 3), ImageFormat::Png);
         let error = decode_up_to(&png, 100).unwrap_err().to_string();
         assert!(error.contains("50 x 3 pixels"), "{error}");

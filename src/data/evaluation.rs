@@ -10,6 +10,7 @@ use super::Dataset;
 use super::picture::{Picture, Pixels, bytes_to_planes};
 use super::resize::{Crop, Filter, resize_bytes, resize_planes};
 use crate::error::{Context, Result};
+use crate::settings::Table;
 
 /// How a picture is brought to the size of the model.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -23,6 +24,25 @@ pub struct EvaluationTransform {
 }
 
 impl EvaluationTransform {
+    /// Reads a table such as
+    /// `{ image_size = 224, crop_fraction = 0.875, interpolation = "bicubic" }`.
+    pub fn read(table: &Table) -> Option<Self> {
+        let image_size = table.required_where("image_size", "1 to 4096 pixels", |size: &usize| {
+            (1..=4096).contains(size)
+        });
+        let crop_fraction =
+            table.required_where("crop_fraction", "above 0 and up to 1", |fraction: &f64| {
+                *fraction > 0.0 && *fraction <= 1.0
+            });
+        let filters = [("bilinear", Filter::Bilinear), ("bicubic", Filter::Bicubic)];
+        let interpolation = table.choice("interpolation", &filters);
+        Some(Self {
+            image_size: image_size?,
+            crop_fraction: crop_fraction?,
+            interpolation: interpolation?,
+        })
+    }
+
     /// Resizes the shorter side to `floor(image_size / crop_fraction)` and keeps the middle.
     ///
     /// Shapes: the result is `[3, image_size, image_size]`. Units: `[0, 1]`.
@@ -148,7 +168,11 @@ mod tests {
                 },
             };
             assert_eq!(shape[0], transform.image_size);
-            assert_eq!(transform.apply(&picture), bytes_to_planes(&expected), "{name}");
+            assert_eq!(
+                transform.apply(&picture),
+                bytes_to_planes(&expected),
+                "{name}"
+            );
             cases += 1;
         }
         assert_eq!(cases, 2);
@@ -196,5 +220,20 @@ mod tests {
             // Two roundings to bytes.
             assert!((one - two).abs() < 1.1 / 255.0);
         }
+    }
+
+    #[test]
+    fn settings_are_read_as_they_are_written() {
+        let read = |text: &str| crate::settings::read(text, &[], EvaluationTransform::read);
+        let written = toml::to_string(&transform(224, 0.875)).unwrap();
+        assert_eq!(read(&written).unwrap(), transform(224, 0.875));
+        let faults = read("image_size = 224\ncrop_fraction = 0\ninterpolation = \"bicubik\"");
+        let faults = faults.unwrap_err();
+        assert!(
+            faults[0]
+                .to_string()
+                .contains("crop_fraction = 0 must be above 0")
+        );
+        assert_eq!(faults[1].hint.as_deref(), Some("did you mean `bicubic`?"));
     }
 }

@@ -455,7 +455,7 @@ mod tests {
                 mixup_alpha: Some(0.8),
                 cutmix_alpha: Some(1.0),
                 probability: 1.0,
-                switch_probability: 0.5,
+                switch_probability: Some(0.5),
             }),
             position,
             samples,
@@ -541,6 +541,82 @@ mod tests {
         let error = guarded::<()>(|| panic!("index {} of 3", 7)).unwrap_err();
         assert!(
             error.to_string().contains("panicked: index 7 of 3"),
+            "{error}"
+        );
+    }
+
+    /// 130 pictures, every tenth broken.
+    fn folder_with_broken_pictures() -> (tempfile::TempDir, Arc<Dataset>) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut png = std::io::Cursor::new(Vec::new());
+        let image = image::DynamicImage::new_rgb8(16, 16);
+        image.write_to(&mut png, image::ImageFormat::Png).unwrap();
+        let png = png.into_inner();
+        for number in 0..130 {
+            let class = folder.path().join(if number < 65 { "a" } else { "b" });
+            crate::files::make_folder(&class).unwrap();
+            let bytes = if number % 10 == 3 {
+                &png[..40]
+            } else {
+                &png[..]
+            };
+            crate::files::write(&class.join(format!("{number:03}.png")), bytes).unwrap();
+        }
+        let spec = Spec::Folder(folder.path().into());
+        let dataset = Dataset::open(&spec, Split::Train, 0).unwrap();
+        (folder, Arc::new(dataset))
+    }
+
+    fn plan_with_rate(broken_rate: Option<f64>) -> Plan {
+        Plan {
+            broken_rate,
+            ..plan(0, 130)
+        }
+    }
+
+    #[test]
+    fn without_a_rate_the_first_broken_sample_stops_the_run_and_is_named() {
+        let (_folder, dataset) = folder_with_broken_pictures();
+        let mut loader = Loader::new(dataset, plan_with_rate(None), 2).unwrap();
+        let error = (0..4).find_map(|_| loader.next_batch().err()).unwrap();
+        assert_eq!(error.exit_code(), 2);
+        let text = error.to_string();
+        assert!(text.contains("3.png`: the image data is damaged"), "{text}");
+    }
+
+    #[test]
+    fn below_the_rate_broken_samples_are_replaced_by_the_next_and_recorded() {
+        let (_folder, dataset) = folder_with_broken_pictures();
+        let run = |threads| {
+            let plan = plan_with_rate(Some(0.2));
+            let mut loader = Loader::new(dataset.clone(), plan, threads).unwrap();
+            let mut samples = Vec::new();
+            while let Some(batch) = loader.next_batch().unwrap() {
+                samples.extend(batch.samples);
+            }
+            (samples, loader.broken().to_vec())
+        };
+        let (samples, broken) = run(1);
+        assert_eq!(run(3), (samples.clone(), broken.clone()));
+        assert_eq!(samples.len(), 130);
+        assert!(samples.iter().all(|sample| sample % 10 != 3));
+        // A sound successor is seen twice.
+        assert_eq!(samples.iter().filter(|sample| **sample == 14).count(), 2);
+        assert_eq!(broken.len(), 13);
+        assert!(broken[0].name.ends_with("3.png") && broken[0].reason.contains("damaged"));
+        assert!(!broken[0].reason.contains("hint"));
+    }
+
+    #[test]
+    fn above_the_rate_the_run_stops() {
+        let (_folder, dataset) = folder_with_broken_pictures();
+        let mut loader = Loader::new(dataset, plan_with_rate(Some(0.05)), 2).unwrap();
+        // Judged from 100 samples on: two batches of 40 pass.
+        assert!(loader.next_batch().unwrap().is_some());
+        assert!(loader.next_batch().unwrap().is_some());
+        let error = loader.next_batch().unwrap_err().to_string();
+        assert!(
+            error.contains("samples are broken, above the allowed rate of 0.05"),
             "{error}"
         );
     }

@@ -8,6 +8,7 @@
 
 use super::loader::Batch;
 use crate::rng::{Purpose, Rng};
+use crate::settings::Table;
 
 /// How batches are mixed.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -20,11 +21,45 @@ pub struct Mixing {
     pub cutmix_alpha: Option<f64>,
     /// Share of the batches that are mixed.
     pub probability: f64,
-    /// Share of CutMix among the mixed batches, where both are on.
-    pub switch_probability: f64,
+    /// Share of CutMix among the mixed batches; there when both are on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub switch_probability: Option<f64>,
 }
 
 impl Mixing {
+    /// Reads a table such as `{ mixup_alpha = 0.8, probability = 1.0 }`.
+    pub fn read(table: &Table) -> Option<Self> {
+        let alpha =
+            |key| table.optional_where(key, "above 0; leave it out for none", |a: &f64| *a > 0.0);
+        let share = |key| table.required_where(key, "0 to 1", |p: &f64| (0.0..=1.0).contains(p));
+        let both = table.has("mixup_alpha") && table.has("cutmix_alpha");
+        if !table.has("mixup_alpha") && !table.has("cutmix_alpha") {
+            let message = "mixing needs `mixup_alpha`, `cutmix_alpha` or both";
+            table.fault(
+                "probability",
+                message,
+                Some("leave the table out for no mixing".into()),
+            );
+        }
+        let (mixup_alpha, cutmix_alpha) = (alpha("mixup_alpha"), alpha("cutmix_alpha"));
+        let switch_probability = match both {
+            true => share("switch_probability"),
+            false => {
+                if table.optional::<f64>("switch_probability").is_some() {
+                    let message = "`switch_probability` has no effect without both alphas";
+                    table.fault("switch_probability", message, Some("leave it out".into()));
+                }
+                None
+            }
+        };
+        Some(Self {
+            mixup_alpha,
+            cutmix_alpha,
+            probability: share("probability")?,
+            switch_probability,
+        })
+    }
+
     /// Mixes a batch in place. `samples_seen` is the run's position at its first image.
     pub fn apply(&self, batch: &mut Batch, image_size: usize, seed: u64, samples_seen: u64) {
         let mut rng = Rng::new(seed, Purpose::Mix, samples_seen, 0);
@@ -32,7 +67,7 @@ impl Mixing {
             return;
         }
         let cut = match (self.mixup_alpha, self.cutmix_alpha) {
-            (Some(_), Some(_)) => rng.chance(self.switch_probability as f32),
+            (Some(_), Some(_)) => rng.chance(self.switch_probability.unwrap_or(0.5) as f32),
             (None, Some(_)) => true,
             _ => false,
         };
@@ -151,7 +186,7 @@ mod tests {
             mixup_alpha,
             cutmix_alpha,
             probability: 1.0,
-            switch_probability: 0.5,
+            switch_probability: mixup_alpha.and(cutmix_alpha).map(|_| 0.5),
         }
     }
 
@@ -218,5 +253,36 @@ mod tests {
             .count();
         // Standard deviation 10; a share of 1 looks the same in both, hence a little more.
         assert!((160..250).contains(&cut), "{cut}");
+    }
+
+    #[test]
+    fn settings_without_effect_are_refused() {
+        let read = |text| crate::settings::read(text, &[], Mixing::read);
+        let found = read("mixup_alpha = 0.8\nprobability = 0.5").unwrap();
+        assert_eq!(found.mixup_alpha, Some(0.8));
+        let written = toml::to_string(&mixing(Some(0.8), Some(1.0))).unwrap();
+        assert_eq!(read(&written).unwrap(), mixing(Some(0.8), Some(1.0)));
+        for (text, part) in [
+            (
+                "probability = 1.0",
+                "needs `mixup_alpha`, `cutmix_alpha` or both",
+            ),
+            (
+                "cutmix_alpha = 1.0\nprobability = 1.0\nswitch_probability = 0.5",
+                "has no effect",
+            ),
+            (
+                "mixup_alpha = 0\nprobability = 1.0",
+                "mixup_alpha = 0 must be above 0",
+            ),
+            (
+                "mixup_alpha = 1\ncutmix_alpha = 1\nprobability = 2",
+                "`switch_probability` is missing",
+            ),
+        ] {
+            let faults = read(text).unwrap_err();
+            let told: String = faults.iter().map(|fault| format!("{fault}\n")).collect();
+            assert!(told.contains(part), "{text}: {told}");
+        }
     }
 }

@@ -308,7 +308,12 @@ mod tests {
             let mut bytes = source();
             named(&name).apply(&mut bytes, 21, 17);
             let differing = bytes.iter().zip(&expected).filter(|(a, b)| a != b).count();
-            assert_eq!(differing, 0, "{name}: {differing} of {} bytes differ", bytes.len());
+            assert_eq!(
+                differing,
+                0,
+                "{name}: {differing} of {} bytes differ",
+                bytes.len()
+            );
             kinds.insert(name.split(' ').next().unwrap().to_owned());
         }
         assert_eq!(kinds.len(), KINDS);

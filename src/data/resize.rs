@@ -332,7 +332,11 @@ mod tests {
             let bytes = golden::picture(old.0, old.1);
             if parts[0] == "pillow" {
                 let resized = resize_bytes(&bytes, old, new, filter);
-                let differing = resized.iter().zip(&expected).filter(|(a, b)| a != b).count();
+                let differing = resized
+                    .iter()
+                    .zip(&expected)
+                    .filter(|(a, b)| a != b)
+                    .count();
                 assert_eq!((resized.len(), differing), (expected.len(), 0), "{name}");
                 pillow += 1;
                 continue;
@@ -372,7 +376,11 @@ mod tests {
         for new in [(7, 5), (11, 9), (30, 20)] {
             let one = resize_planes(&picture, &crop, new, Filter::Bilinear);
             let two = resize_planes(&cut, &Crop::whole(wide, high), new, Filter::Bilinear);
-            let largest = one.iter().zip(two).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let largest = one
+                .iter()
+                .zip(two)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
             assert!(largest < 1e-6, "{new:?}: {largest}");
         }
     }
@@ -402,9 +410,18 @@ mod tests {
             for new in [(1, 1), (5, 13), (40, 2)] {
                 let bytes = resize_bytes(&picture.to_bytes(), (9, 7), new, filter);
                 assert!(bytes.iter().all(|value| *value == 200));
-                let crop = Crop { left: 0.4, top: 0.3, width: 0.2, height: 5.1 };
+                let crop = Crop {
+                    left: 0.4,
+                    top: 0.3,
+                    width: 0.2,
+                    height: 5.1,
+                };
                 let planes = resize_planes(&picture, &crop, new, filter);
-                assert!(planes.iter().all(|value| (value - 200.0 / 255.0).abs() < 1e-6));
+                assert!(
+                    planes
+                        .iter()
+                        .all(|value| (value - 200.0 / 255.0).abs() < 1e-6)
+                );
             }
         }
     }
