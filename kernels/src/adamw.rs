@@ -57,15 +57,20 @@ impl AdamW {
         );
         assert!(self.step > 0, "updates are counted from 1");
         let isa = Isa::current();
-        let arrays = (parameters
+        let averages: Vec<_> = match average {
+            Some(average) => average.chunks_mut(CHUNK).map(Some).collect(),
+            None => (0..len.div_ceil(CHUNK)).map(|_| None).collect(),
+        };
+        (parameters
             .par_chunks_mut(CHUNK)
             .zip(gradient.par_chunks(CHUNK)))
         .zip(
             first
                 .par_chunks_mut(CHUNK)
                 .zip(second.par_chunks_mut(CHUNK)),
-        );
-        let run = |((p, g), (m, v)): ((&mut [f32], &[f32]), (&mut [f32], &mut [f32])), average| {
+        )
+        .zip(averages)
+        .for_each(|(((p, g), (m, v)), average)| {
             isa.run(Update {
                 settings: *self,
                 p,
@@ -73,16 +78,8 @@ impl AdamW {
                 m,
                 v,
                 average,
-            });
-        };
-        match average {
-            Some(average) => {
-                arrays
-                    .zip(average.par_chunks_mut(CHUNK))
-                    .for_each(|(arrays, average)| run(arrays, Some(average)));
-            }
-            None => arrays.for_each(|arrays| run(arrays, None)),
-        }
+            })
+        });
     }
 }
 

@@ -12,8 +12,8 @@ use crate::cells::{Element, ElementOp, With, padded};
 use crate::detect::Isa;
 use crate::gemm::{Epilogue, Left, Right, product};
 use crate::lanes::{LANES, Lanes, chunk_mut};
-use crate::softmax::softmax_row;
 use crate::pack::{PANEL, Rows, along_rows, down_rows, panels_len};
+use crate::softmax::softmax_row;
 
 /// Sizes of an attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,11 @@ impl AttentionShape {
         self.tokens * self.heads * self.head_dim
     }
     fn sizes(&self) -> Heads {
-        Heads { tokens: self.tokens, heads: self.heads, head_dim: self.head_dim }
+        Heads {
+            tokens: self.tokens,
+            heads: self.heads,
+            head_dim: self.head_dim,
+        }
     }
 }
 
@@ -54,15 +58,46 @@ pub struct AttentionSaved {
 /// # Panics
 ///
 /// If a slice has not the length that `shape` says.
-pub fn attention(shape: AttentionShape, precision: Precision, qkv: &[f32], out: &mut [f32]) -> AttentionSaved {
+pub fn attention(
+    shape: AttentionShape,
+    precision: Precision,
+    qkv: &[f32],
+    out: &mut [f32],
+) -> AttentionSaved {
     let (sample, batch) = (shape.sample(), shape.batch);
-    assert!(qkv.len() == 3 * batch * sample, "`qkv` has {} elements, {shape:?} needs {}", qkv.len(), 3 * batch * sample);
-    assert!(out.len() == batch * sample, "`out` has {} elements, {shape:?} needs {}", out.len(), batch * sample);
+    assert!(
+        qkv.len() == 3 * batch * sample,
+        "`qkv` has {} elements, {shape:?} needs {}",
+        qkv.len(),
+        3 * batch * sample
+    );
+    assert!(
+        out.len() == batch * sample,
+        "`out` has {} elements, {shape:?} needs {}",
+        out.len(),
+        batch * sample
+    );
     let isa = Isa::current();
-    let samples = (qkv.par_chunks((3 * sample).max(1)).zip(out.par_chunks_mut(sample.max(1))))
-        .map(|(qkv, out)| isa.run(With(precision, Forward { sizes: shape.sizes(), qkv, out })))
-        .collect();
-    AttentionSaved { isa, precision, shape, samples }
+    let samples = (qkv
+        .par_chunks((3 * sample).max(1))
+        .zip(out.par_chunks_mut(sample.max(1))))
+    .map(|(qkv, out)| {
+        isa.run(With(
+            precision,
+            Forward {
+                sizes: shape.sizes(),
+                qkv,
+                out,
+            },
+        ))
+    })
+    .collect();
+    AttentionSaved {
+        isa,
+        precision,
+        shape,
+        samples,
+    }
 }
 
 /// Gradient of [`attention`]: `d_qkv` from `d_out`.
@@ -73,18 +108,33 @@ pub fn attention(shape: AttentionShape, precision: Precision, qkv: &[f32], out: 
 pub fn attention_gradient(saved: &AttentionSaved, d_out: &[f32], d_qkv: &mut [f32]) {
     let shape = saved.shape;
     let (sample, batch) = (shape.sample(), shape.batch);
-    assert!(d_out.len() == batch * sample, "`d_out` has {} elements, {shape:?} needs {}", d_out.len(), batch * sample);
+    assert!(
+        d_out.len() == batch * sample,
+        "`d_out` has {} elements, {shape:?} needs {}",
+        d_out.len(),
+        batch * sample
+    );
     assert!(
         d_qkv.len() == 3 * batch * sample,
         "`d_qkv` has {} elements, {shape:?} needs {}",
         d_qkv.len(),
         3 * batch * sample
     );
-    (d_out.par_chunks(sample.max(1)).zip(d_qkv.par_chunks_mut((3 * sample).max(1))).zip(&saved.samples)).for_each(
-        |((d_out, d_qkv), saved_sample)| {
-            saved.isa.run(With(saved.precision, Gradient { sizes: shape.sizes(), saved: saved_sample, d_out, d_qkv }));
-        },
-    );
+    (d_out
+        .par_chunks(sample.max(1))
+        .zip(d_qkv.par_chunks_mut((3 * sample).max(1)))
+        .zip(&saved.samples))
+    .for_each(|((d_out, d_qkv), saved_sample)| {
+        saved.isa.run(With(
+            saved.precision,
+            Gradient {
+                sizes: shape.sizes(),
+                saved: saved_sample,
+                d_out,
+                d_qkv,
+            },
+        ));
+    });
 }
 
 struct Forward<'a> {
@@ -103,7 +153,14 @@ impl ElementOp for Forward<'_> {
         let mut probabilities = Buffer::new(sizes.probabilities::<P>());
         let mut attended = Buffer::new(sizes.tokens * P::cells(sizes.inner()));
         let mut scratch = Buffer::new(sizes.scratch::<P>());
-        forward::<S, P>(s, sizes, &qkv, &mut probabilities, &mut attended, &mut scratch);
+        forward::<S, P>(
+            s,
+            sizes,
+            &qkv,
+            &mut probabilities,
+            &mut attended,
+            &mut scratch,
+        );
         gather::<S, P>(s, &attended, sizes.head_dim, self.out);
         (qkv, probabilities)
     }
@@ -125,7 +182,15 @@ impl ElementOp for Gradient<'_> {
         let d_out = spread::<S, P>(s, self.d_out, sizes.head_dim);
         let mut d_qkv = Buffer::new(qkv.len());
         let mut scratch = Buffer::new(sizes.scratch::<P>());
-        backward::<S, P>(s, sizes, qkv, probabilities, &d_out, &mut d_qkv, &mut scratch);
+        backward::<S, P>(
+            s,
+            sizes,
+            qkv,
+            probabilities,
+            &d_out,
+            &mut d_qkv,
+            &mut scratch,
+        );
         gather::<S, P>(s, &d_qkv, sizes.head_dim, self.d_qkv);
     }
 }

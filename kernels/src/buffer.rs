@@ -80,9 +80,3 @@ pub(crate) fn as_f32_mut(words: &mut [u32]) -> &mut [f32] {
     // SAFETY: as in `as_f32`; the borrow is unique.
     unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) }
 }
-
-/// Views f32 as words.
-pub(crate) fn as_words(values: &[f32]) -> &[u32] {
-    // SAFETY: as in `as_f32`.
-    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
-}

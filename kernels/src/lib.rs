@@ -25,6 +25,9 @@ mod norm;
 mod pack;
 pub mod pgd;
 mod reduce;
+#[cfg(test)]
+#[path = "../tests/reference/mod.rs"]
+mod reference;
 mod softmax;
 
 pub use adamw::AdamW;

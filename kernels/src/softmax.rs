@@ -14,15 +14,25 @@ use crate::lanes::{LANES, Lanes, Op};
 ///
 /// If the lengths differ or are not a multiple of `width`.
 pub fn softmax(x: &[f32], width: usize, y: &mut [f32]) {
-    assert!(x.len() == y.len(), "`x` has {} elements, `y` {}", x.len(), y.len());
+    assert!(
+        x.len() == y.len(),
+        "`x` has {} elements, `y` {}",
+        x.len(),
+        y.len()
+    );
     if x.is_empty() {
         return;
     }
-    assert!(width > 0 && x.len().is_multiple_of(width), "`x` has {} elements, rows of {width}", x.len());
+    assert!(
+        width > 0 && x.len().is_multiple_of(width),
+        "`x` has {} elements, rows of {width}",
+        x.len()
+    );
     let isa = Isa::current();
     let rows = (16 * 1024 / width).max(1);
-    (x.par_chunks(rows * width).zip(y.par_chunks_mut(rows * width)))
-        .for_each(|(x, y)| isa.run(Rows { x, y, width }));
+    (x.par_chunks(rows * width)
+        .zip(y.par_chunks_mut(rows * width)))
+    .for_each(|(x, y)| isa.run(Rows { x, y, width }));
 }
 
 struct Rows<'a> {
@@ -39,7 +49,11 @@ impl Op for Rows<'_> {
         let width = self.width;
         let mut scratch = Buffer::new(2 * padded(width));
         let (row, to) = scratch.split_at_mut(padded(width));
-        for (x, y) in self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width)) {
+        for (x, y) in self
+            .x
+            .chunks_exact(width)
+            .zip(self.y.chunks_exact_mut(width))
+        {
             as_f32_mut(row)[..width].copy_from_slice(x);
             softmax_row::<S, F32>(s, as_f32_mut(row), width, 1.0, to);
             y.copy_from_slice(&as_f32_mut(to)[..width]);
@@ -81,4 +95,3 @@ pub(crate) fn softmax_row<S: Lanes, P: Element>(
         P::store(s, to, P::cells(i * LANES), s.mul(s.load(part), inverse));
     }
 }
-
