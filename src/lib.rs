@@ -16,7 +16,6 @@ pub mod schedule;
 pub mod optim;
 
 pub mod data;
-mod data_read_tmp;
 pub mod model;
 pub mod attack;
 

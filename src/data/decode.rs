@@ -267,7 +267,10 @@ mod tests {
     use super::*;
     use crate::data::picture::golden;
 
-    fn jpegs() -> Vec<(String, Vec<u8>, Vec<usize>, Vec<u8>)> {
+    /// Name, file, shape and pixels.
+    type Jpeg = (String, Vec<u8>, Vec<usize>, Vec<u8>);
+
+    fn jpegs() -> Vec<Jpeg> {
         let recorded = golden::load("jpeg.safetensors");
         let find = |name: &str| recorded.iter().find(|(found, _, _)| found == name).unwrap();
         let names = recorded
