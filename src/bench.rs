@@ -37,8 +37,11 @@ pub struct StepWork {
 /// `attack_steps` input gradients, one full gradient, AdamW. `gflops` counts 2k + 3 forward passes
 /// of matrix products and attention, nothing else.
 pub fn step(work: &StepWork, device: &Device) -> Value {
-    let config =
-        ModelConfig { pool: Pool::Token, position: Position::Learned, ..work.model.clone() };
+    let config = ModelConfig {
+        pool: Pool::Token,
+        position: Position::Learned,
+        ..work.model.clone()
+    };
     let mut model = Vit::new(&config, work.classes, work.image_size, 0, device);
     let settings = OptimizerConfig {
         kind: OptimizerKind::Adamw,
@@ -52,7 +55,9 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
 
     let mut rng = Rng::new(0, Purpose::Bench, 0, 0);
     let (batch, size) = (work.batch, work.image_size);
-    let pixels = (0..batch * 3 * size * size).map(|_| rng.uniform()).collect();
+    let pixels = (0..batch * 3 * size * size)
+        .map(|_| rng.uniform())
+        .collect();
     let images = from_vec(pixels, [batch, 3, size, size], device);
     let labels: Vec<u32> = (0..batch).map(|_| rng.below(work.classes) as u32).collect();
     let goal = Targets::classes(&labels).distributions(work.classes, 0.0, device);
@@ -64,7 +69,10 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
         steps: work.attack_steps,
         start: Start::Random,
     });
-    let pass = Pass { precision: work.precision, ..Pass::evaluation() };
+    let pass = Pass {
+        precision: work.precision,
+        ..Pass::evaluation()
+    };
     let mut seconds: Vec<f64> = (0..work.repeats + 2)
         .map(|_| {
             let begun = Instant::now();
@@ -78,7 +86,11 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
             let gradients = tracked.gradients(&mut loss.backward());
             drop(tracked);
             let length = norm(&gradients);
-            let weights = model.parameters_mut().into_iter().map(|p| &mut p.value).collect();
+            let weights = model
+                .parameters_mut()
+                .into_iter()
+                .map(|p| &mut p.value)
+                .collect();
             optimizer.update(weights, &decays, gradients, length, 1e-4);
             begun.elapsed().as_secs_f64()
         })
@@ -90,7 +102,8 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
     let tokens = (size / config.patch).pow(2) + 1;
     let forward = 2.0 * config.forward_macs(tokens as u64) as f64 * batch as f64;
     let flops = forward * (2 * work.attack_steps + 3) as f64;
-    let rounded = |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
+    let rounded =
+        |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
     json!({
         "program": format!("advxl {}", env!("CARGO_PKG_VERSION")),
         "precision": word_of(work.precision),

@@ -30,7 +30,10 @@ pub fn run(folder: &Path, seed: u64, device: &Device, screen: &mut dyn Screen) -
     let robust = Recipe::parse(RECIPE, &overrides)
         .map_err(|faults| cannot_be_run("recipes/demo.toml", &faults))?;
     let mut normal = robust.clone();
-    normal.stage.iter_mut().for_each(|stage| stage.attack = None);
+    normal
+        .stage
+        .iter_mut()
+        .for_each(|stage| stage.attack = None);
     let models = [("robust", robust), ("normal", normal)];
     let models = models.map(|(name, recipe)| {
         screen.line(&format!("training the {name} model"));
@@ -42,7 +45,10 @@ pub fn run(folder: &Path, seed: u64, device: &Device, screen: &mut dyn Screen) -
         found.push(model?);
     }
     let result = json!({ "models": found });
-    files::write(&folder.join("result.json"), format!("{result:#}\n").as_bytes())?;
+    files::write(
+        &folder.join("result.json"),
+        format!("{result:#}\n").as_bytes(),
+    )?;
     Ok(result)
 }
 
@@ -57,20 +63,45 @@ fn one_model(
     let mut monitor = Monitor::new(&run.recipe, &run.folder, screen);
     let state = train(&run, &mut monitor)?;
 
-    let evaluation = run.recipe.evaluation.as_ref().expect("the demo's recipe has an evaluation");
-    let attack = Pgd { steps: 20, start: Start::Random, ..evaluation.attack.clone() };
+    let evaluation = run
+        .recipe
+        .evaluation
+        .as_ref()
+        .expect("the demo's recipe has an evaluation");
+    let attack = Pgd {
+        steps: 20,
+        start: Start::Random,
+        ..evaluation.attack.clone()
+    };
     let model = state.averaged();
     let logits = |images| model.logits(images, &Pass::evaluation());
-    let last = run.recipe.stage.last().and_then(|stage| stage.phases.last());
+    let last = run
+        .recipe
+        .stage
+        .last()
+        .and_then(|stage| stage.phases.last());
     let image_size = last.expect("a recipe has a stage and a phase").image_size as usize;
-    let transform =
-        EvaluationTransform { image_size, crop_fraction: 1.0, interpolation: Filter::Bilinear };
-    let images = Images { dataset: &run.test, transform, count: run.test.len() };
+    let transform = EvaluationTransform {
+        image_size,
+        crop_fraction: 1.0,
+        interpolation: Filter::Bilinear,
+    };
+    let images = Images {
+        dataset: &run.test,
+        transform,
+        count: run.test.len(),
+    };
     let mut progress = |attack: &str, done: usize, of: usize, _: usize| {
         screen.progress(done as u64, of as u64, &format!("evaluating {attack}"));
     };
     let outcome = evaluate(
-        &logits, &images, &[attack], 128, run.recipe.seed, device, &mut progress,
+        &logits,
+        &images,
+        &[attack],
+        128,
+        run.recipe.seed,
+        device,
+        &mut progress,
     )?;
     let seconds = run.folder.stage_seconds()?;
     let stages = run.recipe.stage.iter().map(|stage| {
@@ -96,13 +127,19 @@ fn one_model(
 /// The result as lines of text.
 pub fn table(result: &Value) -> Vec<String> {
     let percent = |value: &Value| format!("{:.1} %", 100.0 * value.as_f64().unwrap_or(f64::NAN));
-    let models = result["models"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let models = result["models"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
     let mut lines = vec![
         String::new(),
         format!("{:<8} {:>9} {:>9}   stages", "model", "clean", "PGD-20"),
     ];
     for model in models {
-        let stages = model["stages"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let stages = model["stages"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
         for (index, stage) in stages.iter().enumerate() {
             let head = match index {
                 0 => format!(

@@ -41,7 +41,12 @@ impl Error {
 
     /// An error of a given kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), hint: None, context: Vec::new() }
+        Self {
+            kind,
+            message: message.into(),
+            hint: None,
+            context: Vec::new(),
+        }
     }
 
     /// Adds what the user should do.

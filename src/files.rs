@@ -15,12 +15,13 @@ pub fn explain(doing: &str, path: &Path, error: &io::Error) -> Error {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::failed(message)
             .hint("free some space and run the same command again; what was saved before is whole"),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            Error::input(message).hint("choose a folder that you may write to, or change its permissions")
+            Error::input(message)
+                .hint("choose a folder that you may write to, or change its permissions")
         }
         io::ErrorKind::NotFound => Error::input(message).hint("check the path"),
-        io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory | io::ErrorKind::AlreadyExists => {
-            Error::input(message)
-        }
+        io::ErrorKind::NotADirectory
+        | io::ErrorKind::IsADirectory
+        | io::ErrorKind::AlreadyExists => Error::input(message),
         _ => Error::failed(message),
     }
 }
@@ -146,8 +147,13 @@ mod tests {
     #[test]
     fn a_full_disk_is_named_and_nothing_is_left_half_written() {
         // /dev/full fails every write with ENOSPC, as a full disk does.
-        let error = append(Path::new("/dev/full"), "line\n").unwrap_err().to_string();
-        assert!(error.contains("cannot write `/dev/full`: no space left on device"), "{error}");
+        let error = append(Path::new("/dev/full"), "line\n")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("cannot write `/dev/full`: no space left on device"),
+            "{error}"
+        );
         assert!(error.contains("hint: free some space"), "{error}");
     }
 
@@ -155,6 +161,11 @@ mod tests {
     fn a_missing_file_is_the_users_to_repair() {
         let error = read(Path::new("no/such/file")).unwrap_err();
         assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains("cannot read `no/such/file`: no such file"), "{error}");
+        assert!(
+            error
+                .to_string()
+                .contains("cannot read `no/such/file`: no such file"),
+            "{error}"
+        );
     }
 }

@@ -5,24 +5,24 @@
 //! `tests/layers.rs` holds.
 
 pub mod error;
-pub mod rng;
 pub mod files;
+pub mod rng;
 pub mod settings;
 pub mod units;
 
 pub mod fused;
 pub mod loss;
-pub mod schedule;
 pub mod optim;
+pub mod schedule;
 
+pub mod attack;
 pub mod data;
 pub mod model;
-pub mod attack;
 
 pub mod eval;
 pub mod recipe;
 pub mod train;
 
 pub mod bench;
-pub mod demo;
 pub mod cli;
+pub mod demo;

@@ -38,7 +38,10 @@ impl Loss {
                 0.0
             }
         };
-        Some(Self { kind: kind?, label_smoothing })
+        Some(Self {
+            kind: kind?,
+            label_smoothing,
+        })
     }
 }
 
@@ -81,7 +84,8 @@ impl Targets {
     /// The class with the larger share, against which accuracy under mixing is counted.
     pub fn dominant(&self) -> Vec<u32> {
         let both = self.first.iter().zip(&self.second).zip(&self.weight);
-        both.map(|((first, second), weight)| if *weight >= 0.5 { *first } else { *second }).collect()
+        both.map(|((first, second), weight)| if *weight >= 0.5 { *first } else { *second })
+            .collect()
     }
 }
 
@@ -98,12 +102,20 @@ pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
 /// Shapes: `logits` [batch, classes]; the result [batch].
 pub fn predictions(logits: Tensor<2>) -> Vec<u32> {
     let classes: Tensor<1, Int> = logits.without_autodiff().argmax(1).squeeze_dim(1);
-    classes.into_data().iter::<i64>().map(|class| class as u32).collect()
+    classes
+        .into_data()
+        .iter::<i64>()
+        .map(|class| class as u32)
+        .collect()
 }
 
 /// How many of the predictions are right.
 pub fn count_correct(logits: Tensor<2>, labels: &[u32]) -> u64 {
-    predictions(logits).iter().zip(labels).filter(|(a, b)| a == b).count() as u64
+    predictions(logits)
+        .iter()
+        .zip(labels)
+        .filter(|(a, b)| a == b)
+        .count() as u64
 }
 
 #[cfg(test)]
@@ -112,7 +124,11 @@ mod tests {
 
     #[test]
     fn a_mixed_and_smoothed_target_sums_to_one_with_the_shares_asked_for() {
-        let targets = Targets { first: vec![0], second: vec![2], weight: vec![0.75] };
+        let targets = Targets {
+            first: vec![0],
+            second: vec![2],
+            weight: vec![0.75],
+        };
         let row = crate::fused::to_vec(targets.distributions(4, 0.1, &Device::flex()));
         let expected = [0.025 + 0.675, 0.025, 0.025 + 0.225, 0.025];
         for (found, expected) in row.iter().zip(expected) {
@@ -126,6 +142,9 @@ mod tests {
         let device = Device::flex();
         let targets = Targets::classes(&[1, 3]).distributions(4, 0.1, &device);
         let loss = crate::fused::to_vec(cross_entropy(Tensor::zeros([2, 4], &device), targets));
-        assert!(loss.iter().all(|loss| (loss - 4f32.ln()).abs() < 1e-6), "{loss:?}");
+        assert!(
+            loss.iter().all(|loss| (loss - 4f32.ln()).abs() < 1e-6),
+            "{loss:?}"
+        );
     }
 }

@@ -41,7 +41,12 @@ impl OptimizerConfig {
             table.fault("betas", "betas must both be at least 0 and below 1", None);
         }
         let clip_norm = table.optional_where("clip_norm", "above 0", |norm: &f64| *norm > 0.0);
-        Some(Self { kind: kind?, weight_decay: weight_decay?, betas: betas?, clip_norm })
+        Some(Self {
+            kind: kind?,
+            weight_decay: weight_decay?,
+            betas: betas?,
+            clip_norm,
+        })
     }
 }
 
@@ -126,14 +131,21 @@ impl Optimizer {
         self.step += 1;
         self.run_step += 1;
         // As torch.nn.utils.clip_grad_norm_, which adds 1e-6 to the norm.
-        let clip = self.config.clip_norm.map_or(1.0, |most| (most / (norm + 1e-6)).min(1.0));
+        let clip = self
+            .config
+            .clip_norm
+            .map_or(1.0, |most| (most / (norm + 1e-6)).min(1.0));
         let average_decay = self.average.as_ref().map_or(0.0, |a| a.at(self.run_step));
         for (index, (weights, gradient)) in weights.into_iter().zip(gradients).enumerate() {
             let update = fused::AdamW {
                 learning_rate,
                 betas: self.config.betas,
                 eps: EPS,
-                weight_decay: if decays[index] { self.config.weight_decay } else { 0.0 },
+                weight_decay: if decays[index] {
+                    self.config.weight_decay
+                } else {
+                    0.0
+                },
                 step: self.step,
                 gradient_scale: clip,
                 average_decay,
@@ -142,7 +154,11 @@ impl Optimizer {
             // The tensors are moved out and back, so that the update can reuse their memory.
             let empty = || Tensor::zeros([0], &device);
             let old = std::mem::replace(weights, empty());
-            let none = Moments { first: empty(), second: empty(), average: None };
+            let none = Moments {
+                first: empty(),
+                second: empty(),
+                average: None,
+            };
             let moments = std::mem::replace(&mut self.moments[index], none);
             (*weights, self.moments[index]) = fused::adamw(old, gradient, moments, &update);
         }

@@ -3,6 +3,7 @@
 //! The types of its parts live beside the code they configure; here they come together, and what
 //! concerns more than one part is checked.
 
+use std::cell::Cell;
 use std::path::Path;
 
 use serde::{Serialize, Serializer};
@@ -13,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::fused::Precision;
 use crate::loss::Loss;
+use crate::model::sizes::grid;
 use crate::model::{Masking, ModelConfig};
 use crate::optim::{AverageConfig, OptimizerConfig};
 use crate::schedule::Schedule;
@@ -130,10 +132,7 @@ pub struct Log {
     pub every_samples: u64,
 }
 
-fn as_text<S: Serializer>(
-    spec: &Spec,
-    serializer: S,
-) -> std::result::Result<S::Ok, S::Error> {
+fn as_text<S: Serializer>(spec: &Spec, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     serializer.collect_str(spec)
 }
 
@@ -145,8 +144,7 @@ fn precision_word<S: Serializer>(
 }
 
 /// The words for the precisions.
-pub const PRECISIONS: [(&str, Precision); 2] =
-    [("f32", Precision::F32), ("bf16", Precision::Bf16)];
+pub const PRECISIONS: [(&str, Precision); 2] = [("f32", Precision::F32), ("bf16", Precision::Bf16)];
 
 /// The word for a precision.
 pub fn word_of(precision: Precision) -> &'static str {
@@ -161,9 +159,14 @@ impl Recipe {
     ///
     /// Errors: the file cannot be read, or all its faults at once.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let text = files::read_text(path)
-            .map_err(|error| error.hint("give the path of a recipe, such as recipes/cifar10_micro.toml"))?;
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let text = files::read_text(path).map_err(|error| {
+            error.hint("give the path of a recipe, such as recipes/cifar10_micro.toml")
+        })?;
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         Self::parse(&text, overrides).map_err(|faults| cannot_be_run(&name, &faults))
     }
 
@@ -176,9 +179,15 @@ impl Recipe {
         let schema = table.optional_where("schema", "1", |schema: &u64| *schema == SCHEMA);
         let seed = table.required("seed");
         let precision = table.choice("precision", &PRECISIONS);
-        let model = table.required_child("model", ModelConfig::read);
+        // Kept apart, so that image sizes are checked even where something else of the model is wrong.
+        let patch = Cell::new(None);
+        let model = table.required_child("model", |model| {
+            let model = ModelConfig::read(model)?;
+            patch.set(Some(model.patch));
+            Some(model)
+        });
         let data = table.required_child("data", Data::read);
-        let stages = table.children("stage", |stage| Stage::read(stage, model.as_ref()));
+        let stages = table.children("stage", |stage| Stage::read(stage, patch.get()));
         let average = table.child("average", AverageConfig::read);
         let evaluation = table.child("evaluation", Evaluation::read);
         let checkpoint = table.required_child("checkpoint", Checkpoints::read);
@@ -187,7 +196,11 @@ impl Recipe {
             let mut names: Vec<_> = stages.iter().map(|stage| &stage.name).collect();
             names.sort();
             if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-                table.fault("stage", format!("two stages are called `{}`", pair[0]), None);
+                table.fault(
+                    "stage",
+                    format!("two stages are called `{}`", pair[0]),
+                    None,
+                );
             }
         }
         Some(Self {
@@ -224,20 +237,26 @@ impl Data {
     fn read(table: &Table) -> Option<Self> {
         let spec = |key: &str| {
             let text: String = table.required(key)?;
-            text.parse::<Spec>().map_err(|error| table.fault(key, error.to_string(), None)).ok()
+            text.parse::<Spec>()
+                .map_err(|error| table.fault(key, error.to_string(), None))
+                .ok()
         };
         let (train, test) = (spec("train"), spec("test"));
         let inside = |rate: &f64| *rate > 0.0 && *rate < 1.0;
         let broken_rate = table.optional_where("broken_rate", "above 0 and below 1", inside);
-        Some(Self { train: train?, test: test?, broken_rate })
+        Some(Self {
+            train: train?,
+            test: test?,
+            broken_rate,
+        })
     }
 }
 
 impl Stage {
-    fn read(table: &Table, model: Option<&ModelConfig>) -> Option<Self> {
+    fn read(table: &Table, patch: Option<usize>) -> Option<Self> {
         let name = table.required("name");
         let batch = table.required_where("batch", "at least 1", |batch: &u64| *batch > 0);
-        let phases = table.children("phases", |phase| Phase::read(phase, model, batch));
+        let phases = table.children("phases", |phase| Phase::read(phase, patch, batch));
         let attack = table.child("attack", Pgd::read);
         let loss = table.required_child("loss", Loss::read);
         let optimizer = table.required_child("optimizer", OptimizerConfig::read);
@@ -277,12 +296,12 @@ impl Stage {
 }
 
 impl Phase {
-    fn read(table: &Table, model: Option<&ModelConfig>, batch: Option<u64>) -> Option<Self> {
+    fn read(table: &Table, patch: Option<usize>, batch: Option<u64>) -> Option<Self> {
         let image_size = table.required_where("image_size", "at least 1", |size: &u64| *size > 0);
         let samples = table.required_where("samples", "at least 1", |samples: &u64| *samples > 0);
         let masking = table.child("masking", Masking::read);
-        if let (Some(size), Some(model)) = (image_size, model) {
-            if let Err((message, hint)) = model.grid(size as usize) {
+        if let (Some(size), Some(patch)) = (image_size, patch) {
+            if let Err((message, hint)) = grid(size as usize, patch) {
                 table.fault("image_size", message, Some(hint));
             }
         }
@@ -293,11 +312,16 @@ impl Phase {
                     0 => format!("use {batch}"),
                     _ => format!("use {below} or {}", below + batch),
                 };
-                let message = format!("samples = {samples} is not a whole number of batches of {batch}");
+                let message =
+                    format!("samples = {samples} is not a whole number of batches of {batch}");
                 table.fault("samples", message, Some(hint));
             }
         }
-        Some(Self { image_size: image_size?, samples: samples?, masking })
+        Some(Self {
+            image_size: image_size?,
+            samples: samples?,
+            masking,
+        })
     }
 }
 
@@ -307,7 +331,11 @@ impl Evaluation {
         let every_samples = table.required_where("every_samples", "at least 1", positive);
         let images = table.required_where("images", "at least 1", positive);
         let attack = table.required_child("attack", Pgd::read);
-        Some(Self { every_samples: every_samples?, images: images?, attack: attack? })
+        Some(Self {
+            every_samples: every_samples?,
+            images: images?,
+            attack: attack?,
+        })
     }
 }
 
@@ -315,15 +343,24 @@ impl Checkpoints {
     fn read(table: &Table) -> Option<Self> {
         let positive = |count: &u64| *count > 0;
         let every_samples = table.required_where("every_samples", "at least 1", positive);
-        let keep = table.required_where("keep", "at least 2, so that a damaged one is no loss", |keep: &u64| *keep > 1);
-        Some(Self { every_samples: every_samples?, keep: keep? })
+        let keep = table.required_where(
+            "keep",
+            "at least 2, so that a damaged one is no loss",
+            |keep: &u64| *keep > 1,
+        );
+        Some(Self {
+            every_samples: every_samples?,
+            keep: keep?,
+        })
     }
 }
 
 impl Log {
     fn read(table: &Table) -> Option<Self> {
         let every = table.required_where("every_samples", "at least 1", |every: &u64| *every > 0);
-        Some(Self { every_samples: every? })
+        Some(Self {
+            every_samples: every?,
+        })
     }
 }
 
@@ -335,7 +372,10 @@ pub fn paper_macs(recipe: &Recipe) -> f64 {
         let passes = stage.attack.as_ref().map_or(0, |attack| attack.steps) + 1;
         let of_phase = |phase: &Phase| {
             let grid = phase.image_size as usize / recipe.model.patch;
-            let patches = phase.masking.as_ref().map_or(grid * grid, |masking| masking.kept(grid));
+            let patches = phase
+                .masking
+                .as_ref()
+                .map_or(grid * grid, |masking| masking.kept(grid));
             let tokens = patches + usize::from(recipe.model.class_token);
             phase.samples as f64 * passes as f64 * recipe.model.forward_macs(tokens as u64) as f64
         };
@@ -353,4 +393,3 @@ pub fn cannot_be_run(name: &str, faults: &[Fault]) -> Error {
     }
     Error::input(text)
 }
-

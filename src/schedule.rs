@@ -33,15 +33,26 @@ impl Schedule {
         let positive = |rate: &f64| *rate > 0.0;
         let peak = table.required_where("peak", "above 0", positive);
         let warmup_samples = table.required("warmup_samples");
-        let decay =
-            table.choice("decay", &[("cosine", Decay::Cosine), ("constant", Decay::Constant)]);
+        let decay = table.choice(
+            "decay",
+            &[("cosine", Decay::Cosine), ("constant", Decay::Constant)],
+        );
         let end = table.optional_where("end", "0 or more", |rate: &f64| *rate >= 0.0);
         if end.is_some_and(|end| end > 0.0) && decay == Some(Decay::Constant) {
             let hint = "leave out `end`, or use decay = \"cosine\"".to_owned();
-            table.fault("end", "end has no effect when decay = `constant`", Some(hint));
+            table.fault(
+                "end",
+                "end has no effect when decay = `constant`",
+                Some(hint),
+            );
         }
         let (peak, decay) = (peak?, decay?);
-        Some(Self { peak, warmup_samples: warmup_samples?, decay, end: end.unwrap_or(0.0) })
+        Some(Self {
+            peak,
+            warmup_samples: warmup_samples?,
+            decay,
+            end: end.unwrap_or(0.0),
+        })
     }
 
     /// The rate for the update after `samples` of a stage of `total` samples.
@@ -70,9 +81,19 @@ mod tests {
 
     #[test]
     fn the_rate_rises_linearly_and_falls_as_a_cosine() {
-        let schedule =
-            Schedule { peak: 1.0, warmup_samples: 100, decay: Decay::Cosine, end: 0.1 };
-        for (samples, rate) in [(25, 0.25), (100, 1.0), (600, 0.55), (1100, 0.1), (1200, 0.1)] {
+        let schedule = Schedule {
+            peak: 1.0,
+            warmup_samples: 100,
+            decay: Decay::Cosine,
+            end: 0.1,
+        };
+        for (samples, rate) in [
+            (25, 0.25),
+            (100, 1.0),
+            (600, 0.55),
+            (1100, 0.1),
+            (1200, 0.1),
+        ] {
             let found = schedule.at(samples, 1100);
             assert!((found - rate).abs() < 1e-12, "{samples}: {found}");
         }
@@ -80,8 +101,12 @@ mod tests {
 
     #[test]
     fn without_warmup_the_first_rate_is_the_peak() {
-        let schedule =
-            Schedule { peak: 2.0, warmup_samples: 0, decay: Decay::Constant, end: 0.0 };
+        let schedule = Schedule {
+            peak: 2.0,
+            warmup_samples: 0,
+            decay: Decay::Constant,
+            end: 0.0,
+        };
         assert_eq!(schedule.at(0, 10), 2.0);
         assert_eq!(schedule.at(10, 10), 2.0);
     }

@@ -214,14 +214,24 @@ pub fn read<T>(
     let mut root = parse(text, &mut faults);
     for flag in overrides {
         if let Err((message, hint)) = apply(&mut root, flag) {
-            faults.push(Fault { place: format!("`--set {flag}`"), message, hint });
+            faults.push(Fault {
+                place: format!("`--set {flag}`"),
+                message,
+                hint,
+            });
         }
     }
     if !faults.is_empty() {
         return Err(faults);
     }
     let shared = Rc::new(RefCell::new(faults));
-    let table = Table::new(None, String::new(), Origin::Line(1), root, Rc::clone(&shared));
+    let table = Table::new(
+        None,
+        String::new(),
+        Origin::Line(1),
+        root,
+        Rc::clone(&shared),
+    );
     let found = table.read_all(read);
     let faults = shared.take();
     match found {
@@ -241,7 +251,9 @@ pub fn flatten(text: &str) -> BTreeMap<String, String> {
         };
         match value {
             Value::Table(entries) => {
-                entries.iter().for_each(|(name, node)| walk(&key(name), &node.value, into));
+                entries
+                    .iter()
+                    .for_each(|(name, node)| walk(&key(name), &node.value, into));
             }
             Value::List(items) if items.iter().any(|i| matches!(i.value, Value::Table(_))) => {
                 for (place, node) in items.iter().enumerate() {
@@ -279,7 +291,7 @@ impl Table {
 
     /// The value of a key that must be there.
     pub fn required<T: Setting>(&self, key: &str) -> Option<T> {
-        if !self.has(key) {
+        if self.take(key).is_none() {
             let message = format!("`{key}` is missing{}", self.in_name());
             let hint = format!("add `{key} = ...`, {}", T::EXPECTED);
             self.record(&self.origin, message, Some(hint));
@@ -351,8 +363,16 @@ impl Table {
         }
         let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
         let hint = nearest(&found, &words).map(|word| format!("did you mean `{word}`?"));
-        let listed = words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
-        self.fault(key, format!("{key} = `{found}` is not one of {listed}"), hint);
+        let listed = words
+            .iter()
+            .map(|word| format!("`{word}`"))
+            .collect::<Vec<_>>()
+            .join(", ");
+        self.fault(
+            key,
+            format!("{key} = `{found}` is not one of {listed}"),
+            hint,
+        );
         None
     }
 
@@ -364,7 +384,11 @@ impl Table {
                 .inside(key, self.place.clone(), node.origin, entries)
                 .read_all(read),
             other => {
-                self.record(&node.origin, format!("{key} = {other} is not a table"), None);
+                self.record(
+                    &node.origin,
+                    format!("{key} = {other} is not a table"),
+                    None,
+                );
                 None
             }
         }
@@ -376,7 +400,7 @@ impl Table {
         key: &str,
         read: impl FnOnce(&Table) -> Option<T>,
     ) -> Option<T> {
-        if !self.has(key) {
+        if self.take(key).is_none() {
             let message = format!("the table `{key}` is missing{}", self.in_name());
             self.record(&self.origin, message, None);
             return None;
@@ -388,12 +412,20 @@ impl Table {
     pub fn children<T>(&self, key: &str, read: impl Fn(&Table) -> Option<T>) -> Option<Vec<T>> {
         let missing = format!("at least one `{key}` is needed{}", self.in_name());
         let Some(node) = self.take(key) else {
-            self.record(&self.origin, missing, Some(format!("add a table `[[{key}]]`")));
+            self.record(
+                &self.origin,
+                missing,
+                Some(format!("add a table `[[{key}]]`")),
+            );
             return None;
         };
         let Value::List(items) = node.value else {
             let hint = format!("write it as `[[{key}]]` or `{key} = [{{ ... }}]`");
-            self.record(&node.origin, format!("`{key}` is not a list of tables"), Some(hint));
+            self.record(
+                &node.origin,
+                format!("`{key}` is not a list of tables"),
+                Some(hint),
+            );
             return None;
         };
         if items.is_empty() {
@@ -406,10 +438,15 @@ impl Table {
                     Some(Value::Text(name)) => format!("{key} `{name}`"),
                     _ => self.place.clone(),
                 };
-                self.inside(key, place, item.origin, entries).read_all(&read)
+                self.inside(key, place, item.origin, entries)
+                    .read_all(&read)
             }
             other => {
-                self.record(&item.origin, format!("{other} in `{key}` is not a table"), None);
+                self.record(
+                    &item.origin,
+                    format!("{other} in `{key}` is not a table"),
+                    None,
+                );
                 None
             }
         };
@@ -425,7 +462,10 @@ impl Table {
 
     /// Records that the value of `key` cannot be used.
     pub fn fault(&self, key: &str, message: impl Into<String>, hint: Option<String>) {
-        let origin = self.entries.get(key).map_or(&self.origin, |node| &node.origin);
+        let origin = self
+            .entries
+            .get(key)
+            .map_or(&self.origin, |node| &node.origin);
         self.record(origin, message.into(), hint);
     }
 
@@ -436,7 +476,13 @@ impl Table {
         origin: Origin,
         entries: BTreeMap<String, Node>,
     ) -> Table {
-        Table::new(Some(key.to_owned()), place, origin, entries, Rc::clone(&self.faults))
+        Table::new(
+            Some(key.to_owned()),
+            place,
+            origin,
+            entries,
+            Rc::clone(&self.faults),
+        )
     }
 
     /// Reads the table, then reports keys that nobody asked for. Nothing is returned from a table
@@ -459,7 +505,11 @@ impl Table {
                 );
             }
         }
-        if self.faulty.get() || self.faults.borrow().len() > before { None } else { found }
+        if self.faulty.get() || self.faults.borrow().len() > before {
+            None
+        } else {
+            found
+        }
     }
 
     fn take(&self, key: &str) -> Option<Node> {
@@ -471,7 +521,10 @@ impl Table {
     }
 
     fn in_name(&self) -> String {
-        self.name.as_ref().map(|name| format!(" in `{name}`")).unwrap_or_default()
+        self.name
+            .as_ref()
+            .map(|name| format!(" in `{name}`"))
+            .unwrap_or_default()
     }
 
     fn record(&self, origin: &Origin, message: String, hint: Option<String>) {
@@ -480,7 +533,11 @@ impl Table {
             "" => origin.to_string(),
             place => format!("{place}, {origin}"),
         };
-        self.faults.borrow_mut().push(Fault { place, message, hint });
+        self.faults.borrow_mut().push(Fault {
+            place,
+            message,
+            hint,
+        });
     }
 }
 
@@ -514,7 +571,13 @@ fn convert_table(table: &DeTable<'_>, line_of: &dyn Fn(usize) -> usize) -> BTree
         .map(|(key, value)| {
             // The line of the key, which is where a person looks for `key = value`.
             let origin = Origin::Line(line_of(key.span().start));
-            (key.get_ref().to_string(), Node { value: convert(value.get_ref(), line_of), origin })
+            (
+                key.get_ref().to_string(),
+                Node {
+                    value: convert(value.get_ref(), line_of),
+                    origin,
+                },
+            )
         })
         .collect()
 }
@@ -525,9 +588,10 @@ fn convert(value: &DeValue<'_>, line_of: &dyn Fn(usize) -> usize) -> Value {
         DeValue::String(text) => Value::Text(text.to_string()),
         DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
             .map_or_else(|_| other(number.as_str()), Value::Integer),
-        DeValue::Float(number) => {
-            number.as_str().parse().map_or_else(|_| other(number.as_str()), Value::Float)
-        }
+        DeValue::Float(number) => number
+            .as_str()
+            .parse()
+            .map_or_else(|_| other(number.as_str()), Value::Float),
         DeValue::Boolean(truth) => Value::Boolean(*truth),
         DeValue::Datetime(date) => other(&date.to_string()),
         DeValue::Array(items) => Value::List(
@@ -564,20 +628,37 @@ fn apply(root: &mut BTreeMap<String, Node>, flag: &str) -> Result<(), (String, O
     let mut table = root;
     for (depth, part) in above.iter().enumerate() {
         let here = above[..=depth].join(".");
-        if let Some(Node { value: Value::List(_), .. }) = table.get(*part) {
+        if let Some(Node {
+            value: Value::List(_),
+            ..
+        }) = table.get(*part)
+        {
             // The next part chooses the table inside the list.
             continue;
         }
         let list = depth.checked_sub(1).map(|before| above[before]);
         let in_list = list.is_some_and(|list| {
-            matches!(table.get(list), Some(Node { value: Value::List(_), .. }))
+            matches!(
+                table.get(list),
+                Some(Node {
+                    value: Value::List(_),
+                    ..
+                })
+            )
         });
         let next = if in_list {
-            let items = table.get_mut(list.unwrap_or_default()).map(|node| &mut node.value);
-            let Some(Value::List(items)) = items else { unreachable!("checked just above") };
+            let items = table
+                .get_mut(list.unwrap_or_default())
+                .map(|node| &mut node.value);
+            let Some(Value::List(items)) = items else {
+                unreachable!("checked just above")
+            };
             choose(items, part).ok_or_else(|| (format!("there is no `{here}`"), None))?
         } else {
-            let made = Node { value: Value::Table(BTreeMap::new()), origin: origin.clone() };
+            let made = Node {
+                value: Value::Table(BTreeMap::new()),
+                origin: origin.clone(),
+            };
             &mut table.entry((*part).to_owned()).or_insert(made).value
         };
         let Value::Table(inside) = next else {
@@ -635,7 +716,10 @@ mod tests {
                     attack.required_where("steps", "at least 1", |steps: &u64| *steps > 0)
                 });
                 let rate = stage.required("rate");
-                Some(Stage { steps: steps?, rate: rate? })
+                Some(Stage {
+                    steps: steps?,
+                    rate: rate?,
+                })
             })
         })
         .map_err(|faults| faults.iter().map(Fault::to_string).collect())
@@ -647,7 +731,19 @@ mod tests {
     #[test]
     fn a_good_file_is_read() {
         let found = stages(GOOD, &[]).unwrap();
-        assert_eq!(found, [Stage { steps: 2, rate: 1.0 }, Stage { steps: 3, rate: 0.5 }]);
+        assert_eq!(
+            found,
+            [
+                Stage {
+                    steps: 2,
+                    rate: 1.0
+                },
+                Stage {
+                    steps: 3,
+                    rate: 0.5
+                }
+            ]
+        );
     }
 
     #[test]
@@ -671,15 +767,29 @@ mod tests {
     #[test]
     fn overrides_reach_into_named_and_numbered_tables() {
         let found = stages(GOOD, &["stage.b.attack.steps=7", "stage.0.rate=0.25"]).unwrap();
-        assert_eq!(found, [Stage { steps: 2, rate: 0.25 }, Stage { steps: 7, rate: 0.5 }]);
+        assert_eq!(
+            found,
+            [
+                Stage {
+                    steps: 2,
+                    rate: 0.25
+                },
+                Stage {
+                    steps: 7,
+                    rate: 0.5
+                }
+            ]
+        );
     }
 
     #[test]
     fn a_faulty_override_is_named_as_what_was_typed() {
         assert_eq!(
             stages(GOOD, &["stage.b.attack.stesp=7"]).unwrap_err(),
-            ["stage `b`, `--set stage.b.attack.stesp=7`: unknown key `stesp` in `attack`\n    \
-              hint: did you mean `steps`?"]
+            [
+                "stage `b`, `--set stage.b.attack.stesp=7`: unknown key `stesp` in `attack`\n    \
+              hint: did you mean `steps`?"
+            ]
         );
         assert_eq!(
             stages(GOOD, &["stage.c.rate=1"]).unwrap_err(),
@@ -690,7 +800,10 @@ mod tests {
     #[test]
     fn what_is_not_toml_is_told_with_its_line() {
         let faults = stages("[[stage]]\nname = \"a\"\nrate = = 1\n", &[]).unwrap_err();
-        assert!(faults[0].starts_with("line 3: this is not TOML"), "{faults:?}");
+        assert!(
+            faults[0].starts_with("line 3: this is not TOML"),
+            "{faults:?}"
+        );
     }
 
     #[test]

@@ -26,7 +26,12 @@ impl FromStr for Fraction {
 
     /// Errors: not a number or a fraction of two, a zero divisor, or not finite.
     fn from_str(text: &str) -> Result<Self, String> {
-        let number = |part: &str| part.trim().parse::<f64>().ok().filter(|value| value.is_finite());
+        let number = |part: &str| {
+            part.trim()
+                .parse::<f64>()
+                .ok()
+                .filter(|value| value.is_finite())
+        };
         let value = match text.split_once('/') {
             None => number(text),
             Some((_, below)) if number(below) == Some(0.0) => {
@@ -35,8 +40,13 @@ impl FromStr for Fraction {
             Some((above, below)) => number(above).zip(number(below)).map(|(a, b)| a / b),
         };
         match value {
-            Some(value) if value.is_finite() => Ok(Self { text: text.trim().to_owned(), value }),
-            _ => Err(format!("`{text}` is not a number or a fraction such as 8/255")),
+            Some(value) if value.is_finite() => Ok(Self {
+                text: text.trim().to_owned(),
+                value,
+            }),
+            _ => Err(format!(
+                "`{text}` is not a number or a fraction such as 8/255"
+            )),
         }
     }
 }

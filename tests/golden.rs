@@ -16,7 +16,9 @@ use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
 fn golden(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
     std::fs::read(path).unwrap()
 }
 
@@ -33,10 +35,15 @@ fn labels(tensors: &SafeTensors) -> Vec<u32> {
 #[track_caller]
 fn assert_close(found: &[f32], right: &[f32], tolerance: f32, what: &str) {
     assert_eq!(found.len(), right.len(), "{what}");
-    let largest = right.iter().fold(1e-6f32, |most, value| most.max(value.abs()));
+    let largest = right
+        .iter()
+        .fold(1e-6f32, |most, value| most.max(value.abs()));
     for (index, (found, right)) in found.iter().zip(right).enumerate() {
         let off = (found - right).abs() / largest;
-        assert!(off <= tolerance, "{what} [{index}]: {found} is not {right}, off by {off:e}");
+        assert!(
+            off <= tolerance,
+            "{what} [{index}]: {found} is not {right}, off by {off:e}"
+        );
     }
 }
 
@@ -48,12 +55,18 @@ fn model(pool: &str, folder: &Path) -> Vit {
     let all = tensors.tensors();
     let views: Vec<(String, TensorView)> = all
         .into_iter()
-        .filter_map(|(name, view)| name.strip_prefix(&prefix).map(|name| (name.to_owned(), view)))
+        .filter_map(|(name, view)| {
+            name.strip_prefix(&prefix)
+                .map(|name| (name.to_owned(), view))
+        })
         .collect();
     let folder: PathBuf = folder.join(pool);
     std::fs::create_dir(&folder).unwrap();
-    std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap())
-        .unwrap();
+    std::fs::write(
+        folder.join("model.safetensors"),
+        safetensors::serialize(views, None).unwrap(),
+    )
+    .unwrap();
     let config = r#"{ "architecture": "vit_tiny_patch16_224", "model_args": { "num_heads": 3 },
         "pretrained_cfg": { "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225] } }"#;
     std::fs::write(folder.join("config.json"), config).unwrap();
@@ -72,7 +85,10 @@ fn logits_and_all_gradients_of_a_vision_transformer_are_timms() {
         let model = model(pool, folder.path());
         let recorded = |name: &str| floats(&tensors, &format!("{pool}_{name}"));
         for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 0.03)] {
-            let pass = Pass { precision, ..Pass::evaluation() };
+            let pass = Pass {
+                precision,
+                ..Pass::evaluation()
+            };
             let logits = model.logits(images.clone(), &pass);
             assert_close(&to_vec(logits), &recorded("logits"), tolerance, "logits");
 
@@ -83,7 +99,12 @@ fn logits_and_all_gradients_of_a_vision_transformer_are_timms() {
             assert_close(&[loss], &recorded("loss"), tolerance, "loss");
             let tolerance = 10.0 * tolerance;
             let what = format!("{pool} {precision:?} image gradient");
-            assert_close(&to_vec(gradient), &recorded("image_gradient"), tolerance, &what);
+            assert_close(
+                &to_vec(gradient),
+                &recorded("image_gradient"),
+                tolerance,
+                &what,
+            );
 
             let tracked = model.tracked();
             let loss = cross_entropy(tracked.logits(images.clone(), &pass), targets.clone()).mean();
@@ -124,8 +145,10 @@ fn updates_clipping_and_average_are_those_of_torch() {
     let norms = floats(&tensors, "gradient_norms");
     let tensor = |values: &[f32]| from_vec(values.to_vec(), [values.len()], &device);
     let names = ["weight", "bias"];
-    let mut values: Vec<Tensor<1>> =
-        names.iter().map(|name| tensor(&floats(&tensors, name))).collect();
+    let mut values: Vec<Tensor<1>> = names
+        .iter()
+        .map(|name| tensor(&floats(&tensors, name)))
+        .collect();
     let config = OptimizerConfig {
         kind: OptimizerKind::Adamw,
         weight_decay: 0.05,
@@ -158,7 +181,12 @@ fn updates_clipping_and_average_are_those_of_torch() {
             assert_close(&found, right, 1e-6, &format!("{name} after step {step}"));
             let averaged = to_vec(optimizer.moments[index].average.clone().unwrap());
             let right = &floats(&tensors, &format!("{name}_ema_after"))[at];
-            assert_close(&averaged, right, 1e-6, &format!("average of {name} after step {step}"));
+            assert_close(
+                &averaged,
+                right,
+                1e-6,
+                &format!("average of {name} after step {step}"),
+            );
         }
     }
 }
@@ -173,9 +201,7 @@ fn the_iterates_of_pgd_are_torchattacks() {
     let clean = from_vec(floats(&tensors, "images"), [4, 3, 16, 16], &device);
     let targets = Targets::classes(&labels(&tensors)).distributions(5, 0.0, &device);
     let loss = |images| cross_entropy(model.logits(images, &Pass::evaluation()), targets.clone());
-    for (norm, epsilon, step_size) in
-        [(Norm::Linf, "8/255", "2/255"), (Norm::L2, "0.5", "0.2")]
-    {
+    for (norm, epsilon, step_size) in [(Norm::Linf, "8/255", "2/255"), (Norm::L2, "0.5", "0.2")] {
         let after = floats(&tensors, &format!("{}_after", norm.word()));
         for steps in 1..=5 {
             let attack = Pgd {
@@ -200,10 +226,21 @@ fn mixed_and_smoothed_cross_entropy_is_timms() {
     let device = Device::flex();
     let labels = labels(&tensors);
     let second: Vec<u32> = labels.iter().rev().copied().collect();
-    let targets = Targets { first: labels, second, weight: floats(&tensors, "weights") };
+    let targets = Targets {
+        first: labels,
+        second,
+        weight: floats(&tensors, "weights"),
+    };
     let goal = targets.distributions(7, 0.1, &device);
-    assert_close(&to_vec(goal.clone()), &floats(&tensors, "targets"), 1e-6, "targets");
-    let logits = from_vec(floats(&tensors, "logits"), [6, 7], &device).autodiff().require_grad();
+    assert_close(
+        &to_vec(goal.clone()),
+        &floats(&tensors, "targets"),
+        1e-6,
+        "targets",
+    );
+    let logits = from_vec(floats(&tensors, "logits"), [6, 7], &device)
+        .autodiff()
+        .require_grad();
     let values = cross_entropy(logits.clone(), goal);
     let found = to_vec(values.clone().without_autodiff());
     assert_close(&found, &floats(&tensors, "values"), 1e-6, "values");

@@ -10,8 +10,12 @@ fn root() -> PathBuf {
 /// The modules in the order of `src/lib.rs`.
 fn modules() -> Vec<String> {
     let text = fs::read_to_string(root().join("src/lib.rs")).unwrap();
-    let names = text.lines().filter_map(|line| line.strip_prefix("pub mod "));
-    names.map(|name| name.trim_end_matches(';').to_owned()).collect()
+    let names = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub mod "));
+    names
+        .map(|name| name.trim_end_matches(';').to_owned())
+        .collect()
 }
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
@@ -30,7 +34,15 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
 /// The first part of a path below `src`: the module a file belongs to.
 fn module_of(file: &Path) -> String {
     let below = file.strip_prefix(root().join("src")).unwrap();
-    below.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned()
+    below
+        .components()
+        .next()
+        .unwrap()
+        .as_os_str()
+        .to_str()
+        .unwrap()
+        .trim_end_matches(".rs")
+        .to_owned()
 }
 
 /// Code without comments and without the tests at the end of a file, which may use anything.
@@ -50,10 +62,15 @@ fn every_module_uses_only_those_above_it() {
         let module = module_of(&file);
         let Some(own) = place(&module) else { continue };
         for used in code(&file).split("crate::").skip(1) {
-            let name: String =
-                used.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect();
+            let name: String = used
+                .chars()
+                .take_while(|letter| letter.is_alphanumeric() || *letter == '_')
+                .collect();
             if place(&name).is_some_and(|other| other > own) {
-                wrong.push(format!("{} uses {name}, which stands below {module}", file.display()));
+                wrong.push(format!(
+                    "{} uses {name}, which stands below {module}",
+                    file.display()
+                ));
             }
         }
     }

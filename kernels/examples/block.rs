@@ -1,13 +1,14 @@
-//! GFLOP/s of whole blocks: `cargo run --release -p advxl-kernels --example block [repetitions]`.
+//! GFLOP/s of whole blocks: `cargo run --release -p advxl-kernels --example block [repetitions [only]]`.
 //!
 //! Useful work only: `2 (12 n w^2 + 2 n^2 w)` per sample for each of forward, gradient of the input
-//! and gradients of the weights. The best of the repetitions counts.
+//! and gradients of the weights. Of the repetitions: the fastest, and the median share of the peak that
+//! the processor reaches in registers right before and after each.
 
 use std::time::Instant;
 
 use advxl_kernels::{
     BlockGradients, BlockShape, BlockWeights, Gelu, PackedBlock, Precision, block_backward,
-    block_forward,
+    block_forward, peak_flops,
 };
 
 fn main() {
@@ -15,14 +16,16 @@ fn main() {
         .nth(1)
         .and_then(|text| text.parse().ok())
         .unwrap_or(20);
+    let only = std::env::args().nth(2);
     println!(
         "path {:?}, {} threads",
         advxl_kernels::detect(),
         std::thread::available_parallelism().map_or(0, |n| n.get())
     );
+    println!("GFLOP/s, share of the peak");
     println!(
-        "{:>24} {:>5} {:>9} {:>9} {:>9} {:>9} {:>8}",
-        "shape", "", "forward", "f + input", "all", "pack ms", "saved MB"
+        "{:>20} {:>5} {:>12} {:>12} {:>12} {:>8} {:>8}",
+        "width: batch x n", "", "forward", "f + input", "all", "pack ms", "saved MB"
     );
     for (width, tokens, batch) in [
         (192, 17, 128),
@@ -39,12 +42,15 @@ fn main() {
             hidden: 4 * width,
         };
         for precision in [Precision::F32, Precision::Bf16] {
-            measure(shape, precision, repetitions);
+            let name = format!("{width}: {batch} x {tokens} {precision:?}");
+            if only.as_ref().is_none_or(|only| name.contains(only)) {
+                report(shape, precision, repetitions);
+            }
         }
     }
 }
 
-fn measure(shape: BlockShape, precision: Precision, repetitions: usize) {
+fn report(shape: BlockShape, precision: Precision, repetitions: usize) {
     let BlockShape { width, hidden, .. } = shape;
     let mut seed = 1_u64;
     let mut random = |len: usize, size: f32| -> Vec<f32> {
@@ -90,12 +96,12 @@ fn measure(shape: BlockShape, precision: Precision, repetitions: usize) {
     let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
     let mut gradients = BlockGradients::zeros(width, hidden);
 
-    let pack = best(repetitions, || {
+    let packed = PackedBlock::new(shape.heads, &weights, precision);
+    let (mut bytes, flops) = (0, shape.flops());
+    let pack = measure(repetitions, precision, 0.0, || {
         drop(PackedBlock::new(shape.heads, &weights, precision))
     });
-    let packed = PackedBlock::new(shape.heads, &weights, precision);
-    let mut bytes = 0;
-    let forward = best(repetitions, || {
+    let forward = measure(repetitions, precision, flops, || {
         block_forward(shape, &packed, Gelu::Erf, 1e-6, None, &x, &mut y, false);
     });
     let mut both = |gradients: Option<&mut BlockGradients>| {
@@ -104,32 +110,57 @@ fn measure(shape: BlockShape, precision: Precision, repetitions: usize) {
         bytes = saved.bytes();
         block_backward(&packed, &saved, &dy, &mut dx, gradients);
     };
-    let input = best(repetitions, || both(None));
-    let all = best(repetitions, || both(Some(&mut gradients)));
-    let rate = |passes: f64, seconds: f64| passes * shape.flops() / seconds / 1e9;
+    let input = measure(repetitions, precision, 2.0 * flops, || both(None));
+    let all = measure(repetitions, precision, 3.0 * flops, || {
+        both(Some(&mut gradients))
+    });
     println!(
-        "{:>24} {:>5} {:>9.0} {:>9.0} {:>9.0} {:>9.2} {:>8.1}",
-        format!("{width} wide, {} x {}", shape.batch, shape.tokens),
-        if precision == Precision::F32 {
-            "f32"
-        } else {
-            "bf16"
-        },
-        rate(1.0, forward),
-        rate(2.0, input),
-        rate(3.0, all),
-        pack * 1e3,
+        "{:>20} {:>5} {:>12} {:>12} {:>12} {:>8.2} {:>8.1}",
+        format!("{width}: {} x {}", shape.batch, shape.tokens),
+        format!("{precision:?}"),
+        forward.to_string(),
+        input.to_string(),
+        all.to_string(),
+        pack.seconds * 1e3,
         bytes as f64 / 1e6,
     );
 }
 
-/// Seconds of the fastest run.
-fn best(repetitions: usize, mut run: impl FnMut()) -> f64 {
-    let mut best = f64::INFINITY;
-    for _ in 0..repetitions + 2 {
+/// The fastest run, and the median share of the processor's peak.
+struct Rate {
+    seconds: f64,
+    flops: f64,
+    share: f64,
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(
+            f,
+            "{:.0} {:>3.0} %",
+            self.flops / self.seconds / 1e9,
+            100.0 * self.share
+        )
+    }
+}
+
+fn measure(repetitions: usize, precision: Precision, flops: f64, mut run: impl FnMut()) -> Rate {
+    run();
+    let mut before = peak_flops(precision);
+    let (mut seconds, mut shares) = (f64::INFINITY, Vec::new());
+    for _ in 0..repetitions {
         let start = Instant::now();
         run();
-        best = best.min(start.elapsed().as_secs_f64());
+        let took = start.elapsed().as_secs_f64();
+        let after = peak_flops(precision);
+        shares.push(flops / took / (0.5 * (before + after)));
+        before = after;
+        seconds = seconds.min(took);
     }
-    best
+    shares.sort_by(f64::total_cmp);
+    Rate {
+        seconds,
+        flops,
+        share: shares[shares.len() / 2],
+    }
 }

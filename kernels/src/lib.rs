@@ -23,6 +23,7 @@ mod lanes;
 mod matmul;
 mod norm;
 mod pack;
+mod peak;
 pub mod pgd;
 mod reduce;
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use detect::{Path, detect, with_path};
 pub use gelu::{Gelu, gelu, gelu_gradient};
 pub use matmul::{Finish, Layout, PackedMatrix, gemm, gemm_packed};
 pub use norm::{layer_norm, layer_norm_gradient};
+pub use peak::peak_flops;
 pub use reduce::{sum, sum_of_squares};
 pub use softmax::softmax;
 

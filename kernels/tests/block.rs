@@ -257,8 +257,8 @@ fn the_reference_gradients_are_those_of_finite_differences() {
                 "dx {i}"
             );
         }
-        for part in 0..12 {
-            for i in 0..block.parts[part].len() {
+        for (part, gradient) in gradients.iter().enumerate() {
+            for (i, right) in gradient.iter().enumerate() {
                 let kept = block.parts[part][i];
                 block.parts[part][i] = kept + step;
                 let above = loss(&block, &x);
@@ -266,10 +266,7 @@ fn the_reference_gradients_are_those_of_finite_differences() {
                 let below = loss(&block, &x);
                 block.parts[part][i] = kept;
                 let found = (above - below) / (2.0 * step);
-                assert!(
-                    (found - gradients[part][i]).abs() < 1e-7,
-                    "part {part}, element {i}"
-                );
+                assert!((found - right).abs() < 1e-7, "part {part}, element {i}");
             }
         }
     }

@@ -8,11 +8,22 @@
 /// with breaks at |d| and |d| - c: sort them and walk until it has fallen to epsilon.
 /// Source: Croce and Hein 2021 (arXiv:2103.01208), section 3.
 pub fn project(image: &mut [f32], clean: &[f32], epsilon: f64) {
-    let changes = || image.iter().zip(clean).map(|(x, c)| (f64::from(*x) - f64::from(*c), *c));
-    let cap = |change: f64, clean: f32| {
-        if change > 0.0 { 1.0 - f64::from(clean) } else { f64::from(clean) }
+    let changes = || {
+        image
+            .iter()
+            .zip(clean)
+            .map(|(x, c)| (f64::from(*x) - f64::from(*c), *c))
     };
-    let capped: f64 = changes().map(|(change, clean)| change.abs().min(cap(change, clean))).sum();
+    let cap = |change: f64, clean: f32| {
+        if change > 0.0 {
+            1.0 - f64::from(clean)
+        } else {
+            f64::from(clean)
+        }
+    };
+    let capped: f64 = changes()
+        .map(|(change, clean)| change.abs().min(cap(change, clean)))
+        .sum();
     let threshold = if capped <= epsilon {
         0.0
     } else {
@@ -50,14 +61,18 @@ pub fn project(image: &mut [f32], clean: &[f32], epsilon: f64) {
 /// Turns a gradient into a step of length 1: the same on each of the steepest hundredth of the
 /// pixels that can still move that way, at least one.
 pub fn steepest(gradient: &mut [f32], at: &[f32]) {
-    let free = |slope: f32, pixel: f32| (slope > 0.0 && pixel < 1.0) || (slope < 0.0 && pixel > 0.0);
-    let mut order: Vec<usize> =
-        (0..gradient.len()).filter(|&i| free(gradient[i], at[i])).collect();
+    let free =
+        |slope: f32, pixel: f32| (slope > 0.0 && pixel < 1.0) || (slope < 0.0 && pixel > 0.0);
+    let mut order: Vec<usize> = (0..gradient.len())
+        .filter(|&i| free(gradient[i], at[i]))
+        .collect();
     let count = (gradient.len() / 100).max(1).min(order.len());
     // Ties go to the first pixel, so that the answer is the same everywhere.
     order.sort_by(|&a, &b| gradient[b].abs().total_cmp(&gradient[a].abs()));
-    let steps: Vec<(usize, f32)> =
-        order[..count].iter().map(|&i| (i, gradient[i].signum() / count as f32)).collect();
+    let steps: Vec<(usize, f32)> = order[..count]
+        .iter()
+        .map(|&i| (i, gradient[i].signum() / count as f32))
+        .collect();
     gradient.fill(0.0);
     for (index, step) in steps {
         gradient[index] = step;
@@ -103,8 +118,14 @@ mod tests {
             let epsilon = f64::from(rng.between(0.05, 2.0));
             let mut nearest = point.clone();
             project(&mut nearest, &clean, epsilon);
-            assert!(distance(&nearest, &clean) <= epsilon + 1e-5, "round {round}");
-            assert!(nearest.iter().all(|x| (0.0..=1.0).contains(x)), "round {round}");
+            assert!(
+                distance(&nearest, &clean) <= epsilon + 1e-5,
+                "round {round}"
+            );
+            assert!(
+                nearest.iter().all(|x| (0.0..=1.0).contains(x)),
+                "round {round}"
+            );
 
             let mut again = nearest.clone();
             project(&mut again, &clean, epsilon + 1e-5);
@@ -114,8 +135,11 @@ mod tests {
                 // A random feasible point: a random image pulled towards the clean one.
                 let other: Vec<f32> = (0..n).map(|_| rng.uniform()).collect();
                 let pull = (epsilon / distance(&other, &clean).max(1e-9)).min(1.0) as f32;
-                let other: Vec<f32> =
-                    other.iter().zip(&clean).map(|(o, c)| c + (o - c) * pull).collect();
+                let other: Vec<f32> = other
+                    .iter()
+                    .zip(&clean)
+                    .map(|(o, c)| c + (o - c) * pull)
+                    .collect();
                 assert!(squared(&nearest, &point) <= squared(&other, &point) + 1e-5);
             }
         }

@@ -4,8 +4,8 @@
 use burn::tensor::Tensor;
 use serde::Serialize;
 
-use super::threat::{Ball, Norm};
 use super::input_gradient;
+use super::threat::{Ball, Norm};
 use crate::settings::Table;
 use crate::units::Fraction;
 
@@ -46,9 +46,16 @@ impl Pgd {
         let steps = table.required_where("steps", "at least 1", |steps: &u64| *steps > 0);
         if norm == Some(Norm::Linf) && epsilon.as_ref().is_some_and(|e| e.value() > 1.0) {
             let hint = "pixels are in [0, 1] here: write 8/255, not 8".to_owned();
-            table.fault("epsilon", "epsilon is larger than the range of a pixel", Some(hint));
+            table.fault(
+                "epsilon",
+                "epsilon is larger than the range of a pixel",
+                Some(hint),
+            );
         }
-        let start = table.choice("start", &[("random", Start::Random), ("clean", Start::Clean)]);
+        let start = table.choice(
+            "start",
+            &[("random", Start::Random), ("clean", Start::Clean)],
+        );
         Some(Self {
             norm: norm?,
             epsilon: epsilon?,
@@ -105,7 +112,13 @@ mod tests {
     fn pgd(norm: Norm, epsilon: &str, step_size: &str, steps: u64) -> Pgd {
         let fraction = |text: &str| text.parse().unwrap();
         let (epsilon, step_size) = (fraction(epsilon), fraction(step_size));
-        Pgd { norm, epsilon, step_size, steps, start: Start::Clean }
+        Pgd {
+            norm,
+            epsilon,
+            step_size,
+            steps,
+            start: Start::Clean,
+        }
     }
 
     /// For a linear loss the best point of each ball is known on paper, so the answer is exact.
@@ -133,7 +146,10 @@ mod tests {
         let images = from_vec(vec![0.2, 0.4, 0.9], [1, 3, 1, 1], &Device::flex());
         let loss = |images: Tensor<4>| images.sum();
         for norm in [Norm::Linf, Norm::L2, Norm::L1] {
-            let attack = Pgd { start: Start::Random, ..pgd(norm, "0", "0.1", 3) };
+            let attack = Pgd {
+                start: Start::Random,
+                ..pgd(norm, "0", "0.1", 3)
+            };
             let found = attack.perturb(images.clone(), &loss, 0, &[0]);
             assert_eq!(to_vec(found), to_vec(images.clone()));
         }
@@ -144,11 +160,20 @@ mod tests {
         let white = from_vec(vec![1.0; 3 * 64], [1, 3, 8, 8], &Device::flex());
         let seen = std::cell::RefCell::new(Vec::new());
         let loss = |images: Tensor<4>| {
-            seen.borrow_mut().push(to_vec(images.clone().without_autodiff()));
+            seen.borrow_mut()
+                .push(to_vec(images.clone().without_autodiff()));
             images.sum()
         };
-        let attack = Pgd { start: Start::Random, ..pgd(Norm::Linf, "8/255", "8/255", 1) };
+        let attack = Pgd {
+            start: Start::Random,
+            ..pgd(Norm::Linf, "8/255", "8/255", 1)
+        };
         attack.perturb(white, &loss, 0, &[0]);
-        assert!(seen.borrow().iter().flatten().all(|pixel| (0.0..=1.0).contains(pixel)));
+        assert!(
+            seen.borrow()
+                .iter()
+                .flatten()
+                .all(|pixel| (0.0..=1.0).contains(pixel))
+        );
     }
 }

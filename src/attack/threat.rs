@@ -63,7 +63,11 @@ pub struct Ball {
 impl Ball {
     /// The ball around each image of a batch.
     pub fn new(norm: Norm, epsilon: f64, centre: Tensor<4>) -> Self {
-        Self { norm, epsilon, centre: centre.without_autodiff() }
+        Self {
+            norm,
+            epsilon,
+            centre: centre.without_autodiff(),
+        }
     }
 
     /// A random point of each ball, clipped to [0, 1].
@@ -147,7 +151,10 @@ impl Ball {
                 let pixels = dims[1] * dims[2] * dims[3];
                 let mut values = to_vec(images);
                 let centre = to_vec(centre);
-                for (image, clean) in values.chunks_exact_mut(pixels).zip(centre.chunks_exact(pixels)) {
+                for (image, clean) in values
+                    .chunks_exact_mut(pixels)
+                    .zip(centre.chunks_exact(pixels))
+                {
                     l1::project(image, clean, self.epsilon);
                 }
                 from_vec(values, dims, &device)
@@ -160,7 +167,10 @@ impl Ball {
 fn l2_lengths(delta: Tensor<4>) -> Tensor<4> {
     let [batch, channels, height, width] = delta.dims();
     let flat = delta.reshape([batch, channels * height * width]);
-    (flat.clone() * flat).sum_dim(1).sqrt().reshape([batch, 1, 1, 1])
+    (flat.clone() * flat)
+        .sum_dim(1)
+        .sqrt()
+        .reshape([batch, 1, 1, 1])
 }
 
 #[cfg(test)]
@@ -187,10 +197,17 @@ mod tests {
                 let lengths = norm.lengths(&to_vec(found - clean.clone()), 192);
                 // One rounding of each pixel to f32.
                 let most = epsilon + 1e-6 * if norm == Norm::L1 { 12.0 } else { 1.0 };
-                assert!(lengths.iter().all(|length| *length <= most), "{norm:?} {lengths:?}");
+                assert!(
+                    lengths.iter().all(|length| *length <= most),
+                    "{norm:?} {lengths:?}"
+                );
             }
             let inside = to_vec(ball.project(clean.clone()));
-            assert_eq!(inside, to_vec(clean.clone()), "what is inside stays, {norm:?}");
+            assert_eq!(
+                inside,
+                to_vec(clean.clone()),
+                "what is inside stays, {norm:?}"
+            );
         }
     }
 

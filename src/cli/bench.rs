@@ -41,9 +41,11 @@ impl Step {
         config.grid(self.image_size).map_err(|(message, hint)| {
             Error::input(message.replace("image_size =", "--image-size")).hint(hint)
         })?;
-        for (flag, value) in
-            [("batch", self.batch), ("classes", self.classes), ("repeats", self.repeats)]
-        {
+        for (flag, value) in [
+            ("batch", self.batch),
+            ("classes", self.classes),
+            ("repeats", self.repeats),
+        ] {
             if value == 0 {
                 return Err(Error::input(format!("--{flag} 0 must be at least 1")));
             }

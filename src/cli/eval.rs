@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use super::screen::Terminal;
 use super::{check_classes, device, image_count, load_model, parse_precision, print_json};
 use crate::attack::{Norm, Pgd, Start};
-use crate::data::{Dataset, EvaluationTransform, Spec, Split};
 use crate::data::resize::Filter;
+use crate::data::{Dataset, EvaluationTransform, Spec, Split};
 use crate::error::{Error, Result};
 use crate::eval::result::{Subject, to_json, wilson};
 use crate::eval::{Images, Outcome, evaluate};
@@ -19,8 +19,10 @@ use crate::units::{Fraction, duration};
 
 /// Robust accuracy of a model: each attack is tried on the images that survived those before it.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  advxl eval runs/demo/robust --data synthetic:1000 --attack \
-    clean,pgd --eps 8/255")]
+#[command(
+    after_help = "Example:\n  advxl eval runs/demo/robust --data synthetic:1000 --attack \
+    clean,pgd --eps 8/255"
+)]
 pub(super) struct Eval {
     /// A model folder (config.json and model.safetensors) or the folder of a run.
     model: PathBuf,
@@ -28,7 +30,12 @@ pub(super) struct Eval {
     #[arg(long, value_name = "SPEC")]
     data: String,
     /// Attacks in order: clean, pgd.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "clean,pgd")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "clean,pgd"
+    )]
     attack: Vec<String>,
     /// The norm that bounds perturbations: linf, l2 or l1.
     #[arg(long, default_value = "linf")]
@@ -78,18 +85,28 @@ impl Eval {
         };
         let loaded = load_model(&self.model)?;
         let image_size = self.image_size.unwrap_or(loaded.image_size);
-        loaded.model.config.grid(image_size).map_err(|(message, hint)| {
-            Error::input(message.replace("image_size =", "--image-size")).hint(hint)
-        })?;
+        loaded
+            .model
+            .config
+            .grid(image_size)
+            .map_err(|(message, hint)| {
+                Error::input(message.replace("image_size =", "--image-size")).hint(hint)
+            })?;
         let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
         check_classes(&loaded, &dataset, &self.data)?;
         let count = image_count(self.n, &dataset);
         let images = Images {
             dataset: &dataset,
-            transform: EvaluationTransform { image_size, ..transform },
+            transform: EvaluationTransform {
+                image_size,
+                ..transform
+            },
             count,
         };
-        let pass = Pass { precision: self.precision, ..Pass::evaluation() };
+        let pass = Pass {
+            precision: self.precision,
+            ..Pass::evaluation()
+        };
         let logits = |images| loaded.model.logits(images, &pass);
         let outcome = self.watched(&images, &logits, &attacks)?;
 
@@ -128,7 +145,13 @@ impl Eval {
             screen.progress(done as u64, of as u64, &text);
         };
         let outcome = evaluate(
-            logits, images, attacks, self.batch.max(1), self.seed, &device(), &mut progress,
+            logits,
+            images,
+            attacks,
+            self.batch.max(1),
+            self.seed,
+            &device(),
+            &mut progress,
         )?;
         for (index, stage) in outcome.stages.iter().enumerate() {
             let (low, high) = wilson(stage.robust_count, images.count);
@@ -161,7 +184,8 @@ impl Eval {
                 .hint("use linf, l2 or l1")
         })?;
         let eps = self.eps.as_ref().ok_or_else(|| {
-            Error::input("--eps is missing").hint("give the largest perturbation, such as --eps 8/255")
+            Error::input("--eps is missing")
+                .hint("give the largest perturbation, such as --eps 8/255")
         })?;
         let parse = |flag: &str, text: &str| {
             let found = text.parse::<Fraction>();
@@ -174,10 +198,19 @@ impl Eval {
         let epsilon = parse("--eps", eps)?;
         let step_size = match &self.step_size {
             Some(text) => parse("--step-size", text)?,
-            None => (epsilon.value() / 4.0).to_string().parse().expect("a number"),
+            None => (epsilon.value() / 4.0)
+                .to_string()
+                .parse()
+                .expect("a number"),
         };
         let start = Start::Random;
-        Ok(vec![Pgd { norm: *norm, epsilon, step_size, steps: self.steps, start }])
+        Ok(vec![Pgd {
+            norm: *norm,
+            epsilon,
+            step_size,
+            steps: self.steps,
+            start,
+        }])
     }
 
     fn crop_fraction(&self) -> Result<f64> {
@@ -185,7 +218,9 @@ impl Eval {
             true => Ok(self.crop_fraction),
             false => {
                 let found = self.crop_fraction;
-                Err(Error::input(format!("--crop-fraction {found} must be above 0 and at most 1")))
+                Err(Error::input(format!(
+                    "--crop-fraction {found} must be above 0 and at most 1"
+                )))
             }
         }
     }

@@ -77,14 +77,17 @@ fn execute(arguments: &Arguments) -> Result<()> {
     if let Some(threads) = arguments.threads {
         pool = pool.num_threads(threads);
     }
-    pool.build_global().map_err(|error| Error::failed(format!("cannot start threads: {error}")))?;
+    pool.build_global()
+        .map_err(|error| Error::failed(format!("cannot start threads: {error}")))?;
     let json = arguments.json;
     match &arguments.command {
         Command::Demo(demo) => demo.run(json),
         Command::Train(train) => train.run(json),
         Command::Eval(eval) => eval.run(json),
         Command::Predict(predict) => predict.run(json),
-        Command::Bench { what: Bench::Step(step) } => step.run(),
+        Command::Bench {
+            what: Bench::Step(step),
+        } => step.run(),
     }
 }
 
@@ -121,7 +124,9 @@ fn check_classes(loaded: &Loaded, dataset: &Dataset, data: &str) -> Result<()> {
 
 fn parse_precision(text: &str) -> std::result::Result<Precision, String> {
     let found = PRECISIONS.iter().find(|(word, _)| *word == text);
-    found.map(|(_, precision)| *precision).ok_or_else(|| "use f32 or bf16".to_owned())
+    found
+        .map(|(_, precision)| *precision)
+        .ok_or_else(|| "use f32 or bf16".to_owned())
 }
 
 /// Writes the JSON result to standard output.

@@ -9,8 +9,8 @@ use serde_json::json;
 use super::screen::Terminal;
 use super::{check_classes, device, image_count, load_model, parse_precision, print_json};
 use crate::attack::input_gradient;
-use crate::data::{Dataset, EvaluationTransform, Spec, Split};
 use crate::data::resize::Filter;
+use crate::data::{Dataset, EvaluationTransform, Spec, Split};
 use crate::error::{Error, Result};
 use crate::eval::Images;
 use crate::files;
@@ -65,7 +65,10 @@ impl Predict {
             },
             count,
         };
-        let pass = Pass { precision: self.precision, ..Pass::evaluation() };
+        let pass = Pass {
+            precision: self.precision,
+            ..Pass::evaluation()
+        };
         let (mut logits, mut gradients) = (Vec::new(), Vec::new());
         let mut screen = Terminal::new();
         let indices: Vec<usize> = (0..count).collect();
@@ -80,7 +83,11 @@ impl Predict {
                 gradients.extend(to_vec(input_gradient(&loss, batch).0));
             }
             let done = logits.len() / classes;
-            screen.progress(done as u64, count as u64, &format!("{done} of {count} images"));
+            screen.progress(
+                done as u64,
+                count as u64,
+                &format!("{done} of {count} images"),
+            );
         }
         drop(screen);
         let view = |values: &'_ [f32], shape: Vec<usize>| {

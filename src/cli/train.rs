@@ -13,8 +13,10 @@ use crate::units::grouped;
 
 /// Train as a recipe says. The same command resumes after a stop of any kind.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  advxl train recipes/cifar10_micro.toml --set data.train=cifar\n  \
-    advxl train recipes/cifar10_micro.toml --set stage.finetune.attack.steps=2 --out runs/pgd2")]
+#[command(
+    after_help = "Examples:\n  advxl train recipes/cifar10_micro.toml --set data.train=cifar\n  \
+    advxl train recipes/cifar10_micro.toml --set stage.finetune.attack.steps=2 --out runs/pgd2"
+)]
 pub(super) struct Train {
     /// The recipe, a TOML file.
     recipe: PathBuf,
@@ -44,7 +46,10 @@ impl Train {
             );
             return Ok(());
         }
-        let folder = self.out.clone().unwrap_or_else(|| default_folder(&self.recipe));
+        let folder = self
+            .out
+            .clone()
+            .unwrap_or_else(|| default_folder(&self.recipe));
         let run = Run::open(recipe, &folder, self.accept_changes, &device())?;
         let mut screen = Terminal::new();
         let mut monitor = Monitor::new(&run.recipe, &run.folder, &mut screen);

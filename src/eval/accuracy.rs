@@ -28,7 +28,13 @@ impl Images<'_> {
         let size = self.transform.image_size;
         let values = evaluation_batch(self.dataset, indices, &self.transform)?;
         let images = from_vec(values, [indices.len(), 3, size, size], device);
-        Ok((images, indices.iter().map(|index| self.dataset.label(*index)).collect()))
+        Ok((
+            images,
+            indices
+                .iter()
+                .map(|index| self.dataset.label(*index))
+                .collect(),
+        ))
     }
 }
 
@@ -121,7 +127,12 @@ pub fn evaluate(
                     survivors -= 1;
                 }
             }
-            progress(&name, number * batch + indices.len(), standing.len(), survivors);
+            progress(
+                &name,
+                number * batch + indices.len(),
+                standing.len(),
+                survivors,
+            );
         }
         let steps = attack.map_or(0, |attack| attack.steps);
         outcome.stages.push(StageOutcome {
@@ -159,20 +170,31 @@ fn check(attack: &Pgd, name: &str, clean: &Tensor<4>, found: &Tensor<4>) -> Resu
     let pixels = clean.dims()[1..].iter().product();
     let (clean, found) = (to_vec(clean.clone()), to_vec(found.clone()));
     if let Some(pixel) = found.iter().find(|pixel| !(0.0..=1.0).contains(*pixel)) {
-        return Err(Error::failed(format!("{name} made a pixel of {pixel}, outside [0, 1]")));
+        return Err(Error::failed(format!(
+            "{name} made a pixel of {pixel}, outside [0, 1]"
+        )));
     }
-    let delta: Vec<f32> = found.iter().zip(&clean).map(|(found, clean)| found - clean).collect();
+    let delta: Vec<f32> = found
+        .iter()
+        .zip(&clean)
+        .map(|(found, clean)| found - clean)
+        .collect();
     let lengths = attack.norm.lengths(&delta, pixels);
     // Each pixel is rounded to f32 once, which l1 adds up.
     let slack = match attack.norm {
         Norm::L1 => pixels as f64 * 6e-8,
         Norm::L2 | Norm::Linf => 1e-6,
     };
-    match lengths.iter().find(|length| **length > attack.epsilon.value() + slack) {
+    match lengths
+        .iter()
+        .find(|length| **length > attack.epsilon.value() + slack)
+    {
         None => Ok(lengths),
         Some(length) => {
             let epsilon = &attack.epsilon;
-            Err(Error::failed(format!("{name} left its ball: {length} > {epsilon}")))
+            Err(Error::failed(format!(
+                "{name} left its ball: {length} > {epsilon}"
+            )))
         }
     }
 }
@@ -187,7 +209,10 @@ mod tests {
     /// A linear classifier of mean colour, easy to fool.
     fn logits(images: Tensor<4>) -> Tensor<2> {
         let [batch, ..] = images.dims();
-        let means = images.reshape([batch, 3, 32 * 32]).mean_dim(2).reshape([batch, 3]);
+        let means = images
+            .reshape([batch, 3, 32 * 32])
+            .mean_dim(2)
+            .reshape([batch, 3]);
         Tensor::cat(vec![means.clone(), -means.clone(), means * 0.5], 1)
     }
 
@@ -199,7 +224,11 @@ mod tests {
             crop_fraction: 1.0,
             interpolation: Filter::Bilinear,
         };
-        let images = Images { dataset: &dataset, transform, count: 40 };
+        let images = Images {
+            dataset: &dataset,
+            transform,
+            count: 40,
+        };
         let attack = Pgd {
             norm: Norm::Linf,
             epsilon: epsilon.parse().unwrap(),
@@ -207,8 +236,16 @@ mod tests {
             steps: 3,
             start: Start::Random,
         };
-        evaluate(&logits, &images, &[attack], batch, 0, &Device::flex(), &mut |_, _, _, _| {})
-            .unwrap()
+        evaluate(
+            &logits,
+            &images,
+            &[attack],
+            batch,
+            0,
+            &Device::flex(),
+            &mut |_, _, _, _| {},
+        )
+        .unwrap()
     }
 
     #[test]
@@ -226,6 +263,9 @@ mod tests {
         let outcome = run(16, "8/255");
         assert!(outcome.stages[1].robust_count <= outcome.stages[0].robust_count);
         let nothing = run(16, "0");
-        assert_eq!(nothing.stages[1].robust_count, nothing.stages[0].robust_count);
+        assert_eq!(
+            nothing.stages[1].robust_count,
+            nothing.stages[0].robust_count
+        );
     }
 }

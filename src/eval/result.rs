@@ -68,7 +68,10 @@ pub fn wilson(count: usize, of: usize) -> (f64, f64) {
     let centre = share + z * z / (2.0 * n);
     let spread = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
     let scale = 1.0 + z * z / n;
-    (((centre - spread) / scale).max(0.0), ((centre + spread) / scale).min(1.0))
+    (
+        ((centre - spread) / scale).max(0.0),
+        ((centre + spread) / scale).min(1.0),
+    )
 }
 
 #[cfg(test)]
@@ -79,7 +82,10 @@ mod tests {
     fn the_interval_is_wilsons() {
         // Agresti and Coull 1998: 2 of 10 gives 0.057 to 0.510.
         let (low, high) = wilson(2, 10);
-        assert!((low - 0.0567).abs() < 5e-4 && (high - 0.5098).abs() < 5e-4, "{low} {high}");
+        assert!(
+            (low - 0.0567).abs() < 5e-4 && (high - 0.5098).abs() < 5e-4,
+            "{low} {high}"
+        );
         assert_eq!(wilson(0, 0), (0.0, 1.0));
     }
 }

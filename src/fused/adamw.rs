@@ -103,5 +103,12 @@ fn plain(
     let average = moments.average.map(|average| {
         average * update.average_decay + weights.clone() * (1.0 - update.average_decay)
     });
-    (weights, Moments { first, second, average })
+    (
+        weights,
+        Moments {
+            first,
+            second,
+            average,
+        },
+    )
 }

@@ -64,9 +64,13 @@ impl fmt::Debug for WeightCache {
 
 impl WeightCache {
     fn packed(&self, weights: [FlexTensor; 12], spec: &BlockSpec) -> Arc<PackedBlock> {
-        let mut slot = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut slot = self
+            .0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(cached) = slot.as_ref() {
-            let same = |(a, b): (&FlexTensor, &FlexTensor)| a.bytes().as_ptr() == b.bytes().as_ptr();
+            let same =
+                |(a, b): (&FlexTensor, &FlexTensor)| a.bytes().as_ptr() == b.bytes().as_ptr();
             if cached.precision == spec.precision && cached.weights.iter().zip(&weights).all(same) {
                 return Arc::clone(&cached.packed);
             }
@@ -155,7 +159,13 @@ pub fn encoder_block(
         return plain::encoder_block(x, weights, spec, path);
     }
     let [batch, tokens, width] = x.dims();
-    let shape = BlockShape { batch, tokens, width, heads: spec.heads, hidden: spec.hidden };
+    let shape = BlockShape {
+        batch,
+        tokens,
+        width,
+        heads: spec.heads,
+        hidden: spec.hidden,
+    };
     let call = Call {
         shape,
         packed: cache.packed(weights.clone().map(primitive), spec),
@@ -203,11 +213,26 @@ struct Call {
 
 impl Call {
     fn forward(&self, x: &FlexTensor, save: bool) -> (FlexTensor, Option<BlockSaved>) {
-        let BlockShape { batch, tokens, width, .. } = self.shape;
+        let BlockShape {
+            batch,
+            tokens,
+            width,
+            ..
+        } = self.shape;
         let mut y = vec![0.0; batch * tokens * width];
-        let path = self.path.as_ref().map(|path| (&path.attention[..], &path.mlp[..]));
+        let path = self
+            .path
+            .as_ref()
+            .map(|path| (&path.attention[..], &path.mlp[..]));
         let saved = block_forward(
-            self.shape, &self.packed, self.gelu, self.eps, path, slice(x), &mut y, save,
+            self.shape,
+            &self.packed,
+            self.gelu,
+            self.eps,
+            path,
+            slice(x),
+            &mut y,
+            save,
         );
         (tensor(y, &[batch, tokens, width]), saved)
     }
@@ -220,7 +245,11 @@ impl Call {
     where
         BlockBackward: Backward<Flex, N, State = State>,
     {
-        let output = match BlockBackward.prepare::<NoCheckpointing>(nodes).compute_bound().stateful() {
+        let output = match BlockBackward
+            .prepare::<NoCheckpointing>(nodes)
+            .compute_bound()
+            .stateful()
+        {
             OpsKind::Tracked(prep) => {
                 let (y, saved) = self.forward(&x, true);
                 let saved = Arc::new(saved.expect("asked to save"));
@@ -254,7 +283,13 @@ impl<const N: usize> Backward<Flex, N> for BlockBackward {
     fn backward(self, ops: Ops<State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let State { call, saved } = ops.state;
         let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let BlockShape { batch, tokens, width, hidden, .. } = call.shape;
+        let BlockShape {
+            batch,
+            tokens,
+            width,
+            hidden,
+            ..
+        } = call.shape;
         let mut dx = vec![0.0; batch * tokens * width];
         let mut weights = (N > 1).then(|| BlockGradients::zeros(width, hidden));
         block_backward(&call.packed, &saved, slice(&dy), &mut dx, weights.as_mut());

@@ -33,12 +33,17 @@ fn on_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
 /// The CPU primitive of a tensor outside automatic differentiation, contiguous.
 fn primitive<const D: usize>(tensor: Tensor<D>) -> burn::backend::flex::FlexTensor {
     let primitive = tensor.without_autodiff().try_into_primitive::<Flex>();
-    primitive.expect("callers check `on_kernels`").to_contiguous()
+    primitive
+        .expect("callers check `on_kernels`")
+        .to_contiguous()
 }
 
 /// A tensor as a vector on the host.
 pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().try_into_vec::<f32>().expect("our float tensors are f32")
+    tensor
+        .into_data()
+        .try_into_vec::<f32>()
+        .expect("our float tensors are f32")
 }
 
 /// A tensor from host values, outside automatic differentiation.
@@ -47,7 +52,10 @@ pub fn from_vec<const D: usize>(
     shape: [usize; D],
     device: &burn::tensor::Device,
 ) -> Tensor<D> {
-    Tensor::from_data(TensorData::new(values, shape), &device.clone().without_autodiff())
+    Tensor::from_data(
+        TensorData::new(values, shape),
+        &device.clone().without_autodiff(),
+    )
 }
 
 /// Sum of the squares of a tensor, in f64 and in a fixed order.

@@ -71,18 +71,26 @@ fn attention(qkv: Tensor<3>, heads: usize) -> Tensor<3> {
     let width = triple / 3;
     let head = width / heads;
     // [batch, tokens, 3 * width] -> [3, batch, heads, tokens, head]
-    let qkv = qkv.reshape([batch, tokens, 3, heads, head]).permute([2, 0, 3, 1, 4]);
+    let qkv = qkv
+        .reshape([batch, tokens, 3, heads, head])
+        .permute([2, 0, 3, 1, 4]);
     let part = |index: usize| {
-        qkv.clone().narrow(0, index, 1).reshape([batch, heads, tokens, head])
+        qkv.clone()
+            .narrow(0, index, 1)
+            .reshape([batch, heads, tokens, head])
     };
     let scores = part(0).matmul(part(1).transpose()) / (head as f64).sqrt();
     // [batch, heads, tokens, head] -> [batch, tokens, width]
-    softmax(scores, 3).matmul(part(2)).permute([0, 2, 1, 3]).reshape([batch, tokens, width])
+    softmax(scores, 3)
+        .matmul(part(2))
+        .permute([0, 2, 1, 3])
+        .reshape([batch, tokens, width])
 }
 
 /// The approximation that CLIPA's towers were trained with.
 fn gelu_tanh(x: Tensor<3>) -> Tensor<3> {
-    let inner = (x.clone() + x.clone().powi_scalar(3) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
+    let inner =
+        (x.clone() + x.clone().powi_scalar(3) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
     x * (inner.tanh() + 1.0) * 0.5
 }
 

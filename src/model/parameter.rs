@@ -32,7 +32,11 @@ impl Parameter {
         values: Vec<f32>,
         device: &Device,
     ) -> Self {
-        assert_eq!(shape.iter().product::<usize>(), values.len(), "values must fill the shape");
+        assert_eq!(
+            shape.iter().product::<usize>(),
+            values.len(),
+            "values must fill the shape"
+        );
         let length = values.len();
         Self {
             name: name.into(),

@@ -108,7 +108,10 @@ mod tests {
         for to in [1, 2, 3, 7, 14] {
             let found = crate::fused::to_vec(resample(ones.clone(), 4, to));
             assert_eq!(found.len(), to * to * 2);
-            assert!(found.iter().all(|value| (value - 1.0).abs() < 1e-5), "{to}: {found:?}");
+            assert!(
+                found.iter().all(|value| (value - 1.0).abs() < 1e-5),
+                "{to}: {found:?}"
+            );
         }
     }
 }

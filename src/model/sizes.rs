@@ -102,10 +102,18 @@ impl ModelConfig {
         // Faults of the other keys are found whatever the size is.
         let base = Self::named(size.unwrap_or("vit_micro"))?;
         let count = |key: &str, of_size: usize| {
-            table.optional_where(key, "at least 1", |n: &usize| *n > 0).unwrap_or(of_size)
+            table
+                .optional_where(key, "at least 1", |n: &usize| *n > 0)
+                .unwrap_or(of_size)
         };
-        let pool = table.choice("pool", &[("average", Pool::Average), ("token", Pool::Token)]);
-        let positions = [("sincos2d", Position::Sincos2d), ("learned", Position::Learned)];
+        let pool = table.choice(
+            "pool",
+            &[("average", Pool::Average), ("token", Pool::Token)],
+        );
+        let positions = [
+            ("sincos2d", Position::Sincos2d),
+            ("learned", Position::Learned),
+        ];
         let position = table.choice("position", &positions);
         let model = Self {
             patch: count("patch", base.patch),
@@ -144,23 +152,20 @@ impl ModelConfig {
         size.and(Some(model))
     }
 
-    /// Patches along a side of an image, or an error in words and a hint.
+    /// Patches along a side of an image; see [`grid`].
     pub fn grid(&self, image_size: usize) -> Result<usize, (String, String)> {
-        if image_size > 0 && image_size.is_multiple_of(self.patch) {
-            return Ok(image_size / self.patch);
-        }
-        let below = image_size / self.patch * self.patch;
-        let hint = match below {
-            0 => format!("use {}", self.patch),
-            _ => format!("use {below} or {}", below + self.patch),
-        };
-        let patch = self.patch;
-        Err((format!("image_size = {image_size} is not a whole number of {patch}-pixel patches"), hint))
+        grid(image_size, self.patch)
     }
 
     /// Number of weights for a number of classes, at the image size of learned positions.
     pub fn parameters(&self, classes: usize, image_size: usize) -> u64 {
-        let Self { patch, width, depth, hidden, .. } = *self;
+        let Self {
+            patch,
+            width,
+            depth,
+            hidden,
+            ..
+        } = *self;
         let linear = |inputs: usize, outputs: usize| inputs * outputs + outputs;
         let block = 4 * width
             + linear(width, 3 * width)
@@ -192,6 +197,21 @@ impl ModelConfig {
     }
 }
 
+/// Patches along a side of an image; else what is wrong and a hint.
+pub fn grid(image_size: usize, patch: usize) -> Result<usize, (String, String)> {
+    if image_size > 0 && image_size.is_multiple_of(patch) {
+        return Ok(image_size / patch);
+    }
+    let below = image_size / patch * patch;
+    let hint = match below {
+        0 => format!("use {patch}"),
+        _ => format!("use {below} or {}", below + patch),
+    };
+    let message =
+        format!("image_size = {image_size} is not a whole number of {patch}-pixel patches");
+    Err((message, hint))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,9 +224,15 @@ mod tests {
             ("vit_h14", 632.0, 167.3),
             ("vit_g14", 1012.6, 267.0),
         ] {
-            let model = ModelConfig { position: Position::Learned, ..ModelConfig::named(size).unwrap() };
+            let model = ModelConfig {
+                position: Position::Learned,
+                ..ModelConfig::named(size).unwrap()
+            };
             let found = model.parameters(1000, 224) as f64 / 1e6;
-            assert!((found - millions).abs() / millions < 1e-3, "{size}: {found} M");
+            assert!(
+                (found - millions).abs() / millions < 1e-3,
+                "{size}: {found} M"
+            );
             let tokens = (224 / model.patch as u64).pow(2) + 1;
             let found = model.forward_macs(tokens) as f64 / 1e9;
             assert!((found - gmacs).abs() / gmacs < 3e-3, "{size}: {found} GMAC");
@@ -218,7 +244,10 @@ mod tests {
         let model = ModelConfig::named("vit_h14").unwrap();
         assert_eq!(model.grid(84), Ok(6));
         let (message, hint) = model.grid(85).unwrap_err();
-        assert_eq!(message, "image_size = 85 is not a whole number of 14-pixel patches");
+        assert_eq!(
+            message,
+            "image_size = 85 is not a whole number of 14-pixel patches"
+        );
         assert_eq!(hint, "use 84 or 98");
     }
 }

@@ -32,11 +32,17 @@ pub enum MaskingKind {
 impl Masking {
     /// Reads a phase's table `masking`.
     pub fn read(table: &Table) -> Option<Self> {
-        let kinds = [("random", MaskingKind::Random), ("block", MaskingKind::Block)];
+        let kinds = [
+            ("random", MaskingKind::Random),
+            ("block", MaskingKind::Block),
+        ];
         let kind = table.choice("kind", &kinds);
         let inside = |ratio: &f64| *ratio > 0.0 && *ratio < 1.0;
         let ratio = table.required_where("ratio", "above 0 and below 1", inside);
-        Some(Self { kind: kind?, ratio: ratio? })
+        Some(Self {
+            kind: kind?,
+            ratio: ratio?,
+        })
     }
 
     /// How many patches of a grid stay.
@@ -99,7 +105,11 @@ impl Masking {
                 }
             }
         }
-        Kept { indices, batch, kept }
+        Kept {
+            indices,
+            batch,
+            kept,
+        }
     }
 }
 
@@ -123,9 +133,14 @@ impl Kept {
     /// Shapes: `tokens` [batch, patches, width]; the result [batch, kept, width].
     pub fn of_tokens(&self, tokens: Tensor<3>) -> Tensor<3> {
         let [batch, patches, width] = tokens.dims();
-        assert_eq!(batch, self.batch, "a choice of patches is made for one batch");
+        assert_eq!(
+            batch, self.batch,
+            "a choice of patches is made for one batch"
+        );
         let flat = self.indices.iter().enumerate();
-        let flat = flat.map(|(at, patch)| (at / self.kept * patches + patch) as i64).collect();
+        let flat = flat
+            .map(|(at, patch)| (at / self.kept * patches + patch) as i64)
+            .collect();
         let indices = self.tensor(flat, &tokens.device());
         // [batch, patches, width] -> [batch * patches, width] -> [batch, kept, width]
         let rows = tokens.reshape([batch * patches, width]);
@@ -139,12 +154,17 @@ impl Kept {
         let width = embedding.dims()[1];
         let patches = self.indices.iter().map(|patch| *patch as i64).collect();
         let indices = self.tensor(patches, &embedding.device());
-        embedding.select(0, indices).reshape([self.batch, self.kept, width])
+        embedding
+            .select(0, indices)
+            .reshape([self.batch, self.kept, width])
     }
 
     fn tensor(&self, indices: Vec<i64>, device: &Device) -> Tensor<1, Int> {
         let length = indices.len();
-        Tensor::from_data(TensorData::new(indices, [length]), &device.clone().without_autodiff())
+        Tensor::from_data(
+            TensorData::new(indices, [length]),
+            &device.clone().without_autodiff(),
+        )
     }
 }
 
@@ -164,14 +184,22 @@ mod tests {
 
     #[test]
     fn a_block_is_contiguous_and_a_random_choice_has_no_patch_twice() {
-        let block = Masking { kind: MaskingKind::Block, ratio: 0.5 }.choose(1, 0, 8, 4);
+        let block = Masking {
+            kind: MaskingKind::Block,
+            ratio: 0.5,
+        }
+        .choose(1, 0, 8, 4);
         for image in block.indices.chunks(8) {
             let rows: Vec<_> = image.iter().map(|patch| patch / 4).collect();
             let columns: Vec<_> = image.iter().map(|patch| patch % 4).collect();
             let extent = |of: &[usize]| of.iter().max().unwrap() - of.iter().min().unwrap() + 1;
             assert_eq!(extent(&rows) * extent(&columns), 8, "{image:?}");
         }
-        let random = Masking { kind: MaskingKind::Random, ratio: 0.5 }.choose(1, 0, 8, 4);
+        let random = Masking {
+            kind: MaskingKind::Random,
+            ratio: 0.5,
+        }
+        .choose(1, 0, 8, 4);
         for image in random.indices.chunks(8) {
             assert!(image.windows(2).all(|pair| pair[0] < pair[1]), "{image:?}");
         }
@@ -179,7 +207,10 @@ mod tests {
 
     #[test]
     fn the_choice_of_an_image_does_not_depend_on_its_batch() {
-        let masking = Masking { kind: MaskingKind::Random, ratio: 0.75 };
+        let masking = Masking {
+            kind: MaskingKind::Random,
+            ratio: 0.75,
+        };
         let together = masking.choose(5, 100, 4, 6);
         let alone = masking.choose(5, 102, 1, 6);
         assert_eq!(together.indices[2 * 9..3 * 9], alone.indices);

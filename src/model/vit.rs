@@ -57,7 +57,11 @@ pub struct Pass<'a> {
 impl Pass<'_> {
     /// Evaluation mode in f32 with every patch.
     pub fn evaluation() -> Self {
-        Self { precision: Precision::F32, kept: None, drop_path: None }
+        Self {
+            precision: Precision::F32,
+            kept: None,
+            drop_path: None,
+        }
     }
 }
 
@@ -77,11 +81,24 @@ impl DropPath {
     /// The factors of block `index` of `depth` for a batch.
     fn of_block(&self, index: usize, depth: usize, batch: usize) -> PathScale {
         let rate = self.rate as f32 * index as f32 / (depth - 1).max(1) as f32;
-        let mut scale = PathScale { attention: Vec::new(), mlp: Vec::new() };
+        let mut scale = PathScale {
+            attention: Vec::new(),
+            mlp: Vec::new(),
+        };
         for image in 0..batch as u64 {
-            let mut rng =
-                Rng::new(self.seed, Purpose::DropPath, self.position + image, index as u64);
-            let mut draw = || if rng.chance(rate) { 0.0 } else { 1.0 / (1.0 - rate) };
+            let mut rng = Rng::new(
+                self.seed,
+                Purpose::DropPath,
+                self.position + image,
+                index as u64,
+            );
+            let mut draw = || {
+                if rng.chance(rate) {
+                    0.0
+                } else {
+                    1.0 / (1.0 - rate)
+                }
+            };
             scale.attention.push(draw());
             scale.mlp.push(draw());
         }
@@ -100,7 +117,12 @@ impl Vit {
         seed: u64,
         device: &Device,
     ) -> Self {
-        let ModelConfig { patch, width, hidden, .. } = *config;
+        let ModelConfig {
+            patch,
+            width,
+            hidden,
+            ..
+        } = *config;
         let mut init = Init::new(seed);
         let zeros = |count: usize| vec![0.0; count];
         let tensor = |name: &str, shape: &[usize], values: Vec<f32>| {
@@ -108,7 +130,11 @@ impl Vit {
             Parameter::new(name, shape, decays, values, device)
         };
         let class_token = config.class_token.then(|| {
-            tensor("cls_token", &[1, 1, width], init.truncated_normal(0.02, width))
+            tensor(
+                "cls_token",
+                &[1, 1, width],
+                init.truncated_normal(0.02, width),
+            )
         });
         let position = (config.position == Position::Learned).then(|| {
             let tokens = (image_size / patch).pow(2) + usize::from(config.class_token);
@@ -121,7 +147,11 @@ impl Vit {
             let name = |part: &str| format!("blocks.{index}.{part}");
             let mut matrix = |part: &str, outputs: usize, inputs: usize| {
                 // Queries, keys and values are three square matrices in one tensor.
-                let fan_out = if part == "attn.qkv.weight" { width } else { outputs };
+                let fan_out = if part == "attn.qkv.weight" {
+                    width
+                } else {
+                    outputs
+                };
                 let values = init.xavier(inputs, fan_out, inputs * outputs);
                 tensor(&name(part), &[outputs, inputs], values)
             };
@@ -142,7 +172,10 @@ impl Vit {
                 matrix("mlp.fc2.weight", width, hidden),
                 vector("mlp.fc2.bias", 0.0, width),
             ];
-            Block { weights, cache: WeightCache::default() }
+            Block {
+                weights,
+                cache: WeightCache::default(),
+            }
         });
         let blocks = blocks.collect();
         let norm = match config.pool {
@@ -155,7 +188,11 @@ impl Vit {
             image_size,
             class_token,
             position,
-            patch_weight: tensor("patch_embed.proj.weight", &[width, 3, patch, patch], patch_values),
+            patch_weight: tensor(
+                "patch_embed.proj.weight",
+                &[width, 3, patch, patch],
+                patch_values,
+            ),
             patch_bias: tensor("patch_embed.proj.bias", &[width], zeros(width)),
             blocks,
             norm_weight: tensor(&format!("{norm}.weight"), &[width], vec![1.0; width]),
@@ -186,7 +223,10 @@ impl Vit {
         };
         let depth = self.blocks.len();
         for (index, block) in self.blocks.iter().enumerate() {
-            let path = pass.drop_path.as_ref().map(|path| path.of_block(index, depth, batch));
+            let path = pass
+                .drop_path
+                .as_ref()
+                .map(|path| path.of_block(index, depth, batch));
             let weights = block.weights.each_ref().map(|weight| weight.value.clone());
             tokens = encoder_block(tokens, &weights, &spec, path.as_ref(), &block.cache);
         }
@@ -207,7 +247,11 @@ impl Vit {
     fn normalise(&self, images: Tensor<4>) -> Tensor<4> {
         let device = images.device();
         let channels = |values: [f64; 3]| {
-            from_vec(values.map(|value| value as f32).to_vec(), [1, 3, 1, 1], &device)
+            from_vec(
+                values.map(|value| value as f32).to_vec(),
+                [1, 3, 1, 1],
+                &device,
+            )
         };
         (images - channels(self.config.mean)) * channels(self.config.std.map(|std| 1.0 / std))
     }
@@ -229,7 +273,10 @@ impl Vit {
             // Patches that are left out are not even embedded.
             Some(kept) => (kept.of_tokens(patches), kept.of_positions(places)),
         };
-        let (weight, bias) = (self.patch_weight.value.clone(), self.patch_bias.value.clone());
+        let (weight, bias) = (
+            self.patch_weight.value.clone(),
+            self.patch_bias.value.clone(),
+        );
         let tokens = plain::linear(patches, weight, bias) + places;
         match &self.class_token {
             None => tokens,
@@ -249,18 +296,29 @@ impl Vit {
         let width = self.config.width;
         let Some(position) = &self.position else {
             // The class token's place is zero in the fixed embedding.
-            return (None, from_vec(sincos2d(grid, width), [grid * grid, width], device));
+            return (
+                None,
+                from_vec(sincos2d(grid, width), [grid * grid, width], device),
+            );
         };
         let prefix = usize::from(self.config.class_token);
         let learned = self.image_size / self.config.patch;
         let all: Tensor<2> = position.shaped([prefix + learned * learned, width]);
         let class_place = (prefix == 1).then(|| all.clone().narrow(0, 0, 1));
-        (class_place, resample(all.narrow(0, prefix, learned * learned), learned, grid))
+        (
+            class_place,
+            resample(all.narrow(0, prefix, learned * learned), learned, grid),
+        )
     }
 
     /// All weights, in timm's order.
     pub fn parameters(&self) -> Vec<&Parameter> {
-        let ends = [&self.norm_weight, &self.norm_bias, &self.head_weight, &self.head_bias];
+        let ends = [
+            &self.norm_weight,
+            &self.norm_bias,
+            &self.head_weight,
+            &self.head_bias,
+        ];
         self.class_token
             .iter()
             .chain(&self.position)
@@ -320,7 +378,11 @@ impl Vit {
         }
         let parameters = model.parameters_mut();
         let values: Vec<_> = values.into_iter().collect();
-        assert_eq!(parameters.len(), values.len(), "one tensor for each parameter");
+        assert_eq!(
+            parameters.len(),
+            values.len(),
+            "one tensor for each parameter"
+        );
         for (parameter, value) in parameters.into_iter().zip(values) {
             assert_eq!(parameter.value.dims(), value.dims(), "{}", parameter.name);
             parameter.value = value;

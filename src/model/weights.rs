@@ -28,10 +28,18 @@ pub fn save(model: &Vit, image_size: usize, classes: &[String], folder: &Path) -
         let grid = image_size / model.config.patch;
         let mut places = vec![0.0; if model.config.class_token { width } else { 0 }];
         places.extend(sincos2d(grid, width));
-        tensors.push(("pos_embed".into(), vec![1, places.len() / width, width], places));
+        tensors.push((
+            "pos_embed".into(),
+            vec![1, places.len() / width, width],
+            places,
+        ));
     }
     for parameter in model.parameters() {
-        tensors.push((parameter.name.clone(), parameter.shape.clone(), parameter.to_vec()));
+        tensors.push((
+            parameter.name.clone(),
+            parameter.shape.clone(),
+            parameter.to_vec(),
+        ));
     }
     let views = tensors.iter().map(|(name, shape, values)| {
         let bytes = bytemuck::cast_slice(values);
@@ -143,8 +151,9 @@ fn load_weights(config: &Value, bytes: &[u8], device: &Device) -> Result<Loaded>
     let image_size = found.image_size;
     let mut model = Vit::new(&found.config, found.classes, image_size, 0, device);
     for parameter in model.parameters_mut() {
-        let tensor =
-            tensors.tensor(&parameter.name).map_err(|_| missing(&parameter.name, &tensors))?;
+        let tensor = tensors
+            .tensor(&parameter.name)
+            .map_err(|_| missing(&parameter.name, &tensors))?;
         if tensor.shape() != parameter.shape {
             let (name, found, right) = (&parameter.name, tensor.shape(), &parameter.shape);
             let message = format!("`{name}` has shape {found:?} where {right:?} is needed");
@@ -157,9 +166,20 @@ fn load_weights(config: &Value, bytes: &[u8], device: &Device) -> Result<Loaded>
         }
         parameter.value = from_vec(values.clone(), [values.len()], device);
     }
-    let names = config["label_names"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let classes = names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect();
-    Ok(Loaded { model, image_size, classes, hash: blake3::hash(bytes).to_string() })
+    let names = config["label_names"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let classes = names
+        .iter()
+        .filter_map(|name| name.as_str().map(str::to_owned))
+        .collect();
+    Ok(Loaded {
+        model,
+        image_size,
+        classes,
+        hash: blake3::hash(bytes).to_string(),
+    })
 }
 
 struct Description {
@@ -179,7 +199,9 @@ fn describe(
             .hint("only vision transformers can be loaded")
     };
     let [width, 3, patch, _] = shape("patch_embed.proj.weight")?[..] else {
-        return Err(unfit("`patch_embed.proj.weight` is not [width, 3, patch, patch]"));
+        return Err(unfit(
+            "`patch_embed.proj.weight` is not [width, 3, patch, patch]",
+        ));
     };
     let [classes, _] = shape("head.weight")?[..] else {
         return Err(unfit("`head.weight` is not a matrix"));
@@ -191,22 +213,31 @@ fn describe(
         return Err(unfit("`pos_embed` is not [1, tokens, width]"));
     };
     let has = |name: &str| tensors.tensor(name).is_ok();
-    let depth = (0..).take_while(|i| has(&format!("blocks.{i}.norm1.weight"))).count();
+    let depth = (0..)
+        .take_while(|i| has(&format!("blocks.{i}.norm1.weight")))
+        .count();
     let class_token = has("cls_token");
     let grid = (places as f64 - f64::from(u8::from(class_token))).sqrt();
     if patch == 0 || grid.fract() != 0.0 {
         return Err(unfit("`pos_embed` does not belong to a square grid"));
     }
     let named = config["architecture"].as_str().unwrap_or_default();
-    let heads = config["model_args"]["num_heads"].as_u64().map(|heads| heads as usize);
-    let heads = heads.or_else(|| known_heads(named)).unwrap_or((width / 64).max(1));
+    let heads = config["model_args"]["num_heads"]
+        .as_u64()
+        .map(|heads| heads as usize);
+    let heads = heads
+        .or_else(|| known_heads(named))
+        .unwrap_or((width / 64).max(1));
     if heads == 0 || !width.is_multiple_of(heads) {
-        return Err(Error::input(format!("num_heads = {heads} do not divide the width, {width}")));
+        return Err(Error::input(format!(
+            "num_heads = {heads} do not divide the width, {width}"
+        )));
     }
     let channels = |key: &str, fallback: [f64; 3]| -> [f64; 3] {
         let list = config["pretrained_cfg"][key].as_array();
         let list = list.map(|list| list.iter().filter_map(Value::as_f64).collect::<Vec<_>>());
-        list.and_then(|list| list.try_into().ok()).unwrap_or(fallback)
+        list.and_then(|list| list.try_into().ok())
+            .unwrap_or(fallback)
     };
     let size = config["advxl"]["size"].as_str().unwrap_or(named).to_owned();
     let position = match config["advxl"]["position"].as_str() {
@@ -221,7 +252,11 @@ fn describe(
             depth,
             heads,
             hidden,
-            pool: if has("fc_norm.weight") { Pool::Average } else { Pool::Token },
+            pool: if has("fc_norm.weight") {
+                Pool::Average
+            } else {
+                Pool::Token
+            },
             class_token,
             position,
             mean: channels("mean", IMAGENET_MEAN),
@@ -257,11 +292,15 @@ fn floats(name: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>> {
         Dtype::F32 => Ok(bytemuck::pod_collect_to_vec(bytes)),
         Dtype::BF16 => {
             let pairs = bytes.chunks_exact(2);
-            Ok(pairs.map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)).collect())
+            Ok(pairs
+                .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
+                .collect())
         }
         Dtype::F16 => {
             let pairs = bytes.chunks_exact(2);
-            Ok(pairs.map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect())
+            Ok(pairs
+                .map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32())
+                .collect())
         }
         other => Err(Error::input(format!("`{name}` is stored as {other:?}"))
             .hint("store weights as F32, F16 or BF16")),

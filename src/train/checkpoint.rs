@@ -22,7 +22,11 @@ const SCHEMA: &str = "1";
 pub fn save(run: &Run, state: &State) -> Result<()> {
     let folder = run.folder.checkpoints();
     files::make_folder(&folder)?;
-    write(state, &run.train.fingerprint(), &folder.join(file_name(state.samples)))?;
+    write(
+        state,
+        &run.train.fingerprint(),
+        &folder.join(file_name(state.samples)),
+    )?;
     let saved = list(&folder)?;
     let keep = run.recipe.checkpoint.keep as usize;
     for old in &saved[..saved.len().saturating_sub(keep)] {
@@ -62,7 +66,11 @@ pub fn resume(run: &Run, monitor: &mut Monitor) -> Result<State> {
     if saved.is_empty() {
         return Ok(beginning());
     }
-    let message = format!("none of the {} checkpoints in `{}` is whole", saved.len(), folder.display());
+    let message = format!(
+        "none of the {} checkpoints in `{}` is whole",
+        saved.len(),
+        folder.display()
+    );
     Err(Error::input(message).hint("move the folder away to begin anew, or bring back a copy"))
 }
 
@@ -74,14 +82,22 @@ pub fn file_name(samples: u64) -> String {
 /// The checkpoints of a folder, oldest first.
 fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = files::list(folder)?;
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    paths.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "safetensors")
+    });
     Ok(paths)
 }
 
 /// Writes a state to a file.
 pub fn write(state: &State, data: &str, path: &Path) -> Result<()> {
     let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
-    for (parameter, moments) in state.model.parameters().iter().zip(&state.optimizer.moments) {
+    for (parameter, moments) in state
+        .model
+        .parameters()
+        .iter()
+        .zip(&state.optimizer.moments)
+    {
         let mut push = |kind: &str, values: &Tensor<1>| {
             let name = format!("{kind}.{}", parameter.name);
             tensors.push((name, parameter.shape.clone(), to_vec(values.clone())));
@@ -104,11 +120,16 @@ pub fn write(state: &State, data: &str, path: &Path) -> Result<()> {
         ]
         .map(|(key, value)| (key.to_owned(), value)),
     );
-    let parts = tensors.iter().map(|(name, _, values)| (&name[..], bytemuck::cast_slice(values)));
+    let parts = tensors
+        .iter()
+        .map(|(name, _, values)| (&name[..], bytemuck::cast_slice(values)));
     metadata.insert("hash".to_owned(), hash(&metadata, parts));
     let views = tensors.iter().map(|(name, shape, values)| {
         let bytes = bytemuck::cast_slice(values);
-        (name, TensorView::new(Dtype::F32, shape.clone(), bytes).expect("shapes hold values"))
+        (
+            name,
+            TensorView::new(Dtype::F32, shape.clone(), bytes).expect("shapes hold values"),
+        )
     });
     let bytes = safetensors::serialize(views, Some(metadata))
         .map_err(|error| Error::failed(format!("cannot write a checkpoint: {error}")))?;
@@ -126,8 +147,12 @@ fn hash<'a>(
     parts.sort_unstable();
     let mut hasher = blake3::Hasher::new();
     for (name, bytes) in parts {
-        hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes());
-        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        hasher
+            .update(&(name.len() as u64).to_le_bytes())
+            .update(name.as_bytes());
+        hasher
+            .update(&(bytes.len() as u64).to_le_bytes())
+            .update(bytes);
     }
     hasher.finalize().to_string()
 }
@@ -140,7 +165,10 @@ fn read(
     device: &Device,
 ) -> Result<(State, String)> {
     let damaged = |what: &str| {
-        Error::input(format!("the checkpoint `{}` is damaged: {what}", path.display()))
+        Error::input(format!(
+            "the checkpoint `{}` is damaged: {what}",
+            path.display()
+        ))
     };
     let bytes = files::read(path)?;
     let (_, header) =
@@ -153,7 +181,10 @@ fn read(
         return Err(damaged("its content does not match its hash"));
     }
     if metadata.get("schema").map(String::as_str) != Some(SCHEMA) {
-        let message = format!("`{}` was written by another version of advxl", path.display());
+        let message = format!(
+            "`{}` was written by another version of advxl",
+            path.display()
+        );
         return Err(Error::input(message));
     }
     let number = |key: &str| -> Result<u64> {
@@ -162,7 +193,9 @@ fn read(
     };
     let tensor = |kind: &str, name: &str, length: usize| -> Result<Tensor<1>> {
         let name = format!("{kind}.{name}");
-        let view = tensors.tensor(&name).map_err(|_| damaged(&format!("`{name}` is missing")))?;
+        let view = tensors
+            .tensor(&name)
+            .map_err(|_| damaged(&format!("`{name}` is missing")))?;
         let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
         if values.len() != length {
             return Err(damaged(&format!("`{name}` belongs to another model")));
@@ -171,7 +204,9 @@ fn read(
     };
     let stage = number("stage")? as usize;
     if stage >= recipe.stage.len() {
-        return Err(damaged("it belongs to a stage that the recipe does not have"));
+        return Err(damaged(
+            "it belongs to a stage that the recipe does not have",
+        ));
     }
     state.enter(stage, recipe);
     state.samples = number("samples")?;

@@ -35,8 +35,12 @@ impl RunFolder {
     /// process is at work in it.
     pub fn open(path: &Path, recipe: &str, accept_changes: bool) -> Result<Self> {
         let saved = path.join("recipe.toml");
-        if path.is_dir() && !saved.is_file() && files::list(path)?.iter().any(|file| !is_ours(file)) {
-            let message = format!("`{}` is not empty and not the folder of a run", path.display());
+        if path.is_dir() && !saved.is_file() && files::list(path)?.iter().any(|file| !is_ours(file))
+        {
+            let message = format!(
+                "`{}` is not empty and not the folder of a run",
+                path.display()
+            );
             return Err(Error::input(message).hint("choose another folder with --out"));
         }
         files::make_folder(path)?;
@@ -60,7 +64,11 @@ impl RunFolder {
             }
         }
         files::write(&saved, recipe.as_bytes())?;
-        Ok(Self { path: path.to_owned(), accept_changes, _lock: lock })
+        Ok(Self {
+            path: path.to_owned(),
+            accept_changes,
+            _lock: lock,
+        })
     }
 
     /// The folder.
@@ -116,7 +124,12 @@ impl RunFolder {
             None => self.path.join("model"),
             Some(name) => self.path.join("stages").join(name),
         };
-        weights::save(&state.averaged(), phase.image_size as usize, classes, &folder)
+        weights::save(
+            &state.averaged(),
+            phase.image_size as usize,
+            classes,
+            &folder,
+        )
     }
 
     /// Writes a bundle that reproduces an update that must not be made, and says where it is.
@@ -131,29 +144,39 @@ impl RunFolder {
         batch: &Batch,
         found: &Diverged,
     ) -> Result<Error> {
-        let bundle = self.path.join("crash").join(format!("{:012}", state.samples));
+        let bundle = self
+            .path
+            .join("crash")
+            .join(format!("{:012}", state.samples));
         let checkpoints = bundle.join("checkpoints");
         files::make_folder(&checkpoints)?;
         let path = checkpoints.join(checkpoint::file_name(state.samples));
         checkpoint::write(state, &run.train.fingerprint(), &path)?;
         let shape = [batch.first.len(), 3, side(batch), side(batch)];
         let labels: Vec<i64> = batch.first.iter().map(|label| i64::from(*label)).collect();
-        for (name, images) in [("images", &batch.images), ("adversarial", &found.adversarial)] {
+        for (name, images) in [
+            ("images", &batch.images),
+            ("adversarial", &found.adversarial),
+        ] {
             let path = bundle.join(format!("{name}.safetensors"));
             tensors::save(&path, images, shape, &labels, run.train.classes())?;
         }
         let parameters = state.model.parameters();
-        let of_tensor = parameters.iter().zip(found.gradients).map(|(parameter, gradient)| {
-            let values = to_vec(gradient.clone());
-            let largest = |values: &[f32]| values.iter().fold(0f32, |most, v| most.max(v.abs()));
-            let broken = values.iter().filter(|value| !value.is_finite()).count();
-            json!({
-                "name": parameter.name,
-                "not_finite_in_gradient": broken,
-                "largest_gradient": largest(&values),
-                "largest_weight": largest(&parameter.to_vec()),
-            })
-        });
+        let of_tensor = parameters
+            .iter()
+            .zip(found.gradients)
+            .map(|(parameter, gradient)| {
+                let values = to_vec(gradient.clone());
+                let largest =
+                    |values: &[f32]| values.iter().fold(0f32, |most, v| most.max(v.abs()));
+                let broken = values.iter().filter(|value| !value.is_finite()).count();
+                json!({
+                    "name": parameter.name,
+                    "not_finite_in_gradient": broken,
+                    "largest_gradient": largest(&values),
+                    "largest_weight": largest(&parameter.to_vec()),
+                })
+            });
         let report = json!({
             "samples": state.samples,
             "stage": stage.name,
@@ -162,7 +185,10 @@ impl RunFolder {
             "sample_indices": batch.samples,
             "parameters": of_tensor.collect::<Vec<_>>(),
         });
-        files::write(&bundle.join("report.json"), format!("{report:#}\n").as_bytes())?;
+        files::write(
+            &bundle.join("report.json"),
+            format!("{report:#}\n").as_bytes(),
+        )?;
         files::write(&bundle.join("recipe.toml"), run.recipe.to_toml().as_bytes())?;
         let bundle = bundle.display();
         let message = format!(
@@ -195,7 +221,9 @@ fn changes(before: &str, now: &str) -> Vec<String> {
     let value = |of: &std::collections::BTreeMap<String, String>, key: &String| {
         of.get(key).cloned().unwrap_or_else(|| "absent".to_owned())
     };
-    let pairs = keys.into_iter().map(|key| (key, value(&before, key), value(&now, key)));
+    let pairs = keys
+        .into_iter()
+        .map(|key| (key, value(&before, key), value(&now, key)));
     pairs
         .filter(|(_, before, now)| before != now)
         .map(|(key, before, now)| format!("{key}: {before} -> {now}"))

@@ -14,8 +14,8 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 
-use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Split};
 use crate::data::resize::Filter;
+use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Split};
 use crate::error::{Context, Error, Result};
 use crate::eval::{Images, evaluate};
 use crate::fused::{self, from_vec};
@@ -54,7 +54,9 @@ impl Run {
     ) -> Result<Self> {
         let open = |spec, split: Split| {
             let dataset = Dataset::open(spec, split, recipe.seed);
-            dataset.map(Arc::new).context(|| format!("{split} images `{spec}`"))
+            dataset
+                .map(Arc::new)
+                .context(|| format!("{split} images `{spec}`"))
         };
         let train = open(&recipe.data.train, Split::Train)?;
         let test = open(&recipe.data.test, Split::Test)?;
@@ -67,7 +69,13 @@ impl Run {
                 .hint("both need the same class folders, or class names, in the same order"));
         }
         let folder = RunFolder::open(folder, &recipe.to_toml(), accept_changes)?;
-        Ok(Self { recipe, folder, train, test, device: device.clone() })
+        Ok(Self {
+            recipe,
+            folder,
+            train,
+            test,
+            device: device.clone(),
+        })
     }
 }
 
@@ -101,10 +109,12 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
                 }
                 if last || passed(recipe.checkpoint.every_samples) {
                     checkpoint::save(run, &state)?;
-                    run.folder.save_model(&state, phase, run.train.classes(), None)?;
+                    run.folder
+                        .save_model(&state, phase, run.train.classes(), None)?;
                 }
                 if last {
-                    run.folder.save_model(&state, phase, run.train.classes(), Some(&stage.name))?;
+                    run.folder
+                        .save_model(&state, phase, run.train.classes(), Some(&stage.name))?;
                 }
             }
         }
@@ -145,13 +155,19 @@ fn update(
     };
     let goal = targets.distributions(state.model.classes, stage.loss.label_smoothing, &run.device);
     let grid = size / state.model.config.patch;
-    let kept = phase.masking.as_ref().map(|mask| mask.choose(seed, position, count, grid));
+    let kept = phase
+        .masking
+        .as_ref()
+        .map(|mask| mask.choose(seed, position, count, grid));
 
     // The worst images near the given ones; weights take no part in differentiation here.
-    let attacking = Pass { precision: run.recipe.precision, kept: kept.as_ref(), drop_path: None };
-    let loss = |images: Tensor<4>| {
-        cross_entropy(state.model.logits(images, &attacking), goal.clone())
+    let attacking = Pass {
+        precision: run.recipe.precision,
+        kept: kept.as_ref(),
+        drop_path: None,
     };
+    let loss =
+        |images: Tensor<4>| cross_entropy(state.model.logits(images, &attacking), goal.clone());
     let keys: Vec<u64> = (position..position + count as u64).collect();
     let adversarial = match &stage.attack {
         Some(attack) => attack.perturb(images, &loss, seed, &keys),
@@ -159,8 +175,15 @@ fn update(
     };
 
     // The gradient of the weights there, in training mode.
-    let drop_path = stage.drop_path.map(|rate| DropPath { rate, seed, position });
-    let training = Pass { drop_path, ..attacking };
+    let drop_path = stage.drop_path.map(|rate| DropPath {
+        rate,
+        seed,
+        position,
+    });
+    let training = Pass {
+        drop_path,
+        ..attacking
+    };
     let tracked = state.model.tracked();
     let logits = tracked.logits(adversarial.clone(), &training);
     let correct = count_correct(logits.clone(), &targets.dominant());
@@ -171,13 +194,22 @@ fn update(
     let gradient_norm = optim::norm(&gradients);
     if !loss.is_finite() || !gradient_norm.is_finite() {
         let adversarial = fused::to_vec(adversarial);
-        let found = state::Diverged { loss, gradient_norm, gradients: &gradients, adversarial };
+        let found = state::Diverged {
+            loss,
+            gradient_norm,
+            gradients: &gradients,
+            adversarial,
+        };
         return Err(run.folder.save_crash(run, state, stage, batch, &found)?);
     }
 
     state.step(gradients, gradient_norm, learning_rate);
     state.samples += count as u64;
-    Ok(Step { loss, gradient_norm, correct })
+    Ok(Step {
+        loss,
+        gradient_norm,
+        correct,
+    })
 }
 
 /// Batches of one phase, from where the run is to the phase's end.
@@ -220,12 +252,20 @@ fn measure(
         },
         count: (evaluation.images as usize).min(run.test.len()),
     };
-    let mut progress = |name: &str, done: usize, of: usize, _: usize| monitor.evaluating(name, done, of);
+    let mut progress =
+        |name: &str, done: usize, of: usize, _: usize| monitor.evaluating(name, done, of);
     let mut accuracies = |attack: &crate::attack::Pgd| {
         let attacks = std::slice::from_ref(attack);
         let batch = stage.batch as usize;
-        let outcome =
-            evaluate(&logits, &images, attacks, batch, run.recipe.seed, &run.device, &mut progress)?;
+        let outcome = evaluate(
+            &logits,
+            &images,
+            attacks,
+            batch,
+            run.recipe.seed,
+            &run.device,
+            &mut progress,
+        )?;
         Ok((outcome.accuracy_after(0), outcome.accuracy_after(1)))
     };
     let (clean, strong) = accuracies(&evaluation.attack)?;
@@ -233,7 +273,12 @@ fn measure(
         Some(attack) => Some(accuracies(attack)?.1),
         None => None,
     };
-    let found =
-        monitor::Measured { clean, strong, weak, images: images.count, took: begun.elapsed() };
+    let found = monitor::Measured {
+        clean,
+        strong,
+        weak,
+        images: images.count,
+        took: begun.elapsed(),
+    };
     monitor.measured(stage, evaluation, &found, state.samples)
 }

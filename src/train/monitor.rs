@@ -96,18 +96,31 @@ impl<'a> Monitor<'a> {
 
     pub(super) fn resumed(&mut self, state: &State) -> Result<()> {
         let samples = grouped(state.samples);
-        self.folder.metrics(&json!({ "samples": state.samples, "event": "resumed" }))?;
-        self.line(&format!("resuming after {samples} of {} samples", grouped(self.total)))
+        self.folder
+            .metrics(&json!({ "samples": state.samples, "event": "resumed" }))?;
+        self.line(&format!(
+            "resuming after {samples} of {} samples",
+            grouped(self.total)
+        ))
     }
 
     pub(super) fn enter_stage(&mut self, stage: &Stage, samples: u64) {
         let attack = match &stage.attack {
             Some(attack) => {
-                format!("{} {} {}", attack.name(), attack.norm.word(), attack.epsilon)
+                format!(
+                    "{} {} {}",
+                    attack.name(),
+                    attack.norm.word(),
+                    attack.epsilon
+                )
             }
             None => "no attack".to_owned(),
         };
-        let sizes: Vec<_> = stage.phases.iter().map(|phase| phase.image_size.to_string()).collect();
+        let sizes: Vec<_> = stage
+            .phases
+            .iter()
+            .map(|phase| phase.image_size.to_string())
+            .collect();
         let text = format!(
             "stage `{}`: {} samples at {} pixels, {attack}, from sample {}",
             stage.name,
@@ -157,7 +170,11 @@ impl<'a> Monitor<'a> {
         let norm = interval.gradient_norm / interval.updates as f64;
         let all_waited = loader.waited().as_secs_f64();
         // A new phase has a new loader, which begins at 0.
-        let before = if all_waited < interval.waited { 0.0 } else { interval.waited };
+        let before = if all_waited < interval.waited {
+            0.0
+        } else {
+            interval.waited
+        };
         let waited = (all_waited - before) / seconds;
         self.interval.waited = all_waited;
         let memory = peak_memory_mib();
@@ -199,7 +216,8 @@ impl<'a> Monitor<'a> {
     }
 
     pub(super) fn evaluating(&mut self, attack: &str, done: usize, of: usize) {
-        self.screen.progress(done as u64, of as u64, &format!("evaluating {attack}"));
+        self.screen
+            .progress(done as u64, of as u64, &format!("evaluating {attack}"));
     }
 
     /// Tells an evaluation's result, and warns when the training attack no longer means anything.
@@ -223,7 +241,11 @@ impl<'a> Monitor<'a> {
         }))?;
         let weak = match (&stage.attack, found.weak) {
             (Some(attack), Some(weak)) => {
-                format!(", training attack ({}) {:.1} %", attack.name(), 100.0 * weak)
+                format!(
+                    ", training attack ({}) {:.1} %",
+                    attack.name(),
+                    100.0 * weak
+                )
             }
             _ => String::new(),
         };
@@ -235,7 +257,10 @@ impl<'a> Monitor<'a> {
             100.0 * found.clean,
             100.0 * found.strong,
         ))?;
-        if found.weak.is_some_and(|weak| drifted_apart(weak, found.strong)) {
+        if found
+            .weak
+            .is_some_and(|weak| drifted_apart(weak, found.strong))
+        {
             self.warn(&format!(
                 "catastrophic overfitting: the model withstands its training attack but not {name}; \
                  more attack steps, a smaller step_size or a lower learning rate may help"

@@ -37,7 +37,12 @@ impl State {
         let size = recipe.first_image_size();
         let model = Vit::new(&recipe.model, classes, size, recipe.seed, device);
         let optimizer = optimizer(&model, 0, recipe, None, 0);
-        Self { model, optimizer, stage: 0, samples: 0 }
+        Self {
+            model,
+            optimizer,
+            stage: 0,
+            samples: 0,
+        }
     }
 
     /// Begins a stage: weights and their average go on, the optimizer's moments start anew.
@@ -48,15 +53,27 @@ impl State {
             return;
         }
         let averages = self.averages();
-        self.optimizer = optimizer(&self.model, stage, recipe, averages, self.optimizer.run_step);
+        self.optimizer = optimizer(
+            &self.model,
+            stage,
+            recipe,
+            averages,
+            self.optimizer.run_step,
+        );
         self.stage = stage;
     }
 
     /// Moves the weights against gradients of a norm.
     pub fn step(&mut self, gradients: Vec<Tensor<1>>, norm: f64, learning_rate: f64) {
         let decays: Vec<bool> = self.model.parameters().iter().map(|p| p.decays).collect();
-        let weights = self.model.parameters_mut().into_iter().map(|p| &mut p.value).collect();
-        self.optimizer.update(weights, &decays, gradients, norm, learning_rate);
+        let weights = self
+            .model
+            .parameters_mut()
+            .into_iter()
+            .map(|p| &mut p.value)
+            .collect();
+        self.optimizer
+            .update(weights, &decays, gradients, norm, learning_rate);
     }
 
     /// The model that is evaluated and saved: with the average of the weights, if one is kept.
@@ -68,7 +85,11 @@ impl State {
     }
 
     fn averages(&self) -> Option<Vec<Tensor<1>>> {
-        self.optimizer.moments.iter().map(|moments| moments.average.clone()).collect()
+        self.optimizer
+            .moments
+            .iter()
+            .map(|moments| moments.average.clone())
+            .collect()
     }
 }
 
@@ -81,5 +102,11 @@ fn optimizer(
 ) -> Optimizer {
     let weights: Vec<_> = model.parameters().iter().map(|p| &p.value).collect();
     let config = &recipe.stage[stage].optimizer;
-    Optimizer::new(config, recipe.average.as_ref(), &weights, averages, run_step)
+    Optimizer::new(
+        config,
+        recipe.average.as_ref(),
+        &weights,
+        averages,
+        run_step,
+    )
 }

@@ -1,0 +1,272 @@
+//! What a user can get wrong: a clear message, exit code 2, nothing lost, no panic.
+
+mod support;
+
+use std::path::Path;
+
+use support::{advxl, write_recipe};
+
+/// Asserts that the program refuses, with exit code 2 and a message that holds all of `parts`.
+#[track_caller]
+fn refuses(arguments: &[&str], parts: &[&str]) {
+    let (code, text) = advxl(arguments);
+    assert_eq!(code, 2, "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+}
+
+/// Trains the test recipe with overrides in a fresh folder; gives the refusal.
+#[track_caller]
+fn refuses_recipe(overrides: &[&str], parts: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let out = folder.path().join("run");
+    let mut arguments = vec![
+        "train",
+        recipe.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    for change in overrides {
+        arguments.extend(["--set", change]);
+    }
+    refuses(&arguments, parts);
+    assert!(
+        !out.exists(),
+        "nothing is made for a recipe that cannot be run"
+    );
+}
+
+#[test]
+fn a_missing_recipe_is_named() {
+    refuses(
+        &["train", "no/recipe.toml"],
+        &["cannot read `no/recipe.toml`", "hint: give the path"],
+    );
+}
+
+#[test]
+fn an_unknown_key_is_told_with_the_nearest_known_one() {
+    refuses_recipe(
+        &["stage.finetune.attack.step_szie=1"],
+        &[
+            "stage `finetune`",
+            "unknown key `step_szie` in `attack`",
+            "did you mean `step_size`?",
+        ],
+    );
+}
+
+#[test]
+fn faults_of_several_tables_are_told_at_once() {
+    refuses_recipe(
+        &[
+            "stage.finetune.attack.epsilon=\"8/0\"",
+            "stage.pretrain.batch=0",
+            "stage.finetune.phases.0.image_size=33",
+            "model.heads=5",
+            "seed=-1",
+        ],
+        &[
+            "cannot be run, 5 faults",
+            "`8/0` divides by zero",
+            "batch = 0 must be at least 1",
+            "image_size = 33 is not a whole number of 4-pixel patches",
+            "hint: use 32 or 36",
+            "heads = 5 do not divide width = 32",
+            "seed = -1 is not a whole number, 0 or more",
+        ],
+    );
+}
+
+#[test]
+fn samples_that_do_not_fill_their_batches_are_refused_with_the_neighbours() {
+    refuses_recipe(
+        &["stage.finetune.phases.0.samples=100"],
+        &[
+            "samples = 100 is not a whole number of batches of 32",
+            "use 96 or 128",
+        ],
+    );
+}
+
+#[test]
+fn a_data_folder_with_one_class_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let class = folder.path().join("data/cat");
+    std::fs::create_dir_all(&class).unwrap();
+    write_png(&class.join("a.png"));
+    let data = folder.path().join("data");
+    refuses_recipe(
+        &[
+            &format!("data.train={}", data.display()),
+            &format!("data.test={}", data.display()),
+        ],
+        &["class"],
+    );
+}
+
+#[test]
+fn a_cifar_file_of_the_wrong_length_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(
+        folder.path().join("data_batch_1.bin"),
+        vec![0; 3073 * 2 + 5],
+    )
+    .unwrap();
+    std::fs::write(folder.path().join("test_batch.bin"), vec![0; 3073]).unwrap();
+    let data = folder.path().display();
+    refuses_recipe(
+        &[&format!("data.train={data}"), &format!("data.test={data}")],
+        &["data_batch_1.bin", "6151", "3073"],
+    );
+}
+
+#[test]
+fn a_truncated_jpeg_ends_the_run_with_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    for class in ["cat", "dog"] {
+        std::fs::create_dir_all(data.join(class)).unwrap();
+        for index in 0..20 {
+            write_png(&data.join(class).join(format!("{index}.png")));
+        }
+    }
+    // The beginning of a JPEG and nothing else.
+    let begun = [
+        0xff, 0xd8, 0xff, 0xe0, 0, 16, b'J', b'F', b'I', b'F', 0, 1, 1, 0, 0, 1, 0, 1, 0, 0,
+    ];
+    std::fs::write(data.join("dog/broken.jpg"), begun).unwrap();
+    let recipe = write_recipe(folder.path());
+    let out = folder.path().join("run");
+    let set = |key: &str| format!("data.{key}={}", data.display());
+    refuses(
+        &[
+            "train",
+            recipe.to_str().unwrap(),
+            "--out",
+            out.to_str().unwrap(),
+            "--set",
+            &set("train"),
+            "--set",
+            &set("test"),
+        ],
+        &["broken.jpg"],
+    );
+}
+
+#[test]
+fn an_output_folder_that_cannot_be_made_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let file = folder.path().join("file");
+    std::fs::write(&file, "mine").unwrap();
+    let out = file.join("run");
+    refuses(
+        &[
+            "train",
+            recipe.to_str().unwrap(),
+            "--out",
+            out.to_str().unwrap(),
+        ],
+        &["cannot make the folder", "file/run"],
+    );
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+}
+
+#[test]
+fn a_folder_of_something_else_is_not_written_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let out = folder.path().join("thesis");
+    std::fs::create_dir(&out).unwrap();
+    std::fs::write(out.join("chapter1.tex"), "years of work").unwrap();
+    refuses(
+        &[
+            "train",
+            recipe.to_str().unwrap(),
+            "--out",
+            out.to_str().unwrap(),
+        ],
+        &[
+            "is not empty and not the folder of a run",
+            "hint: choose another folder",
+        ],
+    );
+    assert_eq!(std::fs::read_dir(&out).unwrap().count(), 1);
+}
+
+#[test]
+fn a_run_goes_on_with_another_recipe_only_when_told_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let out = folder.path().join("run");
+    let first = [
+        "train",
+        recipe.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    let (code, text) = advxl(&first);
+    assert_eq!(code, 0, "{text}");
+    let changed = [
+        &first[..],
+        &["--set", "stage.finetune.attack.steps=3", "--set", "seed=4"],
+    ]
+    .concat();
+    refuses(
+        &changed,
+        &[
+            "2 keys changed",
+            "seed: 3 -> 4",
+            "stage.1.attack.steps: 2 -> 3",
+            "--accept-changes",
+        ],
+    );
+    let accepted = [&changed[..], &["--accept-changes"]].concat();
+    let (code, text) = advxl(&accepted);
+    assert_eq!(code, 0, "{text}");
+}
+
+#[test]
+fn what_is_not_a_model_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let rest = ["--data", "synthetic:8", "--eps", "8/255"];
+    refuses(
+        &[&["eval", path], &rest[..]].concat(),
+        &["is not a model folder"],
+    );
+
+    std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+    std::fs::write(folder.path().join("model.safetensors"), "<html>").unwrap();
+    refuses(
+        &[&["eval", path], &rest[..]].concat(),
+        &["not a whole safetensors file"],
+    );
+}
+
+#[test]
+fn an_evaluation_without_its_epsilon_or_with_an_unknown_attack_is_refused() {
+    refuses(
+        &["eval", "x", "--data", "synthetic:8"],
+        &["--eps is missing", "8/255"],
+    );
+    refuses(
+        &["eval", "x", "--data", "synthetic:8", "--attack", "magic"],
+        &["no such attack"],
+    );
+    refuses(
+        &["eval", "x", "--data", "synthetic:8", "--eps", "8/0"],
+        &["divides by zero"],
+    );
+}
+
+/// A grey picture of 8 by 8 pixels.
+fn write_png(path: &Path) {
+    image::GrayImage::from_pixel(8, 8, image::Luma([128]))
+        .save(path)
+        .unwrap();
+}

@@ -1,0 +1,181 @@
+//! A run that is killed at any moment and started again ends as if it had never stopped.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use support::{advxl, command, write_recipe};
+
+/// The run's folder as an argument.
+fn out(folder: &Path, name: &str) -> PathBuf {
+    folder.join(name)
+}
+
+fn train(recipe: &Path, out: &Path) {
+    let (code, text) = advxl(&[
+        "train",
+        recipe.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ]);
+    assert_eq!(code, 0, "{text}");
+}
+
+/// Everything that training made: the last checkpoint holds weights, moments, average, counters.
+fn made(out: &Path) -> [Vec<u8>; 3] {
+    [
+        "checkpoints/000000000320.safetensors",
+        "model/model.safetensors",
+        "model/config.json",
+    ]
+    .map(|file| std::fs::read(out.join(file)).unwrap())
+}
+
+#[test]
+fn two_runs_of_one_seed_are_equal_to_the_bit_for_any_number_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let mut results = Vec::new();
+    for threads in ["1", "2", "3"] {
+        let out = out(folder.path(), threads);
+        let (code, text) = advxl(&[
+            "train",
+            recipe.to_str().unwrap(),
+            "--out",
+            out.to_str().unwrap(),
+            "--threads",
+            threads,
+        ]);
+        assert_eq!(code, 0, "{text}");
+        results.push(made(&out));
+    }
+    assert!(results[0] == results[1] && results[1] == results[2]);
+}
+
+#[test]
+fn a_run_killed_at_any_moment_resumes_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let whole = out(folder.path(), "whole");
+    train(&recipe, &whole);
+
+    let killed = out(folder.path(), "killed");
+    let arguments = [
+        "train",
+        recipe.to_str().unwrap(),
+        "--out",
+        killed.to_str().unwrap(),
+    ];
+    // Moments by what the run has written so far: within a phase, at a checkpoint, at the change of
+    // phase and of stage, near the end.
+    for lines in [1, 3, 5, 8, 11] {
+        let mut child = command(&arguments).stderr(Stdio::null()).spawn().unwrap();
+        let metrics = killed.join("metrics.jsonl");
+        loop {
+            let written = std::fs::read_to_string(&metrics).unwrap_or_default();
+            if written.lines().count() >= lines || child.try_wait().unwrap().is_some() {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        // SIGKILL: the process cannot clean up.
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    train(&recipe, &killed);
+    assert!(made(&killed) == made(&whole));
+}
+
+#[test]
+fn a_finished_run_is_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let run = out(folder.path(), "run");
+    train(&recipe, &run);
+    let before = made(&run);
+    train(&recipe, &run);
+    assert!(made(&run) == before);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_told_and_the_one_before_it_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let run = out(folder.path(), "run");
+    train(&recipe, &run);
+    let right = made(&run);
+    let last = run.join("checkpoints/000000000320.safetensors");
+
+    // One bit in the middle, then half of the file.
+    let mut flipped = right[0].clone();
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
+    for damaged in [&flipped[..], &right[0][..middle]] {
+        std::fs::write(&last, damaged).unwrap();
+        let (code, text) = advxl(&[
+            "train",
+            recipe.to_str().unwrap(),
+            "--out",
+            run.to_str().unwrap(),
+        ]);
+        assert_eq!(code, 0, "{text}");
+        assert!(
+            text.contains("000000000320.safetensors` is damaged"),
+            "{text}"
+        );
+        assert!(text.contains("resuming after 256"), "{text}");
+        assert!(made(&run) == right);
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_stops_the_run_and_leaves_what_reproduces_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let run = out(folder.path(), "run");
+    // A learning rate that no model survives.
+    let huge = "stage.pretrain.learning_rate.peak=1e30";
+    let arguments = [
+        "train",
+        recipe.to_str().unwrap(),
+        "--out",
+        run.to_str().unwrap(),
+        "--set",
+        huge,
+    ];
+    let (code, text) = advxl(&arguments);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("the weights were not changed"), "{text}");
+
+    let bundle = std::fs::read_dir(run.join("crash"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    for file in [
+        "report.json",
+        "images.safetensors",
+        "adversarial.safetensors",
+    ] {
+        assert!(bundle.join(file).is_file(), "{file}");
+    }
+    // The bundle is the folder of a run that fails at once, at the same update.
+    let recipe = bundle.join("recipe.toml");
+    let (code, again) = advxl(&[
+        "train",
+        recipe.to_str().unwrap(),
+        "--out",
+        bundle.to_str().unwrap(),
+    ]);
+    assert_eq!(code, 1, "{again}");
+    let failure = |text: &str| {
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("error:"))
+            .unwrap();
+        line.to_owned()
+    };
+    assert_eq!(failure(&text), failure(&again));
+}

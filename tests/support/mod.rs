@@ -1,0 +1,62 @@
+//! A recipe small enough to run in a second, with every source of randomness switched on.
+
+use std::path::Path;
+
+/// Two stages on synthetic images; masking, mixing, RandAugment, drop path and average included.
+pub const RECIPE: &str = r#"
+seed = 3
+precision = "f32"
+model = { size = "vit_micro", width = 32, depth = 2, heads = 2, hidden = 64, pool = "average", class_token = true, position = "learned" }
+data = { train = "synthetic:200", test = "synthetic:64" }
+average = { decay = 0.9 }
+checkpoint = { every_samples = 64, keep = 3 }
+log = { every_samples = 32 }
+
+[evaluation]
+every_samples = 128
+images = 32
+attack = { norm = "linf", epsilon = "8/255", step_size = "2/255", steps = 2, start = "random" }
+
+[[stage]]
+name = "pretrain"
+batch = 32
+phases = [{ image_size = 16, samples = 128, masking = { kind = "random", ratio = 0.5 } }, { image_size = 16, samples = 64 }]
+attack = { norm = "linf", epsilon = "8/255", step_size = "8/255", steps = 1, start = "random" }
+loss = { kind = "cross_entropy", label_smoothing = 0.1 }
+optimizer = { kind = "adamw", weight_decay = 0.05, betas = [0.9, 0.95], clip_norm = 1.0 }
+learning_rate = { peak = 1e-3, warmup_samples = 64, decay = "cosine" }
+drop_path = 0.2
+augmentation = { random_resized_crop = { area = [0.5, 1.0], ratio = [0.75, 1.33] }, flip = true, rand_augment = { operations = 2, magnitude = 9.0, deviation = 0.5 } }
+mixing = { mixup_alpha = 0.8, cutmix_alpha = 1.0, probability = 1.0, switch_probability = 0.5 }
+
+[[stage]]
+name = "finetune"
+batch = 32
+phases = [{ image_size = 32, samples = 128 }]
+attack = { norm = "l2", epsilon = "0.5", step_size = "0.2", steps = 2, start = "random" }
+loss = { kind = "cross_entropy" }
+optimizer = { kind = "adamw", weight_decay = 0.05, betas = [0.9, 0.95] }
+learning_rate = { peak = 5e-4, warmup_samples = 32, decay = "cosine", end = 1e-5 }
+augmentation = { pad_crop = 4, flip = true }
+"#;
+
+/// Writes the recipe into a folder.
+pub fn write_recipe(folder: &Path) -> std::path::PathBuf {
+    let path = folder.join("recipe.toml");
+    std::fs::write(&path, RECIPE).unwrap();
+    path
+}
+
+/// Runs the program and gives its exit code and what it wrote to standard error.
+pub fn advxl(arguments: &[&str]) -> (i32, String) {
+    let output = command(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code().unwrap_or(-1), text)
+}
+
+/// The program with arguments.
+pub fn command(arguments: &[&str]) -> std::process::Command {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_advxl"));
+    command.args(arguments);
+    command
+}
