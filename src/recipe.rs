@@ -227,6 +227,39 @@ impl Recipe {
         self.stage.iter().map(Stage::samples).sum()
     }
 
+    /// Multiply-adds of the run's forward passes from a sample on, each counted as often as `passes`
+    /// says for the number of attack steps.
+    fn macs(&self, from: u64, passes: impl Fn(u64) -> u64) -> f64 {
+        let (mut total, mut start) = (0.0, 0);
+        for stage in &self.stage {
+            let passes = passes(stage.attack.as_ref().map_or(0, |attack| attack.steps)) as f64;
+            for phase in &stage.phases {
+                let end = start + phase.samples;
+                let samples = end.saturating_sub(from.max(start)) as f64;
+                let grid = phase.image_size as usize / self.model.patch;
+                let masking = phase.masking.as_ref();
+                let patches = masking.map_or(grid * grid, |masking| masking.kept(grid));
+                let tokens = patches + usize::from(self.model.class_token);
+                total += samples * passes * self.model.forward_macs(tokens as u64) as f64;
+                start = end;
+            }
+        }
+        total
+    }
+
+    /// The cost of the run as the paper counts it: attack steps + 1 forward passes a sample.
+    ///
+    /// Source: the compute column of the paper's tables.
+    pub fn paper_macs(&self) -> f64 {
+        self.macs(0, |steps| steps + 1)
+    }
+
+    /// The arithmetic that is left from a sample on: 2k + 3 forward passes' worth, since an attack
+    /// pass needs the gradient of its input alone.
+    pub fn macs_left(&self, from: u64) -> f64 {
+        self.macs(from, |steps| 2 * steps + 3)
+    }
+
     /// The image size that learned positions are made for: that of the first phase.
     pub fn first_image_size(&self) -> usize {
         self.stage[0].phases[0].image_size as usize
@@ -300,22 +333,22 @@ impl Phase {
         let image_size = table.required_where("image_size", "at least 1", |size: &u64| *size > 0);
         let samples = table.required_where("samples", "at least 1", |samples: &u64| *samples > 0);
         let masking = table.child("masking", Masking::read);
-        if let (Some(size), Some(patch)) = (image_size, patch) {
-            if let Err((message, hint)) = grid(size as usize, patch) {
-                table.fault("image_size", message, Some(hint));
-            }
+        if let (Some(size), Some(patch)) = (image_size, patch)
+            && let Err((message, hint)) = grid(size as usize, patch)
+        {
+            table.fault("image_size", message, Some(hint));
         }
-        if let (Some(samples), Some(batch)) = (samples, batch) {
-            if !samples.is_multiple_of(batch) {
-                let below = samples / batch * batch;
-                let hint = match below {
-                    0 => format!("use {batch}"),
-                    _ => format!("use {below} or {}", below + batch),
-                };
-                let message =
-                    format!("samples = {samples} is not a whole number of batches of {batch}");
-                table.fault("samples", message, Some(hint));
-            }
+        if let (Some(samples), Some(batch)) = (samples, batch)
+            && !samples.is_multiple_of(batch)
+        {
+            let below = samples / batch * batch;
+            let hint = match below {
+                0 => format!("use {batch}"),
+                _ => format!("use {below} or {}", below + batch),
+            };
+            let message =
+                format!("samples = {samples} is not a whole number of batches of {batch}");
+            table.fault("samples", message, Some(hint));
         }
         Some(Self {
             image_size: image_size?,
@@ -364,26 +397,6 @@ impl Log {
     }
 }
 
-/// Multiply-adds of the run's forward passes as the paper counts them: (steps + 1) a sample.
-///
-/// Source: the compute column of the paper's tables.
-pub fn paper_macs(recipe: &Recipe) -> f64 {
-    let of_stage = |stage: &Stage| {
-        let passes = stage.attack.as_ref().map_or(0, |attack| attack.steps) + 1;
-        let of_phase = |phase: &Phase| {
-            let grid = phase.image_size as usize / recipe.model.patch;
-            let patches = phase
-                .masking
-                .as_ref()
-                .map_or(grid * grid, |masking| masking.kept(grid));
-            let tokens = patches + usize::from(recipe.model.class_token);
-            phase.samples as f64 * passes as f64 * recipe.model.forward_macs(tokens as u64) as f64
-        };
-        stage.phases.iter().map(of_phase).sum::<f64>()
-    };
-    recipe.stage.iter().map(of_stage).sum()
-}
-
 /// The faults of a file as one error.
 pub fn cannot_be_run(name: &str, faults: &[Fault]) -> Error {
     let plural = if faults.len() == 1 { "fault" } else { "faults" };
@@ -392,4 +405,53 @@ pub fn cannot_be_run(name: &str, faults: &[Fault]) -> Error {
         text.push_str(&format!("\n\n  {fault}"));
     }
     Error::input(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Table 2 of the paper, in its unit of 10^10 giga multiply-adds.
+    #[test]
+    fn the_papers_compute_figures_are_reproduced() {
+        let text = include_str!("../recipes/cifar10_micro.toml");
+        let base = Recipe::parse(text, &[]).unwrap();
+        for (size, first_size, first, attack, paper) in [
+            ("vit_b16", 112, 256_000_000, 1, 0.49),
+            ("vit_l16", 112, 256_000_000, 1, 1.73),
+            ("vit_h14", 112, 256_000_000, 2, 5.74),
+            ("vit_l16", 112, 789_000_000, 1, 3.35),
+            ("vit_h14", 84, 789_000_000, 2, 8.11),
+            ("vit_l16", 112, 2_560_000_000, 1, 8.76),
+            ("vit_h14", 84, 5_120_000_000, 2, 38.54),
+        ] {
+            let mut recipe = base.clone();
+            recipe.model = ModelConfig::named(size).unwrap();
+            let stages = [(first_size, first, attack), (224, 38_400_000, 3)];
+            for (stage, (image_size, samples, steps)) in recipe.stage.iter_mut().zip(stages) {
+                stage.phases = vec![Phase {
+                    image_size,
+                    samples,
+                    masking: None,
+                }];
+                stage.attack.as_mut().unwrap().steps = steps;
+            }
+            let found = recipe.paper_macs() / 1e19;
+            assert!(
+                (found - paper).abs() / paper < 0.01,
+                "{size} {first}: {found}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_recipe_in_the_repository_passes_its_check_and_its_print_reads_back() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+        for path in files::list(&folder).unwrap() {
+            let recipe = Recipe::load(&path, &[]).unwrap();
+            let again = Recipe::parse(&recipe.to_toml(), &[]).unwrap();
+            assert_eq!(again, recipe, "{}", path.display());
+            assert_eq!(recipe.macs_left(recipe.samples()), 0.0);
+        }
+    }
 }

@@ -125,7 +125,12 @@ fn fixed_positions_are_maes_and_learned_ones_are_resampled_as_timm_does() {
     for grid in [4, 7] {
         let right = floats(&tensors, &format!("sincos_{grid}x{grid}"));
         // The recorded tensor begins with the class token's zeros.
-        assert_close(&position::sincos2d(grid, 24), &right[24..], 1e-6, "sincos");
+        assert_close(
+            &position::sincos2d(grid, grid, 24),
+            &right[24..],
+            1e-6,
+            "sincos",
+        );
     }
     let learned = floats(&tensors, "learned_4x4")[8..].to_vec();
     let learned = from_vec(learned, [16, 8], &Device::flex());

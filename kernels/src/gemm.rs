@@ -20,6 +20,8 @@
 //! Every element of the result is summed over the steps in order, in one register, whatever tile it
 //! falls into: its bits do not depend on the other rows, on the number of rows, or on the threads.
 
+use std::marker::PhantomData;
+
 use crate::cells::Element;
 use crate::lanes::{LANES, Lanes, Op};
 use crate::pack::PANEL;
@@ -61,43 +63,54 @@ pub(crate) fn product<S: Lanes, P: Element>(
     b: Right,
     epilogue: &mut impl Epilogue<S>,
 ) {
-    let Right {
-        panels,
-        steps,
-        columns,
-    } = b;
-    if a.rows == 0 || columns == 0 {
+    sum_of_products::<S, P>(s, &[(a, b)], epilogue);
+}
+
+/// The sum of several products of the same rows and columns, part after part, in the same registers.
+#[inline(always)]
+pub(crate) fn sum_of_products<S: Lanes, P: Element>(
+    s: S,
+    parts: &[(Left, Right)],
+    epilogue: &mut impl Epilogue<S>,
+) {
+    let Some((rows, columns)) = parts.first().map(|(a, b)| (a.rows, b.columns)) else {
+        return;
+    };
+    if rows == 0 || columns == 0 {
         return;
     }
     assert!(columns.is_multiple_of(LANES), "columns in whole vectors");
-    assert!(
-        panels.len() >= columns.div_ceil(PANEL) * PANEL * steps,
-        "panels hold all steps and columns"
-    );
-    if steps > 0 {
-        let last = (a.rows - 1) * a.row_stride + (steps - 1) * a.step_stride;
-        assert!(a.cells.len() > last, "A holds all rows and steps");
+    for (a, b) in parts {
+        assert!(
+            a.rows == rows && b.columns == columns,
+            "parts have the same rows and columns"
+        );
+        assert!(
+            b.panels.len() >= columns.div_ceil(PANEL) * PANEL * b.steps,
+            "panels hold all steps and columns"
+        );
+        if b.steps > 0 {
+            let last = (rows - 1) * a.row_stride + (b.steps - 1) * a.step_stride;
+            assert!(a.cells.len() > last, "A holds all rows and steps");
+        }
     }
-    let tiles = a.rows.div_ceil(S::TILE_ROWS);
-    let (height, taller) = (a.rows / tiles, a.rows % tiles);
+    let tiles = rows.div_ceil(S::TILE_ROWS);
+    let (height, taller) = (rows / tiles, rows % tiles);
     let mut tile: Tile = [[0.0; PANEL]; MAX_ROWS];
     for column in (0..columns).step_by(PANEL) {
-        let b = panels[column * steps..].as_ptr();
         let vectors = if columns - column > LANES { 2 } else { 1 };
         let mut row = 0;
         for index in 0..tiles {
             let rows = height + usize::from(index < taller);
-            let a_cells = a.cells[(row * a.row_stride).min(a.cells.len())..].as_ptr();
             let sums = Sums::<P> {
-                a: a_cells,
-                row_stride: a.row_stride,
-                step_stride: a.step_stride,
-                b,
-                steps,
+                parts,
+                row,
+                column,
                 to: &mut tile,
-                format: std::marker::PhantomData,
+                format: PhantomData,
             };
-            // SAFETY: the assertions above cover the last row and step of A and all panels of B.
+            // SAFETY: the assertions above cover all rows and steps of A and all panels of B, of every part;
+            // the tiles' rows add up to those of A.
             unsafe { sums.run(s, rows, vectors) };
             for (i, sums) in tile.iter().enumerate().take(rows) {
                 for (j, sums) in sums.as_chunks::<LANES>().0.iter().enumerate().take(vectors) {
@@ -109,21 +122,19 @@ pub(crate) fn product<S: Lanes, P: Element>(
     }
 }
 
-/// Pointers for one tile: the first cell of A's first row and of B's panel.
+/// One tile: its first row and column in all parts.
 struct Sums<'a, P> {
-    a: *const u32,
-    row_stride: usize,
-    step_stride: usize,
-    b: *const u32,
-    steps: usize,
+    parts: &'a [(Left<'a>, Right<'a>)],
+    row: usize,
+    column: usize,
     to: &'a mut Tile,
-    format: std::marker::PhantomData<P>,
+    format: PhantomData<P>,
 }
 
 impl<P: Element> Sums<'_, P> {
     /// # Safety
     ///
-    /// A must hold `rows` rows of `steps` steps, B `steps` steps of 32 columns.
+    /// Every part must hold `rows` rows from `row` on of all its steps, and a panel at `column`.
     #[inline(always)]
     unsafe fn run<S: Lanes>(self, s: S, rows: usize, vectors: usize) {
         macro_rules! by_rows {
@@ -151,27 +162,45 @@ impl<P: Element, const ROWS: usize, const VECTORS: usize> Op for SumsOf<'_, P, R
             unreachable!("tiles are no taller than the path's");
         }
         let Sums {
-            a,
-            row_stride,
-            step_stride,
-            b,
-            steps,
+            parts,
+            row,
+            column,
             to,
             ..
         } = self.0;
         let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
-        for step in 0..steps {
-            // SAFETY: step < steps, so all of B's 32 columns are inside (see `Sums::run`).
-            let panel = unsafe { &*b.add(step * PANEL).cast::<[[u32; LANES]; 2]>() };
-            let mut b = [s.splat_cell(0); VECTORS];
-            for (b, panel) in b.iter_mut().zip(panel) {
-                *b = s.load_cells(panel);
-            }
-            for (i, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: i < rows and step < steps (see `Sums::run`).
-                let a = s.splat_cell(unsafe { *a.add(i * row_stride + step * step_stride) });
-                for (sum, &b) in sums.iter_mut().zip(&b) {
-                    *sum = P::dot(s, *sum, a, b);
+        for &(
+            Left {
+                cells,
+                row_stride,
+                step_stride,
+                ..
+            },
+            Right { panels, steps, .. },
+        ) in parts
+        {
+            for step in 0..steps {
+                // SAFETY: the panel at `column` has all steps of 32 columns (see `Sums::run`).
+                let panel = unsafe {
+                    &*panels
+                        .as_ptr()
+                        .add(column * steps + step * PANEL)
+                        .cast::<[[u32; LANES]; 2]>()
+                };
+                let mut b = [s.splat_cell(0); VECTORS];
+                for (b, panel) in b.iter_mut().zip(panel) {
+                    *b = s.load_cells(panel);
+                }
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: A has the row `row + i` and all steps (see `Sums::run`).
+                    let a = s.splat_cell(unsafe {
+                        *cells
+                            .as_ptr()
+                            .add((row + i) * row_stride + step * step_stride)
+                    });
+                    for (sum, &b) in sums.iter_mut().zip(&b) {
+                        *sum = P::dot(s, *sum, a, b);
+                    }
                 }
             }
         }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::screen::Terminal;
 use super::{default_folder, device, print_json};
 use crate::error::Result;
-use crate::recipe::{Recipe, paper_macs};
+use crate::recipe::Recipe;
 use crate::train::{Monitor, Run, Screen, train};
 use crate::units::grouped;
 
@@ -42,7 +42,7 @@ impl Train {
             println!(
                 "\n# {} samples, {:.4e} giga multiply-adds as the paper counts them",
                 grouped(recipe.samples()),
-                paper_macs(&recipe) / 1e9
+                recipe.paper_macs() / 1e9
             );
             return Ok(());
         }

@@ -190,7 +190,7 @@ impl Loader {
             "{count} of {} samples are broken, above the allowed rate of {allowed}; the last is `{}`: {}",
             self.seen, last.name, last.reason
         ))
-        .hint("repair the data (`advxl data check` lists what is broken) or allow a higher rate"))
+        .hint("repair the data (the log names every broken sample) or allow a higher rate"))
     }
 
     /// The broken samples met so far, in the order of the run.

@@ -7,19 +7,23 @@ use crate::fused::from_vec;
 /// Fixed two-dimensional sine and cosine embedding of a square grid.
 ///
 /// Half of the width encodes the column, half the row; each half is sines then cosines of the
-/// coordinate at frequencies 10000^(-2i / (width / 2)).
+/// coordinate at frequencies 10000^(-2i / (width / 2)). Coordinates are those of patch centres in a
+/// grid of `reference` patches on a side laid over the same picture; with `reference` = `grid` they
+/// are 0, 1, 2 and so on.
 ///
 /// Shapes: the result, flat, [grid * grid, width], rows in reading order.
 /// Source: MoCo v3 (Chen et al. 2021) and MAE (He et al. 2022), whose order of axes timm's
 /// checkpoints follow.
-pub fn sincos2d(grid: usize, width: usize) -> Vec<f32> {
+pub fn sincos2d(grid: usize, reference: usize, width: usize) -> Vec<f32> {
     let quarter = width / 4;
     let frequency = |i: usize| 10_000f64.powf(-(i as f64) / quarter as f64);
+    let stretch = reference as f64 / grid as f64;
+    let place = |patch: usize| (patch as f64 + 0.5) * stretch - 0.5;
     let mut values = Vec::with_capacity(grid * grid * width);
     for row in 0..grid {
         for column in 0..grid {
             for coordinate in [column, row] {
-                let angles = (0..quarter).map(|i| coordinate as f64 * frequency(i));
+                let angles = (0..quarter).map(|i| place(coordinate) * frequency(i));
                 values.extend(angles.clone().map(|angle| angle.sin() as f32));
                 values.extend(angles.map(|angle| angle.cos() as f32));
             }
@@ -97,9 +101,20 @@ mod tests {
     #[test]
     fn position_embeddings_of_the_same_size_are_untouched() {
         let device = Device::flex();
-        let embeddings = from_vec(sincos2d(3, 8), [9, 8], &device);
+        let embeddings = from_vec(sincos2d(3, 3, 8), [9, 8], &device);
         let same = resample(embeddings.clone(), 3, 3);
         assert_eq!(crate::fused::to_vec(same), crate::fused::to_vec(embeddings));
+    }
+
+    #[test]
+    fn the_middle_of_a_picture_has_one_position_at_any_image_size() {
+        let (three, five) = (sincos2d(3, 9, 8), sincos2d(5, 9, 8));
+        // The patches in the middle: number 4 of 9 and number 12 of 25.
+        assert_eq!(three[4 * 8..5 * 8], five[12 * 8..13 * 8]);
+        assert_ne!(
+            sincos2d(3, 3, 8)[4 * 8..5 * 8],
+            sincos2d(5, 5, 8)[12 * 8..13 * 8]
+        );
     }
 
     #[test]

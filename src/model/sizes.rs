@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::position::sincos2d;
 use crate::settings::Table;
 
 /// A vision transformer, complete but for its weights.
@@ -25,6 +26,11 @@ pub struct ModelConfig {
     pub class_token: bool,
     /// How tokens know their place.
     pub position: Position,
+    /// The image size whose patches fixed positions are counted in: then a place in the picture has
+    /// the same position at any image size. Without it each size counts its own patches 0, 1, 2, as
+    /// MAE and CLIPA do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position_size: Option<usize>,
     /// Mean of each channel, subtracted first.
     pub mean: [f64; 3],
     /// Standard deviation of each channel, divided by next.
@@ -85,6 +91,7 @@ impl ModelConfig {
             pool: Pool::Average,
             class_token: true,
             position: Position::Sincos2d,
+            position_size: None,
             mean: IMAGENET_MEAN,
             std: IMAGENET_STD,
         })
@@ -126,6 +133,7 @@ impl ModelConfig {
             std: table.optional("std").unwrap_or(base.std),
             pool: pool.unwrap_or(base.pool),
             position: position.unwrap_or(base.position),
+            position_size: table.optional("position_size"),
             ..base
         };
         if !model.width.is_multiple_of(model.heads) {
@@ -142,6 +150,16 @@ impl ModelConfig {
             );
             table.fault("width", message, None);
         }
+        if let Some(size) = model.position_size {
+            if let Err((message, hint)) = model.grid(size) {
+                let message = message.replace("image_size", "position_size");
+                table.fault("position_size", message, Some(hint));
+            }
+            if model.position == Position::Learned {
+                let message = "position_size has no effect when position = `learned`";
+                table.fault("position_size", message, None);
+            }
+        }
         if model.pool == Pool::Token && !model.class_token {
             let hint = "set class_token = true, or pool = \"average\"".to_owned();
             table.fault("pool", "pool = `token` needs the class token", Some(hint));
@@ -155,6 +173,12 @@ impl ModelConfig {
     /// Patches along a side of an image; see [`grid`].
     pub fn grid(&self, image_size: usize) -> Result<usize, (String, String)> {
         grid(image_size, self.patch)
+    }
+
+    /// Fixed positions of the patches of a grid, flat [grid * grid, width].
+    pub fn fixed_positions(&self, grid: usize) -> Vec<f32> {
+        let reference = self.position_size.map_or(grid, |size| size / self.patch);
+        sincos2d(grid, reference, self.width)
     }
 
     /// Number of weights for a number of classes, at the image size of learned positions.

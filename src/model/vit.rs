@@ -6,7 +6,7 @@
 use burn::tensor::{Device, Gradients, Tensor};
 
 use super::init::Init;
-use super::position::{resample, sincos2d};
+use super::position::resample;
 use super::{Kept, ModelConfig, Parameter, Pool, Position};
 use crate::fused::{
     BlockSpec, Gelu, PathScale, Precision, WeightCache, encoder_block, from_vec, plain,
@@ -296,10 +296,8 @@ impl Vit {
         let width = self.config.width;
         let Some(position) = &self.position else {
             // The class token's place is zero in the fixed embedding.
-            return (
-                None,
-                from_vec(sincos2d(grid, width), [grid * grid, width], device),
-            );
+            let places = self.config.fixed_positions(grid);
+            return (None, from_vec(places, [grid * grid, width], device));
         };
         let prefix = usize::from(self.config.class_token);
         let learned = self.image_size / self.config.patch;

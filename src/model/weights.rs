@@ -10,7 +10,6 @@ use burn::tensor::Device;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 
-use super::position::sincos2d;
 use super::sizes::{IMAGENET_MEAN, IMAGENET_STD};
 use super::{ModelConfig, Pool, Position, Vit};
 use crate::error::{Context, Error, Result};
@@ -27,7 +26,7 @@ pub fn save(model: &Vit, image_size: usize, classes: &[String], folder: &Path) -
         let width = model.config.width;
         let grid = image_size / model.config.patch;
         let mut places = vec![0.0; if model.config.class_token { width } else { 0 }];
-        places.extend(sincos2d(grid, width));
+        places.extend(model.config.fixed_positions(grid));
         tensors.push((
             "pos_embed".into(),
             vec![1, places.len() / width, width],
@@ -103,6 +102,7 @@ fn config_json(model: &Vit, image_size: usize, classes: &[String]) -> Value {
             "version": env!("CARGO_PKG_VERSION"),
             "size": config.size,
             "position": config.position,
+            "position_size": config.position_size,
         },
     })
 }
@@ -259,6 +259,9 @@ fn describe(
             },
             class_token,
             position,
+            position_size: config["advxl"]["position_size"]
+                .as_u64()
+                .map(|size| size as usize),
             mean: channels("mean", IMAGENET_MEAN),
             std: channels("std", IMAGENET_STD),
         },

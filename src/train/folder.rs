@@ -112,24 +112,21 @@ impl RunFolder {
         files::append(&self.path.join("log.txt"), &format!("{line}\n"))
     }
 
-    /// Writes the model as timm loads it: to `model`, or to `stages/NAME` at the end of a stage.
-    pub fn save_model(
+    /// Writes the model as timm loads it: to `model`, and at the end of a stage to `stages/NAME`.
+    pub(super) fn save_models(
         &self,
+        run: &Run,
         state: &State,
         phase: &Phase,
-        classes: &[String],
-        stage: Option<&str>,
+        ended: Option<&Stage>,
     ) -> Result<()> {
-        let folder = match stage {
-            None => self.path.join("model"),
-            Some(name) => self.path.join("stages").join(name),
-        };
-        weights::save(
-            &state.averaged(),
-            phase.image_size as usize,
-            classes,
-            &folder,
-        )
+        let model = state.averaged();
+        let (size, classes) = (phase.image_size as usize, run.train.classes());
+        if let Some(stage) = ended {
+            let folder = self.path.join("stages").join(&stage.name);
+            weights::save(&model, size, classes, &folder)?;
+        }
+        weights::save(&model, size, classes, &self.path.join("model"))
     }
 
     /// Writes a bundle that reproduces an update that must not be made, and says where it is.

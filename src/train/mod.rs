@@ -95,26 +95,23 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
             phase_end += phase.samples;
             let mut loader = load(run, stage, phase, state.samples, phase_end)?;
             while let Some(batch) = loader.next_batch()? {
-                let after = state.samples + stage.batch;
-                let learning_rate = stage.learning_rate.at(after - stage_start, stage.samples());
+                let seen = state.samples + stage.batch - stage_start;
+                let learning_rate = stage.learning_rate.at(seen, stage.samples());
                 let step = update(run, &mut state, stage, phase, &batch, learning_rate)?;
 
                 monitor.record(stage, phase, &step, learning_rate, state.samples, &loader)?;
-                let passed = |every: u64| after / every > (after - stage.batch) / every;
-                let last = after == stage_end;
-                if let Some(evaluation) = &recipe.evaluation {
-                    if last || passed(evaluation.every_samples) {
-                        measure(run, &state, stage, phase, evaluation, monitor)?;
-                    }
+                let last = state.samples == stage_end;
+                let due = |every: u64| last || state.samples % every < stage.batch;
+                if let Some(evaluation) = &recipe.evaluation
+                    && due(evaluation.every_samples)
+                {
+                    measure(run, &state, stage, phase, evaluation, monitor)?;
                 }
-                if last || passed(recipe.checkpoint.every_samples) {
+                if due(recipe.checkpoint.every_samples) {
+                    // Models first: the checkpoint says that everything up to it is done.
+                    run.folder
+                        .save_models(run, &state, phase, last.then_some(stage))?;
                     checkpoint::save(run, &state)?;
-                    run.folder
-                        .save_model(&state, phase, run.train.classes(), None)?;
-                }
-                if last {
-                    run.folder
-                        .save_model(&state, phase, run.train.classes(), Some(&stage.name))?;
                 }
             }
         }
@@ -219,7 +216,7 @@ fn load(run: &Run, stage: &Stage, phase: &Phase, position: u64, end: u64) -> Res
         batch: stage.batch as usize,
         image_size: phase.image_size as usize,
         augmentation: stage.augmentation.clone(),
-        mixing: stage.mixing.clone(),
+        mixing: stage.mixing,
         position,
         samples: end.saturating_sub(position),
         broken_rate: run.recipe.data.broken_rate,

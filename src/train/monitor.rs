@@ -22,11 +22,15 @@ pub trait Screen {
 pub struct Monitor<'a> {
     folder: &'a RunFolder,
     screen: &'a mut dyn Screen,
-    log_every: u64,
+    recipe: &'a Recipe,
     total: u64,
     started: Instant,
-    /// Samples and seconds of training since this process began, without evaluation, for the ETA.
-    trained: (u64, f64),
+    /// Arithmetic that was left when this process began to train.
+    macs_at_start: Option<f64>,
+    /// Seconds of training since then, without evaluation and the present interval.
+    trained: f64,
+    /// Broken samples of the present loader that were told.
+    broken: usize,
     interval: Interval,
 }
 
@@ -71,14 +75,16 @@ pub struct Measured {
 
 impl<'a> Monitor<'a> {
     /// A monitor that writes to a folder and a screen.
-    pub fn new(recipe: &Recipe, folder: &'a RunFolder, screen: &'a mut dyn Screen) -> Self {
+    pub fn new(recipe: &'a Recipe, folder: &'a RunFolder, screen: &'a mut dyn Screen) -> Self {
         Self {
             folder,
             screen,
-            log_every: recipe.log.every_samples,
+            recipe,
             total: recipe.samples(),
             started: Instant::now(),
-            trained: (0, 0.0),
+            macs_at_start: None,
+            trained: 0.0,
+            broken: 0,
             interval: Interval::new(),
         }
     }
@@ -141,6 +147,10 @@ impl<'a> Monitor<'a> {
         samples: u64,
         loader: &Loader,
     ) -> Result<()> {
+        self.tell_broken(loader)?;
+        let before = samples - stage.batch;
+        self.macs_at_start
+            .get_or_insert_with(|| self.recipe.macs_left(before));
         let interval = &mut self.interval;
         interval.samples += stage.batch;
         interval.loss += step.loss * stage.batch as f64;
@@ -157,14 +167,13 @@ impl<'a> Monitor<'a> {
             duration(eta)
         );
         self.screen.progress(samples, self.total, &text);
-        let due = samples / self.log_every > (samples - stage.batch) / self.log_every;
+        let due = samples % self.recipe.log.every_samples < stage.batch;
         if !due && samples < self.total {
             return Ok(());
         }
 
         let interval = std::mem::replace(&mut self.interval, Interval::new());
-        self.trained.0 += interval.samples;
-        self.trained.1 += seconds;
+        self.trained += seconds;
         let count = interval.samples as f64;
         let (loss, accuracy) = (interval.loss / count, interval.correct as f64 / count);
         let norm = interval.gradient_norm / interval.updates as f64;
@@ -208,11 +217,31 @@ impl<'a> Monitor<'a> {
         ))
     }
 
+    /// Names each broken sample once: what it was, why, and that another took its place.
+    fn tell_broken(&mut self, loader: &Loader) -> Result<()> {
+        let broken = loader.broken();
+        for broken in &broken[self.broken.min(broken.len())..] {
+            self.folder.metrics(&json!({
+                "event": "broken sample",
+                "sample": broken.sample,
+                "name": broken.name,
+                "reason": broken.reason,
+            }))?;
+            let text = format!("`{}` is replaced: {}", broken.name, broken.reason);
+            self.screen.line(&format!("warning: {text}"));
+            self.folder.log(&format!("warning: {text}"))?;
+        }
+        self.broken = broken.len();
+        Ok(())
+    }
+
+    /// Seconds that the rest will take, by the arithmetic that is left: samples of different stages
+    /// do not cost the same.
     fn eta(&self, samples: u64) -> f64 {
-        let (count, seconds) = self.trained;
-        let count = count + self.interval.samples;
-        let seconds = seconds + self.interval.begun.elapsed().as_secs_f64();
-        (self.total - samples) as f64 * seconds / (count as f64).max(1.0)
+        let left = self.recipe.macs_left(samples);
+        let done = self.macs_at_start.unwrap_or(left) - left;
+        let seconds = self.trained + self.interval.begun.elapsed().as_secs_f64();
+        left * seconds / done.max(1.0)
     }
 
     pub(super) fn evaluating(&mut self, attack: &str, done: usize, of: usize) {

@@ -11,7 +11,7 @@ use crate::block::weights::{Linear, Norm};
 use crate::block::{BlockShape, PackedBlock};
 use crate::buffer::{Buffer, as_f32_mut};
 use crate::cells::{Element, ElementOp, With};
-use crate::gemm::{Epilogue, Left, Right, product};
+use crate::gemm::{Epilogue, Left, Right, sum_of_products};
 use crate::lanes::{LANES, Lanes, chunk, chunk_mut};
 use crate::norm;
 use crate::pack::{PANEL, Rows, TALL_PANEL, down_rows, panels_len};
@@ -212,13 +212,11 @@ pub(super) fn factors<S: Lanes, P: Element>(
         PANEL,
         &mut to.right,
     );
-    for (column, bias) in to.bias.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        let mut sum = s.splat(0.0);
-        for row in 0..rows {
-            let cell = row * gradient.stride + P::cells(column * LANES);
-            sum = s.add(sum, P::load(s, gradient.cells, cell));
+    for row in gradient.cells.chunks_exact(gradient.stride) {
+        for (column, bias) in to.bias.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let sum = s.add(s.load(bias), P::load(s, row, P::cells(column * LANES)));
+            s.store(bias, sum);
         }
-        s.store(bias, sum);
     }
 }
 
@@ -259,6 +257,8 @@ impl ElementOp for WeightBlock<'_> {
     fn run<S: Lanes, P: Element>(self, s: S) {
         /// Columns summed over all chunks before the next: with 48 rows, their sums fit the cache.
         const COLUMNS: usize = 12 * PANEL;
+        /// Steps summed in registers before they are added to those sums.
+        const STEPS: usize = 512;
         let Self {
             layer,
             norm,
@@ -272,25 +272,32 @@ impl ElementOp for WeightBlock<'_> {
         let mut sums = Buffer::new((end - start) * columns);
         let sums = as_f32_mut(&mut sums);
         sums.fill(0.0);
+        let steps = factors.first().map_or(1, |factors| factors.steps).max(1);
         for column in (0..columns).step_by(COLUMNS) {
-            for factors in &factors {
-                let steps = factors.steps;
-                let a = Left {
-                    cells: &factors.left[start * steps..],
-                    row_stride: 1,
-                    step_stride: TALL_PANEL,
-                    rows: end - start,
+            for group in factors.chunks((STEPS / steps).max(1)) {
+                let part = |factors: &&Factors| {
+                    let steps = factors.steps;
+                    let cells = &factors.left[start * steps..];
+                    let a = Left {
+                        cells,
+                        row_stride: 1,
+                        step_stride: TALL_PANEL,
+                        rows: end - start,
+                    };
+                    let panels = &factors.right[column * steps..];
+                    (
+                        a,
+                        Right {
+                            panels,
+                            steps,
+                            columns: COLUMNS.min(columns - column),
+                        },
+                    )
                 };
-                let panels = &factors.right[column * steps..];
-                let b = Right {
-                    panels,
-                    steps,
-                    columns: COLUMNS.min(columns - column),
-                };
-                product::<S, P>(
+                let parts: Vec<_> = group.iter().map(part).collect();
+                sum_of_products::<S, P>(
                     s,
-                    a,
-                    b,
+                    &parts,
                     &mut AddToSums {
                         to: sums,
                         stride: columns,
