@@ -7,15 +7,11 @@
 use std::time::Instant;
 
 use advxl_kernels::{
-    BlockGradients, BlockShape, BlockWeights, Gelu, PackedBlock, Precision, block_backward,
-    block_forward, peak_flops,
+    BlockGradients, BlockShape, BlockWeights, Gelu, PackedBlock, Precision, block_backward, block_forward, peak_flops,
 };
 
 fn main() {
-    let repetitions = std::env::args()
-        .nth(1)
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(20);
+    let repetitions = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(20);
     let only = std::env::args().nth(2);
     println!(
         "path {:?}, {} threads",
@@ -27,20 +23,8 @@ fn main() {
         "{:>20} {:>5} {:>12} {:>12} {:>12} {:>8} {:>8}",
         "width: batch x n", "", "forward", "f + input", "all", "pack ms", "saved MB"
     );
-    for (width, tokens, batch) in [
-        (192, 17, 128),
-        (192, 65, 128),
-        (384, 50, 32),
-        (768, 50, 8),
-        (384, 197, 8),
-    ] {
-        let shape = BlockShape {
-            batch,
-            tokens,
-            width,
-            heads: width / 64,
-            hidden: 4 * width,
-        };
+    for (width, tokens, batch) in [(192, 17, 128), (192, 65, 128), (384, 50, 32), (768, 50, 8), (384, 197, 8)] {
+        let shape = BlockShape { batch, tokens, width, heads: width / 64, hidden: 4 * width };
         for precision in [Precision::F32, Precision::Bf16] {
             let name = format!("{width}: {batch} x {tokens} {precision:?}");
             if only.as_ref().is_none_or(|only| name.contains(only)) {
@@ -55,9 +39,7 @@ fn report(shape: BlockShape, precision: Precision, repetitions: usize) {
     let mut seed = 1_u64;
     let mut random = |len: usize, size: f32| -> Vec<f32> {
         let mut next = || {
-            seed = seed
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             ((seed >> 40) as f32 / (1 << 23) as f32 - 1.0) * size
         };
         (0..len).map(|_| next()).collect()
@@ -98,9 +80,7 @@ fn report(shape: BlockShape, precision: Precision, repetitions: usize) {
 
     let packed = PackedBlock::new(shape.heads, &weights, precision);
     let (mut bytes, flops) = (0, shape.flops());
-    let pack = measure(repetitions, precision, 0.0, || {
-        drop(PackedBlock::new(shape.heads, &weights, precision))
-    });
+    let pack = measure(repetitions, precision, 0.0, || drop(PackedBlock::new(shape.heads, &weights, precision)));
     let forward = measure(repetitions, precision, flops, || {
         block_forward(shape, &packed, Gelu::Erf, 1e-6, None, &x, &mut y, false);
     });
@@ -111,9 +91,7 @@ fn report(shape: BlockShape, precision: Precision, repetitions: usize) {
         block_backward(&packed, &saved, &dy, &mut dx, gradients);
     };
     let input = measure(repetitions, precision, 2.0 * flops, || both(None));
-    let all = measure(repetitions, precision, 3.0 * flops, || {
-        both(Some(&mut gradients))
-    });
+    let all = measure(repetitions, precision, 3.0 * flops, || both(Some(&mut gradients)));
     println!(
         "{:>20} {:>5} {:>12} {:>12} {:>12} {:>8.2} {:>8.1}",
         format!("{width}: {} x {}", shape.batch, shape.tokens),
@@ -135,12 +113,7 @@ struct Rate {
 
 impl std::fmt::Display for Rate {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(
-            f,
-            "{:.0} {:>3.0} %",
-            self.flops / self.seconds / 1e9,
-            100.0 * self.share
-        )
+        write!(f, "{:.0} {:>3.0} %", self.flops / self.seconds / 1e9, 100.0 * self.share)
     }
 }
 
@@ -158,9 +131,5 @@ fn measure(repetitions: usize, precision: Precision, flops: f64, mut run: impl F
         seconds = seconds.min(took);
     }
     shares.sort_by(f64::total_cmp);
-    Rate {
-        seconds,
-        flops,
-        share: shares[shares.len() / 2],
-    }
+    Rate { seconds, flops, share: shares[shares.len() / 2] }
 }

@@ -45,41 +45,18 @@ impl AdamW {
         average: Option<&mut [f32]>,
     ) {
         let len = parameters.len();
-        let found = [
-            gradient.len(),
-            first.len(),
-            second.len(),
-            average.as_ref().map_or(len, |a| a.len()),
-        ];
-        assert!(
-            found == [len; 4],
-            "gradient, moments and average have {found:?} elements, the parameters {len}"
-        );
+        let found = [gradient.len(), first.len(), second.len(), average.as_ref().map_or(len, |a| a.len())];
+        assert!(found == [len; 4], "gradient, moments and average have {found:?} elements, the parameters {len}");
         assert!(self.step > 0, "updates are counted from 1");
         let isa = Isa::current();
         let averages: Vec<_> = match average {
             Some(average) => average.chunks_mut(CHUNK).map(Some).collect(),
             None => (0..len.div_ceil(CHUNK)).map(|_| None).collect(),
         };
-        (parameters
-            .par_chunks_mut(CHUNK)
-            .zip(gradient.par_chunks(CHUNK)))
-        .zip(
-            first
-                .par_chunks_mut(CHUNK)
-                .zip(second.par_chunks_mut(CHUNK)),
-        )
-        .zip(averages)
-        .for_each(|(((p, g), (m, v)), average)| {
-            isa.run(Update {
-                settings: *self,
-                p,
-                g,
-                m,
-                v,
-                average,
-            })
-        });
+        (parameters.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)))
+            .zip(first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK)))
+            .zip(averages)
+            .for_each(|(((p, g), (m, v)), average)| isa.run(Update { settings: *self, p, g, m, v, average }));
     }
 }
 
@@ -97,23 +74,8 @@ impl Op for Update<'_> {
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Self {
-            settings,
-            p,
-            g,
-            m,
-            v,
-            mut average,
-        } = self;
-        let AdamW {
-            learning_rate,
-            betas: (beta1, beta2),
-            eps,
-            weight_decay,
-            step,
-            gradient_scale,
-            ..
-        } = settings;
+        let Self { settings, p, g, m, v, mut average } = self;
+        let AdamW { learning_rate, betas: (beta1, beta2), eps, weight_decay, step, gradient_scale, .. } = settings;
         // The corrections in f64: 1 - 0.999^step loses half its digits in f32.
         let correction = |beta: f32| 1.0 - f64::from(beta).powf(step as f64);
         let step_size = s.splat((f64::from(learning_rate) / correction(beta1)) as f32);
@@ -137,10 +99,7 @@ impl Op for Update<'_> {
             s.store_part(&mut p[start..end], new);
             if let Some(average) = &mut average {
                 let old = s.load_part(&average[start..end]);
-                s.store_part(
-                    &mut average[start..end],
-                    s.fma(old, decay, s.mul(new, rest_average)),
-                );
+                s.store_part(&mut average[start..end], s.fma(old, decay, s.mul(new, rest_average)));
             }
         }
     }

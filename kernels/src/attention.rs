@@ -33,11 +33,7 @@ impl AttentionShape {
         self.tokens * self.heads * self.head_dim
     }
     fn sizes(&self) -> Heads {
-        Heads {
-            tokens: self.tokens,
-            heads: self.heads,
-            head_dim: self.head_dim,
-        }
+        Heads { tokens: self.tokens, heads: self.heads, head_dim: self.head_dim }
     }
 }
 
@@ -58,12 +54,7 @@ pub struct AttentionSaved {
 /// # Panics
 ///
 /// If a slice has not the length that `shape` says.
-pub fn attention(
-    shape: AttentionShape,
-    precision: Precision,
-    qkv: &[f32],
-    out: &mut [f32],
-) -> AttentionSaved {
+pub fn attention(shape: AttentionShape, precision: Precision, qkv: &[f32], out: &mut [f32]) -> AttentionSaved {
     let (sample, batch) = (shape.sample(), shape.batch);
     assert!(
         qkv.len() == 3 * batch * sample,
@@ -71,33 +62,12 @@ pub fn attention(
         qkv.len(),
         3 * batch * sample
     );
-    assert!(
-        out.len() == batch * sample,
-        "`out` has {} elements, {shape:?} needs {}",
-        out.len(),
-        batch * sample
-    );
+    assert!(out.len() == batch * sample, "`out` has {} elements, {shape:?} needs {}", out.len(), batch * sample);
     let isa = Isa::current();
-    let samples = (qkv
-        .par_chunks((3 * sample).max(1))
-        .zip(out.par_chunks_mut(sample.max(1))))
-    .map(|(qkv, out)| {
-        isa.run(With(
-            precision,
-            Forward {
-                sizes: shape.sizes(),
-                qkv,
-                out,
-            },
-        ))
-    })
-    .collect();
-    AttentionSaved {
-        isa,
-        precision,
-        shape,
-        samples,
-    }
+    let samples = (qkv.par_chunks((3 * sample).max(1)).zip(out.par_chunks_mut(sample.max(1))))
+        .map(|(qkv, out)| isa.run(With(precision, Forward { sizes: shape.sizes(), qkv, out })))
+        .collect();
+    AttentionSaved { isa, precision, shape, samples }
 }
 
 /// Gradient of [`attention`]: `d_qkv` from `d_out`.
@@ -108,33 +78,18 @@ pub fn attention(
 pub fn attention_gradient(saved: &AttentionSaved, d_out: &[f32], d_qkv: &mut [f32]) {
     let shape = saved.shape;
     let (sample, batch) = (shape.sample(), shape.batch);
-    assert!(
-        d_out.len() == batch * sample,
-        "`d_out` has {} elements, {shape:?} needs {}",
-        d_out.len(),
-        batch * sample
-    );
+    assert!(d_out.len() == batch * sample, "`d_out` has {} elements, {shape:?} needs {}", d_out.len(), batch * sample);
     assert!(
         d_qkv.len() == 3 * batch * sample,
         "`d_qkv` has {} elements, {shape:?} needs {}",
         d_qkv.len(),
         3 * batch * sample
     );
-    (d_out
-        .par_chunks(sample.max(1))
-        .zip(d_qkv.par_chunks_mut((3 * sample).max(1)))
-        .zip(&saved.samples))
-    .for_each(|((d_out, d_qkv), saved_sample)| {
-        saved.isa.run(With(
-            saved.precision,
-            Gradient {
-                sizes: shape.sizes(),
-                saved: saved_sample,
-                d_out,
-                d_qkv,
-            },
-        ));
-    });
+    (d_out.par_chunks(sample.max(1)).zip(d_qkv.par_chunks_mut((3 * sample).max(1))).zip(&saved.samples)).for_each(
+        |((d_out, d_qkv), saved_sample)| {
+            saved.isa.run(With(saved.precision, Gradient { sizes: shape.sizes(), saved: saved_sample, d_out, d_qkv }));
+        },
+    );
 }
 
 struct Forward<'a> {
@@ -153,14 +108,7 @@ impl ElementOp for Forward<'_> {
         let mut probabilities = Buffer::new(sizes.probabilities::<P>());
         let mut attended = Buffer::new(sizes.tokens * P::cells(sizes.inner()));
         let mut scratch = Buffer::new(sizes.scratch::<P>());
-        forward::<S, P>(
-            s,
-            sizes,
-            &qkv,
-            &mut probabilities,
-            &mut attended,
-            &mut scratch,
-        );
+        forward::<S, P>(s, sizes, &qkv, &mut probabilities, &mut attended, &mut scratch);
         gather::<S, P>(s, &attended, sizes.head_dim, self.out);
         (qkv, probabilities)
     }
@@ -182,15 +130,7 @@ impl ElementOp for Gradient<'_> {
         let d_out = spread::<S, P>(s, self.d_out, sizes.head_dim);
         let mut d_qkv = Buffer::new(qkv.len());
         let mut scratch = Buffer::new(sizes.scratch::<P>());
-        backward::<S, P>(
-            s,
-            sizes,
-            qkv,
-            probabilities,
-            &d_out,
-            &mut d_qkv,
-            &mut scratch,
-        );
+        backward::<S, P>(s, sizes, qkv, probabilities, &d_out, &mut d_qkv, &mut scratch);
         gather::<S, P>(s, &d_qkv, sizes.head_dim, self.d_qkv);
     }
 }
@@ -252,11 +192,7 @@ impl Heads {
     fn panels<P: Element>(&self) -> usize {
         let along = panels_len(padded(self.tokens), P::cells(self.head_pad()), PANEL);
         let down = panels_len(self.head_pad(), P::cells(self.tokens), PANEL);
-        along.max(down).max(panels_len(
-            padded(self.tokens),
-            P::cells(self.tokens),
-            padded(self.tokens),
-        ))
+        along.max(down).max(panels_len(padded(self.tokens), P::cells(self.tokens), padded(self.tokens)))
     }
 }
 
@@ -282,11 +218,7 @@ pub(crate) struct ToCells<'a, P> {
 
 impl<'a, P> ToCells<'a, P> {
     pub(crate) fn new(to: &'a mut [u32], stride: usize) -> Self {
-        Self {
-            to,
-            stride,
-            format: std::marker::PhantomData,
-        }
+        Self { to, stride, format: std::marker::PhantomData }
     }
 }
 
@@ -322,52 +254,18 @@ pub(crate) fn forward<S: Lanes, P: Element>(
         let steps = P::cells(pad);
         let panels = &mut packed[..panels_len(columns, steps, PANEL)];
         along_rows(s, Rows::new(&qkv[k..], stride, tokens), steps, panels);
-        let a = Left {
-            cells: &qkv[q..],
-            row_stride: stride,
-            step_stride: 1,
-            rows: tokens,
-        };
-        product::<S, P>(
-            s,
-            a,
-            Right {
-                panels,
-                steps,
-                columns,
-            },
-            &mut ToF32 {
-                to: scores,
-                stride: columns,
-            },
-        );
-        for (row, to) in scores
-            .chunks_exact_mut(columns)
-            .zip(probabilities.chunks_exact_mut(P::cells(columns)))
-        {
+        let a = Left { cells: &qkv[q..], row_stride: stride, step_stride: 1, rows: tokens };
+        product::<S, P>(s, a, Right { panels, steps, columns }, &mut ToF32 { to: scores, stride: columns });
+        for (row, to) in scores.chunks_exact_mut(columns).zip(probabilities.chunks_exact_mut(P::cells(columns))) {
             softmax_row::<S, P>(s, row, tokens, sizes.scale(), to);
         }
         // attended [tokens, head_pad] = probabilities v
         let steps = P::cells(tokens);
         let panels = &mut packed[..panels_len(pad, steps, PANEL)];
         down_rows::<S, P>(s, Rows::new(&qkv[v..], stride, tokens), pad, PANEL, panels);
-        let a = Left {
-            cells: probabilities,
-            row_stride: P::cells(columns),
-            step_stride: 1,
-            rows: tokens,
-        };
+        let a = Left { cells: probabilities, row_stride: P::cells(columns), step_stride: 1, rows: tokens };
         let to = &mut attended[P::cells(head * pad)..];
-        product::<S, P>(
-            s,
-            a,
-            Right {
-                panels,
-                steps,
-                columns: pad,
-            },
-            &mut ToCells::<P>::new(to, out_stride),
-        );
+        product::<S, P>(s, a, Right { panels, steps, columns: pad }, &mut ToCells::<P>::new(to, out_stride));
     }
 }
 
@@ -400,26 +298,9 @@ pub(crate) fn backward<S: Lanes, P: Element>(
             let steps = P::cells(pad);
             let panels = &mut first[..panels_len(columns, steps, PANEL)];
             along_rows(s, Rows::new(&qkv[v..], stride, tokens), steps, panels);
-            let a = Left {
-                cells: output,
-                row_stride: out_stride,
-                step_stride: 1,
-                rows: tokens,
-            };
-            let mut to = ToF32 {
-                to: as_f32_mut(scores),
-                stride: columns,
-            };
-            product::<S, P>(
-                s,
-                a,
-                Right {
-                    panels,
-                    steps,
-                    columns,
-                },
-                &mut to,
-            );
+            let a = Left { cells: output, row_stride: out_stride, step_stride: 1, rows: tokens };
+            let mut to = ToF32 { to: as_f32_mut(scores), stride: columns };
+            product::<S, P>(s, a, Right { panels, steps, columns }, &mut to);
         }
         // ... of the scores: p * (gradient - sum(p * gradient)), with the scale of the softmax
         for row in 0..tokens {
@@ -432,51 +313,25 @@ pub(crate) fn backward<S: Lanes, P: Element>(
         // dq [tokens, head_pad] = score gradient * k
         let panels = &mut first[..panels_len(pad, steps, PANEL)];
         down_rows::<S, P>(s, Rows::new(&qkv[k..], stride, tokens), pad, PANEL, panels);
-        let a = Left {
-            cells: gradient,
-            row_stride: score_stride,
-            step_stride: 1,
-            rows: tokens,
-        };
+        let a = Left { cells: gradient, row_stride: score_stride, step_stride: 1, rows: tokens };
         product::<S, P>(
             s,
             a,
-            Right {
-                panels,
-                steps,
-                columns: pad,
-            },
+            Right { panels, steps, columns: pad },
             &mut ToCells::<P>::new(&mut qkv_gradient[q..], stride),
         );
         // dk = score gradient^T * q and dv = probabilities^T * output gradient
-        for (left, from, from_stride, to) in [
-            (gradient, &qkv[q..], stride, k),
-            (probabilities, output, out_stride, v),
-        ] {
+        for (left, from, from_stride, to) in [(gradient, &qkv[q..], stride, k), (probabilities, output, out_stride, v)]
+        {
             let tall = &mut second[..panels_len(columns, steps, columns)];
-            down_rows::<S, P>(
-                s,
-                Rows::new(left, score_stride, tokens),
-                columns,
-                columns,
-                tall,
-            );
+            down_rows::<S, P>(s, Rows::new(left, score_stride, tokens), columns, columns, tall);
             let panels = &mut first[..panels_len(pad, steps, PANEL)];
             down_rows::<S, P>(s, Rows::new(from, from_stride, tokens), pad, PANEL, panels);
-            let a = Left {
-                cells: tall,
-                row_stride: 1,
-                step_stride: columns,
-                rows: tokens,
-            };
+            let a = Left { cells: tall, row_stride: 1, step_stride: columns, rows: tokens };
             product::<S, P>(
                 s,
                 a,
-                Right {
-                    panels,
-                    steps,
-                    columns: pad,
-                },
+                Right { panels, steps, columns: pad },
                 &mut ToCells::<P>::new(&mut qkv_gradient[to..], stride),
             );
         }
@@ -485,13 +340,7 @@ pub(crate) fn backward<S: Lanes, P: Element>(
 
 /// `scale * p * (gradient - sum(p * gradient))`.
 #[inline(always)]
-fn score_gradient_row<S: Lanes, P: Element>(
-    s: S,
-    p: &[u32],
-    gradient: &[f32],
-    scale: f32,
-    to: &mut [u32],
-) {
+fn score_gradient_row<S: Lanes, P: Element>(s: S, p: &[u32], gradient: &[f32], scale: f32, to: &mut [u32]) {
     let mut sum = s.splat(0.0);
     for (i, part) in gradient.as_chunks::<LANES>().0.iter().enumerate() {
         sum = s.fma(s.load(part), P::load(s, p, P::cells(i * LANES)), sum);
@@ -499,11 +348,6 @@ fn score_gradient_row<S: Lanes, P: Element>(
     let (sum, scale) = (s.splat(s.sum(sum)), s.splat(scale));
     for (i, part) in gradient.as_chunks::<LANES>().0.iter().enumerate() {
         let p = s.mul(P::load(s, p, P::cells(i * LANES)), scale);
-        P::store(
-            s,
-            to,
-            P::cells(i * LANES),
-            s.mul(p, s.sub(s.load(part), sum)),
-        );
+        P::store(s, to, P::cells(i * LANES), s.mul(p, s.sub(s.load(part), sum)));
     }
 }

@@ -59,19 +59,13 @@ impl BlockShape {
     }
 
     pub(crate) fn attention(&self) -> Heads {
-        Heads {
-            tokens: self.tokens,
-            heads: self.heads,
-            head_dim: self.width / self.heads,
-        }
+        Heads { tokens: self.tokens, heads: self.heads, head_dim: self.width / self.heads }
     }
 
     /// Samples of a chunk: about 144 rows, and a number of chunks that several threads can share.
     fn chunk_samples(&self) -> usize {
         const ROWS: usize = 144;
-        let chunks = (self.batch * self.tokens)
-            .div_ceil(ROWS)
-            .next_multiple_of(4);
+        let chunks = (self.batch * self.tokens).div_ceil(ROWS).next_multiple_of(4);
         (self.batch / chunks.max(1)).max(1)
     }
 }

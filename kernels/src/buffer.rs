@@ -30,10 +30,7 @@ impl Buffer {
         let mut store = STORE.lock().unwrap_or_else(PoisonError::into_inner);
         let used = store.get_mut(&size).and_then(Vec::pop);
         drop(store);
-        Self {
-            words: used.unwrap_or_else(|| vec![0; size]),
-            len,
-        }
+        Self { words: used.unwrap_or_else(|| vec![0; size]), len }
     }
 }
 

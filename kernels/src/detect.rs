@@ -72,10 +72,7 @@ thread_local! {
 ///
 /// If this processor lacks the path.
 pub fn with_path<R>(path: Path, body: impl FnOnce() -> R) -> R {
-    assert!(
-        path.is_available(),
-        "this processor cannot run the path {path:?}"
-    );
+    assert!(path.is_available(), "this processor cannot run the path {path:?}");
     struct Restore(Option<Path>);
     impl Drop for Restore {
         fn drop(&mut self) {
@@ -99,11 +96,7 @@ impl Isa {
             let found = Path::ALL.into_iter().find(|path| path.is_available());
             found.unwrap_or(Path::Portable)
         };
-        Self(
-            FORCED
-                .get()
-                .unwrap_or_else(|| *FASTEST.get_or_init(fastest)),
-        )
+        Self(FORCED.get().unwrap_or_else(|| *FASTEST.get_or_init(fastest)))
     }
 
     /// Its name.

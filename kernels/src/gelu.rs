@@ -29,21 +29,9 @@ const CHUNK: usize = 16 * 1024;
 ///
 /// If the lengths differ.
 pub fn gelu(kind: Gelu, x: &[f32], y: &mut [f32]) {
-    assert!(
-        x.len() == y.len(),
-        "`x` has {} elements, `y` {}",
-        x.len(),
-        y.len()
-    );
+    assert!(x.len() == y.len(), "`x` has {} elements, `y` {}", x.len(), y.len());
     let isa = Isa::current();
-    (x.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK))).for_each(|(x, y)| {
-        isa.run(Apply {
-            kind,
-            x,
-            dy: None,
-            to: y,
-        })
-    });
+    (x.par_chunks(CHUNK).zip(y.par_chunks_mut(CHUNK))).for_each(|(x, y)| isa.run(Apply { kind, x, dy: None, to: y }));
 }
 
 /// `dx = dy * gelu'(x)`.
@@ -53,23 +41,10 @@ pub fn gelu(kind: Gelu, x: &[f32], y: &mut [f32]) {
 /// If the lengths differ.
 pub fn gelu_gradient(kind: Gelu, x: &[f32], dy: &[f32], dx: &mut [f32]) {
     let found = (x.len(), dy.len());
-    assert!(
-        found == (dx.len(), dx.len()),
-        "`x` and `dy` have {found:?} elements, `dx` {}",
-        dx.len()
-    );
+    assert!(found == (dx.len(), dx.len()), "`x` and `dy` have {found:?} elements, `dx` {}", dx.len());
     let isa = Isa::current();
-    (x.par_chunks(CHUNK)
-        .zip(dy.par_chunks(CHUNK))
-        .zip(dx.par_chunks_mut(CHUNK)))
-    .for_each(|((x, dy), dx)| {
-        isa.run(Apply {
-            kind,
-            x,
-            dy: Some(dy),
-            to: dx,
-        })
-    });
+    (x.par_chunks(CHUNK).zip(dy.par_chunks(CHUNK)).zip(dx.par_chunks_mut(CHUNK)))
+        .for_each(|((x, dy), dx)| isa.run(Apply { kind, x, dy: Some(dy), to: dx }));
 }
 
 /// One chunk of [`gelu`], or with `dy` of [`gelu_gradient`].
@@ -108,13 +83,7 @@ pub(crate) fn exp<S: Lanes>(s: S, x: S::V) -> S::V {
     let r = s.fma(n, s.splat(2.121_944_4e-4), r);
     // Cephes' polynomial for (e^r - 1 - r) / r^2.
     let mut p = s.splat(1.987_569_1e-4);
-    for coefficient in [
-        1.398_2e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        5e-1,
-    ] {
+    for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
         p = s.fma(p, r, s.splat(coefficient));
     }
     let p = s.fma(s.mul(p, r), r, s.add(r, s.splat(1.0)));
@@ -130,23 +99,11 @@ pub(crate) fn erf<S: Lanes>(s: S, x: S::V) -> S::V {
     let x = s.min(s.splat(4.0), s.max(s.splat(-4.0), x));
     let t = s.mul(x, x);
     let mut above = s.splat(-2.726_142_3e-10);
-    for coefficient in [
-        2.770_681_4e-8,
-        -2.101_024e-6,
-        -5.692_506_5e-5,
-        -7.349_906_3e-4,
-        -2.954_6e-3,
-        -1.609_603_3e-2,
-    ] {
+    for coefficient in [2.770_681_4e-8, -2.101_024e-6, -5.692_506_5e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_3e-2] {
         above = s.fma(above, t, s.splat(coefficient));
     }
     let mut below = s.splat(-1.456_607_2e-5);
-    for coefficient in [
-        -2.133_740_5e-4,
-        -1.682_827e-3,
-        -7.373_329e-3,
-        -1.426_473_9e-2,
-    ] {
+    for coefficient in [-2.133_740_5e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2] {
         below = s.fma(below, t, s.splat(coefficient));
     }
     s.div(s.mul(x, above), below)

@@ -57,22 +57,13 @@ pub(crate) trait Epilogue<S: Lanes> {
 
 /// Multiplies and hands every vector of sums to the epilogue, one panel of B after the other.
 #[inline(always)]
-pub(crate) fn product<S: Lanes, P: Element>(
-    s: S,
-    a: Left,
-    b: Right,
-    epilogue: &mut impl Epilogue<S>,
-) {
+pub(crate) fn product<S: Lanes, P: Element>(s: S, a: Left, b: Right, epilogue: &mut impl Epilogue<S>) {
     sum_of_products::<S, P>(s, &[(a, b)], epilogue);
 }
 
 /// The sum of several products of the same rows and columns, part after part, in the same registers.
 #[inline(always)]
-pub(crate) fn sum_of_products<S: Lanes, P: Element>(
-    s: S,
-    parts: &[(Left, Right)],
-    epilogue: &mut impl Epilogue<S>,
-) {
+pub(crate) fn sum_of_products<S: Lanes, P: Element>(s: S, parts: &[(Left, Right)], epilogue: &mut impl Epilogue<S>) {
     let Some((rows, columns)) = parts.first().map(|(a, b)| (a.rows, b.columns)) else {
         return;
     };
@@ -81,14 +72,8 @@ pub(crate) fn sum_of_products<S: Lanes, P: Element>(
     }
     assert!(columns.is_multiple_of(LANES), "columns in whole vectors");
     for (a, b) in parts {
-        assert!(
-            a.rows == rows && b.columns == columns,
-            "parts have the same rows and columns"
-        );
-        assert!(
-            b.panels.len() >= columns.div_ceil(PANEL) * PANEL * b.steps,
-            "panels hold all steps and columns"
-        );
+        assert!(a.rows == rows && b.columns == columns, "parts have the same rows and columns");
+        assert!(b.panels.len() >= columns.div_ceil(PANEL) * PANEL * b.steps, "panels hold all steps and columns");
         if b.steps > 0 {
             let last = (rows - 1) * a.row_stride + (b.steps - 1) * a.step_stride;
             assert!(a.cells.len() > last, "A holds all rows and steps");
@@ -102,13 +87,7 @@ pub(crate) fn sum_of_products<S: Lanes, P: Element>(
         let mut row = 0;
         for index in 0..tiles {
             let rows = height + usize::from(index < taller);
-            let sums = Sums::<P> {
-                parts,
-                row,
-                column,
-                to: &mut tile,
-                format: PhantomData,
-            };
+            let sums = Sums::<P> { parts, row, column, to: &mut tile, format: PhantomData };
             // SAFETY: the assertions above cover all rows and steps of A and all panels of B, of every part;
             // the tiles' rows add up to those of A.
             unsafe { sums.run(s, rows, vectors) };
@@ -161,43 +140,19 @@ impl<P: Element, const ROWS: usize, const VECTORS: usize> Op for SumsOf<'_, P, R
         if ROWS > S::TILE_ROWS {
             unreachable!("tiles are no taller than the path's");
         }
-        let Sums {
-            parts,
-            row,
-            column,
-            to,
-            ..
-        } = self.0;
+        let Sums { parts, row, column, to, .. } = self.0;
         let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
-        for &(
-            Left {
-                cells,
-                row_stride,
-                step_stride,
-                ..
-            },
-            Right { panels, steps, .. },
-        ) in parts
-        {
+        for &(Left { cells, row_stride, step_stride, .. }, Right { panels, steps, .. }) in parts {
             for step in 0..steps {
                 // SAFETY: the panel at `column` has all steps of 32 columns (see `Sums::run`).
-                let panel = unsafe {
-                    &*panels
-                        .as_ptr()
-                        .add(column * steps + step * PANEL)
-                        .cast::<[[u32; LANES]; 2]>()
-                };
+                let panel = unsafe { &*panels.as_ptr().add(column * steps + step * PANEL).cast::<[[u32; LANES]; 2]>() };
                 let mut b = [s.splat_cell(0); VECTORS];
                 for (b, panel) in b.iter_mut().zip(panel) {
                     *b = s.load_cells(panel);
                 }
                 for (i, sums) in sums.iter_mut().enumerate() {
                     // SAFETY: A has the row `row + i` and all steps (see `Sums::run`).
-                    let a = s.splat_cell(unsafe {
-                        *cells
-                            .as_ptr()
-                            .add((row + i) * row_stride + step * step_stride)
-                    });
+                    let a = s.splat_cell(unsafe { *cells.as_ptr().add((row + i) * row_stride + step * step_stride) });
                     for (sum, &b) in sums.iter_mut().zip(&b) {
                         *sum = P::dot(s, *sum, a, b);
                     }

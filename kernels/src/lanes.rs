@@ -109,17 +109,13 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
 /// `N` values from `start` on.
 #[inline(always)]
 pub(crate) fn chunk<T, const N: usize>(slice: &[T], start: usize) -> &[T; N] {
-    slice[start..]
-        .first_chunk()
-        .expect("slice holds a whole vector")
+    slice[start..].first_chunk().expect("slice holds a whole vector")
 }
 
 /// `N` values from `start` on, to be written.
 #[inline(always)]
 pub(crate) fn chunk_mut<T, const N: usize>(slice: &mut [T], start: usize) -> &mut [T; N] {
-    slice[start..]
-        .first_chunk_mut()
-        .expect("slice holds a whole vector")
+    slice[start..].first_chunk_mut().expect("slice holds a whole vector")
 }
 
 /// One f32 as bf16, to nearest and to even; what is not a number stays so.

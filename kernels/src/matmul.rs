@@ -70,13 +70,7 @@ impl PackedMatrix {
     /// # Panics
     ///
     /// If `b` has not `summed * columns` elements.
-    pub fn new(
-        b: &[f32],
-        layout: Layout,
-        summed: usize,
-        columns: usize,
-        precision: Precision,
-    ) -> Self {
+    pub fn new(b: &[f32], layout: Layout, summed: usize, columns: usize, precision: Precision) -> Self {
         assert!(
             b.len() == summed * columns,
             "`b` has {} elements, summed = {summed} and columns = {columns} need {}",
@@ -84,37 +78,16 @@ impl PackedMatrix {
             summed * columns
         );
         let isa = Isa::current();
-        let source = Source {
-            values: b,
-            layout: layout.other(),
-            summed,
-            columns,
-        };
+        let source = Source { values: b, layout: layout.other(), summed, columns };
         let steps = match precision {
             Precision::F32 => summed,
             Precision::Bf16 => summed.div_ceil(2),
         };
         let mut panels = Buffer::new(panels_len(columns, steps, PANEL));
-        panels
-            .par_chunks_mut((steps * PANEL).max(1))
-            .enumerate()
-            .for_each(|(index, to)| {
-                isa.run(With(
-                    precision,
-                    PackPanel {
-                        source,
-                        start: index * PANEL,
-                        to,
-                    },
-                ));
-            });
-        Self {
-            isa,
-            precision,
-            summed,
-            columns,
-            panels,
-        }
+        panels.par_chunks_mut((steps * PANEL).max(1)).enumerate().for_each(|(index, to)| {
+            isa.run(With(precision, PackPanel { source, start: index * PANEL, to }));
+        });
+        Self { isa, precision, summed, columns, panels }
     }
 }
 
@@ -141,13 +114,7 @@ pub fn gemm(
     finish: Finish,
     c: &mut [f32],
 ) {
-    gemm_packed(
-        rows,
-        a,
-        &PackedMatrix::new(b, layout, summed, columns, precision),
-        finish,
-        c,
-    );
+    gemm_packed(rows, a, &PackedMatrix::new(b, layout, summed, columns, precision), finish, c);
 }
 
 /// [`gemm`] with a second operand that was packed before.
@@ -155,13 +122,7 @@ pub fn gemm(
 /// # Panics
 ///
 /// If a slice has not the length that the sizes say.
-pub fn gemm_packed(
-    rows: usize,
-    (a, layout): (&[f32], Layout),
-    b: &PackedMatrix,
-    finish: Finish,
-    c: &mut [f32],
-) {
+pub fn gemm_packed(rows: usize, (a, layout): (&[f32], Layout), b: &PackedMatrix, finish: Finish, c: &mut [f32]) {
     let (summed, columns) = (b.summed, b.columns);
     let lengths = |name: &str, found: usize, right: usize| {
         assert!(
@@ -177,34 +138,13 @@ pub fn gemm_packed(
         return;
     }
     // Blocks of one tall panel, or two where there are many rows: few enough to share B's panels.
-    let block = if rows > 16 * TALL_PANEL {
-        2 * TALL_PANEL
-    } else {
-        TALL_PANEL
-    };
-    let source = Source {
-        values: a,
-        layout,
-        summed,
-        columns: rows,
-    };
+    let block = if rows > 16 * TALL_PANEL { 2 * TALL_PANEL } else { TALL_PANEL };
+    let source = Source { values: a, layout, summed, columns: rows };
     let parts = finish.split(block, columns, rows.div_ceil(block));
-    (c.par_chunks_mut(block * columns).zip(parts))
-        .enumerate()
-        .for_each(|(index, (c, finish))| {
-            let start = index * block;
-            b.isa.run(With(
-                b.precision,
-                Block {
-                    source,
-                    start,
-                    rows: c.len() / columns,
-                    b,
-                    finish,
-                    c,
-                },
-            ));
-        });
+    (c.par_chunks_mut(block * columns).zip(parts)).enumerate().for_each(|(index, (c, finish))| {
+        let start = index * block;
+        b.isa.run(With(b.precision, Block { source, start, rows: c.len() / columns, b, finish, c }));
+    });
 }
 
 impl Layout {
@@ -223,17 +163,9 @@ impl<'a> Finish<'a> {
             Self::Bias(bias) => lengths("bias", bias.len(), columns),
             Self::BiasGelu { bias, before, .. } => {
                 lengths("bias", bias.len(), columns);
-                lengths(
-                    "before",
-                    before.as_ref().map_or(rows * columns, |b| b.len()),
-                    rows * columns,
-                );
+                lengths("before", before.as_ref().map_or(rows * columns, |b| b.len()), rows * columns);
             }
-            Self::Residual {
-                bias,
-                residual,
-                row_scale,
-            } => {
+            Self::Residual { bias, residual, row_scale } => {
                 lengths("bias", bias.len(), columns);
                 lengths("residual", residual.len(), rows * columns);
                 lengths("row_scale", row_scale.map_or(rows, <[f32]>::len), rows);
@@ -244,47 +176,23 @@ impl<'a> Finish<'a> {
     /// The same for every block of rows.
     fn split(self, block: usize, columns: usize, count: usize) -> Vec<Finish<'a>> {
         match self {
-            Self::BiasGelu {
-                bias,
-                gelu,
-                before: Some(before),
-            } => before
+            Self::BiasGelu { bias, gelu, before: Some(before) } => before
                 .chunks_mut(block * columns)
-                .map(|before| Self::BiasGelu {
-                    bias,
-                    gelu,
-                    before: Some(before),
-                })
+                .map(|before| Self::BiasGelu { bias, gelu, before: Some(before) })
                 .collect(),
-            Self::Residual {
-                bias,
-                residual,
-                row_scale,
-            } => residual
+            Self::Residual { bias, residual, row_scale } => residual
                 .chunks(block * columns)
                 .enumerate()
                 .map(|(i, residual)| {
                     let row_scale = row_scale.map(|scale| &scale[i * block..]);
-                    Self::Residual {
-                        bias,
-                        residual,
-                        row_scale,
-                    }
+                    Self::Residual { bias, residual, row_scale }
                 })
                 .collect(),
             Self::Store => (0..count).map(|_| Self::Store).collect(),
             Self::Bias(bias) => (0..count).map(|_| Self::Bias(bias)).collect(),
-            Self::BiasGelu {
-                bias,
-                gelu,
-                before: None,
-            } => (0..count)
-                .map(|_| Self::BiasGelu {
-                    bias,
-                    gelu,
-                    before: None,
-                })
-                .collect(),
+            Self::BiasGelu { bias, gelu, before: None } => {
+                (0..count).map(|_| Self::BiasGelu { bias, gelu, before: None }).collect()
+            }
         }
     }
 }
@@ -335,20 +243,9 @@ impl ElementOp for PackPanel<'_> {
         let count = PANEL.min(source.columns - start);
         let (cells, stride) = source.cells::<S, P>(s, start, count);
         match source.layout {
-            Layout::Plain => along_rows(
-                s,
-                Rows::new(&cells, stride, count),
-                P::cells(source.summed),
-                to,
-            ),
+            Layout::Plain => along_rows(s, Rows::new(&cells, stride, count), P::cells(source.summed), to),
             Layout::Transposed => {
-                down_rows::<S, P>(
-                    s,
-                    Rows::new(&cells, stride, source.summed),
-                    padded(count),
-                    PANEL,
-                    to,
-                );
+                down_rows::<S, P>(s, Rows::new(&cells, stride, source.summed), padded(count), PANEL, to);
             }
         }
     }
@@ -369,53 +266,22 @@ impl ElementOp for Block<'_> {
 
     #[inline(always)]
     fn run<S: Lanes, P: Element>(self, s: S) {
-        let Self {
-            source,
-            start,
-            rows,
-            b,
-            finish,
-            c,
-        } = self;
+        let Self { source, start, rows, b, finish, c } = self;
         let steps = P::cells(b.summed);
         let (cells, stride) = source.cells::<S, P>(s, start, rows);
         let packed;
         let a = match source.layout {
-            Layout::Plain => Left {
-                cells: &cells,
-                row_stride: stride,
-                step_stride: 1,
-                rows,
-            },
+            Layout::Plain => Left { cells: &cells, row_stride: stride, step_stride: 1, rows },
             Layout::Transposed => {
                 let mut tall = Buffer::new(panels_len(padded(rows), steps, padded(rows)));
                 let from = Rows::new(&cells, stride, b.summed);
                 down_rows::<S, P>(s, from, padded(rows), padded(rows), &mut tall);
                 packed = tall;
-                Left {
-                    cells: &packed,
-                    row_stride: 1,
-                    step_stride: padded(rows),
-                    rows,
-                }
+                Left { cells: &packed, row_stride: 1, step_stride: padded(rows), rows }
             }
         };
-        let right = Right {
-            panels: &b.panels,
-            steps,
-            columns: padded(b.columns),
-        };
-        product::<S, P>(
-            s,
-            a,
-            right,
-            &mut Write {
-                finish,
-                c,
-                columns: b.columns,
-                format: PhantomData::<P>,
-            },
-        );
+        let right = Right { panels: &b.panels, steps, columns: padded(b.columns) };
+        product::<S, P>(s, a, right, &mut Write { finish, c, columns: b.columns, format: PhantomData::<P> });
     }
 }
 
@@ -444,17 +310,9 @@ impl<S: Lanes, P: Element> Epilogue<S> for Write<'_, P> {
                 }
                 gelu::value(s, *gelu, sums)
             }
-            Finish::Residual {
-                bias,
-                residual,
-                row_scale,
-            } => {
+            Finish::Residual { bias, residual, row_scale } => {
                 let scale = s.splat(row_scale.map_or(1.0, |scale| scale[row]));
-                s.fma(
-                    s.add(sums, part(bias)),
-                    scale,
-                    s.load_part(&residual[at.clone()]),
-                )
+                s.fma(s.add(sums, part(bias)), scale, s.load_part(&residual[at.clone()]))
             }
         };
         s.store_part(&mut self.c[at], value);

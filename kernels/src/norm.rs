@@ -22,22 +22,10 @@ const ROWS: usize = 64;
 /// If the lengths do not fit each other.
 pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, y: &mut [f32]) {
     let width = weight.len();
-    check(
-        width,
-        &[("bias", bias.len())],
-        &[("x", x.len()), ("y", y.len())],
-    );
+    check(width, &[("bias", bias.len())], &[("x", x.len()), ("y", y.len())]);
     let isa = Isa::current();
     let size = (ROWS * width).max(1);
-    (x.par_chunks(size).zip(y.par_chunks_mut(size))).for_each(|(x, y)| {
-        isa.run(Normed {
-            x,
-            weight,
-            bias,
-            eps,
-            y,
-        })
-    });
+    (x.par_chunks(size).zip(y.par_chunks_mut(size))).for_each(|(x, y)| isa.run(Normed { x, weight, bias, eps, y }));
 }
 
 /// Gradient of [`layer_norm`]; with `parameters` also those of its weight and bias (set, not added).
@@ -54,40 +42,17 @@ pub fn layer_norm_gradient(
     parameters: Option<(&mut [f32], &mut [f32])>,
 ) {
     let width = weight.len();
-    check(
-        width,
-        &[],
-        &[("x", x.len()), ("dy", dy.len()), ("dx", dx.len())],
-    );
+    check(width, &[], &[("x", x.len()), ("dy", dy.len()), ("dx", dx.len())]);
     let isa = Isa::current();
     let size = (ROWS * width).max(1);
     let wanted = parameters.is_some();
-    let sums: Vec<_> = (x
-        .par_chunks(size)
-        .zip(dy.par_chunks(size))
-        .zip(dx.par_chunks_mut(size)))
-    .map(|((x, dy), dx)| {
-        isa.run(Gradient {
-            x,
-            weight,
-            eps,
-            dy,
-            dx,
-            wanted,
-        })
-    })
-    .collect();
+    let sums: Vec<_> = (x.par_chunks(size).zip(dy.par_chunks(size)).zip(dx.par_chunks_mut(size)))
+        .map(|((x, dy), dx)| isa.run(Gradient { x, weight, eps, dy, dx, wanted }))
+        .collect();
     let Some((to_weight, to_bias)) = parameters else {
         return;
     };
-    check(
-        width,
-        &[
-            ("weight gradient", to_weight.len()),
-            ("bias gradient", to_bias.len()),
-        ],
-        &[],
-    );
+    check(width, &[("weight gradient", to_weight.len()), ("bias gradient", to_bias.len())], &[]);
     to_weight.fill(0.0);
     to_bias.fill(0.0);
     for (weight, bias) in &sums {
@@ -99,19 +64,11 @@ pub fn layer_norm_gradient(
 
 fn check(width: usize, vectors: &[(&str, usize)], matrices: &[(&str, usize)]) {
     for (name, found) in vectors {
-        assert!(
-            *found == width,
-            "`{name}` has {found} elements, `weight` {width}"
-        );
+        assert!(*found == width, "`{name}` has {found} elements, `weight` {width}");
     }
     for (name, found) in matrices {
-        let same =
-            *found == matrices[0].1 && (*found == 0 || width > 0 && found.is_multiple_of(width));
-        assert!(
-            same,
-            "`{name}` has {found} elements, `{}` {}, rows {width}",
-            matrices[0].0, matrices[0].1
-        );
+        let same = *found == matrices[0].1 && (*found == 0 || width > 0 && found.is_multiple_of(width));
+        assert!(same, "`{name}` has {found} elements, `{}` {}, rows {width}", matrices[0].0, matrices[0].1);
     }
 }
 
@@ -129,30 +86,14 @@ impl Op for Normed<'_> {
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Self {
-            x,
-            weight,
-            bias,
-            eps,
-            y,
-        } = self;
-        for (x, y) in x
-            .chunks_exact(weight.len())
-            .zip(y.chunks_exact_mut(weight.len()))
-        {
+        let Self { x, weight, bias, eps, y } = self;
+        for (x, y) in x.chunks_exact(weight.len()).zip(y.chunks_exact_mut(weight.len())) {
             let (mean, inverse) = moments(s, x, eps);
             let (centre, factor) = (s.splat(mean), s.splat(inverse));
             for (i, (x, y)) in x.chunks(LANES).zip(y.chunks_mut(LANES)).enumerate() {
                 let (at, end) = (i * LANES, i * LANES + x.len());
                 let normalised = s.mul(s.sub(s.load_part(x), centre), factor);
-                s.store_part(
-                    y,
-                    s.fma(
-                        normalised,
-                        s.load_part(&weight[at..end]),
-                        s.load_part(&bias[at..end]),
-                    ),
-                );
+                s.store_part(y, s.fma(normalised, s.load_part(&weight[at..end]), s.load_part(&bias[at..end])));
             }
         }
     }
@@ -173,43 +114,22 @@ impl Op for Gradient<'_> {
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) -> Self::Output {
-        let Self {
-            x,
-            weight,
-            eps,
-            dy,
-            dx,
-            wanted,
-        } = self;
+        let Self { x, weight, eps, dy, dx, wanted } = self;
         let (width, pad) = (weight.len(), padded(weight.len()));
-        let mut sums = if wanted {
-            (vec![0.0; pad], vec![0.0; pad])
-        } else {
-            (Vec::new(), Vec::new())
-        };
+        let mut sums = if wanted { (vec![0.0; pad], vec![0.0; pad]) } else { (Vec::new(), Vec::new()) };
         let mut normalised = Buffer::new(pad);
         // The row functions want whole vectors: weight and the row of dy are copied with padding.
         let mut rows = vec![0.0; 2 * pad];
         let (padded_weight, padded_dy) = rows.split_at_mut(pad);
         padded_weight[..width].copy_from_slice(weight);
-        for ((x, dy), dx) in x
-            .chunks_exact(width)
-            .zip(dy.chunks_exact(width))
-            .zip(dx.chunks_exact_mut(width))
-        {
+        for ((x, dy), dx) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
             let mut inverse = [0.0];
             normalise::<S, F32>(s, x, width, eps, &mut normalised, &mut inverse);
             padded_dy[..width].copy_from_slice(dy);
             dx.fill(0.0);
             add_gradient::<S, F32>(s, padded_dy, &normalised, inverse[0], padded_weight, dx);
             if wanted {
-                add_parameter_gradients::<S, F32>(
-                    s,
-                    padded_dy,
-                    &normalised,
-                    &mut sums.0,
-                    &mut sums.1,
-                );
+                add_parameter_gradients::<S, F32>(s, padded_dy, &normalised, &mut sums.0, &mut sums.1);
             }
         }
         sums
@@ -252,11 +172,7 @@ pub(crate) fn normalise<S: Lanes, P: Element>(
     inverse_deviation: &mut [f32],
 ) {
     let stride = P::cells(padded(width));
-    for ((row, to), inverse) in x
-        .chunks_exact(width)
-        .zip(normalised.chunks_exact_mut(stride))
-        .zip(inverse_deviation)
-    {
+    for ((row, to), inverse) in x.chunks_exact(width).zip(normalised.chunks_exact_mut(stride)).zip(inverse_deviation) {
         let (mean, found) = moments(s, row, eps);
         *inverse = found;
         let (centre, factor) = (s.splat(mean), s.splat(found));
@@ -310,20 +226,9 @@ pub(crate) fn add_parameter_gradients<S: Lanes, P: Element>(
 ) {
     let weight = weight.as_chunks_mut::<LANES>().0;
     let bias = bias.as_chunks_mut::<LANES>().0;
-    for (i, ((dy, weight), bias)) in dy
-        .as_chunks::<LANES>()
-        .0
-        .iter()
-        .zip(weight)
-        .zip(bias)
-        .enumerate()
-    {
+    for (i, ((dy, weight), bias)) in dy.as_chunks::<LANES>().0.iter().zip(weight).zip(bias).enumerate() {
         let dy = s.load(dy);
-        let sum = s.fma(
-            dy,
-            P::load(s, normalised, P::cells(i * LANES)),
-            s.load(weight),
-        );
+        let sum = s.fma(dy, P::load(s, normalised, P::cells(i * LANES)), s.load(weight));
         s.store(weight, sum);
         let sum = s.add(s.load(bias), dy);
         s.store(bias, sum);

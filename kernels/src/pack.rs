@@ -32,11 +32,7 @@ pub(crate) struct Rows<'a> {
 impl<'a> Rows<'a> {
     #[inline(always)]
     pub(crate) fn new(cells: &'a [u32], stride: usize, count: usize) -> Self {
-        Self {
-            cells,
-            stride,
-            count,
-        }
+        Self { cells, stride, count }
     }
     #[inline(always)]
     fn row(&self, i: usize) -> &'a [u32] {
@@ -51,13 +47,7 @@ pub(crate) fn panels_len(columns: usize, steps: usize, panel: usize) -> usize {
 
 /// Packs `[summed, columns]` into panels of `panel` columns; `columns` in whole vectors.
 #[inline(always)]
-pub(crate) fn down_rows<S: Lanes, P: Element>(
-    s: S,
-    from: Rows,
-    columns: usize,
-    panel: usize,
-    to: &mut [u32],
-) {
+pub(crate) fn down_rows<S: Lanes, P: Element>(s: S, from: Rows, columns: usize, panel: usize, to: &mut [u32]) {
     let steps = P::cells(from.count);
     for step in 0..steps {
         let first = step * P::PER_CELL;
@@ -82,11 +72,7 @@ pub(crate) fn along_rows<S: Lanes>(s: S, from: Rows, steps: usize, to: &mut [u32
             for step in (0..steps).step_by(LANES) {
                 let count = LANES.min(steps - step);
                 let mut block = [s.splat_cell(0); LANES];
-                for (i, row) in block
-                    .iter_mut()
-                    .enumerate()
-                    .take(from.count.saturating_sub(column))
-                {
+                for (i, row) in block.iter_mut().enumerate().take(from.count.saturating_sub(column)) {
                     let cells = &from.row(column + i)[step..];
                     *row = if count == LANES {
                         s.load_cells(chunk(cells, 0))

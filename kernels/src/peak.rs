@@ -27,10 +27,7 @@ pub fn peak_flops(precision: Precision) -> f64 {
     };
     let work = (threads * STEPS * SUMS * LANES) as f64 * per_step;
     let start = Instant::now();
-    (0..threads)
-        .into_par_iter()
-        .with_max_len(1)
-        .for_each(|_| isa.run(With(precision, Spin)));
+    (0..threads).into_par_iter().with_max_len(1).for_each(|_| isa.run(With(precision, Spin)));
     work / start.elapsed().as_secs_f64()
 }
 

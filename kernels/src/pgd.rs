@@ -24,18 +24,8 @@ const CHUNK: usize = 16 * 1024;
 pub fn linf_step(x: &mut [f32], gradient: &[f32], origin: &[f32], step: f32, epsilon: f32) {
     check(x.len(), gradient.len(), origin.len());
     let isa = Isa::current();
-    (x.par_chunks_mut(CHUNK)
-        .zip(gradient.par_chunks(CHUNK))
-        .zip(origin.par_chunks(CHUNK)))
-    .for_each(|((x, gradient), origin)| {
-        isa.run(LinfStep {
-            x,
-            gradient,
-            origin,
-            step,
-            epsilon,
-        })
-    });
+    (x.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).zip(origin.par_chunks(CHUNK)))
+        .for_each(|((x, gradient), origin)| isa.run(LinfStep { x, gradient, origin, step, epsilon }));
 }
 
 /// One step for the l2 ball: each sample moves by `step` along its own gradient, is pulled back to
@@ -48,34 +38,17 @@ pub fn linf_step(x: &mut [f32], gradient: &[f32], origin: &[f32], step: f32, eps
 /// # Panics
 ///
 /// If the lengths differ or are not a multiple of `sample_len`.
-pub fn l2_step(
-    x: &mut [f32],
-    gradient: &[f32],
-    origin: &[f32],
-    sample_len: usize,
-    step: f32,
-    epsilon: f32,
-) {
+pub fn l2_step(x: &mut [f32], gradient: &[f32], origin: &[f32], sample_len: usize, step: f32, epsilon: f32) {
     check(x.len(), gradient.len(), origin.len());
     if x.is_empty() {
         return;
     }
     check_samples(x.len(), sample_len);
     let isa = Isa::current();
-    let samples = x
-        .par_chunks_mut(sample_len)
-        .zip(gradient.par_chunks(sample_len));
-    samples
-        .zip(origin.par_chunks(sample_len))
-        .for_each(|((x, gradient), origin)| {
-            isa.run(L2Step {
-                x,
-                gradient,
-                origin,
-                step,
-                epsilon,
-            });
-        });
+    let samples = x.par_chunks_mut(sample_len).zip(gradient.par_chunks(sample_len));
+    samples.zip(origin.par_chunks(sample_len)).for_each(|((x, gradient), origin)| {
+        isa.run(L2Step { x, gradient, origin, step, epsilon });
+    });
 }
 
 /// The l2 norm of every sample.
@@ -88,26 +61,17 @@ pub fn l2_norms(values: &[f32], sample_len: usize) -> Vec<f32> {
         return Vec::new();
     }
     check_samples(values.len(), sample_len);
-    values
-        .par_chunks(sample_len)
-        .map(|sample| reduce::serial_sum_of_squares(sample).sqrt() as f32)
-        .collect()
+    values.par_chunks(sample_len).map(|sample| reduce::serial_sum_of_squares(sample).sqrt() as f32).collect()
 }
 
 fn check(x: usize, gradient: usize, origin: usize) {
     let found = (gradient, origin);
-    assert!(
-        found == (x, x),
-        "`gradient` and `origin` have {found:?} elements, `x` {x}"
-    );
+    assert!(found == (x, x), "`gradient` and `origin` have {found:?} elements, `x` {x}");
 }
 
 fn check_samples(len: usize, sample_len: usize) {
     let whole = sample_len > 0 && len.is_multiple_of(sample_len);
-    assert!(
-        whole,
-        "{len} elements are not whole samples of {sample_len}"
-    );
+    assert!(whole, "{len} elements are not whole samples of {sample_len}");
 }
 
 struct LinfStep<'a> {
@@ -123,18 +87,9 @@ impl Op for LinfStep<'_> {
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Self {
-            x,
-            gradient,
-            origin,
-            step,
-            epsilon,
-        } = self;
+        let Self { x, gradient, origin, step, epsilon } = self;
         let (step, epsilon) = (s.splat(step), s.splat(epsilon));
-        let parts = x
-            .chunks_mut(LANES)
-            .zip(gradient.chunks(LANES))
-            .zip(origin.chunks(LANES));
+        let parts = x.chunks_mut(LANES).zip(gradient.chunks(LANES)).zip(origin.chunks(LANES));
         for ((x, gradient), origin) in parts {
             let origin = s.load_part(origin);
             let moved = s.fma(s.sign(s.load_part(gradient)), step, s.load_part(x));
@@ -158,31 +113,16 @@ impl Op for L2Step<'_> {
 
     #[inline(always)]
     fn run<S: Lanes>(self, s: S) {
-        let Self {
-            x,
-            gradient,
-            origin,
-            step,
-            epsilon,
-        } = self;
+        let Self { x, gradient, origin, step, epsilon } = self;
         let norm = reduce::serial_sum_of_squares(gradient).sqrt();
-        let length = if norm > 0.0 {
-            (f64::from(step) / norm) as f32
-        } else {
-            0.0
-        };
+        let length = if norm > 0.0 { (f64::from(step) / norm) as f32 } else { 0.0 };
         let length = s.splat(length);
         for (x, gradient) in x.chunks_mut(LANES).zip(gradient.chunks(LANES)) {
             let moved = s.fma(s.load_part(gradient), length, s.load_part(x));
             s.store_part(x, moved);
         }
-        let distance =
-            reduce::serial_sum(x.iter().zip(origin).map(|(x, o)| f64::from(x - o).powi(2))).sqrt();
-        let shrink = if distance > f64::from(epsilon) {
-            (f64::from(epsilon) / distance) as f32
-        } else {
-            1.0
-        };
+        let distance = reduce::serial_sum(x.iter().zip(origin).map(|(x, o)| f64::from(x - o).powi(2))).sqrt();
+        let shrink = if distance > f64::from(epsilon) { (f64::from(epsilon) / distance) as f32 } else { 1.0 };
         let shrink = s.splat(shrink);
         for (x, origin) in x.chunks_mut(LANES).zip(origin.chunks(LANES)) {
             let origin = s.load_part(origin);

@@ -10,9 +10,7 @@ const STREAMS: usize = 8;
 
 /// The sum of all values.
 pub fn sum(values: &[f32]) -> f64 {
-    in_order(values, |chunk| {
-        serial_sum(chunk.iter().map(|&v| f64::from(v)))
-    })
+    in_order(values, |chunk| serial_sum(chunk.iter().map(|&v| f64::from(v))))
 }
 
 /// The sum of all squares: of gradients, for their norm.
@@ -34,11 +32,7 @@ pub(crate) fn serial_sum_of_squares(values: &[f32]) -> f64 {
             *sum += f64::from(value) * f64::from(value);
         }
     }
-    sums.into_iter().sum::<f64>()
-        + rest
-            .iter()
-            .map(|&v| f64::from(v) * f64::from(v))
-            .sum::<f64>()
+    sums.into_iter().sum::<f64>() + rest.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>()
 }
 
 /// A sum on the calling thread.

@@ -14,25 +14,14 @@ use crate::lanes::{LANES, Lanes, Op};
 ///
 /// If the lengths differ or are not a multiple of `width`.
 pub fn softmax(x: &[f32], width: usize, y: &mut [f32]) {
-    assert!(
-        x.len() == y.len(),
-        "`x` has {} elements, `y` {}",
-        x.len(),
-        y.len()
-    );
+    assert!(x.len() == y.len(), "`x` has {} elements, `y` {}", x.len(), y.len());
     if x.is_empty() {
         return;
     }
-    assert!(
-        width > 0 && x.len().is_multiple_of(width),
-        "`x` has {} elements, rows of {width}",
-        x.len()
-    );
+    assert!(width > 0 && x.len().is_multiple_of(width), "`x` has {} elements, rows of {width}", x.len());
     let isa = Isa::current();
     let rows = (16 * 1024 / width).max(1);
-    (x.par_chunks(rows * width)
-        .zip(y.par_chunks_mut(rows * width)))
-    .for_each(|(x, y)| isa.run(Rows { x, y, width }));
+    (x.par_chunks(rows * width).zip(y.par_chunks_mut(rows * width))).for_each(|(x, y)| isa.run(Rows { x, y, width }));
 }
 
 struct Rows<'a> {
@@ -49,11 +38,7 @@ impl Op for Rows<'_> {
         let width = self.width;
         let mut scratch = Buffer::new(2 * padded(width));
         let (row, to) = scratch.split_at_mut(padded(width));
-        for (x, y) in self
-            .x
-            .chunks_exact(width)
-            .zip(self.y.chunks_exact_mut(width))
-        {
+        for (x, y) in self.x.chunks_exact(width).zip(self.y.chunks_exact_mut(width)) {
             as_f32_mut(row)[..width].copy_from_slice(x);
             softmax_row::<S, F32>(s, as_f32_mut(row), width, 1.0, to);
             y.copy_from_slice(&as_f32_mut(to)[..width]);
@@ -63,13 +48,7 @@ impl Op for Rows<'_> {
 
 /// Softmax of `scale * row`, of which `count` columns are real, written as cells; the rest is zero.
 #[inline(always)]
-pub(crate) fn softmax_row<S: Lanes, P: Element>(
-    s: S,
-    row: &mut [f32],
-    count: usize,
-    scale: f32,
-    to: &mut [u32],
-) {
+pub(crate) fn softmax_row<S: Lanes, P: Element>(s: S, row: &mut [f32], count: usize, scale: f32, to: &mut [u32]) {
     let mut largest = f32::NEG_INFINITY;
     let mut best = s.splat(f32::NEG_INFINITY);
     let whole = count / LANES;

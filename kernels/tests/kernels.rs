@@ -16,9 +16,7 @@ fn available() -> impl Iterator<Item = Path> {
 
 /// `[rows, columns]` to `[columns, rows]`.
 fn transposed<T: Copy>(values: &[T], columns: usize) -> Vec<T> {
-    (0..columns)
-        .flat_map(|c| values.iter().skip(c).step_by(columns).copied())
-        .collect()
+    (0..columns).flat_map(|c| values.iter().skip(c).step_by(columns).copied()).collect()
 }
 
 /// `A B` in f64, and the sum of the magnitudes of its terms, which bounds the rounding.
@@ -39,11 +37,7 @@ fn product([m, k, n]: [usize; 3], a: &[f32], b: &[f32]) -> (Vec<f64>, Vec<f64>) 
 /// Two operands are rounded by 2^-8 each, so each term by 2^-7 and a bit; f32 sums add at most
 /// `k` times 2^-24 of the terms' magnitudes.
 fn bound(precision: Precision, k: usize) -> f64 {
-    let operands = if precision == Precision::Bf16 {
-        2.05 * BF16
-    } else {
-        0.0
-    };
+    let operands = if precision == Precision::Bf16 { 2.05 * BF16 } else { 0.0 };
     operands + (k as f64 + 4.0) * f64::from(f32::EPSILON)
 }
 
@@ -57,75 +51,38 @@ fn check_gemm(sizes: [usize; 3]) {
     for path in available() {
         for precision in [Precision::F32, Precision::Bf16] {
             let bound = bound(precision, k);
-            let close =
-                |found: &[f32], right: &dyn Fn(usize) -> f64, steepness: f64, what: &str| {
-                    for (i, &found) in found.iter().enumerate() {
-                        let off = (f64::from(found) - right(i)).abs();
-                        let allowed = steepness * bound * size[i] + 1e-6;
-                        assert!(
-                            off <= allowed,
-                            "{what} {path:?} {precision:?} {sizes:?} element {i}: off by {off}"
-                        );
-                    }
-                };
+            let close = |found: &[f32], right: &dyn Fn(usize) -> f64, steepness: f64, what: &str| {
+                for (i, &found) in found.iter().enumerate() {
+                    let off = (f64::from(found) - right(i)).abs();
+                    let allowed = steepness * bound * size[i] + 1e-6;
+                    assert!(off <= allowed, "{what} {path:?} {precision:?} {sizes:?} element {i}: off by {off}");
+                }
+            };
             let mut first: Option<Vec<f32>> = None;
             for (a, layout_a) in [(&a, Layout::Plain), (&at, Layout::Transposed)] {
                 for (b, layout_b) in [(&b, Layout::Plain), (&bt, Layout::Transposed)] {
                     let mut c = vec![f32::NAN; m * n];
-                    with_path(path, || {
-                        gemm(
-                            sizes,
-                            (a, layout_a),
-                            (b, layout_b),
-                            precision,
-                            Finish::Store,
-                            &mut c,
-                        )
-                    });
+                    with_path(path, || gemm(sizes, (a, layout_a), (b, layout_b), precision, Finish::Store, &mut c));
                     close(&c, &|i| right[i], 1.0, "store");
-                    assert_eq!(
-                        *first.get_or_insert(c.clone()),
-                        c,
-                        "the layout does not change a bit"
-                    );
+                    assert_eq!(*first.get_or_insert(c.clone()), c, "the layout does not change a bit");
                 }
             }
-            let packed = with_path(path, || {
-                PackedMatrix::new(&b, Layout::Plain, k, n, precision)
-            });
+            let packed = with_path(path, || PackedMatrix::new(&b, Layout::Plain, k, n, precision));
             let mut c = vec![f32::NAN; m * n];
             gemm_packed(m, (&a, Layout::Plain), &packed, Finish::Bias(&bias), &mut c);
             let biased = |i: usize| right[i] + f64::from(bias[i % n]);
             close(&c, &biased, 1.0, "bias");
             for kind in [Gelu::Erf, Gelu::Tanh] {
                 let mut before = vec![f32::NAN; m * n];
-                let finish = Finish::BiasGelu {
-                    bias: &bias,
-                    gelu: kind,
-                    before: Some(&mut before),
-                };
+                let finish = Finish::BiasGelu { bias: &bias, gelu: kind, before: Some(&mut before) };
                 gemm_packed(m, (&a, Layout::Plain), &packed, finish, &mut c);
                 close(&before, &biased, 1.0, "before gelu");
                 // GELU is nowhere steeper than 1.13.
-                close(
-                    &c,
-                    &|i| reference::gelu(biased(i), kind == Gelu::Tanh).0,
-                    1.13,
-                    "gelu",
-                );
+                close(&c, &|i| reference::gelu(biased(i), kind == Gelu::Tanh).0, 1.13, "gelu");
             }
-            let finish = Finish::Residual {
-                bias: &bias,
-                residual: &residual,
-                row_scale: Some(&scale),
-            };
+            let finish = Finish::Residual { bias: &bias, residual: &residual, row_scale: Some(&scale) };
             gemm_packed(m, (&a, Layout::Plain), &packed, finish, &mut c);
-            close(
-                &c,
-                &|i| f64::from(residual[i]) + f64::from(scale[i / n]) * biased(i),
-                1.0,
-                "residual",
-            );
+            close(&c, &|i| f64::from(residual[i]) + f64::from(scale[i / n]) * biased(i), 1.0, "residual");
         }
     }
 }
@@ -187,20 +144,11 @@ proptest! {
 fn check_norm(rows: usize, width: usize) {
     let mut rng = Rng::new((rows * 100 + width) as u64);
     // Far from zero: a one-pass variance would lose its digits here.
-    let x: Vec<f32> = rng
-        .vec(rows * width, 1.0)
-        .iter()
-        .map(|v| v + 30.0)
-        .collect();
-    let (weight, bias, dy) = (
-        rng.vec(width, 1.0),
-        rng.vec(width, 1.0),
-        rng.vec(rows * width, 1.0),
-    );
+    let x: Vec<f32> = rng.vec(rows * width, 1.0).iter().map(|v| v + 30.0).collect();
+    let (weight, bias, dy) = (rng.vec(width, 1.0), rng.vec(width, 1.0), rng.vec(rows * width, 1.0));
     let (hat, _) = reference::normalise(&wide(&x), width);
-    let right: Vec<f64> = (hat.iter().enumerate())
-        .map(|(i, v)| v * f64::from(weight[i % width]) + f64::from(bias[i % width]))
-        .collect();
+    let right: Vec<f64> =
+        (hat.iter().enumerate()).map(|(i, v)| v * f64::from(weight[i % width]) + f64::from(bias[i % width])).collect();
     let (dx, dw, db) = reference::norm_gradients(&wide(&x), &wide(&weight), &wide(&dy));
     for path in available() {
         let what = format!("{path:?} {rows} x {width}");
@@ -208,64 +156,28 @@ fn check_norm(rows: usize, width: usize) {
         let (mut found_dw, mut found_db) = (vec![7.0; width], vec![7.0; width]);
         with_path(path, || {
             layer_norm(&x, &weight, &bias, 1e-6, &mut y);
-            layer_norm_gradient(
-                &x,
-                &weight,
-                1e-6,
-                &dy,
-                &mut found,
-                Some((&mut found_dw, &mut found_db)),
-            );
+            layer_norm_gradient(&x, &weight, 1e-6, &dy, &mut found, Some((&mut found_dw, &mut found_db)));
         });
         // The mean of numbers near 31 is off by a few 2^-24 * 31, and a row of two close numbers has
         // a deviation of perhaps 1e-2, which the normalised value divides by: so relative 1e-3 there,
         // and 1e-4 for rows of ordinary spread. `eps` bounds the rest.
         let allowed = if width < 8 { 2e-2 } else { 2e-4 };
-        assert!(
-            worst(&y, &right) < allowed,
-            "{what}: y {}",
-            worst(&y, &right)
-        );
-        assert!(
-            worst(&found, &dx) < allowed,
-            "{what}: dx {}",
-            worst(&found, &dx)
-        );
-        assert!(
-            worst(&found_dw, &dw) < allowed,
-            "{what}: dw {}",
-            worst(&found_dw, &dw)
-        );
-        assert!(
-            worst(&found_db, &db) < 1e-5,
-            "{what}: db {}",
-            worst(&found_db, &db)
-        );
+        assert!(worst(&y, &right) < allowed, "{what}: y {}", worst(&y, &right));
+        assert!(worst(&found, &dx) < allowed, "{what}: dx {}", worst(&found, &dx));
+        assert!(worst(&found_dw, &dw) < allowed, "{what}: dw {}", worst(&found_dw, &dw));
+        assert!(worst(&found_db, &db) < 1e-5, "{what}: db {}", worst(&found_db, &db));
     }
 }
 
 fn check_attention(shape: AttentionShape) {
-    let AttentionShape {
-        batch,
-        tokens,
-        heads,
-        head_dim,
-    } = shape;
+    let AttentionShape { batch, tokens, heads, head_dim } = shape;
     let sample = tokens * heads * head_dim;
     let mut rng = Rng::new((sample + batch) as u64);
-    let (qkv, d_out) = (
-        rng.vec(3 * batch * sample, 1.5),
-        rng.vec(batch * sample, 1.0),
-    );
+    let (qkv, d_out) = (rng.vec(3 * batch * sample, 1.5), rng.vec(batch * sample, 1.0));
     let (mut right, mut d_right) = (Vec::new(), Vec::new());
-    for (qkv, d_out) in wide(&qkv)
-        .chunks_exact(3 * sample)
-        .zip(wide(&d_out).chunks_exact(sample))
-    {
+    for (qkv, d_out) in wide(&qkv).chunks_exact(3 * sample).zip(wide(&d_out).chunks_exact(sample)) {
         right.extend(reference::attention(qkv, tokens, heads, head_dim).1);
-        d_right.extend(reference::attention_gradient(
-            qkv, d_out, tokens, heads, head_dim,
-        ));
+        d_right.extend(reference::attention_gradient(qkv, d_out, tokens, heads, head_dim));
     }
     for path in available() {
         // bf16: q, k, v, the probabilities and the gradients are each rounded once, scores reach 14 and
@@ -277,34 +189,17 @@ fn check_attention(shape: AttentionShape) {
                 attention_gradient(&saved, &d_out, &mut d_qkv);
             });
             let off = worst(&out, &right);
-            assert!(
-                off < allowed,
-                "{path:?} {precision:?} {shape:?}: out off by {off}"
-            );
+            assert!(off < allowed, "{path:?} {precision:?} {shape:?}: out off by {off}");
             let off = worst(&d_qkv, &d_right);
-            assert!(
-                off < allowed,
-                "{path:?} {precision:?} {shape:?}: d_qkv off by {off}"
-            );
+            assert!(off < allowed, "{path:?} {precision:?} {shape:?}: d_qkv off by {off}");
         }
     }
 }
 
 #[test]
 fn attention_of_vit_shapes_agrees_with_f64() {
-    for (tokens, heads, head_dim) in [
-        (1, 1, 1),
-        (65, 3, 64),
-        (50, 2, 5),
-        (197, 1, 64),
-        (17, 2, 80),
-    ] {
-        check_attention(AttentionShape {
-            batch: 2,
-            tokens,
-            heads,
-            head_dim,
-        });
+    for (tokens, heads, head_dim) in [(1, 1, 1), (65, 3, 64), (50, 2, 5), (197, 1, 64), (17, 2, 80)] {
+        check_attention(AttentionShape { batch: 2, tokens, heads, head_dim });
     }
 }
 
@@ -350,15 +245,8 @@ fn softmax_rows_sum_to_one_and_agree_with_f64() {
             for (x, y) in x.chunks_exact(width).zip(y.chunks_exact(width)) {
                 let largest = x.iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
                 let powers: Vec<f64> = x.iter().map(|&v| f64::from(v - largest).exp()).collect();
-                let right: Vec<f64> = powers
-                    .iter()
-                    .map(|p| p / powers.iter().sum::<f64>())
-                    .collect();
-                assert!(
-                    worst(y, &right) < 1e-6,
-                    "{path:?} width {width}: off by {}",
-                    worst(y, &right)
-                );
+                let right: Vec<f64> = powers.iter().map(|p| p / powers.iter().sum::<f64>()).collect();
+                assert!(worst(y, &right) < 1e-6, "{path:?} width {width}: off by {}", worst(y, &right));
             }
         }
     }
@@ -378,14 +266,7 @@ fn a_value_that_is_not_a_number_is_not_hidden() {
             for precision in [Precision::F32, Precision::Bf16] {
                 let mut c = [0.0; 1];
                 let a = [1.0, f32::NAN];
-                gemm(
-                    [1, 2, 1],
-                    (&a, Layout::Plain),
-                    (&[1.0, 1.0], Layout::Plain),
-                    precision,
-                    Finish::Store,
-                    &mut c,
-                );
+                gemm([1, 2, 1], (&a, Layout::Plain), (&[1.0, 1.0], Layout::Plain), precision, Finish::Store, &mut c);
                 assert!(c[0].is_nan(), "{path:?} gemm {c:?}");
             }
         });
@@ -413,28 +294,20 @@ fn adamw_agrees_with_the_formula_for_every_length() {
                     gradient_scale: 0.5,
                     average_decay: 0.99,
                 };
-                with_path(path, || {
-                    settings.update(&mut p, &g, &mut m, &mut v, Some(&mut average))
-                });
+                with_path(path, || settings.update(&mut p, &g, &mut m, &mut v, Some(&mut average)));
                 for i in 0..len {
                     let g = f64::from(g[i]) * 0.5;
                     p64[i] *= 1.0 - 1e-2 * 0.1;
                     m64[i] = 0.9 * m64[i] + 0.1 * g;
                     v64[i] = 0.95 * v64[i] + 0.05 * g * g;
-                    let (m, v) = (
-                        m64[i] / (1.0 - 0.9_f64.powi(step as i32)),
-                        v64[i] / (1.0 - 0.95_f64.powi(step as i32)),
-                    );
+                    let (m, v) =
+                        (m64[i] / (1.0 - 0.9_f64.powi(step as i32)), v64[i] / (1.0 - 0.95_f64.powi(step as i32)));
                     p64[i] -= 1e-2 * m / (v.sqrt() + 1e-8);
                     average64[i] = 0.99 * average64[i] + 0.01 * p64[i];
                 }
             }
             for (found, right) in [(&p, &p64), (&m, &m64), (&v, &v64), (&average, &average64)] {
-                assert!(
-                    worst(found, right) < 1e-6,
-                    "{path:?} {len}: off by {}",
-                    worst(found, right)
-                );
+                assert!(worst(found, right) < 1e-6, "{path:?} {len}: off by {}", worst(found, right));
             }
         }
     }
@@ -467,16 +340,10 @@ fn an_l2_step_has_its_length_and_stays_in_the_ball() {
             pgd::l2_step(&mut x, &gradient, &origin, 20, 0.1, 0.15);
             let moved: Vec<f32> = x.iter().zip(&origin).map(|(x, o)| x - o).collect();
             let norms = pgd::l2_norms(&moved, 20);
-            assert!(
-                (norms[0] - 0.1).abs() < 1e-6 && norms[1] == 0.0,
-                "{path:?} {norms:?}"
-            );
+            assert!((norms[0] - 0.1).abs() < 1e-6 && norms[1] == 0.0, "{path:?} {norms:?}");
             pgd::l2_step(&mut x, &gradient, &origin, 20, 0.1, 0.15);
             let moved: Vec<f32> = x.iter().zip(&origin).map(|(x, o)| x - o).collect();
-            assert!(
-                (pgd::l2_norms(&moved, 20)[0] - 0.15).abs() < 1e-6,
-                "{path:?}"
-            );
+            assert!((pgd::l2_norms(&moved, 20)[0] - 0.15).abs() < 1e-6, "{path:?}");
         });
     }
 }
@@ -485,10 +352,7 @@ fn an_l2_step_has_its_length_and_stays_in_the_ball() {
 fn sums_have_the_same_bits_for_any_number_of_threads() {
     let values = Rng::new(1).vec(100_001, 1.0);
     let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .expect("pool");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
         pool.install(|| (sum(&values).to_bits(), sum_of_squares(&values).to_bits()))
     };
     assert_eq!(run(1), run(2));
@@ -498,20 +362,11 @@ fn sums_have_the_same_bits_for_any_number_of_threads() {
 #[test]
 fn norm_gradients_have_the_same_bits_for_any_number_of_threads() {
     let mut rng = Rng::new(2);
-    let (x, dy, weight) = (
-        rng.vec(500 * 24, 1.0),
-        rng.vec(500 * 24, 1.0),
-        rng.vec(24, 1.0),
-    );
+    let (x, dy, weight) = (rng.vec(500 * 24, 1.0), rng.vec(500 * 24, 1.0), rng.vec(24, 1.0));
     let run = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .expect("pool");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("pool");
         let (mut dx, mut dw, mut db) = (vec![0.0; x.len()], vec![0.0; 24], vec![0.0; 24]);
-        pool.install(|| {
-            layer_norm_gradient(&x, &weight, 1e-6, &dy, &mut dx, Some((&mut dw, &mut db)))
-        });
+        pool.install(|| layer_norm_gradient(&x, &weight, 1e-6, &dy, &mut dx, Some((&mut dw, &mut db))));
         (dx, dw, db)
     };
     assert_eq!(run(1), run(3));

@@ -33,42 +33,23 @@ pub fn block_backward(
     let shape = saved.shape;
     weights.check(&shape);
     let elements = shape.elements();
-    assert!(
-        dy.len() == elements,
-        "`dy` has {} elements, {shape:?} needs {elements}",
-        dy.len()
-    );
-    assert!(
-        dx.len() == elements,
-        "`dx` has {} elements, {shape:?} needs {elements}",
-        dx.len()
-    );
+    assert!(dy.len() == elements, "`dy` has {} elements, {shape:?} needs {elements}", dy.len());
+    assert!(dx.len() == elements, "`dx` has {} elements, {shape:?} needs {elements}", dx.len());
     let samples = shape.chunk_samples();
     let size = (samples * shape.tokens * shape.width).max(1);
     let wanted = gradients.is_some();
-    let chunks: Vec<_> = (dy
-        .par_chunks(size)
-        .zip(dx.par_chunks_mut(size))
-        .zip(&saved.chunks))
-    .enumerate()
-    .map(|(index, ((dy, dx), activations))| {
-        let sizes = Sizes::new(shape, dy.len());
-        let scale = saved.path_scale.as_ref().map(|(first, second)| {
-            [first, second].map(|factors| row_factors(&factors[index * samples..], &sizes))
-        });
-        let backward = Backward {
-            sizes,
-            weights,
-            gelu: saved.gelu,
-            scale,
-            saved: activations,
-            dy,
-            dx,
-            wanted,
-        };
-        weights.isa.run(With(weights.precision, backward))
-    })
-    .collect();
+    let chunks: Vec<_> = (dy.par_chunks(size).zip(dx.par_chunks_mut(size)).zip(&saved.chunks))
+        .enumerate()
+        .map(|(index, ((dy, dx), activations))| {
+            let sizes = Sizes::new(shape, dy.len());
+            let scale = saved
+                .path_scale
+                .as_ref()
+                .map(|(first, second)| [first, second].map(|factors| row_factors(&factors[index * samples..], &sizes)));
+            let backward = Backward { sizes, weights, gelu: saved.gelu, scale, saved: activations, dy, dx, wanted };
+            weights.isa.run(With(weights.precision, backward))
+        })
+        .collect();
     if let Some(gradients) = gradients {
         let chunks: Vec<_> = chunks.into_iter().flatten().collect();
         gradients.compute(&shape, weights, &chunks);
@@ -92,25 +73,8 @@ impl ElementOp for Backward<'_> {
 
     #[inline(always)]
     fn run<S: Lanes, P: Element>(self, s: S) -> Self::Output {
-        let Self {
-            sizes,
-            weights,
-            gelu,
-            scale,
-            saved,
-            dy,
-            dx,
-            wanted,
-        } = self;
-        let PackedBlock {
-            norm1,
-            qkv,
-            proj,
-            norm2,
-            fc1,
-            fc2,
-            ..
-        } = weights;
+        let Self { sizes, weights, gelu, scale, saved, dy, dx, wanted } = self;
+        let PackedBlock { norm1, qkv, proj, norm2, fc1, fc2, .. } = weights;
         let (rows, true_width) = (sizes.rows, sizes.shape.width);
         let (width, inner, hidden) = (sizes.width(), sizes.heads.inner(), sizes.hidden());
         let scale = |i: usize| scale.as_ref().map(|scale| &scale[i][..]);
@@ -122,55 +86,24 @@ impl ElementOp for Backward<'_> {
         // The MLP: y = x1 + s2 * fc2(gelu(fc1(norm2(x1)))).
         branch_gradient::<S, P>(s, dx, true_width, scale(1), &mut d_branch);
         let mut d_hidden = Buffer::new(rows * P::cells(hidden));
-        let mut to = ThroughGelu::<P> {
-            gelu,
-            before: &saved.before,
-            to: ToCells::new(&mut d_hidden, P::cells(hidden)),
-        };
+        let mut to =
+            ThroughGelu::<P> { gelu, before: &saved.before, to: ToCells::new(&mut d_hidden, P::cells(hidden)) };
         let a = sizes.left::<P>(&d_branch, width);
         product::<S, P>(s, a, right::<P>(&fc2.backward, width, hidden), &mut to);
-        let mut to = ToF32 {
-            to: as_f32_mut(&mut d_norm),
-            stride: width,
-        };
+        let mut to = ToF32 { to: as_f32_mut(&mut d_norm), stride: width };
         let a = sizes.left::<P>(&d_hidden, hidden);
         product::<S, P>(s, a, right::<P>(&fc1.backward, hidden, width), &mut to);
         if let Some(gradients) = &mut gradients {
             let mut after = Buffer::new(saved.before.len());
             gelu_of::<S, P>(s, gelu, &saved.before, &mut after);
-            factors::<S, P>(
-                s,
-                rows,
-                (&d_branch, width),
-                (&after, hidden),
-                &mut gradients.fc2,
-            );
-            factors::<S, P>(
-                s,
-                rows,
-                (&d_hidden, hidden),
-                (&saved.normalised2, width),
-                &mut gradients.fc1,
-            );
-            column_sums::<S, P>(
-                s,
-                as_f32(&d_norm),
-                &saved.normalised2,
-                width,
-                &mut gradients.norm2,
-            );
+            factors::<S, P>(s, rows, (&d_branch, width), (&after, hidden), &mut gradients.fc2);
+            factors::<S, P>(s, rows, (&d_hidden, hidden), (&saved.normalised2, width), &mut gradients.fc1);
+            column_sums::<S, P>(s, as_f32(&d_norm), &saved.normalised2, width, &mut gradients.norm2);
         }
         for (row, dx) in dx.chunks_exact_mut(true_width).enumerate() {
             let d_norm = &as_f32(&d_norm)[row * width..][..width];
             let normalised = &saved.normalised2[row * P::cells(width)..];
-            norm::add_gradient::<S, P>(
-                s,
-                d_norm,
-                normalised,
-                saved.inverse_deviation2[row],
-                &norm2.weight,
-                dx,
-            );
+            norm::add_gradient::<S, P>(s, d_norm, normalised, saved.inverse_deviation2[row], &norm2.weight, dx);
         }
 
         // Attention: x1 = x + s1 * proj(attention(qkv(norm1(x)))).
@@ -181,46 +114,18 @@ impl ElementOp for Backward<'_> {
         product::<S, P>(s, a, right::<P>(&proj.backward, width, inner), &mut to);
         let mut d_qkv = Buffer::new(rows * P::cells(3 * inner));
         attend_backward::<S, P>(s, &sizes, saved, &d_attended, &mut d_qkv);
-        let mut to = ToF32 {
-            to: as_f32_mut(&mut d_norm),
-            stride: width,
-        };
+        let mut to = ToF32 { to: as_f32_mut(&mut d_norm), stride: width };
         let a = sizes.left::<P>(&d_qkv, 3 * inner);
         product::<S, P>(s, a, right::<P>(&qkv.backward, 3 * inner, width), &mut to);
         if let Some(gradients) = &mut gradients {
-            factors::<S, P>(
-                s,
-                rows,
-                (&d_branch, width),
-                (&saved.attended, inner),
-                &mut gradients.proj,
-            );
-            factors::<S, P>(
-                s,
-                rows,
-                (&d_qkv, 3 * inner),
-                (&saved.normalised1, width),
-                &mut gradients.qkv,
-            );
-            column_sums::<S, P>(
-                s,
-                as_f32(&d_norm),
-                &saved.normalised1,
-                width,
-                &mut gradients.norm1,
-            );
+            factors::<S, P>(s, rows, (&d_branch, width), (&saved.attended, inner), &mut gradients.proj);
+            factors::<S, P>(s, rows, (&d_qkv, 3 * inner), (&saved.normalised1, width), &mut gradients.qkv);
+            column_sums::<S, P>(s, as_f32(&d_norm), &saved.normalised1, width, &mut gradients.norm1);
         }
         for (row, dx) in dx.chunks_exact_mut(true_width).enumerate() {
             let d_norm = &as_f32(&d_norm)[row * width..][..width];
             let normalised = &saved.normalised1[row * P::cells(width)..];
-            norm::add_gradient::<S, P>(
-                s,
-                d_norm,
-                normalised,
-                saved.inverse_deviation1[row],
-                &norm1.weight,
-                dx,
-            );
+            norm::add_gradient::<S, P>(s, d_norm, normalised, saved.inverse_deviation1[row], &norm1.weight, dx);
         }
         gradients
     }
@@ -228,19 +133,9 @@ impl ElementOp for Backward<'_> {
 
 /// `scale * gradient` as rows of cells, zero in the padding.
 #[inline(always)]
-fn branch_gradient<S: Lanes, P: Element>(
-    s: S,
-    gradient: &[f32],
-    width: usize,
-    scale: Option<&[f32]>,
-    to: &mut [u32],
-) {
+fn branch_gradient<S: Lanes, P: Element>(s: S, gradient: &[f32], width: usize, scale: Option<&[f32]>, to: &mut [u32]) {
     let stride = P::cells(crate::cells::padded(width));
-    for (row, (from, to)) in gradient
-        .chunks_exact(width)
-        .zip(to.chunks_exact_mut(stride))
-        .enumerate()
-    {
+    for (row, (from, to)) in gradient.chunks_exact(width).zip(to.chunks_exact_mut(stride)).enumerate() {
         let factor = s.splat(scale.map_or(1.0, |scale| scale[row]));
         for (i, part) in from.chunks(LANES).enumerate() {
             P::store(s, to, P::cells(i * LANES), s.mul(s.load_part(part), factor));
@@ -252,12 +147,7 @@ fn branch_gradient<S: Lanes, P: Element>(
 #[inline(always)]
 fn gelu_of<S: Lanes, P: Element>(s: S, gelu: Gelu, before: &[u32], after: &mut [u32]) {
     for cell in (0..before.len()).step_by(P::cells(LANES)) {
-        P::store(
-            s,
-            after,
-            cell,
-            gelu::value(s, gelu, P::load(s, before, cell)),
-        );
+        P::store(s, after, cell, gelu::value(s, gelu, P::load(s, before, cell)));
     }
 }
 
@@ -271,10 +161,7 @@ fn attend_backward<S: Lanes, P: Element>(
 ) {
     let (heads, tokens) = (sizes.heads, sizes.shape.tokens);
     let mut scratch = Buffer::new(heads.scratch::<P>());
-    let (stride, out_stride) = (
-        tokens * P::cells(3 * heads.inner()),
-        tokens * P::cells(heads.inner()),
-    );
+    let (stride, out_stride) = (tokens * P::cells(3 * heads.inner()), tokens * P::cells(heads.inner()));
     let probabilities = heads.probabilities::<P>();
     for sample in 0..sizes.samples {
         attention::backward::<S, P>(

@@ -57,26 +57,9 @@ impl ChunkSaved {
     }
 
     fn bytes(&self) -> usize {
-        let Self {
-            normalised1,
-            qkv,
-            probabilities,
-            attended,
-            normalised2,
-            before,
-            ..
-        } = self;
-        let cells: usize = [
-            normalised1,
-            qkv,
-            probabilities,
-            attended,
-            normalised2,
-            before,
-        ]
-        .iter()
-        .map(|b| b.len())
-        .sum();
+        let Self { normalised1, qkv, probabilities, attended, normalised2, before, .. } = self;
+        let cells: usize =
+            [normalised1, qkv, probabilities, attended, normalised2, before].iter().map(|b| b.len()).sum();
         4 * (cells + 2 * self.inverse_deviation1.len())
     }
 }
@@ -94,12 +77,7 @@ impl Sizes {
     /// Of a chunk of so many elements.
     pub(super) fn new(shape: BlockShape, elements: usize) -> Self {
         let rows = elements / shape.width;
-        Self {
-            samples: rows / shape.tokens,
-            rows,
-            heads: shape.attention(),
-            shape,
-        }
+        Self { samples: rows / shape.tokens, rows, heads: shape.attention(), shape }
     }
     /// The width with padding.
     pub(super) fn width(&self) -> usize {
@@ -111,12 +89,7 @@ impl Sizes {
     }
     /// Rows of cells as the first operand.
     pub(super) fn left<'a, P: Element>(&self, cells: &'a [u32], elements: usize) -> Left<'a> {
-        Left {
-            cells,
-            row_stride: P::cells(elements),
-            step_stride: 1,
-            rows: self.rows,
-        }
+        Left { cells, row_stride: P::cells(elements), step_stride: 1, rows: self.rows }
     }
 }
 
@@ -143,23 +116,11 @@ pub fn block_forward(
 ) -> Option<BlockSaved> {
     weights.check(&shape);
     let elements = shape.elements();
-    assert!(
-        x.len() == elements,
-        "`x` has {} elements, {shape:?} needs {elements}",
-        x.len()
-    );
-    assert!(
-        y.len() == elements,
-        "`y` has {} elements, {shape:?} needs {elements}",
-        y.len()
-    );
+    assert!(x.len() == elements, "`x` has {} elements, {shape:?} needs {elements}", x.len());
+    assert!(y.len() == elements, "`y` has {} elements, {shape:?} needs {elements}", y.len());
     if let Some((first, second)) = path_scale {
         let found = (first.len(), second.len());
-        assert!(
-            found == (shape.batch, shape.batch),
-            "`path_scale` has {found:?} factors, batch = {}",
-            shape.batch
-        );
+        assert!(found == (shape.batch, shape.batch), "`path_scale` has {found:?} factors, batch = {}", shape.batch);
     }
     let path_scale = path_scale.map(|(first, second)| (first.to_vec(), second.to_vec()));
     let samples = shape.chunk_samples();
@@ -170,29 +131,16 @@ pub fn block_forward(
         .enumerate()
         .map(|(index, (x, y))| {
             let sizes = Sizes::new(shape, x.len());
-            let scale = path_scale.as_ref().map(|(first, second)| {
-                [first, second].map(|factors| row_factors(&factors[index * samples..], &sizes))
-            });
-            let forward = Forward {
-                sizes,
-                weights,
-                gelu,
-                eps,
-                scale,
-                x,
-                y,
-            };
+            let scale = path_scale
+                .as_ref()
+                .map(|(first, second)| [first, second].map(|factors| row_factors(&factors[index * samples..], &sizes)));
+            let forward = Forward { sizes, weights, gelu, eps, scale, x, y };
             let saved = weights.isa.run(With(weights.precision, forward));
             save.then_some(saved)
         })
         .collect::<Vec<_>>();
     let chunks = chunks.into_iter().flatten().collect();
-    save.then_some(BlockSaved {
-        chunks,
-        shape,
-        gelu,
-        path_scale,
-    })
+    save.then_some(BlockSaved { chunks, shape, gelu, path_scale })
 }
 
 /// The factor of every row of a chunk, from those of its samples.
@@ -217,61 +165,25 @@ impl ElementOp for Forward<'_> {
 
     #[inline(always)]
     fn run<S: Lanes, P: Element>(self, s: S) -> ChunkSaved {
-        let Self {
-            sizes,
-            weights,
-            gelu,
-            eps,
-            scale,
-            x,
-            y,
-        } = self;
-        let PackedBlock {
-            qkv,
-            proj,
-            fc1,
-            fc2,
-            ..
-        } = weights;
+        let Self { sizes, weights, gelu, eps, scale, x, y } = self;
+        let PackedBlock { qkv, proj, fc1, fc2, .. } = weights;
         let (width, inner, hidden) = (sizes.width(), sizes.heads.inner(), sizes.hidden());
         let true_width = sizes.shape.width;
         let scale = |i: usize| scale.as_ref().map(|scale| &scale[i][..]);
         let mut saved = ChunkSaved::new::<P>(&sizes);
         y.copy_from_slice(x);
 
-        norm::normalise::<S, P>(
-            s,
-            x,
-            true_width,
-            eps,
-            &mut saved.normalised1,
-            &mut saved.inverse_deviation1,
-        );
+        norm::normalise::<S, P>(s, x, true_width, eps, &mut saved.normalised1, &mut saved.inverse_deviation1);
         let a = sizes.left::<P>(&saved.normalised1, width);
-        let mut to = BiasToCells {
-            bias: &qkv.bias,
-            to: ToCells::<P>::new(&mut saved.qkv, P::cells(3 * inner)),
-        };
+        let mut to = BiasToCells { bias: &qkv.bias, to: ToCells::<P>::new(&mut saved.qkv, P::cells(3 * inner)) };
         product::<S, P>(s, a, right::<P>(&qkv.forward, width, 3 * inner), &mut to);
 
         attend::<S, P>(s, &sizes, &mut saved);
         let a = sizes.left::<P>(&saved.attended, inner);
-        let mut to = AddToRows {
-            to: y,
-            width: true_width,
-            bias: &proj.bias,
-            scale: scale(0),
-        };
+        let mut to = AddToRows { to: y, width: true_width, bias: &proj.bias, scale: scale(0) };
         product::<S, P>(s, a, right::<P>(&proj.forward, inner, width), &mut to);
 
-        norm::normalise::<S, P>(
-            s,
-            y,
-            true_width,
-            eps,
-            &mut saved.normalised2,
-            &mut saved.inverse_deviation2,
-        );
+        norm::normalise::<S, P>(s, y, true_width, eps, &mut saved.normalised2, &mut saved.inverse_deviation2);
         let mut after = Buffer::new(saved.before.len());
         let mut to = BiasGelu::<P> {
             bias: &fc1.bias,
@@ -281,29 +193,15 @@ impl ElementOp for Forward<'_> {
         };
         let a = sizes.left::<P>(&saved.normalised2, width);
         product::<S, P>(s, a, right::<P>(&fc1.forward, width, hidden), &mut to);
-        let mut to = AddToRows {
-            to: y,
-            width: true_width,
-            bias: &fc2.bias,
-            scale: scale(1),
-        };
-        product::<S, P>(
-            s,
-            sizes.left::<P>(&after, hidden),
-            right::<P>(&fc2.forward, hidden, width),
-            &mut to,
-        );
+        let mut to = AddToRows { to: y, width: true_width, bias: &fc2.bias, scale: scale(1) };
+        product::<S, P>(s, sizes.left::<P>(&after, hidden), right::<P>(&fc2.forward, hidden, width), &mut to);
         saved
     }
 }
 
 /// The second operand summed over `inputs` (with padding), with `outputs` columns.
 pub(super) fn right<P: Element>(panels: &[u32], inputs: usize, outputs: usize) -> Right<'_> {
-    Right {
-        panels,
-        steps: P::cells(inputs),
-        columns: outputs,
-    }
+    Right { panels, steps: P::cells(inputs), columns: outputs }
 }
 
 #[inline(always)]
@@ -311,12 +209,8 @@ fn attend<S: Lanes, P: Element>(s: S, sizes: &Sizes, saved: &mut ChunkSaved) {
     let (heads, tokens) = (sizes.heads, sizes.shape.tokens);
     let mut scratch = Buffer::new(heads.scratch::<P>());
     let samples = saved.qkv.chunks_exact(tokens * P::cells(3 * heads.inner()));
-    let probabilities = saved
-        .probabilities
-        .chunks_exact_mut(heads.probabilities::<P>());
-    let attended = saved
-        .attended
-        .chunks_exact_mut(tokens * P::cells(heads.inner()));
+    let probabilities = saved.probabilities.chunks_exact_mut(heads.probabilities::<P>());
+    let attended = saved.attended.chunks_exact_mut(tokens * P::cells(heads.inner()));
     for ((qkv, probabilities), attended) in samples.zip(probabilities).zip(attended) {
         attention::forward::<S, P>(s, heads, qkv, probabilities, attended, &mut scratch);
     }
@@ -348,14 +242,8 @@ impl<S: Lanes, P: Element> Epilogue<S> for BiasGelu<'_, P> {
     #[inline(always)]
     fn put(&mut self, s: S, row: usize, column: usize, sums: S::V) {
         let sums = s.add(sums, s.load(chunk(self.bias, column)));
-        P::store(
-            s,
-            self.before,
-            row * self.after.stride + P::cells(column),
-            sums,
-        );
-        self.after
-            .put(s, row, column, gelu::value(s, self.gelu, sums));
+        P::store(s, self.before, row * self.after.stride + P::cells(column), sums);
+        self.after.put(s, row, column, gelu::value(s, self.gelu, sums));
     }
 }
 

@@ -55,33 +55,20 @@ impl BlockGradients {
     }
 
     /// Sets all gradients from the factors of all chunks.
-    pub(super) fn compute(
-        &mut self,
-        shape: &BlockShape,
-        weights: &PackedBlock,
-        chunks: &[ChunkGradients],
-    ) {
+    pub(super) fn compute(&mut self, shape: &BlockShape, weights: &PackedBlock, chunks: &[ChunkGradients]) {
         let (width, hidden) = (shape.width, shape.hidden);
         if self.norm1_weight.len() != width || self.fc1_bias.len() != hidden {
             *self = Self::zeros(width, hidden);
         }
         for (to_weight, to_bias, of) in [
-            (
-                &mut self.norm1_weight,
-                &mut self.norm1_bias,
-                (|c| &c.norm1) as fn(&ChunkGradients) -> &NormSums,
-            ),
+            (&mut self.norm1_weight, &mut self.norm1_bias, (|c| &c.norm1) as fn(&ChunkGradients) -> &NormSums),
             (&mut self.norm2_weight, &mut self.norm2_bias, |c| &c.norm2),
         ] {
             to_weight.copy_from_slice(&total(chunks, width, |c| &of(c).weight));
             to_bias.copy_from_slice(&total(chunks, width, |c| &of(c).bias));
         }
         let layers = [
-            (
-                &weights.qkv,
-                Some(&weights.norm1),
-                (|c| &c.qkv) as fn(&ChunkGradients) -> &Factors,
-            ),
+            (&weights.qkv, Some(&weights.norm1), (|c| &c.qkv) as fn(&ChunkGradients) -> &Factors),
             (&weights.proj, None, |c| &c.proj),
             (&weights.fc1, Some(&weights.norm2), |c| &c.fc1),
             (&weights.fc2, None, |c| &c.fc2),
@@ -92,12 +79,9 @@ impl BlockGradients {
             (&mut self.fc1_weight, &mut self.fc1_bias),
             (&mut self.fc2_weight, &mut self.fc2_bias),
         ];
-        let sums = layers
-            .map(|(layer, _, of)| total(chunks, layer.rows.padded(), |chunk| &of(chunk).bias));
+        let sums = layers.map(|(layer, _, of)| total(chunks, layer.rows.padded(), |chunk| &of(chunk).bias));
         let mut blocks = Vec::new();
-        for (((layer, norm, of), (weight, bias)), sums) in
-            layers.into_iter().zip(targets).zip(&sums)
-        {
+        for (((layer, norm, of), (weight, bias)), sums) in layers.into_iter().zip(targets).zip(&sums) {
             for (from, to) in layer.rows.starts() {
                 let group = layer.rows.group();
                 bias[from..from + group].copy_from_slice(&sums[to..to + group]);
@@ -109,29 +93,15 @@ impl BlockGradients {
                 let to;
                 (to, rest) = rest.split_at_mut(real * layer.columns.len());
                 let factors = chunks.iter().map(of).collect();
-                blocks.push(WeightBlock {
-                    layer,
-                    norm,
-                    factors,
-                    bias: sums,
-                    start,
-                    end,
-                    to,
-                });
+                blocks.push(WeightBlock { layer, norm, factors, bias: sums, start, end, to });
             }
         }
-        blocks
-            .into_par_iter()
-            .for_each(|block| weights.isa.run(With(weights.precision, block)));
+        blocks.into_par_iter().for_each(|block| weights.isa.run(With(weights.precision, block)));
     }
 }
 
 /// The first `len` sums over the chunks, in the chunks' order.
-fn total(
-    chunks: &[ChunkGradients],
-    len: usize,
-    of: impl Fn(&ChunkGradients) -> &[f32],
-) -> Vec<f32> {
+fn total(chunks: &[ChunkGradients], len: usize, of: impl Fn(&ChunkGradients) -> &[f32]) -> Vec<f32> {
     let mut sum = vec![0.0; len];
     for chunk in chunks {
         for (sum, value) in sum.iter_mut().zip(of(chunk)) {
@@ -173,10 +143,7 @@ impl ChunkGradients {
     pub(super) fn new<P: Element>(sizes: &Sizes) -> Self {
         let steps = P::cells(sizes.rows);
         let (width, inner, hidden) = (sizes.width(), sizes.heads.inner(), sizes.hidden());
-        let norm = || NormSums {
-            weight: vec![0.0; width],
-            bias: vec![0.0; width],
-        };
+        let norm = || NormSums { weight: vec![0.0; width], bias: vec![0.0; width] };
         let factors = |outputs, inputs| Factors {
             left: Buffer::new(panels_len(outputs, steps, TALL_PANEL)),
             right: Buffer::new(panels_len(inputs, steps, PANEL)),
@@ -205,13 +172,7 @@ pub(super) fn factors<S: Lanes, P: Element>(
 ) {
     let gradient = Rows::new(gradient, P::cells(outputs), rows);
     down_rows::<S, P>(s, gradient, outputs, TALL_PANEL, &mut to.left);
-    down_rows::<S, P>(
-        s,
-        Rows::new(input, P::cells(inputs), rows),
-        inputs,
-        PANEL,
-        &mut to.right,
-    );
+    down_rows::<S, P>(s, Rows::new(input, P::cells(inputs), rows), inputs, PANEL, &mut to.right);
     for row in gradient.cells.chunks_exact(gradient.stride) {
         for (column, bias) in to.bias.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
             let sum = s.add(s.load(bias), P::load(s, row, P::cells(column * LANES)));
@@ -222,17 +183,8 @@ pub(super) fn factors<S: Lanes, P: Element>(
 
 /// Gradients of a norm's parameters from that of its output, over the rows of the chunk.
 #[inline(always)]
-pub(super) fn column_sums<S: Lanes, P: Element>(
-    s: S,
-    dy: &[f32],
-    normalised: &[u32],
-    width: usize,
-    to: &mut NormSums,
-) {
-    for (dy, normalised) in dy
-        .chunks_exact(width)
-        .zip(normalised.chunks_exact(P::cells(width)))
-    {
+pub(super) fn column_sums<S: Lanes, P: Element>(s: S, dy: &[f32], normalised: &[u32], width: usize, to: &mut NormSums) {
+    for (dy, normalised) in dy.chunks_exact(width).zip(normalised.chunks_exact(P::cells(width))) {
         norm::add_parameter_gradients::<S, P>(s, dy, normalised, &mut to.weight, &mut to.bias);
     }
 }
@@ -259,15 +211,7 @@ impl ElementOp for WeightBlock<'_> {
         const COLUMNS: usize = 12 * PANEL;
         /// Steps summed in registers before they are added to those sums.
         const STEPS: usize = 512;
-        let Self {
-            layer,
-            norm,
-            factors,
-            bias,
-            start,
-            end,
-            to,
-        } = self;
+        let Self { layer, norm, factors, bias, start, end, to } = self;
         let columns = layer.columns.padded();
         let mut sums = Buffer::new((end - start) * columns);
         let sums = as_f32_mut(&mut sums);
@@ -275,35 +219,15 @@ impl ElementOp for WeightBlock<'_> {
         let steps = factors.first().map_or(1, |factors| factors.steps).max(1);
         for column in (0..columns).step_by(COLUMNS) {
             for group in factors.chunks((STEPS / steps).max(1)) {
-                let part = |factors: &&Factors| {
+                let parts = group.iter().map(|factors| {
                     let steps = factors.steps;
                     let cells = &factors.left[start * steps..];
-                    let a = Left {
-                        cells,
-                        row_stride: 1,
-                        step_stride: TALL_PANEL,
-                        rows: end - start,
-                    };
+                    let a = Left { cells, row_stride: 1, step_stride: TALL_PANEL, rows: end - start };
                     let panels = &factors.right[column * steps..];
-                    (
-                        a,
-                        Right {
-                            panels,
-                            steps,
-                            columns: COLUMNS.min(columns - column),
-                        },
-                    )
-                };
-                let parts: Vec<_> = group.iter().map(part).collect();
-                sum_of_products::<S, P>(
-                    s,
-                    &parts,
-                    &mut AddToSums {
-                        to: sums,
-                        stride: columns,
-                        column,
-                    },
-                );
+                    (a, Right { panels, steps, columns: COLUMNS.min(columns - column) })
+                });
+                let parts: Vec<_> = parts.collect();
+                sum_of_products::<S, P>(s, &parts, &mut AddToSums { to: sums, stride: columns, column });
             }
         }
         let mut to = to.chunks_exact_mut(layer.columns.len().max(1));

@@ -1,10 +1,14 @@
 //! Weights of a block, packed once per update for all the passes until the next.
 
+use std::ops::Range;
+
+use rayon::prelude::*;
+
 use crate::block::BlockShape;
 use crate::buffer::Buffer;
 use crate::cells::{Element, ElementOp, With, padded};
 use crate::detect::Isa;
-use crate::lanes::{LANES, Lanes};
+use crate::lanes::{LANES, Lanes, chunk};
 use crate::pack::{PANEL, Rows, along_rows, down_rows, panels_len};
 use crate::{Path, Precision};
 
@@ -61,6 +65,14 @@ impl Spread {
     pub(super) fn before(self, at: usize) -> usize {
         let pad = padded(self.size).max(1);
         (at / pad * self.size + (at % pad).min(self.size)).min(self.len())
+    }
+    /// Of `count` padded elements from `at` on, inside one group: where the real ones start, and how many.
+    #[inline(always)]
+    fn real(self, at: usize, count: usize) -> (usize, usize) {
+        let pad = padded(self.size);
+        let (group, inside) = (at / pad, at % pad);
+        let inside = inside.min(self.size);
+        (group * self.size + inside, count.min(self.size - inside))
     }
     /// A padded copy, zero in the padding.
     fn pad(self, values: &[f32]) -> Vec<f32> {
@@ -120,10 +132,7 @@ impl PackedBlock {
     pub fn new(heads: usize, weights: &BlockWeights, precision: Precision) -> Self {
         let width = weights.norm1_weight.len();
         let hidden = weights.fc1_bias.len();
-        assert!(
-            heads > 0 && width > 0 && width.is_multiple_of(heads),
-            "heads = {heads} must divide width = {width}"
-        );
+        assert!(heads > 0 && width > 0 && width.is_multiple_of(heads), "heads = {heads} must divide width = {width}");
         for (name, found, right) in [
             ("norm1_bias", weights.norm1_bias.len(), width),
             ("qkv_weight", weights.qkv_weight.len(), 3 * width * width),
@@ -136,74 +145,32 @@ impl PackedBlock {
             ("fc2_weight", weights.fc2_weight.len(), width * hidden),
             ("fc2_bias", weights.fc2_bias.len(), width),
         ] {
-            assert!(
-                found == right,
-                "`{name}` has {found} elements, width {width} and hidden {hidden} need {right}"
-            );
+            assert!(found == right, "`{name}` has {found} elements, width {width} and hidden {hidden} need {right}");
         }
         let isa = Isa::current();
         let whole = Spread::whole(width);
-        let inner = Spread {
-            groups: heads,
-            size: width / heads,
-        };
-        let three = Spread {
-            groups: 3 * heads,
-            ..inner
-        };
+        let inner = Spread { groups: heads, size: width / heads };
+        let three = Spread { groups: 3 * heads, ..inner };
         let inside = Spread::whole(hidden);
-        let norm = |weight, bias| Norm {
-            weight: whole.pad(weight),
-            bias: whole.pad(bias),
-        };
+        let norm = |weight, bias| Norm { weight: whole.pad(weight), bias: whole.pad(bias) };
         let norm1 = norm(weights.norm1_weight, weights.norm1_bias);
         let norm2 = norm(weights.norm2_weight, weights.norm2_bias);
-        let pack = |weight, bias, rows, columns, norm| {
-            pack_linear(isa, precision, weight, bias, rows, columns, norm)
-        };
+        let pack = |weight, bias, rows, columns, norm| pack_linear(isa, precision, weight, bias, rows, columns, norm);
         let ((qkv, proj), (fc1, fc2)) = rayon::join(
             || {
                 rayon::join(
-                    || {
-                        pack(
-                            weights.qkv_weight,
-                            weights.qkv_bias,
-                            three,
-                            whole,
-                            Some(&norm1),
-                        )
-                    },
+                    || pack(weights.qkv_weight, weights.qkv_bias, three, whole, Some(&norm1)),
                     || pack(weights.proj_weight, weights.proj_bias, whole, inner, None),
                 )
             },
             || {
                 rayon::join(
-                    || {
-                        pack(
-                            weights.fc1_weight,
-                            weights.fc1_bias,
-                            inside,
-                            whole,
-                            Some(&norm2),
-                        )
-                    },
+                    || pack(weights.fc1_weight, weights.fc1_bias, inside, whole, Some(&norm2)),
                     || pack(weights.fc2_weight, weights.fc2_bias, whole, inside, None),
                 )
             },
         );
-        Self {
-            isa,
-            precision,
-            width,
-            heads,
-            hidden,
-            norm1,
-            qkv,
-            proj,
-            norm2,
-            fc1,
-            fc2,
-        }
+        Self { isa, precision, width, heads, hidden, norm1, qkv, proj, norm2, fc1, fc2 }
     }
 
     /// The format of the products' operands.
@@ -219,10 +186,7 @@ impl PackedBlock {
     pub(super) fn check(&self, shape: &BlockShape) {
         let found = (shape.width, shape.heads, shape.hidden);
         let packed = (self.width, self.heads, self.hidden);
-        assert!(
-            found == packed,
-            "shape has (width, heads, hidden) = {found:?}, the packed weights {packed:?}"
-        );
+        assert!(found == packed, "shape has (width, heads, hidden) = {found:?}, the packed weights {packed:?}");
     }
 }
 
@@ -236,41 +200,33 @@ fn pack_linear(
     norm: Option<&Norm>,
 ) -> Linear {
     let pack = |direction| {
-        isa.run(With(
-            precision,
-            Pack {
-                weight,
-                rows,
-                columns,
-                norm,
-                direction,
-            },
-        ))
+        let (columns_out, summed) = match direction {
+            Direction::Forward => (rows.padded(), columns.padded()),
+            Direction::Backward => (columns.padded(), rows.padded()),
+        };
+        let steps = match precision {
+            Precision::F32 => summed,
+            Precision::Bf16 => summed.div_ceil(2),
+        };
+        let mut panels = Buffer::new(panels_len(columns_out, steps, PANEL));
+        panels.par_chunks_mut((PANEL * steps).max(1)).enumerate().for_each(|(index, to)| {
+            isa.run(With(precision, Pack { weight, rows, columns, norm, direction, start: index * PANEL, to }));
+        });
+        panels
     };
-    let (forward, backward) =
-        rayon::join(|| pack(Direction::Forward), || pack(Direction::Backward));
+    let (forward, backward) = (pack(Direction::Forward), pack(Direction::Backward));
     let mut bias = rows.pad(bias);
     if let Some(norm) = norm {
         // W (x^ g + b) = (W g) x^ + W b. The sum in f64: it is made once and added to every row.
         for (from, to) in rows.starts() {
             for (i, bias) in bias[to..to + rows.size].iter_mut().enumerate() {
                 let row = &weight[(from + i) * columns.len()..][..columns.len()];
-                let folded: f64 = row
-                    .iter()
-                    .zip(&norm.bias)
-                    .map(|(w, b)| f64::from(*w) * f64::from(*b))
-                    .sum();
+                let folded: f64 = row.iter().zip(&norm.bias).map(|(w, b)| f64::from(*w) * f64::from(*b)).sum();
                 *bias += folded as f32;
             }
         }
     }
-    Linear {
-        rows,
-        columns,
-        forward,
-        backward,
-        bias,
-    }
+    Linear { rows, columns, forward, backward, bias }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -279,60 +235,59 @@ enum Direction {
     Backward,
 }
 
-/// Packs a weight for one direction.
+/// Packs one panel of a weight for one direction: its 32 rows or columns from `start` on.
 struct Pack<'a> {
     weight: &'a [f32],
     rows: Spread,
     columns: Spread,
     norm: Option<&'a Norm>,
     direction: Direction,
+    start: usize,
+    to: &'a mut [u32],
 }
 
 impl ElementOp for Pack<'_> {
-    type Output = Buffer;
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Lanes, P: Element>(self, s: S) -> Buffer {
-        let Self {
-            weight,
-            rows,
-            columns,
-            norm,
-            direction,
-        } = self;
-        let fold = norm.filter(|_| direction == Direction::Forward);
-        let stride = P::cells(columns.padded());
-        let mut cells = Buffer::new(rows.padded() * stride);
-        cells.fill(0);
-        for (from, to) in rows.starts() {
-            for i in 0..rows.size {
-                let row = &weight[(from + i) * columns.len()..][..columns.len()];
-                let out = &mut cells[(to + i) * stride..][..stride];
-                for (from, to) in columns.starts() {
-                    for (j, part) in row[from..from + columns.size].chunks(LANES).enumerate() {
-                        let at = to + j * LANES;
-                        let mut v = s.load_part(part);
-                        if let Some(norm) = fold {
-                            v = s.mul(v, s.load_part(&norm.weight[at..]));
-                        }
-                        P::store(s, out, P::cells(at), v);
-                    }
-                }
-            }
-        }
-        let from = Rows::new(&cells, stride, rows.padded());
-        match direction {
+    fn run<S: Lanes, P: Element>(mut self, s: S) {
+        let to = std::mem::take(&mut self.to);
+        let Self { rows, columns, start, .. } = self;
+        match self.direction {
             Direction::Forward => {
-                let mut panels = Buffer::new(panels_len(rows.padded(), stride, PANEL));
-                along_rows(s, from, stride, &mut panels);
-                panels
+                let count = PANEL.min(rows.padded() - start);
+                let stride = P::cells(columns.padded());
+                let cells = self.cells::<S, P>(s, start..start + count, 0..columns.padded());
+                along_rows(s, Rows::new(&cells, stride, count), stride, to);
             }
             Direction::Backward => {
-                let mut panels =
-                    Buffer::new(panels_len(columns.padded(), P::cells(rows.padded()), PANEL));
-                down_rows::<S, P>(s, from, columns.padded(), PANEL, &mut panels);
-                panels
+                let count = PANEL.min(columns.padded() - start);
+                let cells = self.cells::<S, P>(s, 0..rows.padded(), start..start + count);
+                down_rows::<S, P>(s, Rows::new(&cells, P::cells(count), rows.padded()), count, PANEL, to);
             }
         }
+    }
+}
+
+impl Pack<'_> {
+    /// A part of the weight as rows of cells, zero in the padding; forward with the norm's weight.
+    #[inline(always)]
+    fn cells<S: Lanes, P: Element>(&self, s: S, rows: Range<usize>, columns: Range<usize>) -> Buffer {
+        let fold = self.norm.filter(|_| self.direction == Direction::Forward);
+        let stride = P::cells(columns.len());
+        let mut cells = Buffer::new(rows.len() * stride);
+        for (row, to) in rows.zip(cells.chunks_exact_mut(stride)) {
+            let (real_row, in_row) = self.rows.real(row, 1);
+            for at in columns.clone().step_by(LANES) {
+                let (real, count) = self.columns.real(at, LANES * in_row);
+                let from = &self.weight[if count > 0 { real_row * self.columns.len() + real } else { 0 }..][..count];
+                let mut v = s.load_part(from);
+                if let Some(norm) = fold {
+                    v = s.mul(v, s.load(chunk(&norm.weight, at)));
+                }
+                P::store(s, to, P::cells(at - columns.start), v);
+            }
+        }
+        cells
     }
 }

@@ -52,10 +52,7 @@ fn round_to_bf16(v: __m256) -> __m256i {
 #[target_feature(enable = "avx2,fma")]
 fn widen(cells: __m256i) -> Pair {
     let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-    [
-        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(cells)),
-        _mm256_castsi256_ps(_mm256_and_si256(cells, upper)),
-    ]
+    [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(cells)), _mm256_castsi256_ps(_mm256_and_si256(cells, upper))]
 }
 
 /// Transposes eight rows of eight cells.
@@ -99,10 +96,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> Pair {
-        intrinsic!([
-            _mm256_loadu_ps(from.as_ptr()),
-            _mm256_loadu_ps(from.as_ptr().add(8))
-        ])
+        intrinsic!([_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))])
     }
     #[inline(always)]
     fn store(self, to: &mut [f32; LANES], v: Pair) {
@@ -133,10 +127,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn fma(self, a: Pair, b: Pair, c: Pair) -> Pair {
-        intrinsic!([
-            _mm256_fmadd_ps(a[0], b[0], c[0]),
-            _mm256_fmadd_ps(a[1], b[1], c[1])
-        ])
+        intrinsic!([_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])])
     }
     #[inline(always)]
     fn max(self, a: Pair, b: Pair) -> Pair {
@@ -149,10 +140,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn round(self, a: Pair) -> Pair {
         const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-        intrinsic!([
-            _mm256_round_ps::<NEAREST>(a[0]),
-            _mm256_round_ps::<NEAREST>(a[1])
-        ])
+        intrinsic!([_mm256_round_ps::<NEAREST>(a[0]), _mm256_round_ps::<NEAREST>(a[1])])
     }
     #[inline(always)]
     fn scale(self, v: Pair, n: Pair) -> Pair {
@@ -161,10 +149,7 @@ impl Lanes for Avx2 {
                 let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
             };
-            [
-                _mm256_mul_ps(v[0], power(n[0])),
-                _mm256_mul_ps(v[1], power(n[1])),
-            ]
+            [_mm256_mul_ps(v[0], power(n[0])), _mm256_mul_ps(v[1], power(n[1]))]
         })
     }
     #[inline(always)]
@@ -172,10 +157,8 @@ impl Lanes for Avx2 {
         intrinsic!({
             let zero = _mm256_setzero_ps();
             let sign = |a| {
-                let above =
-                    _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, zero), _mm256_set1_ps(1.0));
-                let below =
-                    _mm256_and_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, zero), _mm256_set1_ps(-1.0));
+                let above = _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(a, zero), _mm256_set1_ps(1.0));
+                let below = _mm256_and_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(a, zero), _mm256_set1_ps(-1.0));
                 _mm256_or_ps(above, below)
             };
             [sign(a[0]), sign(a[1])]
@@ -187,8 +170,7 @@ impl Lanes for Avx2 {
             let count = _mm256_set1_epi32(count.min(LANES) as i32);
             let low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
             let high = _mm256_add_epi32(low, _mm256_set1_epi32(8));
-            let keep =
-                |v, index| _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpgt_epi32(count, index)));
+            let keep = |v, index| _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_cmpgt_epi32(count, index)));
             [keep(v[0], low), keep(v[1], high)]
         })
     }
@@ -196,10 +178,7 @@ impl Lanes for Avx2 {
     fn sum(self, v: Pair) -> f32 {
         intrinsic!({
             let eight = _mm256_add_ps(v[0], v[1]);
-            let four = _mm_add_ps(
-                _mm256_castps256_ps128(eight),
-                _mm256_extractf128_ps::<1>(eight),
-            );
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
         })
@@ -208,10 +187,7 @@ impl Lanes for Avx2 {
     fn largest(self, v: Pair) -> f32 {
         intrinsic!({
             let eight = _mm256_max_ps(v[0], v[1]);
-            let four = _mm_max_ps(
-                _mm256_castps256_ps128(eight),
-                _mm256_extractf128_ps::<1>(eight),
-            );
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
         })
@@ -220,13 +196,9 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn load_bf16(self, from: &[u32; 8]) -> Pair {
         intrinsic!({
-            let widen =
-                |half| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)));
+            let widen = |half| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)));
             let cells = _mm256_loadu_si256(from.as_ptr().cast());
-            [
-                widen(_mm256_castsi256_si128(cells)),
-                widen(_mm256_extracti128_si256::<1>(cells)),
-            ]
+            [widen(_mm256_castsi256_si128(cells)), widen(_mm256_extracti128_si256::<1>(cells))]
         })
     }
     #[inline(always)]
@@ -245,10 +217,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn load_cells(self, from: &[u32; LANES]) -> Self::C {
-        intrinsic!([
-            _mm256_loadu_si256(from.as_ptr().cast()),
-            _mm256_loadu_si256(from.as_ptr().add(8).cast())
-        ])
+        intrinsic!([_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(8).cast())])
     }
     #[inline(always)]
     fn store_cells(self, to: &mut [u32; LANES], c: Self::C) {
@@ -285,10 +254,7 @@ impl Lanes for Avx2 {
             };
             [
                 pair(_mm256_castsi256_si128(low), _mm256_castsi256_si128(high)),
-                pair(
-                    _mm256_extracti128_si256::<1>(low),
-                    _mm256_extracti128_si256::<1>(high),
-                ),
+                pair(_mm256_extracti128_si256::<1>(low), _mm256_extracti128_si256::<1>(high)),
             ]
         })
     }

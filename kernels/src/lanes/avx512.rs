@@ -116,11 +116,7 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
     }
     #[inline(always)]
     fn first(self, v: Self::V, count: usize) -> Self::V {
-        let mask = if count >= LANES {
-            u16::MAX
-        } else {
-            (1 << count) - 1
-        };
+        let mask = if count >= LANES { u16::MAX } else { (1 << count) - 1 };
         intrinsic!(_mm512_maskz_mov_ps(mask, v))
     }
     #[inline(always)]
@@ -175,11 +171,7 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
     }
     #[inline(always)]
     fn dot_f32(self, sum: Self::V, a: Self::C, b: Self::C) -> Self::V {
-        intrinsic!(_mm512_fmadd_ps(
-            _mm512_castsi512_ps(a),
-            _mm512_castsi512_ps(b),
-            sum
-        ))
+        intrinsic!(_mm512_fmadd_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), sum))
     }
     #[inline(always)]
     fn dot_bf16(self, sum: Self::V, a: Self::C, b: Self::C) -> Self::V {

@@ -101,9 +101,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn scale(self, v: Self::V, n: Self::V) -> Self::V {
-        zip(v, n, |v, n| {
-            v * f32::from_bits((((n as i32) + 127) << 23) as u32)
-        })
+        zip(v, n, |v, n| v * f32::from_bits((((n as i32) + 127) << 23) as u32))
     }
     #[inline(always)]
     fn sign(self, a: Self::V) -> Self::V {
@@ -124,19 +122,12 @@ impl Lanes for Portable {
 
     #[inline(always)]
     fn load_bf16(self, from: &[u32; 8]) -> Self::V {
-        std::array::from_fn(|i| {
-            if i % 2 == 0 {
-                low(from[i / 2])
-            } else {
-                high(from[i / 2])
-            }
-        })
+        std::array::from_fn(|i| if i % 2 == 0 { low(from[i / 2]) } else { high(from[i / 2]) })
     }
     #[inline(always)]
     fn store_bf16(self, to: &mut [u32; 8], v: Self::V) {
-        *to = std::array::from_fn(|i| {
-            u32::from(bf16_from_f32(v[2 * i])) | u32::from(bf16_from_f32(v[2 * i + 1])) << 16
-        });
+        *to =
+            std::array::from_fn(|i| u32::from(bf16_from_f32(v[2 * i])) | u32::from(bf16_from_f32(v[2 * i + 1])) << 16);
     }
 
     #[inline(always)]

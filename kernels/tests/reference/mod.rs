@@ -10,10 +10,7 @@ impl Rng {
     }
     /// Between -1 and 1.
     pub fn next(&mut self) -> f32 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
     pub fn vec(&mut self, len: usize, size: f32) -> Vec<f32> {
@@ -31,11 +28,7 @@ pub fn worst(found: &[f32], right: &[f64]) -> f64 {
     let size = right.iter().fold(1.0, |size: f64, v| size.max(v.abs()));
     found.iter().zip(right).fold(0.0, |off: f64, (f, r)| {
         let difference = (f64::from(*f) - r).abs() / size;
-        if difference.is_nan() {
-            f64::INFINITY
-        } else {
-            off.max(difference)
-        }
+        if difference.is_nan() { f64::INFINITY } else { off.max(difference) }
     })
 }
 
@@ -66,10 +59,7 @@ pub fn gelu(x: f64, tanh: bool) -> (f64, f64) {
         let c = (2.0 / std::f64::consts::PI).sqrt();
         let t = (c * (x + 0.044715 * x * x * x)).tanh();
         let du = c * (1.0 + 3.0 * 0.044715 * x * x);
-        (
-            0.5 * x * (1.0 + t),
-            0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * du,
-        )
+        (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * du)
     } else {
         let gate = 0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2));
         let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
@@ -83,26 +73,14 @@ pub fn linear(x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
     let mut y = Vec::new();
     for row in x.chunks_exact(inp) {
         for o in 0..out {
-            y.push(
-                bias[o]
-                    + row
-                        .iter()
-                        .zip(&weight[o * inp..])
-                        .map(|(a, b)| a * b)
-                        .sum::<f64>(),
-            );
+            y.push(bias[o] + row.iter().zip(&weight[o * inp..]).map(|(a, b)| a * b).sum::<f64>());
         }
     }
     y
 }
 
 /// Gradients of [`linear`]: input, weight, bias.
-pub fn linear_gradients(
-    x: &[f64],
-    weight: &[f64],
-    dy: &[f64],
-    out: usize,
-) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+pub fn linear_gradients(x: &[f64], weight: &[f64], dy: &[f64], out: usize) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
     let inp = weight.len() / out;
     let (mut dx, mut dw, mut db) = (vec![0.0; x.len()], vec![0.0; weight.len()], vec![0.0; out]);
     for (row, dy) in dy.chunks_exact(out).enumerate() {
@@ -134,11 +112,7 @@ pub fn norm_gradients(x: &[f64], g: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>, 
     let width = g.len();
     let (hat, inverse) = normalise(x, width);
     let (mut dx, mut dg, mut db) = (Vec::new(), vec![0.0; width], vec![0.0; width]);
-    for ((hat, dy), inverse) in hat
-        .chunks_exact(width)
-        .zip(dy.chunks_exact(width))
-        .zip(inverse)
-    {
+    for ((hat, dy), inverse) in hat.chunks_exact(width).zip(dy.chunks_exact(width)).zip(inverse) {
         let d: Vec<f64> = dy.iter().zip(g).map(|(a, b)| a * b).collect();
         let mean = d.iter().sum::<f64>() / width as f64;
         let along = d.iter().zip(hat).map(|(a, b)| a * b).sum::<f64>() / width as f64;
@@ -152,12 +126,7 @@ pub fn norm_gradients(x: &[f64], g: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>, 
 }
 
 /// Attention probabilities and output of one sample, `qkv` being `[tokens, 3, heads, head_dim]`.
-pub fn attention(
-    qkv: &[f64],
-    tokens: usize,
-    heads: usize,
-    head_dim: usize,
-) -> (Vec<f64>, Vec<f64>) {
+pub fn attention(qkv: &[f64], tokens: usize, heads: usize, head_dim: usize) -> (Vec<f64>, Vec<f64>) {
     let width = heads * head_dim;
     let at = |token: usize, which: usize, head: usize, i: usize| {
         qkv[token * 3 * width + which * width + head * head_dim + i]
@@ -168,18 +137,14 @@ pub fn attention(
         for a in 0..tokens {
             let row = &mut p[(h * tokens + a) * tokens..][..tokens];
             for (b, score) in row.iter_mut().enumerate() {
-                *score = (0..head_dim)
-                    .map(|i| at(a, 0, h, i) * at(b, 1, h, i))
-                    .sum::<f64>()
-                    / (head_dim as f64).sqrt();
+                *score = (0..head_dim).map(|i| at(a, 0, h, i) * at(b, 1, h, i)).sum::<f64>() / (head_dim as f64).sqrt();
             }
             let largest = row.iter().fold(f64::NEG_INFINITY, |m, v| m.max(*v));
             row.iter_mut().for_each(|v| *v = (*v - largest).exp());
             let sum: f64 = row.iter().sum();
             row.iter_mut().for_each(|v| *v /= sum);
             for i in 0..head_dim {
-                out[a * width + h * head_dim + i] =
-                    (0..tokens).map(|b| row[b] * at(b, 2, h, i)).sum();
+                out[a * width + h * head_dim + i] = (0..tokens).map(|b| row[b] * at(b, 2, h, i)).sum();
             }
         }
     }
@@ -187,31 +152,19 @@ pub fn attention(
 }
 
 /// Gradient of [`attention`].
-pub fn attention_gradient(
-    qkv: &[f64],
-    dout: &[f64],
-    tokens: usize,
-    heads: usize,
-    head_dim: usize,
-) -> Vec<f64> {
+pub fn attention_gradient(qkv: &[f64], dout: &[f64], tokens: usize, heads: usize, head_dim: usize) -> Vec<f64> {
     let width = heads * head_dim;
     let (p, _) = attention(qkv, tokens, heads, head_dim);
-    let index = |token: usize, which: usize, head: usize, i: usize| {
-        token * 3 * width + which * width + head * head_dim + i
-    };
+    let index =
+        |token: usize, which: usize, head: usize, i: usize| token * 3 * width + which * width + head * head_dim + i;
     let mut d = vec![0.0; qkv.len()];
     let scale = 1.0 / (head_dim as f64).sqrt();
     for h in 0..heads {
         for a in 0..tokens {
             let p = &p[(h * tokens + a) * tokens..][..tokens];
             let dout = &dout[a * width + h * head_dim..][..head_dim];
-            let dp: Vec<f64> = (0..tokens)
-                .map(|b| {
-                    (0..head_dim)
-                        .map(|i| dout[i] * qkv[index(b, 2, h, i)])
-                        .sum()
-                })
-                .collect();
+            let dp: Vec<f64> =
+                (0..tokens).map(|b| (0..head_dim).map(|i| dout[i] * qkv[index(b, 2, h, i)]).sum()).collect();
             let along: f64 = p.iter().zip(&dp).map(|(a, b)| a * b).sum();
             for b in 0..tokens {
                 let ds = p[b] * (dp[b] - along) * scale;
@@ -248,12 +201,7 @@ struct Steps {
 
 impl Block {
     pub fn new(tokens: usize, heads: usize, tanh: bool, parts: Vec<Vec<f64>>) -> Self {
-        Self {
-            tokens,
-            heads,
-            tanh,
-            parts,
-        }
+        Self { tokens, heads, tanh, parts }
     }
 
     fn width(&self) -> usize {
@@ -264,19 +212,12 @@ impl Block {
         let width = self.width();
         let (hat, _) = normalise(x, width);
         let (g, b) = (&self.parts[part], &self.parts[part + 1]);
-        hat.iter()
-            .enumerate()
-            .map(|(i, v)| v * g[i % width] + b[i % width])
-            .collect()
+        hat.iter().enumerate().map(|(i, v)| v * g[i % width] + b[i % width]).collect()
     }
 
     fn add(&self, x: &[f64], branch: &[f64], scale: &[f64]) -> Vec<f64> {
         let size = self.tokens * self.width();
-        x.iter()
-            .zip(branch)
-            .enumerate()
-            .map(|(i, (x, b))| x + scale[i / size] * b)
-            .collect()
+        x.iter().zip(branch).enumerate().map(|(i, (x, b))| x + scale[i / size] * b).collect()
     }
 
     fn steps(&self, x: &[f64], scale: &(Vec<f64>, Vec<f64>)) -> Steps {
@@ -292,16 +233,7 @@ impl Block {
         let hidden = linear(&norm2, &p[8], &p[9]);
         let after: Vec<f64> = hidden.iter().map(|&h| gelu(h, self.tanh).0).collect();
         let y = self.add(&x1, &linear(&after, &p[10], &p[11]), &scale.1);
-        Steps {
-            norm1,
-            qkv,
-            attended,
-            x1,
-            norm2,
-            hidden,
-            after,
-            y,
-        }
+        Steps { norm1, qkv, attended, x1, norm2, hidden, after, y }
     }
 
     pub fn forward(&self, x: &[f64], scale: &(Vec<f64>, Vec<f64>)) -> Vec<f64> {
@@ -320,38 +252,23 @@ impl Block {
         let zeros = |d: &[f64]| vec![0.0; d.len()];
         let step = self.steps(x, scale);
         let scaled = |d: &[f64], scale: &[f64]| -> Vec<f64> {
-            self.add(&zeros(d), d, scale)
-                .into_iter()
-                .take(size * scale.len())
-                .collect()
+            self.add(&zeros(d), d, scale).into_iter().take(size * scale.len()).collect()
         };
-        let (d_after, dw2, db2) =
-            linear_gradients(&step.after, &p[10], &scaled(dy, &scale.1), width);
-        let d_hidden: Vec<f64> = d_after
-            .iter()
-            .zip(&step.hidden)
-            .map(|(d, &h)| d * gelu(h, self.tanh).1)
-            .collect();
+        let (d_after, dw2, db2) = linear_gradients(&step.after, &p[10], &scaled(dy, &scale.1), width);
+        let d_hidden: Vec<f64> = d_after.iter().zip(&step.hidden).map(|(d, &h)| d * gelu(h, self.tanh).1).collect();
         let (d_norm2, dw1, db1) = linear_gradients(&step.norm2, &p[8], &d_hidden, p[9].len());
         let (through, dg2, dn2) = norm_gradients(&step.x1, &p[6], &d_norm2);
         let d_x1: Vec<f64> = dy.iter().zip(through).map(|(a, b)| a + b).collect();
-        let (d_attended, dwp, dbp) =
-            linear_gradients(&step.attended, &p[4], &scaled(&d_x1, &scale.0), width);
+        let (d_attended, dwp, dbp) = linear_gradients(&step.attended, &p[4], &scaled(&d_x1, &scale.0), width);
         let d_qkv: Vec<f64> = step
             .qkv
             .chunks_exact(3 * size)
             .zip(d_attended.chunks_exact(size))
-            .flat_map(|(qkv, d)| {
-                attention_gradient(qkv, d, self.tokens, self.heads, width / self.heads)
-            })
+            .flat_map(|(qkv, d)| attention_gradient(qkv, d, self.tokens, self.heads, width / self.heads))
             .collect();
         let (d_norm1, dwq, dbq) = linear_gradients(&step.norm1, &p[2], &d_qkv, 3 * width);
         let (through, dg1, dn1) = norm_gradients(x, &p[0], &d_norm1);
         let dx = d_x1.iter().zip(through).map(|(a, b)| a + b).collect();
-        (
-            step.y,
-            dx,
-            vec![dg1, dn1, dwq, dbq, dwp, dbp, dg2, dn2, dw1, db1, dw2, db2],
-        )
+        (step.y, dx, vec![dg1, dn1, dwq, dbq, dwp, dbp, dg2, dn2, dw1, db1, dw2, db2])
     }
 }
