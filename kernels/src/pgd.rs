@@ -121,7 +121,7 @@ impl Op for L2Step<'_> {
             let moved = s.fma(s.load_part(gradient), length, s.load_part(x));
             s.store_part(x, moved);
         }
-        let distance = reduce::serial_sum(x.iter().zip(origin).map(|(x, o)| f64::from(x - o).powi(2))).sqrt();
+        let distance = reduce::serial_squared_distance(x, origin).sqrt();
         let shrink = if distance > f64::from(epsilon) { (f64::from(epsilon) / distance) as f32 } else { 1.0 };
         let shrink = s.splat(shrink);
         for (x, origin) in x.chunks_mut(LANES).zip(origin.chunks(LANES)) {

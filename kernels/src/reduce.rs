@@ -10,7 +10,7 @@ const STREAMS: usize = 8;
 
 /// The sum of all values.
 pub fn sum(values: &[f32]) -> f64 {
-    in_order(values, |chunk| serial_sum(chunk.iter().map(|&v| f64::from(v))))
+    in_order(values, |chunk| serial(chunk, chunk, |v, _| f64::from(v)))
 }
 
 /// The sum of all squares: of gradients, for their norm.
@@ -25,22 +25,23 @@ fn in_order(values: &[f32], of: impl Fn(&[f32]) -> f64 + Send + Sync) -> f64 {
 
 /// The sum of squares on the calling thread.
 pub(crate) fn serial_sum_of_squares(values: &[f32]) -> f64 {
-    let mut sums = [0.0; STREAMS];
-    let (whole, rest) = values.as_chunks::<STREAMS>();
-    for part in whole {
-        for (sum, &value) in sums.iter_mut().zip(part) {
-            *sum += f64::from(value) * f64::from(value);
-        }
-    }
-    sums.into_iter().sum::<f64>() + rest.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>()
+    serial(values, values, |v, _| f64::from(v) * f64::from(v))
 }
 
-/// A sum on the calling thread.
+/// The squared distance of two vectors on the calling thread.
+pub(crate) fn serial_squared_distance(a: &[f32], b: &[f32]) -> f64 {
+    serial(a, b, |a, b| f64::from(a - b) * f64::from(a - b))
+}
+
+/// The sum of `of` over pairs, in eight streams that do not wait for each other.
 #[inline(always)]
-pub(crate) fn serial_sum(values: impl Iterator<Item = f64>) -> f64 {
+fn serial(a: &[f32], b: &[f32], of: impl Fn(f32, f32) -> f64) -> f64 {
     let mut sums = [0.0; STREAMS];
-    for (i, value) in values.enumerate() {
-        sums[i % STREAMS] += value;
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<STREAMS>(), b.as_chunks::<STREAMS>());
+    for (a, b) in a.iter().zip(b) {
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum += of(a[i], b[i]);
+        }
     }
-    sums.into_iter().sum()
+    sums.into_iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(&a, &b)| of(a, b)).sum::<f64>()
 }

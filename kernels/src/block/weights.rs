@@ -8,7 +8,7 @@ use crate::block::BlockShape;
 use crate::buffer::Buffer;
 use crate::cells::{Element, ElementOp, With, padded};
 use crate::detect::Isa;
-use crate::lanes::{LANES, Lanes, chunk};
+use crate::lanes::{LANES, Lanes, Op, chunk};
 use crate::pack::{PANEL, Rows, along_rows, down_rows, panels_len};
 use crate::{Path, Precision};
 
@@ -217,16 +217,36 @@ fn pack_linear(
     let (forward, backward) = (pack(Direction::Forward), pack(Direction::Backward));
     let mut bias = rows.pad(bias);
     if let Some(norm) = norm {
-        // W (x^ g + b) = (W g) x^ + W b. The sum in f64: it is made once and added to every row.
+        // W (x^ g + b) = (W g) x^ + W b.
         for (from, to) in rows.starts() {
-            for (i, bias) in bias[to..to + rows.size].iter_mut().enumerate() {
-                let row = &weight[(from + i) * columns.len()..][..columns.len()];
-                let folded: f64 = row.iter().zip(&norm.bias).map(|(w, b)| f64::from(*w) * f64::from(*b)).sum();
-                *bias += folded as f32;
-            }
+            let (weight, bias) = (&weight[from * columns.len()..], &mut bias[to..to + rows.size]);
+            isa.run(AddProduct { weight, vector: &norm.bias[..columns.len()], to: bias });
         }
     }
     Linear { rows, columns, forward, backward, bias }
+}
+
+/// Adds the product of a matrix and a vector.
+struct AddProduct<'a> {
+    weight: &'a [f32],
+    vector: &'a [f32],
+    to: &'a mut [f32],
+}
+
+impl Op for AddProduct<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, s: S) {
+        for (row, to) in self.weight.chunks_exact(self.vector.len()).zip(self.to) {
+            // Four sums, so that the additions do not wait for each other.
+            let mut sums = [s.splat(0.0); 4];
+            for (i, (w, v)) in row.chunks(LANES).zip(self.vector.chunks(LANES)).enumerate() {
+                sums[i % 4] = s.fma(s.load_part(w), s.load_part(v), sums[i % 4]);
+            }
+            *to += s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])));
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
