@@ -32,6 +32,8 @@ pub fn block_backward(
 ) {
     let shape = saved.shape;
     weights.check(&shape);
+    let (found, right) = (weights.precision, saved.precision);
+    assert!(found == right, "weights are packed for {found:?}, the forward pass ran in {right:?}");
     let elements = shape.elements();
     assert!(dy.len() == elements, "`dy` has {} elements, {shape:?} needs {elements}", dy.len());
     assert!(dx.len() == elements, "`dx` has {} elements, {shape:?} needs {elements}", dx.len());

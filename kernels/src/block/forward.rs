@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::Precision;
 use crate::attention::{self, Heads, ToCells};
 use crate::block::{BlockShape, PackedBlock};
 use crate::buffer::Buffer;
@@ -16,6 +17,7 @@ use crate::norm;
 pub struct BlockSaved {
     pub(super) chunks: Vec<ChunkSaved>,
     pub(super) shape: BlockShape,
+    pub(super) precision: Precision,
     pub(super) gelu: Gelu,
     pub(super) path_scale: Option<(Vec<f32>, Vec<f32>)>,
 }
@@ -140,7 +142,7 @@ pub fn block_forward(
         })
         .collect::<Vec<_>>();
     let chunks = chunks.into_iter().flatten().collect();
-    save.then_some(BlockSaved { chunks, shape, gelu, path_scale })
+    save.then_some(BlockSaved { chunks, shape, precision: weights.precision, gelu, path_scale })
 }
 
 /// The factor of every row of a chunk, from those of its samples.
