@@ -622,52 +622,41 @@ fn apply(root: &mut BTreeMap<String, Node>, flag: &str) -> Result<(), (String, O
         _ => Value::Text(text.trim().to_owned()),
     };
     relabel(&mut value, &origin);
+    let path: Vec<&str> = path.trim().split('.').collect();
+    let mut tree = Value::Table(std::mem::take(root));
+    let placed = place(&mut tree, &path, 0, Node { value, origin });
+    if let Value::Table(entries) = tree {
+        *root = entries;
+    }
+    placed.map_err(|message| (message, None))
+}
 
-    let parts: Vec<&str> = path.trim().split('.').collect();
-    let (last, above) = parts.split_last().expect("split gives at least one part");
-    let mut table = root;
-    for (depth, part) in above.iter().enumerate() {
-        let here = above[..=depth].join(".");
-        if let Some(Node {
-            value: Value::List(_),
-            ..
-        }) = table.get(*part)
-        {
-            // The next part chooses the table inside the list.
-            continue;
+/// Puts `node` where the path from its part `depth` on leads.
+fn place(value: &mut Value, path: &[&str], depth: usize, node: Node) -> Result<(), String> {
+    let Some(part) = path.get(depth) else {
+        *value = node.value;
+        return Ok(());
+    };
+    let inside = match value {
+        Value::Table(entries) if depth + 1 == path.len() => {
+            // Replaced whole, so that messages name the flag as the value's origin.
+            entries.insert((*part).to_owned(), node);
+            return Ok(());
         }
-        let list = depth.checked_sub(1).map(|before| above[before]);
-        let in_list = list.is_some_and(|list| {
-            matches!(
-                table.get(list),
-                Some(Node {
-                    value: Value::List(_),
-                    ..
-                })
-            )
-        });
-        let next = if in_list {
-            let items = table
-                .get_mut(list.unwrap_or_default())
-                .map(|node| &mut node.value);
-            let Some(Value::List(items)) = items else {
-                unreachable!("checked just above")
-            };
-            choose(items, part).ok_or_else(|| (format!("there is no `{here}`"), None))?
-        } else {
+        Value::Table(entries) => {
             let made = Node {
                 value: Value::Table(BTreeMap::new()),
-                origin: origin.clone(),
+                origin: node.origin.clone(),
             };
-            &mut table.entry((*part).to_owned()).or_insert(made).value
-        };
-        let Value::Table(inside) = next else {
-            return Err((format!("`{here}` is not a table"), None));
-        };
-        table = inside;
+            Some(&mut entries.entry((*part).to_owned()).or_insert(made).value)
+        }
+        Value::List(items) => choose(items, part),
+        _ => return Err(format!("`{}` is not a table", path[..depth].join("."))),
+    };
+    match inside {
+        Some(inside) => place(inside, path, depth + 1, node),
+        None => Err(format!("there is no `{}`", path[..=depth].join("."))),
     }
-    table.insert((*last).to_owned(), Node { value, origin });
-    Ok(())
 }
 
 fn choose<'a>(items: &'a mut [Node], part: &str) -> Option<&'a mut Value> {
