@@ -35,7 +35,8 @@ pub struct StepWork {
 ///
 /// The same work as a plain PyTorch loop would do: class token, learned positions, random start,
 /// `attack_steps` input gradients, one full gradient, AdamW. `gflops` counts 2k + 3 forward passes
-/// of matrix products and attention, nothing else.
+/// of matrix products and attention, nothing else. `peak_gflops` is the processor's own rate for
+/// products in registers on the same threads, measured right after.
 pub fn step(work: &StepWork, device: &Device) -> Value {
     let config = ModelConfig {
         pool: Pool::Token,
@@ -102,6 +103,7 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
     let tokens = (size / config.patch).pow(2) + 1;
     let forward = 2.0 * config.forward_macs(tokens as u64) as f64 * batch as f64;
     let flops = forward * (2 * work.attack_steps + 3) as f64;
+    let peak = advxl_kernels::peak_flops(work.precision);
     let rounded =
         |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
     json!({
@@ -115,6 +117,8 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
         "seconds_per_step": rounded(median, 5),
         "images_per_second": rounded(batch as f64 / median, 3),
         "gflops": rounded(flops / median / 1e9, 1),
+        "peak_gflops": rounded(peak / 1e9, 1),
+        "share_of_peak": rounded(flops / median / peak, 3),
         "peak_memory_mib": crate::train::monitor::peak_memory_mib(),
     })
 }

@@ -30,10 +30,10 @@ pub fn run(folder: &Path, seed: u64, device: &Device, screen: &mut dyn Screen) -
     let robust = Recipe::parse(RECIPE, &overrides)
         .map_err(|faults| cannot_be_run("recipes/demo.toml", &faults))?;
     let mut normal = robust.clone();
-    normal
-        .stage
-        .iter_mut()
-        .for_each(|stage| stage.attack = None);
+    for stage in &mut normal.stage {
+        stage.attack = None;
+        stage.attack_warmup_samples = None;
+    }
     let models = [("robust", robust), ("normal", normal)];
     let models = models.map(|(name, recipe)| {
         screen.line(&format!("training the {name} model"));

@@ -77,6 +77,10 @@ pub struct Stage {
     /// What images are perturbed by; without it the stage is ordinary training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub attack: Option<Pgd>,
+    /// Samples of the stage over which epsilon and step size rise from 0 to their full values
+    /// (Debenedetti et al. 2022); without it they are full from the first update.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub attack_warmup_samples: Option<u64>,
     /// What is descended, and climbed by the attack.
     pub loss: Loss,
     /// How weights move.
@@ -291,6 +295,14 @@ impl Stage {
         let batch = table.required_where("batch", "at least 1", |batch: &u64| *batch > 0);
         let phases = table.children("phases", |phase| Phase::read(phase, patch, batch));
         let attack = table.child("attack", Pgd::read);
+        let attack_warmup_samples =
+            table.optional_where("attack_warmup_samples", "above 0", |samples: &u64| {
+                *samples > 0
+            });
+        if attack_warmup_samples.is_some() && !table.has("attack") {
+            let message = "attack_warmup_samples has no effect without `attack`";
+            table.fault("attack_warmup_samples", message, None);
+        }
         let loss = table.required_child("loss", Loss::read);
         let optimizer = table.required_child("optimizer", OptimizerConfig::read);
         let learning_rate = table.required_child("learning_rate", Schedule::read);
@@ -304,6 +316,7 @@ impl Stage {
             batch: batch?,
             phases: phases?,
             attack,
+            attack_warmup_samples,
             loss: loss?,
             optimizer: optimizer?,
             learning_rate: learning_rate?,
@@ -320,6 +333,15 @@ impl Stage {
             table.fault("learning_rate", message, None);
         }
         Some(stage)
+    }
+
+    /// The attack for the update that ends at `seen` samples of the stage.
+    pub fn attack_at(&self, seen: u64) -> Option<Pgd> {
+        let attack = self.attack.as_ref()?;
+        match self.attack_warmup_samples {
+            Some(warmup) if seen < warmup => Some(attack.weakened(seen as f64 / warmup as f64)),
+            _ => Some(attack.clone()),
+        }
     }
 
     /// Samples of all its phases.
@@ -442,6 +464,17 @@ mod tests {
                 "{size} {first}: {found}"
             );
         }
+    }
+
+    #[test]
+    fn an_attack_warms_up_to_its_full_strength_and_stays_there() {
+        let text = include_str!("../recipes/cifar10_micro.toml");
+        let mut stage = Recipe::parse(text, &[]).unwrap().stage.remove(0);
+        stage.attack_warmup_samples = Some(1000);
+        let epsilon = |seen| stage.attack_at(seen).unwrap().epsilon.value();
+        assert_eq!(epsilon(250), 2.0 / 255.0);
+        assert_eq!(stage.attack_at(1000), stage.attack);
+        assert_eq!(stage.attack_at(5000), stage.attack);
     }
 
     #[test]

@@ -19,6 +19,15 @@ impl Fraction {
     pub fn value(&self) -> f64 {
         self.value
     }
+
+    /// A share of it.
+    pub fn times(&self, share: f64) -> Self {
+        let value = self.value * share;
+        Self {
+            text: value.to_string(),
+            value,
+        }
+    }
 }
 
 impl FromStr for Fraction {

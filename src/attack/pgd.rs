@@ -65,6 +65,15 @@ impl Pgd {
         })
     }
 
+    /// The same attack with a share of its strength: of epsilon and of the step.
+    pub fn weakened(&self, share: f64) -> Self {
+        Self {
+            epsilon: self.epsilon.times(share),
+            step_size: self.step_size.times(share),
+            ..self.clone()
+        }
+    }
+
     /// Climbs `loss` from each image without leaving the threat model.
     ///
     /// `keys` number the images for their random starts.

@@ -62,8 +62,7 @@ pub fn from_vec<const D: usize>(
 pub fn sum_of_squares(tensor: &Tensor<1>) -> f64 {
     if on_kernels(tensor) {
         let primitive = primitive(tensor.clone());
-        let values: &[f32] = primitive.as_slice().expect("contiguous f32");
-        values.iter().map(|value| f64::from(*value).powi(2)).sum()
+        advxl_kernels::sum_of_squares(primitive.as_slice().expect("contiguous f32"))
     } else {
         let squares = tensor.clone() * tensor.clone();
         f64::from(squares.sum().into_scalar::<f32>())

@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 
+use crate::attack::Pgd;
 use crate::data::resize::Filter;
 use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Split};
 use crate::error::{Context, Error, Result};
@@ -97,7 +98,8 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
             while let Some(batch) = loader.next_batch()? {
                 let seen = state.samples + stage.batch - stage_start;
                 let learning_rate = stage.learning_rate.at(seen, stage.samples());
-                let step = update(run, &mut state, stage, phase, &batch, learning_rate)?;
+                let attack = stage.attack_at(seen);
+                let step = update(run, &mut state, stage, phase, attack, &batch, learning_rate)?;
 
                 monitor.record(stage, phase, &step, learning_rate, state.samples, &loader)?;
                 let last = state.samples == stage_end;
@@ -139,6 +141,7 @@ fn update(
     state: &mut State,
     stage: &Stage,
     phase: &Phase,
+    attack: Option<Pgd>,
     batch: &Batch,
     learning_rate: f64,
 ) -> Result<Step> {
@@ -166,7 +169,7 @@ fn update(
     let loss =
         |images: Tensor<4>| cross_entropy(state.model.logits(images, &attacking), goal.clone());
     let keys: Vec<u64> = (position..position + count as u64).collect();
-    let adversarial = match &stage.attack {
+    let adversarial = match attack {
         Some(attack) => attack.perturb(images, &loss, seed, &keys),
         None => images,
     };
@@ -251,7 +254,7 @@ fn measure(
     };
     let mut progress =
         |name: &str, done: usize, of: usize, _: usize| monitor.evaluating(name, done, of);
-    let mut accuracies = |attack: &crate::attack::Pgd| {
+    let mut accuracies = |attack: &Pgd| {
         let attacks = std::slice::from_ref(attack);
         let batch = stage.batch as usize;
         let outcome = evaluate(
