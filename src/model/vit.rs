@@ -9,7 +9,7 @@ use super::init::Init;
 use super::position::resample;
 use super::{Kept, ModelConfig, Parameter, Pool, Position};
 use crate::fused::{
-    BlockSpec, Gelu, PathScale, Precision, WeightCache, encoder_block, from_vec, plain,
+    BlockSpec, Gelu, PathScale, Precision, WeightCache, encoder_block, from_vec, plain, to_vec,
 };
 use crate::rng::{Purpose, Rng};
 
@@ -307,6 +307,19 @@ impl Vit {
             class_place,
             resample(all.narrow(0, prefix, learned * learned), learned, grid),
         )
+    }
+
+    /// Positions for images of a size as timm keeps them, flat [tokens, width], class token first.
+    pub fn position_table(&self, image_size: usize) -> Vec<f32> {
+        let device = self.patch_bias.value.device();
+        let (class_place, places) = self.places(image_size / self.config.patch, &device);
+        let mut table = match class_place {
+            Some(place) => to_vec(place),
+            None if self.config.class_token => vec![0.0; self.config.width],
+            None => Vec::new(),
+        };
+        table.extend(to_vec(places));
+        table
     }
 
     /// All weights, in timm's order.

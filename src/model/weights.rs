@@ -18,27 +18,21 @@ use crate::fused::from_vec;
 
 /// Writes a model folder for images of a size.
 ///
-/// Fixed positions are written out for that size, since timm keeps positions as weights.
+/// Positions are written for that size, fixed ones too, since timm keeps positions as weights.
 pub fn save(model: &Vit, image_size: usize, classes: &[String], folder: &Path) -> Result<()> {
     files::make_folder(folder)?;
-    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
-    if model.config.position == Position::Sincos2d {
-        let width = model.config.width;
-        let grid = image_size / model.config.patch;
-        let mut places = vec![0.0; if model.config.class_token { width } else { 0 }];
-        places.extend(model.config.fixed_positions(grid));
-        tensors.push((
-            "pos_embed".into(),
-            vec![1, places.len() / width, width],
-            places,
-        ));
-    }
+    let places = model.position_table(image_size);
+    let width = model.config.width;
+    let mut tensors = vec![(
+        "pos_embed".to_owned(),
+        vec![1, places.len() / width, width],
+        places,
+    )];
     for parameter in model.parameters() {
-        tensors.push((
-            parameter.name.clone(),
-            parameter.shape.clone(),
-            parameter.to_vec(),
-        ));
+        if parameter.name != "pos_embed" {
+            let (name, shape) = (parameter.name.clone(), parameter.shape.clone());
+            tensors.push((name, shape, parameter.to_vec()));
+        }
     }
     let views = tensors.iter().map(|(name, shape, values)| {
         let bytes = bytemuck::cast_slice(values);
@@ -60,10 +54,6 @@ fn config_json(model: &Vit, image_size: usize, classes: &[String]) -> Value {
     let pool = match config.pool {
         Pool::Average => "avg",
         Pool::Token => "token",
-    };
-    let image_size = match config.position {
-        Position::Sincos2d => image_size,
-        Position::Learned => model.image_size,
     };
     json!({
         // Any plain transformer of timm: the arguments below say all that differs.
@@ -307,5 +297,82 @@ fn floats(name: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>> {
         }
         other => Err(Error::input(format!("`{name}` is stored as {other:?}"))
             .hint("store weights as F32, F16 or BF16")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Tensor;
+
+    use super::*;
+    use crate::fused::to_vec;
+    use crate::model::Pass;
+
+    fn logits(model: &Vit, size: usize) -> Vec<f32> {
+        let values = (0..3 * size * size)
+            .map(|i| (i % 17) as f32 / 17.0)
+            .collect();
+        let images: Tensor<4> = from_vec(values, [1, 3, size, size], &Device::flex());
+        to_vec(model.logits(images, &Pass::evaluation()))
+    }
+
+    #[test]
+    fn a_saved_model_gives_the_same_logits_after_loading() {
+        let folder = tempfile::tempdir().unwrap();
+        for (position, position_size, pool, class_token) in [
+            (Position::Sincos2d, None, Pool::Average, false),
+            (Position::Sincos2d, Some(64), Pool::Token, true),
+            (Position::Learned, None, Pool::Average, true),
+        ] {
+            let config = ModelConfig {
+                width: 16,
+                depth: 2,
+                heads: 2,
+                hidden: 24,
+                pool,
+                class_token,
+                position,
+                position_size,
+                ..ModelConfig::named("vit_micro").unwrap()
+            };
+            let model = Vit::new(&config, 3, 16, 1, &Device::flex());
+            let names = ["a", "b", "c"].map(str::to_owned);
+            // Saved for another size than learned positions were made for.
+            save(&model, 32, &names, folder.path()).unwrap();
+            let loaded = load(folder.path(), &Device::flex()).unwrap();
+            assert_eq!(loaded.image_size, 32);
+            assert_eq!(loaded.classes, names);
+            assert_eq!(loaded.model.config, config);
+            // To the bit but for learned positions, whose resampling is one product either way.
+            assert_eq!(logits(&loaded.model, 32), logits(&model, 32));
+        }
+    }
+
+    #[test]
+    fn damaged_weights_are_refused_with_what_is_wrong() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = ModelConfig {
+            width: 8,
+            depth: 1,
+            heads: 1,
+            hidden: 8,
+            ..ModelConfig::named("vit_micro").unwrap()
+        };
+        let mut model = Vit::new(&config, 2, 16, 0, &Device::flex());
+        let bias = model.parameters_mut().into_iter().last().unwrap();
+        bias.value = from_vec(vec![0.0, f32::NAN], [2], &Device::flex());
+        save(&model, 16, &[], folder.path()).unwrap();
+        let refusal = |folder: &Path| match load(folder, &Device::flex()) {
+            Err(error) => error.to_string(),
+            Ok(_) => panic!("a damaged file was loaded"),
+        };
+        let text = refusal(folder.path());
+        assert!(text.contains("`head.bias` holds NaN at place 1"), "{text}");
+
+        let file = folder.path().join("model.safetensors");
+        let bytes = files::read(&file).unwrap();
+        files::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+        let text = refusal(folder.path());
+        assert!(text.contains("not a whole safetensors file"), "{text}");
     }
 }

@@ -4,7 +4,7 @@
 //! names of the weights, and in its header the counters and a hash over everything. A file that
 //! does not match its hash is reported and the one before it is used.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
@@ -17,6 +17,8 @@ use crate::fused::{from_vec, to_vec};
 use crate::recipe::Recipe;
 
 const SCHEMA: &str = "1";
+/// The entry of the file's header that holds the counters.
+const HEADER: &str = "advxl";
 
 /// Writes the state of a run and removes all but the last few checkpoints.
 pub fn save(run: &Run, state: &State) -> Result<()> {
@@ -109,7 +111,7 @@ pub fn write(state: &State, data: &str, path: &Path) -> Result<()> {
             push("average", average);
         }
     }
-    let mut metadata = HashMap::from(
+    let mut counters = BTreeMap::from(
         [
             ("schema", SCHEMA.to_owned()),
             ("samples", state.samples.to_string()),
@@ -123,7 +125,11 @@ pub fn write(state: &State, data: &str, path: &Path) -> Result<()> {
     let parts = tensors
         .iter()
         .map(|(name, _, values)| (&name[..], bytemuck::cast_slice(values)));
-    metadata.insert("hash".to_owned(), hash(&metadata, parts));
+    counters.insert("hash".to_owned(), hash(&counters, parts));
+    // One entry, since the entries of a safetensors header come in no fixed order, and the same
+    // state gives the same bytes.
+    let counters = serde_json::to_string(&counters).expect("strings are JSON");
+    let metadata = HashMap::from([(HEADER.to_owned(), counters)]);
     let views = tensors.iter().map(|(name, shape, values)| {
         let bytes = bytemuck::cast_slice(values);
         (
@@ -138,11 +144,11 @@ pub fn write(state: &State, data: &str, path: &Path) -> Result<()> {
 
 /// A hash over counters and tensors, whatever order a file keeps them in.
 fn hash<'a>(
-    metadata: &HashMap<String, String>,
+    counters: &BTreeMap<String, String>,
     tensors: impl Iterator<Item = (&'a str, &'a [u8])>,
 ) -> String {
     let mut parts: Vec<(&str, &[u8])> = tensors.collect();
-    let counters = metadata.iter().filter(|(key, _)| *key != "hash");
+    let counters = counters.iter().filter(|(key, _)| *key != "hash");
     parts.extend(counters.map(|(key, value)| (&key[..], value.as_bytes())));
     parts.sort_unstable();
     let mut hasher = blake3::Hasher::new();
@@ -174,13 +180,16 @@ fn read(
     let (_, header) =
         SafeTensors::read_metadata(&bytes).map_err(|error| damaged(&error.to_string()))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&error.to_string()))?;
-    let metadata = header.metadata().clone().unwrap_or_default();
+    let counters = header.metadata().as_ref().and_then(|all| all.get(HEADER));
+    let counters: BTreeMap<String, String> = counters
+        .and_then(|counters| serde_json::from_str(counters).ok())
+        .ok_or_else(|| damaged("its header is not that of a checkpoint"))?;
     let views = tensors.tensors();
     let parts = views.iter().map(|(name, view)| (&name[..], view.data()));
-    if metadata.get("hash") != Some(&hash(&metadata, parts)) {
+    if counters.get("hash") != Some(&hash(&counters, parts)) {
         return Err(damaged("its content does not match its hash"));
     }
-    if metadata.get("schema").map(String::as_str) != Some(SCHEMA) {
+    if counters.get("schema").map(String::as_str) != Some(SCHEMA) {
         let message = format!(
             "`{}` was written by another version of advxl",
             path.display()
@@ -188,7 +197,7 @@ fn read(
         return Err(Error::input(message));
     }
     let number = |key: &str| -> Result<u64> {
-        let value = metadata.get(key).and_then(|value| value.parse().ok());
+        let value = counters.get(key).and_then(|value| value.parse().ok());
         value.ok_or_else(|| damaged(&format!("`{key}` is missing")))
     };
     let tensor = |kind: &str, name: &str, length: usize| -> Result<Tensor<1>> {
@@ -222,5 +231,5 @@ fn read(
             moments.average = Some(tensor("average", &parameter.name, length)?);
         }
     }
-    Ok((state, metadata.get("data").cloned().unwrap_or_default()))
+    Ok((state, counters.get("data").cloned().unwrap_or_default()))
 }

@@ -1,0 +1,125 @@
+//! The commands as a user runs them, one after another on one small run.
+
+mod support;
+
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use serde_json::Value;
+use support::{advxl, command, write_recipe};
+
+/// Standard output's last line as JSON.
+#[track_caller]
+fn json(arguments: &[&str]) -> Value {
+    let output = command(arguments).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    serde_json::from_str(text.lines().last().unwrap()).unwrap()
+}
+
+fn floats(file: &Path, name: &str) -> Vec<f32> {
+    let bytes = std::fs::read(file).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    bytemuck::pod_collect_to_vec(tensors.tensor(name).unwrap().data())
+}
+
+#[test]
+fn a_run_is_evaluated_and_its_logits_agree_with_its_accuracy() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let run = folder.path().join("run");
+    let run = run.to_str().unwrap();
+    let (code, text) = advxl(&["train", recipe.to_str().unwrap(), "--out", run]);
+    assert_eq!(code, 0, "{text}");
+
+    let data = ["--data", "synthetic:64", "--seed", "3"];
+    let attack = [
+        "--attack",
+        "clean,pgd",
+        "--eps",
+        "8/255",
+        "--steps",
+        "5",
+        "--json",
+    ];
+    let result = json(&[&["eval", run], &data[..], &attack[..]].concat());
+    let in_batches = json(&[&["eval", run, "--batch", "7"], &data[..], &attack[..]].concat());
+    assert_eq!(result["robust"], in_batches["robust"]);
+    assert_eq!(result["images"], 64);
+    let stages = result["stages"].as_array().unwrap();
+    assert_eq!(stages[0]["attack"], "clean");
+    assert_eq!(stages[1]["attack"], "pgd-5");
+    assert!(stages[1]["robust_count"].as_u64() <= stages[0]["robust_count"].as_u64());
+    assert!(Path::new(run).join("result.json").is_file());
+
+    let out = folder.path().join("logits.safetensors");
+    let predict = ["predict", run, "--gradient", "--out", out.to_str().unwrap()];
+    let (code, text) = advxl(&[&predict[..], &data[..]].concat());
+    assert_eq!(code, 0, "{text}");
+    let logits = floats(&out, "logits");
+    assert_eq!(logits.len(), 64 * 12);
+    assert_eq!(floats(&out, "gradients").len(), 64 * 3 * 32 * 32);
+    // Synthetic images take their classes in turn.
+    let best = |row: &[f32]| (0..12).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+    let right = logits
+        .chunks(12)
+        .enumerate()
+        .filter(|(i, row)| best(row) == i % 12)
+        .count();
+    assert_eq!(right as u64, stages[0]["robust_count"].as_u64().unwrap());
+}
+
+#[test]
+fn a_step_is_timed_with_the_keys_of_the_comparison() {
+    let line = json(&[
+        "bench",
+        "step",
+        "--model",
+        "vit_micro",
+        "--image-size",
+        "8",
+        "--batch",
+        "2",
+        "--repeats",
+        "1",
+        "--classes",
+        "10",
+    ]);
+    for key in [
+        "program",
+        "precision",
+        "model",
+        "image_size",
+        "batch",
+        "attack_steps",
+        "threads",
+        "seconds_per_step",
+        "images_per_second",
+        "gflops",
+        "peak_gflops",
+    ] {
+        assert!(!line[key].is_null(), "{key} is missing in {line}");
+    }
+}
+
+#[test]
+fn a_dry_run_prints_a_recipe_that_can_be_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let recipe = recipe.to_str().unwrap();
+    let dry = |recipe: &str| {
+        let output = command(&["train", recipe, "--dry-run"]).output().unwrap();
+        assert!(output.status.success());
+        output.stdout
+    };
+    let printed = folder.path().join("printed.toml");
+    std::fs::write(&printed, dry(recipe)).unwrap();
+    assert_eq!(
+        dry(printed.to_str().unwrap()),
+        std::fs::read(&printed).unwrap()
+    );
+}
