@@ -69,7 +69,7 @@ impl Targets {
     /// The distributions that the logits should give.
     ///
     /// Smoothing comes before mixing, as in timm; since both are linear the order does not matter.
-    /// Shapes: the result [batch, classes], rows sum to 1.
+    /// Shapes: the result `[batch, classes]`, rows sum to 1.
     pub fn distributions(&self, classes: usize, smoothing: f64, device: &Device) -> Tensor<2> {
         let rest = (smoothing / classes as f64) as f32;
         let mut values = vec![rest; self.first.len() * classes];
@@ -91,7 +91,7 @@ impl Targets {
 
 /// Cross entropy against a distribution over the classes.
 ///
-/// Shapes: `logits` and `targets` [batch, classes]; the result [batch].
+/// Shapes: `logits` and `targets` `[batch, classes]`; the result `[batch]`.
 pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
     // [batch, classes] -> [batch]
     -(log_softmax(logits, 1) * targets).sum_dim(1).squeeze_dim(1)
@@ -99,7 +99,7 @@ pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
 
 /// The class with the largest logit.
 ///
-/// Shapes: `logits` [batch, classes]; the result [batch].
+/// Shapes: `logits` `[batch, classes]`; the result `[batch]`.
 pub fn predictions(logits: Tensor<2>) -> Vec<u32> {
     let classes: Tensor<1, Int> = logits.without_autodiff().argmax(1).squeeze_dim(1);
     classes

@@ -13,7 +13,7 @@ use burn::tensor::Tensor;
 
 /// The gradient of a sum of losses with respect to the images alone.
 ///
-/// Shapes: `images` and the result [batch, 3, height, width]; `loss` gives one value an image.
+/// Shapes: `images` and the result `[batch, 3, height, width]`; `loss` gives one value an image.
 pub fn input_gradient(
     loss: &dyn Fn(Tensor<4>) -> Tensor<1>,
     images: Tensor<4>,

@@ -78,7 +78,7 @@ impl Pgd {
     ///
     /// `keys` number the images for their random starts.
     ///
-    /// Shapes: `images` and the result [batch, 3, height, width]; `loss` gives one value an image,
+    /// Shapes: `images` and the result `[batch, 3, height, width]`; `loss` gives one value an image,
     /// and an image's value must depend on that image alone for batches not to matter.
     /// Units: pixels in [0, 1].
     /// Source: Madry et al. 2018, section 2.1; AdvXL's attacker but for the start, [`Ball::sample`].

@@ -72,7 +72,7 @@ impl Ball {
 
     /// A random point of each ball, clipped to [0, 1].
     ///
-    /// linf: uniform in the box; l2: a random direction, at a length uniform in [0, epsilon]; l1:
+    /// linf: uniform in the box; l2: a random direction, at a length uniform in `[0, epsilon]`; l1:
     /// the same with Laplace noise. Each image has its own stream, keyed by `keys`, so that the
     /// start does not depend on the batch.
     /// Differs from the reference: AdvXL's start is clipped only after the first gradient step.
@@ -163,7 +163,7 @@ impl Ball {
     }
 }
 
-/// Shapes: `delta` [batch, c, h, w]; the result [batch, 1, 1, 1].
+/// Shapes: `delta` `[batch, c, h, w]`; the result `[batch, 1, 1, 1]`.
 fn l2_lengths(delta: Tensor<4>) -> Tensor<4> {
     let [batch, channels, height, width] = delta.dims();
     let flat = delta.reshape([batch, channels * height * width]);

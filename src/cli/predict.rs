@@ -27,10 +27,10 @@ pub(super) struct Predict {
     /// Test images: a folder, tensors:FILE or synthetic:N.
     #[arg(long, value_name = "SPEC")]
     data: String,
-    /// The safetensors file to write: `logits` f32 [n, classes].
+    /// The safetensors file to write: `logits` f32 `[n, classes]`.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Also write `gradients` f32 [n, 3, h, w] of the summed cross entropy.
+    /// Also write `gradients` f32 `[n, 3, h, w]` of the summed cross entropy.
     #[arg(long)]
     gradient: bool,
     /// How many images, from the first; all if absent.

@@ -23,7 +23,7 @@ pub struct Images<'a> {
 impl Images<'_> {
     /// The images of given indices and their labels.
     ///
-    /// Shapes: the images [indices, 3, size, size].
+    /// Shapes: the images `[indices, 3, size, size]`.
     pub fn batch(&self, indices: &[usize], device: &Device) -> Result<(Tensor<4>, Vec<u32>)> {
         let size = self.transform.image_size;
         let values = evaluation_batch(self.dataset, indices, &self.transform)?;

@@ -145,8 +145,8 @@ fn in_order(gradients: BlockGradients) -> [Vec<f32>; 12] {
 /// Gradients of the weights are computed when the weights take part in automatic differentiation,
 /// and only then: an attack passes plain weights and pays for the gradient of its input alone.
 ///
-/// Shapes: `x` and the result [batch, tokens, width]; `weights` flat, in timm's order from
-/// `norm1.weight` to `mlp.fc2.bias`, matrices [out, in].
+/// Shapes: `x` and the result `[batch, tokens, width]`; `weights` flat, in timm's order from
+/// `norm1.weight` to `mlp.fc2.bias`, matrices `[out, in]`.
 /// Source: Dosovitskiy et al. 2021, equations 2 and 3.
 pub fn encoder_block(
     x: Tensor<3>,

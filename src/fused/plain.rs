@@ -17,7 +17,7 @@ pub fn layer_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) ->
 
 /// `x W^T + b` with the weight as PyTorch keeps it.
 ///
-/// Shapes: `x` [batch, tokens, in]; `weight` [out * in], rows of `out`; `bias` [out].
+/// Shapes: `x` `[batch, tokens, in]`; `weight` `[out * in]`, rows of `out`; `bias` `[out]`.
 pub fn linear(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>) -> Tensor<3> {
     let [batch, tokens, inputs] = x.dims();
     let outputs = bias.dims()[0];
@@ -65,7 +65,7 @@ pub(super) fn encoder_block(
 
 /// Multi-head self-attention on queries, keys and values in one tensor.
 ///
-/// Shapes: `qkv` [batch, tokens, 3 * width], in timm's order; the result [batch, tokens, width].
+/// Shapes: `qkv` `[batch, tokens, 3 * width]`, in timm's order; the result `[batch, tokens, width]`.
 fn attention(qkv: Tensor<3>, heads: usize) -> Tensor<3> {
     let [batch, tokens, triple] = qkv.dims();
     let width = triple / 3;

@@ -11,7 +11,7 @@ use crate::fused::from_vec;
 /// grid of `reference` patches on a side laid over the same picture; with `reference` = `grid` they
 /// are 0, 1, 2 and so on.
 ///
-/// Shapes: the result, flat, [grid * grid, width], rows in reading order.
+/// Shapes: the result, flat, `[grid * grid, width]`, rows in reading order.
 /// Source: MoCo v3 (Chen et al. 2021) and MAE (He et al. 2022), whose order of axes timm's
 /// checkpoints follow.
 pub fn sincos2d(grid: usize, reference: usize, width: usize) -> Vec<f32> {
@@ -37,7 +37,7 @@ pub fn sincos2d(grid: usize, reference: usize, width: usize) -> Vec<f32> {
 /// Anti-aliased bicubic interpolation is linear in the embeddings, so it is a matrix and gradients
 /// pass through it by themselves.
 ///
-/// Shapes: `embeddings` [from * from, width]; the result [to * to, width].
+/// Shapes: `embeddings` `[from * from, width]`; the result `[to * to, width]`.
 /// Source: `timm.layers.resample_abs_pos_embed` (bicubic, antialias, corners not aligned).
 pub fn resample(embeddings: Tensor<2>, from: usize, to: usize) -> Tensor<2> {
     if from == to {

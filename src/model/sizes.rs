@@ -175,7 +175,7 @@ impl ModelConfig {
         grid(image_size, self.patch)
     }
 
-    /// Fixed positions of the patches of a grid, flat [grid * grid, width].
+    /// Fixed positions of the patches of a grid, flat `[grid * grid, width]`.
     pub fn fixed_positions(&self, grid: usize) -> Vec<f32> {
         let reference = self.position_size.map_or(grid, |size| size / self.patch);
         sincos2d(grid, reference, self.width)

@@ -116,7 +116,7 @@ impl Masking {
 /// The patches that stay, by image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kept {
-    /// Patch numbers in reading order, [batch, kept].
+    /// Patch numbers in reading order, `[batch, kept]`.
     indices: Vec<usize>,
     batch: usize,
     kept: usize,
@@ -130,7 +130,7 @@ impl Kept {
 
     /// The rows of `tokens` that stay.
     ///
-    /// Shapes: `tokens` [batch, patches, width]; the result [batch, kept, width].
+    /// Shapes: `tokens` `[batch, patches, width]`; the result `[batch, kept, width]`.
     pub fn of_tokens(&self, tokens: Tensor<3>) -> Tensor<3> {
         let [batch, patches, width] = tokens.dims();
         assert_eq!(
@@ -149,7 +149,7 @@ impl Kept {
 
     /// The same rows of an embedding that all images share.
     ///
-    /// Shapes: `embedding` [patches, width]; the result [batch, kept, width].
+    /// Shapes: `embedding` `[patches, width]`; the result `[batch, kept, width]`.
     pub fn of_positions(&self, embedding: Tensor<2>) -> Tensor<3> {
         let width = embedding.dims()[1];
         let patches = self.indices.iter().map(|patch| *patch as i64).collect();

@@ -207,8 +207,8 @@ impl Vit {
 
     /// The logits of a batch.
     ///
-    /// Shapes: `images` [batch, 3, height, width] with height = width, a multiple of the patch;
-    /// the result [batch, classes].
+    /// Shapes: `images` `[batch, 3, height, width]` with height = width, a multiple of the patch;
+    /// the result `[batch, classes]`.
     /// Units: pixels in [0, 1].
     pub fn logits(&self, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
         let grid = images.dims()[2] / self.config.patch;
@@ -258,7 +258,7 @@ impl Vit {
 
     /// Patches to tokens, with their places, after the class token.
     ///
-    /// Shapes: `images` [batch, 3, grid * patch, grid * patch]; the result [batch, tokens, width].
+    /// Shapes: `images` `[batch, 3, grid * patch, grid * patch]`; the result `[batch, tokens, width]`.
     fn embed(&self, images: Tensor<4>, grid: usize, kept: Option<&Kept>) -> Tensor<3> {
         let ModelConfig { patch, width, .. } = self.config;
         let batch = images.dims()[0];
@@ -291,7 +291,7 @@ impl Vit {
         }
     }
 
-    /// Position embeddings of the class token, [1, width], and of the patches, [grid * grid, width].
+    /// Position embeddings of the class token, `[1, width]`, and of the patches, `[grid * grid, width]`.
     fn places(&self, grid: usize, device: &Device) -> (Option<Tensor<2>>, Tensor<2>) {
         let width = self.config.width;
         let Some(position) = &self.position else {
@@ -309,7 +309,7 @@ impl Vit {
         )
     }
 
-    /// Positions for images of a size as timm keeps them, flat [tokens, width], class token first.
+    /// Positions for images of a size as timm keeps them, flat `[tokens, width]`, class token first.
     pub fn position_table(&self, image_size: usize) -> Vec<f32> {
         let device = self.patch_bias.value.device();
         let (class_place, places) = self.places(image_size / self.config.patch, &device);
