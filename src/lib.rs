@@ -11,18 +11,24 @@ pub mod settings;
 pub mod units;
 
 pub mod fused;
+
 pub mod loss;
 pub mod optim;
 pub mod schedule;
 
-pub mod attack;
 pub mod data;
+
 pub mod model;
 
+pub mod attack;
+
 pub mod eval;
+
 pub mod recipe;
+
 pub mod train;
 
 pub mod bench;
-pub mod cli;
 pub mod demo;
+
+pub mod cli;
