@@ -77,7 +77,6 @@ fn every_module_uses_only_those_above_it() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// `settings` and `units` know each other: a fraction is a setting. Everything else is in order.
 #[test]
 fn unsafe_code_and_printing_stay_in_their_places() {
     let mut wrong = Vec::new();
