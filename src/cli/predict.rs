@@ -90,15 +90,12 @@ impl Predict {
             );
         }
         drop(screen);
-        let view = |values: &'_ [f32], shape: Vec<usize>| {
-            // The bytes live as long as the vectors above.
-            (bytemuck::cast_slice::<f32, u8>(values).to_vec(), shape)
-        };
-        let mut tensors = vec![("logits", view(&logits, vec![count, classes]))];
+        let mut tensors = vec![("logits", &logits, vec![count, classes])];
         if self.gradient {
-            tensors.push(("gradients", view(&gradients, vec![count, 3, size, size])));
+            tensors.push(("gradients", &gradients, vec![count, 3, size, size]));
         }
-        let views = tensors.iter().map(|(name, (bytes, shape))| {
+        let views = tensors.iter().map(|(name, values, shape)| {
+            let bytes = bytemuck::cast_slice(values);
             let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
             (*name, view.expect("shapes hold values"))
         });

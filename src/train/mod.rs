@@ -95,6 +95,7 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
         for phase in &stage.phases {
             phase_end += phase.samples;
             let mut loader = load(run, stage, phase, state.samples, phase_end)?;
+            monitor.enter_phase();
             while let Some(batch) = loader.next_batch()? {
                 let seen = state.samples + stage.batch - stage_start;
                 let learning_rate = stage.learning_rate.at(seen, stage.samples());

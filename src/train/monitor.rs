@@ -137,6 +137,12 @@ impl<'a> Monitor<'a> {
         self.screen.line(&text);
     }
 
+    /// Begins to follow a new loader, whose counts begin at 0.
+    pub(super) fn enter_phase(&mut self) {
+        self.broken = 0;
+        self.interval.waited = 0.0;
+    }
+
     /// Counts an update; writes a line when one is due.
     pub(super) fn record(
         &mut self,
@@ -178,13 +184,7 @@ impl<'a> Monitor<'a> {
         let (loss, accuracy) = (interval.loss / count, interval.correct as f64 / count);
         let norm = interval.gradient_norm / interval.updates as f64;
         let all_waited = loader.waited().as_secs_f64();
-        // A new phase has a new loader, which begins at 0.
-        let before = if all_waited < interval.waited {
-            0.0
-        } else {
-            interval.waited
-        };
-        let waited = (all_waited - before) / seconds;
+        let waited = (all_waited - interval.waited) / seconds;
         self.interval.waited = all_waited;
         let memory = peak_memory_mib();
         let eta = self.eta(samples);
@@ -220,16 +220,14 @@ impl<'a> Monitor<'a> {
     /// Names each broken sample once: what it was, why, and that another took its place.
     fn tell_broken(&mut self, loader: &Loader) -> Result<()> {
         let broken = loader.broken();
-        for broken in &broken[self.broken.min(broken.len())..] {
+        for broken in &broken[self.broken..] {
             self.folder.metrics(&json!({
                 "event": "broken sample",
                 "sample": broken.sample,
                 "name": broken.name,
                 "reason": broken.reason,
             }))?;
-            let text = format!("`{}` is replaced: {}", broken.name, broken.reason);
-            self.screen.line(&format!("warning: {text}"));
-            self.folder.log(&format!("warning: {text}"))?;
+            self.warn(&format!("`{}` is replaced: {}", broken.name, broken.reason))?;
         }
         self.broken = broken.len();
         Ok(())
