@@ -20,17 +20,24 @@
 //! Every element of the result is summed over the steps in order, in one register, whatever tile it
 //! falls into: its bits do not depend on the other rows, on the number of rows, or on the threads.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
 use std::marker::PhantomData;
 
+use crate::buffer::{Buffer, as_f32_mut};
 use crate::cells::Element;
-use crate::lanes::{LANES, Lanes, Op};
+#[cfg(target_arch = "x86_64")]
+use crate::lanes::Assembly;
+use crate::lanes::{LANES, Lanes, Op, chunk_mut};
 use crate::pack::PANEL;
 
 /// Most rows of a register tile on any path.
 const MAX_ROWS: usize = 12;
 
-/// The sums of a tile, on their way from the registers to the epilogue.
-type Tile = [[f32; PANEL]; MAX_ROWS];
+/// The sums of a tile, on their way from the registers to the next piece or the epilogue: rows of 32.
+type Tile = [f32; TILE];
+const TILE: usize = MAX_ROWS * PANEL;
 
 /// The first operand: `cells[row * row_stride + step * step_stride]`.
 #[derive(Clone, Copy)]
@@ -55,13 +62,17 @@ pub(crate) trait Epilogue<S: Lanes> {
     fn put(&mut self, s: S, row: usize, column: usize, sums: S::V);
 }
 
+/// Most steps of a panel that the rows pass before the next ones: 28 KiB, which stay in the first-level
+/// cache while all tiles of the rows read them.
+const MAX_STEPS: usize = 224;
+
 /// Multiplies and hands every vector of sums to the epilogue, one panel of B after the other.
 #[inline(always)]
 pub(crate) fn product<S: Lanes, P: Element>(s: S, a: Left, b: Right, epilogue: &mut impl Epilogue<S>) {
     sum_of_products::<S, P>(s, &[(a, b)], epilogue);
 }
 
-/// The sum of several products of the same rows and columns, part after part, in the same registers.
+/// The sum of several products of the same rows and columns, part after part.
 #[inline(always)]
 pub(crate) fn sum_of_products<S: Lanes, P: Element>(s: S, parts: &[(Left, Right)], epilogue: &mut impl Epilogue<S>) {
     let Some((rows, columns)) = parts.first().map(|(a, b)| (a.rows, b.columns)) else {
@@ -81,56 +92,89 @@ pub(crate) fn sum_of_products<S: Lanes, P: Element>(s: S, parts: &[(Left, Right)
     }
     let tiles = rows.div_ceil(S::TILE_ROWS);
     let (height, taller) = (rows / tiles, rows % tiles);
-    let mut tile: Tile = [[0.0; PANEL]; MAX_ROWS];
+    let pieces = |b: &Right| b.steps.div_ceil(MAX_STEPS).max(1);
+    let count: usize = parts.iter().map(|(_, b)| pieces(b)).sum();
+    // Where the sums of every tile wait from one piece to the next; one place is enough for one piece.
+    let (mut one, mut many): (Tile, _) = ([0.0; _], Buffer::new(if count > 1 { tiles * TILE } else { 0 }));
+    let waiting = if count > 1 { as_f32_mut(&mut many) } else { &mut one };
     for column in (0..columns).step_by(PANEL) {
         let vectors = if columns - column > LANES { 2 } else { 1 };
-        let mut row = 0;
-        for index in 0..tiles {
-            let rows = height + usize::from(index < taller);
-            let sums = Sums::<P> { parts, row, column, to: &mut tile, format: PhantomData };
-            // SAFETY: the assertions above cover all rows and steps of A and all panels of B, of every part;
-            // the tiles' rows add up to those of A.
-            unsafe { sums.run(s, rows, vectors) };
-            for (i, sums) in tile.iter().enumerate().take(rows) {
-                for (j, sums) in sums.as_chunks::<LANES>().0.iter().enumerate().take(vectors) {
-                    epilogue.put(s, row + i, column + j * LANES, s.load(sums));
+        let mut done = 0;
+        for &(a, b) in parts {
+            for piece in 0..pieces(&b) {
+                let (start, end) = (b.steps * piece / pieces(&b), b.steps * (piece + 1) / pieces(&b));
+                let mut row = 0;
+                for index in 0..tiles {
+                    let rows = height + usize::from(index < taller);
+                    let tile = chunk_mut(waiting, if count > 1 { index * TILE } else { 0 });
+                    let job = Job {
+                        a: a.cells[row * a.row_stride + start * a.step_stride..].as_ptr(),
+                        row_stride: a.row_stride,
+                        step_stride: a.step_stride,
+                        b: b.panels[column * b.steps + start * PANEL..].as_ptr(),
+                        steps: end - start,
+                        begin: done == 0,
+                        tile,
+                    };
+                    // SAFETY: the assertions above cover all rows and steps of A and all panels of B, of every
+                    // part; the tiles' rows add up to those of A, the pieces' steps to those of B.
+                    unsafe { run::<S, P>(s, job, rows, vectors) };
+                    if done + 1 == count {
+                        for (i, sums) in tile.as_chunks::<PANEL>().0.iter().enumerate().take(rows) {
+                            for (j, sums) in sums.as_chunks::<LANES>().0.iter().enumerate().take(vectors) {
+                                epilogue.put(s, row + i, column + j * LANES, s.load(sums));
+                            }
+                        }
+                    }
+                    row += rows;
                 }
+                done += 1;
             }
-            row += rows;
         }
     }
 }
 
-/// One tile: its first row and column in all parts.
-struct Sums<'a, P> {
-    parts: &'a [(Left<'a>, Right<'a>)],
-    row: usize,
-    column: usize,
-    to: &'a mut Tile,
-    format: PhantomData<P>,
+/// One tile of one piece: all the rows it has, and the piece's steps.
+struct Job<'a> {
+    /// Cells of A: `row * row_stride + step * step_stride` from here.
+    a: *const u32,
+    row_stride: usize,
+    step_stride: usize,
+    /// Cells of B: `step * 32 + column` from here.
+    b: *const u32,
+    steps: usize,
+    /// Whether the sums begin at zero, or go on from the tile.
+    begin: bool,
+    tile: &'a mut Tile,
 }
 
-impl<P: Element> Sums<'_, P> {
-    /// # Safety
-    ///
-    /// Every part must hold `rows` rows from `row` on of all its steps, and a panel at `column`.
-    #[inline(always)]
-    unsafe fn run<S: Lanes>(self, s: S, rows: usize, vectors: usize) {
-        macro_rules! by_rows {
-            ($($rows:literal)*) => {
-                match (rows, vectors) {
-                    $(($rows, 2) => s.call(SumsOf::<P, $rows, 2>(self)),)*
-                    $(($rows, 1) => s.call(SumsOf::<P, $rows, 1>(self)),)*
-                    _ => unreachable!("a tile has 1 to 12 rows and 1 or 2 vectors"),
-                }
-            };
-        }
-        by_rows!(1 2 3 4 5 6 7 8 9 10 11 12)
+/// # Safety
+///
+/// A must hold all rows and steps that the job says, B all steps.
+#[inline(always)]
+unsafe fn run<S: Lanes, P: Element>(s: S, job: Job, rows: usize, vectors: usize) {
+    #[cfg(target_arch = "x86_64")]
+    match s.tile_in_assembly(P::PER_CELL) {
+        // SAFETY: the path has the instructions, and the caller promises the memory.
+        Some(Assembly::F32) => return unsafe { avx512::f32_tile(job, rows, vectors) },
+        // SAFETY: as above.
+        Some(Assembly::Bf16) => return unsafe { avx512::bf16_tile(job, rows, vectors) },
+        None => {}
     }
+    macro_rules! by_rows {
+        ($($rows:literal)*) => {
+            match (rows, vectors) {
+                $(($rows, 2) => s.call(SumsOf::<P, $rows, 2>(job, PhantomData)),)*
+                $(($rows, 1) => s.call(SumsOf::<P, $rows, 1>(job, PhantomData)),)*
+                _ => unreachable!("a tile has 1 to 12 rows and 1 or 2 vectors"),
+            }
+        };
+    }
+    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12)
 }
 
-/// The register tile. Made only by the `unsafe` [`Sums::run`].
-struct SumsOf<'a, P, const ROWS: usize, const VECTORS: usize>(Sums<'a, P>);
+/// The register tile. Made only by the `unsafe` [`run`].
+struct SumsOf<'a, P, const ROWS: usize, const VECTORS: usize>(Job<'a>, PhantomData<P>);
 
 impl<P: Element, const ROWS: usize, const VECTORS: usize> Op for SumsOf<'_, P, ROWS, VECTORS> {
     type Output = ();
@@ -140,26 +184,32 @@ impl<P: Element, const ROWS: usize, const VECTORS: usize> Op for SumsOf<'_, P, R
         if ROWS > S::TILE_ROWS {
             unreachable!("tiles are no taller than the path's");
         }
-        let Sums { parts, row, column, to, .. } = self.0;
+        let Job { a, row_stride, step_stride, b, steps, begin, tile } = self.0;
+        if begin {
+            tile.fill(0.0);
+        }
         let mut sums = [[s.splat(0.0); VECTORS]; ROWS];
-        for &(Left { cells, row_stride, step_stride, .. }, Right { panels, steps, .. }) in parts {
-            for step in 0..steps {
-                // SAFETY: the panel at `column` has all steps of 32 columns (see `Sums::run`).
-                let panel = unsafe { &*panels.as_ptr().add(column * steps + step * PANEL).cast::<[[u32; LANES]; 2]>() };
-                let mut b = [s.splat_cell(0); VECTORS];
-                for (b, panel) in b.iter_mut().zip(panel) {
-                    *b = s.load_cells(panel);
-                }
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    // SAFETY: A has the row `row + i` and all steps (see `Sums::run`).
-                    let a = s.splat_cell(unsafe { *cells.as_ptr().add((row + i) * row_stride + step * step_stride) });
-                    for (sum, &b) in sums.iter_mut().zip(&b) {
-                        *sum = P::dot(s, *sum, a, b);
-                    }
+        for (sums, from) in sums.iter_mut().zip(tile.as_chunks::<PANEL>().0) {
+            for (sum, from) in sums.iter_mut().zip(from.as_chunks::<LANES>().0) {
+                *sum = s.load(from);
+            }
+        }
+        for step in 0..steps {
+            // SAFETY: B has all steps of 32 columns (see `run`).
+            let panel = unsafe { &*b.add(step * PANEL).cast::<[[u32; LANES]; 2]>() };
+            let mut b = [s.splat_cell(0); VECTORS];
+            for (b, panel) in b.iter_mut().zip(panel) {
+                *b = s.load_cells(panel);
+            }
+            for (i, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: A has the row `i` and all steps (see `run`).
+                let a = s.splat_cell(unsafe { *a.add(i * row_stride + step * step_stride) });
+                for (sum, &b) in sums.iter_mut().zip(&b) {
+                    *sum = P::dot(s, *sum, a, b);
                 }
             }
         }
-        for (to, sums) in to.iter_mut().zip(&sums) {
+        for (to, sums) in tile.as_chunks_mut::<PANEL>().0.iter_mut().zip(&sums) {
             for (to, &sum) in to.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
                 s.store(to, sum);
             }

@@ -23,6 +23,15 @@ pub(crate) trait Op {
     fn run<S: Lanes>(self, s: S) -> Self::Output;
 }
 
+/// Register tiles of products that are written in assembly.
+#[cfg(target_arch = "x86_64")]
+pub(crate) enum Assembly {
+    /// On cells of one f32.
+    F32,
+    /// On cells of two bf16.
+    Bf16,
+}
+
 /// Number of f32 in a vector, on every path.
 pub(crate) const LANES: usize = 16;
 
@@ -34,6 +43,13 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     type C: Copy;
     /// Rows of the register tile of products; its columns are 32.
     const TILE_ROWS: usize;
+
+    /// The tile in assembly that this path has for cells of so many elements, if any.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn tile_in_assembly(self, _per_cell: usize) -> Option<Assembly> {
+        None
+    }
 
     /// Runs `op` in a function of its own that has this path's instructions.
     fn call<O: Op>(self, op: O) -> O::Output;

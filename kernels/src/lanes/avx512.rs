@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{LANES, Lanes, Op};
+use super::{Assembly, LANES, Lanes, Op};
 
 /// Proof that the processor has AVX-512 F, BW, VL and DQ, and for `BF16` also its bf16 products.
 #[derive(Clone, Copy)]
@@ -43,6 +43,14 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
     type C = __m512i;
     const TILE_ROWS: usize = 12;
 
+    #[inline(always)]
+    fn tile_in_assembly(self, per_cell: usize) -> Option<Assembly> {
+        match per_cell {
+            1 => Some(Assembly::F32),
+            _ if BF16 => Some(Assembly::Bf16),
+            _ => None,
+        }
+    }
     #[inline(always)]
     fn call<O: Op>(self, op: O) -> O::Output {
         if BF16 {
