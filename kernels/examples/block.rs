@@ -7,7 +7,8 @@
 use std::time::Instant;
 
 use advxl_kernels::{
-    BlockGradients, BlockShape, BlockWeights, Gelu, PackedBlock, Precision, block_backward, block_forward, peak_flops,
+    BlockGradients, BlockShape, BlockWeights, Gelu, PackedBlock, Precision, Wanted, block_backward, block_forward,
+    peak_flops,
 };
 
 fn main() {
@@ -82,10 +83,11 @@ fn report(shape: BlockShape, precision: Precision, repetitions: usize) {
     let (mut bytes, flops) = (0, shape.flops());
     let pack = measure(repetitions, precision, 0.0, || drop(PackedBlock::new(shape.heads, &weights, precision)));
     let forward = measure(repetitions, precision, flops, || {
-        block_forward(shape, &packed, Gelu::Erf, 1e-6, None, &x, &mut y, false);
+        block_forward(shape, &packed, Gelu::Erf, 1e-6, None, &x, &mut y, Wanted::Nothing);
     });
     let mut both = |gradients: Option<&mut BlockGradients>| {
-        let saved = block_forward(shape, &packed, Gelu::Erf, 1e-6, None, &x, &mut y, true);
+        let wanted = if gradients.is_some() { Wanted::Weights } else { Wanted::Input };
+        let saved = block_forward(shape, &packed, Gelu::Erf, 1e-6, None, &x, &mut y, wanted);
         let saved = saved.expect("saved");
         bytes = saved.bytes();
         block_backward(&packed, &saved, &dy, &mut dx, gradients);

@@ -24,7 +24,7 @@ mod gradients;
 mod weights;
 
 pub use backward::block_backward;
-pub use forward::{BlockSaved, block_forward};
+pub use forward::{BlockSaved, Wanted, block_forward};
 pub use gradients::BlockGradients;
 pub use weights::{BlockWeights, PackedBlock};
 

@@ -100,20 +100,29 @@ pub(crate) fn sum_of_products<S: Lanes, P: Element>(s: S, parts: &[(Left, Right)
     for column in (0..columns).step_by(PANEL) {
         let vectors = if columns - column > LANES { 2 } else { 1 };
         let mut done = 0;
-        for &(a, b) in parts {
+        for (index, &(a, b)) in parts.iter().enumerate() {
             for piece in 0..pieces(&b) {
                 let (start, end) = (b.steps * piece / pieces(&b), b.steps * (piece + 1) / pieces(&b));
+                // What the rows will pass after this piece: of this panel, of the next part's, of the next panel.
+                let after = match parts.get(index + 1) {
+                    _ if end < b.steps => b.panels.get(column * b.steps + end * PANEL..),
+                    Some((_, next)) => next.panels.get(column * next.steps..),
+                    None => parts[0].1.panels.get((column + PANEL) * parts[0].1.steps..),
+                };
+                let after = after.unwrap_or_default();
                 let mut row = 0;
-                for index in 0..tiles {
-                    let rows = height + usize::from(index < taller);
-                    let tile = chunk_mut(waiting, if count > 1 { index * TILE } else { 0 });
+                for index_of_tile in 0..tiles {
+                    let rows = height + usize::from(index_of_tile < taller);
+                    let tile = chunk_mut(waiting, if count > 1 { index_of_tile * TILE } else { 0 });
                     let job = Job {
-                        a: a.cells[row * a.row_stride + start * a.step_stride..].as_ptr(),
+                        a: a.cells.as_ptr().wrapping_add(row * a.row_stride + start * a.step_stride),
                         row_stride: a.row_stride,
                         step_stride: a.step_stride,
-                        b: b.panels[column * b.steps + start * PANEL..].as_ptr(),
+                        b: b.panels.as_ptr().wrapping_add(column * b.steps + start * PANEL),
                         steps: end - start,
                         begin: done == 0,
+                        // Two tiles together ask for all of it, one line of 16 cells a step.
+                        ahead: after.as_ptr().wrapping_add(index_of_tile % 2 * LANES * (end - start)),
                         tile,
                     };
                     // SAFETY: the assertions above cover all rows and steps of A and all panels of B, of every
@@ -145,6 +154,8 @@ struct Job<'a> {
     steps: usize,
     /// Whether the sums begin at zero, or go on from the tile.
     begin: bool,
+    /// Where memory that comes next begins, to be fetched one line of 16 cells a step; never read.
+    ahead: *const u32,
     tile: &'a mut Tile,
 }
 
@@ -184,7 +195,7 @@ impl<P: Element, const ROWS: usize, const VECTORS: usize> Op for SumsOf<'_, P, R
         if ROWS > S::TILE_ROWS {
             unreachable!("tiles are no taller than the path's");
         }
-        let Job { a, row_stride, step_stride, b, steps, begin, tile } = self.0;
+        let Job { a, row_stride, step_stride, b, steps, begin, tile, .. } = self.0;
         if begin {
             tile.fill(0.0);
         }

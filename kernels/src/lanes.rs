@@ -62,6 +62,10 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
     fn sqrt(self, a: Self::V) -> Self::V;
+    /// `1 / a` to two units in the last place, for finite `a` that are not zero.
+    fn reciprocal(self, a: Self::V) -> Self::V;
+    /// Lanes of `magnitude` with the signs of `sign`.
+    fn copy_sign(self, magnitude: Self::V, sign: Self::V) -> Self::V;
     /// `a * b + c`, with one rounding where the path has it.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The larger lane by lane; `b` where either is not a number.

@@ -38,7 +38,9 @@ mod softmax;
 
 pub use adamw::AdamW;
 pub use attention::{AttentionSaved, AttentionShape, attention, attention_gradient};
-pub use block::{BlockGradients, BlockSaved, BlockShape, BlockWeights, PackedBlock, block_backward, block_forward};
+pub use block::{
+    BlockGradients, BlockSaved, BlockShape, BlockWeights, PackedBlock, Wanted, block_backward, block_forward,
+};
 pub use buffer::release_buffers;
 pub use detect::{Path, detect, with_path};
 pub use gelu::{Gelu, gelu, gelu_gradient};

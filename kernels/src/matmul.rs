@@ -308,7 +308,7 @@ impl<S: Lanes, P: Element> Epilogue<S> for Write<'_, P> {
                 if let Some(before) = before {
                     s.store_part(&mut before[at.clone()], sums);
                 }
-                gelu::value(s, *gelu, sums)
+                gelu::value_and_slope(s, *gelu, sums).0
             }
             Finish::Residual { bias, residual, row_scale } => {
                 let scale = s.splat(row_scale.map_or(1.0, |scale| scale[row]));

@@ -1,7 +1,7 @@
 //! The whole block against a plain f64 reference, and that reference against finite differences.
 
 use advxl_kernels::{
-    BlockGradients, BlockShape, BlockWeights, Gelu, PackedBlock, Path, Precision, block_backward, block_forward,
+    BlockGradients, BlockShape, BlockWeights, Gelu, PackedBlock, Path, Precision, Wanted, block_backward, block_forward,
     with_path,
 };
 
@@ -88,16 +88,28 @@ impl Case {
         let packed = PackedBlock::new(self.shape.heads, &weights(&self.parts), precision);
         let (mut y, mut dx) = (vec![0.0; self.x.len()], vec![0.0; self.x.len()]);
         let scale = Some((&self.scale.0[..], &self.scale.1[..]));
-        let saved = block_forward(self.shape, &packed, self.gelu, 1e-6, scale, &self.x, &mut y, true).expect("saved");
+        let saved = block_forward(self.shape, &packed, self.gelu, 1e-6, scale, &self.x, &mut y, Wanted::Weights)
+            .expect("saved");
         let mut gradients = BlockGradients::default();
         block_backward(&packed, &saved, &self.dy, &mut dx, Some(&mut gradients));
         let mut only_input = vec![0.0; self.x.len()];
         block_backward(&packed, &saved, &self.dy, &mut only_input, None);
         let mut unsaved = vec![0.0; self.x.len()];
-        let nothing = block_forward(self.shape, &packed, self.gelu, 1e-6, scale, &self.x, &mut unsaved, false);
+        let nothing =
+            block_forward(self.shape, &packed, self.gelu, 1e-6, scale, &self.x, &mut unsaved, Wanted::Nothing);
         assert!(nothing.is_none());
         assert_eq!(y, unsaved, "the output is the same whether saved for backward or not");
         assert_eq!(dx, only_input, "the gradient of the input is the same without those of the weights");
+        let saved = block_forward(self.shape, &packed, self.gelu, 1e-6, scale, &self.x, &mut y, Wanted::Input);
+        block_backward(&packed, &saved.expect("saved"), &self.dy, &mut only_input, None);
+        match precision {
+            Precision::F32 => assert_eq!(dx, only_input, "and the same from what is saved for it alone"),
+            // The slope of the GELU is rounded in place of what went into it.
+            Precision::Bf16 => {
+                let off = worst(&only_input, &reference::wide(&dx));
+                assert!(off < 1.0 / 64.0, "dx of what is saved for it alone is off by {off}");
+            }
+        }
         (y, dx, gradients)
     }
 }
@@ -226,5 +238,5 @@ fn a_sample_does_not_depend_on_the_rest_of_its_batch() {
 fn a_slice_of_the_wrong_length_is_named() {
     let case = Case::new(BlockShape { batch: 1, tokens: 2, width: 4, heads: 1, hidden: 4 }, Gelu::Erf);
     let packed = PackedBlock::new(1, &weights(&case.parts), Precision::F32);
-    block_forward(case.shape, &packed, Gelu::Erf, 1e-6, None, &[0.0; 3], &mut [0.0; 8], false);
+    block_forward(case.shape, &packed, Gelu::Erf, 1e-6, None, &[0.0; 3], &mut [0.0; 8], Wanted::Nothing);
 }

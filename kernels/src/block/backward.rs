@@ -3,12 +3,12 @@
 use rayon::prelude::*;
 
 use crate::attention::{self, ToCells, ToF32};
-use crate::block::forward::{ChunkSaved, Sizes, right, row_factors};
+use crate::block::forward::{ChunkSaved, Sizes, Wanted, right, row_factors};
 use crate::block::gradients::{ChunkGradients, column_sums, factors};
 use crate::block::{BlockGradients, BlockSaved, PackedBlock};
 use crate::buffer::{Buffer, as_f32, as_f32_mut};
 use crate::cells::{Element, ElementOp, With};
-use crate::gelu::{self, Gelu};
+use crate::gelu::{Gelu, value_and_slope};
 use crate::gemm::{Epilogue, product};
 use crate::lanes::{LANES, Lanes};
 use crate::norm;
@@ -22,7 +22,8 @@ use crate::norm;
 ///
 /// # Panics
 ///
-/// If a slice has not the length of the forward pass, or `weights` are of another shape.
+/// If a slice has not the length of the forward pass, `weights` are of another shape, or `gradients`
+/// are asked for and the forward pass saved for its input alone.
 pub fn block_backward(
     weights: &PackedBlock,
     saved: &BlockSaved,
@@ -40,29 +41,41 @@ pub fn block_backward(
     let samples = shape.chunk_samples();
     let size = (samples * shape.tokens * shape.width).max(1);
     let wanted = gradients.is_some();
-    let chunks: Vec<_> = (dy.par_chunks(size).zip(dx.par_chunks_mut(size)).zip(&saved.chunks))
-        .enumerate()
-        .map(|(index, ((dy, dx), activations))| {
-            let sizes = Sizes::new(shape, dy.len());
-            let scale = saved
-                .path_scale
-                .as_ref()
-                .map(|(first, second)| [first, second].map(|factors| row_factors(&factors[index * samples..], &sizes)));
-            let backward = Backward { sizes, weights, gelu: saved.gelu, scale, saved: activations, dy, dx, wanted };
-            weights.isa.run(With(weights.precision, backward))
-        })
-        .collect();
-    if let Some(gradients) = gradients {
-        let chunks: Vec<_> = chunks.into_iter().flatten().collect();
-        gradients.compute(&shape, weights, &chunks);
+    assert!(!wanted || saved.wanted == Wanted::Weights, "the forward pass saved for the gradient of its input alone");
+    let chunk = |(index, ((dy, dx), activations)): (usize, ((&[f32], &mut [f32]), &ChunkSaved))| {
+        let sizes = Sizes::new(shape, dy.len());
+        let scale = saved
+            .path_scale
+            .as_ref()
+            .map(|(first, second)| [first, second].map(|factors| row_factors(&factors[index * samples..], &sizes)));
+        let gelu = (saved.wanted == Wanted::Weights).then_some(saved.gelu);
+        let backward = Backward { sizes, weights, gelu, scale, saved: activations, dy, dx, wanted };
+        weights.isa.run(With(weights.precision, backward))
+    };
+    let mut gradients = gradients.map(|gradients| gradients.begin(&shape));
+    let (count, group) = (saved.chunks.len(), size * GROUP);
+    for (index, (dy, dx)) in dy.chunks(group).zip(dx.chunks_mut(group)).enumerate() {
+        let done = index * GROUP;
+        let chunks = dy.par_chunks(size).zip(dx.par_chunks_mut(size)).zip(&saved.chunks[done..count.min(done + GROUP)]);
+        let indexed = chunks.enumerate().map(|(index, chunk)| (done + index, chunk));
+        let chunks: Vec<_> = indexed.map(chunk).collect();
+        if let Some(gradients) = &mut gradients {
+            let chunks: Vec<_> = chunks.into_iter().flatten().collect();
+            gradients.add(weights, &chunks, done + GROUP >= count);
+        }
     }
 }
+
+/// Chunks whose factors of the weights' gradients are made before they are multiplied and their memory is used
+/// again: enough work for many threads, and little enough to stay in the last-level cache.
+const GROUP: usize = 16;
 
 /// The backward pass of one chunk.
 struct Backward<'a> {
     sizes: Sizes,
     weights: &'a PackedBlock,
-    gelu: Gelu,
+    /// If the hidden layer was saved as it was before its GELU, which that is.
+    gelu: Option<Gelu>,
     scale: Option<[Vec<f32>; 2]>,
     saved: &'a ChunkSaved,
     dy: &'a [f32],
@@ -88,16 +101,19 @@ impl ElementOp for Backward<'_> {
         // The MLP: y = x1 + s2 * fc2(gelu(fc1(norm2(x1)))).
         branch_gradient::<S, P>(s, dx, true_width, scale(1), &mut d_branch);
         let mut d_hidden = Buffer::new(rows * P::cells(hidden));
-        let mut to =
-            ThroughGelu::<P> { gelu, before: &saved.before, to: ToCells::new(&mut d_hidden, P::cells(hidden)) };
+        let mut after = Buffer::new(if wanted { saved.hidden.len() } else { 0 });
+        let mut to = ThroughGelu::<P> {
+            saved: &saved.hidden,
+            gelu,
+            after: wanted.then_some(&mut after[..]),
+            to: ToCells::new(&mut d_hidden, P::cells(hidden)),
+        };
         let a = sizes.left::<P>(&d_branch, width);
         product::<S, P>(s, a, right::<P>(&fc2.backward, width, hidden), &mut to);
         let mut to = ToF32 { to: as_f32_mut(&mut d_norm), stride: width };
         let a = sizes.left::<P>(&d_hidden, hidden);
         product::<S, P>(s, a, right::<P>(&fc1.backward, hidden, width), &mut to);
         if let Some(gradients) = &mut gradients {
-            let mut after = Buffer::new(saved.before.len());
-            gelu_of::<S, P>(s, gelu, &saved.before, &mut after);
             factors::<S, P>(s, rows, (&d_branch, width), (&after, hidden), &mut gradients.fc2);
             factors::<S, P>(s, rows, (&d_hidden, hidden), (&saved.normalised2, width), &mut gradients.fc1);
             column_sums::<S, P>(s, as_f32(&d_norm), &saved.normalised2, width, &mut gradients.norm2);
@@ -145,14 +161,6 @@ fn branch_gradient<S: Lanes, P: Element>(s: S, gradient: &[f32], width: usize, s
     }
 }
 
-/// GELU of cells.
-#[inline(always)]
-fn gelu_of<S: Lanes, P: Element>(s: S, gelu: Gelu, before: &[u32], after: &mut [u32]) {
-    for cell in (0..before.len()).step_by(P::cells(LANES)) {
-        P::store(s, after, cell, gelu::value(s, gelu, P::load(s, before, cell)));
-    }
-}
-
 #[inline(always)]
 fn attend_backward<S: Lanes, P: Element>(
     s: S,
@@ -180,16 +188,26 @@ fn attend_backward<S: Lanes, P: Element>(
 
 /// `sums * gelu'(before)` as cells.
 struct ThroughGelu<'a, P> {
-    gelu: Gelu,
-    before: &'a [u32],
+    saved: &'a [u32],
+    /// If what was saved went into a GELU, which; else it is the slope.
+    gelu: Option<Gelu>,
+    /// Receives the GELU's values, the input of the layer after it.
+    after: Option<&'a mut [u32]>,
     to: ToCells<'a, P>,
 }
 
 impl<S: Lanes, P: Element> Epilogue<S> for ThroughGelu<'_, P> {
     #[inline(always)]
     fn put(&mut self, s: S, row: usize, column: usize, sums: S::V) {
-        let before = P::load(s, self.before, row * self.to.stride + P::cells(column));
-        let slope = gelu::slope(s, self.gelu, before);
+        let at = row * self.to.stride + P::cells(column);
+        let mut slope = P::load(s, self.saved, at);
+        if let Some(gelu) = self.gelu {
+            let value;
+            (value, slope) = value_and_slope(s, gelu, slope);
+            if let Some(after) = &mut self.after {
+                P::store(s, after, at, value);
+            }
+        }
         self.to.put(s, row, column, s.mul(sums, slope));
     }
 }

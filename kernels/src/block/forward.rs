@@ -7,14 +7,26 @@ use crate::attention::{self, Heads, ToCells};
 use crate::block::{BlockShape, PackedBlock};
 use crate::buffer::Buffer;
 use crate::cells::{Element, ElementOp, With, padded};
-use crate::gelu::{self, Gelu};
+use crate::gelu::{Gelu, value_and_slope};
 use crate::gemm::{Epilogue, Left, Right, product};
 use crate::lanes::{Lanes, chunk};
 use crate::norm;
 
+/// Which gradients will be asked for after a forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// None: nothing is saved.
+    Nothing,
+    /// That of the input alone, as attacks do: only what it needs is saved.
+    Input,
+    /// Those of the input and of the weights.
+    Weights,
+}
+
 /// What the backward pass needs of a forward pass: in bf16 where the products are.
 #[derive(Debug)]
 pub struct BlockSaved {
+    pub(super) wanted: Wanted,
     pub(super) chunks: Vec<ChunkSaved>,
     pub(super) shape: BlockShape,
     pub(super) precision: Precision,
@@ -36,11 +48,13 @@ pub(super) struct ChunkSaved {
     pub(super) inverse_deviation1: Vec<f32>,
     pub(super) qkv: Buffer,
     pub(super) probabilities: Buffer,
+    /// Only for the gradients of the weights.
     pub(super) attended: Buffer,
     pub(super) normalised2: Buffer,
     pub(super) inverse_deviation2: Vec<f32>,
-    /// The hidden layer before its GELU.
-    pub(super) before: Buffer,
+    /// The hidden layer before its GELU for the gradients of the weights, the GELU's slope there for that of
+    /// the input alone.
+    pub(super) hidden: Buffer,
 }
 
 impl ChunkSaved {
@@ -54,14 +68,14 @@ impl ChunkSaved {
             attended: Buffer::new(rows * P::cells(sizes.heads.inner())),
             normalised2: Buffer::new(rows * P::cells(sizes.width())),
             inverse_deviation2: vec![0.0; rows],
-            before: Buffer::new(rows * P::cells(sizes.hidden())),
+            hidden: Buffer::new(rows * P::cells(sizes.hidden())),
         }
     }
 
     fn bytes(&self) -> usize {
-        let Self { normalised1, qkv, probabilities, attended, normalised2, before, .. } = self;
+        let Self { normalised1, qkv, probabilities, attended, normalised2, hidden, .. } = self;
         let cells: usize =
-            [normalised1, qkv, probabilities, attended, normalised2, before].iter().map(|b| b.len()).sum();
+            [normalised1, qkv, probabilities, attended, normalised2, hidden].iter().map(|b| b.len()).sum();
         4 * (cells + 2 * self.inverse_deviation1.len())
     }
 }
@@ -98,7 +112,8 @@ impl Sizes {
 /// Applies a block: `x1 = x + s1 * attention(norm1(x))`, `y = x1 + s2 * mlp(norm2(x1))`.
 ///
 /// `path_scale` are the factors `s1` and `s2` of each sample (stochastic depth: 0, or one over the
-/// probability to stay). With `save` the result holds what [`block_backward`](super::block_backward) needs.
+/// probability to stay). The result holds what [`block_backward`](super::block_backward) needs for what is
+/// `wanted`.
 ///
 /// Shapes: `x` and `y` `[batch, tokens, width]`; the factors `[batch]`.
 ///
@@ -114,7 +129,7 @@ pub fn block_forward(
     path_scale: Option<(&[f32], &[f32])>,
     x: &[f32],
     y: &mut [f32],
-    save: bool,
+    wanted: Wanted,
 ) -> Option<BlockSaved> {
     weights.check(&shape);
     let elements = shape.elements();
@@ -136,13 +151,13 @@ pub fn block_forward(
             let scale = path_scale
                 .as_ref()
                 .map(|(first, second)| [first, second].map(|factors| row_factors(&factors[index * samples..], &sizes)));
-            let forward = Forward { sizes, weights, gelu, eps, scale, x, y };
-            let saved = weights.isa.run(With(weights.precision, forward));
-            save.then_some(saved)
+            let forward = Forward { sizes, weights, gelu, eps, scale, x, y, wanted };
+            weights.isa.run(With(weights.precision, forward))
         })
         .collect::<Vec<_>>();
-    let chunks = chunks.into_iter().flatten().collect();
-    save.then_some(BlockSaved { chunks, shape, precision: weights.precision, gelu, path_scale })
+    let chunks: Vec<_> = chunks.into_iter().flatten().collect();
+    let saved = BlockSaved { wanted, chunks, shape, precision: weights.precision, gelu, path_scale };
+    (wanted != Wanted::Nothing).then_some(saved)
 }
 
 /// The factor of every row of a chunk, from those of its samples.
@@ -160,14 +175,15 @@ struct Forward<'a> {
     scale: Option<[Vec<f32>; 2]>,
     x: &'a [f32],
     y: &'a mut [f32],
+    wanted: Wanted,
 }
 
 impl ElementOp for Forward<'_> {
-    type Output = ChunkSaved;
+    type Output = Option<ChunkSaved>;
 
     #[inline(always)]
-    fn run<S: Lanes, P: Element>(self, s: S) -> ChunkSaved {
-        let Self { sizes, weights, gelu, eps, scale, x, y } = self;
+    fn run<S: Lanes, P: Element>(self, s: S) -> Option<ChunkSaved> {
+        let Self { sizes, weights, gelu, eps, scale, x, y, wanted } = self;
         let PackedBlock { qkv, proj, fc1, fc2, .. } = weights;
         let (width, inner, hidden) = (sizes.width(), sizes.heads.inner(), sizes.hidden());
         let true_width = sizes.shape.width;
@@ -186,18 +202,22 @@ impl ElementOp for Forward<'_> {
         product::<S, P>(s, a, right::<P>(&proj.forward, inner, width), &mut to);
 
         norm::normalise::<S, P>(s, y, true_width, eps, &mut saved.normalised2, &mut saved.inverse_deviation2);
-        let mut after = Buffer::new(saved.before.len());
+        let mut after = Buffer::new(saved.hidden.len());
         let mut to = BiasGelu::<P> {
             bias: &fc1.bias,
             gelu,
-            before: &mut saved.before,
+            wanted,
+            saved: &mut saved.hidden,
             after: ToCells::new(&mut after, P::cells(hidden)),
         };
         let a = sizes.left::<P>(&saved.normalised2, width);
         product::<S, P>(s, a, right::<P>(&fc1.forward, width, hidden), &mut to);
         let mut to = AddToRows { to: y, width: true_width, bias: &fc2.bias, scale: scale(1) };
         product::<S, P>(s, sizes.left::<P>(&after, hidden), right::<P>(&fc2.forward, hidden, width), &mut to);
-        saved
+        if wanted == Wanted::Input {
+            saved.attended = Buffer::default();
+        }
+        (wanted != Wanted::Nothing).then_some(saved)
     }
 }
 
@@ -232,20 +252,27 @@ impl<S: Lanes, P: Element> Epilogue<S> for BiasToCells<'_, P> {
     }
 }
 
-/// `gelu(sums + bias)` as cells, and what went into the GELU.
+/// `gelu(sums + bias)` as cells, and what the backward pass needs of it.
 struct BiasGelu<'a, P> {
     bias: &'a [f32],
     gelu: Gelu,
-    before: &'a mut [u32],
+    wanted: Wanted,
+    saved: &'a mut [u32],
     after: ToCells<'a, P>,
 }
 
 impl<S: Lanes, P: Element> Epilogue<S> for BiasGelu<'_, P> {
     #[inline(always)]
     fn put(&mut self, s: S, row: usize, column: usize, sums: S::V) {
-        let sums = s.add(sums, s.load(chunk(self.bias, column)));
-        P::store(s, self.before, row * self.after.stride + P::cells(column), sums);
-        self.after.put(s, row, column, gelu::value(s, self.gelu, sums));
+        let before = s.add(sums, s.load(chunk(self.bias, column)));
+        let (value, slope) = value_and_slope(s, self.gelu, before);
+        let at = row * self.after.stride + P::cells(column);
+        match self.wanted {
+            Wanted::Nothing => {}
+            Wanted::Input => P::store(s, self.saved, at, slope),
+            Wanted::Weights => P::store(s, self.saved, at, before),
+        }
+        self.after.put(s, row, column, value);
     }
 }
 

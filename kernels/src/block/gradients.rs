@@ -54,18 +54,37 @@ impl BlockGradients {
         }
     }
 
-    /// Sets all gradients from the factors of all chunks.
-    pub(super) fn compute(&mut self, shape: &BlockShape, weights: &PackedBlock, chunks: &[ChunkGradients]) {
+    /// Gets ready for the gradients of a block of this shape.
+    pub(super) fn begin(&mut self, shape: &BlockShape) -> Sum<'_> {
         let (width, hidden) = (shape.width, shape.hidden);
         if self.norm1_weight.len() != width || self.fc1_bias.len() != hidden {
             *self = Self::zeros(width, hidden);
         }
+        Sum { gradients: self, first: true }
+    }
+}
+
+/// Gradients that are being summed over groups of chunks.
+pub(super) struct Sum<'a> {
+    gradients: &'a mut BlockGradients,
+    first: bool,
+}
+
+impl Sum<'_> {
+    /// Adds the products of the factors of a group of chunks; `last` says that no other group follows.
+    pub(super) fn add(&mut self, weights: &PackedBlock, chunks: &[ChunkGradients], last: bool) {
+        let Self { gradients, first } = self;
+        let first = std::mem::replace(first, false);
         for (to_weight, to_bias, of) in [
-            (&mut self.norm1_weight, &mut self.norm1_bias, (|c| &c.norm1) as fn(&ChunkGradients) -> &NormSums),
-            (&mut self.norm2_weight, &mut self.norm2_bias, |c| &c.norm2),
+            (
+                &mut gradients.norm1_weight,
+                &mut gradients.norm1_bias,
+                (|c| &c.norm1) as fn(&ChunkGradients) -> &NormSums,
+            ),
+            (&mut gradients.norm2_weight, &mut gradients.norm2_bias, |c| &c.norm2),
         ] {
-            to_weight.copy_from_slice(&total(chunks, width, |c| &of(c).weight));
-            to_bias.copy_from_slice(&total(chunks, width, |c| &of(c).bias));
+            add_total(chunks, first, to_weight, |chunk| &of(chunk).weight);
+            add_total(chunks, first, to_bias, |chunk| &of(chunk).bias);
         }
         let layers = [
             (&weights.qkv, Some(&weights.norm1), (|c| &c.qkv) as fn(&ChunkGradients) -> &Factors),
@@ -74,41 +93,43 @@ impl BlockGradients {
             (&weights.fc2, None, |c| &c.fc2),
         ];
         let targets = [
-            (&mut self.qkv_weight, &mut self.qkv_bias),
-            (&mut self.proj_weight, &mut self.proj_bias),
-            (&mut self.fc1_weight, &mut self.fc1_bias),
-            (&mut self.fc2_weight, &mut self.fc2_bias),
+            (&mut gradients.qkv_weight, &mut gradients.qkv_bias),
+            (&mut gradients.proj_weight, &mut gradients.proj_bias),
+            (&mut gradients.fc1_weight, &mut gradients.fc1_bias),
+            (&mut gradients.fc2_weight, &mut gradients.fc2_bias),
         ];
-        let sums = layers.map(|(layer, _, of)| total(chunks, layer.rows.padded(), |chunk| &of(chunk).bias));
         let mut blocks = Vec::new();
-        for (((layer, norm, of), (weight, bias)), sums) in layers.into_iter().zip(targets).zip(&sums) {
+        for ((layer, norm, of), (weight, bias)) in layers.into_iter().zip(targets) {
             for (from, to) in layer.rows.starts() {
                 let group = layer.rows.group();
-                bias[from..from + group].copy_from_slice(&sums[to..to + group]);
+                add_total(chunks, first, &mut bias[from..from + group], |chunk| &of(chunk).bias[to..]);
             }
+            let bias = &bias[..];
             let mut rest = &mut weight[..];
-            for start in (0..layer.rows.padded()).step_by(TALL_PANEL) {
-                let end = (start + TALL_PANEL).min(layer.rows.padded());
+            for start in (0..layer.rows.padded()).step_by(ROWS) {
+                let end = (start + ROWS).min(layer.rows.padded());
                 let real = layer.rows.before(end) - layer.rows.before(start);
                 let to;
                 (to, rest) = rest.split_at_mut(real * layer.columns.len());
                 let factors = chunks.iter().map(of).collect();
-                blocks.push(WeightBlock { layer, norm, factors, bias: sums, start, end, to });
+                let norm = norm.filter(|_| last);
+                blocks.push(WeightBlock { layer, norm, factors, bias, start, end, first, to });
             }
         }
         blocks.into_par_iter().for_each(|block| weights.isa.run(With(weights.precision, block)));
     }
 }
 
-/// The first `len` sums over the chunks, in the chunks' order.
-fn total(chunks: &[ChunkGradients], len: usize, of: impl Fn(&ChunkGradients) -> &[f32]) -> Vec<f32> {
-    let mut sum = vec![0.0; len];
+/// Adds the sums of the chunks, in the chunks' order; `first` sets instead.
+fn add_total(chunks: &[ChunkGradients], first: bool, to: &mut [f32], of: impl Fn(&ChunkGradients) -> &[f32]) {
+    if first {
+        to.fill(0.0);
+    }
     for chunk in chunks {
-        for (sum, value) in sum.iter_mut().zip(of(chunk)) {
+        for (sum, value) in to.iter_mut().zip(of(chunk)) {
             *sum += value;
         }
     }
-    sum
 }
 
 /// What a chunk contributes to the gradients of the weights.
@@ -189,16 +210,22 @@ pub(super) fn column_sums<S: Lanes, P: Element>(s: S, dy: &[f32], normalised: &[
     }
 }
 
-/// The gradient of up to 48 rows of a weight.
+/// Rows of a weight whose gradient is one task.
+const ROWS: usize = 2 * TALL_PANEL;
+
+/// The gradient of up to [`ROWS`] rows of a weight.
 struct WeightBlock<'a> {
     layer: &'a Linear,
+    /// The norm before the layer, once the sum is whole: what was packed is the norm's input.
     norm: Option<&'a Norm>,
     factors: Vec<&'a Factors>,
-    /// Gradient of the layer's bias, with padding.
+    /// Gradient of the layer's bias.
     bias: &'a [f32],
     /// Padded rows.
     start: usize,
     end: usize,
+    /// Whether the sum begins at zero, or goes on from `to`.
+    first: bool,
     to: &'a mut [f32],
 }
 
@@ -207,48 +234,57 @@ impl ElementOp for WeightBlock<'_> {
 
     #[inline(always)]
     fn run<S: Lanes, P: Element>(self, s: S) {
-        /// Columns summed over all chunks before the next: with 48 rows, their sums fit the cache.
-        const COLUMNS: usize = 12 * PANEL;
-        /// Steps summed in registers before they are added to those sums.
-        const STEPS: usize = 512;
-        let Self { layer, norm, factors, bias, start, end, to } = self;
+        /// Steps of all rows that stay in the second-level cache while all columns pass.
+        const STEPS: usize = 1024;
+        let Self { layer, norm, factors, bias, start, end, first, to } = self;
         let columns = layer.columns.padded();
         let mut sums = Buffer::new((end - start) * columns);
         let sums = as_f32_mut(&mut sums);
         sums.fill(0.0);
-        let steps = factors.first().map_or(1, |factors| factors.steps).max(1);
-        for column in (0..columns).step_by(COLUMNS) {
-            for group in factors.chunks((STEPS / steps).max(1)) {
-                let parts = group.iter().map(|factors| {
-                    let steps = factors.steps;
-                    let cells = &factors.left[start * steps..];
-                    let a = Left { cells, row_stride: 1, step_stride: TALL_PANEL, rows: end - start };
-                    let panels = &factors.right[column * steps..];
-                    (a, Right { panels, steps, columns: COLUMNS.min(columns - column) })
-                });
-                let parts: Vec<_> = parts.collect();
-                sum_of_products::<S, P>(s, &parts, &mut AddToSums { to: sums, stride: columns, column });
+        // Rows of the weight without padding: where they are in the sums, and which they are.
+        let real = |row: &usize| layer.rows.before(row + 1) > layer.rows.before(*row);
+        let rows = || (start..end).filter(real).map(|row| ((row - start) * columns, layer.rows.before(row)));
+        let parts = || {
+            let inside = |(from, at): (usize, usize)| {
+                (0..layer.columns.group()).step_by(LANES).map(move |i| (from + i, at + i, from + layer.columns.group()))
+            };
+            layer.columns.starts().flat_map(inside)
+        };
+        if !first {
+            for ((at, _), to) in rows().zip(to.chunks_exact(layer.columns.len())) {
+                for (from, column, end) in parts() {
+                    let v = s.load_part(&to[from..end.min(from + LANES)]);
+                    s.store(chunk_mut(sums, at + column), v);
+                }
             }
         }
-        let mut to = to.chunks_exact_mut(layer.columns.len().max(1));
-        for (row, sums) in (start..end).zip(sums.chunks_exact(columns)) {
-            if layer.rows.before(row + 1) == layer.rows.before(row) {
-                continue;
-            }
-            let Some(to) = to.next() else { break };
-            for (from_column, column) in layer.columns.starts() {
-                let group = layer.columns.group();
-                let to = &mut to[from_column..from_column + group];
-                for (i, to) in to.chunks_mut(LANES).enumerate() {
-                    let at = column + i * LANES;
-                    let mut v = s.load(chunk(sums, at));
-                    if let Some(norm) = norm {
-                        // The input was g x^ + b: its product is that of x^ by g, and db by b.
-                        let folded = s.mul(s.load(chunk(&norm.bias, at)), s.splat(bias[row]));
-                        v = s.fma(v, s.load(chunk(&norm.weight, at)), folded);
-                    }
-                    s.store_part(to, v);
+        let steps = factors.first().map_or(1, |factors| factors.steps).max(1);
+        for group in factors.chunks((STEPS / steps).max(1)) {
+            for column in (0..columns).step_by(PANEL) {
+                for row in (start..end).step_by(TALL_PANEL) {
+                    let parts = group.iter().map(|factors| {
+                        let steps = factors.steps;
+                        let cells = &factors.left[row * steps..];
+                        let rows = TALL_PANEL.min(end - row);
+                        let a = Left { cells, row_stride: 1, step_stride: TALL_PANEL, rows };
+                        let panels = &factors.right[column * steps..];
+                        (a, Right { panels, steps, columns: PANEL.min(columns - column) })
+                    });
+                    let parts: Vec<_> = parts.collect();
+                    let to = &mut sums[(row - start) * columns..];
+                    sum_of_products::<S, P>(s, &parts, &mut AddToSums { to, stride: columns, column });
                 }
+            }
+        }
+        for ((at, row), to) in rows().zip(to.chunks_exact_mut(layer.columns.len())) {
+            for (from, column, end) in parts() {
+                let mut v = s.load(chunk(sums, at + column));
+                if let Some(norm) = norm {
+                    // The input was g x^ + b: its product is that of x^ by g, and db by b.
+                    let folded = s.mul(s.load(chunk(&norm.bias, column)), s.splat(bias[row]));
+                    v = s.fma(v, s.load(chunk(&norm.weight, column)), folded);
+                }
+                s.store_part(&mut to[from..end.min(from + LANES)], v);
             }
         }
     }

@@ -32,27 +32,65 @@ macro_rules! sums {
 
 /// The same for row `$row` of the tile: its registers and its place.
 macro_rules! sums_of_row {
-    ($what:tt, $vectors:tt, 0) => { sums!($what, $vectors, "zmm0", "zmm1", "0") };
-    ($what:tt, $vectors:tt, 1) => { sums!($what, $vectors, "zmm2", "zmm3", "128") };
-    ($what:tt, $vectors:tt, 2) => { sums!($what, $vectors, "zmm4", "zmm5", "256") };
-    ($what:tt, $vectors:tt, 3) => { sums!($what, $vectors, "zmm6", "zmm7", "384") };
-    ($what:tt, $vectors:tt, 4) => { sums!($what, $vectors, "zmm8", "zmm9", "512") };
-    ($what:tt, $vectors:tt, 5) => { sums!($what, $vectors, "zmm10", "zmm11", "640") };
-    ($what:tt, $vectors:tt, 6) => { sums!($what, $vectors, "zmm12", "zmm13", "768") };
-    ($what:tt, $vectors:tt, 7) => { sums!($what, $vectors, "zmm14", "zmm15", "896") };
-    ($what:tt, $vectors:tt, 8) => { sums!($what, $vectors, "zmm16", "zmm17", "1024") };
-    ($what:tt, $vectors:tt, 9) => { sums!($what, $vectors, "zmm18", "zmm19", "1152") };
-    ($what:tt, $vectors:tt, 10) => { sums!($what, $vectors, "zmm20", "zmm21", "1280") };
-    ($what:tt, $vectors:tt, 11) => { sums!($what, $vectors, "zmm22", "zmm23", "1408") };
+    ($what:tt, $vectors:tt, 0) => {
+        sums!($what, $vectors, "zmm0", "zmm1", "0")
+    };
+    ($what:tt, $vectors:tt, 1) => {
+        sums!($what, $vectors, "zmm2", "zmm3", "128")
+    };
+    ($what:tt, $vectors:tt, 2) => {
+        sums!($what, $vectors, "zmm4", "zmm5", "256")
+    };
+    ($what:tt, $vectors:tt, 3) => {
+        sums!($what, $vectors, "zmm6", "zmm7", "384")
+    };
+    ($what:tt, $vectors:tt, 4) => {
+        sums!($what, $vectors, "zmm8", "zmm9", "512")
+    };
+    ($what:tt, $vectors:tt, 5) => {
+        sums!($what, $vectors, "zmm10", "zmm11", "640")
+    };
+    ($what:tt, $vectors:tt, 6) => {
+        sums!($what, $vectors, "zmm12", "zmm13", "768")
+    };
+    ($what:tt, $vectors:tt, 7) => {
+        sums!($what, $vectors, "zmm14", "zmm15", "896")
+    };
+    ($what:tt, $vectors:tt, 8) => {
+        sums!($what, $vectors, "zmm16", "zmm17", "1024")
+    };
+    ($what:tt, $vectors:tt, 9) => {
+        sums!($what, $vectors, "zmm18", "zmm19", "1152")
+    };
+    ($what:tt, $vectors:tt, 10) => {
+        sums!($what, $vectors, "zmm20", "zmm21", "1280")
+    };
+    ($what:tt, $vectors:tt, 11) => {
+        sums!($what, $vectors, "zmm22", "zmm23", "1408")
+    };
 }
 
 /// One cell of A times the vectors of B, which are in zmm24 and zmm25.
 macro_rules! products {
     ($dot:literal, 2, $low:literal, $high:literal, $a:literal, $at:literal) => {
         concat!(
-            "vbroadcastss ", $a, ", dword ptr [", $at, "]\n",
-            $dot, " ", $low, ", zmm24, ", $a, "\n",
-            $dot, " ", $high, ", zmm25, ", $a, "\n",
+            "vbroadcastss ",
+            $a,
+            ", dword ptr [",
+            $at,
+            "]\n",
+            $dot,
+            " ",
+            $low,
+            ", zmm24, ",
+            $a,
+            "\n",
+            $dot,
+            " ",
+            $high,
+            ", zmm25, ",
+            $a,
+            "\n",
         )
     };
     ($dot:literal, 1, $low:literal, $high:literal, $a:literal, $at:literal) => {
@@ -62,18 +100,42 @@ macro_rules! products {
 
 /// The same for row `$row`. Rows are reached from every fourth, by one, two and three strides.
 macro_rules! products_of_row {
-    ($dot:literal, $vectors:tt, 0) => { products!($dot, $vectors, "zmm0", "zmm1", "zmm28", "{a0}") };
-    ($dot:literal, $vectors:tt, 1) => { products!($dot, $vectors, "zmm2", "zmm3", "zmm29", "{a0} + {stride}") };
-    ($dot:literal, $vectors:tt, 2) => { products!($dot, $vectors, "zmm4", "zmm5", "zmm30", "{a0} + 2 * {stride}") };
-    ($dot:literal, $vectors:tt, 3) => { products!($dot, $vectors, "zmm6", "zmm7", "zmm31", "{a0} + {stride3}") };
-    ($dot:literal, $vectors:tt, 4) => { products!($dot, $vectors, "zmm8", "zmm9", "zmm28", "{a4}") };
-    ($dot:literal, $vectors:tt, 5) => { products!($dot, $vectors, "zmm10", "zmm11", "zmm29", "{a4} + {stride}") };
-    ($dot:literal, $vectors:tt, 6) => { products!($dot, $vectors, "zmm12", "zmm13", "zmm30", "{a4} + 2 * {stride}") };
-    ($dot:literal, $vectors:tt, 7) => { products!($dot, $vectors, "zmm14", "zmm15", "zmm31", "{a4} + {stride3}") };
-    ($dot:literal, $vectors:tt, 8) => { products!($dot, $vectors, "zmm16", "zmm17", "zmm28", "{a8}") };
-    ($dot:literal, $vectors:tt, 9) => { products!($dot, $vectors, "zmm18", "zmm19", "zmm29", "{a8} + {stride}") };
-    ($dot:literal, $vectors:tt, 10) => { products!($dot, $vectors, "zmm20", "zmm21", "zmm30", "{a8} + 2 * {stride}") };
-    ($dot:literal, $vectors:tt, 11) => { products!($dot, $vectors, "zmm22", "zmm23", "zmm31", "{a8} + {stride3}") };
+    ($dot:literal, $vectors:tt, 0) => {
+        products!($dot, $vectors, "zmm0", "zmm1", "zmm28", "{a0}")
+    };
+    ($dot:literal, $vectors:tt, 1) => {
+        products!($dot, $vectors, "zmm2", "zmm3", "zmm29", "{a0} + {stride}")
+    };
+    ($dot:literal, $vectors:tt, 2) => {
+        products!($dot, $vectors, "zmm4", "zmm5", "zmm30", "{a0} + 2 * {stride}")
+    };
+    ($dot:literal, $vectors:tt, 3) => {
+        products!($dot, $vectors, "zmm6", "zmm7", "zmm31", "{a0} + {stride3}")
+    };
+    ($dot:literal, $vectors:tt, 4) => {
+        products!($dot, $vectors, "zmm8", "zmm9", "zmm28", "{a4}")
+    };
+    ($dot:literal, $vectors:tt, 5) => {
+        products!($dot, $vectors, "zmm10", "zmm11", "zmm29", "{a4} + {stride}")
+    };
+    ($dot:literal, $vectors:tt, 6) => {
+        products!($dot, $vectors, "zmm12", "zmm13", "zmm30", "{a4} + 2 * {stride}")
+    };
+    ($dot:literal, $vectors:tt, 7) => {
+        products!($dot, $vectors, "zmm14", "zmm15", "zmm31", "{a4} + {stride3}")
+    };
+    ($dot:literal, $vectors:tt, 8) => {
+        products!($dot, $vectors, "zmm16", "zmm17", "zmm28", "{a8}")
+    };
+    ($dot:literal, $vectors:tt, 9) => {
+        products!($dot, $vectors, "zmm18", "zmm19", "zmm29", "{a8} + {stride}")
+    };
+    ($dot:literal, $vectors:tt, 10) => {
+        products!($dot, $vectors, "zmm20", "zmm21", "zmm30", "{a8} + 2 * {stride}")
+    };
+    ($dot:literal, $vectors:tt, 11) => {
+        products!($dot, $vectors, "zmm22", "zmm23", "zmm31", "{a8} + {stride3}")
+    };
 }
 
 macro_rules! load_b {
@@ -87,7 +149,7 @@ macro_rules! load_b {
 
 macro_rules! tile {
     ($job:ident, $dot:literal, $vectors:tt, $($row:tt)*) => {{
-        let Job { a, row_stride, step_stride, b, steps, begin, tile } = $job;
+        let Job { a, row_stride, step_stride, b, steps, begin, ahead, tile } = $job;
         let stride = 4 * row_stride;
         let a4 = a.wrapping_add(4 * row_stride);
         let a8 = a.wrapping_add(8 * row_stride);
@@ -107,8 +169,10 @@ macro_rules! tile {
                 ".p2align 5",
                 "4:",
                 load_b!($vectors),
+                "prefetcht1 [{ahead}]",
                 $(products_of_row!($dot, $vectors, $row),)*
                 "add {b}, 128",
+                "add {ahead}, 64",
                 "add {a0}, {step}",
                 "add {a4}, {step}",
                 "add {a8}, {step}",
@@ -125,6 +189,7 @@ macro_rules! tile {
                 stride3 = in(reg) 3 * stride,
                 step = in(reg) 4 * step_stride,
                 b = inout(reg) b => _,
+                ahead = inout(reg) ahead => _,
                 steps = inout(reg) steps => _,
                 begin = in(reg) u64::from(begin),
                 tile = in(reg) tile.as_mut_ptr(),

@@ -122,6 +122,18 @@ impl Lanes for Avx2 {
         intrinsic!([_mm256_div_ps(a[0], b[0]), _mm256_div_ps(a[1], b[1])])
     }
     #[inline(always)]
+    fn reciprocal(self, a: Pair) -> Pair {
+        self.div(self.splat(1.0), a)
+    }
+    #[inline(always)]
+    fn copy_sign(self, magnitude: Pair, sign: Pair) -> Pair {
+        intrinsic!({
+            let mask = _mm256_set1_ps(-0.0);
+            let of = |m, s| _mm256_or_ps(_mm256_andnot_ps(mask, m), _mm256_and_ps(mask, s));
+            [of(magnitude[0], sign[0]), of(magnitude[1], sign[1])]
+        })
+    }
+    #[inline(always)]
     fn sqrt(self, a: Pair) -> Pair {
         intrinsic!([_mm256_sqrt_ps(a[0]), _mm256_sqrt_ps(a[1])])
     }

@@ -89,6 +89,23 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         intrinsic!(_mm512_div_ps(a, b))
     }
     #[inline(always)]
+    fn reciprocal(self, a: Self::V) -> Self::V {
+        // 14 bits from the table, all of them after one step of Newton's.
+        intrinsic!({
+            let near = _mm512_rcp14_ps(a);
+            _mm512_fmadd_ps(near, _mm512_fnmadd_ps(a, near, _mm512_set1_ps(1.0)), near)
+        })
+    }
+    #[inline(always)]
+    fn copy_sign(self, magnitude: Self::V, sign: Self::V) -> Self::V {
+        // Bits of the mask from `sign`, the others from `magnitude`.
+        intrinsic!({
+            let [magnitude, sign] = [magnitude, sign].map(|v| _mm512_castps_si512(v));
+            let mask = _mm512_set1_epi32(i32::MIN);
+            _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xca>(mask, sign, magnitude))
+        })
+    }
+    #[inline(always)]
     fn sqrt(self, a: Self::V) -> Self::V {
         intrinsic!(_mm512_sqrt_ps(a))
     }

@@ -77,6 +77,14 @@ impl Lanes for Portable {
         zip(a, b, |a, b| a / b)
     }
     #[inline(always)]
+    fn reciprocal(self, a: Self::V) -> Self::V {
+        map(a, f32::recip)
+    }
+    #[inline(always)]
+    fn copy_sign(self, magnitude: Self::V, sign: Self::V) -> Self::V {
+        zip(magnitude, sign, f32::copysign)
+    }
+    #[inline(always)]
     fn sqrt(self, a: Self::V) -> Self::V {
         map(a, f32::sqrt)
     }
