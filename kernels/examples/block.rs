@@ -77,7 +77,7 @@ fn report(shape: BlockShape, precision: Precision, repetitions: usize) {
     let x = random(shape.elements(), 1.0);
     let dy = random(shape.elements(), 1.0);
     let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-    let mut gradients = BlockGradients::zeros(width, hidden);
+    let mut gradients = BlockGradients::new(width, hidden);
 
     let packed = PackedBlock::new(shape.heads, &weights, precision);
     let (mut bytes, flops) = (0, shape.flops());

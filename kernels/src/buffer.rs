@@ -57,6 +57,46 @@ impl DerefMut for Buffer {
     }
 }
 
+/// Elements whose memory comes from the store and goes back to it.
+///
+/// Their values are arbitrary numbers until they are written.
+#[derive(Debug, Default)]
+pub struct Floats(Buffer);
+
+impl Floats {
+    /// Room for `len` elements.
+    pub fn new(len: usize) -> Self {
+        Self(Buffer::new(len))
+    }
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        as_f32(&self.0)
+    }
+}
+
+impl DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        as_f32_mut(&mut self.0)
+    }
+}
+
+impl PartialEq for Floats {
+    fn eq(&self, other: &Self) -> bool {
+        self[..] == other[..]
+    }
+}
+
+impl AsRef<[u8]> for Floats {
+    fn as_ref(&self) -> &[u8] {
+        let words: &[u32] = &self.0;
+        // SAFETY: every word is four bytes of any value, and the result borrows the input.
+        unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
+    }
+}
+
 /// Gives all memory that waits for its next use back to the system.
 ///
 /// Kernels keep the buffers of saved activations for the next call of the same shape; after a

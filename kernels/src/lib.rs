@@ -41,7 +41,7 @@ pub use attention::{AttentionSaved, AttentionShape, attention, attention_gradien
 pub use block::{
     BlockGradients, BlockSaved, BlockShape, BlockWeights, PackedBlock, Wanted, block_backward, block_forward,
 };
-pub use buffer::release_buffers;
+pub use buffer::{Floats, release_buffers};
 pub use detect::{Path, detect, with_path};
 pub use gelu::{Gelu, gelu, gelu_gradient};
 pub use matmul::{Finish, Layout, PackedMatrix, gemm, gemm_packed};

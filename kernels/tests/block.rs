@@ -26,7 +26,7 @@ fn weights(parts: &[Vec<f32>]) -> BlockWeights<'_> {
     }
 }
 
-fn gradient_parts(gradients: &BlockGradients) -> [&Vec<f32>; 12] {
+fn gradient_parts(gradients: &BlockGradients) -> [&[f32]; 12] {
     let g = gradients;
     [
         &g.norm1_weight,

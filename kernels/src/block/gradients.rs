@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use crate::block::forward::Sizes;
 use crate::block::weights::{Linear, Norm};
 use crate::block::{BlockShape, PackedBlock};
-use crate::buffer::{Buffer, as_f32_mut};
+use crate::buffer::{Buffer, Floats, as_f32_mut};
 use crate::cells::{Element, ElementOp, With};
 use crate::gemm::{Epilogue, Left, Right, sum_of_products};
 use crate::lanes::{LANES, Lanes, chunk, chunk_mut};
@@ -17,48 +17,68 @@ use crate::norm;
 use crate::pack::{PANEL, Rows, TALL_PANEL, down_rows, panels_len};
 
 /// Gradients of [`BlockWeights`](super::BlockWeights), same names and layouts.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 #[allow(missing_docs)] // The names are those of the weights.
 pub struct BlockGradients {
-    pub norm1_weight: Vec<f32>,
-    pub norm1_bias: Vec<f32>,
-    pub qkv_weight: Vec<f32>,
-    pub qkv_bias: Vec<f32>,
-    pub proj_weight: Vec<f32>,
-    pub proj_bias: Vec<f32>,
-    pub norm2_weight: Vec<f32>,
-    pub norm2_bias: Vec<f32>,
-    pub fc1_weight: Vec<f32>,
-    pub fc1_bias: Vec<f32>,
-    pub fc2_weight: Vec<f32>,
-    pub fc2_bias: Vec<f32>,
+    pub norm1_weight: Floats,
+    pub norm1_bias: Floats,
+    pub qkv_weight: Floats,
+    pub qkv_bias: Floats,
+    pub proj_weight: Floats,
+    pub proj_bias: Floats,
+    pub norm2_weight: Floats,
+    pub norm2_bias: Floats,
+    pub fc1_weight: Floats,
+    pub fc1_bias: Floats,
+    pub fc2_weight: Floats,
+    pub fc2_bias: Floats,
 }
 
 impl BlockGradients {
-    /// Zeros for a block of this width and hidden length.
-    pub fn zeros(width: usize, hidden: usize) -> Self {
-        let zeros = |len| vec![0.0; len];
+    /// Room for those of a block of this width and hidden length; not yet set.
+    pub fn new(width: usize, hidden: usize) -> Self {
         Self {
-            norm1_weight: zeros(width),
-            norm1_bias: zeros(width),
-            qkv_weight: zeros(3 * width * width),
-            qkv_bias: zeros(3 * width),
-            proj_weight: zeros(width * width),
-            proj_bias: zeros(width),
-            norm2_weight: zeros(width),
-            norm2_bias: zeros(width),
-            fc1_weight: zeros(hidden * width),
-            fc1_bias: zeros(hidden),
-            fc2_weight: zeros(width * hidden),
-            fc2_bias: zeros(width),
+            norm1_weight: Floats::new(width),
+            norm1_bias: Floats::new(width),
+            qkv_weight: Floats::new(3 * width * width),
+            qkv_bias: Floats::new(3 * width),
+            proj_weight: Floats::new(width * width),
+            proj_bias: Floats::new(width),
+            norm2_weight: Floats::new(width),
+            norm2_bias: Floats::new(width),
+            fc1_weight: Floats::new(hidden * width),
+            fc1_bias: Floats::new(hidden),
+            fc2_weight: Floats::new(width * hidden),
+            fc2_bias: Floats::new(width),
         }
+    }
+
+    fn all(&mut self) -> [&mut Floats; 12] {
+        [
+            &mut self.norm1_weight,
+            &mut self.norm1_bias,
+            &mut self.qkv_weight,
+            &mut self.qkv_bias,
+            &mut self.proj_weight,
+            &mut self.proj_bias,
+            &mut self.norm2_weight,
+            &mut self.norm2_bias,
+            &mut self.fc1_weight,
+            &mut self.fc1_bias,
+            &mut self.fc2_weight,
+            &mut self.fc2_bias,
+        ]
     }
 
     /// Gets ready for the gradients of a block of this shape.
     pub(super) fn begin(&mut self, shape: &BlockShape) -> Sum<'_> {
         let (width, hidden) = (shape.width, shape.hidden);
         if self.norm1_weight.len() != width || self.fc1_bias.len() != hidden {
-            *self = Self::zeros(width, hidden);
+            *self = Self::new(width, hidden);
+        }
+        if shape.elements() == 0 {
+            // No chunk will set them.
+            self.all().into_iter().for_each(|gradient| gradient.fill(0.0));
         }
         Sum { gradients: self, first: true }
     }
