@@ -30,9 +30,12 @@ pub struct Recipe {
     pub schema: u64,
     /// Seed of every random number.
     pub seed: u64,
-    /// Arithmetic of the matrix products in training.
+    /// Arithmetic of the matrix products in training, where the processor is faster with it.
     #[serde(serialize_with = "precision_word")]
     pub precision: Precision,
+    /// Whether backward passes compute activations anew instead of keeping them: less memory, more time.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub recompute: bool,
     /// The model.
     pub model: ModelConfig,
     /// Where images come from.
@@ -183,6 +186,7 @@ impl Recipe {
         let schema = table.optional_where("schema", "1", |schema: &u64| *schema == SCHEMA);
         let seed = table.required("seed");
         let precision = table.choice("precision", &PRECISIONS);
+        let recompute = table.optional("recompute").unwrap_or(false);
         // Kept apart, so that image sizes are checked even where something else of the model is wrong.
         let patch = Cell::new(None);
         let model = table.required_child("model", |model| {
@@ -211,6 +215,7 @@ impl Recipe {
             schema: schema.unwrap_or(SCHEMA),
             seed: seed?,
             precision: precision?,
+            recompute,
             model: model?,
             data: data?,
             stage: stages?,

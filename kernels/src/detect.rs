@@ -60,6 +60,31 @@ pub fn detect() -> Path {
     Isa::current().0
 }
 
+/// Whether products of bf16 are faster here than those of f32.
+///
+/// They are twice as fast on processors of AMD with `vdpbf16ps`. Those of Intel that have it take it at a
+/// quarter of the rate of f32 multiply-adds (measured on an Emerald Rapids: 94 GFLOP/s a core against 195), since
+/// their bf16 is meant to run on tiles (AMX), which are not used here. Without the instruction bf16 is widened.
+pub fn bf16_is_faster() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        static FOUND: OnceLock<bool> = OnceLock::new();
+        *FOUND.get_or_init(|| Path::Avx512Bf16.is_available() && !made_by(b"GenuineIntel"))
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
+/// Whether the processor gives this name of its maker.
+#[cfg(target_arch = "x86_64")]
+fn made_by(name: &[u8; 12]) -> bool {
+    let found = std::arch::x86_64::__cpuid(0);
+    let words = [found.ebx, found.edx, found.ecx].map(u32::to_le_bytes);
+    words.as_flattened() == name
+}
+
 thread_local! {
     static FORCED: Cell<Option<Path>> = const { Cell::new(None) };
 }

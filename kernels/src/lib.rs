@@ -28,6 +28,7 @@ mod lanes;
 mod matmul;
 mod norm;
 mod pack;
+mod patches;
 mod peak;
 pub mod pgd;
 mod reduce;
@@ -42,12 +43,13 @@ pub use block::{
     BlockGradients, BlockSaved, BlockShape, BlockWeights, PackedBlock, Wanted, block_backward, block_forward,
 };
 pub use buffer::{Floats, release_buffers};
-pub use detect::{Path, detect, with_path};
+pub use detect::{Path, bf16_is_faster, detect, with_path};
 pub use gelu::{Gelu, gelu, gelu_gradient};
 pub use matmul::{Finish, Layout, PackedMatrix, gemm, gemm_packed};
 pub use norm::{layer_norm, layer_norm_gradient};
+pub use patches::Patches;
 pub use peak::peak_flops;
-pub use reduce::{sum, sum_of_squares};
+pub use reduce::{sum, sum_of_rows, sum_of_squares};
 pub use softmax::softmax;
 
 /// The format of a product's operands. Sums, and everything but products, are f32 in both.

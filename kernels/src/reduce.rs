@@ -18,6 +18,22 @@ pub fn sum_of_squares(values: &[f32]) -> f64 {
     in_order(values, serial_sum_of_squares)
 }
 
+/// The sum of all rows, in their order: the gradient of a bias.
+///
+/// Shapes: `values` `[rows, width]`, `to` `[width]`.
+///
+/// # Panics
+///
+/// If `values` is not whole rows.
+pub fn sum_of_rows(values: &[f32], to: &mut [f32]) {
+    let whole = if to.is_empty() { values.is_empty() } else { values.len().is_multiple_of(to.len()) };
+    assert!(whole, "{} elements are not whole rows of {}", values.len(), to.len());
+    to.fill(0.0);
+    for row in values.chunks_exact(to.len().max(1)) {
+        to.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+    }
+}
+
 fn in_order(values: &[f32], of: impl Fn(&[f32]) -> f64 + Send + Sync) -> f64 {
     let sums: Vec<f64> = values.par_chunks(CHUNK).map(of).collect();
     sums.into_iter().sum()

@@ -1,8 +1,8 @@
 //! The whole block against a plain f64 reference, and that reference against finite differences.
 
 use advxl_kernels::{
-    BlockGradients, BlockShape, BlockWeights, Gelu, PackedBlock, Path, Precision, Wanted, block_backward, block_forward,
-    with_path,
+    BlockGradients, BlockShape, BlockWeights, Gelu, PackedBlock, Path, Precision, Wanted, block_backward,
+    block_forward, with_path,
 };
 
 mod reference;

@@ -1,6 +1,6 @@
 //! `advxl bench`.
 
-use super::{device, parse_precision, print_json};
+use super::{device, parse_precision, print_json, usable_precision};
 use crate::bench;
 use crate::error::{Error, Result};
 use crate::fused::Precision;
@@ -57,7 +57,7 @@ impl Step {
             attack_steps: self.attack_steps,
             classes: self.classes,
             repeats: self.repeats,
-            precision: self.precision,
+            precision: usable_precision(self.precision),
         };
         print_json(&bench::step(&work, &device()));
         Ok(())

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use super::screen::Terminal;
-use super::{check_classes, device, image_count, load_model, parse_precision, print_json};
+use super::{
+    check_classes, device, image_count, load_model, parse_precision, print_json, usable_precision,
+};
 use crate::attack::{Norm, Pgd, Start};
 use crate::data::resize::Filter;
 use crate::data::{Dataset, EvaluationTransform, Spec, Split};
@@ -103,8 +105,9 @@ impl Eval {
             },
             count,
         };
+        let precision = usable_precision(self.precision);
         let pass = Pass {
-            precision: self.precision,
+            precision,
             ..Pass::evaluation()
         };
         let logits = |images| loaded.model.logits(images, &pass);
@@ -119,7 +122,7 @@ impl Eval {
                 data_hash: &dataset.fingerprint(),
                 image_size,
                 seed: self.seed,
-                precision: word_of(self.precision),
+                precision: word_of(precision),
                 attacks: &attacks,
             },
         );

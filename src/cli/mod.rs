@@ -129,6 +129,15 @@ fn parse_precision(text: &str) -> std::result::Result<Precision, String> {
         .ok_or_else(|| "use f32 or bf16".to_owned())
 }
 
+/// The arithmetic that is used for what was asked; says so where it is another.
+fn usable_precision(wanted: Precision) -> Precision {
+    let (precision, notice) = crate::fused::usable(wanted);
+    if let Some(notice) = notice {
+        eprintln!("note: {notice}");
+    }
+    precision
+}
+
 /// Writes the JSON result to standard output.
 fn print_json(value: &serde_json::Value) {
     println!("{value}");

@@ -7,7 +7,9 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 
 use super::screen::Terminal;
-use super::{check_classes, device, image_count, load_model, parse_precision, print_json};
+use super::{
+    check_classes, device, image_count, load_model, parse_precision, print_json, usable_precision,
+};
 use crate::attack::input_gradient;
 use crate::data::resize::Filter;
 use crate::data::{Dataset, EvaluationTransform, Spec, Split};
@@ -66,7 +68,7 @@ impl Predict {
             count,
         };
         let pass = Pass {
-            precision: self.precision,
+            precision: usable_precision(self.precision),
             ..Pass::evaluation()
         };
         let (mut logits, mut gradients) = (Vec::new(), Vec::new());

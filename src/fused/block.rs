@@ -1,21 +1,22 @@
 //! The encoder block as one operation, with gradients of the input alone or of the weights too.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use advxl_kernels::{
-    BlockGradients, BlockSaved, BlockShape, BlockWeights, PackedBlock, block_backward,
-    block_forward,
+    BlockGradients, BlockSaved, BlockShape, BlockWeights, Floats, PackedBlock, Wanted,
+    block_backward, block_forward,
 };
+use burn::backend::Flex;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::flex::{FlexTensor, Layout};
-use burn::backend::{Autodiff, Flex};
-use burn::tensor::{Bytes, DType, Shape, Tensor};
+use burn::backend::autodiff::ops::{Backward, NodeGuard, Ops};
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
 
-use super::{Gelu, Precision, on_kernels, plain, primitive};
+use super::{
+    Gelu, Precision, node, on_kernels, plain, primitive, recorded, register, reusable, slice,
+};
 
 /// What an encoder block is, apart from its weights.
 #[derive(Clone, Debug)]
@@ -30,6 +31,9 @@ pub struct BlockSpec {
     pub eps: f64,
     /// Arithmetic of the matrix products.
     pub precision: Precision,
+    /// Whether the backward pass computes the block's activations anew instead of keeping them:
+    /// a third more work in a training pass, and memory for one block in place of all.
+    pub recompute: bool,
 }
 
 /// Factors of the two residual branches, one an image: 0 where drop path left the branch out,
@@ -63,11 +67,17 @@ impl fmt::Debug for WeightCache {
 }
 
 impl WeightCache {
+    /// Lets go of the weights and their packed form.
+    pub fn clear(&self) {
+        *self.slot() = None;
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Cached>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn packed(&self, weights: [FlexTensor; 12], spec: &BlockSpec) -> Arc<PackedBlock> {
-        let mut slot = self
-            .0
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut slot = self.slot();
         if let Some(cached) = slot.as_ref() {
             let same =
                 |(a, b): (&FlexTensor, &FlexTensor)| a.bytes().as_ptr() == b.bytes().as_ptr();
@@ -123,7 +133,7 @@ fn kernel_weights(weights: &[FlexTensor; 12]) -> BlockWeights<'_> {
 }
 
 /// The gradients in the order of the weights.
-fn in_order(gradients: BlockGradients) -> [Vec<f32>; 12] {
+fn in_order(gradients: BlockGradients) -> [Floats; 12] {
     [
         gradients.norm1_weight,
         gradients.norm1_bias,
@@ -173,32 +183,19 @@ pub fn encoder_block(
         eps: spec.eps as f32,
         path: path.cloned(),
     };
+    let input = node(&x);
     if weights[0].is_autodiff() {
-        let x = x.autodiff();
-        let mut nodes = vec![node(&x)];
-        nodes.extend(weights.iter().map(node));
-        let nodes: [_; 13] = nodes.try_into().expect("an input and 12 weights");
-        call.tracked(primitive(x), nodes)
+        let nodes = std::iter::once(input).chain(weights.iter().map(node));
+        let nodes: [_; 13] = nodes
+            .collect::<Vec<_>>()
+            .try_into()
+            .expect("an input and 12 weights");
+        call.tracked(primitive(x), nodes, spec.recompute)
     } else if x.is_autodiff() {
-        let nodes = [node(&x)];
-        call.tracked(primitive(x), nodes)
+        call.tracked(primitive(x), [input], spec.recompute)
     } else {
-        Tensor::from_primitive::<Flex>(call.forward(&primitive(x), false).0)
+        Tensor::from_primitive::<Flex>(call.forward(&primitive(x), Wanted::Nothing).0)
     }
-}
-
-fn node<const D: usize>(tensor: &Tensor<D>) -> burn::backend::autodiff::ops::NodeGuard {
-    let primitive = tensor.clone().try_into_primitive::<Autodiff<Flex>>();
-    primitive.expect("an autodiff tensor of the CPU").node()
-}
-
-fn slice(tensor: &FlexTensor) -> &[f32] {
-    tensor.as_slice::<f32>().expect("contiguous f32 tensors")
-}
-
-fn tensor(values: Vec<f32>, shape: &[usize]) -> FlexTensor {
-    let layout = Layout::contiguous(Shape::from(shape.to_vec()));
-    FlexTensor::new(Bytes::from_elems(values), layout, DType::F32)
 }
 
 /// One use of a block: everything that forward and backward share.
@@ -212,14 +209,14 @@ struct Call {
 }
 
 impl Call {
-    fn forward(&self, x: &FlexTensor, save: bool) -> (FlexTensor, Option<BlockSaved>) {
+    fn forward(&self, x: &FlexTensor, wanted: Wanted) -> (FlexTensor, Option<BlockSaved>) {
         let BlockShape {
             batch,
             tokens,
             width,
             ..
         } = self.shape;
-        let mut y = vec![0.0; batch * tokens * width];
+        let mut y = Floats::new(batch * tokens * width);
         let path = self
             .path
             .as_ref()
@@ -232,39 +229,55 @@ impl Call {
             path,
             slice(x),
             &mut y,
-            save,
+            wanted,
         );
-        (tensor(y, &[batch, tokens, width]), saved)
+        (reusable(y, &[batch, tokens, width]), saved)
     }
 
     fn tracked<const N: usize>(
         self,
         x: FlexTensor,
-        nodes: [burn::backend::autodiff::ops::NodeGuard; N],
+        nodes: [NodeGuard; N],
+        recompute: bool,
     ) -> Tensor<3>
     where
         BlockBackward: Backward<Flex, N, State = State>,
     {
-        let output = match BlockBackward
-            .prepare::<NoCheckpointing>(nodes)
-            .compute_bound()
-            .stateful()
-        {
-            OpsKind::Tracked(prep) => {
-                let (y, saved) = self.forward(&x, true);
-                let saved = Arc::new(saved.expect("asked to save"));
-                prep.finish(State { call: self, saved }, y)
+        recorded(BlockBackward, nodes, |tracked| {
+            if !tracked || recompute {
+                let (y, _) = self.forward(&x, Wanted::Nothing);
+                let call = self;
+                let kept = Kept::Input(x);
+                return (y, tracked.then_some(State { call, kept }));
             }
-            OpsKind::UnTracked(prep) => prep.finish(self.forward(&x, false).0),
-        };
-        Tensor::from_primitive::<Autodiff<Flex>>(output)
+            let (y, saved) = self.forward(&x, wanted::<N>());
+            let kept = Kept::Activations(Arc::new(saved.expect("asked to save")));
+            (y, Some(State { call: self, kept }))
+        })
+    }
+}
+
+/// With one parent the gradient of the input alone, with 13 those of the weights too.
+const fn wanted<const N: usize>() -> Wanted {
+    if N > 1 {
+        Wanted::Weights
+    } else {
+        Wanted::Input
     }
 }
 
 #[derive(Clone)]
 struct State {
     call: Call,
-    saved: Arc<BlockSaved>,
+    kept: Kept,
+}
+
+/// What a forward pass leaves for the backward pass.
+#[derive(Clone)]
+enum Kept {
+    Activations(Arc<BlockSaved>),
+    /// To compute the activations from once more.
+    Input(FlexTensor),
 }
 
 impl fmt::Debug for State {
@@ -273,7 +286,6 @@ impl fmt::Debug for State {
     }
 }
 
-/// With one parent the gradient of the input alone, with 13 those of the weights too.
 #[derive(Debug)]
 struct BlockBackward;
 
@@ -281,7 +293,14 @@ impl<const N: usize> Backward<Flex, N> for BlockBackward {
     type State = State;
 
     fn backward(self, ops: Ops<State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let State { call, saved } = ops.state;
+        let State { call, kept } = ops.state;
+        let saved = match kept {
+            Kept::Activations(saved) => saved,
+            Kept::Input(x) => {
+                let (_, saved) = call.forward(&x, wanted::<N>());
+                Arc::new(saved.expect("asked to save"))
+            }
+        };
         let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
         let BlockShape {
             batch,
@@ -290,22 +309,21 @@ impl<const N: usize> Backward<Flex, N> for BlockBackward {
             hidden,
             ..
         } = call.shape;
-        let mut dx = vec![0.0; batch * tokens * width];
-        let mut weights = (N > 1).then(|| BlockGradients::zeros(width, hidden));
+        let mut dx = Floats::new(batch * tokens * width);
+        let mut weights = (N > 1).then(|| BlockGradients::new(width, hidden));
         block_backward(&call.packed, &saved, slice(&dy), &mut dx, weights.as_mut());
+        // Their memory serves the next block.
+        drop(saved);
 
-        let mut values = vec![(dx, vec![batch, tokens, width])];
-        if let Some(weights) = weights {
-            let flat = |values: Vec<f32>| {
-                let length = values.len();
-                (values, vec![length])
-            };
-            values.extend(in_order(weights).map(flat));
-        }
-        for (parent, (values, shape)) in ops.parents.into_iter().zip(values) {
-            if let Some(parent) = parent {
-                grads.register::<Flex>(parent.id, tensor(values, &shape));
-            }
+        let mut parents = ops
+            .parents
+            .into_iter()
+            .map(|parent| parent.map(|parent| parent.id));
+        let input = parents.next().expect("the input is the first parent");
+        register(grads, input, dx, &[batch, tokens, width]);
+        for (parent, values) in parents.zip(weights.into_iter().flat_map(in_order)) {
+            let shape = [values.len()];
+            register(grads, parent, values, &shape);
         }
     }
 }

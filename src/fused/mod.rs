@@ -1,4 +1,5 @@
-//! Operations that are one piece on the CPU: the encoder block, the optimizer's update.
+//! Operations that are one piece on the CPU: patches, a linear layer, the encoder block, the
+//! optimizer's update.
 //!
 //! On `Device::flex()` they run the kernels of `advxl-kernels` on plain slices, as one node of
 //! Burn's automatic differentiation each. On every other device the plain composition beside each
@@ -7,14 +8,38 @@
 
 mod adamw;
 mod block;
+mod linear;
+mod patches;
 pub mod plain;
 
 pub use adamw::{AdamW, Moments, adamw};
-pub use advxl_kernels::{Gelu, Precision};
+pub use advxl_kernels::{Gelu, Precision, release_buffers};
 pub use block::{BlockSpec, PathScale, WeightCache, encoder_block};
+pub use linear::linear;
+pub use patches::{PatchSpec, patches};
 
-use burn::backend::Flex;
-use burn::tensor::{Tensor, TensorData};
+use advxl_kernels::Floats;
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, NodeGuard, OpsKind};
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::{AllocationProperty, Bytes, DType, Shape, Tensor, TensorData};
+
+/// The arithmetic that computes what was asked for fastest on this processor, and a notice where it
+/// is another.
+pub fn usable(wanted: Precision) -> (Precision, Option<&'static str>) {
+    choose(wanted, advxl_kernels::bf16_is_faster())
+}
+
+fn choose(wanted: Precision, bf16_is_faster: bool) -> (Precision, Option<&'static str>) {
+    if wanted == Precision::F32 || bf16_is_faster {
+        return (wanted, None);
+    }
+    let notice = "this processor does not multiply bf16 faster than f32: computing in f32";
+    (Precision::F32, Some(notice))
+}
 
 /// Whether the tensor lives where the kernels run.
 fn on_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
@@ -31,11 +56,64 @@ fn on_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
 }
 
 /// The CPU primitive of a tensor outside automatic differentiation, contiguous.
-fn primitive<const D: usize>(tensor: Tensor<D>) -> burn::backend::flex::FlexTensor {
+fn primitive<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
     let primitive = tensor.without_autodiff().try_into_primitive::<Flex>();
     primitive
         .expect("callers check `on_kernels`")
         .to_contiguous()
+}
+
+/// The place of a tensor in automatic differentiation; one that takes no part gets an untracked one.
+fn node<const D: usize>(tensor: &Tensor<D>) -> NodeGuard {
+    let primitive = tensor
+        .clone()
+        .autodiff()
+        .try_into_primitive::<Autodiff<Flex>>();
+    primitive.expect("a tensor of the CPU").node()
+}
+
+fn slice(tensor: &FlexTensor) -> &[f32] {
+    tensor.as_slice::<f32>().expect("contiguous f32 tensors")
+}
+
+/// A primitive whose memory goes back to the kernels when it is dropped, instead of to the system:
+/// pages of a fresh tensor cost more than some of the operations that fill them.
+fn reusable(values: Floats, shape: &[usize]) -> FlexTensor {
+    let bytes = bytes::Bytes::from_owner(values);
+    let bytes = Bytes::from_shared(bytes, AllocationProperty::Native);
+    let layout = Layout::contiguous(Shape::from(shape.to_vec()));
+    FlexTensor::new(bytes, layout, DType::F32)
+}
+
+/// Runs an operation of the kernels and, if any of `nodes` is tracked, records it with what its
+/// `backward` needs. `forward` is told whether it is.
+fn recorded<B, const N: usize, const D: usize>(
+    backward: B,
+    nodes: [NodeGuard; N],
+    forward: impl FnOnce(bool) -> (FlexTensor, Option<B::State>),
+) -> Tensor<D>
+where
+    B: Backward<Flex, N>,
+{
+    let prepared = backward
+        .prepare::<NoCheckpointing>(nodes)
+        .compute_bound()
+        .stateful();
+    let output = match prepared {
+        OpsKind::Tracked(prep) => {
+            let (y, state) = forward(true);
+            prep.finish(state.expect("a tracked operation leaves its state"), y)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(forward(false).0),
+    };
+    Tensor::from_primitive::<Autodiff<Flex>>(output)
+}
+
+/// Hands a gradient to a parent that is tracked.
+fn register(grads: &mut Gradients, parent: Option<NodeId>, values: Floats, shape: &[usize]) {
+    if let Some(parent) = parent {
+        grads.register::<Flex>(parent, reusable(values, shape));
+    }
 }
 
 /// A tensor as a vector on the host.
@@ -66,5 +144,19 @@ pub fn sum_of_squares(tensor: &Tensor<1>) -> f64 {
     } else {
         let squares = tensor.clone() * tensor.clone();
         f64::from(squares.sum().into_scalar::<f32>())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_falls_back_to_f32_with_a_notice_where_it_is_not_faster() {
+        assert_eq!(choose(Precision::Bf16, true), (Precision::Bf16, None));
+        assert_eq!(choose(Precision::F32, false), (Precision::F32, None));
+        let (precision, notice) = choose(Precision::Bf16, false);
+        assert_eq!(precision, Precision::F32);
+        assert!(notice.unwrap().contains("computing in f32"));
     }
 }

@@ -5,8 +5,8 @@
 use burn::tensor::Tensor;
 use burn::tensor::activation::{gelu, softmax};
 
-use super::Gelu;
 use super::block::{BlockSpec, PathScale};
+use super::{Gelu, PatchSpec};
 
 /// Layer norm over the last axis (Ba et al. 2016): `(x - mean) / sqrt(variance + eps) * weight + bias`.
 pub fn layer_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<3> {
@@ -25,6 +25,21 @@ pub fn linear(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>) -> Tensor<3> {
     // [batch, tokens, in] -> [batch * tokens, in], one product for the whole batch
     let product = x.reshape([batch * tokens, inputs]).matmul(weight);
     (product + bias.unsqueeze()).reshape([batch, tokens, outputs])
+}
+
+/// Normalises the channels and cuts the images into patches; see [`super::patches`].
+pub fn patches(images: Tensor<4>, spec: &PatchSpec) -> Tensor<3> {
+    let device = images.device();
+    let [mean, factor] = spec.affine();
+    let channels = |values: [f32; 3]| super::from_vec(values.to_vec(), [1, 3, 1, 1], &device);
+    let images = (images - channels(mean)) * channels(factor);
+    let ([batch, _, size, _], patch) = (images.dims(), spec.patch);
+    let grid = size / patch;
+    // [batch, 3, grid * patch, grid * patch] -> [batch, grid * grid, 3 * patch * patch]
+    images
+        .reshape([batch, 3, grid, patch, grid, patch])
+        .permute([0, 2, 4, 1, 3, 5])
+        .reshape([batch, grid * grid, 3 * patch * patch])
 }
 
 /// A pre-norm encoder block (Dosovitskiy et al. 2021, equations 2 and 3).
@@ -205,6 +220,7 @@ mod tests {
                 gelu,
                 eps: 1e-6,
                 precision: Precision::F32,
+                recompute: false,
             };
             let block = |x, weights: &[Tensor<1>; 12]| encoder_block(x, weights, &spec, None);
             check("block input", x.clone(), |x| block(x, &weights));

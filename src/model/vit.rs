@@ -9,7 +9,8 @@ use super::init::Init;
 use super::position::resample;
 use super::{Kept, ModelConfig, Parameter, Pool, Position};
 use crate::fused::{
-    BlockSpec, Gelu, PathScale, Precision, WeightCache, encoder_block, from_vec, plain, to_vec,
+    BlockSpec, Gelu, PatchSpec, PathScale, Precision, WeightCache, encoder_block, from_vec, linear,
+    patches, plain, to_vec,
 };
 use crate::rng::{Purpose, Rng};
 
@@ -52,6 +53,8 @@ pub struct Pass<'a> {
     pub kept: Option<&'a Kept>,
     /// Residual branches left out at random; none in evaluation mode.
     pub drop_path: Option<DropPath>,
+    /// Whether backward passes compute activations anew, block by block, instead of keeping them.
+    pub recompute: bool,
 }
 
 impl Pass<'_> {
@@ -61,6 +64,7 @@ impl Pass<'_> {
             precision: Precision::F32,
             kept: None,
             drop_path: None,
+            recompute: false,
         }
     }
 }
@@ -212,7 +216,7 @@ impl Vit {
     /// Units: pixels in [0, 1].
     pub fn logits(&self, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
         let grid = images.dims()[2] / self.config.patch;
-        let mut tokens = self.embed(self.normalise(images), grid, pass.kept);
+        let mut tokens = self.embed(images, grid, pass.kept);
         let [batch, count, width] = tokens.dims();
         let spec = BlockSpec {
             heads: self.config.heads,
@@ -220,6 +224,7 @@ impl Vit {
             gelu: Gelu::Erf,
             eps: NORM_EPS,
             precision: pass.precision,
+            recompute: pass.recompute,
         };
         let depth = self.blocks.len();
         for (index, block) in self.blocks.iter().enumerate() {
@@ -241,19 +246,7 @@ impl Vit {
         let (weight, bias) = (self.head_weight.value.clone(), self.head_bias.value.clone());
         // [batch, 1, classes] -> [batch, classes]
         debug_assert_eq!(normed.dims(), [batch, 1, width]);
-        plain::linear(normed, weight, bias).reshape([batch, self.classes])
-    }
-
-    fn normalise(&self, images: Tensor<4>) -> Tensor<4> {
-        let device = images.device();
-        let channels = |values: [f64; 3]| {
-            from_vec(
-                values.map(|value| value as f32).to_vec(),
-                [1, 3, 1, 1],
-                &device,
-            )
-        };
-        (images - channels(self.config.mean)) * channels(self.config.std.map(|std| 1.0 / std))
+        linear(normed, weight, bias).reshape([batch, self.classes])
     }
 
     /// Patches to tokens, with their places, after the class token.
@@ -262,11 +255,14 @@ impl Vit {
     fn embed(&self, images: Tensor<4>, grid: usize, kept: Option<&Kept>) -> Tensor<3> {
         let ModelConfig { patch, width, .. } = self.config;
         let batch = images.dims()[0];
-        // [batch, 3, grid * patch, grid * patch] -> [batch, grid * grid, 3 * patch * patch]
-        let patches = images
-            .reshape([batch, 3, grid, patch, grid, patch])
-            .permute([0, 2, 4, 1, 3, 5])
-            .reshape([batch, grid * grid, 3 * patch * patch]);
+        let patches = patches(
+            images,
+            &PatchSpec {
+                patch,
+                mean: self.config.mean,
+                std: self.config.std,
+            },
+        );
         let (class_place, places) = self.places(grid, &patches.device());
         let (patches, places) = match kept {
             None => (patches, places.unsqueeze()),
@@ -277,7 +273,7 @@ impl Vit {
             self.patch_weight.value.clone(),
             self.patch_bias.value.clone(),
         );
-        let tokens = plain::linear(patches, weight, bias) + places;
+        let tokens = linear(patches, weight, bias) + places;
         match &self.class_token {
             None => tokens,
             Some(token) => {
@@ -339,8 +335,16 @@ impl Vit {
             .collect()
     }
 
-    /// All weights, in timm's order.
+    /// All weights, in timm's order, to be changed.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        // The packed forms hold on to the weights' memory, which could then not be written in place.
+        for block in &self.blocks {
+            block.cache.clear();
+        }
+        self.places_of_parameters()
+    }
+
+    fn places_of_parameters(&mut self) -> Vec<&mut Parameter> {
         let ends = [
             &mut self.norm_weight,
             &mut self.norm_bias,
@@ -361,7 +365,7 @@ impl Vit {
     /// The model itself is never recorded, so that attacks compute no gradients of weights.
     pub fn tracked(&self) -> Self {
         let mut model = self.clone();
-        for parameter in model.parameters_mut() {
+        for parameter in model.places_of_parameters() {
             parameter.value = parameter.value.clone().autodiff().require_grad();
         }
         model

@@ -19,7 +19,7 @@ use crate::data::resize::Filter;
 use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Split};
 use crate::error::{Context, Error, Result};
 use crate::eval::{Images, evaluate};
-use crate::fused::{self, from_vec};
+use crate::fused::{self, Precision, from_vec};
 use crate::loss::{Targets, count_correct, cross_entropy};
 use crate::model::{DropPath, Pass};
 use crate::optim;
@@ -41,6 +41,8 @@ pub struct Run {
     pub test: Arc<Dataset>,
     /// Where to compute.
     pub device: Device,
+    /// In which arithmetic: the recipe's, or f32 where the processor is not faster with bf16.
+    pub precision: Precision,
 }
 
 impl Run {
@@ -71,6 +73,7 @@ impl Run {
         }
         let folder = RunFolder::open(folder, &recipe.to_toml(), accept_changes)?;
         Ok(Self {
+            precision: fused::usable(recipe.precision).0,
             recipe,
             folder,
             train,
@@ -83,6 +86,9 @@ impl Run {
 /// Trains to the end of the recipe, from the newest whole checkpoint if there is one.
 pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let recipe = &run.recipe;
+    if let Some(notice) = fused::usable(recipe.precision).1 {
+        monitor.line(&format!("note: {notice}"))?;
+    }
     let mut state = checkpoint::resume(run, monitor)?;
     let mut stage_start = 0;
     for (number, stage) in recipe.stage.iter().enumerate() {
@@ -96,6 +102,8 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
             phase_end += phase.samples;
             let mut loader = load(run, stage, phase, state.samples, phase_end)?;
             monitor.enter_phase();
+            // Memory in the sizes of the phase before.
+            fused::release_buffers();
             while let Some(batch) = loader.next_batch()? {
                 let seen = state.samples + stage.batch - stage_start;
                 let learning_rate = stage.learning_rate.at(seen, stage.samples());
@@ -163,9 +171,10 @@ fn update(
 
     // The worst images near the given ones; weights take no part in differentiation here.
     let attacking = Pass {
-        precision: run.recipe.precision,
+        precision: run.precision,
         kept: kept.as_ref(),
         drop_path: None,
+        recompute: run.recipe.recompute,
     };
     let loss =
         |images: Tensor<4>| cross_entropy(state.model.logits(images, &attacking), goal.clone());

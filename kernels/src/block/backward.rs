@@ -58,7 +58,7 @@ pub fn block_backward(
         let done = index * GROUP;
         let chunks = dy.par_chunks(size).zip(dx.par_chunks_mut(size)).zip(&saved.chunks[done..count.min(done + GROUP)]);
         let indexed = chunks.enumerate().map(|(index, chunk)| (done + index, chunk));
-        let chunks: Vec<_> = indexed.map(chunk).collect();
+        let chunks: Vec<_> = indexed.with_max_len(1).map(chunk).collect();
         if let Some(gradients) = &mut gradients {
             let chunks: Vec<_> = chunks.into_iter().flatten().collect();
             gradients.add(weights, &chunks, done + GROUP >= count);

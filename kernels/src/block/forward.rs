@@ -146,6 +146,8 @@ pub fn block_forward(
         .par_chunks(size)
         .zip(y.par_chunks_mut(size))
         .enumerate()
+        // Chunks are stolen one by one, so that no thread waits long for the others.
+        .with_max_len(1)
         .map(|(index, (x, y))| {
             let sizes = Sizes::new(shape, x.len());
             let scale = path_scale

@@ -4,6 +4,8 @@
 //! its output and its input. The gradient of the weight is the sum of their products over the
 //! chunks, in the chunks' order, whichever thread computes which block of it.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use crate::block::forward::Sizes;
@@ -125,18 +127,23 @@ impl Sum<'_> {
                 add_total(chunks, first, &mut bias[from..from + group], |chunk| &of(chunk).bias[to..]);
             }
             let bias = &bias[..];
-            let mut rest = &mut weight[..];
+            let mut rows = weight.chunks_exact_mut(layer.columns.len().max(1));
             for start in (0..layer.rows.padded()).step_by(ROWS) {
                 let end = (start + ROWS).min(layer.rows.padded());
                 let real = layer.rows.before(end) - layer.rows.before(start);
-                let to;
-                (to, rest) = rest.split_at_mut(real * layer.columns.len());
-                let factors = chunks.iter().map(of).collect();
-                let norm = norm.filter(|_| last);
-                blocks.push(WeightBlock { layer, norm, factors, bias, start, end, first, to });
+                let mut rows: Vec<_> = rows.by_ref().take(real).collect();
+                for column in (0..layer.columns.padded()).step_by(COLUMNS) {
+                    let columns = column..(column + COLUMNS).min(layer.columns.padded());
+                    let real = layer.columns.before(columns.end) - layer.columns.before(column);
+                    let to =
+                        rows.iter_mut().map(|row| row.split_off_mut(..real).expect("a row has all columns")).collect();
+                    let factors = chunks.iter().map(of).collect();
+                    let norm = norm.filter(|_| last);
+                    blocks.push(WeightBlock { layer, norm, factors, bias, rows: start..end, columns, first, to });
+                }
             }
         }
-        blocks.into_par_iter().for_each(|block| weights.isa.run(With(weights.precision, block)));
+        blocks.into_par_iter().with_max_len(1).for_each(|block| weights.isa.run(With(weights.precision, block)));
     }
 }
 
@@ -230,10 +237,12 @@ pub(super) fn column_sums<S: Lanes, P: Element>(s: S, dy: &[f32], normalised: &[
     }
 }
 
-/// Rows of a weight whose gradient is one task.
+/// Rows of a weight whose gradient is one task: they share the input's panels.
 const ROWS: usize = 2 * TALL_PANEL;
+/// Columns of a weight whose gradient is one task: they share the gradients' panels.
+const COLUMNS: usize = 12 * PANEL;
 
-/// The gradient of up to [`ROWS`] rows of a weight.
+/// The gradient of up to [`ROWS`] rows and [`COLUMNS`] columns of a weight.
 struct WeightBlock<'a> {
     layer: &'a Linear,
     /// The norm before the layer, once the sum is whole: what was packed is the norm's input.
@@ -241,12 +250,13 @@ struct WeightBlock<'a> {
     factors: Vec<&'a Factors>,
     /// Gradient of the layer's bias.
     bias: &'a [f32],
-    /// Padded rows.
-    start: usize,
-    end: usize,
+    /// With padding, as the columns.
+    rows: Range<usize>,
+    columns: Range<usize>,
     /// Whether the sum begins at zero, or goes on from `to`.
     first: bool,
-    to: &'a mut [f32],
+    /// The real columns of each real row.
+    to: Vec<&'a mut [f32]>,
 }
 
 impl ElementOp for WeightBlock<'_> {
@@ -256,55 +266,59 @@ impl ElementOp for WeightBlock<'_> {
     fn run<S: Lanes, P: Element>(self, s: S) {
         /// Steps of all rows that stay in the second-level cache while all columns pass.
         const STEPS: usize = 1024;
-        let Self { layer, norm, factors, bias, start, end, first, to } = self;
-        let columns = layer.columns.padded();
-        let mut sums = Buffer::new((end - start) * columns);
+        let Self { layer, norm, factors, bias, rows, columns, first, mut to } = self;
+        let stride = columns.len();
+        let mut sums = Buffer::new(rows.len() * stride);
         let sums = as_f32_mut(&mut sums);
         sums.fill(0.0);
-        // Rows of the weight without padding: where they are in the sums, and which they are.
-        let real = |row: &usize| layer.rows.before(row + 1) > layer.rows.before(*row);
-        let rows = || (start..end).filter(real).map(|row| ((row - start) * columns, layer.rows.before(row)));
-        let parts = || {
-            let inside = |(from, at): (usize, usize)| {
-                (0..layer.columns.group()).step_by(LANES).map(move |i| (from + i, at + i, from + layer.columns.group()))
-            };
-            layer.columns.starts().flat_map(inside)
+        // Where the real rows are in the sums, and which they are.
+        let real_rows = || {
+            let real = rows.clone().filter(|row| layer.rows.before(row + 1) > layer.rows.before(*row));
+            real.map(|row| ((row - rows.start) * stride, layer.rows.before(row)))
+        };
+        // Where vectors of columns are in the sums, and which real columns they are of `to`.
+        let vectors = || {
+            columns.clone().step_by(LANES).map(|column| {
+                let [start, end] = [column, column + LANES].map(|at| layer.columns.before(at));
+                let skipped = layer.columns.before(columns.start);
+                (column - columns.start, start - skipped..end - skipped)
+            })
         };
         if !first {
-            for ((at, _), to) in rows().zip(to.chunks_exact(layer.columns.len())) {
-                for (from, column, end) in parts() {
-                    let v = s.load_part(&to[from..end.min(from + LANES)]);
-                    s.store(chunk_mut(sums, at + column), v);
+            for ((at, _), to) in real_rows().zip(&to) {
+                for (column, real) in vectors() {
+                    s.store(chunk_mut(sums, at + column), s.load_part(&to[real]));
                 }
             }
         }
         let steps = factors.first().map_or(1, |factors| factors.steps).max(1);
         for group in factors.chunks((STEPS / steps).max(1)) {
-            for column in (0..columns).step_by(PANEL) {
-                for row in (start..end).step_by(TALL_PANEL) {
+            for column in columns.clone().step_by(PANEL) {
+                for row in rows.clone().step_by(TALL_PANEL) {
                     let parts = group.iter().map(|factors| {
                         let steps = factors.steps;
                         let cells = &factors.left[row * steps..];
-                        let rows = TALL_PANEL.min(end - row);
+                        let rows = TALL_PANEL.min(rows.end - row);
                         let a = Left { cells, row_stride: 1, step_stride: TALL_PANEL, rows };
                         let panels = &factors.right[column * steps..];
-                        (a, Right { panels, steps, columns: PANEL.min(columns - column) })
+                        (a, Right { panels, steps, columns: PANEL.min(columns.end - column) })
                     });
                     let parts: Vec<_> = parts.collect();
-                    let to = &mut sums[(row - start) * columns..];
-                    sum_of_products::<S, P>(s, &parts, &mut AddToSums { to, stride: columns, column });
+                    let to = &mut sums[(row - rows.start) * stride..];
+                    sum_of_products::<S, P>(s, &parts, &mut AddToSums { to, stride, column: column - columns.start });
                 }
             }
         }
-        for ((at, row), to) in rows().zip(to.chunks_exact_mut(layer.columns.len())) {
-            for (from, column, end) in parts() {
+        for ((at, row), to) in real_rows().zip(&mut to) {
+            for (column, real) in vectors() {
                 let mut v = s.load(chunk(sums, at + column));
                 if let Some(norm) = norm {
                     // The input was g x^ + b: its product is that of x^ by g, and db by b.
+                    let column = column + columns.start;
                     let folded = s.mul(s.load(chunk(&norm.bias, column)), s.splat(bias[row]));
                     v = s.fma(v, s.load(chunk(&norm.weight, column)), folded);
                 }
-                s.store_part(&mut to[from..end.min(from + LANES)], v);
+                s.store_part(&mut to[real], v);
             }
         }
     }
