@@ -24,6 +24,7 @@
 mod avx512;
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use crate::buffer::{Buffer, as_f32_mut};
 use crate::cells::Element;
@@ -92,43 +93,52 @@ pub(crate) fn sum_of_products<S: Lanes, P: Element>(s: S, parts: &[(Left, Right)
     }
     let tiles = rows.div_ceil(S::TILE_ROWS);
     let (height, taller) = (rows / tiles, rows % tiles);
-    let pieces = |b: &Right| b.steps.div_ceil(MAX_STEPS).max(1);
-    let count: usize = parts.iter().map(|(_, b)| pieces(b)).sum();
-    // Where the sums of every tile wait from one piece to the next; one place is enough for one piece.
-    let (mut one, mut many): (Tile, _) = ([0.0; _], Buffer::new(if count > 1 { tiles * TILE } else { 0 }));
-    let waiting = if count > 1 { as_f32_mut(&mut many) } else { &mut one };
-    for column in (0..columns).step_by(PANEL) {
-        let vectors = if columns - column > LANES { 2 } else { 1 };
-        let mut done = 0;
-        for (index, &(a, b)) in parts.iter().enumerate() {
-            for piece in 0..pieces(&b) {
-                let (start, end) = (b.steps * piece / pieces(&b), b.steps * (piece + 1) / pieces(&b));
-                // What the rows will pass after this piece: of this panel, of the next part's, of the next panel.
-                let after = match parts.get(index + 1) {
-                    _ if end < b.steps => b.panels.get(column * b.steps + end * PANEL..),
-                    Some((_, next)) => next.panels.get(column * next.steps..),
-                    None => parts[0].1.panels.get((column + PANEL) * parts[0].1.steps..),
+    let mut pieces = Vec::new();
+    for &(a, b) in parts {
+        let count = b.steps.div_ceil(MAX_STEPS).max(1);
+        pieces.extend((0..count).map(|i| Piece { a, b, start: b.steps * i / count, end: b.steps * (i + 1) / count }));
+    }
+    let groups = groups(&pieces, rows);
+    // Where the sums of every tile wait from one piece to the next, of all panels if there is another group;
+    // one place is enough for one piece.
+    let panels = if groups.len() > 1 { columns.div_ceil(PANEL) } else { 1 };
+    let mut many = Buffer::new(if pieces.len() > 1 { panels * tiles * TILE } else { 0 });
+    let mut one: Tile = [0.0; _];
+    for group in groups {
+        for column in (0..columns).step_by(PANEL) {
+            let vectors = if columns - column > LANES { 2 } else { 1 };
+            let first = column / PANEL % panels * tiles * TILE;
+            for index in group.clone() {
+                let piece = &pieces[index];
+                // What passes the rows after this piece: the next of the group, of the next panel, of the next group.
+                let next = match column + PANEL {
+                    _ if index + 1 < group.end => pieces[index + 1].panel(column),
+                    after if after < columns => pieces[group.start].panel(after),
+                    _ => pieces.get(group.end).map_or(piece.panel(column), |piece| piece.panel(0)),
                 };
-                let after = after.unwrap_or_default();
                 let mut row = 0;
-                for index_of_tile in 0..tiles {
-                    let rows = height + usize::from(index_of_tile < taller);
-                    let tile = chunk_mut(waiting, if count > 1 { index_of_tile * TILE } else { 0 });
+                for number in 0..tiles {
+                    let rows = height + usize::from(number < taller);
+                    let tile = match pieces.len() {
+                        1 => &mut one,
+                        _ => chunk_mut(as_f32_mut(&mut many), first + number * TILE),
+                    };
+                    let Piece { a, start, end, .. } = *piece;
                     let job = Job {
                         a: a.cells.as_ptr().wrapping_add(row * a.row_stride + start * a.step_stride),
                         row_stride: a.row_stride,
                         step_stride: a.step_stride,
-                        b: b.panels.as_ptr().wrapping_add(column * b.steps + start * PANEL),
+                        b: piece.panel(column),
                         steps: end - start,
-                        begin: done == 0,
+                        begin: index == 0,
                         // Two tiles together ask for all of it, one line of 16 cells a step.
-                        ahead: after.as_ptr().wrapping_add(index_of_tile % 2 * LANES * (end - start)),
+                        ahead: next.wrapping_add(number % 2 * LANES * (end - start)),
                         tile,
                     };
                     // SAFETY: the assertions above cover all rows and steps of A and all panels of B, of every
                     // part; the tiles' rows add up to those of A, the pieces' steps to those of B.
                     unsafe { run::<S, P>(s, job, rows, vectors) };
-                    if done + 1 == count {
+                    if index + 1 == pieces.len() {
                         for (i, sums) in tile.as_chunks::<PANEL>().0.iter().enumerate().take(rows) {
                             for (j, sums) in sums.as_chunks::<LANES>().0.iter().enumerate().take(vectors) {
                                 epilogue.put(s, row + i, column + j * LANES, s.load(sums));
@@ -137,10 +147,41 @@ pub(crate) fn sum_of_products<S: Lanes, P: Element>(s: S, parts: &[(Left, Right)
                     }
                     row += rows;
                 }
-                done += 1;
             }
         }
     }
+}
+
+/// Some steps of a part.
+struct Piece<'a> {
+    a: Left<'a>,
+    b: Right<'a>,
+    start: usize,
+    end: usize,
+}
+
+impl Piece<'_> {
+    /// Its cells of the panel at `column`.
+    fn panel(&self, column: usize) -> *const u32 {
+        self.b.panels.as_ptr().wrapping_add(column * self.b.steps + self.start * PANEL)
+    }
+}
+
+/// Pieces that pass together from panel to panel: those whose cells of A, 256 KiB, stay in the second-level cache.
+fn groups(pieces: &[Piece], rows: usize) -> Vec<Range<usize>> {
+    const MOST: usize = 64 * 1024;
+    let mut groups = Vec::new();
+    let (mut start, mut cells) = (0, 0);
+    for (index, piece) in pieces.iter().enumerate() {
+        let size = rows * (piece.end - piece.start);
+        if index > start && cells + size > MOST {
+            groups.push(start..index);
+            (start, cells) = (index, 0);
+        }
+        cells += size;
+    }
+    groups.push(start..pieces.len());
+    groups
 }
 
 /// One tile of one piece: all the rows it has, and the piece's steps.
