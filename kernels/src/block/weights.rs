@@ -53,6 +53,11 @@ impl Spread {
     pub(super) fn padded(self) -> usize {
         self.groups * padded(self.size)
     }
+    /// Whether nothing is padded.
+    #[inline(always)]
+    fn is_whole(self) -> bool {
+        self.size.is_multiple_of(LANES)
+    }
     /// Ranges of each group without and with padding: where it starts, and where it starts padded.
     pub(super) fn starts(self) -> impl Iterator<Item = (usize, usize)> {
         (0..self.groups).map(move |i| (i * self.size, i * padded(self.size)))
@@ -209,8 +214,12 @@ fn pack_linear(
             Precision::Bf16 => summed.div_ceil(2),
         };
         let mut panels = Buffer::new(panels_len(columns_out, steps, PANEL));
-        panels.par_chunks_mut((PANEL * steps).max(1)).enumerate().for_each(|(index, to)| {
-            isa.run(With(precision, Pack { weight, rows, columns, norm, direction, start: index * PANEL, to }));
+        let size = (PANELS * PANEL * steps).max(1);
+        panels.par_chunks_mut(size).enumerate().with_max_len(1).for_each(|(index, to)| {
+            isa.run(With(
+                precision,
+                Pack { weight, rows, columns, norm, direction, start: index * PANELS * PANEL, to },
+            ));
         });
         panels
     };
@@ -255,7 +264,10 @@ enum Direction {
     Backward,
 }
 
-/// Packs one panel of a weight for one direction: its 32 rows or columns from `start` on.
+/// Panels that are packed together, so that columns are read in runs of several cache lines.
+const PANELS: usize = 4;
+
+/// Packs some panels of a weight for one direction: its rows or columns from `start` on.
 struct Pack<'a> {
     weight: &'a [f32],
     rows: Spread,
@@ -275,15 +287,28 @@ impl ElementOp for Pack<'_> {
         let Self { rows, columns, start, .. } = self;
         match self.direction {
             Direction::Forward => {
-                let count = PANEL.min(rows.padded() - start);
                 let stride = P::cells(columns.padded());
-                let cells = self.cells::<S, P>(s, start..start + count, 0..columns.padded());
-                along_rows(s, Rows::new(&cells, stride, count), stride, to);
+                for (index, to) in to.chunks_exact_mut((PANEL * stride).max(1)).enumerate() {
+                    let start = start + index * PANEL;
+                    let count = PANEL.min(rows.padded() - start);
+                    let cells = self.cells::<S, P>(s, start..start + count, 0..columns.padded());
+                    along_rows(s, Rows::new(&cells, stride, count), stride, to);
+                }
             }
             Direction::Backward => {
-                let count = PANEL.min(columns.padded() - start);
-                let cells = self.cells::<S, P>(s, 0..rows.padded(), start..start + count);
-                down_rows::<S, P>(s, Rows::new(&cells, P::cells(count), rows.padded()), count, PANEL, to);
+                /// A multiple of the elements of a cell.
+                const ROWS: usize = 64;
+                let count = (PANELS * PANEL).min(columns.padded() - start);
+                let panel = (PANEL * P::cells(rows.padded())).max(1);
+                for row in (0..rows.padded()).step_by(ROWS) {
+                    let end = (row + ROWS).min(rows.padded());
+                    let cells = self.cells::<S, P>(s, row..end, start..start + count);
+                    for (index, to) in to.chunks_exact_mut(panel).enumerate() {
+                        let from = Rows::new(&cells[P::cells(index * PANEL)..], P::cells(count), end - row);
+                        let to = &mut to[P::cells(row) * PANEL..];
+                        down_rows::<S, P>(s, from, PANEL.min(count - index * PANEL), PANEL, to);
+                    }
+                }
             }
         }
     }
@@ -298,14 +323,20 @@ impl Pack<'_> {
         let mut cells = Buffer::new(rows.len() * stride);
         for (row, to) in rows.zip(cells.chunks_exact_mut(stride)) {
             let (real_row, in_row) = self.rows.real(row, 1);
-            for at in columns.clone().step_by(LANES) {
-                let (real, count) = self.columns.real(at, LANES * in_row);
-                let from = &self.weight[if count > 0 { real_row * self.columns.len() + real } else { 0 }..][..count];
-                let mut v = s.load_part(from);
+            let from = &self.weight[real_row * self.columns.len()..];
+            let from = &from[..self.columns.len() * in_row];
+            for (i, at) in columns.clone().step_by(LANES).enumerate() {
+                // Without padding a vector is where it is; the search for its place costs more than its copy.
+                let (real, count) = if self.columns.is_whole() && in_row > 0 {
+                    (at, LANES)
+                } else {
+                    self.columns.real(at, LANES * in_row)
+                };
+                let mut v = s.load_part(if count > 0 { &from[real..real + count] } else { &[] });
                 if let Some(norm) = fold {
                     v = s.mul(v, s.load(chunk(&norm.weight, at)));
                 }
-                P::store(s, to, P::cells(at - columns.start), v);
+                P::store(s, to, P::cells(i * LANES), v);
             }
         }
         cells
