@@ -29,13 +29,17 @@ pub struct StepWork {
     pub repeats: usize,
     /// Arithmetic.
     pub precision: Precision,
+    /// Whether the attack is all that is timed: forward passes and gradients of the input.
+    pub attack_only: bool,
+    /// Whether activations are computed again in backward passes instead of kept.
+    pub recompute: bool,
 }
 
 /// Times steps after two that warm up, and tells the median.
 ///
 /// The same work as a plain PyTorch loop would do: class token, learned positions, random start,
 /// `attack_steps` input gradients, one full gradient, AdamW. `gflops` counts 2k + 3 forward passes
-/// of matrix products and attention, nothing else. `peak_gflops` is the processor's own rate for
+/// (2k of the attack alone) of matrix products and attention, nothing else. `peak_gflops` is the processor's own rate for
 /// products in registers on the same threads, measured right after.
 pub fn step(work: &StepWork, device: &Device) -> Value {
     let config = ModelConfig {
@@ -72,6 +76,7 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
     });
     let pass = Pass {
         precision: work.precision,
+        recompute: work.recompute,
         ..Pass::evaluation()
     };
     let mut seconds: Vec<f64> = (0..work.repeats + 2)
@@ -82,6 +87,9 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
                 Some(attack) => attack.perturb(images.clone(), &loss, 0, &keys),
                 None => images.clone(),
             };
+            if work.attack_only {
+                return begun.elapsed().as_secs_f64();
+            }
             let tracked = model.tracked();
             let loss = cross_entropy(tracked.logits(adversarial, &pass), goal.clone()).mean();
             let gradients = tracked.gradients(&mut loss.backward());
@@ -102,7 +110,8 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
 
     let tokens = (size / config.patch).pow(2) + 1;
     let forward = 2.0 * config.forward_macs(tokens as u64) as f64 * batch as f64;
-    let flops = forward * (2 * work.attack_steps + 3) as f64;
+    let passes = 2 * work.attack_steps + if work.attack_only { 0 } else { 3 };
+    let flops = forward * passes as f64;
     let peak = advxl_kernels::peak_flops(work.precision);
     let rounded =
         |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
@@ -113,6 +122,8 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
         "image_size": size,
         "batch": batch,
         "attack_steps": work.attack_steps,
+        "attack_only": work.attack_only,
+        "recompute": work.recompute,
         "threads": rayon::current_num_threads(),
         "seconds_per_step": rounded(median, 5),
         "images_per_second": rounded(batch as f64 / median, 3),

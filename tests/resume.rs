@@ -54,6 +54,37 @@ fn two_runs_of_one_seed_are_equal_to_the_bit_for_any_number_of_threads() {
 }
 
 #[test]
+fn recomputed_activations_and_a_processor_without_bf16_change_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let run = |name: &str, overrides: &[&str]| {
+        let out = out(folder.path(), name);
+        let arguments = [
+            "train",
+            recipe.to_str().unwrap(),
+            "--out",
+            out.to_str().unwrap(),
+        ];
+        let (code, text) = advxl(&[&arguments[..], overrides].concat());
+        assert_eq!(code, 0, "{text}");
+        (
+            std::fs::read(out.join("model/model.safetensors")).unwrap(),
+            text,
+        )
+    };
+    let (plain, _) = run("plain", &[]);
+    let (recomputed, _) = run("recomputed", &["--set", "recompute=true"]);
+    assert!(plain == recomputed, "recompute changed the weights");
+    let (bf16, text) = run("bf16", &["--set", "precision=bf16"]);
+    let notices = text.matches("computing in f32").count();
+    if advxl_kernels::bf16_is_faster() {
+        assert!(notices == 0 && bf16 != plain, "{text}");
+    } else {
+        assert!(notices == 1 && bf16 == plain, "{text}");
+    }
+}
+
+#[test]
 fn a_run_killed_at_any_moment_resumes_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());

@@ -99,8 +99,7 @@ impl Pgd {
         };
         for _ in 0..self.steps {
             let (gradient, _) = input_gradient(loss, adversarial.clone());
-            let step = ball.steepest(gradient, &adversarial) * self.step_size.value();
-            adversarial = ball.project(adversarial + step);
+            adversarial = ball.step(adversarial, gradient, self.step_size.value());
         }
         adversarial
     }

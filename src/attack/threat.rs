@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use serde::Serialize;
 
 use super::l1;
-use crate::fused::{from_vec, to_vec};
+use crate::fused::{from_vec, l2_step, linf_step, to_vec};
 use crate::rng::{Purpose, Rng};
 
 /// The norm that bounds a perturbation.
@@ -105,72 +105,37 @@ impl Ball {
         (self.centre.clone() + noise).clamp(0.0, 1.0)
     }
 
-    /// The move of length 1 in the norm that climbs a gradient fastest.
+    /// The image of the ball that a step along a gradient leads to: a move of length `size` in the norm that climbs
+    /// the gradient fastest, then back into the ball.
     ///
-    /// linf: the sign. l2: the direction. l1: equal steps on the steepest hundredth of the pixels
-    /// that still can move (Tramer and Boneh 2019), since a step on one pixel alone, the exact
-    /// answer, is soon stopped by the pixel's own range.
-    pub fn steepest(&self, gradient: Tensor<4>, at: &Tensor<4>) -> Tensor<4> {
+    /// linf: along the sign. l2: along the direction; then scaled to the ball and clipped to [0, 1], which is
+    /// feasible, since clipping shortens the perturbation, and what the references do, but not always the nearest
+    /// point. l1: equal steps on the steepest hundredth of the pixels that still can move (Tramer and Boneh
+    /// 2019), since a step on one pixel alone, the exact answer, is soon stopped by the pixel's own range; the
+    /// projection is exact.
+    pub fn step(&self, images: Tensor<4>, gradient: Tensor<4>, size: f64) -> Tensor<4> {
         match self.norm {
-            Norm::Linf => gradient.sign(),
-            Norm::L2 => {
-                let length = l2_lengths(gradient.clone()).clamp_min(1e-12);
-                gradient / length
-            }
-            Norm::L1 => {
-                let (dims, device) = (gradient.dims(), gradient.device());
-                let pixels = dims[1] * dims[2] * dims[3];
-                let mut moves = to_vec(gradient);
-                let at = to_vec(at.clone());
-                for (image, at) in moves.chunks_exact_mut(pixels).zip(at.chunks_exact(pixels)) {
-                    l1::steepest(image, at);
-                }
-                from_vec(moves, dims, &device)
-            }
-        }
-    }
-
-    /// The nearest image of the ball.
-    pub fn project(&self, images: Tensor<4>) -> Tensor<4> {
-        let centre = self.centre.clone();
-        match self.norm {
-            Norm::Linf => {
-                let delta = (images - centre.clone()).clamp(-self.epsilon, self.epsilon);
-                (centre + delta).clamp(0.0, 1.0)
-            }
-            // Scaling and then clipping is feasible, since clipping shortens the perturbation. It
-            // is what the references do, and not exactly the nearest point.
-            Norm::L2 => {
-                let delta = images - centre.clone();
-                let length = l2_lengths(delta.clone()).clamp_min(1e-12);
-                let factor = (length.recip() * self.epsilon).clamp_max(1.0);
-                (centre + delta * factor).clamp(0.0, 1.0)
-            }
+            Norm::Linf => linf_step(images, gradient, &self.centre, size, self.epsilon),
+            Norm::L2 => l2_step(images, gradient, &self.centre, size, self.epsilon),
             Norm::L1 => {
                 let (dims, device) = (images.dims(), images.device());
                 let pixels = dims[1] * dims[2] * dims[3];
-                let mut values = to_vec(images);
-                let centre = to_vec(centre);
-                for (image, clean) in values
+                let (mut images, mut moves) = (to_vec(images), to_vec(gradient));
+                let centre = to_vec(self.centre.clone());
+                let parts = images
                     .chunks_exact_mut(pixels)
-                    .zip(centre.chunks_exact(pixels))
-                {
+                    .zip(moves.chunks_exact_mut(pixels));
+                for ((image, moves), clean) in parts.zip(centre.chunks_exact(pixels)) {
+                    l1::steepest(moves, image);
+                    for (pixel, change) in image.iter_mut().zip(moves) {
+                        *pixel += *change * size as f32;
+                    }
                     l1::project(image, clean, self.epsilon);
                 }
-                from_vec(values, dims, &device)
+                from_vec(images, dims, &device)
             }
         }
     }
-}
-
-/// Shapes: `delta` `[batch, c, h, w]`; the result `[batch, 1, 1, 1]`.
-fn l2_lengths(delta: Tensor<4>) -> Tensor<4> {
-    let [batch, channels, height, width] = delta.dims();
-    let flat = delta.reshape([batch, channels * height * width]);
-    (flat.clone() * flat)
-        .sum_dim(1)
-        .sqrt()
-        .reshape([batch, 1, 1, 1])
 }
 
 #[cfg(test)]
@@ -191,7 +156,9 @@ mod tests {
         let far = images(4, 2) * 3.0 - 1.0;
         for (norm, epsilon) in [(Norm::Linf, 0.03), (Norm::L2, 0.5), (Norm::L1, 12.0)] {
             let ball = Ball::new(norm, epsilon, clean.clone());
-            for found in [ball.sample(0, &[0, 1, 2, 3]), ball.project(far.clone())] {
+            let nowhere = far.zeros_like();
+            let nearest = ball.step(far.clone(), nowhere.clone(), 0.0);
+            for found in [ball.sample(0, &[0, 1, 2, 3]), nearest] {
                 let values = to_vec(found.clone());
                 assert!(values.iter().all(|value| (0.0..=1.0).contains(value)));
                 let lengths = norm.lengths(&to_vec(found - clean.clone()), 192);
@@ -202,7 +169,7 @@ mod tests {
                     "{norm:?} {lengths:?}"
                 );
             }
-            let inside = to_vec(ball.project(clean.clone()));
+            let inside = to_vec(ball.step(clean.clone(), nowhere, 0.0));
             assert_eq!(
                 inside,
                 to_vec(clean.clone()),

@@ -21,6 +21,12 @@ pub(super) struct Step {
     /// Steps of the attack; 0 for ordinary training.
     #[arg(long, default_value_t = 1)]
     attack_steps: u64,
+    /// Time the attack alone: no gradient of the weights, no update.
+    #[arg(long)]
+    attack_only: bool,
+    /// Compute activations again in backward passes instead of keeping them.
+    #[arg(long)]
+    recompute: bool,
     /// Classes of the head.
     #[arg(long, default_value_t = 1000)]
     classes: usize,
@@ -50,6 +56,10 @@ impl Step {
                 return Err(Error::input(format!("--{flag} 0 must be at least 1")));
             }
         }
+        if self.attack_only && self.attack_steps == 0 {
+            let message = "--attack-only with --attack-steps 0 leaves nothing to time";
+            return Err(Error::input(message).hint("give at least one attack step"));
+        }
         let work = bench::StepWork {
             model: config,
             image_size: self.image_size,
@@ -58,6 +68,8 @@ impl Step {
             classes: self.classes,
             repeats: self.repeats,
             precision: usable_precision(self.precision),
+            attack_only: self.attack_only,
+            recompute: self.recompute,
         };
         print_json(&bench::step(&work, &device()));
         Ok(())

@@ -1,5 +1,5 @@
-//! Operations that are one piece on the CPU: patches, a linear layer, the encoder block, the
-//! optimizer's update.
+//! Operations that are one piece on the CPU: patches, a linear layer, the encoder block, an
+//! attack's step, the optimizer's update.
 //!
 //! On `Device::flex()` they run the kernels of `advxl-kernels` on plain slices, as one node of
 //! Burn's automatic differentiation each. On every other device the plain composition beside each
@@ -10,6 +10,7 @@ mod adamw;
 mod block;
 mod linear;
 mod patches;
+mod pgd;
 pub mod plain;
 
 pub use adamw::{AdamW, Moments, adamw};
@@ -17,6 +18,7 @@ pub use advxl_kernels::{Gelu, Precision, release_buffers};
 pub use block::{BlockSpec, PathScale, WeightCache, encoder_block};
 pub use linear::linear;
 pub use patches::{PatchSpec, patches};
+pub use pgd::{l2_step, linf_step};
 
 use advxl_kernels::Floats;
 use burn::backend::autodiff::NodeId;

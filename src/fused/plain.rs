@@ -42,6 +42,38 @@ pub fn patches(images: Tensor<4>, spec: &PatchSpec) -> Tensor<3> {
         .reshape([batch, grid * grid, 3 * patch * patch])
 }
 
+/// See [`super::linf_step`].
+pub fn linf_step(
+    images: Tensor<4>,
+    gradient: Tensor<4>,
+    centre: &Tensor<4>,
+    step: f64,
+    epsilon: f64,
+) -> Tensor<4> {
+    let delta = images + gradient.sign() * step - centre.clone();
+    (centre.clone() + delta.clamp(-epsilon, epsilon)).clamp(0.0, 1.0)
+}
+
+/// See [`super::l2_step`].
+pub fn l2_step(
+    images: Tensor<4>,
+    gradient: Tensor<4>,
+    centre: &Tensor<4>,
+    step: f64,
+    epsilon: f64,
+) -> Tensor<4> {
+    let length = |images: &Tensor<4>| {
+        let [batch, channels, height, width] = images.dims();
+        let flat = images.clone().reshape([batch, channels * height * width]);
+        let squares = (flat.clone() * flat).sum_dim(1);
+        squares.sqrt().clamp_min(1e-12).reshape([batch, 1, 1, 1])
+    };
+    let direction = gradient.clone() / length(&gradient);
+    let delta = images + direction * step - centre.clone();
+    let factor = (length(&delta).recip() * epsilon).clamp_max(1.0);
+    (centre.clone() + delta * factor).clamp(0.0, 1.0)
+}
+
 /// A pre-norm encoder block (Dosovitskiy et al. 2021, equations 2 and 3).
 pub(super) fn encoder_block(
     x: Tensor<3>,

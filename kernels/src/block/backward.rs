@@ -42,7 +42,7 @@ pub fn block_backward(
     let size = (samples * shape.tokens * shape.width).max(1);
     let wanted = gradients.is_some();
     assert!(!wanted || saved.wanted == Wanted::Weights, "the forward pass saved for the gradient of its input alone");
-    let chunk = |(index, ((dy, dx), activations)): (usize, ((&[f32], &mut [f32]), &ChunkSaved))| {
+    let chunk = |index: usize, dy: &[f32], dx: &mut [f32], activations: &ChunkSaved| {
         let sizes = Sizes::new(shape, dy.len());
         let scale = saved
             .path_scale
@@ -57,8 +57,9 @@ pub fn block_backward(
     for (index, (dy, dx)) in dy.chunks(group).zip(dx.chunks_mut(group)).enumerate() {
         let done = index * GROUP;
         let chunks = dy.par_chunks(size).zip(dx.par_chunks_mut(size)).zip(&saved.chunks[done..count.min(done + GROUP)]);
-        let indexed = chunks.enumerate().map(|(index, chunk)| (done + index, chunk));
-        let chunks: Vec<_> = indexed.with_max_len(1).map(chunk).collect();
+        let chunks = chunks.enumerate().with_max_len(1);
+        let chunks: Vec<_> =
+            chunks.map(|(index, ((dy, dx), activations))| chunk(done + index, dy, dx, activations)).collect();
         if let Some(gradients) = &mut gradients {
             let chunks: Vec<_> = chunks.into_iter().flatten().collect();
             gradients.add(weights, &chunks, done + GROUP >= count);

@@ -1,0 +1,108 @@
+//! A step of projected gradient descent on pixels, in one pass over memory on the CPU.
+
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::Tensor;
+
+use super::{on_kernels, plain, primitive, slice};
+
+/// A step of length `step` along the gradient's sign, then to the nearest image within `epsilon` of `centre` in
+/// l-infinity and within [0, 1].
+///
+/// Shapes: all `[batch, 3, height, width]`.
+/// Source: Madry et al. 2018, section 2.1.
+pub fn linf_step(
+    images: Tensor<4>,
+    gradient: Tensor<4>,
+    centre: &Tensor<4>,
+    step: f64,
+    epsilon: f64,
+) -> Tensor<4> {
+    if !on_kernels(&images) {
+        return plain::linf_step(images, gradient, centre, step, epsilon);
+    }
+    in_place(images, gradient, centre, |images, gradient, centre| {
+        advxl_kernels::pgd::linf_step(images, gradient, centre, step as f32, epsilon as f32);
+    })
+}
+
+/// A step of length `step` along the gradient's direction, then scaled to within `epsilon` of `centre` in l2 and
+/// clipped to [0, 1], image by image.
+///
+/// Shapes: all `[batch, 3, height, width]`.
+/// Source: Madry et al. 2018, section 2.1.
+pub fn l2_step(
+    images: Tensor<4>,
+    gradient: Tensor<4>,
+    centre: &Tensor<4>,
+    step: f64,
+    epsilon: f64,
+) -> Tensor<4> {
+    if !on_kernels(&images) {
+        return plain::l2_step(images, gradient, centre, step, epsilon);
+    }
+    let pixels = images.dims()[1..].iter().product();
+    in_place(images, gradient, centre, |images, gradient, centre| {
+        let (step, epsilon) = (step as f32, epsilon as f32);
+        advxl_kernels::pgd::l2_step(images, gradient, centre, pixels, step, epsilon);
+    })
+}
+
+/// Changes the images where they are, or a copy of them if they are shared.
+fn in_place(
+    images: Tensor<4>,
+    gradient: Tensor<4>,
+    centre: &Tensor<4>,
+    change: impl FnOnce(&mut [f32], &[f32], &[f32]),
+) -> Tensor<4> {
+    let (gradient, centre) = (primitive(gradient), primitive(centre.clone()));
+    let mut images: FlexTensor = primitive(images);
+    change(images.storage_mut(), slice(&gradient), slice(&centre));
+    Tensor::from_primitive::<Flex>(images)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::fused::{from_vec, to_vec};
+    use crate::rng::{Purpose, Rng};
+
+    type Step = fn(Tensor<4>, Tensor<4>, &Tensor<4>, f64, f64) -> Tensor<4>;
+
+    #[test]
+    fn steps_agree_with_their_plain_composition() {
+        let mut rng = Rng::new(1, Purpose::Bench, 0, 0);
+        let mut draw = |low: f32, high: f32| {
+            let values = (0..3 * 3 * 25).map(|_| rng.between(low, high)).collect();
+            from_vec(values, [3, 3, 5, 5], &Device::flex())
+        };
+        let (centre, gradient) = (draw(0.0, 1.0), draw(-1.0, 1.0));
+        let images = centre.clone() + draw(-0.02, 0.02);
+        let pairs: [(Step, Step, f64, f64); 2] = [
+            (linf_step, plain::linf_step, 0.02, 0.03),
+            (l2_step, plain::l2_step, 0.3, 0.2),
+        ];
+        for (step, plain, size, epsilon) in pairs {
+            let found = to_vec(step(
+                images.clone(),
+                gradient.clone(),
+                &centre,
+                size,
+                epsilon,
+            ));
+            let right = to_vec(plain(
+                images.clone(),
+                gradient.clone(),
+                &centre,
+                size,
+                epsilon,
+            ));
+            for (found, right) in found.iter().zip(&right) {
+                // A few roundings of numbers up to 1.
+                assert!((found - right).abs() < 5e-7, "{found} {right}");
+            }
+        }
+    }
+}
