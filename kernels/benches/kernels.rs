@@ -73,6 +73,53 @@ fn attentions(criterion: &mut Criterion) {
     }
 }
 
+/// Whole encoder blocks at the sizes of the training steps that are compared with PyTorch.
+fn blocks(criterion: &mut Criterion) {
+    for precision in [Precision::F32, Precision::Bf16] {
+        let mut group = group(criterion, &format!("block_{precision:?}"));
+        for (width, tokens, batch) in [(192, 65, 64), (384, 50, 32), (768, 50, 8), (384, 197, 8)] {
+            let shape = BlockShape { batch, tokens, width, heads: width / 64, hidden: 4 * width };
+            let (ones, zeros) = (vec![1.0; width], vec![0.0; 4 * width]);
+            let small = |len| values(len).into_iter().map(|v| v * 0.05).collect::<Vec<_>>();
+            let [qkv, proj, fc1, fc2] = [3, 1, 4, 4].map(|parts| small(parts * width * width));
+            let weights = BlockWeights {
+                norm1_weight: &ones,
+                norm1_bias: &zeros[..width],
+                qkv_weight: &qkv,
+                qkv_bias: &zeros[..3 * width],
+                proj_weight: &proj,
+                proj_bias: &zeros[..width],
+                norm2_weight: &ones,
+                norm2_bias: &zeros[..width],
+                fc1_weight: &fc1,
+                fc1_bias: &zeros,
+                fc2_weight: &fc2,
+                fc2_bias: &zeros[..width],
+            };
+            let packed = PackedBlock::new(shape.heads, &weights, precision);
+            let (x, dy) = (values(shape.elements()), values(shape.elements()));
+            let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+            let mut gradients = BlockGradients::new(width, shape.hidden);
+            let forward = |y: &mut [f32], wanted| block_forward(shape, &packed, Gelu::Erf, 1e-6, None, &x, y, wanted);
+            let passes = |count: usize| Throughput::Elements(count as u64 * shape.flops() as u64);
+            let name = |what: &str| format!("{what}/{width}:{batch}x{tokens}");
+            group.throughput(passes(1));
+            group.bench_function(name("forward"), |b| b.iter(|| forward(&mut y, Wanted::Nothing)));
+            let saved = forward(&mut y, Wanted::Input).expect("saved");
+            group.bench_function(name("input_gradient"), |b| {
+                b.iter(|| block_backward(&packed, &saved, &dy, black_box(&mut dx), None));
+            });
+            let saved = forward(&mut y, Wanted::Weights).expect("saved");
+            group.throughput(passes(2));
+            group.bench_function(name("all_gradients"), |b| {
+                b.iter(|| block_backward(&packed, &saved, &dy, black_box(&mut dx), Some(&mut gradients)));
+            });
+            group.throughput(Throughput::Bytes(4 * 12 * (width * width) as u64));
+            group.bench_function(name("pack"), |b| b.iter(|| PackedBlock::new(shape.heads, &weights, precision)));
+        }
+    }
+}
+
 /// Everything that is bound by memory: four million elements, more than the caches of most machines.
 fn passes(criterion: &mut Criterion) {
     const LEN: usize = 1 << 22;
@@ -100,6 +147,11 @@ fn passes(criterion: &mut Criterion) {
     group.bench_function("sum_of_squares", |b| b.iter(|| sum_of_squares(black_box(&x))));
     group.throughput(bytes(4));
     group.bench_function("linf_step", |b| b.iter(|| pgd::linf_step(black_box(&mut y), &g, &x, 0.01, 0.03)));
+    let patches = Patches { batch: 64, size: 128, patch: 16, mean: [0.5; 3], factor: [4.0; 3] };
+    let pixels = 64 * 3 * 128 * 128;
+    group.throughput(Throughput::Bytes(8 * pixels as u64));
+    group.bench_function("patches", |b| b.iter(|| patches.cut(&x[..pixels], black_box(&mut y[..pixels]))));
+    group.throughput(bytes(4));
     group.bench_function("l2_step", |b| b.iter(|| pgd::l2_step(black_box(&mut y), &g, &x, 4096, 0.1, 0.5)));
     let settings = AdamW {
         learning_rate: 1e-3,
@@ -118,5 +170,5 @@ fn passes(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, products, attentions, passes);
+criterion_group!(benches, products, attentions, blocks, passes);
 criterion_main!(benches);

@@ -110,6 +110,14 @@ fn products_of_more_rows_than_one_task_agree_with_f64() {
     check_gemm([1000, 20, 40]);
 }
 
+/// Sums longer than a piece (224 steps of one f32 or two bf16), and than a group of pieces (256 KiB of A).
+#[test]
+fn products_with_long_sums_agree_with_f64() {
+    for sizes in [[13, 225, 33], [5, 449, 70], [48, 1500, 40], [30, 4000, 65]] {
+        check_gemm(sizes);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
 
