@@ -9,10 +9,9 @@
 //! the program configures. Results have the same bits for any number of threads and on every run of
 //! one path, and no sample's result depends on the other samples of its batch.
 //!
-//! What watches over the `unsafe`: it is confined to intrinsics behind detection, one loop of pointers
-//! in `src/gemm.rs` whose bounds are asserted above it, and casts between u32 and f32. The tests run
-//! clean under valgrind's memcheck, which knows AVX2 and the portable path but no AVX-512. Miri and the
-//! address sanitizer need a nightly compiler and were not run.
+//! What watches over the `unsafe`: it is confined to intrinsics behind detection, the register tile of
+//! `src/gemm.rs` and `src/gemm/avx512.rs` whose bounds are asserted above it, and casts between u32, f32 and bytes.
+//! `scripts/test` runs all tests under the address sanitizer too, on every path the processor has.
 //!
 //! Lengths are checked at the public edge; a wrong one panics with both numbers.
 

@@ -4,6 +4,7 @@
 //! Units: pixels in [0, 1]; epsilon in the same unit.
 
 use burn::tensor::Tensor;
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::l1;
@@ -80,29 +81,33 @@ impl Ball {
         let [batch, channels, height, width] = self.centre.dims();
         assert_eq!(keys.len(), batch, "one key an image");
         let pixels = channels * height * width;
-        let mut noise = Vec::with_capacity(batch * pixels);
-        for key in keys {
-            let mut rng = Rng::new(seed, Purpose::AttackStart, *key, 0);
-            let start = noise.len();
-            match self.norm {
-                Norm::Linf => {
-                    let epsilon = self.epsilon as f32;
-                    noise.extend((0..pixels).map(|_| rng.between(-epsilon, epsilon)));
-                    continue;
-                }
-                Norm::L2 => noise.extend((0..pixels).map(|_| rng.normal())),
-                Norm::L1 => noise.extend((0..pixels).map(|_| {
-                    let size = -(1.0 - rng.uniform()).ln();
-                    if rng.chance(0.5) { size } else { -size }
-                })),
-            }
-            let length = self.norm.lengths(&noise[start..], pixels)[0];
-            let wanted = self.epsilon * f64::from(rng.uniform());
-            let factor = (wanted / length.max(f64::MIN_POSITIVE)) as f32;
-            noise[start..].iter_mut().for_each(|value| *value *= factor);
-        }
+        let mut noise = vec![0.0; batch * pixels];
+        let images = noise.par_chunks_mut(pixels.max(1)).zip(keys);
+        images.for_each(|(image, key)| {
+            self.draw(image, &mut Rng::new(seed, Purpose::AttackStart, *key, 0));
+        });
         let noise = from_vec(noise, self.centre.dims(), &self.centre.device());
         (self.centre.clone() + noise).clamp(0.0, 1.0)
+    }
+
+    /// A random perturbation of one image within epsilon.
+    fn draw(&self, image: &mut [f32], rng: &mut Rng) {
+        match self.norm {
+            Norm::Linf => {
+                let epsilon = self.epsilon as f32;
+                image.fill_with(|| rng.between(-epsilon, epsilon));
+                return;
+            }
+            Norm::L2 => image.fill_with(|| rng.normal()),
+            Norm::L1 => image.fill_with(|| {
+                let size = -(1.0 - rng.uniform()).ln();
+                if rng.chance(0.5) { size } else { -size }
+            }),
+        }
+        let length = self.norm.lengths(image, image.len())[0];
+        let wanted = self.epsilon * f64::from(rng.uniform());
+        let factor = (wanted / length.max(f64::MIN_POSITIVE)) as f32;
+        image.iter_mut().for_each(|value| *value *= factor);
     }
 
     /// The image of the ball that a step along a gradient leads to: a move of length `size` in the norm that climbs
