@@ -73,12 +73,18 @@ fn execute(arguments: &Arguments) -> Result<()> {
     if arguments.threads == Some(0) {
         return Err(Error::input("--threads 0: at least one thread is needed"));
     }
-    let mut pool = rayon::ThreadPoolBuilder::new();
+    let mut pool = rayon::ThreadPoolBuilder::new().stack_size(8 << 20);
     if let Some(threads) = arguments.threads {
         pool = pool.num_threads(threads);
     }
     pool.build_global()
         .map_err(|error| Error::failed(format!("cannot start threads: {error}")))?;
+    // On a thread of the pool: from outside every parallel piece of work, some hundred in an update, would have
+    // to wake the pool up and put the caller to sleep.
+    rayon::scope(|_| perform(arguments))
+}
+
+fn perform(arguments: &Arguments) -> Result<()> {
     let json = arguments.json;
     match &arguments.command {
         Command::Demo(demo) => demo.run(json),
