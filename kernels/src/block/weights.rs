@@ -1,14 +1,12 @@
 //! Weights of a block, packed once per update for all the passes until the next.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use crate::block::BlockShape;
 use crate::buffer::Buffer;
 use crate::cells::{Element, ElementOp, With, padded};
 use crate::detect::Isa;
-use crate::lanes::{LANES, Lanes, Op, chunk};
+use crate::lanes::{LANES, Lanes, chunk};
 use crate::pack::{PANEL, Rows, along_rows, down_rows, panels_len};
 use crate::{Path, Precision};
 
@@ -204,141 +202,99 @@ fn pack_linear(
     columns: Spread,
     norm: Option<&Norm>,
 ) -> Linear {
-    let pack = |direction| {
-        let (columns_out, summed) = match direction {
-            Direction::Forward => (rows.padded(), columns.padded()),
-            Direction::Backward => (columns.padded(), rows.padded()),
-        };
-        let steps = match precision {
-            Precision::F32 => summed,
-            Precision::Bf16 => summed.div_ceil(2),
-        };
-        let mut panels = Buffer::new(panels_len(columns_out, steps, PANEL));
-        let size = (PANELS * PANEL * steps).max(1);
-        panels.par_chunks_mut(size).enumerate().with_max_len(1).for_each(|(index, to)| {
-            isa.run(With(
-                precision,
-                Pack { weight, rows, columns, norm, direction, start: index * PANELS * PANEL, to },
-            ));
-        });
-        panels
+    let per_cell = match precision {
+        Precision::F32 => 1,
+        Precision::Bf16 => 2,
     };
-    let (forward, backward) = (pack(Direction::Forward), pack(Direction::Backward));
+    let (row_steps, column_steps) = (rows.padded() / per_cell, columns.padded() / per_cell);
+    let mut forward = Buffer::new(panels_len(rows.padded(), column_steps, PANEL));
+    let mut backward = Buffer::new(panels_len(columns.padded(), row_steps, PANEL));
     let mut bias = rows.pad(bias);
-    if let Some(norm) = norm {
-        // W (x^ g + b) = (W g) x^ + W b.
-        for (from, to) in rows.starts() {
-            let (weight, bias) = (&weight[from * columns.len()..], &mut bias[to..to + rows.size]);
-            isa.run(AddProduct { weight, vector: &norm.bias[..columns.len()], to: bias });
+    // The steps of every backward panel that come from one forward panel's rows.
+    let mut parts: Vec<Vec<_>> = (0..rows.padded().div_ceil(PANEL)).map(|_| Vec::new()).collect();
+    for panel in backward.chunks_exact_mut((PANEL * row_steps).max(1)) {
+        for (parts, part) in parts.iter_mut().zip(panel.chunks_mut(PANEL * PANEL / per_cell)) {
+            parts.push(part);
         }
     }
+    let panels = forward.par_chunks_mut((PANEL * column_steps).max(1)).zip(parts).zip(bias.par_chunks_mut(PANEL));
+    panels.enumerate().with_max_len(1).for_each(|(index, ((forward, backward), bias))| {
+        let start = index * PANEL;
+        isa.run(With(precision, Pack { weight, rows, columns, norm, start, forward, backward, bias }));
+    });
     Linear { rows, columns, forward, backward, bias }
 }
 
-/// Adds the product of a matrix and a vector.
-struct AddProduct<'a> {
-    weight: &'a [f32],
-    vector: &'a [f32],
-    to: &'a mut [f32],
-}
-
-impl Op for AddProduct<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Lanes>(self, s: S) {
-        for (row, to) in self.weight.chunks_exact(self.vector.len()).zip(self.to) {
-            // Four sums, so that the additions do not wait for each other.
-            let mut sums = [s.splat(0.0); 4];
-            for (i, (w, v)) in row.chunks(LANES).zip(self.vector.chunks(LANES)).enumerate() {
-                sums[i % 4] = s.fma(s.load_part(w), s.load_part(v), sums[i % 4]);
-            }
-            *to += s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])));
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Direction {
-    Forward,
-    Backward,
-}
-
-/// Panels that are packed together, so that columns are read in runs of several cache lines.
-const PANELS: usize = 4;
-
-/// Packs some panels of a weight for one direction: its rows or columns from `start` on.
+/// Packs some rows of a weight for both directions, while they are in the cache.
 struct Pack<'a> {
     weight: &'a [f32],
     rows: Spread,
     columns: Spread,
     norm: Option<&'a Norm>,
-    direction: Direction,
+    /// The first row, with padding.
     start: usize,
-    to: &'a mut [u32],
+    /// Their panel for the forward direction.
+    forward: &'a mut [u32],
+    /// Their steps of every panel for the backward direction.
+    backward: Vec<&'a mut [u32]>,
+    /// Their bias; what the norm's bias gives is added.
+    bias: &'a mut [f32],
 }
 
 impl ElementOp for Pack<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Lanes, P: Element>(mut self, s: S) {
-        let to = std::mem::take(&mut self.to);
-        let Self { rows, columns, start, .. } = self;
-        match self.direction {
-            Direction::Forward => {
-                let stride = P::cells(columns.padded());
-                for (index, to) in to.chunks_exact_mut((PANEL * stride).max(1)).enumerate() {
-                    let start = start + index * PANEL;
-                    let count = PANEL.min(rows.padded() - start);
-                    let cells = self.cells::<S, P>(s, start..start + count, 0..columns.padded());
-                    along_rows(s, Rows::new(&cells, stride, count), stride, to);
-                }
-            }
-            Direction::Backward => {
-                /// A multiple of the elements of a cell.
-                const ROWS: usize = 64;
-                let count = (PANELS * PANEL).min(columns.padded() - start);
-                let panel = (PANEL * P::cells(rows.padded())).max(1);
-                for row in (0..rows.padded()).step_by(ROWS) {
-                    let end = (row + ROWS).min(rows.padded());
-                    let cells = self.cells::<S, P>(s, row..end, start..start + count);
-                    for (index, to) in to.chunks_exact_mut(panel).enumerate() {
-                        let from = Rows::new(&cells[P::cells(index * PANEL)..], P::cells(count), end - row);
-                        let to = &mut to[P::cells(row) * PANEL..];
-                        down_rows::<S, P>(s, from, PANEL.min(count - index * PANEL), PANEL, to);
-                    }
-                }
+    fn run<S: Lanes, P: Element>(self, s: S) {
+        let Self { weight, rows, columns, norm, start, forward, backward, bias } = self;
+        let (count, width) = (bias.len(), columns.padded());
+        let stride = P::cells(width);
+        // Row by row without padding; none of what is padding.
+        let row = |index: usize| {
+            let (real, count) = rows.real(start + index, 1);
+            &weight[real * columns.len()..][..count * columns.len()]
+        };
+        let mut cells = Buffer::new(count * stride);
+        for (index, to) in cells.chunks_exact_mut(stride).enumerate() {
+            spread::<S, P>(s, row(index), columns, None, to);
+        }
+        for (index, to) in backward.into_iter().enumerate() {
+            let from = Rows::new(&cells[P::cells(index * PANEL)..], stride, count);
+            down_rows::<S, P>(s, from, PANEL.min(width - index * PANEL), PANEL, to);
+        }
+        if let Some(norm) = norm {
+            // W (x^ g + b) = (W g) x^ + W b.
+            for (index, (to, bias)) in cells.chunks_exact_mut(stride).zip(bias).enumerate() {
+                spread::<S, P>(s, row(index), columns, Some(norm), to);
+                *bias += product(s, row(index), &norm.bias);
             }
         }
+        along_rows(s, Rows::new(&cells, stride, count), stride, forward);
     }
 }
 
-impl Pack<'_> {
-    /// A part of the weight as rows of cells, zero in the padding; forward with the norm's weight.
-    #[inline(always)]
-    fn cells<S: Lanes, P: Element>(&self, s: S, rows: Range<usize>, columns: Range<usize>) -> Buffer {
-        let fold = self.norm.filter(|_| self.direction == Direction::Forward);
-        let stride = P::cells(columns.len());
-        let mut cells = Buffer::new(rows.len() * stride);
-        for (row, to) in rows.zip(cells.chunks_exact_mut(stride)) {
-            let (real_row, in_row) = self.rows.real(row, 1);
-            let from = &self.weight[real_row * self.columns.len()..];
-            let from = &from[..self.columns.len() * in_row];
-            for (i, at) in columns.clone().step_by(LANES).enumerate() {
-                // Without padding a vector is where it is; the search for its place costs more than its copy.
-                let (real, count) = if self.columns.is_whole() && in_row > 0 {
-                    (at, LANES)
-                } else {
-                    self.columns.real(at, LANES * in_row)
-                };
-                let mut v = s.load_part(if count > 0 { &from[real..real + count] } else { &[] });
-                if let Some(norm) = fold {
-                    v = s.mul(v, s.load(chunk(&norm.weight, at)));
-                }
-                P::store(s, to, P::cells(i * LANES), v);
-            }
+/// A row of a weight as cells, zero in the padding; with a norm times its weight.
+#[inline(always)]
+fn spread<S: Lanes, P: Element>(s: S, row: &[f32], columns: Spread, norm: Option<&Norm>, to: &mut [u32]) {
+    for at in (0..columns.padded()).step_by(LANES) {
+        // Without padding a vector is where it is; the search for its place costs more than its copy.
+        let (real, count) = if columns.is_whole() { (at, LANES) } else { columns.real(at, LANES) };
+        let mut v = s.load_part(if row.is_empty() { &[] } else { &row[real..real + count] });
+        if let Some(norm) = norm {
+            v = s.mul(v, s.load(chunk(&norm.weight, at)));
         }
-        cells
+        P::store(s, to, P::cells(at), v);
     }
+}
+
+/// The product of a row and a vector that is at least as long.
+#[inline(always)]
+fn product<S: Lanes>(s: S, row: &[f32], vector: &[f32]) -> f32 {
+    // Four sums, so that the additions do not wait for each other.
+    let mut sums = [s.splat(0.0); 4];
+    for (i, w) in row.chunks(LANES).enumerate() {
+        let v = s.load_part(&vector[i * LANES..][..w.len()]);
+        sums[i % 4] = s.fma(s.load_part(w), v, sums[i % 4]);
+    }
+    s.sum(s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3])))
 }
