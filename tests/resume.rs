@@ -12,14 +12,17 @@ fn out(folder: &Path, name: &str) -> PathBuf {
     folder.join(name)
 }
 
-fn train(recipe: &Path, out: &Path) {
-    let (code, text) = advxl(&[
+/// Trains to the end with `more` arguments and gives what was written to standard error.
+fn train(recipe: &Path, out: &Path, more: &[&str]) -> String {
+    let arguments = [
         "train",
         recipe.to_str().unwrap(),
         "--out",
         out.to_str().unwrap(),
-    ]);
+    ];
+    let (code, text) = advxl(&[&arguments[..], more].concat());
     assert_eq!(code, 0, "{text}");
+    text
 }
 
 /// Everything that training made: the last checkpoint holds weights, moments, average, counters.
@@ -39,15 +42,7 @@ fn two_runs_of_one_seed_are_equal_to_the_bit_for_any_number_of_threads() {
     let mut results = Vec::new();
     for threads in ["1", "2", "3"] {
         let out = out(folder.path(), threads);
-        let (code, text) = advxl(&[
-            "train",
-            recipe.to_str().unwrap(),
-            "--out",
-            out.to_str().unwrap(),
-            "--threads",
-            threads,
-        ]);
-        assert_eq!(code, 0, "{text}");
+        train(&recipe, &out, &["--threads", threads]);
         results.push(made(&out));
     }
     assert!(results[0] == results[1] && results[1] == results[2]);
@@ -59,18 +54,9 @@ fn recomputed_activations_and_a_processor_without_bf16_change_nothing_else() {
     let recipe = write_recipe(folder.path());
     let run = |name: &str, overrides: &[&str]| {
         let out = out(folder.path(), name);
-        let arguments = [
-            "train",
-            recipe.to_str().unwrap(),
-            "--out",
-            out.to_str().unwrap(),
-        ];
-        let (code, text) = advxl(&[&arguments[..], overrides].concat());
-        assert_eq!(code, 0, "{text}");
-        (
-            std::fs::read(out.join("model/model.safetensors")).unwrap(),
-            text,
-        )
+        let text = train(&recipe, &out, overrides);
+        let weights = std::fs::read(out.join("model/model.safetensors")).unwrap();
+        (weights, text)
     };
     let (plain, _) = run("plain", &[]);
     let (recomputed, _) = run("recomputed", &["--set", "recompute=true"]);
@@ -89,7 +75,7 @@ fn a_run_killed_at_any_moment_resumes_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());
     let whole = out(folder.path(), "whole");
-    train(&recipe, &whole);
+    train(&recipe, &whole, &[]);
 
     let killed = out(folder.path(), "killed");
     let arguments = [
@@ -114,7 +100,7 @@ fn a_run_killed_at_any_moment_resumes_to_the_same_bits() {
         let _ = child.kill();
         child.wait().unwrap();
     }
-    train(&recipe, &killed);
+    train(&recipe, &killed, &[]);
     assert!(made(&killed) == made(&whole));
 }
 
@@ -123,9 +109,9 @@ fn a_finished_run_is_left_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());
     let run = out(folder.path(), "run");
-    train(&recipe, &run);
+    train(&recipe, &run, &[]);
     let before = made(&run);
-    train(&recipe, &run);
+    train(&recipe, &run, &[]);
     assert!(made(&run) == before);
 }
 
@@ -134,7 +120,7 @@ fn a_damaged_checkpoint_is_told_and_the_one_before_it_used() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());
     let run = out(folder.path(), "run");
-    train(&recipe, &run);
+    train(&recipe, &run, &[]);
     let right = made(&run);
     let last = run.join("checkpoints/000000000320.safetensors");
 

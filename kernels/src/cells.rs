@@ -83,6 +83,16 @@ impl Element for Bf16 {
     }
 }
 
+impl Precision {
+    /// [`Element::PER_CELL`] of the format.
+    pub(crate) const fn per_cell(self) -> usize {
+        match self {
+            Self::F32 => F32::PER_CELL,
+            Self::Bf16 => Bf16::PER_CELL,
+        }
+    }
+}
+
 /// A kernel over both formats.
 pub(crate) trait ElementOp {
     /// What the kernel returns.

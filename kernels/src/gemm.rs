@@ -7,18 +7,19 @@
 //!                         ...
 //!      A, in place     +-------------------------+
 //!  row 0   a a a ...   | sums of 12 x 32 elements|  24 vector registers on AVX-512;
-//!  row 1   a a a ...   | one cell of A times two |  they leave the registers once, after
-//!   ...                | vectors of B per row and|  all steps, through the epilogue:
-//!  row 11  a a a ...   | step                    |  bias, GELU, residual, conversion
-//!                      +-------------------------+
+//!  row 1   a a a ...   | one cell of A times two |  they leave the registers after a piece of
+//!   ...                | vectors of B per row and|  the steps and come back for the next one;
+//!  row 11  a a a ...   | step                    |  after the last through the epilogue:
+//!                      +-------------------------+  bias, GELU, residual, conversion
 //! ```
 //!
 //! A is read where it lies, by broadcast, through two strides (row and step), which covers both a
 //! row-major matrix and one packed down its rows. The rows of A are divided evenly into tiles of at
 //! most twelve, so that no thin tile remains.
 //!
-//! Every element of the result is summed over the steps in order, in one register, whatever tile it
-//! falls into: its bits do not depend on the other rows, on the number of rows, or on the threads.
+//! Every element of the result is summed over the steps in order, whatever tile it falls into, and waits
+//! between pieces as the same f32: its bits do not depend on the other rows, on the number of rows, or on the
+//! threads.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;

@@ -79,10 +79,7 @@ impl PackedMatrix {
         );
         let isa = Isa::current();
         let source = Source { values: b, layout: layout.other(), summed, columns };
-        let steps = match precision {
-            Precision::F32 => summed,
-            Precision::Bf16 => summed.div_ceil(2),
-        };
+        let steps = summed.div_ceil(precision.per_cell());
         let mut panels = Buffer::new(panels_len(columns, steps, PANEL));
         panels.par_chunks_mut((steps * PANEL).max(1)).enumerate().for_each(|(index, to)| {
             isa.run(With(precision, PackPanel { source, start: index * PANEL, to }));

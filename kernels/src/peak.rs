@@ -23,11 +23,8 @@ const ROUNDS: usize = 5;
 pub fn peak_flops(precision: Precision) -> f64 {
     let isa = Isa::current();
     let threads = rayon::current_num_threads();
-    let per_step = match precision {
-        Precision::F32 => 2.0,
-        Precision::Bf16 => 4.0,
-    };
-    let work = (threads * STEPS * SUMS * LANES) as f64 * per_step;
+    // A multiplication and an addition for every element of a cell.
+    let work = (threads * STEPS * SUMS * LANES * 2 * precision.per_cell()) as f64;
     let round = |_| {
         let start = Instant::now();
         (0..threads).into_par_iter().with_max_len(1).for_each(|_| isa.run(With(precision, Spin)));

@@ -29,7 +29,7 @@ pub fn block_backward(
     saved: &BlockSaved,
     dy: &[f32],
     dx: &mut [f32],
-    gradients: Option<&mut BlockGradients>,
+    mut gradients: Option<&mut BlockGradients>,
 ) {
     let shape = saved.shape;
     weights.check(&shape);
@@ -52,17 +52,18 @@ pub fn block_backward(
         let backward = Backward { sizes, weights, gelu, scale, saved: activations, dy, dx, wanted };
         weights.isa.run(With(weights.precision, backward))
     };
-    let mut gradients = gradients.map(|gradients| gradients.begin(&shape));
-    let (count, group) = (saved.chunks.len(), size * GROUP);
-    for (index, (dy, dx)) in dy.chunks(group).zip(dx.chunks_mut(group)).enumerate() {
-        let done = index * GROUP;
-        let chunks = dy.par_chunks(size).zip(dx.par_chunks_mut(size)).zip(&saved.chunks[done..count.min(done + GROUP)]);
-        let chunks = chunks.enumerate().with_max_len(1);
+    let count = saved.chunks.len();
+    // Once for a batch of no samples too, whose gradients are zero.
+    for start in (0..count.max(1)).step_by(GROUP) {
+        let end = count.min(start + GROUP);
+        let group = (start * size).min(elements)..(end * size).min(elements);
+        let chunks = dy[group.clone()].par_chunks(size).zip(dx[group].par_chunks_mut(size));
+        let chunks = chunks.zip(&saved.chunks[start..end]).enumerate().with_max_len(1);
         let chunks: Vec<_> =
-            chunks.map(|(index, ((dy, dx), activations))| chunk(done + index, dy, dx, activations)).collect();
+            chunks.map(|(index, ((dy, dx), activations))| chunk(start + index, dy, dx, activations)).collect();
         if let Some(gradients) = &mut gradients {
             let chunks: Vec<_> = chunks.into_iter().flatten().collect();
-            gradients.add(weights, &chunks, done + GROUP >= count);
+            gradients.add(&shape, weights, &chunks, start == 0, end == count);
         }
     }
 }

@@ -55,55 +55,23 @@ impl BlockGradients {
         }
     }
 
-    fn all(&mut self) -> [&mut Floats; 12] {
-        [
-            &mut self.norm1_weight,
-            &mut self.norm1_bias,
-            &mut self.qkv_weight,
-            &mut self.qkv_bias,
-            &mut self.proj_weight,
-            &mut self.proj_bias,
-            &mut self.norm2_weight,
-            &mut self.norm2_bias,
-            &mut self.fc1_weight,
-            &mut self.fc1_bias,
-            &mut self.fc2_weight,
-            &mut self.fc2_bias,
-        ]
-    }
-
-    /// Gets ready for the gradients of a block of this shape.
-    pub(super) fn begin(&mut self, shape: &BlockShape) -> Sum<'_> {
+    /// Adds the products of the factors of a group of chunks; the `first` group sets, and after the `last` the
+    /// gradients are whole.
+    pub(super) fn add(
+        &mut self,
+        shape: &BlockShape,
+        weights: &PackedBlock,
+        chunks: &[ChunkGradients],
+        first: bool,
+        last: bool,
+    ) {
         let (width, hidden) = (shape.width, shape.hidden);
         if self.norm1_weight.len() != width || self.fc1_bias.len() != hidden {
             *self = Self::new(width, hidden);
         }
-        if shape.elements() == 0 {
-            // No chunk will set them.
-            self.all().into_iter().for_each(|gradient| gradient.fill(0.0));
-        }
-        Sum { gradients: self, first: true }
-    }
-}
-
-/// Gradients that are being summed over groups of chunks.
-pub(super) struct Sum<'a> {
-    gradients: &'a mut BlockGradients,
-    first: bool,
-}
-
-impl Sum<'_> {
-    /// Adds the products of the factors of a group of chunks; `last` says that no other group follows.
-    pub(super) fn add(&mut self, weights: &PackedBlock, chunks: &[ChunkGradients], last: bool) {
-        let Self { gradients, first } = self;
-        let first = std::mem::replace(first, false);
         for (to_weight, to_bias, of) in [
-            (
-                &mut gradients.norm1_weight,
-                &mut gradients.norm1_bias,
-                (|c| &c.norm1) as fn(&ChunkGradients) -> &NormSums,
-            ),
-            (&mut gradients.norm2_weight, &mut gradients.norm2_bias, |c| &c.norm2),
+            (&mut self.norm1_weight, &mut self.norm1_bias, (|c| &c.norm1) as fn(&ChunkGradients) -> &NormSums),
+            (&mut self.norm2_weight, &mut self.norm2_bias, |c| &c.norm2),
         ] {
             add_total(chunks, first, to_weight, |chunk| &of(chunk).weight);
             add_total(chunks, first, to_bias, |chunk| &of(chunk).bias);
@@ -115,10 +83,10 @@ impl Sum<'_> {
             (&weights.fc2, None, |c| &c.fc2),
         ];
         let targets = [
-            (&mut gradients.qkv_weight, &mut gradients.qkv_bias),
-            (&mut gradients.proj_weight, &mut gradients.proj_bias),
-            (&mut gradients.fc1_weight, &mut gradients.fc1_bias),
-            (&mut gradients.fc2_weight, &mut gradients.fc2_bias),
+            (&mut self.qkv_weight, &mut self.qkv_bias),
+            (&mut self.proj_weight, &mut self.proj_bias),
+            (&mut self.fc1_weight, &mut self.fc1_bias),
+            (&mut self.fc2_weight, &mut self.fc2_bias),
         ];
         let mut blocks = Vec::new();
         for ((layer, norm, of), (weight, bias)) in layers.into_iter().zip(targets) {

@@ -202,10 +202,7 @@ fn pack_linear(
     columns: Spread,
     norm: Option<&Norm>,
 ) -> Linear {
-    let per_cell = match precision {
-        Precision::F32 => 1,
-        Precision::Bf16 => 2,
-    };
+    let per_cell = precision.per_cell();
     let (row_steps, column_steps) = (rows.padded() / per_cell, columns.padded() / per_cell);
     let mut forward = Buffer::new(panels_len(rows.padded(), column_steps, PANEL));
     let mut backward = Buffer::new(panels_len(columns.padded(), row_steps, PANEL));
