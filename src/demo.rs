@@ -8,16 +8,22 @@ use std::path::Path;
 use burn::tensor::Device;
 use serde_json::{Value, json};
 
-use crate::attack::{Pgd, Start};
+use crate::attack::{Attack, Pgd, Start};
 use crate::data::EvaluationTransform;
 use crate::data::resize::Filter;
 use crate::error::{Context, Result};
-use crate::eval::{Images, evaluate};
+use crate::eval::autoattack::{Settings, Version};
+use crate::eval::session::{Progress, watch};
+use crate::eval::{Evaluation, Images, Outcome};
 use crate::files;
 use crate::model::Pass;
 use crate::recipe::{Recipe, cannot_be_run};
-use crate::train::{Monitor, Run, Screen, train};
+use crate::screen::Screen;
+use crate::train::{Monitor, Run, train};
 use crate::units::{duration, grouped};
+
+/// AutoAttack takes some ten thousand passes for an image that stands: a part of the images must do.
+const AUTOATTACK_IMAGES: usize = 64;
 
 /// The recipe of the robust model; the normal one is the same without the attacks.
 const RECIPE: &str = include_str!("../recipes/demo.toml");
@@ -86,23 +92,37 @@ fn one_model(
         crop_fraction: 1.0,
         interpolation: Filter::Bilinear,
     };
-    let images = Images {
-        dataset: &run.test,
-        transform,
-        count: run.test.len(),
+    let measured = |name: &str, count: usize, attacks: &[Attack], screen: &mut dyn Screen| {
+        let count = count.min(run.test.len());
+        let images = Images::Stored {
+            dataset: &run.test,
+            transform,
+            count,
+        };
+        let evaluation = Evaluation {
+            logits: &logits,
+            images: &images,
+            attacks,
+            batch: 128,
+            seed: run.recipe.seed,
+            device,
+        };
+        screen.line(&format!("{name} on {count} images"));
+        let progress = Progress::new(folder, name, false);
+        let outcome: Outcome = watch(&evaluation, Some(&progress), screen)?;
+        Ok((outcome, progress))
     };
-    let mut progress = |attack: &str, done: usize, of: usize, _: usize| {
-        screen.progress(done as u64, of as u64, &format!("evaluating {attack}"));
-    };
-    let outcome = evaluate(
-        &logits,
-        &images,
-        &[attack],
-        128,
-        run.recipe.seed,
-        device,
-        &mut progress,
+    let settings = Settings::new(Version::Standard, attack.norm, attack.epsilon.clone());
+    let pgd = [Attack::Pgd(attack)];
+    let (pgd, of_pgd) = measured("pgd", run.test.len(), &pgd, screen)?;
+    let (autoattack, of_autoattack) = measured(
+        "autoattack",
+        AUTOATTACK_IMAGES,
+        &settings.autoattack(),
+        screen,
     )?;
+    of_pgd.remove()?;
+    of_autoattack.remove()?;
     let seconds = run.folder.stage_seconds()?;
     let stages = run.recipe.stage.iter().map(|stage| {
         let attack = stage.attack.as_ref().map_or("none".to_owned(), Pgd::name);
@@ -117,9 +137,11 @@ fn one_model(
     Ok(json!({
         "name": name,
         "run": folder.display().to_string(),
-        "images": images.count,
-        "clean": outcome.accuracy_after(0),
-        "pgd-20": outcome.accuracy_after(1),
+        "images": pgd.robust.len(),
+        "clean": pgd.accuracy_after(0),
+        "pgd-20": pgd.accuracy_after(1),
+        "autoattack_images": autoattack.robust.len(),
+        "autoattack": autoattack.standing() as f64 / autoattack.robust.len() as f64,
         "stages": stages.collect::<Vec<_>>(),
     }))
 }
@@ -133,7 +155,10 @@ pub fn table(result: &Value) -> Vec<String> {
         .unwrap_or_default();
     let mut lines = vec![
         String::new(),
-        format!("{:<8} {:>9} {:>9}   stages", "model", "clean", "PGD-20"),
+        format!(
+            "{:<8} {:>9} {:>9} {:>11}   stages",
+            "model", "clean", "PGD-20", "AutoAttack"
+        ),
     ];
     for model in models {
         let stages = model["stages"]
@@ -143,12 +168,13 @@ pub fn table(result: &Value) -> Vec<String> {
         for (index, stage) in stages.iter().enumerate() {
             let head = match index {
                 0 => format!(
-                    "{:<8} {:>9} {:>9}",
+                    "{:<8} {:>9} {:>9} {:>11}",
                     model["name"].as_str().unwrap_or_default(),
                     percent(&model["clean"]),
-                    percent(&model["pgd-20"])
+                    percent(&model["pgd-20"]),
+                    percent(&model["autoattack"])
                 ),
-                _ => " ".repeat(28),
+                _ => " ".repeat(40),
             };
             lines.push(format!(
                 "{head}   {} samples at {} pixels, attack {}, {}",

@@ -94,11 +94,33 @@ pub fn rename(from: &Path, to: &Path) -> Result<()> {
 
 /// Adds a line to a file that grows, such as a log.
 pub fn append(path: &Path, text: &str) -> Result<()> {
+    append_bytes(path, text.as_bytes())
+}
+
+/// Adds bytes to a file that grows.
+pub fn append_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::OpenOptions::new()
         .create(true)
         .append(true)
         .open(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|mut file| file.write_all(bytes))
+        .map_err(|error| explain("write", path, &error))
+}
+
+/// Length of a file in bytes; 0 where there is none.
+pub fn size(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |found| found.len())
+}
+
+/// Cuts a file off after `size` bytes.
+pub fn truncate(path: &Path, size: u64) -> Result<()> {
+    if !path.is_file() {
+        return Ok(());
+    }
+    fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .and_then(|file| file.set_len(size))
         .map_err(|error| explain("write", path, &error))
 }
 

@@ -7,6 +7,7 @@
 pub mod error;
 pub mod files;
 pub mod rng;
+pub mod screen;
 pub mod settings;
 pub mod units;
 

@@ -31,6 +31,12 @@ pub enum Purpose {
     Synthetic = 8,
     /// Images and labels of a benchmark.
     Bench = 9,
+    /// The start of an APGD climb; keys: sample, run.
+    Apgd = 10,
+    /// The start of a restart of FAB; keys: sample, run.
+    Fab = 11,
+    /// The start and each query of Square; keys: sample, run and query.
+    Square = 12,
 }
 
 /// A stream of random numbers.

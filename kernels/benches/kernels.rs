@@ -146,13 +146,14 @@ fn passes(criterion: &mut Criterion) {
     group.throughput(bytes(1));
     group.bench_function("sum_of_squares", |b| b.iter(|| sum_of_squares(black_box(&x))));
     group.throughput(bytes(4));
-    group.bench_function("linf_step", |b| b.iter(|| pgd::linf_step(black_box(&mut y), &g, &x, 0.01, 0.03)));
+    let steps = vec![0.01; x.len() / 4096];
+    group.bench_function("linf_step", |b| b.iter(|| pgd::linf_step(black_box(&mut y), &g, &x, &steps, 0.03)));
     let patches = Patches { batch: 64, size: 128, patch: 16, mean: [0.5; 3], factor: [4.0; 3] };
     let pixels = 64 * 3 * 128 * 128;
     group.throughput(Throughput::Bytes(8 * pixels as u64));
     group.bench_function("patches", |b| b.iter(|| patches.cut(&x[..pixels], black_box(&mut y[..pixels]))));
     group.throughput(bytes(4));
-    group.bench_function("l2_step", |b| b.iter(|| pgd::l2_step(black_box(&mut y), &g, &x, 4096, 0.1, 0.5)));
+    group.bench_function("l2_step", |b| b.iter(|| pgd::l2_step(black_box(&mut y), &g, &x, &steps, 0.5)));
     let settings = AdamW {
         learning_rate: 1e-3,
         betas: (0.9, 0.95),

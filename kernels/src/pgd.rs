@@ -11,44 +11,57 @@ use crate::detect::Isa;
 use crate::lanes::{LANES, Lanes, Op};
 use crate::reduce;
 
-/// Elements of a task.
-const CHUNK: usize = 16 * 1024;
-
 /// `x = clip(x + step * sign(gradient))` for the linf ball: to `epsilon` around `origin`, then to `[0, 1]`.
 ///
-/// A gradient that is zero or not a number moves nothing. With `step` 0 it is the projection alone.
+/// A gradient that is zero or not a number moves nothing. With a step of 0 it is the projection alone.
+///
+/// Shapes: `x`, `gradient`, `origin` `[samples, sample_len]`; `steps` `[samples]`.
 ///
 /// # Panics
 ///
-/// If the lengths differ.
-pub fn linf_step(x: &mut [f32], gradient: &[f32], origin: &[f32], step: f32, epsilon: f32) {
-    check(x.len(), gradient.len(), origin.len());
-    let isa = Isa::current();
-    (x.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).zip(origin.par_chunks(CHUNK)))
-        .for_each(|((x, gradient), origin)| isa.run(LinfStep { x, gradient, origin, step, epsilon }));
+/// If the lengths do not fit.
+pub fn linf_step(x: &mut [f32], gradient: &[f32], origin: &[f32], steps: &[f32], epsilon: f32) {
+    by_sample(x, gradient, origin, steps, |isa, x, gradient, origin, step| {
+        isa.run(LinfStep { x, gradient, origin, step, epsilon });
+    });
 }
 
-/// One step for the l2 ball: each sample moves by `step` along its own gradient, is pulled back to
+/// One step for the l2 ball: each sample moves by its step along its own gradient, is pulled back to
 /// at most `epsilon` from `origin`, and clipped to `[0, 1]`.
 ///
-/// A sample whose gradient is zero does not move. With `step` 0 it is the projection alone.
+/// A sample whose gradient is zero does not move. With a step of 0 it is the projection alone.
 ///
-/// Shapes: all `[samples, sample_len]`.
+/// Shapes: `x`, `gradient`, `origin` `[samples, sample_len]`; `steps` `[samples]`.
 ///
 /// # Panics
 ///
-/// If the lengths differ or are not a multiple of `sample_len`.
-pub fn l2_step(x: &mut [f32], gradient: &[f32], origin: &[f32], sample_len: usize, step: f32, epsilon: f32) {
-    check(x.len(), gradient.len(), origin.len());
+/// If the lengths do not fit.
+pub fn l2_step(x: &mut [f32], gradient: &[f32], origin: &[f32], steps: &[f32], epsilon: f32) {
+    by_sample(x, gradient, origin, steps, |isa, x, gradient, origin, step| {
+        isa.run(L2Step { x, gradient, origin, step, epsilon });
+    });
+}
+
+/// Runs `work` on `(x, gradient, origin, step)` of every sample.
+fn by_sample(
+    x: &mut [f32],
+    gradient: &[f32],
+    origin: &[f32],
+    steps: &[f32],
+    work: impl Fn(Isa, &mut [f32], &[f32], &[f32], f32) + Sync,
+) {
+    let found = (gradient.len(), origin.len());
+    assert!(found == (x.len(), x.len()), "`gradient` and `origin` have {found:?} elements, `x` {}", x.len());
     if x.is_empty() {
         return;
     }
+    let sample_len = x.len() / steps.len().max(1);
     check_samples(x.len(), sample_len);
+    assert!(x.len() == sample_len * steps.len(), "{} steps for {} elements", steps.len(), x.len());
     let isa = Isa::current();
     let samples = x.par_chunks_mut(sample_len).zip(gradient.par_chunks(sample_len));
-    samples.zip(origin.par_chunks(sample_len)).for_each(|((x, gradient), origin)| {
-        isa.run(L2Step { x, gradient, origin, step, epsilon });
-    });
+    let samples = samples.zip(origin.par_chunks(sample_len)).zip(steps);
+    samples.for_each(|(((x, gradient), origin), step)| work(isa, x, gradient, origin, *step));
 }
 
 /// The l2 norm of every sample.
@@ -62,11 +75,6 @@ pub fn l2_norms(values: &[f32], sample_len: usize) -> Vec<f32> {
     }
     check_samples(values.len(), sample_len);
     values.par_chunks(sample_len).map(|sample| reduce::serial_sum_of_squares(sample).sqrt() as f32).collect()
-}
-
-fn check(x: usize, gradient: usize, origin: usize) {
-    let found = (gradient, origin);
-    assert!(found == (x, x), "`gradient` and `origin` have {found:?} elements, `x` {x}");
 }
 
 fn check_samples(len: usize, sample_len: usize) {

@@ -328,7 +328,7 @@ fn a_linf_step_stays_in_the_ball_and_in_the_pixel_range() {
             let origin = [0.5, 0.5, 0.01, 0.99, 0.5, 0.5];
             let mut x = [0.5, 0.55, 0.0, 1.0, 0.5, 0.5];
             let gradient = [2.0, 1e-30, -1.0, 3.0, 0.0, f32::NAN];
-            pgd::linf_step(&mut x, &gradient, &origin, 0.05, 0.08);
+            pgd::linf_step(&mut x, &gradient, &origin, &[0.05], 0.08);
             let right = [0.55, 0.58, 0.0, 1.0, 0.5, 0.5];
             for (x, right) in x.iter().zip(right) {
                 assert!((x - right).abs() < 1e-6, "{path:?} {x} {right}");
@@ -345,11 +345,11 @@ fn an_l2_step_has_its_length_and_stays_in_the_ball() {
             let mut x = origin.clone();
             let mut gradient = Rng::new(3).vec(40, 1.0);
             gradient[20..].fill(0.0);
-            pgd::l2_step(&mut x, &gradient, &origin, 20, 0.1, 0.15);
+            pgd::l2_step(&mut x, &gradient, &origin, &[0.1; 2], 0.15);
             let moved: Vec<f32> = x.iter().zip(&origin).map(|(x, o)| x - o).collect();
             let norms = pgd::l2_norms(&moved, 20);
             assert!((norms[0] - 0.1).abs() < 1e-6 && norms[1] == 0.0, "{path:?} {norms:?}");
-            pgd::l2_step(&mut x, &gradient, &origin, 20, 0.1, 0.15);
+            pgd::l2_step(&mut x, &gradient, &origin, &[0.1; 2], 0.15);
             let moved: Vec<f32> = x.iter().zip(&origin).map(|(x, o)| x - o).collect();
             assert!((pgd::l2_norms(&moved, 20)[0] - 0.15).abs() < 1e-6, "{path:?}");
         });

@@ -30,7 +30,8 @@ pub fn project(image: &mut [f32], clean: &[f32], epsilon: f64) {
         // (where, how the slope of the falling sum changes): it starts to fall where the cap no
         // longer holds, and stops where the change has become 0.
         let mut breaks: Vec<(f64, f64)> = Vec::with_capacity(2 * image.len());
-        for (change, clean) in changes() {
+        // A pixel at rest has no say, and sparse perturbations have many.
+        for (change, clean) in changes().filter(|(change, _)| *change != 0.0) {
             let free = change.abs() - cap(change, clean);
             breaks.push((free.max(0.0), 1.0));
             breaks.push((change.abs(), -1.0));
@@ -53,8 +54,21 @@ pub fn project(image: &mut [f32], clean: &[f32], epsilon: f64) {
         let change = f64::from(*x) - f64::from(*clean);
         let size = (change.abs() - threshold).max(0.0).min(cap(change, *clean));
         if size != change.abs() {
-            *x = ((f64::from(*clean) + size.copysign(change)) as f32).clamp(0.0, 1.0);
+            *x = towards(*clean, size.copysign(change));
         }
+    }
+}
+
+/// `clean + change` rounded towards `clean`: the roundings of thousands of pixels must not add up to a
+/// perturbation larger than epsilon.
+fn towards(clean: f32, change: f64) -> f32 {
+    let exact = f64::from(clean) + change;
+    let rounded = exact as f32;
+    let beyond = (f64::from(rounded) - f64::from(clean)).abs() > change.abs();
+    match (beyond, change > 0.0) {
+        (false, _) => rounded,
+        (true, true) => rounded.next_down(),
+        (true, false) => rounded.next_up(),
     }
 }
 
@@ -79,13 +93,37 @@ pub fn steepest(gradient: &mut [f32], at: &[f32]) {
     }
 }
 
+/// Turns a gradient into a step of length 1: the same on each of the steepest `share` of the pixels.
+///
+/// Pixels whose slopes equal the smallest of these come too, so there can be more.
+/// Source: Croce and Hein 2021, section 4.1; the count is the reference program's.
+pub fn steepest_share(gradient: &mut [f32], share: f64) {
+    let pixels = gradient.len();
+    let rank = (((1.0 - share) * pixels as f64).max(0.0) as usize).min(pixels - 1);
+    let mut sizes: Vec<f32> = gradient.iter().map(|slope| slope.abs()).collect();
+    let (_, least, _) = sizes.select_nth_unstable_by(rank, f32::total_cmp);
+    let least = *least;
+    let taken = |slope: f32| slope.abs() >= least && slope != 0.0;
+    let count = gradient.iter().filter(|slope| taken(**slope)).count();
+    for slope in gradient {
+        *slope = if taken(*slope) {
+            slope.signum() / count as f32
+        } else {
+            0.0
+        };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rng::{Purpose, Rng};
 
     fn distance(a: &[f32], b: &[f32]) -> f64 {
-        a.iter().zip(b).map(|(a, b)| f64::from(a - b).abs()).sum()
+        let pairs = a.iter().zip(b);
+        pairs
+            .map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs())
+            .sum()
     }
 
     fn squared(a: &[f32], b: &[f32]) -> f64 {
@@ -119,7 +157,7 @@ mod tests {
             let mut nearest = point.clone();
             project(&mut nearest, &clean, epsilon);
             assert!(
-                distance(&nearest, &clean) <= epsilon + 1e-5,
+                distance(&nearest, &clean) <= epsilon + 1e-12,
                 "round {round}"
             );
             assert!(
@@ -143,6 +181,16 @@ mod tests {
                 assert!(squared(&nearest, &point) <= squared(&other, &point) + 1e-5);
             }
         }
+    }
+
+    #[test]
+    fn the_steepest_share_moves_by_one_together() {
+        let mut gradient = [3.0, -2.0, 1.0, 0.0];
+        steepest_share(&mut gradient, 0.5);
+        assert_eq!(gradient, [0.5, -0.5, 0.0, 0.0]);
+        let mut flat = [0.0; 4];
+        steepest_share(&mut flat, 0.5);
+        assert_eq!(flat, [0.0; 4]);
     }
 
     #[test]

@@ -1,15 +1,38 @@
 //! Attacks: each climbs a loss from given images without leaving a threat model.
 //!
-//! An attack gets images in [0, 1] and a loss to climb. It knows no model, no mean, no data set.
+//! An attack gets images in [0, 1] and a function to fool. It knows no model, no mean, no data set.
+//!
+//! | attack | climbs | norms |
+//! |---|---|---|
+//! | [`Pgd`] | any loss, fixed steps; the attack of training | linf, l2, l1 |
+//! | [`Apgd`] | cross entropy or the ratio of logits, with steps that adapt | linf, l2, l1 |
+//! | [`Fab`] | nothing: looks for the least change of the decision | linf, l2, l1 |
+//! | [`Square`] | the margin, by random search without gradients | linf, l2, l1 |
 
+pub mod apgd;
+pub mod classifier;
+pub mod fab;
+pub mod goal;
+pub mod hyperplane;
 pub mod l1;
 pub mod pgd;
+pub mod square;
 pub mod threat;
 
+pub use apgd::{Apgd, Climbs};
+pub use classifier::{Classifier, Logits, Passes};
+pub use fab::Fab;
+pub use goal::Goal;
 pub use pgd::{Pgd, Start};
+pub use square::Square;
 pub use threat::{Ball, Norm};
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
+use serde::Serialize;
+
+use crate::fused::to_vec;
+use crate::rng::{Purpose, Rng};
+use crate::units::Fraction;
 
 /// The gradient of a sum of losses with respect to the images alone.
 ///
@@ -25,4 +48,210 @@ pub fn input_gradient(
     let gradient = images.grad_remove(&mut gradients);
     let gradient = gradient.unwrap_or_else(|| images.without_autodiff().zeros_like());
     (gradient, losses.without_autodiff())
+}
+
+/// The random numbers of an attack on a batch: a stream for each image, run and iteration.
+///
+/// By an image's key and never by its place in the batch, so that batch size, threads and a restart change nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Draws<'a> {
+    seed: u64,
+    keys: &'a [u64],
+    purpose: Purpose,
+}
+
+impl<'a> Draws<'a> {
+    /// Numbers for images with the given keys.
+    pub fn new(seed: u64, keys: &'a [u64], purpose: Purpose) -> Self {
+        Self {
+            seed,
+            keys,
+            purpose,
+        }
+    }
+
+    /// The stream of one image of the batch in one run (restart or target) at one iteration.
+    pub fn stream(&self, image: usize, run: usize, iteration: usize) -> Rng {
+        let sub_key = (run as u64) << 32 | iteration as u64;
+        Rng::new(self.seed, self.purpose, self.keys[image], sub_key)
+    }
+}
+
+/// Images about which a classifier is to be fooled.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The clean images, `[batch, 3, height, width]`, all classified correctly.
+    pub images: Tensor<4>,
+    /// Their classes.
+    pub labels: Vec<u32>,
+    /// Numbers that tell the images apart, for their random streams.
+    pub keys: Vec<u64>,
+    /// Seed of the evaluation.
+    pub seed: u64,
+}
+
+impl Batch {
+    /// Some of the images.
+    fn select(&self, kept: &[usize]) -> Self {
+        Self {
+            images: select(self.images.clone(), kept),
+            labels: kept.iter().map(|index| self.labels[*index]).collect(),
+            keys: kept.iter().map(|index| self.keys[*index]).collect(),
+            seed: self.seed,
+        }
+    }
+
+    /// The other classes of each image, those with the largest logits on the clean image first.
+    ///
+    /// Shapes: `[batch, at most count]`.
+    fn targets(&self, classifier: &Classifier, count: u64) -> Vec<Vec<usize>> {
+        let logits = classifier.logits(self.images.clone());
+        let rows = logits.rows().zip(&self.labels);
+        rows.map(|(row, label)| {
+            let mut order = goal::largest(row, count as usize + 1);
+            order.retain(|class| *class != *label as usize);
+            order.truncate(count as usize);
+            order
+        })
+        .collect()
+    }
+}
+
+/// For each image of a batch, what the attack would show the model, if it has anything.
+pub type Found = Vec<Option<Vec<f32>>>;
+
+/// Runs of an attack one after another, each on the images that stand after those before it.
+///
+/// `run` gets the number of the run, the images that stand and their places in the whole batch.
+fn in_turn(
+    batch: &Batch,
+    runs: usize,
+    mut run: impl FnMut(usize, &Batch, &[usize]) -> Found,
+) -> Found {
+    let mut found: Found = vec![None; batch.labels.len()];
+    for number in 0..runs {
+        let standing: Vec<usize> = (0..found.len())
+            .filter(|index| found[*index].is_none())
+            .collect();
+        if standing.is_empty() {
+            break;
+        }
+        for (index, image) in standing
+            .iter()
+            .zip(run(number, &batch.select(&standing), &standing))
+        {
+            found[*index] = image;
+        }
+    }
+    found
+}
+
+/// Some of the rows of a tensor.
+fn select(images: Tensor<4>, kept: &[usize]) -> Tensor<4> {
+    if kept.len() == images.dims()[0] {
+        return images;
+    }
+    let indices: Vec<i64> = kept.iter().map(|index| *index as i64).collect();
+    let indices = Tensor::from_data(TensorData::new(indices, [kept.len()]), &images.device());
+    images.select(0, indices)
+}
+
+/// An attack of an evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Attack {
+    /// Projected gradient ascent.
+    Pgd(Pgd),
+    /// Auto-PGD.
+    Apgd(Apgd),
+    /// Fast adaptive boundary.
+    Fab(Fab),
+    /// Square attack.
+    Square(Square),
+}
+
+impl Attack {
+    /// `apgd-ce`, as tables call it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Pgd(attack) => attack.name(),
+            Self::Apgd(attack) => attack.name().to_owned(),
+            Self::Fab(attack) => attack.name().to_owned(),
+            Self::Square(_) => "square".to_owned(),
+        }
+    }
+
+    /// The norm that bounds the perturbation.
+    pub fn norm(&self) -> Norm {
+        match self {
+            Self::Pgd(attack) => attack.norm,
+            Self::Apgd(attack) => attack.norm,
+            Self::Fab(attack) => attack.norm,
+            Self::Square(attack) => attack.norm,
+        }
+    }
+
+    /// Largest perturbation.
+    pub fn epsilon(&self) -> &Fraction {
+        match self {
+            Self::Pgd(attack) => &attack.epsilon,
+            Self::Apgd(attack) => &attack.epsilon,
+            Self::Fab(attack) => &attack.epsilon,
+            Self::Square(attack) => &attack.epsilon,
+        }
+    }
+
+    /// The most passes that an image with `classes` classes can cost.
+    pub fn most_passes(&self, classes: usize) -> Passes {
+        match self {
+            Self::Pgd(attack) => Passes {
+                forward: attack.steps,
+                backward: attack.steps,
+            },
+            Self::Apgd(attack) => attack.most_passes(classes),
+            Self::Fab(attack) => attack.most_passes(classes),
+            Self::Square(attack) => Passes {
+                forward: attack.queries + 1,
+                backward: 0,
+            },
+        }
+    }
+
+    /// Tries to fool the classifier about each image of a batch, inside epsilon.
+    ///
+    /// Whether an image is fooled does not depend on the others of the batch.
+    pub fn perturb(&self, classifier: &Classifier, batch: &Batch) -> Found {
+        if self.epsilon().value() == 0.0 {
+            return vec![None; batch.labels.len()];
+        }
+        match self {
+            Self::Pgd(attack) => climb_cross_entropy(attack, classifier, batch),
+            Self::Apgd(attack) => attack.perturb(classifier, batch),
+            Self::Fab(attack) => attack.perturb(classifier, batch),
+            Self::Square(attack) => attack.perturb(classifier, batch),
+        }
+    }
+}
+
+/// PGD on the cross entropy with the labels; its last iterate is what counts.
+fn climb_cross_entropy(attack: &Pgd, classifier: &Classifier, batch: &Batch) -> Found {
+    let labels = batch.labels.iter();
+    let goals: Vec<Goal> = labels
+        .map(|label| Goal::CrossEntropy {
+            label: *label as usize,
+        })
+        .collect();
+    let gradient = |images| classifier.climb(images, &goals).gradient;
+    let draws = Draws::new(batch.seed, &batch.keys, Purpose::AttackStart);
+    let last = attack.climb(batch.images.clone(), &gradient, &draws);
+    images_of(last).into_iter().map(Some).collect()
+}
+
+/// The pixels of each image of a batch.
+fn images_of(images: Tensor<4>) -> Vec<Vec<f32>> {
+    let pixels = images.dims()[1..].iter().product();
+    to_vec(images)
+        .chunks_exact(pixels)
+        .map(<[f32]>::to_vec)
+        .collect()
 }

@@ -4,8 +4,9 @@
 use burn::tensor::Tensor;
 use serde::Serialize;
 
-use super::input_gradient;
 use super::threat::{Ball, Norm};
+use super::{Draws, input_gradient};
+use crate::rng::Purpose;
 use crate::settings::Table;
 use crate::units::Fraction;
 
@@ -89,17 +90,29 @@ impl Pgd {
         seed: u64,
         keys: &[u64],
     ) -> Tensor<4> {
+        let draws = Draws::new(seed, keys, Purpose::AttackStart);
+        self.climb(images, &|images| input_gradient(loss, images).0, &draws)
+    }
+
+    /// The same along a gradient, wherever it comes from.
+    pub fn climb(
+        &self,
+        images: Tensor<4>,
+        gradient: &dyn Fn(Tensor<4>) -> Tensor<4>,
+        draws: &Draws,
+    ) -> Tensor<4> {
         if self.epsilon.value() == 0.0 {
             return images;
         }
         let ball = Ball::new(self.norm, self.epsilon.value(), images.clone());
+        let sizes = vec![self.step_size.value() as f32; images.dims()[0]];
         let mut adversarial = match self.start {
             Start::Clean => images,
-            Start::Random => ball.sample(seed, keys),
+            Start::Random => ball.sample(draws),
         };
         for _ in 0..self.steps {
-            let (gradient, _) = input_gradient(loss, adversarial.clone());
-            adversarial = ball.step(adversarial, gradient, self.step_size.value());
+            let gradient = gradient(adversarial.clone());
+            adversarial = ball.step(adversarial, gradient, &sizes);
         }
         adversarial
     }

@@ -7,9 +7,9 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::l1;
+use super::{Draws, l1, select};
 use crate::fused::{from_vec, l2_step, linf_step, to_vec};
-use crate::rng::{Purpose, Rng};
+use crate::rng::Rng;
 
 /// The norm that bounds a perturbation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -37,20 +37,36 @@ impl Norm {
         }
     }
 
-    /// The length of each image's perturbation, in f64.
-    ///
-    /// Shapes: `delta` holds images of `pixels` values; the result has one value an image.
-    pub fn lengths(self, delta: &[f32], pixels: usize) -> Vec<f64> {
-        let of_image = |image: &[f32]| {
-            let sizes = image.iter().map(|value| f64::from(value.abs()));
-            match self {
-                Self::Linf => sizes.fold(0.0, f64::max),
-                Self::L2 => sizes.map(|size| size * size).sum::<f64>().sqrt(),
-                Self::L1 => sizes.sum(),
-            }
-        };
-        delta.chunks_exact(pixels).map(of_image).collect()
+    /// The length of a perturbation.
+    pub fn length(self, delta: impl Iterator<Item = f64>) -> f64 {
+        let sizes = delta.map(f64::abs);
+        match self {
+            Self::Linf => sizes.fold(0.0, f64::max),
+            Self::L2 => sizes.map(|size| size * size).sum::<f64>().sqrt(),
+            Self::L1 => sizes.sum(),
+        }
     }
+
+    /// How far an image is from another.
+    pub fn distance(self, image: &[f32], other: &[f32]) -> f64 {
+        let pairs = image.iter().zip(other);
+        self.length(pairs.map(|(a, b)| f64::from(*a) - f64::from(*b)))
+    }
+
+    /// Random noise of length 1: uniform in the box for linf, Gaussian for the others.
+    pub fn noise(self, rng: &mut Rng, pixels: usize) -> Vec<f32> {
+        let mut noise: Vec<f32> = match self {
+            Self::Linf => (0..pixels).map(|_| rng.between(-1.0, 1.0)).collect(),
+            Self::L2 | Self::L1 => (0..pixels).map(|_| rng.normal()).collect(),
+        };
+        let length = self.length(noise.iter().map(|value| f64::from(*value)));
+        scale(&mut noise, 1.0 / length.max(f64::MIN_POSITIVE));
+        noise
+    }
+}
+
+fn scale(values: &mut [f32], factor: f64) {
+    values.iter_mut().for_each(|value| *value *= factor as f32);
 }
 
 /// The images near to given ones: those within epsilon in a norm that are images, in [0, 1].
@@ -74,72 +90,156 @@ impl Ball {
     /// A random point of each ball, clipped to [0, 1].
     ///
     /// linf: uniform in the box; l2: a random direction, at a length uniform in `[0, epsilon]`; l1:
-    /// the same with Laplace noise. Each image has its own stream, keyed by `keys`, so that the
-    /// start does not depend on the batch.
+    /// the same with Laplace noise. `draws` gives each image a stream of its own, so that the start
+    /// does not depend on the batch.
     /// Differs from the reference: AdvXL's start is clipped only after the first gradient step.
-    pub fn sample(&self, seed: u64, keys: &[u64]) -> Tensor<4> {
-        let [batch, channels, height, width] = self.centre.dims();
-        assert_eq!(keys.len(), batch, "one key an image");
-        let pixels = channels * height * width;
-        let mut noise = vec![0.0; batch * pixels];
-        let images = noise.par_chunks_mut(pixels.max(1)).zip(keys);
-        images.for_each(|(image, key)| {
-            self.draw(image, &mut Rng::new(seed, Purpose::AttackStart, *key, 0));
-        });
-        let noise = from_vec(noise, self.centre.dims(), &self.centre.device());
+    pub fn sample(&self, draws: &Draws) -> Tensor<4> {
+        let noise = self.noise(|index, pixels| self.draw(&mut draws.stream(index, 0, 0), pixels));
         (self.centre.clone() + noise).clamp(0.0, 1.0)
     }
 
-    /// A random perturbation of one image within epsilon.
-    fn draw(&self, image: &mut [f32], rng: &mut Rng) {
-        match self.norm {
-            Norm::Linf => {
-                let epsilon = self.epsilon as f32;
-                image.fill_with(|| rng.between(-epsilon, epsilon));
-                return;
+    /// A random point on the surface of each ball, clipped to [0, 1]: where APGD starts.
+    ///
+    /// l1: Gaussian noise on every pixel, projected.
+    /// Source: Croce and Hein 2020, algorithm 1; 2021, section 4.2; the noise is the reference program's.
+    pub fn sample_surface(&self, draws: &Draws, run: usize) -> Tensor<4> {
+        let noise = self.noise(|index, pixels| {
+            let mut rng = draws.stream(index, run, 0);
+            match self.norm {
+                Norm::L1 => (0..pixels).map(|_| rng.normal()).collect(),
+                norm => {
+                    let mut noise = norm.noise(&mut rng, pixels);
+                    scale(&mut noise, self.epsilon);
+                    noise
+                }
             }
-            Norm::L2 => image.fill_with(|| rng.normal()),
-            Norm::L1 => image.fill_with(|| {
-                let size = -(1.0 - rng.uniform()).ln();
-                if rng.chance(0.5) { size } else { -size }
-            }),
-        }
-        let length = self.norm.lengths(image, image.len())[0];
-        let wanted = self.epsilon * f64::from(rng.uniform());
-        let factor = (wanted / length.max(f64::MIN_POSITIVE)) as f32;
-        image.iter_mut().for_each(|value| *value *= factor);
+        });
+        self.project(self.centre.clone() + noise)
     }
 
-    /// The image of the ball that a step along a gradient leads to: a move of length `size` in the norm that climbs
-    /// the gradient fastest, then back into the ball.
+    /// One perturbation an image, from its index and its number of pixels.
+    fn noise(&self, of_image: impl Fn(usize, usize) -> Vec<f32> + Sync) -> Tensor<4> {
+        let [batch, channels, height, width] = self.centre.dims();
+        let pixels = channels * height * width;
+        let mut noise = vec![0.0; batch * pixels];
+        let images = noise.par_chunks_mut(pixels.max(1)).enumerate();
+        images.for_each(|(index, image)| image.copy_from_slice(&of_image(index, pixels)));
+        from_vec(noise, self.centre.dims(), &self.centre.device())
+    }
+
+    /// A random perturbation of one image within epsilon.
+    fn draw(&self, rng: &mut Rng, pixels: usize) -> Vec<f32> {
+        let mut noise: Vec<f32> = match self.norm {
+            Norm::Linf => {
+                let epsilon = self.epsilon as f32;
+                return (0..pixels)
+                    .map(|_| rng.between(-epsilon, epsilon))
+                    .collect();
+            }
+            Norm::L2 => (0..pixels).map(|_| rng.normal()).collect(),
+            Norm::L1 => {
+                let laplace = |_| {
+                    let size = -(1.0 - rng.uniform()).ln();
+                    if rng.chance(0.5) { size } else { -size }
+                };
+                (0..pixels).map(laplace).collect()
+            }
+        };
+        let length = self
+            .norm
+            .length(noise.iter().map(|value| f64::from(*value)));
+        let wanted = self.epsilon * f64::from(rng.uniform());
+        scale(&mut noise, wanted / length.max(f64::MIN_POSITIVE));
+        noise
+    }
+
+    /// The image of the ball that a step along a gradient leads to: a move in the norm that climbs the gradient
+    /// fastest, of each image's own length, then back into the ball.
     ///
     /// linf: along the sign. l2: along the direction; then scaled to the ball and clipped to [0, 1], which is
     /// feasible, since clipping shortens the perturbation, and what the references do, but not always the nearest
     /// point. l1: equal steps on the steepest hundredth of the pixels that still can move (Tramer and Boneh
     /// 2019), since a step on one pixel alone, the exact answer, is soon stopped by the pixel's own range; the
     /// projection is exact.
-    pub fn step(&self, images: Tensor<4>, gradient: Tensor<4>, size: f64) -> Tensor<4> {
+    /// Shapes: `sizes` `[batch]`.
+    pub fn step(&self, images: Tensor<4>, gradient: Tensor<4>, sizes: &[f32]) -> Tensor<4> {
         match self.norm {
-            Norm::Linf => linf_step(images, gradient, &self.centre, size, self.epsilon),
-            Norm::L2 => l2_step(images, gradient, &self.centre, size, self.epsilon),
-            Norm::L1 => {
-                let (dims, device) = (images.dims(), images.device());
-                let pixels = dims[1] * dims[2] * dims[3];
-                let (mut images, mut moves) = (to_vec(images), to_vec(gradient));
-                let centre = to_vec(self.centre.clone());
-                let parts = images
-                    .chunks_exact_mut(pixels)
-                    .zip(moves.chunks_exact_mut(pixels));
-                for ((image, moves), clean) in parts.zip(centre.chunks_exact(pixels)) {
-                    l1::steepest(moves, image);
-                    for (pixel, change) in image.iter_mut().zip(moves) {
-                        *pixel += *change * size as f32;
-                    }
-                    l1::project(image, clean, self.epsilon);
-                }
-                from_vec(images, dims, &device)
-            }
+            Norm::Linf => linf_step(images, gradient, &self.centre, sizes, self.epsilon),
+            Norm::L2 => l2_step(images, gradient, &self.centre, sizes, self.epsilon),
+            Norm::L1 => self.l1_step(images, gradient, sizes, |_, slopes, at| {
+                l1::steepest(slopes, at)
+            }),
         }
+    }
+
+    /// A step in the l1 ball on the steepest share of the pixels, a share of its own for each image.
+    ///
+    /// Shapes: `sizes` and `shares` `[batch]`.
+    pub fn sparse_step(
+        &self,
+        images: Tensor<4>,
+        gradient: Tensor<4>,
+        sizes: &[f32],
+        shares: &[f64],
+    ) -> Tensor<4> {
+        self.l1_step(images, gradient, sizes, |index, slopes, _| {
+            l1::steepest_share(slopes, shares[index]);
+        })
+    }
+
+    /// The image of the ball that is nearest (l2: scaled and clipped, see [`Ball::step`]).
+    pub fn project(&self, images: Tensor<4>) -> Tensor<4> {
+        let nowhere = self.centre.clone();
+        let sizes = vec![0.0; nowhere.dims()[0]];
+        match self.norm {
+            Norm::L1 => self.l1_step(images, nowhere, &sizes, |_, _, _| ()),
+            _ => self.step(images, nowhere, &sizes),
+        }
+    }
+
+    fn l1_step(
+        &self,
+        images: Tensor<4>,
+        gradient: Tensor<4>,
+        sizes: &[f32],
+        direction: impl Fn(usize, &mut [f32], &[f32]) + Sync,
+    ) -> Tensor<4> {
+        let (dims, device) = (images.dims(), images.device());
+        let pixels = dims[1] * dims[2] * dims[3];
+        let (mut images, mut moves) = (to_vec(images), to_vec(gradient));
+        let centre = to_vec(self.centre.clone());
+        let parts = images
+            .par_chunks_exact_mut(pixels)
+            .zip(moves.par_chunks_exact_mut(pixels))
+            .zip(centre.par_chunks_exact(pixels));
+        parts
+            .enumerate()
+            .for_each(|(index, ((image, moves), clean))| {
+                direction(index, moves, image);
+                for (pixel, change) in image.iter_mut().zip(moves) {
+                    *pixel += *change * sizes[index];
+                }
+                l1::project(image, clean, self.epsilon);
+            });
+        from_vec(images, dims, &device)
+    }
+
+    /// The balls around some of the images.
+    pub fn select(&self, kept: &[usize]) -> Self {
+        Self {
+            centre: select(self.centre.clone(), kept),
+            ..self.clone()
+        }
+    }
+
+    /// The radius.
+    pub fn epsilon(&self) -> f64 {
+        self.epsilon
+    }
+
+    /// The images in the middle.
+    pub fn centre(&self) -> Tensor<4> {
+        self.centre.clone()
     }
 }
 
@@ -148,6 +248,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
+    use crate::rng::Purpose;
 
     fn images(count: usize, seed: u64) -> Tensor<4> {
         let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
@@ -161,20 +262,20 @@ mod tests {
         let far = images(4, 2) * 3.0 - 1.0;
         for (norm, epsilon) in [(Norm::Linf, 0.03), (Norm::L2, 0.5), (Norm::L1, 12.0)] {
             let ball = Ball::new(norm, epsilon, clean.clone());
-            let nowhere = far.zeros_like();
-            let nearest = ball.step(far.clone(), nowhere.clone(), 0.0);
-            for found in [ball.sample(0, &[0, 1, 2, 3]), nearest] {
+            let draws = Draws::new(0, &[0, 1, 2, 3], Purpose::AttackStart);
+            let nearest = ball.project(far.clone());
+            let surface = ball.sample_surface(&draws, 0);
+            for found in [ball.sample(&draws), surface, nearest] {
                 let values = to_vec(found.clone());
                 assert!(values.iter().all(|value| (0.0..=1.0).contains(value)));
-                let lengths = norm.lengths(&to_vec(found - clean.clone()), 192);
-                // One rounding of each pixel to f32.
-                let most = epsilon + 1e-6 * if norm == Norm::L1 { 12.0 } else { 1.0 };
-                assert!(
-                    lengths.iter().all(|length| *length <= most),
-                    "{norm:?} {lengths:?}"
-                );
+                let clean = to_vec(clean.clone());
+                for (found, clean) in values.chunks(192).zip(clean.chunks(192)) {
+                    let distance = norm.distance(found, clean);
+                    // A pixel is rounded to f32; `sample` does not round l1 towards the centre.
+                    assert!(distance <= epsilon + 1e-6, "{norm:?} {distance}");
+                }
             }
-            let inside = to_vec(ball.step(clean.clone(), nowhere, 0.0));
+            let inside = to_vec(ball.project(clean.clone()));
             assert_eq!(
                 inside,
                 to_vec(clean.clone()),
@@ -186,8 +287,9 @@ mod tests {
     #[test]
     fn a_start_does_not_depend_on_the_batch() {
         let clean = images(3, 1);
-        let all = to_vec(Ball::new(Norm::Linf, 0.1, clean.clone()).sample(9, &[5, 6, 7]));
-        let last = Ball::new(Norm::Linf, 0.1, clean.narrow(0, 2, 1)).sample(9, &[7]);
+        let draws = |keys| Draws::new(9, keys, Purpose::AttackStart);
+        let all = to_vec(Ball::new(Norm::Linf, 0.1, clean.clone()).sample(&draws(&[5, 6, 7])));
+        let last = Ball::new(Norm::Linf, 0.1, clean.narrow(0, 2, 1)).sample(&draws(&[7]));
         assert_eq!(all[2 * 192..], to_vec(last));
     }
 }

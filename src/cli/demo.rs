@@ -6,7 +6,7 @@ use super::screen::Terminal;
 use super::{device, print_json};
 use crate::demo;
 use crate::error::Result;
-use crate::train::Screen;
+use crate::screen::Screen;
 
 /// The whole method in minutes, with nothing but this program: synthetic images, two-stage
 /// adversarial training, the same network trained normally, and what an attack leaves of both.

@@ -1,29 +1,37 @@
 //! `advxl eval`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Tensor;
 
 use super::screen::Terminal;
 use super::{
     check_classes, device, image_count, load_model, parse_precision, print_json, usable_precision,
 };
-use crate::attack::{Norm, Pgd, Start};
+use crate::attack::{Attack, Norm};
 use crate::data::resize::Filter;
 use crate::data::{Dataset, EvaluationTransform, Spec, Split};
 use crate::error::{Error, Result};
-use crate::eval::result::{Subject, to_json, wilson};
-use crate::eval::{Images, Outcome, evaluate};
+use crate::eval::autoattack::{ATTACKS, Settings, Version};
+use crate::eval::result::{Findings, Subject, to_json, wilson};
+use crate::eval::session::{Progress, watch};
+use crate::eval::{Evaluation, Images, checks, curve};
 use crate::files;
 use crate::fused::Precision;
 use crate::model::Pass;
 use crate::recipe::word_of;
-use crate::train::Screen;
+use crate::screen::Screen;
+use crate::settings::nearest;
 use crate::units::{Fraction, duration};
 
 /// Robust accuracy of a model: each attack is tried on the images that survived those before it.
+///
+/// Saved after every batch: after a stop the same command goes on.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  advxl eval runs/demo/robust --data synthetic:1000 --attack \
-    clean,pgd --eps 8/255"
+    disable_version_flag = true,
+    after_help = "Examples:\n  advxl eval runs/demo/robust --data synthetic:1000 --attack clean,pgd --eps 8/255\n  \
+    advxl eval runs/demo/robust --data synthetic:100 --attack autoattack --norm linf,l2,l1 --eps 8/255,0.5,12"
 )]
 pub(super) struct Eval {
     /// A model folder (config.json and model.safetensors) or the folder of a run.
@@ -31,7 +39,7 @@ pub(super) struct Eval {
     /// Test images: a folder, tensors:FILE or synthetic:N.
     #[arg(long, value_name = "SPEC")]
     data: String,
-    /// Attacks in order: clean, pgd.
+    /// Attacks in order: clean, pgd, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, or autoattack for all of its own.
     #[arg(
         long,
         value_name = "LIST",
@@ -39,25 +47,48 @@ pub(super) struct Eval {
         default_value = "clean,pgd"
     )]
     attack: Vec<String>,
-    /// The norm that bounds perturbations: linf, l2 or l1.
-    #[arg(long, default_value = "linf")]
-    norm: String,
-    /// Largest perturbation, in pixels of [0, 1], such as 8/255.
-    #[arg(long, value_name = "FRACTION")]
-    eps: Option<String>,
-    /// Length of a step; a quarter of eps if absent, as in the paper's PGD-20.
+    /// Norms that bound perturbations: linf, l2, l1; several are evaluated one after another.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "linf"
+    )]
+    norm: Vec<String>,
+    /// Largest perturbation of each norm, in pixels of [0, 1], such as 8/255.
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    eps: Vec<String>,
+    /// AutoAttack's version: standard, plus, or rand for models with random outputs.
+    #[arg(long, value_name = "NAME", default_value = "standard")]
+    version: String,
+    /// Length of a step of pgd; a quarter of eps if absent, as in the paper's PGD-20.
     #[arg(long, value_name = "FRACTION")]
     step_size: Option<String>,
-    /// Steps of pgd.
-    #[arg(long, default_value_t = 20)]
-    steps: u64,
+    /// Steps of pgd (20), apgd and fab (100).
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Target classes of apgd-t and fab-t; AutoAttack's own (9, in l1 5 for apgd-t) if absent.
+    #[arg(long, value_name = "N")]
+    targets: Option<u64>,
+    /// Starts of apgd and fab; AutoAttack's own if absent.
+    #[arg(long, value_name = "N")]
+    restarts: Option<u64>,
+    /// Queries of square (5000).
+    #[arg(long, value_name = "N")]
+    queries: Option<u64>,
+    /// Also robust accuracy from epsilon 0 to 8 times eps, which must fall to about zero.
+    #[arg(long)]
+    eps_curve: bool,
+    /// Where the images go that the model was judged by, with their labels: a file that tensors:FILE reads.
+    #[arg(long, value_name = "FILE")]
+    save_adversarial: Option<PathBuf>,
     /// How many images, from the first; all if absent.
     #[arg(short, long, value_name = "N")]
     n: Option<usize>,
     /// Images at a time; changes no result.
     #[arg(long, default_value_t = 128)]
     batch: usize,
-    /// Seed of random starts and of synthetic images.
+    /// Seed of attacks and of synthetic images.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Pixels on a side; the model's own if absent.
@@ -79,7 +110,11 @@ pub(super) struct Eval {
 
 impl Eval {
     pub(super) fn run(&self, json: bool) -> Result<()> {
-        let attacks = self.attacks()?;
+        let settings = self.settings()?;
+        let attacks: Vec<Vec<Attack>> = settings
+            .iter()
+            .map(|norm| self.attacks(norm))
+            .collect::<Result<_>>()?;
         let transform = EvaluationTransform {
             image_size: 0,
             crop_fraction: self.crop_fraction()?,
@@ -87,22 +122,20 @@ impl Eval {
         };
         let loaded = load_model(&self.model)?;
         let image_size = self.image_size.unwrap_or(loaded.image_size);
-        loaded
-            .model
-            .config
-            .grid(image_size)
-            .map_err(|(message, hint)| {
-                Error::input(message.replace("image_size =", "--image-size")).hint(hint)
-            })?;
+        let grid = loaded.model.config.grid(image_size);
+        grid.map_err(|(message, hint)| {
+            Error::input(message.replace("image_size =", "--image-size")).hint(hint)
+        })?;
         let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
         check_classes(&loaded, &dataset, &self.data)?;
         let count = image_count(self.n, &dataset);
-        let images = Images {
+        let transform = EvaluationTransform {
+            image_size,
+            ..transform
+        };
+        let images = Images::Stored {
             dataset: &dataset,
-            transform: EvaluationTransform {
-                image_size,
-                ..transform
-            },
+            transform,
             count,
         };
         let precision = usable_precision(self.precision);
@@ -111,109 +144,125 @@ impl Eval {
             ..Pass::evaluation()
         };
         let logits = |images| loaded.model.logits(images, &pass);
-        let outcome = self.watched(&images, &logits, &attacks)?;
+        let subject = Subject {
+            program: format!("advxl {}", env!("CARGO_PKG_VERSION")),
+            model: self.model.display().to_string(),
+            model_hash: loaded.hash.clone(),
+            data: self.data.clone(),
+            data_hash: dataset.fingerprint(),
+            images: count,
+            image_size,
+            crop_fraction: self.crop_fraction,
+            interpolation: self.interpolation.clone(),
+            seed: self.seed,
+            precision: word_of(precision).to_owned(),
+        };
 
-        let result = to_json(
-            &outcome,
-            &Subject {
-                model: &self.model.display().to_string(),
-                model_hash: &loaded.hash,
-                data: &self.data,
-                data_hash: &dataset.fingerprint(),
-                image_size,
-                seed: self.seed,
-                precision: word_of(precision),
-                attacks: &attacks,
-            },
-        );
         let out = self.out.clone().unwrap_or_else(|| self.model.clone());
         files::make_folder(&out)?;
-        files::write(&out.join("result.json"), format!("{result:#}\n").as_bytes())?;
+        let mut screen = Terminal::new();
+        let mut all = Vec::new();
+        let mut finished = Vec::new();
+        for (settings, attacks) in settings.iter().zip(attacks) {
+            let mut one = OneNorm {
+                eval: self,
+                subject: &subject,
+                logits: &logits,
+                images: &images,
+                out: &out,
+            };
+            let (findings, progress) = one.evaluate(settings, attacks, &mut screen)?;
+            all.push(findings);
+            finished.extend(progress);
+        }
+        summary(&all, &mut screen);
+        let result = to_json(&subject, &all);
+        let path = out.join("result.json");
+        if let Some(kept) = keep_other(&path, &result)? {
+            screen.line(&format!(
+                "the earlier result is kept as `{}`",
+                kept.display()
+            ));
+        }
+        files::write(&path, format!("{result:#}\n").as_bytes())?;
+        for progress in finished {
+            progress.remove()?;
+        }
+        drop(screen);
         if json {
             print_json(&result);
         }
         Ok(())
     }
 
-    fn watched(
-        &self,
-        images: &Images,
-        logits: &dyn Fn(burn::tensor::Tensor<4>) -> burn::tensor::Tensor<2>,
-        attacks: &[Pgd],
-    ) -> Result<Outcome> {
-        let mut screen = Terminal::new();
-        let mut progress = |attack: &str, done: usize, of: usize, robust: usize| {
-            let share = 100.0 * robust as f64 / images.count as f64;
-            let text = format!("{attack}: {done} of {of} images, {share:.1} % standing");
-            screen.progress(done as u64, of as u64, &text);
-        };
-        let outcome = evaluate(
-            logits,
-            images,
-            attacks,
-            self.batch.max(1),
-            self.seed,
-            &device(),
-            &mut progress,
-        )?;
-        for (index, stage) in outcome.stages.iter().enumerate() {
-            let (low, high) = wilson(stage.robust_count, images.count);
-            screen.line(&format!(
-                "{:<8} {:6.2} %  (95 %: {:.1} to {:.1}, {} of {} images, {})",
-                stage.attack,
-                100.0 * outcome.accuracy_after(index),
-                100.0 * low,
-                100.0 * high,
-                stage.robust_count,
-                images.count,
-                duration(stage.seconds),
-            ));
+    /// The settings of the attacks, one set a norm.
+    fn settings(&self) -> Result<Vec<Settings>> {
+        let is_attacked = self.eps_curve || self.attack.iter().any(|name| name != "clean");
+        if self.eps.is_empty() && is_attacked {
+            let message = "--eps is missing";
+            return Err(
+                Error::input(message).hint("give the largest perturbation, such as --eps 8/255")
+            );
         }
-        Ok(outcome)
+        if !self.eps.is_empty() && self.eps.len() != self.norm.len() {
+            let (eps, norms) = (self.eps.len(), self.norm.len());
+            let message = format!("--eps has {eps} values and --norm {norms}");
+            return Err(Error::input(message)
+                .hint("give one for each norm, as in --norm linf,l2,l1 --eps 8/255,0.5,12"));
+        }
+        let version = one_of("--version", "version", &self.version, &Version::WORDS)?;
+        for (flag, value) in [
+            ("--steps", self.steps),
+            ("--targets", self.targets),
+            ("--restarts", self.restarts),
+        ] {
+            if value == Some(0) {
+                return Err(Error::input(format!("{flag} 0: at least 1 is needed")));
+            }
+        }
+        let step_size = self
+            .step_size
+            .as_ref()
+            .map(|text| fraction("--step-size", text))
+            .transpose()?;
+        let of_norm = |(index, word): (usize, &String)| {
+            let norm = one_of("--norm", "norm", word, &Norm::WORDS)?;
+            let epsilon = fraction("--eps", self.eps.get(index).map_or("0", String::as_str))?;
+            if norm == Norm::Linf && epsilon.value() > 1.0 {
+                let message = format!("--eps {epsilon} is larger than the range of a pixel");
+                return Err(
+                    Error::input(message).hint("pixels are in [0, 1] here: write 8/255, not 8")
+                );
+            }
+            Ok(Settings {
+                step_size: step_size.clone(),
+                steps: self.steps,
+                targets: self.targets,
+                restarts: self.restarts,
+                queries: self.queries,
+                ..Settings::new(version, norm, epsilon)
+            })
+        };
+        self.norm.iter().enumerate().map(of_norm).collect()
     }
 
-    fn attacks(&self) -> Result<Vec<Pgd>> {
-        let known = ["clean", "pgd"];
-        if let Some(unknown) = self.attack.iter().find(|name| !known.contains(&&name[..])) {
-            let message = format!("--attack {unknown}: there is no such attack");
-            return Err(Error::input(message).hint("use clean, pgd or both, as in clean,pgd"));
-        }
-        if !self.attack.iter().any(|name| name == "pgd") {
-            return Ok(Vec::new());
-        }
-        let norm = Norm::WORDS.iter().find(|(word, _)| *word == self.norm);
-        let (_, norm) = norm.ok_or_else(|| {
-            Error::input(format!("--norm {}: there is no such norm", self.norm))
-                .hint("use linf, l2 or l1")
-        })?;
-        let eps = self.eps.as_ref().ok_or_else(|| {
-            Error::input("--eps is missing")
-                .hint("give the largest perturbation, such as --eps 8/255")
-        })?;
-        let parse = |flag: &str, text: &str| {
-            let found = text.parse::<Fraction>();
-            let found = found.map_err(|error| Error::input(format!("{flag}: {error}")))?;
-            match found.value() >= 0.0 {
-                true => Ok(found),
-                false => Err(Error::input(format!("{flag} {text} must be 0 or more"))),
+    fn attacks(&self, settings: &Settings) -> Result<Vec<Attack>> {
+        let mut attacks = Vec::new();
+        for name in &self.attack {
+            match &name[..] {
+                "clean" => {}
+                "autoattack" => attacks.extend(settings.autoattack()),
+                name => attacks.push(settings.attack(name).ok_or_else(|| {
+                    let known = [&ATTACKS[..], &["clean", "autoattack"]].concat();
+                    let hint = match nearest(name, &known) {
+                        Some(near) => format!("did you mean `{near}`?"),
+                        None => format!("use any of {}", known.join(", ")),
+                    };
+                    Error::input(format!("--attack {name}: there is no such attack")).hint(hint)
+                })?),
             }
-        };
-        let epsilon = parse("--eps", eps)?;
-        let step_size = match &self.step_size {
-            Some(text) => parse("--step-size", text)?,
-            None => (epsilon.value() / 4.0)
-                .to_string()
-                .parse()
-                .expect("a number"),
-        };
-        let start = Start::Random;
-        Ok(vec![Pgd {
-            norm: *norm,
-            epsilon,
-            step_size,
-            steps: self.steps,
-            start,
-        }])
+        }
+        Ok(attacks)
     }
 
     fn crop_fraction(&self) -> Result<f64> {
@@ -229,13 +278,211 @@ impl Eval {
     }
 
     fn filter(&self) -> Result<Filter> {
-        match &self.interpolation[..] {
-            "bilinear" => Ok(Filter::Bilinear),
-            "bicubic" => Ok(Filter::Bicubic),
-            other => {
-                let message = format!("--interpolation {other}: there is no such filter");
-                Err(Error::input(message).hint("use bilinear or bicubic"))
-            }
+        let filters = [("bilinear", Filter::Bilinear), ("bicubic", Filter::Bicubic)];
+        one_of("--interpolation", "filter", &self.interpolation, &filters)
+    }
+}
+
+/// The choice that a word names.
+fn one_of<T: Clone>(flag: &str, what: &str, word: &str, choices: &[(&str, T)]) -> Result<T> {
+    let found = choices.iter().find(|(known, _)| *known == word);
+    found.map(|(_, choice)| choice.clone()).ok_or_else(|| {
+        let known: Vec<&str> = choices.iter().map(|(known, _)| *known).collect();
+        let (last, others) = known.split_last().expect("there are choices");
+        let hint = format!("use {} or {last}", others.join(", "));
+        Error::input(format!("{flag} {word}: there is no such {what}")).hint(hint)
+    })
+}
+
+fn fraction(flag: &str, text: &str) -> Result<Fraction> {
+    let found = text
+        .parse::<Fraction>()
+        .map_err(|error| Error::input(format!("{flag}: {error}")))?;
+    match found.value() >= 0.0 {
+        true => Ok(found),
+        false => Err(Error::input(format!("{flag} {text} must be 0 or more"))),
+    }
+}
+
+/// The evaluation in one norm.
+struct OneNorm<'a> {
+    eval: &'a Eval,
+    subject: &'a Subject,
+    logits: &'a dyn Fn(Tensor<4>) -> Tensor<2>,
+    images: &'a Images<'a>,
+    out: &'a Path,
+}
+
+impl OneNorm<'_> {
+    /// What was found, and the files that can go when it is saved.
+    fn evaluate(
+        &mut self,
+        settings: &Settings,
+        attacks: Vec<Attack>,
+        screen: &mut Terminal,
+    ) -> Result<(Findings, Vec<Progress>)> {
+        let batch = self.eval.batch.max(1);
+        if !attacks.is_empty() {
+            let names: Vec<String> = attacks.iter().map(Attack::name).collect();
+            let norm = settings.norm.word();
+            screen.line(&format!(
+                "{norm}, epsilon {}: {}",
+                settings.epsilon,
+                names.join(", ")
+            ));
         }
+        let mut flags = checks::before(self.logits, self.images, &attacks, batch, &device())?;
+        flags.iter().for_each(|flag| warn(flag, screen));
+        let (outcome, progress) =
+            self.watch(&attacks, self.eval.save_adversarial.is_some(), screen)?;
+        let mut finished = vec![progress];
+        if let Some(path) = &self.eval.save_adversarial {
+            let path = if self.eval.norm.len() > 1 {
+                of_norm(path, settings.norm)
+            } else {
+                path.clone()
+            };
+            finished[0].save_adversarial(self.images, &path, &device())?;
+        }
+        let mut late = checks::after(&outcome);
+        let mut points = None;
+        if self.eval.eps_curve {
+            screen.line(&format!("{} at rising epsilon", settings.norm.word()));
+            let attacks = curve::attacks(settings);
+            let (outcome, progress) = self.watch(&attacks, false, screen)?;
+            finished.push(progress);
+            let found = curve::points(&outcome, &attacks);
+            late.extend(curve::check(&found));
+            points = Some(found);
+        }
+        late.iter().for_each(|flag| warn(flag, screen));
+        flags.extend(late);
+        Ok((
+            Findings {
+                outcome,
+                attacks,
+                flags,
+                curve: points,
+            },
+            finished,
+        ))
+    }
+
+    fn watch(
+        &self,
+        attacks: &[Attack],
+        keep_images: bool,
+        screen: &mut Terminal,
+    ) -> Result<(crate::eval::Outcome, Progress)> {
+        let fingerprint = self.subject.fingerprint(attacks);
+        let progress = Progress::new(self.out, &fingerprint, keep_images);
+        let evaluation = Evaluation {
+            logits: self.logits,
+            images: self.images,
+            attacks,
+            batch: self.eval.batch.max(1),
+            seed: self.eval.seed,
+            device: &device(),
+        };
+        Ok((watch(&evaluation, Some(&progress), screen)?, progress))
+    }
+}
+
+fn warn(flag: &checks::Flag, screen: &mut Terminal) {
+    screen.line(&format!(
+        "warning: {} (`{}` in docs/evaluation.md)",
+        flag.message, flag.check
+    ));
+}
+
+/// `DIR/NAME-linf.safetensors` for `DIR/NAME.safetensors`.
+fn of_norm(path: &Path, norm: Norm) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let name = format!("{stem}-{}", norm.word());
+    match path.extension() {
+        Some(extension) => path.with_file_name(name).with_extension(extension),
+        None => path.with_file_name(name),
+    }
+}
+
+/// Keeps the result of another evaluation under a free name, if there is one where ours will be.
+fn keep_other(path: &Path, ours: &serde_json::Value) -> Result<Option<PathBuf>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let earlier = serde_json::from_slice::<serde_json::Value>(&files::read(path)?);
+    let same = |key: &str| {
+        earlier
+            .as_ref()
+            .is_ok_and(|earlier| earlier[key] == ours[key])
+    };
+    let settings = |result: &serde_json::Value| -> Vec<serde_json::Value> {
+        let single = std::slice::from_ref(result);
+        let parts = result["evaluations"]
+            .as_array()
+            .map_or(single, Vec::as_slice);
+        let stages = parts
+            .iter()
+            .flat_map(|part| part["stages"].as_array().into_iter().flatten());
+        stages.map(|stage| stage["settings"].clone()).collect()
+    };
+    let same_attacks = earlier
+        .as_ref()
+        .is_ok_and(|earlier| settings(earlier) == settings(ours));
+    if same_attacks
+        && ["model_hash", "data_hash", "images", "seed", "image_size"]
+            .into_iter()
+            .all(same)
+    {
+        return Ok(None);
+    }
+    let free = (1..).map(|number| path.with_file_name(format!("result-{number}.json")));
+    let free = free
+        .into_iter()
+        .find(|path| !path.exists())
+        .expect("numbers do not end");
+    files::rename(path, &free)?;
+    Ok(Some(free))
+}
+
+/// A table of what every attack left.
+fn summary(all: &[Findings], screen: &mut Terminal) {
+    screen.line("");
+    for found in all {
+        let outcome = &found.outcome;
+        let count = outcome.robust.len();
+        if let Some(attack) = found.attacks.first() {
+            screen.line(&format!(
+                "{}, epsilon {}",
+                attack.norm().word(),
+                attack.epsilon()
+            ));
+        }
+        for (index, stage) in outcome.stages.iter().enumerate() {
+            let (low, high) = wilson(stage.robust_count, count);
+            screen.line(&format!(
+                "  {:<9} {:6.2} %  (95 %: {:.1} to {:.1}, {} of {count} images, {})",
+                stage.attack,
+                100.0 * outcome.accuracy_after(index),
+                100.0 * low,
+                100.0 * high,
+                stage.robust_count,
+                duration(stage.seconds),
+            ));
+        }
+        for point in found.curve.iter().flatten() {
+            let bar = "#".repeat((40.0 * point.robust_accuracy).round() as usize);
+            let (epsilon, share) = (point.value, 100.0 * point.robust_accuracy);
+            screen.line(&format!("  epsilon {epsilon:<8.5} {share:6.2} %  {bar}"));
+        }
+    }
+    if all.len() > 1 {
+        let count = all[0].outcome.robust.len();
+        let stands = |index: &usize| all.iter().all(|found| found.outcome.robust[*index]);
+        let standing = (0..count).filter(stands).count();
+        let share = 100.0 * standing as f64 / count.max(1) as f64;
+        screen.line(&format!(
+            "in all of these norms {share:.2} % stand ({standing} of {count} images)"
+        ));
     }
 }

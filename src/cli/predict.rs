@@ -19,7 +19,7 @@ use crate::files;
 use crate::fused::{Precision, to_vec};
 use crate::loss::{Targets, cross_entropy};
 use crate::model::Pass;
-use crate::train::Screen;
+use crate::screen::Screen;
 
 /// Logits of a model for a data set, and the gradient of the loss for its images.
 #[derive(clap::Args)]
@@ -58,7 +58,7 @@ impl Predict {
         }
         let count = image_count(self.n, &dataset);
         let (size, classes) = (loaded.image_size, loaded.model.classes);
-        let images = Images {
+        let images = Images::Stored {
             dataset: &dataset,
             transform: EvaluationTransform {
                 image_size: size,

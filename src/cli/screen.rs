@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::train::Screen;
+use crate::screen::Screen;
 
 /// Standard error.
 pub(super) struct Terminal {

@@ -8,7 +8,8 @@ use super::screen::Terminal;
 use super::{default_folder, device, print_json};
 use crate::error::Result;
 use crate::recipe::Recipe;
-use crate::train::{Monitor, Run, Screen, train};
+use crate::screen::Screen;
+use crate::train::{Monitor, Run, train};
 use crate::units::grouped;
 
 /// Train as a recipe says. The same command resumes after a stop of any kind.

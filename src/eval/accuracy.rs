@@ -3,43 +3,32 @@
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
 
-use crate::attack::{Norm, Pgd};
-use crate::data::{Dataset, EvaluationTransform, evaluation_batch};
+use super::images::check_labels;
+use super::{Images, recheck};
+use crate::attack::{Attack, Batch, Classifier, Passes};
 use crate::error::{Error, Result};
 use crate::fused::{from_vec, to_vec};
-use crate::loss::{Targets, cross_entropy, predictions};
 
-/// The first `count` images of a data set, loaded batch by batch.
-pub struct Images<'a> {
-    /// The data set.
-    pub dataset: &'a Dataset,
-    /// How images are brought to the model's size.
-    pub transform: EvaluationTransform,
-    /// How many.
-    pub count: usize,
+/// An evaluation: what is attacked, with what, on which images.
+pub struct Evaluation<'a> {
+    /// The attacked function, from images in [0, 1] to logits.
+    pub logits: &'a dyn Fn(Tensor<4>) -> Tensor<2>,
+    /// Images and their classes.
+    pub images: &'a Images<'a>,
+    /// Attacks in order, after clean accuracy.
+    pub attacks: &'a [Attack],
+    /// Images at a time; changes no verdict.
+    pub batch: usize,
+    /// Seed of the attacks' random numbers.
+    pub seed: u64,
+    /// Where it computes.
+    pub device: &'a Device,
 }
 
-impl Images<'_> {
-    /// The images of given indices and their labels.
-    ///
-    /// Shapes: the images `[indices, 3, size, size]`.
-    pub fn batch(&self, indices: &[usize], device: &Device) -> Result<(Tensor<4>, Vec<u32>)> {
-        let size = self.transform.image_size;
-        let values = evaluation_batch(self.dataset, indices, &self.transform)?;
-        let images = from_vec(values, [indices.len(), 3, size, size], device);
-        Ok((
-            images,
-            indices
-                .iter()
-                .map(|index| self.dataset.label(*index))
-                .collect(),
-        ))
-    }
-}
-
-/// What an evaluation found.
-#[derive(Clone, Debug, PartialEq)]
+/// What an evaluation has found so far; complete when every stage is and `queue` is empty.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
     /// One entry an attack, `clean` first.
     pub stages: Vec<StageOutcome>,
@@ -49,162 +38,275 @@ pub struct Outcome {
     pub broken_by: Vec<Option<String>>,
     /// Distance of the adversarial image in its attack's norm, where there is one.
     pub distance: Vec<Option<f64>>,
+    /// The label's logit less the largest other: on the adversarial image, else on the clean one.
+    pub margin: Vec<Option<f64>>,
+    /// Classes of the model.
+    pub classes: usize,
+    /// Hash of the clean images and their labels as the model was shown them.
+    pub images_hash: String,
+    /// The smallest and the largest pixel that the model was judged by.
+    pub pixels: Option<[f32; 2]>,
+    /// Images that the stage in progress has still to try.
+    pub queue: Vec<usize>,
 }
 
 /// What one attack left standing.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageOutcome {
     /// Its name.
     pub attack: String,
+    /// Images that it was tried on.
+    pub tried: usize,
     /// Images classified correctly after it and all before it.
     pub robust_count: usize,
-    /// Images passed forward.
-    pub forward: u64,
-    /// Images passed backward.
-    pub backward: u64,
+    /// Images passed through the model.
+    #[serde(flatten)]
+    pub passes: Passes,
     /// Wall time.
     pub seconds: f64,
 }
 
+/// The index of an image and the adversarial image that fooled the model; none where no attack was needed.
+pub type Fooled = (usize, Option<Vec<f32>>);
+
+/// A batch of an evaluation, just done.
+pub struct Done<'a> {
+    /// The attack.
+    pub attack: &'a str,
+    /// Number of the batch, from 1, and how many there are.
+    pub number: usize,
+    /// How many batches there are.
+    pub of: usize,
+    /// Images in the batch.
+    pub tried: usize,
+    /// Classes of the model.
+    pub classes: usize,
+    /// Those of them that fooled the model.
+    pub fooled: &'a [Fooled],
+}
+
+/// Who watches an evaluation: shows progress, saves results.
+pub trait Observer {
+    /// Images went through the model.
+    fn passed(&self, _passes: Passes) {}
+
+    /// A batch is done and in the outcome. An error ends the evaluation.
+    fn batch(&self, _outcome: &Outcome, _done: &Done) -> Result<()> {
+        Ok(())
+    }
+
+    /// An attack is done.
+    fn stage(&self, _outcome: &Outcome) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Nobody watches.
+impl Observer for () {}
+
 impl Outcome {
-    /// Share of images that survive the given attack and those before it.
+    /// Share of images that survive the given stage and those before it.
     pub fn accuracy_after(&self, stage: usize) -> f64 {
         self.stages[stage].robust_count as f64 / self.robust.len().max(1) as f64
     }
-}
 
-/// Where an evaluation is, for progress: attack, images done, images of this attack, survivors.
-pub type Progress<'a> = &'a mut dyn FnMut(&str, usize, usize, usize);
+    /// Number of images that stand.
+    pub fn standing(&self) -> usize {
+        self.robust.iter().filter(|robust| **robust).count()
+    }
 
-/// Clean accuracy, then each attack on what survived.
-///
-/// Batch size changes nothing: random starts are keyed by the image, and the survivors are packed
-/// into full batches anew for each attack.
-/// Every adversarial image is checked again here, apart from the attack: in its norm, in [0, 1],
-/// no NaN.
-pub fn evaluate(
-    logits: &dyn Fn(Tensor<4>) -> Tensor<2>,
-    images: &Images,
-    attacks: &[Pgd],
-    batch: usize,
-    seed: u64,
-    device: &Device,
-    progress: Progress,
-) -> Result<Outcome> {
-    let count = images.count;
-    let mut outcome = Outcome {
-        stages: Vec::new(),
-        robust: vec![true; count],
-        broken_by: vec![None; count],
-        distance: vec![None; count],
-    };
-    for attack in std::iter::once(None).chain(attacks.iter().map(Some)) {
-        let name = attack.map_or("clean".to_owned(), Pgd::name);
-        let begun = Instant::now();
-        let standing: Vec<usize> = (0..count).filter(|index| outcome.robust[*index]).collect();
-        let mut survivors = standing.len();
-        progress(&name, 0, standing.len(), survivors);
-        for (number, indices) in standing.chunks(batch).enumerate() {
-            let (clean, labels) = images.batch(indices, device)?;
-            let shown = match attack {
-                None => clean,
-                Some(attack) => {
-                    let found = perturb(attack, logits, clean.clone(), &labels, seed, indices);
-                    let lengths = check(attack, &name, &clean, &found)?;
-                    for (index, length) in indices.iter().zip(lengths) {
-                        outcome.distance[*index] = Some(length);
-                    }
-                    found
-                }
-            };
-            let predicted = predictions(logits(shown));
-            for ((index, label), predicted) in indices.iter().zip(&labels).zip(predicted) {
-                if predicted == *label {
-                    outcome.distance[*index] = None;
-                } else {
-                    outcome.robust[*index] = false;
-                    outcome.broken_by[*index] = Some(name.clone());
-                    survivors -= 1;
-                }
-            }
-            progress(
-                &name,
-                number * batch + indices.len(),
-                standing.len(),
-                survivors,
-            );
-        }
-        let steps = attack.map_or(0, |attack| attack.steps);
-        outcome.stages.push(StageOutcome {
-            attack: name,
-            robust_count: survivors,
-            forward: (steps + 1) * standing.len() as u64,
-            backward: steps * standing.len() as u64,
-            seconds: begun.elapsed().as_secs_f64(),
+    fn begin(&mut self, attack: String) {
+        self.queue = (0..self.robust.len())
+            .filter(|index| self.robust[*index])
+            .collect();
+        self.stages.push(StageOutcome {
+            attack,
+            tried: self.queue.len(),
+            robust_count: self.queue.len(),
+            passes: Passes::default(),
+            seconds: 0.0,
         });
     }
-    Ok(outcome)
-}
 
-fn perturb(
-    attack: &Pgd,
-    logits: &dyn Fn(Tensor<4>) -> Tensor<2>,
-    clean: Tensor<4>,
-    labels: &[u32],
-    seed: u64,
-    indices: &[usize],
-) -> Tensor<4> {
-    let device = clean.device();
-    let targets = Targets::classes(labels);
-    let loss = |images: Tensor<4>| {
-        let logits = logits(images);
-        let targets = targets.distributions(logits.dims()[1], 0.0, &device);
-        cross_entropy(logits, targets)
-    };
-    let keys: Vec<u64> = indices.iter().map(|index| *index as u64).collect();
-    attack.perturb(clean, &loss, seed, &keys)
-}
-
-/// The distance of each adversarial image; an error where it is not what the attack promises.
-fn check(attack: &Pgd, name: &str, clean: &Tensor<4>, found: &Tensor<4>) -> Result<Vec<f64>> {
-    let pixels = clean.dims()[1..].iter().product();
-    let (clean, found) = (to_vec(clean.clone()), to_vec(found.clone()));
-    if let Some(pixel) = found.iter().find(|pixel| !(0.0..=1.0).contains(*pixel)) {
-        return Err(Error::failed(format!(
-            "{name} made a pixel of {pixel}, outside [0, 1]"
-        )));
+    /// Image by image, so that the batch changes nothing.
+    fn hash(&mut self, image: &[f32], label: u32) {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.images_hash.as_bytes());
+        hasher.update(&label.to_le_bytes());
+        hasher.update(bytemuck::cast_slice(image));
+        self.images_hash = hasher.finalize().to_hex().to_string();
     }
-    let delta: Vec<f32> = found
-        .iter()
-        .zip(&clean)
-        .map(|(found, clean)| found - clean)
-        .collect();
-    let lengths = attack.norm.lengths(&delta, pixels);
-    // Each pixel is rounded to f32 once, which l1 adds up.
-    let slack = match attack.norm {
-        Norm::L1 => pixels as f64 * 6e-8,
-        Norm::L2 | Norm::Linf => 1e-6,
-    };
-    match lengths
-        .iter()
-        .find(|length| **length > attack.epsilon.value() + slack)
-    {
-        None => Ok(lengths),
-        Some(length) => {
-            let epsilon = &attack.epsilon;
-            Err(Error::failed(format!(
-                "{name} left its ball: {length} > {epsilon}"
-            )))
+
+    fn see(&mut self, pixels: &[f32]) {
+        let [low, high] = self.pixels.unwrap_or([f32::INFINITY, f32::NEG_INFINITY]);
+        let low = pixels.iter().fold(low, |low, pixel| low.min(*pixel));
+        self.pixels = Some([
+            low,
+            pixels.iter().fold(high, |high, pixel| high.max(*pixel)),
+        ]);
+    }
+}
+
+impl Evaluation<'_> {
+    /// Clean accuracy, then each attack on what survived.
+    ///
+    /// Every adversarial image is judged again here, apart from the attack that made it: in its norm, in [0, 1], no
+    /// NaN, and misclassified.
+    /// Errors: an image that cannot be read; an attack that left its threat model; the observer's.
+    pub fn run(&self, observer: &dyn Observer) -> Result<Outcome> {
+        self.resume(Outcome::default(), observer)
+    }
+
+    /// Goes on from where an evaluation with the same settings was: an [`Outcome`] that an observer has
+    /// seen.
+    pub fn resume(&self, mut outcome: Outcome, observer: &dyn Observer) -> Result<Outcome> {
+        let watch = |passes| observer.passed(passes);
+        let classifier = Classifier::watched(self.logits, self.device, &watch);
+        if outcome.stages.is_empty() {
+            let count = self.images.count();
+            outcome.robust = vec![true; count];
+            outcome.broken_by = vec![None; count];
+            outcome.distance = vec![None; count];
+            outcome.margin = vec![None; count];
+            outcome.begin("clean".to_owned());
         }
+        loop {
+            while !outcome.queue.is_empty() {
+                self.batch(&classifier, &mut outcome, observer)?;
+            }
+            observer.stage(&outcome)?;
+            match self.attacks.get(outcome.stages.len() - 1) {
+                Some(attack) => outcome.begin(attack.name()),
+                None => return Ok(outcome),
+            }
+        }
+    }
+
+    /// Tries the attack in progress on the first images of the queue.
+    fn batch(
+        &self,
+        classifier: &Classifier,
+        outcome: &mut Outcome,
+        observer: &dyn Observer,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        let attack = outcome
+            .stages
+            .len()
+            .checked_sub(2)
+            .map(|index| &self.attacks[index]);
+        let size = self.batch.max(1).min(outcome.queue.len());
+        let indices: Vec<usize> = outcome.queue.drain(..size).collect();
+        let (clean, labels) = self.images.batch(&indices, self.device)?;
+        let fooled = match attack {
+            None => self.clean(classifier, outcome, &indices, clean, &labels)?,
+            Some(attack) => self.attacked(attack, classifier, outcome, &indices, clean, labels)?,
+        };
+        let name = attack.map_or("clean".to_owned(), Attack::name);
+        for (index, _) in &fooled {
+            outcome.robust[*index] = false;
+            outcome.broken_by[*index] = Some(name.clone());
+        }
+        let left = outcome.queue.len();
+        let stage = outcome.stages.last_mut().expect("a stage is in progress");
+        stage.robust_count -= fooled.len();
+        stage.passes += classifier.take_passes();
+        stage.seconds += begun.elapsed().as_secs_f64();
+        let done = Done {
+            attack: &name,
+            number: (stage.tried - left).div_ceil(self.batch.max(1)),
+            of: stage.tried.div_ceil(self.batch.max(1)),
+            tried: size,
+            classes: outcome.classes,
+            fooled: &fooled,
+        };
+        observer.batch(outcome, &done)
+    }
+
+    /// The images that are misclassified without any attack.
+    fn clean(
+        &self,
+        classifier: &Classifier,
+        outcome: &mut Outcome,
+        indices: &[usize],
+        clean: Tensor<4>,
+        labels: &[u32],
+    ) -> Result<Vec<Fooled>> {
+        let pixels = to_vec(clean.clone());
+        outcome.see(&pixels);
+        for (image, label) in pixels.chunks_exact(pixels.len() / labels.len()).zip(labels) {
+            outcome.hash(image, *label);
+        }
+        let logits = classifier.logits(clean);
+        outcome.classes = logits.classes();
+        check_labels(labels, logits.classes())?;
+        let mut wrong = Vec::new();
+        for (row, (index, label)) in indices.iter().zip(labels).enumerate() {
+            outcome.margin[*index] = Some(logits.margin(row, *label as usize));
+            if !logits.is_right(row, *label as usize) {
+                wrong.push((*index, None));
+            }
+        }
+        Ok(wrong)
+    }
+
+    /// The images about which an attack fooled the model.
+    fn attacked(
+        &self,
+        attack: &Attack,
+        classifier: &Classifier,
+        outcome: &mut Outcome,
+        indices: &[usize],
+        clean: Tensor<4>,
+        labels: Vec<u32>,
+    ) -> Result<Vec<Fooled>> {
+        let [_, channels, height, width] = clean.dims();
+        let pixels = channels * height * width;
+        let batch = Batch {
+            images: clean.clone(),
+            labels: labels.clone(),
+            keys: indices.iter().map(|index| *index as u64).collect(),
+            seed: self.seed,
+        };
+        let found = attack.perturb(classifier, &batch);
+        let shown: Vec<(usize, Vec<f32>)> = found
+            .into_iter()
+            .enumerate()
+            .filter_map(|(row, image)| Some((row, image?)))
+            .collect();
+        if shown.is_empty() {
+            return Ok(Vec::new());
+        }
+        let values = shown
+            .iter()
+            .flat_map(|(_, image)| image.iter().copied())
+            .collect();
+        let images = from_vec(values, [shown.len(), channels, height, width], self.device);
+        let logits = classifier.logits(images);
+        let clean = to_vec(clean);
+        let mut fooled = Vec::new();
+        for (shown_row, (row, image)) in shown.into_iter().enumerate() {
+            let (index, label) = (indices[row], labels[row] as usize);
+            let distance = recheck::distance(attack, &clean[row * pixels..][..pixels], &image)
+                .map_err(|fault| Error::failed(format!("image {index}: {fault}")))?;
+            if logits.is_right(shown_row, label) {
+                continue;
+            }
+            outcome.see(&image);
+            outcome.distance[index] = Some(distance);
+            outcome.margin[index] = Some(logits.margin(shown_row, label));
+            fooled.push((index, Some(image)));
+        }
+        Ok(fooled)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attack::Start;
+    use crate::attack::{Norm, Pgd, Start};
     use crate::data::resize::Filter;
-    use crate::data::{Spec, Split};
+    use crate::data::{Dataset, EvaluationTransform, Spec, Split};
 
     /// A linear classifier of mean colour, easy to fool.
     fn logits(images: Tensor<4>) -> Tensor<2> {
@@ -213,7 +315,8 @@ mod tests {
             .reshape([batch, 3, 32 * 32])
             .mean_dim(2)
             .reshape([batch, 3]);
-        Tensor::cat(vec![means.clone(), -means.clone(), means * 0.5], 1)
+        let shares = [1.0, -1.0, 0.5, 0.2];
+        Tensor::cat(shares.map(|share| means.clone() * share).to_vec(), 1)
     }
 
     fn run(batch: usize, epsilon: &str) -> Outcome {
@@ -224,28 +327,26 @@ mod tests {
             crop_fraction: 1.0,
             interpolation: Filter::Bilinear,
         };
-        let images = Images {
-            dataset: &dataset,
-            transform,
-            count: 40,
-        };
-        let attack = Pgd {
+        let attack = Attack::Pgd(Pgd {
             norm: Norm::Linf,
             epsilon: epsilon.parse().unwrap(),
             step_size: "4/255".parse().unwrap(),
             steps: 3,
             start: Start::Random,
-        };
-        evaluate(
-            &logits,
-            &images,
-            &[attack],
+        });
+        let evaluation = Evaluation {
+            logits: &logits,
+            images: &Images::Stored {
+                dataset: &dataset,
+                transform,
+                count: 40,
+            },
+            attacks: &[attack],
             batch,
-            0,
-            &Device::flex(),
-            &mut |_, _, _, _| {},
-        )
-        .unwrap()
+            seed: 0,
+            device: &Device::flex(),
+        };
+        evaluation.run(&()).unwrap()
     }
 
     #[test]
@@ -255,6 +356,8 @@ mod tests {
             let found = run(batch, "8/255");
             assert_eq!(found.robust, whole.robust);
             assert_eq!(found.broken_by, whole.broken_by);
+            assert_eq!(found.images_hash, whole.images_hash);
+            assert_eq!(found.stages[1].passes, whole.stages[1].passes);
         }
     }
 

@@ -3,6 +3,13 @@
 //! Works on any function from images in [0, 1] to logits. Knows no model and no file.
 
 pub mod accuracy;
+pub mod autoattack;
+pub mod checks;
+pub mod curve;
+mod images;
+mod recheck;
 pub mod result;
+pub mod session;
 
-pub use accuracy::{Images, Outcome, StageOutcome, evaluate};
+pub use accuracy::{Done, Evaluation, Observer, Outcome, StageOutcome};
+pub use images::Images;

@@ -1,61 +1,128 @@
 //! `result.json`: what an evaluation found and everything needed to do it again.
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Outcome;
-use crate::attack::Pgd;
+use super::checks::Flag;
+use super::curve::Point;
+use crate::attack::Attack;
 
-/// What was evaluated, and how.
-pub struct Subject<'a> {
+/// What was evaluated, and on what.
+#[derive(Clone, Debug, Serialize)]
+pub struct Subject {
+    /// This program and its version.
+    pub program: String,
     /// Path of the model.
-    pub model: &'a str,
+    pub model: String,
     /// Hash of its weights.
-    pub model_hash: &'a str,
+    pub model_hash: String,
     /// The data set as named.
-    pub data: &'a str,
-    /// Hash of the data set.
-    pub data_hash: &'a str,
+    pub data: String,
+    /// Hash of the data set's classes and labels.
+    pub data_hash: String,
+    /// How many images.
+    pub images: usize,
     /// Pixels on a side.
     pub image_size: usize,
-    /// Seed of random starts.
+    /// Share of a resized image that the central crop keeps, and the filter.
+    pub crop_fraction: f64,
+    /// How images are resized.
+    pub interpolation: String,
+    /// Seed of the attacks' random numbers.
     pub seed: u64,
     /// Arithmetic.
-    pub precision: &'a str,
-    /// The attacks after clean accuracy.
-    pub attacks: &'a [Pgd],
+    pub precision: String,
 }
 
-/// The content of `result.json`.
-pub fn to_json(outcome: &Outcome, subject: &Subject) -> Value {
-    let stages = outcome.stages.iter().enumerate().map(|(index, stage)| {
-        let settings = index.checked_sub(1).map(|index| &subject.attacks[index]);
-        let (low, high) = wilson(stage.robust_count, outcome.robust.len());
+impl Subject {
+    /// Names an evaluation of this subject: equal only where everything that decides the result is.
+    pub fn fingerprint(&self, attacks: &[Attack]) -> String {
+        let named = Self {
+            model: String::new(),
+            data: String::new(),
+            ..self.clone()
+        };
+        let text = json!({ "subject": named, "attacks": attacks }).to_string();
+        blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
+}
+
+/// What attacks in one norm found.
+pub struct Findings {
+    /// The outcome of the evaluation.
+    pub outcome: Outcome,
+    /// Its attacks.
+    pub attacks: Vec<Attack>,
+    /// Signs that it may mislead.
+    pub flags: Vec<Flag>,
+    /// Robust accuracy over epsilon, if asked for.
+    pub curve: Option<Vec<Point>>,
+}
+
+impl Findings {
+    fn to_json(&self) -> Value {
+        let outcome = &self.outcome;
+        let stages = outcome.stages.iter().enumerate().map(|(index, stage)| {
+            let attack = index.checked_sub(1).map(|index| &self.attacks[index]);
+            json!({
+                "attack": stage.attack,
+                "settings": attack,
+                "tried": stage.tried,
+                "robust_accuracy": outcome.accuracy_after(index),
+                "interval_95": wilson(stage.robust_count, outcome.robust.len()),
+                "robust_count": stage.robust_count,
+                "forward": stage.passes.forward,
+                "backward": stage.passes.backward,
+                "seconds": stage.seconds,
+            })
+        });
+        let first = self.attacks.first();
         json!({
-            "attack": stage.attack,
-            "settings": settings,
-            "robust_accuracy": outcome.accuracy_after(index),
-            "interval_95": [low, high],
-            "robust_count": stage.robust_count,
-            "forward": stage.forward,
-            "backward": stage.backward,
-            "seconds": stage.seconds,
+            "norm": first.map(Attack::norm),
+            "epsilon": first.map(Attack::epsilon),
+            "robust_accuracy": outcome.accuracy_after(outcome.stages.len() - 1),
+            "interval_95": wilson(outcome.standing(), outcome.robust.len()),
+            "flags": self.flags,
+            "stages": stages.collect::<Vec<_>>(),
+            "curve": self.curve,
+            "images_hash": outcome.images_hash,
+            "pixels": outcome.pixels,
+            "robust": outcome.robust,
+            "broken_by": outcome.broken_by,
+            "distance": outcome.distance,
+            "margin": outcome.margin,
         })
-    });
-    json!({
-        "program": format!("advxl {}", env!("CARGO_PKG_VERSION")),
-        "model": subject.model,
-        "model_hash": subject.model_hash,
-        "data": subject.data,
-        "data_hash": subject.data_hash,
-        "images": outcome.robust.len(),
-        "image_size": subject.image_size,
-        "seed": subject.seed,
-        "precision": subject.precision,
-        "stages": stages.collect::<Vec<_>>(),
-        "robust": outcome.robust,
-        "broken_by": outcome.broken_by,
-        "distance": outcome.distance,
-    })
+    }
+}
+
+/// The content of `result.json`. With several norms each has its own entry under `evaluations`, and
+/// `robust` tells which images stand in all of them.
+pub fn to_json(subject: &Subject, findings: &[Findings]) -> Value {
+    let mut result = json!(subject);
+    let fields = result.as_object_mut().expect("a subject is an object");
+    if let [only] = findings {
+        let Value::Object(found) = only.to_json() else {
+            unreachable!("findings are an object")
+        };
+        fields.extend(found);
+        return result;
+    }
+    let count = findings
+        .first()
+        .map_or(0, |first| first.outcome.robust.len());
+    let all = |index: usize| findings.iter().all(|found| found.outcome.robust[index]);
+    let robust: Vec<bool> = (0..count).map(all).collect();
+    let standing = robust.iter().filter(|robust| **robust).count();
+    fields.insert(
+        "robust_accuracy".into(),
+        json!(standing as f64 / count.max(1) as f64),
+    );
+    fields.insert("interval_95".into(), json!(wilson(standing, count)));
+    fields.insert("robust".into(), json!(robust));
+    let evaluations: Vec<Value> = findings.iter().map(Findings::to_json).collect();
+    fields.insert("evaluations".into(), json!(evaluations));
+    result
 }
 
 /// The 95 % interval of a share (Wilson 1927).

@@ -6,45 +6,43 @@ use burn::tensor::Tensor;
 
 use super::{on_kernels, plain, primitive, slice};
 
-/// A step of length `step` along the gradient's sign, then to the nearest image within `epsilon` of `centre` in
-/// l-infinity and within [0, 1].
+/// A step along the gradient's sign, of each image's own length, then to the nearest image within `epsilon` of
+/// `centre` in l-infinity and within [0, 1].
 ///
-/// Shapes: all `[batch, 3, height, width]`.
+/// Shapes: images `[batch, 3, height, width]`; `steps` `[batch]`.
 /// Source: Madry et al. 2018, section 2.1.
 pub fn linf_step(
     images: Tensor<4>,
     gradient: Tensor<4>,
     centre: &Tensor<4>,
-    step: f64,
+    steps: &[f32],
     epsilon: f64,
 ) -> Tensor<4> {
     if !on_kernels(&images) {
-        return plain::linf_step(images, gradient, centre, step, epsilon);
+        return plain::linf_step(images, gradient, centre, steps, epsilon);
     }
     in_place(images, gradient, centre, |images, gradient, centre| {
-        advxl_kernels::pgd::linf_step(images, gradient, centre, step as f32, epsilon as f32);
+        advxl_kernels::pgd::linf_step(images, gradient, centre, steps, epsilon as f32);
     })
 }
 
-/// A step of length `step` along the gradient's direction, then scaled to within `epsilon` of `centre` in l2 and
-/// clipped to [0, 1], image by image.
+/// A step along the gradient's direction, of each image's own length, then scaled to within `epsilon` of `centre` in
+/// l2 and clipped to [0, 1], image by image.
 ///
-/// Shapes: all `[batch, 3, height, width]`.
+/// Shapes: images `[batch, 3, height, width]`; `steps` `[batch]`.
 /// Source: Madry et al. 2018, section 2.1.
 pub fn l2_step(
     images: Tensor<4>,
     gradient: Tensor<4>,
     centre: &Tensor<4>,
-    step: f64,
+    steps: &[f32],
     epsilon: f64,
 ) -> Tensor<4> {
     if !on_kernels(&images) {
-        return plain::l2_step(images, gradient, centre, step, epsilon);
+        return plain::l2_step(images, gradient, centre, steps, epsilon);
     }
-    let pixels = images.dims()[1..].iter().product();
     in_place(images, gradient, centre, |images, gradient, centre| {
-        let (step, epsilon) = (step as f32, epsilon as f32);
-        advxl_kernels::pgd::l2_step(images, gradient, centre, pixels, step, epsilon);
+        advxl_kernels::pgd::l2_step(images, gradient, centre, steps, epsilon as f32);
     })
 }
 
@@ -69,7 +67,7 @@ mod tests {
     use crate::fused::{from_vec, to_vec};
     use crate::rng::{Purpose, Rng};
 
-    type Step = fn(Tensor<4>, Tensor<4>, &Tensor<4>, f64, f64) -> Tensor<4>;
+    type Step = fn(Tensor<4>, Tensor<4>, &Tensor<4>, &[f32], f64) -> Tensor<4>;
 
     #[test]
     fn steps_agree_with_their_plain_composition() {
@@ -80,23 +78,23 @@ mod tests {
         };
         let (centre, gradient) = (draw(0.0, 1.0), draw(-1.0, 1.0));
         let images = centre.clone() + draw(-0.02, 0.02);
-        let pairs: [(Step, Step, f64, f64); 2] = [
-            (linf_step, plain::linf_step, 0.02, 0.03),
-            (l2_step, plain::l2_step, 0.3, 0.2),
+        let pairs: [(Step, Step, [f32; 3], f64); 2] = [
+            (linf_step, plain::linf_step, [0.02, 0.0, 0.1], 0.03),
+            (l2_step, plain::l2_step, [0.3, 0.0, 0.1], 0.2),
         ];
-        for (step, plain, size, epsilon) in pairs {
+        for (step, plain, sizes, epsilon) in pairs {
             let found = to_vec(step(
                 images.clone(),
                 gradient.clone(),
                 &centre,
-                size,
+                &sizes,
                 epsilon,
             ));
             let right = to_vec(plain(
                 images.clone(),
                 gradient.clone(),
                 &centre,
-                size,
+                &sizes,
                 epsilon,
             ));
             for (found, right) in found.iter().zip(&right) {

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::{gelu, softmax};
 
 use super::block::{BlockSpec, PathScale};
-use super::{Gelu, PatchSpec};
+use super::{Gelu, PatchSpec, from_vec};
 
 /// Layer norm over the last axis (Ba et al. 2016): `(x - mean) / sqrt(variance + eps) * weight + bias`.
 pub fn layer_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<3> {
@@ -47,11 +47,16 @@ pub fn linf_step(
     images: Tensor<4>,
     gradient: Tensor<4>,
     centre: &Tensor<4>,
-    step: f64,
+    steps: &[f32],
     epsilon: f64,
 ) -> Tensor<4> {
-    let delta = images + gradient.sign() * step - centre.clone();
+    let delta = images + gradient.sign() * by_image(steps, centre) - centre.clone();
     (centre.clone() + delta.clamp(-epsilon, epsilon)).clamp(0.0, 1.0)
+}
+
+/// A number for each image, shaped to be multiplied with images: `[batch, 1, 1, 1]`.
+fn by_image(values: &[f32], images: &Tensor<4>) -> Tensor<4> {
+    from_vec(values.to_vec(), [values.len(), 1, 1, 1], &images.device())
 }
 
 /// See [`super::l2_step`].
@@ -59,7 +64,7 @@ pub fn l2_step(
     images: Tensor<4>,
     gradient: Tensor<4>,
     centre: &Tensor<4>,
-    step: f64,
+    steps: &[f32],
     epsilon: f64,
 ) -> Tensor<4> {
     let length = |images: &Tensor<4>| {
@@ -69,7 +74,7 @@ pub fn l2_step(
         squares.sqrt().clamp_min(1e-12).reshape([batch, 1, 1, 1])
     };
     let direction = gradient.clone() / length(&gradient);
-    let delta = images + direction * step - centre.clone();
+    let delta = images + direction * by_image(steps, centre) - centre.clone();
     let factor = (length(&delta).recip() * epsilon).clamp_max(1.0);
     (centre.clone() + delta * factor).clamp(0.0, 1.0)
 }

@@ -9,16 +9,17 @@ pub mod folder;
 pub mod monitor;
 pub mod state;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 
-use crate::attack::Pgd;
+use crate::attack::{Attack, Pgd};
 use crate::data::resize::Filter;
 use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Split};
 use crate::error::{Context, Error, Result};
-use crate::eval::{Images, evaluate};
+use crate::eval::{Done, Evaluation, Images, Observer, Outcome};
 use crate::fused::{self, Precision, from_vec};
 use crate::loss::{Targets, count_correct, cross_entropy};
 use crate::model::{DropPath, Pass};
@@ -26,7 +27,7 @@ use crate::optim;
 use crate::recipe::{Phase, Recipe, Stage};
 
 pub use folder::RunFolder;
-pub use monitor::{Monitor, Screen};
+pub use monitor::Monitor;
 pub use state::State;
 
 /// A run that is ready to go: a checked recipe, its folder and its data.
@@ -253,7 +254,7 @@ fn measure(
     let begun = Instant::now();
     let model = state.averaged();
     let logits = |images| model.logits(images, &Pass::evaluation());
-    let images = Images {
+    let images = Images::Stored {
         dataset: &run.test,
         transform: EvaluationTransform {
             image_size: phase.image_size as usize,
@@ -262,20 +263,17 @@ fn measure(
         },
         count: (evaluation.images as usize).min(run.test.len()),
     };
-    let mut progress =
-        |name: &str, done: usize, of: usize, _: usize| monitor.evaluating(name, done, of);
-    let mut accuracies = |attack: &Pgd| {
-        let attacks = std::slice::from_ref(attack);
-        let batch = stage.batch as usize;
-        let outcome = evaluate(
-            &logits,
-            &images,
-            attacks,
-            batch,
-            run.recipe.seed,
-            &run.device,
-            &mut progress,
-        )?;
+    let told = Told(RefCell::new(monitor));
+    let accuracies = |attack: &Pgd| {
+        let evaluation = Evaluation {
+            logits: &logits,
+            images: &images,
+            attacks: &[Attack::Pgd(attack.clone())],
+            batch: stage.batch as usize,
+            seed: run.recipe.seed,
+            device: &run.device,
+        };
+        let outcome = evaluation.run(&told)?;
         Ok((outcome.accuracy_after(0), outcome.accuracy_after(1)))
     };
     let (clean, strong) = accuracies(&evaluation.attack)?;
@@ -287,8 +285,22 @@ fn measure(
         clean,
         strong,
         weak,
-        images: images.count,
+        images: images.count(),
         took: begun.elapsed(),
     };
-    monitor.measured(stage, evaluation, &found, state.samples)
+    told.0
+        .into_inner()
+        .measured(stage, evaluation, &found, state.samples)
+}
+
+/// Shows a run's own evaluations.
+struct Told<'a, 'b>(RefCell<&'a mut Monitor<'b>>);
+
+impl Observer for Told<'_, '_> {
+    fn batch(&self, outcome: &Outcome, done: &Done) -> Result<()> {
+        let of = outcome.stages.last().map_or(0, |stage| stage.tried);
+        let left = outcome.queue.len();
+        self.0.borrow_mut().evaluating(done.attack, of - left, of);
+        Ok(())
+    }
 }

@@ -8,15 +8,8 @@ use super::{RunFolder, State, Step};
 use crate::data::Loader;
 use crate::error::Result;
 use crate::recipe::{Evaluation, Phase, Recipe, Stage};
+use crate::screen::Screen;
 use crate::units::{duration, grouped};
-
-/// Where text goes; the command line has one for terminals and one for files.
-pub trait Screen {
-    /// A line that stays.
-    fn line(&mut self, text: &str);
-    /// Where the work is; replaced by the next call.
-    fn progress(&mut self, done: u64, total: u64, text: &str);
-}
 
 /// Follows one run.
 pub struct Monitor<'a> {

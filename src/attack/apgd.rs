@@ -1,0 +1,464 @@
+//! Auto-PGD: projected gradient ascent that chooses its own step sizes, restarting from the best point.
+//!
+//! Source: Croce and Hein 2020 (arXiv:2003.01690), algorithm 1; for l1, 2021 (arXiv:2103.01208). Iterates are held
+//! to the reference program's by `tests/attacks.rs`.
+//! Differs from the reference: an image leaves the batch at its first misclassified iterate, which decides what the
+//! attack is asked for; random starts belong to the image, so the batch changes nothing.
+
+use burn::tensor::{Bool, Tensor, TensorData};
+use serde::Serialize;
+
+use super::classifier::Slope;
+use super::{
+    Ball, Batch, Classifier, Draws, Found, Goal, Logits, Norm, Passes, images_of, in_turn, select,
+};
+use crate::rng::Purpose;
+use crate::units::Fraction;
+
+/// Auto-PGD.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Apgd {
+    /// The norm that bounds the perturbation.
+    pub norm: Norm,
+    /// Largest perturbation.
+    pub epsilon: Fraction,
+    /// What it climbs.
+    pub climbs: Climbs,
+    /// Steps of a climb.
+    pub steps: u64,
+    /// Climbs from other random starts on images that stand (for a targeted loss, of every target).
+    pub restarts: u64,
+    /// Evaluations of which a gradient is the mean; 1 but for random defences.
+    pub averages: u64,
+    /// Whether to begin at three times epsilon, then twice, then epsilon: for l1.
+    pub enlarged: bool,
+}
+
+/// What APGD climbs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Climbs {
+    /// Cross entropy.
+    CrossEntropy,
+    /// Difference of logits ratio.
+    Dlr,
+    /// The targeted ratio, towards each of so many classes in turn: those that the clean image is taken for next.
+    TargetedDlr {
+        /// How many; all others where there are fewer.
+        targets: u64,
+    },
+}
+
+/// Of a window's steps, the share that must raise the loss for the step size to stay.
+const RISING_SHARE: f64 = 0.75;
+/// Weight of the new direction against the last move.
+const DIRECTION_SHARE: f64 = 0.75;
+/// l1: the share of pixels that the first steps from a random start move.
+const FIRST_SHARE: f64 = 0.2;
+
+impl Apgd {
+    /// `apgd-ce`, `apgd-dlr` or `apgd-t`.
+    pub fn name(&self) -> &'static str {
+        match self.climbs {
+            Climbs::CrossEntropy => "apgd-ce",
+            Climbs::Dlr => "apgd-dlr",
+            Climbs::TargetedDlr { .. } => "apgd-t",
+        }
+    }
+
+    /// Classes that it aims at, given how many there are; 1 for no aim.
+    fn aims(&self, classes: usize) -> usize {
+        match self.climbs {
+            Climbs::TargetedDlr { targets } => (targets as usize).min(classes - 1),
+            _ => 1,
+        }
+    }
+
+    /// The most passes that an image can cost.
+    pub fn most_passes(&self, classes: usize) -> Passes {
+        let runs = self.restarts * self.aims(classes) as u64;
+        Passes {
+            forward: runs * (self.steps + 1) * self.averages,
+            backward: runs * self.steps * self.averages,
+        }
+    }
+
+    /// Climbs from every start, towards every target, on the images that stand.
+    pub fn perturb(&self, classifier: &Classifier, batch: &Batch) -> Found {
+        let targets = match self.climbs {
+            Climbs::TargetedDlr { targets } => Some(batch.targets(classifier, targets)),
+            _ => None,
+        };
+        let aims = targets.as_ref().map_or(1, |targets| targets[0].len());
+        let restarts = self.restarts as usize;
+        in_turn(batch, aims * restarts, |run, batch, places| {
+            let goal = |(place, label): (&usize, &u32)| {
+                let label = *label as usize;
+                match (self.climbs, &targets) {
+                    (Climbs::CrossEntropy, _) => Goal::CrossEntropy { label },
+                    (_, None) => Goal::Dlr { label },
+                    (_, Some(targets)) => {
+                        let target = targets[*place][run / restarts];
+                        Goal::TargetedDlr { label, target }
+                    }
+                }
+            };
+            let goals: Vec<Goal> = places.iter().zip(&batch.labels).map(goal).collect();
+            self.run(classifier, batch, &goals, run)
+        })
+    }
+
+    /// One climb of each image from a random start.
+    fn run(&self, classifier: &Classifier, batch: &Batch, goals: &[Goal], run: usize) -> Found {
+        let epsilon = self.epsilon.value();
+        let draws = Draws::new(batch.seed, &batch.keys, Purpose::Apgd);
+        let ball = |factor: f64| Ball::new(self.norm, factor * epsilon, batch.images.clone());
+        if !self.enlarged {
+            let ball = ball(1.0);
+            let start = ball.sample_surface(&draws, run);
+            return self
+                .climb(classifier, &ball, start, goals, self.steps, Start::Random)
+                .0;
+        }
+        let first = (0.3 * self.steps as f64).ceil() as u64;
+        let mut images = ball(3.0).sample_surface(&draws, run);
+        for factor in [3.0, 2.0] {
+            let ball = ball(factor);
+            let start = ball.project(images);
+            images = self
+                .climb(classifier, &ball, start, goals, first, Start::Outside)
+                .1;
+        }
+        let ball = ball(1.0);
+        let rest = self.steps.saturating_sub(2 * first);
+        self.climb(
+            classifier,
+            &ball,
+            ball.project(images),
+            goals,
+            rest,
+            Start::Given,
+        )
+        .0
+    }
+
+    /// The images that were misclassified inside the ball, and those with the largest loss.
+    ///
+    /// An image is dropped when it is misclassified, unless the ball is larger than epsilon (`Start::Outside`).
+    pub(super) fn climb(
+        &self,
+        classifier: &Classifier,
+        ball: &Ball,
+        start: Tensor<4>,
+        goals: &[Goal],
+        steps: u64,
+        kind: Start,
+    ) -> (Found, Tensor<4>) {
+        let mut found: Found = vec![None; goals.len()];
+        let mut climb = Climb::new(self, ball.clone(), start, goals, steps as usize, kind);
+        for step in 0..=climb.steps {
+            let needs_gradient = step < climb.steps;
+            let logits = climb.look(classifier, needs_gradient);
+            if kind != Start::Outside {
+                climb.drop_fooled(&logits, &mut found);
+            }
+            if climb.climbs.is_empty() {
+                break;
+            }
+            climb.remember(step);
+            if needs_gradient {
+                climb.step(step);
+            }
+        }
+        (found, climb.best)
+    }
+}
+
+/// Where a climb comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// A random point of the ball.
+    Random,
+    /// A point that an earlier climb found.
+    Given,
+    /// The same, in a ball larger than epsilon: what is misclassified there does not count.
+    Outside,
+}
+
+/// One image's climb.
+struct Climber {
+    /// Its place in the batch.
+    place: usize,
+    goal: Goal,
+    /// Loss after each step; 0 before it, as in the reference, whose first check compares with it.
+    losses: Vec<f64>,
+    /// The loss just seen.
+    loss: f64,
+    best: f64,
+    best_at_check: f64,
+    halved_at_check: bool,
+    step_size: f64,
+    /// l1: the share of pixels that a step moves, and how many the best image had moved at the last check.
+    share: f64,
+    moved: usize,
+}
+
+/// Climbs side by side; row i of each tensor belongs to climb i.
+struct Climb {
+    climbs: Vec<Climber>,
+    averages: u64,
+    norm: Norm,
+    ball: Ball,
+    largest_step: f64,
+    steps: usize,
+    pixels: usize,
+    /// Where the climbs are, where they were a step before, and where the loss was largest.
+    images: Tensor<4>,
+    before: Tensor<4>,
+    best: Tensor<4>,
+    gradient: Tensor<4>,
+    best_gradient: Tensor<4>,
+    /// Steps until the next check, and between checks.
+    until_check: usize,
+    window: usize,
+}
+
+impl Climb {
+    fn new(
+        apgd: &Apgd,
+        ball: Ball,
+        start: Tensor<4>,
+        goals: &[Goal],
+        steps: usize,
+        kind: Start,
+    ) -> Self {
+        let of = |share: f64| ((share * steps as f64) as usize).max(1);
+        let window = if apgd.norm == Norm::L1 {
+            of(0.04)
+        } else {
+            of(0.22)
+        };
+        let epsilon = ball.epsilon();
+        let largest_step = if apgd.norm == Norm::L1 {
+            epsilon
+        } else {
+            2.0 * epsilon
+        };
+        let pixels: usize = start.dims()[1..].iter().product();
+        let moved = match (apgd.norm, kind) {
+            (Norm::L1, Start::Given | Start::Outside) => moved_pixels(&start, &ball),
+            _ => vec![pixels; goals.len()],
+        };
+        let climbers = goals.iter().enumerate().map(|(place, goal)| Climber {
+            place,
+            goal: *goal,
+            losses: vec![0.0; steps],
+            loss: 0.0,
+            best: f64::NEG_INFINITY,
+            best_at_check: f64::NEG_INFINITY,
+            halved_at_check: true,
+            step_size: largest_step,
+            share: match kind {
+                Start::Random => FIRST_SHARE,
+                _ => share(moved[place], pixels),
+            },
+            moved: moved[place],
+        });
+        Self {
+            climbs: climbers.collect(),
+            averages: apgd.averages,
+            norm: apgd.norm,
+            largest_step,
+            ball,
+            steps,
+            pixels,
+            before: start.clone(),
+            gradient: start.clone(),
+            best: start.clone(),
+            best_gradient: start.clone(),
+            images: start,
+            until_check: window,
+            window,
+        }
+    }
+
+    /// Evaluates the model where the climbs are; the mean gradient of several looks at a random model.
+    fn look(&mut self, classifier: &Classifier, needs_gradient: bool) -> Logits {
+        let goals: Vec<Goal> = self.climbs.iter().map(|climb| climb.goal).collect();
+        if !needs_gradient {
+            let logits = classifier.logits(self.images.clone());
+            let mut slope = vec![0.0; logits.classes()];
+            for (climb, row) in self.climbs.iter_mut().zip(logits.rows()) {
+                climb.loss = climb.goal.slope(row, &mut slope);
+            }
+            return logits;
+        }
+        let mut seen = classifier.climb(self.images.clone(), &goals);
+        for _ in 1..self.averages {
+            let again = classifier.climb(self.images.clone(), &goals);
+            seen = Slope {
+                gradient: seen.gradient + again.gradient,
+                ..again
+            };
+        }
+        // The sum of the gradients serves as well as their mean: only its direction and order count.
+        self.gradient = seen.gradient;
+        for (climb, loss) in self.climbs.iter_mut().zip(seen.losses) {
+            climb.loss = loss;
+        }
+        seen.logits
+    }
+
+    /// Takes the images that are misclassified out of the batch.
+    fn drop_fooled(&mut self, logits: &Logits, found: &mut Found) {
+        let is_right = |row: &usize| logits.is_right(*row, self.climbs[*row].goal.label());
+        let (kept, fooled): (Vec<usize>, Vec<usize>) = (0..self.climbs.len()).partition(is_right);
+        if fooled.is_empty() {
+            return;
+        }
+        let images = images_of(select(self.images.clone(), &fooled));
+        for (row, image) in fooled.iter().zip(images) {
+            found[self.climbs[*row].place] = Some(image);
+        }
+        let mut row = 0..;
+        self.climbs
+            .retain(|_| kept.binary_search(&row.next().expect("endless")).is_ok());
+        self.ball = self.ball.select(&kept);
+        for tensor in [
+            &mut self.images,
+            &mut self.before,
+            &mut self.gradient,
+            &mut self.best,
+            &mut self.best_gradient,
+        ] {
+            *tensor = select(tensor.clone(), &kept);
+        }
+    }
+
+    /// Books what was seen after `step` steps: the best image, and at a check the step sizes.
+    fn remember(&mut self, step: usize) {
+        let better: Vec<bool> = self
+            .climbs
+            .iter()
+            .map(|climb| climb.loss > climb.best)
+            .collect();
+        self.best = replace(self.best.clone(), &self.images, &better);
+        self.best_gradient = replace(self.best_gradient.clone(), &self.gradient, &better);
+        for climb in &mut self.climbs {
+            climb.best = climb.best.max(climb.loss);
+        }
+        if step == 0 {
+            for climb in &mut self.climbs {
+                climb.best_at_check = climb.best;
+            }
+            return;
+        }
+        for climb in &mut self.climbs {
+            climb.losses[step - 1] = climb.loss;
+        }
+        self.until_check -= 1;
+        if self.until_check > 0 {
+            return;
+        }
+        let restart = match self.norm {
+            Norm::L1 => self.check_sparsity(),
+            Norm::Linf | Norm::L2 => {
+                let window = self.window;
+                let shrink = (0.03 * self.steps as f64) as usize;
+                let least = (0.06 * self.steps as f64) as usize;
+                self.window = (window.saturating_sub(shrink.max(1))).max(least.max(1));
+                self.climbs
+                    .iter_mut()
+                    .map(|climb| climb.check_steps(step - 1, window))
+                    .collect()
+            }
+        };
+        self.images = replace(self.images.clone(), &self.best, &restart);
+        self.gradient = replace(self.gradient.clone(), &self.best_gradient, &restart);
+        self.until_check = self.window;
+    }
+
+    /// l1: as long as the best image grows sparser, go on from it with the largest step; else smaller steps.
+    fn check_sparsity(&mut self) -> Vec<bool> {
+        let moved = moved_pixels(&self.best, &self.ball);
+        let check = |(climb, moved): (&mut Climber, usize)| {
+            let sparser = (moved as f64) < 0.95 * climb.moved as f64;
+            climb.step_size = if sparser {
+                self.largest_step
+            } else {
+                (climb.step_size / 1.5).max(self.largest_step / 10.0)
+            };
+            climb.share = share(moved, self.pixels);
+            climb.moved = moved;
+            sparser
+        };
+        self.climbs.iter_mut().zip(moved).map(check).collect()
+    }
+
+    /// Moves along the gradient, with momentum but in l1.
+    fn step(&mut self, step: usize) {
+        let sizes: Vec<f32> = self
+            .climbs
+            .iter()
+            .map(|climb| climb.step_size as f32)
+            .collect();
+        let (images, gradient) = (self.images.clone(), self.gradient.clone());
+        let next = if self.norm == Norm::L1 {
+            let shares: Vec<f64> = self.climbs.iter().map(|climb| climb.share).collect();
+            self.ball.sparse_step(images, gradient, &sizes, &shares)
+        } else {
+            let ahead = self.ball.step(images.clone(), gradient, &sizes);
+            let new = if step == 0 { 1.0 } else { DIRECTION_SHARE };
+            let momentum = (images.clone() - self.before.clone()) * (1.0 - new);
+            self.ball
+                .project(images.clone() + (ahead - images) * new + momentum)
+        };
+        self.before = std::mem::replace(&mut self.images, next);
+    }
+}
+
+impl Climber {
+    /// Whether to halve the step and go back to the best image, after step `last` of a window.
+    fn check_steps(&mut self, last: usize, window: usize) -> bool {
+        let steps = self.losses.len();
+        // Before the first loss comes the last of the list, still 0: the reference's way to count.
+        let rises = |at: &usize| self.losses[*at] > self.losses[(*at + steps - 1) % steps];
+        let rises = (last + 1 - window..=last).filter(rises).count();
+        let few = rises as f64 <= RISING_SHARE * window as f64;
+        let idle = !self.halved_at_check && self.best_at_check >= self.best;
+        self.halved_at_check = few || idle;
+        self.best_at_check = self.best;
+        if self.halved_at_check {
+            self.step_size /= 2.0;
+        }
+        self.halved_at_check
+    }
+}
+
+/// The next share of pixels to move, when the best image has moved so many.
+fn share(moved: usize, pixels: usize) -> f64 {
+    moved as f64 / pixels as f64 / 1.5
+}
+
+/// How many pixels each image has changed.
+fn moved_pixels(images: &Tensor<4>, ball: &Ball) -> Vec<usize> {
+    let centres = images_of(ball.centre());
+    let pairs = images_of(images.clone()).into_iter().zip(centres);
+    pairs
+        .map(|(image, centre)| image.iter().zip(&centre).filter(|(a, b)| a != b).count())
+        .collect()
+}
+
+/// The images, with those of `others` in the rows that are `chosen`.
+fn replace(images: Tensor<4>, others: &Tensor<4>, chosen: &[bool]) -> Tensor<4> {
+    if !chosen.contains(&true) {
+        return images;
+    }
+    if !chosen.contains(&false) {
+        return others.clone();
+    }
+    let mask = TensorData::new(chosen.to_vec(), [chosen.len(), 1, 1, 1]);
+    let mask: Tensor<4, Bool> = Tensor::from_data(mask, &images.device());
+    let mask = mask.expand(images.dims());
+    images.mask_where(mask, others.clone())
+}

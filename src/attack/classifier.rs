@@ -1,0 +1,232 @@
+//! What is attacked: a function from images to logits, asked for values and slopes and counted.
+
+use std::cell::Cell;
+use std::ops::AddAssign;
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::goal::Goal;
+use crate::fused::{from_vec, to_vec};
+
+/// A function from images in [0, 1] to logits, under attack.
+pub struct Classifier<'a> {
+    logits: &'a dyn Fn(Tensor<4>) -> Tensor<2>,
+    device: Device,
+    passes: Cell<Passes>,
+    watch: &'a dyn Fn(Passes),
+}
+
+/// How many images went through the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passes {
+    /// Forward.
+    pub forward: u64,
+    /// Backward, to the pixels.
+    pub backward: u64,
+}
+
+impl AddAssign for Passes {
+    fn add_assign(&mut self, more: Self) {
+        self.forward += more.forward;
+        self.backward += more.backward;
+    }
+}
+
+/// The logits of a batch, on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logits {
+    values: Vec<f32>,
+    classes: usize,
+}
+
+impl Logits {
+    /// Shapes: `values` `[batch, classes]`.
+    pub fn new(values: Vec<f32>, classes: usize) -> Self {
+        Self { values, classes }
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// The logits of one image.
+    pub fn row(&self, index: usize) -> &[f32] {
+        &self.values[index * self.classes..][..self.classes]
+    }
+
+    /// The rows in order.
+    pub fn rows(&self) -> impl Iterator<Item = &[f32]> {
+        self.values.chunks_exact(self.classes.max(1))
+    }
+
+    /// Whether an image is classified as `label`. Logits that are not numbers are no answer.
+    pub fn is_right(&self, index: usize, label: usize) -> bool {
+        let row = self.row(index);
+        let best = (1..row.len()).fold(
+            0,
+            |best, class| if row[class] > row[best] { class } else { best },
+        );
+        best == label && row.iter().all(|logit| !logit.is_nan())
+    }
+
+    /// How far an image is from being fooled: `z_y - max z_i` over the other classes.
+    pub fn margin(&self, index: usize, label: usize) -> f64 {
+        let row = self.row(index);
+        let others = row.iter().enumerate().filter(|(class, _)| *class != label);
+        let rival = others.fold(f32::NEG_INFINITY, |most, (_, logit)| most.max(*logit));
+        f64::from(row[label]) - f64::from(rival)
+    }
+}
+
+/// Where a climb stands.
+pub struct Slope {
+    /// The logits.
+    pub logits: Logits,
+    /// Each image's loss.
+    pub losses: Vec<f64>,
+    /// The gradient of each image's loss with respect to its pixels, `[batch, 3, height, width]`.
+    pub gradient: Tensor<4>,
+}
+
+impl<'a> Classifier<'a> {
+    /// A function that takes images `[batch, 3, height, width]` to logits `[batch, classes]` and is
+    /// differentiable by Burn. An image's logits must depend on that image alone.
+    pub fn new(logits: &'a dyn Fn(Tensor<4>) -> Tensor<2>, device: &Device) -> Self {
+        Self::watched(logits, device, &|_| ())
+    }
+
+    /// The same, telling `watch` of every pass.
+    pub fn watched(
+        logits: &'a dyn Fn(Tensor<4>) -> Tensor<2>,
+        device: &Device,
+        watch: &'a dyn Fn(Passes),
+    ) -> Self {
+        let device = device.clone().without_autodiff();
+        Self {
+            logits,
+            device,
+            passes: Cell::default(),
+            watch,
+        }
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Passes since it was made or last asked.
+    pub fn take_passes(&self) -> Passes {
+        self.passes.take()
+    }
+
+    fn count(&self, forward: usize, backward: usize) {
+        let these = Passes {
+            forward: forward as u64,
+            backward: backward as u64,
+        };
+        let mut passes = self.passes.get();
+        passes += these;
+        self.passes.set(passes);
+        (self.watch)(these);
+    }
+
+    /// The logits of images.
+    pub fn logits(&self, images: Tensor<4>) -> Logits {
+        let batch = images.dims()[0];
+        let logits = (self.logits)(images.without_autodiff());
+        let classes = logits.dims()[1];
+        let logits = Logits::new(to_vec(logits.without_autodiff()), classes);
+        self.count(batch, 0);
+        logits
+    }
+
+    /// The logits of images on the host: `pixels` holds one image after another.
+    pub fn logits_of(&self, pixels: Vec<f32>, [channels, height, width]: [usize; 3]) -> Logits {
+        let batch = pixels.len() / (channels * height * width);
+        self.logits(from_vec(
+            pixels,
+            [batch, channels, height, width],
+            &self.device,
+        ))
+    }
+
+    /// Logits, losses and the losses' gradients at images, each image with its own goal.
+    ///
+    /// The gradient is that of `sum_i <slope_i, logits_i>` with the slopes held fixed, which by the chain rule is
+    /// the gradient of the sum of losses: one forward and one backward pass, whatever the loss.
+    pub fn climb(&self, images: Tensor<4>, goals: &[Goal]) -> Slope {
+        let batch = images.dims()[0];
+        assert_eq!(goals.len(), batch, "one goal an image");
+        let images = images.without_autodiff().autodiff().require_grad();
+        let output = (self.logits)(images.clone());
+        let [_, classes] = output.dims();
+        let logits = Logits::new(to_vec(output.clone().without_autodiff()), classes);
+        let mut slopes = vec![0.0; batch * classes];
+        let rows = slopes
+            .chunks_exact_mut(classes)
+            .zip(logits.rows())
+            .zip(goals);
+        let losses = rows
+            .map(|((slope, row), goal)| goal.slope(row, slope))
+            .collect();
+        let gradient = output.is_tracked().then(|| {
+            let slopes: Tensor<2> = from_vec(slopes, [batch, classes], &self.device);
+            let mut gradients = (output * slopes.autodiff()).sum().backward();
+            images.grad_remove(&mut gradients)
+        });
+        // A function that does not depend on its input differentiably has no gradient.
+        let gradient = gradient.flatten();
+        let gradient = gradient.unwrap_or_else(|| images.without_autodiff().zeros_like());
+        self.count(batch, batch);
+        Slope {
+            logits,
+            losses,
+            gradient,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_right_only_with_a_real_largest_logit() {
+        let logits = Logits::new(vec![1.0, 3.0, 2.0, f32::NAN, 1.0, 0.0], 3);
+        assert!(logits.is_right(0, 1) && !logits.is_right(0, 2));
+        assert!(!logits.is_right(1, 0) && !logits.is_right(1, 1));
+        assert_eq!(logits.margin(0, 1), 1.0);
+        assert_eq!(logits.margin(0, 0), -2.0);
+    }
+
+    #[test]
+    fn a_climb_gives_the_gradient_of_each_goal_and_counts() {
+        let device = Device::flex();
+        let logits = |images: Tensor<4>| images.reshape([2, 3]) * 2.0;
+        let classifier = Classifier::new(&logits, &device);
+        let images = from_vec(vec![0.1, 0.2, 0.3, 0.6, 0.5, 0.4], [2, 3, 1, 1], &device);
+        let goals = [
+            Goal::Difference {
+                label: 0,
+                target: 2,
+            },
+            Goal::Difference {
+                label: 1,
+                target: 0,
+            },
+        ];
+        let slope = classifier.climb(images, &goals);
+        assert_eq!(to_vec(slope.gradient), [-2.0, 0.0, 2.0, 2.0, -2.0, 0.0]);
+        assert!((slope.losses[0] - 0.4).abs() < 1e-6);
+        assert_eq!(
+            classifier.take_passes(),
+            Passes {
+                forward: 2,
+                backward: 2
+            }
+        );
+    }
+}

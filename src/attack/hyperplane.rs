@@ -1,0 +1,162 @@
+//! The nearest point of a hyperplane within the range of pixels, in three norms. On plain slices.
+//!
+//! Source: Croce and Hein 2020 (arXiv:1907.02044), section 2.3 and appendix. Held to the reference
+//! by `tests/attacks.rs`.
+
+use super::Norm;
+
+/// The smallest move, in the norm, that takes `point` onto a hyperplane without leaving [0, 1]; where
+/// that is out of reach, the move that comes nearest to it.
+///
+/// `excess` is `<normal, point> - offset`: how far the point is from the plane, in units of the normal.
+/// Shapes: `point`, `normal` and the result `[pixels]`.
+pub fn project(norm: Norm, point: &[f32], normal: &[f32], excess: f64) -> Vec<f32> {
+    // Moving pixel i against `sign * normal[i]` reduces the excess by |normal[i]| a unit, until the
+    // pixel's room is used up.
+    let sign = if excess >= 0.0 { 1.0 } else { -1.0 };
+    let need = excess.abs();
+    let room = |index: usize| {
+        let down = sign * f64::from(normal[index]) > 0.0;
+        let pixel = f64::from(point[index]);
+        if down { pixel } else { 1.0 - pixel }
+    };
+    let slope = |index: usize| f64::from(normal[index].abs());
+    let pixels = 0..point.len();
+    let sizes: Vec<f64> = match norm {
+        Norm::Linf => {
+            // All pixels move by the same, as far as they can.
+            let most = reach(pixels.clone().map(|i| (room(i), slope(i))), need);
+            pixels.map(|i| room(i).min(most)).collect()
+        }
+        Norm::L2 => {
+            // Each moves in proportion to its slope, as far as it can.
+            let parts = pixels.clone().filter(|i| moves(slope(*i)));
+            let factor = reach(
+                parts.map(|i| (room(i) / slope(i), slope(i) * slope(i))),
+                need,
+            );
+            pixels.map(|i| room(i).min(factor * slope(i))).collect()
+        }
+        Norm::L1 => {
+            // The steepest pixels move first, each as far as it can.
+            let mut order: Vec<usize> = pixels.clone().filter(|i| moves(slope(*i))).collect();
+            order.sort_unstable_by(|a, b| slope(*b).total_cmp(&slope(*a)).then(a.cmp(b)));
+            let mut sizes = vec![0.0; point.len()];
+            let mut need = need;
+            for index in order {
+                sizes[index] = room(index).min(need / slope(index));
+                need -= sizes[index] * slope(index);
+                if need <= 0.0 {
+                    break;
+                }
+            }
+            sizes
+        }
+    };
+    let signed = sizes
+        .iter()
+        .zip(normal)
+        .map(|(size, normal)| match *normal {
+            0.0 => 0.0,
+            normal => (-sign * f64::from(normal.signum()) * size) as f32,
+        });
+    signed.collect()
+}
+
+/// Whether a slope is large enough to divide by; the reference leaves smaller ones out, too.
+fn moves(slope: f64) -> bool {
+    slope > 1e-8
+}
+
+/// The t at which `sum of slope * min(t, place)` comes to `need`; infinite if it never does.
+///
+/// The sum is piecewise linear in t: sort the places and walk until it is large enough.
+fn reach(parts: impl Iterator<Item = (f64, f64)>, need: f64) -> f64 {
+    let mut parts: Vec<(f64, f64)> = parts.filter(|(_, slope)| *slope > 0.0).collect();
+    parts.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+    let mut slope: f64 = parts.iter().map(|(_, slope)| slope).sum();
+    let (mut sum, mut at) = (0.0, 0.0);
+    for (place, of_part) in parts {
+        let next = sum + slope * (place - at);
+        if next >= need {
+            return at + (need - sum) / slope;
+        }
+        (sum, at) = (next, place);
+        slope -= of_part;
+    }
+    f64::INFINITY
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, Rng};
+
+    const NORMS: [Norm; 3] = [Norm::Linf, Norm::L2, Norm::L1];
+
+    fn dot(a: &[f32], b: &[f32]) -> f64 {
+        a.iter()
+            .zip(b)
+            .map(|(a, b)| f64::from(*a) * f64::from(*b))
+            .sum()
+    }
+
+    #[test]
+    fn moves_known_on_paper_are_found() {
+        // Onto 3 a + 4 b = 2 from (0.5, 0.5): the excess is 1.5.
+        let right = [
+            (Norm::Linf, [-1.5 / 7.0, -1.5 / 7.0]),
+            (Norm::L2, [-0.18, -0.24]),
+            (Norm::L1, [0.0, -0.375]),
+        ];
+        for (norm, right) in right {
+            let found = project(norm, &[0.5, 0.5], &[3.0, 4.0], 1.5);
+            for (found, right) in found.iter().zip(right) {
+                assert!((found - right).abs() < 1e-6, "{norm:?} {found} {right}");
+            }
+        }
+        // The second pixel can only move by 0.1, the first takes the rest: 1.5 - 0.4 = 3 * 0.3667.
+        for norm in NORMS {
+            let found = project(norm, &[0.5, 0.1], &[3.0, 4.0], 1.5);
+            assert!((found[0] + 1.1 / 3.0).abs() < 1e-6, "{norm:?} {found:?}");
+            assert!((found[1] + 0.1).abs() < 1e-6, "{norm:?} {found:?}");
+        }
+        // Out of reach: the corner. A flat pixel stays.
+        for norm in NORMS {
+            let found = project(norm, &[0.5, 0.25, 0.5], &[1.0, -1.0, 0.0], 9.0);
+            assert_eq!(found, [-0.5, 0.75, 0.0], "{norm:?}");
+        }
+    }
+
+    #[test]
+    fn the_move_lands_on_the_plane_and_no_shorter_one_does() {
+        let mut rng = Rng::new(5, Purpose::Bench, 0, 0);
+        for round in 0..100 {
+            let n = 2 + rng.below(12);
+            let mut draw = |low: f32, high: f32| -> Vec<f32> {
+                (0..n).map(|_| rng.between(low, high)).collect()
+            };
+            let (point, normal, elsewhere) = (draw(0.0, 1.0), draw(-1.0, 1.0), draw(0.0, 1.0));
+            // A plane through some point of the box can be reached.
+            let offset = dot(&normal, &elsewhere);
+            let excess = dot(&normal, &point) - offset;
+            for norm in NORMS {
+                let found = project(norm, &point, &normal, excess);
+                let there: Vec<f32> = point.iter().zip(&found).map(|(p, d)| p + d).collect();
+                assert!(
+                    there.iter().all(|x| (-1e-6..=1.0 + 1e-6).contains(x)),
+                    "round {round}"
+                );
+                assert!(
+                    (dot(&normal, &there) - offset).abs() < 1e-5,
+                    "round {round} {norm:?}"
+                );
+                let length = norm.distance(&there, &point);
+                assert!(
+                    length <= norm.distance(&elsewhere, &point) + 1e-5,
+                    "round {round} {norm:?}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! AutoAttack, the standard evaluation: how many images does none of four attacks fool?
+//!
+//! The attacks run in this order, each on the images that survived those before it. What survives
+//! the last is the robust accuracy.
+//!
+//! | attack | climbs | linf and l2 | l1 |
+//! |---|---|---|---|
+//! | `apgd-ce` | cross entropy | 100 steps, 1 start | 100 steps from three times epsilon, 5 starts |
+//! | `apgd-t` | targeted ratio of logits | 100 steps, 9 targets | 100 steps from three times epsilon, 5 targets |
+//! | `fab-t` | nothing: least change | 100 steps, 9 targets | 100 steps, 9 targets |
+//! | `square` | margin, no gradients | 5000 queries | 5000 queries |
+//!
+//! Needs: logits, not probabilities; more classes than targets. [`super::checks`] flags what is not so.
+//! Source: Croce and Hein 2020 (arXiv:2003.01690); for l1, 2021 (arXiv:2103.01208).
+
+use crate::attack::{Apgd, Attack, Climbs, Fab, Norm, Pgd, Square, Start};
+use crate::units::Fraction;
+
+/// Which attacks make up AutoAttack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// The one that results are compared by.
+    Standard,
+    /// More restarts and untargeted attacks.
+    Plus,
+    /// For models with random outputs: gradients are means over 20 evaluations.
+    Rand,
+}
+
+impl Version {
+    /// The words for the versions.
+    pub const WORDS: [(&'static str, Version); 3] = [
+        ("standard", Self::Standard),
+        ("plus", Self::Plus),
+        ("rand", Self::Rand),
+    ];
+
+    /// The names of its attacks in order.
+    pub fn attacks(self) -> &'static [&'static str] {
+        match self {
+            Self::Standard => &["apgd-ce", "apgd-t", "fab-t", "square"],
+            Self::Plus => &["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"],
+            Self::Rand => &["apgd-ce", "apgd-dlr"],
+        }
+    }
+}
+
+/// The names of all attacks.
+pub const ATTACKS: [&str; 7] = [
+    "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square",
+];
+
+/// The settings of the attacks; what is absent is AutoAttack's own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// The version whose settings are used.
+    pub version: Version,
+    /// The norm that bounds perturbations.
+    pub norm: Norm,
+    /// Largest perturbation.
+    pub epsilon: Fraction,
+    /// Length of a step of PGD; a quarter of epsilon if absent, as in the paper's PGD-20.
+    pub step_size: Option<Fraction>,
+    /// Steps of PGD (20), APGD and FAB (100).
+    pub steps: Option<u64>,
+    /// Target classes of the targeted attacks.
+    pub targets: Option<u64>,
+    /// Starts of APGD and FAB.
+    pub restarts: Option<u64>,
+    /// Queries of Square (5000).
+    pub queries: Option<u64>,
+}
+
+impl Settings {
+    /// AutoAttack as published.
+    pub fn new(version: Version, norm: Norm, epsilon: Fraction) -> Self {
+        Self {
+            version,
+            norm,
+            epsilon,
+            step_size: None,
+            steps: None,
+            targets: None,
+            restarts: None,
+            queries: None,
+        }
+    }
+
+    /// The attacks of the version.
+    pub fn autoattack(&self) -> Vec<Attack> {
+        let names = self.version.attacks().iter();
+        names
+            .map(|name| self.attack(name).expect("versions name attacks"))
+            .collect()
+    }
+
+    /// The attack of a name of [`ATTACKS`].
+    pub fn attack(&self, name: &str) -> Option<Attack> {
+        let (norm, epsilon) = (self.norm, self.epsilon.clone());
+        let is_l1 = norm == Norm::L1;
+        let steps = self.steps.unwrap_or(100);
+        let standard = self.version == Version::Standard;
+        let restarts = |most: u64| self.restarts.unwrap_or(most);
+        let apgd = |climbs, most| {
+            Attack::Apgd(Apgd {
+                norm,
+                epsilon: epsilon.clone(),
+                climbs,
+                steps,
+                restarts: restarts(most),
+                averages: if self.version == Version::Rand { 20 } else { 1 },
+                // Only the standard version enlarges the l1 ball, as in the reference.
+                enlarged: is_l1 && standard,
+            })
+        };
+        let untargeted = match self.version {
+            Version::Standard => {
+                if is_l1 {
+                    5
+                } else {
+                    1
+                }
+            }
+            Version::Plus => 5,
+            Version::Rand => 1,
+        };
+        let fab = |targets, most| {
+            let restarts = restarts(most);
+            Attack::Fab(Fab {
+                norm,
+                epsilon: epsilon.clone(),
+                targets,
+                steps,
+                restarts,
+            })
+        };
+        let targets = |count| self.targets.unwrap_or(count);
+        Some(match name {
+            "pgd" => Attack::Pgd(Pgd {
+                norm,
+                step_size: self
+                    .step_size
+                    .clone()
+                    .unwrap_or_else(|| epsilon.times(0.25)),
+                epsilon: epsilon.clone(),
+                steps: self.steps.unwrap_or(20),
+                start: Start::Random,
+            }),
+            "apgd-ce" => apgd(Climbs::CrossEntropy, untargeted),
+            "apgd-dlr" => apgd(Climbs::Dlr, untargeted),
+            "apgd-t" => {
+                let targets = targets(if is_l1 && standard { 5 } else { 9 });
+                apgd(Climbs::TargetedDlr { targets }, 1)
+            }
+            "fab" => fab(None, 5),
+            "fab-t" => fab(Some(targets(9)), 1),
+            "square" => Attack::Square(Square {
+                norm,
+                epsilon,
+                queries: self.queries.unwrap_or(5000),
+            }),
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_standard_version_has_the_published_settings() {
+        let of =
+            |norm| Settings::new(Version::Standard, norm, "8/255".parse().unwrap()).autoattack();
+        let passes = |norm| -> Vec<u64> {
+            of(norm)
+                .iter()
+                .map(|attack| attack.most_passes(1000).forward)
+                .collect()
+        };
+        assert_eq!(passes(Norm::Linf), [101, 9 * 101, 9 * 200, 5001]);
+        assert_eq!(passes(Norm::L1), [5 * 101, 5 * 101, 9 * 200, 5001]);
+        let names: Vec<String> = of(Norm::L2).iter().map(Attack::name).collect();
+        assert_eq!(names, Version::Standard.attacks());
+    }
+
+    #[test]
+    fn every_name_is_an_attack() {
+        let settings = Settings::new(Version::Plus, Norm::Linf, "0.1".parse().unwrap());
+        for name in ATTACKS {
+            let found = settings.attack(name).unwrap().name();
+            assert!(found.starts_with(name), "{found} is not {name}");
+        }
+        assert!(settings.attack("pdg").is_none());
+    }
+}

@@ -1,0 +1,298 @@
+//! Signs that an evaluation's numbers may not mean what they seem to.
+//!
+//! The reference prints warnings; here each sign is a flag on the result, with what to do about it.
+//! What each means: docs/evaluation.md.
+//! Source: the checks of the AutoAttack program (Croce and Hein 2020).
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::images::check_labels;
+use super::{Images, Outcome};
+use crate::attack::{Attack, Classifier, Climbs, Goal, Logits};
+use crate::error::Result;
+use crate::fused::to_vec;
+
+/// A sign that the numbers may mislead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flag {
+    /// Which check found it; the heading in docs/evaluation.md.
+    pub check: String,
+    /// What was found and what to do.
+    pub message: String,
+}
+
+impl Flag {
+    pub(super) fn new(check: &str, message: impl Into<String>) -> Self {
+        Self {
+            check: check.to_owned(),
+            message: message.into(),
+        }
+    }
+}
+
+/// Evaluations of the same images that are compared.
+const LOOKS: usize = 5;
+/// Largest distance of two evaluations' normalised logits.
+const LARGEST_DIFFERENCE: f64 = 1e-4;
+/// How near to a distribution an output must be to be one.
+const NEAR_DISTRIBUTION: f64 = 1e-5;
+/// Robust accuracy that Square may take from the gradient attacks.
+const SQUARE_SHARE: f64 = 0.002;
+
+/// Looks at the model on the first `batch` images, before any attack.
+pub fn before(
+    logits: &dyn Fn(Tensor<4>) -> Tensor<2>,
+    images: &Images,
+    attacks: &[Attack],
+    batch: usize,
+    device: &Device,
+) -> Result<Vec<Flag>> {
+    let indices: Vec<usize> = (0..images.count().min(batch.max(1))).collect();
+    if indices.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (pixels, labels) = images.batch(&indices, device)?;
+    let classifier = Classifier::new(logits, device);
+    let first = classifier.logits(pixels.clone());
+    check_labels(&labels, first.classes())?;
+    let averages = attacks
+        .iter()
+        .any(|attack| matches!(attack, Attack::Apgd(a) if a.averages > 1));
+    let mut flags = Vec::new();
+    if !averages {
+        let looks = (1..LOOKS).map(|_| classifier.logits(pixels.clone()));
+        flags.extend(randomised(&first, looks, &labels));
+    }
+    flags.extend(not_numbers(&first));
+    flags.extend(distribution(&first));
+    flags.extend(few_classes(first.classes(), attacks));
+    if attacks
+        .iter()
+        .any(|attack| matches!(attack, Attack::Apgd(_)))
+    {
+        flags.extend(zero_gradients(&classifier, pixels, &labels, &first));
+    }
+    Ok(flags)
+}
+
+/// Looks at what the attacks found.
+pub fn after(outcome: &Outcome) -> Vec<Flag> {
+    let count = outcome.robust.len().max(1) as f64;
+    let mut flags = Vec::new();
+    let stages = outcome.stages.iter().enumerate().skip(2);
+    for (index, stage) in stages.filter(|(_, stage)| stage.attack == "square") {
+        let before = outcome.stages[index - 1].robust_count;
+        let taken = (before - stage.robust_count) as f64 / count;
+        if taken > SQUARE_SHARE {
+            let message = format!(
+                "square, which needs no gradients, lowered robust accuracy by another {:.2} points after the gradient \
+                 attacks: gradients may be masked; try more queries, --version plus or an attack of your own",
+                100.0 * taken
+            );
+            flags.push(Flag::new("square_wins", message));
+        }
+    }
+    flags
+}
+
+fn randomised(first: &Logits, looks: impl Iterator<Item = Logits>, labels: &[u32]) -> Option<Flag> {
+    let right = |logits: &Logits| {
+        (0..labels.len())
+            .filter(|row| logits.is_right(*row, labels[*row] as usize))
+            .count()
+    };
+    let unit = |row: &[f32]| -> Vec<f64> {
+        let length = row
+            .iter()
+            .map(|z| f64::from(*z).powi(2))
+            .sum::<f64>()
+            .sqrt()
+            + 1e-10;
+        row.iter().map(|z| f64::from(*z) / length).collect()
+    };
+    let mut worst = 0.0f64;
+    let mut changed = false;
+    for look in looks {
+        changed |= right(&look) != right(first);
+        for (a, b) in first.rows().zip(look.rows()) {
+            let squares = unit(a)
+                .iter()
+                .zip(unit(b))
+                .map(|(a, b)| (a - b).powi(2))
+                .sum::<f64>();
+            worst = worst.max(squares.sqrt());
+        }
+    }
+    let message = "the same images give other logits each time, as random defences do: use --version rand, which \
+                   averages gradients";
+    (changed || worst > LARGEST_DIFFERENCE).then(|| Flag::new("randomised", message))
+}
+
+/// Of the ratio of logits, which does not vanish where an answer is sure, at images that are classified correctly.
+fn zero_gradients(
+    classifier: &Classifier,
+    pixels: Tensor<4>,
+    labels: &[u32],
+    logits: &Logits,
+) -> Option<Flag> {
+    let goals: Vec<Goal> = labels
+        .iter()
+        .map(|label| Goal::Dlr {
+            label: *label as usize,
+        })
+        .collect();
+    let gradient = to_vec(classifier.climb(pixels, &goals).gradient);
+    let is_right = |row: &usize| logits.is_right(*row, labels[*row] as usize);
+    let right: Vec<usize> = (0..labels.len()).filter(is_right).collect();
+    let pixels = gradient.len() / labels.len();
+    let is_zero = |row: &&usize| {
+        gradient[**row * pixels..][..pixels]
+            .iter()
+            .all(|slope| *slope == 0.0)
+    };
+    let zero = right.iter().filter(is_zero).count();
+    let message = format!(
+        "{zero} of {} images have no gradient at all: attacks that follow gradients cannot be trusted; look for \
+         saturated or rounded layers, and at what square finds",
+        right.len()
+    );
+    (zero > 0).then(|| Flag::new("zero_gradients", message))
+}
+
+fn not_numbers(logits: &Logits) -> Option<Flag> {
+    let bad = logits
+        .rows()
+        .filter(|row| row.iter().any(|z| !z.is_finite()))
+        .count();
+    let message =
+        format!("{bad} images have logits that are not finite: they count as misclassified");
+    (bad > 0).then(|| Flag::new("not_finite", message))
+}
+
+fn distribution(logits: &Logits) -> Option<Flag> {
+    let is_one = |row: &[f32]| {
+        let sum: f64 = row.iter().map(|z| f64::from(*z)).sum();
+        let inside =
+            |z: &f32| (-NEAR_DISTRIBUTION..1.0 + NEAR_DISTRIBUTION).contains(&f64::from(*z));
+        row.iter().all(inside) && (sum - 1.0).abs() < NEAR_DISTRIBUTION
+    };
+    let message = "the outputs are probabilities: attacks need logits, since the softmax hides the gradient of sure \
+                   answers; leave the softmax out";
+    logits
+        .rows()
+        .all(is_one)
+        .then(|| Flag::new("probabilities", message))
+}
+
+fn few_classes(classes: usize, attacks: &[Attack]) -> Vec<Flag> {
+    let mut flags = Vec::new();
+    for attack in attacks {
+        let (needs, wanted) = match attack {
+            Attack::Apgd(apgd) => match apgd.climbs {
+                Climbs::CrossEntropy => continue,
+                Climbs::Dlr => (3, None),
+                Climbs::TargetedDlr { targets } => (4, Some(targets)),
+            },
+            Attack::Fab(fab) => (2, fab.targets),
+            _ => continue,
+        };
+        let name = attack.name();
+        if classes < needs {
+            let message = format!(
+                "{name} divides by a difference of logits that needs {needs} classes and there are {classes}: it climbs \
+                 what there is instead, which is not what others report"
+            );
+            flags.push(Flag::new("few_classes", message));
+        } else if let Some(wanted) = wanted.filter(|wanted| *wanted + 1 > classes as u64) {
+            let message = format!(
+                "{name} is to aim at {wanted} classes and there are {} others: it aims at all of them",
+                classes - 1
+            );
+            flags.push(Flag::new("few_classes", message));
+        }
+    }
+    flags
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attack::Norm;
+    use crate::eval::autoattack::{Settings, Version};
+    use crate::fused::from_vec;
+
+    /// The names of the flags of a function on four images of three pixels.
+    fn flags(logits: &dyn Fn(Tensor<4>) -> Tensor<2>) -> Vec<String> {
+        let device = Device::flex();
+        let pixels = vec![0.9, 0.1, 0.2, 0.1, 0.8, 0.3, 0.2, 0.3, 0.7, 0.6, 0.5, 0.4];
+        let images = Images::Given {
+            images: from_vec(pixels, [4, 3, 1, 1], &device),
+            labels: &[0, 1, 2, 0],
+        };
+        let settings = Settings::new(Version::Standard, Norm::Linf, "8/255".parse().unwrap());
+        let found = before(logits, &images, &settings.autoattack(), 4, &device).unwrap();
+        found.into_iter().map(|flag| flag.check).collect()
+    }
+
+    /// Twelve logits, a sound model.
+    fn wide(images: Tensor<4>) -> Tensor<2> {
+        let [batch, ..] = images.dims();
+        let pixels = images.reshape([batch, 3]);
+        Tensor::cat(
+            vec![
+                pixels.clone() * 4.0,
+                pixels.clone(),
+                pixels.clone() * -1.0,
+                pixels * -2.0,
+            ],
+            1,
+        )
+    }
+
+    #[test]
+    fn a_sound_model_has_no_flag() {
+        assert_eq!(flags(&wide), Vec::<String>::new());
+    }
+
+    #[test]
+    fn planted_defences_are_flagged() {
+        let softmax = |images| burn::tensor::activation::softmax(wide(images), 1);
+        assert_eq!(flags(&softmax), ["probabilities"]);
+
+        let look = std::cell::Cell::new(0.0);
+        let random = |images| {
+            look.set(look.get() + 0.01);
+            let logits = wide(images);
+            let noise = logits.zeros_like().slice_fill([0..4, 0..1], look.get());
+            logits + noise
+        };
+        assert_eq!(flags(&random), ["randomised"]);
+
+        let rounded = |images: Tensor<4>| wide(images.without_autodiff().round() + 0.001);
+        assert!(flags(&rounded).contains(&"zero_gradients".to_owned()));
+
+        let broken = |images| wide(images) / 0.0;
+        assert!(flags(&broken).contains(&"not_finite".to_owned()));
+
+        let three = |images: Tensor<4>| images.reshape([4, 3]);
+        assert_eq!(flags(&three), ["few_classes", "few_classes"]);
+    }
+
+    #[test]
+    fn labels_beyond_the_models_classes_are_named() {
+        let device = Device::flex();
+        let images = Images::Given {
+            images: Tensor::zeros([1, 3, 1, 1], &device),
+            labels: &[7],
+        };
+        let three = |images: Tensor<4>| images.reshape([1, 3]);
+        let error = before(&three, &images, &[], 1, &device)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("an image has class 7 and the model 3 classes"),
+            "{error}"
+        );
+    }
+}

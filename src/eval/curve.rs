@@ -1,0 +1,81 @@
+//! Robust accuracy over epsilon: a check against masked gradients.
+//!
+//! With a large enough epsilon every image can be turned into any other, so a curve that does not start at clean
+//! accuracy and fall to about zero shows an attack that fails, not a model that is robust (Athalye et al. 2018,
+//! arXiv:1802.00420, section 3.1; Carlini et al. 2019, arXiv:1902.06705, section 5).
+
+use serde::Serialize;
+
+use super::autoattack::Settings;
+use super::checks::Flag;
+use super::{Outcome, result::wilson};
+use crate::attack::{Attack, Norm};
+use crate::units::Fraction;
+
+/// Multiples of epsilon on the curve.
+pub const MULTIPLES: [f64; 8] = [0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, 8.0];
+/// What may be left at the largest epsilon.
+const NEARLY_ZERO: f64 = 0.02;
+
+/// A point of the curve.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Point {
+    /// Largest perturbation.
+    pub epsilon: Fraction,
+    /// Its value.
+    pub value: f64,
+    /// Share of images that stand.
+    pub robust_accuracy: f64,
+    /// Its 95 % interval.
+    pub interval_95: (f64, f64),
+}
+
+/// APGD on cross entropy at rising epsilon: what fell to a smaller epsilon stays fallen, since the smaller ball is
+/// part of the larger one.
+pub fn attacks(settings: &Settings) -> Vec<Attack> {
+    let multiples = MULTIPLES.iter().filter(|multiple| **multiple > 0.0);
+    let at = |multiple: &f64| {
+        let epsilon = match *multiple {
+            1.0 => settings.epsilon.clone(),
+            multiple => settings.epsilon.times(multiple),
+        };
+        let whole: Fraction = "1".parse().expect("a number");
+        let is_whole = settings.norm == Norm::Linf && epsilon.value() > 1.0;
+        let epsilon = if is_whole { whole } else { epsilon };
+        let settings = Settings {
+            epsilon,
+            restarts: Some(1),
+            ..settings.clone()
+        };
+        settings.attack("apgd-ce").expect("a known name")
+    };
+    multiples.map(at).collect()
+}
+
+/// The curve that the evaluation with [`attacks`] gave.
+pub fn points(outcome: &Outcome, attacks: &[Attack]) -> Vec<Point> {
+    let zero: Fraction = "0".parse().expect("a number");
+    let epsilons = std::iter::once(&zero).chain(attacks.iter().map(Attack::epsilon));
+    let points = epsilons
+        .zip(&outcome.stages)
+        .enumerate()
+        .map(|(index, (epsilon, stage))| Point {
+            epsilon: epsilon.clone(),
+            value: epsilon.value(),
+            robust_accuracy: outcome.accuracy_after(index),
+            interval_95: wilson(stage.robust_count, outcome.robust.len()),
+        });
+    points.collect()
+}
+
+/// A flag if the curve does not fall to about zero.
+pub fn check(points: &[Point]) -> Option<Flag> {
+    let last = points.last()?;
+    let message = format!(
+        "{:.1} % of the images stand even at epsilon {}, where hardly any can: the attack fails, gradients are masked or \
+         rounded away",
+        100.0 * last.robust_accuracy,
+        last.epsilon
+    );
+    (last.robust_accuracy > NEARLY_ZERO).then(|| Flag::new("masked_gradients", message))
+}

@@ -1,0 +1,338 @@
+//! An evaluation that a person watches and that survives a kill: told line by line, saved after each batch.
+//!
+//! The lines are those of the AutoAttack program, which people search logs for.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use super::result::wilson;
+use super::{Done, Evaluation, Images, Observer, Outcome};
+use crate::attack::{Attack, Norm, Passes};
+use crate::data::tensors;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::fused::to_vec;
+use crate::screen::Screen;
+use crate::units::duration;
+
+/// Progress on a screen is drawn anew after this long.
+const REDRAWN_AFTER: Duration = Duration::from_millis(200);
+
+/// What is saved of an evaluation in progress.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    outcome: Outcome,
+    /// Bytes of the file of adversarial images that belong to it.
+    images: u64,
+}
+
+/// The files of an evaluation in progress.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    state: PathBuf,
+    images: Option<PathBuf>,
+}
+
+impl Progress {
+    /// In a folder, for the evaluation with the given fingerprint: another one's progress is left alone.
+    pub fn new(folder: &Path, fingerprint: &str, keep_images: bool) -> Self {
+        let name = format!(
+            "eval-{}.progress",
+            &fingerprint[..12.min(fingerprint.len())]
+        );
+        let images = keep_images.then(|| folder.join(format!("{name}.images")));
+        Self {
+            state: folder.join(name),
+            images,
+        }
+    }
+
+    /// Where the evaluation was; `None` at its beginning.
+    fn load(&self) -> Result<Option<Outcome>> {
+        if !self.state.is_file() {
+            return Ok(None);
+        }
+        let saved: Saved = serde_json::from_slice(&files::read(&self.state)?).map_err(|error| {
+            let message = format!("`{}` cannot be read: {error}", self.state.display());
+            Error::input(message).hint("remove it to begin the evaluation anew")
+        })?;
+        if let Some(images) = &self.images {
+            let found = files::size(images);
+            if found < saved.images {
+                let message = format!(
+                    "`{}` has {found} of {} bytes",
+                    images.display(),
+                    saved.images
+                );
+                let state = self.state.display();
+                return Err(Error::input(message).hint(format!("remove `{state}` to begin anew")));
+            }
+            files::truncate(images, saved.images)?;
+        }
+        Ok(Some(saved.outcome))
+    }
+
+    fn save(&self, outcome: &Outcome, done: &Done) -> Result<()> {
+        let mut size = 0;
+        if let Some(images) = &self.images {
+            for (index, image) in done.fooled {
+                if let Some(image) = image {
+                    files::append_bytes(images, &(*index as u64).to_le_bytes())?;
+                    files::append_bytes(images, bytemuck::cast_slice(image))?;
+                }
+            }
+            size = files::size(images);
+        }
+        let saved = Saved {
+            outcome: outcome.clone(),
+            images: size,
+        };
+        let text = serde_json::to_vec(&saved).expect("an outcome is JSON");
+        files::write(&self.state, &text)
+    }
+
+    /// The adversarial images by index; `pixels` is the number of values of an image.
+    fn adversarial(&self, pixels: usize) -> Result<HashMap<usize, Vec<f32>>> {
+        let Some(path) = self.images.as_ref().filter(|path| path.is_file()) else {
+            return Ok(HashMap::new());
+        };
+        let bytes = files::read(path)?;
+        let records = bytes.chunks_exact(8 + 4 * pixels);
+        let record = |record: &[u8]| {
+            let (index, image) = record.split_at(8);
+            let index = u64::from_le_bytes(index.try_into().expect("eight bytes"));
+            (index as usize, bytemuck::pod_collect_to_vec(image))
+        };
+        Ok(records.map(record).collect())
+    }
+
+    /// Writes the images as the model was judged by them, with their labels, as `tensors:FILE` reads them: the
+    /// adversarial one where the model was fooled, else the clean one.
+    pub fn save_adversarial(&self, images: &Images, path: &Path, device: &Device) -> Result<()> {
+        let indices: Vec<usize> = (0..images.count()).collect();
+        let (clean, labels) = images.batch(&indices, device)?;
+        let shape = clean.dims();
+        let pixels = shape[1..].iter().product();
+        let mut values = to_vec(clean);
+        for (index, image) in self.adversarial(pixels)? {
+            values[index * pixels..][..pixels].copy_from_slice(&image);
+        }
+        let labels: Vec<i64> = labels.iter().map(|label| i64::from(*label)).collect();
+        tensors::save(path, &values, shape, &labels, &[])
+    }
+
+    /// Removes the files, when the result is safe.
+    pub fn remove(&self) -> Result<()> {
+        for path in std::iter::once(&self.state).chain(&self.images) {
+            if path.is_file() {
+                files::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs an evaluation, or what is left of it, and tells about it.
+pub fn watch(
+    evaluation: &Evaluation,
+    progress: Option<&Progress>,
+    screen: &mut dyn Screen,
+) -> Result<Outcome> {
+    let earlier = progress.map(Progress::load).transpose()?.flatten();
+    if let Some(earlier) = &earlier {
+        let stage = earlier.stages.last().expect("saved after a batch");
+        let left = earlier.queue.len();
+        let done = stage.tried - left;
+        screen.line(&format!(
+            "going on after {done} of {} images of {}",
+            stage.tried, stage.attack
+        ));
+    }
+    let watcher = Watcher {
+        attacks: evaluation.attacks,
+        progress,
+        screen: RefCell::new(screen),
+        begun: Instant::now(),
+        drawn: Cell::new(Instant::now()),
+        state: RefCell::new(State::default()),
+    };
+    watcher.state.borrow_mut().count = evaluation.images.count();
+    let outcome = evaluation.resume(earlier.unwrap_or_default(), &watcher)?;
+    watcher.told_last(&outcome);
+    Ok(outcome)
+}
+
+/// Shows and saves.
+struct Watcher<'a> {
+    attacks: &'a [Attack],
+    progress: Option<&'a Progress>,
+    screen: RefCell<&'a mut dyn Screen>,
+    begun: Instant,
+    drawn: Cell<Instant>,
+    state: RefCell<State>,
+}
+
+/// What is known between batches.
+#[derive(Default)]
+struct State {
+    count: usize,
+    attack: String,
+    tried: usize,
+    left: usize,
+    standing: usize,
+    /// Passes of this process, of the batch in progress, and at most to come.
+    done: f64,
+    of_batch: f64,
+    to_come: f64,
+}
+
+/// A backward pass to the pixels costs about as much as a forward pass.
+fn cost(passes: Passes) -> f64 {
+    (passes.forward + passes.backward) as f64
+}
+
+impl State {
+    fn text(&self, seconds: f64) -> String {
+        let (low, high) = wilson(self.standing, self.count);
+        let percent = |share: f64| 100.0 * share;
+        let share = percent(self.standing as f64 / self.count.max(1) as f64);
+        let mut text = format!(
+            "{}: {} of {} images, {share:.1} % stand (95 %: {:.1} to {:.1})",
+            self.attack,
+            self.tried - self.left,
+            self.tried,
+            percent(low),
+            percent(high)
+        );
+        let to_come = (self.to_come - self.of_batch).max(0.0);
+        if self.done > 0.0 && to_come > 0.0 {
+            let left = to_come * seconds / self.done;
+            text += &format!(", at most {} left", duration(left));
+        }
+        text
+    }
+}
+
+impl Watcher<'_> {
+    /// The passes that are still to come if every image that stands keeps standing.
+    fn to_come(&self, outcome: &Outcome, classes: usize) -> f64 {
+        let at = outcome.stages.len();
+        let of_current = at
+            .checked_sub(2)
+            .map_or(1.0, |index| cost(self.attacks[index].most_passes(classes)));
+        let later = self.attacks.iter().skip(at - 1);
+        let of_later: f64 = later.map(|attack| cost(attack.most_passes(classes))).sum();
+        of_current * outcome.queue.len() as f64 + of_later * outcome.standing() as f64
+    }
+
+    fn draw(&self) {
+        let state = self.state.borrow();
+        let to_come = (state.to_come - state.of_batch).max(0.0);
+        let text = state.text(self.begun.elapsed().as_secs_f64());
+        self.screen
+            .borrow_mut()
+            .progress(state.done as u64, (state.done + to_come) as u64, &text);
+        self.drawn.set(Instant::now());
+    }
+
+    fn line(&self, text: &str) {
+        self.screen.borrow_mut().line(text);
+    }
+
+    /// The reference's last two lines, and the interval.
+    fn told_last(&self, outcome: &Outcome) {
+        let Some(attack) = self.attacks.last() else {
+            return;
+        };
+        let norm = match attack.norm() {
+            Norm::Linf => "Linf",
+            Norm::L2 => "L2",
+            Norm::L1 => "L1",
+        };
+        let largest = outcome
+            .distance
+            .iter()
+            .flatten()
+            .fold(0.0, |most: f64, d| most.max(*d));
+        let [low, high] = outcome.pixels.unwrap_or_default();
+        self.line(&format!(
+            "max {norm} perturbation: {largest:.5}, nan in tensor: 0, max: {high:.5}, min: {low:.5}"
+        ));
+        let count = outcome.robust.len();
+        let share = 100.0 * outcome.accuracy_after(outcome.stages.len() - 1);
+        self.line(&format!("robust accuracy: {share:.2}%"));
+        let (low, high) = wilson(outcome.standing(), count);
+        let (low, high) = (100.0 * low, 100.0 * high);
+        self.line(&format!(
+            "95 % interval: {low:.1} to {high:.1} % ({} of {count} images)",
+            outcome.standing()
+        ));
+    }
+}
+
+impl Observer for Watcher<'_> {
+    fn passed(&self, passes: Passes) {
+        {
+            let mut state = self.state.borrow_mut();
+            state.done += cost(passes);
+            state.of_batch += cost(passes);
+        }
+        if self.drawn.get().elapsed() > REDRAWN_AFTER {
+            self.draw();
+        }
+    }
+
+    fn batch(&self, outcome: &Outcome, done: &Done) -> Result<()> {
+        if let Some(progress) = self.progress {
+            progress.save(outcome, done)?;
+        }
+        {
+            let stage = outcome.stages.last().expect("a stage is in progress");
+            let to_come = self.to_come(outcome, done.classes);
+            let mut state = self.state.borrow_mut();
+            state.attack = stage.attack.clone();
+            (state.tried, state.left) = (stage.tried, outcome.queue.len());
+            state.standing = outcome.standing();
+            (state.of_batch, state.to_come) = (0.0, to_come);
+        }
+        if outcome.stages.len() > 1 {
+            let Done {
+                attack,
+                number,
+                of,
+                tried,
+                fooled,
+                ..
+            } = done;
+            let fooled = fooled.len();
+            self.line(&format!(
+                "{attack} - {number}/{of} - {fooled} out of {tried} successfully perturbed"
+            ));
+            if number < of {
+                self.line(&self.state.borrow().text(self.begun.elapsed().as_secs_f64()));
+            }
+        }
+        self.draw();
+        Ok(())
+    }
+
+    fn stage(&self, outcome: &Outcome) -> Result<()> {
+        let at = outcome.stages.len() - 1;
+        let share = 100.0 * outcome.accuracy_after(at);
+        if at == 0 {
+            self.line(&format!("initial accuracy: {share:.2}%"));
+            return Ok(());
+        }
+        let name = outcome.stages[at].attack.to_uppercase();
+        let seconds: f64 = outcome.stages[1..].iter().map(|stage| stage.seconds).sum();
+        self.line(&format!(
+            "robust accuracy after {name}: {share:.2}% (total time {seconds:.1} s)"
+        ));
+        Ok(())
+    }
+}
