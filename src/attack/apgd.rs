@@ -142,10 +142,25 @@ impl Apgd {
         .0
     }
 
+    /// One climb of each image from a given start, such as what another attack found.
+    ///
+    /// Shapes: `clean` and `start` `[batch, 3, height, width]`, `goals` `[batch]`.
+    pub fn climb_from(
+        &self,
+        classifier: &Classifier,
+        clean: Tensor<4>,
+        start: Tensor<4>,
+        goals: &[Goal],
+    ) -> Found {
+        let ball = Ball::new(self.norm, self.epsilon.value(), clean);
+        self.climb(classifier, &ball, start, goals, self.steps, Start::Given)
+            .0
+    }
+
     /// The images that were misclassified inside the ball, and those with the largest loss.
     ///
     /// An image is dropped when it is misclassified, unless the ball is larger than epsilon (`Start::Outside`).
-    pub(super) fn climb(
+    fn climb(
         &self,
         classifier: &Classifier,
         ball: &Ball,
@@ -176,7 +191,7 @@ impl Apgd {
 
 /// Where a climb comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Start {
+enum Start {
     /// A random point of the ball.
     Random,
     /// A point that an earlier climb found.

@@ -41,7 +41,7 @@ enum Command {
     /// Train as a recipe says; the same command resumes.
     Train(train::Train),
     /// Robust accuracy of a model under attacks.
-    Eval(eval::Eval),
+    Eval(Box<eval::Eval>),
     /// Logits, and gradients on request, of a model for a data set.
     Predict(predict::Predict),
     /// How fast this machine is.

@@ -227,7 +227,7 @@ mod tests {
         let device = Device::flex();
         let pixels = vec![0.9, 0.1, 0.2, 0.1, 0.8, 0.3, 0.2, 0.3, 0.7, 0.6, 0.5, 0.4];
         let images = Images::Given {
-            images: from_vec(pixels, [4, 3, 1, 1], &device),
+            images: &from_vec(pixels, [4, 3, 1, 1], &device),
             labels: &[0, 1, 2, 0],
         };
         let settings = Settings::new(Version::Standard, Norm::Linf, "8/255".parse().unwrap());
@@ -283,7 +283,7 @@ mod tests {
     fn labels_beyond_the_models_classes_are_named() {
         let device = Device::flex();
         let images = Images::Given {
-            images: Tensor::zeros([1, 3, 1, 1], &device),
+            images: &Tensor::zeros([1, 3, 1, 1], &device),
             labels: &[7],
         };
         let three = |images: Tensor<4>| images.reshape([1, 3]);

@@ -20,7 +20,7 @@ pub enum Images<'a> {
     /// Images at hand, in [0, 1], `[n, 3, height, width]`.
     Given {
         /// The images.
-        images: Tensor<4>,
+        images: &'a Tensor<4>,
         /// Their classes.
         labels: &'a [u32],
     },
@@ -56,7 +56,7 @@ impl Images<'_> {
                 let rows =
                     Tensor::from_data(TensorData::new(rows, [indices.len()]), &images.device());
                 let labels = indices.iter().map(|index| labels[*index]).collect();
-                Ok((images.clone().select(0, rows).to_device(device), labels))
+                Ok(((*images).clone().select(0, rows).to_device(device), labels))
             }
         }
     }

@@ -1,0 +1,68 @@
+//! AutoAttack on a model of one's own: any function from images in [0, 1] to logits that Burn can differentiate.
+//!
+//! ```text
+//! cargo run --release --example attack_your_own_model
+//! ```
+
+use advxl::attack::Norm;
+use advxl::error::Result;
+use advxl::eval::autoattack::{Settings, Version};
+use advxl::eval::{Evaluation, Images, checks};
+use burn::tensor::{Device, Distribution, Tensor};
+
+fn main() -> Result<()> {
+    let device = Device::flex();
+
+    // The model: here the class whose colour is nearest to the image's mean colour. Normalisation of pixels, if a
+    // model needs it, belongs in here too.
+    let colours = Tensor::<2>::random([10, 3], Distribution::Uniform(0.2, 0.8), &device);
+    let mean_colour = |images: Tensor<4>| {
+        let [batch, channels, height, width] = images.dims();
+        images
+            .reshape([batch, channels, height * width])
+            .mean_dim(2) // [batch, 3, 1]
+    };
+    let logits = |images: Tensor<4>| {
+        // [batch, 3, 1] - [1, 3, classes] -> [batch, 3, classes]
+        let away = mean_colour(images) - colours.clone().transpose().unsqueeze::<3>();
+        (away.clone() * away).sum_dim(1).squeeze_dim(1) * -100.0
+    };
+
+    // The images in [0, 1] and their classes: noise around a random colour, and what the model makes of it.
+    let paint = Tensor::<4>::random([64, 3, 1, 1], Distribution::Uniform(0.2, 0.8), &device);
+    let noise = Tensor::<4>::random([64, 3, 16, 16], Distribution::Uniform(-0.2, 0.2), &device);
+    let images = paint + noise;
+    let labels = advxl::loss::predictions(logits(images.clone()));
+
+    let settings = Settings::new(
+        Version::Standard,
+        Norm::Linf,
+        "8/255".parse().expect("a fraction"),
+    );
+    let attacks = settings.autoattack();
+    let images = Images::Given {
+        images: &images,
+        labels: &labels,
+    };
+    let evaluation = Evaluation {
+        logits: &logits,
+        images: &images,
+        attacks: &attacks,
+        batch: 64,
+        seed: 0,
+        device: &device,
+    };
+
+    for flag in checks::before(&logits, &images, &attacks, 64, &device)? {
+        println!("warning: {}", flag.message);
+    }
+    let outcome = evaluation.run(&())?;
+    for (index, stage) in outcome.stages.iter().enumerate() {
+        println!(
+            "{:<8} {:5.1} % stand",
+            stage.attack,
+            100.0 * outcome.accuracy_after(index)
+        );
+    }
+    Ok(())
+}
