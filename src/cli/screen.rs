@@ -1,7 +1,7 @@
 //! Lines and progress on standard error: a bar on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -10,7 +10,11 @@ use crate::screen::Screen;
 /// Standard error.
 pub(super) struct Terminal {
     bar: Option<ProgressBar>,
+    told: Instant,
 }
+
+/// Where there is no bar, progress is told after this long without any line.
+const SILENCE: Duration = Duration::from_secs(60);
 
 impl Terminal {
     pub(super) fn new() -> Self {
@@ -21,12 +25,14 @@ impl Terminal {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        Self { bar }
+        let told = Instant::now();
+        Self { bar, told }
     }
 }
 
 impl Screen for Terminal {
     fn line(&mut self, text: &str) {
+        self.told = Instant::now();
         match &self.bar {
             Some(bar) => bar.suspend(|| eprintln!("{text}")),
             None => eprintln!("{text}"),
@@ -38,6 +44,8 @@ impl Screen for Terminal {
             bar.set_length(total);
             bar.set_position(done);
             bar.set_message(text.to_owned());
+        } else if self.told.elapsed() > SILENCE {
+            self.line(text);
         }
     }
 }

@@ -79,8 +79,6 @@ pub struct Done<'a> {
     pub of: usize,
     /// Images in the batch.
     pub tried: usize,
-    /// Classes of the model.
-    pub classes: usize,
     /// Those of them that fooled the model.
     pub fooled: &'a [Fooled],
 }
@@ -89,6 +87,9 @@ pub struct Done<'a> {
 pub trait Observer {
     /// Images went through the model.
     fn passed(&self, _passes: Passes) {}
+
+    /// An attack begins, or goes on, with the outcome's queue.
+    fn begun(&self, _outcome: &Outcome) {}
 
     /// A batch is done and in the outcome. An error ends the evaluation.
     fn batch(&self, _outcome: &Outcome, _done: &Done) -> Result<()> {
@@ -171,6 +172,7 @@ impl Evaluation<'_> {
             outcome.begin("clean".to_owned());
         }
         loop {
+            observer.begun(&outcome);
             while !outcome.queue.is_empty() {
                 self.batch(&classifier, &mut outcome, observer)?;
             }
@@ -217,7 +219,6 @@ impl Evaluation<'_> {
             number: (stage.tried - left).div_ceil(self.batch.max(1)),
             of: stage.tried.div_ceil(self.batch.max(1)),
             tried: size,
-            classes: outcome.classes,
             fooled: &fooled,
         };
         observer.batch(outcome, &done)

@@ -161,7 +161,6 @@ pub fn watch(
         drawn: Cell::new(Instant::now()),
         state: RefCell::new(State::default()),
     };
-    watcher.state.borrow_mut().count = evaluation.images.count();
     let outcome = evaluation.resume(earlier.unwrap_or_default(), &watcher)?;
     watcher.told_last(&outcome);
     Ok(outcome)
@@ -180,10 +179,11 @@ struct Watcher<'a> {
 /// What is known between batches.
 #[derive(Default)]
 struct State {
-    count: usize,
     attack: String,
     tried: usize,
     left: usize,
+    /// The first images, whose fate under this attack is known, and how many of them stand.
+    known: usize,
     standing: usize,
     /// Passes of this process, of the batch in progress, and at most to come.
     done: f64,
@@ -198,11 +198,11 @@ fn cost(passes: Passes) -> f64 {
 
 impl State {
     fn text(&self, seconds: f64) -> String {
-        let (low, high) = wilson(self.standing, self.count);
+        let (low, high) = wilson(self.standing, self.known);
         let percent = |share: f64| 100.0 * share;
-        let share = percent(self.standing as f64 / self.count.max(1) as f64);
+        let share = percent(self.standing as f64 / self.known.max(1) as f64);
         let mut text = format!(
-            "{}: {} of {} images, {share:.1} % stand (95 %: {:.1} to {:.1})",
+            "{}: {} of {} images, robust accuracy so far {share:.1} % (95 %: {:.1} to {:.1})",
             self.attack,
             self.tried - self.left,
             self.tried,
@@ -220,8 +220,14 @@ impl State {
 
 impl Watcher<'_> {
     /// The passes that are still to come if every image that stands keeps standing.
-    fn to_come(&self, outcome: &Outcome, classes: usize) -> f64 {
+    fn to_come(&self, outcome: &Outcome) -> f64 {
         let at = outcome.stages.len();
+        // Before the first pass many classes are as good a guess as any.
+        let classes = if outcome.classes == 0 {
+            1000
+        } else {
+            outcome.classes
+        };
         let of_current = at
             .checked_sub(2)
             .map_or(1.0, |index| cost(self.attacks[index].most_passes(classes)));
@@ -287,19 +293,29 @@ impl Observer for Watcher<'_> {
         }
     }
 
+    fn begun(&self, outcome: &Outcome) {
+        let stage = outcome.stages.last().expect("a stage is in progress");
+        let to_come = self.to_come(outcome);
+        let mut state = self.state.borrow_mut();
+        state.attack = stage.attack.clone();
+        (state.tried, state.left) = (stage.tried, outcome.queue.len());
+        state.known = outcome
+            .queue
+            .first()
+            .copied()
+            .unwrap_or(outcome.robust.len());
+        state.standing = outcome.robust[..state.known]
+            .iter()
+            .filter(|robust| **robust)
+            .count();
+        (state.of_batch, state.to_come) = (0.0, to_come);
+    }
+
     fn batch(&self, outcome: &Outcome, done: &Done) -> Result<()> {
         if let Some(progress) = self.progress {
             progress.save(outcome, done)?;
         }
-        {
-            let stage = outcome.stages.last().expect("a stage is in progress");
-            let to_come = self.to_come(outcome, done.classes);
-            let mut state = self.state.borrow_mut();
-            state.attack = stage.attack.clone();
-            (state.tried, state.left) = (stage.tried, outcome.queue.len());
-            state.standing = outcome.standing();
-            (state.of_batch, state.to_come) = (0.0, to_come);
-        }
+        self.begun(outcome);
         if outcome.stages.len() > 1 {
             let Done {
                 attack,
@@ -330,6 +346,16 @@ impl Observer for Watcher<'_> {
         }
         let name = outcome.stages[at].attack.to_uppercase();
         let seconds: f64 = outcome.stages[1..].iter().map(|stage| stage.seconds).sum();
+        let epsilon = self.attacks[at - 1].epsilon();
+        let varies = self
+            .attacks
+            .iter()
+            .any(|attack| attack.epsilon() != epsilon);
+        let name = if varies {
+            format!("{name} at {:.5}", epsilon.value())
+        } else {
+            name
+        };
         self.line(&format!(
             "robust accuracy after {name}: {share:.2}% (total time {seconds:.1} s)"
         ));
