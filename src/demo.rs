@@ -8,22 +8,13 @@ use std::path::Path;
 use burn::tensor::Device;
 use serde_json::{Value, json};
 
-use crate::attack::{Attack, Pgd, Start};
-use crate::data::EvaluationTransform;
-use crate::data::resize::Filter;
-use crate::error::{Context, Result};
-use crate::eval::autoattack::{Settings, Version};
-use crate::eval::session::{Progress, watch};
-use crate::eval::{Evaluation, Images, Outcome};
+use crate::attack::Pgd;
+use crate::error::{Context, Error, Result};
 use crate::files;
-use crate::model::Pass;
 use crate::recipe::{Recipe, cannot_be_run};
 use crate::screen::Screen;
-use crate::train::{Monitor, Run, train};
+use crate::train::{Monitor, Run, evaluate_finally, train};
 use crate::units::{duration, grouped};
-
-/// AutoAttack takes some ten thousand passes for an image that stands: a part of the images must do.
-const AUTOATTACK_IMAGES: usize = 64;
 
 /// The recipe of the robust model; the normal one is the same without the attacks.
 const RECIPE: &str = include_str!("../recipes/demo.toml");
@@ -67,62 +58,11 @@ fn one_model(
 ) -> Result<Value> {
     let run = Run::open(recipe, folder, false, device)?;
     let mut monitor = Monitor::new(&run.recipe, &run.folder, screen);
-    let state = train(&run, &mut monitor)?;
-
-    let evaluation = run
-        .recipe
-        .evaluation
-        .as_ref()
-        .expect("the demo's recipe has an evaluation");
-    let attack = Pgd {
-        steps: 20,
-        start: Start::Random,
-        ..evaluation.attack.clone()
+    train(&run, &mut monitor)?;
+    let results = evaluate_finally(&run, screen)?;
+    let [(_, pgd), (_, autoattack)] = &results[..] else {
+        return Err(Error::failed("the demo's recipe has two final evaluations"));
     };
-    let model = state.averaged();
-    let logits = |images| model.logits(images, &Pass::evaluation());
-    let last = run
-        .recipe
-        .stage
-        .last()
-        .and_then(|stage| stage.phases.last());
-    let image_size = last.expect("a recipe has a stage and a phase").image_size as usize;
-    let transform = EvaluationTransform {
-        image_size,
-        crop_fraction: 1.0,
-        interpolation: Filter::Bilinear,
-    };
-    let measured = |name: &str, count: usize, attacks: &[Attack], screen: &mut dyn Screen| {
-        let count = count.min(run.test.len());
-        let images = Images::Stored {
-            dataset: &run.test,
-            transform,
-            count,
-        };
-        let evaluation = Evaluation {
-            logits: &logits,
-            images: &images,
-            attacks,
-            batch: 128,
-            seed: run.recipe.seed,
-            device,
-        };
-        screen.line(&format!("{name} on {count} images"));
-        let progress = Progress::new(folder, name, false);
-        let outcome: Outcome = watch(&evaluation, Some(&progress), screen)?;
-        Ok((outcome, progress))
-    };
-    let settings = Settings::new(Version::Standard, attack.norm, attack.epsilon.clone());
-    let pgd = [Attack::Pgd(attack)];
-    let (pgd, of_pgd) = measured("pgd", run.test.len(), &pgd, screen)?;
-    let (autoattack, of_autoattack) = measured(
-        "autoattack",
-        AUTOATTACK_IMAGES,
-        &settings.autoattack(),
-        screen,
-    )?;
-    of_pgd.remove()?;
-    of_autoattack.remove()?;
     let seconds = run.folder.stage_seconds()?;
     let stages = run.recipe.stage.iter().map(|stage| {
         let attack = stage.attack.as_ref().map_or("none".to_owned(), Pgd::name);
@@ -137,11 +77,11 @@ fn one_model(
     Ok(json!({
         "name": name,
         "run": folder.display().to_string(),
-        "images": pgd.robust.len(),
-        "clean": pgd.accuracy_after(0),
-        "pgd-20": pgd.accuracy_after(1),
-        "autoattack_images": autoattack.robust.len(),
-        "autoattack": autoattack.standing() as f64 / autoattack.robust.len() as f64,
+        "images": pgd["images"],
+        "clean": pgd["stages"][0]["robust_accuracy"],
+        "pgd-20": pgd["robust_accuracy"],
+        "autoattack_images": autoattack["images"],
+        "autoattack": autoattack["robust_accuracy"],
         "stages": stages.collect::<Vec<_>>(),
     }))
 }

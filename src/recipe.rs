@@ -8,9 +8,10 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 
-use crate::attack::Pgd;
+use crate::attack::{Attack, Norm, Pgd};
 use crate::data::{Augmentation, Mixing, Spec};
 use crate::error::{Error, Result};
+use crate::eval::autoattack::{Settings, Version};
 use crate::files;
 use crate::fused::Precision;
 use crate::loss::Loss;
@@ -19,6 +20,7 @@ use crate::model::{Masking, ModelConfig};
 use crate::optim::{AverageConfig, OptimizerConfig};
 use crate::schedule::Schedule;
 use crate::settings::{self, Fault, Table};
+use crate::units::Fraction;
 
 /// The form of recipes; written into the resolved recipe of a run.
 const SCHEMA: u64 = 1;
@@ -48,6 +50,9 @@ pub struct Recipe {
     /// Evaluation while training.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub evaluation: Option<Evaluation>,
+    /// Evaluations at the end of the run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub final_evaluation: Vec<FinalEvaluation>,
     /// Checkpoints.
     pub checkpoint: Checkpoints,
     /// Lines of metrics.
@@ -121,6 +126,21 @@ pub struct Evaluation {
     pub images: u64,
     /// The attack beside clean accuracy.
     pub attack: Pgd,
+}
+
+/// An evaluation of the trained model, whose result is `result-NAME.json` in the run's folder.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FinalEvaluation {
+    /// What its result is called.
+    pub name: String,
+    /// How many of the test images, from the first.
+    pub images: u64,
+    /// The attacks by name, in order.
+    pub attacks: Vec<String>,
+    /// The norm that bounds perturbations.
+    pub norm: Norm,
+    /// Largest perturbation.
+    pub epsilon: Fraction,
 }
 
 /// Checkpoints.
@@ -198,6 +218,10 @@ impl Recipe {
         let stages = table.children("stage", |stage| Stage::read(stage, patch.get()));
         let average = table.child("average", AverageConfig::read);
         let evaluation = table.child("evaluation", Evaluation::read);
+        let final_evaluation = match table.has("final_evaluation") {
+            true => table.children("final_evaluation", FinalEvaluation::read),
+            false => Some(Vec::new()),
+        };
         let checkpoint = table.required_child("checkpoint", Checkpoints::read);
         let log = table.required_child("log", Log::read);
         if let Some(stages) = &stages {
@@ -221,6 +245,7 @@ impl Recipe {
             stage: stages?,
             average,
             evaluation,
+            final_evaluation: final_evaluation?,
             checkpoint: checkpoint?,
             log: log?,
         })
@@ -396,6 +421,55 @@ impl Evaluation {
             images: images?,
             attack: attack?,
         })
+    }
+}
+
+impl FinalEvaluation {
+    fn read(table: &Table) -> Option<Self> {
+        let is_name = |name: &String| {
+            let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+            !name.is_empty() && name.chars().all(plain)
+        };
+        let name = table.required_where("name", "letters, digits, - and _", is_name);
+        let images = table.required_where("images", "at least 1", |images: &u64| *images > 0);
+        let attacks: Option<Vec<String>> = table.required("attacks");
+        let norm = table.choice("norm", &Norm::WORDS);
+        let epsilon = table.required_where("epsilon", "0 or more", |epsilon: &Fraction| {
+            epsilon.value() >= 0.0
+        });
+        let found = Self {
+            name: name?,
+            images: images?,
+            attacks: attacks?,
+            norm: norm?,
+            epsilon: epsilon?,
+        };
+        match found.settings().named(&found.attacks) {
+            Ok(attacks) if !attacks.is_empty() => Some(found),
+            Ok(_) => {
+                table.fault(
+                    "attacks",
+                    "attacks names no attack",
+                    Some("such as [\"autoattack\"]".into()),
+                );
+                None
+            }
+            Err((unknown, hint)) => {
+                table.fault("attacks", format!("`{unknown}` is no attack"), Some(hint));
+                None
+            }
+        }
+    }
+
+    fn settings(&self) -> Settings {
+        Settings::new(Version::Standard, self.norm, self.epsilon.clone())
+    }
+
+    /// Its attacks.
+    pub fn attacks(&self) -> Vec<Attack> {
+        self.settings()
+            .named(&self.attacks)
+            .expect("names were checked")
     }
 }
 

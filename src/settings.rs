@@ -170,6 +170,17 @@ impl Setting for String {
     }
 }
 
+impl Setting for Vec<String> {
+    const EXPECTED: &'static str = "a list of strings";
+    fn from_value(value: &Value) -> Option<Result<Self, String>> {
+        let Value::List(items) = value else {
+            return None;
+        };
+        let words = items.iter().map(|item| String::from_value(&item.value));
+        words.collect()
+    }
+}
+
 impl<const N: usize> Setting for [f64; N] {
     const EXPECTED: &'static str = match N {
         2 => "a list of two numbers",

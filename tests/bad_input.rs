@@ -262,6 +262,31 @@ fn an_evaluation_without_its_epsilon_or_with_an_unknown_attack_is_refused() {
         &["eval", "x", "--data", "synthetic:8", "--eps", "8/0"],
         &["divides by zero"],
     );
+    let rest = ["eval", "x", "--data", "synthetic:8"];
+    let asked = |more: &[&'static str]| [&rest[..], more].concat();
+    refuses(
+        &asked(&["--eps", "8/255", "--attack", "autoatack"]),
+        &["--attack autoatack", "did you mean `autoattack`?"],
+    );
+    refuses(
+        &asked(&["--eps", "8/255", "--norm", "linf,l2"]),
+        &["--eps has 1 values and --norm 2", "give one for each norm"],
+    );
+    refuses(
+        &asked(&["--eps", "8"]),
+        &["larger than the range of a pixel", "8/255, not 8"],
+    );
+    refuses(
+        &asked(&["--eps", "8/255", "--version", "rnd"]),
+        &[
+            "--version rnd: there is no such version",
+            "standard, plus or rand",
+        ],
+    );
+    refuses(
+        &asked(&["--eps", "8/255", "--targets", "0"]),
+        &["--targets 0: at least 1"],
+    );
 }
 
 /// A grey picture of 8 by 8 pixels.

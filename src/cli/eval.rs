@@ -12,8 +12,8 @@ use crate::attack::{Attack, Norm};
 use crate::data::resize::Filter;
 use crate::data::{Dataset, EvaluationTransform, Spec, Split};
 use crate::error::{Error, Result};
-use crate::eval::autoattack::{ATTACKS, Settings, Version};
-use crate::eval::result::{Findings, Subject, to_json, wilson};
+use crate::eval::autoattack::{Settings, Version};
+use crate::eval::result::{self, Findings, Subject, to_json, wilson};
 use crate::eval::session::{Progress, watch};
 use crate::eval::{Evaluation, Images, checks, curve};
 use crate::files;
@@ -21,7 +21,6 @@ use crate::fused::Precision;
 use crate::model::Pass;
 use crate::recipe::word_of;
 use crate::screen::Screen;
-use crate::settings::nearest;
 use crate::units::{Fraction, duration};
 
 /// Robust accuracy of a model: each attack is tried on the images that survived those before it.
@@ -177,14 +176,12 @@ impl Eval {
         }
         summary(&all, &mut screen);
         let result = to_json(&subject, &all);
-        let path = out.join("result.json");
-        if let Some(kept) = keep_other(&path, &result)? {
+        if let Some(kept) = result::write(&out.join("result.json"), &result)? {
             screen.line(&format!(
                 "the earlier result is kept as `{}`",
                 kept.display()
             ));
         }
-        files::write(&path, format!("{result:#}\n").as_bytes())?;
         for progress in finished {
             progress.remove()?;
         }
@@ -197,6 +194,12 @@ impl Eval {
 
     /// The settings of the attacks, one set a norm.
     fn settings(&self) -> Result<Vec<Settings>> {
+        // Unknown names first: without them nobody can say whether an epsilon is needed.
+        self.attacks(&Settings::new(
+            Version::Standard,
+            Norm::Linf,
+            fraction("--eps", "0")?,
+        ))?;
         let is_attacked = self.eps_curve || self.attack.iter().any(|name| name != "clean");
         if self.eps.is_empty() && is_attacked {
             let message = "--eps is missing";
@@ -247,22 +250,9 @@ impl Eval {
     }
 
     fn attacks(&self, settings: &Settings) -> Result<Vec<Attack>> {
-        let mut attacks = Vec::new();
-        for name in &self.attack {
-            match &name[..] {
-                "clean" => {}
-                "autoattack" => attacks.extend(settings.autoattack()),
-                name => attacks.push(settings.attack(name).ok_or_else(|| {
-                    let known = [&ATTACKS[..], &["clean", "autoattack"]].concat();
-                    let hint = match nearest(name, &known) {
-                        Some(near) => format!("did you mean `{near}`?"),
-                        None => format!("use any of {}", known.join(", ")),
-                    };
-                    Error::input(format!("--attack {name}: there is no such attack")).hint(hint)
-                })?),
-            }
-        }
-        Ok(attacks)
+        settings.named(&self.attack).map_err(|(unknown, hint)| {
+            Error::input(format!("--attack {unknown}: there is no such attack")).hint(hint)
+        })
     }
 
     fn crop_fraction(&self) -> Result<f64> {
@@ -332,7 +322,7 @@ impl OneNorm<'_> {
             ));
         }
         let mut flags = checks::before(self.logits, self.images, &attacks, batch, &device())?;
-        flags.iter().for_each(|flag| warn(flag, screen));
+        flags.iter().for_each(|flag| screen.line(&flag.to_string()));
         let (outcome, progress) =
             self.watch(&attacks, self.eval.save_adversarial.is_some(), screen)?;
         let mut finished = vec![progress];
@@ -355,7 +345,7 @@ impl OneNorm<'_> {
             late.extend(curve::check(&found));
             points = Some(found);
         }
-        late.iter().for_each(|flag| warn(flag, screen));
+        late.iter().for_each(|flag| screen.line(&flag.to_string()));
         flags.extend(late);
         Ok((
             Findings {
@@ -388,13 +378,6 @@ impl OneNorm<'_> {
     }
 }
 
-fn warn(flag: &checks::Flag, screen: &mut Terminal) {
-    screen.line(&format!(
-        "warning: {} (`{}` in docs/evaluation.md)",
-        flag.message, flag.check
-    ));
-}
-
 /// `DIR/NAME-linf.safetensors` for `DIR/NAME.safetensors`.
 fn of_norm(path: &Path, norm: Norm) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -403,46 +386,6 @@ fn of_norm(path: &Path, norm: Norm) -> PathBuf {
         Some(extension) => path.with_file_name(name).with_extension(extension),
         None => path.with_file_name(name),
     }
-}
-
-/// Keeps the result of another evaluation under a free name, if there is one where ours will be.
-fn keep_other(path: &Path, ours: &serde_json::Value) -> Result<Option<PathBuf>> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let earlier = serde_json::from_slice::<serde_json::Value>(&files::read(path)?);
-    let same = |key: &str| {
-        earlier
-            .as_ref()
-            .is_ok_and(|earlier| earlier[key] == ours[key])
-    };
-    let settings = |result: &serde_json::Value| -> Vec<serde_json::Value> {
-        let single = std::slice::from_ref(result);
-        let parts = result["evaluations"]
-            .as_array()
-            .map_or(single, Vec::as_slice);
-        let stages = parts
-            .iter()
-            .flat_map(|part| part["stages"].as_array().into_iter().flatten());
-        stages.map(|stage| stage["settings"].clone()).collect()
-    };
-    let same_attacks = earlier
-        .as_ref()
-        .is_ok_and(|earlier| settings(earlier) == settings(ours));
-    if same_attacks
-        && ["model_hash", "data_hash", "images", "seed", "image_size"]
-            .into_iter()
-            .all(same)
-    {
-        return Ok(None);
-    }
-    let free = (1..).map(|number| path.with_file_name(format!("result-{number}.json")));
-    let free = free
-        .into_iter()
-        .find(|path| !path.exists())
-        .expect("numbers do not end");
-    files::rename(path, &free)?;
-    Ok(Some(free))
 }
 
 /// A table of what every attack left.

@@ -9,7 +9,7 @@ use super::{default_folder, device, print_json};
 use crate::error::Result;
 use crate::recipe::Recipe;
 use crate::screen::Screen;
-use crate::train::{Monitor, Run, train};
+use crate::train::{Monitor, Run, evaluate_finally, train};
 use crate::units::grouped;
 
 /// Train as a recipe says. The same command resumes after a stop of any kind.
@@ -55,6 +55,7 @@ impl Train {
         let mut screen = Terminal::new();
         let mut monitor = Monitor::new(&run.recipe, &run.folder, &mut screen);
         let state = train(&run, &mut monitor)?;
+        let evaluations = evaluate_finally(&run, &mut screen)?;
         screen.line(&format!("done: {}", folder.join("model").display()));
         drop(screen);
         if json {
@@ -62,6 +63,10 @@ impl Train {
                 "run": folder.display().to_string(),
                 "model": folder.join("model").display().to_string(),
                 "samples": state.samples,
+                "robust_accuracy": evaluations
+                    .iter()
+                    .map(|(name, result)| (name.clone(), result["robust_accuracy"].clone()))
+                    .collect::<serde_json::Map<_, _>>(),
             }));
         }
         Ok(())

@@ -14,6 +14,7 @@
 //! Source: Croce and Hein 2020 (arXiv:2003.01690); for l1, 2021 (arXiv:2103.01208).
 
 use crate::attack::{Apgd, Attack, Climbs, Fab, Norm, Pgd, Square, Start};
+use crate::settings::nearest;
 use crate::units::Fraction;
 
 /// Which attacks make up AutoAttack.
@@ -92,6 +93,29 @@ impl Settings {
         names
             .map(|name| self.attack(name).expect("versions name attacks"))
             .collect()
+    }
+
+    /// The attacks that words name, in order: any of [`ATTACKS`], `autoattack` for all of the version, and `clean`,
+    /// which comes first anyway.
+    ///
+    /// Errors: the first unknown word, and a hint.
+    pub fn named(&self, words: &[String]) -> Result<Vec<Attack>, (String, String)> {
+        let mut attacks = Vec::new();
+        for word in words {
+            match &word[..] {
+                "clean" => {}
+                "autoattack" => attacks.extend(self.autoattack()),
+                word => attacks.push(self.attack(word).ok_or_else(|| {
+                    let known = [&ATTACKS[..], &["clean", "autoattack"]].concat();
+                    let hint = match nearest(word, &known) {
+                        Some(near) => format!("did you mean `{near}`?"),
+                        None => format!("use any of {}", known.join(", ")),
+                    };
+                    (word.to_owned(), hint)
+                })?),
+            }
+        }
+        Ok(attacks)
     }
 
     /// The attack of a name of [`ATTACKS`].

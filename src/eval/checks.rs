@@ -4,6 +4,8 @@
 //! What each means: docs/evaluation.md.
 //! Source: the checks of the AutoAttack program (Croce and Hein 2020).
 
+use std::fmt;
+
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +30,16 @@ impl Flag {
             check: check.to_owned(),
             message: message.into(),
         }
+    }
+}
+
+impl fmt::Display for Flag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "warning: {} (`{}` in docs/evaluation.md)",
+            self.message, self.check
+        )
     }
 }
 

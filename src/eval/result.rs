@@ -1,5 +1,7 @@
 //! `result.json`: what an evaluation found and everything needed to do it again.
 
+use std::path::{Path, PathBuf};
+
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -7,6 +9,8 @@ use super::Outcome;
 use super::checks::Flag;
 use super::curve::Point;
 use crate::attack::Attack;
+use crate::error::Result;
+use crate::files;
 
 /// What was evaluated, and on what.
 #[derive(Clone, Debug, Serialize)]
@@ -101,6 +105,10 @@ impl Findings {
 pub fn to_json(subject: &Subject, findings: &[Findings]) -> Value {
     let mut result = json!(subject);
     let fields = result.as_object_mut().expect("a subject is an object");
+    let names = findings
+        .iter()
+        .map(|found| subject.fingerprint(&found.attacks));
+    fields.insert("fingerprints".into(), json!(names.collect::<Vec<_>>()));
     if let [only] = findings {
         let Value::Object(found) = only.to_json() else {
             unreachable!("findings are an object")
@@ -123,6 +131,36 @@ pub fn to_json(subject: &Subject, findings: &[Findings]) -> Value {
     let evaluations: Vec<Value> = findings.iter().map(Findings::to_json).collect();
     fields.insert("evaluations".into(), json!(evaluations));
     result
+}
+
+/// Writes a result. Another evaluation's that is there already is kept under a free name, which is told.
+pub fn write(path: &Path, result: &Value) -> Result<Option<PathBuf>> {
+    let mut kept = None;
+    let same = |text: &[u8]| {
+        let earlier = serde_json::from_slice::<Value>(text);
+        earlier.is_ok_and(|earlier| earlier["fingerprints"] == result["fingerprints"])
+    };
+    if path.is_file() && !same(&files::read(path)?) {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let mut names = (1..).map(|number| path.with_file_name(format!("{stem}-{number}.json")));
+        let free = names
+            .find(|path| !path.exists())
+            .expect("numbers do not end");
+        files::rename(path, &free)?;
+        kept = Some(free);
+    }
+    files::write(path, format!("{result:#}\n").as_bytes())?;
+    Ok(kept)
+}
+
+/// The result of the same evaluation, if it is there.
+pub fn earlier(path: &Path, subject: &Subject, attacks: &[Attack]) -> Result<Option<Value>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let ours = json!([subject.fingerprint(attacks)]);
+    let found = serde_json::from_slice::<Value>(&files::read(path)?).ok();
+    Ok(found.filter(|result| result["fingerprints"] == ours))
 }
 
 /// The 95 % interval of a share (Wilson 1927).

@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod folder;
+mod last;
 pub mod monitor;
 pub mod state;
 
@@ -27,6 +28,7 @@ use crate::optim;
 use crate::recipe::{Phase, Recipe, Stage};
 
 pub use folder::RunFolder;
+pub use last::evaluate_finally;
 pub use monitor::Monitor;
 pub use state::State;
 

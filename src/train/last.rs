@@ -1,0 +1,113 @@
+//! The evaluations at the end of a run, of the model that the run has saved.
+
+use serde_json::{Value, json};
+
+use super::Run;
+use crate::data::EvaluationTransform;
+use crate::data::resize::Filter;
+use crate::error::{Context, Result};
+use crate::eval::result::{self, Findings, Subject, to_json};
+use crate::eval::session::{Progress, watch};
+use crate::eval::{Evaluation, Images, checks};
+use crate::fused::Precision;
+use crate::model::{Pass, weights};
+use crate::recipe::{FinalEvaluation, word_of};
+use crate::screen::Screen;
+
+/// Images at a time; changes no result.
+const BATCH: usize = 128;
+
+/// The results of the recipe's final evaluations, by name.
+///
+/// What is there already is read, not done again; one that was stopped goes on.
+pub fn evaluate_finally(run: &Run, screen: &mut dyn Screen) -> Result<Vec<(String, Value)>> {
+    let evaluations = run.recipe.final_evaluation.iter();
+    let results = evaluations.map(|evaluation| {
+        let doing = || format!("the final evaluation `{}`", evaluation.name);
+        let result = evaluate(run, evaluation, screen).context(doing)?;
+        Ok((evaluation.name.clone(), result))
+    });
+    results.collect()
+}
+
+fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) -> Result<Value> {
+    let folder = run.folder.path();
+    let saved = weights::load(&folder.join("model"), &run.device)?;
+    let attacks = evaluation.attacks();
+    let transform = EvaluationTransform {
+        image_size: saved.image_size,
+        crop_fraction: 1.0,
+        interpolation: Filter::Bilinear,
+    };
+    let count = (evaluation.images as usize).min(run.test.len());
+    let subject = Subject {
+        program: format!("advxl {}", env!("CARGO_PKG_VERSION")),
+        model: folder.join("model").display().to_string(),
+        model_hash: saved.hash,
+        data: run.recipe.data.test.to_string(),
+        data_hash: run.test.fingerprint(),
+        images: count,
+        image_size: saved.image_size,
+        crop_fraction: transform.crop_fraction,
+        interpolation: "bilinear".to_owned(),
+        seed: run.recipe.seed,
+        precision: word_of(Precision::F32).to_owned(),
+    };
+    let path = folder.join(format!("result-{}.json", evaluation.name));
+    if let Some(earlier) = result::earlier(&path, &subject, &attacks)? {
+        screen.line(&format!(
+            "evaluation `{}`: `{}` is there",
+            evaluation.name,
+            path.display()
+        ));
+        return Ok(earlier);
+    }
+    screen.line(&format!(
+        "evaluation `{}` on {count} images",
+        evaluation.name
+    ));
+    let logits = |images| saved.model.logits(images, &Pass::evaluation());
+    let images = Images::Stored {
+        dataset: &run.test,
+        transform,
+        count,
+    };
+    let progress = Progress::new(folder, &subject.fingerprint(&attacks), false);
+    let mut flags = checks::before(&logits, &images, &attacks, BATCH, &run.device)?;
+    let outcome = {
+        let evaluation = Evaluation {
+            logits: &logits,
+            images: &images,
+            attacks: &attacks,
+            batch: BATCH,
+            seed: run.recipe.seed,
+            device: &run.device,
+        };
+        watch(&evaluation, Some(&progress), screen)?
+    };
+    flags.extend(checks::after(&outcome));
+    flags.iter().for_each(|flag| screen.line(&flag.to_string()));
+    let result = to_json(
+        &subject,
+        &[Findings {
+            outcome,
+            attacks,
+            flags,
+            curve: None,
+        }],
+    );
+    if let Some(kept) = result::write(&path, &result)? {
+        screen.line(&format!(
+            "the earlier result is kept as `{}`",
+            kept.display()
+        ));
+    }
+    run.folder.metrics(&json!({
+        "event": "final_evaluation",
+        "name": evaluation.name,
+        "robust_accuracy": result["robust_accuracy"],
+        "images": count,
+    }))?;
+    progress.remove()?;
+    Ok(result)
+}
