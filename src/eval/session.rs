@@ -198,23 +198,19 @@ fn cost(passes: Passes) -> f64 {
 
 impl State {
     fn text(&self, seconds: f64) -> String {
-        let percent = |share: f64| 100.0 * share;
-        let mut text = format!(
-            "{}: {} of {} images",
-            self.attack,
-            self.tried - self.left,
-            self.tried
-        );
-        if self.left < self.tried {
-            let share = percent(self.standing as f64 / self.known.max(1) as f64);
-            let (low, high) = wilson(self.standing, self.known);
-            let (low, high) = (percent(low), percent(high));
-            text += &format!(", robust accuracy so far {share:.1} % (95 %: {low:.1} to {high:.1})");
-        }
+        let done = self.tried - self.left;
+        let mut text = format!("{}: {done} of {} images", self.attack, self.tried);
         let to_come = (self.to_come - self.of_batch).max(0.0);
         if self.done > 0.0 && to_come > 0.0 {
             let left = to_come * seconds / self.done;
             text += &format!(", at most {} left", duration(left));
+        }
+        if done > 0 {
+            let percent = |share: f64| 100.0 * share;
+            let share = percent(self.standing as f64 / self.known.max(1) as f64);
+            let (low, high) = wilson(self.standing, self.known);
+            let (low, high) = (percent(low), percent(high));
+            text += &format!(", robust accuracy so far {share:.1} % (95 %: {low:.1} to {high:.1})");
         }
         text
     }
