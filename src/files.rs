@@ -2,9 +2,13 @@
 //!
 //! The only module that touches the file system for results, checkpoints and models.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+
+use safetensors::View;
+use serde_json::json;
 
 use crate::error::{Error, Result};
 
@@ -70,14 +74,58 @@ pub fn make_folder(path: &Path) -> Result<()> {
 /// A reader, a crash or a full disk never meets half of it; an older file of that name stays until
 /// the new one is complete.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    whole_or_absent(path, |temporary| fs::write(temporary, bytes))
+}
+
+/// Writes a safetensors file that is whole or absent, one tensor after another: a view that makes its
+/// bytes when they are asked for never stands in memory beside all the others.
+///
+/// Written here, since the crate's own function keeps everything in memory, or goes through a file of its own
+/// that only its owner may read.
+pub fn write_tensors<V: View>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (String, V)>,
+    metadata: &HashMap<String, String>,
+) -> Result<()> {
+    let tensors: BTreeMap<String, V> = tensors.into_iter().collect();
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), json!(metadata));
+    }
+    let mut end = 0;
+    for (name, view) in &tensors {
+        let begin = end;
+        end += view.data_len();
+        let (dtype, shape) = (view.dtype(), view.shape());
+        header.insert(
+            name.clone(),
+            json!({ "dtype": dtype, "shape": shape, "data_offsets": [begin, end] }),
+        );
+    }
+    let mut header = serde_json::Value::Object(header).to_string();
+    // Tensors begin at a multiple of eight bytes.
+    header.extend(std::iter::repeat_n(
+        ' ',
+        header.len().next_multiple_of(8) - header.len(),
+    ));
+    whole_or_absent(path, |temporary| {
+        let mut file = io::BufWriter::new(fs::File::create(temporary)?);
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        for view in tensors.values() {
+            file.write_all(&view.data())?;
+        }
+        file.flush()
+    })
+}
+
+fn whole_or_absent(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
     let temporary = beside(path);
-    let written = (|| {
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+    let written = write(&temporary).and_then(|()| {
+        fs::File::open(&temporary)?.sync_all()?;
         fs::rename(&temporary, path)?;
         sync_folder_of(path)
-    })();
+    });
     written.map_err(|error| {
         // Best effort: the write has failed already, and a left-over temporary file is ignored.
         let _ = fs::remove_file(&temporary);

@@ -27,6 +27,8 @@ pub mod eval;
 
 pub mod recipe;
 
+pub mod plan;
+
 pub mod train;
 
 pub mod bench;

@@ -261,6 +261,14 @@ impl Recipe {
         self.stage.iter().map(Stage::samples).sum()
     }
 
+    /// Tokens of an image in a phase, class token included.
+    pub fn tokens(&self, phase: &Phase) -> u64 {
+        let grid = phase.image_size as usize / self.model.patch;
+        let masking = phase.masking.as_ref();
+        let patches = masking.map_or(grid * grid, |masking| masking.kept(grid));
+        (patches + usize::from(self.model.class_token)) as u64
+    }
+
     /// Multiply-adds of the run's forward passes from a sample on, each counted as often as `passes`
     /// says for the number of attack steps.
     fn macs(&self, from: u64, passes: impl Fn(u64) -> u64) -> f64 {
@@ -270,11 +278,8 @@ impl Recipe {
             for phase in &stage.phases {
                 let end = start + phase.samples;
                 let samples = end.saturating_sub(from.max(start)) as f64;
-                let grid = phase.image_size as usize / self.model.patch;
-                let masking = phase.masking.as_ref();
-                let patches = masking.map_or(grid * grid, |masking| masking.kept(grid));
-                let tokens = patches + usize::from(self.model.class_token);
-                total += samples * passes * self.model.forward_macs(tokens as u64) as f64;
+                let tokens = self.tokens(phase);
+                total += samples * passes * self.model.forward_macs(tokens) as f64;
                 start = end;
             }
         }

@@ -3,6 +3,8 @@
 mod bench;
 mod demo;
 mod eval;
+mod inspect;
+mod plan;
 mod predict;
 mod screen;
 mod train;
@@ -44,6 +46,10 @@ enum Command {
     Eval(Box<eval::Eval>),
     /// Logits, and gradients on request, of a model for a data set.
     Predict(predict::Predict),
+    /// What a recipe costs: arithmetic, memory, hours, price. Trains nothing.
+    Plan(plan::Plan),
+    /// What is in a model, a run or a file of tensors.
+    Inspect(inspect::Inspect),
     /// How fast this machine is.
     Bench {
         #[command(subcommand)]
@@ -91,6 +97,8 @@ fn perform(arguments: &Arguments) -> Result<()> {
         Command::Train(train) => train.run(json),
         Command::Eval(eval) => eval.run(json),
         Command::Predict(predict) => predict.run(json),
+        Command::Plan(plan) => plan.run(json),
+        Command::Inspect(inspect) => inspect.run(json),
         Command::Bench {
             what: Bench::Step(step),
         } => step.run(),

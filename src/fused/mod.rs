@@ -126,6 +126,34 @@ pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
         .expect("our float tensors are f32")
 }
 
+/// A tensor as a safetensors file takes it: its bytes are made when they are asked for.
+#[derive(Clone, Copy)]
+pub struct Stored<'a> {
+    /// The values.
+    pub values: &'a Tensor<1>,
+    /// Their shape.
+    pub shape: &'a [usize],
+}
+
+impl safetensors::View for Stored<'_> {
+    fn dtype(&self) -> safetensors::Dtype {
+        safetensors::Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+        let values = to_vec(self.values.clone());
+        bytemuck::cast_slice(&values).to_vec().into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.values.dims()[0] * size_of::<f32>()
+    }
+}
+
 /// A tensor from host values, outside automatic differentiation.
 pub fn from_vec<const D: usize>(
     values: Vec<f32>,

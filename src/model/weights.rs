@@ -14,7 +14,7 @@ use super::sizes::{IMAGENET_MEAN, IMAGENET_STD};
 use super::{ModelConfig, Pool, Position, Vit};
 use crate::error::{Context, Error, Result};
 use crate::files;
-use crate::fused::from_vec;
+use crate::fused::{Stored, from_vec};
 
 /// Writes a model folder for images of a size.
 ///
@@ -23,26 +23,23 @@ pub fn save(model: &Vit, image_size: usize, classes: &[String], folder: &Path) -
     files::make_folder(folder)?;
     let places = model.position_table(image_size);
     let width = model.config.width;
-    let mut tensors = vec![(
-        "pos_embed".to_owned(),
-        vec![1, places.len() / width, width],
-        places,
-    )];
-    for parameter in model.parameters() {
-        if parameter.name != "pos_embed" {
-            let (name, shape) = (parameter.name.clone(), parameter.shape.clone());
-            tensors.push((name, shape, parameter.to_vec()));
-        }
-    }
-    let views = tensors.iter().map(|(name, shape, values)| {
-        let bytes = bytemuck::cast_slice(values);
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).expect("shapes hold values");
-        (name.as_str(), view)
+    let shape = [1, places.len() / width, width];
+    let places = from_vec(places, [shape[1] * width], &Device::flex());
+    let places = Stored {
+        values: &places,
+        shape: &shape,
+    };
+    let parameters = model.parameters();
+    let others = parameters
+        .iter()
+        .filter(|parameter| parameter.name != "pos_embed");
+    let others = others.map(|parameter| {
+        let (values, shape) = (&parameter.value, &parameter.shape[..]);
+        (parameter.name.clone(), Stored { values, shape })
     });
+    let tensors = others.chain([("pos_embed".to_owned(), places)]);
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let bytes = safetensors::serialize(views, Some(metadata))
-        .map_err(|error| Error::failed(format!("cannot write the weights: {error}")))?;
-    files::write(&folder.join("model.safetensors"), &bytes)?;
+    files::write_tensors(&folder.join("model.safetensors"), tensors, &metadata)?;
     let config = serde_json::to_string_pretty(&config_json(model, image_size, classes))
         .expect("JSON values are printable");
     // Last, so that a folder with a configuration has its weights.

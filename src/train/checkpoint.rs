@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::View;
+use safetensors::tensor::SafeTensors;
 
 use super::{Monitor, Run, State};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::fused::{from_vec, to_vec};
+use crate::fused::{Stored, from_vec};
 use crate::recipe::Recipe;
 
 const SCHEMA: &str = "1";
@@ -93,16 +94,18 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 
 /// Writes a state to a file.
 pub fn write(state: &State, data: &str, path: &Path) -> Result<()> {
-    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = Vec::new();
-    for (parameter, moments) in state
-        .model
-        .parameters()
-        .iter()
-        .zip(&state.optimizer.moments)
-    {
-        let mut push = |kind: &str, values: &Tensor<1>| {
+    let mut tensors: Vec<(String, Stored)> = Vec::new();
+    let parameters = state.model.parameters();
+    for (parameter, moments) in parameters.iter().zip(&state.optimizer.moments) {
+        let mut push = |kind: &str, values| {
             let name = format!("{kind}.{}", parameter.name);
-            tensors.push((name, parameter.shape.clone(), to_vec(values.clone())));
+            tensors.push((
+                name,
+                Stored {
+                    values,
+                    shape: &parameter.shape,
+                },
+            ));
         };
         push("weights", &parameter.value);
         push("first_moment", &moments.first);
@@ -122,45 +125,46 @@ pub fn write(state: &State, data: &str, path: &Path) -> Result<()> {
         ]
         .map(|(key, value)| (key.to_owned(), value)),
     );
-    let parts = tensors
-        .iter()
-        .map(|(name, _, values)| (&name[..], bytemuck::cast_slice(values)));
+    let parts = tensors.iter().map(|(name, stored)| (&name[..], *stored));
     counters.insert("hash".to_owned(), hash(&counters, parts));
     // One entry, since the entries of a safetensors header come in no fixed order, and the same
     // state gives the same bytes.
     let counters = serde_json::to_string(&counters).expect("strings are JSON");
     let metadata = HashMap::from([(HEADER.to_owned(), counters)]);
-    let views = tensors.iter().map(|(name, shape, values)| {
-        let bytes = bytemuck::cast_slice(values);
-        (
-            name,
-            TensorView::new(Dtype::F32, shape.clone(), bytes).expect("shapes hold values"),
-        )
-    });
-    let bytes = safetensors::serialize(views, Some(metadata))
-        .map_err(|error| Error::failed(format!("cannot write a checkpoint: {error}")))?;
-    files::write(path, &bytes)
+    files::write_tensors(path, tensors, &metadata)
 }
 
 /// A hash over counters and tensors, whatever order a file keeps them in.
-fn hash<'a>(
+fn hash<'a, V: View + 'a>(
     counters: &BTreeMap<String, String>,
-    tensors: impl Iterator<Item = (&'a str, &'a [u8])>,
+    tensors: impl Iterator<Item = (&'a str, V)>,
 ) -> String {
-    let mut parts: Vec<(&str, &[u8])> = tensors.collect();
+    let mut tensors: Vec<(&str, Part<V>)> = tensors
+        .map(|(name, view)| (name, Part::Tensor(view)))
+        .collect();
     let counters = counters.iter().filter(|(key, _)| *key != "hash");
-    parts.extend(counters.map(|(key, value)| (&key[..], value.as_bytes())));
-    parts.sort_unstable();
+    tensors.extend(counters.map(|(key, value)| (&key[..], Part::Counter(value))));
+    // Names differ.
+    tensors.sort_unstable_by_key(|(name, _)| *name);
     let mut hasher = blake3::Hasher::new();
-    for (name, bytes) in parts {
+    for (name, part) in tensors {
+        let bytes = match &part {
+            Part::Counter(value) => value.as_bytes().into(),
+            Part::Tensor(view) => view.data(),
+        };
         hasher
             .update(&(name.len() as u64).to_le_bytes())
             .update(name.as_bytes());
         hasher
             .update(&(bytes.len() as u64).to_le_bytes())
-            .update(bytes);
+            .update(&bytes);
     }
     hasher.finalize().to_string()
+}
+
+enum Part<'a, V> {
+    Counter(&'a str),
+    Tensor(V),
 }
 
 /// Fills `state`, a beginning of the same recipe, from a file; also the hash of its data set.
@@ -185,7 +189,7 @@ fn read(
         .and_then(|counters| serde_json::from_str(counters).ok())
         .ok_or_else(|| damaged("its header is not that of a checkpoint"))?;
     let views = tensors.tensors();
-    let parts = views.iter().map(|(name, view)| (&name[..], view.data()));
+    let parts = views.iter().map(|(name, view)| (&name[..], view.clone()));
     if counters.get("hash") != Some(&hash(&counters, parts)) {
         return Err(damaged("its content does not match its hash"));
     }

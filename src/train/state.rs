@@ -53,6 +53,8 @@ impl State {
             return;
         }
         let averages = self.averages();
+        // The old moments go before the new ones come: at scale both together would be the run's peak of memory.
+        self.optimizer.moments.clear();
         self.optimizer = optimizer(
             &self.model,
             stage,

@@ -1,0 +1,89 @@
+//! `advxl inspect`.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::{load_model, print_json};
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+use crate::model::weights::Loaded;
+
+/// What is in a model folder or a run, or what a named size of model is.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  advxl inspect runs/demo/robust\n  advxl inspect vit_h14 --image-size 336"
+)]
+pub(super) struct Inspect {
+    /// A model folder, the folder of a run, or a named size such as vit_b16.
+    what: PathBuf,
+    /// Pixels on a side that multiply-adds are counted for; the model's own if absent, 224 for a named size.
+    #[arg(long)]
+    image_size: Option<usize>,
+    /// Classes of a named size.
+    #[arg(long, default_value_t = 1000)]
+    classes: usize,
+}
+
+impl Inspect {
+    pub(super) fn run(&self, json: bool) -> Result<()> {
+        let named = self.what.to_str().and_then(ModelConfig::named);
+        let (config, classes, own_size, loaded) = match named {
+            Some(config) if !self.what.exists() => (config, self.classes, 224, None),
+            _ => {
+                let loaded = load_model(&self.what)?;
+                let (config, classes) = (loaded.model.config.clone(), loaded.model.classes);
+                (config, classes, loaded.image_size, Some(loaded))
+            }
+        };
+        let image_size = self.image_size.unwrap_or(own_size);
+        let grid = config.grid(image_size).map_err(|(message, hint)| {
+            Error::input(message.replace("image_size =", "--image-size")).hint(hint)
+        })?;
+        let tokens = (grid * grid + usize::from(config.class_token)) as u64;
+        let parameters = config.parameters(classes, own_size);
+        let macs = config.forward_macs(tokens);
+        println!(
+            "{}: {:.1} M parameters, {classes} classes",
+            config.size,
+            parameters as f64 / 1e6
+        );
+        println!(
+            "width {}, depth {}, {} heads, hidden {}, patch {}, {:?} pooling, {}",
+            config.width,
+            config.depth,
+            config.heads,
+            config.hidden,
+            config.patch,
+            config.pool,
+            if config.class_token {
+                "class token"
+            } else {
+                "no class token"
+            },
+        );
+        println!(
+            "{image_size} pixels: {tokens} tokens, {:.2} giga multiply-adds forward",
+            macs as f64 / 1e9
+        );
+        let hash = loaded.map(|Loaded { hash, classes, .. }| {
+            println!("weights {hash}");
+            if !classes.is_empty() {
+                println!("classes {}", classes.join(", "));
+            }
+            hash
+        });
+        if json {
+            print_json(&json!({
+                "model": config,
+                "classes": classes,
+                "parameters": parameters,
+                "image_size": image_size,
+                "tokens": tokens,
+                "forward_macs": macs,
+                "hash": hash,
+            }));
+        }
+        Ok(())
+    }
+}

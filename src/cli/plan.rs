@@ -1,0 +1,151 @@
+//! `advxl plan`.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::{parse_precision, print_json};
+use crate::error::{Error, Result};
+use crate::fused::{Precision, usable};
+use crate::plan::{self, Devices, Memory};
+use crate::recipe::Recipe;
+use crate::units::{duration, grouped};
+
+/// The share of the processor's peak that training reaches here (docs/results.md).
+const SHARE_OF_PEAK: f64 = 0.62;
+
+/// What a run costs: arithmetic as the paper counts it and in truth, memory by part, hours and price.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  advxl plan recipes/vit_b16_in1k.toml --devices 8 --device-tflops 400 --price 2.5"
+)]
+pub(super) struct Plan {
+    /// The recipe.
+    recipe: PathBuf,
+    /// Changes a value, such as stage.finetune.batch=512.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Classes of the head.
+    #[arg(long, default_value_t = 1000)]
+    classes: usize,
+    /// Devices that share each batch.
+    #[arg(long, default_value_t = 1)]
+    devices: u64,
+    /// What one device computes in truth, not its peak, in 10^12 operations a second; this machine's if absent.
+    #[arg(long, value_name = "X")]
+    device_tflops: Option<f64>,
+    /// Price of one device for an hour.
+    #[arg(long, value_name = "P")]
+    price: Option<f64>,
+    /// Arithmetic; the recipe's if absent, as this machine can do it.
+    #[arg(long, value_parser = parse_precision)]
+    precision: Option<Precision>,
+}
+
+impl Plan {
+    pub(super) fn run(&self, json: bool) -> Result<()> {
+        let above = |flag: &str, value: Option<f64>| match value {
+            Some(value) if value.is_nan() || value <= 0.0 => {
+                Err(Error::input(format!("--{flag} {value} must be above 0")))
+            }
+            _ => Ok(()),
+        };
+        above("device-tflops", self.device_tflops)?;
+        above("price", self.price)?;
+        above("devices", Some(self.devices as f64))?;
+        above("classes", Some(self.classes as f64))?;
+        let recipe = Recipe::load(&self.recipe, &self.overrides)?;
+        let precision = self.precision.unwrap_or_else(|| usable(recipe.precision).0);
+        let tflops = self
+            .device_tflops
+            .unwrap_or_else(|| SHARE_OF_PEAK * advxl_kernels::peak_flops(precision) / 1e12);
+        let devices = Devices {
+            count: self.devices,
+            tflops,
+            price: self.price,
+        };
+        let plan = plan::Plan::new(&recipe, self.classes, precision, devices);
+        for line in lines(&plan, &recipe, &devices) {
+            println!("{line}");
+        }
+        if json {
+            print_json(&json!({ "plan": plan, "devices": devices }));
+        }
+        Ok(())
+    }
+}
+
+fn lines(plan: &plan::Plan, recipe: &Recipe, devices: &Devices) -> Vec<String> {
+    let millions = plan.parameters as f64 / 1e6;
+    let mut lines = vec![
+        format!(
+            "{}: {millions:.1} M parameters for {} classes",
+            recipe.model.size, plan.classes
+        ),
+        String::new(),
+        format!(
+            "{:<12} {:>14} {:>6} {:>7} {:>7} {:>12} {:>16} {:>12}",
+            "stage",
+            "samples",
+            "image",
+            "tokens",
+            "attack",
+            "GMAC/image",
+            "paper, 1e10 GMAC",
+            "GFLOP/image"
+        ),
+    ];
+    for phase in &plan.phases {
+        lines.push(format!(
+            "{:<12} {:>14} {:>6} {:>7} {:>7} {:>12.2} {:>16.3e} {:>12.1}",
+            phase.stage,
+            grouped(phase.samples),
+            phase.image_size,
+            phase.tokens,
+            phase.attack_steps,
+            phase.forward_macs as f64 / 1e9,
+            phase.paper_macs / 1e19,
+            phase.flops_per_sample / 1e9,
+        ));
+    }
+    let (paper, flops) = (plan.paper_macs / 1e19, plan.flops);
+    lines.push(String::new());
+    lines.push(format!("as the paper counts: {paper:.3} x 10^10 giga multiply-adds; in truth {flops:.2e} floating point operations"));
+    lines.push(format!(
+        "memory of a device at its largest, of {} devices:",
+        devices.count
+    ));
+    let Memory {
+        weights,
+        gradients,
+        moments,
+        average,
+        packed,
+        activations,
+        base,
+    } = plan.memory;
+    for (name, bytes) in [
+        ("weights", weights),
+        ("gradients", gradients),
+        ("optimizer", moments),
+        ("average", average),
+        ("packed weights", packed),
+        ("activations", activations),
+        ("batches, program", base),
+        ("together", plan.memory.total()),
+    ] {
+        lines.push(format!(
+            "  {name:<17} {:>10.0} MiB",
+            bytes as f64 / f64::from(1 << 20)
+        ));
+    }
+    let hours = duration(plan.hours * 3600.0);
+    let rate = devices.tflops;
+    lines.push(format!(
+        "time: {hours} at {rate:.3} TFLOP/s a device, without loading, evaluation and exchange"
+    ));
+    if let Some(price) = plan.price {
+        lines.push(format!("price: {price:.0}"));
+    }
+    lines
+}

@@ -1,0 +1,241 @@
+//! What a run costs before it starts: arithmetic, memory by part, hours and price.
+//!
+//! Arithmetic is exact. Memory is a sum over what training on a CPU holds; `IMAGE_COPIES` and `TOKEN_COPIES` are
+//! fitted to measured peaks, with what docs/results.md says of the error. Nothing is run and no data is read.
+
+use serde::Serialize;
+
+use crate::fused::Precision;
+use crate::recipe::{Phase, Recipe, Stage};
+
+/// Bytes of an f32.
+const FLOAT: u64 = 4;
+/// The program itself.
+const PROGRAM: u64 = 16 << 20;
+/// Batches of images on their way: loaded ahead, attacked, cut into patches, with their gradients.
+const IMAGE_COPIES: u64 = 14;
+/// Batches of tokens outside of what is kept for the backward pass.
+const TOKEN_COPIES: u64 = 15;
+
+/// The devices that a run is planned for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Devices {
+    /// How many; each holds all weights and its share of the batch.
+    pub count: u64,
+    /// What one computes in truth, in 10^12 floating point operations a second.
+    pub tflops: f64,
+    /// Price of an hour of one.
+    pub price: Option<f64>,
+}
+
+/// A run's cost.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// Weights of the model, for the number of classes.
+    pub parameters: u64,
+    /// Number of classes.
+    pub classes: usize,
+    /// Each phase of each stage.
+    pub phases: Vec<PhasePlan>,
+    /// The run as the paper counts it, in multiply-adds: attack steps + 1 forward passes a sample.
+    pub paper_macs: f64,
+    /// What is computed, in floating point operations: 2k + 3 forward passes of two a multiply-add.
+    pub flops: f64,
+    /// Memory of a device at its largest.
+    pub memory: Memory,
+    /// Hours on the devices.
+    pub hours: f64,
+    /// Price of these.
+    pub price: Option<f64>,
+}
+
+/// A phase's cost.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PhasePlan {
+    /// The stage.
+    pub stage: String,
+    /// Pixels on a side.
+    pub image_size: u64,
+    /// Tokens of an image, class token included.
+    pub tokens: u64,
+    /// Images seen.
+    pub samples: u64,
+    /// Steps of the attack.
+    pub attack_steps: u64,
+    /// Multiply-adds of one forward pass of one image.
+    pub forward_macs: u64,
+    /// The phase as the paper counts it.
+    pub paper_macs: f64,
+    /// Floating point operations of one image, attack and update.
+    pub flops_per_sample: f64,
+}
+
+/// Bytes that a device holds, by part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Weights, f32.
+    pub weights: u64,
+    /// Their gradients.
+    pub gradients: u64,
+    /// The optimizer's two moments.
+    pub moments: u64,
+    /// The average of the weights.
+    pub average: u64,
+    /// The weights as the CPU's products want them, for both directions.
+    pub packed: u64,
+    /// What the backward pass needs of the forward pass.
+    pub activations: u64,
+    /// The program and batches on their way; without the data set itself.
+    pub base: u64,
+}
+
+impl Memory {
+    /// All parts.
+    pub fn total(&self) -> u64 {
+        let Self {
+            weights,
+            gradients,
+            moments,
+            average,
+            packed,
+            activations,
+            base,
+        } = *self;
+        weights + gradients + moments + average + packed + activations + base
+    }
+}
+
+impl Plan {
+    /// Plans a run.
+    pub fn new(recipe: &Recipe, classes: usize, precision: Precision, devices: Devices) -> Self {
+        let all = recipe
+            .stage
+            .iter()
+            .flat_map(|stage| stage.phases.iter().map(move |phase| (stage, phase)));
+        let phases: Vec<PhasePlan> = all
+            .clone()
+            .map(|(stage, phase)| of_phase(recipe, stage, phase))
+            .collect();
+        let flops = phases
+            .iter()
+            .map(|phase| phase.flops_per_sample * phase.samples as f64)
+            .sum();
+        let memories = all.map(|(stage, phase)| {
+            let batch = stage.batch.div_ceil(devices.count);
+            memory(recipe, phase, classes, precision, batch)
+        });
+        let hours = flops / (devices.count as f64 * devices.tflops * 1e12) / 3600.0;
+        Self {
+            parameters: recipe.model.parameters(classes, recipe.first_image_size()),
+            classes,
+            phases,
+            paper_macs: recipe.paper_macs(),
+            flops,
+            memory: memories.max_by_key(Memory::total).unwrap_or_default(),
+            hours,
+            price: devices
+                .price
+                .map(|price| price * hours * devices.count as f64),
+        }
+    }
+}
+
+fn of_phase(recipe: &Recipe, stage: &Stage, phase: &Phase) -> PhasePlan {
+    let tokens = recipe.tokens(phase);
+    let forward_macs = recipe.model.forward_macs(tokens);
+    let attack_steps = stage.attack.as_ref().map_or(0, |attack| attack.steps);
+    PhasePlan {
+        stage: stage.name.clone(),
+        image_size: phase.image_size,
+        tokens,
+        samples: phase.samples,
+        attack_steps,
+        forward_macs,
+        paper_macs: (phase.samples * (attack_steps + 1)) as f64 * forward_macs as f64,
+        flops_per_sample: 2.0 * (2 * attack_steps + 3) as f64 * forward_macs as f64,
+    }
+}
+
+/// What a device holds at the end of an update's backward pass.
+fn memory(
+    recipe: &Recipe,
+    phase: &Phase,
+    classes: usize,
+    precision: Precision,
+    batch: u64,
+) -> Memory {
+    let model = &recipe.model;
+    let parameters = model.parameters(classes, recipe.first_image_size());
+    let (width, hidden) = (model.width as u64, model.hidden as u64);
+    let (depth, heads) = (model.depth as u64, model.heads as u64);
+    let tokens = recipe.tokens(phase);
+    let rows = batch * tokens;
+    // Products of bf16 operands keep them in bf16.
+    let cell = if precision == Precision::Bf16 {
+        2
+    } else {
+        FLOAT
+    };
+    let matrices = depth * (4 * width * width + 2 * width * hidden);
+    // Two norms, queries, keys and values, what attention gives, the hidden layer, its probabilities.
+    let of_block = rows * (6 * width + hidden + heads * tokens) * cell;
+    let between = rows * width * FLOAT;
+    let images = batch * 3 * phase.image_size * phase.image_size * FLOAT;
+    Memory {
+        weights: parameters * FLOAT,
+        gradients: parameters * FLOAT,
+        moments: 2 * parameters * FLOAT,
+        average: if recipe.average.is_some() {
+            parameters * FLOAT
+        } else {
+            0
+        },
+        // Evaluations use the average, as a model of its own.
+        packed: 2 * matrices * cell * if recipe.evaluation.is_some() { 2 } else { 1 },
+        activations: if recipe.recompute {
+            depth * between + of_block
+        } else {
+            depth * of_block
+        },
+        base: PROGRAM + IMAGE_COPIES * images + TOKEN_COPIES * between,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(overrides: &[&str]) -> Plan {
+        let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+        let text = include_str!("../recipes/cifar10_micro.toml");
+        let recipe = Recipe::parse(text, &overrides).unwrap();
+        let devices = Devices {
+            count: 1,
+            tflops: 1.0,
+            price: Some(2.0),
+        };
+        Plan::new(&recipe, 10, Precision::F32, devices)
+    }
+
+    #[test]
+    fn a_plan_adds_up() {
+        let plan = plan(&[]);
+        let first = &plan.phases[0];
+        assert_eq!((first.tokens, first.attack_steps), (16, 1));
+        // One attack step: two forward passes as the paper counts, five of two operations in truth.
+        assert_eq!(first.flops_per_sample, 10.0 * first.forward_macs as f64);
+        let paper: f64 = plan.phases.iter().map(|phase| phase.paper_macs).sum();
+        assert_eq!(paper, plan.paper_macs);
+        assert_eq!(plan.hours, plan.flops / 3.6e15);
+        assert_eq!(plan.price, Some(2.0 * plan.hours));
+        assert_eq!(plan.memory.moments, 2 * plan.memory.weights);
+    }
+
+    #[test]
+    fn recomputing_and_more_devices_take_less_memory() {
+        let whole = plan(&[]).memory;
+        let recomputed = plan(&["recompute=true"]).memory;
+        assert!(recomputed.activations * 3 < whole.activations);
+        assert_eq!(recomputed.weights, whole.weights);
+    }
+}
