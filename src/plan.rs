@@ -3,8 +3,12 @@
 //! Arithmetic is exact. Memory is a sum over what training on a CPU holds; `IMAGE_COPIES` and `TOKEN_COPIES` are
 //! fitted to measured peaks, with what docs/results.md says of the error. Nothing is run and no data is read.
 
+use std::path::Path;
+
 use serde::Serialize;
 
+use crate::error::{Error, Result};
+use crate::files;
 use crate::fused::Precision;
 use crate::recipe::{Phase, Recipe, Stage};
 
@@ -140,6 +144,35 @@ impl Plan {
     }
 }
 
+/// Tells before anything is allocated that a run will not fit: an error where it cannot, a notice where it is near.
+///
+/// Plans were within 15 % of what was measured, so that much is left to doubt.
+pub fn check_memory(plan: &Plan, available: Option<u64>) -> Result<Option<String>> {
+    let (needed, Some(available)) = (plan.memory.total() as f64, available) else {
+        return Ok(None);
+    };
+    let gib = |bytes: f64| bytes / f64::from(1 << 30);
+    let (needed_gib, found) = (gib(needed), gib(available as f64));
+    let text =
+        format!("training needs about {needed_gib:.1} GiB of memory and {found:.1} GiB are free");
+    let hint =
+        "a smaller batch or recompute = true takes less; `advxl plan RECIPE` tells the parts";
+    if needed > 1.15 * available as f64 {
+        return Err(Error::input(text).hint(hint));
+    }
+    Ok((needed > 0.85 * available as f64).then(|| format!("{text}: {hint}")))
+}
+
+/// Memory that this machine can still give, as Linux tells it.
+pub fn available_memory() -> Option<u64> {
+    let text = files::read_text(Path::new("/proc/meminfo")).ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
 fn of_phase(recipe: &Recipe, stage: &Stage, phase: &Phase) -> PhasePlan {
     let tokens = recipe.tokens(phase);
     let forward_macs = recipe.model.forward_macs(tokens);
@@ -229,6 +262,22 @@ mod tests {
         assert_eq!(plan.hours, plan.flops / 3.6e15);
         assert_eq!(plan.price, Some(2.0 * plan.hours));
         assert_eq!(plan.memory.moments, 2 * plan.memory.weights);
+    }
+
+    #[test]
+    fn a_run_that_cannot_fit_is_told_before_it_begins() {
+        let plan = plan(&[]);
+        let needed = plan.memory.total();
+        assert!(check_memory(&plan, Some(2 * needed)).unwrap().is_none());
+        assert!(check_memory(&plan, None).unwrap().is_none());
+        let near = check_memory(&plan, Some(needed)).unwrap().unwrap();
+        assert!(near.contains("GiB are free: a smaller batch"), "{near}");
+        let error = check_memory(&plan, Some(needed / 2)).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(
+            error.to_string().contains("training needs about"),
+            "{error}"
+        );
     }
 
     #[test]

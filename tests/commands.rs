@@ -123,3 +123,56 @@ fn a_dry_run_prints_a_recipe_that_can_be_run() {
         std::fs::read(&printed).unwrap()
     );
 }
+
+#[test]
+fn a_plan_tells_the_papers_cost_and_the_parts_of_memory() {
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/vit_b16_in1k.toml");
+    let found = json(&[
+        "plan",
+        recipe,
+        "--device-tflops",
+        "400",
+        "--devices",
+        "8",
+        "--price",
+        "2",
+        "--json",
+    ]);
+    let plan = &found["plan"];
+    // The paper's 0.5 x 10^10 giga multiply-adds, which its own formula makes 0.491.
+    assert!(
+        (plan["paper_macs"].as_f64().unwrap() / 1e19 - 0.491).abs() < 1e-3,
+        "{plan}"
+    );
+    assert_eq!(plan["phases"].as_array().unwrap().len(), 2);
+    for part in [
+        "weights",
+        "gradients",
+        "moments",
+        "average",
+        "packed",
+        "activations",
+        "base",
+    ] {
+        assert!(plan["memory"][part].as_u64().unwrap() > 0, "{part}");
+    }
+    let (hours, price) = (
+        plan["hours"].as_f64().unwrap(),
+        plan["price"].as_f64().unwrap(),
+    );
+    assert!((price - 16.0 * hours).abs() < 1e-6);
+}
+
+#[test]
+fn a_named_size_is_inspected_with_the_papers_multiply_adds() {
+    for (size, gigas) in [
+        ("vit_b16", 17.56),
+        ("vit_l16", 61.6),
+        ("vit_h14", 167.3),
+        ("vit_g14", 267.0),
+    ] {
+        let found = json(&["inspect", size, "--json"]);
+        let macs = found["forward_macs"].as_f64().unwrap() / 1e9;
+        assert!((macs / gigas - 1.0).abs() < 1e-3, "{size}: {macs}");
+    }
+}

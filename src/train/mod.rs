@@ -25,6 +25,7 @@ use crate::fused::{self, Precision, from_vec};
 use crate::loss::{Targets, count_correct, cross_entropy};
 use crate::model::{DropPath, Pass};
 use crate::optim;
+use crate::plan::{self, Devices};
 use crate::recipe::{Phase, Recipe, Stage};
 
 pub use folder::RunFolder;
@@ -91,6 +92,16 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let recipe = &run.recipe;
     if let Some(notice) = fused::usable(recipe.precision).1 {
         monitor.line(&format!("note: {notice}"))?;
+    }
+    let one = Devices {
+        count: 1,
+        tflops: 1.0,
+        price: None,
+    };
+    let (precision, classes) = (fused::usable(recipe.precision).0, run.train.classes().len());
+    let plan = plan::Plan::new(recipe, classes, precision, one);
+    if let Some(notice) = plan::check_memory(&plan, plan::available_memory())? {
+        monitor.warn(&notice)?;
     }
     let mut state = checkpoint::resume(run, monitor)?;
     let mut stage_start = 0;
