@@ -31,6 +31,8 @@ pub mod plan;
 
 pub mod train;
 
+pub mod export;
+
 pub mod bench;
 pub mod demo;
 

@@ -176,3 +176,68 @@ fn a_named_size_is_inspected_with_the_papers_multiply_adds() {
         assert!((macs / gigas - 1.0).abs() < 1e-3, "{size}: {macs}");
     }
 }
+
+#[test]
+fn an_exported_model_gives_the_same_logits_and_its_card_tells_what_was_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (run, out, eval) = (path("run"), path("export"), path("eval"));
+    let ok = |arguments: &[&str]| {
+        let (code, text) = advxl(arguments);
+        assert_eq!(code, 0, "{text}");
+    };
+    ok(&["train", recipe.to_str().unwrap(), "--out", &run]);
+    let evaluate = |more: &[&str]| {
+        let attack = [
+            "--data",
+            "synthetic:24",
+            "--attack",
+            "autoattack",
+            "--eps",
+            "8/255",
+            "--out",
+            &eval,
+        ];
+        ok(&[&["eval", &run], &attack[..], more].concat());
+    };
+    let result = format!("{eval}/result.json");
+    let export = [
+        "export",
+        &run,
+        "--to",
+        "robustbench",
+        "--name",
+        "Doe2026Small",
+        "--out",
+        &out,
+    ];
+    let export = [&export[..], &["--result", &result]].concat();
+    // Weaker attacks than the published are not passed off as AutoAttack.
+    evaluate(&["--steps", "2", "--queries", "2"]);
+    let (code, text) = advxl(&export);
+    assert!(
+        code == 2 && text.contains("0 of the results are of AutoAttack"),
+        "{text}"
+    );
+    evaluate(&[]);
+    ok(&export);
+
+    let entry = std::fs::read_to_string(format!("{out}/Doe2026Small.json")).unwrap();
+    let entry: Value = serde_json::from_str(&entry).unwrap();
+    assert_eq!(entry["eps"], "8/255");
+    assert!(entry["clean_acc"].is_string() && entry["autoattack_acc"].is_string());
+    let card = std::fs::read_to_string(format!("{out}/README.md")).unwrap();
+    assert!(card.contains("| linf 8/255 | 24 | square |"), "{card}");
+
+    let logits = |model: &str, name: &str| {
+        let file = path(name);
+        ok(&["predict", model, "--data", "synthetic:16", "--out", &file]);
+        floats(Path::new(&file), "logits")
+    };
+    assert_eq!(logits(&run, "before"), logits(&out, "after"));
+
+    let foreign = ["export", &run, "--to", "timm", "--out", &eval];
+    let (code, text) = advxl(&foreign);
+    assert!(code == 2 && text.contains("is not empty"), "{text}");
+}

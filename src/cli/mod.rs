@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod eval;
+mod export;
 mod inspect;
 mod plan;
 mod predict;
@@ -46,6 +47,8 @@ enum Command {
     Eval(Box<eval::Eval>),
     /// Logits, and gradients on request, of a model for a data set.
     Predict(predict::Predict),
+    /// A model for other programs: timm, RobustBench.
+    Export(export::Export),
     /// What a recipe costs: arithmetic, memory, hours, price. Trains nothing.
     Plan(plan::Plan),
     /// What is in a model, a run or a file of tensors.
@@ -97,6 +100,7 @@ fn perform(arguments: &Arguments) -> Result<()> {
         Command::Train(train) => train.run(json),
         Command::Eval(eval) => eval.run(json),
         Command::Predict(predict) => predict.run(json),
+        Command::Export(export) => export.run(json),
         Command::Plan(plan) => plan.run(json),
         Command::Inspect(inspect) => inspect.run(json),
         Command::Bench {

@@ -1,0 +1,85 @@
+//! `advxl export`.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::{load_model, print_json};
+use crate::error::{Context, Error, Result};
+use crate::export::{self, Facts};
+use crate::files;
+
+/// A model for other programs: a folder that timm loads with a model card, or RobustBench's entry beside it.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  advxl export runs/cifar10_micro --to robustbench --name Doe2026Two --dataset cifar10 \
+    --result runs/cifar10_micro/result-autoattack.json --out export"
+)]
+pub(super) struct Export {
+    /// A model folder or the folder of a run.
+    model: PathBuf,
+    /// The program: timm or robustbench.
+    #[arg(long, value_name = "PROGRAM")]
+    to: String,
+    /// The folder that is made.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// What the model is called; RobustBench has LastnameYearFirstword.
+    #[arg(long, default_value = "advxl-model")]
+    name: String,
+    /// Who made it.
+    #[arg(long, default_value = "")]
+    authors: String,
+    /// Where it is described.
+    #[arg(long, default_value = "")]
+    link: String,
+    /// What it was trained on, such as imagenet.
+    #[arg(long, default_value = "")]
+    dataset: String,
+    /// Images beyond the data set's own were used.
+    #[arg(long)]
+    additional_data: bool,
+    /// A result.json of `advxl eval` of this model; may be given several times.
+    #[arg(long, value_name = "FILE")]
+    result: Vec<PathBuf>,
+}
+
+impl Export {
+    pub(super) fn run(&self, json: bool) -> Result<()> {
+        let write = match &self.to[..] {
+            "timm" => export::timm,
+            "robustbench" => export::robustbench,
+            other => {
+                let message = format!("--to {other}: there is no such program");
+                return Err(Error::input(message).hint("use timm or robustbench"));
+            }
+        };
+        let loaded = load_model(&self.model)?;
+        let read = |path: &PathBuf| {
+            let doing = || format!("`{}`", path.display());
+            let found: serde_json::Value = serde_json::from_slice(&files::read(path)?)
+                .map_err(|error| Error::input(format!("not JSON: {error}")))
+                .context(doing)?;
+            match found["model_hash"] == json!(loaded.hash) {
+                true => Ok(found),
+                false => Err(Error::input("this is the result of another model")
+                    .hint("evaluate the model that is exported"))
+                .context(doing),
+            }
+        };
+        let facts = Facts {
+            name: self.name.clone(),
+            authors: self.authors.clone(),
+            link: self.link.clone(),
+            dataset: self.dataset.clone(),
+            additional_data: self.additional_data,
+            results: self.result.iter().map(read).collect::<Result<_>>()?,
+        };
+        write(&loaded, &facts, &self.out)?;
+        eprintln!("exported to `{}`", self.out.display());
+        if json {
+            print_json(&json!({ "out": self.out.display().to_string(), "name": self.name }));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,231 @@
+//! Models for other programs: a folder that timm loads, with a model card, and an entry for RobustBench.
+//!
+//! Weights are written as they are, so a round trip changes no logit.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::attack::Norm;
+use crate::error::{Error, Result};
+use crate::eval::autoattack::{Settings, Version};
+use crate::files;
+use crate::model::weights::{self, Loaded};
+
+/// What a card and an entry say that the weights do not.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// What the model is called.
+    pub name: String,
+    /// Who made it.
+    pub authors: String,
+    /// Where it is described.
+    pub link: String,
+    /// What it was trained on.
+    pub dataset: String,
+    /// Whether images beyond the data set's own were used.
+    pub additional_data: bool,
+    /// Results of `advxl eval`.
+    pub results: Vec<Value>,
+}
+
+/// Writes a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`, with a model card.
+pub fn timm(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> {
+    refuse_full(folder)?;
+    weights::save(&loaded.model, loaded.image_size, &loaded.classes, folder)?;
+    files::write(&folder.join("README.md"), card(loaded, facts).as_bytes())
+}
+
+/// Writes the same folder and the entry that RobustBench's `model_info` holds, numbers as strings.
+///
+/// Errors: no result of AutoAttack, standard version, for one norm.
+pub fn robustbench(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> {
+    let entry = robustbench_entry(loaded, facts)?;
+    timm(loaded, facts, folder)?;
+    let path = folder.join(format!("{}.json", facts.name));
+    files::write(&path, format!("{entry:#}\n").as_bytes())
+}
+
+/// Nothing that is there already is overwritten.
+fn refuse_full(folder: &Path) -> Result<()> {
+    if folder.is_dir() && !files::list(folder)?.is_empty() {
+        let message = format!("`{}` is not empty", folder.display());
+        return Err(Error::input(message).hint("give a new folder with --out"));
+    }
+    Ok(())
+}
+
+/// Whether an evaluation is AutoAttack's standard version with its own settings, which published numbers mean.
+fn is_standard(evaluation: &Value) -> bool {
+    let word = evaluation["norm"].as_str();
+    let norm = Norm::WORDS.iter().find(|(known, _)| Some(*known) == word);
+    let epsilon = evaluation["epsilon"]
+        .as_str()
+        .and_then(|text| text.parse().ok());
+    let (Some((_, norm)), Some(epsilon)) = (norm, epsilon) else {
+        return false;
+    };
+    let attacks = Settings::new(Version::Standard, *norm, epsilon).autoattack();
+    let right = std::iter::once(Value::Null).chain(attacks.iter().map(|attack| json!(attack)));
+    stages(evaluation)
+        .iter()
+        .map(|stage| stage["settings"].clone())
+        .eq(right)
+}
+
+fn stages(result: &Value) -> &[Value] {
+    result["stages"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default()
+}
+
+/// The evaluations of results: each one norm's.
+fn evaluations(results: &[Value]) -> Vec<&Value> {
+    let of = |result: &Value| match result["evaluations"].as_array() {
+        Some(_) => false,
+        None => !stages(result).is_empty(),
+    };
+    let several = results
+        .iter()
+        .flat_map(|result| result["evaluations"].as_array().into_iter().flatten());
+    results
+        .iter()
+        .filter(|result| of(result))
+        .chain(several)
+        .collect()
+}
+
+fn percent(share: &Value) -> String {
+    format!("{:.2}", 100.0 * share.as_f64().unwrap_or(f64::NAN))
+}
+
+fn robustbench_entry(loaded: &Loaded, facts: &Facts) -> Result<Value> {
+    let mut found = evaluations(&facts.results);
+    found.retain(|evaluation| is_standard(evaluation));
+    let [result] = found[..] else {
+        let count = found.len();
+        let message = format!(
+            "{count} of the results are of AutoAttack, standard version, with its own settings; one is needed"
+        );
+        return Err(Error::input(message).hint(
+            "`advxl eval MODEL --data SPEC --attack autoattack --norm linf --eps 4/255`, then give its result.json with \
+             --result",
+        ));
+    };
+    let flags = result["flags"].as_array().map(Vec::len).unwrap_or_default();
+    Ok(json!({
+        "link": facts.link,
+        "name": facts.name,
+        "authors": facts.authors,
+        "additional_data": facts.additional_data,
+        "number_forward_passes": 1,
+        "dataset": facts.dataset,
+        "venue": "",
+        "architecture": architecture(loaded),
+        "eps": result["epsilon"],
+        "clean_acc": percent(&stages(result)[0]["robust_accuracy"]),
+        "reported": percent(&result["robust_accuracy"]),
+        "autoattack_acc": percent(&result["robust_accuracy"]),
+        "unreliable": flags > 0,
+    }))
+}
+
+/// `ViT, width 768, depth 12, patch 16`.
+fn architecture(loaded: &Loaded) -> String {
+    let config = &loaded.model.config;
+    let names = [
+        ("vit_ti16", "ViT-Ti/16"),
+        ("vit_s16", "ViT-S/16"),
+        ("vit_b16", "ViT-B/16"),
+    ];
+    let more = [
+        ("vit_l16", "ViT-L/16"),
+        ("vit_h14", "ViT-H/14"),
+        ("vit_g14", "ViT-g/14"),
+    ];
+    let known = names
+        .iter()
+        .chain(&more)
+        .find(|(size, _)| *size == config.size);
+    known.map_or_else(
+        || {
+            format!(
+                "ViT, width {}, depth {}, patch {}",
+                config.width, config.depth, config.patch
+            )
+        },
+        |(_, name)| (*name).to_owned(),
+    )
+}
+
+/// The model card: what it is, how it is used, what was measured, and what was not.
+fn card(loaded: &Loaded, facts: &Facts) -> String {
+    let config = &loaded.model.config;
+    let size = loaded.image_size;
+    let parameters = config.parameters(loaded.model.classes, size) as f64 / 1e6;
+    let mut text = format!(
+        "---\nlibrary_name: timm\ntags:\n- image-classification\n- timm\n- adversarial-robustness\n---\n\n# {}\n\n\
+         {}, {parameters:.1} M parameters, {} classes, trained adversarially with \
+         [advxl](https://arxiv.org/abs/2401.04727).\n\n",
+        facts.name,
+        architecture(loaded),
+        loaded.model.classes
+    );
+    for (what, value) in [
+        ("Authors", &facts.authors),
+        ("Described at", &facts.link),
+        ("Data", &facts.dataset),
+    ] {
+        if !value.is_empty() {
+            text += &format!("- {what}: {value}\n");
+        }
+    }
+    text += &format!(
+        "- Weights: BLAKE3 `{}` of the file that this folder was made from\n\n## Use\n\n```python\nimport timm\n\n\
+         model = timm.create_model(\"local-dir:FOLDER\", pretrained=True).eval()\n```\n\n\
+         Images of {size} x {size} pixels, bicubic, whole picture, in [0, 1], then mean {:?} and deviation {:?}. Attacks \
+         must perturb the pixels in [0, 1], before the normalisation.\n\n## Measured\n\n",
+        loaded.hash, config.mean, config.std
+    );
+    let evaluations = evaluations(&facts.results);
+    if evaluations.is_empty() {
+        text += "Nothing: no result of `advxl eval` was given for this card.\n";
+        return text;
+    }
+    text +=
+        "| threat model | images | attack | standing | 95 % interval |\n|---|---|---|---|---|\n";
+    for result in evaluations {
+        for stage in stages(result) {
+            let threat = match stage["attack"].as_str() {
+                Some("clean") => "none".to_owned(),
+                _ => format!(
+                    "{} {}",
+                    result["norm"].as_str().unwrap_or_default(),
+                    result["epsilon"].as_str().unwrap_or_default()
+                ),
+            };
+            let images = result["robust"]
+                .as_array()
+                .map(Vec::len)
+                .unwrap_or_default();
+            text += &format!(
+                "| {threat} | {images} | {} | {} % | {} to {} % |\n",
+                stage["attack"].as_str().unwrap_or_default(),
+                percent(&stage["robust_accuracy"]),
+                percent(&stage["interval_95"][0]),
+                percent(&stage["interval_95"][1]),
+            );
+        }
+        if !is_standard(result) {
+            text += "\nThe attacks above are not AutoAttack's standard version with its own settings.\n\n";
+        }
+        for flag in result["flags"].as_array().into_iter().flatten() {
+            text += &format!("\nFlag `{}`: {}\n\n", flag["check"], flag["message"]);
+        }
+    }
+    text += "\nEach row counts the images that stand after its attack and all before it in its threat model. Robustness \
+             to other norms, larger perturbations, other images or adaptive attacks was not measured and must not be \
+             assumed.\n";
+    text
+}
