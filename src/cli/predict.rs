@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::screen::Terminal;
 use super::{
-    check_classes, device, image_count, load_model, parse_precision, print_json, usable_precision,
+    NamedModel, check_classes, device, image_count, parse_precision, print_json, usable_precision,
 };
 use crate::attack::input_gradient;
 use crate::data::resize::Filter;
@@ -24,8 +24,8 @@ use crate::screen::Screen;
 /// Logits of a model for a data set, and the gradient of the loss for its images.
 #[derive(clap::Args)]
 pub(super) struct Predict {
-    /// A model folder or the folder of a run.
-    model: PathBuf,
+    #[command(flatten)]
+    model: NamedModel,
     /// Test images: a folder, tensors:FILE or synthetic:N.
     #[arg(long, value_name = "SPEC")]
     data: String,
@@ -51,7 +51,7 @@ pub(super) struct Predict {
 
 impl Predict {
     pub(super) fn run(&self, json: bool) -> Result<()> {
-        let loaded = load_model(&self.model)?;
+        let loaded = self.model.load()?;
         let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
         if self.gradient {
             check_classes(&loaded, &dataset, &self.data)?;
