@@ -18,6 +18,13 @@ pub(super) struct Archive {
     entries: BTreeMap<String, Entry>,
 }
 
+/// Where the bytes of an entry are.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) start: u64,
+    pub(super) size: u64,
+}
+
 struct Entry {
     /// 0 where the bytes are stored as they are.
     method: u16,
@@ -48,8 +55,8 @@ impl Archive {
         self.entries.keys().map(String::as_str)
     }
 
-    /// First byte and length of an entry; `None` where there is no such entry.
-    pub(super) fn place(&self, source: &Source, name: &str) -> Result<Option<(u64, u64)>> {
+    /// Where an entry is; `None` where there is no such entry.
+    pub(super) fn place(&self, source: &Source, name: &str) -> Result<Option<Place>> {
         let Some(entry) = self.entries.get(name) else {
             return Ok(None);
         };
@@ -72,7 +79,10 @@ impl Archive {
         if end.is_none_or(|end| end > source.length()) {
             return Err(broken());
         }
-        Ok(Some((start, entry.size)))
+        Ok(Some(Place {
+            start,
+            size: entry.size,
+        }))
     }
 }
 

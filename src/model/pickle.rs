@@ -22,60 +22,13 @@ use crate::error::{Error, Result};
 const INSTRUCTIONS: usize = 8_000_000;
 
 /// Python modules that weights have no need of and that can run code, read or write files.
-const CODE_MODULES: &[&str] = &[
-    "_pickle",
-    "asyncio",
-    "bdb",
-    "code",
-    "codeop",
-    "commands",
-    "ctypes",
-    "http",
-    "imp",
-    "importlib",
-    "marshal",
-    "multiprocessing",
-    "nt",
-    "operator",
-    "os",
-    "pdb",
-    "pickle",
-    "pip",
-    "platform",
-    "posix",
-    "pty",
-    "requests",
-    "runpy",
-    "shutil",
-    "signal",
-    "socket",
-    "subprocess",
-    "sys",
-    "tempfile",
-    "threading",
-    "timeit",
-    "urllib",
-    "webbrowser",
-];
+const CODE_MODULES: &str = "_pickle asyncio bdb code codeop commands ctypes http imp importlib \
+    marshal multiprocessing nt operator os pdb pickle pip platform posix pty requests runpy shutil \
+    signal socket subprocess sys tempfile threading timeit urllib webbrowser";
 
 /// Built-in types of Python, which do nothing but hold values; other built-ins can do more.
-const PLAIN_BUILTINS: &[&str] = &[
-    "bool",
-    "bytearray",
-    "bytes",
-    "complex",
-    "dict",
-    "float",
-    "frozenset",
-    "int",
-    "list",
-    "object",
-    "range",
-    "set",
-    "slice",
-    "str",
-    "tuple",
-];
+const PLAIN_BUILTINS: &str = "bool bytearray bytes complex dict float frozenset int list object \
+    range set slice str tuple";
 
 /// What an instruction puts on the stack. Numbers in it are places in [`Pickle`].
 #[derive(Clone, Copy, Debug)]
@@ -222,8 +175,8 @@ impl<'a> Machine<'a> {
             0x95 => drop(self.take(8)?),               // FRAME
             b'(' => self.marks.push(self.stack.len()), // MARK
             b'0' => match self.pop() {
-                Ok(_) => {} // POP
-                Err(_) => drop(self.since_mark()?),
+                Ok(_) => {}                         // POP
+                Err(_) => drop(self.since_mark()?), // or a mark, if nothing stands above it
             },
             b'1' => drop(self.since_mark()?), // POP_MARK
             b'2' => {
@@ -587,20 +540,16 @@ fn dtype(class: &str) -> Option<Dtype> {
 
 /// Whether a function can do more than make a value.
 fn runs_code(module: &str, name: &str) -> bool {
+    let listed = |list: &str, word: &str| list.split(' ').any(|listed| listed == word);
     let package = module.split('.').next().unwrap_or_default();
     // `os.system` may also be written as the name `os.system` in a module that imports `os`.
-    let reached = name.rsplit('.').skip(1);
-    if std::iter::once(package)
-        .chain(reached)
-        .any(|module| CODE_MODULES.contains(&module))
-    {
-        return true;
-    }
-    match package {
-        "builtins" | "__builtin__" => !PLAIN_BUILTINS.contains(&name),
-        "types" => name != "SimpleNamespace",
-        _ => false,
-    }
+    let mut modules = std::iter::once(package).chain(name.rsplit('.').skip(1));
+    modules.any(|module| listed(CODE_MODULES, module))
+        || match package {
+            "builtins" | "__builtin__" => !listed(PLAIN_BUILTINS, name),
+            "types" => name != "SimpleNamespace",
+            _ => false,
+        }
 }
 
 fn damaged(what: &str) -> Error {

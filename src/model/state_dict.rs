@@ -13,8 +13,8 @@ use std::path::Path;
 pub use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use super::archive::Archive;
 pub(super) use super::archive::shown;
+use super::archive::{Archive, Place};
 use super::pickle::{Pickle, Value, View};
 use crate::error::{Context, Error, Result};
 use crate::files::Source;
@@ -150,9 +150,11 @@ impl StateDict {
             );
         }
         let content = |name: &str| match place(name)? {
-            Some((start, size)) if size <= PICKLE_LIMIT => source.bytes(start, size),
-            Some((_, size)) => Err(Error::input(format!("its pickle is {size} bytes long"))
-                .hint("save the weights alone, `model.state_dict()`")),
+            Some(Place { start, size }) if size <= PICKLE_LIMIT => source.bytes(start, size),
+            Some(Place { size, .. }) => {
+                Err(Error::input(format!("its pickle is {size} bytes long"))
+                    .hint("save the weights alone, `model.state_dict()`"))
+            }
             None => Ok(None),
         };
         if content("byteorder")?.is_some_and(|order| order != b"little") {
@@ -372,8 +374,8 @@ fn unwrap<'a>(pickle: &Pickle<'a>, saved: Value<'a>) -> Result<(Value<'a>, Optio
 /// Where the elements of a tensor are in the file. `places` keeps what is known of storages.
 fn stored<'a>(
     view: View<'a>,
-    places: &mut BTreeMap<&'a str, (u64, u64)>,
-    place: &dyn Fn(&str) -> Result<Option<(u64, u64)>>,
+    places: &mut BTreeMap<&'a str, Place>,
+    place: &dyn Fn(&str) -> Result<Option<Place>>,
 ) -> Result<Stored> {
     let View {
         storage,
@@ -381,7 +383,7 @@ fn stored<'a>(
         shape,
         strides,
     } = view;
-    let (start, bytes) = match places.get(storage.key) {
+    let Place { start, size: bytes } = match places.get(storage.key) {
         Some(known) => *known,
         None => {
             let found = place(&format!("data/{}", storage.key))?;

@@ -399,23 +399,25 @@ fn describe(weights: &StateDict, told: &Told) -> Result<Description> {
         Error::input(format!("{what}, so this is not a plain vision transformer"))
             .hint("only vision transformers can be loaded")
     };
-    let &[width, 3, patch, _] = weights.shape("patch_embed.proj.weight")? else {
+    // Sizes beside a size of zero could be anything; without it the file's length bounds them.
+    let shape = |name: &str| match weights.shape(name)? {
+        shape if shape.contains(&0) => Err(unfit(&format!("`{name}` has no numbers"))),
+        shape => Ok(shape),
+    };
+    let &[width, 3, patch, _] = shape("patch_embed.proj.weight")? else {
         return Err(unfit(
             "`patch_embed.proj.weight` is not [width, 3, patch, patch]",
         ));
     };
-    let &[hidden, _] = weights.shape("blocks.0.mlp.fc1.weight")? else {
+    let &[hidden, _] = shape("blocks.0.mlp.fc1.weight")? else {
         return Err(unfit("`blocks.0.mlp.fc1.weight` is not a matrix"));
     };
-    let &[1, places, _] = weights.shape("pos_embed")? else {
+    let &[1, places, _] = shape("pos_embed")? else {
         return Err(unfit("`pos_embed` is not [1, tokens, width]"));
     };
-    let &[classes, _] = weights.shape("head.weight")? else {
+    let &[classes, _] = shape("head.weight")? else {
         return Err(unfit("`head.weight` is not a matrix"));
     };
-    if [width, patch, hidden, classes].contains(&0) {
-        return Err(unfit("it has weights without numbers"));
-    }
     if let Some(told) = told.class_count.filter(|told| *told != classes) {
         let message =
             format!("`config.json` has num_classes = {told}, and `head.weight` {classes} rows");
