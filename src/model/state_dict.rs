@@ -2,7 +2,7 @@
 //!
 //! A file is known by its content, not by its name. Opening reads names and shapes alone; each
 //! tensor comes from the disk when it is asked for, so that the file never lies in memory beside the
-//! model. Nothing in a file is run ([`super::pickle`]), and what a file says of sizes is held
+//! model. Nothing in a file is run (`pickle.rs`), and what a file says of sizes is held
 //! against its length before memory is taken.
 //!
 //! Knows nothing of models: names and shapes are judged by [`super::weights`].
@@ -20,8 +20,8 @@ use crate::error::{Context, Error, Result};
 use crate::files::Source;
 use crate::settings::nearest;
 
-/// The longest header of a safetensors file that is read: that of some million tensors.
-const HEADER_LIMIT: u64 = 100_000_000;
+/// The longest header of a safetensors file that is read: that of some 300,000 tensors.
+const HEADER_LIMIT: u64 = 32 << 20;
 /// The longest pickle that is read; that of a large model is 100 kB long.
 const PICKLE_LIMIT: u64 = 64 << 20;
 
