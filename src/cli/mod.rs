@@ -114,7 +114,8 @@ fn device() -> Device {
 #[derive(clap::Args)]
 struct NamedModel {
     /// A model folder, the folder of a run, or with --arch a file of weights.
-    model: PathBuf,
+    #[arg(value_name = "MODEL")]
+    path: PathBuf,
     /// Architecture of a file of weights (safetensors, .pth, .bin): timm's name or ours.
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
@@ -124,33 +125,30 @@ struct NamedModel {
     /// Standard deviation of each channel for a file of weights; ImageNet's if absent.
     #[arg(long, value_name = "R,G,B", requires = "arch", value_parser = parse_std)]
     std: Option<[f64; 3]>,
-    /// Pixels on a side of the images, where positions are resampled; the model's own if absent.
-    #[arg(long, value_name = "PIXELS")]
-    image_size: Option<usize>,
 }
 
 impl NamedModel {
     fn load(&self) -> Result<Loaded> {
         let mut loaded = match &self.arch {
-            None => load_model(&self.model)?,
-            Some(_) if self.model.is_dir() => {
+            None => load_model(&self.path)?,
+            Some(_) if self.path.is_dir() => {
                 return Err(
                     Error::input("--arch is for a file of weights, not for a folder")
                         .hint("leave it out: the folder says what its model is"),
                 );
             }
-            Some(name) => weights::load_file(&self.model, name, &device())?,
+            Some(name) => weights::load_file(&self.path, name, &device())?,
         };
         if let Some(key) = &loaded.wrapper {
             eprintln!("note: of several things in the file, the weights are those in `{key}`");
         }
-        let config = &mut loaded.model.config;
-        config.mean = self.mean.unwrap_or(config.mean);
-        config.std = self.std.unwrap_or(config.std);
-        if let Some(size) = self.image_size {
-            let fits = config.grid(size);
-            fits.map_err(|(message, hint)| Error::input(message).hint(hint))?;
-            loaded.image_size = size;
+        if self.mean.is_some() || self.std.is_some() {
+            let config = &mut loaded.model.config;
+            config.mean = self.mean.unwrap_or(config.mean);
+            config.std = self.std.unwrap_or(config.std);
+            // Normalised otherwise it is another model, whose evaluations are not gone on with.
+            let identity = format!("{} {:?} {:?}", loaded.hash, config.mean, config.std);
+            loaded.hash = blake3::hash(identity.as_bytes()).to_string();
         }
         Ok(loaded)
     }

@@ -44,6 +44,9 @@ pub(super) struct Predict {
     /// Seed of synthetic images.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Pixels on a side; the model's own if absent.
+    #[arg(long)]
+    image_size: Option<usize>,
     /// Arithmetic: f32 or bf16.
     #[arg(long, default_value = "f32", value_parser = parse_precision)]
     precision: Precision,
@@ -57,7 +60,12 @@ impl Predict {
             check_classes(&loaded, &dataset, &self.data)?;
         }
         let count = image_count(self.n, &dataset);
-        let (size, classes) = (loaded.image_size, loaded.model.classes);
+        let classes = loaded.model.classes;
+        let size = self.image_size.unwrap_or(loaded.image_size);
+        let grid = loaded.model.config.grid(size);
+        grid.map_err(|(message, hint)| {
+            Error::input(message.replace("image_size =", "--image-size")).hint(hint)
+        })?;
         let images = Images::Stored {
             dataset: &dataset,
             transform: EvaluationTransform {
