@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::View;
@@ -50,6 +50,66 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 pub fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read(path)?)
         .map_err(|error| Error::input(format!("`{}` is not UTF-8 text: {error}", path.display())))
+}
+
+/// A file that is read in places, so that it need not fit into memory.
+#[derive(Debug)]
+pub struct Source {
+    file: fs::File,
+    path: PathBuf,
+    length: u64,
+}
+
+impl Source {
+    /// Opens a file for reading.
+    pub fn open(path: &Path) -> Result<Self> {
+        let explained = |error| explain("read", path, &error);
+        let file = fs::File::open(path).map_err(explained)?;
+        let found = file.metadata().map_err(explained)?;
+        if !found.is_file() {
+            let message = format!("cannot read `{}`: it is not a file", path.display());
+            return Err(Error::input(message));
+        }
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            length: found.len(),
+        })
+    }
+
+    /// Length in bytes.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Fills a buffer with the bytes from a place on.
+    pub fn fill(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(at))
+            .and_then(|_| file.read_exact(bytes))
+            .map_err(|error| explain("read", &self.path, &error))
+    }
+
+    /// The bytes from a place on; `None` where the file ends before, so that no length that a
+    /// damaged file tells is ever allocated.
+    pub fn bytes(&self, at: u64, count: u64) -> Result<Option<Vec<u8>>> {
+        if at.checked_add(count).is_none_or(|end| end > self.length) {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; count as usize];
+        self.fill(at, &mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    /// BLAKE3 hash of the whole file.
+    pub fn hash(&self) -> Result<String> {
+        let mut file = &self.file;
+        let mut hasher = blake3::Hasher::new();
+        file.seek(SeekFrom::Start(0))
+            .and_then(|_| hasher.update_reader(file))
+            .map_err(|error| explain("read", &self.path, &error))?;
+        Ok(hasher.finalize().to_string())
+    }
 }
 
 /// The entries of a folder, sorted by name, so that no result depends on the file system's order.

@@ -244,7 +244,7 @@ fn what_is_not_a_model_is_refused() {
     std::fs::write(folder.path().join("model.safetensors"), "<html>").unwrap();
     refuses(
         &[&["eval", path], &rest[..]].concat(),
-        &["not a whole safetensors file"],
+        &["this is a web page, not a file of weights"],
     );
 }
 

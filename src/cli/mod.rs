@@ -114,7 +114,70 @@ fn device() -> Device {
     Device::flex()
 }
 
-/// Loads the model that a user named: a model folder or the folder of a run.
+/// The model that a user named.
+#[derive(clap::Args)]
+struct NamedModel {
+    /// A model folder, the folder of a run, or with --arch a file of weights.
+    #[arg(value_name = "MODEL")]
+    path: PathBuf,
+    /// Architecture of a file of weights (safetensors, .pth, .bin): timm's name or ours.
+    #[arg(long, value_name = "NAME")]
+    arch: Option<String>,
+    /// Mean of each channel for a file of weights; ImageNet's if absent.
+    #[arg(long, value_name = "R,G,B", requires = "arch", value_parser = parse_channels)]
+    mean: Option<[f64; 3]>,
+    /// Standard deviation of each channel for a file of weights; ImageNet's if absent.
+    #[arg(long, value_name = "R,G,B", requires = "arch", value_parser = parse_std)]
+    std: Option<[f64; 3]>,
+}
+
+impl NamedModel {
+    fn load(&self) -> Result<Loaded> {
+        let mut loaded = match &self.arch {
+            None => load_model(&self.path)?,
+            Some(_) if self.path.is_dir() => {
+                return Err(
+                    Error::input("--arch is for a file of weights, not for a folder")
+                        .hint("leave it out: the folder says what its model is"),
+                );
+            }
+            Some(name) => weights::load_file(&self.path, name, &device())?,
+        };
+        if let Some(key) = &loaded.wrapper {
+            eprintln!("note: of several things in the file, the weights are those in `{key}`");
+        }
+        if self.mean.is_some() || self.std.is_some() {
+            let config = &mut loaded.model.config;
+            config.mean = self.mean.unwrap_or(config.mean);
+            config.std = self.std.unwrap_or(config.std);
+            // Normalised otherwise it is another model, whose evaluations are not gone on with.
+            let identity = format!("{} {:?} {:?}", loaded.hash, config.mean, config.std);
+            loaded.hash = blake3::hash(identity.as_bytes()).to_string();
+        }
+        Ok(loaded)
+    }
+}
+
+fn parse_channels(text: &str) -> std::result::Result<[f64; 3], String> {
+    let numbers = text
+        .split(',')
+        .map(|number| number.trim().parse::<f64>().ok());
+    let numbers: Option<Vec<f64>> = numbers
+        .map(|number| number.filter(|n| n.is_finite()))
+        .collect();
+    let three = numbers.and_then(|numbers| numbers.try_into().ok());
+    three.ok_or_else(|| "give three numbers, such as 0.5,0.5,0.5".to_owned())
+}
+
+fn parse_std(text: &str) -> std::result::Result<[f64; 3], String> {
+    let std = parse_channels(text)?;
+    let positive = std.iter().all(|std| *std > 0.0);
+    positive
+        .then_some(std)
+        .ok_or_else(|| "give numbers above 0".to_owned())
+}
+
+/// Loads a model folder or the model in the folder of a run.
 fn load_model(path: &Path) -> Result<Loaded> {
     let of_run = path.join("model");
     let is_run = path.join("recipe.toml").is_file();

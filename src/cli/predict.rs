@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::screen::Terminal;
 use super::{
-    check_classes, device, image_count, load_model, parse_precision, print_json, usable_precision,
+    NamedModel, check_classes, device, image_count, parse_precision, print_json, usable_precision,
 };
 use crate::attack::input_gradient;
 use crate::data::resize::Filter;
@@ -24,8 +24,8 @@ use crate::screen::Screen;
 /// Logits of a model for a data set, and the gradient of the loss for its images.
 #[derive(clap::Args)]
 pub(super) struct Predict {
-    /// A model folder or the folder of a run.
-    model: PathBuf,
+    #[command(flatten)]
+    model: NamedModel,
     /// Test images: a folder, tensors:FILE or synthetic:N.
     #[arg(long, value_name = "SPEC")]
     data: String,
@@ -44,6 +44,9 @@ pub(super) struct Predict {
     /// Seed of synthetic images.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Pixels on a side; the model's own if absent.
+    #[arg(long)]
+    image_size: Option<usize>,
     /// Arithmetic: f32 or bf16.
     #[arg(long, default_value = "f32", value_parser = parse_precision)]
     precision: Precision,
@@ -51,13 +54,18 @@ pub(super) struct Predict {
 
 impl Predict {
     pub(super) fn run(&self, json: bool) -> Result<()> {
-        let loaded = load_model(&self.model)?;
+        let loaded = self.model.load()?;
         let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
         if self.gradient {
             check_classes(&loaded, &dataset, &self.data)?;
         }
         let count = image_count(self.n, &dataset);
-        let (size, classes) = (loaded.image_size, loaded.model.classes);
+        let classes = loaded.model.classes;
+        let size = self.image_size.unwrap_or(loaded.image_size);
+        let grid = loaded.model.config.grid(size);
+        grid.map_err(|(message, hint)| {
+            Error::input(message.replace("image_size =", "--image-size")).hint(hint)
+        })?;
         let images = Images::Stored {
             dataset: &dataset,
             transform: EvaluationTransform {

@@ -13,6 +13,22 @@ impl Init {
         Self { seed, tensors: 0 }
     }
 
+    /// The initial values of a weight, by timm's name of it.
+    pub(super) fn values(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
+        let count = shape.iter().product();
+        match (name, shape) {
+            ("cls_token" | "pos_embed" | "head.weight", _) => self.truncated_normal(0.02, count),
+            // The factors of a norm.
+            (_, [_]) if name.ends_with("weight") => vec![1.0; count],
+            (_, [_]) => vec![0.0; count],
+            _ => {
+                // Queries, keys and values are three square matrices in one tensor.
+                let matrices = if name.ends_with("qkv.weight") { 3 } else { 1 };
+                self.xavier(count / shape[0], shape[0] / matrices, count)
+            }
+        }
+    }
+
     fn next(&mut self) -> Rng {
         self.tensors += 1;
         Rng::new(self.seed, Purpose::Init, self.tensors, 0)
@@ -20,14 +36,14 @@ impl Init {
 
     /// Xavier's uniform distribution (Glorot and Bengio 2010), as MAE and CLIPA start their
     /// transformers.
-    pub(super) fn xavier(&mut self, inputs: usize, outputs: usize, count: usize) -> Vec<f32> {
+    fn xavier(&mut self, inputs: usize, outputs: usize, count: usize) -> Vec<f32> {
         let limit = (6.0 / (inputs + outputs) as f64).sqrt() as f32;
         let mut rng = self.next();
         (0..count).map(|_| rng.between(-limit, limit)).collect()
     }
 
     /// A normal distribution cut off at two standard deviations.
-    pub(super) fn truncated_normal(&mut self, std: f32, count: usize) -> Vec<f32> {
+    fn truncated_normal(&mut self, std: f32, count: usize) -> Vec<f32> {
         let mut rng = self.next();
         let mut draw = || loop {
             let value = rng.normal();

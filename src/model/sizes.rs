@@ -47,6 +47,16 @@ pub enum Pool {
     Token,
 }
 
+impl Pool {
+    /// timm's name of the norm before the head.
+    pub(super) fn norm(self) -> &'static str {
+        match self {
+            Self::Average => "fc_norm",
+            Self::Token => "norm",
+        }
+    }
+}
+
 /// How tokens know their place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -3,6 +3,8 @@
 //! Names, shapes and order of the weights are timm's. Pre-norm blocks, biases everywhere, no
 //! dropout, no layer scale.
 
+use std::convert::Infallible;
+
 use burn::tensor::{Device, Gradients, Tensor};
 
 use super::init::Init;
@@ -121,92 +123,102 @@ impl Vit {
         seed: u64,
         device: &Device,
     ) -> Self {
+        let mut init = Init::new(seed);
+        let start = |name: &str, shape: &[usize]| Ok::<_, Infallible>(init.values(name, shape));
+        let Ok(model) = Self::with_weights(config, classes, image_size, device, start);
+        model
+    }
+
+    /// A model whose weights are asked for one by one, by timm's name and shape, in timm's order.
+    ///
+    /// Each list of values becomes the memory of its tensor.
+    ///
+    /// Errors: the first that `weights` gives.
+    ///
+    /// # Panics
+    /// When values do not fill their shape.
+    pub fn with_weights<E>(
+        config: &ModelConfig,
+        classes: usize,
+        image_size: usize,
+        device: &Device,
+        mut weights: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
+    ) -> Result<Self, E> {
         let ModelConfig {
             patch,
             width,
             hidden,
             ..
         } = *config;
-        let mut init = Init::new(seed);
-        let zeros = |count: usize| vec![0.0; count];
-        let tensor = |name: &str, shape: &[usize], values: Vec<f32>| {
+        let mut tensor = |name: &str, shape: &[usize]| {
             let decays = shape.len() > 1 && name != "cls_token" && name != "pos_embed";
-            Parameter::new(name, shape, decays, values, device)
+            let values = weights(name, shape)?;
+            Ok(Parameter::new(name, shape, decays, values, device))
         };
-        let class_token = config.class_token.then(|| {
-            tensor(
-                "cls_token",
-                &[1, 1, width],
-                init.truncated_normal(0.02, width),
-            )
-        });
-        let position = (config.position == Position::Learned).then(|| {
-            let tokens = (image_size / patch).pow(2) + usize::from(config.class_token);
-            let values = init.truncated_normal(0.02, tokens * width);
-            tensor("pos_embed", &[1, tokens, width], values)
-        });
-        let patch_inputs = 3 * patch * patch;
-        let patch_values = init.xavier(patch_inputs, width, patch_inputs * width);
-        let blocks = (0..config.depth).map(|index| {
-            let name = |part: &str| format!("blocks.{index}.{part}");
-            let mut matrix = |part: &str, outputs: usize, inputs: usize| {
-                // Queries, keys and values are three square matrices in one tensor.
-                let fan_out = if part == "attn.qkv.weight" {
-                    width
-                } else {
-                    outputs
-                };
-                let values = init.xavier(inputs, fan_out, inputs * outputs);
-                tensor(&name(part), &[outputs, inputs], values)
-            };
-            let vector = |part: &str, value: f32, length: usize| {
-                tensor(&name(part), &[length], vec![value; length])
-            };
-            let weights = [
-                vector("norm1.weight", 1.0, width),
-                vector("norm1.bias", 0.0, width),
-                matrix("attn.qkv.weight", 3 * width, width),
-                vector("attn.qkv.bias", 0.0, 3 * width),
-                matrix("attn.proj.weight", width, width),
-                vector("attn.proj.bias", 0.0, width),
-                vector("norm2.weight", 1.0, width),
-                vector("norm2.bias", 0.0, width),
-                matrix("mlp.fc1.weight", hidden, width),
-                vector("mlp.fc1.bias", 0.0, hidden),
-                matrix("mlp.fc2.weight", width, hidden),
-                vector("mlp.fc2.bias", 0.0, width),
-            ];
-            Block {
-                weights,
-                cache: WeightCache::default(),
+        let class_token = match config.class_token {
+            true => Some(tensor("cls_token", &[1, 1, width])?),
+            false => None,
+        };
+        let position = match config.position {
+            Position::Learned => {
+                let tokens = (image_size / patch).pow(2) + usize::from(config.class_token);
+                Some(tensor("pos_embed", &[1, tokens, width])?)
             }
-        });
-        let blocks = blocks.collect();
-        let norm = match config.pool {
-            Pool::Average => "fc_norm",
-            Pool::Token => "norm",
+            Position::Sincos2d => None,
         };
-        Self {
+        let patch_weight = tensor("patch_embed.proj.weight", &[width, 3, patch, patch])?;
+        let patch_bias = tensor("patch_embed.proj.bias", &[width])?;
+        let mut blocks = Vec::with_capacity(config.depth);
+        for index in 0..config.depth {
+            let mut part =
+                |name: &str, shape: &[usize]| tensor(&format!("blocks.{index}.{name}"), shape);
+            blocks.push(Block {
+                weights: [
+                    part("norm1.weight", &[width])?,
+                    part("norm1.bias", &[width])?,
+                    part("attn.qkv.weight", &[3 * width, width])?,
+                    part("attn.qkv.bias", &[3 * width])?,
+                    part("attn.proj.weight", &[width, width])?,
+                    part("attn.proj.bias", &[width])?,
+                    part("norm2.weight", &[width])?,
+                    part("norm2.bias", &[width])?,
+                    part("mlp.fc1.weight", &[hidden, width])?,
+                    part("mlp.fc1.bias", &[hidden])?,
+                    part("mlp.fc2.weight", &[width, hidden])?,
+                    part("mlp.fc2.bias", &[width])?,
+                ],
+                cache: WeightCache::default(),
+            });
+        }
+        let norm = config.pool.norm();
+        Ok(Self {
             config: config.clone(),
             classes,
             image_size,
             class_token,
             position,
-            patch_weight: tensor(
-                "patch_embed.proj.weight",
-                &[width, 3, patch, patch],
-                patch_values,
-            ),
-            patch_bias: tensor("patch_embed.proj.bias", &[width], zeros(width)),
+            patch_weight,
+            patch_bias,
             blocks,
-            norm_weight: tensor(&format!("{norm}.weight"), &[width], vec![1.0; width]),
-            norm_bias: tensor(&format!("{norm}.bias"), &[width], zeros(width)),
-            head_weight: {
-                let values = init.truncated_normal(0.02, classes * width);
-                tensor("head.weight", &[classes, width], values)
-            },
-            head_bias: tensor("head.bias", &[classes], zeros(classes)),
+            norm_weight: tensor(&format!("{norm}.weight"), &[width])?,
+            norm_bias: tensor(&format!("{norm}.bias"), &[width])?,
+            head_weight: tensor("head.weight", &[classes, width])?,
+            head_bias: tensor("head.bias", &[classes])?,
+        })
+    }
+
+    /// The same model with a new, random head for another number of classes.
+    pub fn with_new_head(mut self, classes: usize, seed: u64) -> Self {
+        let device = self.head_bias.value.device();
+        let mut init = Init::new(seed);
+        for head in [&mut self.head_weight, &mut self.head_bias] {
+            let mut shape = head.shape.clone();
+            shape[0] = classes;
+            let values = init.values(&head.name, &shape);
+            *head = Parameter::new(head.name.clone(), &shape, head.decays, values, &device);
         }
+        self.classes = classes;
+        self
     }
 
     /// The logits of a batch.

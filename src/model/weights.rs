@@ -1,20 +1,24 @@
-//! Model folders in timm's layout: `config.json` and `model.safetensors`.
+//! Model folders in timm's layout, and files of weights alone.
 //!
 //! `timm.create_model("local-dir:FOLDER", pretrained=True)` loads what [`save`] writes, and [`load`]
-//! reads folders that timm or Hugging Face users made for plain vision transformers.
+//! reads folders that timm or Hugging Face users made for plain vision transformers. [`load_file`]
+//! reads a file that lies alone, such as AdvXL's released ones, whose architecture must be named.
+//!
+//! A weight that the model has no place for is an error: leaving it out would give wrong numbers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use burn::tensor::Device;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde_json::{Value, json};
 
 use super::sizes::{IMAGENET_MEAN, IMAGENET_STD};
-use super::{ModelConfig, Pool, Position, Vit};
+use super::state_dict::shown;
+use super::{ModelConfig, Pool, Position, StateDict, Vit};
 use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::fused::{Stored, from_vec};
+use crate::settings::nearest;
 
 /// Writes a model folder for images of a size.
 ///
@@ -94,7 +98,7 @@ fn config_json(model: &Vit, image_size: usize, classes: &[String]) -> Value {
     })
 }
 
-/// A model read from a folder, with what the folder says of its use.
+/// A model that was read, with what is known of its use.
 pub struct Loaded {
     /// The model.
     pub model: Vit,
@@ -104,69 +108,283 @@ pub struct Loaded {
     pub classes: Vec<String>,
     /// Hash of the weight file.
     pub hash: String,
+    /// The key that the weights were found under, if the file holds other things too; see
+    /// [`StateDict::wrapper`].
+    pub wrapper: Option<String>,
 }
 
-/// Reads a model folder.
+/// Reads a model folder: `config.json` and `model.safetensors`, or `pytorch_model.bin`.
 ///
-/// Errors: files missing or damaged, tensors missing or of the wrong shape, values not finite.
+/// Errors: files missing or damaged, tensors missing, left over or of the wrong shape, values not
+/// finite.
 pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
-    let file = folder.join("model.safetensors");
-    if !folder.join("config.json").is_file() || !file.is_file() {
+    if folder.is_file() {
+        let message = format!(
+            "`{}` is a file of weights without a model folder",
+            folder.display()
+        );
+        return Err(Error::input(message)
+            .hint("name its architecture, for example `--arch vit_huge_patch14_224`"));
+    }
+    let files = ["model.safetensors", "pytorch_model.bin"].map(|name| folder.join(name));
+    let file = files.iter().find(|file| file.is_file());
+    let (true, Some(file)) = (folder.join("config.json").is_file(), file) else {
         let message = format!("`{}` is not a model folder", folder.display());
         return Err(Error::input(message).hint(
             "a model folder holds `config.json` and `model.safetensors`, as timm's `local-dir:` \
-             folders and the `model` folder of a run do",
+             folders and the `model` folder of a run do; a file of weights alone is named itself",
         ));
-    }
+    };
     let config: Value = serde_json::from_str(&files::read_text(&folder.join("config.json"))?)
         .map_err(|error| Error::input(format!("`config.json` is not JSON: {error}")))
         .context(|| format!("`{}`", folder.display()))?;
-    let bytes = files::read(&file)?;
-    load_weights(&config, &bytes, device).context(|| format!("`{}`", file.display()))
+    let told = Told::by_config(&config).context(|| format!("`{}`", folder.display()))?;
+    let weights = StateDict::open(file)?;
+    build(&weights, told, device).context(|| format!("`{}`", file.display()))
 }
 
-fn load_weights(config: &Value, bytes: &[u8], device: &Device) -> Result<Loaded> {
-    let tensors = SafeTensors::deserialize(bytes).map_err(|error| {
-        Error::input(format!("this is not a whole safetensors file: {error}"))
-            .hint("copy or download it again")
-    })?;
-    let shape = |name: &str| {
-        let tensor = tensors.tensor(name).map_err(|_| missing(name, &tensors))?;
-        Ok(tensor.shape().to_vec())
-    };
-    let found = describe(config, &tensors, &shape)?;
-    let image_size = found.image_size;
-    let mut model = Vit::new(&found.config, found.classes, image_size, 0, device);
-    for parameter in model.parameters_mut() {
-        let tensor = tensors
-            .tensor(&parameter.name)
-            .map_err(|_| missing(&parameter.name, &tensors))?;
-        if tensor.shape() != parameter.shape {
-            let (name, found, right) = (&parameter.name, tensor.shape(), &parameter.shape);
-            let message = format!("`{name}` has shape {found:?} where {right:?} is needed");
-            return Err(Error::input(message));
-        }
-        let values = floats(&parameter.name, &tensor)?;
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            let message = format!("`{}` holds {} at place {at}", parameter.name, values[at]);
-            return Err(Error::input(message).hint("the training that made it has diverged"));
-        }
-        parameter.value = from_vec(values.clone(), [values.len()], device);
+/// Reads a file of weights alone, safetensors or PyTorch's, of a named architecture.
+///
+/// `architecture` is timm's name, such as `vit_huge_patch14_224`, or one of ours, such as `vit_h14`.
+/// It gives the heads; all else is told by the shapes of the tensors. Images are normalised by
+/// ImageNet's statistics, as AdvXL's models want it; set `mean` and `std` of the model's
+/// configuration for others.
+///
+/// Errors: an unknown name, and those of [`load`].
+pub fn load_file(path: &Path, architecture: &str, device: &Device) -> Result<Loaded> {
+    if known(architecture).is_none() {
+        return Err(unknown(architecture));
     }
-    let names = config["label_names"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let classes = names
-        .iter()
-        .filter_map(|name| name.as_str().map(str::to_owned))
-        .collect();
+    let weights = StateDict::open(path)?;
+    let told = Told::by_name(architecture);
+    build(&weights, told, device).context(|| format!("`{}`", path.display()))
+}
+
+fn build(weights: &StateDict, told: Told, device: &Device) -> Result<Loaded> {
+    let Description {
+        config,
+        classes,
+        image_size,
+    } = describe(weights, &told)?;
+    let mut unused: BTreeSet<&str> = weights.names().collect();
+    if config.position == Position::Sincos2d {
+        // Fixed positions are made anew for each image size.
+        unused.remove("pos_embed");
+    }
+    let take = |name: &str, shape: &[usize]| {
+        unused.remove(name);
+        values(weights, name, shape)
+    };
+    let model = Vit::with_weights(&config, classes, image_size, device, take)?;
+    if !unused.is_empty() {
+        return Err(left_over(&unused));
+    }
     Ok(Loaded {
         model,
         image_size,
-        classes,
-        hash: blake3::hash(bytes).to_string(),
+        classes: told.class_names,
+        hash: weights.hash()?,
+        wrapper: weights.wrapper().map(str::to_owned),
     })
+}
+
+/// The values of one weight, if they are what the model needs.
+fn values(weights: &StateDict, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    let found = weights.shape(name)?;
+    if found != shape {
+        let message = format!("`{name}` has shape {found:?} where {shape:?} is needed");
+        return Err(Error::input(message));
+    }
+    let values = weights.floats(name)?;
+    if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+        let message = format!("`{name}` holds {} at place {at}", values[at]);
+        return Err(Error::input(message).hint("the training that made it has diverged"));
+    }
+    Ok(values)
+}
+
+fn left_over(names: &BTreeSet<&str>) -> Error {
+    let first: Vec<String> = names
+        .iter()
+        .take(5)
+        .map(|name| format!("`{}`", shown(name)))
+        .collect();
+    let more = match names.len() - first.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let message = format!(
+        "the model has no place for the weights {}{more}",
+        first.join(", ")
+    );
+    Error::input(message)
+        .hint("only plain vision transformers can be loaded; without these weights it would be another model")
+}
+
+/// What the tensors do not tell of a model.
+struct Told {
+    /// timm's or our name of the architecture.
+    architecture: String,
+    /// Our name of the size.
+    size: String,
+    heads: Option<usize>,
+    pool: Option<Pool>,
+    position: Position,
+    position_size: Option<usize>,
+    mean: [f64; 3],
+    std: [f64; 3],
+    class_count: Option<usize>,
+    class_names: Vec<String>,
+}
+
+impl Told {
+    fn by_name(architecture: &str) -> Self {
+        Self {
+            architecture: architecture.to_owned(),
+            size: architecture.to_owned(),
+            heads: None,
+            pool: None,
+            position: Position::Learned,
+            position_size: None,
+            mean: IMAGENET_MEAN,
+            std: IMAGENET_STD,
+            class_count: None,
+            class_names: Vec::new(),
+        }
+    }
+
+    /// What timm's `config.json` tells.
+    fn by_config(config: &Value) -> Result<Self> {
+        let architecture = config["architecture"].as_str().unwrap_or_default();
+        let number = |value: &Value| value.as_u64().map(|number| number as usize);
+        let channels = |key: &str, fallback: [f64; 3]| -> Result<[f64; 3]> {
+            let found = &config["pretrained_cfg"][key];
+            if found.is_null() {
+                return Ok(fallback);
+            }
+            let list = found.as_array().map(Vec::as_slice).unwrap_or_default();
+            let list: Vec<f64> = list.iter().filter_map(Value::as_f64).collect();
+            let three: Option<[f64; 3]> = list.try_into().ok();
+            three
+                .filter(|list| key != "std" || list.iter().all(|std| *std > 0.0))
+                .ok_or_else(|| {
+                    let message = format!("`config.json` has {key} = {found}");
+                    Error::input(message)
+                        .hint("give one number for each of three channels, std above 0")
+                })
+        };
+        let pool = [&config["model_args"]["global_pool"], &config["global_pool"]];
+        let pool = match pool.into_iter().find_map(Value::as_str) {
+            None => None,
+            Some("avg") => Some(Pool::Average),
+            Some("token") => Some(Pool::Token),
+            Some(other) => {
+                let message = format!("`config.json` has global_pool = `{}`", shown(other));
+                return Err(Error::input(message).hint("only `avg` and `token` can be loaded"));
+            }
+        };
+        let names = config["label_names"].as_array();
+        let names = names.map(Vec::as_slice).unwrap_or_default().iter();
+        let ours = &config["advxl"];
+        Ok(Self {
+            heads: number(&config["model_args"]["num_heads"]),
+            pool,
+            size: ours["size"].as_str().unwrap_or(architecture).to_owned(),
+            position: match ours["position"].as_str() {
+                Some("sincos2d") => Position::Sincos2d,
+                _ => Position::Learned,
+            },
+            position_size: number(&ours["position_size"]),
+            mean: channels("mean", IMAGENET_MEAN)?,
+            std: channels("std", IMAGENET_STD)?,
+            class_count: number(&config["num_classes"]),
+            class_names: names
+                .filter_map(|name| name.as_str().map(str::to_owned))
+                .collect(),
+            ..Self::by_name(architecture)
+        })
+    }
+
+    /// Attention heads, which no shape tells, for tokens of a width.
+    fn heads(&self, width: usize) -> Result<usize> {
+        let heads = match (self.heads, known(&self.architecture)) {
+            (Some(heads), _) => heads,
+            (None, Some((right, heads))) if right == width => heads,
+            (None, Some((right, _))) => {
+                let name = &self.architecture;
+                let message =
+                    format!("`{name}` is {right} wide, and these weights are {width} wide");
+                let error = Error::input(message);
+                let fitting = TIMM.iter().find(|size| size.1 == width);
+                return Err(match fitting {
+                    Some((word, ..)) => error.hint(format!("is it a `vit_{word}`?")),
+                    None => error.hint("name the architecture that the weights were trained as"),
+                });
+            }
+            (None, None) => {
+                let message = "`config.json` does not tell the number of attention heads";
+                return Err(Error::input(message)
+                    .hint("write it there, for example \"model_args\": { \"num_heads\": 12 }"));
+            }
+        };
+        if heads == 0 || !width.is_multiple_of(heads) {
+            let message = format!("num_heads = {heads} do not divide the width, {width}");
+            return Err(Error::input(message));
+        }
+        Ok(heads)
+    }
+}
+
+/// timm's words for sizes: (word, width, heads).
+///
+/// Source: the definitions in `timm/models/vision_transformer.py`.
+const TIMM: [(&str, usize, usize); 8] = [
+    ("tiny", 192, 3),
+    ("small", 384, 6),
+    ("medium", 512, 8),
+    ("base", 768, 12),
+    ("large", 1024, 16),
+    ("huge", 1280, 16),
+    ("giant", 1408, 16),
+    ("gigantic", 1664, 16),
+];
+
+/// Width and heads of a named architecture: ours, or `vit_SIZE_...` and `deit_SIZE_...` of timm.
+fn known(architecture: &str) -> Option<(usize, usize)> {
+    if let Some(ours) = ModelConfig::named(architecture) {
+        return Some((ours.width, ours.heads));
+    }
+    let mut words = architecture.split(['_', '.']);
+    if !matches!(words.next(), Some("vit" | "deit")) {
+        return None;
+    }
+    let word = words.next()?;
+    let found = TIMM.iter().find(|size| size.0 == word)?;
+    Some((found.1, found.2))
+}
+
+fn unknown(architecture: &str) -> Error {
+    let error = Error::input(format!(
+        "`{}` is no architecture that is known here",
+        shown(architecture)
+    ));
+    let of_timm: Vec<String> = TIMM
+        .iter()
+        .flat_map(|(word, ..)| [14, 16].map(|patch| format!("vit_{word}_patch{patch}_224")))
+        .collect();
+    let ours = ModelConfig::names();
+    let names: Vec<&str> = of_timm
+        .iter()
+        .map(String::as_str)
+        .chain(ours.clone())
+        .collect();
+    match nearest(architecture, &names) {
+        Some(near) if architecture.len() < 100 => error.hint(format!("did you mean `{near}`?")),
+        _ => error.hint(format!(
+            "use timm's name, such as `vit_huge_patch14_224`, or one of {}",
+            ours.join(", ")
+        )),
+    }
 }
 
 struct Description {
@@ -175,126 +393,94 @@ struct Description {
     image_size: usize,
 }
 
-/// What the shapes of the tensors and the configuration tell of the model.
-fn describe(
-    config: &Value,
-    tensors: &SafeTensors<'_>,
-    shape: &dyn Fn(&str) -> Result<Vec<usize>>,
-) -> Result<Description> {
+/// What the shapes of the tensors, and what else is told, say of the model.
+fn describe(weights: &StateDict, told: &Told) -> Result<Description> {
     let unfit = |what: &str| {
         Error::input(format!("{what}, so this is not a plain vision transformer"))
             .hint("only vision transformers can be loaded")
     };
-    let [width, 3, patch, _] = shape("patch_embed.proj.weight")?[..] else {
+    // Sizes beside a size of zero could be anything; without it the file's length bounds them.
+    let shape = |name: &str| match weights.shape(name)? {
+        shape if shape.contains(&0) => Err(unfit(&format!("`{name}` has no numbers"))),
+        shape => Ok(shape),
+    };
+    let &[width, 3, patch, _] = shape("patch_embed.proj.weight")? else {
         return Err(unfit(
             "`patch_embed.proj.weight` is not [width, 3, patch, patch]",
         ));
     };
-    let [classes, _] = shape("head.weight")?[..] else {
-        return Err(unfit("`head.weight` is not a matrix"));
-    };
-    let [hidden, _] = shape("blocks.0.mlp.fc1.weight")?[..] else {
+    let &[hidden, _] = shape("blocks.0.mlp.fc1.weight")? else {
         return Err(unfit("`blocks.0.mlp.fc1.weight` is not a matrix"));
     };
-    let [1, places, _] = shape("pos_embed")?[..] else {
+    let &[1, places, _] = shape("pos_embed")? else {
         return Err(unfit("`pos_embed` is not [1, tokens, width]"));
     };
-    let has = |name: &str| tensors.tensor(name).is_ok();
-    let depth = (0..)
-        .take_while(|i| has(&format!("blocks.{i}.norm1.weight")))
-        .count();
-    let class_token = has("cls_token");
-    let grid = (places as f64 - f64::from(u8::from(class_token))).sqrt();
-    if patch == 0 || grid.fract() != 0.0 {
+    let &[classes, _] = shape("head.weight")? else {
+        return Err(unfit("`head.weight` is not a matrix"));
+    };
+    if let Some(told) = told.class_count.filter(|told| *told != classes) {
+        let message =
+            format!("`config.json` has num_classes = {told}, and `head.weight` {classes} rows");
+        return Err(Error::input(message).hint("correct the one that is wrong"));
+    }
+    let class_token = weights.contains("cls_token");
+    let patches = places - usize::from(class_token).min(places);
+    let grid = patches.isqrt();
+    if grid == 0 || grid * grid != patches {
         return Err(unfit("`pos_embed` does not belong to a square grid"));
     }
-    let named = config["architecture"].as_str().unwrap_or_default();
-    let heads = config["model_args"]["num_heads"]
-        .as_u64()
-        .map(|heads| heads as usize);
-    let heads = heads
-        .or_else(|| known_heads(named))
-        .unwrap_or((width / 64).max(1));
-    if heads == 0 || !width.is_multiple_of(heads) {
-        return Err(Error::input(format!(
-            "num_heads = {heads} do not divide the width, {width}"
-        )));
+    if told.position == Position::Sincos2d && !width.is_multiple_of(4) {
+        let message = format!("position = `sincos2d` needs a width that 4 divides, not {width}");
+        return Err(Error::input(message));
     }
-    let channels = |key: &str, fallback: [f64; 3]| -> [f64; 3] {
-        let list = config["pretrained_cfg"][key].as_array();
-        let list = list.map(|list| list.iter().filter_map(Value::as_f64).collect::<Vec<_>>());
-        list.and_then(|list| list.try_into().ok())
-            .unwrap_or(fallback)
-    };
-    let size = config["advxl"]["size"].as_str().unwrap_or(named).to_owned();
-    let position = match config["advxl"]["position"].as_str() {
-        Some("sincos2d") => Position::Sincos2d,
-        _ => Position::Learned,
-    };
+    let depth = (0..)
+        .take_while(|i| weights.contains(&format!("blocks.{i}.norm1.weight")))
+        .count();
     Ok(Description {
         config: ModelConfig {
-            size,
+            size: told.size.clone(),
             patch,
             width,
             depth,
-            heads,
+            heads: told.heads(width)?,
             hidden,
-            pool: if has("fc_norm.weight") {
-                Pool::Average
-            } else {
-                Pool::Token
-            },
+            pool: pool(weights, told.pool)?,
             class_token,
-            position,
-            position_size: config["advxl"]["position_size"]
-                .as_u64()
-                .map(|size| size as usize),
-            mean: channels("mean", IMAGENET_MEAN),
-            std: channels("std", IMAGENET_STD),
+            position: told.position,
+            position_size: told.position_size,
+            mean: told.mean,
+            std: told.std,
         },
         classes,
-        image_size: grid as usize * patch,
+        image_size: grid * patch,
     })
 }
 
-/// Heads of timm's architectures whose heads are not 64 wide.
-fn known_heads(architecture: &str) -> Option<usize> {
-    ["vit_huge_patch14", "vit_giant_patch14"]
-        .iter()
-        .any(|name| architecture.starts_with(name))
-        .then_some(16)
-}
-
-fn missing(name: &str, tensors: &SafeTensors<'_>) -> Error {
-    let names = tensors.names();
-    let names: Vec<&str> = names.iter().map(|name| name.as_ref()).collect();
-    let error = Error::input(format!("the tensor `{name}` is missing"));
-    match crate::settings::nearest(name, &names) {
-        Some(near) => error.hint(format!("the file has `{near}`")),
-        None => error.hint("only plain vision transformers of timm can be loaded"),
-    }
-}
-
-fn floats(name: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>> {
-    let bytes = tensor.data();
-    match tensor.dtype() {
-        // Files need not align their tensors, so bytes are copied and not cast.
-        Dtype::F32 => Ok(bytemuck::pod_collect_to_vec(bytes)),
-        Dtype::BF16 => {
-            let pairs = bytes.chunks_exact(2);
-            Ok(pairs
-                .map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16))
-                .collect())
+/// What the head sees: the norm before it tells.
+fn pool(weights: &StateDict, told: Option<Pool>) -> Result<Pool> {
+    let has = |pool: Pool| weights.contains(&format!("{}.weight", pool.norm()));
+    let pool = match (has(Pool::Average), has(Pool::Token)) {
+        (true, true) => {
+            let message = "the file has both `norm` and `fc_norm`, and a model uses one of them";
+            return Err(Error::input(message).hint(
+                "take out the other: `norm` where the class token is used, `fc_norm` where the mean is",
+            ));
         }
-        Dtype::F16 => {
-            let pairs = bytes.chunks_exact(2);
-            Ok(pairs
-                .map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32())
-                .collect())
-        }
-        other => Err(Error::input(format!("`{name}` is stored as {other:?}"))
-            .hint("store weights as F32, F16 or BF16")),
+        (true, false) => Pool::Average,
+        (false, _) => Pool::Token,
+    };
+    if told.is_some_and(|told| told != pool) {
+        let (norm, other) = match pool {
+            Pool::Average => ("fc_norm", "token"),
+            Pool::Token => ("norm", "avg"),
+        };
+        let message =
+            format!("`config.json` has global_pool = `{other}`, but the weights have `{norm}`");
+        return Err(Error::input(message).hint(
+            "`avg` goes with `fc_norm` and `token` with `norm`; other models cannot be loaded",
+        ));
     }
+    Ok(pool)
 }
 
 #[cfg(test)]
