@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use super::screen::Terminal;
 use super::{
-    check_classes, device, image_count, load_model, parse_precision, print_json, usable_precision,
+    NamedModel, check_classes, device, image_count, parse_precision, print_json, usable_precision,
 };
 use crate::attack::{Attack, Norm};
 use crate::data::resize::Filter;
@@ -33,8 +33,8 @@ use crate::units::{Fraction, duration};
     advxl eval runs/demo/robust --data synthetic:100 --attack autoattack --norm linf,l2,l1 --eps 8/255,0.5,12"
 )]
 pub(super) struct Eval {
-    /// A model folder (config.json and model.safetensors) or the folder of a run.
-    model: PathBuf,
+    #[command(flatten)]
+    model: NamedModel,
     /// Test images: a folder, tensors:FILE or synthetic:N.
     #[arg(long, value_name = "SPEC")]
     data: String,
@@ -102,7 +102,7 @@ pub(super) struct Eval {
     /// Arithmetic: f32 or bf16.
     #[arg(long, default_value = "f32", value_parser = parse_precision)]
     precision: Precision,
-    /// Where result.json goes; the model's folder if absent.
+    /// Where result.json goes; the model's folder if absent. A file of weights needs it.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -119,7 +119,8 @@ impl Eval {
             crop_fraction: self.crop_fraction()?,
             interpolation: self.filter()?,
         };
-        let loaded = load_model(&self.model)?;
+        let out = self.folder()?;
+        let loaded = self.model.load()?;
         let image_size = self.image_size.unwrap_or(loaded.image_size);
         let grid = loaded.model.config.grid(image_size);
         grid.map_err(|(message, hint)| {
@@ -145,7 +146,7 @@ impl Eval {
         let logits = |images| loaded.model.logits(images, &pass);
         let subject = Subject {
             program: format!("advxl {}", env!("CARGO_PKG_VERSION")),
-            model: self.model.display().to_string(),
+            model: self.model.path.display().to_string(),
             model_hash: loaded.hash.clone(),
             data: self.data.clone(),
             data_hash: dataset.fingerprint(),
@@ -157,7 +158,6 @@ impl Eval {
             precision: word_of(precision).to_owned(),
         };
 
-        let out = self.out.clone().unwrap_or_else(|| self.model.clone());
         files::make_folder(&out)?;
         let mut screen = Terminal::new();
         let mut all = Vec::new();
@@ -190,6 +190,17 @@ impl Eval {
             print_json(&result);
         }
         Ok(())
+    }
+
+    /// Where the result goes.
+    fn folder(&self) -> Result<PathBuf> {
+        let model = &self.model.path;
+        match &self.out {
+            Some(out) => Ok(out.clone()),
+            None if model.is_dir() => Ok(model.clone()),
+            None => Err(Error::input("--out is missing")
+                .hint("a file of weights has no folder of its own: say where result.json goes")),
+        }
     }
 
     /// The settings of the attacks, one set a norm.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::{load_model, print_json};
+use super::{NamedModel, print_json};
 use crate::error::{Context, Error, Result};
 use crate::export::{self, Facts};
 use crate::files;
@@ -16,8 +16,8 @@ use crate::files;
     --result runs/cifar10_micro/result-autoattack.json --out export"
 )]
 pub(super) struct Export {
-    /// A model folder or the folder of a run.
-    model: PathBuf,
+    #[command(flatten)]
+    model: NamedModel,
     /// The program: timm or robustbench.
     #[arg(long, value_name = "PROGRAM")]
     to: String,
@@ -54,7 +54,7 @@ impl Export {
                 return Err(Error::input(message).hint("use timm or robustbench"));
             }
         };
-        let loaded = load_model(&self.model)?;
+        let loaded = self.model.load()?;
         let read = |path: &PathBuf| {
             let doing = || format!("`{}`", path.display());
             let found: serde_json::Value = serde_json::from_slice(&files::read(path)?)

@@ -1,22 +1,20 @@
 //! `advxl inspect`.
 
-use std::path::PathBuf;
-
 use serde_json::json;
 
-use super::{load_model, print_json};
+use super::{NamedModel, print_json};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::weights::Loaded;
 
-/// What is in a model folder or a run, or what a named size of model is.
+/// What is in a model folder, a run or a file of weights, or what a named size of model is (vit_b16).
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  advxl inspect runs/demo/robust\n  advxl inspect vit_h14 --image-size 336"
 )]
 pub(super) struct Inspect {
-    /// A model folder, the folder of a run, or a named size such as vit_b16.
-    what: PathBuf,
+    #[command(flatten)]
+    what: NamedModel,
     /// Pixels on a side that multiply-adds are counted for; the model's own if absent, 224 for a named size.
     #[arg(long)]
     image_size: Option<usize>,
@@ -27,11 +25,11 @@ pub(super) struct Inspect {
 
 impl Inspect {
     pub(super) fn run(&self, json: bool) -> Result<()> {
-        let named = self.what.to_str().and_then(ModelConfig::named);
+        let named = self.what.path.to_str().and_then(ModelConfig::named);
         let (config, classes, own_size, loaded) = match named {
-            Some(config) if !self.what.exists() => (config, self.classes, 224, None),
+            Some(config) if !self.what.path.exists() => (config, self.classes, 224, None),
             _ => {
-                let loaded = load_model(&self.what)?;
+                let loaded = self.what.load()?;
                 let (config, classes) = (loaded.model.config.clone(), loaded.model.classes);
                 (config, classes, loaded.image_size, Some(loaded))
             }
