@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use advxl::attack::{Norm, Pgd, Start, input_gradient};
-use advxl::fused::{self, Precision, from_vec, to_vec};
+use advxl::fused::{self, Gelu, Precision, from_vec, to_vec};
 use advxl::loss::{Targets, cross_entropy};
 use advxl::model::{Pass, Vit, position, weights};
 use advxl::optim::{self, AverageConfig, Optimizer, OptimizerConfig, OptimizerKind};
@@ -116,6 +116,32 @@ fn logits_and_all_gradients_of_a_vision_transformer_are_timms() {
             }
         }
     }
+}
+
+#[test]
+fn the_tanh_form_of_gelu_is_torchs() {
+    let bytes = golden("vit.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    let mut model = model("avg", folder.path());
+    model.config.gelu = Gelu::Tanh;
+    let images = from_vec(floats(&tensors, "images"), [4, 3, 16, 16], &device);
+    let targets = Targets::classes(&labels(&tensors)).distributions(5, 0.1, &device);
+    let pass = Pass::evaluation();
+    let logits = to_vec(model.logits(images.clone(), &pass));
+    assert_close(&logits, &floats(&tensors, "tanh_logits"), 1e-5, "logits");
+    let loss = |images| cross_entropy(model.logits(images, &pass), targets.clone()) / 4.0;
+    let gradient = to_vec(input_gradient(&loss, images).0);
+    assert_close(
+        &gradient,
+        &floats(&tensors, "tanh_image_gradient"),
+        1e-4,
+        "image gradient",
+    );
+    // Not the exact form by another name.
+    let exact = floats(&tensors, "avg_logits");
+    assert!(logits.iter().zip(&exact).any(|(a, b)| (a - b).abs() > 1e-4));
 }
 
 #[test]

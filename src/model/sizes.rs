@@ -1,8 +1,9 @@
 //! The named sizes of vision transformers and what a recipe may say of a model.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::position::sincos2d;
+use crate::fused::Gelu;
 use crate::settings::Table;
 
 /// A vision transformer, complete but for its weights.
@@ -31,10 +32,27 @@ pub struct ModelConfig {
     /// MAE and CLIPA do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub position_size: Option<usize>,
+    /// The activation of the MLPs: exact as in timm and the paper's released models, or the tanh form of CLIPA's.
+    #[serde(serialize_with = "gelu_word", skip_serializing_if = "is_erf")]
+    pub gelu: Gelu,
     /// Mean of each channel, subtracted first.
     pub mean: [f64; 3],
     /// Standard deviation of each channel, divided by next.
     pub std: [f64; 3],
+}
+
+/// The words for the activations.
+pub const GELUS: [(&str, Gelu); 2] = [("erf", Gelu::Erf), ("tanh", Gelu::Tanh)];
+
+fn gelu_word<S: Serializer>(gelu: &Gelu, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(match gelu {
+        Gelu::Erf => "erf",
+        Gelu::Tanh => "tanh",
+    })
+}
+
+fn is_erf(gelu: &Gelu) -> bool {
+    *gelu == Gelu::Erf
 }
 
 /// What the head sees of the tokens.
@@ -102,6 +120,7 @@ impl ModelConfig {
             class_token: true,
             position: Position::Sincos2d,
             position_size: None,
+            gelu: Gelu::Erf,
             mean: IMAGENET_MEAN,
             std: IMAGENET_STD,
         })
@@ -144,6 +163,10 @@ impl ModelConfig {
             pool: pool.unwrap_or(base.pool),
             position: position.unwrap_or(base.position),
             position_size: table.optional("position_size"),
+            gelu: match table.has("gelu") {
+                true => table.choice("gelu", &GELUS)?,
+                false => Gelu::Erf,
+            },
             ..base
         };
         if !model.width.is_multiple_of(model.heads) {

@@ -11,7 +11,7 @@ use super::init::Init;
 use super::position::resample;
 use super::{Kept, ModelConfig, Parameter, Pool, Position};
 use crate::fused::{
-    BlockSpec, Gelu, PatchSpec, PathScale, Precision, WeightCache, encoder_block, from_vec, linear,
+    BlockSpec, PatchSpec, PathScale, Precision, WeightCache, encoder_block, from_vec, linear,
     patches, plain, to_vec,
 };
 use crate::rng::{Purpose, Rng};
@@ -233,7 +233,7 @@ impl Vit {
         let spec = BlockSpec {
             heads: self.config.heads,
             hidden: self.config.hidden,
-            gelu: Gelu::Erf,
+            gelu: self.config.gelu,
             eps: NORM_EPS,
             precision: pass.precision,
             recompute: pass.recompute,

@@ -17,7 +17,7 @@ use super::state_dict::shown;
 use super::{ModelConfig, Pool, Position, StateDict, Vit};
 use crate::error::{Context, Error, Result};
 use crate::files;
-use crate::fused::{Stored, from_vec};
+use crate::fused::{Gelu, Stored, from_vec};
 use crate::settings::nearest;
 
 /// Writes a model folder for images of a size.
@@ -72,6 +72,10 @@ fn config_json(model: &Vit, image_size: usize, classes: &[String]) -> Value {
             "mlp_ratio": config.hidden as f64 / config.width as f64,
             "global_pool": pool,
             "class_token": config.class_token,
+            "act_layer": match config.gelu {
+                Gelu::Erf => "gelu",
+                Gelu::Tanh => "gelu_tanh",
+            },
         },
         "pretrained_cfg": {
             "tag": "advxl",
@@ -231,6 +235,7 @@ struct Told {
     pool: Option<Pool>,
     position: Position,
     position_size: Option<usize>,
+    gelu: Gelu,
     mean: [f64; 3],
     std: [f64; 3],
     class_count: Option<usize>,
@@ -246,6 +251,7 @@ impl Told {
             pool: None,
             position: Position::Learned,
             position_size: None,
+            gelu: Gelu::Erf,
             mean: IMAGENET_MEAN,
             std: IMAGENET_STD,
             class_count: None,
@@ -283,6 +289,14 @@ impl Told {
                 return Err(Error::input(message).hint("only `avg` and `token` can be loaded"));
             }
         };
+        let gelu = match config["model_args"]["act_layer"].as_str() {
+            None | Some("gelu") => Gelu::Erf,
+            Some("gelu_tanh") => Gelu::Tanh,
+            Some(other) => {
+                let message = format!("`config.json` has act_layer = `{}`", shown(other));
+                return Err(Error::input(message).hint("only `gelu` and `gelu_tanh` can be loaded"));
+            }
+        };
         let names = config["label_names"].as_array();
         let names = names.map(Vec::as_slice).unwrap_or_default().iter();
         let ours = &config["advxl"];
@@ -295,6 +309,7 @@ impl Told {
                 _ => Position::Learned,
             },
             position_size: number(&ours["position_size"]),
+            gelu,
             mean: channels("mean", IMAGENET_MEAN)?,
             std: channels("std", IMAGENET_STD)?,
             class_count: number(&config["num_classes"]),
@@ -448,6 +463,7 @@ fn describe(weights: &StateDict, told: &Told) -> Result<Description> {
             class_token,
             position: told.position,
             position_size: told.position_size,
+            gelu: told.gelu,
             mean: told.mean,
             std: told.std,
         },
@@ -516,6 +532,7 @@ mod tests {
                 class_token,
                 position,
                 position_size,
+                gelu: if class_token { Gelu::Tanh } else { Gelu::Erf },
                 ..ModelConfig::named("vit_micro").unwrap()
             };
             let model = Vit::new(&config, 3, 16, 1, &Device::flex());

@@ -65,7 +65,7 @@ def random_images(generator, *shape):
     return pixels.clamp(0, 1).float().double()
 
 
-def small_vit(pool, seed):
+def small_vit(pool, seed, gelu="none"):
     """A timm ViT with random weights, none of them zero, and logits of the order of one."""
     model = VisionTransformer(
         img_size=16,
@@ -79,7 +79,7 @@ def small_vit(pool, seed):
         class_token=True,
         qkv_bias=True,
         norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-        act_layer=torch.nn.GELU,  # the exact one, with erf
+        act_layer=partial(torch.nn.GELU, approximate=gelu),  # `none` is the exact one, with erf
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -120,6 +120,11 @@ def record_vit():
         for name, weight in model.model.named_parameters():
             tensors[f"{pool}.{name}"] = weight
             tensors[f"{pool}_gradient.{name}"] = weight.grad
+    # The tanh form of GELU, with the same weights as `avg`.
+    pixels = images.clone().requires_grad_()
+    logits = small_vit("avg", SEED, gelu="tanh")(pixels)
+    F.cross_entropy(logits, labels, label_smoothing=SMOOTHING).backward()
+    tensors["tanh_logits"], tensors["tanh_image_gradient"] = logits, pixels.grad
     return tensors
 
 
