@@ -41,8 +41,10 @@ pub struct Progress {
 impl Progress {
     /// In a folder, for the evaluation with the given fingerprint: another one's progress is left alone.
     pub fn new(folder: &Path, fingerprint: &str, keep_images: bool) -> Self {
+        // Progress without images is of no use to an evaluation that is to save them.
+        let kind = if keep_images { "-images" } else { "" };
         let name = format!(
-            "eval-{}.progress",
+            "eval-{}{kind}.progress",
             &fingerprint[..12.min(fingerprint.len())]
         );
         let images = keep_images.then(|| folder.join(format!("{name}.images")));
