@@ -53,7 +53,7 @@ fn main() -> Result<()> {
         device: &device,
     };
 
-    for flag in checks::before(&logits, &images, &attacks, 64, &device)? {
+    for flag in checks::before(&evaluation)? {
         println!("warning: {}", flag.message);
     }
     let outcome = evaluation.run(&())?;

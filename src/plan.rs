@@ -94,18 +94,22 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// The parts by name.
+    pub fn parts(&self) -> [(&'static str, u64); 7] {
+        [
+            ("weights", self.weights),
+            ("gradients", self.gradients),
+            ("optimizer", self.moments),
+            ("average", self.average),
+            ("packed weights", self.packed),
+            ("activations", self.activations),
+            ("batches, program", self.base),
+        ]
+    }
+
     /// All parts.
     pub fn total(&self) -> u64 {
-        let Self {
-            weights,
-            gradients,
-            moments,
-            average,
-            packed,
-            activations,
-            base,
-        } = *self;
-        weights + gradients + moments + average + packed + activations + base
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
     }
 }
 

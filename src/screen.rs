@@ -7,9 +7,3 @@ pub trait Screen {
     /// Where the work is; replaced by the next call.
     fn progress(&mut self, done: u64, total: u64, text: &str);
 }
-
-/// Nobody looks.
-impl Screen for () {
-    fn line(&mut self, _text: &str) {}
-    fn progress(&mut self, _done: u64, _total: u64, _text: &str) {}
-}

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use serde_json::Value;
-use support::{advxl, command, write_recipe};
+use support::{advxl, command, trained, write_recipe};
 
 /// Standard output's last line as JSON.
 #[track_caller]
@@ -30,11 +30,8 @@ fn floats(file: &Path, name: &str) -> Vec<f32> {
 #[test]
 fn a_run_is_evaluated_and_its_logits_agree_with_its_accuracy() {
     let folder = tempfile::tempdir().unwrap();
-    let recipe = write_recipe(folder.path());
-    let run = folder.path().join("run");
+    let run = trained(folder.path());
     let run = run.to_str().unwrap();
-    let (code, text) = advxl(&["train", recipe.to_str().unwrap(), "--out", run]);
-    assert_eq!(code, 0, "{text}");
 
     let data = ["--data", "synthetic:64", "--seed", "3"];
     let attack = [
@@ -180,14 +177,13 @@ fn a_named_size_is_inspected_with_the_papers_multiply_adds() {
 #[test]
 fn an_exported_model_gives_the_same_logits_and_its_card_tells_what_was_measured() {
     let folder = tempfile::tempdir().unwrap();
-    let recipe = write_recipe(folder.path());
+    let run = trained(folder.path()).to_str().unwrap().to_owned();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let (run, out, eval) = (path("run"), path("export"), path("eval"));
+    let (out, eval) = (path("export"), path("eval"));
     let ok = |arguments: &[&str]| {
         let (code, text) = advxl(arguments);
         assert_eq!(code, 0, "{text}");
     };
-    ok(&["train", recipe.to_str().unwrap(), "--out", &run]);
     let evaluate = |more: &[&str]| {
         let attack = [
             "--data",

@@ -8,21 +8,7 @@ use std::process::Stdio;
 
 use safetensors::SafeTensors;
 use serde_json::Value;
-use support::{advxl, command, write_recipe};
-
-/// A small trained run in a folder.
-fn trained(folder: &Path) -> PathBuf {
-    let recipe = write_recipe(folder);
-    let run = folder.join("run");
-    let (code, text) = advxl(&[
-        "train",
-        recipe.to_str().unwrap(),
-        "--out",
-        run.to_str().unwrap(),
-    ]);
-    assert_eq!(code, 0, "{text}");
-    run
-}
+use support::{advxl, command, trained};
 
 /// Few steps of every attack, in all norms.
 const ATTACK: [&str; 16] = [

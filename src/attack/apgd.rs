@@ -86,26 +86,27 @@ impl Apgd {
     /// Climbs from every start, towards every target, on the images that stand.
     pub fn perturb(&self, classifier: &Classifier, batch: &Batch) -> Found {
         let targets = match self.climbs {
-            Climbs::TargetedDlr { targets } => Some(batch.targets(classifier, targets)),
+            Climbs::TargetedDlr { targets } => Some(targets),
             _ => None,
         };
-        let aims = targets.as_ref().map_or(1, |targets| targets[0].len());
-        let restarts = self.restarts as usize;
-        in_turn(batch, aims * restarts, |run, batch, places| {
-            let goal = |(place, label): (&usize, &u32)| {
-                let label = *label as usize;
-                match (self.climbs, &targets) {
-                    (Climbs::CrossEntropy, _) => Goal::CrossEntropy { label },
-                    (_, None) => Goal::Dlr { label },
-                    (_, Some(targets)) => {
-                        let target = targets[*place][run / restarts];
-                        Goal::TargetedDlr { label, target }
+        in_turn(
+            classifier,
+            batch,
+            targets,
+            self.restarts,
+            |run, batch, targets| {
+                let goal = |(label, target): (&u32, &Option<usize>)| {
+                    let label = *label as usize;
+                    match (self.climbs, *target) {
+                        (Climbs::CrossEntropy, _) => Goal::CrossEntropy { label },
+                        (_, None) => Goal::Dlr { label },
+                        (_, Some(target)) => Goal::TargetedDlr { label, target },
                     }
-                }
-            };
-            let goals: Vec<Goal> = places.iter().zip(&batch.labels).map(goal).collect();
-            self.run(classifier, batch, &goals, run)
-        })
+                };
+                let goals: Vec<Goal> = batch.labels.iter().zip(targets).map(goal).collect();
+                self.run(classifier, batch, &goals, run.number)
+            },
+        )
     }
 
     /// One climb of each image from a random start.

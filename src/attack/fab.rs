@@ -68,44 +68,45 @@ impl Fab {
 
     /// Looks for the boundary from every start, towards every target, on the images that stand.
     pub fn perturb(&self, classifier: &Classifier, batch: &Batch) -> Found {
-        let targets = self.targets.map(|count| batch.targets(classifier, count));
-        let aims = targets.as_ref().map_or(1, |targets| targets[0].len());
-        let restarts = self.restarts as usize;
-        in_turn(batch, aims * restarts, |run, batch, places| {
-            let draws = Draws::new(batch.seed, &batch.keys, Purpose::Fab);
-            let hunt = |(index, clean): (usize, Vec<f32>)| {
-                let mut at = clean.clone();
-                if run % restarts > 0 {
-                    let noise = self
-                        .norm
-                        .noise(&mut draws.stream(index, run, 0), clean.len());
-                    let half = 0.5 * self.epsilon.value() as f32;
-                    let pairs = at.iter_mut().zip(noise);
-                    pairs.for_each(|(at, noise)| *at = (*at + half * noise).clamp(0.0, 1.0));
-                }
-                Hunt {
-                    place: index,
-                    label: batch.labels[index] as usize,
-                    target: targets
-                        .as_ref()
-                        .map(|targets| targets[places[index]][run / restarts]),
-                    clean,
-                    at,
-                    difference: 0.0,
-                    normal: Vec::new(),
-                    is_linear: false,
-                    crosses: false,
-                }
-            };
-            let clean = images_of(batch.images.clone()).into_iter();
-            let [_, channels, height, width] = batch.images.dims();
-            let model = Model {
-                classifier,
-                norm: self.norm,
-                dims: [channels, height, width],
-            };
-            self.run(&model, clean.enumerate().map(hunt).collect())
-        })
+        in_turn(
+            classifier,
+            batch,
+            self.targets,
+            self.restarts,
+            |run, batch, targets| {
+                let draws = Draws::new(batch.seed, &batch.keys, Purpose::Fab);
+                let hunt = |(index, clean): (usize, Vec<f32>)| {
+                    let mut at = clean.clone();
+                    if run.restart > 0 {
+                        let noise = self
+                            .norm
+                            .noise(&mut draws.stream(index, run.number, 0), clean.len());
+                        let half = 0.5 * self.epsilon.value() as f32;
+                        let pairs = at.iter_mut().zip(noise);
+                        pairs.for_each(|(at, noise)| *at = (*at + half * noise).clamp(0.0, 1.0));
+                    }
+                    Hunt {
+                        place: index,
+                        label: batch.labels[index] as usize,
+                        target: targets[index],
+                        clean,
+                        at,
+                        difference: 0.0,
+                        normal: Vec::new(),
+                        is_linear: false,
+                        crosses: false,
+                    }
+                };
+                let clean = images_of(batch.images.clone()).into_iter();
+                let [_, channels, height, width] = batch.images.dims();
+                let model = Model {
+                    classifier,
+                    norm: self.norm,
+                    dims: [channels, height, width],
+                };
+                self.run(&model, clean.enumerate().map(hunt).collect())
+            },
+        )
     }
 
     /// One run of each hunt; the images that were fooled within epsilon.

@@ -120,26 +120,42 @@ impl Batch {
 /// For each image of a batch, what the attack would show the model, if it has anything.
 pub type Found = Vec<Option<Vec<f32>>>;
 
-/// Runs of an attack one after another, each on the images that stand after those before it.
+/// A run of an attack: its number, and which start it is of the target in turn, from 0.
+struct Run {
+    number: usize,
+    restart: usize,
+}
+
+/// Runs of an attack one after another, each on the images that stand after those before it: every start
+/// towards each of so many targets in turn, or without a target.
 ///
-/// `run` gets the number of the run, the images that stand and their places in the whole batch.
+/// `attempt` gets the run, the images that stand and the target of each.
 fn in_turn(
+    classifier: &Classifier,
     batch: &Batch,
-    runs: usize,
-    mut run: impl FnMut(usize, &Batch, &[usize]) -> Found,
+    targets: Option<u64>,
+    restarts: u64,
+    mut attempt: impl FnMut(&Run, &Batch, &[Option<usize>]) -> Found,
 ) -> Found {
+    let targets = targets.map(|count| batch.targets(classifier, count));
+    let aims = targets.as_ref().map_or(1, |targets| targets[0].len());
+    let restarts = restarts as usize;
     let mut found: Found = vec![None; batch.labels.len()];
-    for number in 0..runs {
+    for number in 0..aims * restarts {
         let standing: Vec<usize> = (0..found.len())
             .filter(|index| found[*index].is_none())
             .collect();
         if standing.is_empty() {
             break;
         }
-        for (index, image) in standing
-            .iter()
-            .zip(run(number, &batch.select(&standing), &standing))
-        {
+        let target = |index: &usize| Some(targets.as_ref()?[*index][number / restarts]);
+        let aimed_at: Vec<Option<usize>> = standing.iter().map(target).collect();
+        let run = Run {
+            number,
+            restart: number % restarts,
+        };
+        let images = attempt(&run, &batch.select(&standing), &aimed_at);
+        for (index, image) in standing.iter().zip(images) {
             found[*index] = image;
         }
     }

@@ -1,6 +1,6 @@
 //! `advxl bench`.
 
-use super::{device, parse_precision, print_json, usable_precision};
+use super::{check_image_size, device, parse_precision, print_json, usable_precision};
 use crate::bench;
 use crate::error::{Error, Result};
 use crate::fused::Precision;
@@ -44,9 +44,7 @@ impl Step {
             Error::input(format!("--model {}: there is no such size", self.model))
                 .hint(format!("use one of {}", ModelConfig::names().join(", ")))
         })?;
-        config.grid(self.image_size).map_err(|(message, hint)| {
-            Error::input(message.replace("image_size =", "--image-size")).hint(hint)
-        })?;
+        check_image_size(&config, self.image_size)?;
         for (flag, value) in [
             ("batch", self.batch),
             ("classes", self.classes),

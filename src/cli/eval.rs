@@ -2,20 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 
 use super::screen::Terminal;
 use super::{
-    NamedModel, check_classes, device, image_count, parse_precision, print_json, usable_precision,
+    NamedModel, check_classes, check_image_size, device, image_count, parse_precision, print_json,
+    usable_precision,
 };
 use crate::attack::{Attack, Norm};
 use crate::data::resize::Filter;
 use crate::data::{Dataset, EvaluationTransform, Spec, Split};
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
-use crate::eval::result::{self, Findings, Subject, to_json, wilson};
-use crate::eval::session::{Progress, watch};
-use crate::eval::{Evaluation, Images, checks, curve};
+use crate::eval::result::{Findings, Subject, to_json, wilson};
+use crate::eval::session::{Progress, conclude, examine, watch};
+use crate::eval::{Evaluation, Images, curve};
 use crate::files;
 use crate::fused::Precision;
 use crate::model::Pass;
@@ -122,10 +123,7 @@ impl Eval {
         let out = self.folder()?;
         let loaded = self.model.load()?;
         let image_size = self.image_size.unwrap_or(loaded.image_size);
-        let grid = loaded.model.config.grid(image_size);
-        grid.map_err(|(message, hint)| {
-            Error::input(message.replace("image_size =", "--image-size")).hint(hint)
-        })?;
+        check_image_size(&loaded.model.config, image_size)?;
         let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
         check_classes(&loaded, &dataset, &self.data)?;
         let count = image_count(self.n, &dataset);
@@ -163,12 +161,13 @@ impl Eval {
         let mut all = Vec::new();
         let mut finished = Vec::new();
         for (settings, attacks) in settings.iter().zip(attacks) {
-            let mut one = OneNorm {
+            let one = OneNorm {
                 eval: self,
                 subject: &subject,
                 logits: &logits,
                 images: &images,
                 out: &out,
+                device: &device(),
             };
             let (findings, progress) = one.evaluate(settings, attacks, &mut screen)?;
             all.push(findings);
@@ -176,15 +175,7 @@ impl Eval {
         }
         summary(&all, &mut screen);
         let result = to_json(&subject, &all);
-        if let Some(kept) = result::write(&out.join("result.json"), &result)? {
-            screen.line(&format!(
-                "the earlier result is kept as `{}`",
-                kept.display()
-            ));
-        }
-        for progress in finished {
-            progress.remove()?;
-        }
+        conclude(&out.join("result.json"), &result, &finished, &mut screen)?;
         drop(screen);
         if json {
             print_json(&result);
@@ -312,17 +303,17 @@ struct OneNorm<'a> {
     logits: &'a dyn Fn(Tensor<4>) -> Tensor<2>,
     images: &'a Images<'a>,
     out: &'a Path,
+    device: &'a Device,
 }
 
 impl OneNorm<'_> {
     /// What was found, and the files that can go when it is saved.
     fn evaluate(
-        &mut self,
+        &self,
         settings: &Settings,
         attacks: Vec<Attack>,
         screen: &mut Terminal,
     ) -> Result<(Findings, Vec<Progress>)> {
-        let batch = self.eval.batch.max(1);
         if !attacks.is_empty() {
             let names: Vec<String> = attacks.iter().map(Attack::name).collect();
             let norm = settings.norm.word();
@@ -332,60 +323,47 @@ impl OneNorm<'_> {
                 names.join(", ")
             ));
         }
-        let mut flags = checks::before(self.logits, self.images, &attacks, batch, &device())?;
-        flags.iter().for_each(|flag| screen.line(&flag.to_string()));
-        let (outcome, progress) =
-            self.watch(&attacks, self.eval.save_adversarial.is_some(), screen)?;
-        let mut finished = vec![progress];
+        let keep_images = self.eval.save_adversarial.is_some();
+        let progress = self.progress(&attacks, keep_images);
+        let mut findings = examine(&self.evaluation(&attacks), &progress, screen)?;
         if let Some(path) = &self.eval.save_adversarial {
             let path = if self.eval.norm.len() > 1 {
                 of_norm(path, settings.norm)
             } else {
                 path.clone()
             };
-            finished[0].save_adversarial(self.images, &path, &device())?;
+            progress.save_adversarial(self.images, &path, self.device)?;
         }
-        let mut late = checks::after(&outcome);
-        let mut points = None;
+        let mut finished = vec![progress];
         if self.eval.eps_curve {
             screen.line(&format!("{} at rising epsilon", settings.norm.word()));
             let attacks = curve::attacks(settings);
-            let (outcome, progress) = self.watch(&attacks, false, screen)?;
+            let progress = self.progress(&attacks, false);
+            let outcome = watch(&self.evaluation(&attacks), &progress, screen)?;
             finished.push(progress);
-            let found = curve::points(&outcome, &attacks);
-            late.extend(curve::check(&found));
-            points = Some(found);
+            let points = curve::points(&outcome, &attacks);
+            if let Some(flag) = curve::check(&points) {
+                screen.line(&flag.to_string());
+                findings.flags.push(flag);
+            }
+            findings.curve = Some(points);
         }
-        late.iter().for_each(|flag| screen.line(&flag.to_string()));
-        flags.extend(late);
-        Ok((
-            Findings {
-                outcome,
-                attacks,
-                flags,
-                curve: points,
-            },
-            finished,
-        ))
+        Ok((findings, finished))
     }
 
-    fn watch(
-        &self,
-        attacks: &[Attack],
-        keep_images: bool,
-        screen: &mut Terminal,
-    ) -> Result<(crate::eval::Outcome, Progress)> {
-        let fingerprint = self.subject.fingerprint(attacks);
-        let progress = Progress::new(self.out, &fingerprint, keep_images);
-        let evaluation = Evaluation {
+    fn progress(&self, attacks: &[Attack], keep_images: bool) -> Progress {
+        Progress::new(self.out, &self.subject.fingerprint(attacks), keep_images)
+    }
+
+    fn evaluation<'b>(&'b self, attacks: &'b [Attack]) -> Evaluation<'b> {
+        Evaluation {
             logits: self.logits,
             images: self.images,
             attacks,
-            batch: self.eval.batch.max(1),
+            batch: self.eval.batch,
             seed: self.eval.seed,
-            device: &device(),
-        };
-        Ok((watch(&evaluation, Some(&progress), screen)?, progress))
+            device: self.device,
+        }
     }
 }
 

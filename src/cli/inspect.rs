@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use super::{NamedModel, print_json};
-use crate::error::{Error, Result};
+use super::{NamedModel, check_image_size, print_json};
+use crate::error::Result;
 use crate::model::ModelConfig;
 use crate::model::weights::Loaded;
 
@@ -35,9 +35,7 @@ impl Inspect {
             }
         };
         let image_size = self.image_size.unwrap_or(own_size);
-        let grid = config.grid(image_size).map_err(|(message, hint)| {
-            Error::input(message.replace("image_size =", "--image-size")).hint(hint)
-        })?;
+        let grid = check_image_size(&config, image_size)?;
         let tokens = (grid * grid + usize::from(config.class_token)) as u64;
         let parameters = config.parameters(classes, own_size);
         let macs = config.forward_macs(tokens);

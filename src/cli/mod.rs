@@ -19,6 +19,7 @@ use clap::{Parser, Subcommand};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::fused::Precision;
+use crate::model::ModelConfig;
 use crate::model::weights::{self, Loaded};
 use crate::recipe::PRECISIONS;
 
@@ -186,6 +187,13 @@ fn load_model(path: &Path) -> Result<Loaded> {
         return Err(Error::input(message).hint("a run saves one with each checkpoint"));
     }
     weights::load(if is_run { &of_run } else { path }, &device())
+}
+
+/// Patches along a side of images of `--image-size`; an error unless they are whole.
+fn check_image_size(config: &ModelConfig, size: usize) -> Result<usize> {
+    config.grid(size).map_err(|(message, hint)| {
+        Error::input(message.replace("image_size =", "--image-size")).hint(hint)
+    })
 }
 
 /// How many images to use of a data set.

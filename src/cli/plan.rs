@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{parse_precision, print_json};
 use crate::error::{Error, Result};
 use crate::fused::{Precision, usable};
-use crate::plan::{self, Devices, Memory};
+use crate::plan::{self, Devices};
 use crate::recipe::Recipe;
 use crate::units::{duration, grouped};
 
@@ -115,25 +115,8 @@ fn lines(plan: &plan::Plan, recipe: &Recipe, devices: &Devices) -> Vec<String> {
         "memory of a device at its largest, of {} devices:",
         devices.count
     ));
-    let Memory {
-        weights,
-        gradients,
-        moments,
-        average,
-        packed,
-        activations,
-        base,
-    } = plan.memory;
-    for (name, bytes) in [
-        ("weights", weights),
-        ("gradients", gradients),
-        ("optimizer", moments),
-        ("average", average),
-        ("packed weights", packed),
-        ("activations", activations),
-        ("batches, program", base),
-        ("together", plan.memory.total()),
-    ] {
+    let together = ("together", plan.memory.total());
+    for (name, bytes) in plan.memory.parts().into_iter().chain([together]) {
         lines.push(format!(
             "  {name:<17} {:>10.0} MiB",
             bytes as f64 / f64::from(1 << 20)

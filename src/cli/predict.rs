@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::screen::Terminal;
 use super::{
-    NamedModel, check_classes, device, image_count, parse_precision, print_json, usable_precision,
+    NamedModel, check_classes, check_image_size, device, image_count, parse_precision, print_json,
+    usable_precision,
 };
 use crate::attack::input_gradient;
 use crate::data::resize::Filter;
@@ -62,10 +63,7 @@ impl Predict {
         let count = image_count(self.n, &dataset);
         let classes = loaded.model.classes;
         let size = self.image_size.unwrap_or(loaded.image_size);
-        let grid = loaded.model.config.grid(size);
-        grid.map_err(|(message, hint)| {
-            Error::input(message.replace("image_size =", "--image-size")).hint(hint)
-        })?;
+        check_image_size(&loaded.model.config, size)?;
         let images = Images::Stored {
             dataset: &dataset,
             transform: EvaluationTransform {

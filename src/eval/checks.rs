@@ -6,11 +6,11 @@
 
 use std::fmt;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::images::check_labels;
-use super::{Images, Outcome};
+use super::{Evaluation, Outcome};
 use crate::attack::{Attack, Classifier, Climbs, Goal, Logits};
 use crate::error::Result;
 use crate::fused::to_vec;
@@ -52,14 +52,16 @@ const NEAR_DISTRIBUTION: f64 = 1e-5;
 /// Robust accuracy that Square may take from the gradient attacks.
 const SQUARE_SHARE: f64 = 0.002;
 
-/// Looks at the model on the first `batch` images, before any attack.
-pub fn before(
-    logits: &dyn Fn(Tensor<4>) -> Tensor<2>,
-    images: &Images,
-    attacks: &[Attack],
-    batch: usize,
-    device: &Device,
-) -> Result<Vec<Flag>> {
+/// Looks at the model on the first batch of images, before any attack.
+pub fn before(evaluation: &Evaluation) -> Result<Vec<Flag>> {
+    let Evaluation {
+        logits,
+        images,
+        attacks,
+        batch,
+        device,
+        ..
+    } = *evaluation;
     let indices: Vec<usize> = (0..images.count().min(batch.max(1))).collect();
     if indices.is_empty() {
         return Ok(Vec::new());
@@ -229,8 +231,11 @@ fn few_classes(classes: usize, attacks: &[Attack]) -> Vec<Flag> {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+
     use super::*;
     use crate::attack::Norm;
+    use crate::eval::Images;
     use crate::eval::autoattack::{Settings, Version};
     use crate::fused::from_vec;
 
@@ -243,7 +248,15 @@ mod tests {
             labels: &[0, 1, 2, 0],
         };
         let settings = Settings::new(Version::Standard, Norm::Linf, "8/255".parse().unwrap());
-        let found = before(logits, &images, &settings.autoattack(), 4, &device).unwrap();
+        let found = before(&Evaluation {
+            logits,
+            images: &images,
+            attacks: &settings.autoattack(),
+            batch: 4,
+            seed: 0,
+            device: &device,
+        })
+        .unwrap();
         found.into_iter().map(|flag| flag.check).collect()
     }
 
@@ -299,9 +312,16 @@ mod tests {
             labels: &[7],
         };
         let three = |images: Tensor<4>| images.reshape([1, 3]);
-        let error = before(&three, &images, &[], 1, &device)
-            .unwrap_err()
-            .to_string();
+        let error = before(&Evaluation {
+            logits: &three,
+            images: &images,
+            attacks: &[],
+            batch: 1,
+            seed: 0,
+            device: &device,
+        })
+        .unwrap_err()
+        .to_string();
         assert!(
             error.contains("an image has class 7 and the model 3 classes"),
             "{error}"

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::result::wilson;
-use super::{Done, Evaluation, Images, Observer, Outcome};
+use super::result::{self, Findings, wilson};
+use super::{Done, Evaluation, Images, Observer, Outcome, checks};
 use crate::attack::{Attack, Norm, Passes};
 use crate::data::tensors;
 use crate::error::{Error, Result};
@@ -129,7 +130,7 @@ impl Progress {
     }
 
     /// Removes the files, when the result is safe.
-    pub fn remove(&self) -> Result<()> {
+    fn remove(&self) -> Result<()> {
         for path in std::iter::once(&self.state).chain(&self.images) {
             if path.is_file() {
                 files::remove_file(path)?;
@@ -139,13 +140,47 @@ impl Progress {
     }
 }
 
+/// Looks at the model before and after an evaluation, which is run, or what is left of it; tells about all.
+pub fn examine(
+    evaluation: &Evaluation,
+    progress: &Progress,
+    screen: &mut dyn Screen,
+) -> Result<Findings> {
+    let mut flags = checks::before(evaluation)?;
+    flags.iter().for_each(|flag| screen.line(&flag.to_string()));
+    let outcome = watch(evaluation, progress, screen)?;
+    let late = checks::after(&outcome);
+    late.iter().for_each(|flag| screen.line(&flag.to_string()));
+    flags.extend(late);
+    Ok(Findings {
+        outcome,
+        attacks: evaluation.attacks.to_vec(),
+        flags,
+        curve: None,
+    })
+}
+
+/// Writes the result of evaluations; then their progress can go.
+pub fn conclude(
+    path: &Path,
+    result: &Value,
+    finished: &[Progress],
+    screen: &mut dyn Screen,
+) -> Result<()> {
+    if let Some(kept) = result::write(path, result)? {
+        let kept = kept.display();
+        screen.line(&format!("the earlier result is kept as `{kept}`"));
+    }
+    finished.iter().try_for_each(Progress::remove)
+}
+
 /// Runs an evaluation, or what is left of it, and tells about it.
 pub fn watch(
     evaluation: &Evaluation,
-    progress: Option<&Progress>,
+    progress: &Progress,
     screen: &mut dyn Screen,
 ) -> Result<Outcome> {
-    let earlier = progress.map(Progress::load).transpose()?.flatten();
+    let earlier = progress.load()?;
     if let Some(earlier) = &earlier {
         let stage = earlier.stages.last().expect("saved after a batch");
         let left = earlier.queue.len();
@@ -171,7 +206,7 @@ pub fn watch(
 /// Shows and saves.
 struct Watcher<'a> {
     attacks: &'a [Attack],
-    progress: Option<&'a Progress>,
+    progress: &'a Progress,
     screen: RefCell<&'a mut dyn Screen>,
     begun: Instant,
     drawn: Cell<Instant>,
@@ -199,10 +234,15 @@ fn cost(passes: Passes) -> f64 {
 }
 
 impl State {
+    /// At most to come, less what the batch in progress has done of it.
+    fn left_to_come(&self) -> f64 {
+        (self.to_come - self.of_batch).max(0.0)
+    }
+
     fn text(&self, seconds: f64) -> String {
         let done = self.tried - self.left;
         let mut text = format!("{}: {done} of {} images", self.attack, self.tried);
-        let to_come = (self.to_come - self.of_batch).max(0.0);
+        let to_come = self.left_to_come();
         if self.done > 0.0 && to_come > 0.0 {
             let left = to_come * seconds / self.done;
             text += &format!(", at most {} left", duration(left));
@@ -238,7 +278,7 @@ impl Watcher<'_> {
 
     fn draw(&self) {
         let state = self.state.borrow();
-        let to_come = (state.to_come - state.of_batch).max(0.0);
+        let to_come = state.left_to_come();
         let text = state.text(self.begun.elapsed().as_secs_f64());
         self.screen
             .borrow_mut()
@@ -312,9 +352,7 @@ impl Observer for Watcher<'_> {
     }
 
     fn batch(&self, outcome: &Outcome, done: &Done) -> Result<()> {
-        if let Some(progress) = self.progress {
-            progress.save(outcome, done)?;
-        }
+        self.progress.save(outcome, done)?;
         self.begun(outcome);
         if outcome.stages.len() > 1 {
             let Done {

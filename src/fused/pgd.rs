@@ -21,9 +21,14 @@ pub fn linf_step(
     if !on_kernels(&images) {
         return plain::linf_step(images, gradient, centre, steps, epsilon);
     }
-    in_place(images, gradient, centre, |images, gradient, centre| {
-        advxl_kernels::pgd::linf_step(images, gradient, centre, steps, epsilon as f32);
-    })
+    in_place(
+        advxl_kernels::pgd::linf_step,
+        images,
+        gradient,
+        centre,
+        steps,
+        epsilon,
+    )
 }
 
 /// A step along the gradient's direction, of each image's own length, then scaled to within `epsilon` of `centre` in
@@ -41,21 +46,38 @@ pub fn l2_step(
     if !on_kernels(&images) {
         return plain::l2_step(images, gradient, centre, steps, epsilon);
     }
-    in_place(images, gradient, centre, |images, gradient, centre| {
-        advxl_kernels::pgd::l2_step(images, gradient, centre, steps, epsilon as f32);
-    })
+    in_place(
+        advxl_kernels::pgd::l2_step,
+        images,
+        gradient,
+        centre,
+        steps,
+        epsilon,
+    )
 }
+
+/// A step of the kernels on images, gradient and centre.
+type Kernel = fn(&mut [f32], &[f32], &[f32], &[f32], f32);
 
 /// Changes the images where they are, or a copy of them if they are shared.
 fn in_place(
+    kernel: Kernel,
     images: Tensor<4>,
     gradient: Tensor<4>,
     centre: &Tensor<4>,
-    change: impl FnOnce(&mut [f32], &[f32], &[f32]),
+    steps: &[f32],
+    epsilon: f64,
 ) -> Tensor<4> {
     let (gradient, centre) = (primitive(gradient), primitive(centre.clone()));
     let mut images: FlexTensor = primitive(images);
-    change(images.storage_mut(), slice(&gradient), slice(&centre));
+    let pixels = images.storage_mut();
+    kernel(
+        pixels,
+        slice(&gradient),
+        slice(&centre),
+        steps,
+        epsilon as f32,
+    );
     Tensor::from_primitive::<Flex>(images)
 }
 

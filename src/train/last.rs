@@ -6,9 +6,9 @@ use super::Run;
 use crate::data::EvaluationTransform;
 use crate::data::resize::Filter;
 use crate::error::{Context, Result};
-use crate::eval::result::{self, Findings, Subject, to_json};
-use crate::eval::session::{Progress, watch};
-use crate::eval::{Evaluation, Images, checks};
+use crate::eval::result::{self, Subject, to_json};
+use crate::eval::session::{Progress, conclude, examine};
+use crate::eval::{Evaluation, Images};
 use crate::fused::Precision;
 use crate::model::{Pass, weights};
 use crate::recipe::{FinalEvaluation, word_of};
@@ -73,41 +73,22 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         count,
     };
     let progress = Progress::new(folder, &subject.fingerprint(&attacks), false);
-    let mut flags = checks::before(&logits, &images, &attacks, BATCH, &run.device)?;
-    let outcome = {
-        let evaluation = Evaluation {
-            logits: &logits,
-            images: &images,
-            attacks: &attacks,
-            batch: BATCH,
-            seed: run.recipe.seed,
-            device: &run.device,
-        };
-        watch(&evaluation, Some(&progress), screen)?
+    let evaluated = Evaluation {
+        logits: &logits,
+        images: &images,
+        attacks: &attacks,
+        batch: BATCH,
+        seed: run.recipe.seed,
+        device: &run.device,
     };
-    flags.extend(checks::after(&outcome));
-    flags.iter().for_each(|flag| screen.line(&flag.to_string()));
-    let result = to_json(
-        &subject,
-        &[Findings {
-            outcome,
-            attacks,
-            flags,
-            curve: None,
-        }],
-    );
-    if let Some(kept) = result::write(&path, &result)? {
-        screen.line(&format!(
-            "the earlier result is kept as `{}`",
-            kept.display()
-        ));
-    }
+    let findings = examine(&evaluated, &progress, screen)?;
+    let result = to_json(&subject, &[findings]);
+    conclude(&path, &result, &[progress], screen)?;
     run.folder.metrics(&json!({
         "event": "final_evaluation",
         "name": evaluation.name,
         "robust_accuracy": result["robust_accuracy"],
         "images": count,
     }))?;
-    progress.remove()?;
     Ok(result)
 }

@@ -60,3 +60,18 @@ pub fn command(arguments: &[&str]) -> std::process::Command {
     command.args(arguments);
     command
 }
+
+/// Trains the recipe into a folder below `folder`, which is given back.
+#[allow(dead_code)] // Not every test file trains.
+pub fn trained(folder: &Path) -> std::path::PathBuf {
+    let recipe = write_recipe(folder);
+    let run = folder.join("run");
+    let (code, text) = advxl(&[
+        "train",
+        recipe.to_str().unwrap(),
+        "--out",
+        run.to_str().unwrap(),
+    ]);
+    assert_eq!(code, 0, "{text}");
+    run
+}
