@@ -129,7 +129,7 @@ fn passes(criterion: &mut Criterion) {
     let (weight, bias) = (values(WIDTH), values(WIDTH));
     let mut group = group(criterion, "pass");
     let bytes = |arrays: usize| Throughput::Bytes((4 * LEN * arrays) as u64);
-    for kind in [Gelu::Erf, Gelu::Tanh] {
+    for kind in [Gelu::Erf, Gelu::Tanh, Gelu::Quick] {
         group.throughput(bytes(2));
         group.bench_function(format!("gelu_{kind:?}"), |b| b.iter(|| gelu(kind, &x, black_box(&mut y))));
         group.throughput(bytes(3));

@@ -1,9 +1,9 @@
-//! GELU, exact and by tanh, and the exponential that it shares with the softmax.
+//! GELU, exact, by tanh and by a sigmoid, and the exponential that it shares with the softmax.
 //!
 //! | function | error, against f64                                          |
 //! |----------|-------------------------------------------------------------|
 //! | `exp`    | 2 units in the last place between -87 and 88                 |
-//! | GELU     | 3e-7 times `1 + abs(x)` for value and slope, both kinds      |
+//! | GELU     | 3e-7 times `1 + abs(x)` for value and slope, of every kind   |
 
 use rayon::prelude::*;
 
@@ -17,6 +17,8 @@ pub enum Gelu {
     Erf,
     /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`, big_vision's.
     Tanh,
+    /// `x / (1 + e^(-1.702 x))`, that of OpenAI's CLIP.
+    Quick,
 }
 
 /// Elements of a task: small beside the cache, large beside the cost of handing it out.
@@ -121,6 +123,13 @@ pub(crate) fn value_and_slope<S: Lanes>(s: S, kind: Gelu, x: S::V) -> (S::V, S::
             let inner = s.fma(square, s.splat(0.214_064_44), s.splat(1.595_769));
             let slope = s.fma(s.mul(s.mul(gate, s.mul(power, gate)), inner), x, gate);
             (s.mul(x, gate), slope)
+        }
+        // With the gate g = 1 / (1 + e^(-1.702 x)): x g and g + x 1.702 g (1 - g), where 1 - g = e^(-1.702 x) g.
+        Gelu::Quick => {
+            let power = exp(s, s.mul(x, s.splat(-1.702)));
+            let gate = s.reciprocal(s.add(s.splat(1.0), power));
+            let inner = s.mul(s.mul(gate, s.mul(power, gate)), s.splat(1.702));
+            (s.mul(x, gate), s.fma(inner, x, gate))
         }
     }
 }

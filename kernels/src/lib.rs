@@ -31,9 +31,6 @@ mod patches;
 mod peak;
 pub mod pgd;
 mod reduce;
-#[cfg(test)]
-#[path = "../tests/reference/mod.rs"]
-mod reference;
 mod softmax;
 
 pub use adamw::AdamW;

@@ -79,7 +79,7 @@ impl Case {
         Block::new(
             self.shape.tokens,
             self.shape.heads,
-            self.gelu == Gelu::Tanh,
+            self.gelu,
             self.parts.iter().map(|part| reference::wide(part)).collect(),
         )
     }
@@ -137,7 +137,7 @@ fn available() -> impl Iterator<Item = Path> {
 #[test]
 fn every_path_agrees_with_the_f64_reference_on_odd_shapes() {
     for (batch, tokens, width, heads, hidden) in ODD {
-        for gelu in [Gelu::Erf, Gelu::Tanh] {
+        for gelu in [Gelu::Erf, Gelu::Tanh, Gelu::Quick] {
             let case = Case::new(BlockShape { batch, tokens, width, heads, hidden }, gelu);
             let block = case.reference();
             let scale = (reference::wide(&case.scale.0), reference::wide(&case.scale.1));
@@ -164,8 +164,8 @@ fn every_path_agrees_with_the_f64_reference_on_odd_shapes() {
 #[test]
 fn the_reference_gradients_are_those_of_finite_differences() {
     let case = Case::new(BlockShape { batch: 2, tokens: 3, width: 6, heads: 2, hidden: 10 }, Gelu::Erf);
-    for tanh in [false, true] {
-        let mut block = Block { tanh, ..case.reference() };
+    for gelu in [Gelu::Erf, Gelu::Tanh, Gelu::Quick] {
+        let mut block = Block { gelu, ..case.reference() };
         let scale = (reference::wide(&case.scale.0), reference::wide(&case.scale.1));
         let (mut x, dy) = (reference::wide(&case.x), reference::wide(&case.dy));
         let (_, dx, gradients) = block.gradients(&x, &scale, &dy);

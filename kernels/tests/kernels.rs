@@ -72,13 +72,13 @@ fn check_gemm(sizes: [usize; 3]) {
             gemm_packed(m, (&a, Layout::Plain), &packed, Finish::Bias(&bias), &mut c);
             let biased = |i: usize| right[i] + f64::from(bias[i % n]);
             close(&c, &biased, 1.0, "bias");
-            for kind in [Gelu::Erf, Gelu::Tanh] {
+            for kind in [Gelu::Erf, Gelu::Tanh, Gelu::Quick] {
                 let mut before = vec![f32::NAN; m * n];
                 let finish = Finish::BiasGelu { bias: &bias, gelu: kind, before: Some(&mut before) };
                 gemm_packed(m, (&a, Layout::Plain), &packed, finish, &mut c);
                 close(&before, &biased, 1.0, "before gelu");
                 // GELU is nowhere steeper than 1.13.
-                close(&c, &|i| reference::gelu(biased(i), kind == Gelu::Tanh).0, 1.13, "gelu");
+                close(&c, &|i| reference::gelu(biased(i), kind).0, 1.13, "gelu");
             }
             let finish = Finish::Residual { bias: &bias, residual: &residual, row_scale: Some(&scale) };
             gemm_packed(m, (&a, Layout::Plain), &packed, finish, &mut c);
@@ -217,14 +217,14 @@ fn gelu_keeps_its_stated_accuracy() {
     let x: Vec<f32> = (-120_000..=120_000).map(|i| i as f32 * 1e-4).collect();
     let ones = vec![1.0; x.len()];
     for path in available() {
-        for kind in [Gelu::Erf, Gelu::Tanh] {
+        for kind in [Gelu::Erf, Gelu::Tanh, Gelu::Quick] {
             let (mut y, mut slope) = (vec![0.0; x.len()], vec![0.0; x.len()]);
             with_path(path, || {
                 gelu(kind, &x, &mut y);
                 gelu_gradient(kind, &x, &ones, &mut slope);
             });
             for i in 0..x.len() {
-                let (value, derivative) = reference::gelu(f64::from(x[i]), kind == Gelu::Tanh);
+                let (value, derivative) = reference::gelu(f64::from(x[i]), kind);
                 let allowed = 3e-7 * (1.0 + f64::from(x[i].abs()));
                 assert!(
                     (f64::from(y[i]) - value).abs() < allowed,
@@ -269,6 +269,8 @@ fn a_value_that_is_not_a_number_is_not_hidden() {
             assert!(y[1].is_nan() && !y[0].is_nan(), "{path:?} gelu erf {y:?}");
             gelu(Gelu::Tanh, &[1.0, f32::NAN, 2.0], &mut y);
             assert!(y[1].is_nan(), "{path:?} gelu tanh {y:?}");
+            gelu(Gelu::Quick, &[1.0, f32::NAN, 2.0], &mut y);
+            assert!(y[1].is_nan(), "{path:?} gelu quick {y:?}");
             softmax(&[1.0, f32::NAN, 2.0], 3, &mut y);
             assert!(y.iter().all(|v| v.is_nan()), "{path:?} softmax {y:?}");
             for precision in [Precision::F32, Precision::Bf16] {

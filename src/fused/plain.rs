@@ -3,7 +3,7 @@
 //! Written for clearness; every device can run them, and the tests hold the kernels to them.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu, softmax};
+use burn::tensor::activation::{self, sigmoid, softmax};
 
 use super::block::{BlockSpec, PathScale};
 use super::{Gelu, PatchSpec, from_vec};
@@ -103,16 +103,12 @@ pub(super) fn encoder_block(
     let normed = layer_norm(x.clone(), norm1_weight, norm1_bias, spec.eps);
     let mixed = attention(linear(normed, qkv_weight, qkv_bias), spec.heads);
     let branch = linear(mixed, proj_weight, proj_bias);
-    let x = x + scaled(branch, path.map(|path| &path.attention));
+    let x = x + scaled(branch, path.map(|path| &path.attention[..]));
 
     let normed = layer_norm(x.clone(), norm2_weight, norm2_bias, spec.eps);
     let hidden = linear(normed, fc1_weight, fc1_bias);
-    let hidden = match spec.gelu {
-        Gelu::Erf => gelu(hidden),
-        Gelu::Tanh => gelu_tanh(hidden),
-    };
-    let branch = linear(hidden, fc2_weight, fc2_bias);
-    x + scaled(branch, path.map(|path| &path.mlp))
+    let branch = linear(gelu(hidden, spec.gelu), fc2_weight, fc2_bias);
+    x + scaled(branch, path.map(|path| &path.mlp[..]))
 }
 
 /// Multi-head self-attention on queries, keys and values in one tensor.
@@ -139,19 +135,26 @@ fn attention(qkv: Tensor<3>, heads: usize) -> Tensor<3> {
         .reshape([batch, tokens, width])
 }
 
-/// The approximation that CLIPA's towers were trained with.
-fn gelu_tanh(x: Tensor<3>) -> Tensor<3> {
-    let inner =
-        (x.clone() + x.clone().powi_scalar(3) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
-    x * (inner.tanh() + 1.0) * 0.5
+/// GELU (Hendrycks and Gimpel 2016): exact, the approximation that CLIPA's towers were trained with, and the one of
+/// OpenAI's CLIP.
+pub fn gelu(x: Tensor<3>, kind: Gelu) -> Tensor<3> {
+    match kind {
+        Gelu::Erf => activation::gelu(x),
+        Gelu::Tanh => {
+            let inner = (x.clone() + x.clone().powi_scalar(3) * 0.044715)
+                * (2.0 / std::f64::consts::PI).sqrt();
+            x * (inner.tanh() + 1.0) * 0.5
+        }
+        Gelu::Quick => x.clone() * sigmoid(x * 1.702),
+    }
 }
 
-fn scaled(branch: Tensor<3>, factors: Option<&Vec<f32>>) -> Tensor<3> {
+fn scaled(branch: Tensor<3>, factors: Option<&[f32]>) -> Tensor<3> {
     match factors {
         None => branch,
         Some(factors) => {
             let device = branch.device();
-            branch * super::from_vec(factors.clone(), [factors.len(), 1, 1], &device)
+            branch * super::from_vec(factors.to_vec(), [factors.len(), 1, 1], &device)
         }
     }
 }
@@ -250,7 +253,7 @@ mod tests {
             seed += 1;
             draw(seed, [length])
         });
-        for gelu in [Gelu::Erf, Gelu::Tanh] {
+        for gelu in [Gelu::Erf, Gelu::Tanh, Gelu::Quick] {
             let spec = BlockSpec {
                 heads: 2,
                 hidden,

@@ -32,7 +32,8 @@ pub struct ModelConfig {
     /// MAE and CLIPA do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub position_size: Option<usize>,
-    /// The activation of the MLPs: exact as in timm and the paper's released models, or the tanh form of CLIPA's.
+    /// The activation of the MLPs: exact as in timm and the paper's released models, the tanh form of
+    /// CLIPA's, or the sigmoid form of OpenAI's CLIP.
     #[serde(serialize_with = "gelu_word", skip_serializing_if = "is_erf")]
     pub gelu: Gelu,
     /// Mean of each channel, subtracted first.
@@ -42,12 +43,17 @@ pub struct ModelConfig {
 }
 
 /// The words for the activations.
-pub const GELUS: [(&str, Gelu); 2] = [("erf", Gelu::Erf), ("tanh", Gelu::Tanh)];
+pub const GELUS: [(&str, Gelu); 3] = [
+    ("erf", Gelu::Erf),
+    ("tanh", Gelu::Tanh),
+    ("quick", Gelu::Quick),
+];
 
 fn gelu_word<S: Serializer>(gelu: &Gelu, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(match gelu {
         Gelu::Erf => "erf",
         Gelu::Tanh => "tanh",
+        Gelu::Quick => "quick",
     })
 }
 

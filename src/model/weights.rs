@@ -75,6 +75,7 @@ fn config_json(model: &Vit, image_size: usize, classes: &[String]) -> Value {
             "act_layer": match config.gelu {
                 Gelu::Erf => "gelu",
                 Gelu::Tanh => "gelu_tanh",
+                Gelu::Quick => "quick_gelu",
             },
         },
         "pretrained_cfg": {
@@ -292,9 +293,11 @@ impl Told {
         let gelu = match config["model_args"]["act_layer"].as_str() {
             None | Some("gelu") => Gelu::Erf,
             Some("gelu_tanh") => Gelu::Tanh,
+            Some("quick_gelu") => Gelu::Quick,
             Some(other) => {
                 let message = format!("`config.json` has act_layer = `{}`", shown(other));
-                return Err(Error::input(message).hint("only `gelu` and `gelu_tanh` can be loaded"));
+                return Err(Error::input(message)
+                    .hint("only `gelu`, `gelu_tanh` and `quick_gelu` can be loaded"));
             }
         };
         let names = config["label_names"].as_array();

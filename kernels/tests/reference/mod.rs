@@ -1,6 +1,8 @@
 //! A plain f64 block, forward and backward, one loop per formula.
 #![allow(dead_code)] // Each test file takes what it needs.
 
+use advxl_kernels::Gelu;
+
 /// Numbers that look random: the same on every run.
 pub struct Rng(u64);
 
@@ -54,16 +56,23 @@ pub fn erf(x: f64) -> f64 {
 }
 
 /// GELU and its derivative.
-pub fn gelu(x: f64, tanh: bool) -> (f64, f64) {
-    if tanh {
-        let c = (2.0 / std::f64::consts::PI).sqrt();
-        let t = (c * (x + 0.044715 * x * x * x)).tanh();
-        let du = c * (1.0 + 3.0 * 0.044715 * x * x);
-        (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * du)
-    } else {
-        let gate = 0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2));
-        let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
-        (x * gate, gate + x * density)
+pub fn gelu(x: f64, kind: Gelu) -> (f64, f64) {
+    match kind {
+        Gelu::Tanh => {
+            let c = (2.0 / std::f64::consts::PI).sqrt();
+            let t = (c * (x + 0.044715 * x * x * x)).tanh();
+            let du = c * (1.0 + 3.0 * 0.044715 * x * x);
+            (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * du)
+        }
+        Gelu::Erf => {
+            let gate = 0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2));
+            let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+            (x * gate, gate + x * density)
+        }
+        Gelu::Quick => {
+            let gate = 1.0 / (1.0 + (-1.702 * x).exp());
+            (x * gate, gate + 1.702 * x * gate * (1.0 - gate))
+        }
     }
 }
 
@@ -183,7 +192,7 @@ pub fn attention_gradient(qkv: &[f64], dout: &[f64], tokens: usize, heads: usize
 pub struct Block {
     pub tokens: usize,
     pub heads: usize,
-    pub tanh: bool,
+    pub gelu: Gelu,
     pub parts: Vec<Vec<f64>>,
 }
 
@@ -200,8 +209,8 @@ struct Steps {
 }
 
 impl Block {
-    pub fn new(tokens: usize, heads: usize, tanh: bool, parts: Vec<Vec<f64>>) -> Self {
-        Self { tokens, heads, tanh, parts }
+    pub fn new(tokens: usize, heads: usize, gelu: Gelu, parts: Vec<Vec<f64>>) -> Self {
+        Self { tokens, heads, gelu, parts }
     }
 
     fn width(&self) -> usize {
@@ -231,7 +240,7 @@ impl Block {
         let x1 = self.add(x, &linear(&attended, &p[4], &p[5]), &scale.0);
         let norm2 = self.norm(&x1, 6);
         let hidden = linear(&norm2, &p[8], &p[9]);
-        let after: Vec<f64> = hidden.iter().map(|&h| gelu(h, self.tanh).0).collect();
+        let after: Vec<f64> = hidden.iter().map(|&h| gelu(h, self.gelu).0).collect();
         let y = self.add(&x1, &linear(&after, &p[10], &p[11]), &scale.1);
         Steps { norm1, qkv, attended, x1, norm2, hidden, after, y }
     }
@@ -255,7 +264,7 @@ impl Block {
             self.add(&zeros(d), d, scale).into_iter().take(size * scale.len()).collect()
         };
         let (d_after, dw2, db2) = linear_gradients(&step.after, &p[10], &scaled(dy, &scale.1), width);
-        let d_hidden: Vec<f64> = d_after.iter().zip(&step.hidden).map(|(d, &h)| d * gelu(h, self.tanh).1).collect();
+        let d_hidden: Vec<f64> = d_after.iter().zip(&step.hidden).map(|(d, &h)| d * gelu(h, self.gelu).1).collect();
         let (d_norm2, dw1, db1) = linear_gradients(&step.norm2, &p[8], &d_hidden, p[9].len());
         let (through, dg2, dn2) = norm_gradients(&step.x1, &p[6], &d_norm2);
         let d_x1: Vec<f64> = dy.iter().zip(through).map(|(a, b)| a + b).collect();
