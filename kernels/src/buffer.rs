@@ -8,7 +8,15 @@ use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-static STORE: LazyLock<Mutex<HashMap<usize, Vec<Vec<u32>>>>> = LazyLock::new(Mutex::default);
+static STORE: LazyLock<Mutex<HashMap<usize, Vec<Vec<Line>>>>> = LazyLock::new(Mutex::default);
+
+/// A line of the cache: a vector of sixteen words that begins with a buffer lies in one, not across two.
+#[derive(Clone, Debug)]
+#[repr(C, align(64))]
+struct Line([u32; WORDS]);
+
+/// Words of a line.
+const WORDS: usize = 16;
 
 /// Sizes are rounded up to this many words, so that nearly equal shapes share buffers.
 const GRAIN: usize = 1024;
@@ -16,30 +24,30 @@ const GRAIN: usize = 1024;
 /// Words of 32 bits from the store.
 #[derive(Debug, Default)]
 pub(crate) struct Buffer {
-    words: Vec<u32>,
+    lines: Vec<Line>,
     len: usize,
 }
 
 impl Buffer {
     /// A buffer of `len` words with arbitrary contents.
     pub(crate) fn new(len: usize) -> Self {
-        let size = len.next_multiple_of(GRAIN);
+        let size = len.next_multiple_of(GRAIN) / WORDS;
         if size == 0 {
             return Self::default();
         }
         let mut store = STORE.lock().unwrap_or_else(PoisonError::into_inner);
         let used = store.get_mut(&size).and_then(Vec::pop);
         drop(store);
-        Self { words: used.unwrap_or_else(|| vec![0; size]), len }
+        Self { lines: used.unwrap_or_else(|| vec![Line([0; WORDS]); size]), len }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let words = std::mem::take(&mut self.words);
-        if !words.is_empty() {
+        let lines = std::mem::take(&mut self.lines);
+        if !lines.is_empty() {
             let mut store = STORE.lock().unwrap_or_else(PoisonError::into_inner);
-            store.entry(words.len()).or_default().push(words);
+            store.entry(lines.len()).or_default().push(lines);
         }
     }
 }
@@ -47,13 +55,17 @@ impl Drop for Buffer {
 impl Deref for Buffer {
     type Target = [u32];
     fn deref(&self) -> &[u32] {
-        &self.words[..self.len]
+        let words = self.lines.as_ptr().cast::<u32>();
+        // SAFETY: the lines are words and nothing else, at least `len` of them (see `new`), and the result borrows them.
+        unsafe { std::slice::from_raw_parts(words, self.len) }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u32] {
-        &mut self.words[..self.len]
+        let words = self.lines.as_mut_ptr().cast::<u32>();
+        // SAFETY: as in `deref`; the borrow is unique.
+        unsafe { std::slice::from_raw_parts_mut(words, self.len) }
     }
 }
 
