@@ -20,6 +20,7 @@ mod attention;
 mod block;
 mod buffer;
 mod cells;
+mod depthwise;
 pub mod detect;
 mod gelu;
 mod gemm;
@@ -32,6 +33,7 @@ mod peak;
 pub mod pgd;
 mod reduce;
 mod softmax;
+mod unfold;
 
 pub use adamw::AdamW;
 pub use attention::{AttentionSaved, AttentionShape, attention, attention_gradient};
@@ -39,6 +41,7 @@ pub use block::{
     BlockGradients, BlockSaved, BlockShape, BlockWeights, PackedBlock, Wanted, block_backward, block_forward,
 };
 pub use buffer::{Floats, release_buffers};
+pub use depthwise::{DepthwiseShape, PackedDepthwise, depthwise, depthwise_input_gradient, depthwise_weight_gradient};
 pub use detect::{Path, bf16_is_faster, detect, with_path};
 pub use gelu::{Gelu, gelu, gelu_gradient};
 pub use matmul::{Finish, Layout, PackedMatrix, gemm, gemm_packed};
@@ -47,6 +50,7 @@ pub use patches::Patches;
 pub use peak::peak_flops;
 pub use reduce::{sum, sum_of_rows, sum_of_squares};
 pub use softmax::softmax;
+pub use unfold::Unfold;
 
 /// The format of a product's operands. Sums, and everything but products, are f32 in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -73,6 +73,23 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         intrinsic!(_mm512_storeu_ps(to.as_mut_ptr(), v))
     }
     #[inline(always)]
+    fn load_part(self, from: &[f32]) -> Self::V {
+        match from.first_chunk() {
+            Some(full) => self.load(full),
+            // Lanes that the mask leaves out are not read.
+            None => intrinsic!(_mm512_maskz_loadu_ps((1 << from.len()) - 1, from.as_ptr())),
+        }
+    }
+    #[inline(always)]
+    fn store_part(self, to: &mut [f32], v: Self::V) {
+        let count = to.len();
+        match to.first_chunk_mut() {
+            Some(full) => self.store(full, v),
+            // Lanes that the mask leaves out are not written.
+            None => intrinsic!(_mm512_mask_storeu_ps(to.as_mut_ptr(), (1 << count) - 1, v)),
+        }
+    }
+    #[inline(always)]
     fn add(self, a: Self::V, b: Self::V) -> Self::V {
         intrinsic!(_mm512_add_ps(a, b))
     }

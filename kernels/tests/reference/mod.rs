@@ -1,7 +1,7 @@
 //! A plain f64 block, forward and backward, one loop per formula.
 #![allow(dead_code)] // Each test file takes what it needs.
 
-use advxl_kernels::Gelu;
+use advxl_kernels::{DepthwiseShape, Gelu};
 
 /// Numbers that look random: the same on every run.
 pub struct Rng(u64);
@@ -280,4 +280,44 @@ impl Block {
         let dx = d_x1.iter().zip(through).map(|(a, b)| a + b).collect();
         (step.y, dx, vec![dg1, dn1, dwq, dbq, dwp, dbp, dg2, dn2, dw1, db1, dw2, db2])
     }
+}
+
+/// Calls `f` with output, input and weight of every product of a depthwise convolution.
+fn for_each_tap(shape: DepthwiseShape, mut f: impl FnMut(usize, usize, usize)) {
+    let DepthwiseShape { batch, height, width, channels, kernel } = shape;
+    for (line, x) in (0..batch * height).flat_map(|line| (0..width).map(move |x| (line, x))) {
+        for (ky, kx) in (0..kernel).flat_map(|ky| (0..kernel).map(move |kx| (ky, kx))) {
+            let (y, column) = (line % height + ky, x + kx);
+            let half = kernel / 2;
+            if y >= half && y < height + half && column >= half && column < width + half {
+                for c in 0..channels {
+                    let from = ((line + ky - half) * width + column - half) * channels + c;
+                    f((line * width + x) * channels + c, from, (c * kernel + ky) * kernel + kx);
+                }
+            }
+        }
+    }
+}
+
+/// `y = convolution(x) + bias`, one kernel a channel.
+pub fn depthwise(shape: DepthwiseShape, x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<f64> {
+    let mut y: Vec<f64> = (0..x.len()).map(|i| bias[i % bias.len()]).collect();
+    for_each_tap(shape, |to, from, tap| y[to] += x[from] * weight[tap]);
+    y
+}
+
+/// Gradients of [`depthwise`]: input, weight, bias.
+pub fn depthwise_gradients(
+    shape: DepthwiseShape,
+    x: &[f64],
+    weight: &[f64],
+    dy: &[f64],
+) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let (mut dx, mut dw, mut db) = (vec![0.0; x.len()], vec![0.0; weight.len()], vec![0.0; shape.channels]);
+    for_each_tap(shape, |to, from, tap| {
+        dx[from] += dy[to] * weight[tap];
+        dw[tap] += dy[to] * x[from];
+    });
+    dy.iter().enumerate().for_each(|(i, d)| db[i % shape.channels] += d);
+    (dx, dw, db)
 }
