@@ -14,7 +14,9 @@
 //! | `weights`   | [`PackedBlock`]: weights ready for both directions                 |
 //! | `forward`   | [`block_forward`], and what it saves                               |
 //! | `backward`  | [`block_backward`]: gradient of the input, factors of the others   |
-//! | `gradients` | [`BlockGradients`]: products of those factors                      |
+//! | `gradients` | [`BlockGradients`]: sums of the products of those factors          |
+//!
+//! What it shares with other blocks is in `linear.rs`, `mlp.rs` and `factors.rs`.
 //!
 //! One code serves both precisions (generic over the operand's format) and both gradient modes.
 
@@ -24,7 +26,7 @@ mod gradients;
 mod weights;
 
 pub use backward::block_backward;
-pub use forward::{BlockSaved, Wanted, block_forward};
+pub use forward::{BlockSaved, block_forward};
 pub use gradients::BlockGradients;
 pub use weights::{BlockWeights, PackedBlock};
 

@@ -22,10 +22,13 @@ mod buffer;
 mod cells;
 mod depthwise;
 pub mod detect;
+mod factors;
 mod gelu;
 mod gemm;
 mod lanes;
+mod linear;
 mod matmul;
+mod mlp;
 mod norm;
 mod pack;
 mod patches;
@@ -37,14 +40,13 @@ mod unfold;
 
 pub use adamw::AdamW;
 pub use attention::{AttentionSaved, AttentionShape, attention, attention_gradient};
-pub use block::{
-    BlockGradients, BlockSaved, BlockShape, BlockWeights, PackedBlock, Wanted, block_backward, block_forward,
-};
+pub use block::{BlockGradients, BlockSaved, BlockShape, BlockWeights, PackedBlock, block_backward, block_forward};
 pub use buffer::{Floats, release_buffers};
 pub use depthwise::{DepthwiseShape, PackedDepthwise, depthwise, depthwise_input_gradient, depthwise_weight_gradient};
 pub use detect::{Path, bf16_is_faster, detect, with_path};
 pub use gelu::{Gelu, gelu, gelu_gradient};
 pub use matmul::{Finish, Layout, PackedMatrix, gemm, gemm_packed};
+pub use mlp::Wanted;
 pub use norm::{layer_norm, layer_norm_gradient};
 pub use patches::Patches;
 pub use peak::peak_flops;

@@ -3,14 +3,16 @@
 use rayon::prelude::*;
 
 use crate::attention::{self, ToCells, ToF32};
-use crate::block::forward::{ChunkSaved, Sizes, Wanted, right, row_factors};
-use crate::block::gradients::{ChunkGradients, column_sums, factors};
+use crate::block::forward::{ChunkSaved, Sizes, row_factors};
+use crate::block::gradients::ChunkGradients;
 use crate::block::{BlockGradients, BlockSaved, PackedBlock};
 use crate::buffer::{Buffer, as_f32, as_f32_mut};
 use crate::cells::{Element, ElementOp, With};
-use crate::gelu::{Gelu, value_and_slope};
-use crate::gemm::{Epilogue, product};
-use crate::lanes::{LANES, Lanes};
+use crate::factors::{GROUP, column_sums, factors};
+use crate::gelu::Gelu;
+use crate::gemm::product;
+use crate::lanes::Lanes;
+use crate::mlp::{Wanted, branch_gradient};
 use crate::norm;
 
 /// Gradients of a block from `dy`, the gradient of its output.
@@ -68,10 +70,6 @@ pub fn block_backward(
     }
 }
 
-/// Chunks whose factors of the weights' gradients are made before they are multiplied and their memory is used
-/// again: enough work for many threads, and little enough to stay in the last-level cache.
-const GROUP: usize = 16;
-
 /// The backward pass of one chunk.
 struct Backward<'a> {
     sizes: Sizes,
@@ -91,9 +89,9 @@ impl ElementOp for Backward<'_> {
     #[inline(always)]
     fn run<S: Lanes, P: Element>(self, s: S) -> Self::Output {
         let Self { sizes, weights, gelu, scale, saved, dy, dx, wanted } = self;
-        let PackedBlock { norm1, qkv, proj, norm2, fc1, fc2, .. } = weights;
+        let PackedBlock { norm1, qkv, proj, mlp, .. } = weights;
         let (rows, true_width) = (sizes.rows, sizes.shape.width);
-        let (width, inner, hidden) = (sizes.width(), sizes.heads.inner(), sizes.hidden());
+        let (width, inner) = (sizes.width(), sizes.heads.inner());
         let scale = |i: usize| scale.as_ref().map(|scale| &scale[i][..]);
         let mut gradients = wanted.then(|| ChunkGradients::new::<P>(&sizes));
         let mut d_branch = Buffer::new(rows * P::cells(width));
@@ -102,41 +100,20 @@ impl ElementOp for Backward<'_> {
 
         // The MLP: y = x1 + s2 * fc2(gelu(fc1(norm2(x1)))).
         branch_gradient::<S, P>(s, dx, true_width, scale(1), &mut d_branch);
-        let mut d_hidden = Buffer::new(rows * P::cells(hidden));
-        let mut after = Buffer::new(if wanted { saved.hidden.len() } else { 0 });
-        let mut to = ThroughGelu::<P> {
-            saved: &saved.hidden,
-            gelu,
-            after: wanted.then_some(&mut after[..]),
-            to: ToCells::new(&mut d_hidden, P::cells(hidden)),
-        };
-        let a = sizes.left::<P>(&d_branch, width);
-        product::<S, P>(s, a, right::<P>(&fc2.backward, width, hidden), &mut to);
-        let mut to = ToF32 { to: as_f32_mut(&mut d_norm), stride: width };
-        let a = sizes.left::<P>(&d_hidden, hidden);
-        product::<S, P>(s, a, right::<P>(&fc1.backward, hidden, width), &mut to);
-        if let Some(gradients) = &mut gradients {
-            factors::<S, P>(s, rows, (&d_branch, width), (&after, hidden), &mut gradients.fc2);
-            factors::<S, P>(s, rows, (&d_hidden, hidden), (&saved.normalised2, width), &mut gradients.fc1);
-            column_sums::<S, P>(s, as_f32(&d_norm), &saved.normalised2, width, &mut gradients.norm2);
-        }
-        for (row, dx) in dx.chunks_exact_mut(true_width).enumerate() {
-            let d_norm = &as_f32(&d_norm)[row * width..][..width];
-            let normalised = &saved.normalised2[row * P::cells(width)..];
-            norm::add_gradient::<S, P>(s, d_norm, normalised, saved.inverse_deviation2[row], &norm2.weight, dx);
-        }
+        let of_mlp = gradients.as_mut().map(|gradients| &mut gradients.mlp);
+        mlp.backward::<S, P>(s, gelu, &saved.mlp, &d_branch, &mut d_norm, dx, of_mlp);
 
         // Attention: x1 = x + s1 * proj(attention(qkv(norm1(x)))).
         branch_gradient::<S, P>(s, dx, true_width, scale(0), &mut d_branch);
         let mut d_attended = Buffer::new(rows * P::cells(inner));
         let a = sizes.left::<P>(&d_branch, width);
         let mut to = ToCells::<P>::new(&mut d_attended, P::cells(inner));
-        product::<S, P>(s, a, right::<P>(&proj.backward, width, inner), &mut to);
+        product::<S, P>(s, a, proj.backward::<P>(), &mut to);
         let mut d_qkv = Buffer::new(rows * P::cells(3 * inner));
         attend_backward::<S, P>(s, &sizes, saved, &d_attended, &mut d_qkv);
         let mut to = ToF32 { to: as_f32_mut(&mut d_norm), stride: width };
         let a = sizes.left::<P>(&d_qkv, 3 * inner);
-        product::<S, P>(s, a, right::<P>(&qkv.backward, 3 * inner, width), &mut to);
+        product::<S, P>(s, a, qkv.backward::<P>(), &mut to);
         if let Some(gradients) = &mut gradients {
             factors::<S, P>(s, rows, (&d_branch, width), (&saved.attended, inner), &mut gradients.proj);
             factors::<S, P>(s, rows, (&d_qkv, 3 * inner), (&saved.normalised1, width), &mut gradients.qkv);
@@ -148,18 +125,6 @@ impl ElementOp for Backward<'_> {
             norm::add_gradient::<S, P>(s, d_norm, normalised, saved.inverse_deviation1[row], &norm1.weight, dx);
         }
         gradients
-    }
-}
-
-/// `scale * gradient` as rows of cells, zero in the padding.
-#[inline(always)]
-fn branch_gradient<S: Lanes, P: Element>(s: S, gradient: &[f32], width: usize, scale: Option<&[f32]>, to: &mut [u32]) {
-    let stride = P::cells(crate::cells::padded(width));
-    for (row, (from, to)) in gradient.chunks_exact(width).zip(to.chunks_exact_mut(stride)).enumerate() {
-        let factor = s.splat(scale.map_or(1.0, |scale| scale[row]));
-        for (i, part) in from.chunks(LANES).enumerate() {
-            P::store(s, to, P::cells(i * LANES), s.mul(s.load_part(part), factor));
-        }
     }
 }
 
@@ -185,31 +150,5 @@ fn attend_backward<S: Lanes, P: Element>(
             &mut d_qkv[sample * stride..][..stride],
             &mut scratch,
         );
-    }
-}
-
-/// `sums * gelu'(before)` as cells.
-struct ThroughGelu<'a, P> {
-    saved: &'a [u32],
-    /// If what was saved went into a GELU, which; else it is the slope.
-    gelu: Option<Gelu>,
-    /// Receives the GELU's values, the input of the layer after it.
-    after: Option<&'a mut [u32]>,
-    to: ToCells<'a, P>,
-}
-
-impl<S: Lanes, P: Element> Epilogue<S> for ThroughGelu<'_, P> {
-    #[inline(always)]
-    fn put(&mut self, s: S, row: usize, column: usize, sums: S::V) {
-        let at = row * self.to.stride + P::cells(column);
-        let mut slope = P::load(s, self.saved, at);
-        if let Some(gelu) = self.gelu {
-            let value;
-            (value, slope) = value_and_slope(s, gelu, slope);
-            if let Some(after) = &mut self.after {
-                P::store(s, after, at, value);
-            }
-        }
-        self.to.put(s, row, column, s.mul(sums, slope));
     }
 }

@@ -7,21 +7,11 @@ use crate::attention::{self, Heads, ToCells};
 use crate::block::{BlockShape, PackedBlock};
 use crate::buffer::Buffer;
 use crate::cells::{Element, ElementOp, With, padded};
-use crate::gelu::{Gelu, value_and_slope};
-use crate::gemm::{Epilogue, Left, Right, product};
+use crate::gelu::Gelu;
+use crate::gemm::{Epilogue, Left, product};
 use crate::lanes::{Lanes, chunk};
+use crate::mlp::{AddToRows, MlpSaved, Wanted};
 use crate::norm;
-
-/// Which gradients will be asked for after a forward pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// None: nothing is saved.
-    Nothing,
-    /// That of the input alone, as attacks do: only what it needs is saved.
-    Input,
-    /// Those of the input and of the weights.
-    Weights,
-}
 
 /// What the backward pass needs of a forward pass: in bf16 where the products are.
 #[derive(Debug)]
@@ -50,11 +40,7 @@ pub(super) struct ChunkSaved {
     pub(super) probabilities: Buffer,
     /// Only for the gradients of the weights.
     pub(super) attended: Buffer,
-    pub(super) normalised2: Buffer,
-    pub(super) inverse_deviation2: Vec<f32>,
-    /// The hidden layer before its GELU for the gradients of the weights, the GELU's slope there for that of
-    /// the input alone.
-    pub(super) hidden: Buffer,
+    pub(super) mlp: MlpSaved,
 }
 
 impl ChunkSaved {
@@ -66,17 +52,14 @@ impl ChunkSaved {
             qkv: Buffer::new(rows * P::cells(3 * sizes.heads.inner())),
             probabilities: Buffer::new(sizes.samples * sizes.heads.probabilities::<P>()),
             attended: Buffer::new(rows * P::cells(sizes.heads.inner())),
-            normalised2: Buffer::new(rows * P::cells(sizes.width())),
-            inverse_deviation2: vec![0.0; rows],
-            hidden: Buffer::new(rows * P::cells(sizes.hidden())),
+            mlp: MlpSaved::new::<P>(rows, sizes.width(), sizes.hidden()),
         }
     }
 
     fn bytes(&self) -> usize {
-        let Self { normalised1, qkv, probabilities, attended, normalised2, hidden, .. } = self;
-        let cells: usize =
-            [normalised1, qkv, probabilities, attended, normalised2, hidden].iter().map(|b| b.len()).sum();
-        4 * (cells + 2 * self.inverse_deviation1.len())
+        let Self { normalised1, inverse_deviation1, qkv, probabilities, attended, mlp } = self;
+        let cells: usize = [normalised1, qkv, probabilities, attended].iter().map(|b| b.len()).sum();
+        4 * (cells + inverse_deviation1.len()) + mlp.bytes()
     }
 }
 
@@ -186,8 +169,8 @@ impl ElementOp for Forward<'_> {
     #[inline(always)]
     fn run<S: Lanes, P: Element>(self, s: S) -> Option<ChunkSaved> {
         let Self { sizes, weights, gelu, eps, scale, x, y, wanted } = self;
-        let PackedBlock { qkv, proj, fc1, fc2, .. } = weights;
-        let (width, inner, hidden) = (sizes.width(), sizes.heads.inner(), sizes.hidden());
+        let PackedBlock { qkv, proj, mlp, .. } = weights;
+        let (width, inner) = (sizes.width(), sizes.heads.inner());
         let true_width = sizes.shape.width;
         let scale = |i: usize| scale.as_ref().map(|scale| &scale[i][..]);
         let mut saved = ChunkSaved::new::<P>(&sizes);
@@ -196,36 +179,20 @@ impl ElementOp for Forward<'_> {
         norm::normalise::<S, P>(s, x, true_width, eps, &mut saved.normalised1, &mut saved.inverse_deviation1);
         let a = sizes.left::<P>(&saved.normalised1, width);
         let mut to = BiasToCells { bias: &qkv.bias, to: ToCells::<P>::new(&mut saved.qkv, P::cells(3 * inner)) };
-        product::<S, P>(s, a, right::<P>(&qkv.forward, width, 3 * inner), &mut to);
+        product::<S, P>(s, a, qkv.forward::<P>(), &mut to);
 
         attend::<S, P>(s, &sizes, &mut saved);
         let a = sizes.left::<P>(&saved.attended, inner);
         let mut to = AddToRows { to: y, width: true_width, bias: &proj.bias, scale: scale(0) };
-        product::<S, P>(s, a, right::<P>(&proj.forward, inner, width), &mut to);
+        product::<S, P>(s, a, proj.forward::<P>(), &mut to);
 
-        norm::normalise::<S, P>(s, y, true_width, eps, &mut saved.normalised2, &mut saved.inverse_deviation2);
-        let mut after = Buffer::new(saved.hidden.len());
-        let mut to = BiasGelu::<P> {
-            bias: &fc1.bias,
-            gelu,
-            wanted,
-            saved: &mut saved.hidden,
-            after: ToCells::new(&mut after, P::cells(hidden)),
-        };
-        let a = sizes.left::<P>(&saved.normalised2, width);
-        product::<S, P>(s, a, right::<P>(&fc1.forward, width, hidden), &mut to);
-        let mut to = AddToRows { to: y, width: true_width, bias: &fc2.bias, scale: scale(1) };
-        product::<S, P>(s, sizes.left::<P>(&after, hidden), right::<P>(&fc2.forward, hidden, width), &mut to);
+        saved.mlp.normalise::<S, P>(s, y, true_width, eps);
+        mlp.forward::<S, P>(s, gelu, scale(1), &mut saved.mlp, y, wanted);
         if wanted == Wanted::Input {
             saved.attended = Buffer::default();
         }
         (wanted != Wanted::Nothing).then_some(saved)
     }
-}
-
-/// The second operand summed over `inputs` (with padding), with `outputs` columns.
-pub(super) fn right<P: Element>(panels: &[u32], inputs: usize, outputs: usize) -> Right<'_> {
-    Right { panels, steps: P::cells(inputs), columns: outputs }
 }
 
 #[inline(always)]
@@ -251,50 +218,5 @@ impl<S: Lanes, P: Element> Epilogue<S> for BiasToCells<'_, P> {
     fn put(&mut self, s: S, row: usize, column: usize, sums: S::V) {
         let sums = s.add(sums, s.load(chunk(self.bias, column)));
         self.to.put(s, row, column, sums);
-    }
-}
-
-/// `gelu(sums + bias)` as cells, and what the backward pass needs of it.
-struct BiasGelu<'a, P> {
-    bias: &'a [f32],
-    gelu: Gelu,
-    wanted: Wanted,
-    saved: &'a mut [u32],
-    after: ToCells<'a, P>,
-}
-
-impl<S: Lanes, P: Element> Epilogue<S> for BiasGelu<'_, P> {
-    #[inline(always)]
-    fn put(&mut self, s: S, row: usize, column: usize, sums: S::V) {
-        let before = s.add(sums, s.load(chunk(self.bias, column)));
-        let (value, slope) = value_and_slope(s, self.gelu, before);
-        let at = row * self.after.stride + P::cells(column);
-        match self.wanted {
-            Wanted::Nothing => {}
-            Wanted::Input => P::store(s, self.saved, at, slope),
-            Wanted::Weights => P::store(s, self.saved, at, before),
-        }
-        self.after.put(s, row, column, value);
-    }
-}
-
-/// Adds `scale * (sums + bias)` to rows of f32 without padding.
-struct AddToRows<'a> {
-    to: &'a mut [f32],
-    width: usize,
-    bias: &'a [f32],
-    scale: Option<&'a [f32]>,
-}
-
-impl<S: Lanes> Epilogue<S> for AddToRows<'_> {
-    #[inline(always)]
-    fn put(&mut self, s: S, row: usize, column: usize, sums: S::V) {
-        let mut sums = s.add(sums, s.load(chunk(self.bias, column)));
-        if let Some(scale) = self.scale {
-            sums = s.mul(sums, s.splat(scale[row]));
-        }
-        let to = &mut self.to[row * self.width..][..self.width][column..];
-        let sums = s.add(s.load_part(to), sums);
-        s.store_part(to, sums);
     }
 }
