@@ -1,7 +1,7 @@
-//! CPU kernels for vision transformers on plain slices.
+//! CPU kernels for vision transformers and ConvNeXts on plain slices.
 //!
-//! What a robust trainer spends its time in: matrix products, norms, GELU, attention, a whole encoder
-//! block forward and backward, the optimiser and the steps of an attack. There are no tensors here,
+//! What a robust trainer spends its time in: matrix products, norms, GELU, attention, convolutions, whole encoder and
+//! ConvNeXt blocks forward and backward, the optimiser and the steps of an attack. There are no tensors here,
 //! no autodiff, no files and no configuration; callers bring slices and get slices.
 //!
 //! Every kernel is written once (`src/lanes.rs`) and compiled for AVX-512 with and without bf16, for AVX2
@@ -20,6 +20,7 @@ mod attention;
 mod block;
 mod buffer;
 mod cells;
+mod convnext;
 mod depthwise;
 pub mod detect;
 mod factors;
@@ -42,6 +43,10 @@ pub use adamw::AdamW;
 pub use attention::{AttentionSaved, AttentionShape, attention, attention_gradient};
 pub use block::{BlockGradients, BlockSaved, BlockShape, BlockWeights, PackedBlock, block_backward, block_forward};
 pub use buffer::{Floats, release_buffers};
+pub use convnext::{
+    ConvNextGradients, ConvNextSaved, ConvNextShape, ConvNextWeights, PackedConvNext, convnext_backward,
+    convnext_forward,
+};
 pub use depthwise::{DepthwiseShape, PackedDepthwise, depthwise, depthwise_input_gradient, depthwise_weight_gradient};
 pub use detect::{Path, bf16_is_faster, detect, with_path};
 pub use gelu::{Gelu, gelu, gelu_gradient};

@@ -321,3 +321,54 @@ pub fn depthwise_gradients(
     dy.iter().enumerate().for_each(|(i, d)| db[i % shape.channels] += d);
     (dx, dw, db)
 }
+
+/// A ConvNeXt block, weights in the order of `ConvNextWeights`.
+pub struct ConvNext {
+    pub shape: DepthwiseShape,
+    pub gelu: Gelu,
+    pub parts: Vec<Vec<f64>>,
+}
+
+impl ConvNext {
+    /// Output of the convolution, of the norm, hidden layer before and after the GELU, output of fc2.
+    fn steps(&self, x: &[f64]) -> [Vec<f64>; 5] {
+        let (p, width) = (&self.parts, self.shape.channels);
+        let convolved = depthwise(self.shape, x, &p[1], &p[2]);
+        let (hat, _) = normalise(&convolved, width);
+        let normed: Vec<f64> = hat.iter().enumerate().map(|(i, v)| v * p[3][i % width] + p[4][i % width]).collect();
+        let hidden = linear(&normed, &p[5], &p[6]);
+        let after: Vec<f64> = hidden.iter().map(|&h| gelu(h, self.gelu).0).collect();
+        let branch = linear(&after, &p[7], &p[8]);
+        [convolved, normed, hidden, after, branch]
+    }
+
+    fn sample(&self) -> usize {
+        self.shape.height * self.shape.width * self.shape.channels
+    }
+
+    pub fn forward(&self, x: &[f64], scale: &[f64]) -> Vec<f64> {
+        let [.., branch] = self.steps(x);
+        let of =
+            |(i, x): (usize, &f64)| x + scale[i / self.sample()] * self.parts[0][i % self.shape.channels] * branch[i];
+        x.iter().enumerate().map(of).collect()
+    }
+
+    /// Output, gradient of the input, gradients of the parts.
+    pub fn gradients(&self, x: &[f64], scale: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>, Vec<Vec<f64>>) {
+        let (p, width) = (&self.parts, self.shape.channels);
+        let [convolved, normed, hidden, after, branch] = self.steps(x);
+        let mut d_gamma = vec![0.0; width];
+        let mut d_branch = Vec::new();
+        for (i, dy) in dy.iter().enumerate() {
+            d_gamma[i % width] += dy * scale[i / self.sample()] * branch[i];
+            d_branch.push(dy * scale[i / self.sample()] * p[0][i % width]);
+        }
+        let (d_after, dw2, db2) = linear_gradients(&after, &p[7], &d_branch, width);
+        let d_hidden: Vec<f64> = d_after.iter().zip(&hidden).map(|(d, &h)| d * gelu(h, self.gelu).1).collect();
+        let (d_normed, dw1, db1) = linear_gradients(&normed, &p[5], &d_hidden, p[6].len());
+        let (d_convolved, dg, dn) = norm_gradients(&convolved, &p[3], &d_normed);
+        let (through, dw, db) = depthwise_gradients(self.shape, x, &p[1], &d_convolved);
+        let dx = dy.iter().zip(through).map(|(a, b)| a + b).collect();
+        (self.forward(x, scale), dx, vec![d_gamma, dw, db, dg, dn, dw1, db1, dw2, db2])
+    }
+}
