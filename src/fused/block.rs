@@ -1,7 +1,7 @@
 //! The encoder block as one operation, with gradients of the input alone or of the weights too.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use advxl_kernels::{
     BlockGradients, BlockSaved, BlockShape, BlockWeights, Floats, PackedBlock, Wanted,
@@ -15,7 +15,8 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
 use super::{
-    Gelu, Precision, node, on_kernels, plain, primitive, recorded, register, reusable, slice,
+    Gelu, Precision, WeightCache, node, on_kernels, plain, primitive, recorded, register, reusable,
+    slice, wanted,
 };
 
 /// What an encoder block is, apart from its weights.
@@ -44,61 +45,6 @@ pub struct PathScale {
     pub attention: Vec<f32>,
     /// Of the MLP branch.
     pub mlp: Vec<f32>,
-}
-
-/// The weights of one block as the kernels want them, packed once and used by all passes until
-/// the weights change.
-///
-/// The cache holds on to the very buffers it packed: as long as it does, their memory is neither
-/// reused nor written in place, so equal addresses mean equal weights.
-#[derive(Clone, Default)]
-pub struct WeightCache(Arc<Mutex<Option<Cached>>>);
-
-struct Cached {
-    weights: [FlexTensor; 12],
-    precision: Precision,
-    packed: Arc<PackedBlock>,
-}
-
-impl fmt::Debug for WeightCache {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("WeightCache")
-    }
-}
-
-impl WeightCache {
-    /// Lets go of the weights and their packed form.
-    pub fn clear(&self) {
-        *self.slot() = None;
-    }
-
-    fn slot(&self) -> MutexGuard<'_, Option<Cached>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn packed(&self, weights: [FlexTensor; 12], spec: &BlockSpec) -> Arc<PackedBlock> {
-        let mut slot = self.slot();
-        if let Some(cached) = slot.as_ref() {
-            let same =
-                |(a, b): (&FlexTensor, &FlexTensor)| a.bytes().as_ptr() == b.bytes().as_ptr();
-            if cached.precision == spec.precision && cached.weights.iter().zip(&weights).all(same) {
-                return Arc::clone(&cached.packed);
-            }
-        }
-        // Dropped before packing, so that two copies of the weights never stand side by side.
-        *slot = None;
-        let packed = Arc::new(PackedBlock::new(
-            spec.heads,
-            &kernel_weights(&weights),
-            spec.precision,
-        ));
-        *slot = Some(Cached {
-            weights,
-            precision: spec.precision,
-            packed: Arc::clone(&packed),
-        });
-        packed
-    }
 }
 
 fn kernel_weights(weights: &[FlexTensor; 12]) -> BlockWeights<'_> {
@@ -178,7 +124,9 @@ pub fn encoder_block(
     };
     let call = Call {
         shape,
-        packed: cache.packed(weights.clone().map(primitive), spec),
+        packed: cache.packed(weights.clone().map(primitive), spec.precision, |weights| {
+            PackedBlock::new(spec.heads, &kernel_weights(weights), spec.precision)
+        }),
         gelu: spec.gelu,
         eps: spec.eps as f32,
         path: path.cloned(),
@@ -254,15 +202,6 @@ impl Call {
             let kept = Kept::Activations(Arc::new(saved.expect("asked to save")));
             (y, Some(State { call: self, kept }))
         })
-    }
-}
-
-/// With one parent the gradient of the input alone, with 13 those of the weights too.
-const fn wanted<const N: usize>() -> Wanted {
-    if N > 1 {
-        Wanted::Weights
-    } else {
-        Wanted::Input
     }
 }
 

@@ -1,5 +1,5 @@
-//! Operations that are one piece on the CPU: patches, a linear layer, the encoder block, an
-//! attack's step, the optimizer's update.
+//! Operations that are one piece on the CPU: patches, unfolding, a linear layer, layer norm, GELU, the
+//! encoder block, the ConvNeXt block, an attack's step, the optimizer's update.
 //!
 //! On `Device::flex()` they run the kernels of `advxl-kernels` on plain slices, as one node of
 //! Burn's automatic differentiation each. On every other device the plain composition beside each
@@ -8,19 +8,27 @@
 
 mod adamw;
 mod block;
+mod cache;
+mod convnext;
 mod linear;
 mod patches;
 mod pgd;
 pub mod plain;
+mod rows;
+mod unfold;
 
 pub use adamw::{AdamW, Moments, adamw};
 pub use advxl_kernels::{Gelu, Precision, release_buffers};
-pub use block::{BlockSpec, PathScale, WeightCache, encoder_block};
+pub use block::{BlockSpec, PathScale, encoder_block};
+pub use cache::{ConvNextCache, WeightCache};
+pub use convnext::{ConvNextSpec, convnext_block};
 pub use linear::linear;
 pub use patches::{PatchSpec, patches};
 pub use pgd::{l2_step, linf_step};
+pub use rows::{gelu, layer_norm};
+pub use unfold::unfold;
 
-use advxl_kernels::Floats;
+use advxl_kernels::{Floats, Wanted};
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
 use burn::backend::autodiff::grads::Gradients;
@@ -109,6 +117,15 @@ where
         OpsKind::UnTracked(prep) => prep.finish(forward(false).0),
     };
     Tensor::from_primitive::<Autodiff<Flex>>(output)
+}
+
+/// With one parent the gradient of the input alone, with more those of the weights too.
+const fn wanted<const N: usize>() -> Wanted {
+    if N > 1 {
+        Wanted::Weights
+    } else {
+        Wanted::Input
+    }
 }
 
 /// Hands a gradient to a parent that is tracked.

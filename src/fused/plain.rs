@@ -4,9 +4,11 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::activation::{self, sigmoid, softmax};
+use burn::tensor::module::conv2d;
+use burn::tensor::ops::ConvOptions;
 
 use super::block::{BlockSpec, PathScale};
-use super::{Gelu, PatchSpec, from_vec};
+use super::{ConvNextSpec, Gelu, PatchSpec, from_vec};
 
 /// Layer norm over the last axis (Ba et al. 2016): `(x - mean) / sqrt(variance + eps) * weight + bias`.
 pub fn layer_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<3> {
@@ -109,6 +111,82 @@ pub(super) fn encoder_block(
     let hidden = linear(normed, fc1_weight, fc1_bias);
     let branch = linear(gelu(hidden, spec.gelu), fc2_weight, fc2_bias);
     x + scaled(branch, path.map(|path| &path.mlp[..]))
+}
+
+/// A ConvNeXt block (Liu et al. 2022, figure 4); see [`super::convnext_block`].
+pub fn convnext_block(
+    x: Tensor<3>,
+    [height, width]: [usize; 2],
+    weights: &[Tensor<1>; 9],
+    spec: &ConvNextSpec,
+    path: Option<&[f32]>,
+) -> Tensor<3> {
+    let [
+        gamma,
+        conv_weight,
+        conv_bias,
+        norm_weight,
+        norm_bias,
+        fc1_weight,
+        fc1_bias,
+        fc2_weight,
+        fc2_bias,
+    ] = weights.clone();
+    let ([batch, pixels, channels], kernel) = (x.dims(), spec.kernel);
+    // [batch, height * width, channels] -> [batch, channels, height, width], and back after the convolution
+    let images = x.clone().reshape([batch, height, width, channels]);
+    let convolved = conv2d(
+        images.permute([0, 3, 1, 2]),
+        conv_weight.reshape([channels, 1, kernel, kernel]),
+        Some(conv_bias),
+        ConvOptions::new([1, 1], [kernel / 2, kernel / 2], [1, 1], channels),
+    );
+    let convolved = convolved
+        .permute([0, 2, 3, 1])
+        .reshape([batch, pixels, channels]);
+    let normed = layer_norm(convolved, norm_weight, norm_bias, spec.eps);
+    let hidden = gelu(linear(normed, fc1_weight, fc1_bias), spec.gelu);
+    let branch = linear(hidden, fc2_weight, fc2_bias) * gamma.unsqueeze();
+    x + scaled(branch, path)
+}
+
+/// A row for every place of a square kernel; see [`super::unfold`].
+pub fn unfold(
+    x: Tensor<3>,
+    [height, width]: [usize; 2],
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+) -> Tensor<3> {
+    let [batch, _, channels] = x.dims();
+    let images = x.reshape([batch, height, width, channels]);
+    let images = padded(images, 1, padding);
+    let images = padded(images, 2, padding);
+    let places = |size: usize| (size + 2 * padding - kernel) / stride + 1;
+    let (down, along) = (places(height), places(width));
+    // For every pixel of the kernel, what it meets at all places: [batch, down, along, channels].
+    let steps = |start: usize, places: usize| (start..).step_by(stride).take(places);
+    let pick = |images: Tensor<4>, axis: usize, start: usize, places: usize| {
+        let parts = steps(start, places).map(|at| images.clone().narrow(axis, at, 1));
+        Tensor::cat(parts.collect(), axis)
+    };
+    let mut seen = Vec::new();
+    for y in 0..kernel {
+        let lines = pick(images.clone(), 1, y, down);
+        seen.extend((0..kernel).map(|x| pick(lines.clone(), 2, x, along)));
+    }
+    Tensor::cat(seen, 3).reshape([batch, down * along, kernel * kernel * channels])
+}
+
+/// Zeros before and behind along one axis.
+fn padded(images: Tensor<4>, axis: usize, padding: usize) -> Tensor<4> {
+    if padding == 0 {
+        return images;
+    }
+    let zeros = images.clone().narrow(axis, 0, 1).zeros_like();
+    let mut parts = vec![zeros; 2 * padding + 1];
+    parts[padding] = images;
+    Tensor::cat(parts, axis)
 }
 
 /// Multi-head self-attention on queries, keys and values in one tensor.
@@ -275,6 +353,55 @@ mod tests {
                     },
                 );
             }
+        }
+    }
+
+    #[test]
+    fn gradients_of_unfolding_and_gelu_are_those_of_finite_differences() {
+        let x = draw(50, [2, 4 * 5, 3]);
+        check("unfold", x.clone(), |x| unfold(x, [4, 5], 3, 2, 1));
+        for kind in [Gelu::Erf, Gelu::Tanh, Gelu::Quick] {
+            check("gelu", x.clone(), |x| gelu(x, kind));
+        }
+    }
+
+    #[test]
+    fn gradients_of_the_convnext_block_are_those_of_finite_differences() {
+        let (channels, hidden) = (4, 10);
+        let x = draw(60, [2, 3 * 5, channels]);
+        let lengths = [
+            channels,
+            channels * 9,
+            channels,
+            channels,
+            channels,
+            hidden * channels,
+            hidden,
+            channels * hidden,
+            channels,
+        ];
+        let mut seed = 70;
+        let weights = lengths.map(|length| {
+            seed += 1;
+            draw(seed, [length])
+        });
+        let spec = ConvNextSpec {
+            hidden,
+            kernel: 3,
+            gelu: Gelu::Erf,
+            eps: 1e-6,
+            precision: Precision::F32,
+            recompute: false,
+        };
+        let block = |x, weights: &[Tensor<1>; 9]| convnext_block(x, [3, 5], weights, &spec, None);
+        check("block input", x.clone(), |x| block(x, &weights));
+        for index in 0..9 {
+            let what = format!("block weight {index}");
+            check(&what, weights[index].clone(), |weight| {
+                let mut weights = weights.clone();
+                weights[index] = weight;
+                block(x.clone(), &weights)
+            });
         }
     }
 }
