@@ -1,4 +1,4 @@
-//! GFLOP/s of whole ConvNeXt blocks: `cargo run --release -p advxl-kernels --example convnext [repetitions]`.
+//! GFLOP/s of whole ConvNeXt blocks: `cargo run --release -p advxl-kernels --example convnext [repetitions [only]]`.
 //!
 //! Useful work only: `2 (49 c + 2 c hidden)` for each pixel for each of forward, gradient of the input and gradients of
 //! the weights. The fastest of the repetitions, and its share of the peak measured right before.
@@ -12,6 +12,7 @@ use advxl_kernels::{
 
 fn main() {
     let repetitions = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(20);
+    let only = std::env::args().nth(2);
     println!("path {:?}; GFLOP/s, share of the peak", advxl_kernels::detect());
     println!(
         "{:>20} {:>5} {:>12} {:>12} {:>12} {:>8} {:>8}",
@@ -19,12 +20,12 @@ fn main() {
     );
     for (channels, size) in [(96, 56), (192, 28), (384, 14), (768, 7), (40, 56), (80, 28)] {
         for precision in [Precision::F32, Precision::Bf16] {
-            let (batch, hidden) = (8, 4 * channels);
-            report(
-                ConvNextShape { batch, height: size, width: size, channels, hidden, kernel: 7 },
-                precision,
-                repetitions,
-            );
+            let shape =
+                ConvNextShape { batch: 8, height: size, width: size, channels, hidden: 4 * channels, kernel: 7 };
+            let name = format!("{channels}: 8 x {size} {precision:?}");
+            if only.as_ref().is_none_or(|only| name.contains(only)) {
+                report(shape, precision, repetitions);
+            }
         }
     }
 }

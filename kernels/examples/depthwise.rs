@@ -1,4 +1,4 @@
-//! GFLOP/s of depthwise convolutions: `cargo run --release -p advxl-kernels --example depthwise [repetitions]`.
+//! GFLOP/s of depthwise convolutions: `cargo run --release -p advxl-kernels --example depthwise [repetitions [path]]`.
 //!
 //! Useful work: `2 k^2` for every element of the output, and as much for each of the gradients; the zeros around
 //! the image count as work. Fastest of the repetitions, and its share of the peak measured right before.
@@ -6,12 +6,19 @@
 use std::time::Instant;
 
 use advxl_kernels::{
-    DepthwiseShape, PackedDepthwise, Precision, depthwise, depthwise_input_gradient, depthwise_weight_gradient,
-    peak_flops,
+    DepthwiseShape, PackedDepthwise, Path, Precision, depthwise, depthwise_input_gradient, depthwise_weight_gradient,
+    peak_flops, with_path,
 };
 
 fn main() {
     let repetitions = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(20);
+    let name = std::env::args().nth(2);
+    let named = |path: &Path| name.as_ref().is_some_and(|name| *name == format!("{path:?}"));
+    let path = Path::ALL.into_iter().find(named).unwrap_or_else(advxl_kernels::detect);
+    with_path(path, || report(repetitions));
+}
+
+fn report(repetitions: usize) {
     println!("path {:?}, {} threads; GFLOP/s, share of the peak", advxl_kernels::detect(), rayon_threads());
     println!("{:>20} {:>12} {:>12} {:>12}", "channels: n x size", "forward", "input", "weights");
     for (channels, size) in [(96, 56), (192, 28), (384, 14), (768, 7), (40, 56), (80, 28), (320, 7), (96, 8)] {

@@ -1,10 +1,10 @@
 //! Depthwise convolution of channels-last images: one square kernel a channel, stride 1, same size.
 //!
 //! ```text
-//!              one line of the input, sixteen channels of each pixel
-//!        ... v v v v v v v v v v v v v v v v v v v v ...      each vector is loaded once for a line of the kernel
-//!              \ \ \|/ / /                                    and meets its seven weights, each for another sum
-//!        ...       s s s s s s s s s s s s s s       ...      14 sums in registers: columns of the output
+//!     one line of the input, sixteen channels of each pixel
+//!     ... v v v v v v v v v v v v v v ...      each vector is loaded once for a line of the kernel
+//!           \ \ \|/ / /                        and meets its seven weights, each for another sum
+//!     ...       s s s s s s s s       ...      eight sums in registers: columns of the output
 //! ```
 //!
 //! Work is cut into bands of lines and goes through a band sixteen channels at a time. Those are copied first, with the
@@ -265,7 +265,7 @@ impl Op for Band<'_> {
             for part in 0..kernel.div_ceil(TAPS) {
                 // Sums that do not fit one part of the kernel's lines wait where the output lies.
                 let begin = (part == 0).then_some(begin);
-                for (column, count) in tiles::<S>(shape.width) {
+                for (column, count) in tiles::<S>(shape.width, 6) {
                     let job = Job { view: &view, part, column };
                     tile(s, count, Convolve { job, weights, begin, channel, y: &mut *y });
                 }
@@ -310,7 +310,7 @@ impl Op for WeightBand<'_> {
             }
             s.store(chunk_mut(bias, 0), sum);
             for part in 0..kernel.div_ceil(TAPS) {
-                for (column, count) in tiles::<S>(shape.width) {
+                for (column, count) in tiles::<S>(shape.width, 3) {
                     let job = Job { view: &view, part, column };
                     tile(s, count, Correlate { job, dy: &gradient, sums: &mut *sums });
                 }
@@ -376,11 +376,18 @@ impl View {
 /// Most columns of a tile on any path.
 const MOST: usize = 8;
 
-/// Columns divided evenly into tiles of at most as many as there are registers for: where each begins, and how many
-/// it has.
-fn tiles<S: Lanes>(width: usize) -> impl Iterator<Item = (usize, usize)> {
-    // Fourteen sums, seven weights and an input, where there are 32 registers of sixteen.
-    let most = if S::TILE_ROWS == 12 { MOST } else { S::TILE_ROWS };
+/// Whether eight sums, seven weights and an input stay in registers together. If not, weights come one by one and meet
+/// six sums, and inputs are read again for each; every sum is added up in the same order.
+#[inline(always)]
+fn many_registers<S: Lanes>() -> bool {
+    S::TILE_ROWS == 12
+}
+
+/// Columns divided evenly into tiles of at most as many as the registers hold, `few` where those are few: where each
+/// begins, and how many it has.
+#[inline(always)]
+fn tiles<S: Lanes>(width: usize, few: usize) -> impl Iterator<Item = (usize, usize)> {
+    let most = if many_registers::<S>() { MOST } else { few };
     let count = width.div_ceil(most);
     (0..count).map(move |number| {
         let [start, end] = [number, number + 1].map(|number| width * number / count);
@@ -474,6 +481,15 @@ impl TileOp for Convolve<'_> {
             for tap in view.taps(line) {
                 let inputs = &view.line(line + tap - kernel / 2)[column + part * TAPS..][..N + TAPS - 1];
                 let weights: &[_; TAPS] = chunk(weights, tap * length);
+                if !many_registers::<S>() {
+                    for (t, w) in weights.iter().enumerate() {
+                        let w = s.load(w);
+                        for (sum, v) in sums.iter_mut().zip(&inputs[t..t + N]) {
+                            *sum = s.fma(s.load(v), w, *sum);
+                        }
+                    }
+                    continue;
+                }
                 let w = weights.each_ref().map(|w| s.load(w));
                 for_each_input!(inputs, N, |j, v| {
                     let v = s.load(v);
