@@ -26,7 +26,7 @@ fn main() -> advxl::error::Result<()> {
     println!(
         "{count} weights in {} tensors, {} classes, images of {} pixels, in {:.1} s",
         parameters.len(),
-        loaded.model.classes,
+        loaded.model.classes(),
         loaded.image_size,
         start.elapsed().as_secs_f64()
     );

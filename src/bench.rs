@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::attack::{Norm, Pgd, Start};
 use crate::fused::{Precision, from_vec};
 use crate::loss::{Targets, cross_entropy};
-use crate::model::{ModelConfig, Pass, Pool, Position, Vit};
+use crate::model::{Model, ModelConfig, Pass, Pool, Position};
 use crate::optim::{Optimizer, OptimizerConfig, OptimizerKind, norm};
 use crate::recipe::word_of;
 use crate::rng::{Purpose, Rng};
@@ -42,12 +42,12 @@ pub struct StepWork {
 /// (2k of the attack alone) of matrix products and attention, nothing else. `peak_gflops` is the processor's own rate for
 /// products in registers on the same threads, measured right after.
 pub fn step(work: &StepWork, device: &Device) -> Value {
-    let config = ModelConfig {
-        pool: Pool::Token,
-        position: Position::Learned,
-        ..work.model.clone()
-    };
-    let mut model = Vit::new(&config, work.classes, work.image_size, 0, device);
+    let mut config = work.model.clone();
+    if let ModelConfig::Vit(vit) = &mut config {
+        vit.pool = Pool::Token;
+        vit.position = Position::Learned;
+    }
+    let mut model = Model::new(&config, work.classes, work.image_size, 0, device);
     let settings = OptimizerConfig {
         kind: OptimizerKind::Adamw,
         weight_decay: 0.01,
@@ -108,8 +108,8 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
     seconds.sort_by(f64::total_cmp);
     let median = seconds[seconds.len() / 2];
 
-    let tokens = (size / config.patch).pow(2) + 1;
-    let forward = 2.0 * config.forward_macs(tokens as u64) as f64 * batch as f64;
+    let patches = (size / config.patch()).pow(2);
+    let forward = 2.0 * config.forward_macs(size, patches) as f64 * batch as f64;
     let passes = 2 * work.attack_steps + if work.attack_only { 0 } else { 3 };
     let flops = forward * passes as f64;
     let peak = advxl_kernels::peak_flops(work.precision);
@@ -118,7 +118,7 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
     json!({
         "program": format!("advxl {}", env!("CARGO_PKG_VERSION")),
         "precision": word_of(work.precision),
-        "model": config.size,
+        "model": config.size(),
         "image_size": size,
         "batch": batch,
         "attack_steps": work.attack_steps,

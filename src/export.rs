@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
 use crate::files;
 use crate::model::weights::{self, Loaded};
+use crate::model::{ModelConfig, Stem};
 
 /// What a card and an entry say that the weights do not.
 #[derive(Clone, Debug, Default)]
@@ -131,46 +132,59 @@ fn robustbench_entry(loaded: &Loaded, facts: &Facts) -> Result<Value> {
     }))
 }
 
-/// `ViT, width 768, depth 12, patch 16`.
+/// Such as `ViT-B/16`, `ConvNeXt-L + ConvStem` or `ViT, width 768, depth 6, patch 16`.
 fn architecture(loaded: &Loaded) -> String {
-    let config = &loaded.model.config;
-    let names = [
-        ("vit_ti16", "ViT-Ti/16"),
-        ("vit_s16", "ViT-S/16"),
-        ("vit_b16", "ViT-B/16"),
-    ];
-    let more = [
-        ("vit_l16", "ViT-L/16"),
-        ("vit_h14", "ViT-H/14"),
-        ("vit_g14", "ViT-g/14"),
-    ];
-    let known = names
-        .iter()
-        .chain(&more)
-        .find(|(size, _)| *size == config.size);
-    known.map_or_else(
-        || {
-            format!(
-                "ViT, width {}, depth {}, patch {}",
-                config.width, config.depth, config.patch
-            )
-        },
-        |(_, name)| (*name).to_owned(),
-    )
+    let config = loaded.model.config();
+    let named = ModelConfig::named(config.size());
+    let text = match (&config, named) {
+        (ModelConfig::Vit(vit), Some(ModelConfig::Vit(named)))
+            if (vit.width, vit.depth, vit.patch) == (named.width, named.depth, named.patch) =>
+        {
+            let word = vit.size.trim_start_matches("vit_");
+            let word = word.trim_end_matches(|letter: char| letter.is_ascii_digit());
+            let word = match word {
+                "ti" => "Ti".to_owned(),
+                "g" => "g".to_owned(),
+                word => word.to_uppercase(),
+            };
+            format!("ViT-{word}/{}", vit.patch)
+        }
+        (ModelConfig::Vit(vit), _) => format!(
+            "ViT, width {}, depth {}, patch {}",
+            vit.width, vit.depth, vit.patch
+        ),
+        (ModelConfig::ConvNext(convnext), Some(ModelConfig::ConvNext(named)))
+            if (convnext.widths, convnext.depths) == (named.widths, named.depths) =>
+        {
+            let word = convnext.size.trim_start_matches("convnext_");
+            let short = [("tiny", "T"), ("small", "S"), ("base", "B"), ("large", "L")];
+            let short = short.iter().find(|(long, _)| *long == word);
+            format!("ConvNeXt-{}", short.map_or(word, |(_, short)| short))
+        }
+        (ModelConfig::ConvNext(convnext), _) => format!(
+            "ConvNeXt, widths {:?}, depths {:?}",
+            convnext.widths, convnext.depths
+        ),
+    };
+    match config.stem() {
+        Stem::Patch => text,
+        Stem::Conv => format!("{text} + ConvStem"),
+    }
 }
 
 /// The model card: what it is, how it is used, what was measured, and what was not.
 fn card(loaded: &Loaded, facts: &Facts) -> String {
-    let config = &loaded.model.config;
+    let config = loaded.model.config();
+    let (mean, std) = config.statistics();
     let size = loaded.image_size;
-    let parameters = config.parameters(loaded.model.classes, size) as f64 / 1e6;
+    let parameters = config.parameters(loaded.model.classes(), size) as f64 / 1e6;
     let mut text = format!(
         "---\nlibrary_name: timm\ntags:\n- image-classification\n- timm\n- adversarial-robustness\n---\n\n# {}\n\n\
          {}, {parameters:.1} M parameters, {} classes, trained adversarially with \
          [advxl](https://arxiv.org/abs/2401.04727).\n\n",
         facts.name,
         architecture(loaded),
-        loaded.model.classes
+        loaded.model.classes()
     );
     for (what, value) in [
         ("Authors", &facts.authors),
@@ -186,7 +200,7 @@ fn card(loaded: &Loaded, facts: &Facts) -> String {
          model = timm.create_model(\"local-dir:FOLDER\", pretrained=True).eval()\n```\n\n\
          Images of {size} x {size} pixels, bicubic, whole picture, in [0, 1], then mean {:?} and deviation {:?}. Attacks \
          must perturb the pixels in [0, 1], before the normalisation.\n\n## Measured\n\n",
-        loaded.hash, config.mean, config.std
+        loaded.hash, mean, std
     );
     let evaluations = evaluations(&facts.results);
     if evaluations.is_empty() {

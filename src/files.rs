@@ -247,6 +247,28 @@ pub fn remove_file(path: &Path) -> Result<()> {
     fs::remove_file(path).map_err(|error| explain("remove", path, &error))
 }
 
+/// Removes a folder of ours with everything in it.
+pub fn remove_folder(path: &Path) -> Result<()> {
+    fs::remove_dir_all(path).map_err(|error| explain("remove", path, &error))
+}
+
+/// Removes what killed processes left beside the files of a folder whose names begin with `prefix`.
+///
+/// For folders and names that no other process can be writing to.
+pub fn remove_leftovers(folder: &Path, prefix: &str) -> Result<()> {
+    let left_over = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let process = name
+            .strip_suffix(".tmp")
+            .and_then(|name| name.rsplit_once('.'));
+        let numbered = process.is_some_and(|(_, number)| number.parse::<u32>().is_ok());
+        numbered && name.starts_with(prefix)
+    };
+    let mut paths = list(folder)?;
+    paths.retain(|path| left_over(path));
+    paths.iter().try_for_each(|path| remove_file(path))
+}
+
 fn beside(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
@@ -272,6 +294,25 @@ mod tests {
         write(&path, b"two").unwrap();
         assert_eq!(read(&path).unwrap(), b"two");
         assert_eq!(list(folder.path()).unwrap(), [path]);
+    }
+
+    #[test]
+    fn what_killed_processes_left_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = [
+            "a.bin",
+            "a.bin.12.tmp",
+            "a.bin.x.tmp",
+            "b.bin.12.tmp",
+            "a.tmp",
+        ];
+        for name in names {
+            write(&folder.path().join(name), b"").unwrap();
+        }
+        remove_leftovers(folder.path(), "a.bin").unwrap();
+        let left = list(folder.path()).unwrap();
+        let right = ["a.bin", "a.bin.x.tmp", "a.tmp", "b.bin.12.tmp"];
+        assert_eq!(left, right.map(|name| folder.path().join(name)));
     }
 
     #[test]

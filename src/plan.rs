@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::fused::Precision;
+use crate::model::ModelConfig;
 use crate::recipe::{Phase, Recipe, Stage};
 
 /// Bytes of an f32.
@@ -60,8 +61,8 @@ pub struct PhasePlan {
     pub stage: String,
     /// Pixels on a side.
     pub image_size: u64,
-    /// Tokens of an image, class token included.
-    pub tokens: u64,
+    /// Tokens of an image, class token included; none in a ConvNeXt.
+    pub tokens: Option<u64>,
     /// Images seen.
     pub samples: u64,
     /// Steps of the attack.
@@ -179,7 +180,7 @@ pub fn available_memory() -> Option<u64> {
 
 fn of_phase(recipe: &Recipe, stage: &Stage, phase: &Phase) -> PhasePlan {
     let tokens = recipe.tokens(phase);
-    let forward_macs = recipe.model.forward_macs(tokens);
+    let forward_macs = recipe.forward_macs(phase);
     let attack_steps = stage.attack.as_ref().map_or(0, |attack| attack.steps);
     PhasePlan {
         stage: stage.name.clone(),
@@ -203,20 +204,17 @@ fn memory(
 ) -> Memory {
     let model = &recipe.model;
     let parameters = model.parameters(classes, recipe.first_image_size());
-    let (width, hidden) = (model.width as u64, model.hidden as u64);
-    let (depth, heads) = (model.depth as u64, model.heads as u64);
-    let tokens = recipe.tokens(phase);
-    let rows = batch * tokens;
     // Products of bf16 operands keep them in bf16.
     let cell = if precision == Precision::Bf16 {
         2
     } else {
         FLOAT
     };
-    let matrices = depth * (4 * width * width + 2 * width * hidden);
-    // Two norms, queries, keys and values, what attention gives, the hidden layer, its probabilities.
-    let of_block = rows * (6 * width + hidden + heads * tokens) * cell;
-    let between = rows * width * FLOAT;
+    let layers = layers(recipe, phase, batch);
+    let sum = |of: fn(&Layer) -> u64| layers.iter().map(|layer| layer.count * of(layer)).sum();
+    let largest = |of: fn(&Layer) -> u64| layers.iter().map(of).max().unwrap_or_default();
+    let (matrices, kept, between): (u64, u64, u64) =
+        (sum(|l| l.matrices), sum(|l| l.kept), sum(|l| l.between));
     let images = batch * 3 * phase.image_size * phase.image_size * FLOAT;
     Memory {
         weights: parameters * FLOAT,
@@ -230,11 +228,54 @@ fn memory(
         // Evaluations use the average, as a model of its own.
         packed: 2 * matrices * cell * if recipe.evaluation.is_some() { 2 } else { 1 },
         activations: if recipe.recompute {
-            depth * between + of_block
+            between * FLOAT + largest(|l| l.kept) * cell
         } else {
-            depth * of_block
+            kept * cell
         },
-        base: PROGRAM + IMAGE_COPIES * images + TOKEN_COPIES * between,
+        base: PROGRAM + IMAGE_COPIES * images + TOKEN_COPIES * largest(|l| l.between) * FLOAT,
+    }
+}
+
+/// Blocks that are alike, in numbers of elements of one.
+struct Layer {
+    count: u64,
+    /// Of the weights that are packed.
+    matrices: u64,
+    /// What the backward pass needs.
+    kept: u64,
+    /// What goes from block to block.
+    between: u64,
+}
+
+fn layers(recipe: &Recipe, phase: &Phase, batch: u64) -> Vec<Layer> {
+    match &recipe.model {
+        ModelConfig::Vit(vit) => {
+            let (width, hidden) = (vit.width as u64, vit.hidden as u64);
+            let tokens = recipe.tokens(phase).unwrap_or_default();
+            let rows = batch * tokens;
+            vec![Layer {
+                count: vit.depth as u64,
+                matrices: 4 * width * width + 2 * width * hidden,
+                // Two norms, queries, keys and values, what attention gives, the hidden layer, its probabilities.
+                kept: rows * (6 * width + hidden + vit.heads as u64 * tokens),
+                between: rows * width,
+            }]
+        }
+        ModelConfig::ConvNext(convnext) => {
+            let stages = convnext.widths.iter().zip(convnext.depths).enumerate();
+            let layer = |(stage, (width, depth)): (usize, (&usize, usize))| {
+                let side = (phase.image_size as usize / convnext.patch) >> stage;
+                let (rows, width) = (batch * (side * side) as u64, *width as u64);
+                Layer {
+                    count: depth as u64,
+                    matrices: 8 * width * width,
+                    // The input, what the norm gives, the hidden layer.
+                    kept: rows * 6 * width,
+                    between: rows * width,
+                }
+            };
+            stages.map(layer).collect()
+        }
     }
 }
 
@@ -258,7 +299,7 @@ mod tests {
     fn a_plan_adds_up() {
         let plan = plan(&[]);
         let first = &plan.phases[0];
-        assert_eq!((first.tokens, first.attack_steps), (16, 1));
+        assert_eq!((first.tokens, first.attack_steps), (Some(16), 1));
         // One attack step: two forward passes as the paper counts, five of two operations in truth.
         assert_eq!(first.flops_per_sample, 10.0 * first.forward_macs as f64);
         let paper: f64 = plan.phases.iter().map(|phase| phase.paper_macs).sum();

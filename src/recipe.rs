@@ -3,8 +3,8 @@
 //! The types of its parts live beside the code they configure; here they come together, and what
 //! concerns more than one part is checked.
 
-use std::cell::Cell;
-use std::path::Path;
+use std::cell::OnceCell;
+use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
@@ -15,7 +15,6 @@ use crate::eval::autoattack::{Settings, Version};
 use crate::files;
 use crate::fused::Precision;
 use crate::loss::Loss;
-use crate::model::sizes::grid;
 use crate::model::{Masking, ModelConfig};
 use crate::optim::{AverageConfig, OptimizerConfig};
 use crate::schedule::Schedule;
@@ -40,8 +39,12 @@ pub struct Recipe {
     pub recompute: bool,
     /// The model.
     pub model: ModelConfig,
-    /// Where images come from.
-    pub data: Data,
+    /// The weights that training begins with; random ones if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<Start>,
+    /// Where images come from, in stages that do not say it themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<Data>,
     /// The stages, in order.
     pub stage: Vec<Stage>,
     /// The running average of the weights; without one the weights themselves are evaluated.
@@ -57,6 +60,42 @@ pub struct Recipe {
     pub checkpoint: Checkpoints,
     /// Lines of metrics.
     pub log: Log,
+}
+
+/// The weights that training begins with.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Start {
+    /// A model folder, a run, or a file of weights.
+    pub weights: PathBuf,
+    /// The architecture of a file of weights, such as `vit_huge_patch14_224`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// What becomes of the head.
+    pub head: Head,
+}
+
+/// What becomes of the head where weights meet other images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Head {
+    /// It goes on.
+    #[default]
+    Keep,
+    /// It is drawn anew, for the classes of the images that follow.
+    New,
+}
+
+impl Head {
+    fn read(table: &Table) -> Option<Self> {
+        match table.has("head") {
+            true => table.choice("head", &[("keep", Self::Keep), ("new", Self::New)]),
+            false => Some(Self::Keep),
+        }
+    }
+
+    fn is_keep(&self) -> bool {
+        *self == Self::Keep
+    }
 }
 
 /// Where images come from.
@@ -78,6 +117,12 @@ pub struct Data {
 pub struct Stage {
     /// What messages and metrics call it.
     pub name: String,
+    /// Where its images come from; the recipe's if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<Data>,
+    /// Whether its head is drawn anew.
+    #[serde(skip_serializing_if = "Head::is_keep")]
+    pub head: Head,
     /// Images in an update.
     pub batch: u64,
     /// Image sizes and how long each is used.
@@ -208,14 +253,14 @@ impl Recipe {
         let precision = table.choice("precision", &PRECISIONS);
         let recompute = table.optional("recompute").unwrap_or(false);
         // Kept apart, so that image sizes are checked even where something else of the model is wrong.
-        let patch = Cell::new(None);
+        let read = OnceCell::new();
         let model = table.required_child("model", |model| {
             let model = ModelConfig::read(model)?;
-            patch.set(Some(model.patch));
-            Some(model)
+            Some(read.get_or_init(|| model).clone())
         });
-        let data = table.required_child("data", Data::read);
-        let stages = table.children("stage", |stage| Stage::read(stage, patch.get()));
+        let start = table.child("start", Start::read);
+        let data = table.child("data", Data::read);
+        let stages = table.children("stage", |stage| Stage::read(stage, read.get()));
         let average = table.child("average", AverageConfig::read);
         let evaluation = table.child("evaluation", Evaluation::read);
         let final_evaluation = match table.has("final_evaluation") {
@@ -225,6 +270,7 @@ impl Recipe {
         let checkpoint = table.required_child("checkpoint", Checkpoints::read);
         let log = table.required_child("log", Log::read);
         if let Some(stages) = &stages {
+            check_data(table, stages);
             let mut names: Vec<_> = stages.iter().map(|stage| &stage.name).collect();
             names.sort();
             if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -241,7 +287,8 @@ impl Recipe {
             precision: precision?,
             recompute,
             model: model?,
-            data: data?,
+            start,
+            data,
             stage: stages?,
             average,
             evaluation,
@@ -256,17 +303,61 @@ impl Recipe {
         toml::to_string(self).expect("a recipe is made of TOML's types")
     }
 
+    /// Where the images of a stage come from.
+    ///
+    /// # Panics
+    /// For a stage of another recipe.
+    pub fn data_of<'a>(&'a self, stage: &'a Stage) -> &'a Data {
+        let data = stage.data.as_ref().or(self.data.as_ref());
+        data.expect("recipes are checked")
+    }
+
+    /// Whether no stage needs images from outside.
+    pub fn is_synthetic(&self) -> bool {
+        let drawn = |spec: &Spec| matches!(spec, Spec::Synthetic { .. });
+        let mut all = self.stage.iter().map(|stage| self.data_of(stage));
+        all.all(|data| drawn(&data.train) && drawn(&data.test))
+    }
+
+    /// A run of two updates in each phase, of so many images each if told, without evaluations: what shows that
+    /// nothing is missing before the real one.
+    pub fn rehearsal(&self, batch: Option<u64>) -> Self {
+        let mut recipe = self.clone();
+        for stage in &mut recipe.stage {
+            stage.batch = batch.unwrap_or(stage.batch);
+            for phase in &mut stage.phases {
+                phase.samples = 2 * stage.batch;
+            }
+            let schedule = &mut stage.learning_rate;
+            schedule.warmup_samples = schedule.warmup_samples.min(stage.batch);
+        }
+        recipe.evaluation = None;
+        recipe.final_evaluation = Vec::new();
+        recipe.log.every_samples = 1;
+        recipe
+    }
+
     /// Samples of the whole run.
     pub fn samples(&self) -> u64 {
         self.stage.iter().map(Stage::samples).sum()
     }
 
-    /// Tokens of an image in a phase, class token included.
-    pub fn tokens(&self, phase: &Phase) -> u64 {
-        let grid = phase.image_size as usize / self.model.patch;
+    /// Patches of an image that a phase keeps.
+    fn patches(&self, phase: &Phase) -> usize {
+        let grid = phase.image_size as usize / self.model.patch();
         let masking = phase.masking.as_ref();
-        let patches = masking.map_or(grid * grid, |masking| masking.kept(grid));
-        (patches + usize::from(self.model.class_token)) as u64
+        masking.map_or(grid * grid, |masking| masking.kept(grid))
+    }
+
+    /// Tokens of an image in a phase, class token included, if the model has tokens.
+    pub fn tokens(&self, phase: &Phase) -> Option<u64> {
+        self.model.tokens(self.patches(phase))
+    }
+
+    /// Multiply-adds of one forward pass of an image in a phase.
+    pub fn forward_macs(&self, phase: &Phase) -> u64 {
+        let patches = self.patches(phase);
+        self.model.forward_macs(phase.image_size as usize, patches)
     }
 
     /// Multiply-adds of the run's forward passes from a sample on, each counted as often as `passes`
@@ -278,8 +369,7 @@ impl Recipe {
             for phase in &stage.phases {
                 let end = start + phase.samples;
                 let samples = end.saturating_sub(from.max(start)) as f64;
-                let tokens = self.tokens(phase);
-                total += samples * passes * self.model.forward_macs(tokens) as f64;
+                total += samples * passes * self.forward_macs(phase) as f64;
                 start = end;
             }
         }
@@ -305,6 +395,44 @@ impl Recipe {
     }
 }
 
+/// Faults where a stage has no images, or those of the recipe serve none.
+fn check_data(table: &Table, stages: &[Stage]) {
+    let without = stages.iter().find(|stage| stage.data.is_none());
+    match (without, table.has("data")) {
+        (Some(stage), false) => {
+            let message = format!(
+                "the table `data` is missing, and stage `{}` has none",
+                stage.name
+            );
+            table.fault("data", message, None);
+        }
+        (None, true) => {
+            let message = "data has no effect, since every stage has its own";
+            table.fault("data", message, None);
+        }
+        _ => {}
+    }
+    if let Some(first) = stages.first()
+        && first.head == Head::New
+    {
+        let message = format!("head has no effect in the first stage, `{}`", first.name);
+        let hint = "the head of a run's beginning is chosen in the table `start`".to_owned();
+        table.fault("stage", message, Some(hint));
+    }
+}
+
+impl Start {
+    fn read(table: &Table) -> Option<Self> {
+        let weights: Option<String> = table.required("weights");
+        let (architecture, head) = (table.optional("architecture"), Head::read(table));
+        Some(Self {
+            weights: weights?.into(),
+            architecture,
+            head: head?,
+        })
+    }
+}
+
 impl Data {
     fn read(table: &Table) -> Option<Self> {
         let spec = |key: &str| {
@@ -325,10 +453,11 @@ impl Data {
 }
 
 impl Stage {
-    fn read(table: &Table, patch: Option<usize>) -> Option<Self> {
+    fn read(table: &Table, model: Option<&ModelConfig>) -> Option<Self> {
         let name = table.required("name");
+        let (data, head) = (table.child("data", Data::read), Head::read(table));
         let batch = table.required_where("batch", "at least 1", |batch: &u64| *batch > 0);
-        let phases = table.children("phases", |phase| Phase::read(phase, patch, batch));
+        let phases = table.children("phases", |phase| Phase::read(phase, model, batch));
         let attack = table.child("attack", Pgd::read);
         let attack_warmup_samples =
             table.optional_where("attack_warmup_samples", "above 0", |samples: &u64| {
@@ -348,6 +477,8 @@ impl Stage {
         let mixing = table.child("mixing", Mixing::read);
         let stage = Self {
             name: name?,
+            data,
+            head: head?,
             batch: batch?,
             phases: phases?,
             attack,
@@ -386,14 +517,19 @@ impl Stage {
 }
 
 impl Phase {
-    fn read(table: &Table, patch: Option<usize>, batch: Option<u64>) -> Option<Self> {
+    fn read(table: &Table, model: Option<&ModelConfig>, batch: Option<u64>) -> Option<Self> {
         let image_size = table.required_where("image_size", "at least 1", |size: &u64| *size > 0);
         let samples = table.required_where("samples", "at least 1", |samples: &u64| *samples > 0);
         let masking = table.child("masking", Masking::read);
-        if let (Some(size), Some(patch)) = (image_size, patch)
-            && let Err((message, hint)) = grid(size as usize, patch)
+        if let (Some(size), Some(model)) = (image_size, model)
+            && let Err((message, hint)) = model.grid(size as usize)
         {
             table.fault("image_size", message, Some(hint));
+        }
+        if masking.is_some() && matches!(model, Some(ModelConfig::ConvNext(_))) {
+            let message = "masking leaves out tokens, and a ConvNeXt has none";
+            let hint = "reduce its work with a smaller image_size".to_owned();
+            table.fault("masking", message, Some(hint));
         }
         if let (Some(samples), Some(batch)) = (samples, batch)
             && !samples.is_multiple_of(batch)

@@ -6,7 +6,7 @@
 //! This module knows no key by name.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
 
@@ -197,6 +197,18 @@ impl<const N: usize> Setting for [f64; N] {
             Ok(numbers) => numbers.try_into().ok().map(Ok),
             Err(message) => Some(Err(message)),
         }
+    }
+}
+
+impl Setting for [usize; 4] {
+    const EXPECTED: &'static str = "a list of four whole numbers";
+    fn from_value(value: &Value) -> Option<Result<Self, String>> {
+        let Value::List(items) = value else {
+            return None;
+        };
+        let numbers = items.iter().map(|item| usize::from_value(&item.value));
+        let numbers: Result<Vec<usize>, String> = numbers.collect::<Option<_>>()?;
+        numbers.ok()?.try_into().ok().map(Ok)
     }
 }
 
@@ -695,6 +707,22 @@ fn relabel(value: &mut Value, origin: &Origin) {
         node.origin = origin.clone();
         relabel(&mut node.value, origin);
     }
+}
+
+/// Each key of two files of settings that differs, with both values.
+pub fn changes(before: &str, now: &str) -> Vec<String> {
+    let (before, now) = (flatten(before), flatten(now));
+    let keys: BTreeSet<_> = before.keys().chain(now.keys()).collect();
+    let value = |of: &BTreeMap<String, String>, key: &String| {
+        of.get(key).cloned().unwrap_or_else(|| "absent".to_owned())
+    };
+    let pairs = keys
+        .into_iter()
+        .map(|key| (key, value(&before, key), value(&now, key)));
+    pairs
+        .filter(|(_, before, now)| before != now)
+        .map(|(key, before, now)| format!("{key}: {before} -> {now}"))
+        .collect()
 }
 
 #[cfg(test)]

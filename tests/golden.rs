@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use advxl::attack::{Norm, Pgd, Start, input_gradient};
 use advxl::fused::{self, Gelu, Precision, from_vec, to_vec};
 use advxl::loss::{Targets, cross_entropy};
-use advxl::model::{Pass, Vit, position, weights};
+use advxl::model::{Model, Pass, position, weights};
 use advxl::optim::{self, AverageConfig, Optimizer, OptimizerConfig, OptimizerKind};
 use burn::tensor::{Device, Tensor};
 use safetensors::SafeTensors;
@@ -47,11 +47,9 @@ fn assert_close(found: &[f32], right: &[f32], tolerance: f32, what: &str) {
     }
 }
 
-/// The recorded model of one pooling mode, read the way users' models are: from a timm folder.
-fn model(pool: &str, folder: &Path) -> Vit {
-    let bytes = golden("vit.safetensors");
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let prefix = format!("{pool}.");
+/// A recorded model, read the way users' models are: from a folder as timm writes it.
+fn model(tensors: &SafeTensors, name: &str, architecture: &str, folder: &Path) -> Model {
+    let prefix = format!("{name}.");
     let all = tensors.tensors();
     let views: Vec<(String, TensorView)> = all
         .into_iter()
@@ -60,17 +58,55 @@ fn model(pool: &str, folder: &Path) -> Vit {
                 .map(|name| (name.to_owned(), view))
         })
         .collect();
-    let folder: PathBuf = folder.join(pool);
+    let folder: PathBuf = folder.join(name);
     std::fs::create_dir(&folder).unwrap();
     std::fs::write(
         folder.join("model.safetensors"),
         safetensors::serialize(views, None).unwrap(),
     )
     .unwrap();
-    let config = r#"{ "architecture": "vit_tiny_patch16_224", "model_args": { "num_heads": 3 },
-        "pretrained_cfg": { "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225] } }"#;
+    let config = format!(
+        r#"{{ "architecture": "{architecture}", "model_args": {{ "num_heads": 3, "patch_size": 1 }},
+        "pretrained_cfg": {{ "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_size": [3, 16, 16] }} }}"#
+    );
     std::fs::write(folder.join("config.json"), config).unwrap();
     weights::load(&folder, &Device::flex()).unwrap().model
+}
+
+/// Holds logits, loss, the gradient of the images and those of the weights to the recorded ones.
+fn check_model(tensors: &SafeTensors, name: &str, model: &Model, weights: bool) {
+    let images = from_vec(floats(tensors, "images"), [4, 3, 16, 16], &Device::flex());
+    let targets = Targets::classes(&labels(tensors)).distributions(5, 0.1, &Device::flex());
+    let recorded = |what: &str| floats(tensors, &format!("{name}_{what}"));
+    for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 0.03)] {
+        let pass = Pass {
+            precision,
+            ..Pass::evaluation()
+        };
+        let logits = to_vec(model.logits(images.clone(), &pass));
+        let what = format!("{name} {precision:?}");
+        assert_close(&logits, &recorded("logits"), tolerance, &what);
+
+        // Of the mean loss: a quarter of the sum's, for four images.
+        let loss = |images| cross_entropy(model.logits(images, &pass), targets.clone()) / 4.0;
+        let (gradient, losses) = input_gradient(&loss, images.clone());
+        let loss: f32 = to_vec(losses).iter().sum();
+        assert_close(&[loss], &recorded("loss"), tolerance, &what);
+        let tolerance = 10.0 * tolerance;
+        let gradient = to_vec(gradient);
+        assert_close(&gradient, &recorded("image_gradient"), tolerance, &what);
+        if !weights {
+            continue;
+        }
+        let tracked = model.tracked();
+        let loss = cross_entropy(tracked.logits(images.clone(), &pass), targets.clone()).mean();
+        let gradients = tracked.gradients(&mut loss.backward());
+        for (parameter, gradient) in model.parameters().iter().zip(gradients) {
+            let right = recorded(&format!("gradient.{}", parameter.name));
+            let what = format!("{what} {}", parameter.name);
+            assert_close(&to_vec(gradient), &right, tolerance, &what);
+        }
+    }
 }
 
 #[test]
@@ -78,43 +114,26 @@ fn logits_and_all_gradients_of_a_vision_transformer_are_timms() {
     let bytes = golden("vit.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let device = Device::flex();
-    let images = from_vec(floats(&tensors, "images"), [4, 3, 16, 16], &device);
-    let targets = Targets::classes(&labels(&tensors)).distributions(5, 0.1, &device);
     for pool in ["token", "avg"] {
-        let model = model(pool, folder.path());
-        let recorded = |name: &str| floats(&tensors, &format!("{pool}_{name}"));
-        for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 0.03)] {
-            let pass = Pass {
-                precision,
-                ..Pass::evaluation()
-            };
-            let logits = model.logits(images.clone(), &pass);
-            assert_close(&to_vec(logits), &recorded("logits"), tolerance, "logits");
+        let model = model(&tensors, pool, "vit_tiny_patch16_224", folder.path());
+        check_model(&tensors, pool, &model, true);
+    }
+}
 
-            // Of the mean loss: a quarter of the sum's, for four images.
-            let loss = |images| cross_entropy(model.logits(images, &pass), targets.clone()) / 4.0;
-            let (gradient, losses) = input_gradient(&loss, images.clone());
-            let loss: f32 = to_vec(losses).iter().sum();
-            assert_close(&[loss], &recorded("loss"), tolerance, "loss");
-            let tolerance = 10.0 * tolerance;
-            let what = format!("{pool} {precision:?} image gradient");
-            assert_close(
-                &to_vec(gradient),
-                &recorded("image_gradient"),
-                tolerance,
-                &what,
-            );
-
-            let tracked = model.tracked();
-            let loss = cross_entropy(tracked.logits(images.clone(), &pass), targets.clone()).mean();
-            let gradients = tracked.gradients(&mut loss.backward());
-            for (parameter, gradient) in model.parameters().iter().zip(gradients) {
-                let right = recorded(&format!("gradient.{}", parameter.name));
-                let what = format!("{pool} {precision:?} {}", parameter.name);
-                assert_close(&to_vec(gradient), &right, tolerance, &what);
-            }
-        }
+#[test]
+fn logits_and_all_gradients_of_a_convnext_and_of_convolutional_stems_are_timms_and_torchs() {
+    let bytes = golden("models.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (name, architecture, weights) in [
+        ("convnext", "convnext_tiny", true),
+        // With products written as convolutions of 1 x 1.
+        ("products", "convnext_atto", false),
+        ("convnext_stem", "convnext_tiny", true),
+        ("vit_stem", "vit_tiny_patch16_224", true),
+    ] {
+        let model = model(&tensors, name, architecture, folder.path());
+        check_model(&tensors, name, &model, weights);
     }
 }
 
@@ -124,8 +143,11 @@ fn the_tanh_form_of_gelu_is_torchs() {
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let device = Device::flex();
-    let mut model = model("avg", folder.path());
-    model.config.gelu = Gelu::Tanh;
+    let mut model = model(&tensors, "avg", "vit_tiny_patch16_224", folder.path());
+    let Model::Vit(vit) = &mut model else {
+        panic!("a transformer");
+    };
+    vit.config.gelu = Gelu::Tanh;
     let images = from_vec(floats(&tensors, "images"), [4, 3, 16, 16], &device);
     let targets = Targets::classes(&labels(&tensors)).distributions(5, 0.1, &device);
     let pass = Pass::evaluation();
@@ -227,7 +249,9 @@ fn the_iterates_of_pgd_are_torchattacks() {
     let bytes = golden("pgd.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let model = model("token", folder.path());
+    let vit = golden("vit.safetensors");
+    let vit = SafeTensors::deserialize(&vit).unwrap();
+    let model = model(&vit, "token", "vit_tiny_patch16_224", folder.path());
     let device = Device::flex();
     let clean = from_vec(floats(&tensors, "images"), [4, 3, 16, 16], &device);
     let targets = Targets::classes(&labels(&tensors)).distributions(5, 0.0, &device);

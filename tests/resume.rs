@@ -3,9 +3,8 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 
-use support::{advxl, command, write_recipe};
+use support::{advxl, kill_after, write_recipe};
 
 /// The run's folder as an argument.
 fn out(folder: &Path, name: &str) -> PathBuf {
@@ -87,18 +86,7 @@ fn a_run_killed_at_any_moment_resumes_to_the_same_bits() {
     // Moments by what the run has written so far: within a phase, at a checkpoint, at the change of
     // phase and of stage, near the end.
     for lines in [1, 3, 5, 8, 11] {
-        let mut child = command(&arguments).stderr(Stdio::null()).spawn().unwrap();
-        let metrics = killed.join("metrics.jsonl");
-        loop {
-            let written = std::fs::read_to_string(&metrics).unwrap_or_default();
-            if written.lines().count() >= lines || child.try_wait().unwrap().is_some() {
-                break;
-            }
-            std::thread::yield_now();
-        }
-        // SIGKILL: the process cannot clean up.
-        let _ = child.kill();
-        child.wait().unwrap();
+        kill_after(lines, &arguments, &killed);
     }
     train(&recipe, &killed, &[]);
     assert!(made(&killed) == made(&whole));

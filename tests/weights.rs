@@ -8,7 +8,7 @@ use std::process::Command;
 
 use advxl::fused::{from_vec, to_vec};
 use advxl::model::state_dict::Dtype;
-use advxl::model::{ModelConfig, Pass, Pool, Position, StateDict, Vit, weights};
+use advxl::model::{Model, ModelConfig, Pass, Pool, Position, StateDict, VitConfig, weights};
 use burn::tensor::Device;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -39,14 +39,22 @@ fn refusal<T>(result: advxl::error::Result<T>) -> String {
 }
 
 /// A small transformer of ours: `vit_micro` with one block, whose name gives the heads.
-fn small() -> Vit {
-    let config = ModelConfig {
+fn small() -> Model {
+    let config = ModelConfig::Vit(VitConfig {
         depth: 1,
         hidden: 32,
         position: Position::Learned,
-        ..ModelConfig::named("vit_micro").unwrap()
-    };
-    Vit::new(&config, 3, 8, 1, &Device::flex())
+        ..VitConfig::named("vit_micro").unwrap()
+    });
+    Model::new(&config, 3, 8, 1, &Device::flex())
+}
+
+/// What a transformer is.
+fn vit(model: &Model) -> &VitConfig {
+    match model {
+        Model::Vit(vit) => &vit.config,
+        Model::ConvNext(_) => panic!("a ConvNeXt"),
+    }
 }
 
 /// Writes a model's tensors, changed, into a safetensors file.
@@ -73,7 +81,7 @@ fn write_changed(path: &Path, change: impl FnOnce(&mut Vec<(String, Vec<usize>, 
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
-fn logits(model: &Vit, size: usize) -> Vec<f32> {
+fn logits(model: &Model, size: usize) -> Vec<f32> {
     let values = (0..3 * size * size)
         .map(|i| (i % 17) as f32 / 17.0)
         .collect();
@@ -253,7 +261,7 @@ fn a_file_laid_out_as_advxls_loads_from_a_folder_with_a_class_token_and_mean_poo
         "global_pool": "avg", "model_args": { "num_heads": 2 } }"#;
     std::fs::write(folder.path().join("config.json"), config).unwrap();
     let loaded = weights::load(folder.path(), &Device::flex()).unwrap();
-    let config = &loaded.model.config;
+    let config = vit(&loaded.model);
     assert_eq!((config.pool, config.class_token), (Pool::Average, true));
     assert_eq!((config.depth, config.heads, loaded.image_size), (2, 2, 6));
     let recorded = recorded("advxl");
@@ -292,8 +300,8 @@ fn a_file_alone_is_loaded_by_the_name_of_its_architecture() {
         "deit_tiny_patch16_224",
     ] {
         let loaded = weights::load_file(&path, name, &Device::flex()).unwrap();
-        assert_eq!((loaded.image_size, loaded.model.classes), (8, 3));
-        assert_eq!(loaded.model.config.heads, 3);
+        assert_eq!((loaded.image_size, loaded.model.classes()), (8, 3));
+        assert_eq!(vit(&loaded.model).heads, 3);
         assert_eq!(logits(&loaded.model, 8), logits(&small(), 8));
     }
     let refused = |name: &str, parts: &[&str]| {
@@ -415,7 +423,7 @@ fn a_folder_whose_configuration_contradicts_its_weights_is_refused() {
 #[test]
 fn a_new_head_has_its_number_of_classes_and_leaves_the_rest() {
     let (old, new) = (small(), small().with_new_head(7, 0));
-    assert_eq!(new.classes, 7);
+    assert_eq!(new.classes(), 7);
     assert_eq!(logits(&new, 8).len(), 7);
     let head = old.parameters().len() - 2;
     for (old, new) in old.parameters().iter().zip(new.parameters()).take(head) {

@@ -123,7 +123,7 @@ impl Eval {
         let out = self.folder()?;
         let loaded = self.model.load()?;
         let image_size = self.image_size.unwrap_or(loaded.image_size);
-        check_image_size(&loaded.model.config, image_size)?;
+        check_image_size(&loaded.model.config(), image_size)?;
         let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
         check_classes(&loaded, &dataset, &self.data)?;
         let count = image_count(self.n, &dataset);

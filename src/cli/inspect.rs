@@ -4,8 +4,8 @@ use serde_json::json;
 
 use super::{NamedModel, check_image_size, print_json};
 use crate::error::Result;
-use crate::model::ModelConfig;
 use crate::model::weights::Loaded;
+use crate::model::{ModelConfig, Stem};
 
 /// What is in a model folder, a run or a file of weights, or what a named size of model is (vit_b16).
 #[derive(clap::Args)]
@@ -30,36 +30,27 @@ impl Inspect {
             Some(config) if !self.what.path.exists() => (config, self.classes, 224, None),
             _ => {
                 let loaded = self.what.load()?;
-                let (config, classes) = (loaded.model.config.clone(), loaded.model.classes);
+                let (config, classes) = (loaded.model.config(), loaded.model.classes());
                 (config, classes, loaded.image_size, Some(loaded))
             }
         };
         let image_size = self.image_size.unwrap_or(own_size);
         let grid = check_image_size(&config, image_size)?;
-        let tokens = (grid * grid + usize::from(config.class_token)) as u64;
+        let tokens = config.tokens(grid * grid);
         let parameters = config.parameters(classes, own_size);
-        let macs = config.forward_macs(tokens);
+        let macs = config.forward_macs(image_size, grid * grid);
         println!(
             "{}: {:.1} M parameters, {classes} classes",
-            config.size,
+            config.size(),
             parameters as f64 / 1e6
         );
+        println!("{}", structure(&config));
+        let tokens_text = match tokens {
+            Some(tokens) => format!("{tokens} tokens, "),
+            None => String::new(),
+        };
         println!(
-            "width {}, depth {}, {} heads, hidden {}, patch {}, {:?} pooling, {}",
-            config.width,
-            config.depth,
-            config.heads,
-            config.hidden,
-            config.patch,
-            config.pool,
-            if config.class_token {
-                "class token"
-            } else {
-                "no class token"
-            },
-        );
-        println!(
-            "{image_size} pixels: {tokens} tokens, {:.2} giga multiply-adds forward",
+            "{image_size} pixels: {tokens_text}{:.2} giga multiply-adds forward",
             macs as f64 / 1e9
         );
         let hash = loaded.map(|Loaded { hash, classes, .. }| {
@@ -81,5 +72,38 @@ impl Inspect {
             }));
         }
         Ok(())
+    }
+}
+
+/// What a model is made of, in a line.
+fn structure(config: &ModelConfig) -> String {
+    let stem = match config.stem() {
+        Stem::Patch => "",
+        Stem::Conv => ", convolutional stem",
+    };
+    match config {
+        ModelConfig::Vit(vit) => format!(
+            "width {}, depth {}, {} heads, hidden {}, patch {}, {:?} pooling, {}{}{stem}",
+            vit.width,
+            vit.depth,
+            vit.heads,
+            vit.hidden,
+            vit.patch,
+            vit.pool,
+            if vit.class_token {
+                "class token"
+            } else {
+                "no class token"
+            },
+            if vit.pre_norm {
+                ", norm before the blocks"
+            } else {
+                ""
+            },
+        ),
+        ModelConfig::ConvNext(convnext) => format!(
+            "widths {:?}, depths {:?}, patch {}{stem}",
+            convnext.widths, convnext.depths, convnext.patch
+        ),
     }
 }

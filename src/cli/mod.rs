@@ -135,7 +135,7 @@ struct NamedModel {
 impl NamedModel {
     fn load(&self) -> Result<Loaded> {
         let mut loaded = match &self.arch {
-            None => load_model(&self.path)?,
+            None => weights::load_any(&self.path, &device())?,
             Some(_) if self.path.is_dir() => {
                 return Err(
                     Error::input("--arch is for a file of weights, not for a folder")
@@ -148,11 +148,10 @@ impl NamedModel {
             eprintln!("note: of several things in the file, the weights are those in `{key}`");
         }
         if self.mean.is_some() || self.std.is_some() {
-            let config = &mut loaded.model.config;
-            config.mean = self.mean.unwrap_or(config.mean);
-            config.std = self.std.unwrap_or(config.std);
+            loaded.model.normalise_by(self.mean, self.std);
             // Normalised otherwise it is another model, whose evaluations are not gone on with.
-            let identity = format!("{} {:?} {:?}", loaded.hash, config.mean, config.std);
+            let (mean, std) = loaded.model.config().statistics();
+            let identity = format!("{} {mean:?} {std:?}", loaded.hash);
             loaded.hash = blake3::hash(identity.as_bytes()).to_string();
         }
         Ok(loaded)
@@ -178,17 +177,6 @@ fn parse_std(text: &str) -> std::result::Result<[f64; 3], String> {
         .ok_or_else(|| "give numbers above 0".to_owned())
 }
 
-/// Loads a model folder or the model in the folder of a run.
-fn load_model(path: &Path) -> Result<Loaded> {
-    let of_run = path.join("model");
-    let is_run = path.join("recipe.toml").is_file();
-    if is_run && !of_run.is_dir() {
-        let message = format!("the run in `{}` has not saved a model yet", path.display());
-        return Err(Error::input(message).hint("a run saves one with each checkpoint"));
-    }
-    weights::load(if is_run { &of_run } else { path }, &device())
-}
-
 /// Patches along a side of images of `--image-size`; an error unless they are whole.
 fn check_image_size(config: &ModelConfig, size: usize) -> Result<usize> {
     config.grid(size).map_err(|(message, hint)| {
@@ -203,7 +191,7 @@ fn image_count(wanted: Option<usize>, dataset: &Dataset) -> usize {
 
 /// An error unless the labels of a data set can be classes of the model.
 fn check_classes(loaded: &Loaded, dataset: &Dataset, data: &str) -> Result<()> {
-    let (of_model, of_data) = (loaded.model.classes, dataset.classes().len());
+    let (of_model, of_data) = (loaded.model.classes(), dataset.classes().len());
     if of_data <= of_model {
         return Ok(());
     }

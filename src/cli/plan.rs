@@ -80,7 +80,8 @@ fn lines(plan: &plan::Plan, recipe: &Recipe, devices: &Devices) -> Vec<String> {
     let mut lines = vec![
         format!(
             "{}: {millions:.1} M parameters for {} classes",
-            recipe.model.size, plan.classes
+            recipe.model.size(),
+            plan.classes
         ),
         String::new(),
         format!(
@@ -101,7 +102,9 @@ fn lines(plan: &plan::Plan, recipe: &Recipe, devices: &Devices) -> Vec<String> {
             phase.stage,
             grouped(phase.samples),
             phase.image_size,
-            phase.tokens,
+            phase
+                .tokens
+                .map_or("-".to_owned(), |tokens| tokens.to_string()),
             phase.attack_steps,
             phase.forward_macs as f64 / 1e9,
             phase.paper_macs / 1e19,

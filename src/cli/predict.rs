@@ -61,9 +61,9 @@ impl Predict {
             check_classes(&loaded, &dataset, &self.data)?;
         }
         let count = image_count(self.n, &dataset);
-        let classes = loaded.model.classes;
+        let classes = loaded.model.classes();
         let size = self.image_size.unwrap_or(loaded.image_size);
-        check_image_size(&loaded.model.config, size)?;
+        check_image_size(&loaded.model.config(), size)?;
         let images = Images::Stored {
             dataset: &dataset,
             transform: EvaluationTransform {

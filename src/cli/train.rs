@@ -6,7 +6,8 @@ use serde_json::json;
 
 use super::screen::Terminal;
 use super::{default_folder, device, print_json};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::files;
 use crate::recipe::Recipe;
 use crate::screen::Screen;
 use crate::train::{Monitor, Run, evaluate_finally, train};
@@ -30,9 +31,12 @@ pub(super) struct Train {
     /// Go on in a folder whose recipe or images differ.
     #[arg(long)]
     accept_changes: bool,
-    /// Check the recipe, print every value, train nothing.
+    /// Check the recipe and print every value; where all images are synthetic, also make two updates of each phase.
     #[arg(long)]
     dry_run: bool,
+    /// Images in an update of a dry run; the recipe's if absent.
+    #[arg(long, value_name = "N", requires = "dry_run")]
+    batch: Option<u64>,
 }
 
 impl Train {
@@ -45,7 +49,7 @@ impl Train {
                 grouped(recipe.samples()),
                 recipe.paper_macs() / 1e9
             );
-            return Ok(());
+            return self.rehearse(&recipe);
         }
         let folder = self
             .out
@@ -69,6 +73,34 @@ impl Train {
                     .collect::<serde_json::Map<_, _>>(),
             }));
         }
+        Ok(())
+    }
+
+    /// Two updates of each phase in a folder that is removed, if all images are synthetic.
+    fn rehearse(&self, recipe: &Recipe) -> Result<()> {
+        if self.batch == Some(0) {
+            return Err(Error::input("--batch 0 must be at least 1"));
+        }
+        if !recipe.is_synthetic() {
+            return match self.batch {
+                None => Ok(()),
+                Some(_) => Err(Error::input(
+                    "--batch has no effect: the images of this recipe are real, and a dry run looks at no data",
+                )
+                .hint("add --set data.train=synthetic:64 --set data.test=synthetic:64")),
+            };
+        }
+        let folder = std::env::temp_dir().join(format!("advxl-dry-run-{}", std::process::id()));
+        let rehearsal = recipe.rehearsal(self.batch);
+        let done = Run::open(rehearsal, &folder, false, &device()).and_then(|run| {
+            let mut screen = Terminal::new();
+            let mut monitor = Monitor::new(&run.recipe, &run.folder, &mut screen);
+            train(&run, &mut monitor).map(drop)
+        });
+        let removed = files::remove_folder(&folder);
+        done?;
+        removed?;
+        println!("# two updates of each phase were made, and nothing was kept");
         Ok(())
     }
 }

@@ -135,6 +135,9 @@ impl Progress {
             if path.is_file() {
                 files::remove_file(path)?;
             }
+            let name = path.file_name().unwrap_or_default();
+            let folder = path.parent().unwrap_or(Path::new("."));
+            files::remove_leftovers(folder, &name.to_string_lossy())?;
         }
         Ok(())
     }

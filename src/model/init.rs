@@ -5,22 +5,45 @@ use crate::rng::{Purpose, Rng};
 /// Draws one tensor after another.
 pub(super) struct Init {
     seed: u64,
+    /// 0 for a whole model, above for a head alone.
+    draw: u64,
     tensors: u64,
 }
 
 impl Init {
     pub(super) fn new(seed: u64) -> Self {
-        Self { seed, tensors: 0 }
+        Self {
+            seed,
+            draw: 0,
+            tensors: 0,
+        }
     }
 
-    /// The initial values of a weight, by timm's name of it.
+    /// For a head alone; other numbers than any model begins with.
+    pub(super) fn of_head(seed: u64, draw: u64) -> Self {
+        Self {
+            seed,
+            draw: draw + 1,
+            tensors: 0,
+        }
+    }
+
+    /// The initial values of a weight, by timm's name of it: for transformers as MAE and CLIPA start them, for
+    /// ConvNeXts as their authors do.
     pub(super) fn values(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
         let count = shape.iter().product();
         match (name, shape) {
-            ("cls_token" | "pos_embed" | "head.weight", _) => self.truncated_normal(0.02, count),
+            ("cls_token" | "pos_embed" | "head.weight" | "head.fc.weight", _) => {
+                self.truncated_normal(0.02, count)
+            }
+            // Every block of a ConvNeXt begins as the identity (Touvron et al. 2021, CaiT).
+            (_, [_]) if name.ends_with("gamma") => vec![1e-6; count],
             // The factors of a norm.
             (_, [_]) if name.ends_with("weight") => vec![1.0; count],
             (_, [_]) => vec![0.0; count],
+            _ if name.starts_with("stages.") || name.starts_with("stem.") => {
+                self.truncated_normal(0.02, count)
+            }
             _ => {
                 // Queries, keys and values are three square matrices in one tensor.
                 let matrices = if name.ends_with("qkv.weight") { 3 } else { 1 };
@@ -31,7 +54,7 @@ impl Init {
 
     fn next(&mut self) -> Rng {
         self.tensors += 1;
-        Rng::new(self.seed, Purpose::Init, self.tensors, 0)
+        Rng::new(self.seed, Purpose::Init, self.tensors, self.draw)
     }
 
     /// Xavier's uniform distribution (Glorot and Bengio 2010), as MAE and CLIPA start their

@@ -3,18 +3,308 @@
 //! Knows nothing of attacks, data sets or training.
 
 mod archive;
+pub mod config;
+mod conv;
+pub mod convnext;
 mod init;
 pub mod parameter;
 mod pickle;
 pub mod position;
-pub mod sizes;
 pub mod state_dict;
 pub mod tokens;
 pub mod vit;
 pub mod weights;
 
+use std::convert::Infallible;
+
+use burn::tensor::{Device, Gradients, Tensor};
+
+pub use config::{ConvNextConfig, ModelConfig, Pool, Position, Stem, VitConfig};
+pub use convnext::ConvNext;
 pub use parameter::Parameter;
-pub use sizes::{ModelConfig, Pool, Position};
 pub use state_dict::StateDict;
 pub use tokens::{Kept, Masking};
-pub use vit::{DropPath, Pass, Vit};
+pub use vit::Vit;
+
+use crate::fused::Precision;
+use crate::rng::{Purpose, Rng};
+use init::Init;
+
+/// Added to the variance in the norms, as in timm's models.
+const NORM_EPS: f64 = 1e-6;
+
+/// A model with its weights.
+#[derive(Clone, Debug)]
+pub enum Model {
+    /// A vision transformer.
+    Vit(Vit),
+    /// A ConvNeXt.
+    ConvNext(ConvNext),
+}
+
+/// How one forward pass is done.
+#[derive(Clone, Debug)]
+pub struct Pass<'a> {
+    /// Arithmetic of the matrix products.
+    pub precision: Precision,
+    /// The patches that are seen; all of them if absent. Of a transformer only.
+    pub kept: Option<&'a Kept>,
+    /// Residual branches left out at random; none in evaluation mode.
+    pub drop_path: Option<DropPath>,
+    /// Whether backward passes compute activations anew, block by block, instead of keeping them.
+    pub recompute: bool,
+}
+
+impl Pass<'_> {
+    /// Evaluation mode in f32 with every patch.
+    pub fn evaluation() -> Self {
+        Self {
+            precision: Precision::F32,
+            kept: None,
+            drop_path: None,
+            recompute: false,
+        }
+    }
+}
+
+/// Stochastic depth (Huang et al. 2016): branches left out at random for each image, more of them
+/// the deeper the block, up to `rate` in the last (timm's rule).
+#[derive(Clone, Debug)]
+pub struct DropPath {
+    /// Chance in the last block.
+    pub rate: f64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Place in the run of the batch's first image.
+    pub position: u64,
+}
+
+impl DropPath {
+    /// The factors of the `N` branches of block `index` of `depth`, one for each image of a batch: 0 where the
+    /// branch is left out, else 1 / (1 - rate).
+    fn of_block<const N: usize>(&self, index: usize, depth: usize, batch: usize) -> [Vec<f32>; N] {
+        let rate = self.rate as f32 * index as f32 / (depth - 1).max(1) as f32;
+        let mut factors = [(); N].map(|()| Vec::with_capacity(batch));
+        for image in 0..batch as u64 {
+            let (image, block) = (self.position + image, index as u64);
+            let mut rng = Rng::new(self.seed, Purpose::DropPath, image, block);
+            for factors in &mut factors {
+                let left_out = rng.chance(rate);
+                factors.push(if left_out { 0.0 } else { 1.0 / (1.0 - rate) });
+            }
+        }
+        factors
+    }
+}
+
+impl From<Vit> for Model {
+    fn from(vit: Vit) -> Self {
+        Self::Vit(vit)
+    }
+}
+
+impl From<ConvNext> for Model {
+    fn from(convnext: ConvNext) -> Self {
+        Self::ConvNext(convnext)
+    }
+}
+
+impl Model {
+    /// A model with random weights.
+    ///
+    /// `image_size` is the size that learned positions are made for.
+    pub fn new(
+        config: &ModelConfig,
+        classes: usize,
+        image_size: usize,
+        seed: u64,
+        device: &Device,
+    ) -> Self {
+        let mut init = Init::new(seed);
+        let start = |name: &str, shape: &[usize]| Ok::<_, Infallible>(init.values(name, shape));
+        let Ok(model) = Self::with_weights(config, classes, image_size, device, start);
+        model
+    }
+
+    /// A model whose weights are asked for one by one, by timm's name and shape, in timm's order.
+    ///
+    /// Each list of values becomes the memory of its tensor.
+    ///
+    /// Errors: the first that `weights` gives.
+    ///
+    /// # Panics
+    /// When values do not fill their shape.
+    pub fn with_weights<E>(
+        config: &ModelConfig,
+        classes: usize,
+        image_size: usize,
+        device: &Device,
+        weights: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
+    ) -> Result<Self, E> {
+        Ok(match config {
+            ModelConfig::Vit(config) => {
+                Vit::with_weights(config, classes, image_size, device, weights)?.into()
+            }
+            ModelConfig::ConvNext(config) => {
+                ConvNext::with_weights(config, classes, device, weights)?.into()
+            }
+        })
+    }
+
+    /// What it is.
+    pub fn config(&self) -> ModelConfig {
+        match self {
+            Self::Vit(vit) => ModelConfig::Vit(vit.config.clone()),
+            Self::ConvNext(convnext) => ModelConfig::ConvNext(convnext.config.clone()),
+        }
+    }
+
+    /// Number of classes.
+    pub fn classes(&self) -> usize {
+        match self {
+            Self::Vit(vit) => vit.classes,
+            Self::ConvNext(convnext) => convnext.classes,
+        }
+    }
+
+    /// Sets the mean and the standard deviation of the channels, where given.
+    pub fn normalise_by(&mut self, mean: Option<[f64; 3]>, std: Option<[f64; 3]>) {
+        let (own_mean, own_std) = match self {
+            Self::Vit(vit) => (&mut vit.config.mean, &mut vit.config.std),
+            Self::ConvNext(convnext) => (&mut convnext.config.mean, &mut convnext.config.std),
+        };
+        *own_mean = mean.unwrap_or(*own_mean);
+        *own_std = std.unwrap_or(*own_std);
+    }
+
+    /// Weight and bias of the last layer.
+    pub fn head(&self) -> &[Parameter; 2] {
+        match self {
+            Self::Vit(vit) => &vit.head,
+            Self::ConvNext(convnext) => &convnext.head,
+        }
+    }
+
+    /// The same model with a new, random head for another number of classes; each `draw` of a seed gives another.
+    pub fn with_new_head(mut self, classes: usize, seed: u64, draw: u64) -> Self {
+        let mut init = Init::of_head(seed, draw);
+        let (of_model, head) = match &mut self {
+            Self::Vit(vit) => (&mut vit.classes, &mut vit.head),
+            Self::ConvNext(convnext) => (&mut convnext.classes, &mut convnext.head),
+        };
+        *of_model = classes;
+        for parameter in head {
+            let device = parameter.value.device();
+            let mut shape = parameter.shape.clone();
+            shape[0] = classes;
+            let values = init.values(&parameter.name, &shape);
+            let name = parameter.name.clone();
+            *parameter = Parameter::new(name, &shape, parameter.decays, values, &device);
+        }
+        self
+    }
+
+    /// The same model with its learned positions, if it has any, resampled to another image size.
+    pub fn at_image_size(mut self, image_size: usize) -> Self {
+        if let Self::Vit(vit) = &mut self {
+            vit.resample_positions(image_size);
+        }
+        self
+    }
+
+    /// The logits of a batch.
+    ///
+    /// Shapes: `images` `[batch, 3, height, width]` with height = width, a size that
+    /// [`ModelConfig::grid`] allows; the result `[batch, classes]`.
+    /// Units: pixels in [0, 1].
+    pub fn logits(&self, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
+        match self {
+            Self::Vit(vit) => vit.logits(images, pass),
+            Self::ConvNext(convnext) => convnext.logits(images, pass),
+        }
+    }
+
+    /// All weights, in timm's order.
+    pub fn parameters(&self) -> Vec<&Parameter> {
+        match self {
+            Self::Vit(vit) => vit.parameters(),
+            Self::ConvNext(convnext) => convnext.parameters(),
+        }
+    }
+
+    /// All weights, in timm's order, to be changed.
+    pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        // The packed forms hold on to the weights' memory, which could then not be written in place.
+        match self {
+            Self::Vit(vit) => vit.clear_caches(),
+            Self::ConvNext(convnext) => convnext.clear_caches(),
+        }
+        self.places_of_parameters()
+    }
+
+    fn places_of_parameters(&mut self) -> Vec<&mut Parameter> {
+        match self {
+            Self::Vit(vit) => vit.places_of_parameters(),
+            Self::ConvNext(convnext) => convnext.places_of_parameters(),
+        }
+    }
+
+    /// The same weights, recorded for their gradients.
+    ///
+    /// The model itself is never recorded, so that attacks compute no gradients of weights.
+    pub fn tracked(&self) -> Self {
+        let mut model = self.clone();
+        for parameter in model.places_of_parameters() {
+            parameter.value = parameter.value.clone().autodiff().require_grad();
+        }
+        model
+    }
+
+    /// The gradients of a tracked model's weights, in the order of [`Self::parameters`].
+    pub fn gradients(&self, gradients: &mut Gradients) -> Vec<Tensor<1>> {
+        let of = |parameter: &Parameter| {
+            let found = parameter.value.grad_remove(gradients);
+            // A weight that the loss does not depend on, such as the class token of a model
+            // without blocks.
+            found.unwrap_or_else(|| parameter.value.clone().without_autodiff().zeros_like())
+        };
+        self.parameters().into_iter().map(of).collect()
+    }
+
+    /// The same model with other values, such as the average of the weights.
+    ///
+    /// # Panics
+    /// When there is not one tensor of the right length for each parameter.
+    pub fn with_values(&self, values: impl IntoIterator<Item = Tensor<1>>) -> Self {
+        let mut model = self.clone();
+        match &mut model {
+            Self::Vit(vit) => vit.renew_caches(),
+            Self::ConvNext(convnext) => convnext.renew_caches(),
+        }
+        let parameters = model.places_of_parameters();
+        let values: Vec<_> = values.into_iter().collect();
+        assert_eq!(
+            parameters.len(),
+            values.len(),
+            "one tensor for each parameter"
+        );
+        for (parameter, value) in parameters.into_iter().zip(values) {
+            assert_eq!(parameter.value.dims(), value.dims(), "{}", parameter.name);
+            parameter.value = value;
+        }
+        model
+    }
+}
+
+/// A weight as a model asks for it: decay applies to matrices, not to biases, norms, positions, class token and layer
+/// scales.
+fn parameter<E>(
+    weights: &mut impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
+    device: &Device,
+    name: &str,
+    shape: &[usize],
+) -> Result<Parameter, E> {
+    let decays = shape.len() > 1 && name != "cls_token" && name != "pos_embed";
+    let values = weights(name, shape)?;
+    Ok(Parameter::new(name, shape, decays, values, device))
+}

@@ -1,42 +1,38 @@
 //! The vision transformer (Dosovitskiy et al. 2021), in the form that the paper trains.
 //!
-//! Names, shapes and order of the weights are timm's. Pre-norm blocks, biases everywhere, no
-//! dropout, no layer scale.
+//! Names, shapes and order of the weights are timm's. Pre-norm blocks, no dropout, no layer scale.
 
-use std::convert::Infallible;
+use burn::tensor::{Device, Tensor};
 
-use burn::tensor::{Device, Gradients, Tensor};
-
-use super::init::Init;
+use super::config::vit::{Pool, Position};
+use super::conv::ConvLayer;
 use super::position::resample;
-use super::{Kept, ModelConfig, Parameter, Pool, Position};
+use super::{Kept, NORM_EPS, Parameter, Pass, Stem, VitConfig, parameter};
 use crate::fused::{
-    BlockSpec, PatchSpec, PathScale, Precision, WeightCache, encoder_block, from_vec, linear,
-    patches, plain, to_vec,
+    BlockSpec, PatchSpec, PathScale, WeightCache, encoder_block, from_vec, layer_norm, linear,
+    patches, to_vec,
 };
-use crate::rng::{Purpose, Rng};
-
-/// Added to the variance in the norms, as in timm's transformers.
-const NORM_EPS: f64 = 1e-6;
 
 /// A vision transformer with its weights.
 #[derive(Clone, Debug)]
 pub struct Vit {
     /// What it is.
-    pub config: ModelConfig,
+    pub config: VitConfig,
     /// Number of classes.
     pub classes: usize,
     /// Pixels on a side of the images that learned positions belong to.
     pub image_size: usize,
     class_token: Option<Parameter>,
     position: Option<Parameter>,
+    /// Before the patches are embedded; see [`Stem::Conv`].
+    stem: Vec<ConvLayer>,
     patch_weight: Parameter,
-    patch_bias: Parameter,
+    /// Absent where a norm follows at once, as in timm and CLIP.
+    patch_bias: Option<Parameter>,
+    pre_norm: Option<[Parameter; 2]>,
     blocks: Vec<Block>,
-    norm_weight: Parameter,
-    norm_bias: Parameter,
-    head_weight: Parameter,
-    head_bias: Parameter,
+    norm: [Parameter; 2],
+    pub(super) head: [Parameter; 2],
 }
 
 #[derive(Clone, Debug)]
@@ -46,89 +42,7 @@ struct Block {
     cache: WeightCache,
 }
 
-/// How one forward pass is done.
-#[derive(Clone, Debug)]
-pub struct Pass<'a> {
-    /// Arithmetic of the matrix products.
-    pub precision: Precision,
-    /// The patches that are seen; all of them if absent.
-    pub kept: Option<&'a Kept>,
-    /// Residual branches left out at random; none in evaluation mode.
-    pub drop_path: Option<DropPath>,
-    /// Whether backward passes compute activations anew, block by block, instead of keeping them.
-    pub recompute: bool,
-}
-
-impl Pass<'_> {
-    /// Evaluation mode in f32 with every patch.
-    pub fn evaluation() -> Self {
-        Self {
-            precision: Precision::F32,
-            kept: None,
-            drop_path: None,
-            recompute: false,
-        }
-    }
-}
-
-/// Stochastic depth (Huang et al. 2016): branches left out at random for each image, more of them
-/// the deeper the block, up to `rate` in the last (timm's rule).
-#[derive(Clone, Debug)]
-pub struct DropPath {
-    /// Chance in the last block.
-    pub rate: f64,
-    /// Seed of the run.
-    pub seed: u64,
-    /// Place in the run of the batch's first image.
-    pub position: u64,
-}
-
-impl DropPath {
-    /// The factors of block `index` of `depth` for a batch.
-    fn of_block(&self, index: usize, depth: usize, batch: usize) -> PathScale {
-        let rate = self.rate as f32 * index as f32 / (depth - 1).max(1) as f32;
-        let mut scale = PathScale {
-            attention: Vec::new(),
-            mlp: Vec::new(),
-        };
-        for image in 0..batch as u64 {
-            let mut rng = Rng::new(
-                self.seed,
-                Purpose::DropPath,
-                self.position + image,
-                index as u64,
-            );
-            let mut draw = || {
-                if rng.chance(rate) {
-                    0.0
-                } else {
-                    1.0 / (1.0 - rate)
-                }
-            };
-            scale.attention.push(draw());
-            scale.mlp.push(draw());
-        }
-        scale
-    }
-}
-
 impl Vit {
-    /// A model with random weights.
-    ///
-    /// `image_size` is the size that learned positions are made for.
-    pub fn new(
-        config: &ModelConfig,
-        classes: usize,
-        image_size: usize,
-        seed: u64,
-        device: &Device,
-    ) -> Self {
-        let mut init = Init::new(seed);
-        let start = |name: &str, shape: &[usize]| Ok::<_, Infallible>(init.values(name, shape));
-        let Ok(model) = Self::with_weights(config, classes, image_size, device, start);
-        model
-    }
-
     /// A model whose weights are asked for one by one, by timm's name and shape, in timm's order.
     ///
     /// Each list of values becomes the memory of its tensor.
@@ -138,23 +52,19 @@ impl Vit {
     /// # Panics
     /// When values do not fill their shape.
     pub fn with_weights<E>(
-        config: &ModelConfig,
+        config: &VitConfig,
         classes: usize,
         image_size: usize,
         device: &Device,
         mut weights: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
     ) -> Result<Self, E> {
-        let ModelConfig {
+        let VitConfig {
             patch,
             width,
             hidden,
             ..
         } = *config;
-        let mut tensor = |name: &str, shape: &[usize]| {
-            let decays = shape.len() > 1 && name != "cls_token" && name != "pos_embed";
-            let values = weights(name, shape)?;
-            Ok(Parameter::new(name, shape, decays, values, device))
-        };
+        let mut tensor = |name: &str, shape: &[usize]| parameter(&mut weights, device, name, shape);
         let class_token = match config.class_token {
             true => Some(tensor("cls_token", &[1, 1, width])?),
             false => None,
@@ -166,8 +76,39 @@ impl Vit {
             }
             Position::Sincos2d => None,
         };
-        let patch_weight = tensor("patch_embed.proj.weight", &[width, 3, patch, patch])?;
-        let patch_bias = tensor("patch_embed.proj.bias", &[width])?;
+        let mut stem = Vec::new();
+        let (last, patch_shape) = match config.stem {
+            Stem::Patch => ("patch_embed.proj".to_owned(), [width, 3, patch, patch]),
+            Stem::Conv => {
+                let layers = config.stem_layers();
+                for (index, [inputs, outputs]) in layers.iter().copied().enumerate() {
+                    let prefix = "patch_embed.proj.stem";
+                    stem.push(ConvLayer::new(
+                        prefix,
+                        index,
+                        [inputs, outputs, 2],
+                        &mut tensor,
+                    )?);
+                }
+                let last = format!("patch_embed.proj.stem.{}", 3 * layers.len());
+                (last, [width, config.stem_width(), 1, 1])
+            }
+        };
+        let patch_weight = tensor(&format!("{last}.weight"), &patch_shape)?;
+        let patch_bias = match config.pre_norm {
+            true => None,
+            false => Some(tensor(&format!("{last}.bias"), &[width])?),
+        };
+        let mut pair = |name: &str| {
+            Ok([
+                tensor(&format!("{name}.weight"), &[width])?,
+                tensor(&format!("{name}.bias"), &[width])?,
+            ])
+        };
+        let pre_norm = match config.pre_norm {
+            true => Some(pair("norm_pre")?),
+            false => None,
+        };
         let mut blocks = Vec::with_capacity(config.depth);
         for index in 0..config.depth {
             let mut part =
@@ -191,34 +132,27 @@ impl Vit {
             });
         }
         let norm = config.pool.norm();
+        let norm = [
+            tensor(&format!("{norm}.weight"), &[width])?,
+            tensor(&format!("{norm}.bias"), &[width])?,
+        ];
         Ok(Self {
             config: config.clone(),
             classes,
             image_size,
             class_token,
             position,
+            stem,
             patch_weight,
             patch_bias,
+            pre_norm,
             blocks,
-            norm_weight: tensor(&format!("{norm}.weight"), &[width])?,
-            norm_bias: tensor(&format!("{norm}.bias"), &[width])?,
-            head_weight: tensor("head.weight", &[classes, width])?,
-            head_bias: tensor("head.bias", &[classes])?,
+            norm,
+            head: [
+                tensor("head.weight", &[classes, width])?,
+                tensor("head.bias", &[classes])?,
+            ],
         })
-    }
-
-    /// The same model with a new, random head for another number of classes.
-    pub fn with_new_head(mut self, classes: usize, seed: u64) -> Self {
-        let device = self.head_bias.value.device();
-        let mut init = Init::new(seed);
-        for head in [&mut self.head_weight, &mut self.head_bias] {
-            let mut shape = head.shape.clone();
-            shape[0] = classes;
-            let values = init.values(&head.name, &shape);
-            *head = Parameter::new(head.name.clone(), &shape, head.decays, values, &device);
-        }
-        self.classes = classes;
-        self
     }
 
     /// The logits of a batch.
@@ -229,6 +163,9 @@ impl Vit {
     pub fn logits(&self, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
         let grid = images.dims()[2] / self.config.patch;
         let mut tokens = self.embed(images, grid, pass.kept);
+        if let Some([weight, bias]) = &self.pre_norm {
+            tokens = layer_norm(tokens, weight.value.clone(), bias.value.clone(), NORM_EPS);
+        }
         let [batch, count, width] = tokens.dims();
         let spec = BlockSpec {
             heads: self.config.heads,
@@ -240,10 +177,10 @@ impl Vit {
         };
         let depth = self.blocks.len();
         for (index, block) in self.blocks.iter().enumerate() {
-            let path = pass
-                .drop_path
-                .as_ref()
-                .map(|path| path.of_block(index, depth, batch));
+            let path = pass.drop_path.as_ref().map(|path| {
+                let [attention, mlp] = path.of_block(index, depth, batch);
+                PathScale { attention, mlp }
+            });
             let weights = block.weights.each_ref().map(|weight| weight.value.clone());
             tokens = encoder_block(tokens, &weights, &spec, path.as_ref(), &block.cache);
         }
@@ -253,9 +190,9 @@ impl Vit {
             Pool::Average => tokens.narrow(1, prefix, count - prefix).mean_dim(1),
             Pool::Token => tokens.narrow(1, 0, 1),
         };
-        let (weight, bias) = (self.norm_weight.value.clone(), self.norm_bias.value.clone());
-        let normed = plain::layer_norm(pooled, weight, bias, NORM_EPS);
-        let (weight, bias) = (self.head_weight.value.clone(), self.head_bias.value.clone());
+        let [weight, bias] = self.norm.each_ref().map(|part| part.value.clone());
+        let normed = layer_norm(pooled, weight, bias, NORM_EPS);
+        let [weight, bias] = self.head.each_ref().map(|part| part.value.clone());
         // [batch, 1, classes] -> [batch, classes]
         debug_assert_eq!(normed.dims(), [batch, 1, width]);
         linear(normed, weight, bias).reshape([batch, self.classes])
@@ -265,26 +202,27 @@ impl Vit {
     ///
     /// Shapes: `images` `[batch, 3, grid * patch, grid * patch]`; the result `[batch, tokens, width]`.
     fn embed(&self, images: Tensor<4>, grid: usize, kept: Option<&Kept>) -> Tensor<3> {
-        let ModelConfig { patch, width, .. } = self.config;
+        let VitConfig { patch, width, .. } = self.config;
         let batch = images.dims()[0];
-        let patches = patches(
-            images,
-            &PatchSpec {
-                patch,
-                mean: self.config.mean,
-                std: self.config.std,
-            },
-        );
+        let image_size = images.dims()[2];
+        let spec = PatchSpec {
+            // One pixel is one position where a stem follows.
+            patch: if self.stem.is_empty() { patch } else { 1 },
+            mean: self.config.mean,
+            std: self.config.std,
+        };
+        let (patches, _) = ConvLayer::all(&self.stem, patches(images, &spec), image_size);
         let (class_place, places) = self.places(grid, &patches.device());
         let (patches, places) = match kept {
             None => (patches, places.unsqueeze()),
             // Patches that are left out are not even embedded.
             Some(kept) => (kept.of_tokens(patches), kept.of_positions(places)),
         };
-        let (weight, bias) = (
-            self.patch_weight.value.clone(),
-            self.patch_bias.value.clone(),
-        );
+        let weight = self.patch_weight.value.clone();
+        let bias = match &self.patch_bias {
+            Some(bias) => bias.value.clone(),
+            None => Tensor::zeros([width], &weight.device().without_autodiff()),
+        };
         let tokens = linear(patches, weight, bias) + places;
         match &self.class_token {
             None => tokens,
@@ -319,7 +257,7 @@ impl Vit {
 
     /// Positions for images of a size as timm keeps them, flat `[tokens, width]`, class token first.
     pub fn position_table(&self, image_size: usize) -> Vec<f32> {
-        let device = self.patch_bias.value.device();
+        let device = self.patch_weight.value.device();
         let (class_place, places) = self.places(image_size / self.config.patch, &device);
         let mut table = match class_place {
             Some(place) => to_vec(place),
@@ -330,90 +268,57 @@ impl Vit {
         table
     }
 
+    /// Resamples learned positions to another image size, for which the model then is.
+    pub(super) fn resample_positions(&mut self, image_size: usize) {
+        if self.position.is_some() && image_size != self.image_size {
+            let (values, width) = (self.position_table(image_size), self.config.width);
+            let device = self.patch_weight.value.device();
+            let shape = [1, values.len() / width, width];
+            self.position = Some(Parameter::new("pos_embed", &shape, false, values, &device));
+        }
+        self.image_size = image_size;
+    }
+
     /// All weights, in timm's order.
     pub fn parameters(&self) -> Vec<&Parameter> {
-        let ends = [
-            &self.norm_weight,
-            &self.norm_bias,
-            &self.head_weight,
-            &self.head_bias,
-        ];
         self.class_token
             .iter()
             .chain(&self.position)
-            .chain([&self.patch_weight, &self.patch_bias])
+            .chain(self.stem.iter().flat_map(ConvLayer::parameters))
+            .chain([&self.patch_weight])
+            .chain(&self.patch_bias)
+            .chain(self.pre_norm.iter().flatten())
             .chain(self.blocks.iter().flat_map(|block| &block.weights))
-            .chain(ends)
+            .chain(&self.norm)
+            .chain(&self.head)
             .collect()
     }
 
-    /// All weights, in timm's order, to be changed.
-    pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        // The packed forms hold on to the weights' memory, which could then not be written in place.
-        for block in &self.blocks {
-            block.cache.clear();
-        }
-        self.places_of_parameters()
-    }
-
-    fn places_of_parameters(&mut self) -> Vec<&mut Parameter> {
-        let ends = [
-            &mut self.norm_weight,
-            &mut self.norm_bias,
-            &mut self.head_weight,
-            &mut self.head_bias,
-        ];
+    pub(super) fn places_of_parameters(&mut self) -> Vec<&mut Parameter> {
         self.class_token
             .iter_mut()
             .chain(&mut self.position)
-            .chain([&mut self.patch_weight, &mut self.patch_bias])
+            .chain(self.stem.iter_mut().flat_map(ConvLayer::parameters_mut))
+            .chain([&mut self.patch_weight])
+            .chain(&mut self.patch_bias)
+            .chain(self.pre_norm.iter_mut().flatten())
             .chain(self.blocks.iter_mut().flat_map(|block| &mut block.weights))
-            .chain(ends)
+            .chain(&mut self.norm)
+            .chain(&mut self.head)
             .collect()
     }
 
-    /// The same weights, recorded for their gradients.
-    ///
-    /// The model itself is never recorded, so that attacks compute no gradients of weights.
-    pub fn tracked(&self) -> Self {
-        let mut model = self.clone();
-        for parameter in model.places_of_parameters() {
-            parameter.value = parameter.value.clone().autodiff().require_grad();
+    /// Lets go of the packed weights, which clones share.
+    pub(super) fn clear_caches(&self) {
+        for block in &self.blocks {
+            block.cache.clear();
         }
-        model
     }
 
-    /// The gradients of a tracked model's weights, in the order of [`Self::parameters`].
-    pub fn gradients(&self, gradients: &mut Gradients) -> Vec<Tensor<1>> {
-        let of = |parameter: &Parameter| {
-            let found = parameter.value.grad_remove(gradients);
-            // A weight that the loss does not depend on, such as the class token of a model
-            // without blocks.
-            found.unwrap_or_else(|| parameter.value.clone().without_autodiff().zeros_like())
-        };
-        self.parameters().into_iter().map(of).collect()
-    }
-
-    /// The same model with other values, such as the average of the weights.
-    ///
-    /// # Panics
-    /// When there is not one tensor of the right length for each parameter.
-    pub fn with_values(&self, values: impl IntoIterator<Item = Tensor<1>>) -> Self {
-        let mut model = self.clone();
-        for block in &mut model.blocks {
+    /// Takes caches of its own, for other weights than those of the model it was cloned from.
+    pub(super) fn renew_caches(&mut self) {
+        for block in &mut self.blocks {
             block.cache = WeightCache::default();
         }
-        let parameters = model.parameters_mut();
-        let values: Vec<_> = values.into_iter().collect();
-        assert_eq!(
-            parameters.len(),
-            values.len(),
-            "one tensor for each parameter"
-        );
-        for (parameter, value) in parameters.into_iter().zip(values) {
-            assert_eq!(parameter.value.dims(), value.dims(), "{}", parameter.name);
-            parameter.value = value;
-        }
-        model
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use safetensors::View;
 use safetensors::tensor::SafeTensors;
 
@@ -15,7 +15,6 @@ use super::{Monitor, Run, State};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::fused::{Stored, from_vec};
-use crate::recipe::Recipe;
 
 const SCHEMA: &str = "1";
 /// The entry of the file's header that holds the counters.
@@ -27,9 +26,11 @@ pub fn save(run: &Run, state: &State) -> Result<()> {
     files::make_folder(&folder)?;
     write(
         state,
-        &run.train.fingerprint(),
+        &run.images[state.stage].train.fingerprint(),
         &folder.join(file_name(state.samples)),
     )?;
+    // As large as a checkpoint each; the run's lock keeps other processes away.
+    files::remove_leftovers(&folder, "")?;
     let saved = list(&folder)?;
     let keep = run.recipe.checkpoint.keep as usize;
     for old in &saved[..saved.len().saturating_sub(keep)] {
@@ -42,20 +43,20 @@ pub fn save(run: &Run, state: &State) -> Result<()> {
 ///
 /// Errors: there are checkpoints and none of them can be read, or they belong to other data.
 pub fn resume(run: &Run, monitor: &mut Monitor) -> Result<State> {
-    let beginning = || State::new(&run.recipe, run.train.classes().len(), &run.device);
     let folder = run.folder.checkpoints();
     if !folder.is_dir() {
-        return Ok(beginning());
+        return State::new(run);
     }
     let saved = list(&folder)?;
     for path in saved.iter().rev() {
-        match read(path, &run.recipe, beginning(), &run.device) {
+        match read(path, run) {
             Ok((state, data)) => {
-                if data != run.train.fingerprint() && !run.folder.changes_accepted() {
+                let images = &run.images[state.stage];
+                if data != images.train.fingerprint() && !run.folder.changes_accepted() {
                     let message = format!(
                         "the run in `{}` was trained on other images than `{}` holds now",
                         run.folder.path().display(),
-                        run.recipe.data.train
+                        run.recipe.data_of(&run.recipe.stage[state.stage]).train
                     );
                     return Err(Error::input(message)
                         .hint("bring the images back, or add --accept-changes"));
@@ -67,7 +68,7 @@ pub fn resume(run: &Run, monitor: &mut Monitor) -> Result<State> {
         }
     }
     if saved.is_empty() {
-        return Ok(beginning());
+        return State::new(run);
     }
     let message = format!(
         "none of the {} checkpoints in `{}` is whole",
@@ -167,13 +168,8 @@ enum Part<'a, V> {
     Tensor(V),
 }
 
-/// Fills `state`, a beginning of the same recipe, from a file; also the hash of its data set.
-fn read(
-    path: &Path,
-    recipe: &Recipe,
-    mut state: State,
-    device: &Device,
-) -> Result<(State, String)> {
+/// The state in a file of the same recipe; also the hash of its data set.
+fn read(path: &Path, run: &Run) -> Result<(State, String)> {
     let damaged = |what: &str| {
         Error::input(format!(
             "the checkpoint `{}` is damaged: {what}",
@@ -213,15 +209,15 @@ fn read(
         if values.len() != length {
             return Err(damaged(&format!("`{name}` belongs to another model")));
         }
-        Ok(from_vec(values, [length], device))
+        Ok(from_vec(values, [length], &run.device))
     };
     let stage = number("stage")? as usize;
-    if stage >= recipe.stage.len() {
+    if stage >= run.recipe.stage.len() {
         return Err(damaged(
             "it belongs to a stage that the recipe does not have",
         ));
     }
-    state.enter(stage, recipe);
+    let mut state = State::blank(run, stage);
     state.samples = number("samples")?;
     state.optimizer.step = number("step")?;
     state.optimizer.run_step = number("run_step")?;

@@ -18,7 +18,7 @@ use crate::files;
 use crate::fused::to_vec;
 use crate::model::weights;
 use crate::recipe::Phase;
-use crate::settings;
+use crate::settings::changes;
 
 /// An open run folder. No other process can open it until this is dropped.
 pub struct RunFolder {
@@ -121,7 +121,7 @@ impl RunFolder {
         ended: Option<&Stage>,
     ) -> Result<()> {
         let model = state.averaged();
-        let (size, classes) = (phase.image_size as usize, run.train.classes());
+        let (size, classes) = (phase.image_size as usize, run.images[state.stage].classes());
         if let Some(stage) = ended {
             let folder = self.path.join("stages").join(&stage.name);
             weights::save(&model, size, classes, &folder)?;
@@ -148,7 +148,7 @@ impl RunFolder {
         let checkpoints = bundle.join("checkpoints");
         files::make_folder(&checkpoints)?;
         let path = checkpoints.join(checkpoint::file_name(state.samples));
-        checkpoint::write(state, &run.train.fingerprint(), &path)?;
+        checkpoint::write(state, &run.images[state.stage].train.fingerprint(), &path)?;
         let shape = [batch.first.len(), 3, side(batch), side(batch)];
         let labels: Vec<i64> = batch.first.iter().map(|label| i64::from(*label)).collect();
         for (name, images) in [
@@ -156,7 +156,13 @@ impl RunFolder {
             ("adversarial", &found.adversarial),
         ] {
             let path = bundle.join(format!("{name}.safetensors"));
-            tensors::save(&path, images, shape, &labels, run.train.classes())?;
+            tensors::save(
+                &path,
+                images,
+                shape,
+                &labels,
+                run.images[state.stage].classes(),
+            )?;
         }
         let parameters = state.model.parameters();
         let of_tensor = parameters
@@ -209,20 +215,4 @@ fn side(batch: &Batch) -> usize {
 /// What a run may have left before it had a recipe.
 fn is_ours(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name == "lock")
-}
-
-/// Each key that differs, with both values.
-fn changes(before: &str, now: &str) -> Vec<String> {
-    let (before, now) = (settings::flatten(before), settings::flatten(now));
-    let keys: std::collections::BTreeSet<_> = before.keys().chain(now.keys()).collect();
-    let value = |of: &std::collections::BTreeMap<String, String>, key: &String| {
-        of.get(key).cloned().unwrap_or_else(|| "absent".to_owned())
-    };
-    let pairs = keys
-        .into_iter()
-        .map(|key| (key, value(&before, key), value(&now, key)));
-    pairs
-        .filter(|(_, before, now)| before != now)
-        .map(|(key, before, now)| format!("{key}: {before} -> {now}"))
-        .collect()
 }

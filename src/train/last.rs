@@ -39,13 +39,15 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         crop_fraction: 1.0,
         interpolation: Filter::Bilinear,
     };
-    let count = (evaluation.images as usize).min(run.test.len());
+    let last = run.recipe.stage.last().expect("a recipe has stages");
+    let test = &run.images.last().expect("as many as stages").test;
+    let count = (evaluation.images as usize).min(test.len());
     let subject = Subject {
         program: format!("advxl {}", env!("CARGO_PKG_VERSION")),
         model: folder.join("model").display().to_string(),
         model_hash: saved.hash,
-        data: run.recipe.data.test.to_string(),
-        data_hash: run.test.fingerprint(),
+        data: run.recipe.data_of(last).test.to_string(),
+        data_hash: test.fingerprint(),
         images: count,
         image_size: saved.image_size,
         crop_fraction: transform.crop_fraction,
@@ -68,7 +70,7 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
     ));
     let logits = |images| saved.model.logits(images, &Pass::evaluation());
     let images = Images::Stored {
-        dataset: &run.test,
+        dataset: test,
         transform,
         count,
     };

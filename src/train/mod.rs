@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod folder;
 mod last;
 pub mod monitor;
+mod start;
 pub mod state;
 
 use std::cell::RefCell;
@@ -26,7 +27,7 @@ use crate::loss::{Targets, count_correct, cross_entropy};
 use crate::model::{DropPath, Pass};
 use crate::optim;
 use crate::plan::{self, Devices};
-use crate::recipe::{Phase, Recipe, Stage};
+use crate::recipe::{Data, Head, Phase, Recipe, Stage};
 
 pub use folder::RunFolder;
 pub use last::evaluate_finally;
@@ -39,14 +40,80 @@ pub struct Run {
     pub recipe: Recipe,
     /// Where to keep it.
     pub folder: RunFolder,
-    /// Images to learn from.
-    pub train: Arc<Dataset>,
-    /// Images to measure with.
-    pub test: Arc<Dataset>,
+    /// The images of each stage.
+    pub images: Vec<StageImages>,
     /// Where to compute.
     pub device: Device,
     /// In which arithmetic: the recipe's, or f32 where the processor is not faster with bf16.
     pub precision: Precision,
+}
+
+/// The images of a stage.
+#[derive(Clone)]
+pub struct StageImages {
+    /// To learn from.
+    pub train: Arc<Dataset>,
+    /// To measure with.
+    pub test: Arc<Dataset>,
+}
+
+impl StageImages {
+    fn open(data: &Data, seed: u64) -> Result<Self> {
+        let open = |spec, split: Split| {
+            let dataset = Dataset::open(spec, split, seed);
+            dataset
+                .map(Arc::new)
+                .context(|| format!("{split} images `{spec}`"))
+        };
+        let (train, test) = (
+            open(&data.train, Split::Train)?,
+            open(&data.test, Split::Test)?,
+        );
+        if train.classes() != test.classes() {
+            let (of_train, of_test) = (train.classes().len(), test.classes().len());
+            let message = format!(
+                "train and test images do not have the same classes ({of_train} and {of_test})"
+            );
+            return Err(Error::input(message)
+                .hint("both need the same class folders, or class names, in the same order"));
+        }
+        Ok(Self { train, test })
+    }
+
+    /// The names of the classes.
+    pub fn classes(&self) -> &[String] {
+        self.train.classes()
+    }
+}
+
+/// The images of all stages; those of the recipe itself are opened once.
+fn open_images(recipe: &Recipe) -> Result<Vec<StageImages>> {
+    let mut opened: Vec<(&Data, StageImages)> = Vec::new();
+    let mut all: Vec<StageImages> = Vec::new();
+    for stage in &recipe.stage {
+        let data = recipe.data_of(stage);
+        let images = match opened.iter().find(|(known, _)| *known == data) {
+            Some((_, images)) => images.clone(),
+            None => StageImages::open(data, recipe.seed)
+                .context(|| format!("stage `{}`", stage.name))?,
+        };
+        if let Some(before) = all.last()
+            && stage.head == Head::Keep
+            && before.classes() != images.classes()
+        {
+            let message = format!(
+                "stage `{}` has images of other classes than the stage before it ({} and {})",
+                stage.name,
+                images.classes().len(),
+                before.classes().len()
+            );
+            return Err(Error::input(message)
+                .hint("set head = \"new\" in that stage, or use images of the same classes"));
+        }
+        opened.push((data, images.clone()));
+        all.push(images);
+    }
+    Ok(all)
 }
 
 impl Run {
@@ -59,29 +126,13 @@ impl Run {
         accept_changes: bool,
         device: &Device,
     ) -> Result<Self> {
-        let open = |spec, split: Split| {
-            let dataset = Dataset::open(spec, split, recipe.seed);
-            dataset
-                .map(Arc::new)
-                .context(|| format!("{split} images `{spec}`"))
-        };
-        let train = open(&recipe.data.train, Split::Train)?;
-        let test = open(&recipe.data.test, Split::Test)?;
-        if train.classes() != test.classes() {
-            let (of_train, of_test) = (train.classes().len(), test.classes().len());
-            let message = format!(
-                "train and test images do not have the same classes ({of_train} and {of_test})"
-            );
-            return Err(Error::input(message)
-                .hint("both need the same class folders, or class names, in the same order"));
-        }
+        let images = open_images(&recipe)?;
         let folder = RunFolder::open(folder, &recipe.to_toml(), accept_changes)?;
         Ok(Self {
             precision: fused::usable(recipe.precision).0,
             recipe,
             folder,
-            train,
-            test,
+            images,
             device: device.clone(),
         })
     }
@@ -98,8 +149,9 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
         tflops: 1.0,
         price: None,
     };
-    let (precision, classes) = (fused::usable(recipe.precision).0, run.train.classes().len());
-    let plan = plan::Plan::new(recipe, classes, precision, one);
+    let counts = run.images.iter().map(|images| images.classes().len());
+    let classes = counts.max().unwrap_or_default();
+    let plan = plan::Plan::new(recipe, classes, run.precision, one);
     if let Some(notice) = plan::check_memory(&plan, plan::available_memory())? {
         monitor.warn(&notice)?;
     }
@@ -108,13 +160,13 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     for (number, stage) in recipe.stage.iter().enumerate() {
         let stage_end = stage_start + stage.samples();
         if state.samples < stage_end {
-            state.enter(number, recipe);
+            state.enter(number, run);
             monitor.enter_stage(stage, state.samples);
         }
         let mut phase_end = stage_start;
         for phase in &stage.phases {
             phase_end += phase.samples;
-            let mut loader = load(run, stage, phase, state.samples, phase_end)?;
+            let mut loader = load(run, number, phase, state.samples, phase_end)?;
             monitor.enter_phase();
             // Memory in the sizes of the phase before.
             fused::release_buffers();
@@ -176,8 +228,12 @@ fn update(
         second: batch.second.clone(),
         weight: batch.weight.clone(),
     };
-    let goal = targets.distributions(state.model.classes, stage.loss.label_smoothing, &run.device);
-    let grid = size / state.model.config.patch;
+    let goal = targets.distributions(
+        state.model.classes(),
+        stage.loss.label_smoothing,
+        &run.device,
+    );
+    let grid = size / run.recipe.model.patch();
     let kept = phase
         .masking
         .as_ref()
@@ -237,7 +293,8 @@ fn update(
 }
 
 /// Batches of one phase, from where the run is to the phase's end.
-fn load(run: &Run, stage: &Stage, phase: &Phase, position: u64, end: u64) -> Result<Loader> {
+fn load(run: &Run, number: usize, phase: &Phase, position: u64, end: u64) -> Result<Loader> {
+    let stage = &run.recipe.stage[number];
     let plan = Plan {
         seed: run.recipe.seed,
         batch: stage.batch as usize,
@@ -246,9 +303,9 @@ fn load(run: &Run, stage: &Stage, phase: &Phase, position: u64, end: u64) -> Res
         mixing: stage.mixing,
         position,
         samples: end.saturating_sub(position),
-        broken_rate: run.recipe.data.broken_rate,
+        broken_rate: run.recipe.data_of(stage).broken_rate,
     };
-    Loader::new(Arc::clone(&run.train), plan, LOADER_THREADS)
+    Loader::new(Arc::clone(&run.images[number].train), plan, LOADER_THREADS)
 }
 
 /// Threads that prepare batches. Two are enough to keep the kernels fed from small images; the
@@ -265,16 +322,17 @@ fn measure(
     monitor: &mut Monitor,
 ) -> Result<()> {
     let begun = Instant::now();
+    let test = &run.images[state.stage].test;
     let model = state.averaged();
     let logits = |images| model.logits(images, &Pass::evaluation());
     let images = Images::Stored {
-        dataset: &run.test,
+        dataset: test,
         transform: EvaluationTransform {
             image_size: phase.image_size as usize,
             crop_fraction: 1.0,
             interpolation: Filter::Bilinear,
         },
-        count: (evaluation.images as usize).min(run.test.len()),
+        count: (evaluation.images as usize).min(test.len()),
     };
     let told = Told(RefCell::new(monitor));
     let accuracies = |attack: &Pgd| {

@@ -1,16 +1,18 @@
 //! Everything that training changes, and that a checkpoint therefore holds.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
-use crate::model::Vit;
+use super::{Run, start};
+use crate::error::{Context, Result};
+use crate::model::Model;
 use crate::optim::Optimizer;
-use crate::recipe::Recipe;
+use crate::recipe::{Head, Recipe};
 
 /// A run at one moment between two updates.
 #[derive(Clone, Debug)]
 pub struct State {
     /// The model.
-    pub model: Vit,
+    pub model: Model,
     /// The optimizer of the stage that the run is in.
     pub optimizer: Optimizer,
     /// Number of that stage, from 0.
@@ -32,36 +34,66 @@ pub struct Diverged<'a> {
 }
 
 impl State {
-    /// The beginning of a run.
-    pub fn new(recipe: &Recipe, classes: usize, device: &Device) -> Self {
-        let size = recipe.first_image_size();
-        let model = Vit::new(&recipe.model, classes, size, recipe.seed, device);
-        let optimizer = optimizer(&model, 0, recipe, None, 0);
+    /// The beginning of a run: random weights, or those that the recipe names.
+    ///
+    /// Errors: weights that cannot be loaded, or are of another model than the recipe's.
+    pub fn new(run: &Run) -> Result<Self> {
+        match &run.recipe.start {
+            None => Ok(Self::blank(run, 0)),
+            Some(start) => {
+                let model = start::load(run, start).context(|| {
+                    format!("the weights to start with, `{}`", start.weights.display())
+                })?;
+                Ok(Self::with_model(model, run, 0))
+            }
+        }
+    }
+
+    /// A state of a stage whose values are still to be filled in, as from a checkpoint.
+    pub fn blank(run: &Run, stage: usize) -> Self {
+        let (recipe, size) = (&run.recipe, run.recipe.first_image_size());
+        let classes = run.images[stage].classes().len();
+        let model = Model::new(&recipe.model, classes, size, recipe.seed, &run.device);
+        Self::with_model(model, run, stage)
+    }
+
+    fn with_model(model: Model, run: &Run, stage: usize) -> Self {
         Self {
+            optimizer: optimizer(&model, stage, &run.recipe, None, 0),
             model,
-            optimizer,
-            stage: 0,
+            stage,
             samples: 0,
         }
     }
 
-    /// Begins a stage: weights and their average go on, the optimizer's moments start anew.
+    /// Begins a stage: weights and their average go on, but for a head that is drawn anew; the optimizer's moments
+    /// start anew.
     ///
     /// Nothing happens when the run is in that stage already, as after a resume.
-    pub fn enter(&mut self, stage: usize, recipe: &Recipe) {
+    pub fn enter(&mut self, stage: usize, run: &Run) {
         if self.stage == stage {
             return;
         }
-        let averages = self.averages();
+        let mut averages = self.averages();
         // The old moments go before the new ones come: at scale both together would be the run's peak of memory.
         self.optimizer.moments.clear();
-        self.optimizer = optimizer(
-            &self.model,
-            stage,
-            recipe,
-            averages,
-            self.optimizer.run_step,
-        );
+        if run.recipe.stage[stage].head == Head::New {
+            let classes = run.images[stage].classes().len();
+            let seed = run.recipe.seed;
+            self.model = self
+                .model
+                .clone()
+                .with_new_head(classes, seed, stage as u64);
+            let head = self.model.head();
+            let parameters = self.model.parameters().into_iter();
+            for (average, parameter) in averages.iter_mut().flatten().zip(parameters) {
+                if head.iter().any(|part| part.name == parameter.name) {
+                    *average = parameter.value.clone();
+                }
+            }
+        }
+        let step = self.optimizer.run_step;
+        self.optimizer = optimizer(&self.model, stage, &run.recipe, averages, step);
         self.stage = stage;
     }
 
@@ -79,7 +111,7 @@ impl State {
     }
 
     /// The model that is evaluated and saved: with the average of the weights, if one is kept.
-    pub fn averaged(&self) -> Vit {
+    pub fn averaged(&self) -> Model {
         match self.averages() {
             Some(averages) => self.model.with_values(averages),
             None => self.model.clone(),
@@ -96,7 +128,7 @@ impl State {
 }
 
 fn optimizer(
-    model: &Vit,
+    model: &Model,
     stage: usize,
     recipe: &Recipe,
     averages: Option<Vec<Tensor<1>>>,

@@ -3,7 +3,7 @@
     pip install torch timm torchattacks numpy safetensors
     python tests/golden/make_golden.py
 
-Writes `vit`, `position`, `adamw`, `pgd` and `loss` (`.safetensors`) and `versions.json` beside this
+Writes `vit`, `models`, `position`, `adamw`, `pgd` and `loss` (`.safetensors`) and `versions.json` beside this
 file. `README.md` lists every tensor. Inputs are rounded to float32 first, then everything is computed
 in float64 and stored as float32: a test compares float32 arithmetic with the exact answer, not with
 the rounding of another program. Two things are float32 throughout: PGD, whose images the attack
@@ -23,8 +23,9 @@ import torch.nn.functional as F
 import torchattacks
 from safetensors.torch import save_file
 from timm.data.mixup import mixup_target
-from timm.layers import build_sincos2d_pos_embed, resample_abs_pos_embed
+from timm.layers import LayerNorm2d, PatchEmbed, build_sincos2d_pos_embed, resample_abs_pos_embed
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 
 FOLDER = Path(__file__).resolve().parent
@@ -96,6 +97,44 @@ def small_vit(pool, seed, gelu="none"):
     return Normalised(model).eval()
 
 
+def small_convnext(**arguments):
+    """A timm ConvNeXt; its stages see 16 x 16, 8 x 8, 4 x 4 and 2 x 2 positions."""
+    return ConvNeXt(num_classes=CLASSES, depths=(1, 1, 2, 1), dims=(8, 12, 16, 24), patch_size=1, **arguments)
+
+
+class ConvStem(torch.nn.Module):
+    """Convolutions of 3 x 3, norms over the channels and GELUs, as Singh et al. 2023 put before both models."""
+
+    def __init__(self, outputs, steps, width=None):
+        super().__init__()
+        layers, inputs = [], 3
+        for channels, step in zip(outputs, steps):
+            layers += [torch.nn.Conv2d(inputs, channels, 3, step, padding=1), LayerNorm2d(channels, eps=1e-6), torch.nn.GELU()]
+            inputs = channels
+        if width is not None:
+            layers.append(torch.nn.Conv2d(inputs, width, 1))
+        self.stem = torch.nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.stem(x)
+
+
+def randomised(model, seed):
+    """Random weights, none of them zero, and logits of the order of one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name in ("cls_token", "pos_embed"):
+                weight.copy_(random(generator, *weight.shape, scale=0.3))
+            elif name.endswith("bias"):
+                weight.copy_(random(generator, *weight.shape, scale=0.2))
+            elif weight.dim() == 1:  # factors of norms, layer scales
+                weight.copy_(random(generator, *weight.shape, scale=0.2, shift=1.0))
+            else:
+                weight.copy_(random(generator, *weight.shape, scale=weight[0].numel() ** -0.5))
+    return Normalised(model).eval()
+
+
 def batch(seed):
     """Images [4, 3, 16, 16] and labels [4]."""
     generator = torch.Generator().manual_seed(1000 + seed)
@@ -146,6 +185,31 @@ def sincos_2d(width, grid):
     theirs = theirs.view(-1, 4, width // 4)[:, [1, 3, 0, 2]].reshape(-1, width)
     assert torch.allclose(patches, theirs.double(), atol=1e-6)
     return torch.cat([torch.zeros(1, width), patches])
+
+
+def record_models():
+    """Logits, loss and every gradient of a ConvNeXt and of both architectures with a convolutional stem."""
+    images, labels = batch(SEED)
+    tensors = {"images": images, "labels": labels}
+    convnext, stemmed, products = small_convnext(), small_convnext(), small_convnext(conv_mlp=True)
+    stemmed.stem = ConvStem([4, 8], [1, 1])
+    vit = small_vit("avg", SEED).model
+    vit.patch_embed = PatchEmbed(16, 2, embed_dim=24)
+    vit.patch_embed.proj = ConvStem([48], [2], 24)
+    vit.pos_embed = torch.nn.Parameter(torch.zeros(1, 65, 24))
+    models = {"convnext": convnext, "products": products, "convnext_stem": stemmed, "vit_stem": vit}
+    for name, model in models.items():
+        model = randomised(model, SEED)
+        pixels = images.clone().requires_grad_()
+        logits = model(pixels)
+        loss = F.cross_entropy(logits, labels, label_smoothing=SMOOTHING)
+        loss.backward()
+        tensors |= {f"{name}_logits": logits, f"{name}_loss": loss.view(1), f"{name}_image_gradient": pixels.grad}
+        for weight_name, weight in model.model.named_parameters():
+            tensors[f"{name}.{weight_name}"] = weight
+            if name != "products":  # the same function as `convnext`, whose gradients are there
+                tensors[f"{name}_gradient.{weight_name}"] = weight.grad
+    return tensors
 
 
 def record_position():
@@ -317,6 +381,7 @@ def main():
     torch.use_deterministic_algorithms(True)
 
     save("vit", record_vit())
+    save("models", record_models())
     save("position", record_position())
     save("adamw", record_adamw())
     save("pgd", record_pgd())

@@ -75,3 +75,22 @@ pub fn trained(folder: &Path) -> std::path::PathBuf {
     assert_eq!(code, 0, "{text}");
     run
 }
+
+/// Starts the program, kills it once its run has written so many lines of metrics, and waits for its end.
+///
+/// With SIGKILL: the process cannot clean up.
+#[allow(dead_code)] // Not every test file kills.
+pub fn kill_after(lines: usize, arguments: &[&str], run: &Path) {
+    let mut command = command(arguments);
+    let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    let metrics = run.join("metrics.jsonl");
+    loop {
+        let written = std::fs::read_to_string(&metrics).unwrap_or_default();
+        if written.lines().count() >= lines || child.try_wait().unwrap().is_some() {
+            break;
+        }
+        std::thread::yield_now();
+    }
+    let _ = child.kill();
+    child.wait().unwrap();
+}

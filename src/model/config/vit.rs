@@ -2,13 +2,14 @@
 
 use serde::{Serialize, Serializer};
 
-use super::position::sincos2d;
+use super::{IMAGENET_MEAN, IMAGENET_STD, Stem, grid, linear, read_statistics};
 use crate::fused::Gelu;
+use crate::model::position::sincos2d;
 use crate::settings::Table;
 
 /// A vision transformer, complete but for its weights.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ModelConfig {
+pub struct VitConfig {
     /// The named size that the rest began with.
     pub size: String,
     /// Pixels on a side of a patch.
@@ -32,6 +33,12 @@ pub struct ModelConfig {
     /// MAE and CLIPA do.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub position_size: Option<usize>,
+    /// How pixels become tokens.
+    #[serde(skip_serializing_if = "Stem::is_patch")]
+    pub stem: Stem,
+    /// Whether tokens are normed before the first block, as in CLIP's image towers.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub pre_norm: bool,
     /// The activation of the MLPs: exact as in timm and the paper's released models, the tanh form of
     /// CLIPA's, or the sigmoid form of OpenAI's CLIP.
     #[serde(serialize_with = "gelu_word", skip_serializing_if = "is_erf")]
@@ -73,7 +80,7 @@ pub enum Pool {
 
 impl Pool {
     /// timm's name of the norm before the head.
-    pub(super) fn norm(self) -> &'static str {
+    pub(in crate::model) fn norm(self) -> &'static str {
         match self {
             Self::Average => "fc_norm",
             Self::Token => "norm",
@@ -99,18 +106,16 @@ const SIZES: &[(&str, usize, usize, usize, usize, usize)] = &[
     ("vit_micro", 4, 192, 9, 3, 768),
     ("vit_ti16", 16, 192, 12, 3, 768),
     ("vit_s16", 16, 384, 12, 6, 1536),
+    ("vit_s32", 32, 384, 12, 6, 1536),
     ("vit_b16", 16, 768, 12, 12, 3072),
+    ("vit_b32", 32, 768, 12, 12, 3072),
     ("vit_l16", 16, 1024, 24, 16, 4096),
+    ("vit_l32", 32, 1024, 24, 16, 4096),
     ("vit_h14", 14, 1280, 32, 16, 5120),
     ("vit_g14", 14, 1408, 40, 16, 6144),
 ];
 
-/// ImageNet's channel statistics, which robustness benchmarks use for ImageNet models.
-pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
-/// See [`IMAGENET_MEAN`].
-pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
-
-impl ModelConfig {
+impl VitConfig {
     /// The model of a named size, with a class token, average pooling and fixed positions.
     pub fn named(size: &str) -> Option<Self> {
         let found = SIZES.iter().find(|(name, ..)| *name == size)?;
@@ -126,6 +131,8 @@ impl ModelConfig {
             class_token: true,
             position: Position::Sincos2d,
             position_size: None,
+            stem: Stem::Patch,
+            pre_norm: false,
             gelu: Gelu::Erf,
             mean: IMAGENET_MEAN,
             std: IMAGENET_STD,
@@ -137,12 +144,8 @@ impl ModelConfig {
         SIZES.iter().map(|(name, ..)| *name).collect()
     }
 
-    /// Reads the recipe's table `model`: a size, and what differs from it.
-    pub fn read(table: &Table) -> Option<Self> {
-        let sizes: Vec<_> = SIZES.iter().map(|size| (size.0, size.0)).collect();
-        let size = table.choice("size", &sizes);
-        // Faults of the other keys are found whatever the size is.
-        let base = Self::named(size.unwrap_or("vit_micro"))?;
+    /// What a recipe's table `model` changes of a size.
+    pub(super) fn read(table: &Table, base: Self) -> Option<Self> {
         let count = |key: &str, of_size: usize| {
             table
                 .optional_where(key, "at least 1", |n: &usize| *n > 0)
@@ -157,18 +160,18 @@ impl ModelConfig {
             ("learned", Position::Learned),
         ];
         let position = table.choice("position", &positions);
-        let model = Self {
+        let mut model = Self {
             patch: count("patch", base.patch),
             width: count("width", base.width),
             depth: count("depth", base.depth),
             heads: count("heads", base.heads),
             hidden: count("hidden", base.hidden),
             class_token: table.required("class_token").unwrap_or(true),
-            mean: table.optional("mean").unwrap_or(base.mean),
-            std: table.optional("std").unwrap_or(base.std),
             pool: pool.unwrap_or(base.pool),
             position: position.unwrap_or(base.position),
             position_size: table.optional("position_size"),
+            stem: Stem::read(table).unwrap_or_default(),
+            pre_norm: table.optional("pre_norm").unwrap_or(base.pre_norm),
             gelu: match table.has("gelu") {
                 true => table.choice("gelu", &GELUS)?,
                 false => Gelu::Erf,
@@ -203,10 +206,19 @@ impl ModelConfig {
             let hint = "set class_token = true, or pool = \"average\"".to_owned();
             table.fault("pool", "pool = `token` needs the class token", Some(hint));
         }
-        if model.std.iter().any(|std| *std <= 0.0) {
-            table.fault("std", "std must be above 0 in every channel", None);
+        read_statistics(table, &mut model.mean, &mut model.std);
+        if model.stem == Stem::Conv && !(model.patch.is_power_of_two() && model.patch > 1) {
+            let message = format!(
+                "stem = `conv` halves the image several times, which patches of {} pixels are not",
+                model.patch
+            );
+            table.fault(
+                "stem",
+                message,
+                Some("use a size with patches of 16".into()),
+            );
         }
-        size.and(Some(model))
+        Some(model)
     }
 
     /// Patches along a side of an image; see [`grid`].
@@ -220,6 +232,24 @@ impl ModelConfig {
         sincos2d(grid, reference, self.width)
     }
 
+    /// Inputs and outputs of the stem's convolutions of 3 x 3, each of which halves the image; one of 1 x 1 follows.
+    /// See [`Stem::Conv`].
+    ///
+    /// Source: Singh et al. 2023 and their published code, for patches of 16 pixels.
+    pub fn stem_layers(&self) -> Vec<[usize; 2]> {
+        let outputs = |layer: u32| 48 << layer;
+        let inputs = |layer: u32| if layer == 0 { 3 } else { outputs(layer - 1) };
+        let layers = 0..self.patch.ilog2();
+        layers
+            .map(|layer| [inputs(layer), outputs(layer)])
+            .collect()
+    }
+
+    /// Channels that leave the stem's last convolution of 3 x 3.
+    pub fn stem_width(&self) -> usize {
+        self.stem_layers().last().map_or(3, |layer| layer[1])
+    }
+
     /// Number of weights for a number of classes, at the image size of learned positions.
     pub fn parameters(&self, classes: usize, image_size: usize) -> u64 {
         let Self {
@@ -229,7 +259,6 @@ impl ModelConfig {
             hidden,
             ..
         } = *self;
-        let linear = |inputs: usize, outputs: usize| inputs * outputs + outputs;
         let block = 4 * width
             + linear(width, 3 * width)
             + linear(width, width)
@@ -240,77 +269,41 @@ impl ModelConfig {
             Position::Sincos2d => 0,
             Position::Learned => (image_size / patch).pow(2) * width + class_token,
         };
-        let total = linear(3 * patch * patch, width)
-            + class_token
-            + position
-            + depth * block
-            + 2 * width
-            + linear(width, classes);
+        let stem = match self.stem {
+            Stem::Patch => linear(3 * patch * patch, width),
+            Stem::Conv => {
+                let layers = self.stem_layers().into_iter();
+                let layer =
+                    |[inputs, outputs]: [usize; 2]| linear(9 * inputs, outputs) + 2 * outputs;
+                layers.map(layer).sum::<usize>() + linear(self.stem_width(), width)
+            }
+        };
+        let norms = if self.pre_norm { 4 } else { 2 };
+        let total =
+            stem + class_token + position + depth * block + norms * width + linear(width, classes);
         total as u64
     }
 
-    /// Multiply-adds of one forward pass: matrix products and attention, as the paper counts them.
+    /// Multiply-adds of one forward pass of an image of which so many patches are kept: matrix products and
+    /// attention, as the paper counts them.
     ///
     /// Source: the paper's compute column, reproduced by `tokens = patches + class token`.
-    pub fn forward_macs(&self, tokens: u64) -> u64 {
+    pub fn forward_macs(&self, image_size: usize, patches: usize) -> u64 {
+        let tokens = (patches + usize::from(self.class_token)) as u64;
         let (width, depth, hidden) = (self.width as u64, self.depth as u64, self.hidden as u64);
         let block = tokens * width * (4 * width + 2 * hidden) + 2 * tokens * tokens * width;
-        let embedding = tokens * width * 3 * (self.patch * self.patch) as u64;
+        let embedding = match self.stem {
+            Stem::Patch => tokens * width * 3 * (self.patch * self.patch) as u64,
+            Stem::Conv => {
+                // The whole image goes through the stem, whatever is kept of it then.
+                let layer = |(number, [inputs, outputs]): (usize, [usize; 2])| {
+                    (image_size >> (number + 1)).pow(2) * 9 * inputs * outputs
+                };
+                let layers: usize = self.stem_layers().into_iter().enumerate().map(layer).sum();
+                let last = (image_size / self.patch).pow(2) * self.stem_width();
+                layers as u64 + last as u64 * width
+            }
+        };
         depth * block + embedding
-    }
-}
-
-/// Patches along a side of an image; else what is wrong and a hint.
-pub fn grid(image_size: usize, patch: usize) -> Result<usize, (String, String)> {
-    if image_size > 0 && image_size.is_multiple_of(patch) {
-        return Ok(image_size / patch);
-    }
-    let below = image_size / patch * patch;
-    let hint = match below {
-        0 => format!("use {patch}"),
-        _ => format!("use {below} or {}", below + patch),
-    };
-    let message =
-        format!("image_size = {image_size} is not a whole number of {patch}-pixel patches");
-    Err((message, hint))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parameters_and_multiply_adds_are_those_of_the_papers_table() {
-        for (size, millions, gmacs) in [
-            ("vit_b16", 86.6, 17.56),
-            ("vit_l16", 304.3, 61.6),
-            ("vit_h14", 632.0, 167.3),
-            ("vit_g14", 1012.6, 267.0),
-        ] {
-            let model = ModelConfig {
-                position: Position::Learned,
-                ..ModelConfig::named(size).unwrap()
-            };
-            let found = model.parameters(1000, 224) as f64 / 1e6;
-            assert!(
-                (found - millions).abs() / millions < 1e-3,
-                "{size}: {found} M"
-            );
-            let tokens = (224 / model.patch as u64).pow(2) + 1;
-            let found = model.forward_macs(tokens) as f64 / 1e9;
-            assert!((found - gmacs).abs() / gmacs < 3e-3, "{size}: {found} GMAC");
-        }
-    }
-
-    #[test]
-    fn an_image_size_between_patches_is_refused_with_its_neighbours() {
-        let model = ModelConfig::named("vit_h14").unwrap();
-        assert_eq!(model.grid(84), Ok(6));
-        let (message, hint) = model.grid(85).unwrap_err();
-        assert_eq!(
-            message,
-            "image_size = 85 is not a whole number of 14-pixel patches"
-        );
-        assert_eq!(hint, "use 84 or 98");
     }
 }

@@ -1,0 +1,176 @@
+//! The named sizes of ConvNeXts and what a recipe may say of one.
+
+use serde::Serialize;
+
+use super::{IMAGENET_MEAN, IMAGENET_STD, Stem, grid, linear, read_statistics};
+use crate::settings::Table;
+
+/// Side of the depthwise convolution's kernel.
+pub const KERNEL: usize = 7;
+
+/// A ConvNeXt (Liu et al. 2022), complete but for its weights.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ConvNextConfig {
+    /// The named size that the rest began with.
+    pub size: String,
+    /// Pixels on a side of a patch of the stem: 4 as published, 1 for small images.
+    pub patch: usize,
+    /// Channels of each stage.
+    pub widths: [usize; 4],
+    /// Blocks of each stage.
+    pub depths: [usize; 4],
+    /// How pixels become the first stage's positions.
+    #[serde(skip_serializing_if = "Stem::is_patch")]
+    pub stem: Stem,
+    /// Mean of each channel, subtracted first.
+    pub mean: [f64; 3],
+    /// Standard deviation of each channel, divided by next.
+    pub std: [f64; 3],
+}
+
+/// The named sizes: (name, width of the first stage, depths). Each stage is twice as wide as the one before.
+///
+/// Sources: Liu et al. 2022, section 3; atto to nano from `timm/models/convnext.py`, after Woo et al. 2023.
+const SIZES: &[(&str, usize, [usize; 4])] = &[
+    ("convnext_atto", 40, [2, 2, 6, 2]),
+    ("convnext_femto", 48, [2, 2, 6, 2]),
+    ("convnext_pico", 64, [2, 2, 6, 2]),
+    ("convnext_nano", 80, [2, 2, 8, 2]),
+    ("convnext_tiny", 96, [3, 3, 9, 3]),
+    ("convnext_small", 96, [3, 3, 27, 3]),
+    ("convnext_base", 128, [3, 3, 27, 3]),
+    ("convnext_large", 192, [3, 3, 27, 3]),
+];
+
+impl ConvNextConfig {
+    /// The model of a named size.
+    pub fn named(size: &str) -> Option<Self> {
+        let &(name, width, depths) = SIZES.iter().find(|(name, ..)| *name == size)?;
+        Some(Self {
+            size: name.to_owned(),
+            patch: 4,
+            widths: [1, 2, 4, 8].map(|times| times * width),
+            depths,
+            stem: Stem::Patch,
+            mean: IMAGENET_MEAN,
+            std: IMAGENET_STD,
+        })
+    }
+
+    /// The known sizes.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        SIZES.iter().map(|(name, ..)| *name)
+    }
+
+    /// What a recipe's table `model` changes of a size.
+    pub(super) fn read(table: &Table, base: Self) -> Option<Self> {
+        let four = |key: &str, of_size: [usize; 4]| {
+            let found: [usize; 4] = table.optional(key).unwrap_or(of_size);
+            if found.contains(&0) {
+                let message = format!("{key} = {found:?} must be at least 1 in every stage");
+                table.fault(key, message, None);
+            }
+            found
+        };
+        let mut model = Self {
+            patch: table
+                .optional_where("patch", "at least 1", |n: &usize| *n > 0)
+                .unwrap_or(base.patch),
+            widths: four("widths", base.widths),
+            depths: four("depths", base.depths),
+            stem: Stem::read(table).unwrap_or_default(),
+            ..base
+        };
+        read_statistics(table, &mut model.mean, &mut model.std);
+        if model.patch == 2 {
+            let message =
+                "patch = 2 is another network in timm, whose first stage then halves the image too";
+            table.fault("patch", message, Some("use 1 or 4".into()));
+        }
+        if model.stem == Stem::Conv && ![1, 4].contains(&model.patch) {
+            let message = format!("stem = `conv` takes a patch of 1 or 4, not {}", model.patch);
+            table.fault("stem", message, Some("leave out `patch` or `stem`".into()));
+        }
+        Some(model)
+    }
+
+    /// Positions along a side after the stem; else what is wrong and a hint.
+    ///
+    /// Each later stage has half as many, rounded down as PyTorch does.
+    pub fn grid(&self, image_size: usize) -> Result<usize, (String, String)> {
+        let least = 8 * self.patch;
+        if image_size < least {
+            let message = format!(
+                "image_size = {image_size} leaves nothing for the last stage, which takes at least {least} pixels"
+            );
+            return Err((message, format!("use {least}")));
+        }
+        grid(image_size, self.patch)
+    }
+
+    /// The stem's convolutions of 3 x 3, each (inputs, outputs, step); see [`Stem::Conv`].
+    ///
+    /// Source: Singh et al. 2023 and their published code for patches of 4 pixels: two layers up to `small`, three
+    /// for the larger sizes.
+    pub fn stem_layers(&self) -> Vec<(usize, usize, usize)> {
+        let width = self.widths[0];
+        let outputs = match width < 128 {
+            true => vec![width / 2, width],
+            false => vec![width / 2, width / 2 * 3 / 2, width],
+        };
+        let inputs = std::iter::once(3).chain(outputs.clone());
+        let steps = (0..).map(|layer| if self.patch >> layer > 1 { 2 } else { 1 });
+        let layers = inputs.zip(outputs).zip(steps);
+        layers
+            .map(|((inputs, outputs), step)| (inputs, outputs, step))
+            .collect()
+    }
+
+    /// Number of weights for a number of classes.
+    pub fn parameters(&self, classes: usize) -> u64 {
+        let mut total = match self.stem {
+            Stem::Patch => linear(3 * self.patch * self.patch, self.widths[0]) + 2 * self.widths[0],
+            Stem::Conv => {
+                let layers = self.stem_layers().into_iter();
+                let layer = |(inputs, outputs, _)| linear(9 * inputs, outputs) + 2 * outputs;
+                layers.map(layer).sum()
+            }
+        };
+        for (stage, (width, depth)) in self.widths.iter().zip(self.depths).enumerate() {
+            if stage > 0 {
+                let before = self.widths[stage - 1];
+                total += 2 * before + linear(4 * before, *width);
+            }
+            let block = linear(KERNEL * KERNEL, *width)
+                + 3 * width
+                + linear(*width, 4 * width)
+                + linear(4 * width, *width);
+            total += depth * block;
+        }
+        (total + 2 * self.widths[3] + linear(self.widths[3], classes)) as u64
+    }
+
+    /// Multiply-adds of one forward pass: products and convolutions.
+    pub fn forward_macs(&self, image_size: usize) -> u64 {
+        let mut side = image_size / self.patch;
+        let mut total = match self.stem {
+            Stem::Patch => side * side * 3 * self.patch * self.patch * self.widths[0],
+            Stem::Conv => {
+                let mut side = image_size;
+                let layer = |(inputs, outputs, step): (usize, usize, usize)| {
+                    side = side.div_ceil(step);
+                    side * side * 9 * inputs * outputs
+                };
+                self.stem_layers().into_iter().map(layer).sum()
+            }
+        };
+        for (stage, (width, depth)) in self.widths.iter().zip(self.depths).enumerate() {
+            if stage > 0 {
+                side /= 2;
+                total += side * side * 4 * self.widths[stage - 1] * width;
+            }
+            total += depth * side * side * (KERNEL * KERNEL * width + 8 * width * width);
+        }
+        total as u64
+    }
+}

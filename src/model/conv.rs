@@ -1,0 +1,81 @@
+//! Dense convolutions on activations `[batch, side * side, channels]`.
+
+use burn::tensor::Tensor;
+
+use super::{NORM_EPS, Parameter};
+use crate::fused::{Gelu, gelu, layer_norm, linear, unfold};
+
+/// A convolution as patches that may overlap and one product.
+///
+/// Shapes: `x` `[batch, side * side, inputs]`; `weight` `[outputs, inputs, kernel, kernel]` and `bias` flat, as
+/// PyTorch keeps them; the result `[batch, to * to, outputs]` and `to`.
+pub(super) fn convolution(
+    x: Tensor<3>,
+    side: usize,
+    [weight, bias]: &[Parameter; 2],
+    step: usize,
+    padding: usize,
+) -> (Tensor<3>, usize) {
+    let &[outputs, inputs, kernel, _] = &weight.shape[..] else {
+        unreachable!("a convolution's weight has four axes");
+    };
+    let to = (side + 2 * padding - kernel) / step + 1;
+    let columns = unfold(x, [side, side], kernel, step, padding);
+    // [outputs, inputs, kernel, kernel] -> [outputs, kernel, kernel, inputs], as the columns lie.
+    let weight = weight
+        .shaped([outputs, inputs, kernel, kernel])
+        .permute([0, 2, 3, 1])
+        .reshape([outputs * kernel * kernel * inputs]);
+    (linear(columns, weight, bias.value.clone()), to)
+}
+
+/// A layer of a convolutional stem: convolution of 3 x 3, norm over the channels, GELU.
+///
+/// Source: Singh et al. 2023; names as in their published code.
+#[derive(Clone, Debug)]
+pub(super) struct ConvLayer {
+    convolution: [Parameter; 2],
+    norm: [Parameter; 2],
+    step: usize,
+}
+
+impl ConvLayer {
+    /// Layer `index` of a stem with these inputs, outputs and step; asks for its weights one by one.
+    pub(super) fn new<E>(
+        prefix: &str,
+        index: usize,
+        [inputs, outputs, step]: [usize; 3],
+        tensor: &mut impl FnMut(&str, &[usize]) -> Result<Parameter, E>,
+    ) -> Result<Self, E> {
+        let mut part = |place: usize, kind: &str, shape: &[usize]| {
+            tensor(&format!("{prefix}.{}.{kind}", 3 * index + place), shape)
+        };
+        Ok(Self {
+            convolution: [
+                part(0, "weight", &[outputs, inputs, 3, 3])?,
+                part(0, "bias", &[outputs])?,
+            ],
+            norm: [part(1, "weight", &[outputs])?, part(1, "bias", &[outputs])?],
+            step,
+        })
+    }
+
+    /// All layers in order.
+    ///
+    /// Shapes: `x` `[batch, side * side, channels]`; the result likewise, with its side.
+    pub(super) fn all(layers: &[Self], x: Tensor<3>, side: usize) -> (Tensor<3>, usize) {
+        layers.iter().fold((x, side), |(x, side), layer| {
+            let (x, side) = convolution(x, side, &layer.convolution, layer.step, 1);
+            let [weight, bias] = layer.norm.each_ref().map(|part| part.value.clone());
+            (gelu(layer_norm(x, weight, bias, NORM_EPS), Gelu::Erf), side)
+        })
+    }
+
+    pub(super) fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        self.convolution.iter().chain(&self.norm)
+    }
+
+    pub(super) fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        self.convolution.iter_mut().chain(&mut self.norm)
+    }
+}

@@ -1,0 +1,194 @@
+//! `config.json` of a model folder, as timm writes and reads it.
+
+use serde_json::{Value, json};
+
+use super::describe::Told;
+use super::shown;
+use crate::error::{Error, Result};
+use crate::fused::Gelu;
+use crate::model::config::{IMAGENET_MEAN, IMAGENET_STD};
+use crate::model::{ConvNextConfig, Model, ModelConfig, Pool, Position, Stem, VitConfig};
+
+/// timm's words for the activations.
+const GELUS: [(&str, Gelu); 3] = [
+    ("gelu", Gelu::Erf),
+    ("gelu_tanh", Gelu::Tanh),
+    ("quick_gelu", Gelu::Quick),
+];
+
+/// The configuration of a model for images of a size.
+pub(super) fn write(model: &Model, image_size: usize, classes: &[String]) -> Value {
+    let config = model.config();
+    let (mean, std) = config.statistics();
+    let (architecture, pool, args, first, head) = match &config {
+        ModelConfig::Vit(vit) => of_vit(vit, image_size),
+        ModelConfig::ConvNext(convnext) => of_convnext(convnext),
+    };
+    let fixed = matches!(config, ModelConfig::Vit(_));
+    json!({
+        // Any model of this kind in timm: the arguments below say all that differs.
+        "architecture": architecture,
+        "num_classes": model.classes(),
+        "num_features": width(&config),
+        "global_pool": pool,
+        "label_names": classes,
+        "model_args": args,
+        "pretrained_cfg": {
+            "tag": "advxl",
+            "custom_load": false,
+            "input_size": [3, image_size, image_size],
+            "fixed_input_size": fixed,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": mean,
+            "std": std,
+            "num_classes": model.classes(),
+            "pool_size": null,
+            "first_conv": first,
+            "classifier": head,
+        },
+        // What timm has no word for.
+        "advxl": ours(&config),
+    })
+}
+
+fn width(config: &ModelConfig) -> usize {
+    match config {
+        ModelConfig::Vit(vit) => vit.width,
+        ModelConfig::ConvNext(convnext) => convnext.widths[3],
+    }
+}
+
+/// Architecture, pooling, arguments, first convolution and classifier.
+type Entry = (
+    &'static str,
+    &'static str,
+    Value,
+    &'static str,
+    &'static str,
+);
+
+fn of_vit(vit: &VitConfig, image_size: usize) -> Entry {
+    let pool = match vit.pool {
+        Pool::Average => "avg",
+        Pool::Token => "token",
+    };
+    let gelu = GELUS.iter().find(|(_, gelu)| *gelu == vit.gelu);
+    let mut args = json!({
+        "img_size": image_size,
+        "patch_size": vit.patch,
+        "embed_dim": vit.width,
+        "depth": vit.depth,
+        "num_heads": vit.heads,
+        "mlp_ratio": vit.hidden as f64 / vit.width as f64,
+        "global_pool": pool,
+        "class_token": vit.class_token,
+        "act_layer": gelu.expect("each has its word").0,
+    });
+    if vit.pre_norm {
+        args["pre_norm"] = true.into();
+    }
+    (
+        "vit_base_patch16_224",
+        pool,
+        args,
+        "patch_embed.proj",
+        "head",
+    )
+}
+
+fn of_convnext(convnext: &ConvNextConfig) -> Entry {
+    let args = json!({
+        "depths": convnext.depths,
+        "dims": convnext.widths,
+        "patch_size": convnext.patch,
+    });
+    ("convnext_base", "avg", args, "stem.0", "head.fc")
+}
+
+fn ours(config: &ModelConfig) -> Value {
+    let (position, position_size) = match config {
+        ModelConfig::Vit(vit) => (Some(vit.position), vit.position_size),
+        ModelConfig::ConvNext(_) => (None, None),
+    };
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "size": config.size(),
+        "position": position,
+        "position_size": position_size,
+        "stem": match config.stem() {
+            Stem::Patch => None,
+            stem => Some(stem),
+        },
+    })
+}
+
+/// What a configuration tells of the model beside it.
+pub(super) fn read(config: &Value) -> Result<Told> {
+    let architecture = config["architecture"].as_str().unwrap_or_default();
+    let (args, ours) = (&config["model_args"], &config["advxl"]);
+    let number = |value: &Value| value.as_u64().map(|number| number as usize);
+    let pool = [&args["global_pool"], &config["global_pool"]];
+    let pool = match pool.into_iter().find_map(Value::as_str) {
+        None => None,
+        Some("avg") => Some(Pool::Average),
+        Some("token") => Some(Pool::Token),
+        Some(other) => {
+            let message = format!("`config.json` has global_pool = `{}`", shown(other));
+            return Err(Error::input(message).hint("only `avg` and `token` can be loaded"));
+        }
+    };
+    let gelu = match args["act_layer"].as_str() {
+        None => Gelu::Erf,
+        Some(word) => {
+            let known = GELUS.iter().find(|(known, _)| *known == word);
+            let unknown = || {
+                let message = format!("`config.json` has act_layer = `{}`", shown(word));
+                Error::input(message)
+                    .hint("only `gelu`, `gelu_tanh` and `quick_gelu` can be loaded")
+            };
+            known.ok_or_else(unknown)?.1
+        }
+    };
+    let names = config["label_names"].as_array();
+    let names = names.map(Vec::as_slice).unwrap_or_default().iter();
+    Ok(Told {
+        by_name_alone: false,
+        heads: number(&args["num_heads"]),
+        pool,
+        size: ours["size"].as_str().unwrap_or(architecture).to_owned(),
+        position: match ours["position"].as_str() {
+            Some("sincos2d") => Position::Sincos2d,
+            _ => Position::Learned,
+        },
+        position_size: number(&ours["position_size"]),
+        patch: number(&args["patch_size"]),
+        image_size: number(&config["pretrained_cfg"]["input_size"][1]),
+        gelu,
+        mean: channels(config, "mean", IMAGENET_MEAN)?,
+        std: channels(config, "std", IMAGENET_STD)?,
+        class_count: number(&config["num_classes"]),
+        class_names: names
+            .filter_map(|name| name.as_str().map(str::to_owned))
+            .collect(),
+        ..Told::by_name(architecture)
+    })
+}
+
+/// Mean or standard deviation of the three channels.
+fn channels(config: &Value, key: &str, fallback: [f64; 3]) -> Result<[f64; 3]> {
+    let found = &config["pretrained_cfg"][key];
+    if found.is_null() {
+        return Ok(fallback);
+    }
+    let list = found.as_array().map(Vec::as_slice).unwrap_or_default();
+    let list: Vec<f64> = list.iter().filter_map(Value::as_f64).collect();
+    let three: Option<[f64; 3]> = list.try_into().ok();
+    three
+        .filter(|list| key != "std" || list.iter().all(|std| *std > 0.0))
+        .ok_or_else(|| {
+            let message = format!("`config.json` has {key} = {found}");
+            Error::input(message).hint("give one number for each of three channels, std above 0")
+        })
+}

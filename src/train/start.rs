@@ -1,0 +1,63 @@
+//! The weights that a run begins with, when they are not random.
+
+use super::Run;
+use crate::error::{Error, Result};
+use crate::model::weights::{self, Loaded};
+use crate::model::{Model, ModelConfig};
+use crate::recipe::{Head, Start};
+use crate::settings::changes;
+
+/// The model of the recipe with the weights of a folder or file.
+///
+/// Learned positions are resampled to the image size of the first phase.
+///
+/// Errors: weights that cannot be loaded, of another model, or of other classes with a head that is to be kept.
+pub(super) fn load(run: &Run, start: &Start) -> Result<Model> {
+    let Loaded { model, classes, .. } = match &start.architecture {
+        Some(name) => {
+            let mut loaded = weights::load_file(&start.weights, name, &run.device)?;
+            // A file alone does not tell how images are normalised; the recipe does.
+            let (mean, std) = run.recipe.model.statistics();
+            loaded.model.normalise_by(Some(mean), Some(std));
+            loaded
+        }
+        None => weights::load_any(&start.weights, &run.device)?,
+    };
+    check_model(&model.config(), &run.recipe.model)?;
+    let wanted = run.images[0].classes();
+    let model = match start.head {
+        Head::New => model.with_new_head(wanted.len(), run.recipe.seed, 0),
+        Head::Keep => {
+            check_classes(&model, &classes, wanted)?;
+            model
+        }
+    };
+    Ok(model.at_image_size(run.recipe.first_image_size()))
+}
+
+/// An error unless the weights are of the recipe's model, whatever its size is called.
+fn check_model(found: &ModelConfig, wanted: &ModelConfig) -> Result<()> {
+    let text = |config: &ModelConfig| toml::to_string(config).expect("made of TOML's types");
+    let mut differing = changes(&text(found), &text(wanted));
+    differing.retain(|change| !change.starts_with("size:"));
+    if differing.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "they are of another model than the recipe's `model` (theirs -> the recipe's):\n\n  {}\n",
+        differing.join("\n  ")
+    );
+    Err(Error::input(message).hint("change the recipe's `model` to what the weights are"))
+}
+
+fn check_classes(model: &Model, names: &[String], wanted: &[String]) -> Result<()> {
+    let (of_weights, of_images) = (model.classes(), wanted.len());
+    let message = if of_weights != of_images {
+        format!("their head is for {of_weights} classes, and the images have {of_images}")
+    } else if !names.is_empty() && names != wanted {
+        "the classes of their head have other names than those of the images".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::input(message).hint("set start.head = \"new\", or use images of the same classes"))
+}
