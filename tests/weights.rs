@@ -422,7 +422,7 @@ fn a_folder_whose_configuration_contradicts_its_weights_is_refused() {
 
 #[test]
 fn a_new_head_has_its_number_of_classes_and_leaves_the_rest() {
-    let (old, new) = (small(), small().with_new_head(7, 0));
+    let (old, new) = (small(), small().with_new_head(7, 0, 0));
     assert_eq!(new.classes(), 7);
     assert_eq!(logits(&new, 8).len(), 7);
     let head = old.parameters().len() - 2;
