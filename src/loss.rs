@@ -3,18 +3,24 @@
 //! Values are per image; who needs a scalar sums them (attacks: an image's perturbation must not
 //! depend on how many others are in the batch) or takes the mean (updates).
 
+use std::ops::Range;
+
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Serialize;
 
 use crate::settings::Table;
 
+/// The largest factor of the similarities: the inverse of the lowest temperature. As in CLIP it bounds the weight
+/// after each update, so that gradients at the bound can still lead away from it.
+pub const LARGEST_SCALE: f64 = 100.0;
+
 /// The loss of one phase.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Loss {
-    /// Always `cross_entropy`; captions bring the contrastive loss.
+    /// Which.
     pub kind: LossKind,
-    /// Share of the target that is spread evenly over all classes; 0 for none.
+    /// Share of the target that is spread evenly over all classes; 0 for none, as with captions.
     pub label_smoothing: f64,
 }
 
@@ -24,12 +30,22 @@ pub struct Loss {
 pub enum LossKind {
     /// Cross entropy of the softmax of the logits.
     CrossEntropy,
+    /// How well images and captions of a batch find each other; see [`contrastive`].
+    Contrastive,
 }
 
 impl Loss {
     /// Reads the recipe's table `loss`.
     pub fn read(table: &Table) -> Option<Self> {
-        let kind = table.choice("kind", &[("cross_entropy", LossKind::CrossEntropy)]);
+        let kinds = [
+            ("cross_entropy", LossKind::CrossEntropy),
+            ("contrastive", LossKind::Contrastive),
+        ];
+        let kind = table.choice("kind", &kinds);
+        if kind == Some(LossKind::Contrastive) && table.has("label_smoothing") {
+            let message = "label_smoothing has no effect with kind = `contrastive`";
+            table.fault("label_smoothing", message, None);
+        }
         let share = |share: &f64| (0.0..1.0).contains(share);
         let label_smoothing = match table.has("label_smoothing") {
             true => table.optional_where("label_smoothing", "at least 0 and below 1", share)?,
@@ -89,6 +105,75 @@ impl Targets {
     }
 }
 
+/// What the outputs for a batch should be.
+#[derive(Clone, Debug)]
+pub enum Objective {
+    /// Logits that give these distributions, `[batch, classes]`.
+    Classes(Tensor<2>),
+    /// Embeddings that lie near those of the images' captions.
+    Captions {
+        /// Embeddings of length 1, `[batch, dimensions]`.
+        texts: Tensor<2>,
+        /// Logarithm of the similarities' factor, `[1]`.
+        log_scale: Tensor<1>,
+    },
+}
+
+impl Objective {
+    /// The loss of each image.
+    ///
+    /// Shapes: `outputs` `[batch, classes or dimensions]`; the result `[batch]`.
+    pub fn losses(&self, outputs: Tensor<2>) -> Tensor<1> {
+        match self {
+            Self::Classes(targets) => cross_entropy(outputs, targets.clone()),
+            Self::Captions { texts, log_scale } => {
+                contrastive(outputs, texts.clone(), log_scale.clone())
+            }
+        }
+    }
+
+    /// What a part of the batch should be by itself; none where images are compared with each other.
+    pub fn of_part(&self, rows: Range<usize>) -> Option<Self> {
+        match self {
+            Self::Classes(targets) => {
+                let count = rows.len();
+                Some(Self::Classes(targets.clone().narrow(0, rows.start, count)))
+            }
+            Self::Captions { .. } => None,
+        }
+    }
+}
+
+/// The symmetric contrastive loss of a batch, for each image: half the cross entropy of finding its text among all
+/// texts, half that of finding it among all images by its text.
+///
+/// The mean over the batch is the paper's equations 2 and 3.
+///
+/// Shapes: `images` `[batch, dimensions]`, of any length; `texts` the same, of length 1; `log_scale` `[1]`; the result
+/// `[batch]`.
+/// Source: Radford et al. 2021, figure 3.
+pub fn contrastive(images: Tensor<2>, texts: Tensor<2>, log_scale: Tensor<1>) -> Tensor<1> {
+    let batch = images.dims()[0];
+    let device = images.device().without_autodiff();
+    let scale = log_scale.exp().reshape([1, 1]);
+    // Row i, column k: image i and text k.
+    let similarities = unit_length(images).matmul(texts.transpose()) * scale;
+    let own = Tensor::<2>::eye(batch, &device);
+    let found = |similarities: Tensor<2>| {
+        let own = log_softmax(similarities, 1) * own.clone();
+        // [batch, batch] -> [batch]
+        own.sum_dim(1).squeeze_dim::<1>(1)
+    };
+    (found(similarities.clone()) + found(similarities.transpose())) * -0.5
+}
+
+/// Rows divided by their lengths.
+pub fn unit_length(rows: Tensor<2>) -> Tensor<2> {
+    let squares = (rows.clone() * rows.clone()).sum_dim(1);
+    // As torch.nn.functional.normalize, for rows of zeros.
+    rows / squares.sqrt().clamp_min(1e-12)
+}
+
 /// Cross entropy against a distribution over the classes.
 ///
 /// Shapes: `logits` and `targets` `[batch, classes]`; the result `[batch]`.
@@ -146,5 +231,41 @@ mod tests {
             loss.iter().all(|loss| (loss - 4f32.ln()).abs() < 1e-6),
             "{loss:?}"
         );
+    }
+
+    fn tensor<const D: usize>(values: &[f32], shape: [usize; D]) -> Tensor<D> {
+        crate::fused::from_vec(values.to_vec(), shape, &Device::flex())
+    }
+
+    #[test]
+    fn embeddings_that_tell_nothing_cost_the_logarithm_of_the_batch() {
+        let same = tensor(&[0.6, 0.8].repeat(5), [5, 2]);
+        let loss = contrastive(same.clone() * 3.0, same, tensor(&[2.0], [1]));
+        for loss in crate::fused::to_vec(loss) {
+            assert!((loss - 5f32.ln()).abs() < 1e-6, "{loss}");
+        }
+    }
+
+    #[test]
+    fn the_contrastive_loss_of_two_pairs_is_that_on_paper() {
+        // Images along the axes, texts at 0 and 60 degrees, factor 2.
+        let images = tensor(&[5.0, 0.0, 0.0, 0.1], [2, 2]);
+        let half = 0.5f32;
+        let high = 0.75f32.sqrt();
+        let texts = tensor(&[1.0, 0.0, half, high], [2, 2]);
+        let found = contrastive(images, texts, tensor(&[2f32.ln()], [1]));
+        // Similarities: [[2, 1], [0, 2 sin 60]].
+        let cross = |own: f64, other: f64| (1.0 + (other - own).exp()).ln();
+        let right = 3f64.sqrt();
+        let expected = [
+            0.5 * (cross(2.0, 1.0) + cross(2.0, 0.0)),
+            0.5 * (cross(right, 0.0) + cross(right, 1.0)),
+        ];
+        for (found, expected) in crate::fused::to_vec(found).iter().zip(expected) {
+            assert!(
+                (f64::from(*found) - expected).abs() < 1e-6,
+                "{found} {expected}"
+            );
+        }
     }
 }

@@ -131,6 +131,7 @@ impl Plan {
             .sum();
         let memories = all.map(|(stage, phase)| {
             let batch = stage.batch.div_ceil(devices.count);
+            let batch = [batch, stage.chunk.map_or(batch, |chunk| chunk.min(batch))];
             memory(recipe, phase, classes, precision, batch)
         });
         let hours = flops / (devices.count as f64 * devices.tflops * 1e12) / 3600.0;
@@ -200,7 +201,7 @@ fn memory(
     phase: &Phase,
     classes: usize,
     precision: Precision,
-    batch: u64,
+    [batch, chunk]: [u64; 2],
 ) -> Memory {
     let model = &recipe.model;
     let parameters = model.parameters(classes, recipe.first_image_size());
@@ -210,7 +211,7 @@ fn memory(
     } else {
         FLOAT
     };
-    let layers = layers(recipe, phase, batch);
+    let layers = layers(recipe, phase, chunk);
     let sum = |of: fn(&Layer) -> u64| layers.iter().map(|layer| layer.count * of(layer)).sum();
     let largest = |of: fn(&Layer) -> u64| layers.iter().map(of).max().unwrap_or_default();
     let (matrices, kept, between): (u64, u64, u64) =

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
 use crate::files;
 use crate::fused::Precision;
-use crate::loss::Loss;
+use crate::loss::{Loss, LossKind};
 use crate::model::{Masking, ModelConfig};
 use crate::optim::{AverageConfig, OptimizerConfig};
 use crate::schedule::Schedule;
@@ -125,6 +125,9 @@ pub struct Stage {
     pub head: Head,
     /// Images in an update.
     pub batch: u64,
+    /// Images that pass through the model at a time; all of the batch if absent. Changes no gradient.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunk: Option<u64>,
     /// Image sizes and how long each is used.
     pub phases: Vec<Phase>,
     /// What images are perturbed by; without it the stage is ordinary training.
@@ -136,6 +139,9 @@ pub struct Stage {
     pub attack_warmup_samples: Option<u64>,
     /// What is descended, and climbed by the attack.
     pub loss: Loss,
+    /// Where the embeddings of captions come from, with the contrastive loss.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<Text>,
     /// How weights move.
     pub optimizer: OptimizerConfig,
     /// How fast.
@@ -148,6 +154,23 @@ pub struct Stage {
     /// MixUp and CutMix.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mixing: Option<Mixing>,
+}
+
+/// Embeddings of captions, by a text model that is not trained.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Text {
+    /// A folder of a text model, which embeds captions as they come.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
+    /// A file of embeddings that `advxl embed` wrote, in place of computing them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embeddings: Option<PathBuf>,
+    /// Names of the test images' classes in words, one a line: for evaluations by the text model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub classes: Option<PathBuf>,
+    /// Sentences with `{}` in the place of a class, one a line; the names alone if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub templates: Option<PathBuf>,
 }
 
 /// A stretch of a stage at one image size.
@@ -433,6 +456,55 @@ impl Start {
     }
 }
 
+/// Faults where captions are wanted and missing, or the other way round.
+fn check_text(stage: &Table, loss: &Loss) {
+    match (loss.kind, stage.has("text")) {
+        (LossKind::Contrastive, false) => {
+            let hint = "such as text = { model = \"models/ViT-L-16-CLIPA\" }".to_owned();
+            let message = "loss.kind = `contrastive` needs the table `text`";
+            stage.fault("loss", message, Some(hint));
+        }
+        (LossKind::CrossEntropy, true) => {
+            let message = "text has no effect with loss.kind = `cross_entropy`";
+            stage.fault("text", message, None);
+        }
+        _ => {}
+    }
+    if loss.kind == LossKind::Contrastive && stage.has("mixing") {
+        let message =
+            "mixing has no meaning with loss.kind = `contrastive`: captions cannot be mixed";
+        stage.fault("mixing", message, None);
+    }
+}
+
+impl Text {
+    fn read(table: &Table) -> Option<Self> {
+        let path = |key: &str| table.optional::<String>(key).map(PathBuf::from);
+        let text = Self {
+            model: path("model"),
+            embeddings: path("embeddings"),
+            classes: path("classes"),
+            templates: path("templates"),
+        };
+        if text.model.is_none() && text.embeddings.is_none() {
+            let message = "text needs a `model` or a file of `embeddings`";
+            table.fault("model", message, None);
+        }
+        if text.classes.is_some() && text.model.is_none() {
+            let message = "classes are embedded by a text model, and text has no `model`";
+            table.fault("classes", message, None);
+        }
+        if text.templates.is_some() && text.classes.is_none() {
+            table.fault(
+                "templates",
+                "templates have no effect without `classes`",
+                None,
+            );
+        }
+        Some(text)
+    }
+}
+
 impl Data {
     fn read(table: &Table) -> Option<Self> {
         let spec = |key: &str| {
@@ -457,6 +529,7 @@ impl Stage {
         let name = table.required("name");
         let (data, head) = (table.child("data", Data::read), Head::read(table));
         let batch = table.required_where("batch", "at least 1", |batch: &u64| *batch > 0);
+        let chunk = table.optional_where("chunk", "at least 1", |chunk: &u64| *chunk > 0);
         let phases = table.children("phases", |phase| Phase::read(phase, model, batch));
         let attack = table.child("attack", Pgd::read);
         let attack_warmup_samples =
@@ -468,6 +541,7 @@ impl Stage {
             table.fault("attack_warmup_samples", message, None);
         }
         let loss = table.required_child("loss", Loss::read);
+        let text = table.child("text", Text::read);
         let optimizer = table.required_child("optimizer", OptimizerConfig::read);
         let learning_rate = table.required_child("learning_rate", Schedule::read);
         let drop_path = table.optional_where("drop_path", "above 0 and below 1", |rate: &f64| {
@@ -475,15 +549,20 @@ impl Stage {
         });
         let augmentation = table.required_child("augmentation", Augmentation::read);
         let mixing = table.child("mixing", Mixing::read);
+        if let Some(loss) = &loss {
+            check_text(table, loss);
+        }
         let stage = Self {
             name: name?,
             data,
             head: head?,
             batch: batch?,
+            chunk,
             phases: phases?,
             attack,
             attack_warmup_samples,
             loss: loss?,
+            text,
             optimizer: optimizer?,
             learning_rate: learning_rate?,
             drop_path,
@@ -653,35 +732,29 @@ pub fn cannot_be_run(name: &str, faults: &[Fault]) -> Error {
 mod tests {
     use super::*;
 
-    /// Table 2 of the paper, in its unit of 10^10 giga multiply-adds.
+    /// Tables 2 and 5 of the paper, in its unit of 10^10 giga multiply-adds; to the digits that follow from its counts.
     #[test]
-    fn the_papers_compute_figures_are_reproduced() {
-        let text = include_str!("../recipes/cifar10_micro.toml");
-        let base = Recipe::parse(text, &[]).unwrap();
-        for (size, first_size, first, attack, paper) in [
-            ("vit_b16", 112, 256_000_000, 1, 0.49),
-            ("vit_l16", 112, 256_000_000, 1, 1.73),
-            ("vit_h14", 112, 256_000_000, 2, 5.74),
-            ("vit_l16", 112, 789_000_000, 1, 3.35),
-            ("vit_h14", 84, 789_000_000, 2, 8.11),
-            ("vit_l16", 112, 2_560_000_000, 1, 8.76),
-            ("vit_h14", 84, 5_120_000_000, 2, 38.54),
+    fn the_papers_compute_figures_are_reproduced_by_its_recipes() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+        for (name, stages, paper) in [
+            ("vit_b16_in1k", 2, 0.49),
+            ("vit_l16_in1k", 2, 1.73),
+            ("vit_h14_in1k", 2, 5.74),
+            ("vit_l16_in21k", 2, 1.73),
+            ("vit_l16_in21k_long", 2, 3.35),
+            ("vit_h14_in21k", 2, 8.11),
+            ("vit_l16_laion400m", 2, 8.76),
+            ("vit_h14_datacomp1b", 2, 38.54),
+            ("vit_h14_datacomp1b", 3, 39.54),
+            ("vit_g14_datacomp1b", 3, 63.33),
         ] {
-            let mut recipe = base.clone();
-            recipe.model = ModelConfig::named(size).unwrap();
-            let stages = [(first_size, first, attack), (224, 38_400_000, 3)];
-            for (stage, (image_size, samples, steps)) in recipe.stage.iter_mut().zip(stages) {
-                stage.phases = vec![Phase {
-                    image_size,
-                    samples,
-                    masking: None,
-                }];
-                stage.attack.as_mut().unwrap().steps = steps;
-            }
+            let mut recipe = Recipe::load(&folder.join(format!("{name}.toml")), &[]).unwrap();
+            recipe.stage.truncate(stages);
             let found = recipe.paper_macs() / 1e19;
+            let rounding = 0.005;
             assert!(
-                (found - paper).abs() / paper < 0.01,
-                "{size} {first}: {found}"
+                (found - paper).abs() < rounding + 0.002 * paper,
+                "{name}, {stages} stages: {found}"
             );
         }
     }

@@ -4,6 +4,8 @@
 //! and block masking (here). A choice of patches is made once a batch: attack and update see the
 //! same ones.
 
+use std::ops::Range;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::Serialize;
 
@@ -126,6 +128,16 @@ impl Kept {
     /// Number of patches that stay in each image.
     pub fn count(&self) -> usize {
         self.kept
+    }
+
+    /// The choice for some images of the batch.
+    pub fn of_rows(&self, rows: &Range<usize>) -> Self {
+        let indices = self.indices[rows.start * self.kept..rows.end * self.kept].to_vec();
+        Self {
+            indices,
+            batch: rows.len(),
+            kept: self.kept,
+        }
     }
 
     /// The rows of `tokens` that stay.

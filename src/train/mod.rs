@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod folder;
 mod last;
 pub mod monitor;
+mod passes;
 mod start;
 pub mod state;
 
@@ -15,24 +16,27 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 
-use crate::attack::{Attack, Pgd};
+use crate::attack::{Attack, Draws, Pgd};
 use crate::data::resize::Filter;
 use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Split};
 use crate::error::{Context, Error, Result};
 use crate::eval::{Done, Evaluation, Images, Observer, Outcome};
 use crate::fused::{self, Precision, from_vec};
-use crate::loss::{Targets, count_correct, cross_entropy};
+use crate::loss::{Objective, Targets, count_correct};
 use crate::model::{DropPath, Pass};
 use crate::optim;
 use crate::plan::{self, Devices};
 use crate::recipe::{Data, Head, Phase, Recipe, Stage};
+use crate::rng::Purpose;
 
 pub use folder::RunFolder;
 pub use last::evaluate_finally;
 pub use monitor::Monitor;
 pub use state::State;
+
+use passes::{Found, Passes};
 
 /// A run that is ready to go: a checked recipe, its folder and its data.
 pub struct Run {
@@ -228,11 +232,11 @@ fn update(
         second: batch.second.clone(),
         weight: batch.weight.clone(),
     };
-    let goal = targets.distributions(
+    let objective = Objective::Classes(targets.distributions(
         state.model.classes(),
         stage.loss.label_smoothing,
         &run.device,
-    );
+    ));
     let grid = size / run.recipe.model.patch();
     let kept = phase
         .masking
@@ -240,17 +244,27 @@ fn update(
         .map(|mask| mask.choose(seed, position, count, grid));
 
     // The worst images near the given ones; weights take no part in differentiation here.
-    let attacking = Pass {
-        precision: run.precision,
-        kept: kept.as_ref(),
-        drop_path: None,
-        recompute: run.recipe.recompute,
+    let passes = |drop_path| Passes {
+        model: &state.model,
+        pass: Pass {
+            precision: run.precision,
+            kept: kept.as_ref(),
+            drop_path,
+            recompute: run.recipe.recompute,
+        },
+        chunk: stage.chunk.map(|chunk| chunk as usize),
     };
-    let loss =
-        |images: Tensor<4>| cross_entropy(state.model.logits(images, &attacking), goal.clone());
     let keys: Vec<u64> = (position..position + count as u64).collect();
     let adversarial = match attack {
-        Some(attack) => attack.perturb(images, &loss, seed, &keys),
+        Some(attack) => {
+            let attacking = passes(None);
+            let gradient = |images| attacking.input_gradient(images, &objective);
+            attack.climb(
+                images,
+                &gradient,
+                &Draws::new(seed, &keys, Purpose::AttackStart),
+            )
+        }
         None => images,
     };
 
@@ -260,17 +274,14 @@ fn update(
         seed,
         position,
     });
-    let training = Pass {
-        drop_path,
-        ..attacking
-    };
-    let tracked = state.model.tracked();
-    let logits = tracked.logits(adversarial.clone(), &training);
-    let correct = count_correct(logits.clone(), &targets.dominant());
-    let mean_loss = cross_entropy(logits, goal.clone()).mean();
-    let loss = f64::from(mean_loss.clone().into_scalar::<f32>());
-    let gradients = tracked.gradients(&mut mean_loss.backward());
-    drop(tracked);
+    let Found {
+        outputs,
+        loss,
+        gradients,
+        ..
+    } = passes(drop_path).weight_gradients(adversarial.clone(), &objective);
+    let correct = count_correct(outputs, &targets.dominant());
+    let loss = f64::from(loss.into_scalar::<f32>());
     let gradient_norm = optim::norm(&gradients);
     if !loss.is_finite() || !gradient_norm.is_finite() {
         let adversarial = fused::to_vec(adversarial);

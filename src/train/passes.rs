@@ -1,0 +1,303 @@
+//! Forward and backward passes over a batch, whole or in chunks of images where it would not fit.
+//!
+//! Chunks change no gradient but by the order of sums. Where the loss compares images with each other, the outputs of
+//! all chunks are computed first, the loss and its gradient from all of them, and then each chunk is passed once more
+//! with that gradient ("GradCache", Gao et al. 2021): a third more arithmetic in an update, a half more in an attack.
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+
+use crate::attack::input_gradient;
+use crate::loss::Objective;
+use crate::model::{DropPath, Kept, Model, Pass};
+
+/// How the passes over one batch are done.
+pub(super) struct Passes<'a> {
+    pub(super) model: &'a Model,
+    /// Of the batch as a whole; its `kept` and `drop_path` are cut with the chunks.
+    pub(super) pass: Pass<'a>,
+    /// Images at a time; all if absent.
+    pub(super) chunk: Option<usize>,
+}
+
+/// What an update needs to know of a batch.
+pub(super) struct Found {
+    /// `[batch, classes or dimensions]`.
+    pub(super) outputs: Tensor<2>,
+    /// Mean over the batch.
+    pub(super) loss: Tensor<1>,
+    /// Of the mean loss, in the order of the model's parameters.
+    pub(super) gradients: Vec<Tensor<1>>,
+    /// Of the mean loss, for the logarithm of the similarities' factor.
+    pub(super) log_scale: Option<Tensor<1>>,
+}
+
+impl Passes<'_> {
+    /// The gradient of the sum of the losses for the images, and the losses.
+    pub(super) fn input_gradient(&self, images: Tensor<4>, objective: &Objective) -> Tensor<4> {
+        let Some(chunks) = self.chunks(images.dims()[0]) else {
+            let loss = |images| objective.losses(self.model.logits(images, &self.pass));
+            return input_gradient(&loss, images).0;
+        };
+        let towards = self.output_gradient(&images, objective, &chunks, 1.0);
+        let parts = chunks.into_iter().enumerate().map(|(number, rows)| {
+            let (pass, kept) = self.of_rows(&rows);
+            let pass = Pass {
+                kept: kept.as_ref(),
+                ..pass
+            };
+            let loss = |images| {
+                let outputs = self.model.logits(images, &pass);
+                match &towards {
+                    None => of_part(objective, &rows).losses(outputs),
+                    Some(towards) => along(outputs, &towards.parts[number]),
+                }
+            };
+            input_gradient(&loss, part(&images, &rows)).0
+        });
+        Tensor::cat(parts.collect(), 0)
+    }
+
+    /// Outputs, loss and the gradients of its mean for the weights.
+    pub(super) fn weight_gradients(&self, images: Tensor<4>, objective: &Objective) -> Found {
+        let batch = images.dims()[0];
+        let Some(chunks) = self.chunks(batch) else {
+            let tracked = self.model.tracked();
+            let (objective, log_scale) = with_tracked_scale(objective);
+            let outputs = tracked.logits(images, &self.pass);
+            let loss = objective.losses(outputs.clone()).mean();
+            let mut found = loss.clone().backward();
+            return Found {
+                outputs: outputs.without_autodiff(),
+                loss: loss.without_autodiff(),
+                gradients: tracked.gradients(&mut found),
+                log_scale: log_scale.and_then(|scale| scale.grad_remove(&mut found)),
+            };
+        };
+        let share = 1.0 / batch as f64;
+        let towards = self.output_gradient(&images, objective, &chunks, share);
+        let (mut outputs, mut losses) = (Vec::new(), Vec::new());
+        let mut gradients: Option<Vec<Tensor<1>>> = None;
+        for (number, rows) in chunks.into_iter().enumerate() {
+            let (pass, kept) = self.of_rows(&rows);
+            let pass = Pass {
+                kept: kept.as_ref(),
+                ..pass
+            };
+            let tracked = self.model.tracked();
+            let out = tracked.logits(part(&images, &rows), &pass);
+            outputs.push(out.clone().without_autodiff());
+            let climbed = match &towards {
+                None => {
+                    let values = of_part(objective, &rows).losses(out);
+                    losses.push(values.clone().without_autodiff());
+                    values.sum() * share
+                }
+                Some(towards) => along(out, &towards.parts[number]).sum(),
+            };
+            let found = tracked.gradients(&mut climbed.backward());
+            gradients = Some(match gradients {
+                None => found,
+                Some(sums) => sums.into_iter().zip(found).map(|(a, b)| a + b).collect(),
+            });
+        }
+        let (losses, log_scale) = match towards {
+            None => (Tensor::cat(losses, 0), None),
+            Some(towards) => (towards.losses, towards.log_scale),
+        };
+        Found {
+            outputs: Tensor::cat(outputs, 0),
+            loss: losses.mean(),
+            gradients: gradients.expect("a batch has images"),
+            log_scale,
+        }
+    }
+
+    /// The chunks of a batch, if there are several.
+    fn chunks(&self, batch: usize) -> Option<Vec<Range<usize>>> {
+        let size = self.chunk.filter(|size| *size < batch)?;
+        let starts = (0..batch).step_by(size);
+        Some(
+            starts
+                .map(|start| start..(start + size).min(batch))
+                .collect(),
+        )
+    }
+
+    /// The pass of some rows of the batch.
+    fn of_rows(&self, rows: &Range<usize>) -> (Pass<'static>, Option<Kept>) {
+        let drop_path = self.pass.drop_path.as_ref().map(|path| DropPath {
+            position: path.position + rows.start as u64,
+            ..path.clone()
+        });
+        let pass = Pass {
+            precision: self.pass.precision,
+            kept: None,
+            drop_path,
+            recompute: self.pass.recompute,
+        };
+        (pass, self.pass.kept.map(|kept| kept.of_rows(rows)))
+    }
+
+    /// The losses and their gradient for the outputs, times `share`, where images are compared with each other.
+    fn output_gradient(
+        &self,
+        images: &Tensor<4>,
+        objective: &Objective,
+        chunks: &[Range<usize>],
+        share: f64,
+    ) -> Option<Towards> {
+        if objective.of_part(0..1).is_some() {
+            return None;
+        }
+        let outputs = chunks.iter().map(|rows| {
+            let (pass, kept) = self.of_rows(rows);
+            let pass = Pass {
+                kept: kept.as_ref(),
+                ..pass
+            };
+            self.model.logits(part(images, rows), &pass)
+        });
+        let outputs = Tensor::cat(outputs.collect(), 0).autodiff().require_grad();
+        let (objective, log_scale) = with_tracked_scale(objective);
+        let losses = objective.losses(outputs.clone());
+        let mut found = (losses.clone().sum() * share).backward();
+        let gradient = outputs
+            .grad_remove(&mut found)
+            .expect("the loss depends on the outputs");
+        let parts = chunks
+            .iter()
+            .map(|rows| gradient.clone().narrow(0, rows.start, rows.len()));
+        Some(Towards {
+            parts: parts.collect(),
+            losses: losses.without_autodiff(),
+            log_scale: log_scale.and_then(|scale| scale.grad_remove(&mut found)),
+        })
+    }
+}
+
+/// Where the loss wants the outputs to go.
+struct Towards {
+    /// The gradient for the outputs of each chunk.
+    parts: Vec<Tensor<2>>,
+    losses: Tensor<1>,
+    log_scale: Option<Tensor<1>>,
+}
+
+/// The objective with a factor of the similarities that is recorded, and that factor.
+fn with_tracked_scale(objective: &Objective) -> (Objective, Option<Tensor<1>>) {
+    match objective {
+        Objective::Classes(_) => (objective.clone(), None),
+        Objective::Captions { texts, log_scale } => {
+            let log_scale = log_scale.clone().autodiff().require_grad();
+            let objective = Objective::Captions {
+                texts: texts.clone(),
+                log_scale: log_scale.clone(),
+            };
+            (objective, Some(log_scale))
+        }
+    }
+}
+
+fn of_part(objective: &Objective, rows: &Range<usize>) -> Objective {
+    let part = objective.of_part(rows.clone());
+    part.expect("asked only where images stand alone")
+}
+
+/// What has `gradient` as its gradient for the outputs: `[chunk]`.
+fn along(outputs: Tensor<2>, gradient: &Tensor<2>) -> Tensor<1> {
+    (outputs * gradient.clone()).sum_dim(1).squeeze_dim(1)
+}
+
+fn part(images: &Tensor<4>, rows: &Range<usize>) -> Tensor<4> {
+    images.clone().narrow(0, rows.start, rows.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::fused::{Precision, from_vec, to_vec};
+    use crate::loss::{Targets, unit_length};
+    use crate::model::config::{Position, VitConfig};
+    use crate::model::{Masking, ModelConfig};
+    use crate::rng::{Purpose, Rng};
+
+    fn draw<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
+        let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
+        let values = (0..shape.iter().product()).map(|_| rng.uniform()).collect();
+        from_vec(values, shape, &Device::flex())
+    }
+
+    fn assert_close<const D: usize>(found: Tensor<D>, right: Tensor<D>, what: &str) {
+        let (found, right) = (to_vec(found), to_vec(right));
+        let most = right.iter().fold(0f32, |most, value| most.max(value.abs()));
+        for (found, right) in found.iter().zip(right) {
+            // Sums in another order.
+            assert!(
+                (found - right).abs() <= 2e-6 * most.max(1e-3),
+                "{what}: {found} {right}"
+            );
+        }
+    }
+
+    #[test]
+    fn chunks_give_the_gradients_of_the_whole_batch() {
+        let device = Device::flex();
+        let config = ModelConfig::Vit(VitConfig {
+            width: 16,
+            depth: 2,
+            heads: 2,
+            hidden: 32,
+            position: Position::Learned,
+            ..VitConfig::named("vit_micro").unwrap()
+        });
+        let model = Model::new(&config, 6, 16, 1, &device);
+        let masking = Masking {
+            kind: crate::model::tokens::MaskingKind::Random,
+            ratio: 0.25,
+        };
+        let kept = masking.choose(0, 10, 7, 4);
+        let images = draw([7, 3, 16, 16], 1);
+        let classes = Targets::classes(&[0, 5, 2, 2, 1, 3, 4]).distributions(6, 0.1, &device);
+        let captions = Objective::Captions {
+            texts: unit_length(draw([7, 6], 2) - 0.5),
+            log_scale: from_vec(vec![1.5], [1], &device),
+        };
+        for objective in [Objective::Classes(classes), captions] {
+            let passes = |chunk| Passes {
+                model: &model,
+                pass: Pass {
+                    precision: Precision::F32,
+                    kept: Some(&kept),
+                    drop_path: Some(DropPath {
+                        rate: 0.4,
+                        seed: 3,
+                        position: 10,
+                    }),
+                    recompute: false,
+                },
+                chunk,
+            };
+            let whole = passes(None).weight_gradients(images.clone(), &objective);
+            let slope = passes(None).input_gradient(images.clone(), &objective);
+            for chunk in [1, 3, 7, 100] {
+                let passes = passes(Some(chunk));
+                let found = passes.weight_gradients(images.clone(), &objective);
+                assert_close(found.outputs, whole.outputs.clone(), "outputs");
+                assert_close(found.loss, whole.loss.clone(), "loss");
+                for (found, right) in found.gradients.into_iter().zip(&whole.gradients) {
+                    assert_close(found, right.clone(), "weights");
+                }
+                assert_eq!(found.log_scale.is_some(), whole.log_scale.is_some());
+                if let (Some(found), Some(right)) = (found.log_scale, &whole.log_scale) {
+                    assert_close(found, right.clone(), "scale");
+                }
+                let found = passes.input_gradient(images.clone(), &objective);
+                assert_close(found, slope.clone(), "images");
+            }
+        }
+    }
+}
