@@ -96,7 +96,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
 /// Writes a state to a file.
 pub fn write(state: &State, data: &str, path: &Path) -> Result<()> {
     let mut tensors: Vec<(String, Stored)> = Vec::new();
-    let parameters = state.model.parameters();
+    let parameters = state.parameters();
     for (parameter, moments) in parameters.iter().zip(&state.optimizer.moments) {
         let mut push = |kind: &str, values| {
             let name = format!("{kind}.{}", parameter.name);
@@ -221,8 +221,7 @@ fn read(path: &Path, run: &Run) -> Result<(State, String)> {
     state.samples = number("samples")?;
     state.optimizer.step = number("step")?;
     state.optimizer.run_step = number("run_step")?;
-    let moments = state.optimizer.moments.iter_mut();
-    for (parameter, moments) in state.model.parameters_mut().into_iter().zip(moments) {
+    for (parameter, moments) in state.parameters_mut() {
         let length = parameter.value.dims()[0];
         parameter.value = tensor("weights", &parameter.name, length)?;
         moments.first = tensor("first_moment", &parameter.name, length)?;

@@ -164,7 +164,7 @@ impl RunFolder {
                 run.images[state.stage].classes(),
             )?;
         }
-        let parameters = state.model.parameters();
+        let parameters = state.parameters();
         let of_tensor = parameters
             .iter()
             .zip(found.gradients)

@@ -121,6 +121,11 @@ fn open_images(recipe: &Recipe) -> Result<Vec<StageImages>> {
 }
 
 impl Run {
+    /// Numbers that the model gives for an image in a stage: logits, or the dimensions of an embedding.
+    pub fn outputs(&self, stage: usize) -> usize {
+        self.images[stage].classes().len()
+    }
+
     /// Opens the data sets and the folder of a run.
     ///
     /// Errors: data that cannot be used, a folder that holds another run.
@@ -277,9 +282,10 @@ fn update(
     let Found {
         outputs,
         loss,
-        gradients,
-        ..
+        mut gradients,
+        log_scale,
     } = passes(drop_path).weight_gradients(adversarial.clone(), &objective);
+    gradients.extend(log_scale);
     let correct = count_correct(outputs, &targets.dominant());
     let loss = f64::from(loss.into_scalar::<f32>());
     let gradient_norm = optim::norm(&gradients);
