@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use safetensors::View;
@@ -52,6 +52,9 @@ pub fn read_text(path: &Path) -> Result<String> {
         .map_err(|error| Error::input(format!("`{}` is not UTF-8 text: {error}", path.display())))
 }
 
+#[cfg(not(unix))]
+static READING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 /// A file that is read in places, so that it need not fit into memory.
 #[derive(Debug)]
 pub struct Source {
@@ -82,12 +85,19 @@ impl Source {
         self.length
     }
 
-    /// Fills a buffer with the bytes from a place on.
+    /// Fills a buffer with the bytes from a place on. Threads may read at the same time.
     pub fn fill(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
-        let mut file = &self.file;
-        file.seek(SeekFrom::Start(at))
-            .and_then(|_| file.read_exact(bytes))
-            .map_err(|error| explain("read", &self.path, &error))
+        // Seeking moves the one place that all readers of a file share.
+        #[cfg(unix)]
+        let read = std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, at);
+        #[cfg(not(unix))]
+        let read = {
+            let _alone = READING.lock();
+            let mut file = &self.file;
+            file.seek(SeekFrom::Start(at))
+                .and_then(|_| file.read_exact(bytes))
+        };
+        read.map_err(|error| explain("read", &self.path, &error))
     }
 
     /// The bytes from a place on; `None` where the file ends before, so that no length that a
@@ -193,6 +203,115 @@ fn whole_or_absent(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> 
     })
 }
 
+/// A file that is written in places and is whole or absent: under a temporary name until it is finished.
+///
+/// Dropped before that, it leaves nothing.
+#[derive(Debug)]
+pub struct Draft {
+    file: Option<fs::File>,
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl Draft {
+    /// Begins a file.
+    pub fn create(path: &Path) -> Result<Self> {
+        let temporary = beside(path);
+        let file = fs::File::create(&temporary).map_err(|error| explain("write", path, &error))?;
+        Ok(Self {
+            file: Some(file),
+            temporary,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Writes bytes from a place on.
+    pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
+        let Some(file) = &mut self.file else {
+            return Ok(());
+        };
+        file.seek(SeekFrom::Start(at))
+            .and_then(|_| file.write_all(bytes))
+            .map_err(|error| explain("write", &self.path, &error))
+    }
+
+    /// Puts the file into its place.
+    pub fn finish(mut self) -> Result<()> {
+        let Some(file) = self.file.take() else {
+            return Ok(());
+        };
+        let placed = file
+            .sync_all()
+            .and_then(|()| fs::rename(&self.temporary, &self.path))
+            .and_then(|()| sync_folder_of(&self.path));
+        placed.map_err(|error| {
+            let _ = fs::remove_file(&self.temporary);
+            explain("write", &self.path, &error)
+        })
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            // Best effort: the error that ended the writing is told already.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// The longest line that is read of a text file; no caption is longer, and a file without lines is none.
+const LONGEST_LINE: u64 = 1 << 20;
+
+/// The lines of a text file, one after another, without their ends.
+pub struct Lines {
+    reader: io::BufReader<fs::File>,
+    path: PathBuf,
+    number: u64,
+}
+
+impl Lines {
+    /// Opens a text file.
+    ///
+    /// Errors: no file, or one that cannot be read twice.
+    pub fn open(path: &Path) -> Result<Self> {
+        let source = Source::open(path)?;
+        Ok(Self {
+            reader: io::BufReader::with_capacity(1 << 16, source.file),
+            path: source.path,
+            number: 0,
+        })
+    }
+}
+
+impl Iterator for Lines {
+    type Item = Result<String>;
+
+    fn next(&mut self) -> Option<Result<String>> {
+        let mut line = Vec::new();
+        let mut limited = (&mut self.reader).take(LONGEST_LINE + 1);
+        match limited.read_until(b'\n', &mut line) {
+            Err(error) => return Some(Err(explain("read", &self.path, &error))),
+            Ok(0) => return None,
+            Ok(_) => self.number += 1,
+        }
+        let wrong = |what: String| {
+            let message = format!("`{}`, line {}: {what}", self.path.display(), self.number);
+            Some(Err(Error::input(message)))
+        };
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        }
+        if line.len() as u64 > LONGEST_LINE {
+            return wrong(format!("it has more than {LONGEST_LINE} bytes"));
+        }
+        match String::from_utf8(line) {
+            Ok(line) => Some(Ok(line)),
+            Err(error) => wrong(format!("it is not UTF-8 text: {error}")),
+        }
+    }
+}
+
 /// Renames a complete file or folder into place and makes the rename last.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to)
@@ -294,6 +413,38 @@ mod tests {
         write(&path, b"two").unwrap();
         assert_eq!(read(&path).unwrap(), b"two");
         assert_eq!(list(folder.path()).unwrap(), [path]);
+    }
+
+    #[test]
+    fn a_draft_is_there_when_it_is_finished_and_leaves_nothing_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.bin");
+        let mut draft = Draft::create(&path).unwrap();
+        draft.write(2, b"cd").unwrap();
+        drop(draft);
+        assert_eq!(list(folder.path()).unwrap().len(), 0);
+        let mut draft = Draft::create(&path).unwrap();
+        draft.write(2, b"cd").unwrap();
+        draft.write(0, b"ab").unwrap();
+        assert!(!path.exists());
+        draft.finish().unwrap();
+        assert_eq!(read(&path).unwrap(), b"abcd");
+        assert_eq!(list(folder.path()).unwrap(), [path]);
+    }
+
+    #[test]
+    fn lines_are_read_one_by_one_and_a_broken_one_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.txt");
+        write(&path, b"one\n\ntwo\r\nthree").unwrap();
+        let lines: Result<Vec<String>> = Lines::open(&path).unwrap().collect();
+        assert_eq!(lines.unwrap(), ["one", "", "two\r", "three"]);
+        write(&path, b"one\n\xff\n").unwrap();
+        let error = Lines::open(&path).unwrap().nth(1).unwrap().unwrap_err();
+        assert!(error.to_string().contains("line 2: it is not UTF-8"), "{error}");
+        write(&path, &vec![b'a'; (1 << 20) + 1]).unwrap();
+        let error = Lines::open(&path).unwrap().next().unwrap().unwrap_err();
+        assert!(error.to_string().contains("line 1: it has more than"), "{error}");
     }
 
     #[test]

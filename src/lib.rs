@@ -21,6 +21,8 @@ pub mod data;
 
 pub mod model;
 
+pub mod text;
+
 pub mod attack;
 
 pub mod eval;

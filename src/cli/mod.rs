@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod embed;
 mod eval;
 mod export;
 mod inspect;
@@ -48,6 +49,8 @@ enum Command {
     Eval(Box<eval::Eval>),
     /// Logits, and gradients on request, of a model for a data set.
     Predict(predict::Predict),
+    /// Embeddings of captions by a text model, for training and evaluation.
+    Embed(embed::Embed),
     /// A model for other programs: timm, RobustBench.
     Export(export::Export),
     /// What a recipe costs: arithmetic, memory, hours, price. Trains nothing.
@@ -101,6 +104,7 @@ fn perform(arguments: &Arguments) -> Result<()> {
         Command::Train(train) => train.run(json),
         Command::Eval(eval) => eval.run(json),
         Command::Predict(predict) => predict.run(json),
+        Command::Embed(embed) => embed.run(json),
         Command::Export(export) => export.run(json),
         Command::Plan(plan) => plan.run(json),
         Command::Inspect(inspect) => inspect.run(json),

@@ -87,7 +87,7 @@ impl Archive {
 }
 
 /// A name out of a file as it may be printed: short, and without characters that steer a terminal.
-pub(super) fn shown(name: &str) -> String {
+pub(crate) fn shown(name: &str) -> String {
     let mut text: String = name.chars().take(80).flat_map(char::escape_debug).collect();
     if text.len() < name.len() {
         text.push_str("...");

@@ -13,7 +13,7 @@ use std::path::Path;
 pub use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-pub(super) use super::archive::shown;
+pub(crate) use super::archive::shown;
 use super::archive::{Archive, Place};
 use super::pickle::{Pickle, Value, View};
 use crate::error::{Context, Error, Result};
@@ -89,31 +89,7 @@ impl StateDict {
     }
 
     fn safetensors(source: Source) -> Result<Self> {
-        let broken = |why: &str| {
-            Error::input(format!("this is not a whole safetensors file: {why}"))
-                .hint("copy or download it again")
-        };
-        let Some(size) = source.bytes(0, 8)? else {
-            return Err(broken("it ends in its first 8 bytes"));
-        };
-        let size = u64::from_le_bytes(size.try_into().expect("8 bytes"));
-        let header = match size {
-            ..=HEADER_LIMIT => source.bytes(8, size)?,
-            _ => None,
-        };
-        let Some(header) = header else {
-            let length = source.length();
-            let why = format!("a header of {size} bytes, in a file of {length}");
-            return Err(broken(&why));
-        };
-        let header: Metadata =
-            serde_json::from_slice(&header).map_err(|error| broken(&shown(&error.to_string())))?;
-        let data = 8 + size;
-        let whole = data + header.data_len() as u64;
-        if source.length() != whole {
-            let why = format!("it has {} bytes of {whole}", source.length());
-            return Err(broken(&why));
-        }
+        let (header, data) = header(&source)?;
         let tensors = header.tensors().into_iter().map(|(name, info)| {
             let stored = Stored {
                 dtype: info.dtype,
@@ -331,6 +307,38 @@ impl StateDict {
             None => error.hint("only plain vision transformers under timm's names can be loaded"),
         }
     }
+}
+
+/// The header of a safetensors file, and where its data begin.
+///
+/// Errors: damage; a file of another length than the header tells.
+pub(crate) fn header(source: &Source) -> Result<(Metadata, u64)> {
+    let broken = |why: &str| {
+        Error::input(format!("this is not a whole safetensors file: {why}"))
+            .hint("copy or download it again")
+    };
+    let Some(size) = source.bytes(0, 8)? else {
+        return Err(broken("it ends in its first 8 bytes"));
+    };
+    let size = u64::from_le_bytes(size.try_into().expect("8 bytes"));
+    let header = match size {
+        ..=HEADER_LIMIT => source.bytes(8, size)?,
+        _ => None,
+    };
+    let Some(header) = header else {
+        let length = source.length();
+        let why = format!("a header of {size} bytes, in a file of {length}");
+        return Err(broken(&why));
+    };
+    let header: Metadata =
+        serde_json::from_slice(&header).map_err(|error| broken(&shown(&error.to_string())))?;
+    let data = 8 + size;
+    let whole = data + header.data_len() as u64;
+    if source.length() != whole {
+        let why = format!("it has {} bytes of {whole}", source.length());
+        return Err(broken(&why));
+    }
+    Ok((header, data))
 }
 
 /// The dictionary of tensors in what was saved, and the keys that led there.

@@ -1,0 +1,165 @@
+//! `advxl embed`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::screen::Terminal;
+use super::{device, print_json};
+use crate::error::{Context, Error, Result};
+use crate::files::Lines;
+use crate::fused::to_vec;
+use crate::screen::Screen;
+use crate::text::embedding::{Layout, MadeBy};
+use crate::text::{EmbeddingWriter, TextModel};
+
+/// Embeddings of captions by a text model, not normalised.
+#[derive(clap::Args)]
+pub(super) struct Embed {
+    /// A folder of open_clip or Hugging Face with a text tower of CLIP or CLIPA and its tokenizer.
+    #[arg(value_name = "TEXT_MODEL")]
+    model: PathBuf,
+    /// Captions, one a line.
+    #[arg(long, value_name = "FILE")]
+    captions: PathBuf,
+    /// The safetensors file to write: `embeddings` `[n, d]`.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Keys of the samples that the captions belong to, one a line; written as `keys`.
+    #[arg(long, value_name = "FILE")]
+    keys: Option<PathBuf>,
+    /// Also write `token_ids` i32 `[n, context]`.
+    #[arg(long)]
+    tokens: bool,
+    /// Round the embeddings to f16.
+    #[arg(long)]
+    f16: bool,
+    /// Captions at a time; changes no result but for rounding.
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    batch: usize,
+}
+
+/// Batches whose captions are sorted by length together, so that short ones do not wait for long ones.
+const BATCHES_TOGETHER: usize = 16;
+
+impl Embed {
+    pub(super) fn run(&self, json: bool) -> Result<()> {
+        if self.batch == 0 {
+            return Err(Error::input("--batch 0: at least one caption at a time is needed"));
+        }
+        if self.out == self.captions || Some(&self.out) == self.keys.as_ref() {
+            return Err(Error::input("--out is one of the files that are read")
+                .hint("give another name"));
+        }
+        let (rows, _) = counted(&self.captions)?;
+        if rows == 0 {
+            let message = format!("`{}` has no captions", self.captions.display());
+            return Err(Error::input(message).hint("give one caption a line"));
+        }
+        let key_bytes = match &self.keys {
+            None => 0,
+            Some(path) => {
+                let (keys, bytes) = counted(path)?;
+                if keys != rows {
+                    let message =
+                        format!("`{}` has {keys} keys for {rows} captions", path.display());
+                    return Err(Error::input(message).hint("give one key a line"));
+                }
+                bytes
+            }
+        };
+        let model = TextModel::load(&self.model, &device())?;
+        let config = model.tower.config().clone();
+        let layout = Layout {
+            rows,
+            width: config.embedding,
+            half: self.f16,
+            token_ids: self.tokens,
+            key_bytes,
+            made_by: MadeBy {
+                text_model: model.hash.clone(),
+                context: config.context,
+            },
+        };
+        let mut writer = EmbeddingWriter::create(&self.out, layout)?;
+        let mut captions = Lines::open(&self.captions)?.map(trimmed);
+        let mut keys = match &self.keys {
+            None => None,
+            Some(path) => Some(Lines::open(path)?.map(trimmed)),
+        };
+        let mut screen = Terminal::new();
+        let (mut done, started) = (0, std::time::Instant::now());
+        loop {
+            let most = self.batch * BATCHES_TOGETHER;
+            let some = captions.by_ref().take(most).collect::<Result<Vec<_>>>()?;
+            if some.is_empty() {
+                break;
+            }
+            let of_these = match &mut keys {
+                None => Vec::new(),
+                Some(keys) => keys.by_ref().take(some.len()).collect::<Result<Vec<_>>>()?,
+            };
+            if done + some.len() > rows || (keys.is_some() && of_these.len() != some.len()) {
+                let message = "the captions or keys changed while they were read";
+                return Err(Error::failed(message).hint("try again"));
+            }
+            let ids = model.tokenizer.rows(&some)?;
+            let embeddings = self.embeddings(&model, &ids)?;
+            writer
+                .push(&embeddings, &ids, &of_these)
+                .context(|| format!("`{}`", self.captions.display()))?;
+            done += some.len();
+            screen.progress(done as u64, rows as u64, &format!("{done} of {rows} captions"));
+        }
+        drop(screen);
+        writer.finish()?;
+        let seconds = started.elapsed().as_secs_f64();
+        eprintln!("{done} captions in {seconds:.1} s, {:.0} a second", done as f64 / seconds);
+        if json {
+            print_json(&json!({
+                "out": self.out.display().to_string(),
+                "captions": done,
+                "width": config.embedding,
+                "context": config.context,
+                "text_model": model.hash,
+            }));
+        }
+        Ok(())
+    }
+
+    /// The embeddings of rows of ids, in their order.
+    fn embeddings(&self, model: &TextModel, ids: &[u32]) -> Result<Vec<f32>> {
+        let config = model.tower.config();
+        let rows: Vec<&[u32]> = ids.chunks_exact(config.context).collect();
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_key(|row| model.tower.length(rows[*row]));
+        let width = config.embedding;
+        let mut embeddings = vec![0.0; rows.len() * width];
+        for batch in order.chunks(self.batch) {
+            let some: Vec<u32> = batch.iter().flat_map(|row| rows[*row]).copied().collect();
+            let found = to_vec(model.tower.encode(&some)?);
+            for (row, values) in batch.iter().zip(found.chunks_exact(width)) {
+                embeddings[row * width..][..width].copy_from_slice(values);
+            }
+        }
+        Ok(embeddings)
+    }
+}
+
+/// A line without the carriage return of files from Windows.
+fn trimmed(line: Result<String>) -> Result<String> {
+    line.map(|mut line| {
+        if line.ends_with('\r') {
+            line.pop();
+        }
+        line
+    })
+}
+
+/// Lines of a file, and their bytes with a line feed after each.
+fn counted(path: &Path) -> Result<(usize, u64)> {
+    let mut lines = Lines::open(path)?.map(trimmed);
+    lines.try_fold((0, 0), |(count, bytes), line| {
+        Ok((count + 1, bytes + line?.len() as u64 + 1))
+    })
+}

@@ -1,0 +1,169 @@
+//! What open_clip does to a caption before it becomes tokens: ftfy's repairs, HTML's references, white space.
+//!
+//! Source: open_clip's `tokenizer.py` (from OpenAI's CLIP), ftfy 6.3.1's `fix_text` with its default settings, Python's
+//! `str.split` and `str.lower`. Held to them by `tests/text.rs`.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use regex::Regex;
+use unicode_normalization::{UnicodeNormalization, is_nfc};
+
+use super::html::{unescape, unescape_certain};
+use super::mojibake;
+
+/// How captions are cleaned; open_clip's `clean`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cleaning {
+    /// Repaired, white space collapsed, in lower case: CLIP.
+    Lower,
+    /// Repaired, white space collapsed: tokenizers that have a lower case of their own.
+    Whitespace,
+    /// Without punctuation besides: SigLIP.
+    Canonicalize,
+}
+
+impl Cleaning {
+    /// Names in configurations.
+    pub const WORDS: [(&str, Self); 3] = [
+        ("lower", Self::Lower),
+        ("whitespace", Self::Whitespace),
+        ("canonicalize", Self::Canonicalize),
+    ];
+
+    /// A cleaned caption.
+    pub fn clean(self, caption: &str) -> String {
+        let repaired = unescape(&unescape(&fix_text(caption)));
+        match self {
+            Self::Lower => collapsed(&repaired).to_lowercase(),
+            Self::Whitespace => collapsed(&repaired),
+            Self::Canonicalize => {
+                let spaced = strip(&repaired).replace('_', " ");
+                let bare = spaced.replace(|letter: char| letter.is_ascii_punctuation(), "");
+                collapsed(&bare.to_lowercase())
+            }
+        }
+    }
+}
+
+/// White space as Python has it: Unicode's, and four controls.
+fn is_space(letter: char) -> bool {
+    letter.is_whitespace() || ('\x1c'..='\x1f').contains(&letter)
+}
+
+fn strip(text: &str) -> &str {
+    text.trim_matches(is_space)
+}
+
+fn collapsed(text: &str) -> String {
+    let words = text.split(is_space).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// ftfy's `fix_text`: line by line, until nothing changes.
+fn fix_text(text: &str) -> String {
+    if is_plain(text) {
+        return text.to_owned();
+    }
+    let mut unescape = true;
+    let lines = text.split_inclusive('\n').map(|line| {
+        // Where there are tags, references are part of the HTML.
+        unescape &= !line.contains('<');
+        fix_line(line, unescape)
+    });
+    lines.collect()
+}
+
+/// Whether no repair has anything to do, as in most captions.
+fn is_plain(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| (0x20..0x7f).contains(&byte) && byte != b'&')
+}
+
+fn fix_line(line: &str, unescape: bool) -> String {
+    let mut line = line.to_owned();
+    loop {
+        let mut fixed = match unescape {
+            true => unescape_certain(&line),
+            false => line.clone(),
+        };
+        fixed = mojibake::fix_controls(&mojibake::fix(&fixed));
+        fixed = fixed.chars().map(standard).collect();
+        fixed = fixed.replace("\r\n", "\n");
+        fixed = fixed.replace(['\r', '\u{2028}', '\u{2029}', '\u{85}'], "\n");
+        fixed = without_terminal_escapes(&fixed).replace(is_unwanted, "");
+        if !is_nfc(&fixed) {
+            fixed = fixed.nfc().collect();
+        }
+        if fixed == line {
+            return line;
+        }
+        line = fixed;
+    }
+}
+
+/// The usual form of a letter: ligatures apart, full and half width as everywhere, quotes straight.
+fn standard(letter: char) -> Cow<'static, str> {
+    // ftfy's order: ligatures, width, quotes. No result of one is changed by the next but U+02BC.
+    let text = match letter {
+        'Ĳ' => "IJ",
+        'ĳ' => "ij",
+        'ŉ' => "'n",
+        'Ǳ' => "DZ",
+        'ǲ' => "Dz",
+        'ǳ' => "dz",
+        'Ǆ' => "DŽ",
+        'ǅ' => "Dž",
+        'ǆ' => "dž",
+        'Ǉ' => "LJ",
+        'ǈ' => "Lj",
+        'ǉ' => "lj",
+        'Ǌ' => "NJ",
+        'ǋ' => "Nj",
+        'ǌ' => "nj",
+        'ﬀ' => "ff",
+        'ﬁ' => "fi",
+        'ﬂ' => "fl",
+        'ﬃ' => "ffi",
+        'ﬄ' => "ffl",
+        'ﬅ' => "ſt",
+        'ﬆ' => "st",
+        '\u{3000}' => " ",
+        '\u{201c}'..='\u{201f}' => "\"",
+        '\u{2bc}' | '\u{2018}'..='\u{201b}' => "'",
+        '\u{ff01}'..='\u{ffef}' => return letter.nfkc().collect::<String>().into(),
+        _ => return letter.to_string().into(),
+    };
+    text.into()
+}
+
+/// Colours and the like, as terminals get them.
+fn without_terminal_escapes(text: &str) -> Cow<'_, str> {
+    static ESCAPE: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"\x1b\[[\d;]*[a-zA-Z]").expect("a regular expression"));
+    ESCAPE.replace_all(text, "")
+}
+
+/// Control characters that nobody means to write.
+fn is_unwanted(letter: char) -> bool {
+    matches!(letter,
+        '\0'..='\x08' | '\x0b' | '\x0e'..='\x1f' | '\x7f'
+        | '\u{206a}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffc}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn captions_are_cleaned() {
+        let clean = |text| Cleaning::Lower.clean(text);
+        assert_eq!(clean("  A\tPhoto\n of &amp;amp; CATS "), "a photo of & cats");
+        assert_eq!(clean("“ﬁne” cafÃ© ＦＵＬＬ\u{3000}x"), "\"fine\" café full x");
+        assert_eq!(clean("\x1b[36mred\x1b[0m \u{feff}e\u{301}"), "red é");
+        assert_eq!(clean("ΟΔΟΣ"), "οδος");
+        let bare = Cleaning::Canonicalize.clean("It's snake_case, (really)!");
+        assert_eq!(bare, "its snake case really");
+        assert_eq!(Cleaning::Whitespace.clean(" A  b"), "A b");
+    }
+}

@@ -1,0 +1,292 @@
+//! Captions to rows of token ids, by the tokenizer files that model folders carry.
+//!
+//! CLIP's byte pairs: start token, tokens, end token, zeros. BERT's WordPiece, for CLIPA: `[CLS]`, tokens, `[SEP]` or
+//! a zero in its place, zeros. Rows have the length of the tower's context; what is longer is cut off before the end
+//! token. WordPiece itself is the crate `tokenizers`, which transformers stands on.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use super::bpe::BytePairs;
+use super::clean::Cleaning;
+use crate::error::{Context, Error, Result};
+use crate::files;
+
+const COMPRESSED: &str = "bpe_simple_vocab_16e6.txt.gz";
+
+/// What a model's configuration says of its tokenizer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenizerConfig {
+    /// The name that a tokenizer of Hugging Face goes by, such as `bert-base-uncased`; none for CLIP's own.
+    pub name: Option<String>,
+    /// Ids in a row.
+    pub context: usize,
+    /// What is done to captions before.
+    pub cleaning: Cleaning,
+    /// Whether zeros take the place of `[SEP]`.
+    pub strip_separator: bool,
+}
+
+/// Makes rows of token ids.
+#[derive(Debug)]
+pub struct Tokenizer {
+    kind: Kind,
+    config: TokenizerConfig,
+    /// The files it was read from.
+    files: Vec<PathBuf>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    BytePairs(BytePairs),
+    WordPiece {
+        pieces: Box<tokenizers::Tokenizer>,
+        start: u32,
+        separator: u32,
+        padding: u32,
+    },
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of a model folder.
+    ///
+    /// Errors: no tokenizer files, files damaged or of another kind, a context without room for start and end.
+    pub fn open(folder: &Path, config: TokenizerConfig) -> Result<Self> {
+        if config.context < 2 {
+            let message = format!("a context of {} has no room for start and end", config.context);
+            return Err(Error::input(message));
+        }
+        let path = |name: &str| folder.join(name);
+        let has = |name: &str| path(name).is_file();
+        let at = |name: &str| {
+            let path = path(name).display().to_string();
+            move || format!("`{path}`")
+        };
+        let (kind, names): (Kind, &[&str]) = if config.name.is_none() && has(COMPRESSED) {
+            let pairs = BytePairs::from_compressed(&files::read(&path(COMPRESSED))?);
+            (Kind::BytePairs(pairs.context(at(COMPRESSED))?), &[COMPRESSED])
+        } else if config.name.is_some() && has("tokenizer.json") {
+            (from_json(&path("tokenizer.json")).context(at("tokenizer.json"))?, &["tokenizer.json"])
+        } else if has("vocab.json") && has("merges.txt") {
+            let vocabulary = files::read_text(&path("vocab.json"))?;
+            let pairs =
+                BytePairs::from_vocabulary(&vocabulary, &files::read_text(&path("merges.txt"))?);
+            let pairs = pairs.context(|| format!("`{}`", folder.display()))?;
+            (Kind::BytePairs(pairs), &["vocab.json", "merges.txt"])
+        } else if config.name.is_some() && has("vocab.txt") {
+            let kind = from_list(&path("vocab.txt"), lower_case(folder)?);
+            (kind.context(at("vocab.txt"))?, &["vocab.txt", "tokenizer_config.json"])
+        } else if has("tokenizer.json") {
+            (from_json(&path("tokenizer.json")).context(at("tokenizer.json"))?, &["tokenizer.json"])
+        } else {
+            return Err(missing(folder, &config));
+        };
+        let files = names.iter().map(|name| path(name));
+        Ok(Self {
+            kind,
+            config,
+            files: files.filter(|path| path.is_file()).collect(),
+        })
+    }
+
+    /// Ids in a row.
+    pub fn context(&self) -> usize {
+        self.config.context
+    }
+
+    /// What the model's configuration says of it.
+    pub fn config(&self) -> &TokenizerConfig {
+        &self.config
+    }
+
+    /// One above the greatest id.
+    pub fn vocabulary(&self) -> usize {
+        match &self.kind {
+            Kind::BytePairs(pairs) => pairs.size(),
+            Kind::WordPiece { pieces, .. } => {
+                let ids = pieces.get_vocab(true).into_values();
+                ids.max().map_or(0, |id| id as usize + 1)
+            }
+        }
+    }
+
+    /// The token that ends a caption, where there is one.
+    pub fn end(&self) -> Option<u32> {
+        match &self.kind {
+            Kind::BytePairs(pairs) => Some(pairs.special()[1]),
+            Kind::WordPiece { separator, .. } => {
+                (!self.config.strip_separator).then_some(*separator)
+            }
+        }
+    }
+
+    /// The row of a caption.
+    ///
+    /// Shapes: `[context]`.
+    pub fn ids(&self, caption: &str) -> Result<Vec<u32>> {
+        let context = self.config.context;
+        let cleaned = self.config.cleaning.clean(caption);
+        let (start, mut tokens, end, padding) = match &self.kind {
+            Kind::BytePairs(pairs) => {
+                // Tokenizers of Hugging Face have a lower case of their own.
+                let tokens = match self.config.cleaning {
+                    Cleaning::Whitespace if self.config.name.is_some() => {
+                        pairs.tokens(&cleaned.to_lowercase())
+                    }
+                    _ => pairs.tokens(&cleaned),
+                };
+                let [start, end] = pairs.special();
+                (start, tokens, end, 0)
+            }
+            Kind::WordPiece {
+                pieces,
+                start,
+                separator,
+                padding,
+            } => {
+                let encoding = pieces.encode_fast(cleaned, false).map_err(|error| {
+                    Error::input(format!("a caption cannot be made into tokens: {error}"))
+                })?;
+                (*start, encoding.get_ids().to_vec(), *separator, *padding)
+            }
+        };
+        tokens.truncate(context - 2);
+        let mut row = Vec::with_capacity(context);
+        row.push(start);
+        row.append(&mut tokens);
+        row.push(end);
+        row.resize(context, padding);
+        if let Kind::WordPiece { separator, .. } = &self.kind
+            && self.config.strip_separator
+        {
+            row.iter_mut()
+                .filter(|id| *id == separator)
+                .for_each(|id| *id = 0);
+        }
+        Ok(row)
+    }
+
+    /// The rows of captions, one after another.
+    ///
+    /// Shapes: `[captions.len() * context]`.
+    pub fn rows(&self, captions: &[String]) -> Result<Vec<u32>> {
+        let rows = captions.par_iter().map(|caption| self.ids(caption));
+        Ok(rows.collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    /// Hash of the files and settings that make the ids.
+    pub fn hash(&self) -> Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(format!("{:?}", self.config).as_bytes());
+        for path in &self.files {
+            hasher.update(blake3::hash(&files::read(path)?).as_bytes());
+        }
+        Ok(hasher.finalize().to_string())
+    }
+
+    /// Copies its files to another model folder.
+    pub fn copy_to(&self, folder: &Path) -> Result<()> {
+        for path in &self.files {
+            let name = path.file_name().unwrap_or_default();
+            files::write(&folder.join(name), &files::read(path)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn missing(folder: &Path, config: &TokenizerConfig) -> Error {
+    let message = format!("`{}` has no tokenizer files", folder.display());
+    Error::input(message).hint(match &config.name {
+        Some(name) => format!("put the `tokenizer.json` or `vocab.txt` of `{name}` into it"),
+        None => format!(
+            "put `{COMPRESSED}` of OpenAI's CLIP or open_clip into it, or `vocab.json` and `merges.txt`"
+        ),
+    })
+}
+
+fn from_json(path: &Path) -> Result<Kind> {
+    let text = files::read_text(path)?;
+    let json: Value = serde_json::from_str(&text)
+        .map_err(|error| Error::input(format!("it is not JSON: {error}")))?;
+    match json["model"]["type"].as_str() {
+        Some("BPE") => Ok(Kind::BytePairs(BytePairs::from_json(&json["model"])?)),
+        Some("WordPiece") => word_pieces(parse(&text)?),
+        other => {
+            let message = match other {
+                Some(kind) => format!("it is a tokenizer of the kind `{kind}`"),
+                None => "it names no kind of tokenizer".into(),
+            };
+            Err(Error::input(message).hint("CLIP's byte pairs and WordPiece can be read"))
+        }
+    }
+}
+
+/// WordPiece from a list of tokens, one a line, set up as transformers' `BertTokenizer` does.
+fn from_list(path: &Path, lower_case: bool) -> Result<Kind> {
+    let text = files::read_text(path)?;
+    let lines = text.strip_suffix('\n').unwrap_or(&text).split('\n');
+    let ids: HashMap<&str, u32> = lines.zip(0..).collect();
+    let special = ["[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"];
+    let added = special.iter().filter_map(|name| {
+        let id = ids.get(name)?;
+        Some(json!({
+            "id": id, "content": name, "special": true, "normalized": false,
+            "single_word": false, "lstrip": false, "rstrip": false,
+        }))
+    });
+    let description = json!({
+        "version": "1.0",
+        "added_tokens": added.collect::<Vec<_>>(),
+        "normalizer": {
+            "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+            "strip_accents": null, "lowercase": lower_case,
+        },
+        "pre_tokenizer": { "type": "BertPreTokenizer" },
+        "model": {
+            "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100, "vocab": ids,
+        },
+    });
+    word_pieces(parse(&description.to_string())?)
+}
+
+fn parse(description: &str) -> Result<tokenizers::Tokenizer> {
+    let parsed = description.parse::<tokenizers::Tokenizer>();
+    parsed.map_err(|error| Error::input(format!("it is not a tokenizer: {error}")))
+}
+
+fn word_pieces(mut pieces: tokenizers::Tokenizer) -> Result<Kind> {
+    // Rows are cut and filled here.
+    pieces.with_padding(None);
+    let cut = pieces.with_truncation(None).map(|_| ());
+    cut.map_err(|error| Error::input(format!("it is not a tokenizer: {error}")))?;
+    let id = |name: &str| {
+        pieces.token_to_id(name).ok_or_else(|| {
+            Error::input(format!("the vocabulary has no `{name}`"))
+                .hint("WordPiece of BERT's kind has `[PAD]`, `[UNK]`, `[CLS]` and `[SEP]`")
+        })
+    };
+    // A word that the vocabulary cannot spell becomes it.
+    id("[UNK]")?;
+    let (start, separator, padding) = (id("[CLS]")?, id("[SEP]")?, id("[PAD]")?);
+    Ok(Kind::WordPiece {
+        start,
+        separator,
+        padding,
+        pieces: Box::new(pieces),
+    })
+}
+
+/// Whether a folder's WordPiece is one of lower case.
+fn lower_case(folder: &Path) -> Result<bool> {
+    let path = folder.join("tokenizer_config.json");
+    if !path.is_file() {
+        return Ok(true);
+    }
+    let json: Value = serde_json::from_str(&files::read_text(&path)?)
+        .map_err(|error| Error::input(format!("`{}` is not JSON: {error}", path.display())))?;
+    Ok(json["do_lower_case"].as_bool().unwrap_or(true))
+}

@@ -1,0 +1,335 @@
+//! The text tower of CLIP and of CLIPA: rows of token ids to embeddings.
+//!
+//! Names, shapes and order of the weights are open_clip's. CLIP's tower (Radford et al. 2021) masks what comes after a
+//! token and takes the end token; CLIPA's (Li et al. 2023) masks nothing, not even padding, and takes the last one.
+//! f32 only.
+
+use burn::tensor::activation::softmax;
+use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+
+use super::config::TextConfig;
+use crate::error::{Error, Result};
+use crate::fused::{
+    BlockSpec, Precision, WeightCache, encoder_block, from_vec, gelu, layer_norm, linear,
+};
+use crate::model::Parameter;
+use crate::rng::{Purpose, Rng};
+
+/// A text tower with its weights.
+#[derive(Clone, Debug)]
+pub struct TextTower {
+    config: TextConfig,
+    token_embedding: Parameter,
+    positional_embedding: Parameter,
+    blocks: Vec<Block>,
+    norm: [Parameter; 2],
+    projection: Parameter,
+}
+
+#[derive(Clone, Debug)]
+struct Block {
+    /// From `ln_1.weight` to `mlp.c_proj.bias`.
+    weights: [Parameter; 12],
+    cache: WeightCache,
+}
+
+impl TextTower {
+    /// A tower with random weights, of open_clip's distributions; biases begin at zero.
+    ///
+    /// Errors: sizes that no tower can have.
+    pub fn new(config: &TextConfig, seed: u64, device: &Device) -> Result<Self> {
+        let mut tensors = 0;
+        Self::with_weights(config, device, |name, shape| {
+            tensors += 1;
+            // Image models begin with other numbers of the same purpose, whose second key is small.
+            let rng = Rng::new(seed, Purpose::Init, tensors, u64::MAX);
+            Ok(initial(config, name, shape, rng))
+        })
+    }
+
+    /// A tower whose weights are asked for one by one, by open_clip's name and shape.
+    ///
+    /// Errors: sizes that no tower can have; the first that `weights` gives.
+    ///
+    /// # Panics
+    /// When values do not fill their shape.
+    pub fn with_weights(
+        config: &TextConfig,
+        device: &Device,
+        mut weights: impl FnMut(&str, &[usize]) -> Result<Vec<f32>>,
+    ) -> Result<Self> {
+        let config = config.clone().checked()?;
+        let TextConfig { width, hidden, .. } = config;
+        let mut tensor = |name: &str, shape: &[usize]| {
+            // Positions are no matrix that a product is taken with.
+            let decays = shape.len() > 1 && name != "positional_embedding";
+            let values = weights(name, shape)?;
+            Ok(Parameter::new(name, shape, decays, values, device))
+        };
+        let token_embedding = tensor("token_embedding.weight", &[config.vocabulary, width])?;
+        let positional_embedding = tensor("positional_embedding", &[config.context, width])?;
+        let mut blocks = Vec::new();
+        for index in 0..config.depth {
+            let mut part = |name: &str, shape: &[usize]| {
+                tensor(&format!("transformer.resblocks.{index}.{name}"), shape)
+            };
+            blocks.push(Block {
+                weights: [
+                    part("ln_1.weight", &[width])?,
+                    part("ln_1.bias", &[width])?,
+                    part("attn.in_proj_weight", &[3 * width, width])?,
+                    part("attn.in_proj_bias", &[3 * width])?,
+                    part("attn.out_proj.weight", &[width, width])?,
+                    part("attn.out_proj.bias", &[width])?,
+                    part("ln_2.weight", &[width])?,
+                    part("ln_2.bias", &[width])?,
+                    part("mlp.c_fc.weight", &[hidden, width])?,
+                    part("mlp.c_fc.bias", &[hidden])?,
+                    part("mlp.c_proj.weight", &[width, hidden])?,
+                    part("mlp.c_proj.bias", &[width])?,
+                ],
+                cache: WeightCache::default(),
+            });
+        }
+        Ok(Self {
+            token_embedding,
+            positional_embedding,
+            blocks,
+            norm: [
+                tensor("ln_final.weight", &[width])?,
+                tensor("ln_final.bias", &[width])?,
+            ],
+            projection: tensor("text_projection", &[width, config.embedding])?,
+            config,
+        })
+    }
+
+    /// What it is.
+    pub fn config(&self) -> &TextConfig {
+        &self.config
+    }
+
+    /// The embeddings of rows of token ids, not normalised.
+    ///
+    /// With a causal mask, nothing after the last token that is pooled is computed: no result depends on it.
+    ///
+    /// Shapes: `ids` `[n * context]`, n at least 1; the result `[n, embedding]`.
+    /// Errors: other lengths, ids outside the vocabulary.
+    pub fn encode(&self, ids: &[u32]) -> Result<Tensor<2>> {
+        let TextConfig {
+            context,
+            vocabulary,
+            width,
+            embedding,
+            ..
+        } = self.config;
+        if ids.is_empty() || ids.len() % context != 0 {
+            let message = format!("{} ids are not rows of {context}, the tower's context", ids.len());
+            return Err(Error::input(message).hint("fill short rows up with zeros"));
+        }
+        if let Some(at) = ids.iter().position(|id| *id as usize >= vocabulary) {
+            let (row, id) = (at / context, ids[at]);
+            let message = format!("row {row} has the id {id}, and the vocabulary {vocabulary} tokens");
+            return Err(Error::input(message).hint("the tokenizer belongs to another model"));
+        }
+        let rows = ids.chunks_exact(context);
+        let places: Vec<usize> = rows.clone().map(|row| self.config.pool.place(row)).collect();
+        let lengths = rows.clone().map(|row| self.length(row));
+        let length = lengths.max().expect("at least one row");
+        let count = places.len();
+        let used = rows.flat_map(|row| &row[..length]).map(|id| i64::from(*id));
+        let table: Tensor<2> = self.token_embedding.shaped([vocabulary, width]);
+        let positions: Tensor<2> = self.positional_embedding.shaped([context, width]);
+        // [n * length, width] -> [n, length, width]
+        let tokens = pick(table, used.collect()).reshape([count, length, width])
+            + positions.narrow(0, 0, length).unsqueeze();
+        let tokens = self.blocks(tokens);
+        // The norm is one of each token, so that only those that are pooled need it.
+        let pooled = places.iter().enumerate();
+        let pooled = pooled.map(|(row, place)| (row * length + place) as i64);
+        let pooled = pick(tokens.reshape([count * length, width]), pooled.collect());
+        let [weight, bias] = self.norm.each_ref().map(|part| part.value.clone());
+        let normed = layer_norm(pooled.reshape([count, 1, width]), weight, bias, self.config.eps);
+        let projection: Tensor<2> = self.projection.shaped([width, embedding]);
+        Ok(normed.reshape([count, width]).matmul(projection))
+    }
+
+    /// How many tokens of a row its embedding depends on: with a causal mask those up to the one that is pooled.
+    pub fn length(&self, row: &[u32]) -> usize {
+        match self.config.causal {
+            true => 1 + self.config.pool.place(row),
+            false => row.len(),
+        }
+    }
+
+    fn blocks(&self, mut tokens: Tensor<3>) -> Tensor<3> {
+        let spec = BlockSpec {
+            heads: self.config.heads,
+            hidden: self.config.hidden,
+            gelu: self.config.gelu,
+            eps: self.config.eps,
+            precision: Precision::F32,
+            recompute: false,
+        };
+        let mask = self.config.causal.then(|| mask(&tokens));
+        for block in &self.blocks {
+            let weights = block.weights.each_ref().map(|weight| weight.value.clone());
+            tokens = match &mask {
+                None => encoder_block(tokens, &weights, &spec, None, &block.cache),
+                Some(mask) => masked_block(tokens, weights, &spec, mask),
+            };
+        }
+        tokens
+    }
+
+    /// All weights, in open_clip's order.
+    pub fn parameters(&self) -> Vec<&Parameter> {
+        [&self.token_embedding, &self.positional_embedding]
+            .into_iter()
+            .chain(self.blocks.iter().flat_map(|block| &block.weights))
+            .chain(&self.norm)
+            .chain([&self.projection])
+            .collect()
+    }
+
+    /// All weights, in open_clip's order, to be changed.
+    pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
+        // The packed forms hold on to the weights' memory, which could then not be written in place.
+        self.blocks.iter().for_each(|block| block.cache.clear());
+        self.places_of_parameters()
+    }
+
+    fn places_of_parameters(&mut self) -> Vec<&mut Parameter> {
+        [&mut self.token_embedding, &mut self.positional_embedding]
+            .into_iter()
+            .chain(self.blocks.iter_mut().flat_map(|block| &mut block.weights))
+            .chain(&mut self.norm)
+            .chain([&mut self.projection])
+            .collect()
+    }
+
+    /// The same weights, recorded for their gradients.
+    pub fn tracked(&self) -> Self {
+        let mut tower = self.clone();
+        for parameter in tower.places_of_parameters() {
+            parameter.value = parameter.value.clone().autodiff().require_grad();
+        }
+        tower
+    }
+
+    /// The gradients of a tracked tower's weights, in the order of [`Self::parameters`].
+    pub fn gradients(&self, gradients: &mut Gradients) -> Vec<Tensor<1>> {
+        let of = |parameter: &Parameter| {
+            let found = parameter.value.grad_remove(gradients);
+            // A weight that the loss does not depend on.
+            found.unwrap_or_else(|| parameter.value.clone().without_autodiff().zeros_like())
+        };
+        self.parameters().into_iter().map(of).collect()
+    }
+
+    /// The same tower with other values.
+    ///
+    /// # Panics
+    /// When there is not one tensor of the right length for each parameter.
+    pub fn with_values(&self, values: impl IntoIterator<Item = Tensor<1>>) -> Self {
+        let mut tower = self.clone();
+        for block in &mut tower.blocks {
+            block.cache = WeightCache::default();
+        }
+        let parameters = tower.places_of_parameters();
+        let values: Vec<_> = values.into_iter().collect();
+        assert_eq!(parameters.len(), values.len(), "one tensor for each parameter");
+        for (parameter, value) in parameters.into_iter().zip(values) {
+            assert_eq!(parameter.value.dims(), value.dims(), "{}", parameter.name);
+            parameter.value = value;
+        }
+        tower
+    }
+}
+
+/// Rows of a table.
+fn pick(table: Tensor<2>, rows: Vec<i64>) -> Tensor<2> {
+    let count = rows.len();
+    let device = table.device();
+    let rows: Tensor<1, Int> = Tensor::from_data(TensorData::new(rows, [count]), &device);
+    table.select(0, rows)
+}
+
+/// What is added to the scores: nothing for tokens before a token and for itself, minus infinity for those after it.
+///
+/// Shapes: `tokens` `[n, length, width]`; the result `[1, 1, length, length]`.
+fn mask(tokens: &Tensor<3>) -> Tensor<4> {
+    let length = tokens.dims()[1];
+    let places = (0..length).flat_map(|from| (0..length).map(move |to| (from, to)));
+    let added = places.map(|(from, to)| if to > from { f32::NEG_INFINITY } else { 0.0 });
+    from_vec(added.collect(), [1, 1, length, length], &tokens.device())
+}
+
+/// A pre-norm block whose attention is masked.
+///
+/// Shapes and order of the weights as in [`encoder_block`], which has no mask.
+fn masked_block(
+    x: Tensor<3>,
+    weights: [Tensor<1>; 12],
+    spec: &BlockSpec,
+    mask: &Tensor<4>,
+) -> Tensor<3> {
+    let [
+        norm1_weight,
+        norm1_bias,
+        qkv_weight,
+        qkv_bias,
+        proj_weight,
+        proj_bias,
+        norm2_weight,
+        norm2_bias,
+        fc1_weight,
+        fc1_bias,
+        fc2_weight,
+        fc2_bias,
+    ] = weights;
+    let normed = layer_norm(x.clone(), norm1_weight, norm1_bias, spec.eps);
+    let mixed = attention(linear(normed, qkv_weight, qkv_bias), spec.heads, mask);
+    let x = x + linear(mixed, proj_weight, proj_bias);
+    let normed = layer_norm(x.clone(), norm2_weight, norm2_bias, spec.eps);
+    let hidden = gelu(linear(normed, fc1_weight, fc1_bias), spec.gelu);
+    x + linear(hidden, fc2_weight, fc2_bias)
+}
+
+/// Softmax attention of each head (Vaswani et al. 2017, equation 1).
+///
+/// Shapes: `qkv` `[n, length, 3 * width]`; the result `[n, length, width]`.
+fn attention(qkv: Tensor<3>, heads: usize, mask: &Tensor<4>) -> Tensor<3> {
+    let [count, length, triple] = qkv.dims();
+    let (width, head) = (triple / 3, triple / 3 / heads);
+    // [n, length, width] -> [n, heads, length, head]
+    let part = |index: usize| {
+        let part = qkv.clone().narrow(2, index * width, width);
+        part.reshape([count, length, heads, head]).permute([0, 2, 1, 3])
+    };
+    let scores = part(0).matmul(part(1).transpose()) * (head as f64).powf(-0.5);
+    let scores = scores + mask.clone();
+    // [n, heads, length, head] -> [n, length, width]
+    let mixed = softmax(scores, 3).matmul(part(2)).permute([0, 2, 1, 3]);
+    mixed.reshape([count, length, width])
+}
+
+/// The values that training begins with (open_clip's `init_parameters`).
+fn initial(config: &TextConfig, name: &str, shape: &[usize], mut rng: Rng) -> Vec<f32> {
+    let count = shape.iter().product();
+    let width = (config.width as f32).powf(-0.5);
+    let residual = width * (2.0 * config.depth as f32).powf(-0.5);
+    let deviation = match name {
+        "token_embedding.weight" => 0.02,
+        "positional_embedding" => 0.01,
+        "text_projection" => width,
+        _ if shape.len() == 1 => {
+            let factor = name.ends_with(".weight");
+            return vec![if factor { 1.0 } else { 0.0 }; count];
+        }
+        _ if name.ends_with("in_proj_weight") => width,
+        _ if name.ends_with("c_fc.weight") => width * 0.5f32.sqrt(),
+        _ => residual,
+    };
+    (0..count).map(|_| rng.normal() * deviation).collect()
+}
