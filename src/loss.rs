@@ -116,6 +116,8 @@ pub enum Objective {
         texts: Tensor<2>,
         /// Logarithm of the similarities' factor, `[1]`.
         log_scale: Tensor<1>,
+        /// Whether the texts learn too.
+        learning: bool,
     },
 }
 
@@ -126,8 +128,19 @@ impl Objective {
     pub fn losses(&self, outputs: Tensor<2>) -> Tensor<1> {
         match self {
             Self::Classes(targets) => cross_entropy(outputs, targets.clone()),
-            Self::Captions { texts, log_scale } => {
-                contrastive(outputs, texts.clone(), log_scale.clone())
+            Self::Captions {
+                texts, log_scale, ..
+            } => contrastive(outputs, texts.clone(), log_scale.clone()),
+        }
+    }
+
+    /// How many images are classified right, or find their own caption among those of the batch.
+    pub fn count_correct(&self, outputs: Tensor<2>, labels: &[u32]) -> u64 {
+        match self {
+            Self::Classes(_) => count_correct(outputs, labels),
+            Self::Captions { texts, .. } => {
+                let own: Vec<u32> = (0..outputs.dims()[0] as u32).collect();
+                count_correct(outputs.matmul(texts.clone().transpose()), &own)
             }
         }
     }

@@ -83,12 +83,21 @@ pub enum Head {
     Keep,
     /// It is drawn anew, for the classes of the images that follow.
     New,
+    /// It is made of the embedded names of the classes: the model begins as it classified by text.
+    Text,
 }
 
 impl Head {
     fn read(table: &Table) -> Option<Self> {
         match table.has("head") {
-            true => table.choice("head", &[("keep", Self::Keep), ("new", Self::New)]),
+            true => table.choice(
+                "head",
+                &[
+                    ("keep", Self::Keep),
+                    ("new", Self::New),
+                    ("text", Self::Text),
+                ],
+            ),
             false => Some(Self::Keep),
         }
     }
@@ -156,21 +165,43 @@ pub struct Stage {
     pub mixing: Option<Mixing>,
 }
 
-/// Embeddings of captions, by a text model that is not trained.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// Embeddings of captions: by a text model that is frozen, or by a new one that learns with the images.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Text {
     /// A folder of a text model, which embeds captions as they come.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
+    /// An earlier stage whose new text model is used, frozen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// A new text model that learns in this stage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new: Option<NewText>,
     /// A file of embeddings that `advxl embed` wrote, in place of computing them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embeddings: Option<PathBuf>,
-    /// Names of the test images' classes in words, one a line: for evaluations by the text model.
+    /// Names of the test images' classes in words, one a line, for evaluations by the text model; those of the data set
+    /// if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<PathBuf>,
-    /// Sentences with `{}` in the place of a class, one a line; the names alone if absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub templates: Option<PathBuf>,
+    /// Sentences with `{}` in the place of a class; the names alone if there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub templates: Vec<String>,
+}
+
+/// A text model to be trained, of CLIPA's form; its vocabulary is made of the training captions' words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct NewText {
+    /// Token ids of a caption.
+    pub context: usize,
+    /// Width of the tokens.
+    pub width: usize,
+    /// Blocks.
+    pub depth: usize,
+    /// Attention heads; they divide the width.
+    pub heads: usize,
+    /// Dimensions of an embedding.
+    pub embedding: usize,
 }
 
 /// A stretch of a stage at one image size.
@@ -294,6 +325,7 @@ impl Recipe {
         let log = table.required_child("log", Log::read);
         if let Some(stages) = &stages {
             check_data(table, stages);
+            check_heads(table, stages);
             let mut names: Vec<_> = stages.iter().map(|stage| &stage.name).collect();
             names.sort();
             if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -435,8 +467,39 @@ fn check_data(table: &Table, stages: &[Stage]) {
         }
         _ => {}
     }
+}
+
+/// Faults where a stage counts on what no stage before it has.
+fn check_heads(table: &Table, stages: &[Stage]) {
+    for (number, stage) in stages.iter().enumerate() {
+        let named = stage.text.as_ref().and_then(|text| text.from.as_ref());
+        let has_new = |stage: &Stage| stage.text.as_ref().is_some_and(|text| text.new.is_some());
+        let before = &stages[..number];
+        if let Some(named) = named
+            && !before
+                .iter()
+                .any(|earlier| earlier.name == *named && has_new(earlier))
+        {
+            let message = format!(
+                "stage `{}`: text.from = `{named}` is no earlier stage with a new text model",
+                stage.name
+            );
+            table.fault("stage", message, None);
+        }
+        let of_text = before.last().is_some_and(|earlier| {
+            let text = earlier.text.as_ref();
+            text.is_some_and(|text| text.embeddings.is_none() || text.model.is_some())
+        });
+        if stage.head == Head::Text && !of_text {
+            let message = format!(
+                "stage `{}`: head = `text` needs a text model in the stage before it",
+                stage.name
+            );
+            table.fault("stage", message, None);
+        }
+    }
     if let Some(first) = stages.first()
-        && first.head == Head::New
+        && first.head != Head::Keep
     {
         let message = format!("head has no effect in the first stage, `{}`", first.name);
         let hint = "the head of a run's beginning is chosen in the table `start`".to_owned();
@@ -448,6 +511,10 @@ impl Start {
     fn read(table: &Table) -> Option<Self> {
         let weights: Option<String> = table.required("weights");
         let (architecture, head) = (table.optional("architecture"), Head::read(table));
+        if head == Some(Head::Text) {
+            let message = "head = `text` needs a stage with captions before it";
+            table.fault("head", message, Some("use `keep` or `new`".into()));
+        }
         Some(Self {
             weights: weights?.into(),
             architecture,
@@ -482,26 +549,57 @@ impl Text {
         let path = |key: &str| table.optional::<String>(key).map(PathBuf::from);
         let text = Self {
             model: path("model"),
+            from: table.optional("from"),
+            new: table.child("new", NewText::read),
             embeddings: path("embeddings"),
             classes: path("classes"),
-            templates: path("templates"),
+            templates: table.optional("templates").unwrap_or_default(),
         };
-        if text.model.is_none() && text.embeddings.is_none() {
-            let message = "text needs a `model` or a file of `embeddings`";
+        let models = ["model", "from", "new"].map(|key| table.has(key));
+        let count = models.iter().filter(|given| **given).count();
+        if count > 1 {
+            let message = "of `model`, `from` and `new` a stage takes one";
             table.fault("model", message, None);
         }
-        if text.classes.is_some() && text.model.is_none() {
-            let message = "classes are embedded by a text model, and text has no `model`";
+        if count == 0 && text.embeddings.is_none() {
+            let message =
+                "text needs a `model`, a stage to take it `from`, a `new` one, or `embeddings`";
+            table.fault("model", message, None);
+        }
+        if count == 0 && (text.classes.is_some() || !text.templates.is_empty()) {
+            let message = "classes and templates are embedded by a text model, and text has none";
             table.fault("classes", message, None);
         }
-        if text.templates.is_some() && text.classes.is_none() {
-            table.fault(
-                "templates",
-                "templates have no effect without `classes`",
-                None,
-            );
+        if text.new.is_some() && text.embeddings.is_some() {
+            let message = "embeddings stand still, and a `new` text model learns";
+            table.fault("embeddings", message, None);
+        }
+        if let Some(wrong) = text.templates.iter().find(|text| !text.contains("{}")) {
+            let message = format!("the template `{wrong}` has no {{}} for the class");
+            table.fault("templates", message, None);
         }
         Some(text)
+    }
+}
+
+impl NewText {
+    fn read(table: &Table) -> Option<Self> {
+        let count = |key: &str| table.required_where(key, "at least 1", |n: &usize| *n > 0);
+        let [context, width, depth, heads, embedding] =
+            ["context", "width", "depth", "heads", "embedding"].map(count);
+        if let (Some(width), Some(heads)) = (width, heads)
+            && !width.is_multiple_of(heads)
+        {
+            let message = format!("heads = {heads} do not divide width = {width}");
+            table.fault("heads", message, None);
+        }
+        Some(Self {
+            context: context?,
+            width: width?,
+            depth: depth?,
+            heads: heads?,
+            embedding: embedding?,
+        })
     }
 }
 

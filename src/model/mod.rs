@@ -185,6 +185,14 @@ impl Model {
         }
     }
 
+    /// The same, to be changed.
+    pub fn head_mut(&mut self) -> &mut [Parameter; 2] {
+        match self {
+            Self::Vit(vit) => &mut vit.head,
+            Self::ConvNext(convnext) => &mut convnext.head,
+        }
+    }
+
     /// The same model with a new, random head for another number of classes; each `draw` of a seed gives another.
     pub fn with_new_head(mut self, classes: usize, seed: u64, draw: u64) -> Self {
         let mut init = Init::of_head(seed, draw);

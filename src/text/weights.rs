@@ -10,6 +10,7 @@ use burn::tensor::{Device, Tensor};
 use serde_json::Value;
 
 use super::config::{TextConfig, from_hugging_face, from_open_clip};
+use super::embedding::MadeBy;
 use super::tokenizer::Tokenizer;
 use super::tower::TextTower;
 use crate::error::{Context, Error, Result};
@@ -19,8 +20,7 @@ use crate::model::StateDict;
 use crate::model::state_dict::shown;
 
 const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
-const OPEN_CLIP_WEIGHTS: [&str; 2] =
-    ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"];
+const OPEN_CLIP_WEIGHTS: [&str; 2] = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"];
 const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 
 /// A text tower and its tokenizer.
@@ -69,18 +69,31 @@ impl TextModel {
         self.tower.encode(&self.tokenizer.rows(captions)?)
     }
 
+    /// What files of embeddings say of the model that made them.
+    pub fn made_by(&self) -> MadeBy {
+        MadeBy {
+            text_model: self.hash.clone(),
+            context: self.tower.config().context,
+        }
+    }
+
     /// Writes a folder that [`Self::load`] reads: weights in open_clip's names, a configuration, the tokenizer's files.
     pub fn save(&self, folder: &Path) -> Result<()> {
+        Self::save_parts(&self.tower, &self.tokenizer, folder)
+    }
+
+    /// The same for a tower and a tokenizer that are not together yet.
+    pub fn save_parts(tower: &TextTower, tokenizer: &Tokenizer, folder: &Path) -> Result<()> {
         files::make_folder(folder)?;
-        self.tokenizer.copy_to(folder)?;
-        let parameters = self.tower.parameters();
+        tokenizer.copy_to(folder)?;
+        let parameters = tower.parameters();
         let tensors = parameters.iter().map(|parameter| {
             let (values, shape) = (&parameter.value, &parameter.shape[..]);
             (parameter.name.clone(), Stored { values, shape })
         });
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         files::write_tensors(&folder.join(OPEN_CLIP_WEIGHTS[0]), tensors, &metadata)?;
-        let config = self.tower.config().to_open_clip(self.tokenizer.config());
+        let config = tower.config().to_open_clip(tokenizer.config());
         // Last, so that a folder with a configuration has its weights.
         let path = folder.join(OPEN_CLIP_CONFIG);
         files::write(&path, format!("{config:#}\n").as_bytes())
@@ -111,7 +124,11 @@ fn describe(folder: &Path) -> Result<(TextConfig, super::TokenizerConfig, PathBu
         false => from_hugging_face(&json),
     };
     let (config, tokenizer) = read.context(place)?;
-    let first = if of_open_clip { &OPEN_CLIP_WEIGHTS[..] } else { &[] };
+    let first = if of_open_clip {
+        &OPEN_CLIP_WEIGHTS[..]
+    } else {
+        &[]
+    };
     let names = first.iter().chain(&WEIGHTS).map(|name| folder.join(name));
     let names: Vec<PathBuf> = names.collect();
     match names.iter().find(|path| path.is_file()) {

@@ -121,10 +121,18 @@ impl RunFolder {
         ended: Option<&Stage>,
     ) -> Result<()> {
         let model = state.averaged();
-        let (size, classes) = (phase.image_size as usize, run.images[state.stage].classes());
+        let size = phase.image_size as usize;
+        // The outputs of a stage with captions are no classes.
+        let classes = match &run.captions[state.stage] {
+            None => run.images[state.stage].classes(),
+            Some(_) => &[],
+        };
         if let Some(stage) = ended {
             let folder = self.path.join("stages").join(&stage.name);
             weights::save(&model, size, classes, &folder)?;
+            if let Some(captions) = &run.captions[state.stage] {
+                captions.save(state.averaged_text(), &stage.name, &self.path)?;
+            }
         }
         weights::save(&model, size, classes, &self.path.join("model"))
     }

@@ -4,6 +4,7 @@
 //! that minimise the loss at the worst images near the given ones. A long, cheap stage (small
 //! images, weak attack) comes before a short, intensive one (full images, stronger attack).
 
+pub mod captions;
 pub mod checkpoint;
 pub mod folder;
 mod last;
@@ -16,7 +17,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 
 use crate::attack::{Attack, Draws, Pgd};
 use crate::data::resize::Filter;
@@ -24,7 +25,7 @@ use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Split};
 use crate::error::{Context, Error, Result};
 use crate::eval::{Done, Evaluation, Images, Observer, Outcome};
 use crate::fused::{self, Precision, from_vec};
-use crate::loss::{Objective, Targets, count_correct};
+use crate::loss::{LARGEST_SCALE, Objective, Targets, unit_length};
 use crate::model::{DropPath, Pass};
 use crate::optim;
 use crate::plan::{self, Devices};
@@ -36,6 +37,7 @@ pub use last::evaluate_finally;
 pub use monitor::Monitor;
 pub use state::State;
 
+use captions::Captions;
 use passes::{Found, Passes};
 
 /// A run that is ready to go: a checked recipe, its folder and its data.
@@ -46,6 +48,8 @@ pub struct Run {
     pub folder: RunFolder,
     /// The images of each stage.
     pub images: Vec<StageImages>,
+    /// What each stage knows of text, if it learns by captions.
+    pub captions: Vec<Option<Captions>>,
     /// Where to compute.
     pub device: Device,
     /// In which arithmetic: the recipe's, or f32 where the processor is not faster with bf16.
@@ -62,7 +66,7 @@ pub struct StageImages {
 }
 
 impl StageImages {
-    fn open(data: &Data, seed: u64) -> Result<Self> {
+    fn open(data: &Data, captioned: bool, seed: u64) -> Result<Self> {
         let open = |spec, split: Split| {
             let dataset = Dataset::open(spec, split, seed);
             dataset
@@ -73,7 +77,8 @@ impl StageImages {
             open(&data.train, Split::Train)?,
             open(&data.test, Split::Test)?,
         );
-        if train.classes() != test.classes() {
+        // Captioned images have no classes, and may be measured with images that have.
+        if train.classes() != test.classes() && !captioned {
             let (of_train, of_test) = (train.classes().len(), test.classes().len());
             let message = format!(
                 "train and test images do not have the same classes ({of_train} and {of_test})"
@@ -98,32 +103,57 @@ fn open_images(recipe: &Recipe) -> Result<Vec<StageImages>> {
         let data = recipe.data_of(stage);
         let images = match opened.iter().find(|(known, _)| *known == data) {
             Some((_, images)) => images.clone(),
-            None => StageImages::open(data, recipe.seed)
+            None => StageImages::open(data, stage.text.is_some(), recipe.seed)
                 .context(|| format!("stage `{}`", stage.name))?,
         };
-        if let Some(before) = all.last()
-            && stage.head == Head::Keep
-            && before.classes() != images.classes()
-        {
-            let message = format!(
-                "stage `{}` has images of other classes than the stage before it ({} and {})",
-                stage.name,
-                images.classes().len(),
-                before.classes().len()
-            );
-            return Err(Error::input(message)
-                .hint("set head = \"new\" in that stage, or use images of the same classes"));
-        }
         opened.push((data, images.clone()));
         all.push(images);
     }
     Ok(all)
 }
 
+/// An error where a stage goes on with a head that is for other classes, or for embeddings of another width.
+fn check_outputs(
+    recipe: &Recipe,
+    images: &[StageImages],
+    captions: &[Option<Captions>],
+) -> Result<()> {
+    for number in 1..recipe.stage.len() {
+        let (stage, before) = (&recipe.stage[number], number - 1);
+        if stage.head != Head::Keep {
+            continue;
+        }
+        let message = match (&captions[before], &captions[number]) {
+            (None, None) if images[before].classes() == images[number].classes() => continue,
+            (Some(before), Some(now)) if before.width == now.width => continue,
+            (None, None) => format!(
+                "stage `{}` has images of other classes than the stage before it ({} and {})",
+                stage.name,
+                images[number].classes().len(),
+                images[before].classes().len()
+            ),
+            _ => format!(
+                "stage `{}` needs another head than the stage before it, which ends in {}",
+                stage.name,
+                match &captions[before] {
+                    Some(captions) => format!("embeddings of {} dimensions", captions.width),
+                    None => "classes".to_owned(),
+                }
+            ),
+        };
+        return Err(Error::input(message)
+            .hint("set head = \"new\" in that stage, or use images of the same classes"));
+    }
+    Ok(())
+}
+
 impl Run {
     /// Numbers that the model gives for an image in a stage: logits, or the dimensions of an embedding.
     pub fn outputs(&self, stage: usize) -> usize {
-        self.images[stage].classes().len()
+        match &self.captions[stage] {
+            Some(captions) => captions.width,
+            None => self.images[stage].classes().len(),
+        }
     }
 
     /// Opens the data sets and the folder of a run.
@@ -137,11 +167,21 @@ impl Run {
     ) -> Result<Self> {
         let images = open_images(&recipe)?;
         let folder = RunFolder::open(folder, &recipe.to_toml(), accept_changes)?;
+        let stages = recipe.stage.iter().zip(&images);
+        let captions = stages.map(|(stage, images)| match &stage.text {
+            None => Ok(None),
+            Some(text) => Captions::open(&recipe, text, images, folder.path(), device)
+                .map(Some)
+                .context(|| format!("stage `{}`", stage.name)),
+        });
+        let captions: Vec<_> = captions.collect::<Result<_>>()?;
+        check_outputs(&recipe, &images, &captions)?;
         Ok(Self {
             precision: fused::usable(recipe.precision).0,
             recipe,
             folder,
             images,
+            captions,
             device: device.clone(),
         })
     }
@@ -158,7 +198,7 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
         tflops: 1.0,
         price: None,
     };
-    let counts = run.images.iter().map(|images| images.classes().len());
+    let counts = (0..recipe.stage.len()).map(|number| run.outputs(number));
     let classes = counts.max().unwrap_or_default();
     let plan = plan::Plan::new(recipe, classes, run.precision, one);
     if let Some(notice) = plan::check_memory(&plan, plan::available_memory())? {
@@ -169,7 +209,7 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     for (number, stage) in recipe.stage.iter().enumerate() {
         let stage_end = stage_start + stage.samples();
         if state.samples < stage_end {
-            state.enter(number, run);
+            state.enter(number, run)?;
             monitor.enter_stage(stage, state.samples);
         }
         let mut phase_end = stage_start;
@@ -237,11 +277,17 @@ fn update(
         second: batch.second.clone(),
         weight: batch.weight.clone(),
     };
-    let objective = Objective::Classes(targets.distributions(
-        state.model.classes(),
-        stage.loss.label_smoothing,
-        &run.device,
-    ));
+    let (objective, learning) = match &run.captions[state.stage] {
+        None => {
+            let (classes, smoothing) = (state.model.classes(), stage.loss.label_smoothing);
+            let goal = targets.distributions(classes, smoothing, &run.device);
+            (Objective::Classes(goal), None)
+        }
+        Some(captions) => {
+            let dataset = &run.images[state.stage].train;
+            captions.objective(state, dataset, &batch.samples)?
+        }
+    };
     let grid = size / run.recipe.model.patch();
     let kept = phase
         .masking
@@ -283,10 +329,13 @@ fn update(
         outputs,
         loss,
         mut gradients,
-        log_scale,
+        beside,
     } = passes(drop_path).weight_gradients(adversarial.clone(), &objective);
-    gradients.extend(log_scale);
-    let correct = count_correct(outputs, &targets.dominant());
+    gradients.extend(beside.log_scale);
+    if let (Some(texts), Some(towards)) = (&learning, beside.texts) {
+        gradients.extend(texts.gradients(towards));
+    }
+    let correct = objective.count_correct(outputs, &targets.dominant());
     let loss = f64::from(loss.into_scalar::<f32>());
     let gradient_norm = optim::norm(&gradients);
     if !loss.is_finite() || !gradient_norm.is_finite() {
@@ -341,7 +390,21 @@ fn measure(
     let begun = Instant::now();
     let test = &run.images[state.stage].test;
     let model = state.averaged();
-    let logits = |images| model.logits(images, &Pass::evaluation());
+    // Images that are compared with captions are classified by the names of the classes.
+    let head = match &run.captions[state.stage] {
+        None => None,
+        Some(captions) => match captions.class_head(state.averaged_text().as_ref())? {
+            Some(head) => Some(head),
+            None => return Ok(()),
+        },
+    };
+    let logits = |images| {
+        let outputs = model.logits(images, &Pass::evaluation());
+        match &head {
+            None => outputs,
+            Some(head) => by_text(outputs, head),
+        }
+    };
     let images = Images::Stored {
         dataset: test,
         transform: EvaluationTransform {
@@ -366,6 +429,7 @@ fn measure(
     };
     let (clean, strong) = accuracies(&evaluation.attack)?;
     let weak = match &stage.attack {
+        // By the names of the classes, which is not what training climbs, but as near as it comes.
         Some(attack) => Some(accuracies(attack)?.1),
         None => None,
     };
@@ -379,6 +443,13 @@ fn measure(
     told.0
         .into_inner()
         .measured(stage, evaluation, &found, state.samples)
+}
+
+/// Logits by text: similarities of the images' embeddings and those of the classes, times the largest factor.
+///
+/// Shapes: `outputs` `[batch, dimensions]`; `head` `[classes, dimensions]`, rows of length 1; the result `[batch, classes]`.
+pub fn by_text(outputs: Tensor<2>, head: &Tensor<2>) -> Tensor<2> {
+    unit_length(outputs).matmul(head.clone().transpose()) * LARGEST_SCALE
 }
 
 /// Shows a run's own evaluations.

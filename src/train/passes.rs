@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Gradients, Tensor};
 
 use crate::attack::input_gradient;
 use crate::loss::Objective;
@@ -29,8 +29,17 @@ pub(super) struct Found {
     pub(super) loss: Tensor<1>,
     /// Of the mean loss, in the order of the model's parameters.
     pub(super) gradients: Vec<Tensor<1>>,
-    /// Of the mean loss, for the logarithm of the similarities' factor.
+    /// Of the mean loss, for what stands beside the model.
+    pub(super) beside: Beside,
+}
+
+/// Gradients for what the contrastive loss depends on beside the images.
+#[derive(Default)]
+pub(super) struct Beside {
+    /// For the logarithm of the similarities' factor.
     pub(super) log_scale: Option<Tensor<1>>,
+    /// For the embeddings of the texts, where they learn.
+    pub(super) texts: Option<Tensor<2>>,
 }
 
 impl Passes<'_> {
@@ -64,7 +73,7 @@ impl Passes<'_> {
         let batch = images.dims()[0];
         let Some(chunks) = self.chunks(batch) else {
             let tracked = self.model.tracked();
-            let (objective, log_scale) = with_tracked_scale(objective);
+            let objective = recorded(objective);
             let outputs = tracked.logits(images, &self.pass);
             let loss = objective.losses(outputs.clone()).mean();
             let mut found = loss.clone().backward();
@@ -72,7 +81,7 @@ impl Passes<'_> {
                 outputs: outputs.without_autodiff(),
                 loss: loss.without_autodiff(),
                 gradients: tracked.gradients(&mut found),
-                log_scale: log_scale.and_then(|scale| scale.grad_remove(&mut found)),
+                beside: beside(&objective, &mut found),
             };
         };
         let share = 1.0 / batch as f64;
@@ -102,15 +111,15 @@ impl Passes<'_> {
                 Some(sums) => sums.into_iter().zip(found).map(|(a, b)| a + b).collect(),
             });
         }
-        let (losses, log_scale) = match towards {
-            None => (Tensor::cat(losses, 0), None),
-            Some(towards) => (towards.losses, towards.log_scale),
+        let (losses, beside) = match towards {
+            None => (Tensor::cat(losses, 0), Beside::default()),
+            Some(towards) => (towards.losses, towards.beside),
         };
         Found {
             outputs: Tensor::cat(outputs, 0),
             loss: losses.mean(),
             gradients: gradients.expect("a batch has images"),
-            log_scale,
+            beside,
         }
     }
 
@@ -160,7 +169,7 @@ impl Passes<'_> {
             self.model.logits(part(images, rows), &pass)
         });
         let outputs = Tensor::cat(outputs.collect(), 0).autodiff().require_grad();
-        let (objective, log_scale) = with_tracked_scale(objective);
+        let objective = recorded(objective);
         let losses = objective.losses(outputs.clone());
         let mut found = (losses.clone().sum() * share).backward();
         let gradient = outputs
@@ -172,7 +181,7 @@ impl Passes<'_> {
         Some(Towards {
             parts: parts.collect(),
             losses: losses.without_autodiff(),
-            log_scale: log_scale.and_then(|scale| scale.grad_remove(&mut found)),
+            beside: beside(&objective, &mut found),
         })
     }
 }
@@ -182,21 +191,41 @@ struct Towards {
     /// The gradient for the outputs of each chunk.
     parts: Vec<Tensor<2>>,
     losses: Tensor<1>,
-    log_scale: Option<Tensor<1>>,
+    beside: Beside,
 }
 
-/// The objective with a factor of the similarities that is recorded, and that factor.
-fn with_tracked_scale(objective: &Objective) -> (Objective, Option<Tensor<1>>) {
+/// The objective, recorded for the gradients of all that learns in it.
+fn recorded(objective: &Objective) -> Objective {
+    match objective.clone() {
+        Objective::Captions {
+            texts,
+            log_scale,
+            learning,
+        } => Objective::Captions {
+            texts: match learning {
+                true => texts.autodiff().require_grad(),
+                false => texts,
+            },
+            log_scale: log_scale.autodiff().require_grad(),
+            learning,
+        },
+        classes => classes,
+    }
+}
+
+/// The gradients of a recorded objective.
+fn beside(objective: &Objective, found: &mut Gradients) -> Beside {
     match objective {
-        Objective::Classes(_) => (objective.clone(), None),
-        Objective::Captions { texts, log_scale } => {
-            let log_scale = log_scale.clone().autodiff().require_grad();
-            let objective = Objective::Captions {
-                texts: texts.clone(),
-                log_scale: log_scale.clone(),
-            };
-            (objective, Some(log_scale))
-        }
+        Objective::Classes(_) => Beside::default(),
+        Objective::Captions {
+            texts, log_scale, ..
+        } => Beside {
+            log_scale: log_scale.grad_remove(found),
+            texts: texts
+                .is_autodiff()
+                .then(|| texts.grad_remove(found))
+                .flatten(),
+        },
     }
 }
 
@@ -265,6 +294,7 @@ mod tests {
         let captions = Objective::Captions {
             texts: unit_length(draw([7, 6], 2) - 0.5),
             log_scale: from_vec(vec![1.5], [1], &device),
+            learning: true,
         };
         for objective in [Objective::Classes(classes), captions] {
             let passes = |chunk| Passes {
@@ -291,9 +321,13 @@ mod tests {
                 for (found, right) in found.gradients.into_iter().zip(&whole.gradients) {
                     assert_close(found, right.clone(), "weights");
                 }
-                assert_eq!(found.log_scale.is_some(), whole.log_scale.is_some());
-                if let (Some(found), Some(right)) = (found.log_scale, &whole.log_scale) {
+                let (beside, of_whole) = (found.beside, &whole.beside);
+                assert_eq!(beside.texts.is_some(), of_whole.texts.is_some());
+                if let (Some(found), Some(right)) = (beside.log_scale, &of_whole.log_scale) {
                     assert_close(found, right.clone(), "scale");
+                }
+                if let (Some(found), Some(right)) = (beside.texts, &of_whole.texts) {
+                    assert_close(found, right.clone(), "texts");
                 }
                 let found = passes.input_gradient(images.clone(), &objective);
                 assert_close(found, slope.clone(), "images");

@@ -24,11 +24,10 @@ pub(super) fn load(run: &Run, start: &Start) -> Result<Model> {
         None => weights::load_any(&start.weights, &run.device)?,
     };
     check_model(&model.config(), &run.recipe.model)?;
-    let wanted = run.images[0].classes();
     let model = match start.head {
-        Head::New => model.with_new_head(wanted.len(), run.recipe.seed, 0),
+        Head::New | Head::Text => model.with_new_head(run.outputs(0), run.recipe.seed, 0),
         Head::Keep => {
-            check_classes(&model, &classes, wanted)?;
+            check_head(run, &model, &classes)?;
             model
         }
     };
@@ -50,14 +49,20 @@ fn check_model(found: &ModelConfig, wanted: &ModelConfig) -> Result<()> {
     Err(Error::input(message).hint("change the recipe's `model` to what the weights are"))
 }
 
-fn check_classes(model: &Model, names: &[String], wanted: &[String]) -> Result<()> {
-    let (of_weights, of_images) = (model.classes(), wanted.len());
-    let message = if of_weights != of_images {
-        format!("their head is for {of_weights} classes, and the images have {of_images}")
-    } else if !names.is_empty() && names != wanted {
-        "the classes of their head have other names than those of the images".to_owned()
-    } else {
-        return Ok(());
+/// An error unless the head can go on in the first stage.
+fn check_head(run: &Run, model: &Model, names: &[String]) -> Result<()> {
+    let (found, wanted) = (model.classes(), run.outputs(0));
+    let classes = run.images[0].classes();
+    let message = match &run.captions[0] {
+        Some(_) if found == wanted => return Ok(()),
+        Some(_) => format!("their head gives {found} numbers, and the text model {wanted}"),
+        None if found != wanted => {
+            format!("their head is for {found} classes, and the images have {wanted}")
+        }
+        None if !names.is_empty() && names != classes => {
+            "the classes of their head have other names than those of the images".to_owned()
+        }
+        None => return Ok(()),
     };
     Err(Error::input(message).hint("set start.head = \"new\", or use images of the same classes"))
 }

@@ -3,12 +3,13 @@
 use burn::tensor::Tensor;
 
 use super::{Run, start};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::fused::Moments;
-use crate::loss::{LARGEST_SCALE, LossKind};
+use crate::loss::LARGEST_SCALE;
 use crate::model::{Model, Parameter};
 use crate::optim::Optimizer;
 use crate::recipe::{Head, Recipe};
+use crate::text::TextTower;
 
 /// A run at one moment between two updates.
 #[derive(Clone, Debug)]
@@ -17,6 +18,8 @@ pub struct State {
     pub model: Model,
     /// Logarithm of the factor of similarities, which learns too where the stage's loss is contrastive.
     pub log_scale: Option<Parameter>,
+    /// The text tower, where it learns with the images.
+    pub text: Option<TextTower>,
     /// The optimizer of the stage that the run is in.
     pub optimizer: Optimizer,
     /// Number of that stage, from 0.
@@ -62,43 +65,54 @@ impl State {
     }
 
     fn with_model(model: Model, run: &Run, stage: usize) -> Self {
-        let log_scale = log_scale(run, stage);
+        let (log_scale, text) = beside(run, stage);
+        let parameters = all(&model, &log_scale, &text);
         Self {
-            optimizer: optimizer(&all(&model, &log_scale), stage, &run.recipe, None, 0),
+            optimizer: optimizer(&parameters, stage, &run.recipe, None, 0),
             model,
             log_scale,
+            text,
             stage,
             samples: 0,
         }
     }
 
-    /// Everything that learns: the model's weights, then the factor of similarities.
+    /// Everything that learns: the model's weights, the factor of similarities, the text tower's weights.
     pub fn parameters(&self) -> Vec<&Parameter> {
-        all(&self.model, &self.log_scale)
+        all(&self.model, &self.log_scale, &self.text)
     }
 
     /// The same, to be changed, each with the optimizer's memory of it.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = (&mut Parameter, &mut Moments)> {
-        let mut parameters = self.model.parameters_mut();
-        parameters.extend(&mut self.log_scale);
+        let parameters = all_mut(&mut self.model, &mut self.log_scale, &mut self.text);
         parameters.into_iter().zip(&mut self.optimizer.moments)
     }
 
-    /// Begins a stage: weights and their average go on, but for a head that is drawn anew; the optimizer's moments
+    /// Begins a stage: weights and their average go on, but for a head that is made anew; the optimizer's moments
     /// start anew.
     ///
     /// Nothing happens when the run is in that stage already, as after a resume.
-    pub fn enter(&mut self, stage: usize, run: &Run) {
+    ///
+    /// Errors: class names that cannot be embedded, or are not those of the stage.
+    pub fn enter(&mut self, stage: usize, run: &Run) -> Result<()> {
         if self.stage == stage {
-            return;
+            return Ok(());
         }
+        let by_text = match run.recipe.stage[stage].head {
+            Head::Text => Some(self.head_by_text(stage, run)?),
+            Head::Keep | Head::New => None,
+        };
         let mut averages = self.averages();
         // The old moments go before the new ones come: at scale both together would be the run's peak of memory.
         self.optimizer.moments.clear();
-        if run.recipe.stage[stage].head == Head::New {
+        if run.recipe.stage[stage].head != Head::Keep {
             let (outputs, seed) = (run.outputs(stage), run.recipe.seed);
             let model = self.model.clone();
             self.model = model.with_new_head(outputs, seed, stage as u64);
+            let head = self.model.head_mut();
+            for (part, values) in head.iter_mut().zip(by_text.into_iter().flatten()) {
+                part.value = values;
+            }
             let head = self.model.head();
             let parameters = self.model.parameters().into_iter();
             for (average, parameter) in averages.iter_mut().flatten().zip(parameters) {
@@ -107,26 +121,68 @@ impl State {
                 }
             }
         }
-        // The factor goes with the loss that has one; a first one begins as ever.
-        let before = std::mem::replace(&mut self.log_scale, log_scale(run, stage));
-        if let Some(averages) = &mut averages {
-            averages.truncate(self.model.parameters().len());
-            averages.extend(self.log_scale.iter().map(|scale| scale.value.clone()));
-        }
+        // The factor goes on from one loss that has it to the next; a text tower begins with its stage.
+        let before = self.log_scale.take();
+        (self.log_scale, self.text) = beside(run, stage);
         if let (Some(scale), Some(before)) = (&mut self.log_scale, before) {
             scale.value = before.value;
         }
+        let weights = self.parameters();
+        if let Some(averages) = &mut averages {
+            let own = self.model.parameters().len();
+            averages.truncate(own);
+            averages.extend(weights[own..].iter().map(|part| part.value.clone()));
+        }
         let step = self.optimizer.run_step;
-        let weights = all(&self.model, &self.log_scale);
         self.optimizer = optimizer(&weights, stage, &run.recipe, averages, step);
         self.stage = stage;
+        Ok(())
+    }
+
+    /// Weight and bias of a head for a stage that classifies as the text model of the stage before did.
+    ///
+    /// Logits by text are `t (W h + b)`, divided by the length of what is in brackets, with the projection `W`, `b`.
+    /// Without the division they are linear in `h`, and the largest is the same. Rows have length 1 on average, so that
+    /// the first logits are of the order of one.
+    fn head_by_text(&self, stage: usize, run: &Run) -> Result<[Tensor<1>; 2]> {
+        let captions = run.captions[stage - 1].as_ref();
+        let head = match captions {
+            Some(captions) => captions.class_head(self.averaged_text().as_ref())?,
+            None => None,
+        };
+        let name = &run.recipe.stage[stage].name;
+        let head = head.ok_or_else(|| {
+            let message =
+                format!("stage `{name}`: there are no names of classes to make its head of");
+            Error::input(message).hint("give text.classes in the stage before it")
+        })?;
+        let [classes, width] = head.dims();
+        if classes != run.outputs(stage) {
+            let message = format!(
+                "stage `{name}` has {} classes, and the stage before it names {classes}",
+                run.outputs(stage)
+            );
+            return Err(
+                Error::input(message).hint("measure the stage before it with the same classes")
+            );
+        }
+        let averaged = self.averaged();
+        let [weight, bias] = averaged.head();
+        let inputs = weight.shape[1];
+        let weight = head.clone().matmul(weight.shaped([width, inputs]));
+        let bias = head.matmul(bias.shaped([width, 1]));
+        let length = (weight.clone() * weight.clone()).sum_dim(1).sqrt().mean();
+        let scale = 1.0 / f64::from(length.into_scalar::<f32>()).max(1e-12);
+        Ok([
+            (weight * scale).reshape([classes * inputs]),
+            (bias * scale).reshape([classes]),
+        ])
     }
 
     /// Moves the weights against gradients of a norm.
     pub fn step(&mut self, gradients: Vec<Tensor<1>>, norm: f64, learning_rate: f64) {
         let decays: Vec<bool> = self.parameters().iter().map(|p| p.decays).collect();
-        let mut weights = self.model.parameters_mut();
-        weights.extend(&mut self.log_scale);
+        let weights = all_mut(&mut self.model, &mut self.log_scale, &mut self.text);
         let weights = weights.into_iter().map(|p| &mut p.value).collect();
         self.optimizer
             .update(weights, &decays, gradients, norm, learning_rate);
@@ -146,6 +202,18 @@ impl State {
         }
     }
 
+    /// The text tower that learns, if one does, likewise.
+    pub fn averaged_text(&self) -> Option<TextTower> {
+        let tower = self.text.as_ref()?;
+        Some(match self.averages() {
+            Some(mut averages) => {
+                let first = averages.len() - tower.parameters().len();
+                tower.with_values(averages.split_off(first))
+            }
+            None => tower.clone(),
+        })
+    }
+
     fn averages(&self) -> Option<Vec<Tensor<1>>> {
         self.optimizer
             .moments
@@ -155,20 +223,40 @@ impl State {
     }
 }
 
-fn all<'a>(model: &'a Model, log_scale: &'a Option<Parameter>) -> Vec<&'a Parameter> {
+fn all<'a>(
+    model: &'a Model,
+    log_scale: &'a Option<Parameter>,
+    text: &'a Option<TextTower>,
+) -> Vec<&'a Parameter> {
     let mut parameters = model.parameters();
     parameters.extend(log_scale);
+    parameters.extend(text.iter().flat_map(TextTower::parameters));
+    parameters
+}
+
+fn all_mut<'a>(
+    model: &'a mut Model,
+    log_scale: &'a mut Option<Parameter>,
+    text: &'a mut Option<TextTower>,
+) -> Vec<&'a mut Parameter> {
+    let mut parameters = model.parameters_mut();
+    parameters.extend(log_scale);
+    parameters.extend(text.iter_mut().flat_map(TextTower::parameters_mut));
     parameters
 }
 
 /// CLIP's first temperature.
 const TEMPERATURE: f32 = 0.07;
 
-/// The factor of similarities as a stage with a contrastive loss begins.
-fn log_scale(run: &Run, stage: usize) -> Option<Parameter> {
-    let contrastive = run.recipe.stage[stage].loss.kind == LossKind::Contrastive;
+/// What learns beside the model as a stage begins: with a contrastive loss the factor of similarities, and the text
+/// tower if it is a new one.
+fn beside(run: &Run, stage: usize) -> (Option<Parameter>, Option<TextTower>) {
+    let Some(captions) = &run.captions[stage] else {
+        return (None, None);
+    };
     let value = vec![(1.0 / TEMPERATURE).ln()];
-    contrastive.then(|| Parameter::new("logit_scale", &[1], false, value, &run.device))
+    let scale = Parameter::new("logit_scale", &[1], false, value, &run.device);
+    (Some(scale), captions.new_tower(run.recipe.seed))
 }
 
 fn optimizer(

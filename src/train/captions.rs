@@ -1,0 +1,376 @@
+//! The text side of stages with a contrastive loss: embeddings of captions and of class names.
+
+use std::cell::OnceCell;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Tensor};
+
+use super::{StageImages, State};
+use crate::data::Dataset;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::fused::{Gelu, from_vec};
+use crate::loss::{Objective, unit_length};
+use crate::recipe::{NewText, Recipe, Text};
+use crate::text::{
+    Cleaning, EmbeddingFile, TextConfig, TextModel, TextPool, TextTower, Tokenizer, TokenizerConfig,
+};
+
+/// Captions that are embedded at a time.
+const CHUNK: usize = 256;
+/// Captions that a new vocabulary is made of, from the first.
+const VOCABULARY_CAPTIONS: usize = 10_000;
+
+/// What a stage knows of text.
+pub struct Captions {
+    source: Source,
+    file: Option<EmbeddingFile>,
+    /// Dimensions of an embedding.
+    pub width: usize,
+    /// The test images' classes in words.
+    classes: Vec<String>,
+    templates: Vec<String>,
+    device: Device,
+}
+
+enum Source {
+    /// Embeddings of captions alone.
+    Nothing,
+    /// A model that stands still; of an earlier stage it is read when it is needed, and then is there.
+    Model {
+        folder: PathBuf,
+        read: OnceCell<Box<TextModel>>,
+    },
+    /// A model that learns: its tower is part of the run's state.
+    New {
+        tokenizer: Tokenizer,
+        config: TextConfig,
+    },
+}
+
+impl Captions {
+    /// Opens what a stage's table `text` names.
+    ///
+    /// Errors: text models or embeddings that cannot be read or do not belong together, class names that are not one
+    /// for each class.
+    pub(super) fn open(
+        recipe: &Recipe,
+        text: &Text,
+        images: &StageImages,
+        run: &Path,
+        device: &Device,
+    ) -> Result<Self> {
+        let file = match &text.embeddings {
+            Some(path) => Some(EmbeddingFile::open(path)?),
+            None => None,
+        };
+        let model = |folder: &Path| {
+            let model = TextModel::load(folder, device)?;
+            let width = model.tower.config().embedding;
+            Ok::<_, Error>((Box::new(model), width))
+        };
+        let (source, width) = match (&text.model, &text.from, &text.new) {
+            (Some(folder), ..) => {
+                let (model, width) = model(folder)?;
+                let read = OnceCell::from(model);
+                let folder = folder.clone();
+                (Source::Model { folder, read }, width)
+            }
+            (None, Some(name), _) => {
+                let new = new_text_of(recipe, name);
+                let folder = folder_of(run, name);
+                let read = OnceCell::new();
+                (Source::Model { folder, read }, new.embedding)
+            }
+            (None, None, Some(new)) => {
+                let (tokenizer, config) = new_model(new, images, &run.join("vocabulary"))?;
+                (Source::New { tokenizer, config }, new.embedding)
+            }
+            (None, None, None) => {
+                let file = file.as_ref().expect("recipes are checked");
+                (Source::Nothing, file.width())
+            }
+        };
+        if let Some(file) = &file {
+            check_file(file, width, &images.train)?;
+            if let Source::Model { read, .. } = &source
+                && let Some(model) = read.get()
+            {
+                file.check(&model.made_by())?;
+            }
+        }
+        let classes = match &text.classes {
+            None => images.test.classes().to_vec(),
+            Some(path) => class_names(path, images.test.classes().len())?,
+        };
+        Ok(Self {
+            source,
+            file,
+            width,
+            classes,
+            templates: text.templates.clone(),
+            device: device.clone(),
+        })
+    }
+
+    /// A tower that learns in this stage, with random weights.
+    pub(super) fn new_tower(&self, seed: u64) -> Option<TextTower> {
+        let Source::New { config, .. } = &self.source else {
+            return None;
+        };
+        let tower = TextTower::new(config, seed, &self.device);
+        Some(tower.expect("the recipe's sizes were checked"))
+    }
+
+    /// What the images of a batch should be near to; and the texts, if they learn.
+    pub(super) fn objective(
+        &self,
+        state: &State,
+        dataset: &Dataset,
+        samples: &[u64],
+    ) -> Result<(Objective, Option<Learning>)> {
+        let learning = match (&self.source, &state.text) {
+            (Source::New { tokenizer, .. }, Some(tower)) => {
+                let tower = tower.tracked();
+                let ids = tokenizer.rows(&captions(dataset, samples)?)?;
+                let embeddings = unit_length(tower.encode(&ids)?);
+                Some(Learning { tower, embeddings })
+            }
+            _ => None,
+        };
+        let texts = match &learning {
+            Some(learning) => learning.embeddings.clone().without_autodiff(),
+            None => self.embeddings(dataset, samples)?,
+        };
+        let scale = state.log_scale.as_ref();
+        let objective = Objective::Captions {
+            texts,
+            log_scale: scale.expect("contrastive stages have one").value.clone(),
+            learning: learning.is_some(),
+        };
+        Ok((objective, learning))
+    }
+
+    /// The embeddings of samples' captions by what stands still, of length 1.
+    ///
+    /// Shapes: `[samples, width]`.
+    fn embeddings(&self, dataset: &Dataset, samples: &[u64]) -> Result<Tensor<2>> {
+        if let Some(file) = &self.file {
+            let row = |sample: &u64| match file.has_keys() {
+                true => file.row_of(&dataset.name_of(*sample as usize)),
+                false => Ok(*sample as usize),
+            };
+            let rows: Vec<usize> = samples.iter().map(row).collect::<Result<_>>()?;
+            let values = file.rows(&rows)?;
+            let shape = [rows.len(), self.width];
+            return Ok(unit_length(from_vec(values, shape, &self.device)));
+        }
+        let captions = captions(dataset, samples)?;
+        self.embed(&captions, None)
+    }
+
+    /// A head that classifies by text: the mean embedding of each class's sentences, of length 1.
+    ///
+    /// `tower` is the one that learns, if one does. None where there is no text model or no class.
+    ///
+    /// Shapes: `[classes, width]`.
+    /// Source: Radford et al. 2021, section 3.1.4.
+    pub(super) fn class_head(&self, tower: Option<&TextTower>) -> Result<Option<Tensor<2>>> {
+        if self.classes.is_empty() || matches!(self.source, Source::Nothing) {
+            return Ok(None);
+        }
+        class_head(&self.classes, &self.templates, |sentences| {
+            self.embed(sentences, tower)
+        })
+        .map(Some)
+    }
+
+    /// Embeddings of length 1.
+    fn embed(&self, captions: &[String], tower: Option<&TextTower>) -> Result<Tensor<2>> {
+        let (tower, tokenizer) = match (&self.source, tower) {
+            (Source::New { tokenizer, .. }, Some(tower)) => (tower, tokenizer),
+            (Source::Model { folder, read }, _) => {
+                if read.get().is_none() {
+                    // Nobody else sets it: a run is one thread's.
+                    let _ = read.set(Box::new(TextModel::load(folder, &self.device)?));
+                }
+                let model = read.get().expect("just set");
+                (&model.tower, &model.tokenizer)
+            }
+            _ => {
+                return Err(Error::failed(
+                    "there is no text model to embed captions with",
+                ));
+            }
+        };
+        let parts = captions.chunks(CHUNK).map(|part| {
+            let embeddings = tower.encode(&tokenizer.rows(part)?)?;
+            Ok(unit_length(embeddings))
+        });
+        Ok(Tensor::cat(parts.collect::<Result<_>>()?, 0))
+    }
+
+    /// Writes the text model of a stage that ends, if it learned, to where later stages look for it.
+    pub(super) fn save(&self, tower: Option<TextTower>, stage: &str, run: &Path) -> Result<()> {
+        let (Source::New { tokenizer, .. }, Some(tower)) = (&self.source, tower) else {
+            return Ok(());
+        };
+        TextModel::save_parts(&tower, tokenizer, &folder_of(run, stage))
+    }
+}
+
+/// Texts of a batch whose tower learns.
+pub(super) struct Learning {
+    /// Recorded for its gradients.
+    tower: TextTower,
+    embeddings: Tensor<2>,
+}
+
+impl Learning {
+    /// The gradients of the tower's weights from that of the embeddings.
+    pub(super) fn gradients(&self, towards: Tensor<2>) -> Vec<Tensor<1>> {
+        let along = (self.embeddings.clone() * towards).sum();
+        self.tower.gradients(&mut along.backward())
+    }
+}
+
+/// A head of the mean embeddings of classes' sentences.
+///
+/// Shapes: `embed` gives rows of length 1 for sentences; the result `[classes, width]`, rows of length 1.
+pub fn class_head(
+    classes: &[String],
+    templates: &[String],
+    embed: impl Fn(&[String]) -> Result<Tensor<2>>,
+) -> Result<Tensor<2>> {
+    let rows = classes.iter().map(|class| {
+        let sentences: Vec<String> = match templates {
+            [] => vec![class.clone()],
+            templates => templates
+                .iter()
+                .map(|text| text.replace("{}", class))
+                .collect(),
+        };
+        Ok(unit_length(embed(&sentences)?.mean_dim(0)))
+    });
+    Ok(Tensor::cat(rows.collect::<Result<_>>()?, 0))
+}
+
+/// Names of classes in words, one a line.
+pub fn class_names(path: &Path, count: usize) -> Result<Vec<String>> {
+    let text = files::read_text(path)?;
+    let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+    if let Some(line) = names.iter().position(String::is_empty) {
+        let message = format!("`{}`, line {}: the name is empty", path.display(), line + 1);
+        return Err(
+            Error::input(message).hint("one name for each class, in the order of the classes")
+        );
+    }
+    if names.len() != count {
+        let message = format!(
+            "`{}` has {} names, and there are {count} classes",
+            path.display(),
+            names.len()
+        );
+        return Err(
+            Error::input(message).hint("one name for each class, in the order of the classes")
+        );
+    }
+    Ok(names)
+}
+
+fn folder_of(run: &Path, stage: &str) -> PathBuf {
+    run.join("stages").join(stage).join("text")
+}
+
+fn new_text_of(recipe: &Recipe, name: &str) -> NewText {
+    let stage = recipe.stage.iter().find(|stage| stage.name == name);
+    let text = stage.and_then(|stage| stage.text.as_ref());
+    text.and_then(|text| text.new).expect("recipes are checked")
+}
+
+fn captions(dataset: &Dataset, samples: &[u64]) -> Result<Vec<String>> {
+    let caption = |sample: &u64| {
+        let index = *sample as usize;
+        dataset.caption(index).ok_or_else(|| {
+            let message = format!("`{}` has no caption", dataset.name_of(index));
+            Error::input(message).hint("use images with captions, such as `shards:data/*.tar`")
+        })
+    };
+    samples.iter().map(caption).collect()
+}
+
+fn check_file(file: &EmbeddingFile, width: usize, dataset: &Dataset) -> Result<()> {
+    if file.width() != width {
+        let message = format!(
+            "the embeddings have {} dimensions, and the text model {width}",
+            file.width()
+        );
+        return Err(Error::input(message).hint("embed the captions with this text model"));
+    }
+    if !file.has_keys() && file.len() != dataset.len() {
+        let message = format!(
+            "there are {} embeddings without keys for {} samples",
+            file.len(),
+            dataset.len()
+        );
+        return Err(Error::input(message)
+            .hint("embed one caption for each sample, in their order, or give keys"));
+    }
+    Ok(())
+}
+
+/// Tokenizer and sizes of a new text model; the vocabulary is written once and read from then on.
+fn new_model(
+    new: &NewText,
+    images: &StageImages,
+    folder: &Path,
+) -> Result<(Tokenizer, TextConfig)> {
+    let path = folder.join("vocab.txt");
+    if !path.is_file() {
+        files::make_folder(folder)?;
+        let words = vocabulary(&images.train)?;
+        files::write(&path, (words.join("\n") + "\n").as_bytes())?;
+    }
+    let config = TokenizerConfig {
+        name: Some("bert-base-uncased".to_owned()),
+        context: new.context,
+        cleaning: Cleaning::Whitespace,
+        strip_separator: true,
+    };
+    let tokenizer = Tokenizer::open(folder, config)?;
+    let config = TextConfig {
+        context: new.context,
+        vocabulary: tokenizer.vocabulary(),
+        width: new.width,
+        heads: new.heads,
+        depth: new.depth,
+        hidden: 4 * new.width,
+        embedding: new.embedding,
+        causal: false,
+        pool: TextPool::Last,
+        gelu: Gelu::Tanh,
+        eps: 1e-5,
+    };
+    Ok((tokenizer, config.checked()?))
+}
+
+/// WordPiece's special tokens, all characters, and the words of the first captions.
+fn vocabulary(dataset: &Dataset) -> Result<Vec<String>> {
+    let count = dataset.len().min(VOCABULARY_CAPTIONS) as u64;
+    let samples: Vec<u64> = (0..count).collect();
+    let mut words = BTreeSet::new();
+    for caption in captions(dataset, &samples)? {
+        let lower = caption.to_lowercase();
+        let split = lower.split(|letter: char| !letter.is_alphanumeric());
+        words.extend(split.filter(|word| !word.is_empty()).map(str::to_owned));
+    }
+    let letters: BTreeSet<char> = words.iter().flat_map(|word| word.chars()).collect();
+    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(str::to_owned);
+    let single = letters
+        .iter()
+        .flat_map(|letter| [letter.to_string(), format!("##{letter}")]);
+    let mut all: Vec<String> = special.into_iter().chain(single).collect();
+    all.extend(words.into_iter().filter(|word| word.chars().count() > 1));
+    Ok(all)
+}
