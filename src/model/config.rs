@@ -51,6 +51,22 @@ impl Stem {
 pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 /// See [`IMAGENET_MEAN`].
 pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+/// The channel statistics of OpenAI's CLIP, and of most models that follow it.
+pub const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+/// See [`CLIP_MEAN`].
+pub const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+
+impl From<VitConfig> for ModelConfig {
+    fn from(vit: VitConfig) -> Self {
+        Self::Vit(vit)
+    }
+}
+
+impl From<ConvNextConfig> for ModelConfig {
+    fn from(convnext: ConvNextConfig) -> Self {
+        Self::ConvNext(convnext)
+    }
+}
 
 impl ModelConfig {
     /// The model of a named size.

@@ -30,8 +30,8 @@ use crate::fused::Precision;
 use crate::rng::{Purpose, Rng};
 use init::Init;
 
-/// Added to the variance in the norms, as in timm's models.
-const NORM_EPS: f64 = 1e-6;
+/// Added to the variance in the norms, as in timm's models. Transformers may have another: [`VitConfig::norm_eps`].
+pub(crate) const NORM_EPS: f64 = 1e-6;
 
 /// A model with its weights.
 #[derive(Clone, Debug)]

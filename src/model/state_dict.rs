@@ -304,7 +304,7 @@ impl StateDict {
         let names: Vec<&str> = self.names().filter(|name| name.len() < 100).collect();
         match nearest(name, &names) {
             Some(near) => error.hint(format!("the file has `{}`", shown(near))),
-            None => error.hint("only plain vision transformers under timm's names can be loaded"),
+            None => error.hint("only plain vision transformers and ConvNeXts can be loaded, under the names of timm, open_clip or transformers"),
         }
     }
 }

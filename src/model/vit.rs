@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use super::config::vit::{Pool, Position};
 use super::conv::ConvLayer;
 use super::position::resample;
-use super::{Kept, NORM_EPS, Parameter, Pass, Stem, VitConfig, parameter};
+use super::{Kept, Parameter, Pass, Stem, VitConfig, parameter};
 use crate::fused::{
     BlockSpec, PatchSpec, PathScale, WeightCache, encoder_block, from_vec, layer_norm, linear,
     patches, to_vec,
@@ -161,17 +161,18 @@ impl Vit {
     /// the result `[batch, classes]`.
     /// Units: pixels in [0, 1].
     pub fn logits(&self, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
+        let eps = self.config.norm_eps;
         let grid = images.dims()[2] / self.config.patch;
         let mut tokens = self.embed(images, grid, pass.kept);
         if let Some([weight, bias]) = &self.pre_norm {
-            tokens = layer_norm(tokens, weight.value.clone(), bias.value.clone(), NORM_EPS);
+            tokens = layer_norm(tokens, weight.value.clone(), bias.value.clone(), eps);
         }
         let [batch, count, width] = tokens.dims();
         let spec = BlockSpec {
             heads: self.config.heads,
             hidden: self.config.hidden,
             gelu: self.config.gelu,
-            eps: NORM_EPS,
+            eps,
             precision: pass.precision,
             recompute: pass.recompute,
         };
@@ -191,7 +192,7 @@ impl Vit {
             Pool::Token => tokens.narrow(1, 0, 1),
         };
         let [weight, bias] = self.norm.each_ref().map(|part| part.value.clone());
-        let normed = layer_norm(pooled, weight, bias, NORM_EPS);
+        let normed = layer_norm(pooled, weight, bias, eps);
         let [weight, bias] = self.head.each_ref().map(|part| part.value.clone());
         // [batch, 1, classes] -> [batch, classes]
         debug_assert_eq!(normed.dims(), [batch, 1, width]);

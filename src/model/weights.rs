@@ -1,16 +1,21 @@
 //! Model folders in timm's layout, and files of weights alone.
 //!
 //! `timm.create_model("local-dir:FOLDER", pretrained=True)` loads what [`save`] writes, and [`load`]
-//! reads folders that timm or Hugging Face users made for plain vision transformers and ConvNeXts. [`load_file`]
-//! reads a file that lies alone, such as AdvXL's released ones, whose architecture must be named.
+//! reads folders of timm, of open_clip (the image tower) and of transformers (ViT and CLIP) that hold plain vision
+//! transformers or ConvNeXts. [`load_file`] reads a file that lies alone, such as AdvXL's released ones, whose
+//! architecture must be named.
 //!
 //! A weight that the model has no place for is an error: leaving it out would give wrong numbers.
 
+mod architecture;
 mod config_json;
 mod describe;
+mod hugging_face_json;
+mod names;
+mod open_clip_json;
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use serde_json::Value;
@@ -20,7 +25,11 @@ use super::{Model, ModelConfig, Position, StateDict};
 use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::fused::{Stored, from_vec};
-use describe::{Description, Told, describe, known, unknown};
+pub(crate) use architecture::CLIP_EPS;
+use architecture::{known, scheme, unknown};
+use describe::{Description, Told, describe};
+use names::Names;
+pub(crate) use names::{Head, Origin, Scheme, transposed};
 
 /// Writes a model folder for images of a size.
 ///
@@ -73,7 +82,8 @@ pub struct Loaded {
     pub wrapper: Option<String>,
 }
 
-/// Reads a model folder: `config.json` and `model.safetensors`, or `pytorch_model.bin`.
+/// Reads a model folder: `config.json` and `model.safetensors`, or `pytorch_model.bin`, of timm or transformers, or
+/// open_clip's `open_clip_config.json` and `open_clip_model.safetensors`, or `open_clip_pytorch_model.bin`.
 ///
 /// Errors: files missing or damaged, tensors missing, left over or of the wrong shape, values not
 /// finite.
@@ -86,21 +96,71 @@ pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
         return Err(Error::input(message)
             .hint("name its architecture, for example `--arch vit_huge_patch14_224`"));
     }
-    let files = ["model.safetensors", "pytorch_model.bin"].map(|name| folder.join(name));
-    let file = files.iter().find(|file| file.is_file());
-    let (true, Some(file)) = (folder.join("config.json").is_file(), file) else {
+    let Some((name, file)) = find(folder) else {
         let message = format!("`{}` is not a model folder", folder.display());
         return Err(Error::input(message).hint(
             "a model folder holds `config.json` and `model.safetensors`, as timm's `local-dir:` \
-             folders and the `model` folder of a run do; a file of weights alone is named itself",
+             folders and the `model` folder of a run do, or `open_clip_config.json` and \
+             `open_clip_model.safetensors`; a file of weights alone is named itself",
         ));
     };
-    let config: Value = serde_json::from_str(&files::read_text(&folder.join("config.json"))?)
-        .map_err(|error| Error::input(format!("`config.json` is not JSON: {error}")))
-        .context(|| format!("`{}`", folder.display()))?;
-    let told = config_json::read(&config).context(|| format!("`{}`", folder.display()))?;
-    let weights = StateDict::open(file)?;
-    build(&weights, told, device).context(|| format!("`{}`", file.display()))
+    let read = || {
+        let config = json_file(folder, name)?;
+        if name == OPEN_CLIP_CONFIG {
+            return open_clip_json::read(&config);
+        }
+        if config["model_type"].is_string() {
+            let preprocessor = "preprocessor_config.json";
+            let preprocessor = match folder.join(preprocessor).is_file() {
+                true => json_file(folder, preprocessor)?,
+                false => Value::Null,
+            };
+            return hugging_face_json::read(&config, &preprocessor);
+        }
+        Ok((config_json::read(&config)?, Scheme::Timm))
+    };
+    let (told, scheme) = read().context(|| format!("`{}`", folder.display()))?;
+    let weights = StateDict::open(&file)?;
+    build(&weights, scheme, told, device).context(|| format!("`{}`", file.display()))
+}
+
+/// What describes an open_clip model in its folder.
+pub(crate) const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
+
+/// The file that describes the model of a folder and the file of its weights. A folder may hold a model in several
+/// forms; open_clip's, which has a text tower too, comes last.
+fn find(folder: &Path) -> Option<(&'static str, PathBuf)> {
+    let forms = [
+        ("config.json", ["model.safetensors", "pytorch_model.bin"]),
+        (
+            OPEN_CLIP_CONFIG,
+            ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"],
+        ),
+    ];
+    forms.into_iter().find_map(|(config, weights)| {
+        let mut weights = weights.iter().map(|name| folder.join(name));
+        let file = weights.find(|file| file.is_file())?;
+        folder.join(config).is_file().then_some((config, file))
+    })
+}
+
+/// The configuration and the weights of an open_clip folder.
+pub(crate) fn open_clip_folder(folder: &Path) -> Result<(Value, StateDict)> {
+    let Some((OPEN_CLIP_CONFIG, file)) = find(folder) else {
+        let message = format!("`{}` is not a folder of open_clip", folder.display());
+        return Err(Error::input(message)
+            .hint("it holds `open_clip_config.json` and `open_clip_model.safetensors`"));
+    };
+    let config =
+        json_file(folder, OPEN_CLIP_CONFIG).context(|| format!("`{}`", folder.display()))?;
+    Ok((config, StateDict::open(&file)?))
+}
+
+fn json_file(folder: &Path, name: &str) -> Result<Value> {
+    serde_json::from_str(&files::read_text(&folder.join(name))?).map_err(|error| {
+        Error::input(format!("`{name}` is not JSON: {error}"))
+            .hint("copy or download the folder again")
+    })
 }
 
 /// Reads a model folder, or the model in the folder of a run.
@@ -118,10 +178,11 @@ pub fn load_any(path: &Path, device: &Device) -> Result<Loaded> {
 
 /// Reads a file of weights alone, safetensors or PyTorch's, of a named architecture.
 ///
-/// `architecture` is timm's name, such as `vit_huge_patch14_224`, or one of ours, such as `vit_h14`.
-/// It gives the heads; all else is told by the shapes of the tensors. Images are normalised by
-/// ImageNet's statistics, as AdvXL's models want it; set `mean` and `std` of the model's
-/// configuration for others.
+/// `architecture` is timm's name, such as `vit_huge_patch14_224`, one of ours, such as `vit_h14`, or open_clip's of a
+/// model with an image tower of its own, such as `ViT-H-14-CLIPA-336`. It gives the heads, and of open_clip's pooling
+/// and activation; all else is told by the shapes of the tensors. Images are normalised by ImageNet's statistics, as
+/// AdvXL's models want it, or by OpenAI's for CLIP's models but CLIPA's; set `mean` and `std` of the model's configuration
+/// for others.
 ///
 /// Errors: an unknown name, and those of [`load`].
 pub fn load_file(path: &Path, architecture: &str, device: &Device) -> Result<Loaded> {
@@ -130,25 +191,66 @@ pub fn load_file(path: &Path, architecture: &str, device: &Device) -> Result<Loa
     }
     let weights = StateDict::open(path)?;
     let told = Told::by_name(architecture);
-    build(&weights, told, device).context(|| format!("`{}`", path.display()))
+    let scheme = scheme(architecture);
+    let built = match of_other_program(&weights, scheme) {
+        Some(error) => Err(error),
+        None => build(&weights, scheme, told, device),
+    };
+    built.context(|| format!("`{}`", path.display()))
 }
 
-fn build(weights: &StateDict, told: Told, device: &Device) -> Result<Loaded> {
+/// The error where a file has another program's names than the architecture.
+fn of_other_program(weights: &StateDict, scheme: Scheme) -> Option<Error> {
+    let of_folder = "load the folder that it came in, which describes the model";
+    let marks = [
+        (
+            "visual.conv1.weight",
+            "open_clip",
+            "name its architecture as open_clip does, for example `--arch ViT-B-16`",
+        ),
+        (
+            "visual.trunk.patch_embed.proj.weight",
+            "open_clip",
+            of_folder,
+        ),
+        ("visual.trunk.stem.0.weight", "open_clip", of_folder),
+        (
+            "vision_model.embeddings.class_embedding",
+            "transformers",
+            of_folder,
+        ),
+        ("vit.embeddings.cls_token", "transformers", of_folder),
+    ];
+    let (_, program, hint) = marks
+        .into_iter()
+        .find(|(name, ..)| weights.contains(name))?;
+    let is_tower = matches!(scheme, Scheme::OpenClip(_)) && weights.contains("visual.conv1.weight");
+    (!is_tower).then(|| {
+        Error::input(format!(
+            "the weights have {program}'s names, not those of the architecture"
+        ))
+        .hint(hint)
+    })
+}
+
+fn build(file: &StateDict, scheme: Scheme, told: Told, device: &Device) -> Result<Loaded> {
+    let weights = Names::new(file, scheme);
     let Description {
         config,
         classes,
         image_size,
-    } = describe(weights, &told)?;
-    let mut unused: BTreeSet<&str> = weights.names().collect();
+    } = describe(&weights, &told)?;
+    let mut used = BTreeSet::new();
     if matches!(&config, ModelConfig::Vit(vit) if vit.position == Position::Sincos2d) {
         // Fixed positions are made anew for each image size.
-        unused.remove("pos_embed");
+        used.insert("pos_embed".to_owned());
     }
     let take = |name: &str, shape: &[usize]| {
-        unused.remove(name);
-        values(weights, name, shape)
+        used.insert(name.to_owned());
+        values(&weights, name, shape)
     };
     let model = Model::with_weights(&config, classes, image_size, device, take)?;
+    let unused = weights.left_over(&used);
     if !unused.is_empty() {
         return Err(left_over(&unused));
     }
@@ -156,21 +258,22 @@ fn build(weights: &StateDict, told: Told, device: &Device) -> Result<Loaded> {
         model,
         image_size,
         classes: told.class_names,
-        hash: weights.hash()?,
-        wrapper: weights.wrapper().map(str::to_owned),
+        hash: file.hash()?,
+        wrapper: file.wrapper().map(str::to_owned),
     })
 }
 
 /// The values of one weight, if they are what the model needs.
-fn values(weights: &StateDict, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-    let found = weights.shape(name)?;
-    if !same(found, shape) {
-        let message = format!("`{name}` has shape {found:?} where {shape:?} is needed");
-        return Err(Error::input(message));
+fn values(weights: &Names, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    let (found, called) = (weights.shape(name)?, weights.called(name));
+    if !same(&found, shape) {
+        let message = format!("{called} has shape {found:?} where {shape:?} is needed");
+        return Err(Error::input(message)
+            .hint("these weights are not all of one model, or of one that cannot be loaded"));
     }
     let values = weights.floats(name)?;
     if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-        let message = format!("`{name}` holds {} at place {at}", values[at]);
+        let message = format!("{called} holds {} at place {at}", values[at]);
         return Err(Error::input(message).hint("the training that made it has diverged"));
     }
     Ok(values)

@@ -4,6 +4,7 @@ use serde::{Serialize, Serializer};
 
 use super::{IMAGENET_MEAN, IMAGENET_STD, Stem, grid, linear, read_statistics};
 use crate::fused::Gelu;
+use crate::model::NORM_EPS;
 use crate::model::position::sincos2d;
 use crate::settings::Table;
 
@@ -43,6 +44,9 @@ pub struct VitConfig {
     /// CLIPA's, or the sigmoid form of OpenAI's CLIP.
     #[serde(serialize_with = "gelu_word", skip_serializing_if = "is_erf")]
     pub gelu: Gelu,
+    /// Added to the variance in the norms: 1e-6 as in timm, 1e-5 in CLIP's image towers.
+    #[serde(skip_serializing_if = "is_usual_eps")]
+    pub norm_eps: f64,
     /// Mean of each channel, subtracted first.
     pub mean: [f64; 3],
     /// Standard deviation of each channel, divided by next.
@@ -66,6 +70,10 @@ fn gelu_word<S: Serializer>(gelu: &Gelu, serializer: S) -> Result<S::Ok, S::Erro
 
 fn is_erf(gelu: &Gelu) -> bool {
     *gelu == Gelu::Erf
+}
+
+fn is_usual_eps(eps: &f64) -> bool {
+    *eps == NORM_EPS
 }
 
 /// What the head sees of the tokens.
@@ -134,6 +142,7 @@ impl VitConfig {
             stem: Stem::Patch,
             pre_norm: false,
             gelu: Gelu::Erf,
+            norm_eps: NORM_EPS,
             mean: IMAGENET_MEAN,
             std: IMAGENET_STD,
         })
@@ -176,6 +185,11 @@ impl VitConfig {
                 true => table.choice("gelu", &GELUS)?,
                 false => Gelu::Erf,
             },
+            norm_eps: table
+                .optional_where("norm_eps", "above 0", |eps: &f64| {
+                    *eps > 0.0 && eps.is_finite()
+                })
+                .unwrap_or(base.norm_eps),
             ..base
         };
         if !model.width.is_multiple_of(model.heads) {
@@ -219,6 +233,16 @@ impl VitConfig {
             );
         }
         Some(model)
+    }
+
+    /// Width of the MLP's hidden layer as a multiple of a token's width. timm and open_clip round the product down, so the
+    /// multiple is a little more where it would come out below.
+    pub fn mlp_ratio(&self) -> f64 {
+        let (hidden, width) = (self.hidden as f64, self.width as f64);
+        match (hidden / width * width) as usize == self.hidden {
+            true => hidden / width,
+            false => (hidden + 0.5) / width,
+        }
     }
 
     /// Patches along a side of an image; see [`grid`].

@@ -3,10 +3,9 @@
 use serde_json::{Value, json};
 
 use super::describe::Told;
-use super::shown;
+use super::{CLIP_EPS, shown};
 use crate::error::{Error, Result};
 use crate::fused::Gelu;
-use crate::model::config::{IMAGENET_MEAN, IMAGENET_STD};
 use crate::model::{ConvNextConfig, Model, ModelConfig, Pool, Position, Stem, VitConfig};
 
 /// timm's words for the activations.
@@ -75,22 +74,24 @@ fn of_vit(vit: &VitConfig, image_size: usize) -> Entry {
         Pool::Token => "token",
     };
     let gelu = GELUS.iter().find(|(_, gelu)| *gelu == vit.gelu);
-    let mut args = json!({
+    let args = json!({
         "img_size": image_size,
         "patch_size": vit.patch,
         "embed_dim": vit.width,
         "depth": vit.depth,
         "num_heads": vit.heads,
-        "mlp_ratio": vit.hidden as f64 / vit.width as f64,
+        "mlp_ratio": vit.mlp_ratio(),
         "global_pool": pool,
         "class_token": vit.class_token,
         "act_layer": gelu.expect("each has its word").0,
+        "pre_norm": vit.pre_norm,
     });
-    if vit.pre_norm {
-        args["pre_norm"] = true.into();
-    }
     (
-        "vit_base_patch16_224",
+        // Of what the norms add to the variance, which is no argument that JSON can hold, timm's models know two values.
+        match vit.norm_eps == CLIP_EPS {
+            true => "vit_base_patch16_clip_224",
+            false => "vit_base_patch16_224",
+        },
         pool,
         args,
         "patch_embed.proj",
@@ -108,15 +109,16 @@ fn of_convnext(convnext: &ConvNextConfig) -> Entry {
 }
 
 fn ours(config: &ModelConfig) -> Value {
-    let (position, position_size) = match config {
-        ModelConfig::Vit(vit) => (Some(vit.position), vit.position_size),
-        ModelConfig::ConvNext(_) => (None, None),
+    let (position, position_size, norm_eps) = match config {
+        ModelConfig::Vit(vit) => (Some(vit.position), vit.position_size, Some(vit.norm_eps)),
+        ModelConfig::ConvNext(_) => (None, None, None),
     };
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "size": config.size(),
         "position": position,
         "position_size": position_size,
+        "norm_eps": norm_eps,
         "stem": match config.stem() {
             Stem::Patch => None,
             stem => Some(stem),
@@ -139,8 +141,9 @@ pub(super) fn read(config: &Value) -> Result<Told> {
             return Err(Error::input(message).hint("only `avg` and `token` can be loaded"));
         }
     };
+    let by_name = Told::by_name(architecture);
     let gelu = match args["act_layer"].as_str() {
-        None => Gelu::Erf,
+        None => by_name.gelu,
         Some(word) => {
             let known = GELUS.iter().find(|(known, _)| *known == word);
             let unknown = || {
@@ -156,6 +159,7 @@ pub(super) fn read(config: &Value) -> Result<Told> {
     Ok(Told {
         by_name_alone: false,
         heads: number(&args["num_heads"]),
+        depth: number(&args["depth"]),
         pool,
         size: ours["size"].as_str().unwrap_or(architecture).to_owned(),
         position: match ours["position"].as_str() {
@@ -166,29 +170,42 @@ pub(super) fn read(config: &Value) -> Result<Told> {
         patch: number(&args["patch_size"]),
         image_size: number(&config["pretrained_cfg"]["input_size"][1]),
         gelu,
-        mean: channels(config, "mean", IMAGENET_MEAN)?,
-        std: channels(config, "std", IMAGENET_STD)?,
+        norm_eps: eps(&ours["norm_eps"], "norm_eps", &by_name)?,
+        mean: channels(&config["pretrained_cfg"], ["mean", "mean"], &by_name)?,
+        std: channels(&config["pretrained_cfg"], ["std", "std"], &by_name)?,
         class_count: number(&config["num_classes"]),
         class_names: names
             .filter_map(|name| name.as_str().map(str::to_owned))
             .collect(),
-        ..Told::by_name(architecture)
+        ..by_name
     })
 }
 
-/// Mean or standard deviation of the three channels.
-fn channels(config: &Value, key: &str, fallback: [f64; 3]) -> Result<[f64; 3]> {
-    let found = &config["pretrained_cfg"][key];
+/// What the norms add to the variance, if a configuration tells it.
+pub(super) fn eps(found: &Value, key: &str, told: &Told) -> Result<f64> {
+    match (found.is_null(), found.as_f64()) {
+        (true, _) => Ok(told.norm_eps),
+        (_, Some(eps)) if eps > 0.0 => Ok(eps),
+        _ => {
+            let message = format!("`{}` has {key} = {found}", told.source);
+            Err(Error::input(message).hint("give a number above 0, such as 1e-6"))
+        }
+    }
+}
+
+/// Mean or standard deviation of the three channels under a key, if a configuration tells it. `what` is `mean` or `std`.
+pub(super) fn channels(config: &Value, [what, key]: [&str; 2], told: &Told) -> Result<[f64; 3]> {
+    let found = &config[key];
     if found.is_null() {
-        return Ok(fallback);
+        return Ok(if what == "mean" { told.mean } else { told.std });
     }
     let list = found.as_array().map(Vec::as_slice).unwrap_or_default();
     let list: Vec<f64> = list.iter().filter_map(Value::as_f64).collect();
     let three: Option<[f64; 3]> = list.try_into().ok();
     three
-        .filter(|list| key != "std" || list.iter().all(|std| *std > 0.0))
+        .filter(|list| what == "mean" || list.iter().all(|std| *std > 0.0))
         .ok_or_else(|| {
-            let message = format!("`config.json` has {key} = {found}");
+            let message = format!("`{}` has {key} = {found}", told.source);
             Error::input(message).hint("give one number for each of three channels, std above 0")
         })
 }

@@ -1,28 +1,47 @@
 //! What model a file of weights holds: told by names and shapes, and by what stands beside them.
 
+use super::architecture::{CLIP_EPS, Known, OPEN_CLIP, OPEN_CLIP_PREFIX, TIMM, known, open_clip};
+use super::names::Names;
 use super::shown;
 use crate::error::{Error, Result};
 use crate::fused::Gelu;
 use crate::model::config::convnext::KERNEL;
-use crate::model::config::{IMAGENET_MEAN, IMAGENET_STD};
-use crate::model::{ConvNextConfig, ModelConfig, Pool, Position, StateDict, Stem, VitConfig};
-use crate::settings::nearest;
+use crate::model::config::{CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD};
+use crate::model::{ConvNextConfig, ModelConfig, NORM_EPS, Pool, Position, Stem, VitConfig};
+
+/// The keys of a configuration under which a program tells classes, width, depth, heads and pooling.
+#[derive(Clone, Copy)]
+pub(super) struct Words {
+    pub(super) classes: &'static str,
+    pub(super) width: &'static str,
+    pub(super) depth: &'static str,
+    pub(super) heads: &'static str,
+    pub(super) pool: &'static str,
+}
 
 /// What the tensors do not tell of a model.
 pub(super) struct Told {
+    /// The file that tells it.
+    pub(super) source: &'static str,
+    /// Its words, for messages.
+    pub(super) words: Words,
     /// timm's or our name of the architecture.
     pub(super) architecture: String,
     /// Whether nothing but the name is known.
     pub(super) by_name_alone: bool,
-    /// Our name of the size.
+    /// Our name of the size; found by the shapes where it is empty.
     pub(super) size: String,
+    pub(super) width: Option<usize>,
+    pub(super) depth: Option<usize>,
     pub(super) heads: Option<usize>,
     pub(super) pool: Option<Pool>,
+    pub(super) pre_norm: Option<bool>,
     pub(super) position: Position,
     pub(super) position_size: Option<usize>,
     pub(super) patch: Option<usize>,
     pub(super) image_size: Option<usize>,
     pub(super) gelu: Gelu,
+    pub(super) norm_eps: f64,
     pub(super) mean: [f64; 3],
     pub(super) std: [f64; 3],
     pub(super) class_count: Option<usize>,
@@ -30,20 +49,50 @@ pub(super) struct Told {
 }
 
 impl Told {
+    /// What a name tells: of timm's, of ours, or of open_clip's, as that program's model of the name is.
     pub(super) fn by_name(architecture: &str) -> Self {
+        let open_clip = architecture.starts_with(OPEN_CLIP_PREFIX);
+        let clipa = open_clip && architecture.contains("-CLIPA");
+        let clip = open_clip || architecture.contains("_clip_");
+        let (mean, std) = match clip && !clipa {
+            true => (CLIP_MEAN, CLIP_STD),
+            false => (IMAGENET_MEAN, IMAGENET_STD),
+        };
         Self {
+            source: "config.json",
+            words: Words {
+                classes: "num_classes",
+                width: "embed_dim",
+                depth: "depth",
+                heads: "num_heads",
+                pool: "global_pool",
+            },
             architecture: architecture.to_owned(),
             by_name_alone: true,
-            size: architecture.to_owned(),
+            size: match open_clip {
+                true => String::new(),
+                false => architecture.to_owned(),
+            },
+            width: None,
+            depth: None,
+            pre_norm: None,
             heads: None,
-            pool: None,
+            pool: match (open_clip, clipa) {
+                (false, _) => None,
+                (true, false) => Some(Pool::Token),
+                (true, true) => Some(Pool::Average),
+            },
             position: Position::Learned,
             position_size: None,
             patch: None,
             image_size: None,
-            gelu: Gelu::Erf,
-            mean: IMAGENET_MEAN,
-            std: IMAGENET_STD,
+            gelu: match clip && architecture.contains("quickgelu") {
+                true => Gelu::Quick,
+                false => Gelu::Erf,
+            },
+            norm_eps: if clip { CLIP_EPS } else { NORM_EPS },
+            mean,
+            std,
             class_count: None,
             class_names: Vec::new(),
         }
@@ -59,86 +108,31 @@ impl Told {
                 let message =
                     format!("`{name}` is {right} wide, and these weights are {width} wide");
                 let error = Error::input(message);
-                let fitting = TIMM.iter().find(|size| size.1 == width);
+                let (sizes, prefix) = match open_clip(name) {
+                    Some(_) => (OPEN_CLIP, OPEN_CLIP_PREFIX),
+                    None => (TIMM, "vit_"),
+                };
+                let fitting = sizes.iter().find(|size| size.1 == width);
                 return Err(match fitting {
-                    Some((word, ..)) => error.hint(format!("is it a `vit_{word}`?")),
+                    Some((word, ..)) => error.hint(format!("is it a `{prefix}{word}`?")),
                     None => error.hint("name the architecture that the weights were trained as"),
                 });
             }
             (None, _) => {
-                let message = "`config.json` does not tell the number of attention heads";
+                let message = format!(
+                    "`{}` does not tell the number of attention heads",
+                    self.source
+                );
                 return Err(Error::input(message)
                     .hint("write it there, for example \"model_args\": { \"num_heads\": 12 }"));
             }
         };
         if heads == 0 || !width.is_multiple_of(heads) {
-            let message = format!("num_heads = {heads} do not divide the width, {width}");
-            return Err(Error::input(message));
+            let key = self.words.heads;
+            let message = format!("{key} = {heads} do not divide the width, {width}");
+            return Err(Error::input(message).hint("correct it in the configuration"));
         }
         Ok(heads)
-    }
-}
-
-/// timm's words for sizes: (word, width, heads).
-///
-/// Source: the definitions in `timm/models/vision_transformer.py`.
-const TIMM: [(&str, usize, usize); 8] = [
-    ("tiny", 192, 3),
-    ("small", 384, 6),
-    ("medium", 512, 8),
-    ("base", 768, 12),
-    ("large", 1024, 16),
-    ("huge", 1280, 16),
-    ("giant", 1408, 16),
-    ("gigantic", 1664, 16),
-];
-
-/// What the name of an architecture tells.
-pub(super) enum Known {
-    /// Width and heads of a transformer.
-    Vit(usize, usize),
-    ConvNext,
-}
-
-/// A named architecture: ours, or `vit_SIZE_...`, `deit_SIZE_...` and `convnext_...` of timm.
-pub(super) fn known(architecture: &str) -> Option<Known> {
-    match ModelConfig::named(architecture) {
-        Some(ModelConfig::Vit(vit)) => return Some(Known::Vit(vit.width, vit.heads)),
-        Some(ModelConfig::ConvNext(_)) => return Some(Known::ConvNext),
-        None => {}
-    }
-    let mut words = architecture.split(['_', '.']);
-    match words.next() {
-        Some("convnext") => return Some(Known::ConvNext),
-        Some("vit" | "deit") => {}
-        _ => return None,
-    }
-    let word = words.next()?;
-    let found = TIMM.iter().find(|size| size.0 == word)?;
-    Some(Known::Vit(found.1, found.2))
-}
-
-pub(super) fn unknown(architecture: &str) -> Error {
-    let error = Error::input(format!(
-        "`{}` is no architecture that is known here",
-        shown(architecture)
-    ));
-    let of_timm: Vec<String> = TIMM
-        .iter()
-        .flat_map(|(word, ..)| [14, 16].map(|patch| format!("vit_{word}_patch{patch}_224")))
-        .collect();
-    let ours = ModelConfig::names();
-    let names: Vec<&str> = of_timm
-        .iter()
-        .map(String::as_str)
-        .chain(ours.clone())
-        .collect();
-    match nearest(architecture, &names) {
-        Some(near) if architecture.len() < 100 => error.hint(format!("did you mean `{near}`?")),
-        _ => error.hint(format!(
-            "use timm's name, such as `vit_huge_patch14_224`, or one of {}",
-            ours.join(", ")
-        )),
     }
 }
 
@@ -152,7 +146,7 @@ pub(super) struct Description {
 const IMAGE_SIZE: usize = 224;
 
 /// What the shapes of the tensors, and what else is told, say of the model.
-pub(super) fn describe(weights: &StateDict, told: &Told) -> Result<Description> {
+pub(super) fn describe(weights: &Names, told: &Told) -> Result<Description> {
     let is_convnext = weights.contains("stages.0.blocks.0.conv_dw.weight");
     match (is_convnext, known(&told.architecture)) {
         (true, Some(Known::Vit(..))) => Err(unlike(told, "a ConvNeXt")),
@@ -178,37 +172,37 @@ fn unfit(what: &str) -> Error {
 }
 
 /// A shape; without a size of zero, beside which others could be anything: so the file's length bounds them.
-fn shape<'a>(weights: &'a StateDict, name: &str) -> Result<&'a [usize]> {
+fn shape(weights: &Names, name: &str) -> Result<Vec<usize>> {
     match weights.shape(name)? {
-        shape if shape.contains(&0) => Err(unfit(&format!("`{name}` has no numbers"))),
+        shape if shape.contains(&0) => {
+            Err(unfit(&format!("{} has no numbers", weights.called(name))))
+        }
         shape => Ok(shape),
     }
 }
 
 /// The number of classes, if the configuration tells no other.
-fn classes(weights: &StateDict, head: &str, told: &Told) -> Result<usize> {
-    let (Some(classes), true) = (
-        shape(weights, head)?.first(),
-        weights.shape(head)?.len() > 1,
-    ) else {
-        return Err(unfit(&format!("`{head}` is not a matrix")));
+fn classes(weights: &Names, head: &str, told: &Told) -> Result<usize> {
+    let called = weights.called(head);
+    let [classes, _, ..] = shape(weights, head)?[..] else {
+        return Err(unfit(&format!("{called} is not a matrix")));
     };
     match told.class_count {
-        Some(told) if told != *classes => {
-            let message =
-                format!("`config.json` has num_classes = {told}, and `{head}` {classes} rows");
+        Some(count) if count != classes => {
+            let (source, key) = (told.source, told.words.classes);
+            let message = format!("`{source}` has {key} = {count}, and {called} {classes} rows");
             Err(Error::input(message).hint("correct the one that is wrong"))
         }
-        _ => Ok(*classes),
+        _ => Ok(classes),
     }
 }
 
 /// How often in a row a name with a number is there.
-fn count(weights: &StateDict, name: impl Fn(usize) -> String) -> usize {
+fn count(weights: &Names, name: impl Fn(usize) -> String) -> usize {
     (0..).take_while(|i| weights.contains(&name(*i))).count()
 }
 
-fn vit(weights: &StateDict, told: &Told) -> Result<Description> {
+fn vit(weights: &Names, told: &Told) -> Result<Description> {
     let layers = count(weights, |i| {
         format!("patch_embed.proj.stem.{}.weight", 3 * i + 1)
     });
@@ -219,45 +213,79 @@ fn vit(weights: &StateDict, told: &Told) -> Result<Description> {
             format!("patch_embed.proj.stem.{}.weight", 3 * layers),
         ),
     };
-    let &[width, channels, patch, _] = shape(weights, &last)? else {
-        return Err(unfit(&format!("`{last}` is not [width, 3, patch, patch]")));
+    let called = weights.called(&last);
+    let [width, channels, patch, _] = shape(weights, &last)?[..] else {
+        return Err(unfit(&format!("{called} is not [width, 3, patch, patch]")));
     };
     let patch = match stem {
         Stem::Patch if channels == 3 => patch,
-        Stem::Patch => return Err(unfit(&format!("`{last}` is not [width, 3, patch, patch]"))),
+        Stem::Patch => return Err(unfit(&format!("{called} is not [width, 3, patch, patch]"))),
         // Each layer halves the image; no picture is larger than that.
         Stem::Conv => 1 << layers.min(16),
     };
-    let &[hidden, _] = shape(weights, "blocks.0.mlp.fc1.weight")? else {
-        return Err(unfit("`blocks.0.mlp.fc1.weight` is not a matrix"));
+    if let Some(told_width) = told.width.filter(|told| *told != width) {
+        let (source, key) = (told.source, told.words.width);
+        let message =
+            format!("`{source}` has {key} = {told_width}, and {called} makes tokens {width} wide");
+        return Err(Error::input(message).hint("correct the one that is wrong"));
+    }
+    let first = "blocks.0.mlp.fc1.weight";
+    let [hidden, _] = shape(weights, first)?[..] else {
+        return Err(unfit(&format!("{} is not a matrix", weights.called(first))));
     };
-    let &[1, places, _] = shape(weights, "pos_embed")? else {
-        return Err(unfit("`pos_embed` is not [1, tokens, width]"));
+    let places = weights.called("pos_embed");
+    let [1, tokens, _] = shape(weights, "pos_embed")?[..] else {
+        return Err(unfit(&format!("{places} is not [1, tokens, width]")));
     };
     let class_token = weights.contains("cls_token");
-    let patches = places - usize::from(class_token).min(places);
+    let patches = tokens - usize::from(class_token).min(tokens);
     let grid = patches.isqrt();
     if grid == 0 || grid * grid != patches {
-        return Err(unfit("`pos_embed` does not belong to a square grid"));
+        return Err(unfit(&format!("{places} does not belong to a square grid")));
     }
     if told.position == Position::Sincos2d && !width.is_multiple_of(4) {
         let message = format!("position = `sincos2d` needs a width that 4 divides, not {width}");
         return Err(Error::input(message));
     }
+    let (depth, heads) = (
+        count(weights, |i| format!("blocks.{i}.norm1.weight")),
+        told.heads(width)?,
+    );
+    // A file that lost its last blocks would make another model.
+    if let Some(told_depth) = told.depth.filter(|told| *told != depth) {
+        let (source, key) = (told.source, told.words.depth);
+        let message =
+            format!("`{source}` has {key} = {told_depth}, and the weights are of {depth} blocks");
+        return Err(Error::input(message).hint("copy or download both again"));
+    }
+    let pool = pool(weights, told)?;
+    if pool == Pool::Token && !class_token {
+        let message =
+            "the head of these weights sees the mean of patches that are normed before it is taken";
+        return Err(
+            Error::input(message).hint("models without class token need `fc_norm`, the norm after")
+        );
+    }
     let config = VitConfig {
-        size: told.size.clone(),
+        size: match &told.size[..] {
+            "" => size([patch, width, depth, heads, hidden]),
+            size => size.to_owned(),
+        },
         patch,
         width,
-        depth: count(weights, |i| format!("blocks.{i}.norm1.weight")),
-        heads: told.heads(width)?,
+        depth,
+        heads,
         hidden,
-        pool: pool(weights, told.pool)?,
+        pool,
         class_token,
         position: told.position,
         position_size: told.position_size,
         stem,
-        pre_norm: weights.contains("norm_pre.weight"),
+        pre_norm: told
+            .pre_norm
+            .unwrap_or_else(|| weights.contains("norm_pre.weight")),
         gelu: told.gelu,
+        norm_eps: told.norm_eps,
         mean: told.mean,
         std: told.std,
     };
@@ -268,12 +296,13 @@ fn vit(weights: &StateDict, told: &Told) -> Result<Description> {
     })
 }
 
-fn convnext(weights: &StateDict, told: &Told) -> Result<Description> {
+fn convnext(weights: &Names, told: &Told) -> Result<Description> {
     let (mut widths, mut depths) = ([0; 4], [0; 4]);
     for stage in 0..4 {
         let name = format!("stages.{stage}.blocks.0.conv_dw.weight");
-        let &[width, 1, KERNEL, KERNEL] = shape(weights, &name)? else {
-            return Err(unfit(&format!("`{name}` is not [width, 1, 7, 7]")));
+        let [width, 1, KERNEL, KERNEL] = shape(weights, &name)?[..] else {
+            let called = weights.called(&name);
+            return Err(unfit(&format!("{called} is not [width, 1, 7, 7]")));
         };
         widths[stage] = width;
         depths[stage] = count(weights, |i| {
@@ -282,13 +311,19 @@ fn convnext(weights: &StateDict, told: &Told) -> Result<Description> {
     }
     let (stem, patch) = match weights.contains("stem.stem.0.weight") {
         true => (Stem::Conv, told.patch.unwrap_or(4)),
-        false => match shape(weights, "stem.0.weight")? {
-            &[_, 3, patch, _] => (Stem::Patch, patch),
-            _ => return Err(unfit("`stem.0.weight` is not [width, 3, patch, patch]")),
+        false => match shape(weights, "stem.0.weight")?[..] {
+            [_, 3, patch, _] => (Stem::Patch, patch),
+            _ => {
+                let called = weights.called("stem.0.weight");
+                return Err(unfit(&format!("{called} is not [width, 3, patch, patch]")));
+            }
         },
     };
     let config = ConvNextConfig {
-        size: told.size.clone(),
+        size: match &told.size[..] {
+            "" => "convnext".to_owned(),
+            size => size.to_owned(),
+        },
         patch,
         widths,
         depths,
@@ -319,8 +354,21 @@ fn convnext(weights: &StateDict, told: &Told) -> Result<Description> {
     })
 }
 
+/// Our name of a transformer of these sizes: patch, width, depth, heads, hidden.
+fn size(found: [usize; 5]) -> String {
+    let is_it = |name: &&str| {
+        VitConfig::named(name)
+            .is_some_and(|vit| [vit.patch, vit.width, vit.depth, vit.heads, vit.hidden] == found)
+    };
+    VitConfig::names()
+        .into_iter()
+        .find(is_it)
+        .unwrap_or("vit")
+        .to_owned()
+}
+
 /// What the head sees: the norm before it tells.
-fn pool(weights: &StateDict, told: Option<Pool>) -> Result<Pool> {
+fn pool(weights: &Names, told: &Told) -> Result<Pool> {
     let has = |pool: Pool| weights.contains(&format!("{}.weight", pool.norm()));
     let pool = match (has(Pool::Average), has(Pool::Token)) {
         (true, true) => {
@@ -332,13 +380,15 @@ fn pool(weights: &StateDict, told: Option<Pool>) -> Result<Pool> {
         (true, false) => Pool::Average,
         (false, _) => Pool::Token,
     };
-    if told.is_some_and(|told| told != pool) {
+    if told.pool.is_some_and(|told| told != pool) {
         let (norm, other) = match pool {
             Pool::Average => ("fc_norm", "token"),
             Pool::Token => ("norm", "avg"),
         };
-        let message =
-            format!("`config.json` has global_pool = `{other}`, but the weights have `{norm}`");
+        let message = format!(
+            "`{}` has {} = `{other}`, but the weights have `{norm}`",
+            told.source, told.words.pool
+        );
         return Err(Error::input(message).hint(
             "`avg` goes with `fc_norm` and `token` with `norm`; other models cannot be loaded",
         ));
