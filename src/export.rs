@@ -1,8 +1,12 @@
-//! Models for other programs: a folder that timm loads, with a model card, and an entry for RobustBench.
+//! Models for other programs: folders that timm and open_clip load, with a model card, and an entry for RobustBench.
 //!
 //! Weights are written as they are, so a round trip changes no logit.
 
+mod open_clip;
+
 use std::path::Path;
+
+pub use open_clip::open_clip;
 
 use serde_json::{Value, json};
 
@@ -10,8 +14,8 @@ use crate::attack::Norm;
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
 use crate::files;
-use crate::model::weights::{self, Loaded};
-use crate::model::{ModelConfig, Stem};
+use crate::model::weights::{self, CLIP_EPS, Loaded};
+use crate::model::{ModelConfig, NORM_EPS, Stem};
 
 /// What a card and an entry say that the weights do not.
 #[derive(Clone, Debug, Default)]
@@ -30,11 +34,24 @@ pub struct Facts {
     pub results: Vec<Value>,
 }
 
+/// The program that a folder is for.
+#[derive(Clone, Copy)]
+enum Use {
+    Timm,
+    OpenClip,
+}
+
 /// Writes a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`, with a model card.
+///
+/// Errors: a model that timm has no word for.
 pub fn timm(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> {
     refuse_full(folder)?;
+    refuse_what_timm_lacks(&loaded.model.config())?;
     weights::save(&loaded.model, loaded.image_size, &loaded.classes, folder)?;
-    files::write(&folder.join("README.md"), card(loaded, facts).as_bytes())
+    files::write(
+        &folder.join("README.md"),
+        card(loaded, facts, Use::Timm).as_bytes(),
+    )
 }
 
 /// Writes the same folder and the entry that RobustBench's `model_info` holds, numbers as strings.
@@ -45,6 +62,24 @@ pub fn robustbench(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> 
     timm(loaded, facts, folder)?;
     let path = folder.join(format!("{}.json", facts.name));
     files::write(&path, format!("{entry:#}\n").as_bytes())
+}
+
+fn refuse_what_timm_lacks(config: &ModelConfig) -> Result<()> {
+    let ours = "advxl itself reads it: evaluate the run's folder or its `model` folder";
+    if config.stem() == Stem::Conv {
+        let message = "timm has no word for a convolutional stem, so it could not load this model";
+        return Err(Error::input(message).hint(ours));
+    }
+    match config {
+        ModelConfig::Vit(vit) if vit.norm_eps > NORM_EPS && vit.norm_eps != CLIP_EPS => {
+            let eps = vit.norm_eps;
+            let message = format!(
+                "the norms add {eps:e} to the variance, and timm's models {NORM_EPS:e} or {CLIP_EPS:e}"
+            );
+            Err(Error::input(message).hint(ours))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Nothing that is there already is overwritten.
@@ -173,14 +208,28 @@ fn architecture(loaded: &Loaded) -> String {
 }
 
 /// The model card: what it is, how it is used, what was measured, and what was not.
-fn card(loaded: &Loaded, facts: &Facts) -> String {
+fn card(loaded: &Loaded, facts: &Facts, program: Use) -> String {
     let config = loaded.model.config();
     let (mean, std) = config.statistics();
     let size = loaded.image_size;
     let parameters = config.parameters(loaded.model.classes(), size) as f64 / 1e6;
+    let (head, outputs, code) = match program {
+        Use::Timm => (
+            "library_name: timm\ntags:\n- image-classification\n- timm",
+            "classes",
+            "import timm\n\nmodel = timm.create_model(\"local-dir:FOLDER\", pretrained=True).eval()",
+        ),
+        Use::OpenClip => (
+            "library_name: open_clip\npipeline_tag: zero-shot-image-classification\ntags:\n- clip",
+            "dimensions of the embedding",
+            "import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms(\"local-dir:FOLDER\")\n\
+             model.eval()\n# Features of images that `preprocess` made, in the space of the text tower's:\n\
+             features = model.encode_image(images)",
+        ),
+    };
     let mut text = format!(
-        "---\nlibrary_name: timm\ntags:\n- image-classification\n- timm\n- adversarial-robustness\n---\n\n# {}\n\n\
-         {}, {parameters:.1} M parameters, {} classes, trained adversarially with \
+        "---\n{head}\n- adversarial-robustness\n---\n\n# {}\n\n\
+         {}, {parameters:.1} M parameters, {} {outputs}, trained adversarially with \
          [advxl](https://arxiv.org/abs/2401.04727).\n\n",
         facts.name,
         architecture(loaded),
@@ -196,12 +245,22 @@ fn card(loaded: &Loaded, facts: &Facts) -> String {
         }
     }
     text += &format!(
-        "- Weights: BLAKE3 `{}` of the file that this folder was made from\n\n## Use\n\n```python\nimport timm\n\n\
-         model = timm.create_model(\"local-dir:FOLDER\", pretrained=True).eval()\n```\n\n\
+        "- Weights: BLAKE3 `{}` of the file that this folder was made from\n\n## Use\n\n```python\n{code}\n```\n\n\
          Images of {size} x {size} pixels, bicubic, whole picture, in [0, 1], then mean {:?} and deviation {:?}. Attacks \
-         must perturb the pixels in [0, 1], before the normalisation.\n\n## Measured\n\n",
+         must perturb the pixels in [0, 1], before the normalisation.\n\n",
         loaded.hash, mean, std
     );
+    match (&config, program) {
+        (ModelConfig::Vit(vit), Use::Timm) if vit.norm_eps < NORM_EPS => {
+            let eps = vit.norm_eps;
+            text += &format!(
+                "timm's norms add {NORM_EPS:e} to the variance, and this model was made with {eps:e}: its logits there differ by \
+                 roundings.\n\n"
+            );
+        }
+        _ => {}
+    }
+    text += "## Measured\n\n";
     let evaluations = evaluations(&facts.results);
     if evaluations.is_empty() {
         text += "Nothing: no result of `advxl eval` was given for this card.\n";

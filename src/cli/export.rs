@@ -1,6 +1,6 @@
 //! `advxl export`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -8,19 +8,24 @@ use super::{NamedModel, print_json};
 use crate::error::{Context, Error, Result};
 use crate::export::{self, Facts};
 use crate::files;
+use crate::model::weights::Loaded;
 
-/// A model for other programs: a folder that timm loads with a model card, or RobustBench's entry beside it.
+/// A model for other programs: a folder that timm or open_clip loads with a model card, or RobustBench's entry beside it.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example:\n  advxl export runs/cifar10_micro --to robustbench --name Doe2026Two --dataset cifar10 \
-    --result runs/cifar10_micro/result-autoattack.json --out export"
+    --result runs/cifar10_micro/result-autoattack.json --out export\n  advxl export runs/clip --to open-clip --text \
+    CLIPA-L-14 --out export"
 )]
 pub(super) struct Export {
     #[command(flatten)]
     model: NamedModel,
-    /// The program: timm or robustbench.
+    /// The program: timm, open-clip or robustbench.
     #[arg(long, value_name = "PROGRAM")]
     to: String,
+    /// For open-clip: the folder of the open_clip model whose text tower the model was trained against.
+    #[arg(long, value_name = "FOLDER")]
+    text: Option<PathBuf>,
     /// The folder that is made.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -46,12 +51,23 @@ pub(super) struct Export {
 
 impl Export {
     pub(super) fn run(&self, json: bool) -> Result<()> {
-        let write = match &self.to[..] {
-            "timm" => export::timm,
-            "robustbench" => export::robustbench,
-            other => {
+        type Write<'a> = Box<dyn Fn(&Loaded, &Facts, &Path) -> Result<()> + 'a>;
+        let write: Write = match (&self.to[..], &self.text) {
+            ("open-clip", Some(text)) => {
+                Box::new(move |loaded, facts, out| export::open_clip(loaded, facts, text, out))
+            }
+            ("open-clip", None) => {
+                return Err(Error::input("--to open-clip: open_clip loads whole models only")
+                    .hint("give the folder of the model whose text tower belongs to this one with --text"));
+            }
+            ("timm" | "robustbench", Some(_)) => {
+                return Err(Error::input("--text is for --to open-clip").hint("leave it out"));
+            }
+            ("timm", None) => Box::new(export::timm),
+            ("robustbench", None) => Box::new(export::robustbench),
+            (other, _) => {
                 let message = format!("--to {other}: there is no such program");
-                return Err(Error::input(message).hint("use timm or robustbench"));
+                return Err(Error::input(message).hint("use timm, open-clip or robustbench"));
             }
         };
         let loaded = self.model.load()?;

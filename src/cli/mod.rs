@@ -51,7 +51,7 @@ enum Command {
     Predict(predict::Predict),
     /// Embeddings of captions by a text model, for training and evaluation.
     Embed(embed::Embed),
-    /// A model for other programs: timm, RobustBench.
+    /// A model for other programs: timm, open_clip, RobustBench.
     Export(export::Export),
     /// What a recipe costs: arithmetic, memory, hours, price. Trains nothing.
     Plan(plan::Plan),
@@ -125,13 +125,13 @@ struct NamedModel {
     /// A model folder, the folder of a run, or with --arch a file of weights.
     #[arg(value_name = "MODEL")]
     path: PathBuf,
-    /// Architecture of a file of weights (safetensors, .pth, .bin): timm's name or ours.
+    /// Architecture of a file of weights (safetensors, .pth, .bin): timm's name, open_clip's or ours.
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
-    /// Mean of each channel for a file of weights; ImageNet's if absent.
+    /// Mean of each channel for a file of weights; ImageNet's, or CLIP's for its models, if absent.
     #[arg(long, value_name = "R,G,B", requires = "arch", value_parser = parse_channels)]
     mean: Option<[f64; 3]>,
-    /// Standard deviation of each channel for a file of weights; ImageNet's if absent.
+    /// Standard deviation of each channel for a file of weights; ImageNet's, or CLIP's for its models, if absent.
     #[arg(long, value_name = "R,G,B", requires = "arch", value_parser = parse_std)]
     std: Option<[f64; 3]>,
 }

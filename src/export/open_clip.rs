@@ -1,0 +1,319 @@
+//! Models for open_clip: a folder with the image tower and the text tower that it was trained against.
+//!
+//! open_clip loads whole models only. The image tower is written in the form of open_clip's own `VisionTransformer` where it
+//! has that form; else as the timm model of that form, if timm knows one by name, since open_clip passes timm no arguments.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor};
+use serde_json::{Value, json};
+
+use super::{Facts, Use, card, refuse_full};
+use crate::error::{Context, Error, Result};
+use crate::files;
+use crate::fused::{Gelu, Stored, from_vec, to_vec};
+use crate::model::weights::{
+    self, CLIP_EPS, Head, Loaded, OPEN_CLIP_CONFIG, Origin, Scheme, transposed,
+};
+use crate::model::{
+    ConvNextConfig, Model, ModelConfig, NORM_EPS, Pool, StateDict, Stem, Vit, VitConfig,
+};
+
+/// timm's transformers by name: its name without image size, our size, and the image sizes of the plain model, of the one
+/// with a norm before the blocks, and of that with OpenAI's activation.
+///
+/// Source: `timm/models/vision_transformer.py`, 1.0.31.
+type Registered = (&'static str, &'static str, [&'static [usize]; 3]);
+const TIMM: [Registered; 9] = [
+    ("vit_tiny_patch16", "vit_ti16", [&[224, 384], &[], &[]]),
+    ("vit_small_patch16", "vit_s16", [&[224, 384], &[], &[]]),
+    ("vit_small_patch32", "vit_s32", [&[224, 384], &[], &[]]),
+    (
+        "vit_base_patch16",
+        "vit_b16",
+        [&[224, 384], &[224, 384], &[224]],
+    ),
+    (
+        "vit_base_patch32",
+        "vit_b32",
+        [&[224, 384], &[224, 256, 384, 448], &[224]],
+    ),
+    ("vit_large_patch16", "vit_l16", [&[224, 384], &[], &[]]),
+    ("vit_large_patch32", "vit_l32", [&[224, 384], &[], &[]]),
+    (
+        "vit_huge_patch14",
+        "vit_h14",
+        [&[224], &[224, 336, 378], &[224, 378]],
+    ),
+    ("vit_giant_patch14", "vit_g14", [&[224], &[224], &[]]),
+];
+
+/// Numbers that are no weights, in files of older versions and OpenAI's.
+const NO_WEIGHTS: [&str; 5] = [
+    "attn_mask",
+    "input_resolution",
+    "context_length",
+    "vocab_size",
+    "text.transformer.embeddings.position_ids",
+];
+
+/// A tensor to write.
+struct Part {
+    name: String,
+    values: Tensor<1>,
+    shape: Vec<usize>,
+}
+
+/// Writes a folder for `open_clip.create_model_and_transforms("local-dir:FOLDER")`, with a model card.
+///
+/// The text tower, and all that the model is beside its image tower, comes from the open_clip folder `text`.
+///
+/// Errors: a model that is neither of open_clip's form nor of a timm model's that has a name, another size of embedding
+/// than the text tower's, and those of reading `text`.
+pub fn open_clip(loaded: &Loaded, facts: &Facts, text: &Path, folder: &Path) -> Result<()> {
+    refuse_full(folder)?;
+    let (mut config, tensors) = weights::open_clip_folder(text)?;
+    if config["model_cfg"].is_null() {
+        config = json!({ "model_cfg": config });
+    }
+    let of_text = || format!("the text tower in `{}`", text.display());
+    let model = &mut config["model_cfg"];
+    check_embedding(model, loaded).context(of_text)?;
+    let (vision, scheme) = tower(loaded, model["quick_gelu"] == Value::Bool(true))?;
+    model["vision_cfg"] = vision;
+    let (mean, std) = loaded.model.config().statistics();
+    config["preprocess_cfg"] = json!({
+        "size": loaded.image_size,
+        "mode": "RGB",
+        "mean": mean,
+        "std": std,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    });
+    let mut parts = text_parts(&tensors).context(of_text)?;
+    parts.extend(image_parts(loaded, scheme));
+    files::make_folder(folder)?;
+    let tensors = parts.iter().map(|part| {
+        let (values, shape) = (&part.values, &part.shape[..]);
+        (part.name.clone(), Stored { values, shape })
+    });
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    files::write_tensors(
+        &folder.join("open_clip_model.safetensors"),
+        tensors,
+        &metadata,
+    )?;
+    let card = card(loaded, facts, Use::OpenClip);
+    files::write(&folder.join("README.md"), card.as_bytes())?;
+    // Last, so that a folder with a configuration has its weights.
+    files::write(
+        &folder.join(OPEN_CLIP_CONFIG),
+        format!("{config:#}\n").as_bytes(),
+    )
+}
+
+fn check_embedding(model: &Value, loaded: &Loaded) -> Result<()> {
+    let (ours, theirs) = (loaded.model.classes(), model["embed_dim"].as_u64());
+    if theirs == Some(ours as u64) {
+        return Ok(());
+    }
+    let theirs = theirs.map_or("no embed_dim".to_owned(), |size| {
+        format!("an embedding of {size} numbers")
+    });
+    Err(
+        Error::input(format!("it has {theirs}, and the model gives {ours}")).hint(
+            "give the folder of the model whose text tower this image tower was trained against",
+        ),
+    )
+}
+
+/// `vision_cfg` for a model beside a text tower of some activation, and whose names its weights get.
+fn tower(loaded: &Loaded, quick_gelu: bool) -> Result<(Value, Scheme)> {
+    let obstacles = match &loaded.model {
+        Model::ConvNext(_) => vec!["is a ConvNeXt"],
+        Model::Vit(vit) => obstacles(vit, quick_gelu),
+    };
+    if let (Model::Vit(vit), true) = (&loaded.model, obstacles.is_empty()) {
+        let of_vit = vision_config(&vit.config, loaded.image_size);
+        return Ok((of_vit, Scheme::OpenClip(vit.config.pool)));
+    }
+    let Some(name) = timm_name(&loaded.model.config(), loaded.image_size) else {
+        let message = format!(
+            "open_clip's own image tower cannot be this model, which {}, and timm has none of its form under a name",
+            obstacles.join(", ")
+        );
+        return Err(Error::input(message).hint(
+            "export it --to timm; or train a size and image size that timm has, such as vit_b16 at 224 with its \
+             class token",
+        ));
+    };
+    let pool = match loaded.model.config() {
+        ModelConfig::Vit(VitConfig {
+            pool: Pool::Token, ..
+        }) => "token",
+        _ => "avg",
+    };
+    // Without a projection of its own open_clip takes timm's head, which has a bias.
+    let vision = json!({
+        "timm_model_name": name,
+        "timm_model_pretrained": false,
+        "timm_pool": pool,
+        "timm_proj": "",
+        "image_size": loaded.image_size,
+    });
+    Ok((vision, Scheme::OpenClipTimm(Head::Own)))
+}
+
+/// What a transformer has that open_clip's own cannot have.
+fn obstacles(vit: &Vit, quick_gelu: bool) -> Vec<&'static str> {
+    let is_zero = |name: &str| {
+        let parameters = vit.parameters();
+        let mut found = parameters.iter().filter(|parameter| parameter.name == name);
+        found.all(|parameter| parameter.to_vec().iter().all(|value| *value == 0.0))
+    };
+    let config = &vit.config;
+    [
+        (config.stem == Stem::Conv, "has a convolutional stem"),
+        (!config.class_token, "has no class token"),
+        (
+            !is_zero("patch_embed.proj.bias"),
+            "adds a bias to its patches",
+        ),
+        (!is_zero("head.bias"), "adds a bias in its head"),
+        (
+            (config.gelu == Gelu::Quick) != quick_gelu,
+            "has another activation than the text tower",
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(is_it, what)| is_it.then_some(what))
+    .collect()
+}
+
+/// `vision_cfg` of a transformer of open_clip's own form.
+fn vision_config(vit: &VitConfig, image_size: usize) -> Value {
+    let mut config = json!({
+        "image_size": image_size,
+        "layers": vit.depth,
+        "width": vit.width,
+        "head_width": vit.width / vit.heads,
+        "mlp_ratio": vit.mlp_ratio(),
+        "patch_size": vit.patch,
+        "norm_kwargs": { "eps": vit.norm_eps },
+    });
+    if !vit.pre_norm {
+        config["no_ln_pre"] = true.into();
+    }
+    if vit.pool == Pool::Average {
+        config["pool_type"] = "avg".into();
+        config["final_ln_after_pool"] = true.into();
+    }
+    if vit.gelu == Gelu::Tanh {
+        config["act_kwargs"] = json!({ "approximate": "tanh" });
+    }
+    config
+}
+
+/// timm's name of a model, all of whose settings the name tells but pooling and classes.
+fn timm_name(config: &ModelConfig, image_size: usize) -> Option<String> {
+    match config {
+        ModelConfig::Vit(vit) => {
+            let sizes = |vit: &VitConfig| [vit.patch, vit.width, vit.depth, vit.heads, vit.hidden];
+            let (kind, word) = match (vit.pre_norm, vit.norm_eps, vit.gelu) {
+                (false, NORM_EPS, Gelu::Erf) => (0, ""),
+                (true, CLIP_EPS, Gelu::Erf) => (1, "clip_"),
+                (true, CLIP_EPS, Gelu::Quick) => (2, "clip_quickgelu_"),
+                _ => return None,
+            };
+            if vit.stem == Stem::Conv || !vit.class_token {
+                return None;
+            }
+            let (name, ..) = TIMM.iter().find(|(_, size, images)| {
+                VitConfig::named(size).is_some_and(|named| sizes(&named) == sizes(vit))
+                    && images[kind].contains(&image_size)
+            })?;
+            Some(format!("{name}_{word}{image_size}"))
+        }
+        ModelConfig::ConvNext(found) => {
+            let is_it = |name: &&str| {
+                ConvNextConfig::named(name).is_some_and(|named| {
+                    let sizes = (named.widths, named.depths, named.patch, named.stem);
+                    sizes == (found.widths, found.depths, found.patch, found.stem)
+                })
+            };
+            ConvNextConfig::names().find(is_it).map(str::to_owned)
+        }
+    }
+}
+
+/// All tensors of an open_clip model but its image tower's.
+fn text_parts(file: &StateDict) -> Result<Vec<Part>> {
+    let names = file
+        .names()
+        .filter(|name| !name.starts_with("visual.") && !NO_WEIGHTS.contains(name));
+    let part = |name: &str| {
+        let values = file.floats(name)?;
+        let length = values.len();
+        Ok(Part {
+            name: name.to_owned(),
+            values: from_vec(values, [length], &Device::flex()),
+            shape: file.shape(name)?.to_vec(),
+        })
+    };
+    names.map(part).collect()
+}
+
+/// The tensors of the image tower under the names of a scheme.
+fn image_parts(loaded: &Loaded, scheme: Scheme) -> Vec<Part> {
+    let parameters = loaded.model.parameters();
+    let mut parts: Vec<Part> = parameters
+        .into_iter()
+        .filter(|parameter| parameter.name != "pos_embed")
+        .map(|parameter| Part {
+            name: parameter.name.clone(),
+            values: parameter.value.clone(),
+            shape: parameter.shape.clone(),
+        })
+        .collect();
+    if let Model::Vit(vit) = &loaded.model {
+        // Fixed positions too are weights there.
+        let table = vit.position_table(loaded.image_size);
+        let (length, width) = (table.len(), vit.config.width);
+        parts.push(Part {
+            name: "pos_embed".into(),
+            values: from_vec(table, [length], &Device::flex()),
+            shape: vec![1, length / width, width],
+        });
+    }
+    let convolutions = match loaded.model.config() {
+        // The products of timm's smaller ConvNeXts are convolutions of 1 x 1.
+        ModelConfig::ConvNext(convnext) => convnext.widths[0] < 96,
+        ModelConfig::Vit(_) => false,
+    };
+    let renamed = |mut part: Part| {
+        if convolutions && part.name.contains(".mlp.") && part.shape.len() == 2 {
+            part.shape.extend([1, 1]);
+        }
+        match scheme.origin(&part.name)? {
+            Origin::Same(name) => part.name = name,
+            Origin::Lifted(name) => {
+                part.name = name;
+                let first = part.shape.iter().position(|size| *size != 1);
+                part.shape.drain(..first.unwrap_or(0));
+            }
+            Origin::Transposed(name) => {
+                part.name = name;
+                let values = to_vec(part.values);
+                let values = transposed(&values, part.shape[1]);
+                let length = values.len();
+                part.values = from_vec(values, [length], &Device::flex());
+                part.shape.reverse();
+            }
+            // Zeros have no name there; several stacked tensors no scheme that is written has.
+            Origin::Zeros(..) | Origin::Stacked(_) => return None,
+        }
+        Some(part)
+    };
+    parts.into_iter().filter_map(renamed).collect()
+}
