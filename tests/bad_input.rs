@@ -67,15 +67,17 @@ fn faults_of_several_tables_are_told_at_once() {
             "stage.pretrain.batch=0",
             "stage.finetune.phases.0.image_size=33",
             "model.heads=5",
+            "model.norm_eps=0.0",
             "seed=-1",
         ],
         &[
-            "cannot be run, 5 faults",
+            "cannot be run, 6 faults",
             "`8/0` divides by zero",
             "batch = 0 must be at least 1",
             "image_size = 33 is not a whole number of 4-pixel patches",
             "hint: use 32 or 36",
             "heads = 5 do not divide width = 32",
+            "norm_eps = 0 must be above 0",
             "seed = -1 is not a whole number, 0 or more",
         ],
     );

@@ -1,0 +1,200 @@
+//! What is written for open_clip and timm, and what cannot be.
+
+use super::*;
+
+#[test]
+fn what_came_from_open_clip_goes_back_bit_for_bit() {
+    for name in ["open_clip", "clipa"] {
+        let folder = tempfile::tempdir().unwrap();
+        let first = load(&golden(name)).unwrap();
+        export_to(&first, name, folder.path()).unwrap();
+        let file = "open_clip_model.safetensors";
+        assert_eq!(
+            tensors(&folder.path().join(file)),
+            tensors(&golden(name).join(file)),
+            "{name}"
+        );
+        let second = load(folder.path()).unwrap();
+        assert_eq!(second.model.config(), first.model.config());
+        assert_eq!(logits(&second.model, 16), logits(&first.model, 16));
+        let card = std::fs::read_to_string(folder.path().join("README.md")).unwrap();
+        assert!(card.contains("library_name: open_clip"), "{card}");
+        assert!(card.contains("10 dimensions of the embedding"), "{card}");
+    }
+}
+
+/// A model of `timm`'s sizes that open_clip's own tower cannot be: its head has a bias.
+fn with_head_bias(config: impl Into<ModelConfig>) -> Loaded {
+    let mut ours = loaded(config, 10, 224);
+    let bias = ours.model.parameters_mut().into_iter().last().unwrap();
+    bias.value = from_vec((1..=10).map(|i| i as f32).collect(), [10], &Device::flex());
+    ours
+}
+
+#[test]
+fn a_model_with_biases_goes_to_open_clip_as_timms_of_its_form() {
+    for (config, name, pool) in [
+        (
+            ModelConfig::named("vit_ti16").unwrap(),
+            "vit_tiny_patch16_224",
+            "avg",
+        ),
+        (
+            ModelConfig::Vit(VitConfig {
+                pool: Pool::Token,
+                ..VitConfig::named("vit_ti16").unwrap()
+            }),
+            "vit_tiny_patch16_224",
+            "token",
+        ),
+        (
+            ModelConfig::named("convnext_atto").unwrap(),
+            "convnext_atto",
+            "avg",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let ours = with_head_bias(config);
+        // The text tower's activation does not bind timm's models.
+        export_to(&ours, "open_clip", folder.path()).unwrap();
+        let path = folder.path().join("open_clip_config.json");
+        let config: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let vision = &config["model_cfg"]["vision_cfg"];
+        assert_eq!(vision["timm_model_name"], name);
+        assert_eq!(
+            (&vision["timm_pool"], &vision["timm_proj"]),
+            (&json!(pool), &json!(""))
+        );
+        let found = load(folder.path()).unwrap();
+        let others = ours.model.parameters();
+        let others: Vec<_> = others
+            .iter()
+            .map(|parameter| (&parameter.name, parameter.to_vec()))
+            .collect();
+        for parameter in found.model.parameters() {
+            // Fixed positions are weights there.
+            let Some((_, values)) = others.iter().find(|(name, _)| **name == parameter.name) else {
+                assert_eq!(parameter.name, "pos_embed");
+                continue;
+            };
+            assert_eq!(parameter.to_vec(), *values, "{}", parameter.name);
+        }
+        if let Model::Vit(vit) = &found.model {
+            assert_eq!(vit.config.norm_eps, 1e-6);
+            assert_close(
+                &logits(&found.model, 224),
+                &logits(&ours.model, 224),
+                1e-6,
+                name,
+            );
+        }
+        if name.starts_with("convnext") {
+            let file = StateDict::open(&folder.path().join("open_clip_model.safetensors")).unwrap();
+            let shape = file.shape("visual.trunk.stages.0.blocks.0.mlp.fc1.weight");
+            assert_eq!(shape.unwrap(), [160, 40, 1, 1]);
+        }
+    }
+}
+
+#[test]
+fn what_another_program_has_no_word_for_is_not_exported() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let small = VitConfig {
+        depth: 1,
+        hidden: 24,
+        ..VitConfig::named("vit_micro").unwrap()
+    };
+    let mut ours = with_head_bias(small.clone());
+    ours.image_size = 16;
+    let parts = [
+        "adds a bias in its head",
+        "another activation",
+        "timm has none",
+        "--to timm",
+    ];
+    refusal(export_to(&ours, "open_clip", &out), &parts);
+    let parts = [
+        "text tower in",
+        "an embedding of 10 numbers, and the model gives 7",
+    ];
+    refusal(
+        export_to(&loaded(small.clone(), 7, 16), "clipa", &out),
+        &parts,
+    );
+    let parts = ["is not a folder of open_clip"];
+    refusal(export_to(&ours, "hugging_face_vit", &out), &parts);
+    let tokenless = VitConfig {
+        class_token: false,
+        ..small.clone()
+    };
+    refusal(
+        export_to(&loaded(tokenless, 10, 16), "clipa", &out),
+        &["has no class token"],
+    );
+    let stem = VitConfig {
+        stem: Stem::Conv,
+        ..small.clone()
+    };
+    let ours = loaded(stem, 10, 16);
+    refusal(
+        export_to(&ours, "clipa", &out),
+        &["has a convolutional stem"],
+    );
+    let to_timm = |ours: &Loaded| export::timm(ours, &Facts::default(), &out);
+    refusal(to_timm(&ours), &["no word for a convolutional stem"]);
+    let eps = VitConfig {
+        norm_eps: 1e-4,
+        ..small
+    };
+    refusal(to_timm(&loaded(eps, 10, 16)), &["the norms add 1e-4"]);
+    let patch = ConvNextConfig {
+        patch: 2,
+        ..ConvNextConfig::named("convnext_atto").unwrap()
+    };
+    refusal(
+        export_to(&loaded(patch, 10, 32), "clipa", &out),
+        &["is a ConvNeXt"],
+    );
+    assert!(!out.exists());
+    // A smaller epsilon than timm's changes a rounding there, which the card tells.
+    let vit = load(&golden("hugging_face_vit")).unwrap();
+    to_timm(&vit).unwrap();
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(card.contains("made with 1e-12"), "{card}");
+    assert_eq!(load(&out).unwrap().model.config(), vit.model.config());
+    refusal(to_timm(&vit), &["is not empty"]);
+}
+
+#[test]
+fn the_command_exports_for_open_clip_and_asks_for_its_text_tower() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let (model, out) = (golden("clipa"), out.to_str().unwrap());
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_advxl"));
+        command.arg("export").arg(&model).args(["--out", out]);
+        let output = command.args(more).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), text)
+    };
+    let text = model.to_str().unwrap();
+    for (more, part) in [
+        (
+            &["--to", "open-clip"][..],
+            "give the folder of the model whose text tower",
+        ),
+        (
+            &["--to", "timm", "--text", text],
+            "--text is for --to open-clip",
+        ),
+        (&["--to", "jax"], "use timm, open-clip or robustbench"),
+    ] {
+        let (code, text) = run(more);
+        assert_eq!(code, Some(2), "{text}");
+        assert!(text.contains(part), "{text}");
+    }
+    let (code, text) = run(&["--to", "open-clip", "--text", text]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(Path::new(out).join("open_clip_config.json").is_file());
+}
