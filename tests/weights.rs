@@ -360,6 +360,19 @@ fn weights_that_do_not_make_the_model_are_refused() {
             |tensors| tensors.retain(|tensor| tensor.0 != "cls_token"),
             &["`pos_embed` does not belong to a square grid"],
         ),
+        // timm's `_gap_` models norm each token and then take the mean.
+        (
+            |tensors| {
+                tensors.retain(|tensor| tensor.0 != "cls_token");
+                let places = at(tensors, "pos_embed");
+                places.1[1] -= 1;
+                places.2.truncate(places.1[1] * 192);
+                for kind in ["weight", "bias"] {
+                    at(tensors, &format!("fc_norm.{kind}")).0 = format!("norm.{kind}");
+                }
+            },
+            &["the mean of patches that are normed before it is taken"],
+        ),
         (
             |tensors| {
                 let head = at(tensors, "head.weight");
@@ -396,6 +409,14 @@ fn a_folder_whose_configuration_contradicts_its_weights_is_refused() {
         (
             r#"{ "model_args": { "num_heads": 5 } }"#,
             "num_heads = 5 do not divide the width, 192",
+        ),
+        (
+            r#"{ "architecture": "vit_micro", "model_args": { "depth": 2 } }"#,
+            "depth = 2, and the weights are of 1 blocks",
+        ),
+        (
+            r#"{ "architecture": "vit_micro", "advxl": { "norm_eps": -1 } }"#,
+            "norm_eps = -1",
         ),
         (
             r#"{ "architecture": "vit_micro", "num_classes": 10 }"#,

@@ -262,6 +262,17 @@ fn weights_of_other_programs_that_do_not_make_the_model_are_refused_under_their_
         ),
         (
             "hugging_face_vit",
+            |tensors| {
+                for part in ["query", "key", "value"] {
+                    let name = format!("vit.encoder.layer.0.attention.attention.{part}.bias");
+                    let bias = at(tensors, &name);
+                    (bias.1, bias.2) = (vec![], vec![0.0]);
+                }
+            },
+            &["query.bias` has shape [], not a vector or a matrix"],
+        ),
+        (
+            "hugging_face_vit",
             |tensors| tensors.push(("vit.encoder.layer.0.extra".into(), vec![1], vec![1.0])),
             &["no place for the weights `vit.encoder.layer.0.extra`"],
         ),

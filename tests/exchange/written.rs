@@ -122,6 +122,13 @@ fn what_another_program_has_no_word_for_is_not_exported() {
         export_to(&loaded(small.clone(), 7, 16), "clipa", &out),
         &parts,
     );
+    let sizeless = tempfile::tempdir().unwrap();
+    let forget = |config: &mut Value| config["model_cfg"]["embed_dim"] = Value::Null;
+    changed("clipa", sizeless.path(), forget, |_| {});
+    refusal(
+        export::open_clip(&ours, &Facts::default(), sizeless.path(), &out),
+        &["it has no embed_dim, and the model gives 10"],
+    );
     let parts = ["is not a folder of open_clip"];
     refusal(export_to(&ours, "hugging_face_vit", &out), &parts);
     let tokenless = VitConfig {
