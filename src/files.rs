@@ -441,10 +441,16 @@ mod tests {
         assert_eq!(lines.unwrap(), ["one", "", "two\r", "three"]);
         write(&path, b"one\n\xff\n").unwrap();
         let error = Lines::open(&path).unwrap().nth(1).unwrap().unwrap_err();
-        assert!(error.to_string().contains("line 2: it is not UTF-8"), "{error}");
+        assert!(
+            error.to_string().contains("line 2: it is not UTF-8"),
+            "{error}"
+        );
         write(&path, &vec![b'a'; (1 << 20) + 1]).unwrap();
         let error = Lines::open(&path).unwrap().next().unwrap().unwrap_err();
-        assert!(error.to_string().contains("line 1: it has more than"), "{error}");
+        assert!(
+            error.to_string().contains("line 1: it has more than"),
+            "{error}"
+        );
     }
 
     #[test]

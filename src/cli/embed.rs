@@ -45,11 +45,14 @@ const BATCHES_TOGETHER: usize = 16;
 impl Embed {
     pub(super) fn run(&self, json: bool) -> Result<()> {
         if self.batch == 0 {
-            return Err(Error::input("--batch 0: at least one caption at a time is needed"));
+            return Err(Error::input(
+                "--batch 0: at least one caption at a time is needed",
+            ));
         }
         if self.out == self.captions || Some(&self.out) == self.keys.as_ref() {
-            return Err(Error::input("--out is one of the files that are read")
-                .hint("give another name"));
+            return Err(
+                Error::input("--out is one of the files that are read").hint("give another name")
+            );
         }
         let (rows, _) = counted(&self.captions)?;
         if rows == 0 {
@@ -109,12 +112,19 @@ impl Embed {
                 .push(&embeddings, &ids, &of_these)
                 .context(|| format!("`{}`", self.captions.display()))?;
             done += some.len();
-            screen.progress(done as u64, rows as u64, &format!("{done} of {rows} captions"));
+            screen.progress(
+                done as u64,
+                rows as u64,
+                &format!("{done} of {rows} captions"),
+            );
         }
         drop(screen);
         writer.finish()?;
         let seconds = started.elapsed().as_secs_f64();
-        eprintln!("{done} captions in {seconds:.1} s, {:.0} a second", done as f64 / seconds);
+        eprintln!(
+            "{done} captions in {seconds:.1} s, {:.0} a second",
+            done as f64 / seconds
+        );
         if json {
             print_json(&json!({
                 "out": self.out.display().to_string(),

@@ -58,7 +58,10 @@ impl BytePairs {
     pub fn from_vocabulary(vocabulary: &str, merges: &str) -> Result<Self> {
         let ids: Value = serde_json::from_str(vocabulary)
             .map_err(|error| Error::input(format!("`vocab.json` is not JSON: {error}")))?;
-        let titled = merges.starts_with("#version");
+        let titled = merges
+            .lines()
+            .next()
+            .is_some_and(|line| line.contains("#version:"));
         let lines = merges.split('\n').enumerate().skip(usize::from(titled));
         let merges = pairs(lines).context(|| "`merges.txt`".into())?;
         Self::new(merges, Some(ids_of(&ids)?))
@@ -136,8 +139,9 @@ impl BytePairs {
             }
         };
         let names = special.map(|(name, _)| regex::escape(name)).join("|");
-        let words =
-            format!(r"(?i){names}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+");
+        let words = format!(
+            r"(?i){names}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+"
+        );
         let mut of_byte = [0; 256];
         for (byte, symbol) in bytes_in_order().into_iter().zip(0..) {
             of_byte[usize::from(byte)] = symbol;
@@ -275,13 +279,16 @@ mod tests {
 
     #[test]
     fn the_earliest_merge_goes_first_and_words_end() {
-        let vocabulary =
-            r#"{"a":0,"b":1,"b</w>":2,"ab":3,"ab</w>":4,"aab</w>":5,"<|startoftext|>":6,"<|endoftext|>":7}"#;
+        let vocabulary = r#"{"a":0,"b":1,"b</w>":2,"ab":3,"ab</w>":4,"aab</w>":5,"<|startoftext|>":6,"<|endoftext|>":7}"#;
         let pairs =
             BytePairs::from_vocabulary(vocabulary, "#version: 0.2\na b</w>\na b\na ab</w>\n")
                 .unwrap();
         assert_eq!(pairs.tokens("ab abab aab"), [4, 3, 4, 5]);
-        assert_eq!(pairs.tokens("<|endoftext|> a"), [7, 7], "`a` at an end is unknown");
+        assert_eq!(
+            pairs.tokens("<|endoftext|> a"),
+            [7, 7],
+            "`a` at an end is unknown"
+        );
         assert_eq!((pairs.size(), pairs.special()), (8, [6, 7]));
     }
 
@@ -292,7 +299,10 @@ mod tests {
         let text = of("#version: 0.2\na b\nbroken\n");
         assert!(text.contains("`merges.txt`: line 3 is `broken`"), "{text}");
         let text = of("a bc\n");
-        assert!(text.contains("merge 1 joins `bc`, which none before makes"), "{text}");
+        assert!(
+            text.contains("merge 1 joins `bc`, which none before makes"),
+            "{text}"
+        );
         assert!(of("").contains("no merges"));
         let text = refusal(BytePairs::from_vocabulary("{}", "a b\n"));
         assert!(text.contains("no `<|startoftext|>`"), "{text}");

@@ -158,8 +158,14 @@ mod tests {
     #[test]
     fn captions_are_cleaned() {
         let clean = |text| Cleaning::Lower.clean(text);
-        assert_eq!(clean("  A\tPhoto\n of &amp;amp; CATS "), "a photo of & cats");
-        assert_eq!(clean("“ﬁne” cafÃ© ＦＵＬＬ\u{3000}x"), "\"fine\" café full x");
+        assert_eq!(
+            clean("  A\tPhoto\n of &amp;amp; CATS "),
+            "a photo of & cats"
+        );
+        assert_eq!(
+            clean("“ﬁne” cafÃ© ＦＵＬＬ\u{3000}x"),
+            "\"fine\" café full x"
+        );
         assert_eq!(clean("\x1b[36mred\x1b[0m \u{feff}e\u{301}"), "red é");
         assert_eq!(clean("ΟΔΟΣ"), "οδος");
         let bare = Cleaning::Canonicalize.clean("It's snake_case, (really)!");

@@ -248,7 +248,9 @@ pub(super) fn from_open_clip(json: &Value) -> Result<(TextConfig, TokenizerConfi
         },
         eps,
     };
-    let name = text.text("hf_tokenizer_name")?.filter(|name| !name.is_empty());
+    let name = text
+        .text("hf_tokenizer_name")?
+        .filter(|name| !name.is_empty());
     let mut tokenizer = TokenizerConfig {
         name: name.map(str::to_owned),
         context: config.context,
@@ -264,7 +266,9 @@ pub(super) fn from_open_clip(json: &Value) -> Result<(TextConfig, TokenizerConfi
                 "strip_sep_token" => tokenizer.strip_separator = arguments.flag(key)?,
                 "clean" => {
                     let word = arguments.text(key)?;
-                    let known = Cleaning::WORDS.iter().find(|(known, _)| Some(*known) == word);
+                    let known = Cleaning::WORDS
+                        .iter()
+                        .find(|(known, _)| Some(*known) == word);
                     let known = known
                         .ok_or_else(|| arguments.refuse(key, "lower, whitespace or canonicalize"));
                     tokenizer.cleaning = known?.1;
@@ -285,10 +289,10 @@ pub(super) fn from_hugging_face(json: &Value) -> Result<(TextConfig, TokenizerCo
         _ => (None, ""),
     };
     let Some(values) = values else {
-        let message = format!("`config.json` is of a model of the type `{kind}`, not of a CLIP text tower");
-        return Err(Error::input(message).hint(
-            "give a folder of Hugging Face's CLIP, or one with an `open_clip_config.json`",
-        ));
+        let message =
+            format!("`config.json` is of a model of the type `{kind}`, not of a CLIP text tower");
+        return Err(Error::input(message)
+            .hint("give a folder of Hugging Face's CLIP, or one with an `open_clip_config.json`"));
     };
     let text = Part { name, values };
     let embedding = match json.get("projection_dim").filter(|_| kind == "clip") {
@@ -413,13 +417,34 @@ mod tests {
             from_open_clip(&json).unwrap_err().to_string()
         };
         for (text, right) in [
-            (json!({ "heads": 7 }), "7 heads do not divide the text tower's width of 512"),
-            (json!({ "embed_cls": true }), "`text_cfg.embed_cls` is true, not absent"),
-            (json!({ "hf_model_name": "roberta" }), "`text_cfg.hf_model_name` is \"roberta\""),
-            (json!({ "pool_type": "mean" }), "`text_cfg.pool_type` is \"mean\", not first, last"),
-            (json!({ "width": -1 }), "`text_cfg.width` is -1, not a whole number above 0"),
-            (json!({ "act_kwargs": { "approximate": "x" } }), "`text_cfg.act_kwargs.approximate`"),
-            (json!({ "tokenizer_kwargs": { "x": 1 } }), "`text_cfg.tokenizer_kwargs.x` is 1"),
+            (
+                json!({ "heads": 7 }),
+                "7 heads do not divide the text tower's width of 512",
+            ),
+            (
+                json!({ "embed_cls": true }),
+                "`text_cfg.embed_cls` is true, not absent",
+            ),
+            (
+                json!({ "hf_model_name": "roberta" }),
+                "`text_cfg.hf_model_name` is \"roberta\"",
+            ),
+            (
+                json!({ "pool_type": "mean" }),
+                "`text_cfg.pool_type` is \"mean\", not first, last",
+            ),
+            (
+                json!({ "width": -1 }),
+                "`text_cfg.width` is -1, not a whole number above 0",
+            ),
+            (
+                json!({ "act_kwargs": { "approximate": "x" } }),
+                "`text_cfg.act_kwargs.approximate`",
+            ),
+            (
+                json!({ "tokenizer_kwargs": { "x": 1 } }),
+                "`text_cfg.tokenizer_kwargs.x` is 1",
+            ),
             (json!({ "depht": 3 }), "`text_cfg.depht` is not known"),
         ] {
             let message = of(text);
@@ -433,7 +458,12 @@ mod tests {
     fn a_written_configuration_reads_back_as_itself() {
         for (causal, pool, gelu, name) in [
             (true, TextPool::Token(7), Gelu::Quick, None),
-            (false, TextPool::Last, Gelu::Tanh, Some("bert-base-uncased".to_owned())),
+            (
+                false,
+                TextPool::Last,
+                Gelu::Tanh,
+                Some("bert-base-uncased".to_owned()),
+            ),
             (true, TextPool::GreatestId, Gelu::Erf, None),
         ] {
             for hidden in [40, 47, 2731] {
@@ -471,6 +501,9 @@ mod tests {
         assert_eq!(TextPool::GreatestId.place(&row), 0);
         assert_eq!(TextPool::Token(8).place(&row), 2);
         assert_eq!(TextPool::Token(5).place(&row), 0);
-        assert_eq!((TextPool::First.place(&row), TextPool::Last.place(&row)), (0, 4));
+        assert_eq!(
+            (TextPool::First.place(&row), TextPool::Last.place(&row)),
+            (0, 4)
+        );
     }
 }

@@ -73,7 +73,10 @@ impl EmbeddingFile {
             }
         };
         let [rows, width] = embeddings.shape[..] else {
-            let message = format!("`embeddings` have the shape {:?}, not [n, width]", embeddings.shape);
+            let message = format!(
+                "`embeddings` have the shape {:?}, not [n, width]",
+                embeddings.shape
+            );
             return Err(Error::input(message));
         };
         if rows == 0 || width == 0 {
@@ -92,7 +95,12 @@ impl EmbeddingFile {
             None => None,
             Some(keys) if keys.dtype == Dtype::U8 => {
                 let (from, to) = keys.data_offsets;
-                Some(Keys::read(&source, data + from as u64, (to - from) as u64, rows)?)
+                Some(Keys::read(
+                    &source,
+                    data + from as u64,
+                    (to - from) as u64,
+                    rows,
+                )?)
             }
             Some(keys) => {
                 let message = format!("`keys` are stored as {}, not U8", keys.dtype);
@@ -204,8 +212,11 @@ impl EmbeddingFile {
         };
         let row = keys.find(&self.source, key)?;
         row.ok_or_else(|| {
-            Error::input(format!("`{}` has no embedding of the sample `{key}`", self.name))
-                .hint("make embeddings of every caption of the data set")
+            Error::input(format!(
+                "`{}` has no embedding of the sample `{key}`",
+                self.name
+            ))
+            .hint("make embeddings of every caption of the data set")
         })
     }
 }
@@ -324,7 +335,11 @@ impl EmbeddingWriter {
         } = &layout;
         let (rows, context) = (*rows as u64, made_by.context as u64);
         let size = if *half { 2 } else { 4 };
-        let ids = if layout.token_ids { rows * context * 4 } else { 0 };
+        let ids = if layout.token_ids {
+            rows * context * 4
+        } else {
+            0
+        };
         let mut header = Map::new();
         let metadata = json!({
             "text_model": made_by.text_model,
@@ -411,13 +426,20 @@ impl EmbeddingWriter {
         self.append(1, &bytes)?;
         if self.layout.token_ids {
             let context = self.layout.made_by.context;
-            assert_eq!(token_ids.len(), count * context, "one row of ids for each embedding");
+            assert_eq!(
+                token_ids.len(),
+                count * context,
+                "one row of ids for each embedding"
+            );
             let bytes: Vec<u8> = token_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
             self.append(0, &bytes)?;
         }
         if self.layout.key_bytes > 0 {
             assert_eq!(keys.len(), count, "one key for each embedding");
-            if let Some(at) = keys.iter().position(|key| key.is_empty() || key.contains('\n')) {
+            if let Some(at) = keys
+                .iter()
+                .position(|key| key.is_empty() || key.contains('\n'))
+            {
                 let message = format!("the key of row {} is not a line of text", self.done + at);
                 return Err(Error::input(message).hint("give each sample a key of its own"));
             }
@@ -472,7 +494,11 @@ mod tests {
         let mut writer = EmbeddingWriter::create(path, layout)?;
         for row in 0..values.len() / 2 {
             let ids = [row as u32, 1, 2];
-            writer.push(&values[2 * row..][..2], &ids, keys.get(row..=row).unwrap_or_default())?;
+            writer.push(
+                &values[2 * row..][..2],
+                &ids,
+                keys.get(row..=row).unwrap_or_default(),
+            )?;
         }
         writer.finish()
     }
@@ -481,7 +507,13 @@ mod tests {
     fn rows_are_found_by_number_and_by_key() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
-        write(&path, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], false, &["b", "aé", "c/1"]).unwrap();
+        write(
+            &path,
+            &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            false,
+            &["b", "aé", "c/1"],
+        )
+        .unwrap();
         let file = EmbeddingFile::open(&path).unwrap();
         assert_eq!((file.len(), file.width()), (3, 2));
         assert_eq!(file.rows(&[2, 0]).unwrap(), [5.0, 6.0, 1.0, 2.0]);
@@ -493,7 +525,10 @@ mod tests {
             context: 3,
         };
         let text = file.check(&other).unwrap_err().to_string();
-        assert!(text.contains("made by the text model 0123456789ab with a context of 3"), "{text}");
+        assert!(
+            text.contains("made by the text model 0123456789ab with a context of 3"),
+            "{text}"
+        );
         let text = file.row_of("d").unwrap_err().to_string();
         assert!(text.contains("no embedding of the sample `d`"), "{text}");
         let text = file.rows(&[3]).unwrap_err().to_string();
@@ -502,7 +537,10 @@ mod tests {
         let bytes = crate::files::read(&path).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(tensors.tensor("token_ids").unwrap().shape(), [3, 3]);
-        assert_eq!(tensors.tensor("keys").unwrap().data(), "b\naé\nc/1\n".as_bytes());
+        assert_eq!(
+            tensors.tensor("keys").unwrap().data(),
+            "b\naé\nc/1\n".as_bytes()
+        );
     }
 
     #[test]
@@ -511,17 +549,43 @@ mod tests {
         let path = folder.path().join("a.safetensors");
         // Between 1 and the next number of f16 above it; halfway goes to the even one.
         let step = 2f32.powi(-10);
-        write(&path, &[1.0 + 0.5 * step, 1.0 + 1.5 * step, 1.0 + 0.51 * step, -65504.0], true, &[])
-            .unwrap();
+        write(
+            &path,
+            &[
+                1.0 + 0.5 * step,
+                1.0 + 1.5 * step,
+                1.0 + 0.51 * step,
+                -65504.0,
+            ],
+            true,
+            &[],
+        )
+        .unwrap();
         let file = EmbeddingFile::open(&path).unwrap();
         let right = [1.0, 1.0 + 2.0 * step, 1.0 + step, -65504.0];
         assert_eq!(file.rows(&[0, 1]).unwrap(), right);
-        assert!(file.row_of("a").unwrap_err().to_string().contains("has no keys"));
-        let text = write(&path, &[0.0, 7e4], true, &[]).unwrap_err().to_string();
-        assert!(text.contains("row 0 holds 70000, which f16 cannot hold"), "{text}");
-        let text = write(&path, &[0.0, f32::NAN], false, &[]).unwrap_err().to_string();
+        assert!(
+            file.row_of("a")
+                .unwrap_err()
+                .to_string()
+                .contains("has no keys")
+        );
+        let text = write(&path, &[0.0, 7e4], true, &[])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.contains("row 0 holds 70000, which f16 cannot hold"),
+            "{text}"
+        );
+        let text = write(&path, &[0.0, f32::NAN], false, &[])
+            .unwrap_err()
+            .to_string();
         assert!(text.contains("holds NaN"), "{text}");
-        assert_eq!(file.rows(&[0]).unwrap(), right[..2], "the old file is still whole");
+        assert_eq!(
+            file.rows(&[0]).unwrap(),
+            right[..2],
+            "the old file is still whole"
+        );
     }
 
     #[test]
@@ -539,8 +603,14 @@ mod tests {
         let length = one_line.len();
         one_line[length - 3] = b'x';
         crate::files::write(&path, &one_line).unwrap();
-        assert!(refusal().contains("2 embeddings and 1 keys"), "{}", refusal());
-        let text = write(&path, &[0.0; 4], false, &["a", "b\nc"]).unwrap_err().to_string();
+        assert!(
+            refusal().contains("2 embeddings and 1 keys"),
+            "{}",
+            refusal()
+        );
+        let text = write(&path, &[0.0; 4], false, &["a", "b\nc"])
+            .unwrap_err()
+            .to_string();
         assert!(text.contains("key of row 1 is not a line"), "{text}");
     }
 }

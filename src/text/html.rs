@@ -181,6 +181,9 @@ mod tests {
     #[test]
     fn certain_references_need_their_semicolon() {
         assert_eq!(unescape_certain("&amp &eacute; &EACUTE;"), "&amp é É");
-        assert_eq!(unescape_certain("&#38;#39; &#38a; &&gt;"), "&#39; &#38a; &>");
+        assert_eq!(
+            unescape_certain("&#38;#39; &#38a; &&gt;"),
+            "&#39; &#38a; &>"
+        );
     }
 }

@@ -129,10 +129,7 @@ fn step(text: &str) -> Option<String> {
     if is_latin {
         // Characters that are in Latin-1 and not in Windows-1252 are controls that nobody wants.
         let windows = text.chars().map(|letter| {
-            let unassigned = matches!(
-                letter,
-                '\u{81}' | '\u{8d}' | '\u{8f}' | '\u{90}' | '\u{9d}'
-            );
+            let unassigned = matches!(letter, '\u{81}' | '\u{8d}' | '\u{8f}' | '\u{90}' | '\u{9d}');
             (!unassigned).then(|| windows(letter))
         });
         if let Some(fixed) = windows.collect::<Option<String>>().and_then(changed) {

@@ -56,7 +56,10 @@ impl Tokenizer {
     /// Errors: no tokenizer files, files damaged or of another kind, a context without room for start and end.
     pub fn open(folder: &Path, config: TokenizerConfig) -> Result<Self> {
         if config.context < 2 {
-            let message = format!("a context of {} has no room for start and end", config.context);
+            let message = format!(
+                "a context of {} has no room for start and end",
+                config.context
+            );
             return Err(Error::input(message));
         }
         let path = |name: &str| folder.join(name);
@@ -67,9 +70,15 @@ impl Tokenizer {
         };
         let (kind, names): (Kind, &[&str]) = if config.name.is_none() && has(COMPRESSED) {
             let pairs = BytePairs::from_compressed(&files::read(&path(COMPRESSED))?);
-            (Kind::BytePairs(pairs.context(at(COMPRESSED))?), &[COMPRESSED])
+            (
+                Kind::BytePairs(pairs.context(at(COMPRESSED))?),
+                &[COMPRESSED],
+            )
         } else if config.name.is_some() && has("tokenizer.json") {
-            (from_json(&path("tokenizer.json")).context(at("tokenizer.json"))?, &["tokenizer.json"])
+            (
+                from_json(&path("tokenizer.json")).context(at("tokenizer.json"))?,
+                &["tokenizer.json"],
+            )
         } else if has("vocab.json") && has("merges.txt") {
             let vocabulary = files::read_text(&path("vocab.json"))?;
             let pairs =
@@ -78,9 +87,15 @@ impl Tokenizer {
             (Kind::BytePairs(pairs), &["vocab.json", "merges.txt"])
         } else if config.name.is_some() && has("vocab.txt") {
             let kind = from_list(&path("vocab.txt"), lower_case(folder)?);
-            (kind.context(at("vocab.txt"))?, &["vocab.txt", "tokenizer_config.json"])
+            (
+                kind.context(at("vocab.txt"))?,
+                &["vocab.txt", "tokenizer_config.json"],
+            )
         } else if has("tokenizer.json") {
-            (from_json(&path("tokenizer.json")).context(at("tokenizer.json"))?, &["tokenizer.json"])
+            (
+                from_json(&path("tokenizer.json")).context(at("tokenizer.json"))?,
+                &["tokenizer.json"],
+            )
         } else {
             return Err(missing(folder, &config));
         };

@@ -124,16 +124,23 @@ impl TextTower {
             ..
         } = self.config;
         if ids.is_empty() || ids.len() % context != 0 {
-            let message = format!("{} ids are not rows of {context}, the tower's context", ids.len());
+            let message = format!(
+                "{} ids are not rows of {context}, the tower's context",
+                ids.len()
+            );
             return Err(Error::input(message).hint("fill short rows up with zeros"));
         }
         if let Some(at) = ids.iter().position(|id| *id as usize >= vocabulary) {
             let (row, id) = (at / context, ids[at]);
-            let message = format!("row {row} has the id {id}, and the vocabulary {vocabulary} tokens");
+            let message =
+                format!("row {row} has the id {id}, and the vocabulary {vocabulary} tokens");
             return Err(Error::input(message).hint("the tokenizer belongs to another model"));
         }
         let rows = ids.chunks_exact(context);
-        let places: Vec<usize> = rows.clone().map(|row| self.config.pool.place(row)).collect();
+        let places: Vec<usize> = rows
+            .clone()
+            .map(|row| self.config.pool.place(row))
+            .collect();
         let lengths = rows.clone().map(|row| self.length(row));
         let length = lengths.max().expect("at least one row");
         let count = places.len();
@@ -149,7 +156,12 @@ impl TextTower {
         let pooled = pooled.map(|(row, place)| (row * length + place) as i64);
         let pooled = pick(tokens.reshape([count * length, width]), pooled.collect());
         let [weight, bias] = self.norm.each_ref().map(|part| part.value.clone());
-        let normed = layer_norm(pooled.reshape([count, 1, width]), weight, bias, self.config.eps);
+        let normed = layer_norm(
+            pooled.reshape([count, 1, width]),
+            weight,
+            bias,
+            self.config.eps,
+        );
         let projection: Tensor<2> = self.projection.shaped([width, embedding]);
         Ok(normed.reshape([count, width]).matmul(projection))
     }
@@ -238,7 +250,11 @@ impl TextTower {
         }
         let parameters = tower.places_of_parameters();
         let values: Vec<_> = values.into_iter().collect();
-        assert_eq!(parameters.len(), values.len(), "one tensor for each parameter");
+        assert_eq!(
+            parameters.len(),
+            values.len(),
+            "one tensor for each parameter"
+        );
         for (parameter, value) in parameters.into_iter().zip(values) {
             assert_eq!(parameter.value.dims(), value.dims(), "{}", parameter.name);
             parameter.value = value;
@@ -305,7 +321,8 @@ fn attention(qkv: Tensor<3>, heads: usize, mask: &Tensor<4>) -> Tensor<3> {
     // [n, length, width] -> [n, heads, length, head]
     let part = |index: usize| {
         let part = qkv.clone().narrow(2, index * width, width);
-        part.reshape([count, length, heads, head]).permute([0, 2, 1, 3])
+        part.reshape([count, length, heads, head])
+            .permute([0, 2, 1, 3])
     };
     let scores = part(0).matmul(part(1).transpose()) * (head as f64).powf(-0.5);
     let scores = scores + mask.clone();

@@ -19,8 +19,7 @@ use crate::model::StateDict;
 use crate::model::state_dict::shown;
 
 const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
-const OPEN_CLIP_WEIGHTS: [&str; 2] =
-    ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"];
+const OPEN_CLIP_WEIGHTS: [&str; 2] = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"];
 const WEIGHTS: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 
 /// A text tower and its tokenizer.
@@ -111,7 +110,11 @@ fn describe(folder: &Path) -> Result<(TextConfig, super::TokenizerConfig, PathBu
         false => from_hugging_face(&json),
     };
     let (config, tokenizer) = read.context(place)?;
-    let first = if of_open_clip { &OPEN_CLIP_WEIGHTS[..] } else { &[] };
+    let first = if of_open_clip {
+        &OPEN_CLIP_WEIGHTS[..]
+    } else {
+        &[]
+    };
     let names = first.iter().chain(&WEIGHTS).map(|name| folder.join(name));
     let names: Vec<PathBuf> = names.collect();
     match names.iter().find(|path| path.is_file()) {
