@@ -58,7 +58,10 @@ impl BytePairs {
     pub fn from_vocabulary(vocabulary: &str, merges: &str) -> Result<Self> {
         let ids: Value = serde_json::from_str(vocabulary)
             .map_err(|error| Error::input(format!("`vocab.json` is not JSON: {error}")))?;
-        let titled = merges.starts_with("#version");
+        let titled = merges
+            .lines()
+            .next()
+            .is_some_and(|line| line.contains("#version:"));
         let lines = merges.split('\n').enumerate().skip(usize::from(titled));
         let merges = pairs(lines).context(|| "`merges.txt`".into())?;
         Self::new(merges, Some(ids_of(&ids)?))

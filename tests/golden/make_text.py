@@ -156,13 +156,31 @@ ENTITIES = [
 def captions():
     """The captions above, and texts of many scripts through wrong encodings."""
     found = PLAIN + ENTITIES
-    texts = ["Fußgängerübergang", "l’été à Paris", "piñata “señor”", "Škoda žluťoučký kůň", "日本語", "Привет", "naïve — café…", "emoji 😀 ok", "50 € • ½", "Ångström", "àla às à quel", "ελληνικά"]
-    encodings = ["latin-1", "sloppy-windows-1252", "sloppy-windows-1251", "sloppy-windows-1250", "macroman", "cp437", "iso-8859-2"]
+    texts = [
+        "Fußgängerübergang",
+        "l’été à Paris",
+        "piñata “señor”",
+        "Škoda žluťoučký kůň",
+        "日本語",
+        "Привет",
+        "naïve — café…",
+        "emoji 😀 ok",
+        "50 € • ½",
+        "Ångström",
+        "àla às à quel",
+        "ελληνικά",
+    ]
+    windows = [f"sloppy-windows-{number}" for number in (1252, 1251, 1250)]
+    encodings = ["latin-1", *windows, "macroman", "cp437", "iso-8859-2"]
+
+    def wrong(text, encoding):
+        return text.encode("utf-8").decode(encoding, errors="replace")
+
     for text in texts:
-        for encoding in encodings:
-            found.append(text.encode("utf-8").decode(encoding, errors="replace"))
-    twice = [text.encode("utf-8").decode("latin-1").encode("utf-8").decode("sloppy-windows-1252") for text in texts]
-    return found + twice + [f"a photo of {text}" for text in twice[:4]] + [text.encode("utf-8").decode("latin-1").replace("\xa0", " ") for text in texts]
+        found += [wrong(text, encoding) for encoding in encodings]
+    twice = [wrong(wrong(text, "latin-1"), "sloppy-windows-1252") for text in texts]
+    without_a0 = [wrong(text, "latin-1").replace("\xa0", " ") for text in texts]
+    return found + twice + [f"a photo of {text}" for text in twice[:4]] + without_a0
 
 
 def expanded(pattern):
@@ -264,6 +282,16 @@ def record(tensors, name, ids, weights, embeddings, parameters):
             tensors[f"{name}.gradient.{parameter}"] = value.grad.float().contiguous()
 
 
+def rows(ids):
+    """Rows of ids as text, without the zeros at their ends, for the sake of size."""
+    found = []
+    for row in ids.tolist():
+        while row and row[-1] == 0:
+            row.pop()
+        found.append(" ".join(map(str, row)))
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--tables", action="store_true", help="write the tables of src/text instead")
@@ -279,11 +307,12 @@ def main():
     bert_folder.mkdir(exist_ok=True)
     words = wordpiece_vocabulary(texts)
     (bert_folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    bert = BertTokenizer(vocab=str(bert_folder / "vocab.txt")) if False else BertTokenizer.from_pretrained(str(bert_folder))
+    bert = BertTokenizer.from_pretrained(str(bert_folder))
     bert.save_pretrained(bert_folder)
     for left in bert_folder.iterdir():
         if left.name not in ("vocab.txt", "tokenizer.json"):
             left.unlink()
+    # Its constructor would look for a whole model's folder.
     clipa = HFTokenizer.__new__(HFTokenizer)
     clipa.tokenizer_mode, clipa.context_length, clipa.strip_sep_token = "", 32, True
     clipa.clean_fn = open_clip.tokenizer.get_clean_fn("whitespace")
@@ -291,17 +320,18 @@ def main():
     recorded = {
         "captions": texts,
         "cleaned": [_clean_lower(text) for text in texts],
-        "clip": clip(texts).tolist(),
-        "clip_16": clip(texts, context_length=16).tolist(),
-        "wordpiece": clipa(texts).tolist(),
+        "clip": rows(clip(texts)),
+        "clip_16": rows(clip(texts, context_length=16)),
+        "wordpiece": rows(clipa(texts)),
     }
-    # Without the zeros at the end, for the sake of size.
-    for name in ["clip", "clip_16", "wordpiece"]:
-        recorded[name] = [" ".join(map(str, row)).rstrip(" 0") if row[-1] == 0 else " ".join(map(str, row)) for row in recorded[name]]
     (FOLDER / "captions.json").write_text(json.dumps(recorded, indent=0) + "\n")
 
     tensors = {}
     some = [text for text in texts if 3 < len(text) < 60][:9]
+
+    write_merges(FOLDER / "few_merges.txt.gz", FEW_MERGES)
+    few = SimpleTokenizer(bpe_path=str(FOLDER / "few_merges.txt.gz"), context_length=14)
+    (FOLDER / "few_merges.txt.gz").unlink()
 
     # Hugging Face: both activations, the end token by its id.
     for name, act in [("hf_quick", "quick_gelu"), ("hf_gelu", "gelu")]:
@@ -309,15 +339,23 @@ def main():
         folder.mkdir(exist_ok=True)
         write_hf_tokenizer(folder, FEW_MERGES)
         vocabulary = len(json.loads((folder / "vocab.json").read_text()))
-        config = CLIPTextConfig(vocab_size=vocabulary, hidden_size=16, intermediate_size=40, projection_dim=12, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=14, hidden_act=act, bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=1)
+        config = CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=16,
+            intermediate_size=40,
+            projection_dim=12,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=14,
+            hidden_act=act,
+            bos_token_id=vocabulary - 2,
+            eos_token_id=vocabulary - 1,
+            pad_token_id=1,
+        )
         model = CLIPTextModelWithProjection(config).eval()
         randomise(model)
         model.save_pretrained(folder)
-        small = SimpleTokenizer.__new__(SimpleTokenizer)
-        write_merges(folder / "merges.gz", FEW_MERGES)
-        small = SimpleTokenizer(bpe_path=str(folder / "merges.gz"), context_length=14)
-        (folder / "merges.gz").unlink()
-        ids = small(some)
+        ids = few(some)
         model = model.double()
         weights = torch.randn(len(some), 12).double()
         output = model(input_ids=ids).text_embeds
@@ -325,9 +363,6 @@ def main():
 
     # open_clip: OpenAI's form beside an image tower, the same in a custom text model, and CLIPA's.
     vision = {"image_size": 8, "patch_size": 8, "width": 8, "layers": 1, "head_width": 4}
-    write_merges(FOLDER / "few_merges.txt.gz", FEW_MERGES)
-    few = SimpleTokenizer(bpe_path=str(FOLDER / "few_merges.txt.gz"), context_length=14)
-    (FOLDER / "few_merges.txt.gz").unlink()
     clip_text = {"context_length": 14, "vocab_size": few.vocab_size, "width": 16, "heads": 2, "layers": 2}
     clipa_text = {
         "context_length": 10,
@@ -341,13 +376,19 @@ def main():
         "no_causal_mask": True,
         "act_kwargs": {"approximate": "tanh"},
     }
-    for name, text, quick, custom in [("open_clip", clip_text, True, False), ("custom", clip_text, False, True), ("clipa", clipa_text, False, False)]:
+    kinds = [
+        ("open_clip", clip_text, True, False),
+        ("custom", clip_text, False, True),
+        ("clipa", clipa_text, False, False),
+    ]
+    for name, text, quick, custom in kinds:
         folder = FOLDER / name
         folder.mkdir(exist_ok=True)
         kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
         model = kind(embed_dim=12, vision_cfg=dict(vision), text_cfg=dict(text), quick_gelu=quick).eval()
         randomise(model)
-        config = {"model_cfg": {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}
+        sizes = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}
+        config = {"model_cfg": sizes, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}
         if quick:
             config["model_cfg"]["quick_gelu"] = True
         if custom:
@@ -356,7 +397,8 @@ def main():
         if name == "open_clip":
             torch.save(model.state_dict(), folder / "open_clip_pytorch_model.bin")
         else:
-            save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+            weights = {key: value.contiguous() for key, value in model.state_dict().items()}
+            save_file(weights, folder / "open_clip_model.safetensors")
         if name == "clipa":
             (folder / "vocab.txt").write_text((bert_folder / "vocab.txt").read_text())
             ids = clipa(some, context_length=10)
