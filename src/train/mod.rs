@@ -69,6 +69,9 @@ impl StageImages {
             open(&data.train, Split::Train)?,
             open(&data.test, Split::Test)?,
         );
+        train
+            .require_classes()
+            .context(|| format!("train images `{}`", data.train))?;
         if train.classes() != test.classes() {
             let (of_train, of_test) = (train.classes().len(), test.classes().len());
             let message = format!(
@@ -154,6 +157,11 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let plan = plan::Plan::new(recipe, classes, run.precision, one);
     if let Some(notice) = plan::check_memory(&plan, plan::available_memory())? {
         monitor.warn(&notice)?;
+    }
+    for images in &run.images {
+        for notice in images.train.notices().iter().chain(images.test.notices()) {
+            monitor.warn(notice)?;
+        }
     }
     let mut state = checkpoint::resume(run, monitor)?;
     let mut stage_start = 0;
@@ -304,6 +312,7 @@ fn load(run: &Run, number: usize, phase: &Phase, position: u64, end: u64) -> Res
         position,
         samples: end.saturating_sub(position),
         broken_rate: run.recipe.data_of(stage).broken_rate,
+        captions: false,
     };
     Loader::new(Arc::clone(&run.images[number].train), plan, LOADER_THREADS)
 }
