@@ -1,6 +1,7 @@
 //! The command line: what was typed, made into calls of the library. The only place that prints.
 
 mod bench;
+mod data;
 mod demo;
 mod eval;
 mod export;
@@ -17,7 +18,7 @@ use burn::tensor::Device;
 use clap::{Parser, Subcommand};
 
 use crate::data::Dataset;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::fused::Precision;
 use crate::model::ModelConfig;
 use crate::model::weights::{self, Loaded};
@@ -54,6 +55,11 @@ enum Command {
     Plan(plan::Plan),
     /// What is in a model, a run or a file of tensors.
     Inspect(inspect::Inspect),
+    /// Look at a data set, measure how fast it loads, prepare it.
+    Data {
+        #[command(subcommand)]
+        what: data::Data,
+    },
     /// How fast this machine is.
     Bench {
         #[command(subcommand)]
@@ -104,6 +110,7 @@ fn perform(arguments: &Arguments) -> Result<()> {
         Command::Export(export) => export.run(json),
         Command::Plan(plan) => plan.run(json),
         Command::Inspect(inspect) => inspect.run(json),
+        Command::Data { what } => what.run(arguments.threads, json),
         Command::Bench {
             what: Bench::Step(step),
         } => step.run(),
@@ -191,6 +198,7 @@ fn image_count(wanted: Option<usize>, dataset: &Dataset) -> usize {
 
 /// An error unless the labels of a data set can be classes of the model.
 fn check_classes(loaded: &Loaded, dataset: &Dataset, data: &str) -> Result<()> {
+    dataset.require_classes().context(|| format!("`{data}`"))?;
     let (of_model, of_data) = (loaded.model.classes(), dataset.classes().len());
     if of_data <= of_model {
         return Ok(());
