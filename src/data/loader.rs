@@ -340,6 +340,9 @@ impl Shared {
 
     fn make(&self, positions: std::ops::Range<u64>) -> Chunk {
         let mut chunk = Chunk::default();
+        // Else growing moves every image once more.
+        let values = 3 * self.plan.image_size * self.plan.image_size;
+        chunk.batch.images.reserve_exact(values * CHUNK);
         for position in positions {
             if let Err(error) = self.add_sample(position, &mut chunk) {
                 chunk.error = Some(error);

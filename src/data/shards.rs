@@ -46,6 +46,9 @@ struct Shard {
     summary: Summary,
 }
 
+/// A picture file, and a caption with whether the json beside it is broken.
+type Contents = (Vec<u8>, Option<(String, bool)>);
+
 /// A sample: its picture, and its caption where that was asked for and there is one.
 #[derive(Clone, Debug)]
 pub struct Sample {
@@ -264,12 +267,7 @@ impl Shards {
     }
 
     /// Image, and caption with whether the json beside it is broken: in one read where they lie together.
-    #[allow(clippy::type_complete)]
-    fn bytes(
-        &self,
-        sample: usize,
-        caption: bool,
-    ) -> std::result::Result<(Vec<u8>, Option<(String, bool)>), Fault> {
+    fn bytes(&self, sample: usize, caption: bool) -> std::result::Result<Contents, Fault> {
         let entry = self.entry(sample)?;
         if let Some(fault) = shard_index::fault_of(&entry) {
             return Err(fault);
