@@ -164,10 +164,10 @@ fn samples_come_with_their_captions_and_labels_in_every_layout() {
         captions,
         ["number 0", "one, from the json", "zwei \u{fc}", "three"]
     );
-    for number in 0..4 {
+    for (number, caption) in captions.iter().enumerate() {
         let sample = dataset.read(number, true).unwrap();
         assert_eq!(sample.picture.picture.to_bytes()[0] as usize, number);
-        assert_eq!(sample.caption.as_deref(), Some(captions[number].as_str()));
+        assert_eq!(sample.caption.as_deref(), Some(caption.as_str()));
     }
     assert_eq!(
         dataset.read(1, false).unwrap().picture.odd,
@@ -703,6 +703,25 @@ fn saved_indexes_give_the_same_samples_and_stale_ones_are_noticed() {
         dataset.notices()
     );
     assert_ne!(dataset.fingerprint(), scanned.fingerprint());
+
+    // What was met in the tar is in the index as well.
+    let odd = write(
+        folder.path(),
+        "odd.tar",
+        &tar(&[
+            sample("a", 1),
+            member("a.cls", b"4"),
+            member("README", b"x"),
+            sample("b", 2),
+        ]),
+    );
+    let found = |dataset: &Dataset| check::check(dataset, 1, |_| Ok(()), |_| {}).unwrap().health;
+    let before = found(&open(&odd));
+    assert_eq!(before.count(Reason::NoExtension), 1);
+    assert_eq!(before.count(Reason::MissingLabel), 1);
+    let (code, text) = advxl(&["data", "index", odd.to_str().unwrap()]);
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(found(&open(&odd)), before);
 
     // A damaged index is not believed, wherever the damage is.
     let index = folder.path().join("00001.tar.index");

@@ -422,6 +422,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_odd_about_a_jpeg_is_told() {
+        for (name, file, _, _) in jpegs() {
+            let expected = match name.split(' ').next().unwrap() {
+                "cmyk" => vec![Reason::Cmyk],
+                "grey" => vec![Reason::Grey],
+                "orientation" => vec![Reason::Rotated],
+                _ => vec![],
+            };
+            assert_eq!(examine(&file).unwrap().odd, expected, "{name}");
+        }
+    }
+
+    #[test]
     fn a_jpeg_cut_short_anywhere_is_an_error() {
         for (name, file, _, _) in jpegs() {
             for length in 2..file.len() {

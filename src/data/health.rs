@@ -143,8 +143,15 @@ pub struct Health {
 impl Health {
     /// Counts one.
     pub fn add(&mut self, reason: Reason, example: impl FnOnce() -> String) {
-        let entry = self.found.entry(reason);
-        entry.or_insert_with(|| (0, example())).0 += 1;
+        self.add_times(reason, 1, example);
+    }
+
+    /// Counts several.
+    pub fn add_times(&mut self, reason: Reason, times: u64, example: impl FnOnce() -> String) {
+        if times > 0 {
+            let entry = self.found.entry(reason);
+            entry.or_insert_with(|| (0, example())).0 += times;
+        }
     }
 
     /// Adds the counts of another.

@@ -19,8 +19,10 @@ use super::shard_index::{self, Entry, Saved, ShardIndex, Span, Summary};
 use crate::error::{Error, Result};
 use crate::files::{self, Source};
 
-/// Samples whose places are held: 60 bytes each.
+/// Samples whose places are held: about 75 bytes each, so 150 MB.
 const MOST_HELD: u64 = 2_000_000;
+/// Scans from so many on are worth a word about indexes.
+const MANY: usize = 200;
 /// Shards that are held open.
 const MOST_OPEN: u64 = 64;
 /// Bytes between image and caption that are read along, rather than reading twice.
@@ -34,6 +36,8 @@ pub struct Shards {
     starts: Vec<usize>,
     classes: Vec<String>,
     captioned: bool,
+    /// Whether any sample has a label.
+    labelled: bool,
     notices: Vec<String>,
     indexes: Recent<Arc<ShardIndex>>,
     files: Recent<Arc<Source>>,
@@ -65,7 +69,7 @@ impl Shards {
     pub fn open(pattern: &str) -> Result<Self> {
         let paths = pattern::expand(pattern)?;
         let (indexes, files) = (Recent::new(MOST_HELD), Recent::new(MOST_OPEN));
-        let opened: Result<Vec<(Shard, bool, Health)>> = paths
+        let opened: Result<Vec<(Shard, bool, Option<Health>)>> = paths
             .into_par_iter()
             .enumerate()
             .map(|(number, path)| {
@@ -78,7 +82,7 @@ impl Shards {
                         stamp,
                         summary,
                     };
-                    return Ok((shard, stale, Health::default()));
+                    return Ok((shard, stale, None));
                 }
                 let index = Arc::new(ShardIndex::scan(&Source::open(&path)?)?);
                 let summary = index.summary();
@@ -89,18 +93,28 @@ impl Shards {
                     stamp,
                     summary,
                 };
-                Ok((shard, stale, health))
+                Ok((shard, stale, Some(health)))
             })
             .collect();
         let mut notices = Vec::new();
         let mut health = Health::default();
         let (mut shards, mut starts, mut samples) = (Vec::new(), vec![0], 0);
         let mut stales = Vec::new();
-        for (shard, stale, of_shard) in opened? {
+        let opened = opened?;
+        let scanned = opened
+            .iter()
+            .filter(|(_, _, scanned)| scanned.is_some())
+            .count();
+        if scanned >= MANY {
+            notices.push(format!(
+                "{scanned} shards were scanned; `advxl data index` saves what was found, so that opening them is quick"
+            ));
+        }
+        for (shard, stale, of_shard) in opened {
             if stale {
                 stales.push(shard.path.display().to_string());
             }
-            health.join(&of_shard);
+            health.join(&of_shard.unwrap_or_default());
             samples += shard.summary.samples as usize;
             starts.push(samples);
             shards.push(shard);
@@ -132,7 +146,8 @@ impl Shards {
             counts.sum()
         };
         let captioned = all(|summary| summary.captioned) > 0;
-        let classes = match all(|summary| summary.labelled) == samples {
+        let labels = all(|summary| summary.labelled);
+        let classes = match labels == samples {
             true => {
                 let classes = shards.iter().map(|shard| shard.summary.classes).max();
                 (0..classes.unwrap_or(0))
@@ -146,6 +161,7 @@ impl Shards {
             starts,
             classes,
             captioned,
+            labelled: labels > 0,
             notices,
             indexes,
             files,
@@ -215,7 +231,14 @@ impl Shards {
         let mut health = Health::default();
         for number in 0..self.shards.len() {
             let index = self.index(number)?;
-            health.join(&located(&index, &self.shards[number].path));
+            let Shard { path, summary, .. } = &self.shards[number];
+            health.join(&located(&index, path));
+            if self.labelled {
+                let missing = u64::from(summary.samples - summary.labelled);
+                health.add_times(Reason::MissingLabel, missing, || {
+                    format!("`{}`", path.display())
+                });
+            }
         }
         Ok(health)
     }
