@@ -285,3 +285,61 @@ impl<'a> Blocks<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_octal_or_after_a_mark_binary() {
+        assert_eq!(number(b"0000644\0"), Some(0o644));
+        assert_eq!(number(b"   17 \0\0"), Some(0o17));
+        assert_eq!(number(b"77777777777"), Some((1 << 33) - 1));
+        assert_eq!(
+            number(b"\x80\0\0\0\0\0\0\x02\0\0\0\x05"),
+            Some((2 << 32) + 5)
+        );
+        // Above 64 bits, negative, no digits, other digits.
+        assert_eq!(number(b"\x80\0\0\x01\0\0\0\0\0\0\0\0"), None);
+        assert_eq!(
+            number(b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"),
+            None
+        );
+        assert_eq!(number(b"\0\0\0\0"), None);
+        assert_eq!(number(b"0000009\0"), None);
+    }
+
+    #[test]
+    fn the_last_value_of_a_pax_key_counts_and_broken_records_end_the_reading() {
+        let records = b"9 size=7\n14 path=a/b=c\n11 size=12\n";
+        assert_eq!(pax_value(records, b"size"), Some(&b"12"[..]));
+        assert_eq!(pax_value(b"14 path=a/b=c\n", b"path"), Some(&b"a/b=c"[..]));
+        for broken in [
+            &b"99 path=a\n"[..],
+            b"x path=a\n",
+            b"0 path=a\n",
+            b"1 path",
+            b" ",
+            b"",
+        ] {
+            assert_eq!(pax_value(broken, b"path"), None);
+        }
+    }
+
+    #[test]
+    fn a_header_with_a_signed_checksum_is_read() {
+        let mut block = [0_u8; BLOCK];
+        block[..2].copy_from_slice(b"\xe9a");
+        block[124..136].copy_from_slice(b"00000000005\0");
+        let sum = |block: &[u8]| block.iter().map(|byte| i64::from(*byte as i8)).sum::<i64>() + 256;
+        let text = format!("{:06o}\0 ", sum(&block));
+        block[148..156].copy_from_slice(text.as_bytes());
+        let header = Header::read(&block).unwrap();
+        assert_eq!(
+            (header.name.as_slice(), header.size),
+            (&b"\xe9a"[..], Some(5))
+        );
+        block[0] ^= 1;
+        assert!(Header::read(&block).is_none());
+    }
+}
