@@ -782,6 +782,22 @@ fn check_tells_damages_by_kind_and_lists_the_samples() {
     }
 }
 
+/// As in `advxl data check ... | head -0`.
+#[test]
+fn nobody_listening_is_no_fault() {
+    let mut command = command(&["data", "check", "synthetic:10"]);
+    let mut child = command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{errors}");
+    assert!(!errors.contains("panicked"), "{errors}");
+}
+
 #[test]
 fn bench_measures_any_source() {
     let folder = tempfile::tempdir().unwrap();

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::print_json;
 use super::screen::Terminal;
+use super::{print_json, print_line};
 use crate::data::resize::Filter;
 use crate::data::{
     Augmentation, Dataset, EvaluationTransform, Loader, Plan, RandomResizedCrop, Spec, Split,
@@ -153,27 +153,27 @@ impl Check {
                 "samples_per_second": rate,
             }));
         } else {
-            println!(
+            print_line(&format!(
                 "{} samples, {} of them broken, {rate:.0} samples/s",
                 grouped(checked.samples as u64),
                 grouped(checked.broken as u64)
-            );
+            ));
             for (title, damage) in [("damage", true), ("odd, but used", false)] {
                 let rows = checked.health.iter();
                 let mut rows = rows
                     .filter(|(reason, ..)| reason.is_damage() == damage)
                     .peekable();
                 if rows.peek().is_some() {
-                    println!("\n{title}");
+                    print_line(&format!("\n{title}"));
                 }
                 for (reason, count, example) in rows {
-                    println!(
+                    print_line(&format!(
                         "  {:>10}  {:<18} {}",
                         grouped(count),
                         reason.word(),
                         reason.text()
-                    );
-                    println!("              such as {example}");
+                    ));
+                    print_line(&format!("              such as {example}"));
                 }
             }
         }
@@ -278,14 +278,14 @@ impl Bench {
                 "milliseconds_per_image": milliseconds,
             }));
         } else {
-            println!(
+            print_line(&format!(
                 "{rate:.1} images/s at {} pixels with {} threads",
                 self.image_size, threads
-            );
-            println!(
+            ));
+            print_line(&format!(
                 "one image on one thread: read {:.2} ms, decode {:.2} ms, crop, resize and floats {:.2} ms",
                 parts[0], parts[1], parts[2]
-            );
+            ));
         }
         Ok(())
     }
@@ -347,11 +347,11 @@ impl Index {
         if json {
             print_json(&json!({ "shards": shards, "samples": samples, "written": written }));
         } else {
-            println!(
+            print_line(&format!(
                 "{} shards with {} samples, {written} indexes written",
                 grouped(shards as u64),
                 grouped(samples)
-            );
+            ));
         }
         Ok(())
     }
@@ -428,11 +428,11 @@ impl Pack {
         if json {
             print_json(&json!({ "out": out, "images": count, "image_size": self.image_size }));
         } else {
-            println!(
+            print_line(&format!(
                 "{} pictures of {} pixels in `{out}`",
                 grouped(count as u64),
                 self.image_size
-            );
+            ));
         }
         Ok(())
     }

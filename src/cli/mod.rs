@@ -11,6 +11,7 @@ mod predict;
 mod screen;
 mod train;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -225,7 +226,12 @@ fn usable_precision(wanted: Precision) -> Precision {
 
 /// Writes the JSON result to standard output.
 fn print_json(value: &serde_json::Value) {
-    println!("{value}");
+    print_line(&value.to_string());
+}
+
+/// Writes a line to standard output. Nobody may be listening any more, as in `| head`; that is no fault.
+fn print_line(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// `runs/NAME` for `recipes/NAME.toml`.
