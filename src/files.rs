@@ -189,6 +189,27 @@ pub fn write_tensors<V: View>(
     })
 }
 
+/// Writes a file that is whole or absent, part after part as they are made.
+///
+/// Errors: the first of a part, or of writing.
+pub fn write_parts(path: &Path, parts: impl IntoIterator<Item = Result<Vec<u8>>>) -> Result<()> {
+    let mut failed = None;
+    let written = whole_or_absent(path, |temporary| {
+        let mut file = io::BufWriter::new(fs::File::create(temporary)?);
+        for part in parts {
+            match part {
+                Ok(bytes) => file.write_all(&bytes)?,
+                Err(error) => {
+                    failed = Some(error);
+                    return Err(io::Error::other("a part could not be made"));
+                }
+            }
+        }
+        file.flush()
+    });
+    failed.map_or(written, Err)
+}
+
 fn whole_or_absent(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
     let temporary = beside(path);
     let written = write(&temporary).and_then(|()| {
@@ -337,6 +358,24 @@ pub fn append_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Length of a file in bytes; 0 where there is none.
 pub fn size(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |found| found.len())
+}
+
+/// Length of a file and the time of its last change in nanoseconds since 1970, by which another
+/// file under the same name is noticed.
+///
+/// Errors: it is not there or not a file.
+pub fn stamp(path: &Path) -> Result<(u64, u64)> {
+    let found = fs::metadata(path).map_err(|error| explain("read", path, &error))?;
+    if !found.is_file() {
+        let message = format!("cannot read `{}`: it is not a file", path.display());
+        return Err(Error::input(message));
+    }
+    let changed = found.modified().ok();
+    let since = changed.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    Ok((
+        found.len(),
+        since.map_or(0, |since| since.as_nanos() as u64),
+    ))
 }
 
 /// Cuts a file off after `size` bytes.

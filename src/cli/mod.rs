@@ -1,6 +1,7 @@
 //! The command line: what was typed, made into calls of the library. The only place that prints.
 
 mod bench;
+mod data;
 mod demo;
 mod embed;
 mod eval;
@@ -11,6 +12,7 @@ mod predict;
 mod screen;
 mod train;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -18,7 +20,7 @@ use burn::tensor::Device;
 use clap::{Parser, Subcommand};
 
 use crate::data::Dataset;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::fused::Precision;
 use crate::model::ModelConfig;
 use crate::model::weights::{self, Loaded};
@@ -57,6 +59,11 @@ enum Command {
     Plan(plan::Plan),
     /// What is in a model, a run or a file of tensors.
     Inspect(inspect::Inspect),
+    /// Look at a data set, measure how fast it loads, prepare it.
+    Data {
+        #[command(subcommand)]
+        what: data::Data,
+    },
     /// How fast this machine is.
     Bench {
         #[command(subcommand)]
@@ -108,6 +115,7 @@ fn perform(arguments: &Arguments) -> Result<()> {
         Command::Export(export) => export.run(json),
         Command::Plan(plan) => plan.run(json),
         Command::Inspect(inspect) => inspect.run(json),
+        Command::Data { what } => what.run(arguments.threads, json),
         Command::Bench {
             what: Bench::Step(step),
         } => step.run(),
@@ -195,6 +203,7 @@ fn image_count(wanted: Option<usize>, dataset: &Dataset) -> usize {
 
 /// An error unless the labels of a data set can be classes of the model.
 fn check_classes(loaded: &Loaded, dataset: &Dataset, data: &str) -> Result<()> {
+    dataset.require_classes().context(|| format!("`{data}`"))?;
     let (of_model, of_data) = (loaded.model.classes(), dataset.classes().len());
     if of_data <= of_model {
         return Ok(());
@@ -221,7 +230,12 @@ fn usable_precision(wanted: Precision) -> Precision {
 
 /// Writes the JSON result to standard output.
 fn print_json(value: &serde_json::Value) {
-    println!("{value}");
+    print_line(&value.to_string());
+}
+
+/// Writes a line to standard output. Nobody may be listening any more, as in `| head`; that is no fault.
+fn print_line(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// `runs/NAME` for `recipes/NAME.toml`.

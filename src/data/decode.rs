@@ -8,7 +8,6 @@
 //! differently in the inverse transform and the chroma upsampling (by at most 7 of 255).
 
 use std::io::Cursor;
-use std::path::Path;
 
 use image::{DynamicImage, ImageFormat, ImageReader};
 use zune_core::bytestream::ZCursor;
@@ -16,111 +15,156 @@ use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
+use super::health::{Fault, Reason};
 use super::picture::Picture;
-use crate::error::{Error, Result};
-use crate::files;
+use crate::error::Result;
+
+/// A picture, and what was odd about its file.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// The picture.
+    pub picture: Picture,
+    /// Oddities, none of which kept it from being used.
+    pub odd: Vec<Reason>,
+}
+
+/// The formats that are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// `.jpg`, `.jpeg`.
+    #[default]
+    Jpeg,
+    /// `.png`.
+    Png,
+    /// `.webp`.
+    Webp,
+}
+
+impl Format {
+    /// By the end of a name, in lower case.
+    pub fn of_extension(end: &str) -> Option<Self> {
+        match end {
+            "jpg" | "jpeg" => Some(Format::Jpeg),
+            "png" => Some(Format::Png),
+            "webp" => Some(Format::Webp),
+            _ => None,
+        }
+    }
+
+    /// By the first bytes.
+    pub fn of_bytes(bytes: &[u8]) -> Option<Self> {
+        if bytes.starts_with(&[0xff, 0xd8]) {
+            Some(Format::Jpeg)
+        } else if bytes.starts_with(b"\x89PNG") {
+            Some(Format::Png)
+        } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
+            Some(Format::Webp)
+        } else {
+            None
+        }
+    }
+}
+
+type Outcome = std::result::Result<Examined, Fault>;
 
 /// Pictures above so many pixels are refused, as by Pillow: they are mistakes or attacks.
 pub const MOST_PIXELS: usize = 178_956_970;
 
-/// Reads a picture file.
-///
-/// Errors: what is wrong with the file, under its name.
-pub fn read_picture(path: &Path) -> Result<Picture> {
-    decode(&files::read(path)?).map_err(|error| error.context(format!("`{}`", path.display())))
-}
-
 /// Decodes the bytes of a picture file.
 pub fn decode(bytes: &[u8]) -> Result<Picture> {
+    let examined = examine(bytes).map_err(|fault| fault.error)?;
+    Ok(examined.picture)
+}
+
+/// Decodes the bytes of a picture file and says what was odd.
+///
+/// Errors: whatever makes it unusable, by kind.
+pub fn examine(bytes: &[u8]) -> Outcome {
     decode_up_to(bytes, MOST_PIXELS)
 }
 
-fn decode_up_to(bytes: &[u8], most_pixels: usize) -> Result<Picture> {
-    match bytes {
-        [0xff, 0xd8, ..] => decode_jpeg(bytes, most_pixels),
-        [0x89, b'P', b'N', b'G', ..] => decode_other(bytes, ImageFormat::Png, most_pixels),
-        [
-            b'R',
-            b'I',
-            b'F',
-            b'F',
-            _,
-            _,
-            _,
-            _,
-            b'W',
-            b'E',
-            b'B',
-            b'P',
-            ..,
-        ] => decode_other(bytes, ImageFormat::WebP, most_pixels),
-        _ => Err(not_a_picture(bytes)),
+fn decode_up_to(bytes: &[u8], most_pixels: usize) -> Outcome {
+    match Format::of_bytes(bytes) {
+        Some(Format::Jpeg) => decode_jpeg(bytes, most_pixels),
+        Some(Format::Png) => decode_other(bytes, ImageFormat::Png, most_pixels),
+        Some(Format::Webp) => decode_other(bytes, ImageFormat::WebP, most_pixels),
+        None => Err(not_a_picture(bytes)),
     }
 }
 
 /// Says what the bytes look like instead.
-fn not_a_picture(bytes: &[u8]) -> Error {
+fn not_a_picture(bytes: &[u8]) -> Fault {
     let start = String::from_utf8_lossy(&bytes[..bytes.len().min(512)]).to_lowercase();
     let start = start.trim_start_matches('\u{feff}').trim_start();
     let readable = "use JPEG, PNG or WebP files";
-    let (what, hint) = match bytes {
-        [] => ("the file is empty", "copy or download it again"),
-        _ if start.starts_with("<!doctype html") || start.starts_with("<html") => (
+    let unknown = |what| (Reason::UnknownFormat, what, readable);
+    let no_image = |what, hint| (Reason::NotAnImage, what, hint);
+    let (reason, what, hint) = match bytes {
+        [] => (
+            Reason::EmptyMember,
+            "the file is empty",
+            "copy or download it again",
+        ),
+        _ if start.starts_with("<!doctype html") || start.starts_with("<html") => no_image(
             "this is an HTML page, not an image",
             "the download was answered with a web page; download the file again",
         ),
         _ if start.starts_with("<?xml") || start.starts_with("<svg") => {
-            ("this is XML or SVG text, not an image of pixels", readable)
+            unknown("this is XML or SVG text, not an image of pixels")
         }
-        _ if start.starts_with("version https://git-lfs") => (
+        _ if start.starts_with("version https://git-lfs") => no_image(
             "this is a Git LFS pointer, not the image itself",
             "run `git lfs pull`",
         ),
-        [b'G', b'I', b'F', b'8', ..] => ("this is a GIF image, which is not supported", readable),
-        [b'B', b'M', ..] => ("this is a BMP image, which is not supported", readable),
+        [b'G', b'I', b'F', b'8', ..] => unknown("this is a GIF image, which is not supported"),
+        [b'B', b'M', ..] => unknown("this is a BMP image, which is not supported"),
         [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => {
-            ("this is a TIFF image, which is not supported", readable)
+            unknown("this is a TIFF image, which is not supported")
         }
-        [_, _, _, _, b'f', b't', b'y', b'p', ..] => (
-            "this is an AVIF, HEIC or video file, which is not supported",
-            readable,
-        ),
-        [0x1f, 0x8b, ..] | [b'P', b'K', 3, 4, ..] => (
+        [_, _, _, _, b'f', b't', b'y', b'p', ..] => {
+            unknown("this is an AVIF, HEIC or video file, which is not supported")
+        }
+        [0x1f, 0x8b, ..] | [b'P', b'K', 3, 4, ..] => no_image(
             "this is a compressed archive, not an image",
             "unpack it first",
         ),
-        _ if bytes.iter().all(|byte| *byte == 0) => (
+        _ if bytes.iter().all(|byte| *byte == 0) => no_image(
             "the file holds only zeros",
             "it was not copied completely; copy it again",
         ),
-        _ => ("this is no JPEG, PNG or WebP image", readable),
+        _ => no_image("this is no JPEG, PNG or WebP image", readable),
     };
-    Error::input(what).hint(hint)
+    Fault::new(reason, what).hint(hint)
 }
 
-fn check_size(width: usize, height: usize, most_pixels: usize) -> Result<()> {
+fn check_size(width: usize, height: usize, most_pixels: usize) -> std::result::Result<(), Fault> {
+    if width == 0 || height == 0 {
+        let message = format!("the picture is {width} x {height} pixels large");
+        return Err(Fault::new(Reason::ZeroSize, message).hint("leave it out"));
+    }
     if width.saturating_mul(height) > most_pixels {
-        return Err(Error::input(format!(
-            "{width} x {height} pixels are more than the {most_pixels} allowed"
-        ))
-        .hint("shrink the image or leave it out"));
+        let message = format!("{width} x {height} pixels are more than the {most_pixels} allowed");
+        return Err(
+            Fault::new(Reason::TooManyPixels, message).hint("shrink the image or leave it out")
+        );
     }
     Ok(())
 }
 
-fn decode_jpeg(bytes: &[u8], most_pixels: usize) -> Result<Picture> {
+const AGAIN: &str = "copy or download the file again, or leave it out";
+
+fn decode_jpeg(bytes: &[u8], most_pixels: usize) -> Outcome {
     let damaged = |error: zune_jpeg::errors::DecodeErrors| {
-        Error::input(format!(
-            "the JPEG data is damaged or cut short: {}",
-            plain(&error)
-        ))
-        .hint("copy or download the file again, or leave it out")
+        let error = plain(&error);
+        let message = format!("the JPEG data is damaged or cut short: {error}");
+        Fault::new(Reason::DamagedImage, message).hint(AGAIN)
     };
-    if !has_end(bytes) {
-        return Err(
-            Error::input("the JPEG data is cut short: there is no end marker")
-                .hint("copy or download the file again, or leave it out"),
-        );
+    let Some(told) = walk(bytes) else {
+        let message = "the JPEG data is cut short: there is no end marker";
+        return Err(Fault::new(Reason::TruncatedImage, message).hint(AGAIN));
+    };
+    if let Some((width, height)) = told {
+        check_size(width, height, most_pixels)?;
     }
     let options = DecoderOptions::default()
         .set_strict_mode(true)
@@ -131,43 +175,71 @@ fn decode_jpeg(bytes: &[u8], most_pixels: usize) -> Result<Picture> {
     decoder.decode_headers().map_err(damaged)?;
     let info = decoder
         .info()
-        .ok_or_else(|| Error::input("the JPEG data has no header"))?;
+        .ok_or_else(|| Fault::new(Reason::DamagedImage, "the JPEG data has no header"))?;
     let (width, height) = (usize::from(info.width), usize::from(info.height));
     check_size(width, height, most_pixels)?;
     let pixels = decoder.decode().map_err(damaged)?;
     let orientation = decoder.exif().and_then(|exif| orientation(exif));
+    let mut odd = Vec::new();
+    match decoder.input_colorspace() {
+        Some(ColorSpace::CMYK | ColorSpace::YCCK) => odd.push(Reason::Cmyk),
+        Some(ColorSpace::Luma) => odd.push(Reason::Grey),
+        _ => {}
+    }
+    if orientation.is_some_and(|orientation| orientation != 1) {
+        odd.push(Reason::Rotated);
+    }
     let colors = pixels.len() / (width * height).max(1);
     let pixels = match colors {
         // Some grey files are given back with their one channel.
         1 => pixels.iter().flat_map(|value| [*value; 3]).collect(),
         _ => pixels,
     };
-    upright(Picture::bytes(width, height, pixels)?, orientation)
+    let picture = upright(Picture::bytes(width, height, pixels)?, orientation)?;
+    Ok(Examined { picture, odd })
 }
 
-/// Whether the segments of a JPEG lead to an end marker.
+/// Follows the segments of a JPEG to its end marker: none if there is no such, else width and height
+/// of the first frame, if there is one.
 ///
 /// The decoder in strict mode still forgives a few bytes missing at the end, which it takes for
 /// padding. A search for the marker would find that of a thumbnail, hence the walk.
-fn has_end(bytes: &[u8]) -> bool {
+fn walk(bytes: &[u8]) -> Option<Option<(usize, usize)>> {
+    let short = |at: usize| {
+        let pair = bytes.get(at..at + 2)?;
+        Some(usize::from(u16::from_be_bytes([pair[0], pair[1]])))
+    };
+    let mut size = None;
     let mut at = 2;
     loop {
         // In compressed data a marker is 0xff and neither 0, which is a value, nor a restart.
-        let Some(found) = bytes
-            .get(at..)
-            .and_then(|rest| rest.iter().position(|b| *b == 0xff))
-        else {
-            return false;
-        };
-        at += found + 1;
-        match bytes.get(at..) {
-            Some([0xd9, ..]) => return true,
-            Some([0x00 | 0x01 | 0xd0..=0xd8, ..]) => at += 1,
-            Some([0xff, ..]) => {}
-            Some([_, high, low, ..]) => at += 1 + usize::from(u16::from_be_bytes([*high, *low])),
-            _ => return false,
+        at += marker(bytes.get(at..)?)? + 1;
+        match *bytes.get(at)? {
+            0xd9 => return Some(size),
+            0x00 | 0x01 | 0xd0..=0xd8 => at += 1,
+            0xff => {}
+            marker => {
+                // A frame's header: length, bits, height, width. 0xc4, 0xc8, 0xcc are tables.
+                if matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc) {
+                    size = size.or(short(at + 6).zip(short(at + 4)));
+                }
+                at += 1 + short(at + 1)?;
+            }
         }
     }
+}
+
+/// The place of the first 0xff. Looks at 32 bytes at a time, which the compiler makes vectors of.
+fn marker(bytes: &[u8]) -> Option<usize> {
+    let pieces = bytes.chunks(32);
+    let with = pieces.enumerate().find(|(_, piece)| {
+        let found = piece
+            .iter()
+            .fold(0, |found, byte| found | u8::from(*byte == 0xff));
+        found != 0
+    });
+    let (number, piece) = with?;
+    Some(number * 32 + piece.iter().position(|byte| *byte == 0xff)?)
 }
 
 /// The decoder's message in our form.
@@ -177,11 +249,21 @@ fn plain(error: &zune_jpeg::errors::DecodeErrors) -> String {
     text.trim_end_matches('.').into()
 }
 
-fn decode_other(bytes: &[u8], format: ImageFormat, most_pixels: usize) -> Result<Picture> {
+fn decode_other(bytes: &[u8], format: ImageFormat, most_pixels: usize) -> Outcome {
     let damaged = |error: image::ImageError| {
-        Error::input(format!("the image data is damaged or cut short: {error}"))
-            .hint("copy or download the file again, or leave it out")
+        let message = format!("the image data is damaged or cut short: {error}");
+        let short = format!("{error}").contains("unexpected end") || ends_early(bytes, format);
+        let reason = match short {
+            true => Reason::TruncatedImage,
+            false => Reason::DamagedImage,
+        };
+        Fault::new(reason, message).hint(AGAIN)
     };
+    if let (ImageFormat::Png, Some(size)) = (format, bytes.get(16..24)) {
+        let side =
+            |at: usize| u32::from_be_bytes([size[at], size[at + 1], size[at + 2], size[at + 3]]);
+        check_size(side(0) as usize, side(4) as usize, most_pixels)?;
+    }
     let reader = || ImageReader::with_format(Cursor::new(bytes), format);
     let (width, height) = reader().into_dimensions().map_err(damaged)?;
     check_size(width as usize, height as usize, most_pixels)?;
@@ -191,7 +273,36 @@ fn decode_other(bytes: &[u8], format: ImageFormat, most_pixels: usize) -> Result
     limits.max_alloc = Some(most_pixels as u64 * 16);
     reader.limits(limits);
     let image: DynamicImage = reader.decode().map_err(damaged)?;
-    Picture::bytes(width as usize, height as usize, image.to_rgb8().into_raw())
+    let color = image.color();
+    let mut odd = Vec::new();
+    if color.has_alpha() {
+        odd.push(Reason::Alpha);
+    }
+    if !color.has_color() {
+        odd.push(Reason::Grey);
+    }
+    if color.bytes_per_pixel() / color.channel_count() > 1 {
+        odd.push(Reason::SixteenBit);
+    }
+    // The extended header of a WebP: flags, of which the second bit means animation.
+    if format == ImageFormat::WebP && bytes.get(12..16) == Some(b"VP8X") && bytes[20] & 2 != 0 {
+        odd.push(Reason::Animated);
+    }
+    let pixels = image.into_rgb8().into_raw();
+    let picture = Picture::bytes(width as usize, height as usize, pixels)?;
+    Ok(Examined { picture, odd })
+}
+
+/// Whether a file ends before its format says: a PNG's last chunk, a WebP's length.
+fn ends_early(bytes: &[u8], format: ImageFormat) -> bool {
+    match (format, bytes.get(4..8)) {
+        (ImageFormat::Png, _) => !bytes.windows(4).any(|four| four == b"IEND"),
+        (_, Some(length)) => {
+            let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]);
+            (bytes.len() as u64) < u64::from(length) + 8
+        }
+        _ => true,
+    }
 }
 
 /// The orientation tag (0x0112) of EXIF data, 1 to 8, if there is a sound one.
@@ -311,6 +422,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_odd_about_a_jpeg_is_told() {
+        for (name, file, _, _) in jpegs() {
+            let expected = match name.split(' ').next().unwrap() {
+                "cmyk" => vec![Reason::Cmyk],
+                "grey" => vec![Reason::Grey],
+                "orientation" => vec![Reason::Rotated],
+                _ => vec![],
+            };
+            assert_eq!(examine(&file).unwrap().odd, expected, "{name}");
+        }
+    }
+
+    #[test]
     fn a_jpeg_cut_short_anywhere_is_an_error() {
         for (name, file, _, _) in jpegs() {
             for length in 2..file.len() {
@@ -382,13 +506,13 @@ mod tests {
     #[test]
     fn a_picture_above_the_pixel_cap_is_refused_before_it_is_decoded() {
         let file = &jpegs()[0].1;
-        let error = decode_up_to(file, 100).unwrap_err().to_string();
+        let error = decode_up_to(file, 100).unwrap_err().error.to_string();
         assert!(
             error.contains("19 x 14 pixels are more than the 100 allowed"),
             "{error}"
         );
         let png = encoded(DynamicImage::new_rgb8(50, 3), ImageFormat::Png);
-        let error = decode_up_to(&png, 100).unwrap_err().to_string();
+        let error = decode_up_to(&png, 100).unwrap_err().error.to_string();
         assert!(error.contains("50 x 3 pixels"), "{error}");
     }
 

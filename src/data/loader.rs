@@ -1,7 +1,6 @@
 //! Training batches made in the background, the same whatever the number of threads.
 //!
-//! The sample at position `p` of the run is `order(seed, epoch)[p % len]` with `epoch = p / len`,
-//! so a run resumes at any position with nothing else to remember. A batch is cut into small
+//! The sample at position `p` of the run is that of [`Order`] at `p % len` of epoch `p / len`, so a run resumes at any position with nothing else to remember. A batch is cut into small
 //! chunks which the threads take in order; only a few batches are made ahead.
 //! Not for evaluation, which is in [`super::evaluation`].
 
@@ -11,9 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{Augmentation, Dataset, Mixing};
+use super::order::Order;
+use super::{Augmentation, Dataset, Fault, Mixing, Reason};
 use crate::error::{Error, Result};
-use crate::rng::{Purpose, Rng};
 
 /// Images of one update with their labels.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,6 +29,8 @@ pub struct Batch {
     pub samples: Vec<u64>,
     /// `[n]`: epoch in which the sample was drawn.
     pub epochs: Vec<u64>,
+    /// `[n]` with [`Plan::captions`], else empty: what each image shows, in words.
+    pub captions: Vec<String>,
 }
 
 /// What a loader is to deliver.
@@ -52,6 +53,8 @@ pub struct Plan {
     /// The share of broken samples that is replaced by their successors; the run stops above it,
     /// judged once 100 samples were seen. Without it the first broken sample stops the run.
     pub broken_rate: Option<f64>,
+    /// Whether captions are delivered. Then a sample without one is broken.
+    pub captions: bool,
 }
 
 /// A sample that could not be used, and why.
@@ -63,6 +66,21 @@ pub struct Broken {
     pub name: String,
     /// What is wrong with it.
     pub reason: String,
+    /// The kind of damage.
+    pub kind: Reason,
+}
+
+impl Broken {
+    /// The record of a sample that could not be read.
+    pub(super) fn new(dataset: &Dataset, index: usize, fault: &Fault) -> Self {
+        let text = fault.error.to_string();
+        Self {
+            sample: index as u64,
+            name: dataset.name_of(index),
+            reason: text.lines().next().unwrap_or_default().into(),
+            kind: fault.reason,
+        }
+    }
 }
 
 /// Samples seen before the broken rate is judged.
@@ -92,7 +110,7 @@ struct Shared {
     work: Condvar,
     /// A batch is complete.
     done: Condvar,
-    orders: Mutex<VecDeque<(u64, Arc<Vec<usize>>)>>,
+    order: Order,
 }
 
 struct State {
@@ -129,7 +147,12 @@ impl Loader {
                 "a loader needs a data set with pictures, a batch and an image size above 0",
             ));
         }
+        if plan.captions && !dataset.is_captioned() {
+            return Err(Error::input("the data set has no captions to train on")
+                .hint("use `shards:` with `.txt` or `.json` members, or train on classes"));
+        }
         let shared = Arc::new(Shared {
+            order: Order::new(plan.seed, &dataset),
             dataset,
             plan,
             state: Mutex::new(State {
@@ -139,7 +162,6 @@ impl Loader {
             }),
             work: Condvar::new(),
             done: Condvar::new(),
-            orders: Mutex::default(),
         });
         let mut loader = Self {
             shared,
@@ -318,6 +340,9 @@ impl Shared {
 
     fn make(&self, positions: std::ops::Range<u64>) -> Chunk {
         let mut chunk = Chunk::default();
+        // Else growing moves every image once more.
+        let values = 3 * self.plan.image_size * self.plan.image_size;
+        chunk.batch.images.reserve_exact(values * CHUNK);
         for position in positions {
             if let Err(error) = self.add_sample(position, &mut chunk) {
                 chunk.error = Some(error);
@@ -331,27 +356,23 @@ impl Shared {
     fn add_sample(&self, position: u64, chunk: &mut Chunk) -> Result<()> {
         let len = self.dataset.len();
         let epoch = position / len as u64;
-        let first = self.order(epoch)[(position % len as u64) as usize];
+        let first = self.order.sample(epoch, (position % len as u64) as usize);
         for step in 0..len.min(MOST_IN_A_ROW) {
             let index = (first + step) % len;
-            let picture = match self.dataset.picture(index) {
-                Ok(picture) => picture,
-                Err(error) if self.plan.broken_rate.is_none() => {
-                    return Err(error.context("a broken sample"));
+            let sample = match self.dataset.read(index, self.plan.captions) {
+                Ok(sample) => sample,
+                Err(fault) if self.plan.broken_rate.is_none() => {
+                    return Err(fault.error.context("a broken sample"));
                 }
-                Err(error) => {
-                    let text = error.to_string();
-                    chunk.broken.push(Broken {
-                        sample: index as u64,
-                        name: self.dataset.name_of(index),
-                        reason: text.lines().next().unwrap_or_default().into(),
-                    });
+                Err(fault) => {
+                    chunk.broken.push(Broken::new(&self.dataset, index, &fault));
                     continue;
                 }
             };
             let plan = &self.plan;
             let keys = (plan.seed, epoch, index as u64);
-            let image = plan.augmentation.apply(&picture, plan.image_size, keys);
+            let picture = &sample.picture.picture;
+            let image = plan.augmentation.apply(picture, plan.image_size, keys);
             let label = self.dataset.label(index);
             let batch = &mut chunk.batch;
             batch.images.extend(image);
@@ -360,6 +381,7 @@ impl Shared {
             batch.weight.push(1.0);
             batch.samples.push(index as u64);
             batch.epochs.push(epoch);
+            batch.captions.extend(sample.caption);
             return Ok(());
         }
         let last = chunk.broken.last().map(|broken| &broken.reason);
@@ -368,22 +390,6 @@ impl Shared {
             len.min(MOST_IN_A_ROW),
             last.map_or("", String::as_str)
         )))
-    }
-
-    /// The order of an epoch; the last two are kept, since chunks of both may be in the making.
-    fn order(&self, epoch: u64) -> Arc<Vec<usize>> {
-        // Held while a missing order is made, so that it is made once.
-        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, order)) = orders.iter().find(|(known, _)| *known == epoch) {
-            return order.clone();
-        }
-        let mut rng = Rng::new(self.plan.seed, Purpose::Order, epoch, 0);
-        let order = Arc::new(rng.permutation(self.dataset.len()));
-        orders.push_back((epoch, order.clone()));
-        if orders.len() > 2 {
-            orders.pop_front();
-        }
-        order
     }
 
     fn finish(&self, number: u64, chunks: Vec<Option<Chunk>>) -> Result<Finished> {
@@ -402,6 +408,7 @@ impl Shared {
             batch.weight.extend(part.weight);
             batch.samples.extend(part.samples);
             batch.epochs.extend(part.epochs);
+            batch.captions.extend(part.captions);
             broken.extend(chunk.broken);
         }
         if let Some(mixing) = &self.plan.mixing {
@@ -413,7 +420,7 @@ impl Shared {
 }
 
 /// Turns a panic into an error, so that it reaches the train loop.
-fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic
             .downcast_ref::<String>()
@@ -460,6 +467,7 @@ mod tests {
             position,
             samples,
             broken_rate: None,
+            captions: false,
         }
     }
 

@@ -178,6 +178,7 @@ mod tests {
             weight: vec![1.0; n],
             samples: (0..n as u64).collect(),
             epochs: vec![0; n],
+            captions: Vec::new(),
         }
     }
 

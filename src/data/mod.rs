@@ -7,22 +7,33 @@
 //! | file                       | what                                                     |
 //! |----------------------------|----------------------------------------------------------|
 //! | [`cifar`] [`folder`] [`tensors`] [`synthetic`] | where pictures come from             |
+//! | [`shards`] [`shard_index`] [`tar`] [`pattern`] [`recent`] | images and captions in tar files |
+//! | [`order`]                  | which sample comes when                                  |
 //! | [`decode`] [`picture`]     | JPEG, PNG and WebP, strictly                             |
+//! | [`health`] [`check`]       | what can be wrong with a sample; a whole data set looked through |
 //! | [`resize`]                 | Pillow's resampling to the bit, and the same in floats   |
 //! | [`augment`] [`operations`] [`mixing`] | random changes, all keyed                     |
 //! | [`loader`] [`evaluation`]  | batches                                                  |
 
 pub mod augment;
+pub mod check;
 pub mod cifar;
 pub mod decode;
 pub mod evaluation;
 pub mod folder;
+pub mod health;
 pub mod loader;
 pub mod mixing;
 pub mod operations;
+pub mod order;
+pub mod pattern;
 pub mod picture;
+pub mod recent;
 pub mod resize;
+pub mod shard_index;
+pub mod shards;
 pub mod synthetic;
+pub mod tar;
 pub mod tensors;
 
 use std::fmt;
@@ -30,10 +41,13 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use augment::{Augmentation, RandAugment, RandomResizedCrop};
+pub use decode::Examined;
 pub use evaluation::{EvaluationTransform, evaluation_batch};
+pub use health::{Fault, Health, Reason};
 pub use loader::{Batch, Broken, Loader, Plan};
 pub use mixing::Mixing;
 pub use picture::Picture;
+pub use shards::Sample;
 
 use crate::error::{Error, Result};
 
@@ -58,13 +72,15 @@ impl fmt::Display for Split {
 /// A data set as it is named on the command line and in recipes.
 ///
 /// `FOLDER` (class folders or CIFAR binaries, told apart by their content),
-/// `tensors:FILE.safetensors`, `synthetic:N` or `synthetic:N@SIZE`.
+/// `tensors:FILE.safetensors`, `shards:PATTERN`, `synthetic:N` or `synthetic:N@SIZE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {
     /// A folder of class folders or of CIFAR binaries.
     Folder(PathBuf),
     /// A safetensors file of images and labels.
     Tensors(PathBuf),
+    /// Tar files of images and captions, by a pattern such as `data/{00000..00099}.tar`.
+    Shards(String),
     /// Pictures drawn in code.
     Synthetic {
         /// How many, in each split.
@@ -75,7 +91,7 @@ pub enum Spec {
 }
 
 const SPEC_HINT: &str = "use the path of a folder of class folders or of CIFAR binaries, \
-                         `tensors:FILE.safetensors`, or `synthetic:N` such as `synthetic:10000`";
+                         `tensors:FILE.safetensors`, `shards:data/{00000..00099}.tar`, or `synthetic:N` such as `synthetic:10000`";
 
 impl FromStr for Spec {
     type Err = Error;
@@ -91,10 +107,10 @@ impl FromStr for Spec {
             }
             Some(("tensors", path)) => Ok(Spec::Tensors(path.into())),
             Some(("synthetic", rest)) => synthetic_spec(text, rest),
-            Some(("shards", _)) => Err(Error::input(format!(
-                "`{text}`: shards of images and captions are not supported yet where labels are needed"
-            ))
-            .hint("unpack the images into one folder for each class and give that folder")),
+            Some(("shards", "")) => {
+                Err(Error::input("`shards:` is not followed by a pattern").hint(SPEC_HINT))
+            }
+            Some(("shards", pattern)) => Ok(Spec::Shards(pattern.into())),
             Some((kind, rest)) if is_scheme(kind) && !Path::new(text).exists() => {
                 let message = format!("`{text}`: unknown kind of data set `{kind}`");
                 let hint = match nearest_scheme(kind) {
@@ -140,6 +156,7 @@ impl fmt::Display for Spec {
         match self {
             Spec::Folder(path) => write!(f, "{}", path.display()),
             Spec::Tensors(path) => write!(f, "tensors:{}", path.display()),
+            Spec::Shards(pattern) => write!(f, "shards:{pattern}"),
             Spec::Synthetic {
                 count,
                 image_size: 32,
@@ -161,6 +178,7 @@ enum Source {
     Cifar(cifar::Cifar),
     Folder(folder::Folder),
     Tensors(tensors::Tensors),
+    Shards(Box<shards::Shards>),
     Synthetic(synthetic::Synthetic),
 }
 
@@ -171,6 +189,7 @@ macro_rules! each {
             Source::Cifar($source) => $call,
             Source::Folder($source) => $call,
             Source::Tensors($source) => $call,
+            Source::Shards($source) => $call,
             Source::Synthetic($source) => $call,
         }
     };
@@ -185,13 +204,14 @@ impl Dataset {
         let source = match spec {
             Spec::Folder(path) => Self::open_folder(path, split)?,
             Spec::Tensors(path) => Source::Tensors(tensors::Tensors::open(path)?),
+            Spec::Shards(pattern) => Source::Shards(Box::new(shards::Shards::open(pattern)?)),
             Spec::Synthetic { count, image_size } => {
                 Source::Synthetic(synthetic::Synthetic::new(seed, split, *count, *image_size))
             }
         };
         let image_size = match &source {
             Source::Cifar(_) => Some(cifar::SIDE),
-            Source::Folder(_) => None,
+            Source::Folder(_) | Source::Shards(_) => None,
             Source::Tensors(tensors) => tensors.image_size(),
             Source::Synthetic(synthetic) => Some(synthetic.image_size()),
         };
@@ -237,6 +257,17 @@ impl Dataset {
         each!(self, source => source.classes())
     }
 
+    /// An error unless the pictures have classes.
+    pub fn require_classes(&self) -> Result<()> {
+        match self.classes() {
+            [] => Err(
+                Error::input("the images have no classes: not every sample has a `.cls`")
+                    .hint("add members such as `000.cls` that hold the number of the class"),
+            ),
+            _ => Ok(()),
+        }
+    }
+
     /// The side of all pictures, where they are known to be square and of one size.
     pub fn image_size(&self) -> Option<usize> {
         self.image_size
@@ -251,7 +282,47 @@ impl Dataset {
     ///
     /// Errors: a file that cannot be read or decoded, named.
     pub fn picture(&self, index: usize) -> Result<Picture> {
-        each!(self, source => source.picture(index))
+        let sample = self.read(index, false).map_err(|fault| fault.error)?;
+        Ok(sample.picture.picture)
+    }
+
+    /// Reads or draws a sample: its picture, and on demand its caption.
+    ///
+    /// Errors: whatever makes it unusable, by kind, with its name.
+    pub fn read(&self, index: usize, caption: bool) -> std::result::Result<Sample, Fault> {
+        let plain = |picture| Examined {
+            picture,
+            odd: Vec::new(),
+        };
+        let named = |fault: Fault| fault.context(format!("`{}`", self.name_of(index)));
+        let picture = match &self.source {
+            Source::Shards(shards) => return shards.read(index, caption).map_err(named),
+            Source::Folder(folder) => {
+                let bytes = folder.bytes(index)?;
+                let mut examined = decode::examine(&bytes).map_err(named)?;
+                if folder.format(index) != decode::Format::of_bytes(&bytes) {
+                    examined.odd.push(Reason::WrongExtension);
+                }
+                examined
+            }
+            Source::Cifar(source) => plain(source.picture(index)?),
+            Source::Tensors(source) => plain(source.picture(index)?),
+            Source::Synthetic(source) => plain(source.picture(index)?),
+        };
+        let caption = match caption {
+            true => self.caption(index)?,
+            false => None,
+        };
+        Ok(Sample { picture, caption })
+    }
+
+    /// The bytes of a picture's file, where pictures are files.
+    pub fn file_bytes(&self, index: usize) -> Option<std::result::Result<Vec<u8>, Fault>> {
+        match &self.source {
+            Source::Folder(folder) => Some(folder.bytes(index).map_err(Fault::from)),
+            Source::Shards(shards) => Some(shards.image_bytes(index)),
+            Source::Cifar(_) | Source::Tensors(_) | Source::Synthetic(_) => None,
+        }
     }
 
     /// Where a picture comes from, for messages.
@@ -259,10 +330,49 @@ impl Dataset {
         each!(self, source => source.name_of(index))
     }
 
-    /// What a picture shows in words, where that is known beyond its class.
-    pub fn caption(&self, index: usize) -> Option<String> {
+    /// The key of a sample, by which its caption's embedding is found; only samples in shards have one.
+    pub fn key_of(&self, index: usize) -> Option<String> {
         match &self.source {
-            Source::Synthetic(synthetic) => Some(synthetic.caption(index)),
+            Source::Shards(shards) => shards.key_of(index),
+            _ => None,
+        }
+    }
+
+    /// Whether samples have captions.
+    pub fn is_captioned(&self) -> bool {
+        match &self.source {
+            Source::Shards(shards) => shards.captioned(),
+            Source::Synthetic(_) => true,
+            Source::Cifar(_) | Source::Folder(_) | Source::Tensors(_) => false,
+        }
+    }
+
+    /// What a picture shows in words, where that is known beyond its class; none in a data set
+    /// without captions.
+    ///
+    /// Errors: in a data set with captions, one that is missing, empty or cannot be read, by kind.
+    pub fn caption(&self, index: usize) -> std::result::Result<Option<String>, Fault> {
+        match &self.source {
+            Source::Synthetic(synthetic) => Ok(Some(synthetic.caption(index))),
+            Source::Shards(shards) => shards
+                .caption(index)
+                .map_err(|fault| fault.context(format!("`{}`", self.name_of(index)))),
+            Source::Cifar(_) | Source::Folder(_) | Source::Tensors(_) => Ok(None),
+        }
+    }
+
+    /// What the user should know about the data set, found when it was opened.
+    pub fn notices(&self) -> &[String] {
+        match &self.source {
+            Source::Shards(shards) => shards.notices(),
+            _ => &[],
+        }
+    }
+
+    /// The source, where it is shards.
+    pub fn shards(&self) -> Option<&shards::Shards> {
+        match &self.source {
+            Source::Shards(shards) => Some(shards),
             _ => None,
         }
     }
@@ -277,7 +387,7 @@ impl Dataset {
 
     /// A hash over classes, number, names and labels, by which another data set is noticed.
     ///
-    /// Cheap, since it reads no picture: changed pixels under the same names are not noticed.
+    /// Of shards, over their names and counts. Cheap, since it reads no picture: changed pixels under the same names are not noticed.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let mut text = |part: &str| {
@@ -288,6 +398,7 @@ impl Dataset {
             Source::Cifar(_) => "cifar",
             Source::Folder(_) => "folder",
             Source::Tensors(_) => "tensors",
+            Source::Shards(_) => "shards",
             Source::Synthetic(_) => "synthetic",
         });
         self.classes().iter().for_each(|class| text(class));
@@ -295,6 +406,10 @@ impl Dataset {
             Source::Synthetic(synthetic) => text(&synthetic.identity()),
             Source::Folder(folder) => {
                 (0..folder.len()).for_each(|index| text(&folder.relative_name(index)));
+            }
+            Source::Shards(shards) => {
+                shards.identity().for_each(|shard| text(&shard));
+                return hasher.finalize().to_hex().to_string();
             }
             Source::Cifar(_) | Source::Tensors(_) => {}
         }
@@ -315,6 +430,7 @@ mod tests {
         for text in [
             "data/images",
             "tensors:a/b.safetensors",
+            "shards:a/{00..07}.tar,b/*.tar",
             "synthetic:100",
             "synthetic:7@64",
         ] {
@@ -335,7 +451,8 @@ mod tests {
         };
         assert!(message("synthetic:many").contains("not a whole number from 1"));
         assert!(message("synthetic:10@8").contains("from 16 to 1024"));
-        assert!(message("shards:{000..010}.tar").contains("not supported yet"));
+        assert!(message("shards:").contains("not followed by a pattern"));
+        assert!(message("shard:{0..1}.tar").contains("did you mean `shards:{0..1}.tar`?"));
         assert!(message("tensor:x").contains("did you mean `tensors:x`?"));
         assert!(message("").contains("synthetic:10000"));
     }

@@ -160,6 +160,50 @@ pub fn save(
     files::write(path, &serialize(tensors, metadata).map_err(refused)?)
 }
 
+/// Writes images in this form as they come, a few at a time.
+///
+/// Shapes: the parts of `images` together are `shape` = `[n, 3, height, width]`, `labels` `[n]`.
+/// Errors: the first of `images`; lengths that do not agree; a file that cannot be written.
+pub fn save_parts(
+    path: &Path,
+    images: impl Iterator<Item = Result<Vec<f32>>>,
+    shape: [usize; 4],
+    labels: &[i64],
+    classes: &[String],
+) -> Result<()> {
+    let images_len = shape.iter().product::<usize>() * 4;
+    let end = images_len + labels.len() * 8;
+    let mut header = serde_json::json!({
+        "images": { "dtype": "F32", "shape": shape, "data_offsets": [0, images_len] },
+        "labels": { "dtype": "I64", "shape": [labels.len()], "data_offsets": [images_len, end] },
+    });
+    if !classes.is_empty() {
+        let names = serde_json::json!(classes).to_string();
+        header["__metadata__"] = serde_json::json!({ "classes": names });
+    }
+    let mut header = header.to_string();
+    // Tensors begin at a multiple of eight bytes.
+    header.extend(std::iter::repeat_n(
+        ' ',
+        header.len().next_multiple_of(8) - header.len(),
+    ));
+    let start = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    let mut left = images_len;
+    let images = images.map(|part| {
+        let bytes: Vec<u8> = part?.iter().flat_map(|value| value.to_le_bytes()).collect();
+        left = left
+            .checked_sub(bytes.len())
+            .ok_or_else(|| Error::failed(format!("more images than the shape {shape:?} holds")))?;
+        Ok(bytes)
+    });
+    let labels = labels
+        .iter()
+        .flat_map(|label| label.to_le_bytes())
+        .collect();
+    let parts = std::iter::once(Ok(start)).chain(images);
+    files::write_parts(path, parts.chain(std::iter::once(Ok(labels))))
+}
+
 fn tensor<'data>(
     tensors: &SafeTensors<'data>,
     name: &str,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Tensor};
 
 use super::{StageImages, State};
-use crate::data::Dataset;
+use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::fused::{Gelu, from_vec};
@@ -128,12 +128,12 @@ impl Captions {
         &self,
         state: &State,
         dataset: &Dataset,
-        samples: &[u64],
+        batch: &Batch,
     ) -> Result<(Objective, Option<Learning>)> {
         let learning = match (&self.source, &state.text) {
             (Source::New { tokenizer, .. }, Some(tower)) => {
                 let tower = tower.tracked();
-                let ids = tokenizer.rows(&captions(dataset, samples)?)?;
+                let ids = tokenizer.rows(&batch.captions)?;
                 let embeddings = unit_length(tower.encode(&ids)?);
                 Some(Learning { tower, embeddings })
             }
@@ -141,7 +141,7 @@ impl Captions {
         };
         let texts = match &learning {
             Some(learning) => learning.embeddings.clone().without_autodiff(),
-            None => self.embeddings(dataset, samples)?,
+            None => self.embeddings(dataset, batch)?,
         };
         let scale = state.log_scale.as_ref();
         let objective = Objective::Captions {
@@ -152,22 +152,29 @@ impl Captions {
         Ok((objective, learning))
     }
 
-    /// The embeddings of samples' captions by what stands still, of length 1.
+    /// Whether batches need their captions, or embeddings are read in their place.
+    pub(super) fn needs_captions(&self) -> bool {
+        self.file.is_none()
+    }
+
+    /// The embeddings of a batch's captions by what stands still, of length 1.
     ///
-    /// Shapes: `[samples, width]`.
-    fn embeddings(&self, dataset: &Dataset, samples: &[u64]) -> Result<Tensor<2>> {
-        if let Some(file) = &self.file {
-            let row = |sample: &u64| match file.has_keys() {
-                true => file.row_of(&dataset.name_of(*sample as usize)),
-                false => Ok(*sample as usize),
-            };
-            let rows: Vec<usize> = samples.iter().map(row).collect::<Result<_>>()?;
-            let values = file.rows(&rows)?;
-            let shape = [rows.len(), self.width];
-            return Ok(unit_length(from_vec(values, shape, &self.device)));
-        }
-        let captions = captions(dataset, samples)?;
-        self.embed(&captions, None)
+    /// Shapes: `[batch, width]`.
+    fn embeddings(&self, dataset: &Dataset, batch: &Batch) -> Result<Tensor<2>> {
+        let Some(file) = &self.file else {
+            return self.embed(&batch.captions, None);
+        };
+        let row = |sample: &u64| {
+            let index = *sample as usize;
+            match file.has_keys().then(|| dataset.key_of(index)).flatten() {
+                Some(key) => file.row_of(&key),
+                None => Ok(index),
+            }
+        };
+        let rows: Vec<usize> = batch.samples.iter().map(row).collect::<Result<_>>()?;
+        let values = file.rows(&rows)?;
+        let shape = [rows.len(), self.width];
+        Ok(unit_length(from_vec(values, shape, &self.device)))
     }
 
     /// A head that classifies by text: the mean embedding of each class's sentences, of length 1.
@@ -289,17 +296,6 @@ fn new_text_of(recipe: &Recipe, name: &str) -> NewText {
     text.and_then(|text| text.new).expect("recipes are checked")
 }
 
-fn captions(dataset: &Dataset, samples: &[u64]) -> Result<Vec<String>> {
-    let caption = |sample: &u64| {
-        let index = *sample as usize;
-        dataset.caption(index).ok_or_else(|| {
-            let message = format!("`{}` has no caption", dataset.name_of(index));
-            Error::input(message).hint("use images with captions, such as `shards:data/*.tar`")
-        })
-    };
-    samples.iter().map(caption).collect()
-}
-
 fn check_file(file: &EmbeddingFile, width: usize, dataset: &Dataset) -> Result<()> {
     if file.width() != width {
         let message = format!(
@@ -308,7 +304,8 @@ fn check_file(file: &EmbeddingFile, width: usize, dataset: &Dataset) -> Result<(
         );
         return Err(Error::input(message).hint("embed the captions with this text model"));
     }
-    if !file.has_keys() && file.len() != dataset.len() {
+    let by_key = file.has_keys() && dataset.key_of(0).is_some();
+    if !by_key && file.len() != dataset.len() {
         let message = format!(
             "there are {} embeddings without keys for {} samples",
             file.len(),
@@ -357,13 +354,19 @@ fn new_model(
 
 /// WordPiece's special tokens, all characters, and the words of the first captions.
 fn vocabulary(dataset: &Dataset) -> Result<Vec<String>> {
-    let count = dataset.len().min(VOCABULARY_CAPTIONS) as u64;
-    let samples: Vec<u64> = (0..count).collect();
     let mut words = BTreeSet::new();
-    for caption in captions(dataset, &samples)? {
+    for index in 0..dataset.len().min(VOCABULARY_CAPTIONS) {
+        // Damaged samples are for the loader to tell.
+        let caption = dataset.caption(index).ok().flatten().unwrap_or_default();
         let lower = caption.to_lowercase();
         let split = lower.split(|letter: char| !letter.is_alphanumeric());
         words.extend(split.filter(|word| !word.is_empty()).map(str::to_owned));
+    }
+    if words.is_empty() {
+        let message = "the training images have no captions to make a vocabulary of";
+        return Err(
+            Error::input(message).hint("use images with captions, such as `shards:data/*.tar`")
+        );
     }
     let letters: BTreeSet<char> = words.iter().flat_map(|word| word.chars()).collect();
     let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(str::to_owned);

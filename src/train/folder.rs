@@ -91,6 +91,11 @@ impl RunFolder {
         files::append(&self.path.join("metrics.jsonl"), &format!("{line}\n"))
     }
 
+    /// Adds a line to `quarantine.jsonl`, the list of broken samples.
+    pub fn quarantine(&self, line: &serde_json::Value) -> Result<()> {
+        files::append(&self.path.join("quarantine.jsonl"), &format!("{line}\n"))
+    }
+
     /// Seconds of training in each stage, over all restarts, from the metrics.
     ///
     /// Work that was done twice after a stop is counted twice.

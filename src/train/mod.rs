@@ -77,6 +77,11 @@ impl StageImages {
             open(&data.train, Split::Train)?,
             open(&data.test, Split::Test)?,
         );
+        if !captioned {
+            train
+                .require_classes()
+                .context(|| format!("train images `{}`", data.train))?;
+        }
         // Captioned images have no classes, and may be measured with images that have.
         if train.classes() != test.classes() && !captioned {
             let (of_train, of_test) = (train.classes().len(), test.classes().len());
@@ -204,6 +209,11 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     if let Some(notice) = plan::check_memory(&plan, plan::available_memory())? {
         monitor.warn(&notice)?;
     }
+    for images in &run.images {
+        for notice in images.train.notices().iter().chain(images.test.notices()) {
+            monitor.warn(notice)?;
+        }
+    }
     let mut state = checkpoint::resume(run, monitor)?;
     let mut stage_start = 0;
     for (number, stage) in recipe.stage.iter().enumerate() {
@@ -285,7 +295,7 @@ fn update(
         }
         Some(captions) => {
             let dataset = &run.images[state.stage].train;
-            captions.objective(state, dataset, &batch.samples)?
+            captions.objective(state, dataset, batch)?
         }
     };
     let grid = size / run.recipe.model.patch();
@@ -370,6 +380,9 @@ fn load(run: &Run, number: usize, phase: &Phase, position: u64, end: u64) -> Res
         position,
         samples: end.saturating_sub(position),
         broken_rate: run.recipe.data_of(stage).broken_rate,
+        captions: run.captions[number]
+            .as_ref()
+            .is_some_and(Captions::needs_captions),
     };
     Loader::new(Arc::clone(&run.images[number].train), plan, LOADER_THREADS)
 }

@@ -220,6 +220,12 @@ impl<'a> Monitor<'a> {
                 "name": broken.name,
                 "reason": broken.reason,
             }))?;
+            self.folder.quarantine(&json!({
+                "sample": broken.sample,
+                "name": broken.name,
+                "reason": broken.kind,
+                "detail": broken.reason,
+            }))?;
             self.warn(&format!("`{}` is replaced: {}", broken.name, broken.reason))?;
         }
         self.broken = broken.len();

@@ -1,0 +1,439 @@
+//! `advxl data`: look through a data set, measure how fast it loads, index and pack it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::screen::Terminal;
+use super::{print_json, print_line};
+use crate::data::resize::Filter;
+use crate::data::{
+    Augmentation, Dataset, EvaluationTransform, Loader, Plan, RandomResizedCrop, Spec, Split,
+    check, decode, evaluation_batch, shards, tensors,
+};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::screen::Screen;
+use crate::units::grouped;
+
+/// What to do with a data set.
+#[derive(clap::Subcommand)]
+pub(super) enum Data {
+    /// Read every sample; say by kind what is damaged and what is odd. Exit code 1 on damage.
+    Check(Check),
+    /// How fast training images come: random crop, resize, flip, as in training.
+    Bench(Bench),
+    /// Save beside each shard where its samples lie, so that opening many shards is quick.
+    Index(Index),
+    /// The pictures of an evaluation as one file of tensors.
+    Pack(Pack),
+}
+
+impl Data {
+    /// `threads` load; two, as in training, if absent.
+    pub(super) fn run(&self, threads: Option<usize>, json: bool) -> Result<()> {
+        let threads = threads.unwrap_or(2);
+        match self {
+            Data::Check(check) => check.run(threads, json),
+            Data::Bench(bench) => bench.run(threads, json),
+            Data::Index(index) => index.run(json),
+            Data::Pack(pack) => pack.run(json),
+        }
+    }
+}
+
+/// A data set that a user named.
+#[derive(clap::Args)]
+struct NamedData {
+    /// A folder, tensors:FILE, shards:PATTERN or synthetic:N.
+    #[arg(value_name = "SPEC")]
+    spec: String,
+    /// Which part of a folder: train or test.
+    #[arg(long, value_parser = parse_split)]
+    split: Option<Split>,
+    /// Seed of synthetic images and of random crops.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+impl NamedData {
+    fn open(&self, split: Split) -> Result<Dataset> {
+        let spec = self.spec.parse::<Spec>()?;
+        Dataset::open(&spec, self.split.unwrap_or(split), self.seed)
+    }
+}
+
+fn parse_split(text: &str) -> std::result::Result<Split, String> {
+    match text {
+        "train" => Ok(Split::Train),
+        "test" => Ok(Split::Test),
+        _ => Err("use train or test".to_owned()),
+    }
+}
+
+fn parse_filter(text: &str) -> std::result::Result<Filter, String> {
+    match text {
+        "bicubic" => Ok(Filter::Bicubic),
+        "bilinear" => Ok(Filter::Bilinear),
+        _ => Err("use bicubic or bilinear".to_owned()),
+    }
+}
+
+fn parse_size(text: &str) -> std::result::Result<usize, String> {
+    let size = text.parse().ok().filter(|size| (1..=4096).contains(size));
+    size.ok_or_else(|| "give a number of pixels from 1 to 4096".to_owned())
+}
+
+/// Reads every sample of a data set.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  advxl data check 'shards:data/{00000..00099}.tar' --out quarantine.jsonl"
+)]
+pub(super) struct Check {
+    #[command(flatten)]
+    data: NamedData,
+    /// A file for the samples that cannot be used, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl Check {
+    fn run(&self, threads: usize, json: bool) -> Result<()> {
+        let dataset = self.data.open(Split::Train)?;
+        let mut screen = Terminal::new();
+        if let Some(out) = &self.out {
+            files::write(out, b"")?;
+        }
+        let broken = |broken: &crate::data::Broken| match &self.out {
+            None => Ok(()),
+            Some(out) => {
+                let line = json!({
+                    "sample": broken.sample,
+                    "name": broken.name,
+                    "reason": broken.kind,
+                    "detail": broken.reason,
+                });
+                files::append(out, &format!("{line}\n"))
+            }
+        };
+        let len = dataset.len();
+        let progress = |done| {
+            let text = format!(
+                "{} of {} samples",
+                grouped(done as u64),
+                grouped(len as u64)
+            );
+            screen.progress(done as u64, len as u64, &text);
+        };
+        let checked = check::check(&dataset, threads, broken, progress)?;
+        drop(screen);
+        let rate = checked.samples as f64 / checked.took.as_secs_f64();
+        let damages = checked.health.damages();
+        if json {
+            let found: Vec<_> = checked
+                .health
+                .iter()
+                .map(|(reason, count, example)| {
+                    json!({
+                        "reason": reason,
+                        "damage": reason.is_damage(),
+                        "count": count,
+                        "example": example,
+                    })
+                })
+                .collect();
+            print_json(&json!({
+                "data": self.data.spec,
+                "samples": checked.samples,
+                "broken": checked.broken,
+                "damages": damages,
+                "found": found,
+                "samples_per_second": rate,
+            }));
+        } else {
+            print_line(&format!(
+                "{} samples, {} of them broken, {rate:.0} samples/s",
+                grouped(checked.samples as u64),
+                grouped(checked.broken as u64)
+            ));
+            for (title, damage) in [("damage", true), ("odd, but used", false)] {
+                let rows = checked.health.iter();
+                let mut rows = rows
+                    .filter(|(reason, ..)| reason.is_damage() == damage)
+                    .peekable();
+                if rows.peek().is_some() {
+                    print_line(&format!("\n{title}"));
+                }
+                for (reason, count, example) in rows {
+                    print_line(&format!(
+                        "  {:>10}  {:<18} {}",
+                        grouped(count),
+                        reason.word(),
+                        reason.text()
+                    ));
+                    print_line(&format!("              such as {example}"));
+                }
+            }
+        }
+        if damages == 0 {
+            return Ok(());
+        }
+        let message = format!(
+            "`{}` is damaged: {} of {len} samples cannot be used",
+            self.data.spec, checked.broken
+        );
+        let hint = match &self.out {
+            Some(out) => format!("`{}` lists them", out.display()),
+            None => {
+                "--out FILE lists them; training replaces them up to data.broken_rate".to_owned()
+            }
+        };
+        Err(Error::failed(message).hint(hint))
+    }
+}
+
+/// Measures how fast training images come.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  advxl data bench 'shards:data/*.tar' --image-size 112 --threads 2"
+)]
+pub(super) struct Bench {
+    #[command(flatten)]
+    data: NamedData,
+    /// Pixels on a side of the training images.
+    #[arg(long, default_value = "112", value_parser = parse_size)]
+    image_size: usize,
+    /// How long to measure.
+    #[arg(long, default_value_t = 5.0, value_name = "N", value_parser = parse_seconds)]
+    seconds: f64,
+}
+
+fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
+    let seconds = text
+        .parse()
+        .ok()
+        .filter(|seconds| *seconds > 0.0 && *seconds <= 86_400.0);
+    seconds.ok_or_else(|| "give seconds above 0 and up to 86400".to_owned())
+}
+
+/// Images that are taken through the parts one by one.
+const FOR_PARTS: usize = 200;
+
+impl Bench {
+    fn run(&self, threads: usize, json: bool) -> Result<()> {
+        let dataset = Arc::new(self.data.open(Split::Train)?);
+        for notice in dataset.notices() {
+            eprintln!("note: {notice}");
+        }
+        let augmentation = Augmentation {
+            random_resized_crop: Some(RandomResizedCrop {
+                area: [0.4, 1.0],
+                ratio: [0.75, 4.0 / 3.0],
+            }),
+            flip: true,
+            ..Augmentation::default()
+        };
+        let plan = Plan {
+            seed: self.data.seed,
+            batch: 50,
+            image_size: self.image_size,
+            augmentation: augmentation.clone(),
+            mixing: None,
+            position: 0,
+            samples: u64::MAX / 2,
+            broken_rate: Some(1.0),
+            captions: false,
+        };
+        let mut loader = Loader::new(dataset.clone(), plan, threads)?;
+        // Until the batches that are made ahead are there, the threads have not shown their pace.
+        for _ in 0..4 {
+            loader.next_batch()?;
+        }
+        let (begun, mut images) = (Instant::now(), 0);
+        let mut took = Duration::ZERO;
+        while took.as_secs_f64() < self.seconds {
+            images += loader.next_batch()?.map_or(0, |batch| batch.first.len());
+            took = begun.elapsed();
+        }
+        let broken = loader.broken().len();
+        drop(loader);
+        let rate = images as f64 / took.as_secs_f64();
+        let parts = self.parts(&dataset, &augmentation);
+        if json {
+            let names = ["read", "decode", "crop_resize_float"];
+            let milliseconds: serde_json::Map<_, _> = names
+                .iter()
+                .zip(parts)
+                .map(|(name, part)| ((*name).to_owned(), json!(part)))
+                .collect();
+            print_json(&json!({
+                "data": self.data.spec,
+                "image_size": self.image_size,
+                "threads": threads,
+                "images_per_second": rate,
+                "seconds": took.as_secs_f64(),
+                "broken": broken,
+                "milliseconds_per_image": milliseconds,
+            }));
+        } else {
+            print_line(&format!(
+                "{rate:.1} images/s at {} pixels with {} threads",
+                self.image_size, threads
+            ));
+            print_line(&format!(
+                "one image on one thread: read {:.2} ms, decode {:.2} ms, crop, resize and floats {:.2} ms",
+                parts[0], parts[1], parts[2]
+            ));
+        }
+        Ok(())
+    }
+
+    /// Milliseconds of an image in each part, on one thread: read, decode, the rest.
+    ///
+    /// Floats are what resizing gives, so they are no part of their own. Sources that are no image files have
+    /// reading and decoding in one.
+    fn parts(&self, dataset: &Dataset, augmentation: &Augmentation) -> [f64; 3] {
+        let mut sums = [0.0; 3];
+        let mut count = 0.0_f64;
+        for index in (0..dataset.len()).step_by(dataset.len().div_ceil(FOR_PARTS)) {
+            let begun = Instant::now();
+            let bytes = dataset.file_bytes(index);
+            let read = begun.elapsed();
+            let picture = match &bytes {
+                Some(Ok(bytes)) => decode::decode(bytes),
+                Some(Err(_)) => continue,
+                None => dataset.picture(index),
+            };
+            let decoded = begun.elapsed();
+            let Ok(picture) = picture else { continue };
+            let keys = (self.data.seed, 0, index as u64);
+            std::hint::black_box(augmentation.apply(&picture, self.image_size, keys));
+            let all = begun.elapsed();
+            for (sum, part) in sums.iter_mut().zip([read, decoded - read, all - decoded]) {
+                *sum += 1e3 * part.as_secs_f64();
+            }
+            count += 1.0;
+        }
+        sums.map(|sum| sum / count.max(1.0))
+    }
+}
+
+/// Saves indexes beside the shards of a pattern.
+#[derive(clap::Args)]
+pub(super) struct Index {
+    /// Such as data/{00000..00099}.tar; ranges, `*`, `?`, several joined by commas.
+    #[arg(value_name = "PATTERN")]
+    pattern: String,
+}
+
+impl Index {
+    fn run(&self, json: bool) -> Result<()> {
+        let pattern = self
+            .pattern
+            .strip_prefix("shards:")
+            .unwrap_or(&self.pattern);
+        let screen = Mutex::new(Terminal::new());
+        let (shards, samples, written) = shards::save_indexes(pattern, |done, total| {
+            let mut screen = screen.lock().unwrap_or_else(PoisonError::into_inner);
+            screen.progress(
+                done as u64,
+                total as u64,
+                &format!("{done} of {total} shards"),
+            );
+        })?;
+        drop(screen);
+        if json {
+            print_json(&json!({ "shards": shards, "samples": samples, "written": written }));
+        } else {
+            print_line(&format!(
+                "{} shards with {} samples, {written} indexes written",
+                grouped(shards as u64),
+                grouped(samples)
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Writes the pictures of an evaluation as `images` f32 `[n, 3, h, w]` and `labels`.
+#[derive(clap::Args)]
+pub(super) struct Pack {
+    #[command(flatten)]
+    data: NamedData,
+    /// Pixels on a side.
+    #[arg(long, value_parser = parse_size)]
+    image_size: usize,
+    /// The safetensors file to write; `tensors:FILE` reads it.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// How many pictures, from the first; all if absent.
+    #[arg(long, value_name = "N")]
+    count: Option<usize>,
+    /// Share of the resized picture's shorter side that is kept.
+    #[arg(long, value_name = "F", default_value_t = 1.0)]
+    crop_fraction: f64,
+    /// How pixels are interpolated: bicubic or bilinear.
+    #[arg(long, default_value = "bicubic", value_parser = parse_filter)]
+    interpolation: Filter,
+}
+
+/// Pictures that are made at a time.
+const AT_A_TIME: usize = 64;
+
+impl Pack {
+    fn run(&self, json: bool) -> Result<()> {
+        if !(self.crop_fraction > 0.0 && self.crop_fraction <= 1.0) {
+            let message = format!(
+                "--crop-fraction {} is not above 0 and up to 1",
+                self.crop_fraction
+            );
+            return Err(Error::input(message).hint("ImageNet's is often 0.875"));
+        }
+        let dataset = self.data.open(Split::Test)?;
+        if dataset.classes().is_empty() {
+            eprintln!("note: not every sample has a `.cls`; labels that are not known are 0");
+        }
+        let count = super::image_count(self.count, &dataset);
+        if count == 0 {
+            return Err(Error::input("--count 0: there is nothing to pack"));
+        }
+        let transform = EvaluationTransform {
+            image_size: self.image_size,
+            crop_fraction: self.crop_fraction,
+            interpolation: self.interpolation,
+        };
+        let mut screen = Terminal::new();
+        let indices: Vec<usize> = (0..count).collect();
+        let mut done = 0;
+        let images = indices.chunks(AT_A_TIME).map(|chunk| {
+            let images = evaluation_batch(&dataset, chunk, &transform);
+            done += chunk.len();
+            screen.progress(
+                done as u64,
+                count as u64,
+                &format!("{done} of {count} images"),
+            );
+            images
+        });
+        let labels: Vec<i64> = indices
+            .iter()
+            .map(|index| i64::from(dataset.label(*index)))
+            .collect();
+        let shape = [count, 3, self.image_size, self.image_size];
+        tensors::save_parts(&self.out, images, shape, &labels, dataset.classes())?;
+        drop(screen);
+        let out = self.out.display().to_string();
+        if json {
+            print_json(&json!({ "out": out, "images": count, "image_size": self.image_size }));
+        } else {
+            print_line(&format!(
+                "{} pictures of {} pixels in `{out}`",
+                grouped(count as u64),
+                self.image_size
+            ));
+        }
+        Ok(())
+    }
+}

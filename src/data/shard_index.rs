@@ -1,0 +1,504 @@
+//! What lies where in one shard: a sample's image, caption and label, from one pass over the headers.
+//!
+//! An index can be saved beside its shard as `NAME.tar.index`, so that opening many shards reads 64
+//! bytes of each. It belongs to a tar of one length and time of change, and is not used for another.
+//! Not for reading the samples ([`super::shards`]) nor for tar headers ([`super::tar`]).
+//!
+//! The file: magic with version; as little-endian numbers length and time of the tar (u64), samples,
+//! labels, classes, captions, bytes of names, bytes of health (u32); the first 8 bytes of the BLAKE3
+//! hash of these; the entries; the names; health as JSON; 16 bytes of the hash of all that.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::decode::Format;
+use super::health::{Fault, Health, Reason};
+use super::tar::{self, Found};
+use crate::error::Result;
+use crate::files::{self, Source};
+
+/// Where a member lies in the tar.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Span {
+    /// Where its contents begin; 0, where no contents can be, says that there is none.
+    pub at: u64,
+    /// Bytes.
+    pub length: u32,
+}
+
+impl Span {
+    /// Whether there is such a member.
+    pub fn exists(self) -> bool {
+        self.at != 0
+    }
+
+    /// One past the last byte.
+    pub fn end(self) -> u64 {
+        self.at + u64::from(self.length)
+    }
+}
+
+/// One sample.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Entry {
+    /// The picture file.
+    pub image: Span,
+    /// The `.txt`.
+    pub text: Span,
+    /// The `.json`.
+    pub json: Span,
+    /// From the `.cls`.
+    pub label: Option<u32>,
+    /// What its name says the picture is.
+    pub format: Format,
+    /// What was wrong with it in the tar, and costs it.
+    pub fault: Option<Reason>,
+    /// Where the name ends; it begins where the one before ends.
+    name_end: u32,
+}
+
+/// Counts that are known without the entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Summary {
+    /// Samples, the damaged ones included.
+    pub samples: u32,
+    /// Samples with a label.
+    pub labelled: u32,
+    /// One more than the greatest label.
+    pub classes: u32,
+    /// Samples with a member for a caption.
+    pub captioned: u32,
+}
+
+/// The index of a shard.
+#[derive(Debug, Default, PartialEq)]
+pub struct ShardIndex {
+    entries: Vec<Entry>,
+    names: String,
+    summary: Summary,
+    health: Health,
+}
+
+/// Larger files than any picture below the cap of pixels.
+const MOST_IMAGE: u64 = 1 << 30;
+/// Longest caption or json.
+const MOST_TEXT: u64 = 1 << 20;
+/// As many classes as `tensors:` takes.
+const MOST_CLASSES: u32 = 1_000_000;
+
+impl ShardIndex {
+    /// Makes the index of a tar by one pass over its headers.
+    pub fn scan(file: &Source) -> Result<Self> {
+        let mut grouping = Grouping::default();
+        let mut failed = None;
+        tar::scan(file, |found| match found {
+            Found::Member { name, at, length } => {
+                if let Err(error) = grouping.add(file, &name, at, length) {
+                    failed.get_or_insert(error);
+                }
+            }
+            Found::Damage { reason, at, name } => grouping.damage(reason, at, name.as_deref()),
+        })?;
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(grouping.finish()),
+        }
+    }
+
+    /// The samples.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The key of a sample, with its folder.
+    pub fn name(&self, sample: usize) -> &str {
+        let start = match sample {
+            0 => 0,
+            _ => self.entries[sample - 1].name_end as usize,
+        };
+        &self.names[start..self.entries[sample].name_end as usize]
+    }
+
+    /// Counts.
+    pub fn summary(&self) -> Summary {
+        self.summary
+    }
+
+    /// What was met in the tar beside the samples' own faults.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+}
+
+/// Members on their way into samples.
+#[derive(Default)]
+struct Grouping {
+    index: ShardIndex,
+    places: HashMap<String, usize>,
+}
+
+impl Grouping {
+    fn damage(&mut self, reason: Reason, at: u64, name: Option<&[u8]>) {
+        // A member that is known to be lost marks its sample, so that training names it.
+        if let Some((key, kind)) = name.and_then(split)
+            && Kind::of(&kind).is_some()
+        {
+            self.entry(key).fault.get_or_insert(reason);
+            return;
+        }
+        self.index.health.add(reason, || match name {
+            Some(name) => format!("byte {at} ({})", shown(name)),
+            None => format!("byte {at}"),
+        });
+    }
+
+    fn add(&mut self, file: &Source, name: &[u8], at: u64, length: u64) -> Result<()> {
+        let unsafe_name = name.starts_with(b"/")
+            || name.split(|byte| *byte == b'/').any(|part| part == b"..")
+            || name.iter().any(|byte| *byte < b' ' || *byte == b'\\');
+        let health = &mut self.index.health;
+        if unsafe_name {
+            health.add(Reason::UnsafeName, || shown(name));
+        }
+        let Some((key, end)) = split(name) else {
+            health.add(Reason::NoExtension, || shown(name));
+            return Ok(());
+        };
+        let Some(kind) = Kind::of(&end) else {
+            health.add(Reason::UnusedMember, || shown(name));
+            return Ok(());
+        };
+        let most = match kind {
+            Kind::Image(_) => MOST_IMAGE,
+            _ => MOST_TEXT,
+        };
+        let entry = self.entry(key);
+        let span = Span {
+            at,
+            length: length.min(most) as u32,
+        };
+        let taken = match kind {
+            Kind::Image(_) => entry.image.exists(),
+            Kind::Text => entry.text.exists(),
+            Kind::Json => entry.json.exists(),
+            Kind::Label => entry.label.is_some(),
+        };
+        let fault = match length {
+            _ if taken => Some(Reason::DuplicateKey),
+            0 if matches!(kind, Kind::Image(_)) => Some(Reason::EmptyMember),
+            _ if length > most => Some(Reason::MemberTooLarge),
+            _ => None,
+        };
+        if let Some(fault) = fault {
+            entry.fault.get_or_insert(fault);
+        }
+        match kind {
+            _ if taken => {}
+            Kind::Image(format) => (entry.image, entry.format) = (span, format),
+            Kind::Text => entry.text = span,
+            Kind::Json => entry.json = span,
+            Kind::Label => {
+                let digits = file.bytes(at, length.min(32))?.unwrap_or_default();
+                let label = std::str::from_utf8(&digits).ok();
+                let label = label.and_then(|text| text.trim().parse::<u32>().ok());
+                entry.label = label.filter(|label| *label < MOST_CLASSES);
+                if entry.label.is_none() {
+                    entry.fault.get_or_insert(Reason::BadLabel);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, key: String) -> &mut Entry {
+        let index = &mut self.index;
+        let place = *self.places.entry(key).or_insert_with_key(|key| {
+            // Places in the names are 32 bits; 4 GiB of names in one shard are no data set.
+            if index.names.len() + key.len() < u32::MAX as usize {
+                index.names.push_str(key);
+            }
+            index.entries.push(Entry {
+                name_end: index.names.len() as u32,
+                ..Entry::default()
+            });
+            index.entries.len() - 1
+        });
+        &mut index.entries[place]
+    }
+
+    fn finish(mut self) -> ShardIndex {
+        let summary = &mut self.index.summary;
+        for entry in &mut self.index.entries {
+            if !entry.image.exists() {
+                entry.fault.get_or_insert(Reason::MissingImage);
+            }
+            summary.samples += 1;
+            summary.captioned += u32::from(entry.text.exists() || entry.json.exists());
+            summary.labelled += u32::from(entry.label.is_some());
+            let above = entry.label.map_or(0, |label| label + 1);
+            summary.classes = summary.classes.max(above);
+        }
+        if summary.samples == 0 {
+            self.index.health.add(Reason::EmptyShard, String::new);
+        }
+        self.index.names.shrink_to_fit();
+        self.index.entries.shrink_to_fit();
+        self.index
+    }
+}
+
+/// What a member is to a sample.
+enum Kind {
+    Image(Format),
+    Text,
+    Json,
+    Label,
+}
+
+impl Kind {
+    fn of(end: &str) -> Option<Self> {
+        Some(match end {
+            "txt" => Kind::Text,
+            "json" => Kind::Json,
+            "cls" => Kind::Label,
+            _ => Kind::Image(Format::of_extension(end)?),
+        })
+    }
+}
+
+/// The key, which is all up to the first dot of the last part, and what follows that dot.
+fn split(name: &[u8]) -> Option<(String, String)> {
+    let name = String::from_utf8_lossy(name);
+    let name = name.strip_prefix("./").unwrap_or(&name);
+    let last = name.rfind('/').map_or(0, |slash| slash + 1);
+    let dot = name[last..].find('.')?;
+    let key = (dot > 0).then(|| name[..last + dot].to_owned())?;
+    Some((key, name[last + dot + 1..].to_ascii_lowercase()))
+}
+
+/// A name for messages: letters that would move the cursor are spelt out.
+pub fn shown(name: &[u8]) -> String {
+    let name = String::from_utf8_lossy(name);
+    let end = name
+        .char_indices()
+        .nth(120)
+        .map_or(name.len(), |(at, _)| at);
+    name[..end].escape_debug().to_string()
+}
+
+const MAGIC: &[u8; 8] = b"ADVXLIX1";
+const HEADER: usize = 64;
+const ENTRY: usize = 48;
+
+/// Where the index of a tar is saved.
+pub fn path_beside(tar: &Path) -> PathBuf {
+    let mut name = tar.as_os_str().to_owned();
+    name.push(".index");
+    name.into()
+}
+
+impl ShardIndex {
+    /// Saves the index of a tar beside it.
+    pub fn save(&self, tar: &Path, stamp: (u64, u64)) -> Result<()> {
+        let health = serde_json::json!(self.health).to_string();
+        let mut bytes = Vec::with_capacity(HEADER + self.entries.len() * ENTRY);
+        bytes.extend(MAGIC);
+        bytes.extend(stamp.0.to_le_bytes());
+        bytes.extend(stamp.1.to_le_bytes());
+        let Summary {
+            samples,
+            labelled,
+            classes,
+            captioned,
+        } = self.summary;
+        let lengths = [self.names.len() as u32, health.len() as u32];
+        for number in [samples, labelled, classes, captioned]
+            .into_iter()
+            .chain(lengths)
+        {
+            bytes.extend(number.to_le_bytes());
+        }
+        bytes.resize(HEADER - 8, 0);
+        let hash = blake3::hash(&bytes);
+        bytes.extend(&hash.as_bytes()[..8]);
+        self.entries.iter().for_each(|entry| put(entry, &mut bytes));
+        bytes.extend(self.names.as_bytes());
+        bytes.extend(health.as_bytes());
+        let hash = blake3::hash(&bytes);
+        bytes.extend(&hash.as_bytes()[..16]);
+        files::write(&path_beside(tar), &bytes)
+    }
+
+    /// The saved index of a tar; none where there is none, or it is damaged or of another tar.
+    pub fn load(tar: &Path, stamp: (u64, u64)) -> Option<Self> {
+        let bytes = files::read(&path_beside(tar)).ok()?;
+        let (summary, [names_len, health_len]) = header(bytes.get(..HEADER)?, stamp)?;
+        let (body, hash) = bytes.split_at(bytes.len().checked_sub(16)?);
+        if blake3::hash(body).as_bytes()[..16] != *hash {
+            return None;
+        }
+        let entries_len = summary.samples as usize * ENTRY;
+        let rest = body.get(HEADER..)?;
+        if rest.len() != entries_len + names_len + health_len {
+            return None;
+        }
+        let (entries, rest) = rest.split_at(entries_len);
+        let (names, health) = rest.split_at(names_len);
+        let names = String::from_utf8(names.to_vec()).ok()?;
+        let mut before = 0;
+        let entries = entries.chunks_exact(ENTRY).map(|bytes| {
+            let entry = take(bytes)?;
+            let end = entry.name_end as usize;
+            let sound = before <= end && names.is_char_boundary(end);
+            before = end;
+            sound.then_some(entry)
+        });
+        Some(Self {
+            entries: entries.collect::<Option<_>>()?,
+            health: serde_json::from_slice(health).ok()?,
+            names,
+            summary,
+        })
+    }
+}
+
+/// What is known of a saved index.
+pub enum Saved {
+    /// There is none.
+    Absent,
+    /// It is of another tar, or damaged.
+    Stale,
+    /// Its counts.
+    Sound(Summary),
+}
+
+/// The counts of a saved index, from its first bytes.
+pub fn saved_summary(tar: &Path, stamp: (u64, u64)) -> Saved {
+    let path = path_beside(tar);
+    if !path.is_file() {
+        return Saved::Absent;
+    }
+    let start = Source::open(&path).and_then(|file| file.bytes(0, HEADER as u64));
+    let start = start.ok().flatten();
+    match start.and_then(|start| header(&start, stamp)) {
+        Some((summary, _)) => Saved::Sound(summary),
+        None => Saved::Stale,
+    }
+}
+
+fn header(bytes: &[u8], stamp: (u64, u64)) -> Option<(Summary, [usize; 2])> {
+    let (fields, hash) = bytes.split_at(HEADER - 8);
+    if !fields.starts_with(MAGIC) || blake3::hash(fields).as_bytes()[..8] != *hash {
+        return None;
+    }
+    if (long(fields, 8), long(fields, 16)) != stamp {
+        return None;
+    }
+    let summary = Summary {
+        samples: short(fields, 24),
+        labelled: short(fields, 28),
+        classes: short(fields, 32),
+        captioned: short(fields, 36),
+    };
+    let lengths = [short(fields, 40) as usize, short(fields, 44) as usize];
+    Some((summary, lengths))
+}
+
+fn long(bytes: &[u8], at: usize) -> u64 {
+    let eight = bytes[at..at + 8].iter().rev();
+    eight.fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+}
+
+fn short(bytes: &[u8], at: usize) -> u32 {
+    let four = bytes[at..at + 4].iter().rev();
+    four.fold(0, |sum, byte| sum << 8 | u32::from(*byte))
+}
+
+fn put(entry: &Entry, bytes: &mut Vec<u8>) {
+    let spans = [entry.image, entry.text, entry.json];
+    spans
+        .iter()
+        .for_each(|span| bytes.extend(span.at.to_le_bytes()));
+    spans
+        .iter()
+        .for_each(|span| bytes.extend(span.length.to_le_bytes()));
+    bytes.extend(entry.label.unwrap_or(u32::MAX).to_le_bytes());
+    bytes.extend(entry.name_end.to_le_bytes());
+    let fault = entry.fault.map_or(0, |reason| reason.number() + 1);
+    bytes.extend([entry.format as u8, fault, 0, 0]);
+}
+
+fn take(bytes: &[u8]) -> Option<Entry> {
+    let span = |number: usize| Span {
+        at: long(bytes, 8 * number),
+        length: short(bytes, 24 + 4 * number),
+    };
+    let fault = match bytes[45] {
+        0 => None,
+        number => Some(Reason::numbered(number - 1)?),
+    };
+    let label = short(bytes, 36);
+    Some(Entry {
+        image: span(0),
+        text: span(1),
+        json: span(2),
+        label: (label != u32::MAX).then_some(label),
+        format: match bytes[44] {
+            0 => Format::Jpeg,
+            1 => Format::Png,
+            2 => Format::Webp,
+            _ => return None,
+        },
+        fault,
+        name_end: short(bytes, 40),
+    })
+}
+
+/// The message for what an index found wrong with a sample.
+pub fn fault_of(entry: &Entry) -> Option<Fault> {
+    entry.fault.map(|reason| {
+        Fault::new(reason, reason.text())
+            .hint("leave the sample out, or make the shard again; `advxl data check` tells all")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_goes_up_to_the_first_dot_of_the_last_part() {
+        let of = |name: &str| split(name.as_bytes());
+        let pair = |key: &str, end: &str| Some((key.to_owned(), end.to_owned()));
+        assert_eq!(of("000.jpg"), pair("000", "jpg"));
+        assert_eq!(of("./a.b/000.seg.PNG"), pair("a.b/000", "seg.png"));
+        assert_eq!(of("a.b/000"), None);
+        assert_eq!(of("a/.hidden"), None);
+    }
+
+    #[test]
+    fn names_in_messages_are_short_and_hold_no_control_letters() {
+        assert_eq!(shown(b"a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
+        assert!(shown(&[b'x'; 1000]).len() == 120);
+        assert_eq!(shown(b"\xff"), "\u{fffd}");
+    }
+
+    #[test]
+    fn entries_are_read_as_they_are_written() {
+        let entry = Entry {
+            image: Span {
+                at: 1 << 40,
+                length: 7,
+            },
+            text: Span { at: 512, length: 1 },
+            json: Span::default(),
+            label: Some(3),
+            format: Format::Webp,
+            fault: Some(Reason::DuplicateKey),
+            name_end: 9,
+        };
+        let mut bytes = Vec::new();
+        put(&entry, &mut bytes);
+        assert_eq!((bytes.len(), take(&bytes)), (ENTRY, Some(entry)));
+    }
+}

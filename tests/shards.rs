@@ -1,0 +1,979 @@
+//! Tar shards of images and captions: layouts, order, damages, and the commands that look after them.
+
+mod support;
+
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use advxl::data::{
+    Augmentation, Dataset, EvaluationTransform, Loader, Plan, Reason, Spec, Split, check,
+    evaluation_batch, resize,
+};
+use image::{DynamicImage, ImageFormat};
+use support::{advxl, command};
+
+/// A member's header and padded contents, in ustar's form.
+fn member(name: &str, contents: &[u8]) -> Vec<u8> {
+    typed(name, contents, b'0', contents.len() as u64)
+}
+
+fn typed(name: &str, contents: &[u8], kind: u8, size: u64) -> Vec<u8> {
+    let mut block = vec![0; 512];
+    block[..name.len()].copy_from_slice(name.as_bytes());
+    block[100..108].copy_from_slice(b"0000644\0");
+    block[124..136].copy_from_slice(format!("{size:011o}\0").as_bytes());
+    block[156] = kind;
+    block[257..265].copy_from_slice(b"ustar\x0000");
+    seal(&mut block);
+    block.extend(contents);
+    block.resize(block.len().next_multiple_of(512), 0);
+    block
+}
+
+/// Writes the checksum into a header.
+fn seal(block: &mut [u8]) {
+    block[148..156].copy_from_slice(b"        ");
+    let sum: u32 = block[..512].iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+}
+
+/// Members and the end marker.
+fn tar(members: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = members.concat();
+    bytes.extend([0; 1024]);
+    bytes
+}
+
+fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, format).unwrap();
+    bytes.into_inner()
+}
+
+/// A picture whose colour tells its number.
+fn png(number: usize) -> Vec<u8> {
+    let color = image::Rgb([(number % 256) as u8, (number / 256) as u8, 7]);
+    encoded(
+        &image::RgbImage::from_pixel(8, 8, color).into(),
+        ImageFormat::Png,
+    )
+}
+
+/// Image, text and json of a sample, as img2dataset writes them.
+fn sample(key: &str, number: usize) -> Vec<u8> {
+    let json = format!("{{\"caption\": \"number {number}\", \"key\": \"{key}\"}}");
+    [
+        member(&format!("{key}.png"), &png(number)),
+        member(&format!("{key}.txt"), format!("number {number}").as_bytes()),
+        member(&format!("{key}.json"), json.as_bytes()),
+    ]
+    .concat()
+}
+
+fn write(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder.join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn open(path: &Path) -> Dataset {
+    let spec = Spec::Shards(path.display().to_string());
+    Dataset::open(&spec, Split::Train, 0).unwrap()
+}
+
+/// Shards `00000.tar` and on with so many samples each, numbered through.
+fn write_shards(folder: &Path, counts: &[usize]) -> String {
+    let mut number = 0;
+    for (shard, count) in counts.iter().enumerate() {
+        let members: Vec<_> = (0..*count)
+            .map(|_| {
+                number += 1;
+                sample(&format!("{:09}", number - 1), number - 1)
+            })
+            .collect();
+        write(folder, &format!("{shard:05}.tar"), &tar(&members));
+    }
+    format!(
+        "{}/{{00000..{:05}}}.tar",
+        folder.display(),
+        counts.len() - 1
+    )
+}
+
+fn plan(samples: u64, position: u64) -> Plan {
+    Plan {
+        seed: 3,
+        batch: 24,
+        image_size: 8,
+        augmentation: Augmentation::default(),
+        mixing: None,
+        position,
+        samples,
+        broken_rate: None,
+        captions: true,
+    }
+}
+
+fn run(dataset: &Arc<Dataset>, plan: Plan, threads: usize) -> (Vec<u64>, Vec<String>) {
+    let mut loader = Loader::new(dataset.clone(), plan, threads).unwrap();
+    let (mut samples, mut captions) = (Vec::new(), Vec::new());
+    while let Some(batch) = loader.next_batch().unwrap() {
+        samples.extend(batch.samples);
+        captions.extend(batch.captions);
+    }
+    (samples, captions)
+}
+
+#[test]
+fn samples_come_with_their_captions_and_labels_in_every_layout() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = format!("{}/image.png", "folder".repeat(30));
+    let pax = {
+        let path = "a pax path/9.png";
+        let record = format!(" path={path}\n");
+        let length = record.len() + 2;
+        format!("{length}{record}")
+    };
+    let members = [
+        typed("train/", b"", b'5', 0),
+        sample("train/a.b/000", 0),
+        member("./001.x.png", &png(9)),
+        member("./001.jpeg", &png(1)),
+        member("./001.json", br#"{"caption": "one, from the json"}"#),
+        typed("././@LongLink", long.as_bytes(), b'L', long.len() as u64),
+        member("cut off", &png(2)),
+        typed(
+            "././@LongLink",
+            long.replace("png", "txt").as_bytes(),
+            b'L',
+            long.len() as u64,
+        ),
+        member("cut off", "\u{feff} zwei \u{fc}\n".as_bytes()),
+        typed("pax", pax.as_bytes(), b'x', pax.len() as u64),
+        member("short", &png(3)),
+        member("a pax path/9.txt", b"three"),
+    ];
+    let dataset = open(&write(folder.path(), "a.tar", &tar(&members)));
+    assert_eq!(dataset.len(), 4);
+    assert!(dataset.classes().is_empty() && dataset.is_captioned());
+    let captions: Vec<_> = (0..4)
+        .map(|n| dataset.caption(n).unwrap().unwrap())
+        .collect();
+    assert_eq!(
+        captions,
+        ["number 0", "one, from the json", "zwei \u{fc}", "three"]
+    );
+    for (number, caption) in captions.iter().enumerate() {
+        let sample = dataset.read(number, true).unwrap();
+        assert_eq!(sample.picture.picture.to_bytes()[0] as usize, number);
+        assert_eq!(sample.caption.as_deref(), Some(caption.as_str()));
+    }
+    assert_eq!(
+        dataset.read(1, false).unwrap().picture.odd,
+        [Reason::WrongExtension]
+    );
+    assert!(
+        dataset.name_of(0).ends_with("a.tar: train/a.b/000"),
+        "{}",
+        dataset.name_of(0)
+    );
+
+    let members: Vec<_> = (0..3)
+        .map(|n| {
+            [
+                member(&format!("{n}.png"), &png(n)),
+                member(&format!("{n}.cls"), format!("{n}\n").as_bytes()),
+            ]
+            .concat()
+        })
+        .collect();
+    let dataset = open(&write(folder.path(), "b.tar", &tar(&members)));
+    assert_eq!(dataset.classes(), ["0", "1", "2"]);
+    assert_eq!([0, 1, 2].map(|n| dataset.label(n)), [0, 1, 2]);
+    assert_eq!(dataset.caption(0).unwrap(), None);
+}
+
+#[test]
+fn the_order_is_the_same_for_any_number_of_threads_and_from_any_position() {
+    let folder = tempfile::tempdir().unwrap();
+    let pattern = write_shards(folder.path(), &[17, 1, 40, 22, 31, 9, 12, 5, 19, 44]);
+    let dataset = Arc::new(open(Path::new(&pattern)));
+    assert_eq!(dataset.len(), 200);
+    let (whole, captions) = run(&dataset, plan(500, 0), 1);
+    assert_eq!(run(&dataset, plan(500, 0), 2).0, whole);
+    assert_eq!(
+        run(&dataset, plan(500, 0), 3),
+        (whole.clone(), captions.clone())
+    );
+    for (sample, caption) in whole.iter().zip(&captions) {
+        assert_eq!(caption, &format!("number {sample}"));
+    }
+    for epoch in [&whole[..200], &whole[200..400]] {
+        let mut sorted = epoch.to_vec();
+        sorted.sort_unstable();
+        assert!(sorted.into_iter().eq(0..200));
+    }
+    for position in [1, 23, 24, 199, 200, 201, 399, 477] {
+        let fresh = Arc::new(open(Path::new(&pattern)));
+        let (rest, _) = run(&fresh, plan(500 - position as u64, position as u64), 2);
+        assert_eq!(rest, whole[position..], "from {position}");
+    }
+}
+
+/// A name, what the tar holds, what is found in it, and how many of its samples can still be used.
+type Damage = (&'static str, Vec<u8>, Vec<Reason>, usize);
+
+fn jpeg() -> Vec<u8> {
+    let recorded = include_bytes!("golden/jpeg.safetensors");
+    let tensors = safetensors::SafeTensors::deserialize(recorded).unwrap();
+    let name = tensors
+        .names()
+        .into_iter()
+        .find(|name| name.ends_with(" file"))
+        .unwrap();
+    tensors.tensor(name).unwrap().data().to_vec()
+}
+
+fn damages() -> Vec<Damage> {
+    let good = || sample("good", 1);
+    let with = |members: &[Vec<u8>]| {
+        tar(&[&[sample("first", 0)], members, &[good()]]
+            .concat()
+            .concat()
+            .chunks(1 << 30)
+            .map(<[u8]>::to_vec)
+            .collect::<Vec<_>>())
+    };
+    let image = |name: &str, bytes: &[u8]| with(&[member(name, bytes), member("x.txt", b"words")]);
+    let caption = |bytes: &[u8]| with(&[member("x.png", &png(2)), member("x.txt", bytes)]);
+    let rgb = || DynamicImage::from(image::RgbImage::from_pixel(4, 4, image::Rgb([9, 8, 7])));
+    let mut huge = png(0);
+    huge[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 1, 0, 0]);
+    let mut flat = png(0);
+    flat[16..20].fill(0);
+    let mut sum = with(&[member("x.png", &png(2)), member("x.txt", b"words")]);
+    let place = sample("first", 0).len();
+    sum[place + 148] ^= 1;
+    let mut lies = with(&[
+        typed("x.png", &png(2), b'0', 1 << 30),
+        member("x.txt", b"words"),
+    ]);
+    let no_number = {
+        let mut block = typed("x.png", &png(2), b'0', 9);
+        block[124..136].copy_from_slice(b"not a number");
+        seal(&mut block);
+        with(&[block, member("x.txt", b"words")])
+    };
+    let cut = |bytes: Vec<u8>, length: usize| bytes[..length].to_vec();
+    let two = [sample("first", 0), good()].concat();
+    lies.truncate(lies.len());
+    let jpeg = jpeg();
+    let webp = encoded(&rgb(), ImageFormat::WebP);
+    let animated = {
+        // The extended header with the flag of animation before a plain picture.
+        let chunk = [
+            b"VP8X".as_slice(),
+            &[10, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 3, 0, 0],
+        ]
+        .concat();
+        let anim = [b"ANIM".as_slice(), &[6, 0, 0, 0, 0, 0, 0, 0, 1, 0]].concat();
+        let inner = &webp[12..];
+        let frame = [&[0_u8; 6][..], &[3, 0, 0, 3, 0, 0], &[100, 0, 0, 0], inner].concat();
+        let anmf = [
+            b"ANMF".as_slice(),
+            &(frame.len() as u32).to_le_bytes(),
+            &frame,
+        ]
+        .concat();
+        let body = [b"WEBP".as_slice(), &chunk, &anim, &anmf].concat();
+        [
+            b"RIFF".as_slice(),
+            &(body.len() as u32).to_le_bytes(),
+            &body,
+        ]
+        .concat()
+    };
+    let exif = {
+        let data = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+        let length = (data.len() as u16 + 2).to_be_bytes();
+        [&jpeg[..2], &[0xff, 0xe1], &length, data, &jpeg[2..]].concat()
+    };
+    vec![
+        (
+            "cut within a header",
+            cut(two.clone(), two.len() - 512 * 2 + 100),
+            vec![Reason::TruncatedHeader],
+            2,
+        ),
+        (
+            "cut within a member",
+            cut(sample("good", 1), 600),
+            vec![Reason::TruncatedMember],
+            0,
+        ),
+        (
+            "wrong checksum",
+            sum,
+            vec![Reason::BadChecksum, Reason::MissingImage],
+            2,
+        ),
+        (
+            "garbage",
+            with(&[vec![b'#'; 1536], sample("x", 2)]),
+            vec![Reason::Garbage],
+            3,
+        ),
+        (
+            "garbage that moves all",
+            with(&[vec![b'#'; 777], sample("x", 2)]),
+            vec![Reason::Garbage],
+            3,
+        ),
+        ("size past the end", lies, vec![Reason::SizePastEnd], 2),
+        ("size no number", no_number, vec![Reason::SizePastEnd], 2),
+        (
+            "empty member",
+            image("x.png", b""),
+            vec![Reason::EmptyMember],
+            2,
+        ),
+        (
+            "text too large",
+            caption(&vec![b'x'; (1 << 20) + 1]),
+            vec![Reason::MemberTooLarge],
+            2,
+        ),
+        (
+            "key twice",
+            with(&[sample("x", 2), sample("x", 3)]),
+            vec![Reason::DuplicateKey],
+            2,
+        ),
+        (
+            "no image",
+            with(&[member("x.txt", b"words")]),
+            vec![Reason::MissingImage],
+            2,
+        ),
+        (
+            "no caption",
+            with(&[member("x.png", &png(2))]),
+            vec![Reason::MissingCaption],
+            2,
+        ),
+        (
+            "json without caption",
+            with(&[member("x.png", &png(2)), member("x.json", b"{}")]),
+            vec![Reason::MissingCaption],
+            2,
+        ),
+        (
+            "empty caption",
+            caption(b" \n"),
+            vec![Reason::CaptionEmpty],
+            2,
+        ),
+        (
+            "caption in Latin-1",
+            caption(b"caf\xe9"),
+            vec![Reason::CaptionNotUtf8],
+            2,
+        ),
+        (
+            "broken json",
+            with(&[
+                member("x.png", &png(2)),
+                member("x.json", b"{\"caption\": \"a"),
+            ]),
+            vec![Reason::JsonBroken],
+            2,
+        ),
+        (
+            "label no number",
+            with(&[
+                member("x.png", &png(2)),
+                member("x.txt", b"w"),
+                member("x.cls", b"cat"),
+            ]),
+            vec![Reason::BadLabel],
+            2,
+        ),
+        (
+            "cut JPEG",
+            image("x.jpg", &jpeg[..jpeg.len() / 2]),
+            vec![Reason::TruncatedImage],
+            2,
+        ),
+        (
+            "cut PNG",
+            image("x.png", &png(2)[..60]),
+            vec![Reason::TruncatedImage],
+            2,
+        ),
+        (
+            "cut WebP",
+            image("x.webp", &webp[..webp.len() - 4]),
+            vec![Reason::TruncatedImage],
+            2,
+        ),
+        (
+            "damaged JPEG",
+            image("x.jpg", b"\xff\xd8\xff\xc4\0\x03\0\xff\xd9"),
+            vec![Reason::DamagedImage],
+            2,
+        ),
+        (
+            "web page",
+            image("x.jpg", b"<html>"),
+            vec![Reason::NotAnImage],
+            2,
+        ),
+        (
+            "GIF",
+            image("x.jpg", b"GIF89a"),
+            vec![Reason::UnknownFormat],
+            2,
+        ),
+        (
+            "pixel bomb",
+            image("x.png", &huge),
+            vec![Reason::TooManyPixels],
+            2,
+        ),
+        ("no width", image("x.png", &flat), vec![Reason::ZeroSize], 2),
+        (
+            "wrong extension",
+            image("x.jpg", &png(2)),
+            vec![Reason::WrongExtension],
+            3,
+        ),
+        (
+            "grey",
+            image(
+                "x.png",
+                &encoded(&rgb().to_luma8().into(), ImageFormat::Png),
+            ),
+            vec![Reason::Grey],
+            3,
+        ),
+        (
+            "16 bits",
+            image(
+                "x.png",
+                &encoded(&rgb().to_rgb16().into(), ImageFormat::Png),
+            ),
+            vec![Reason::SixteenBit],
+            3,
+        ),
+        (
+            "alpha",
+            image(
+                "x.png",
+                &encoded(&rgb().to_rgba8().into(), ImageFormat::Png),
+            ),
+            vec![Reason::Alpha],
+            3,
+        ),
+        ("turned", image("x.jpg", &exif), vec![Reason::Rotated], 3),
+        (
+            "animated",
+            image("x.webp", &animated),
+            vec![Reason::Animated],
+            3,
+        ),
+        (
+            "no extension",
+            with(&[member("README", b"hello")]),
+            vec![Reason::NoExtension],
+            2,
+        ),
+        (
+            "hidden",
+            with(&[member("a/._x.png", b"hello")]),
+            vec![Reason::NoExtension],
+            2,
+        ),
+        (
+            "unsafe name",
+            with(&[sample("../../x", 2)]),
+            vec![Reason::UnsafeName],
+            3,
+        ),
+        (
+            "other members",
+            with(&[member("x.npy", b"1")]),
+            vec![Reason::UnusedMember],
+            2,
+        ),
+        ("no end marker", two.clone(), vec![Reason::NoEndMarker], 2),
+        (
+            "two tars in one",
+            [tar(&[sample("first", 0)]), tar(&[good()])].concat(),
+            vec![Reason::ZerosBetween],
+            2,
+        ),
+        (
+            "broken json beside a text",
+            with(&[
+                member("x.png", &png(2)),
+                member("x.txt", b"w"),
+                member("x.json", b"{"),
+            ]),
+            vec![Reason::SpareJsonBroken],
+            3,
+        ),
+    ]
+}
+
+#[test]
+fn every_kind_of_damage_is_counted_as_what_it_is_and_costs_its_own_sample_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut met = std::collections::BTreeSet::new();
+    for (name, bytes, expected, sound) in damages() {
+        let path = write(folder.path(), "x.tar", &bytes);
+        // A sound shard beside it, since one without samples is refused.
+        let other = write(folder.path(), "y.tar", &tar(&[sample("other", 5)]));
+        let dataset = open(Path::new(&format!(
+            "{},{}",
+            path.display(),
+            other.display()
+        )));
+        let mut broken = Vec::new();
+        let checked = check::check(
+            &dataset,
+            2,
+            |sample| {
+                broken.push(sample.clone());
+                Ok(())
+            },
+            |_| {},
+        );
+        let checked = checked.unwrap();
+        for reason in &expected {
+            assert!(
+                checked.health.count(*reason) > 0,
+                "{name}: {reason:?} in {:?}",
+                checked.health
+            );
+            met.insert(*reason);
+        }
+        let damage = expected.iter().any(|reason| reason.is_damage());
+        assert_eq!(
+            checked.health.damages() > 0,
+            damage,
+            "{name}: {:?}",
+            checked.health
+        );
+        assert_eq!(
+            checked.samples - checked.broken,
+            sound + 1,
+            "{name}: {broken:?}"
+        );
+        for sample in broken {
+            assert!(sample.name.contains("x.tar: "), "{name}: {}", sample.name);
+            assert!(!sample.reason.is_empty());
+        }
+    }
+    assert!(met.len() >= 30, "{}", met.len());
+}
+
+#[test]
+fn an_empty_shard_is_damage_and_nothing_but_empty_shards_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty = write(folder.path(), "a.tar", b"");
+    let spec = Spec::Shards(empty.display().to_string());
+    let error = Dataset::open(&spec, Split::Train, 0)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("holds no samples"), "{error}");
+    write(folder.path(), "b.tar", &tar(&[sample("x", 1)]));
+    let dataset = open(&folder.path().join("*.tar"));
+    let checked = check::check(&dataset, 1, |_| Ok(()), |_| {}).unwrap();
+    assert_eq!(checked.health.count(Reason::EmptyShard), 1);
+}
+
+#[test]
+fn training_replaces_and_names_damaged_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut members: Vec<_> = (0..50).map(|n| sample(&format!("{n:03}"), n)).collect();
+    members[7] = [member("007.png", &png(7)), member("007.txt", b"\xff")].concat();
+    members[9] = member("009.txt", b"no image");
+    let dataset = Arc::new(open(&write(folder.path(), "a.tar", &tar(&members))));
+    let mut outcomes = Vec::new();
+    for (captions, count) in [(true, 2), (false, 1)] {
+        let plan = Plan {
+            broken_rate: Some(0.5),
+            captions,
+            ..plan(50, 0)
+        };
+        let mut loader = Loader::new(dataset.clone(), plan, 2).unwrap();
+        while loader.next_batch().unwrap().is_some() {}
+        let mut broken: Vec<_> = loader.broken().iter().map(|b| (b.sample, b.kind)).collect();
+        broken.sort();
+        assert_eq!(broken.len(), count);
+        outcomes.push(broken);
+    }
+    assert_eq!(
+        outcomes[0],
+        [(7, Reason::CaptionNotUtf8), (9, Reason::MissingImage)]
+    );
+    assert_eq!(outcomes[1], [(9, Reason::MissingImage)]);
+}
+
+#[test]
+fn no_flipped_bit_and_no_cut_makes_reading_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = "x".repeat(150);
+    let sound = tar(&[
+        sample("000", 0),
+        typed("././@LongLink", long.as_bytes(), b'L', 150),
+        member("y", b"1"),
+        typed("pax", b"19 path=a/001.png\n\n", b'x', 19),
+        member("z", &png(1)),
+        sample("002", 2),
+    ]);
+    let other = write(folder.path(), "y.tar", &tar(&[sample("other", 5)]));
+    let mut looked = 0;
+    let mut look = |bytes: &[u8]| {
+        let path = write(folder.path(), "x.tar", bytes);
+        let dataset = open(Path::new(&format!(
+            "{},{}",
+            path.display(),
+            other.display()
+        )));
+        assert!(dataset.len() < 20);
+        for sample in 0..dataset.len() {
+            let _ = dataset.read(sample, true);
+            let _ = dataset.caption(sample);
+            dataset.name_of(sample);
+        }
+        looked += 1;
+    };
+    for place in (0..sound.len()).step_by(3) {
+        let mut damaged = sound.clone();
+        damaged[place] ^= 1 << (place % 8);
+        look(&damaged);
+        // As before, but with a right checksum, so that what the header says is believed.
+        let header = place / 512 * 512;
+        if sound[header + 257..].starts_with(b"ustar") {
+            seal(&mut damaged[header..]);
+            look(&damaged);
+        }
+    }
+    for length in (0..sound.len()).step_by(41) {
+        look(&sound[..length]);
+    }
+    assert!(looked > 3000);
+}
+
+#[test]
+fn saved_indexes_give_the_same_samples_and_stale_ones_are_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let pattern = write_shards(folder.path(), &[20, 30]);
+    let scanned = Arc::new(open(Path::new(&pattern)));
+    let output = command(&["data", "index", &pattern, "--json"])
+        .output()
+        .unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&json["shards"], &json["samples"], &json["written"]),
+        (&2.into(), &50.into(), &2.into())
+    );
+    let indexed = Arc::new(open(Path::new(&pattern)));
+    assert!(indexed.notices().is_empty());
+    assert_eq!(indexed.fingerprint(), scanned.fingerprint());
+    assert_eq!(
+        run(&indexed, plan(100, 0), 2),
+        run(&scanned, plan(100, 0), 2)
+    );
+    // A second time nothing is written.
+    let output = command(&["data", "index", &pattern, "--json"])
+        .output()
+        .unwrap();
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\"written\":0"));
+
+    let first = folder.path().join("00000.tar");
+    std::fs::write(&first, tar(&[sample("new", 1)])).unwrap();
+    let dataset = open(Path::new(&pattern));
+    assert_eq!(dataset.len(), 31);
+    assert!(
+        dataset.notices()[0].contains("00000.tar"),
+        "{:?}",
+        dataset.notices()
+    );
+    assert_ne!(dataset.fingerprint(), scanned.fingerprint());
+
+    // What was met in the tar is in the index as well.
+    let odd = write(
+        folder.path(),
+        "odd.tar",
+        &tar(&[
+            sample("a", 1),
+            member("a.cls", b"4"),
+            member("README", b"x"),
+            sample("b", 2),
+        ]),
+    );
+    let found = |dataset: &Dataset| check::check(dataset, 1, |_| Ok(()), |_| {}).unwrap().health;
+    let before = found(&open(&odd));
+    assert_eq!(before.count(Reason::NoExtension), 1);
+    assert_eq!(before.count(Reason::MissingLabel), 1);
+    let (code, text) = advxl(&["data", "index", odd.to_str().unwrap()]);
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(found(&open(&odd)), before);
+
+    // A damaged index is not believed, wherever the damage is.
+    let index = folder.path().join("00001.tar.index");
+    let sound = std::fs::read(&index).unwrap();
+    for place in 0..sound.len() {
+        let mut damaged = sound.clone();
+        damaged[place] ^= 4;
+        std::fs::write(&index, &damaged).unwrap();
+        let dataset = open(&folder.path().join("00001.tar"));
+        assert_eq!(dataset.caption(3).unwrap().unwrap(), "number 23");
+    }
+    std::fs::write(&index, &sound[..50]).unwrap();
+    assert_eq!(open(&folder.path().join("00001.tar")).len(), 30);
+}
+
+#[test]
+fn check_tells_damages_by_kind_and_lists_the_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let members = [
+        sample("0", 0),
+        member("1.png", b"<html>"),
+        member("1.txt", b"a page"),
+        sample("2", 2),
+    ];
+    let path = write(folder.path(), "a.tar", &tar(&members));
+    let spec = format!("shards:{}", path.display());
+    let list = folder.path().join("quarantine.jsonl");
+    let output = command(&["data", "check", &spec, "--out", list.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let (table, errors) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    for part in ["3 samples, 1 of them broken", "not_an_image", "a.tar: 1: "] {
+        assert!(table.contains(part), "`{part}` is not in:\n{table}");
+    }
+    assert!(
+        errors.contains("is damaged: 1 of 3 samples cannot be used"),
+        "{errors}"
+    );
+    let line: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&list).unwrap()).unwrap();
+    assert_eq!(
+        (&line["sample"], &line["reason"]),
+        (&1.into(), &"not_an_image".into())
+    );
+
+    let sound = write(folder.path(), "b.tar", &tar(&[sample("0", 0)]));
+    for spec in [format!("shards:{}", sound.display()), "synthetic:40".into()] {
+        let output = command(&["data", "check", &spec, "--json"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&json["broken"], &json["damages"]), (&0.into(), &0.into()));
+    }
+}
+
+/// As in `advxl data check ... | head -0`.
+#[test]
+fn nobody_listening_is_no_fault() {
+    let mut command = command(&["data", "check", "synthetic:10"]);
+    let mut child = command
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{errors}");
+    assert!(!errors.contains("panicked"), "{errors}");
+}
+
+#[test]
+fn bench_measures_any_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let pattern = write_shards(folder.path(), &[10]);
+    for spec in [format!("shards:{pattern}"), "synthetic:30".into()] {
+        let arguments = [
+            "data",
+            "bench",
+            &spec,
+            "--image-size",
+            "16",
+            "--seconds",
+            "0.1",
+            "--json",
+            "--threads",
+            "1",
+        ];
+        let output = command(&arguments).output().unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(json["images_per_second"].as_f64().unwrap() > 0.0);
+        assert_eq!(json["threads"], 1);
+        assert!(json["milliseconds_per_image"]["decode"].as_f64().unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn pack_writes_what_an_evaluation_sees() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(
+        folder.path(),
+        "a.tar",
+        &tar(&(0..70)
+            .map(|n| {
+                [
+                    sample(&n.to_string(), n),
+                    member(&format!("{n}.cls"), (n % 3).to_string().as_bytes()),
+                ]
+                .concat()
+            })
+            .collect::<Vec<_>>()),
+    );
+    let spec = format!("shards:{}", path.display());
+    let out = folder.path().join("packed.safetensors");
+    let (code, text) = advxl(&[
+        "data",
+        "pack",
+        &spec,
+        "--image-size",
+        "5",
+        "--out",
+        out.to_str().unwrap(),
+        "--count",
+        "66",
+        "--crop-fraction",
+        "0.9",
+        "--interpolation",
+        "bilinear",
+    ]);
+    assert_eq!(code, 0, "{text}");
+    let packed = Dataset::open(&Spec::Tensors(out), Split::Test, 0).unwrap();
+    assert_eq!((packed.len(), packed.image_size()), (66, Some(5)));
+    assert_eq!(packed.classes(), ["0", "1", "2"]);
+    let transform = EvaluationTransform {
+        image_size: 5,
+        crop_fraction: 0.9,
+        interpolation: resize::Filter::Bilinear,
+    };
+    let dataset = open(&path);
+    for index in [0, 40, 65] {
+        let expected = evaluation_batch(&dataset, &[index], &transform).unwrap();
+        assert_eq!(packed.picture(index).unwrap().to_planes(), expected);
+        assert_eq!(packed.label(index), dataset.label(index));
+    }
+}
+
+/// Asserts that the program refuses, with exit code 2 and a message that holds all of `parts`.
+#[track_caller]
+fn refuses(arguments: &[&str], parts: &[&str]) {
+    let (code, text) = advxl(arguments);
+    assert_eq!(code, 2, "{text}");
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+}
+
+#[test]
+fn what_users_get_wrong_is_explained() {
+    refuses(
+        &["data", "check", "shards:"],
+        &["not followed by a pattern", "hint: use the path"],
+    );
+    refuses(
+        &["data", "check", "shards:no/{000..002}.tar"],
+        &[
+            "3 of 3 shards are missing",
+            "`no/000.tar`",
+            "hint: shards are tar files",
+        ],
+    );
+    refuses(&["data", "index", "no/*.tar"], &["no file fits `no/*.tar`"]);
+    refuses(
+        &[
+            "data",
+            "pack",
+            "synthetic:3",
+            "--image-size",
+            "8",
+            "--out",
+            "x",
+            "--crop-fraction",
+            "1.5",
+        ],
+        &["--crop-fraction 1.5 is not above 0 and up to 1"],
+    );
+    refuses(
+        &[
+            "data",
+            "pack",
+            "synthetic:3",
+            "--image-size",
+            "8",
+            "--out",
+            "x",
+            "--count",
+            "0",
+        ],
+        &["--count 0"],
+    );
+    refuses(
+        &["data", "bench", "synthetic:3", "--seconds", "0"],
+        &["above 0 and up to 86400"],
+    );
+    refuses(
+        &["data", "bench", "synthetic:3", "--image-size", "0"],
+        &["from 1 to 4096"],
+    );
+    refuses(
+        &["data", "check", "synthetic:3", "--split", "val"],
+        &["use train or test"],
+    );
+}
+
+#[test]
+fn shards_without_classes_cannot_train_a_classifier() {
+    let folder = tempfile::tempdir().unwrap();
+    let pattern = write_shards(folder.path(), &[10]);
+    let recipe = support::write_recipe(folder.path());
+    let set = format!("data.train=\"shards:{pattern}\"");
+    let run = folder.path().join("run");
+    refuses(
+        &[
+            "train",
+            recipe.to_str().unwrap(),
+            "--out",
+            run.to_str().unwrap(),
+            "--set",
+            &set,
+        ],
+        &[
+            "the images have no classes",
+            "hint: add members such as `000.cls`",
+        ],
+    );
+}
+
+#[test]
+fn a_loader_wants_captions_where_it_is_to_deliver_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(
+        folder.path(),
+        "a.tar",
+        &tar(&[member("0.png", &png(0)), member("0.cls", b"0")]),
+    );
+    let error = Loader::new(Arc::new(open(&path)), plan(1, 0), 1)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("no captions to train on"), "{error}");
+}
