@@ -205,7 +205,6 @@ impl Shards {
         entry.and_then(|entry| entry.label).unwrap_or(0)
     }
 
-    /// Shard and key.
     /// The key of a sample, as its members are named; none in a shard that cannot be read any more.
     pub fn key_of(&self, sample: usize) -> Option<String> {
         let (number, place) = self.place(sample);
