@@ -398,7 +398,8 @@ fn folders_with_missing_or_broken_files_are_told() {
 fn weights_that_are_no_numbers_or_no_ones_are_refused() {
     let folder = copied("custom");
     let model = TextModel::load(folder.path(), &Device::flex()).unwrap();
-    let write = |change: &dyn Fn(&mut Vec<(String, Vec<usize>, Vec<f32>)>)| {
+    type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
+    let write = |change: &dyn Fn(&mut Tensors)| {
         let parameters = model.tower.parameters().into_iter();
         let mut tensors: Vec<_> = parameters
             .map(|one| {

@@ -34,6 +34,8 @@ use init::Init;
 pub(crate) const NORM_EPS: f64 = 1e-6;
 
 /// A model with its weights.
+// A run has a handful of them, and what is large in one is its weights.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 pub enum Model {
     /// A vision transformer.

@@ -41,7 +41,7 @@ pub struct Tokenizer {
 
 #[derive(Debug)]
 enum Kind {
-    BytePairs(BytePairs),
+    BytePairs(Box<BytePairs>),
     WordPiece {
         pieces: Box<tokenizers::Tokenizer>,
         start: u32,
@@ -56,10 +56,9 @@ impl Tokenizer {
     /// Errors: no tokenizer files, files damaged or of another kind, a context without room for start and end.
     pub fn open(folder: &Path, config: TokenizerConfig) -> Result<Self> {
         if config.context < 2 {
-            let message = format!(
-                "a context of {} has no room for start and end",
-                config.context
-            );
+            let (folder, context) = (folder.display(), config.context);
+            let message =
+                format!("`{folder}`: a context of {context} has no room for start and end");
             return Err(Error::input(message));
         }
         let path = |name: &str| folder.join(name);
@@ -71,7 +70,7 @@ impl Tokenizer {
         let (kind, names): (Kind, &[&str]) = if config.name.is_none() && has(COMPRESSED) {
             let pairs = BytePairs::from_compressed(&files::read(&path(COMPRESSED))?);
             (
-                Kind::BytePairs(pairs.context(at(COMPRESSED))?),
+                Kind::BytePairs(Box::new(pairs.context(at(COMPRESSED))?)),
                 &[COMPRESSED],
             )
         } else if config.name.is_some() && has("tokenizer.json") {
@@ -84,7 +83,10 @@ impl Tokenizer {
             let pairs =
                 BytePairs::from_vocabulary(&vocabulary, &files::read_text(&path("merges.txt"))?);
             let pairs = pairs.context(|| format!("`{}`", folder.display()))?;
-            (Kind::BytePairs(pairs), &["vocab.json", "merges.txt"])
+            (
+                Kind::BytePairs(Box::new(pairs)),
+                &["vocab.json", "merges.txt"],
+            )
         } else if config.name.is_some() && has("vocab.txt") {
             let kind = from_list(&path("vocab.txt"), lower_case(folder)?);
             (
@@ -227,7 +229,10 @@ fn from_json(path: &Path) -> Result<Kind> {
     let json: Value = serde_json::from_str(&text)
         .map_err(|error| Error::input(format!("it is not JSON: {error}")))?;
     match json["model"]["type"].as_str() {
-        Some("BPE") => Ok(Kind::BytePairs(BytePairs::from_json(&json["model"])?)),
+        Some("BPE") => {
+            let pairs = BytePairs::from_json(&json["model"])?;
+            Ok(Kind::BytePairs(Box::new(pairs)))
+        }
         Some("WordPiece") => word_pieces(parse(&text)?),
         other => {
             let message = match other {

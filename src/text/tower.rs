@@ -123,7 +123,7 @@ impl TextTower {
             embedding,
             ..
         } = self.config;
-        if ids.is_empty() || ids.len() % context != 0 {
+        if ids.is_empty() || !ids.len().is_multiple_of(context) {
             let message = format!(
                 "{} ids are not rows of {context}, the tower's context",
                 ids.len()
