@@ -107,6 +107,7 @@ impl Targets {
 
 /// What the outputs for a batch should be.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // There is one for a batch.
 pub enum Objective {
     /// Logits that give these distributions, `[batch, classes]`.
     Classes(Tensor<2>),

@@ -20,8 +20,11 @@ use crate::eval::{Evaluation, Images, curve};
 use crate::files;
 use crate::fused::Precision;
 use crate::model::Pass;
+use crate::model::weights::Loaded;
 use crate::recipe::word_of;
 use crate::screen::Screen;
+use crate::text::zero_shot::by_text;
+use crate::text::{TextModel, ZeroShot};
 use crate::units::{Fraction, duration};
 
 /// Robust accuracy of a model: each attack is tried on the images that survived those before it.
@@ -94,6 +97,15 @@ pub(super) struct Eval {
     /// Pixels on a side; the model's own if absent.
     #[arg(long)]
     image_size: Option<usize>,
+    /// Names of the classes in words, one a line: classifies by text, for models trained with captions.
+    #[arg(long, value_name = "FILE", requires = "text")]
+    zero_shot: Option<PathBuf>,
+    /// The text model that --zero-shot embeds the names with.
+    #[arg(long, value_name = "FOLDER", requires = "zero_shot")]
+    text: Option<PathBuf>,
+    /// Sentences with {} in the place of a name, one a line; the names alone if absent.
+    #[arg(long, value_name = "FILE", requires = "zero_shot")]
+    templates: Option<PathBuf>,
     /// Share of the resized image that the central crop keeps.
     #[arg(long, default_value_t = 1.0)]
     crop_fraction: f64,
@@ -121,11 +133,15 @@ impl Eval {
             interpolation: self.filter()?,
         };
         let out = self.folder()?;
-        let loaded = self.model.load()?;
+        let mut loaded = self.model.load()?;
+        let head = self.class_head(&mut loaded)?;
         let image_size = self.image_size.unwrap_or(loaded.image_size);
         check_image_size(&loaded.model.config(), image_size)?;
         let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
-        check_classes(&loaded, &dataset, &self.data)?;
+        let classes = head
+            .as_ref()
+            .map_or(loaded.model.classes(), |head| head.dims()[0]);
+        check_classes(classes, &dataset, &self.data)?;
         let count = image_count(self.n, &dataset);
         let transform = EvaluationTransform {
             image_size,
@@ -141,7 +157,13 @@ impl Eval {
             precision,
             ..Pass::evaluation()
         };
-        let logits = |images| loaded.model.logits(images, &pass);
+        let logits = |images| {
+            let outputs = loaded.model.logits(images, &pass);
+            match &head {
+                None => outputs,
+                Some(head) => by_text(outputs, head),
+            }
+        };
         let subject = Subject {
             program: format!("advxl {}", env!("CARGO_PKG_VERSION")),
             model: self.model.path.display().to_string(),
@@ -181,6 +203,25 @@ impl Eval {
             print_json(&result);
         }
         Ok(())
+    }
+
+    /// The head of embedded class names, with which the model is another one to evaluations.
+    fn class_head(&self, loaded: &mut Loaded) -> Result<Option<Tensor<2>>> {
+        let (Some(classes), Some(text)) = (&self.zero_shot, &self.text) else {
+            return Ok(None);
+        };
+        let zero_shot = ZeroShot::read(classes, self.templates.as_deref())?;
+        let text = TextModel::load(text, &device())?;
+        let (width, outputs) = (text.tower.config().embedding, loaded.model.classes());
+        if width != outputs {
+            let message = format!("the model gives {outputs} numbers, and the text model {width}");
+            return Err(Error::input(message).hint(
+                "--zero-shot is for models that were trained with captions of this text model",
+            ));
+        }
+        let identity = format!("{} {} {zero_shot:?}", loaded.hash, text.hash);
+        loaded.hash = blake3::hash(identity.as_bytes()).to_string();
+        zero_shot.head_of(&text).map(Some)
     }
 
     /// Where the result goes.

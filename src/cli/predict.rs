@@ -58,7 +58,7 @@ impl Predict {
         let loaded = self.model.load()?;
         let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
         if self.gradient {
-            check_classes(&loaded, &dataset, &self.data)?;
+            check_classes(loaded.model.classes(), &dataset, &self.data)?;
         }
         let count = image_count(self.n, &dataset);
         let classes = loaded.model.classes();

@@ -12,6 +12,7 @@ mod mojibake;
 pub mod tokenizer;
 pub mod tower;
 pub mod weights;
+pub mod zero_shot;
 
 pub use clean::Cleaning;
 pub use config::{TextConfig, TextPool};
@@ -19,3 +20,4 @@ pub use embedding::{EmbeddingFile, EmbeddingWriter};
 pub use tokenizer::{Tokenizer, TokenizerConfig};
 pub use tower::TextTower;
 pub use weights::TextModel;
+pub use zero_shot::ZeroShot;

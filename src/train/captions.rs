@@ -14,7 +14,8 @@ use crate::fused::{Gelu, from_vec};
 use crate::loss::{Objective, unit_length};
 use crate::recipe::{NewText, Recipe, Text};
 use crate::text::{
-    Cleaning, EmbeddingFile, TextConfig, TextModel, TextPool, TextTower, Tokenizer, TokenizerConfig,
+    Cleaning, EmbeddingFile, TextConfig, TextModel, TextPool, TextTower, Tokenizer,
+    TokenizerConfig, ZeroShot,
 };
 
 /// Captions that are embedded at a time.
@@ -29,8 +30,7 @@ pub struct Captions {
     /// Dimensions of an embedding.
     pub width: usize,
     /// The test images' classes in words.
-    classes: Vec<String>,
-    templates: Vec<String>,
+    zero_shot: ZeroShot,
     device: Device,
 }
 
@@ -100,16 +100,26 @@ impl Captions {
                 file.check(&model.made_by())?;
             }
         }
-        let classes = match &text.classes {
-            None => images.test.classes().to_vec(),
-            Some(path) => class_names(path, images.test.classes().len())?,
+        let mut zero_shot = ZeroShot {
+            classes: images.test.classes().to_vec(),
+            templates: text.templates.clone(),
         };
+        if let Some(path) = &text.classes {
+            let named = ZeroShot::read(path, None)?.classes;
+            let (names, classes) = (named.len(), zero_shot.classes.len());
+            if names != classes {
+                let path = path.display();
+                let message =
+                    format!("`{path}` has {names} names, and there are {classes} classes");
+                return Err(Error::input(message).hint("one name for each class, in their order"));
+            }
+            zero_shot.classes = named;
+        }
         Ok(Self {
             source,
             file,
             width,
-            classes,
-            templates: text.templates.clone(),
+            zero_shot,
             device: device.clone(),
         })
     }
@@ -184,13 +194,13 @@ impl Captions {
     /// Shapes: `[classes, width]`.
     /// Source: Radford et al. 2021, section 3.1.4.
     pub(super) fn class_head(&self, tower: Option<&TextTower>) -> Result<Option<Tensor<2>>> {
-        if self.classes.is_empty() || matches!(self.source, Source::Nothing) {
+        if self.zero_shot.classes.is_empty() || matches!(self.source, Source::Nothing) {
             return Ok(None);
         }
-        class_head(&self.classes, &self.templates, |sentences| {
-            self.embed(sentences, tower)
-        })
-        .map(Some)
+        let head = self
+            .zero_shot
+            .head(|sentences| self.embed(sentences, tower))?;
+        Ok(Some(head))
     }
 
     /// Embeddings of length 1.
@@ -240,50 +250,6 @@ impl Learning {
         let along = (self.embeddings.clone() * towards).sum();
         self.tower.gradients(&mut along.backward())
     }
-}
-
-/// A head of the mean embeddings of classes' sentences.
-///
-/// Shapes: `embed` gives rows of length 1 for sentences; the result `[classes, width]`, rows of length 1.
-pub fn class_head(
-    classes: &[String],
-    templates: &[String],
-    embed: impl Fn(&[String]) -> Result<Tensor<2>>,
-) -> Result<Tensor<2>> {
-    let rows = classes.iter().map(|class| {
-        let sentences: Vec<String> = match templates {
-            [] => vec![class.clone()],
-            templates => templates
-                .iter()
-                .map(|text| text.replace("{}", class))
-                .collect(),
-        };
-        Ok(unit_length(embed(&sentences)?.mean_dim(0)))
-    });
-    Ok(Tensor::cat(rows.collect::<Result<_>>()?, 0))
-}
-
-/// Names of classes in words, one a line.
-pub fn class_names(path: &Path, count: usize) -> Result<Vec<String>> {
-    let text = files::read_text(path)?;
-    let names: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
-    if let Some(line) = names.iter().position(String::is_empty) {
-        let message = format!("`{}`, line {}: the name is empty", path.display(), line + 1);
-        return Err(
-            Error::input(message).hint("one name for each class, in the order of the classes")
-        );
-    }
-    if names.len() != count {
-        let message = format!(
-            "`{}` has {} names, and there are {count} classes",
-            path.display(),
-            names.len()
-        );
-        return Err(
-            Error::input(message).hint("one name for each class, in the order of the classes")
-        );
-    }
-    Ok(names)
 }
 
 fn folder_of(run: &Path, stage: &str) -> PathBuf {

@@ -17,7 +17,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 
 use crate::attack::{Attack, Draws, Pgd};
 use crate::data::resize::Filter;
@@ -25,12 +25,13 @@ use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Split};
 use crate::error::{Context, Error, Result};
 use crate::eval::{Done, Evaluation, Images, Observer, Outcome};
 use crate::fused::{self, Precision, from_vec};
-use crate::loss::{LARGEST_SCALE, Objective, Targets, unit_length};
+use crate::loss::{Objective, Targets};
 use crate::model::{DropPath, Pass};
 use crate::optim;
 use crate::plan::{self, Devices};
 use crate::recipe::{Data, Head, Phase, Recipe, Stage};
 use crate::rng::Purpose;
+use crate::text::zero_shot::by_text;
 
 pub use folder::RunFolder;
 pub use last::evaluate_finally;
@@ -456,13 +457,6 @@ fn measure(
     told.0
         .into_inner()
         .measured(stage, evaluation, &found, state.samples)
-}
-
-/// Logits by text: similarities of the images' embeddings and those of the classes, times the largest factor.
-///
-/// Shapes: `outputs` `[batch, dimensions]`; `head` `[classes, dimensions]`, rows of length 1; the result `[batch, classes]`.
-pub fn by_text(outputs: Tensor<2>, head: &Tensor<2>) -> Tensor<2> {
-    unit_length(outputs).matmul(head.clone().transpose()) * LARGEST_SCALE
 }
 
 /// Shows a run's own evaluations.

@@ -1,0 +1,87 @@
+//! Classification by text: the names of classes, in sentences, embedded as a head for embeddings of images.
+
+use std::path::Path;
+
+use burn::tensor::Tensor;
+
+use super::TextModel;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::loss::{LARGEST_SCALE, unit_length};
+
+/// Classes in words, and the sentences they are put into.
+#[derive(Clone, Debug)]
+pub struct ZeroShot {
+    /// Names of the classes, in their order.
+    pub classes: Vec<String>,
+    /// Sentences with `{}` in the place of a class; the names alone if there are none.
+    pub templates: Vec<String>,
+}
+
+impl ZeroShot {
+    /// Reads names and, if given, templates: one a line.
+    ///
+    /// Errors: empty names, templates without `{}`.
+    pub fn read(classes: &Path, templates: Option<&Path>) -> Result<Self> {
+        let templates = match templates {
+            None => Vec::new(),
+            Some(path) => lines(path, "template")?,
+        };
+        if let Some(wrong) = templates.iter().find(|text| !text.contains("{}")) {
+            let message = format!("the template `{wrong}` has no {{}} for the class");
+            return Err(Error::input(message).hint("such as `a photo of a {}.`"));
+        }
+        Ok(Self {
+            classes: lines(classes, "name")?,
+            templates,
+        })
+    }
+
+    /// The mean embedding of each class's sentences, of length 1.
+    ///
+    /// Shapes: `embed` gives rows of length 1 for sentences; the result `[classes, width]`.
+    /// Source: Radford et al. 2021, section 3.1.4.
+    pub fn head(&self, embed: impl Fn(&[String]) -> Result<Tensor<2>>) -> Result<Tensor<2>> {
+        let rows = self.classes.iter().map(|class| {
+            let sentences: Vec<String> = match &self.templates[..] {
+                [] => vec![class.clone()],
+                templates => templates
+                    .iter()
+                    .map(|text| text.replace("{}", class))
+                    .collect(),
+            };
+            Ok(unit_length(embed(&sentences)?.mean_dim(0)))
+        });
+        Ok(Tensor::cat(rows.collect::<Result<_>>()?, 0))
+    }
+
+    /// The same by a text model.
+    pub fn head_of(&self, model: &TextModel) -> Result<Tensor<2>> {
+        self.head(|sentences| Ok(unit_length(model.embed(sentences)?)))
+    }
+}
+
+/// Logits by text: similarities of the images' embeddings and those of the classes, times the largest factor.
+///
+/// Shapes: `outputs` `[batch, width]`; `head` `[classes, width]`, rows of length 1; the result `[batch, classes]`.
+pub fn by_text(outputs: Tensor<2>, head: &Tensor<2>) -> Tensor<2> {
+    unit_length(outputs).matmul(head.clone().transpose()) * LARGEST_SCALE
+}
+
+fn lines(path: &Path, what: &str) -> Result<Vec<String>> {
+    let text = files::read_text(path)?;
+    let found: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+    if let Some(line) = found.iter().position(String::is_empty) {
+        let message = format!(
+            "`{}`, line {}: the {what} is empty",
+            path.display(),
+            line + 1
+        );
+        return Err(Error::input(message).hint(format!("one {what} a line")));
+    }
+    match found.is_empty() {
+        true => Err(Error::input(format!("`{}` is empty", path.display()))
+            .hint(format!("one {what} a line"))),
+        false => Ok(found),
+    }
+}
