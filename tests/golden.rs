@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use advxl::attack::{Norm, Pgd, Start, input_gradient};
 use advxl::fused::{self, Gelu, Precision, from_vec, to_vec};
-use advxl::loss::{Targets, cross_entropy};
+use advxl::loss::{Targets, contrastive, cross_entropy};
 use advxl::model::{Model, Pass, position, weights};
 use advxl::optim::{self, AverageConfig, Optimizer, OptimizerConfig, OptimizerKind};
 use burn::tensor::{Device, Tensor};
@@ -302,4 +302,36 @@ fn mixed_and_smoothed_cross_entropy_is_timms() {
     let mut gradients = values.mean().backward();
     let gradient = fused::to_vec(logits.grad_remove(&mut gradients).unwrap());
     assert_close(&gradient, &floats(&tensors, "gradient"), 1e-6, "gradient");
+}
+
+#[test]
+fn the_contrastive_loss_and_its_gradients_are_those_of_torch_in_f64() {
+    let bytes = golden("contrastive.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let tracked = |name: &str| {
+        let values: Tensor<2> = from_vec(floats(&tensors, name), [6, 5], &Device::flex());
+        values.autodiff().require_grad()
+    };
+    let (images, texts) = (tracked("images"), tracked("texts"));
+    let log_scale: Tensor<1> = from_vec(floats(&tensors, "log_scale"), [1], &Device::flex());
+    let log_scale = log_scale.autodiff().require_grad();
+    let loss = contrastive(images.clone(), texts.clone(), log_scale.clone()).mean();
+    assert_close(
+        &to_vec(loss.clone()),
+        &floats(&tensors, "loss"),
+        1e-6,
+        "loss",
+    );
+    let mut gradients = loss.backward();
+    for (name, tensor) in [("image_gradient", images), ("text_gradient", texts)] {
+        let found = to_vec(tensor.grad_remove(&mut gradients).unwrap());
+        assert_close(&found, &floats(&tensors, name), 1e-5, name);
+    }
+    let found = to_vec(log_scale.grad_remove(&mut gradients).unwrap());
+    assert_close(
+        &found,
+        &floats(&tensors, "log_scale_gradient"),
+        1e-5,
+        "log_scale",
+    );
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 
-use super::{StageImages, State};
+use super::{RunFolder, StageImages, State};
 use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
 use crate::files;
@@ -58,7 +58,7 @@ impl Captions {
         recipe: &Recipe,
         text: &Text,
         images: &StageImages,
-        run: &Path,
+        run: &RunFolder,
         device: &Device,
     ) -> Result<Self> {
         let file = match &text.embeddings {
@@ -79,12 +79,12 @@ impl Captions {
             }
             (None, Some(name), _) => {
                 let new = new_text_of(recipe, name);
-                let folder = folder_of(run, name);
+                let folder = folder_of(run.path(), name);
                 let read = OnceCell::new();
                 (Source::Model { folder, read }, new.embedding)
             }
             (None, None, Some(new)) => {
-                let (tokenizer, config) = new_model(new, images, &run.join("vocabulary"))?;
+                let (tokenizer, config) = new_model(new, images, run)?;
                 (Source::New { tokenizer, config }, new.embedding)
             }
             (None, None, None) => {
@@ -287,11 +287,13 @@ fn check_file(file: &EmbeddingFile, width: usize, dataset: &Dataset) -> Result<(
 fn new_model(
     new: &NewText,
     images: &StageImages,
-    folder: &Path,
+    run: &RunFolder,
 ) -> Result<(Tokenizer, TextConfig)> {
+    let folder = run.path().join("vocabulary");
     let path = folder.join("vocab.txt");
-    if !path.is_file() {
-        files::make_folder(folder)?;
+    // Of a run that never began it may be of other captions.
+    if !path.is_file() || !run.has_begun() {
+        files::make_folder(&folder)?;
         let words = vocabulary(&images.train)?;
         files::write(&path, (words.join("\n") + "\n").as_bytes())?;
     }
@@ -301,7 +303,7 @@ fn new_model(
         cleaning: Cleaning::Whitespace,
         strip_separator: true,
     };
-    let tokenizer = Tokenizer::open(folder, config)?;
+    let tokenizer = Tokenizer::open(&folder, config)?;
     let config = TextConfig {
         context: new.context,
         vocabulary: tokenizer.vocabulary(),

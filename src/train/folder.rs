@@ -63,12 +63,21 @@ impl RunFolder {
                 ));
             }
         }
-        files::write(&saved, recipe.as_bytes())?;
         Ok(Self {
             path: path.to_owned(),
             accept_changes,
             _lock: lock,
         })
+    }
+
+    /// Binds the folder to its recipe, once nothing speaks against the run.
+    pub(super) fn begin(&self, recipe: &str) -> Result<()> {
+        files::write(&self.path.join("recipe.toml"), recipe.as_bytes())
+    }
+
+    /// Whether a run has begun here.
+    pub(super) fn has_begun(&self) -> bool {
+        self.path.join("recipe.toml").is_file()
     }
 
     /// The folder.
@@ -227,5 +236,7 @@ fn side(batch: &Batch) -> usize {
 
 /// What a run may have left before it had a recipe.
 fn is_ours(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name == "lock")
+    let ours = ["lock", "vocabulary"];
+    path.file_name()
+        .is_some_and(|name| ours.iter().any(|own| name == *own))
 }

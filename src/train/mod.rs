@@ -176,12 +176,13 @@ impl Run {
         let stages = recipe.stage.iter().zip(&images);
         let captions = stages.map(|(stage, images)| match &stage.text {
             None => Ok(None),
-            Some(text) => Captions::open(&recipe, text, images, folder.path(), device)
+            Some(text) => Captions::open(&recipe, text, images, &folder, device)
                 .map(Some)
                 .context(|| format!("stage `{}`", stage.name)),
         });
         let captions: Vec<_> = captions.collect::<Result<_>>()?;
         check_outputs(&recipe, &images, &captions)?;
+        folder.begin(&recipe.to_toml())?;
         Ok(Self {
             precision: fused::usable(recipe.precision).0,
             recipe,

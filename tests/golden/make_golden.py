@@ -3,7 +3,7 @@
     pip install torch timm torchattacks numpy safetensors
     python tests/golden/make_golden.py
 
-Writes `vit`, `models`, `position`, `adamw`, `pgd` and `loss` (`.safetensors`) and `versions.json` beside this
+Writes `vit`, `models`, `position`, `adamw`, `pgd`, `loss` and `contrastive` (`.safetensors`) and `versions.json` beside this
 file. `README.md` lists every tensor. Inputs are rounded to float32 first, then everything is computed
 in float64 and stored as float32: a test compares float32 arithmetic with the exact answer, not with
 the rounding of another program. Two things are float32 throughout: PGD, whose images the attack
@@ -337,6 +337,22 @@ def record_pgd():
     }
 
 
+def record_contrastive():
+    """CLIP's loss of a batch, with its gradients, as open_clip writes it down."""
+    generator = torch.Generator().manual_seed(SEED)
+    images = random(generator, 6, 5).requires_grad_()
+    texts = F.normalize(random(generator, 6, 5), dim=1).float().double().requires_grad_()
+    log_scale = torch.tensor([1.75]).requires_grad_()
+    similarities = log_scale.exp() * F.normalize(images, dim=1) @ texts.T
+    own = torch.arange(6)
+    loss = (F.cross_entropy(similarities, own) + F.cross_entropy(similarities.T, own)) / 2
+    loss.backward()
+    return {
+        "images": images, "texts": texts, "log_scale": log_scale, "loss": loss.view(1),
+        "image_gradient": images.grad, "text_gradient": texts.grad, "log_scale_gradient": log_scale.grad,
+    }
+
+
 def record_loss():
     """Cross entropy with the soft targets of MixUp, label smoothing before mixing."""
     generator = torch.Generator().manual_seed(SEED)
@@ -386,6 +402,7 @@ def main():
     save("adamw", record_adamw())
     save("pgd", record_pgd())
     save("loss", record_loss())
+    save("contrastive", record_contrastive())
 
     versions = {"command": "python tests/golden/make_golden.py", "seed": SEED}
     versions["python"] = platform.python_version()
