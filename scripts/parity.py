@@ -251,7 +251,7 @@ ROWS = [
         "the same, sigmoid GELU, epsilon 1e-5",
         partial(to_timm, MICRO + TOKEN + LEARNED + ', pre_norm = true, gelu = "quick", norm_eps = 1e-5'),
     ),
-    ("advxl to timm", "ConvNeXt-atto, patches of 2", partial(to_timm, 'size = "convnext_atto", patch = 2')),
+    ("advxl to timm", "ConvNeXt-atto, patches of 1", partial(to_timm, 'size = "convnext_atto", patch = 1')),
     ("advxl to open_clip", "ViT-B-32-quickgelu, read from there", partial(there_and_back, "ViT-B-32-quickgelu")),
     (
         "advxl to open_clip",
