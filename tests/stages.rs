@@ -120,7 +120,10 @@ fn other_classes_without_a_new_head_are_refused_before_training() {
             "hint: set head = \"new\" in that stage",
         ],
     );
-    assert!(!out.join("recipe.toml").exists(), "the folder is still free");
+    assert!(
+        !out.join("recipe.toml").exists(),
+        "the folder is still free"
+    );
 }
 
 #[test]
