@@ -375,13 +375,16 @@ impl Recipe {
     }
 
     /// A run of two updates in each phase, of so many images each if told, without evaluations: what shows that
-    /// nothing is missing before the real one.
+    /// nothing is wrong before the real one. A tiny text model takes the place of one that is not there.
     pub fn rehearsal(&self, batch: Option<u64>) -> Self {
         let mut recipe = self.clone();
         for stage in &mut recipe.stage {
             stage.batch = batch.unwrap_or(stage.batch);
             for phase in &mut stage.phases {
                 phase.samples = 2 * stage.batch;
+            }
+            if let Some(text) = &mut stage.text {
+                text.rehearse();
             }
             let schedule = &mut stage.learning_rate;
             schedule.warmup_samples = schedule.warmup_samples.min(stage.batch);
@@ -579,6 +582,29 @@ impl Text {
             table.fault("templates", message, None);
         }
         Some(text)
+    }
+}
+
+impl Text {
+    /// Takes a tiny new text model in the place of files that are not there, as synthetic images are of real ones.
+    fn rehearse(&mut self) {
+        let missing = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.exists());
+        if missing(&self.classes) {
+            self.classes = None;
+        }
+        if missing(&self.model) || missing(&self.embeddings) {
+            let new = NewText {
+                context: 32,
+                width: 64,
+                depth: 1,
+                heads: 1,
+                embedding: 64,
+            };
+            *self = Self {
+                new: Some(new),
+                ..Self::default()
+            };
+        }
     }
 }
 

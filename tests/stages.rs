@@ -311,6 +311,39 @@ fn a_dry_run_on_synthetic_images_makes_two_updates_of_each_phase_and_keeps_nothi
     }
     let left = std::fs::read_dir(folder.path()).unwrap().count();
     assert_eq!(left, 1, "the recipe alone is left");
+    // A text model is data too.
+    let captions = [
+        "--batch",
+        "4",
+        "--set",
+        "stage.pretrain.loss={kind=\"contrastive\"}",
+        "--set",
+        "stage.pretrain.text={model=\"nowhere\"}",
+        "--set",
+        "stage.finetune.head=new",
+    ];
+    let text = std::fs::read_to_string(recipe).unwrap();
+    let (mixing, label) = (
+        "mixing = {",
+        "loss = { kind = \"cross_entropy\", label_smoothing = 0.1 }",
+    );
+    let without: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with(mixing))
+        .collect();
+    std::fs::write(
+        recipe,
+        without
+            .join("\n")
+            .replace(label, "loss = { kind = \"cross_entropy\" }"),
+    )
+    .unwrap();
+    let (code, text) = run(&captions);
+    assert_eq!(code, 0, "{text}");
+    assert!(
+        text.contains("its text model is not there; a tiny new one is taken"),
+        "{text}"
+    );
     let real = ["--set", "data.train=somewhere", "--batch", "4"];
     let (code, text) = run(&real);
     assert_eq!(code, 2, "{text}");

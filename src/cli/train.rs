@@ -92,6 +92,14 @@ impl Train {
         }
         let folder = std::env::temp_dir().join(format!("advxl-dry-run-{}", std::process::id()));
         let rehearsal = recipe.rehearsal(self.batch);
+        for (stage, rehearsed) in recipe.stage.iter().zip(&rehearsal.stage) {
+            if stage.text != rehearsed.text {
+                let name = &stage.name;
+                eprintln!(
+                    "note: stage `{name}`: its text model is not there; a tiny new one is taken"
+                );
+            }
+        }
         let done = Run::open(rehearsal, &folder, false, &device()).and_then(|run| {
             let mut screen = Terminal::new();
             let mut monitor = Monitor::new(&run.recipe, &run.folder, &mut screen);
