@@ -42,10 +42,6 @@ impl Loss {
             ("contrastive", LossKind::Contrastive),
         ];
         let kind = table.choice("kind", &kinds);
-        if kind == Some(LossKind::Contrastive) && table.has("label_smoothing") {
-            let message = "label_smoothing has no effect with kind = `contrastive`";
-            table.fault("label_smoothing", message, None);
-        }
         let share = |share: &f64| (0.0..1.0).contains(share);
         let label_smoothing = match table.has("label_smoothing") {
             true => table.optional_where("label_smoothing", "at least 0 and below 1", share)?,
@@ -54,6 +50,10 @@ impl Loss {
                 0.0
             }
         };
+        if kind == Some(LossKind::Contrastive) && label_smoothing > 0.0 {
+            let message = "label_smoothing has no effect with kind = `contrastive`";
+            table.fault("label_smoothing", message, None);
+        }
         Some(Self {
             kind: kind?,
             label_smoothing,
