@@ -30,6 +30,8 @@ pub struct Facts {
     pub dataset: String,
     /// Whether images beyond the data set's own were used.
     pub additional_data: bool,
+    /// The recipe that it was trained by, where it comes from a run.
+    pub recipe: Option<String>,
     /// Results of `advxl eval`.
     pub results: Vec<Value>,
 }
@@ -229,12 +231,16 @@ fn card(loaded: &Loaded, facts: &Facts, program: Use) -> String {
     };
     let mut text = format!(
         "---\n{head}\n- adversarial-robustness\n---\n\n# {}\n\n\
-         {}, {parameters:.1} M parameters, {} {outputs}, trained adversarially with \
-         [advxl](https://arxiv.org/abs/2401.04727).\n\n",
+         {}, {parameters:.1} M parameters, {} {outputs}, written by advxl, the open trainer for the method of \
+         [AdvXL](https://arxiv.org/abs/2401.04727).\n\n",
         facts.name,
         architecture(loaded),
         loaded.model.classes()
     );
+    text += match &facts.recipe {
+        Some(_) => "It was trained by the recipe at the end of this card.\n\n",
+        None => "How it was trained is not known to this card.\n\n",
+    };
     for (what, value) in [
         ("Authors", &facts.authors),
         ("Described at", &facts.link),
@@ -261,13 +267,22 @@ fn card(loaded: &Loaded, facts: &Facts, program: Use) -> String {
         _ => {}
     }
     text += "## Measured\n\n";
+    text += &measured(facts);
+    if let Some(recipe) = &facts.recipe {
+        text += &format!("\n## Recipe\n\n```toml\n{}\n```\n", recipe.trim_end());
+    }
+    text
+}
+
+/// The card's table of results.
+fn measured(facts: &Facts) -> String {
     let evaluations = evaluations(&facts.results);
     if evaluations.is_empty() {
-        text += "Nothing: no result of `advxl eval` was given for this card.\n";
-        return text;
+        return "Nothing: no result of `advxl eval` was given for this card.\n".to_owned();
     }
-    text +=
-        "| threat model | images | attack | standing | 95 % interval |\n|---|---|---|---|---|\n";
+    let mut text =
+        "| threat model | images | attack | standing | 95 % interval |\n|---|---|---|---|---|\n"
+            .to_owned();
     for result in evaluations {
         for stage in stages(result) {
             let threat = match stage["attack"].as_str() {

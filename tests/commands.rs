@@ -224,6 +224,10 @@ fn an_exported_model_gives_the_same_logits_and_its_card_tells_what_was_measured(
     assert_eq!(entry["eps"], "8/255");
     assert!(entry["clean_acc"].is_string() && entry["autoattack_acc"].is_string());
     let card = std::fs::read_to_string(format!("{out}/README.md")).unwrap();
+    assert!(
+        card.contains("## Recipe") && card.contains("schema = 1"),
+        "{card}"
+    );
     assert!(card.contains("| linf 8/255 | 24 | square |"), "{card}");
 
     let logits = |model: &str, name: &str| {

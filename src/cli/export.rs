@@ -83,7 +83,13 @@ impl Export {
                 .context(doing),
             }
         };
+        let recipe = self.model.path.join("recipe.toml");
+        let recipe = match recipe.is_file() {
+            true => Some(files::read_text(&recipe)?),
+            false => None,
+        };
         let facts = Facts {
+            recipe,
             name: self.name.clone(),
             authors: self.authors.clone(),
             link: self.link.clone(),
