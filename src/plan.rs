@@ -182,7 +182,7 @@ pub fn available_memory() -> Option<u64> {
 fn of_phase(recipe: &Recipe, stage: &Stage, phase: &Phase) -> PhasePlan {
     let tokens = recipe.tokens(phase);
     let forward_macs = recipe.forward_macs(phase);
-    let attack_steps = stage.attack.as_ref().map_or(0, |attack| attack.steps);
+    let attack_steps = stage.attack_steps();
     PhasePlan {
         stage: stage.name.clone(),
         image_size: phase.image_size,
@@ -191,7 +191,7 @@ fn of_phase(recipe: &Recipe, stage: &Stage, phase: &Phase) -> PhasePlan {
         attack_steps,
         forward_macs,
         paper_macs: (phase.samples * (attack_steps + 1)) as f64 * forward_macs as f64,
-        flops_per_sample: 2.0 * (2 * attack_steps + 3) as f64 * forward_macs as f64,
+        flops_per_sample: 2.0 * stage.passes() as f64 * forward_macs as f64,
     }
 }
 

@@ -418,12 +418,11 @@ impl Recipe {
         self.model.forward_macs(phase.image_size as usize, patches)
     }
 
-    /// Multiply-adds of the run's forward passes from a sample on, each counted as often as `passes`
-    /// says for the number of attack steps.
-    fn macs(&self, from: u64, passes: impl Fn(u64) -> u64) -> f64 {
+    /// Multiply-adds of the run's forward passes from a sample on, each counted as often as `passes` says.
+    fn macs(&self, from: u64, passes: impl Fn(&Stage) -> u64) -> f64 {
         let (mut total, mut start) = (0.0, 0);
         for stage in &self.stage {
-            let passes = passes(stage.attack.as_ref().map_or(0, |attack| attack.steps)) as f64;
+            let passes = passes(stage) as f64;
             for phase in &stage.phases {
                 let end = start + phase.samples;
                 let samples = end.saturating_sub(from.max(start)) as f64;
@@ -438,13 +437,12 @@ impl Recipe {
     ///
     /// Source: the compute column of the paper's tables.
     pub fn paper_macs(&self) -> f64 {
-        self.macs(0, |steps| steps + 1)
+        self.macs(0, |stage| stage.attack_steps() + 1)
     }
 
-    /// The arithmetic that is left from a sample on: 2k + 3 forward passes' worth, since an attack
-    /// pass needs the gradient of its input alone.
+    /// The arithmetic that is left from a sample on.
     pub fn macs_left(&self, from: u64) -> f64 {
-        self.macs(from, |steps| 2 * steps + 3)
+        self.macs(from, Stage::passes)
     }
 
     /// The image size that learned positions are made for: that of the first phase.
@@ -711,6 +709,20 @@ impl Stage {
             Some(warmup) if seen < warmup => Some(attack.weakened(seen as f64 / warmup as f64)),
             _ => Some(attack.clone()),
         }
+    }
+
+    /// Steps of its attack.
+    pub fn attack_steps(&self) -> u64 {
+        self.attack.as_ref().map_or(0, |attack| attack.steps)
+    }
+
+    /// What an image costs, in forward passes: 2k + 3, since an attack pass needs the gradient of its input alone; one
+    /// more for each of the k + 1 gradients where captions are compared over several chunks.
+    pub fn passes(&self) -> u64 {
+        let steps = self.attack_steps();
+        let chunked = self.chunk.is_some_and(|chunk| chunk < self.batch);
+        let again = chunked && self.loss.kind == LossKind::Contrastive;
+        2 * steps + 3 + if again { steps + 1 } else { 0 }
     }
 
     /// Samples of all its phases.
