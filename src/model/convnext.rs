@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::config::convnext::KERNEL;
 use super::conv::{ConvLayer, convolution};
-use super::{ConvNextConfig, NORM_EPS, Parameter, Pass, Stem, parameter};
+use super::{ConvNextConfig, NORM_EPS, Parameter, Pass, Stem, asked_for};
 use crate::fused::{
     ConvNextCache, ConvNextSpec, Gelu, PatchSpec, convnext_block, layer_norm, linear, patches,
 };
@@ -61,7 +61,7 @@ impl ConvNext {
         device: &Device,
         mut weights: impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
     ) -> Result<Self, E> {
-        let mut tensor = |name: &str, shape: &[usize]| parameter(&mut weights, device, name, shape);
+        let mut tensor = |name: &str, shape: &[usize]| asked_for(&mut weights, device, name, shape);
         let (patch, first) = (config.patch, config.widths[0]);
         let mut stem = Vec::new();
         let mut patches = None;

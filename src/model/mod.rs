@@ -264,21 +264,13 @@ impl Model {
     /// The model itself is never recorded, so that attacks compute no gradients of weights.
     pub fn tracked(&self) -> Self {
         let mut model = self.clone();
-        for parameter in model.places_of_parameters() {
-            parameter.value = parameter.value.clone().autodiff().require_grad();
-        }
+        parameter::track(model.places_of_parameters());
         model
     }
 
     /// The gradients of a tracked model's weights, in the order of [`Self::parameters`].
     pub fn gradients(&self, gradients: &mut Gradients) -> Vec<Tensor<1>> {
-        let of = |parameter: &Parameter| {
-            let found = parameter.value.grad_remove(gradients);
-            // A weight that the loss does not depend on, such as the class token of a model
-            // without blocks.
-            found.unwrap_or_else(|| parameter.value.clone().without_autodiff().zeros_like())
-        };
-        self.parameters().into_iter().map(of).collect()
+        parameter::gradients_of(self.parameters(), gradients)
     }
 
     /// The same model with other values, such as the average of the weights.
@@ -291,24 +283,14 @@ impl Model {
             Self::Vit(vit) => vit.renew_caches(),
             Self::ConvNext(convnext) => convnext.renew_caches(),
         }
-        let parameters = model.places_of_parameters();
-        let values: Vec<_> = values.into_iter().collect();
-        assert_eq!(
-            parameters.len(),
-            values.len(),
-            "one tensor for each parameter"
-        );
-        for (parameter, value) in parameters.into_iter().zip(values) {
-            assert_eq!(parameter.value.dims(), value.dims(), "{}", parameter.name);
-            parameter.value = value;
-        }
+        parameter::replace(model.places_of_parameters(), values);
         model
     }
 }
 
 /// A weight as a model asks for it: decay applies to matrices, not to biases, norms, positions, class token and layer
 /// scales.
-fn parameter<E>(
+fn asked_for<E>(
     weights: &mut impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
     device: &Device,
     name: &str,

@@ -1,6 +1,6 @@
 //! One tensor of weights under its published name.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Gradients, Tensor};
 
 use crate::fused::{from_vec, to_vec};
 
@@ -54,5 +54,46 @@ impl Parameter {
     /// The values on the host.
     pub fn to_vec(&self) -> Vec<f32> {
         to_vec(self.value.clone())
+    }
+}
+
+/// Records parameters for their gradients.
+pub(crate) fn track<'a>(parameters: impl IntoIterator<Item = &'a mut Parameter>) {
+    for parameter in parameters {
+        parameter.value = parameter.value.clone().autodiff().require_grad();
+    }
+}
+
+/// The gradients of recorded parameters, in their order.
+pub(crate) fn gradients_of<'a>(
+    parameters: impl IntoIterator<Item = &'a Parameter>,
+    gradients: &mut Gradients,
+) -> Vec<Tensor<1>> {
+    let of = |parameter: &Parameter| {
+        let found = parameter.value.grad_remove(gradients);
+        // A weight that the loss does not depend on, such as the class token of a model
+        // without blocks.
+        found.unwrap_or_else(|| parameter.value.clone().without_autodiff().zeros_like())
+    };
+    parameters.into_iter().map(of).collect()
+}
+
+/// Gives parameters other values, such as the average of the weights.
+///
+/// # Panics
+/// When there is not one tensor of the right length for each parameter.
+pub(crate) fn replace(
+    parameters: Vec<&mut Parameter>,
+    values: impl IntoIterator<Item = Tensor<1>>,
+) {
+    let values: Vec<_> = values.into_iter().collect();
+    assert_eq!(
+        parameters.len(),
+        values.len(),
+        "one tensor for each parameter"
+    );
+    for (parameter, value) in parameters.into_iter().zip(values) {
+        assert_eq!(parameter.value.dims(), value.dims(), "{}", parameter.name);
+        parameter.value = value;
     }
 }

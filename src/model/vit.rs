@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor};
 use super::config::vit::{Pool, Position};
 use super::conv::ConvLayer;
 use super::position::resample;
-use super::{Kept, Parameter, Pass, Stem, VitConfig, parameter};
+use super::{Kept, Parameter, Pass, Stem, VitConfig, asked_for};
 use crate::fused::{
     BlockSpec, PatchSpec, PathScale, WeightCache, encoder_block, from_vec, layer_norm, linear,
     patches, to_vec,
@@ -64,7 +64,7 @@ impl Vit {
             hidden,
             ..
         } = *config;
-        let mut tensor = |name: &str, shape: &[usize]| parameter(&mut weights, device, name, shape);
+        let mut tensor = |name: &str, shape: &[usize]| asked_for(&mut weights, device, name, shape);
         let class_token = match config.class_token {
             true => Some(tensor("cls_token", &[1, 1, width])?),
             false => None,

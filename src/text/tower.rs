@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::fused::{
     BlockSpec, Precision, WeightCache, encoder_block, from_vec, gelu, layer_norm, linear,
 };
-use crate::model::Parameter;
+use crate::model::parameter::{self, Parameter};
 use crate::rng::{Purpose, Rng};
 
 /// A text tower with its weights.
@@ -223,20 +223,13 @@ impl TextTower {
     /// The same weights, recorded for their gradients.
     pub fn tracked(&self) -> Self {
         let mut tower = self.clone();
-        for parameter in tower.places_of_parameters() {
-            parameter.value = parameter.value.clone().autodiff().require_grad();
-        }
+        parameter::track(tower.places_of_parameters());
         tower
     }
 
     /// The gradients of a tracked tower's weights, in the order of [`Self::parameters`].
     pub fn gradients(&self, gradients: &mut Gradients) -> Vec<Tensor<1>> {
-        let of = |parameter: &Parameter| {
-            let found = parameter.value.grad_remove(gradients);
-            // A weight that the loss does not depend on.
-            found.unwrap_or_else(|| parameter.value.clone().without_autodiff().zeros_like())
-        };
-        self.parameters().into_iter().map(of).collect()
+        parameter::gradients_of(self.parameters(), gradients)
     }
 
     /// The same tower with other values.
@@ -248,17 +241,7 @@ impl TextTower {
         for block in &mut tower.blocks {
             block.cache = WeightCache::default();
         }
-        let parameters = tower.places_of_parameters();
-        let values: Vec<_> = values.into_iter().collect();
-        assert_eq!(
-            parameters.len(),
-            values.len(),
-            "one tensor for each parameter"
-        );
-        for (parameter, value) in parameters.into_iter().zip(values) {
-            assert_eq!(parameter.value.dims(), value.dims(), "{}", parameter.name);
-            parameter.value = value;
-        }
+        parameter::replace(tower.places_of_parameters(), values);
         tower
     }
 }

@@ -10,7 +10,7 @@ use burn::tensor::{Gradients, Tensor};
 
 use crate::attack::input_gradient;
 use crate::loss::Objective;
-use crate::model::{DropPath, Kept, Model, Pass};
+use crate::model::{DropPath, Model, Pass};
 
 /// How the passes over one batch are done.
 pub(super) struct Passes<'a> {
@@ -43,7 +43,7 @@ pub(super) struct Beside {
 }
 
 impl Passes<'_> {
-    /// The gradient of the sum of the losses for the images, and the losses.
+    /// The gradient of the sum of the losses for the images.
     pub(super) fn input_gradient(&self, images: Tensor<4>, objective: &Objective) -> Tensor<4> {
         let Some(chunks) = self.chunks(images.dims()[0]) else {
             let loss = |images| objective.losses(self.model.logits(images, &self.pass));
@@ -51,13 +51,8 @@ impl Passes<'_> {
         };
         let towards = self.output_gradient(&images, objective, &chunks, 1.0);
         let parts = chunks.into_iter().enumerate().map(|(number, rows)| {
-            let (pass, kept) = self.of_rows(&rows);
-            let pass = Pass {
-                kept: kept.as_ref(),
-                ..pass
-            };
             let loss = |images| {
-                let outputs = self.model.logits(images, &pass);
+                let outputs = self.outputs(self.model, images, &rows);
                 match &towards {
                     None => of_part(objective, &rows).losses(outputs),
                     Some(towards) => along(outputs, &towards.parts[number]),
@@ -89,13 +84,8 @@ impl Passes<'_> {
         let (mut outputs, mut losses) = (Vec::new(), Vec::new());
         let mut gradients: Option<Vec<Tensor<1>>> = None;
         for (number, rows) in chunks.into_iter().enumerate() {
-            let (pass, kept) = self.of_rows(&rows);
-            let pass = Pass {
-                kept: kept.as_ref(),
-                ..pass
-            };
             let tracked = self.model.tracked();
-            let out = tracked.logits(part(&images, &rows), &pass);
+            let out = self.outputs(&tracked, part(&images, &rows), &rows);
             outputs.push(out.clone().without_autodiff());
             let climbed = match &towards {
                 None => {
@@ -134,19 +124,20 @@ impl Passes<'_> {
         )
     }
 
-    /// The pass of some rows of the batch.
-    fn of_rows(&self, rows: &Range<usize>) -> (Pass<'static>, Option<Kept>) {
+    /// What the model gives for the images of some rows of the batch.
+    fn outputs(&self, model: &Model, images: Tensor<4>, rows: &Range<usize>) -> Tensor<2> {
+        let kept = self.pass.kept.map(|kept| kept.of_rows(rows));
         let drop_path = self.pass.drop_path.as_ref().map(|path| DropPath {
             position: path.position + rows.start as u64,
             ..path.clone()
         });
         let pass = Pass {
             precision: self.pass.precision,
-            kept: None,
+            kept: kept.as_ref(),
             drop_path,
             recompute: self.pass.recompute,
         };
-        (pass, self.pass.kept.map(|kept| kept.of_rows(rows)))
+        model.logits(images, &pass)
     }
 
     /// The losses and their gradient for the outputs, times `share`, where images are compared with each other.
@@ -160,14 +151,9 @@ impl Passes<'_> {
         if objective.of_part(0..1).is_some() {
             return None;
         }
-        let outputs = chunks.iter().map(|rows| {
-            let (pass, kept) = self.of_rows(rows);
-            let pass = Pass {
-                kept: kept.as_ref(),
-                ..pass
-            };
-            self.model.logits(part(images, rows), &pass)
-        });
+        let outputs = chunks
+            .iter()
+            .map(|rows| self.outputs(self.model, part(images, rows), rows));
         let outputs = Tensor::cat(outputs.collect(), 0).autodiff().require_grad();
         let objective = recorded(objective);
         let losses = objective.losses(outputs.clone());
