@@ -214,8 +214,7 @@ fn whole_or_absent(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> 
     let temporary = beside(path);
     let written = write(&temporary).and_then(|()| {
         fs::File::open(&temporary)?.sync_all()?;
-        fs::rename(&temporary, path)?;
-        sync_folder_of(path)
+        settle(&temporary, path)
     });
     written.map_err(|error| {
         // Best effort: the write has failed already, and a left-over temporary file is ignored.
@@ -263,8 +262,7 @@ impl Draft {
         };
         let placed = file
             .sync_all()
-            .and_then(|()| fs::rename(&self.temporary, &self.path))
-            .and_then(|()| sync_folder_of(&self.path));
+            .and_then(|()| settle(&self.temporary, &self.path));
         placed.map_err(|error| {
             let _ = fs::remove_file(&self.temporary);
             explain("write", &self.path, &error)
@@ -335,9 +333,7 @@ impl Iterator for Lines {
 
 /// Renames a complete file or folder into place and makes the rename last.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
-    fs::rename(from, to)
-        .and_then(|()| sync_folder_of(to))
-        .map_err(|error| explain("rename into", to, &error))
+    settle(from, to).map_err(|error| explain("rename into", to, &error))
 }
 
 /// Adds a line to a file that grows, such as a log.
@@ -431,6 +427,12 @@ fn beside(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
     path.with_file_name(name)
+}
+
+/// Renames and makes the rename last.
+fn settle(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    sync_folder_of(to)
 }
 
 fn sync_folder_of(path: &Path) -> io::Result<()> {

@@ -15,8 +15,8 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
 use super::{
-    Gelu, Precision, WeightCache, node, on_kernels, plain, primitive, recorded, register, reusable,
-    slice, wanted,
+    Gelu, Precision, WeightCache, node, nodes_of, on_kernels, plain, primitive, recorded,
+    register_all, reusable, slice, wanted,
 };
 
 /// What an encoder block is, apart from its weights.
@@ -133,12 +133,7 @@ pub fn encoder_block(
     };
     let input = node(&x);
     if weights[0].is_autodiff() {
-        let nodes = std::iter::once(input).chain(weights.iter().map(node));
-        let nodes: [_; 13] = nodes
-            .collect::<Vec<_>>()
-            .try_into()
-            .expect("an input and 12 weights");
-        call.tracked(primitive(x), nodes, spec.recompute)
+        call.tracked(primitive(x), nodes_of::<13>(input, weights), spec.recompute)
     } else if x.is_autodiff() {
         call.tracked(primitive(x), [input], spec.recompute)
     } else {
@@ -254,15 +249,8 @@ impl<const N: usize> Backward<Flex, N> for BlockBackward {
         // Their memory serves the next block.
         drop(saved);
 
-        let mut parents = ops
-            .parents
-            .into_iter()
-            .map(|parent| parent.map(|parent| parent.id));
-        let input = parents.next().expect("the input is the first parent");
-        register(grads, input, dx, &[batch, tokens, width]);
-        for (parent, values) in parents.zip(weights.into_iter().flat_map(in_order)) {
-            let shape = [values.len()];
-            register(grads, parent, values, &shape);
-        }
+        let parents = ops.parents.map(|parent| parent.map(|parent| parent.id));
+        let weights = weights.into_iter().flat_map(in_order);
+        register_all(grads, parents, (dx, &[batch, tokens, width]), weights);
     }
 }

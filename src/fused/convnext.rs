@@ -15,8 +15,8 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
 use super::{
-    ConvNextCache, Gelu, Precision, node, on_kernels, plain, primitive, recorded, register,
-    reusable, slice, wanted,
+    ConvNextCache, Gelu, Precision, node, nodes_of, on_kernels, plain, primitive, recorded,
+    register_all, reusable, slice, wanted,
 };
 
 /// What a ConvNeXt block is, apart from its weights.
@@ -118,12 +118,7 @@ pub fn convnext_block(
     };
     let input = node(&x);
     if weights[0].is_autodiff() {
-        let nodes = std::iter::once(input).chain(weights.iter().map(node));
-        let nodes: [_; 10] = nodes
-            .collect::<Vec<_>>()
-            .try_into()
-            .expect("an input and 9 weights");
-        call.tracked(primitive(x), nodes, spec.recompute)
+        call.tracked(primitive(x), nodes_of::<10>(input, weights), spec.recompute)
     } else if x.is_autodiff() {
         call.tracked(primitive(x), [input], spec.recompute)
     } else {
@@ -241,16 +236,9 @@ impl<const N: usize> Backward<Flex, N> for ConvNextBackward {
         // Their memory serves the next block.
         drop(saved);
 
-        let mut parents = ops
-            .parents
-            .into_iter()
-            .map(|parent| parent.map(|parent| parent.id));
-        let input = parents.next().expect("the input is the first parent");
-        register(grads, input, dx, &call.dims());
-        for (parent, values) in parents.zip(weights.into_iter().flat_map(in_order)) {
-            let shape = [values.len()];
-            register(grads, parent, values, &shape);
-        }
+        let parents = ops.parents.map(|parent| parent.map(|parent| parent.id));
+        let weights = weights.into_iter().flat_map(in_order);
+        register_all(grads, parents, (dx, &call.dims()), weights);
     }
 }
 

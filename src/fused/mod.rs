@@ -135,6 +135,32 @@ fn register(grads: &mut Gradients, parent: Option<NodeId>, values: Floats, shape
     }
 }
 
+/// The places of a block's input and weights, in that order.
+///
+/// # Panics
+/// When `N` is not the number of weights and one.
+fn nodes_of<const N: usize>(input: NodeGuard, weights: &[Tensor<1>]) -> [NodeGuard; N] {
+    let nodes = std::iter::once(input).chain(weights.iter().map(node));
+    let nodes: Result<[_; N], _> = nodes.collect::<Vec<_>>().try_into();
+    nodes.expect("an input and its weights")
+}
+
+/// Hands the gradients of a block's input, of a shape, and of its weights, where there are any, to its parents.
+fn register_all(
+    grads: &mut Gradients,
+    parents: impl IntoIterator<Item = Option<NodeId>>,
+    (input, shape): (Floats, &[usize]),
+    weights: impl IntoIterator<Item = Floats>,
+) {
+    let mut parents = parents.into_iter();
+    let first = parents.next().expect("the input is the first parent");
+    register(grads, first, input, shape);
+    for (parent, values) in parents.zip(weights) {
+        let shape = [values.len()];
+        register(grads, parent, values, &shape);
+    }
+}
+
 /// A tensor as a vector on the host.
 pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor
