@@ -227,11 +227,15 @@ pub struct Evaluation {
     pub attack: Pgd,
 }
 
-/// An evaluation of the trained model, whose result is `result-NAME.json` in the run's folder.
+/// An evaluation of the model at the end of a stage, by the names of the classes if the stage learns by captions. Its
+/// result is `result-NAME.json` in the run's folder.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FinalEvaluation {
     /// What its result is called.
     pub name: String,
+    /// The stage at whose end the model is taken; the last one if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
     /// How many of the test images, from the first.
     pub images: u64,
     /// The attacks by name, in order.
@@ -326,6 +330,11 @@ impl Recipe {
         if let Some(stages) = &stages {
             check_data(table, stages);
             check_heads(table, stages);
+            check_final(
+                table,
+                stages,
+                final_evaluation.as_deref().unwrap_or_default(),
+            );
             let mut names: Vec<_> = stages.iter().map(|stage| &stage.name).collect();
             names.sort();
             if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -487,10 +496,9 @@ fn check_heads(table: &Table, stages: &[Stage]) {
             );
             table.fault("stage", message, None);
         }
-        let of_text = before.last().is_some_and(|earlier| {
-            let text = earlier.text.as_ref();
-            text.is_some_and(|text| text.embeddings.is_none() || text.model.is_some())
-        });
+        let of_text = before
+            .last()
+            .is_some_and(|earlier| earlier.text.as_ref().is_some_and(Text::has_model));
         if stage.head == Head::Text && !of_text {
             let message = format!(
                 "stage `{}`: head = `text` needs a text model in the stage before it",
@@ -505,6 +513,30 @@ fn check_heads(table: &Table, stages: &[Stage]) {
         let message = format!("head has no effect in the first stage, `{}`", first.name);
         let hint = "the head of a run's beginning is chosen in the table `start`".to_owned();
         table.fault("stage", message, Some(hint));
+    }
+}
+
+/// Faults where a final evaluation is of a stage that there is not, or that has nothing to tell classes by.
+fn check_final(table: &Table, stages: &[Stage], evaluations: &[FinalEvaluation]) {
+    for evaluation in evaluations {
+        let name = &evaluation.name;
+        let Some(stage) = evaluation.stage_of(stages) else {
+            let known: Vec<_> = stages.iter().map(|stage| &stage.name[..]).collect();
+            let named = evaluation.stage.as_deref().unwrap_or_default();
+            let message = format!("final evaluation `{name}`: there is no stage `{named}`");
+            let hint = format!("the stages are {}", known.join(", "));
+            table.fault("final_evaluation", message, Some(hint));
+            continue;
+        };
+        if let Some(text) = &stages[stage].text
+            && !text.has_model()
+        {
+            let message = format!(
+                "final evaluation `{name}`: stage `{}` has no text model, which would embed the names of the classes",
+                stages[stage].name
+            );
+            table.fault("final_evaluation", message, None);
+        }
     }
 }
 
@@ -584,6 +616,11 @@ impl Text {
 }
 
 impl Text {
+    /// Whether there is a model to embed the names of classes with, and not embeddings of captions alone.
+    fn has_model(&self) -> bool {
+        self.model.is_some() || self.from.is_some() || self.new.is_some()
+    }
+
     /// Takes a tiny new text model in the place of files that are not there, as synthetic images are of real ones.
     fn rehearse(&mut self) {
         let missing = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.exists());
@@ -787,6 +824,7 @@ impl FinalEvaluation {
             !name.is_empty() && name.chars().all(plain)
         };
         let name = table.required_where("name", "letters, digits, - and _", is_name);
+        let stage = table.optional("stage");
         let images = table.required_where("images", "at least 1", |images: &u64| *images > 0);
         let attacks: Option<Vec<String>> = table.required("attacks");
         let norm = table.choice("norm", &Norm::WORDS);
@@ -795,6 +833,7 @@ impl FinalEvaluation {
         });
         let found = Self {
             name: name?,
+            stage,
             images: images?,
             attacks: attacks?,
             norm: norm?,
@@ -814,6 +853,14 @@ impl FinalEvaluation {
                 table.fault("attacks", format!("`{unknown}` is no attack"), Some(hint));
                 None
             }
+        }
+    }
+
+    /// The number of its stage, if there is one.
+    pub fn stage_of(&self, stages: &[Stage]) -> Option<usize> {
+        match &self.stage {
+            None => stages.len().checked_sub(1),
+            Some(named) => stages.iter().position(|stage| stage.name == *named),
         }
     }
 

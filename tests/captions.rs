@@ -128,7 +128,21 @@ fn a_run_goes_from_captions_to_classes_and_resumes_to_the_same_bits() {
 fn a_head_made_of_class_names_decides_as_the_text_model_did() {
     let folder = tempfile::tempdir().unwrap();
     // Without the average, whose head begins with the stage all the same, and with positions of every size alike.
-    let changes = [("average = { decay = 0.9 }", "")];
+    let last = r#"
+[[final_evaluation]]
+name = "by_text"
+stage = "pretrain"
+images = 40
+attacks = ["pgd"]
+norm = "linf"
+epsilon = "2/255"
+
+[[stage]]
+name = "clip""#;
+    let changes = [
+        ("average = { decay = 0.9 }", ""),
+        ("[[stage]]\nname = \"clip\"", last),
+    ];
     let recipe = write(folder.path(), "recipe", &changes);
     let run = folder.path().join("run");
     trained(&recipe, &run);
@@ -205,11 +219,23 @@ fn a_head_made_of_class_names_decides_as_the_text_model_did() {
     .concat();
     let (code, told) = advxl(&by_text);
     assert_eq!(code, 0, "{told}");
-    let whole = text(run);
+    let whole = text(run.clone());
     let by_head = [&["eval", &whole[..], "--out", &head_out], &common[..]].concat();
     let (code, told) = advxl(&by_head);
     assert_eq!(code, 0, "{told}");
     assert_eq!(accuracy(&text_out), accuracy(&head_out));
+
+    // The recipe's own evaluation of the stage of captions is that of the command line.
+    let again = text(folder.path().join("again"));
+    let settings = "--data synthetic:48 --attack pgd --eps 2/255 --n 40 --image-size 16 --interpolation bilinear --seed 5";
+    let settings: Vec<&str> = settings.split(' ').collect();
+    let arguments = [&["eval", &stage[..], "--out", &again], &settings[..], &zero].concat();
+    let (code, told) = advxl(&arguments);
+    assert_eq!(code, 0, "{told}");
+    let own = std::fs::read_to_string(run.join("result-by_text.json")).unwrap();
+    let own: serde_json::Value = serde_json::from_str(&own).unwrap();
+    assert_eq!(own["robust"], accuracy(&again));
+    assert_eq!(own["images"], 40);
 
     // A model of classes gives no embeddings.
     let wrong = [
@@ -323,6 +349,13 @@ fn what_does_not_go_together_is_told_before_training() {
         (
             vec![("from = \"clip\"", "from = \"clop\"")],
             "text.from = `clop` is no earlier stage with a new text model",
+        ),
+        (
+            vec![(
+                "[[stage]]\nname = \"clip\"",
+                "[[final_evaluation]]\nname = \"a\"\nstage = \"pretain\"\nimages = 8\nattacks = [\"pgd\"]\nnorm = \"linf\"\nepsilon = \"2/255\"\n\n[[stage]]\nname = \"clip\"",
+            )],
+            "final evaluation `a`: there is no stage `pretain`\n    hint: the stages are clip, pretrain, finetune",
         ),
         (
             vec![("from = \"clip\"", "from = \"clip\", model = \"x\"")],

@@ -203,6 +203,22 @@ impl Captions {
         Ok(Some(head))
     }
 
+    /// The head of class names at the end of a stage, from the text model that the run has saved if it is one that learned.
+    ///
+    /// Shapes: `[classes, width]`.
+    /// Errors: there is no text model, or no class.
+    pub(super) fn final_head(&self, stage: &str, run: &Path) -> Result<Tensor<2>> {
+        let saved = match self.source {
+            Source::New { .. } => Some(TextModel::load(&folder_of(run, stage), &self.device)?),
+            _ => None,
+        };
+        let head = self.class_head(saved.as_ref().map(|model| &model.tower))?;
+        head.ok_or_else(|| {
+            let message = format!("stage `{stage}` has no names of classes to compare images with");
+            Error::input(message).hint("give text.classes, or test images that have classes")
+        })
+    }
+
     /// Embeddings of length 1.
     fn embed(&self, captions: &[String], tower: Option<&TextTower>) -> Result<Tensor<2>> {
         let (tower, tokenizer) = match (&self.source, tower) {

@@ -1,4 +1,4 @@
-//! The evaluations at the end of a run, of the model that the run has saved.
+//! The evaluations at the end of a run, of the models that it saved at the ends of its stages.
 
 use serde_json::{Value, json};
 
@@ -9,10 +9,11 @@ use crate::error::{Context, Result};
 use crate::eval::result::{self, Subject, to_json};
 use crate::eval::session::{Progress, conclude, examine};
 use crate::eval::{Evaluation, Images};
-use crate::fused::Precision;
+use crate::fused::{self, Precision};
 use crate::model::{Pass, weights};
 use crate::recipe::{FinalEvaluation, word_of};
 use crate::screen::Screen;
+use crate::text::zero_shot::by_text;
 
 /// Images at a time; changes no result.
 const BATCH: usize = 128;
@@ -32,21 +33,40 @@ pub fn evaluate_finally(run: &Run, screen: &mut dyn Screen) -> Result<Vec<(Strin
 
 fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) -> Result<Value> {
     let folder = run.folder.path();
-    let saved = weights::load(&folder.join("model"), &run.device)?;
+    let number = evaluation.stage_of(&run.recipe.stage);
+    let number = number.expect("recipes are checked");
+    let stage = &run.recipe.stage[number];
+    let model = folder.join("stages").join(&stage.name);
+    let saved = weights::load(&model, &run.device)?;
+    // Images that are compared with captions are classified by the names of the classes.
+    let head = match &run.captions[number] {
+        None => None,
+        Some(captions) => Some(captions.final_head(&stage.name, folder)?),
+    };
+    let model_hash = match &head {
+        None => saved.hash,
+        // With another text model, or other sentences, it is another classifier.
+        Some(head) => {
+            let head = fused::to_vec(head.clone());
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(saved.hash.as_bytes());
+            hasher.update(bytemuck::cast_slice(&head));
+            hasher.finalize().to_string()
+        }
+    };
     let attacks = evaluation.attacks();
     let transform = EvaluationTransform {
         image_size: saved.image_size,
         crop_fraction: 1.0,
         interpolation: Filter::Bilinear,
     };
-    let last = run.recipe.stage.last().expect("a recipe has stages");
-    let test = &run.images.last().expect("as many as stages").test;
+    let test = &run.images[number].test;
     let count = (evaluation.images as usize).min(test.len());
     let subject = Subject {
         program: format!("advxl {}", env!("CARGO_PKG_VERSION")),
-        model: folder.join("model").display().to_string(),
-        model_hash: saved.hash,
-        data: run.recipe.data_of(last).test.to_string(),
+        model: model.display().to_string(),
+        model_hash,
+        data: run.recipe.data_of(stage).test.to_string(),
         data_hash: test.fingerprint(),
         images: count,
         image_size: saved.image_size,
@@ -68,7 +88,13 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         "evaluation `{}` on {count} images",
         evaluation.name
     ));
-    let logits = |images| saved.model.logits(images, &Pass::evaluation());
+    let logits = |images| {
+        let outputs = saved.model.logits(images, &Pass::evaluation());
+        match &head {
+            None => outputs,
+            Some(head) => by_text(outputs, head),
+        }
+    };
     let images = Images::Stored {
         dataset: test,
         transform,
