@@ -8,6 +8,7 @@ use advxl::attack::Norm;
 use advxl::error::Result;
 use advxl::eval::autoattack::{Settings, Version};
 use advxl::eval::{Evaluation, Images, checks};
+use advxl::group::Group;
 use burn::tensor::{Device, Distribution, Tensor};
 
 fn main() -> Result<()> {
@@ -51,6 +52,7 @@ fn main() -> Result<()> {
         batch: 64,
         seed: 0,
         device: &device,
+        group: &Group::solo(),
     };
 
     for flag in checks::before(&evaluation)? {

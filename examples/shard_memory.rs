@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use advxl::data::{Augmentation, Dataset, Loader, Plan, Spec, Split, shards};
+use advxl::data::{Augmentation, Dataset, Loader, Plan, Share, Spec, Split, shards};
 
 const SHARDS: usize = 20;
 const IN_EACH: usize = 5_000;
@@ -54,6 +54,7 @@ fn run(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
             samples,
             broken_rate: None,
             captions: true,
+            share: Share::default(),
         };
         let mut loader = Loader::new(Arc::new(dataset), plan, 2)?;
         println!(

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::attack::Pgd;
 use crate::error::{Context, Error, Result};
 use crate::files;
+use crate::group::Group;
 use crate::recipe::{Recipe, cannot_be_run};
 use crate::screen::Screen;
 use crate::train::{Monitor, Run, evaluate_finally, train};
@@ -56,7 +57,7 @@ fn one_model(
     device: &Device,
     screen: &mut dyn Screen,
 ) -> Result<Value> {
-    let run = Run::open(recipe, folder, false, device)?;
+    let run = Run::open(recipe, folder, false, device, &Group::solo())?;
     let mut monitor = Monitor::new(&run.recipe, &run.folder, screen);
     train(&run, &mut monitor)?;
     let results = evaluate_finally(&run, screen)?;

@@ -19,6 +19,17 @@ pub enum Kind {
     TryAgain,
 }
 
+impl Kind {
+    /// The exit code of a program that ends with such an error.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Kind::Failed => 1,
+            Kind::Input => 2,
+            Kind::TryAgain => 75,
+        }
+    }
+}
+
 /// An error with the place it arose, outermost first, and a hint.
 #[derive(Clone, Debug)]
 pub struct Error {
@@ -26,6 +37,7 @@ pub struct Error {
     message: String,
     hint: Option<String>,
     context: Vec<String>,
+    everywhere: bool,
 }
 
 impl Error {
@@ -46,6 +58,7 @@ impl Error {
             message: message.into(),
             hint: None,
             context: Vec::new(),
+            everywhere: false,
         }
     }
 
@@ -61,6 +74,17 @@ impl Error {
         self
     }
 
+    /// Says that all processes of the run have this error, of which one is to tell it.
+    pub fn everywhere(mut self) -> Self {
+        self.everywhere = true;
+        self
+    }
+
+    /// Whether all processes of the run have it.
+    pub fn is_everywhere(&self) -> bool {
+        self.everywhere
+    }
+
     /// Who has to act.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -68,11 +92,7 @@ impl Error {
 
     /// The exit code of a program that ends with this error.
     pub fn exit_code(&self) -> u8 {
-        match self.kind {
-            Kind::Failed => 1,
-            Kind::Input => 2,
-            Kind::TryAgain => 75,
-        }
+        self.kind.exit_code()
     }
 }
 

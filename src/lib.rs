@@ -11,6 +11,8 @@ pub mod screen;
 pub mod settings;
 pub mod units;
 
+pub mod group;
+
 pub mod fused;
 
 pub mod loss;

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
 use crate::files;
 use crate::fused::Precision;
+use crate::group::Parallel;
 use crate::loss::{Loss, LossKind};
 use crate::model::{Masking, ModelConfig};
 use crate::optim::{AverageConfig, OptimizerConfig};
@@ -37,6 +38,9 @@ pub struct Recipe {
     /// Whether backward passes compute activations anew instead of keeping them: less memory, more time.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub recompute: bool,
+    /// How processes share batches.
+    #[serde(skip_serializing_if = "Parallel::is_default")]
+    pub parallel: Parallel,
     /// The model.
     pub model: ModelConfig,
     /// The weights that training begins with; random ones if absent.
@@ -310,6 +314,10 @@ impl Recipe {
         let seed = table.required("seed");
         let precision = table.choice("precision", &PRECISIONS);
         let recompute = table.optional("recompute").unwrap_or(false);
+        let parallel = match table.has("parallel") {
+            true => table.child("parallel", Parallel::read),
+            false => Some(Parallel::default()),
+        };
         // Kept apart, so that image sizes are checked even where something else of the model is wrong.
         let read = OnceCell::new();
         let model = table.required_child("model", |model| {
@@ -329,6 +337,7 @@ impl Recipe {
         let log = table.required_child("log", Log::read);
         if let Some(stages) = &stages {
             check_data(table, stages);
+            check_shards(table, stages, parallel.unwrap_or_default());
             check_heads(table, stages);
             check_final(
                 table,
@@ -350,6 +359,7 @@ impl Recipe {
             seed: seed?,
             precision: precision?,
             recompute,
+            parallel: parallel?,
             model: model?,
             start,
             data,
@@ -397,6 +407,10 @@ impl Recipe {
             }
             let schedule = &mut stage.learning_rate;
             schedule.warmup_samples = schedule.warmup_samples.min(stage.batch);
+        }
+        let whole = |stage: &Stage| stage.batch.is_multiple_of(recipe.parallel.shards);
+        if !recipe.stage.iter().all(whole) {
+            recipe.parallel = Parallel::default();
         }
         recipe.evaluation = None;
         recipe.final_evaluation = Vec::new();
@@ -457,6 +471,21 @@ impl Recipe {
     /// The image size that learned positions are made for: that of the first phase.
     pub fn first_image_size(&self) -> usize {
         self.stage[0].phases[0].image_size as usize
+    }
+}
+
+/// Faults where a batch is not a whole number of images for each shard.
+fn check_shards(table: &Table, stages: &[Stage], parallel: Parallel) {
+    let shards = parallel.shards;
+    for stage in stages {
+        if !stage.batch.is_multiple_of(shards) {
+            let message = format!(
+                "stage `{}`: a batch of {} is not a whole number of images for each of {shards} shards",
+                stage.name, stage.batch
+            );
+            let hint = format!("use a batch of {}", stage.batch.next_multiple_of(shards));
+            table.fault("parallel", message, Some(hint));
+        }
     }
 }
 

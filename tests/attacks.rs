@@ -10,6 +10,7 @@ use advxl::attack::{Attack, Batch};
 use advxl::eval::autoattack::{Settings, Version};
 use advxl::eval::{Evaluation, Images};
 use advxl::fused::{from_vec, to_vec};
+use advxl::group::Group;
 use advxl::model::{Pass, weights};
 use burn::tensor::activation::relu;
 use burn::tensor::module::conv2d;
@@ -403,6 +404,7 @@ fn verdicts_agree(name: &str, logits: &dyn Fn(Tensor<4>) -> Tensor<2>) {
                 batch: 64,
                 seed: 0,
                 device: &device,
+                group: &Group::solo(),
             };
             let outcome = evaluation.run(&()).unwrap();
             let clean = recorded(&format!("{name}_clean")).iter().sum::<i64>() as usize;

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use advxl::data::{
-    Augmentation, Dataset, EvaluationTransform, Loader, Plan, Reason, Spec, Split, check,
+    Augmentation, Dataset, EvaluationTransform, Loader, Plan, Reason, Share, Spec, Split, check,
     evaluation_batch, resize,
 };
+use advxl::group::Group;
 use image::{DynamicImage, ImageFormat};
 use support::{advxl, command};
 
@@ -112,6 +113,7 @@ fn plan(samples: u64, position: u64) -> Plan {
         samples,
         broken_rate: None,
         captions: true,
+        share: Share::default(),
     }
 }
 
@@ -543,6 +545,7 @@ fn every_kind_of_damage_is_counted_as_what_it_is_and_costs_its_own_sample_only()
         let checked = check::check(
             &dataset,
             2,
+            &Group::solo(),
             |sample| {
                 broken.push(sample.clone());
                 Ok(())
@@ -589,7 +592,7 @@ fn an_empty_shard_is_damage_and_nothing_but_empty_shards_is_refused() {
     assert!(error.contains("holds no samples"), "{error}");
     write(folder.path(), "b.tar", &tar(&[sample("x", 1)]));
     let dataset = open(&folder.path().join("*.tar"));
-    let checked = check::check(&dataset, 1, |_| Ok(()), |_| {}).unwrap();
+    let checked = check::check(&dataset, 1, &Group::solo(), |_| Ok(()), |_| {}).unwrap();
     assert_eq!(checked.health.count(Reason::EmptyShard), 1);
 }
 
@@ -715,7 +718,11 @@ fn saved_indexes_give_the_same_samples_and_stale_ones_are_noticed() {
             sample("b", 2),
         ]),
     );
-    let found = |dataset: &Dataset| check::check(dataset, 1, |_| Ok(()), |_| {}).unwrap().health;
+    let found = |dataset: &Dataset| {
+        check::check(dataset, 1, &Group::solo(), |_| Ok(()), |_| {})
+            .unwrap()
+            .health
+    };
     let before = found(&open(&odd));
     assert_eq!(before.count(Reason::NoExtension), 1);
     assert_eq!(before.count(Reason::MissingLabel), 1);

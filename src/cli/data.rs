@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::screen::Terminal;
-use super::{print_json, print_line};
+use super::{note, print_json, print_line};
 use crate::data::resize::Filter;
 use crate::data::{
-    Augmentation, Dataset, EvaluationTransform, Loader, Plan, RandomResizedCrop, Spec, Split,
-    check, decode, evaluation_batch, shards, tensors,
+    Augmentation, Dataset, EvaluationTransform, Loader, Plan, RandomResizedCrop, Share, Spec,
+    Split, check, decode, evaluation_batch, shards, tensors,
 };
 use crate::error::{Error, Result};
 use crate::files;
+use crate::group::Group;
 use crate::screen::Screen;
 use crate::units::grouped;
 
@@ -33,13 +34,22 @@ pub(super) enum Data {
 
 impl Data {
     /// `threads` load; two, as in training, if absent.
-    pub(super) fn run(&self, threads: Option<usize>, json: bool) -> Result<()> {
+    pub(super) fn run(&self, threads: Option<usize>, json: bool, group: &Group) -> Result<()> {
         let threads = threads.unwrap_or(2);
+        if group.size() > 1 && matches!(self, Data::Bench(_) | Data::Index(_)) {
+            let message = format!(
+                "this command works in one process, and {} were started",
+                group.size()
+            );
+            return Err(Error::input(message)
+                .hint("start it without mpirun")
+                .everywhere());
+        }
         match self {
-            Data::Check(check) => check.run(threads, json),
+            Data::Check(check) => check.run(threads, json, group),
             Data::Bench(bench) => bench.run(threads, json),
             Data::Index(index) => index.run(json),
-            Data::Pack(pack) => pack.run(json),
+            Data::Pack(pack) => pack.run(json, group),
         }
     }
 }
@@ -100,10 +110,12 @@ pub(super) struct Check {
 }
 
 impl Check {
-    fn run(&self, threads: usize, json: bool) -> Result<()> {
+    fn run(&self, threads: usize, json: bool, group: &Group) -> Result<()> {
         let dataset = self.data.open(Split::Train)?;
         let mut screen = Terminal::new();
-        if let Some(out) = &self.out {
+        if let Some(out) = &self.out
+            && group.is_first()
+        {
             files::write(out, b"")?;
         }
         let broken = |broken: &crate::data::Broken| match &self.out {
@@ -127,10 +139,11 @@ impl Check {
             );
             screen.progress(done as u64, len as u64, &text);
         };
-        let checked = check::check(&dataset, threads, broken, progress)?;
+        let checked = check::check(&dataset, threads, group, broken, progress)?;
         drop(screen);
         let rate = checked.samples as f64 / checked.took.as_secs_f64();
-        let damages = checked.health.damages();
+        // The first process alone has counted.
+        let damages = group.of_first(checked.health.damages());
         if json {
             let found: Vec<_> = checked
                 .health
@@ -190,7 +203,7 @@ impl Check {
                 "--out FILE lists them; training replaces them up to data.broken_rate".to_owned()
             }
         };
-        Err(Error::failed(message).hint(hint))
+        Err(Error::failed(message).hint(hint).everywhere())
     }
 }
 
@@ -225,7 +238,7 @@ impl Bench {
     fn run(&self, threads: usize, json: bool) -> Result<()> {
         let dataset = Arc::new(self.data.open(Split::Train)?);
         for notice in dataset.notices() {
-            eprintln!("note: {notice}");
+            note(&format!("note: {notice}"));
         }
         let augmentation = Augmentation {
             random_resized_crop: Some(RandomResizedCrop {
@@ -245,6 +258,7 @@ impl Bench {
             samples: u64::MAX / 2,
             broken_rate: Some(1.0),
             captions: false,
+            share: Share::default(),
         };
         let mut loader = Loader::new(dataset.clone(), plan, threads)?;
         // Until the batches that are made ahead are there, the threads have not shown their pace.
@@ -383,7 +397,7 @@ pub(super) struct Pack {
 const AT_A_TIME: usize = 64;
 
 impl Pack {
-    fn run(&self, json: bool) -> Result<()> {
+    fn run(&self, json: bool, group: &Group) -> Result<()> {
         if !(self.crop_fraction > 0.0 && self.crop_fraction <= 1.0) {
             let message = format!(
                 "--crop-fraction {} is not above 0 and up to 1",
@@ -393,7 +407,7 @@ impl Pack {
         }
         let dataset = self.data.open(Split::Test)?;
         if dataset.classes().is_empty() {
-            eprintln!("note: not every sample has a `.cls`; labels that are not known are 0");
+            note("note: not every sample has a `.cls`; labels that are not known are 0");
         }
         let count = super::image_count(self.count, &dataset);
         if count == 0 {
@@ -407,22 +421,30 @@ impl Pack {
         let mut screen = Terminal::new();
         let indices: Vec<usize> = (0..count).collect();
         let mut done = 0;
-        let images = indices.chunks(AT_A_TIME).map(|chunk| {
-            let images = evaluation_batch(&dataset, chunk, &transform);
-            done += chunk.len();
+        let rounds = indices.chunks(AT_A_TIME * group.size()).map(|round| {
+            let own = &round[group.part(round.len())];
+            let images = match own.is_empty() {
+                true => Ok(Vec::new()),
+                false => evaluation_batch(&dataset, own, &transform),
+            };
+            let images = group.floats_to_first(group.agree(images)?).concat();
+            done += round.len();
             screen.progress(
                 done as u64,
                 count as u64,
                 &format!("{done} of {count} images"),
             );
-            images
+            Ok(images)
         });
+        if !group.is_first() {
+            return rounds.map(|images| images.map(drop)).collect();
+        }
         let labels: Vec<i64> = indices
             .iter()
             .map(|index| i64::from(dataset.label(*index)))
             .collect();
         let shape = [count, 3, self.image_size, self.image_size];
-        tensors::save_parts(&self.out, images, shape, &labels, dataset.classes())?;
+        tensors::save_parts(&self.out, rounds, shape, &labels, dataset.classes())?;
         drop(screen);
         let out = self.out.display().to_string();
         if json {

@@ -1,14 +1,16 @@
 //! `advxl embed`.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use super::screen::Terminal;
-use super::{device, print_json};
+use super::{device, note, print_json};
 use crate::error::{Context, Error, Result};
 use crate::files::Lines;
 use crate::fused::to_vec;
+use crate::group::Group;
 use crate::screen::Screen;
 use crate::text::embedding::{Layout, MadeBy};
 use crate::text::{EmbeddingWriter, TextModel};
@@ -43,7 +45,7 @@ pub(super) struct Embed {
 const BATCHES_TOGETHER: usize = 16;
 
 impl Embed {
-    pub(super) fn run(&self, json: bool) -> Result<()> {
+    pub(super) fn run(&self, json: bool, group: &Group) -> Result<()> {
         if self.batch == 0 {
             return Err(Error::input(
                 "--batch 0: at least one caption at a time is needed",
@@ -84,47 +86,61 @@ impl Embed {
                 context: config.context,
             },
         };
-        let mut writer = EmbeddingWriter::create(&self.out, layout)?;
+        let mut writer = match group.is_first() {
+            true => Some(EmbeddingWriter::create(&self.out, layout)?),
+            false => None,
+        };
         let mut captions = Lines::open(&self.captions)?.map(trimmed);
         let mut keys = match &self.keys {
             None => None,
             Some(path) => Some(Lines::open(path)?.map(trimmed)),
         };
         let mut screen = Terminal::new();
-        let (mut done, started) = (0, std::time::Instant::now());
-        loop {
-            let most = self.batch * BATCHES_TOGETHER;
-            let some = captions.by_ref().take(most).collect::<Result<Vec<_>>>()?;
-            if some.is_empty() {
-                break;
-            }
+        let started = std::time::Instant::now();
+        let mut at = 0;
+        // Pieces come in order: what lies between them is other processes'.
+        let work = |piece: Range<usize>| {
+            let (skipped, count) = (piece.start - at, piece.len());
+            at = piece.end;
+            let some = captions.by_ref().skip(skipped).take(count);
+            let some = some.collect::<Result<Vec<_>>>()?;
             let of_these = match &mut keys {
                 None => Vec::new(),
-                Some(keys) => keys.by_ref().take(some.len()).collect::<Result<Vec<_>>>()?,
+                Some(keys) => {
+                    let some = keys.by_ref().skip(skipped).take(count);
+                    some.collect::<Result<Vec<_>>>()?
+                }
             };
-            if done + some.len() > rows || (keys.is_some() && of_these.len() != some.len()) {
+            if some.len() != count || (keys.is_some() && of_these.len() != count) {
                 let message = "the captions or keys changed while they were read";
                 return Err(Error::failed(message).hint("try again"));
             }
             let ids = model.tokenizer.rows(&some)?;
             let embeddings = self.embeddings(&model, &ids)?;
-            writer
-                .push(&embeddings, &ids, &of_these)
-                .context(|| format!("`{}`", self.captions.display()))?;
-            done += some.len();
-            screen.progress(
-                done as u64,
-                rows as u64,
-                &format!("{done} of {rows} captions"),
-            );
-        }
+            Ok((embeddings, ids, of_these))
+        };
+        let mut done = 0;
+        let take = |(embeddings, ids, keys): (Vec<f32>, Vec<u32>, Vec<String>)| {
+            if let Some(writer) = &mut writer {
+                writer
+                    .push(&embeddings, &ids, &keys)
+                    .context(|| format!("`{}`", self.captions.display()))?;
+            }
+            done += embeddings.len() / config.embedding;
+            let text = format!("{done} of {rows} captions");
+            screen.progress(done as u64, rows as u64, &text);
+            Ok(())
+        };
+        group.deal(rows, self.batch * BATCHES_TOGETHER, work, take)?;
         drop(screen);
-        writer.finish()?;
+        if let Some(writer) = writer {
+            writer.finish()?;
+        }
         let seconds = started.elapsed().as_secs_f64();
-        eprintln!(
+        note(&format!(
             "{done} captions in {seconds:.1} s, {:.0} a second",
             done as f64 / seconds
-        );
+        ));
         if json {
             print_json(&json!({
                 "out": self.out.display().to_string(),

@@ -19,6 +19,7 @@ use crate::eval::session::{Progress, conclude, examine, watch};
 use crate::eval::{Evaluation, Images, curve};
 use crate::files;
 use crate::fused::Precision;
+use crate::group::Group;
 use crate::model::Pass;
 use crate::model::weights::Loaded;
 use crate::recipe::word_of;
@@ -121,7 +122,7 @@ pub(super) struct Eval {
 }
 
 impl Eval {
-    pub(super) fn run(&self, json: bool) -> Result<()> {
+    pub(super) fn run(&self, json: bool, group: &Group) -> Result<()> {
         let settings = self.settings()?;
         let attacks: Vec<Vec<Attack>> = settings
             .iter()
@@ -178,7 +179,10 @@ impl Eval {
             precision: word_of(precision).to_owned(),
         };
 
-        files::make_folder(&out)?;
+        group.stop_on_signals()?;
+        if group.is_first() {
+            files::make_folder(&out)?;
+        }
         let mut screen = Terminal::new();
         let mut all = Vec::new();
         let mut finished = Vec::new();
@@ -190,6 +194,7 @@ impl Eval {
                 images: &images,
                 out: &out,
                 device: &device(),
+                group,
             };
             let (findings, progress) = one.evaluate(settings, attacks, &mut screen)?;
             all.push(findings);
@@ -197,7 +202,13 @@ impl Eval {
         }
         summary(&all, &mut screen);
         let result = to_json(&subject, &all);
-        conclude(&out.join("result.json"), &result, &finished, &mut screen)?;
+        conclude(
+            &out.join("result.json"),
+            &result,
+            &finished,
+            &mut screen,
+            group,
+        )?;
         drop(screen);
         if json {
             print_json(&result);
@@ -345,6 +356,7 @@ struct OneNorm<'a> {
     images: &'a Images<'a>,
     out: &'a Path,
     device: &'a Device,
+    group: &'a Group,
 }
 
 impl OneNorm<'_> {
@@ -393,7 +405,12 @@ impl OneNorm<'_> {
     }
 
     fn progress(&self, attacks: &[Attack], keep_images: bool) -> Progress {
-        Progress::new(self.out, &self.subject.fingerprint(attacks), keep_images)
+        Progress::new(
+            self.out,
+            &self.subject.fingerprint(attacks),
+            keep_images,
+            self.group,
+        )
     }
 
     fn evaluation<'b>(&'b self, attacks: &'b [Attack]) -> Evaluation<'b> {
@@ -404,6 +421,7 @@ impl OneNorm<'_> {
             batch: self.eval.batch,
             seed: self.eval.seed,
             device: self.device,
+            group: self.group,
         }
     }
 }

@@ -15,6 +15,8 @@ mod train;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use burn::tensor::Device;
 use clap::{Parser, Subcommand};
@@ -22,6 +24,7 @@ use clap::{Parser, Subcommand};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::fused::Precision;
+use crate::group::{self, Group};
 use crate::model::ModelConfig;
 use crate::model::weights::{self, Loaded};
 use crate::recipe::PRECISIONS;
@@ -80,45 +83,95 @@ enum Bench {
 /// Runs the program.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
-    match execute(&arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+    let group = match Group::open(|text| note(text)) {
+        Ok(group) => group,
         Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::from(error.exit_code())
+            note(&format!("error: {error}"));
+            return ExitCode::from(error.exit_code());
         }
+    };
+    IS_QUIET.store(!group.is_first(), Ordering::Relaxed);
+    let Err(error) = execute(&arguments, &group) else {
+        return ExitCode::SUCCESS;
+    };
+    let code = error.exit_code();
+    if error.is_everywhere() || group.size() == 1 {
+        if group.is_first() {
+            note(&format!("error: {error}"));
+        }
+        return ExitCode::from(code);
+    }
+    // The first process comes first: where all have met the same, it alone tells it.
+    if !group.is_first() {
+        std::thread::sleep(PATIENCE);
+    }
+    IS_QUIET.store(false, Ordering::Relaxed);
+    note(&format!("error: {group:?}: {error}"));
+    // The others wait for this one, and do not know.
+    group.abort(code);
+    ExitCode::from(code)
+}
+
+/// Before another process than the first tells an error.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether this process is not the one that tells.
+static IS_QUIET: AtomicBool = AtomicBool::new(false);
+
+fn is_quiet() -> bool {
+    IS_QUIET.load(Ordering::Relaxed)
+}
+
+/// Writes a line to standard error.
+fn note(text: &str) {
+    if !is_quiet() {
+        eprintln!("{text}");
     }
 }
 
-fn execute(arguments: &Arguments) -> Result<()> {
+fn execute(arguments: &Arguments, group: &Group) -> Result<()> {
     if arguments.threads == Some(0) {
         return Err(Error::input("--threads 0: at least one thread is needed"));
     }
-    let mut pool = rayon::ThreadPoolBuilder::new().stack_size(8 << 20);
-    if let Some(threads) = arguments.threads {
-        pool = pool.num_threads(threads);
-    }
-    pool.build_global()
+    let threads = arguments.threads.unwrap_or_else(group::threads);
+    rayon::ThreadPoolBuilder::new()
+        .stack_size(8 << 20)
+        .num_threads(threads)
+        .build_global()
         .map_err(|error| Error::failed(format!("cannot start threads: {error}")))?;
     // On a thread of the pool: from outside every parallel piece of work, some hundred in an update, would have
     // to wake the pool up and put the caller to sleep.
-    rayon::scope(|_| perform(arguments))
+    rayon::scope(|_| perform(arguments, group))
 }
 
-fn perform(arguments: &Arguments) -> Result<()> {
+fn perform(arguments: &Arguments, group: &Group) -> Result<()> {
     let json = arguments.json;
     match &arguments.command {
+        Command::Train(train) => return train.run(json, group),
+        Command::Eval(eval) => return eval.run(json, group),
+        Command::Embed(embed) => return embed.run(json, group),
+        Command::Data { what } => return what.run(arguments.threads, json, group),
+        _ => {}
+    }
+    if group.size() > 1 {
+        let message = format!(
+            "this command works in one process, and {} were started",
+            group.size()
+        );
+        return Err(Error::input(message)
+            .hint("start it without mpirun; train, eval, embed, data check and data pack share their work")
+            .everywhere());
+    }
+    match &arguments.command {
         Command::Demo(demo) => demo.run(json),
-        Command::Train(train) => train.run(json),
-        Command::Eval(eval) => eval.run(json),
         Command::Predict(predict) => predict.run(json),
-        Command::Embed(embed) => embed.run(json),
         Command::Export(export) => export.run(json),
         Command::Plan(plan) => plan.run(json),
         Command::Inspect(inspect) => inspect.run(json),
-        Command::Data { what } => what.run(arguments.threads, json),
         Command::Bench {
             what: Bench::Step(step),
         } => step.run(),
+        Command::Train(_) | Command::Eval(_) | Command::Embed(_) | Command::Data { .. } => Ok(()),
     }
 }
 
@@ -157,7 +210,9 @@ impl NamedModel {
             Some(name) => weights::load_file(&self.path, name, &device())?,
         };
         if let Some(key) = &loaded.wrapper {
-            eprintln!("note: of several things in the file, the weights are those in `{key}`");
+            note(&format!(
+                "note: of several things in the file, the weights are those in `{key}`"
+            ));
         }
         if self.mean.is_some() || self.std.is_some() {
             loaded.model.normalise_by(self.mean, self.std);
@@ -222,7 +277,7 @@ fn parse_precision(text: &str) -> std::result::Result<Precision, String> {
 fn usable_precision(wanted: Precision) -> Precision {
     let (precision, notice) = crate::fused::usable(wanted);
     if let Some(notice) = notice {
-        eprintln!("note: {notice}");
+        note(&format!("note: {notice}"));
     }
     precision
 }
@@ -234,7 +289,9 @@ fn print_json(value: &serde_json::Value) {
 
 /// Writes a line to standard output. Nobody may be listening any more, as in `| head`; that is no fault.
 fn print_line(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    if !is_quiet() {
+        let _ = writeln!(std::io::stdout(), "{text}");
+    }
 }
 
 /// `runs/NAME` for `recipes/NAME.toml`.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::{is_quiet, note};
 use crate::screen::Screen;
 
 /// Standard error.
@@ -18,7 +19,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 
 impl Terminal {
     pub(super) fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let bar = (std::io::stderr().is_terminal() && !is_quiet()).then(|| {
             let template = "{bar:30.cyan/blue} {percent:>3} %  {msg}";
             let style = ProgressStyle::with_template(template).expect("the template is valid");
             let bar = ProgressBar::new(0).with_style(style.progress_chars("━╸─"));
@@ -35,7 +36,7 @@ impl Screen for Terminal {
         self.told = Instant::now();
         match &self.bar {
             Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            None => note(text),
         }
     }
 

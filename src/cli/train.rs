@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::screen::Terminal;
-use super::{default_folder, device, print_json};
+use super::{default_folder, device, note, print_json, print_line};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::group::Group;
 use crate::recipe::Recipe;
 use crate::screen::Screen;
 use crate::train::{Monitor, Run, evaluate_finally, train};
@@ -40,22 +41,22 @@ pub(super) struct Train {
 }
 
 impl Train {
-    pub(super) fn run(&self, json: bool) -> Result<()> {
+    pub(super) fn run(&self, json: bool, group: &Group) -> Result<()> {
         let recipe = Recipe::load(&self.recipe, &self.overrides)?;
         if self.dry_run {
-            print!("{}", recipe.to_toml());
-            println!(
-                "\n# {} samples, {:.4e} giga multiply-adds as the paper counts them",
+            print_line(&recipe.to_toml());
+            print_line(&format!(
+                "# {} samples, {:.4e} giga multiply-adds as the paper counts them",
                 grouped(recipe.samples()),
                 recipe.paper_macs() / 1e9
-            );
-            return self.rehearse(&recipe);
+            ));
+            return self.rehearse(&recipe, group);
         }
         let folder = self
             .out
             .clone()
             .unwrap_or_else(|| default_folder(&self.recipe));
-        let run = Run::open(recipe, &folder, self.accept_changes, &device())?;
+        let run = Run::open(recipe, &folder, self.accept_changes, &device(), group)?;
         let mut screen = Terminal::new();
         let mut monitor = Monitor::new(&run.recipe, &run.folder, &mut screen);
         let state = train(&run, &mut monitor)?;
@@ -77,7 +78,7 @@ impl Train {
     }
 
     /// Two updates of each phase in a folder that is removed, if all images are synthetic.
-    fn rehearse(&self, recipe: &Recipe) -> Result<()> {
+    fn rehearse(&self, recipe: &Recipe, group: &Group) -> Result<()> {
         if self.batch == Some(0) {
             return Err(Error::input("--batch 0 must be at least 1"));
         }
@@ -90,25 +91,29 @@ impl Train {
                 .hint("add --set data.train=synthetic:64 --set data.test=synthetic:64")),
             };
         }
-        let folder = std::env::temp_dir().join(format!("advxl-dry-run-{}", std::process::id()));
+        let process = group.of_first(std::process::id());
+        let folder = std::env::temp_dir().join(format!("advxl-dry-run-{process}"));
         let rehearsal = recipe.rehearsal(self.batch);
         for (stage, rehearsed) in recipe.stage.iter().zip(&rehearsal.stage) {
             if stage.text != rehearsed.text {
                 let name = &stage.name;
-                eprintln!(
+                note(&format!(
                     "note: stage `{name}`: its text model is not there; a tiny new one is taken"
-                );
+                ));
             }
         }
-        let done = Run::open(rehearsal, &folder, false, &device()).and_then(|run| {
+        let done = Run::open(rehearsal, &folder, false, &device(), group).and_then(|run| {
             let mut screen = Terminal::new();
             let mut monitor = Monitor::new(&run.recipe, &run.folder, &mut screen);
             train(&run, &mut monitor).map(drop)
         });
-        let removed = files::remove_folder(&folder);
+        let removed = match group.is_first() {
+            true => files::remove_folder(&folder),
+            false => Ok(()),
+        };
         done?;
         removed?;
-        println!("# two updates of each phase were made, and nothing was kept");
+        print_line("# two updates of each phase were made, and nothing was kept");
         Ok(())
     }
 }

@@ -1,15 +1,18 @@
-//! Looks through a whole data set: reads every sample and counts by kind what is wrong or odd.
+//! Looks through a whole data set: reads every sample and counts by kind what is wrong or odd. Several processes share the
+//! samples.
 //!
 //! Not for training, where [`super::loader`] meets broken samples one by one.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::loader::guarded;
 use super::{Broken, Dataset, Fault, Health, Reason};
 use crate::error::Result;
+use crate::group::Group;
 
 /// What a look through a data set found.
 #[derive(Clone, Debug)]
@@ -24,78 +27,89 @@ pub struct Checked {
     pub took: Duration,
 }
 
+/// Samples that a process takes at a time: a few seconds of work.
+const PIECE: usize = 2048;
 /// Samples that a thread takes at a time.
 const CHUNK: usize = 16;
-/// Chunks that wait to be counted.
-const WAITING: usize = 64;
 
-/// A chunk's outcome: what was odd and what was broken.
+/// What was odd and what was broken, in the order of the samples.
 type Outcome = (Vec<(usize, Reason)>, Vec<Broken>);
 
-/// Reads every sample. `broken` is told each that cannot be used, in order, and `progress` how many were read.
+/// Reads every sample. In the first process `broken` is told each that cannot be used, in order, and `progress` how many
+/// were read.
 ///
 /// Errors: those of `broken`, and of shards that cannot be read at all.
 pub fn check(
     dataset: &Dataset,
     threads: usize,
+    group: &Group,
     mut broken: impl FnMut(&Broken) -> Result<()>,
     mut progress: impl FnMut(usize),
 ) -> Result<Checked> {
     let started = Instant::now();
-    let (len, next) = (dataset.len(), AtomicUsize::new(0));
-    let mut health = match dataset.shards() {
-        Some(shards) => shards.health()?,
-        None => Health::default(),
+    let len = dataset.len();
+    let health = match dataset.shards() {
+        Some(shards) => shards.health(),
+        None => Ok(Health::default()),
     };
-    let mut count = 0;
-    std::thread::scope(|scope| {
-        let (sender, receiver) = mpsc::sync_channel::<(usize, Outcome)>(WAITING);
-        for _ in 0..threads.max(1) {
-            let (sender, next) = (sender.clone(), &next);
-            scope.spawn(move || {
-                loop {
-                    let first = next.fetch_add(CHUNK, Ordering::Relaxed);
-                    // Nobody listens any more when counting has failed.
-                    if first >= len || sender.send((first, chunk(dataset, first))).is_err() {
-                        break;
-                    }
-                }
+    let mut health = group.agree(health)?;
+    let (mut count, mut place) = (0, 0);
+    let take = |(odd, damaged): Outcome| {
+        for (sample, reason) in odd {
+            health.add(reason, || dataset.name_of(sample));
+        }
+        for sample in damaged {
+            health.add(sample.kind, || {
+                format!("{}: {}", sample.name, sample.reason)
             });
+            count += 1;
+            broken(&sample)?;
         }
-        drop(sender);
-        // Threads finish in any order; counts and examples are those of the samples' order.
-        let mut early = BTreeMap::new();
-        let mut place = 0;
-        for (first, outcome) in receiver {
-            early.insert(first, outcome);
-            while let Some((odd, damaged)) = early.remove(&place) {
-                for (sample, reason) in odd {
-                    health.add(reason, || dataset.name_of(sample));
-                }
-                for sample in damaged {
-                    health.add(sample.kind, || {
-                        format!("{}: {}", sample.name, sample.reason)
-                    });
-                    count += 1;
-                    broken(&sample)?;
-                }
-                place += CHUNK;
-                progress(place.min(len));
-            }
-        }
-        Ok(Checked {
-            samples: len,
-            broken: count,
-            health: health.clone(),
-            took: started.elapsed(),
-        })
+        place += PIECE;
+        progress(place.min(len));
+        Ok(())
+    };
+    group.deal(len, PIECE, |range| Ok(piece(dataset, range, threads)), take)?;
+    Ok(Checked {
+        samples: len,
+        broken: count,
+        health,
+        took: started.elapsed(),
     })
 }
 
-fn chunk(dataset: &Dataset, first: usize) -> Outcome {
+/// Threads finish in any order; the outcome is in the samples' order.
+fn piece(dataset: &Dataset, range: Range<usize>, threads: usize) -> Outcome {
+    let next = AtomicUsize::new(range.start);
+    let found = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let first = next.fetch_add(CHUNK, Ordering::Relaxed);
+                    if first >= range.end {
+                        break;
+                    }
+                    let outcome = chunk(dataset, first..(first + CHUNK).min(range.end));
+                    let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+                    found.insert(first, outcome);
+                }
+            });
+        }
+    });
+    let (mut odd, mut broken) = (Vec::new(), Vec::new());
+    let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for (more_odd, more_broken) in found.into_values() {
+        odd.extend(more_odd);
+        broken.extend(more_broken);
+    }
+    (odd, broken)
+}
+
+fn chunk(dataset: &Dataset, range: Range<usize>) -> Outcome {
     let (mut odd, mut broken) = (Vec::new(), Vec::new());
     let captions = dataset.is_captioned();
-    for sample in first..(first + CHUNK).min(dataset.len()) {
+    for sample in range {
         // A decoder that panics has met a damage that it does not know.
         let read = guarded(|| Ok(dataset.read(sample, captions)));
         let read = read.unwrap_or_else(|error| {

@@ -55,10 +55,41 @@ pub struct Plan {
     pub broken_rate: Option<f64>,
     /// Whether captions are delivered. Then a sample without one is broken.
     pub captions: bool,
+    /// What is delivered of each batch.
+    pub share: Share,
+}
+
+/// The part of every batch that a loader delivers, where several processes share the batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// Number of the process, from 0.
+    pub index: usize,
+    /// How many processes there are.
+    pub of: usize,
+    /// Equal parts of a batch within which images are mixed; as many or more than processes.
+    pub shards: usize,
+}
+
+impl Default for Share {
+    /// All of it.
+    fn default() -> Self {
+        Self {
+            index: 0,
+            of: 1,
+            shards: 1,
+        }
+    }
+}
+
+impl Share {
+    /// Rows of a batch.
+    fn rows(&self, batch: usize) -> std::ops::Range<usize> {
+        self.index * batch / self.of..(self.index + 1) * batch / self.of
+    }
 }
 
 /// A sample that could not be used, and why.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Broken {
     /// Index in the data set.
     pub sample: u64,
@@ -146,6 +177,16 @@ impl Loader {
             return Err(Error::input(
                 "a loader needs a data set with pictures, a batch and an image size above 0",
             ));
+        }
+        if !plan.batch.is_multiple_of(plan.share.shards)
+            || !plan.share.shards.is_multiple_of(plan.share.of)
+        {
+            let Share { of, shards, .. } = plan.share;
+            let message = format!(
+                "a batch of {} in {shards} shards cannot be dealt to {of} processes",
+                plan.batch
+            );
+            return Err(Error::input(message));
         }
         if plan.captions && !dataset.is_captioned() {
             return Err(Error::input("the data set has no captions to train on")
@@ -247,10 +288,17 @@ impl Shared {
         self.plan.samples.div_ceil(self.plan.batch as u64)
     }
 
+    /// The samples of batch `batch` that are delivered, counted from the beginning of the plan.
+    fn rows(&self, batch: u64) -> (u64, u64) {
+        let (plan, start) = (&self.plan, batch * self.plan.batch as u64);
+        let rows = plan.share.rows(plan.batch);
+        let at = |row: usize| (start + row as u64).min(plan.samples);
+        (at(rows.start), at(rows.end))
+    }
+
     /// Run positions of chunk `chunk` of batch `batch`.
     fn positions(&self, batch: u64, chunk: usize) -> std::ops::Range<u64> {
-        let start = batch * self.plan.batch as u64;
-        let end = (start + self.plan.batch as u64).min(self.plan.samples);
+        let (start, end) = self.rows(batch);
         let first = start + (chunk * CHUNK) as u64;
         let last = (first + CHUNK as u64).min(end);
         self.plan.position + first..self.plan.position + last
@@ -321,9 +369,9 @@ impl Shared {
                 return None;
             }
             if state.batches.len() < AHEAD {
-                let start = next * self.plan.batch as u64;
-                let len = (self.plan.batch as u64).min(self.plan.samples - start);
-                let chunks = (len as usize).div_ceil(CHUNK);
+                let (start, end) = self.rows(next);
+                // A batch of which nothing is delivered is delivered empty.
+                let chunks = ((end - start) as usize).div_ceil(CHUNK).max(1);
                 state.batches.push_back(Making {
                     taken: 0,
                     chunks: std::iter::repeat_with(|| None).take(chunks).collect(),
@@ -396,7 +444,9 @@ impl Shared {
         let mut batch = Batch::default();
         let mut broken = Vec::new();
         let values = 3 * self.plan.image_size * self.plan.image_size;
-        batch.images.reserve_exact(values * self.plan.batch);
+        batch
+            .images
+            .reserve_exact(values * self.plan.share.rows(self.plan.batch).len());
         for chunk in chunks.into_iter().flatten() {
             if let Some(error) = chunk.error {
                 return Err(error);
@@ -412,8 +462,19 @@ impl Shared {
             broken.extend(chunk.broken);
         }
         if let Some(mixing) = &self.plan.mixing {
-            let position = self.plan.position + number * self.plan.batch as u64;
-            mixing.apply(&mut batch, self.plan.image_size, self.plan.seed, position);
+            let first = self.plan.position + self.rows(number).0;
+            let shard = self.plan.batch / self.plan.share.shards;
+            for begin in (0..batch.first.len()).step_by(shard) {
+                let rows = begin..(begin + shard).min(batch.first.len());
+                let position = first + begin as u64;
+                mixing.apply(
+                    &mut batch,
+                    rows,
+                    self.plan.image_size,
+                    self.plan.seed,
+                    position,
+                );
+            }
         }
         Ok((batch, broken))
     }
@@ -468,6 +529,7 @@ mod tests {
             samples,
             broken_rate: None,
             captions: false,
+            share: Share::default(),
         }
     }
 

@@ -6,6 +6,8 @@
 //! Differs from the reference: labels stay a pair and a weight, from which the loss makes its soft
 //! targets.
 
+use std::ops::Range;
+
 use super::loader::Batch;
 use crate::rng::{Purpose, Rng};
 use crate::settings::Table;
@@ -60,8 +62,17 @@ impl Mixing {
         })
     }
 
-    /// Mixes a batch in place. `samples_seen` is the run's position at its first image.
-    pub fn apply(&self, batch: &mut Batch, image_size: usize, seed: u64, samples_seen: u64) {
+    /// Mixes some rows of a batch in place. `samples_seen` is the run's position at the first of them.
+    pub fn apply(
+        &self,
+        batch: &mut Batch,
+        rows: Range<usize>,
+        image_size: usize,
+        seed: u64,
+        samples_seen: u64,
+    ) {
+        let pixels = 3 * image_size * image_size;
+        let images = &mut batch.images[rows.start * pixels..rows.end * pixels];
         let mut rng = Rng::new(seed, Purpose::Mix, samples_seen, 0);
         if !rng.chance(self.probability as f32) {
             return;
@@ -81,14 +92,20 @@ impl Mixing {
         let share = rng.beta(alpha);
         let weight = if cut {
             let patch = Patch::draw(share, image_size, &mut rng);
-            patch.swap(&mut batch.images, image_size);
+            patch.swap(images, image_size);
             1.0 - patch.area() as f32 / (image_size * image_size) as f32
         } else {
-            blend(&mut batch.images, image_size, share as f32);
+            blend(images, image_size, share as f32);
             share as f32
         };
-        batch.second = batch.first.iter().rev().copied().collect();
-        batch.weight.fill(weight);
+        let second = &mut batch.second[rows.clone()];
+        for (second, first) in second
+            .iter_mut()
+            .zip(batch.first[rows.clone()].iter().rev())
+        {
+            *second = *first;
+        }
+        batch.weight[rows].fill(weight);
     }
 }
 
@@ -202,7 +219,7 @@ mod tests {
         ] {
             for position in 0..40 {
                 let mut batch = batch(n, 8);
-                mixing.apply(&mut batch, 8, 0, position);
+                mixing.apply(&mut batch, 0..n, 8, 0, position);
                 for image in 0..n {
                     let values = &batch.images[image * 192..][..192];
                     let mean = values.iter().sum::<f32>() / 192.0;
@@ -224,7 +241,7 @@ mod tests {
     fn mixing_is_a_function_of_the_samples_seen() {
         let mixed = |position| {
             let mut batch = batch(4, 8);
-            mixing(Some(0.8), Some(1.0)).apply(&mut batch, 8, 0, position);
+            mixing(Some(0.8), Some(1.0)).apply(&mut batch, 0..4, 8, 0, position);
             batch
         };
         assert_eq!(mixed(64), mixed(64));
@@ -238,7 +255,7 @@ mod tests {
             probability: 0.0,
             ..mixing(Some(0.8), Some(1.0))
         };
-        never.apply(&mut changed, 8, 0, 3);
+        never.apply(&mut changed, 0..4, 8, 0, 3);
         assert_eq!(changed, batch(4, 8));
     }
 
@@ -247,7 +264,7 @@ mod tests {
         let cut = (0..400)
             .filter(|position| {
                 let mut batch = batch(2, 8);
-                mixing(Some(0.8), Some(1.0)).apply(&mut batch, 8, 0, *position);
+                mixing(Some(0.8), Some(1.0)).apply(&mut batch, 0..2, 8, 0, *position);
                 // CutMix leaves only the old values.
                 batch.images.iter().all(|value| [0.0, 0.5].contains(value))
             })

@@ -44,7 +44,7 @@ pub use augment::{Augmentation, RandAugment, RandomResizedCrop};
 pub use decode::Examined;
 pub use evaluation::{EvaluationTransform, evaluation_batch};
 pub use health::{Fault, Health, Reason};
-pub use loader::{Batch, Broken, Loader, Plan};
+pub use loader::{Batch, Broken, Loader, Plan, Share};
 pub use mixing::Mixing;
 pub use picture::Picture;
 pub use shards::Sample;

@@ -10,6 +10,7 @@ use super::{Images, recheck};
 use crate::attack::{Attack, Batch, Classifier, Passes};
 use crate::error::{Error, Result};
 use crate::fused::{from_vec, to_vec};
+use crate::group::Group;
 
 /// An evaluation: what is attacked, with what, on which images.
 pub struct Evaluation<'a> {
@@ -25,6 +26,8 @@ pub struct Evaluation<'a> {
     pub seed: u64,
     /// Where it computes.
     pub device: &'a Device,
+    /// The processes that share the images: each tries a batch at a time. They change no verdict.
+    pub group: &'a Group,
 }
 
 /// What an evaluation has found so far; complete when every stage is and `queue` is empty.
@@ -130,22 +133,69 @@ impl Outcome {
     }
 
     /// Image by image, so that the batch changes nothing.
-    fn hash(&mut self, image: &[f32], label: u32) {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(self.images_hash.as_bytes());
-        hasher.update(&label.to_le_bytes());
-        hasher.update(bytemuck::cast_slice(image));
-        self.images_hash = hasher.finalize().to_hex().to_string();
+    fn hash(&mut self, of_image: &str) {
+        let both = format!("{} {of_image}", self.images_hash);
+        self.images_hash = blake3::hash(both.as_bytes()).to_hex().to_string();
     }
 
-    fn see(&mut self, pixels: &[f32]) {
+    fn see(&mut self, range: [f32; 2]) {
         let [low, high] = self.pixels.unwrap_or([f32::INFINITY, f32::NEG_INFINITY]);
-        let low = pixels.iter().fold(low, |low, pixel| low.min(*pixel));
-        self.pixels = Some([
-            low,
-            pixels.iter().fold(high, |high, pixel| high.max(*pixel)),
-        ]);
+        self.pixels = Some([low.min(range[0]), high.max(range[1])]);
     }
+
+    /// Takes what a process found about its batch.
+    fn take(&mut self, attack: &str, tried: &Tried) {
+        for of_image in &tried.hashes {
+            self.hash(of_image);
+        }
+        if let Some(range) = tried.pixels {
+            self.see(range);
+        }
+        if let Some(classes) = tried.classes {
+            self.classes = classes;
+        }
+        for (index, margin) in &tried.margins {
+            self.margin[*index] = Some(*margin);
+        }
+        for (index, distance) in &tried.distances {
+            self.distance[*index] = Some(*distance);
+        }
+        for (index, _) in &tried.fooled {
+            self.robust[*index] = false;
+            self.broken_by[*index] = Some(attack.to_owned());
+        }
+        let stage = self.stages.last_mut().expect("a stage is in progress");
+        stage.robust_count -= tried.fooled.len();
+        stage.passes += tried.passes;
+    }
+}
+
+/// What an attack did to a batch.
+#[derive(Default, Serialize, Deserialize)]
+struct Tried {
+    /// Of the clean images with their labels, when these were looked at.
+    hashes: Vec<String>,
+    classes: Option<usize>,
+    pixels: Option<[f32; 2]>,
+    margins: Vec<(usize, f64)>,
+    distances: Vec<(usize, f64)>,
+    fooled: Vec<Fooled>,
+    passes: Passes,
+}
+
+fn hash_of(image: &[f32], label: u32) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&label.to_le_bytes());
+    hasher.update(bytemuck::cast_slice(image));
+    hasher.finalize().to_hex().to_string()
+}
+
+/// The smallest and the largest.
+fn range_of(pixels: &[f32]) -> [f32; 2] {
+    let none = [f32::INFINITY, f32::NEG_INFINITY];
+    pixels.iter().fold(none, |[low, high], pixel| {
+        [low.min(*pixel), high.max(*pixel)]
+    })
 }
 
 impl Evaluation<'_> {
@@ -184,7 +234,7 @@ impl Evaluation<'_> {
         }
     }
 
-    /// Tries the attack in progress on the first images of the queue.
+    /// Tries the attack in progress on the first images of the queue, each process on a batch of its own.
     fn batch(
         &self,
         classifier: &Classifier,
@@ -197,58 +247,77 @@ impl Evaluation<'_> {
             .len()
             .checked_sub(2)
             .map(|index| &self.attacks[index]);
-        let size = self.batch.max(1).min(outcome.queue.len());
+        let round = self.batch.max(1) * self.group.size();
+        let size = round.min(outcome.queue.len());
         let indices: Vec<usize> = outcome.queue.drain(..size).collect();
-        let (clean, labels) = self.images.batch(&indices, self.device)?;
-        let fooled = match attack {
-            None => self.clean(classifier, outcome, &indices, clean, &labels)?,
-            Some(attack) => self.attacked(attack, classifier, outcome, &indices, clean, labels)?,
+        let own = &indices[self.group.part(size)];
+        let tried = match own.is_empty() {
+            true => Ok(Tried::default()),
+            false => self.tried(attack, classifier, own),
         };
+        let all = self.group.gather(self.group.agree(tried)?);
         let name = attack.map_or("clean".to_owned(), Attack::name);
-        for (index, _) in &fooled {
-            outcome.robust[*index] = false;
-            outcome.broken_by[*index] = Some(name.clone());
+        for tried in &all {
+            outcome.take(&name, tried);
         }
         let left = outcome.queue.len();
         let stage = outcome.stages.last_mut().expect("a stage is in progress");
-        stage.robust_count -= fooled.len();
-        stage.passes += classifier.take_passes();
         stage.seconds += begun.elapsed().as_secs_f64();
+        let fooled: Vec<Fooled> = all.into_iter().flat_map(|tried| tried.fooled).collect();
         let done = Done {
             attack: &name,
-            number: (stage.tried - left).div_ceil(self.batch.max(1)),
-            of: stage.tried.div_ceil(self.batch.max(1)),
+            number: (stage.tried - left).div_ceil(round),
+            of: stage.tried.div_ceil(round),
             tried: size,
             fooled: &fooled,
         };
         observer.batch(outcome, &done)
     }
 
+    fn tried(
+        &self,
+        attack: Option<&Attack>,
+        classifier: &Classifier,
+        indices: &[usize],
+    ) -> Result<Tried> {
+        let (clean, labels) = self.images.batch(indices, self.device)?;
+        let mut tried = match attack {
+            None => self.clean(classifier, indices, clean, &labels)?,
+            Some(attack) => self.attacked(attack, classifier, indices, clean, labels)?,
+        };
+        tried.passes = classifier.take_passes();
+        Ok(tried)
+    }
+
     /// The images that are misclassified without any attack.
     fn clean(
         &self,
         classifier: &Classifier,
-        outcome: &mut Outcome,
         indices: &[usize],
         clean: Tensor<4>,
         labels: &[u32],
-    ) -> Result<Vec<Fooled>> {
+    ) -> Result<Tried> {
         let pixels = to_vec(clean.clone());
-        outcome.see(&pixels);
-        for (image, label) in pixels.chunks_exact(pixels.len() / labels.len()).zip(labels) {
-            outcome.hash(image, *label);
-        }
+        let images = pixels.chunks_exact(pixels.len() / labels.len()).zip(labels);
         let logits = classifier.logits(clean);
-        outcome.classes = logits.classes();
         check_labels(labels, logits.classes())?;
-        let mut wrong = Vec::new();
+        let mut tried = Tried {
+            hashes: images
+                .map(|(image, label)| hash_of(image, *label))
+                .collect(),
+            classes: Some(logits.classes()),
+            pixels: Some(range_of(&pixels)),
+            ..Tried::default()
+        };
         for (row, (index, label)) in indices.iter().zip(labels).enumerate() {
-            outcome.margin[*index] = Some(logits.margin(row, *label as usize));
+            tried
+                .margins
+                .push((*index, logits.margin(row, *label as usize)));
             if !logits.is_right(row, *label as usize) {
-                wrong.push((*index, None));
+                tried.fooled.push((*index, None));
             }
         }
-        Ok(wrong)
+        Ok(tried)
     }
 
     /// The images about which an attack fooled the model.
@@ -256,11 +325,10 @@ impl Evaluation<'_> {
         &self,
         attack: &Attack,
         classifier: &Classifier,
-        outcome: &mut Outcome,
         indices: &[usize],
         clean: Tensor<4>,
         labels: Vec<u32>,
-    ) -> Result<Vec<Fooled>> {
+    ) -> Result<Tried> {
         let [_, channels, height, width] = clean.dims();
         let pixels = channels * height * width;
         let batch = Batch {
@@ -276,7 +344,7 @@ impl Evaluation<'_> {
             .filter_map(|(row, image)| Some((row, image?)))
             .collect();
         if shown.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Tried::default());
         }
         let values = shown
             .iter()
@@ -285,7 +353,7 @@ impl Evaluation<'_> {
         let images = from_vec(values, [shown.len(), channels, height, width], self.device);
         let logits = classifier.logits(images);
         let clean = to_vec(clean);
-        let mut fooled = Vec::new();
+        let mut tried = Tried::default();
         for (shown_row, (row, image)) in shown.into_iter().enumerate() {
             let (index, label) = (indices[row], labels[row] as usize);
             let distance = recheck::distance(attack, &clean[row * pixels..][..pixels], &image)
@@ -293,12 +361,14 @@ impl Evaluation<'_> {
             if logits.is_right(shown_row, label) {
                 continue;
             }
-            outcome.see(&image);
-            outcome.distance[index] = Some(distance);
-            outcome.margin[index] = Some(logits.margin(shown_row, label));
-            fooled.push((index, Some(image)));
+            let [low, high] = range_of(&image);
+            let [lowest, highest] = tried.pixels.unwrap_or([low, high]);
+            tried.pixels = Some([low.min(lowest), high.max(highest)]);
+            tried.distances.push((index, distance));
+            tried.margins.push((index, logits.margin(shown_row, label)));
+            tried.fooled.push((index, Some(image)));
         }
-        Ok(fooled)
+        Ok(tried)
     }
 }
 
@@ -346,6 +416,7 @@ mod tests {
             batch,
             seed: 0,
             device: &Device::flex(),
+            group: &Group::solo(),
         };
         evaluation.run(&()).unwrap()
     }

@@ -238,6 +238,7 @@ mod tests {
     use crate::eval::Images;
     use crate::eval::autoattack::{Settings, Version};
     use crate::fused::from_vec;
+    use crate::group::Group;
 
     /// The names of the flags of a function on four images of three pixels.
     fn flags(logits: &dyn Fn(Tensor<4>) -> Tensor<2>) -> Vec<String> {
@@ -255,6 +256,7 @@ mod tests {
             batch: 4,
             seed: 0,
             device: &device,
+            group: &Group::solo(),
         })
         .unwrap();
         found.into_iter().map(|flag| flag.check).collect()
@@ -319,6 +321,7 @@ mod tests {
             batch: 1,
             seed: 0,
             device: &device,
+            group: &Group::solo(),
         })
         .unwrap_err()
         .to_string();

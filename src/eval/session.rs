@@ -15,9 +15,10 @@ use super::result::{self, Findings, wilson};
 use super::{Done, Evaluation, Images, Observer, Outcome, checks};
 use crate::attack::{Attack, Norm, Passes};
 use crate::data::tensors;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files;
 use crate::fused::to_vec;
+use crate::group::Group;
 use crate::screen::Screen;
 use crate::units::duration;
 
@@ -32,16 +33,17 @@ struct Saved {
     images: u64,
 }
 
-/// The files of an evaluation in progress.
+/// The files of an evaluation in progress; of several processes the first has them.
 #[derive(Clone, Debug)]
 pub struct Progress {
     state: PathBuf,
     images: Option<PathBuf>,
+    group: Group,
 }
 
 impl Progress {
     /// In a folder, for the evaluation with the given fingerprint: another one's progress is left alone.
-    pub fn new(folder: &Path, fingerprint: &str, keep_images: bool) -> Self {
+    pub fn new(folder: &Path, fingerprint: &str, keep_images: bool, group: &Group) -> Self {
         // Progress without images is of no use to an evaluation that is to save them.
         let kind = if keep_images { "-images" } else { "" };
         let name = format!(
@@ -52,11 +54,20 @@ impl Progress {
         Self {
             state: folder.join(name),
             images,
+            group: group.clone(),
         }
     }
 
     /// Where the evaluation was; `None` at its beginning.
     fn load(&self) -> Result<Option<Outcome>> {
+        let found = match self.group.is_first() {
+            true => self.load_here(),
+            false => Ok(None),
+        };
+        Ok(self.group.of_first(self.group.agree(found)?))
+    }
+
+    fn load_here(&self) -> Result<Option<Outcome>> {
         if !self.state.is_file() {
             return Ok(None);
         }
@@ -81,6 +92,9 @@ impl Progress {
     }
 
     fn save(&self, outcome: &Outcome, done: &Done) -> Result<()> {
+        if !self.group.is_first() {
+            return Ok(());
+        }
         let mut size = 0;
         if let Some(images) = &self.images {
             for (index, image) in done.fooled {
@@ -117,6 +131,9 @@ impl Progress {
     /// Writes the images as the model was judged by them, with their labels, as `tensors:FILE` reads them: the
     /// adversarial one where the model was fooled, else the clean one.
     pub fn save_adversarial(&self, images: &Images, path: &Path, device: &Device) -> Result<()> {
+        if !self.group.is_first() {
+            return Ok(());
+        }
         let indices: Vec<usize> = (0..images.count()).collect();
         let (clean, labels) = images.batch(&indices, device)?;
         let shape = clean.dims();
@@ -169,7 +186,11 @@ pub fn conclude(
     result: &Value,
     finished: &[Progress],
     screen: &mut dyn Screen,
+    group: &Group,
 ) -> Result<()> {
+    if !group.is_first() {
+        return Ok(());
+    }
     if let Some(kept) = result::write(path, result)? {
         let kept = kept.display();
         screen.line(&format!("the earlier result is kept as `{kept}`"));
@@ -375,6 +396,16 @@ impl Observer for Watcher<'_> {
             }
         }
         self.draw();
+        if self.progress.group.is_stopping() {
+            let message = format!(
+                "told to stop, after {} images of {}",
+                done.tried, done.attack
+            );
+            let error = Error::new(Kind::TryAgain, message);
+            return Err(error
+                .hint("the same command goes on from there")
+                .everywhere());
+        }
         Ok(())
     }
 

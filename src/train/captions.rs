@@ -2,10 +2,13 @@
 
 use std::cell::OnceCell;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 
+use super::exchange::PairwiseSum;
+use super::passes::of_all;
 use super::{RunFolder, StageImages, State};
 use crate::data::{Batch, Dataset};
 use crate::error::{Error, Result};
@@ -133,26 +136,37 @@ impl Captions {
         Some(tower.expect("the recipe's sizes were checked"))
     }
 
-    /// What the images of a batch should be near to; and the texts, if they learn.
+    /// What the images of a batch should be near to; and the texts, if they learn. `batch` is this process's part, in shards
+    /// that are embedded one by one; the objective is that of the whole.
     pub(super) fn objective(
         &self,
         state: &State,
         dataset: &Dataset,
         batch: &Batch,
+        shards: usize,
     ) -> Result<(Objective, Option<Learning>)> {
-        let learning = match (&self.source, &state.text) {
+        let size = batch.samples.len() / shards;
+        let rows = (0..shards).map(|shard| shard * size..(shard + 1) * size);
+        let (texts, learning) = match (&self.source, &state.text) {
             (Source::New { tokenizer, .. }, Some(tower)) => {
-                let tower = tower.tracked();
-                let ids = tokenizer.rows(&batch.captions)?;
-                let embeddings = unit_length(tower.encode(&ids)?);
-                Some(Learning { tower, embeddings })
+                let recorded = rows.map(|rows| {
+                    let tower = tower.tracked();
+                    let ids = tokenizer.rows(&batch.captions[rows])?;
+                    let embeddings = unit_length(tower.encode(&ids)?);
+                    Ok((tower, embeddings))
+                });
+                let recorded: Vec<_> = recorded.collect::<Result<_>>()?;
+                let texts = recorded
+                    .iter()
+                    .map(|(_, texts)| texts.clone().without_autodiff());
+                (texts.collect(), Some(Learning(recorded)))
             }
-            _ => None,
+            _ => {
+                let texts = rows.map(|rows| self.embeddings(dataset, batch, rows));
+                (texts.collect::<Result<Vec<_>>>()?, None)
+            }
         };
-        let texts = match &learning {
-            Some(learning) => learning.embeddings.clone().without_autodiff(),
-            None => self.embeddings(dataset, batch)?,
-        };
+        let texts = of_all(&state.exchange.group, Tensor::cat(texts, 0));
         let scale = state.log_scale.as_ref();
         let objective = Objective::Captions {
             texts,
@@ -167,12 +181,17 @@ impl Captions {
         self.file.is_none()
     }
 
-    /// The embeddings of a batch's captions by what stands still, of length 1.
+    /// The embeddings of some of a batch's captions by what stands still, of length 1.
     ///
-    /// Shapes: `[batch, width]`.
-    fn embeddings(&self, dataset: &Dataset, batch: &Batch) -> Result<Tensor<2>> {
+    /// Shapes: `[rows, width]`.
+    fn embeddings(
+        &self,
+        dataset: &Dataset,
+        batch: &Batch,
+        rows: Range<usize>,
+    ) -> Result<Tensor<2>> {
         let Some(file) = &self.file else {
-            return self.embed(&batch.captions, None);
+            return self.embed(&batch.captions[rows], None);
         };
         let row = |sample: &u64| {
             let index = *sample as usize;
@@ -181,7 +200,7 @@ impl Captions {
                 None => Ok(index),
             }
         };
-        let rows: Vec<usize> = batch.samples.iter().map(row).collect::<Result<_>>()?;
+        let rows: Vec<usize> = batch.samples[rows].iter().map(row).collect::<Result<_>>()?;
         let values = file.rows(&rows)?;
         let shape = [rows.len(), self.width];
         Ok(unit_length(from_vec(values, shape, &self.device)))
@@ -253,18 +272,21 @@ impl Captions {
     }
 }
 
-/// Texts of a batch whose tower learns.
-pub(super) struct Learning {
-    /// Recorded for its gradients.
-    tower: TextTower,
-    embeddings: Tensor<2>,
-}
+/// Texts of a batch whose tower learns: of each shard the tower, recorded for its gradients, and the embeddings.
+pub(super) struct Learning(Vec<(TextTower, Tensor<2>)>);
 
 impl Learning {
-    /// The gradients of the tower's weights from that of the embeddings.
+    /// The gradients of the tower's weights from that of this process's embeddings.
     pub(super) fn gradients(&self, towards: Tensor<2>) -> Vec<Tensor<1>> {
-        let along = (self.embeddings.clone() * towards).sum();
-        self.tower.gradients(&mut along.backward())
+        let mut sum = PairwiseSum::default();
+        let mut start = 0;
+        for (tower, embeddings) in &self.0 {
+            let count = embeddings.dims()[0];
+            let along = (embeddings.clone() * towards.clone().narrow(0, start, count)).sum();
+            sum.add(tower.gradients(&mut along.backward()));
+            start += count;
+        }
+        sum.sum()
     }
 }
 

@@ -1,5 +1,6 @@
 //! The folder of a run: recipe, metrics, log, checkpoints, models.
 //!
+//! Of several processes the first writes; the others read what it has written.
 //! A run goes on only in a folder that holds the same recipe. Nothing of another run, and nothing
 //! that is not a run's, is ever written over.
 
@@ -16,6 +17,7 @@ use crate::data::{Batch, tensors};
 use crate::error::{Error, Kind, Result};
 use crate::files;
 use crate::fused::to_vec;
+use crate::group::Group;
 use crate::model::weights;
 use crate::recipe::Phase;
 use crate::settings::changes;
@@ -24,8 +26,9 @@ use crate::settings::changes;
 pub struct RunFolder {
     path: PathBuf,
     accept_changes: bool,
-    /// Held open for its lock, which the operating system gives up with the process.
-    _lock: File,
+    /// Held open for its lock, which the operating system gives up with the process; none in the processes that only read.
+    lock: Option<File>,
+    group: Group,
 }
 
 impl RunFolder {
@@ -33,7 +36,21 @@ impl RunFolder {
     ///
     /// Errors: it holds something else, another recipe (each changed key is named), or another
     /// process is at work in it.
-    pub fn open(path: &Path, recipe: &str, accept_changes: bool) -> Result<Self> {
+    pub fn open(path: &Path, recipe: &str, accept_changes: bool, group: &Group) -> Result<Self> {
+        let folder = |lock| Self {
+            path: path.to_owned(),
+            accept_changes,
+            lock,
+            group: group.clone(),
+        };
+        if !group.is_first() {
+            if !path.is_dir() {
+                let message = format!("`{}` is not there", path.display());
+                let hint = "all processes need to see the folder of the run: use one that their machines share";
+                return Err(Error::input(message).hint(hint));
+            }
+            return Ok(folder(None));
+        }
         let saved = path.join("recipe.toml");
         if path.is_dir() && !saved.is_file() && files::list(path)?.iter().any(|file| !is_ours(file))
         {
@@ -63,16 +80,25 @@ impl RunFolder {
                 ));
             }
         }
-        Ok(Self {
-            path: path.to_owned(),
-            accept_changes,
-            _lock: lock,
-        })
+        Ok(folder(Some(lock)))
+    }
+
+    /// Whether this process writes.
+    fn writes(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// The processes of the run.
+    pub fn group(&self) -> &Group {
+        &self.group
     }
 
     /// Binds the folder to its recipe, once nothing speaks against the run.
     pub(super) fn begin(&self, recipe: &str) -> Result<()> {
-        files::write(&self.path.join("recipe.toml"), recipe.as_bytes())
+        match self.writes() {
+            true => files::write(&self.path.join("recipe.toml"), recipe.as_bytes()),
+            false => Ok(()),
+        }
     }
 
     /// Whether a run has begun here.
@@ -97,12 +123,19 @@ impl RunFolder {
 
     /// Adds a line to `metrics.jsonl`.
     pub fn metrics(&self, line: &serde_json::Value) -> Result<()> {
-        files::append(&self.path.join("metrics.jsonl"), &format!("{line}\n"))
+        self.append("metrics.jsonl", &line.to_string())
+    }
+
+    fn append(&self, name: &str, line: &str) -> Result<()> {
+        match self.writes() {
+            true => files::append(&self.path.join(name), &format!("{line}\n")),
+            false => Ok(()),
+        }
     }
 
     /// Adds a line to `quarantine.jsonl`, the list of broken samples.
     pub fn quarantine(&self, line: &serde_json::Value) -> Result<()> {
-        files::append(&self.path.join("quarantine.jsonl"), &format!("{line}\n"))
+        self.append("quarantine.jsonl", &line.to_string())
     }
 
     /// Seconds of training in each stage, over all restarts, from the metrics.
@@ -123,7 +156,7 @@ impl RunFolder {
 
     /// Adds a line to `log.txt`.
     pub fn log(&self, line: &str) -> Result<()> {
-        files::append(&self.path.join("log.txt"), &format!("{line}\n"))
+        self.append("log.txt", line)
     }
 
     /// Writes the model as timm loads it: to `model`, and at the end of a stage to `stages/NAME`.
@@ -134,7 +167,11 @@ impl RunFolder {
         phase: &Phase,
         ended: Option<&Stage>,
     ) -> Result<()> {
-        let model = state.averaged();
+        // All processes have parts of the averages.
+        let (model, text) = (state.averaged(), state.averaged_text());
+        if !self.writes() {
+            return Ok(());
+        }
         let size = phase.image_size as usize;
         // The outputs of a stage with captions are no classes.
         let classes = match &run.captions[state.stage] {
@@ -145,7 +182,7 @@ impl RunFolder {
             let folder = self.path.join("stages").join(&stage.name);
             weights::save(&model, size, classes, &folder)?;
             if let Some(captions) = &run.captions[state.stage] {
-                captions.save(state.averaged_text(), &stage.name, &self.path)?;
+                captions.save(text, &stage.name, &self.path)?;
             }
         }
         weights::save(&model, size, classes, &self.path.join("model"))
@@ -168,9 +205,20 @@ impl RunFolder {
             .join("crash")
             .join(format!("{:012}", state.samples));
         let checkpoints = bundle.join("checkpoints");
-        files::make_folder(&checkpoints)?;
+        if self.writes() {
+            files::make_folder(&checkpoints)?;
+        }
         let path = checkpoints.join(checkpoint::file_name(state.samples));
         checkpoint::write(state, &run.images[state.stage].train.fingerprint(), &path)?;
+        let message = format!(
+            "stage `{}`, after {} samples: the loss is {} and the norm of the gradient {}; the \
+             weights were not changed",
+            stage.name, state.samples, found.loss, found.gradient_norm
+        );
+        let error = Error::failed(message);
+        if !self.writes() {
+            return Ok(error);
+        }
         let shape = [batch.first.len(), 3, side(batch), side(batch)];
         let labels: Vec<i64> = batch.first.iter().map(|label| i64::from(*label)).collect();
         for (name, images) in [
@@ -216,12 +264,7 @@ impl RunFolder {
         )?;
         files::write(&bundle.join("recipe.toml"), run.recipe.to_toml().as_bytes())?;
         let bundle = bundle.display();
-        let message = format!(
-            "stage `{}`, after {} samples: the loss is {} and the norm of the gradient {}; the \
-             weights were not changed",
-            stage.name, state.samples, found.loss, found.gradient_norm
-        );
-        Ok(Error::failed(message).hint(format!(
+        Ok(error.hint(format!(
             "`advxl train {bundle}/recipe.toml --out {bundle}` does this update again; \
              `{bundle}/report.json` tells where it began; a lower learning rate, clip_norm or \
              precision = \"f32\" may help"

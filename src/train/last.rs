@@ -76,7 +76,12 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         precision: word_of(Precision::F32).to_owned(),
     };
     let path = folder.join(format!("result-{}.json", evaluation.name));
-    if let Some(earlier) = result::earlier(&path, &subject, &attacks)? {
+    let group = &run.exchange.group;
+    let earlier = match group.is_first() {
+        true => result::earlier(&path, &subject, &attacks),
+        false => Ok(None),
+    };
+    if let Some(earlier) = group.of_first(group.agree(earlier)?) {
         screen.line(&format!(
             "evaluation `{}`: `{}` is there",
             evaluation.name,
@@ -100,7 +105,7 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         transform,
         count,
     };
-    let progress = Progress::new(folder, &subject.fingerprint(&attacks), false);
+    let progress = Progress::new(folder, &subject.fingerprint(&attacks), false, group);
     let evaluated = Evaluation {
         logits: &logits,
         images: &images,
@@ -108,10 +113,11 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         batch: BATCH,
         seed: run.recipe.seed,
         device: &run.device,
+        group,
     };
     let findings = examine(&evaluated, &progress, screen)?;
     let result = to_json(&subject, &[findings]);
-    conclude(&path, &result, &[progress], screen)?;
+    conclude(&path, &result, &[progress], screen, group)?;
     run.folder.metrics(&json!({
         "event": "final_evaluation",
         "name": evaluation.name,

@@ -6,6 +6,7 @@
 
 pub mod captions;
 pub mod checkpoint;
+mod exchange;
 pub mod folder;
 mod last;
 pub mod monitor;
@@ -18,27 +19,32 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
 
 use crate::attack::{Attack, Draws, Pgd};
 use crate::data::resize::Filter;
-use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Split};
-use crate::error::{Context, Error, Result};
+use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Share, Split};
+use crate::error::{Context, Error, Kind, Result};
 use crate::eval::{Done, Evaluation, Images, Observer, Outcome};
 use crate::fused::{self, Precision, from_vec};
+use crate::group::Group;
 use crate::loss::{Objective, Targets};
 use crate::model::{DropPath, Pass};
-use crate::optim;
 use crate::plan::{self, Devices};
 use crate::recipe::{Data, Head, Phase, Recipe, Stage};
 use crate::rng::Purpose;
+use crate::settings::changes;
 use crate::text::zero_shot::by_text;
+use crate::units::grouped;
 
+pub use exchange::Exchange;
 pub use folder::RunFolder;
 pub use last::evaluate_finally;
 pub use monitor::Monitor;
 pub use state::State;
 
 use captions::Captions;
+use exchange::check_equal;
 use passes::{Found, Passes};
 
 /// A run that is ready to go: a checked recipe, its folder and its data.
@@ -55,6 +61,8 @@ pub struct Run {
     pub device: Device,
     /// In which arithmetic: the recipe's, or f32 where the processor is not faster with bf16.
     pub precision: Precision,
+    /// The processes that share it, and how.
+    pub exchange: Exchange,
 }
 
 /// The images of a stage.
@@ -170,9 +178,38 @@ impl Run {
         folder: &std::path::Path,
         accept_changes: bool,
         device: &Device,
+        group: &Group,
+    ) -> Result<Self> {
+        let differs = |first: &str, other: &str| {
+            format!(", 0's -> its\n\n  {}\n", changes(first, other).join("\n  "))
+        };
+        group.same("recipe", &recipe.to_toml(), differs)?;
+        let exchange = Exchange::new(group, recipe.parallel)?;
+        let open = || Self::open_here(recipe, folder, accept_changes, device, exchange);
+        // The first process writes what the others read.
+        match group.is_first() {
+            true => {
+                let run = group.agree(open())?;
+                group.agree(Ok(()))?;
+                Ok(run)
+            }
+            false => {
+                group.agree(Ok(()))?;
+                group.agree(open())
+            }
+        }
+    }
+
+    fn open_here(
+        recipe: Recipe,
+        folder: &std::path::Path,
+        accept_changes: bool,
+        device: &Device,
+        exchange: Exchange,
     ) -> Result<Self> {
         let images = open_images(&recipe)?;
-        let folder = RunFolder::open(folder, &recipe.to_toml(), accept_changes)?;
+        let group = &exchange.group;
+        let folder = RunFolder::open(folder, &recipe.to_toml(), accept_changes, group)?;
         let stages = recipe.stage.iter().zip(&images);
         let captions = stages.map(|(stage, images)| match &stage.text {
             None => Ok(None),
@@ -190,6 +227,7 @@ impl Run {
             images,
             captions,
             device: device.clone(),
+            exchange,
         })
     }
 }
@@ -197,6 +235,7 @@ impl Run {
 /// Trains to the end of the recipe, from the newest whole checkpoint if there is one.
 pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let recipe = &run.recipe;
+    run.exchange.group.stop_on_signals()?;
     if let Some(notice) = fused::usable(recipe.precision).1 {
         monitor.line(&format!("note: {notice}"))?;
     }
@@ -235,7 +274,13 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
                 let seen = state.samples + stage.batch - stage_start;
                 let learning_rate = stage.learning_rate.at(seen, stage.samples());
                 let attack = stage.attack_at(seen);
-                let step = update(run, &mut state, stage, phase, attack, &batch, learning_rate)?;
+                let step = Update {
+                    run,
+                    stage,
+                    phase,
+                    loader: &loader,
+                }
+                .make(&mut state, attack, &batch, learning_rate)?;
 
                 monitor.record(stage, phase, &step, learning_rate, state.samples, &loader)?;
                 let last = state.samples == stage_end;
@@ -245,11 +290,14 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
                 {
                     measure(run, &state, stage, phase, evaluation, monitor)?;
                 }
-                if due(recipe.checkpoint.every_samples) {
+                if due(recipe.checkpoint.every_samples) || step.stop {
                     // Models first: the checkpoint says that everything up to it is done.
                     run.folder
                         .save_models(run, &state, phase, last.then_some(stage))?;
                     checkpoint::save(run, &state)?;
+                }
+                if step.stop {
+                    return Err(stopped(&state));
                 }
             }
         }
@@ -266,108 +314,182 @@ pub struct Step {
     pub gradient_norm: f64,
     /// Adversarial images classified correctly.
     pub correct: u64,
+    /// Broken samples that the phase's loaders met so far, in all processes.
+    pub broken: u64,
+    /// Whether a process was told to stop.
+    pub stop: bool,
 }
 
-/// One update: perturb the images, then move the weights against the loss at what was found.
-///
-/// Source: the paper's equation 1 with the mechanics of its released attacker: weights frozen and
-/// model in evaluation mode while attacking, the same loss inside and outside.
-fn update(
-    run: &Run,
-    state: &mut State,
-    stage: &Stage,
-    phase: &Phase,
-    attack: Option<Pgd>,
-    batch: &Batch,
-    learning_rate: f64,
-) -> Result<Step> {
-    let (seed, position) = (run.recipe.seed, state.samples);
-    let (count, size) = (batch.first.len(), phase.image_size as usize);
-    let images = from_vec(batch.images.clone(), [count, 3, size, size], &run.device);
-    let targets = Targets {
-        first: batch.first.clone(),
-        second: batch.second.clone(),
-        weight: batch.weight.clone(),
-    };
-    let (objective, learning) = match &run.captions[state.stage] {
-        None => {
-            let (classes, smoothing) = (state.model.classes(), stage.loss.label_smoothing);
-            let goal = targets.distributions(classes, smoothing, &run.device);
-            (Objective::Classes(goal), None)
-        }
-        Some(captions) => {
-            let dataset = &run.images[state.stage].train;
-            captions.objective(state, dataset, batch)?
-        }
-    };
-    let grid = size / run.recipe.model.patch();
-    let kept = phase
-        .masking
-        .as_ref()
-        .map(|mask| mask.choose(seed, position, count, grid));
+/// What the processes tell each other at an update.
+#[derive(Serialize, Deserialize)]
+struct Report {
+    checksum: u64,
+    losses: Vec<f64>,
+    squares: Vec<f64>,
+    correct: u64,
+    broken: u64,
+    stop: bool,
+}
 
-    // The worst images near the given ones; weights take no part in differentiation here.
-    let passes = |drop_path| Passes {
-        model: &state.model,
-        pass: Pass {
-            precision: run.precision,
-            kept: kept.as_ref(),
-            drop_path,
-            recompute: run.recipe.recompute,
-        },
-        chunk: stage.chunk.map(|chunk| chunk as usize),
-    };
-    let keys: Vec<u64> = (position..position + count as u64).collect();
-    let adversarial = match attack {
-        Some(attack) => {
-            let attacking = passes(None);
-            let gradient = |images| attacking.input_gradient(images, &objective);
-            attack.climb(
-                images,
-                &gradient,
-                &Draws::new(seed, &keys, Purpose::AttackStart),
-            )
-        }
-        None => images,
-    };
+fn stopped(state: &State) -> Error {
+    let samples = grouped(state.samples);
+    let message =
+        format!("told to stop after {samples} samples, of which a checkpoint was written");
+    let error = Error::new(Kind::TryAgain, message);
+    error
+        .hint("the same command goes on from there")
+        .everywhere()
+}
 
-    // The gradient of the weights there, in training mode.
-    let drop_path = stage.drop_path.map(|rate| DropPath {
-        rate,
-        seed,
-        position,
-    });
-    let Found {
-        outputs,
-        loss,
-        mut gradients,
-        beside,
-    } = passes(drop_path).weight_gradients(adversarial.clone(), &objective);
-    gradients.extend(beside.log_scale);
-    if let (Some(texts), Some(towards)) = (&learning, beside.texts) {
-        gradients.extend(texts.gradients(towards));
-    }
-    let correct = objective.count_correct(outputs, &targets.dominant());
-    let loss = f64::from(loss.into_scalar::<f32>());
-    let gradient_norm = optim::norm(&gradients);
-    if !loss.is_finite() || !gradient_norm.is_finite() {
-        let adversarial = fused::to_vec(adversarial);
-        let found = state::Diverged {
+/// What stays the same from update to update.
+struct Update<'a> {
+    run: &'a Run,
+    stage: &'a Stage,
+    phase: &'a Phase,
+    loader: &'a Loader,
+}
+
+impl Update<'_> {
+    /// One update: perturb the images, then move the weights against the loss at what was found.
+    ///
+    /// `batch` is this process's part of the batch.
+    ///
+    /// Source: the paper's equation 1 with the mechanics of its released attacker: weights frozen and
+    /// model in evaluation mode while attacking, the same loss inside and outside.
+    fn make(
+        &self,
+        state: &mut State,
+        attack: Option<Pgd>,
+        batch: &Batch,
+        learning_rate: f64,
+    ) -> Result<Step> {
+        let Self {
+            run,
+            stage,
+            phase,
+            loader,
+        } = self;
+        let group = &run.exchange.group;
+        let checksum = run
+            .exchange
+            .checksum(state.parameters().into_iter().map(|part| &part.value));
+        let (count, size) = (batch.first.len(), phase.image_size as usize);
+        let shards = run.recipe.parallel.passes_of(group.size());
+        let (seed, position) = (
+            run.recipe.seed,
+            state.samples + (group.rank() * count) as u64,
+        );
+        let images = from_vec(batch.images.clone(), [count, 3, size, size], &run.device);
+        let targets = Targets {
+            first: batch.first.clone(),
+            second: batch.second.clone(),
+            weight: batch.weight.clone(),
+        };
+        let (objective, learning) = match &run.captions[state.stage] {
+            None => {
+                let (classes, smoothing) = (state.model.classes(), stage.loss.label_smoothing);
+                let goal = targets.distributions(classes, smoothing, &run.device);
+                (Objective::Classes(goal), None)
+            }
+            Some(captions) => {
+                let dataset = &run.images[state.stage].train;
+                captions.objective(state, dataset, batch, shards)?
+            }
+        };
+        let grid = size / run.recipe.model.patch();
+        let kept = phase
+            .masking
+            .as_ref()
+            .map(|mask| mask.choose(seed, position, count, grid));
+
+        // The worst images near the given ones; weights take no part in differentiation here.
+        let passes = |drop_path| Passes {
+            model: &state.model,
+            pass: Pass {
+                precision: run.precision,
+                kept: kept.as_ref(),
+                drop_path,
+                recompute: run.recipe.recompute,
+            },
+            chunk: stage.chunk.map(|chunk| chunk as usize),
+            shards,
+            group,
+        };
+        let keys: Vec<u64> = (position..position + count as u64).collect();
+        let adversarial = match attack {
+            Some(attack) => {
+                let attacking = passes(None);
+                let gradient = |images| attacking.input_gradient(images, &objective);
+                attack.climb(
+                    images,
+                    &gradient,
+                    &Draws::new(seed, &keys, Purpose::AttackStart),
+                )
+            }
+            None => images,
+        };
+
+        // The gradient of the weights there, in training mode.
+        let drop_path = stage.drop_path.map(|rate| DropPath {
+            rate,
+            seed,
+            position,
+        });
+        let whole = stage.batch as usize;
+        let Found {
+            outputs,
+            losses,
+            mut gradients,
+            beside,
+        } = passes(drop_path).weight_gradients(adversarial.clone(), &objective, whole);
+        // What all processes find alike is added up once.
+        let once = if group.is_first() { 1.0 } else { 0.0 };
+        gradients.extend(beside.log_scale.map(|scale| scale * once));
+        if let (Some(texts), Some(towards)) = (&learning, beside.texts) {
+            let own = towards.narrow(0, group.rank() * count, count);
+            gradients.extend(texts.gradients(own));
+        }
+        let compares = learning.is_some() || matches!(objective, Objective::Captions { .. });
+        let correct = match compares && !group.is_first() {
+            true => 0,
+            false => objective.count_correct(outputs, &targets.dominant()),
+        };
+
+        let lengths = state.lengths();
+        let gradients = run.exchange.add_up(gradients);
+        let all = group.gather(Report {
+            checksum,
+            losses,
+            squares: run.exchange.squares(&gradients, &lengths),
+            correct,
+            broken: loader.broken().len() as u64,
+            stop: group.was_told_to_stop(),
+        });
+        check_equal(&all.iter().map(|told| told.checksum).collect::<Vec<_>>())?;
+        let sum = |of: fn(&Report) -> &Vec<f64>| all.iter().flat_map(of).sum::<f64>();
+        let loss = sum(|told| &told.losses) / whole as f64;
+        let gradient_norm = sum(|told| &told.squares).sqrt();
+        if !loss.is_finite() || !gradient_norm.is_finite() {
+            let found = state::Diverged {
+                loss,
+                gradient_norm,
+                gradients: &run.exchange.put_together(&gradients, &lengths),
+                adversarial: fused::to_vec(adversarial),
+            };
+            let saved = run.folder.save_crash(run, state, stage, batch, &found);
+            return Err(group.agree(saved)?.everywhere());
+        }
+
+        state.step(gradients, gradient_norm, learning_rate);
+        state.samples += stage.batch;
+        Ok(Step {
             loss,
             gradient_norm,
-            gradients: &gradients,
-            adversarial,
-        };
-        return Err(run.folder.save_crash(run, state, stage, batch, &found)?);
+            correct: all.iter().map(|told| told.correct).sum(),
+            broken: all.iter().map(|told| told.broken).sum(),
+            stop: all.iter().any(|told| told.stop),
+        })
     }
-
-    state.step(gradients, gradient_norm, learning_rate);
-    state.samples += count as u64;
-    Ok(Step {
-        loss,
-        gradient_norm,
-        correct,
-    })
 }
 
 /// Batches of one phase, from where the run is to the phase's end.
@@ -385,6 +507,11 @@ fn load(run: &Run, number: usize, phase: &Phase, position: u64, end: u64) -> Res
         captions: run.captions[number]
             .as_ref()
             .is_some_and(Captions::needs_captions),
+        share: Share {
+            index: run.exchange.group.rank(),
+            of: run.exchange.group.size(),
+            shards: run.recipe.parallel.shards as usize,
+        },
     };
     Loader::new(Arc::clone(&run.images[number].train), plan, LOADER_THREADS)
 }
@@ -438,6 +565,7 @@ fn measure(
             batch: stage.batch as usize,
             seed: run.recipe.seed,
             device: &run.device,
+            group: &run.exchange.group,
         };
         let outcome = evaluation.run(&told)?;
         Ok((outcome.accuracy_after(0), outcome.accuracy_after(1)))

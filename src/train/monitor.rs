@@ -22,8 +22,9 @@ pub struct Monitor<'a> {
     macs_at_start: Option<f64>,
     /// Seconds of training since then, without evaluation and the present interval.
     trained: f64,
-    /// Broken samples of the present loader that were told.
+    /// Broken samples of the present loader that were told, and of the loaders of all processes.
     broken: usize,
+    all_broken: u64,
     interval: Interval,
 }
 
@@ -78,6 +79,7 @@ impl<'a> Monitor<'a> {
             macs_at_start: None,
             trained: 0.0,
             broken: 0,
+            all_broken: 0,
             interval: Interval::new(),
         }
     }
@@ -132,7 +134,7 @@ impl<'a> Monitor<'a> {
 
     /// Begins to follow a new loader, whose counts begin at 0.
     pub(super) fn enter_phase(&mut self) {
-        self.broken = 0;
+        (self.broken, self.all_broken) = (0, 0);
         self.interval.waited = 0.0;
     }
 
@@ -146,7 +148,7 @@ impl<'a> Monitor<'a> {
         samples: u64,
         loader: &Loader,
     ) -> Result<()> {
-        self.tell_broken(loader)?;
+        self.tell_broken(loader, step.broken)?;
         let before = samples - stage.batch;
         self.macs_at_start
             .get_or_insert_with(|| self.recipe.macs_left(before));
@@ -179,7 +181,8 @@ impl<'a> Monitor<'a> {
         let all_waited = loader.waited().as_secs_f64();
         let waited = (all_waited - interval.waited) / seconds;
         self.interval.waited = all_waited;
-        let memory = peak_memory_mib();
+        let memory = self.folder.group().gather(peak_memory_mib());
+        let memory = memory.into_iter().max().flatten();
         let eta = self.eta(samples);
         self.folder.metrics(&json!({
             "samples": samples,
@@ -193,7 +196,7 @@ impl<'a> Monitor<'a> {
             "data_wait": waited,
             "eta_seconds": eta,
             "peak_memory_mib": memory,
-            "broken_samples": loader.broken().len(),
+            "broken_samples": step.broken,
             "interval_seconds": seconds,
             "seconds": self.started.elapsed().as_secs_f64(),
         }))?;
@@ -211,9 +214,15 @@ impl<'a> Monitor<'a> {
     }
 
     /// Names each broken sample once: what it was, why, and that another took its place.
-    fn tell_broken(&mut self, loader: &Loader) -> Result<()> {
-        let broken = loader.broken();
-        for broken in &broken[self.broken..] {
+    fn tell_broken(&mut self, loader: &Loader, all: u64) -> Result<()> {
+        if all == self.all_broken {
+            return Ok(());
+        }
+        self.all_broken = all;
+        let own = loader.broken();
+        let new = self.folder.group().gather(own[self.broken..].to_vec());
+        self.broken = own.len();
+        for broken in new.iter().flatten() {
             self.folder.metrics(&json!({
                 "event": "broken sample",
                 "sample": broken.sample,
@@ -228,7 +237,6 @@ impl<'a> Monitor<'a> {
             }))?;
             self.warn(&format!("`{}` is replaced: {}", broken.name, broken.reason))?;
         }
-        self.broken = broken.len();
         Ok(())
     }
 

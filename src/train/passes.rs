@@ -1,61 +1,73 @@
-//! Forward and backward passes over a batch, whole or in chunks of images where it would not fit.
+//! Forward and backward passes over a process's part of a batch: whole, or in chunks of images where it would not fit.
 //!
-//! Chunks change no gradient but by the order of sums. Where the loss compares images with each other, the outputs of
-//! all chunks are computed first, the loss and its gradient from all of them, and then each chunk is passed once more
-//! with that gradient ("GradCache", Gao et al. 2021): a third more arithmetic in an update, a half more in an attack.
+//! Gradients are added up over chunks one after another, and over the shards of a batch pairwise, as [`super::exchange`] goes
+//! on over the processes. Chunks change no gradient but by the order of sums. Where the loss compares images with each
+//! other, the outputs of all chunks and all processes are gathered first, the loss and its gradient computed from all of them,
+//! and then each chunk is passed once more with that gradient ("GradCache", Gao et al. 2021): a third more arithmetic in an
+//! update, a half more in an attack.
 
 use std::ops::Range;
 
 use burn::tensor::{Gradients, Tensor};
 
+use super::exchange::{PairwiseSum, both};
 use crate::attack::input_gradient;
+use crate::fused::{from_vec, to_vec};
+use crate::group::Group;
 use crate::loss::Objective;
 use crate::model::{DropPath, Model, Pass};
 
 /// How the passes over one batch are done.
 pub(super) struct Passes<'a> {
     pub(super) model: &'a Model,
-    /// Of the batch as a whole; its `kept` and `drop_path` are cut with the chunks.
+    /// Of this process's part of the batch as a whole; its `kept` and `drop_path` are cut with the chunks.
     pub(super) pass: Pass<'a>,
-    /// Images at a time; all if absent.
+    /// Images at a time; all of a shard if absent.
     pub(super) chunk: Option<usize>,
+    /// Equal parts of this process's part, which are never passed together.
+    pub(super) shards: usize,
+    /// The processes that share the batch.
+    pub(super) group: &'a Group,
 }
 
-/// What an update needs to know of a batch.
+/// What an update needs to know of a process's part of a batch.
 pub(super) struct Found {
-    /// `[batch, classes or dimensions]`.
+    /// For images that stand alone those of this process, `[part, classes]`; else all, `[batch, dimensions]`.
     pub(super) outputs: Tensor<2>,
-    /// Mean over the batch.
-    pub(super) loss: Tensor<1>,
-    /// Of the mean loss, in the order of the model's parameters.
+    /// Sums of the losses of this process's shards; where images are compared, shares of the one loss that all know.
+    pub(super) losses: Vec<f64>,
+    /// This part of the gradient of the batch's mean loss, in the order of the model's parameters.
     pub(super) gradients: Vec<Tensor<1>>,
     /// Of the mean loss, for what stands beside the model.
     pub(super) beside: Beside,
 }
 
-/// Gradients for what the contrastive loss depends on beside the images.
+/// Gradients for what the contrastive loss depends on beside the images; all processes find the same.
 #[derive(Default)]
 pub(super) struct Beside {
     /// For the logarithm of the similarities' factor.
     pub(super) log_scale: Option<Tensor<1>>,
-    /// For the embeddings of the texts, where they learn.
+    /// For the embeddings of the texts, where they learn: `[batch, dimensions]`.
     pub(super) texts: Option<Tensor<2>>,
 }
 
 impl Passes<'_> {
-    /// The gradient of the sum of the losses for the images.
+    /// The gradient of the sum of the losses for the images of this process.
+    ///
+    /// Processes exchange nothing here, unless the loss compares images with each other: then their outputs.
     pub(super) fn input_gradient(&self, images: Tensor<4>, objective: &Objective) -> Tensor<4> {
-        let Some(chunks) = self.chunks(images.dims()[0]) else {
+        let chunks = self.chunks(images.dims()[0]).concat();
+        if chunks.len() == 1 && self.group.size() == 1 {
             let loss = |images| objective.losses(self.model.logits(images, &self.pass));
             return input_gradient(&loss, images).0;
-        };
+        }
         let towards = self.output_gradient(&images, objective, &chunks, 1.0);
-        let parts = chunks.into_iter().enumerate().map(|(number, rows)| {
+        let parts = chunks.into_iter().map(|rows| {
             let loss = |images| {
                 let outputs = self.outputs(self.model, images, &rows);
                 match &towards {
                     None => of_part(objective, &rows).losses(outputs),
-                    Some(towards) => along(outputs, &towards.parts[number]),
+                    Some(towards) => along(outputs, towards.of(&rows)),
                 }
             };
             input_gradient(&loss, part(&images, &rows)).0
@@ -63,65 +75,91 @@ impl Passes<'_> {
         Tensor::cat(parts.collect(), 0)
     }
 
-    /// Outputs, loss and the gradients of its mean for the weights.
-    pub(super) fn weight_gradients(&self, images: Tensor<4>, objective: &Objective) -> Found {
-        let batch = images.dims()[0];
-        let Some(chunks) = self.chunks(batch) else {
-            let tracked = self.model.tracked();
-            let objective = recorded(objective);
-            let outputs = tracked.logits(images, &self.pass);
-            let loss = objective.losses(outputs.clone()).mean();
-            let mut found = loss.clone().backward();
-            return Found {
-                outputs: outputs.without_autodiff(),
-                loss: loss.without_autodiff(),
-                gradients: tracked.gradients(&mut found),
-                beside: beside(&objective, &mut found),
-            };
-        };
+    /// Outputs, losses and this part of the gradient of the mean loss over a batch of `batch` images for the weights.
+    pub(super) fn weight_gradients(
+        &self,
+        images: Tensor<4>,
+        objective: &Objective,
+        batch: usize,
+    ) -> Found {
+        let own = images.dims()[0];
+        let shards = self.chunks(own);
         let share = 1.0 / batch as f64;
-        let towards = self.output_gradient(&images, objective, &chunks, share);
-        let (mut outputs, mut losses) = (Vec::new(), Vec::new());
-        let mut gradients: Option<Vec<Tensor<1>>> = None;
-        for (number, rows) in chunks.into_iter().enumerate() {
-            let tracked = self.model.tracked();
-            let out = self.outputs(&tracked, part(&images, &rows), &rows);
-            outputs.push(out.clone().without_autodiff());
-            let climbed = match &towards {
-                None => {
-                    let values = of_part(objective, &rows).losses(out);
-                    losses.push(values.clone().without_autodiff());
-                    values.sum() * share
-                }
-                Some(towards) => along(out, &towards.parts[number]).sum(),
-            };
-            let found = tracked.gradients(&mut climbed.backward());
-            gradients = Some(match gradients {
-                None => found,
-                Some(sums) => sums.into_iter().zip(found).map(|(a, b)| a + b).collect(),
-            });
+        let compares = objective.of_part(0..1).is_none();
+        if compares && shards.concat().len() == 1 && self.group.size() == 1 {
+            return self.at_once(images, objective);
         }
-        let (losses, beside) = match towards {
-            None => (Tensor::cat(losses, 0), Beside::default()),
-            Some(towards) => (towards.losses, towards.beside),
-        };
-        Found {
-            outputs: Tensor::cat(outputs, 0),
-            loss: losses.mean(),
-            gradients: gradients.expect("a batch has images"),
-            beside,
+        let towards = self.output_gradient(&images, objective, &shards.concat(), share);
+        let (mut outputs, mut losses) = (Vec::new(), Vec::new());
+        let mut sum = PairwiseSum::default();
+        for chunks in shards {
+            let mut of_shard: Option<Vec<Tensor<1>>> = None;
+            let mut loss = 0.0;
+            for rows in chunks {
+                let tracked = self.model.tracked();
+                let out = self.outputs(&tracked, part(&images, &rows), &rows);
+                let climbed = match &towards {
+                    None => {
+                        outputs.push(out.clone().without_autodiff());
+                        let values = of_part(objective, &rows).losses(out);
+                        loss +=
+                            f64::from(values.clone().without_autodiff().sum().into_scalar::<f32>());
+                        values.sum() * share
+                    }
+                    Some(towards) => along(out, towards.of(&rows)).sum(),
+                };
+                let found = tracked.gradients(&mut climbed.backward());
+                of_shard = Some(match of_shard {
+                    None => found,
+                    Some(sums) => both(sums, found),
+                });
+            }
+            losses.push(loss);
+            sum.add(of_shard.expect("a shard has images"));
+        }
+        let gradients = sum.sum();
+        match towards {
+            None => Found {
+                outputs: Tensor::cat(outputs, 0),
+                losses,
+                gradients,
+                beside: Beside::default(),
+            },
+            Some(towards) => Found {
+                outputs: towards.outputs,
+                losses: vec![towards.loss * own as f64 / losses.len() as f64; losses.len()],
+                gradients,
+                beside: towards.beside,
+            },
         }
     }
 
-    /// The chunks of a batch, if there are several.
-    fn chunks(&self, batch: usize) -> Option<Vec<Range<usize>>> {
-        let size = self.chunk.filter(|size| *size < batch)?;
-        let starts = (0..batch).step_by(size);
-        Some(
-            starts
-                .map(|start| start..(start + size).min(batch))
-                .collect(),
-        )
+    /// The same for a whole batch of images that are compared with each other, in one pass.
+    fn at_once(&self, images: Tensor<4>, objective: &Objective) -> Found {
+        let batch = images.dims()[0] as f64;
+        let tracked = self.model.tracked();
+        let objective = recorded(objective);
+        let outputs = tracked.logits(images, &self.pass);
+        let loss = objective.losses(outputs.clone()).mean();
+        let mut found = loss.clone().backward();
+        Found {
+            outputs: outputs.without_autodiff(),
+            losses: vec![f64::from(loss.without_autodiff().into_scalar::<f32>()) * batch],
+            gradients: tracked.gradients(&mut found),
+            beside: beside(&objective, &mut found),
+        }
+    }
+
+    /// The chunks of each shard of this process's images.
+    fn chunks(&self, count: usize) -> Vec<Vec<Range<usize>>> {
+        let of_shard = count / self.shards;
+        let size = self.chunk.unwrap_or(of_shard).min(of_shard).max(1);
+        let shards = (0..self.shards).map(|shard| {
+            let (begin, end) = (shard * of_shard, (shard + 1) * of_shard);
+            let starts = (begin..end).step_by(size);
+            starts.map(|start| start..(start + size).min(end)).collect()
+        });
+        shards.collect()
     }
 
     /// What the model gives for the images of some rows of the batch.
@@ -151,33 +189,52 @@ impl Passes<'_> {
         if objective.of_part(0..1).is_some() {
             return None;
         }
+        let own = images.dims()[0];
         let outputs = chunks
             .iter()
             .map(|rows| self.outputs(self.model, part(images, rows), rows));
-        let outputs = Tensor::cat(outputs.collect(), 0).autodiff().require_grad();
+        let outputs = of_all(self.group, Tensor::cat(outputs.collect(), 0));
+        let outputs = outputs.autodiff().require_grad();
         let objective = recorded(objective);
         let losses = objective.losses(outputs.clone());
         let mut found = (losses.clone().sum() * share).backward();
         let gradient = outputs
             .grad_remove(&mut found)
             .expect("the loss depends on the outputs");
-        let parts = chunks
-            .iter()
-            .map(|rows| gradient.clone().narrow(0, rows.start, rows.len()));
         Some(Towards {
-            parts: parts.collect(),
-            losses: losses.without_autodiff(),
+            gradient: gradient.narrow(0, self.group.rank() * own, own),
+            outputs: outputs.without_autodiff(),
+            loss: f64::from(losses.without_autodiff().mean().into_scalar::<f32>()),
             beside: beside(&objective, &mut found),
         })
     }
 }
 
+/// The rows of all processes, of which each has as many.
+pub(super) fn of_all(group: &Group, rows: Tensor<2>) -> Tensor<2> {
+    if group.size() == 1 {
+        return rows;
+    }
+    let ([count, width], device) = (rows.dims(), rows.device());
+    let all = group.start_all_gather(to_vec(rows)).wait();
+    from_vec(all, [count * group.size(), width], &device)
+}
+
 /// Where the loss wants the outputs to go.
 struct Towards {
-    /// The gradient for the outputs of each chunk.
-    parts: Vec<Tensor<2>>,
-    losses: Tensor<1>,
+    /// The gradient for the outputs of this process: `[part, dimensions]`.
+    gradient: Tensor<2>,
+    /// The outputs of all: `[batch, dimensions]`.
+    outputs: Tensor<2>,
+    /// Mean over the batch.
+    loss: f64,
     beside: Beside,
+}
+
+impl Towards {
+    fn of(&self, rows: &Range<usize>) -> Tensor<2> {
+        self.gradient.clone().narrow(0, rows.start, rows.len())
+    }
 }
 
 /// The objective, recorded for the gradients of all that learns in it.
@@ -221,8 +278,8 @@ fn of_part(objective: &Objective, rows: &Range<usize>) -> Objective {
 }
 
 /// What has `gradient` as its gradient for the outputs: `[chunk]`.
-fn along(outputs: Tensor<2>, gradient: &Tensor<2>) -> Tensor<1> {
-    (outputs * gradient.clone()).sum_dim(1).squeeze_dim(1)
+fn along(outputs: Tensor<2>, gradient: Tensor<2>) -> Tensor<1> {
+    (outputs * gradient).sum_dim(1).squeeze_dim(1)
 }
 
 fn part(images: &Tensor<4>, rows: &Range<usize>) -> Tensor<4> {
@@ -275,6 +332,7 @@ mod tests {
             ratio: 0.25,
         };
         let kept = masking.choose(0, 10, 7, 4);
+        let group = Group::solo();
         let images = draw([7, 3, 16, 16], 1);
         let classes = Targets::classes(&[0, 5, 2, 2, 1, 3, 4]).distributions(6, 0.1, &device);
         let captions = Objective::Captions {
@@ -296,14 +354,18 @@ mod tests {
                     recompute: false,
                 },
                 chunk,
+                shards: 1,
+                group: &group,
             };
-            let whole = passes(None).weight_gradients(images.clone(), &objective);
+            let whole = passes(None).weight_gradients(images.clone(), &objective, 7);
             let slope = passes(None).input_gradient(images.clone(), &objective);
             for chunk in [1, 3, 7, 100] {
                 let passes = passes(Some(chunk));
-                let found = passes.weight_gradients(images.clone(), &objective);
+                let found = passes.weight_gradients(images.clone(), &objective, 7);
                 assert_close(found.outputs, whole.outputs.clone(), "outputs");
-                assert_close(found.loss, whole.loss.clone(), "loss");
+                let (loss, of_whole): (f64, f64) =
+                    (found.losses.iter().sum(), whole.losses.iter().sum());
+                assert!((loss - of_whole).abs() < 1e-5, "{loss} {of_whole}");
                 for (found, right) in found.gradients.into_iter().zip(&whole.gradients) {
                     assert_close(found, right.clone(), "weights");
                 }

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 
+use super::exchange::Exchange;
 use super::{Run, start};
 use crate::error::{Context, Error, Result};
 use crate::fused::Moments;
@@ -26,6 +27,8 @@ pub struct State {
     pub stage: usize,
     /// Samples seen by the run.
     pub samples: u64,
+    /// The processes, each of which holds the optimizer's memory of its own part of every weight.
+    pub(super) exchange: Exchange,
 }
 
 /// An update that must not be made, and what is known of it.
@@ -66,14 +69,17 @@ impl State {
 
     fn with_model(model: Model, run: &Run, stage: usize) -> Self {
         let (log_scale, text) = beside(run, stage);
+        let exchange = run.exchange.clone();
         let parameters = all(&model, &log_scale, &text);
+        let own = parameters.iter().map(|part| exchange.own(&part.value));
         Self {
-            optimizer: optimizer(&parameters, stage, &run.recipe, None, 0),
+            optimizer: optimizer(own.collect(), stage, &run.recipe, None, 0),
             model,
             log_scale,
             text,
             stage,
             samples: 0,
+            exchange,
         }
     }
 
@@ -82,7 +88,13 @@ impl State {
         all(&self.model, &self.log_scale, &self.text)
     }
 
-    /// The same, to be changed, each with the optimizer's memory of it.
+    /// Their numbers of elements.
+    pub fn lengths(&self) -> Vec<usize> {
+        let parameters = self.parameters().into_iter();
+        parameters.map(|part| part.value.dims()[0]).collect()
+    }
+
+    /// The same, to be changed, each with the optimizer's memory of this process's part of it.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = (&mut Parameter, &mut Moments)> {
         let parameters = all_mut(&mut self.model, &mut self.log_scale, &mut self.text);
         parameters.into_iter().zip(&mut self.optimizer.moments)
@@ -117,7 +129,7 @@ impl State {
             let parameters = self.model.parameters().into_iter();
             for (average, parameter) in averages.iter_mut().flatten().zip(parameters) {
                 if head.iter().any(|part| part.name == parameter.name) {
-                    *average = parameter.value.clone();
+                    *average = self.exchange.own(&parameter.value);
                 }
             }
         }
@@ -127,14 +139,15 @@ impl State {
         if let (Some(scale), Some(before)) = (&mut self.log_scale, before) {
             scale.value = before.value;
         }
-        let weights = self.parameters();
+        let weights = self.parameters().into_iter();
+        let weights: Vec<_> = weights.map(|part| self.exchange.own(&part.value)).collect();
         if let Some(averages) = &mut averages {
-            let own = self.model.parameters().len();
-            averages.truncate(own);
-            averages.extend(weights[own..].iter().map(|part| part.value.clone()));
+            let of_model = self.model.parameters().len();
+            averages.truncate(of_model);
+            averages.extend_from_slice(&weights[of_model..]);
         }
         let step = self.optimizer.run_step;
-        self.optimizer = optimizer(&weights, stage, &run.recipe, averages, step);
+        self.optimizer = optimizer(weights, stage, &run.recipe, averages, step);
         self.stage = stage;
         Ok(())
     }
@@ -179,23 +192,39 @@ impl State {
         ])
     }
 
-    /// Moves the weights against gradients of a norm.
+    /// Moves the weights against this process's parts of the gradients, whose norm is that of all together; the other
+    /// processes move theirs.
     pub fn step(&mut self, gradients: Vec<Tensor<1>>, norm: f64, learning_rate: f64) {
         let decays: Vec<bool> = self.parameters().iter().map(|p| p.decays).collect();
+        let lengths = self.lengths();
+        let exchange = &self.exchange;
         let weights = all_mut(&mut self.model, &mut self.log_scale, &mut self.text);
-        let weights = weights.into_iter().map(|p| &mut p.value).collect();
-        self.optimizer
-            .update(weights, &decays, gradients, norm, learning_rate);
+        let mut weights: Vec<_> = weights.into_iter().map(|p| &mut p.value).collect();
+        if exchange.group.size() == 1 {
+            self.optimizer
+                .update(weights, &decays, gradients, norm, learning_rate);
+        } else {
+            let mut own: Vec<_> = weights.iter().map(|whole| exchange.own(whole)).collect();
+            let parts = own.iter_mut().collect();
+            self.optimizer
+                .update(parts, &decays, gradients, norm, learning_rate);
+            let moved = exchange.put_together(&own, &lengths);
+            for (weights, moved) in weights.iter_mut().zip(moved) {
+                **weights = moved;
+            }
+        }
         if let Some(scale) = &mut self.log_scale {
             scale.value = scale.value.clone().clamp(0.0, LARGEST_SCALE.ln());
         }
     }
 
-    /// The model that is evaluated and saved: with the average of the weights, if one is kept.
+    /// The model that is evaluated and saved: with the average of the weights, if one is kept. All processes must ask.
     pub fn averaged(&self) -> Model {
         match self.averages() {
-            Some(mut averages) => {
-                averages.truncate(self.model.parameters().len());
+            Some(averages) => {
+                let of_model = self.model.parameters().len();
+                let lengths = &self.lengths()[..of_model];
+                let averages = self.exchange.put_together(&averages[..of_model], lengths);
                 self.model.with_values(averages)
             }
             None => self.model.clone(),
@@ -206,14 +235,16 @@ impl State {
     pub fn averaged_text(&self) -> Option<TextTower> {
         let tower = self.text.as_ref()?;
         Some(match self.averages() {
-            Some(mut averages) => {
+            Some(averages) => {
                 let first = averages.len() - tower.parameters().len();
-                tower.with_values(averages.split_off(first))
+                let lengths = &self.lengths()[first..];
+                tower.with_values(self.exchange.put_together(&averages[first..], lengths))
             }
             None => tower.clone(),
         })
     }
 
+    /// This process's parts of the averages.
     fn averages(&self) -> Option<Vec<Tensor<1>>> {
         self.optimizer
             .moments
@@ -259,14 +290,15 @@ fn beside(run: &Run, stage: usize) -> (Option<Parameter>, Option<TextTower>) {
     (Some(scale), captions.new_tower(run.recipe.seed))
 }
 
+/// An optimizer of this process's parts of the weights.
 fn optimizer(
-    parameters: &[&Parameter],
+    own: Vec<Tensor<1>>,
     stage: usize,
     recipe: &Recipe,
     averages: Option<Vec<Tensor<1>>>,
     run_step: u64,
 ) -> Optimizer {
-    let weights: Vec<_> = parameters.iter().map(|p| &p.value).collect();
+    let weights: Vec<_> = own.iter().collect();
     let config = &recipe.stage[stage].optimizer;
     Optimizer::new(
         config,
