@@ -113,7 +113,7 @@ pub fn run() -> ExitCode {
 }
 
 /// Before another process than the first tells an error.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Whether this process is not the one that tells.
 static IS_QUIET: AtomicBool = AtomicBool::new(false);

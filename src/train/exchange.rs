@@ -163,6 +163,7 @@ impl Exchange {
                 let at = |shard: usize| (shard * size).min(held);
                 let (begin, end) = (at(shard), at(shard + 1));
                 match (begin, end) {
+                    _ if begin == end => 0.0,
                     (0, end) if end == held => sum_of_squares(part),
                     _ => sum_of_squares(&part.clone().narrow(0, begin, end - begin)),
                 }

@@ -1,0 +1,604 @@
+//! Several processes of one run: the same numbers for any number of them, and what happens when one of them fails.
+//!
+//! Needs `mpirun`; all processes are on this machine, more of them than it has processors.
+#![cfg(feature = "mpi")]
+
+mod support;
+
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use safetensors::SafeTensors;
+use support::RECIPE;
+
+const ADVXL: &str = env!("CARGO_BIN_EXE_advxl");
+/// No fault may cost more.
+const A_MINUTE: Duration = Duration::from_secs(60);
+
+/// `mpirun` with its own arguments and a program's.
+fn mpirun(arguments: &[&str]) -> Command {
+    let mut command = Command::new("mpirun");
+    // Tests run as root in containers, and on two processors.
+    command.envs([
+        ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+        ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+        ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
+        ("OMPI_MCA_hwloc_base_binding_policy", "none"),
+        ("OMPI_MCA_odls_base_sigkill_timeout", "20"),
+    ]);
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// The program in so many processes.
+fn processes(count: usize, arguments: &[&str]) -> Command {
+    if count == 1 {
+        return support::command(arguments);
+    }
+    let count = count.to_string();
+    let launch = ["-n", &count, ADVXL];
+    mpirun(&[&launch[..], arguments, &["--threads", "1"]].concat())
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn succeed(count: usize, arguments: &[&str]) -> Output {
+    let output = processes(count, arguments).output().unwrap();
+    assert!(output.status.success(), "{count}: {}", told(&output));
+    output
+}
+
+/// Fails with a code and a message.
+fn fail(mut command: Command, code: i32, parts: &[&str]) {
+    let begun = Instant::now();
+    let output = command.output().unwrap();
+    let told = told(&output);
+    assert_eq!(output.status.code(), Some(code), "{told}");
+    for part in parts {
+        assert!(told.contains(part), "`{part}` is not in:\n{told}");
+    }
+    assert!(begun.elapsed() < A_MINUTE);
+}
+
+/// The recipe with a table and other changes, as a file.
+fn recipe(folder: &Path, name: &str, changes: &[(&str, &str)]) -> PathBuf {
+    let mut recipe = RECIPE.replace(
+        "precision = \"f32\"",
+        "precision = \"f32\"\nparallel = { shards = 4, reduce = \"exact\" }",
+    );
+    for (from, to) in changes {
+        assert!(recipe.contains(from), "{from}");
+        recipe = recipe.replace(from, to);
+    }
+    let path = folder.join(format!("{name}.toml"));
+    std::fs::write(&path, recipe).unwrap();
+    path
+}
+
+/// A second stage so long that a fault comes before its end, and a checkpoint every hundred updates.
+const LONG: [(&str, &str); 3] = [
+    ("samples = 128 }]", "samples = 3_200_000 }]"),
+    ("every_samples = 128", "every_samples = 3_200_000"),
+    ("every_samples = 64", "every_samples = 3200"),
+];
+
+fn train<'a>(recipe: &'a Path, out: &'a Path) -> [&'a str; 4] {
+    ["train", text(recipe), "--out", text(out)]
+}
+
+/// What training made: the last checkpoint holds weights, moments, average, counters.
+fn made(out: &Path) -> [Vec<u8>; 3] {
+    [
+        "checkpoints/000000000320.safetensors",
+        "stages/pretrain/model.safetensors",
+        "model/model.safetensors",
+    ]
+    .map(|file| std::fs::read(out.join(file)).unwrap())
+}
+
+#[test]
+fn one_two_and_four_processes_train_to_the_same_bits_and_go_on_where_others_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(folder.path(), "recipe", &[("keep = 3", "keep = 9")]);
+    let out = |name: &str| folder.path().join(name);
+    for count in [1, 2, 4] {
+        let run = out(&count.to_string());
+        succeed(count, &train(&recipe, &run));
+        assert!(made(&run) == made(&out("1")), "{count} processes");
+        let log = |run: &Path| {
+            let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+            let lines = metrics.lines().map(|line| {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                ["loss", "gradient_norm", "train_accuracy", "evaluation"]
+                    .map(|key| line[key].to_string())
+            });
+            lines.collect::<Vec<_>>()
+        };
+        assert_eq!(log(&run), log(&out("1")), "{count} processes");
+    }
+    // In the middle of each stage.
+    for (before, after, checkpoint) in [
+        (1, 4, 64),
+        (4, 2, 128),
+        (2, 1, 256),
+        (4, 1, 192),
+        (2, 4, 256),
+    ] {
+        let run = out(&format!("{before} to {after}"));
+        let from = out(&before.to_string());
+        std::fs::create_dir_all(run.join("checkpoints")).unwrap();
+        let mut files = vec!["recipe.toml".to_owned()];
+        files.push(format!("checkpoints/{checkpoint:012}.safetensors"));
+        for file in &files {
+            std::fs::copy(from.join(file), run.join(file)).unwrap();
+        }
+        if checkpoint >= 192 {
+            std::fs::create_dir_all(run.join("stages/pretrain")).unwrap();
+            let file = "stages/pretrain/model.safetensors";
+            std::fs::copy(from.join(file), run.join(file)).unwrap();
+        }
+        succeed(after, &train(&recipe, &run));
+        assert!(made(&run) == made(&out("1")), "{before} to {after}");
+    }
+}
+
+#[test]
+fn captions_are_compared_with_the_images_of_all_processes() {
+    let folder = tempfile::tempdir().unwrap();
+    let stage = |name: &str, of_text: &str, attack: &str| {
+        format!(
+            r#"
+[[stage]]
+name = "{name}"
+batch = 32
+phases = [{{ image_size = 16, samples = 96 }}]
+{attack}
+loss = {{ kind = "contrastive" }}
+text = {{ {of_text}, templates = ["a {{}}"] }}
+optimizer = {{ kind = "adamw", weight_decay = 0.05, betas = [0.9, 0.95], clip_norm = 1.0 }}
+learning_rate = {{ peak = 1e-3, warmup_samples = 32, decay = "cosine" }}
+augmentation = {{ flip = false }}
+"#
+        )
+    };
+    let new = "new = { context = 12, width = 32, depth = 1, heads = 2, embedding = 24 }";
+    let attack = "attack = { norm = \"linf\", epsilon = \"8/255\", step_size = \"8/255\", steps = 1, start = \"random\" }";
+    let whole = recipe(folder.path(), "whole", &[]);
+    let whole = std::fs::read_to_string(whole).unwrap();
+    let head = &whole[..whole.find("[[stage]]").unwrap()];
+    let path = folder.path().join("captions.toml");
+    let stages = stage("clip", new, "") + &stage("pretrain", "from = \"clip\"", attack);
+    std::fs::write(&path, head.to_owned() + &stages).unwrap();
+    let mut all = Vec::new();
+    for count in [1, 2, 4] {
+        let run = folder.path().join(count.to_string());
+        succeed(count, &train(&path, &run));
+        let files = [
+            "checkpoints/000000000192.safetensors",
+            "stages/clip/text/open_clip_model.safetensors",
+        ];
+        all.push(files.map(|file| std::fs::read(run.join(file)).unwrap()));
+    }
+    assert!(all[0] == all[1] && all[0] == all[2]);
+}
+
+#[test]
+fn the_fast_way_differs_by_rounding_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let changes = [
+        ("\"exact\"", "\"fast\""),
+        // One update without an attack: where a sign is taken of a gradient near 0, rounding becomes a step.
+        (
+            "samples = 128, masking = { kind = \"random\", ratio = 0.5 } }, { image_size = 16, samples = 64 }]",
+            "samples = 32 }]",
+        ),
+        ("warmup_samples = 64", "warmup_samples = 32"),
+        ("steps = 1, start", "steps = 0, start"),
+    ];
+    let whole = recipe(folder.path(), "fast", &[]);
+    let mut text = std::fs::read_to_string(&whole).unwrap();
+    for (from, to) in changes {
+        text = text.replace(from, to);
+    }
+    let text: String = text
+        .lines()
+        .filter(|line| {
+            !line.starts_with(
+                "attack = { norm = \"linf\", epsilon = \"8/255\", step_size = \"8/255\"",
+            )
+        })
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let text = &text[..text.rfind("[[stage]]").unwrap()];
+    std::fs::write(&whole, text).unwrap();
+    let weights = |count: usize| {
+        let run = folder.path().join(count.to_string());
+        succeed(count, &train(&whole, &run));
+        let bytes = std::fs::read(run.join("checkpoints/000000000032.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        // Of the first moment, which is a tenth of the gradient: Adam's first step is a sign, too.
+        let mut named = tensors.tensors();
+        named.retain(|(name, _)| name.starts_with("first_moment."));
+        named.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let floats = named
+            .iter()
+            .map(|(_, view)| bytemuck::pod_collect_to_vec::<u8, f32>(view.data()));
+        floats.collect::<Vec<_>>()
+    };
+    let alone = weights(1);
+    for count in [2, 4] {
+        for (found, right) in weights(count).iter().zip(&alone) {
+            let most = right
+                .iter()
+                .fold(0.0f32, |most, value| most.max(value.abs()));
+            for (found, right) in found.iter().zip(right) {
+                assert!((found - right).abs() <= 4e-6 * most, "{found} {right}");
+            }
+        }
+    }
+}
+
+#[test]
+fn evaluation_and_data_tools_give_the_same_files_in_any_number_of_processes() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = support::trained(folder.path());
+    let path = |name: &str| folder.path().join(name);
+
+    let evaluate = "--data synthetic:50 --attack pgd,square --eps 4/255 --steps 3 --queries 20 --batch 8 --seed 3";
+    let evaluate: Vec<&str> = evaluate.split(' ').collect();
+    let judged = |count: usize| {
+        let (out, images) = (
+            path(&format!("eval{count}")),
+            path(&format!("images{count}.safetensors")),
+        );
+        let given = [
+            "eval",
+            text(&run),
+            "--out",
+            text(&out),
+            "--save-adversarial",
+            text(&images),
+        ];
+        succeed(count, &[&given[..], &evaluate].concat());
+        let result = std::fs::read(out.join("result.json")).unwrap();
+        let result: serde_json::Value = serde_json::from_slice(&result).unwrap();
+        let images = std::fs::read(images).unwrap();
+        (
+            [
+                "robust",
+                "broken_by",
+                "distance",
+                "margin",
+                "flags",
+                "images_hash",
+            ]
+            .map(|key| result[key].clone()),
+            images,
+        )
+    };
+    let alone = judged(1);
+    assert!(!alone.0[0].is_null() && !alone.0[2].is_null());
+    assert!(judged(2) == alone);
+    assert!(judged(3) == alone);
+
+    let packed = |count: usize| {
+        let out = path(&format!("packed{count}.safetensors"));
+        let given = [
+            "data",
+            "pack",
+            "synthetic:150@40",
+            "--image-size",
+            "24",
+            "--out",
+            text(&out),
+        ];
+        succeed(count, &given);
+        std::fs::read(out).unwrap()
+    };
+    assert!(packed(2) == packed(1) && packed(4) == packed(1));
+
+    let images = path("images/a");
+    std::fs::create_dir_all(&images).unwrap();
+    std::fs::create_dir_all(path("images/b")).unwrap();
+    std::fs::write(path("images/b/empty.png"), b"").unwrap();
+    let good = include_bytes!("golden/jpeg.safetensors");
+    for number in 0..30 {
+        std::fs::write(images.join(format!("{number:02}.jpg")), &good[..number]).unwrap();
+    }
+    let checked = |count: usize| {
+        let out = path(&format!("broken{count}.jsonl"));
+        let given =
+            ["data", "check", text(&path("images")), "--out", text(&out)].map(str::to_owned);
+        let given: Vec<&str> = given.iter().map(String::as_str).collect();
+        let output = processes(count, &given).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+        let table = String::from_utf8_lossy(&output.stdout).into_owned();
+        let table = table.split_once('\n').unwrap().1.to_owned();
+        (table, std::fs::read_to_string(out).unwrap())
+    };
+    assert_eq!(checked(2), checked(1));
+}
+
+/// Lines of metrics that a run has written.
+fn lines(run: &Path) -> usize {
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl"));
+    metrics.unwrap_or_default().lines().count()
+}
+
+/// Waits until a run has written so many lines of metrics.
+fn wait_for(wanted: usize, run: &Path, child: &mut Child) {
+    let begun = Instant::now();
+    loop {
+        if lines(run) >= wanted {
+            return;
+        }
+        assert!(child.try_wait().unwrap().is_none(), "it ended too early");
+        assert!(begun.elapsed() < A_MINUTE, "it does not begin");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The processes of a run, in the order of their ranks.
+fn of_run(run: &Path) -> Vec<u32> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(id) = entry.file_name().to_string_lossy().parse::<u32>() else {
+            continue;
+        };
+        let read = |name: &str| std::fs::read(format!("/proc/{id}/{name}")).unwrap_or_default();
+        let command = read("cmdline");
+        let arguments: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+        let environment = read("environ");
+        let rank = environment
+            .split(|byte| *byte == 0)
+            .find_map(|entry| entry.strip_prefix(b"OMPI_COMM_WORLD_RANK="));
+        if let (true, Some(rank)) = (arguments.contains(&text(run).as_bytes()), rank) {
+            let rank: usize = String::from_utf8_lossy(rank).parse().unwrap();
+            found.push((rank, id));
+        }
+    }
+    found.sort_unstable();
+    found.into_iter().map(|(_, id)| id).collect()
+}
+
+fn signal(name: &str, process: u32) {
+    let process = process.to_string();
+    let done = Command::new("kill")
+        .args([&format!("-{name}"), &process])
+        .status();
+    assert!(done.unwrap().success());
+}
+
+/// Starts a long run in two processes, does something to it once it is under way, and gives its exit code and what it told.
+fn disturbed(recipe: &Path, run: &Path, disturb: impl FnOnce(&[u32], &Child)) -> (i32, String) {
+    let before = lines(run);
+    let mut command = processes(2, &train(recipe, run));
+    let mut child = command
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut told = child.stderr.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        told.read_to_string(&mut text).unwrap();
+        text
+    });
+    wait_for(before + 120, run, &mut child);
+    disturb(&of_run(run), &child);
+    let begun = Instant::now();
+    let code = child.wait().unwrap().code().unwrap_or(-1);
+    assert!(begun.elapsed() < A_MINUTE, "{:?}", begun.elapsed());
+    assert!(of_run(run).is_empty(), "a process is left");
+    (code, reader.join().unwrap())
+}
+
+/// The number of samples of the newest checkpoint.
+fn newest(run: &Path) -> String {
+    let folder = std::fs::read_dir(run.join("checkpoints")).unwrap();
+    let names = folder.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+    names
+        .filter(|name| name.ends_with(".safetensors"))
+        .max()
+        .unwrap()
+}
+
+#[test]
+fn a_killed_a_stopped_and_a_warned_process_end_the_run_and_cost_nothing_but_the_last_updates() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(folder.path(), "long", &LONG);
+    let run = folder.path().join("run");
+
+    let (code, _) = disturbed(&recipe, &run, |ranks, _| signal("KILL", ranks[1]));
+    assert_eq!(code, 137);
+    let (code, told) = disturbed(&recipe, &run, |ranks, _| signal("STOP", ranks[1]));
+    assert_eq!(code, 75, "{told}");
+    assert!(told.contains("process 1 on"), "{told}");
+    assert!(told.contains("has not been heard of for 20 s"), "{told}");
+    assert!(told.contains("resuming after"), "{told}");
+
+    // A scheduler warns one process, or the launcher.
+    let before = newest(&run);
+    let (code, told) = disturbed(&recipe, &run, |ranks, _| signal("USR1", ranks[1]));
+    assert_eq!(code, 75, "{told}");
+    assert!(told.contains("told to stop after"), "{told}");
+    let after = newest(&run);
+    assert!(after > before);
+    let (code, told) = disturbed(&recipe, &run, |_, launcher| signal("TERM", launcher.id()));
+    assert!(told.contains("told to stop after"), "{told}");
+    assert_ne!(code, 0);
+    assert!(newest(&run) > after);
+
+    // What one process makes of the newest checkpoint, and what two make of it, are the same.
+    let finished = |count: usize| {
+        let out = folder.path().join(format!("finished{count}"));
+        std::fs::create_dir_all(out.join("checkpoints")).unwrap();
+        let file = format!("checkpoints/{}", newest(&run));
+        for file in ["recipe.toml", &file] {
+            std::fs::copy(run.join(file), out.join(file)).unwrap();
+        }
+        let samples: u64 = newest(&run)
+            .trim_end_matches(".safetensors")
+            .parse()
+            .unwrap();
+        // The stage before it has 192.
+        let end = format!(
+            "stage.finetune.phases=[{{ image_size = 32, samples = {} }}]",
+            samples + 320 - 192
+        );
+        let short = ["--accept-changes", "--set", &end];
+        succeed(count, &[&train(&recipe, &out)[..], &short].concat());
+        std::fs::read(out.join("stages/finetune/model.safetensors")).unwrap()
+    };
+    assert!(finished(1) == finished(2));
+}
+
+/// Flips one bit of every place in a process's memory that holds some bytes; gives how many there were.
+fn flip(process: u32, bytes: &[u8]) -> usize {
+    signal("STOP", process);
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
+    let mut memory = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(format!("/proc/{process}/mem"))
+        .unwrap();
+    let mut flipped = 0;
+    for line in maps.lines().filter(|line| line.contains(" rw-p ")) {
+        let (begin, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let at = |text: &str| u64::from_str_radix(text, 16).unwrap();
+        let (begin, end) = (at(begin), at(end));
+        let mut held = Vec::new();
+        memory.seek(SeekFrom::Start(begin)).unwrap();
+        // As far as it can be read.
+        let _ = (&mut memory).take(end - begin).read_to_end(&mut held);
+        for place in (0..held.len().saturating_sub(bytes.len())).step_by(4) {
+            if held[place..].starts_with(bytes) {
+                memory.seek(SeekFrom::Start(begin + place as u64)).unwrap();
+                memory.write_all(&[bytes[0] ^ 1]).unwrap();
+                flipped += 1;
+            }
+        }
+    }
+    signal("CONT", process);
+    flipped
+}
+
+#[test]
+fn a_flipped_bit_of_a_weight_is_noticed_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    // The weights stand still, so that a checkpoint tells what to look for in memory.
+    let still = [
+        ("peak = 5e-4", "peak = 1e-30"),
+        ("end = 1e-5", "end = 0.0"),
+        ("weight_decay = 0.05", "weight_decay = 0.0"),
+    ];
+    let recipe = recipe(folder.path(), "still", &[&LONG[..], &still].concat());
+    let run = folder.path().join("run");
+    let (code, told) = disturbed(&recipe, &run, |ranks, _| {
+        let bytes = std::fs::read(run.join("checkpoints").join(newest(&run))).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let weights = tensors.tensor("weights.patch_embed.proj.weight").unwrap();
+        assert!(flip(ranks[1], &weights.data()[..64]) > 0);
+    });
+    assert_eq!(code, 75, "{told}");
+    assert!(
+        told.contains("the weights of the processes differ"),
+        "{told}"
+    );
+}
+
+#[test]
+fn processes_that_do_not_belong_together_are_refused_before_anything_is_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = recipe(folder.path(), "one", &[]);
+    let other = recipe(folder.path(), "other", &[("peak = 1e-3", "peak = 2e-3")]);
+    let run = folder.path().join("run");
+    let with = |program: &str, recipe: &Path| {
+        let words = [
+            "-n",
+            "1",
+            program,
+            "train",
+            text(recipe),
+            "--out",
+            text(&run),
+        ];
+        words.map(str::to_owned).to_vec()
+    };
+    let both = |first: Vec<String>, second: Vec<String>| {
+        let words = [first, vec![":".into()], second].concat();
+        mpirun(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let parts = [
+        "process 1 of 2",
+        "has another recipe than process 0",
+        "stage.0.learning_rate.peak",
+    ];
+    fail(both(with(ADVXL, &one), with(ADVXL, &other)), 2, &parts);
+
+    let changed = folder.path().join("advxl");
+    let mut bytes = std::fs::read(ADVXL).unwrap();
+    bytes.push(0);
+    std::fs::write(&changed, bytes).unwrap();
+    std::fs::set_permissions(&changed, std::fs::metadata(ADVXL).unwrap().permissions()).unwrap();
+    let parts = ["process 1 of 2", "has another binary than process 0"];
+    fail(
+        both(with(ADVXL, &one), with(text(&changed), &one)),
+        2,
+        &parts,
+    );
+
+    let parts = [
+        "8 processes cannot share batches of 4 shards",
+        "parallel = { shards = 8",
+    ];
+    fail(processes(8, &train(&one, &run)), 2, &parts);
+    let three = ["3 processes cannot share batches of 4 shards"];
+    fail(processes(3, &train(&one, &run)), 2, &three);
+    let missing = folder.path().join("missing.toml");
+    fail(processes(2, &train(&missing, &run)), 2, &["cannot read"]);
+    fail(
+        processes(2, &["inspect", text(&one)]),
+        2,
+        &["works in one process, and 2 were started"],
+    );
+    assert!(!run.exists());
+}
+
+#[test]
+fn a_disk_that_is_full_for_the_process_that_writes_ends_all_with_its_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(folder.path(), "recipe", &[]);
+    let run = folder.path().join("run");
+    let words = |count: &str, limit: &str| {
+        let script = format!("trap '' XFSZ; {limit} exec \"$@\"");
+        let words = ["-n", count, "bash", "-c", &script, "bash", ADVXL];
+        [&words[..], &train(&recipe, &run)]
+            .concat()
+            .iter()
+            .map(|word| (*word).to_owned())
+            .collect::<Vec<_>>()
+    };
+    // A checkpoint has some 300 KB.
+    let all = [
+        words("1", "ulimit -f 64;"),
+        vec![":".into()],
+        words("1", ""),
+    ]
+    .concat();
+    let full = mpirun(&all.iter().map(String::as_str).collect::<Vec<_>>());
+    fail(full, 1, &["process 0 of 2", "cannot write"]);
+    let left = std::fs::read_dir(run.join("checkpoints")).map_or(0, Iterator::count);
+    assert_eq!(left, 0, "half a checkpoint is no checkpoint");
+    succeed(2, &train(&recipe, &run));
+    succeed(1, &train(&recipe, &folder.path().join("alone")));
+    assert!(made(&run) == made(&folder.path().join("alone")));
+}
