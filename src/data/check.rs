@@ -8,7 +8,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::loader::guarded;
-use super::{Broken, Dataset, Fault, Health, Reason};
+use super::store::Ahead;
+use super::{Broken, Dataset, Fault, Health, Part, Reason};
 use crate::error::Result;
 
 /// What a look through a data set found.
@@ -34,7 +35,7 @@ type Outcome = (Vec<(usize, Reason)>, Vec<Broken>);
 
 /// Reads every sample. `broken` is told each that cannot be used, in order, and `progress` how many were read.
 ///
-/// Errors: those of `broken`, and of shards that cannot be read at all.
+/// Errors: those of `broken`, of shards that cannot be read at all, and of stores.
 pub fn check(
     dataset: &Dataset,
     threads: usize,
@@ -43,20 +44,25 @@ pub fn check(
 ) -> Result<Checked> {
     let started = Instant::now();
     let (len, next) = (dataset.len(), AtomicUsize::new(0));
+    let ahead = Ahead::new(len as u64);
     let mut health = match dataset.shards() {
         Some(shards) => shards.health()?,
         None => Health::default(),
     };
     let mut count = 0;
     std::thread::scope(|scope| {
-        let (sender, receiver) = mpsc::sync_channel::<(usize, Outcome)>(WAITING);
+        let (sender, receiver) = mpsc::sync_channel::<(usize, Result<Outcome>)>(WAITING);
         for _ in 0..threads.max(1) {
-            let (sender, next) = (sender.clone(), &next);
+            let (sender, next, ahead) = (sender.clone(), &next, &ahead);
             scope.spawn(move || {
                 loop {
                     let first = next.fetch_add(CHUNK, Ordering::Relaxed);
                     // Nobody listens any more when counting has failed.
-                    if first >= len || sender.send((first, chunk(dataset, first))).is_err() {
+                    if first >= len {
+                        break;
+                    }
+                    let outcome = chunk(dataset, first, ahead);
+                    if sender.send((first, outcome)).is_err() {
                         break;
                     }
                 }
@@ -67,7 +73,7 @@ pub fn check(
         let mut early = BTreeMap::new();
         let mut place = 0;
         for (first, outcome) in receiver {
-            early.insert(first, outcome);
+            early.insert(first, outcome?);
             while let Some((odd, damaged)) = early.remove(&place) {
                 for (sample, reason) in odd {
                     health.add(reason, || dataset.name_of(sample));
@@ -92,22 +98,28 @@ pub fn check(
     })
 }
 
-fn chunk(dataset: &Dataset, first: usize) -> Outcome {
+fn chunk(dataset: &Dataset, first: usize, ahead: &Ahead) -> Result<Outcome> {
     let (mut odd, mut broken) = (Vec::new(), Vec::new());
     let captions = dataset.is_captioned();
-    for sample in first..(first + CHUNK).min(dataset.len()) {
+    let samples = first..(first + CHUNK).min(dataset.len());
+    for soon in ahead.next(&(samples.start as u64..samples.end as u64)) {
+        dataset.ask(soon as usize, Part::Both);
+    }
+    for sample in samples {
         // A decoder that panics has met a damage that it does not know.
         let read = guarded(|| Ok(dataset.read(sample, captions)));
         let read = read.unwrap_or_else(|error| {
             Err(Fault {
                 reason: Reason::DamagedImage,
                 error,
+                outage: false,
             })
         });
         match read {
             Ok(found) => odd.extend(found.picture.odd.iter().map(|reason| (sample, *reason))),
+            Err(fault) if fault.outage => return Err(fault.error),
             Err(fault) => broken.push(Broken::new(dataset, sample, &fault)),
         }
     }
-    (odd, broken)
+    Ok((odd, broken))
 }
