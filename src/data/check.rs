@@ -102,9 +102,9 @@ fn chunk(dataset: &Dataset, first: usize, ahead: &Ahead) -> Result<Outcome> {
     let (mut odd, mut broken) = (Vec::new(), Vec::new());
     let captions = dataset.is_captioned();
     let samples = first..(first + CHUNK).min(dataset.len());
-    for soon in ahead.next(&(samples.start as u64..samples.end as u64)) {
+    ahead.ask(samples.start as u64..samples.end as u64, |soon| {
         dataset.ask(soon as usize, Part::Both);
-    }
+    });
     for sample in samples {
         // A decoder that panics has met a damage that it does not know.
         let read = guarded(|| Ok(dataset.read(sample, captions)));

@@ -47,7 +47,11 @@ pub struct Pending<T> {
 impl<T> Pending<T> {
     /// Waits for the answer.
     pub fn wait(self) -> Result<T> {
-        let lost = |_| Err(Error::failed("a request to a store ended without an answer"));
+        let lost = |_| {
+            Err(Error::failed(
+                "a request to a store ended without an answer",
+            ))
+        };
         self.answer.recv().unwrap_or_else(lost)
     }
 }
@@ -246,8 +250,18 @@ impl Address {
 
     /// What a user is told about an answer that is none.
     fn explain(&self, url: &str, error: &object_store::Error) -> Error {
-        let cause = cause(error);
-        let message = format!("`{url}` cannot be read: {cause}");
+        let (cause, text) = (cause(error), error.to_string());
+        // Credentials come on the way to the first object; then it is not the object that was refused.
+        let is_metadata = ["/latest/api/token", "/latest/meta-data", "computeMetadata"]
+            .iter()
+            .any(|part| text.contains(part));
+        let message = match is_metadata {
+            true => format!(
+                "there are no credentials for `{}`, and this machine has none of its own: {cause}",
+                self.root
+            ),
+            false => format!("`{url}` cannot be read: {cause}"),
+        };
         match (error, status(error)) {
             (object_store::Error::NotFound { .. }, _) | (_, Some(404)) => {
                 Error::input(message).hint("check bucket, path and range; was it removed?")
@@ -271,8 +285,11 @@ impl Address {
             (_, Some(301 | 307 | 308)) => {
                 Error::input(message).hint("the bucket is in another region: set AWS_REGION")
             }
-            (_, Some(status)) if status < 500 && status != 408 && status != 429 => {
+            (_, Some(status)) if (status < 500 && status != 408 && status != 429) || status == 501 => {
                 Error::input(message).hint(self.credentials_hint())
+            }
+            _ if cause.contains("scheme is not allowed") => {
+                Error::input(message).hint("set AWS_ALLOW_HTTP=true where the store speaks plain HTTP")
             }
             _ if cause.contains("configured region") => {
                 Error::input(message).hint("the bucket is in another region: set AWS_REGION")
@@ -316,14 +333,25 @@ fn cause(error: &object_store::Error) -> String {
             let (_, after) = body.split_once(&format!("<{name}>"))?;
             Some(after.split_once(&format!("</{name}>"))?.0.trim().to_owned())
         };
-        let told: Vec<String> = [part("Code"), part("Message")].into_iter().flatten().collect();
+        let told: Vec<String> = [part("Code"), part("Message")]
+            .into_iter()
+            .flatten()
+            .collect();
         last = match told.is_empty() {
             true => before.to_owned(),
             false => format!("{before}: {}", told.join(", ")),
         };
     }
-    last = last.lines().next().unwrap_or_default().chars().take(300).collect();
-    let last = last.trim_end_matches([':', ' ']).replace("Server returned non-2xx status code: ", "it answered ");
+    last = last
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .chars()
+        .take(300)
+        .collect();
+    let last = last
+        .trim_end_matches([':', ' '])
+        .replace("Server returned non-2xx status code: ", "it answered ");
     let mut innermost = None;
     let mut source = error.source();
     while let Some(inner) = source {
@@ -425,7 +453,9 @@ impl Remote {
         let version = match &self.meta.e_tag {
             Some(tag) => {
                 let hash = blake3::hash(tag.as_bytes());
-                hash.as_bytes()[..8].iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
+                hash.as_bytes()[..8]
+                    .iter()
+                    .fold(0, |sum, byte| sum << 8 | u64::from(*byte))
             }
             None => self.seconds() * 1_000_000_000,
         };
@@ -460,7 +490,10 @@ impl Remote {
             };
             let before = &remote.meta;
             if meta.size != before.size {
-                return Err(changed(url, &format!("it had {} bytes and has {}", before.size, meta.size)));
+                return Err(changed(
+                    url,
+                    &format!("it had {} bytes and has {}", before.size, meta.size),
+                ));
             }
             if let (Some(old), Some(new)) = (&before.e_tag, &meta.e_tag)
                 && old != new
@@ -498,12 +531,19 @@ impl Remote {
 pub fn list(url: &str) -> Result<Vec<String>> {
     let address = Address::of(url)?;
     if address.service == Service::Web {
-        let message = format!("`{url}`: a web server cannot be asked which files it has, nor for a query after `?`");
-        return Err(Error::input(message).hint("write a range such as `https://host/{00000..00099}.tar`"));
+        let message = format!(
+            "`{url}`: a web server cannot be asked which files it has, nor for a query after `?`"
+        );
+        return Err(
+            Error::input(message).hint("write a range such as `https://host/{00000..00099}.tar`")
+        );
     }
     let path = &url[address.root.len() + 1..];
     let parts: Vec<&str> = path.split('/').collect();
-    let fixed = parts.iter().take_while(|part| !part.contains(['*', '?'])).count();
+    let fixed = parts
+        .iter()
+        .take_while(|part| !part.contains(['*', '?']))
+        .count();
     // By their whole keys, so that they are sorted and none comes twice.
     let mut folders = vec![parts[..fixed].join("/")];
     for (place, part) in parts.iter().enumerate().skip(fixed) {
@@ -519,7 +559,9 @@ pub fn list(url: &str) -> Result<Vec<String>> {
         }
         folders = fitting.into_keys().collect();
     }
-    let found = folders.into_iter().map(|key| format!("{}/{key}", address.root));
+    let found = folders
+        .into_iter()
+        .map(|key| format!("{}/{key}", address.root));
     Ok(found.collect())
 }
 

@@ -71,7 +71,9 @@ pub fn list(url: &str) -> Result<Vec<String>> {
 }
 
 fn refused(url: &str) -> Error {
-    let message = format!("`{url}` is not on this machine, and this program was built without the feature `cloud`");
+    let message = format!(
+        "`{url}` is not on this machine, and this program was built without the feature `cloud`"
+    );
     Error::input(message).hint(
         "build it with the feature, `cargo build --release --features cloud`, or copy the shards to this machine",
     )
@@ -84,10 +86,16 @@ mod tests {
     #[test]
     fn an_address_is_answered_with_the_command_that_builds_what_reads_it() {
         let urls = ["s3://bucket/0.tar".to_owned()];
-        for error in [Remote::find(&urls).unwrap_err(), list(&urls[0]).unwrap_err()] {
+        for error in [
+            Remote::find(&urls).unwrap_err(),
+            list(&urls[0]).unwrap_err(),
+        ] {
             let text = error.to_string();
             assert!(text.contains("built without the feature `cloud`"), "{text}");
-            assert!(text.contains("`cargo build --release --features cloud`"), "{text}");
+            assert!(
+                text.contains("`cargo build --release --features cloud`"),
+                "{text}"
+            );
             assert_eq!(error.exit_code(), 2);
         }
         assert!(Remote::find(&[]).unwrap().is_empty());

@@ -6,9 +6,9 @@
 
 use rayon::prelude::*;
 
-use super::{Dataset, Part};
 use super::picture::{Picture, Pixels, bytes_to_planes};
 use super::resize::{Crop, Filter, resize_bytes, resize_planes};
+use super::{Dataset, Part};
 use crate::error::{Context, Result};
 use crate::settings::Table;
 
@@ -110,7 +110,10 @@ pub fn evaluation_batch(
 ) -> Result<Vec<f32>> {
     let len = 3 * transform.image_size * transform.image_size;
     let mut images = vec![0.0; indices.len() * len];
-    for (images, indices) in images.chunks_mut(TOGETHER * len).zip(indices.chunks(TOGETHER)) {
+    for (images, indices) in images
+        .chunks_mut(TOGETHER * len)
+        .zip(indices.chunks(TOGETHER))
+    {
         for index in indices {
             dataset.ask(*index, Part::Picture);
         }

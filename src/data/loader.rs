@@ -354,9 +354,9 @@ impl Shared {
             true => Part::Both,
             false => Part::Picture,
         };
-        for position in self.ahead.next(&positions) {
+        self.ahead.ask(positions.clone(), |position| {
             self.dataset.ask(self.sample_at(position), part);
-        }
+        });
         // Else growing moves every image once more.
         let values = 3 * self.plan.image_size * self.plan.image_size;
         chunk.batch.images.reserve_exact(values * CHUNK);

@@ -21,7 +21,9 @@ pub mod check;
 pub mod cifar;
 #[cfg_attr(not(feature = "cloud"), path = "cloud_absent.rs")]
 pub mod cloud;
+// What a program without the feature says is tested where all tests run, with it.
 #[cfg(all(test, feature = "cloud"))]
+#[allow(dead_code)]
 mod cloud_absent;
 pub mod decode;
 pub mod evaluation;
@@ -117,7 +119,9 @@ impl FromStr for Spec {
                 Err(Error::input("`shards:` is not followed by a pattern").hint(SPEC_HINT))
             }
             Some(("shards", pattern)) => Ok(Spec::Shards(pattern.into())),
-            Some((kind, rest)) if is_scheme(kind) && !Path::new(text).exists() => {
+            Some((kind, rest))
+                if (is_scheme(kind) || rest.starts_with("//")) && !Path::new(text).exists() =>
+            {
                 let message = format!("`{text}`: unknown kind of data set `{kind}`");
                 let hint = match nearest_scheme(kind) {
                     _ if rest.starts_with("//") => format!("did you mean `shards:{text}`?"),
@@ -316,7 +320,7 @@ impl Dataset {
             picture,
             odd: Vec::new(),
         };
-        let named = |fault: Fault| fault.context(format!("`{}`", self.name_of(index)));
+        let named = |fault| self.named(fault, index);
         let picture = match &self.source {
             Source::Shards(shards) => return shards.read(index, caption).map_err(named),
             Source::Folder(folder) => {
@@ -336,6 +340,14 @@ impl Dataset {
             false => None,
         };
         Ok(Sample { picture, caption })
+    }
+
+    /// Adds the sample's name to a fault of its own; a store's names what was asked of it.
+    fn named(&self, fault: Fault, index: usize) -> Fault {
+        match fault.outage {
+            true => fault,
+            false => fault.context(format!("`{}`", self.name_of(index))),
+        }
     }
 
     /// The bytes of a picture's file, where pictures are files.
@@ -378,9 +390,10 @@ impl Dataset {
     pub fn caption(&self, index: usize) -> std::result::Result<Option<String>, Fault> {
         match &self.source {
             Source::Synthetic(synthetic) => Ok(Some(synthetic.caption(index))),
-            Source::Shards(shards) => shards
-                .caption(index)
-                .map_err(|fault| fault.context(format!("`{}`", self.name_of(index)))),
+            Source::Shards(shards) => {
+                let caption = shards.caption(index);
+                caption.map_err(|fault| self.named(fault, index))
+            }
             Source::Cifar(_) | Source::Folder(_) | Source::Tensors(_) => Ok(None),
         }
     }

@@ -257,9 +257,9 @@ impl Shards {
 
     /// Names of the shards without their folders and their numbers of samples, for the fingerprint.
     pub fn identity(&self) -> impl Iterator<Item = String> {
-        self.shards.iter().map(|shard| {
-            format!("{} {}", shard.object.name(), shard.summary.samples)
-        })
+        self.shards
+            .iter()
+            .map(|shard| format!("{} {}", shard.object.name(), shard.summary.samples))
     }
 
     /// What was met in the tars beside the samples' own faults.
@@ -271,9 +271,7 @@ impl Shards {
             health.join(&located(&index, object));
             if self.labelled {
                 let missing = u64::from(summary.samples - summary.labelled);
-                health.add_times(Reason::MissingLabel, missing, || {
-                    format!("`{object}`")
-                });
+                health.add_times(Reason::MissingLabel, missing, || format!("`{object}`"));
             }
         }
         Ok(health)
@@ -288,7 +286,9 @@ impl Shards {
             return;
         };
         let part = self.part(part);
-        let Ok(entry) = self.entry(sample) else { return };
+        let Ok(entry) = self.entry(sample) else {
+            return;
+        };
         let ranges = ranges(&entry, part);
         let within = ranges.iter().all(|range| range.end <= remote.length());
         if shard_index::fault_of(&entry).is_some() || !within {
@@ -398,7 +398,9 @@ impl Shards {
             Some((_, asked)) => Ok(asked),
             None => Asked::of(remote, &ranges),
         };
-        asked.and_then(Asked::wait).map_err(|error| self.fault(number, error))
+        asked
+            .and_then(Asked::wait)
+            .map_err(|error| self.fault(number, error))
     }
 
     /// An error of a shard as one of a sample: nobody's fault where a store does not give what it has.

@@ -5,12 +5,14 @@
 //! index, is kept in the cache of this machine: nothing is written to a store.
 //! Not for what the bytes mean ([`super::shards`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::collections::btree_map::{BTreeMap, Entry};
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use rayon::prelude::*;
 
 use super::cloud::{self, Pending, Remote};
 use crate::error::{Error, Result};
@@ -42,8 +44,10 @@ impl Location {
         let is_word = scheme.bytes().all(|byte| byte.is_ascii_alphanumeric());
         match is_word && !scheme.is_empty() {
             false => Ok(Self::File(name.into())),
-            true => Err(Error::input(format!("`{name}`: `{scheme}` is no kind of store that is read"))
-                .hint("stores are `s3://`, `gs://` (Google), `https://` and `http://`")),
+            true => Err(Error::input(format!(
+                "`{name}`: `{scheme}` is no kind of store that is read"
+            ))
+            .hint("stores are `s3://`, `gs://` (Google), `https://` and `http://`")),
         }
     }
 }
@@ -88,14 +92,21 @@ impl Object {
                 Location::File(_) => None,
             })
             .collect();
+        let stamps: Vec<Option<(u64, u64)>> = locations
+            .par_iter()
+            .map(|location| match location {
+                Location::File(path) => files::stamp(path).map(Some),
+                Location::Url(_) => Ok(None),
+            })
+            .collect::<Result<_>>()?;
         let mut found = Remote::find(&urls)?.into_iter();
         let mut missing = Vec::new();
         let all = locations.len();
         let mut objects = Vec::with_capacity(all);
-        for location in locations {
+        for (location, stamp) in locations.into_iter().zip(stamps) {
             match location {
                 Location::File(path) => {
-                    let stamp = files::stamp(&path)?;
+                    let stamp = stamp.unwrap_or_default();
                     objects.push(Self::File { path, stamp });
                 }
                 Location::Url(url) => match found.next().flatten() {
@@ -304,9 +315,9 @@ impl Passing {
         let end = (number + BLOCKS_AHEAD).min(length.div_ceil(BLOCK));
         blocks.retain(|known, _| (number.saturating_sub(1)..end).contains(known));
         for wanted in number..end {
-            if !blocks.contains_key(&wanted) {
+            if let Entry::Vacant(place) = blocks.entry(wanted) {
                 let range = wanted * BLOCK..((wanted + 1) * BLOCK).min(length);
-                blocks.insert(wanted, Block::Asked(self.remote.ask(range)?));
+                place.insert(Block::Asked(self.remote.ask(range)?));
             }
         }
         let here = match blocks.remove(&number) {
@@ -368,13 +379,18 @@ pub struct Asked(Vec<(u64, Pending<Vec<u8>>)>);
 impl Asked {
     /// Asks for ranges, which must lie within the object.
     pub fn of(remote: &Arc<Remote>, ranges: &[Range<u64>]) -> Result<Self> {
-        let asked = ranges.iter().map(|range| Ok((range.start, remote.ask(range.clone())?)));
+        let asked = ranges
+            .iter()
+            .map(|range| Ok((range.start, remote.ask(range.clone())?)));
         Ok(Self(asked.collect::<Result<_>>()?))
     }
 
     /// Waits for all of them.
     pub fn wait(self) -> Result<Pieces> {
-        let pieces = self.0.into_iter().map(|(at, pending)| Ok((at, pending.wait()?)));
+        let pieces = self
+            .0
+            .into_iter()
+            .map(|(at, pending)| Ok((at, pending.wait()?)));
         Ok(Pieces(pieces.collect::<Result<_>>()?))
     }
 }
@@ -386,22 +402,24 @@ const SAMPLES_AHEAD: u64 = 128;
 /// How far threads that go through samples in order have asked ahead.
 #[derive(Debug)]
 pub struct Ahead {
-    until: AtomicU64,
+    until: Mutex<u64>,
     end: u64,
 }
 
 impl Ahead {
     /// Nothing is asked for yet of the places before `end`.
     pub fn new(end: u64) -> Self {
-        let until = AtomicU64::new(0);
+        let until = Mutex::default();
         Self { until, end }
     }
 
-    /// One is about to read `places`: those, and some after them, that nobody has asked for yet.
-    pub fn next(&self, places: &Range<u64>) -> Range<u64> {
+    /// One is about to read `places`: asks for those, and some after them, that nobody has asked for yet.
+    pub fn ask(&self, places: Range<u64>, ask: impl FnMut(u64)) {
         let until = (places.end + SAMPLES_AHEAD).min(self.end).max(places.end);
-        let asked = self.until.fetch_max(until, Ordering::Relaxed);
-        asked.clamp(places.start, until)..until
+        // Held while it is asked, or another thread would read what is about to be asked for, and it would come twice.
+        let mut asked = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        (places.start.max(*asked)..until).for_each(ask);
+        *asked = until.max(*asked);
     }
 }
 
@@ -417,7 +435,8 @@ mod tests {
 
     #[test]
     fn addresses_are_told_from_paths() {
-        let of = |name: &str| Location::of(name).map(|location| matches!(location, Location::Url(_)));
+        let of =
+            |name: &str| Location::of(name).map(|location| matches!(location, Location::Url(_)));
         assert!(of("s3://bucket/0.tar").unwrap() && of("http://host/0.tar").unwrap());
         assert!(!of("data/0.tar").unwrap() && !of("./a b://0.tar").unwrap());
         let error = of("hdfs://host/0.tar").unwrap_err().to_string();
@@ -427,12 +446,17 @@ mod tests {
     #[test]
     fn every_sample_is_asked_for_once_and_before_it_is_read() {
         let ahead = Ahead::new(1000);
-        assert_eq!(ahead.next(&(16..32)), 16..160);
-        assert_eq!(ahead.next(&(32..48)), 160..176);
+        let asked = |places: Range<u64>| {
+            let mut asked = Vec::new();
+            ahead.ask(places, |place| asked.push(place));
+            asked
+        };
+        assert!(asked(16..32).into_iter().eq(16..160));
+        assert!(asked(32..48).into_iter().eq(160..176));
         // Another thread is late: all its samples were asked for.
-        assert!(ahead.next(&(20..30)).is_empty());
-        assert_eq!(ahead.next(&(990..1000)), 990..1000);
-        assert!(ahead.next(&(990..1000)).is_empty());
+        assert!(asked(20..30).is_empty());
+        assert!(asked(990..1000).into_iter().eq(990..1000));
+        assert!(asked(990..1000).is_empty());
     }
 
     #[test]

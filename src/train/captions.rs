@@ -331,9 +331,9 @@ fn vocabulary(dataset: &Dataset) -> Result<Vec<String>> {
     let count = dataset.len().min(VOCABULARY_CAPTIONS);
     let ahead = Ahead::new(count as u64);
     for index in 0..count {
-        for soon in ahead.next(&(index as u64..index as u64 + 1)) {
+        ahead.ask(index as u64..index as u64 + 1, |soon| {
             dataset.ask(soon as usize, Part::Caption);
-        }
+        });
         let caption = match dataset.caption(index) {
             Err(fault) if fault.outage => return Err(fault.error),
             // Damaged samples are for the loader to tell.
