@@ -704,6 +704,13 @@ fn the_commands_for_data_read_stores_and_take_an_outage_for_no_damage() {
     assert_eq!(code, 75, "{text}");
     assert!(text.contains("it answered 500"), "{text}");
     assert_eq!(std::fs::read(&list).unwrap(), b"");
+    let mut hasty = command(&["data", "check", &spec]);
+    let output = hasty.env("ADVXL_STORE_PATIENCE", "soon").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        text.contains("ADVXL_STORE_PATIENCE = `soon` is no whole number"),
+        "{text}"
+    );
     // Nobody listens at all.
     let gone = TcpListener::bind("127.0.0.1:0")
         .unwrap()

@@ -154,7 +154,7 @@ impl Address {
             .with_user_agent(http_agent());
         let retry = RetryConfig {
             max_retries: usize::MAX,
-            retry_timeout: patience(),
+            retry_timeout: told_patience()?,
             ..RetryConfig::default()
         };
         let made: object_store::Result<Arc<dyn ObjectStore>> = match self.service {
@@ -251,6 +251,7 @@ impl Address {
     /// What a user is told about an answer that is none.
     fn explain(&self, url: &str, error: &object_store::Error) -> Error {
         let (cause, text) = (cause(error), error.to_string());
+        let is_network = causes(error).any(|inner| inner.is::<HttpError>());
         // Credentials come on the way to the first object; then it is not the object that was refused.
         let is_metadata = ["/latest/api/token", "/latest/meta-data", "computeMetadata"]
             .iter()
@@ -294,6 +295,9 @@ impl Address {
             _ if cause.contains("configured region") => {
                 Error::input(message).hint("the bucket is in another region: set AWS_REGION")
             }
+            (_, None) if !is_network => {
+                Error::failed(message).hint("the server does not answer as a store or web server does")
+            }
             _ => Error::new(Kind::TryAgain, message).hint(format!(
                 "the store or the network fails, which was tried again for {} s (ADVXL_STORE_PATIENCE); the data are not \
                  to blame: run the same command again once it answers",
@@ -315,11 +319,23 @@ fn variables(start: &str) -> impl Iterator<Item = (String, String)> {
     all.filter(move |(key, _)| key.starts_with(start))
 }
 
-/// How long a request is tried again.
+/// How long a request is tried again; that it is a number is seen when a store is made.
 fn patience() -> Duration {
-    let told = std::env::var("ADVXL_STORE_PATIENCE").ok();
-    let seconds = told.and_then(|text| text.trim().parse().ok());
-    seconds.map_or(PATIENCE, Duration::from_secs)
+    told_patience().unwrap_or(PATIENCE)
+}
+
+fn told_patience() -> Result<Duration> {
+    let Some(told) = std::env::var_os("ADVXL_STORE_PATIENCE") else {
+        return Ok(PATIENCE);
+    };
+    let told = told.to_string_lossy();
+    let seconds = told.trim().parse().map(Duration::from_secs);
+    seconds.map_err(|_| {
+        Error::input(format!(
+            "ADVXL_STORE_PATIENCE = `{told}` is no whole number"
+        ))
+        .hint("give the seconds for which requests to stores are tried again, such as 600")
+    })
 }
 
 /// What went wrong, without how the request was made: the last words and the innermost cause.
@@ -347,23 +363,25 @@ fn cause(error: &object_store::Error) -> String {
         .next()
         .unwrap_or_default()
         .chars()
+        // A server's words must not move the cursor.
+        .filter(|letter| !letter.is_control())
         .take(300)
         .collect();
     let last = last
         .trim_end_matches([':', ' '])
         .replace("Server returned non-2xx status code: ", "it answered ");
-    let mut innermost = None;
-    let mut source = error.source();
-    while let Some(inner) = source {
-        innermost = Some(inner.to_string());
-        source = inner.source();
-    }
+    let innermost = causes(error).last().map(ToString::to_string);
     match innermost {
         Some(inner) if inner.len() < 200 && !last.contains(&inner) && !text.contains(&inner) => {
             format!("{last}: {inner}")
         }
         _ => last,
     }
+}
+
+/// What lies behind an error, the innermost last.
+fn causes(error: &object_store::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |inner| (*inner).source())
 }
 
 /// The number of an HTTP answer, which errors of the crate tell in words only.

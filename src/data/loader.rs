@@ -238,6 +238,7 @@ impl Drop for Loader {
             // A panic within a sample was caught and delivered; nothing is left to tell here.
             let _ = thread.join();
         }
+        self.shared.dataset.forget_asked();
     }
 }
 

@@ -342,6 +342,13 @@ impl Dataset {
         Ok(Sample { picture, caption })
     }
 
+    /// Gives up what was asked for and will not be read.
+    pub fn forget_asked(&self) {
+        if let Source::Shards(shards) = &self.source {
+            shards.forget_asked();
+        }
+    }
+
     /// Adds the sample's name to a fault of its own; a store's names what was asked of it.
     fn named(&self, fault: Fault, index: usize) -> Fault {
         match fault.outage {

@@ -30,8 +30,8 @@ const MANY: usize = 200;
 const MOST_OPEN: u64 = 64;
 /// Bytes between image and caption that are read along, rather than reading twice.
 const SMALL_GAP: u64 = 64 * 1024;
-/// Samples that are asked for and not read yet. Those of a loader that ended early give way to new ones.
-const MOST_ASKED: usize = 1024;
+/// Bytes of samples that are asked for and not read yet. Beyond, a sample is asked for when its turn comes.
+const MOST_ASKED: u64 = 256 << 20;
 
 /// Samples in shards.
 #[derive(Debug)]
@@ -294,14 +294,20 @@ impl Shards {
         if shard_index::fault_of(&entry).is_some() || !within {
             return;
         }
-        let Ok(pieces) = Asked::of(remote, &ranges) else {
-            return;
-        };
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.push_back(((sample, part), pieces));
-        if asked.len() > MOST_ASKED {
-            asked.pop_front();
+        let waiting: u64 = asked.iter().map(|(_, pieces)| pieces.length()).sum();
+        if waiting >= MOST_ASKED {
+            return;
         }
+        if let Ok(pieces) = Asked::of(remote, &ranges) {
+            asked.push_back(((sample, part), pieces));
+        }
+    }
+
+    /// Gives up what was asked for and not read.
+    pub fn forget_asked(&self) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.clear();
     }
 
     /// Reads a sample: its picture, and its caption if that is asked for.

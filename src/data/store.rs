@@ -374,15 +374,23 @@ impl Pieces {
 
 /// Pieces of an object that were asked for.
 #[derive(Debug)]
-pub struct Asked(Vec<(u64, Pending<Vec<u8>>)>);
+pub struct Asked(Vec<(Range<u64>, Pending<Vec<u8>>)>);
 
 impl Asked {
     /// Asks for ranges, which must lie within the object.
     pub fn of(remote: &Arc<Remote>, ranges: &[Range<u64>]) -> Result<Self> {
         let asked = ranges
             .iter()
-            .map(|range| Ok((range.start, remote.ask(range.clone())?)));
+            .map(|range| Ok((range.clone(), remote.ask(range.clone())?)));
         Ok(Self(asked.collect::<Result<_>>()?))
+    }
+
+    /// Bytes of all of them.
+    pub fn length(&self) -> u64 {
+        self.0
+            .iter()
+            .map(|(range, _)| range.end - range.start)
+            .sum()
     }
 
     /// Waits for all of them.
@@ -390,7 +398,7 @@ impl Asked {
         let pieces = self
             .0
             .into_iter()
-            .map(|(at, pending)| Ok((at, pending.wait()?)));
+            .map(|(range, pending)| Ok((range.start, pending.wait()?)));
         Ok(Pieces(pieces.collect::<Result<_>>()?))
     }
 }
