@@ -448,8 +448,14 @@ fn an_index_beside_a_shard_in_the_store_is_used_if_it_is_of_that_shard() {
     );
     assert_eq!(dataset.caption(110).unwrap().unwrap(), "number 110");
 
-    // Other shards under the same names.
-    write_shards(folder.path(), &[17, 1, 40, 22, 30]);
+    // Another shard under the same name.
+    let other = tempfile::tempdir().unwrap();
+    write_shards(other.path(), &[17, 1, 40, 22, 30]);
+    std::fs::copy(
+        other.path().join("00004.tar"),
+        folder.path().join("00004.tar"),
+    )
+    .unwrap();
     let server = Server::of(folder.path());
     let dataset = open(&server.pattern(5)).unwrap();
     assert_eq!(dataset.len(), 110);
