@@ -298,6 +298,9 @@ impl Address {
             (_, None) if !is_network => {
                 Error::failed(message).hint("the server does not answer as a store or web server does")
             }
+            _ if is_metadata => {
+                Error::new(Kind::TryAgain, message).hint(self.credentials_hint())
+            }
             _ => Error::new(Kind::TryAgain, message).hint(format!(
                 "the store or the network fails, which was tried again for {} s (ADVXL_STORE_PATIENCE); the data are not \
                  to blame: run the same command again once it answers",
