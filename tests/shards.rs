@@ -192,7 +192,7 @@ fn samples_come_with_their_captions_and_labels_in_every_layout() {
         .collect();
     let dataset = open(&write(folder.path(), "b.tar", &tar(&members)));
     assert_eq!(dataset.classes(), ["0", "1", "2"]);
-    assert_eq!([0, 1, 2].map(|n| dataset.label(n)), [0, 1, 2]);
+    assert_eq!([0, 1, 2].map(|n| dataset.label(n).unwrap()), [0, 1, 2]);
     assert_eq!(dataset.caption(0).unwrap(), None);
 }
 
@@ -876,7 +876,7 @@ fn pack_writes_what_an_evaluation_sees() {
     for index in [0, 40, 65] {
         let expected = evaluation_batch(&dataset, &[index], &transform).unwrap();
         assert_eq!(packed.picture(index).unwrap().to_planes(), expected);
-        assert_eq!(packed.label(index), dataset.label(index));
+        assert_eq!(packed.label(index).unwrap(), dataset.label(index).unwrap());
     }
 }
 

@@ -337,7 +337,8 @@ impl Bench {
 /// Saves indexes beside the shards of a pattern.
 #[derive(clap::Args)]
 pub(super) struct Index {
-    /// Such as data/{00000..00099}.tar; ranges, `*`, `?`, several joined by commas.
+    /// Such as data/{00000..00099}.tar; ranges, `*`, `?`, several joined by commas. Of shards in stores the
+    /// indexes go into this machine's cache.
     #[arg(value_name = "PATTERN")]
     pattern: String,
 }
@@ -349,7 +350,7 @@ impl Index {
             .strip_prefix("shards:")
             .unwrap_or(&self.pattern);
         let screen = Mutex::new(Terminal::new());
-        let (shards, samples, written) = shards::save_indexes(pattern, |done, total| {
+        let indexed = shards::save_indexes(pattern, |done, total| {
             let mut screen = screen.lock().unwrap_or_else(PoisonError::into_inner);
             screen.progress(
                 done as u64,
@@ -359,13 +360,25 @@ impl Index {
         })?;
         drop(screen);
         if json {
-            print_json(&json!({ "shards": shards, "samples": samples, "written": written }));
+            print_json(&json!({
+                "shards": indexed.shards,
+                "samples": indexed.samples,
+                "written": indexed.written,
+                "kept": indexed.kept,
+            }));
         } else {
             print_line(&format!(
-                "{} shards with {} samples, {written} indexes written",
-                grouped(shards as u64),
-                grouped(samples)
+                "{} shards with {} samples, {} indexes written",
+                grouped(indexed.shards as u64),
+                grouped(indexed.samples),
+                indexed.written
             ));
+            if let Some(folder) = indexed.kept {
+                print_line(&format!(
+                    "those of shards in stores are kept in `{}`; nothing was written to a store",
+                    folder.display()
+                ));
+            }
         }
         Ok(())
     }
@@ -441,8 +454,8 @@ impl Pack {
         }
         let labels: Vec<i64> = indices
             .iter()
-            .map(|index| i64::from(dataset.label(*index)))
-            .collect();
+            .map(|index| dataset.label(*index).map(i64::from))
+            .collect::<Result<_>>()?;
         let shape = [count, 3, self.image_size, self.image_size];
         tensors::save_parts(&self.out, rounds, shape, &labels, dataset.classes())?;
         drop(screen);

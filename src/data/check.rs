@@ -10,7 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::loader::guarded;
-use super::{Broken, Dataset, Fault, Health, Reason};
+use super::store::Ahead;
+use super::{Broken, Dataset, Fault, Health, Part, Reason};
 use crate::error::Result;
 use crate::group::Group;
 
@@ -38,7 +39,7 @@ type Outcome = (Vec<(usize, Reason)>, Vec<Broken>);
 /// Reads every sample. In the first process `broken` is told each that cannot be used, in order, and `progress` how many
 /// were read.
 ///
-/// Errors: those of `broken`, and of shards that cannot be read at all.
+/// Errors: those of `broken`, of shards that cannot be read at all, and of stores.
 pub fn check(
     dataset: &Dataset,
     threads: usize,
@@ -69,7 +70,7 @@ pub fn check(
         progress(place.min(len));
         Ok(())
     };
-    group.deal(len, PIECE, |range| Ok(piece(dataset, range, threads)), take)?;
+    group.deal(len, PIECE, |range| piece(dataset, range, threads), take)?;
     Ok(Checked {
         samples: len,
         broken: count,
@@ -79,7 +80,8 @@ pub fn check(
 }
 
 /// Threads finish in any order; the outcome is in the samples' order.
-fn piece(dataset: &Dataset, range: Range<usize>, threads: usize) -> Outcome {
+fn piece(dataset: &Dataset, range: Range<usize>, threads: usize) -> Result<Outcome> {
+    let ahead = Ahead::new(range.end as u64);
     let next = AtomicUsize::new(range.start);
     let found = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
@@ -90,7 +92,7 @@ fn piece(dataset: &Dataset, range: Range<usize>, threads: usize) -> Outcome {
                     if first >= range.end {
                         break;
                     }
-                    let outcome = chunk(dataset, first..(first + CHUNK).min(range.end));
+                    let outcome = chunk(dataset, first..(first + CHUNK).min(range.end), &ahead);
                     let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
                     found.insert(first, outcome);
                 }
@@ -99,16 +101,20 @@ fn piece(dataset: &Dataset, range: Range<usize>, threads: usize) -> Outcome {
     });
     let (mut odd, mut broken) = (Vec::new(), Vec::new());
     let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    for (more_odd, more_broken) in found.into_values() {
+    for outcome in found.into_values() {
+        let (more_odd, more_broken) = outcome?;
         odd.extend(more_odd);
         broken.extend(more_broken);
     }
-    (odd, broken)
+    Ok((odd, broken))
 }
 
-fn chunk(dataset: &Dataset, range: Range<usize>) -> Outcome {
+fn chunk(dataset: &Dataset, range: Range<usize>, ahead: &Ahead) -> Result<Outcome> {
     let (mut odd, mut broken) = (Vec::new(), Vec::new());
     let captions = dataset.is_captioned();
+    ahead.ask(range.start as u64..range.end as u64, |soon| {
+        dataset.ask(soon as usize, Part::Both);
+    });
     for sample in range {
         // A decoder that panics has met a damage that it does not know.
         let read = guarded(|| Ok(dataset.read(sample, captions)));
@@ -116,12 +122,14 @@ fn chunk(dataset: &Dataset, range: Range<usize>) -> Outcome {
             Err(Fault {
                 reason: Reason::DamagedImage,
                 error,
+                outage: false,
             })
         });
         match read {
             Ok(found) => odd.extend(found.picture.odd.iter().map(|reason| (sample, *reason))),
+            Err(fault) if fault.outage => return Err(fault.error),
             Err(fault) => broken.push(Broken::new(dataset, sample, &fault)),
         }
     }
-    (odd, broken)
+    Ok((odd, broken))
 }

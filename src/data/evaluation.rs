@@ -6,9 +6,9 @@
 
 use rayon::prelude::*;
 
-use super::Dataset;
 use super::picture::{Picture, Pixels, bytes_to_planes};
 use super::resize::{Crop, Filter, resize_bytes, resize_planes};
+use super::{Dataset, Part};
 use crate::error::{Context, Result};
 use crate::settings::Table;
 
@@ -96,6 +96,9 @@ fn resized(width: usize, height: usize, shorter: usize) -> (usize, usize) {
     }
 }
 
+/// Pictures that stores are asked for at a time.
+const TOGETHER: usize = 256;
+
 /// The images of an evaluation batch.
 ///
 /// Shapes: `[indices, 3, image_size, image_size]`. Units: `[0, 1]`.
@@ -107,18 +110,26 @@ pub fn evaluation_batch(
 ) -> Result<Vec<f32>> {
     let len = 3 * transform.image_size * transform.image_size;
     let mut images = vec![0.0; indices.len() * len];
-    let results: Vec<Result<()>> = images
-        .par_chunks_exact_mut(len)
-        .zip(indices)
-        .map(|(image, index)| {
-            let picture = dataset
-                .picture(*index)
-                .context(|| format!("picture {index} of the evaluation"))?;
-            image.copy_from_slice(&transform.apply(&picture));
-            Ok(())
-        })
-        .collect();
-    results.into_iter().collect::<Result<()>>()?;
+    for (images, indices) in images
+        .chunks_mut(TOGETHER * len)
+        .zip(indices.chunks(TOGETHER))
+    {
+        for index in indices {
+            dataset.ask(*index, Part::Picture);
+        }
+        let results: Vec<Result<()>> = images
+            .par_chunks_exact_mut(len)
+            .zip(indices)
+            .map(|(image, index)| {
+                let picture = dataset
+                    .picture(*index)
+                    .context(|| format!("picture {index} of the evaluation"))?;
+                image.copy_from_slice(&transform.apply(&picture));
+                Ok(())
+            })
+            .collect();
+        results.into_iter().collect::<Result<()>>()?;
+    }
     Ok(images)
 }
 

@@ -99,6 +99,9 @@ pub struct Fault {
     pub reason: Reason,
     /// Where and what exactly.
     pub error: Error,
+    /// Nothing is wrong with the sample: the store that it lies in does not give it. Never counted, replaced or
+    /// quarantined; whoever meets it ends.
+    pub outage: bool,
 }
 
 impl Fault {
@@ -107,6 +110,7 @@ impl Fault {
         Self {
             reason,
             error: Error::input(message),
+            outage: false,
         }
     }
 
@@ -129,6 +133,7 @@ impl From<Error> for Fault {
         Self {
             reason: Reason::Unreadable,
             error,
+            outage: false,
         }
     }
 }

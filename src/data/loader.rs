@@ -11,7 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::order::Order;
-use super::{Augmentation, Dataset, Fault, Mixing, Reason};
+use super::store::Ahead;
+use super::{Augmentation, Dataset, Fault, Mixing, Part, Reason};
 use crate::error::{Error, Result};
 
 /// Images of one update with their labels.
@@ -142,6 +143,8 @@ struct Shared {
     /// A batch is complete.
     done: Condvar,
     order: Order,
+    /// How far stores were asked for samples.
+    ahead: Ahead,
 }
 
 struct State {
@@ -194,6 +197,7 @@ impl Loader {
         }
         let shared = Arc::new(Shared {
             order: Order::new(plan.seed, &dataset),
+            ahead: Ahead::new(plan.position + plan.samples),
             dataset,
             plan,
             state: Mutex::new(State {
@@ -275,6 +279,7 @@ impl Drop for Loader {
             // A panic within a sample was caught and delivered; nothing is left to tell here.
             let _ = thread.join();
         }
+        self.shared.dataset.forget_asked();
     }
 }
 
@@ -386,8 +391,30 @@ impl Shared {
         }
     }
 
+    /// The sample at a position of the run, before broken ones are replaced.
+    fn sample_at(&self, position: u64) -> usize {
+        let len = self.dataset.len() as u64;
+        self.order.sample(position / len, (position % len) as usize)
+    }
+
     fn make(&self, positions: std::ops::Range<u64>) -> Chunk {
         let mut chunk = Chunk::default();
+        let part = match self.plan.captions {
+            true => Part::Both,
+            false => Part::Picture,
+        };
+        self.ahead.ask(positions.clone(), |position| {
+            // Of what comes, other processes deliver their shares.
+            let row = (position - self.plan.position) % self.plan.batch as u64;
+            if self
+                .plan
+                .share
+                .rows(self.plan.batch)
+                .contains(&(row as usize))
+            {
+                self.dataset.ask(self.sample_at(position), part);
+            }
+        });
         // Else growing moves every image once more.
         let values = 3 * self.plan.image_size * self.plan.image_size;
         chunk.batch.images.reserve_exact(values * CHUNK);
@@ -404,11 +431,12 @@ impl Shared {
     fn add_sample(&self, position: u64, chunk: &mut Chunk) -> Result<()> {
         let len = self.dataset.len();
         let epoch = position / len as u64;
-        let first = self.order.sample(epoch, (position % len as u64) as usize);
+        let first = self.sample_at(position);
         for step in 0..len.min(MOST_IN_A_ROW) {
             let index = (first + step) % len;
             let sample = match self.dataset.read(index, self.plan.captions) {
                 Ok(sample) => sample,
+                Err(fault) if fault.outage => return Err(fault.error.context("reading the data")),
                 Err(fault) if self.plan.broken_rate.is_none() => {
                     return Err(fault.error.context("a broken sample"));
                 }
@@ -421,7 +449,7 @@ impl Shared {
             let keys = (plan.seed, epoch, index as u64);
             let picture = &sample.picture.picture;
             let image = plan.augmentation.apply(picture, plan.image_size, keys);
-            let label = self.dataset.label(index);
+            let label = self.dataset.label(index)?;
             let batch = &mut chunk.batch;
             batch.images.extend(image);
             batch.first.push(label);
@@ -585,7 +613,7 @@ mod tests {
         for batch in all(Loader::new(dataset.clone(), plan, 2).unwrap()) {
             for (place, sample) in batch.samples.iter().enumerate() {
                 let index = *sample as usize;
-                assert_eq!(batch.first[place], dataset.label(index));
+                assert_eq!(batch.first[place], dataset.label(index).unwrap());
                 assert_eq!(batch.second[place], batch.first[place]);
                 assert_eq!(batch.weight[place], 1.0);
                 let image = &batch.images[place * 768..][..768];

@@ -8,6 +8,7 @@
 //! |----------------------------|----------------------------------------------------------|
 //! | [`cifar`] [`folder`] [`tensors`] [`synthetic`] | where pictures come from             |
 //! | [`shards`] [`shard_index`] [`tar`] [`pattern`] [`recent`] | images and captions in tar files |
+//! | [`store`] [`cloud`]        | files of this machine and objects of stores              |
 //! | [`order`]                  | which sample comes when                                  |
 //! | [`decode`] [`picture`]     | JPEG, PNG and WebP, strictly                             |
 //! | [`health`] [`check`]       | what can be wrong with a sample; a whole data set looked through |
@@ -18,6 +19,12 @@
 pub mod augment;
 pub mod check;
 pub mod cifar;
+#[cfg_attr(not(feature = "cloud"), path = "cloud_absent.rs")]
+pub mod cloud;
+// What a program without the feature says is tested where all tests run, with it.
+#[cfg(all(test, feature = "cloud"))]
+#[allow(dead_code)]
+mod cloud_absent;
 pub mod decode;
 pub mod evaluation;
 pub mod folder;
@@ -32,6 +39,7 @@ pub mod recent;
 pub mod resize;
 pub mod shard_index;
 pub mod shards;
+pub mod store;
 pub mod synthetic;
 pub mod tar;
 pub mod tensors;
@@ -47,7 +55,7 @@ pub use health::{Fault, Health, Reason};
 pub use loader::{Batch, Broken, Loader, Plan, Share};
 pub use mixing::Mixing;
 pub use picture::Picture;
-pub use shards::Sample;
+pub use shards::{Part, Sample};
 
 use crate::error::{Error, Result};
 
@@ -79,7 +87,7 @@ pub enum Spec {
     Folder(PathBuf),
     /// A safetensors file of images and labels.
     Tensors(PathBuf),
-    /// Tar files of images and captions, by a pattern such as `data/{00000..00099}.tar`.
+    /// Tar files of images and captions, by a pattern such as `data/{00000..00099}.tar`; in a store, `s3://bucket/*.tar`.
     Shards(String),
     /// Pictures drawn in code.
     Synthetic {
@@ -111,9 +119,12 @@ impl FromStr for Spec {
                 Err(Error::input("`shards:` is not followed by a pattern").hint(SPEC_HINT))
             }
             Some(("shards", pattern)) => Ok(Spec::Shards(pattern.into())),
-            Some((kind, rest)) if is_scheme(kind) && !Path::new(text).exists() => {
+            Some((kind, rest))
+                if (is_scheme(kind) || rest.starts_with("//")) && !Path::new(text).exists() =>
+            {
                 let message = format!("`{text}`: unknown kind of data set `{kind}`");
                 let hint = match nearest_scheme(kind) {
+                    _ if rest.starts_with("//") => format!("did you mean `shards:{text}`?"),
                     Some(known) => format!("did you mean `{known}:{rest}`?"),
                     None => SPEC_HINT.into(),
                 };
@@ -274,8 +285,23 @@ impl Dataset {
     }
 
     /// The class of a picture.
-    pub fn label(&self, index: usize) -> u32 {
-        each!(self, source => source.label(index))
+    ///
+    /// Errors: a shard's index cannot be read any more.
+    pub fn label(&self, index: usize) -> Result<u32> {
+        Ok(match &self.source {
+            Source::Shards(shards) => shards.label(index)?,
+            Source::Cifar(source) => source.label(index),
+            Source::Folder(source) => source.label(index),
+            Source::Tensors(source) => source.label(index),
+            Source::Synthetic(source) => source.label(index),
+        })
+    }
+
+    /// Says that a sample will be read soon, so that a store can be asked for it meanwhile.
+    pub fn ask(&self, index: usize, part: Part) {
+        if let Source::Shards(shards) = &self.source {
+            shards.ask(index, part);
+        }
     }
 
     /// Reads or draws a picture.
@@ -294,7 +320,7 @@ impl Dataset {
             picture,
             odd: Vec::new(),
         };
-        let named = |fault: Fault| fault.context(format!("`{}`", self.name_of(index)));
+        let named = |fault| self.named(fault, index);
         let picture = match &self.source {
             Source::Shards(shards) => return shards.read(index, caption).map_err(named),
             Source::Folder(folder) => {
@@ -316,6 +342,21 @@ impl Dataset {
         Ok(Sample { picture, caption })
     }
 
+    /// Gives up what was asked for and will not be read.
+    pub fn forget_asked(&self) {
+        if let Source::Shards(shards) = &self.source {
+            shards.forget_asked();
+        }
+    }
+
+    /// Adds the sample's name to a fault of its own; a store's names what was asked of it.
+    fn named(&self, fault: Fault, index: usize) -> Fault {
+        match fault.outage {
+            true => fault,
+            false => fault.context(format!("`{}`", self.name_of(index))),
+        }
+    }
+
     /// The bytes of a picture's file, where pictures are files.
     pub fn file_bytes(&self, index: usize) -> Option<std::result::Result<Vec<u8>, Fault>> {
         match &self.source {
@@ -331,10 +372,12 @@ impl Dataset {
     }
 
     /// The key of a sample, by which its caption's embedding is found; only samples in shards have one.
-    pub fn key_of(&self, index: usize) -> Option<String> {
+    ///
+    /// Errors: the shard's index cannot be read any more.
+    pub fn key_of(&self, index: usize) -> Result<Option<String>> {
         match &self.source {
-            Source::Shards(shards) => shards.key_of(index),
-            _ => None,
+            Source::Shards(shards) => shards.key_of(index).map(Some),
+            _ => Ok(None),
         }
     }
 
@@ -354,9 +397,10 @@ impl Dataset {
     pub fn caption(&self, index: usize) -> std::result::Result<Option<String>, Fault> {
         match &self.source {
             Source::Synthetic(synthetic) => Ok(Some(synthetic.caption(index))),
-            Source::Shards(shards) => shards
-                .caption(index)
-                .map_err(|fault| fault.context(format!("`{}`", self.name_of(index)))),
+            Source::Shards(shards) => {
+                let caption = shards.caption(index);
+                caption.map_err(|fault| self.named(fault, index))
+            }
             Source::Cifar(_) | Source::Folder(_) | Source::Tensors(_) => Ok(None),
         }
     }
@@ -414,7 +458,8 @@ impl Dataset {
             Source::Cifar(_) | Source::Tensors(_) => {}
         }
         for index in 0..self.len() {
-            hasher.update(&self.label(index).to_le_bytes());
+            let label = self.label(index).unwrap_or(0);
+            hasher.update(&label.to_le_bytes());
         }
         hasher.update(&(self.len() as u64).to_le_bytes());
         hasher.finalize().to_hex().to_string()

@@ -1,10 +1,11 @@
 //! Patterns that name many files: `{00000..41407}`, `{train,val}`, `*`, `?`, joined by commas.
 //!
-//! Files of ranges must all be there; globs take what they find.
+//! Files of ranges must all be there; globs take what they find. What begins as `s3://` is an address, whose globs
+//! the store answers; whether the objects of ranges are there is seen when they are opened ([`super::store`]).
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::store::{self, Location};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -17,7 +18,7 @@ const HINT: &str =
 /// The files of a pattern, in the order in which it names them.
 ///
 /// Errors: a broken pattern; files that are missing; nothing found; one file twice.
-pub fn expand(pattern: &str) -> Result<Vec<PathBuf>> {
+pub fn expand(pattern: &str) -> Result<Vec<Location>> {
     let mut paths = Vec::new();
     for part in split_outside_braces(pattern) {
         let part = part.trim();
@@ -27,17 +28,19 @@ pub fn expand(pattern: &str) -> Result<Vec<PathBuf>> {
         }
         for name in braces(part, pattern)? {
             let is_glob = name.contains(['*', '?']);
-            // A file whose name holds such a letter is meant as it is.
-            if is_glob && !Path::new(&name).exists() {
-                let found = glob(Path::new(&name))?;
-                if found.is_empty() {
-                    let message = format!("no file fits `{name}`");
-                    return Err(Error::input(message).hint("check the folder and the pattern"));
+            let found = match Location::of(&name)? {
+                Location::Url(url) if is_glob => store::list(&url)?,
+                // A file whose name holds such a letter is meant as it is.
+                Location::File(path) if is_glob && !path.exists() => {
+                    glob(&path)?.into_iter().map(Location::File).collect()
                 }
-                paths.extend(found);
-            } else {
-                paths.push(PathBuf::from(name));
+                one => vec![one],
+            };
+            if found.is_empty() {
+                let message = format!("no file fits `{name}`");
+                return Err(Error::input(message).hint("check the folder and the pattern"));
             }
+            paths.extend(found);
             if paths.len() > MOST_FILES {
                 let message = format!("`{pattern}` names more than {MOST_FILES} files");
                 return Err(Error::input(message).hint(HINT));
@@ -48,11 +51,11 @@ pub fn expand(pattern: &str) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn check(paths: &[PathBuf]) -> Result<()> {
+fn check(paths: &[Location]) -> Result<()> {
     let missing: Vec<String> = paths
         .iter()
-        .filter(|path| !path.is_file())
-        .map(|path| format!("`{}`", path.display()))
+        .filter(|location| matches!(location, Location::File(path) if !path.is_file()))
+        .map(|path| format!("`{path}`"))
         .collect();
     if !missing.is_empty() {
         let more = if missing.len() > 3 { ", ..." } else { "" };
@@ -64,13 +67,10 @@ fn check(paths: &[PathBuf]) -> Result<()> {
         ))
         .hint("shards are tar files; narrow the range, or use `*` to take what is there"));
     }
-    let mut seen = BTreeSet::new();
-    match paths.iter().find(|path| !seen.insert(*path)) {
+    match store::twice(paths) {
         None => Ok(()),
-        Some(twice) => Err(
-            Error::input(format!("`{}` is named twice", twice.display()))
-                .hint("its samples would count double; let the patterns not overlap"),
-        ),
+        Some(twice) => Err(Error::input(format!("`{twice}` is named twice"))
+            .hint("its samples would count double; let the patterns not overlap")),
     }
 }
 
@@ -164,7 +164,7 @@ fn glob(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Whether a name fits a pattern. Goes back to the last `*` only, so it takes no exponential time.
-fn fits(pattern: &[u8], name: &[u8]) -> bool {
+pub fn fits(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     let mut star = None;
     while n < name.len() {
@@ -235,7 +235,7 @@ mod tests {
         let found = |text: &str| -> Vec<String> {
             let paths = expand(text).unwrap().into_iter();
             paths
-                .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+                .map(|path| path.to_string().rsplit('/').next().unwrap().to_owned())
                 .collect()
         };
         assert_eq!(

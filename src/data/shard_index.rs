@@ -2,17 +2,22 @@
 //!
 //! An index can be saved beside its shard as `NAME.tar.index`, so that opening many shards reads 64
 //! bytes of each. It belongs to a tar of one length and time of change, and is not used for another.
+//! That of a shard in a store is saved in this machine's cache, or found beside the shard.
 //! Not for reading the samples ([`super::shards`]) nor for tar headers ([`super::tar`]).
 //!
-//! The file: magic with version; as little-endian numbers length and time of the tar (u64), samples,
+//! The file: magic with version; as little-endian numbers length and time of the tar, or what a store says of its
+//! version ([`Object::stamp`]) (u64), samples,
 //! labels, classes, captions, bytes of names, bytes of health (u32); the first 8 bytes of the BLAKE3
 //! hash of these; the entries; the names; health as JSON; 16 bytes of the hash of all that.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+
+use rayon::prelude::*;
 
 use super::decode::Format;
 use super::health::{Fault, Health, Reason};
+use super::store::{Object, Reader};
 use super::tar::{self, Found};
 use crate::error::Result;
 use crate::files::{self, Source};
@@ -32,9 +37,9 @@ impl Span {
         self.at != 0
     }
 
-    /// One past the last byte.
-    pub fn end(self) -> u64 {
-        self.at + u64::from(self.length)
+    /// Its bytes in the tar. An index that was damaged on purpose may tell any place.
+    pub fn range(self) -> Range<u64> {
+        self.at..self.at.saturating_add(u64::from(self.length))
     }
 }
 
@@ -88,7 +93,7 @@ const MOST_CLASSES: u32 = 1_000_000;
 
 impl ShardIndex {
     /// Makes the index of a tar by one pass over its headers.
-    pub fn scan(file: &Source) -> Result<Self> {
+    pub fn scan(file: &Reader) -> Result<Self> {
         let mut grouping = Grouping::default();
         let mut failed = None;
         tar::scan(file, |found| match found {
@@ -152,7 +157,7 @@ impl Grouping {
         });
     }
 
-    fn add(&mut self, file: &Source, name: &[u8], at: u64, length: u64) -> Result<()> {
+    fn add(&mut self, file: &Reader, name: &[u8], at: u64, length: u64) -> Result<()> {
         let unsafe_name = name.starts_with(b"/")
             || name.split(|byte| *byte == b'/').any(|part| part == b"..")
             || name.iter().any(|byte| *byte < b' ' || *byte == b'\\');
@@ -290,16 +295,10 @@ const MAGIC: &[u8; 8] = b"ADVXLIX1";
 const HEADER: usize = 64;
 const ENTRY: usize = 48;
 
-/// Where the index of a tar is saved.
-pub fn path_beside(tar: &Path) -> PathBuf {
-    let mut name = tar.as_os_str().to_owned();
-    name.push(".index");
-    name.into()
-}
-
 impl ShardIndex {
-    /// Saves the index of a tar beside it.
-    pub fn save(&self, tar: &Path, stamp: (u64, u64)) -> Result<()> {
+    /// Saves the index of a tar beside it, or that of an object in the cache.
+    pub fn save(&self, tar: &Object) -> Result<()> {
+        let (path, stamp) = (tar.index_path()?, tar.stamp());
         let health = serde_json::json!(self.health).to_string();
         let mut bytes = Vec::with_capacity(HEADER + self.entries.len() * ENTRY);
         bytes.extend(MAGIC);
@@ -326,13 +325,29 @@ impl ShardIndex {
         bytes.extend(health.as_bytes());
         let hash = blake3::hash(&bytes);
         bytes.extend(&hash.as_bytes()[..16]);
-        files::write(&path_beside(tar), &bytes)
+        if let (true, Some(folder)) = (tar.is_remote(), path.parent()) {
+            files::make_folder(folder)?;
+        }
+        files::write(&path, &bytes)
     }
 
     /// The saved index of a tar; none where there is none, or it is damaged or of another tar.
-    pub fn load(tar: &Path, stamp: (u64, u64)) -> Option<Self> {
-        let bytes = files::read(&path_beside(tar)).ok()?;
-        let (summary, [names_len, health_len]) = header(bytes.get(..HEADER)?, stamp)?;
+    ///
+    /// Errors: those of a store.
+    pub fn load(tar: &Object) -> Result<Option<Self>> {
+        let near = tar.index_path().and_then(|path| files::read(&path));
+        let near = near.ok().and_then(|bytes| Self::read(&bytes, tar));
+        match (near, tar.remote()) {
+            (None, Some(remote)) => {
+                let bytes = remote.ask_index(None)?.wait()?;
+                Ok(bytes.and_then(|bytes| Self::read(&bytes, tar)))
+            }
+            (near, _) => Ok(near),
+        }
+    }
+
+    fn read(bytes: &[u8], tar: &Object) -> Option<Self> {
+        let (summary, [names_len, health_len]) = header(bytes.get(..HEADER)?, tar)?;
         let (body, hash) = bytes.split_at(bytes.len().checked_sub(16)?);
         if blake3::hash(body).as_bytes()[..16] != *hash {
             return None;
@@ -372,26 +387,59 @@ pub enum Saved {
     Sound(Summary),
 }
 
-/// The counts of a saved index, from its first bytes.
-pub fn saved_summary(tar: &Path, stamp: (u64, u64)) -> Saved {
-    let path = path_beside(tar);
-    if !path.is_file() {
+/// The counts of the saved indexes of tars, from their first bytes. What lies in stores is asked for all at once.
+///
+/// Errors: those of stores.
+pub fn saved_summaries(tars: &[Object]) -> Result<Vec<Saved>> {
+    let near: Vec<Saved> = tars.par_iter().map(saved_near).collect();
+    let asked = tars.iter().zip(near).map(|(tar, near)| {
+        let asked = match (tar.remote(), &near) {
+            (Some(remote), Saved::Absent) => Some(remote.ask_index(Some(HEADER as u64))?),
+            _ => None,
+        };
+        Ok((tar, near, asked))
+    });
+    let asked: Vec<_> = asked.collect::<Result<_>>()?;
+    let saved = asked.into_iter().map(|(tar, near, asked)| {
+        Ok(match asked {
+            None => near,
+            Some(pending) => match pending.wait()? {
+                None => Saved::Absent,
+                Some(start) => Saved::of(&start, tar),
+            },
+        })
+    });
+    saved.collect()
+}
+
+fn saved_near(tar: &Object) -> Saved {
+    let path = tar.index_path().ok().filter(|path| path.is_file());
+    let Some(path) = path else {
         return Saved::Absent;
-    }
+    };
     let start = Source::open(&path).and_then(|file| file.bytes(0, HEADER as u64));
-    let start = start.ok().flatten();
-    match start.and_then(|start| header(&start, stamp)) {
-        Some((summary, _)) => Saved::Sound(summary),
-        None => Saved::Stale,
+    match Saved::of(&start.ok().flatten().unwrap_or_default(), tar) {
+        // The store may have a newer one; nobody but this program looks after the cache.
+        Saved::Stale if tar.is_remote() => Saved::Absent,
+        saved => saved,
     }
 }
 
-fn header(bytes: &[u8], stamp: (u64, u64)) -> Option<(Summary, [usize; 2])> {
+impl Saved {
+    fn of(start: &[u8], tar: &Object) -> Self {
+        match start.get(..HEADER).and_then(|start| header(start, tar)) {
+            Some((summary, _)) => Self::Sound(summary),
+            None => Self::Stale,
+        }
+    }
+}
+
+fn header(bytes: &[u8], tar: &Object) -> Option<(Summary, [usize; 2])> {
     let (fields, hash) = bytes.split_at(HEADER - 8);
     if !fields.starts_with(MAGIC) || blake3::hash(fields).as_bytes()[..8] != *hash {
         return None;
     }
-    if (long(fields, 8), long(fields, 16)) != stamp {
+    if !tar.accepts((long(fields, 8), long(fields, 16))) {
         return None;
     }
     let summary = Summary {

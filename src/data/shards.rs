@@ -1,13 +1,15 @@
 //! Tar files of images and captions, as img2dataset writes them and WebDataset reads them.
 //!
 //! `000000000.jpg`, `.txt` and `.json` of one key are a sample; `.cls` holds the number of its class.
-//! Reading a sample is one positioned read. Of each shard only its counts stay in memory; where its
-//! samples lie is read when one is asked for, from the saved index or else by a pass over the
-//! headers, and the indexes used last are kept.
+//! Reading a sample is one positioned read, or one request to a store. Of each shard only its counts stay in
+//! memory; where its samples lie is read when one is asked for, from the saved index or else by a pass
+//! over the headers, and the indexes used last are kept.
 //! The order of the samples in training is in [`super::order`].
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -16,8 +18,9 @@ use super::health::{Fault, Health, Reason};
 use super::pattern;
 use super::recent::Recent;
 use super::shard_index::{self, Entry, Saved, ShardIndex, Span, Summary};
+use super::store::{self, Asked, Object, Pieces};
 use crate::error::{Error, Result};
-use crate::files::{self, Source};
+use crate::files::Source;
 
 /// Samples whose places are held: about 75 bytes each, so 150 MB.
 const MOST_HELD: u64 = 2_000_000;
@@ -27,6 +30,8 @@ const MANY: usize = 200;
 const MOST_OPEN: u64 = 64;
 /// Bytes between image and caption that are read along, rather than reading twice.
 const SMALL_GAP: u64 = 64 * 1024;
+/// Bytes of samples that are asked for and not read yet. Beyond, a sample is asked for when its turn comes.
+const MOST_ASKED: u64 = 256 << 20;
 
 /// Samples in shards.
 #[derive(Debug)]
@@ -41,13 +46,25 @@ pub struct Shards {
     notices: Vec<String>,
     indexes: Recent<Arc<ShardIndex>>,
     files: Recent<Arc<Source>>,
+    /// What was asked of stores, the oldest first.
+    asked: Mutex<VecDeque<((usize, Part), Asked)>>,
 }
 
 #[derive(Debug)]
 struct Shard {
-    path: PathBuf,
-    stamp: (u64, u64),
+    object: Object,
     summary: Summary,
+}
+
+/// What is read of a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Its picture.
+    Picture,
+    /// Its caption.
+    Caption,
+    /// Picture and caption.
+    Both,
 }
 
 /// A picture file, and a caption with whether the json beside it is broken.
@@ -67,33 +84,27 @@ impl Shards {
     ///
     /// Errors: files that are missing or cannot be read; no samples in any of them.
     pub fn open(pattern: &str) -> Result<Self> {
-        let paths = pattern::expand(pattern)?;
+        let objects = Object::find(pattern::expand(pattern)?)?;
+        let saved = shard_index::saved_summaries(&objects)?;
         let (indexes, files) = (Recent::new(MOST_HELD), Recent::new(MOST_OPEN));
-        let opened: Result<Vec<(Shard, bool, Option<Health>)>> = paths
+        let opened: Result<Vec<(Shard, bool, Option<Scanned>)>> = objects
             .into_par_iter()
+            .zip(saved)
             .enumerate()
-            .map(|(number, path)| {
-                let stamp = files::stamp(&path)?;
-                let saved = shard_index::saved_summary(&path, stamp);
+            .map(|(number, (object, saved))| {
                 let stale = matches!(saved, Saved::Stale);
                 if let Saved::Sound(summary) = saved {
-                    let shard = Shard {
-                        path,
-                        stamp,
-                        summary,
-                    };
-                    return Ok((shard, stale, None));
+                    return Ok((Shard { object, summary }, stale, None));
                 }
-                let index = Arc::new(ShardIndex::scan(&Source::open(&path)?)?);
+                let index = Arc::new(ShardIndex::scan(&object.reader()?)?);
                 let summary = index.summary();
-                let health = located(&index, &path);
-                indexes.put(number, index, weight(summary));
-                let shard = Shard {
-                    path,
-                    stamp,
-                    summary,
+                let scanned = Scanned {
+                    health: located(&index, &object),
+                    // To go through an object again takes long, to go through a file does not.
+                    kept: object.is_remote().then(|| index.save(&object)),
                 };
-                Ok((shard, stale, Some(health)))
+                indexes.put(number, index, weight(summary));
+                Ok((Shard { object, summary }, stale, Some(scanned)))
             })
             .collect();
         let mut notices = Vec::new();
@@ -101,23 +112,39 @@ impl Shards {
         let (mut shards, mut starts, mut samples) = (Vec::new(), vec![0], 0);
         let mut stales = Vec::new();
         let opened = opened?;
-        let scanned = opened
-            .iter()
-            .filter(|(_, _, scanned)| scanned.is_some())
-            .count();
+        let (mut scanned, mut kept, mut unkept) = (0, 0, None);
+        for (shard, stale, of_shard) in opened {
+            if stale {
+                stales.push(shard.object.to_string());
+            }
+            if let Some(of_shard) = of_shard {
+                health.join(&of_shard.health);
+                match of_shard.kept {
+                    None => scanned += 1,
+                    Some(Ok(())) => kept += 1,
+                    Some(Err(error)) => unkept = Some(error),
+                }
+            }
+            samples += shard.summary.samples as usize;
+            starts.push(samples);
+            shards.push(shard);
+        }
         if scanned >= MANY {
             notices.push(format!(
                 "{scanned} shards were scanned; `advxl data index` saves what was found, so that opening them is quick"
             ));
         }
-        for (shard, stale, of_shard) in opened {
-            if stale {
-                stales.push(shard.path.display().to_string());
-            }
-            health.join(&of_shard.unwrap_or_default());
-            samples += shard.summary.samples as usize;
-            starts.push(samples);
-            shards.push(shard);
+        if let (1.., Ok(folder)) = (kept, store::indexes()) {
+            notices.push(format!(
+                "{kept} shards were read through once for their indexes, which are kept in `{}`",
+                folder.display()
+            ));
+        }
+        if let Some(error) = unkept {
+            let error = error.to_string().replace("\n  hint:", ";");
+            notices.push(format!(
+                "indexes of shards in stores could not be kept, so the next start reads these shards through again: {error}"
+            ));
         }
         if let Some(first) = stales.first() {
             notices.push(format!(
@@ -165,6 +192,7 @@ impl Shards {
             notices,
             indexes,
             files,
+            asked: Mutex::default(),
         })
     }
 
@@ -199,23 +227,25 @@ impl Shards {
     }
 
     /// The class; 0 without a `.cls`.
-    pub fn label(&self, sample: usize) -> u32 {
-        // A shard whose index cannot be read gives no picture either.
-        let entry = self.entry(sample).ok();
-        entry.and_then(|entry| entry.label).unwrap_or(0)
+    ///
+    /// Errors: the shard's index cannot be read any more.
+    pub fn label(&self, sample: usize) -> Result<u32> {
+        let entry = self.entry(sample).map_err(|fault| fault.error)?;
+        Ok(entry.label.unwrap_or(0))
     }
 
-    /// The key of a sample, as its members are named; none in a shard that cannot be read any more.
-    pub fn key_of(&self, sample: usize) -> Option<String> {
+    /// The key of a sample, as its members are named.
+    ///
+    /// Errors: the shard's index cannot be read any more.
+    pub fn key_of(&self, sample: usize) -> Result<String> {
         let (number, place) = self.place(sample);
-        let index = self.index(number).ok()?;
-        Some(index.name(place).to_owned())
+        Ok(self.index(number)?.name(place).to_owned())
     }
 
     /// Shard and key of a sample, for messages.
     pub fn name_of(&self, sample: usize) -> String {
         let (number, place) = self.place(sample);
-        let path = self.shards[number].path.display();
+        let path = &self.shards[number].object;
         match self.index(number) {
             Ok(index) => format!(
                 "{path}: {}",
@@ -227,10 +257,9 @@ impl Shards {
 
     /// Names of the shards without their folders and their numbers of samples, for the fingerprint.
     pub fn identity(&self) -> impl Iterator<Item = String> {
-        self.shards.iter().map(|shard| {
-            let name = shard.path.file_name().unwrap_or_default().to_string_lossy();
-            format!("{name} {}", shard.summary.samples)
-        })
+        self.shards
+            .iter()
+            .map(|shard| format!("{} {}", shard.object.name(), shard.summary.samples))
     }
 
     /// What was met in the tars beside the samples' own faults.
@@ -238,16 +267,47 @@ impl Shards {
         let mut health = Health::default();
         for number in 0..self.shards.len() {
             let index = self.index(number)?;
-            let Shard { path, summary, .. } = &self.shards[number];
-            health.join(&located(&index, path));
+            let Shard { object, summary } = &self.shards[number];
+            health.join(&located(&index, object));
             if self.labelled {
                 let missing = u64::from(summary.samples - summary.labelled);
-                health.add_times(Reason::MissingLabel, missing, || {
-                    format!("`{}`", path.display())
-                });
+                health.add_times(Reason::MissingLabel, missing, || format!("`{object}`"));
             }
         }
         Ok(health)
+    }
+
+    /// Asks the store for a sample that will be read soon. Of files, which are quick, nothing is asked.
+    ///
+    /// What goes wrong is told when the sample is read.
+    pub fn ask(&self, sample: usize, part: Part) {
+        let (number, _) = self.place(sample);
+        let Some(remote) = self.shards[number].object.remote() else {
+            return;
+        };
+        let part = self.part(part);
+        let Ok(entry) = self.entry(sample) else {
+            return;
+        };
+        let ranges = ranges(&entry, part);
+        let within = ranges.iter().all(|range| range.end <= remote.length());
+        if shard_index::fault_of(&entry).is_some() || !within {
+            return;
+        }
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting: u64 = asked.iter().map(|(_, pieces)| pieces.length()).sum();
+        if waiting >= MOST_ASKED {
+            return;
+        }
+        if let Ok(pieces) = Asked::of(remote, &ranges) {
+            asked.push_back(((sample, part), pieces));
+        }
+    }
+
+    /// Gives up what was asked for and not read.
+    pub fn forget_asked(&self) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.clear();
     }
 
     /// Reads a sample: its picture, and its caption if that is asked for.
@@ -288,50 +348,73 @@ impl Shards {
         {
             return Err(fault);
         }
-        let file = self.file(self.place(sample).0)?;
-        let read = |span: Span| -> std::result::Result<Vec<u8>, Fault> {
-            let bytes = file.bytes(span.at, u64::from(span.length))?;
-            bytes.ok_or_else(changed)
-        };
-        Ok(Some(caption_of(&entry, read)?.0))
+        let pieces = self.pieces(sample, &entry, Part::Caption)?;
+        Ok(Some(caption_of(&entry, &pieces)?.0))
     }
 
-    /// Image, and caption with whether the json beside it is broken: in one read where they lie together.
+    /// Image, and caption with whether the json beside it is broken.
     fn bytes(&self, sample: usize, caption: bool) -> std::result::Result<Contents, Fault> {
         let entry = self.entry(sample)?;
         if let Some(fault) = shard_index::fault_of(&entry) {
             return Err(fault);
         }
-        let file = self.file(self.place(sample).0)?;
-        let read = |span: Span| -> std::result::Result<Vec<u8>, Fault> {
-            let bytes = file.bytes(span.at, u64::from(span.length))?;
-            bytes.ok_or_else(changed)
-        };
-        if !caption || !self.captioned {
-            return Ok((read(entry.image)?, None));
-        }
-        let texts = [entry.text, entry.json]
-            .into_iter()
-            .filter(|span| span.exists());
-        let end = texts
-            .clone()
-            .fold(entry.image.end(), |end, span| end.max(span.end()));
-        let first = texts.clone().all(|span| span.at > entry.image.at);
-        let sum = texts.fold(u64::from(entry.image.length), |sum, span| {
-            sum + u64::from(span.length)
+        let part = self.part(match caption {
+            true => Part::Both,
+            false => Part::Picture,
         });
-        let length = end - entry.image.at;
-        if !first || length > sum + SMALL_GAP {
-            let caption = caption_of(&entry, read)?;
-            return Ok((read(entry.image)?, Some(caption)));
+        let pieces = self.pieces(sample, &entry, part)?;
+        let caption = match part {
+            Part::Picture => None,
+            Part::Both | Part::Caption => Some(caption_of(&entry, &pieces)?),
+        };
+        let bytes = pieces.take(entry.image.range()).ok_or_else(changed)?;
+        Ok((bytes, caption))
+    }
+
+    /// What there is of what is wanted.
+    fn part(&self, wanted: Part) -> Part {
+        match wanted {
+            Part::Both if !self.captioned => Part::Picture,
+            part => part,
         }
-        let mut bytes = file.bytes(entry.image.at, length)?.ok_or_else(changed)?;
-        let caption = caption_of(&entry, |span| {
-            let from = (span.at - entry.image.at) as usize;
-            Ok(bytes[from..from + span.length as usize].to_vec())
-        })?;
-        bytes.truncate(entry.image.length as usize);
-        Ok((bytes, Some(caption)))
+    }
+
+    /// The bytes of a part of a sample: read from a file, or waited for if they were asked for, or asked for now.
+    fn pieces(
+        &self,
+        sample: usize,
+        entry: &Entry,
+        part: Part,
+    ) -> std::result::Result<Pieces, Fault> {
+        let (number, _) = self.place(sample);
+        let ranges = ranges(entry, part);
+        let Some(remote) = self.shards[number].object.remote() else {
+            let pieces = Pieces::read(&*self.file(number)?, &ranges)?;
+            return pieces.ok_or_else(changed);
+        };
+        if ranges.iter().any(|range| range.end > remote.length()) {
+            return Err(changed());
+        }
+        let asked = {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            let place = asked.iter().position(|(key, _)| *key == (sample, part));
+            place.and_then(|place| asked.remove(place))
+        };
+        let asked = match asked {
+            Some((_, asked)) => Ok(asked),
+            None => Asked::of(remote, &ranges),
+        };
+        asked
+            .and_then(Asked::wait)
+            .map_err(|error| self.fault(number, error))
+    }
+
+    /// An error of a shard as one of a sample: nobody's fault where a store does not give what it has.
+    fn fault(&self, number: usize, error: Error) -> Fault {
+        Fault {
+            outage: self.shards[number].object.is_remote(),
+            ..error.into()
+        }
     }
 
     /// Shard and place within it.
@@ -341,28 +424,27 @@ impl Shards {
         (number, sample - self.starts[number])
     }
 
-    fn entry(&self, sample: usize) -> Result<Entry> {
+    fn entry(&self, sample: usize) -> std::result::Result<Entry, Fault> {
         let (number, place) = self.place(sample);
-        Ok(self.index(number)?.entries()[place])
+        let index = self.index(number);
+        let index = index.map_err(|error| self.fault(number, error))?;
+        Ok(index.entries()[place])
     }
 
     fn index(&self, number: usize) -> Result<Arc<ShardIndex>> {
         if let Some(index) = self.indexes.get(number) {
             return Ok(index);
         }
-        let shard = &self.shards[number];
-        let index = match ShardIndex::load(&shard.path, shard.stamp) {
+        let Shard { object, summary } = &self.shards[number];
+        let index = match ShardIndex::load(object)? {
             Some(index) => index,
-            None => ShardIndex::scan(&Source::open(&shard.path)?)?,
+            None => ShardIndex::scan(&object.reader()?)?,
         };
-        if index.summary() != shard.summary {
-            return Err(changed()
-                .context(format!("`{}`", shard.path.display()))
-                .error);
+        if index.summary() != *summary {
+            return Err(changed().context(format!("`{object}`")).error);
         }
         let index = Arc::new(index);
-        self.indexes
-            .put(number, index.clone(), weight(shard.summary));
+        self.indexes.put(number, index.clone(), weight(*summary));
         Ok(index)
     }
 
@@ -370,31 +452,51 @@ impl Shards {
         if let Some(file) = self.files.get(number) {
             return Ok(file);
         }
-        let file = Arc::new(Source::open(&self.shards[number].path)?);
+        let Object::File { path, .. } = &self.shards[number].object else {
+            return Err(Error::failed("an object of a store is no file"));
+        };
+        let file = Arc::new(Source::open(path)?);
         self.files.put(number, file.clone(), 1);
         Ok(file)
     }
 }
 
-/// Makes the indexes of all shards of a pattern anew where they are absent or stale, and saves them.
+/// What was found when a shard was scanned.
+struct Scanned {
+    health: Health,
+    /// Of an object in a store: whether its index could be kept.
+    kept: Option<Result<()>>,
+}
+
+/// What [`save_indexes`] did.
+#[derive(Clone, Debug)]
+pub struct Indexed {
+    /// Shards.
+    pub shards: usize,
+    /// Their samples.
+    pub samples: u64,
+    /// Indexes that were written.
+    pub written: usize,
+    /// Where those of shards in stores were written, if any.
+    pub kept: Option<PathBuf>,
+}
+
+/// Makes the indexes of all shards of a pattern anew where they are absent or stale, and saves them: beside files, and
+/// in the cache for shards in stores.
 ///
-/// Gives the number of shards, of samples, and of indexes that were written; `progress` is told how many shards are done.
-pub fn save_indexes(
-    pattern: &str,
-    progress: impl Fn(usize, usize) + Sync,
-) -> Result<(usize, u64, usize)> {
-    let paths = pattern::expand(pattern)?;
-    let (total, done) = (paths.len(), std::sync::atomic::AtomicUsize::new(0));
-    let counts: Result<Vec<(u64, usize)>> = paths
+/// `progress` is told how many shards are done.
+pub fn save_indexes(pattern: &str, progress: impl Fn(usize, usize) + Sync) -> Result<Indexed> {
+    let objects = Object::find(pattern::expand(pattern)?)?;
+    let (total, done) = (objects.len(), std::sync::atomic::AtomicUsize::new(0));
+    let counts: Result<Vec<(u64, usize, bool)>> = objects
         .par_iter()
-        .map(|path| {
-            let stamp = files::stamp(path)?;
-            let saved = ShardIndex::load(path, stamp);
+        .map(|object| {
+            let saved = ShardIndex::load(object)?;
             let (summary, written) = match saved {
                 Some(index) => (index.summary(), 0),
                 None => {
-                    let index = ShardIndex::scan(&Source::open(path)?)?;
-                    index.save(path, stamp)?;
+                    let index = ShardIndex::scan(&object.reader()?)?;
+                    index.save(object)?;
                     (index.summary(), 1)
                 }
             };
@@ -402,16 +504,18 @@ pub fn save_indexes(
                 done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1,
                 total,
             );
-            Ok((u64::from(summary.samples), written))
+            let kept = written > 0 && object.is_remote();
+            Ok((u64::from(summary.samples), written, kept))
         })
         .collect();
     let counts = counts?;
-    let samples = counts.iter().map(|(samples, _)| samples).sum();
-    Ok((
-        total,
-        samples,
-        counts.iter().map(|(_, written)| written).sum(),
-    ))
+    let kept = counts.iter().any(|(_, _, kept)| *kept);
+    Ok(Indexed {
+        shards: total,
+        samples: counts.iter().map(|(samples, ..)| samples).sum(),
+        written: counts.iter().map(|(_, written, _)| written).sum(),
+        kept: kept.then(store::indexes).transpose()?,
+    })
 }
 
 fn weight(summary: Summary) -> u64 {
@@ -419,8 +523,28 @@ fn weight(summary: Summary) -> u64 {
 }
 
 /// What was met in a shard, with the shard in the examples.
-fn located(index: &ShardIndex, path: &Path) -> Health {
-    index.health().at(&path.display().to_string())
+fn located(index: &ShardIndex, object: &Object) -> Health {
+    index.health().at(&object.to_string())
+}
+
+/// The ranges to read for a part of a sample: one where its members stand together.
+fn ranges(entry: &Entry, part: Part) -> Vec<Range<u64>> {
+    let wanted = match part {
+        Part::Picture => vec![entry.image],
+        Part::Caption => vec![entry.text, entry.json],
+        Part::Both => vec![entry.image, entry.text, entry.json],
+    };
+    let there = wanted.into_iter().filter(|span| span.exists());
+    let mut spans: Vec<_> = there.map(Span::range).collect();
+    spans.sort_by_key(|range| range.start);
+    let mut ranges: Vec<Range<u64>> = Vec::with_capacity(spans.len());
+    for span in spans {
+        match ranges.last_mut() {
+            Some(last) if span.start <= last.end + SMALL_GAP => last.end = last.end.max(span.end),
+            _ => ranges.push(span),
+        }
+    }
+    ranges
 }
 
 fn changed() -> Fault {
@@ -432,19 +556,17 @@ fn changed() -> Fault {
 }
 
 /// The caption, and whether the json beside it is broken.
-fn caption_of(
-    entry: &Entry,
-    read: impl Fn(Span) -> std::result::Result<Vec<u8>, Fault>,
-) -> std::result::Result<(String, bool), Fault> {
+fn caption_of(entry: &Entry, pieces: &Pieces) -> std::result::Result<(String, bool), Fault> {
+    let read = |span: Span| pieces.get(span.range()).ok_or_else(changed);
     if entry.text.exists() {
-        let text = String::from_utf8(read(entry.text)?).map_err(|error| {
-            let at = error.utf8_error().valid_up_to();
+        let text = std::str::from_utf8(read(entry.text)?).map_err(|error| {
+            let at = error.valid_up_to();
             let message = format!("the caption is not UTF-8 text: byte {at} cannot be read");
             Fault::new(Reason::CaptionNotUtf8, message).hint("save captions as UTF-8")
         })?;
         let spare_broken = entry.json.exists()
-            && serde_json::from_slice::<serde_json::Value>(&read(entry.json)?).is_err();
-        return Ok((not_empty(&text)?, spare_broken));
+            && serde_json::from_slice::<serde_json::Value>(read(entry.json)?).is_err();
+        return Ok((not_empty(text)?, spare_broken));
     }
     if !entry.json.exists() {
         return Err(Fault::new(
@@ -453,7 +575,7 @@ fn caption_of(
         )
         .hint("other samples have one; leave this one out or add it"));
     }
-    let json: serde_json::Value = serde_json::from_slice(&read(entry.json)?).map_err(|error| {
+    let json: serde_json::Value = serde_json::from_slice(read(entry.json)?).map_err(|error| {
         Fault::new(Reason::JsonBroken, format!("the json is broken: {error}"))
             .hint("there is no `.txt`, so the caption must come from the json")
     })?;

@@ -8,8 +8,8 @@
 //! Source: POSIX.1-2001, `pax`; GNU tar's manual, "Basic Tar Format".
 
 use super::health::Reason;
+use super::store::Reader;
 use crate::error::Result;
-use crate::files::Source;
 
 const BLOCK: usize = 512;
 /// What is read at once; holds a caption, a json and their headers.
@@ -43,7 +43,7 @@ pub enum Found {
 /// Tells all members and damages of a tar file.
 ///
 /// Errors: those of reading the file.
-pub fn scan(file: &Source, mut each: impl FnMut(Found)) -> Result<()> {
+pub fn scan(file: &Reader, mut each: impl FnMut(Found)) -> Result<()> {
     let mut blocks = Blocks::new(file);
     let mut at = 0;
     let mut zeros = 0;
@@ -224,13 +224,13 @@ fn pax_value<'a>(mut records: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
 
 /// A moving view of the file.
 struct Blocks<'a> {
-    file: &'a Source,
+    file: &'a Reader,
     start: u64,
     window: Vec<u8>,
 }
 
 impl<'a> Blocks<'a> {
-    fn new(file: &'a Source) -> Self {
+    fn new(file: &'a Reader) -> Self {
         Self {
             file,
             start: 0,

@@ -45,7 +45,8 @@ impl Images<'_> {
             } => {
                 let size = transform.image_size;
                 let values = evaluation_batch(dataset, indices, transform)?;
-                let labels = indices.iter().map(|index| dataset.label(*index)).collect();
+                let labels = indices.iter().map(|index| dataset.label(*index));
+                let labels = labels.collect::<Result<_>>()?;
                 Ok((
                     from_vec(values, [indices.len(), 3, size, size], device),
                     labels,

@@ -10,7 +10,8 @@ use burn::tensor::{Device, Tensor};
 use super::exchange::PairwiseSum;
 use super::passes::of_all;
 use super::{RunFolder, StageImages, State};
-use crate::data::{Batch, Dataset};
+use crate::data::store::Ahead;
+use crate::data::{Batch, Dataset, Part};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::fused::{Gelu, from_vec};
@@ -195,7 +196,11 @@ impl Captions {
         };
         let row = |sample: &u64| {
             let index = *sample as usize;
-            match file.has_keys().then(|| dataset.key_of(index)).flatten() {
+            let key = match file.has_keys() {
+                true => dataset.key_of(index)?,
+                false => None,
+            };
+            match key {
                 Some(key) => file.row_of(&key),
                 None => Ok(index),
             }
@@ -308,7 +313,7 @@ fn check_file(file: &EmbeddingFile, width: usize, dataset: &Dataset) -> Result<(
         );
         return Err(Error::input(message).hint("embed the captions with this text model"));
     }
-    let by_key = file.has_keys() && dataset.key_of(0).is_some();
+    let by_key = file.has_keys() && dataset.key_of(0)?.is_some();
     if !by_key && file.len() != dataset.len() {
         let message = format!(
             "there are {} embeddings without keys for {} samples",
@@ -361,9 +366,17 @@ fn new_model(
 /// WordPiece's special tokens, all characters, and the words of the first captions.
 fn vocabulary(dataset: &Dataset) -> Result<Vec<String>> {
     let mut words = BTreeSet::new();
-    for index in 0..dataset.len().min(VOCABULARY_CAPTIONS) {
-        // Damaged samples are for the loader to tell.
-        let caption = dataset.caption(index).ok().flatten().unwrap_or_default();
+    let count = dataset.len().min(VOCABULARY_CAPTIONS);
+    let ahead = Ahead::new(count as u64);
+    for index in 0..count {
+        ahead.ask(index as u64..index as u64 + 1, |soon| {
+            dataset.ask(soon as usize, Part::Caption);
+        });
+        let caption = match dataset.caption(index) {
+            Err(fault) if fault.outage => return Err(fault.error),
+            // Damaged samples are for the loader to tell.
+            caption => caption.ok().flatten().unwrap_or_default(),
+        };
         let lower = caption.to_lowercase();
         let split = lower.split(|letter: char| !letter.is_alphanumeric());
         words.extend(split.filter(|word| !word.is_empty()).map(str::to_owned));
