@@ -26,7 +26,8 @@ fn mpirun(arguments: &[&str]) -> Command {
         ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
         ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
         ("OMPI_MCA_hwloc_base_binding_policy", "none"),
-        ("OMPI_MCA_odls_base_sigkill_timeout", "20"),
+        // Seconds from its SIGTERM to its SIGKILL, in which a checkpoint is written; all of them are waited for after a fault.
+        ("OMPI_MCA_odls_base_sigkill_timeout", "4"),
     ]);
     command.args(arguments).stdin(Stdio::null());
     command

@@ -370,9 +370,6 @@ impl Update<'_> {
             loader,
         } = self;
         let group = &run.exchange.group;
-        let checksum = run
-            .exchange
-            .checksum(state.parameters().into_iter().map(|part| &part.value));
         let (count, size) = (batch.first.len(), phase.image_size as usize);
         let shards = run.recipe.parallel.passes_of(group.size());
         let (seed, position) = (
@@ -455,6 +452,10 @@ impl Update<'_> {
             false => objective.count_correct(outputs, &targets.dominant()),
         };
 
+        // After the passes: a weight that changed by itself before or within them is still wrong now.
+        let checksum = run
+            .exchange
+            .checksum(state.parameters().into_iter().map(|part| &part.value));
         let lengths = state.lengths();
         let gradients = run.exchange.add_up(gradients);
         let all = group.gather(Report {
