@@ -7,7 +7,7 @@
 //! ([`super::evaluation`]).
 
 use super::operations::{self, Operation};
-use super::picture::{Picture, bytes_to_planes, planes_to_bytes};
+use super::picture::{Picture, Region, bytes_to_planes, planes_to_bytes};
 use super::resize::{Crop, Filter, resize_planes};
 use crate::rng::{Purpose, Rng};
 use crate::settings::Table;
@@ -77,16 +77,30 @@ impl Augmentation {
         })
     }
 
-    /// Makes a training image of a picture.
+    /// The region of a picture of some size that [`Self::apply`] will look at.
+    pub fn region(&self, width: usize, height: usize, keys: (u64, u64, u64)) -> Region {
+        let Some(crop) = &self.random_resized_crop else {
+            return Region::whole(width, height);
+        };
+        let crop = crop.draw(width, height, &mut draws(keys));
+        Region {
+            left: crop.left as usize,
+            top: crop.top as usize,
+            width: crop.width as usize,
+            height: crop.height as usize,
+        }
+    }
+
+    /// Makes a training image of a picture, of which at least [`Self::region`] is known.
     ///
     /// Shapes: the result is `[3, image_size, image_size]`. Units: `[0, 1]`.
     pub fn apply(
         &self,
         picture: &Picture,
         image_size: usize,
-        (seed, epoch, sample): (u64, u64, u64),
+        keys: (u64, u64, u64),
     ) -> Vec<f32> {
-        let mut rng = Rng::new(seed, Purpose::Augment, epoch, sample);
+        let mut rng = draws(keys);
         let mut planes = self.geometry(picture, image_size, &mut rng);
         if self.flip && rng.chance(0.5) {
             planes
@@ -122,6 +136,11 @@ impl Augmentation {
             Err(error) => unreachable!("a moved picture keeps its size: {error}"),
         }
     }
+}
+
+/// The random numbers of (seed, epoch, sample); those of the crop come first.
+fn draws((seed, epoch, sample): (u64, u64, u64)) -> Rng {
+    Rng::new(seed, Purpose::Augment, epoch, sample)
 }
 
 /// The picture moved by up to `padding` pixels each way; black comes in at the edges.
