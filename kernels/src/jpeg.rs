@@ -131,7 +131,7 @@ impl Op for InverseTransform<'_> {
 #[inline(always)]
 fn flat(mean: i16, step: u16) -> u8 {
     let level = Wrapping(i32::from(mean)) * Wrapping(i32::from(step));
-    (((level << PASS_BITS) + Wrapping(16)) >> 5).0.saturating_add(128).clamp(0, 255) as u8
+    (((level << PASS_BITS) + Wrapping(16 + (128 << 5))) >> 5).0.clamp(0, 255) as u8
 }
 
 /// Transforms up to four blocks, at the places given, into their columns of `samples`.
@@ -155,27 +155,33 @@ fn transform<S: Lanes>(
             }
         }
     }
-    both_halves::<{ SCALE_BITS - PASS_BITS }>(&mut values);
+    both_halves::<{ SCALE_BITS - PASS_BITS }, 0>(&mut values);
     transpose(s, &mut values);
-    both_halves::<{ SCALE_BITS + PASS_BITS + 3 }>(&mut values);
+    both_halves::<{ SCALE_BITS + PASS_BITS + 3 }, 128>(&mut values);
     transpose(s, &mut values);
+    // Stored by an instruction of the path's: of a loop the compiler makes shifts of single bytes.
+    let mut bytes = [[0; LANES]; LANES];
+    for (bytes, values) in bytes.iter_mut().zip(&values) {
+        s.store_bytes(bytes, s.load_cells(values));
+    }
     for (slot, place) in places.iter().enumerate() {
         for line in 0..8 {
-            let from = &values[slot / 2 * 8 + line][slot % 2 * 8..][..8];
-            let to = &mut samples[line * stride + 8 * place..][..8];
-            for (sample, value) in to.iter_mut().zip(from) {
-                *sample = (*value as i32).saturating_add(128).clamp(0, 255) as u8;
-            }
+            let from = &bytes[slot / 2 * 8 + line][slot % 2 * 8..][..8];
+            samples[line * stride + 8 * place..][..8].copy_from_slice(from);
         }
     }
 }
 
 #[inline(always)]
 fn transpose<S: Lanes>(s: S, values: &mut [[u32; LANES]; LANES]) {
-    let mut rows = values.each_ref().map(|row| s.load_cells(row));
+    // No closures: they would not be compiled with the path's instructions.
+    let mut rows = [s.splat_cell(0); LANES];
+    for (row, from) in rows.iter_mut().zip(&*values) {
+        *row = s.load_cells(from);
+    }
     s.transpose(&mut rows);
-    for (row, to) in rows.into_iter().zip(values) {
-        s.store_cells(to, row);
+    for (row, to) in rows.iter().zip(values) {
+        s.store_cells(to, *row);
     }
 }
 
@@ -186,27 +192,30 @@ const PASS_BITS: usize = 2;
 
 /// The one-dimensional transform down the upper eight rows, and down the lower eight.
 #[inline(always)]
-fn both_halves<const SHIFT: usize>(values: &mut [[u32; LANES]; LANES]) {
+fn both_halves<const SHIFT: usize, const LEVEL: i32>(values: &mut [[u32; LANES]; LANES]) {
     let (upper, lower) = values.split_at_mut(8);
     for half in [upper, lower] {
         let Some(half) = half.first_chunk_mut::<8>() else { return };
         for lane in 0..LANES {
-            let column: [i32; 8] = std::array::from_fn(|row| half[row][lane] as i32);
-            let column = line_of_eight::<SHIFT>(column);
+            let mut column = [Wrapping(0); 8];
             for row in 0..8 {
-                half[row][lane] = column[row] as u32;
+                column[row] = Wrapping(half[row][lane] as i32);
+            }
+            let column = line_of_eight::<SHIFT, LEVEL>(column);
+            for row in 0..8 {
+                half[row][lane] = column[row].0 as u32;
             }
         }
     }
 }
 
-/// The inverse cosine transform of eight values, rounded by `SHIFT` bits; times the square root of 8.
+/// The inverse cosine transform of eight values, rounded by `SHIFT` bits; times the square root of 8,
+/// plus `LEVEL`.
 ///
 /// Source: Loeffler, Ligtenberg and Moschytz 1989, figure 8 backwards, with constants of 13 binary places.
 #[inline(always)]
-fn line_of_eight<const SHIFT: usize>(values: [i32; 8]) -> [i32; 8] {
-    let x = values.map(Wrapping);
-    let k = |constant: i32| Wrapping(constant);
+fn line_of_eight<const SHIFT: usize, const LEVEL: i32>(x: [Wrapping<i32>; 8]) -> [Wrapping<i32>; 8] {
+    let k = Wrapping::<i32>;
 
     // Even: the sum and difference of 0 and 4, and 2 and 6 turned by 3/8 of a right angle.
     let turned = (x[2] + x[6]) * k(4433); // 0.541196100
@@ -227,11 +236,13 @@ fn line_of_eight<const SHIFT: usize>(values: [i32; 8]) -> [i32; 8] {
         x[7] * k(2446) + outer + first,   // 0.298631336
     ];
 
-    let half = k(1 << (SHIFT - 1));
-    std::array::from_fn(|i| {
-        let value = if i < 4 { even[i] + odd[i] } else { even[7 - i] - odd[7 - i] };
-        ((value + half) >> SHIFT).0
-    })
+    let half = k((LEVEL << SHIFT) + (1 << (SHIFT - 1)));
+    let mut result = [half; 8];
+    for i in 0..4 {
+        result[i] = (half + even[i] + odd[i]) >> SHIFT;
+        result[7 - i] = (half + even[i] - odd[i]) >> SHIFT;
+    }
+    result
 }
 
 struct Across<'a> {
@@ -250,7 +261,8 @@ impl Op for Across<'_> {
         let (pairs, _) = wide.as_chunks_mut::<2>();
         for i in 0..n {
             let near = 3 * u16::from(middle[i]);
-            pairs[i] = [(near + u16::from(left[i]) + 1) >> 2, (near + u16::from(right[i]) + 2) >> 2].map(|v| v as u8);
+            pairs[i][0] = ((near + u16::from(left[i]) + 1) >> 2) as u8;
+            pairs[i][1] = ((near + u16::from(right[i]) + 2) >> 2) as u8;
         }
     }
 }
@@ -273,7 +285,8 @@ impl Op for Both<'_> {
         let sum = |i: usize| 3 * u16::from(near[i]) + u16::from(far[i]);
         for i in 0..n {
             let middle = 3 * sum(i + 1);
-            pairs[i] = [(middle + sum(i) + 8) >> 4, (middle + sum(i + 2) + 7) >> 4].map(|v| v as u8);
+            pairs[i][0] = ((middle + sum(i) + 8) >> 4) as u8;
+            pairs[i][1] = ((middle + sum(i + 2) + 7) >> 4) as u8;
         }
     }
 }

@@ -45,8 +45,46 @@ impl Meaning {
     }
 }
 
+/// A code with the value that follows it, where both together have at most [`FAST`] bits.
+///
+/// Bits 0-7: those of both. 8-15: the zeros before it. 16-31: the value, 0 for all else.
+#[derive(Clone, Copy)]
+pub(super) struct Short(u32);
+
+impl Short {
+    fn new(meaning: Meaning, next: u32) -> Self {
+        let (size, total) = (meaning.size(), meaning.total());
+        if size == 0 || total > FAST {
+            return Self(0);
+        }
+        let bits = (next >> (FAST - total)) as i32 & ((1 << size) - 1);
+        let value = if bits >> (size - 1) == 0 { bits + 1 - (1 << size) } else { bits };
+        Self(total | (meaning.zeros() as u32) << 8 | (value as u32) << 16)
+    }
+
+    /// Bits of code and value.
+    #[inline(always)]
+    pub(super) fn total(self) -> u32 {
+        self.0 & 0xff
+    }
+
+    /// Zero coefficients before the value.
+    #[inline(always)]
+    pub(super) fn zeros(self) -> usize {
+        (self.0 >> 8 & 0xff) as usize
+    }
+
+    /// The value; 0 if it is not this short.
+    #[inline(always)]
+    pub(super) fn value(self) -> i16 {
+        (self.0 >> 16) as i16
+    }
+}
+
 /// A table of codes.
 pub(super) struct HuffmanTable {
+    /// By the next [`FAST`] bits, the short ones with their values: nine of ten.
+    short: [Short; 1 << FAST],
     /// By the next [`FAST`] bits.
     fast: [Meaning; 1 << FAST],
     /// For each length the first 16 bits that are above its codes.
@@ -60,6 +98,7 @@ impl HuffmanTable {
     /// From the number of codes of each length and what they mean; none if they are no such code.
     pub(super) fn new(counts: &[u8; 16], symbols: &[u8]) -> Option<Self> {
         let mut table = Self {
+            short: [Short(0); 1 << FAST],
             fast: [Meaning(0); 1 << FAST],
             above: [0; 17],
             offset: [0; 17],
@@ -85,7 +124,16 @@ impl HuffmanTable {
             table.above[length as usize] = code << (16 - length);
             code <<= 1;
         }
+        for (next, (short, meaning)) in (0..).zip(table.short.iter_mut().zip(&table.fast)) {
+            *short = Short::new(*meaning, next);
+        }
         Some(table)
+    }
+
+    /// The code and value that come next, if they are short. At least [`FAST`] bits must be there.
+    #[inline(always)]
+    pub(super) fn look_up_short(&self, bits: &Bits) -> Short {
+        self.short[bits.peek(FAST) as usize]
     }
 
     /// What the next bits mean, for the caller to consume; a meaning without length if they are no code.
@@ -141,7 +189,18 @@ impl<'a> Bits<'a> {
     /// At least 32 bits are there afterwards: a code and its value. Behind the data they are zeros.
     #[inline(always)]
     pub(super) fn fill(&mut self) {
-        if self.count < 32 {
+        self.fill_below(32);
+    }
+
+    /// At least [`FAST`] bits are there afterwards.
+    #[inline(always)]
+    pub(super) fn fill_short(&mut self) {
+        self.fill_below(FAST);
+    }
+
+    #[inline(always)]
+    fn fill_below(&mut self, least: u32) {
+        if self.count < least {
             let next = self.padded.get(self.at..).and_then(<[u8]>::first_chunk);
             self.buffer |= next.map_or(0, |bytes| u64::from_be_bytes(*bytes)) >> self.count;
             // Whole bytes that found room; the bits of a further one are there, but not counted.

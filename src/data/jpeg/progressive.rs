@@ -128,8 +128,10 @@ fn first(
             continue;
         }
         k += found.zeros();
-        let place = usize::from(NATURAL[k.min(NATURAL.len() - 1)]);
-        block[place & 63] = (bits.value(found) << scan.low) as i16;
+        let Some(place) = NATURAL.get(k) else {
+            return Err(TOO_MANY);
+        };
+        block[usize::from(*place) & 63] = (bits.value(found) << scan.low) as i16;
         bits.consume(found.total());
         k += 1;
     }

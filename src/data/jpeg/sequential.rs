@@ -105,27 +105,35 @@ fn read_block<const KEEP: bool>(
     }
     let mut k = 1;
     while k < 64 {
-        next.fill();
-        let found = ac.look_up(&next);
-        if found.size() == 0 {
-            match (found.length(), found.zeros()) {
-                (0, _) | (_, 1..=14) => return Err(NO_CODE),
-                (length, zeros) => {
-                    next.consume(length);
-                    if zeros == 0 {
-                        break;
+        next.fill_short();
+        let short = ac.look_up_short(&next);
+        let (mut zeros, mut value, mut total) = (short.zeros(), short.value(), short.total());
+        if value == 0 {
+            next.fill();
+            let found = ac.look_up(&next);
+            if found.size() == 0 {
+                match (found.length(), found.zeros()) {
+                    (0, _) | (_, 1..=14) => return Err(NO_CODE),
+                    (length, zeros) => {
+                        next.consume(length);
+                        if zeros == 0 {
+                            break;
+                        }
+                        k += 16;
+                        continue;
                     }
-                    k += 16;
-                    continue;
                 }
             }
+            (zeros, value, total) = (found.zeros(), next.value(found) as i16, found.total());
         }
-        k += found.zeros();
+        k += zeros;
+        let Some(place) = NATURAL.get(k) else {
+            return Err(TOO_MANY);
+        };
         if KEEP {
-            let place = usize::from(NATURAL[k.min(NATURAL.len() - 1)]);
-            block[place & 63] = next.value(found) as i16;
+            block[usize::from(*place) & 63] = value;
         }
-        next.consume(found.total());
+        next.consume(total);
         k += 1;
     }
     *bits = next;
