@@ -136,14 +136,7 @@ fn flat(mean: i16, step: u16) -> u8 {
 
 /// Transforms up to four blocks, at the places given, into their columns of `samples`.
 #[inline(always)]
-fn transform<S: Lanes>(
-    s: S,
-    blocks: &[Block],
-    table: &[u16; 64],
-    places: &[usize],
-    samples: &mut [u8],
-    stride: usize,
-) {
+fn transform<S: Lanes>(s: S, blocks: &[Block], table: &[u16; 64], places: &[usize], samples: &mut [u8], stride: usize) {
     let mut values = [[0_u32; LANES]; LANES];
     for (slot, place) in places.iter().enumerate() {
         let (block, left) = (&blocks[*place], slot % 2 * 8);
@@ -389,7 +382,9 @@ mod tests {
         let block = |number: usize| {
             let values = &noise[number * 64..][..64];
             let scale = [0, 1, 2, 3][number % 4];
-            std::array::from_fn(|i| if i == 0 { 7 * i16::from(values[0]) - 800 } else { scale * (i16::from(values[i]) - 128) })
+            std::array::from_fn(|i| {
+                if i == 0 { 7 * i16::from(values[0]) - 800 } else { scale * (i16::from(values[i]) - 128) }
+            })
         };
         (0..9).map(block).collect()
     }

@@ -94,12 +94,7 @@ impl Augmentation {
     /// Makes a training image of a picture, of which at least [`Self::region`] is known.
     ///
     /// Shapes: the result is `[3, image_size, image_size]`. Units: `[0, 1]`.
-    pub fn apply(
-        &self,
-        picture: &Picture,
-        image_size: usize,
-        keys: (u64, u64, u64),
-    ) -> Vec<f32> {
+    pub fn apply(&self, picture: &Picture, image_size: usize, keys: (u64, u64, u64)) -> Vec<f32> {
         let mut rng = draws(keys);
         let mut planes = self.geometry(picture, image_size, &mut rng);
         if self.flip && rng.chance(0.5) {
@@ -302,6 +297,35 @@ mod tests {
         assert_eq!(base, augmentation.apply(&picture, 24, KEYS));
         for keys in [(1, 1, 2), (0, 2, 2), (0, 1, 3)] {
             assert_ne!(base, augmentation.apply(&picture, 24, keys));
+        }
+    }
+
+    #[test]
+    fn a_picture_known_only_where_it_is_looked_at_gives_the_same_bits() {
+        let augmentation = Augmentation {
+            random_resized_crop: Some(RandomResizedCrop {
+                area: [0.1, 1.0],
+                ratio: [0.5, 2.0],
+            }),
+            flip: true,
+            ..Augmentation::default()
+        };
+        let (width, height) = (61, 47);
+        let whole = gradient(width, height);
+        let bytes = whole.to_bytes();
+        for sample in 0..50 {
+            let keys = (0, 3, sample);
+            let region = augmentation.region(width, height, keys);
+            let lines = bytes.chunks_exact(3 * width);
+            let lines = lines.skip(region.top).take(region.height);
+            let lines = lines.flat_map(|line| &line[3 * region.left..][..3 * region.width]);
+            let pixels = lines.copied().collect();
+            let part = Picture::part(width, height, region, pixels).unwrap();
+            // Both larger and smaller than the crop.
+            for size in [12, 40] {
+                let expected = augmentation.apply(&whole, size, keys);
+                assert!(augmentation.apply(&part, size, keys) == expected);
+            }
         }
     }
 

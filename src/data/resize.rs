@@ -109,7 +109,9 @@ impl<W> Windows<W> {
 
     /// The same windows with input positions counted from one of them.
     fn seen_from(mut self, origin: usize) -> Self {
-        self.places.iter_mut().for_each(|(first, _)| *first -= origin);
+        self.places
+            .iter_mut()
+            .for_each(|(first, _)| *first -= origin);
         self
     }
 

@@ -86,7 +86,11 @@ impl Channel {
             columns: 0..width.div_ceil(8),
             rows: 0..height.div_ceil(8),
         };
-        let kept = if frame.progressive { all.columns.len() * all.rows.len() } else { 0 };
+        let kept = if frame.progressive {
+            all.columns.len() * all.rows.len()
+        } else {
+            0
+        };
         Self {
             across,
             down,
@@ -139,19 +143,18 @@ impl Channel {
     /// The pixels of a line of the region.
     ///
     /// Shapes: the result is `[region.width]`, in `work` or where the samples lie.
-    pub(super) fn pixels<'a>(
-        &'a self,
-        y: usize,
-        region: &Region,
-        work: &'a mut Work,
-    ) -> &'a [u8] {
+    pub(super) fn pixels<'a>(&'a self, y: usize, region: &Region, work: &'a mut Work) -> &'a [u8] {
         let row = y / self.down;
         let first = region.left / self.across;
         let count = (region.left + region.width - 1) / self.across + 1 - first;
         let near = self.line(row, first);
         // The line of samples on the other side of this line of pixels.
         let above = y % 2 == 0;
-        let beside = if above { row.saturating_sub(1) } else { row + 1 };
+        let beside = if above {
+            row.saturating_sub(1)
+        } else {
+            row + 1
+        };
         let begin = region.left % self.across;
         match self.upsampling {
             Upsampling::Repeat if self.across == 1 => return &near[..count],
@@ -163,7 +166,8 @@ impl Channel {
             Upsampling::Repeat => {
                 work.pixels.clear();
                 for sample in &near[..count] {
-                    work.pixels.extend(std::iter::repeat_n(*sample, self.across));
+                    work.pixels
+                        .extend(std::iter::repeat_n(*sample, self.across));
                 }
             }
             Upsampling::Across => {

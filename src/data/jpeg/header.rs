@@ -63,18 +63,24 @@ impl Frame {
             let factors = self.components.iter().map(factor);
             factors.max().unwrap_or(1)
         };
-        (greatest(|component| component.across), greatest(|component| component.down))
+        (
+            greatest(|component| component.across),
+            greatest(|component| component.down),
+        )
     }
 
     /// Whether components have names of their own, and all samples places on a common grid.
     pub(super) fn is_regular(&self) -> bool {
         let (across, down) = self.most();
-        self.components.iter().enumerate().all(|(place, component)| {
-            let mut others = self.components[..place].iter();
-            others.all(|other| other.id != component.id)
-                && across.is_multiple_of(component.across)
-                && down.is_multiple_of(component.down)
-        })
+        self.components
+            .iter()
+            .enumerate()
+            .all(|(place, component)| {
+                let mut others = self.components[..place].iter();
+                others.all(|other| other.id != component.id)
+                    && across.is_multiple_of(component.across)
+                    && down.is_multiple_of(component.down)
+            })
     }
 }
 
@@ -199,7 +205,9 @@ impl<'a> Segments<'a> {
                 DQT => read_steps(content, &mut self.tables)?,
                 DHT => read_codes(content, &mut self.tables)?,
                 DRI => match content {
-                    [high, low] => self.tables.restart = usize::from(*high) << 8 | usize::from(*low),
+                    [high, low] => {
+                        self.tables.restart = usize::from(*high) << 8 | usize::from(*low)
+                    }
                     _ => return Err(Damage::Damaged("the restart interval is no number")),
                 },
                 APP0 if content.starts_with(b"JFIF\0") => self.jfif = true,
@@ -262,7 +270,9 @@ fn scan(content: &[u8], frame: Option<&Frame>) -> Result<Scan, Damage> {
     let wrong = Damage::Damaged("a scan's header cannot be right");
     let frame = frame.ok_or(Damage::Damaged("a scan stands before the frame"))?;
     let (count, rest) = content.split_first().ok_or(wrong)?;
-    let (parts, last) = rest.split_at_checked(2 * usize::from(*count)).ok_or(wrong)?;
+    let (parts, last) = rest
+        .split_at_checked(2 * usize::from(*count))
+        .ok_or(wrong)?;
     let [first, last, bits] = last else {
         return Err(wrong);
     };
@@ -272,7 +282,9 @@ fn scan(content: &[u8], frame: Option<&Frame>) -> Result<Scan, Damage> {
         let component = components
             .position(|component| component.id == values[0])
             .filter(|place| found.iter().all(|part| part.component != *place))
-            .ok_or(Damage::Damaged("a scan has a component that the frame has not"))?;
+            .ok_or(Damage::Damaged(
+                "a scan has a component that the frame has not",
+            ))?;
         let (dc, ac) = (usize::from(values[1] >> 4), usize::from(values[1] & 15));
         if dc > 3 || ac > 3 {
             return Err(wrong);
@@ -280,7 +292,9 @@ fn scan(content: &[u8], frame: Option<&Frame>) -> Result<Scan, Damage> {
         found.push(Part { component, dc, ac });
     }
     let blocks = found.iter().map(|part| &frame.components[part.component]);
-    let blocks: usize = blocks.map(|component| component.across * component.down).sum();
+    let blocks: usize = blocks
+        .map(|component| component.across * component.down)
+        .sum();
     if found.is_empty() || (found.len() > 1 && blocks > 10) {
         return Err(wrong);
     }
@@ -292,7 +306,8 @@ fn scan(content: &[u8], frame: Option<&Frame>) -> Result<Scan, Damage> {
         low: bits & 15,
     };
     let means = scan.first == 0 && scan.last == 0;
-    let others = scan.first > 0 && scan.first <= scan.last && scan.last < 64 && scan.parts.len() == 1;
+    let others =
+        scan.first > 0 && scan.first <= scan.last && scan.last < 64 && scan.parts.len() == 1;
     let refined = scan.low <= 13 && (scan.high == 0 || scan.high == scan.low + 1);
     if frame.progressive && !((means || others) && refined) {
         return Err(wrong);
@@ -312,7 +327,9 @@ fn read_steps(mut content: &[u8], tables: &mut Tables) -> Result<(), Damage> {
         let (values, rest) = rest.split_at_checked(64 * wide).ok_or(wrong)?;
         let mut steps = [0; 64];
         for (value, place) in values.chunks_exact(wide).zip(&NATURAL) {
-            steps[usize::from(*place)] = value.iter().fold(0, |sum, byte| sum << 8 | u16::from(*byte));
+            steps[usize::from(*place)] = value
+                .iter()
+                .fold(0, |sum, byte| sum << 8 | u16::from(*byte));
         }
         *tables.steps.get_mut(usize::from(kind & 15)).ok_or(wrong)? = Some(steps);
         content = rest;
@@ -349,6 +366,11 @@ mod tests {
         assert_eq!(NATURAL[58..], [61, 54, 47, 55, 62, 63]);
         let mut sorted = NATURAL.to_vec();
         sorted.sort_unstable();
-        assert!(sorted.iter().enumerate().all(|(place, value)| place == usize::from(*value)));
+        assert!(
+            sorted
+                .iter()
+                .enumerate()
+                .all(|(place, value)| place == usize::from(*value))
+        );
     }
 }

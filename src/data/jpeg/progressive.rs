@@ -90,7 +90,9 @@ impl Coder for Others<'_> {
     fn restart(&mut self) -> Result<(), Damage> {
         match self.empty {
             0 => Ok(()),
-            _ => Err(Damage::Damaged("more blocks are said to be empty than there are")),
+            _ => Err(Damage::Damaged(
+                "more blocks are said to be empty than there are",
+            )),
         }
     }
 
@@ -135,7 +137,11 @@ fn first(
         bits.consume(found.total());
         k += 1;
     }
-    if k > scan.last + 1 { Err(TOO_MANY) } else { Ok(()) }
+    if k > scan.last + 1 {
+        Err(TOO_MANY)
+    } else {
+        Ok(())
+    }
 }
 
 /// One more bit of coefficients, and those that this bit makes the first time different from zero.
