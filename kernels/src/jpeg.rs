@@ -189,6 +189,8 @@ fn both_halves<const SHIFT: usize, const LEVEL: i32>(values: &mut [[u32; LANES];
     let (upper, lower) = values.split_at_mut(8);
     for half in [upper, lower] {
         let Some(half) = half.first_chunk_mut::<8>() else { return };
+        // Over lanes: these become vectors.
+        #[allow(clippy::needless_range_loop)]
         for lane in 0..LANES {
             let mut column = [Wrapping(0); 8];
             for row in 0..8 {
@@ -252,10 +254,10 @@ impl Op for Across<'_> {
         let n = wide.len() / 2;
         let (left, middle, right) = (&line[..n], &line[1..][..n], &line[2..][..n]);
         let (pairs, _) = wide.as_chunks_mut::<2>();
-        for i in 0..n {
-            let near = 3 * u16::from(middle[i]);
-            pairs[i][0] = ((near + u16::from(left[i]) + 1) >> 2) as u8;
-            pairs[i][1] = ((near + u16::from(right[i]) + 2) >> 2) as u8;
+        for (((pair, left), middle), right) in pairs.iter_mut().zip(left).zip(middle).zip(right) {
+            let near = 3 * u16::from(*middle);
+            pair[0] = ((near + u16::from(*left) + 1) >> 2) as u8;
+            pair[1] = ((near + u16::from(*right) + 2) >> 2) as u8;
         }
     }
 }
@@ -273,13 +275,13 @@ impl Op for Both<'_> {
     fn run<S: Lanes>(self, _: S) {
         let Self { near, far, wide } = self;
         let n = wide.len() / 2;
-        let (near, far) = (&near[..n + 2], &far[..n + 2]);
         let (pairs, _) = wide.as_chunks_mut::<2>();
-        let sum = |i: usize| 3 * u16::from(near[i]) + u16::from(far[i]);
-        for i in 0..n {
-            let middle = 3 * sum(i + 1);
-            pairs[i][0] = ((middle + sum(i) + 8) >> 4) as u8;
-            pairs[i][1] = ((middle + sum(i + 2) + 7) >> 4) as u8;
+        let from = |i: usize| near[i..][..n].iter().zip(&far[i..][..n]);
+        let sum = |(near, far): (&u8, &u8)| 3 * u16::from(*near) + u16::from(*far);
+        for (((pair, left), middle), right) in pairs.iter_mut().zip(from(0)).zip(from(1)).zip(from(2)) {
+            let middle = 3 * sum(middle);
+            pair[0] = ((middle + sum(left) + 8) >> 4) as u8;
+            pair[1] = ((middle + sum(right) + 7) >> 4) as u8;
         }
     }
 }

@@ -149,7 +149,7 @@ impl Channel {
         let count = (region.left + region.width - 1) / self.across + 1 - first;
         let near = self.line(row, first);
         // The line of samples on the other side of this line of pixels.
-        let above = y % 2 == 0;
+        let above = y.is_multiple_of(2);
         let beside = if above {
             row.saturating_sub(1)
         } else {

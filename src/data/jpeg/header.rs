@@ -5,11 +5,11 @@
 use super::Damage;
 use super::huffman::HuffmanTable;
 
-/// Start of a baseline, an extended sequential and a progressive frame with Huffman codes.
+/// The first and the last of baseline, extended sequential and progressive frames with Huffman codes.
 const SOF0: u8 = 0xc0;
-const SOF1: u8 = 0xc1;
 const SOF2: u8 = 0xc2;
-/// The last of the markers of frames, among which [`DHT`] and two others stand.
+/// The first and the last of other frames, among which [`DHT`] and two others stand.
+const SOF3: u8 = 0xc3;
 const SOF15: u8 = 0xcf;
 const DHT: u8 = 0xc4;
 const JPG: u8 = 0xc8;
@@ -222,7 +222,7 @@ impl<'a> Segments<'a> {
                     return Err(Damage::Damaged("there are two frames"));
                 }
                 SOF0..=SOF2 => return read_frame(content, marker).map(Event::Frame),
-                SOF1..=SOF15 => return Ok(Event::Frame(None)),
+                SOF3..=SOF15 => return Ok(Event::Frame(None)),
                 _ => {}
             }
         }

@@ -239,7 +239,7 @@ impl<'a> Bits<'a> {
     #[inline(always)]
     pub(super) fn value(&self, meaning: Meaning) -> i32 {
         let (bits, size) = (self.buffer << (meaning.length() & 63), meaning.size());
-        let number = (bits >> 1 >> (63 - size & 63)) as i32;
+        let number = (bits >> 1 >> (63 - size)) as i32;
         // A first bit of 0 means a negative value.
         let negative = !((bits as i64 >> 63) as i32);
         number + (negative & (1 - (1 << size)))
