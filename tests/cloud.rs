@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use advxl::data::{
-    Augmentation, Dataset, EvaluationTransform, Loader, Plan, Spec, Split, evaluation_batch,
+    Augmentation, Dataset, EvaluationTransform, Loader, Plan, Share, Spec, Split, evaluation_batch,
     resize, shards, store,
 };
 use advxl::error::{Error, Result};
@@ -301,6 +301,7 @@ fn plan(samples: u64, position: u64) -> Plan {
         samples,
         broken_rate: Some(1.0),
         captions: true,
+        share: Share::default(),
     }
 }
 

@@ -93,6 +93,8 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn splat_cell(self, cell: u32) -> Self::C;
     fn load_cells(self, from: &[u32; LANES]) -> Self::C;
     fn store_cells(self, to: &mut [u32; LANES], c: Self::C);
+    /// Cells of one i32 as bytes; the nearest where one does not fit.
+    fn store_bytes(self, to: &mut [u8; LANES], c: Self::C);
     /// `sum + a * b` on cells of one f32.
     fn dot_f32(self, sum: Self::V, a: Self::C, b: Self::C) -> Self::V;
     /// `sum + a.0 * b.0 + a.1 * b.1` on cells of two bf16.

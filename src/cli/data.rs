@@ -315,14 +315,17 @@ impl Bench {
             let begun = Instant::now();
             let bytes = dataset.file_bytes(index);
             let read = begun.elapsed();
+            let keys = (self.data.seed, 0, index as u64);
+            let view = |width, height| augmentation.region(width, height, keys);
             let picture = match &bytes {
-                Some(Ok(bytes)) => decode::decode(bytes),
+                Some(Ok(bytes)) => decode::examine_part(bytes, &view).ok(),
                 Some(Err(_)) => continue,
-                None => dataset.picture(index),
+                None => dataset.read(index, false).ok().map(|sample| sample.picture),
             };
             let decoded = begun.elapsed();
-            let Ok(picture) = picture else { continue };
-            let keys = (self.data.seed, 0, index as u64);
+            let Some(picture) = picture.map(|examined| examined.picture) else {
+                continue;
+            };
             std::hint::black_box(augmentation.apply(&picture, self.image_size, keys));
             let all = begun.elapsed();
             for (sum, part) in sums.iter_mut().zip([read, decoded - read, all - decoded]) {

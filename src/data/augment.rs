@@ -7,7 +7,7 @@
 //! ([`super::evaluation`]).
 
 use super::operations::{self, Operation};
-use super::picture::{Picture, bytes_to_planes, planes_to_bytes};
+use super::picture::{Picture, Region, bytes_to_planes, planes_to_bytes};
 use super::resize::{Crop, Filter, resize_planes};
 use crate::rng::{Purpose, Rng};
 use crate::settings::Table;
@@ -77,16 +77,25 @@ impl Augmentation {
         })
     }
 
-    /// Makes a training image of a picture.
+    /// The region of a picture of some size that [`Self::apply`] will look at.
+    pub fn region(&self, width: usize, height: usize, keys: (u64, u64, u64)) -> Region {
+        let Some(crop) = &self.random_resized_crop else {
+            return Region::whole(width, height);
+        };
+        let crop = crop.draw(width, height, &mut draws(keys));
+        Region {
+            left: crop.left as usize,
+            top: crop.top as usize,
+            width: crop.width as usize,
+            height: crop.height as usize,
+        }
+    }
+
+    /// Makes a training image of a picture, of which at least [`Self::region`] is known.
     ///
     /// Shapes: the result is `[3, image_size, image_size]`. Units: `[0, 1]`.
-    pub fn apply(
-        &self,
-        picture: &Picture,
-        image_size: usize,
-        (seed, epoch, sample): (u64, u64, u64),
-    ) -> Vec<f32> {
-        let mut rng = Rng::new(seed, Purpose::Augment, epoch, sample);
+    pub fn apply(&self, picture: &Picture, image_size: usize, keys: (u64, u64, u64)) -> Vec<f32> {
+        let mut rng = draws(keys);
         let mut planes = self.geometry(picture, image_size, &mut rng);
         if self.flip && rng.chance(0.5) {
             planes
@@ -122,6 +131,11 @@ impl Augmentation {
             Err(error) => unreachable!("a moved picture keeps its size: {error}"),
         }
     }
+}
+
+/// The random numbers of (seed, epoch, sample); those of the crop come first.
+fn draws((seed, epoch, sample): (u64, u64, u64)) -> Rng {
+    Rng::new(seed, Purpose::Augment, epoch, sample)
 }
 
 /// The picture moved by up to `padding` pixels each way; black comes in at the edges.
@@ -283,6 +297,35 @@ mod tests {
         assert_eq!(base, augmentation.apply(&picture, 24, KEYS));
         for keys in [(1, 1, 2), (0, 2, 2), (0, 1, 3)] {
             assert_ne!(base, augmentation.apply(&picture, 24, keys));
+        }
+    }
+
+    #[test]
+    fn a_picture_known_only_where_it_is_looked_at_gives_the_same_bits() {
+        let augmentation = Augmentation {
+            random_resized_crop: Some(RandomResizedCrop {
+                area: [0.1, 1.0],
+                ratio: [0.5, 2.0],
+            }),
+            flip: true,
+            ..Augmentation::default()
+        };
+        let (width, height) = (61, 47);
+        let whole = gradient(width, height);
+        let bytes = whole.to_bytes();
+        for sample in 0..50 {
+            let keys = (0, 3, sample);
+            let region = augmentation.region(width, height, keys);
+            let lines = bytes.chunks_exact(3 * width);
+            let lines = lines.skip(region.top).take(region.height);
+            let lines = lines.flat_map(|line| &line[3 * region.left..][..3 * region.width]);
+            let pixels = lines.copied().collect();
+            let part = Picture::part(width, height, region, pixels).unwrap();
+            // Both larger and smaller than the crop.
+            for size in [12, 40] {
+                let expected = augmentation.apply(&whole, size, keys);
+                assert!(augmentation.apply(&part, size, keys) == expected);
+            }
         }
     }
 

@@ -434,10 +434,13 @@ impl Shared {
         let first = self.sample_at(position);
         for step in 0..len.min(MOST_IN_A_ROW) {
             let index = (first + step) % len;
-            let sample = match self.dataset.read(index, self.plan.captions) {
+            let plan = &self.plan;
+            let keys = (plan.seed, epoch, index as u64);
+            let view = |width, height| plan.augmentation.region(width, height, keys);
+            let sample = match self.dataset.read_part(index, plan.captions, &view) {
                 Ok(sample) => sample,
                 Err(fault) if fault.outage => return Err(fault.error.context("reading the data")),
-                Err(fault) if self.plan.broken_rate.is_none() => {
+                Err(fault) if plan.broken_rate.is_none() => {
                     return Err(fault.error.context("a broken sample"));
                 }
                 Err(fault) => {
@@ -445,8 +448,6 @@ impl Shared {
                     continue;
                 }
             };
-            let plan = &self.plan;
-            let keys = (plan.seed, epoch, index as u64);
             let picture = &sample.picture.picture;
             let image = plan.augmentation.apply(picture, plan.image_size, keys);
             let label = self.dataset.label(index)?;

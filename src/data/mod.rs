@@ -11,6 +11,7 @@
 //! | [`store`] [`cloud`]        | files of this machine and objects of stores              |
 //! | [`order`]                  | which sample comes when                                  |
 //! | [`decode`] [`picture`]     | JPEG, PNG and WebP, strictly                             |
+//! | [`jpeg`]                   | JPEG to libjpeg-turbo's bytes, only where a crop needs them |
 //! | [`health`] [`check`]       | what can be wrong with a sample; a whole data set looked through |
 //! | [`resize`]                 | Pillow's resampling to the bit, and the same in floats   |
 //! | [`augment`] [`operations`] [`mixing`] | random changes, all keyed                     |
@@ -29,6 +30,7 @@ pub mod decode;
 pub mod evaluation;
 pub mod folder;
 pub mod health;
+pub mod jpeg;
 pub mod loader;
 pub mod mixing;
 pub mod operations;
@@ -54,7 +56,7 @@ pub use evaluation::{EvaluationTransform, evaluation_batch};
 pub use health::{Fault, Health, Reason};
 pub use loader::{Batch, Broken, Loader, Plan, Share};
 pub use mixing::Mixing;
-pub use picture::Picture;
+pub use picture::{Picture, Region, View};
 pub use shards::{Part, Sample};
 
 use crate::error::{Error, Result};
@@ -316,16 +318,26 @@ impl Dataset {
     ///
     /// Errors: whatever makes it unusable, by kind, with its name.
     pub fn read(&self, index: usize, caption: bool) -> std::result::Result<Sample, Fault> {
+        self.read_part(index, caption, &Region::whole)
+    }
+
+    /// As [`Self::read`], but of the picture only what `view` asks for need be known.
+    pub fn read_part(
+        &self,
+        index: usize,
+        caption: bool,
+        view: View,
+    ) -> std::result::Result<Sample, Fault> {
         let plain = |picture| Examined {
             picture,
             odd: Vec::new(),
         };
         let named = |fault| self.named(fault, index);
         let picture = match &self.source {
-            Source::Shards(shards) => return shards.read(index, caption).map_err(named),
+            Source::Shards(shards) => return shards.read(index, caption, view).map_err(named),
             Source::Folder(folder) => {
                 let bytes = folder.bytes(index)?;
-                let mut examined = decode::examine(&bytes).map_err(named)?;
+                let mut examined = decode::examine_part(&bytes, view).map_err(named)?;
                 if folder.format(index) != decode::Format::of_bytes(&bytes) {
                     examined.odd.push(Reason::WrongExtension);
                 }

@@ -1,4 +1,4 @@
-//! One decoded picture, before it has the size of the training batch.
+//! One decoded picture, or the part of it that is needed, before it has the size of the training batch.
 //!
 //! Not for batches, which are plain `f32` in `[0, 1]`, nor for files, which [`super::decode`] reads.
 
@@ -13,11 +13,41 @@ pub enum Pixels {
     Planes(Vec<f32>),
 }
 
-/// A decoded picture with three colour channels.
+/// A rectangle of pixels within a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Columns on the left of it.
+    pub left: usize,
+    /// Rows above it.
+    pub top: usize,
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+}
+
+impl Region {
+    /// All of a picture.
+    pub fn whole(width: usize, height: usize) -> Self {
+        let (left, top) = (0, 0);
+        Self {
+            left,
+            top,
+            width,
+            height,
+        }
+    }
+}
+
+/// Which region of a picture of some width and height is needed: what lies outside need not be decoded.
+pub type View<'a> = &'a dyn Fn(usize, usize) -> Region;
+
+/// A decoded picture with three colour channels, of which perhaps only a region is known.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Picture {
     width: usize,
     height: usize,
+    known: Region,
     pixels: Pixels,
 }
 
@@ -32,6 +62,7 @@ impl Picture {
         Ok(Self {
             width,
             height,
+            known: Region::whole(width, height),
             pixels,
         })
     }
@@ -46,26 +77,51 @@ impl Picture {
         Ok(Self {
             width,
             height,
+            known: Region::whole(width, height),
             pixels,
         })
     }
 
-    /// Columns.
+    /// The bytes of a region of a picture.
+    ///
+    /// Shapes: `pixels` is `[known.height, known.width, 3]`.
+    /// Errors: when the number of values is not that of the region, or the region leaves the picture.
+    pub fn part(width: usize, height: usize, known: Region, pixels: Vec<u8>) -> Result<Self> {
+        check_count(known.width, known.height, pixels.len())?;
+        if known.left + known.width > width || known.top + known.height > height {
+            let message = format!("{known:?} leaves a picture of {width} x {height} pixels");
+            return Err(Error::failed(message));
+        }
+        let pixels = Pixels::Bytes(pixels);
+        Ok(Self {
+            width,
+            height,
+            known,
+            pixels,
+        })
+    }
+
+    /// Columns of the whole picture.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Rows.
+    /// Rows of the whole picture.
     pub fn height(&self) -> usize {
         self.height
     }
 
-    /// The values.
+    /// The region whose values are there; all of the picture unless it came from [`Self::part`].
+    pub fn known(&self) -> &Region {
+        &self.known
+    }
+
+    /// The values of the known region.
     pub fn pixels(&self) -> &Pixels {
         &self.pixels
     }
 
-    /// The picture as floats in `[0, 1]`, `[3, height, width]`; a byte `b` becomes `b / 255`.
+    /// The known region as floats in `[0, 1]`, `[3, height, width]`; a byte `b` becomes `b / 255`.
     pub fn to_planes(&self) -> Vec<f32> {
         match &self.pixels {
             Pixels::Planes(planes) => planes.clone(),
@@ -73,7 +129,7 @@ impl Picture {
         }
     }
 
-    /// The picture as bytes, `[height, width, 3]`, rounded to the nearest.
+    /// The known region as bytes, `[height, width, 3]`, rounded to the nearest.
     pub fn to_bytes(&self) -> Vec<u8> {
         match &self.pixels {
             Pixels::Bytes(bytes) => bytes.clone(),
@@ -140,6 +196,15 @@ mod tests {
     fn a_wrong_number_of_values_is_refused() {
         assert!(Picture::bytes(2, 2, vec![0; 11]).is_err());
         assert!(Picture::planes(0, 2, vec![]).is_err());
+        let region = |left, top| Region {
+            left,
+            top,
+            ..Region::whole(2, 3)
+        };
+        assert!(Picture::part(4, 4, region(2, 1), vec![0; 18]).is_ok());
+        assert!(Picture::part(4, 4, region(2, 1), vec![0; 15]).is_err());
+        assert!(Picture::part(4, 4, region(3, 1), vec![0; 18]).is_err());
+        assert!(Picture::part(4, 4, region(2, 2), vec![0; 18]).is_err());
     }
 }
 

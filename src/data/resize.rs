@@ -107,6 +107,14 @@ impl<W> Windows<W> {
         }
     }
 
+    /// The same windows with input positions counted from one of them.
+    fn seen_from(mut self, origin: usize) -> Self {
+        self.places
+            .iter_mut()
+            .for_each(|(first, _)| *first -= origin);
+        self
+    }
+
     /// First and one past the last input position that any window reads.
     fn span(&self) -> (usize, usize) {
         let first = self.places.iter().map(|(first, _)| *first).min();
@@ -220,7 +228,8 @@ fn resize_columns(rows: &[u8], row_len: usize, windows: &Windows<i32>) -> Vec<u8
 ///
 /// Shapes: the result is `[3, new_height, new_width]`. Units: `[0, 1]`.
 /// Values outside `[0, 1]`, which only [`Filter::Bicubic`] can give, are cut off. When nothing
-/// changes size and the crop has whole edges, values are copied to the bit.
+/// changes size and the crop has whole edges, values are copied to the bit. The crop's pixels must be known;
+/// which others are changes nothing.
 pub fn resize_planes(
     picture: &Picture,
     crop: &Crop,
@@ -232,8 +241,11 @@ pub fn resize_planes(
         return picture.to_planes();
     }
     let to_float = |weight| weight as f32;
+    let known = picture.known();
     let across = windows(filter, width, crop.left, crop.width, new_width).map(to_float);
     let down = windows(filter, height, crop.top, crop.height, new_height).map(to_float);
+    let (across, down) = (across.seen_from(known.left), down.seen_from(known.top));
+    let (width, height) = (known.width, known.height);
     if let Pixels::Bytes(bytes) = picture.pixels()
         && (new_height as f64) < crop.height
     {

@@ -16,6 +16,7 @@ use rayon::prelude::*;
 use super::decode::{self, Examined, Format};
 use super::health::{Fault, Health, Reason};
 use super::pattern;
+use super::picture::View;
 use super::recent::Recent;
 use super::shard_index::{self, Entry, Saved, ShardIndex, Span, Summary};
 use super::store::{self, Asked, Object, Pieces};
@@ -310,16 +311,21 @@ impl Shards {
         asked.clear();
     }
 
-    /// Reads a sample: its picture, and its caption if that is asked for.
+    /// Reads a sample: of its picture at least what `view` asks for, and its caption if that is asked for.
     ///
     /// Errors: whatever makes it unusable, by kind.
-    pub fn read(&self, sample: usize, caption: bool) -> std::result::Result<Sample, Fault> {
+    pub fn read(
+        &self,
+        sample: usize,
+        caption: bool,
+        view: View,
+    ) -> std::result::Result<Sample, Fault> {
         let (bytes, caption) = self.bytes(sample, caption)?;
         let (caption, spare_broken) = match caption {
             Some((caption, spare_broken)) => (Some(caption), spare_broken),
             None => (None, false),
         };
-        let mut picture = decode::examine(&bytes)?;
+        let mut picture = decode::examine_part(&bytes, view)?;
         let named = self.entry(sample)?.format;
         if Some(named) != Format::of_bytes(&bytes) {
             picture.odd.push(Reason::WrongExtension);

@@ -1,6 +1,6 @@
 """Records what Pillow, PyTorch, torchvision and timm make of small pictures.
 
-Writes resize.safetensors, operations.safetensors and jpeg.safetensors.
+Writes resize.safetensors, operations.safetensors, jpeg.safetensors and jpeg_kinds.safetensors.
 
 The pictures are drawn by a formula that the Rust test repeats (`picture` in src/data), so that only
 results are stored. Run in this folder, with pillow, torch, torchvision, timm, numpy and safetensors installed:
@@ -12,7 +12,7 @@ import io
 import json
 
 import numpy as np
-import PIL
+import PIL.features
 import timm
 import torch
 import torchvision
@@ -125,3 +125,84 @@ for name, (image, options) in files.items():
     results[f"{name} pixels"] = np.asarray(decoded).copy()
 
 save_file(results, "jpeg.safetensors", metadata={"versions": json.dumps(versions)})
+
+# Every kind of JPEG that the decoder knows, small: sampling, sizes, codes, scans.
+
+
+def encoded(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **{"quality": 85, "subsampling": 0, **options})
+    return buffer.getvalue()
+
+
+def frame_at(file):
+    """Where the frame's header begins, behind its marker."""
+    at = 2
+    while file[at + 1] not in (0xC0, 0xC1, 0xC2):
+        at += 2 + int.from_bytes(file[at + 2 : at + 4], "big")
+    return at + 2
+
+
+def with_frame(file, width, height, factors):
+    """The same data as if the picture had another size and sampling with as many blocks, for what Pillow does not write."""
+    file, at = bytearray(file), frame_at(file)
+    file[at + 3 : at + 7] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    for place, factor in enumerate(factors):
+        file[at + 9 + 3 * place] = factor
+    return bytes(file)
+
+
+def in_three_scans(image, factors):
+    """Three grey files become the scans of one, with these sampling factors."""
+    across, down = [max(factor >> 4 for factor in factors), max(factor & 15 for factor in factors)]
+    files = []
+    for plane, factor in zip(image.convert("YCbCr").split(), factors):
+        size = (-(-image.width * (factor >> 4) // across), -(-image.height * (factor & 15) // down))
+        files.append(encoded(plane.resize(size)))
+    result = bytearray(files[0][: files[0].index(b"\xff\xda")])
+    at = result.index(b"\xff\xc0")
+    size = image.height.to_bytes(2, "big") + image.width.to_bytes(2, "big")
+    components = b"".join(bytes([number + 1, factor, 0]) for number, factor in enumerate(factors))
+    result[at : at + 13] = b"\xff\xc0\0\x11\x08" + size + b"\x03" + components
+    for number, file in enumerate(files):
+        scan = bytearray(file[file.index(b"\xff\xda") : -2])
+        scan[5] = number + 1
+        result += scan
+    return bytes(result + b"\xff\xd9")
+
+
+drawn = lambda width, height: Image.fromarray(picture(width, height))
+flat = Image.fromarray(np.full((24, 24, 3), (200, 30, 90), np.uint8))
+files = {
+    "444": encoded(drawn(37, 29)),
+    "422": encoded(drawn(37, 29), subsampling=1),
+    "420": encoded(drawn(37, 29), subsampling=2),
+    "440": with_frame(encoded(drawn(29, 37), subsampling=1), 37, 29, [0x12]),
+    "411": with_frame(encoded(drawn(32, 64), subsampling=2), 37, 29, [0x41]),
+    "grey": encoded(drawn(37, 29).convert("L")),
+    "grey of odd factors": with_frame(encoded(drawn(17, 9).convert("L")), 17, 9, [0x22]),
+    "rgb": encoded(drawn(21, 10), keep_rgb=True),
+    "three scans": in_three_scans(drawn(37, 29), [0x22, 0x11, 0x11]),
+    "three scans, fine blue": in_three_scans(drawn(21, 10), [0x11, 0x22, 0x12]),
+    "best": encoded(drawn(16, 16), quality=100),
+    "worst": encoded(drawn(40, 24), quality=1, subsampling=2),
+    "flat": encoded(flat, subsampling=2),
+    "optimised": encoded(drawn(16, 16), optimize=True, subsampling=2),
+    "restarts 444": encoded(drawn(37, 29), restart_marker_blocks=3),
+    "restarts 420": encoded(drawn(40, 24), restart_marker_blocks=1, subsampling=2),
+    "progressive 444": encoded(drawn(16, 16), progressive=True),
+    "progressive 420": encoded(drawn(37, 29), progressive=True, subsampling=2),
+    "progressive grey": encoded(drawn(21, 10).convert("L"), progressive=True),
+    "progressive restarts": encoded(drawn(37, 29), progressive=True, subsampling=1, restart_marker_blocks=4),
+}
+for sampling, subsampling in [("422", 1), ("420", 2)]:
+    for width, height in [(1, 1), (3, 3), (4, 1), (5, 4), (8, 8), (16, 16), (65, 17)]:
+        if (width, sampling) != (65, "422"):
+            files[f"{sampling} of {width} x {height}"] = encoded(drawn(width, height), subsampling=subsampling)
+results = {}
+for name, file in files.items():
+    results[f"{name} file"] = np.frombuffer(file, np.uint8)
+    results[f"{name} pixels"] = np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).copy()
+
+versions["libjpeg-turbo"] = PIL.features.version_feature("libjpeg_turbo")
+save_file(results, "jpeg_kinds.safetensors", metadata={"versions": json.dumps(versions)})

@@ -232,6 +232,16 @@ impl Lanes for Avx2 {
         intrinsic!([_mm256_loadu_si256(from.as_ptr().cast()), _mm256_loadu_si256(from.as_ptr().add(8).cast())])
     }
     #[inline(always)]
+    fn store_bytes(self, to: &mut [u8; LANES], c: Self::C) {
+        intrinsic!({
+            // Packing works within 128 bits: fours of bytes come as 0 2 0 2 1 3 1 3.
+            let shorts = _mm256_packs_epi32(c[0], c[1]);
+            let bytes = _mm256_packus_epi16(shorts, shorts);
+            let ordered = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_castsi256_si128(ordered));
+        })
+    }
+    #[inline(always)]
     fn store_cells(self, to: &mut [u32; LANES], c: Self::C) {
         intrinsic!({
             _mm256_storeu_si256(to.as_mut_ptr().cast(), c[0]);

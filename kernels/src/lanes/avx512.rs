@@ -208,6 +208,13 @@ impl<const BF16: bool> Lanes for Avx512<BF16> {
         intrinsic!(_mm512_loadu_si512(from.as_ptr().cast()))
     }
     #[inline(always)]
+    fn store_bytes(self, to: &mut [u8; LANES], c: Self::C) {
+        intrinsic!({
+            let bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(c, _mm512_setzero_si512()));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
+        })
+    }
+    #[inline(always)]
     fn store_cells(self, to: &mut [u32; LANES], c: Self::C) {
         intrinsic!(_mm512_storeu_si512(to.as_mut_ptr().cast(), c))
     }

@@ -147,6 +147,12 @@ impl Lanes for Portable {
         *from
     }
     #[inline(always)]
+    fn store_bytes(self, to: &mut [u8; LANES], c: Self::C) {
+        for (byte, cell) in to.iter_mut().zip(c) {
+            *byte = (cell as i32).clamp(0, 255) as u8;
+        }
+    }
+    #[inline(always)]
     fn store_cells(self, to: &mut [u32; LANES], c: Self::C) {
         *to = c;
     }
