@@ -91,7 +91,8 @@ fn unsafe_code_and_printing_stay_in_their_places() {
         forbid("println!", "cli");
         forbid("print!", "cli");
         forbid("todo!", "nowhere");
-        forbid("std::process::exit", "nowhere");
+        // A process that waits within MPI can end no other way.
+        forbid("std::process::exit", "group");
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -453,7 +453,9 @@ impl Pack {
             Ok(images)
         });
         if !group.is_first() {
-            return rounds.map(|images| images.map(drop)).collect();
+            return rounds
+                .map(|images| images.map(drop))
+                .try_for_each(|done| done);
         }
         let labels: Vec<i64> = indices
             .iter()

@@ -83,7 +83,7 @@ enum Bench {
 /// Runs the program.
 pub fn run() -> ExitCode {
     let arguments = Arguments::parse();
-    let group = match Group::open(|text| note(text)) {
+    let group = match Group::open(note) {
         Ok(group) => group,
         Err(error) => {
             note(&format!("error: {error}"));
