@@ -10,11 +10,11 @@
 //!
 //! | file | what |
 //! |------|------|
-//! | [`header`] | segments, tables, what a scan brings |
-//! | [`entropy`] | restart intervals, the order of blocks |
-//! | [`huffman`] | bits and codes |
-//! | [`sequential`] [`progressive`] | a block's coefficients |
-//! | [`channel`] | samples of a component, upsampled |
+//! | `header` | segments, tables, what a scan brings |
+//! | `entropy` | restart intervals, the order of blocks |
+//! | `huffman` | bits and codes |
+//! | `sequential` `progressive` | a block's coefficients |
+//! | `channel` | samples of a component, upsampled |
 //!
 //! Source: ITU T.81; the arithmetic is in `advxl_kernels::jpeg`.
 //! Held to Pillow's bytes by the files of `tests/golden/make_pictures.py`.
