@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::fused::Precision;
+use crate::group::BUCKET;
 use crate::model::ModelConfig;
 use crate::recipe::{Phase, Recipe, Stage};
 
@@ -86,6 +87,8 @@ pub struct Memory {
     pub moments: u64,
     /// The average of the weights.
     pub average: u64,
+    /// Gradients and weights on their way between devices.
+    pub exchange: u64,
     /// The weights as the CPU's products want them, for both directions.
     pub packed: u64,
     /// What the backward pass needs of the forward pass.
@@ -96,12 +99,13 @@ pub struct Memory {
 
 impl Memory {
     /// The parts by name.
-    pub fn parts(&self) -> [(&'static str, u64); 7] {
+    pub fn parts(&self) -> [(&'static str, u64); 8] {
         [
             ("weights", self.weights),
             ("gradients", self.gradients),
             ("optimizer", self.moments),
             ("average", self.average),
+            ("exchange", self.exchange),
             ("packed weights", self.packed),
             ("activations", self.activations),
             ("batches, program", self.base),
@@ -131,8 +135,13 @@ impl Plan {
             .sum();
         let memories = all.map(|(stage, phase)| {
             let batch = stage.batch.div_ceil(devices.count);
-            let batch = [batch, stage.chunk.map_or(batch, |chunk| chunk.min(batch))];
-            memory(recipe, phase, classes, precision, batch)
+            let at_once =
+                batch.div_ceil(recipe.parallel.passes_of(devices.count as usize).max(1) as u64);
+            let batch = [
+                batch,
+                stage.chunk.map_or(at_once, |chunk| chunk.min(at_once)),
+            ];
+            memory(recipe, phase, classes, precision, batch, devices.count)
         });
         let hours = flops / (devices.count as f64 * devices.tflops * 1e12) / 3600.0;
         Self {
@@ -202,6 +211,7 @@ fn memory(
     classes: usize,
     precision: Precision,
     [batch, chunk]: [u64; 2],
+    devices: u64,
 ) -> Memory {
     let model = &recipe.model;
     let parameters = model.parameters(classes, recipe.first_image_size());
@@ -217,14 +227,20 @@ fn memory(
     let (matrices, kept, between): (u64, u64, u64) =
         (sum(|l| l.matrices), sum(|l| l.kept), sum(|l| l.between));
     let images = batch * 3 * phase.image_size * phase.image_size * FLOAT;
+    // Each device keeps its own part of moments and averages.
+    let part = (parameters * FLOAT).div_ceil(devices);
+    // Sums of 1, 2, 4 ... shards wait for their neighbours, while the gradients of the next come.
+    let shards = recipe.parallel.passes_of(devices as usize).max(1) as u64;
+    let sums = 1 + u64::from(shards.ilog2());
     Memory {
         weights: parameters * FLOAT,
-        gradients: parameters * FLOAT,
-        moments: 2 * parameters * FLOAT,
-        average: if recipe.average.is_some() {
-            parameters * FLOAT
-        } else {
-            0
+        gradients: sums * parameters * FLOAT,
+        moments: 2 * part,
+        average: if recipe.average.is_some() { part } else { 0 },
+        exchange: match devices {
+            1 => 0,
+            // Those that are sent and come, of two at a time; the device's own part of sums and moved weights.
+            _ => (4 * BUCKET as u64 * FLOAT).min(2 * parameters * FLOAT) + 2 * part,
         },
         // Evaluations use the average, as a model of its own.
         packed: 2 * matrices * cell * if recipe.evaluation.is_some() { 2 } else { 1 },
@@ -324,6 +340,27 @@ mod tests {
             error.to_string().contains("training needs about"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn devices_share_the_optimizers_memory_and_shards_are_passed_one_by_one() {
+        let text = include_str!("../recipes/cifar10_micro.toml");
+        let shards = ["parallel={ shards = 4, reduce = \"exact\" }".to_owned()];
+        let recipe = Recipe::parse(text, &shards).unwrap();
+        let memory = |count| {
+            let devices = Devices {
+                count,
+                tflops: 1.0,
+                price: None,
+            };
+            Plan::new(&recipe, 10, Precision::F32, devices).memory
+        };
+        let (one, four, whole) = (memory(1), memory(4), plan(&[]).memory);
+        assert_eq!(one.moments, 4 * four.moments);
+        assert_eq!(one.gradients, 3 * four.gradients);
+        assert_eq!(one.activations, four.activations);
+        assert_eq!(whole.activations, 4 * one.activations);
+        assert_eq!((one.exchange, whole.gradients), (0, whole.weights));
     }
 
     #[test]

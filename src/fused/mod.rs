@@ -209,6 +209,18 @@ pub fn from_vec<const D: usize>(
     )
 }
 
+/// Sum of the bits of a tensor's values as whole numbers, which any flipped bit changes.
+pub fn sum_of_bits(tensor: &Tensor<1>) -> u64 {
+    let sum = |values: &[f32]| {
+        let bits = values.iter().map(|value| u64::from(value.to_bits()));
+        bits.fold(0, u64::wrapping_add)
+    };
+    match on_kernels(tensor) {
+        true => sum(slice(&primitive(tensor.clone()))),
+        false => sum(&to_vec(tensor.clone())),
+    }
+}
+
 /// Sum of the squares of a tensor, in f64 and in a fixed order.
 pub fn sum_of_squares(tensor: &Tensor<1>) -> f64 {
     if on_kernels(tensor) {

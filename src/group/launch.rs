@@ -20,10 +20,16 @@ fn number<const N: usize>(names: [&str; N]) -> Option<usize> {
 /// Threads for computing: the processors that this process may use, and no more than its share of the machine's.
 pub fn threads() -> usize {
     let may = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let beside = number(["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"]).unwrap_or(1);
+    let beside = processes_here();
     let online = files::read_text(Path::new("/sys/devices/system/cpu/online"));
     let all = online.map_or(may, |list| count(&list)).max(may);
-    may.min(all / beside.max(1)).max(1)
+    may.min(all / beside).max(1)
+}
+
+/// How many processes of the run are on this machine, as far as the launcher tells.
+pub fn processes_here() -> usize {
+    let told = number(["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"]);
+    told.unwrap_or(1).max(1)
 }
 
 /// The number of processors in a list such as `0-3,8`.

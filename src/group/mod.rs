@@ -23,7 +23,11 @@ use crate::error::{Error, Kind, Result};
 use crate::files;
 
 pub use config::{Parallel, Reduce};
-pub use launch::threads;
+pub use launch::{processes_here, threads};
+
+/// Elements that are sent at a time: large enough that a message's start does not count, small enough to add them up while
+/// the next are on their way.
+pub const BUCKET: usize = 4 << 20;
 
 /// One process among those of a run.
 #[derive(Clone)]

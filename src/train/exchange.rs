@@ -9,8 +9,8 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 
 use crate::error::{Error, Kind, Result};
-use crate::fused::{from_vec, sum_of_squares, to_vec};
-use crate::group::{Group, Parallel};
+use crate::fused::{from_vec, sum_of_bits, sum_of_squares, to_vec};
+use crate::group::{BUCKET, Group, Parallel};
 
 /// How tensors are dealt to the processes of a group.
 #[derive(Clone, Debug)]
@@ -18,10 +18,6 @@ pub struct Exchange {
     pub(super) group: Group,
     pub(super) parallel: Parallel,
 }
-
-/// Elements that are sent at a time: large enough that a message's start does not count, small enough to add them up while
-/// the next are on their way.
-const BUCKET: usize = 4 << 20;
 
 impl Exchange {
     /// Errors: more processes than the recipe has shards, or a number that does not divide them.
@@ -62,14 +58,14 @@ impl Exchange {
     /// This process's part of a tensor.
     pub(super) fn own(&self, whole: &Tensor<1>) -> Tensor<1> {
         let range = self.range(self.group.rank(), whole.dims()[0]);
-        match self.group.size() {
-            1 => whole.clone(),
-            _ => from_vec(
-                to_vec(whole.clone())[range.clone()].to_vec(),
-                [range.len()],
-                &whole.device(),
-            ),
+        if self.group.size() == 1 {
+            return whole.clone();
         }
+        let values = match range.is_empty() {
+            true => Vec::new(),
+            false => to_vec(whole.clone().narrow(0, range.start, range.len())),
+        };
+        from_vec(values, [range.len()], &whole.device())
     }
 
     /// This process's parts of the sums of all processes' gradients.
@@ -122,6 +118,18 @@ impl Exchange {
         if self.group.size() == 1 {
             return parts.to_vec();
         }
+        let mut wholes = Vec::new();
+        self.each_whole(parts, lengths, |whole| wholes.push(whole));
+        wholes
+    }
+
+    /// The same, one after another: who replaces an old tensor by each never holds all of both.
+    pub(super) fn each_whole(
+        &self,
+        parts: &[Tensor<1>],
+        lengths: &[usize],
+        mut take: impl FnMut(Tensor<1>),
+    ) {
         let buckets = buckets(lengths.iter().copied());
         let mut left = parts.iter().zip(lengths);
         let mut start = |bucket: &Vec<usize>| {
@@ -133,7 +141,6 @@ impl Exchange {
             }
             self.group.start_all_gather(values)
         };
-        let mut wholes = Vec::new();
         let mut coming = buckets.first().map(&mut start);
         for (number, bucket) in buckets.iter().enumerate() {
             let here = coming.take().expect("one is always on its way").wait();
@@ -147,10 +154,9 @@ impl Exchange {
                     values.extend(&here[rank * width + begin..][..own]);
                 }
                 begin += self.stride(*len);
-                wholes.push(from_vec(values, [*len], &parts[0].device()));
+                take(from_vec(values, [*len], &parts[0].device()));
             }
         }
-        wholes
     }
 
     /// Sums of the squares of this process's parts of the tensors, one for each of its shards; the number of processes changes
@@ -179,10 +185,7 @@ impl Exchange {
             return 0;
         }
         weights.fold(0, |sum: u64, weights| {
-            let values = to_vec(weights.clone());
-            let bits = values.iter().map(|value| u64::from(value.to_bits()));
-            sum.wrapping_mul(31)
-                .wrapping_add(bits.fold(0, u64::wrapping_add))
+            sum.wrapping_mul(31).wrapping_add(sum_of_bits(weights))
         })
     }
 }

@@ -27,7 +27,7 @@ use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Share, Spli
 use crate::error::{Context, Error, Kind, Result};
 use crate::eval::{Done, Evaluation, Images, Observer, Outcome};
 use crate::fused::{self, Precision, from_vec};
-use crate::group::Group;
+use crate::group::{self, Group};
 use crate::loss::{Objective, Targets};
 use crate::model::{DropPath, Pass};
 use crate::plan::{self, Devices};
@@ -239,15 +239,16 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     if let Some(notice) = fused::usable(recipe.precision).1 {
         monitor.line(&format!("note: {notice}"))?;
     }
-    let one = Devices {
-        count: 1,
+    let devices = Devices {
+        count: run.exchange.group.size() as u64,
         tflops: 1.0,
         price: None,
     };
     let counts = (0..recipe.stage.len()).map(|number| run.outputs(number));
     let classes = counts.max().unwrap_or_default();
-    let plan = plan::Plan::new(recipe, classes, run.precision, one);
-    if let Some(notice) = plan::check_memory(&plan, plan::available_memory())? {
+    let plan = plan::Plan::new(recipe, classes, run.precision, devices);
+    let free = plan::available_memory().map(|free| free / group::processes_here() as u64);
+    if let Some(notice) = plan::check_memory(&plan, free)? {
         monitor.warn(&notice)?;
     }
     for images in &run.images {

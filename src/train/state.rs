@@ -208,10 +208,10 @@ impl State {
             let parts = own.iter_mut().collect();
             self.optimizer
                 .update(parts, &decays, gradients, norm, learning_rate);
-            let moved = exchange.put_together(&own, &lengths);
-            for (weights, moved) in weights.iter_mut().zip(moved) {
-                **weights = moved;
-            }
+            let mut old = weights.iter_mut();
+            exchange.each_whole(&own, &lengths, |moved| {
+                **old.next().expect("one for each") = moved;
+            });
         }
         if let Some(scale) = &mut self.log_scale {
             scale.value = scale.value.clone().clamp(0.0, LARGEST_SCALE.ln());
