@@ -146,6 +146,11 @@ impl Objective {
         }
     }
 
+    /// Whether the loss of an image depends on the others of its batch.
+    pub fn compares_images(&self) -> bool {
+        matches!(self, Self::Captions { .. })
+    }
+
     /// What a part of the batch should be by itself; none where images are compared with each other.
     pub fn of_part(&self, rows: Range<usize>) -> Option<Self> {
         match self {

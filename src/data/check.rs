@@ -49,9 +49,10 @@ pub fn check(
 ) -> Result<Checked> {
     let started = Instant::now();
     let len = dataset.len();
+    // The first process counts.
     let health = match dataset.shards() {
-        Some(shards) => shards.health(),
-        None => Ok(Health::default()),
+        Some(shards) if group.is_first() => shards.health(),
+        _ => Ok(Health::default()),
     };
     let mut health = group.agree(health)?;
     let (mut count, mut place) = (0, 0);

@@ -165,34 +165,33 @@ impl Group {
         all.iter().map(|bytes| from_bytes(bytes)).collect()
     }
 
+    /// The bytes of all processes for the first one; the others get nothing.
+    fn bytes_to_first(&self, bytes: Vec<u8>) -> Vec<Vec<u8>> {
+        #[cfg(feature = "mpi")]
+        if let Some(link) = &self.link {
+            return link.gather_bytes(bytes, self.size, false);
+        }
+        vec![bytes]
+    }
+
     /// The values of all processes for the first one; the others get nothing.
     fn gather_to_first<T: Serialize + DeserializeOwned>(&self, value: T) -> Vec<T> {
-        #[cfg(feature = "mpi")]
-        if let Some(link) = &self.link
-            && self.size > 1
-        {
-            let all = link.gather_bytes(to_bytes(&value), self.size, false);
-            let own = if self.is_first() { &all[..] } else { &[] };
-            return own.iter().map(|bytes| from_bytes(bytes)).collect();
+        if self.size == 1 {
+            return vec![value];
         }
-        vec![value]
+        let all = self.bytes_to_first(to_bytes(&value));
+        all.iter().map(|bytes| from_bytes(bytes)).collect()
     }
 
     /// The numbers of all processes, which may differ in number, for the first one; the others get nothing.
     pub fn floats_to_first(&self, values: Vec<f32>) -> Vec<Vec<f32>> {
-        #[cfg(feature = "mpi")]
-        if let Some(link) = &self.link
-            && self.size > 1
-        {
-            let bytes = bytemuck::cast_slice(&values).to_vec();
-            let all = link.gather_bytes(bytes, self.size, false);
-            let own = if self.is_first() { &all[..] } else { &[] };
-            return own
-                .iter()
-                .map(|bytes| bytemuck::pod_collect_to_vec(bytes))
-                .collect();
+        if self.size == 1 {
+            return vec![values];
         }
-        vec![values]
+        let all = self.bytes_to_first(bytemuck::cast_slice(&values).to_vec());
+        all.iter()
+            .map(|bytes| bytemuck::pod_collect_to_vec(bytes))
+            .collect()
     }
 
     /// What the first process has.
@@ -276,7 +275,7 @@ impl Group {
         }
         let hash = || {
             let path = std::env::current_exe().ok()?;
-            Some(blake3::hash(&files::read(&path).ok()?).to_string())
+            files::Source::open(&path).ok()?.hash().ok()
         };
         let version = env!("CARGO_PKG_VERSION");
         let own = format!("{version} {}", hash().unwrap_or_default());

@@ -21,6 +21,7 @@ pub(super) struct Link {
     /// Taken at the end, which ends the thread.
     requests: Mutex<Option<Sender<Request>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    is_first: bool,
 }
 
 enum Request {
@@ -50,6 +51,7 @@ pub(super) fn open(lost: fn(&str)) -> Result<Group> {
     let link = Link {
         requests: Mutex::new(Some(requests)),
         thread: Mutex::new(Some(thread)),
+        is_first: rank == 0,
     };
     let group = Group {
         rank,
@@ -169,7 +171,8 @@ impl Link {
         let lengths = lengths.recv().expect(lives);
         let longest = lengths.iter().max().copied().unwrap_or_default() as usize;
         if longest == 0 {
-            return vec![Vec::new(); size];
+            let is_told = to_all || self.is_first;
+            return vec![Vec::new(); if is_told { size } else { 0 }];
         }
         bytes.resize(longest, 0);
         let all = match to_all {

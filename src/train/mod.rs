@@ -447,8 +447,7 @@ impl Update<'_> {
             let own = towards.narrow(0, group.rank() * count, count);
             gradients.extend(texts.gradients(own));
         }
-        let compares = learning.is_some() || matches!(objective, Objective::Captions { .. });
-        let correct = match compares && !group.is_first() {
+        let correct = match objective.compares_images() && !group.is_first() {
             true => 0,
             false => objective.count_correct(outputs, &targets.dominant()),
         };

@@ -85,8 +85,7 @@ impl Passes<'_> {
         let own = images.dims()[0];
         let shards = self.chunks(own);
         let share = 1.0 / batch as f64;
-        let compares = objective.of_part(0..1).is_none();
-        if compares && shards.concat().len() == 1 && self.group.size() == 1 {
+        if objective.compares_images() && shards.concat().len() == 1 && self.group.size() == 1 {
             return self.at_once(images, objective);
         }
         let towards = self.output_gradient(&images, objective, &shards.concat(), share);
@@ -186,7 +185,7 @@ impl Passes<'_> {
         chunks: &[Range<usize>],
         share: f64,
     ) -> Option<Towards> {
-        if objective.of_part(0..1).is_some() {
+        if !objective.compares_images() {
             return None;
         }
         let own = images.dims()[0];
