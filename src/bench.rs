@@ -6,12 +6,15 @@ use burn::tensor::{Device, Tensor};
 use serde_json::{Value, json};
 
 use crate::attack::{Norm, Pgd, Start};
+use crate::error::Result;
 use crate::fused::{Precision, from_vec};
+use crate::group::{Group, Parallel, Reduce};
 use crate::loss::{Targets, cross_entropy};
 use crate::model::{Model, ModelConfig, Pass, Pool, Position};
 use crate::optim::{Optimizer, OptimizerConfig, OptimizerKind, norm};
 use crate::recipe::word_of;
 use crate::rng::{Purpose, Rng};
+use crate::train::Exchange;
 
 /// One adversarial training step to be timed.
 pub struct StepWork {
@@ -33,6 +36,71 @@ pub struct StepWork {
     pub attack_only: bool,
     /// Whether activations are computed again in backward passes instead of kept.
     pub recompute: bool,
+}
+
+/// Times the exchange of an update between the processes of a group: gradients added up, weights put together again.
+///
+/// Besides, one message of the smallest size, for the least that a message takes.
+/// Errors: the parameters cannot be dealt to so many processes.
+pub fn exchange(
+    group: &Group,
+    parameters: usize,
+    repeats: usize,
+    device: &Device,
+) -> Result<Value> {
+    /// Of one tensor, near to those of a block of a ViT-S.
+    const TENSOR: usize = 1 << 20;
+    let parallel = Parallel {
+        shards: group.size() as u64,
+        reduce: Reduce::Fast,
+    };
+    let exchange = Exchange::new(group, parallel)?;
+    let lengths: Vec<usize> = (0..parameters)
+        .step_by(TENSOR)
+        .map(|begin| TENSOR.min(parameters - begin))
+        .collect();
+    let wholes = || -> Vec<Tensor<1>> {
+        let tensors = lengths.iter();
+        tensors
+            .map(|len| from_vec(vec![1.0; *len], [*len], device))
+            .collect()
+    };
+    let median = |mut work: Box<dyn FnMut() + '_>| {
+        let timed = |_| {
+            // All begin together.
+            group.gather(());
+            let begun = Instant::now();
+            work();
+            begun.elapsed().as_secs_f64()
+        };
+        let mut seconds: Vec<f64> = (0..repeats + 1).map(timed).skip(1).collect();
+        seconds.sort_by(f64::total_cmp);
+        seconds[seconds.len() / 2]
+    };
+    let message = median(Box::new(|| {
+        let values = vec![1.0; group.size()];
+        group.start_all_to_all(values).wait();
+    }));
+    let mut gradients: Vec<_> = (0..repeats + 1).map(|_| wholes()).collect();
+    let mut parts = Vec::new();
+    let adding = median(Box::new(|| {
+        parts = exchange.add_up(gradients.pop().expect("as many as repeats"));
+    }));
+    let putting = median(Box::new(|| {
+        exchange.each_whole(&parts, &lengths, drop);
+    }));
+    Ok(json!({
+        "processes": group.size(),
+        "parameters": parameters,
+        "message_us": rounded(message * 1e6, 1),
+        "add_up_seconds": rounded(adding, 4),
+        "put_together_seconds": rounded(putting, 4),
+        "seconds": rounded(adding + putting, 4),
+    }))
+}
+
+fn rounded(value: f64, digits: i32) -> f64 {
+    (value * 10f64.powi(digits)).round() / 10f64.powi(digits)
 }
 
 /// Times steps after two that warm up, and tells the median.
@@ -113,8 +181,6 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
     let passes = 2 * work.attack_steps + if work.attack_only { 0 } else { 3 };
     let flops = forward * passes as f64;
     let peak = advxl_kernels::peak_flops(work.precision);
-    let rounded =
-        |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
     json!({
         "program": format!("advxl {}", env!("CARGO_PKG_VERSION")),
         "precision": word_of(work.precision),

@@ -1,7 +1,9 @@
-//! What a run costs before it starts: arithmetic, memory by part, hours and price.
+//! What a run costs before it starts: arithmetic, memory by part, exchanges, hours and price.
 //!
 //! Arithmetic is exact. Memory is a sum over what training on a CPU holds; `IMAGE_COPIES` and `TOKEN_COPIES` are
 //! fitted to measured peaks, with what docs/results.md says of the error. Nothing is run and no data is read.
+
+mod link;
 
 use std::path::Path;
 
@@ -13,6 +15,8 @@ use crate::fused::Precision;
 use crate::group::BUCKET;
 use crate::model::ModelConfig;
 use crate::recipe::{Phase, Recipe, Stage};
+
+pub use link::{CheckpointPlan, DISK, LATENCY_US, Link, UpdatePlan};
 
 /// Bytes of an f32.
 const FLOAT: u64 = 4;
@@ -32,6 +36,8 @@ pub struct Devices {
     pub tflops: f64,
     /// Price of an hour of one.
     pub price: Option<f64>,
+    /// How they are connected; if absent, exchanges and checkpoints take no time.
+    pub link: Option<Link>,
 }
 
 /// A run's cost.
@@ -49,8 +55,12 @@ pub struct Plan {
     pub flops: f64,
     /// Memory of a device at its largest.
     pub memory: Memory,
-    /// Hours on the devices.
+    /// Checkpoints, where it is known how devices are connected.
+    pub checkpoints: Option<CheckpointPlan>,
+    /// Hours on the devices, without loading and evaluation.
     pub hours: f64,
+    /// The share of them in which devices compute.
+    pub efficiency: f64,
     /// Price of these.
     pub price: Option<f64>,
 }
@@ -74,6 +84,8 @@ pub struct PhasePlan {
     pub paper_macs: f64,
     /// Floating point operations of one image, attack and update.
     pub flops_per_sample: f64,
+    /// Seconds of one update.
+    pub update: UpdatePlan,
 }
 
 /// Bytes that a device holds, by part.
@@ -125,10 +137,25 @@ impl Plan {
             .stage
             .iter()
             .flat_map(|stage| stage.phases.iter().map(move |phase| (stage, phase)));
-        let phases: Vec<PhasePlan> = all
+        let parameters = recipe.model.parameters(classes, recipe.first_image_size());
+        let sizes = [parameters, classes as u64];
+        let mut phases: Vec<PhasePlan> = all
             .clone()
             .map(|(stage, phase)| of_phase(recipe, stage, phase))
             .collect();
+        // How long all updates take, and how much of it is spent computing.
+        let mut seconds = [0.0, 0.0];
+        for (phase, (stage, _)) in phases.iter_mut().zip(all.clone()) {
+            phase.update = UpdatePlan::new(stage, phase, sizes, &devices);
+            let updates = phase.samples as f64 / stage.batch as f64;
+            seconds[0] += updates * phase.update.total();
+            seconds[1] += updates * phase.update.compute;
+        }
+        let samples = phases.iter().map(|phase| phase.samples).sum();
+        let checkpoints = devices
+            .link
+            .map(|link| CheckpointPlan::new(recipe, samples, parameters, devices.count, &link));
+        seconds[0] += checkpoints.map_or(0.0, |plan| plan.count as f64 * plan.seconds);
         let flops = phases
             .iter()
             .map(|phase| phase.flops_per_sample * phase.samples as f64)
@@ -143,15 +170,17 @@ impl Plan {
             ];
             memory(recipe, phase, classes, precision, batch, devices.count)
         });
-        let hours = flops / (devices.count as f64 * devices.tflops * 1e12) / 3600.0;
+        let hours = seconds[0] / 3600.0;
         Self {
-            parameters: recipe.model.parameters(classes, recipe.first_image_size()),
+            parameters,
             classes,
             phases,
             paper_macs: recipe.paper_macs(),
             flops,
             memory: memories.max_by_key(Memory::total).unwrap_or_default(),
+            checkpoints,
             hours,
+            efficiency: seconds[1] / seconds[0],
             price: devices
                 .price
                 .map(|price| price * hours * devices.count as f64),
@@ -201,6 +230,7 @@ fn of_phase(recipe: &Recipe, stage: &Stage, phase: &Phase) -> PhasePlan {
         forward_macs,
         paper_macs: (phase.samples * (attack_steps + 1)) as f64 * forward_macs as f64,
         flops_per_sample: 2.0 * stage.passes() as f64 * forward_macs as f64,
+        update: UpdatePlan::default(),
     }
 }
 
@@ -308,6 +338,7 @@ mod tests {
             count: 1,
             tflops: 1.0,
             price: Some(2.0),
+            link: None,
         };
         Plan::new(&recipe, 10, Precision::F32, devices)
     }
@@ -321,7 +352,8 @@ mod tests {
         assert_eq!(first.flops_per_sample, 10.0 * first.forward_macs as f64);
         let paper: f64 = plan.phases.iter().map(|phase| phase.paper_macs).sum();
         assert_eq!(paper, plan.paper_macs);
-        assert_eq!(plan.hours, plan.flops / 3.6e15);
+        assert!((plan.hours / (plan.flops / 3.6e15) - 1.0).abs() < 1e-12);
+        assert_eq!((plan.efficiency, plan.checkpoints), (1.0, None));
         assert_eq!(plan.price, Some(2.0 * plan.hours));
         assert_eq!(plan.memory.moments, 2 * plan.memory.weights);
     }
@@ -352,6 +384,7 @@ mod tests {
                 count,
                 tflops: 1.0,
                 price: None,
+                link: None,
             };
             Plan::new(&recipe, 10, Precision::F32, devices).memory
         };
@@ -361,6 +394,51 @@ mod tests {
         assert_eq!(one.activations, four.activations);
         assert_eq!(whole.activations, 4 * one.activations);
         assert_eq!((one.exchange, whole.gradients), (0, whole.weights));
+    }
+
+    #[test]
+    fn exchanges_take_what_the_link_and_the_number_of_messages_say() {
+        let text = include_str!("../recipes/cifar10_micro.toml");
+        let recipe = Recipe::parse(text, &[]).unwrap();
+        let plan = |count, gbits, latency_us| {
+            let link = Some(Link {
+                gbits,
+                latency_us,
+                disk: 1.0,
+            });
+            let devices = Devices {
+                count,
+                tflops: 1.0,
+                price: None,
+                link,
+            };
+            Plan::new(&recipe, 10, Precision::F32, devices)
+        };
+        let exchange = |count, gbits, latency_us| {
+            let plan = plan(count, gbits, latency_us);
+            plan.phases[0].update.exchange
+        };
+        // Between two each sends half of all gradients and half of all weights, in two messages.
+        let bytes = 4.0 * plan(1, 1.0, 0.0).parameters as f64;
+        let slower = exchange(2, 1.0, 0.0) - exchange(2, 2.0, 0.0);
+        assert!((slower / (bytes * 8.0 / 2e9) - 1.0).abs() < 1e-9);
+        let later = exchange(4, 1.0, 1000.0) - exchange(4, 1.0, 0.0);
+        // Of two rounds with each of three others, with three messages each.
+        assert!((later - 2.0 * 3.0 * 3.0 * 1e-3).abs() < 1e-9, "{later}");
+
+        let (one, two) = (plan(1, 1.0, 10.0), plan(2, 1.0, 10.0));
+        assert_eq!(one.phases[0].update.bubble(), 0.0);
+        assert!(two.efficiency < one.efficiency && one.efficiency < 1.0);
+        let [one, two] = [one, two].map(|plan| plan.checkpoints.unwrap());
+        assert_eq!(
+            (one.count, one.bytes as f64),
+            (
+                two.count,
+                bytes * 3.0 + bytes * f64::from(recipe.average.is_some())
+            )
+        );
+        assert_eq!(one.seconds, one.bytes as f64 / 1e9);
+        assert!(two.seconds > one.seconds);
     }
 
     #[test]

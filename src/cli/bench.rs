@@ -4,6 +4,7 @@ use super::{check_image_size, device, parse_precision, print_json, usable_precis
 use crate::bench;
 use crate::error::{Error, Result};
 use crate::fused::Precision;
+use crate::group::Group;
 use crate::model::ModelConfig;
 
 /// One adversarial training step: k attack passes, forward, backward, optimizer.
@@ -36,6 +37,38 @@ pub(super) struct Step {
     /// Arithmetic: f32 or bf16.
     #[arg(long, default_value = "bf16", value_parser = parse_precision)]
     precision: Precision,
+}
+
+/// What an update costs the processes that `mpirun` started: gradients added up, weights put together.
+///
+/// With one process it tells what there is to exchange nothing, which is close to 0.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example, for `advxl plan --link`:\n  mpirun -n 2 --bind-to none advxl bench exchange --parameters 86000000 --threads 1"
+)]
+pub(super) struct Exchange {
+    /// Weights of the model.
+    #[arg(long, default_value_t = 22_000_000)]
+    parameters: usize,
+    /// Exchanges that are timed; the median is told.
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+}
+
+impl Exchange {
+    pub(super) fn run(&self, group: &Group) -> Result<()> {
+        for (flag, value) in [("parameters", self.parameters), ("repeats", self.repeats)] {
+            if value == 0 {
+                let message = format!("--{flag} 0 must be at least 1");
+                return Err(Error::input(message).everywhere());
+            }
+        }
+        let told = bench::exchange(group, self.parameters, self.repeats, &device())?;
+        if group.is_first() {
+            print_json(&told);
+        }
+        Ok(())
+    }
 }
 
 impl Step {

@@ -78,6 +78,8 @@ enum Command {
 enum Bench {
     /// One adversarial training step.
     Step(bench::Step),
+    /// What processes exchange in an update.
+    Exchange(bench::Exchange),
 }
 
 /// Runs the program.
@@ -151,6 +153,9 @@ fn perform(arguments: &Arguments, group: &Group) -> Result<()> {
         Command::Eval(eval) => return eval.run(json, group),
         Command::Embed(embed) => return embed.run(json, group),
         Command::Data { what } => return what.run(arguments.threads, json, group),
+        Command::Bench {
+            what: Bench::Exchange(exchange),
+        } => return exchange.run(group),
         _ => {}
     }
     if group.size() > 1 {
@@ -171,7 +176,11 @@ fn perform(arguments: &Arguments, group: &Group) -> Result<()> {
         Command::Bench {
             what: Bench::Step(step),
         } => step.run(),
-        Command::Train(_) | Command::Eval(_) | Command::Embed(_) | Command::Data { .. } => Ok(()),
+        Command::Train(_)
+        | Command::Eval(_)
+        | Command::Embed(_)
+        | Command::Data { .. }
+        | Command::Bench { .. } => Ok(()),
     }
 }
 

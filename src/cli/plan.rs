@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{parse_precision, print_json};
 use crate::error::{Error, Result};
 use crate::fused::{Precision, usable};
-use crate::plan::{self, Devices};
+use crate::plan::{self, Devices, Link};
 use crate::recipe::Recipe;
 use crate::units::{duration, grouped};
 
@@ -17,7 +17,8 @@ const SHARE_OF_PEAK: f64 = 0.62;
 /// What a run costs: arithmetic as the paper counts it and in truth, memory by part, hours and price.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  advxl plan recipes/vit_b16_in1k.toml --devices 8 --device-tflops 400 --price 2.5"
+    after_help = "Examples:\n  advxl plan recipes/vit_b16_in1k.toml --devices 8 --device-tflops 400 --price 2.5\n  \
+        advxl plan recipes/vit_b16_in1k.toml --devices 256 --device-tflops 400 --link 400Gb --latency-us 5"
 )]
 pub(super) struct Plan {
     /// The recipe.
@@ -37,6 +38,16 @@ pub(super) struct Plan {
     /// Price of one device for an hour.
     #[arg(long, value_name = "P")]
     price: Option<f64>,
+    /// What one device sends to the others while it receives as much, such as 400Gb or 25Gb (10^9 bits a second): with it,
+    /// exchanges and checkpoints are planned too. Devices that share a link have a part of it each.
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    link: Option<f64>,
+    /// What a message between devices takes at the least, in millionths of a second; TCP's as measured if absent.
+    #[arg(long, value_name = "X", default_value_t = plan::LATENCY_US, requires = "link")]
+    latency_us: f64,
+    /// What is written to the run's folder in a second, in 10^9 bytes; as measured if absent.
+    #[arg(long, value_name = "X", default_value_t = plan::DISK, requires = "link")]
+    disk: f64,
     /// Arithmetic; the recipe's if absent, as this machine can do it.
     #[arg(long, value_parser = parse_precision)]
     precision: Option<Precision>,
@@ -52,6 +63,8 @@ impl Plan {
         };
         above("device-tflops", self.device_tflops)?;
         above("price", self.price)?;
+        above("latency-us", Some(self.latency_us))?;
+        above("disk", Some(self.disk))?;
         above("devices", Some(self.devices as f64))?;
         above("classes", Some(self.classes as f64))?;
         let recipe = Recipe::load(&self.recipe, &self.overrides)?;
@@ -63,6 +76,11 @@ impl Plan {
             count: self.devices,
             tflops,
             price: self.price,
+            link: self.link.map(|gbits| Link {
+                gbits,
+                latency_us: self.latency_us,
+                disk: self.disk,
+            }),
         };
         let plan = plan::Plan::new(&recipe, self.classes, precision, devices);
         for line in lines(&plan, &recipe, &devices) {
@@ -125,13 +143,106 @@ fn lines(plan: &plan::Plan, recipe: &Recipe, devices: &Devices) -> Vec<String> {
             bytes as f64 / f64::from(1 << 20)
         ));
     }
+    if let Some(link) = &devices.link {
+        lines.extend(exchanges(plan, recipe, devices, link));
+    }
     let hours = duration(plan.hours * 3600.0);
     let rate = devices.tflops;
-    lines.push(format!(
-        "time: {hours} at {rate:.3} TFLOP/s a device, without loading, evaluation and exchange"
-    ));
+    lines.push(match devices.link {
+        None => format!(
+            "time: {hours} at {rate:.3} TFLOP/s a device, without loading, evaluation and exchange (--link)"
+        ),
+        Some(_) => format!(
+            "time: {hours} at {rate:.3} TFLOP/s a device, of which devices compute {:.0} %; without loading and evaluation",
+            100.0 * plan.efficiency
+        ),
+    });
     if let Some(price) = plan.price {
         lines.push(format!("price: {price:.0}"));
     }
     lines
+}
+
+/// What devices wait for.
+fn exchanges(plan: &plan::Plan, recipe: &Recipe, devices: &Devices, link: &Link) -> Vec<String> {
+    let mut lines = vec![
+        format!(
+            "an update, in seconds, with {} Gb/s and {} us a message:",
+            link.gbits, link.latency_us
+        ),
+        format!(
+            "  {:<12} {:>7} {:>9} {:>9} {:>9} {:>9}",
+            "stage", "batch", "compute", "exchange", "contrast", "bubble"
+        ),
+    ];
+    let mut phases = plan.phases.iter();
+    for stage in &recipe.stage {
+        for phase in phases.by_ref().take(stage.phases.len()) {
+            let update = phase.update;
+            lines.push(format!(
+                "  {:<12} {:>7} {:>9.3} {:>9.3} {:>9.3} {:>7.1} %",
+                stage.name,
+                stage.batch,
+                update.compute,
+                update.exchange,
+                update.contrast,
+                100.0 * update.bubble()
+            ));
+        }
+    }
+    let shards = recipe.parallel.shards;
+    if !shards.is_multiple_of(devices.count) {
+        lines.push(format!(
+            "note: {} devices cannot share batches of {shards} {}: parallel.shards must be a multiple of them",
+            devices.count,
+            if shards == 1 { "shard" } else { "shards" }
+        ));
+    }
+    if let Some(checkpoints) = plan.checkpoints {
+        lines.push(format!(
+            "checkpoints: {} of {:.2} GB, {:.1} s each at {} GB/s",
+            checkpoints.count,
+            checkpoints.bytes as f64 / 1e9,
+            checkpoints.seconds,
+            link.disk
+        ));
+    }
+    lines
+}
+
+/// A rate such as `400Gb` in 10^9 bits a second.
+fn parse_rate(text: &str) -> std::result::Result<f64, String> {
+    let wrong = || format!("`{text}` is no rate of a link such as 400Gb, 200Mb or 50GB (a second)");
+    let digits = text.trim_end_matches(|c: char| c.is_alphabetic() || c == '/');
+    let factor = match text[digits.len()..].trim_end_matches("/s") {
+        "Gb" | "Gbit" => 1.0,
+        "Mb" | "Mbit" => 1e-3,
+        "GB" => 8.0,
+        "MB" => 8e-3,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = digits.trim().parse().map_err(|_| wrong())?;
+    match number.is_finite() && number > 0.0 {
+        true => Ok(number * factor),
+        false => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_of_links_are_bits_or_bytes() {
+        assert_eq!(parse_rate("400Gb"), Ok(400.0));
+        assert_eq!(parse_rate("1.5 Gbit/s"), Ok(1.5));
+        assert_eq!(parse_rate("50GB"), Ok(400.0));
+        assert_eq!(parse_rate("200Mb/s"), Ok(0.2));
+        for wrong in ["400", "fast", "-1Gb", "0Gb", "NaNGb", "1gb"] {
+            assert!(
+                parse_rate(wrong).unwrap_err().contains("such as 400Gb"),
+                "{wrong}"
+            );
+        }
+    }
 }

@@ -21,7 +21,7 @@ pub struct Exchange {
 
 impl Exchange {
     /// Errors: more processes than the recipe has shards, or a number that does not divide them.
-    pub(super) fn new(group: &Group, parallel: Parallel) -> Result<Self> {
+    pub(crate) fn new(group: &Group, parallel: Parallel) -> Result<Self> {
         let (shards, processes) = (parallel.shards, group.size());
         if !(shards as usize).is_multiple_of(processes) {
             let message = format!(
@@ -69,7 +69,7 @@ impl Exchange {
     }
 
     /// This process's parts of the sums of all processes' gradients.
-    pub(super) fn add_up(&self, gradients: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
+    pub(crate) fn add_up(&self, gradients: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
         if self.group.size() == 1 {
             return gradients;
         }
@@ -124,7 +124,7 @@ impl Exchange {
     }
 
     /// The same, one after another: who replaces an old tensor by each never holds all of both.
-    pub(super) fn each_whole(
+    pub(crate) fn each_whole(
         &self,
         parts: &[Tensor<1>],
         lengths: &[usize],

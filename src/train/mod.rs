@@ -243,6 +243,7 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
         count: run.exchange.group.size() as u64,
         tflops: 1.0,
         price: None,
+        link: None,
     };
     let counts = (0..recipe.stage.len()).map(|number| run.outputs(number));
     let classes = counts.max().unwrap_or_default();

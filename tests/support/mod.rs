@@ -1,5 +1,8 @@
 //! A recipe small enough to run in a second, with every source of randomness switched on.
 
+#[cfg(feature = "mpi")]
+pub mod processes;
+
 use std::path::Path;
 
 /// Two stages on synthetic images; masking, mixing, RandAugment, drop path and average included.

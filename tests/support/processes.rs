@@ -1,0 +1,197 @@
+//! Programs in several processes, and what is done to them.
+#![allow(dead_code)] // Not every test file needs all of it.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{RECIPE, command};
+
+pub const ADVXL: &str = env!("CARGO_BIN_EXE_advxl");
+/// No fault may cost more.
+pub const A_MINUTE: Duration = Duration::from_secs(60);
+
+/// `mpirun` with its own arguments and a program's.
+pub fn mpirun(arguments: &[&str]) -> Command {
+    let mut command = Command::new("mpirun");
+    // Tests run as root in containers, and on two processors.
+    command.envs([
+        ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+        ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+        ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
+        ("OMPI_MCA_hwloc_base_binding_policy", "none"),
+        // Seconds from its SIGTERM to its SIGKILL, in which a checkpoint is written; all of them are waited for after a fault.
+        ("OMPI_MCA_odls_base_sigkill_timeout", "4"),
+    ]);
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// The program in so many processes.
+pub fn processes(count: usize, arguments: &[&str]) -> Command {
+    if count == 1 {
+        return command(arguments);
+    }
+    let count = count.to_string();
+    let launch = ["-n", &count, ADVXL];
+    mpirun(&[&launch[..], arguments, &["--threads", "1"]].concat())
+}
+
+pub fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+pub fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+pub fn succeed(count: usize, arguments: &[&str]) -> Output {
+    let output = processes(count, arguments).output().unwrap();
+    assert!(output.status.success(), "{count}: {}", told(&output));
+    output
+}
+
+/// Fails with a code and a message.
+pub fn fail(mut command: Command, code: i32, parts: &[&str]) {
+    let begun = Instant::now();
+    let output = command.output().unwrap();
+    let told = told(&output);
+    assert_eq!(output.status.code(), Some(code), "{told}");
+    for part in parts {
+        assert!(told.contains(part), "`{part}` is not in:\n{told}");
+    }
+    assert!(begun.elapsed() < A_MINUTE);
+}
+
+/// The recipe with a table and other changes, as a file.
+pub fn recipe(folder: &Path, name: &str, changes: &[(&str, &str)]) -> PathBuf {
+    let mut recipe = RECIPE.replace(
+        "precision = \"f32\"",
+        "precision = \"f32\"\nparallel = { shards = 4, reduce = \"exact\" }",
+    );
+    for (from, to) in changes {
+        assert!(recipe.contains(from), "{from}");
+        recipe = recipe.replace(from, to);
+    }
+    let path = folder.join(format!("{name}.toml"));
+    std::fs::write(&path, recipe).unwrap();
+    path
+}
+
+/// A second stage so long that a fault comes before its end, and a checkpoint every hundred updates.
+pub const LONG: [(&str, &str); 3] = [
+    ("samples = 128 }]", "samples = 3_200_000 }]"),
+    ("every_samples = 128", "every_samples = 3_200_000"),
+    ("every_samples = 64", "every_samples = 3200"),
+];
+
+pub fn train<'a>(recipe: &'a Path, out: &'a Path) -> [&'a str; 4] {
+    ["train", text(recipe), "--out", text(out)]
+}
+
+/// What training made: the last checkpoint holds weights, moments, average, counters.
+pub fn made(out: &Path) -> [Vec<u8>; 3] {
+    [
+        "checkpoints/000000000320.safetensors",
+        "stages/pretrain/model.safetensors",
+        "model/model.safetensors",
+    ]
+    .map(|file| std::fs::read(out.join(file)).unwrap())
+}
+
+/// Lines of metrics that a run has written.
+pub fn lines(run: &Path) -> usize {
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl"));
+    metrics.unwrap_or_default().lines().count()
+}
+
+/// Waits until a run has written so many lines of metrics.
+pub fn wait_for(wanted: usize, run: &Path, child: &mut Child) {
+    let begun = Instant::now();
+    loop {
+        if lines(run) >= wanted {
+            return;
+        }
+        assert!(child.try_wait().unwrap().is_none(), "it ended too early");
+        assert!(begun.elapsed() < A_MINUTE, "it does not begin");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The processes of a run, in the order of their ranks.
+pub fn of_run(run: &Path) -> Vec<u32> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(id) = entry.file_name().to_string_lossy().parse::<u32>() else {
+            continue;
+        };
+        let read = |name: &str| std::fs::read(format!("/proc/{id}/{name}")).unwrap_or_default();
+        let command = read("cmdline");
+        let arguments: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+        let environment = read("environ");
+        let rank = environment
+            .split(|byte| *byte == 0)
+            .find_map(|entry| entry.strip_prefix(b"OMPI_COMM_WORLD_RANK="));
+        if let (true, Some(rank)) = (arguments.contains(&text(run).as_bytes()), rank) {
+            let rank: usize = String::from_utf8_lossy(rank).parse().unwrap();
+            found.push((rank, id));
+        }
+    }
+    found.sort_unstable();
+    found.into_iter().map(|(_, id)| id).collect()
+}
+
+pub fn signal(name: &str, process: u32) {
+    let process = process.to_string();
+    let done = Command::new("kill")
+        .args([&format!("-{name}"), &process])
+        .status();
+    assert!(done.unwrap().success());
+}
+
+/// Starts a long run, does something to its processes once it is under way, and gives its exit code and what it told.
+pub fn disturbed(
+    mut command: Command,
+    run: &Path,
+    disturb: impl FnOnce(&[u32], &Child),
+) -> (i32, String) {
+    let before = lines(run);
+    let mut child = command
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut told = child.stderr.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        told.read_to_string(&mut text).unwrap();
+        text
+    });
+    wait_for(before + 120, run, &mut child);
+    disturb(&of_run(run), &child);
+    let begun = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if begun.elapsed() > A_MINUTE {
+            let _ = child.kill();
+            panic!("it hangs; it told:\n{}", reader.join().unwrap());
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let code = status.code().unwrap_or(-1);
+    assert!(of_run(run).is_empty(), "a process is left");
+    (code, reader.join().unwrap())
+}
+
+/// The number of samples of the newest checkpoint.
+pub fn newest(run: &Path) -> String {
+    let folder = std::fs::read_dir(run.join("checkpoints")).unwrap();
+    let names = folder.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+    names
+        .filter(|name| name.ends_with(".safetensors"))
+        .max()
+        .unwrap()
+}
