@@ -167,8 +167,8 @@ impl Optimizer {
 
 /// The Euclidean norm of all gradients together, summed in f64 tensor by tensor in a fixed order.
 pub fn norm(gradients: &[Tensor<1>]) -> f64 {
-    let squares = gradients.iter().map(fused::sum_of_squares);
-    squares.sum::<f64>().sqrt()
+    let squares = fused::sums_of_squares(gradients.to_vec());
+    squares.iter().sum::<f64>().sqrt()
 }
 
 #[cfg(test)]

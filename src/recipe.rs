@@ -13,7 +13,7 @@ use crate::data::{Augmentation, Mixing, Spec};
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
 use crate::files;
-use crate::fused::Precision;
+use crate::fused::{DeviceName, Precision};
 use crate::group::Parallel;
 use crate::loss::{Loss, LossKind};
 use crate::model::{Masking, ModelConfig};
@@ -32,9 +32,15 @@ pub struct Recipe {
     pub schema: u64,
     /// Seed of every random number.
     pub seed: u64,
-    /// Arithmetic of the matrix products in training, where the processor is faster with it.
+    /// Arithmetic of the matrix products in training, where the device is faster with it.
     #[serde(serialize_with = "precision_word")]
     pub precision: Precision,
+    /// Where to compute.
+    #[serde(
+        serialize_with = "device_word",
+        skip_serializing_if = "DeviceName::is_auto"
+    )]
+    pub device: DeviceName,
     /// Whether backward passes compute activations anew instead of keeping them: less memory, more time.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub recompute: bool,
@@ -270,6 +276,13 @@ fn as_text<S: Serializer>(spec: &Spec, serializer: S) -> std::result::Result<S::
     serializer.collect_str(spec)
 }
 
+fn device_word<S: Serializer>(
+    device: &DeviceName,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(device)
+}
+
 fn precision_word<S: Serializer>(
     precision: &Precision,
     serializer: S,
@@ -313,6 +326,7 @@ impl Recipe {
         let schema = table.optional_where("schema", "1", |schema: &u64| *schema == SCHEMA);
         let seed = table.required("seed");
         let precision = table.choice("precision", &PRECISIONS);
+        let device = table.optional("device").unwrap_or_default();
         let recompute = table.optional("recompute").unwrap_or(false);
         let parallel = match table.has("parallel") {
             true => table.child("parallel", Parallel::read),
@@ -358,6 +372,7 @@ impl Recipe {
             schema: schema.unwrap_or(SCHEMA),
             seed: seed?,
             precision: precision?,
+            device,
             recompute,
             parallel: parallel?,
             model: model?,

@@ -63,7 +63,7 @@ impl Exchange {
                 return Err(Error::input(message).everywhere());
             }
         }
-        let told = bench::exchange(group, self.parameters, self.repeats, &device())?;
+        let told = bench::exchange(group, self.parameters, self.repeats, &device()?)?;
         if group.is_first() {
             print_json(&told);
         }
@@ -98,11 +98,11 @@ impl Step {
             attack_steps: self.attack_steps,
             classes: self.classes,
             repeats: self.repeats,
-            precision: usable_precision(self.precision),
+            precision: usable_precision(self.precision)?,
             attack_only: self.attack_only,
             recompute: self.recompute,
         };
-        print_json(&bench::step(&work, &device()));
+        print_json(&bench::step(&work, &device()?));
         Ok(())
     }
 }

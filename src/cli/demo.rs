@@ -23,7 +23,7 @@ pub(super) struct Demo {
 impl Demo {
     pub(super) fn run(&self, json: bool) -> Result<()> {
         let mut screen = Terminal::new();
-        let outcome = demo::run(&self.out, self.seed, &device(), &mut screen)?;
+        let outcome = demo::run(&self.out, self.seed, &device()?, &mut screen)?;
         for line in demo::table(&outcome) {
             screen.line(&line);
         }

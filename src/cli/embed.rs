@@ -73,7 +73,7 @@ impl Embed {
                 bytes
             }
         };
-        let model = TextModel::load(&self.model, &device())?;
+        let model = TextModel::load(&self.model, &device()?)?;
         let config = model.tower.config().clone();
         let layout = Layout {
             rows,

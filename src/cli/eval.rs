@@ -153,7 +153,7 @@ impl Eval {
             transform,
             count,
         };
-        let precision = usable_precision(self.precision);
+        let precision = usable_precision(self.precision)?;
         let pass = Pass {
             precision,
             ..Pass::evaluation()
@@ -193,7 +193,7 @@ impl Eval {
                 logits: &logits,
                 images: &images,
                 out: &out,
-                device: &device(),
+                device: &device()?,
                 group,
             };
             let (findings, progress) = one.evaluate(settings, attacks, &mut screen)?;
@@ -222,7 +222,7 @@ impl Eval {
             return Ok(None);
         };
         let zero_shot = ZeroShot::read(classes, self.templates.as_deref())?;
-        let text = TextModel::load(text, &device())?;
+        let text = TextModel::load(text, &device()?)?;
         let (width, outputs) = (text.tower.config().embedding, loaded.model.classes());
         if width != outputs {
             let message = format!("the model gives {outputs} numbers, and the text model {width}");

@@ -15,6 +15,7 @@ mod train;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ use clap::{Parser, Subcommand};
 
 use crate::data::Dataset;
 use crate::error::{Error, Result};
-use crate::fused::Precision;
+use crate::fused::{DeviceName, Precision, hardware};
 use crate::group::{self, Group};
 use crate::model::ModelConfig;
 use crate::model::weights::{self, Loaded};
@@ -39,6 +40,10 @@ struct Arguments {
     /// Threads for computing; all cores if absent. Results do not depend on it.
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
+    /// Where to compute: auto (a GPU if this program was built for one and finds it), cpu, cuda, rocm, metal, vulkan or wgpu, or one
+    /// of several, such as cuda:1.
+    #[arg(long, global = true, value_name = "NAME")]
+    device: Option<DeviceName>,
     /// Print the result as one JSON object, the last line of standard output.
     #[arg(long, global = true)]
     json: bool,
@@ -135,6 +140,10 @@ fn execute(arguments: &Arguments, group: &Group) -> Result<()> {
     if arguments.threads == Some(0) {
         return Err(Error::input("--threads 0: at least one thread is needed"));
     }
+    if let Some(device) = arguments.device {
+        // Nobody else sets it.
+        let _ = WANTED.set(device);
+    }
     let threads = arguments.threads.unwrap_or_else(group::threads);
     rayon::ThreadPoolBuilder::new()
         .stack_size(8 << 20)
@@ -184,9 +193,28 @@ fn perform(arguments: &Arguments, group: &Group) -> Result<()> {
     }
 }
 
+/// Where the user wants this program to compute, if it was said on the command line.
+static WANTED: OnceLock<DeviceName> = OnceLock::new();
+
 /// Where this program computes.
-fn device() -> Device {
-    Device::flex()
+///
+/// Errors: the device that was named is not there or does not compute.
+fn device() -> Result<Device> {
+    device_or(DeviceName::Auto)
+}
+
+/// The same, for a recipe that names a device; the command line comes first.
+fn device_or(name: DeviceName) -> Result<Device> {
+    static OPENED: OnceLock<Device> = OnceLock::new();
+    if let Some(device) = OPENED.get() {
+        return Ok(device.clone());
+    }
+    let name = *WANTED.get().unwrap_or(&name);
+    let device = name.open(group::number_here())?;
+    if let Some(hardware) = hardware(&device) {
+        note(&format!("note: computing on {hardware}"));
+    }
+    Ok(OPENED.get_or_init(|| device).clone())
 }
 
 /// The model that a user named.
@@ -209,14 +237,14 @@ struct NamedModel {
 impl NamedModel {
     fn load(&self) -> Result<Loaded> {
         let mut loaded = match &self.arch {
-            None => weights::load_any(&self.path, &device())?,
+            None => weights::load_any(&self.path, &device()?)?,
             Some(_) if self.path.is_dir() => {
                 return Err(
                     Error::input("--arch is for a file of weights, not for a folder")
                         .hint("leave it out: the folder says what its model is"),
                 );
             }
-            Some(name) => weights::load_file(&self.path, name, &device())?,
+            Some(name) => weights::load_file(&self.path, name, &device()?)?,
         };
         if let Some(key) = &loaded.wrapper {
             note(&format!(
@@ -283,12 +311,12 @@ fn parse_precision(text: &str) -> std::result::Result<Precision, String> {
 }
 
 /// The arithmetic that is used for what was asked; says so where it is another.
-fn usable_precision(wanted: Precision) -> Precision {
-    let (precision, notice) = crate::fused::usable(wanted);
+fn usable_precision(wanted: Precision) -> Result<Precision> {
+    let (precision, notice) = crate::fused::usable(wanted, &device()?);
     if let Some(notice) = notice {
         note(&format!("note: {notice}"));
     }
-    precision
+    Ok(precision)
 }
 
 /// Writes the JSON result to standard output.

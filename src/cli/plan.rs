@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::Device;
 use serde_json::json;
 
 use super::{parse_precision, print_json};
@@ -68,7 +69,9 @@ impl Plan {
         above("devices", Some(self.devices as f64))?;
         above("classes", Some(self.classes as f64))?;
         let recipe = Recipe::load(&self.recipe, &self.overrides)?;
-        let precision = self.precision.unwrap_or_else(|| usable(recipe.precision).0);
+        // For this processor, unless it is said otherwise: no GPU is opened to plan for one.
+        let usable = || usable(recipe.precision, &Device::flex()).0;
+        let precision = self.precision.unwrap_or_else(usable);
         let tflops = self
             .device_tflops
             .unwrap_or_else(|| SHARE_OF_PEAK * advxl_kernels::peak_flops(precision) / 1e12);

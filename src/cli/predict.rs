@@ -74,17 +74,17 @@ impl Predict {
             count,
         };
         let pass = Pass {
-            precision: usable_precision(self.precision),
+            precision: usable_precision(self.precision)?,
             ..Pass::evaluation()
         };
         let (mut logits, mut gradients) = (Vec::new(), Vec::new());
         let mut screen = Terminal::new();
         let indices: Vec<usize> = (0..count).collect();
         for chunk in indices.chunks(self.batch.max(1)) {
-            let (batch, labels) = images.batch(chunk, &device())?;
+            let (batch, labels) = images.batch(chunk, &device()?)?;
             logits.extend(to_vec(loaded.model.logits(batch.clone(), &pass)));
             if self.gradient {
-                let goal = Targets::classes(&labels).distributions(classes, 0.0, &device());
+                let goal = Targets::classes(&labels).distributions(classes, 0.0, &device()?);
                 let loss = |images: Tensor<4>| {
                     cross_entropy(loaded.model.logits(images, &pass), goal.clone())
                 };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::screen::Terminal;
-use super::{default_folder, device, note, print_json, print_line};
+use super::{default_folder, device_or, note, print_json, print_line};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::group::Group;
@@ -56,7 +56,8 @@ impl Train {
             .out
             .clone()
             .unwrap_or_else(|| default_folder(&self.recipe));
-        let run = Run::open(recipe, &folder, self.accept_changes, &device(), group)?;
+        let device = device_or(recipe.device)?;
+        let run = Run::open(recipe, &folder, self.accept_changes, &device, group)?;
         let mut screen = Terminal::new();
         let mut monitor = Monitor::new(&run.recipe, &run.folder, &mut screen);
         let state = train(&run, &mut monitor)?;
@@ -102,7 +103,8 @@ impl Train {
                 ));
             }
         }
-        let done = Run::open(rehearsal, &folder, false, &device(), group).and_then(|run| {
+        let device = device_or(recipe.device)?;
+        let done = Run::open(rehearsal, &folder, false, &device, group).and_then(|run| {
             let mut screen = Terminal::new();
             let mut monitor = Monitor::new(&run.recipe, &run.folder, &mut screen);
             train(&run, &mut monitor).map(drop)

@@ -10,10 +10,13 @@ mod adamw;
 mod block;
 mod cache;
 mod convnext;
+mod device;
 mod linear;
 mod patches;
 mod pgd;
 pub mod plain;
+#[cfg(feature = "gpu")]
+mod recompute;
 mod rows;
 mod unfold;
 
@@ -22,6 +25,7 @@ pub use advxl_kernels::{Gelu, Precision, release_buffers};
 pub use block::{BlockSpec, PathScale, encoder_block};
 pub use cache::{ConvNextCache, WeightCache};
 pub use convnext::{ConvNextSpec, convnext_block};
+pub use device::{DeviceName, hardware};
 pub use linear::linear;
 pub use patches::{PatchSpec, patches};
 pub use pgd::{l2_step, linf_step};
@@ -35,24 +39,35 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, NodeGuard, OpsKind};
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::{Autodiff, Flex};
-use burn::tensor::{AllocationProperty, Bytes, DType, Shape, Tensor, TensorData};
+use burn::tensor::{AllocationProperty, Bytes, DType, Device, Shape, Tensor, TensorData};
 
-/// The arithmetic that computes what was asked for fastest on this processor, and a notice where it
-/// is another.
-pub fn usable(wanted: Precision) -> (Precision, Option<&'static str>) {
-    choose(wanted, advxl_kernels::bf16_is_faster())
+/// The arithmetic that computes what was asked for fastest on a device, and a notice where it is another.
+pub fn usable(wanted: Precision, device: &Device) -> (Precision, Option<&'static str>) {
+    match device::multiplies_bf16(device) {
+        None => choose(wanted, advxl_kernels::bf16_is_faster(), "processor"),
+        Some(is_faster) => choose(wanted, is_faster, "GPU"),
+    }
 }
 
-fn choose(wanted: Precision, bf16_is_faster: bool) -> (Precision, Option<&'static str>) {
-    if wanted == Precision::F32 || bf16_is_faster {
-        return (wanted, None);
-    }
-    let notice = "this processor does not multiply bf16 faster than f32: computing in f32";
+fn choose(
+    wanted: Precision,
+    bf16_is_faster: bool,
+    what: &'static str,
+) -> (Precision, Option<&'static str>) {
+    let notice = match what {
+        _ if wanted == Precision::F32 || bf16_is_faster => return (wanted, None),
+        "GPU" => "this GPU does not compute in bf16: computing in f32",
+        _ => "this processor does not multiply bf16 faster than f32: computing in f32",
+    };
     (Precision::F32, Some(notice))
 }
 
 /// Whether the tensor lives where the kernels run.
 fn on_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
+    is_processor(&tensor.device())
+}
+
+fn is_processor(device: &Device) -> bool {
     use burn::backend::DispatchDevice;
     fn is_flex(device: &DispatchDevice) -> bool {
         match device {
@@ -62,7 +77,7 @@ fn on_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
             _ => false,
         }
     }
-    is_flex(tensor.device().as_dispatch())
+    is_flex(device.as_dispatch())
 }
 
 /// The CPU primitive of a tensor outside automatic differentiation, contiguous.
@@ -198,11 +213,7 @@ impl safetensors::View for Stored<'_> {
 }
 
 /// A tensor from host values, outside automatic differentiation.
-pub fn from_vec<const D: usize>(
-    values: Vec<f32>,
-    shape: [usize; D],
-    device: &burn::tensor::Device,
-) -> Tensor<D> {
+pub fn from_vec<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::from_data(
         TensorData::new(values, shape),
         &device.clone().without_autodiff(),
@@ -221,15 +232,22 @@ pub fn sum_of_bits(tensor: &Tensor<1>) -> u64 {
     }
 }
 
-/// Sum of the squares of a tensor, in f64 and in a fixed order.
-pub fn sum_of_squares(tensor: &Tensor<1>) -> f64 {
-    if on_kernels(tensor) {
-        let primitive = primitive(tensor.clone());
-        advxl_kernels::sum_of_squares(primitive.as_slice().expect("contiguous f32"))
-    } else {
-        let squares = tensor.clone() * tensor.clone();
-        f64::from(squares.sum().into_scalar::<f32>())
+/// Sums of the squares of tensors: on the processor in f64 and in a fixed order; on a GPU as it adds up, and brought over
+/// together.
+pub fn sums_of_squares(tensors: Vec<Tensor<1>>) -> Vec<f64> {
+    let Some(first) = tensors.first() else {
+        return Vec::new();
+    };
+    if on_kernels(first) {
+        let sum = |tensor| advxl_kernels::sum_of_squares(slice(&primitive(tensor)));
+        return tensors.into_iter().map(sum).collect();
     }
+    let sums = tensors.into_iter().map(|tensor| match tensor.dims() {
+        [0] => Tensor::zeros([1], &tensor.device()),
+        _ => (tensor.clone() * tensor).sum(),
+    });
+    let sums = to_vec(Tensor::cat(sums.collect(), 0));
+    sums.into_iter().map(f64::from).collect()
 }
 
 #[cfg(test)]
@@ -238,6 +256,7 @@ mod tests {
 
     #[test]
     fn bf16_falls_back_to_f32_with_a_notice_where_it_is_not_faster() {
+        let choose = |wanted, is_faster| choose(wanted, is_faster, "processor");
         assert_eq!(choose(Precision::Bf16, true), (Precision::Bf16, None));
         assert_eq!(choose(Precision::F32, false), (Precision::F32, None));
         let (precision, notice) = choose(Precision::Bf16, false);

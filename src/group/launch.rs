@@ -32,6 +32,11 @@ pub fn processes_here() -> usize {
     told.unwrap_or(1).max(1)
 }
 
+/// The number of this process among those of the run on this machine, as far as the launcher tells.
+pub fn number_here() -> usize {
+    number(["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"]).unwrap_or(0)
+}
+
 /// The number of processors in a list such as `0-3,8`.
 fn count(list: &str) -> usize {
     let ranges = list.trim().split(',').filter_map(|range| {

@@ -23,7 +23,7 @@ use crate::error::{Error, Kind, Result};
 use crate::files;
 
 pub use config::{Parallel, Reduce};
-pub use launch::{processes_here, threads};
+pub use launch::{number_here, processes_here, threads};
 
 /// Elements that are sent at a time: large enough that a message's start does not count, small enough to add them up while
 /// the next are on their way.

@@ -9,7 +9,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 
 use crate::error::{Error, Kind, Result};
-use crate::fused::{from_vec, sum_of_bits, sum_of_squares, to_vec};
+use crate::fused::{from_vec, sum_of_bits, sums_of_squares, to_vec};
 use crate::group::{BUCKET, Group, Parallel};
 
 /// How tensors are dealt to the processes of a group.
@@ -163,20 +163,23 @@ impl Exchange {
     /// none.
     pub(super) fn squares(&self, parts: &[Tensor<1>], lengths: &[usize]) -> Vec<f64> {
         let own = self.parallel.shards as usize / self.group.size();
-        let of_shard = |shard: usize| {
-            let squares = parts.iter().zip(lengths).map(|(part, len)| {
+        let mut pieces = Vec::new();
+        for shard in 0..own {
+            for (part, len) in parts.iter().zip(lengths) {
                 let (size, held) = (self.piece(*len), part.dims()[0]);
                 let at = |shard: usize| (shard * size).min(held);
                 let (begin, end) = (at(shard), at(shard + 1));
-                match (begin, end) {
-                    _ if begin == end => 0.0,
-                    (0, end) if end == held => sum_of_squares(part),
-                    _ => sum_of_squares(&part.clone().narrow(0, begin, end - begin)),
+                if begin < end {
+                    pieces.push((shard, part.clone().narrow(0, begin, end - begin)));
                 }
-            });
-            squares.sum()
-        };
-        (0..own).map(of_shard).collect()
+            }
+        }
+        let (shards, pieces): (Vec<_>, Vec<_>) = pieces.into_iter().unzip();
+        let mut squares = vec![0.0; own];
+        for (shard, square) in shards.into_iter().zip(sums_of_squares(pieces)) {
+            squares[shard] += square;
+        }
+        squares
     }
 
     /// A number that another weight, or another bit of one, makes another.

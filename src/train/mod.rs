@@ -221,7 +221,7 @@ impl Run {
         check_outputs(&recipe, &images, &captions)?;
         folder.begin(&recipe.to_toml())?;
         Ok(Self {
-            precision: fused::usable(recipe.precision).0,
+            precision: fused::usable(recipe.precision, device).0,
             recipe,
             folder,
             images,
@@ -236,7 +236,7 @@ impl Run {
 pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let recipe = &run.recipe;
     run.exchange.group.stop_on_signals()?;
-    if let Some(notice) = fused::usable(recipe.precision).1 {
+    if let Some(notice) = fused::usable(recipe.precision, &run.device).1 {
         monitor.line(&format!("note: {notice}"))?;
     }
     let devices = Devices {

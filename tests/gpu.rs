@@ -1,0 +1,407 @@
+//! A GPU against the processor: the same model, attack, training and evaluation.
+//!
+//! Run by `scripts/test-gpu`, on a GPU or on one in software. `ADVXL_TEST_DEVICE` names it, `vulkan` if absent.
+//! Tolerances are for f32: sums of some hundred products in another order, and functions such as `exp` by another program.
+#![cfg(feature = "gpu")]
+
+mod support;
+
+use std::path::Path;
+use std::time::Instant;
+
+use advxl::attack::{Norm, Pgd, Start, input_gradient};
+use advxl::fused::{
+    BlockSpec, DeviceName, Gelu, Precision, WeightCache, encoder_block, from_vec, gelu, layer_norm,
+    linear, to_vec, usable,
+};
+use advxl::loss::{Targets, cross_entropy};
+use advxl::model::{DropPath, Model, ModelConfig, Pass};
+use advxl::recipe::Recipe;
+use advxl::rng::{Purpose, Rng};
+use burn::tensor::{Device, Tensor};
+use serde_json::Value;
+use support::{RECIPE, advxl, trained};
+
+const SIZE: usize = 16;
+const CLASSES: usize = 10;
+const BATCH: usize = 4;
+
+fn name() -> String {
+    std::env::var("ADVXL_TEST_DEVICE").unwrap_or_else(|_| "vulkan".into())
+}
+
+fn gpu() -> Device {
+    let name: DeviceName = name().parse().unwrap();
+    name.open(0).unwrap()
+}
+
+/// The largest difference, as a share of the largest value of `right`.
+fn off(found: &[f32], right: &[f32]) -> f32 {
+    assert_eq!(found.len(), right.len());
+    let most =
+        |values: &mut dyn Iterator<Item = f32>| values.fold(0f32, |most, v| most.max(v.abs()));
+    let difference = most(&mut found.iter().zip(right).map(|(a, b)| a - b));
+    assert!(found.iter().all(|value| value.is_finite()));
+    difference / most(&mut right.iter().copied()).max(1e-12)
+}
+
+/// The model of the small recipe, and a small ConvNeXt.
+fn configs() -> [ModelConfig; 2] {
+    let vit = Recipe::parse(RECIPE, &[]).unwrap().model;
+    let mut convnext = ModelConfig::named("convnext_atto").unwrap();
+    if let ModelConfig::ConvNext(config) = &mut convnext {
+        (config.widths, config.depths) = ([8, 16, 24, 32], [1, 1, 2, 1]);
+    }
+    [vit, convnext]
+}
+
+/// What a device makes of a model: logits, the gradient of the images, those of the weights.
+fn results(config: &ModelConfig, size: usize, pass: &Pass, device: &Device) -> [Vec<f32>; 3] {
+    let model = Model::new(config, CLASSES, size, 1, device);
+    let mut rng = Rng::new(5, Purpose::Bench, 0, 0);
+    let pixels = (0..BATCH * 3 * size * size)
+        .map(|_| rng.uniform())
+        .collect();
+    let images: Tensor<4> = from_vec(pixels, [BATCH, 3, size, size], device);
+    let goal = Targets::classes(&[0, 3, 9, 3]).distributions(CLASSES, 0.1, device);
+    let loss = |images| cross_entropy(model.logits(images, pass), goal.clone());
+    let (gradient, _) = input_gradient(&loss, images.clone());
+    let tracked = model.tracked();
+    let climbed = cross_entropy(tracked.logits(images.clone(), pass), goal.clone()).mean();
+    let weights = tracked.gradients(&mut climbed.backward());
+    [
+        to_vec(model.logits(images, pass)),
+        to_vec(gradient),
+        weights.into_iter().flat_map(to_vec).collect(),
+    ]
+}
+
+#[test]
+fn logits_and_gradients_are_those_of_the_processor_recomputed_or_not() {
+    let device = gpu();
+    let mut bad = false;
+    for (config, size) in configs().iter().zip([SIZE, 32]) {
+        for recompute in [false, true] {
+            let pass = Pass {
+                recompute,
+                drop_path: Some(DropPath {
+                    rate: 0.3,
+                    seed: 1,
+                    position: 0,
+                }),
+                ..Pass::evaluation()
+            };
+            let found = results(config, size, &pass, &device);
+            let right = results(config, size, &pass, &Device::flex());
+            for (what, (found, right)) in ["logits", "images", "weights"]
+                .iter()
+                .zip(found.iter().zip(&right))
+            {
+                let off = off(found, right);
+                eprintln!(
+                    "{} {what}, recompute {recompute}: off by {off:e}",
+                    config.size()
+                );
+                bad |= off >= 2e-5;
+            }
+        }
+    }
+    assert!(!bad);
+}
+
+#[test]
+fn bf16_is_near_to_f32_where_the_device_has_it() {
+    let device = gpu();
+    if usable(Precision::Bf16, &device).0 != Precision::Bf16 {
+        eprintln!("this device does not compute in bf16");
+        return;
+    }
+    let [config, _] = configs();
+    let pass = |precision| Pass {
+        precision,
+        ..Pass::evaluation()
+    };
+    let found = results(&config, SIZE, &pass(Precision::Bf16), &device);
+    let right = results(&config, SIZE, &pass(Precision::F32), &device);
+    for (found, right) in found.iter().zip(&right) {
+        // Eight bits, through two blocks.
+        let off = off(found, right);
+        assert!(off > 0.0 && off < 5e-2, "{off:e}");
+    }
+}
+
+#[test]
+fn a_pgd_step_goes_the_same_way() {
+    let step = |norm, device: &Device| {
+        let [config, _] = configs();
+        let model = Model::new(&config, CLASSES, SIZE, 1, device);
+        let mut rng = Rng::new(6, Purpose::Bench, 0, 0);
+        let pixels = (0..BATCH * 3 * SIZE * SIZE)
+            .map(|_| rng.uniform())
+            .collect();
+        let images: Tensor<4> = from_vec(pixels, [BATCH, 3, SIZE, SIZE], device);
+        let goal = Targets::classes(&[1, 2, 3, 4]).distributions(CLASSES, 0.0, device);
+        let epsilon = if norm == Norm::Linf { "8/255" } else { "0.5" };
+        let attack = Pgd {
+            norm,
+            epsilon: epsilon.parse().unwrap(),
+            step_size: epsilon.parse().unwrap(),
+            steps: 1,
+            start: Start::Random,
+        };
+        let loss = |images| cross_entropy(model.logits(images, &Pass::evaluation()), goal.clone());
+        to_vec(attack.perturb(images, &loss, 3, &[0, 1, 2, 3]))
+    };
+    let device = gpu();
+    for norm in [Norm::Linf, Norm::L2] {
+        let (found, right) = (step(norm, &device), step(norm, &Device::flex()));
+        let moved = found
+            .iter()
+            .zip(&right)
+            .filter(|(a, b)| (**a - **b).abs() > 1e-5);
+        // The sign of a gradient near to zero is chance.
+        assert!(moved.count() * 1000 <= found.len(), "{norm:?}");
+    }
+}
+
+/// Lines of metrics of a run.
+fn losses(run: &Path) -> Vec<(f64, f64)> {
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = metrics
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let found =
+        lines.filter_map(|line| Some((line["loss"].as_f64()?, line["gradient_norm"].as_f64()?)));
+    found.collect()
+}
+
+#[test]
+fn ten_updates_lead_to_the_same_losses_and_the_run_goes_on_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = support::write_recipe(folder.path());
+    let text = |path: &Path| path.to_str().unwrap().to_owned();
+    let train = |name: &str, device: &str| {
+        let out = folder.path().join(name);
+        let begun = Instant::now();
+        let (code, told) = advxl(&[
+            "train",
+            &text(&recipe),
+            "--out",
+            &text(&out),
+            "--device",
+            device,
+        ]);
+        assert_eq!(code, 0, "{told}");
+        eprintln!("{device}: {:.0} s", begun.elapsed().as_secs_f64());
+        out
+    };
+    let (found, right) = (train("gpu", &name()), train("cpu", "cpu"));
+    let (found_losses, right) = (losses(&found), losses(&right));
+    assert_eq!(found_losses.len(), right.len());
+    assert!(right.len() >= 10);
+    for (number, (found, right)) in found_losses.iter().zip(&right).enumerate() {
+        // Attacks take signs, so that differences grow from update to update.
+        let tolerance = 1e-4 * f64::from(2u32.pow(number as u32));
+        assert!(
+            (found.0 / right.0 - 1.0).abs() < tolerance
+                && (found.1 / right.1 - 1.0).abs() < 10.0 * tolerance,
+            "update {number}: {found:?} {right:?}"
+        );
+    }
+    // A checkpoint of one device is one of the other.
+    let elsewhere = folder.path().join("elsewhere");
+    std::fs::create_dir_all(elsewhere.join("checkpoints")).unwrap();
+    std::fs::create_dir_all(elsewhere.join("stages/pretrain")).unwrap();
+    for file in [
+        "recipe.toml",
+        "checkpoints/000000000256.safetensors",
+        "stages/pretrain/model.safetensors",
+    ] {
+        std::fs::copy(found.join(file), elsewhere.join(file)).unwrap();
+    }
+    let (code, told) = advxl(&[
+        "train",
+        &text(&recipe),
+        "--out",
+        &text(&elsewhere),
+        "--device",
+        "cpu",
+    ]);
+    assert_eq!(code, 0, "{told}");
+    assert!(told.contains("resuming after 256"), "{told}");
+}
+
+#[test]
+fn evaluations_come_to_the_same_verdicts() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path());
+    let evaluate = |device: &str| {
+        let out = folder.path().join(device.replace(':', "-"));
+        let (code, told) = advxl(&[
+            "eval",
+            run.to_str().unwrap(),
+            "--out",
+            out.to_str().unwrap(),
+            "--data",
+            "synthetic:24",
+            "--attack",
+            "autoattack",
+            "--norm",
+            "linf",
+            "--eps",
+            "2/255",
+            "--steps",
+            "5",
+            "--targets",
+            "2",
+            "--queries",
+            "20",
+            "--device",
+            device,
+        ]);
+        assert_eq!(code, 0, "{told}");
+        let result = std::fs::read(out.join("result.json")).unwrap();
+        let result: Value = serde_json::from_slice(&result).unwrap();
+        ["clean_accuracy", "robust_accuracy"].map(|key| result[key].to_string())
+    };
+    assert_eq!(evaluate(&name()), evaluate("cpu"));
+}
+
+#[test]
+fn a_device_that_is_not_there_is_named() {
+    let (code, told) = advxl(&["bench", "step", "--device", &format!("{}:99", name())]);
+    assert_eq!(code, 2, "{told}");
+    assert!(
+        told.contains("99`: there is one, number 0") || told.contains("99`: there are"),
+        "{told}"
+    );
+}
+
+/// A tensor of normal numbers.
+fn drawn<const D: usize>(seed: u64, shape: [usize; D], device: &Device) -> Tensor<D> {
+    let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
+    let values = (0..shape.iter().product()).map(|_| rng.normal()).collect();
+    from_vec(values, shape, device)
+}
+
+#[test]
+fn every_operation_and_its_gradient_are_those_of_the_processor() {
+    type Operation = Box<dyn Fn(Tensor<3>, &Device) -> Tensor<3>>;
+    let (tokens, width, heads) = (5, 32, 2);
+    let spec = BlockSpec {
+        heads,
+        hidden: 64,
+        gelu: Gelu::Erf,
+        eps: 1e-6,
+        precision: Precision::F32,
+        recompute: false,
+    };
+    let lengths = [
+        width,
+        width,
+        3 * width * width,
+        3 * width,
+        width * width,
+        width,
+        width,
+        width,
+        64 * width,
+        64,
+        width * 64,
+        width,
+    ];
+    let operations: Vec<(&str, Operation)> = vec![
+        (
+            "softmax",
+            Box::new(|x, _| burn::tensor::activation::softmax(x, 2)),
+        ),
+        (
+            "norm",
+            Box::new(move |x, device| {
+                layer_norm(
+                    x,
+                    drawn(2, [width], device),
+                    drawn(3, [width], device),
+                    1e-6,
+                )
+            }),
+        ),
+        (
+            "linear",
+            Box::new(move |x, device| {
+                linear(x, drawn(2, [48 * width], device), drawn(3, [48], device))
+            }),
+        ),
+        ("gelu", Box::new(|x, _| gelu(x, Gelu::Erf))),
+        ("tanh gelu", Box::new(|x, _| gelu(x, Gelu::Tanh))),
+        ("quick gelu", Box::new(|x, _| gelu(x, Gelu::Quick))),
+        (
+            "permute",
+            Box::new(move |x, _| {
+                let x = x
+                    .reshape([BATCH, tokens, 2, width / 2])
+                    .permute([0, 2, 1, 3]);
+                (x.clone() * x)
+                    .permute([0, 2, 1, 3])
+                    .reshape([BATCH, tokens, width])
+            }),
+        ),
+        (
+            "products",
+            Box::new(move |x, _| {
+                let x = x
+                    .reshape([BATCH, tokens, 2, width / 2])
+                    .permute([0, 2, 1, 3]);
+                let scores = x.clone().matmul(x.clone().transpose());
+                scores
+                    .matmul(x)
+                    .permute([0, 2, 1, 3])
+                    .reshape([BATCH, tokens, width])
+            }),
+        ),
+        (
+            "parts",
+            Box::new(move |x, _| {
+                let x = x
+                    .reshape([BATCH, tokens, 2, width / 2])
+                    .permute([2, 0, 1, 3]);
+                let part = |index| {
+                    x.clone()
+                        .narrow(0, index, 1)
+                        .reshape([BATCH, tokens, width / 2])
+                };
+                part(0) * part(1)
+            }),
+        ),
+        (
+            "block",
+            Box::new(move |x, device| {
+                let mut seed = 10;
+                let weights = lengths.map(|length| {
+                    seed += 1;
+                    drawn(seed, [length], device) * 0.2
+                });
+                encoder_block(x, &weights, &spec, None, &WeightCache::default())
+            }),
+        ),
+    ];
+    let gpu = gpu();
+    let mut wrong = Vec::new();
+    for (name, operation) in &operations {
+        let [found, right] = [&gpu, &Device::flex()].map(|device| {
+            let x = drawn(1, [BATCH, tokens, width], device)
+                .autodiff()
+                .require_grad();
+            let y = operation(x.clone(), device);
+            let towards = drawn(9, y.dims(), device).autodiff();
+            let mut gradients = (y.clone() * towards).sum().backward();
+            [to_vec(y), to_vec(x.grad_remove(&mut gradients).unwrap())]
+        });
+        let offs = [0, 1].map(|index| off(&found[index], &right[index]));
+        eprintln!("{name}: off by {offs:?}");
+        if offs.iter().any(|off| *off > 2e-5) {
+            wrong.push(*name);
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
