@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
-use crate::attack::{Norm, Pgd, Start};
+use crate::attack::{Norm, Pgd, Start, input_gradient};
 use crate::error::Result;
-use crate::fused::{Precision, from_vec};
+use crate::fused::{Precision, from_vec, hardware, to_vec};
 use crate::group::{Group, Parallel, Reduce};
 use crate::loss::{Targets, cross_entropy};
 use crate::model::{Model, ModelConfig, Pass, Pool, Position};
@@ -156,6 +156,7 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
                 None => images.clone(),
             };
             if work.attack_only {
+                wait_for(device);
                 return begun.elapsed().as_secs_f64();
             }
             let tracked = model.tracked();
@@ -169,6 +170,7 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
                 .map(|p| &mut p.value)
                 .collect();
             optimizer.update(weights, &decays, gradients, length, 1e-4);
+            wait_for(device);
             begun.elapsed().as_secs_f64()
         })
         .skip(2)
@@ -180,9 +182,14 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
     let forward = 2.0 * config.forward_macs(size, patches) as f64 * batch as f64;
     let passes = 2 * work.attack_steps + if work.attack_only { 0 } else { 3 };
     let flops = forward * passes as f64;
-    let peak = advxl_kernels::peak_flops(work.precision);
+    let hardware = hardware(device);
+    let peak = match &hardware {
+        None => advxl_kernels::peak_flops(work.precision),
+        Some(_) => product_rate(work.precision, device),
+    };
     json!({
         "program": format!("advxl {}", env!("CARGO_PKG_VERSION")),
+        "device": hardware.as_deref().unwrap_or("cpu"),
         "precision": word_of(work.precision),
         "model": config.size(),
         "image_size": size,
@@ -197,5 +204,98 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
         "peak_gflops": rounded(peak / 1e9, 1),
         "share_of_peak": rounded(flops / median / peak, 3),
         "peak_memory_mib": crate::train::monitor::peak_memory_mib(),
+        "device_memory_mib": device.memory_pool_usage().map(|usage| usage.bytes_reserved >> 20),
     })
+}
+
+/// Waits until a GPU has done what it was given.
+fn wait_for(device: &Device) {
+    // What went wrong shows in the numbers that are read from it.
+    let _ = device.sync();
+}
+
+/// Floating point operations a second of a GPU in products of large square matrices.
+fn product_rate(precision: Precision, device: &Device) -> f64 {
+    const SIDE: usize = 4096;
+    const PRODUCTS: usize = 10;
+    let matrix = || {
+        let ones = Tensor::<2>::ones([SIDE, SIDE], device);
+        match precision {
+            Precision::F32 => ones,
+            Precision::Bf16 => ones.cast(DType::BF16),
+        }
+    };
+    let (a, b) = (matrix(), matrix());
+    let products = || {
+        let begun = Instant::now();
+        for _ in 0..PRODUCTS {
+            std::hint::black_box(a.clone().matmul(b.clone()));
+        }
+        wait_for(device);
+        begun.elapsed().as_secs_f64()
+    };
+    products();
+    2.0 * (SIDE.pow(3) * PRODUCTS) as f64 / products()
+}
+
+/// Compares the gradients of a device with those of the processor in f32: of the images, as an attack takes them, and of
+/// all weights.
+///
+/// `cosine` of the two and the largest difference as a share of the largest gradient; of the images also the share of pixels
+/// whose gradients have the same sign.
+pub fn gradients(work: &StepWork, device: &Device) -> Value {
+    let found = gradients_of(work, work.precision, device);
+    let right = gradients_of(work, Precision::F32, &Device::flex());
+    let compare = |found: &[f32], right: &[f32]| {
+        let sum = |a: &[f32], b: &[f32]| {
+            let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+            products.sum::<f64>()
+        };
+        let most =
+            |values: &mut dyn Iterator<Item = f32>| values.fold(0f32, |most, v| most.max(v.abs()));
+        let off = most(&mut found.iter().zip(right).map(|(a, b)| a - b))
+            / most(&mut right.iter().copied());
+        let same = found
+            .iter()
+            .zip(right)
+            .filter(|(a, b)| a.signum() == b.signum());
+        json!({
+            "cosine": sum(found, right) / (sum(found, found) * sum(right, right)).sqrt(),
+            "largest_difference": off,
+            "same_signs": same.count() as f64 / found.len() as f64,
+        })
+    };
+    json!({
+        "device": hardware(device).as_deref().unwrap_or("cpu"),
+        "precision": word_of(work.precision),
+        "model": work.model.size(),
+        "image_size": work.image_size,
+        "batch": work.batch,
+        "images": compare(&found[0], &right[0]),
+        "weights": compare(&found[1], &right[1]),
+    })
+}
+
+fn gradients_of(work: &StepWork, precision: Precision, device: &Device) -> [Vec<f32>; 2] {
+    let (size, batch) = (work.image_size, work.batch);
+    let model = Model::new(&work.model, work.classes, size, 0, device);
+    let mut rng = Rng::new(1, Purpose::Bench, 0, 0);
+    let pixels = (0..batch * 3 * size * size).map(|_| rng.uniform());
+    let images = from_vec(pixels.collect(), [batch, 3, size, size], device);
+    let labels: Vec<u32> = (0..batch).map(|_| rng.below(work.classes) as u32).collect();
+    let goal = Targets::classes(&labels).distributions(work.classes, 0.0, device);
+    let pass = Pass {
+        precision,
+        recompute: work.recompute,
+        ..Pass::evaluation()
+    };
+    let loss = |images| cross_entropy(model.logits(images, &pass), goal.clone());
+    let (of_images, _) = input_gradient(&loss, images.clone());
+    let tracked = model.tracked();
+    let loss = cross_entropy(tracked.logits(images, &pass), goal.clone()).mean();
+    let of_weights = tracked.gradients(&mut loss.backward());
+    [
+        to_vec(of_images),
+        of_weights.into_iter().flat_map(to_vec).collect(),
+    ]
 }

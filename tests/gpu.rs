@@ -1,6 +1,6 @@
 //! A GPU against the processor: the same model, attack, training and evaluation.
 //!
-//! Run by `scripts/test-gpu`, on a GPU or on one in software. `ADVXL_TEST_DEVICE` names it, `vulkan` if absent.
+//! Run by `scripts/test-gpu`, on a GPU or on one in software. `ADVXL_TEST_DEVICE` names it, `wgpu` if absent.
 //! Tolerances are for f32: sums of some hundred products in another order, and functions such as `exp` by another program.
 #![cfg(feature = "gpu")]
 
@@ -27,7 +27,7 @@ const CLASSES: usize = 10;
 const BATCH: usize = 4;
 
 fn name() -> String {
-    std::env::var("ADVXL_TEST_DEVICE").unwrap_or_else(|_| "vulkan".into())
+    std::env::var("ADVXL_TEST_DEVICE").unwrap_or_else(|_| "wgpu".into())
 }
 
 fn gpu() -> Device {

@@ -25,6 +25,9 @@ pub(super) struct Step {
     /// Time the attack alone: no gradient of the weights, no update.
     #[arg(long)]
     attack_only: bool,
+    /// Time nothing: compare the gradients of the device with those of the processor in f32.
+    #[arg(long, conflicts_with = "attack_only")]
+    gradients: bool,
     /// Compute activations again in backward passes instead of keeping them.
     #[arg(long)]
     recompute: bool,
@@ -102,7 +105,10 @@ impl Step {
             attack_only: self.attack_only,
             recompute: self.recompute,
         };
-        print_json(&bench::step(&work, &device()?));
+        print_json(&match self.gradients {
+            true => bench::gradients(&work, &device()?),
+            false => bench::step(&work, &device()?),
+        });
         Ok(())
     }
 }

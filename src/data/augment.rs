@@ -6,8 +6,9 @@
 //! Not for changes that need two pictures ([`super::mixing`]) nor for evaluation
 //! ([`super::evaluation`]).
 
+use super::batch::Planes;
 use super::operations::{self, Operation};
-use super::picture::{Picture, Region, bytes_to_planes, planes_to_bytes};
+use super::picture::{Picture, Region, bytes_in_planes, planes_to_bytes};
 use super::resize::{Crop, Filter, resize_planes};
 use crate::rng::{Purpose, Rng};
 use crate::settings::Table;
@@ -93,8 +94,10 @@ impl Augmentation {
 
     /// Makes a training image of a picture, of which at least [`Self::region`] is known.
     ///
-    /// Shapes: the result is `[3, image_size, image_size]`. Units: `[0, 1]`.
-    pub fn apply(&self, picture: &Picture, image_size: usize, keys: (u64, u64, u64)) -> Vec<f32> {
+    /// Of bytes it is bytes again, as in Pillow's programs: what resizing gives is rounded.
+    ///
+    /// Shapes: the result is `[3, image_size, image_size]`.
+    pub fn apply(&self, picture: &Picture, image_size: usize, keys: (u64, u64, u64)) -> Planes {
         let mut rng = draws(keys);
         let mut planes = self.geometry(picture, image_size, &mut rng);
         if self.flip && rng.chance(0.5) {
@@ -103,12 +106,16 @@ impl Augmentation {
                 .for_each(|row| row.reverse());
         }
         match &self.rand_augment {
-            None => planes,
             Some(rand_augment) => {
                 let mut bytes = planes_to_bytes(&planes);
                 rand_augment.apply(&mut bytes, image_size, &mut rng);
-                bytes_to_planes(&bytes)
+                Planes::Bytes(bytes_in_planes(&bytes))
             }
+            None if picture.is_bytes() => {
+                let byte = |value: f32| (value * 255.0).round() as u8;
+                Planes::Bytes(planes.into_iter().map(byte).collect())
+            }
+            None => Planes::Floats(planes),
         }
     }
 
@@ -272,7 +279,9 @@ mod tests {
     #[test]
     fn nothing_asked_for_leaves_a_picture_of_the_right_size_untouched() {
         let picture = gradient(32, 32);
-        let image = Augmentation::default().apply(&picture, 32, KEYS);
+        let image = Augmentation::default()
+            .apply(&picture, 32, KEYS)
+            .into_floats();
         assert_eq!(image, picture.to_planes());
     }
 
@@ -358,7 +367,9 @@ mod tests {
         mirrored.chunks_exact_mut(8).for_each(|row| row.reverse());
         let count = (0..1000)
             .filter(|sample| {
-                let image = augmentation.apply(&picture, 8, (0, 0, *sample));
+                let image = augmentation
+                    .apply(&picture, 8, (0, 0, *sample))
+                    .into_floats();
                 assert!(image == planes || image == mirrored);
                 image == mirrored
             })

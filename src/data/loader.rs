@@ -12,27 +12,8 @@ use std::time::{Duration, Instant};
 
 use super::order::Order;
 use super::store::Ahead;
-use super::{Augmentation, Dataset, Fault, Mixing, Part, Reason};
+use super::{Augmentation, Batch, Dataset, Fault, Mixing, Part, Reason};
 use crate::error::{Error, Result};
-
-/// Images of one update with their labels.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Batch {
-    /// `[n, 3, size, size]`, in `[0, 1]`.
-    pub images: Vec<f32>,
-    /// `[n]`: the class of each image.
-    pub first: Vec<u32>,
-    /// `[n]`: the class mixed in; without mixing the same as `first`.
-    pub second: Vec<u32>,
-    /// `[n]`: the share of `first`; 1 without mixing.
-    pub weight: Vec<f32>,
-    /// `[n]`: index in the data set.
-    pub samples: Vec<u64>,
-    /// `[n]`: epoch in which the sample was drawn.
-    pub epochs: Vec<u64>,
-    /// `[n]` with [`Plan::captions`], else empty: what each image shows, in words.
-    pub captions: Vec<String>,
-}
 
 /// What a loader is to deliver.
 #[derive(Clone, Debug)]
@@ -417,7 +398,7 @@ impl Shared {
         });
         // Else growing moves every image once more.
         let values = 3 * self.plan.image_size * self.plan.image_size;
-        chunk.batch.images.reserve_exact(values * CHUNK);
+        chunk.batch.images.reserve(values * CHUNK);
         for position in positions {
             if let Err(error) = self.add_sample(position, &mut chunk) {
                 chunk.error = Some(error);
@@ -475,7 +456,7 @@ impl Shared {
         let values = 3 * self.plan.image_size * self.plan.image_size;
         batch
             .images
-            .reserve_exact(values * self.plan.share.rows(self.plan.batch).len());
+            .reserve(values * self.plan.share.rows(self.plan.batch).len());
         for chunk in chunks.into_iter().flatten() {
             if let Some(error) = chunk.error {
                 return Err(error);
@@ -617,7 +598,8 @@ mod tests {
                 assert_eq!(batch.first[place], dataset.label(index).unwrap());
                 assert_eq!(batch.second[place], batch.first[place]);
                 assert_eq!(batch.weight[place], 1.0);
-                let image = &batch.images[place * 768..][..768];
+                let pixels = batch.pixels(16);
+                let image = &pixels[place * 768..][..768];
                 assert_eq!(image, dataset.picture(index).unwrap().to_planes());
             }
         }

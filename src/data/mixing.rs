@@ -8,7 +8,9 @@
 
 use std::ops::Range;
 
-use super::loader::Batch;
+use burn::tensor::Tensor;
+
+use super::batch::Batch;
 use crate::rng::{Purpose, Rng};
 use crate::settings::Table;
 
@@ -62,7 +64,8 @@ impl Mixing {
         })
     }
 
-    /// Mixes some rows of a batch in place. `samples_seen` is the run's position at the first of them.
+    /// Says of some rows of a batch how they are mixed, and of what their labels are. `samples_seen` is the run's position at the
+    /// first of them.
     pub fn apply(
         &self,
         batch: &mut Batch,
@@ -71,8 +74,6 @@ impl Mixing {
         seed: u64,
         samples_seen: u64,
     ) {
-        let pixels = 3 * image_size * image_size;
-        let images = &mut batch.images[rows.start * pixels..rows.end * pixels];
         let mut rng = Rng::new(seed, Purpose::Mix, samples_seen, 0);
         if !rng.chance(self.probability as f32) {
             return;
@@ -90,13 +91,12 @@ impl Mixing {
             return;
         };
         let share = rng.beta(alpha);
-        let weight = if cut {
+        let (mix, weight) = if cut {
             let patch = Patch::draw(share, image_size, &mut rng);
-            patch.swap(images, image_size);
-            1.0 - patch.area() as f32 / (image_size * image_size) as f32
+            let area = patch.area() as f32 / (image_size * image_size) as f32;
+            (Mix::Cut(patch), 1.0 - area)
         } else {
-            blend(images, image_size, share as f32);
-            share as f32
+            (Mix::Blend(share as f32), share as f32)
         };
         let second = &mut batch.second[rows.clone()];
         for (second, first) in second
@@ -105,7 +105,46 @@ impl Mixing {
         {
             *second = *first;
         }
-        batch.weight[rows].fill(weight);
+        batch.weight[rows.clone()].fill(weight);
+        batch.mixed.push((rows, mix));
+    }
+}
+
+/// How images are mixed with their counterparts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Mix {
+    /// MixUp: this share of each image, and the rest of its counterpart.
+    Blend(f32),
+    /// CutMix: a rectangle of the counterpart.
+    Cut(Patch),
+}
+
+impl Mix {
+    /// Mixes images in place, `[n, 3, image_size, image_size]`.
+    pub(super) fn apply(&self, images: &mut [f32], image_size: usize) {
+        match self {
+            Self::Blend(share) => blend(images, image_size, *share),
+            Self::Cut(patch) => patch.swap(images, image_size),
+        }
+    }
+
+    /// The images of a device, mixed: the same but for rounding.
+    pub(super) fn of(&self, images: Tensor<4>) -> Tensor<4> {
+        let others = images.clone().flip([0]);
+        match self {
+            Self::Blend(share) => images * *share + others * (1.0 - share),
+            Self::Cut(patch) if patch.area() == 0 => images,
+            Self::Cut(patch) => {
+                let [count, channels, ..] = images.dims();
+                let place = [
+                    0..count,
+                    0..channels,
+                    patch.top..patch.bottom,
+                    patch.left..patch.right,
+                ];
+                images.slice_assign(place.clone(), others.slice(place))
+            }
+        }
     }
 }
 
@@ -137,7 +176,8 @@ fn counterparts(
 }
 
 /// A rectangle: from `left` to before `right`, from `top` to before `bottom`.
-struct Patch {
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patch {
     left: usize,
     right: usize,
     top: usize,
@@ -182,14 +222,18 @@ impl Patch {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Planes;
     use super::*;
 
     fn batch(n: usize, size: usize) -> Batch {
         let len = 3 * size * size;
         Batch {
-            images: (0..n)
-                .flat_map(|image| std::iter::repeat_n(image as f32 / n as f32, len))
-                .collect(),
+            images: Planes::Floats(
+                (0..n)
+                    .flat_map(|image| std::iter::repeat_n(image as f32 / n as f32, len))
+                    .collect(),
+            ),
+            mixed: Vec::new(),
             first: (0..n as u32).collect(),
             second: (0..n as u32).collect(),
             weight: vec![1.0; n],
@@ -221,7 +265,8 @@ mod tests {
                 let mut batch = batch(n, 8);
                 mixing.apply(&mut batch, 0..n, 8, 0, position);
                 for image in 0..n {
-                    let values = &batch.images[image * 192..][..192];
+                    let pixels = batch.pixels(8);
+                    let values = &pixels[image * 192..][..192];
                     let mean = values.iter().sum::<f32>() / 192.0;
                     let of = |label: u32| label as f32 / n as f32;
                     let weight = batch.weight[image];
@@ -266,7 +311,10 @@ mod tests {
                 let mut batch = batch(2, 8);
                 mixing(Some(0.8), Some(1.0)).apply(&mut batch, 0..2, 8, 0, *position);
                 // CutMix leaves only the old values.
-                batch.images.iter().all(|value| [0.0, 0.5].contains(value))
+                batch
+                    .pixels(8)
+                    .iter()
+                    .all(|value| [0.0, 0.5].contains(value))
             })
             .count();
         // Standard deviation 10; a share of 1 looks the same in both, hence a little more.

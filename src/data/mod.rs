@@ -18,6 +18,7 @@
 //! | [`loader`] [`evaluation`]  | batches                                                  |
 
 pub mod augment;
+pub mod batch;
 pub mod check;
 pub mod cifar;
 #[cfg_attr(not(feature = "cloud"), path = "cloud_absent.rs")]
@@ -51,11 +52,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use augment::{Augmentation, RandAugment, RandomResizedCrop};
+pub use batch::{Batch, Planes};
 pub use decode::Examined;
 pub use evaluation::{EvaluationTransform, evaluation_batch};
 pub use health::{Fault, Health, Reason};
-pub use loader::{Batch, Broken, Loader, Plan, Share};
-pub use mixing::Mixing;
+pub use loader::{Broken, Loader, Plan, Share};
+pub use mixing::{Mix, Mixing};
 pub use picture::{Picture, Region, View};
 pub use shards::{Part, Sample};
 

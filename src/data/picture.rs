@@ -121,6 +121,11 @@ impl Picture {
         &self.pixels
     }
 
+    /// Whether it is made of bytes, and not of floats.
+    pub fn is_bytes(&self) -> bool {
+        matches!(self.pixels, Pixels::Bytes(_))
+    }
+
     /// The known region as floats in `[0, 1]`, `[3, height, width]`; a byte `b` becomes `b / 255`.
     pub fn to_planes(&self) -> Vec<f32> {
         match &self.pixels {
@@ -162,6 +167,12 @@ pub fn planes_to_bytes(planes: &[f32]) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// `[height, width, 3]` bytes to `[3, height, width]`.
+pub fn bytes_in_planes(bytes: &[u8]) -> Vec<u8> {
+    let pixel = |channel: usize| bytes.iter().skip(channel).step_by(3);
+    (0..3).flat_map(pixel).copied().collect()
 }
 
 fn check_count(width: usize, height: usize, found: usize) -> Result<()> {

@@ -39,7 +39,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, NodeGuard, OpsKind};
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::{Autodiff, Flex};
-use burn::tensor::{AllocationProperty, Bytes, DType, Device, Shape, Tensor, TensorData};
+use burn::tensor::{AllocationProperty, Bytes, DType, Device, Int, Shape, Tensor, TensorData};
 
 /// The arithmetic that computes what was asked for fastest on a device, and a notice where it is another.
 pub fn usable(wanted: Precision, device: &Device) -> (Precision, Option<&'static str>) {
@@ -67,7 +67,8 @@ fn on_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
     is_processor(&tensor.device())
 }
 
-fn is_processor(device: &Device) -> bool {
+/// Whether a device is the processor, on which the kernels run.
+pub fn is_processor(device: &Device) -> bool {
     use burn::backend::DispatchDevice;
     fn is_flex(device: &DispatchDevice) -> bool {
         match device {
@@ -218,6 +219,36 @@ pub fn from_vec<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &De
         TensorData::new(values, shape),
         &device.clone().without_autodiff(),
     )
+}
+
+/// Images of bytes on a GPU, in `[0, 1]`: they cross the bus as they are.
+///
+/// Four in a word, which every device has; the floats come from a table, and so are those of the processor to the bit.
+pub fn from_bytes<const D: usize>(bytes: &[u8], shape: [usize; D], device: &Device) -> Tensor<D> {
+    let device = device.clone().without_autodiff();
+    let words: Vec<i32> = bytes
+        .chunks(4)
+        .map(|four| {
+            let mut word = [0; 4];
+            word[..four.len()].copy_from_slice(four);
+            i32::from_le_bytes(word)
+        })
+        .collect();
+    let count = words.len();
+    let words: Tensor<1, Int> =
+        Tensor::from_data(TensorData::new(words, [count]), (&device, DType::I32));
+    let byte = |shift: i32| {
+        words
+            .clone()
+            .bitwise_right_shift_scalar(shift)
+            .bitwise_and_scalar(255)
+    };
+    // [words] each -> [words, 4], in the order of the bytes
+    let places: Tensor<2, Int> = Tensor::stack([0, 8, 16, 24].map(byte).to_vec(), 1);
+    let places = places.reshape([4 * count]).narrow(0, 0, bytes.len());
+    let table: Vec<f32> = (0..=u8::MAX).map(|byte| f32::from(byte) / 255.0).collect();
+    let table: Tensor<1> = from_vec(table, [256], &device);
+    table.select(0, places).reshape(shape)
 }
 
 /// Sum of the bits of a tensor's values as whole numbers, which any flipped bit changes.

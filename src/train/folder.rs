@@ -222,7 +222,7 @@ impl RunFolder {
         let shape = [batch.first.len(), 3, side(batch), side(batch)];
         let labels: Vec<i64> = batch.first.iter().map(|label| i64::from(*label)).collect();
         for (name, images) in [
-            ("images", &batch.images),
+            ("images", &batch.pixels(side(batch))),
             ("adversarial", &found.adversarial),
         ] {
             let path = bundle.join(format!("{name}.safetensors"));

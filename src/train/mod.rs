@@ -26,7 +26,7 @@ use crate::data::resize::Filter;
 use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Share, Split};
 use crate::error::{Context, Error, Kind, Result};
 use crate::eval::{Done, Evaluation, Images, Observer, Outcome};
-use crate::fused::{self, Precision, from_vec};
+use crate::fused::{self, Precision};
 use crate::group::{self, Group};
 use crate::loss::{Objective, Targets};
 use crate::model::{DropPath, Pass};
@@ -378,7 +378,7 @@ impl Update<'_> {
             run.recipe.seed,
             state.samples + (group.rank() * count) as u64,
         );
-        let images = from_vec(batch.images.clone(), [count, 3, size, size], &run.device);
+        let images = batch.to_device(size, &run.device);
         let targets = Targets {
             first: batch.first.clone(),
             second: batch.second.clone(),

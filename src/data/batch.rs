@@ -1,0 +1,131 @@
+//! Images of one update with their labels, as loaders make them and as devices take them.
+
+use std::ops::Range;
+
+use burn::tensor::{Device, Tensor};
+
+use super::mixing::Mix;
+use crate::fused;
+
+/// Images of one update with their labels.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// `[n, 3, size, size]`, before they are mixed.
+    pub images: Planes,
+    /// Rows that are mixed with each other, and how.
+    pub mixed: Vec<(Range<usize>, Mix)>,
+    /// `[n]`: the class of each image.
+    pub first: Vec<u32>,
+    /// `[n]`: the class mixed in; without mixing the same as `first`.
+    pub second: Vec<u32>,
+    /// `[n]`: the share of `first`; 1 without mixing.
+    pub weight: Vec<f32>,
+    /// `[n]`: index in the data set.
+    pub samples: Vec<u64>,
+    /// `[n]`: epoch in which the sample was drawn.
+    pub epochs: Vec<u64>,
+    /// `[n]` with [`super::Plan::captions`], else empty: what each image shows, in words.
+    pub captions: Vec<String>,
+}
+
+/// Planes of color, one image after another.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Planes {
+    /// Of pictures that are files: a quarter of the memory, and of what goes to a GPU.
+    Bytes(Vec<u8>),
+    /// Of data sets of floats, in `[0, 1]`.
+    Floats(Vec<f32>),
+}
+
+impl Default for Planes {
+    fn default() -> Self {
+        Self::Bytes(Vec::new())
+    }
+}
+
+impl Planes {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes.len(),
+            Self::Floats(floats) => floats.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Makes room for more values.
+    pub(super) fn reserve(&mut self, more: usize) {
+        match self {
+            Self::Bytes(bytes) => bytes.reserve_exact(more),
+            Self::Floats(floats) => floats.reserve_exact(more),
+        }
+    }
+
+    /// Adds others behind these. Of bytes and floats there come to be floats.
+    pub(super) fn extend(&mut self, others: Self) {
+        match (&mut *self, others) {
+            (Self::Bytes(these), Self::Bytes(others)) => these.extend(others),
+            (Self::Floats(these), others) => these.extend(others.into_floats()),
+            (Self::Bytes(these), others) => {
+                let mut floats = Self::Bytes(std::mem::take(these)).into_floats();
+                floats.extend(others.into_floats());
+                *self = Self::Floats(floats);
+            }
+        }
+    }
+
+    /// The values in `[0, 1]`.
+    pub fn into_floats(self) -> Vec<f32> {
+        match self {
+            Self::Bytes(bytes) => bytes
+                .into_iter()
+                .map(|byte| f32::from(byte) / 255.0)
+                .collect(),
+            Self::Floats(floats) => floats,
+        }
+    }
+}
+
+impl Batch {
+    /// The images in `[0, 1]`, mixed.
+    pub fn pixels(&self, image_size: usize) -> Vec<f32> {
+        let mut images = self.images.clone().into_floats();
+        let one = 3 * image_size * image_size;
+        for (rows, mix) in &self.mixed {
+            mix.apply(&mut images[rows.start * one..rows.end * one], image_size);
+        }
+        images
+    }
+
+    /// The same on a device: `[n, 3, image_size, image_size]`. To a GPU bytes go as they are, and are mixed there.
+    pub fn to_device(&self, image_size: usize, device: &Device) -> Tensor<4> {
+        let shape = [self.first.len(), 3, image_size, image_size];
+        if fused::is_processor(device) {
+            return fused::from_vec(self.pixels(image_size), shape, device);
+        }
+        let images = match &self.images {
+            Planes::Bytes(bytes) => fused::from_bytes(bytes, shape, device),
+            Planes::Floats(floats) => fused::from_vec(floats.clone(), shape, device),
+        };
+        if self.mixed.is_empty() {
+            return images;
+        }
+        let mut done = 0;
+        let mut parts = Vec::new();
+        for (rows, mix) in &self.mixed {
+            if done < rows.start {
+                parts.push(images.clone().narrow(0, done, rows.start - done));
+            }
+            parts.push(mix.of(images.clone().narrow(0, rows.start, rows.len())));
+            done = rows.end;
+        }
+        if done < shape[0] {
+            parts.push(images.narrow(0, done, shape[0] - done));
+        }
+        Tensor::cat(parts, 0)
+    }
+}
