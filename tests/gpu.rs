@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use advxl::attack::{Norm, Pgd, Start, input_gradient};
+use advxl::data::{Batch, Mixing, Planes};
 use advxl::fused::{
     BlockSpec, DeviceName, Gelu, Precision, WeightCache, encoder_block, from_vec, gelu, layer_norm,
     linear, to_vec, usable,
@@ -265,6 +266,36 @@ fn evaluations_come_to_the_same_verdicts() {
         ["clean_accuracy", "robust_accuracy"].map(|key| result[key].to_string())
     };
     assert_eq!(evaluate(&name()), evaluate("cpu"));
+}
+
+#[test]
+fn bytes_and_mixed_images_arrive_as_they_left() {
+    let size = 8;
+    let mut batch = Batch {
+        images: Planes::Bytes(
+            (0..6 * 3 * size * size)
+                .map(|at| (at * 7 % 256) as u8)
+                .collect(),
+        ),
+        first: (0..6).collect(),
+        second: (0..6).collect(),
+        weight: vec![1.0; 6],
+        ..Batch::default()
+    };
+    let arrived = |batch: &Batch| to_vec(batch.to_device(size, &gpu()));
+    assert_eq!(arrived(&batch), batch.pixels(size));
+    for (mixup_alpha, cutmix_alpha) in [(Some(0.8), None), (None, Some(1.0))] {
+        let mixing = Mixing {
+            mixup_alpha,
+            cutmix_alpha,
+            probability: 1.0,
+            switch_probability: None,
+        };
+        batch.mixed.clear();
+        mixing.apply(&mut batch, 0..4, size, 1, 2);
+        let off = off(&arrived(&batch), &batch.pixels(size));
+        assert!(off < 2e-7, "{off:e}");
+    }
 }
 
 #[test]

@@ -248,7 +248,10 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let counts = (0..recipe.stage.len()).map(|number| run.outputs(number));
     let classes = counts.max().unwrap_or_default();
     let plan = plan::Plan::new(recipe, classes, run.precision, devices);
-    let free = plan::available_memory().map(|free| free / group::processes_here() as u64);
+    // Of GPUs it is not known what is free.
+    let free = plan::available_memory()
+        .filter(|_| fused::is_processor(&run.device))
+        .map(|free| free / group::processes_here() as u64);
     if let Some(notice) = plan::check_memory(&plan, free)? {
         monitor.warn(&notice)?;
     }
