@@ -313,7 +313,7 @@ fn run(dataset: &Arc<Dataset>, plan: Plan, threads: usize) -> Result<Run> {
     let (mut samples, mut pixels, mut captions) = (Vec::new(), Vec::new(), Vec::new());
     while let Some(batch) = loader.next_batch()? {
         samples.extend(batch.samples);
-        pixels.extend(batch.images);
+        pixels.extend(batch.images.into_floats());
         captions.extend(batch.captions);
     }
     assert!(loader.broken().is_empty(), "{:?}", loader.broken());
