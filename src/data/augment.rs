@@ -8,7 +8,7 @@
 
 use super::batch::Planes;
 use super::operations::{self, Operation};
-use super::picture::{Picture, Region, bytes_in_planes, planes_to_bytes};
+use super::picture::{Picture, Region, bytes_in_planes, planes_to_bytes, to_byte};
 use super::resize::{Crop, Filter, resize_planes};
 use crate::rng::{Purpose, Rng};
 use crate::settings::Table;
@@ -111,10 +111,7 @@ impl Augmentation {
                 rand_augment.apply(&mut bytes, image_size, &mut rng);
                 Planes::Bytes(bytes_in_planes(&bytes))
             }
-            None if picture.is_bytes() => {
-                let byte = |value: f32| (value * 255.0).round() as u8;
-                Planes::Bytes(planes.into_iter().map(byte).collect())
-            }
+            None if picture.is_bytes() => Planes::Bytes(planes.into_iter().map(to_byte).collect()),
             None => Planes::Floats(planes),
         }
     }

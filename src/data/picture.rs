@@ -163,7 +163,7 @@ pub fn planes_to_bytes(planes: &[f32]) -> Vec<u8> {
     for channel in 0..3 {
         let plane = &planes[channel * area..][..area];
         for (pixel, value) in bytes.chunks_exact_mut(3).zip(plane) {
-            pixel[channel] = (value * 255.0).round() as u8;
+            pixel[channel] = to_byte(*value);
         }
     }
     bytes
@@ -171,8 +171,20 @@ pub fn planes_to_bytes(planes: &[f32]) -> Vec<u8> {
 
 /// `[height, width, 3]` bytes to `[3, height, width]`.
 pub fn bytes_in_planes(bytes: &[u8]) -> Vec<u8> {
-    let pixel = |channel: usize| bytes.iter().skip(channel).step_by(3);
-    (0..3).flat_map(pixel).copied().collect()
+    let area = bytes.len() / 3;
+    let mut planes = vec![0; bytes.len()];
+    for channel in 0..3 {
+        let plane = &mut planes[channel * area..][..area];
+        for (value, pixel) in plane.iter_mut().zip(bytes.chunks_exact(3)) {
+            *value = pixel[channel];
+        }
+    }
+    planes
+}
+
+/// A value in `[0, 1]` as the nearest byte; others as 0 or 255. Several at a time, which `round` is not.
+pub fn to_byte(value: f32) -> u8 {
+    (value * 255.0 + 0.5) as u8
 }
 
 fn check_count(width: usize, height: usize, found: usize) -> Result<()> {
