@@ -161,6 +161,59 @@ fn a_plan_tells_the_papers_cost_and_the_parts_of_memory() {
 }
 
 #[test]
+fn a_plan_for_many_devices_tells_what_they_exchange_and_wait() {
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/vit_b16_in1k.toml");
+    let arguments = |link: &'static str| {
+        let devices = ["--devices", "256", "--device-tflops", "400"];
+        [&["plan", recipe][..], &devices, &["--link", link, "--json"]].concat()
+    };
+    let found = json(&arguments("400Gb"));
+    let update = &found["plan"]["phases"][0]["update"];
+    let seconds = |key: &str| update[key].as_f64().unwrap();
+    assert!(seconds("exchange") > seconds("compute"), "{update}");
+    assert_eq!(seconds("contrast"), 0.0);
+    let efficiency = found["plan"]["efficiency"].as_f64().unwrap();
+    assert!(efficiency > 0.0 && efficiency < 0.5, "{efficiency}");
+    assert!(found["plan"]["checkpoints"]["seconds"].as_f64().unwrap() > 0.0);
+
+    let output = command(&arguments("400Gb")).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        told.contains("256 devices cannot share batches of 1 shard"),
+        "{told}"
+    );
+    let (code, told) = advxl(&arguments("400"));
+    assert_eq!(code, 2);
+    assert!(told.contains("such as 400Gb"), "{told}");
+}
+
+#[test]
+fn devices_are_named_and_those_that_are_not_there_refused() {
+    let step = |device: &str| advxl(&["bench", "step", "--device", device]);
+    let (code, told) = step("gpu");
+    assert_eq!(code, 2);
+    assert!(
+        told.contains("`gpu` is no device: use auto, cpu, cuda"),
+        "{told}"
+    );
+    // Whichever it is on this machine: a missing feature, or a missing GPU.
+    let (code, told) = step("rocm:9");
+    assert_eq!(code, 2, "{told}");
+    assert!(told.contains("device `rocm:9`"), "{told}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = support::write_recipe(folder.path());
+    let recipe = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("device = \"tpu\"{recipe}")).unwrap();
+    let (code, told) = advxl(&["train", path.to_str().unwrap(), "--dry-run"]);
+    assert_eq!(code, 2);
+    assert!(
+        told.contains("line 1") && told.contains("`tpu` is no device"),
+        "{told}"
+    );
+}
+
+#[test]
 fn a_named_size_is_inspected_with_the_papers_multiply_adds() {
     for (size, gigas) in [
         ("vit_b16", 17.56),
