@@ -73,9 +73,7 @@ pub fn exchange(
             work();
             begun.elapsed().as_secs_f64()
         };
-        let mut seconds: Vec<f64> = (0..repeats + 1).map(timed).skip(1).collect();
-        seconds.sort_by(f64::total_cmp);
-        seconds[seconds.len() / 2]
+        middle((0..repeats + 1).map(timed).skip(1).collect())
     };
     let message = median(Box::new(|| {
         let values = vec![1.0; group.size()];
@@ -97,6 +95,11 @@ pub fn exchange(
         "put_together_seconds": rounded(putting, 4),
         "seconds": rounded(adding + putting, 4),
     }))
+}
+
+fn middle(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
 }
 
 fn rounded(value: f64, digits: i32) -> f64 {
@@ -126,14 +129,8 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
     let mut optimizer = Optimizer::new(&settings, None, &weights, None, 0);
     let decays: Vec<bool> = model.parameters().iter().map(|p| p.decays).collect();
 
-    let mut rng = Rng::new(0, Purpose::Bench, 0, 0);
     let (batch, size) = (work.batch, work.image_size);
-    let pixels = (0..batch * 3 * size * size)
-        .map(|_| rng.uniform())
-        .collect();
-    let images = from_vec(pixels, [batch, 3, size, size], device);
-    let labels: Vec<u32> = (0..batch).map(|_| rng.below(work.classes) as u32).collect();
-    let goal = Targets::classes(&labels).distributions(work.classes, 0.0, device);
+    let (images, goal) = images_and_goal(work, 0, device);
     let keys: Vec<u64> = (0..batch as u64).collect();
     let attack = (work.attack_steps > 0).then(|| Pgd {
         norm: Norm::Linf,
@@ -147,7 +144,7 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
         recompute: work.recompute,
         ..Pass::evaluation()
     };
-    let mut seconds: Vec<f64> = (0..work.repeats + 2)
+    let seconds = (0..work.repeats + 2)
         .map(|_| {
             let begun = Instant::now();
             let loss = |x: Tensor<4>| cross_entropy(model.logits(x, &pass), goal.clone());
@@ -175,8 +172,7 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
         })
         .skip(2)
         .collect();
-    seconds.sort_by(f64::total_cmp);
-    let median = seconds[seconds.len() / 2];
+    let median = middle(seconds);
 
     let patches = (size / config.patch()).pow(2);
     let forward = 2.0 * config.forward_macs(size, patches) as f64 * batch as f64;
@@ -277,13 +273,8 @@ pub fn gradients(work: &StepWork, device: &Device) -> Value {
 }
 
 fn gradients_of(work: &StepWork, precision: Precision, device: &Device) -> [Vec<f32>; 2] {
-    let (size, batch) = (work.image_size, work.batch);
-    let model = Model::new(&work.model, work.classes, size, 0, device);
-    let mut rng = Rng::new(1, Purpose::Bench, 0, 0);
-    let pixels = (0..batch * 3 * size * size).map(|_| rng.uniform());
-    let images = from_vec(pixels.collect(), [batch, 3, size, size], device);
-    let labels: Vec<u32> = (0..batch).map(|_| rng.below(work.classes) as u32).collect();
-    let goal = Targets::classes(&labels).distributions(work.classes, 0.0, device);
+    let model = Model::new(&work.model, work.classes, work.image_size, 0, device);
+    let (images, goal) = images_and_goal(work, 1, device);
     let pass = Pass {
         precision,
         recompute: work.recompute,
@@ -298,4 +289,15 @@ fn gradients_of(work: &StepWork, precision: Precision, device: &Device) -> [Vec<
         to_vec(of_images),
         of_weights.into_iter().flat_map(to_vec).collect(),
     ]
+}
+
+/// Images drawn at random, and the distributions of as random labels.
+fn images_and_goal(work: &StepWork, seed: u64, device: &Device) -> (Tensor<4>, Tensor<2>) {
+    let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
+    let (batch, size) = (work.batch, work.image_size);
+    let pixels = (0..batch * 3 * size * size).map(|_| rng.uniform());
+    let images = from_vec(pixels.collect(), [batch, 3, size, size], device);
+    let labels: Vec<u32> = (0..batch).map(|_| rng.below(work.classes) as u32).collect();
+    let goal = Targets::classes(&labels).distributions(work.classes, 0.0, device);
+    (images, goal)
 }

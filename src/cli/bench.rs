@@ -43,8 +43,6 @@ pub(super) struct Step {
 }
 
 /// What an update costs the processes that `mpirun` started: gradients added up, weights put together.
-///
-/// With one process it tells what there is to exchange nothing, which is close to 0.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example, for `advxl plan --link`:\n  mpirun -n 2 --bind-to none advxl bench exchange --parameters 86000000 --threads 1"

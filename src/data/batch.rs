@@ -79,13 +79,18 @@ impl Planes {
     }
 
     /// The values in `[0, 1]`.
+    pub fn to_floats(&self) -> Vec<f32> {
+        match self {
+            Self::Bytes(bytes) => bytes.iter().map(|byte| f32::from(*byte) / 255.0).collect(),
+            Self::Floats(floats) => floats.clone(),
+        }
+    }
+
+    /// The same, of floats without a copy.
     pub fn into_floats(self) -> Vec<f32> {
         match self {
-            Self::Bytes(bytes) => bytes
-                .into_iter()
-                .map(|byte| f32::from(byte) / 255.0)
-                .collect(),
             Self::Floats(floats) => floats,
+            bytes => bytes.to_floats(),
         }
     }
 }
@@ -93,7 +98,7 @@ impl Planes {
 impl Batch {
     /// The images in `[0, 1]`, mixed.
     pub fn pixels(&self, image_size: usize) -> Vec<f32> {
-        let mut images = self.images.clone().into_floats();
+        let mut images = self.images.to_floats();
         let one = 3 * image_size * image_size;
         for (rows, mix) in &self.mixed {
             mix.apply(&mut images[rows.start * one..rows.end * one], image_size);

@@ -145,12 +145,21 @@ impl Picture {
 
 /// `[height, width, 3]` bytes to `[3, height, width]` floats in `[0, 1]`.
 pub fn bytes_to_planes(bytes: &[u8]) -> Vec<f32> {
+    in_planes(bytes, |byte| f32::from(byte) / 255.0)
+}
+
+/// `[height, width, 3]` bytes to `[3, height, width]`.
+pub fn bytes_in_planes(bytes: &[u8]) -> Vec<u8> {
+    in_planes(bytes, |byte| byte)
+}
+
+fn in_planes<T: Copy + Default>(bytes: &[u8], value_of: impl Fn(u8) -> T) -> Vec<T> {
     let area = bytes.len() / 3;
-    let mut planes = vec![0.0; bytes.len()];
+    let mut planes = vec![T::default(); bytes.len()];
     for channel in 0..3 {
         let plane = &mut planes[channel * area..][..area];
         for (value, pixel) in plane.iter_mut().zip(bytes.chunks_exact(3)) {
-            *value = f32::from(pixel[channel]) / 255.0;
+            *value = value_of(pixel[channel]);
         }
     }
     planes
@@ -167,19 +176,6 @@ pub fn planes_to_bytes(planes: &[f32]) -> Vec<u8> {
         }
     }
     bytes
-}
-
-/// `[height, width, 3]` bytes to `[3, height, width]`.
-pub fn bytes_in_planes(bytes: &[u8]) -> Vec<u8> {
-    let area = bytes.len() / 3;
-    let mut planes = vec![0; bytes.len()];
-    for channel in 0..3 {
-        let plane = &mut planes[channel * area..][..area];
-        for (value, pixel) in plane.iter_mut().zip(bytes.chunks_exact(3)) {
-            *value = pixel[channel];
-        }
-    }
-    planes
 }
 
 /// A value in `[0, 1]` as the nearest byte; others as 0 or 255. Several at a time, which `round` is not.

@@ -209,7 +209,7 @@ impl DeviceName {
 /// Sides as attention has them, filled up or not. A broken installation fails at the first; a driver may also compute wrongly, as SwiftShader does with
 /// the programs in SPIR-V of Burn 0.22.
 fn largest_error(device: &Device) -> f32 {
-    let error = |[count, rows, inner, columns]: [usize; 4]| {
+    let errors = |[count, rows, inner, columns]: [usize; 4]| {
         let matrices = |seed: u64, shape: [usize; 3]| {
             let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
             let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.normal()).collect();
@@ -219,15 +219,8 @@ fn largest_error(device: &Device) -> f32 {
         let [b, right_b] = matrices(2, [count, inner, columns]);
         let found = to_vec(a.matmul(b));
         let right = to_vec(right_a.matmul(right_b));
-        let off = found.iter().zip(&right).map(|(a, b)| (a - b).abs());
-        // NaN is no number that is larger.
-        off.fold(0f32, |most, off| {
-            if off > most || off.is_nan() {
-                off
-            } else {
-                most
-            }
-        })
+        let off = found.into_iter().zip(right).map(|(a, b)| (a - b).abs());
+        off.collect::<Vec<_>>()
     };
     let shapes = [
         [8, 5, 5, 16],
@@ -236,13 +229,9 @@ fn largest_error(device: &Device) -> f32 {
         [4, 56, 56, 64],
         [1, 64, 192, 32],
     ];
-    let errors = shapes.map(error);
-    errors
-        .into_iter()
-        .fold(0.0, |most, off| match off.is_nan() {
-            true => f32::INFINITY,
-            false => most.max(off),
-        })
+    // In this order what is no number comes last.
+    let errors = shapes.into_iter().flat_map(errors);
+    errors.max_by(f32::total_cmp).expect("there are shapes")
 }
 
 /// The name of a device's hardware, if it is a GPU.
