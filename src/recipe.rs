@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Serialize, Serializer};
 
 use crate::attack::{Attack, Norm, Pgd};
-use crate::data::{Augmentation, Mixing, Spec};
+use crate::data::{Augmentation, Mixing, Selection, Spec};
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
 use crate::files;
@@ -129,6 +129,9 @@ pub struct Data {
     /// Share of broken images that is replaced and counted; without it the first one ends the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broken_rate: Option<f64>,
+    /// Measures with the very images that are learned from, which is refused otherwise.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub test_on_train: bool,
 }
 
 /// A stretch of the run with one loss, attack and learning rate schedule.
@@ -226,13 +229,24 @@ pub struct Phase {
     pub masking: Option<Masking>,
 }
 
+/// Which of the test images an evaluation uses: a stratified sample of a size, or those that a file lists.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TestImages {
+    /// `images = N`: a sample spread over the classes; all images where there are no more.
+    Images(u64),
+    /// `ids = "FILE"`: one image a line.
+    Ids(String),
+}
+
 /// Evaluation while training.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
     /// Samples between two evaluations; there is one at the end of each stage besides.
     pub every_samples: u64,
-    /// How many of the test images.
-    pub images: u64,
+    /// Which of the test images.
+    #[serde(flatten)]
+    pub images: TestImages,
     /// The attack beside clean accuracy.
     pub attack: Pgd,
 }
@@ -246,8 +260,9 @@ pub struct FinalEvaluation {
     /// The stage at whose end the model is taken; the last one if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stage: Option<String>,
-    /// How many of the test images, from the first.
-    pub images: u64,
+    /// Which of the test images.
+    #[serde(flatten)]
+    pub images: TestImages,
     /// The attacks by name, in order.
     pub attacks: Vec<String>,
     /// The norm that bounds perturbations.
@@ -723,6 +738,7 @@ impl Data {
             train: train?,
             test: test?,
             broken_rate,
+            test_on_train: table.optional("test_on_train").unwrap_or(false),
         })
     }
 }
@@ -847,11 +863,41 @@ impl Phase {
     }
 }
 
+impl TestImages {
+    fn read(table: &Table) -> Option<Self> {
+        let ids: Option<String> = table.optional("ids");
+        let positive = |count: &u64| *count > 0;
+        match (ids, table.has("images")) {
+            (None, _) => table
+                .required_where("images", "at least 1", positive)
+                .map(Self::Images),
+            (Some(ids), false) => Some(Self::Ids(ids)),
+            (Some(_), true) => {
+                let hint = "`images` takes a stratified sample of a size, `ids` the images that a file lists";
+                table.fault(
+                    "ids",
+                    "set exactly one of `images` or `ids`",
+                    Some(hint.into()),
+                );
+                None
+            }
+        }
+    }
+
+    /// The same for a data set.
+    pub fn selection(&self) -> Selection {
+        match self {
+            Self::Images(count) => Selection::Sample(*count as usize),
+            Self::Ids(path) => Selection::Listed(path.into()),
+        }
+    }
+}
+
 impl Evaluation {
     fn read(table: &Table) -> Option<Self> {
         let positive = |count: &u64| *count > 0;
         let every_samples = table.required_where("every_samples", "at least 1", positive);
-        let images = table.required_where("images", "at least 1", positive);
+        let images = TestImages::read(table);
         let attack = table.required_child("attack", Pgd::read);
         Some(Self {
             every_samples: every_samples?,
@@ -869,7 +915,7 @@ impl FinalEvaluation {
         };
         let name = table.required_where("name", "letters, digits, - and _", is_name);
         let stage = table.optional("stage");
-        let images = table.required_where("images", "at least 1", |images: &u64| *images > 0);
+        let images = TestImages::read(table);
         let attacks: Option<Vec<String>> = table.required("attacks");
         let norm = table.choice("norm", &Norm::WORDS);
         let epsilon = table.required_where("epsilon", "0 or more", |epsilon: &Fraction| {

@@ -37,6 +37,8 @@ pub enum Purpose {
     Fab = 11,
     /// The start and each query of Square; keys: sample, run and query.
     Square = 12,
+    /// Which images a sample of a data set takes; keys: image and 0, class and 1.
+    Subset = 13,
 }
 
 /// A stream of random numbers.

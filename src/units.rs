@@ -91,7 +91,7 @@ pub fn grouped(count: u64) -> String {
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (place, digit) in digits.chars().enumerate() {
         if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push('_');
+            text.push(',');
         }
         text.push(digit);
     }
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn counts_and_durations_read_well() {
-        assert_eq!(grouped(5_120_000_000), "5_120_000_000");
+        assert_eq!(grouped(5_120_000_000), "5,120,000,000");
         assert_eq!(grouped(12), "12");
         assert_eq!(duration(200.2), "3 min 20 s");
         assert_eq!(duration(7500.0), "2 h 05 min");

@@ -10,8 +10,8 @@ use super::screen::Terminal;
 use super::{note, print_json, print_line};
 use crate::data::resize::Filter;
 use crate::data::{
-    Augmentation, Dataset, EvaluationTransform, Loader, Plan, RandomResizedCrop, Share, Spec,
-    Split, check, decode, evaluation_batch, shards, tensors,
+    Augmentation, Dataset, EvaluationTransform, Loader, Plan, RandomResizedCrop, Share, Split,
+    check, decode, evaluation_batch, shards, tensors,
 };
 use crate::error::{Error, Result};
 use crate::files;
@@ -70,8 +70,7 @@ struct NamedData {
 
 impl NamedData {
     fn open(&self, split: Split) -> Result<Dataset> {
-        let spec = self.spec.parse::<Spec>()?;
-        Dataset::open(&spec, self.split.unwrap_or(split), self.seed)
+        super::open_data(&self.spec, self.split.unwrap_or(split), self.seed)
     }
 }
 
@@ -237,9 +236,6 @@ const FOR_PARTS: usize = 200;
 impl Bench {
     fn run(&self, threads: usize, json: bool) -> Result<()> {
         let dataset = Arc::new(self.data.open(Split::Train)?);
-        for notice in dataset.notices() {
-            note(&format!("note: {notice}"));
-        }
         let augmentation = Augmentation {
             random_resized_crop: Some(RandomResizedCrop {
                 area: [0.4, 1.0],
@@ -398,9 +394,8 @@ pub(super) struct Pack {
     /// The safetensors file to write; `tensors:FILE` reads it.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// How many pictures, from the first; all if absent.
-    #[arg(long, value_name = "N")]
-    count: Option<usize>,
+    #[command(flatten)]
+    chosen: super::ChosenImages,
     /// Share of the resized picture's shorter side that is kept.
     #[arg(long, value_name = "F", default_value_t = 1.0)]
     crop_fraction: f64,
@@ -422,12 +417,10 @@ impl Pack {
             return Err(Error::input(message).hint("ImageNet's is often 0.875"));
         }
         let dataset = self.data.open(Split::Test)?;
+        let subset = self.chosen.of(&dataset)?;
+        let count = subset.len();
         if dataset.classes().is_empty() {
-            note("note: not every sample has a `.cls`; labels that are not known are 0");
-        }
-        let count = super::image_count(self.count, &dataset);
-        if count == 0 {
-            return Err(Error::input("--count 0: there is nothing to pack"));
+            note("note: not every image has a label; the file gets no `labels`");
         }
         let transform = EvaluationTransform {
             image_size: self.image_size,
@@ -435,9 +428,9 @@ impl Pack {
             interpolation: self.interpolation,
         };
         let mut screen = Terminal::new();
-        let indices: Vec<usize> = (0..count).collect();
+        let places: Vec<usize> = (0..count).map(|index| subset.place(index)).collect();
         let mut done = 0;
-        let rounds = indices.chunks(AT_A_TIME * group.size()).map(|round| {
+        let rounds = places.chunks(AT_A_TIME * group.size()).map(|round| {
             let own = &round[group.part(round.len())];
             let images = match own.is_empty() {
                 true => Ok(Vec::new()),
@@ -457,12 +450,23 @@ impl Pack {
                 .map(|images| images.map(drop))
                 .try_for_each(|done| done);
         }
-        let labels: Vec<i64> = indices
-            .iter()
-            .map(|index| dataset.label(*index).map(i64::from))
-            .collect::<Result<_>>()?;
+        let labels: Option<Vec<i64>> = match dataset.classes() {
+            [] => None,
+            _ => {
+                let labels = places
+                    .iter()
+                    .map(|place| dataset.label(*place).map(i64::from));
+                Some(labels.collect::<Result<_>>()?)
+            }
+        };
         let shape = [count, 3, self.image_size, self.image_size];
-        tensors::save_parts(&self.out, rounds, shape, &labels, dataset.classes())?;
+        tensors::save_parts(
+            &self.out,
+            rounds,
+            shape,
+            labels.as_deref(),
+            dataset.classes(),
+        )?;
         drop(screen);
         let out = self.out.display().to_string();
         if json {

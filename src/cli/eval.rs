@@ -6,12 +6,12 @@ use burn::tensor::{Device, Tensor};
 
 use super::screen::Terminal;
 use super::{
-    NamedModel, check_classes, check_image_size, device, image_count, parse_precision, print_json,
-    usable_precision,
+    ChosenImages, NamedClasses, NamedModel, check_image_size, device, open_data, parse_precision,
+    print_json, usable_precision,
 };
 use crate::attack::{Attack, Norm};
 use crate::data::resize::Filter;
-use crate::data::{Dataset, EvaluationTransform, Spec, Split};
+use crate::data::{EvaluationTransform, Split};
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
 use crate::eval::result::{Findings, Subject, to_json, wilson};
@@ -86,9 +86,10 @@ pub(super) struct Eval {
     /// Where the images go that the model was judged by, with their labels: a file that tensors:FILE reads.
     #[arg(long, value_name = "FILE")]
     save_adversarial: Option<PathBuf>,
-    /// How many images, from the first; all if absent.
-    #[arg(short, long, value_name = "N")]
-    n: Option<usize>,
+    #[command(flatten)]
+    chosen: ChosenImages,
+    #[command(flatten)]
+    classes: NamedClasses,
     /// Images at a time; changes no result.
     #[arg(long, default_value_t = 128)]
     batch: usize,
@@ -135,23 +136,26 @@ impl Eval {
         };
         let out = self.folder()?;
         let mut loaded = self.model.load()?;
-        let head = self.class_head(&mut loaded)?;
+        let zero_shot = self.class_head(&mut loaded)?;
+        let head = zero_shot.as_ref().map(|(_, head)| head);
         let image_size = self.image_size.unwrap_or(loaded.image_size);
         check_image_size(&loaded.model.config(), image_size)?;
-        let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
-        let classes = head
-            .as_ref()
-            .map_or(loaded.model.classes(), |head| head.dims()[0]);
-        check_classes(classes, &dataset, &self.data)?;
-        let count = image_count(self.n, &dataset);
+        let dataset = open_data(&self.data, Split::Test, self.seed)?;
+        let prompts = zero_shot.as_ref().map(|(prompts, _)| &prompts.classes[..]);
+        let prompts = prompts.zip(self.zero_shot.as_deref());
+        let map = self
+            .classes
+            .matched(&loaded, prompts, &dataset, &self.data)?;
+        let subset = self.chosen.of(&dataset)?.mapped(map);
+        let count = subset.len();
         let transform = EvaluationTransform {
             image_size,
             ..transform
         };
         let images = Images::Stored {
             dataset: &dataset,
+            subset: &subset,
             transform,
-            count,
         };
         let precision = usable_precision(self.precision)?;
         let pass = Pass {
@@ -160,7 +164,7 @@ impl Eval {
         };
         let logits = |images| {
             let outputs = loaded.model.logits(images, &pass);
-            match &head {
+            match head {
                 None => outputs,
                 Some(head) => by_text(outputs, head),
             }
@@ -172,6 +176,7 @@ impl Eval {
             data: self.data.clone(),
             data_hash: dataset.fingerprint(),
             images: count,
+            subset: subset.record(&dataset)?,
             image_size,
             crop_fraction: self.crop_fraction,
             interpolation: self.interpolation.clone(),
@@ -216,8 +221,8 @@ impl Eval {
         Ok(())
     }
 
-    /// The head of embedded class names, with which the model is another one to evaluations.
-    fn class_head(&self, loaded: &mut Loaded) -> Result<Option<Tensor<2>>> {
+    /// The names of --zero-shot and the head of their embeddings, with which the model is another one to evaluations.
+    fn class_head(&self, loaded: &mut Loaded) -> Result<Option<(ZeroShot, Tensor<2>)>> {
         let (Some(classes), Some(text)) = (&self.zero_shot, &self.text) else {
             return Ok(None);
         };
@@ -232,7 +237,8 @@ impl Eval {
         }
         let identity = format!("{} {} {zero_shot:?}", loaded.hash, text.hash);
         loaded.hash = blake3::hash(identity.as_bytes()).to_string();
-        zero_shot.head_of(&text).map(Some)
+        let head = zero_shot.head_of(&text)?;
+        Ok(Some((zero_shot, head)))
     }
 
     /// Where the result goes.

@@ -22,8 +22,12 @@ use std::time::Duration;
 use burn::tensor::Device;
 use clap::{Parser, Subcommand};
 
-use crate::data::Dataset;
+use crate::data::classes::is_wnid;
+use crate::data::{
+    ClassMap, Dataset, Outputs, Selection, Spec, Split, Subset, match_classes, match_prompts,
+};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::fused::{DeviceName, Precision, hardware};
 use crate::group::{self, Group};
 use crate::model::ModelConfig;
@@ -288,19 +292,124 @@ fn check_image_size(config: &ModelConfig, size: usize) -> Result<usize> {
     })
 }
 
-/// How many images to use of a data set.
-fn image_count(wanted: Option<usize>, dataset: &Dataset) -> usize {
-    wanted.unwrap_or(dataset.len()).min(dataset.len())
+/// Which images of a data set an evaluation uses.
+#[derive(clap::Args)]
+struct ChosenImages {
+    /// Use a stratified sample of N images, the same for every model and machine. [default: all images]
+    #[arg(short, long, alias = "count", value_name = "N", conflicts_with = "ids")]
+    n: Option<usize>,
+    /// Use the images that FILE lists, one a line: paths within the data set, keys of shards, or numbers.
+    #[arg(long, value_name = "FILE")]
+    ids: Option<PathBuf>,
 }
 
-/// An error unless the labels of a data set can be classes of a model that has so many.
-fn check_classes(of_model: usize, dataset: &Dataset, data: &str) -> Result<()> {
-    let of_data = dataset.classes().len();
-    if of_data <= of_model {
-        return Ok(());
+impl ChosenImages {
+    fn of(&self, dataset: &Dataset) -> Result<Subset> {
+        let selection = match (&self.ids, self.n) {
+            (Some(ids), _) => Selection::Listed(ids.clone()),
+            (None, Some(0)) => return Err(Error::input("--n 0: at least 1 image is needed")),
+            (None, Some(n)) => Selection::Sample(n),
+            (None, None) => Selection::All,
+        };
+        let subset = Subset::choose(dataset, &selection)?;
+        if selection != Selection::All {
+            note(&format!("images: {}", subset.describe()));
+        }
+        Ok(subset)
     }
-    let message = format!("`{data}` has {of_data} classes and the model {of_model}");
-    Err(Error::input(message).hint("use the data set that the model was trained for"))
+}
+
+/// Opens a data set and says what it is.
+fn open_data(spec: &str, split: Split, seed: u64) -> Result<Dataset> {
+    let dataset = Dataset::open(&spec.parse::<Spec>()?, split, seed)?;
+    note(&format!("data: {}", dataset.summary()));
+    for notice in dataset.notices() {
+        note(&format!("note: {notice}"));
+    }
+    Ok(dataset)
+}
+
+/// The model's class for each label of a data set, by name where both name their classes.
+#[derive(clap::Args)]
+struct NamedClasses {
+    /// Names of the model's classes in the data set's words, one a line in the model's order: for folders such as
+    /// n01440764, or for models that do not name their classes.
+    #[arg(long, value_name = "FILE")]
+    classes: Option<PathBuf>,
+}
+
+impl NamedClasses {
+    /// `names` are the model's own; `prompts` are names for a text model instead, with their file.
+    fn matched(
+        &self,
+        loaded: &Loaded,
+        prompts: Option<(&[String], &Path)>,
+        dataset: &Dataset,
+        data: &str,
+    ) -> Result<ClassMap> {
+        dataset.require_classes()?;
+        let count = prompts.map_or(loaded.model.classes(), |(names, _)| names.len());
+        let map = match (&self.classes, prompts) {
+            (Some(path), _) => {
+                let names = read_classes(path)?;
+                if names.len() != count {
+                    let message = format!(
+                        "--classes `{}` has {} names and the model {count} classes",
+                        path.display(),
+                        names.len()
+                    );
+                    return Err(Error::input(message)
+                        .hint("give one name for each class of the model, in the model's order"));
+                }
+                let owner = format!("`{}`", path.display());
+                let outputs = Outputs {
+                    count,
+                    names: &names,
+                    owner: &owner,
+                };
+                match_classes(outputs, dataset.classes(), data)?
+            }
+            (None, Some((names, path))) => match_prompts(
+                names,
+                &format!("`{}`", path.display()),
+                dataset.classes(),
+                data,
+            )?,
+            (None, None) => {
+                let outputs = Outputs {
+                    count,
+                    names: &loaded.classes,
+                    owner: "the model",
+                };
+                match_classes(outputs, dataset.classes(), data)?
+            }
+        };
+        if let Some(notice) = &map.notice {
+            note(&format!("note: {notice}"));
+        }
+        Ok(map)
+    }
+}
+
+/// Names of classes, one a line. Of lines such as `n01440764 tench, Tinca tinca` the id is the name.
+fn read_classes(path: &Path) -> Result<Vec<String>> {
+    let text = files::read_text(path)?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    if let Some(empty) = lines.iter().position(|line| line.is_empty()) {
+        let message = format!(
+            "`{}`, line {}: the name is empty",
+            path.display(),
+            empty + 1
+        );
+        return Err(Error::input(message).hint("give one name a line"));
+    }
+    let ids: Option<Vec<&str>> = lines
+        .iter()
+        .map(|line| line.split_whitespace().next().filter(|word| is_wnid(word)))
+        .collect();
+    let names = ids.unwrap_or(lines);
+    Ok(names.into_iter().map(str::to_owned).collect())
 }
 
 fn parse_precision(text: &str) -> std::result::Result<Precision, String> {

@@ -8,12 +8,12 @@ use serde_json::json;
 
 use super::screen::Terminal;
 use super::{
-    NamedModel, check_classes, check_image_size, device, image_count, parse_precision, print_json,
-    usable_precision,
+    ChosenImages, NamedClasses, NamedModel, check_image_size, device, open_data, parse_precision,
+    print_json, usable_precision,
 };
 use crate::attack::input_gradient;
 use crate::data::resize::Filter;
-use crate::data::{Dataset, EvaluationTransform, Spec, Split};
+use crate::data::{EvaluationTransform, Split};
 use crate::error::{Error, Result};
 use crate::eval::Images;
 use crate::files;
@@ -36,9 +36,10 @@ pub(super) struct Predict {
     /// Also write `gradients` f32 `[n, 3, h, w]` of the summed cross entropy.
     #[arg(long)]
     gradient: bool,
-    /// How many images, from the first; all if absent.
-    #[arg(short, long, value_name = "N")]
-    n: Option<usize>,
+    #[command(flatten)]
+    chosen: ChosenImages,
+    #[command(flatten)]
+    classes: NamedClasses,
     /// Images at a time; changes no result.
     #[arg(long, default_value_t = 128)]
     batch: usize,
@@ -56,22 +57,24 @@ pub(super) struct Predict {
 impl Predict {
     pub(super) fn run(&self, json: bool) -> Result<()> {
         let loaded = self.model.load()?;
-        let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
+        let dataset = open_data(&self.data, Split::Test, self.seed)?;
+        let mut subset = self.chosen.of(&dataset)?;
+        // Logits need no labels.
         if self.gradient {
-            check_classes(loaded.model.classes(), &dataset, &self.data)?;
+            subset = subset.mapped(self.classes.matched(&loaded, None, &dataset, &self.data)?);
         }
-        let count = image_count(self.n, &dataset);
+        let count = subset.len();
         let classes = loaded.model.classes();
         let size = self.image_size.unwrap_or(loaded.image_size);
         check_image_size(&loaded.model.config(), size)?;
         let images = Images::Stored {
             dataset: &dataset,
+            subset: &subset,
             transform: EvaluationTransform {
                 image_size: size,
                 crop_fraction: 1.0,
                 interpolation: Filter::Bicubic,
             },
-            count,
         };
         let pass = Pass {
             precision: usable_precision(self.precision)?,

@@ -42,15 +42,26 @@ pub enum Format {
     Webp,
 }
 
+const EXTENSIONS: [(&str, Format); 4] = [
+    ("jpg", Format::Jpeg),
+    ("jpeg", Format::Jpeg),
+    ("png", Format::Png),
+    ("webp", Format::Webp),
+];
+
 impl Format {
     /// By the end of a name, in lower case.
     pub fn of_extension(end: &str) -> Option<Self> {
-        match end {
-            "jpg" | "jpeg" => Some(Format::Jpeg),
-            "png" => Some(Format::Png),
-            "webp" => Some(Format::Webp),
-            _ => None,
-        }
+        let known = EXTENSIONS.iter().find(|(known, _)| *known == end);
+        known.map(|(_, format)| *format)
+    }
+
+    /// The extensions of files that are taken for pictures, such as `.jpg`.
+    pub fn extensions() -> Vec<String> {
+        EXTENSIONS
+            .iter()
+            .map(|(end, _)| format!(".{end}"))
+            .collect()
     }
 
     /// By the first bytes.

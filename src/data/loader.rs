@@ -431,7 +431,11 @@ impl Shared {
             };
             let picture = &sample.picture.picture;
             let image = plan.augmentation.apply(picture, plan.image_size, keys);
-            let label = self.dataset.label(index)?;
+            // Captioned images may have no labels; their losses ask for none.
+            let label = match self.dataset.classes() {
+                [] => 0,
+                _ => self.dataset.label(index)?,
+            };
             let batch = &mut chunk.batch;
             batch.images.extend(image);
             batch.first.push(label);

@@ -10,6 +10,7 @@
 //! | [`shards`] [`shard_index`] [`tar`] [`pattern`] [`recent`] | images and captions in tar files |
 //! | [`store`] [`cloud`]        | files of this machine and objects of stores              |
 //! | [`order`]                  | which sample comes when                                  |
+//! | [`subset`] [`classes`]     | which images an evaluation uses, and which of a model's classes their labels mean |
 //! | [`decode`] [`picture`]     | JPEG, PNG and WebP, strictly                             |
 //! | [`jpeg`]                   | JPEG to libjpeg-turbo's bytes, only where a crop needs them |
 //! | [`health`] [`check`]       | what can be wrong with a sample; a whole data set looked through |
@@ -21,6 +22,7 @@ pub mod augment;
 pub mod batch;
 pub mod check;
 pub mod cifar;
+pub mod classes;
 #[cfg_attr(not(feature = "cloud"), path = "cloud_absent.rs")]
 pub mod cloud;
 // What a program without the feature says is tested where all tests run, with it.
@@ -43,6 +45,7 @@ pub mod resize;
 pub mod shard_index;
 pub mod shards;
 pub mod store;
+pub mod subset;
 pub mod synthetic;
 pub mod tar;
 pub mod tensors;
@@ -53,6 +56,7 @@ use std::str::FromStr;
 
 pub use augment::{Augmentation, RandAugment, RandomResizedCrop};
 pub use batch::{Batch, Planes};
+pub use classes::{ClassMap, Outputs, match_classes, match_prompts};
 pub use decode::Examined;
 pub use evaluation::{EvaluationTransform, evaluation_batch};
 pub use health::{Fault, Health, Reason};
@@ -60,8 +64,10 @@ pub use loader::{Broken, Loader, Plan, Share};
 pub use mixing::{Mix, Mixing};
 pub use picture::{Picture, Region, View};
 pub use shards::{Part, Sample};
+pub use subset::{Selection, Subset, SubsetRecord};
 
 use crate::error::{Error, Result};
+use crate::units::grouped;
 
 /// Which part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,12 +89,14 @@ impl fmt::Display for Split {
 
 /// A data set as it is named on the command line and in recipes.
 ///
-/// `FOLDER` (class folders or CIFAR binaries, told apart by their content),
-/// `tensors:FILE.safetensors`, `shards:PATTERN`, `synthetic:N` or `synthetic:N@SIZE`.
+/// `FOLDER` (class folders or CIFAR binaries, told apart by their content), `folder:FOLDER` (every folder in it is a
+/// class), `tensors:FILE.safetensors`, `shards:PATTERN`, `synthetic:N` or `synthetic:N@SIZE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {
-    /// A folder of class folders or of CIFAR binaries.
+    /// A folder of class folders, perhaps within folders for splits, or of CIFAR binaries.
     Folder(PathBuf),
+    /// A folder of class folders, whatever their names: `train` is a class like any other.
+    ClassFolders(PathBuf),
     /// A safetensors file of images and labels.
     Tensors(PathBuf),
     /// Tar files of images and captions, by a pattern such as `data/{00000..00099}.tar`; in a store, `s3://bucket/*.tar`.
@@ -102,7 +110,7 @@ pub enum Spec {
     },
 }
 
-const SPEC_HINT: &str = "use the path of a folder of class folders or of CIFAR binaries, \
+const SPEC_HINT: &str = "use the path of a folder of class folders or of CIFAR binaries, `folder:PATH`, \
                          `tensors:FILE.safetensors`, `shards:data/{00000..00099}.tar`, or `synthetic:N` such as `synthetic:10000`";
 
 impl FromStr for Spec {
@@ -118,6 +126,10 @@ impl FromStr for Spec {
                 Err(Error::input("`tensors:` is not followed by a file").hint(SPEC_HINT))
             }
             Some(("tensors", path)) => Ok(Spec::Tensors(path.into())),
+            Some(("folder", "")) => {
+                Err(Error::input("`folder:` is not followed by a path").hint(SPEC_HINT))
+            }
+            Some(("folder", path)) => Ok(Spec::ClassFolders(path.into())),
             Some(("synthetic", rest)) => synthetic_spec(text, rest),
             Some(("shards", "")) => {
                 Err(Error::input("`shards:` is not followed by a pattern").hint(SPEC_HINT))
@@ -148,7 +160,7 @@ fn is_scheme(kind: &str) -> bool {
 }
 
 fn nearest_scheme(kind: &str) -> Option<&'static str> {
-    ["tensors", "synthetic", "shards"]
+    ["tensors", "synthetic", "shards", "folder"]
         .into_iter()
         .find(|known| strsim::damerau_levenshtein(kind, known) <= 2)
 }
@@ -170,6 +182,7 @@ impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Spec::Folder(path) => write!(f, "{}", path.display()),
+            Spec::ClassFolders(path) => write!(f, "folder:{}", path.display()),
             Spec::Tensors(path) => write!(f, "tensors:{}", path.display()),
             Spec::Shards(pattern) => write!(f, "shards:{pattern}"),
             Spec::Synthetic {
@@ -186,6 +199,8 @@ impl fmt::Display for Spec {
 pub struct Dataset {
     source: Source,
     image_size: Option<usize>,
+    spec: Spec,
+    split: Split,
 }
 
 #[derive(Debug)]
@@ -218,6 +233,7 @@ impl Dataset {
     pub fn open(spec: &Spec, split: Split, seed: u64) -> Result<Self> {
         let source = match spec {
             Spec::Folder(path) => Self::open_folder(path, split)?,
+            Spec::ClassFolders(path) => Source::Folder(folder::Folder::open(path, split, false)?),
             Spec::Tensors(path) => Source::Tensors(tensors::Tensors::open(path)?),
             Spec::Shards(pattern) => Source::Shards(Box::new(shards::Shards::open(pattern)?)),
             Spec::Synthetic { count, image_size } => {
@@ -230,7 +246,12 @@ impl Dataset {
             Source::Tensors(tensors) => tensors.image_size(),
             Source::Synthetic(synthetic) => Some(synthetic.image_size()),
         };
-        Ok(Self { source, image_size })
+        Ok(Self {
+            source,
+            image_size,
+            spec: spec.clone(),
+            split,
+        })
     }
 
     fn open_folder(path: &Path, split: Split) -> Result<Source> {
@@ -254,7 +275,7 @@ impl Dataset {
             let message = format!("`{}` holds no CIFAR binaries itself", path.display());
             return Err(Error::input(message).hint(hint));
         }
-        Ok(Source::Folder(folder::Folder::open(path, split)?))
+        Ok(Source::Folder(folder::Folder::open(path, split, true)?))
     }
 
     /// Number of pictures.
@@ -276,8 +297,11 @@ impl Dataset {
     pub fn require_classes(&self) -> Result<()> {
         match self.classes() {
             [] => Err(
-                Error::input("the images have no classes: not every sample has a `.cls`")
-                    .hint("add members such as `000.cls` that hold the number of the class"),
+                Error::input(format!("the images of `{}` have no labels", self.spec))
+                    .hint(match &self.source {
+                        Source::Shards(_) => "every sample needs a member such as `000.cls` with the number of its class",
+                        _ => "add `labels` i64 [n] to the file",
+                    }),
             ),
             _ => Ok(()),
         }
@@ -290,13 +314,13 @@ impl Dataset {
 
     /// The class of a picture.
     ///
-    /// Errors: a shard's index cannot be read any more.
+    /// Errors: a sample without a label; a shard's index cannot be read any more.
     pub fn label(&self, index: usize) -> Result<u32> {
         Ok(match &self.source {
             Source::Shards(shards) => shards.label(index)?,
             Source::Cifar(source) => source.label(index),
             Source::Folder(source) => source.label(index),
-            Source::Tensors(source) => source.label(index),
+            Source::Tensors(source) => source.label(index)?,
             Source::Synthetic(source) => source.label(index),
         })
     }
@@ -435,11 +459,80 @@ impl Dataset {
         }
     }
 
-    /// Files that are no images, by their names, and were left out.
-    pub fn ignored_files(&self) -> usize {
+    /// One line about what was opened: where the split came from, images, classes, what was left out.
+    ///
+    /// For example `imagenet/val (split val): 50,000 images, 1,000 classes, 3 files ignored (.txt)`.
+    pub fn summary(&self) -> String {
+        let place = match &self.source {
+            Source::Folder(folder) => match folder.split() {
+                Some(split) => format!("{} (split {split})", folder.root().display()),
+                None => format!("{} (no split folders)", folder.root().display()),
+            },
+            Source::Cifar(_) | Source::Synthetic(_) => {
+                format!("{} (split {})", self.spec, self.split)
+            }
+            Source::Shards(shards) => {
+                let count = shards.identity().count();
+                format!("{} ({})", self.spec, counted(count, "shard", "shards"))
+            }
+            Source::Tensors(_) => self.spec.to_string(),
+        };
+        let mut parts = vec![counted(self.len(), "image", "images")];
+        parts.push(match self.classes().len() {
+            0 => "no labels".to_owned(),
+            count => counted(count, "class", "classes"),
+        });
+        if self.is_captioned() {
+            parts.push("captions".to_owned());
+        }
+        let ignored: usize = self.ignored().values().sum();
+        if ignored > 0 {
+            let kinds = self
+                .ignored()
+                .iter()
+                .map(|(kind, count)| match self.ignored().len() {
+                    1 => kind.clone(),
+                    _ => format!("{} {kind}", grouped(*count as u64)),
+                });
+            let kinds: Vec<String> = kinds.collect();
+            let files = counted(ignored, "file", "files");
+            parts.push(format!("{files} ignored ({})", kinds.join(", ")));
+        }
+        format!("{place}: {}", parts.join(", "))
+    }
+
+    /// Files that are no images, by their names, and were left out: how many of each kind.
+    pub fn ignored(&self) -> &folder::Ignored {
+        static NONE: folder::Ignored = folder::Ignored::new();
         match &self.source {
             Source::Folder(folder) => folder.ignored(),
-            _ => 0,
+            _ => &NONE,
+        }
+    }
+
+    /// The name of an image within the data set, the same wherever the data set lies: its path, its shard and key, or
+    /// its number.
+    ///
+    /// Errors: the shard's index cannot be read any more.
+    pub fn id_of(&self, index: usize) -> Result<String> {
+        Ok(match &self.source {
+            Source::Folder(folder) => folder.relative_name(index),
+            Source::Shards(shards) => shards.id_of(index)?,
+            Source::Cifar(_) | Source::Tensors(_) | Source::Synthetic(_) => index.to_string(),
+        })
+    }
+
+    /// Whether two data sets are the very same images, so that one cannot measure what was learned from the other.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (&self.source, &other.source) {
+            (Source::Folder(one), Source::Folder(two)) => {
+                let place = |folder: &folder::Folder| crate::files::canonical(folder.root()).ok();
+                place(one).is_some() && place(one) == place(two)
+            }
+            (Source::Tensors(_), Source::Tensors(_)) | (Source::Shards(_), Source::Shards(_)) => {
+                self.spec == other.spec
+            }
+            _ => false,
         }
     }
 
@@ -472,12 +565,22 @@ impl Dataset {
             Source::Cifar(_) | Source::Tensors(_) => {}
         }
         for index in 0..self.len() {
-            let label = self.label(index).unwrap_or(0);
+            // A data set without labels is told from others by its number of classes.
+            let label = self.label(index).unwrap_or(u32::MAX);
             hasher.update(&label.to_le_bytes());
         }
         hasher.update(&(self.len() as u64).to_le_bytes());
         hasher.finalize().to_hex().to_string()
     }
+}
+
+/// A number and what it counts, such as `1 class` or `50,000 images`.
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!(
+        "{} {}",
+        grouped(count as u64),
+        if count == 1 { one } else { many }
+    )
 }
 
 #[cfg(test)]
@@ -488,6 +591,7 @@ mod tests {
     fn a_spec_reads_as_it_is_printed() {
         for text in [
             "data/images",
+            "folder:data/train",
             "tensors:a/b.safetensors",
             "shards:a/{00..07}.tar,b/*.tar",
             "synthetic:100",

@@ -227,12 +227,28 @@ impl Shards {
         &self.starts
     }
 
-    /// The class; 0 without a `.cls`.
+    /// The class.
     ///
-    /// Errors: the shard's index cannot be read any more.
+    /// Errors: a sample without a `.cls`; the shard's index cannot be read any more.
     pub fn label(&self, sample: usize) -> Result<u32> {
         let entry = self.entry(sample).map_err(|fault| fault.error)?;
-        Ok(entry.label.unwrap_or(0))
+        entry.label.ok_or_else(|| {
+            Error::input(format!("`{}` has no label", self.name_of(sample)))
+                .hint("add a member such as `000.cls` with the number of its class")
+        })
+    }
+
+    /// Shard and key of a sample, wherever the shards lie, such as `00000.tar/000000012`.
+    ///
+    /// Errors: the shard's index cannot be read any more.
+    pub fn id_of(&self, sample: usize) -> Result<String> {
+        let (number, place) = self.place(sample);
+        let index = self.index(number)?;
+        Ok(format!(
+            "{}/{}",
+            self.shards[number].object.name(),
+            index.name(place)
+        ))
     }
 
     /// The key of a sample, as its members are named.

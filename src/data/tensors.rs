@@ -1,7 +1,7 @@
 //! Images and labels in a safetensors file: pictures that were prepared elsewhere, to the bit.
 //!
-//! `images` is f32 `[n, 3, height, width]` in `[0, 1]`, `labels` i64 `[n]`; the metadata key
-//! `classes` may hold the names of the classes as a JSON list. The file has no splits: training and
+//! `images` is f32 `[n, 3, height, width]` in `[0, 1]`, `labels` i64 `[n]`, which may be absent: then the images
+//! have no classes. The metadata key `classes` may hold the names of the classes as a JSON list. The file has no splits: training and
 //! test data are two files.
 //! Not for weights, which the model reads itself.
 
@@ -22,7 +22,9 @@ pub struct Tensors {
     images: Vec<u8>,
     width: usize,
     height: usize,
-    labels: Vec<u32>,
+    count: usize,
+    /// None where the file has no `labels`.
+    labels: Option<Vec<u32>>,
     classes: Vec<String>,
 }
 
@@ -32,7 +34,7 @@ const FORM: &str =
 impl Tensors {
     /// Reads and checks a file.
     ///
-    /// Errors: a missing tensor, a wrong type or shape, a value outside `[0, 1]` or not finite, a
+    /// Errors: missing images, a wrong type or shape, a value outside `[0, 1]` or not finite, a
     /// label below 0 or without a name.
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = files::read(path)?;
@@ -45,21 +47,27 @@ impl Tensors {
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(broken)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(broken)?;
         let images = tensor(&tensors, "images", Dtype::F32)?;
-        let labels = tensor(&tensors, "labels", Dtype::I64)?;
         let [n, 3, height, width] = *images.shape() else {
             return Err(wrong_shape("images", images.shape()));
         };
         if n == 0 || height == 0 || width == 0 {
             return Err(wrong_shape("images", images.shape()));
         }
-        if labels.shape() != [n] {
-            let message = format!("{n} images but `labels` of shape {:?}", labels.shape());
-            return Err(Error::input(message).hint(FORM));
-        }
         check_range(images.data(), 3 * height * width)?;
         let names = metadata.metadata().as_ref();
         let names = names.and_then(|names| names.get("classes"));
-        let (labels, classes) = read_labels(labels.data(), names)?;
+        let (labels, classes) = match tensors.names().contains(&"labels") {
+            false => (None, Vec::new()),
+            true => {
+                let labels = tensor(&tensors, "labels", Dtype::I64)?;
+                if labels.shape() != [n] {
+                    let message = format!("{n} images but `labels` of shape {:?}", labels.shape());
+                    return Err(Error::input(message).hint(FORM));
+                }
+                let (labels, classes) = read_labels(labels.data(), names)?;
+                (Some(labels), classes)
+            }
+        };
         Ok(Self {
             name: path
                 .file_name()
@@ -69,6 +77,7 @@ impl Tensors {
             images: images.data().to_vec(),
             width,
             height,
+            count: n,
             labels,
             classes,
         })
@@ -76,12 +85,12 @@ impl Tensors {
 
     /// Number of images.
     pub fn len(&self) -> usize {
-        self.labels.len()
+        self.count
     }
 
     /// Whether there are no images, which `open` refuses.
     pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
+        self.count == 0
     }
 
     /// The side of the images, if they are square.
@@ -95,8 +104,13 @@ impl Tensors {
     }
 
     /// The class of an image.
-    pub fn label(&self, index: usize) -> u32 {
-        self.labels[index]
+    ///
+    /// Errors: a file without labels.
+    pub fn label(&self, index: usize) -> Result<u32> {
+        match &self.labels {
+            Some(labels) => Ok(labels[index]),
+            None => Err(Error::input(format!("`{}` has no `labels`", self.name)).hint(FORM)),
+        }
     }
 
     /// The image, to the bit.
@@ -162,21 +176,24 @@ pub fn save(
 
 /// Writes images in this form as they come, a few at a time.
 ///
-/// Shapes: the parts of `images` together are `shape` = `[n, 3, height, width]`, `labels` `[n]`.
-/// Errors: the first of `images`; lengths that do not agree; a file that cannot be written.
+/// Shapes: the parts of `images` together are `shape` = `[n, 3, height, width]`, `labels` `[n]`, none for images
+/// without labels. Errors: the first of `images`; lengths that do not agree; a file that cannot be written.
 pub fn save_parts(
     path: &Path,
     images: impl Iterator<Item = Result<Vec<f32>>>,
     shape: [usize; 4],
-    labels: &[i64],
+    labels: Option<&[i64]>,
     classes: &[String],
 ) -> Result<()> {
     let images_len = shape.iter().product::<usize>() * 4;
-    let end = images_len + labels.len() * 8;
     let mut header = serde_json::json!({
         "images": { "dtype": "F32", "shape": shape, "data_offsets": [0, images_len] },
-        "labels": { "dtype": "I64", "shape": [labels.len()], "data_offsets": [images_len, end] },
     });
+    if let Some(labels) = labels {
+        let place = [images_len, images_len + labels.len() * 8];
+        header["labels"] =
+            serde_json::json!({ "dtype": "I64", "shape": [labels.len()], "data_offsets": place });
+    }
     if !classes.is_empty() {
         let names = serde_json::json!(classes).to_string();
         header["__metadata__"] = serde_json::json!({ "classes": names });
@@ -197,6 +214,7 @@ pub fn save_parts(
         Ok(bytes)
     });
     let labels = labels
+        .unwrap_or_default()
         .iter()
         .flat_map(|label| label.to_le_bytes())
         .collect();
@@ -331,7 +349,10 @@ mod tests {
         save(&path, &images, [2, 3, 2, 5], &[2, 0], &classes).unwrap();
         let tensors = Tensors::open(&path).unwrap();
         assert_eq!(tensors.len(), 2);
-        assert_eq!((tensors.label(0), tensors.label(1)), (2, 0));
+        assert_eq!(
+            (tensors.label(0).unwrap(), tensors.label(1).unwrap()),
+            (2, 0)
+        );
         assert_eq!(tensors.classes(), classes);
         assert_eq!(tensors.image_size(), None);
         let picture = tensors.picture(1).unwrap();

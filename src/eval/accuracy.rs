@@ -334,7 +334,10 @@ impl Evaluation<'_> {
         let batch = Batch {
             images: clean.clone(),
             labels: labels.clone(),
-            keys: indices.iter().map(|index| *index as u64).collect(),
+            keys: indices
+                .iter()
+                .map(|index| self.images.key(*index))
+                .collect(),
             seed: self.seed,
         };
         let found = attack.perturb(classifier, &batch);
@@ -377,7 +380,7 @@ mod tests {
     use super::*;
     use crate::attack::{Norm, Pgd, Start};
     use crate::data::resize::Filter;
-    use crate::data::{Dataset, EvaluationTransform, Spec, Split};
+    use crate::data::{Dataset, EvaluationTransform, Selection, Spec, Split, Subset};
 
     /// A linear classifier of mean colour, easy to fool.
     fn logits(images: Tensor<4>) -> Tensor<2> {
@@ -391,8 +394,13 @@ mod tests {
     }
 
     fn run(batch: usize, epsilon: &str) -> Outcome {
+        run_on(&Selection::All, batch, epsilon).0
+    }
+
+    fn run_on(selection: &Selection, batch: usize, epsilon: &str) -> (Outcome, Subset) {
         let spec: Spec = "synthetic:40".parse().unwrap();
         let dataset = Dataset::open(&spec, Split::Test, 0).unwrap();
+        let subset = Subset::choose(&dataset, selection).unwrap();
         let transform = EvaluationTransform {
             image_size: 32,
             crop_fraction: 1.0,
@@ -409,8 +417,8 @@ mod tests {
             logits: &logits,
             images: &Images::Stored {
                 dataset: &dataset,
+                subset: &subset,
                 transform,
-                count: 40,
             },
             attacks: &[attack],
             batch,
@@ -418,7 +426,20 @@ mod tests {
             device: &Device::flex(),
             group: &Group::solo(),
         };
-        evaluation.run(&()).unwrap()
+        let outcome = evaluation.run(&()).unwrap();
+        (outcome, subset)
+    }
+
+    #[test]
+    fn an_image_has_the_same_verdict_in_every_subset() {
+        let whole = run(40, "8/255");
+        let (part, subset) = run_on(&Selection::Sample(15), 4, "8/255");
+        assert_eq!(part.robust.len(), 15);
+        for index in 0..15 {
+            let place = subset.place(index);
+            assert_eq!(part.broken_by[index], whole.broken_by[place]);
+            assert_eq!(part.margin[index], whole.margin[place]);
+        }
     }
 
     #[test]

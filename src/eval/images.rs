@@ -2,20 +2,20 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::data::{Dataset, EvaluationTransform, evaluation_batch};
+use crate::data::{Dataset, EvaluationTransform, Subset, evaluation_batch};
 use crate::error::{Error, Result};
 use crate::fused::from_vec;
 
 /// Images to evaluate with.
 pub enum Images<'a> {
-    /// The first `count` images of a data set, loaded batch by batch.
+    /// Images of a data set, loaded batch by batch.
     Stored {
         /// The data set.
         dataset: &'a Dataset,
+        /// Which of its images, and what their labels mean to the model.
+        subset: &'a Subset,
         /// How images are brought to the model's size.
         transform: EvaluationTransform,
-        /// How many.
-        count: usize,
     },
     /// Images at hand, in [0, 1], `[n, 3, height, width]`.
     Given {
@@ -30,8 +30,17 @@ impl Images<'_> {
     /// How many images.
     pub fn count(&self) -> usize {
         match self {
-            Self::Stored { count, .. } => *count,
+            Self::Stored { subset, .. } => subset.len(),
             Self::Given { labels, .. } => labels.len(),
+        }
+    }
+
+    /// What an image's random numbers are drawn by: its place in the data set, so that they are the same in every
+    /// subset of it.
+    pub fn key(&self, index: usize) -> u64 {
+        match self {
+            Self::Stored { subset, .. } => subset.place(index) as u64,
+            Self::Given { .. } => index as u64,
         }
     }
 
@@ -41,11 +50,14 @@ impl Images<'_> {
     pub fn batch(&self, indices: &[usize], device: &Device) -> Result<(Tensor<4>, Vec<u32>)> {
         match self {
             Self::Stored {
-                dataset, transform, ..
+                dataset,
+                subset,
+                transform,
             } => {
                 let size = transform.image_size;
-                let values = evaluation_batch(dataset, indices, transform)?;
-                let labels = indices.iter().map(|index| dataset.label(*index));
+                let places: Vec<usize> = indices.iter().map(|index| subset.place(*index)).collect();
+                let values = evaluation_batch(dataset, &places, transform)?;
+                let labels = indices.iter().map(|index| subset.label(dataset, *index));
                 let labels = labels.collect::<Result<_>>()?;
                 Ok((
                     from_vec(values, [indices.len(), 3, size, size], device),

@@ -9,6 +9,7 @@ use super::Outcome;
 use super::checks::Flag;
 use super::curve::Point;
 use crate::attack::Attack;
+use crate::data::SubsetRecord;
 use crate::error::Result;
 use crate::files;
 
@@ -27,6 +28,8 @@ pub struct Subject {
     pub data_hash: String,
     /// How many images.
     pub images: usize,
+    /// Which ones.
+    pub subset: SubsetRecord,
     /// Pixels on a side.
     pub image_size: usize,
     /// Share of a resized image that the central crop keeps, and the filter.

@@ -11,7 +11,7 @@ use super::exchange::PairwiseSum;
 use super::passes::of_all;
 use super::{RunFolder, StageImages, State};
 use crate::data::store::Ahead;
-use crate::data::{Batch, Dataset, Part};
+use crate::data::{Batch, Dataset, Part, match_prompts};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::fused::{Gelu, from_vec};
@@ -111,13 +111,16 @@ impl Captions {
         if let Some(path) = &text.classes {
             let named = ZeroShot::read(path, None)?.classes;
             let (names, classes) = (named.len(), zero_shot.classes.len());
+            let path = format!("`{}`", path.display());
             if names != classes {
-                let path = path.display();
-                let message =
-                    format!("`{path}` has {names} names, and there are {classes} classes");
+                let message = format!("{path} has {names} names, and there are {classes} classes");
                 return Err(Error::input(message).hint("one name for each class, in their order"));
             }
-            zero_shot.classes = named;
+            let map = match_prompts(&named, &path, images.test.classes(), "the test images")?;
+            let labels = 0..classes as u32;
+            zero_shot.classes = labels
+                .map(|label| named[map.class_of(label) as usize].clone())
+                .collect();
         }
         Ok(Self {
             source,

@@ -61,7 +61,8 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         interpolation: Filter::Bilinear,
     };
     let test = &run.images[number].test;
-    let count = (evaluation.images as usize).min(test.len());
+    let subset = run.images[number].subset(&evaluation.images)?;
+    let count = subset.len();
     let subject = Subject {
         program: format!("advxl {}", env!("CARGO_PKG_VERSION")),
         model: model.display().to_string(),
@@ -69,6 +70,7 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         data: run.recipe.data_of(stage).test.to_string(),
         data_hash: test.fingerprint(),
         images: count,
+        subset: subset.record(test)?,
         image_size: saved.image_size,
         crop_fraction: transform.crop_fraction,
         interpolation: "bilinear".to_owned(),
@@ -90,8 +92,9 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         return Ok(earlier);
     }
     screen.line(&format!(
-        "evaluation `{}` on {count} images",
-        evaluation.name
+        "evaluation `{}` on {}",
+        evaluation.name,
+        subset.describe()
     ));
     let logits = |images| {
         let outputs = saved.model.logits(images, &Pass::evaluation());
@@ -102,8 +105,8 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
     };
     let images = Images::Stored {
         dataset: test,
+        subset: &subset,
         transform,
-        count,
     };
     let progress = Progress::new(folder, &subject.fingerprint(&attacks), false, group);
     let evaluated = Evaluation {

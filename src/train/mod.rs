@@ -23,7 +23,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::attack::{Attack, Draws, Pgd};
 use crate::data::resize::Filter;
-use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Share, Split};
+use crate::data::{
+    Batch, ClassMap, Dataset, EvaluationTransform, Loader, Outputs, Plan, Share, Split, Subset,
+    match_classes,
+};
 use crate::error::{Context, Error, Kind, Result};
 use crate::eval::{Done, Evaluation, Images, Observer, Outcome};
 use crate::fused::{self, Precision};
@@ -31,7 +34,7 @@ use crate::group::{self, Group};
 use crate::loss::{Objective, Targets};
 use crate::model::{DropPath, Pass};
 use crate::plan::{self, Devices};
-use crate::recipe::{Data, Head, Phase, Recipe, Stage};
+use crate::recipe::{Data, Head, Phase, Recipe, Stage, TestImages};
 use crate::rng::Purpose;
 use crate::settings::changes;
 use crate::text::zero_shot::by_text;
@@ -72,10 +75,12 @@ pub struct StageImages {
     pub train: Arc<Dataset>,
     /// To measure with.
     pub test: Arc<Dataset>,
+    /// Which training classes the test images' labels mean; none where images are learned with captions.
+    map: Option<ClassMap>,
 }
 
 impl StageImages {
-    fn open(data: &Data, captioned: bool, seed: u64) -> Result<Self> {
+    fn open(data: &Data, seed: u64) -> Result<Self> {
         let open = |spec, split: Split| {
             let dataset = Dataset::open(spec, split, seed);
             dataset
@@ -86,21 +91,55 @@ impl StageImages {
             open(&data.train, Split::Train)?,
             open(&data.test, Split::Test)?,
         );
-        if !captioned {
-            train
-                .require_classes()
-                .context(|| format!("train images `{}`", data.train))?;
+        if train.is_same(&test) && !data.test_on_train {
+            let message = format!("the test images are the training images: `{}`", data.test);
+            return Err(Error::input(message).hint(
+                "name other images as data.test, or set data.test_on_train = true to measure with these",
+            ));
         }
-        // Captioned images have no classes, and may be measured with images that have.
-        if train.classes() != test.classes() && !captioned {
-            let (of_train, of_test) = (train.classes().len(), test.classes().len());
-            let message = format!(
-                "train and test images do not have the same classes ({of_train} and {of_test})"
-            );
-            return Err(Error::input(message)
-                .hint("both need the same class folders, or class names, in the same order"));
-        }
-        Ok(Self { train, test })
+        Ok(Self {
+            train,
+            test,
+            map: None,
+        })
+    }
+
+    /// The same for a stage that learns from labels: both have classes, the test images' among those of training.
+    fn labeled(mut self, data: &Data) -> Result<Self> {
+        self.train
+            .require_classes()
+            .context(|| format!("train images `{}`", data.train))?;
+        self.test
+            .require_classes()
+            .context(|| format!("test images `{}`", data.test))?;
+        let trained = Outputs {
+            count: self.train.classes().len(),
+            names: self.train.classes(),
+            owner: "the training images",
+        };
+        self.map = Some(match_classes(
+            trained,
+            self.test.classes(),
+            &data.test.to_string(),
+        )?);
+        Ok(self)
+    }
+
+    /// The test images of an evaluation, with labels as the training images have them.
+    ///
+    /// Errors: a list that does not fit the images.
+    pub fn subset(&self, images: &TestImages) -> Result<Subset> {
+        let subset = Subset::choose(&self.test, &images.selection())?;
+        Ok(match &self.map {
+            Some(map) => subset.mapped(map.clone()),
+            None => subset,
+        })
+    }
+
+    /// What the user should know of the images.
+    fn notices(&self) -> impl Iterator<Item = &String> {
+        let of_data = self.train.notices().iter().chain(self.test.notices());
+        of_data.chain(self.map.iter().flat_map(|map| &map.notice))
     }
 
     /// The names of the classes.
@@ -115,13 +154,17 @@ fn open_images(recipe: &Recipe) -> Result<Vec<StageImages>> {
     let mut all: Vec<StageImages> = Vec::new();
     for stage in &recipe.stage {
         let data = recipe.data_of(stage);
+        let in_stage = || format!("stage `{}`", stage.name);
         let images = match opened.iter().find(|(known, _)| *known == data) {
             Some((_, images)) => images.clone(),
-            None => StageImages::open(data, stage.text.is_some(), recipe.seed)
-                .context(|| format!("stage `{}`", stage.name))?,
+            None => StageImages::open(data, recipe.seed).context(in_stage)?,
         };
         opened.push((data, images.clone()));
-        all.push(images);
+        // Captioned images have no classes, and may be measured with images that have.
+        all.push(match stage.text {
+            Some(_) => images,
+            None => images.labeled(data).context(in_stage)?,
+        });
     }
     Ok(all)
 }
@@ -157,6 +200,25 @@ fn check_outputs(
         };
         return Err(Error::input(message)
             .hint("set head = \"new\" in that stage, or use images of the same classes"));
+    }
+    Ok(())
+}
+
+/// An error where an evaluation lists images that are not there: known now, not after days of training.
+fn check_subsets(recipe: &Recipe, images: &[StageImages]) -> Result<()> {
+    for images in images {
+        if let Some(evaluation) = &recipe.evaluation {
+            images
+                .subset(&evaluation.images)
+                .context(|| "`[evaluation]`".to_owned())?;
+        }
+    }
+    for evaluation in &recipe.final_evaluation {
+        let stage = evaluation
+            .stage_of(&recipe.stage)
+            .expect("recipes are checked");
+        let doing = || format!("the final evaluation `{}`", evaluation.name);
+        images[stage].subset(&evaluation.images).context(doing)?;
     }
     Ok(())
 }
@@ -219,6 +281,7 @@ impl Run {
         });
         let captions: Vec<_> = captions.collect::<Result<_>>()?;
         check_outputs(&recipe, &images, &captions)?;
+        check_subsets(&recipe, &images)?;
         folder.begin(&recipe.to_toml())?;
         Ok(Self {
             precision: fused::usable(recipe.precision, device).0,
@@ -255,8 +318,18 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     if let Some(notice) = plan::check_memory(&plan, free)? {
         monitor.warn(&notice)?;
     }
-    for images in &run.images {
-        for notice in images.train.notices().iter().chain(images.test.notices()) {
+    for (number, images) in run.images.iter().enumerate() {
+        // Stages may share their images.
+        if run.images[..number]
+            .iter()
+            .any(|known| Arc::ptr_eq(&known.train, &images.train))
+        {
+            continue;
+        }
+        for dataset in [&images.train, &images.test] {
+            monitor.line(&format!("data: {}", dataset.summary()))?;
+        }
+        for notice in images.notices() {
             monitor.warn(notice)?;
         }
     }
@@ -552,6 +625,7 @@ fn measure(
             Some(head) => by_text(outputs, head),
         }
     };
+    let subset = run.images[state.stage].subset(&evaluation.images)?;
     let images = Images::Stored {
         dataset: test,
         transform: EvaluationTransform {
@@ -559,7 +633,7 @@ fn measure(
             crop_fraction: 1.0,
             interpolation: Filter::Bilinear,
         },
-        count: (evaluation.images as usize).min(test.len()),
+        subset: &subset,
     };
     let told = Told(RefCell::new(monitor));
     let accuracies = |attack: &Pgd| {

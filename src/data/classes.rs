@@ -1,0 +1,433 @@
+//! Which class of a model a label of a data set means.
+//!
+//! A data set and a model both count classes from 0, each in its own order, and a data set may hold a few of the
+//! model's classes only (ImageNet-A and -R have 200 of 1,000). Where both name their classes the names decide;
+//! where one side has numbers only, the numbers do; what can be read in two ways is refused, since a wrong pairing
+//! gives an accuracy that looks like any other.
+
+use crate::error::{Error, Result};
+use crate::units::grouped;
+
+/// The classes of a model, as far as they are known.
+#[derive(Clone, Copy, Debug)]
+pub struct Outputs<'a> {
+    /// How many logits it gives.
+    pub count: usize,
+    /// Their names, in their order; empty where unknown.
+    pub names: &'a [String],
+    /// Who gives the names, for messages: `the model`, or a file.
+    pub owner: &'a str,
+}
+
+/// How the labels of a data set become those of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassMap {
+    /// The model's class for each label; none where they are the same.
+    table: Option<Vec<u32>>,
+    /// How the classes were matched, in words.
+    pub rule: &'static str,
+    /// What the user should know of it.
+    pub notice: Option<String>,
+}
+
+impl ClassMap {
+    fn same(rule: &'static str) -> Self {
+        Self {
+            table: None,
+            rule,
+            notice: None,
+        }
+    }
+
+    fn noticed(self, notice: String) -> Self {
+        Self {
+            notice: Some(notice),
+            ..self
+        }
+    }
+
+    /// The model's class for a label.
+    pub fn class_of(&self, label: u32) -> u32 {
+        match &self.table {
+            Some(table) => table[label as usize],
+            None => label,
+        }
+    }
+
+    /// The model's class for every label, where they differ.
+    pub fn table(&self) -> Option<&[u32]> {
+        self.table.as_deref()
+    }
+}
+
+/// Pairs the classes of a data set with those of a model.
+///
+/// Errors: a class that the model does not have, or that cannot be told from another; more classes than the model
+/// has; a part of the model's classes where the names of one side are unknown.
+pub fn match_classes(model: Outputs, data: &[String], spec: &str) -> Result<ClassMap> {
+    let (named, data_named) = (!is_numbered(model.names), !is_numbered(data));
+    if !data_named && data.len() > model.count {
+        return Err(too_many(model, data, spec));
+    }
+    if !data_named {
+        let map = ClassMap::same("by number");
+        return Ok(match named && model.names.len() == model.count {
+            false => map,
+            true => map.noticed(format!(
+                "the classes of `{spec}` have numbers and no names; class 0 is taken for `{}` of {}",
+                model.names[0], model.owner
+            )),
+        });
+    }
+    if named {
+        return by_name(model, data, spec);
+    }
+    if model.count == IMAGENET_CLASSES && data.iter().all(|name| is_wnid(name)) {
+        let names = imagenet()
+            .map(|(wnid, _)| wnid.to_owned())
+            .collect::<Vec<_>>();
+        let model = Outputs {
+            names: &names,
+            owner: "ImageNet-1K",
+            ..model
+        };
+        let map = by_name(model, data, spec)?;
+        let notice = "the model does not name its 1,000 classes; they are taken for ImageNet-1K's in the usual order";
+        return Ok(map.noticed(notice.to_owned()));
+    }
+    if data.len() > model.count {
+        return Err(too_many(model, data, spec));
+    }
+    if data.len() < model.count {
+        return Err(Error::input(format!(
+            "`{spec}` has {} named classes and the model {} without names, so which are which is unknown",
+            grouped(data.len() as u64),
+            grouped(model.count as u64)
+        ))
+        .hint(CLASSES_HINT));
+    }
+    Ok(ClassMap::same("by order").noticed(format!(
+        "the model does not name its classes; `{}`, the first of `{spec}`, is taken for its class 0, and so on",
+        data[0]
+    )))
+}
+
+/// The same for class names that are written for a text model: `tench` or `a big fish` where the data has
+/// `n01440764`.
+///
+/// Errors: those of [`match_classes`]; but as many names as classes of which none is equal are taken in their order.
+pub fn match_prompts(
+    prompts: &[String],
+    owner: &str,
+    data: &[String],
+    spec: &str,
+) -> Result<ClassMap> {
+    let is_foreign = !is_numbered(data) && !data.iter().any(|name| prompts.contains(name));
+    if is_foreign && data.len() == prompts.len() && in_imagenets_words(prompts, data).is_none() {
+        return Ok(ClassMap::same("by order").noticed(format!(
+            "no name in {owner} is that of a class of `{spec}`; they are taken in order, `{}` for `{}` and so on",
+            prompts[0], data[0]
+        )));
+    }
+    let outputs = Outputs {
+        count: prompts.len(),
+        names: prompts,
+        owner,
+    };
+    match_classes(outputs, data, spec)
+}
+
+const CLASSES_HINT: &str =
+    "--classes FILE names the model's classes as the data does, one a line, in the model's order";
+
+fn too_many(model: Outputs, data: &[String], spec: &str) -> Error {
+    Error::input(format!(
+        "`{spec}` has {} classes and {} {}",
+        grouped(data.len() as u64),
+        model.owner,
+        grouped(model.count as u64)
+    ))
+    .hint("use a data set with the classes that the model was trained for")
+}
+
+fn by_name(model: Outputs, data: &[String], spec: &str) -> Result<ClassMap> {
+    if model.names == data {
+        return Ok(ClassMap::same("by name"));
+    }
+    let exact = table(model.names, data);
+    let (names, found) = match (&exact, in_imagenets_words(model.names, data)) {
+        // The other vocabulary is for data that the names themselves do not cover.
+        (Err(_), Some(names)) => (names.clone(), table(&names, data)),
+        _ => (model.names.to_vec(), exact),
+    };
+    let table = found.map_err(|unmatched| unmatched.error(model, &names, data, spec))?;
+    let map = ClassMap {
+        rule: "by name",
+        notice: None,
+        table: Some(table),
+    };
+    let count = |names: &[String]| grouped(names.len() as u64);
+    Ok(match data.len() == model.count {
+        true => map.noticed(format!(
+            "the classes of `{spec}` are in another order than those of {}; they are matched by name",
+            model.owner
+        )),
+        false => map.noticed(format!(
+            "`{spec}` has {} of the {} classes of {}, matched by name; predictions range over all {}",
+            count(data),
+            grouped(model.count as u64),
+            model.owner,
+            grouped(model.count as u64),
+        )),
+    })
+}
+
+/// A class of the data that has no place, or more than one.
+enum Unmatched {
+    Missing(usize),
+    Twice(usize),
+}
+
+impl Unmatched {
+    fn error(self, model: Outputs, names: &[String], data: &[String], spec: &str) -> Error {
+        let (owner, count) = (model.owner, grouped(model.count as u64));
+        match self {
+            Self::Twice(label) => Error::input(format!(
+                "`{spec}`: several of the {count} classes of {owner} are called `{}`",
+                data[label]
+            ))
+            .hint(CLASSES_HINT),
+            Self::Missing(label) => {
+                let missing = data.iter().filter(|name| !names.contains(name)).count();
+                let name = &data[label];
+                let message = match missing {
+                    1 => format!(
+                        "`{spec}`: class `{name}` is not among the {count} classes of {owner}"
+                    ),
+                    _ => format!(
+                        "`{spec}`: {} of its {} classes are not among the {count} classes of {owner}, such as `{name}`",
+                        grouped(missing as u64),
+                        grouped(data.len() as u64)
+                    ),
+                };
+                let hint = match nearest(name, names) {
+                    Some(near) => format!("did you mean `{near}`? {CLASSES_HINT}"),
+                    None => format!("{owner} has `{}` and so on; {CLASSES_HINT}", names[0]),
+                };
+                Error::input(message).hint(hint)
+            }
+        }
+    }
+}
+
+/// For each name of the data its place among the names of the model.
+fn table(model: &[String], data: &[String]) -> std::result::Result<Vec<u32>, Unmatched> {
+    let mut places = std::collections::HashMap::new();
+    for (place, name) in model.iter().enumerate() {
+        places
+            .entry(name)
+            .or_insert_with(Vec::new)
+            .push(place as u32);
+    }
+    let place = |(label, name)| match places.get(name).map(Vec::as_slice) {
+        None => Err(Unmatched::Missing(label)),
+        Some([place]) => Ok(*place),
+        Some(_) => Err(Unmatched::Twice(label)),
+    };
+    data.iter().enumerate().map(place).collect()
+}
+
+/// A name that differs in case or a few letters, or that begins like this one.
+fn nearest<'a>(name: &str, names: &'a [String]) -> Option<&'a String> {
+    let lower = name.to_lowercase();
+    let begins = |known: &&String| known.to_lowercase().starts_with(&format!("{lower},"));
+    names.iter().find(begins).or_else(|| {
+        let distance = |known: &String| strsim::damerau_levenshtein(&lower, &known.to_lowercase());
+        let near = names
+            .iter()
+            .map(|known| (distance(known), known))
+            .min_by_key(|(distance, _)| *distance);
+        near.filter(|(distance, _)| *distance <= 2.min(name.len() / 2))
+            .map(|(_, known)| known)
+    })
+}
+
+/// Whether names are only the numbers of the classes, as a data set or a model without names has them.
+fn is_numbered(names: &[String]) -> bool {
+    let is_number = |(place, name): (usize, &String)| {
+        let digits = name.strip_prefix("LABEL_").unwrap_or(name);
+        digits == place.to_string()
+    };
+    names.iter().enumerate().all(is_number)
+}
+
+const IMAGENET_CLASSES: usize = 1000;
+
+/// ImageNet-1K's classes in their order: WordNet's id and words. Source: timm's `imagenet_synsets.txt`.
+fn imagenet() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let lines = include_str!("imagenet.txt").lines();
+    lines.map(|line| line.split_once('\t').unwrap_or((line, "")))
+}
+
+/// A WordNet id, such as `n01440764`, as ImageNet's folders are called.
+pub fn is_wnid(name: &str) -> bool {
+    let digits = name.strip_prefix('n').unwrap_or("");
+    digits.len() == 8 && digits.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The names of a model of ImageNet-1K in the vocabulary of the data: ids where the model has words, or words where
+/// the model has ids. None for other models.
+fn in_imagenets_words(model: &[String], data: &[String]) -> Option<Vec<String>> {
+    if model.len() != IMAGENET_CLASSES {
+        return None;
+    }
+    let first = |words: &str| words.split(',').next().unwrap_or("").trim().to_lowercase();
+    let is = |(name, (wnid, words)): (&String, (&str, &str))| {
+        name == wnid || first(name) == first(words)
+    };
+    let same = model
+        .iter()
+        .zip(imagenet())
+        .filter(|pair| is(*pair))
+        .count();
+    // Published lists differ in the wording of a few classes, never in their order.
+    if same < 950 {
+        return None;
+    }
+    let of_data: fn((&'static str, &'static str)) -> String =
+        match data.iter().all(|name| is_wnid(name)) {
+            true => |(wnid, _)| wnid.to_owned(),
+            false => |(_, words)| words.to_owned(),
+        };
+    Some(imagenet().map(of_data).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn matched(model: &[&str], count: usize, data: &[&str]) -> Result<ClassMap> {
+        let model = names(model);
+        let outputs = Outputs {
+            count,
+            names: &model,
+            owner: "the model",
+        };
+        match_classes(outputs, &names(data), "images")
+    }
+
+    fn message(model: &[&str], count: usize, data: &[&str]) -> String {
+        let error = matched(model, count, data).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn a_part_of_the_classes_and_another_order_are_matched_by_name() {
+        let abc = ["a", "b", "c"];
+        assert_eq!(matched(&abc, 3, &abc).unwrap(), ClassMap::same("by name"));
+        let part = matched(&abc, 3, &["b", "c"]).unwrap();
+        assert_eq!(part.table(), Some(&[1, 2][..]));
+        assert!(
+            part.notice
+                .unwrap()
+                .contains("`images` has 2 of the 3 classes of the model, matched by name")
+        );
+        let other = matched(&abc, 3, &["c", "a", "b"]).unwrap();
+        assert_eq!(
+            (0..3)
+                .map(|label| other.class_of(label))
+                .collect::<Vec<_>>(),
+            [2, 0, 1]
+        );
+        assert!(other.notice.unwrap().contains("another order"));
+    }
+
+    #[test]
+    fn classes_that_the_model_does_not_have_are_refused_with_a_likely_one() {
+        let text = message(
+            &["ostrich, Struthio camelus", "tench"],
+            2,
+            &["ostrich", "tench"],
+        );
+        assert!(
+            text.contains("class `ostrich` is not among the 2 classes of the model"),
+            "{text}"
+        );
+        assert!(
+            text.contains("did you mean `ostrich, Struthio camelus`?"),
+            "{text}"
+        );
+        let text = message(&["a", "b", "c"], 3, &["A", "B", "C"]);
+        assert!(
+            text.contains(
+                "3 of its 3 classes are not among the 3 classes of the model, such as `A`"
+            ),
+            "{text}"
+        );
+        assert!(text.contains("--classes FILE"), "{text}");
+        assert!(message(&["a", "b", "c"], 3, &["a", "b", "d"]).contains("class `d` is not among"));
+        assert!(
+            message(&["a", "b", "c"], 3, &["a", "b", "c", "d"]).contains("class `d` is not among")
+        );
+        assert!(
+            message(&["crane", "crane", "b"], 3, &["crane"]).contains("several of the 3 classes")
+        );
+    }
+
+    #[test]
+    fn numbers_stand_for_the_models_classes_where_one_side_has_no_names() {
+        assert_eq!(
+            matched(&[], 3, &["0", "1"]).unwrap(),
+            ClassMap::same("by number")
+        );
+        assert_eq!(
+            matched(&["0", "1", "2"], 3, &["0", "1"]).unwrap().rule,
+            "by number"
+        );
+        let map = matched(&["a", "b", "c"], 3, &["0", "1"]).unwrap();
+        assert!(map.notice.unwrap().contains("class 0 is taken for `a`"));
+        let map = matched(&["LABEL_0", "LABEL_1"], 2, &["cat", "dog"]).unwrap();
+        assert_eq!((map.rule, map.table()), ("by order", None));
+        assert!(
+            message(&[], 3, &["cat", "dog"])
+                .contains("2 named classes and the model 3 without names")
+        );
+        assert!(message(&[], 3, &["3", "7"]).contains("which are which is unknown"));
+        assert!(message(&[], 3, &["0", "1", "2", "3"]).contains("has 4 classes and the model 3"));
+    }
+
+    #[test]
+    fn imagenets_folders_find_their_classes_in_ids_words_and_unnamed_models() {
+        let ids: Vec<&str> = imagenet().map(|(wnid, _)| wnid).collect();
+        let words: Vec<&str> = imagenet().map(|(_, words)| words).collect();
+        assert_eq!(
+            (ids.len(), ids[0], ids[999]),
+            (1000, "n01440764", "n15075141")
+        );
+        let part: Vec<&str> = (0..200).map(|place| ids[5 * place + 3]).collect();
+        for model in [&ids[..], &words[..], &[]] {
+            let map = matched(model, 1000, &part).unwrap();
+            let classes: Vec<u32> = (0..200).map(|label| map.class_of(label)).collect();
+            assert_eq!(
+                classes,
+                (0..200).map(|place| 5 * place + 3).collect::<Vec<u32>>()
+            );
+            assert!(map.notice.is_some());
+        }
+        // Two classes of ImageNet are called `crane`; their ids tell them apart.
+        let map = matched(&words, 1000, &["n02012849", "n03126707"]).unwrap();
+        assert_eq!(map.table(), Some(&[134, 517][..]));
+        let map = matched(&ids, 1000, &["tench, Tinca tinca"]).unwrap();
+        assert_eq!(map.class_of(0), 0);
+        let text = message(&[], 1000, &["n01440764", "n00004475"]);
+        assert!(
+            text.contains("class `n00004475` is not among the 1,000 classes of ImageNet-1K"),
+            "{text}"
+        );
+    }
+}
