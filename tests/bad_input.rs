@@ -154,6 +154,8 @@ fn a_truncated_jpeg_ends_the_run_with_its_name() {
             &set("train"),
             "--set",
             &set("test"),
+            "--set",
+            "data.test_on_train=true",
         ],
         &["broken.jpg"],
     );

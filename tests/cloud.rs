@@ -596,7 +596,7 @@ fn a_shard_that_changed_ends_the_run() {
 /// A recipe of one short stage whose images lie where `place` says.
 fn recipe(folder: &Path, place: &str) -> PathBuf {
     let images = format!(
-        "data = {{ train = \"shards:{place}\", test = \"shards:{place}\", broken_rate = 0.9 }}"
+        "data = {{ train = \"shards:{place}\", test = \"shards:{place}\", broken_rate = 0.9, test_on_train = true }}"
     );
     let text = support::RECIPE.replace(
         "data = { train = \"synthetic:200\", test = \"synthetic:64\" }",

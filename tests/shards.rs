@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use advxl::data::{
-    Augmentation, Dataset, EvaluationTransform, Loader, Plan, Reason, Share, Spec, Split, check,
-    evaluation_batch, resize,
+    Augmentation, Dataset, EvaluationTransform, Loader, Plan, Reason, Selection, Share, Spec,
+    Split, Subset, check, evaluation_batch, resize,
 };
 use advxl::group::Group;
 use image::{DynamicImage, ImageFormat};
@@ -873,10 +873,12 @@ fn pack_writes_what_an_evaluation_sees() {
         interpolation: resize::Filter::Bilinear,
     };
     let dataset = open(&path);
+    let subset = Subset::choose(&dataset, &Selection::Sample(66)).unwrap();
     for index in [0, 40, 65] {
-        let expected = evaluation_batch(&dataset, &[index], &transform).unwrap();
+        let place = subset.place(index);
+        let expected = evaluation_batch(&dataset, &[place], &transform).unwrap();
         assert_eq!(packed.picture(index).unwrap().to_planes(), expected);
-        assert_eq!(packed.label(index).unwrap(), dataset.label(index).unwrap());
+        assert_eq!(packed.label(index).unwrap(), dataset.label(place).unwrap());
     }
 }
 
@@ -928,10 +930,10 @@ fn what_users_get_wrong_is_explained() {
             "8",
             "--out",
             "x",
-            "--count",
+            "--n",
             "0",
         ],
-        &["--count 0"],
+        &["--n 0: at least 1 image is needed"],
     );
     refuses(
         &["data", "bench", "synthetic:3", "--seconds", "0"],
@@ -964,8 +966,8 @@ fn shards_without_classes_cannot_train_a_classifier() {
             &set,
         ],
         &[
-            "the images have no classes",
-            "hint: add members such as `000.cls`",
+            "have no labels",
+            "hint: every sample needs a member such as `000.cls`",
         ],
     );
 }

@@ -71,7 +71,9 @@ fn values(model: &Model, name: &str) -> Vec<f32> {
 /// The second stage of the recipe with images of its own.
 fn switched(data: &str, head: &str) -> (String, String) {
     let name = "name = \"finetune\"";
-    let data = format!("{name}\ndata = {{ train = \"{data}\", test = \"{data}\" }}\n{head}");
+    let data = format!(
+        "{name}\ndata = {{ train = \"{data}\", test = \"{data}\", test_on_train = true }}\n{head}"
+    );
     (name.to_owned(), data)
 }
 
@@ -220,7 +222,7 @@ fn a_run_begins_with_given_weights_and_says_where_they_do_not_fit() {
     let data = three_classes(folder.path());
     let three = (
         "data = { train = \"synthetic:200\", test = \"synthetic:64\" }",
-        &format!("data = {{ train = \"{data}\", test = \"{data}\" }}")[..],
+        &format!("data = {{ train = \"{data}\", test = \"{data}\", test_on_train = true }}")[..],
     );
     refused(
         &from("classes", "", &[three]),

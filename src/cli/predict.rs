@@ -84,9 +84,10 @@ impl Predict {
         let mut screen = Terminal::new();
         let indices: Vec<usize> = (0..count).collect();
         for chunk in indices.chunks(self.batch.max(1)) {
-            let (batch, labels) = images.batch(chunk, &device()?)?;
+            let batch = images.pictures(chunk, &device()?)?;
             logits.extend(to_vec(loaded.model.logits(batch.clone(), &pass)));
             if self.gradient {
+                let labels = images.labels(chunk)?;
                 let goal = Targets::classes(&labels).distributions(classes, 0.0, &device()?);
                 let loss = |images: Tensor<4>| {
                     cross_entropy(loaded.model.logits(images, &pass), goal.clone())

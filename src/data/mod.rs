@@ -522,15 +522,24 @@ impl Dataset {
         })
     }
 
-    /// Whether two data sets are the very same images, so that one cannot measure what was learned from the other.
-    pub fn is_same(&self, other: &Self) -> bool {
+    /// Whether two data sets read some of the same files, so that one cannot measure what was learned from the other.
+    ///
+    /// Only places are compared: copies of the same images are not noticed.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let place =
+            |path: &Path| crate::files::canonical(path).unwrap_or_else(|_| path.to_path_buf());
         match (&self.source, &other.source) {
             (Source::Folder(one), Source::Folder(two)) => {
-                let place = |folder: &folder::Folder| crate::files::canonical(folder.root()).ok();
-                place(one).is_some() && place(one) == place(two)
+                let (one, two) = (place(one.root()), place(two.root()));
+                one.starts_with(&two) || two.starts_with(&one)
             }
-            (Source::Tensors(_), Source::Tensors(_)) | (Source::Shards(_), Source::Shards(_)) => {
-                self.spec == other.spec
+            (Source::Tensors(_), Source::Tensors(_)) => match (&self.spec, &other.spec) {
+                (Spec::Tensors(one), Spec::Tensors(two)) => place(one) == place(two),
+                _ => false,
+            },
+            (Source::Shards(one), Source::Shards(two)) => {
+                let places: std::collections::HashSet<String> = one.places().collect();
+                two.places().any(|shard| places.contains(&shard))
             }
             _ => false,
         }

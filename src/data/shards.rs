@@ -272,6 +272,11 @@ impl Shards {
         }
     }
 
+    /// Where the shards lie.
+    pub fn places(&self) -> impl Iterator<Item = String> {
+        self.shards.iter().map(|shard| shard.object.to_string())
+    }
+
     /// Names of the shards without their folders and their numbers of samples, for the fingerprint.
     pub fn identity(&self) -> impl Iterator<Item = String> {
         self.shards

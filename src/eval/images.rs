@@ -47,7 +47,29 @@ impl Images<'_> {
     /// The images of given indices and their labels.
     ///
     /// Shapes: the images `[indices, 3, height, width]`.
+    /// Errors: an image that cannot be read or has no label.
     pub fn batch(&self, indices: &[usize], device: &Device) -> Result<(Tensor<4>, Vec<u32>)> {
+        let labels = self.labels(indices)?;
+        Ok((self.pictures(indices, device)?, labels))
+    }
+
+    /// The classes of the images of given indices, as the model counts them.
+    pub fn labels(&self, indices: &[usize]) -> Result<Vec<u32>> {
+        match self {
+            Self::Stored {
+                dataset, subset, ..
+            } => {
+                let labels = indices.iter().map(|index| subset.label(dataset, *index));
+                labels.collect()
+            }
+            Self::Given { labels, .. } => Ok(indices.iter().map(|index| labels[*index]).collect()),
+        }
+    }
+
+    /// The images of given indices, which need no labels.
+    ///
+    /// Shapes: `[indices, 3, height, width]`.
+    pub fn pictures(&self, indices: &[usize], device: &Device) -> Result<Tensor<4>> {
         match self {
             Self::Stored {
                 dataset,
@@ -57,19 +79,13 @@ impl Images<'_> {
                 let size = transform.image_size;
                 let places: Vec<usize> = indices.iter().map(|index| subset.place(*index)).collect();
                 let values = evaluation_batch(dataset, &places, transform)?;
-                let labels = indices.iter().map(|index| subset.label(dataset, *index));
-                let labels = labels.collect::<Result<_>>()?;
-                Ok((
-                    from_vec(values, [indices.len(), 3, size, size], device),
-                    labels,
-                ))
+                Ok(from_vec(values, [indices.len(), 3, size, size], device))
             }
-            Self::Given { images, labels } => {
+            Self::Given { images, .. } => {
                 let rows: Vec<i64> = indices.iter().map(|index| *index as i64).collect();
                 let rows =
                     Tensor::from_data(TensorData::new(rows, [indices.len()]), &images.device());
-                let labels = indices.iter().map(|index| labels[*index]).collect();
-                Ok(((*images).clone().select(0, rows).to_device(device), labels))
+                Ok((*images).clone().select(0, rows).to_device(device))
             }
         }
     }

@@ -91,8 +91,11 @@ impl StageImages {
             open(&data.train, Split::Train)?,
             open(&data.test, Split::Test)?,
         );
-        if train.is_same(&test) && !data.test_on_train {
-            let message = format!("the test images are the training images: `{}`", data.test);
+        if train.overlaps(&test) && !data.test_on_train {
+            let message = format!(
+                "the test images `{}` are among the training images",
+                data.test
+            );
             return Err(Error::input(message).hint(
                 "name other images as data.test, or set data.test_on_train = true to measure with these",
             ));
