@@ -1,6 +1,7 @@
 //! The weights that a run begins with, when they are not random.
 
 use super::Run;
+use crate::data::{Outputs, match_classes};
 use crate::error::{Error, Result};
 use crate::model::weights::{self, Loaded};
 use crate::model::{Model, ModelConfig};
@@ -49,6 +50,24 @@ fn check_model(found: &ModelConfig, wanted: &ModelConfig) -> Result<()> {
     Err(Error::input(message).hint("change the recipe's `model` to what the weights are"))
 }
 
+/// An error unless the outputs of a head are the classes of the images, in their order.
+fn check_classes(names: &[String], count: usize, classes: &[String]) -> Result<()> {
+    let outputs = Outputs {
+        count,
+        names,
+        owner: "the start weights",
+    };
+    let map = match_classes(outputs, classes, "the training images")?;
+    match map.table() {
+        Some(table) if !table.iter().copied().eq(0..count as u32) => {
+            let message =
+                "the training images have the classes of the start weights in another order";
+            Err(Error::input(message).hint("set start.head = \"new\", or rename the class folders"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// An error unless the head can go on in the first stage.
 fn check_head(run: &Run, model: &Model, names: &[String]) -> Result<()> {
     let (found, wanted) = (model.classes(), run.outputs(0));
@@ -59,10 +78,7 @@ fn check_head(run: &Run, model: &Model, names: &[String]) -> Result<()> {
         None if found != wanted => {
             format!("their head is for {found} classes, and the images have {wanted}")
         }
-        None if !names.is_empty() && names != classes => {
-            "the classes of their head have other names than those of the images".to_owned()
-        }
-        None => return Ok(()),
+        None => return check_classes(names, found, classes),
     };
     Err(Error::input(message).hint("set start.head = \"new\", or use images of the same classes"))
 }
