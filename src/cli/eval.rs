@@ -172,6 +172,7 @@ impl Eval {
             data: self.data.clone(),
             data_hash: dataset.fingerprint(),
             images: count,
+            left_out: Vec::new(),
             image_size,
             crop_fraction: self.crop_fraction,
             interpolation: self.interpolation.clone(),

@@ -166,6 +166,16 @@ fn synthetic_spec(text: &str, rest: &str) -> Result<Spec> {
     Ok(Spec::Synthetic { count, image_size })
 }
 
+impl Spec {
+    /// The folder or file that it names, if it is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Spec::Folder(path) | Spec::Tensors(path) => Some(path),
+            Spec::Shards(_) | Spec::Synthetic { .. } => None,
+        }
+    }
+}
+
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -186,6 +196,15 @@ impl fmt::Display for Spec {
 pub struct Dataset {
     source: Source,
     image_size: Option<usize>,
+    relabeled: Option<Relabeled>,
+}
+
+/// Classes that take the place of a source's own.
+#[derive(Debug)]
+struct Relabeled {
+    classes: Vec<String>,
+    /// For each class of the source its number among them.
+    labels: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -230,7 +249,20 @@ impl Dataset {
             Source::Tensors(tensors) => tensors.image_size(),
             Source::Synthetic(synthetic) => Some(synthetic.image_size()),
         };
-        Ok(Self { source, image_size })
+        Ok(Self {
+            source,
+            image_size,
+            relabeled: None,
+        })
+    }
+
+    /// The same pictures under other classes: `labels` holds for each of the present ones its number among them.
+    pub fn with_classes(mut self, classes: &[String], labels: Vec<u32>) -> Self {
+        self.relabeled = Some(Relabeled {
+            classes: classes.to_vec(),
+            labels,
+        });
+        self
     }
 
     fn open_folder(path: &Path, split: Split) -> Result<Source> {
@@ -269,7 +301,10 @@ impl Dataset {
 
     /// Names of the classes, by label.
     pub fn classes(&self) -> &[String] {
-        each!(self, source => source.classes())
+        match &self.relabeled {
+            Some(relabeled) => &relabeled.classes,
+            None => each!(self, source => source.classes()),
+        }
     }
 
     /// An error unless the pictures have classes.
@@ -292,12 +327,16 @@ impl Dataset {
     ///
     /// Errors: a shard's index cannot be read any more.
     pub fn label(&self, index: usize) -> Result<u32> {
-        Ok(match &self.source {
+        let own = match &self.source {
             Source::Shards(shards) => shards.label(index)?,
             Source::Cifar(source) => source.label(index),
             Source::Folder(source) => source.label(index),
             Source::Tensors(source) => source.label(index),
             Source::Synthetic(source) => source.label(index),
+        };
+        Ok(match &self.relabeled {
+            Some(relabeled) => relabeled.labels[own as usize],
+            None => own,
         })
     }
 
@@ -354,6 +393,11 @@ impl Dataset {
             false => None,
         };
         Ok(Sample { picture, caption })
+    }
+
+    /// Whether pictures are files or members of tars, which may be broken one by one.
+    pub fn is_decoded(&self) -> bool {
+        matches!(self.source, Source::Folder(_) | Source::Shards(_))
     }
 
     /// Gives up what was asked for and will not be read.

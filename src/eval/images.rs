@@ -17,6 +17,15 @@ pub enum Images<'a> {
         /// How many.
         count: usize,
     },
+    /// Some images of a data set, loaded batch by batch; they are counted from 0 in their own order.
+    Listed {
+        /// The data set.
+        dataset: &'a Dataset,
+        /// How images are brought to the model's size.
+        transform: EvaluationTransform,
+        /// Their places in the data set.
+        indices: &'a [usize],
+    },
     /// Images at hand, in [0, 1], `[n, 3, height, width]`.
     Given {
         /// The images.
@@ -31,6 +40,7 @@ impl Images<'_> {
     pub fn count(&self) -> usize {
         match self {
             Self::Stored { count, .. } => *count,
+            Self::Listed { indices, .. } => indices.len(),
             Self::Given { labels, .. } => labels.len(),
         }
     }
@@ -42,15 +52,14 @@ impl Images<'_> {
         match self {
             Self::Stored {
                 dataset, transform, ..
+            } => load(dataset, transform, indices, device),
+            Self::Listed {
+                dataset,
+                transform,
+                indices: all,
             } => {
-                let size = transform.image_size;
-                let values = evaluation_batch(dataset, indices, transform)?;
-                let labels = indices.iter().map(|index| dataset.label(*index));
-                let labels = labels.collect::<Result<_>>()?;
-                Ok((
-                    from_vec(values, [indices.len(), 3, size, size], device),
-                    labels,
-                ))
+                let indices: Vec<usize> = indices.iter().map(|index| all[*index]).collect();
+                load(dataset, transform, &indices, device)
             }
             Self::Given { images, labels } => {
                 let rows: Vec<i64> = indices.iter().map(|index| *index as i64).collect();
@@ -61,6 +70,19 @@ impl Images<'_> {
             }
         }
     }
+}
+
+fn load(
+    dataset: &Dataset,
+    transform: &EvaluationTransform,
+    indices: &[usize],
+    device: &Device,
+) -> Result<(Tensor<4>, Vec<u32>)> {
+    let size = transform.image_size;
+    let values = evaluation_batch(dataset, indices, transform)?;
+    let labels = indices.iter().map(|index| dataset.label(*index));
+    let shape = [indices.len(), 3, size, size];
+    Ok((from_vec(values, shape, device), labels.collect::<Result<_>>()?))
 }
 
 /// An error unless all labels are classes of the model.

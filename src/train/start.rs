@@ -1,6 +1,7 @@
 //! The weights that a run begins with, when they are not random.
 
 use super::Run;
+use super::classes::difference;
 use crate::error::{Error, Result};
 use crate::model::weights::{self, Loaded};
 use crate::model::{Model, ModelConfig};
@@ -59,10 +60,11 @@ fn check_head(run: &Run, model: &Model, names: &[String]) -> Result<()> {
         None if found != wanted => {
             format!("their head is for {found} classes, and the images have {wanted}")
         }
-        None if !names.is_empty() && names != classes => {
-            "the classes of their head have other names than those of the images".to_owned()
-        }
-        None => return Ok(()),
+        None if names.is_empty() => return Ok(()),
+        None => match difference(("their head", names), ("the images", classes)) {
+            None => return Ok(()),
+            Some(difference) => format!("the classes of their head are not those of the images: {difference}"),
+        },
     };
     Err(Error::input(message).hint("set start.head = \"new\", or use images of the same classes"))
 }
