@@ -153,7 +153,10 @@ pub fn check_name(name: &str) -> std::result::Result<(), (String, String)> {
     }
     let shown: String = name.chars().take(40).collect();
     let more = if shown.len() < name.len() { "..." } else { "" };
-    let message = format!("`{}{more}` cannot be the name of a file", shown.escape_debug());
+    let message = format!(
+        "`{}{more}` cannot be the name of a file",
+        shown.escape_debug()
+    );
     let hint = format!(
         "use 1 to {LONGEST_NAME} letters from A to Z, digits, `.`, `_` and `-`, not beginning with `.` or `-`"
     );
@@ -563,7 +566,8 @@ mod tests {
         }
         let long = "x".repeat(65);
         for wrong in [
-            "", ".", "..", ".a", "-a", "a/b", "/a", "../a", "a\\b", "a b", "\u{e9}", "a\0", "a\n", &long,
+            "", ".", "..", ".a", "-a", "a/b", "/a", "../a", "a\\b", "a b", "\u{e9}", "a\0", "a\n",
+            &long,
         ] {
             let (message, hint) = check_name(wrong).unwrap_err();
             assert!(message.len() < 100 && !message.contains('\n'), "{message}");

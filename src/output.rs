@@ -95,13 +95,19 @@ impl Input {
     }
 
     fn refuse(&self, flag: &str, path: &Path) -> Error {
-        let Self { name, path: own, .. } = self;
+        let Self {
+            name, path: own, ..
+        } = self;
         let relation = match is_same(own, path) {
             true => format!("is read by this command ({name})"),
-            false => format!("lies in `{}`, which is read by this command ({name})", own.display()),
+            false => format!(
+                "lies in `{}`, which is read by this command ({name})",
+                own.display()
+            ),
         };
-        Error::input(format!("{flag} `{}` {relation}", path.display()))
-            .hint(format!("give another path with {flag}: an output never replaces an input"))
+        Error::input(format!("{flag} `{}` {relation}", path.display())).hint(format!(
+            "give another path with {flag}: an output never replaces an input"
+        ))
     }
 }
 
@@ -198,7 +204,9 @@ mod tests {
             assert!(text.contains("is read by this command (--data)"), "{text}");
         }
         for name in ["y", "new", "in/new"] {
-            inputs.check_file("--out", &at(name), Content::JsonLines).unwrap();
+            inputs
+                .check_file("--out", &at(name), Content::JsonLines)
+                .unwrap();
         }
     }
 
@@ -216,11 +224,18 @@ mod tests {
         let mut inputs = Inputs::default();
         inputs.add("MODEL", at("model"));
         inputs.add_data("--data", at("data"));
-        for name in ["model/config.json", "model/model.safetensors", "blobs/1", "data/list"] {
+        for name in [
+            "model/config.json",
+            "model/model.safetensors",
+            "blobs/1",
+            "data/list",
+        ] {
             let text = refusal(inputs.check_file("--out", &at(name), Content::Tensors("logits")));
             assert!(text.contains("read by this command"), "{text}");
         }
-        inputs.check_file("--out", &at("model/logits"), Content::Tensors("logits")).unwrap();
+        inputs
+            .check_file("--out", &at("model/logits"), Content::Tensors("logits"))
+            .unwrap();
         for name in ["model", "data", "data/run", "data/new/run"] {
             refusal(inputs.check_folder("--out", &at(name)));
         }
@@ -232,7 +247,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out");
         let check = |content| Inputs::default().check_file("--out", &path, content);
-        let logits = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]);
+        let logits =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]);
         let logits = safetensors::serialize([("logits", logits.unwrap())], None).unwrap();
         for (bytes, tensors, lines) in [
             (&b""[..], true, true),
@@ -242,11 +258,18 @@ mod tests {
             (&[0xff; 20], false, false),
         ] {
             files::write(&path, bytes).unwrap();
-            assert_eq!(check(Content::Tensors("logits")).is_ok(), tensors, "{bytes:?}");
+            assert_eq!(
+                check(Content::Tensors("logits")).is_ok(),
+                tensors,
+                "{bytes:?}"
+            );
             assert_eq!(check(Content::JsonLines).is_ok(), lines, "{bytes:?}");
         }
         files::write(&path, &logits).unwrap();
         let text = refusal(check(Content::Tensors("images")));
-        assert!(text.contains("is there and is not a safetensors file with `images`"), "{text}");
+        assert!(
+            text.contains("is there and is not a safetensors file with `images`"),
+            "{text}"
+        );
     }
 }

@@ -514,7 +514,9 @@ fn check_names<'a>(table: &Table, key: &str, names: impl Iterator<Item = &'a str
         if let Some(other) = seen.iter().find(|seen| seen.eq_ignore_ascii_case(name)) {
             let message = match *other == name {
                 true => format!("two tables `{key}` have the name `{name}`"),
-                false => format!("`{key}` has the names `{other}` and `{name}`, which differ in case alone"),
+                false => format!(
+                    "`{key}` has the names `{other}` and `{name}`, which differ in case alone"
+                ),
             };
             table.fault(key, message, Some("give each a name of its own".to_owned()));
         }
@@ -1035,8 +1037,14 @@ mod tests {
         assert_eq!(at(0), None);
         assert_eq!(at(first.batch), Some((&first.name[..], false)));
         assert_eq!(at(first.samples()), Some((&first.name[..], true)));
-        assert_eq!(at(first.samples() + 1), Some((&recipe.stage[1].name[..], false)));
-        assert_eq!(at(recipe.samples()), Some((&recipe.stage[1].name[..], true)));
+        assert_eq!(
+            at(first.samples() + 1),
+            Some((&recipe.stage[1].name[..], false))
+        );
+        assert_eq!(
+            at(recipe.samples()),
+            Some((&recipe.stage[1].name[..], true))
+        );
         assert_eq!(at(recipe.samples() + 1), None);
     }
 

@@ -138,7 +138,10 @@ fn is_digits(text: &str) -> bool {
 }
 
 fn too_large(number: impl fmt::Display) -> String {
-    format!("{number} is too large, the largest whole number is {}", u64::MAX)
+    format!(
+        "{number} is too large, the largest whole number is {}",
+        u64::MAX
+    )
 }
 
 impl Setting for f64 {
@@ -928,8 +931,10 @@ mod tests {
     #[test]
     fn whole_numbers_are_read_up_to_their_limit_and_named_beyond_it() {
         let number = |text: &str| {
-            read(&format!("n = {text}"), &[], |table| table.required::<u64>("n"))
-                .map_err(|faults| faults[0].to_string())
+            read(&format!("n = {text}"), &[], |table| {
+                table.required::<u64>("n")
+            })
+            .map_err(|faults| faults[0].to_string())
         };
         assert_eq!(number("18446744073709551615"), Ok(u64::MAX));
         assert_eq!(number("0xffff_ffff_ffff_ffff"), Ok(u64::MAX));

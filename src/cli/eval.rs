@@ -6,8 +6,8 @@ use burn::tensor::{Device, Tensor};
 
 use super::screen::Terminal;
 use super::{
-    NamedModel, check_classes, check_image_size, device, image_count, parse_precision, print_json,
-    usable_precision,
+    NamedModel, check_classes, check_image_size, device, image_count, inputs, parse_precision,
+    print_json, usable_precision,
 };
 use crate::attack::{Attack, Norm};
 use crate::data::resize::Filter;
@@ -22,6 +22,7 @@ use crate::fused::Precision;
 use crate::group::Group;
 use crate::model::Pass;
 use crate::model::weights::Loaded;
+use crate::output::Content;
 use crate::recipe::word_of;
 use crate::screen::Screen;
 use crate::text::zero_shot::by_text;
@@ -134,6 +135,10 @@ impl Eval {
             interpolation: self.filter()?,
         };
         let out = self.folder()?;
+        group.agree(match group.is_first() {
+            true => self.check_outputs(&out),
+            false => Ok(()),
+        })?;
         let mut loaded = self.model.load()?;
         let head = self.class_head(&mut loaded)?;
         let image_size = self.image_size.unwrap_or(loaded.image_size);
@@ -142,6 +147,16 @@ impl Eval {
         let classes = head
             .as_ref()
             .map_or(loaded.model.classes(), |head| head.dims()[0]);
+        if let Some(names) = &self.zero_shot
+            && classes < dataset.classes().len()
+        {
+            let (names, of_data) = (names.display(), dataset.classes().len());
+            let data = &self.data;
+            let message = format!(
+                "--zero-shot `{names}` names {classes} classes, and `{data}` has {of_data}"
+            );
+            return Err(Error::input(message).hint("give one name for each class, in their order"));
+        }
         check_classes(classes, &dataset, &self.data)?;
         let count = image_count(self.n, &dataset);
         let transform = EvaluationTransform {
@@ -181,9 +196,6 @@ impl Eval {
         };
 
         group.stop_on_signals()?;
-        if group.is_first() {
-            files::make_folder(&out)?;
-        }
         let mut screen = Terminal::new();
         let mut all = Vec::new();
         let mut finished = Vec::new();
@@ -234,6 +246,40 @@ impl Eval {
         let identity = format!("{} {} {zero_shot:?}", loaded.hash, text.hash);
         loaded.hash = blake3::hash(identity.as_bytes()).to_string();
         zero_shot.head_of(&text).map(Some)
+    }
+
+    /// An error where an output would replace what is read. The result may well lie in the model's folder.
+    fn check_outputs(&self, out: &Path) -> Result<()> {
+        inputs(None, Some(&self.data))?.check_folder("--out", out)?;
+        files::make_folder(out)?;
+        files::try_writing(&out.join("result.json"))?;
+        let Some(path) = &self.save_adversarial else {
+            return Ok(());
+        };
+        let mut inputs = inputs(Some(&self.model.path), Some(&self.data))?;
+        let files = [
+            ("--zero-shot", &self.zero_shot),
+            ("--text", &self.text),
+            ("--templates", &self.templates),
+        ];
+        for (flag, path) in files {
+            path.iter().for_each(|path| inputs.add(flag, path));
+        }
+        let norms = self
+            .norm
+            .iter()
+            .map(|norm| self.adversarial_path(path, norm));
+        norms.into_iter().try_for_each(|path| {
+            inputs.check_file("--save-adversarial", &path, Content::Tensors("images"))
+        })
+    }
+
+    /// Where the images of a norm go.
+    fn adversarial_path(&self, path: &Path, norm: &str) -> PathBuf {
+        match self.norm.len() {
+            1 => path.to_owned(),
+            _ => of_norm(path, norm),
+        }
     }
 
     /// Where the result goes.
@@ -381,11 +427,7 @@ impl OneNorm<'_> {
         let progress = self.progress(&attacks, keep_images);
         let mut findings = examine(&self.evaluation(&attacks), &progress, screen)?;
         if let Some(path) = &self.eval.save_adversarial {
-            let path = if self.eval.norm.len() > 1 {
-                of_norm(path, settings.norm)
-            } else {
-                path.clone()
-            };
+            let path = self.eval.adversarial_path(path, settings.norm.word());
             progress.save_adversarial(self.images, &path, self.device)?;
         }
         let mut finished = vec![progress];
@@ -428,9 +470,9 @@ impl OneNorm<'_> {
 }
 
 /// `DIR/NAME-linf.safetensors` for `DIR/NAME.safetensors`.
-fn of_norm(path: &Path, norm: Norm) -> PathBuf {
+fn of_norm(path: &Path, norm: &str) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let name = format!("{stem}-{}", norm.word());
+    let name = format!("{stem}-{norm}");
     match path.extension() {
         Some(extension) => path.with_file_name(name).with_extension(extension),
         None => path.with_file_name(name),

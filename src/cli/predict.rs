@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::screen::Terminal;
 use super::{
-    NamedModel, check_classes, check_image_size, device, image_count, parse_precision, print_json,
-    usable_precision,
+    NamedModel, check_classes, check_image_size, device, image_count, inputs, parse_precision,
+    print_json, usable_precision,
 };
 use crate::attack::input_gradient;
 use crate::data::resize::Filter;
@@ -20,6 +20,7 @@ use crate::files;
 use crate::fused::{Precision, to_vec};
 use crate::loss::{Targets, cross_entropy};
 use crate::model::Pass;
+use crate::output::Content;
 use crate::screen::Screen;
 
 /// Logits of a model for a data set, and the gradient of the loss for its images.
@@ -55,6 +56,11 @@ pub(super) struct Predict {
 
 impl Predict {
     pub(super) fn run(&self, json: bool) -> Result<()> {
+        inputs(Some(&self.model.path), Some(&self.data))?.check_file(
+            "--out",
+            &self.out,
+            Content::Tensors("logits"),
+        )?;
         let loaded = self.model.load()?;
         let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
         if self.gradient {

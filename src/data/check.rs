@@ -157,7 +157,8 @@ pub fn broken_among(dataset: &Dataset, samples: &[usize]) -> Result<Vec<Broken>>
     }
     let mut broken = Vec::new();
     for some in samples.chunks(CHUNK * CHUNK) {
-        some.iter().for_each(|sample| dataset.ask(*sample, Part::Picture));
+        some.iter()
+            .for_each(|sample| dataset.ask(*sample, Part::Picture));
         let found: Vec<_> = some
             .par_iter()
             .map(|sample| Ok(read(dataset, *sample, false)?.err()))

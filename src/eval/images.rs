@@ -82,7 +82,10 @@ fn load(
     let values = evaluation_batch(dataset, indices, transform)?;
     let labels = indices.iter().map(|index| dataset.label(*index));
     let shape = [indices.len(), 3, size, size];
-    Ok((from_vec(values, shape, device), labels.collect::<Result<_>>()?))
+    Ok((
+        from_vec(values, shape, device),
+        labels.collect::<Result<_>>()?,
+    ))
 }
 
 /// An error unless all labels are classes of the model.

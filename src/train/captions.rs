@@ -116,7 +116,9 @@ impl Captions {
                 let message = format!(
                     "text.classes `{path}` has {names} names, and the test images have {classes} classes"
                 );
-                return Err(Error::input(message).hint("give one name for each class, in their order"));
+                return Err(
+                    Error::input(message).hint("give one name for each class, in their order")
+                );
             }
             zero_shot.classes = named;
         }

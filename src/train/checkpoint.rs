@@ -131,13 +131,20 @@ fn check_images(found: &Found, run: &Run) -> Result<()> {
         Err(Error::input(message).hint("bring the images back, or add --accept-changes"))
     };
     if let (Some(known), None) = (&found.classes, &run.captions[stage])
-        && let Some(difference) = difference(("the trained model", known), ("the images", images.classes()))
+        && let Some(difference) = difference(
+            ("the trained model", known),
+            ("the images", images.classes()),
+        )
     {
-        return refuse(format!("it was trained on other classes than `{spec}` has: {difference}"));
+        return refuse(format!(
+            "it was trained on other classes than `{spec}` has: {difference}"
+        ));
     }
     match found.data == images.train.fingerprint() {
         true => Ok(()),
-        false => refuse(format!("it was trained on other images than `{spec}` holds now")),
+        false => refuse(format!(
+            "it was trained on other images than `{spec}` holds now"
+        )),
     }
 }
 
@@ -294,7 +301,9 @@ struct Whole {
 fn read(path: &Path) -> Result<std::result::Result<Whole, Error>> {
     let damaged = |what: &str| {
         let path = path.display();
-        Ok(Err(Error::input(format!("the checkpoint `{path}` is damaged: {what}"))))
+        Ok(Err(Error::input(format!(
+            "the checkpoint `{path}` is damaged: {what}"
+        ))))
     };
     let bytes = match files::read(path) {
         Ok(bytes) => bytes,
@@ -318,7 +327,10 @@ fn read(path: &Path) -> Result<std::result::Result<Whole, Error>> {
         return damaged("its content does not match its hash");
     }
     if counters.get("schema").map(String::as_str) != Some(SCHEMA) {
-        let message = format!("`{}` was written by another version of advxl", path.display());
+        let message = format!(
+            "`{}` was written by another version of advxl",
+            path.display()
+        );
         return Err(Error::input(message).hint("go on with that version, or choose another --out"));
     }
     Ok(Ok(Whole { bytes, counters }))
@@ -392,7 +404,12 @@ fn other_tensors(found: &Found) -> Option<String> {
         .zip(&found.state.optimizer.moments)
         .flat_map(|(parameter, moments)| {
             let kinds = kinds(moments.average.is_some()).iter();
-            kinds.map(|kind| (format!("{kind}.{}", parameter.name), parameter.shape.clone()))
+            kinds.map(|kind| {
+                (
+                    format!("{kind}.{}", parameter.name),
+                    parameter.shape.clone(),
+                )
+            })
         })
         .collect();
     let names: BTreeSet<_> = saved.keys().chain(wanted.keys()).collect();

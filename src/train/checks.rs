@@ -15,7 +15,9 @@ pub(super) fn check_folder(recipe: &Recipe, folder: &Path) -> Result<()> {
     let mut inputs = Inputs::default();
     let mut models = Vec::new();
     let data = recipe.stage.iter().map(|stage| recipe.data_of(stage));
-    for (key, spec) in data.flat_map(|data| [("data.train", &data.train), ("data.test", &data.test)]) {
+    for (key, spec) in
+        data.flat_map(|data| [("data.train", &data.train), ("data.test", &data.test)])
+    {
         if let Some(path) = spec.path() {
             inputs.add_data(key, path);
         }
@@ -77,12 +79,14 @@ fn classifies(captions: &Option<Captions>) -> bool {
 }
 
 fn no_classes(message: String) -> Error {
-    Error::input(message).hint("use test images with classes, or take the evaluation out of the recipe")
+    Error::input(message)
+        .hint("use test images with classes, or take the evaluation out of the recipe")
 }
 
 fn too_few(of: &str, wanted: u64, images: &StageImages) -> Option<String> {
     let count = images.test.len() as u64;
-    (count < wanted).then(|| format!("{of} asks for {wanted} test images and there are {count}: all are used"))
+    (count < wanted)
+        .then(|| format!("{of} asks for {wanted} test images and there are {count}: all are used"))
 }
 
 /// An error where no stage can be evaluated while it trains; a notice for each that cannot, among others that can.
@@ -98,13 +102,20 @@ fn check_evaluation(
         (0..recipe.stage.len()).partition(|number| classifies(&captions[*number]));
     let reason = "its test images have no classes, or it has no text model to embed their names";
     let [first, ..] = can[..] else {
-        let message = format!("`evaluation` has nothing to evaluate: no stage classifies images; of each, {reason}");
+        let message = format!(
+            "`evaluation` has nothing to evaluate: no stage classifies images; of each, {reason}"
+        );
         return Err(no_classes(message));
     };
     let name = |number: usize| &recipe.stage[number].name;
     let cannot = cannot.into_iter();
     let mut notices: Vec<String> = cannot
-        .map(|number| format!("stage `{}` is not evaluated while it trains: {reason}", name(number)))
+        .map(|number| {
+            format!(
+                "stage `{}` is not evaluated while it trains: {reason}",
+                name(number)
+            )
+        })
         .collect();
     notices.extend(too_few("`evaluation`", evaluation.images, &images[first]));
     Ok(notices)
@@ -117,7 +128,9 @@ fn check_captions(
     captions: &[Option<Captions>],
     number: usize,
 ) -> Result<()> {
-    let needed = captions[number].as_ref().is_some_and(Captions::needs_captions);
+    let needed = captions[number]
+        .as_ref()
+        .is_some_and(Captions::needs_captions);
     if !needed || images[number].train.is_captioned() {
         return Ok(());
     }
@@ -153,7 +166,10 @@ fn check_head(
                 .hint("name the same classes in text.classes of the stage before, or give it test images that have them"));
         }
         (Head::Keep, None, None) => {
-            let (own, others) = (("its images", classes), ("those before", images[before].classes()));
+            let (own, others) = (
+                ("its images", classes),
+                ("those before", images[before].classes()),
+            );
             let Some(difference) = difference(own, others) else {
                 return Ok(());
             };

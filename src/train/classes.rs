@@ -20,7 +20,11 @@ pub(super) fn difference(
     let only = |who: &str, own: &[String], others: &[String]| {
         let others: HashMap<&str, usize> = numbered(others);
         let mut names = own.iter().filter(|name| !others.contains_key(&name[..]));
-        let first: Vec<_> = names.by_ref().take(SHOWN).map(|name| format!("`{name}`")).collect();
+        let first: Vec<_> = names
+            .by_ref()
+            .take(SHOWN)
+            .map(|name| format!("`{name}`"))
+            .collect();
         let more = match names.count() {
             0 => String::new(),
             count => format!(" and {count} more"),
@@ -40,11 +44,14 @@ pub(super) fn difference(
 ///
 /// Errors: classes that no training image has.
 pub(super) fn matched(train: &[String], test: &[String]) -> Result<Option<Vec<u32>>> {
-    let Some(difference) = difference(("the train images", train), ("the test images", test)) else {
+    let Some(difference) = difference(("the train images", train), ("the test images", test))
+    else {
         return Ok(None);
     };
     let numbers = numbered(train);
-    let labels = test.iter().map(|name| numbers.get(&name[..]).map(|at| *at as u32));
+    let labels = test
+        .iter()
+        .map(|name| numbers.get(&name[..]).map(|at| *at as u32));
     match labels.collect::<Option<Vec<u32>>>() {
         Some(labels) => Ok(Some(labels)),
         None => {
@@ -59,7 +66,11 @@ pub(super) fn matched(train: &[String], test: &[String]) -> Result<Option<Vec<u3
 }
 
 fn numbered(names: &[String]) -> HashMap<&str, usize> {
-    names.iter().enumerate().map(|(at, name)| (&name[..], at)).collect()
+    names
+        .iter()
+        .enumerate()
+        .map(|(at, name)| (&name[..], at))
+        .collect()
 }
 
 #[cfg(test)]

@@ -114,7 +114,10 @@ impl RunFolder {
             folders.extend([stage.join("text"), stage]);
         }
         // A bundle with a lock is the folder of a run by now, which cleans up itself.
-        for bundle in within("crash")?.into_iter().filter(|bundle| !bundle.join("lock").exists()) {
+        for bundle in within("crash")?
+            .into_iter()
+            .filter(|bundle| !bundle.join("lock").exists())
+        {
             folders.extend([bundle.join("checkpoints"), bundle]);
         }
         let mut folders = folders.iter().filter(|folder| folder.is_dir());
@@ -206,10 +209,10 @@ impl RunFolder {
 
     /// Whether the run was evaluated after so many samples, as its metrics tell the first process.
     pub(super) fn was_evaluated(&self, samples: u64) -> bool {
-        let is_it = |line: &serde_json::Value| {
-            line["samples"] == samples && line["evaluation"].is_object()
-        };
-        self.group.of_first(self.writes() && self.lines().iter().any(is_it))
+        let is_it =
+            |line: &serde_json::Value| line["samples"] == samples && line["evaluation"].is_object();
+        self.group
+            .of_first(self.writes() && self.lines().iter().any(is_it))
     }
 
     /// The lines of the metrics that can be read.

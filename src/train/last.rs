@@ -84,7 +84,9 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
     for broken in &chosen.broken {
         if run.named.borrow_mut().insert(broken.name.clone()) {
             run.folder.broken("broken test image", Split::Test, broken);
-            screen.line(&format!("warning: broken test image left out of evaluations: {broken}"));
+            screen.line(&format!(
+                "warning: broken test image left out of evaluations: {broken}"
+            ));
         }
     }
     chosen.check_rate(run, number)?;
@@ -96,7 +98,11 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         data: run.recipe.data_of(stage).test.to_string(),
         data_hash: test.fingerprint(),
         images: count,
-        left_out: chosen.broken.iter().map(|broken| broken.sample as usize).collect(),
+        left_out: chosen
+            .broken
+            .iter()
+            .map(|broken| broken.sample as usize)
+            .collect(),
         image_size: saved.image_size,
         crop_fraction: transform.crop_fraction,
         interpolation: "bilinear".to_owned(),

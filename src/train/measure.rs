@@ -45,7 +45,9 @@ impl TestImages {
         let (broken, all) = (self.broken.len(), self.broken.len() + self.indices.len());
         let message = match allowed {
             Some(rate) if broken as f64 <= rate * all as f64 => return Ok(()),
-            Some(rate) => format!("{broken} of {all} test images are broken, above data.broken_rate = {rate}; the first is {first}"),
+            Some(rate) => format!(
+                "{broken} of {all} test images are broken, above data.broken_rate = {rate}; the first is {first}"
+            ),
             None => format!("{broken} of {all} test images are broken; the first is {first}"),
         };
         Err(Error::input(message)

@@ -96,9 +96,7 @@ impl StageImages {
         };
         let train = open(&data.train, Split::Train)?;
         let mut test = open(&data.test, Split::Test)?;
-        if !captioned
-            && let Some(labels) = classes::matched(train.classes(), test.classes())?
-        {
+        if !captioned && let Some(labels) = classes::matched(train.classes(), test.classes())? {
             test = test.with_classes(train.classes(), labels);
         }
         Ok(Self {
@@ -230,9 +228,19 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let mut state = checkpoint::resume(run, monitor)?;
     // From here on the folder is this recipe's: everything that could be known to be wrong is not.
     group.agree(run.folder.begin(&recipe.to_toml()))?;
-    notes.extend(run.folder.changes().iter().map(|change| format!("recipe changed: {change}")));
-    notes.iter().for_each(|note| monitor.line(&format!("note: {note}")));
-    let images = run.images.iter().flat_map(|images| [&images.train, &images.test]);
+    notes.extend(
+        run.folder
+            .changes()
+            .iter()
+            .map(|change| format!("recipe changed: {change}")),
+    );
+    notes
+        .iter()
+        .for_each(|note| monitor.line(&format!("note: {note}")));
+    let images = run
+        .images
+        .iter()
+        .flat_map(|images| [&images.train, &images.test]);
     let of_images = images.flat_map(|images| images.notices());
     let warnings = near.iter().chain(of_images).chain(&run.notices);
     warnings.for_each(|warning| monitor.warn(warning));
@@ -274,7 +282,9 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
                     run.folder.save_models(run, state, phase, ended)?;
                     checkpoint::save(run, state)
                 };
-                let saved = last || step.stop || is_due(stage, state.samples, recipe.checkpoint.every_samples);
+                let saved = last
+                    || step.stop
+                    || is_due(stage, state.samples, recipe.checkpoint.every_samples);
                 if saved {
                     save(&state)?;
                 }

@@ -91,7 +91,8 @@ impl<'a> Monitor<'a> {
         self.screen.line(text);
         self.folder.log(text);
         if let Some(error) = self.folder.unwritten() {
-            self.screen.line(&format!("warning: lines are lost: {error}"));
+            self.screen
+                .line(&format!("warning: lines are lost: {error}"));
         }
     }
 
@@ -250,7 +251,9 @@ impl<'a> Monitor<'a> {
     /// Names a test image that is left out of evaluations.
     pub(super) fn left_out(&mut self, broken: &Broken) {
         self.folder.broken("broken test image", Split::Test, broken);
-        self.warn(&format!("broken test image left out of evaluations: {broken}"));
+        self.warn(&format!(
+            "broken test image left out of evaluations: {broken}"
+        ));
     }
 
     /// Tells that an evaluation could not be made; training goes on.
@@ -282,7 +285,11 @@ impl<'a> Monitor<'a> {
         let mut of = String::new();
         if found.broken > 0 {
             result["broken_images"] = json!(found.broken);
-            of = format!(" ({} of {} broken and left out)", found.broken, found.images + found.broken);
+            of = format!(
+                " ({} of {} broken and left out)",
+                found.broken,
+                found.images + found.broken
+            );
         }
         self.folder.metrics(&json!({
             "samples": samples,

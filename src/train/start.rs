@@ -63,7 +63,9 @@ fn check_head(run: &Run, model: &Model, names: &[String]) -> Result<()> {
         None if names.is_empty() => return Ok(()),
         None => match difference(("their head", names), ("the images", classes)) {
             None => return Ok(()),
-            Some(difference) => format!("the classes of their head are not those of the images: {difference}"),
+            Some(difference) => {
+                format!("the classes of their head are not those of the images: {difference}")
+            }
         },
     };
     Err(Error::input(message).hint("set start.head = \"new\", or use images of the same classes"))

@@ -204,7 +204,8 @@ impl VitConfig {
             );
             table.fault("heads", message, None);
         }
-        if sizes_are_right && model.position == Position::Sincos2d && !model.width.is_multiple_of(4) {
+        if sizes_are_right && model.position == Position::Sincos2d && !model.width.is_multiple_of(4)
+        {
             let message = format!(
                 "width = {} must be a multiple of 4 for position = `sincos2d`",
                 model.width
