@@ -64,7 +64,7 @@ fn one_model(
     let [(_, pgd), (_, autoattack)] = &results[..] else {
         return Err(Error::failed("the demo's recipe has two final evaluations"));
     };
-    let seconds = run.folder.stage_seconds()?;
+    let seconds = run.folder.stage_seconds();
     let stages = run.recipe.stage.iter().map(|stage| {
         let attack = stage.attack.as_ref().map_or("none".to_owned(), Pgd::name);
         json!({

@@ -25,6 +25,8 @@ pub fn explain(doing: &str, path: &Path, error: &io::Error) -> Error {
         io::ErrorKind::NotFound => Error::input(message).hint("check the path"),
         io::ErrorKind::NotADirectory
         | io::ErrorKind::IsADirectory
+        | io::ErrorKind::InvalidInput
+        | io::ErrorKind::InvalidFilename
         | io::ErrorKind::AlreadyExists => Error::input(message),
         _ => Error::failed(message),
     }
@@ -139,6 +141,33 @@ pub fn canonical(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).map_err(|error| explain("find", path, &error))
 }
 
+/// Letters of the longest name that a user may give to what becomes a file or folder.
+const LONGEST_NAME: usize = 64;
+
+/// What is wrong with a name that becomes that of a file or folder, and a hint; nothing that passes leads out of the folder
+/// it is put into.
+///
+/// The one rule for names that users and recipes give: stages, final evaluations, exported models.
+pub fn check_name(name: &str) -> std::result::Result<(), (String, String)> {
+    let plain = |letter: u8| letter.is_ascii_alphanumeric() || b"._-".contains(&letter);
+    let right = (1..=LONGEST_NAME).contains(&name.len())
+        && name.bytes().all(plain)
+        && !name.starts_with(['.', '-']);
+    if right {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(40).collect();
+    let more = if shown.len() < name.len() { "..." } else { "" };
+    let message = format!(
+        "`{}{more}` cannot be the name of a file",
+        shown.escape_debug()
+    );
+    let hint = format!(
+        "use 1 to {LONGEST_NAME} letters from A to Z, digits, `.`, `_` and `-`, not beginning with `.` or `-`"
+    );
+    Err((message, hint))
+}
+
 /// Makes a folder and those above it.
 pub fn make_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|error| explain("make the folder", path, &error))
@@ -215,7 +244,23 @@ pub fn write_parts(path: &Path, parts: impl IntoIterator<Item = Result<Vec<u8>>>
     failed.map_or(written, Err)
 }
 
+/// An error where the name is that of a folder, a device or a pipe, which a file must not take the place of.
+fn check_replaceable(path: &Path) -> io::Result<()> {
+    let why = match fs::metadata(path) {
+        Ok(found) if found.is_dir() => "it is a folder",
+        Ok(found) if !found.is_file() => "it is not a regular file",
+        _ => return Ok(()),
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+}
+
+/// An error where a file could not be written, found out before the work that makes its content.
+pub fn try_writing(path: &Path) -> Result<()> {
+    Draft::create(path).map(drop)
+}
+
 fn whole_or_absent(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+    check_replaceable(path).map_err(|error| explain("write", path, &error))?;
     let temporary = beside(path);
     let written = write(&temporary).and_then(|()| {
         fs::File::open(&temporary)?.sync_all()?;
@@ -242,7 +287,8 @@ impl Draft {
     /// Begins a file.
     pub fn create(path: &Path) -> Result<Self> {
         let temporary = beside(path);
-        let file = fs::File::create(&temporary).map_err(|error| explain("write", path, &error))?;
+        let file = check_replaceable(path).and_then(|()| fs::File::create(&temporary));
+        let file = file.map_err(|error| explain("write", path, &error))?;
         Ok(Self {
             file: Some(file),
             temporary,
@@ -421,7 +467,7 @@ pub fn remove_leftovers(folder: &Path, prefix: &str) -> Result<()> {
             .strip_suffix(".tmp")
             .and_then(|name| name.rsplit_once('.'));
         let numbered = process.is_some_and(|(_, number)| number.parse::<u32>().is_ok());
-        numbered && name.starts_with(prefix)
+        numbered && name.starts_with(prefix) && path.is_file()
     };
     let mut paths = list(folder)?;
     paths.retain(|path| left_over(path));
@@ -516,6 +562,43 @@ mod tests {
         let left = list(folder.path()).unwrap();
         let right = ["a.bin", "a.bin.x.tmp", "a.tmp", "b.bin.12.tmp"];
         assert_eq!(left, right.map(|name| folder.path().join(name)));
+    }
+
+    #[test]
+    fn names_that_would_leave_their_folder_or_hide_in_it_are_refused() {
+        for right in ["a", "0", "v1.5", "autoattack-l2", "A_b", &"x".repeat(64)] {
+            assert_eq!(check_name(right), Ok(()), "{right}");
+        }
+        let long = "x".repeat(65);
+        for wrong in [
+            "", ".", "..", ".a", "-a", "a/b", "/a", "../a", "a\\b", "a b", "\u{e9}", "a\0", "a\n",
+            &long,
+        ] {
+            let (message, hint) = check_name(wrong).unwrap_err();
+            assert!(message.len() < 100 && !message.contains('\n'), "{message}");
+            assert!(hint.contains("1 to 64 letters"), "{hint}");
+        }
+    }
+
+    #[test]
+    fn a_folder_or_a_device_is_not_replaced_by_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        for (path, why) in [
+            (folder.path(), "it is a folder"),
+            (Path::new("/dev/null"), "it is not a regular file"),
+        ] {
+            for error in [
+                write(path, b"x").unwrap_err(),
+                Draft::create(path).unwrap_err(),
+                try_writing(path).unwrap_err(),
+            ] {
+                assert_eq!(error.exit_code(), 2);
+                assert!(error.to_string().contains(why), "{error}");
+            }
+        }
+        assert!(try_writing(&folder.path().join("no/folder/a")).is_err());
+        try_writing(&folder.path().join("a")).unwrap();
+        assert_eq!(list(folder.path()).unwrap().len(), 0);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod files;
+pub mod output;
 pub mod rng;
 pub mod screen;
 pub mod settings;

@@ -228,7 +228,7 @@ fn of_phase(recipe: &Recipe, stage: &Stage, phase: &Phase) -> PhasePlan {
         samples: phase.samples,
         attack_steps,
         forward_macs,
-        paper_macs: (phase.samples * (attack_steps + 1)) as f64 * forward_macs as f64,
+        paper_macs: phase.samples as f64 * (attack_steps + 1) as f64 * forward_macs as f64,
         flops_per_sample: 2.0 * stage.passes() as f64 * forward_macs as f64,
         update: UpdatePlan::default(),
     }
@@ -252,10 +252,16 @@ fn memory(
         FLOAT
     };
     let layers = layers(recipe, phase, chunk);
-    let sum = |of: fn(&Layer) -> u64| layers.iter().map(|layer| layer.count * of(layer)).sum();
-    let largest = |of: fn(&Layer) -> u64| layers.iter().map(of).max().unwrap_or_default();
-    let (matrices, kept, between): (u64, u64, u64) =
-        (sum(|l| l.matrices), sum(|l| l.kept), sum(|l| l.between));
+    // Absurd recipes are larger than 64 bits hold; they are refused all the same, as needing too much.
+    let sum = |of: fn(&Layer) -> u128| -> u64 {
+        let all = layers.iter().map(|layer| layer.count * of(layer));
+        (all.sum::<u128>()).min(LARGEST_PART) as u64
+    };
+    let largest = |of: fn(&Layer) -> u128| -> u64 {
+        let all = layers.iter().map(of).max().unwrap_or_default();
+        all.min(LARGEST_PART) as u64
+    };
+    let (matrices, kept, between) = (sum(|l| l.matrices), sum(|l| l.kept), sum(|l| l.between));
     let images = batch * 3 * phase.image_size * phase.image_size * FLOAT;
     // Each device keeps its own part of moments and averages.
     let part = (parameters * FLOAT).div_ceil(devices);
@@ -283,28 +289,31 @@ fn memory(
     }
 }
 
+/// Elements of one part of the memory, at most: more than any machine has.
+const LARGEST_PART: u128 = 1 << 56;
+
 /// Blocks that are alike, in numbers of elements of one.
 struct Layer {
-    count: u64,
+    count: u128,
     /// Of the weights that are packed.
-    matrices: u64,
+    matrices: u128,
     /// What the backward pass needs.
-    kept: u64,
+    kept: u128,
     /// What goes from block to block.
-    between: u64,
+    between: u128,
 }
 
 fn layers(recipe: &Recipe, phase: &Phase, batch: u64) -> Vec<Layer> {
     match &recipe.model {
         ModelConfig::Vit(vit) => {
-            let (width, hidden) = (vit.width as u64, vit.hidden as u64);
-            let tokens = recipe.tokens(phase).unwrap_or_default();
-            let rows = batch * tokens;
+            let (width, hidden) = (vit.width as u128, vit.hidden as u128);
+            let tokens = u128::from(recipe.tokens(phase).unwrap_or_default());
+            let rows = u128::from(batch) * tokens;
             vec![Layer {
-                count: vit.depth as u64,
+                count: vit.depth as u128,
                 matrices: 4 * width * width + 2 * width * hidden,
                 // Two norms, queries, keys and values, what attention gives, the hidden layer, its probabilities.
-                kept: rows * (6 * width + hidden + vit.heads as u64 * tokens),
+                kept: rows * (6 * width + hidden + vit.heads as u128 * tokens),
                 between: rows * width,
             }]
         }
@@ -312,9 +321,10 @@ fn layers(recipe: &Recipe, phase: &Phase, batch: u64) -> Vec<Layer> {
             let stages = convnext.widths.iter().zip(convnext.depths).enumerate();
             let layer = |(stage, (width, depth)): (usize, (&usize, usize))| {
                 let side = (phase.image_size as usize / convnext.patch) >> stage;
-                let (rows, width) = (batch * (side * side) as u64, *width as u64);
+                let rows = u128::from(batch) * (side * side) as u128;
+                let width = *width as u128;
                 Layer {
-                    count: depth as u64,
+                    count: depth as u128,
                     matrices: 8 * width * width,
                     // The input, what the norm gives, the hidden layer.
                     kept: rows * 6 * width,

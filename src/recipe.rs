@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, Serializer};
 
+use crate::attack::pgd::check_range;
 use crate::attack::{Attack, Norm, Pgd};
 use crate::data::{Augmentation, Mixing, Selection, Spec};
 use crate::error::{Error, Result};
@@ -16,6 +17,7 @@ use crate::files;
 use crate::fused::{DeviceName, Precision};
 use crate::group::Parallel;
 use crate::loss::{Loss, LossKind};
+use crate::model::config::{DEEPEST, LARGEST_WIDTH};
 use crate::model::{Masking, ModelConfig};
 use crate::optim::{AverageConfig, OptimizerConfig};
 use crate::schedule::Schedule;
@@ -24,6 +26,11 @@ use crate::units::Fraction;
 
 /// The form of recipes; written into the resolved recipe of a run.
 const SCHEMA: u64 = 1;
+
+/// Limits of a recipe's counts: above any run that is made, and far below what overflows when costs are added up.
+const LARGEST_BATCH: u64 = 1 << 24;
+const LARGEST_IMAGE: u64 = 4096;
+const LONGEST_PHASE: u64 = 1_000_000_000_000_000;
 
 /// A complete run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -373,16 +380,10 @@ impl Recipe {
                 stages,
                 final_evaluation.as_deref().unwrap_or_default(),
             );
-            let mut names: Vec<_> = stages.iter().map(|stage| &stage.name).collect();
-            names.sort();
-            if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-                table.fault(
-                    "stage",
-                    format!("two stages are called `{}`", pair[0]),
-                    None,
-                );
-            }
+            check_names(table, "stage", stages.iter().map(|stage| &stage.name[..]));
         }
+        let finals = final_evaluation.iter().flatten();
+        check_names(table, "final_evaluation", finals.map(|one| &one.name[..]));
         Some(Self {
             schema: schema.unwrap_or(SCHEMA),
             seed: seed?,
@@ -437,6 +438,8 @@ impl Recipe {
             }
             let schedule = &mut stage.learning_rate;
             schedule.warmup_samples = schedule.warmup_samples.min(stage.batch);
+            let warmup = stage.attack_warmup_samples;
+            stage.attack_warmup_samples = warmup.map(|warmup| warmup.min(stage.batch));
         }
         let whole = |stage: &Stage| stage.batch.is_multiple_of(recipe.parallel.shards);
         if !recipe.stage.iter().all(whole) {
@@ -446,6 +449,21 @@ impl Recipe {
         recipe.final_evaluation = Vec::new();
         recipe.log.every_samples = 1;
         recipe
+    }
+
+    /// The stage and the phase whose update ends at so many samples of the run, and whether it is the stage's last.
+    pub fn update_at(&self, samples: u64) -> Option<(&Stage, &Phase, bool)> {
+        let mut end = 0;
+        for stage in &self.stage {
+            for (number, phase) in stage.phases.iter().enumerate() {
+                end += phase.samples;
+                if (1..=end).contains(&samples) {
+                    let is_last = number + 1 == stage.phases.len() && samples == end;
+                    return Some((stage, phase, is_last));
+                }
+            }
+        }
+        None
     }
 
     /// Samples of the whole run.
@@ -501,6 +519,23 @@ impl Recipe {
     /// The image size that learned positions are made for: that of the first phase.
     pub fn first_image_size(&self) -> usize {
         self.stage[0].phases[0].image_size as usize
+    }
+}
+
+/// Faults where two tables of a list would write to one file on some file system.
+fn check_names<'a>(table: &Table, key: &str, names: impl Iterator<Item = &'a str>) {
+    let mut seen: Vec<&str> = Vec::new();
+    for name in names {
+        if let Some(other) = seen.iter().find(|seen| seen.eq_ignore_ascii_case(name)) {
+            let message = match *other == name {
+                true => format!("two tables `{key}` have the name `{name}`"),
+                false => format!(
+                    "`{key}` has the names `{other}` and `{name}`, which differ in case alone"
+                ),
+            };
+            table.fault(key, message, Some("give each a name of its own".to_owned()));
+        }
+        seen.push(name);
     }
 }
 
@@ -704,9 +739,15 @@ impl Text {
 
 impl NewText {
     fn read(table: &Table) -> Option<Self> {
-        let count = |key: &str| table.required_where(key, "at least 1", |n: &usize| *n > 0);
+        let sizes = [
+            ("context", 1 << 16),
+            ("width", LARGEST_WIDTH),
+            ("depth", DEEPEST),
+            ("heads", LARGEST_WIDTH),
+            ("embedding", LARGEST_WIDTH),
+        ];
         let [context, width, depth, heads, embedding] =
-            ["context", "width", "depth", "heads", "embedding"].map(count);
+            sizes.map(|(key, largest)| table.count(key, 1..=largest));
         if let (Some(width), Some(heads)) = (width, heads)
             && !width.is_multiple_of(heads)
         {
@@ -745,16 +786,13 @@ impl Data {
 
 impl Stage {
     fn read(table: &Table, model: Option<&ModelConfig>) -> Option<Self> {
-        let name = table.required("name");
+        let name = table.name("name");
         let (data, head) = (table.child("data", Data::read), Head::read(table));
-        let batch = table.required_where("batch", "at least 1", |batch: &u64| *batch > 0);
-        let chunk = table.optional_where("chunk", "at least 1", |chunk: &u64| *chunk > 0);
+        let batch = table.count("batch", 1..=LARGEST_BATCH);
+        let chunk = table.optional_count("chunk", 1..=LARGEST_BATCH);
         let phases = table.children("phases", |phase| Phase::read(phase, model, batch));
         let attack = table.child("attack", Pgd::read);
-        let attack_warmup_samples =
-            table.optional_where("attack_warmup_samples", "above 0", |samples: &u64| {
-                *samples > 0
-            });
+        let attack_warmup_samples = table.optional_count("attack_warmup_samples", 1..=u64::MAX);
         if attack_warmup_samples.is_some() && !table.has("attack") {
             let message = "attack_warmup_samples has no effect without `attack`";
             table.fault("attack_warmup_samples", message, None);
@@ -788,13 +826,19 @@ impl Stage {
             augmentation: augmentation?,
             mixing,
         };
-        if stage.learning_rate.warmup_samples > stage.samples() {
-            let message = format!(
-                "warmup_samples = {} is longer than the stage, {} samples",
-                stage.learning_rate.warmup_samples,
-                stage.samples()
-            );
+        let length = stage.samples();
+        let too_long = |key: &str, warmup: u64| {
+            (warmup > length)
+                .then(|| format!("{key} = {warmup} is longer than the stage, {length} samples"))
+        };
+        if let Some(message) = too_long("warmup_samples", stage.learning_rate.warmup_samples) {
             table.fault("learning_rate", message, None);
+        }
+        // The stage would end before its attack has the strength that the recipe names.
+        let attack_warmup = stage.attack_warmup_samples.unwrap_or_default();
+        if let Some(message) = too_long("attack_warmup_samples", attack_warmup) {
+            let hint = format!("use at most {length}, or leave it out");
+            table.fault("attack_warmup_samples", message, Some(hint));
         }
         Some(stage)
     }
@@ -830,8 +874,8 @@ impl Stage {
 
 impl Phase {
     fn read(table: &Table, model: Option<&ModelConfig>, batch: Option<u64>) -> Option<Self> {
-        let image_size = table.required_where("image_size", "at least 1", |size: &u64| *size > 0);
-        let samples = table.required_where("samples", "at least 1", |samples: &u64| *samples > 0);
+        let image_size = table.count("image_size", 1..=LARGEST_IMAGE);
+        let samples = table.count("samples", 1..=LONGEST_PHASE);
         let masking = table.child("masking", Masking::read);
         if let (Some(size), Some(model)) = (image_size, model)
             && let Err((message, hint)) = model.grid(size as usize)
@@ -866,11 +910,8 @@ impl Phase {
 impl TestImages {
     fn read(table: &Table) -> Option<Self> {
         let ids: Option<String> = table.optional("ids");
-        let positive = |count: &u64| *count > 0;
         match (ids, table.has("images")) {
-            (None, _) => table
-                .required_where("images", "at least 1", positive)
-                .map(Self::Images),
+            (None, _) => table.count("images", 1..=u64::MAX).map(Self::Images),
             (Some(ids), false) => Some(Self::Ids(ids)),
             (Some(_), true) => {
                 let hint = "`images` takes a stratified sample of a size, `ids` the images that a file lists";
@@ -895,8 +936,7 @@ impl TestImages {
 
 impl Evaluation {
     fn read(table: &Table) -> Option<Self> {
-        let positive = |count: &u64| *count > 0;
-        let every_samples = table.required_where("every_samples", "at least 1", positive);
+        let every_samples = table.count("every_samples", 1..=u64::MAX);
         let images = TestImages::read(table);
         let attack = table.required_child("attack", Pgd::read);
         Some(Self {
@@ -909,11 +949,7 @@ impl Evaluation {
 
 impl FinalEvaluation {
     fn read(table: &Table) -> Option<Self> {
-        let is_name = |name: &String| {
-            let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
-            !name.is_empty() && name.chars().all(plain)
-        };
-        let name = table.required_where("name", "letters, digits, - and _", is_name);
+        let name = table.name("name");
         let stage = table.optional("stage");
         let images = TestImages::read(table);
         let attacks: Option<Vec<String>> = table.required("attacks");
@@ -921,6 +957,7 @@ impl FinalEvaluation {
         let epsilon = table.required_where("epsilon", "0 or more", |epsilon: &Fraction| {
             epsilon.value() >= 0.0
         });
+        check_range(table, norm, epsilon.as_ref());
         let found = Self {
             name: name?,
             stage,
@@ -968,8 +1005,7 @@ impl FinalEvaluation {
 
 impl Checkpoints {
     fn read(table: &Table) -> Option<Self> {
-        let positive = |count: &u64| *count > 0;
-        let every_samples = table.required_where("every_samples", "at least 1", positive);
+        let every_samples = table.count("every_samples", 1..=u64::MAX);
         let keep = table.required_where(
             "keep",
             "at least 2, so that a damaged one is no loss",
@@ -984,7 +1020,7 @@ impl Checkpoints {
 
 impl Log {
     fn read(table: &Table) -> Option<Self> {
-        let every = table.required_where("every_samples", "at least 1", |every: &u64| *every > 0);
+        let every = table.count("every_samples", 1..=u64::MAX);
         Some(Self {
             every_samples: every?,
         })
@@ -1030,6 +1066,29 @@ mod tests {
                 "{name}, {stages} stages: {found}"
             );
         }
+    }
+
+    #[test]
+    fn the_update_that_ends_at_a_sample_belongs_to_one_phase() {
+        let text = include_str!("../recipes/cifar10_micro.toml");
+        let recipe = Recipe::parse(text, &[]).unwrap();
+        let first = &recipe.stage[0];
+        let at = |samples| {
+            let found = recipe.update_at(samples);
+            found.map(|(stage, _, is_last)| (&stage.name[..], is_last))
+        };
+        assert_eq!(at(0), None);
+        assert_eq!(at(first.batch), Some((&first.name[..], false)));
+        assert_eq!(at(first.samples()), Some((&first.name[..], true)));
+        assert_eq!(
+            at(first.samples() + 1),
+            Some((&recipe.stage[1].name[..], false))
+        );
+        assert_eq!(
+            at(recipe.samples()),
+            Some((&recipe.stage[1].name[..], true))
+        );
+        assert_eq!(at(recipe.samples() + 1), None);
     }
 
     #[test]

@@ -8,9 +8,12 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::rc::Rc;
 
 use toml::de::{DeTable, DeValue};
+
+use crate::files::check_name;
 
 /// Where a value was written.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,8 +36,8 @@ impl fmt::Display for Origin {
 /// A value of the file.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// A whole number.
-    Integer(i64),
+    /// A whole number; wider than any setting, so that one beyond a setting's range can be named.
+    Integer(i128),
     /// A number with a point or an exponent.
     Float(f64),
     /// `true` or `false`.
@@ -45,22 +48,10 @@ pub enum Value {
     List(Vec<Node>),
     /// A table.
     Table(BTreeMap<String, Node>),
-    /// A date, or a number out of range: nothing that a recipe uses.
+    /// A date, or a number beyond every range: nothing that a recipe uses.
     Other(String),
-}
-
-impl Value {
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Integer(_) => "a whole number",
-            Self::Float(_) => "a number",
-            Self::Boolean(_) => "true or false",
-            Self::Text(_) => "a string",
-            Self::List(_) => "a list",
-            Self::Table(_) => "a table",
-            Self::Other(_) => "a value of no use here",
-        }
-    }
+    /// Taken away on the command line: the key counts as absent, and must be a known one all the same.
+    Absent,
 }
 
 impl fmt::Display for Value {
@@ -76,9 +67,13 @@ impl fmt::Display for Value {
             }
             Self::Table(_) => f.write_str("{...}"),
             Self::Other(text) => f.write_str(text),
+            Self::Absent => f.write_str(ABSENT),
         }
     }
 }
+
+/// The word that takes a key away with `--set KEY=none`.
+const ABSENT: &str = "none";
 
 /// A value and where it was written.
 #[derive(Clone, Debug, PartialEq)]
@@ -122,7 +117,9 @@ impl Setting for u64 {
     const EXPECTED: &'static str = "a whole number, 0 or more";
     fn from_value(value: &Value) -> Option<Result<Self, String>> {
         match value {
-            Value::Integer(number) => u64::try_from(*number).ok().map(Ok),
+            Value::Integer(number) if *number < 0 => None,
+            Value::Integer(number) => Some(u64::try_from(*number).map_err(|_| too_large(number))),
+            Value::Other(text) if is_digits(text) => Some(Err(too_large(text))),
             _ => None,
         }
     }
@@ -131,11 +128,20 @@ impl Setting for u64 {
 impl Setting for usize {
     const EXPECTED: &'static str = u64::EXPECTED;
     fn from_value(value: &Value) -> Option<Result<Self, String>> {
-        match value {
-            Value::Integer(number) => usize::try_from(*number).ok().map(Ok),
-            _ => None,
-        }
+        let found = u64::from_value(value)?;
+        Some(found.and_then(|number| usize::try_from(number).map_err(|_| too_large(number))))
     }
+}
+
+fn is_digits(text: &str) -> bool {
+    text.bytes().all(|digit| digit.is_ascii_digit())
+}
+
+fn too_large(number: impl fmt::Display) -> String {
+    format!(
+        "{number} is too large, the largest whole number is {}",
+        u64::MAX
+    )
 }
 
 impl Setting for f64 {
@@ -317,7 +323,7 @@ impl Table {
         if self.take(key).is_none() {
             let message = format!("`{key}` is missing{}", self.in_name());
             let hint = format!("add `{key} = ...`, {}", T::EXPECTED);
-            self.record(&self.origin, message, Some(hint));
+            self.fault(key, message, Some(hint));
             return None;
         }
         self.optional(key)
@@ -334,7 +340,7 @@ impl Table {
             }
             None => {
                 let found = match &node.value {
-                    Value::Table(_) | Value::Other(_) => node.value.kind().to_owned(),
+                    Value::Table(_) => "a table".to_owned(),
                     value => value.to_string(),
                 };
                 let message = format!("{key} = {found} is not {}", T::EXPECTED);
@@ -362,6 +368,33 @@ impl Table {
         right: impl FnOnce(&T) -> bool,
     ) -> Option<T> {
         self.where_right(key, self.optional(key)?, rule, right)
+    }
+
+    /// A number within a range, which must be there.
+    pub fn count<T>(&self, key: &str, range: RangeInclusive<T>) -> Option<T>
+    where
+        T: Setting + fmt::Display + PartialOrd,
+    {
+        self.within(key, self.required(key)?, range)
+    }
+
+    /// A number within a range, which may be absent.
+    pub fn optional_count<T>(&self, key: &str, range: RangeInclusive<T>) -> Option<T>
+    where
+        T: Setting + fmt::Display + PartialOrd,
+    {
+        self.within(key, self.optional(key)?, range)
+    }
+
+    fn within<T>(&self, key: &str, value: T, range: RangeInclusive<T>) -> Option<T>
+    where
+        T: fmt::Display + PartialOrd,
+    {
+        let rule = match value < *range.start() {
+            true => format!("at least {}", range.start()),
+            false => format!("at most {}", range.end()),
+        };
+        self.where_right(key, value, &rule, |value| range.contains(value))
     }
 
     fn where_right<T: fmt::Display>(
@@ -425,7 +458,7 @@ impl Table {
     ) -> Option<T> {
         if self.take(key).is_none() {
             let message = format!("the table `{key}` is missing{}", self.in_name());
-            self.record(&self.origin, message, None);
+            self.fault(key, message, None);
             return None;
         }
         self.child(key, read)
@@ -435,14 +468,10 @@ impl Table {
     pub fn children<T>(&self, key: &str, read: impl Fn(&Table) -> Option<T>) -> Option<Vec<T>> {
         let missing = format!("at least one `{key}` is needed{}", self.in_name());
         let Some(node) = self.take(key) else {
-            self.record(
-                &self.origin,
-                missing,
-                Some(format!("add a table `[[{key}]]`")),
-            );
+            self.fault(key, missing, Some(format!("add a table `[[{key}]]`")));
             return None;
         };
-        let Value::List(items) = node.value else {
+        let Value::List(mut items) = node.value else {
             let hint = format!("write it as `[[{key}]]` or `{key} = [{{ ... }}]`");
             self.record(
                 &node.origin,
@@ -451,14 +480,16 @@ impl Table {
             );
             return None;
         };
+        items.retain(|item| item.value != Value::Absent);
         if items.is_empty() {
             self.record(&node.origin, missing, None);
             return None;
         }
         let read_item = |item: Node| match item.value {
             Value::Table(entries) => {
-                let place = match entries.get("name").map(|node| &node.value) {
-                    Some(Value::Text(name)) => format!("{key} `{name}`"),
+                // The line is enough for a name that cannot be used, and may be of any length.
+                let place = match name_of(&entries) {
+                    Some(name) if check_name(name).is_ok() => format!("{key} `{name}`"),
                     _ => self.place.clone(),
                 };
                 self.inside(key, place, item.origin, entries)
@@ -478,9 +509,22 @@ impl Table {
         found.into_iter().collect()
     }
 
+    /// A name that becomes that of a file or folder; see [`check_name`].
+    pub fn name(&self, key: &str) -> Option<String> {
+        let name: String = self.required(key)?;
+        match check_name(&name) {
+            Ok(()) => Some(name),
+            Err((message, hint)) => {
+                self.fault(key, format!("{key}: {message}"), Some(hint));
+                None
+            }
+        }
+    }
+
     /// Whether the key is there, without marking it as asked for.
     pub fn has(&self, key: &str) -> bool {
-        self.entries.contains_key(key)
+        let found = self.entries.get(key);
+        found.is_some_and(|node| node.value != Value::Absent)
     }
 
     /// Records that the value of `key` cannot be used.
@@ -490,6 +534,11 @@ impl Table {
             .get(key)
             .map_or(&self.origin, |node| &node.origin);
         self.record(origin, message.into(), hint);
+    }
+
+    /// How many faults the file has so far.
+    pub fn faults(&self) -> usize {
+        self.faults.borrow().len()
     }
 
     fn inside(
@@ -540,7 +589,8 @@ impl Table {
         if !asked.iter().any(|known| known == key) {
             asked.push(key.to_owned());
         }
-        self.entries.get(key).cloned()
+        let found = self.entries.get(key).cloned();
+        found.filter(|node| node.value != Value::Absent)
     }
 
     fn in_name(&self) -> String {
@@ -609,7 +659,7 @@ fn convert(value: &DeValue<'_>, line_of: &dyn Fn(usize) -> usize) -> Value {
     let other = |text: &str| Value::Other(text.to_owned());
     match value {
         DeValue::String(text) => Value::Text(text.to_string()),
-        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
+        DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
             .map_or_else(|_| other(number.as_str()), Value::Integer),
         DeValue::Float(number) => number
             .as_str()
@@ -644,6 +694,9 @@ fn apply(root: &mut BTreeMap<String, Node>, flag: &str) -> Result<(), (String, O
         Some(node) if faults.is_empty() => node.value,
         _ => Value::Text(text.trim().to_owned()),
     };
+    if matches!(&value, Value::Text(text) if text == ABSENT) {
+        value = Value::Absent;
+    }
     relabel(&mut value, &origin);
     let path: Vec<&str> = path.trim().split('.').collect();
     let mut tree = Value::Table(std::mem::take(root));
@@ -660,41 +713,52 @@ fn place(value: &mut Value, path: &[&str], depth: usize, node: Node) -> Result<(
         *value = node.value;
         return Ok(());
     };
-    let inside = match value {
+    match value {
         Value::Table(entries) if depth + 1 == path.len() => {
             // Replaced whole, so that messages name the flag as the value's origin.
             entries.insert((*part).to_owned(), node);
-            return Ok(());
+            Ok(())
         }
         Value::Table(entries) => {
             let made = Node {
-                value: Value::Table(BTreeMap::new()),
+                value: Value::Absent,
                 origin: node.origin.clone(),
             };
-            Some(&mut entries.entry((*part).to_owned()).or_insert(made).value)
+            let inside = entries.entry((*part).to_owned()).or_insert(made);
+            if inside.value == Value::Absent {
+                inside.value = Value::Table(BTreeMap::new());
+            }
+            place(&mut inside.value, path, depth + 1, node)
         }
-        Value::List(items) => choose(items, part),
-        _ => return Err(format!("`{}` is not a table", path[..depth].join("."))),
-    };
-    match inside {
-        Some(inside) => place(inside, path, depth + 1, node),
-        None => Err(format!("there is no `{}`", path[..=depth].join("."))),
+        Value::List(items) => {
+            let missing = || format!("there is no `{}`", path[..=depth].join("."));
+            let (item, parts) = choose(items, &path[depth..]).ok_or_else(missing)?;
+            place(item, path, depth + parts, node)
+        }
+        _ => Err(format!("`{}` is not a table", path[..depth].join("."))),
     }
 }
 
-fn choose<'a>(items: &'a mut [Node], part: &str) -> Option<&'a mut Value> {
-    let named = |node: &Node| match &node.value {
-        Value::Table(entries) => matches!(
-            entries.get("name").map(|node| &node.value),
-            Some(Value::Text(name)) if name == part
-        ),
-        _ => false,
+/// The table of a list that a path names, and how many of its parts do: a name may have points.
+fn choose<'a>(items: &'a mut [Node], path: &[&str]) -> Option<(&'a mut Value, usize)> {
+    let named = |parts: usize| {
+        let wanted = path[..parts].join(".");
+        let is_it = |node: &Node| match &node.value {
+            Value::Table(entries) => name_of(entries) == Some(&wanted),
+            _ => false,
+        };
+        Some((items.iter().position(is_it)?, parts))
     };
-    let place = match part.parse::<usize>() {
-        Ok(number) => number,
-        Err(_) => items.iter().position(named)?,
-    };
-    items.get_mut(place).map(|node| &mut node.value)
+    let by_number = || Some((path[0].parse::<usize>().ok()?, 1));
+    let (place, parts) = (1..=path.len()).find_map(named).or_else(by_number)?;
+    items.get_mut(place).map(|node| (&mut node.value, parts))
+}
+
+fn name_of(entries: &BTreeMap<String, Node>) -> Option<&str> {
+    match entries.get("name").map(|node| &node.value) {
+        Some(Value::Text(name)) => Some(name),
+        _ => None,
+    }
 }
 
 fn relabel(value: &mut Value, origin: &Origin) {
@@ -822,6 +886,74 @@ mod tests {
         assert_eq!(
             stages(GOOD, &["stage.c.rate=1"]).unwrap_err(),
             ["`--set stage.c.rate=1`: there is no `stage.c`"]
+        );
+    }
+
+    #[test]
+    fn a_key_is_taken_away_with_none_and_must_be_a_known_one() {
+        let read_rate = |flags: &[&str]| {
+            let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+            let read_table = |table: &Table| {
+                let rate = table.optional::<f64>("rate");
+                Some((rate, table.has("rate"), table.child("more", |_| Some(1))))
+            };
+            read("rate = 1\nmore = {}", &flags, read_table)
+                .map_err(|faults| faults.iter().map(Fault::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(read_rate(&[]), Ok((Some(1.0), true, Some(1))));
+        for none in ["none", "\"none\""] {
+            let taken = [&format!("rate={none}")[..], &format!("more={none}")];
+            assert_eq!(read_rate(&taken), Ok((None, false, None)));
+        }
+        assert_eq!(
+            read_rate(&["rat=none"]),
+            Err(vec![
+                "`--set rat=none`: unknown key `rat`\n    hint: did you mean `rate`?".to_owned()
+            ])
+        );
+        // A required one is missed where it was taken away, and a whole table of a list can go.
+        let missed = stages(GOOD, &["stage.a.attack=none"]).unwrap_err();
+        assert_eq!(
+            missed,
+            ["stage `a`, `--set stage.a.attack=none`: the table `attack` is missing in `stage`"]
+        );
+        let left = stages(GOOD, &["stage.a=none"]).unwrap();
+        assert_eq!((left.len(), left[0].steps), (1, 3));
+    }
+
+    #[test]
+    fn names_with_points_and_names_that_are_numbers_are_reached() {
+        let text = GOOD.replace("\"a\"", "\"v1.5\"").replace("\"b\"", "\"0\"");
+        let found = stages(&text, &["stage.v1.5.rate=7", "stage.0.attack.steps=9"]).unwrap();
+        assert_eq!((found[0].rate, found[1].steps), (7.0, 9));
+    }
+
+    #[test]
+    fn whole_numbers_are_read_up_to_their_limit_and_named_beyond_it() {
+        let number = |text: &str| {
+            read(&format!("n = {text}"), &[], |table| {
+                table.required::<u64>("n")
+            })
+            .map_err(|faults| faults[0].to_string())
+        };
+        assert_eq!(number("18446744073709551615"), Ok(u64::MAX));
+        assert_eq!(number("0xffff_ffff_ffff_ffff"), Ok(u64::MAX));
+        for text in ["18446744073709551616", &"9".repeat(60)] {
+            assert_eq!(
+                number(text),
+                Err(format!(
+                    "line 1: n: {text} is too large, the largest whole number is {}",
+                    u64::MAX
+                ))
+            );
+        }
+        assert_eq!(
+            number("-1"),
+            Err("line 1: n = -1 is not a whole number, 0 or more".to_owned())
+        );
+        assert_eq!(
+            number("1979-05-27"),
+            Err("line 1: n = 1979-05-27 is not a whole number, 0 or more".to_owned())
         );
     }
 

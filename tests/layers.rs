@@ -88,8 +88,9 @@ fn unsafe_code_and_printing_stay_in_their_places() {
             }
         };
         forbid("unsafe ", "nowhere");
-        forbid("println!", "cli");
-        forbid("print!", "cli");
+        // They panic where nothing can be written; `cli` has lines of its own.
+        forbid("println!", "nowhere");
+        forbid("print!", "nowhere");
         forbid("todo!", "nowhere");
         // A process that waits within MPI can end no other way.
         forbid("std::process::exit", "group");

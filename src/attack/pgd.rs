@@ -25,6 +25,15 @@ pub struct Pgd {
     pub start: Start,
 }
 
+/// A fault where a table's `epsilon` is in units of 0 to 255.
+pub(crate) fn check_range(table: &Table, norm: Option<Norm>, epsilon: Option<&Fraction>) {
+    if norm == Some(Norm::Linf) && epsilon.is_some_and(|epsilon| epsilon.value() > 1.0) {
+        let hint = "pixels are in [0, 1] here: write 8/255, not 8".to_owned();
+        let message = "epsilon is larger than the range of a pixel";
+        table.fault("epsilon", message, Some(hint));
+    }
+}
+
 /// Where a climb begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -44,15 +53,8 @@ impl Pgd {
             epsilon.value() >= 0.0
         });
         let step_size = table.required_where("step_size", "above 0", above);
-        let steps = table.required_where("steps", "at least 1", |steps: &u64| *steps > 0);
-        if norm == Some(Norm::Linf) && epsilon.as_ref().is_some_and(|e| e.value() > 1.0) {
-            let hint = "pixels are in [0, 1] here: write 8/255, not 8".to_owned();
-            table.fault(
-                "epsilon",
-                "epsilon is larger than the range of a pixel",
-                Some(hint),
-            );
-        }
+        let steps = table.count("steps", 1..=1_000_000);
+        check_range(table, norm, epsilon.as_ref());
         let start = table.choice(
             "start",
             &[("random", Start::Random), ("clean", Start::Clean)],

@@ -1,6 +1,9 @@
 //! `advxl bench`.
 
-use super::{check_image_size, device, parse_precision, print_json, usable_precision};
+use super::{
+    check_image_size, device, named_sizes, parse_classes, parse_precision, parse_size, print_json,
+    usable_precision,
+};
 use crate::bench;
 use crate::error::{Error, Result};
 use crate::fused::Precision;
@@ -14,7 +17,7 @@ pub(super) struct Step {
     #[arg(long, default_value = "vit_s16")]
     model: String,
     /// Pixels on a side.
-    #[arg(long, default_value_t = 112)]
+    #[arg(long, default_value = "112", value_parser = parse_size)]
     image_size: usize,
     /// Images in a step.
     #[arg(long, default_value_t = 32)]
@@ -32,7 +35,7 @@ pub(super) struct Step {
     #[arg(long)]
     recompute: bool,
     /// Classes of the head.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value = "1000", value_parser = parse_classes)]
     classes: usize,
     /// Steps that are timed; the median is told.
     #[arg(long, default_value_t = 5)]
@@ -76,14 +79,10 @@ impl Step {
     pub(super) fn run(&self) -> Result<()> {
         let config = ModelConfig::named(&self.model).ok_or_else(|| {
             Error::input(format!("--model {}: there is no such size", self.model))
-                .hint(format!("use one of {}", ModelConfig::names().join(", ")))
+                .hint(named_sizes(&self.model))
         })?;
         check_image_size(&config, self.image_size)?;
-        for (flag, value) in [
-            ("batch", self.batch),
-            ("classes", self.classes),
-            ("repeats", self.repeats),
-        ] {
+        for (flag, value) in [("batch", self.batch), ("repeats", self.repeats)] {
             if value == 0 {
                 return Err(Error::input(format!("--{flag} 0 must be at least 1")));
             }

@@ -1,13 +1,13 @@
 //! `advxl data`: look through a data set, measure how fast it loads, index and pack it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::screen::Terminal;
-use super::{note, print_json, print_line};
+use super::{inputs, note, parse_size, print_json, print_line};
 use crate::data::resize::Filter;
 use crate::data::{
     Augmentation, Dataset, EvaluationTransform, Loader, Plan, RandomResizedCrop, Share, Split,
@@ -16,6 +16,7 @@ use crate::data::{
 use crate::error::{Error, Result};
 use crate::files;
 use crate::group::Group;
+use crate::output::Content;
 use crate::screen::Screen;
 use crate::units::grouped;
 
@@ -69,6 +70,14 @@ struct NamedData {
 }
 
 impl NamedData {
+    /// An error where the output `out` would replace what is read, before anything is; the first process writes.
+    fn check_out(&self, out: &Path, content: Content, group: &Group) -> Result<()> {
+        group.agree(match group.is_first() {
+            true => inputs(None, Some(&self.spec))?.check_file("--out", out, content),
+            false => Ok(()),
+        })
+    }
+
     fn open(&self, split: Split) -> Result<Dataset> {
         super::open_data(&self.spec, self.split.unwrap_or(split), self.seed)
     }
@@ -90,11 +99,6 @@ fn parse_filter(text: &str) -> std::result::Result<Filter, String> {
     }
 }
 
-fn parse_size(text: &str) -> std::result::Result<usize, String> {
-    let size = text.parse().ok().filter(|size| (1..=4096).contains(size));
-    size.ok_or_else(|| "give a number of pixels from 1 to 4096".to_owned())
-}
-
 /// Reads every sample of a data set.
 #[derive(clap::Args)]
 #[command(
@@ -110,6 +114,9 @@ pub(super) struct Check {
 
 impl Check {
     fn run(&self, threads: usize, json: bool, group: &Group) -> Result<()> {
+        if let Some(out) = &self.out {
+            self.data.check_out(out, Content::JsonLines, group)?;
+        }
         let dataset = self.data.open(Split::Train)?;
         let mut screen = Terminal::new();
         if let Some(out) = &self.out
@@ -416,6 +423,8 @@ impl Pack {
             );
             return Err(Error::input(message).hint("ImageNet's is often 0.875"));
         }
+        self.data
+            .check_out(&self.out, Content::Tensors("images"), group)?;
         let dataset = self.data.open(Split::Test)?;
         let subset = self.chosen.of(&dataset)?;
         let count = subset.len();

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::screen::Terminal;
-use super::{device, note, print_json};
+use super::{device, inputs, note, print_json};
 use crate::error::{Context, Error, Result};
 use crate::files::Lines;
 use crate::fused::to_vec;
 use crate::group::Group;
+use crate::output::Content;
 use crate::screen::Screen;
 use crate::text::embedding::{Layout, MadeBy};
 use crate::text::{EmbeddingWriter, TextModel};
@@ -51,11 +52,10 @@ impl Embed {
                 "--batch 0: at least one caption at a time is needed",
             ));
         }
-        if self.out == self.captions || Some(&self.out) == self.keys.as_ref() {
-            return Err(
-                Error::input("--out is one of the files that are read").hint("give another name")
-            );
-        }
+        group.agree(match group.is_first() {
+            true => self.check_out(),
+            false => Ok(()),
+        })?;
         let (rows, _) = counted(&self.captions)?;
         if rows == 0 {
             let message = format!("`{}` has no captions", self.captions.display());
@@ -151,6 +151,13 @@ impl Embed {
             }));
         }
         Ok(())
+    }
+
+    fn check_out(&self) -> Result<()> {
+        let mut inputs = inputs(Some(&self.model), None)?;
+        inputs.add("--captions", &self.captions);
+        self.keys.iter().for_each(|keys| inputs.add("--keys", keys));
+        inputs.check_file("--out", &self.out, Content::Tensors("embeddings"))
     }
 
     /// The embeddings of rows of ids, in their order.

@@ -6,8 +6,8 @@ use burn::tensor::{Device, Tensor};
 
 use super::screen::Terminal;
 use super::{
-    ChosenImages, NamedClasses, NamedModel, check_image_size, device, open_data, parse_precision,
-    print_json, usable_precision,
+    ChosenImages, NamedClasses, NamedModel, check_image_size, device, inputs, open_data,
+    parse_precision, print_json, usable_precision,
 };
 use crate::attack::{Attack, Norm};
 use crate::data::resize::Filter;
@@ -22,6 +22,7 @@ use crate::fused::Precision;
 use crate::group::Group;
 use crate::model::Pass;
 use crate::model::weights::Loaded;
+use crate::output::Content;
 use crate::recipe::word_of;
 use crate::screen::Screen;
 use crate::text::zero_shot::by_text;
@@ -135,6 +136,10 @@ impl Eval {
             interpolation: self.filter()?,
         };
         let out = self.folder()?;
+        group.agree(match group.is_first() {
+            true => self.check_outputs(&out),
+            false => Ok(()),
+        })?;
         let mut loaded = self.model.load()?;
         let zero_shot = self.class_head(&mut loaded)?;
         let head = zero_shot.as_ref().map(|(_, head)| head);
@@ -177,6 +182,7 @@ impl Eval {
             data_hash: dataset.fingerprint(),
             images: count,
             subset: subset.record(&dataset)?,
+            left_out: Vec::new(),
             image_size,
             crop_fraction: self.crop_fraction,
             interpolation: self.interpolation.clone(),
@@ -185,9 +191,6 @@ impl Eval {
         };
 
         group.stop_on_signals()?;
-        if group.is_first() {
-            files::make_folder(&out)?;
-        }
         let mut screen = Terminal::new();
         let mut all = Vec::new();
         let mut finished = Vec::new();
@@ -239,6 +242,40 @@ impl Eval {
         loaded.hash = blake3::hash(identity.as_bytes()).to_string();
         let head = zero_shot.head_of(&text)?;
         Ok(Some((zero_shot, head)))
+    }
+
+    /// An error where an output would replace what is read. The result may well lie in the model's folder.
+    fn check_outputs(&self, out: &Path) -> Result<()> {
+        inputs(None, Some(&self.data))?.check_folder("--out", out)?;
+        files::make_folder(out)?;
+        files::try_writing(&out.join("result.json"))?;
+        let Some(path) = &self.save_adversarial else {
+            return Ok(());
+        };
+        let mut inputs = inputs(Some(&self.model.path), Some(&self.data))?;
+        let files = [
+            ("--zero-shot", &self.zero_shot),
+            ("--text", &self.text),
+            ("--templates", &self.templates),
+        ];
+        for (flag, path) in files {
+            path.iter().for_each(|path| inputs.add(flag, path));
+        }
+        let norms = self
+            .norm
+            .iter()
+            .map(|norm| self.adversarial_path(path, norm));
+        norms.into_iter().try_for_each(|path| {
+            inputs.check_file("--save-adversarial", &path, Content::Tensors("images"))
+        })
+    }
+
+    /// Where the images of a norm go.
+    fn adversarial_path(&self, path: &Path, norm: &str) -> PathBuf {
+        match self.norm.len() {
+            1 => path.to_owned(),
+            _ => of_norm(path, norm),
+        }
     }
 
     /// Where the result goes.
@@ -386,11 +423,7 @@ impl OneNorm<'_> {
         let progress = self.progress(&attacks, keep_images);
         let mut findings = examine(&self.evaluation(&attacks), &progress, screen)?;
         if let Some(path) = &self.eval.save_adversarial {
-            let path = if self.eval.norm.len() > 1 {
-                of_norm(path, settings.norm)
-            } else {
-                path.clone()
-            };
+            let path = self.eval.adversarial_path(path, settings.norm.word());
             progress.save_adversarial(self.images, &path, self.device)?;
         }
         let mut finished = vec![progress];
@@ -433,9 +466,9 @@ impl OneNorm<'_> {
 }
 
 /// `DIR/NAME-linf.safetensors` for `DIR/NAME.safetensors`.
-fn of_norm(path: &Path, norm: Norm) -> PathBuf {
+fn of_norm(path: &Path, norm: &str) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let name = format!("{stem}-{}", norm.word());
+    let name = format!("{stem}-{norm}");
     match path.extension() {
         Some(extension) => path.with_file_name(name).with_extension(extension),
         None => path.with_file_name(name),

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{NamedModel, print_json};
+use super::{NamedModel, note, print_json};
 use crate::error::{Context, Error, Result};
 use crate::export::{self, Facts};
 use crate::files;
 use crate::model::weights::Loaded;
+use crate::output::Inputs;
 
 /// A model for other programs: a folder that timm or open_clip loads with a model card, or RobustBench's entry beside it.
 #[derive(clap::Args)]
@@ -70,6 +71,12 @@ impl Export {
                 return Err(Error::input(message).hint("use timm, open-clip or robustbench"));
             }
         };
+        files::check_name(&self.name)
+            .map_err(|(message, hint)| Error::input(format!("--name: {message}")).hint(hint))?;
+        let mut inputs = Inputs::default();
+        inputs.add("MODEL", &self.model.path);
+        self.text.iter().for_each(|text| inputs.add("--text", text));
+        inputs.check_folder("--out", &self.out)?;
         let loaded = self.model.load()?;
         let read = |path: &PathBuf| {
             let doing = || format!("`{}`", path.display());
@@ -98,7 +105,7 @@ impl Export {
             results: self.result.iter().map(read).collect::<Result<_>>()?,
         };
         write(&loaded, &facts, &self.out)?;
-        eprintln!("exported to `{}`", self.out.display());
+        note(&format!("exported to `{}`", self.out.display()));
         if json {
             print_json(&json!({ "out": self.out.display().to_string(), "name": self.name }));
         }

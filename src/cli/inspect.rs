@@ -2,8 +2,10 @@
 
 use serde_json::json;
 
-use super::{NamedModel, check_image_size, print_json};
-use crate::error::Result;
+use super::{
+    NamedModel, check_image_size, named_sizes, parse_classes, parse_size, print_json, print_line,
+};
+use crate::error::{Error, Result};
 use crate::model::weights::Loaded;
 use crate::model::{ModelConfig, Stem};
 
@@ -16,10 +18,10 @@ pub(super) struct Inspect {
     #[command(flatten)]
     what: NamedModel,
     /// Pixels on a side that multiply-adds are counted for; the model's own if absent, 224 for a named size.
-    #[arg(long)]
+    #[arg(long, value_parser = parse_size)]
     image_size: Option<usize>,
     /// Classes of a named size.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value = "1000", value_parser = parse_classes)]
     classes: usize,
 }
 
@@ -28,6 +30,11 @@ impl Inspect {
         let named = self.what.path.to_str().and_then(ModelConfig::named);
         let (config, classes, own_size, loaded) = match named {
             Some(config) if !self.what.path.exists() => (config, self.classes, 224, None),
+            None if !self.what.path.exists() => {
+                let name = self.what.path.display();
+                let message = format!("`{name}` is no file or folder, and no named size of model");
+                return Err(Error::input(message).hint(named_sizes(&name.to_string())));
+            }
             _ => {
                 let loaded = self.what.load()?;
                 let (config, classes) = (loaded.model.config(), loaded.model.classes());
@@ -39,24 +46,24 @@ impl Inspect {
         let tokens = config.tokens(grid * grid);
         let parameters = config.parameters(classes, own_size);
         let macs = config.forward_macs(image_size, grid * grid);
-        println!(
+        print_line(&format!(
             "{}: {:.1} M parameters, {classes} classes",
             config.size(),
             parameters as f64 / 1e6
-        );
-        println!("{}", structure(&config));
+        ));
+        print_line(&structure(&config));
         let tokens_text = match tokens {
             Some(tokens) => format!("{tokens} tokens, "),
             None => String::new(),
         };
-        println!(
+        print_line(&format!(
             "{image_size} pixels: {tokens_text}{:.2} giga multiply-adds forward",
             macs as f64 / 1e9
-        );
+        ));
         let hash = loaded.map(|Loaded { hash, classes, .. }| {
-            println!("weights {hash}");
+            print_line(&format!("weights {hash}"));
             if !classes.is_empty() {
-                println!("classes {}", classes.join(", "));
+                print_line(&format!("classes {}", classes.join(", ")));
             }
             hash
         });

@@ -26,13 +26,15 @@ use crate::data::classes::is_wnid;
 use crate::data::{
     ClassMap, Dataset, Outputs, Selection, Spec, Split, Subset, match_classes, match_prompts,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files;
 use crate::fused::{DeviceName, Precision, hardware};
 use crate::group::{self, Group};
 use crate::model::ModelConfig;
 use crate::model::weights::{self, Loaded};
+use crate::output::Inputs;
 use crate::recipe::PRECISIONS;
+use crate::settings::nearest;
 
 /// Train and evaluate adversarially robust vision transformers.
 #[derive(Parser)]
@@ -93,7 +95,10 @@ enum Bench {
 
 /// Runs the program.
 pub fn run() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(usage) => return print_usage(&usage),
+    };
     let group = match Group::open(note) {
         Ok(group) => group,
         Err(error) => {
@@ -102,7 +107,8 @@ pub fn run() -> ExitCode {
         }
     };
     IS_QUIET.store(!group.is_first(), Ordering::Relaxed);
-    let Err(error) = execute(&arguments, &group) else {
+    let done = execute(&arguments, &group).and_then(|()| all_printed());
+    let Err(error) = done else {
         return ExitCode::SUCCESS;
     };
     let code = error.exit_code();
@@ -133,10 +139,26 @@ fn is_quiet() -> bool {
     IS_QUIET.load(Ordering::Relaxed)
 }
 
-/// Writes a line to standard error.
+/// Writes a line to standard error. Where that is not possible the line is lost: no work ends for it.
 fn note(text: &str) {
     if !is_quiet() {
-        eprintln!("{text}");
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
+}
+
+/// Prints help, the version, or what is wrong with the arguments.
+fn print_usage(usage: &clap::Error) -> ExitCode {
+    let printed = usage.print();
+    if usage.use_stderr() {
+        return ExitCode::from(Kind::Input.exit_code());
+    }
+    remember(printed.and_then(|()| std::io::stdout().flush()));
+    match all_printed() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            note(&format!("error: {error}"));
+            ExitCode::from(error.exit_code())
+        }
     }
 }
 
@@ -240,6 +262,20 @@ struct NamedModel {
 
 impl NamedModel {
     fn load(&self) -> Result<Loaded> {
+        if !self.path.exists() {
+            let name = self.path.display();
+            let is_size = self.path.to_str().and_then(ModelConfig::named).is_some();
+            let hint = match is_size {
+                true => format!(
+                    "`{name}` names a size of model; its weights are in a model folder, a run or a file"
+                ),
+                false => {
+                    "give a model folder, the folder of a run, or with --arch a file of weights"
+                        .to_owned()
+                }
+            };
+            return Err(Error::input(format!("`{name}` does not exist")).hint(hint));
+        }
         let mut loaded = match &self.arch {
             None => weights::load_any(&self.path, &device()?)?,
             Some(_) if self.path.is_dir() => {
@@ -433,14 +469,87 @@ fn print_json(value: &serde_json::Value) {
     print_line(&value.to_string());
 }
 
-/// Writes a line to standard output. Nobody may be listening any more, as in `| head`; that is no fault.
+/// Writes a line to standard output. Whether all lines arrived, [`all_printed`] tells at the end.
 fn print_line(text: &str) {
     if !is_quiet() {
-        let _ = writeln!(std::io::stdout(), "{text}");
+        let mut out = std::io::stdout().lock();
+        remember(writeln!(out, "{text}").and_then(|()| out.flush()));
+    }
+}
+
+/// Why a result could not be printed, the first time.
+static UNPRINTED: OnceLock<Error> = OnceLock::new();
+
+/// Keeps the error of printing. Nobody may be listening any more, as in `| head`; that is no fault.
+fn remember(printed: std::io::Result<()>) {
+    if let Err(error) = printed
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        let out = Path::new("standard output");
+        // The first is told.
+        let _ = UNPRINTED.set(files::explain("write to", out, &error));
+    }
+}
+
+/// An error where a result could not be printed, though everything else was done.
+fn all_printed() -> Result<()> {
+    match UNPRINTED.get() {
+        None => Ok(()),
+        Some(error) => Err(Error::failed(error.to_string())),
     }
 }
 
 /// `runs/NAME` for `recipes/NAME.toml`.
-fn default_folder(recipe: &Path) -> PathBuf {
-    Path::new("runs").join(recipe.file_stem().unwrap_or_default())
+///
+/// Errors: a name that leads elsewhere, such as that of `...toml`.
+fn default_folder(recipe: &Path) -> Result<PathBuf> {
+    let name = recipe.file_stem().unwrap_or_default();
+    if name.is_empty() || name == "." || name == ".." {
+        let message = format!("`{}` gives the folder of the run no name", recipe.display());
+        return Err(Error::input(message).hint("choose a folder with --out"));
+    }
+    Ok(Path::new("runs").join(name))
+}
+
+/// The hint for a name that is not that of a size of model.
+fn named_sizes(name: &str) -> String {
+    let names = ModelConfig::names();
+    match nearest(name, &names) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("the named sizes are {}", names.join(", ")),
+    }
+}
+
+/// A number of classes.
+fn parse_classes(text: &str) -> std::result::Result<usize, String> {
+    let count = text
+        .parse()
+        .ok()
+        .filter(|count| (1..=1 << 30).contains(count));
+    count.ok_or_else(|| format!("give a number of classes from 1 to {}", 1 << 30))
+}
+
+/// Pixels on a side.
+fn parse_size(text: &str) -> std::result::Result<usize, String> {
+    let size = text.parse().ok().filter(|size| (1..=4096).contains(size));
+    size.ok_or_else(|| "give a number of pixels from 1 to 4096".to_owned())
+}
+
+/// What a command reads of a data set and of a model, for [`Inputs`].
+fn inputs(model: Option<&Path>, data: Option<&str>) -> Result<Inputs> {
+    let mut inputs = Inputs::default();
+    if let Some(model) = model {
+        inputs.add("MODEL", model);
+        // Of a run it is the model in it that is read.
+        inputs.add("MODEL", model.join("model"));
+    }
+    if let Some(path) = data
+        .map(str::parse::<Spec>)
+        .transpose()?
+        .as_ref()
+        .and_then(Spec::path)
+    {
+        inputs.add_data("--data", path);
+    }
+    Ok(inputs)
 }

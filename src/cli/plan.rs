@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::Device;
 use serde_json::json;
 
-use super::{parse_precision, print_json};
+use super::{parse_classes, parse_precision, print_json, print_line};
 use crate::error::{Error, Result};
 use crate::fused::{Precision, usable};
 use crate::plan::{self, Devices, Link};
@@ -28,7 +28,7 @@ pub(super) struct Plan {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
     /// Classes of the head.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value = "1000", value_parser = parse_classes)]
     classes: usize,
     /// Devices that share each batch.
     #[arg(long, default_value_t = 1)]
@@ -67,7 +67,6 @@ impl Plan {
         above("latency-us", Some(self.latency_us))?;
         above("disk", Some(self.disk))?;
         above("devices", Some(self.devices as f64))?;
-        above("classes", Some(self.classes as f64))?;
         let recipe = Recipe::load(&self.recipe, &self.overrides)?;
         // For this processor, unless it is said otherwise: no GPU is opened to plan for one.
         let usable = || usable(recipe.precision, &Device::flex()).0;
@@ -87,7 +86,7 @@ impl Plan {
         };
         let plan = plan::Plan::new(&recipe, self.classes, precision, devices);
         for line in lines(&plan, &recipe, &devices) {
-            println!("{line}");
+            print_line(&line);
         }
         if json {
             print_json(&json!({ "plan": plan, "devices": devices }));

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::screen::Terminal;
 use super::{
-    ChosenImages, NamedClasses, NamedModel, check_image_size, device, open_data, parse_precision,
-    print_json, usable_precision,
+    ChosenImages, NamedClasses, NamedModel, check_image_size, device, inputs, open_data,
+    parse_precision, print_json, usable_precision,
 };
 use crate::attack::input_gradient;
 use crate::data::resize::Filter;
@@ -20,6 +20,7 @@ use crate::files;
 use crate::fused::{Precision, to_vec};
 use crate::loss::{Targets, cross_entropy};
 use crate::model::Pass;
+use crate::output::Content;
 use crate::screen::Screen;
 
 /// Logits of a model for a data set, and the gradient of the loss for its images.
@@ -56,6 +57,11 @@ pub(super) struct Predict {
 
 impl Predict {
     pub(super) fn run(&self, json: bool) -> Result<()> {
+        inputs(Some(&self.model.path), Some(&self.data))?.check_file(
+            "--out",
+            &self.out,
+            Content::Tensors("logits"),
+        )?;
         let loaded = self.model.load()?;
         let dataset = open_data(&self.data, Split::Test, self.seed)?;
         let mut subset = self.chosen.of(&dataset)?;

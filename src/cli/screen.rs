@@ -35,7 +35,7 @@ impl Screen for Terminal {
     fn line(&mut self, text: &str) {
         self.told = Instant::now();
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            Some(bar) => bar.suspend(|| note(text)),
             None => note(text),
         }
     }

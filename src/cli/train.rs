@@ -23,7 +23,7 @@ use crate::units::grouped;
 pub(super) struct Train {
     /// The recipe, a TOML file.
     recipe: PathBuf,
-    /// Another value for a key, such as stage.finetune.attack.steps=2; may be repeated.
+    /// Another value for a key, such as stage.finetune.attack.steps=2; KEY=none takes the key away. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
     /// The folder of the run; runs/NAME-OF-THE-RECIPE if absent.
@@ -52,10 +52,10 @@ impl Train {
             ));
             return self.rehearse(&recipe, group);
         }
-        let folder = self
-            .out
-            .clone()
-            .unwrap_or_else(|| default_folder(&self.recipe));
+        let folder = match &self.out {
+            Some(out) => out.clone(),
+            None => default_folder(&self.recipe)?,
+        };
         let device = device_or(recipe.device)?;
         let run = Run::open(recipe, &folder, self.accept_changes, &device, group)?;
         let mut screen = Terminal::new();
@@ -94,6 +94,10 @@ impl Train {
         }
         let process = group.of_first(std::process::id());
         let folder = std::env::temp_dir().join(format!("advxl-dry-run-{process}"));
+        // Of a dry run that was killed, when this process has its number.
+        if group.is_first() && folder.is_dir() {
+            files::remove_folder(&folder)?;
+        }
         let rehearsal = recipe.rehearsal(self.batch);
         for (stage, rehearsed) in recipe.stage.iter().zip(&rehearsal.stage) {
             if stage.text != rehearsed.text {

@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rayon::prelude::*;
+
 use super::loader::guarded;
 use super::store::Ahead;
-use super::{Broken, Dataset, Fault, Health, Part, Reason};
+use super::{Broken, Dataset, Fault, Health, Part, Reason, Sample};
 use crate::error::Result;
 use crate::group::Group;
 
@@ -61,9 +63,7 @@ pub fn check(
             health.add(reason, || dataset.name_of(sample));
         }
         for sample in damaged {
-            health.add(sample.kind, || {
-                format!("{}: {}", sample.name, sample.reason)
-            });
+            health.add(sample.kind, || sample.to_string());
             count += 1;
             broken(&sample)?;
         }
@@ -117,20 +117,53 @@ fn chunk(dataset: &Dataset, range: Range<usize>, ahead: &Ahead) -> Result<Outcom
         dataset.ask(soon as usize, Part::Both);
     });
     for sample in range {
-        // A decoder that panics has met a damage that it does not know.
-        let read = guarded(|| Ok(dataset.read(sample, captions)));
-        let read = read.unwrap_or_else(|error| {
-            Err(Fault {
-                reason: Reason::DamagedImage,
-                error,
-                outage: false,
-            })
-        });
-        match read {
+        match read(dataset, sample, captions)? {
             Ok(found) => odd.extend(found.picture.odd.iter().map(|reason| (sample, *reason))),
-            Err(fault) if fault.outage => return Err(fault.error),
-            Err(fault) => broken.push(Broken::new(dataset, sample, &fault)),
+            Err(damage) => broken.push(damage),
         }
     }
     Ok((odd, broken))
+}
+
+/// A sample, or why it cannot be used.
+///
+/// Errors: those of stores.
+fn read(
+    dataset: &Dataset,
+    sample: usize,
+    caption: bool,
+) -> Result<std::result::Result<Sample, Broken>> {
+    // A decoder that panics has met a damage that it does not know.
+    let read = guarded(|| Ok(dataset.read(sample, caption)));
+    let read = read.unwrap_or_else(|error| {
+        Err(Fault {
+            reason: Reason::DamagedImage,
+            error,
+            outage: false,
+        })
+    });
+    match read {
+        Err(fault) if fault.outage => Err(fault.error),
+        read => Ok(read.map_err(|fault| Broken::new(dataset, sample, &fault))),
+    }
+}
+
+/// The pictures among some that cannot be read, in their order.
+///
+/// Errors: those of stores.
+pub fn broken_among(dataset: &Dataset, samples: &[usize]) -> Result<Vec<Broken>> {
+    if !dataset.is_decoded() {
+        return Ok(Vec::new());
+    }
+    let mut broken = Vec::new();
+    for some in samples.chunks(CHUNK * CHUNK) {
+        some.iter()
+            .for_each(|sample| dataset.ask(*sample, Part::Picture));
+        let found: Vec<_> = some
+            .par_iter()
+            .map(|sample| Ok(read(dataset, *sample, false)?.err()))
+            .collect::<Result<_>>()?;
+        broken.extend(found.into_iter().flatten());
+    }
+    Ok(broken)
 }

@@ -86,12 +86,24 @@ pub struct Broken {
 impl Broken {
     /// The record of a sample that could not be read.
     pub(super) fn new(dataset: &Dataset, index: usize, fault: &Fault) -> Self {
-        let text = fault.error.to_string();
+        let (text, name) = (fault.error.to_string(), dataset.name_of(index));
+        let line = text.lines().next().unwrap_or_default();
+        let reason = line.strip_prefix(&format!("`{name}`: ")).unwrap_or(line);
         Self {
             sample: index as u64,
-            name: dataset.name_of(index),
-            reason: text.lines().next().unwrap_or_default().into(),
+            reason: reason.to_owned(),
+            name,
             kind: fault.reason,
+        }
+    }
+}
+
+/// Its name once, and what is wrong with it.
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.reason.contains(&self.name) {
+            true => f.write_str(&self.reason),
+            false => write!(f, "{}: {}", self.name, self.reason),
         }
     }
 }
@@ -235,8 +247,8 @@ impl Loader {
             return Ok(());
         }
         Err(Error::input(format!(
-            "{count} of {} samples are broken, above the allowed rate of {allowed}; the last is `{}`: {}",
-            self.seen, last.name, last.reason
+            "{count} of {} samples are broken, above the allowed rate of {allowed}; the last is {last}",
+            self.seen
         ))
         .hint("repair the data (the log names every broken sample) or allow a higher rate"))
     }
@@ -446,11 +458,11 @@ impl Shared {
             batch.captions.extend(sample.caption);
             return Ok(());
         }
-        let last = chunk.broken.last().map(|broken| &broken.reason);
+        let last = chunk.broken.last().map(Broken::to_string);
         Err(Error::input(format!(
             "{} samples in a row are broken; the last: {}",
             len.min(MOST_IN_A_ROW),
-            last.map_or("", String::as_str)
+            last.unwrap_or_default()
         )))
     }
 

@@ -178,6 +178,16 @@ fn synthetic_spec(text: &str, rest: &str) -> Result<Spec> {
     Ok(Spec::Synthetic { count, image_size })
 }
 
+impl Spec {
+    /// The folder or file that it names, if it is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Spec::Folder(path) | Spec::ClassFolders(path) | Spec::Tensors(path) => Some(path),
+            Spec::Shards(_) | Spec::Synthetic { .. } => None,
+        }
+    }
+}
+
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -378,6 +388,11 @@ impl Dataset {
             false => None,
         };
         Ok(Sample { picture, caption })
+    }
+
+    /// Whether pictures are files or members of tars, which may be broken one by one.
+    pub fn is_decoded(&self) -> bool {
+        matches!(self.source, Source::Folder(_) | Source::Shards(_))
     }
 
     /// Gives up what was asked for and will not be read.

@@ -117,6 +117,17 @@ impl Subset {
         self.places.is_empty()
     }
 
+    /// The same without some images, by their places in the data set.
+    pub fn without(mut self, is_left_out: impl Fn(usize) -> bool) -> Self {
+        self.places.retain(|place| !is_left_out(*place));
+        self
+    }
+
+    /// Where the images lie in the data set, sorted.
+    pub fn places(&self) -> &[usize] {
+        &self.places
+    }
+
     /// Where an image lies in the data set: its identity in every subset.
     pub fn place(&self, index: usize) -> usize {
         self.places[index]

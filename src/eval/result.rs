@@ -30,6 +30,9 @@ pub struct Subject {
     pub images: usize,
     /// Which ones.
     pub subset: SubsetRecord,
+    /// Places in the data set of images that could not be read, and were left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<usize>,
     /// Pixels on a side.
     pub image_size: usize,
     /// Share of a resized image that the central crop keeps, and the filter.

@@ -37,7 +37,7 @@ impl Default for Parallel {
 impl Parallel {
     /// Reads a table such as `{ shards = 8, reduce = "exact" }`.
     pub fn read(table: &Table) -> Option<Self> {
-        let shards = table.required_where("shards", "at least 1", |shards: &u64| *shards > 0);
+        let shards = table.count("shards", 1..=1u64 << 16);
         let reduce = table.choice(
             "reduce",
             &[("exact", Reduce::Exact), ("fast", Reduce::Fast)],

@@ -47,6 +47,14 @@ impl Stem {
     }
 }
 
+/// Limits of what a recipe may say of a model: above any that is built, and far below what overflows when its weights and
+/// multiply-adds are counted.
+pub(crate) const LARGEST_WIDTH: usize = 1 << 16;
+/// Blocks; see [`LARGEST_WIDTH`].
+pub(crate) const DEEPEST: usize = 1 << 12;
+/// Pixels on a side of a patch; see [`LARGEST_WIDTH`].
+const LARGEST_PATCH: usize = 1 << 12;
+
 /// ImageNet's channel statistics, which robustness benchmarks use for ImageNet models.
 pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 /// See [`IMAGENET_MEAN`].

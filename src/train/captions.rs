@@ -113,8 +113,12 @@ impl Captions {
             let (names, classes) = (named.len(), zero_shot.classes.len());
             let path = format!("`{}`", path.display());
             if names != classes {
-                let message = format!("{path} has {names} names, and there are {classes} classes");
-                return Err(Error::input(message).hint("one name for each class, in their order"));
+                let message = format!(
+                    "text.classes {path} has {names} names, and the test images have {classes} classes"
+                );
+                return Err(
+                    Error::input(message).hint("give one name for each class, in their order")
+                );
             }
             let map = match_prompts(&named, &path, images.test.classes(), "the test images")?;
             let labels = 0..classes as u32;
@@ -180,6 +184,19 @@ impl Captions {
         Ok((objective, learning))
     }
 
+    /// How many classes have names that the text model can embed.
+    pub(super) fn class_count(&self) -> usize {
+        match self.source {
+            Source::Nothing => 0,
+            _ => self.zero_shot.classes.len(),
+        }
+    }
+
+    /// Whether images can be classified by the names of their classes.
+    pub(super) fn classifies(&self) -> bool {
+        self.class_count() > 0
+    }
+
     /// Whether batches need their captions, or embeddings are read in their place.
     pub(super) fn needs_captions(&self) -> bool {
         self.file.is_none()
@@ -221,7 +238,7 @@ impl Captions {
     /// Shapes: `[classes, width]`.
     /// Source: Radford et al. 2021, section 3.1.4.
     pub(super) fn class_head(&self, tower: Option<&TextTower>) -> Result<Option<Tensor<2>>> {
-        if self.zero_shot.classes.is_empty() || matches!(self.source, Source::Nothing) {
+        if !self.classifies() {
             return Ok(None);
         }
         let head = self
@@ -337,8 +354,8 @@ fn new_model(
 ) -> Result<(Tokenizer, TextConfig)> {
     let folder = run.path().join("vocabulary");
     let path = folder.join("vocab.txt");
-    // Of a run that never began it may be of other captions.
-    if !path.is_file() || !run.has_begun() {
+    // Of a run that never began it may be of other captions. The first process writes it, and the others find it.
+    if run.writes() && (!path.is_file() || !run.has_begun()) {
         files::make_folder(&folder)?;
         let words = vocabulary(&images.train)?;
         files::write(&path, (words.join("\n") + "\n").as_bytes())?;

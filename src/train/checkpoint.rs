@@ -5,7 +5,7 @@
 //! does not match its hash is reported and the one before it is used.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
@@ -13,15 +13,18 @@ use safetensors::tensor::SafeTensors;
 use safetensors::{Dtype, View};
 use serde::{Deserialize, Serialize};
 
+use super::classes::difference;
 use super::exchange::Exchange;
 use super::{Monitor, Run, State};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::fused::{from_vec, to_vec};
 
 const SCHEMA: &str = "1";
 /// The entry of the file's header that holds the counters.
 const HEADER: &str = "advxl";
+/// The counter that holds the names of the classes.
+const CLASSES: &str = "classes";
 
 /// Writes the state of a run and removes all but the last few checkpoints.
 pub fn save(run: &Run, state: &State) -> Result<()> {
@@ -30,16 +33,10 @@ pub fn save(run: &Run, state: &State) -> Result<()> {
     if is_first {
         files::make_folder(&folder)?;
     }
-    write(
-        state,
-        &run.images[state.stage].train.fingerprint(),
-        &folder.join(file_name(state.samples)),
-    )?;
+    write(run, state, &folder.join(file_name(state.samples)))?;
     if !is_first {
         return Ok(());
     }
-    // As large as a checkpoint each; the run's lock keeps other processes away.
-    files::remove_leftovers(&folder, "")?;
     let saved = list(&folder)?;
     let keep = run.recipe.checkpoint.keep as usize;
     for old in &saved[..saved.len().saturating_sub(keep)] {
@@ -50,7 +47,7 @@ pub fn save(run: &Run, state: &State) -> Result<()> {
 
 /// The newest whole checkpoint of a run, or its beginning.
 ///
-/// Errors: there are checkpoints and none of them can be read, or they belong to other data.
+/// Errors: there are checkpoints and none of them can be read, or the newest belongs to another model or to other data.
 pub fn resume(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let group = &run.exchange.group;
     // The first process reads, and tells the others.
@@ -68,7 +65,7 @@ pub fn resume(run: &Run, monitor: &mut Monitor) -> Result<State> {
         None => (State::blank(run, counters.stage), None),
     };
     fill(&mut state, counters, bytes.as_deref())?;
-    monitor.resumed(&state)?;
+    monitor.resumed(&state);
     Ok(state)
 }
 
@@ -80,6 +77,8 @@ struct Found {
     state: State,
     /// Hash of its data set.
     data: String,
+    /// Names of the classes that it is of; none of a stage with captions, and not known of old checkpoints.
+    classes: Option<Vec<String>>,
 }
 
 /// How far a run is.
@@ -92,6 +91,8 @@ struct Counters {
 }
 
 /// The newest whole checkpoint, if there is any.
+///
+/// Errors: it is of another model, or of other images; none is whole. Nothing in the folder is changed.
 fn newest(run: &Run, monitor: &mut Monitor) -> Result<Option<Found>> {
     let folder = run.folder.checkpoints();
     if !folder.is_dir() {
@@ -99,22 +100,12 @@ fn newest(run: &Run, monitor: &mut Monitor) -> Result<Option<Found>> {
     }
     let saved = list(&folder)?;
     for path in saved.iter().rev() {
-        match read(path, run) {
-            Ok(found) => {
-                let stage = found.counters.stage;
-                let images = &run.images[stage];
-                if found.data != images.train.fingerprint() && !run.folder.changes_accepted() {
-                    let message = format!(
-                        "the run in `{}` was trained on other images than `{}` holds now",
-                        run.folder.path().display(),
-                        run.recipe.data_of(&run.recipe.stage[stage]).train
-                    );
-                    return Err(Error::input(message)
-                        .hint("bring the images back, or add --accept-changes"));
-                }
-                return Ok(Some(found));
+        match read(path)? {
+            Ok(whole) => {
+                let of_it = || format!("the checkpoint `{}`", path.display());
+                return whole.of_run(run).map(Some).context(of_it);
             }
-            Err(error) => monitor.warn(&format!("{error}; trying the checkpoint before it"))?,
+            Err(damage) => monitor.warn(&format!("{damage}; trying the checkpoint before it")),
         }
     }
     if saved.is_empty() {
@@ -126,6 +117,35 @@ fn newest(run: &Run, monitor: &mut Monitor) -> Result<Option<Found>> {
         folder.display()
     );
     Err(Error::input(message).hint("move the folder away to begin anew, or bring back a copy"))
+}
+
+/// An error where a checkpoint's images are not those of its stage, unless that is meant.
+fn check_images(found: &Found, run: &Run) -> Result<()> {
+    let stage = found.counters.stage;
+    let images = &run.images[stage];
+    if run.folder.changes_accepted() {
+        return Ok(());
+    }
+    let spec = &run.recipe.data_of(&run.recipe.stage[stage]).train;
+    let refuse = |message: String| {
+        Err(Error::input(message).hint("bring the images back, or add --accept-changes"))
+    };
+    if let (Some(known), None) = (&found.classes, &run.captions[stage])
+        && let Some(difference) = difference(
+            ("the trained model", known),
+            ("the images", images.classes()),
+        )
+    {
+        return refuse(format!(
+            "it was trained on other classes than `{spec}` has: {difference}"
+        ));
+    }
+    match found.data == images.train.fingerprint() {
+        true => Ok(()),
+        false => refuse(format!(
+            "it was trained on other images than `{spec}` holds now"
+        )),
+    }
 }
 
 /// The name of a checkpoint; names sort as numbers do.
@@ -180,7 +200,12 @@ impl View for Entry<'_> {
 }
 
 /// Writes a state to a file. All processes go through it, since each has parts of it; the first one writes.
-pub fn write(state: &State, data: &str, path: &Path) -> Result<()> {
+pub(super) fn write(run: &Run, state: &State, path: &Path) -> Result<()> {
+    let images = &run.images[state.stage];
+    let classes = match &run.captions[state.stage] {
+        None => images.classes(),
+        Some(_) => &[],
+    };
     let mut tensors: Vec<(String, Entry)> = Vec::new();
     let parameters = state.parameters();
     for (parameter, moments) in parameters.iter().zip(&state.optimizer.moments) {
@@ -211,7 +236,8 @@ pub fn write(state: &State, data: &str, path: &Path) -> Result<()> {
             ("stage", state.stage.to_string()),
             ("step", state.optimizer.step.to_string()),
             ("run_step", state.optimizer.run_step.to_string()),
-            ("data", data.to_owned()),
+            ("data", images.train.fingerprint()),
+            (CLASSES, serde_json::json!(classes).to_string()),
         ]
         .map(|(key, value)| (key.to_owned(), value)),
     );
@@ -263,69 +289,144 @@ enum Part<'a, V> {
     Tensor(V),
 }
 
-/// A checkpoint of the same recipe.
-fn read(path: &Path, run: &Run) -> Result<Found> {
+/// A checkpoint that matches its hash.
+struct Whole {
+    bytes: Vec<u8>,
+    counters: BTreeMap<String, String>,
+}
+
+/// Reads a checkpoint; inside is the error of one that is damaged.
+///
+/// Errors: it is whole, and of another version.
+fn read(path: &Path) -> Result<std::result::Result<Whole, Error>> {
     let damaged = |what: &str| {
-        Error::input(format!(
-            "the checkpoint `{}` is damaged: {what}",
-            path.display()
-        ))
+        let path = path.display();
+        Ok(Err(Error::input(format!(
+            "the checkpoint `{path}` is damaged: {what}"
+        ))))
     };
-    let bytes = files::read(path)?;
-    let (_, header) =
-        SafeTensors::read_metadata(&bytes).map_err(|error| damaged(&error.to_string()))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&error.to_string()))?;
+    let bytes = match files::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) => return Ok(Err(error)),
+    };
+    let parsed = SafeTensors::read_metadata(&bytes)
+        .and_then(|(_, header)| Ok((header, SafeTensors::deserialize(&bytes)?)));
+    let (header, tensors) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return damaged(&error.to_string()),
+    };
     let told = header.metadata().as_ref().and_then(|all| all.get(HEADER));
-    let told: BTreeMap<String, String> = told
-        .and_then(|told| serde_json::from_str(told).ok())
-        .ok_or_else(|| damaged("its header is not that of a checkpoint"))?;
+    let told: Option<BTreeMap<String, String>> =
+        told.and_then(|told| serde_json::from_str(told).ok());
+    let Some(counters) = told else {
+        return damaged("its header is not that of a checkpoint");
+    };
     let views = tensors.tensors();
     let parts = views.iter().map(|(name, view)| (&name[..], view.clone()));
-    if told.get("hash") != Some(&hash(&told, parts)) {
-        return Err(damaged("its content does not match its hash"));
+    if counters.get("hash") != Some(&hash(&counters, parts)) {
+        return damaged("its content does not match its hash");
     }
-    if told.get("schema").map(String::as_str) != Some(SCHEMA) {
+    if counters.get("schema").map(String::as_str) != Some(SCHEMA) {
         let message = format!(
             "`{}` was written by another version of advxl",
             path.display()
         );
-        return Err(Error::input(message));
+        return Err(Error::input(message).hint("go on with that version, or choose another --out"));
     }
-    let number = |key: &str| -> Result<u64> {
-        let value = told.get(key).and_then(|value| value.parse().ok());
-        value.ok_or_else(|| damaged(&format!("`{key}` is missing")))
-    };
-    let counters = Counters {
-        stage: number("stage")? as usize,
-        samples: number("samples")?,
-        step: number("step")?,
-        run_step: number("run_step")?,
-    };
-    if counters.stage >= run.recipe.stage.len() {
-        return Err(damaged(
-            "it belongs to a stage that the recipe does not have",
-        ));
-    }
-    let mut state = State::blank(run, counters.stage);
-    for (parameter, moments) in state.parameters_mut() {
-        for kind in kinds(moments.average.is_some()) {
-            let name = format!("{kind}.{}", parameter.name);
-            let view = tensors
-                .tensor(&name)
-                .map_err(|_| damaged(&format!("`{name}` is missing")))?;
-            let length: usize = view.shape().iter().product();
-            if view.dtype() != Dtype::F32 || length != parameter.value.dims()[0] {
-                return Err(damaged(&format!("`{name}` belongs to another model")));
-            }
+    Ok(Ok(Whole { bytes, counters }))
+}
+
+impl Whole {
+    /// The state of a run that it holds.
+    ///
+    /// Errors: the run's recipe is for another model or other stages, or its images are others.
+    fn of_run(self, run: &Run) -> Result<Found> {
+        let number = |key: &str| -> Result<u64> {
+            let value = self.counters.get(key).and_then(|value| value.parse().ok());
+            value.ok_or_else(|| Error::input(format!("its counter `{key}` is missing")))
+        };
+        let counters = Counters {
+            stage: number("stage")? as usize,
+            samples: number("samples")?,
+            step: number("step")?,
+            run_step: number("run_step")?,
+        };
+        let stages = run.recipe.stage.len();
+        if counters.stage >= stages {
+            let stage = counters.stage + 1;
+            let message = format!("it is of stage {stage}, and the recipe has {stages}");
+            return Err(of_another(run, message));
+        }
+        let classes = self.counters.get(CLASSES);
+        let found = Found {
+            state: State::blank(run, counters.stage),
+            counters,
+            data: self.counters.get("data").cloned().unwrap_or_default(),
+            classes: classes.and_then(|names| serde_json::from_str(names).ok()),
+            bytes: self.bytes,
+        };
+        check_images(&found, run)?;
+        match other_tensors(&found) {
+            None => Ok(found),
+            Some(difference) => Err(of_another(run, difference)),
         }
     }
-    let data = told.get("data").cloned().unwrap_or_default();
-    Ok(Found {
-        counters,
-        state,
-        data,
-        bytes,
-    })
+}
+
+/// The error of a checkpoint that is whole and of no use to the recipe; what the recipe changed is named with it.
+fn of_another(run: &Run, difference: String) -> Error {
+    let mut message = format!("it does not belong to this recipe: {difference}");
+    let changes = run.folder.changes();
+    if !changes.is_empty() {
+        message += &format!("\n\n  {}\n", changes.join("\n  "));
+    }
+    let folder = run.folder.path().display();
+    Error::input(message).hint(format!(
+        "nothing in `{folder}` was changed, and its own recipe still resumes it; choose another folder with --out"
+    ))
+}
+
+/// What a checkpoint's tensors have that the state to be filled in has not, or the other way round, or in another shape.
+fn other_tensors(found: &Found) -> Option<String> {
+    let tensors = SafeTensors::deserialize(&found.bytes).ok()?;
+    let shown = |shape: Option<&Vec<usize>>| match shape {
+        Some(shape) => format!("{shape:?}"),
+        None => "absent".to_owned(),
+    };
+    let views = tensors.tensors();
+    let saved: BTreeMap<_, _> = views
+        .iter()
+        .map(|(name, view)| (name.clone(), view.shape().to_vec()))
+        .collect();
+    let parameters = found.state.parameters();
+    let wanted: BTreeMap<_, _> = parameters
+        .iter()
+        .zip(&found.state.optimizer.moments)
+        .flat_map(|(parameter, moments)| {
+            let kinds = kinds(moments.average.is_some()).iter();
+            kinds.map(|kind| {
+                (
+                    format!("{kind}.{}", parameter.name),
+                    parameter.shape.clone(),
+                )
+            })
+        })
+        .collect();
+    let names: BTreeSet<_> = saved.keys().chain(wanted.keys()).collect();
+    let is_other = |name: &&String| saved.get(*name) != wanted.get(*name);
+    let other: Vec<&String> = names.into_iter().filter(is_other).collect();
+    // Weights rather than their moments, which come first by the alphabet.
+    let is_weight = |name: &&&String| name.starts_with("weights.");
+    let name = *other.iter().find(is_weight).or(other.first())?;
+    let more = match other.len() - 1 {
+        0 => String::new(),
+        more => format!(", and {more} more tensors differ"),
+    };
+    Some(format!(
+        "`{name}` is {} in it and {} by the recipe{more}",
+        shown(saved.get(name)),
+        shown(wanted.get(name))
+    ))
 }
 
 /// What is kept of every weight.
@@ -349,7 +450,7 @@ fn fill(state: &mut State, counters: Counters, bytes: Option<&[u8]>) -> Result<(
                 Some(tensors) => {
                     let view = tensors
                         .tensor(&name)
-                        .expect("all are there: `read` has looked");
+                        .expect("all are there: `other_tensors` has looked");
                     bytemuck::pod_collect_to_vec(view.data())
                 }
                 None => vec![0.0; length],

@@ -4,7 +4,8 @@
 //! A run goes on only in a folder that holds the same recipe. Nothing of another run, and nothing
 //! that is not a run's, is ever written over.
 
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use serde_json::json;
 use super::checkpoint;
 use super::state::{Diverged, State};
 use super::{Run, Stage};
-use crate::data::{Batch, tensors};
+use crate::data::{Batch, Broken, Split, tensors};
 use crate::error::{Error, Kind, Result};
 use crate::files;
 use crate::fused::to_vec;
@@ -22,10 +23,19 @@ use crate::model::weights;
 use crate::recipe::Phase;
 use crate::settings::changes;
 
+const METRICS: &str = "metrics.jsonl";
+
 /// An open run folder. No other process can open it until this is dropped.
 pub struct RunFolder {
     path: PathBuf,
     accept_changes: bool,
+    /// Keys of the recipe that differ from those that the run began with.
+    changes: Vec<String>,
+    /// The files of lines whose last line could not be written.
+    torn: RefCell<BTreeSet<&'static str>>,
+    /// Why the first line was lost, until it is told; and whether one was.
+    unwritten: RefCell<Option<Error>>,
+    is_losing: Cell<bool>,
     /// Held open for its lock, which the operating system gives up with the process; none in the processes that only read.
     lock: Option<File>,
     group: Group,
@@ -37,9 +47,13 @@ impl RunFolder {
     /// Errors: it holds something else, another recipe (each changed key is named), or another
     /// process is at work in it.
     pub fn open(path: &Path, recipe: &str, accept_changes: bool, group: &Group) -> Result<Self> {
-        let folder = |lock| Self {
+        let folder = |lock, changes| Self {
             path: path.to_owned(),
             accept_changes,
+            changes,
+            torn: RefCell::default(),
+            unwritten: RefCell::default(),
+            is_losing: Cell::new(false),
             lock,
             group: group.clone(),
         };
@@ -49,7 +63,7 @@ impl RunFolder {
                 let hint = "all processes need to see the folder of the run: use one that their machines share";
                 return Err(Error::input(message).hint(hint));
             }
-            return Ok(folder(None));
+            return Ok(folder(None, Vec::new()));
         }
         let saved = path.join("recipe.toml");
         if path.is_dir() && !saved.is_file() && files::list(path)?.iter().any(|file| !is_ours(file))
@@ -65,8 +79,10 @@ impl RunFolder {
             let message = format!("another process is at work in `{}`", path.display());
             Error::new(Kind::TryAgain, message).hint("wait for it to end, or choose another --out")
         })?;
+        let mut different = Vec::new();
         if saved.is_file() {
-            let changes = changes(&files::read_text(&saved)?, recipe);
+            different = changes(&files::read_text(&saved)?, recipe);
+            let changes = &different;
             if !changes.is_empty() && !accept_changes {
                 let plural = if changes.len() == 1 { "key" } else { "keys" };
                 let message = format!(
@@ -80,11 +96,36 @@ impl RunFolder {
                 ));
             }
         }
-        Ok(folder(Some(lock)))
+        let folder = folder(Some(lock), different);
+        folder.remove_leftovers()?;
+        Ok(folder)
+    }
+
+    /// Removes what killed processes left of files that they were writing, wherever a run writes. The lock keeps other
+    /// processes away.
+    fn remove_leftovers(&self) -> Result<()> {
+        let within = |name: &str| match self.path.join(name) {
+            folder if folder.is_dir() => files::list(&folder),
+            _ => Ok(Vec::new()),
+        };
+        let mut folders = vec![self.path.clone()];
+        folders.extend(["model", "checkpoints", "vocabulary"].map(|name| self.path.join(name)));
+        for stage in within("stages")? {
+            folders.extend([stage.join("text"), stage]);
+        }
+        // A bundle with a lock is the folder of a run by now, which cleans up itself.
+        for bundle in within("crash")?
+            .into_iter()
+            .filter(|bundle| !bundle.join("lock").exists())
+        {
+            folders.extend([bundle.join("checkpoints"), bundle]);
+        }
+        let mut folders = folders.iter().filter(|folder| folder.is_dir());
+        folders.try_for_each(|folder| files::remove_leftovers(folder, ""))
     }
 
     /// Whether this process writes.
-    fn writes(&self) -> bool {
+    pub(super) fn writes(&self) -> bool {
         self.lock.is_some()
     }
 
@@ -121,42 +162,84 @@ impl RunFolder {
         self.accept_changes
     }
 
-    /// Adds a line to `metrics.jsonl`.
-    pub fn metrics(&self, line: &serde_json::Value) -> Result<()> {
-        self.append("metrics.jsonl", &line.to_string())
+    /// The keys of the recipe that differ from those that the run began with, as the user accepted them.
+    pub(super) fn changes(&self) -> &[String] {
+        &self.changes
     }
 
-    fn append(&self, name: &str, line: &str) -> Result<()> {
-        match self.writes() {
-            true => files::append(&self.path.join(name), &format!("{line}\n")),
-            false => Ok(()),
+    /// Adds a line to `metrics.jsonl`.
+    pub fn metrics(&self, line: &serde_json::Value) {
+        self.append(METRICS, &line.to_string());
+    }
+
+    /// A line that cannot be written is lost, which [`Self::unwritten`] tells: training is worth more than its log.
+    fn append(&self, name: &'static str, line: &str) {
+        if !self.writes() {
+            return;
+        }
+        let mut torn = self.torn.borrow_mut();
+        // The line that failed may be there in part.
+        let begin = if torn.contains(name) { "\n" } else { "" };
+        match files::append(&self.path.join(name), &format!("{begin}{line}\n")) {
+            Ok(()) => _ = torn.remove(name),
+            Err(error) => {
+                torn.insert(name);
+                if !self.is_losing.replace(true) {
+                    self.unwritten.replace(Some(error));
+                }
+            }
         }
     }
 
-    /// Adds a line to `quarantine.jsonl`, the list of broken samples.
-    pub fn quarantine(&self, line: &serde_json::Value) -> Result<()> {
-        self.append("quarantine.jsonl", &line.to_string())
+    /// Why lines of metrics or log are lost, the first time that one is.
+    pub(super) fn unwritten(&self) -> Option<Error> {
+        self.unwritten.take()
+    }
+
+    /// Lists a broken sample in the metrics, as an event, and in the quarantine.
+    pub(super) fn broken(&self, event: &str, split: Split, broken: &Broken) {
+        self.metrics(&json!({
+            "event": event,
+            "sample": broken.sample,
+            "name": broken.name,
+            "reason": broken.reason,
+        }));
+        self.append("quarantine.jsonl", &quarantined(split, broken).to_string());
+    }
+
+    /// Whether the run was evaluated after so many samples, as its metrics tell the first process.
+    pub(super) fn was_evaluated(&self, samples: u64) -> bool {
+        let is_it =
+            |line: &serde_json::Value| line["samples"] == samples && line["evaluation"].is_object();
+        self.group
+            .of_first(self.writes() && self.lines().iter().any(is_it))
+    }
+
+    /// The lines of the metrics that can be read.
+    fn lines(&self) -> Vec<serde_json::Value> {
+        let text = files::read_text(&self.path.join(METRICS)).unwrap_or_default();
+        let lines = text.lines().map(serde_json::from_str);
+        lines.filter_map(std::result::Result::ok).collect()
     }
 
     /// Seconds of training in each stage, over all restarts, from the metrics.
     ///
     /// Work that was done twice after a stop is counted twice.
-    pub fn stage_seconds(&self) -> Result<BTreeMap<String, f64>> {
+    pub fn stage_seconds(&self) -> BTreeMap<String, f64> {
         let mut seconds = BTreeMap::new();
-        for line in files::read_text(&self.path.join("metrics.jsonl"))?.lines() {
-            let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+        for line in self.lines() {
             if let (Some(stage), Some(of_line)) =
                 (line["stage"].as_str(), line["interval_seconds"].as_f64())
             {
                 *seconds.entry(stage.to_owned()).or_insert(0.0) += of_line;
             }
         }
-        Ok(seconds)
+        seconds
     }
 
     /// Adds a line to `log.txt`.
-    pub fn log(&self, line: &str) -> Result<()> {
-        self.append("log.txt", line)
+    pub fn log(&self, line: &str) {
+        self.append("log.txt", line);
     }
 
     /// Writes the model as timm loads it: to `model`, and at the end of a stage to `stages/NAME`.
@@ -209,7 +292,7 @@ impl RunFolder {
             files::make_folder(&checkpoints)?;
         }
         let path = checkpoints.join(checkpoint::file_name(state.samples));
-        checkpoint::write(state, &run.images[state.stage].train.fingerprint(), &path)?;
+        checkpoint::write(run, state, &path)?;
         let message = format!(
             "stage `{}`, after {} samples: the loss is {} and the norm of the gradient {}; the \
              weights were not changed",
@@ -270,6 +353,16 @@ impl RunFolder {
              precision = \"f32\" may help"
         )))
     }
+}
+
+fn quarantined(split: Split, broken: &Broken) -> serde_json::Value {
+    json!({
+        "split": split.to_string(),
+        "sample": broken.sample,
+        "name": broken.name,
+        "reason": broken.kind,
+        "detail": broken.reason,
+    })
 }
 
 fn side(batch: &Batch) -> usize {

@@ -3,9 +3,10 @@
 use serde_json::{Value, json};
 
 use super::Run;
-use crate::data::EvaluationTransform;
+use super::measure::Readable;
 use crate::data::resize::Filter;
-use crate::error::{Context, Result};
+use crate::data::{EvaluationTransform, Split};
+use crate::error::{Context, Error, Kind, Result};
 use crate::eval::result::{self, Subject, to_json};
 use crate::eval::session::{Progress, conclude, examine};
 use crate::eval::{Evaluation, Images};
@@ -20,15 +21,33 @@ const BATCH: usize = 128;
 
 /// The results of the recipe's final evaluations, by name.
 ///
-/// What is there already is read, not done again; one that was stopped goes on.
+/// What is there already is read, not done again; one that was stopped goes on. One that fails does not keep the others
+/// from being made.
+///
+/// Errors: the first of an evaluation's.
 pub fn evaluate_finally(run: &Run, screen: &mut dyn Screen) -> Result<Vec<(String, Value)>> {
-    let evaluations = run.recipe.final_evaluation.iter();
-    let results = evaluations.map(|evaluation| {
-        let doing = || format!("the final evaluation `{}`", evaluation.name);
-        let result = evaluate(run, evaluation, screen).context(doing)?;
-        Ok((evaluation.name.clone(), result))
-    });
-    results.collect()
+    let mut results = Vec::new();
+    let mut failed = None;
+    for evaluation in &run.recipe.final_evaluation {
+        let doing = || format!("final evaluation `{}`", evaluation.name);
+        match evaluate(run, evaluation, screen).context(doing) {
+            Ok(result) => results.push((evaluation.name.clone(), result)),
+            Err(error) if goes_on_after(&error, run) => {
+                if failed.is_some() {
+                    screen.line(&format!("error: {error}"));
+                }
+                failed.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    failed.map_or(Ok(results), Err)
+}
+
+/// Whether the next evaluation can be made after an error: no process is to stop, and all of them have it.
+fn goes_on_after(error: &Error, run: &Run) -> bool {
+    let all_have_it = error.is_everywhere() || run.exchange.group.size() == 1;
+    all_have_it && error.kind() != Kind::TryAgain
 }
 
 fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) -> Result<Value> {
@@ -61,7 +80,17 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         interpolation: Filter::Bilinear,
     };
     let test = &run.images[number].test;
-    let subset = run.images[number].subset(&evaluation.images)?;
+    let chosen = Readable::choose(run, number, &evaluation.images)?;
+    for broken in &chosen.broken {
+        if run.named.borrow_mut().insert(broken.name.clone()) {
+            run.folder.broken("broken test image", Split::Test, broken);
+            screen.line(&format!(
+                "warning: broken test image left out of evaluations: {broken}"
+            ));
+        }
+    }
+    chosen.check_rate(run, number)?;
+    let subset = &chosen.subset;
     let count = subset.len();
     let subject = Subject {
         program: format!("advxl {}", env!("CARGO_PKG_VERSION")),
@@ -71,6 +100,11 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         data_hash: test.fingerprint(),
         images: count,
         subset: subset.record(test)?,
+        left_out: chosen
+            .broken
+            .iter()
+            .map(|broken| broken.sample as usize)
+            .collect(),
         image_size: saved.image_size,
         crop_fraction: transform.crop_fraction,
         interpolation: "bilinear".to_owned(),
@@ -91,8 +125,12 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         ));
         return Ok(earlier);
     }
+    let left_out = match chosen.broken.len() {
+        0 => String::new(),
+        broken => format!(" ({broken} of {} broken and left out)", broken + count),
+    };
     screen.line(&format!(
-        "evaluation `{}` on {}",
+        "evaluation `{}` on {}{left_out}",
         evaluation.name,
         subset.describe()
     ));
@@ -105,7 +143,7 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
     };
     let images = Images::Stored {
         dataset: test,
-        subset: &subset,
+        subset,
         transform,
     };
     let progress = Progress::new(folder, &subject.fingerprint(&attacks), false, group);
@@ -126,6 +164,7 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         "name": evaluation.name,
         "robust_accuracy": result["robust_accuracy"],
         "images": count,
-    }))?;
+        "broken_images": chosen.broken.len(),
+    }));
     Ok(result)
 }

@@ -6,38 +6,38 @@
 
 pub mod captions;
 pub mod checkpoint;
+mod checks;
+mod classes;
 mod exchange;
 pub mod folder;
 mod last;
+mod measure;
 pub mod monitor;
 mod passes;
 mod start;
 pub mod state;
 
 use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::attack::{Attack, Draws, Pgd};
-use crate::data::resize::Filter;
+use crate::attack::{Draws, Pgd};
 use crate::data::{
-    Batch, ClassMap, Dataset, EvaluationTransform, Loader, Outputs, Plan, Share, Split, Subset,
-    match_classes,
+    Batch, ClassMap, Dataset, Loader, Outputs, Plan, Share, Split, Subset, match_classes,
 };
 use crate::error::{Context, Error, Kind, Result};
-use crate::eval::{Done, Evaluation, Images, Observer, Outcome};
 use crate::fused::{self, Precision};
 use crate::group::{self, Group};
 use crate::loss::{Objective, Targets};
 use crate::model::{DropPath, Pass};
 use crate::plan::{self, Devices};
-use crate::recipe::{Data, Head, Phase, Recipe, Stage, TestImages};
+use crate::recipe::{Data, Phase, Recipe, Stage, TestImages};
 use crate::rng::Purpose;
 use crate::settings::changes;
-use crate::text::zero_shot::by_text;
 use crate::units::grouped;
 
 pub use exchange::Exchange;
@@ -47,7 +47,9 @@ pub use monitor::Monitor;
 pub use state::State;
 
 use captions::Captions;
+use checks::{check, check_folder};
 use exchange::check_equal;
+use measure::{Readable, measure};
 use passes::{Found, Passes};
 
 /// A run that is ready to go: a checked recipe, its folder and its data.
@@ -66,6 +68,12 @@ pub struct Run {
     pub precision: Precision,
     /// The processes that share it, and how.
     pub exchange: Exchange,
+    /// What was found when it was opened, to be told when it begins.
+    notices: Vec<String>,
+    /// The test images of each stage's evaluations, once they were read.
+    test_images: RefCell<BTreeMap<usize, Rc<Readable>>>,
+    /// Broken test images that were named.
+    named: RefCell<BTreeSet<String>>,
 }
 
 /// The images of a stage.
@@ -172,60 +180,6 @@ fn open_images(recipe: &Recipe) -> Result<Vec<StageImages>> {
     Ok(all)
 }
 
-/// An error where a stage goes on with a head that is for other classes, or for embeddings of another width.
-fn check_outputs(
-    recipe: &Recipe,
-    images: &[StageImages],
-    captions: &[Option<Captions>],
-) -> Result<()> {
-    for number in 1..recipe.stage.len() {
-        let (stage, before) = (&recipe.stage[number], number - 1);
-        if stage.head != Head::Keep {
-            continue;
-        }
-        let message = match (&captions[before], &captions[number]) {
-            (None, None) if images[before].classes() == images[number].classes() => continue,
-            (Some(before), Some(now)) if before.width == now.width => continue,
-            (None, None) => format!(
-                "stage `{}` has images of other classes than the stage before it ({} and {})",
-                stage.name,
-                images[number].classes().len(),
-                images[before].classes().len()
-            ),
-            _ => format!(
-                "stage `{}` needs another head than the stage before it, which ends in {}",
-                stage.name,
-                match &captions[before] {
-                    Some(captions) => format!("embeddings of {} dimensions", captions.width),
-                    None => "classes".to_owned(),
-                }
-            ),
-        };
-        return Err(Error::input(message)
-            .hint("set head = \"new\" in that stage, or use images of the same classes"));
-    }
-    Ok(())
-}
-
-/// An error where an evaluation lists images that are not there: known now, not after days of training.
-fn check_subsets(recipe: &Recipe, images: &[StageImages]) -> Result<()> {
-    for images in images {
-        if let Some(evaluation) = &recipe.evaluation {
-            images
-                .subset(&evaluation.images)
-                .context(|| "`[evaluation]`".to_owned())?;
-        }
-    }
-    for evaluation in &recipe.final_evaluation {
-        let stage = evaluation
-            .stage_of(&recipe.stage)
-            .expect("recipes are checked");
-        let doing = || format!("the final evaluation `{}`", evaluation.name);
-        images[stage].subset(&evaluation.images).context(doing)?;
-    }
-    Ok(())
-}
-
 impl Run {
     /// Numbers that the model gives for an image in a stage: logits, or the dimensions of an embedding.
     pub fn outputs(&self, stage: usize) -> usize {
@@ -272,8 +226,11 @@ impl Run {
         device: &Device,
         exchange: Exchange,
     ) -> Result<Self> {
-        let images = open_images(&recipe)?;
         let group = &exchange.group;
+        if group.is_first() {
+            check_folder(&recipe, folder)?;
+        }
+        let images = open_images(&recipe)?;
         let folder = RunFolder::open(folder, &recipe.to_toml(), accept_changes, group)?;
         let stages = recipe.stage.iter().zip(&images);
         let captions = stages.map(|(stage, images)| match &stage.text {
@@ -283,10 +240,11 @@ impl Run {
                 .context(|| format!("stage `{}`", stage.name)),
         });
         let captions: Vec<_> = captions.collect::<Result<_>>()?;
-        check_outputs(&recipe, &images, &captions)?;
-        check_subsets(&recipe, &images)?;
-        folder.begin(&recipe.to_toml())?;
+        let notices = check(&recipe, &images, &captions)?;
         Ok(Self {
+            notices,
+            test_images: RefCell::default(),
+            named: RefCell::default(),
             precision: fused::usable(recipe.precision, device).0,
             recipe,
             folder,
@@ -301,12 +259,12 @@ impl Run {
 /// Trains to the end of the recipe, from the newest whole checkpoint if there is one.
 pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let recipe = &run.recipe;
-    run.exchange.group.stop_on_signals()?;
-    if let Some(notice) = fused::usable(recipe.precision, &run.device).1 {
-        monitor.line(&format!("note: {notice}"))?;
-    }
+    let group = &run.exchange.group;
+    group.stop_on_signals()?;
+    let precision = fused::usable(recipe.precision, &run.device).1;
+    let mut notes: Vec<String> = precision.into_iter().map(str::to_owned).collect();
     let devices = Devices {
-        count: run.exchange.group.size() as u64,
+        count: group.size() as u64,
         tflops: 1.0,
         price: None,
         link: None,
@@ -318,25 +276,31 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let free = plan::available_memory()
         .filter(|_| fused::is_processor(&run.device))
         .map(|free| free / group::processes_here() as u64);
-    if let Some(notice) = plan::check_memory(&plan, free)? {
-        monitor.warn(&notice)?;
-    }
-    for (number, images) in run.images.iter().enumerate() {
-        // Stages may share their images.
-        if run.images[..number]
-            .iter()
-            .any(|known| Arc::ptr_eq(&known.train, &images.train))
-        {
-            continue;
-        }
-        for dataset in [&images.train, &images.test] {
-            monitor.line(&format!("data: {}", dataset.summary()))?;
-        }
-        for notice in images.notices() {
-            monitor.warn(notice)?;
-        }
-    }
+    let near = plan::check_memory(&plan, free)?;
     let mut state = checkpoint::resume(run, monitor)?;
+    // From here on the folder is this recipe's: everything that could be known to be wrong is not.
+    group.agree(run.folder.begin(&recipe.to_toml()))?;
+    notes.extend(
+        run.folder
+            .changes()
+            .iter()
+            .map(|change| format!("recipe changed: {change}")),
+    );
+    notes
+        .iter()
+        .for_each(|note| monitor.line(&format!("note: {note}")));
+    let images = distinct(&run.images);
+    images
+        .iter()
+        .flat_map(|images| [&images.train, &images.test])
+        .for_each(|dataset| monitor.line(&format!("data: {}", dataset.summary())));
+    let of_images = images.iter().flat_map(|images| images.notices());
+    let warnings = near.iter().chain(of_images).chain(&run.notices);
+    warnings.for_each(|warning| monitor.warn(warning));
+    // A run that was killed within an evaluation has the checkpoint from before it.
+    if is_evaluated(recipe, state.samples) && !run.folder.was_evaluated(state.samples) {
+        measure(run, &state, monitor)?;
+    }
     let mut stage_start = 0;
     for (number, stage) in recipe.stage.iter().enumerate() {
         let stage_end = stage_start + stage.samples();
@@ -363,28 +327,69 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
                 }
                 .make(&mut state, attack, &batch, learning_rate)?;
 
-                monitor.record(stage, phase, &step, learning_rate, state.samples, &loader)?;
+                monitor.record(stage, phase, &step, learning_rate, state.samples, &loader);
                 let last = state.samples == stage_end;
-                let due = |every: u64| last || state.samples % every < stage.batch;
-                if let Some(evaluation) = &recipe.evaluation
-                    && due(evaluation.every_samples)
-                {
-                    measure(run, &state, stage, phase, evaluation, monitor)?;
-                }
-                if due(recipe.checkpoint.every_samples) || step.stop {
+                let save = |state: &State| {
                     // Models first: the checkpoint says that everything up to it is done.
-                    run.folder
-                        .save_models(run, &state, phase, last.then_some(stage))?;
-                    checkpoint::save(run, &state)?;
+                    let ended = last.then_some(stage);
+                    run.folder.save_models(run, state, phase, ended)?;
+                    checkpoint::save(run, state)
+                };
+                let saved = last
+                    || step.stop
+                    || is_due(stage, state.samples, recipe.checkpoint.every_samples);
+                if saved {
+                    save(&state)?;
                 }
                 if step.stop {
                     return Err(stopped(&state));
+                }
+                // After the checkpoint: no evaluation costs what was trained.
+                if is_evaluated(recipe, state.samples)
+                    && let Err(error) = measure(run, &state, monitor)
+                {
+                    if !saved {
+                        save(&state)?;
+                    }
+                    return Err(match group.is_stopping() {
+                        true => stopped(&state),
+                        false => error,
+                    });
                 }
             }
         }
         stage_start = stage_end;
     }
     Ok(state)
+}
+
+/// The images of stages, those that several share once.
+fn distinct(all: &[StageImages]) -> Vec<&StageImages> {
+    let mut found: Vec<&StageImages> = Vec::new();
+    for images in all {
+        if !found
+            .iter()
+            .any(|known| Arc::ptr_eq(&known.train, &images.train))
+        {
+            found.push(images);
+        }
+    }
+    found
+}
+
+/// Whether something that is done every so many samples is due after an update.
+fn is_due(stage: &Stage, samples: u64, every: u64) -> bool {
+    samples % every < stage.batch
+}
+
+/// Whether the recipe evaluates the run after so many samples.
+fn is_evaluated(recipe: &Recipe, samples: u64) -> bool {
+    match (&recipe.evaluation, recipe.update_at(samples)) {
+        (Some(evaluation), Some((stage, _, is_last))) => {
+            is_last || is_due(stage, samples, evaluation.every_samples)
+        }
+        _ => false,
+    }
 }
 
 /// What one update tells.
@@ -600,84 +605,3 @@ fn load(run: &Run, number: usize, phase: &Phase, position: u64, end: u64) -> Res
 /// Threads that prepare batches. Two are enough to keep the kernels fed from small images; the
 /// share of time spent waiting is on every line of the log.
 const LOADER_THREADS: usize = 2;
-
-/// Clean accuracy and accuracy under the evaluation's attack and under the stage's own.
-fn measure(
-    run: &Run,
-    state: &State,
-    stage: &Stage,
-    phase: &Phase,
-    evaluation: &crate::recipe::Evaluation,
-    monitor: &mut Monitor,
-) -> Result<()> {
-    let begun = Instant::now();
-    let test = &run.images[state.stage].test;
-    let model = state.averaged();
-    // Images that are compared with captions are classified by the names of the classes.
-    let head = match &run.captions[state.stage] {
-        None => None,
-        Some(captions) => match captions.class_head(state.averaged_text().as_ref())? {
-            Some(head) => Some(head),
-            None => return Ok(()),
-        },
-    };
-    let logits = |images| {
-        let outputs = model.logits(images, &Pass::evaluation());
-        match &head {
-            None => outputs,
-            Some(head) => by_text(outputs, head),
-        }
-    };
-    let subset = run.images[state.stage].subset(&evaluation.images)?;
-    let images = Images::Stored {
-        dataset: test,
-        transform: EvaluationTransform {
-            image_size: phase.image_size as usize,
-            crop_fraction: 1.0,
-            interpolation: Filter::Bilinear,
-        },
-        subset: &subset,
-    };
-    let told = Told(RefCell::new(monitor));
-    let accuracies = |attack: &Pgd| {
-        let evaluation = Evaluation {
-            logits: &logits,
-            images: &images,
-            attacks: &[Attack::Pgd(attack.clone())],
-            batch: stage.batch as usize,
-            seed: run.recipe.seed,
-            device: &run.device,
-            group: &run.exchange.group,
-        };
-        let outcome = evaluation.run(&told)?;
-        Ok((outcome.accuracy_after(0), outcome.accuracy_after(1)))
-    };
-    let (clean, strong) = accuracies(&evaluation.attack)?;
-    let weak = match &stage.attack {
-        // By the names of the classes, which is not what training climbs, but as near as it comes.
-        Some(attack) => Some(accuracies(attack)?.1),
-        None => None,
-    };
-    let found = monitor::Measured {
-        clean,
-        strong,
-        weak,
-        images: images.count(),
-        took: begun.elapsed(),
-    };
-    told.0
-        .into_inner()
-        .measured(stage, evaluation, &found, state.samples)
-}
-
-/// Shows a run's own evaluations.
-struct Told<'a, 'b>(RefCell<&'a mut Monitor<'b>>);
-
-impl Observer for Told<'_, '_> {
-    fn batch(&self, outcome: &Outcome, done: &Done) -> Result<()> {
-        let of = outcome.stages.last().map_or(0, |stage| stage.tried);
-        let left = outcome.queue.len();
-        self.0.borrow_mut().evaluating(done.attack, of - left, of);
-        Ok(())
-    }
-}

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::{RunFolder, State, Step};
-use crate::data::Loader;
-use crate::error::Result;
+use crate::data::{Broken, Loader, Split};
+use crate::error::Error;
 use crate::recipe::{Evaluation, Phase, Recipe, Stage};
 use crate::screen::Screen;
 use crate::units::{duration, grouped};
@@ -63,6 +63,8 @@ pub struct Measured {
     pub weak: Option<f64>,
     /// Number of images.
     pub images: usize,
+    /// Images that could not be read, and are not among them.
+    pub broken: usize,
     /// How long the evaluation took.
     pub took: Duration,
 }
@@ -85,24 +87,28 @@ impl<'a> Monitor<'a> {
     }
 
     /// A line for the screen and the log.
-    pub fn line(&mut self, text: &str) -> Result<()> {
+    pub fn line(&mut self, text: &str) {
         self.screen.line(text);
-        self.folder.log(text)
+        self.folder.log(text);
+        if let Some(error) = self.folder.unwritten() {
+            self.screen
+                .line(&format!("warning: lines are lost: {error}"));
+        }
     }
 
     /// Something that the user should know.
-    pub fn warn(&mut self, text: &str) -> Result<()> {
-        self.line(&format!("warning: {text}"))
+    pub fn warn(&mut self, text: &str) {
+        self.line(&format!("warning: {text}"));
     }
 
-    pub(super) fn resumed(&mut self, state: &State) -> Result<()> {
+    pub(super) fn resumed(&mut self, state: &State) {
         let samples = grouped(state.samples);
         self.folder
-            .metrics(&json!({ "samples": state.samples, "event": "resumed" }))?;
+            .metrics(&json!({ "samples": state.samples, "event": "resumed" }));
         self.line(&format!(
             "resuming after {samples} of {} samples",
             grouped(self.total)
-        ))
+        ));
     }
 
     pub(super) fn enter_stage(&mut self, stage: &Stage, samples: u64) {
@@ -147,8 +153,8 @@ impl<'a> Monitor<'a> {
         learning_rate: f64,
         samples: u64,
         loader: &Loader,
-    ) -> Result<()> {
-        self.tell_broken(loader, step.broken)?;
+    ) {
+        self.tell_broken(loader, step.broken);
         let before = samples - stage.batch;
         self.macs_at_start
             .get_or_insert_with(|| self.recipe.macs_left(before));
@@ -170,7 +176,7 @@ impl<'a> Monitor<'a> {
         self.screen.progress(samples, self.total, &text);
         let due = samples % self.recipe.log.every_samples < stage.batch;
         if !due && samples < self.total {
-            return Ok(());
+            return;
         }
 
         let interval = std::mem::replace(&mut self.interval, Interval::new());
@@ -199,7 +205,7 @@ impl<'a> Monitor<'a> {
             "broken_samples": step.broken,
             "interval_seconds": seconds,
             "seconds": self.started.elapsed().as_secs_f64(),
-        }))?;
+        }));
         let memory = memory.map(|mib| format!(", {mib} MiB")).unwrap_or_default();
         self.line(&format!(
             "{:>11} {} @{}: loss {loss:.4}, train accuracy {:.1} %, lr {learning_rate:.2e}, \
@@ -210,34 +216,22 @@ impl<'a> Monitor<'a> {
             100.0 * accuracy,
             100.0 * waited,
             duration(eta),
-        ))
+        ));
     }
 
     /// Names each broken sample once: what it was, why, and that another took its place.
-    fn tell_broken(&mut self, loader: &Loader, all: u64) -> Result<()> {
+    fn tell_broken(&mut self, loader: &Loader, all: u64) {
         if all == self.all_broken {
-            return Ok(());
+            return;
         }
         self.all_broken = all;
         let own = loader.broken();
         let new = self.folder.group().gather(own[self.broken..].to_vec());
         self.broken = own.len();
         for broken in new.iter().flatten() {
-            self.folder.metrics(&json!({
-                "event": "broken sample",
-                "sample": broken.sample,
-                "name": broken.name,
-                "reason": broken.reason,
-            }))?;
-            self.folder.quarantine(&json!({
-                "sample": broken.sample,
-                "name": broken.name,
-                "reason": broken.kind,
-                "detail": broken.reason,
-            }))?;
-            self.warn(&format!("`{}` is replaced: {}", broken.name, broken.reason))?;
+            self.folder.broken("broken sample", Split::Train, broken);
+            self.warn(&format!("broken sample replaced: {broken}"));
         }
-        Ok(())
     }
 
     /// Seconds that the rest will take, by the arithmetic that is left: samples of different stages
@@ -254,6 +248,25 @@ impl<'a> Monitor<'a> {
             .progress(done as u64, of as u64, &format!("evaluating {attack}"));
     }
 
+    /// Names a test image that is left out of evaluations.
+    pub(super) fn left_out(&mut self, broken: &Broken) {
+        self.folder.broken("broken test image", Split::Test, broken);
+        self.warn(&format!(
+            "broken test image left out of evaluations: {broken}"
+        ));
+    }
+
+    /// Tells that an evaluation could not be made; training goes on.
+    pub(super) fn not_measured(&mut self, stage: &Stage, error: &Error, samples: u64) {
+        self.folder.metrics(&json!({
+            "samples": samples,
+            "stage": stage.name,
+            "evaluation": { "failed": error.to_string() },
+        }));
+        let samples = grouped(samples);
+        self.warn(&format!("no evaluation after {samples} samples: {error}"));
+    }
+
     /// Tells an evaluation's result, and warns when the training attack no longer means anything.
     pub(super) fn measured(
         &mut self,
@@ -261,18 +274,28 @@ impl<'a> Monitor<'a> {
         evaluation: &Evaluation,
         found: &Measured,
         samples: u64,
-    ) -> Result<()> {
+    ) {
         let name = evaluation.attack.name();
+        let mut result = json!({
+            "images": found.images,
+            "clean": found.clean,
+            &name: found.strong,
+            "training_attack": found.weak,
+        });
+        let mut of = String::new();
+        if found.broken > 0 {
+            result["broken_images"] = json!(found.broken);
+            of = format!(
+                " ({} of {} broken and left out)",
+                found.broken,
+                found.images + found.broken
+            );
+        }
         self.folder.metrics(&json!({
             "samples": samples,
             "stage": stage.name,
-            "evaluation": {
-                "images": found.images,
-                "clean": found.clean,
-                &name: found.strong,
-                "training_attack": found.weak,
-            },
-        }))?;
+            "evaluation": result,
+        }));
         let weak = match (&stage.attack, found.weak) {
             (Some(attack), Some(weak)) => {
                 format!(
@@ -284,13 +307,13 @@ impl<'a> Monitor<'a> {
             _ => String::new(),
         };
         self.line(&format!(
-            "{:>11} {}: evaluation on {} images: clean {:.1} %, {name} {:.1} %{weak}",
+            "{:>11} {}: evaluation on {} images{of}: clean {:.1} %, {name} {:.1} %{weak}",
             grouped(samples),
             stage.name,
             found.images,
             100.0 * found.clean,
             100.0 * found.strong,
-        ))?;
+        ));
         if found
             .weak
             .is_some_and(|weak| drifted_apart(weak, found.strong))
@@ -298,11 +321,10 @@ impl<'a> Monitor<'a> {
             self.warn(&format!(
                 "catastrophic overfitting: the model withstands its training attack but not {name}; \
                  more attack steps, a smaller step_size or a lower learning rate may help"
-            ))?;
+            ));
         }
         // Evaluation is not training: it counts neither for the speed nor for the ETA.
         self.interval.begun += found.took;
-        Ok(())
     }
 }
 

@@ -2,7 +2,10 @@
 
 use serde::Serialize;
 
-use super::{IMAGENET_MEAN, IMAGENET_STD, Stem, grid, linear, read_statistics};
+use super::{
+    DEEPEST, IMAGENET_MEAN, IMAGENET_STD, LARGEST_PATCH, LARGEST_WIDTH, Stem, grid, linear,
+    read_statistics,
+};
 use crate::settings::Table;
 
 /// Side of the depthwise convolution's kernel.
@@ -64,20 +67,21 @@ impl ConvNextConfig {
 
     /// What a recipe's table `model` changes of a size.
     pub(super) fn read(table: &Table, base: Self) -> Option<Self> {
-        let four = |key: &str, of_size: [usize; 4]| {
+        let four = |key: &str, of_size: [usize; 4], largest: usize| {
             let found: [usize; 4] = table.optional(key).unwrap_or(of_size);
-            if found.contains(&0) {
-                let message = format!("{key} = {found:?} must be at least 1 in every stage");
-                table.fault(key, message, None);
+            if found.iter().all(|number| (1..=largest).contains(number)) {
+                return found;
             }
-            found
+            let message = format!("{key} = {found:?} must be 1 to {largest} in every stage");
+            table.fault(key, message, None);
+            of_size
         };
         let mut model = Self {
             patch: table
-                .optional_where("patch", "at least 1", |n: &usize| *n > 0)
+                .optional_count("patch", 1..=LARGEST_PATCH)
                 .unwrap_or(base.patch),
-            widths: four("widths", base.widths),
-            depths: four("depths", base.depths),
+            widths: four("widths", base.widths, LARGEST_WIDTH),
+            depths: four("depths", base.depths, DEEPEST),
             stem: Stem::read(table).unwrap_or_default(),
             ..base
         };
@@ -152,14 +156,15 @@ impl ConvNextConfig {
 
     /// Multiply-adds of one forward pass: products and convolutions.
     pub fn forward_macs(&self, image_size: usize) -> u64 {
+        let wide = |count: usize| count as u128;
         let mut side = image_size / self.patch;
         let mut total = match self.stem {
-            Stem::Patch => side * side * 3 * self.patch * self.patch * self.widths[0],
+            Stem::Patch => wide(side * side * 3 * self.patch * self.patch) * wide(self.widths[0]),
             Stem::Conv => {
                 let mut side = image_size;
                 let layer = |(inputs, outputs, step): (usize, usize, usize)| {
                     side = side.div_ceil(step);
-                    side * side * 9 * inputs * outputs
+                    wide(side * side * 9) * wide(inputs * outputs)
                 };
                 self.stem_layers().into_iter().map(layer).sum()
             }
@@ -167,10 +172,11 @@ impl ConvNextConfig {
         for (stage, (width, depth)) in self.widths.iter().zip(self.depths).enumerate() {
             if stage > 0 {
                 side /= 2;
-                total += side * side * 4 * self.widths[stage - 1] * width;
+                total += wide(side * side * 4) * wide(self.widths[stage - 1] * width);
             }
-            total += depth * side * side * (KERNEL * KERNEL * width + 8 * width * width);
+            let position = KERNEL * KERNEL * width + 8 * width * width;
+            total += wide(depth) * wide(side * side) * wide(position);
         }
-        total as u64
+        u64::try_from(total).unwrap_or(u64::MAX)
     }
 }

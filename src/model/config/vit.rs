@@ -2,7 +2,10 @@
 
 use serde::{Serialize, Serializer};
 
-use super::{IMAGENET_MEAN, IMAGENET_STD, Stem, grid, linear, read_statistics};
+use super::{
+    DEEPEST, IMAGENET_MEAN, IMAGENET_STD, LARGEST_PATCH, LARGEST_WIDTH, Stem, grid, linear,
+    read_statistics,
+};
 use crate::fused::Gelu;
 use crate::model::NORM_EPS;
 use crate::model::position::sincos2d;
@@ -155,10 +158,9 @@ impl VitConfig {
 
     /// What a recipe's table `model` changes of a size.
     pub(super) fn read(table: &Table, base: Self) -> Option<Self> {
-        let count = |key: &str, of_size: usize| {
-            table
-                .optional_where(key, "at least 1", |n: &usize| *n > 0)
-                .unwrap_or(of_size)
+        let count = |key: &str, of_size: usize, largest: usize| {
+            let found = table.optional_count(key, 1..=largest);
+            found.unwrap_or(of_size)
         };
         let pool = table.choice(
             "pool",
@@ -169,12 +171,13 @@ impl VitConfig {
             ("learned", Position::Learned),
         ];
         let position = table.choice("position", &positions);
+        let before = table.faults();
         let mut model = Self {
-            patch: count("patch", base.patch),
-            width: count("width", base.width),
-            depth: count("depth", base.depth),
-            heads: count("heads", base.heads),
-            hidden: count("hidden", base.hidden),
+            patch: count("patch", base.patch, LARGEST_PATCH),
+            width: count("width", base.width, LARGEST_WIDTH),
+            depth: count("depth", base.depth, DEEPEST),
+            heads: count("heads", base.heads, LARGEST_WIDTH),
+            hidden: count("hidden", base.hidden, 16 * LARGEST_WIDTH),
             class_token: table.required("class_token").unwrap_or(true),
             pool: pool.unwrap_or(base.pool),
             position: position.unwrap_or(base.position),
@@ -192,14 +195,17 @@ impl VitConfig {
                 .unwrap_or(base.norm_eps),
             ..base
         };
-        if !model.width.is_multiple_of(model.heads) {
+        // The size's own number has taken the place of one that cannot be used: what does not fit it is nobody's fault.
+        let sizes_are_right = table.faults() == before;
+        if sizes_are_right && !model.width.is_multiple_of(model.heads) {
             let message = format!(
                 "heads = {} do not divide width = {}",
                 model.heads, model.width
             );
             table.fault("heads", message, None);
         }
-        if model.position == Position::Sincos2d && !model.width.is_multiple_of(4) {
+        if sizes_are_right && model.position == Position::Sincos2d && !model.width.is_multiple_of(4)
+        {
             let message = format!(
                 "width = {} must be a multiple of 4 for position = `sincos2d`",
                 model.width
@@ -313,11 +319,12 @@ impl VitConfig {
     ///
     /// Source: the paper's compute column, reproduced by `tokens = patches + class token`.
     pub fn forward_macs(&self, image_size: usize, patches: usize) -> u64 {
-        let tokens = (patches + usize::from(self.class_token)) as u64;
-        let (width, depth, hidden) = (self.width as u64, self.depth as u64, self.hidden as u64);
+        let wide = |count: usize| count as u128;
+        let tokens = wide(patches + usize::from(self.class_token));
+        let (width, depth, hidden) = (wide(self.width), wide(self.depth), wide(self.hidden));
         let block = tokens * width * (4 * width + 2 * hidden) + 2 * tokens * tokens * width;
         let embedding = match self.stem {
-            Stem::Patch => tokens * width * 3 * (self.patch * self.patch) as u64,
+            Stem::Patch => tokens * width * 3 * wide(self.patch * self.patch),
             Stem::Conv => {
                 // The whole image goes through the stem, whatever is kept of it then.
                 let layer = |(number, [inputs, outputs]): (usize, [usize; 2])| {
@@ -325,9 +332,9 @@ impl VitConfig {
                 };
                 let layers: usize = self.stem_layers().into_iter().enumerate().map(layer).sum();
                 let last = (image_size / self.patch).pow(2) * self.stem_width();
-                layers as u64 + last as u64 * width
+                wide(layers) + wide(last) * width
             }
         };
-        depth * block + embedding
+        u64::try_from(depth * block + embedding).unwrap_or(u64::MAX)
     }
 }

@@ -1,0 +1,275 @@
+//! Where a command writes, checked before its work: never over what the command reads, never over a file of another
+//! kind, and only where writing is possible.
+//!
+//! Not the writing itself, which is in [`crate::files`].
+
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+use safetensors::SafeTensors;
+
+use crate::error::{Error, Result};
+use crate::files;
+
+/// What a command reads: paths with the flag or key that names each.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs(Vec<Input>);
+
+#[derive(Clone, Debug)]
+struct Input {
+    name: String,
+    path: PathBuf,
+    /// Every folder in it is taken for a class of images.
+    is_data: bool,
+}
+
+/// What an output file holds. A file that is there already is replaced only by one of its own kind.
+#[derive(Clone, Copy, Debug)]
+pub enum Content {
+    /// Safetensors with a tensor of this name.
+    Tensors(&'static str),
+    /// One JSON object a line.
+    JsonLines,
+}
+
+impl Inputs {
+    /// Adds a file or folder. One that is not there is left to whoever reads it.
+    pub fn add(&mut self, name: impl Into<String>, path: impl Into<PathBuf>) {
+        self.push(name, path, false);
+    }
+
+    /// Adds images: a file, or a folder in which no other folder may be made.
+    pub fn add_data(&mut self, name: impl Into<String>, path: impl Into<PathBuf>) {
+        self.push(name, path, true);
+    }
+
+    fn push(&mut self, name: impl Into<String>, path: impl Into<PathBuf>, is_data: bool) {
+        self.0.push(Input {
+            name: name.into(),
+            path: path.into(),
+            is_data,
+        });
+    }
+
+    /// An error unless `path`, given with `flag`, can become a file of this command's.
+    ///
+    /// Errors: it is one of the inputs, under whatever name, or a file in one of them; it is there and holds something
+    /// else; it cannot be written.
+    pub fn check_file(&self, flag: &str, path: &Path, content: Content) -> Result<()> {
+        if let Some(input) = self.0.iter().find(|input| input.holds(path)) {
+            return Err(input.refuse(flag, path));
+        }
+        if path.is_file() && !content.is_in(path) {
+            let message = format!(
+                "{flag} `{}` is there and is not {}",
+                path.display(),
+                content.describe()
+            );
+            return Err(Error::input(message)
+                .hint("give the name of a new file, or remove this one: only a result of the same kind is replaced"));
+        }
+        files::try_writing(path).map_err(|error| error.context(flag))
+    }
+
+    /// An error where the folder `path`, given with `flag`, is one of the inputs or would lie among images.
+    pub fn check_folder(&self, flag: &str, path: &Path) -> Result<()> {
+        let refused = |input: &&Input| {
+            is_same(&input.path, path) || (input.is_data && is_inside(path, &input.path))
+        };
+        match self.0.iter().find(refused) {
+            Some(input) => Err(input.refuse(flag, path)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Input {
+    /// Whether it is the file `path`, or a folder that `path` is a file of.
+    fn holds(&self, path: &Path) -> bool {
+        if !path.is_file() {
+            return false;
+        }
+        // A model folder of links, such as Hugging Face's cache, holds files that lie elsewhere.
+        let entries = files::list(&self.path).unwrap_or_default();
+        is_inside(path, &self.path) || entries.iter().any(|entry| is_same(entry, path))
+    }
+
+    fn refuse(&self, flag: &str, path: &Path) -> Error {
+        let Self {
+            name, path: own, ..
+        } = self;
+        let relation = match is_same(own, path) {
+            true => format!("is read by this command ({name})"),
+            false => format!(
+                "lies in `{}`, which is read by this command ({name})",
+                own.display()
+            ),
+        };
+        Error::input(format!("{flag} `{}` {relation}", path.display())).hint(format!(
+            "give another path with {flag}: an output never replaces an input"
+        ))
+    }
+}
+
+impl Content {
+    fn describe(self) -> String {
+        match self {
+            Self::Tensors(name) => format!("a safetensors file with `{name}`"),
+            Self::JsonLines => "a file of JSON lines".to_owned(),
+        }
+    }
+
+    /// Whether a file holds it, or nothing.
+    fn is_in(self, path: &Path) -> bool {
+        let Ok(file) = files::Source::open(path) else {
+            return false;
+        };
+        let begin = |count: u64| file.bytes(0, count.min(file.length())).ok().flatten();
+        match self {
+            _ if file.length() == 0 => true,
+            Self::JsonLines => begin(1).is_some_and(|bytes| bytes == b"{"),
+            Self::Tensors(name) => begin(8)
+                .and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)))
+                .and_then(|header| begin(header.checked_add(8)?))
+                .and_then(|bytes| SafeTensors::read_metadata(&bytes).ok())
+                .is_some_and(|(_, header)| header.tensors().contains_key(name)),
+        }
+    }
+}
+
+/// Whether two paths lead to one file or folder: the same place, or two hard links.
+pub fn is_same(one: &Path, other: &Path) -> bool {
+    resolved(one) == resolved(other) || identity(one).is_some_and(|of| identity(other) == Some(of))
+}
+
+/// Whether a path lies in a folder, or is it.
+pub fn is_inside(path: &Path, folder: &Path) -> bool {
+    let path = resolved(path);
+    path.ancestors().any(|ancestor| is_same(ancestor, folder))
+}
+
+#[cfg(unix)]
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt;
+    let found = fs::metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
+#[cfg(not(unix))]
+fn identity(path: &Path) -> Option<PathBuf> {
+    fs::canonicalize(path).ok()
+}
+
+/// A path without links, `.` and `..`; of it only the beginning need exist.
+fn resolved(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut real = PathBuf::new();
+    for part in absolute.components() {
+        match part {
+            Component::ParentDir => _ = real.pop(),
+            part => real.push(part),
+        }
+        // Part by part, since `..` after a link leads out of where the link leads.
+        real = fs::canonicalize(&real).unwrap_or(real);
+    }
+    real
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn refusal(result: Result<()>) -> String {
+        let error = result.unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        error.to_string()
+    }
+
+    #[test]
+    fn an_input_is_known_under_every_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["x", "y"] {
+            files::write(&at(name), b"").unwrap();
+        }
+        files::make_folder(&at("in")).unwrap();
+        symlink(at("x"), at("link")).unwrap();
+        symlink(folder.path(), at("in/up")).unwrap();
+        fs::hard_link(at("x"), at("hard")).unwrap();
+        let mut inputs = Inputs::default();
+        inputs.add_data("--data", at("x"));
+        for name in ["x", "in/../x", "./x", "link", "hard", "in/up/x"] {
+            let text = refusal(inputs.check_file("--out", &at(name), Content::JsonLines));
+            assert!(text.contains("is read by this command (--data)"), "{text}");
+        }
+        for name in ["y", "new", "in/new"] {
+            inputs
+                .check_file("--out", &at(name), Content::JsonLines)
+                .unwrap();
+        }
+    }
+
+    #[test]
+    fn files_of_an_input_folder_stay_and_no_folder_is_made_among_images() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["model", "data", "blobs"] {
+            files::make_folder(&at(name)).unwrap();
+        }
+        for name in ["model/config.json", "blobs/1", "data/list"] {
+            files::write(&at(name), b"").unwrap();
+        }
+        symlink(at("blobs/1"), at("model/model.safetensors")).unwrap();
+        let mut inputs = Inputs::default();
+        inputs.add("MODEL", at("model"));
+        inputs.add_data("--data", at("data"));
+        for name in [
+            "model/config.json",
+            "model/model.safetensors",
+            "blobs/1",
+            "data/list",
+        ] {
+            let text = refusal(inputs.check_file("--out", &at(name), Content::Tensors("logits")));
+            assert!(text.contains("read by this command"), "{text}");
+        }
+        inputs
+            .check_file("--out", &at("model/logits"), Content::Tensors("logits"))
+            .unwrap();
+        for name in ["model", "data", "data/run", "data/new/run"] {
+            refusal(inputs.check_folder("--out", &at(name)));
+        }
+        inputs.check_folder("--out", &at("model/export")).unwrap();
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        let check = |content| Inputs::default().check_file("--out", &path, content);
+        let logits =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]);
+        let logits = safetensors::serialize([("logits", logits.unwrap())], None).unwrap();
+        for (bytes, tensors, lines) in [
+            (&b""[..], true, true),
+            (&logits, true, false),
+            (b"{\"sample\": 1}\n", false, true),
+            (b"years of work", false, false),
+            (&[0xff; 20], false, false),
+        ] {
+            files::write(&path, bytes).unwrap();
+            assert_eq!(
+                check(Content::Tensors("logits")).is_ok(),
+                tensors,
+                "{bytes:?}"
+            );
+            assert_eq!(check(Content::JsonLines).is_ok(), lines, "{bytes:?}");
+        }
+        files::write(&path, &logits).unwrap();
+        let text = refusal(check(Content::Tensors("images")));
+        assert!(
+            text.contains("is there and is not a safetensors file with `images`"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! What is known of a run before it begins: everything that would end it later, or make an evaluation impossible.
+
+use std::path::Path;
+
+use super::StageImages;
+use super::captions::Captions;
+use super::classes::difference;
+use crate::error::{Context, Error, Result};
+use crate::output::{Inputs, is_inside};
+use crate::recipe::{Head, Recipe, TestImages};
+
+/// An error where the folder of a run is an input of the run, or lies among its images, or holds the weights that it begins
+/// with.
+pub(super) fn check_folder(recipe: &Recipe, folder: &Path) -> Result<()> {
+    let mut inputs = Inputs::default();
+    let mut models = Vec::new();
+    let data = recipe.stage.iter().map(|stage| recipe.data_of(stage));
+    for (key, spec) in
+        data.flat_map(|data| [("data.train", &data.train), ("data.test", &data.test)])
+    {
+        if let Some(path) = spec.path() {
+            inputs.add_data(key, path);
+        }
+    }
+    if let Some(start) = &recipe.start {
+        models.push(("start.weights", &start.weights));
+    }
+    for text in recipe.stage.iter().filter_map(|stage| stage.text.as_ref()) {
+        models.extend(text.model.as_ref().map(|path| ("text.model", path)));
+        for path in text.embeddings.iter().chain(&text.classes) {
+            inputs.add("text", path);
+        }
+    }
+    for (key, path) in models {
+        inputs.add(key, path);
+        if is_inside(path, folder) {
+            let (path, folder) = (path.display(), folder.display());
+            let message = format!("the run in `{folder}` would write over {key} `{path}`");
+            return Err(Error::input(message).hint("choose another folder with --out"));
+        }
+    }
+    inputs.check_folder("--out", folder)
+}
+
+/// Checks that every stage can begin where the one before it ends, and that what is to be evaluated can be.
+///
+/// Gives what the user should know, besides.
+pub(super) fn check(
+    recipe: &Recipe,
+    images: &[StageImages],
+    captions: &[Option<Captions>],
+) -> Result<Vec<String>> {
+    for number in 0..recipe.stage.len() {
+        check_captions(recipe, images, captions, number)?;
+        if number > 0 {
+            check_head(recipe, images, captions, number)?;
+        }
+    }
+    let mut notices = check_evaluation(recipe, images, captions)?;
+    for evaluation in &recipe.final_evaluation {
+        let number = evaluation.stage_of(&recipe.stage);
+        let number = number.expect("recipes are checked");
+        let (name, stage) = (&evaluation.name, &recipe.stage[number].name);
+        if !classifies(&captions[number]) {
+            let message = format!(
+                "final evaluation `{name}`: the test images of stage `{stage}` have no classes, and text.classes names none"
+            );
+            return Err(no_classes(message));
+        }
+        let of = format!("final evaluation `{name}`");
+        notices.extend(too_few(&of, &evaluation.images, &images[number])?);
+    }
+    Ok(notices)
+}
+
+/// Whether the images of a stage can be classified.
+fn classifies(captions: &Option<Captions>) -> bool {
+    captions.as_ref().is_none_or(Captions::classifies)
+}
+
+fn no_classes(message: String) -> Error {
+    Error::input(message)
+        .hint("use test images with classes, or take the evaluation out of the recipe")
+}
+
+/// A notice where an evaluation asks for more images than there are.
+///
+/// Errors: a list that does not fit the images.
+fn too_few(of: &str, wanted: &TestImages, images: &StageImages) -> Result<Option<String>> {
+    let chosen = images.subset(wanted).context(|| of.to_owned())?.len();
+    Ok(match wanted {
+        TestImages::Images(wanted) if (chosen as u64) < *wanted => Some(format!(
+            "{of} asks for {wanted} test images and there are {chosen}: all are used"
+        )),
+        _ => None,
+    })
+}
+
+/// An error where no stage can be evaluated while it trains; a notice for each that cannot, among others that can.
+fn check_evaluation(
+    recipe: &Recipe,
+    images: &[StageImages],
+    captions: &[Option<Captions>],
+) -> Result<Vec<String>> {
+    let Some(evaluation) = &recipe.evaluation else {
+        return Ok(Vec::new());
+    };
+    let (can, cannot): (Vec<usize>, Vec<usize>) =
+        (0..recipe.stage.len()).partition(|number| classifies(&captions[*number]));
+    let reason = "its test images have no classes, or it has no text model to embed their names";
+    if can.is_empty() {
+        let message = format!(
+            "`evaluation` has nothing to evaluate: no stage classifies images; of each, {reason}"
+        );
+        return Err(no_classes(message));
+    };
+    let name = |number: usize| &recipe.stage[number].name;
+    let cannot = cannot.into_iter();
+    let mut notices: Vec<String> = cannot
+        .map(|number| {
+            format!(
+                "stage `{}` is not evaluated while it trains: {reason}",
+                name(number)
+            )
+        })
+        .collect();
+    for number in can {
+        notices.extend(too_few(
+            "`evaluation`",
+            &evaluation.images,
+            &images[number],
+        )?);
+    }
+    notices.dedup();
+    Ok(notices)
+}
+
+/// An error where a stage learns captions that its images do not have.
+fn check_captions(
+    recipe: &Recipe,
+    images: &[StageImages],
+    captions: &[Option<Captions>],
+    number: usize,
+) -> Result<()> {
+    let needed = captions[number]
+        .as_ref()
+        .is_some_and(Captions::needs_captions);
+    if !needed || images[number].train.is_captioned() {
+        return Ok(());
+    }
+    let name = &recipe.stage[number].name;
+    let message = format!("stage `{name}`: its train images have no captions");
+    Err(Error::input(message)
+        .hint("use `shards:` with `.txt` or `.json` members, or loss.kind = \"cross_entropy\""))
+}
+
+/// An error where a stage goes on with a head that is for other classes, or for embeddings of another width, or makes one
+/// of names that do not fit.
+fn check_head(
+    recipe: &Recipe,
+    images: &[StageImages],
+    captions: &[Option<Captions>],
+    number: usize,
+) -> Result<()> {
+    let (stage, before) = (&recipe.stage[number], number - 1);
+    let classes = images[number].classes();
+    let message = match (stage.head, &captions[before], &captions[number]) {
+        (Head::New, ..) => return Ok(()),
+        (Head::Text, of_text, _) => {
+            let named = of_text.as_ref().map_or(0, Captions::class_count);
+            if named == classes.len() {
+                return Ok(());
+            }
+            let message = format!(
+                "stage `{}`: head = `text` is made of {named} class names, and its images have {} classes",
+                stage.name,
+                classes.len()
+            );
+            return Err(Error::input(message)
+                .hint("name the same classes in text.classes of the stage before, or give it test images that have them"));
+        }
+        (Head::Keep, None, None) => {
+            let (own, others) = (
+                ("its images", classes),
+                ("those before", images[before].classes()),
+            );
+            let Some(difference) = difference(own, others) else {
+                return Ok(());
+            };
+            format!(
+                "stage `{}` has images of other classes than the stage before it ({} and {}): {difference}",
+                stage.name,
+                classes.len(),
+                images[before].classes().len()
+            )
+        }
+        (Head::Keep, Some(before), Some(now)) if before.width == now.width => return Ok(()),
+        (Head::Keep, before, _) => format!(
+            "stage `{}` needs another head than the stage before it, which ends in {}",
+            stage.name,
+            match before {
+                Some(captions) => format!("embeddings of {} dimensions", captions.width),
+                None => "classes".to_owned(),
+            }
+        ),
+    };
+    Err(Error::input(message)
+        .hint("set head = \"new\" in that stage, or use images of the same classes"))
+}
