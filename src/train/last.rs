@@ -68,6 +68,7 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         model_hash,
         data: run.recipe.data_of(stage).test.to_string(),
         data_hash: test.fingerprint(),
+        data_classes: test.classes().to_vec(),
         images: count,
         image_size: saved.image_size,
         crop_fraction: transform.crop_fraction,
