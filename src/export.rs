@@ -2,6 +2,7 @@
 //!
 //! Weights are written as they are, so a round trip changes no logit.
 
+mod board;
 mod open_clip;
 
 use std::path::Path;
@@ -58,7 +59,8 @@ pub fn timm(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> {
 
 /// Writes the same folder and the entry that RobustBench's `model_info` holds, numbers as strings.
 ///
-/// Errors: no result of AutoAttack, standard version, for one norm.
+/// Errors: no board of `facts.dataset`; no result of AutoAttack, standard version, for one norm; a result that does not
+/// fit the board.
 pub fn robustbench(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> {
     let entry = robustbench_entry(loaded, facts)?;
     timm(loaded, facts, folder)?;
@@ -118,20 +120,17 @@ fn stages(result: &Value) -> &[Value] {
         .unwrap_or_default()
 }
 
-/// The evaluations of results: each one norm's.
-fn evaluations(results: &[Value]) -> Vec<&Value> {
-    let of = |result: &Value| match result["evaluations"].as_array() {
-        Some(_) => false,
-        None => !stages(result).is_empty(),
-    };
-    let several = results
-        .iter()
-        .flat_map(|result| result["evaluations"].as_array().into_iter().flatten());
-    results
-        .iter()
-        .filter(|result| of(result))
-        .chain(several)
-        .collect()
+/// The evaluations of results, each one norm's, with the result that it is part of.
+fn evaluations(results: &[Value]) -> Vec<(&Value, &Value)> {
+    let mut found = Vec::new();
+    for result in results {
+        match result["evaluations"].as_array() {
+            Some(several) => found.extend(several.iter().map(|evaluation| (result, evaluation))),
+            None if !stages(result).is_empty() => found.push((result, result)),
+            None => {}
+        }
+    }
+    found
 }
 
 fn percent(share: &Value) -> String {
@@ -139,19 +138,21 @@ fn percent(share: &Value) -> String {
 }
 
 fn robustbench_entry(loaded: &Loaded, facts: &Facts) -> Result<Value> {
+    let board = board::named(&facts.dataset)?;
     let mut found = evaluations(&facts.results);
-    found.retain(|evaluation| is_standard(evaluation));
-    let [result] = found[..] else {
+    found.retain(|(_, evaluation)| is_standard(evaluation));
+    let [(result, evaluation)] = found[..] else {
         let count = found.len();
         let message = format!(
             "{count} of the results are of AutoAttack, standard version, with its own settings; one is needed"
         );
-        return Err(Error::input(message).hint(
-            "`advxl eval MODEL --data SPEC --attack autoattack --norm linf --eps 4/255`, then give its result.json with \
-             --result",
-        ));
+        return Err(Error::input(message).hint(board.command()));
     };
-    let flags = result["flags"].as_array().map(Vec::len).unwrap_or_default();
+    let epsilon = board.check(loaded, result, evaluation)?;
+    let flags = evaluation["flags"]
+        .as_array()
+        .map(Vec::len)
+        .unwrap_or_default();
     Ok(json!({
         "link": facts.link,
         "name": facts.name,
@@ -161,10 +162,10 @@ fn robustbench_entry(loaded: &Loaded, facts: &Facts) -> Result<Value> {
         "dataset": facts.dataset,
         "venue": "",
         "architecture": architecture(loaded),
-        "eps": result["epsilon"],
-        "clean_acc": percent(&stages(result)[0]["robust_accuracy"]),
-        "reported": percent(&result["robust_accuracy"]),
-        "autoattack_acc": percent(&result["robust_accuracy"]),
+        "eps": epsilon,
+        "clean_acc": percent(&stages(evaluation)[0]["robust_accuracy"]),
+        "reported": percent(&evaluation["robust_accuracy"]),
+        "autoattack_acc": percent(&evaluation["robust_accuracy"]),
         "unreliable": flags > 0,
     }))
 }
@@ -283,7 +284,7 @@ fn measured(facts: &Facts) -> String {
     let mut text =
         "| threat model | images | attack | standing | 95 % interval |\n|---|---|---|---|---|\n"
             .to_owned();
-    for result in evaluations {
+    for (_, result) in evaluations {
         for stage in stages(result) {
             let threat = match stage["attack"].as_str() {
                 Some("clean") => "none".to_owned(),

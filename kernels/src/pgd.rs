@@ -29,7 +29,7 @@ pub fn linf_step(x: &mut [f32], gradient: &[f32], origin: &[f32], steps: &[f32],
 /// One step for the l2 ball: each sample moves by its step along its own gradient, is pulled back to
 /// at most `epsilon` from `origin`, and clipped to `[0, 1]`.
 ///
-/// A sample whose gradient is zero does not move. With a step of 0 it is the projection alone.
+/// A sample whose gradient is zero or not finite does not move. With a step of 0 it is the projection alone.
 ///
 /// Shapes: `x`, `gradient`, `origin` `[samples, sample_len]`; `steps` `[samples]`.
 ///
@@ -123,11 +123,15 @@ impl Op for L2Step<'_> {
     fn run<S: Lanes>(self, s: S) {
         let Self { x, gradient, origin, step, epsilon } = self;
         let norm = reduce::serial_sum_of_squares(gradient).sqrt();
-        let length = if norm > 0.0 { (f64::from(step) / norm) as f32 } else { 0.0 };
-        let length = s.splat(length);
-        for (x, gradient) in x.chunks_mut(LANES).zip(gradient.chunks(LANES)) {
-            let moved = s.fma(s.load_part(gradient), length, s.load_part(x));
-            s.store_part(x, moved);
+        // A direction has a length above 0 that is finite. A quotient beyond f32 makes a shorter step, never infinity times 0.
+        let length = if norm > 0.0 && norm.is_finite() { f64::from(step) / norm } else { 0.0 };
+        let length = length.min(f64::from(f32::MAX)) as f32;
+        if length > 0.0 {
+            let length = s.splat(length);
+            for (x, gradient) in x.chunks_mut(LANES).zip(gradient.chunks(LANES)) {
+                let moved = s.fma(s.load_part(gradient), length, s.load_part(x));
+                s.store_part(x, moved);
+            }
         }
         let distance = reduce::serial_squared_distance(x, origin).sqrt();
         let shrink = if distance > f64::from(epsilon) { (f64::from(epsilon) / distance) as f32 } else { 1.0 };

@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::classifier::Slope;
 use super::{
-    Ball, Batch, Classifier, Draws, Found, Goal, Logits, Norm, Passes, images_of, in_turn, select,
+    Attempt, Ball, Batch, Classifier, Draws, Found, Goal, Logits, Mark, Norm, Passes, images_of,
+    in_turn, select,
 };
 use crate::rng::Purpose;
 use crate::units::Fraction;
@@ -67,24 +68,30 @@ impl Apgd {
     }
 
     /// Classes that it aims at, given how many there are; 1 for no aim.
-    fn aims(&self, classes: usize) -> usize {
+    fn aims(&self, classes: usize) -> u64 {
         match self.climbs {
-            Climbs::TargetedDlr { targets } => (targets as usize).min(classes - 1),
+            Climbs::TargetedDlr { targets } => targets.min(classes.saturating_sub(1) as u64),
             _ => 1,
         }
     }
 
     /// The most passes that an image can cost.
     pub fn most_passes(&self, classes: usize) -> Passes {
-        let runs = self.restarts * self.aims(classes) as u64;
+        let runs = self.restarts.saturating_mul(self.aims(classes));
+        let times = |looks: u64| runs.saturating_mul(looks).saturating_mul(self.averages);
         Passes {
-            forward: runs * (self.steps + 1) * self.averages,
-            backward: runs * self.steps * self.averages,
+            forward: times(self.steps.saturating_add(1)),
+            backward: times(self.steps),
         }
     }
 
-    /// Climbs from every start, towards every target, on the images that stand.
-    pub fn perturb(&self, classifier: &Classifier, batch: &Batch) -> Found {
+    /// Climbs from every start, towards every target, on the images that stand; see [`super::Attack::go_on`].
+    pub(super) fn go_on(
+        &self,
+        classifier: &Classifier,
+        batch: &Batch,
+        marks: &[Option<Mark>],
+    ) -> Attempt {
         let targets = match self.climbs {
             Climbs::TargetedDlr { targets } => Some(targets),
             _ => None,
@@ -92,6 +99,7 @@ impl Apgd {
         in_turn(
             classifier,
             batch,
+            marks,
             targets,
             self.restarts,
             |run, batch, targets| {
@@ -173,6 +181,9 @@ impl Apgd {
         let mut found: Found = vec![None; goals.len()];
         let mut climb = Climb::new(self, ball.clone(), start, goals, steps as usize, kind);
         for step in 0..=climb.steps {
+            if classifier.is_stopped() {
+                break;
+            }
             let needs_gradient = step < climb.steps;
             let logits = climb.look(classifier, needs_gradient);
             if kind != Start::Outside {
@@ -206,7 +217,7 @@ struct Climber {
     /// Its place in the batch.
     place: usize,
     goal: Goal,
-    /// Loss after each step; 0 before it, as in the reference, whose first check compares with it.
+    /// Loss after each step.
     losses: Vec<f64>,
     /// The loss just seen.
     loss: f64,
@@ -268,7 +279,7 @@ impl Climb {
         let climbers = goals.iter().enumerate().map(|(place, goal)| Climber {
             place,
             goal: *goal,
-            losses: vec![0.0; steps],
+            losses: Vec::new(),
             loss: 0.0,
             best: f64::NEG_INFINITY,
             best_at_check: f64::NEG_INFINITY,
@@ -311,6 +322,9 @@ impl Climb {
         }
         let mut seen = classifier.climb(self.images.clone(), &goals);
         for _ in 1..self.averages {
+            if classifier.is_stopped() {
+                break;
+            }
             let again = classifier.climb(self.images.clone(), &goals);
             seen = Slope {
                 gradient: seen.gradient + again.gradient,
@@ -370,7 +384,7 @@ impl Climb {
             return;
         }
         for climb in &mut self.climbs {
-            climb.losses[step - 1] = climb.loss;
+            climb.losses.push(climb.loss);
         }
         self.until_check -= 1;
         if self.until_check > 0 {
@@ -436,9 +450,9 @@ impl Climb {
 impl Climber {
     /// Whether to halve the step and go back to the best image, after step `last` of a window.
     fn check_steps(&mut self, last: usize, window: usize) -> bool {
-        let steps = self.losses.len();
-        // Before the first loss comes the last of the list, still 0: the reference's way to count.
-        let rises = |at: &usize| self.losses[*at] > self.losses[(*at + steps - 1) % steps];
+        // Before the first loss comes a 0 that was never one: the reference's way to count.
+        let before = |at: usize| at.checked_sub(1).map_or(0.0, |before| self.losses[before]);
+        let rises = |at: &usize| self.losses[*at] > before(*at);
         let rises = (last + 1 - window..=last).filter(rises).count();
         let few = rises as f64 <= RISING_SHARE * window as f64;
         let idle = !self.halved_at_check && self.best_at_check >= self.best;

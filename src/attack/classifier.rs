@@ -1,4 +1,6 @@
 //! What is attacked: a function from images to logits, asked for values and slopes and counted.
+//!
+//! Logits that are not finite are no answer: such an image counts as misclassified, whatever its largest logit is.
 
 use std::cell::Cell;
 use std::ops::AddAssign;
@@ -6,7 +8,7 @@ use std::ops::AddAssign;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::goal::Goal;
+use super::goal::{Goal, are_finite};
 use crate::fused::{from_vec, to_vec};
 
 /// A function from images in [0, 1] to logits, under attack.
@@ -14,7 +16,9 @@ pub struct Classifier<'a> {
     logits: &'a dyn Fn(Tensor<4>) -> Tensor<2>,
     device: Device,
     passes: Cell<Passes>,
+    kept: Cell<Passes>,
     watch: &'a dyn Fn(Passes),
+    stop: &'a dyn Fn() -> bool,
 }
 
 /// How many images went through the model.
@@ -61,19 +65,29 @@ impl Logits {
         self.values.chunks_exact(self.classes.max(1))
     }
 
-    /// Whether an image is classified as `label`. Logits that are not numbers are no answer.
+    /// Whether all logits of an image are numbers.
+    pub fn is_finite(&self, index: usize) -> bool {
+        are_finite(self.row(index))
+    }
+
+    /// Whether an image is classified as `label`: never where a logit is not finite. Ties go to the lower class.
     pub fn is_right(&self, index: usize, label: usize) -> bool {
         let row = self.row(index);
         let best = (1..row.len()).fold(
             0,
             |best, class| if row[class] > row[best] { class } else { best },
         );
-        best == label && row.iter().all(|logit| !logit.is_nan())
+        best == label && label < row.len() && are_finite(row)
     }
 
     /// How far an image is from being fooled: `z_y - max z_i` over the other classes.
+    ///
+    /// Minus infinity where a logit is not finite or the label is none of the classes; infinity for a single class.
     pub fn margin(&self, index: usize, label: usize) -> f64 {
         let row = self.row(index);
+        if label >= row.len() || !are_finite(row) {
+            return f64::NEG_INFINITY;
+        }
         let others = row.iter().enumerate().filter(|(class, _)| *class != label);
         let rival = others.fold(f32::NEG_INFINITY, |most, (_, logit)| most.max(*logit));
         f64::from(row[label]) - f64::from(rival)
@@ -93,6 +107,9 @@ pub struct Slope {
 impl<'a> Classifier<'a> {
     /// A function that takes images `[batch, 3, height, width]` to logits `[batch, classes]` and is
     /// differentiable by Burn. An image's logits must depend on that image alone.
+    ///
+    /// # Panics
+    /// When asked for logits, if the function does not give one row for each image.
     pub fn new(logits: &'a dyn Fn(Tensor<4>) -> Tensor<2>, device: &Device) -> Self {
         Self::watched(logits, device, &|_| ())
     }
@@ -108,8 +125,20 @@ impl<'a> Classifier<'a> {
             logits,
             device,
             passes: Cell::default(),
+            kept: Cell::default(),
             watch,
+            stop: &|| false,
         }
+    }
+
+    /// Has attacks stop before their next pass once `stop` says so, which it must not take back.
+    pub fn stopped_by(self, stop: &'a dyn Fn() -> bool) -> Self {
+        Self { stop, ..self }
+    }
+
+    /// Whether attacks are to stop: what they have in hand, they leave undone.
+    pub fn is_stopped(&self) -> bool {
+        (self.stop)()
     }
 
     /// Where it computes.
@@ -119,7 +148,18 @@ impl<'a> Classifier<'a> {
 
     /// Passes since it was made or last asked.
     pub fn take_passes(&self) -> Passes {
+        self.kept.take();
         self.passes.take()
+    }
+
+    /// Says that what was found by the passes so far is kept even if the attack is stopped.
+    pub(super) fn keep_passes(&self) {
+        self.kept.set(self.passes.get());
+    }
+
+    /// Forgets the passes of work that a stop left undone, which will be done again.
+    pub fn forget_passes(&self) {
+        self.passes.set(self.kept.get());
     }
 
     fn count(&self, forward: usize, backward: usize) {
@@ -136,9 +176,7 @@ impl<'a> Classifier<'a> {
     /// The logits of images.
     pub fn logits(&self, images: Tensor<4>) -> Logits {
         let batch = images.dims()[0];
-        let logits = (self.logits)(images.without_autodiff());
-        let classes = logits.dims()[1];
-        let logits = Logits::new(to_vec(logits.without_autodiff()), classes);
+        let logits = on_host((self.logits)(images.without_autodiff()), batch);
         self.count(batch, 0);
         logits
     }
@@ -157,22 +195,24 @@ impl<'a> Classifier<'a> {
     ///
     /// The gradient is that of `sum_i <slope_i, logits_i>` with the slopes held fixed, which by the chain rule is
     /// the gradient of the sum of losses: one forward and one backward pass, whatever the loss.
+    /// It is finite: what overflowed in the model is as large as can be, and what is not a number is 0.
     pub fn climb(&self, images: Tensor<4>, goals: &[Goal]) -> Slope {
         let batch = images.dims()[0];
         assert_eq!(goals.len(), batch, "one goal an image");
         let images = images.without_autodiff().autodiff().require_grad();
         let output = (self.logits)(images.clone());
-        let [_, classes] = output.dims();
-        let logits = Logits::new(to_vec(output.clone().without_autodiff()), classes);
+        let logits = on_host(output.clone(), batch);
+        let classes = logits.classes();
         let mut slopes = vec![0.0; batch * classes];
-        let rows = slopes
-            .chunks_exact_mut(classes)
-            .zip(logits.rows())
-            .zip(goals);
-        let losses = rows
-            .map(|((slope, row), goal)| goal.slope(row, slope))
+        let losses = goals
+            .iter()
+            .enumerate()
+            .map(|(row, goal)| {
+                let slope = &mut slopes[row * classes..][..classes];
+                goal.slope(logits.row(row), slope)
+            })
             .collect();
-        let gradient = output.is_tracked().then(|| {
+        let gradient = (output.is_tracked() && classes > 0).then(|| {
             let slopes: Tensor<2> = from_vec(slopes, [batch, classes], &self.device);
             let mut gradients = (output * slopes.autodiff()).sum().backward();
             images.grad_remove(&mut gradients)
@@ -184,7 +224,29 @@ impl<'a> Classifier<'a> {
         Slope {
             logits,
             losses,
-            gradient,
+            gradient: finite(gradient),
+        }
+    }
+}
+
+/// The logits of a batch of a size.
+fn on_host(logits: Tensor<2>, batch: usize) -> Logits {
+    let [rows, classes] = logits.dims();
+    assert_eq!(rows, batch, "the function gives one row of logits an image");
+    Logits::new(to_vec(logits.without_autodiff()), classes)
+}
+
+/// Without numbers that no step can be made with.
+fn finite(gradient: Tensor<4>) -> Tensor<4> {
+    // A sum is finite only if all terms are, and costs less than to look at each.
+    let sum = gradient.clone().sum().into_scalar::<f32>();
+    match sum.is_finite() {
+        true => gradient,
+        false => {
+            let undefined = gradient.clone().is_nan();
+            gradient
+                .mask_fill(undefined, 0.0)
+                .clamp(f32::MIN, f32::MAX)
         }
     }
 }
@@ -200,6 +262,45 @@ mod tests {
         assert!(!logits.is_right(1, 0) && !logits.is_right(1, 1));
         assert_eq!(logits.margin(0, 1), 1.0);
         assert_eq!(logits.margin(0, 0), -2.0);
+        assert_eq!(logits.margin(1, 1), f64::NEG_INFINITY);
+        for bad in [f32::INFINITY, f32::NEG_INFINITY] {
+            // The largest logit is the label's, or the infinite one is another's: no answer either way.
+            for row in [[5.0, 1.0, bad], [bad, 1.0, 0.0]] {
+                let logits = Logits::new(row.to_vec(), 3);
+                assert!(!logits.is_finite(0) && !logits.is_right(0, 0), "{row:?}");
+                assert_eq!(logits.margin(0, 0), f64::NEG_INFINITY);
+            }
+        }
+    }
+
+    #[test]
+    fn no_image_is_right_about_a_class_that_is_not_there() {
+        let none = Logits::new(Vec::new(), 0);
+        assert!(!none.is_right(0, 0));
+        assert_eq!(none.margin(0, 0), f64::NEG_INFINITY);
+        let one = Logits::new(vec![2.0], 1);
+        assert!(one.is_right(0, 0) && !one.is_right(0, 1));
+        assert_eq!(one.margin(0, 0), f64::INFINITY);
+    }
+
+    #[test]
+    fn the_gradient_of_a_model_that_overflows_is_finite() {
+        let device = Device::flex();
+        // Slopes of 1e30 * 1e30 overflow; the second channel's are undefined, infinity times zero.
+        let logits = |images: Tensor<4>| {
+            let pixels = images.reshape([1, 3]);
+            let steep = from_vec(vec![1e30, 1e30, 1.0], [1, 3], &device);
+            let steeper = from_vec(vec![1e30, 0.0, 1.0], [1, 3], &device);
+            pixels * steep * steeper
+        };
+        let classifier = Classifier::new(&logits, &device);
+        let goals = [Goal::Difference {
+            label: 2,
+            target: 0,
+        }];
+        let images = from_vec(vec![0.0, 0.0, 0.5], [1, 3, 1, 1], &device);
+        let gradient = to_vec(classifier.climb(images, &goals).gradient);
+        assert_eq!(gradient, [f32::MAX, 0.0, -1.0]);
     }
 
     #[test]

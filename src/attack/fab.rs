@@ -13,7 +13,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{Batch, Classifier, Draws, Found, Goal, Logits, Norm, Passes};
+use super::{Attempt, Batch, Classifier, Draws, Found, Goal, Logits, Mark, Norm, Passes};
 use super::{hyperplane, images_of, in_turn};
 use crate::fused::from_vec;
 use crate::rng::Purpose;
@@ -59,18 +59,25 @@ impl Fab {
             Some(targets) => (targets.min(others), 1),
             None => (1, others),
         };
-        let looks = runs * self.restarts * self.steps;
+        let looks = runs.saturating_mul(self.restarts).saturating_mul(self.steps);
         Passes {
-            forward: looks * (1 + gradients),
-            backward: looks * gradients,
+            forward: looks.saturating_mul(1 + gradients),
+            backward: looks.saturating_mul(gradients),
         }
     }
 
-    /// Looks for the boundary from every start, towards every target, on the images that stand.
-    pub fn perturb(&self, classifier: &Classifier, batch: &Batch) -> Found {
+    /// Looks for the boundary from every start, towards every target, on the images that stand; see
+    /// [`super::Attack::go_on`].
+    pub(super) fn go_on(
+        &self,
+        classifier: &Classifier,
+        batch: &Batch,
+        marks: &[Option<Mark>],
+    ) -> Attempt {
         in_turn(
             classifier,
             batch,
+            marks,
             self.targets,
             self.restarts,
             |run, batch, targets| {
@@ -81,7 +88,8 @@ impl Fab {
                         let noise = self
                             .norm
                             .noise(&mut draws.stream(index, run.number, 0), clean.len());
-                        let half = 0.5 * self.epsilon.value() as f32;
+                        let epsilon = self.epsilon.value().min(self.norm.longest(clean.len()));
+                        let half = 0.5 * epsilon as f32;
                         let pairs = at.iter_mut().zip(noise);
                         pairs.for_each(|(at, noise)| *at = (*at + half * noise).clamp(0.0, 1.0));
                     }
@@ -114,6 +122,9 @@ impl Fab {
         let mut found: Found = vec![None; hunts.len()];
         model.linearise(&mut hunts.iter_mut().collect::<Vec<_>>());
         for step in 1..=self.steps {
+            if hunts.is_empty() || model.classifier.is_stopped() {
+                break;
+            }
             hunts
                 .par_iter_mut()
                 .for_each(|hunt| hunt.approach(self.norm));
@@ -239,12 +250,16 @@ impl Model<'_> {
             return Logits::new(Vec::new(), 0);
         }
         let images = self.images(hunts);
-        let mut logits = None;
+        // Without a rival, or with logits that are not finite, there is no decision to cross.
+        for hunt in hunts.iter_mut() {
+            (hunt.difference, hunt.normal) = (0.0, vec![0.0; hunt.at.len()]);
+            hunt.is_linear = true;
+        }
         // Targeted: one rival each. Else every class is a rival, the label's own standing in for nothing.
         let is_targeted = hunts[0].target.is_some();
         let mut nearest = vec![f64::INFINITY; hunts.len()];
-        let mut rival = 0;
-        loop {
+        let mut first = None;
+        for rival in 0.. {
             let goal = |hunt: &&mut Hunt| Goal::Difference {
                 label: hunt.label,
                 target: hunt.target.unwrap_or(rival),
@@ -264,15 +279,14 @@ impl Model<'_> {
                 if distance < *nearest {
                     *nearest = distance;
                     (hunt.difference, hunt.normal) = (difference, normal);
-                    hunt.is_linear = true;
                 }
             }
-            logits = logits.or(Some(slope.logits));
-            rival += 1;
-            if is_targeted || rival == classes {
-                return logits.expect("just filled");
+            first = first.or(Some(slope.logits));
+            if is_targeted || rival + 1 >= classes || self.classifier.is_stopped() {
+                break;
             }
         }
+        first.unwrap_or(Logits::new(Vec::new(), 0))
     }
 }
 

@@ -51,23 +51,27 @@ impl Goal {
     ///
     /// With too few classes for a ratio's denominator, the logits that there are stand in; with two
     /// classes the difference alone is climbed.
+    /// Where nothing can be climbed the slope is zero: logits that are not finite (the loss is infinite, since such an
+    /// image is fooled already), a label or target that is none of the classes, a single class.
     ///
     /// Shapes: `logits` and `slope` `[classes]`.
     pub fn slope(self, logits: &[f32], slope: &mut [f32]) -> f64 {
         slope.fill(0.0);
+        if !are_finite(logits) {
+            return f64::INFINITY;
+        }
+        let exists = |class: usize| class < logits.len();
         match self {
-            Self::CrossEntropy { label } => cross_entropy(logits, label, slope),
-            Self::Dlr { label } => {
+            Self::CrossEntropy { label } if exists(label) => cross_entropy(logits, label, slope),
+            Self::Dlr { label } if exists(label) => {
                 let order = largest(logits, 3);
-                let rival = if order[0] == label {
-                    order[1]
-                } else {
-                    order[0]
+                let Some(rival) = order.iter().copied().find(|class| *class != label) else {
+                    return 0.0;
                 };
                 let below = order.get(2).map(|third| [(order[0], 1.0), (*third, -1.0)]);
                 ratio(logits, label, rival, below.as_ref().map(|b| &b[..]), slope)
             }
-            Self::TargetedDlr { label, target } => {
+            Self::TargetedDlr { label, target } if exists(label) && exists(target) => {
                 let order = largest(logits, 4);
                 let below: Option<Vec<(usize, f64)>> = match order[..] {
                     [first, _, third, fourth] => {
@@ -78,9 +82,17 @@ impl Goal {
                 };
                 ratio(logits, label, target, below.as_deref(), slope)
             }
-            Self::Difference { label, target } => ratio(logits, label, target, None, slope),
+            Self::Difference { label, target } if exists(label) && exists(target) => {
+                ratio(logits, label, target, None, slope)
+            }
+            _ => 0.0,
         }
     }
+}
+
+/// Whether logits are an answer at all: an infinite or undefined one is none.
+pub(super) fn are_finite(logits: &[f32]) -> bool {
+    logits.iter().all(|logit| logit.is_finite())
 }
 
 /// `-(z_label - z_rival) / (sum of weight * z)`, the sum over `below`, or without a denominator.
@@ -100,7 +112,10 @@ fn ratio(
             + TINY
     });
     let value = (z(rival) - z(label)) / denominator;
-    let mut add = |class: usize, amount: f64| slope[class] += amount as f32;
+    // Logits that are nearly equal make slopes too large for f32, whose gradients would not be finite.
+    let mut add = |class: usize, amount: f64| {
+        slope[class] = (slope[class] + amount as f32).clamp(f32::MIN, f32::MAX);
+    };
     add(rival, 1.0 / denominator);
     add(label, -1.0 / denominator);
     for (class, weight) in below.unwrap_or_default() {
@@ -200,5 +215,51 @@ mod tests {
             (value + 1.0).abs() < 1e-9,
             "(1 - 3) / (3 - 1) is not {value}"
         );
+    }
+
+    const KINDS: [fn(usize, usize) -> Goal; 4] = [
+        |label, _| Goal::CrossEntropy { label },
+        |label, _| Goal::Dlr { label },
+        |label, target| Goal::TargetedDlr { label, target },
+        |label, target| Goal::Difference { label, target },
+    ];
+
+    #[test]
+    fn what_cannot_be_climbed_has_no_slope() {
+        for kind in KINDS {
+            for (logits, label) in [
+                (&[][..], 0),
+                (&[1.0][..], 0),
+                (&[1.0, 2.0, 3.0, 4.0, 5.0][..], 5),
+            ] {
+                let mut slope = vec![7.0; logits.len()];
+                assert_eq!(kind(label, 9).slope(logits, &mut slope), 0.0);
+                assert!(slope.iter().all(|slope| *slope == 0.0), "{slope:?}");
+            }
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut slope = [7.0; 3];
+                let loss = kind(0, 1).slope(&[1.0, bad, 0.5], &mut slope);
+                assert_eq!((loss, slope), (f64::INFINITY, [0.0; 3]));
+            }
+        }
+    }
+
+    #[test]
+    fn losses_and_slopes_of_finite_logits_are_finite() {
+        let logits = [f32::MAX, f32::MIN, 0.0, 1e-38, 1.0, 1.0, 1.0, 1.0];
+        for kind in KINDS {
+            for classes in 1..=logits.len() {
+                for (label, target) in (0..classes).flat_map(|l| (0..classes).map(move |t| (l, t))) {
+                    let mut rows = vec![logits[..classes].to_vec(), vec![3e38; classes]];
+                    rows.push(logits[logits.len() - classes..].to_vec());
+                    for row in rows {
+                        let mut slope = vec![0.0; classes];
+                        let loss = kind(label, target).slope(&row, &mut slope);
+                        assert!(loss.is_finite(), "{:?} {row:?}", kind(label, target));
+                        assert!(are_finite(&slope), "{:?} {row:?}", kind(label, target));
+                    }
+                }
+            }
+        }
     }
 }

@@ -99,6 +99,9 @@ pub fn steepest(gradient: &mut [f32], at: &[f32]) {
 /// Source: Croce and Hein 2021, section 4.1; the count is the reference program's.
 pub fn steepest_share(gradient: &mut [f32], share: f64) {
     let pixels = gradient.len();
+    if pixels == 0 {
+        return;
+    }
     let rank = (((1.0 - share) * pixels as f64).max(0.0) as usize).min(pixels - 1);
     let mut sizes: Vec<f32> = gradient.iter().map(|slope| slope.abs()).collect();
     let (_, least, _) = sizes.select_nth_unstable_by(rank, f32::total_cmp);

@@ -28,7 +28,7 @@ pub use square::Square;
 pub use threat::{Ball, Norm};
 
 use burn::tensor::{Tensor, TensorData};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::fused::to_vec;
 use crate::rng::{Purpose, Rng};
@@ -105,20 +105,66 @@ impl Batch {
     ///
     /// Shapes: `[batch, at most count]`.
     fn targets(&self, classifier: &Classifier, count: u64) -> Vec<Vec<usize>> {
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
         let logits = classifier.logits(self.images.clone());
-        let rows = logits.rows().zip(&self.labels);
-        rows.map(|(row, label)| {
-            let mut order = goal::largest(row, count as usize + 1);
-            order.retain(|class| *class != *label as usize);
-            order.truncate(count as usize);
-            order
-        })
-        .collect()
+        let labels = self.labels.iter().enumerate();
+        labels
+            .map(|(index, label)| {
+                let mut order = goal::largest(logits.row(index), count.saturating_add(1));
+                order.retain(|class| *class != *label as usize);
+                order.truncate(count);
+                order
+            })
+            .collect()
     }
 }
 
 /// For each image of a batch, what the attack would show the model, if it has anything.
 pub type Found = Vec<Option<Vec<f32>>>;
+
+/// How far an attack that was stopped had come with an image that it had not fooled: enough to go on with the same
+/// numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Mark {
+    /// Runs, each from a start and towards a target.
+    Runs {
+        /// Those that the image survived.
+        survived: usize,
+        /// The targets, chosen before the first.
+        targets: Vec<usize>,
+    },
+    /// Queries of random search.
+    Queries {
+        /// Those that were asked.
+        asked: u64,
+        /// Those that became the best image, which they make again.
+        accepted: Vec<u64>,
+        /// Its margin.
+        margin: f64,
+    },
+}
+
+/// What an attack made of a batch.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// For each image what is shown to the model.
+    pub found: Found,
+    /// Whether the attack was stopped before it was done with the images of which nothing was found.
+    pub stopped: bool,
+    /// If it was: how far it had come with each of them.
+    pub marks: Vec<Option<Mark>>,
+}
+
+impl Attempt {
+    /// Nothing found about so many images.
+    fn nothing(count: usize) -> Self {
+        Self {
+            found: vec![None; count],
+            stopped: false,
+            marks: vec![None; count],
+        }
+    }
+}
 
 /// A run of an attack: its number, and which start it is of the target in turn, from 0.
 struct Run {
@@ -129,39 +175,73 @@ struct Run {
 /// Runs of an attack one after another, each on the images that stand after those before it: every start
 /// towards each of so many targets in turn, or without a target.
 ///
-/// `attempt` gets the run, the images that stand and the target of each.
+/// `marks` are of an attempt that was stopped. `attempt` gets the run, the images that stand and the target of each.
 fn in_turn(
     classifier: &Classifier,
     batch: &Batch,
+    marks: &[Option<Mark>],
     targets: Option<u64>,
     restarts: u64,
     mut attempt: impl FnMut(&Run, &Batch, &[Option<usize>]) -> Found,
-) -> Found {
-    let targets = targets.map(|count| batch.targets(classifier, count));
-    let aims = targets.as_ref().map_or(1, |targets| targets[0].len());
+) -> Attempt {
+    let mut survived = vec![0; batch.labels.len()];
+    let mut targets_of: Vec<Vec<usize>> = vec![Vec::new(); batch.labels.len()];
+    for (index, mark) in marks.iter().enumerate() {
+        if let Some(Mark::Runs { survived: s, targets }) = mark {
+            (survived[index], targets_of[index]) = (*s, targets.clone());
+        }
+    }
+    if let Some(count) = targets {
+        let new: Vec<usize> = (0..survived.len())
+            .filter(|index| survived[*index] == 0)
+            .collect();
+        if !new.is_empty() {
+            let found = batch.select(&new).targets(classifier, count);
+            for (index, targets) in new.into_iter().zip(found) {
+                targets_of[index] = targets;
+            }
+        }
+    }
+    let aims = match targets {
+        Some(_) => targets_of.iter().map(Vec::len).max().unwrap_or_default(),
+        None => 1,
+    };
     let restarts = restarts as usize;
     let mut found: Found = vec![None; batch.labels.len()];
+    let mut stopped = false;
     for number in 0..aims * restarts {
-        let standing: Vec<usize> = (0..found.len())
-            .filter(|index| found[*index].is_none())
-            .collect();
+        let target = |index: &usize| targets_of[*index].get(number / restarts).copied();
+        let stands = |index: &usize| {
+            let is_aimed = targets.is_none() || target(index).is_some();
+            found[*index].is_none() && survived[*index] <= number && is_aimed
+        };
+        let standing: Vec<usize> = (0..found.len()).filter(stands).collect();
         if standing.is_empty() {
-            break;
+            continue;
         }
-        let target = |index: &usize| Some(targets.as_ref()?[*index][number / restarts]);
         let aimed_at: Vec<Option<usize>> = standing.iter().map(target).collect();
         let run = Run {
             number,
             restart: number % restarts,
         };
         let images = attempt(&run, &batch.select(&standing), &aimed_at);
+        if classifier.is_stopped() {
+            stopped = true;
+            break;
+        }
+        classifier.keep_passes();
         for (index, image) in standing.iter().zip(images) {
             found[*index] = image;
+            survived[*index] = number + 1;
         }
     }
-    found
+    let mark = |(survived, targets)| Some(Mark::Runs { survived, targets });
+    Attempt {
+        found,
+        stopped,
+        marks: survived.into_iter().zip(targets_of).map(mark).collect(),
+    }
 }
-
 /// Some of the rows of a tensor.
 fn select(images: Tensor<4>, kept: &[usize]) -> Tensor<4> {
     if kept.len() == images.dims()[0] {
@@ -227,7 +307,7 @@ impl Attack {
             Self::Apgd(attack) => attack.most_passes(classes),
             Self::Fab(attack) => attack.most_passes(classes),
             Self::Square(attack) => Passes {
-                forward: attack.queries + 1,
+                forward: attack.queries.saturating_add(1),
                 backward: 0,
             },
         }
@@ -237,30 +317,54 @@ impl Attack {
     ///
     /// Whether an image is fooled does not depend on the others of the batch.
     pub fn perturb(&self, classifier: &Classifier, batch: &Batch) -> Found {
-        if self.epsilon().value() == 0.0 {
-            return vec![None; batch.labels.len()];
+        self.go_on(classifier, batch, &[]).found
+    }
+
+    /// The same from where an earlier attempt was stopped: with the marks that it left, as many as there are images.
+    ///
+    /// Once the classifier says stop, what is in hand is left undone, and [`Classifier::forget_passes`] forgets its
+    /// passes: attempts that were stopped find the same with the same number of passes.
+    pub fn go_on(&self, classifier: &Classifier, batch: &Batch, marks: &[Option<Mark>]) -> Attempt {
+        let [count, channels, height, width] = batch.images.dims();
+        let is_empty = count * channels * height * width == 0;
+        if is_empty || self.epsilon().value() <= 0.0 {
+            return Attempt::nothing(count);
         }
         match self {
             Self::Pgd(attack) => climb_cross_entropy(attack, classifier, batch),
-            Self::Apgd(attack) => attack.perturb(classifier, batch),
-            Self::Fab(attack) => attack.perturb(classifier, batch),
-            Self::Square(attack) => attack.perturb(classifier, batch),
+            Self::Apgd(attack) => attack.go_on(classifier, batch, marks),
+            Self::Fab(attack) => attack.go_on(classifier, batch, marks),
+            Self::Square(attack) => attack.go_on(classifier, batch, marks),
         }
     }
 }
 
 /// PGD on the cross entropy with the labels; its last iterate is what counts.
-fn climb_cross_entropy(attack: &Pgd, classifier: &Classifier, batch: &Batch) -> Found {
+fn climb_cross_entropy(attack: &Pgd, classifier: &Classifier, batch: &Batch) -> Attempt {
     let labels = batch.labels.iter();
     let goals: Vec<Goal> = labels
         .map(|label| Goal::CrossEntropy {
             label: *label as usize,
         })
         .collect();
-    let gradient = |images| classifier.climb(images, &goals).gradient;
+    let gradient = |images: Tensor<4>| match classifier.is_stopped() {
+        // What is left of the climb is thrown away.
+        true => images.zeros_like(),
+        false => classifier.climb(images, &goals).gradient,
+    };
     let draws = Draws::new(batch.seed, &batch.keys, Purpose::AttackStart);
     let last = attack.climb(batch.images.clone(), &gradient, &draws);
-    images_of(last).into_iter().map(Some).collect()
+    let nothing = Attempt::nothing(batch.labels.len());
+    match classifier.is_stopped() {
+        true => Attempt {
+            stopped: true,
+            ..nothing
+        },
+        false => Attempt {
+            found: images_of(last).into_iter().map(Some).collect(),
+            ..nothing
+        },
+    }
 }
 
 /// The pixels of each image of a batch.

@@ -103,11 +103,12 @@ impl Pgd {
         gradient: &dyn Fn(Tensor<4>) -> Tensor<4>,
         draws: &Draws,
     ) -> Tensor<4> {
-        if self.epsilon.value() == 0.0 {
+        if self.epsilon.value() <= 0.0 {
             return images;
         }
         let ball = Ball::new(self.norm, self.epsilon.value(), images.clone());
-        let sizes = vec![self.step_size.value() as f32; images.dims()[0]];
+        let size = self.step_size.value().min(f64::from(f32::MAX)) as f32;
+        let sizes = vec![size; images.dims()[0]];
         let mut adversarial = match self.start {
             Start::Clean => images,
             Start::Random => ball.sample(draws),

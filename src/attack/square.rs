@@ -10,7 +10,7 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{Batch, Classifier, Draws, Found, Norm, images_of, l1};
+use super::{Attempt, Batch, Classifier, Draws, Found, Mark, Norm, images_of, l1};
 use crate::rng::{Purpose, Rng};
 use crate::units::Fraction;
 
@@ -31,60 +31,81 @@ const FIRST_SHARE: f64 = 0.8;
 const HALVED_AFTER: [u64; 9] = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000];
 
 impl Square {
-    /// Searches until each image is fooled or the queries are used up.
-    pub fn perturb(&self, classifier: &Classifier, batch: &Batch) -> Found {
-        let mut found: Found = vec![None; batch.labels.len()];
+    /// Searches until each image is fooled or the queries are used up; see [`super::Attack::go_on`].
+    pub(super) fn go_on(
+        &self,
+        classifier: &Classifier,
+        batch: &Batch,
+        marks: &[Option<Mark>],
+    ) -> Attempt {
+        let count = batch.labels.len();
+        let mut found: Found = vec![None; count];
         let [_, channels, height, width] = batch.images.dims();
         let shape = [channels, height, width];
         let picture = Picture {
             norm: self.norm,
-            epsilon: self.epsilon.value(),
+            epsilon: self.epsilon.value().min(self.norm.longest(channels * height * width)),
             shape,
         };
         let draws = Draws::new(batch.seed, &batch.keys, Purpose::Square);
+        let ask = |search: &Search, query: u64| {
+            let mut rng = draws.stream(search.place, 0, query as usize);
+            match query {
+                0 => picture.start(&search.clean, &mut rng),
+                _ => picture.change(search, self.side(query - 1, height, width), &mut rng),
+            }
+        };
         let clean = images_of(batch.images.clone()).into_iter().enumerate();
         let mut searches: Vec<Search> = clean
             .map(|(place, clean)| {
-                let label = batch.labels[place] as usize;
-                Search {
-                    place,
-                    label,
-                    best: clean.clone(),
-                    clean,
-                    margin: f64::INFINITY,
+                let mut search = Search::new(place, batch.labels[place] as usize, clean);
+                if let Some(Some(Mark::Queries { asked, accepted, margin })) = marks.get(place) {
+                    for query in accepted {
+                        search.best = ask(&search, *query);
+                    }
+                    (search.asked, search.margin) = (*asked, *margin);
+                    search.accepted = accepted.clone();
                 }
+                search
             })
             .collect();
-        for query in 0..=self.queries {
-            let tried: Vec<Vec<f32>> = searches
-                .par_iter()
-                .map(|search| {
-                    let mut rng = draws.stream(search.place, 0, query as usize);
-                    match query {
-                        0 => picture.start(&search.clean, &mut rng),
-                        _ => picture.change(search, self.side(query - 1, height, width), &mut rng),
-                    }
-                })
-                .collect();
-            let logits = classifier.logits_of(tried.concat(), shape);
-            for ((row, search), tried) in searches.iter_mut().enumerate().zip(tried) {
-                let margin = logits.margin(row, search.label);
-                if margin < search.margin || margin <= 0.0 {
-                    (search.margin, search.best) = (margin, tried);
-                }
-            }
-            searches.retain_mut(|search| {
-                let fooled = search.margin <= 0.0;
-                if fooled {
-                    found[search.place] = Some(std::mem::take(&mut search.best));
-                }
-                !fooled
-            });
-            if searches.is_empty() {
+        loop {
+            searches.retain(|search| search.asked <= self.queries);
+            if searches.is_empty() || classifier.is_stopped() {
                 break;
             }
+            let tried: Vec<Vec<f32>> = searches
+                .par_iter()
+                .map(|search| ask(search, search.asked))
+                .collect();
+            let logits = classifier.logits_of(tried.concat(), shape);
+            classifier.keep_passes();
+            let mut row = 0;
+            let mut tried = tried.into_iter();
+            searches.retain_mut(|search| {
+                let image = tried.next().unwrap_or_default();
+                let is_right = logits.is_right(row, search.label);
+                let margin = logits.margin(row, search.label);
+                row += 1;
+                if !is_right {
+                    found[search.place] = Some(image);
+                } else {
+                    search.take(image, margin);
+                }
+                is_right
+            });
         }
-        found
+        let mut marks = vec![None; count];
+        let stopped = !searches.is_empty();
+        for search in searches {
+            let place = search.place;
+            marks[place] = Some(search.mark());
+        }
+        Attempt {
+            found,
+            stopped,
+            marks,
+        }
     }
 
     /// The side of the square of a query, from 0.
@@ -112,6 +133,40 @@ struct Search {
     best: Vec<f32>,
     /// Of the best.
     margin: f64,
+    /// How many queries were asked, and which of them made the best image.
+    asked: u64,
+    accepted: Vec<u64>,
+}
+
+impl Search {
+    fn new(place: usize, label: usize, clean: Vec<f32>) -> Self {
+        Self {
+            place,
+            label,
+            best: clean.clone(),
+            clean,
+            margin: f64::INFINITY,
+            asked: 0,
+            accepted: Vec::new(),
+        }
+    }
+
+    /// Takes the answer to a query that did not fool the model: of equal margins the later, since a tie is the boundary.
+    fn take(&mut self, image: Vec<f32>, margin: f64) {
+        if margin < self.margin || margin <= 0.0 {
+            (self.margin, self.best) = (margin, image);
+            self.accepted.push(self.asked);
+        }
+        self.asked += 1;
+    }
+
+    fn mark(self) -> Mark {
+        Mark::Queries {
+            asked: self.asked,
+            accepted: self.accepted,
+            margin: self.margin,
+        }
+    }
 }
 
 /// A square of pixels.
@@ -373,13 +428,8 @@ mod tests {
         let clean: Vec<f32> = (0..3 * 16 * 12).map(|_| rng.uniform()).collect();
         for (norm, epsilon) in [(Norm::Linf, 0.03), (Norm::L2, 0.5), (Norm::L1, 6.0)] {
             let picture = picture(norm, epsilon);
-            let mut search = Search {
-                place: 0,
-                label: 0,
-                best: picture.start(&clean, &mut rng),
-                clean: clean.clone(),
-                margin: 1.0,
-            };
+            let mut search = Search::new(0, 0, clean.clone());
+            search.best = picture.start(&clean, &mut rng);
             for query in 0..400 {
                 let distance = norm.distance(&search.best, &clean);
                 assert!(

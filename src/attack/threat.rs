@@ -53,6 +53,15 @@ impl Norm {
         self.length(pairs.map(|(a, b)| f64::from(*a) - f64::from(*b)))
     }
 
+    /// The length of the longest perturbation that leads from one image to another: of all pixels from 0 to 1.
+    pub fn longest(self, pixels: usize) -> f64 {
+        match self {
+            Self::Linf => 1.0,
+            Self::L2 => (pixels as f64).sqrt(),
+            Self::L1 => pixels as f64,
+        }
+    }
+
     /// Random noise of length 1: uniform in the box for linf, Gaussian for the others.
     pub fn noise(self, rng: &mut Rng, pixels: usize) -> Vec<f32> {
         let mut noise: Vec<f32> = match self {
@@ -79,10 +88,13 @@ pub struct Ball {
 
 impl Ball {
     /// The ball around each image of a batch.
+    ///
+    /// One that holds every image there is has the radius of the smallest that does, which keeps numbers in f32.
     pub fn new(norm: Norm, epsilon: f64, centre: Tensor<4>) -> Self {
+        let pixels = centre.dims()[1..].iter().product();
         Self {
             norm,
-            epsilon,
+            epsilon: epsilon.min(norm.longest(pixels)),
             centre: centre.without_autodiff(),
         }
     }

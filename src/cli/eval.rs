@@ -180,6 +180,7 @@ impl Eval {
             model_hash: loaded.hash.clone(),
             data: self.data.clone(),
             data_hash: dataset.fingerprint(),
+            data_classes: dataset.classes().to_vec(),
             images: count,
             subset: subset.record(&dataset)?,
             left_out: Vec::new(),
@@ -312,13 +313,19 @@ impl Eval {
         }
         let version = one_of("--version", "version", &self.version, &Version::WORDS)?;
         for (flag, value) in [
+            ("--batch", Some(self.batch as u64)),
             ("--steps", self.steps),
             ("--targets", self.targets),
             ("--restarts", self.restarts),
+            ("--queries", self.queries),
         ] {
-            if value == Some(0) {
-                return Err(Error::input(format!("{flag} 0: at least 1 is needed")));
-            }
+            let expected = match value {
+                Some(0) => "at least 1",
+                Some(value) if value > LARGEST_COUNT => "at most 1000000000",
+                _ => continue,
+            };
+            let value = value.unwrap_or_default();
+            return Err(Error::input(format!("{flag} {value}: expected {expected}")));
         }
         let step_size = self
             .step_size
@@ -343,10 +350,43 @@ impl Eval {
                 ..Settings::new(version, norm, epsilon)
             })
         };
-        self.norm.iter().enumerate().map(of_norm).collect()
+        let settings: Vec<Settings> = self
+            .norm
+            .iter()
+            .enumerate()
+            .map(of_norm)
+            .collect::<Result<_>>()?;
+        self.check_norms(&settings)?;
+        Ok(settings)
+    }
+
+    /// An error where two evaluations would be the same, or write the same file, or a curve would have one point.
+    fn check_norms(&self, settings: &[Settings]) -> Result<()> {
+        for (index, one) in settings.iter().enumerate() {
+            let (norm, epsilon) = (one.norm.word(), &one.epsilon);
+            if self.eps_curve && epsilon.value() == 0.0 {
+                let message = format!("--eps-curve: --eps {epsilon} makes a curve of one point");
+                return Err(Error::input(message).hint("give an epsilon above 0, such as 8/255"));
+            }
+            let mut before = settings[..index].iter().filter(|other| other.norm == one.norm);
+            if before.clone().any(|other| other.epsilon.value() == epsilon.value()) {
+                let message = format!("--norm {norm} with --eps {epsilon} is given twice");
+                return Err(Error::input(message));
+            }
+            if self.save_adversarial.is_some() && before.next().is_some() {
+                let message = format!("--save-adversarial: --norm {norm} is given twice");
+                return Err(Error::input(message)
+                    .hint("the files of both would have one name: evaluate them one by one"));
+            }
+        }
+        Ok(())
     }
 
     fn attacks(&self, settings: &Settings) -> Result<Vec<Attack>> {
+        if self.attack.iter().all(|name| name.trim().is_empty()) {
+            return Err(Error::input("--attack names no attack")
+                .hint("such as --attack clean,pgd or --attack autoattack"));
+        }
         settings.named(&self.attack).map_err(|(unknown, hint)| {
             Error::input(format!("--attack {unknown}: there is no such attack")).hint(hint)
         })
@@ -369,6 +409,9 @@ impl Eval {
         one_of("--interpolation", "filter", &self.interpolation, &filters)
     }
 }
+
+/// More steps, restarts, targets or queries than anyone can wait for.
+const LARGEST_COUNT: u64 = 1_000_000_000;
 
 /// The choice that a word names.
 fn one_of<T: Clone>(flag: &str, what: &str, word: &str, choices: &[(&str, T)]) -> Result<T> {

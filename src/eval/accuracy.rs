@@ -1,14 +1,15 @@
 //! Attacks in order, each on the images that survived those before it.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::images::check_labels;
+use super::images::{check_images, check_labels};
 use super::{Images, recheck};
-use crate::attack::{Attack, Batch, Classifier, Passes};
-use crate::error::{Error, Result};
+use crate::attack::{Attack, Batch, Classifier, Mark, Passes};
+use crate::error::{Error, Kind, Result};
 use crate::fused::{from_vec, to_vec};
 use crate::group::Group;
 
@@ -41,7 +42,8 @@ pub struct Outcome {
     pub broken_by: Vec<Option<String>>,
     /// Distance of the adversarial image in its attack's norm, where there is one.
     pub distance: Vec<Option<f64>>,
-    /// The label's logit less the largest other: on the adversarial image, else on the clean one.
+    /// The label's logit less the largest other: on the adversarial image, else on the clean one. None where a logit
+    /// is not finite.
     pub margin: Vec<Option<f64>>,
     /// Classes of the model.
     pub classes: usize,
@@ -51,6 +53,8 @@ pub struct Outcome {
     pub pixels: Option<[f32; 2]>,
     /// Images that the stage in progress has still to try.
     pub queue: Vec<usize>,
+    /// How far the stage's attack had come with some of these when it was stopped.
+    pub marks: BTreeMap<usize, Mark>,
 }
 
 /// What one attack left standing.
@@ -114,6 +118,14 @@ impl Outcome {
         self.stages[stage].robust_count as f64 / self.robust.len().max(1) as f64
     }
 
+    /// Images judged by logits that are not finite, once every image was: they are never robust.
+    pub fn not_finite(&self) -> usize {
+        self.margin
+            .iter()
+            .filter(|margin| margin.is_none())
+            .count()
+    }
+
     /// Number of images that stand.
     pub fn standing(&self) -> usize {
         self.robust.iter().filter(|robust| **robust).count()
@@ -155,7 +167,7 @@ impl Outcome {
             self.classes = classes;
         }
         for (index, margin) in &tried.margins {
-            self.margin[*index] = Some(*margin);
+            self.margin[*index] = Some(*margin).filter(|margin| margin.is_finite());
         }
         for (index, distance) in &tried.distances {
             self.distance[*index] = Some(*distance);
@@ -167,6 +179,16 @@ impl Outcome {
         let stage = self.stages.last_mut().expect("a stage is in progress");
         stage.robust_count -= tried.fooled.len();
         stage.passes += tried.passes;
+    }
+
+    /// Puts what a stop left of a batch back to where it came from.
+    fn put_back(&mut self, left: Vec<(usize, Option<Mark>)>) {
+        let indices = left.iter().map(|(index, _)| *index);
+        self.queue.splice(0..0, indices);
+        let marks = left
+            .into_iter()
+            .filter_map(|(index, mark)| Some((index, mark?)));
+        self.marks.extend(marks);
     }
 }
 
@@ -181,6 +203,23 @@ struct Tried {
     distances: Vec<(usize, f64)>,
     fooled: Vec<Fooled>,
     passes: Passes,
+    /// Images that a stop left undone, and how far the attack had come with them.
+    left: Vec<(usize, Option<Mark>)>,
+    /// Whether this process was told to stop.
+    stop: bool,
+}
+
+fn stopped(outcome: &Outcome) -> Error {
+    let stage = outcome.stages.last().expect("a stage is in progress");
+    let done = stage.tried - outcome.queue.len();
+    let message = format!(
+        "stopped by signal after {done} of {} images of {}",
+        stage.tried, stage.attack
+    );
+    let error = Error::new(Kind::TryAgain, message);
+    error
+        .hint("run the same command again to resume")
+        .everywhere()
 }
 
 fn hash_of(image: &[f32], label: u32) -> String {
@@ -203,7 +242,9 @@ impl Evaluation<'_> {
     ///
     /// Every adversarial image is judged again here, apart from the attack that made it: in its norm, in [0, 1], no
     /// NaN, and misclassified.
-    /// Errors: an image that cannot be read; an attack that left its threat model; the observer's.
+    /// Errors: no images, or one that cannot be read or is not in [0, 1]; a model of fewer than two classes; an attack
+    /// that left its threat model; the observer's; of kind [`Kind::TryAgain`] when a process of the group is told to
+    /// stop, which takes a pass or two.
     pub fn run(&self, observer: &dyn Observer) -> Result<Outcome> {
         self.resume(Outcome::default(), observer)
     }
@@ -212,19 +253,31 @@ impl Evaluation<'_> {
     /// seen.
     pub fn resume(&self, mut outcome: Outcome, observer: &dyn Observer) -> Result<Outcome> {
         let watch = |passes| observer.passed(passes);
-        let classifier = Classifier::watched(self.logits, self.device, &watch);
+        let stop = || self.group.was_told_to_stop();
+        let classifier = Classifier::watched(self.logits, self.device, &watch).stopped_by(&stop);
+        let count = self.images.count();
+        if count == 0 {
+            return Err(Error::input("there are no images to evaluate with"));
+        }
         if outcome.stages.is_empty() {
-            let count = self.images.count();
             outcome.robust = vec![true; count];
             outcome.broken_by = vec![None; count];
             outcome.distance = vec![None; count];
             outcome.margin = vec![None; count];
             outcome.begin("clean".to_owned());
         }
+        if self.group.is_stopping() {
+            return Err(stopped(&outcome));
+        }
         loop {
             observer.begun(&outcome);
+            let is_last = outcome.stages.len() > self.attacks.len();
             while !outcome.queue.is_empty() {
-                self.batch(&classifier, &mut outcome, observer)?;
+                let stop = self.batch(&classifier, &mut outcome, observer)?;
+                // With nothing left to do the result is no farther away than a stop.
+                if stop && !(is_last && outcome.queue.is_empty()) {
+                    return Err(stopped(&outcome));
+                }
             }
             observer.stage(&outcome)?;
             match self.attacks.get(outcome.stages.len() - 1) {
@@ -234,32 +287,50 @@ impl Evaluation<'_> {
         }
     }
 
-    /// Tries the attack in progress on the first images of the queue, each process on a batch of its own.
+    /// Tries the attack in progress on the first images of the queue, each process on a batch of its own; whether one of
+    /// them was told to stop.
     fn batch(
         &self,
         classifier: &Classifier,
         outcome: &mut Outcome,
         observer: &dyn Observer,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let begun = Instant::now();
         let attack = outcome
             .stages
             .len()
             .checked_sub(2)
             .map(|index| &self.attacks[index]);
-        let round = self.batch.max(1) * self.group.size();
+        let round = self.batch.max(1).saturating_mul(self.group.size());
         let size = round.min(outcome.queue.len());
         let indices: Vec<usize> = outcome.queue.drain(..size).collect();
-        let own = &indices[self.group.part(size)];
+        let own: Vec<(usize, Option<Mark>)> = indices[self.group.part(size)]
+            .iter()
+            .map(|index| (*index, outcome.marks.get(index).cloned()))
+            .collect();
         let tried = match own.is_empty() {
             true => Ok(Tried::default()),
             false => self.tried(attack, classifier, own),
         };
-        let all = self.group.gather(self.group.agree(tried)?);
+        let tried = tried.map(|tried| Tried {
+            stop: self.group.was_told_to_stop(),
+            ..tried
+        });
+        let mut all = self.group.gather(self.group.agree(tried)?);
         let name = attack.map_or("clean".to_owned(), Attack::name);
+        for index in &indices {
+            outcome.marks.remove(index);
+        }
         for tried in &all {
             outcome.take(&name, tried);
         }
+        let stop = all.iter().any(|tried| tried.stop);
+        let undone: Vec<_> = all
+            .iter_mut()
+            .flat_map(|tried| std::mem::take(&mut tried.left))
+            .collect();
+        let done = size - undone.len();
+        outcome.put_back(undone);
         let left = outcome.queue.len();
         let stage = outcome.stages.last_mut().expect("a stage is in progress");
         stage.seconds += begun.elapsed().as_secs_f64();
@@ -268,22 +339,32 @@ impl Evaluation<'_> {
             attack: &name,
             number: (stage.tried - left).div_ceil(round),
             of: stage.tried.div_ceil(round),
-            tried: size,
+            tried: done,
             fooled: &fooled,
         };
-        observer.batch(outcome, &done)
+        observer.batch(outcome, &done)?;
+        Ok(stop)
     }
 
     fn tried(
         &self,
         attack: Option<&Attack>,
         classifier: &Classifier,
-        indices: &[usize],
+        own: Vec<(usize, Option<Mark>)>,
     ) -> Result<Tried> {
-        let (clean, labels) = self.images.batch(indices, self.device)?;
+        let (indices, marks): (Vec<usize>, Vec<Option<Mark>>) = own.iter().cloned().unzip();
+        let (clean, labels) = self.images.batch(&indices, self.device)?;
+        if classifier.is_stopped() {
+            return Ok(Tried {
+                left: own,
+                ..Tried::default()
+            });
+        }
         let mut tried = match attack {
-            None => self.clean(classifier, indices, clean, &labels)?,
-            Some(attack) => self.attacked(attack, classifier, indices, clean, labels)?,
+            None => self.clean(classifier, &indices, clean, &labels)?,
+            Some(attack) => {
+                self.attacked(attack, classifier, &indices, &marks, clean, labels)?
+            }
         };
         tried.passes = classifier.take_passes();
         Ok(tried)
@@ -298,6 +379,7 @@ impl Evaluation<'_> {
         labels: &[u32],
     ) -> Result<Tried> {
         let pixels = to_vec(clean.clone());
+        check_images(indices, &pixels)?;
         let images = pixels.chunks_exact(pixels.len() / labels.len()).zip(labels);
         let logits = classifier.logits(clean);
         check_labels(labels, logits.classes())?;
@@ -326,6 +408,7 @@ impl Evaluation<'_> {
         attack: &Attack,
         classifier: &Classifier,
         indices: &[usize],
+        marks: &[Option<Mark>],
         clean: Tensor<4>,
         labels: Vec<u32>,
     ) -> Result<Tried> {
@@ -340,14 +423,22 @@ impl Evaluation<'_> {
                 .collect(),
             seed: self.seed,
         };
-        let found = attack.perturb(classifier, &batch);
-        let shown: Vec<(usize, Vec<f32>)> = found
+        let attempt = attack.go_on(classifier, &batch, marks);
+        let mut tried = Tried::default();
+        if attempt.stopped {
+            classifier.forget_passes();
+            let rows = attempt.found.iter().zip(attempt.marks).zip(indices);
+            let left = rows.filter(|((found, _), _)| found.is_none());
+            tried.left = left.map(|((_, mark), index)| (*index, mark)).collect();
+        }
+        let shown: Vec<(usize, Vec<f32>)> = attempt
+            .found
             .into_iter()
             .enumerate()
             .filter_map(|(row, image)| Some((row, image?)))
             .collect();
         if shown.is_empty() {
-            return Ok(Tried::default());
+            return Ok(tried);
         }
         let values = shown
             .iter()
@@ -356,7 +447,6 @@ impl Evaluation<'_> {
         let images = from_vec(values, [shown.len(), channels, height, width], self.device);
         let logits = classifier.logits(images);
         let clean = to_vec(clean);
-        let mut tried = Tried::default();
         for (shown_row, (row, image)) in shown.into_iter().enumerate() {
             let (index, label) = (indices[row], labels[row] as usize);
             let distance = recheck::distance(attack, &clean[row * pixels..][..pixels], &image)

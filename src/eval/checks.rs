@@ -52,7 +52,7 @@ const NEAR_DISTRIBUTION: f64 = 1e-5;
 /// Robust accuracy that Square may take from the gradient attacks.
 const SQUARE_SHARE: f64 = 0.002;
 
-/// Looks at the model on the first batch of images, before any attack.
+/// Looks at the model on the first batch of images, before any attack. Told to stop, it looks no further.
 pub fn before(evaluation: &Evaluation) -> Result<Vec<Flag>> {
     let Evaluation {
         logits,
@@ -60,6 +60,7 @@ pub fn before(evaluation: &Evaluation) -> Result<Vec<Flag>> {
         attacks,
         batch,
         device,
+        group,
         ..
     } = *evaluation;
     let indices: Vec<usize> = (0..images.count().min(batch.max(1))).collect();
@@ -67,7 +68,8 @@ pub fn before(evaluation: &Evaluation) -> Result<Vec<Flag>> {
         return Ok(Vec::new());
     }
     let (pixels, labels) = images.batch(&indices, device)?;
-    let classifier = Classifier::new(logits, device);
+    let stop = || group.was_told_to_stop();
+    let classifier = Classifier::new(logits, device).stopped_by(&stop);
     let first = classifier.logits(pixels.clone());
     check_labels(&labels, first.classes())?;
     let averages = attacks
@@ -75,15 +77,19 @@ pub fn before(evaluation: &Evaluation) -> Result<Vec<Flag>> {
         .any(|attack| matches!(attack, Attack::Apgd(a) if a.averages > 1));
     let mut flags = Vec::new();
     if !averages {
-        let looks = (1..LOOKS).map(|_| classifier.logits(pixels.clone()));
+        let looks = (1..LOOKS).map_while(|_| {
+            (!classifier.is_stopped()).then(|| classifier.logits(pixels.clone()))
+        });
         flags.extend(randomised(&first, looks, &labels));
     }
-    flags.extend(not_numbers(&first));
+    let bad = (0..labels.len()).filter(|row| !first.is_finite(*row));
+    flags.extend(not_finite(bad.count(), labels.len()));
     flags.extend(distribution(&first));
     flags.extend(few_classes(first.classes(), attacks));
     if attacks
         .iter()
         .any(|attack| matches!(attack, Attack::Apgd(_)))
+        && !classifier.is_stopped()
     {
         flags.extend(zero_gradients(&classifier, pixels, &labels, &first));
     }
@@ -107,6 +113,7 @@ pub fn after(outcome: &Outcome) -> Vec<Flag> {
             flags.push(Flag::new("square_wins", message));
         }
     }
+    flags.extend(not_finite(outcome.not_finite(), outcome.robust.len()));
     flags
 }
 
@@ -174,14 +181,12 @@ fn zero_gradients(
     (zero > 0).then(|| Flag::new("zero_gradients", message))
 }
 
-fn not_numbers(logits: &Logits) -> Option<Flag> {
-    let bad = logits
-        .rows()
-        .filter(|row| row.iter().any(|z| !z.is_finite()))
-        .count();
-    let message =
-        format!("{bad} images have logits that are not finite: they count as misclassified");
-    (bad > 0).then(|| Flag::new("not_finite", message))
+fn not_finite(count: usize, of: usize) -> Option<Flag> {
+    let message = format!(
+        "{count} of {of} images have logits that are not finite: they count as misclassified; look for overflow in the \
+         model, and at its weights"
+    );
+    (count > 0).then(|| Flag::new("not_finite", message))
 }
 
 fn distribution(logits: &Logits) -> Option<Flag> {

@@ -49,7 +49,10 @@ pub fn attacks(settings: &Settings) -> Vec<Attack> {
         };
         settings.attack("apgd-ce").expect("a known name")
     };
-    multiples.map(at).collect()
+    let mut attacks: Vec<Attack> = multiples.map(at).collect();
+    // Nothing lies beyond the range of a pixel.
+    attacks.dedup_by(|next, last| next.epsilon() == last.epsilon());
+    attacks
 }
 
 /// The curve that the evaluation with [`attacks`] gave.
@@ -78,4 +81,25 @@ pub fn check(points: &[Point]) -> Option<Flag> {
         last.epsilon
     );
     (last.robust_accuracy > NEARLY_ZERO).then(|| Flag::new("masked_gradients", message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::autoattack::Version;
+
+    #[test]
+    fn the_curve_ends_where_the_range_of_a_pixel_does() {
+        let epsilons = |norm, epsilon: &str| -> Vec<f64> {
+            let settings = Settings::new(Version::Standard, norm, epsilon.parse().unwrap());
+            let attacks = attacks(&settings);
+            attacks.iter().map(|a| a.epsilon().value()).collect()
+        };
+        assert_eq!(
+            epsilons(Norm::Linf, "0.1"),
+            [0.025, 0.05, 0.1, 0.15000000000000002, 0.2, 0.4, 0.8]
+        );
+        assert_eq!(epsilons(Norm::Linf, "0.6"), [0.15, 0.3, 0.6, 0.8999999999999999, 1.0]);
+        assert_eq!(epsilons(Norm::L2, "0.5").last(), Some(&4.0));
+    }
 }

@@ -91,8 +91,21 @@ impl Images<'_> {
     }
 }
 
-/// An error unless all labels are classes of the model.
+/// An error unless the model has classes to tell apart and all labels are among them.
 pub(super) fn check_labels(labels: &[u32], classes: usize) -> Result<()> {
+    if classes < 2 {
+        let (message, hint) = match classes {
+            1 => (
+                "the model has 1 class, of which every image is",
+                "accuracy needs at least 2 classes; a single logit z of two classes is the pair 0 and z",
+            ),
+            _ => (
+                "the model has no classes",
+                "evaluate a model with a classification head",
+            ),
+        };
+        return Err(Error::input(message).hint(hint));
+    }
     match labels.iter().find(|label| **label as usize >= classes) {
         None => Ok(()),
         Some(label) => {
@@ -101,4 +114,20 @@ pub(super) fn check_labels(labels: &[u32], classes: usize) -> Result<()> {
             Err(Error::input(message).hint("use the data set that the model was trained for"))
         }
     }
+}
+
+/// An error unless the pixels of some images are those of images.
+pub(super) fn check_images(indices: &[usize], pixels: &[f32]) -> Result<()> {
+    let outside = |pixel: &f32| !(0.0..=1.0).contains(pixel);
+    let Some(place) = pixels.iter().position(outside) else {
+        return Ok(());
+    };
+    let index = indices[place / (pixels.len() / indices.len())];
+    let message = format!(
+        "image {index} has a pixel of {}, outside [0, 1]",
+        pixels[place]
+    );
+    Err(Error::input(message).hint(
+        "attacks perturb pixels in [0, 1]: a model that needs other values normalizes its input itself",
+    ))
 }

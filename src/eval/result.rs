@@ -26,6 +26,8 @@ pub struct Subject {
     pub data: String,
     /// Hash of the data set's classes and labels.
     pub data_hash: String,
+    /// Names of the data set's classes.
+    pub data_classes: Vec<String>,
     /// How many images.
     pub images: usize,
     /// Which ones.
@@ -125,7 +127,10 @@ pub fn to_json(subject: &Subject, findings: &[Findings]) -> Value {
     let count = findings
         .first()
         .map_or(0, |first| first.outcome.robust.len());
-    let all = |index: usize| findings.iter().all(|found| found.outcome.robust[index]);
+    let all = |index: usize| {
+        let stands = |found: &Findings| found.outcome.robust.get(index) == Some(&true);
+        findings.iter().all(stands)
+    };
     let robust: Vec<bool> = (0..count).map(all).collect();
     let standing = robust.iter().filter(|robust| **robust).count();
     fields.insert(

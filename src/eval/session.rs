@@ -1,4 +1,5 @@
-//! An evaluation that a person watches and that survives a kill: told line by line, saved after each batch.
+//! An evaluation that a person watches and that survives a kill: told line by line, saved after each batch and when it is
+//! stopped.
 //!
 //! The lines are those of the AutoAttack program, which people search logs for.
 
@@ -15,7 +16,7 @@ use super::result::{self, Findings, wilson};
 use super::{Done, Evaluation, Images, Observer, Outcome, checks};
 use crate::attack::{Attack, Norm, Passes};
 use crate::data::tensors;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::files;
 use crate::fused::to_vec;
 use crate::group::Group;
@@ -25,19 +26,44 @@ use crate::units::duration;
 /// Progress on a screen is drawn anew after this long.
 const REDRAWN_AFTER: Duration = Duration::from_millis(200);
 
-/// What is saved of an evaluation in progress.
+/// What is saved of an evaluation in progress, in a form that keeps every bit of a float.
 #[derive(Serialize, Deserialize)]
 struct Saved {
+    /// The evaluation that it belongs to.
+    fingerprint: String,
     outcome: Outcome,
-    /// Bytes of the file of adversarial images that belong to it.
+    /// Bytes of the file of adversarial images that belong to it, and their hash.
     images: u64,
+    images_hash: String,
+}
+
+impl Saved {
+    /// Its hash, then itself.
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        ciborium::into_writer(self, &mut text).expect("memory takes all that is written");
+        [blake3::hash(&text).as_bytes(), &text[..]].concat()
+    }
+
+    /// `None` for anything but what [`Self::to_bytes`] gave for this evaluation.
+    fn from_bytes(bytes: &[u8], fingerprint: &str) -> Option<Self> {
+        let (hash, text) = bytes.split_at_checked(blake3::OUT_LEN)?;
+        if *blake3::hash(text).as_bytes() != *hash {
+            return None;
+        }
+        let saved: Self = ciborium::from_reader(text).ok()?;
+        (saved.fingerprint == fingerprint).then_some(saved)
+    }
 }
 
 /// The files of an evaluation in progress; of several processes the first has them.
 #[derive(Clone, Debug)]
 pub struct Progress {
+    fingerprint: String,
     state: PathBuf,
     images: Option<PathBuf>,
+    /// Of the adversarial images so far.
+    hasher: RefCell<blake3::Hasher>,
     group: Group,
 }
 
@@ -52,65 +78,78 @@ impl Progress {
         );
         let images = keep_images.then(|| folder.join(format!("{name}.images")));
         Self {
+            fingerprint: fingerprint.to_owned(),
             state: folder.join(name),
             images,
+            hasher: RefCell::default(),
             group: group.clone(),
         }
     }
 
-    /// Where the evaluation was; `None` at its beginning.
-    fn load(&self) -> Result<Option<Outcome>> {
+    /// Where the evaluation was, or `None` at its beginning; and what the user should know of the files.
+    fn load(&self) -> Result<(Option<Outcome>, Option<String>)> {
         let found = match self.group.is_first() {
             true => self.load_here(),
-            false => Ok(None),
+            false => Ok((None, None)),
         };
         Ok(self.group.of_first(self.group.agree(found)?))
     }
 
-    fn load_here(&self) -> Result<Option<Outcome>> {
-        if !self.state.is_file() {
-            return Ok(None);
-        }
-        let saved: Saved = serde_json::from_slice(&files::read(&self.state)?).map_err(|error| {
-            let message = format!("`{}` cannot be read: {error}", self.state.display());
-            Error::input(message).hint("remove it to begin the evaluation anew")
-        })?;
-        if let Some(images) = &self.images {
-            let found = files::size(images);
-            if found < saved.images {
-                let message = format!(
-                    "`{}` has {found} of {} bytes",
-                    images.display(),
-                    saved.images
-                );
-                let state = self.state.display();
-                return Err(Error::input(message).hint(format!("remove `{state}` to begin anew")));
+    fn load_here(&self) -> Result<(Option<Outcome>, Option<String>)> {
+        let begin = |notice| {
+            // What a process left that was killed before it saved.
+            if let Some(images) = &self.images {
+                files::truncate(images, 0)?;
             }
-            files::truncate(images, saved.images)?;
+            Ok((None, notice))
+        };
+        if !self.state.is_file() {
+            return begin(None);
         }
-        Ok(Some(saved.outcome))
+        let damaged = |path: &Path| {
+            let path = path.display();
+            begin(Some(format!(
+                "warning: `{path}` is damaged: starting the evaluation over"
+            )))
+        };
+        let Some(saved) = Saved::from_bytes(&files::read(&self.state)?, &self.fingerprint) else {
+            return damaged(&self.state);
+        };
+        if let Some(images) = &self.images {
+            files::truncate(images, saved.images)?;
+            let mut hasher = self.hasher.borrow_mut();
+            *hasher = hash_of(images)?;
+            if hasher.finalize().to_string() != saved.images_hash {
+                hasher.reset();
+                return damaged(images);
+            }
+        }
+        Ok((Some(saved.outcome), None))
     }
 
     fn save(&self, outcome: &Outcome, done: &Done) -> Result<()> {
         if !self.group.is_first() {
             return Ok(());
         }
-        let mut size = 0;
-        if let Some(images) = &self.images {
+        let mut hasher = self.hasher.borrow_mut();
+        if let Some(path) = &self.images {
+            let mut records = Vec::new();
             for (index, image) in done.fooled {
                 if let Some(image) = image {
-                    files::append_bytes(images, &(*index as u64).to_le_bytes())?;
-                    files::append_bytes(images, bytemuck::cast_slice(image))?;
+                    records.extend((*index as u64).to_le_bytes());
+                    records.extend_from_slice(bytemuck::cast_slice(image));
                 }
             }
-            size = files::size(images);
+            files::append_bytes(path, &records)?;
+            hasher.update(&records);
         }
         let saved = Saved {
+            fingerprint: self.fingerprint.clone(),
             outcome: outcome.clone(),
-            images: size,
+            images: hasher.count(),
+            images_hash: hasher.finalize().to_string(),
         };
-        let text = serde_json::to_vec(&saved).expect("an outcome is JSON");
-        files::write(&self.state, &text)
+        files::write(&self.state, &saved.to_bytes())
     }
 
     /// The adversarial images by index; `pixels` is the number of values of an image.
@@ -140,7 +179,12 @@ impl Progress {
         let pixels = shape[1..].iter().product();
         let mut values = to_vec(clean);
         for (index, image) in self.adversarial(pixels)? {
-            values[index * pixels..][..pixels].copy_from_slice(&image);
+            let place = values.chunks_exact_mut(pixels).nth(index);
+            let place = place.ok_or_else(|| {
+                Error::failed(format!("`{}` is damaged", self.state.display()))
+                    .hint("run the same command again: the evaluation starts over")
+            })?;
+            place.copy_from_slice(&image);
         }
         let labels: Vec<i64> = labels.iter().map(|label| i64::from(*label)).collect();
         tensors::save(path, &values, shape, &labels, &[])
@@ -160,17 +204,37 @@ impl Progress {
     }
 }
 
+/// The hash of a file as far as it goes; of nothing where there is none.
+fn hash_of(path: &Path) -> Result<blake3::Hasher> {
+    let mut hasher = blake3::Hasher::new();
+    if path.is_file() {
+        let source = files::Source::open(path)?;
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = 0;
+        while at < source.length() {
+            let part = &mut buffer[..(source.length() - at).min(1 << 20) as usize];
+            source.fill(at, part)?;
+            hasher.update(part);
+            at += part.len() as u64;
+        }
+    }
+    Ok(hasher)
+}
+
 /// Looks at the model before and after an evaluation, which is run, or what is left of it; tells about all.
 pub fn examine(
     evaluation: &Evaluation,
     progress: &Progress,
     screen: &mut dyn Screen,
 ) -> Result<Findings> {
+    let _saved = evaluation.group.everything_is_saved();
     let mut flags = checks::before(evaluation)?;
     flags.iter().for_each(|flag| screen.line(&flag.to_string()));
     let outcome = watch(evaluation, progress, screen)?;
     let late = checks::after(&outcome);
     late.iter().for_each(|flag| screen.line(&flag.to_string()));
+    // Of all images and not of the first ones.
+    flags.retain(|flag| late.iter().all(|late| late.check != flag.check));
     flags.extend(late);
     Ok(Findings {
         outcome,
@@ -204,7 +268,12 @@ pub fn watch(
     progress: &Progress,
     screen: &mut dyn Screen,
 ) -> Result<Outcome> {
-    let earlier = progress.load()?;
+    // After a kill at any moment the evaluation goes on from the last batch.
+    let _saved = evaluation.group.everything_is_saved();
+    let (earlier, notice) = progress.load()?;
+    if let Some(notice) = notice {
+        screen.line(&notice);
+    }
     if let Some(earlier) = &earlier {
         let stage = earlier.stages.last().expect("saved after a batch");
         let left = earlier.queue.len();
@@ -396,16 +465,6 @@ impl Observer for Watcher<'_> {
             }
         }
         self.draw();
-        if self.progress.group.is_stopping() {
-            let message = format!(
-                "told to stop, after {} images of {}",
-                done.tried, done.attack
-            );
-            let error = Error::new(Kind::TryAgain, message);
-            return Err(error
-                .hint("the same command goes on from there")
-                .everywhere());
-        }
         Ok(())
     }
 

@@ -9,12 +9,13 @@ mod config;
 mod launch;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod signals;
 #[cfg(feature = "mpi")]
 mod watch;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -24,6 +25,8 @@ use crate::files;
 
 pub use config::{Parallel, Reduce};
 pub use launch::{number_here, processes_here, threads};
+pub use signals::Saved;
+use signals::Stop;
 
 /// Elements that are sent at a time: large enough that a message's start does not count, small enough to add them up while
 /// the next are on their way.
@@ -36,7 +39,7 @@ pub struct Group {
     size: usize,
     #[cfg(feature = "mpi")]
     link: Option<Arc<mpi::Link>>,
-    stop: Arc<AtomicBool>,
+    stop: Stop,
 }
 
 /// Values that are on their way.
@@ -77,29 +80,33 @@ impl Group {
             size: 1,
             #[cfg(feature = "mpi")]
             link: None,
-            stop: Arc::default(),
+            stop: Stop::default(),
         }
     }
 
     /// This process with those that were started together with it.
     ///
-    /// `lost` is told when another process is not heard of any more, before this one ends.
+    /// `tell` gets lines for the user that come from no command: of signals, and when another process is not heard of any
+    /// more, before this one ends.
     ///
     /// Errors: there are others and this binary was built without MPI; they run another binary.
-    pub fn open(lost: fn(&str)) -> Result<Self> {
+    pub fn open(tell: fn(&str)) -> Result<Self> {
         let Some(count) = launch::processes() else {
-            return Ok(Self::solo());
+            return Ok(Self {
+                stop: Stop::telling(tell),
+                ..Self::solo()
+            });
         };
         #[cfg(feature = "mpi")]
         {
             let _ = count;
-            let group = mpi::open(lost)?;
+            let group = mpi::open(tell)?;
             group.same_binary()?;
             Ok(group)
         }
         #[cfg(not(feature = "mpi"))]
         {
-            let _ = lost;
+            let _ = tell;
             let message =
                 format!("{count} processes were started, and this binary was built for one");
             Err(Error::input(message).hint("build it with: cargo build --release --features mpi"))
@@ -282,22 +289,21 @@ impl Group {
         self.same("binary", &own, |_, _| String::new())
     }
 
-    /// Asks the process to stop at the next good moment when the system tells it to end (SIGTERM) or a scheduler warns it
-    /// (SIGUSR1); told a second time, it ends at once.
+    /// Asks the process to stop at the next good moment when the system tells it to end (SIGTERM), a scheduler warns it
+    /// (SIGUSR1) or a person presses Ctrl-C (SIGINT); told a second time, it ends at once.
     pub fn stop_on_signals(&self) -> Result<()> {
-        use signal_hook::consts::{SIGTERM, SIGUSR1};
-        let again = i32::from(Kind::TryAgain.exit_code());
-        for signal in [SIGTERM, SIGUSR1] {
-            signal_hook::flag::register_conditional_shutdown(signal, again, Arc::clone(&self.stop))
-                .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&self.stop)))
-                .map_err(|error| Error::failed(format!("cannot listen to signals: {error}")))?;
-        }
-        Ok(())
+        self.stop.on_signals()
+    }
+
+    /// Says that nothing is lost if the process ends at any moment while the value lives: if it was told to stop and a good
+    /// moment does not come within seconds, it does not wait for one.
+    pub fn everything_is_saved(&self) -> Saved {
+        self.stop.everything_is_saved()
     }
 
     /// Whether this process was asked to stop. The others may not know; see [`Self::is_stopping`].
     pub fn was_told_to_stop(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.stop.told.load(Ordering::Relaxed)
     }
 
     /// Whether any process was asked to stop.

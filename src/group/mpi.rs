@@ -13,6 +13,7 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 
 use super::Group;
+use super::signals::Stop;
 use super::watch::{self, Activity};
 use crate::error::{Error, Result};
 
@@ -36,7 +37,7 @@ enum Request {
 }
 
 /// Joins the processes that were started together.
-pub(super) fn open(lost: fn(&str)) -> Result<Group> {
+pub(super) fn open(tell: fn(&str)) -> Result<Group> {
     let (requests, incoming) = channel();
     let (ready, joined) = channel();
     let activity = Arc::new(Activity::default());
@@ -57,10 +58,10 @@ pub(super) fn open(lost: fn(&str)) -> Result<Group> {
         rank,
         size,
         link: Some(Arc::new(link)),
-        ..Group::solo()
+        stop: Stop::telling(tell),
     };
     if size > 1 {
-        watch::start(&group, activity, lost)?;
+        watch::start(&group, activity, tell)?;
     }
     Ok(group)
 }

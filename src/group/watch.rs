@@ -65,16 +65,18 @@ struct Beat {
     done: u64,
     waiting: bool,
     ended: bool,
+    stop: bool,
 }
 
 impl Beat {
-    const BYTES: usize = 10;
+    const BYTES: usize = 11;
 
-    fn of(activity: &Activity) -> Self {
+    fn of(activity: &Activity, stop: &AtomicBool) -> Self {
         Self {
             done: activity.done.load(Ordering::Relaxed),
             waiting: activity.waiting.load(Ordering::Relaxed),
             ended: activity.ended.load(Ordering::Relaxed),
+            stop: stop.load(Ordering::Relaxed),
         }
     }
 
@@ -83,6 +85,7 @@ impl Beat {
         bytes[..8].copy_from_slice(&self.done.to_le_bytes());
         bytes[8] = self.waiting.into();
         bytes[9] = self.ended.into();
+        bytes[10] = self.stop.into();
         bytes
     }
 
@@ -91,6 +94,7 @@ impl Beat {
             done: u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")),
             waiting: bytes[8] != 0,
             ended: bytes[9] != 0,
+            stop: bytes[10] != 0,
         }
     }
 }
@@ -148,10 +152,10 @@ pub(super) fn start(group: &Group, activity: Arc<Activity>, lost: fn(&str)) -> R
     for peer in &peers {
         peer.stream.set_nonblocking(true).map_err(failed)?;
     }
-    let rank = group.rank();
+    let (rank, stop) = (group.rank(), Arc::clone(&group.stop.told));
     std::thread::Builder::new()
         .name("watch".into())
-        .spawn(move || watch(rank, peers, &activity, lost))
+        .spawn(move || watch(rank, peers, &activity, &stop, lost))
         .map_err(failed)?;
     Ok(())
 }
@@ -168,13 +172,19 @@ fn peer(rank: usize, hosts: &[String], stream: TcpStream) -> Peer {
 }
 
 /// The beats of this process and those of its peers, until a peer is lost or the run ends.
-fn watch(rank: usize, mut peers: Vec<Peer>, activity: &Activity, lost: fn(&str)) {
+fn watch(
+    rank: usize,
+    mut peers: Vec<Peer>,
+    activity: &Activity,
+    stop: &AtomicBool,
+    lost: fn(&str),
+) {
     let mut moved = Instant::now();
-    let mut last = (Beat::of(activity), Vec::new());
+    let mut last = (Beat::of(activity, stop), Vec::new());
     let mut woken = Instant::now();
     loop {
         std::thread::sleep(BEAT);
-        let own = Beat::of(activity);
+        let own = Beat::of(activity, stop);
         // This process stood still itself: what it did not hear in the meantime tells nothing.
         if woken.elapsed() > 3 * BEAT {
             peers
@@ -185,6 +195,9 @@ fn watch(rank: usize, mut peers: Vec<Peer>, activity: &Activity, lost: fn(&str))
         woken = Instant::now();
         for peer in &mut peers {
             peer.exchange(own);
+        }
+        if peers.iter().any(|peer| peer.beat.stop) {
+            stop.store(true, Ordering::Relaxed);
         }
         if let Some(peer) = peers
             .iter()
@@ -350,6 +363,7 @@ mod tests {
             done: 77,
             waiting: true,
             ended: false,
+            stop: true,
         };
         assert!(Beat::from_bytes(&beat.to_bytes()) == beat);
     }

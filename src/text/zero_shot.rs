@@ -63,10 +63,26 @@ impl ZeroShot {
 
 /// Logits by text: similarities of the images' embeddings and those of the classes, times the largest factor.
 ///
+/// An embedding that is not finite has no finite similarity to any class.
+///
 /// Shapes: `outputs` `[batch, width]`; `head` `[classes, width]`, rows of length 1; the result `[batch, classes]`.
 pub fn by_text(outputs: Tensor<2>, head: &Tensor<2>) -> Tensor<2> {
-    unit_length(outputs).matmul(head.clone().transpose()) * LARGEST_SCALE
+    unit_length(within_squares(outputs)).matmul(head.clone().transpose()) * LARGEST_SCALE
 }
+
+/// Rows whose squares would overflow, scaled so that they do not; all others as they are.
+fn within_squares(rows: Tensor<2>) -> Tensor<2> {
+    let largest = rows.clone().without_autodiff().abs().max_dim(1);
+    let fits = largest.clone().lower_equal_elem(LARGEST_SQUARED);
+    let scale = largest.mask_fill(fits, 1.0);
+    match rows.is_autodiff() {
+        true => rows / scale.autodiff(),
+        false => rows / scale,
+    }
+}
+
+/// The sum of as many squares as embeddings have dimensions is still finite.
+const LARGEST_SQUARED: f32 = 1e16;
 
 fn lines(path: &Path, what: &str) -> Result<Vec<String>> {
     let text = files::read_text(path)?;
@@ -83,5 +99,30 @@ fn lines(path: &Path, what: &str) -> Result<Vec<String>> {
         true => Err(Error::input(format!("`{}` is empty", path.display()))
             .hint(format!("one {what} a line"))),
         false => Ok(found),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::fused::{from_vec, to_vec};
+
+    #[test]
+    fn an_embedding_that_overflows_is_no_answer_and_a_large_one_is() {
+        let device = Device::flex();
+        let head = from_vec(vec![1.0, 0.0, 0.0, 1.0], [2, 2], &device);
+        let logits = |outputs: [f32; 2]| {
+            to_vec(by_text(from_vec(outputs.to_vec(), [1, 2], &device), &head))
+        };
+        assert_eq!(logits([0.0, 3.0]), [0.0, 100.0]);
+        // The squares of these overflow, which would make all logits 0 and every image the first class.
+        assert_eq!(logits([0.0, 1e30]), [0.0, 100.0]);
+        assert_eq!(logits([0.0, f32::MAX]), [0.0, 100.0]);
+        for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            let found = logits([1.0, bad]);
+            assert!(found.iter().any(|logit| !logit.is_finite()), "{found:?}");
+        }
     }
 }

@@ -98,6 +98,7 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         model_hash,
         data: run.recipe.data_of(stage).test.to_string(),
         data_hash: test.fingerprint(),
+        data_classes: test.classes().to_vec(),
         images: count,
         subset: subset.record(test)?,
         left_out: chosen

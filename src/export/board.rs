@@ -1,0 +1,191 @@
+//! RobustBench's boards: what an entry must have been measured on.
+//!
+//! Source: <https://github.com/RobustBench/robustbench>, its `model_info` and the README's rules for new entries.
+//! Not whether the images are the board's, of which a result knows the number and the names of the classes.
+
+use serde_json::Value;
+
+use crate::attack::Norm;
+use crate::error::{Error, Result};
+use crate::model::weights::Loaded;
+use crate::units::{Fraction, grouped};
+
+/// A data set's boards.
+#[derive(Debug)]
+pub(super) struct Board {
+    /// As `--dataset` and RobustBench call it.
+    name: &'static str,
+    /// As people call its test images.
+    images_of: &'static str,
+    images: usize,
+    /// Norms and radii, each a board of its own.
+    threats: &'static [(Norm, &'static str)],
+    classes: Classes,
+}
+
+/// How classes are told from those of other data sets.
+#[derive(Debug)]
+enum Classes {
+    /// By their names, one a line.
+    Named(&'static str),
+    /// ImageNet's thousand: by ids such as `n01440764`, or in words.
+    ImageNet,
+}
+
+const BOARDS: [Board; 3] = [
+    Board {
+        name: "cifar10",
+        images_of: "CIFAR-10's test set",
+        images: 10_000,
+        threats: &[(Norm::Linf, "8/255"), (Norm::L2, "0.5")],
+        classes: Classes::Named("airplane automobile bird cat deer dog frog horse ship truck"),
+    },
+    Board {
+        name: "cifar100",
+        images_of: "CIFAR-100's test set",
+        images: 10_000,
+        threats: &[(Norm::Linf, "8/255")],
+        classes: Classes::Named(
+            "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can \
+             castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin \
+             elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster \
+             man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck \
+             pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk \
+             skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television \
+             tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm",
+        ),
+    },
+    Board {
+        name: "imagenet",
+        images_of: "RobustBench's 5,000 of ImageNet's validation images",
+        images: 5_000,
+        threats: &[(Norm::Linf, "4/255")],
+        classes: Classes::ImageNet,
+    },
+];
+
+/// The board of a data set.
+pub(super) fn named(dataset: &str) -> Result<&'static Board> {
+    let found = BOARDS.iter().find(|board| board.name == dataset);
+    found.ok_or_else(|| {
+        let message = match dataset {
+            "" => "--dataset is missing: a RobustBench entry belongs to a board".to_owned(),
+            other => format!("--dataset {other}: RobustBench has no such board"),
+        };
+        Error::input(message).hint("use cifar10, cifar100 or imagenet")
+    })
+}
+
+impl Board {
+    /// How to measure for it.
+    pub(super) fn command(&self) -> String {
+        let (norm, epsilon) = &self.threats[0];
+        format!(
+            "`advxl eval MODEL --data SPEC --attack autoattack --norm {} --eps {epsilon}` on {}, then give its result.json \
+             with --result",
+            norm.word(),
+            self.images_of
+        )
+    }
+
+    /// The radius as the board writes it, if a result of AutoAttack and its model fit the board.
+    ///
+    /// Errors: all that does not fit.
+    pub(super) fn check(
+        &self,
+        loaded: &Loaded,
+        result: &Value,
+        evaluation: &Value,
+    ) -> Result<&'static str> {
+        let mut faults = Vec::new();
+        let data = result["data"].as_str().unwrap_or_default();
+        if data.starts_with("synthetic:") {
+            faults.push(format!("the images are synthetic (`{data}`)"));
+        }
+        let images = evaluation["robust"].as_array().map_or(0, Vec::len);
+        if images != self.images {
+            let (found, right) = (grouped(images as u64), grouped(self.images as u64));
+            faults.push(format!("{found} images instead of {right}"));
+        }
+        let classes = self.classes.count();
+        if loaded.model.classes() != classes {
+            let found = loaded.model.classes();
+            faults.push(format!("a model of {found} classes instead of {classes}"));
+        }
+        faults.extend(self.classes.fault(&result["data_classes"]));
+        let word = evaluation["norm"].as_str().unwrap_or_default();
+        let written = evaluation["epsilon"].as_str().unwrap_or_default();
+        let value = written.parse::<Fraction>().ok().map(|found| found.value());
+        let threat = self.threats.iter().find(|(norm, epsilon)| {
+            let right = epsilon.parse::<Fraction>().ok();
+            let near = right.zip(value).is_some_and(|(right, value)| {
+                // A fraction that was written as a decimal number.
+                (right.value() - value).abs() < 1e-6
+            });
+            norm.word() == word && near
+        });
+        if threat.is_none() {
+            let threats = self.threats.iter();
+            let threats = threats.map(|(norm, epsilon)| format!("{} {epsilon}", norm.word()));
+            let threats = threats.collect::<Vec<_>>().join(" or ");
+            faults.push(format!("{word} {written} instead of {threats}"));
+        }
+        if result["precision"] != "f32" {
+            let found = &result["precision"];
+            faults.push(format!("precision {found} instead of \"f32\""));
+        }
+        match threat {
+            Some((_, epsilon)) if faults.is_empty() => Ok(epsilon),
+            _ => {
+                let message = format!(
+                    "the result does not fit RobustBench's board `{}`: {}",
+                    self.name,
+                    faults.join("; ")
+                );
+                Err(Error::input(message).hint(self.command()))
+            }
+        }
+    }
+}
+
+impl Classes {
+    fn count(&self) -> usize {
+        match self {
+            Self::Named(names) => names.split_whitespace().count(),
+            Self::ImageNet => 1000,
+        }
+    }
+
+    /// What is wrong with the names of a data set's classes.
+    fn fault(&self, found: &Value) -> Option<String> {
+        let found: Vec<&str> = found
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
+        let fits = match self {
+            Self::Named(names) => {
+                let mut found = found.clone();
+                found.sort_unstable();
+                found.iter().copied().eq(names.split_whitespace())
+            }
+            Self::ImageNet => {
+                let is_id = |name: &&str| {
+                    let digits = name.strip_prefix('n').unwrap_or_default();
+                    digits.len() == 8 && digits.bytes().all(|digit| digit.is_ascii_digit())
+                };
+                let in_words = |name: &&str| name.starts_with("tench");
+                found.len() == 1000 && (found.iter().all(is_id) || found.iter().any(in_words))
+            }
+        };
+        let names = found.first().zip(found.last());
+        let names = names.map_or(String::new(), |(first, last)| {
+            format!(" (`{first}` to `{last}`)")
+        });
+        (!fits).then(|| {
+            let count = found.len();
+            format!("images of {count} classes{names} that are not the board's")
+        })
+    }
+}
