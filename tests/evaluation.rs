@@ -4,7 +4,8 @@ mod support;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -107,7 +108,7 @@ fn an_evaluation_killed_ten_times_ends_with_the_same_result() {
             .lines()
             .map(Result::unwrap);
         for (number, line) in told.enumerate() {
-            resumed += usize::from(line.contains("going on after"));
+            resumed += usize::from(line.contains("resuming after"));
             if number + 1 == lines {
                 break;
             }
@@ -283,4 +284,271 @@ fn the_lines_that_people_search_logs_for_are_there() {
     let first: Value =
         serde_json::from_slice(&std::fs::read(format!("{out}/result-1.json")).unwrap()).unwrap();
     assert_eq!(first["epsilon"], "8/255");
+}
+
+/// Starts an evaluation, sends signals once a line appears, and gives the exit code, what was told and the seconds from
+/// the first signal to the end.
+fn signaled(arguments: &[&str], after: &str, signals: &[&str]) -> (i32, String, f64) {
+    let mut child: Child = command(arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = String::new();
+    let mut sent = None;
+    for line in BufReader::new(child.stderr.take().unwrap()).lines() {
+        let line = line.unwrap();
+        if sent.is_none() && line.contains(after) {
+            sent = Some(Instant::now());
+            for (number, signal) in signals.iter().enumerate() {
+                if number > 0 {
+                    std::thread::sleep(Duration::from_millis(400));
+                }
+                let id = child.id().to_string();
+                let done = Command::new("kill")
+                    .args([&format!("-{signal}"), &id])
+                    .status();
+                assert!(done.unwrap().success());
+            }
+        }
+        told += &format!("{line}\n");
+    }
+    let code = child.wait().unwrap().code().unwrap_or(-1);
+    let sent = sent.unwrap_or_else(|| panic!("`{after}` never came:\n{told}"));
+    (code, told, sent.elapsed().as_secs_f64())
+}
+
+#[test]
+fn an_evaluation_that_is_told_to_stop_ends_within_seconds_and_goes_on_to_the_same_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path());
+    let run = run.to_str().unwrap();
+    let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
+    let (code, text) = advxl(&arguments(run, whole.to_str().unwrap(), &[]));
+    assert_eq!(code, 0, "{text}");
+
+    let file = folder.path().join("adversarial.safetensors");
+    // One batch holds all images: what was found about them by earlier targets and queries is kept.
+    let save = ["--save-adversarial", file.to_str().unwrap()];
+    let arguments = arguments(run, stopped.to_str().unwrap(), &save);
+    let mut stops = 0;
+    for (after, signal) in [
+        ("initial accuracy", "TERM"),
+        ("robust accuracy after APGD-CE", "INT"),
+        ("robust accuracy after APGD-T", "USR1"),
+        ("robust accuracy after FAB-T", "TERM"),
+        ("l2, epsilon", "INT"),
+        ("robust accuracy after FAB-T", "USR1"),
+        ("l1, epsilon", "TERM"),
+    ] {
+        let (code, text, seconds) = signaled(&arguments, after, &[signal]);
+        assert_eq!(code, 75, "{after}: {text}");
+        assert!(seconds < 5.0, "{after}: {seconds}");
+        for part in [
+            &format!("received SIG{signal}: stopping"),
+            "error: stopped by signal after ",
+            "hint: run the same command again to resume",
+        ] {
+            assert!(text.contains(part), "`{part}` is not in:\n{text}");
+        }
+        assert!(!stopped.join("result.json").exists());
+        stops += 1;
+    }
+    assert_eq!(stops, 7);
+    let (code, text) = advxl(&arguments);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("resuming after "), "{text}");
+    assert!(read_result(&stopped) == read_result(&whole));
+    let left = std::fs::read_dir(&stopped).unwrap();
+    let left: Vec<PathBuf> = left.map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(left, [stopped.join("result.json")]);
+
+    // A second signal does not wait for anything.
+    let out = folder.path().join("twice");
+    let twice = self::arguments(run, out.to_str().unwrap(), &[]);
+    let (code, text, _) = signaled(&twice, "initial accuracy", &["INT", "INT"]);
+    assert_eq!(code, 75, "{text}");
+}
+
+#[test]
+fn damaged_progress_is_told_and_the_evaluation_starts_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path());
+    let run = run.to_str().unwrap();
+    let file = folder.path().join("adversarial.safetensors");
+    let arguments = |out: &Path, more: &[&str]| -> Vec<String> {
+        let data = [
+            "--data",
+            "synthetic:60",
+            "--attack",
+            "apgd-ce,square",
+            "--eps",
+            "1/255",
+        ];
+        let few = ["--steps", "4", "--queries", "100", "--batch", "1"];
+        let out = ["--out", out.to_str().unwrap()];
+        let save = ["--save-adversarial", file.to_str().unwrap()];
+        let parts = [&["eval", run][..], &data, &few, &out, &save, more];
+        parts.concat().into_iter().map(str::to_owned).collect()
+    };
+    let run = |arguments: &[String]| {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        advxl(&arguments)
+    };
+    let whole = folder.path().join("whole");
+    let (code, text) = run(&arguments(&whole, &[]));
+    assert_eq!(code, 0, "{text}");
+    let images = std::fs::read(&file).unwrap();
+
+    let out = folder.path().join("damaged");
+    let arguments = arguments(&out, &[]);
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (code, text, _) = signaled(&words, "square - 1/", &["TERM"]);
+    assert_eq!(code, 75, "{text}");
+    let list = || -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&out).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
+    let saved: Vec<(PathBuf, Vec<u8>)> = list()
+        .into_iter()
+        .map(|path| (path.clone(), std::fs::read(path).unwrap()))
+        .collect();
+    assert_eq!(saved.len(), 2, "{saved:?}");
+    for (damaged, bytes) in &saved {
+        let is_state = damaged.extension().unwrap() == "progress";
+        let mut kinds: Vec<Vec<u8>> = vec![Vec::new(), bytes[..bytes.len() / 2].to_vec()];
+        for place in [0, 40, bytes.len() / 2, bytes.len() - 1] {
+            let mut flipped = bytes.clone();
+            flipped[place] ^= 0x10;
+            kinds.push(flipped);
+        }
+        if is_state {
+            // Another program's, longer, and a list of 2^64 numbers with a hash that fits.
+            kinds.push(b"{\"outcome\":{}}".to_vec());
+            kinds.push([&bytes[..], &[0; 9]].concat());
+            let huge = [0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+            kinds.push([&blake3::hash(&huge).as_bytes()[..], &huge].concat());
+        }
+        for kind in kinds {
+            for path in list() {
+                std::fs::remove_file(path).unwrap();
+            }
+            for (path, bytes) in &saved {
+                std::fs::write(path, bytes).unwrap();
+            }
+            std::fs::write(damaged, &kind).unwrap();
+            let (code, text) = run(&arguments);
+            assert_eq!(code, 0, "{text}");
+            let name = damaged.file_name().unwrap().to_string_lossy();
+            let warning = format!("{name}` is damaged: starting the evaluation over");
+            assert!(text.contains(&warning), "{text}");
+            assert!(read_result(&out) == read_result(&whole));
+            assert!(std::fs::read(&file).unwrap() == images);
+            assert_eq!(list().len(), 1, "only the result is left");
+        }
+    }
+    // What a process left that was killed before it saved anything is not taken for images.
+    for (path, bytes) in &saved {
+        if path.extension().unwrap() != "progress" {
+            std::fs::write(path, bytes).unwrap();
+        }
+    }
+    std::fs::remove_file(out.join("result.json")).unwrap();
+    let (code, text) = run(&arguments);
+    assert_eq!(code, 0, "{text}");
+    assert!(std::fs::read(&file).unwrap() == images);
+}
+
+#[test]
+fn logits_that_overflow_are_told_by_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path());
+    let model = run.join("model");
+    // A head so large that most logits overflow.
+    let path = model.join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let scaled: Vec<(String, Vec<usize>, Vec<u8>)> = tensors
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| {
+            let mut values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+            if name == "head.weight" {
+                let largest = values
+                    .iter()
+                    .fold(0.0f32, |most, value| most.max(value.abs()));
+                values.iter_mut().for_each(|value| *value *= 1.0 / largest);
+                values.iter_mut().for_each(|value| *value *= 3e38);
+            }
+            let shape = view.shape().to_vec();
+            (name, shape, bytemuck::cast_slice(&values).to_vec())
+        })
+        .collect();
+    let views = scaled.iter().map(|(name, shape, bytes)| {
+        let dtype = safetensors::Dtype::F32;
+        let view = safetensors::tensor::TensorView::new(dtype, shape.clone(), bytes);
+        (name.clone(), view.unwrap())
+    });
+    std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+    let out = folder.path().join("out");
+    let attacks = "pgd,apgd-ce,apgd-dlr,apgd-t,fab,fab-t,square";
+    for norm in ["linf", "l2", "l1"] {
+        let (code, text) = advxl(&[
+            "eval",
+            model.to_str().unwrap(),
+            "--data",
+            "synthetic:24",
+            "--attack",
+            attacks,
+            "--norm",
+            norm,
+            "--eps",
+            "1/255",
+            "--steps",
+            "2",
+            "--restarts",
+            "1",
+            "--targets",
+            "2",
+            "--queries",
+            "3",
+            "--out",
+            out.to_str().unwrap(),
+        ]);
+        assert_eq!(code, 0, "{text}");
+        assert!(
+            text.contains("logits that are not finite: they count as misclassified"),
+            "{text}"
+        );
+        let result = read_result(&out);
+        let margins = result["margin"].as_array().unwrap();
+        let bad = margins.iter().filter(|margin| margin.is_null()).count();
+        assert!(bad > 0);
+        let robust = result["robust"].as_array().unwrap().iter().zip(margins);
+        for (robust, margin) in robust {
+            assert!(!(margin.is_null() && robust.as_bool().unwrap()));
+        }
+        let flags = result["flags"].as_array().unwrap();
+        let count = format!("{bad} of 24 images");
+        let is_told = |flag: &&Value| {
+            flag["check"] == "not_finite" && flag["message"].as_str().unwrap().starts_with(&count)
+        };
+        assert_eq!(flags.iter().filter(is_told).count(), 1, "{flags:?}");
+    }
+    let logits = folder.path().join("logits.safetensors");
+    let output = command(&[
+        "predict",
+        model.to_str().unwrap(),
+        "--data",
+        "synthetic:24",
+        "--json",
+        "--out",
+        logits.to_str().unwrap(),
+    ])
+    .output()
+    .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert!(
+        text.contains("of 24 images have logits that are not finite"),
+        "{text}"
+    );
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(printed["not_finite"].as_u64().unwrap() > 0, "{printed}");
 }

@@ -359,6 +359,25 @@ fn an_l2_step_has_its_length_and_stays_in_the_ball() {
 }
 
 #[test]
+fn an_l2_step_along_any_gradient_leads_to_an_image() {
+    for path in available() {
+        with_path(path, || {
+            // So small that the quotient of step and length overflows; so large that only f64 holds its square; none at all.
+            for (slope, moves) in [(1e-43, true), (3e38, true), (0.0, false), (f32::INFINITY, false), (f32::NAN, false)]
+            {
+                let origin = vec![0.5; 20];
+                let mut x = origin.clone();
+                let mut gradient = vec![0.0; 20];
+                gradient[3] = slope;
+                pgd::l2_step(&mut x, &gradient, &origin, &[0.1], 0.15);
+                assert!(x.iter().all(|x| (0.5..=0.6 + 1e-6).contains(x)), "{path:?} {slope}: {x:?}");
+                assert_eq!(x[3] > 0.5, moves, "{path:?} {slope}");
+            }
+        });
+    }
+}
+
+#[test]
 fn sums_have_the_same_bits_for_any_number_of_threads() {
     let values = Rng::new(1).vec(100_001, 1.0);
     let run = |threads| {

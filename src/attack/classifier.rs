@@ -244,9 +244,7 @@ fn finite(gradient: Tensor<4>) -> Tensor<4> {
         true => gradient,
         false => {
             let undefined = gradient.clone().is_nan();
-            gradient
-                .mask_fill(undefined, 0.0)
-                .clamp(f32::MIN, f32::MAX)
+            gradient.mask_fill(undefined, 0.0).clamp(f32::MIN, f32::MAX)
         }
     }
 }

@@ -59,7 +59,9 @@ impl Fab {
             Some(targets) => (targets.min(others), 1),
             None => (1, others),
         };
-        let looks = runs.saturating_mul(self.restarts).saturating_mul(self.steps);
+        let looks = runs
+            .saturating_mul(self.restarts)
+            .saturating_mul(self.steps);
         Passes {
             forward: looks.saturating_mul(1 + gradients),
             backward: looks.saturating_mul(gradients),

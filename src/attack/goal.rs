@@ -249,7 +249,8 @@ mod tests {
         let logits = [f32::MAX, f32::MIN, 0.0, 1e-38, 1.0, 1.0, 1.0, 1.0];
         for kind in KINDS {
             for classes in 1..=logits.len() {
-                for (label, target) in (0..classes).flat_map(|l| (0..classes).map(move |t| (l, t))) {
+                for (label, target) in (0..classes).flat_map(|l| (0..classes).map(move |t| (l, t)))
+                {
                     let mut rows = vec![logits[..classes].to_vec(), vec![3e38; classes]];
                     rows.push(logits[logits.len() - classes..].to_vec());
                     for row in rows {

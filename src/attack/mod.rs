@@ -187,7 +187,11 @@ fn in_turn(
     let mut survived = vec![0; batch.labels.len()];
     let mut targets_of: Vec<Vec<usize>> = vec![Vec::new(); batch.labels.len()];
     for (index, mark) in marks.iter().enumerate() {
-        if let Some(Mark::Runs { survived: s, targets }) = mark {
+        if let Some(Mark::Runs {
+            survived: s,
+            targets,
+        }) = mark
+        {
             (survived[index], targets_of[index]) = (*s, targets.clone());
         }
     }
@@ -374,4 +378,100 @@ fn images_of(images: Tensor<4>) -> Vec<Vec<f32>> {
         .chunks_exact(pixels)
         .map(<[f32]>::to_vec)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::eval::autoattack::{ATTACKS, Settings, Version};
+    use crate::fused::from_vec;
+
+    const CLASSES: usize = 5;
+
+    fn draw(count: usize, seed: u64) -> Vec<f32> {
+        let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
+        (0..count).map(|_| rng.uniform()).collect()
+    }
+
+    /// Two layers on images of 3 x 4 x 4 pixels.
+    fn logits(images: Tensor<4>) -> Tensor<2> {
+        let device = images.device().without_autodiff();
+        let layer = |rows, columns, seed| {
+            from_vec(draw(rows * columns, seed), [rows, columns], &device) - 0.5
+        };
+        let [batch, ..] = images.dims();
+        let hidden = images.reshape([batch, 48]).matmul(layer(48, 8, 1)).tanh();
+        hidden.matmul(layer(8, CLASSES, 2)) * 4.0
+    }
+
+    fn batch() -> Batch {
+        let images = from_vec(draw(6 * 48, 3), [6, 3, 4, 4], &Device::flex());
+        Batch {
+            labels: crate::loss::predictions(logits(images.clone())),
+            images,
+            keys: vec![4, 9, 2, 7, 0, 5],
+            seed: 1,
+        }
+    }
+
+    /// An attempt that is stopped after so many passes of the model, which grow until it is done.
+    fn with_stops(attack: &Attack, batch: &Batch) -> (Found, Passes, usize) {
+        let device = Device::flex();
+        let mut found: Found = vec![None; batch.labels.len()];
+        let mut left: Vec<(usize, Option<Mark>)> = (0..found.len()).map(|i| (i, None)).collect();
+        let (mut passes, mut stops) = (Passes::default(), 0);
+        for limit in 1.. {
+            let seen = Cell::new(0);
+            let watch = |_| seen.set(seen.get() + 1);
+            let stop = || seen.get() >= limit;
+            let classifier = Classifier::watched(&logits, &device, &watch).stopped_by(&stop);
+            let (rows, marks): (Vec<usize>, Vec<Option<Mark>>) = left.drain(..).unzip();
+            let attempt = attack.go_on(&classifier, &batch.select(&rows), &marks);
+            if attempt.stopped {
+                stops += 1;
+                classifier.forget_passes();
+                let marks = rows.iter().copied().zip(attempt.marks);
+                let undone = marks.zip(&attempt.found);
+                left = undone
+                    .filter_map(|(mark, found)| found.is_none().then_some(mark))
+                    .collect();
+            }
+            passes += classifier.take_passes();
+            for (row, image) in rows.into_iter().zip(attempt.found) {
+                found[row] = found[row].take().or(image);
+            }
+            if left.is_empty() {
+                break;
+            }
+        }
+        (found, passes, stops)
+    }
+
+    #[test]
+    fn an_attack_that_is_stopped_and_goes_on_finds_the_same_with_as_many_passes() {
+        let batch = batch();
+        // In each norm some images fall and some stand.
+        for (norm, epsilon) in [(Norm::Linf, "0.05"), (Norm::L2, "0.3"), (Norm::L1, "1.2")] {
+            for name in ATTACKS {
+                let settings = Settings {
+                    steps: Some(6),
+                    targets: Some(3),
+                    restarts: Some(2),
+                    queries: Some(40),
+                    ..Settings::new(Version::Standard, norm, epsilon.parse().unwrap())
+                };
+                let attack = settings.attack(name).unwrap();
+                let classifier = Classifier::new(&logits, &batch.images.device());
+                let whole = attack.perturb(&classifier, &batch);
+                let (found, passes, stops) = with_stops(&attack, &batch);
+                assert!(stops > 0, "{name}");
+                assert!(found == whole, "{name}");
+                assert_eq!(passes, classifier.take_passes(), "{name}");
+            }
+        }
+    }
 }

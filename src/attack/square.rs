@@ -44,7 +44,10 @@ impl Square {
         let shape = [channels, height, width];
         let picture = Picture {
             norm: self.norm,
-            epsilon: self.epsilon.value().min(self.norm.longest(channels * height * width)),
+            epsilon: self
+                .epsilon
+                .value()
+                .min(self.norm.longest(channels * height * width)),
             shape,
         };
         let draws = Draws::new(batch.seed, &batch.keys, Purpose::Square);
@@ -59,7 +62,12 @@ impl Square {
         let mut searches: Vec<Search> = clean
             .map(|(place, clean)| {
                 let mut search = Search::new(place, batch.labels[place] as usize, clean);
-                if let Some(Some(Mark::Queries { asked, accepted, margin })) = marks.get(place) {
+                if let Some(Some(Mark::Queries {
+                    asked,
+                    accepted,
+                    margin,
+                })) = marks.get(place)
+                {
                     for query in accepted {
                         search.best = ask(&search, *query);
                     }

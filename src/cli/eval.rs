@@ -368,8 +368,13 @@ impl Eval {
                 let message = format!("--eps-curve: --eps {epsilon} makes a curve of one point");
                 return Err(Error::input(message).hint("give an epsilon above 0, such as 8/255"));
             }
-            let mut before = settings[..index].iter().filter(|other| other.norm == one.norm);
-            if before.clone().any(|other| other.epsilon.value() == epsilon.value()) {
+            let mut before = settings[..index]
+                .iter()
+                .filter(|other| other.norm == one.norm);
+            if before
+                .clone()
+                .any(|other| other.epsilon.value() == epsilon.value())
+            {
                 let message = format!("--norm {norm} with --eps {epsilon} is given twice");
                 return Err(Error::input(message));
             }

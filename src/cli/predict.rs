@@ -57,6 +57,9 @@ pub(super) struct Predict {
 
 impl Predict {
     pub(super) fn run(&self, json: bool) -> Result<()> {
+        if self.batch == 0 {
+            return Err(Error::input("--batch 0: expected at least 1"));
+        }
         inputs(Some(&self.model.path), Some(&self.data))?.check_file(
             "--out",
             &self.out,
@@ -87,11 +90,17 @@ impl Predict {
             ..Pass::evaluation()
         };
         let (mut logits, mut gradients) = (Vec::new(), Vec::new());
+        let mut not_finite = 0;
         let mut screen = Terminal::new();
         let indices: Vec<usize> = (0..count).collect();
-        for chunk in indices.chunks(self.batch.max(1)) {
+        for chunk in indices.chunks(self.batch) {
             let batch = images.pictures(chunk, &device()?)?;
-            logits.extend(to_vec(loaded.model.logits(batch.clone(), &pass)));
+            let rows = to_vec(loaded.model.logits(batch.clone(), &pass));
+            let rows_of = rows.chunks_exact(classes.max(1));
+            not_finite += rows_of
+                .filter(|row| !row.iter().all(|logit| logit.is_finite()))
+                .count();
+            logits.extend(rows);
             if self.gradient {
                 let labels = images.labels(chunk)?;
                 let goal = Targets::classes(&labels).distributions(classes, 0.0, &device()?);
@@ -100,12 +109,17 @@ impl Predict {
                 };
                 gradients.extend(to_vec(input_gradient(&loss, batch).0));
             }
-            let done = logits.len() / classes;
+            let done = chunk.last().map_or(0, |last| last + 1);
             screen.progress(
                 done as u64,
                 count as u64,
                 &format!("{done} of {count} images"),
             );
+        }
+        if not_finite > 0 {
+            screen.line(&format!(
+                "warning: {not_finite} of {count} images have logits that are not finite"
+            ));
         }
         drop(screen);
         let mut tensors = vec![("logits", &logits, vec![count, classes])];
@@ -122,7 +136,9 @@ impl Predict {
         files::write(&self.out, &bytes)?;
         if json {
             let out = self.out.display().to_string();
-            print_json(&json!({ "out": out, "images": count, "classes": classes }));
+            print_json(&json!({
+                "out": out, "images": count, "classes": classes, "not_finite": not_finite,
+            }));
         }
         Ok(())
     }

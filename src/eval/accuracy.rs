@@ -120,10 +120,7 @@ impl Outcome {
 
     /// Images judged by logits that are not finite, once every image was: they are never robust.
     pub fn not_finite(&self) -> usize {
-        self.margin
-            .iter()
-            .filter(|margin| margin.is_none())
-            .count()
+        self.margin.iter().filter(|margin| margin.is_none()).count()
     }
 
     /// Number of images that stand.
@@ -362,9 +359,7 @@ impl Evaluation<'_> {
         }
         let mut tried = match attack {
             None => self.clean(classifier, &indices, clean, &labels)?,
-            Some(attack) => {
-                self.attacked(attack, classifier, &indices, &marks, clean, labels)?
-            }
+            Some(attack) => self.attacked(attack, classifier, &indices, &marks, clean, labels)?,
         };
         tried.passes = classifier.take_passes();
         Ok(tried)

@@ -77,9 +77,8 @@ pub fn before(evaluation: &Evaluation) -> Result<Vec<Flag>> {
         .any(|attack| matches!(attack, Attack::Apgd(a) if a.averages > 1));
     let mut flags = Vec::new();
     if !averages {
-        let looks = (1..LOOKS).map_while(|_| {
-            (!classifier.is_stopped()).then(|| classifier.logits(pixels.clone()))
-        });
+        let looks = (1..LOOKS)
+            .map_while(|_| (!classifier.is_stopped()).then(|| classifier.logits(pixels.clone())));
         flags.extend(randomised(&first, looks, &labels));
     }
     let bad = (0..labels.len()).filter(|row| !first.is_finite(*row));

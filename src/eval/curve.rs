@@ -99,7 +99,10 @@ mod tests {
             epsilons(Norm::Linf, "0.1"),
             [0.025, 0.05, 0.1, 0.15000000000000002, 0.2, 0.4, 0.8]
         );
-        assert_eq!(epsilons(Norm::Linf, "0.6"), [0.15, 0.3, 0.6, 0.8999999999999999, 1.0]);
+        assert_eq!(
+            epsilons(Norm::Linf, "0.6"),
+            [0.15, 0.3, 0.6, 0.8999999999999999, 1.0]
+        );
         assert_eq!(epsilons(Norm::L2, "0.5").last(), Some(&4.0));
     }
 }

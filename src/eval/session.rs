@@ -279,7 +279,7 @@ pub fn watch(
         let left = earlier.queue.len();
         let done = stage.tried - left;
         screen.line(&format!(
-            "going on after {done} of {} images of {}",
+            "resuming after {done} of {} images of {}",
             stage.tried, stage.attack
         ));
     }

@@ -113,9 +113,8 @@ mod tests {
     fn an_embedding_that_overflows_is_no_answer_and_a_large_one_is() {
         let device = Device::flex();
         let head = from_vec(vec![1.0, 0.0, 0.0, 1.0], [2, 2], &device);
-        let logits = |outputs: [f32; 2]| {
-            to_vec(by_text(from_vec(outputs.to_vec(), [1, 2], &device), &head))
-        };
+        let logits =
+            |outputs: [f32; 2]| to_vec(by_text(from_vec(outputs.to_vec(), [1, 2], &device), &head));
         assert_eq!(logits([0.0, 3.0]), [0.0, 100.0]);
         // The squares of these overflow, which would make all logits 0 and every image the first class.
         assert_eq!(logits([0.0, 1e30]), [0.0, 100.0]);
