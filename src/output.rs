@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use safetensors::SafeTensors;
+use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -28,8 +29,8 @@ struct Input {
 pub enum Content {
     /// Safetensors with a tensor of this name.
     Tensors(&'static str),
-    /// One JSON object a line.
-    JsonLines,
+    /// One JSON object with this key a line.
+    Lines(&'static str),
 }
 
 impl Inputs {
@@ -56,15 +57,16 @@ impl Inputs {
     /// Errors: it is one of the inputs, under whatever name, or a file in one of them; it is there and holds something
     /// else; it cannot be written.
     pub fn check_file(&self, flag: &str, path: &Path, content: Content) -> Result<()> {
-        if let Some(input) = self.0.iter().find(|input| input.holds(path)) {
+        // An earlier output of the same kind may lie in the folder of the model, say, and is nobody's input.
+        let is_earlier = path.is_file() && content.is_in(path);
+        let is_input =
+            |input: &&Input| is_same(&input.path, path) || (!is_earlier && input.holds(path));
+        if let Some(input) = self.0.iter().find(is_input) {
             return Err(input.refuse(flag, path));
         }
-        if path.is_file() && !content.is_in(path) {
-            let message = format!(
-                "{flag} `{}` is there and is not {}",
-                path.display(),
-                content.describe()
-            );
+        if !is_earlier && path.is_file() && files::size(path) > 0 {
+            let (path, kind) = (path.display(), content.describe());
+            let message = format!("{flag} `{path}` is there and is not {kind}");
             return Err(Error::input(message)
                 .hint("give the name of a new file, or remove this one: only a result of the same kind is replaced"));
         }
@@ -115,24 +117,30 @@ impl Content {
     fn describe(self) -> String {
         match self {
             Self::Tensors(name) => format!("a safetensors file with `{name}`"),
-            Self::JsonLines => "a file of JSON lines".to_owned(),
+            Self::Lines(key) => format!("a file of JSON lines with `{key}`"),
         }
     }
 
-    /// Whether a file holds it, or nothing.
+    /// Whether a file holds it.
     fn is_in(self, path: &Path) -> bool {
-        let Ok(file) = files::Source::open(path) else {
-            return false;
-        };
-        let begin = |count: u64| file.bytes(0, count.min(file.length())).ok().flatten();
         match self {
-            _ if file.length() == 0 => true,
-            Self::JsonLines => begin(1).is_some_and(|bytes| bytes == b"{"),
-            Self::Tensors(name) => begin(8)
-                .and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)))
-                .and_then(|header| begin(header.checked_add(8)?))
-                .and_then(|bytes| SafeTensors::read_metadata(&bytes).ok())
-                .is_some_and(|(_, header)| header.tensors().contains_key(name)),
+            Self::Lines(key) => {
+                let line = files::Lines::open(path)
+                    .ok()
+                    .and_then(|mut lines| lines.next()?.ok());
+                let line = line.and_then(|line| serde_json::from_str::<Value>(&line).ok());
+                line.is_some_and(|line| line.get(key).is_some())
+            }
+            Self::Tensors(name) => {
+                let file = files::Source::open(path).ok();
+                let begin = |count: u64| file.as_ref()?.bytes(0, count).ok()?;
+                let length =
+                    begin(8).and_then(|bytes| bytes.try_into().ok().map(u64::from_le_bytes));
+                length
+                    .and_then(|length| begin(length.checked_add(8)?))
+                    .and_then(|bytes| SafeTensors::read_metadata(&bytes).ok())
+                    .is_some_and(|(_, header)| header.tensors().contains_key(name))
+            }
         }
     }
 }
@@ -200,12 +208,12 @@ mod tests {
         let mut inputs = Inputs::default();
         inputs.add_data("--data", at("x"));
         for name in ["x", "in/../x", "./x", "link", "hard", "in/up/x"] {
-            let text = refusal(inputs.check_file("--out", &at(name), Content::JsonLines));
+            let text = refusal(inputs.check_file("--out", &at(name), Content::Lines("sample")));
             assert!(text.contains("is read by this command (--data)"), "{text}");
         }
         for name in ["y", "new", "in/new"] {
             inputs
-                .check_file("--out", &at(name), Content::JsonLines)
+                .check_file("--out", &at(name), Content::Lines("sample"))
                 .unwrap();
         }
     }
@@ -236,6 +244,14 @@ mod tests {
         inputs
             .check_file("--out", &at("model/logits"), Content::Tensors("logits"))
             .unwrap();
+        // An earlier result there is no input.
+        let logits =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]);
+        let logits = safetensors::serialize([("logits", logits.unwrap())], None).unwrap();
+        files::write(&at("model/logits"), &logits).unwrap();
+        inputs
+            .check_file("--out", &at("model/logits"), Content::Tensors("logits"))
+            .unwrap();
         for name in ["model", "data", "data/run", "data/new/run"] {
             refusal(inputs.check_folder("--out", &at(name)));
         }
@@ -263,7 +279,7 @@ mod tests {
                 tensors,
                 "{bytes:?}"
             );
-            assert_eq!(check(Content::JsonLines).is_ok(), lines, "{bytes:?}");
+            assert_eq!(check(Content::Lines("sample")).is_ok(), lines, "{bytes:?}");
         }
         files::write(&path, &logits).unwrap();
         let text = refusal(check(Content::Tensors("images")));

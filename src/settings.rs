@@ -521,10 +521,12 @@ impl Table {
         }
     }
 
-    /// Whether the key is there, without marking it as asked for.
+    /// Whether the key is there, without marking it as asked for unless it was taken away.
     pub fn has(&self, key: &str) -> bool {
-        let found = self.entries.get(key);
-        found.is_some_and(|node| node.value != Value::Absent)
+        match self.entries.get(key) {
+            Some(node) if node.value == Value::Absent => self.take(key).is_some(),
+            found => found.is_some(),
+        }
     }
 
     /// Records that the value of `key` cannot be used.
@@ -895,7 +897,11 @@ mod tests {
             let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
             let read_table = |table: &Table| {
                 let rate = table.optional::<f64>("rate");
-                Some((rate, table.has("rate"), table.child("more", |_| Some(1))))
+                let more = match table.has("more") {
+                    true => table.child("more", |_| Some(1)),
+                    false => None,
+                };
+                Some((rate, table.has("rate"), more))
             };
             read("rate = 1\nmore = {}", &flags, read_table)
                 .map_err(|faults| faults.iter().map(Fault::to_string).collect::<Vec<_>>())

@@ -84,6 +84,106 @@ fn faults_of_several_tables_are_told_at_once() {
 }
 
 #[test]
+fn names_that_would_be_paths_are_refused_and_nothing_is_written() {
+    let long = format!("stage.pretrain.name={}", "x".repeat(300));
+    for name in ["../../evil", "/abs/dir", "", ".", "..", "a b", "-x", ".x"] {
+        let change = format!("stage.pretrain.name=\"{name}\"");
+        refuses_recipe(
+            &[&change],
+            &["cannot be the name of a file", "hint: use 1 to 64 letters"],
+        );
+    }
+    refuses_recipe(&[&long], &["xxxx...` cannot be the name of a file"]);
+    refuses_recipe(
+        &["stage.pretrain.name=Finetune"],
+        &["`stage` has the names `Finetune` and `finetune`, which differ in case alone"],
+    );
+    let evaluation = |name: &str| {
+        format!(
+            "{{ name = \"{name}\", images = 8, attacks = [\"pgd\"], norm = \"linf\", epsilon = \"2/255\" }}"
+        )
+    };
+    let list = |names: [&str; 2]| {
+        let [one, other] = names.map(evaluation);
+        format!("final_evaluation=[{one}, {other}]")
+    };
+    refuses_recipe(
+        &[&list(["a", "../b"])],
+        &["name: `../b` cannot be the name of a file"],
+    );
+    refuses_recipe(
+        &[&list(["a", "a"])],
+        &["two tables `final_evaluation` have the name `a`"],
+    );
+    refuses_recipe(
+        &[&list(["a", "A"])],
+        &["`a` and `A`, which differ in case alone"],
+    );
+    refuses(
+        &[
+            "export", "x", "--to", "timm", "--name", "../x", "--out", "y",
+        ],
+        &["--name: `../x` cannot be the name of a file"],
+    );
+    refuses(
+        &["train", "recipes/...toml"],
+        &["cannot read `recipes/...toml`"],
+    );
+}
+
+#[test]
+fn numbers_beyond_their_range_are_refused_with_the_range_alone() {
+    for (change, message) in [
+        ("model.heads=0", "heads = 0 must be at least 1"),
+        (
+            "model.depth=-1",
+            "depth = -1 is not a whole number, 0 or more",
+        ),
+        (
+            "model.width=4000000000",
+            "width = 4000000000 must be at most 65536",
+        ),
+        (
+            "stage.pretrain.batch=99999999999",
+            "must be at most 16777216",
+        ),
+        (
+            "stage.pretrain.phases.0.image_size=100000",
+            "must be at most 4096",
+        ),
+        (
+            "stage.pretrain.attack.steps=9999999999",
+            "must be at most 1000000",
+        ),
+        (
+            "seed=18446744073709551616",
+            "seed: 18446744073709551616 is too large, the largest whole number is 18446744073709551615",
+        ),
+    ] {
+        refuses_recipe(&[change], &["cannot be run, 1 fault\n", message]);
+    }
+}
+
+#[test]
+fn a_warmup_longer_than_its_stage_is_refused_and_so_is_an_epsilon_beyond_pixels() {
+    refuses_recipe(
+        &["stage.pretrain.attack_warmup_samples=224"],
+        &[
+            "attack_warmup_samples = 224 is longer than the stage, 192 samples",
+            "use at most 192",
+        ],
+    );
+    let last = "final_evaluation=[{ name = \"a\", images = 8, attacks = [\"pgd\"], norm = \"linf\", epsilon = 8 }]";
+    refuses_recipe(
+        &[last],
+        &[
+            "epsilon is larger than the range of a pixel",
+            "8/255, not 8",
+        ],
+    );
+}
+
+#[test]
 fn samples_that_do_not_fill_their_batches_are_refused_with_the_neighbours() {
     refuses_recipe(
         &["stage.finetune.phases.0.samples=100"],

@@ -290,6 +290,12 @@ fn embeddings_from_a_file_train_as_those_computed_on_the_way() {
     let k = RECIPE.find("[[stage]]\nname = \"finetune\"").unwrap();
     let alone = |name: &str, text: &str| {
         let recipe = format!("{}{}", &RECIPE[..i], &RECIPE[j..k]);
+        // Embeddings alone cannot embed the names of classes, so there is nothing to evaluate.
+        let measured = RECIPE.find("[evaluation]").unwrap();
+        let recipe = match text.contains("model") {
+            true => recipe,
+            false => recipe.replace(&RECIPE[measured..i], ""),
+        };
         let line = recipe
             .lines()
             .find(|line| line.starts_with("text ="))
@@ -331,6 +337,65 @@ fn embeddings_from_a_file_train_as_those_computed_on_the_way() {
         told.contains("there are 90 embeddings without keys for 96 samples"),
         "{told}"
     );
+}
+
+#[test]
+fn images_without_classes_are_not_evaluated_and_that_is_known_before_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("captions.tar");
+    let mut tar = Vec::new();
+    for number in 0..8 {
+        let picture = image::GrayImage::from_pixel(16, 16, image::Luma([number * 30]));
+        let mut png = std::io::Cursor::new(Vec::new());
+        picture.write_to(&mut png, image::ImageFormat::Png).unwrap();
+        member(&mut tar, &format!("{number}.png"), &png.into_inner());
+        member(&mut tar, &format!("{number}.txt"), b"a grey square");
+    }
+    tar.extend([0; 1024]);
+    std::fs::write(&data, tar).unwrap();
+    let shards = format!("test = \"shards:{}\"", data.display());
+    let only_captions = &RECIPE[..RECIPE.find("[[stage]]\nname = \"finetune\"").unwrap()];
+    let only_captions = only_captions.replace("test = \"synthetic:48\"", &shards);
+    let run = |name: &str, text: &str| {
+        let path = folder.path().join(format!("{name}.toml"));
+        std::fs::write(&path, text).unwrap();
+        train(&path, &folder.path().join(name))
+    };
+    let (code, told) = run("evaluation", &only_captions);
+    assert_eq!(code, 2, "{told}");
+    assert!(
+        told.contains("`evaluation` has nothing to evaluate"),
+        "{told}"
+    );
+    let last = "[[final_evaluation]]\nname = \"a\"\nimages = 8\nattacks = [\"pgd\"]\nnorm = \"linf\"\nepsilon = \"2/255\"\n";
+    let measured = RECIPE.find("[evaluation]").unwrap();
+    let end = RECIPE.find("[[stage]]").unwrap();
+    let (code, told) = run(
+        "final",
+        &only_captions.replace(&RECIPE[measured..end], last),
+    );
+    assert_eq!(code, 2, "{told}");
+    assert!(
+        told.contains("final evaluation `a`: the test images of stage `pretrain` have no classes"),
+        "{told}"
+    );
+    assert!(!folder.path().join("final/recipe.toml").exists());
+}
+
+/// Adds a file to a tar.
+fn member(tar: &mut Vec<u8>, name: &str, bytes: &[u8]) {
+    let mut header = [0; 512];
+    header[..name.len()].copy_from_slice(name.as_bytes());
+    header[100..107].copy_from_slice(b"0000644");
+    header[124..135].copy_from_slice(format!("{:011o}", bytes.len()).as_bytes());
+    header[156] = b'0';
+    header[257..263].copy_from_slice(b"ustar\0");
+    header[148..156].fill(b' ');
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    tar.extend(header);
+    tar.extend(bytes);
+    tar.resize(tar.len().next_multiple_of(512), 0);
 }
 
 #[test]

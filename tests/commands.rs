@@ -104,6 +104,56 @@ fn a_step_is_timed_with_the_keys_of_the_comparison() {
 }
 
 #[test]
+fn a_name_that_is_nearly_a_size_of_model_is_corrected_everywhere() {
+    for arguments in [
+        &["inspect", "vit_h15"][..],
+        &["bench", "step", "--model", "vit_h15"],
+        &["plan", "recipes/demo.toml", "--set", "model.size=vit_h15"],
+    ] {
+        let (code, text) = advxl(arguments);
+        assert_eq!(code, 2, "{text}");
+        assert!(text.contains("did you mean `vit_h14`?"), "{text}");
+    }
+    let (code, text) = advxl(&["predict", "vit_h14", "--data", "synthetic:4", "--out", "x"]);
+    assert!(
+        code == 2 && text.contains("names a size of model"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_key_is_taken_away_with_none_and_the_largest_seed_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let arguments = [
+        "train",
+        recipe.to_str().unwrap(),
+        "--dry-run",
+        "--set",
+        "seed=18446744073709551615",
+        "--set",
+        "stage.pretrain.attack=none",
+        "--set",
+        "stage.finetune.attack=\"none\"",
+        "--set",
+        "evaluation=none",
+        "--set",
+        "final_evaluation=none",
+    ];
+    let output = command(&arguments).output().unwrap();
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{printed}");
+    assert!(
+        printed.contains("seed = 18446744073709551615\n"),
+        "{printed}"
+    );
+    assert!(
+        !printed.contains("attack") && !printed.contains("evaluation"),
+        "{printed}"
+    );
+}
+
+#[test]
 fn a_dry_run_prints_a_recipe_that_can_be_run() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());

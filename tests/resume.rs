@@ -4,7 +4,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use support::{advxl, kill_after, write_recipe};
+use support::{advxl, class_folders, files_below, kill_after, write_recipe};
 
 /// The run's folder as an argument.
 fn out(folder: &Path, name: &str) -> PathBuf {
@@ -88,8 +88,240 @@ fn a_run_killed_at_any_moment_resumes_to_the_same_bits() {
     for lines in [1, 3, 5, 8, 11] {
         kill_after(lines, &arguments, &killed);
     }
+    // What a kill within a write leaves, which is hard to meet by chance.
+    let leftovers = [
+        "model/model.safetensors.1.tmp",
+        "stages/pretrain/config.json.22.tmp",
+        "checkpoints/000000000064.safetensors.4194304.tmp",
+        "recipe.toml.333.tmp",
+        "result-pgd.json.7.tmp",
+        "vocabulary/vocab.txt.7.tmp",
+        "crash/000000000064/report.json.7.tmp",
+    ];
+    for name in leftovers {
+        let path = killed.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "half of").unwrap();
+    }
     train(&recipe, &killed, &[]);
     assert!(made(&killed) == made(&whole));
+    for path in files_below(&killed) {
+        assert!(
+            !path.to_str().unwrap().ends_with(".tmp"),
+            "{}",
+            path.display()
+        );
+    }
+}
+
+/// Everything in a folder, with its content.
+fn content(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files = files_below(folder);
+    files.sort();
+    let read = |path: PathBuf| (path.clone(), std::fs::read(path).unwrap());
+    files.into_iter().map(read).collect()
+}
+
+#[test]
+fn another_model_is_refused_by_what_differs_and_the_run_stays_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let run = out(folder.path(), "run");
+    train(&recipe, &run, &[]);
+    let before = content(&run);
+    for (change, parts) in [
+        (
+            "model.width=64",
+            [
+                "`weights.blocks.0.attn.proj.bias` is [32] in it and [64] by the recipe",
+                "model.width: 32 -> 64",
+            ],
+        ),
+        (
+            "model.depth=1",
+            [
+                "`weights.blocks.1.attn.proj.bias` is [32] in it and absent by the recipe",
+                "more tensors differ",
+            ],
+        ),
+        (
+            "average=none",
+            [
+                "`average.blocks.0.attn.proj.bias` is [32] in it and absent by the recipe",
+                "average.decay: 0.9 -> absent",
+            ],
+        ),
+    ] {
+        let arguments = [
+            "train",
+            recipe.to_str().unwrap(),
+            "--out",
+            run.to_str().unwrap(),
+            "--accept-changes",
+            "--set",
+            change,
+        ];
+        let (code, text) = advxl(&arguments);
+        assert_eq!(code, 2, "{text}");
+        for part in parts.iter().chain(&["its own recipe still resumes it"]) {
+            assert!(text.contains(part), "`{part}` is not in:\n{text}");
+        }
+        assert!(!text.contains("damaged"), "{text}");
+        assert!(content(&run) == before, "{change}");
+    }
+    train(&recipe, &run, &[]);
+}
+
+/// A recipe of class folders, evaluated twice and at the end.
+fn recipe_of_folders(folder: &Path) -> PathBuf {
+    let path = write_recipe(folder);
+    let last = r#"
+[[final_evaluation]]
+name = "end"
+images = 20
+attacks = ["pgd"]
+norm = "linf"
+epsilon = "2/255"
+
+[[stage]]
+name = "pretrain""#;
+    let data = folder.join("data");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let text = text.replacen("\n[[stage]]\nname = \"pretrain\"", last, 1);
+    let text = text.replace("synthetic:200", data.join("train").to_str().unwrap());
+    let text = text.replace("synthetic:64", data.join("val").to_str().unwrap());
+    std::fs::write(&path, text).unwrap();
+    class_folders(&data.join("train"), &["cat", "dog", "owl"], 30);
+    class_folders(&data.join("val"), &["cat", "dog", "owl"], 7);
+    path
+}
+
+fn metrics(run: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn broken_test_images_are_left_out_counted_and_named_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe_of_folders(folder.path());
+    let broken = folder.path().join("data/val/dog/02.png");
+    std::fs::write(&broken, b"<html>").unwrap();
+    let run = out(folder.path(), "run");
+    let text = train(&recipe, &run, &["--set", "data.broken_rate=0.1"]);
+    assert_eq!(text.matches("dog/02.png").count(), 1, "{text}");
+    assert!(
+        text.contains("evaluation on 20 images (1 of 21 broken and left out)"),
+        "{text}"
+    );
+
+    let lines = metrics(&run);
+    let evaluations: Vec<_> = lines
+        .iter()
+        .filter(|line| line["evaluation"].is_object())
+        .collect();
+    assert_eq!(evaluations.len(), 4);
+    for line in evaluations {
+        assert_eq!(line["evaluation"]["images"], 20, "{line}");
+        assert_eq!(line["evaluation"]["broken_images"], 1, "{line}");
+        // Shares of 20 images, and not of 21.
+        let clean = line["evaluation"]["clean"].as_f64().unwrap() * 20.0;
+        assert!((clean - clean.round()).abs() < 1e-9, "{line}");
+    }
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (&last["images"], &last["broken_images"]),
+        (&19.into(), &1.into())
+    );
+    let result = std::fs::read_to_string(run.join("result-end.json")).unwrap();
+    let result: serde_json::Value = serde_json::from_str(&result).unwrap();
+    assert_eq!(
+        (&result["images"], &result["left_out"]),
+        (&19.into(), &serde_json::json!([9]))
+    );
+    let quarantine = std::fs::read_to_string(run.join("quarantine.jsonl")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(quarantine.trim_end()).unwrap();
+    assert_eq!(
+        (&line["split"], &line["sample"]),
+        (&"test".into(), &9.into())
+    );
+}
+
+#[test]
+fn more_broken_test_images_than_allowed_cost_the_evaluation_and_never_the_training() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe_of_folders(folder.path());
+    let broken = folder.path().join("data/val/dog/02.png");
+    let sound = std::fs::read(&broken).unwrap();
+    std::fs::write(&broken, &sound[..40]).unwrap();
+    for (name, more, reason) in [
+        (
+            "none",
+            &[][..],
+            "1 of 21 test images are broken; the first is ",
+        ),
+        (
+            "low",
+            &["--set", "data.broken_rate=0.01"],
+            "1 of 21 test images are broken, above data.broken_rate = 0.01; the first is ",
+        ),
+    ] {
+        let run = out(folder.path(), name);
+        let arguments = [
+            "train",
+            recipe.to_str().unwrap(),
+            "--out",
+            run.to_str().unwrap(),
+        ];
+        let arguments = [&arguments[..], more].concat();
+        // Again and again: nothing is trained twice, and only the final evaluation is missing.
+        for attempt in 0..2 {
+            let (code, text) = advxl(&arguments);
+            assert_eq!(code, 2, "{text}");
+            let error = format!(
+                "error: final evaluation `end`: {}",
+                reason.replace("21", "20")
+            );
+            assert!(text.contains(&error), "`{error}` is not in:\n{text}");
+            let warned = text.matches(&format!("samples: {reason}")).count();
+            assert_eq!(warned, if attempt == 0 { 4 } else { 0 }, "{text}");
+            assert!(!made(&run)[0].is_empty());
+        }
+        let evaluations = metrics(&run);
+        let failed = evaluations
+            .iter()
+            .filter(|line| line["evaluation"]["failed"].is_string());
+        assert_eq!(failed.count(), 4);
+        // Repaired, the run ends well.
+        std::fs::write(&broken, &sound).unwrap();
+        let (code, text) = advxl(&arguments);
+        assert_eq!(code, 0, "{text}");
+        std::fs::write(&broken, &sound[..40]).unwrap();
+    }
+}
+
+#[test]
+fn an_evaluation_that_a_kill_prevented_is_made_up_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = write_recipe(folder.path());
+    let run = out(folder.path(), "run");
+    train(&recipe, &run, &[]);
+    let is_last =
+        |line: &serde_json::Value| line["samples"] == 320 && line["evaluation"].is_object();
+    let lines = metrics(&run);
+    let right = lines.iter().find(|line| is_last(line)).unwrap();
+    // As after a kill within the evaluation, which comes after the checkpoint.
+    let others = lines.iter().filter(|line| !is_last(line));
+    let text: String = others.map(|line| format!("{line}\n")).collect();
+    std::fs::write(run.join("metrics.jsonl"), text).unwrap();
+    for _ in 0..2 {
+        train(&recipe, &run, &[]);
+        let lines = metrics(&run);
+        let found: Vec<_> = lines.iter().filter(|line| is_last(line)).collect();
+        assert_eq!(found, [right]);
+    }
 }
 
 #[test]

@@ -767,6 +767,7 @@ fn check_tells_damages_by_kind_and_lists_the_samples() {
     for part in ["3 samples, 1 of them broken", "not_an_image", "a.tar: 1: "] {
         assert!(table.contains(part), "`{part}` is not in:\n{table}");
     }
+    assert_eq!(table.matches("a.tar").count(), 1, "{table}");
     assert!(
         errors.contains("is damaged: 1 of 3 samples cannot be used"),
         "{errors}"

@@ -4,10 +4,13 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use advxl::data::tensors;
-use advxl::model::{Model, weights};
-use burn::tensor::Device;
-use support::{RECIPE, advxl, command, kill_after};
+use advxl::data::resize::Filter;
+use advxl::data::{Dataset, EvaluationTransform, Spec, Split, evaluation_batch, tensors};
+use advxl::fused::from_vec;
+use advxl::loss::predictions;
+use advxl::model::{Model, Pass, weights};
+use burn::tensor::{Device, Tensor};
+use support::{RECIPE, advxl, class_folders, command, kill_after};
 
 /// Writes images of three classes, which the synthetic ones do not have.
 fn three_classes(folder: &Path) -> String {
@@ -125,6 +128,103 @@ fn other_classes_without_a_new_head_are_refused_before_training() {
     assert!(
         !out.join("recipe.toml").exists(),
         "the folder is still free"
+    );
+}
+
+/// The recipe with class folders in the place of synthetic images, for both stages.
+fn of_folders(folder: &Path, name: &str, train: &str, test: &str) -> PathBuf {
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let changes = [("synthetic:200", path(train)), ("synthetic:64", path(test))];
+    recipe(
+        folder,
+        name,
+        &changes.each_ref().map(|(from, to)| (*from, &to[..])),
+    )
+}
+
+#[test]
+fn test_classes_are_matched_by_name_and_strangers_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    class_folders(&root.join("train"), &["ant", "bee", "cat"], 20);
+    // Two of the three, which would be the first two if they were counted.
+    class_folders(&root.join("some"), &["bee", "cat"], 10);
+    class_folders(&root.join("others"), &["Ant", "bee", "cat"], 10);
+    let run = root.join("run");
+    trained(&of_folders(root, "some", "train", "some"), &run);
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let evaluation = metrics
+        .lines()
+        .rfind(|line| line.contains("\"clean\""))
+        .unwrap();
+    let evaluation: serde_json::Value = serde_json::from_str(evaluation).unwrap();
+    let clean = evaluation["evaluation"]["clean"].as_f64().unwrap();
+    assert_eq!(evaluation["evaluation"]["images"], 20);
+
+    // The share is that of the images' own classes.
+    let spec: Spec = root.join("some").to_str().unwrap().parse().unwrap();
+    let dataset = Dataset::open(&spec, Split::Test, 3).unwrap();
+    let transform = EvaluationTransform {
+        image_size: 32,
+        crop_fraction: 1.0,
+        interpolation: Filter::Bilinear,
+    };
+    let all: Vec<usize> = (0..20).collect();
+    let pixels = evaluation_batch(&dataset, &all, &transform).unwrap();
+    let images: Tensor<4> = from_vec(pixels, [20, 3, 32, 32], &Device::flex());
+    let found = predictions(model(&run.join("model")).logits(images, &Pass::evaluation()));
+    let right = (0..20)
+        .filter(|index| found[*index] as usize == 1 + index / 10)
+        .count();
+    assert_eq!(clean, right as f64 / 20.0);
+
+    refused(
+        &of_folders(root, "others", "train", "others"),
+        &root.join("other"),
+        &[
+            "train and test images do not have the same classes",
+            "only in the train images: `ant`; only in the test images: `Ant`",
+        ],
+    );
+}
+
+#[test]
+fn a_run_does_not_go_on_with_classes_of_other_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    class_folders(&root.join("data"), &["ant", "bee", "cat"], 20);
+    let (path, run) = (of_folders(root, "recipe", "data", "data"), root.join("run"));
+    trained(&path, &run);
+    let rename = |from: &str, to: &str| {
+        std::fs::rename(root.join("data").join(from), root.join("data").join(to)).unwrap();
+    };
+    for (from, to) in [("cat", "dog"), ("ant", "Ant")] {
+        rename(from, to);
+        let names = format!("only in the trained model: `{from}`; only in the images: `{to}`");
+        refused(
+            &path,
+            &run,
+            &[
+                "it was trained on other classes than",
+                &names,
+                "--accept-changes",
+            ],
+        );
+        rename(to, from);
+    }
+    trained(&path, &run);
+    // Nor do its weights serve others as they are.
+    let begin = format!(
+        "seed = 3\nstart = {{ weights = \"{}\", head = \"keep\" }}",
+        run.display()
+    );
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("seed = 3", &begin)).unwrap();
+    rename("cat", "dog");
+    refused(
+        &path,
+        &root.join("other"),
+        &["the classes of their head are not those of the images: only in their head: `cat`"],
     );
 }
 

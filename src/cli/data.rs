@@ -115,7 +115,7 @@ pub(super) struct Check {
 impl Check {
     fn run(&self, threads: usize, json: bool, group: &Group) -> Result<()> {
         if let Some(out) = &self.out {
-            self.data.check_out(out, Content::JsonLines, group)?;
+            self.data.check_out(out, Content::Lines("sample"), group)?;
         }
         let dataset = self.data.open(Split::Train)?;
         let mut screen = Terminal::new();

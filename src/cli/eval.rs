@@ -281,6 +281,7 @@ impl Eval {
 
     /// Where the result goes.
     fn folder(&self) -> Result<PathBuf> {
+        self.model.check_path()?;
         let model = &self.model.path;
         match &self.out {
             Some(out) => Ok(out.clone()),

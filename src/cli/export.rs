@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{NamedModel, note, print_json};
+use super::{NamedModel, inputs, note, print_json};
 use crate::error::{Context, Error, Result};
 use crate::export::{self, Facts};
 use crate::files;
 use crate::model::weights::Loaded;
-use crate::output::Inputs;
 
 /// A model for other programs: a folder that timm or open_clip loads with a model card, or RobustBench's entry beside it.
 #[derive(clap::Args)]
@@ -73,8 +72,7 @@ impl Export {
         };
         files::check_name(&self.name)
             .map_err(|(message, hint)| Error::input(format!("--name: {message}")).hint(hint))?;
-        let mut inputs = Inputs::default();
-        inputs.add("MODEL", &self.model.path);
+        let mut inputs = inputs(Some(&self.model.path), None)?;
         self.text.iter().for_each(|text| inputs.add("--text", text));
         inputs.check_folder("--out", &self.out)?;
         let loaded = self.model.load()?;

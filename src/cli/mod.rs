@@ -261,7 +261,8 @@ struct NamedModel {
 }
 
 impl NamedModel {
-    fn load(&self) -> Result<Loaded> {
+    /// An error where nothing has the path that was named.
+    fn check_path(&self) -> Result<()> {
         if !self.path.exists() {
             let name = self.path.display();
             let is_size = self.path.to_str().and_then(ModelConfig::named).is_some();
@@ -276,6 +277,11 @@ impl NamedModel {
             };
             return Err(Error::input(format!("`{name}` does not exist")).hint(hint));
         }
+        Ok(())
+    }
+
+    fn load(&self) -> Result<Loaded> {
+        self.check_path()?;
         let mut loaded = match &self.arch {
             None => weights::load_any(&self.path, &device()?)?,
             Some(_) if self.path.is_dir() => {

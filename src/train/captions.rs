@@ -114,7 +114,7 @@ impl Captions {
             let path = format!("`{}`", path.display());
             if names != classes {
                 let message = format!(
-                    "text.classes {path} has {names} names, and the test images have {classes} classes"
+                    "text.classes {path} has {names} names, and there are {classes} classes"
                 );
                 return Err(
                     Error::input(message).hint("give one name for each class, in their order")

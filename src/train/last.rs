@@ -84,9 +84,7 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
     for broken in &chosen.broken {
         if run.named.borrow_mut().insert(broken.name.clone()) {
             run.folder.broken("broken test image", Split::Test, broken);
-            screen.line(&format!(
-                "warning: broken test image left out of evaluations: {broken}"
-            ));
+            screen.line(&format!("warning: broken test image: {broken}"));
         }
     }
     chosen.check_rate(run, number)?;

@@ -164,7 +164,7 @@ fn test_images(
     let chosen = Rc::new(Readable::choose(run, stage, wanted)?);
     for broken in &chosen.broken {
         if run.named.borrow_mut().insert(broken.name.clone()) {
-            monitor.left_out(broken);
+            monitor.broken_test_image(broken);
         }
     }
     let mut known = run.test_images.borrow_mut();

@@ -248,12 +248,10 @@ impl<'a> Monitor<'a> {
             .progress(done as u64, of as u64, &format!("evaluating {attack}"));
     }
 
-    /// Names a test image that is left out of evaluations.
-    pub(super) fn left_out(&mut self, broken: &Broken) {
+    /// Names a test image that cannot be read.
+    pub(super) fn broken_test_image(&mut self, broken: &Broken) {
         self.folder.broken("broken test image", Split::Test, broken);
-        self.warn(&format!(
-            "broken test image left out of evaluations: {broken}"
-        ));
+        self.warn(&format!("broken test image: {broken}"));
     }
 
     /// Tells that an evaluation could not be made; training goes on.
@@ -261,7 +259,7 @@ impl<'a> Monitor<'a> {
         self.folder.metrics(&json!({
             "samples": samples,
             "stage": stage.name,
-            "evaluation": { "failed": error.to_string() },
+            "evaluation": { "failed": error.to_string().lines().next() },
         }));
         let samples = grouped(samples);
         self.warn(&format!("no evaluation after {samples} samples: {error}"));

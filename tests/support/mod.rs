@@ -97,3 +97,31 @@ pub fn kill_after(lines: usize, arguments: &[&str], run: &Path) {
     let _ = child.kill();
     child.wait().unwrap();
 }
+
+/// Makes class folders of grey pictures, each of another shade, of 16 pixels.
+#[allow(dead_code)] // Not every test file has pictures.
+pub fn class_folders(root: &Path, classes: &[&str], count: u8) {
+    for class in classes {
+        let folder = root.join(class);
+        std::fs::create_dir_all(&folder).unwrap();
+        for number in 0..count {
+            let picture = image::GrayImage::from_pixel(16, 16, image::Luma([number * 7]));
+            picture
+                .save(folder.join(format!("{number:02}.png")))
+                .unwrap();
+        }
+    }
+}
+
+/// All files below a folder.
+#[allow(dead_code)] // Not every test file looks for them.
+pub fn files_below(folder: &Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .flat_map(|path| match path.is_dir() {
+            true => files_below(&path),
+            false => vec![path],
+        })
+        .collect()
+}
