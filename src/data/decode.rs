@@ -91,7 +91,7 @@ pub fn examine_part(bytes: &[u8], view: View) -> Outcome {
     decode_up_to(bytes, MOST_PIXELS, view)
 }
 
-fn decode_up_to(bytes: &[u8], most_pixels: usize, view: View) -> Outcome {
+pub(crate) fn decode_up_to(bytes: &[u8], most_pixels: usize, view: View) -> Outcome {
     match Format::of_bytes(bytes) {
         Some(Format::Jpeg) => decode_jpeg(bytes, most_pixels, view),
         Some(Format::Png) => decode_other(bytes, ImageFormat::Png, most_pixels),

@@ -27,10 +27,29 @@ const REDRAWN_AFTER: Duration = Duration::from_millis(200);
 
 /// What is saved of an evaluation in progress.
 #[derive(Serialize, Deserialize)]
-struct Saved {
+pub(crate) struct Saved {
     outcome: Outcome,
     /// Bytes of the file of adversarial images that belong to it.
     images: u64,
+}
+
+impl Saved {
+    /// The bytes of its file: a hash of the rest, a line feed, JSON.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let json = serde_json::to_vec(self).expect("an outcome is JSON");
+        let hash = blake3::hash(&json).to_hex();
+        [hash.as_bytes(), b"\n", &json].concat()
+    }
+
+    /// None if the bytes do not match their hash: a flipped digit would still be JSON, and a wrong accuracy.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        let end = bytes.iter().position(|byte| *byte == b'\n')?;
+        let (hash, json) = (&bytes[..end], &bytes[end + 1..]);
+        if blake3::hash(json).to_hex().as_bytes() != hash {
+            return None;
+        }
+        serde_json::from_slice(json).ok()
+    }
 }
 
 /// The files of an evaluation in progress; of several processes the first has them.
@@ -71,9 +90,12 @@ impl Progress {
         if !self.state.is_file() {
             return Ok(None);
         }
-        let saved: Saved = serde_json::from_slice(&files::read(&self.state)?).map_err(|error| {
-            let message = format!("`{}` cannot be read: {error}", self.state.display());
-            Error::input(message).hint("remove it to begin the evaluation anew")
+        let saved = Saved::read(&files::read(&self.state)?).ok_or_else(|| {
+            let message = format!(
+                "`{}` is damaged, or was written by another version of advxl",
+                self.state.display()
+            );
+            Error::input(message).hint("remove it to start the evaluation over")
         })?;
         if let Some(images) = &self.images {
             let found = files::size(images);
@@ -109,8 +131,7 @@ impl Progress {
             outcome: outcome.clone(),
             images: size,
         };
-        let text = serde_json::to_vec(&saved).expect("an outcome is JSON");
-        files::write(&self.state, &text)
+        files::write(&self.state, &saved.to_bytes())
     }
 
     /// The adversarial images by index; `pixels` is the number of values of an image.
@@ -140,6 +161,11 @@ impl Progress {
         let pixels = shape[1..].iter().product();
         let mut values = to_vec(clean);
         for (index, image) in self.adversarial(pixels)? {
+            if index >= images.count() {
+                let path = self.images.as_deref().unwrap_or(path).display();
+                return Err(Error::input(format!("`{path}` is damaged: no image {index}"))
+                    .hint("remove the progress files to start the evaluation over"));
+            }
             values[index * pixels..][..pixels].copy_from_slice(&image);
         }
         let labels: Vec<i64> = labels.iter().map(|label| i64::from(*label)).collect();
@@ -432,5 +458,38 @@ impl Observer for Watcher<'_> {
             "robust accuracy after {name}: {share:.2}% (total time {seconds:.1} s)"
         ));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved() -> Saved {
+        Saved {
+            outcome: Outcome {
+                robust: vec![true, false],
+                margin: vec![Some(0.1), None],
+                ..Outcome::default()
+            },
+            images: 16,
+        }
+    }
+
+    #[test]
+    fn progress_with_a_flipped_bit_is_not_progress() {
+        let bytes = saved().to_bytes();
+        let read = Saved::read(&bytes).unwrap();
+        assert_eq!(
+            (read.outcome, read.images),
+            (saved().outcome, saved().images)
+        );
+        for at in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1;
+            assert!(Saved::read(&flipped).is_none(), "byte {at}");
+        }
+        assert!(Saved::read(&bytes[..bytes.len() - 1]).is_none());
+        assert!(Saved::read(b"").is_none());
     }
 }

@@ -21,7 +21,7 @@ use crate::fused::{from_vec, to_vec};
 
 const SCHEMA: &str = "1";
 /// The entry of the file's header that holds the counters.
-const HEADER: &str = "advxl";
+pub(crate) const HEADER: &str = "advxl";
 
 /// Writes the state of a run and removes all but the last few checkpoints.
 pub fn save(run: &Run, state: &State) -> Result<()> {
@@ -84,7 +84,7 @@ struct Found {
 
 /// How far a run is.
 #[derive(Clone, Copy, Serialize, Deserialize)]
-struct Counters {
+pub(crate) struct Counters {
     stage: usize,
     samples: u64,
     step: u64,
@@ -231,7 +231,7 @@ pub fn write(state: &State, data: &str, path: &Path) -> Result<()> {
 }
 
 /// A hash over counters and tensors, whatever order a file keeps them in.
-fn hash<'a, V: View + 'a>(
+pub(crate) fn hash<'a, V: View + 'a>(
     counters: &BTreeMap<String, String>,
     tensors: impl Iterator<Item = (&'a str, V)>,
 ) -> String {
@@ -263,18 +263,22 @@ enum Part<'a, V> {
     Tensor(V),
 }
 
-/// A checkpoint of the same recipe.
-fn read(path: &Path, run: &Run) -> Result<Found> {
-    let damaged = |what: &str| {
-        Error::input(format!(
-            "the checkpoint `{}` is damaged: {what}",
-            path.display()
-        ))
-    };
-    let bytes = files::read(path)?;
+fn damage(path: &Path, what: &str) -> Error {
+    Error::input(format!(
+        "the checkpoint `{}` is damaged: {what}",
+        path.display()
+    ))
+}
+
+/// Counters, hash of the data set and tensors of a checkpoint whose content matches its hash.
+pub(crate) fn parse<'a>(
+    bytes: &'a [u8],
+    path: &Path,
+) -> Result<(Counters, String, SafeTensors<'a>)> {
+    let damaged = |what: &str| damage(path, what);
     let (_, header) =
-        SafeTensors::read_metadata(&bytes).map_err(|error| damaged(&error.to_string()))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|error| damaged(&error.to_string()))?;
+        SafeTensors::read_metadata(bytes).map_err(|error| damaged(&error.to_string()))?;
+    let tensors = SafeTensors::deserialize(bytes).map_err(|error| damaged(&error.to_string()))?;
     let told = header.metadata().as_ref().and_then(|all| all.get(HEADER));
     let told: BTreeMap<String, String> = told
         .and_then(|told| serde_json::from_str(told).ok())
@@ -301,6 +305,15 @@ fn read(path: &Path, run: &Run) -> Result<Found> {
         step: number("step")?,
         run_step: number("run_step")?,
     };
+    let data = told.get("data").cloned().unwrap_or_default();
+    Ok((counters, data, tensors))
+}
+
+/// A checkpoint of the same recipe.
+fn read(path: &Path, run: &Run) -> Result<Found> {
+    let damaged = |what: &str| damage(path, what);
+    let bytes = files::read(path)?;
+    let (counters, data, tensors) = parse(&bytes, path)?;
     if counters.stage >= run.recipe.stage.len() {
         return Err(damaged(
             "it belongs to a stage that the recipe does not have",
@@ -319,7 +332,6 @@ fn read(path: &Path, run: &Run) -> Result<Found> {
             }
         }
     }
-    let data = told.get("data").cloned().unwrap_or_default();
     Ok(Found {
         counters,
         state,
