@@ -143,6 +143,23 @@ def numbers():
     seed("checkpoint", "file", safetensors({"weights.a": ("F32", [12], floats)}, {"advxl": json.dumps(counters | {"hash": "0"})}))
 
 
+def cbor(value):
+    def head(kind, number):
+        return bytes([kind << 5 | number]) if number < 24 else bytes([kind << 5 | 24, number])
+
+    if value is None or isinstance(value, bool):
+        return bytes([{False: 0xF4, True: 0xF5, None: 0xF6}[value]])
+    if isinstance(value, int):
+        return head(0, value)
+    if isinstance(value, float):
+        return b"\xfb" + struct.pack(">d", value)
+    if isinstance(value, str):
+        return head(3, len(value.encode())) + value.encode()
+    if isinstance(value, list):
+        return head(4, len(value)) + b"".join(map(cbor, value))
+    return head(5, len(value)) + b"".join(cbor(key) + cbor(item) for key, item in value.items())
+
+
 def recipes():
     for path in sorted((ROOT.parent / "recipes").glob("*.toml")):
         lines = [line.split("#")[0].rstrip() if '"' not in line.split("#")[0] else line for line in path.read_text().splitlines()]
@@ -156,7 +173,7 @@ def recipes():
         "robust": [True, False], "broken_by": [None, "clean"], "distance": [None, None], "margin": [0.123456789, -1e-300],
         "classes": 3, "images_hash": "00", "pixels": [0.0, 1.0], "queue": [0],
     }
-    seed("progress", "one", json.dumps({"outcome": outcome, "images": 0}).encode())
+    seed("progress", "one", cbor({"outcome": outcome, "images": 0}))
 
 
 def model_files():

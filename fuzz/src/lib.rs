@@ -49,7 +49,8 @@ pub const TARGETS: &[Target] = &[
     Target::new("model_config", model_files::config, 64),
     Target::new("tokenizer", text::tokenizer, 32),
     Target::new("caption", text::caption, 16),
-    Target::new("words", words::words, 128),
+    // The names of a million shards.
+    Target::new("words", words::words, 512),
 ];
 
 /// The target of a name.

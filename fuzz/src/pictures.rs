@@ -31,7 +31,10 @@ fn decoded(data: &[u8]) {
     match (whole, part) {
         (Ok(whole), Ok(part)) => {
             assert!(whole.odd == part.odd, "a region is odd in another way");
-            assert_eq!(pixels(&whole), (0, 0, whole.picture.width(), whole.picture.height()));
+            assert_eq!(
+                pixels(&whole),
+                (0, 0, whole.picture.width(), whole.picture.height())
+            );
             same(&whole, &part);
         }
         (Err(whole), Err(part)) => assert!(
@@ -77,6 +80,9 @@ fn same(whole: &Examined, part: &Examined) {
     let (left, top, width, _) = pixels(part);
     for (y, row) in some.chunks_exact(3 * width).enumerate() {
         let at = 3 * ((top + y) * whole.picture.width() + left);
-        assert!(row == &all[at..at + 3 * width], "row {y} of a region differs");
+        assert!(
+            row == &all[at..at + 3 * width],
+            "row {y} of a region differs"
+        );
     }
 }

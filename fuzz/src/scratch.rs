@@ -35,7 +35,9 @@ pub fn write(name: &str, bytes: &[u8]) -> PathBuf {
 
 /// A folder of recorded references in the repository.
 pub fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/golden")
+        .join(name)
 }
 
 /// Parts of an input that are separated by a byte that none of them holds.

@@ -49,13 +49,19 @@ fn scanned(data: &[u8]) {
     let index = ShardIndex::scan(&reader).unwrap();
     for (number, entry) in index.entries().iter().enumerate() {
         for span in [entry.image, entry.text, entry.json] {
-            assert!(span.range().end <= data.len() as u64, "a span leaves the file");
+            assert!(
+                span.range().end <= data.len() as u64,
+                "a span leaves the file"
+            );
         }
         index.name(number);
     }
     index.save(&object).unwrap();
     let loaded = ShardIndex::load(&object).unwrap();
-    assert!(loaded.as_ref() == Some(&index), "a saved index reads as another");
+    assert!(
+        loaded.as_ref() == Some(&index),
+        "a saved index reads as another"
+    );
     if let Ok(shards) = Shards::open(path.to_str().unwrap()) {
         assert_eq!(shards.len(), index.entries().len());
         for sample in 0..shards.len().min(64) {
@@ -104,7 +110,9 @@ pub fn index(data: &[u8]) {
     for (number, entry) in index.entries().iter().enumerate() {
         index.name(number);
         let _ = fault_of(entry);
-        [entry.image, entry.text, entry.json].map(|span| span.range());
+        for span in [entry.image, entry.text, entry.json] {
+            span.range();
+        }
     }
     index.save(&object).unwrap();
     let again = ShardIndex::load(&object).unwrap();
@@ -134,7 +142,9 @@ pub fn caption(data: &[u8]) {
     let shards = Shards::open(path.to_str().unwrap()).unwrap();
     let found = shards.caption(0);
     let plain = serde_json::from_slice::<serde_json::Value>(data);
-    let Some(caption) = plain.ok().and_then(|json| json["caption"].as_str().map(str::to_owned))
+    let Some(caption) = plain
+        .ok()
+        .and_then(|json| json["caption"].as_str().map(str::to_owned))
     else {
         return;
     };

@@ -58,7 +58,10 @@ fn same_as_crate(data: &[u8], weights: &BTreeMap<String, Vec<f32>>) {
             continue;
         };
         if tensor.dtype() == Dtype::F32 {
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let bytes: Vec<u8> = values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect();
             assert!(bytes == tensor.data(), "other values than the crate's");
         }
     }
@@ -67,16 +70,30 @@ fn same_as_crate(data: &[u8], weights: &BTreeMap<String, Vec<f32>>) {
 /// What is read from a data set of tensors is written and read again to the bit.
 fn written_again(tensors: &Tensors) {
     let count = tensors.len();
-    let pictures: Vec<_> = (0..count).map(|index| tensors.picture(index).unwrap()).collect();
+    let pictures: Vec<_> = (0..count)
+        .map(|index| tensors.picture(index).unwrap())
+        .collect();
     let (width, height) = (pictures[0].width(), pictures[0].height());
-    let labels: Vec<i64> = (0..count).map(|index| tensors.label(index).into()).collect();
+    let labels: Vec<i64> = (0..count)
+        .map(|index| tensors.label(index).into())
+        .collect();
     let path = scratch::path("b.safetensors");
     let parts = pictures.iter().map(|picture| Ok(picture.to_planes()));
-    save_parts(&path, parts, [count, 3, height, width], &labels, tensors.classes()).unwrap();
+    save_parts(
+        &path,
+        parts,
+        [count, 3, height, width],
+        &labels,
+        tensors.classes(),
+    )
+    .unwrap();
     let again = Tensors::open(&path).unwrap();
     assert_eq!((again.len(), again.classes()), (count, tensors.classes()));
     for (index, picture) in pictures.iter().enumerate() {
-        assert!(again.picture(index).unwrap() == *picture, "image {index} differs");
+        assert!(
+            again.picture(index).unwrap() == *picture,
+            "image {index} differs"
+        );
         assert_eq!(again.label(index), tensors.label(index));
     }
 }
@@ -85,7 +102,11 @@ fn written_again(tensors: &Tensors) {
 pub fn pytorch(data: &[u8]) {
     let archive = match data.starts_with(b"PK") {
         true => data.to_vec(),
-        false => zip(&[("a/data.pkl", data), ("a/data/0", &[0x3c; 256]), ("a/data/1", &[0; 16])]),
+        false => zip(&[
+            ("a/data.pkl", data),
+            ("a/data/0", &[0x3c; 256]),
+            ("a/data/1", &[0; 16]),
+        ]),
     };
     let path = scratch::write("a.pth", &archive);
     all_floats(&path);
@@ -96,15 +117,34 @@ fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let (mut bytes, mut table) = (Vec::new(), Vec::new());
     for (name, content) in entries {
         let at = bytes.len() as u32;
-        let sizes = [0, content.len() as u32, content.len() as u32].map(u32::to_le_bytes).concat();
+        let sizes = [0, content.len() as u32, content.len() as u32]
+            .map(u32::to_le_bytes)
+            .concat();
         let lengths = [name.len() as u16, 0].map(u16::to_le_bytes).concat();
-        bytes.extend([b"PK\x03\x04", &[0; 10][..], &sizes, &lengths, name.as_bytes(), content].concat());
+        bytes.extend(
+            [
+                b"PK\x03\x04",
+                &[0; 10][..],
+                &sizes,
+                &lengths,
+                name.as_bytes(),
+                content,
+            ]
+            .concat(),
+        );
         let start = [b"PK\x01\x02", &[0; 12][..], &sizes, &lengths, &[0; 10]].concat();
         table.extend([&start, &at.to_le_bytes()[..], name.as_bytes()].concat());
     }
     let (at, size, count) = (bytes.len() as u32, table.len() as u32, entries.len() as u16);
     bytes.append(&mut table);
-    bytes.extend([b"PK\x05\x06", &[0; 4][..], &[count; 2].map(u16::to_le_bytes).concat()].concat());
+    bytes.extend(
+        [
+            b"PK\x05\x06",
+            &[0; 4][..],
+            &[count; 2].map(u16::to_le_bytes).concat(),
+        ]
+        .concat(),
+    );
     bytes.extend([size, at].map(u32::to_le_bytes).concat());
     bytes.extend([0; 2]);
     bytes
@@ -114,13 +154,22 @@ fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
 pub fn cifar(data: &[u8]) {
     let [names, records] = scratch::parts(data, 0);
     // A record is long for a fuzzer, so what there is of it is repeated.
-    let long: Vec<u8> = records.iter().copied().cycle().take(2 * 3074 * usize::from(!records.is_empty())).collect();
+    let long: Vec<u8> = records
+        .iter()
+        .copied()
+        .cycle()
+        .take(2 * 3074 * usize::from(!records.is_empty()))
+        .collect();
     for (folder, file, names_file, record) in [
         ("ten", "test_batch.bin", "batches.meta.txt", 3073),
         ("hundred", "test.bin", "fine_label_names.txt", 3074),
     ] {
         let whole = long.len() / record * record;
-        let bytes = if records.len() % 7 == 0 { records } else { &long[..whole] };
+        let bytes = if records.len() % 7 == 0 {
+            records
+        } else {
+            &long[..whole]
+        };
         let path = scratch::write(&format!("{folder}/{file}"), bytes);
         scratch::write(&format!("{folder}/{names_file}"), names);
         let Ok(cifar) = Cifar::open(path.parent().unwrap(), Split::Test) else {
@@ -134,7 +183,10 @@ pub fn cifar(data: &[u8]) {
             assert!((cifar.label(index) as usize) < cifar.classes().len());
             let picture = cifar.picture(index).unwrap().to_bytes();
             let plane = |byte: usize| picture[byte % 1024 * 3 + byte / 1024];
-            assert!((0..3072).all(|byte| plane(byte) == pixels[byte]), "other pixels");
+            assert!(
+                (0..3072).all(|byte| plane(byte) == pixels[byte]),
+                "other pixels"
+            );
             cifar.name_of(index);
         }
     }
@@ -151,7 +203,10 @@ pub fn checkpoint(data: &[u8]) {
             let at = scratch::number(data) as usize % sealed.len();
             let mut flipped = sealed;
             flipped[at] ^= 1 << (data.len() % 8);
-            assert!(fuzzing::checkpoint(&flipped).is_err(), "a flipped bit at {at} is not noticed");
+            assert!(
+                fuzzing::checkpoint(&flipped).is_err(),
+                "a flipped bit at {at} is not noticed"
+            );
         }
     }
 }

@@ -7,7 +7,11 @@ use advxl::text::{Cleaning, Tokenizer, TokenizerConfig};
 
 use crate::scratch::{self, golden, parts};
 
-const CAPTIONS: [&str; 3] = ["a photo of a cat", "It's 9 o'clock\u{1f600}", "\u{fffd} [CLS] <|endoftext|> ##ing"];
+const CAPTIONS: [&str; 3] = [
+    "a photo of a cat",
+    "It's 9 o'clock\u{1f600}",
+    "\u{fffd} [CLS] <|endoftext|> ##ing",
+];
 
 fn config(name: Option<&str>) -> TokenizerConfig {
     TokenizerConfig {
@@ -53,7 +57,10 @@ pub fn tokenizer(data: &[u8]) {
     for caption in CAPTIONS {
         if let Ok(row) = tokenizer.ids(caption) {
             assert_eq!(row.len(), 8);
-            assert!(row.iter().all(|id| *id < size), "an id that the vocabulary lacks");
+            assert!(
+                row.iter().all(|id| *id < size),
+                "an id that the vocabulary lacks"
+            );
         }
     }
     let _ = tokenizer.end();

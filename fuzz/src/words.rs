@@ -19,7 +19,7 @@ pub fn words(data: &[u8]) {
         assert_eq!(spec.to_string().parse().ok(), Some(spec));
     }
     if let Ok(device) = text.parse::<DeviceName>() {
-        assert_eq!(device.to_string(), *text);
+        assert_eq!(device.to_string().parse(), Ok(device));
     }
     if let Ok(names) = shard_names(&text) {
         assert!(names.len() <= 1_000_000 * text.len().max(1));

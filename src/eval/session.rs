@@ -34,21 +34,23 @@ pub(crate) struct Saved {
 }
 
 impl Saved {
-    /// The bytes of its file: a hash of the rest, a line feed, JSON.
+    /// The bytes of its file: a hash of the rest, and CBOR. JSON would lose the last bit of some numbers, and those
+    /// that are not finite.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let json = serde_json::to_vec(self).expect("an outcome is JSON");
-        let hash = blake3::hash(&json).to_hex();
-        [hash.as_bytes(), b"\n", &json].concat()
+        let mut bytes = vec![0; blake3::OUT_LEN];
+        ciborium::into_writer(self, &mut bytes).expect("an outcome is CBOR");
+        let (hash, rest) = bytes.split_at_mut(blake3::OUT_LEN);
+        hash.copy_from_slice(blake3::hash(rest).as_bytes());
+        bytes
     }
 
-    /// None if the bytes do not match their hash: a flipped digit would still be JSON, and a wrong accuracy.
+    /// None if the bytes do not match their hash: a flipped bit in a count would be a wrong accuracy.
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
-        let end = bytes.iter().position(|byte| *byte == b'\n')?;
-        let (hash, json) = (&bytes[..end], &bytes[end + 1..]);
-        if blake3::hash(json).to_hex().as_bytes() != hash {
+        let (hash, rest) = bytes.split_at_checked(blake3::OUT_LEN)?;
+        if blake3::hash(rest).as_bytes() != hash {
             return None;
         }
-        serde_json::from_slice(json).ok()
+        ciborium::from_reader(rest).ok()
     }
 }
 
@@ -163,8 +165,10 @@ impl Progress {
         for (index, image) in self.adversarial(pixels)? {
             if index >= images.count() {
                 let path = self.images.as_deref().unwrap_or(path).display();
-                return Err(Error::input(format!("`{path}` is damaged: no image {index}"))
-                    .hint("remove the progress files to start the evaluation over"));
+                return Err(
+                    Error::input(format!("`{path}` is damaged: no image {index}"))
+                        .hint("remove the progress files to start the evaluation over"),
+                );
             }
             values[index * pixels..][..pixels].copy_from_slice(&image);
         }
@@ -469,7 +473,8 @@ mod tests {
         Saved {
             outcome: Outcome {
                 robust: vec![true, false],
-                margin: vec![Some(0.1), None],
+                // JSON as serde_json reads it changes the last digit of the second.
+                margin: vec![Some(f64::NEG_INFINITY), Some(-0.012173057068139316)],
                 ..Outcome::default()
             },
             images: 16,
