@@ -41,4 +41,7 @@ pub mod export;
 pub mod bench;
 pub mod demo;
 
+#[doc(hidden)]
+pub mod fuzzing;
+
 pub mod cli;

@@ -102,7 +102,7 @@ pub fn examine_part(bytes: &[u8], view: View) -> Outcome {
     decode_up_to(bytes, MOST_PIXELS, view)
 }
 
-fn decode_up_to(bytes: &[u8], most_pixels: usize, view: View) -> Outcome {
+pub(crate) fn decode_up_to(bytes: &[u8], most_pixels: usize, view: View) -> Outcome {
     match Format::of_bytes(bytes) {
         Some(Format::Jpeg) => decode_jpeg(bytes, most_pixels, view),
         Some(Format::Png) => decode_other(bytes, ImageFormat::Png, most_pixels),
@@ -217,9 +217,15 @@ fn decode_rare_jpeg(bytes: &[u8], most_pixels: usize) -> Outcome {
         let message = format!("the JPEG data is damaged or cut short: {error}");
         Fault::new(Reason::DamagedImage, message).hint(AGAIN)
     };
-    let told = walk(bytes).ok_or_else(cut_short)?;
-    if let Some((width, height)) = told {
-        check_size(width, height, most_pixels)?;
+    let frame = walk(bytes).ok_or_else(cut_short)?;
+    if let Some(frame) = frame {
+        check_size(frame.width, frame.height, most_pixels)?;
+        // zune-jpeg panics on some of these.
+        if !frame.first_is_largest {
+            let message = "JPEGs with such sampling factors are not supported";
+            return Err(Fault::new(Reason::UnknownFormat, message)
+                .hint("save the picture again with another program, or leave it out"));
+        }
     }
     let options = DecoderOptions::default()
         .set_strict_mode(true)
@@ -246,31 +252,60 @@ fn decode_rare_jpeg(bytes: &[u8], most_pixels: usize) -> Outcome {
     Ok(Examined { picture, odd })
 }
 
-/// Follows the segments of a JPEG to its end marker: none if there is no such, else width and height
-/// of the first frame, if there is one.
+/// What is known of a JPEG's frame without decoding.
+#[derive(Clone, Copy)]
+struct Frame {
+    width: usize,
+    height: usize,
+    /// Whether the sampling factors of the first component are multiples of all others'.
+    first_is_largest: bool,
+}
+
+impl Frame {
+    /// From bits, height, width, number of components; of each its name, sampling factors and table.
+    fn read(header: &[u8]) -> Option<Self> {
+        let [_, h1, h0, w1, w0, _, components @ ..] = header else {
+            return None;
+        };
+        let mut factors = components
+            .chunks_exact(3)
+            .map(|component| (component[1] >> 4, component[1] & 15));
+        let (across, down) = factors.next()?;
+        let fits = |all: u8, one: u8| all.checked_rem(one) == Some(0);
+        Some(Self {
+            width: usize::from(u16::from_be_bytes([*w1, *w0])),
+            height: usize::from(u16::from_be_bytes([*h1, *h0])),
+            first_is_largest: factors.all(|factor| fits(across, factor.0) && fits(down, factor.1)),
+        })
+    }
+}
+
+/// Follows the segments of a JPEG to its end marker: none if there is no such, else the first frame, if there is one.
 ///
 /// The decoder in strict mode still forgives a few bytes missing at the end, which it takes for
 /// padding. A search for the marker would find that of a thumbnail, hence the walk.
-fn walk(bytes: &[u8]) -> Option<Option<(usize, usize)>> {
+fn walk(bytes: &[u8]) -> Option<Option<Frame>> {
     let short = |at: usize| {
         let pair = bytes.get(at..at + 2)?;
         Some(usize::from(u16::from_be_bytes([pair[0], pair[1]])))
     };
-    let mut size = None;
+    let mut frame = None;
     let mut at = 2;
     loop {
         // In compressed data a marker is 0xff and neither 0, which is a value, nor a restart.
         at += find_ff(bytes.get(at..)?)? + 1;
         match *bytes.get(at)? {
-            0xd9 => return Some(size),
+            0xd9 => return Some(frame),
             0x00 | 0x01 | 0xd0..=0xd8 => at += 1,
             0xff => {}
             marker => {
-                // A frame's header: length, bits, height, width. 0xc4, 0xc8, 0xcc are tables.
+                let length = short(at + 1)?;
+                // 0xc4, 0xc8, 0xcc are tables.
                 if matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc) {
-                    size = size.or(short(at + 6).zip(short(at + 4)));
+                    let header = bytes.get(at + 3..at + 1 + length).unwrap_or_default();
+                    frame = frame.or(Frame::read(header));
                 }
-                at += 1 + short(at + 1)?;
+                at += 1 + length;
             }
         }
     }
@@ -301,6 +336,10 @@ fn decode_other(bytes: &[u8], format: ImageFormat, most_pixels: usize) -> Outcom
     let reader = || ImageReader::with_format(Cursor::new(bytes), format);
     let (width, height) = reader().into_dimensions().map_err(damaged)?;
     check_size(width as usize, height as usize, most_pixels)?;
+    if format == ImageFormat::WebP && outgrown(&bytes[12..], width, height) {
+        let message = "the image data is damaged: a frame is larger than the picture";
+        return Err(Fault::new(Reason::DamagedImage, message).hint(AGAIN));
+    }
     let mut reader = reader();
     // The number of pixels is checked above; four channels of 16 bits and as much again for work.
     let mut limits = image::Limits::default();
@@ -325,6 +364,38 @@ fn decode_other(bytes: &[u8], format: ImageFormat, most_pixels: usize) -> Outcom
     let pixels = image.into_rgb8().into_raw();
     let picture = Picture::bytes(width as usize, height as usize, pixels)?;
     Ok(Examined { picture, odd })
+}
+
+/// Whether the chunks of a WebP hold a frame larger than the picture: the decoder makes room for a frame by its own size,
+/// which nothing limits.
+fn outgrown(mut chunks: &[u8], width: u32, height: u32) -> bool {
+    while let Some((head, rest)) = chunks.split_first_chunk::<8>() {
+        let [kind @ .., a, b, c, d] = head;
+        let length = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
+        let (content, after) = rest.split_at(length.min(rest.len()));
+        let size = match (kind, content) {
+            (b"VP8 ", [_, _, _, 0x9d, 1, 0x2a, a, b, c, d, ..]) => {
+                let side = |low, high| u32::from(u16::from_le_bytes([low, high]) & 0x3fff);
+                (side(*a, *b), side(*c, *d))
+            }
+            (b"VP8L", [0x2f, a, b, c, d, ..]) => {
+                let bits = u32::from_le_bytes([*a, *b, *c, *d]);
+                (1 + (bits & 0x3fff), 1 + (bits >> 14 & 0x3fff))
+            }
+            // An animated frame holds chunks after its header.
+            (b"ANMF", _) => {
+                chunks = rest.get(16..).unwrap_or_default();
+                continue;
+            }
+            _ => (0, 0),
+        };
+        if size.0 > width || size.1 > height {
+            return true;
+        }
+        // Chunks begin at even places.
+        chunks = after.get(length % 2..).unwrap_or_default();
+    }
+    false
 }
 
 /// Whether a file ends before its format says: a PNG's last chunk, a WebP's length.
@@ -453,6 +524,46 @@ mod tests {
                 apart.max()
             );
         }
+    }
+
+    #[test]
+    fn a_webp_frame_larger_than_the_picture_is_refused_before_it_is_given_memory() {
+        let chunk = |kind: &[u8], content: &[u8]| {
+            [kind, &(content.len() as u32).to_le_bytes(), content].concat()
+        };
+        // An animation of 7 x 1 pixels with a lossy frame of 7,465 x 11,565.
+        let frame = [&[0; 3][..], b"\x9d\x01\x2a\x29\x1d\x2d\x2d", &[0; 9]].concat();
+        let frame = [&[0; 16][..], &chunk(b"VP8 ", &frame)].concat();
+        let canvas = chunk(b"VP8X", &[2, 0, 0, 0, 6, 0, 0, 0, 0, 0]);
+        let content = [
+            b"WEBP",
+            &canvas[..],
+            &chunk(b"ANIM", &[0; 6]),
+            &chunk(b"ANMF", &frame),
+        ];
+        let bytes = chunk(b"RIFF", &content.concat());
+        let text = message(&bytes);
+        assert!(
+            text.contains("a frame is larger than the picture"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_jpeg_whose_first_component_is_not_the_largest_is_not_given_to_a_decoder_that_panics() {
+        let (_, mut file, ..) = jpegs()
+            .into_iter()
+            .find(|(name, ..)| name == "cmyk")
+            .unwrap();
+        assert!(decode(&file).is_ok());
+        let frame = file
+            .windows(2)
+            .position(|pair| pair == [0xff, 0xc0])
+            .unwrap();
+        // The factors of the second component.
+        file[frame + 14] = 0x22;
+        let text = message(&file);
+        assert!(text.contains("sampling factors"), "{text}");
     }
 
     #[test]

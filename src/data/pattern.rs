@@ -74,7 +74,7 @@ fn check(paths: &[Location]) -> Result<()> {
     }
 }
 
-fn split_outside_braces(pattern: &str) -> Vec<&str> {
+pub(crate) fn split_outside_braces(pattern: &str) -> Vec<&str> {
     let mut depth = 0_i32;
     pattern
         .split(|letter: char| {
@@ -85,7 +85,7 @@ fn split_outside_braces(pattern: &str) -> Vec<&str> {
 }
 
 /// All texts that a part with braces stands for; the last braces change fastest.
-fn braces(part: &str, pattern: &str) -> Result<Vec<String>> {
+pub(crate) fn braces(part: &str, pattern: &str) -> Result<Vec<String>> {
     let wrong = |what: String| Err(Error::input(format!("`{pattern}`: {what}")).hint(HINT));
     let mut names = vec![String::new()];
     let mut rest = part;

@@ -292,8 +292,8 @@ pub fn shown(name: &[u8]) -> String {
 }
 
 const MAGIC: &[u8; 8] = b"ADVXLIX1";
-const HEADER: usize = 64;
-const ENTRY: usize = 48;
+pub(crate) const HEADER: usize = 64;
+pub(crate) const ENTRY: usize = 48;
 
 impl ShardIndex {
     /// Saves the index of a tar beside it, or that of an object in the cache.
@@ -346,7 +346,7 @@ impl ShardIndex {
         }
     }
 
-    fn read(bytes: &[u8], tar: &Object) -> Option<Self> {
+    pub(crate) fn read(bytes: &[u8], tar: &Object) -> Option<Self> {
         let (summary, [names_len, health_len]) = header(bytes.get(..HEADER)?, tar)?;
         let (body, hash) = bytes.split_at(bytes.len().checked_sub(16)?);
         if blake3::hash(body).as_bytes()[..16] != *hash {

@@ -28,7 +28,7 @@ const REDRAWN_AFTER: Duration = Duration::from_millis(200);
 
 /// What is saved of an evaluation in progress, in a form that keeps every bit of a float.
 #[derive(Serialize, Deserialize)]
-struct Saved {
+pub(crate) struct Saved {
     /// The evaluation that it belongs to.
     fingerprint: String,
     outcome: Outcome,
@@ -39,20 +39,19 @@ struct Saved {
 
 impl Saved {
     /// Its hash, then itself.
-    fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut text = Vec::new();
         ciborium::into_writer(self, &mut text).expect("memory takes all that is written");
         [blake3::hash(&text).as_bytes(), &text[..]].concat()
     }
 
-    /// `None` for anything but what [`Self::to_bytes`] gave for this evaluation.
-    fn from_bytes(bytes: &[u8], fingerprint: &str) -> Option<Self> {
+    /// `None` for anything but what [`Self::to_bytes`] gave: a flipped bit in a count would be a wrong accuracy.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let (hash, text) = bytes.split_at_checked(blake3::OUT_LEN)?;
         if *blake3::hash(text).as_bytes() != *hash {
             return None;
         }
-        let saved: Self = ciborium::from_reader(text).ok()?;
-        (saved.fingerprint == fingerprint).then_some(saved)
+        ciborium::from_reader(text).ok()
     }
 }
 
@@ -112,7 +111,8 @@ impl Progress {
                 "warning: `{path}` is damaged: starting the evaluation over"
             )))
         };
-        let Some(saved) = Saved::from_bytes(&files::read(&self.state)?, &self.fingerprint) else {
+        let saved = Saved::read(&files::read(&self.state)?);
+        let Some(saved) = saved.filter(|saved| saved.fingerprint == self.fingerprint) else {
             return damaged(&self.state);
         };
         if let Some(images) = &self.images {

@@ -22,7 +22,7 @@ use crate::fused::{from_vec, to_vec};
 
 const SCHEMA: &str = "1";
 /// The entry of the file's header that holds the counters.
-const HEADER: &str = "advxl";
+pub(crate) const HEADER: &str = "advxl";
 /// The counter that holds the names of the classes.
 const CLASSES: &str = "classes";
 
@@ -83,7 +83,7 @@ struct Found {
 
 /// How far a run is.
 #[derive(Clone, Copy, Serialize, Deserialize)]
-struct Counters {
+pub(crate) struct Counters {
     stage: usize,
     samples: u64,
     step: u64,
@@ -257,7 +257,7 @@ pub(super) fn write(run: &Run, state: &State, path: &Path) -> Result<()> {
 }
 
 /// A hash over counters and tensors, whatever order a file keeps them in.
-fn hash<'a, V: View + 'a>(
+pub(crate) fn hash<'a, V: View + 'a>(
     counters: &BTreeMap<String, String>,
     tensors: impl Iterator<Item = (&'a str, V)>,
 ) -> String {
@@ -299,18 +299,27 @@ struct Whole {
 ///
 /// Errors: it is whole, and of another version.
 fn read(path: &Path) -> Result<std::result::Result<Whole, Error>> {
+    let bytes = match files::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) => return Ok(Err(error)),
+    };
+    let counters = parse(&bytes, path)?;
+    Ok(counters.map(|counters| Whole { bytes, counters }))
+}
+
+/// The counters of a checkpoint whose content matches its hash; errors as [`read`] has them.
+pub(crate) fn parse(
+    bytes: &[u8],
+    path: &Path,
+) -> Result<std::result::Result<BTreeMap<String, String>, Error>> {
     let damaged = |what: &str| {
         let path = path.display();
         Ok(Err(Error::input(format!(
             "the checkpoint `{path}` is damaged: {what}"
         ))))
     };
-    let bytes = match files::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) => return Ok(Err(error)),
-    };
-    let parsed = SafeTensors::read_metadata(&bytes)
-        .and_then(|(_, header)| Ok((header, SafeTensors::deserialize(&bytes)?)));
+    let parsed = SafeTensors::read_metadata(bytes)
+        .and_then(|(_, header)| Ok((header, SafeTensors::deserialize(bytes)?)));
     let (header, tensors) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => return damaged(&error.to_string()),
@@ -333,7 +342,7 @@ fn read(path: &Path) -> Result<std::result::Result<Whole, Error>> {
         );
         return Err(Error::input(message).hint("go on with that version, or choose another --out"));
     }
-    Ok(Ok(Whole { bytes, counters }))
+    Ok(Ok(counters))
 }
 
 impl Whole {

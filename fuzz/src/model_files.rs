@@ -1,0 +1,59 @@
+//! What stands beside weights in the folders of models.
+
+use std::fs;
+use std::path::PathBuf;
+
+use advxl::model::weights;
+use advxl::text::TextModel;
+use burn::tensor::Device;
+
+use crate::scratch::{self, golden, parts};
+
+/// Folders of good models, and their description.
+const MODELS: [(&str, &str); 5] = [
+    ("clip/open_clip", "open_clip_config.json"),
+    ("clip/clipa", "open_clip_config.json"),
+    ("clip/hugging_face_clip_vision", "config.json"),
+    ("clip/hugging_face_vit", "config.json"),
+    ("timm", "config.json"),
+];
+const TEXTS: [(&str, &str); 3] = [
+    ("text/clipa", "open_clip_config.json"),
+    ("text/custom", "open_clip_config.json"),
+    ("text/hf_gelu", "config.json"),
+];
+
+/// A letter for the model, its description, a zero byte, what it says of preprocessing. Weights are sound.
+pub fn config(data: &[u8]) {
+    let Some((first, rest)) = data.split_first() else {
+        return;
+    };
+    let [config, preprocessor] = parts(rest, 0);
+    let choice = usize::from(*first) % (MODELS.len() + TEXTS.len());
+    let (folder, name) = [&MODELS[..], &TEXTS].concat()[choice];
+    let path = copied(folder);
+    fs::write(path.join(name), config).unwrap();
+    fs::write(path.join("preprocessor_config.json"), preprocessor).unwrap();
+    match choice < MODELS.len() {
+        true => drop(weights::load(&path, &Device::flex())),
+        false => drop(TextModel::load(&path, &Device::flex())),
+    }
+}
+
+/// The folder in this thread's folder, copied once.
+fn copied(folder: &str) -> PathBuf {
+    let path = scratch::path(folder);
+    if path.is_dir() {
+        return path;
+    }
+    fs::create_dir_all(&path).unwrap();
+    if folder == "timm" {
+        fs::copy(golden("weights/advxl.pth"), path.join("pytorch_model.bin")).unwrap();
+        return path;
+    }
+    for entry in fs::read_dir(golden(folder)).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), path.join(entry.file_name())).unwrap();
+    }
+    path
+}

@@ -1,0 +1,88 @@
+//! Picture files. The oracle of a decoded region is the same region of the whole picture.
+
+use advxl::data::decode::{Examined, Format};
+use advxl::data::picture::{Pixels, Region};
+use advxl::fuzzing;
+
+use crate::scratch::number;
+
+/// Larger pictures cost time and find nothing else.
+const MOST_PIXELS: usize = 1 << 18;
+
+/// JPEG, whichever decoder the file goes to.
+pub fn jpeg(data: &[u8]) {
+    if Format::of_bytes(data) == Some(Format::Jpeg) {
+        decoded(data);
+    }
+}
+
+/// PNG, WebP and what is neither.
+pub fn other(data: &[u8]) {
+    if Format::of_bytes(data) != Some(Format::Jpeg) {
+        decoded(data);
+    }
+}
+
+fn decoded(data: &[u8]) {
+    let whole = fuzzing::examine(data, MOST_PIXELS, &Region::whole);
+    let part = fuzzing::examine(data, MOST_PIXELS, &|width, height| {
+        region(number(data), width, height)
+    });
+    match (whole, part) {
+        (Ok(whole), Ok(part)) => {
+            assert!(whole.odd == part.odd, "a region is odd in another way");
+            assert_eq!(
+                pixels(&whole),
+                (0, 0, whole.picture.width(), whole.picture.height())
+            );
+            same(&whole, &part);
+        }
+        (Err(whole), Err(part)) => assert!(
+            whole.reason == part.reason,
+            "a region is refused for another reason"
+        ),
+        (whole, part) => panic!(
+            "whole: {:?}, region: {:?}",
+            whole.map(|_| ()).map_err(|fault| fault.error),
+            part.map(|_| ()).map_err(|fault| fault.error)
+        ),
+    }
+}
+
+fn region(number: u64, width: usize, height: usize) -> Region {
+    let draw = |shift: u32, most: usize| (number >> shift) as usize % 0xffff % most.max(1);
+    let (left, top) = (draw(0, width), draw(16, height));
+    Region {
+        left,
+        top,
+        width: 1 + draw(32, width - left),
+        height: 1 + draw(48, height - top),
+    }
+}
+
+/// The region that is known; its pixels are as many as it says.
+fn pixels(examined: &Examined) -> (usize, usize, usize, usize) {
+    let known = examined.picture.known();
+    let Pixels::Bytes(bytes) = examined.picture.pixels() else {
+        panic!("a decoded picture of floats");
+    };
+    assert_eq!(bytes.len(), 3 * known.width * known.height);
+    (known.left, known.top, known.width, known.height)
+}
+
+fn same(whole: &Examined, part: &Examined) {
+    let size = |of: &Examined| (of.picture.width(), of.picture.height());
+    assert_eq!(size(whole), size(part));
+    let (Pixels::Bytes(all), Pixels::Bytes(some)) = (whole.picture.pixels(), part.picture.pixels())
+    else {
+        panic!("a decoded picture of floats");
+    };
+    let (left, top, width, _) = pixels(part);
+    for (y, row) in some.chunks_exact(3 * width).enumerate() {
+        let at = 3 * ((top + y) * whole.picture.width() + left);
+        assert!(
+            row == &all[at..at + 3 * width],
+            "row {y} of a region differs"
+        );
+    }
+}

@@ -1,0 +1,212 @@
+//! Files of numbers: safetensors, what `torch.save` writes, CIFAR's binaries, checkpoints.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use advxl::data::tensors::{Tensors, save_parts};
+use advxl::data::{Spec, Split, cifar::Cifar};
+use advxl::fuzzing;
+use advxl::model::StateDict;
+use advxl::text::EmbeddingFile;
+use safetensors::{Dtype, SafeTensors};
+
+use crate::scratch;
+
+/// The three readers of safetensors files: weights, `tensors:` data sets, embeddings.
+pub fn safetensors(data: &[u8]) {
+    let path = scratch::write("a.safetensors", data);
+    if let Some(weights) = all_floats(&path) {
+        same_as_crate(data, &weights);
+    }
+    if let Ok(file) = EmbeddingFile::open(&path) {
+        let last = file.len() - 1;
+        let _ = file.rows(&[0, last]);
+        assert!(file.rows(&[last + 1]).is_err(), "a row after the last");
+        let _ = file.row_of("a");
+        file.made_by();
+    }
+    if let Ok(tensors) = Tensors::open(&path) {
+        written_again(&tensors);
+    }
+    let _: Spec = format!("tensors:{}", path.display()).parse().unwrap();
+}
+
+/// Reads every tensor of a file of weights that opens.
+fn all_floats(path: &Path) -> Option<BTreeMap<String, Vec<f32>>> {
+    let weights = StateDict::open(path).ok()?;
+    weights.wrapper();
+    let mut floats = BTreeMap::new();
+    for name in weights.names().map(str::to_owned).collect::<Vec<_>>() {
+        let count: usize = weights.shape(&name).unwrap().iter().product();
+        weights.dtype(&name).unwrap();
+        if let Ok(values) = weights.floats(&name) {
+            assert_eq!(values.len(), count, "as many values as the shape says");
+            floats.insert(name, values);
+        }
+    }
+    let _ = weights.floats("no such tensor");
+    Some(floats)
+}
+
+/// The values of f32 tensors are those that the crate of the format reads.
+fn same_as_crate(data: &[u8], weights: &BTreeMap<String, Vec<f32>>) {
+    let Ok(file) = SafeTensors::deserialize(data) else {
+        return;
+    };
+    for (name, values) in weights {
+        let Ok(tensor) = file.tensor(name) else {
+            continue;
+        };
+        if tensor.dtype() == Dtype::F32 {
+            let bytes: Vec<u8> = values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect();
+            assert!(bytes == tensor.data(), "other values than the crate's");
+        }
+    }
+}
+
+/// What is read from a data set of tensors is written and read again to the bit.
+fn written_again(tensors: &Tensors) {
+    let count = tensors.len();
+    let pictures: Vec<_> = (0..count)
+        .map(|index| tensors.picture(index).unwrap())
+        .collect();
+    let (width, height) = (pictures[0].width(), pictures[0].height());
+    let labels: Vec<i64> = (0..count)
+        .map(|index| tensors.label(index).into())
+        .collect();
+    let path = scratch::path("b.safetensors");
+    let parts = pictures.iter().map(|picture| Ok(picture.to_planes()));
+    save_parts(
+        &path,
+        parts,
+        [count, 3, height, width],
+        &labels,
+        tensors.classes(),
+    )
+    .unwrap();
+    let again = Tensors::open(&path).unwrap();
+    assert_eq!((again.len(), again.classes()), (count, tensors.classes()));
+    for (index, picture) in pictures.iter().enumerate() {
+        assert!(
+            again.picture(index).unwrap() == *picture,
+            "image {index} differs"
+        );
+        assert_eq!(again.label(index), tensors.label(index));
+    }
+}
+
+/// A zip of `torch.save`, or else a pickle that is put into one.
+pub fn pytorch(data: &[u8]) {
+    let archive = match data.starts_with(b"PK") {
+        true => data.to_vec(),
+        false => zip(&[
+            ("a/data.pkl", data),
+            ("a/data/0", &[0x3c; 256]),
+            ("a/data/1", &[0; 16]),
+        ]),
+    };
+    let path = scratch::write("a.pth", &archive);
+    all_floats(&path);
+}
+
+/// A zip of entries that are stored as they are.
+fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
+    let (mut bytes, mut table) = (Vec::new(), Vec::new());
+    for (name, content) in entries {
+        let at = bytes.len() as u32;
+        let sizes = [0, content.len() as u32, content.len() as u32]
+            .map(u32::to_le_bytes)
+            .concat();
+        let lengths = [name.len() as u16, 0].map(u16::to_le_bytes).concat();
+        bytes.extend(
+            [
+                b"PK\x03\x04",
+                &[0; 10][..],
+                &sizes,
+                &lengths,
+                name.as_bytes(),
+                content,
+            ]
+            .concat(),
+        );
+        let start = [b"PK\x01\x02", &[0; 12][..], &sizes, &lengths, &[0; 10]].concat();
+        table.extend([&start, &at.to_le_bytes()[..], name.as_bytes()].concat());
+    }
+    let (at, size, count) = (bytes.len() as u32, table.len() as u32, entries.len() as u16);
+    bytes.append(&mut table);
+    bytes.extend(
+        [
+            b"PK\x05\x06",
+            &[0; 4][..],
+            &[count; 2].map(u16::to_le_bytes).concat(),
+        ]
+        .concat(),
+    );
+    bytes.extend([size, at].map(u32::to_le_bytes).concat());
+    bytes.extend([0; 2]);
+    bytes
+}
+
+/// Class names, a zero byte, records. Pictures are the records' bytes.
+pub fn cifar(data: &[u8]) {
+    let [names, records] = scratch::parts(data, 0);
+    // A record is long for a fuzzer, so what there is of it is repeated.
+    let long: Vec<u8> = records
+        .iter()
+        .copied()
+        .cycle()
+        .take(2 * 3074 * usize::from(!records.is_empty()))
+        .collect();
+    for (folder, file, names_file, record) in [
+        ("ten", "test_batch.bin", "batches.meta.txt", 3073),
+        ("hundred", "test.bin", "fine_label_names.txt", 3074),
+    ] {
+        let whole = long.len() / record * record;
+        let bytes = if records.len() % 7 == 0 {
+            records
+        } else {
+            &long[..whole]
+        };
+        let path = scratch::write(&format!("{folder}/{file}"), bytes);
+        scratch::write(&format!("{folder}/{names_file}"), names);
+        let Ok(cifar) = Cifar::open(path.parent().unwrap(), Split::Test) else {
+            continue;
+        };
+        assert_eq!(cifar.len() * record, bytes.len());
+        for index in 0..cifar.len() {
+            let record = &bytes[index * record..][..record];
+            let pixels = &record[record.len() - 3072..];
+            assert_eq!(u32::from(record[record.len() - 3073]), cifar.label(index));
+            assert!((cifar.label(index) as usize) < cifar.classes().len());
+            let picture = cifar.picture(index).unwrap().to_bytes();
+            let plane = |byte: usize| picture[byte % 1024 * 3 + byte / 1024];
+            assert!(
+                (0..3072).all(|byte| plane(byte) == pixels[byte]),
+                "other pixels"
+            );
+            cifar.name_of(index);
+        }
+    }
+}
+
+/// A checkpoint as it is, and one with a right hash whose counters are the input.
+pub fn checkpoint(data: &[u8]) {
+    let _ = fuzzing::checkpoint(data);
+    if let Ok(counters) = serde_json::from_slice::<BTreeMap<String, String>>(data) {
+        let sealed = fuzzing::sealed_checkpoint(counters, &data[..data.len().min(64)]);
+        let read = fuzzing::checkpoint(&sealed).map_err(|error| error.to_string());
+        assert!(read != Err("its content does not match its hash".into()));
+        if read.is_ok() {
+            let at = scratch::number(data) as usize % sealed.len();
+            let mut flipped = sealed;
+            flipped[at] ^= 1 << (data.len() % 8);
+            assert!(
+                fuzzing::checkpoint(&flipped).is_err(),
+                "a flipped bit at {at} is not noticed"
+            );
+        }
+    }
+}

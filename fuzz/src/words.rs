@@ -1,0 +1,27 @@
+//! What users type: data sets, quantities, devices, patterns of shards.
+
+use advxl::data::Spec;
+use advxl::fused::DeviceName;
+use advxl::fuzzing::shard_names;
+use advxl::units::Fraction;
+
+/// Longer words find nothing else.
+const LONGEST: usize = 100;
+
+/// What is read from a word and written is read again as the same.
+pub fn words(data: &[u8]) {
+    let text = String::from_utf8_lossy(&data[..data.len().min(LONGEST)]);
+    if let Ok(fraction) = text.parse::<Fraction>() {
+        assert!(fraction.value().is_finite());
+        assert_eq!(fraction.to_string().parse(), Ok(fraction));
+    }
+    if let Ok(spec) = text.parse::<Spec>() {
+        assert_eq!(spec.to_string().parse().ok(), Some(spec));
+    }
+    if let Ok(device) = text.parse::<DeviceName>() {
+        assert_eq!(device.to_string().parse(), Ok(device));
+    }
+    if let Ok(names) = shard_names(&text) {
+        assert!(names.len() <= 1_000_000 * text.len().max(1));
+    }
+}

@@ -1,0 +1,64 @@
+//! Doors for the fuzz targets (`fuzz/`) to parsers that are private to their modules. No part of the interface.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::result;
+
+use safetensors::Dtype;
+use safetensors::tensor::{TensorView, serialize};
+
+use crate::data::decode::{self, Examined};
+use crate::data::picture::View;
+use crate::data::shard_index::{self, ShardIndex};
+use crate::data::store::Object;
+use crate::data::{Fault, pattern};
+use crate::error::Result;
+use crate::eval::session;
+use crate::train::checkpoint;
+
+/// Decodes a picture unless it has more pixels than that.
+pub fn examine(bytes: &[u8], most_pixels: usize, view: View) -> result::Result<Examined, Fault> {
+    decode::decode_up_to(bytes, most_pixels, view)
+}
+
+/// Bytes of the header of a saved index, and of each entry.
+pub const INDEX_SIZES: [usize; 2] = [shard_index::HEADER, shard_index::ENTRY];
+
+/// The saved index of a tar.
+pub fn shard_index(bytes: &[u8], tar: &Object) -> Option<ShardIndex> {
+    ShardIndex::read(bytes, tar)
+}
+
+/// The names that a pattern of shards stands for; none of them is looked for.
+pub fn shard_names(pattern: &str) -> Result<Vec<String>> {
+    let parts = pattern::split_outside_braces(pattern).into_iter();
+    let names = parts.map(|part| pattern::braces(part.trim(), pattern));
+    Ok(names.collect::<Result<Vec<_>>>()?.concat())
+}
+
+/// Reads a checkpoint: its number of counters.
+pub fn checkpoint(bytes: &[u8]) -> Result<usize> {
+    let counters = checkpoint::parse(bytes, Path::new("checkpoint"))??;
+    Ok(counters.len())
+}
+
+/// A checkpoint of one tensor whose hash is right, whatever its counters are.
+pub fn sealed_checkpoint(mut counters: BTreeMap<String, String>, tensor: &[u8]) -> Vec<u8> {
+    let view = TensorView::new(Dtype::U8, vec![tensor.len()], tensor);
+    let view = view.expect("the bytes have their own length");
+    let parts = || std::iter::once(("weights.norm", view.clone()));
+    counters.insert("hash".into(), checkpoint::hash(&counters, parts()));
+    let counters = serde_json::to_string(&counters).expect("strings are JSON");
+    let metadata = HashMap::from([(checkpoint::HEADER.to_owned(), counters)]);
+    serialize(parts(), Some(metadata)).expect("the tensor has its shape")
+}
+
+/// Reads the progress file of an evaluation and writes it again.
+pub fn progress(bytes: &[u8]) -> Option<Vec<u8>> {
+    session::Saved::read(bytes).map(|saved| saved.to_bytes())
+}
+
+/// The hash that files of ours carry.
+pub fn hash(bytes: &[u8]) -> [u8; 32] {
+    *blake3::hash(bytes).as_bytes()
+}
