@@ -399,3 +399,77 @@ fn write_png(path: &Path) {
         .save(path)
         .unwrap();
 }
+
+#[test]
+fn an_evaluation_of_nothing_is_refused_and_nothing_is_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = support::trained(folder.path());
+    let run = run.to_str().unwrap();
+    let out = folder.path().join("out");
+    let given = [
+        "eval",
+        run,
+        "--data",
+        "synthetic:16",
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    for (more, parts) in [
+        (&["--n", "0", "--eps", "8/255"][..], &["0"][..]),
+        (
+            &["--batch", "0", "--eps", "8/255"],
+            &["--batch 0: expected at least 1"],
+        ),
+        (
+            &["--steps", "0", "--eps", "8/255"],
+            &["--steps 0: expected at least 1"],
+        ),
+        (
+            &["--queries", "0", "--eps", "8/255"],
+            &["--queries 0: expected at least 1"],
+        ),
+        (
+            &["--restarts", "0", "--eps", "8/255"],
+            &["--restarts 0: expected at least 1"],
+        ),
+        (
+            &["--targets", "0", "--eps", "8/255"],
+            &["--targets 0: expected at least 1"],
+        ),
+        (
+            &["--steps", "18446744073709551615", "--eps", "8/255"],
+            &["--steps 18446744073709551615: expected at most 1000000000"],
+        ),
+        (
+            &["--attack", "", "--eps", "8/255"],
+            &["--attack names no attack"],
+        ),
+        (
+            &["--attack", ",", "--eps", "8/255"],
+            &["--attack names no attack"],
+        ),
+        (
+            &["--attack", "clean", "--eps", "0", "--eps-curve"],
+            &["--eps-curve", "a curve of one point"],
+        ),
+        (
+            &["--norm", "linf,linf", "--eps", "8/255,8/255"],
+            &["--norm linf with --eps 8/255 is given twice"],
+        ),
+        (
+            &[
+                "--norm",
+                "l2,l2",
+                "--eps",
+                "0.5,1",
+                "--save-adversarial",
+                "a.safetensors",
+            ],
+            &["--save-adversarial: --norm l2 is given twice"],
+        ),
+    ] {
+        refuses(&[&given[..], more].concat(), parts);
+        let left = std::fs::read_dir(&out).map_or(0, |entries| entries.count());
+        assert_eq!(left, 0, "{more:?}");
+    }
+}

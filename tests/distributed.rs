@@ -5,8 +5,10 @@
 
 mod support;
 
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use safetensors::SafeTensors;
 use support::processes::*;
@@ -290,6 +292,51 @@ fn a_killed_a_stopped_and_a_warned_process_end_the_run_and_cost_nothing_but_the_
         std::fs::read(out.join("stages/finetune/model.safetensors")).unwrap()
     };
     assert!(finished(1) == finished(2));
+}
+
+#[test]
+fn an_evaluation_in_two_processes_stops_when_one_is_warned_and_goes_on_in_any_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = support::trained(folder.path());
+    let evaluate = "--data synthetic:60 --attack apgd-t,square --eps 1/255 --steps 20 --targets 9 --queries 2000 --seed 3";
+    let evaluate: Vec<&str> = evaluate.split(' ').collect();
+    let arguments = |out: &Path| -> Vec<String> {
+        let given = ["eval", text(&run), "--out", text(out)];
+        let all = [&given[..], &evaluate].concat();
+        all.into_iter().map(str::to_owned).collect()
+    };
+    let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
+    let words = arguments(&whole);
+    succeed(1, &words.iter().map(String::as_str).collect::<Vec<_>>());
+
+    let words = arguments(&stopped);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    for after in ["initial accuracy", "robust accuracy after APGD-T"] {
+        let mut child = processes(2, &words).stderr(Stdio::piped()).spawn().unwrap();
+        let (mut told, mut sent) = (String::new(), None);
+        for line in BufReader::new(child.stderr.take().unwrap()).lines() {
+            let line = line.unwrap();
+            if sent.is_none() && line.contains(after) {
+                signal("USR1", of_run(&stopped)[1]);
+                sent = Some(Instant::now());
+            }
+            told += &format!("{line}\n");
+        }
+        let code = child.wait().unwrap().code();
+        assert_eq!(code, Some(75), "{told}");
+        assert!(told.contains("error: stopped by signal after "), "{told}");
+        assert!(sent.unwrap().elapsed() < Duration::from_secs(10), "{told}");
+    }
+    succeed(1, &words);
+    let result = |out: &Path| -> serde_json::Value {
+        let mut result: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(out.join("result.json")).unwrap()).unwrap();
+        for stage in result["stages"].as_array_mut().unwrap() {
+            stage.as_object_mut().unwrap().remove("seconds");
+        }
+        result
+    };
+    assert!(result(&stopped) == result(&whole));
 }
 
 /// Flips one bit of every place in a process's memory that holds some bytes; gives how many there were.

@@ -9,7 +9,8 @@ mod written;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use advxl::attack::input_gradient;
+use advxl::attack::{Norm, input_gradient};
+use advxl::eval::autoattack::{Settings, Version};
 use advxl::export::{self, Facts};
 use advxl::fused::{Gelu, from_vec, to_vec};
 use advxl::model::config::{CLIP_MEAN, CLIP_STD};

@@ -205,3 +205,197 @@ fn the_command_exports_for_open_clip_and_asks_for_its_text_tower() {
     assert_eq!(code, Some(0), "{text}");
     assert!(Path::new(out).join("open_clip_config.json").is_file());
 }
+
+/// A result of AutoAttack as `advxl eval` writes it.
+fn autoattack(data: &str, classes: &[&str], images: usize, norm: Norm, epsilon: &str) -> Value {
+    let attacks = Settings::new(Version::Standard, norm, epsilon.parse().unwrap()).autoattack();
+    let settings = std::iter::once(Value::Null).chain(attacks.iter().map(|attack| json!(attack)));
+    let stages: Vec<Value> = settings
+        .map(|settings| json!({ "attack": "", "settings": settings, "robust_accuracy": 0.5 }))
+        .collect();
+    json!({
+        "data": data,
+        "data_classes": classes,
+        "precision": "f32",
+        "norm": norm,
+        "epsilon": epsilon,
+        "robust_accuracy": 0.25,
+        "flags": [],
+        "stages": stages,
+        "robust": vec![true; images],
+    })
+}
+
+const CIFAR10: [&str; 10] = [
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+];
+
+#[test]
+fn a_robustbench_entry_is_made_of_what_its_board_holds_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = VitConfig {
+        depth: 1,
+        hidden: 24,
+        ..VitConfig::named("vit_micro").unwrap()
+    };
+    let entry = |dataset: &str, classes: usize, results: &[Value]| {
+        let out = folder.path().join("out");
+        let facts = Facts {
+            name: "Doe2026Small".to_owned(),
+            dataset: dataset.to_owned(),
+            results: results.to_vec(),
+            ..Facts::default()
+        };
+        let made = export::robustbench(&loaded(small.clone(), classes, 16), &facts, &out);
+        made.map(|()| {
+            let text = std::fs::read_to_string(out.join("Doe2026Small.json")).unwrap();
+            std::fs::remove_dir_all(&out).unwrap();
+            serde_json::from_str::<Value>(&text).unwrap()
+        })
+    };
+    let linf = autoattack(
+        "cifar-10-batches-bin",
+        &CIFAR10,
+        10_000,
+        Norm::Linf,
+        "8/255",
+    );
+    let made = entry("cifar10", 10, std::slice::from_ref(&linf)).unwrap();
+    assert_eq!(made["eps"], "8/255");
+    assert_eq!(made["dataset"], "cifar10");
+    assert_eq!(
+        (&made["clean_acc"], &made["autoattack_acc"]),
+        (&json!("50.00"), &json!("25.00"))
+    );
+    assert_eq!(made["unreliable"], false);
+    // A decimal number for the fraction; the order of class folders.
+    let mut backwards = CIFAR10;
+    backwards.reverse();
+    let decimal = autoattack("cifar", &backwards, 10_000, Norm::Linf, "0.03137255");
+    assert_eq!(entry("cifar10", 10, &[decimal]).unwrap()["eps"], "8/255");
+    let l2 = autoattack("cifar", &CIFAR10, 10_000, Norm::L2, "0.5");
+    assert_eq!(entry("cifar10", 10, &[l2]).unwrap()["eps"], "0.5");
+    let ids: Vec<String> = (0..1000)
+        .map(|id| format!("n{:08}", 1_440_764 + id))
+        .collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let imagenet = autoattack("imagenet/val", &ids, 5_000, Norm::Linf, "4/255");
+    assert_eq!(
+        entry("imagenet", 1000, std::slice::from_ref(&imagenet)).unwrap()["eps"],
+        "4/255"
+    );
+
+    let refused = |dataset: &str, classes: usize, result: &Value, parts: &[&str]| {
+        refusal(entry(dataset, classes, std::slice::from_ref(result)), parts);
+    };
+    refused(
+        "",
+        10,
+        &linf,
+        &["--dataset is missing", "use cifar10, cifar100 or imagenet"],
+    );
+    refused("cifar-10", 10, &linf, &["RobustBench has no such board"]);
+    refused(
+        "cifar100",
+        10,
+        &linf,
+        &["10 classes instead of 100", "(`airplane` to `truck`)"],
+    );
+    refused(
+        "imagenet",
+        10,
+        &linf,
+        &[
+            "10_000 images instead of 5_000",
+            "linf 8/255 instead of linf 4/255",
+        ],
+    );
+    refused(
+        "cifar10",
+        1000,
+        &imagenet,
+        &[
+            "5_000 images instead of 10_000",
+            "1000 classes instead of 10",
+        ],
+    );
+    let few = autoattack("cifar", &CIFAR10, 1000, Norm::Linf, "8/255");
+    refused(
+        "cifar10",
+        10,
+        &few,
+        &["1_000 images instead of 10_000", "--eps 8/255"],
+    );
+    let weak = autoattack("cifar", &CIFAR10, 10_000, Norm::Linf, "0.3/255");
+    refused(
+        "cifar10",
+        10,
+        &weak,
+        &["linf 0.3/255 instead of linf 8/255 or l2 0.5"],
+    );
+    let l1 = autoattack("cifar", &CIFAR10, 10_000, Norm::L1, "12");
+    refused(
+        "cifar10",
+        10,
+        &l1,
+        &["l1 12 instead of linf 8/255 or l2 0.5"],
+    );
+    let synthetic = autoattack("synthetic:10000", &CIFAR10, 10_000, Norm::Linf, "8/255");
+    refused(
+        "cifar10",
+        10,
+        &synthetic,
+        &["the images are synthetic (`synthetic:10000`)"],
+    );
+    let numbers = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    let unnamed = autoattack(
+        "tensors:a.safetensors",
+        &numbers,
+        10_000,
+        Norm::Linf,
+        "8/255",
+    );
+    refused(
+        "cifar10",
+        10,
+        &unnamed,
+        &["images of 10 classes (`0` to `9`) that are not the board's"],
+    );
+    let mut rounded = linf.clone();
+    rounded["precision"] = json!("bf16");
+    refused(
+        "cifar10",
+        10,
+        &rounded,
+        &["precision \"bf16\" instead of \"f32\""],
+    );
+    let mut old = linf.clone();
+    old.as_object_mut().unwrap().remove("data_classes");
+    refused(
+        "cifar10",
+        10,
+        &old,
+        &["images of 0 classes that are not the board's"],
+    );
+    let mut shortened = linf.clone();
+    shortened["stages"][1]["settings"]["steps"] = json!(50);
+    refused(
+        "cifar10",
+        10,
+        &shortened,
+        &["0 of the results are of AutoAttack"],
+    );
+    refusal(
+        entry("cifar10", 10, &[linf.clone(), linf]),
+        &["2 of the results are of AutoAttack"],
+    );
+}
