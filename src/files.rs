@@ -46,10 +46,18 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|error| explain("read", path, &error))
 }
 
+/// The byte order mark that Windows programs begin a text with, which is no part of it.
+const BYTE_ORDER_MARK: &str = "\u{feff}";
+
 /// The text of a file.
 pub fn read_text(path: &Path) -> Result<String> {
-    String::from_utf8(read(path)?)
-        .map_err(|error| Error::input(format!("`{}` is not UTF-8 text: {error}", path.display())))
+    let text = String::from_utf8(read(path)?).map_err(|error| {
+        Error::input(format!("`{}` is not UTF-8 text: {error}", path.display()))
+    })?;
+    match text.strip_prefix(BYTE_ORDER_MARK) {
+        Some(text) => Ok(text.to_owned()),
+        None => Ok(text),
+    }
 }
 
 #[cfg(not(unix))]
@@ -325,6 +333,10 @@ impl Iterator for Lines {
             return wrong(format!("it has more than {LONGEST_LINE} bytes"));
         }
         match String::from_utf8(line) {
+            Ok(line) if self.number == 1 => {
+                let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&line);
+                Some(Ok(line.to_owned()))
+            }
             Ok(line) => Some(Ok(line)),
             Err(error) => wrong(format!("it is not UTF-8 text: {error}")),
         }
@@ -480,6 +492,10 @@ mod tests {
         write(&path, b"one\n\ntwo\r\nthree").unwrap();
         let lines: Result<Vec<String>> = Lines::open(&path).unwrap().collect();
         assert_eq!(lines.unwrap(), ["one", "", "two\r", "three"]);
+        write(&path, b"\xef\xbb\xbfone\n\xef\xbb\xbf").unwrap();
+        let lines: Result<Vec<String>> = Lines::open(&path).unwrap().collect();
+        assert_eq!(lines.unwrap(), ["one", "\u{feff}"]);
+        assert_eq!(read_text(&path).unwrap(), "one\n\u{feff}");
         write(&path, b"one\n\xff\n").unwrap();
         let error = Lines::open(&path).unwrap().nth(1).unwrap().unwrap_err();
         assert!(

@@ -22,6 +22,7 @@ use super::shard_index::{self, Entry, Saved, ShardIndex, Span, Summary};
 use super::store::{self, Asked, Object, Pieces};
 use crate::error::{Error, Result};
 use crate::files::Source;
+use crate::json;
 
 /// Samples whose places are held: about 75 bytes each, so 150 MB.
 const MOST_HELD: u64 = 2_000_000;
@@ -570,8 +571,7 @@ fn caption_of(entry: &Entry, pieces: &Pieces) -> std::result::Result<(String, bo
             let message = format!("the caption is not UTF-8 text: byte {at} cannot be read");
             Fault::new(Reason::CaptionNotUtf8, message).hint("save captions as UTF-8")
         })?;
-        let spare_broken = entry.json.exists()
-            && serde_json::from_slice::<serde_json::Value>(read(entry.json)?).is_err();
+        let spare_broken = entry.json.exists() && json::parse(read(entry.json)?).is_err();
         return Ok((not_empty(text)?, spare_broken));
     }
     if !entry.json.exists() {
@@ -581,7 +581,7 @@ fn caption_of(entry: &Entry, pieces: &Pieces) -> std::result::Result<(String, bo
         )
         .hint("other samples have one; leave this one out or add it"));
     }
-    let json: serde_json::Value = serde_json::from_slice(read(entry.json)?).map_err(|error| {
+    let json = json::parse(read(entry.json)?).map_err(|error| {
         Fault::new(Reason::JsonBroken, format!("the json is broken: {error}"))
             .hint("there is no `.txt`, so the caption must come from the json")
     })?;
