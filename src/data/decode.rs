@@ -1,25 +1,38 @@
 //! Image files to pictures, strictly: a damaged file is an error, never grey rows.
 //!
-//! JPEG, PNG and WebP, told apart by their first bytes and not by their names. Everything becomes
-//! red, green and blue bytes: grey is repeated, 16 bits are rounded to 8, CMYK is converted, an
-//! alpha channel is dropped as Pillow's `convert("RGB")` does. A JPEG that its EXIF data says is
+//! What Pillow and torchvision's ImageFolder read: JPEG, PNG, WebP, BMP, TIFF, PNM and GIF, told apart by their first
+//! bytes and not by their names. Everything becomes red, green and blue bytes, as by Pillow's `convert("RGB")`: grey is
+//! repeated, 16 bits become 8, CMYK is converted, an alpha channel is dropped. A JPEG that its EXIF data says is
 //! turned or mirrored is set upright. Of a JPEG only the region that is asked for becomes pixels.
-//! [`super::jpeg`] decodes the common JPEGs to Pillow's bytes; the rare ones, CMYK above all, go to zune-jpeg.
+//!
+//! | file | what |
+//! |------|------|
+//! | [`super::jpeg`] | the common JPEGs, to Pillow's bytes; the rare ones, CMYK above all, go to zune-jpeg |
+//! | `raster` | PNG, WebP, BMP, TIFF by the crate `image` |
+//! | `pnm` `gif` | PBM, PGM, PPM; the first picture of a GIF |
+//! | `tags` | tags of TIFF and EXIF |
+//! | [`super::content`] | what a file is instead |
+//!
 //! Differs from the reference: torchvision ignores the orientation; zune-jpeg rounds differently in
 //! the inverse transform and the chroma upsampling.
 
-use std::io::Cursor;
+mod gif;
+mod pnm;
+mod raster;
+mod tags;
 
-use image::{DynamicImage, ImageFormat, ImageReader};
+use image::ImageFormat;
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
+use super::content;
 use super::health::{Fault, Reason};
 use super::jpeg::{Damage, Jpeg, find_ff};
 use super::picture::{Picture, Region, View};
 use crate::error::Result;
+use tags::Tags;
 
 /// A picture, and what was odd about its file.
 #[derive(Clone, Debug)]
@@ -30,40 +43,70 @@ pub struct Examined {
     pub odd: Vec<Reason>,
 }
 
-/// The formats that are read.
+/// The formats that are read. Index files hold the place of a format here, so new ones go to the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// `.jpg`, `.jpeg`.
+    /// JPEG.
     #[default]
     Jpeg,
-    /// `.png`.
+    /// PNG.
     Png,
-    /// `.webp`.
+    /// WebP.
     Webp,
+    /// Windows bitmaps.
+    Bmp,
+    /// TIFF.
+    Tiff,
+    /// PBM, PGM and PPM.
+    Pnm,
+    /// GIF.
+    Gif,
 }
 
 impl Format {
+    /// What names of pictures end in, in lower case: what torchvision's ImageFolder takes, other names of the same, and GIF.
+    pub const EXTENSIONS: [(&str, Self); 14] = [
+        ("jpg", Self::Jpeg),
+        ("jpeg", Self::Jpeg),
+        ("jpe", Self::Jpeg),
+        ("jfif", Self::Jpeg),
+        ("png", Self::Png),
+        ("webp", Self::Webp),
+        ("bmp", Self::Bmp),
+        ("tif", Self::Tiff),
+        ("tiff", Self::Tiff),
+        ("ppm", Self::Pnm),
+        ("pgm", Self::Pnm),
+        ("pbm", Self::Pnm),
+        ("pnm", Self::Pnm),
+        ("gif", Self::Gif),
+    ];
+
+    /// The format at a place of the enumeration.
+    pub fn numbered(number: u8) -> Option<Self> {
+        let mut all = Self::EXTENSIONS.iter().map(|(_, format)| *format);
+        all.find(|format| *format as u8 == number)
+    }
+
     /// By the end of a name, in lower case.
     pub fn of_extension(end: &str) -> Option<Self> {
-        match end {
-            "jpg" | "jpeg" => Some(Format::Jpeg),
-            "png" => Some(Format::Png),
-            "webp" => Some(Format::Webp),
-            _ => None,
-        }
+        let mut known = Self::EXTENSIONS.iter();
+        known.find(|(known, _)| *known == end).map(|known| known.1)
     }
 
     /// By the first bytes.
     pub fn of_bytes(bytes: &[u8]) -> Option<Self> {
-        if bytes.starts_with(&[0xff, 0xd8]) {
-            Some(Format::Jpeg)
-        } else if bytes.starts_with(b"\x89PNG") {
-            Some(Format::Png)
-        } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
-            Some(Format::Webp)
-        } else {
-            None
-        }
+        Some(match bytes {
+            [0xff, 0xd8, ..] => Self::Jpeg,
+            [0x89, b'P', b'N', b'G', ..] => Self::Png,
+            _ if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") => Self::Webp,
+            // Words begin with these letters too; behind a header is the length of another, below 256.
+            [b'B', b'M', ..] if matches!(bytes.get(14..18), Some([12..=255, 0, 0, 0])) => Self::Bmp,
+            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Self::Tiff,
+            [b'P', b'1'..=b'6', b'#' | b' ' | b'\t'..=b'\r', ..] => Self::Pnm,
+            _ if bytes.starts_with(b"GIF87a") || bytes.starts_with(b"GIF89a") => Self::Gif,
+            _ => return None,
+        })
     }
 }
 
@@ -94,55 +137,64 @@ pub fn examine_part(bytes: &[u8], view: View) -> Outcome {
 fn decode_up_to(bytes: &[u8], most_pixels: usize, view: View) -> Outcome {
     match Format::of_bytes(bytes) {
         Some(Format::Jpeg) => decode_jpeg(bytes, most_pixels, view),
-        Some(Format::Png) => decode_other(bytes, ImageFormat::Png, most_pixels),
-        Some(Format::Webp) => decode_other(bytes, ImageFormat::WebP, most_pixels),
+        Some(Format::Png) => raster::decode(bytes, ImageFormat::Png, most_pixels),
+        Some(Format::Webp) => raster::decode(bytes, ImageFormat::WebP, most_pixels),
+        Some(Format::Bmp) => raster::decode(bytes, ImageFormat::Bmp, most_pixels),
+        Some(Format::Tiff) => raster::decode(bytes, ImageFormat::Tiff, most_pixels),
+        Some(Format::Pnm) => pnm::decode(bytes, most_pixels),
+        Some(Format::Gif) => gif::decode(bytes, most_pixels),
         None => Err(not_a_picture(bytes)),
     }
 }
 
 /// Says what the bytes look like instead.
 fn not_a_picture(bytes: &[u8]) -> Fault {
-    let start = String::from_utf8_lossy(&bytes[..bytes.len().min(512)]).to_lowercase();
-    let start = start.trim_start_matches('\u{feff}').trim_start();
-    let readable = "use JPEG, PNG or WebP files";
-    let unknown = |what| (Reason::UnknownFormat, what, readable);
-    let no_image = |what, hint| (Reason::NotAnImage, what, hint);
-    let (reason, what, hint) = match bytes {
-        [] => (
-            Reason::EmptyMember,
-            "the file is empty",
-            "copy or download it again",
-        ),
-        _ if start.starts_with("<!doctype html") || start.starts_with("<html") => no_image(
-            "this is an HTML page, not an image",
-            "the download was answered with a web page; download the file again",
-        ),
-        _ if start.starts_with("<?xml") || start.starts_with("<svg") => {
-            unknown("this is XML or SVG text, not an image of pixels")
+    let readable = "use JPEG, PNG, WebP, BMP, TIFF, PNM or GIF files";
+    if bytes.is_empty() {
+        let again = "copy or download it again";
+        return Fault::new(Reason::EmptyMember, "the file is empty").hint(again);
+    }
+    if let Some(found) = content::of(bytes) {
+        let message = format!("this is {}, not an image", found.what);
+        return Fault::new(Reason::NotAnImage, message).hint(found.hint);
+    }
+    let format = match bytes {
+        _ if content::begins_with(bytes, "<?xml") || content::begins_with(bytes, "<svg") => {
+            "XML or SVG text"
         }
-        _ if start.starts_with("version https://git-lfs") => no_image(
-            "this is a Git LFS pointer, not the image itself",
-            "run `git lfs pull`",
-        ),
-        [b'G', b'I', b'F', b'8', ..] => unknown("this is a GIF image, which is not supported"),
-        [b'B', b'M', ..] => unknown("this is a BMP image, which is not supported"),
-        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => {
-            unknown("this is a TIFF image, which is not supported")
+        [_, _, _, _, b'f', b't', b'y', b'p', ..] => "an AVIF, HEIC or video file",
+        [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', ..] => "a JPEG XL image",
+        [0, 0, 0, 12, b'j', b'P', ..] => "a JPEG 2000 image",
+        [b'P', b'7', b'\n', ..] => "a PAM image",
+        [b'P', b'f' | b'F', b'\n', ..] => "a PFM image of floats",
+        [0, 0, 1 | 2, 0, ..] => "a Windows icon or cursor",
+        [b'8', b'B', b'P', b'S', ..] => "a Photoshop file",
+        _ => {
+            let message = "this is not an image of a known format";
+            return Fault::new(Reason::NotAnImage, message).hint(readable);
         }
-        [_, _, _, _, b'f', b't', b'y', b'p', ..] => {
-            unknown("this is an AVIF, HEIC or video file, which is not supported")
-        }
-        [0x1f, 0x8b, ..] | [b'P', b'K', 3, 4, ..] => no_image(
-            "this is a compressed archive, not an image",
-            "unpack it first",
-        ),
-        _ if bytes.iter().all(|byte| *byte == 0) => no_image(
-            "the file holds only zeros",
-            "it was not copied completely; copy it again",
-        ),
-        _ => no_image("this is no JPEG, PNG or WebP image", readable),
     };
-    Fault::new(reason, what).hint(hint)
+    let message = format!("this is {format}, which is not supported");
+    Fault::new(Reason::UnknownFormat, message).hint(readable)
+}
+
+/// A picture whose file cannot be right.
+fn damaged(what: String) -> Fault {
+    let message = format!("the image data is damaged: {what}");
+    Fault::new(Reason::DamagedImage, message).hint(AGAIN)
+}
+
+/// A sound picture of a kind that is not read.
+fn unsupported(format: &str, what: &str) -> Fault {
+    let message = format!("this kind of {format} is not supported: {what}");
+    Fault::new(Reason::UnsupportedImage, message)
+        .hint("convert it to an ordinary JPEG or PNG, or leave it out")
+}
+
+/// A picture that is known whole.
+fn single(width: usize, height: usize, pixels: Vec<u8>, odd: Vec<Reason>) -> Outcome {
+    let picture = Picture::bytes(width, height, pixels)?;
+    Ok(Examined { picture, odd })
 }
 
 fn check_size(width: usize, height: usize, most_pixels: usize) -> std::result::Result<(), Fault> {
@@ -168,8 +220,9 @@ fn decode_jpeg(bytes: &[u8], most_pixels: usize, view: View) -> Outcome {
             let message = format!("the JPEG data is damaged: {what}");
             Fault::new(Reason::DamagedImage, message).hint(AGAIN)
         }
+        Damage::Unsupported(what) => unsupported("JPEG", what),
     };
-    let Some(jpeg) = Jpeg::open(bytes).map_err(fault)? else {
+    let Some(mut jpeg) = Jpeg::open(bytes).map_err(fault)? else {
         return decode_rare_jpeg(bytes, most_pixels);
     };
     let (width, height) = (jpeg.width(), jpeg.height());
@@ -189,6 +242,9 @@ fn decode_jpeg(bytes: &[u8], most_pixels: usize, view: View) -> Outcome {
         false => view(width, height),
     };
     let pixels = jpeg.decode(&region).map_err(fault)?;
+    if jpeg.is_irregular() {
+        odd.push(Reason::Irregular);
+    }
     let picture = Picture::part(width, height, region, pixels)?;
     let picture = upright(picture, orientation)?;
     Ok(Examined { picture, odd })
@@ -206,9 +262,9 @@ fn decode_rare_jpeg(bytes: &[u8], most_pixels: usize) -> Outcome {
         let message = format!("the JPEG data is damaged or cut short: {error}");
         Fault::new(Reason::DamagedImage, message).hint(AGAIN)
     };
-    let told = walk(bytes).ok_or_else(cut_short)?;
-    if let Some((width, height)) = told {
-        check_size(width, height, most_pixels)?;
+    if let Some(frame) = walk(bytes).ok_or_else(cut_short)? {
+        check_size(frame.width, frame.height, most_pixels)?;
+        frame.check()?;
     }
     let options = DecoderOptions::default()
         .set_strict_mode(true)
@@ -235,29 +291,61 @@ fn decode_rare_jpeg(bytes: &[u8], most_pixels: usize) -> Outcome {
     Ok(Examined { picture, odd })
 }
 
-/// Follows the segments of a JPEG to its end marker: none if there is no such, else width and height
-/// of the first frame, if there is one.
+/// What the first frame of a JPEG of a rare kind says.
+struct RareFrame {
+    marker: u8,
+    bits: usize,
+    width: usize,
+    height: usize,
+}
+
+impl RareFrame {
+    /// An error if zune-jpeg does not know the kind either, since it would call the file damaged.
+    fn check(&self) -> std::result::Result<(), Fault> {
+        let what = match self.marker {
+            0xc9.. => {
+                let fault = unsupported("JPEG", "arithmetic coding");
+                return Err(
+                    fault.hint("convert it without loss: `jpegtran -copy all -outfile NEW OLD`")
+                );
+            }
+            0xc3 | 0xc5..=0xc7 => "lossless or hierarchical coding",
+            _ if self.bits != 8 => "it has not 8 bits a sample",
+            _ => return Ok(()),
+        };
+        Err(unsupported("JPEG", what))
+    }
+}
+
+/// Follows the segments of a JPEG to its end marker: none if there is no such, else its first frame, if there is one.
 ///
 /// The decoder in strict mode still forgives a few bytes missing at the end, which it takes for
 /// padding. A search for the marker would find that of a thumbnail, hence the walk.
-fn walk(bytes: &[u8]) -> Option<Option<(usize, usize)>> {
+fn walk(bytes: &[u8]) -> Option<Option<RareFrame>> {
     let short = |at: usize| {
         let pair = bytes.get(at..at + 2)?;
         Some(usize::from(u16::from_be_bytes([pair[0], pair[1]])))
     };
-    let mut size = None;
+    let mut frame = None;
     let mut at = 2;
     loop {
         // In compressed data a marker is 0xff and neither 0, which is a value, nor a restart.
         at += find_ff(bytes.get(at..)?)? + 1;
         match *bytes.get(at)? {
-            0xd9 => return Some(size),
+            0xd9 => return Some(frame),
             0x00 | 0x01 | 0xd0..=0xd8 => at += 1,
             0xff => {}
             marker => {
                 // A frame's header: length, bits, height, width. 0xc4, 0xc8, 0xcc are tables.
                 if matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc) {
-                    size = size.or(short(at + 6).zip(short(at + 4)));
+                    let sides = short(at + 6).zip(short(at + 4));
+                    let header = sides.zip(bytes.get(at + 3));
+                    frame = frame.or(header.map(|((width, height), bits)| RareFrame {
+                        marker,
+                        bits: usize::from(*bits),
+                        width,
+                        height,
+                    }));
                 }
                 at += 1 + short(at + 1)?;
             }
@@ -272,96 +360,9 @@ fn plain(error: &zune_jpeg::errors::DecodeErrors) -> String {
     text.trim_end_matches('.').into()
 }
 
-fn decode_other(bytes: &[u8], format: ImageFormat, most_pixels: usize) -> Outcome {
-    let damaged = |error: image::ImageError| {
-        let message = format!("the image data is damaged or cut short: {error}");
-        let short = format!("{error}").contains("unexpected end") || ends_early(bytes, format);
-        let reason = match short {
-            true => Reason::TruncatedImage,
-            false => Reason::DamagedImage,
-        };
-        Fault::new(reason, message).hint(AGAIN)
-    };
-    if let (ImageFormat::Png, Some(size)) = (format, bytes.get(16..24)) {
-        let side =
-            |at: usize| u32::from_be_bytes([size[at], size[at + 1], size[at + 2], size[at + 3]]);
-        check_size(side(0) as usize, side(4) as usize, most_pixels)?;
-    }
-    let reader = || ImageReader::with_format(Cursor::new(bytes), format);
-    let (width, height) = reader().into_dimensions().map_err(damaged)?;
-    check_size(width as usize, height as usize, most_pixels)?;
-    let mut reader = reader();
-    // The number of pixels is checked above; four channels of 16 bits and as much again for work.
-    let mut limits = image::Limits::default();
-    limits.max_alloc = Some(most_pixels as u64 * 16);
-    reader.limits(limits);
-    let image: DynamicImage = reader.decode().map_err(damaged)?;
-    let color = image.color();
-    let mut odd = Vec::new();
-    if color.has_alpha() {
-        odd.push(Reason::Alpha);
-    }
-    if !color.has_color() {
-        odd.push(Reason::Grey);
-    }
-    if color.bytes_per_pixel() / color.channel_count() > 1 {
-        odd.push(Reason::SixteenBit);
-    }
-    // The extended header of a WebP: flags, of which the second bit means animation.
-    if format == ImageFormat::WebP && bytes.get(12..16) == Some(b"VP8X") && bytes[20] & 2 != 0 {
-        odd.push(Reason::Animated);
-    }
-    let pixels = image.into_rgb8().into_raw();
-    let picture = Picture::bytes(width as usize, height as usize, pixels)?;
-    Ok(Examined { picture, odd })
-}
-
-/// Whether a file ends before its format says: a PNG's last chunk, a WebP's length.
-fn ends_early(bytes: &[u8], format: ImageFormat) -> bool {
-    match (format, bytes.get(4..8)) {
-        (ImageFormat::Png, _) => !bytes.windows(4).any(|four| four == b"IEND"),
-        (_, Some(length)) => {
-            let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]);
-            (bytes.len() as u64) < u64::from(length) + 8
-        }
-        _ => true,
-    }
-}
-
-/// The orientation tag (0x0112) of EXIF data, 1 to 8, if there is a sound one.
+/// The orientation that EXIF data asks for.
 fn orientation(exif: &[u8]) -> Option<u16> {
-    let tiff = exif.strip_prefix(b"Exif\0\0").unwrap_or(exif);
-    let little = match tiff.get(..2)? {
-        b"II" => true,
-        b"MM" => false,
-        _ => return None,
-    };
-    let short = |at: usize| -> Option<u16> {
-        let pair: [u8; 2] = tiff.get(at..at.checked_add(2)?)?.try_into().ok()?;
-        Some(if little {
-            u16::from_le_bytes(pair)
-        } else {
-            u16::from_be_bytes(pair)
-        })
-    };
-    let long = |at: usize| -> Option<usize> {
-        let (one, two) = (
-            usize::from(short(at)?),
-            usize::from(short(at.checked_add(2)?)?),
-        );
-        Some(if little {
-            one | two << 16
-        } else {
-            one << 16 | two
-        })
-    };
-    let directory = long(4)?;
-    let entries = usize::from(short(directory)?);
-    (0..entries)
-        .map(|entry| directory + 2 + 12 * entry)
-        .find(|at| short(*at) == Some(0x0112))
-        .and_then(|at| short(at + 8))
-        .filter(|value| (1..=8).contains(value))
+    Tags::of(exif)?.orientation()
 }
 
 /// Turns and mirrors a picture as its orientation asks.
@@ -580,14 +581,5 @@ mod tests {
             .error
             .to_string();
         assert!(error.contains("50 x 3 pixels"), "{error}");
-    }
-
-    #[test]
-    fn damaged_exif_data_is_no_orientation() {
-        assert_eq!(orientation(b""), None);
-        assert_eq!(orientation(b"II*\0\xff\xff\xff\xff"), None);
-        let sound = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0";
-        assert_eq!(orientation(sound), Some(6));
-        assert_eq!(orientation(&sound[..18]), None);
     }
 }

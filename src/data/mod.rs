@@ -8,9 +8,9 @@
 //! |----------------------------|----------------------------------------------------------|
 //! | [`cifar`] [`folder`] [`tensors`] [`synthetic`] | where pictures come from             |
 //! | [`shards`] [`shard_index`] [`tar`] [`pattern`] [`recent`] | images and captions in tar files |
-//! | [`store`] [`cloud`]        | files of this machine and objects of stores              |
+//! | [`store`] [`cloud`] [`unpack`] | files of this machine, gzipped ones, objects of stores |
 //! | [`order`]                  | which sample comes when                                  |
-//! | [`decode`] [`picture`]     | JPEG, PNG and WebP, strictly                             |
+//! | [`decode`] [`picture`] [`content`] | pictures of the formats that Pillow reads, strictly; what a file is instead |
 //! | [`jpeg`]                   | JPEG to libjpeg-turbo's bytes, only where a crop needs them |
 //! | [`health`] [`check`]       | what can be wrong with a sample; a whole data set looked through |
 //! | [`resize`]                 | Pillow's resampling to the bit, and the same in floats   |
@@ -27,6 +27,7 @@ pub mod cloud;
 #[cfg(all(test, feature = "cloud"))]
 #[allow(dead_code)]
 mod cloud_absent;
+pub mod content;
 pub mod decode;
 pub mod evaluation;
 pub mod folder;
@@ -46,6 +47,7 @@ pub mod store;
 pub mod synthetic;
 pub mod tar;
 pub mod tensors;
+pub mod unpack;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -62,6 +64,7 @@ pub use picture::{Picture, Region, View};
 pub use shards::{Part, Sample};
 
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Which part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +120,7 @@ impl FromStr for Spec {
             Some(("tensors", "")) => {
                 Err(Error::input("`tensors:` is not followed by a file").hint(SPEC_HINT))
             }
-            Some(("tensors", path)) => Ok(Spec::Tensors(path.into())),
+            Some(("tensors", path)) => Ok(Spec::Tensors(files::expanded(path))),
             Some(("synthetic", rest)) => synthetic_spec(text, rest),
             Some(("shards", "")) => {
                 Err(Error::input("`shards:` is not followed by a pattern").hint(SPEC_HINT))
@@ -134,7 +137,7 @@ impl FromStr for Spec {
                 };
                 Err(Error::input(message).hint(hint))
             }
-            _ => Ok(Spec::Folder(text.into())),
+            _ => Ok(Spec::Folder(files::expanded(text))),
         }
     }
 }
