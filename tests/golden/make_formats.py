@@ -1,4 +1,4 @@
-"""Records what Pillow makes of small pictures in formats other than JPEG and WebP.
+"""Records what Pillow makes of small pictures in formats other than WebP, and of odd but complete JPEG files.
 
 Writes formats.safetensors: of each picture the file, and the pixels of `Image.open(file).convert("RGB")`, which is what
 torchvision's ImageFolder trains on. A picture that Pillow refuses has no pixels. Run in this folder, with pillow, numpy
@@ -293,6 +293,87 @@ files |= {
     "tiff of an unused channel": tiff(tags([8, 8, 8, 8], 2, also={338: (3, [0])}), noise.tobytes()),
 } | {
     f"tiff orientation {value}": tiff(tags([8, 8, 8], 2, also=orientation(value)), noise[..., :3].tobytes()) for value in range(2, 9)
+}
+
+# JPEG files that break rules, or leave out what they may.
+
+jpeg = saved(rgb, "JPEG", quality=85)
+
+
+def segments(file):
+    """The segments of a file up to its first scan, with their markers, and the rest."""
+    at, found = 2, []
+    while file[at + 1] != 0xDA:
+        length = 2 + int.from_bytes(file[at + 2 : at + 4], "big")
+        found.append(file[at : at + length])
+        at += length
+    return found, file[at:]
+
+
+parts, scan = segments(jpeg)
+joined = lambda parts, scan: b"\xff\xd8" + b"".join(parts) + scan
+codes = [part for part in parts if part[1] == 0xC4]
+
+
+def lookup(segment):
+    """Symbol to code, as text of bits."""
+    counts, symbols, code, found = segment[5:21], iter(segment[21:]), 0, {}
+    for length, count in enumerate(counts, 1):
+        for _ in range(count):
+            found[next(symbols)] = format(code, f"0{length}b")
+            code += 1
+        code <<= 1
+    return found
+
+
+def number(value):
+    size = abs(value).bit_length()
+    return size, format(value if value > 0 else value + (1 << size) - 1, f"0{size}b") if size else ""
+
+
+def entropy(bits):
+    bits += "1" * (-len(bits) % 8)
+    return b"".join(bytes([value, 0] if value == 255 else [value]) for value in (int(bits[at : at + 8], 2) for at in range(0, len(bits), 8)))
+
+
+def progressive(width, height, blocks, last, low=0):
+    """A grey picture of one scan of means and one of the coefficients 1 to `last`, of which `low` bits are never sent."""
+    header = b"\xff\xc2\0\x0b\x08" + struct.pack(">HHB", height, width, 1) + b"\1\x11\0"
+    steps = b"\xff\xdb\0\x43\0" + bytes(range(3, 67))
+    mean, other = lookup(codes[0]), lookup(codes[1])
+    before, means, others = 0, "", ""
+    for block in blocks:
+        size, bits = number(block[0] - before)
+        means, before = means + mean[size] + bits, block[0]
+        run = 0
+        for value in block[1 : last + 1]:
+            value = (abs(value) >> low) * (1 if value > 0 else -1)
+            if value == 0:
+                run += 1
+                continue
+            others += other[0xF0] * (run // 16)
+            size, bits = number(value)
+            others, run = others + other[(run % 16) << 4 | size] + bits, 0
+        others += other[0] if run else ""
+    scans = b"\xff\xda\0\x08\1\1\0\0\0\0" + entropy(means)
+    scans += b"\xff\xda\0\x08\1\1\0\1" + bytes([last, low]) + entropy(others)
+    return b"\xff\xd8" + steps + header + codes[0] + codes[1] + scans + b"\xff\xd9"
+
+
+blocks = [[int(value) for value in rng.integers(-6, 7, 64)] for _ in range(4)]
+stray = [piece for part in parts for piece in (part, b"stray")]
+files |= {
+    "jpeg with bytes between segments": joined(stray, scan),
+    "jpeg with a value between segments": joined([parts[0], b"\xff\0", *parts[1:]], scan),
+    "jpeg with bytes before its frame": joined([*parts[:-1], b"\0" * 40, parts[-1]], scan),
+    "jpeg without codes": joined([part for part in parts if part[1] != 0xC4], scan),
+    "jpeg grey without codes": joined(*(lambda p, s: ([part for part in p if part[1] != 0xC4], s))(*segments(saved(grey, "JPEG")))),
+    "jpeg of half its codes": joined([part for part in parts if part not in codes[2:]], scan),
+    "jpeg progressive of 63 coefficients": progressive(13, 9, blocks, 63),
+    "jpeg progressive of 20 coefficients": progressive(13, 9, blocks, 20),
+    "jpeg progressive of 9 coefficients": progressive(13, 9, blocks, 9),
+    "jpeg progressive of 5 coefficients": progressive(13, 9, blocks, 5),
+    "jpeg progressive without the last bit": progressive(13, 9, blocks, 63, 1),
 }
 
 results, refused = {}, {}

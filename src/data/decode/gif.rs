@@ -22,7 +22,7 @@ pub(super) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     let mut decoder = options.read_info(Cursor::new(bytes)).map_err(fault)?;
     let screen = (usize::from(decoder.width()), usize::from(decoder.height()));
     let frame = decoder.next_frame_info().map_err(fault)?;
-    let frame = frame.ok_or_else(|| damaged("there is no picture in it".into()))?;
+    let frame = frame.ok_or_else(|| damaged("GIF", "there is no picture in it"))?;
     let (left, top) = (usize::from(frame.left), usize::from(frame.top));
     let (columns, rows) = (usize::from(frame.width), usize::from(frame.height));
     let behind = frame.transparent;
@@ -62,13 +62,13 @@ fn colors(table: &[u8]) -> [[u8; 3]; 256] {
 }
 
 fn fault(error: DecodingError) -> Fault {
-    let text = error.to_string();
-    match error {
-        DecodingError::Io(_) => {
-            let message = "the GIF data are cut short";
-            Fault::new(Reason::TruncatedImage, message).hint(super::AGAIN)
-        }
-        _ if text.contains("no color table") => unsupported("GIF", "it has no color table"),
-        _ => damaged(text),
+    let text = error.to_string().to_lowercase();
+    if text.contains("end of file") {
+        let message = "the GIF data is cut short";
+        return Fault::new(Reason::TruncatedImage, message).hint(super::AGAIN);
+    }
+    match text.contains("no color table") {
+        true => unsupported("GIF", "it has no color table"),
+        false => damaged("GIF", &text),
     }
 }

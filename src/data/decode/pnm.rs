@@ -14,7 +14,7 @@ pub(super) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     let mut header = Tokens(&bytes[2..]);
     let mut number = |what| {
         let number = header.next();
-        number.ok_or_else(|| damaged(format!("its {what} is not a number")))
+        number.ok_or_else(|| damaged("PNM", &format!("its {what} is not a number")))
     };
     let kind = bytes[1] - b'0';
     let (width, height) = (number("width")?, number("height")?);
@@ -24,7 +24,10 @@ pub(super) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     };
     check_size(width, height, most_pixels)?;
     if !(1..=65535).contains(&maximum) {
-        return Err(damaged(format!("its maximum is {maximum}, not 1 to 65535")));
+        return Err(damaged(
+            "PNM",
+            &format!("its maximum is {maximum}, not 1 to 65535"),
+        ));
     }
     let channels = if matches!(kind, 3 | 6) { 3 } else { 1 };
     let count = width * height * channels;
@@ -46,11 +49,11 @@ pub(super) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     };
     if values.len() < count {
         let found = values.len();
-        let message = format!("the image data are cut short: {found} of {count} values");
+        let message = format!("the PNM data is cut short: {found} of {count} values");
         return Err(Fault::new(Reason::TruncatedImage, message).hint(super::AGAIN));
     }
     if matches!(kind, 1..=3) && values.iter().any(|value| *value as usize > maximum) {
-        return Err(damaged("a value is above the maximum".into()));
+        return Err(damaged("PNM", "a value is above the maximum"));
     }
     let byte = |value: u32| match channels {
         1 if maximum > 255 => scaled(value, maximum, 65535).min(255) as u8,

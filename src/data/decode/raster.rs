@@ -209,7 +209,7 @@ fn tiff(bytes: &[u8], tags: Option<Tags>, most_pixels: usize) -> Result<DynamicI
         return read(bytes, ImageFormat::Tiff, most_pixels);
     };
     let colors = tags.values(COLOR_MAP, 3 * 256);
-    let colors = colors.ok_or_else(|| damaged("its palette is missing".into()))?;
+    let colors = colors.ok_or_else(|| damaged("TIFF", "its palette is missing"))?;
     let grey = tags.with(PHOTOMETRIC, 1).unwrap_or_default();
     let indices = read(&grey, ImageFormat::Tiff, most_pixels)?.into_luma8();
     let color = |index: usize, channel: usize| (colors[256 * channel + index] >> 8) as u8;
