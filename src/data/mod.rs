@@ -245,6 +245,9 @@ impl Dataset {
                         path.display()
                     )
                 }
+                Some(end) if ["tar", "tgz", "gz"].iter().any(|known| end == *known) => {
+                    format!("for shards use `shards:{}`", path.display())
+                }
                 _ => SPEC_HINT.into(),
             };
             let message = format!("`{}` is a file, not a folder of images", path.display());
@@ -526,6 +529,10 @@ mod tests {
         crate::files::write(&path, b"x").unwrap();
         let error = Dataset::open(&Spec::Folder(path), Split::Train, 0).unwrap_err();
         assert!(error.to_string().contains("use `tensors:"), "{error}");
+        let path = folder.path().join("0.tar.gz");
+        crate::files::write(&path, b"x").unwrap();
+        let error = Dataset::open(&Spec::Folder(path), Split::Train, 0).unwrap_err();
+        assert!(error.to_string().contains("use `shards:"), "{error}");
     }
 
     #[test]

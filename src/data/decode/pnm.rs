@@ -32,19 +32,36 @@ pub(super) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     let channels = if matches!(kind, 3 | 6) { 3 } else { 1 };
     let count = width * height * channels;
     let rest = header.0;
-    let values: Vec<u32> = match kind {
-        1 => bits_in_text(rest).take(count).collect(),
-        2 | 3 => Tokens(rest).take(count).map(|value| value as u32).collect(),
-        4 => packed_bits(rest, width).take(count).collect(),
-        _ if maximum > 255 => {
-            let pairs = rest.as_chunks().0.iter();
-            let values = pairs.map(|two| u32::from(u16::from_be_bytes(*two)));
-            values.take(count).collect()
+    let mut above = false;
+    let mut byte = |value: u32| {
+        above |= value as usize > maximum;
+        match channels {
+            1 if maximum > 255 => scaled(value, maximum, 65535).min(255) as u8,
+            _ => scaled(value, maximum, 255) as u8,
         }
+    };
+    // Memory follows the data that are there, not what the header says.
+    let values: Vec<u8> = match kind {
+        1 => bits_in_text(rest).take(count).map(&mut byte).collect(),
+        2 | 3 => {
+            let numbers = Tokens(rest).take(count);
+            numbers.map(|number| byte(number as u32)).collect()
+        }
+        4 => packed_bits(rest, width)
+            .take(count)
+            .map(&mut byte)
+            .collect(),
+        _ if maximum > 255 => {
+            let pairs = rest.as_chunks().0.iter().take(count);
+            pairs
+                .map(|two| byte(u16::from_be_bytes(*two).into()))
+                .collect()
+        }
+        _ if maximum == 255 => rest[..count.min(rest.len())].to_vec(),
         _ => rest
             .iter()
             .take(count)
-            .map(|byte| u32::from(*byte))
+            .map(|value| byte((*value).into()))
             .collect(),
     };
     if values.len() < count {
@@ -52,16 +69,13 @@ pub(super) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
         let message = format!("the PNM data is cut short: {found} of {count} values");
         return Err(Fault::new(Reason::TruncatedImage, message).hint(super::AGAIN));
     }
-    if matches!(kind, 1..=3) && values.iter().any(|value| *value as usize > maximum) {
+    // Pillow refuses that in texts alone, and cuts binary values off.
+    if above && kind <= 3 {
         return Err(damaged("PNM", "a value is above the maximum"));
     }
-    let byte = |value: u32| match channels {
-        1 if maximum > 255 => scaled(value, maximum, 65535).min(255) as u8,
-        _ => scaled(value, maximum, 255) as u8,
-    };
     let pixels = match channels {
-        1 => values.iter().flat_map(|value| [byte(*value); 3]).collect(),
-        _ => values.iter().map(|value| byte(*value)).collect(),
+        1 => values.iter().flat_map(|value| [*value; 3]).collect(),
+        _ => values,
     };
     let mut odd = Vec::new();
     if channels == 1 {
