@@ -673,17 +673,16 @@ mod tests {
     /// Cut anywhere and with any byte changed: an error or a picture, and none of more pixels than allowed.
     #[test]
     fn no_cut_and_no_damaged_byte_of_any_format_makes_a_decoder_panic() {
+        let mut different = Vec::new();
         for (name, file, _) in formats() {
             let whole = examine(&file).ok().map(|found| found.picture.to_bytes());
             for length in 0..file.len() {
                 let cut = decode_up_to(&file[..length], 10_000, &Region::whole);
-                let same = cut
-                    .ok()
-                    .is_none_or(|cut| Some(cut.picture.to_bytes()) == whole);
-                assert!(
-                    same || name.starts_with("bmp rle"),
-                    "{name} cut to {length}"
-                );
+                let cut = cut.ok().map(|cut| cut.picture.to_bytes());
+                // Of the last number of a text a digit may be missing.
+                if cut.is_some() && cut != whole && !name.starts_with("plain") {
+                    different.push(format!("{name} cut to {length} of {}", file.len()));
+                }
             }
             for place in (0..file.len()).step_by(if file.len() > 1000 { 5 } else { 1 }) {
                 let mut damaged = file.clone();
@@ -696,6 +695,7 @@ mod tests {
                 }
             }
         }
+        assert!(different.is_empty(), "{}", different.join("\n"));
     }
 
     #[test]

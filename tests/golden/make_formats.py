@@ -98,6 +98,7 @@ files = {
     "png with an odd checksum of the pixels": png(plain_rows, 8, 2, adler=False),
     "png cut within the last checksum": sound[:-14],
     "png with cut data": png(plain_rows, 8, 2, cut=-20),
+    "png with a wrong palette checksum": png(list(packed(noise[..., 0] >> 4, 4)), 4, 3, palette[:-4] + b"\0\0\0\0"),
     "png with a wrong text checksum": png(plain_rows, 8, 2, chunk(b"tEXt", b"a\0b", 0)),
     "png with bytes behind its end": sound + b"more",
 }

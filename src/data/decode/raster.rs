@@ -163,7 +163,8 @@ fn to_rgb(image: DynamicImage, clipped: bool) -> Result<Vec<u8>> {
     })
 }
 
-/// The same PNG with right checksums and an end, if its pixel data are whole by their own checksum.
+/// The same PNG with right checksums of its data and an end, if the data are whole by a checksum of their own. Other chunks
+/// stay as they are: nothing else proves a palette right.
 fn whole_png(bytes: &[u8], most_pixels: usize) -> Option<Vec<u8>> {
     let (start, mut rest) = bytes.split_at_checked(8)?;
     let (mut whole, mut data, mut ended) = (start.to_vec(), Vec::new(), false);
@@ -172,16 +173,20 @@ fn whole_png(bytes: &[u8], most_pixels: usize) -> Option<Vec<u8>> {
         let Some(chunk) = behind.get(..length.checked_add(4)?) else {
             break;
         };
-        if chunk.starts_with(b"IDAT") {
-            data.extend_from_slice(&chunk[4..]);
-        }
-        let mut checksum = flate2::Crc::new();
-        checksum.update(chunk);
         whole.extend(&rest[..4]);
         whole.extend(chunk);
-        whole.extend(checksum.sum().to_be_bytes());
+        let behind = &behind[chunk.len()..];
+        match chunk.strip_prefix(b"IDAT") {
+            Some(part) => {
+                data.extend_from_slice(part);
+                let mut checksum = flate2::Crc::new();
+                checksum.update(chunk);
+                whole.extend(checksum.sum().to_be_bytes());
+            }
+            None => whole.extend(behind.get(..4)?),
+        }
         ended |= chunk.starts_with(b"IEND");
-        rest = behind.get(chunk.len() + 4..).unwrap_or_default();
+        rest = behind.get(4..).unwrap_or_default();
     }
     if !ended {
         whole.extend(b"\0\0\0\0IEND\xae\x42\x60\x82");
