@@ -43,15 +43,35 @@ fn plain(error: &io::Error) -> String {
     }
 }
 
+/// A path as a shell has it: `~` is the user's own folder, unless there is a file of that name.
+pub fn expanded(name: &str) -> PathBuf {
+    let below = match name.strip_prefix('~') {
+        Some("") => Some(""),
+        Some(below) => below.strip_prefix('/'),
+        None => None,
+    };
+    let home = below.and_then(|below| Some(std::env::home_dir()?.join(below)));
+    let path = PathBuf::from(name);
+    home.filter(|_| !path.exists()).unwrap_or(path)
+}
+
 /// The bytes of a file.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|error| explain("read", path, &error))
 }
 
+/// The byte order mark that Windows programs begin a text with, which is no part of it.
+const BYTE_ORDER_MARK: &str = "\u{feff}";
+
 /// The text of a file.
 pub fn read_text(path: &Path) -> Result<String> {
-    String::from_utf8(read(path)?)
-        .map_err(|error| Error::input(format!("`{}` is not UTF-8 text: {error}", path.display())))
+    let text = String::from_utf8(read(path)?).map_err(|error| {
+        Error::input(format!("`{}` is not UTF-8 text: {error}", path.display()))
+    })?;
+    match text.strip_prefix(BYTE_ORDER_MARK) {
+        Some(text) => Ok(text.to_owned()),
+        None => Ok(text),
+    }
 }
 
 #[cfg(not(unix))]
@@ -306,6 +326,12 @@ impl Draft {
             .map_err(|error| explain("write", &self.path, &error))
     }
 
+    /// Puts the file into another place of its folder, if what was written decides on the name.
+    pub fn finish_as(mut self, path: &Path) -> Result<()> {
+        self.path = path.to_owned();
+        self.finish()
+    }
+
     /// Puts the file into its place.
     pub fn finish(mut self) -> Result<()> {
         let Some(file) = self.file.take() else {
@@ -376,6 +402,10 @@ impl Iterator for Lines {
             return wrong(format!("it has more than {LONGEST_LINE} bytes"));
         }
         match String::from_utf8(line) {
+            Ok(line) if self.number == 1 => {
+                let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&line);
+                Some(Ok(line.to_owned()))
+            }
             Ok(line) => Some(Ok(line)),
             Err(error) => wrong(format!("it is not UTF-8 text: {error}")),
         }
@@ -445,6 +475,24 @@ pub fn lock(path: &Path) -> Result<Option<fs::File>> {
         Err(fs::TryLockError::WouldBlock) => Ok(None),
         Err(fs::TryLockError::Error(error)) => Err(explain("lock", path, &error)),
     }
+}
+
+/// Locks a file until it is dropped, once no other process holds the lock.
+pub fn wait_for_lock(path: &Path) -> Result<fs::File> {
+    let file = fs::File::create(path).map_err(|error| explain("write", path, &error))?;
+    file.lock().map_err(|error| explain("lock", path, &error))?;
+    Ok(file)
+}
+
+/// Removes the files of a folder of ours whose names begin with `prefix`.
+pub fn remove_beginning(folder: &Path, prefix: &str) -> Result<()> {
+    let begins = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with(prefix)
+    };
+    let paths = list(folder)?;
+    let mut found = paths.iter().filter(|path| begins(path));
+    found.try_for_each(|path| remove_file(path))
 }
 
 /// Removes a file of ours, such as an old checkpoint.
@@ -531,6 +579,10 @@ mod tests {
         write(&path, b"one\n\ntwo\r\nthree").unwrap();
         let lines: Result<Vec<String>> = Lines::open(&path).unwrap().collect();
         assert_eq!(lines.unwrap(), ["one", "", "two\r", "three"]);
+        write(&path, b"\xef\xbb\xbfone\n\xef\xbb\xbf").unwrap();
+        let lines: Result<Vec<String>> = Lines::open(&path).unwrap().collect();
+        assert_eq!(lines.unwrap(), ["one", "\u{feff}"]);
+        assert_eq!(read_text(&path).unwrap(), "one\n\u{feff}");
         write(&path, b"one\n\xff\n").unwrap();
         let error = Lines::open(&path).unwrap().nth(1).unwrap().unwrap_err();
         assert!(

@@ -2,15 +2,17 @@
 
 mod support;
 
-use std::io::Cursor;
+use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use advxl::data::{
     Augmentation, Dataset, EvaluationTransform, Loader, Plan, Reason, Selection, Share, Spec,
-    Split, Subset, check, evaluation_batch, resize,
+    Split, Subset, check, evaluation_batch, resize, store, tar,
 };
 use advxl::group::Group;
+use advxl::text::EmbeddingWriter;
+use advxl::text::embedding::{Layout, MadeBy};
 use image::{DynamicImage, ImageFormat};
 use support::{advxl, command};
 
@@ -40,7 +42,7 @@ fn seal(block: &mut [u8]) {
 }
 
 /// Members and the end marker.
-fn tar(members: &[Vec<u8>]) -> Vec<u8> {
+fn packed(members: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = members.concat();
     bytes.extend([0; 1024]);
     bytes
@@ -93,7 +95,7 @@ fn write_shards(folder: &Path, counts: &[usize]) -> String {
                 sample(&format!("{:09}", number - 1), number - 1)
             })
             .collect();
-        write(folder, &format!("{shard:05}.tar"), &tar(&members));
+        write(folder, &format!("{shard:05}.tar"), &packed(&members));
     }
     format!(
         "{}/{{00000..{:05}}}.tar",
@@ -156,7 +158,7 @@ fn samples_come_with_their_captions_and_labels_in_every_layout() {
         member("short", &png(3)),
         member("a pax path/9.txt", b"three"),
     ];
-    let dataset = open(&write(folder.path(), "a.tar", &tar(&members)));
+    let dataset = open(&write(folder.path(), "a.tar", &packed(&members)));
     assert_eq!(dataset.len(), 4);
     assert!(dataset.classes().is_empty() && dataset.is_captioned());
     let captions: Vec<_> = (0..4)
@@ -190,7 +192,7 @@ fn samples_come_with_their_captions_and_labels_in_every_layout() {
             .concat()
         })
         .collect();
-    let dataset = open(&write(folder.path(), "b.tar", &tar(&members)));
+    let dataset = open(&write(folder.path(), "b.tar", &packed(&members)));
     assert_eq!(dataset.classes(), ["0", "1", "2"]);
     assert_eq!([0, 1, 2].map(|n| dataset.label(n).unwrap()), [0, 1, 2]);
     assert_eq!(dataset.caption(0).unwrap(), None);
@@ -240,12 +242,14 @@ fn jpeg() -> Vec<u8> {
 fn damages() -> Vec<Damage> {
     let good = || sample("good", 1);
     let with = |members: &[Vec<u8>]| {
-        tar(&[&[sample("first", 0)], members, &[good()]]
-            .concat()
-            .concat()
-            .chunks(1 << 30)
-            .map(<[u8]>::to_vec)
-            .collect::<Vec<_>>())
+        packed(
+            &[&[sample("first", 0)], members, &[good()]]
+                .concat()
+                .concat()
+                .chunks(1 << 30)
+                .map(<[u8]>::to_vec)
+                .collect::<Vec<_>>(),
+        )
     };
     let image = |name: &str, bytes: &[u8]| with(&[member(name, bytes), member("x.txt", b"words")]);
     let caption = |bytes: &[u8]| with(&[member("x.png", &png(2)), member("x.txt", bytes)]);
@@ -432,9 +436,56 @@ fn damages() -> Vec<Damage> {
             2,
         ),
         (
-            "GIF",
-            image("x.jpg", b"GIF89a"),
+            "AVIF",
+            image("x.jpg", b"\0\0\0\x1cftypavif"),
             vec![Reason::UnknownFormat],
+            2,
+        ),
+        (
+            "arithmetic coding",
+            image("x.jpg", &{
+                let mut file = jpeg.clone();
+                let frame = file.windows(2).position(|two| two == [0xff, 0xc0]);
+                file[frame.unwrap() + 1] = 0xc9;
+                file
+            }),
+            vec![Reason::UnsupportedImage],
+            2,
+        ),
+        (
+            "bytes between segments",
+            image("x.jpg", &[&jpeg[..2], b"stray", &jpeg[2..]].concat()),
+            vec![Reason::Irregular],
+            3,
+        ),
+        (
+            "a link",
+            with(&[typed("x.png", b"", b'2', 0), member("x.txt", b"words")]),
+            vec![Reason::LinkMember],
+            2,
+        ),
+        (
+            "a link that is no sample",
+            with(&[typed("latest.log", b"", b'2', 0)]),
+            vec![Reason::UnusedMember],
+            2,
+        ),
+        (
+            "an old sparse file",
+            with(&[
+                typed("x.png", &png(2), b'S', png(2).len() as u64),
+                member("x.txt", b"words"),
+            ]),
+            vec![Reason::SparseMember],
+            2,
+        ),
+        (
+            "more dots than one",
+            with(&[
+                member("22.05.0.png", &png(2)),
+                member("22.05.1.png", &png(3)),
+            ]),
+            vec![Reason::DottedKey],
             2,
         ),
         (
@@ -511,7 +562,7 @@ fn damages() -> Vec<Damage> {
         ("no end marker", two.clone(), vec![Reason::NoEndMarker], 2),
         (
             "two tars in one",
-            [tar(&[sample("first", 0)]), tar(&[good()])].concat(),
+            [packed(&[sample("first", 0)]), packed(&[good()])].concat(),
             vec![Reason::ZerosBetween],
             2,
         ),
@@ -535,7 +586,7 @@ fn every_kind_of_damage_is_counted_as_what_it_is_and_costs_its_own_sample_only()
     for (name, bytes, expected, sound) in damages() {
         let path = write(folder.path(), "x.tar", &bytes);
         // A sound shard beside it, since one without samples is refused.
-        let other = write(folder.path(), "y.tar", &tar(&[sample("other", 5)]));
+        let other = write(folder.path(), "y.tar", &packed(&[sample("other", 5)]));
         let dataset = open(Path::new(&format!(
             "{},{}",
             path.display(),
@@ -590,7 +641,7 @@ fn an_empty_shard_is_damage_and_nothing_but_empty_shards_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("holds no samples"), "{error}");
-    write(folder.path(), "b.tar", &tar(&[sample("x", 1)]));
+    write(folder.path(), "b.tar", &packed(&[sample("x", 1)]));
     let dataset = open(&folder.path().join("*.tar"));
     let checked = check::check(&dataset, 1, &Group::solo(), |_| Ok(()), |_| {}).unwrap();
     assert_eq!(checked.health.count(Reason::EmptyShard), 1);
@@ -602,7 +653,7 @@ fn training_replaces_and_names_damaged_samples() {
     let mut members: Vec<_> = (0..50).map(|n| sample(&format!("{n:03}"), n)).collect();
     members[7] = [member("007.png", &png(7)), member("007.txt", b"\xff")].concat();
     members[9] = member("009.txt", b"no image");
-    let dataset = Arc::new(open(&write(folder.path(), "a.tar", &tar(&members))));
+    let dataset = Arc::new(open(&write(folder.path(), "a.tar", &packed(&members))));
     let mut outcomes = Vec::new();
     for (captions, count) in [(true, 2), (false, 1)] {
         let plan = Plan {
@@ -628,7 +679,7 @@ fn training_replaces_and_names_damaged_samples() {
 fn no_flipped_bit_and_no_cut_makes_reading_panic() {
     let folder = tempfile::tempdir().unwrap();
     let long = "x".repeat(150);
-    let sound = tar(&[
+    let sound = packed(&[
         sample("000", 0),
         typed("././@LongLink", long.as_bytes(), b'L', 150),
         member("y", b"1"),
@@ -636,7 +687,7 @@ fn no_flipped_bit_and_no_cut_makes_reading_panic() {
         member("z", &png(1)),
         sample("002", 2),
     ]);
-    let other = write(folder.path(), "y.tar", &tar(&[sample("other", 5)]));
+    let other = write(folder.path(), "y.tar", &packed(&[sample("other", 5)]));
     let mut looked = 0;
     let mut look = |bytes: &[u8]| {
         let path = write(folder.path(), "x.tar", bytes);
@@ -697,7 +748,7 @@ fn saved_indexes_give_the_same_samples_and_stale_ones_are_noticed() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"written\":0"));
 
     let first = folder.path().join("00000.tar");
-    std::fs::write(&first, tar(&[sample("new", 1)])).unwrap();
+    std::fs::write(&first, packed(&[sample("new", 1)])).unwrap();
     let dataset = open(Path::new(&pattern));
     assert_eq!(dataset.len(), 31);
     assert!(
@@ -711,7 +762,7 @@ fn saved_indexes_give_the_same_samples_and_stale_ones_are_noticed() {
     let odd = write(
         folder.path(),
         "odd.tar",
-        &tar(&[
+        &packed(&[
             sample("a", 1),
             member("a.cls", b"4"),
             member("README", b"x"),
@@ -753,7 +804,7 @@ fn check_tells_damages_by_kind_and_lists_the_samples() {
         member("1.txt", b"a page"),
         sample("2", 2),
     ];
-    let path = write(folder.path(), "a.tar", &tar(&members));
+    let path = write(folder.path(), "a.tar", &packed(&members));
     let spec = format!("shards:{}", path.display());
     let list = folder.path().join("quarantine.jsonl");
     let output = command(&["data", "check", &spec, "--out", list.to_str().unwrap()])
@@ -779,7 +830,7 @@ fn check_tells_damages_by_kind_and_lists_the_samples() {
         (&1.into(), &"not_an_image".into())
     );
 
-    let sound = write(folder.path(), "b.tar", &tar(&[sample("0", 0)]));
+    let sound = write(folder.path(), "b.tar", &packed(&[sample("0", 0)]));
     for spec in [format!("shards:{}", sound.display()), "synthetic:40".into()] {
         let output = command(&["data", "check", &spec, "--json"])
             .output()
@@ -837,15 +888,17 @@ fn pack_writes_what_an_evaluation_sees() {
     let path = write(
         folder.path(),
         "a.tar",
-        &tar(&(0..70)
-            .map(|n| {
-                [
-                    sample(&n.to_string(), n),
-                    member(&format!("{n}.cls"), (n % 3).to_string().as_bytes()),
-                ]
-                .concat()
-            })
-            .collect::<Vec<_>>()),
+        &packed(
+            &(0..70)
+                .map(|n| {
+                    [
+                        sample(&n.to_string(), n),
+                        member(&format!("{n}.cls"), (n % 3).to_string().as_bytes()),
+                    ]
+                    .concat()
+                })
+                .collect::<Vec<_>>(),
+        ),
     );
     let spec = format!("shards:{}", path.display());
     let out = folder.path().join("packed.safetensors");
@@ -979,11 +1032,589 @@ fn a_loader_wants_captions_where_it_is_to_deliver_them() {
     let path = write(
         folder.path(),
         "a.tar",
-        &tar(&[member("0.png", &png(0)), member("0.cls", b"0")]),
+        &packed(&[member("0.png", &png(0)), member("0.cls", b"0")]),
     );
     let error = Loader::new(Arc::new(open(&path)), plan(1, 0), 1)
         .err()
         .unwrap()
         .to_string();
     assert!(error.contains("no captions to train on"), "{error}");
+}
+
+/// A folder for what this process and its children unpack.
+static CACHE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+    let folder = tempfile::tempdir().unwrap();
+    store::use_cache(folder.path());
+    folder
+});
+
+fn gzipped(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn health(dataset: &Dataset) -> advxl::data::Health {
+    let checked = check::check(dataset, 1, &Group::solo(), |_| Ok(()), |_| {});
+    checked.unwrap().health
+}
+
+fn error(pattern: &str) -> String {
+    let spec = Spec::Shards(pattern.to_owned());
+    let error = Dataset::open(&spec, Split::Train, 0).unwrap_err();
+    assert_eq!(error.exit_code(), 2, "{error}");
+    error.to_string()
+}
+
+#[test]
+fn gzipped_shards_are_those_that_are_in_them() {
+    LazyLock::force(&CACHE);
+    let folder = tempfile::tempdir().unwrap();
+    let plain = packed(
+        &(0..40)
+            .map(|n| sample(&format!("{n:03}"), n))
+            .collect::<Vec<_>>(),
+    );
+    let (first, second) = plain.split_at(plain.len() / 3);
+    let two = [gzipped(first), gzipped(second), vec![0; 512]].concat();
+    let expected = open(&write(folder.path(), "0.tar", &plain));
+    let (order, captions) = run(
+        &Arc::new(open(&folder.path().join("0.tar"))),
+        plan(40, 0),
+        2,
+    );
+    let other = tempfile::tempdir().unwrap();
+    for (name, bytes) in [
+        ("0.tar.gz", gzipped(&plain)),
+        ("0.tgz", two),
+        ("0.tar", gzipped(&plain)),
+    ] {
+        let path = write(other.path(), name, &bytes);
+        // From the second time on with what the first has unpacked.
+        for _ in 0..2 {
+            let dataset = Arc::new(open(&path));
+            assert_eq!(dataset.fingerprint(), expected.fingerprint(), "{name}");
+            assert_eq!(
+                run(&dataset, plan(40, 0), 2),
+                (order.clone(), captions.clone())
+            );
+            assert_eq!(health(&dataset), health(&expected));
+        }
+        let (code, text) = advxl(&["data", "index", path.to_str().unwrap()]);
+        assert_eq!(code, 0, "{text}");
+        assert!(open(&path).notices().is_empty());
+    }
+    // The index beside a gzipped shard is that of what is in it.
+    let path = other.path().join("0.tar.gz");
+    assert!(other.path().join("0.tar.gz.index").is_file());
+    assert_eq!(open(&path).caption(7).unwrap().unwrap(), "number 7");
+    // Another shard under the same name is unpacked anew, and the old one goes.
+    let files = || {
+        std::fs::read_dir(CACHE.path().join("unpacked"))
+            .unwrap()
+            .count()
+    };
+    let before = files();
+    write(
+        other.path(),
+        "0.tar.gz",
+        &gzipped(&packed(&[sample("new", 1)])),
+    );
+    let dataset = open(&path);
+    assert_eq!(
+        (dataset.len(), dataset.caption(0).unwrap().unwrap().as_str()),
+        (1, "number 1")
+    );
+    assert_eq!(files(), before);
+}
+
+#[test]
+fn a_damaged_gzip_file_gives_what_could_be_unpacked_and_is_named() {
+    LazyLock::force(&CACHE);
+    let folder = tempfile::tempdir().unwrap();
+    let plain = packed(
+        &(0..40)
+            .map(|n| sample(&format!("{n:03}"), n))
+            .collect::<Vec<_>>(),
+    );
+    let sound = gzipped(&plain);
+    let mut checksum = sound.clone();
+    checksum[sound.len() - 8] ^= 1;
+    let cut = sound[..sound.len() * 2 / 3].to_vec();
+    for (name, bytes, least) in [("cut.tar.gz", cut, 15), ("sum.tar.gz", checksum, 40)] {
+        let path = write(folder.path(), name, &bytes);
+        for _ in 0..2 {
+            let dataset = open(&path);
+            assert!(dataset.len() >= least, "{name}: {}", dataset.len());
+            assert_eq!(dataset.caption(3).unwrap().unwrap(), "number 3");
+            assert_eq!(health(&dataset).count(Reason::DamagedGzip), 1, "{name}");
+            let notice = dataset.notices().concat();
+            assert!(
+                notice.contains("damaged or cut short") && notice.contains(name),
+                "{notice}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_no_tar_is_called_by_its_name() {
+    LazyLock::force(&CACHE);
+    let folder = tempfile::tempdir().unwrap();
+    let pointer: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n";
+    let page: &[u8] = b"<!DOCTYPE html><html><body>Sign in</body></html>";
+    let cases: [(&[u8], [&str; 2]); 12] = [
+        (pointer, ["a Git LFS pointer", "git lfs pull"]),
+        (page, ["an HTML page", "download the file again"]),
+        (b"", ["an empty file", "download it again"]),
+        (b"PK\x03\x04and so on", ["a zip archive", "unzip "]),
+        (b"7z\xbc\xaf\x27\x1c", ["a 7z archive", "7z x "]),
+        (
+            b"\x28\xb5\x2f\xfd1234",
+            ["a Zstandard archive", "`zstd -d "],
+        ),
+        (b"\xfd7zXZ\0\0", ["an xz archive", "`xz -d "]),
+        (b"BZh91AY&SY", ["a bzip2 archive", "`bzip2 -d "]),
+        (&[0; 20_000], ["only zeros", "copy it again"]),
+        (&png(1), ["an image", "without `shards:`"]),
+        (b"PAR1....", ["a Parquet file", "WebDataset shards"]),
+        (
+            b"hello, this is a text",
+            ["no tar file", "download it again"],
+        ),
+    ];
+    for (bytes, parts) in cases {
+        let path = write(folder.path(), "x.tar", bytes);
+        let text = error(path.to_str().unwrap());
+        assert!(text.contains("holds no samples: `"), "{text}");
+        for part in parts {
+            assert!(text.contains(part), "`{part}` is not in: {text}");
+        }
+        assert!(!text.contains("FILE"), "{text}");
+    }
+    // Gzipped, and then no tar.
+    let path = write(folder.path(), "x.tar.gz", &gzipped(page));
+    assert!(error(path.to_str().unwrap()).contains("an HTML page"));
+    // A tar without samples is none of these.
+    let path = write(
+        folder.path(),
+        "x.tar",
+        &packed(&[member("README.md", b"hello")]),
+    );
+    let text = error(path.to_str().unwrap());
+    assert!(
+        text.contains("holds no samples\n") && text.contains("such as `000.jpg`"),
+        "{text}"
+    );
+    // One among others is damage.
+    write(folder.path(), "x.tar", pointer);
+    write(folder.path(), "y.tar", &packed(&[sample("y", 1)]));
+    let dataset = open(&folder.path().join("?.tar"));
+    assert_eq!(
+        (dataset.len(), health(&dataset).count(Reason::NotATar)),
+        (1, 1)
+    );
+    let notice = dataset.notices().concat();
+    assert!(
+        notice.contains("not a tar file") && notice.contains("Git LFS pointer"),
+        "{notice}"
+    );
+}
+
+#[test]
+fn names_with_several_dots_are_explained_by_webdatasets_rule() {
+    let folder = tempfile::tempdir().unwrap();
+    let inputs: Vec<_> = (0..5)
+        .map(|n| {
+            [
+                member(&format!("s{n}.input.jpg"), &png(n)),
+                member(&format!("s{n}.cls"), b"1"),
+            ]
+            .concat()
+        })
+        .collect();
+    let text = error(
+        write(folder.path(), "a.tar", &packed(&inputs))
+            .to_str()
+            .unwrap(),
+    );
+    for part in [
+        "none of the 5 samples",
+        "a.tar: s0",
+        "first dot",
+        "WebDataset's key",
+        "rename",
+    ] {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+    // Two pictures of one key, and neither is read.
+    let dates = packed(&[
+        member("22.05.0.jpg", &png(1)),
+        member("22.05.1.jpg", &png(2)),
+        sample("ok", 3),
+    ]);
+    let dataset = open(&write(folder.path(), "b.tar", &dates));
+    assert_eq!(dataset.len(), 2);
+    let fault = dataset.read(1, false).unwrap_err();
+    assert_eq!(fault.reason, Reason::DottedKey);
+    assert!(
+        fault.error.to_string().contains("b.tar: 22"),
+        "{}",
+        fault.error
+    );
+    // A mask beside the picture is not missed.
+    let masks = packed(&[member("0.jpg", &png(1)), member("0.seg.png", &png(2))]);
+    let dataset = open(&write(folder.path(), "c.tar", &masks));
+    assert_eq!(dataset.len(), 1);
+    assert!(dataset.read(0, false).is_ok());
+    assert_eq!(health(&dataset).count(Reason::UnusedMember), 1);
+}
+
+/// A hundred samples a shard, whose labels are their numbers modulo 5 but for one.
+fn labelled(folder: &Path, odd: Option<&[u8]>) -> Arc<Dataset> {
+    let members: Vec<_> = (0..100)
+        .map(|n| {
+            let label = format!("{}", n % 5);
+            let label = match n {
+                17 => odd,
+                _ => Some(label.as_bytes()),
+            };
+            let label = label.map_or(Vec::new(), |label| member(&format!("{n:03}.cls"), label));
+            [sample(&format!("{n:03}"), n), label].concat()
+        })
+        .collect();
+    Arc::new(open(&write(folder, "l.tar", &packed(&members))))
+}
+
+#[test]
+fn one_bad_label_is_a_broken_sample_and_no_reason_to_refuse_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let too_many = [b'1'; 80];
+    for odd in [
+        Some(&b"cat"[..]),
+        Some(b"-1"),
+        Some(b"1000000"),
+        Some(b"99999999999999999999"),
+        Some(b"1 2"),
+        Some(b"2.0"),
+        Some(b"\xff"),
+        Some(b""),
+        Some(&too_many),
+        None,
+    ] {
+        let dataset = labelled(folder.path(), odd);
+        assert_eq!(dataset.classes().len(), 5, "{odd:?}");
+        let mut broken = Vec::new();
+        let look = |sample: &advxl::data::Broken| {
+            broken.push((sample.sample, sample.kind));
+            Ok(())
+        };
+        check::check(&dataset, 2, &Group::solo(), look, |_| {}).unwrap();
+        assert_eq!(broken, [(17, Reason::BadLabel)], "{odd:?}");
+        let plan = Plan {
+            broken_rate: Some(0.02),
+            ..plan(100, 0)
+        };
+        let mut loader = Loader::new(dataset, plan, 2).unwrap();
+        while loader.next_batch().unwrap().is_some() {}
+        assert_eq!(loader.broken()[0].kind, Reason::BadLabel);
+        assert!(loader.broken()[0].name.contains("l.tar: 017"));
+    }
+    // White space, a sign and a byte order mark are Python's `int`.
+    for sound in [&b" 2\r\n"[..], b"+2", b"\xef\xbb\xbf2", b"002\n\n"] {
+        let dataset = labelled(folder.path(), Some(sound));
+        assert_eq!(
+            (dataset.label(17).unwrap(), health(&dataset).damages()),
+            (2, 0)
+        );
+    }
+}
+
+#[test]
+fn many_samples_without_labels_are_a_data_set_without_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    let members: Vec<_> = (0..100).map(|n| sample(&format!("{n:03}"), n)).collect();
+    write(folder.path(), "m.tar", &packed(&members));
+    labelled(folder.path(), None);
+    let dataset = open(&folder.path().join("[lm].tar"));
+    assert!(dataset.classes().is_empty());
+    assert_eq!(dataset.shards().unwrap().unlabelled(), 101);
+    let health = health(&dataset);
+    assert_eq!(
+        (health.count(Reason::MissingLabel), health.damages()),
+        (101, 0)
+    );
+    // Labels that are names, all of them.
+    let names = [member("0.png", &png(1)), member("0.cls", b"cat")];
+    let text = error(
+        write(folder.path(), "n.tar", &packed(&names))
+            .to_str()
+            .unwrap(),
+    );
+    assert!(
+        text.contains("none of the 1 samples") && text.contains("class number"),
+        "{text}"
+    );
+}
+
+#[test]
+fn folders_sets_and_webdatasets_separator_name_shards() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().to_str().unwrap();
+    for name in ["10.tar", "2.tar", "a.tar", ".hidden.tar", "notes.txt"] {
+        write(
+            folder.path(),
+            name,
+            &packed(&[sample(
+                name.trim_start_matches('.')
+                    .split('.')
+                    .next()
+                    .unwrap_or_default(),
+                1,
+            )]),
+        );
+    }
+    let names = |pattern: &str| -> Vec<String> {
+        let dataset = open(Path::new(pattern));
+        let names = (0..dataset.len()).map(|sample| dataset.key_of(sample).unwrap().unwrap());
+        names.collect()
+    };
+    assert_eq!(names(root), ["10", "2", "a"]);
+    assert_eq!(names(&format!("{root}/")), ["10", "2", "a"]);
+    assert_eq!(names(&format!("{root}/[0-9]*.tar")), ["10", "2"]);
+    assert_eq!(names(&format!("{root}/[!0-9].tar")), ["a"]);
+    assert_eq!(names(&format!("{root}/2.tar::{root}/a.tar")), ["2", "a"]);
+    assert_eq!(names(&format!("{root}/{{2,a}}.tar")), ["2", "a"]);
+    assert_eq!(names(&format!("file://{root}/a.tar")), ["a"]);
+    let deep = folder.path().join("deep/deeper");
+    std::fs::create_dir_all(&deep).unwrap();
+    assert!(error(deep.to_str().unwrap()).contains("holds no `.tar` files"));
+    write(&deep, "0.tar", b"");
+    let text = error(folder.path().join("deep").to_str().unwrap());
+    assert!(
+        text.contains("did you mean `shards:") && text.contains("/deep/*/*.tar`"),
+        "{text}"
+    );
+    assert!(error("pipe:cat x.tar").contains("commands are not run"));
+    // `~` is the user's folder, in recipes too, where no shell has replaced it.
+    let mut command = command(&["data", "check", "shards:~/[a-b].tar", "--json"]);
+    let output = command.env("HOME", root).output().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["samples"], 1);
+}
+
+/// The tensors of `make_shards.py`.
+fn recorded() -> Vec<(String, Vec<u8>)> {
+    let recorded = include_bytes!("golden/shards.safetensors");
+    let tensors = safetensors::SafeTensors::deserialize(recorded).unwrap();
+    let tensors = tensors.tensors().into_iter();
+    tensors
+        .map(|(name, tensor)| (name, tensor.data().to_vec()))
+        .collect()
+}
+
+#[test]
+fn tars_of_every_form_have_the_members_that_python_finds() {
+    LazyLock::force(&CACHE);
+    let folder = tempfile::tempdir().unwrap();
+    let recorded = recorded();
+    let mut seen = 0;
+    for (name, packed) in recorded.iter().filter(|(name, _)| name.ends_with(" tar")) {
+        let name = name.trim_end_matches(" tar");
+        let mut bytes = Vec::new();
+        flate2::read::GzDecoder::new(&packed[..])
+            .read_to_end(&mut bytes)
+            .unwrap();
+        let path = write(folder.path(), "x.tar", &bytes);
+        let objects = store::Object::find(vec![store::Location::File(path.clone())]);
+        let reader = objects.unwrap()[0].reader().unwrap();
+        let (mut found, mut sparse) = (Vec::new(), Vec::new());
+        let text = |name: Vec<u8>| String::from_utf8(name).unwrap();
+        tar::scan(&reader, |member| match member {
+            tar::Found::Member { name, at, length } => {
+                let mut sum = flate2::Crc::new();
+                sum.update(&reader.bytes(at, length).unwrap().unwrap());
+                found.push((text(name), length, sum.sum()));
+            }
+            tar::Found::Damage {
+                reason: Reason::SparseMember,
+                name,
+                ..
+            } => {
+                sparse.push(text(name.unwrap()));
+            }
+            tar::Found::Damage {
+                reason: Reason::LinkMember,
+                ..
+            } => {}
+            other => panic!("{name}: {other:?}"),
+        })
+        .unwrap();
+        let members = recorded
+            .iter()
+            .find(|(found, _)| *found == format!("{name} members"));
+        let members: Vec<(String, u64, u32)> = serde_json::from_slice(&members.unwrap().1).unwrap();
+        // What has holes is named and not read.
+        let (holes, plain): (Vec<_>, Vec<_>) = members
+            .into_iter()
+            .partition(|(name, ..)| name == "holes.png");
+        assert_eq!(found, plain, "{name}");
+        assert_eq!(
+            sparse,
+            holes.into_iter().map(|(name, ..)| name).collect::<Vec<_>>(),
+            "{name}"
+        );
+        seen += 1;
+        if name.starts_with("sparse") {
+            let dataset = open(&path);
+            assert_eq!(dataset.len(), 2, "{name}: no phantom samples");
+            assert_eq!(
+                dataset.read(1, false).unwrap_err().reason,
+                Reason::SparseMember
+            );
+        }
+    }
+    assert_eq!(seen, 9);
+}
+
+#[test]
+fn json_has_the_values_that_python_gives() {
+    let recorded = recorded();
+    let (_, cases) = recorded.iter().find(|(name, _)| name == "json").unwrap();
+    let cases: Vec<(String, Option<(serde_json::Value,)>)> = serde_json::from_slice(cases).unwrap();
+    assert!(cases.len() > 50);
+    for (hex, expected) in cases {
+        let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let text: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        let found = advxl::json::parse(&text).ok();
+        let expected = expected.map(|(value,)| value);
+        assert_eq!(found, expected, "{}", text.escape_ascii());
+    }
+}
+
+#[test]
+fn a_caption_is_read_from_json_as_python_writes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = [
+        &br#"{"caption": "a cat", "pwatermark": NaN, "punsafe": Infinity}"#[..],
+        b"\xef\xbb\xbf{\"caption\": \"a cat\"}",
+        br#"{"caption": "a cat", "author": "\ud83d"}"#,
+    ];
+    let members: Vec<_> = (0..3)
+        .map(|n| {
+            [
+                member(&format!("{n}.png"), &png(n)),
+                member(&format!("{n}.json"), json[n]),
+            ]
+            .concat()
+        })
+        .collect();
+    let dataset = open(&write(folder.path(), "a.tar", &packed(&members)));
+    for n in 0..3 {
+        assert_eq!(dataset.caption(n).unwrap().unwrap(), "a cat");
+    }
+    assert_eq!(health(&dataset).damages(), 0);
+}
+
+#[test]
+fn a_key_that_is_there_twice_is_refused_before_anything_is_embedded() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &[u8]| write(folder.path(), name, text).display().to_string();
+    let captions = file("captions.txt", b"one\ntwo\nthree\n");
+    let keys = file("keys.txt", b"\xef\xbb\xbf./00\n01\n00\n");
+    let out = folder.path().join("out.safetensors");
+    let out = out.to_str().unwrap();
+    refuses(
+        &[
+            "embed",
+            "no-model",
+            "--captions",
+            &captions,
+            "--keys",
+            &keys,
+            "--out",
+            out,
+        ],
+        &["keys.txt`: lines 1 and 3 are the same key `00`"],
+    );
+}
+
+#[test]
+fn samples_of_two_shards_do_not_share_an_embedding() {
+    let folder = tempfile::tempdir().unwrap();
+    let embeddings = folder.path().join("e.safetensors");
+    let keys = ["./0", "./1", "./2", "./3"].map(str::to_owned);
+    let layout = Layout {
+        rows: 4,
+        width: 8,
+        half: false,
+        token_ids: false,
+        key_bytes: keys.iter().map(|key| key.len() as u64 + 1).sum(),
+        made_by: MadeBy {
+            text_model: "x".into(),
+            context: 4,
+        },
+    };
+    let mut writer = EmbeddingWriter::create(&embeddings, layout).unwrap();
+    writer
+        .push(
+            &(0..32).map(|n| (n as f32).sin()).collect::<Vec<_>>(),
+            &[],
+            &keys,
+        )
+        .unwrap();
+    writer.finish().unwrap();
+    let train = |shards: [&[&str]; 2]| {
+        for (name, keys) in ["a.tar", "b.tar"].iter().zip(shards) {
+            let members: Vec<_> = (1..).zip(keys).map(|(n, key)| sample(key, n)).collect();
+            write(folder.path(), name, &packed(&members));
+        }
+        let recipe = format!(
+            r#"
+seed = 1
+precision = "f32"
+model = {{ size = "vit_micro", width = 16, depth = 1, heads = 1, hidden = 16, pool = "average", class_token = false, position = "sincos2d" }}
+data = {{ train = "shards:{root}/?.tar", test = "synthetic:8" }}
+checkpoint = {{ every_samples = 4, keep = 1 }}
+log = {{ every_samples = 4 }}
+[[stage]]
+name = "captions"
+batch = 4
+phases = [{{ image_size = 16, samples = 4 }}]
+loss = {{ kind = "contrastive" }}
+text = {{ embeddings = "{embeddings}" }}
+optimizer = {{ kind = "adamw", weight_decay = 0.05, betas = [0.9, 0.95] }}
+learning_rate = {{ peak = 1e-3, warmup_samples = 4, decay = "cosine" }}
+augmentation = {{ flip = false }}
+"#,
+            root = folder.path().display(),
+            embeddings = embeddings.display()
+        );
+        let path = write(folder.path(), "recipe.toml", recipe.as_bytes());
+        let out = folder.path().join(shards.concat().concat());
+        advxl(&[
+            "train",
+            path.to_str().unwrap(),
+            "--out",
+            out.to_str().unwrap(),
+        ])
+    };
+    let (code, text) = train([&["0", "1"], &["2", "3"]]);
+    assert_eq!(code, 0, "{text}");
+    let (code, text) = train([&["0", "1"], &["1", "2"]]);
+    assert_eq!(code, 2, "{text}");
+    for part in [
+        "2 samples have the key `1`",
+        "a.tar: 1`",
+        "b.tar: 1`",
+        "share one embedding",
+    ] {
+        assert!(text.contains(part), "`{part}` is not in:\n{text}");
+    }
+    let (code, text) = train([&["0", "1"], &["2", "9"]]);
+    assert_eq!(code, 2, "{text}");
+    assert!(
+        text.contains("has no embedding of the sample `9`"),
+        "{text}"
+    );
 }

@@ -1,5 +1,6 @@
 //! `advxl embed`.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use crate::fused::to_vec;
 use crate::group::Group;
 use crate::output::Content;
 use crate::screen::Screen;
-use crate::text::embedding::{Layout, MadeBy};
+use crate::text::embedding::{Layout, MadeBy, plain_key};
 use crate::text::{EmbeddingWriter, TextModel};
 
 /// Embeddings of captions by a text model, not normalised.
@@ -64,7 +65,7 @@ impl Embed {
         let key_bytes = match &self.keys {
             None => 0,
             Some(path) => {
-                let (keys, bytes) = counted(path)?;
+                let (keys, bytes) = counted_keys(path)?;
                 if keys != rows {
                     let message =
                         format!("`{}` has {keys} keys for {rows} captions", path.display());
@@ -195,4 +196,33 @@ fn counted(path: &Path) -> Result<(usize, u64)> {
     lines.try_fold((0, 0), |(count, bytes), line| {
         Ok((count + 1, bytes + line?.len() as u64 + 1))
     })
+}
+
+/// As [`counted`], of keys, none of which may be there twice: which embedding is a sample's would not be known.
+fn counted_keys(path: &Path) -> Result<(usize, u64)> {
+    let mut seen = HashSet::new();
+    for line in Lines::open(path)?.map(trimmed) {
+        let line = line?;
+        let key = plain_key(line.as_bytes());
+        let hash = <[u8; 16]>::try_from(&blake3::hash(key).as_bytes()[..16]);
+        if !seen.insert(hash.expect("16 of 32 bytes")) {
+            return Err(twice(path, key)?);
+        }
+    }
+    counted(path)
+}
+
+/// The error that a key is there twice, with the lines.
+fn twice(path: &Path, key: &[u8]) -> Result<Error> {
+    let lines = Lines::open(path)?
+        .map(trimmed)
+        .collect::<Result<Vec<_>>>()?;
+    let same = (1..).zip(&lines);
+    let mut same = same.filter(|(_, line)| plain_key(line.as_bytes()) == key);
+    let mut next = || same.next().map_or(0, |(number, _)| number);
+    let (first, second, key) = (next(), next(), String::from_utf8_lossy(key));
+    let path = path.display();
+    let message = format!("`{path}`: lines {first} and {second} are the same key `{key}`");
+    Ok(Error::input(message)
+        .hint("give each sample a key of its own, also those of different shards"))
 }

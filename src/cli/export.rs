@@ -7,8 +7,8 @@ use serde_json::json;
 use super::{NamedModel, inputs, note, print_json};
 use crate::error::{Context, Error, Result};
 use crate::export::{self, Facts};
-use crate::files;
 use crate::model::weights::Loaded;
+use crate::{files, json};
 
 /// A model for other programs: a folder that timm or open_clip loads with a model card, or RobustBench's entry beside it.
 #[derive(clap::Args)]
@@ -78,7 +78,7 @@ impl Export {
         let loaded = self.model.load()?;
         let read = |path: &PathBuf| {
             let doing = || format!("`{}`", path.display());
-            let found: serde_json::Value = serde_json::from_slice(&files::read(path)?)
+            let found = json::parse(&files::read(path)?)
                 .map_err(|error| Error::input(format!("not JSON: {error}")))
                 .context(doing)?;
             match found["model_hash"] == json!(loaded.hash) {

@@ -1,25 +1,38 @@
 //! Image files to pictures, strictly: a damaged file is an error, never grey rows.
 //!
-//! JPEG, PNG and WebP, told apart by their first bytes and not by their names. Everything becomes
-//! red, green and blue bytes: grey is repeated, 16 bits are rounded to 8, CMYK is converted, an
-//! alpha channel is dropped as Pillow's `convert("RGB")` does. A JPEG that its EXIF data says is
+//! What Pillow and torchvision's ImageFolder read: JPEG, PNG, WebP, BMP, TIFF, PNM and GIF, told apart by their first
+//! bytes and not by their names. Everything becomes red, green and blue bytes, as by Pillow's `convert("RGB")`: grey is
+//! repeated, 16 bits become 8, CMYK is converted, an alpha channel is dropped. A JPEG that its EXIF data says is
 //! turned or mirrored is set upright. Of a JPEG only the region that is asked for becomes pixels.
-//! [`super::jpeg`] decodes the common JPEGs to Pillow's bytes; the rare ones, CMYK above all, go to zune-jpeg.
+//!
+//! | file | what |
+//! |------|------|
+//! | [`super::jpeg`] | the common JPEGs, to Pillow's bytes; the rare ones, CMYK above all, go to zune-jpeg |
+//! | `raster` | PNG, WebP, BMP, TIFF by the crate `image` |
+//! | `pnm` `gif` | PBM, PGM, PPM; the first picture of a GIF |
+//! | `tags` | tags of TIFF and EXIF |
+//! | [`super::content`] | what a file is instead |
+//!
 //! Differs from the reference: torchvision ignores the orientation; zune-jpeg rounds differently in
 //! the inverse transform and the chroma upsampling.
 
-use std::io::Cursor;
+mod gif;
+mod pnm;
+mod raster;
+mod tags;
 
-use image::{DynamicImage, ImageFormat, ImageReader};
+use image::ImageFormat;
 use zune_core::bytestream::ZCursor;
 use zune_core::colorspace::ColorSpace;
 use zune_core::options::DecoderOptions;
 use zune_jpeg::JpegDecoder;
 
+use super::content;
 use super::health::{Fault, Reason};
 use super::jpeg::{Damage, Jpeg, find_ff};
 use super::picture::{Picture, Region, View};
 use crate::error::Result;
+use tags::Tags;
 
 /// A picture, and what was odd about its file.
 #[derive(Clone, Debug)]
@@ -30,51 +43,76 @@ pub struct Examined {
     pub odd: Vec<Reason>,
 }
 
-/// The formats that are read.
+/// The formats that are read. Index files hold the place of a format here, so new ones go to the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// `.jpg`, `.jpeg`.
+    /// JPEG.
     #[default]
     Jpeg,
-    /// `.png`.
+    /// PNG.
     Png,
-    /// `.webp`.
+    /// WebP.
     Webp,
+    /// Windows bitmaps.
+    Bmp,
+    /// TIFF.
+    Tiff,
+    /// PBM, PGM and PPM.
+    Pnm,
+    /// GIF.
+    Gif,
 }
 
-const EXTENSIONS: [(&str, Format); 4] = [
-    ("jpg", Format::Jpeg),
-    ("jpeg", Format::Jpeg),
-    ("png", Format::Png),
-    ("webp", Format::Webp),
-];
-
 impl Format {
+    /// What names of pictures end in, in lower case: what torchvision's ImageFolder takes, other names of the same, and GIF.
+    pub const EXTENSIONS: [(&str, Self); 14] = [
+        ("jpg", Self::Jpeg),
+        ("jpeg", Self::Jpeg),
+        ("jpe", Self::Jpeg),
+        ("jfif", Self::Jpeg),
+        ("png", Self::Png),
+        ("webp", Self::Webp),
+        ("bmp", Self::Bmp),
+        ("tif", Self::Tiff),
+        ("tiff", Self::Tiff),
+        ("ppm", Self::Pnm),
+        ("pgm", Self::Pnm),
+        ("pbm", Self::Pnm),
+        ("pnm", Self::Pnm),
+        ("gif", Self::Gif),
+    ];
+
+    /// The format at a place of the enumeration.
+    pub fn numbered(number: u8) -> Option<Self> {
+        let mut all = Self::EXTENSIONS.iter().map(|(_, format)| *format);
+        all.find(|format| *format as u8 == number)
+    }
+
     /// By the end of a name, in lower case.
     pub fn of_extension(end: &str) -> Option<Self> {
-        let known = EXTENSIONS.iter().find(|(known, _)| *known == end);
-        known.map(|(_, format)| *format)
+        let mut known = Self::EXTENSIONS.iter();
+        known.find(|(known, _)| *known == end).map(|known| known.1)
     }
 
     /// The extensions of files that are taken for pictures, such as `.jpg`.
     pub fn extensions() -> Vec<String> {
-        EXTENSIONS
-            .iter()
-            .map(|(end, _)| format!(".{end}"))
-            .collect()
+        let known = Self::EXTENSIONS.iter();
+        known.map(|(end, _)| format!(".{end}")).collect()
     }
 
     /// By the first bytes.
     pub fn of_bytes(bytes: &[u8]) -> Option<Self> {
-        if bytes.starts_with(&[0xff, 0xd8]) {
-            Some(Format::Jpeg)
-        } else if bytes.starts_with(b"\x89PNG") {
-            Some(Format::Png)
-        } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
-            Some(Format::Webp)
-        } else {
-            None
-        }
+        Some(match bytes {
+            [0xff, 0xd8, ..] => Self::Jpeg,
+            [0x89, b'P', b'N', b'G', ..] => Self::Png,
+            _ if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") => Self::Webp,
+            // Words begin with these letters too; behind a header is the length of another, below 256.
+            [b'B', b'M', ..] if matches!(bytes.get(14..18), Some([12..=255, 0, 0, 0])) => Self::Bmp,
+            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Self::Tiff,
+            [b'P', b'1'..=b'6', b'#' | b' ' | b'\t'..=b'\r', ..] => Self::Pnm,
+            _ if bytes.starts_with(b"GIF87a") || bytes.starts_with(b"GIF89a") => Self::Gif,
+            _ => return None,
+        })
     }
 }
 
@@ -105,55 +143,64 @@ pub fn examine_part(bytes: &[u8], view: View) -> Outcome {
 pub(crate) fn decode_up_to(bytes: &[u8], most_pixels: usize, view: View) -> Outcome {
     match Format::of_bytes(bytes) {
         Some(Format::Jpeg) => decode_jpeg(bytes, most_pixels, view),
-        Some(Format::Png) => decode_other(bytes, ImageFormat::Png, most_pixels),
-        Some(Format::Webp) => decode_other(bytes, ImageFormat::WebP, most_pixels),
+        Some(Format::Png) => raster::decode(bytes, ImageFormat::Png, most_pixels),
+        Some(Format::Webp) => raster::decode(bytes, ImageFormat::WebP, most_pixels),
+        Some(Format::Bmp) => raster::decode(bytes, ImageFormat::Bmp, most_pixels),
+        Some(Format::Tiff) => raster::decode(bytes, ImageFormat::Tiff, most_pixels),
+        Some(Format::Pnm) => pnm::decode(bytes, most_pixels),
+        Some(Format::Gif) => gif::decode(bytes, most_pixels),
         None => Err(not_a_picture(bytes)),
     }
 }
 
 /// Says what the bytes look like instead.
 fn not_a_picture(bytes: &[u8]) -> Fault {
-    let start = String::from_utf8_lossy(&bytes[..bytes.len().min(512)]).to_lowercase();
-    let start = start.trim_start_matches('\u{feff}').trim_start();
-    let readable = "use JPEG, PNG or WebP files";
-    let unknown = |what| (Reason::UnknownFormat, what, readable);
-    let no_image = |what, hint| (Reason::NotAnImage, what, hint);
-    let (reason, what, hint) = match bytes {
-        [] => (
-            Reason::EmptyMember,
-            "the file is empty",
-            "copy or download it again",
-        ),
-        _ if start.starts_with("<!doctype html") || start.starts_with("<html") => no_image(
-            "this is an HTML page, not an image",
-            "the download was answered with a web page; download the file again",
-        ),
-        _ if start.starts_with("<?xml") || start.starts_with("<svg") => {
-            unknown("this is XML or SVG text, not an image of pixels")
+    let readable = "use JPEG, PNG, WebP, BMP, TIFF, PNM or GIF files";
+    if bytes.is_empty() {
+        let again = "copy or download it again";
+        return Fault::new(Reason::EmptyMember, "the file is empty").hint(again);
+    }
+    if let Some(found) = content::of(bytes) {
+        let message = format!("this is {}, not an image", found.what);
+        return Fault::new(Reason::NotAnImage, message).hint(found.hint);
+    }
+    let format = match bytes {
+        _ if content::begins_with(bytes, "<?xml") || content::begins_with(bytes, "<svg") => {
+            "XML or SVG text"
         }
-        _ if start.starts_with("version https://git-lfs") => no_image(
-            "this is a Git LFS pointer, not the image itself",
-            "run `git lfs pull`",
-        ),
-        [b'G', b'I', b'F', b'8', ..] => unknown("this is a GIF image, which is not supported"),
-        [b'B', b'M', ..] => unknown("this is a BMP image, which is not supported"),
-        [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => {
-            unknown("this is a TIFF image, which is not supported")
+        [_, _, _, _, b'f', b't', b'y', b'p', ..] => "an AVIF, HEIC or video file",
+        [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', ..] => "a JPEG XL image",
+        [0, 0, 0, 12, b'j', b'P', ..] => "a JPEG 2000 image",
+        [b'P', b'7', b'\n', ..] => "a PAM image",
+        [b'P', b'f' | b'F', b'\n', ..] => "a PFM image of floats",
+        [0, 0, 1 | 2, 0, ..] => "a Windows icon or cursor",
+        [b'8', b'B', b'P', b'S', ..] => "a Photoshop file",
+        _ => {
+            let message = "this is not an image of a known format";
+            return Fault::new(Reason::NotAnImage, message).hint(readable);
         }
-        [_, _, _, _, b'f', b't', b'y', b'p', ..] => {
-            unknown("this is an AVIF, HEIC or video file, which is not supported")
-        }
-        [0x1f, 0x8b, ..] | [b'P', b'K', 3, 4, ..] => no_image(
-            "this is a compressed archive, not an image",
-            "unpack it first",
-        ),
-        _ if bytes.iter().all(|byte| *byte == 0) => no_image(
-            "the file holds only zeros",
-            "it was not copied completely; copy it again",
-        ),
-        _ => no_image("this is no JPEG, PNG or WebP image", readable),
     };
-    Fault::new(reason, what).hint(hint)
+    let message = format!("this is {format}, which is not supported");
+    Fault::new(Reason::UnknownFormat, message).hint(readable)
+}
+
+/// A picture whose file cannot be right.
+fn damaged(format: &str, what: &str) -> Fault {
+    let message = format!("the {format} data is damaged: {what}");
+    Fault::new(Reason::DamagedImage, message).hint(AGAIN)
+}
+
+/// A sound picture of a kind that is not read.
+fn unsupported(format: &str, what: &str) -> Fault {
+    let message = format!("this kind of {format} is not supported: {what}");
+    Fault::new(Reason::UnsupportedImage, message)
+        .hint("convert it to an ordinary JPEG or PNG, or leave it out")
+}
+
+/// A picture that is known whole.
+fn single(width: usize, height: usize, pixels: Vec<u8>, odd: Vec<Reason>) -> Outcome {
+    let picture = Picture::bytes(width, height, pixels)?;
+    Ok(Examined { picture, odd })
 }
 
 fn check_size(width: usize, height: usize, most_pixels: usize) -> std::result::Result<(), Fault> {
@@ -179,8 +226,9 @@ fn decode_jpeg(bytes: &[u8], most_pixels: usize, view: View) -> Outcome {
             let message = format!("the JPEG data is damaged: {what}");
             Fault::new(Reason::DamagedImage, message).hint(AGAIN)
         }
+        Damage::Unsupported(what) => unsupported("JPEG", what),
     };
-    let Some(jpeg) = Jpeg::open(bytes).map_err(fault)? else {
+    let Some(mut jpeg) = Jpeg::open(bytes).map_err(fault)? else {
         return decode_rare_jpeg(bytes, most_pixels);
     };
     let (width, height) = (jpeg.width(), jpeg.height());
@@ -200,6 +248,9 @@ fn decode_jpeg(bytes: &[u8], most_pixels: usize, view: View) -> Outcome {
         false => view(width, height),
     };
     let pixels = jpeg.decode(&region).map_err(fault)?;
+    if jpeg.is_irregular() {
+        odd.push(Reason::Irregular);
+    }
     let picture = Picture::part(width, height, region, pixels)?;
     let picture = upright(picture, orientation)?;
     Ok(Examined { picture, odd })
@@ -217,15 +268,9 @@ fn decode_rare_jpeg(bytes: &[u8], most_pixels: usize) -> Outcome {
         let message = format!("the JPEG data is damaged or cut short: {error}");
         Fault::new(Reason::DamagedImage, message).hint(AGAIN)
     };
-    let frame = walk(bytes).ok_or_else(cut_short)?;
-    if let Some(frame) = frame {
+    if let Some(frame) = walk(bytes).ok_or_else(cut_short)? {
         check_size(frame.width, frame.height, most_pixels)?;
-        // zune-jpeg panics on some of these.
-        if !frame.first_is_largest {
-            let message = "JPEGs with such sampling factors are not supported";
-            return Err(Fault::new(Reason::UnknownFormat, message)
-                .hint("save the picture again with another program, or leave it out"));
-        }
+        frame.check()?;
     }
     let options = DecoderOptions::default()
         .set_strict_mode(true)
@@ -252,19 +297,20 @@ fn decode_rare_jpeg(bytes: &[u8], most_pixels: usize) -> Outcome {
     Ok(Examined { picture, odd })
 }
 
-/// What is known of a JPEG's frame without decoding.
-#[derive(Clone, Copy)]
-struct Frame {
+/// What the first frame of a JPEG of a rare kind says.
+struct RareFrame {
+    marker: u8,
+    bits: usize,
     width: usize,
     height: usize,
     /// Whether the sampling factors of the first component are multiples of all others'.
     first_is_largest: bool,
 }
 
-impl Frame {
+impl RareFrame {
     /// From bits, height, width, number of components; of each its name, sampling factors and table.
-    fn read(header: &[u8]) -> Option<Self> {
-        let [_, h1, h0, w1, w0, _, components @ ..] = header else {
+    fn read(marker: u8, header: &[u8]) -> Option<Self> {
+        let [bits, h1, h0, w1, w0, _, components @ ..] = header else {
             return None;
         };
         let mut factors = components
@@ -273,18 +319,38 @@ impl Frame {
         let (across, down) = factors.next()?;
         let fits = |all: u8, one: u8| all.checked_rem(one) == Some(0);
         Some(Self {
+            marker,
+            bits: usize::from(*bits),
             width: usize::from(u16::from_be_bytes([*w1, *w0])),
             height: usize::from(u16::from_be_bytes([*h1, *h0])),
             first_is_largest: factors.all(|factor| fits(across, factor.0) && fits(down, factor.1)),
         })
     }
+
+    /// An error if zune-jpeg does not know the kind either, since it would call the file damaged.
+    fn check(&self) -> std::result::Result<(), Fault> {
+        let what = match self.marker {
+            0xc9.. => {
+                let fault = unsupported("JPEG", "arithmetic coding");
+                return Err(
+                    fault.hint("convert it without loss: `jpegtran -copy all -outfile NEW OLD`")
+                );
+            }
+            0xc3 | 0xc5..=0xc7 => "lossless or hierarchical coding",
+            _ if self.bits != 8 => "it has not 8 bits a sample",
+            // zune-jpeg panics on some of these.
+            _ if !self.first_is_largest => "its sampling factors",
+            _ => return Ok(()),
+        };
+        Err(unsupported("JPEG", what))
+    }
 }
 
-/// Follows the segments of a JPEG to its end marker: none if there is no such, else the first frame, if there is one.
+/// Follows the segments of a JPEG to its end marker: none if there is no such, else its first frame, if there is one.
 ///
 /// The decoder in strict mode still forgives a few bytes missing at the end, which it takes for
 /// padding. A search for the marker would find that of a thumbnail, hence the walk.
-fn walk(bytes: &[u8]) -> Option<Option<Frame>> {
+fn walk(bytes: &[u8]) -> Option<Option<RareFrame>> {
     let short = |at: usize| {
         let pair = bytes.get(at..at + 2)?;
         Some(usize::from(u16::from_be_bytes([pair[0], pair[1]])))
@@ -303,7 +369,7 @@ fn walk(bytes: &[u8]) -> Option<Option<Frame>> {
                 // 0xc4, 0xc8, 0xcc are tables.
                 if matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc) {
                     let header = bytes.get(at + 3..at + 1 + length).unwrap_or_default();
-                    frame = frame.or(Frame::read(header));
+                    frame = frame.or(RareFrame::read(marker, header));
                 }
                 at += 1 + length;
             }
@@ -318,132 +384,9 @@ fn plain(error: &zune_jpeg::errors::DecodeErrors) -> String {
     text.trim_end_matches('.').into()
 }
 
-fn decode_other(bytes: &[u8], format: ImageFormat, most_pixels: usize) -> Outcome {
-    let damaged = |error: image::ImageError| {
-        let message = format!("the image data is damaged or cut short: {error}");
-        let short = format!("{error}").contains("unexpected end") || ends_early(bytes, format);
-        let reason = match short {
-            true => Reason::TruncatedImage,
-            false => Reason::DamagedImage,
-        };
-        Fault::new(reason, message).hint(AGAIN)
-    };
-    if let (ImageFormat::Png, Some(size)) = (format, bytes.get(16..24)) {
-        let side =
-            |at: usize| u32::from_be_bytes([size[at], size[at + 1], size[at + 2], size[at + 3]]);
-        check_size(side(0) as usize, side(4) as usize, most_pixels)?;
-    }
-    let reader = || ImageReader::with_format(Cursor::new(bytes), format);
-    let (width, height) = reader().into_dimensions().map_err(damaged)?;
-    check_size(width as usize, height as usize, most_pixels)?;
-    if format == ImageFormat::WebP && outgrown(&bytes[12..], width, height) {
-        let message = "the image data is damaged: a frame is larger than the picture";
-        return Err(Fault::new(Reason::DamagedImage, message).hint(AGAIN));
-    }
-    let mut reader = reader();
-    // The number of pixels is checked above; four channels of 16 bits and as much again for work.
-    let mut limits = image::Limits::default();
-    limits.max_alloc = Some(most_pixels as u64 * 16);
-    reader.limits(limits);
-    let image: DynamicImage = reader.decode().map_err(damaged)?;
-    let color = image.color();
-    let mut odd = Vec::new();
-    if color.has_alpha() {
-        odd.push(Reason::Alpha);
-    }
-    if !color.has_color() {
-        odd.push(Reason::Grey);
-    }
-    if color.bytes_per_pixel() / color.channel_count() > 1 {
-        odd.push(Reason::SixteenBit);
-    }
-    // The extended header of a WebP: flags, of which the second bit means animation.
-    if format == ImageFormat::WebP && bytes.get(12..16) == Some(b"VP8X") && bytes[20] & 2 != 0 {
-        odd.push(Reason::Animated);
-    }
-    let pixels = image.into_rgb8().into_raw();
-    let picture = Picture::bytes(width as usize, height as usize, pixels)?;
-    Ok(Examined { picture, odd })
-}
-
-/// Whether the chunks of a WebP hold a frame larger than the picture: the decoder makes room for a frame by its own size,
-/// which nothing limits.
-fn outgrown(mut chunks: &[u8], width: u32, height: u32) -> bool {
-    while let Some((head, rest)) = chunks.split_first_chunk::<8>() {
-        let [kind @ .., a, b, c, d] = head;
-        let length = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
-        let (content, after) = rest.split_at(length.min(rest.len()));
-        let size = match (kind, content) {
-            (b"VP8 ", [_, _, _, 0x9d, 1, 0x2a, a, b, c, d, ..]) => {
-                let side = |low, high| u32::from(u16::from_le_bytes([low, high]) & 0x3fff);
-                (side(*a, *b), side(*c, *d))
-            }
-            (b"VP8L", [0x2f, a, b, c, d, ..]) => {
-                let bits = u32::from_le_bytes([*a, *b, *c, *d]);
-                (1 + (bits & 0x3fff), 1 + (bits >> 14 & 0x3fff))
-            }
-            // An animated frame holds chunks after its header.
-            (b"ANMF", _) => {
-                chunks = rest.get(16..).unwrap_or_default();
-                continue;
-            }
-            _ => (0, 0),
-        };
-        if size.0 > width || size.1 > height {
-            return true;
-        }
-        // Chunks begin at even places.
-        chunks = after.get(length % 2..).unwrap_or_default();
-    }
-    false
-}
-
-/// Whether a file ends before its format says: a PNG's last chunk, a WebP's length.
-fn ends_early(bytes: &[u8], format: ImageFormat) -> bool {
-    match (format, bytes.get(4..8)) {
-        (ImageFormat::Png, _) => !bytes.windows(4).any(|four| four == b"IEND"),
-        (_, Some(length)) => {
-            let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]);
-            (bytes.len() as u64) < u64::from(length) + 8
-        }
-        _ => true,
-    }
-}
-
-/// The orientation tag (0x0112) of EXIF data, 1 to 8, if there is a sound one.
+/// The orientation that EXIF data asks for.
 fn orientation(exif: &[u8]) -> Option<u16> {
-    let tiff = exif.strip_prefix(b"Exif\0\0").unwrap_or(exif);
-    let little = match tiff.get(..2)? {
-        b"II" => true,
-        b"MM" => false,
-        _ => return None,
-    };
-    let short = |at: usize| -> Option<u16> {
-        let pair: [u8; 2] = tiff.get(at..at.checked_add(2)?)?.try_into().ok()?;
-        Some(if little {
-            u16::from_le_bytes(pair)
-        } else {
-            u16::from_be_bytes(pair)
-        })
-    };
-    let long = |at: usize| -> Option<usize> {
-        let (one, two) = (
-            usize::from(short(at)?),
-            usize::from(short(at.checked_add(2)?)?),
-        );
-        Some(if little {
-            one | two << 16
-        } else {
-            one << 16 | two
-        })
-    };
-    let directory = long(4)?;
-    let entries = usize::from(short(directory)?);
-    (0..entries)
-        .map(|entry| directory + 2 + 12 * entry)
-        .find(|at| short(*at) == Some(0x0112))
-        .and_then(|at| short(at + 8))
-        .filter(|value| (1..=8).contains(value))
+    Tags::of(exif)?.orientation()
 }
 
 /// Turns and mirrors a picture as its orientation asks.
@@ -480,6 +423,10 @@ fn upright(picture: Picture, orientation: Option<u16>) -> Result<Picture> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
+    use image::DynamicImage;
+
     use super::*;
     use crate::data::picture::golden;
 
@@ -664,13 +611,176 @@ mod tests {
             DynamicImage::ImageLuma16(image::ImageBuffer::from_pixel(1, 1, image::Luma([0x8080])));
         assert_eq!(
             decode(&encoded(grey, ImageFormat::Png)).unwrap().to_bytes(),
-            [128; 3]
+            [255; 3],
+            "Pillow clips"
         );
 
         let png = encoded(rgb, ImageFormat::Png);
-        for length in 8..png.len() - 12 {
+        // The last chunk and the last checksum may be missing, for the pixels have a checksum of their own.
+        for length in 8..png.len() - 16 {
             assert!(message(&png[..length]).contains("damaged or cut short"));
         }
+    }
+
+    /// Name, file, and shape and pixels that Pillow gives, if it does.
+    type Recorded = (String, Vec<u8>, Option<(Vec<usize>, Vec<u8>)>);
+
+    /// The files of `make_formats.py`.
+    fn formats() -> Vec<Recorded> {
+        let recorded = golden::load("formats.safetensors");
+        let pixels = |name: &str| {
+            let found = recorded
+                .iter()
+                .find(|(found, ..)| *found == format!("{name} pixels"));
+            found.map(|(_, shape, pixels)| (shape.clone(), pixels.clone()))
+        };
+        let files = recorded.iter().filter_map(|(name, _, file)| {
+            let name = name.strip_suffix(" file")?;
+            Some((name.to_owned(), file.clone(), pixels(name)))
+        });
+        files.collect()
+    }
+
+    /// What Pillow reads and this module does not.
+    const NOT_SUPPORTED: [&str; 13] = [
+        "gif without colors",
+        "jpeg progressive of 5 coefficients",
+        "jpeg progressive without the last bit",
+        "pfm",
+        "tiff float",
+        "tiff grey 4",
+        "tiff grey alpha",
+        "tiff group 3",
+        "tiff int",
+        "tiff lab",
+        "tiff lzma",
+        "tiff palette 4",
+        "tiff premultiplied",
+    ];
+
+    #[test]
+    fn every_format_has_pillows_bytes() {
+        let formats = formats();
+        assert!(formats.len() > 130, "{}", formats.len());
+        let mut wrong = Vec::new();
+        for (name, file, expected) in formats {
+            let supported = !NOT_SUPPORTED.contains(&name.as_str()) && name != "tiff zstd";
+            match (examine(&file), expected) {
+                (Ok(found), Some((shape, pixels))) if supported => {
+                    let picture = found.picture;
+                    let bytes = picture.to_bytes();
+                    let apart = bytes.iter().zip(&pixels).map(|(a, b)| a.abs_diff(*b));
+                    // The decoder of JPEG within TIFF rounds differently.
+                    let most = if name.contains("tiff") && name.ends_with("jpeg") {
+                        1
+                    } else {
+                        0
+                    };
+                    if [picture.height(), picture.width(), 3] != shape[..]
+                        || apart.clone().max() > Some(most)
+                    {
+                        let count = apart.clone().filter(|apart| *apart > 0).count();
+                        wrong.push(format!(
+                            "{name}: {count} values differ by {:?}",
+                            apart.max()
+                        ));
+                    }
+                }
+                (Err(fault), Some(_)) if !supported => {
+                    let kinds = [Reason::UnsupportedImage, Reason::UnknownFormat];
+                    let text = fault.error.to_string();
+                    if !kinds.contains(&fault.reason) || !text.contains("not supported") {
+                        wrong.push(format!("{name}: {:?}: {text}", fault.reason));
+                    }
+                }
+                (Err(_), None) => {}
+                // More forgiving than Pillow, without harm to the pixels.
+                (Ok(_), None)
+                    if [
+                        "bmp rle8 that leaves pixels out",
+                        "png with a wrong text checksum",
+                        "png with an odd checksum of the pixels",
+                    ]
+                    .contains(&name.as_str()) => {}
+                (Ok(_), expected) => {
+                    wrong.push(format!("{name}: read; Pillow: {}", expected.is_some()))
+                }
+                (Err(fault), _) => {
+                    wrong.push(format!("{name}: {:?}: {}", fault.reason, fault.error))
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    #[test]
+    fn what_is_odd_about_a_file_is_told() {
+        let formats = formats();
+        let odd = |name: &str| {
+            let (_, file, _) = formats.iter().find(|(found, ..)| found == name).unwrap();
+            examine(file).unwrap().odd
+        };
+        for name in [
+            "png without end",
+            "png with a wrong data checksum",
+            "jpeg with bytes between segments",
+            "jpeg without codes",
+        ] {
+            assert_eq!(odd(name), [Reason::Irregular], "{name}");
+        }
+        let progressive = odd("jpeg progressive of 20 coefficients");
+        assert_eq!(progressive, [Reason::Grey, Reason::Irregular]);
+        assert_eq!(odd("gif animated"), [Reason::Animated]);
+        assert_eq!(odd("tiff of two pages"), [Reason::Animated]);
+        assert_eq!(odd("tiff orientation 6"), [Reason::Rotated]);
+        assert_eq!(odd("pgm 16"), [Reason::Grey, Reason::SixteenBit]);
+        assert_eq!(odd("png rgb 16"), [Reason::SixteenBit]);
+    }
+
+    /// Cut anywhere and with any byte changed: an error or a picture, and none of more pixels than allowed.
+    #[test]
+    fn no_cut_and_no_damaged_byte_of_any_format_makes_a_decoder_panic() {
+        let mut different = Vec::new();
+        for (name, file, _) in formats() {
+            let whole = examine(&file).ok().map(|found| found.picture.to_bytes());
+            for length in 0..file.len() {
+                let cut = decode_up_to(&file[..length], 10_000, &Region::whole);
+                let cut = cut.ok().map(|cut| cut.picture.to_bytes());
+                // Of the last number of a text a digit may be missing.
+                if cut.is_some() && cut != whole && !name.starts_with("plain") {
+                    different.push(format!("{name} cut to {length} of {}", file.len()));
+                }
+            }
+            for place in (0..file.len()).step_by(if file.len() > 1000 { 5 } else { 1 }) {
+                let mut damaged = file.clone();
+                damaged[place] ^= 0x55;
+                if let Ok(found) = decode_up_to(&damaged, 10_000, &Region::whole) {
+                    assert!(
+                        found.picture.width() * found.picture.height() <= 10_000,
+                        "{name}"
+                    );
+                }
+            }
+        }
+        assert!(different.is_empty(), "{}", different.join("\n"));
+    }
+
+    #[test]
+    fn arithmetic_coding_is_not_supported_and_not_damage() {
+        let mut file = jpegs()[0].1.clone();
+        let place = file
+            .windows(2)
+            .position(|pair| pair == [0xff, 0xc0])
+            .unwrap();
+        file[place + 1] = 0xc9;
+        let text = message(&file);
+        assert!(text.contains("not supported: arithmetic coding"), "{text}");
+        assert!(text.contains("jpegtran -copy all"), "{text}");
+        assert_eq!(examine(&file).unwrap_err().reason, Reason::UnsupportedImage);
+        file[place + 1] = 0xc3;
+        assert!(message(&file).contains("not supported: lossless"));
+        (file[place + 1], file[place + 4]) = (0xc1, 12);
+        assert!(message(&file).contains("not supported: it has not 8 bits"));
     }
 
     #[test]
@@ -682,7 +792,10 @@ mod tests {
         assert!(message(b"GIF89a").contains("GIF"));
         assert!(message(b"PK\x03\x04").contains("archive"));
         assert!(message(&[0; 100]).contains("only zeros"));
-        assert!(message(b"hello").contains("no JPEG, PNG or WebP"));
+        assert!(message(b"hello").contains("not an image of a known format"));
+        assert!(message(b"hello").contains("use JPEG, PNG, WebP, BMP, TIFF, PNM or GIF"));
+        assert!(message(b"\0\0\0\x1cftypavif").contains("an AVIF, HEIC or video file"));
+        assert!(message(b"BMW and others").contains("not an image of a known format"));
     }
 
     #[test]
@@ -702,14 +815,5 @@ mod tests {
             .error
             .to_string();
         assert!(error.contains("50 x 3 pixels"), "{error}");
-    }
-
-    #[test]
-    fn damaged_exif_data_is_no_orientation() {
-        assert_eq!(orientation(b""), None);
-        assert_eq!(orientation(b"II*\0\xff\xff\xff\xff"), None);
-        let sound = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0";
-        assert_eq!(orientation(sound), Some(6));
-        assert_eq!(orientation(&sound[..18]), None);
     }
 }

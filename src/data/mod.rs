@@ -8,10 +8,10 @@
 //! |----------------------------|----------------------------------------------------------|
 //! | [`cifar`] [`folder`] [`tensors`] [`synthetic`] | where pictures come from             |
 //! | [`shards`] [`shard_index`] [`tar`] [`pattern`] [`recent`] | images and captions in tar files |
-//! | [`store`] [`cloud`]        | files of this machine and objects of stores              |
+//! | [`store`] [`cloud`] [`unpack`] | files of this machine, gzipped ones, objects of stores |
 //! | [`order`]                  | which sample comes when                                  |
 //! | [`subset`] [`classes`]     | which images an evaluation uses, and which of a model's classes their labels mean |
-//! | [`decode`] [`picture`]     | JPEG, PNG and WebP, strictly                             |
+//! | [`decode`] [`picture`] [`content`] | pictures of the formats that Pillow reads, strictly; what a file is instead |
 //! | [`jpeg`]                   | JPEG to libjpeg-turbo's bytes, only where a crop needs them |
 //! | [`health`] [`check`]       | what can be wrong with a sample; a whole data set looked through |
 //! | [`resize`]                 | Pillow's resampling to the bit, and the same in floats   |
@@ -29,6 +29,7 @@ pub mod cloud;
 #[cfg(all(test, feature = "cloud"))]
 #[allow(dead_code)]
 mod cloud_absent;
+pub mod content;
 pub mod decode;
 pub mod evaluation;
 pub mod folder;
@@ -49,6 +50,7 @@ pub mod subset;
 pub mod synthetic;
 pub mod tar;
 pub mod tensors;
+pub mod unpack;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -67,6 +69,7 @@ pub use shards::{Part, Sample};
 pub use subset::{Selection, Subset, SubsetRecord};
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::units::grouped;
 
 /// Which part of a data set.
@@ -125,11 +128,11 @@ impl FromStr for Spec {
             Some(("tensors", "")) => {
                 Err(Error::input("`tensors:` is not followed by a file").hint(SPEC_HINT))
             }
-            Some(("tensors", path)) => Ok(Spec::Tensors(path.into())),
+            Some(("tensors", path)) => Ok(Spec::Tensors(files::expanded(path))),
             Some(("folder", "")) => {
                 Err(Error::input("`folder:` is not followed by a path").hint(SPEC_HINT))
             }
-            Some(("folder", path)) => Ok(Spec::ClassFolders(path.into())),
+            Some(("folder", path)) => Ok(Spec::ClassFolders(files::expanded(path))),
             Some(("synthetic", rest)) => synthetic_spec(text, rest),
             Some(("shards", "")) => {
                 Err(Error::input("`shards:` is not followed by a pattern").hint(SPEC_HINT))
@@ -146,7 +149,7 @@ impl FromStr for Spec {
                 };
                 Err(Error::input(message).hint(hint))
             }
-            _ => Ok(Spec::Folder(text.into())),
+            _ => Ok(Spec::Folder(files::expanded(text))),
         }
     }
 }
@@ -272,6 +275,9 @@ impl Dataset {
                         "for images in a safetensors file use `tensors:{}`",
                         path.display()
                     )
+                }
+                Some(end) if ["tar", "tgz", "gz"].iter().any(|known| end == *known) => {
+                    format!("for shards use `shards:{}`", path.display())
                 }
                 _ => SPEC_HINT.into(),
             };
@@ -651,6 +657,10 @@ mod tests {
         crate::files::write(&path, b"x").unwrap();
         let error = Dataset::open(&Spec::Folder(path), Split::Train, 0).unwrap_err();
         assert!(error.to_string().contains("use `tensors:"), "{error}");
+        let path = folder.path().join("0.tar.gz");
+        crate::files::write(&path, b"x").unwrap();
+        let error = Dataset::open(&Spec::Folder(path), Split::Train, 0).unwrap_err();
+        assert!(error.to_string().contains("use `shards:"), "{error}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! Patterns that name many files: `{00000..41407}`, `{train,val}`, `*`, `?`, joined by commas.
+//! Patterns that name many files: `{00000..41407}`, `{train,val}`, `*`, `?`, `[0-9]`, joined by commas or WebDataset's `::`.
 //!
-//! Files of ranges must all be there; globs take what they find. What begins as `s3://` is an address, whose globs
+//! Files of ranges must all be there; globs take what they find. A folder stands for the shards in it, `~` for the user's
+//! own. What begins as `s3://` is an address, whose globs
 //! the store answers; whether the objects of ranges are there is seen when they are opened ([`super::store`]).
 
 use std::path::{Path, PathBuf};
@@ -15,23 +16,33 @@ const MOST_FILES: usize = 1_000_000;
 const HINT: &str =
     "write patterns such as `data/{00000..00099}.tar`, `data/*.tar`, or several joined by commas";
 
+/// How names of shards end.
+const ENDINGS: [&str; 3] = [".tar", ".tar.gz", ".tgz"];
+
 /// The files of a pattern, in the order in which it names them.
 ///
 /// Errors: a broken pattern; files that are missing; nothing found; one file twice.
 pub fn expand(pattern: &str) -> Result<Vec<Location>> {
     let mut paths = Vec::new();
-    for part in split_outside_braces(pattern) {
+    let joined = pattern.replace("::", ",");
+    for part in split_outside_braces(&joined) {
         let part = part.trim();
+        if part.starts_with("pipe:") {
+            let message = format!("`{part}`: commands are not run");
+            return Err(Error::input(message)
+                .hint("name the shards themselves: paths, `s3://`, `gs://`, `https://`"));
+        }
         if part.is_empty() {
             let message = format!("`{pattern}` has an empty part between its commas");
             return Err(Error::input(message).hint(HINT));
         }
         for name in braces(part, pattern)? {
-            let is_glob = name.contains(['*', '?']);
             let found = match Location::of(&name)? {
-                Location::Url(url) if is_glob => store::list(&url)?,
+                Location::Url(url) if url.ends_with('/') => store::list(&format!("{url}*.tar"))?,
+                Location::Url(url) if is_glob(&url) => store::list(&url)?,
+                Location::File(path) if path.is_dir() => in_folder(&path)?,
                 // A file whose name holds such a letter is meant as it is.
-                Location::File(path) if is_glob && !path.exists() => {
+                Location::File(path) if is_glob(&name) && !path.exists() => {
                     glob(&path)?.into_iter().map(Location::File).collect()
                 }
                 one => vec![one],
@@ -49,6 +60,31 @@ pub fn expand(pattern: &str) -> Result<Vec<Location>> {
     }
     check(&paths)?;
     Ok(paths)
+}
+
+/// The shards in a folder, sorted.
+fn in_folder(folder: &Path) -> Result<Vec<Location>> {
+    let is_shard = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        !name.starts_with('.') && ENDINGS.iter().any(|ending| name.ends_with(ending))
+    };
+    let mut paths = files::list(folder)?;
+    let deeper = paths.iter().filter(|path| path.is_dir());
+    let deeper = deeper.filter_map(|path| files::list(path).ok()).flatten();
+    let deeper = deeper.filter(|path| is_shard(path)).count();
+    paths.retain(|path| is_shard(path) && path.is_file());
+    let shown = folder.display();
+    match (paths.is_empty(), deeper) {
+        (false, _) => Ok(paths.into_iter().map(Location::File).collect()),
+        (true, 0) => Err(
+            Error::input(format!("the folder `{shown}` holds no `.tar` files"))
+                .hint("for a folder of class folders leave `shards:` out"),
+        ),
+        (true, _) => Err(Error::input(format!(
+            "`{shown}` holds no `.tar` files itself, but its folders do"
+        ))
+        .hint(format!("did you mean `shards:{shown}/*/*.tar`?"))),
+    }
 }
 
 fn check(paths: &[Location]) -> Result<()> {
@@ -138,7 +174,7 @@ fn glob(path: &Path) -> Result<Vec<PathBuf>> {
         let part = part.as_os_str().to_string_lossy();
         let mut next = Vec::new();
         for folder in &found {
-            if !part.contains(['*', '?']) {
+            if !is_glob(&part) {
                 next.push(folder.join(&*part));
                 continue;
             }
@@ -163,30 +199,73 @@ fn glob(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Whether a name fits a pattern. Goes back to the last `*` only, so it takes no exponential time.
+fn is_glob(name: &str) -> bool {
+    name.contains(['*', '?', '['])
+}
+
+/// Whether a name fits a pattern of `*`, `?`, and sets such as `[0-9a]` or `[!x]`. Goes back to the last `*` only, so it
+/// takes no exponential time.
 pub fn fits(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     let mut star = None;
     while n < name.len() {
-        match pattern.get(p) {
+        match pattern[p..].first() {
             Some(b'*') => {
                 star = Some((p, n));
                 p += 1;
+                continue;
             }
-            Some(letter) if *letter == b'?' || *letter == name[n] => {
-                p += 1;
+            Some(_) if let Some(length) = fits_one(&pattern[p..], name[n]) => {
+                p += length;
                 n += 1;
+                continue;
             }
-            _ => match &mut star {
-                Some((place, taken)) => {
-                    *taken += 1;
-                    (p, n) = (*place + 1, *taken);
-                }
-                None => return false,
-            },
+            _ => {}
+        }
+        match &mut star {
+            Some((place, taken)) => {
+                *taken += 1;
+                (p, n) = (*place + 1, *taken);
+            }
+            None => return false,
         }
     }
     pattern[p..].iter().all(|letter| *letter == b'*')
+}
+
+/// The length of the first item of a pattern, if a letter fits it.
+fn fits_one(pattern: &[u8], letter: u8) -> Option<usize> {
+    let set = pattern.strip_prefix(b"[").and_then(|inside| {
+        let not = matches!(inside.first(), Some(b'!' | b'^'));
+        let start = usize::from(not);
+        // The first letter of a set may be its end's.
+        let end = inside
+            .iter()
+            .skip(start + 1)
+            .position(|byte| *byte == b']')?
+            + start
+            + 1;
+        Some((not, &inside[start..end], end + 2))
+    });
+    match set {
+        Some((not, letters, length)) => (in_set(letters, letter) != not).then_some(length),
+        None => (matches!(pattern, [b'?', ..]) || pattern[0] == letter).then_some(1),
+    }
+}
+
+/// Whether a letter is one of a set's, or between two that a `-` joins.
+fn in_set(mut letters: &[u8], letter: u8) -> bool {
+    while let Some(first) = letters.first() {
+        let (range, rest) = match letters {
+            [first, b'-', last, rest @ ..] => (*first..=*last, rest),
+            _ => (*first..=*first, &letters[1..]),
+        };
+        if range.contains(&letter) {
+            return true;
+        }
+        letters = rest;
+    }
+    false
 }
 
 #[cfg(test)]

@@ -7,19 +7,21 @@
 //!
 //! The file: magic with version; as little-endian numbers length and time of the tar, or what a store says of its
 //! version ([`Object::stamp`]) (u64), samples,
-//! labels, classes, captions, bytes of names, bytes of health (u32); the first 8 bytes of the BLAKE3
+//! labels, classes, captions, sound samples, those without label, bytes of names, bytes of health (u32); the first 8 bytes of the BLAKE3
 //! hash of these; the entries; the names; health as JSON; 16 bytes of the hash of all that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::content::{self, Content};
 use super::decode::Format;
 use super::health::{Fault, Health, Reason};
 use super::store::{Object, Reader};
 use super::tar::{self, Found};
-use crate::error::Result;
+use super::unpack;
+use crate::error::{Error, Result};
 use crate::files::{self, Source};
 
 /// Where a member lies in the tar.
@@ -73,6 +75,10 @@ pub struct Summary {
     pub classes: u32,
     /// Samples with a member for a caption.
     pub captioned: u32,
+    /// Samples in which the index found no fault.
+    pub usable: u32,
+    /// Those of them without a label.
+    pub unlabelled: u32,
 }
 
 /// The index of a shard.
@@ -90,24 +96,56 @@ const MOST_IMAGE: u64 = 1 << 30;
 const MOST_TEXT: u64 = 1 << 20;
 /// As many classes as `tensors:` takes.
 const MOST_CLASSES: u32 = 1_000_000;
+/// Bytes that tell what a file is instead of a tar.
+const START: u64 = 512;
+/// Zeros that a tar without members has, by GNU tar's usual blocks.
+const ENDS: u64 = 10 * 1024;
 
 impl ShardIndex {
+    /// Makes the index of a shard by one pass over its headers.
+    pub fn of(shard: &Object) -> Result<Self> {
+        let reader = shard.reader()?;
+        if let (Some(remote), Some(start)) = (shard.remote(), reader.bytes(0, 2)?)
+            && unpack::is_gzip(&start)
+        {
+            let url = remote.url();
+            let message =
+                format!("`{url}` is gzipped, and a store cannot be asked for parts of that");
+            return Err(Error::input(message).hint(unpack::hint_for_store(url)));
+        }
+        Self::scan(&reader)
+    }
+
     /// Makes the index of a tar by one pass over its headers.
     pub fn scan(file: &Reader) -> Result<Self> {
         let mut grouping = Grouping::default();
-        let mut failed = None;
+        let (mut failed, mut members) = (None, false);
         tar::scan(file, |found| match found {
             Found::Member { name, at, length } => {
+                members = true;
                 if let Err(error) = grouping.add(file, &name, at, length) {
                     failed.get_or_insert(error);
                 }
             }
-            Found::Damage { reason, at, name } => grouping.damage(reason, at, name.as_deref()),
+            Found::Damage { reason, at, name } => {
+                members |= name.is_some();
+                grouping.damage(reason, at, name.as_deref());
+            }
         })?;
-        match failed {
-            Some(error) => Err(error),
-            None => Ok(grouping.finish()),
+        if let Some(error) = failed {
+            return Err(error);
         }
+        let mut index = grouping.finish();
+        if !members && let Some(found) = instead(file)? {
+            index.health = Health::default();
+            index
+                .health
+                .add(Reason::NotATar, || format!("this is {}", found.what));
+        }
+        if file.is_cut() {
+            index.health.add(Reason::DamagedGzip, String::new);
+        }
+        Ok(index)
     }
 
     /// The samples.
@@ -135,11 +173,33 @@ impl ShardIndex {
     }
 }
 
+/// What a file without any member is instead of a tar; none of an empty one.
+pub fn instead(file: &Reader) -> Result<Option<Content>> {
+    let start = file.bytes(0, file.length().min(START))?.unwrap_or_default();
+    if start.is_empty() || &start[..start.len().min(262)][start.len().min(257)..] == b"ustar" {
+        return Ok(None);
+    }
+    // A tar without members is zeros, too.
+    let zeros = start.iter().all(|byte| *byte == 0) && file.length() <= ENDS;
+    let is_image = Format::of_bytes(&start).is_some().then_some(Content {
+        what: "an image",
+        hint: "pack images as a tar, or name the folder of their class folders without `shards:`",
+    });
+    let other = Content {
+        what: "no tar file",
+        hint: "copy or download it again",
+    };
+    let found = content::of(&start).or(is_image).unwrap_or(other);
+    Ok((!zeros).then_some(found))
+}
+
 /// Members on their way into samples.
 #[derive(Default)]
 struct Grouping {
     index: ShardIndex,
     places: HashMap<String, usize>,
+    /// Keys of pictures that are left out since their names have more dots.
+    dotted: HashSet<String>,
 }
 
 impl Grouping {
@@ -151,6 +211,11 @@ impl Grouping {
             self.entry(key).fault.get_or_insert(reason);
             return;
         }
+        // Nobody wants the contents of other members.
+        let reason = match reason {
+            Reason::SparseMember | Reason::LinkMember => Reason::UnusedMember,
+            other => other,
+        };
         self.index.health.add(reason, || match name {
             Some(name) => format!("byte {at} ({})", shown(name)),
             None => format!("byte {at}"),
@@ -171,6 +236,10 @@ impl Grouping {
         };
         let Some(kind) = Kind::of(&end) else {
             health.add(Reason::UnusedMember, || shown(name));
+            let last = end.rsplit('.').next().unwrap_or_default();
+            if Format::of_extension(last).is_some() {
+                self.dotted.insert(key);
+            }
             return Ok(());
         };
         let most = match kind {
@@ -203,10 +272,8 @@ impl Grouping {
             Kind::Text => entry.text = span,
             Kind::Json => entry.json = span,
             Kind::Label => {
-                let digits = file.bytes(at, length.min(32))?.unwrap_or_default();
-                let label = std::str::from_utf8(&digits).ok();
-                let label = label.and_then(|text| text.trim().parse::<u32>().ok());
-                entry.label = label.filter(|label| *label < MOST_CLASSES);
+                let text = file.bytes(at, length.min(MOST_LABEL))?.unwrap_or_default();
+                entry.label = label(&text);
                 if entry.label.is_none() {
                     entry.fault.get_or_insert(Reason::BadLabel);
                 }
@@ -232,6 +299,15 @@ impl Grouping {
     }
 
     fn finish(mut self) -> ShardIndex {
+        // A picture that is left out is missed where there is no other under its key: else it is a mask, or the like.
+        let mut dotted: Vec<String> = std::mem::take(&mut self.dotted).into_iter().collect();
+        dotted.sort();
+        for key in dotted {
+            let entry = self.entry(key);
+            if !entry.image.exists() {
+                entry.fault.get_or_insert(Reason::DottedKey);
+            }
+        }
         let summary = &mut self.index.summary;
         for entry in &mut self.index.entries {
             if !entry.image.exists() {
@@ -240,6 +316,9 @@ impl Grouping {
             summary.samples += 1;
             summary.captioned += u32::from(entry.text.exists() || entry.json.exists());
             summary.labelled += u32::from(entry.label.is_some());
+            let usable = entry.fault.is_none();
+            summary.usable += u32::from(usable);
+            summary.unlabelled += u32::from(usable && entry.label.is_none());
             let above = entry.label.map_or(0, |label| label + 1);
             summary.classes = summary.classes.max(above);
         }
@@ -250,6 +329,16 @@ impl Grouping {
         self.index.entries.shrink_to_fit();
         self.index
     }
+}
+
+/// Longest `.cls`, white space included.
+const MOST_LABEL: u64 = 64;
+
+/// The number of a class, which may have white space around it, as Python's `int` reads it.
+fn label(text: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(text).ok()?;
+    let text = text.trim_start_matches('\u{feff}').trim();
+    text.parse().ok().filter(|label| *label < MOST_CLASSES)
 }
 
 /// What a member is to a sample.
@@ -291,7 +380,7 @@ pub fn shown(name: &[u8]) -> String {
     name[..end].escape_debug().to_string()
 }
 
-const MAGIC: &[u8; 8] = b"ADVXLIX1";
+const MAGIC: &[u8; 8] = b"ADVXLIX2";
 pub(crate) const HEADER: usize = 64;
 pub(crate) const ENTRY: usize = 48;
 
@@ -309,15 +398,14 @@ impl ShardIndex {
             labelled,
             classes,
             captioned,
+            usable,
+            unlabelled,
         } = self.summary;
         let lengths = [self.names.len() as u32, health.len() as u32];
-        for number in [samples, labelled, classes, captioned]
-            .into_iter()
-            .chain(lengths)
-        {
+        let counts = [samples, labelled, classes, captioned, usable, unlabelled];
+        for number in counts.into_iter().chain(lengths) {
             bytes.extend(number.to_le_bytes());
         }
-        bytes.resize(HEADER - 8, 0);
         let hash = blake3::hash(&bytes);
         bytes.extend(&hash.as_bytes()[..8]);
         self.entries.iter().for_each(|entry| put(entry, &mut bytes));
@@ -447,8 +535,10 @@ fn header(bytes: &[u8], tar: &Object) -> Option<(Summary, [usize; 2])> {
         labelled: short(fields, 28),
         classes: short(fields, 32),
         captioned: short(fields, 36),
+        usable: short(fields, 40),
+        unlabelled: short(fields, 44),
     };
-    let lengths = [short(fields, 40) as usize, short(fields, 44) as usize];
+    let lengths = [short(fields, 48) as usize, short(fields, 52) as usize];
     Some((summary, lengths))
 }
 
@@ -491,12 +581,7 @@ fn take(bytes: &[u8]) -> Option<Entry> {
         text: span(1),
         json: span(2),
         label: (label != u32::MAX).then_some(label),
-        format: match bytes[44] {
-            0 => Format::Jpeg,
-            1 => Format::Png,
-            2 => Format::Webp,
-            _ => return None,
-        },
+        format: Format::numbered(bytes[44])?,
         fault,
         name_end: short(bytes, 40),
     })
@@ -505,8 +590,16 @@ fn take(bytes: &[u8]) -> Option<Entry> {
 /// The message for what an index found wrong with a sample.
 pub fn fault_of(entry: &Entry) -> Option<Fault> {
     entry.fault.map(|reason| {
-        Fault::new(reason, reason.text())
-            .hint("leave the sample out, or make the shard again; `advxl data check` tells all")
+        Fault::new(reason, reason.text()).hint(match reason {
+            Reason::DottedKey => {
+                "WebDataset's key is the name up to the first dot, so `22.05.0.jpg` has the key `22` and the extension \
+                 `05.0.jpg`; rename members so that the only dot is before `jpg`, such as `22_05_0.jpg`"
+            }
+            Reason::SparseMember => "make the tar again without `--sparse`",
+            Reason::LinkMember => "make the tar again with `--dereference --hard-dereference`",
+            Reason::BadLabel => "write the number of the class in digits; names of classes are for a list of their own",
+            _ => "leave the sample out, or make the shard again; `advxl data check` lists all",
+        })
     })
 }
 

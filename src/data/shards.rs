@@ -1,4 +1,4 @@
-//! Tar files of images and captions, as img2dataset writes them and WebDataset reads them.
+//! Tar files of images and captions, as img2dataset writes them and WebDataset reads them, also gzipped ([`super::unpack`]).
 //!
 //! `000000000.jpg`, `.txt` and `.json` of one key are a sample; `.cls` holds the number of its class.
 //! Reading a sample is one positioned read, or one request to a store. Of each shard only its counts stay in
@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
+use super::content;
 use super::decode::{self, Examined, Format};
 use super::health::{Fault, Health, Reason};
 use super::pattern;
@@ -20,13 +21,17 @@ use super::picture::View;
 use super::recent::Recent;
 use super::shard_index::{self, Entry, Saved, ShardIndex, Span, Summary};
 use super::store::{self, Asked, Object, Pieces};
+use super::unpack;
 use crate::error::{Error, Result};
 use crate::files::Source;
+use crate::json;
 
 /// Samples whose places are held: about 75 bytes each, so 150 MB.
 const MOST_HELD: u64 = 2_000_000;
 /// Scans from so many on are worth a word about indexes.
 const MANY: usize = 200;
+/// One sample without label in so many is damaged; more, and the data set has no classes.
+const FEW_IN: usize = 100;
 /// Shards that are held open.
 const MOST_OPEN: u64 = 64;
 /// Bytes between image and caption that are read along, rather than reading twice.
@@ -44,6 +49,8 @@ pub struct Shards {
     captioned: bool,
     /// Whether any sample has a label.
     labelled: bool,
+    /// Samples without one and without a fault.
+    unlabelled: usize,
     notices: Vec<String>,
     indexes: Recent<Arc<ShardIndex>>,
     files: Recent<Arc<Source>>,
@@ -97,7 +104,7 @@ impl Shards {
                 if let Saved::Sound(summary) = saved {
                     return Ok((Shard { object, summary }, stale, None));
                 }
-                let index = Arc::new(ShardIndex::scan(&object.reader()?)?);
+                let index = Arc::new(ShardIndex::of(&object)?);
                 let summary = index.summary();
                 let scanned = Scanned {
                     health: located(&index, &object),
@@ -149,8 +156,8 @@ impl Shards {
         }
         if let Some(first) = stales.first() {
             notices.push(format!(
-                "{} saved indexes are of other files than the shards beside them and were not used, such as that of \
-                 `{first}`; `advxl data index` makes them again",
+                "{} saved indexes are of other files than the shards beside them, or of an older program, and were not \
+                 used, such as that of `{first}`; `advxl data index` makes them again",
                 stales.len()
             ));
         }
@@ -161,11 +168,7 @@ impl Shards {
             ));
         }
         if samples == 0 {
-            return Err(
-                Error::input(format!("`shards:{pattern}` holds no samples")).hint(
-                    "samples are members such as `000.jpg` with `000.txt`, `000.json` or `000.cls`",
-                ),
-            );
+            return Err(no_samples(pattern, &shards)?);
         }
         let all = |count: fn(&Summary) -> u32| -> usize {
             let counts = shards
@@ -174,8 +177,12 @@ impl Shards {
             counts.sum()
         };
         let captioned = all(|summary| summary.captioned) > 0;
-        let labels = all(|summary| summary.labelled);
-        let classes = match labels == samples {
+        let (usable, labelled) = (
+            all(|summary| summary.usable),
+            all(|summary| summary.labelled),
+        );
+        let unlabelled = all(|summary| summary.unlabelled);
+        let classes = match labelled > 0 && (unlabelled * FEW_IN) as u64 <= samples as u64 {
             true => {
                 let classes = shards.iter().map(|shard| shard.summary.classes).max();
                 (0..classes.unwrap_or(0))
@@ -184,17 +191,32 @@ impl Shards {
             }
             false => Vec::new(),
         };
-        Ok(Self {
+        let shards = Self {
             shards,
             starts,
             classes,
             captioned,
-            labelled: labels > 0,
+            labelled: labelled > 0,
+            unlabelled,
             notices,
             indexes,
             files,
             asked: Mutex::default(),
-        })
+        };
+        match usable {
+            0 => Err(shards.nothing_usable(pattern)?),
+            _ => Ok(shards),
+        }
+    }
+
+    /// The error that no sample can be used, with what is wrong with the first.
+    fn nothing_usable(&self, pattern: &str) -> Result<Error> {
+        let entry = self.entry(0).map_err(|fault| fault.error)?;
+        let fault = shard_index::fault_of(&entry).unwrap_or_else(changed).error;
+        let (name, len) = (self.name_of(0), self.len());
+        Ok(fault.context(format!(
+            "none of the {len} samples of `shards:{pattern}` can be used, such as `{name}`"
+        )))
     }
 
     /// Number of samples, the damaged ones included.
@@ -207,9 +229,14 @@ impl Shards {
         self.len() == 0
     }
 
-    /// The numbers of the classes when every sample has a `.cls`, else none.
+    /// The numbers of the classes, none unless at least 99 of 100 samples have a `.cls`. Then one without is damaged.
     pub fn classes(&self) -> &[String] {
         &self.classes
+    }
+
+    /// Samples that have no `.cls` and no fault.
+    pub fn unlabelled(&self) -> usize {
+        self.unlabelled
     }
 
     /// Whether samples have captions. Then one without a caption is damaged.
@@ -259,6 +286,21 @@ impl Shards {
         Ok(self.index(number)?.name(place).to_owned())
     }
 
+    /// Calls a function for the number and the key of every sample in which the indexes found no fault, from many threads.
+    ///
+    /// Errors: its own, or those of indexes that cannot be read any more.
+    pub fn each_key(&self, call: impl Fn(usize, &str) -> Result<()> + Sync) -> Result<()> {
+        (0..self.shards.len())
+            .into_par_iter()
+            .try_for_each(|number| {
+                let index = self.index(number)?;
+                let sound = index.entries().iter().enumerate();
+                let mut sound = sound.filter(|(_, entry)| entry.fault.is_none());
+                sound
+                    .try_for_each(|(place, _)| call(self.starts[number] + place, index.name(place)))
+            })
+    }
+
     /// Shard and key of a sample, for messages.
     pub fn name_of(&self, sample: usize) -> String {
         let (number, place) = self.place(sample);
@@ -279,9 +321,11 @@ impl Shards {
 
     /// Names of the shards without their folders and their numbers of samples, for the fingerprint.
     pub fn identity(&self) -> impl Iterator<Item = String> {
+        // The same whether a shard is gzipped or was unpacked.
+        let name = |shard: &Shard| unpack::plain_name(&shard.object.name());
         self.shards
             .iter()
-            .map(|shard| format!("{} {}", shard.object.name(), shard.summary.samples))
+            .map(move |shard| format!("{} {}", name(shard), shard.summary.samples))
     }
 
     /// What was met in the tars beside the samples' own faults.
@@ -291,8 +335,9 @@ impl Shards {
             let index = self.index(number)?;
             let Shard { object, summary } = &self.shards[number];
             health.join(&located(&index, object));
-            if self.labelled {
-                let missing = u64::from(summary.samples - summary.labelled);
+            // Of a data set with classes they are damaged samples, which whoever reads them counts.
+            if self.labelled && self.classes.is_empty() {
+                let missing = u64::from(summary.unlabelled);
                 health.add_times(Reason::MissingLabel, missing, || format!("`{object}`"));
             }
         }
@@ -455,7 +500,11 @@ impl Shards {
         let (number, place) = self.place(sample);
         let index = self.index(number);
         let index = index.map_err(|error| self.fault(number, error))?;
-        Ok(index.entries()[place])
+        let mut entry = index.entries()[place];
+        if entry.label.is_none() && !self.classes.is_empty() {
+            entry.fault.get_or_insert(Reason::BadLabel);
+        }
+        Ok(entry)
     }
 
     fn index(&self, number: usize) -> Result<Arc<ShardIndex>> {
@@ -465,7 +514,7 @@ impl Shards {
         let Shard { object, summary } = &self.shards[number];
         let index = match ShardIndex::load(object)? {
             Some(index) => index,
-            None => ShardIndex::scan(&object.reader()?)?,
+            None => ShardIndex::of(object)?,
         };
         if index.summary() != *summary {
             return Err(changed().context(format!("`{object}`")).error);
@@ -479,13 +528,36 @@ impl Shards {
         if let Some(file) = self.files.get(number) {
             return Ok(file);
         }
-        let Object::File { path, .. } = &self.shards[number].object else {
+        let Object::File { path, stamp } = &self.shards[number].object else {
             return Err(Error::failed("an object of a store is no file"));
         };
-        let file = Arc::new(Source::open(path)?);
+        let file = Arc::new(unpack::open(path, *stamp)?.0);
         self.files.put(number, file.clone(), 1);
         Ok(file)
     }
+}
+
+/// The error that there are no samples, with what the first shard is instead.
+fn no_samples(pattern: &str, shards: &[Shard]) -> Result<Error> {
+    let message = format!("`shards:{pattern}` holds no samples");
+    let first = shards.first().map(|shard| &shard.object);
+    let hint = "samples are members such as `000.jpg` with `000.txt`, `000.json` or `000.cls`";
+    let Some(first) = first else {
+        return Ok(Error::input(message).hint(hint));
+    };
+    let reader = first.reader()?;
+    let found = match reader.length() {
+        0 => content::of(b""),
+        _ => shard_index::instead(&reader)?,
+    };
+    Ok(match found {
+        None => Error::input(message).hint(hint),
+        Some(found) => {
+            let name = first.to_string();
+            let hint = found.hint.replace("FILE", &name);
+            Error::input(format!("{message}: `{name}` is {}", found.what)).hint(hint)
+        }
+    })
 }
 
 /// What was found when a shard was scanned.
@@ -522,7 +594,7 @@ pub fn save_indexes(pattern: &str, progress: impl Fn(usize, usize) + Sync) -> Re
             let (summary, written) = match saved {
                 Some(index) => (index.summary(), 0),
                 None => {
-                    let index = ShardIndex::scan(&object.reader()?)?;
+                    let index = ShardIndex::of(object)?;
                     index.save(object)?;
                     (index.summary(), 1)
                 }
@@ -591,8 +663,7 @@ fn caption_of(entry: &Entry, pieces: &Pieces) -> std::result::Result<(String, bo
             let message = format!("the caption is not UTF-8 text: byte {at} cannot be read");
             Fault::new(Reason::CaptionNotUtf8, message).hint("save captions as UTF-8")
         })?;
-        let spare_broken = entry.json.exists()
-            && serde_json::from_slice::<serde_json::Value>(read(entry.json)?).is_err();
+        let spare_broken = entry.json.exists() && json::parse(read(entry.json)?).is_err();
         return Ok((not_empty(text)?, spare_broken));
     }
     if !entry.json.exists() {
@@ -602,7 +673,7 @@ fn caption_of(entry: &Entry, pieces: &Pieces) -> std::result::Result<(String, bo
         )
         .hint("other samples have one; leave this one out or add it"));
     }
-    let json: serde_json::Value = serde_json::from_slice(read(entry.json)?).map_err(|error| {
+    let json = json::parse(read(entry.json)?).map_err(|error| {
         Fault::new(Reason::JsonBroken, format!("the json is broken: {error}"))
             .hint("there is no `.txt`, so the caption must come from the json")
     })?;

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use rayon::prelude::*;
 
 use super::cloud::{self, Pending, Remote};
+use super::unpack;
 use crate::error::{Error, Result};
 use crate::files::{self, Source};
 
@@ -35,8 +36,9 @@ impl Location {
     ///
     /// Errors: an address of another kind.
     pub fn of(name: &str) -> Result<Self> {
+        let name = name.strip_prefix("file://").unwrap_or(name);
         let Some((scheme, _)) = name.split_once("://") else {
-            return Ok(Self::File(name.into()));
+            return Ok(Self::File(files::expanded(name)));
         };
         if SCHEMES.contains(&scheme) {
             return Ok(Self::Url(name.to_owned()));
@@ -191,7 +193,10 @@ impl Object {
     /// Opens it for reading from its beginning to its end.
     pub fn reader(&self) -> Result<Reader> {
         Ok(match self {
-            Self::File { path, .. } => Reader::File(Source::open(path)?),
+            Self::File { path, stamp } => match unpack::open(path, *stamp)? {
+                (file, true) => Reader::File(file),
+                (file, false) => Reader::Cut(file),
+            },
             Self::Remote(remote) => Reader::Passing(Passing {
                 remote: remote.clone(),
                 blocks: Mutex::default(),
@@ -216,9 +221,13 @@ pub fn use_cache(folder: &Path) {
     let _ = CACHE.set(Some(folder.to_owned()));
 }
 
-/// The folder for indexes of shards in stores: in `ADVXL_CACHE`, else in `XDG_CACHE_HOME`, else in the user's
-/// `.cache`.
+/// The folder for indexes of shards in stores.
 pub fn indexes() -> Result<PathBuf> {
+    cache("indexes")
+}
+
+/// A folder in `ADVXL_CACHE`, else in `XDG_CACHE_HOME`, else in the user's `.cache`.
+pub fn cache(name: &str) -> Result<PathBuf> {
     let folder = CACHE.get_or_init(|| {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         if let Some(folder) = set("ADVXL_CACHE") {
@@ -229,9 +238,11 @@ pub fn indexes() -> Result<PathBuf> {
         caches.map(|caches| caches.join("advxl"))
     });
     match folder {
-        Some(folder) => Ok(folder.join("indexes")),
-        None => Err(Error::input("there is no folder to keep indexes in")
-            .hint("set ADVXL_CACHE to a folder")),
+        Some(folder) => Ok(folder.join(name)),
+        None => Err(
+            Error::input(format!("there is no folder for a cache of shards ({name})"))
+                .hint("set ADVXL_CACHE to a folder"),
+        ),
     }
 }
 
@@ -240,6 +251,8 @@ pub fn indexes() -> Result<PathBuf> {
 pub enum Reader {
     /// A file, read in places.
     File(Source),
+    /// What could be unpacked of a damaged gzip file.
+    Cut(Source),
     /// An object that passes by.
     Passing(Passing),
 }
@@ -248,15 +261,20 @@ impl Reader {
     /// Length in bytes.
     pub fn length(&self) -> u64 {
         match self {
-            Self::File(file) => file.length(),
+            Self::File(file) | Self::Cut(file) => file.length(),
             Self::Passing(passing) => passing.remote.length(),
         }
+    }
+
+    /// Whether it is the sound beginning of a gzip file that is damaged.
+    pub fn is_cut(&self) -> bool {
+        matches!(self, Self::Cut(_))
     }
 
     /// Fills a buffer with the bytes from a place on, all of which must be there.
     pub fn fill(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
         match self {
-            Self::File(file) => file.fill(at, bytes),
+            Self::File(file) | Self::Cut(file) => file.fill(at, bytes),
             Self::Passing(passing) => passing.fill(at, bytes),
         }
     }

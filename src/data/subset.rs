@@ -85,7 +85,7 @@ impl Subset {
                 return Err(Error::input("a sample of 0 images: at least 1 is needed"));
             }
             Selection::Sample(size) if *size >= dataset.len() => return Ok(Self::all(dataset)),
-            Selection::Sample(size) => (sample(dataset, *size)?, Rule::Sample),
+            Selection::Sample(size) => (sample(dataset, *size), Rule::Sample),
             Selection::Listed(path) => (
                 listed(dataset, path).context(|| format!("`{}`", path.display()))?,
                 Rule::Listed,
@@ -185,12 +185,13 @@ impl Subset {
 /// Within a class the images come in random order, the r-th of n at `(r + u) / n` with one random `u` a class; the
 /// first ones over all classes are taken. So each class is met in proportion to within one image, and a class with few
 /// images is as likely to be met as its share. Images without labels are one class.
-fn sample(dataset: &Dataset, size: usize) -> Result<Vec<usize>> {
+fn sample(dataset: &Dataset, size: usize) -> Vec<usize> {
     let mut classes: HashMap<u32, Vec<usize>> = HashMap::new();
     for place in 0..dataset.len() {
+        // A sample whose label cannot be read is found to be broken when its turn comes.
         let label = match dataset.classes() {
             [] => 0,
-            _ => dataset.label(place)?,
+            _ => dataset.label(place).unwrap_or(u32::MAX),
         };
         classes.entry(label).or_default().push(place);
     }
@@ -211,7 +212,7 @@ fn sample(dataset: &Dataset, size: usize) -> Result<Vec<usize>> {
         .map(|(.., place)| place)
         .collect();
     places.sort_unstable();
-    Ok(places)
+    places
 }
 
 /// The places of listed images, sorted. A line is an image's name within the data set, or its end.

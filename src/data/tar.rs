@@ -2,10 +2,12 @@
 //!
 //! Reads ustar, GNU long names and pax paths and sizes. After damage it goes on at the next header
 //! with a right checksum, wherever that begins, so that one bad block costs its own member only.
-//! Every size is held against the length of the file; contents are never read.
+//! Every size is held against the length of the file; contents are never read. Sparse files of GNU tar and links are
+//! named as damage: they have no contents that could be read as they are.
 //! Not for unpacking, nor for what the members mean ([`super::shards`]).
 //!
-//! Source: POSIX.1-2001, `pax`; GNU tar's manual, "Basic Tar Format".
+//! Source: POSIX.1-2001, `pax`; GNU tar's manual, "Basic Tar Format" and "Storing Sparse Files". Held to Python's
+//! `tarfile` by `tests/shards.rs`.
 
 use super::health::Reason;
 use super::store::Reader;
@@ -14,8 +16,9 @@ use crate::error::Result;
 const BLOCK: usize = 512;
 /// What is read at once; holds a caption, a json and their headers.
 const WINDOW: usize = 8 * 1024;
-/// Longest extended header that is followed: the longest path of Linux, and its pax record.
-const LONGEST_NAME: u64 = 8 * 1024;
+/// Longest extended header that is followed. Names need a few kilobytes; attributes of macOS and maps of sparse files
+/// stand there too.
+const LONGEST_HEADER: u64 = 1 << 20;
 
 /// What a scan meets, in the order of the file.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,8 +51,7 @@ pub fn scan(file: &Reader, mut each: impl FnMut(Found)) -> Result<()> {
     let mut at = 0;
     let mut zeros = 0;
     let mut sound = true;
-    // What a header for the next member said.
-    let (mut long_name, mut pax_size) = (None, None);
+    let mut next = Next::default();
     let damage = |reason, at, name| Found::Damage { reason, at, name };
     while at < file.length() {
         let Some(block) = blocks.at(at)? else {
@@ -79,57 +81,59 @@ pub fn scan(file: &Reader, mut each: impl FnMut(Found)) -> Result<()> {
             };
             each(damage(reason, at, None));
             at = blocks.next_header(at + 1)?;
-            (long_name, pax_size, sound) = (None, None, at < file.length());
+            (next, sound) = (Next::default(), at < file.length());
             continue;
         };
-        let data = at + BLOCK as u64;
+        let data = at + BLOCK as u64 * (1 + blocks.of_sparse_map(at, &header)?);
         let size = match header.kind {
             // Links, devices and folders have no contents, whatever their size says.
             b'1'..=b'6' => Some(0),
             b'L' | b'K' | b'x' | b'g' => header.size,
-            _ => pax_size.unwrap_or(header.size),
+            _ => next.size.unwrap_or(header.size),
         };
         let fits = |size: &u64| {
             let end = data.checked_add(*size);
             end.is_some_and(|end| end <= file.length())
         };
         let Some(size) = size.filter(fits) else {
-            let name = is_file(header.kind).then(|| long_name.take().unwrap_or(header.name));
-            let next = blocks.next_header(at + 1)?;
-            let ends = next == file.length() && size.is_some();
+            let name = is_file(header.kind).then(|| next.name.take().unwrap_or(header.name));
+            let behind = blocks.next_header(at + 1)?;
+            let ends = behind == file.length() && size.is_some();
             let reason = match ends {
                 true => Reason::TruncatedMember,
                 false => Reason::SizePastEnd,
             };
             each(damage(reason, at, name));
-            at = next;
-            (long_name, pax_size, sound) = (None, None, !ends);
+            at = behind;
+            (next, sound) = (Next::default(), !ends);
             continue;
         };
         // Counted from the header: after an insertion nothing begins at multiples of a block any more.
         at = data + size.next_multiple_of(BLOCK as u64);
         match header.kind {
-            b'L' | b'x' if size > LONGEST_NAME => each(damage(Reason::MemberTooLarge, data, None)),
+            b'L' | b'x' if size > LONGEST_HEADER => {
+                each(damage(Reason::MemberTooLarge, data, None));
+                next.is_unknown = true;
+            }
             b'L' => {
                 let name = file.bytes(data, size)?.unwrap_or_default();
-                long_name = Some(until_zero(&name).to_vec());
+                next.name = Some(until_zero(&name).to_vec());
             }
-            b'x' => {
-                let records = file.bytes(data, size)?.unwrap_or_default();
-                if let Some(path) = pax_value(&records, b"path") {
-                    long_name = Some(path.to_vec());
-                }
-                let size = pax_value(&records, b"size");
-                pax_size = size.map(|size| std::str::from_utf8(size).ok()?.parse().ok());
-            }
+            b'x' => next.read(&file.bytes(data, size)?.unwrap_or_default()),
             b'K' | b'g' => {}
             kind => {
-                let name = long_name.take().unwrap_or(header.name);
-                pax_size = None;
-                if is_file(kind) {
-                    let at = data;
-                    let length = size;
-                    each(Found::Member { name, at, length });
+                let next = std::mem::take(&mut next);
+                let name = next.name.unwrap_or(header.name);
+                match kind {
+                    _ if next.is_unknown => {}
+                    _ if is_file(kind) && !next.is_sparse && kind != b'S' => each(Found::Member {
+                        name,
+                        at: data,
+                        length: size,
+                    }),
+                    _ if is_file(kind) => each(damage(Reason::SparseMember, data, Some(name))),
+                    b'1' | b'2' => each(damage(Reason::LinkMember, data, Some(name))),
+                    _ => {}
                 }
             }
         }
@@ -141,7 +145,35 @@ pub fn scan(file: &Reader, mut each: impl FnMut(Found)) -> Result<()> {
 }
 
 fn is_file(kind: u8) -> bool {
-    matches!(kind, b'0' | 0 | b'7')
+    matches!(kind, b'0' | 0 | b'7' | b'S')
+}
+
+/// What extended headers said of the next member.
+#[derive(Default)]
+struct Next {
+    name: Option<Vec<u8>>,
+    /// None within where it is no number.
+    size: Option<Option<u64>>,
+    /// Its contents are parts of a file with holes, perhaps behind a map of them.
+    is_sparse: bool,
+    /// A header was too long to be read, so that neither name nor size are known.
+    is_unknown: bool,
+}
+
+impl Next {
+    /// Reads the records of a pax header.
+    fn read(&mut self, records: &[u8]) {
+        if let Some(path) = pax_value(records, b"path") {
+            self.name = Some(path.to_vec());
+        }
+        let size = pax_value(records, b"size");
+        self.size = size.map(|size| std::str::from_utf8(size).ok()?.parse().ok());
+        self.is_sparse = pax_records(records).any(|(key, _)| key.starts_with(b"GNU.sparse."));
+        // `path` is a name that no file had, such as `GNUSparseFile.0/000.png`.
+        if let Some(path) = pax_value(records, b"GNU.sparse.name") {
+            self.name = Some(path.to_vec());
+        }
+    }
 }
 
 /// What is used of a header.
@@ -150,6 +182,8 @@ struct Header {
     /// None where the field is no number.
     size: Option<u64>,
     kind: u8,
+    /// Whether blocks with more of the map of an old sparse file follow.
+    has_map: bool,
 }
 
 impl Header {
@@ -175,6 +209,7 @@ impl Header {
             name,
             size: number(&block[124..136]),
             kind: block[156],
+            has_map: block[482] != 0,
         })
     }
 }
@@ -202,24 +237,24 @@ fn number(field: &[u8]) -> Option<u64> {
     })
 }
 
-/// The last value of a key in pax records: `LENGTH key=value\n`, one after another.
-fn pax_value<'a>(mut records: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    let mut value = None;
-    while let Some(space) = records.iter().position(|byte| *byte == b' ') {
-        let length = std::str::from_utf8(&records[..space]).ok();
-        let Some(length) = length.and_then(|text| text.parse::<usize>().ok()) else {
-            break;
-        };
-        let Some(record) = records.get(space + 1..length) else {
-            break;
-        };
-        let record = record.strip_suffix(b"\n").unwrap_or(record);
-        if let Some(found) = record.strip_prefix(key).and_then(|r| r.strip_prefix(b"=")) {
-            value = Some(found);
-        }
+/// The last value of a key in pax records.
+fn pax_value<'a>(records: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
+    let found = pax_records(records).filter(|(name, _)| *name == key);
+    found.last().map(|(_, value)| value)
+}
+
+/// Keys and values of pax records: `LENGTH key=value\n`, one after another. A broken one is the last.
+fn pax_records(mut records: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    std::iter::from_fn(move || {
+        let space = records.iter().position(|byte| *byte == b' ')?;
+        let length = std::str::from_utf8(&records[..space]).ok()?;
+        let length = length.parse::<usize>().ok()?;
+        let record = records.get(space + 1..length)?;
         records = &records[length..];
-    }
-    value
+        let record = record.strip_suffix(b"\n").unwrap_or(record);
+        let equals = record.iter().position(|byte| *byte == b'=');
+        Some(equals.map_or((record, &[][..]), |at| (&record[..at], &record[at + 1..])))
+    })
 }
 
 /// A moving view of the file.
@@ -255,6 +290,17 @@ impl<'a> Blocks<'a> {
             self.start = at;
         }
         Ok((at - self.start) as usize)
+    }
+
+    /// Blocks between the header at a place and the contents, which old sparse files have.
+    fn of_sparse_map(&mut self, at: u64, header: &Header) -> Result<u64> {
+        let (mut count, mut more) = (0, header.kind == b'S' && header.has_map);
+        while more {
+            count += 1;
+            let block = self.at((at + count * BLOCK as u64).min(self.file.length()))?;
+            more = block.is_some_and(|block| block[504] != 0);
+        }
+        Ok(count)
     }
 
     fn rest_is_zero(&mut self, at: u64) -> Result<bool> {

@@ -23,8 +23,8 @@ use serde_json::Value;
 use super::state_dict::shown;
 use super::{Model, ModelConfig, Position, StateDict};
 use crate::error::{Context, Error, Result};
-use crate::files;
 use crate::fused::{Stored, from_vec};
+use crate::{files, json};
 pub(crate) use architecture::CLIP_EPS;
 use architecture::{known, scheme, unknown};
 use describe::{Description, Told, describe};
@@ -157,7 +157,7 @@ pub(crate) fn open_clip_folder(folder: &Path) -> Result<(Value, StateDict)> {
 }
 
 fn json_file(folder: &Path, name: &str) -> Result<Value> {
-    serde_json::from_str(&files::read_text(&folder.join(name))?).map_err(|error| {
+    json::parse(&files::read(&folder.join(name))?).map_err(|error| {
         Error::input(format!("`{name}` is not JSON: {error}"))
             .hint("copy or download the folder again")
     })

@@ -12,6 +12,7 @@ use regex::Regex;
 use serde_json::Value;
 
 use crate::error::{Context, Error, Result};
+use crate::json;
 
 /// Names of the start token and of the end token: OpenAI's, and open_clip's for the same two.
 const OPENAI: [&str; 2] = ["<|startoftext|>", "<|endoftext|>"];
@@ -55,8 +56,8 @@ impl BytePairs {
     }
 
     /// Reads Hugging Face's two files.
-    pub fn from_vocabulary(vocabulary: &str, merges: &str) -> Result<Self> {
-        let ids: Value = serde_json::from_str(vocabulary)
+    pub fn from_vocabulary(vocabulary: &[u8], merges: &str) -> Result<Self> {
+        let ids = json::parse(vocabulary)
             .map_err(|error| Error::input(format!("`vocab.json` is not JSON: {error}")))?;
         let titled = merges
             .lines()
@@ -279,7 +280,7 @@ mod tests {
 
     #[test]
     fn the_earliest_merge_goes_first_and_words_end() {
-        let vocabulary = r#"{"a":0,"b":1,"b</w>":2,"ab":3,"ab</w>":4,"aab</w>":5,"<|startoftext|>":6,"<|endoftext|>":7}"#;
+        let vocabulary = br#"{"a":0,"b":1,"b</w>":2,"ab":3,"ab</w>":4,"aab</w>":5,"<|startoftext|>":6,"<|endoftext|>":7}"#;
         let pairs =
             BytePairs::from_vocabulary(vocabulary, "#version: 0.2\na b</w>\na b\na ab</w>\n")
                 .unwrap();
@@ -294,7 +295,7 @@ mod tests {
 
     #[test]
     fn broken_files_are_told_with_the_line() {
-        let vocabulary = r#"{"<|startoftext|>":0,"<|endoftext|>":1}"#;
+        let vocabulary = br#"{"<|startoftext|>":0,"<|endoftext|>":1}"#;
         let of = |merges| refusal(BytePairs::from_vocabulary(vocabulary, merges));
         let text = of("#version: 0.2\na b\nbroken\n");
         assert!(text.contains("`merges.txt`: line 3 is `broken`"), "{text}");
@@ -304,9 +305,9 @@ mod tests {
             "{text}"
         );
         assert!(of("").contains("no merges"));
-        let text = refusal(BytePairs::from_vocabulary("{}", "a b\n"));
+        let text = refusal(BytePairs::from_vocabulary(b"{}", "a b\n"));
         assert!(text.contains("no `<|startoftext|>`"), "{text}");
-        let text = refusal(BytePairs::from_vocabulary(r#"{"a":-1}"#, "a b\n"));
+        let text = refusal(BytePairs::from_vocabulary(br#"{"a":-1}"#, "a b\n"));
         assert!(text.contains("gives `a` the id -1"), "{text}");
         let text = refusal(BytePairs::from_compressed(b"plain text"));
         assert!(text.contains("not a compressed text"), "{text}");

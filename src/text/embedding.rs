@@ -4,6 +4,7 @@
 //! `[n, context]` and `keys` u8: the samples' keys, one line each. The metadata `text_model` and `context` tell which
 //! model made it. Any program that reads safetensors reads it.
 //!
+//! WebDataset's key of a tar that was made with `tar cf x.tar .` begins with `./`, ours do not: both are the same key.
 //! Keys are found by an index in memory, of 24 bytes a key, made when the file is opened: 24 GB for a billion. For
 //! more keys than memory holds make a file for each shard. Rows by number need no memory.
 
@@ -221,8 +222,13 @@ impl EmbeddingFile {
     }
 }
 
+/// A key without the `./` that WebDataset leaves before some.
+pub fn plain_key(key: &[u8]) -> &[u8] {
+    key.strip_prefix(b"./").unwrap_or(key)
+}
+
 fn hash(key: &[u8]) -> u64 {
-    let hash = blake3::hash(key);
+    let hash = blake3::hash(plain_key(key));
     u64::from_le_bytes(hash.as_bytes()[..8].try_into().expect("8 of 32 bytes"))
 }
 
@@ -263,8 +269,8 @@ impl Keys {
         let keys = Self { start, ends, index };
         for pair in keys.index.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
             let key = keys.text(source, pair[0].1)?;
-            if key == keys.text(source, pair[1].1)? {
-                let key = String::from_utf8_lossy(&key);
+            if plain_key(&key) == plain_key(&keys.text(source, pair[1].1)?) {
+                let key = String::from_utf8_lossy(plain_key(&key));
                 let (first, second) = (pair[0].1, pair[1].1);
                 let message = format!("the rows {first} and {second} have the same key `{key}`");
                 return Err(Error::input(message).hint("give each sample a key of its own"));
@@ -287,7 +293,7 @@ impl Keys {
         let same = self.index[first..].iter();
         for (_, row) in same.take_while(|(hash, _)| *hash == wanted) {
             // Different keys may have the same hash.
-            if self.text(source, *row)? == key.as_bytes() {
+            if plain_key(&self.text(source, *row)?) == plain_key(key.as_bytes()) {
                 return Ok(Some(*row as usize));
             }
         }
@@ -518,6 +524,7 @@ mod tests {
         assert_eq!((file.len(), file.width()), (3, 2));
         assert_eq!(file.rows(&[2, 0]).unwrap(), [5.0, 6.0, 1.0, 2.0]);
         assert_eq!(file.row_of("c/1").unwrap(), 2);
+        assert_eq!(file.row_of("./c/1").unwrap(), 2);
         assert_eq!(file.row_of("aé").unwrap(), 1);
         file.check(&made_by()).unwrap();
         let other = MadeBy {
@@ -593,8 +600,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
         let refusal = || EmbeddingFile::open(&path).unwrap_err().to_string();
-        write(&path, &[0.0; 4], false, &["a", "a"]).unwrap();
-        assert!(refusal().contains("rows 0 and 1 have the same key `a`"));
+        for twice in [["a", "a"], ["./a", "a"]] {
+            write(&path, &[0.0; 4], false, &twice).unwrap();
+            assert!(refusal().contains("rows 0 and 1 have the same key `a`"));
+        }
         write(&path, &[0.0; 4], false, &["a", "b"]).unwrap();
         let bytes = crate::files::read(&path).unwrap();
         crate::files::write(&path, &bytes[..bytes.len() - 1]).unwrap();

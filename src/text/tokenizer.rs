@@ -8,12 +8,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::bpe::BytePairs;
 use super::clean::Cleaning;
 use crate::error::{Context, Error, Result};
-use crate::files;
+use crate::{files, json};
 
 const COMPRESSED: &str = "bpe_simple_vocab_16e6.txt.gz";
 
@@ -79,7 +79,7 @@ impl Tokenizer {
                 &["tokenizer.json"],
             )
         } else if has("vocab.json") && has("merges.txt") {
-            let vocabulary = files::read_text(&path("vocab.json"))?;
+            let vocabulary = files::read(&path("vocab.json"))?;
             let pairs =
                 BytePairs::from_vocabulary(&vocabulary, &files::read_text(&path("merges.txt"))?);
             let pairs = pairs.context(|| format!("`{}`", folder.display()))?;
@@ -225,15 +225,14 @@ fn missing(folder: &Path, config: &TokenizerConfig) -> Error {
 }
 
 fn from_json(path: &Path) -> Result<Kind> {
-    let text = files::read_text(path)?;
-    let json: Value = serde_json::from_str(&text)
+    let json = json::parse(&files::read(path)?)
         .map_err(|error| Error::input(format!("it is not JSON: {error}")))?;
     match json["model"]["type"].as_str() {
         Some("BPE") => {
             let pairs = BytePairs::from_json(&json["model"])?;
             Ok(Kind::BytePairs(Box::new(pairs)))
         }
-        Some("WordPiece") => word_pieces(parse(&text)?),
+        Some("WordPiece") => word_pieces(parse(&json.to_string())?),
         other => {
             let message = match other {
                 Some(kind) => format!("it is a tokenizer of the kind `{kind}`"),
@@ -306,7 +305,7 @@ fn lower_case(folder: &Path) -> Result<bool> {
     if !path.is_file() {
         return Ok(true);
     }
-    let json: Value = serde_json::from_str(&files::read_text(&path)?)
+    let json = json::parse(&files::read(&path)?)
         .map_err(|error| Error::input(format!("`{}` is not JSON: {error}", path.display())))?;
     Ok(json["do_lower_case"].as_bool().unwrap_or(true))
 }

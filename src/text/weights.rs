@@ -7,17 +7,16 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
-use serde_json::Value;
 
 use super::config::{TextConfig, from_hugging_face, from_open_clip};
 use super::embedding::MadeBy;
 use super::tokenizer::Tokenizer;
 use super::tower::TextTower;
 use crate::error::{Context, Error, Result};
-use crate::files;
 use crate::fused::Stored;
 use crate::model::StateDict;
 use crate::model::state_dict::shown;
+use crate::{files, json};
 
 const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
 const OPEN_CLIP_WEIGHTS: [&str; 2] = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"];
@@ -116,7 +115,7 @@ fn describe(folder: &Path) -> Result<(TextConfig, super::TokenizerConfig, PathBu
     };
     let of_open_clip = path.ends_with(OPEN_CLIP_CONFIG);
     let place = || format!("`{}`", path.display());
-    let json: Value = serde_json::from_str(&files::read_text(path)?)
+    let json = json::parse(&files::read(path)?)
         .map_err(|error| Error::input(format!("it is not JSON: {error}")))
         .context(place)?;
     let read = match of_open_clip {

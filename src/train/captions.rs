@@ -4,12 +4,15 @@ use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor};
 
 use super::exchange::PairwiseSum;
 use super::passes::of_all;
 use super::{RunFolder, StageImages, State};
+use crate::data::shards::Shards;
 use crate::data::store::Ahead;
 use crate::data::{Batch, Dataset, Part, match_prompts};
 use crate::error::{Error, Result};
@@ -17,6 +20,7 @@ use crate::files;
 use crate::fused::{Gelu, from_vec};
 use crate::loss::{Objective, unit_length};
 use crate::recipe::{NewText, Recipe, Text};
+use crate::text::embedding::plain_key;
 use crate::text::{
     Cleaning, EmbeddingFile, TextConfig, TextModel, TextPool, TextTower, Tokenizer,
     TokenizerConfig, ZeroShot,
@@ -343,7 +347,52 @@ fn check_file(file: &EmbeddingFile, width: usize, dataset: &Dataset) -> Result<(
         return Err(Error::input(message)
             .hint("embed one caption for each sample, in their order, or give keys"));
     }
-    Ok(())
+    match dataset.shards() {
+        Some(shards) if by_key => check_keys(file, shards),
+        _ => Ok(()),
+    }
+}
+
+/// Holds that every sound sample has an embedding of its own. Takes some seconds for a million.
+fn check_keys(file: &EmbeddingFile, shards: &Shards) -> Result<()> {
+    let used: Vec<AtomicU64> = (0..file.len().div_ceil(64))
+        .map(|_| AtomicU64::new(0))
+        .collect();
+    let twice = Mutex::new(None);
+    shards.each_key(|_, key| {
+        let row = file.row_of(key)?;
+        let bit = 1 << (row % 64);
+        if used[row / 64].fetch_or(bit, Ordering::Relaxed) & bit != 0 {
+            *twice.lock().unwrap_or_else(PoisonError::into_inner) = Some(key.to_owned());
+        }
+        Ok(())
+    })?;
+    let Some(twice) = twice.into_inner().unwrap_or_else(PoisonError::into_inner) else {
+        return Ok(());
+    };
+    let same = Mutex::new(Vec::new());
+    shards.each_key(|sample, key| {
+        if plain_key(key.as_bytes()) == plain_key(twice.as_bytes()) {
+            same.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(sample);
+        }
+        Ok(())
+    })?;
+    let mut same = same.into_inner().unwrap_or_else(PoisonError::into_inner);
+    same.sort_unstable();
+    let names = same
+        .iter()
+        .take(2)
+        .map(|sample| format!("`{}`", shards.name_of(*sample)));
+    let message = format!(
+        "{} samples have the key `{twice}`, and would share one embedding: {}",
+        same.len(),
+        names.collect::<Vec<_>>().join(", ")
+    );
+    Err(Error::input(message).hint(
+        "give samples of different shards different keys, or embed captions in the order of the samples, without keys",
+    ))
 }
 
 /// Tokenizer and sizes of a new text model; the vocabulary is written once and read from then on.

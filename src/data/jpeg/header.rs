@@ -2,6 +2,8 @@
 //!
 //! Source: ITU T.81, annex B; JFIF 1.02; Adobe technical note 5116 for the marker APP14.
 
+use std::sync::LazyLock;
+
 use super::Damage;
 use super::huffman::HuffmanTable;
 
@@ -107,6 +109,44 @@ pub(super) struct Tables {
     pub restart: usize,
 }
 
+impl Tables {
+    /// The codes that a sequential file without tables of its own means, as frames of Motion JPEG do. libjpeg has them too.
+    pub(super) fn usual() -> &'static Self {
+        static USUAL: LazyLock<Tables> = LazyLock::new(|| {
+            let mut tables = Tables::default();
+            read_codes(&USUAL_CODES, &mut tables).expect("the standard's own tables");
+            tables
+        });
+        &USUAL
+    }
+}
+
+/// The tables of T.81, K.3, as a segment holds them.
+#[rustfmt::skip]
+static USUAL_CODES: [u8; 416] = [
+    0, 0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2,
+    3, 4, 5, 6, 7, 8, 9, 10, 11, 16, 0, 2, 1, 3, 3, 2, 4, 3, 5, 5,
+    4, 4, 0, 0, 1, 125, 1, 2, 3, 0, 4, 17, 5, 18, 33, 49, 65, 6, 19, 81,
+    97, 7, 34, 113, 20, 50, 129, 145, 161, 8, 35, 66, 177, 193, 21, 82, 209, 240, 36, 51,
+    98, 114, 130, 9, 10, 22, 23, 24, 25, 26, 37, 38, 39, 40, 41, 42, 52, 53, 54, 55,
+    56, 57, 58, 67, 68, 69, 70, 71, 72, 73, 74, 83, 84, 85, 86, 87, 88, 89, 90, 99,
+    100, 101, 102, 103, 104, 105, 106, 115, 116, 117, 118, 119, 120, 121, 122, 131, 132, 133, 134, 135,
+    136, 137, 138, 146, 147, 148, 149, 150, 151, 152, 153, 154, 162, 163, 164, 165, 166, 167, 168, 169,
+    170, 178, 179, 180, 181, 182, 183, 184, 185, 186, 194, 195, 196, 197, 198, 199, 200, 201, 202, 210,
+    211, 212, 213, 214, 215, 216, 217, 218, 225, 226, 227, 228, 229, 230, 231, 232, 233, 234, 241, 242,
+    243, 244, 245, 246, 247, 248, 249, 250, 1, 0, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+    0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 17, 0, 2,
+    1, 2, 4, 4, 3, 4, 7, 5, 4, 4, 0, 1, 2, 119, 0, 1, 2, 3, 17, 4,
+    5, 33, 49, 6, 18, 65, 81, 7, 97, 113, 19, 34, 50, 129, 8, 20, 66, 145, 161, 177,
+    193, 9, 35, 51, 82, 240, 21, 98, 114, 209, 10, 22, 36, 52, 225, 37, 241, 23, 24, 25,
+    26, 38, 39, 40, 41, 42, 53, 54, 55, 56, 57, 58, 67, 68, 69, 70, 71, 72, 73, 74,
+    83, 84, 85, 86, 87, 88, 89, 90, 99, 100, 101, 102, 103, 104, 105, 106, 115, 116, 117, 118,
+    119, 120, 121, 122, 130, 131, 132, 133, 134, 135, 136, 137, 138, 146, 147, 148, 149, 150, 151, 152,
+    153, 154, 162, 163, 164, 165, 166, 167, 168, 169, 170, 178, 179, 180, 181, 182, 183, 184, 185, 186,
+    194, 195, 196, 197, 198, 199, 200, 201, 202, 210, 211, 212, 213, 214, 215, 216, 217, 218, 226, 227,
+    228, 229, 230, 231, 232, 233, 234, 242, 243, 244, 245, 246, 247, 248, 249, 250,
+];
+
 /// One component of a scan.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
@@ -148,6 +188,8 @@ pub(super) struct Segments<'a> {
     pub jfif: bool,
     /// The number in Adobe's marker that says how colours are coded.
     pub adobe: Option<u8>,
+    /// Whether something stood between two segments.
+    pub stray: bool,
 }
 
 impl<'a> Segments<'a> {
@@ -160,6 +202,7 @@ impl<'a> Segments<'a> {
             exif: None,
             jfif: false,
             adobe: None,
+            stray: false,
         }
     }
 
@@ -180,23 +223,35 @@ impl<'a> Segments<'a> {
         content.ok_or(Damage::Truncated)
     }
 
-    /// Reads segments up to the next frame, scan or end.
-    ///
-    /// `frame` is the frame once it is known, for scans name its components.
-    pub(super) fn next(&mut self, frame: Option<&Frame>) -> Result<Event, Damage> {
+    /// The next marker. What stands before it is skipped, as by libjpeg.
+    fn marker(&mut self) -> Result<u8, Damage> {
         loop {
-            if self.byte()? != 0xff {
-                return Err(Damage::Damaged("there are bytes between two segments"));
-            }
+            let before = self.at;
+            while self.byte()? != 0xff {}
+            self.stray |= self.at > before + 1;
             let mut marker = self.byte()?;
             while marker == 0xff {
                 marker = self.byte()?;
             }
             match marker {
+                // A value of compressed data.
+                0x00 => self.stray = true,
+                marker => return Ok(marker),
+            }
+        }
+    }
+
+    /// Reads segments up to the next frame, scan or end.
+    ///
+    /// `frame` is the frame once it is known, for scans name its components.
+    pub(super) fn next(&mut self, frame: Option<&Frame>) -> Result<Event, Damage> {
+        loop {
+            let marker = self.marker()?;
+            match marker {
                 EOI => return Ok(Event::End),
                 // A restart where nothing is left to restart does no harm.
                 0x01 | 0xd0..=0xd7 => continue,
-                0x00 | SOI => return Err(Damage::Damaged("a marker stands where none may be")),
+                SOI => return Err(Damage::Damaged("a marker stands where none may be")),
                 _ => {}
             }
             let content = self.content()?;
