@@ -6,6 +6,7 @@
 
 pub mod error;
 pub mod files;
+pub mod memory;
 pub mod rng;
 pub mod screen;
 pub mod settings;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use advxl::data::{
-    Augmentation, Dataset, EvaluationTransform, Loader, Plan, Reason, Share, Spec, Split, check,
-    evaluation_batch, resize,
+    Augmentation, Dataset, Loader, Plan, Preprocessing, Reason, Share, Spec, Split, check,
+    evaluation_batch,
 };
 use advxl::group::Group;
 use image::{DynamicImage, ImageFormat};
@@ -867,14 +867,13 @@ fn pack_writes_what_an_evaluation_sees() {
     let packed = Dataset::open(&Spec::Tensors(out), Split::Test, 0).unwrap();
     assert_eq!((packed.len(), packed.image_size()), (66, Some(5)));
     assert_eq!(packed.classes(), ["0", "1", "2"]);
-    let transform = EvaluationTransform {
-        image_size: 5,
+    let preprocessing = Preprocessing {
         crop_fraction: 0.9,
-        interpolation: resize::Filter::Bilinear,
+        ..Preprocessing::new(5)
     };
     let dataset = open(&path);
     for index in [0, 40, 65] {
-        let expected = evaluation_batch(&dataset, &[index], &transform).unwrap();
+        let expected = evaluation_batch(&dataset, &[index], &preprocessing).unwrap();
         assert_eq!(packed.picture(index).unwrap().to_planes(), expected);
         assert_eq!(packed.label(index).unwrap(), dataset.label(index).unwrap());
     }

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 
+use super::preprocessing::{PreprocessingFlags, tell};
 use super::screen::Terminal;
 use super::{
-    NamedModel, check_classes, check_image_size, device, image_count, parse_precision, print_json,
-    usable_precision,
+    NamedModel, check_classes, check_image_size, check_memory, device, image_count, parse_precision,
+    print_json, usable_precision,
 };
 use crate::attack::{Attack, Norm};
-use crate::data::resize::Filter;
-use crate::data::{Dataset, EvaluationTransform, Spec, Split};
+use crate::data::{Dataset, Spec, Split};
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
 use crate::eval::result::{Findings, Subject, to_json, wilson};
@@ -21,7 +21,8 @@ use crate::files;
 use crate::fused::Precision;
 use crate::group::Group;
 use crate::model::Pass;
-use crate::model::weights::Loaded;
+use crate::model::weights::{Loaded, Outputs};
+use crate::plan::Work;
 use crate::recipe::word_of;
 use crate::screen::Screen;
 use crate::text::zero_shot::by_text;
@@ -95,9 +96,8 @@ pub(super) struct Eval {
     /// Seed of attacks and of synthetic images.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Pixels on a side; the model's own if absent.
-    #[arg(long)]
-    image_size: Option<usize>,
+    #[command(flatten)]
+    preprocessing: PreprocessingFlags,
     /// Names of the classes in words, one a line: classifies by text, for models trained with captions.
     #[arg(long, value_name = "FILE", requires = "text")]
     zero_shot: Option<PathBuf>,
@@ -107,12 +107,6 @@ pub(super) struct Eval {
     /// Sentences with {} in the place of a name, one a line; the names alone if absent.
     #[arg(long, value_name = "FILE", requires = "zero_shot")]
     templates: Option<PathBuf>,
-    /// Share of the resized image that the central crop keeps.
-    #[arg(long, default_value_t = 1.0)]
-    crop_fraction: f64,
-    /// How images are resized: bilinear or bicubic.
-    #[arg(long, default_value = "bicubic")]
-    interpolation: String,
     /// Arithmetic: f32 or bf16.
     #[arg(long, default_value = "f32", value_parser = parse_precision)]
     precision: Precision,
@@ -128,29 +122,34 @@ impl Eval {
             .iter()
             .map(|norm| self.attacks(norm))
             .collect::<Result<_>>()?;
-        let transform = EvaluationTransform {
-            image_size: 0,
-            crop_fraction: self.crop_fraction()?,
-            interpolation: self.filter()?,
-        };
         let out = self.folder()?;
         let mut loaded = self.model.load()?;
         let head = self.class_head(&mut loaded)?;
-        let image_size = self.image_size.unwrap_or(loaded.image_size);
-        check_image_size(&loaded.model.config(), image_size)?;
         let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
         let classes = head
             .as_ref()
             .map_or(loaded.model.classes(), |head| head.dims()[0]);
         check_classes(classes, &dataset, &self.data)?;
         let count = image_count(self.n, &dataset);
-        let transform = EvaluationTransform {
-            image_size,
-            ..transform
+        let config = loaded.model.config();
+        let (preprocessing, text) =
+            self.preprocessing
+                .over(&loaded.preprocessing, loaded.image_size, &dataset)?;
+        check_image_size(&config, preprocessing.image_size)?;
+        let work = match attacks.iter().all(Vec::is_empty) && !self.eps_curve {
+            true => Work::Forward,
+            false => Work::Attack,
         };
+        // All images at the end, clean and adversarial.
+        let saved = match self.save_adversarial {
+            Some(_) => 3 * count * preprocessing.numbers(),
+            None => 0,
+        };
+        check_memory(&loaded, &preprocessing, self.batch.min(count), work, saved)?;
+        tell(&text, Some(&config));
         let images = Images::Stored {
             dataset: &dataset,
-            transform,
+            preprocessing,
             count,
         };
         let precision = usable_precision(self.precision)?;
@@ -165,6 +164,7 @@ impl Eval {
                 Some(head) => by_text(outputs, head),
             }
         };
+        let (mean, std) = config.statistics();
         let subject = Subject {
             program: format!("advxl {}", env!("CARGO_PKG_VERSION")),
             model: self.model.path.display().to_string(),
@@ -172,9 +172,9 @@ impl Eval {
             data: self.data.clone(),
             data_hash: dataset.fingerprint(),
             images: count,
-            image_size,
-            crop_fraction: self.crop_fraction,
-            interpolation: self.interpolation.clone(),
+            preprocessing,
+            mean,
+            std,
             seed: self.seed,
             precision: word_of(precision).to_owned(),
         };
@@ -218,12 +218,29 @@ impl Eval {
 
     /// The head of embedded class names, with which the model is another one to evaluations.
     fn class_head(&self, loaded: &mut Loaded) -> Result<Option<Tensor<2>>> {
+        let model = self.model.path.display();
+        let outputs = loaded.model.classes();
         let (Some(classes), Some(text)) = (&self.zero_shot, &self.text) else {
-            return Ok(None);
+            return match loaded.outputs {
+                Outputs::Logits => Ok(None),
+                Outputs::Embedding => Err(Error::input(format!(
+                    "the {outputs} outputs of `{model}` are an embedding, not logits of classes"
+                ))
+                .hint("classify by text with --zero-shot CLASSES --text FOLDER")),
+            };
         };
+        if loaded.outputs == Outputs::Logits {
+            let message = format!(
+                "--zero-shot is for embeddings, and the {outputs} outputs of `{model}` are logits of classes"
+            );
+            return Err(Error::input(message).hint(
+                "leave --zero-shot and --text out; if it is an image tower all the same, write \"advxl\": { \"outputs\": \
+                 \"embedding\" } into its config.json",
+            ));
+        }
         let zero_shot = ZeroShot::read(classes, self.templates.as_deref())?;
         let text = TextModel::load(text, &device()?)?;
-        let (width, outputs) = (text.tower.config().embedding, loaded.model.classes());
+        let width = text.tower.config().embedding;
         if width != outputs {
             let message = format!("the model gives {outputs} numbers, and the text model {width}");
             return Err(Error::input(message).hint(
@@ -307,23 +324,6 @@ impl Eval {
         settings.named(&self.attack).map_err(|(unknown, hint)| {
             Error::input(format!("--attack {unknown}: there is no such attack")).hint(hint)
         })
-    }
-
-    fn crop_fraction(&self) -> Result<f64> {
-        match self.crop_fraction > 0.0 && self.crop_fraction <= 1.0 {
-            true => Ok(self.crop_fraction),
-            false => {
-                let found = self.crop_fraction;
-                Err(Error::input(format!(
-                    "--crop-fraction {found} must be above 0 and at most 1"
-                )))
-            }
-        }
-    }
-
-    fn filter(&self) -> Result<Filter> {
-        let filters = [("bilinear", Filter::Bilinear), ("bicubic", Filter::Bicubic)];
-        one_of("--interpolation", "filter", &self.interpolation, &filters)
     }
 }
 

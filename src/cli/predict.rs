@@ -6,20 +6,22 @@ use burn::tensor::Tensor;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 
+use super::preprocessing::{PreprocessingFlags, tell};
 use super::screen::Terminal;
 use super::{
-    NamedModel, check_classes, check_image_size, device, image_count, parse_precision, print_json,
-    usable_precision,
+    NamedModel, check_classes, check_image_size, check_memory, device, image_count, note,
+    parse_precision, print_json, usable_precision,
 };
 use crate::attack::input_gradient;
-use crate::data::resize::Filter;
-use crate::data::{Dataset, EvaluationTransform, Spec, Split};
+use crate::data::{Dataset, Spec, Split};
 use crate::error::{Error, Result};
 use crate::eval::Images;
 use crate::files;
 use crate::fused::{Precision, to_vec};
 use crate::loss::{Targets, cross_entropy};
 use crate::model::Pass;
+use crate::model::weights::Outputs;
+use crate::plan::Work;
 use crate::screen::Screen;
 
 /// Logits of a model for a data set, and the gradient of the loss for its images.
@@ -30,7 +32,7 @@ pub(super) struct Predict {
     /// Test images: a folder, tensors:FILE or synthetic:N.
     #[arg(long, value_name = "SPEC")]
     data: String,
-    /// The safetensors file to write: `logits` f32 `[n, classes]`.
+    /// The safetensors file to write: `logits` f32 `[n, classes]`, the outputs also where they are an embedding.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Also write `gradients` f32 `[n, 3, h, w]` of the summed cross entropy.
@@ -45,9 +47,8 @@ pub(super) struct Predict {
     /// Seed of synthetic images.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Pixels on a side; the model's own if absent.
-    #[arg(long)]
-    image_size: Option<usize>,
+    #[command(flatten)]
+    preprocessing: PreprocessingFlags,
     /// Arithmetic: f32 or bf16.
     #[arg(long, default_value = "f32", value_parser = parse_precision)]
     precision: Precision,
@@ -56,21 +57,39 @@ pub(super) struct Predict {
 impl Predict {
     pub(super) fn run(&self, json: bool) -> Result<()> {
         let loaded = self.model.load()?;
+        let is_embedding = loaded.outputs == Outputs::Embedding;
+        if self.gradient && is_embedding {
+            let message = "--gradient is that of cross entropy, and the outputs of this model are an embedding";
+            return Err(Error::input(message).hint("leave --gradient out, or give a model with classes"));
+        }
         let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
         if self.gradient {
             check_classes(loaded.model.classes(), &dataset, &self.data)?;
         }
         let count = image_count(self.n, &dataset);
         let classes = loaded.model.classes();
-        let size = self.image_size.unwrap_or(loaded.image_size);
-        check_image_size(&loaded.model.config(), size)?;
+        let config = loaded.model.config();
+        let (preprocessing, text) =
+            self.preprocessing
+                .over(&loaded.preprocessing, loaded.image_size, &dataset)?;
+        let size = preprocessing.image_size;
+        check_image_size(&config, size)?;
+        let (work, gradient) = match self.gradient {
+            true => (Work::Attack, preprocessing.numbers()),
+            false => (Work::Forward, 0),
+        };
+        // What is written, once as numbers and once as a file.
+        let kept = 2 * count * (classes + gradient);
+        check_memory(&loaded, &preprocessing, self.batch.min(count), work, kept)?;
+        tell(&text, Some(&config));
+        if is_embedding {
+            note(&format!(
+                "note: the outputs are an embedding of {classes} numbers, not logits of classes"
+            ));
+        }
         let images = Images::Stored {
             dataset: &dataset,
-            transform: EvaluationTransform {
-                image_size: size,
-                crop_fraction: 1.0,
-                interpolation: Filter::Bicubic,
-            },
+            preprocessing,
             count,
         };
         let pass = Pass {
@@ -112,7 +131,13 @@ impl Predict {
         files::write(&self.out, &bytes)?;
         if json {
             let out = self.out.display().to_string();
-            print_json(&json!({ "out": out, "images": count, "classes": classes }));
+            print_json(&json!({
+                "out": out,
+                "images": count,
+                "classes": classes,
+                "outputs": loaded.outputs,
+                "preprocessing": preprocessing,
+            }));
         }
         Ok(())
     }

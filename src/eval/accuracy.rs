@@ -376,8 +376,7 @@ impl Evaluation<'_> {
 mod tests {
     use super::*;
     use crate::attack::{Norm, Pgd, Start};
-    use crate::data::resize::Filter;
-    use crate::data::{Dataset, EvaluationTransform, Spec, Split};
+    use crate::data::{Dataset, Preprocessing, Spec, Split};
 
     /// A linear classifier of mean colour, easy to fool.
     fn logits(images: Tensor<4>) -> Tensor<2> {
@@ -393,11 +392,6 @@ mod tests {
     fn run(batch: usize, epsilon: &str) -> Outcome {
         let spec: Spec = "synthetic:40".parse().unwrap();
         let dataset = Dataset::open(&spec, Split::Test, 0).unwrap();
-        let transform = EvaluationTransform {
-            image_size: 32,
-            crop_fraction: 1.0,
-            interpolation: Filter::Bilinear,
-        };
         let attack = Attack::Pgd(Pgd {
             norm: Norm::Linf,
             epsilon: epsilon.parse().unwrap(),
@@ -409,7 +403,7 @@ mod tests {
             logits: &logits,
             images: &Images::Stored {
                 dataset: &dataset,
-                transform,
+                preprocessing: Preprocessing::new(32),
                 count: 40,
             },
             attacks: &[attack],

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::data::{Dataset, EvaluationTransform, evaluation_batch};
+use crate::data::{Dataset, Preprocessing, evaluation_batch};
 use crate::error::{Error, Result};
 use crate::fused::from_vec;
 
@@ -13,7 +13,7 @@ pub enum Images<'a> {
         /// The data set.
         dataset: &'a Dataset,
         /// How images are brought to the model's size.
-        transform: EvaluationTransform,
+        preprocessing: Preprocessing,
         /// How many.
         count: usize,
     },
@@ -41,10 +41,12 @@ impl Images<'_> {
     pub fn batch(&self, indices: &[usize], device: &Device) -> Result<(Tensor<4>, Vec<u32>)> {
         match self {
             Self::Stored {
-                dataset, transform, ..
+                dataset,
+                preprocessing,
+                ..
             } => {
-                let size = transform.image_size;
-                let values = evaluation_batch(dataset, indices, transform)?;
+                let size = preprocessing.image_size;
+                let values = evaluation_batch(dataset, indices, preprocessing)?;
                 let labels = indices.iter().map(|index| dataset.label(*index));
                 let labels = labels.collect::<Result<_>>()?;
                 Ok((

@@ -3,8 +3,6 @@
 use serde_json::{Value, json};
 
 use super::Run;
-use crate::data::EvaluationTransform;
-use crate::data::resize::Filter;
 use crate::error::{Context, Result};
 use crate::eval::result::{self, Subject, to_json};
 use crate::eval::session::{Progress, conclude, examine};
@@ -55,11 +53,8 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         }
     };
     let attacks = evaluation.attacks();
-    let transform = EvaluationTransform {
-        image_size: saved.image_size,
-        crop_fraction: 1.0,
-        interpolation: Filter::Bilinear,
-    };
+    let preprocessing = saved.preprocessing.preprocessing?;
+    let (mean, std) = saved.model.config().statistics();
     let test = &run.images[number].test;
     let count = (evaluation.images as usize).min(test.len());
     let subject = Subject {
@@ -69,9 +64,9 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         data: run.recipe.data_of(stage).test.to_string(),
         data_hash: test.fingerprint(),
         images: count,
-        image_size: saved.image_size,
-        crop_fraction: transform.crop_fraction,
-        interpolation: "bilinear".to_owned(),
+        preprocessing,
+        mean,
+        std,
         seed: run.recipe.seed,
         precision: word_of(Precision::F32).to_owned(),
     };
@@ -102,7 +97,7 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
     };
     let images = Images::Stored {
         dataset: test,
-        transform,
+        preprocessing,
         count,
     };
     let progress = Progress::new(folder, &subject.fingerprint(&attacks), false, group);

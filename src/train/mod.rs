@@ -22,13 +22,13 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::attack::{Attack, Draws, Pgd};
-use crate::data::resize::Filter;
-use crate::data::{Batch, Dataset, EvaluationTransform, Loader, Plan, Share, Split};
+use crate::data::{Batch, Dataset, Loader, Plan, Preprocessing, Share, Split};
 use crate::error::{Context, Error, Kind, Result};
 use crate::eval::{Done, Evaluation, Images, Observer, Outcome};
 use crate::fused::{self, Precision};
 use crate::group::{self, Group};
 use crate::loss::{Objective, Targets};
+use crate::memory;
 use crate::model::{DropPath, Pass};
 use crate::plan::{self, Devices};
 use crate::recipe::{Data, Head, Phase, Recipe, Stage};
@@ -249,7 +249,7 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let classes = counts.max().unwrap_or_default();
     let plan = plan::Plan::new(recipe, classes, run.precision, devices);
     // Of GPUs it is not known what is free.
-    let free = plan::available_memory()
+    let free = memory::available()
         .filter(|_| fused::is_processor(&run.device))
         .map(|free| free / group::processes_here() as u64);
     if let Some(notice) = plan::check_memory(&plan, free)? {
@@ -554,11 +554,7 @@ fn measure(
     };
     let images = Images::Stored {
         dataset: test,
-        transform: EvaluationTransform {
-            image_size: phase.image_size as usize,
-            crop_fraction: 1.0,
-            interpolation: Filter::Bilinear,
-        },
+        preprocessing: Preprocessing::new(phase.image_size as usize),
         count: (evaluation.images as usize).min(test.len()),
     };
     let told = Told(RefCell::new(monitor));
