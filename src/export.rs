@@ -12,10 +12,11 @@ pub use open_clip::open_clip;
 use serde_json::{Value, json};
 
 use crate::attack::Norm;
+use crate::data::{Preprocessing, ResizeMode};
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
 use crate::files;
-use crate::model::weights::{self, CLIP_EPS, Loaded};
+use crate::model::weights::{self, CLIP_EPS, Loaded, Outputs, mean_color};
 use crate::model::{ModelConfig, NORM_EPS, Stem};
 
 /// What a card and an entry say that the weights do not.
@@ -49,19 +50,37 @@ enum Use {
 /// Errors: a model that timm has no word for.
 pub fn timm(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> {
     refuse_full(folder)?;
-    refuse_what_timm_lacks(&loaded.model.config())?;
-    weights::save(&loaded.model, loaded.image_size, &loaded.classes, folder)?;
-    files::write(
-        &folder.join("README.md"),
-        card(loaded, facts, Use::Timm).as_bytes(),
-    )
+    let config = loaded.model.config();
+    let preprocessing = loaded.preprocessing.preprocessing.clone()?;
+    refuse_what_timm_lacks(&config)?;
+    match preprocessing.resize_mode {
+        ResizeMode::Longest { fill } if fill != mean_color(config.statistics().0) => {
+            let message =
+                format!("timm pads images with their mean color, and this model's with {fill:?}");
+            return Err(Error::input(message).hint("export it --to open-clip"));
+        }
+        _ => {}
+    }
+    let card = card(loaded, &preprocessing, facts, Use::Timm);
+    weights::save(
+        &loaded.model,
+        &preprocessing,
+        loaded.outputs,
+        &loaded.classes,
+        folder,
+    )?;
+    files::write(&folder.join("README.md"), card.as_bytes())
 }
 
 /// Writes the same folder and the entry that RobustBench's `model_info` holds, numbers as strings.
 ///
 /// Errors: no board of `facts.dataset`; no result of AutoAttack, standard version, for one norm; a result that does not
-/// fit the board.
+/// fit the board; a model whose outputs are no logits of classes.
 pub fn robustbench(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> {
+    if loaded.outputs == Outputs::Embedding {
+        let message = "the outputs of this model are an embedding, and RobustBench's boards are for classifiers";
+        return Err(Error::input(message).hint("export it --to timm or --to open-clip"));
+    }
     let entry = robustbench_entry(loaded, facts)?;
     timm(loaded, facts, folder)?;
     let path = folder.join(format!("{}.json", facts.name));
@@ -211,24 +230,26 @@ fn architecture(loaded: &Loaded) -> String {
 }
 
 /// The model card: what it is, how it is used, what was measured, and what was not.
-fn card(loaded: &Loaded, facts: &Facts, program: Use) -> String {
+fn card(loaded: &Loaded, preprocessing: &Preprocessing, facts: &Facts, program: Use) -> String {
     let config = loaded.model.config();
     let (mean, std) = config.statistics();
     let size = loaded.image_size;
     let parameters = config.parameters(loaded.model.classes(), size) as f64 / 1e6;
-    let (head, outputs, code) = match program {
+    let (head, code) = match program {
         Use::Timm => (
             "library_name: timm\ntags:\n- image-classification\n- timm",
-            "classes",
             "import timm\n\nmodel = timm.create_model(\"local-dir:FOLDER\", pretrained=True).eval()",
         ),
         Use::OpenClip => (
             "library_name: open_clip\npipeline_tag: zero-shot-image-classification\ntags:\n- clip",
-            "dimensions of the embedding",
             "import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms(\"local-dir:FOLDER\")\n\
              model.eval()\n# Features of images that `preprocess` made, in the space of the text tower's:\n\
              features = model.encode_image(images)",
         ),
+    };
+    let outputs = match loaded.outputs {
+        Outputs::Logits => "classes",
+        Outputs::Embedding => "dimensions of the embedding",
     };
     let mut text = format!(
         "---\n{head}\n- adversarial-robustness\n---\n\n# {}\n\n\
@@ -253,9 +274,12 @@ fn card(loaded: &Loaded, facts: &Facts, program: Use) -> String {
     }
     text += &format!(
         "- Weights: BLAKE3 `{}` of the file that this folder was made from\n\n## Use\n\n```python\n{code}\n```\n\n\
-         Images of {size} x {size} pixels, bicubic, whole picture, in [0, 1], then mean {:?} and deviation {:?}. Attacks \
-         must perturb the pixels in [0, 1], before the normalisation.\n\n",
-        loaded.hash, mean, std
+         Preprocessing: {}; pixels in [0, 1], then mean {:?} and std {:?}. Attacks must perturb the pixels in [0, 1], \
+         before the normalization.\n\n",
+        loaded.hash,
+        preprocessing.describe(),
+        mean,
+        std
     );
     match (&config, program) {
         (ModelConfig::Vit(vit), Use::Timm) if vit.norm_eps < NORM_EPS => {

@@ -7,6 +7,7 @@
 pub mod error;
 pub mod files;
 pub mod json;
+pub mod memory;
 pub mod output;
 pub mod rng;
 pub mod screen;

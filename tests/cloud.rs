@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use advxl::data::{
-    Augmentation, Dataset, EvaluationTransform, Loader, Plan, Share, Spec, Split, evaluation_batch,
+    Augmentation, Dataset, Loader, Plan, Preprocessing, Share, Spec, Split, evaluation_batch,
     resize, shards, store,
 };
 use advxl::error::{Error, Result};
@@ -366,13 +366,12 @@ fn samples_are_those_of_files_for_any_number_of_threads_and_from_any_position() 
         server.root
     );
     let mixed = open(&mixed).unwrap();
-    let transform = EvaluationTransform {
-        image_size: 24,
-        crop_fraction: 1.0,
+    let preprocessing = Preprocessing {
         interpolation: resize::Filter::Bicubic,
+        ..Preprocessing::new(24)
     };
     let all: Vec<usize> = (0..111).collect();
-    let images = |dataset: &Dataset| evaluation_batch(dataset, &all, &transform).unwrap();
+    let images = |dataset: &Dataset| evaluation_batch(dataset, &all, &preprocessing).unwrap();
     assert!(images(&mixed) == images(&files));
     for sample in [0, 16, 17, 110] {
         assert_eq!(

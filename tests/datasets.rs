@@ -4,6 +4,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
+use advxl::data::Preprocessing;
 use advxl::fused::from_vec;
 use advxl::model::{Model, ModelConfig, VitConfig, weights};
 use burn::tensor::Device;
@@ -47,7 +48,14 @@ fn constant(folder: &Path, outputs: usize, answer: usize, names: &[&str]) -> Pat
     }
     let path = folder.join(format!("always-{answer}-of-{}", names.join("")));
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-    weights::save(&model, 16, &names, &path).unwrap();
+    weights::save(
+        &model,
+        &Preprocessing::new(16),
+        weights::Outputs::Logits,
+        &names,
+        &path,
+    )
+    .unwrap();
     path
 }
 

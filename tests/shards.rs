@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use advxl::data::{
-    Augmentation, Dataset, EvaluationTransform, Loader, Plan, Reason, Selection, Share, Spec,
-    Split, Subset, check, evaluation_batch, resize, store, tar,
+    Augmentation, Dataset, Loader, Plan, Preprocessing, Reason, Selection, Share, Spec, Split,
+    Subset, check, evaluation_batch, store, tar,
 };
 use advxl::group::Group;
 use advxl::text::EmbeddingWriter;
@@ -921,16 +921,15 @@ fn pack_writes_what_an_evaluation_sees() {
     let packed = Dataset::open(&Spec::Tensors(out), Split::Test, 0).unwrap();
     assert_eq!((packed.len(), packed.image_size()), (66, Some(5)));
     assert_eq!(packed.classes(), ["0", "1", "2"]);
-    let transform = EvaluationTransform {
-        image_size: 5,
+    let preprocessing = Preprocessing {
         crop_fraction: 0.9,
-        interpolation: resize::Filter::Bilinear,
+        ..Preprocessing::new(5)
     };
     let dataset = open(&path);
     let subset = Subset::choose(&dataset, &Selection::Sample(66)).unwrap();
     for index in [0, 40, 65] {
         let place = subset.place(index);
-        let expected = evaluation_batch(&dataset, &[place], &transform).unwrap();
+        let expected = evaluation_batch(&dataset, &[place], &preprocessing).unwrap();
         assert_eq!(packed.picture(index).unwrap().to_planes(), expected);
         assert_eq!(packed.label(index).unwrap(), dataset.label(place).unwrap());
     }

@@ -2,13 +2,14 @@
 
 use super::{
     check_image_size, device, named_sizes, parse_classes, parse_precision, parse_size, print_json,
-    usable_precision,
+    require_memory, usable_precision,
 };
 use crate::bench;
 use crate::error::{Error, Result};
 use crate::fused::Precision;
 use crate::group::Group;
 use crate::model::ModelConfig;
+use crate::plan::{Work, batch_memory};
 
 /// One adversarial training step: k attack passes, forward, backward, optimizer.
 #[derive(clap::Args)]
@@ -67,6 +68,10 @@ impl Exchange {
                 return Err(Error::input(message).everywhere());
             }
         }
+        // Gradients and weights, each as they are sent and as they come.
+        let needed = 16.0 * self.parameters as f64;
+        let what = format!("exchanging {} parameters", self.parameters);
+        require_memory(&what, needed, "give fewer --parameters")?;
         let told = bench::exchange(group, self.parameters, self.repeats, &device()?)?;
         if group.is_first() {
             print_json(&told);
@@ -91,6 +96,14 @@ impl Step {
             let message = "--attack-only with --attack-steps 0 leaves nothing to time";
             return Err(Error::input(message).hint("give at least one attack step"));
         }
+        let (size, batch, recompute) = (self.image_size, self.batch, self.recompute);
+        let work = match self.attack_only {
+            true => Work::Attack,
+            false => Work::Update { recompute },
+        };
+        let needed = batch_memory(&config, self.classes, size, batch, work);
+        let what = format!("a step of {batch} images of {size} pixels");
+        require_memory(&what, needed, "give a smaller --batch or --image-size")?;
         let work = bench::StepWork {
             model: config,
             image_size: self.image_size,

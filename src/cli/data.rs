@@ -4,18 +4,21 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use burn::tensor::Device;
 use serde_json::json;
 
+use super::preprocessing::{PreprocessingFlags, parse_size, tell};
 use super::screen::Terminal;
-use super::{inputs, note, parse_size, print_json, print_line};
+use super::{inputs, note, print_json, print_line, require_memory};
 use crate::data::resize::Filter;
 use crate::data::{
-    Augmentation, Dataset, EvaluationTransform, Loader, Plan, RandomResizedCrop, Share, Split,
-    check, decode, evaluation_batch, shards, tensors,
+    Augmentation, Dataset, Loader, Plan, Preprocessing, RandomResizedCrop, Share, Split, check,
+    decode, evaluation_batch, loader, shards, tensors,
 };
 use crate::error::{Error, Result};
 use crate::files;
 use crate::group::Group;
+use crate::model::weights::{self, Stated};
 use crate::output::Content;
 use crate::screen::Screen;
 use crate::units::grouped;
@@ -88,14 +91,6 @@ fn parse_split(text: &str) -> std::result::Result<Split, String> {
         "train" => Ok(Split::Train),
         "test" => Ok(Split::Test),
         _ => Err("use train or test".to_owned()),
-    }
-}
-
-fn parse_filter(text: &str) -> std::result::Result<Filter, String> {
-    match text {
-        "bicubic" => Ok(Filter::Bicubic),
-        "bilinear" => Ok(Filter::Bilinear),
-        _ => Err("use bicubic or bilinear".to_owned()),
     }
 }
 
@@ -237,11 +232,19 @@ fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
     seconds.ok_or_else(|| "give seconds above 0 and up to 86400".to_owned())
 }
 
+/// Images of a batch.
+const BATCH: usize = 50;
 /// Images that are taken through the parts one by one.
 const FOR_PARTS: usize = 200;
 
 impl Bench {
     fn run(&self, threads: usize, json: bool) -> Result<()> {
+        let numbers = 3.0 * (self.image_size as f64).powi(2);
+        let batches = (loader::AHEAD + 2) * BATCH;
+        // A byte a number, but for data sets of floats; and on each thread one image in floats.
+        let needed = numbers * (batches + 4 * threads) as f64;
+        let what = format!("{batches} images of {} pixels", self.image_size);
+        require_memory(&what, needed, "give a smaller --image-size")?;
         let dataset = Arc::new(self.data.open(Split::Train)?);
         let augmentation = Augmentation {
             random_resized_crop: Some(RandomResizedCrop {
@@ -253,7 +256,7 @@ impl Bench {
         };
         let plan = Plan {
             seed: self.data.seed,
-            batch: 50,
+            batch: BATCH,
             image_size: self.image_size,
             augmentation: augmentation.clone(),
             mixing: None,
@@ -395,55 +398,55 @@ impl Index {
 pub(super) struct Pack {
     #[command(flatten)]
     data: NamedData,
-    /// Pixels on a side.
-    #[arg(long, value_parser = parse_size)]
-    image_size: usize,
+    /// The model that the images are for, whose folder says how they are preprocessed; else bicubic interpolation of the
+    /// shortest side, and a center crop, to --image-size.
+    #[arg(long, value_name = "MODEL")]
+    like: Option<PathBuf>,
+    #[command(flatten)]
+    preprocessing: PreprocessingFlags,
     /// The safetensors file to write; `tensors:FILE` reads it.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
     chosen: super::ChosenImages,
-    /// Share of the resized picture's shorter side that is kept.
-    #[arg(long, value_name = "F", default_value_t = 1.0)]
-    crop_fraction: f64,
-    /// How pixels are interpolated: bicubic or bilinear.
-    #[arg(long, default_value = "bicubic", value_parser = parse_filter)]
-    interpolation: Filter,
 }
 
-/// Pictures that are made at a time.
+/// Pictures that are made at a time; fewer if they are large.
 const AT_A_TIME: usize = 64;
+/// Numbers that are made at a time, unless one picture has more.
+const NUMBERS_AT_A_TIME: usize = 1 << 26;
 
 impl Pack {
     fn run(&self, json: bool, group: &Group) -> Result<()> {
-        if !(self.crop_fraction > 0.0 && self.crop_fraction <= 1.0) {
-            let message = format!(
-                "--crop-fraction {} is not above 0 and up to 1",
-                self.crop_fraction
-            );
-            return Err(Error::input(message).hint("ImageNet's is often 0.875"));
-        }
         self.data
             .check_out(&self.out, Content::Tensors("images"), group)?;
+        let (stated, image_size) = self.stated()?;
         let dataset = self.data.open(Split::Test)?;
         let subset = self.chosen.of(&dataset)?;
         let count = subset.len();
         if dataset.classes().is_empty() {
             note("note: not every image has a label; the file gets no `labels`");
         }
-        let transform = EvaluationTransform {
-            image_size: self.image_size,
-            crop_fraction: self.crop_fraction,
-            interpolation: self.interpolation,
-        };
+        let (preprocessing, text) = self.preprocessing.over(&stated, image_size, &dataset)?;
+        let numbers = preprocessing.numbers();
+        let at_a_time = (NUMBERS_AT_A_TIME / numbers).clamp(1, AT_A_TIME);
+        // As they are made, sent to the first process, and written.
+        let needed = 4.0 * 3.0 * (numbers * at_a_time.min(count) * group.size()) as f64;
+        let what = format!(
+            "{} images of {} pixels",
+            at_a_time.min(count),
+            preprocessing.image_size
+        );
+        require_memory(&what, needed, "give a smaller --image-size")?;
+        tell(&text, None);
         let mut screen = Terminal::new();
         let places: Vec<usize> = (0..count).map(|index| subset.place(index)).collect();
         let mut done = 0;
-        let rounds = places.chunks(AT_A_TIME * group.size()).map(|round| {
+        let rounds = places.chunks(at_a_time * group.size()).map(|round| {
             let own = &round[group.part(round.len())];
             let images = match own.is_empty() {
                 true => Ok(Vec::new()),
-                false => evaluation_batch(&dataset, own, &transform),
+                false => evaluation_batch(&dataset, own, &preprocessing),
             };
             let images = group.floats_to_first(group.agree(images)?).concat();
             done += round.len();
@@ -468,7 +471,8 @@ impl Pack {
                 Some(labels.collect::<Result<_>>()?)
             }
         };
-        let shape = [count, 3, self.image_size, self.image_size];
+        let image_size = preprocessing.image_size;
+        let shape = [count, 3, image_size, image_size];
         tensors::save_parts(
             &self.out,
             rounds,
@@ -479,14 +483,40 @@ impl Pack {
         drop(screen);
         let out = self.out.display().to_string();
         if json {
-            print_json(&json!({ "out": out, "images": count, "image_size": self.image_size }));
+            print_json(&json!({
+                "out": out,
+                "images": count,
+                "image_size": image_size,
+                "preprocessing": preprocessing,
+            }));
         } else {
             print_line(&format!(
                 "{} pictures of {} pixels in `{out}`",
                 grouped(count as u64),
-                self.image_size
+                image_size
             ));
         }
         Ok(())
+    }
+
+    /// What the model says, or the usual, and the image size.
+    fn stated(&self) -> Result<(Stated, usize)> {
+        if let Some(model) = &self.like {
+            let loaded = weights::load_any(model, &Device::flex())?;
+            return Ok((loaded.preprocessing, loaded.image_size));
+        }
+        let Some(image_size) = self.preprocessing.image_size else {
+            return Err(Error::input("--image-size is missing")
+                .hint("give it, or the model that the images are for with --like MODEL"));
+        };
+        let usual = Preprocessing {
+            interpolation: Filter::Bicubic,
+            ..Preprocessing::new(image_size)
+        };
+        let stated = Stated {
+            source: "defaults",
+            preprocessing: Ok(usual),
+        };
+        Ok((stated, image_size))
     }
 }

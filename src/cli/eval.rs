@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 
+use super::preprocessing::{PreprocessingFlags, tell};
 use super::screen::Terminal;
 use super::{
-    ChosenImages, NamedClasses, NamedModel, check_image_size, device, inputs, open_data,
-    parse_precision, print_json, usable_precision,
+    ChosenImages, NamedClasses, NamedModel, check_image_size, check_memory, device, inputs,
+    open_data, parse_precision, print_json, usable_precision,
 };
 use crate::attack::{Attack, Norm};
-use crate::data::resize::Filter;
-use crate::data::{EvaluationTransform, Split};
+use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
 use crate::eval::result::{Findings, Subject, to_json, wilson};
@@ -21,8 +21,9 @@ use crate::files;
 use crate::fused::Precision;
 use crate::group::Group;
 use crate::model::Pass;
-use crate::model::weights::Loaded;
+use crate::model::weights::{Loaded, Outputs};
 use crate::output::Content;
+use crate::plan::Work;
 use crate::recipe::word_of;
 use crate::screen::Screen;
 use crate::text::zero_shot::by_text;
@@ -97,9 +98,8 @@ pub(super) struct Eval {
     /// Seed of attacks and of synthetic images.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Pixels on a side; the model's own if absent.
-    #[arg(long)]
-    image_size: Option<usize>,
+    #[command(flatten)]
+    preprocessing: PreprocessingFlags,
     /// Names of the classes in words, one a line: classifies by text, for models trained with captions.
     #[arg(long, value_name = "FILE", requires = "text")]
     zero_shot: Option<PathBuf>,
@@ -109,12 +109,6 @@ pub(super) struct Eval {
     /// Sentences with {} in the place of a name, one a line; the names alone if absent.
     #[arg(long, value_name = "FILE", requires = "zero_shot")]
     templates: Option<PathBuf>,
-    /// Share of the resized image that the central crop keeps.
-    #[arg(long, default_value_t = 1.0)]
-    crop_fraction: f64,
-    /// How images are resized: bilinear or bicubic.
-    #[arg(long, default_value = "bicubic")]
-    interpolation: String,
     /// Arithmetic: f32 or bf16.
     #[arg(long, default_value = "f32", value_parser = parse_precision)]
     precision: Precision,
@@ -130,11 +124,6 @@ impl Eval {
             .iter()
             .map(|norm| self.attacks(norm))
             .collect::<Result<_>>()?;
-        let transform = EvaluationTransform {
-            image_size: 0,
-            crop_fraction: self.crop_fraction()?,
-            interpolation: self.filter()?,
-        };
         let out = self.folder()?;
         group.agree(match group.is_first() {
             true => self.check_outputs(&out),
@@ -143,8 +132,6 @@ impl Eval {
         let mut loaded = self.model.load()?;
         let zero_shot = self.class_head(&mut loaded)?;
         let head = zero_shot.as_ref().map(|(_, head)| head);
-        let image_size = self.image_size.unwrap_or(loaded.image_size);
-        check_image_size(&loaded.model.config(), image_size)?;
         let dataset = open_data(&self.data, Split::Test, self.seed)?;
         let prompts = zero_shot.as_ref().map(|(prompts, _)| &prompts.classes[..]);
         let prompts = prompts.zip(self.zero_shot.as_deref());
@@ -153,14 +140,26 @@ impl Eval {
             .matched(&loaded, prompts, &dataset, &self.data)?;
         let subset = self.chosen.of(&dataset)?.mapped(map);
         let count = subset.len();
-        let transform = EvaluationTransform {
-            image_size,
-            ..transform
+        let config = loaded.model.config();
+        let (preprocessing, text) =
+            self.preprocessing
+                .over(&loaded.preprocessing, loaded.image_size, &dataset)?;
+        check_image_size(&config, preprocessing.image_size)?;
+        let work = match attacks.iter().all(Vec::is_empty) && !self.eps_curve {
+            true => Work::Forward,
+            false => Work::Attack,
         };
+        // All images at the end, clean and adversarial.
+        let saved = match self.save_adversarial {
+            Some(_) => 3 * count * preprocessing.numbers(),
+            None => 0,
+        };
+        check_memory(&loaded, &preprocessing, self.batch.min(count), work, saved)?;
+        tell(&text, Some(&config));
         let images = Images::Stored {
             dataset: &dataset,
             subset: &subset,
-            transform,
+            preprocessing,
         };
         let precision = usable_precision(self.precision)?;
         let pass = Pass {
@@ -174,6 +173,7 @@ impl Eval {
                 Some(head) => by_text(outputs, head),
             }
         };
+        let (mean, std) = config.statistics();
         let subject = Subject {
             program: format!("advxl {}", env!("CARGO_PKG_VERSION")),
             model: self.model.path.display().to_string(),
@@ -184,9 +184,9 @@ impl Eval {
             images: count,
             subset: subset.record(&dataset)?,
             left_out: Vec::new(),
-            image_size,
-            crop_fraction: self.crop_fraction,
-            interpolation: self.interpolation.clone(),
+            preprocessing,
+            mean,
+            std,
             seed: self.seed,
             precision: word_of(precision).to_owned(),
         };
@@ -227,12 +227,29 @@ impl Eval {
 
     /// The names of --zero-shot and the head of their embeddings, with which the model is another one to evaluations.
     fn class_head(&self, loaded: &mut Loaded) -> Result<Option<(ZeroShot, Tensor<2>)>> {
+        let model = self.model.path.display();
+        let outputs = loaded.model.classes();
         let (Some(classes), Some(text)) = (&self.zero_shot, &self.text) else {
-            return Ok(None);
+            return match loaded.outputs {
+                Outputs::Logits => Ok(None),
+                Outputs::Embedding => Err(Error::input(format!(
+                    "the {outputs} outputs of `{model}` are an embedding, not logits of classes"
+                ))
+                .hint("classify by text with --zero-shot CLASSES --text FOLDER")),
+            };
         };
+        if loaded.outputs == Outputs::Logits {
+            let message = format!(
+                "--zero-shot is for embeddings, and the {outputs} outputs of `{model}` are logits of classes"
+            );
+            return Err(Error::input(message).hint(
+                "leave --zero-shot and --text out; if it is an image tower all the same, write \"advxl\": { \"outputs\": \
+                 \"embedding\" } into its config.json",
+            ));
+        }
         let zero_shot = ZeroShot::read(classes, self.templates.as_deref())?;
         let text = TextModel::load(text, &device()?)?;
-        let (width, outputs) = (text.tower.config().embedding, loaded.model.classes());
+        let width = text.tower.config().embedding;
         if width != outputs {
             let message = format!("the model gives {outputs} numbers, and the text model {width}");
             return Err(Error::input(message).hint(
@@ -396,23 +413,6 @@ impl Eval {
         settings.named(&self.attack).map_err(|(unknown, hint)| {
             Error::input(format!("--attack {unknown}: there is no such attack")).hint(hint)
         })
-    }
-
-    fn crop_fraction(&self) -> Result<f64> {
-        match self.crop_fraction > 0.0 && self.crop_fraction <= 1.0 {
-            true => Ok(self.crop_fraction),
-            false => {
-                let found = self.crop_fraction;
-                Err(Error::input(format!(
-                    "--crop-fraction {found} must be above 0 and at most 1"
-                )))
-            }
-        }
-    }
-
-    fn filter(&self) -> Result<Filter> {
-        let filters = [("bilinear", Filter::Bilinear), ("bicubic", Filter::Bicubic)];
-        one_of("--interpolation", "filter", &self.interpolation, &filters)
     }
 }
 

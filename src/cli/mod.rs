@@ -9,6 +9,7 @@ mod export;
 mod inspect;
 mod plan;
 mod predict;
+mod preprocessing;
 mod screen;
 mod train;
 
@@ -24,15 +25,19 @@ use clap::{Parser, Subcommand};
 
 use crate::data::classes::is_wnid;
 use crate::data::{
-    ClassMap, Dataset, Outputs, Selection, Spec, Split, Subset, match_classes, match_prompts,
+    ClassMap, Dataset, MAX_IMAGE_SIZE, ModelClasses, Preprocessing, Selection, Spec, Split, Subset,
+    match_classes, match_prompts,
 };
 use crate::error::{Error, Kind, Result};
 use crate::files;
-use crate::fused::{DeviceName, Precision, hardware};
+use crate::fused::{self, DeviceName, Precision, hardware};
 use crate::group::{self, Group};
+use crate::memory;
 use crate::model::ModelConfig;
+use crate::model::config::{check_mean, check_std};
 use crate::model::weights::{self, Loaded};
 use crate::output::Inputs;
+use crate::plan::{Work, batch_memory};
 use crate::recipe::PRECISIONS;
 use crate::settings::nearest;
 
@@ -252,11 +257,12 @@ struct NamedModel {
     /// Architecture of a file of weights (safetensors, .pth, .bin): timm's name, open_clip's or ours.
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
-    /// Mean of each channel for a file of weights; ImageNet's, or CLIP's for its models, if absent.
-    #[arg(long, value_name = "R,G,B", requires = "arch", value_parser = parse_channels)]
+    /// Mean of each channel for pixels in [0, 1]. If absent the folder's; of a file the one in it, ImageNet's, or CLIP's for its
+    /// models.
+    #[arg(long, value_name = "R,G,B", value_parser = parse_mean)]
     mean: Option<[f64; 3]>,
-    /// Standard deviation of each channel for a file of weights; ImageNet's, or CLIP's for its models, if absent.
-    #[arg(long, value_name = "R,G,B", requires = "arch", value_parser = parse_std)]
+    /// Standard deviation of each channel; see --mean.
+    #[arg(long, value_name = "R,G,B", value_parser = parse_std)]
     std: Option<[f64; 3]>,
 }
 
@@ -297,9 +303,12 @@ impl NamedModel {
                 "note: of several things in the file, the weights are those in `{key}`"
             ));
         }
+        for text in &loaded.notes {
+            note(&format!("note: {text}"));
+        }
         if self.mean.is_some() || self.std.is_some() {
             loaded.model.normalise_by(self.mean, self.std);
-            // Normalised otherwise it is another model, whose evaluations are not gone on with.
+            // Normalized otherwise it is another model, whose evaluations are not gone on with.
             let (mean, std) = loaded.model.config().statistics();
             let identity = format!("{} {mean:?} {std:?}", loaded.hash);
             loaded.hash = blake3::hash(identity.as_bytes()).to_string();
@@ -319,19 +328,60 @@ fn parse_channels(text: &str) -> std::result::Result<[f64; 3], String> {
     three.ok_or_else(|| "give three numbers, such as 0.5,0.5,0.5".to_owned())
 }
 
+fn parse_mean(text: &str) -> std::result::Result<[f64; 3], String> {
+    let mean = parse_channels(text)?;
+    let text = |(message, hint): (String, String)| format!("{message}; {hint}");
+    check_mean(&mean).map(|()| mean).map_err(text)
+}
+
 fn parse_std(text: &str) -> std::result::Result<[f64; 3], String> {
     let std = parse_channels(text)?;
-    let positive = std.iter().all(|std| *std > 0.0);
-    positive
-        .then_some(std)
-        .ok_or_else(|| "give numbers above 0".to_owned())
+    let text = |(message, hint): (String, String)| format!("{message}; {hint}");
+    check_std(&std).map(|()| std).map_err(text)
 }
 
 /// Patches along a side of images of `--image-size`; an error unless they are whole.
 fn check_image_size(config: &ModelConfig, size: usize) -> Result<usize> {
+    if size > MAX_IMAGE_SIZE {
+        let message =
+            format!("--image-size {size} is more than {MAX_IMAGE_SIZE}, the largest side");
+        return Err(Error::input(message).hint("give a size near to the model's own"));
+    }
     config.grid(size).map_err(|(message, hint)| {
         Error::input(message.replace("image_size =", "--image-size")).hint(hint)
     })
+}
+
+/// An error where a batch of images, or `more` numbers kept besides, do not fit into memory.
+fn check_memory(
+    loaded: &Loaded,
+    preprocessing: &Preprocessing,
+    batch: usize,
+    work: Work,
+    more: usize,
+) -> Result<()> {
+    let (config, classes) = (loaded.model.config(), loaded.model.classes());
+    let size = preprocessing.image_size;
+    let of_batch = batch_memory(&config, classes, size, batch, work);
+    // The model is in memory already.
+    let needed = of_batch - 4.0 * config.parameters(classes, loaded.image_size) as f64;
+    let what = format!("a batch of {batch} images of {size} pixels");
+    require_memory(&what, needed, "give a smaller --batch or --image-size")?;
+    let what = format!("keeping what is to be written of all images of {size} pixels");
+    require_memory(
+        &what,
+        needed + 4.0 * more as f64,
+        "take fewer images with --n",
+    )
+}
+
+/// An error where so many bytes are not available to this process on the processor; of GPUs it is not known what is free.
+fn require_memory(what: &str, needed: f64, hint: &str) -> Result<()> {
+    if !fused::is_processor(&device()?) {
+        return Ok(());
+    }
+    let available = memory::available().map(|free| free / group::processes_here() as u64);
+    memory::require(what, needed, available, hint)
 }
 
 /// Which images of a data set an evaluation uses.
@@ -404,7 +454,7 @@ impl NamedClasses {
                         .hint("give one name for each class of the model, in the model's order"));
                 }
                 let owner = format!("`{}`", path.display());
-                let outputs = Outputs {
+                let outputs = ModelClasses {
                     count,
                     names: &names,
                     owner: &owner,
@@ -418,7 +468,7 @@ impl NamedClasses {
                 data,
             )?,
             (None, None) => {
-                let outputs = Outputs {
+                let outputs = ModelClasses {
                     count,
                     names: &loaded.classes,
                     owner: "the model",

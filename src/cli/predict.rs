@@ -6,21 +6,23 @@ use burn::tensor::Tensor;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 
+use super::preprocessing::{PreprocessingFlags, tell};
 use super::screen::Terminal;
 use super::{
-    ChosenImages, NamedClasses, NamedModel, check_image_size, device, inputs, open_data,
-    parse_precision, print_json, usable_precision,
+    ChosenImages, NamedClasses, NamedModel, check_image_size, check_memory, device, inputs, note,
+    open_data, parse_precision, print_json, usable_precision,
 };
 use crate::attack::input_gradient;
-use crate::data::resize::Filter;
-use crate::data::{EvaluationTransform, Split};
+use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::eval::Images;
 use crate::files;
 use crate::fused::{Precision, to_vec};
 use crate::loss::{Targets, cross_entropy};
 use crate::model::Pass;
+use crate::model::weights::Outputs;
 use crate::output::Content;
+use crate::plan::Work;
 use crate::screen::Screen;
 
 /// Logits of a model for a data set, and the gradient of the loss for its images.
@@ -31,7 +33,7 @@ pub(super) struct Predict {
     /// Test images: a folder, tensors:FILE or synthetic:N.
     #[arg(long, value_name = "SPEC")]
     data: String,
-    /// The safetensors file to write: `logits` f32 `[n, classes]`.
+    /// The safetensors file to write: `logits` f32 `[n, classes]`, the outputs also where they are an embedding.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Also write `gradients` f32 `[n, 3, h, w]` of the summed cross entropy.
@@ -47,9 +49,8 @@ pub(super) struct Predict {
     /// Seed of synthetic images.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Pixels on a side; the model's own if absent.
-    #[arg(long)]
-    image_size: Option<usize>,
+    #[command(flatten)]
+    preprocessing: PreprocessingFlags,
     /// Arithmetic: f32 or bf16.
     #[arg(long, default_value = "f32", value_parser = parse_precision)]
     precision: Precision,
@@ -66,6 +67,13 @@ impl Predict {
             Content::Tensors("logits"),
         )?;
         let loaded = self.model.load()?;
+        let is_embedding = loaded.outputs == Outputs::Embedding;
+        if self.gradient && is_embedding {
+            let message = "--gradient is that of cross entropy, and the outputs of this model are an embedding";
+            return Err(
+                Error::input(message).hint("leave --gradient out, or give a model with classes")
+            );
+        }
         let dataset = open_data(&self.data, Split::Test, self.seed)?;
         let mut subset = self.chosen.of(&dataset)?;
         // Logits need no labels.
@@ -74,16 +82,29 @@ impl Predict {
         }
         let count = subset.len();
         let classes = loaded.model.classes();
-        let size = self.image_size.unwrap_or(loaded.image_size);
-        check_image_size(&loaded.model.config(), size)?;
+        let config = loaded.model.config();
+        let (preprocessing, text) =
+            self.preprocessing
+                .over(&loaded.preprocessing, loaded.image_size, &dataset)?;
+        let size = preprocessing.image_size;
+        check_image_size(&config, size)?;
+        let (work, gradient) = match self.gradient {
+            true => (Work::Attack, preprocessing.numbers()),
+            false => (Work::Forward, 0),
+        };
+        // What is written, once as numbers and once as a file.
+        let kept = 2 * count * (classes + gradient);
+        check_memory(&loaded, &preprocessing, self.batch.min(count), work, kept)?;
+        tell(&text, Some(&config));
+        if is_embedding {
+            note(&format!(
+                "note: the outputs are an embedding of {classes} numbers, not logits of classes"
+            ));
+        }
         let images = Images::Stored {
             dataset: &dataset,
             subset: &subset,
-            transform: EvaluationTransform {
-                image_size: size,
-                crop_fraction: 1.0,
-                interpolation: Filter::Bicubic,
-            },
+            preprocessing,
         };
         let pass = Pass {
             precision: usable_precision(self.precision)?,
@@ -137,7 +158,12 @@ impl Predict {
         if json {
             let out = self.out.display().to_string();
             print_json(&json!({
-                "out": out, "images": count, "classes": classes, "not_finite": not_finite,
+                "out": out,
+                "images": count,
+                "classes": classes,
+                "outputs": loaded.outputs,
+                "preprocessing": preprocessing,
+                "not_finite": not_finite,
             }));
         }
         Ok(())

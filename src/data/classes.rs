@@ -10,7 +10,7 @@ use crate::units::grouped;
 
 /// The classes of a model, as far as they are known.
 #[derive(Clone, Copy, Debug)]
-pub struct Outputs<'a> {
+pub struct ModelClasses<'a> {
     /// How many logits it gives.
     pub count: usize,
     /// Their names, in their order; empty where unknown.
@@ -64,7 +64,7 @@ impl ClassMap {
 ///
 /// Errors: a class that the model does not have, or that cannot be told from another; more classes than the model
 /// has; a part of the model's classes where the names of one side are unknown.
-pub fn match_classes(model: Outputs, data: &[String], spec: &str) -> Result<ClassMap> {
+pub fn match_classes(model: ModelClasses, data: &[String], spec: &str) -> Result<ClassMap> {
     let (named, data_named) = (!is_numbered(model.names), !is_numbered(data));
     if !data_named && data.len() > model.count {
         return Err(too_many(model, data, spec));
@@ -86,7 +86,7 @@ pub fn match_classes(model: Outputs, data: &[String], spec: &str) -> Result<Clas
         let names = imagenet()
             .map(|(wnid, _)| wnid.to_owned())
             .collect::<Vec<_>>();
-        let model = Outputs {
+        let model = ModelClasses {
             names: &names,
             owner: "ImageNet-1K",
             ..model
@@ -129,7 +129,7 @@ pub fn match_prompts(
             prompts[0], data[0]
         )));
     }
-    let outputs = Outputs {
+    let outputs = ModelClasses {
         count: prompts.len(),
         names: prompts,
         owner,
@@ -140,7 +140,7 @@ pub fn match_prompts(
 const CLASSES_HINT: &str =
     "--classes FILE names the model's classes as the data does, one a line, in the model's order";
 
-fn too_many(model: Outputs, data: &[String], spec: &str) -> Error {
+fn too_many(model: ModelClasses, data: &[String], spec: &str) -> Error {
     Error::input(format!(
         "`{spec}` has {} classes and {} {}",
         grouped(data.len() as u64),
@@ -150,7 +150,7 @@ fn too_many(model: Outputs, data: &[String], spec: &str) -> Error {
     .hint("use a data set with the classes that the model was trained for")
 }
 
-fn by_name(model: Outputs, data: &[String], spec: &str) -> Result<ClassMap> {
+fn by_name(model: ModelClasses, data: &[String], spec: &str) -> Result<ClassMap> {
     if model.names == data {
         return Ok(ClassMap::same("by name"));
     }
@@ -189,7 +189,7 @@ enum Unmatched {
 }
 
 impl Unmatched {
-    fn error(self, model: Outputs, names: &[String], data: &[String], spec: &str) -> Error {
+    fn error(self, model: ModelClasses, names: &[String], data: &[String], spec: &str) -> Error {
         let (owner, count) = (model.owner, grouped(model.count as u64));
         match self {
             Self::Twice(label) => Error::input(format!(
@@ -313,7 +313,7 @@ mod tests {
 
     fn matched(model: &[&str], count: usize, data: &[&str]) -> Result<ClassMap> {
         let model = names(model);
-        let outputs = Outputs {
+        let outputs = ModelClasses {
             count,
             names: &model,
             owner: "the model",

@@ -115,7 +115,7 @@ const MOST_IN_A_ROW: usize = 100;
 /// Samples that a thread takes at a time.
 const CHUNK: usize = 16;
 /// Batches made ahead.
-const AHEAD: usize = 3;
+pub const AHEAD: usize = 3;
 
 /// Delivers the batches of a plan in order.
 pub struct Loader {

@@ -58,9 +58,9 @@ use std::str::FromStr;
 
 pub use augment::{Augmentation, RandAugment, RandomResizedCrop};
 pub use batch::{Batch, Planes};
-pub use classes::{ClassMap, Outputs, match_classes, match_prompts};
+pub use classes::{ClassMap, ModelClasses, match_classes, match_prompts};
 pub use decode::Examined;
-pub use evaluation::{EvaluationTransform, evaluation_batch};
+pub use evaluation::{MAX_IMAGE_SIZE, Preprocessing, ResizeMode, evaluation_batch};
 pub use health::{Fault, Health, Reason};
 pub use loader::{Broken, Loader, Plan, Share};
 pub use mixing::{Mix, Mixing};

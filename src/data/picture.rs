@@ -2,6 +2,8 @@
 //!
 //! Not for batches, which are plain `f32` in `[0, 1]`, nor for files, which [`super::decode`] reads.
 
+use std::ops::Range;
+
 use crate::error::{Error, Result};
 
 /// The pixels of a picture.
@@ -36,6 +38,16 @@ impl Region {
             width,
             height,
         }
+    }
+
+    /// Its columns.
+    pub fn columns(&self) -> Range<usize> {
+        self.left..self.left + self.width
+    }
+
+    /// Its rows.
+    pub fn rows(&self) -> Range<usize> {
+        self.top..self.top + self.height
     }
 }
 

@@ -8,34 +8,70 @@
 //! Source: Pillow's `Resample.c`; `torch.nn.functional.interpolate` computes the same windows.
 //! Held to Pillow and PyTorch by the recorded cases of `tests/golden/make_pictures.py`.
 
-use super::picture::{Picture, Pixels};
+use std::f64::consts::PI;
+use std::ops::Range;
+
+use super::picture::{Picture, Pixels, Region};
 
 /// The shape of the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
+    /// The pixel at the center, whatever the scale.
+    Nearest,
     /// The mean of the pixels covered.
     Box,
     /// A triangle of radius 1.
     Bilinear,
+    /// A sinc of radius 1 under Hamming's window.
+    Hamming,
     /// Keys' cubic with a = -1/2, of radius 2; it overshoots at edges.
     Bicubic,
+    /// A sinc of radius 3 under a wider one; it overshoots at edges.
+    Lanczos,
 }
 
 impl Filter {
+    /// Pillow's, torchvision's and timm's words.
+    pub const WORDS: [(&str, Self); 6] = [
+        ("nearest", Self::Nearest),
+        ("box", Self::Box),
+        ("bilinear", Self::Bilinear),
+        ("hamming", Self::Hamming),
+        ("bicubic", Self::Bicubic),
+        ("lanczos", Self::Lanczos),
+    ];
+
+    /// Its word.
+    pub fn word(self) -> &'static str {
+        let found = Self::WORDS.iter().find(|(_, filter)| *filter == self);
+        found.expect("each has its word").0
+    }
+
     fn radius(self) -> f64 {
         match self {
-            Filter::Box => 0.5,
-            Filter::Bilinear => 1.0,
+            Filter::Nearest | Filter::Box => 0.5,
+            Filter::Bilinear | Filter::Hamming => 1.0,
             Filter::Bicubic => 2.0,
+            Filter::Lanczos => 3.0,
         }
     }
 
     fn weight(self, x: f64) -> f64 {
         const A: f64 = -0.5;
+        let sinc = |x: f64| match x == 0.0 {
+            true => 1.0,
+            false => (x * PI).sin() / (x * PI),
+        };
         match self {
-            Filter::Box => f64::from(u8::from(x > -0.5 && x <= 0.5)),
+            Filter::Nearest | Filter::Box => f64::from(u8::from(x > -0.5 && x <= 0.5)),
             Filter::Bilinear => (1.0 - x.abs()).max(0.0),
+            // Pillow's two numbers are of single precision.
+            Filter::Hamming if x.abs() < 1.0 => {
+                sinc(x) * (f64::from(0.54_f32) + f64::from(0.46_f32) * (x * PI).cos())
+            }
+            Filter::Lanczos if (-3.0..3.0).contains(&x) => sinc(x) * sinc(x / 3.0),
+            Filter::Hamming | Filter::Lanczos => 0.0,
             Filter::Bicubic => {
                 let x = x.abs();
                 if x < 1.0 {
@@ -123,17 +159,27 @@ impl<W> Windows<W> {
     }
 }
 
-/// Windows over `length` input positions from `start`, none of them leaving the crop or the input.
-fn windows(filter: Filter, input: usize, start: f64, length: f64, output: usize) -> Windows<f64> {
+/// Windows over `length` input positions from `start`, none of them leaving the crop or the input: those of some of
+/// the `output` positions that the length is resized to.
+fn windows(
+    filter: Filter,
+    input: usize,
+    (start, length): (f64, f64),
+    output: usize,
+    positions: Range<usize>,
+) -> Windows<f64> {
+    if filter == Filter::Nearest {
+        return nearest(input, (start, length), output, positions);
+    }
     let scale = length / output as f64;
     let stretch = scale.max(1.0);
     let radius = filter.radius() * stretch;
     // Whole pixels that the crop touches: what lies outside is not seen, as if cut off before.
     let lowest = start.floor().max(0.0) as usize;
     let highest = ((start + length).ceil() as usize).min(input);
-    let mut places = Vec::with_capacity(output);
+    let mut places = Vec::with_capacity(positions.len());
     let mut weights = Vec::new();
-    for position in 0..output {
+    for position in positions {
         let center = start + (position as f64 + 0.5) * scale;
         let first = ((center - radius + 0.5).max(0.0) as usize).clamp(lowest, highest - 1);
         let end = ((center + radius + 0.5).max(0.0) as usize).clamp(first + 1, highest);
@@ -156,28 +202,97 @@ fn windows(filter: Filter, input: usize, start: f64, length: f64, output: usize)
     Windows { places, weights }
 }
 
-/// Resizes bytes as Pillow does, to the bit.
+/// Whether Pillow resizes along the columns first, by its rule of version 13; before, it never did.
 ///
-/// Shapes: `[height, width, 3]` to `[new_height, new_width, 3]`.
+/// What is rounded between the two passes makes a difference of one level. The rule was found by trying sizes:
+/// `tests/golden/make_preprocessing.py` holds cases on both sides.
+fn shrinks_more_down(
+    (width, height): (usize, usize),
+    (new_width, new_height): (usize, usize),
+) -> bool {
+    let lost = |old: usize, new: usize| old as i64 - new as i64;
+    let rows = lost(height, new_height);
+    rows > 0 && rows > 2 * lost(width, new_width)
+}
+
+/// Windows of one pixel each.
+fn nearest(
+    input: usize,
+    (start, length): (f64, f64),
+    output: usize,
+    positions: Range<usize>,
+) -> Windows<f64> {
+    let scale = length / output as f64;
+    // Pillow adds the scale up from the first position; a product would round elsewhere.
+    let mut place = start + scale / 2.0;
+    let mut places = Vec::with_capacity(positions.len());
+    for position in 0..positions.end {
+        if positions.contains(&position) {
+            let one = places.len()..places.len() + 1;
+            places.push(((place as usize).min(input - 1), one));
+        }
+        place += scale;
+    }
+    let weights = vec![1.0; places.len()];
+    Windows { places, weights }
+}
+
+/// A region of bytes that are resized as Pillow does, to the bit.
+///
+/// The region is one of the resized picture, of which nothing else is computed: a picture of any proportions takes
+/// no more memory than it has pixels, and as many as are asked for.
+///
+/// Shapes: `[height, width, 3]` to `[region.height, region.width, 3]`.
 /// Weights are rounded to 22 binary places and the rows between the two passes to bytes.
 pub fn resize_bytes(
     bytes: &[u8],
     (width, height): (usize, usize),
     (new_width, new_height): (usize, usize),
+    region: &Region,
     filter: Filter,
 ) -> Vec<u8> {
-    let across =
-        (new_width != width).then(|| fixed(windows(filter, width, 0.0, width as f64, new_width)));
-    let down = (new_height != height)
-        .then(|| fixed(windows(filter, height, 0.0, height as f64, new_height)));
-    let rows = match &across {
-        Some(across) => resize_rows(bytes, width, across),
-        None => bytes.to_vec(),
+    let (columns, rows) = (region.columns(), region.rows());
+    let fixed_windows = |old: usize, new: usize, positions: &Range<usize>| {
+        let all = (0.0, old as f64);
+        (old != new).then(|| fixed(windows(filter, old, all, new, positions.clone())))
     };
-    match &down {
-        Some(down) => resize_columns(&rows, new_width * 3, down),
-        None => rows,
+    let across = fixed_windows(width, new_width, &columns);
+    let down = fixed_windows(height, new_height, &rows);
+    let (top, bottom) = match &down {
+        Some(down) => down.span(),
+        None => (rows.start, rows.end),
+    };
+    let bytes = &bytes[top * width * 3..bottom * width * 3];
+    let down = down.map(|down| down.seen_from(top));
+    if let (Some(across), Some(down)) = (&across, &down)
+        && shrinks_more_down((width, height), (new_width, new_height))
+    {
+        return resize_rows(&resize_columns(bytes, width * 3, down), width, across);
     }
+    let narrow = match &across {
+        Some(across) => resize_rows(bytes, width, across),
+        None => {
+            let columns = columns.start * 3..columns.end * 3;
+            cut_rows(bytes, width * 3, &(0..bottom - top), &columns)
+        }
+    };
+    match down {
+        Some(down) => resize_columns(&narrow, region.width * 3, &down),
+        None => narrow,
+    }
+}
+
+/// Some rows of a matrix with some of their values.
+fn cut_rows<T: Copy>(
+    values: &[T],
+    row_len: usize,
+    rows: &Range<usize>,
+    columns: &Range<usize>,
+) -> Vec<T> {
+    let rows = values.chunks_exact(row_len).take(rows.end).skip(rows.start);
+    rows.flat_map(|row| &row[columns.clone()])
+        .copied()
+        .collect()
 }
 
 const PRECISION: u32 = 22;
@@ -227,27 +342,49 @@ fn resize_columns(rows: &[u8], row_len: usize, windows: &Windows<i32>) -> Vec<u8
 /// Resizes a part of a picture in floats, to the result of PyTorch's `interpolate(antialias=True)`.
 ///
 /// Shapes: the result is `[3, new_height, new_width]`. Units: `[0, 1]`.
-/// Values outside `[0, 1]`, which only [`Filter::Bicubic`] can give, are cut off. When nothing
+/// Values outside `[0, 1]`, which filters that overshoot can give, are cut off. When nothing
 /// changes size and the crop has whole edges, values are copied to the bit. The crop's pixels must be known;
 /// which others are changes nothing.
 pub fn resize_planes(
     picture: &Picture,
     crop: &Crop,
+    new: (usize, usize),
+    filter: Filter,
+) -> Vec<f32> {
+    resize_planes_part(picture, crop, new, &Region::whole(new.0, new.1), filter)
+}
+
+/// The same for a region of the result, of which nothing else is computed.
+///
+/// Shapes: the result is `[3, region.height, region.width]`.
+pub fn resize_planes_part(
+    picture: &Picture,
+    crop: &Crop,
     (new_width, new_height): (usize, usize),
+    region: &Region,
     filter: Filter,
 ) -> Vec<f32> {
     let (width, height) = (picture.width(), picture.height());
-    if *crop == Crop::whole(width, height) && (new_width, new_height) == (width, height) {
-        return picture.to_planes();
+    let unchanged =
+        *crop == Crop::whole(width, height) && (new_width, new_height) == (width, height);
+    let (columns, rows) = (region.columns(), region.rows());
+    if unchanged {
+        let planes = picture.to_planes();
+        let rows = |plane| cut_rows(plane, width, &rows, &columns);
+        return planes.chunks_exact(width * height).flat_map(rows).collect();
     }
     let to_float = |weight| weight as f32;
     let known = picture.known();
-    let across = windows(filter, width, crop.left, crop.width, new_width).map(to_float);
-    let down = windows(filter, height, crop.top, crop.height, new_height).map(to_float);
+    let across = (crop.left, crop.width);
+    let across = windows(filter, width, across, new_width, columns).map(to_float);
+    let down = (crop.top, crop.height);
+    let shrinks = (new_height as f64) < crop.height;
+    let down = windows(filter, height, down, new_height, rows).map(to_float);
+    let (new_width, new_height) = (region.width, region.height);
     let (across, down) = (across.seen_from(known.left), down.seen_from(known.top));
     let (width, height) = (known.width, known.height);
     if let Pixels::Bytes(bytes) = picture.pixels()
-        && (new_height as f64) < crop.height
+        && shrinks
     {
         return shrink_bytes(bytes, width, &across, &down);
     }
@@ -370,11 +507,8 @@ mod tests {
     }
 
     fn filter(name: &str) -> Filter {
-        match name {
-            "box" => Filter::Box,
-            "bilinear" => Filter::Bilinear,
-            _ => Filter::Bicubic,
-        }
+        let found = Filter::WORDS.iter().find(|(word, _)| *word == name);
+        found.expect("a word of Pillow's").1
     }
 
     #[test]
@@ -389,7 +523,8 @@ mod tests {
             let filter = filter(parts[1]);
             let bytes = golden::picture(old.0, old.1);
             if parts[0] == "pillow" {
-                let resized = resize_bytes(&bytes, old, new, filter);
+                let whole = Region::whole(new.0, new.1);
+                let resized = resize_bytes(&bytes, old, new, &whole, filter);
                 let differing = resized
                     .iter()
                     .zip(&expected)
@@ -464,9 +599,10 @@ mod tests {
     #[test]
     fn a_flat_picture_stays_flat_at_any_size() {
         let picture = Picture::bytes(9, 7, vec![200; 189]).unwrap();
-        for filter in [Filter::Box, Filter::Bilinear, Filter::Bicubic] {
+        for (_, filter) in Filter::WORDS {
             for new in [(1, 1), (5, 13), (40, 2)] {
-                let bytes = resize_bytes(&picture.to_bytes(), (9, 7), new, filter);
+                let whole = Region::whole(new.0, new.1);
+                let bytes = resize_bytes(&picture.to_bytes(), (9, 7), new, &whole, filter);
                 assert!(bytes.iter().all(|value| *value == 200));
                 let crop = Crop {
                     left: 0.4,
@@ -480,6 +616,43 @@ mod tests {
                         .iter()
                         .all(|value| (value - 200.0 / 255.0).abs() < 1e-6)
                 );
+            }
+        }
+    }
+    #[test]
+    fn a_region_has_the_pixels_that_the_whole_has_there() {
+        let old = (17, 13);
+        let bytes = golden::picture(old.0, old.1);
+        let picture = Picture::bytes(old.0, old.1, bytes.clone()).unwrap();
+        let planes = Picture::planes(old.0, old.1, picture.to_planes()).unwrap();
+        let region = Region {
+            left: 2,
+            top: 4,
+            width: 5,
+            height: 6,
+        };
+        fn cut<T: Copy>(all: &[T], width: usize, region: &Region, channels: usize) -> Vec<T> {
+            let rows = all.chunks_exact(width * channels);
+            let rows = rows.skip(region.top).take(region.height);
+            let columns = region.left * channels..(region.left + region.width) * channels;
+            rows.flat_map(|row| row[columns.clone()].to_vec()).collect()
+        }
+        for (_, filter) in Filter::WORDS {
+            for new in [(8, 11), (31, 40), (17, 29), (9, 13), (17, 13)] {
+                let whole = Region::whole(new.0, new.1);
+                let all = resize_bytes(&bytes, old, new, &whole, filter);
+                let part = resize_bytes(&bytes, old, new, &region, filter);
+                assert_eq!(part, cut(&all, new.0, &region, 3), "{filter:?} {new:?}");
+                let crop = Crop::whole(old.0, old.1);
+                for picture in [&picture, &planes] {
+                    let all = resize_planes(picture, &crop, new, filter);
+                    let part = resize_planes_part(picture, &crop, new, &region, filter);
+                    let planes = all.chunks_exact(new.0 * new.1);
+                    let right: Vec<f32> = planes
+                        .flat_map(|plane| cut(plane, new.0, &region, 1))
+                        .collect();
+                    assert_eq!(part, right, "{filter:?} {new:?}");
+                }
             }
         }
     }

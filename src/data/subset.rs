@@ -395,7 +395,7 @@ mod tests {
         let twelve = Subset::choose(&dataset, &Selection::Sample(12)).unwrap();
         assert_ne!(hash(&ten), hash(&twelve));
         let names = ["class1", "class0"].map(str::to_owned);
-        let outputs = crate::data::Outputs {
+        let outputs = crate::data::ModelClasses {
             count: 2,
             names: &names,
             owner: "the model",

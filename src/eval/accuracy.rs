@@ -464,8 +464,7 @@ impl Evaluation<'_> {
 mod tests {
     use super::*;
     use crate::attack::{Norm, Pgd, Start};
-    use crate::data::resize::Filter;
-    use crate::data::{Dataset, EvaluationTransform, Selection, Spec, Split, Subset};
+    use crate::data::{Dataset, Preprocessing, Selection, Spec, Split, Subset};
 
     /// A linear classifier of mean colour, easy to fool.
     fn logits(images: Tensor<4>) -> Tensor<2> {
@@ -486,11 +485,6 @@ mod tests {
         let spec: Spec = "synthetic:40".parse().unwrap();
         let dataset = Dataset::open(&spec, Split::Test, 0).unwrap();
         let subset = Subset::choose(&dataset, selection).unwrap();
-        let transform = EvaluationTransform {
-            image_size: 32,
-            crop_fraction: 1.0,
-            interpolation: Filter::Bilinear,
-        };
         let attack = Attack::Pgd(Pgd {
             norm: Norm::Linf,
             epsilon: epsilon.parse().unwrap(),
@@ -503,7 +497,7 @@ mod tests {
             images: &Images::Stored {
                 dataset: &dataset,
                 subset: &subset,
-                transform,
+                preprocessing: Preprocessing::new(32),
             },
             attacks: &[attack],
             batch,

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::data::{Dataset, EvaluationTransform, Subset, evaluation_batch};
+use crate::data::{Dataset, Preprocessing, Subset, evaluation_batch};
 use crate::error::{Error, Result};
 use crate::fused::from_vec;
 
@@ -15,7 +15,7 @@ pub enum Images<'a> {
         /// Which of its images, and what their labels mean to the model.
         subset: &'a Subset,
         /// How images are brought to the model's size.
-        transform: EvaluationTransform,
+        preprocessing: Preprocessing,
     },
     /// Images at hand, in [0, 1], `[n, 3, height, width]`.
     Given {
@@ -74,11 +74,11 @@ impl Images<'_> {
             Self::Stored {
                 dataset,
                 subset,
-                transform,
+                preprocessing,
             } => {
-                let size = transform.image_size;
+                let size = preprocessing.image_size;
                 let places: Vec<usize> = indices.iter().map(|index| subset.place(*index)).collect();
-                let values = evaluation_batch(dataset, &places, transform)?;
+                let values = evaluation_batch(dataset, &places, preprocessing)?;
                 Ok(from_vec(values, [indices.len(), 3, size, size], device))
             }
             Self::Given { images, .. } => {

@@ -9,7 +9,7 @@ use super::Outcome;
 use super::checks::Flag;
 use super::curve::Point;
 use crate::attack::Attack;
-use crate::data::SubsetRecord;
+use crate::data::{Preprocessing, SubsetRecord};
 use crate::error::Result;
 use crate::files;
 
@@ -35,12 +35,13 @@ pub struct Subject {
     /// Places in the data set of images that could not be read, and were left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<usize>,
-    /// Pixels on a side.
-    pub image_size: usize,
-    /// Share of a resized image that the central crop keeps, and the filter.
-    pub crop_fraction: f64,
-    /// How images are resized.
-    pub interpolation: String,
+    /// How images are brought to the size of the model.
+    #[serde(flatten)]
+    pub preprocessing: Preprocessing,
+    /// Mean of each channel, which the model subtracts.
+    pub mean: [f64; 3],
+    /// Standard deviation of each channel, which it divides by.
+    pub std: [f64; 3],
     /// Seed of the attacks' random numbers.
     pub seed: u64,
     /// Arithmetic.

@@ -14,7 +14,8 @@ use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::fused::{Gelu, Stored, from_vec, to_vec};
 use crate::model::weights::{
-    self, CLIP_EPS, Head, Loaded, OPEN_CLIP_CONFIG, Origin, Scheme, transposed,
+    self, CLIP_EPS, Head, Loaded, OPEN_CLIP_CONFIG, Origin, Outputs, Scheme, to_open_clip,
+    transposed,
 };
 use crate::model::{
     ConvNextConfig, Model, ModelConfig, NORM_EPS, Pool, StateDict, Stem, Vit, VitConfig,
@@ -73,6 +74,11 @@ struct Part {
 /// than the text tower's, and those of reading `text`.
 pub fn open_clip(loaded: &Loaded, facts: &Facts, text: &Path, folder: &Path) -> Result<()> {
     refuse_full(folder)?;
+    if loaded.outputs == Outputs::Logits {
+        let message = "the outputs of this model are logits of classes, and open_clip's models give embeddings";
+        return Err(Error::input(message).hint("export it --to timm"));
+    }
+    let preprocessing = loaded.preprocessing.preprocessing.clone()?;
     let (mut config, tensors) = weights::open_clip_folder(text)?;
     if config["model_cfg"].is_null() {
         config = json!({ "model_cfg": config });
@@ -83,14 +89,9 @@ pub fn open_clip(loaded: &Loaded, facts: &Facts, text: &Path, folder: &Path) -> 
     let (vision, scheme) = tower(loaded, model["quick_gelu"] == Value::Bool(true))?;
     model["vision_cfg"] = vision;
     let (mean, std) = loaded.model.config().statistics();
-    config["preprocess_cfg"] = json!({
-        "size": loaded.image_size,
-        "mode": "RGB",
-        "mean": mean,
-        "std": std,
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-    });
+    config["preprocess_cfg"] = to_open_clip(&preprocessing)?;
+    config["preprocess_cfg"]["mean"] = json!(mean);
+    config["preprocess_cfg"]["std"] = json!(std);
     let mut parts = text_parts(&tensors).context(of_text)?;
     parts.extend(image_parts(loaded, scheme));
     files::make_folder(folder)?;
@@ -104,7 +105,7 @@ pub fn open_clip(loaded: &Loaded, facts: &Facts, text: &Path, folder: &Path) -> 
         tensors,
         &metadata,
     )?;
-    let card = card(loaded, facts, Use::OpenClip);
+    let card = card(loaded, &preprocessing, facts, Use::OpenClip);
     files::write(&folder.join("README.md"), card.as_bytes())?;
     // Last, so that a folder with a configuration has its weights.
     files::write(

@@ -186,12 +186,50 @@ pub fn grid(image_size: usize, patch: usize) -> Result<usize, (String, String)> 
     Err((message, hint))
 }
 
+/// What is wrong with the mean of the channels, and a hint.
+pub fn check_mean(mean: &[f64; 3]) -> Result<(), (String, String)> {
+    match mean.iter().all(|mean| mean.abs() <= 1.0) {
+        true => Ok(()),
+        false => Err(out_of_range("mean", mean)),
+    }
+}
+
+/// What is wrong with the standard deviation of the channels, and a hint.
+pub fn check_std(std: &[f64; 3]) -> Result<(), (String, String)> {
+    if !std.iter().all(|std| *std > 0.0) {
+        let message = format!("std = {std:?} is not above 0 in every channel");
+        return Err((message, "ImageNet's is 0.229, 0.224, 0.225".to_owned()));
+    }
+    match std.iter().all(|std| *std <= 1.0) {
+        true => Ok(()),
+        false => Err(out_of_range("std", std)),
+    }
+}
+
+/// Numbers of pixels from 0 to 255, as some programs have them.
+fn out_of_range(what: &str, found: &[f64; 3]) -> (String, String) {
+    let message = format!("{what} = {found:?} is not within 1, and pixels are in [0, 1] here");
+    let of_bytes = found.iter().all(|value| value.abs() <= 255.0);
+    let hint = match of_bytes {
+        true => {
+            let [r, g, b] = found.map(|value| (value / 255.0 * 1e4).round() / 1e4);
+            format!("for pixels from 0 to 255 divide it by 255, which gives {r}, {g}, {b}")
+        }
+        false => {
+            "ImageNet's mean is 0.485, 0.456, 0.406 and its std 0.229, 0.224, 0.225".to_owned()
+        }
+    };
+    (message, hint)
+}
+
 /// Reads `mean` and `std`, which take the place of those of the size.
 fn read_statistics(table: &Table, mean: &mut [f64; 3], std: &mut [f64; 3]) {
     *mean = table.optional("mean").unwrap_or(*mean);
     *std = table.optional("std").unwrap_or(*std);
-    if std.iter().any(|std| *std <= 0.0) {
-        table.fault("std", "std must be above 0 in every channel", None);
+    for (key, checked) in [("mean", check_mean(mean)), ("std", check_std(std))] {
+        if let Err((message, hint)) = checked {
+            table.fault(key, message, Some(hint));
+        }
     }
 }
 
@@ -231,6 +269,44 @@ mod tests {
                 let close = (found - gmacs).abs() < (3e-3 * gmacs).max(0.05);
                 assert!(close, "{size}: {found} GMAC");
             }
+        }
+    }
+
+    #[test]
+    fn statistics_of_pixels_from_0_to_255_are_refused_with_those_from_0_to_1() {
+        assert!(check_mean(&IMAGENET_MEAN).is_ok() && check_std(&IMAGENET_STD).is_ok());
+        // Pixels of a network for bytes: x / (1 / 255).
+        assert!(check_mean(&[0.0; 3]).is_ok() && check_std(&[1.0 / 255.0; 3]).is_ok());
+        let (message, hint) = check_mean(&[123.675, 116.28, 103.53]).unwrap_err();
+        assert!(
+            message.contains("mean = [123.675, 116.28, 103.53]"),
+            "{message}"
+        );
+        assert!(hint.contains("0.485, 0.456, 0.406"), "{hint}");
+        let (_, hint) = check_std(&[58.395, 57.12, 57.375]).unwrap_err();
+        assert!(hint.contains("0.229, 0.224, 0.225"), "{hint}");
+        assert!(check_std(&[0.2, 0.0, 0.2]).is_err() && check_std(&[f64::NAN; 3]).is_err());
+        assert!(check_mean(&[f64::NAN; 3]).is_err());
+        let model = |key: &str| {
+            let text = format!(
+                "size = \"vit_micro\"\nclass_token = true\npool = \"average\"\nposition = \"learned\"\n{key}"
+            );
+            crate::settings::read(&text, &[], ModelConfig::read)
+        };
+        assert!(model("mean = [0.5, 0.5, 0.5]").is_ok());
+        for key in [
+            "mean = [123.675, 116.28, 103.53]",
+            "std = [58.395, 57.12, 57.375]",
+        ] {
+            let faults = model(key).unwrap_err();
+            assert_eq!(faults.len(), 1);
+            assert!(
+                faults[0]
+                    .hint
+                    .as_ref()
+                    .unwrap()
+                    .contains("divide it by 255")
+            );
         }
     }
 

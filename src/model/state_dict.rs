@@ -1,4 +1,5 @@
-//! Named tensors of other programs' weight files: safetensors, and what `torch.save` writes.
+//! Named tensors of other programs' weight files: safetensors, and what `torch.save` writes, also in several files with an
+//! index (shards).
 //!
 //! A file is known by its content, not by its name. Opening reads names and shapes alone; each
 //! tensor comes from the disk when it is asked for, so that the file never lies in memory beside the
@@ -7,7 +8,7 @@
 //!
 //! Knows nothing of models: names and shapes are judged by [`super::weights`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 pub use safetensors::Dtype;
@@ -17,7 +18,8 @@ pub(crate) use super::archive::shown;
 use super::archive::{Archive, Place};
 use super::pickle::{Pickle, Value, View};
 use crate::error::{Context, Error, Result};
-use crate::files::Source;
+use crate::files::{self, Source};
+use crate::model::config::{check_mean, check_std};
 use crate::settings::nearest;
 
 /// The longest header of a safetensors file that is read: that of some 300,000 tensors.
@@ -25,25 +27,51 @@ const HEADER_LIMIT: u64 = 32 << 20;
 /// The longest pickle that is read; that of a large model is 100 kB long.
 const PICKLE_LIMIT: u64 = 64 << 20;
 
-/// Keys under which training programs keep weights among other things. The average of the weights
-/// goes first, since it is what such programs evaluate.
-const WRAPPERS: [&str; 4] = ["state_dict_ema", "model_ema", "state_dict", "model"];
 /// What training programs put before every name.
-const PREFIXES: [&str; 3] = ["module.", "base_model.", "model."];
+const PREFIXES: [&str; 7] = [
+    "module.",
+    "base_model.",
+    "model.",
+    "net.",
+    "network.",
+    "backbone.",
+    "encoder.",
+];
+/// What wrappers of modules put anywhere into names: `torch.compile`, activation checkpointing, FSDP.
+const WRAPPERS: [&str; 3] = [
+    "_orig_mod",
+    "_checkpoint_wrapped_module",
+    "_fsdp_wrapped_module",
+];
 
 /// The tensors of a weight file, by name.
 #[derive(Debug)]
 pub struct StateDict {
-    source: Source,
+    /// One file, or the shards of an index.
+    sources: Vec<Source>,
     tensors: BTreeMap<String, Stored>,
     /// What lies between the tensors and is none, in words.
     others: BTreeMap<String, String>,
     wrapper: Option<String>,
+    statistics: Option<Statistics>,
+}
+
+/// Mean and standard deviation of the channels that lie beside the weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Statistics {
+    /// The tensors' names, such as `normalize.mean` and `normalize.std`.
+    pub names: [String; 2],
+    /// Mean of each channel, for pixels in [0, 1].
+    pub mean: [f64; 3],
+    /// Standard deviation of each channel.
+    pub std: [f64; 3],
 }
 
 /// Where a tensor is.
 #[derive(Debug)]
 struct Stored {
+    /// Which of the files it is in.
+    file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
     /// Place of the first element in the file, in bytes.
@@ -56,32 +84,97 @@ impl StateDict {
     /// Reads the names and shapes of a weight file.
     ///
     /// Of the weights in `{"state_dict": ..., "epoch": ...}` and the like, the average is taken
-    /// where there is one; see [`Self::wrapper`]. The prefixes `module.`, `base_model.` and `model.`
-    /// are dropped where all names have them.
+    /// where there is one; see [`Self::wrapper`]. What training programs put before names, `module.` and `_orig_mod.` for
+    /// instance, is dropped, and the mean and deviation of a normalization in front of the model are taken out; see
+    /// [`Self::statistics`].
     ///
-    /// Errors: another kind of file, damage, code in the place of weights, no tensors.
+    /// Errors: another kind of file, damage, code in the place of weights, no tensors, several dictionaries of tensors of
+    /// which none is the average of another.
     pub fn open(path: &Path) -> Result<Self> {
-        let source = Source::open(path)?;
-        Self::read(source).context(|| format!("`{}`", path.display()))
+        Self::read_any(path).context(|| format!("`{}`", path.display()))
+    }
+
+    fn read_any(path: &Path) -> Result<Self> {
+        let mut found = match path.extension().is_some_and(|end| end == "json") {
+            true => Self::sharded(path)?,
+            false => Self::read(Source::open(path)?)?,
+        };
+        found.plain_names()?;
+        Ok(found)
+    }
+
+    /// The files that an index such as `model.safetensors.index.json` names.
+    fn sharded(index: &Path) -> Result<Self> {
+        let again = "copy or download the folder again";
+        let broken = |what: &str| Error::input(format!("this index of shards {what}")).hint(again);
+        let content: serde_json::Value = serde_json::from_slice(&files::read(index)?)
+            .map_err(|error| broken(&format!("is not JSON: {error}")))?;
+        let map = content["weight_map"].as_object();
+        let map = map
+            .filter(|map| !map.is_empty())
+            .ok_or_else(|| broken("has no `weight_map`, which tells the file of each tensor"))?;
+        let mut of_file: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (name, file) in map {
+            let file = file.as_str().unwrap_or_default();
+            // Beside the index, wherever a hostile one points.
+            if Path::new(file).file_name().is_none_or(|own| own != file) {
+                return Err(broken(&format!("has `{}` for a file", shown(file))));
+            }
+            of_file.entry(file).or_default().insert(name);
+        }
+        let mut all = Self {
+            sources: Vec::new(),
+            tensors: BTreeMap::new(),
+            others: BTreeMap::new(),
+            wrapper: None,
+            statistics: None,
+        };
+        for (file, names) in of_file {
+            let path = index.with_file_name(file);
+            if !path.is_file() {
+                return Err(broken(&format!(
+                    "names `{}`, which is missing",
+                    shown(file)
+                )));
+            }
+            let shard =
+                Self::read(Source::open(&path)?).context(|| format!("`{}`", shown(file)))?;
+            if let Some(name) = names.iter().find(|name| !shard.contains(name)) {
+                let (name, file) = (shown(name), shown(file));
+                return Err(broken(&format!(
+                    "has `{name}` in `{file}`, which is without it"
+                )));
+            }
+            let number = all.sources.len();
+            all.sources.extend(shard.sources);
+            let tensors = shard.tensors.into_iter();
+            all.tensors.extend(tensors.map(|(name, stored)| {
+                let stored = Stored {
+                    file: number,
+                    ..stored
+                };
+                (name, stored)
+            }));
+        }
+        Ok(all)
     }
 
     fn read(source: Source) -> Result<Self> {
+        let length = source.length();
         let start = source
             .bytes(0, source.length().min(64))?
             .unwrap_or_default();
-        let mut found = if start.get(8) == Some(&b'{') {
+        let found = if start.get(8) == Some(&b'{') {
             Self::safetensors(source)?
         } else if start.starts_with(b"PK") {
             Self::pytorch(source)?
         } else {
             return Err(foreign(&start));
         };
-        found.drop_prefixes();
         // Tensors may share numbers, but a small file cannot have large contents.
         let sizes = found.tensors.values().map(|tensor| count(&tensor.shape));
         let total = sizes.fold(0usize, |sum, size| sum.saturating_add(size));
-        if total as u64 > found.source.length() {
-            let length = found.source.length();
+        if total as u64 > length {
             let message = format!("its {length} bytes tell of {total} numbers");
             return Err(Error::input(message).hint("it is damaged, or made to fill the memory"));
         }
@@ -92,6 +185,7 @@ impl StateDict {
         let (header, data) = header(&source)?;
         let tensors = header.tensors().into_iter().map(|(name, info)| {
             let stored = Stored {
+                file: 0,
                 dtype: info.dtype,
                 shape: info.shape.clone(),
                 start: data + info.data_offsets.0 as u64,
@@ -103,7 +197,8 @@ impl StateDict {
             tensors: tensors.collect(),
             others: BTreeMap::new(),
             wrapper: None,
-            source,
+            statistics: None,
+            sources: vec![source],
         })
     }
 
@@ -167,24 +262,131 @@ impl StateDict {
             tensors: tensors.collect::<Result<_>>()?,
             others,
             wrapper,
-            source,
+            statistics: None,
+            sources: vec![source],
         })
     }
 
-    fn drop_prefixes(&mut self) {
-        let common = |tensors: &BTreeMap<String, Stored>| {
-            let all = |prefix: &&str| tensors.keys().all(|name| name.starts_with(*prefix));
-            PREFIXES
-                .into_iter()
-                .find(all)
-                .filter(|_| !tensors.is_empty())
-        };
-        while let Some(prefix) = common(&self.tensors) {
-            let tensors = std::mem::take(&mut self.tensors).into_iter();
-            self.tensors = tensors
-                .map(|(name, tensor)| (name[prefix.len()..].to_owned(), tensor))
-                .collect();
+    /// Drops what wrappers and programs put into names, and takes the statistics of a normalization out.
+    fn plain_names(&mut self) -> Result<()> {
+        self.rename(|name| {
+            let parts = name.split('.').filter(|part| !WRAPPERS.contains(part));
+            parts.collect::<Vec<_>>().join(".")
+        })?;
+        // The count that PyTorch's `AveragedModel` keeps.
+        self.tensors.remove("n_averaged");
+        loop {
+            if self.statistics.is_none()
+                && let Some(statistics) = self.find_statistics()?
+            {
+                statistics.names.iter().for_each(|name| {
+                    self.tensors.remove(name);
+                });
+                self.statistics = Some(statistics);
+            }
+            let Some(prefix) = self.common_prefix() else {
+                return Ok(());
+            };
+            self.rename(|name| name[prefix.len()..].to_owned())?;
         }
+    }
+
+    /// What all names begin with and no program that is known here has in its names.
+    fn common_prefix(&self) -> Option<String> {
+        let (first, _) = self.tensors.keys().next()?.split_once('.')?;
+        let prefix = format!("{first}.");
+        // `Sequential(Normalize(...), model)` numbers its parts.
+        let of_sequence = self.statistics.is_some() && first.parse::<u32>().is_ok();
+        let known = of_sequence || PREFIXES.contains(&&prefix[..]);
+        let all = || self.tensors.keys().all(|name| name.starts_with(&prefix));
+        (known && all()).then_some(prefix)
+    }
+
+    /// Gives every tensor another name.
+    ///
+    /// Errors: two would have the same.
+    fn rename(&mut self, change: impl Fn(&str) -> String) -> Result<()> {
+        for (name, tensor) in std::mem::take(&mut self.tensors) {
+            let new = change(&name);
+            if self.tensors.insert(new.clone(), tensor).is_some() {
+                let message = format!(
+                    "without what wrappers put into names, two tensors are called `{}`",
+                    shown(&new)
+                );
+                return Err(Error::input(message).hint("save the weights of one model alone"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The mean and deviation of the one normalization layer for images, as ARES, RobustBench and others save it before
+    /// the model: three numbers each.
+    ///
+    /// Errors: they are no mean and deviation of pixels in [0, 1].
+    fn find_statistics(&self) -> Result<Option<Statistics>> {
+        let is_three = |name: &str| {
+            let tensor = self.tensors.get(name);
+            tensor.is_some_and(|tensor| count(&tensor.shape) == 3)
+        };
+        let pairs = self.tensors.keys().filter_map(|name| {
+            let (layer, last) = match name.rsplit_once('.') {
+                Some((layer, last)) => (format!("{layer}."), last),
+                None => (String::new(), &name[..]),
+            };
+            let other = match last {
+                "mean" => "std",
+                "mu" => "sigma",
+                _ => return None,
+            };
+            let names = [name.clone(), format!("{layer}{other}")];
+            names.iter().all(|name| is_three(name)).then_some(names)
+        });
+        let pairs: Vec<[String; 2]> = pairs.collect();
+        let [names] = &pairs[..] else {
+            return Ok(None);
+        };
+        let three = |name: &str| -> Result<[f64; 3]> {
+            let floats = self.floats(name)?;
+            Ok([0, 1, 2].map(|channel| {
+                // As it was written in decimal, which f64 would show with its own rounding.
+                let text = floats[channel].to_string();
+                text.parse().unwrap_or(f64::NAN)
+            }))
+        };
+        let (mean, std) = (three(&names[0])?, three(&names[1])?);
+        for (name, checked) in names.iter().zip([check_mean(&mean), check_std(&std)]) {
+            checked.map_err(|(message, hint)| {
+                let context = format!("the normalization `{}` of the file", shown(name));
+                Error::input(message).hint(hint).context(context)
+            })?;
+        }
+        Ok(Some(Statistics {
+            names: names.clone(),
+            mean,
+            std,
+        }))
+    }
+
+    /// Mean and deviation of a normalization that was saved with the weights, for instance as `normalize.mean`.
+    pub fn statistics(&self) -> Option<&Statistics> {
+        self.statistics.as_ref()
+    }
+
+    /// Keeps the tensors below a prefix alone, without it; `false`, and nothing changes, where there are none.
+    pub fn keep_below(&mut self, prefix: &str) -> bool {
+        if !self.tensors.keys().any(|name| name.starts_with(prefix)) {
+            return false;
+        }
+        self.tensors.retain(|name, _| name.starts_with(prefix));
+        self.rename(|name| name[prefix.len()..].to_owned()).is_ok()
+    }
+
+    /// Numbers that all tensors have together.
+    pub fn numbers(&self) -> usize {
+        self.tensors
+            .values()
+            .map(|tensor| count(&tensor.shape))
+            .sum()
     }
 
     /// The names in alphabetical order.
@@ -217,9 +419,14 @@ impl StateDict {
         self.wrapper.as_deref()
     }
 
-    /// BLAKE3 hash of the whole file.
+    /// BLAKE3 hash of the whole file; of several, of their hashes.
     pub fn hash(&self) -> Result<String> {
-        self.source.hash()
+        let hashes = self.sources.iter().map(Source::hash);
+        let hashes = hashes.collect::<Result<Vec<String>>>()?;
+        match &hashes[..] {
+            [only] => Ok(only.clone()),
+            all => Ok(blake3::hash(all.concat().as_bytes()).to_string()),
+        }
     }
 
     /// Reads the numbers of one tensor, in the order of its shape.
@@ -227,20 +434,15 @@ impl StateDict {
     /// Errors: there is none of that name, or its numbers are not F32, F16, BF16 or F64.
     pub fn floats(&self, name: &str) -> Result<Vec<f32>> {
         let tensor = self.get(name)?;
-        let Stored {
-            dtype,
-            shape,
-            start,
-            strides,
-        } = tensor;
+        let Stored { shape, strides, .. } = tensor;
         let size = count(shape);
         if size == 0 {
             return Ok(Vec::new());
         }
         if *strides == contiguous(shape) {
-            return self.run_of_floats(name, *dtype, *start, size);
+            return self.run_of_floats(name, tensor, size);
         }
-        let all = self.run_of_floats(name, *dtype, *start, last(shape, strides) + 1)?;
+        let all = self.run_of_floats(name, tensor, last(shape, strides) + 1)?;
         let element = |index: usize| {
             let mut rest = index;
             let mut at = 0;
@@ -253,14 +455,9 @@ impl StateDict {
         Ok((0..size).map(element).collect())
     }
 
-    /// Numbers that follow each other in the file.
-    fn run_of_floats(
-        &self,
-        name: &str,
-        dtype: Dtype,
-        start: u64,
-        count: usize,
-    ) -> Result<Vec<f32>> {
+    /// Numbers that follow each other in the file, from a tensor's first on.
+    fn run_of_floats(&self, name: &str, tensor: &Stored, count: usize) -> Result<Vec<f32>> {
+        let Stored { dtype, start, .. } = *tensor;
         // In parts, so that the bytes of a large tensor are not kept beside its numbers.
         const PART: usize = 1 << 16;
         let size = dtype.bitsize() / 8;
@@ -268,8 +465,7 @@ impl StateDict {
         let mut bytes = vec![0; PART.min(count) * size];
         while values.len() < count {
             let part = &mut bytes[..PART.min(count - values.len()) * size];
-            self.source
-                .fill(start + (values.len() * size) as u64, part)?;
+            self.sources[tensor.file].fill(start + (values.len() * size) as u64, part)?;
             let (twos, fours, eights) =
                 (part.as_chunks().0, part.as_chunks().0, part.as_chunks().0);
             match dtype {
@@ -341,42 +537,140 @@ pub(crate) fn header(source: &Source) -> Result<(Metadata, u64)> {
     Ok((header, data))
 }
 
+/// Beginnings of the words in keys whose dictionaries hold tensors that are no weights.
+const NO_WEIGHTS: [&str; 8] = [
+    "optim", "sched", "scaler", "rng", "random", "callback", "loop", "metric",
+];
+/// Words in keys under which programs keep the average of the weights, which is what they evaluate.
+const AVERAGES: [&str; 5] = ["ema", "teacher", "swa", "averaged", "average"];
+/// Words in keys under which programs keep the weights.
+const WEIGHTS: [&str; 9] = [
+    "state", "model", "net", "network", "module", "params", "weights", "student", "backbone",
+];
+
+/// The words of a key.
+fn words(key: &str) -> impl Iterator<Item = String> {
+    key.split(['_', '-', '.']).map(str::to_ascii_lowercase)
+}
+
+/// A dictionary of tensors, and the keys that lead to it.
+struct Candidate<'a> {
+    keys: Vec<&'a str>,
+    dictionary: Value<'a>,
+}
+
+impl Candidate<'_> {
+    fn path(&self) -> String {
+        let keys = self.keys.iter().map(|key| shown(key));
+        keys.collect::<Vec<_>>().join(".")
+    }
+
+    fn is_average(&self) -> bool {
+        self.has_word(&AVERAGES)
+    }
+
+    fn has_word(&self, known: &[&str]) -> bool {
+        let mut words = self.keys.iter().flat_map(|key| words(key));
+        words.any(|word| known.contains(&&word[..]))
+    }
+}
+
 /// The dictionary of tensors in what was saved, and the keys that led there.
 fn unwrap<'a>(pickle: &Pickle<'a>, saved: Value<'a>) -> Result<(Value<'a>, Option<String>)> {
-    let (mut found, mut keys) = (saved, Vec::new());
-    // No program wraps more often, and a dictionary can hold itself.
-    for _ in 0..4 {
-        let inside = |key: &str| {
-            let mut pairs = pickle.pairs(found).iter();
-            let pair = pairs.rfind(|pair| matches!(pair.0, Value::Text(text) if text == key));
-            pair.map(|pair| pair.1)
-                .filter(|value| !pickle.pairs(*value).is_empty())
-        };
-        let Some((key, value)) = WRAPPERS.iter().find_map(|key| Some((*key, inside(key)?))) else {
-            break;
-        };
-        keys.push(key);
-        found = value;
+    let mut found = Vec::new();
+    let mut seen = BTreeSet::new();
+    candidates(pickle, saved, &mut Vec::new(), &mut found, &mut seen);
+    let averages = found.iter().filter(|one| one.is_average()).count();
+    if averages > 0 {
+        found.retain(Candidate::is_average);
     }
-    let pairs = pickle.pairs(found);
-    if pairs.iter().any(|pair| matches!(pair.1, Value::Tensor(_))) {
-        return Ok((found, (!keys.is_empty()).then(|| keys.join("."))));
+    if holds_tensors(pickle, saved) {
+        // Weights with something beside them, unless the names say the opposite.
+        found.retain(|one| one.is_average() || one.has_word(&WEIGHTS));
+        if found.is_empty() {
+            return Ok((saved, None));
+        }
     }
-    let hint = "save `model.state_dict()` with `torch.save`";
-    let Value::Dictionary(_) = found else {
-        let message = format!("it holds {}, not weights by name", pickle.describe(found));
-        return Err(Error::input(message).hint(hint));
+    match &found[..] {
+        [one] => Ok((one.dictionary, Some(one.path()))),
+        [] => Err(without_weights(pickle, saved)),
+        several => {
+            let paths = several.iter().map(|one| format!("`{}`", one.path()));
+            let paths: Vec<String> = paths.take(8).collect();
+            let message = format!("it holds several sets of weights: {}", paths.join(", "));
+            let hint =
+                "save the one that you mean, such as `torch.save(torch.load(FILE)[KEY], NEW)`";
+            Err(Error::input(message).hint(hint))
+        }
+    }
+}
+
+/// All dictionaries of tensors below a value, none twice and none within another.
+fn candidates<'a>(
+    pickle: &Pickle<'a>,
+    value: Value<'a>,
+    keys: &mut Vec<&'a str>,
+    found: &mut Vec<Candidate<'a>>,
+    seen: &mut BTreeSet<usize>,
+) {
+    let Value::Dictionary(place) = value else {
+        return;
     };
-    let names = pairs.iter().filter_map(|pair| match pair.0 {
-        Value::Text(name) => Some(format!("`{}`", shown(name))),
+    // No program wraps more often, and a dictionary can hold itself.
+    if keys.len() > 4 || !seen.insert(place) {
+        return;
+    }
+    if !keys.is_empty() && holds_tensors(pickle, value) {
+        let keys = keys.clone();
+        return found.push(Candidate {
+            keys,
+            dictionary: value,
+        });
+    }
+    // A key that is set again has its last value, as in Python.
+    let pairs = pickle.pairs(value).iter();
+    let inside: BTreeMap<&str, Value> = pairs
+        .filter_map(|pair| match pair.0 {
+            Value::Text(key) => Some((key, pair.1)),
+            _ => None,
+        })
+        .collect();
+    let is_other =
+        |key: &str| words(key).any(|word| NO_WEIGHTS.iter().any(|begin| word.starts_with(begin)));
+    for (key, inner) in inside.into_iter().filter(|(key, _)| !is_other(key)) {
+        keys.push(key);
+        candidates(pickle, inner, keys, found, seen);
+        keys.pop();
+    }
+}
+
+/// Whether a dictionary itself has tensors with axes, which a number such as the best accuracy has not.
+fn holds_tensors(pickle: &Pickle, value: Value) -> bool {
+    pickle.pairs(value).iter().any(|pair| match pair {
+        (Value::Text(_), Value::Tensor(tensor)) => pickle
+            .view(*tensor)
+            .is_none_or(|view| !view.shape.is_empty()),
+        _ => false,
+    })
+}
+
+fn without_weights(pickle: &Pickle, saved: Value) -> Error {
+    let hint = "save `model.state_dict()` with `torch.save`";
+    let Value::Dictionary(_) = saved else {
+        let message = format!("it holds {}, not weights by name", pickle.describe(saved));
+        return Error::input(message).hint(hint);
+    };
+    let pairs = pickle.pairs(saved).iter();
+    let keys = pairs.filter_map(|(key, value)| match key {
+        Value::Text(key) => Some(format!("`{}` ({})", shown(key), pickle.describe(*value))),
         _ => None,
     });
-    let names: Vec<String> = names.take(5).collect();
-    let message = match &names[..] {
+    let keys: Vec<String> = keys.take(5).collect();
+    let message = match &keys[..] {
         [] => "it holds an empty dictionary".to_owned(),
-        names => format!("it holds no tensors, but {}", names.join(", ")),
+        keys => format!("no dictionary of tensors is in it, but {}", keys.join(", ")),
     };
-    Err(Error::input(message).hint(hint))
+    Error::input(message).hint(hint)
 }
 
 /// Where the elements of a tensor are in the file. `places` keeps what is known of storages.
@@ -424,6 +718,7 @@ fn stored<'a>(
         return Err(Error::input(message).hint("copy or download the file again"));
     }
     Ok(Stored {
+        file: 0,
         dtype: storage.dtype,
         start: start + (offset * size) as u64,
         shape,

@@ -14,12 +14,12 @@ use serde_json::json;
 use super::checkpoint;
 use super::state::{Diverged, State};
 use super::{Run, Stage};
-use crate::data::{Batch, Broken, Split, tensors};
+use crate::data::{Batch, Broken, Preprocessing, Split, tensors};
 use crate::error::{Error, Kind, Result};
 use crate::files;
 use crate::fused::to_vec;
 use crate::group::Group;
-use crate::model::weights;
+use crate::model::weights::{self, Outputs};
 use crate::recipe::Phase;
 use crate::settings::changes;
 
@@ -255,20 +255,20 @@ impl RunFolder {
         if !self.writes() {
             return Ok(());
         }
-        let size = phase.image_size as usize;
-        // The outputs of a stage with captions are no classes.
-        let classes = match &run.captions[state.stage] {
-            None => run.images[state.stage].classes(),
-            Some(_) => &[],
+        let preprocessing = Preprocessing::new(phase.image_size as usize);
+        let (outputs, classes) = match &run.captions[state.stage] {
+            None => (Outputs::Logits, run.images[state.stage].classes()),
+            Some(_) => (Outputs::Embedding, &[][..]),
         };
         if let Some(stage) = ended {
             let folder = self.path.join("stages").join(&stage.name);
-            weights::save(&model, size, classes, &folder)?;
+            weights::save(&model, &preprocessing, outputs, classes, &folder)?;
             if let Some(captions) = &run.captions[state.stage] {
                 captions.save(text, &stage.name, &self.path)?;
             }
         }
-        weights::save(&model, size, classes, &self.path.join("model"))
+        let folder = self.path.join("model");
+        weights::save(&model, &preprocessing, outputs, classes, &folder)
     }
 
     /// Writes a bundle that reproduces an update that must not be made, and says where it is.

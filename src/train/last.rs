@@ -4,8 +4,7 @@ use serde_json::{Value, json};
 
 use super::Run;
 use super::measure::Readable;
-use crate::data::resize::Filter;
-use crate::data::{EvaluationTransform, Split};
+use crate::data::Split;
 use crate::error::{Context, Error, Kind, Result};
 use crate::eval::result::{self, Subject, to_json};
 use crate::eval::session::{Progress, conclude, examine};
@@ -74,11 +73,8 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         }
     };
     let attacks = evaluation.attacks();
-    let transform = EvaluationTransform {
-        image_size: saved.image_size,
-        crop_fraction: 1.0,
-        interpolation: Filter::Bilinear,
-    };
+    let preprocessing = saved.preprocessing.preprocessing?;
+    let (mean, std) = saved.model.config().statistics();
     let test = &run.images[number].test;
     let chosen = Readable::choose(run, number, &evaluation.images)?;
     for broken in &chosen.broken {
@@ -104,9 +100,9 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
             .iter()
             .map(|broken| broken.sample as usize)
             .collect(),
-        image_size: saved.image_size,
-        crop_fraction: transform.crop_fraction,
-        interpolation: "bilinear".to_owned(),
+        preprocessing,
+        mean,
+        std,
         seed: run.recipe.seed,
         precision: word_of(Precision::F32).to_owned(),
     };
@@ -143,7 +139,7 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
     let images = Images::Stored {
         dataset: test,
         subset,
-        transform,
+        preprocessing,
     };
     let progress = Progress::new(folder, &subject.fingerprint(&attacks), false, group);
     let evaluated = Evaluation {

@@ -7,8 +7,7 @@ use std::time::Instant;
 use super::{Monitor, Run, State, monitor};
 use crate::attack::{Attack, Pgd};
 use crate::data::check::broken_among;
-use crate::data::resize::Filter;
-use crate::data::{Broken, EvaluationTransform, Subset};
+use crate::data::{Broken, Preprocessing, Subset};
 use crate::error::{Error, Kind, Result};
 use crate::eval::{Done, Evaluation, Images, Observer, Outcome};
 use crate::model::Pass;
@@ -108,11 +107,7 @@ fn measured(
     };
     let images = Images::Stored {
         dataset: &run.images[state.stage].test,
-        transform: EvaluationTransform {
-            image_size: phase.image_size as usize,
-            crop_fraction: 1.0,
-            interpolation: Filter::Bilinear,
-        },
+        preprocessing: Preprocessing::new(phase.image_size as usize),
         subset: &test.subset,
     };
     let watcher = Watcher {

@@ -27,12 +27,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::attack::{Draws, Pgd};
 use crate::data::{
-    Batch, ClassMap, Dataset, Loader, Outputs, Plan, Share, Split, Subset, match_classes,
+    Batch, ClassMap, Dataset, Loader, ModelClasses, Plan, Share, Split, Subset, match_classes,
 };
 use crate::error::{Context, Error, Kind, Result};
 use crate::fused::{self, Precision};
 use crate::group::{self, Group};
 use crate::loss::{Objective, Targets};
+use crate::memory;
 use crate::model::{DropPath, Pass};
 use crate::plan::{self, Devices};
 use crate::recipe::{Data, Phase, Recipe, Stage, TestImages};
@@ -123,7 +124,7 @@ impl StageImages {
         self.test
             .require_classes()
             .context(|| format!("test images `{}`", data.test))?;
-        let trained = Outputs {
+        let trained = ModelClasses {
             count: self.train.classes().len(),
             names: self.train.classes(),
             owner: "the training images",
@@ -273,7 +274,7 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let classes = counts.max().unwrap_or_default();
     let plan = plan::Plan::new(recipe, classes, run.precision, devices);
     // Of GPUs it is not known what is free.
-    let free = plan::available_memory()
+    let free = memory::available()
         .filter(|_| fused::is_processor(&run.device))
         .map(|free| free / group::processes_here() as u64);
     let near = plan::check_memory(&plan, free)?;

@@ -1,9 +1,9 @@
 //! The weights that a run begins with, when they are not random.
 
 use super::Run;
-use crate::data::{Outputs, match_classes};
+use crate::data::{ModelClasses, match_classes};
 use crate::error::{Error, Result};
-use crate::model::weights::{self, Loaded};
+use crate::model::weights::{self, Loaded, Outputs};
 use crate::model::{Model, ModelConfig};
 use crate::recipe::{Head, Start};
 use crate::settings::changes;
@@ -14,23 +14,27 @@ use crate::settings::changes;
 ///
 /// Errors: weights that cannot be loaded, of another model, or of other classes with a head that is to be kept.
 pub(super) fn load(run: &Run, start: &Start) -> Result<Model> {
-    let Loaded { model, classes, .. } = match &start.architecture {
-        Some(name) => {
-            let mut loaded = weights::load_file(&start.weights, name, &run.device)?;
-            // A file alone does not tell how images are normalised; the recipe does.
-            let (mean, std) = run.recipe.model.statistics();
-            loaded.model.normalise_by(Some(mean), Some(std));
-            loaded
-        }
-        None => weights::load_any(&start.weights, &run.device)?,
+    let architecture = start.architecture.as_deref();
+    let mut loaded = match (start.head, architecture) {
+        (Head::New, _) => weights::load_body(&start.weights, architecture, &run.device)?,
+        (_, Some(name)) => weights::load_file(&start.weights, name, &run.device)?,
+        (_, None) => weights::load_any(&start.weights, &run.device)?,
     };
-    check_model(&model.config(), &run.recipe.model)?;
+    if architecture.is_some() && loaded.statistics.is_none() {
+        // Such a file alone does not tell how images are normalized; the recipe does.
+        let (mean, std) = run.recipe.model.statistics();
+        loaded.model.normalise_by(Some(mean), Some(std));
+    }
+    check_model(&loaded.model.config(), &run.recipe.model)?;
+    if start.head == Head::Keep {
+        check_head(run, &loaded)?;
+    }
     let model = match start.head {
-        Head::New | Head::Text => model.with_new_head(run.outputs(0), run.recipe.seed, 0),
-        Head::Keep => {
-            check_head(run, &model, &classes)?;
-            model
+        Head::New | Head::Text => {
+            let model = loaded.model;
+            model.with_new_head(run.outputs(0), run.recipe.seed, 0)
         }
+        Head::Keep => loaded.model,
     };
     Ok(model.at_image_size(run.recipe.first_image_size()))
 }
@@ -52,7 +56,7 @@ fn check_model(found: &ModelConfig, wanted: &ModelConfig) -> Result<()> {
 
 /// An error unless the outputs of a head are the classes of the images, in their order.
 fn check_classes(names: &[String], count: usize, classes: &[String]) -> Result<()> {
-    let outputs = Outputs {
+    let outputs = ModelClasses {
         count,
         names,
         owner: "the start weights",
@@ -69,10 +73,18 @@ fn check_classes(names: &[String], count: usize, classes: &[String]) -> Result<(
 }
 
 /// An error unless the head can go on in the first stage.
-fn check_head(run: &Run, model: &Model, names: &[String]) -> Result<()> {
-    let (found, wanted) = (model.classes(), run.outputs(0));
-    let classes = run.images[0].classes();
+fn check_head(run: &Run, loaded: &Loaded) -> Result<()> {
+    let (found, wanted) = (loaded.model.classes(), run.outputs(0));
+    let (names, classes) = (&loaded.classes, run.images[0].classes());
     let message = match &run.captions[0] {
+        Some(_) if loaded.outputs == Outputs::Logits => {
+            format!(
+                "their head gives logits of {found} classes, and captions are compared with embeddings"
+            )
+        }
+        None if loaded.outputs == Outputs::Embedding => {
+            format!("their head gives an embedding of {found} numbers, not logits of classes")
+        }
         Some(_) if found == wanted => return Ok(()),
         Some(_) => format!("their head gives {found} numbers, and the text model {wanted}"),
         None if found != wanted => {

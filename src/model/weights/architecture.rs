@@ -69,7 +69,7 @@ pub(super) enum Known {
     ConvNext,
 }
 
-/// A named architecture: ours, `vit_SIZE_...`, `deit_SIZE_...` and `convnext_...` of timm, `ViT-SIZE-PATCH...` of
+/// A named architecture: ours, `vit_SIZE_...`, `deit_SIZE_...`, `deit3_SIZE_...` and `convnext_...` of timm, `ViT-SIZE-PATCH...` of
 /// open_clip.
 pub(super) fn known(architecture: &str) -> Option<Known> {
     match ModelConfig::named(architecture) {
@@ -83,8 +83,12 @@ pub(super) fn known(architecture: &str) -> Option<Known> {
     let mut words = architecture.split(['_', '.']);
     match words.next() {
         Some("convnext") => return Some(Known::ConvNext),
-        Some("vit" | "deit") => {}
+        Some("vit" | "deit" | "deit3") => {}
         _ => return None,
+    }
+    // Its norms come after what they norm, under the same names.
+    if architecture.contains("_rpn_") {
+        return None;
     }
     let word = words.next()?;
     let found = TIMM.iter().find(|size| size.0 == word)?;

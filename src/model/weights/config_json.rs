@@ -3,9 +3,12 @@
 use serde_json::{Value, json};
 
 use super::describe::Told;
-use super::{CLIP_EPS, shown};
+use super::preprocessing::{mean_color, of_timm, square, test_size, to_timm};
+use super::{CLIP_EPS, Outputs, shown};
+use crate::data::{Preprocessing, ResizeMode};
 use crate::error::{Error, Result};
 use crate::fused::Gelu;
+use crate::model::config::{check_mean, check_std};
 use crate::model::{ConvNextConfig, Model, ModelConfig, Pool, Position, Stem, VitConfig};
 
 /// timm's words for the activations.
@@ -15,16 +18,21 @@ const GELUS: [(&str, Gelu); 3] = [
     ("quick_gelu", Gelu::Quick),
 ];
 
-/// The configuration of a model for images of a size.
-pub(super) fn write(model: &Model, image_size: usize, classes: &[String]) -> Value {
-    let config = model.config();
+/// The configuration of a model for images that are preprocessed in a way.
+pub(super) fn write(
+    model: &Model,
+    preprocessing: &Preprocessing,
+    outputs: Outputs,
+    classes: &[String],
+) -> Value {
+    let (config, image_size) = (model.config(), preprocessing.image_size);
     let (mean, std) = config.statistics();
     let (architecture, pool, args, first, head) = match &config {
         ModelConfig::Vit(vit) => of_vit(vit, image_size),
         ModelConfig::ConvNext(convnext) => of_convnext(convnext),
     };
     let fixed = matches!(config, ModelConfig::Vit(_));
-    json!({
+    let mut written = json!({
         // Any model of this kind in timm: the arguments below say all that differs.
         "architecture": architecture,
         "num_classes": model.classes(),
@@ -37,9 +45,6 @@ pub(super) fn write(model: &Model, image_size: usize, classes: &[String]) -> Val
             "custom_load": false,
             "input_size": [3, image_size, image_size],
             "fixed_input_size": fixed,
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "crop_mode": "center",
             "mean": mean,
             "std": std,
             "num_classes": model.classes(),
@@ -48,8 +53,12 @@ pub(super) fn write(model: &Model, image_size: usize, classes: &[String]) -> Val
             "classifier": head,
         },
         // What timm has no word for.
-        "advxl": ours(&config),
-    })
+        "advxl": ours(&config, preprocessing, outputs),
+    });
+    for (key, value) in to_timm(preprocessing) {
+        written["pretrained_cfg"][key] = value;
+    }
+    written
 }
 
 fn width(config: &ModelConfig) -> usize {
@@ -108,7 +117,8 @@ fn of_convnext(convnext: &ConvNextConfig) -> Entry {
     ("convnext_base", "avg", args, "stem.0", "head.fc")
 }
 
-fn ours(config: &ModelConfig) -> Value {
+fn ours(config: &ModelConfig, preprocessing: &Preprocessing, outputs: Outputs) -> Value {
+    let (mean, _) = config.statistics();
     let (position, position_size, norm_eps) = match config {
         ModelConfig::Vit(vit) => (Some(vit.position), vit.position_size, Some(vit.norm_eps)),
         ModelConfig::ConvNext(_) => (None, None, None),
@@ -119,6 +129,12 @@ fn ours(config: &ModelConfig) -> Value {
         "position": position,
         "position_size": position_size,
         "norm_eps": norm_eps,
+        "outputs": outputs,
+        // timm's borders have the mean color.
+        "fill": match preprocessing.resize_mode {
+            ResizeMode::Longest { fill } if fill != mean_color(mean) => Some(fill),
+            _ => None,
+        },
         "stem": match config.stem() {
             Stem::Patch => None,
             stem => Some(stem),
@@ -131,6 +147,25 @@ pub(super) fn read(config: &Value) -> Result<Told> {
     let architecture = config["architecture"].as_str().unwrap_or_default();
     let (args, ours) = (&config["model_args"], &config["advxl"]);
     let number = |value: &Value| value.as_u64().map(|number| number as usize);
+    // Files of timm's first years have all keys in one object.
+    let pretrained = match config["pretrained_cfg"].is_object() {
+        true => &config["pretrained_cfg"],
+        false => config,
+    };
+    let source = "config.json";
+    let mut image_size = None;
+    for (key, found) in [
+        ("img_size", &args["img_size"]),
+        ("input_size", &pretrained["input_size"]),
+    ] {
+        let size = square(source, key, found)?.map(|size| (key, size));
+        image_size = image_size.or(size);
+    }
+    let channels_of = &pretrained["input_size"][0];
+    if channels_of.as_u64().is_some_and(|channels| channels != 3) {
+        let message = format!("`{source}` has input_size = {}", pretrained["input_size"]);
+        return Err(Error::input(message).hint("images have 3 channels here"));
+    }
     let pool = [&args["global_pool"], &config["global_pool"]];
     let pool = match pool.into_iter().find_map(Value::as_str) {
         None => None,
@@ -154,6 +189,7 @@ pub(super) fn read(config: &Value) -> Result<Told> {
             known.ok_or_else(unknown)?.1
         }
     };
+    let mean = channels(pretrained, ["mean", "mean"], &by_name)?;
     let names = config["label_names"].as_array();
     let names = names.map(Vec::as_slice).unwrap_or_default().iter();
     Ok(Told {
@@ -168,11 +204,20 @@ pub(super) fn read(config: &Value) -> Result<Told> {
         },
         position_size: number(&ours["position_size"]),
         patch: number(&args["patch_size"]),
-        image_size: number(&config["pretrained_cfg"]["input_size"][1]),
+        image_size,
         gelu,
         norm_eps: eps(&ours["norm_eps"], "norm_eps", &by_name)?,
-        mean: channels(&config["pretrained_cfg"], ["mean", "mean"], &by_name)?,
-        std: channels(&config["pretrained_cfg"], ["std", "std"], &by_name)?,
+        mean,
+        std: channels(pretrained, ["std", "std"], &by_name)?,
+        outputs: match &ours["outputs"] {
+            Value::Null => None,
+            found => Some(Outputs::named(found)?),
+        },
+        tag: pretrained["tag"]
+            .as_str()
+            .map_or(by_name.tag.clone(), str::to_owned),
+        preprocessing: of_timm(pretrained, ours, mean),
+        notes: test_size(pretrained).into_iter().collect(),
         class_count: number(&config["num_classes"]),
         class_names: names
             .filter_map(|name| name.as_str().map(str::to_owned))
@@ -202,10 +247,20 @@ pub(super) fn channels(config: &Value, [what, key]: [&str; 2], told: &Told) -> R
     let list = found.as_array().map(Vec::as_slice).unwrap_or_default();
     let list: Vec<f64> = list.iter().filter_map(Value::as_f64).collect();
     let three: Option<[f64; 3]> = list.try_into().ok();
-    three
-        .filter(|list| what == "mean" || list.iter().all(|std| *std > 0.0))
-        .ok_or_else(|| {
-            let message = format!("`{}` has {key} = {found}", told.source);
-            Error::input(message).hint("give one number for each of three channels, std above 0")
-        })
+    let three = three.ok_or_else(|| {
+        let message = format!("`{}` has {key} = {found}", told.source);
+        Error::input(message).hint("give one number for each of three channels")
+    })?;
+    let checked = match what {
+        "mean" => check_mean(&three),
+        _ => check_std(&three),
+    };
+    let refused = |(_, hint): (String, String)| {
+        let message = format!(
+            "`{}` has {key} = {found}, which is out of range for pixels in [0, 1]",
+            told.source
+        );
+        Error::input(message).hint(hint)
+    };
+    checked.map(|()| three).map_err(refused)
 }

@@ -1,7 +1,9 @@
 //! What model a file of weights holds: told by names and shapes, and by what stands beside them.
 
+use super::Outputs;
 use super::architecture::{CLIP_EPS, Known, OPEN_CLIP, OPEN_CLIP_PREFIX, TIMM, known, open_clip};
 use super::names::Names;
+use super::preprocessing::Found;
 use super::shown;
 use crate::error::{Error, Result};
 use crate::fused::Gelu;
@@ -39,14 +41,27 @@ pub(super) struct Told {
     pub(super) position: Position,
     pub(super) position_size: Option<usize>,
     pub(super) patch: Option<usize>,
-    pub(super) image_size: Option<usize>,
+    /// Pixels on a side, and the key that says so.
+    pub(super) image_size: Option<(&'static str, usize)>,
     pub(super) gelu: Gelu,
     pub(super) norm_eps: f64,
     pub(super) mean: [f64; 3],
     pub(super) std: [f64; 3],
     pub(super) class_count: Option<usize>,
     pub(super) class_names: Vec<String>,
+    /// What the outputs are; else told by the names.
+    pub(super) outputs: Option<Outputs>,
+    /// What timm calls the training that made the weights.
+    pub(super) tag: String,
+    /// Whether a head may be missing, since a new one takes its place.
+    pub(super) needs_no_head: bool,
+    pub(super) preprocessing: Found,
+    /// What the user should know.
+    pub(super) notes: Vec<String>,
 }
+
+/// Sizes of the embeddings of CLIP's models.
+const EMBEDDINGS: [usize; 7] = [256, 384, 512, 640, 768, 1024, 1280];
 
 impl Told {
     /// What a name tells: of timm's, of ours, or of open_clip's, as that program's model of the name is.
@@ -58,6 +73,7 @@ impl Told {
             true => (CLIP_MEAN, CLIP_STD),
             false => (IMAGENET_MEAN, IMAGENET_STD),
         };
+        let (name, tag) = architecture.split_once('.').unwrap_or((architecture, ""));
         Self {
             source: "config.json",
             words: Words {
@@ -95,6 +111,40 @@ impl Told {
             std,
             class_count: None,
             class_names: Vec::new(),
+            outputs: (open_clip && known(name).is_some()).then_some(Outputs::Embedding),
+            tag: tag.to_owned(),
+            needs_no_head: false,
+            preprocessing: Found::default(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// What the outputs of a model with so many of them are.
+    ///
+    /// timm has CLIP's towers with their projection in the place of the head, `vit_base_patch16_clip_224.openai`, and
+    /// classifiers that were trained from them, `vit_base_patch16_clip_224.openai_ft_in1k`.
+    pub(super) fn outputs(&self, outputs: usize) -> Outputs {
+        let is_tower = self.architecture.contains("_clip_")
+            && !self.tag.contains("_ft_")
+            && self.class_names.is_empty()
+            && EMBEDDINGS.contains(&outputs);
+        match (self.outputs, is_tower) {
+            (Some(told), _) => told,
+            (None, true) => Outputs::Embedding,
+            (None, false) => Outputs::Logits,
+        }
+    }
+
+    /// An error where the configuration tells another number than the weights.
+    fn agrees(&self, key: &str, told: Option<usize>, found: usize) -> Result<()> {
+        match told {
+            Some(told) if told != found => {
+                let source = self.source;
+                let message =
+                    format!("`{source}` has {key} = {told}, and the weights have {found}");
+                Err(Error::input(message).hint("correct the one that is wrong"))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -148,7 +198,14 @@ const IMAGE_SIZE: usize = 224;
 /// What the shapes of the tensors, and what else is told, say of the model.
 pub(super) fn describe(weights: &Names, told: &Told) -> Result<Description> {
     let is_convnext = weights.contains("stages.0.blocks.0.conv_dw.weight");
-    match (is_convnext, known(&told.architecture)) {
+    let name = &told.architecture;
+    if known(name).is_none() && !name.is_empty() {
+        let message = format!("`{}` has architecture = `{}`", told.source, shown(name));
+        return Err(Error::input(message).hint(
+            "only plain vision transformers and ConvNeXts can be loaded, such as `vit_base_patch16_224` or `convnext_tiny`",
+        ));
+    }
+    match (is_convnext, known(name)) {
         (true, Some(Known::Vit(..))) => Err(unlike(told, "a ConvNeXt")),
         (true, _) => convnext(weights, told),
         (false, Some(Known::ConvNext)) => Err(unlike(told, "no ConvNeXt")),
@@ -181,9 +238,15 @@ fn shape(weights: &Names, name: &str) -> Result<Vec<usize>> {
     }
 }
 
-/// The number of classes, if the configuration tells no other.
+/// The number of classes, if the configuration tells no other; 1 where there is no head and none is needed.
 fn classes(weights: &Names, head: &str, told: &Told) -> Result<usize> {
     let called = weights.called(head);
+    if !weights.contains(head) {
+        return match told.needs_no_head {
+            true => Ok(1),
+            false => Err(without_head(&called)),
+        };
+    }
     let [classes, _, ..] = shape(weights, head)?[..] else {
         return Err(unfit(&format!("{called} is not a matrix")));
     };
@@ -194,6 +257,24 @@ fn classes(weights: &Names, head: &str, told: &Told) -> Result<usize> {
             Err(Error::input(message).hint("correct the one that is wrong"))
         }
         _ => Ok(classes),
+    }
+}
+
+fn without_head(called: &str) -> Error {
+    Error::input(format!("these weights end before a head: {called} is missing")).hint(
+        "give them one by training with start.head = \"new\"; a model without a head can be nothing but a start",
+    )
+}
+
+/// Patches along a side for the places of all tokens, or of the patches alone (DeiT-3, timm's `no_embed_class`).
+fn grid(places: usize, class_token: bool) -> Option<usize> {
+    let side = |patches: usize| {
+        let side = patches.isqrt();
+        (side > 0 && side * side == patches).then_some(side)
+    };
+    match class_token {
+        true => side(places.saturating_sub(1)).or(side(places)),
+        false => side(places),
     }
 }
 
@@ -229,6 +310,7 @@ fn vit(weights: &Names, told: &Told) -> Result<Description> {
             format!("`{source}` has {key} = {told_width}, and {called} makes tokens {width} wide");
         return Err(Error::input(message).hint("correct the one that is wrong"));
     }
+    told.agrees("patch_size", told.patch, patch)?;
     let first = "blocks.0.mlp.fc1.weight";
     let [hidden, _] = shape(weights, first)?[..] else {
         return Err(unfit(&format!("{} is not a matrix", weights.called(first))));
@@ -238,10 +320,19 @@ fn vit(weights: &Names, told: &Told) -> Result<Description> {
         return Err(unfit(&format!("{places} is not [1, tokens, width]")));
     };
     let class_token = weights.contains("cls_token");
-    let patches = tokens - usize::from(class_token).min(tokens);
-    let grid = patches.isqrt();
-    if grid == 0 || grid * grid != patches {
-        return Err(unfit(&format!("{places} does not belong to a square grid")));
+    let grid = grid(tokens, class_token)
+        .ok_or_else(|| unfit(&format!("{places} does not belong to a square grid")))?;
+    if let Some((key, size)) = told.image_size
+        && size != grid * patch
+    {
+        let source = told.source;
+        let message = format!(
+            "`{source}` has {key} = {size}, and {places} has {grid} x {grid} patches of {patch} pixels, those of {} pixels",
+            grid * patch
+        );
+        return Err(Error::input(message).hint(format!(
+            "correct {key}; --image-size {size} evaluates at another size with resampled positions"
+        )));
     }
     if told.position == Position::Sincos2d && !width.is_multiple_of(4) {
         let message = format!("position = `sincos2d` needs a width that 4 divides, not {width}");
@@ -312,7 +403,10 @@ fn convnext(weights: &Names, told: &Told) -> Result<Description> {
     let (stem, patch) = match weights.contains("stem.stem.0.weight") {
         true => (Stem::Conv, told.patch.unwrap_or(4)),
         false => match shape(weights, "stem.0.weight")?[..] {
-            [_, 3, patch, _] => (Stem::Patch, patch),
+            [_, 3, patch, _] => {
+                told.agrees("patch_size", told.patch, patch)?;
+                (Stem::Patch, patch)
+            }
             _ => {
                 let called = weights.called("stem.0.weight");
                 return Err(unfit(&format!("{called} is not [width, 3, patch, patch]")));
@@ -343,7 +437,7 @@ fn convnext(weights: &Names, told: &Told) -> Result<Description> {
             Error::input(message).hint("name the architecture that the weights were trained as")
         );
     }
-    let image_size = told.image_size.unwrap_or(IMAGE_SIZE);
+    let image_size = told.image_size.map_or(IMAGE_SIZE, |(_, size)| size);
     if let Err((message, hint)) = config.grid(image_size) {
         return Err(Error::input(message).hint(hint));
     }

@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use super::config_json::{channels, eps};
 use super::describe::{Told, Words};
-use super::{CLIP_EPS, Scheme, shown};
+use super::preprocessing::{of_hugging_face, square};
+use super::{CLIP_EPS, Outputs, Scheme, shown};
 use crate::error::{Error, Result};
 use crate::fused::Gelu;
 use crate::model::Pool;
@@ -57,15 +58,24 @@ pub(super) fn read(config: &Value, preprocessor: &Value) -> Result<(Told, Scheme
     };
     let number = |value: &Value| value.as_u64().map(|number| number as usize);
     let classes = class_names(config);
+    let is_clip = scheme == Scheme::HuggingFaceClip;
+    let size = square("config.json", "image_size", &vision["image_size"])?;
     let told = Told {
         size: String::new(),
         by_name_alone: false,
+        image_size: size.map(|size| ("image_size", size)),
+        patch: number(&vision["patch_size"]),
+        outputs: Some(match is_clip {
+            true => Outputs::Embedding,
+            false => Outputs::Logits,
+        }),
+        preprocessing: of_hugging_face(preprocessor, is_clip),
         words: WORDS,
         heads: Some(number(&vision["num_attention_heads"]).unwrap_or(12)),
         width: Some(number(&vision["hidden_size"]).unwrap_or(768)),
         depth: Some(number(&vision["num_hidden_layers"]).unwrap_or(12)),
         pool: Some(Pool::Token),
-        pre_norm: Some(scheme == Scheme::HuggingFaceClip),
+        pre_norm: Some(is_clip),
         gelu: *gelu,
         norm_eps,
         mean,

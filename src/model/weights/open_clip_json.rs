@@ -7,7 +7,8 @@ use serde_json::Value;
 use super::architecture::known;
 use super::config_json::{channels, eps};
 use super::describe::{Told, Words};
-use super::{CLIP_EPS, Head, OPEN_CLIP_CONFIG, Scheme, shown};
+use super::preprocessing::{of_open_clip, square};
+use super::{CLIP_EPS, Head, OPEN_CLIP_CONFIG, Outputs, Scheme, shown};
 use crate::error::{Error, Result};
 use crate::fused::Gelu;
 use crate::model::Pool;
@@ -70,8 +71,13 @@ pub(super) fn read(config: &Value) -> Result<(Told, Scheme)> {
         ));
     }
     let number = |key: &str| vision[key].as_u64().map(|number| number as usize);
+    let size = square(OPEN_CLIP_CONFIG, "image_size", &vision["image_size"])?;
     let told = Told {
         source: OPEN_CLIP_CONFIG,
+        image_size: size.map(|size| ("image_size", size)),
+        patch: number("patch_size"),
+        outputs: Some(Outputs::Embedding),
+        preprocessing: of_open_clip(&config["preprocess_cfg"]),
         by_name_alone: false,
         words: Words {
             classes: "embed_dim",
