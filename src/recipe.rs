@@ -875,6 +875,11 @@ impl FinalEvaluation {
         let epsilon = table.required_where("epsilon", "0 or more", |epsilon: &Fraction| {
             epsilon.value() >= 0.0
         });
+        if norm == Some(Norm::Linf) && epsilon.as_ref().is_some_and(|e| e.value() > 1.0) {
+            let message = "epsilon is larger than the range of a pixel";
+            let hint = "pixels are in [0, 1] here: write 8/255, not 8".to_owned();
+            table.fault("epsilon", message, Some(hint));
+        }
         let found = Self {
             name: name?,
             stage,
