@@ -433,6 +433,10 @@ fn an_evaluation_of_nothing_is_refused_and_nothing_is_saved() {
             &["--restarts 0: expected at least 1"],
         ),
         (
+            &["--step-size", "0", "--eps", "8/255"],
+            &["--step-size 0: expected more than 0"],
+        ),
+        (
             &["--targets", "0", "--eps", "8/255"],
             &["--targets 0: expected at least 1"],
         ),

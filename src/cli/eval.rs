@@ -350,6 +350,9 @@ impl Eval {
             .as_ref()
             .map(|text| fraction("--step-size", text))
             .transpose()?;
+        if step_size.as_ref().is_some_and(|size| size.value() == 0.0) {
+            return Err(Error::input("--step-size 0: expected more than 0"));
+        }
         let of_norm = |(index, word): (usize, &String)| {
             let norm = one_of("--norm", "norm", word, &Norm::WORDS)?;
             let epsilon = fraction("--eps", self.eps.get(index).map_or("0", String::as_str))?;

@@ -14,7 +14,7 @@ use crate::{files, json};
 #[derive(clap::Args)]
 #[command(
     after_help = "Example:\n  advxl export runs/cifar10_micro --to robustbench --name Doe2026Two --dataset cifar10 \
-    --result runs/cifar10_micro/result-autoattack.json --out export\n  advxl export runs/clip --to open-clip --text \
+    --result full/result.json --out export\n  advxl export runs/clip --to open-clip --text \
     CLIPA-L-14 --out export"
 )]
 pub(super) struct Export {
@@ -38,7 +38,7 @@ pub(super) struct Export {
     /// Where it is described.
     #[arg(long, default_value = "")]
     link: String,
-    /// What it was trained on, such as imagenet.
+    /// What it was trained on, such as imagenet; for robustbench the board: cifar10, cifar100 or imagenet.
     #[arg(long, default_value = "")]
     dataset: String,
     /// Images beyond the data set's own were used.

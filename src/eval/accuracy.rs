@@ -254,7 +254,7 @@ impl Evaluation<'_> {
         let classifier = Classifier::watched(self.logits, self.device, &watch).stopped_by(&stop);
         let count = self.images.count();
         if count == 0 {
-            return Err(Error::input("there are no images to evaluate with"));
+            return Err(Error::input("no images to evaluate"));
         }
         if outcome.stages.is_empty() {
             outcome.robust = vec![true; count];

@@ -182,8 +182,8 @@ fn zero_gradients(
 
 fn not_finite(count: usize, of: usize) -> Option<Flag> {
     let message = format!(
-        "{count} of {of} images have logits that are not finite: they count as misclassified; look for overflow in the \
-         model, and at its weights"
+        "{count} of {of} images have logits that are not finite: they count as misclassified; check the model for \
+         overflow, and its weights"
     );
     (count > 0).then(|| Flag::new("not_finite", message))
 }

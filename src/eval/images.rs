@@ -96,8 +96,8 @@ pub(super) fn check_labels(labels: &[u32], classes: usize) -> Result<()> {
     if classes < 2 {
         let (message, hint) = match classes {
             1 => (
-                "the model has 1 class, of which every image is",
-                "accuracy needs at least 2 classes; a single logit z of two classes is the pair 0 and z",
+                "the model has 1 class: its accuracy is meaningless",
+                "evaluate at least 2 classes; turn a single logit z for two classes into the pair 0 and z",
             ),
             _ => (
                 "the model has no classes",
@@ -127,7 +127,5 @@ pub(super) fn check_images(indices: &[usize], pixels: &[f32]) -> Result<()> {
         "image {index} has a pixel of {}, outside [0, 1]",
         pixels[place]
     );
-    Err(Error::input(message).hint(
-        "attacks perturb pixels in [0, 1]: a model that needs other values normalizes its input itself",
-    ))
+    Err(Error::input(message).hint("attacks perturb pixels in [0, 1]: normalize inside the model"))
 }

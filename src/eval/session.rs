@@ -1,5 +1,4 @@
-//! An evaluation that a person watches and that survives a kill: told line by line, saved after each batch and when it is
-//! stopped.
+//! An evaluation that prints its progress and survives a kill: saved after each batch, and when it is stopped.
 //!
 //! The lines are those of the AutoAttack program, which people search logs for.
 

@@ -1,7 +1,7 @@
-//! RobustBench's boards: what an entry must have been measured on.
+//! RobustBench's leaderboards: what an entry must have been measured on.
 //!
 //! Source: <https://github.com/RobustBench/robustbench>, its `model_info` and the README's rules for new entries.
-//! Not whether the images are the board's, of which a result knows the number and the names of the classes.
+//! Does not check that the images are the board's: a result records their number and the names of their classes.
 
 use serde_json::Value;
 
@@ -70,7 +70,7 @@ pub(super) fn named(dataset: &str) -> Result<&'static Board> {
     found.ok_or_else(|| {
         let message = match dataset {
             "" => "--dataset is missing: a RobustBench entry belongs to a board".to_owned(),
-            other => format!("--dataset {other}: RobustBench has no such board"),
+            other => format!("--dataset {other}: unknown RobustBench board"),
         };
         Error::input(message).hint("use cifar10, cifar100 or imagenet")
     })
@@ -105,12 +105,12 @@ impl Board {
         let images = evaluation["robust"].as_array().map_or(0, Vec::len);
         if images != self.images {
             let (found, right) = (grouped(images as u64), grouped(self.images as u64));
-            faults.push(format!("{found} images instead of {right}"));
+            faults.push(format!("{found} images, expected {right}"));
         }
         let classes = self.classes.count();
         if loaded.model.classes() != classes {
             let found = loaded.model.classes();
-            faults.push(format!("a model of {found} classes instead of {classes}"));
+            faults.push(format!("a model of {found} classes, expected {classes}"));
         }
         faults.extend(self.classes.fault(&result["data_classes"]));
         let word = evaluation["norm"].as_str().unwrap_or_default();
@@ -128,11 +128,11 @@ impl Board {
             let threats = self.threats.iter();
             let threats = threats.map(|(norm, epsilon)| format!("{} {epsilon}", norm.word()));
             let threats = threats.collect::<Vec<_>>().join(" or ");
-            faults.push(format!("{word} {written} instead of {threats}"));
+            faults.push(format!("{word} {written}, expected {threats}"));
         }
         if result["precision"] != "f32" {
             let found = &result["precision"];
-            faults.push(format!("precision {found} instead of \"f32\""));
+            faults.push(format!("precision {found}, expected \"f32\""));
         }
         match threat {
             Some((_, epsilon)) if faults.is_empty() => Ok(epsilon),
@@ -185,7 +185,7 @@ impl Classes {
         });
         (!fits).then(|| {
             let count = found.len();
-            format!("images of {count} classes{names} that are not the board's")
+            format!("the {count} classes of the data set{names} are not the board's")
         })
     }
 }

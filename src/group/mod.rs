@@ -86,8 +86,7 @@ impl Group {
 
     /// This process with those that were started together with it.
     ///
-    /// `tell` gets lines for the user that come from no command: of signals, and when another process is not heard of any
-    /// more, before this one ends.
+    /// `tell` prints lines that come from other threads: that a signal was received, or that another process is lost.
     ///
     /// Errors: there are others and this binary was built without MPI; they run another binary.
     pub fn open(tell: fn(&str)) -> Result<Self> {
@@ -289,14 +288,13 @@ impl Group {
         self.same("binary", &own, |_, _| String::new())
     }
 
-    /// Asks the process to stop at the next good moment when the system tells it to end (SIGTERM), a scheduler warns it
-    /// (SIGUSR1) or a person presses Ctrl-C (SIGINT); told a second time, it ends at once.
+    /// Requests a stop on SIGTERM, SIGUSR1 (a scheduler's warning) and SIGINT (Ctrl-C). A second signal exits at once.
     pub fn stop_on_signals(&self) -> Result<()> {
         self.stop.on_signals()
     }
 
-    /// Says that nothing is lost if the process ends at any moment while the value lives: if it was told to stop and a good
-    /// moment does not come within seconds, it does not wait for one.
+    /// Marks a section in which exiting loses nothing: while the guard is alive, a process that does not get to a good
+    /// moment within seconds of a signal exits where it is.
     pub fn everything_is_saved(&self) -> Saved {
         self.stop.everything_is_saved()
     }

@@ -1,4 +1,4 @@
-//! Signals that ask a process to stop: a flag that is asked for at good moments, and an end for who does not find one.
+//! Signals that request a stop: a flag that is polled at good moments, and an exit where none comes soon enough.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,18 +9,18 @@ use signal_hook::iterator::Signals;
 
 use crate::error::{Error, Kind, Result};
 
-/// From a signal to the end of a process that has nothing to lose. Schedulers kill after 30 seconds or sooner.
-const GRACE: Duration = Duration::from_secs(4);
-/// Signals that come together are one: a terminal sends Ctrl-C to `mpirun` and to its processes, and `mpirun` hands it on.
+/// From a signal to the exit of a process that has nothing to lose. Schedulers kill after 30 seconds or sooner.
+const GRACE: Duration = Duration::from_secs(3);
+/// Signals this close together are one: a terminal sends Ctrl-C to `mpirun` and to its ranks, and `mpirun` forwards it.
 const ECHO: Duration = Duration::from_millis(300);
-/// Between two looks for a second signal.
+/// Interval at which a second signal is polled for.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What a process knows of being asked to stop.
+/// Whether a stop was requested, and whether exiting would lose anything.
 #[derive(Clone)]
 pub(super) struct Stop {
     pub(super) told: Arc<AtomicBool>,
-    /// How many say that everything is saved.
+    /// Number of [`Saved`] guards that are alive.
     saved: Arc<AtomicUsize>,
     tell: fn(&str),
 }
@@ -55,7 +55,7 @@ impl Stop {
         Saved(Arc::clone(&self.saved))
     }
 
-    /// Begins to listen, on a thread of its own.
+    /// Handles signals on a thread of their own.
     pub(super) fn on_signals(&self) -> Result<()> {
         let failed =
             |error: std::io::Error| Error::failed(format!("cannot listen to signals: {error}"));
@@ -86,8 +86,8 @@ impl Stop {
             }
             if self.saved.load(Ordering::Relaxed) > 0 && begun.elapsed() > GRACE {
                 (self.tell)(
-                    "error: stopped by signal in the middle of a pass\n  hint: run the same command again to resume from the \
-                     last batch; a smaller batch is saved more often",
+                    "error: stopped by signal in the middle of a pass\n  hint: run the same command again to resume after the \
+                     last saved batch; smaller batches are saved more often",
                 );
                 end();
             }
@@ -95,7 +95,7 @@ impl Stop {
     }
 }
 
-/// Ends this process, which makes `mpirun` end the others.
+/// Exits, upon which `mpirun` ends the other ranks.
 fn end() -> ! {
     std::process::exit(i32::from(Kind::TryAgain.exit_code()))
 }

@@ -303,51 +303,51 @@ fn a_robustbench_entry_is_made_of_what_its_board_holds_alone() {
         &linf,
         &["--dataset is missing", "use cifar10, cifar100 or imagenet"],
     );
-    refused("cifar-10", 10, &linf, &["RobustBench has no such board"]);
+    refused("cifar-10", 10, &linf, &["unknown RobustBench board"]);
     refused(
         "cifar100",
         10,
         &linf,
-        &["10 classes instead of 100", "(`airplane` to `truck`)"],
+        &[
+            "10 classes, expected 100",
+            "(`airplane` to `truck`) are not",
+        ],
     );
     refused(
         "imagenet",
         10,
         &linf,
         &[
-            "10_000 images instead of 5_000",
-            "linf 8/255 instead of linf 4/255",
+            "10_000 images, expected 5_000",
+            "linf 8/255, expected linf 4/255",
         ],
     );
     refused(
         "cifar10",
         1000,
         &imagenet,
-        &[
-            "5_000 images instead of 10_000",
-            "1000 classes instead of 10",
-        ],
+        &["5_000 images, expected 10_000", "1000 classes, expected 10"],
     );
     let few = autoattack("cifar", &CIFAR10, 1000, Norm::Linf, "8/255");
     refused(
         "cifar10",
         10,
         &few,
-        &["1_000 images instead of 10_000", "--eps 8/255"],
+        &["1_000 images, expected 10_000", "--eps 8/255"],
     );
     let weak = autoattack("cifar", &CIFAR10, 10_000, Norm::Linf, "0.3/255");
     refused(
         "cifar10",
         10,
         &weak,
-        &["linf 0.3/255 instead of linf 8/255 or l2 0.5"],
+        &["linf 0.3/255, expected linf 8/255 or l2 0.5"],
     );
     let l1 = autoattack("cifar", &CIFAR10, 10_000, Norm::L1, "12");
     refused(
         "cifar10",
         10,
         &l1,
-        &["l1 12 instead of linf 8/255 or l2 0.5"],
+        &["l1 12, expected linf 8/255 or l2 0.5"],
     );
     let synthetic = autoattack("synthetic:10000", &CIFAR10, 10_000, Norm::Linf, "8/255");
     refused(
@@ -368,7 +368,7 @@ fn a_robustbench_entry_is_made_of_what_its_board_holds_alone() {
         "cifar10",
         10,
         &unnamed,
-        &["images of 10 classes (`0` to `9`) that are not the board's"],
+        &["the 10 classes of the data set (`0` to `9`) are not the board's"],
     );
     let mut rounded = linf.clone();
     rounded["precision"] = json!("bf16");
@@ -376,7 +376,7 @@ fn a_robustbench_entry_is_made_of_what_its_board_holds_alone() {
         "cifar10",
         10,
         &rounded,
-        &["precision \"bf16\" instead of \"f32\""],
+        &["precision \"bf16\", expected \"f32\""],
     );
     let mut old = linf.clone();
     old.as_object_mut().unwrap().remove("data_classes");
@@ -384,7 +384,7 @@ fn a_robustbench_entry_is_made_of_what_its_board_holds_alone() {
         "cifar10",
         10,
         &old,
-        &["images of 0 classes that are not the board's"],
+        &["the 0 classes of the data set are not the board's"],
     );
     let mut shortened = linf.clone();
     shortened["stages"][1]["settings"]["steps"] = json!(50);
