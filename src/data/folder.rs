@@ -163,13 +163,8 @@ fn class_folders(folder: &Path) -> Result<Vec<String>> {
     let names: Vec<String> = entries
         .iter()
         .filter(|path| path.is_dir() && !is_hidden(path))
-        .map(|path| {
-            path.file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned()
-        })
-        .collect();
+        .map(|path| class_name(path))
+        .collect::<Result<_>>()?;
     let loose = entries.iter().filter(|path| is_picture(path)).count();
     let folder = folder.display();
     match names.as_slice() {
@@ -187,6 +182,18 @@ fn class_folders(folder: &Path) -> Result<Vec<String>> {
         .hint(LAYOUT_HINT)),
         _ => Ok(names),
     }
+}
+
+/// The name of a class folder; what is not UTF-8 is no name that other programs and files could agree on.
+fn class_name(path: &Path) -> Result<String> {
+    let name = path.file_name().unwrap_or_default().to_str();
+    name.map(str::to_owned).ok_or_else(|| {
+        let message = format!(
+            "the name of the class folder `{}` is not UTF-8",
+            path.display()
+        );
+        Error::input(message).hint("rename the folder")
+    })
 }
 
 fn is_hidden(path: &Path) -> bool {
@@ -287,6 +294,22 @@ mod tests {
         assert!(message(root, Split::Train).contains("one class folder only, `cat`"));
         put(root, "dog/read.me");
         assert!(message(root, Split::Train).contains("hold no images: `dog`"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_class_folder_whose_name_is_not_utf_8_is_explained() {
+        use std::os::unix::ffi::OsStrExt;
+        let root = tempfile::tempdir().unwrap();
+        put(root.path(), "a/1.jpg");
+        let odd = root.path().join(std::ffi::OsStr::from_bytes(b"b\xff"));
+        files::make_folder(&odd).unwrap();
+        files::write(&odd.join("1.jpg"), b"no image").unwrap();
+        let text = message(root.path(), Split::Train);
+        assert!(
+            text.contains("is not UTF-8\n  hint: rename the folder"),
+            "{text}"
+        );
     }
 
     #[test]
