@@ -6,7 +6,6 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use safetensors::SafeTensors;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -132,17 +131,20 @@ impl Content {
                 line.is_some_and(|line| line.get(key).is_some())
             }
             Self::Tensors(name) => {
-                let file = files::Source::open(path).ok();
-                let begin = |count: u64| file.as_ref()?.bytes(0, count).ok()?;
-                let length =
-                    begin(8).and_then(|bytes| bytes.try_into().ok().map(u64::from_le_bytes));
-                length
-                    .and_then(|length| begin(length.checked_add(8)?))
-                    .and_then(|bytes| SafeTensors::read_metadata(&bytes).ok())
-                    .is_some_and(|(_, header)| header.tensors().contains_key(name))
+                let header = tensors_header(path).unwrap_or_default();
+                header.get(name).is_some()
             }
         }
     }
+}
+
+/// The header of a safetensors file, if it is one: JSON after its length.
+fn tensors_header(path: &Path) -> Option<Value> {
+    let file = files::Source::open(path).ok()?;
+    let length = file.bytes(0, 8).ok()??;
+    let length = u64::from_le_bytes(length.try_into().ok()?);
+    let header = file.bytes(8, length).ok()??;
+    serde_json::from_slice(&header).ok()
 }
 
 /// Whether two paths lead to one file or folder: the same place, or two hard links.

@@ -72,6 +72,12 @@ impl Export {
         };
         files::check_name(&self.name)
             .map_err(|(message, hint)| Error::input(format!("--name: {message}")).hint(hint))?;
+        // RobustBench's entry lies beside the model's own files.
+        if self.to == "robustbench" && self.name.eq_ignore_ascii_case("config") {
+            let message = "--name config: `config.json` describes the model in the exported folder";
+            return Err(Error::input(message)
+                .hint("give the name of RobustBench's entry, such as Doe2026Two"));
+        }
         let mut inputs = inputs(Some(&self.model.path), None)?;
         self.text.iter().for_each(|text| inputs.add("--text", text));
         inputs.check_folder("--out", &self.out)?;

@@ -153,6 +153,17 @@ fn note(text: &str) {
 
 /// Prints help, the version, or what is wrong with the arguments.
 fn print_usage(usage: &clap::Error) -> ExitCode {
+    if usage.kind() == clap::error::ErrorKind::InvalidUtf8 {
+        let arguments = std::env::args_os().filter(|argument| argument.to_str().is_none());
+        for argument in arguments {
+            let argument = argument.to_string_lossy();
+            note(&format!("error: `{argument}` is not UTF-8"));
+        }
+        note(
+            "  hint: data sets and overrides are named in UTF-8: rename the file or folder, or name a link to it",
+        );
+        return ExitCode::from(Kind::Input.exit_code());
+    }
     let printed = usage.print();
     if usage.use_stderr() {
         return ExitCode::from(Kind::Input.exit_code());
@@ -608,4 +619,27 @@ fn inputs(model: Option<&Path>, data: Option<&str>) -> Result<Inputs> {
         inputs.add_data("--data", path);
     }
     Ok(inputs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_of_a_run_lies_in_runs_whatever_the_recipe_is_called() {
+        for (recipe, folder) in [
+            ("recipes/demo.toml", "runs/demo"),
+            ("/a/my recipe", "runs/my recipe"),
+            (".toml", "runs/.toml"),
+        ] {
+            assert_eq!(
+                default_folder(Path::new(recipe)).unwrap(),
+                Path::new(folder)
+            );
+        }
+        for recipe in ["...toml", "a/...toml", "..toml", "..", "/"] {
+            let error = default_folder(Path::new(recipe)).unwrap_err();
+            assert!(error.to_string().contains("--out"), "{error}");
+        }
+    }
 }

@@ -401,7 +401,7 @@ fn folders_of(folder: &Path) -> Result<Vec<String>> {
                 "the name of the class folder `{}` is not UTF-8",
                 path.display()
             ))
-            .hint("rename it, for example with `convmv -t utf8`")
+            .hint("rename the folder")
         })
     };
     folders.map(name).collect()
@@ -511,6 +511,22 @@ mod tests {
         assert!(message(root, Split::Train).contains("one class folder only, `cat`"));
         put(root, "dog/read.me");
         assert!(message(root, Split::Train).contains("hold no images: `dog`"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_class_folder_whose_name_is_not_utf_8_is_explained() {
+        use std::os::unix::ffi::OsStrExt;
+        let root = tempfile::tempdir().unwrap();
+        put(root.path(), "a/1.jpg");
+        let odd = root.path().join(std::ffi::OsStr::from_bytes(b"b\xff"));
+        files::make_folder(&odd).unwrap();
+        files::write(&odd.join("1.jpg"), b"no image").unwrap();
+        let text = message(root.path(), Split::Train);
+        assert!(
+            text.contains("is not UTF-8\n  hint: rename the folder"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -309,8 +309,12 @@ fn read_labels(bytes: &[u8], names: Option<&String>) -> Result<(Vec<u32>, Vec<St
             .rev()
             .fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte)) as i64;
         if !(0..most).contains(&label) {
+            let of_names = match &names {
+                Some(names) => format!(": the file names {} classes", names.len()),
+                None => String::new(),
+            };
             return Err(Error::input(format!(
-                "image {image} has the label {label}, not 0 to {}",
+                "image {image} has the label {label}, not 0 to {}{of_names}",
                 most - 1
             ))
             .hint("labels count the classes from 0"));

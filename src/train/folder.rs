@@ -136,8 +136,10 @@ impl RunFolder {
 
     /// Binds the folder to its recipe, once nothing speaks against the run.
     pub(super) fn begin(&self, recipe: &str) -> Result<()> {
-        match self.writes() {
-            true => files::write(&self.path.join("recipe.toml"), recipe.as_bytes()),
+        let path = self.path.join("recipe.toml");
+        let is_there = || files::read(&path).is_ok_and(|saved| saved == recipe.as_bytes());
+        match self.writes() && !is_there() {
+            true => files::write(&path, recipe.as_bytes()),
             false => Ok(()),
         }
     }

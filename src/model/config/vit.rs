@@ -178,12 +178,17 @@ impl VitConfig {
             depth: count("depth", base.depth, DEEPEST),
             heads: count("heads", base.heads, LARGEST_WIDTH),
             hidden: count("hidden", base.hidden, 16 * LARGEST_WIDTH),
+            ..base
+        };
+        // The size's own number has taken the place of one that cannot be used: what does not fit it is nobody's fault.
+        let sizes_are_right = table.faults() == before;
+        model = Self {
             class_token: table.required("class_token").unwrap_or(true),
-            pool: pool.unwrap_or(base.pool),
-            position: position.unwrap_or(base.position),
+            pool: pool.unwrap_or(model.pool),
+            position: position.unwrap_or(model.position),
             position_size: table.optional("position_size"),
             stem: Stem::read(table).unwrap_or_default(),
-            pre_norm: table.optional("pre_norm").unwrap_or(base.pre_norm),
+            pre_norm: table.optional("pre_norm").unwrap_or(model.pre_norm),
             gelu: match table.has("gelu") {
                 true => table.choice("gelu", &GELUS)?,
                 false => Gelu::Erf,
@@ -192,11 +197,9 @@ impl VitConfig {
                 .optional_where("norm_eps", "above 0", |eps: &f64| {
                     *eps > 0.0 && eps.is_finite()
                 })
-                .unwrap_or(base.norm_eps),
-            ..base
+                .unwrap_or(model.norm_eps),
+            ..model
         };
-        // The size's own number has taken the place of one that cannot be used: what does not fit it is nobody's fault.
-        let sizes_are_right = table.faults() == before;
         if sizes_are_right && !model.width.is_multiple_of(model.heads) {
             let message = format!(
                 "heads = {} do not divide width = {}",

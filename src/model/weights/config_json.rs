@@ -192,6 +192,14 @@ pub(super) fn read(config: &Value) -> Result<Told> {
     let mean = channels(pretrained, ["mean", "mean"], &by_name)?;
     let names = config["label_names"].as_array();
     let names = names.map(Vec::as_slice).unwrap_or_default().iter();
+    let (named, count) = (
+        names.len(),
+        number(&config["num_classes"]).unwrap_or(names.len()),
+    );
+    if named > 0 && named != count {
+        let message = format!("`config.json` has {named} label_names and num_classes = {count}");
+        return Err(Error::input(message).hint("name every class, or leave label_names out"));
+    }
     Ok(Told {
         by_name_alone: false,
         heads: number(&args["num_heads"]),
