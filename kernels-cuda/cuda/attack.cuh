@@ -1,0 +1,90 @@
+// Steps of attacks on pixels in [0, 1]: the arithmetic of advxl-kernels' `pgd`, rounded as there.
+// Compiled without contraction (--fmad=false); where the CPU fuses a product and a sum, `fmaf` says so.
+#pragma once
+#include "common.cuh"
+
+// x = clip(x + step * sign(gradient)), to epsilon around the origin and to [0, 1]. Grid: [.., batch].
+KERNEL(256, linf_step, (float* x, const float* gradient, const float* origin, const float* steps, float epsilon, int pixels)) {
+  const float step = steps[blockIdx.y];
+  for (int i = blockIdx.x * 256 + threadIdx.x; i < pixels; i += gridDim.x * 256) {
+    const size_t at = (size_t)blockIdx.y * pixels + i;
+    const float g = gradient[at], middle = origin[at];
+    const float sign = g > 0 ? 1.0f : g < 0 ? -1.0f : 0.0f; // Not a number moves nothing.
+    const float moved = fmaf(sign, step, x[at]);
+    const float low = fmaxf(0.0f, middle - epsilon), high = fminf(1.0f, middle + epsilon);
+    x[at] = fminf(high, fmaxf(low, moved));
+  }
+}
+
+// A step along the gradient's direction, back to at most epsilon from the origin, then to [0, 1]. A block an image.
+// Dynamic shared memory: 512 doubles.
+KERNEL(512, l2_step, (float* x, const float* gradient, const float* origin, const float* steps, float epsilon, int pixels)) {
+  double* scratch = (double*)dynamic_shared;
+  x += (size_t)blockIdx.x * pixels;
+  gradient += (size_t)blockIdx.x * pixels;
+  origin += (size_t)blockIdx.x * pixels;
+  double sum = 0;
+  for (int i = threadIdx.x; i < pixels; i += 512) sum += (double)gradient[i] * gradient[i];
+  const double norm = sqrt(block_sum(sum, scratch));
+  const float length = norm > 0 ? (float)((double)steps[blockIdx.x] / norm) : 0.0f;
+  sum = 0;
+  for (int i = threadIdx.x; i < pixels; i += 512) {
+    const float moved = fmaf(gradient[i], length, x[i]), away = moved - origin[i];
+    x[i] = moved;
+    sum += (double)away * away;
+  }
+  const double distance = sqrt(block_sum(sum, scratch));
+  const float shrink = distance > (double)epsilon ? (float)((double)epsilon / distance) : 1.0f;
+  for (int i = threadIdx.x; i < pixels; i += 512) {
+    const float middle = origin[i], pulled = fmaf(x[i] - middle, shrink, middle);
+    x[i] = fminf(1.0f, fmaxf(0.0f, pulled));
+  }
+}
+
+__device__ __forceinline__ uint32_t rotate(uint32_t v, int by) { return (v << by) | (v >> (32 - by)); }
+__device__ __forceinline__ void quarter(uint32_t (&s)[16], int a, int b, int c, int d) {
+  s[a] += s[b]; s[d] = rotate(s[d] ^ s[a], 16);
+  s[c] += s[d]; s[b] = rotate(s[b] ^ s[c], 12);
+  s[a] += s[b]; s[d] = rotate(s[d] ^ s[a], 8);
+  s[c] += s[d]; s[b] = rotate(s[b] ^ s[c], 7);
+}
+// The 16 words of one block of ChaCha8's stream, as rand_chacha orders them.
+__device__ __forceinline__ void chacha8(uint32_t (&out)[16], const uint32_t (&key)[8], uint64_t counter) {
+  const uint32_t constants[4] = {0x61707865, 0x3320646e, 0x79622d32, 0x6b206574};
+  uint32_t start[16];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) start[i] = constants[i];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) start[4 + i] = key[i];
+  start[12] = (uint32_t)counter;
+  start[13] = (uint32_t)(counter >> 32);
+  start[14] = start[15] = 0;
+#pragma unroll
+  for (int i = 0; i < 16; ++i) out[i] = start[i];
+#pragma unroll
+  for (int round = 0; round < 4; ++round) {
+    quarter(out, 0, 4, 8, 12); quarter(out, 1, 5, 9, 13); quarter(out, 2, 6, 10, 14); quarter(out, 3, 7, 11, 15);
+    quarter(out, 0, 5, 10, 15); quarter(out, 1, 6, 11, 12); quarter(out, 2, 7, 8, 13); quarter(out, 3, 4, 9, 14);
+  }
+#pragma unroll
+  for (int i = 0; i < 16; ++i) out[i] += start[i];
+}
+
+// Uniform in the linf ball, clipped to [0, 1]: pixel i of an image takes word i of the stream of (seed, purpose, the
+// image's key, sub key). Grid: [blocks of 256 * 16 pixels, batch].
+KERNEL(256, linf_start, (float* to, const float* origin, const uint64_t* keys, uint64_t seed, uint64_t sub_key, int purpose, float epsilon, int pixels)) {
+  const int block = blockIdx.x * 256 + threadIdx.x;
+  if (block * 16 >= pixels) return;
+  const uint64_t image = keys[blockIdx.y];
+  const uint32_t key[8] = {(uint32_t)seed, (uint32_t)(seed >> 32), (uint32_t)purpose, 0, (uint32_t)image, (uint32_t)(image >> 32), (uint32_t)sub_key, (uint32_t)(sub_key >> 32)};
+  uint32_t words[16];
+  chacha8(words, key, block);
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    if (block * 16 + i >= pixels) break;
+    const size_t at = (size_t)blockIdx.y * pixels + block * 16 + i;
+    const float uniform = (float)(words[i] >> 8) * (1.0f / 16777216.0f);
+    const float noise = -epsilon + (epsilon - -epsilon) * uniform;
+    to[at] = fminf(1.0f, fmaxf(0.0f, origin[at] + noise));
+  }
+}

@@ -1,0 +1,148 @@
+// Layer norm over rows: (x - mean) / sqrt(variance + eps) * weight + bias.
+//
+// A thread holds eight neighboring columns of four rows at a time, so weights and the sums of their gradients stay in
+// registers. Launched with width / 8 threads, rounded up to whole warps, so rows have at most 2048 columns; dynamic shared memory: 8 floats a warp.
+#pragma once
+#include "common.cuh"
+
+static const int NORM_ROWS = 4;
+
+// With a branch the residual comes first: sum = x + scale[row / tokens] * branch, and the norm is that of the sum.
+template<class X, class T>
+__device__ __forceinline__ void norm(T* y, float* mean, float* inverse, X* sum, const X* x, const T* branch,
+    const float* scale, int tokens, const float* weight, const float* bias, int rows, int width, float eps) {
+  float* scratch = (float*)dynamic_shared;
+  const int column = 8 * threadIdx.x;
+  const bool mine = column < width;
+  float w[8], b[8];
+  if (mine) {
+    load8(w, weight + column);
+    load8(b, bias + column);
+  }
+  for (int first = blockIdx.x * NORM_ROWS; first < rows; first += gridDim.x * NORM_ROWS) {
+    float v[NORM_ROWS][8], s[NORM_ROWS], q[NORM_ROWS];
+#pragma unroll
+    for (int r = 0; r < NORM_ROWS; ++r) {
+      s[r] = 0;
+      int row = first + r;
+      size_t at = (size_t)row * width + column;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[r][i] = 0;
+      if (mine && row < rows) {
+        load8(v[r], x + at);
+        if (branch) {
+          float add[8], factor = scale ? scale[row / tokens] : 1.0f;
+          load8(add, branch + at);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) v[r][i] += factor * add[i];
+          store8(sum + at, v[r]);
+          round8(v[r], sum);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) s[r] += v[r][i];
+    }
+    block_sums<NORM_ROWS>(s, scratch);
+#pragma unroll
+    for (int r = 0; r < NORM_ROWS; ++r) {
+      s[r] /= width;
+      q[r] = 0;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        float d = v[r][i] - s[r];
+        if (mine) q[r] += d * d;
+      }
+    }
+    block_sums<NORM_ROWS>(q, scratch);
+#pragma unroll
+    for (int r = 0; r < NORM_ROWS; ++r) {
+      int row = first + r;
+      if (row >= rows) break;
+      float factor = 1.0f / sqrtf(q[r] / width + eps);
+      if (threadIdx.x == 0) {
+        mean[row] = s[r];
+        inverse[row] = factor;
+      }
+      if (mine) {
+        float out[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) out[i] = fmaf((v[r][i] - s[r]) * factor, w[i], b[i]);
+        store8(y + (size_t)row * width + column, out);
+      }
+    }
+  }
+}
+
+// dx = residual + the gradient of the norm's input. With `parts`, `[blocks, 2, width]`, each block leaves there its
+// sums for the gradients of weight and bias.
+template<class X, class T>
+__device__ __forceinline__ void norm_gradient(X* dx, float* parts, const T* dy, const X* x, const float* mean,
+    const float* inverse, const float* weight, const X* residual, int rows, int width) {
+  float* scratch = (float*)dynamic_shared;
+  const int column = 8 * threadIdx.x;
+  const bool mine = column < width;
+  float w[8], to_weight[8], to_bias[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) w[i] = to_weight[i] = to_bias[i] = 0;
+  if (mine) load8(w, weight + column);
+  for (int first = blockIdx.x * NORM_ROWS; first < rows; first += gridDim.x * NORM_ROWS) {
+    float g[NORM_ROWS][8], n[NORM_ROWS][8], sums[2 * NORM_ROWS];
+#pragma unroll
+    for (int r = 0; r < NORM_ROWS; ++r) {
+      int row = first + r;
+      size_t at = (size_t)row * width + column;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) g[r][i] = n[r][i] = 0;
+      if (mine && row < rows) {
+        load8(g[r], dy + at);
+        load8(n[r], x + at);
+        float middle = mean[row], factor = inverse[row];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) n[r][i] = (n[r][i] - middle) * factor;
+      }
+      float sum = 0, along = 0;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        to_weight[i] = fmaf(g[r][i], n[r][i], to_weight[i]);
+        to_bias[i] += g[r][i];
+        g[r][i] *= w[i];
+        sum += g[r][i];
+        along = fmaf(g[r][i], n[r][i], along);
+      }
+      sums[2 * r] = sum;
+      sums[2 * r + 1] = along;
+    }
+    block_sums<2 * NORM_ROWS>(sums, scratch);
+#pragma unroll
+    for (int r = 0; r < NORM_ROWS; ++r) {
+      int row = first + r;
+      if (!mine || row >= rows) break;
+      size_t at = (size_t)row * width + column;
+      float out[8], middle = sums[2 * r] / width, along = sums[2 * r + 1] / width, factor = inverse[row];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) out[i] = 0;
+      if (residual) load8(out, residual + at);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) out[i] = fmaf(g[r][i] - middle - n[r][i] * along, factor, out[i]);
+      store8(dx + at, out);
+    }
+  }
+  if (parts && mine) {
+    float* to = parts + (size_t)blockIdx.x * 2 * width + column;
+    store8(to, to_weight);
+    store8(to + width, to_bias);
+  }
+}
+
+#define NORM(NAME, X, T) \
+  KERNEL(256, norm_##NAME, (T* y, float* mean, float* inverse, X* sum, const X* x, const T* branch, \
+      const float* scale, int tokens, const float* weight, const float* bias, int rows, int width, float eps)) { \
+    norm<X, T>(y, mean, inverse, sum, x, branch, scale, tokens, weight, bias, rows, width, eps); \
+  } \
+  KERNEL(256, norm_gradient_##NAME, (X* dx, float* parts, const T* dy, const X* x, const float* mean, \
+      const float* inverse, const float* weight, const X* residual, int rows, int width)) { \
+    norm_gradient<X, T>(dx, parts, dy, x, mean, inverse, weight, residual, rows, width); \
+  }
+NORM(f32_f32, float, float)
+NORM(f32_bf16, float, uint16_t)
+NORM(bf16_bf16, uint16_t, uint16_t)
