@@ -3,6 +3,9 @@
 #pragma once
 #include "common.cuh"
 
+// To [low, high]. What is not a number stays so; fminf and fmaxf would hide it.
+__device__ __forceinline__ float clamp(float v, float low, float high) { return v < low ? low : v > high ? high : v; }
+
 // x = clip(x + step * sign(gradient)), to epsilon around the origin and to [0, 1]. Grid: [.., batch].
 KERNEL(256, linf_step, (float* x, const float* gradient, const float* origin, const float* steps, float epsilon, int pixels)) {
   const float step = steps[blockIdx.y];
@@ -12,7 +15,7 @@ KERNEL(256, linf_step, (float* x, const float* gradient, const float* origin, co
     const float sign = g > 0 ? 1.0f : g < 0 ? -1.0f : 0.0f; // Not a number moves nothing.
     const float moved = fmaf(sign, step, x[at]);
     const float low = fmaxf(0.0f, middle - epsilon), high = fminf(1.0f, middle + epsilon);
-    x[at] = fminf(high, fmaxf(low, moved));
+    x[at] = clamp(moved, low, high);
   }
 }
 
@@ -37,7 +40,7 @@ KERNEL(512, l2_step, (float* x, const float* gradient, const float* origin, cons
   const float shrink = distance > (double)epsilon ? (float)((double)epsilon / distance) : 1.0f;
   for (int i = threadIdx.x; i < pixels; i += 512) {
     const float middle = origin[i], pulled = fmaf(x[i] - middle, shrink, middle);
-    x[i] = fminf(1.0f, fmaxf(0.0f, pulled));
+    x[i] = clamp(pulled, 0.0f, 1.0f);
   }
 }
 
@@ -79,12 +82,26 @@ KERNEL(256, linf_start, (float* to, const float* origin, const uint64_t* keys, u
   const uint32_t key[8] = {(uint32_t)seed, (uint32_t)(seed >> 32), (uint32_t)purpose, 0, (uint32_t)image, (uint32_t)(image >> 32), (uint32_t)sub_key, (uint32_t)(sub_key >> 32)};
   uint32_t words[16];
   chacha8(words, key, block);
+  const size_t at = (size_t)blockIdx.y * pixels + block * 16;
+  const float* from = origin + at;
+  to += at;
+  const bool whole = pixels % 8 == 0; // Then eight pixels are one aligned access.
 #pragma unroll
-  for (int i = 0; i < 16; ++i) {
-    if (block * 16 + i >= pixels) break;
-    const size_t at = (size_t)blockIdx.y * pixels + block * 16 + i;
-    const float uniform = (float)(words[i] >> 8) * (1.0f / 16777216.0f);
-    const float noise = -epsilon + (epsilon - -epsilon) * uniform;
-    to[at] = fminf(1.0f, fmaxf(0.0f, origin[at] + noise));
+  for (int first = 0; first < 16; first += 8) {
+    float v[8];
+    const int left = pixels - block * 16 - first;
+    if (left <= 0) break;
+    if (whole) load8(v, from + first);
+    else
+      for (int i = 0; i < 8; ++i) v[i] = i < left ? from[first + i] : 0.0f;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float uniform = (float)(words[first + i] >> 8) * (1.0f / 16777216.0f);
+      const float noise = -epsilon + (epsilon - -epsilon) * uniform;
+      v[i] = clamp(v[i] + noise, 0.0f, 1.0f);
+    }
+    if (whole) store8(to + first, v);
+    else
+      for (int i = 0; i < 8 && i < left; ++i) to[first + i] = v[i];
   }
 }

@@ -30,6 +30,21 @@ __device__ __forceinline__ void store8(uint16_t* to, const float (&v)[8]) {
   uint4 a = {pack2(v[0], v[1]), pack2(v[2], v[3]), pack2(v[4], v[5]), pack2(v[6], v[7])};
   *(uint4*)to = a;
 }
+// Eight neighboring values as they lie in memory: loaded early, unpacked where they are used, few registers between.
+template<class T> struct Eight;
+template<> struct Eight<float> { float4 low, high; };
+template<> struct Eight<uint16_t> { uint4 all; };
+__device__ __forceinline__ void fetch(Eight<float>& v, const float* from) {
+  v.low = ((const float4*)from)[0];
+  v.high = ((const float4*)from)[1];
+}
+__device__ __forceinline__ void fetch(Eight<uint16_t>& v, const uint16_t* from) { v.all = *(const uint4*)from; }
+__device__ __forceinline__ void clear(Eight<float>& v) {
+  v.low = {0, 0, 0, 0};
+  v.high = {0, 0, 0, 0};
+}
+__device__ __forceinline__ void clear(Eight<uint16_t>& v) { v.all = {0, 0, 0, 0}; }
+template<class T> __device__ __forceinline__ void unpack(float (&v)[8], const Eight<T>& from) { load8(v, (const T*)&from); }
 // What is left of values that go through memory of this type.
 __device__ __forceinline__ void round8(float (&)[8], const float*) {}
 __device__ __forceinline__ void round8(float (&v)[8], const uint16_t*) {

@@ -29,15 +29,32 @@ __device__ __forceinline__ void patches(T* to, const float* images, const float*
   }
 }
 
-// The gradient of images from that of patches: every pixel belongs to one patch.
+// The gradient of images from that of patches: every pixel belongs to one patch. A thread takes four pixels of a line.
 template<class T>
 __device__ __forceinline__ void patches_gradient(float* images, const T* from, const float* factor, uint64_t count, int size, int patch, int stride) {
   const int grid = size / patch;
-  for (size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += (size_t)gridDim.x * blockDim.x) {
-    const int x = at % size, y = at / size % size, channel = at / size / size % 3;
-    const size_t image = at / size / size / 3;
-    const size_t row = (image * grid + y / patch) * grid + x / patch;
-    images[at] = to_float(from[row * stride + (channel * patch + y % patch) * patch + x % patch]) * factor[channel];
+  for (size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 4; at < count; at += (size_t)gridDim.x * blockDim.x * 4) {
+    float v[4];
+    // Four pixels may end in another line or patch where sizes are odd.
+    size_t line = at / size;
+    int x = at % size;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (at + i >= count) break;
+      const uint32_t y = line % size, plane = line / size, channel = plane % 3, image = plane / 3;
+      const size_t row = ((size_t)image * grid + y / patch) * grid + x / patch;
+      v[i] = to_float(from[row * stride + (channel * patch + y % patch) * patch + x % patch]) * factor[channel];
+      if (++x == size) {
+        x = 0;
+        ++line;
+      }
+    }
+    if (at + 4 <= count) {
+      float4 all = {v[0], v[1], v[2], v[3]};
+      *(float4*)(images + at) = all;
+    } else {
+      for (int i = 0; at + i < count; ++i) images[at + i] = v[i];
+    }
   }
 }
 

@@ -73,9 +73,11 @@ __device__ __forceinline__ void norm(T* y, float* mean, float* inverse, X* sum, 
   }
 }
 
+// As many rows at a time as 128 registers take: four of bf16, two of f32.
+//
 // dx = residual + the gradient of the norm's input. With `parts`, `[blocks, 2, width]`, each block leaves there its
 // sums for the gradients of weight and bias.
-template<class X, class T>
+template<class X, class T, int ROWS>
 __device__ __forceinline__ void norm_gradient(X* dx, float* parts, const T* dy, const X* x, const float* mean,
     const float* inverse, const float* weight, const X* residual, int rows, int width) {
   float* scratch = (float*)dynamic_shared;
@@ -85,46 +87,59 @@ __device__ __forceinline__ void norm_gradient(X* dx, float* parts, const T* dy, 
 #pragma unroll
   for (int i = 0; i < 8; ++i) w[i] = to_weight[i] = to_bias[i] = 0;
   if (mine) load8(w, weight + column);
-  for (int first = blockIdx.x * NORM_ROWS; first < rows; first += gridDim.x * NORM_ROWS) {
-    float g[NORM_ROWS][8], n[NORM_ROWS][8], sums[2 * NORM_ROWS];
+  for (int first = blockIdx.x * ROWS; first < rows; first += gridDim.x * ROWS) {
+    // All loads of the group come first, so that they are under way together.
+    Eight<T> d[ROWS];
+    Eight<X> in[ROWS], rest[ROWS];
+    float middle[ROWS], factor[ROWS], sums[2 * ROWS];
 #pragma unroll
-    for (int r = 0; r < NORM_ROWS; ++r) {
-      int row = first + r;
-      size_t at = (size_t)row * width + column;
-#pragma unroll
-      for (int i = 0; i < 8; ++i) g[r][i] = n[r][i] = 0;
+    for (int r = 0; r < ROWS; ++r) {
+      const int row = first + r;
+      const size_t at = (size_t)row * width + column;
+      clear(d[r]);
+      clear(in[r]);
+      clear(rest[r]);
+      middle[r] = factor[r] = 0;
       if (mine && row < rows) {
-        load8(g[r], dy + at);
-        load8(n[r], x + at);
-        float middle = mean[row], factor = inverse[row];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) n[r][i] = (n[r][i] - middle) * factor;
+        fetch(d[r], dy + at);
+        fetch(in[r], x + at);
+        if (residual) fetch(rest[r], residual + at);
+        middle[r] = mean[row];
+        factor[r] = inverse[row];
       }
-      float sum = 0, along = 0;
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r) {
+      float g[8], n[8], sum = 0, along = 0;
+      unpack(g, d[r]);
+      unpack(n, in[r]);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        to_weight[i] = fmaf(g[r][i], n[r][i], to_weight[i]);
-        to_bias[i] += g[r][i];
-        g[r][i] *= w[i];
-        sum += g[r][i];
-        along = fmaf(g[r][i], n[r][i], along);
+        const float normed = (n[i] - middle[r]) * factor[r];
+        to_weight[i] = fmaf(g[i], normed, to_weight[i]);
+        to_bias[i] += g[i];
+        sum = fmaf(g[i], w[i], sum);
+        along = fmaf(g[i] * w[i], normed, along);
       }
       sums[2 * r] = sum;
       sums[2 * r + 1] = along;
     }
-    block_sums<2 * NORM_ROWS>(sums, scratch);
+    block_sums<2 * ROWS>(sums, scratch);
 #pragma unroll
-    for (int r = 0; r < NORM_ROWS; ++r) {
-      int row = first + r;
+    for (int r = 0; r < ROWS; ++r) {
+      const int row = first + r;
       if (!mine || row >= rows) break;
-      size_t at = (size_t)row * width + column;
-      float out[8], middle = sums[2 * r] / width, along = sums[2 * r + 1] / width, factor = inverse[row];
+      float g[8], n[8], out[8];
+      unpack(g, d[r]);
+      unpack(n, in[r]);
+      unpack(out, rest[r]);
+      const float even = sums[2 * r] / width, along = sums[2 * r + 1] / width;
 #pragma unroll
-      for (int i = 0; i < 8; ++i) out[i] = 0;
-      if (residual) load8(out, residual + at);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) out[i] = fmaf(g[r][i] - middle - n[r][i] * along, factor, out[i]);
-      store8(dx + at, out);
+      for (int i = 0; i < 8; ++i) {
+        const float normed = (n[i] - middle[r]) * factor[r];
+        out[i] = fmaf(fmaf(g[i], w[i], -even) - normed * along, factor[r], out[i]);
+      }
+      store8(dx + (size_t)row * width + column, out);
     }
   }
   if (parts && mine) {
@@ -141,7 +156,7 @@ __device__ __forceinline__ void norm_gradient(X* dx, float* parts, const T* dy, 
   } \
   KERNEL(256, norm_gradient_##NAME, (X* dx, float* parts, const T* dy, const X* x, const float* mean, \
       const float* inverse, const float* weight, const X* residual, int rows, int width)) { \
-    norm_gradient<X, T>(dx, parts, dy, x, mean, inverse, weight, residual, rows, width); \
+    norm_gradient<X, T, sizeof(X) == 2 ? 4 : 2>(dx, parts, dy, x, mean, inverse, weight, residual, rows, width); \
   }
 NORM(f32_f32, float, float)
 NORM(f32_bf16, float, uint16_t)

@@ -32,6 +32,8 @@ pub struct AttentionSaved {
 enum Route {
     /// All scores of a head in registers.
     Small { tiles: usize },
+    /// Two tensors of a head in shared memory; so many warps, so many bytes forward and for the keys' gradient.
+    Long { warps: usize, shared: [usize; 2] },
     Tiled,
 }
 
@@ -43,7 +45,17 @@ impl AttentionShape {
     fn route(&self, kind: Kind, facts: &Facts) -> Route {
         let tiles = self.tokens.div_ceil(16);
         let small = kind == Kind::Bf16 && tiles <= 5 && self.small_memory(tiles)[1] <= facts.shared_memory;
-        if small { Route::Small { tiles } } else { Route::Tiled }
+        if small {
+            return Route::Small { tiles };
+        }
+        let rows = 16 * tiles;
+        let tensors = 2 * rows * (self.head_dim.next_multiple_of(16) + 8) * 2;
+        let shared = [tensors, tensors + 2 * rows * 4];
+        if kind == Kind::Bf16 && self.head_dim <= 96 && shared[1] <= facts.shared_memory {
+            // Ten warps at most, with as even a number of tiles each as can be.
+            return Route::Long { warps: tiles.div_ceil(tiles.div_ceil(10)), shared };
+        }
+        Route::Tiled
     }
 
     /// Shared memory of `attention.cuh`, forward and gradient.
@@ -57,6 +69,7 @@ impl AttentionShape {
     pub(crate) fn program(&self, kind: Kind, facts: &Facts) -> Program {
         match self.route(kind, facts) {
             Route::Small { tiles } => Program::Attention { tiles, head: self.head_dim },
+            Route::Long { .. } => Program::AttentionLong { head: self.head_dim },
             Route::Tiled => Program::AttentionAny { bf16: kind == Kind::Bf16, head: self.head_dim },
         }
     }
@@ -102,6 +115,13 @@ pub fn attention(shape: AttentionShape, qkv: &Values) -> (Values, AttentionSaved
             unsafe { launch!(gpu, program, &name, [heads, batch, 1], 32 * tiles, shared, qkv, &y, n, h, scale) };
             None
         }
+        Route::Long { warps, shared: [shared, _] } => {
+            let log_sums = Values::new(gpu, batch * heads * tokens, Kind::F32);
+            let name = format!("attention_long_{head_dim}");
+            // SAFETY: as above; there is a sum for every query of every head.
+            unsafe { launch!(gpu, program, &name, [heads, batch, 1], 32 * warps, shared, qkv, &y, &log_sums, n, h, scale) };
+            Some((y.clone(), log_sums))
+        }
         Route::Tiled => {
             let log_sums = Values::new(gpu, batch * heads * tokens, Kind::F32);
             let name = format!("attention_any_{}_{head_dim}", kind.suffix());
@@ -137,6 +157,16 @@ pub fn attention_gradient(saved: &AttentionSaved, dy: &Values) -> Values {
     };
     let count = batch * heads * tokens;
     let delta = Values::new(gpu, count, Kind::F32);
+    if let Route::Long { warps, shared: [shared, more] } = shape.route(kind, gpu.facts()) {
+        let name = |part: &str| format!("attention_long_{part}_{head_dim}");
+        let (grid, threads) = ([heads, batch, 1], 32 * warps);
+        // SAFETY: all were checked against the shape; there is a sum and a delta for every query of every head.
+        unsafe {
+            launch!(gpu, program, &name("queries"), grid, threads, shared, qkv, y, dy, log_sums, &delta, &dqkv, n, h, scale);
+            launch!(gpu, program, &name("keys"), grid, threads, more, qkv, dy, log_sums, &delta, &dqkv, n, h, scale);
+        }
+        return dqkv;
+    }
     let name = |part: &str| format!("attention_{part}_{}_{head_dim}", kind.suffix());
     let (grid, shared) = ([tokens.div_ceil(64), heads, batch], shape.tiled_memory(4));
     // SAFETY: all were checked against the shape; there is a sum and a delta for every query of every head.

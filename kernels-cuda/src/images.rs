@@ -71,7 +71,7 @@ impl Patches {
         let images = Values::new(patches.gpu(), self.pixels(), Kind::F32);
         let name = format!("patches_gradient_{}", patches.kind().suffix());
         let (size, patch, stride) = (self.size as i32, self.patch as i32, self.stride() as i32);
-        // SAFETY: as above. A thread takes one pixel at a time.
+        // SAFETY: as above.
         unsafe {
             launch!(
                 patches.gpu(), Images, &name, [images.len().div_ceil(1024), 1, 1], 256, 0, &images, patches, &self.factor,

@@ -90,8 +90,9 @@ pub fn layer_norm_gradient(
     assert!(dy.len() == x.len(), "`dy` is {dy:?}, `x` {x:?}");
     assert!(residual.is_none_or(|residual| (residual.len(), residual.kind()) == (x.len(), x.kind())));
     let dx = Values::new(gpu, x.len(), x.kind());
-    // A fixed number of partial sums: the GPU's size must not decide their order.
-    let count = rows.div_ceil(ROWS).clamp(1, 512);
+    // As many blocks as an H100 holds at once, on every GPU: the number of partial sums decides how they round.
+    let group = if x.kind() == Kind::Bf16 { ROWS } else { ROWS / 2 };
+    let count = rows.div_ceil(group).clamp(1, 132 * (512 / threads(width)).max(1));
     let parts = parameters.then(|| Values::new(gpu, count * 2 * width, Kind::F32));
     let name = format!("norm_gradient_{}_{}", x.kind().suffix(), dy.kind().suffix());
     let threads = threads(width);

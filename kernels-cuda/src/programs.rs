@@ -11,6 +11,8 @@ pub(crate) enum Program {
     Optimizer,
     /// Up to `16 tiles` tokens in bf16.
     Attention { tiles: usize, head: usize },
+    /// More tokens in bf16.
+    AttentionLong { head: usize },
     /// Any number of tokens.
     AttentionAny { bf16: bool, head: usize },
 }
@@ -26,6 +28,7 @@ impl Program {
             Self::Attack => "attack".into(),
             Self::Optimizer => "optimizer".into(),
             Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
+            Self::AttentionLong { head } => format!("attention_long_{head}"),
             Self::AttentionAny { bf16, head } => format!("attention_any_{}_{head}", if bf16 { "bf16" } else { "f32" }),
         }
     }
@@ -41,6 +44,9 @@ impl Program {
             Self::Optimizer => (include_str!("../cuda/optimizer.cuh"), String::new()),
             Self::Attention { tiles, head } => {
                 (include_str!("../cuda/attention.cuh"), format!("ATTENTION({tiles}, {head})\n"))
+            }
+            Self::AttentionLong { head } => {
+                (include_str!("../cuda/attention_long.cuh"), format!("ATTENTION_LONG({head})\n"))
             }
             Self::AttentionAny { bf16, head } => {
                 let (name, kind) = if bf16 { ("bf16", "uint16_t") } else { ("f32", "float") };

@@ -126,12 +126,17 @@ fn attention_and_its_gradient_are_the_cpus_for_every_kernel() {
         (shape(1, 64, 1, 64), Kind::Bf16, 0.01),
         (shape(3, 17, 3, 24), Kind::Bf16, 0.01),
         (shape(2, 1, 2, 8), Kind::Bf16, 0.01),
-        // Tiles of 64, f32 and longer bf16.
+        // Tiles of 64: f32, and bf16 with heads too long for the others.
         (shape(2, 50, 2, 64), Kind::F32, 3e-6),
         (shape(1, 130, 2, 16), Kind::F32, 3e-6),
         (shape(2, 64, 1, 24), Kind::F32, 3e-6),
         (shape(2, 5, 3, 8), Kind::F32, 3e-6),
-        (shape(1, 81, 1, 16), Kind::Bf16, 0.01),
+        (shape(1, 90, 1, 104), Kind::Bf16, 0.01),
+        // Two tensors of a head in shared memory: a last tile of one row, more tiles than warps, whole tiles.
+        (shape(1, 81, 2, 16), Kind::Bf16, 0.01),
+        (shape(1, 197, 1, 64), Kind::Bf16, 0.01),
+        (shape(2, 96, 1, 24), Kind::Bf16, 0.01),
+        (shape(1, 400, 1, 8), Kind::Bf16, 0.01),
     ] {
         let inner = shape.heads * shape.head_dim;
         let elements = shape.batch * shape.tokens * inner;
@@ -298,8 +303,28 @@ fn attack_steps_have_the_cpus_bits() {
 }
 
 #[test]
+fn a_pixel_that_is_not_a_number_stays_so() {
+    let gpu = soft();
+    let broken = Values::send(&gpu, &[f32::NAN; 8]);
+    let (zero, steps) = (Values::zeros(&gpu, 8, Kind::F32), Values::send(&gpu, &[0.1]));
+    let draws = pgd::Draws { seed: 1, purpose: 5, keys: &[1], sub_key: 0 };
+    let (mut linf, mut l2) = (broken.clone(), broken.clone());
+    pgd::linf_step(&mut linf, &zero, &zero, &steps, 0.1);
+    pgd::l2_step(&mut l2, &zero, &zero, &steps, 0.1);
+    for values in [linf, l2, pgd::linf_start(&broken, &draws, 0.1)] {
+        assert!(host(&values).iter().all(|v| v.is_nan()));
+    }
+}
+
+#[test]
 fn random_starts_have_the_bits_of_the_programs_streams() {
-    let (len, epsilon) = (4100, 8.0f32 / 255.0);
+    for len in [4100, 4104] {
+        starts_have_the_right_bits(len);
+    }
+}
+
+fn starts_have_the_right_bits(len: usize) {
+    let epsilon = 8.0f32 / 255.0;
     let keys = [3, u64::MAX - 5];
     let origin = pixels(2 * len, 1);
     let gpu = soft();
