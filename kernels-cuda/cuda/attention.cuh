@@ -108,11 +108,28 @@ template<int T, int HEAD> struct Small {
     rows_times(o, s, tile[2]);
     store(y + (size_t)blockIdx.y * tokens * width + head * HEAD, width, row, tokens, o, 1.0f);
   }
-  // gradient of qkv from that of y; nothing but qkv is kept of the forward pass, no atomics: the same bits always
-  static __device__ __forceinline__ void backward(const uint16_t* qkv, const uint16_t* dy, uint16_t* dqkv, int tokens, int heads, float scale, float scale_log2e) {
+  // The warp's sums over its 16 rows -> a row of D floats.
+  static __device__ __forceinline__ void row_sums(float* to, const float (&o)[D / 8][4], float factor) {
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float sum = (o[n][i] + o[n][2 + i]) * factor; // Rows behind the last are zero.
+        sum += shuffle_xor(sum, 4);
+        sum += shuffle_xor(sum, 8);
+        sum += shuffle_xor(sum, 16);
+        if (lane < 4) to[8 * n + 2 * lane + i] = sum;
+      }
+  }
+  // gradient of qkv from that of y; nothing but qkv is kept of the forward pass, no atomics: the same bits always.
+  // With `parts`, [batch, 3, heads, HEAD], the sums over the tokens too, of which the gradient of qkv's bias is made
+  static __device__ __forceinline__ void backward(const uint16_t* qkv, const uint16_t* dy, uint16_t* dqkv, float* parts, int tokens, int heads, float scale, float scale_log2e) {
     typedef uint16_t Square[ROWS][ROWS + 8];
     Tile* tile = (Tile*)dynamic_shared;
     Square* square = (Square*)(tile + 4);
+    float (*sums)[T][D] = (float (*)[T][D])(tile + 1); // Where keys and values were, once they are used.
+    float o[D / 8][4];
     int head = blockIdx.x, width = heads * HEAD, row = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
     const uint16_t* from = qkv + (size_t)blockIdx.y * tokens * 3 * width + head * HEAD;
     uint16_t* to = dqkv + (size_t)blockIdx.y * tokens * 3 * width + head * HEAD;
@@ -138,13 +155,12 @@ template<int T, int HEAD> struct Small {
           *(uint32_t*)&square[1][r][c] = seen ? pack2(d[j][2 * half], d[j][2 * half + 1]) : 0;
         }
       }
-      float o[D / 8][4];
       rows_times(o, d, tile[1]);
       store(to, 3 * width, row, tokens, o, scale);
     }
     __syncthreads();
+    if (parts) row_sums(sums[0][row / 16], o, scale);
     for (int which = 0; which < 2; ++which) { // keys from the scores' gradients and queries, values from probabilities and dy
-      float o[D / 8][4];
 #pragma unroll
       for (int n = 0; n < D / 8; ++n)
 #pragma unroll
@@ -159,6 +175,15 @@ template<int T, int HEAD> struct Small {
         for (int n = 0; n < D / 8; ++n) { uint32_t b[2]; second_t(b, other, 16 * k, 8 * n); mma(o[n], a, b); }
       }
       store(to + (1 + which) * width, 3 * width, row, tokens, o, which ? 1.0f : scale);
+      if (parts) row_sums(sums[1 + which][row / 16], o, which ? 1.0f : scale);
+    }
+    if (!parts) return; // The same for all threads.
+    __syncthreads();
+    for (int i = threadIdx.x; i < 3 * HEAD; i += 32 * T) {
+      float sum = 0;
+#pragma unroll
+      for (int warp = 0; warp < T; ++warp) sum += sums[i / HEAD][warp][i % HEAD];
+      parts[((size_t)blockIdx.y * 3 + i / HEAD) * width + head * HEAD + i % HEAD] = sum;
     }
   }
 };
@@ -166,7 +191,7 @@ template<int T, int HEAD> struct Small {
   KERNEL(32 * T, attention_##T##_##HEAD, (const uint16_t* qkv, uint16_t* y, int tokens, int heads, float scale)) { \
     Small<T, HEAD>::forward(qkv, y, tokens, heads, scale * 1.4426950408889634f); \
   } \
-  KERNEL(32 * T, attention_gradient_##T##_##HEAD, (const uint16_t* qkv, const uint16_t* dy, uint16_t* dqkv, int tokens, \
-      int heads, float scale)) { \
-    Small<T, HEAD>::backward(qkv, dy, dqkv, tokens, heads, scale, scale * 1.4426950408889634f); \
+  KERNEL(32 * T, attention_gradient_##T##_##HEAD, (const uint16_t* qkv, const uint16_t* dy, uint16_t* dqkv, float* parts, \
+      int tokens, int heads, float scale)) { \
+    Small<T, HEAD>::backward(qkv, dy, dqkv, parts, tokens, heads, scale, scale * 1.4426950408889634f); \
   }

@@ -3,6 +3,7 @@
 use crate::launch;
 use crate::machine::{Facts, Kind};
 use crate::programs::Program;
+use crate::rows::{sum_of_parts, sum_of_rows};
 use crate::values::Values;
 
 /// Sizes of an attention.
@@ -140,6 +141,22 @@ pub fn attention(shape: AttentionShape, qkv: &Values) -> (Values, AttentionSaved
 ///
 /// If `dy` has not the length or format of the forward pass.
 pub fn attention_gradient(saved: &AttentionSaved, dy: &Values) -> Values {
+    gradient(saved, dy, false).0
+}
+
+/// The gradient of `qkv` and, where it is wanted, its sum over all tokens: the gradient of the bias.
+pub(crate) fn gradient(saved: &AttentionSaved, dy: &Values, sums: bool) -> (Values, Option<Values>) {
+    let width = 3 * saved.shape.heads * saved.shape.head_dim;
+    let parts = (sums && saved.tiled.is_none()).then(|| Values::new(dy.gpu(), saved.shape.batch * width, Kind::F32));
+    let dqkv = gradient_into(saved, dy, parts.as_ref());
+    let sums = sums.then(|| match parts {
+        Some(parts) => sum_of_parts(&parts, saved.shape.batch, width),
+        None => sum_of_rows(&dqkv, width),
+    });
+    (dqkv, sums)
+}
+
+fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) -> Values {
     let AttentionSaved { shape, qkv, tiled } = saved;
     shape.check("dy", dy, 1);
     assert!(dy.kind() == qkv.kind(), "`dy` is {dy:?}, `qkv` {qkv:?}");
@@ -152,7 +169,7 @@ pub fn attention_gradient(saved: &AttentionSaved, dy: &Values) -> Values {
         let tiles = tokens.div_ceil(16);
         let (name, [_, shared]) = (format!("attention_gradient_{tiles}_{head_dim}"), shape.small_memory(tiles));
         // SAFETY: all were checked against the shape; shared memory is that of the kernel's tiles.
-        unsafe { launch!(gpu, program, &name, [heads, batch, 1], 32 * tiles, shared, qkv, dy, &dqkv, n, h, scale) };
+        unsafe { launch!(gpu, program, &name, [heads, batch, 1], 32 * tiles, shared, qkv, dy, &dqkv, parts, n, h, scale) };
         return dqkv;
     };
     let count = batch * heads * tokens;

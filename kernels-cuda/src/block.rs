@@ -7,10 +7,11 @@
 //!
 //! The residual stream (`x`, `y` and their gradients) is f32, or in bf16 mode either f32 or bf16, as the caller sends it.
 //! What is between is in the precision's format. Biases, residuals and, for the tanh GELU in bf16, the GELU are part of
-//! cuBLASLt's products; the sums of the other gradients of biases are passes of their own.
+//! cuBLASLt's products. The gradients of biases are not: its epilogues for them are slow, so the kernels that hold the
+//! values sum them, or passes of their own.
 
 use crate::Precision;
-use crate::attention::{AttentionSaved, AttentionShape, attention, attention_gradient};
+use crate::attention::{self, AttentionSaved, AttentionShape, attention};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::linear::{Linear, Then};
@@ -328,11 +329,11 @@ pub fn block_backward(weights: &Block, saved: &BlockSaved, dy: &Values, wanted: 
 
     // Attention: x1 = x + s1 * proj(attention(qkv(norm1(x)))).
     let d_proj = branch(&dx1, 0);
-    let d_qkv = attention_gradient(&saved.attention, &proj.input_gradient(&d_proj));
+    let (d_qkv, qkv_bias) = attention::gradient(&saved.attention, &proj.input_gradient(&d_proj), parameters);
     let of_attention = factors.map(|factors| {
         [
             qkv.weight_gradient(&factors.normed1, &d_qkv),
-            qkv.bias_gradient(&d_qkv),
+            qkv_bias.expect("wanted"),
             proj.weight_gradient(&factors.attended, &d_proj),
             proj.bias_gradient(&d_proj),
         ]

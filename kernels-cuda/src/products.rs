@@ -21,7 +21,7 @@ use crate::real::{Pointer, elapsed};
 const WORKSPACE: usize = 32 << 20;
 
 /// Algorithms that are timed.
-const PROPOSALS: usize = 8;
+const PROPOSALS: usize = 16;
 
 /// cuBLASLt, and the products that were made so far.
 pub(crate) struct Products {

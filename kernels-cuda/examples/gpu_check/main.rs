@@ -1,5 +1,6 @@
-//! Checks of the CUDA engine on a GPU, one part a call: `gpu_check PART [--soft]`. Results are JSON lines on the standard
-//! output, as they come; `scripts/gpu-check` runs the parts. With `--soft` tiny sizes on the software GPU.
+//! Checks of the CUDA engine on a GPU, one part a call: `gpu_check PART [--tiny | --soft]`. Results are JSON lines on the
+//! standard output, as they come; `scripts/gpu-check` runs the parts. `--tiny`: sizes for NVIDIA's `compute-sanitizer`.
+//! `--soft`: the same on the software GPU.
 
 mod cpu;
 mod vit;
@@ -10,7 +11,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use advxl_cuda::{
-    self as cuda, AttentionShape, Gelu, Gpu, Kind, Linear, Precision, Values, Wanted, attention, attention_gradient,
+    self as cuda, AttentionShape, BlockShape, Gelu, Gpu, Kind, Linear, Precision, Values, Wanted, attention, attention_gradient,
 };
 use advxl_kernels as kernels;
 use vit::{Batch, Config, Mode, Recipe, Training, Vit};
@@ -19,9 +20,9 @@ type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    let soft = arguments.iter().any(|argument| argument == "--soft");
+    let has = |flag: &str| arguments.iter().any(|argument| argument == flag);
     let part = arguments.iter().find(|argument| !argument.starts_with("--")).map_or("", String::as_str);
-    let outcome = open(soft).and_then(|check| match part {
+    let outcome = open(has("--soft"), has("--tiny")).and_then(|check| match part {
         "open" => check.device(),
         "attention" => check.attention(),
         "rows" => check.rows(),
@@ -43,18 +44,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn open(soft: bool) -> Result<Check, Box<dyn std::error::Error>> {
+fn open(soft: bool, tiny: bool) -> Result<Check, Box<dyn std::error::Error>> {
     let start = Instant::now();
     let gpu = match soft {
         true => Gpu::soft(&cuda::build_soft(&env::temp_dir())?)?,
         false => Gpu::open(0)?,
     };
-    Ok(Check { gpu, soft, opened: start.elapsed().as_secs_f64() })
+    Ok(Check { gpu, tiny: soft || tiny, opened: start.elapsed().as_secs_f64() })
 }
 
 struct Check {
     gpu: Gpu,
-    soft: bool,
+    tiny: bool,
     opened: f64,
 }
 
@@ -132,6 +133,7 @@ fn off(found: &[f32], right: &[f32]) -> (f64, f64) {
 
 const B16: Config = Config { image: 112, patch: 16, width: 768, depth: 12, heads: 12, classes: 1000 };
 const L16: Config = Config { image: 112, patch: 16, width: 1024, depth: 24, heads: 16, classes: 1000 };
+const B16_224: Config = Config { image: 224, ..B16 };
 const TINY: Config = Config { image: 16, patch: 4, width: 48, depth: 2, heads: 3, classes: 10 };
 
 const PLAIN: Mode = Mode { gelu: Gelu::Erf, stream: Kind::F32 };
@@ -140,9 +142,13 @@ impl Check {
     fn device(&self) -> Outcome {
         let facts = self.gpu.facts();
         let (free, total) = self.gpu.memory();
-        let start = Instant::now();
         let model = Vit::new(&self.gpu, TINY, Precision::F32, &TINY.weights(1));
+        let start = Instant::now();
         model.prepare(2)?;
+        if !self.tiny {
+            BlockShape { batch: 1, tokens: 50, width: 768, heads: 12, hidden: 3072 }.prepare(&self.gpu, Precision::Bf16)?;
+            BlockShape { batch: 1, tokens: 197, width: 768, heads: 12, hidden: 3072 }.prepare(&self.gpu, Precision::Bf16)?;
+        }
         let prepared = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let x = Values::send(&self.gpu, &images(2 * 3 * 16 * 16, 1));
@@ -164,8 +170,8 @@ impl Check {
 
     /// Attention of the recipes' shapes beside the CPU's, from operands that are bf16 numbers.
     fn attention(&self) -> Outcome {
-        let shapes = match self.soft {
-            true => vec![(2, 17, 2, 24)],
+        let shapes = match self.tiny {
+            true => vec![(2, 17, 2, 24), (1, 97, 1, 64)],
             false => vec![(4, 50, 12, 64), (4, 37, 16, 80), (3, 65, 12, 64), (2, 17, 8, 88), (2, 197, 12, 64), (2, 257, 16, 80), (1, 577, 16, 64)],
         };
         for (batch, tokens, heads, head_dim) in shapes {
@@ -202,7 +208,7 @@ impl Check {
 
     /// The kernels between products, beside the CPU's.
     fn rows(&self) -> Outcome {
-        let (rows, width) = if self.soft { (33, 48) } else { (4096 + 3, 768) };
+        let (rows, width) = if self.tiny { (33, 48) } else { (4096 + 3, 768) };
         let (x, dy) = (list(rows * width, 1, 2.0), list(rows * width, 2, 1.0));
         let (weight, bias) = (list(width, 3, 1.0), list(width, 4, 1.0));
         let send = |values: &[f32]| Values::send(&self.gpu, values);
@@ -254,12 +260,12 @@ impl Check {
     }
 
     fn config(&self) -> Config {
-        if self.soft { TINY } else { B16 }
+        if self.tiny { TINY } else { B16 }
     }
 
     /// The gradients of a whole model beside the CPU's in f32.
     fn gradients(&self) -> Outcome {
-        let configs = if self.soft { vec![("tiny", TINY, 2)] } else { vec![("vit_b16", B16, 8), ("vit_l16", L16, 4)] };
+        let configs = if self.tiny { vec![("tiny", TINY, 2)] } else { vec![("vit_b16", B16, 8), ("vit_l16", L16, 4)] };
         for (name, config, batch) in configs {
             let weights = config.weights(1);
             let pixels = images(batch * 3 * config.image * config.image, 2);
@@ -332,7 +338,7 @@ impl Check {
 
     /// The same steps twice give the same bits.
     fn repeat(&self) -> Outcome {
-        let (config, batch) = (self.config(), if self.soft { 2 } else { 64 });
+        let (config, batch) = (self.config(), if self.tiny { 2 } else { 64 });
         for (precision, mode) in [
             (Precision::F32, PLAIN),
             (Precision::Bf16, PLAIN),
@@ -362,7 +368,7 @@ impl Check {
 
     /// Ten updates beside the CPU's, in f32 and without an attack.
     fn updates(&self) -> Outcome {
-        let (config, batch) = (self.config(), if self.soft { 2 } else { 16 });
+        let (config, batch) = (self.config(), if self.tiny { 2 } else { 16 });
         let (targets, _) = targets(batch, config.classes);
         let data = self.batch(&config, batch, 4);
         let pixels = data.images.to_vec()?;
@@ -394,32 +400,34 @@ impl Check {
     fn step(&self) -> Outcome {
         let fast = Mode { gelu: Gelu::Tanh, stream: Kind::Bf16 };
         let exact = Mode { gelu: Gelu::Erf, stream: Kind::Bf16 };
-        let cases = match self.soft {
-            true => vec![("tiny", TINY, 2, Precision::Bf16, fast, exact)],
+        let cases = match self.tiny {
+            true => vec![("tiny", TINY, 2, 2, Precision::Bf16, fast, exact)],
             false => vec![
-                ("vit_b16", B16, 1024, Precision::Bf16, fast, exact),
-                ("vit_b16", B16, 1024, Precision::Bf16, fast, fast),
-                ("vit_b16", B16, 1024, Precision::Bf16, exact, exact),
-                ("vit_b16", B16, 1024, Precision::Bf16, fast, PLAIN),
-                ("vit_b16", B16, 1024, Precision::Bf16, PLAIN, PLAIN),
-                ("vit_l16", L16, 512, Precision::Bf16, fast, exact),
-                ("vit_b16", B16, 256, Precision::Bf16, fast, exact),
-                ("vit_b16", B16, 1024, Precision::Tf32, PLAIN, PLAIN),
-                ("vit_b16", B16, 1024, Precision::F32, PLAIN, PLAIN),
+                ("vit_b16", B16, 1024, 1, Precision::Bf16, fast, exact),
+                ("vit_b16", B16, 1024, 1, Precision::Bf16, fast, fast),
+                ("vit_b16", B16, 1024, 1, Precision::Bf16, exact, exact),
+                ("vit_b16", B16, 1024, 1, Precision::Bf16, fast, PLAIN),
+                ("vit_b16", B16, 1024, 1, Precision::Bf16, PLAIN, PLAIN),
+                ("vit_l16", L16, 512, 1, Precision::Bf16, fast, exact),
+                ("vit_b16 at 224", B16_224, 256, 3, Precision::Bf16, fast, exact),
+                ("vit_b16 at 224", B16_224, 256, 3, Precision::Bf16, PLAIN, PLAIN),
+                ("vit_b16", B16, 256, 1, Precision::Bf16, fast, exact),
+                ("vit_b16", B16, 1024, 1, Precision::Tf32, PLAIN, PLAIN),
+                ("vit_b16", B16, 1024, 1, Precision::F32, PLAIN, PLAIN),
             ],
         };
-        for (name, config, batch, precision, attack, update) in cases {
+        for (name, config, batch, attack_steps, precision, attack, update) in cases {
             self.gpu.release_memory();
             self.gpu.reset_peak();
             let data = self.batch(&config, batch, 5);
             let mut training = Training::new(Vit::new(&self.gpu, config, precision, &config.weights(1)));
-            let recipe = recipe(attack, update);
+            let recipe = Recipe { attack_steps, ..recipe(attack, update) };
             let start = Instant::now();
             training.step(&data, &recipe, 0)?;
             let first = start.elapsed().as_secs_f64();
             training.step(&data, &recipe, 1)?;
             let before = self.gpu.traffic();
-            let count = if self.soft { 2 } else { 8 };
+            let count = if self.tiny { 2 } else { 8 };
             let mut times = Vec::new();
             let mut metrics = None;
             for step in 0..count {
@@ -441,6 +449,7 @@ impl Check {
             line("step", &[
                 ("model", Text(name.into())),
                 ("batch", Number(batch as f64)),
+                ("attack_steps", Number(attack_steps as f64)),
                 ("precision", Text(format!("{precision:?}"))),
                 ("attack", Text(format!("{:?} {:?}", attack.gelu, attack.stream))),
                 ("update", Text(format!("{:?} {:?}", update.gelu, update.stream))),
@@ -464,9 +473,9 @@ impl Check {
     fn profile(&self) -> Outcome {
         let fast = Mode { gelu: Gelu::Tanh, stream: Kind::Bf16 };
         let exact = Mode { gelu: Gelu::Erf, stream: Kind::Bf16 };
-        let cases = match self.soft {
+        let cases = match self.tiny {
             true => vec![(TINY, 2, Precision::Bf16, fast, exact)],
-            false => vec![(B16, 1024, Precision::Bf16, fast, exact), (L16, 512, Precision::Bf16, fast, exact), (B16, 1024, Precision::F32, PLAIN, PLAIN)],
+            false => vec![(B16, 1024, Precision::Bf16, fast, exact), (B16_224, 256, Precision::Bf16, fast, exact), (L16, 512, Precision::Bf16, fast, exact)],
         };
         for (config, batch, precision, attack, update) in cases {
             self.gpu.release_memory();
@@ -482,6 +491,7 @@ impl Check {
             let all: f64 = rows.iter().map(|row| row.2).sum();
             line("profile", &[
                 ("width", Number(config.width as f64)),
+                ("image", Number(config.image as f64)),
                 ("precision", Text(format!("{precision:?}"))),
                 ("sum_ms", Number(1e3 * all)),
             ]);
@@ -489,6 +499,7 @@ impl Check {
                 let each = seconds / count as f64;
                 let mut values = vec![
                     ("width", Number(config.width as f64)),
+                    ("image", Number(config.image as f64)),
                     ("what", Text(name.clone())),
                     ("count", Number(count as f64)),
                     ("us", Number(1e6 * each)),
@@ -505,7 +516,7 @@ impl Check {
 
     /// Products of one block in every precision.
     fn products(&self) -> Outcome {
-        let (rows, width) = if self.soft { (50, 48) } else { (51_200, 768) };
+        let (rows, width) = if self.tiny { (50, 48) } else { (51_200, 768) };
         for precision in [Precision::Bf16, Precision::Tf32, Precision::F32] {
             for (name, inputs, outputs) in [("qkv", width, 3 * width), ("proj", width, width), ("fc1", width, 4 * width), ("fc2", 4 * width, width)] {
                 let send = |len, seed| Values::send(&self.gpu, &list(len, seed, 0.5));
@@ -549,7 +560,7 @@ impl Check {
     }
 
     fn attention_speed(&self) -> Outcome {
-        let shapes = match self.soft {
+        let shapes = match self.tiny {
             true => vec![(2, 17, 2, 24, Kind::Bf16)],
             false => vec![
                 (1024, 50, 12, 64, Kind::Bf16),
