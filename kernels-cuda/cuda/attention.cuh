@@ -16,9 +16,8 @@ template<int T, int HEAD> struct Small {
   static __device__ __forceinline__ void load(Tile& to, const uint16_t* from, int stride, int tokens) {
     for (int i = threadIdx.x; i < ROWS * (D / 8); i += 32 * T) {
       int r = i / (D / 8), c = i % (D / 8);
-      uint4 v = {0, 0, 0, 0};
-      if (r < tokens && 8 * c < HEAD) v = *(const uint4*)(from + (size_t)r * stride + 8 * c);
-      *(uint4*)&to[r][8 * c] = v;
+      bool there = r < tokens && 8 * c < HEAD;
+      copy16(&to[r][8 * c], there ? from + (size_t)r * stride + 8 * c : from, there);
     }
   }
   // fragments of 16 rows as the first operand, columns 16 k..
@@ -26,20 +25,19 @@ template<int T, int HEAD> struct Small {
     int lane = threadIdx.x % 32;
     ldmatrix<4, false>(a, &t[row + lane % 16][col + 8 * (lane / 16)]);
   }
-  // second operand from rows that are its columns (x y^T)
-  static __device__ __forceinline__ void second(uint32_t (&b)[2], const Tile& t, int n, int k) {
-    int lane = threadIdx.x % 16;
-    ldmatrix<2, false>(b, &t[n + lane % 8][k + 8 * (lane / 8)]);
-  }
-  // second operand from rows that are its rows (x y)
-  static __device__ __forceinline__ void second_t(uint32_t (&b)[2], const Tile& t, int k, int n) {
-    int lane = threadIdx.x % 16;
-    ldmatrix<2, true>(b, &t[k + lane][n]);
-  }
-  // first operand, transposed: rows of the operand are columns of the tile
-  static __device__ __forceinline__ void first_t(uint32_t (&a)[4], const Tile& t, int row, int k) {
+  // Two second operands, of 8 columns each, from rows that are their columns (x y^T): rows n.. + 15, columns k.. + 15.
+  static __device__ __forceinline__ void second(uint32_t (&b)[2], uint32_t (&c)[2], const Tile& t, int n, int k) {
     int lane = threadIdx.x % 32;
-    ldmatrix<4, true>(a, &t[k + lane % 8 + 8 * (lane / 16)][row + 8 * ((lane / 8) % 2)]);
+    uint32_t all[4];
+    ldmatrix<4, false>(all, &t[n + lane % 8 + 8 * (lane / 16)][k + 8 * (lane / 8 % 2)]);
+    b[0] = all[0]; b[1] = all[1]; c[0] = all[2]; c[1] = all[3];
+  }
+  // The same from rows that are their rows (x y): rows k.. + 15, columns n.. + 15.
+  static __device__ __forceinline__ void second_t(uint32_t (&b)[2], uint32_t (&c)[2], const Tile& t, int k, int n) {
+    int lane = threadIdx.x % 32;
+    uint32_t all[4];
+    ldmatrix<4, true>(all, &t[k + lane % 16][n + 8 * (lane / 16)]);
+    b[0] = all[0]; b[1] = all[1]; c[0] = all[2]; c[1] = all[3];
   }
   // scores of 16 rows -> probabilities
   static __device__ __forceinline__ void softmax(float (&s)[2 * T][4], int tokens, float scale_log2e) {
@@ -80,7 +78,12 @@ template<int T, int HEAD> struct Small {
     for (int k = 0; k < D / 16; ++k) {
       uint32_t x[4]; first(x, a, row, 16 * k);
 #pragma unroll
-      for (int j = 0; j < 2 * T; ++j) { uint32_t y[2]; second(y, b, 8 * j, 16 * k); mma(s[j], x, y); }
+      for (int j = 0; j < T; ++j) {
+        uint32_t y[2], z[2];
+        second(y, z, b, 16 * j, 16 * k);
+        mma(s[2 * j], x, y);
+        mma(s[2 * j + 1], x, z);
+      }
     }
   }
   static __device__ __forceinline__ void rows_times(float (&o)[D / 8][4], const float (&p)[2 * T][4], const Tile& v) {
@@ -92,7 +95,12 @@ template<int T, int HEAD> struct Small {
     for (int k = 0; k < T; ++k) {
       uint32_t a[4] = {pack2(p[2*k][0], p[2*k][1]), pack2(p[2*k][2], p[2*k][3]), pack2(p[2*k+1][0], p[2*k+1][1]), pack2(p[2*k+1][2], p[2*k+1][3])};
 #pragma unroll
-      for (int n = 0; n < D / 8; ++n) { uint32_t b[2]; second_t(b, v, 16 * k, 8 * n); mma(o[n], a, b); }
+      for (int n = 0; n < D / 16; ++n) {
+        uint32_t b[2], c[2];
+        second_t(b, c, v, 16 * k, 16 * n);
+        mma(o[2 * n], a, b);
+        mma(o[2 * n + 1], a, c);
+      }
     }
   }
   // qkv [batch, tokens, 3, heads, D] -> y [batch, tokens, heads, D]
@@ -100,11 +108,17 @@ template<int T, int HEAD> struct Small {
     Tile* tile = (Tile*)dynamic_shared;
     int head = blockIdx.x, width = heads * HEAD, row = threadIdx.x / 32 * 16;
     const uint16_t* from = qkv + (size_t)blockIdx.y * tokens * 3 * width + head * HEAD;
-    for (int part = 0; part < 3; ++part) load(tile[part], from + part * width, 3 * width, tokens);
+    for (int part = 0; part < 2; ++part) load(tile[part], from + part * width, 3 * width, tokens);
+    copies_end();
+    load(tile[2], from + 2 * width, 3 * width, tokens); // Arrives while the scores are computed.
+    copies_end();
+    copies_wait<1>();
     __syncthreads();
     float s[2 * T][4], o[D / 8][4];
     scores(s, tile[0], tile[1], row);
     softmax(s, tokens, scale_log2e);
+    copies_wait<0>();
+    __syncthreads();
     rows_times(o, s, tile[2]);
     store(y + (size_t)blockIdx.y * tokens * width + head * HEAD, width, row, tokens, o, 1.0f);
   }
@@ -133,13 +147,19 @@ template<int T, int HEAD> struct Small {
     int head = blockIdx.x, width = heads * HEAD, row = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
     const uint16_t* from = qkv + (size_t)blockIdx.y * tokens * 3 * width + head * HEAD;
     uint16_t* to = dqkv + (size_t)blockIdx.y * tokens * 3 * width + head * HEAD;
-    for (int part = 0; part < 3; ++part) load(tile[part], from + part * width, 3 * width, tokens);
+    for (int part = 0; part < 2; ++part) load(tile[part], from + part * width, 3 * width, tokens);
+    copies_end();
+    load(tile[2], from + 2 * width, 3 * width, tokens);
     load(tile[3], dy + (size_t)blockIdx.y * tokens * width + head * HEAD, width, tokens);
+    copies_end();
+    copies_wait<1>();
     __syncthreads();
     {
       float p[2 * T][4], d[2 * T][4];
       scores(p, tile[0], tile[1], row);
       softmax(p, tokens, scale_log2e);
+      copies_wait<0>();
+      __syncthreads();
       scores(d, tile[3], tile[2], row);
       for (int half = 0; half < 2; ++half) {
         float sum = 0;
@@ -172,7 +192,12 @@ template<int T, int HEAD> struct Small {
         uint32_t a[4];
         ldmatrix<4, true>(a, &weights[16 * k + lane % 8 + 8 * (lane / 16)][row + 8 * ((lane / 8) % 2)]);
 #pragma unroll
-        for (int n = 0; n < D / 8; ++n) { uint32_t b[2]; second_t(b, other, 16 * k, 8 * n); mma(o[n], a, b); }
+        for (int n = 0; n < D / 16; ++n) {
+          uint32_t b[2], c[2];
+          second_t(b, c, other, 16 * k, 16 * n);
+          mma(o[2 * n], a, b);
+          mma(o[2 * n + 1], a, c);
+        }
       }
       store(to + (1 + which) * width, 3 * width, row, tokens, o, which ? 1.0f : scale);
       if (parts) row_sums(sums[1 + which][row / 16], o, which ? 1.0f : scale);

@@ -18,10 +18,10 @@ template<int HEAD> struct Long {
   static __device__ __forceinline__ void load(uint16_t* to, const uint16_t* from, int stride, int tokens, int rows) {
     for (int i = threadIdx.x; i < rows * (D / 8); i += blockDim.x) {
       const int r = i / (D / 8), c = i % (D / 8);
-      uint4 v = {0, 0, 0, 0};
-      if (r < tokens && 8 * c < HEAD) v = *(const uint4*)(from + (size_t)r * stride + 8 * c);
-      *(uint4*)(to + r * PITCH + 8 * c) = v;
+      const bool there = r < tokens && 8 * c < HEAD;
+      copy16(to + r * PITCH + 8 * c, there ? from + (size_t)r * stride + 8 * c : from, there);
     }
+    copies_end();
   }
   // 16 rows of global memory as the first operand of products over D.
   static __device__ __forceinline__ void fragments(uint32_t (&a)[K][4], const uint16_t* from, int stride, int row, int tokens) {
@@ -92,6 +92,7 @@ template<int HEAD> struct Long {
     const uint16_t* values = shared + rows * PITCH;
     load(shared, from + width, 3 * width, tokens, rows);
     load(shared + rows * PITCH, from + 2 * width, 3 * width, tokens, rows);
+    copies_wait<0>();
     __syncthreads();
     const float c = scale * 1.4426950408889634f;
     for (int row = threadIdx.x / 32 * 16; row < rows; row += blockDim.x / 32 * 16) {
@@ -157,6 +158,7 @@ template<int HEAD> struct Long {
     const uint16_t* values = shared + rows * PITCH;
     load(shared, from + width, 3 * width, tokens, rows);
     load(shared + rows * PITCH, from + 2 * width, 3 * width, tokens, rows);
+    copies_wait<0>();
     __syncthreads();
     const float c = scale * 1.4426950408889634f;
     for (int row = threadIdx.x / 32 * 16; row < rows; row += blockDim.x / 32 * 16) {
@@ -214,6 +216,7 @@ template<int HEAD> struct Long {
       log_sum[i] = i < tokens ? log_sums[stats + i] : 3.4e38f; // Queries behind the last see nothing.
       middle[i] = i < tokens ? delta[stats + i] : 0.0f;
     }
+    copies_wait<0>();
     __syncthreads();
     const float c = scale * 1.4426950408889634f;
     for (int row = threadIdx.x / 32 * 16; row < rows; row += blockDim.x / 32 * 16) {
@@ -245,15 +248,17 @@ template<int HEAD> struct Long {
   }
 };
 
+// 512 threads at once on a multiprocessor, in one block or two, leave 128 registers each. The keys' gradient of longer heads
+// would spill too many of them: 384 threads leave 168.
 #define ATTENTION_LONG(HEAD) \
-  KERNEL(320, attention_long_##HEAD, (const uint16_t* qkv, uint16_t* y, float* log_sums, int tokens, int heads, float scale)) { \
+  KERNEL(512, attention_long_##HEAD, (const uint16_t* qkv, uint16_t* y, float* log_sums, int tokens, int heads, float scale)) { \
     Long<HEAD>::forward(qkv, y, log_sums, tokens, heads, scale); \
   } \
-  KERNEL(320, attention_long_queries_##HEAD, (const uint16_t* qkv, const uint16_t* y, const uint16_t* dy, const float* log_sums, \
+  KERNEL(512, attention_long_queries_##HEAD, (const uint16_t* qkv, const uint16_t* y, const uint16_t* dy, const float* log_sums, \
       float* delta, uint16_t* dqkv, int tokens, int heads, float scale)) { \
     Long<HEAD>::queries(qkv, y, dy, log_sums, delta, dqkv, tokens, heads, scale); \
   } \
-  KERNEL(320, attention_long_keys_##HEAD, (const uint16_t* qkv, const uint16_t* dy, const float* log_sums, \
+  KERNEL((HEAD <= 64 ? 512 : 384), attention_long_keys_##HEAD, (const uint16_t* qkv, const uint16_t* dy, const float* log_sums, \
       const float* delta, uint16_t* dqkv, int tokens, int heads, float scale)) { \
     Long<HEAD>::keys(qkv, dy, log_sums, delta, dqkv, tokens, heads, scale); \
   }

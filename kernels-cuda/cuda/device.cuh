@@ -36,6 +36,15 @@ __device__ __forceinline__ float fast_reciprocal(float x) {
   return r;
 }
 
+// Copies 16 bytes from global to shared memory, or writes zeros, while the thread goes on. `copies_end` ends a group of
+// copies; `copies_wait<N>` waits for all of this thread but the last N groups.
+__device__ __forceinline__ void copy16(void* to, const void* from, bool whole) {
+  uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(at), "l"(from), "r"(whole ? 16 : 0) : "memory");
+}
+__device__ __forceinline__ void copies_end() { asm volatile("cp.async.commit_group;" : : : "memory"); }
+template<int N> __device__ __forceinline__ void copies_wait() { asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory"); }
+
 // N matrices of 8 x 8 bf16 from shared memory, thread t naming row t % 8 of matrix t / 8.
 template<int N, bool TRANSPOSED> __device__ __forceinline__ void ldmatrix(uint32_t (&r)[N], const void* row) {
   uint32_t at = (uint32_t)__cvta_generic_to_shared(row);
@@ -54,7 +63,7 @@ template<int N, bool TRANSPOSED> __device__ __forceinline__ void ldmatrix(uint32
 
 // c += a b for a 16 x 16 and b 16 x 8 in bf16, sums in f32.
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }

@@ -148,6 +148,20 @@ RESIDUAL(bf16_bf16, uint16_t, uint16_t)
 ROWS(f32, float)
 ROWS(bf16, uint16_t)
 
+// Rows of another length: cut off, or filled up with zeros.
+template<class T> __device__ __forceinline__ void resize_rows(T* to, const float* from, size_t count, int width, int from_width) {
+  for (size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += (size_t)gridDim.x * blockDim.x) {
+    const int column = at % width;
+    put(to + at, column < from_width ? from[at / width * from_width + column] : 0.0f);
+  }
+}
+KERNEL(256, resize_rows_f32, (float* to, const float* from, uint64_t count, int width, int from_width)) {
+  resize_rows(to, from, count, width, from_width);
+}
+KERNEL(256, resize_rows_bf16, (uint16_t* to, const float* from, uint64_t count, int width, int from_width)) {
+  resize_rows(to, from, count, width, from_width);
+}
+
 // The second stage of sums over rows: to = the sum of `parts` rows, in a fixed order. A block has 32 columns.
 // Dynamic shared memory: 512 floats.
 KERNEL(512, column_sums, (float* to, const float* parts, int count, int width)) {

@@ -32,9 +32,15 @@ pub struct AttentionSaved {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
     /// All scores of a head in registers.
-    Small { tiles: usize },
-    /// Two tensors of a head in shared memory; so many warps, so many bytes forward and for the keys' gradient.
-    Long { warps: usize, shared: [usize; 2] },
+    Small {
+        tiles: usize,
+    },
+    /// Two tensors of a head in shared memory: warps, and bytes of shared memory for the keys' gradient (second) and the
+    /// others.
+    Long {
+        warps: usize,
+        shared: [usize; 2],
+    },
     Tiled,
 }
 
@@ -53,8 +59,10 @@ impl AttentionShape {
         let tensors = 2 * rows * (self.head_dim.next_multiple_of(16) + 8) * 2;
         let shared = [tensors, tensors + 2 * rows * 4];
         if kind == Kind::Bf16 && self.head_dim <= 96 && shared[1] <= facts.shared_memory {
-            // Ten warps at most, with as even a number of tiles each as can be.
-            return Route::Long { warps: tiles.div_ceil(tiles.div_ceil(10)), shared };
+            // Two blocks at a time on a multiprocessor, so that one computes while the other loads, where both fit.
+            let two = 2 * (shared[1] + 1024) <= facts.shared_memory + 1024;
+            let most = if self.head_dim <= 64 { 16 } else { 12 } / if two { 2 } else { 1 };
+            return Route::Long { warps: tiles.div_ceil(tiles.div_ceil(most)), shared };
         }
         Route::Tiled
     }
@@ -120,7 +128,9 @@ pub fn attention(shape: AttentionShape, qkv: &Values) -> (Values, AttentionSaved
             let log_sums = Values::new(gpu, batch * heads * tokens, Kind::F32);
             let name = format!("attention_long_{head_dim}");
             // SAFETY: as above; there is a sum for every query of every head.
-            unsafe { launch!(gpu, program, &name, [heads, batch, 1], 32 * warps, shared, qkv, &y, &log_sums, n, h, scale) };
+            unsafe {
+                launch!(gpu, program, &name, [heads, batch, 1], 32 * warps, shared, qkv, &y, &log_sums, n, h, scale)
+            };
             Some((y.clone(), log_sums))
         }
         Route::Tiled => {
@@ -169,7 +179,9 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
         let tiles = tokens.div_ceil(16);
         let (name, [_, shared]) = (format!("attention_gradient_{tiles}_{head_dim}"), shape.small_memory(tiles));
         // SAFETY: all were checked against the shape; shared memory is that of the kernel's tiles.
-        unsafe { launch!(gpu, program, &name, [heads, batch, 1], 32 * tiles, shared, qkv, dy, &dqkv, parts, n, h, scale) };
+        unsafe {
+            launch!(gpu, program, &name, [heads, batch, 1], 32 * tiles, shared, qkv, dy, &dqkv, parts, n, h, scale)
+        };
         return dqkv;
     };
     let count = batch * heads * tokens;
@@ -179,7 +191,23 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
         let (grid, threads) = ([heads, batch, 1], 32 * warps);
         // SAFETY: all were checked against the shape; there is a sum and a delta for every query of every head.
         unsafe {
-            launch!(gpu, program, &name("queries"), grid, threads, shared, qkv, y, dy, log_sums, &delta, &dqkv, n, h, scale);
+            launch!(
+                gpu,
+                program,
+                &name("queries"),
+                grid,
+                threads,
+                shared,
+                qkv,
+                y,
+                dy,
+                log_sums,
+                &delta,
+                &dqkv,
+                n,
+                h,
+                scale
+            );
             launch!(gpu, program, &name("keys"), grid, threads, more, qkv, dy, log_sums, &delta, &dqkv, n, h, scale);
         }
         return dqkv;

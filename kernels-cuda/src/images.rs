@@ -53,8 +53,20 @@ impl Patches {
         // SAFETY: `images` and `patches` have as many numbers as the sizes say.
         unsafe {
             launch!(
-                images.gpu(), Images, &name, blocks_for(count), 256, 0, &patches, images, &self.mean, &self.factor,
-                count as u64, size, patch, stride
+                images.gpu(),
+                Images,
+                &name,
+                blocks_for(count),
+                256,
+                0,
+                &patches,
+                images,
+                &self.mean,
+                &self.factor,
+                count as u64,
+                size,
+                patch,
+                stride
             );
         }
         patches
@@ -74,8 +86,19 @@ impl Patches {
         // SAFETY: as above.
         unsafe {
             launch!(
-                patches.gpu(), Images, &name, [images.len().div_ceil(1024), 1, 1], 256, 0, &images, patches, &self.factor,
-                images.len() as u64, size, patch, stride
+                patches.gpu(),
+                Images,
+                &name,
+                [images.len().div_ceil(1024), 1, 1],
+                256,
+                0,
+                &images,
+                patches,
+                &self.factor,
+                images.len() as u64,
+                size,
+                patch,
+                stride
             );
         }
         images
@@ -119,7 +142,22 @@ impl Tokens {
         let (n, w, prefix) = (tokens as i32, width as i32, self.prefix() as i32);
         // SAFETY: the lengths were checked above.
         unsafe {
-            launch!(patches.gpu(), Images, &name, blocks_for(count), 256, 0, &to, patches, places, class, count as u64, n, w, prefix);
+            launch!(
+                patches.gpu(),
+                Images,
+                &name,
+                blocks_for(count),
+                256,
+                0,
+                &to,
+                patches,
+                places,
+                class,
+                count as u64,
+                n,
+                w,
+                prefix
+            );
         }
         to
     }
@@ -137,7 +175,9 @@ impl Tokens {
         let name = format!("tokens_gradient_{}_{}", d_tokens.kind().suffix(), kind.suffix());
         let (n, w, prefix) = (tokens as i32, width as i32, self.prefix() as i32);
         // SAFETY: the lengths were checked above.
-        unsafe { launch!(to.gpu(), Images, &name, blocks_for(count), 256, 0, &to, d_tokens, count as u64, n, w, prefix) };
+        unsafe {
+            launch!(to.gpu(), Images, &name, blocks_for(count), 256, 0, &to, d_tokens, count as u64, n, w, prefix)
+        };
         to
     }
 
@@ -184,7 +224,21 @@ impl Pool {
         let [n, w, first, end] = [self.tokens, self.width, self.first, self.end].map(|size| size as i32);
         // SAFETY: the lengths were checked above; the grid is not cut.
         unsafe {
-            launch!(x.gpu(), Images, &name, [count.div_ceil(2048), 1, 1], 256, 0, &y, x, count as u64, n, w, first, end);
+            launch!(
+                x.gpu(),
+                Images,
+                &name,
+                [count.div_ceil(2048), 1, 1],
+                256,
+                0,
+                &y,
+                x,
+                count as u64,
+                n,
+                w,
+                first,
+                end
+            );
         }
         y
     }

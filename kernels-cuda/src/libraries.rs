@@ -38,7 +38,9 @@ pub(crate) fn driver() -> Result<(&'static Driver, i32)> {
         };
         match status {
             0 => Ok((driver, version / 1000)),
-            100 => Err(Error::missing("NVIDIA's driver finds no GPU").hint("check `nvidia-smi` and CUDA_VISIBLE_DEVICES")),
+            100 => {
+                Err(Error::missing("NVIDIA's driver finds no GPU").hint("check `nvidia-smi` and CUDA_VISIBLE_DEVICES"))
+            }
             _ => Err(Error::missing(format!("NVIDIA's driver does not start: cuInit returned {status}"))
                 .hint("check `nvidia-smi`")),
         }
@@ -148,7 +150,8 @@ impl Places {
         let existing = move |folder: PathBuf| Some(folder.join(library)).filter(|path| path.is_file());
         let toolkit = |root: &PathBuf| ["lib64", "lib", "targets/x86_64-linux/lib"].map(|folder| root.join(folder));
         let environment = |root: &PathBuf| {
-            let packages = beginning_with(&root.join("lib"), "python").into_iter().map(|python| python.join("site-packages"));
+            let packages =
+                beginning_with(&root.join("lib"), "python").into_iter().map(|python| python.join("site-packages"));
             [root.join("lib")].into_iter().chain(packages).collect::<Vec<_>>()
         };
         self.first
@@ -165,8 +168,18 @@ impl Places {
                     .filter_map(existing),
             )
             // Chained lazily: `python3` starts only after all else.
-            .chain(std::iter::once_with(|| (self.packages)()).flatten().flat_map(move |folder| wheels(&folder, major)).filter_map(existing))
-            .chain(beginning_with(&self.local, "cuda").into_iter().flat_map(move |root| toolkit(&root)).filter_map(existing))
+            .chain(
+                std::iter::once_with(|| (self.packages)())
+                    .flatten()
+                    .flat_map(move |folder| wheels(&folder, major))
+                    .filter_map(existing),
+            )
+            .chain(
+                beginning_with(&self.local, "cuda")
+                    .into_iter()
+                    .flat_map(move |root| toolkit(&root))
+                    .filter_map(existing),
+            )
     }
 }
 
@@ -254,7 +267,9 @@ mod tests {
     #[test]
     fn a_missing_library_names_the_places_and_the_command_that_installs_it() {
         let text = not_found("cublasLt", 13, &[]).to_string();
-        for part in ["libcublasLt.so.13", "libcublasLt.so.12", "VIRTUAL_ENV", "pip install nvidia-cublas nvidia-cuda-nvrtc"] {
+        for part in
+            ["libcublasLt.so.13", "libcublasLt.so.12", "VIRTUAL_ENV", "pip install nvidia-cublas nvidia-cuda-nvrtc"]
+        {
             assert!(text.contains(part), "{text}");
         }
         let text = not_found("nvrtc", 12, &["libnvrtc.so.12: file too short".into()]).to_string();

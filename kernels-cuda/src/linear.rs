@@ -2,13 +2,19 @@
 
 use crate::Precision;
 use crate::machine::{Epilogue, Form, Kind, Operands, Product};
-use crate::rows::{same_gpu, sum_of_rows};
+use crate::rows::{resized, same_gpu, sum_of_rows};
 use crate::values::Values;
 
 /// A layer's weight `[out, in]` and bias `[out]`, ready for products of one precision.
+///
+/// Products want rows of whole eights, so where `in` is no multiple of 8 (patches of 14 pixels) the rows of weight and
+/// input are filled up with zeros: [`inputs`](Self::inputs) is the length of the input's rows.
 #[derive(Clone, Debug)]
 pub struct Linear {
     precision: Precision,
+    /// Of the weight as it came.
+    columns: usize,
+    /// With zeros.
     inputs: usize,
     outputs: usize,
     weight: Values,
@@ -33,18 +39,24 @@ impl Linear {
     ///
     /// # Panics
     ///
-    /// If the sizes do not fit each other, or the precision is bf16 and some are no multiples of 8.
+    /// If the sizes do not fit each other, or the precision is bf16 and `out` is no multiple of 8.
     pub fn new(weight: &Values, bias: &Values, precision: Precision) -> Self {
         let outputs = bias.len();
-        let inputs = weight.len() / outputs.max(1);
-        assert!(weight.len() == inputs * outputs, "a weight of {} numbers for {outputs} outputs", weight.len());
+        let columns = weight.len() / outputs.max(1);
+        let inputs = columns.next_multiple_of(8);
+        assert!(weight.len() == columns * outputs, "a weight of {} numbers for {outputs} outputs", weight.len());
         let kind = precision.kind();
-        let eights = inputs.is_multiple_of(8) && outputs.is_multiple_of(8);
         assert!(
-            eights || kind == Kind::F32,
-            "a layer of {inputs} inputs and {outputs} outputs; in bf16 the GPU's layers take multiples of 8"
+            outputs.is_multiple_of(8) || kind == Kind::F32,
+            "a layer of {outputs} outputs; in bf16 the GPU's layers take multiples of 8"
         );
-        Self { precision, inputs, outputs, weight: weight.cast(kind), bias: [bias.clone(), bias.cast(kind)] }
+        let weight = if columns == inputs { weight.cast(kind) } else { resized(weight, columns, inputs, kind) };
+        Self { precision, columns, inputs, outputs, weight, bias: [bias.clone(), bias.cast(kind)] }
+    }
+
+    /// Length of an input row, zeros included.
+    pub fn inputs(&self) -> usize {
+        self.inputs
     }
 
     /// Length of an output row.
@@ -80,7 +92,8 @@ impl Linear {
             Then::GeluKeeping(aux) => (0, like(aux)),
             _ => (0, 0),
         };
-        let product = Product { add: c != 0, epilogue, ..self.product(Form::Forward, rows, self.outputs, self.inputs, kind) };
+        let product =
+            Product { add: c != 0, epilogue, ..self.product(Form::Forward, rows, self.outputs, self.inputs, kind) };
         let bias = if kind == Kind::F32 { &self.bias[0] } else { &self.bias[1] };
         let operands = Operands { a: x.at(), b: self.weight.at(), c, d: y.at(), bias: bias.at(), aux };
         // SAFETY: all sizes were checked above or when the layer was made.
@@ -127,7 +140,7 @@ impl Linear {
         let operands = Operands { a: dy.at(), b: x.at(), d: gradient.at(), ..Operands::default() };
         // SAFETY: all sizes were checked above or when the layer was made.
         unsafe { x.gpu().product(&product, &operands) };
-        gradient
+        if self.columns == self.inputs { gradient } else { resized(&gradient, self.inputs, self.columns, Kind::F32) }
     }
 
     /// The gradient of the bias, in f32.

@@ -14,13 +14,29 @@ use crate::values::Values;
 /// If the lengths do not fit each other.
 pub fn cross_entropy(logits: &Values, targets: &Values, classes: usize, factor: f32) -> (Values, Values) {
     let rows = rows(logits, classes);
-    assert!((targets.len(), targets.kind()) == (logits.len(), Kind::F32), "`targets` is {targets:?}, `logits` {logits:?}");
+    assert!(
+        (targets.len(), targets.kind()) == (logits.len(), Kind::F32),
+        "`targets` is {targets:?}, `logits` {logits:?}"
+    );
     let gpu = logits.gpu();
     let [losses, slopes] = [rows, logits.len()].map(|len| Values::new(gpu, len, Kind::F32));
     // SAFETY: the lengths were checked above.
     unsafe {
         let scratch = 16 * 4;
-        launch!(gpu, Loss, "cross_entropy", [rows, 1, 1], 256, scratch, &losses, &slopes, logits, targets, classes as i32, factor);
+        launch!(
+            gpu,
+            Loss,
+            "cross_entropy",
+            [rows, 1, 1],
+            256,
+            scratch,
+            &losses,
+            &slopes,
+            logits,
+            targets,
+            classes as i32,
+            factor
+        );
     }
     (losses, slopes)
 }

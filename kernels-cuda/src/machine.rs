@@ -25,6 +25,10 @@ pub(crate) trait Machine: Send + Sync {
     ///
     /// `bytes` at `at` are allocated and nobody's.
     unsafe fn recycle(&self, _at: u64, _bytes: usize) {}
+    /// The size of the block that serves a request.
+    fn block_size(&self, bytes: usize) -> usize {
+        block_size(bytes)
+    }
     /// Free and total memory in bytes.
     fn memory(&self) -> (usize, usize);
     /// Copies to the device; `from` may be changed once this returns.
@@ -67,8 +71,17 @@ pub(crate) trait Machine: Send + Sync {
     fn prepare(&self, programs: &[Program]) -> Result<()>;
     /// Waits until all work is done.
     fn wait(&self) -> Result<()>;
+    /// Changes the order of threads, where that can be chosen.
+    fn shuffle(&self, _seed: u64) {}
     /// Seconds that work takes on the device.
     fn time(&self, work: &mut dyn FnMut()) -> Result<f64>;
+}
+
+/// Sizes of blocks: eight to a power of two, so that a block is at most an eighth larger than what is asked for.
+fn block_size(bytes: usize) -> usize {
+    let bytes = bytes.max(512);
+    let step = (bytes.next_power_of_two() / 16).max(512);
+    bytes.next_multiple_of(step)
 }
 
 /// What a machine is.
@@ -205,4 +218,18 @@ pub(crate) struct Operands {
     pub(crate) d: u64,
     pub(crate) bias: u64,
     pub(crate) aux: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_at_most_an_eighth_larger_than_asked_for() {
+        for bytes in [1, 512, 513, 5000, 78_643_200, 235_929_600, (1 << 30) + 1] {
+            let size = block_size(bytes);
+            assert!(size >= bytes && size.is_multiple_of(512), "{bytes}: {size}");
+            assert!(size <= bytes + (bytes / 8).max(512), "{bytes}: {size}");
+        }
+    }
 }

@@ -61,8 +61,25 @@ pub(crate) fn normed(
     // SAFETY: sizes were checked above; the statistics have a number a row.
     unsafe {
         launch!(
-            gpu, Norm, &name, grid, threads, threads / 32 * 2 * ROWS * 4, &y, &mean, &inverse, sum.as_ref(), x, branch, factors,
-            tokens as i32, weight, bias, rows as i32, width as i32, eps
+            gpu,
+            Norm,
+            &name,
+            grid,
+            threads,
+            threads / 32 * 2 * ROWS * 4,
+            &y,
+            &mean,
+            &inverse,
+            sum.as_ref(),
+            x,
+            branch,
+            factors,
+            tokens as i32,
+            weight,
+            bias,
+            rows as i32,
+            width as i32,
+            eps
         );
     }
     let x = sum.unwrap_or_else(|| x.clone());
@@ -99,8 +116,22 @@ pub fn layer_norm_gradient(
     // SAFETY: sizes were checked above; every block leaves its part.
     unsafe {
         launch!(
-            gpu, Norm, &name, [count, 1, 1], threads, threads / 32 * 2 * ROWS * 4, &dx, parts.as_ref(), dy, x, mean, inverse,
-            weight, residual, rows as i32, width as i32
+            gpu,
+            Norm,
+            &name,
+            [count, 1, 1],
+            threads,
+            threads / 32 * 2 * ROWS * 4,
+            &dx,
+            parts.as_ref(),
+            dy,
+            x,
+            mean,
+            inverse,
+            weight,
+            residual,
+            rows as i32,
+            width as i32
         );
     }
     let sums = parts.map(|parts| sum_of_parts(&parts, count, 2 * width));
@@ -119,6 +150,9 @@ fn blocks(facts: &Facts, width: usize) -> usize {
 fn check(width: usize, vectors: &[&Values]) {
     assert!(width <= WIDEST, "rows of {width} numbers; the GPU's norms take up to {WIDEST}");
     for vector in vectors {
-        assert!((vector.len(), vector.kind()) == (width, Kind::F32), "weight or bias of a norm is {vector:?}, rows {width}");
+        assert!(
+            (vector.len(), vector.kind()) == (width, Kind::F32),
+            "weight or bias of a norm is {vector:?}, rows {width}"
+        );
     }
 }

@@ -37,7 +37,9 @@ pub fn l2_step(x: &mut Values, gradient: &Values, origin: &Values, steps: &Value
     let x = x.own();
     let grid = [steps.len(), 1, 1];
     // SAFETY: the lengths were checked above; `x` is nobody else's.
-    unsafe { launch!(x.gpu(), Attack, "l2_step", grid, 512, 512 * 8, x, gradient, origin, steps, epsilon, pixels as i32) };
+    unsafe {
+        launch!(x.gpu(), Attack, "l2_step", grid, 512, 512 * 8, x, gradient, origin, steps, epsilon, pixels as i32)
+    };
 }
 
 /// The streams of random numbers of a batch: those of `advxl`'s `rng`, ChaCha8 keyed by (seed, purpose, a key an image, a
@@ -71,8 +73,20 @@ pub fn linf_start(origin: &Values, draws: &Draws, epsilon: f32) -> Values {
     // SAFETY: the lengths were checked above; there is a key an image.
     unsafe {
         launch!(
-            gpu, Attack, "linf_start", grid, 256, 0, &start, origin, &keys, draws.seed, draws.sub_key, draws.purpose as i32,
-            epsilon, pixels as i32
+            gpu,
+            Attack,
+            "linf_start",
+            grid,
+            256,
+            0,
+            &start,
+            origin,
+            &keys,
+            draws.seed,
+            draws.sub_key,
+            draws.purpose as i32,
+            epsilon,
+            pixels as i32
         );
     }
     start

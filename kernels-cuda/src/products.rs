@@ -97,7 +97,13 @@ impl Products {
             let mut layout = ptr::null_mut();
             // SAFETY: written to a live variable.
             let status = unsafe {
-                (self.blas.cublasLtMatrixLayoutCreate)(&mut layout, format(kind), rows as u64, columns as u64, rows as i64)
+                (self.blas.cublasLtMatrixLayoutCreate)(
+                    &mut layout,
+                    format(kind),
+                    rows as u64,
+                    columns as u64,
+                    rows as i64,
+                )
             };
             check("cublasLtMatrixLayoutCreate", status).map(|()| Pointer(layout))
         };
@@ -188,16 +194,32 @@ impl Products {
             check("cublasLtMatmulPreferenceCreate", (self.blas.cublasLtMatmulPreferenceCreate)(&mut preference))?;
             let workspace = WORKSPACE;
             let value: *const usize = &workspace;
-            (self.blas.cublasLtMatmulPreferenceSetAttribute)(preference, PREFERENCE_WORKSPACE, value.cast(), size_of::<usize>());
+            (self.blas.cublasLtMatmulPreferenceSetAttribute)(
+                preference,
+                PREFERENCE_WORKSPACE,
+                value.cast(),
+                size_of::<usize>(),
+            );
             let status = (self.blas.cublasLtMatmulAlgoGetHeuristic)(
-                self.handle.0, ready.description.0, ready.a.0, ready.b.0, ready.d.0, ready.d.0, preference,
-                PROPOSALS as c_int, found.as_mut_ptr(), &mut count,
+                self.handle.0,
+                ready.description.0,
+                ready.a.0,
+                ready.b.0,
+                ready.d.0,
+                ready.d.0,
+                preference,
+                PROPOSALS as c_int,
+                found.as_mut_ptr(),
+                &mut count,
             );
             (self.blas.cublasLtMatmulPreferenceDestroy)(preference);
             status
         };
-        let usable: Vec<_> =
-            found[..count.max(0) as usize].iter().filter(|found| found.state == 0).map(|found| found.algorithm).collect();
+        let usable: Vec<_> = found[..count.max(0) as usize]
+            .iter()
+            .filter(|found| found.state == 0)
+            .map(|found| found.algorithm)
+            .collect();
         if status != 0 || usable.is_empty() {
             return Err(Error::failed(format!("cuBLASLt has no algorithm for {product:?} ({status})")));
         }
@@ -207,16 +229,35 @@ impl Products {
     /// # Safety
     ///
     /// As for `run`; `ready` is of this product.
-    unsafe fn multiply(&self, product: &Product, ready: &Ready, algorithm: &Algorithm, operands: &Operands) -> Result<()> {
+    unsafe fn multiply(
+        &self,
+        product: &Product,
+        ready: &Ready,
+        algorithm: &Algorithm,
+        operands: &Operands,
+    ) -> Result<()> {
         let (one, beta) = (1.0f32, if product.add { 1.0f32 } else { 0.0 });
         let pointer = |at: u64| at as *const c_void;
         let c = if product.add { operands.c } else { operands.d };
         // SAFETY: by the caller's promise; factors are read before the call returns.
         let status = unsafe {
             (self.blas.cublasLtMatmul)(
-                self.handle.0, ready.description.0, (&raw const one).cast(), pointer(operands.b), ready.a.0,
-                pointer(operands.a), ready.b.0, (&raw const beta).cast(), pointer(c), ready.d.0,
-                pointer(operands.d).cast_mut(), ready.d.0, algorithm, pointer(self.workspace).cast_mut(), WORKSPACE, self.stream.0,
+                self.handle.0,
+                ready.description.0,
+                (&raw const one).cast(),
+                pointer(operands.b),
+                ready.a.0,
+                pointer(operands.a),
+                ready.b.0,
+                (&raw const beta).cast(),
+                pointer(c),
+                ready.d.0,
+                pointer(operands.d).cast_mut(),
+                ready.d.0,
+                algorithm,
+                pointer(self.workspace).cast_mut(),
+                WORKSPACE,
+                self.stream.0,
             )
         };
         check(&format!("cublasLtMatmul of {product:?}"), status)
@@ -240,7 +281,12 @@ impl Products {
     fn set<T>(&self, description: Pointer, attribute: c_int, value: T) -> Result<()> {
         // SAFETY: the description is live; the value is copied, of the size that the attribute has.
         let status = unsafe {
-            (self.blas.cublasLtMatmulDescSetAttribute)(description.0, attribute, (&raw const value).cast(), size_of::<T>())
+            (self.blas.cublasLtMatmulDescSetAttribute)(
+                description.0,
+                attribute,
+                (&raw const value).cast(),
+                size_of::<T>(),
+            )
         };
         check("cublasLtMatmulDescSetAttribute", status)
     }

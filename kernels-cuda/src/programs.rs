@@ -10,11 +10,19 @@ pub(crate) enum Program {
     Attack,
     Optimizer,
     /// Up to `16 tiles` tokens in bf16.
-    Attention { tiles: usize, head: usize },
+    Attention {
+        tiles: usize,
+        head: usize,
+    },
     /// More tokens in bf16.
-    AttentionLong { head: usize },
+    AttentionLong {
+        head: usize,
+    },
     /// Any number of tokens.
-    AttentionAny { bf16: bool, head: usize },
+    AttentionAny {
+        bf16: bool,
+        head: usize,
+    },
 }
 
 impl Program {

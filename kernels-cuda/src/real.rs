@@ -102,7 +102,10 @@ impl Real {
             shared_memory: attribute(bindings::SHARED_MEMORY)? as usize,
         };
         if facts.capability.0 < 8 {
-            let message = format!("GPU {number} ({}) has compute capability {}.{}", facts.name, facts.capability.0, facts.capability.1);
+            let message = format!(
+                "GPU {number} ({}) has compute capability {}.{}",
+                facts.name, facts.capability.0, facts.capability.1
+            );
             return Err(Error::missing(message).hint("the engine needs 8.0 or later (A100, RTX 30 and later)"));
         }
         let products = Products::new(blas, driver, Pointer(stream), &facts)?;
@@ -213,7 +216,8 @@ impl Machine for Real {
     unsafe fn fetch(&self, from: u64, to: &mut [u8]) -> Result<()> {
         self.enter()?;
         // SAFETY: by the caller's promise; waited for before `to` is given back.
-        let status = unsafe { (self.driver.cuMemcpyDtoHAsync_v2)(to.as_mut_ptr().cast(), from, to.len(), self.stream.0) };
+        let status =
+            unsafe { (self.driver.cuMemcpyDtoHAsync_v2)(to.as_mut_ptr().cast(), from, to.len(), self.stream.0) };
         let copied = self.check("copy from the GPU", status);
         self.wait()?;
         copied
@@ -242,7 +246,17 @@ impl Machine for Real {
         let status = unsafe {
             let shared = launch.shared as u32;
             (self.driver.cuLaunchKernel)(
-                kernel.0, x, y, z, launch.threads, 1, 1, shared, self.stream.0, cells.as_mut_ptr(), ptr::null_mut(),
+                kernel.0,
+                x,
+                y,
+                z,
+                launch.threads,
+                1,
+                1,
+                shared,
+                self.stream.0,
+                cells.as_mut_ptr(),
+                ptr::null_mut(),
             )
         };
         self.check(&format!("kernel `{}`", launch.kernel), status)?;

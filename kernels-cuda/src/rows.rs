@@ -65,7 +65,21 @@ pub fn gelu_gradient(kind: Gelu, x: &Values, dy: &Values, width: usize, sums: bo
     let name = format!("gelu_gradient_{}", x.kind().suffix());
     // SAFETY: the tensors have `rows * width` numbers of this kind, the parts as many as the grid has in its second axis.
     unsafe {
-        launch!(gpu, Rows, &name, grid, 256, 8 * 256 * 4, &dx, parts.as_ref(), x, dy, rows as i32, width as i32, kind.number());
+        launch!(
+            gpu,
+            Rows,
+            &name,
+            grid,
+            256,
+            8 * 256 * 4,
+            &dx,
+            parts.as_ref(),
+            x,
+            dy,
+            rows as i32,
+            width as i32,
+            kind.number()
+        );
     }
     (dx, parts.map(|parts| sum_of_parts(&parts, grid[1], width)))
 }
@@ -94,7 +108,7 @@ pub fn sum_of_rows(x: &Values, width: usize) -> Values {
 /// of the sums does.
 fn column_grid(rows: usize, width: usize) -> [usize; 3] {
     let across = width.div_ceil(256).max(1);
-    [across, (1056 / across).clamp(1, 128).min(rows.div_ceil(8)).max(1), 1]
+    [across, (1056 / across).clamp(1, 352).min(rows.div_ceil(8)).max(1), 1]
 }
 
 /// The second stage of every sum over rows.
@@ -102,7 +116,18 @@ pub(crate) fn sum_of_parts(parts: &Values, count: usize, width: usize) -> Values
     let sum = Values::new(parts.gpu(), width, Kind::F32);
     // SAFETY: `parts` are `count` rows of `width` floats.
     unsafe {
-        launch!(parts.gpu(), Rows, "column_sums", [width.div_ceil(32), 1, 1], 512, 512 * 4, &sum, parts, count as i32, width as i32);
+        launch!(
+            parts.gpu(),
+            Rows,
+            "column_sums",
+            [width.div_ceil(32), 1, 1],
+            512,
+            512 * 4,
+            &sum,
+            parts,
+            count as i32,
+            width as i32
+        );
     }
     sum
 }
@@ -129,7 +154,9 @@ pub(crate) fn scaled(x: &Values, factors: Option<&Values>, kind: Kind) -> Values
     let sample = factors.map_or(x.len(), |factors| sample_len(x, factors));
     let name = format!("scale_rows_{}_{}", x.kind().suffix(), kind.suffix());
     // SAFETY: both have as many numbers; there is a factor for every sample.
-    unsafe { launch!(x.gpu(), Rows, &name, blocks_for(x.len()), 256, 0, &y, x, factors, x.len() as u64, sample as i32) };
+    unsafe {
+        launch!(x.gpu(), Rows, &name, blocks_for(x.len()), 256, 0, &y, x, factors, x.len() as u64, sample as i32)
+    };
     y
 }
 
@@ -142,8 +169,48 @@ pub(crate) fn residual(x: &Values, branch: &Values, factors: &Values) -> Values 
     let name = format!("residual_{}_{}", x.kind().suffix(), branch.kind().suffix());
     // SAFETY: all have as many numbers; there is a factor for every sample.
     unsafe {
-        launch!(x.gpu(), Rows, &name, blocks_for(x.len()), 256, 0, &y, x, branch, factors, x.len() as u64, sample as i32);
+        launch!(
+            x.gpu(),
+            Rows,
+            &name,
+            blocks_for(x.len()),
+            256,
+            0,
+            &y,
+            x,
+            branch,
+            factors,
+            x.len() as u64,
+            sample as i32
+        );
     }
+    y
+}
+
+/// f32 rows with another number of columns, cut off or filled up with zeros, in `kind`.
+pub(crate) fn resized(x: &Values, from: usize, to: usize, kind: Kind) -> Values {
+    assert!(
+        x.kind() == Kind::F32 && from > 0 && x.len().is_multiple_of(from),
+        "{x:?} is not whole rows of {from} in f32"
+    );
+    let y = Values::new(x.gpu(), x.len() / from * to, kind);
+    let (name, count) = (format!("resize_rows_{}", kind.suffix()), y.len());
+    // SAFETY: both have as many rows of the widths named.
+    unsafe {
+        launch!(
+            x.gpu(),
+            Rows,
+            &name,
+            [count.div_ceil(256).min(1 << 16), 1, 1],
+            256,
+            0,
+            &y,
+            x,
+            count as u64,
+            to as i32,
+            from as i32
+        )
+    };
     y
 }
 

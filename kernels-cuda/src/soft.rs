@@ -104,11 +104,6 @@ impl Soft {
         let facts = Facts { name: "software".into(), capability: (9, 0), multiprocessors: 2, shared_memory: 227 << 10 };
         Ok(Self { launch, memory: Mutex::default(), facts, order: AtomicU64::new(0) })
     }
-
-    /// Runs the threads of a block in a random order from now on; 0: in ascending order.
-    pub(crate) fn shuffle(&self, seed: u64) {
-        self.order.store(seed, Ordering::Relaxed);
-    }
 }
 
 fn layout(bytes: usize) -> Layout {
@@ -246,6 +241,15 @@ impl Machine for Soft {
         Ok(())
     }
 
+    /// As asked for, so that the address sanitizer sees what goes beyond.
+    fn block_size(&self, bytes: usize) -> usize {
+        bytes.max(1)
+    }
+
+    fn shuffle(&self, seed: u64) {
+        self.order.store(seed, Ordering::Relaxed);
+    }
+
     fn prepare(&self, _: &[Program]) -> Result<()> {
         Ok(())
     }
@@ -263,8 +267,8 @@ impl Machine for Soft {
 
 /// The tanh GELU and its slope, cuBLASLt's.
 fn gelu(x: f32) -> (f32, f32) {
-    let inner = 0.797_884_56 * (x + 0.044_715 * x * x * x);
-    let (tanh, slope) = (inner.tanh(), 0.797_884_56 * (1.0 + 3.0 * 0.044_715 * x * x));
+    let inner = 0.797_884_6 * (x + 0.044_715 * x * x * x);
+    let (tanh, slope) = (inner.tanh(), 0.797_884_6 * (1.0 + 3.0 * 0.044_715 * x * x));
     (0.5 * x * (1.0 + tanh), 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope)
 }
 
@@ -276,9 +280,10 @@ unsafe fn read(at: u64, count: usize, kind: Kind) -> Vec<f32> {
     unsafe {
         match kind {
             Kind::F32 => std::slice::from_raw_parts(at as *const f32, count).to_vec(),
-            Kind::Bf16 => {
-                std::slice::from_raw_parts(at as *const u16, count).iter().map(|v| crate::values::from_bf16(*v)).collect()
-            }
+            Kind::Bf16 => std::slice::from_raw_parts(at as *const u16, count)
+                .iter()
+                .map(|v| crate::values::from_bf16(*v))
+                .collect(),
         }
     }
 }

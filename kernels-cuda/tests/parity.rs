@@ -17,7 +17,9 @@ fn send(gpu: &Gpu, values: &[f32], kind: Kind) -> Values {
 
 #[test]
 fn layer_norm_and_its_gradients_are_the_cpus() {
-    for (rows, width, kind, tolerance) in [(5, 8, Kind::F32, 2e-6), (9, 264, Kind::F32, 2e-6), (7, 40, Kind::Bf16, BF16)] {
+    for (rows, width, kind, tolerance) in
+        [(5, 8, Kind::F32, 2e-6), (9, 264, Kind::F32, 2e-6), (7, 40, Kind::Bf16, BF16)]
+    {
         let (x, dy) = (numbers(rows * width, 1, 2.0), numbers(rows * width, 2, 1.0));
         let (x, dy) = if kind == Kind::Bf16 { (rounded(&x), rounded(&dy)) } else { (x, dy) };
         let (weight, bias) = (numbers(width, 3, 1.0), numbers(width, 4, 1.0));
@@ -57,11 +59,9 @@ fn every_gelu_and_its_gradient_are_the_cpus() {
     let (rows, width) = (21, 264);
     let x: Vec<f32> = numbers(rows * width, 1, 4.0);
     let dy = numbers(rows * width, 2, 1.0);
-    for (kind, right) in [
-        (cuda::Gelu::Erf, cpu::Gelu::Erf),
-        (cuda::Gelu::Tanh, cpu::Gelu::Tanh),
-        (cuda::Gelu::Quick, cpu::Gelu::Quick),
-    ] {
+    for (kind, right) in
+        [(cuda::Gelu::Erf, cpu::Gelu::Erf), (cuda::Gelu::Tanh, cpu::Gelu::Tanh), (cuda::Gelu::Quick, cpu::Gelu::Quick)]
+    {
         let found = in_any_order(|gpu| {
             let (x, dy) = (Values::send(gpu, &x), Values::send(gpu, &dy));
             let (dx, sums) = cuda::gelu_gradient(kind, &x, &dy, width, true);
@@ -266,9 +266,8 @@ fn the_first_of_equal_logits_wins_and_what_is_not_a_number_is_wrong() {
     logits[3 * classes + 299] = f32::NAN;
     logits[4 * classes..].fill(f32::NEG_INFINITY); // row 4: all equal
     let labels = [257.0, 7.0, 8.0, 9.0, 0.0];
-    let found = in_any_order(|gpu| {
-        host(&cuda::right(&Values::send(gpu, &logits), &Values::send(gpu, &labels), classes))
-    });
+    let found =
+        in_any_order(|gpu| host(&cuda::right(&Values::send(gpu, &logits), &Values::send(gpu, &labels), classes)));
     assert_eq!(found[..4], [1.0, 1.0, 0.0, 0.0]);
 }
 
@@ -279,7 +278,8 @@ fn attack_steps_have_the_cpus_bits() {
     let mut gradient = numbers(samples * len, 2, 1.0);
     gradient[5] = 0.0;
     gradient[6] = f32::NAN;
-    let x: Vec<f32> = origin.iter().zip(numbers(samples * len, 3, 0.02)).map(|(o, n)| (o + n).clamp(0.0, 1.0)).collect();
+    let x: Vec<f32> =
+        origin.iter().zip(numbers(samples * len, 3, 0.02)).map(|(o, n)| (o + n).clamp(0.0, 1.0)).collect();
     let steps = [0.01, 0.0, 0.5];
     let on_gpu = |step: &dyn Fn(&mut Values, &Values, &Values, &Values), gradient: &[f32]| {
         in_any_order(|gpu| {
@@ -397,7 +397,13 @@ fn the_gradients_norm_is_summed_in_f64() {
 
 #[test]
 fn a_layer_and_its_gradients_are_products_of_matrices() {
-    let (rows, inputs, outputs) = (5, 16, 24);
+    // Patches of 14 pixels have rows that are no multiple of eight.
+    for inputs in [16, 20] {
+        layer_is_a_product(5, inputs, 24);
+    }
+}
+
+fn layer_is_a_product(rows: usize, inputs: usize, outputs: usize) {
     let (x, dy) = (rounded(&numbers(rows * inputs, 1, 1.0)), rounded(&numbers(rows * outputs, 2, 1.0)));
     let (weight, bias) = (rounded(&numbers(outputs * inputs, 3, 1.0)), rounded(&numbers(outputs, 4, 1.0)));
     let sum = |count: usize, of: &dyn Fn(usize) -> f32| (0..count).map(|k| f64::from(of(k))).sum::<f64>() as f32;
@@ -413,10 +419,14 @@ fn a_layer_and_its_gradients_are_products_of_matrices() {
     for (precision, tolerance) in [(Precision::F32, 1e-6), (Precision::Tf32, 1e-6), (Precision::Bf16, BF16)] {
         let kind = precision.kind();
         let layer = cuda::Linear::new(&Values::send(&gpu, &weight), &Values::send(&gpu, &bias), precision);
-        let (x, dy) = (send(&gpu, &x, kind), send(&gpu, &dy, kind));
+        let filled: Vec<f32> =
+            x.chunks(inputs).flat_map(|row| [row, &vec![0.0; layer.inputs() - inputs]].concat()).collect();
+        let (x, dy) = (send(&gpu, &filled, kind), send(&gpu, &dy, kind));
         assert_near("y", &host(&layer.forward(&x, kind)), &y, tolerance);
         assert_near("y in f32", &host(&layer.forward(&x, Kind::F32)), &y, 1e-6);
-        assert_near("dx", &host(&layer.input_gradient(&dy)), &dx, tolerance);
+        let found = host(&layer.input_gradient(&dy));
+        let found: Vec<f32> = found.chunks(layer.inputs()).flat_map(|row| row[..inputs].to_vec()).collect();
+        assert_near("dx", &found, &dx, tolerance);
         assert_near("dw", &host(&layer.weight_gradient(&x, &dy)), &dw, 1e-6);
         assert_near("db", &host(&layer.bias_gradient(&dy)), &db, 1e-6);
     }
@@ -475,8 +485,18 @@ fn cpu_block(
     let mut all = cpu::BlockGradients::new(width, hidden);
     cpu::block_backward(&packed, &saved, dy, &mut dx, Some(&mut all));
     let gradients = [
-        all.norm1_weight, all.norm1_bias, all.qkv_weight, all.qkv_bias, all.proj_weight, all.proj_bias, all.norm2_weight,
-        all.norm2_bias, all.fc1_weight, all.fc1_bias, all.fc2_weight, all.fc2_bias,
+        all.norm1_weight,
+        all.norm1_bias,
+        all.qkv_weight,
+        all.qkv_bias,
+        all.proj_weight,
+        all.proj_bias,
+        all.norm2_weight,
+        all.norm2_bias,
+        all.fc1_weight,
+        all.fc1_bias,
+        all.fc2_weight,
+        all.fc2_bias,
     ];
     let mut results = vec![y, dx];
     results.extend(gradients.iter().map(|values| values.to_vec()));

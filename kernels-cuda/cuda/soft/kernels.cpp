@@ -10,6 +10,7 @@
 
 #include "../attention.cuh"
 ATTENTION(1, 8)
+ATTENTION(1, 16)
 ATTENTION(2, 16)
 ATTENTION(2, 24)
 ATTENTION(4, 64)

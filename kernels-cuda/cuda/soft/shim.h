@@ -33,6 +33,9 @@ static thread_local char* dynamic_shared;
 
 namespace shim {
 struct Rendezvous { int arrived = 0, generation = 0; };
+// A copy that was begun; done when it is waited for, as late as it may be.
+struct Copy { void* to; const void* from; bool whole; int group; };
+struct Copies { std::vector<Copy> open; int group = 0; };
 struct Warp { Rendezvous meeting; uint64_t slot[32][6]; };
 
 struct State {
@@ -41,6 +44,7 @@ struct State {
   std::vector<char> done;
   std::vector<Warp> warps;
   std::vector<unsigned> order;
+  std::vector<Copies> copies;
   Rendezvous block;
   int current = 0;
   unsigned long events = 0; // Barriers passed and threads ended: without any, nothing will ever move again.
@@ -139,6 +143,7 @@ inline bool run_block(unsigned threads, uint64_t& seed) {
   s.block = Rendezvous();
   s.done.assign(threads, 0);
   s.order.resize(threads);
+  s.copies.assign(threads, Copies());
   for (unsigned t = 0; t < threads; ++t) s.order[t] = t;
   if (seed)
     for (unsigned t = threads; t-- > 1;) {
@@ -251,6 +256,25 @@ inline uint16_t to_bf16(float f) {
 inline uint32_t pack2(float low, float high) { return (uint32_t)to_bf16(low) | ((uint32_t)to_bf16(high) << 16); }
 inline float fast_exp2(float x) { return exp2f(x); }
 inline float fast_reciprocal(float x) { return 1.0f / x; }
+inline void copy16(void* to, const void* from, bool whole) {
+  if ((((uintptr_t)to | (whole ? (uintptr_t)from : 0)) & 15) != 0) {
+    fprintf(stderr, "copy16: not aligned to 16 bytes\n");
+    abort();
+  }
+  auto& copies = shim::state.copies[threadIdx.x];
+  copies.open.push_back({to, from, whole, copies.group});
+}
+inline void copies_end() { ++shim::state.copies[threadIdx.x].group; }
+template<int N> inline void copies_wait() {
+  auto& copies = shim::state.copies[threadIdx.x];
+  std::vector<shim::Copy> later;
+  for (auto& copy : copies.open) {
+    if (copy.group >= copies.group - N) later.push_back(copy);
+    else if (copy.whole) memcpy(copy.to, copy.from, 16);
+    else memset(copy.to, 0, 16);
+  }
+  copies.open = later;
+}
 template<int N, bool TRANSPOSED> inline void ldmatrix(uint32_t (&r)[N], const void* row) {
   auto& w = shim::warp();
   int lane = threadIdx.x % 32;

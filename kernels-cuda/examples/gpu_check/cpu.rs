@@ -1,8 +1,8 @@
 //! The same model on `advxl-kernels`: the reference.
 
 use advxl_kernels::{
-    AdamW, BlockGradients, BlockShape, BlockWeights, Finish, Floats, Gelu, Layout, PackedBlock, Patches, Precision, Wanted,
-    block_backward, block_forward, gemm, layer_norm, layer_norm_gradient, pgd, sum_of_rows, sum_of_squares,
+    AdamW, BlockGradients, BlockShape, BlockWeights, Finish, Floats, Gelu, Layout, PackedBlock, Patches, Precision,
+    Wanted, block_backward, block_forward, gemm, layer_norm, layer_norm_gradient, pgd, sum_of_rows, sum_of_squares,
 };
 
 use crate::vit::{Config, EPS, MEAN, STD};
@@ -15,7 +15,15 @@ pub struct Gradients {
     pub parameters: Vec<Vec<f32>>,
 }
 
-pub fn gradients(config: &Config, p: &[Vec<f32>], images: &[f32], targets: &[f32], gelu: Gelu, precision: Precision, factor: f32) -> Gradients {
+pub fn gradients(
+    config: &Config,
+    p: &[Vec<f32>],
+    images: &[f32],
+    targets: &[f32],
+    gelu: Gelu,
+    precision: Precision,
+    factor: f32,
+) -> Gradients {
     let Config { image, patch, width, heads, classes, depth } = *config;
     let (tokens, hidden) = (config.tokens(), config.hidden());
     let batch = images.len() / (3 * image * image);
@@ -40,8 +48,18 @@ pub fn gradients(config: &Config, p: &[Vec<f32>], images: &[f32], targets: &[f32
     for index in 0..depth {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = std::array::from_fn(|i| &p[4 + 12 * index + i][..]);
         let slices = BlockWeights {
-            norm1_weight: a, norm1_bias: b, qkv_weight: c, qkv_bias: d, proj_weight: e, proj_bias: f, norm2_weight: g,
-            norm2_bias: h, fc1_weight: i, fc1_bias: j, fc2_weight: k, fc2_bias: l,
+            norm1_weight: a,
+            norm1_bias: b,
+            qkv_weight: c,
+            qkv_bias: d,
+            proj_weight: e,
+            proj_bias: f,
+            norm2_weight: g,
+            norm2_bias: h,
+            fc1_weight: i,
+            fc1_bias: j,
+            fc2_weight: k,
+            fc2_bias: l,
         };
         let block = PackedBlock::new(heads, &slices, precision);
         let mut y = vec![0.0; x.len()];
@@ -74,7 +92,8 @@ pub fn gradients(config: &Config, p: &[Vec<f32>], images: &[f32], targets: &[f32
     let to_head = product([classes, batch, width], (&slope, turned), (&normed, plain), Finish::Store, classes * width);
     all[last + 2] = to_head;
     sum_of_rows(&slope, &mut all[last + 3]);
-    let d_normed = product([batch, classes, width], (&slope, plain), (&p[last + 2], plain), Finish::Store, batch * width);
+    let d_normed =
+        product([batch, classes, width], (&slope, plain), (&p[last + 2], plain), Finish::Store, batch * width);
     let mut d_pooled = vec![0.0; pooled.len()];
     let [mut to_weight, mut to_bias] = [(); 2].map(|()| vec![0.0; width]);
     layer_norm_gradient(&pooled, &p[last], EPS, &d_normed, &mut d_pooled, Some((&mut to_weight, &mut to_bias)));
@@ -88,8 +107,18 @@ pub fn gradients(config: &Config, p: &[Vec<f32>], images: &[f32], targets: &[f32
         let (mut found, mut to) = (BlockGradients::new(width, hidden), vec![0.0; dx.len()]);
         block_backward(block, kept, &dx, &mut to, Some(&mut found));
         let list: [Floats; 12] = [
-            found.norm1_weight, found.norm1_bias, found.qkv_weight, found.qkv_bias, found.proj_weight, found.proj_bias,
-            found.norm2_weight, found.norm2_bias, found.fc1_weight, found.fc1_bias, found.fc2_weight, found.fc2_bias,
+            found.norm1_weight,
+            found.norm1_bias,
+            found.qkv_weight,
+            found.qkv_bias,
+            found.proj_weight,
+            found.proj_bias,
+            found.norm2_weight,
+            found.norm2_bias,
+            found.fc1_weight,
+            found.fc1_bias,
+            found.fc2_weight,
+            found.fc2_bias,
         ];
         list.iter().enumerate().for_each(|(i, values)| all[4 + 12 * index + i] = values.to_vec());
         dx = to;
@@ -106,7 +135,15 @@ pub fn gradients(config: &Config, p: &[Vec<f32>], images: &[f32], targets: &[f32
 }
 
 /// Updates of the model without an attack, the losses and norms before each.
-pub fn train(config: &Config, weights: &mut [Vec<f32>], images: &[f32], targets: &[f32], gelu: Gelu, learning_rate: f32, count: u64) -> Vec<(f32, f64)> {
+pub fn train(
+    config: &Config,
+    weights: &mut [Vec<f32>],
+    images: &[f32],
+    targets: &[f32],
+    gelu: Gelu,
+    learning_rate: f32,
+    count: u64,
+) -> Vec<(f32, f64)> {
     let batch = targets.len() / config.classes;
     let mut moments: Vec<_> = weights.iter().map(|p| (vec![0.0; p.len()], vec![0.0; p.len()])).collect();
     let decays = config.parameters();
@@ -114,7 +151,9 @@ pub fn train(config: &Config, weights: &mut [Vec<f32>], images: &[f32], targets:
     for step in 1..=count {
         let found = gradients(config, weights, images, targets, gelu, Precision::F32, 1.0 / batch as f32);
         let norm = found.parameters.iter().map(|values| sum_of_squares(values)).sum::<f64>().sqrt();
-        for (((p, gradient), (first, second)), (_, decays)) in weights.iter_mut().zip(&found.parameters).zip(&mut moments).zip(&decays) {
+        for (((p, gradient), (first, second)), (_, decays)) in
+            weights.iter_mut().zip(&found.parameters).zip(&mut moments).zip(&decays)
+        {
             let update = AdamW {
                 learning_rate,
                 betas: (0.9, 0.95),

@@ -11,7 +11,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use advxl_cuda::{
-    self as cuda, AttentionShape, BlockShape, Gelu, Gpu, Kind, Linear, Precision, Values, Wanted, attention, attention_gradient,
+    self as cuda, AttentionShape, BlockShape, Gelu, Gpu, Kind, Linear, Precision, Values, Wanted, attention,
+    attention_gradient,
 };
 use advxl_kernels as kernels;
 use vit::{Batch, Config, Mode, Recipe, Training, Vit};
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         "open" => check.device(),
         "attention" => check.attention(),
         "rows" => check.rows(),
+        "memory" => check.memory(),
         "gradients" => check.gradients(),
         "repeat" => check.repeat(),
         "updates" => check.updates(),
@@ -133,6 +135,7 @@ fn off(found: &[f32], right: &[f32]) -> (f64, f64) {
 
 const B16: Config = Config { image: 112, patch: 16, width: 768, depth: 12, heads: 12, classes: 1000 };
 const L16: Config = Config { image: 112, patch: 16, width: 1024, depth: 24, heads: 16, classes: 1000 };
+const H14: Config = Config { image: 84, patch: 14, width: 1280, depth: 32, heads: 16, classes: 1000 };
 const B16_224: Config = Config { image: 224, ..B16 };
 const TINY: Config = Config { image: 16, patch: 4, width: 48, depth: 2, heads: 3, classes: 10 };
 
@@ -146,25 +149,46 @@ impl Check {
         let start = Instant::now();
         model.prepare(2)?;
         if !self.tiny {
-            BlockShape { batch: 1, tokens: 50, width: 768, heads: 12, hidden: 3072 }.prepare(&self.gpu, Precision::Bf16)?;
-            BlockShape { batch: 1, tokens: 197, width: 768, heads: 12, hidden: 3072 }.prepare(&self.gpu, Precision::Bf16)?;
+            BlockShape { batch: 1, tokens: 50, width: 768, heads: 12, hidden: 3072 }
+                .prepare(&self.gpu, Precision::Bf16)?;
+            BlockShape { batch: 1, tokens: 197, width: 768, heads: 12, hidden: 3072 }
+                .prepare(&self.gpu, Precision::Bf16)?;
         }
         let prepared = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let x = Values::send(&self.gpu, &images(2 * 3 * 16 * 16, 1));
         let logits = model.forward(&x, PLAIN, Wanted::Nothing).0.to_vec()?;
-        line("open", &[
-            ("name", Text(facts.name.clone())),
-            ("capability", Text(format!("{}.{}", facts.capability.0, facts.capability.1))),
-            ("multiprocessors", Number(facts.multiprocessors as f64)),
-            ("shared_memory", Number(facts.shared_memory as f64)),
-            ("free_mib", Number((free >> 20) as f64)),
-            ("total_mib", Number((total >> 20) as f64)),
-            ("seconds_to_open", Number(self.opened)),
-            ("seconds_to_prepare", Number(prepared)),
-            ("seconds_to_first_logits", Number(start.elapsed().as_secs_f64())),
-            ("finite", Flag(logits.iter().all(|v| v.is_finite()))),
-        ]);
+        line(
+            "open",
+            &[
+                ("name", Text(facts.name.clone())),
+                ("capability", Text(format!("{}.{}", facts.capability.0, facts.capability.1))),
+                ("multiprocessors", Number(facts.multiprocessors as f64)),
+                ("shared_memory", Number(facts.shared_memory as f64)),
+                ("free_mib", Number((free >> 20) as f64)),
+                ("total_mib", Number((total >> 20) as f64)),
+                ("seconds_to_open", Number(self.opened)),
+                ("seconds_to_prepare", Number(prepared)),
+                ("seconds_to_first_logits", Number(start.elapsed().as_secs_f64())),
+                ("finite", Flag(logits.iter().all(|v| v.is_finite()))),
+            ],
+        );
+        Ok(())
+    }
+
+    /// What does not fit is an error that says so, and the next GPU that is opened works.
+    fn memory(&self) -> Outcome {
+        let kept = Values::zeros(&self.gpu, 1 << 20, Kind::F32);
+        let large = Values::zeros(&self.gpu, 1 << 38, Kind::F32);
+        let error = kept.to_vec().expect_err("a terabyte does not fit");
+        drop((kept, large));
+        line(
+            "memory",
+            &[("error", Text(error.message().into())), ("right", Flag(error.kind() == cuda::ErrorKind::Memory))],
+        );
+        let again = if self.gpu.facts().name == "software" { return Ok(()) } else { Gpu::open(0)? };
+        let found = cuda::gelu(Gelu::Erf, &Values::zeros(&again, 8, Kind::F32)).to_vec()?;
+        line("memory", &[("what", Text("opened again".into())), ("right", Flag(found == [0.0; 8]))]);
         Ok(())
     }
 
@@ -172,7 +196,15 @@ impl Check {
     fn attention(&self) -> Outcome {
         let shapes = match self.tiny {
             true => vec![(2, 17, 2, 24), (1, 97, 1, 64)],
-            false => vec![(4, 50, 12, 64), (4, 37, 16, 80), (3, 65, 12, 64), (2, 17, 8, 88), (2, 197, 12, 64), (2, 257, 16, 80), (1, 577, 16, 64)],
+            false => vec![
+                (4, 50, 12, 64),
+                (4, 37, 16, 80),
+                (3, 65, 12, 64),
+                (2, 17, 8, 88),
+                (2, 197, 12, 64),
+                (2, 257, 16, 80),
+                (1, 577, 16, 64),
+            ],
         };
         for (batch, tokens, heads, head_dim) in shapes {
             let shape = AttentionShape { batch, tokens, heads, head_dim };
@@ -192,15 +224,18 @@ impl Check {
                 let ((forward, forward_rms), (backward, backward_rms)) =
                     (off(&found.to_vec()?, &y), off(&gradient.to_vec()?, &dqkv));
                 let most = if kind == Kind::F32 { 5e-6 } else { 0.01 };
-                line("attention", &[
-                    ("shape", Text(format!("{batch} x {tokens} x {heads} x {head_dim}"))),
-                    ("kind", Text(format!("{kind:?}"))),
-                    ("forward_off", Number(forward)),
-                    ("forward_rms", Number(forward_rms)),
-                    ("gradient_off", Number(backward)),
-                    ("gradient_rms", Number(backward_rms)),
-                    ("right", Flag(forward <= most && backward <= most)),
-                ]);
+                line(
+                    "attention",
+                    &[
+                        ("shape", Text(format!("{batch} x {tokens} x {heads} x {head_dim}"))),
+                        ("kind", Text(format!("{kind:?}"))),
+                        ("forward_off", Number(forward)),
+                        ("forward_rms", Number(forward_rms)),
+                        ("gradient_off", Number(backward)),
+                        ("gradient_rms", Number(backward_rms)),
+                        ("right", Flag(forward <= most && backward <= most)),
+                    ],
+                );
             }
         }
         Ok(())
@@ -214,7 +249,12 @@ impl Check {
         let send = |values: &[f32]| Values::send(&self.gpu, values);
         let report = |what: &str, found: &Values, right: &[f32], most: f64| -> Outcome {
             let (largest, rms) = off(&found.to_vec()?, right);
-            let values = [("what", Text(what.into())), ("off", Number(largest)), ("rms", Number(rms)), ("right", Flag(largest <= most))];
+            let values = [
+                ("what", Text(what.into())),
+                ("off", Number(largest)),
+                ("rms", Number(rms)),
+                ("right", Flag(largest <= most)),
+            ];
             line("rows", &values);
             Ok(())
         };
@@ -230,7 +270,9 @@ impl Check {
         report("norm gradient", &found, &dx, 2e-6)?;
         report("norm weight", &sums.0, &to_weight, 5e-6)?;
         report("norm bias", &sums.1, &to_bias, 5e-6)?;
-        for (kind, right) in [(Gelu::Erf, kernels::Gelu::Erf), (Gelu::Tanh, kernels::Gelu::Tanh), (Gelu::Quick, kernels::Gelu::Quick)] {
+        for (kind, right) in
+            [(Gelu::Erf, kernels::Gelu::Erf), (Gelu::Tanh, kernels::Gelu::Tanh), (Gelu::Quick, kernels::Gelu::Quick)]
+        {
             kernels::gelu(right, &x, &mut y);
             kernels::gelu_gradient(right, &x, &dy, &mut dx);
             kernels::sum_of_rows(&dx, &mut to_bias);
@@ -253,7 +295,14 @@ impl Check {
         cuda::pgd::linf_step(&mut moved, &send(&gradient), &send(&origin), &send(&vec![0.01; batch]), epsilon);
         let equal = moved.to_vec()? == right;
         let within = (0.9 * epsilon..=epsilon + 1e-7).contains(&farthest);
-        line("rows", &[("what", Text("linf start and step".into())), ("farthest", Number(farthest.into())), ("right", Flag(equal && within))]);
+        line(
+            "rows",
+            &[
+                ("what", Text("linf start and step".into())),
+                ("farthest", Number(farthest.into())),
+                ("right", Flag(equal && within)),
+            ],
+        );
         kernels::pgd::l2_step(&mut right, &gradient, &origin, &vec![0.3; batch], 0.5);
         cuda::pgd::l2_step(&mut moved, &send(&gradient), &send(&origin), &send(&vec![0.3; batch]), 0.5);
         report("l2 step", &moved, &right, 2e-7)
@@ -272,7 +321,10 @@ impl Check {
             let targets = targets(batch, config.classes).0;
             let start = Instant::now();
             let right = |gelu, precision| cpu::gradients(&config, &weights, &pixels, &targets, gelu, precision, 1.0);
-            let (erf, tanh) = (right(kernels::Gelu::Erf, kernels::Precision::F32), right(kernels::Gelu::Tanh, kernels::Precision::F32));
+            let (erf, tanh) = (
+                right(kernels::Gelu::Erf, kernels::Precision::F32),
+                right(kernels::Gelu::Tanh, kernels::Precision::F32),
+            );
             let on_cpu = right(kernels::Gelu::Erf, kernels::Precision::Bf16);
             let seconds = start.elapsed().as_secs_f64();
             let largest = |found: &[Vec<f32>], right: &[Vec<f32>]| {
@@ -281,17 +333,20 @@ impl Check {
                 (most(|off| off.0), most(|off| off.1))
             };
             let (bf16, bf16_rms) = largest(&on_cpu.parameters, &erf.parameters);
-            line("gradients", &[
-                ("model", Text(name.into())),
-                ("batch", Number(batch as f64)),
-                ("what", Text("the CPU's bf16 beside its f32".into())),
-                ("logits_off", Number(off(&on_cpu.logits, &erf.logits).0)),
-                ("images_off", Number(off(&on_cpu.images, &erf.images).0)),
-                ("images_rms", Number(off(&on_cpu.images, &erf.images).1)),
-                ("parameters_off", Number(bf16)),
-                ("parameters_rms", Number(bf16_rms)),
-                ("cpu_seconds", Number(seconds)),
-            ]);
+            line(
+                "gradients",
+                &[
+                    ("model", Text(name.into())),
+                    ("batch", Number(batch as f64)),
+                    ("what", Text("the CPU's bf16 beside its f32".into())),
+                    ("logits_off", Number(off(&on_cpu.logits, &erf.logits).0)),
+                    ("images_off", Number(off(&on_cpu.images, &erf.images).0)),
+                    ("images_rms", Number(off(&on_cpu.images, &erf.images).1)),
+                    ("parameters_off", Number(bf16)),
+                    ("parameters_rms", Number(bf16_rms)),
+                    ("cpu_seconds", Number(seconds)),
+                ],
+            );
             for (precision, mode, most) in [
                 (Precision::F32, PLAIN, 2e-5),
                 (Precision::Tf32, PLAIN, 0.02),
@@ -310,18 +365,21 @@ impl Check {
                 let found = gradients.iter().map(Values::to_vec).collect::<cuda::Result<Vec<_>>>()?;
                 let (parameters, rms) = largest(&found, &right.parameters);
                 let (of_images, logits) = (off(&of_images, &right.images), off(&logits.to_vec()?, &right.logits));
-                line("gradients", &[
-                    ("model", Text(name.into())),
-                    ("precision", Text(format!("{precision:?}"))),
-                    ("gelu", Text(format!("{:?}", mode.gelu))),
-                    ("stream", Text(format!("{:?}", mode.stream))),
-                    ("logits_off", Number(logits.0)),
-                    ("images_off", Number(of_images.0)),
-                    ("images_rms", Number(of_images.1)),
-                    ("parameters_off", Number(parameters)),
-                    ("parameters_rms", Number(rms)),
-                    ("right", Flag(parameters <= most && of_images.0 <= most && logits.0 <= most)),
-                ]);
+                line(
+                    "gradients",
+                    &[
+                        ("model", Text(name.into())),
+                        ("precision", Text(format!("{precision:?}"))),
+                        ("gelu", Text(format!("{:?}", mode.gelu))),
+                        ("stream", Text(format!("{:?}", mode.stream))),
+                        ("logits_off", Number(logits.0)),
+                        ("images_off", Number(of_images.0)),
+                        ("images_rms", Number(of_images.1)),
+                        ("parameters_off", Number(parameters)),
+                        ("parameters_rms", Number(rms)),
+                        ("right", Flag(parameters <= most && of_images.0 <= most && logits.0 <= most)),
+                    ],
+                );
             }
         }
         Ok(())
@@ -356,12 +414,15 @@ impl Check {
             let (first, second) = (bits(&run()?), bits(&run()?));
             let equal = first == second;
             let sum = first.iter().fold(0u64, |sum, v| sum.rotate_left(5) ^ v);
-            line("repeat", &[
-                ("precision", Text(format!("{precision:?}"))),
-                ("stream", Text(format!("{:?}", mode.stream))),
-                ("bits", Text(format!("{sum:016x}"))),
-                ("right", Flag(equal)),
-            ]);
+            line(
+                "repeat",
+                &[
+                    ("precision", Text(format!("{precision:?}"))),
+                    ("stream", Text(format!("{:?}", mode.stream))),
+                    ("bits", Text(format!("{sum:016x}"))),
+                    ("right", Flag(equal)),
+                ],
+            );
         }
         Ok(())
     }
@@ -382,15 +443,18 @@ impl Check {
         for (step, (loss, norm)) in right.into_iter().enumerate() {
             let found = training.step(&data, &still, 0)?;
             let off = f64::from((found.loss / loss - 1.0).abs());
-            line("updates", &[
-                ("update", Number(step as f64 + 1.0)),
-                ("loss", Number(found.loss.into())),
-                ("cpu_loss", Number(loss.into())),
-                ("gradient_norm", Number(found.gradient_norm)),
-                ("cpu_gradient_norm", Number(norm)),
-                ("correct", Number(found.right.into())),
-                ("right", Flag(off < 1e-3)),
-            ]);
+            line(
+                "updates",
+                &[
+                    ("update", Number(step as f64 + 1.0)),
+                    ("loss", Number(found.loss.into())),
+                    ("cpu_loss", Number(loss.into())),
+                    ("gradient_norm", Number(found.gradient_norm)),
+                    ("cpu_gradient_norm", Number(norm)),
+                    ("correct", Number(found.right.into())),
+                    ("right", Flag(off < 1e-3)),
+                ],
+            );
         }
         line("updates", &[("cpu_seconds", Number(seconds))]);
         Ok(())
@@ -410,6 +474,7 @@ impl Check {
                 ("vit_b16", B16, 1024, 1, Precision::Bf16, PLAIN, PLAIN),
                 ("vit_l16", L16, 512, 1, Precision::Bf16, fast, exact),
                 ("vit_b16 at 224", B16_224, 256, 3, Precision::Bf16, fast, exact),
+                ("vit_h14", H14, 512, 1, Precision::Bf16, fast, exact),
                 ("vit_b16 at 224", B16_224, 256, 3, Precision::Bf16, PLAIN, PLAIN),
                 ("vit_b16", B16, 256, 1, Precision::Bf16, fast, exact),
                 ("vit_b16", B16, 1024, 1, Precision::Tf32, PLAIN, PLAIN),
@@ -446,25 +511,28 @@ impl Check {
             self.gpu.wait()?;
             let attack_alone = start.elapsed().as_secs_f64();
             drop(adversarial);
-            line("step", &[
-                ("model", Text(name.into())),
-                ("batch", Number(batch as f64)),
-                ("attack_steps", Number(attack_steps as f64)),
-                ("precision", Text(format!("{precision:?}"))),
-                ("attack", Text(format!("{:?} {:?}", attack.gelu, attack.stream))),
-                ("update", Text(format!("{:?} {:?}", update.gelu, update.stream))),
-                ("ms", Number(1e3 * middle)),
-                ("fastest_ms", Number(1e3 * times[0])),
-                ("slowest_ms", Number(1e3 * times[times.len() - 1])),
-                ("images_per_second", Number(batch as f64 / middle)),
-                ("first_step_s", Number(first)),
-                ("attack_ms", Number(1e3 * attack_alone)),
-                ("attack_enqueue_ms", Number(1e3 * enqueued)),
-                ("loss", Number(metrics.loss.into())),
-                ("gradient_norm", Number(metrics.gradient_norm)),
-                ("peak_mib", Number((self.gpu.usage().1 >> 20) as f64)),
-                ("fetched_bytes_a_step", Number((after.fetched.1 - before.fetched.1) as f64 / count as f64)),
-            ]);
+            line(
+                "step",
+                &[
+                    ("model", Text(name.into())),
+                    ("batch", Number(batch as f64)),
+                    ("attack_steps", Number(attack_steps as f64)),
+                    ("precision", Text(format!("{precision:?}"))),
+                    ("attack", Text(format!("{:?} {:?}", attack.gelu, attack.stream))),
+                    ("update", Text(format!("{:?} {:?}", update.gelu, update.stream))),
+                    ("ms", Number(1e3 * middle)),
+                    ("fastest_ms", Number(1e3 * times[0])),
+                    ("slowest_ms", Number(1e3 * times[times.len() - 1])),
+                    ("images_per_second", Number(batch as f64 / middle)),
+                    ("first_step_s", Number(first)),
+                    ("attack_ms", Number(1e3 * attack_alone)),
+                    ("attack_enqueue_ms", Number(1e3 * enqueued)),
+                    ("loss", Number(metrics.loss.into())),
+                    ("gradient_norm", Number(metrics.gradient_norm)),
+                    ("peak_mib", Number((self.gpu.usage().1 >> 20) as f64)),
+                    ("fetched_bytes_a_step", Number((after.fetched.1 - before.fetched.1) as f64 / count as f64)),
+                ],
+            );
         }
         Ok(())
     }
@@ -475,7 +543,11 @@ impl Check {
         let exact = Mode { gelu: Gelu::Erf, stream: Kind::Bf16 };
         let cases = match self.tiny {
             true => vec![(TINY, 2, Precision::Bf16, fast, exact)],
-            false => vec![(B16, 1024, Precision::Bf16, fast, exact), (B16_224, 256, Precision::Bf16, fast, exact), (L16, 512, Precision::Bf16, fast, exact)],
+            false => vec![
+                (B16, 1024, Precision::Bf16, fast, exact),
+                (B16_224, 256, Precision::Bf16, fast, exact),
+                (L16, 512, Precision::Bf16, fast, exact),
+            ],
         };
         for (config, batch, precision, attack, update) in cases {
             self.gpu.release_memory();
@@ -489,12 +561,15 @@ impl Check {
             let mut rows = self.gpu.end_profile();
             rows.sort_by(|a, b| b.2.total_cmp(&a.2));
             let all: f64 = rows.iter().map(|row| row.2).sum();
-            line("profile", &[
-                ("width", Number(config.width as f64)),
-                ("image", Number(config.image as f64)),
-                ("precision", Text(format!("{precision:?}"))),
-                ("sum_ms", Number(1e3 * all)),
-            ]);
+            line(
+                "profile",
+                &[
+                    ("width", Number(config.width as f64)),
+                    ("image", Number(config.image as f64)),
+                    ("precision", Text(format!("{precision:?}"))),
+                    ("sum_ms", Number(1e3 * all)),
+                ],
+            );
             for (name, count, seconds) in rows {
                 let each = seconds / count as f64;
                 let mut values = vec![
@@ -518,7 +593,12 @@ impl Check {
     fn products(&self) -> Outcome {
         let (rows, width) = if self.tiny { (50, 48) } else { (51_200, 768) };
         for precision in [Precision::Bf16, Precision::Tf32, Precision::F32] {
-            for (name, inputs, outputs) in [("qkv", width, 3 * width), ("proj", width, width), ("fc1", width, 4 * width), ("fc2", 4 * width, width)] {
+            for (name, inputs, outputs) in [
+                ("qkv", width, 3 * width),
+                ("proj", width, width),
+                ("fc1", width, 4 * width),
+                ("fc2", 4 * width, width),
+            ] {
                 let send = |len, seed| Values::send(&self.gpu, &list(len, seed, 0.5));
                 let layer = Linear::new(&send(inputs * outputs, 1), &send(outputs, 2), precision);
                 let kind = precision.kind();
@@ -539,13 +619,16 @@ impl Check {
                     ("bias gradient", time(&|| drop(layer.bias_gradient(&dy)))?),
                 ] {
                     let tflops = if what == "bias gradient" { f64::NAN } else { work / seconds / 1e12 };
-                    line("products", &[
-                        ("precision", Text(format!("{precision:?}"))),
-                        ("layer", Text(name.into())),
-                        ("what", Text(what.into())),
-                        ("us", Number(1e6 * seconds)),
-                        ("tflops", Number(tflops)),
-                    ]);
+                    line(
+                        "products",
+                        &[
+                            ("precision", Text(format!("{precision:?}"))),
+                            ("layer", Text(name.into())),
+                            ("what", Text(what.into())),
+                            ("us", Number(1e6 * seconds)),
+                            ("tflops", Number(tflops)),
+                        ],
+                    );
                 }
             }
         }
@@ -585,14 +668,17 @@ impl Check {
                 backward = backward.min(self.gpu.time(|| drop(attention_gradient(&saved, &dy)))?);
             }
             let bytes = (elements * kind.bytes()) as f64;
-            line("attention_speed", &[
-                ("shape", Text(format!("{batch} x {tokens} x {heads} x {head_dim}"))),
-                ("kind", Text(format!("{kind:?}"))),
-                ("forward_us", Number(1e6 * forward)),
-                ("forward_tb_s", Number(4.0 * bytes / forward / 1e12)),
-                ("gradient_us", Number(1e6 * backward)),
-                ("gradient_tb_s", Number(7.0 * bytes / backward / 1e12)),
-            ]);
+            line(
+                "attention_speed",
+                &[
+                    ("shape", Text(format!("{batch} x {tokens} x {heads} x {head_dim}"))),
+                    ("kind", Text(format!("{kind:?}"))),
+                    ("forward_us", Number(1e6 * forward)),
+                    ("forward_tb_s", Number(4.0 * bytes / forward / 1e12)),
+                    ("gradient_us", Number(1e6 * backward)),
+                    ("gradient_tb_s", Number(7.0 * bytes / backward / 1e12)),
+                ],
+            );
         }
         Ok(())
     }
@@ -600,7 +686,8 @@ impl Check {
 
 /// The work of a product by its name in a profile.
 fn flops(name: &str) -> Option<f64> {
-    let sizes: Vec<f64> = name.split(['[', ']']).flat_map(|part| part.split(" x ")).filter_map(|n| n.parse().ok()).collect();
+    let sizes: Vec<f64> =
+        name.split(['[', ']']).flat_map(|part| part.split(" x ")).filter_map(|n| n.parse().ok()).collect();
     match sizes[..] {
         [rows, inner, _, columns] => Some(2.0 * rows * inner * columns),
         _ => None,

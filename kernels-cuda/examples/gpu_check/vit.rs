@@ -173,7 +173,7 @@ impl Vit {
 
     /// The gradient of the images.
     pub fn input_gradient(&self, mut saved: Saved, d_logits: &Values) -> Values {
-        let mut dx = self.into_blocks(&saved, d_logits, false).0;
+        let mut dx = self.through_head(&saved, d_logits, false).0;
         for block in self.ready.blocks.iter().rev() {
             let saved = saved.blocks.pop().expect("one a block");
             dx = block_backward(block, &saved, &dx, Wanted::Input).0;
@@ -184,7 +184,7 @@ impl Vit {
 
     /// The gradients of all parameters, in their order.
     pub fn gradients(&self, mut saved: Saved, d_logits: &Values) -> Vec<Values> {
-        let (mut dx, of_end) = self.into_blocks(&saved, d_logits, true);
+        let (mut dx, of_end) = self.through_head(&saved, d_logits, true);
         let mut of_blocks = Vec::new();
         for block in self.ready.blocks.iter().rev() {
             let saved = saved.blocks.pop().expect("one a block");
@@ -204,7 +204,7 @@ impl Vit {
         all
     }
 
-    fn into_blocks(&self, saved: &Saved, d_logits: &Values, parameters: bool) -> (Values, Vec<Values>) {
+    fn through_head(&self, saved: &Saved, d_logits: &Values, parameters: bool) -> (Values, Vec<Values>) {
         let (head, p) = (&self.ready.head, &self.parameters);
         let d_normed = head.input_gradient(d_logits);
         let (d_pooled, of_norm) = layer_norm_gradient(&saved.norm, &p[p.len() - 4], &d_normed, None, parameters);

@@ -1,5 +1,7 @@
 //! The software GPU, and numbers to try it with.
 
+#![allow(dead_code, missing_docs)] // Each test uses some of it.
+
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -13,7 +15,7 @@ pub fn soft() -> Gpu {
     Gpu::soft(&library).unwrap()
 }
 
-/// What `work` gives with threads in ascending order; in random orders it has to give the same bits.
+/// The result of `work` with threads in ascending order; in random orders it has to give the same bits.
 pub fn in_any_order(work: impl Fn(&Gpu) -> Vec<f32>) -> Vec<f32> {
     let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
     let gpu = soft();
