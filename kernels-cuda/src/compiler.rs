@@ -90,15 +90,28 @@ impl Compiler {
         let path = self.folder.as_ref().map(|folder| {
             folder.join(format!("{}-{}-{:016x}.cubin", program.name(), self.architecture, fingerprint(key.as_bytes())))
         });
-        if let Some(found) = path.as_ref().and_then(|path| fs::read(path).ok()).and_then(|code| loads(&code).ok()) {
+        let kept = path.as_ref().and_then(|path| fs::read(path).ok());
+        // The driver reads beyond code that is cut off, and crashes: what is damaged must not reach it.
+        if let Some(found) = kept.as_deref().and_then(unsealed).and_then(|code| loads(code).ok()) {
             return Ok(found);
         }
         let compiled = compile(libraries::nvrtc(self.driver_major)?, program, &self.architecture, false)?;
         if let Some(path) = path {
-            keep(&path, &compiled.code);
+            keep(&path, &sealed(&compiled.code));
         }
         loads(&compiled.code)
     }
+}
+
+/// Bytes with their fingerprint before them.
+fn sealed(bytes: &[u8]) -> Vec<u8> {
+    [&fingerprint(bytes).to_le_bytes(), bytes].concat()
+}
+
+/// The bytes, if they are those of the fingerprint.
+fn unsealed(sealed: &[u8]) -> Option<&[u8]> {
+    let (seal, bytes) = sealed.split_first_chunk()?;
+    (fingerprint(bytes) == u64::from_le_bytes(*seal)).then_some(bytes)
 }
 
 /// Writes a file of the cache, at once or not at all. The cache is a convenience: failing to write is none.
@@ -187,6 +200,18 @@ mod tests {
     }
 
     #[test]
+    fn code_that_was_cut_off_or_changed_on_disk_is_not_used() {
+        let code: Vec<u8> = (0..=255).collect();
+        let whole = sealed(&code);
+        assert_eq!(unsealed(&whole), Some(&code[..]));
+        let mut changed = whole.clone();
+        changed[100] ^= 1;
+        for damaged in [&changed[..], &whole[..200], &whole[..8], &whole[..3], &code] {
+            assert_eq!(unsealed(damaged), None);
+        }
+    }
+
+    #[test]
     fn a_report_is_read_as_ptxas_writes_it() {
         let log = "ptxas info    : Compiling entry function 'norm' for 'sm_90'\n\
                    ptxas info    : Function properties for norm\n    \
@@ -195,10 +220,10 @@ mod tests {
         assert_eq!(usage(log), BTreeMap::from([("norm".to_owned(), (32, 1960))]));
     }
 
-    /// Every kernel compiles for A100, H100 and B200 without spilling registers, wherever NVRTC is: `pip install
+    /// Every kernel compiles for A100, H100 and B200 within the registers that its speed was measured with, wherever NVRTC is: `pip install
     /// nvidia-cuda-nvrtc`. `scripts/test` installs it.
     #[test]
-    fn every_kernel_compiles_for_every_gpu_and_spills_nothing() {
+    fn every_kernel_compiles_for_every_gpu_and_hardly_spills() {
         let Ok(nvrtc) = libraries::nvrtc(13) else {
             eprintln!("skipped: NVRTC is missing; pip install nvidia-cuda-nvrtc");
             return;
@@ -213,10 +238,12 @@ mod tests {
                 let found = usage(&compiled.log);
                 assert!(!found.is_empty(), "no kernels in {program:?}: {}", compiled.log);
                 for (kernel, (registers, spilled)) in found {
-                    // The gradient of keys and values holds six tiles; what it spills costs less than fewer warps would.
-                    let allowed = if kernel.starts_with("attention_long_keys") { 256 } else { 16 };
+                    // Gradients of long attention hold up to six tiles at once: what they spill costs less than fewer
+                    // warps would. Of the others `attention_5_64` alone spills two registers.
+                    let long = kernel.starts_with("attention_long");
+                    let allowed = if long { 256 } else { 16 };
                     assert!(spilled <= allowed, "{kernel} for {gpu} spills {spilled} bytes");
-                    let most = if kernel.starts_with("attention_") { 176 } else { 128 };
+                    let most = if long { 168 } else { 160 };
                     assert!((8..=most).contains(&registers), "{kernel} for {gpu} takes {registers} registers");
                 }
             }

@@ -12,7 +12,7 @@ use std::ptr;
 use std::sync::Mutex;
 
 use crate::bindings::*;
-use crate::compiler::{cache_folder, keep};
+use crate::compiler::{cache_folder, fingerprint, keep};
 use crate::error::{Error, Result};
 use crate::machine::{Epilogue, Facts, Form, Kind, Operands, Product};
 use crate::real::{Pointer, elapsed};
@@ -306,7 +306,8 @@ fn check(what: &str, status: Status) -> Result<()> {
     }
 }
 
-/// The algorithms chosen so far, on disk too: a line for each, the product and eight numbers.
+/// The algorithms chosen so far, on disk too: a line for each, the product, eight numbers and a
+/// fingerprint.
 struct Choices {
     path: Option<PathBuf>,
     known: HashMap<String, Algorithm>,
@@ -335,11 +336,15 @@ impl Choices {
 
     fn line(key: &str, algorithm: &Algorithm) -> String {
         let numbers: Vec<_> = algorithm.data.iter().map(|number| format!("{number:x}")).collect();
-        format!("{key}\t{}\n", numbers.join(" "))
+        let text = format!("{key}\t{}", numbers.join(" "));
+        // cuBLASLt does not check what it is given, so a line has its fingerprint.
+        format!("{text}\t{:x}\n", fingerprint(text.as_bytes()))
     }
 
     fn parse(line: &str) -> Option<(String, Algorithm)> {
-        let (key, numbers) = line.split_once('\t')?;
+        let (text, seal) = line.rsplit_once('\t')?;
+        (seal == format!("{:x}", fingerprint(text.as_bytes()))).then_some(())?;
+        let (key, numbers) = text.split_once('\t')?;
         let numbers: Option<Vec<_>> = numbers.split(' ').map(|number| u64::from_str_radix(number, 16).ok()).collect();
         Some((key.to_owned(), Algorithm { data: numbers?.try_into().ok()? }))
     }
@@ -354,8 +359,8 @@ mod tests {
         let algorithm = Algorithm { data: [1, 0, u64::MAX, 4, 5, 6, 7, 8] };
         let line = Choices::line("Product { rows: 3 }", &algorithm);
         assert_eq!(Choices::parse(line.trim_end()), Some(("Product { rows: 3 }".to_owned(), algorithm)));
-        for damaged in ["", "key", "key\t1 2 3", "key\t1 2 3 4 5 6 7 x"] {
-            assert_eq!(Choices::parse(damaged), None);
+        for damaged in ["", "key", "key\t1 2 3", "key\t1 2 3 4 5 6 7 8\t0", &line.replace('4', "5"), &line[1..]] {
+            assert_eq!(Choices::parse(damaged.trim_end()), None);
         }
     }
 }
