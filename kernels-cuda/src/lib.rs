@@ -34,6 +34,7 @@ mod products;
 mod programs;
 mod real;
 mod rows;
+mod selftest;
 mod soft;
 mod values;
 

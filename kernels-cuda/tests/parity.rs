@@ -16,6 +16,11 @@ fn send(gpu: &Gpu, values: &[f32], kind: Kind) -> Values {
 }
 
 #[test]
+fn the_self_test_passes() {
+    soft().self_test().unwrap();
+}
+
+#[test]
 fn layer_norm_and_its_gradients_are_the_cpus() {
     for (rows, width, kind, tolerance) in
         [(5, 8, Kind::F32, 2e-6), (9, 264, Kind::F32, 2e-6), (7, 40, Kind::Bf16, BF16)]

@@ -145,6 +145,9 @@ impl Check {
     fn device(&self) -> Outcome {
         let facts = self.gpu.facts();
         let (free, total) = self.gpu.memory();
+        let start = Instant::now();
+        self.gpu.self_test()?;
+        let tested = start.elapsed().as_secs_f64();
         let model = Vit::new(&self.gpu, TINY, Precision::F32, &TINY.weights(1));
         let start = Instant::now();
         model.prepare(2)?;
@@ -168,6 +171,7 @@ impl Check {
                 ("free_mib", Number((free >> 20) as f64)),
                 ("total_mib", Number((total >> 20) as f64)),
                 ("seconds_to_open", Number(self.opened)),
+                ("seconds_of_self_test", Number(tested)),
                 ("seconds_to_prepare", Number(prepared)),
                 ("seconds_to_first_logits", Number(start.elapsed().as_secs_f64())),
                 ("finite", Flag(logits.iter().all(|v| v.is_finite()))),
