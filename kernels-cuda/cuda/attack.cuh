@@ -73,13 +73,27 @@ __device__ __forceinline__ void chacha8(uint32_t (&out)[16], const uint32_t (&ke
   for (int i = 0; i < 16; ++i) out[i] += start[i];
 }
 
+// The key of an image's stream, as the program's `rng` lays it out.
+__device__ __forceinline__ void stream_key(uint32_t (&key)[8], uint64_t seed, int purpose, uint64_t image, uint64_t sub_key) {
+  key[0] = (uint32_t)seed;
+  key[1] = (uint32_t)(seed >> 32);
+  key[2] = (uint32_t)purpose;
+  key[3] = 0;
+  key[4] = (uint32_t)image;
+  key[5] = (uint32_t)(image >> 32);
+  key[6] = (uint32_t)sub_key;
+  key[7] = (uint32_t)(sub_key >> 32);
+}
+// Uniform in [0, 1), in steps of 2^-24.
+__device__ __forceinline__ float uniform(uint32_t word) { return (float)(word >> 8) * (1.0f / 16777216.0f); }
+
 // Uniform in the linf ball, clipped to [0, 1]: pixel i of an image takes word i of the stream of (seed, purpose, the
 // image's key, sub key). Grid: [blocks of 256 * 16 pixels, batch].
 KERNEL(256, linf_start, (float* to, const float* origin, const uint64_t* keys, uint64_t seed, uint64_t sub_key, int purpose, float epsilon, int pixels)) {
   const int block = blockIdx.x * 256 + threadIdx.x;
   if (block * 16 >= pixels) return;
-  const uint64_t image = keys[blockIdx.y];
-  const uint32_t key[8] = {(uint32_t)seed, (uint32_t)(seed >> 32), (uint32_t)purpose, 0, (uint32_t)image, (uint32_t)(image >> 32), (uint32_t)sub_key, (uint32_t)(sub_key >> 32)};
+  uint32_t key[8];
+  stream_key(key, seed, purpose, keys[blockIdx.y], sub_key);
   uint32_t words[16];
   chacha8(words, key, block);
   const size_t at = (size_t)blockIdx.y * pixels + block * 16;
@@ -96,12 +110,38 @@ KERNEL(256, linf_start, (float* to, const float* origin, const uint64_t* keys, u
       for (int i = 0; i < 8; ++i) v[i] = i < left ? from[first + i] : 0.0f;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const float uniform = (float)(words[first + i] >> 8) * (1.0f / 16777216.0f);
-      const float noise = -epsilon + (epsilon - -epsilon) * uniform;
+      const float noise = -epsilon + (epsilon - -epsilon) * uniform(words[first + i]);
       v[i] = clamp(v[i] + noise, 0.0f, 1.0f);
     }
     if (whole) store8(to + first, v);
     else
       for (int i = 0; i < 8 && i < left; ++i) to[first + i] = v[i];
   }
+}
+
+// A random direction at a length uniform in [0, epsilon], clipped to [0, 1]. Pixel i takes words 2 i and 2 i + 1 of the
+// image's stream (Box and Muller in f64), the length the word behind them. A block an image; dynamic shared memory: 512
+// doubles.
+KERNEL(512, l2_start, (float* to, const float* origin, const uint64_t* keys, uint64_t seed, uint64_t sub_key, int purpose, float epsilon, int pixels)) {
+  to += (size_t)blockIdx.x * pixels;
+  origin += (size_t)blockIdx.x * pixels;
+  uint32_t key[8], words[16];
+  stream_key(key, seed, purpose, keys[blockIdx.x], sub_key);
+  double sum = 0;
+  for (int block = threadIdx.x; block * 8 < pixels; block += 512) {
+    chacha8(words, key, block);
+    for (int i = 0; i < 8 && block * 8 + i < pixels; ++i) {
+      const double radius = sqrt(-2.0 * log(1.0 - (double)uniform(words[2 * i])));
+      const float noise = (float)(radius * cos(6.283185307179586 * (double)uniform(words[2 * i + 1])));
+      to[block * 8 + i] = noise;
+      sum += (double)noise * noise;
+    }
+  }
+  const double length = sqrt(block_sum(sum, (double*)dynamic_shared));
+  chacha8(words, key, (uint64_t)pixels / 8);
+  const double wanted = (double)epsilon * (double)uniform(words[2 * (pixels % 8)]);
+  const float factor = (float)(wanted / fmax(length, 2.2250738585072014e-308));
+  // Each thread takes the pixels that it drew.
+  for (int block = threadIdx.x; block * 8 < pixels; block += 512)
+    for (int i = block * 8; i < block * 8 + 8 && i < pixels; ++i) to[i] = clamp(origin[i] + to[i] * factor, 0.0f, 1.0f);
 }

@@ -139,6 +139,12 @@ impl Gpu {
         self.0.fault.lock().expect("not poisoned").clone().map_or(Ok(()), Err)
     }
 
+    /// Forgets that memory ran out, so that the GPU can be used for something smaller; other failures stay. All values
+    /// computed since then are void.
+    pub fn forget_memory_error(&self) -> Option<Error> {
+        self.0.fault.lock().expect("not poisoned").take_if(|error| error.kind() == ErrorKind::Memory)
+    }
+
     /// Waits for all work.
     ///
     /// # Errors

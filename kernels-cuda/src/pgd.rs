@@ -64,27 +64,53 @@ pub struct Draws<'a> {
 ///
 /// If `origin` is not whole samples, one a key.
 pub fn linf_start(origin: &Values, draws: &Draws, epsilon: f32) -> Values {
+    let grid = |pixels: usize| [pixels.div_ceil(256 * 16), draws.keys.len(), 1];
+    start("linf_start", origin, draws, epsilon, grid, 256, 0)
+}
+
+/// Points of the l2 balls around `origin` in random directions, at lengths uniform in `[0, epsilon]`, clipped to `[0, 1]`.
+///
+/// The numbers are those of the CPU's streams up to the last places of the host's logarithm and cosine.
+///
+/// Shapes: `origin` and the result `[samples, sample_len]` in f32.
+///
+/// # Panics
+///
+/// If `origin` is not whole samples, one a key.
+pub fn l2_start(origin: &Values, draws: &Draws, epsilon: f32) -> Values {
+    start("l2_start", origin, draws, epsilon, |_| [draws.keys.len(), 1, 1], 512, 512 * 8)
+}
+
+fn start(
+    kernel: &str,
+    origin: &Values,
+    draws: &Draws,
+    epsilon: f32,
+    grid: impl FnOnce(usize) -> [usize; 3],
+    threads: usize,
+    shared: usize,
+) -> Values {
     let pixels = check(origin, &[], draws.keys.len());
     let gpu = origin.gpu();
     let keys: Vec<u8> = draws.keys.iter().flat_map(|key| key.to_le_bytes()).collect();
     let keys = Values::send_bytes(gpu, &keys);
     let start = Values::new(gpu, origin.len(), Kind::F32);
-    let grid = [pixels.div_ceil(256 * 16), draws.keys.len(), 1];
-    // SAFETY: the lengths were checked above; there is a key an image.
+    let Draws { seed, purpose, sub_key, .. } = *draws;
+    // SAFETY: the lengths were checked above; there is a key an image; both kernels take these arguments.
     unsafe {
         launch!(
             gpu,
             Attack,
-            "linf_start",
-            grid,
-            256,
-            0,
+            kernel,
+            grid(pixels),
+            threads,
+            shared,
             &start,
             origin,
             &keys,
-            draws.seed,
-            draws.sub_key,
-            draws.purpose as i32,
+            seed,
+            sub_key,
+            purpose as i32,
             epsilon,
             pixels as i32
         );

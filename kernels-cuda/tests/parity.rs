@@ -328,6 +328,20 @@ fn random_starts_have_the_bits_of_the_programs_streams() {
     }
 }
 
+/// The program's stream of an image.
+fn stream(draws: &pgd::Draws, key: u64) -> ChaCha8Rng {
+    let mut seed = [0; 32];
+    seed[..8].copy_from_slice(&draws.seed.to_le_bytes());
+    seed[8..12].copy_from_slice(&draws.purpose.to_le_bytes());
+    seed[16..24].copy_from_slice(&key.to_le_bytes());
+    seed[24..].copy_from_slice(&draws.sub_key.to_le_bytes());
+    ChaCha8Rng::from_seed(seed)
+}
+
+fn uniform(rng: &mut ChaCha8Rng) -> f32 {
+    (rng.next_u32() >> 8) as f32 * (1.0 / (1 << 24) as f32)
+}
+
 fn starts_have_the_right_bits(len: usize) {
     let epsilon = 8.0f32 / 255.0;
     let keys = [3, u64::MAX - 5];
@@ -337,18 +351,35 @@ fn starts_have_the_right_bits(len: usize) {
     let found = host(&pgd::linf_start(&Values::send(&gpu, &origin), &draws, epsilon));
     let mut right = Vec::new();
     for (key, origin) in keys.iter().zip(origin.chunks(len)) {
-        let mut seed = [0; 32];
-        seed[..8].copy_from_slice(&draws.seed.to_le_bytes());
-        seed[8..12].copy_from_slice(&draws.purpose.to_le_bytes());
-        seed[16..24].copy_from_slice(&key.to_le_bytes());
-        seed[24..].copy_from_slice(&draws.sub_key.to_le_bytes());
-        let mut rng = ChaCha8Rng::from_seed(seed);
+        let mut rng = stream(&draws, *key);
         for pixel in origin {
-            let uniform = (rng.next_u32() >> 8) as f32 * (1.0 / (1 << 24) as f32);
-            right.push((pixel + (-epsilon + (epsilon - -epsilon) * uniform)).clamp(0.0, 1.0));
+            right.push((pixel + (-epsilon + (epsilon - -epsilon) * uniform(&mut rng))).clamp(0.0, 1.0));
         }
     }
     assert_eq!(found, right);
+}
+
+#[test]
+fn random_starts_in_the_l2_ball_are_those_of_the_programs_streams() {
+    let (keys, epsilon) = ([4, 9], 0.5);
+    for len in [301, 4096] {
+        let origin = pixels(2 * len, 1);
+        let draws = pgd::Draws { seed: 5, purpose: 5, keys: &keys, sub_key: 1 };
+        let found = in_any_order(|gpu| host(&pgd::l2_start(&Values::send(gpu, &origin), &draws, epsilon)));
+        let mut right = Vec::new();
+        for (key, origin) in keys.iter().zip(origin.chunks(len)) {
+            let mut rng = stream(&draws, *key);
+            let mut normal = || {
+                let radius = (-2.0 * (1.0 - f64::from(uniform(&mut rng))).ln()).sqrt();
+                (radius * (std::f64::consts::TAU * f64::from(uniform(&mut rng))).cos()) as f32
+            };
+            let noise: Vec<f32> = (0..len).map(|_| normal()).collect();
+            let length = noise.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+            let factor = (f64::from(epsilon) * f64::from(uniform(&mut rng)) / length) as f32;
+            right.extend(origin.iter().zip(noise).map(|(o, n)| (o + n * factor).clamp(0.0, 1.0)));
+        }
+        assert_near("start", &found, &right, 2e-7);
+    }
 }
 
 #[test]
@@ -563,6 +594,10 @@ fn running_out_of_memory_is_an_error_that_says_what_to_do() {
             assert!(error.to_string().contains(part), "{error}");
         }
     }
+    drop((large, nothing));
+    assert!(gpu.forget_memory_error().is_some());
+    assert_eq!(host(&kept), vec![0.0; 1 << 20], "what was there before is whole");
+    assert_eq!(host(&cuda::gelu(cuda::Gelu::Erf, &kept)), vec![0.0; 1 << 20]);
 }
 
 #[test]
