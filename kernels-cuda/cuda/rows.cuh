@@ -1,0 +1,180 @@
+// GELU and its gradient, casts, sums over rows. All sizes are multiples of eight.
+#pragma once
+#include "common.cuh"
+
+// x P(x) and its slope P(x) + x p(x), for the kinds of `Gelu` in their order: erf, tanh, quick.
+__device__ __forceinline__ void gelu_both(int kind, float x, float& value, float& slope) {
+  const float LOG2E = 1.4426950408889634f;
+  if (kind == 0) {
+    // The normal distribution's tail beyond |x| (Abramowitz and Stegun 7.1.26), as advxl-kernels computes it.
+    float size = fabsf(x) > 13.0f ? 13.0f : fabsf(x); // What is not a number stays so, here and below.
+    float power = fast_exp2(size * size * (-0.5f * LOG2E));
+    float t = fast_reciprocal(fmaf(size, 0.2316419f, 1.0f));
+    float sum = fmaf(0.5307027f, t, -0.726576f);
+    sum = fmaf(sum, t, 0.7107069f);
+    sum = fmaf(sum, t, -0.14224837f);
+    sum = fmaf(sum, t, 0.1274148f);
+    float tail = power * (sum * t);
+    value = (x < 0 ? 0.0f : x) - size * tail;
+    slope = fmaf(size, copysignf(0.3989423f, x) * power, 0.5f + copysignf(0.5f - tail, x));
+    return;
+  }
+  // x g and g + x g (1 - g) u', with the gate g = 1 / (1 + e^-u).
+  float inner, power;
+  if (kind == 1) {
+    float square = x * x;
+    power = x * -1.595769f * fmaf(square, 0.044715f, 1.0f);
+    inner = fmaf(square, 0.21406444f, 1.595769f);
+  } else {
+    power = x * -1.702f;
+    inner = 1.702f;
+  }
+  power = fast_exp2(fminf(power * LOG2E, 126.0f));
+  float gate = fast_reciprocal(1.0f + power);
+  value = x * gate;
+  slope = fmaf(gate * (power * gate) * inner, x, gate);
+}
+
+template<class T> __device__ __forceinline__ void gelu(T* y, const T* x, size_t count, int kind) {
+  for (size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; at < count; at += (size_t)gridDim.x * blockDim.x * 8) {
+    float v[8], slope;
+    load8(v, x + at);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) gelu_both(kind, v[i], v[i], slope);
+    store8(y + at, v);
+  }
+}
+
+// Walks over a matrix so that a thread keeps to eight columns: a block has 32 times eight columns and 8 of every
+// 8 * gridDim.y rows. `row(v, at)` gives the eight values to sum. The block's sums go to `parts[blockIdx.y]`.
+// Dynamic shared memory: 8 * 256 floats.
+template<class F> __device__ __forceinline__ void walk_columns(float* parts, int rows, int width, F row) {
+  float* scratch = (float*)dynamic_shared;
+  const int lane = threadIdx.x % 32, group = threadIdx.x / 32, column = blockIdx.x * 256 + 8 * lane;
+  float sums[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sums[i] = 0;
+  if (column < width)
+    for (int r = blockIdx.y * 8 + group; r < rows; r += 8 * gridDim.y) {
+      float v[8];
+      row(v, (size_t)r * width + column);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) sums[i] += v[i];
+    }
+  if (!parts) return; // The same for all threads.
+#pragma unroll
+  for (int i = 0; i < 8; ++i) scratch[group * 256 + 8 * lane + i] = sums[i];
+  __syncthreads();
+  float sum = 0;
+  for (int g = 0; g < 8; ++g) sum += scratch[g * 256 + threadIdx.x];
+  if (blockIdx.x * 256 + threadIdx.x < width) parts[(size_t)blockIdx.y * width + blockIdx.x * 256 + threadIdx.x] = sum;
+}
+
+// dx = dy * gelu'(x), and the sums of the rows of dx (fc1's bias) where `parts` are wanted.
+template<class T>
+__device__ __forceinline__ void gelu_gradient(T* dx, float* parts, const T* x, const T* dy, int rows, int width, int kind) {
+  walk_columns(parts, rows, width, [&](float (&v)[8], size_t at) {
+    float d[8], value, slope;
+    load8(v, x + at);
+    load8(d, dy + at);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      gelu_both(kind, v[i], value, slope);
+      v[i] = d[i] * slope;
+    }
+    store8(dx + at, v);
+  });
+}
+
+// y = scale[row / tokens] * x, in another type where T is another; without `scale` a cast.
+template<class T, class X>
+__device__ __forceinline__ void scale_rows(T* y, const X* x, const float* scale, size_t count, int sample) {
+  for (size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; at < count; at += (size_t)gridDim.x * blockDim.x * 8) {
+    float v[8], factor = scale ? scale[at / sample] : 1.0f;
+    load8(v, x + at);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] *= factor;
+    store8(y + at, v);
+  }
+}
+
+// to = x + scale[row / tokens] * branch
+template<class X, class T>
+__device__ __forceinline__ void residual(X* to, const X* x, const T* branch, const float* scale, size_t count, int sample) {
+  for (size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; at < count; at += (size_t)gridDim.x * blockDim.x * 8) {
+    float v[8], w[8], factor = scale[at / sample];
+    load8(v, x + at);
+    load8(w, branch + at);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] += factor * w[i];
+    store8(to + at, v);
+  }
+}
+
+// to = a + b
+template<class T> __device__ __forceinline__ void add(T* to, const T* a, const T* b, size_t count) {
+  for (size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; at < count; at += (size_t)gridDim.x * blockDim.x * 8) {
+    float v[8], w[8];
+    load8(v, a + at);
+    load8(w, b + at);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] += w[i];
+    store8(to + at, v);
+  }
+}
+
+#define ROWS(NAME, T) \
+  KERNEL(256, gelu_##NAME, (T* y, const T* x, uint64_t count, int kind)) { gelu(y, x, count, kind); } \
+  KERNEL(256, gelu_gradient_##NAME, (T* dx, float* parts, const T* x, const T* dy, int rows, int width, int kind)) { \
+    gelu_gradient(dx, parts, x, dy, rows, width, kind); \
+  } \
+  KERNEL(256, column_parts_##NAME, (float* parts, const T* x, int rows, int width)) { \
+    walk_columns(parts, rows, width, [&](float (&v)[8], size_t at) { load8(v, x + at); }); \
+  } \
+  KERNEL(256, add_##NAME, (T* to, const T* a, const T* b, uint64_t count)) { add(to, a, b, count); } \
+  KERNEL(256, scale_rows_##NAME##_f32, (float* y, const T* x, const float* scale, uint64_t count, int sample)) { \
+    scale_rows(y, x, scale, count, sample); \
+  } \
+  KERNEL(256, scale_rows_##NAME##_bf16, (uint16_t* y, const T* x, const float* scale, uint64_t count, int sample)) { \
+    scale_rows(y, x, scale, count, sample); \
+  }
+#define RESIDUAL(NAME, X, T) \
+  KERNEL(256, residual_##NAME, (X* to, const X* x, const T* branch, const float* scale, uint64_t count, int sample)) { \
+    residual(to, x, branch, scale, count, sample); \
+  }
+RESIDUAL(f32_f32, float, float)
+RESIDUAL(f32_bf16, float, uint16_t)
+RESIDUAL(bf16_bf16, uint16_t, uint16_t)
+ROWS(f32, float)
+ROWS(bf16, uint16_t)
+
+// Rows of another length: cut off, or filled up with zeros.
+template<class T> __device__ __forceinline__ void resize_rows(T* to, const float* from, size_t count, int width, int from_width) {
+  for (size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += (size_t)gridDim.x * blockDim.x) {
+    const int column = at % width;
+    put(to + at, column < from_width ? from[at / width * from_width + column] : 0.0f);
+  }
+}
+KERNEL(256, resize_rows_f32, (float* to, const float* from, uint64_t count, int width, int from_width)) {
+  resize_rows(to, from, count, width, from_width);
+}
+KERNEL(256, resize_rows_bf16, (uint16_t* to, const float* from, uint64_t count, int width, int from_width)) {
+  resize_rows(to, from, count, width, from_width);
+}
+
+// The second stage of sums over rows: to = the sum of `parts` rows, in a fixed order. A block has 32 columns.
+// Dynamic shared memory: 512 floats.
+KERNEL(512, column_sums, (float* to, const float* parts, int count, int width)) {
+  float* scratch = (float*)dynamic_shared;
+  const int lane = threadIdx.x % 32, group = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
+  float sum = 0;
+  if (column < width)
+    for (int part = group; part < count; part += 16) sum += parts[(size_t)part * width + column];
+  scratch[threadIdx.x] = sum;
+  __syncthreads();
+  if (group == 0 && column < width) {
+    sum = 0;
+    for (int g = 0; g < 16; ++g) sum += scratch[32 * g + lane];
+    to[column] = sum;
+  }
+}

@@ -1,0 +1,79 @@
+//! The CUDA sources, and the programs that are compiled of them.
+
+/// A translation unit: one source, and for attention the instances that a shape needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Program {
+    Norm,
+    Rows,
+    Images,
+    Loss,
+    Attack,
+    Optimizer,
+    /// Up to `16 tiles` tokens in bf16.
+    Attention {
+        tiles: usize,
+        head: usize,
+    },
+    /// More tokens in bf16.
+    AttentionLong {
+        head: usize,
+    },
+    /// Any number of tokens.
+    AttentionAny {
+        bf16: bool,
+        head: usize,
+    },
+}
+
+impl Program {
+    /// Its name in messages and file names.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Norm => "norm".into(),
+            Self::Rows => "rows".into(),
+            Self::Images => "images".into(),
+            Self::Loss => "loss".into(),
+            Self::Attack => "attack".into(),
+            Self::Optimizer => "optimizer".into(),
+            Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
+            Self::AttentionLong { head } => format!("attention_long_{head}"),
+            Self::AttentionAny { bf16, head } => format!("attention_any_{}_{head}", if bf16 { "bf16" } else { "f32" }),
+        }
+    }
+
+    /// The whole source, as NVRTC takes it.
+    pub(crate) fn source(self) -> String {
+        let (file, instances) = match self {
+            Self::Norm => (include_str!("../cuda/norm.cuh"), String::new()),
+            Self::Rows => (include_str!("../cuda/rows.cuh"), String::new()),
+            Self::Images => (include_str!("../cuda/images.cuh"), String::new()),
+            Self::Loss => (include_str!("../cuda/loss.cuh"), String::new()),
+            Self::Attack => (include_str!("../cuda/attack.cuh"), String::new()),
+            Self::Optimizer => (include_str!("../cuda/optimizer.cuh"), String::new()),
+            Self::Attention { tiles, head } => {
+                (include_str!("../cuda/attention.cuh"), format!("ATTENTION({tiles}, {head})\n"))
+            }
+            Self::AttentionLong { head } => {
+                (include_str!("../cuda/attention_long.cuh"), format!("ATTENTION_LONG({head})\n"))
+            }
+            Self::AttentionAny { bf16, head } => {
+                let (name, kind) = if bf16 { ("bf16", "uint16_t") } else { ("f32", "float") };
+                (include_str!("../cuda/attention_any.cuh"), format!("ATTENTION_ANY({name}, {kind}, {head})\n"))
+            }
+        };
+        let parts = [include_str!("../cuda/device.cuh"), include_str!("../cuda/common.cuh"), file, &instances];
+        let lines = parts.iter().flat_map(|part| part.lines());
+        // One text without files: the parts stand in the order of their includes.
+        let lines = lines.filter(|line| !line.starts_with("#include") && !line.starts_with("#pragma once"));
+        lines.flat_map(|line| [line, "\n"]).collect()
+    }
+
+    /// NVRTC's options beside the architecture.
+    pub(crate) fn options(self) -> &'static [&'static str] {
+        match self {
+            // Rounded like the CPU's, which fuses products and sums only where the source says so.
+            Self::Attack | Self::Optimizer => &["--std=c++17", "--fmad=false"],
+            _ => &["--std=c++17"],
+        }
+    }
+}

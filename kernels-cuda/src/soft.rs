@@ -1,0 +1,305 @@
+//! A GPU in software, for tests: memory is the host's, kernels are the same CUDA sources compiled by a C++ compiler
+//! (`cuda/soft/shim.h`), products are plain loops with cuBLASLt's epilogues.
+//!
+//! Slow, and honest about mistakes: fresh and recycled memory is filled with not-a-number, every allocation is one of
+//! the host's so that the address sanitizer sees what goes beyond it, and threads run in any order that is asked for.
+
+use std::alloc::{Layout, alloc, dealloc};
+use std::collections::HashMap;
+use std::env;
+use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use libloading::Library;
+
+use crate::compiler::fingerprint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::machine::{Epilogue, Facts, Form, Kind, Launch, Machine, Operands, Product};
+use crate::programs::Program;
+
+/// The files of which the kernels' library is made, by their paths below `cuda`.
+const SOURCES: [(&str, &str); 12] = [
+    ("attack.cuh", include_str!("../cuda/attack.cuh")),
+    ("attention.cuh", include_str!("../cuda/attention.cuh")),
+    ("attention_any.cuh", include_str!("../cuda/attention_any.cuh")),
+    ("attention_long.cuh", include_str!("../cuda/attention_long.cuh")),
+    ("common.cuh", include_str!("../cuda/common.cuh")),
+    ("images.cuh", include_str!("../cuda/images.cuh")),
+    ("loss.cuh", include_str!("../cuda/loss.cuh")),
+    ("norm.cuh", include_str!("../cuda/norm.cuh")),
+    ("optimizer.cuh", include_str!("../cuda/optimizer.cuh")),
+    ("rows.cuh", include_str!("../cuda/rows.cuh")),
+    ("soft/kernels.cpp", include_str!("../cuda/soft/kernels.cpp")),
+    ("soft/shim.h", include_str!("../cuda/soft/shim.h")),
+];
+
+/// Memory that one machine gives out in all, so that running out of it can be tested.
+const MEMORY: usize = 1 << 30;
+
+type SoftLaunch = unsafe extern "C" fn(*const c_char, *mut *mut c_void, *const c_uint, c_uint, usize, u64) -> c_int;
+
+/// The software twin of a GPU.
+pub(crate) struct Soft {
+    launch: SoftLaunch,
+    /// Sizes by address.
+    memory: Mutex<HashMap<u64, usize>>,
+    facts: Facts,
+    /// Other than 0: threads run in a random order that starts from it.
+    order: AtomicU64,
+}
+
+/// Compiles the kernels for the CPU with `c++` into a folder, unless they are there already; the library's path.
+///
+/// `ADVXL_SOFT_FLAGS` are further flags of the compiler: `-fsanitize=address`.
+///
+/// # Errors
+///
+/// If there is no compiler, or it fails.
+pub fn build_soft(folder: &Path) -> Result<PathBuf> {
+    let flags = env::var("ADVXL_SOFT_FLAGS").unwrap_or_default();
+    let all: String = SOURCES.iter().map(|(_, text)| *text).chain([flags.as_str()]).collect();
+    let name = format!("advxl-soft-{:016x}", fingerprint(all.as_bytes()));
+    let library = folder.join(format!("{name}.so"));
+    if library.is_file() {
+        return Ok(library);
+    }
+    let io = |error: std::io::Error| Error::failed(format!("cannot write below `{}`: {error}", folder.display()));
+    // Tests of several processes may build at once: each in a folder of its own, the first to rename wins.
+    let work = folder.join(format!("{name}-{}", std::process::id()));
+    for (path, text) in SOURCES {
+        let path = work.join(path);
+        fs::create_dir_all(path.parent().expect("below `work`")).map_err(io)?;
+        fs::write(path, text).map_err(io)?;
+    }
+    // Contraction is off: kernels name what is fused, and the machine of the test must not decide.
+    let output = Command::new("c++")
+        .args(["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off"])
+        .args(flags.split_whitespace())
+        .arg(work.join("soft/kernels.cpp"))
+        .arg("-o")
+        .arg(work.join("kernels.so"))
+        .output()
+        .map_err(|error| Error::missing(format!("cannot run `c++`: {error}")).hint("install a C++ compiler"))?;
+    if !output.status.success() {
+        return Err(Error::failed(format!("`c++` failed:\n{}", String::from_utf8_lossy(&output.stderr))));
+    }
+    fs::rename(work.join("kernels.so"), &library).map_err(io)?;
+    let _ = fs::remove_dir_all(&work);
+    Ok(library)
+}
+
+impl Soft {
+    /// A machine over the library that [`build_soft`] made.
+    pub(crate) fn open(library: &Path) -> Result<Self> {
+        let failed = |error: libloading::Error| Error::failed(format!("`{}`: {error}", library.display()));
+        // SAFETY: the library is ours; its initializers only fill the table of kernels.
+        let opened: &'static Library = Box::leak(Box::new(unsafe { Library::new(library) }.map_err(failed)?));
+        // SAFETY: the signature is that of `soft/kernels.cpp`.
+        let launch = unsafe { *opened.get::<SoftLaunch>(b"soft_launch").map_err(failed)? };
+        let facts = Facts { name: "software".into(), capability: (9, 0), multiprocessors: 2, shared_memory: 227 << 10 };
+        Ok(Self { launch, memory: Mutex::default(), facts, order: AtomicU64::new(0) })
+    }
+}
+
+fn layout(bytes: usize) -> Layout {
+    Layout::from_size_align(bytes.max(1), 256).expect("a size of memory")
+}
+
+impl Drop for Soft {
+    fn drop(&mut self) {
+        for (at, bytes) in self.memory.get_mut().expect("not poisoned").drain() {
+            // SAFETY: allocated below with this layout, not released since.
+            unsafe { dealloc(at as *mut u8, layout(bytes)) };
+        }
+    }
+}
+
+impl Machine for Soft {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let mut memory = self.memory.lock().expect("not poisoned");
+        if memory.values().sum::<usize>() + bytes > MEMORY {
+            return Err(Error::new(ErrorKind::Memory, "the software GPU is full"));
+        }
+        // SAFETY: the layout is not empty.
+        let at = unsafe { alloc(layout(bytes)) };
+        assert!(!at.is_null(), "the host has no memory left");
+        // SAFETY: as many bytes were just allocated.
+        unsafe { at.write_bytes(0xff, bytes) };
+        memory.insert(at as u64, bytes);
+        Ok(at as u64)
+    }
+
+    unsafe fn release(&self, at: u64) {
+        let bytes = self.memory.lock().expect("not poisoned").remove(&at).expect("allocated here");
+        // SAFETY: allocated above with this layout.
+        unsafe { dealloc(at as *mut u8, layout(bytes)) };
+    }
+
+    unsafe fn recycle(&self, at: u64, bytes: usize) {
+        // SAFETY: by the caller's promise.
+        unsafe { (at as *mut u8).write_bytes(0xff, bytes) };
+    }
+
+    fn memory(&self) -> (usize, usize) {
+        let used: usize = self.memory.lock().expect("not poisoned").values().sum();
+        (MEMORY - used, MEMORY)
+    }
+
+    unsafe fn send(&self, from: &[u8], to: u64) -> Result<()> {
+        // SAFETY: by the caller's promise; a slice of the host's and device memory are apart.
+        unsafe { (to as *mut u8).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+        Ok(())
+    }
+
+    unsafe fn fetch(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        // SAFETY: as above.
+        unsafe { to.as_mut_ptr().copy_from_nonoverlapping(from as *const u8, to.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        // SAFETY: by the caller's promise.
+        unsafe { (to as *mut u8).copy_from_nonoverlapping(from as *const u8, bytes) };
+        Ok(())
+    }
+
+    unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+        // SAFETY: by the caller's promise.
+        unsafe { (at as *mut u8).write_bytes(0, bytes) };
+        Ok(())
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        let name = CString::new(launch.kernel).expect("no zeros");
+        let mut cells: Vec<*mut c_void> =
+            launch.arguments.iter().map(|argument| (&raw const argument.0).cast_mut().cast()).collect();
+        let order = match self.order.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => self.order.fetch_add(1, Ordering::Relaxed),
+        };
+        // SAFETY: the cells hold the kernel's arguments, by the caller's promise.
+        let status = unsafe {
+            (self.launch)(name.as_ptr(), cells.as_mut_ptr(), launch.grid.as_ptr(), launch.threads, launch.shared, order)
+        };
+        let why = match status {
+            0 => return Ok(()),
+            1 => "is not compiled for the software GPU (cuda/soft/kernels.cpp)",
+            2 => "is launched with more threads than it is compiled for, or with part of a warp",
+            _ => "waits at a barrier that some threads never reach",
+        };
+        Err(Error::failed(format!("kernel `{}` {why}", launch.kernel)))
+    }
+
+    unsafe fn product(&self, product: &Product, operands: &Operands) -> Result<()> {
+        let Product { form, rows, columns, inner, operands: kind, out, .. } = *product;
+        // SAFETY: by the caller's promise, for the operands' sizes below.
+        let read = |at: u64, count: usize, kind: Kind| unsafe { read(at, count, kind) };
+        let (a, b) = (read(operands.a, rows * inner, kind), read(operands.b, inner * columns, kind));
+        let mut d = match product.add {
+            true => read(operands.c, rows * columns, out),
+            false => vec![0.0; rows * columns],
+        };
+        let bias = match product.epilogue {
+            Epilogue::Bias | Epilogue::Gelu | Epilogue::GeluAux => read(operands.bias, columns, out),
+            _ => vec![0.0; columns],
+        };
+        for row in 0..rows {
+            let mut sums = vec![0.0f32; columns];
+            for k in 0..inner {
+                let left = if form == Form::Weight { a[k * rows + row] } else { a[row * inner + k] };
+                for (column, sum) in sums.iter_mut().enumerate() {
+                    *sum += left * if form == Form::Forward { b[column * inner + k] } else { b[k * columns + column] };
+                }
+            }
+            let to = &mut d[row * columns..][..columns];
+            to.iter_mut().zip(sums).zip(&bias).for_each(|((to, sum), bias)| *to = sum + *to + bias);
+        }
+        // SAFETY: by the caller's promise.
+        unsafe {
+            if product.epilogue == Epilogue::GeluAux {
+                write(operands.aux, &d, out);
+            }
+            match product.epilogue {
+                Epilogue::Gelu | Epilogue::GeluAux => d.iter_mut().for_each(|v| *v = gelu(*v).0),
+                Epilogue::GeluGradient => {
+                    let aux = read(operands.aux, rows * columns, out);
+                    d.iter_mut().zip(aux).for_each(|(v, aux)| *v *= gelu(aux).1);
+                }
+                Epilogue::None | Epilogue::Bias => {}
+            }
+            write(operands.d, &d, out);
+        }
+        Ok(())
+    }
+
+    /// As asked for, so that the address sanitizer sees what goes beyond.
+    fn block_size(&self, bytes: usize) -> usize {
+        bytes.max(1)
+    }
+
+    fn shuffle(&self, seed: u64) {
+        self.order.store(seed, Ordering::Relaxed);
+    }
+
+    fn prepare(&self, _: &[Program]) -> Result<()> {
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn time(&self, work: &mut dyn FnMut()) -> Result<f64> {
+        let start = Instant::now();
+        work();
+        Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+/// The tanh GELU and its slope, cuBLASLt's.
+fn gelu(x: f32) -> (f32, f32) {
+    let inner = 0.797_884_6 * (x + 0.044_715 * x * x * x);
+    let (tanh, slope) = (inner.tanh(), 0.797_884_6 * (1.0 + 3.0 * 0.044_715 * x * x));
+    (0.5 * x * (1.0 + tanh), 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope)
+}
+
+/// # Safety
+///
+/// `at` holds `count` numbers of the kind.
+unsafe fn read(at: u64, count: usize, kind: Kind) -> Vec<f32> {
+    // SAFETY: by the caller's promise; device memory is aligned.
+    unsafe {
+        match kind {
+            Kind::F32 => std::slice::from_raw_parts(at as *const f32, count).to_vec(),
+            Kind::Bf16 => std::slice::from_raw_parts(at as *const u16, count)
+                .iter()
+                .map(|v| crate::values::from_bf16(*v))
+                .collect(),
+        }
+    }
+}
+
+/// # Safety
+///
+/// `at` has room for as many numbers of the kind, which nobody else uses.
+unsafe fn write(at: u64, values: &[f32], kind: Kind) {
+    // SAFETY: by the caller's promise; device memory is aligned.
+    unsafe {
+        match kind {
+            Kind::F32 => std::slice::from_raw_parts_mut(at as *mut f32, values.len()).copy_from_slice(values),
+            Kind::Bf16 => std::slice::from_raw_parts_mut(at as *mut u16, values.len())
+                .iter_mut()
+                .zip(values)
+                .for_each(|(to, v)| *to = crate::values::to_bf16(*v)),
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Numbers in device memory.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::gpu::{Gpu, Memory};
+use crate::machine::{Argument, Kind};
+use crate::rows;
+
+/// A list of numbers on a GPU. Clones share the memory; what changes values in place copies them first if they are shared.
+#[derive(Clone)]
+pub struct Values {
+    memory: Arc<Memory>,
+    /// In numbers.
+    offset: usize,
+    len: usize,
+    kind: Kind,
+}
+
+impl fmt::Debug for Values {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} on {:?}", self.len, self.kind, self.gpu())
+    }
+}
+
+/// Rounds to nearest, ties to even, as the GPU does.
+pub(crate) fn to_bf16(value: f32) -> u16 {
+    let bits = value.to_bits();
+    if value.is_nan() {
+        return 0x7fff;
+    }
+    (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}
+
+pub(crate) fn from_bf16(value: u16) -> f32 {
+    f32::from_bits(u32::from(value) << 16)
+}
+
+impl Values {
+    /// Room for numbers, not set: whoever calls this writes them all.
+    pub(crate) fn new(gpu: &Gpu, len: usize, kind: Kind) -> Self {
+        Self { memory: Arc::new(gpu.take(len * kind.bytes())), offset: 0, len, kind }
+    }
+
+    /// Zeros.
+    pub fn zeros(gpu: &Gpu, len: usize, kind: Kind) -> Self {
+        let values = Self::new(gpu, len, kind);
+        // SAFETY: allocated for as many.
+        unsafe { gpu.clear(values.at(), values.bytes()) };
+        values
+    }
+
+    /// A copy of the host's numbers.
+    pub fn send(gpu: &Gpu, values: &[f32]) -> Self {
+        let sent = Self::new(gpu, values.len(), Kind::F32);
+        // SAFETY: floats are four bytes each without padding; the memory is allocated for as many.
+        unsafe {
+            let bytes = std::slice::from_raw_parts(values.as_ptr().cast::<u8>(), size_of_val(values));
+            gpu.send(bytes, sent.at());
+        }
+        sent
+    }
+
+    /// Bytes for kernels that take tables, in numbers of four bytes.
+    pub(crate) fn send_bytes(gpu: &Gpu, bytes: &[u8]) -> Self {
+        let sent = Self::new(gpu, bytes.len().div_ceil(4), Kind::F32);
+        // SAFETY: allocated for as many.
+        unsafe { gpu.send(bytes, sent.at()) };
+        sent
+    }
+
+    /// A copy on the host, after all work.
+    ///
+    /// # Errors
+    ///
+    /// The first failure since the GPU was opened.
+    pub fn to_vec(&self) -> Result<Vec<f32>> {
+        let mut bytes = vec![0; self.bytes()];
+        // SAFETY: the values are as many bytes.
+        unsafe { self.gpu().fetch(self.at(), &mut bytes) }?;
+        Ok(match self.kind {
+            Kind::F32 => bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+            Kind::Bf16 => bytes.as_chunks().0.iter().map(|bytes| from_bf16(u16::from_le_bytes(*bytes))).collect(),
+        })
+    }
+
+    /// A copy of raw bytes on the host, after all work.
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.bytes()];
+        // SAFETY: the values are as many bytes.
+        unsafe { self.gpu().fetch(self.at(), &mut bytes) }.map(|()| bytes)
+    }
+
+    /// Some of the numbers, in the same memory.
+    ///
+    /// # Panics
+    ///
+    /// If the range is not within them, or does not start at a multiple of eight, where the kernels read.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} numbers", self.len);
+        assert!(range.start.is_multiple_of(8), "a part starts at {}, which is not a multiple of 8", range.start);
+        Self { memory: self.memory.clone(), offset: self.offset + range.start, len: range.len(), kind: self.kind }
+    }
+
+    /// The same numbers in another format.
+    pub fn cast(&self, kind: Kind) -> Self {
+        if kind == self.kind {
+            return self.clone();
+        }
+        rows::scaled(self, None, kind)
+    }
+
+    /// The values in memory of their own, for a kernel that changes them.
+    pub(crate) fn own(&mut self) -> &Self {
+        if Arc::get_mut(&mut self.memory).is_none() {
+            let copy = Self::new(self.gpu(), self.len, self.kind);
+            // SAFETY: both are allocated for as many bytes, and the copy is new.
+            unsafe { self.gpu().copy(self.at(), copy.at(), self.bytes()) };
+            *self = copy;
+        }
+        self
+    }
+
+    /// How many numbers.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Their format.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where they are.
+    pub fn gpu(&self) -> &Gpu {
+        self.memory.gpu()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.len * self.kind.bytes()
+    }
+
+    pub(crate) fn at(&self) -> u64 {
+        self.memory.at() + (self.offset * self.kind.bytes()) as u64
+    }
+}
+
+impl From<&Values> for Argument {
+    fn from(values: &Values) -> Self {
+        Self(values.at())
+    }
+}
+
+impl From<Option<&Values>> for Argument {
+    fn from(values: Option<&Values>) -> Self {
+        Self(values.map_or(0, Values::at))
+    }
+}
