@@ -4,8 +4,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use advxl::data::resize::Filter;
-use advxl::data::{Dataset, EvaluationTransform, Spec, Split, evaluation_batch, tensors};
+use advxl::data::{Dataset, Preprocessing, Spec, Split, evaluation_batch, tensors};
 use advxl::fused::from_vec;
 use advxl::loss::predictions;
 use advxl::model::{Model, Pass, weights};
@@ -164,13 +163,8 @@ fn test_classes_are_matched_by_name_and_strangers_are_named() {
     // The share is that of the images' own classes.
     let spec: Spec = root.join("some").to_str().unwrap().parse().unwrap();
     let dataset = Dataset::open(&spec, Split::Test, 3).unwrap();
-    let transform = EvaluationTransform {
-        image_size: 32,
-        crop_fraction: 1.0,
-        interpolation: Filter::Bilinear,
-    };
     let all: Vec<usize> = (0..20).collect();
-    let pixels = evaluation_batch(&dataset, &all, &transform).unwrap();
+    let pixels = evaluation_batch(&dataset, &all, &Preprocessing::new(32)).unwrap();
     let images: Tensor<4> = from_vec(pixels, [20, 3, 32, 32], &Device::flex());
     let found = predictions(model(&run.join("model")).logits(images, &Pass::evaluation()));
     let right = (0..20)
