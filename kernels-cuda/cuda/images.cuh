@@ -59,16 +59,18 @@ __device__ __forceinline__ void patches_gradient(float* images, const T* from, c
 }
 
 // tokens [batch, tokens, width] = patches plus their places, after the class token where there is one (prefix 1).
-// `places` [tokens, width]; `first` [width] or absent.
+// `places` [all places, width]; `first` [width] or absent. Where `kept` [batch, tokens - prefix] is given, it names the
+// patch that each token of a sample is.
 template<class X, class T>
-__device__ __forceinline__ void tokens(X* to, const T* from, const float* places, const float* first, uint64_t count, int tokens, int width, int prefix) {
+__device__ __forceinline__ void tokens(X* to, const T* from, const float* places, const float* first, const int* kept, uint64_t count, int tokens, int width, int prefix) {
   for (size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; at < count; at += (size_t)gridDim.x * blockDim.x * 8) {
     const int column = at % width, token = at / width % tokens;
     const size_t sample = at / width / tokens;
     float v[8], place[8];
     if (token < prefix) load8(v, first + column);
     else load8(v, from + (sample * (tokens - prefix) + token - prefix) * width + column);
-    load8(place, places + (size_t)token * width + column);
+    const int at_place = kept && token >= prefix ? prefix + kept[sample * (tokens - prefix) + token - prefix] : token;
+    load8(place, places + (size_t)at_place * width + column);
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i] += place[i];
     store8(to + at, v);
@@ -85,6 +87,41 @@ __device__ __forceinline__ void tokens_gradient(T* to, const X* from, uint64_t c
     load8(v, from + (sample * tokens + patch + prefix) * width + column);
     store8(to + at, v);
   }
+}
+
+// Rows of each sample: to[sample, i] = from[sample, which[sample, i]], zeros where that is negative. to has `rows` rows a
+// sample, `from` `from_rows`.
+template<class T>
+__device__ __forceinline__ void gather(T* to, const T* from, const int* which, uint64_t count, int rows, int from_rows, int width) {
+  for (size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; at < count; at += (size_t)gridDim.x * blockDim.x * 8) {
+    const size_t row = at / width, sample = row / rows;
+    const int from_row = which[row];
+    Eight<T> v;
+    clear(v);
+    if (from_row >= 0) fetch(v, from + (sample * from_rows + from_row) * width + at % width);
+    *(Eight<T>*)(to + at) = v;
+  }
+}
+
+// parts [gridDim.y, places, width]: sums over every gridDim.y-th sample of the gradients of tokens at their places, for
+// samples that keep some of the patches. `where` [batch, places - prefix] is the token that a patch became, or negative.
+template<class X>
+__device__ __forceinline__ void places_parts(float* parts, const X* d, const int* where, uint64_t count, int batch, int places, int tokens, int width, int prefix) {
+  const size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+  if (at >= count) return;
+  const int column = at % width, place = at / width;
+  float sum[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum[i] = 0;
+  for (int sample = blockIdx.y; sample < batch; sample += gridDim.y) {
+    const int token = place < prefix ? place : where[(size_t)sample * (places - prefix) + place - prefix] + prefix;
+    if (token < prefix && place >= prefix) continue;
+    float v[8];
+    load8(v, d + ((size_t)sample * tokens + token) * width + column);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum[i] += v[i];
+  }
+  store8(parts + blockIdx.y * count + at, sum);
 }
 
 // to [batch, width] = the mean of the tokens first.. to last, which is excluded.
@@ -133,6 +170,12 @@ __device__ __forceinline__ void pool_gradient(X* dx, const float* dy, uint64_t c
   KERNEL(256, patches_gradient_##NAME, (float* images, const T* from, const float* factor, uint64_t count, int size, int patch, int stride)) { \
     patches_gradient(images, from, factor, count, size, patch, stride); \
   } \
+  KERNEL(256, gather_##NAME, (T* to, const T* from, const int* which, uint64_t count, int rows, int from_rows, int width)) { \
+    gather(to, from, which, count, rows, from_rows, width); \
+  } \
+  KERNEL(256, places_parts_##NAME, (float* parts, const T* d, const int* where, uint64_t count, int batch, int places, int count_tokens, int width, int prefix)) { \
+    places_parts(parts, d, where, count, batch, places, count_tokens, width, prefix); \
+  } \
   KERNEL(256, pool_##NAME, (float* to, const T* x, uint64_t count, int tokens, int width, int first, int last)) { \
     pool(to, x, count, tokens, width, first, last); \
   } \
@@ -144,8 +187,8 @@ IMAGES(bf16, uint16_t)
 
 // Of the type of the residual stream and that of the products.
 #define TOKENS(NAME, X, T) \
-  KERNEL(256, tokens_##NAME, (X* to, const T* from, const float* places, const float* first, uint64_t count, int count_tokens, int width, int prefix)) { \
-    tokens(to, from, places, first, count, count_tokens, width, prefix); \
+  KERNEL(256, tokens_##NAME, (X* to, const T* from, const float* places, const float* first, const int* kept, uint64_t count, int count_tokens, int width, int prefix)) { \
+    tokens(to, from, places, first, kept, count, count_tokens, width, prefix); \
   } \
   KERNEL(256, tokens_gradient_##NAME, (T* to, const X* from, uint64_t count, int count_tokens, int width, int prefix)) { \
     tokens_gradient(to, from, count, count_tokens, width, prefix); \

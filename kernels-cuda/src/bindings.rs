@@ -1,6 +1,6 @@
 //! The functions of NVIDIA's libraries that the engine calls, looked up when a GPU is opened.
 //!
-//! Fifty functions with stable signatures, so they are declared here. Their addresses are in tables of our own
+//! Some forty functions with stable signatures, so they are declared here. Their addresses are in tables of our own
 //! because two versions of cuBLASLt may be installed and the driver decides which one can run.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};

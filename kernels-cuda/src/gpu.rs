@@ -195,6 +195,17 @@ impl Gpu {
         }
     }
 
+    /// Which of cuBLASLt's algorithms serve the products so far, as text for a checkpoint: another algorithm rounds
+    /// differently, so a run that goes on elsewhere gives the same bits only with these.
+    pub fn algorithms(&self) -> String {
+        self.machine().algorithms()
+    }
+
+    /// Uses algorithms of a checkpoint from now on. Those of another GPU model or library version are left out.
+    pub fn adopt_algorithms(&self, text: &str) {
+        self.machine().adopt_algorithms(text);
+    }
+
     /// Copies so far.
     pub fn traffic(&self) -> Traffic {
         Traffic { sent: self.0.sent.get(), fetched: self.0.fetched.get() }

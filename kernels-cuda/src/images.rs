@@ -1,9 +1,10 @@
 //! Images to patches and tokens, tokens to one vector an image, and the gradients' way back.
 
+use crate::gpu::Gpu;
 use crate::launch;
 use crate::machine::Kind;
 use crate::programs::Program::Images;
-use crate::rows::{blocks_for, check_eights, sum_of_rows};
+use crate::rows::{blocks_for, check_eights, sum_of_parts, sum_of_rows};
 use crate::values::Values;
 
 /// Square images of three channels, and the patches they are cut into.
@@ -105,6 +106,83 @@ impl Patches {
     }
 }
 
+/// The patches that stay in each image of a batch, where the others are masked out.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    batch: usize,
+    patches: usize,
+    count: usize,
+    /// The patch that each token is, `[batch, count]`, and the token that each patch became or -1, `[batch, patches]`.
+    which: Values,
+    whence: Values,
+}
+
+impl Kept {
+    /// Of `patches` in each of `batch` images those of `which`, `[batch, count]`, none twice in an image.
+    ///
+    /// # Panics
+    ///
+    /// If `which` is not whole images, or names a patch twice or one that is not there.
+    pub fn new(gpu: &Gpu, batch: usize, patches: usize, which: &[usize]) -> Self {
+        let count = which.len() / batch.max(1);
+        assert!(count > 0 && count * batch == which.len(), "{} kept patches of {batch} images", which.len());
+        let mut whence = vec![-1; batch * patches];
+        for (image, kept) in which.chunks(count).enumerate() {
+            for (token, patch) in kept.iter().enumerate() {
+                assert!(*patch < patches, "patch {patch} of {patches}");
+                let place = &mut whence[image * patches + patch];
+                assert!(*place < 0, "patch {patch} is kept twice in image {image}");
+                *place = token as i32;
+            }
+        }
+        let send = |numbers: &mut dyn Iterator<Item = i32>| {
+            Values::send_bytes(gpu, &numbers.flat_map(i32::to_le_bytes).collect::<Vec<_>>())
+        };
+        let which = send(&mut which.iter().map(|patch| *patch as i32));
+        Self { batch, patches, count, which, whence: send(&mut whence.into_iter()) }
+    }
+
+    /// Patches that stay in an image.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The rows that stay.
+    ///
+    /// Shapes: `x` `[batch, patches, width]`, the result `[batch, count, width]`.
+    ///
+    /// # Panics
+    ///
+    /// If `x` has not that length, or the width is no multiple of 8.
+    pub fn rows(&self, x: &Values, width: usize) -> Values {
+        self.gather(x, &self.which, [self.patches, self.count], width)
+    }
+
+    /// The gradient of all rows from that of those that stay: zero for the others.
+    ///
+    /// # Panics
+    ///
+    /// If `dy` is not `[batch, count, width]`, or the width is no multiple of 8.
+    pub fn rows_gradient(&self, dy: &Values, width: usize) -> Values {
+        self.gather(dy, &self.whence, [self.count, self.patches], width)
+    }
+
+    fn gather(&self, x: &Values, which: &Values, [from, to]: [usize; 2], width: usize) -> Values {
+        check_eights("a row", width);
+        let right = self.batch * from * width;
+        assert!(x.len() == right, "{x:?}, {} images of {from} rows of {width} need {right}", self.batch);
+        let count = self.batch * to * width;
+        let y = Values::new(x.gpu(), count, x.kind());
+        let name = format!("gather_{}", x.kind().suffix());
+        let [rows, from_rows, w] = [to, from, width].map(|size| size as i32);
+        // SAFETY: the lengths were checked above; the table has a row of `x` or -1 for every row of `y`.
+        unsafe {
+            launch!(x.gpu(), Images, &name, blocks_for(count), 256, 0, &y, x, which, count as u64, rows, from_rows, w)
+        };
+        y
+    }
+}
+
 /// Patches with their places, after the class token where there is one.
 #[derive(Clone, Copy, Debug)]
 pub struct Tokens {
@@ -121,20 +199,39 @@ impl Tokens {
         usize::from(self.class_token)
     }
 
+    /// Rows of the table of places.
+    fn places(&self, kept: Option<&Kept>, batch: usize) -> usize {
+        let Some(kept) = kept else { return self.tokens };
+        assert!(
+            (kept.batch, kept.count + self.prefix()) == (batch, self.tokens),
+            "{kept:?} of {batch} images of {self:?}"
+        );
+        kept.patches + self.prefix()
+    }
+
     /// Tokens in `kind`.
     ///
     /// Shapes: `patches` `[batch, tokens - 1, width]`, or `[batch, tokens, width]` without a class token; `places`
-    /// `[tokens, width]` and `class` `[width]` in f32.
+    /// `[tokens, width]` and `class` `[width]` in f32. Where `kept` names the patches that stayed, `places` has a row for
+    /// every patch there was.
     ///
     /// # Panics
     ///
     /// If the lengths do not fit each other.
-    pub fn assemble(&self, patches: &Values, places: &Values, class: Option<&Values>, kind: Kind) -> Values {
+    pub fn assemble(
+        &self,
+        patches: &Values,
+        places: &Values,
+        class: Option<&Values>,
+        kept: Option<&Kept>,
+        kind: Kind,
+    ) -> Values {
         let Self { tokens, width, .. } = *self;
         let row = (tokens - self.prefix()) * width;
         check_eights("a token", width);
         assert!(row > 0 && patches.len().is_multiple_of(row), "`patches` is {patches:?}, {self:?}");
-        assert!((places.len(), places.kind()) == (tokens * width, Kind::F32), "`places` is {places:?}, {self:?}");
+        let right = (self.places(kept, patches.len() / row) * width, Kind::F32);
+        assert!((places.len(), places.kind()) == right, "`places` is {places:?}, {self:?}");
         assert!(class.map_or(0, Values::len) == self.prefix() * width, "the class token is {class:?}, {self:?}");
         let count = patches.len() / row * tokens * width;
         let to = Values::new(patches.gpu(), count, kind);
@@ -153,6 +250,7 @@ impl Tokens {
                 patches,
                 places,
                 class,
+                kept.map(|kept| &kept.which),
                 count as u64,
                 n,
                 w,
@@ -181,13 +279,44 @@ impl Tokens {
         to
     }
 
-    /// The gradient of the places, `[tokens, width]`; its first row is that of the class token too.
+    /// The gradient of the places, like the table; its first row is that of the class token too.
     ///
     /// # Panics
     ///
-    /// If `d_tokens` is not whole samples.
-    pub fn places_gradient(&self, d_tokens: &Values) -> Values {
-        sum_of_rows(d_tokens, self.tokens * self.width)
+    /// If `d_tokens` is not whole samples, or of other samples than `kept`.
+    pub fn places_gradient(&self, d_tokens: &Values, kept: Option<&Kept>) -> Values {
+        let Self { tokens, width, .. } = *self;
+        let Some(kept) = kept else { return sum_of_rows(d_tokens, tokens * width) };
+        check_eights("a token", width);
+        assert!(d_tokens.len().is_multiple_of(tokens * width), "`d_tokens` is {d_tokens:?}, {self:?}");
+        let batch = d_tokens.len() / (tokens * width);
+        let places = self.places(Some(kept), batch);
+        let (count, parts) = (places * width, batch.clamp(1, 32));
+        let sums = Values::new(d_tokens.gpu(), parts * count, Kind::F32);
+        let name = format!("places_parts_{}", d_tokens.kind().suffix());
+        let [b, p, n, w, prefix] = [batch, places, tokens, width, self.prefix()].map(|size| size as i32);
+        let grid = [count.div_ceil(2048), parts, 1];
+        // SAFETY: the lengths were checked above; every part is written whole.
+        unsafe {
+            launch!(
+                sums.gpu(),
+                Images,
+                &name,
+                grid,
+                256,
+                0,
+                &sums,
+                d_tokens,
+                &kept.whence,
+                count as u64,
+                b,
+                p,
+                n,
+                w,
+                prefix
+            );
+        }
+        sum_of_parts(&sums, parts, count)
     }
 }
 

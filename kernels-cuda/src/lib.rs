@@ -43,7 +43,7 @@ pub use attention::{AttentionSaved, AttentionShape, attention, attention_gradien
 pub use block::{Block, BlockSaved, BlockShape, BlockWeights, Wanted, block_backward, block_forward};
 pub use error::{Error, ErrorKind, Result};
 pub use gpu::{Gpu, Traffic};
-pub use images::{Patches, Pool, Tokens};
+pub use images::{Kept, Patches, Pool, Tokens};
 pub use linear::Linear;
 pub use loss::{cross_entropy, right, total};
 pub use machine::{Facts, Kind};

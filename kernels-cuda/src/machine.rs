@@ -67,6 +67,11 @@ pub(crate) trait Machine: Send + Sync {
     ///
     /// The operands are allocated for the sizes and formats of `product`.
     unsafe fn product(&self, product: &Product, operands: &Operands) -> Result<()>;
+    /// The algorithms that products of each shape use, as text; see `Gpu::algorithms`.
+    fn algorithms(&self) -> String {
+        String::new()
+    }
+    fn adopt_algorithms(&self, _text: &str) {}
     /// Makes programs ready before they are needed, several at a time where that is faster.
     fn prepare(&self, programs: &[Program]) -> Result<()>;
     /// Waits until all work is done.

@@ -59,6 +59,17 @@ impl Products {
         Ok(Self { blas, driver, handle, stream, workspace, ready, choices })
     }
 
+    /// The algorithms chosen so far, as lines of text.
+    pub(crate) fn choices(&self) -> String {
+        self.choices.lock().expect("not poisoned").text()
+    }
+
+    /// Uses these in place of others from now on.
+    pub(crate) fn adopt(&self, choices: &str) {
+        self.choices.lock().expect("not poisoned").adopt(choices);
+        self.ready.lock().expect("not poisoned").clear();
+    }
+
     /// # Safety
     ///
     /// The operands are allocated for the sizes and formats of `product`, and the context is current.
@@ -306,19 +317,38 @@ fn check(what: &str, status: Status) -> Result<()> {
     }
 }
 
-/// The algorithms chosen so far, on disk too: a line for each, the product, eight numbers and a
-/// fingerprint.
+/// The algorithms chosen so far, on disk too: a line for the GPU and the library's version, then one for each product with
+/// eight numbers and a fingerprint.
 struct Choices {
     path: Option<PathBuf>,
+    /// GPU and version.
+    of: String,
     known: HashMap<String, Algorithm>,
 }
 
 impl Choices {
     fn open(facts: &Facts, version: usize) -> Self {
         let name: String = facts.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        let path = cache_folder().map(|folder| folder.join(format!("products-{name}-{version}.txt")));
+        let of = format!("{name}-{version}");
+        let path = cache_folder().map(|folder| folder.join(format!("products-{of}.txt")));
         let text = path.as_ref().and_then(|path| fs::read_to_string(path).ok()).unwrap_or_default();
-        Self { path, known: text.lines().filter_map(Self::parse).collect() }
+        let mut choices = Self { path, of, known: HashMap::new() };
+        choices.adopt(&text);
+        choices
+    }
+
+    /// Takes over choices made on the same GPU with the same library; algorithms mean nothing to others.
+    fn adopt(&mut self, text: &str) {
+        let mut lines = text.lines();
+        if lines.next() == Some(&self.of) {
+            self.known.extend(lines.filter_map(Self::parse));
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut lines: Vec<_> = self.known.iter().map(|(key, algorithm)| Self::line(key, algorithm)).collect();
+        lines.sort();
+        format!("{}\n{}", self.of, lines.concat())
     }
 
     fn get(&self, key: &str) -> Option<Algorithm> {
@@ -327,10 +357,8 @@ impl Choices {
 
     fn add(&mut self, key: String, algorithm: Algorithm) {
         self.known.insert(key, algorithm);
-        let mut lines: Vec<_> = self.known.iter().map(|(key, algorithm)| Self::line(key, algorithm)).collect();
-        lines.sort();
         if let Some(path) = &self.path {
-            keep(path, lines.concat().as_bytes());
+            keep(path, self.text().as_bytes());
         }
     }
 
@@ -353,6 +381,18 @@ impl Choices {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn choices_of_another_gpu_or_library_are_not_adopted() {
+        let choices = |of: &str| Choices { path: None, of: of.into(), known: HashMap::new() };
+        let mut first = choices("H100-130100");
+        first.known.insert("product".into(), Algorithm { data: [1; 8] });
+        for (of, count) in [("H100-130100", 1), ("H200-130100", 0), ("H100-130200", 0)] {
+            let mut second = choices(of);
+            second.adopt(&first.text());
+            assert_eq!(second.known.len(), count, "{of}");
+        }
+    }
 
     #[test]
     fn a_choice_is_read_as_it_was_written_and_damaged_lines_are_left_out() {

@@ -275,6 +275,14 @@ impl Machine for Real {
         if self.careful { self.wait() } else { Ok(()) }
     }
 
+    fn algorithms(&self) -> String {
+        self.products.choices()
+    }
+
+    fn adopt_algorithms(&self, text: &str) {
+        self.products.adopt(text);
+    }
+
     fn prepare(&self, programs: &[Program]) -> Result<()> {
         thread::scope(|scope| {
             let handles: Vec<_> = programs.iter().map(|program| scope.spawn(|| self.module(*program))).collect();

@@ -195,6 +195,7 @@ fn tokens_and_pools_move_values_where_they_belong() {
             &Values::send(&gpu, &patches),
             &Values::send(&gpu, &places),
             class_token.then_some(&sent),
+            None,
             Kind::F32,
         );
         let value = |sample: usize, token: usize, i: usize| match token < prefix {
@@ -213,7 +214,7 @@ fn tokens_and_pools_move_values_where_they_belong() {
         assert_eq!(host(&layout.patches_gradient(&sent, Kind::F32)), cut);
         let mut sums = vec![0.0; tokens * width];
         cpu::sum_of_rows(&d, &mut sums);
-        assert_near("places", &host(&layout.places_gradient(&sent)), &sums, 1e-6);
+        assert_near("places", &host(&layout.places_gradient(&sent, None)), &sums, 1e-6);
 
         let pool = cuda::Pool { tokens, width, first: prefix, end: tokens };
         let count = (tokens - prefix) as f32;
@@ -224,6 +225,49 @@ fn tokens_and_pools_move_values_where_they_belong() {
         let back = host(&pool.gradient(&pooled, Kind::F32));
         let right = all(&|s, t, i| if t < prefix { 0.0 } else { means[s * width + i] / count });
         assert_near("gradient of the pool", &back, &right, 1e-6);
+    }
+}
+
+#[test]
+fn masked_patches_leave_and_their_places_get_no_gradient() {
+    let (batch, patches, width) = (3, 6, 16);
+    let which = [4, 0, 5, 2, 1, 3];
+    let count = 2;
+    for prefix in [0, 1] {
+        let (x, places) = (numbers(batch * patches * width, 1, 1.0), numbers((patches + prefix) * width, 2, 1.0));
+        let (class, d) = (numbers(width, 3, 1.0), numbers(batch * (count + prefix) * width, 4, 1.0));
+        let layout = cuda::Tokens { tokens: count + prefix, width, class_token: prefix == 1 };
+        for kind in [Kind::F32, Kind::Bf16] {
+            let found = in_any_order(|gpu| {
+                let kept = cuda::Kept::new(gpu, batch, patches, &which);
+                let rows = kept.rows(&send(gpu, &x, kind), width);
+                let class = Values::send(gpu, &class);
+                let class = (prefix == 1).then_some(&class);
+                let tokens = layout.assemble(&rows, &Values::send(gpu, &places), class, Some(&kept), kind);
+                let back = kept.rows_gradient(&layout.patches_gradient(&send(gpu, &d, kind), kind), width);
+                let of_places = layout.places_gradient(&send(gpu, &d, kind), Some(&kept));
+                [tokens, back, of_places].iter().flat_map(host).collect()
+            });
+            let rounded = |values: &[f32]| if kind == Kind::Bf16 { rounded(values) } else { values.to_vec() };
+            let (x, d) = (rounded(&x), rounded(&d));
+            let mut tokens = Vec::new();
+            let mut back = vec![0.0; batch * patches * width];
+            let mut of_places = vec![0.0; (patches + prefix) * width];
+            for sample in 0..batch {
+                for token in 0..count + prefix {
+                    let slope = &d[(sample * (count + prefix) + token) * width..][..width];
+                    let patch = token.checked_sub(prefix).map(|token| which[sample * count + token]);
+                    let from = patch.map_or(&class[..], |patch| &x[(sample * patches + patch) * width..][..width]);
+                    let place = patch.map_or(0, |patch| patch + prefix) * width;
+                    tokens.extend(from.iter().zip(&places[place..]).map(|(a, b)| a + b));
+                    of_places[place..][..width].iter_mut().zip(slope).for_each(|(sum, v)| *sum += v);
+                    if let Some(patch) = patch {
+                        back[(sample * patches + patch) * width..][..width].copy_from_slice(slope);
+                    }
+                }
+            }
+            assert_near("masked", &found, &[rounded(&tokens), back, of_places].concat(), 1e-6);
+        }
     }
 }
 

@@ -155,7 +155,7 @@ impl Vit {
         let patches = Patches { batch, size: image, patch, mean: self.mean.clone(), factor: self.factor.clone() };
         let cut = patches.cut(images, kind);
         let embedded = self.ready.patch.forward(&cut, kind);
-        let mut x = self.tokens().assemble(&embedded, &p[1], Some(&p[0]), mode.stream);
+        let mut x = self.tokens().assemble(&embedded, &p[1], Some(&p[0]), None, mode.stream);
         drop(embedded);
         let mut blocks = Vec::new();
         for block in &self.ready.blocks {
@@ -193,7 +193,7 @@ impl Vit {
             dx = to;
         }
         let (tokens, width) = (self.tokens(), self.config.width);
-        let places = tokens.places_gradient(&dx);
+        let places = tokens.places_gradient(&dx, None);
         let d_patches = tokens.patches_gradient(&dx, self.precision.kind());
         let cut = saved.cut.as_ref().expect("saved for the weights");
         let patch = &self.ready.patch;
