@@ -389,7 +389,7 @@ fn an_evaluation_without_its_epsilon_or_with_an_unknown_attack_is_refused() {
     );
     refuses(
         &asked(&["--eps", "8/255", "--targets", "0"]),
-        &["--targets 0: at least 1"],
+        &["--targets 0: expected at least 1"],
     );
 }
 

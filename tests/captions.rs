@@ -247,7 +247,7 @@ name = "clip""#;
     let (code, told) = advxl(&wrong);
     assert_eq!(code, 2, "{told}");
     assert!(
-        told.contains("the model gives 12 numbers, and the text model 24"),
+        told.contains("--zero-shot is for embeddings, and the 12 outputs of"),
         "{told}"
     );
 }

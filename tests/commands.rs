@@ -327,7 +327,7 @@ fn an_exported_model_gives_the_same_logits_and_its_card_tells_what_was_measured(
     for part in [
         "does not fit RobustBench's board `cifar10`",
         "the images are synthetic (`synthetic:24`)",
-        "24 images, expected 10_000",
+        "24 images, expected 10,000",
         "a model of 12 classes, expected 10",
     ] {
         assert!(text.contains(part), "{text}");
