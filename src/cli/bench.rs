@@ -1,7 +1,8 @@
 //! `advxl bench`.
 
 use super::{
-    check_image_size, device, parse_precision, print_json, require_memory, usable_precision,
+    check_image_size, device, parse_classes, parse_precision, print_json, require_memory,
+    usable_precision,
 };
 use crate::bench;
 use crate::error::{Error, Result};
@@ -35,7 +36,7 @@ pub(super) struct Step {
     #[arg(long)]
     recompute: bool,
     /// Classes of the head.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value = "1000", value_parser = parse_classes)]
     classes: usize,
     /// Steps that are timed; the median is told.
     #[arg(long, default_value_t = 5)]
@@ -88,7 +89,6 @@ impl Step {
         check_image_size(&config, self.image_size)?;
         for (flag, value) in [
             ("batch", self.batch),
-            ("classes", self.classes),
             ("repeats", self.repeats),
         ] {
             if value == 0 {

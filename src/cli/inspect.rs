@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use super::{NamedModel, check_image_size, print_json};
+use super::{NamedModel, check_image_size, parse_classes, print_json};
 use crate::error::Result;
-use crate::model::weights::Loaded;
+use crate::model::weights::{Loaded, Outputs};
 use crate::model::{ModelConfig, Stem};
 
 /// What is in a model folder, a run or a file of weights, or what a named size of model is (vit_b16).
@@ -19,7 +19,7 @@ pub(super) struct Inspect {
     #[arg(long)]
     image_size: Option<usize>,
     /// Classes of a named size.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value = "1000", value_parser = parse_classes)]
     classes: usize,
 }
 
@@ -34,15 +34,20 @@ impl Inspect {
                 (config, classes, loaded.image_size, Some(loaded))
             }
         };
+        let outputs = loaded.as_ref().map_or(Outputs::Logits, |loaded| loaded.outputs);
         let image_size = self.image_size.unwrap_or(own_size);
         let grid = check_image_size(&config, image_size)?;
         let tokens = config.tokens(grid * grid);
         let parameters = config.parameters(classes, own_size);
         let macs = config.forward_macs(image_size, grid * grid);
         println!(
-            "{}: {:.1} M parameters, {classes} classes",
+            "{}: {:.1} M parameters, {classes} {}",
             config.size(),
-            parameters as f64 / 1e6
+            parameters as f64 / 1e6,
+            match outputs {
+                Outputs::Logits => "classes",
+                Outputs::Embedding => "dimensions of the embedding",
+            }
         );
         println!("{}", structure(&config));
         let tokens_text = match tokens {
@@ -53,6 +58,12 @@ impl Inspect {
             "{image_size} pixels: {tokens_text}{:.2} giga multiply-adds forward",
             macs as f64 / 1e9
         );
+        if let Some(stated) = loaded.as_ref().map(|loaded| &loaded.preprocessing) {
+            match &stated.preprocessing {
+                Ok(found) => println!("preprocessing: {} (from {})", found.describe(), stated.source),
+                Err(error) => println!("preprocessing: {error}"),
+            }
+        }
         let hash = loaded.map(|Loaded { hash, classes, .. }| {
             println!("weights {hash}");
             if !classes.is_empty() {
@@ -64,6 +75,7 @@ impl Inspect {
             print_json(&json!({
                 "model": config,
                 "classes": classes,
+                "outputs": outputs,
                 "parameters": parameters,
                 "image_size": image_size,
                 "tokens": tokens,

@@ -475,7 +475,8 @@ fn take_statistics(told: &mut Told, found: &Statistics) -> Result<()> {
     let close = |a: &[f64; 3], b: &[f64; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
     let stated = (&told.mean, &told.std);
     let [of_mean, of_std] = names.each_ref().map(|name| shown(name));
-    if !told.by_name_alone && !(close(mean, stated.0) && close(std, stated.1)) {
+    let agrees = close(mean, stated.0) && close(std, stated.1);
+    if !told.by_name_alone && !agrees {
         let message = format!(
             "`{}` has mean {:?} and std {:?}, and the weights `{of_mean}` {mean:?} and `{of_std}` {std:?}",
             told.source, stated.0, stated.1

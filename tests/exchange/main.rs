@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use advxl::attack::input_gradient;
+use advxl::data::Preprocessing;
 use advxl::export::{self, Facts};
 use advxl::fused::{Gelu, from_vec, to_vec};
 use advxl::model::config::{CLIP_MEAN, CLIP_STD};
-use advxl::model::weights::{self, Loaded};
+use advxl::model::weights::{self, Loaded, Outputs, Stated};
 use advxl::model::{
     ConvNextConfig, Model, ModelConfig, Pass, Pool, Position, StateDict, Stem, VitConfig,
 };
@@ -63,9 +64,16 @@ fn loaded(config: impl Into<ModelConfig>, classes: usize, image_size: usize) -> 
     Loaded {
         model: Model::new(&config.into(), classes, image_size, 1, &Device::flex()),
         image_size,
+        preprocessing: Stated {
+            source: "a test",
+            preprocessing: Ok(Preprocessing::new(image_size)),
+        },
+        outputs: Outputs::Embedding,
         classes: Vec::new(),
         hash: String::new(),
         wrapper: None,
+        statistics: None,
+        notes: Vec::new(),
     }
 }
 
@@ -191,7 +199,7 @@ fn timms_names_of_clips_towers_tell_epsilon_activation_and_statistics() {
         ..VitConfig::named("vit_micro").unwrap()
     };
     let ours = loaded(config.clone(), 3, 8);
-    weights::save(&ours.model, 8, &[], folder.path()).unwrap();
+    weights::save(&ours.model, &Preprocessing::new(8), Outputs::Embedding, &[], folder.path()).unwrap();
     // As it was, from a folder of ours.
     let found = load(folder.path()).unwrap();
     assert_eq!(*vit(&found.model), config);
