@@ -344,13 +344,17 @@ fn weights_that_do_not_make_the_model_are_refused() {
         (
             |tensors| {
                 for i in 0..7 {
-                    tensors.push((format!("blocks.0.ls{i}.gamma"), vec![1], vec![1.0]));
+                    tensors.push((format!("blocks.0.le{i}.gamma"), vec![1], vec![1.0]));
                 }
             },
             &[
-                "no place for the weights `blocks.0.ls0.gamma`",
-                "ls4.gamma` and 2 more",
+                "no place for the weights `blocks.0.le0.gamma`",
+                "le4.gamma` and 2 more",
             ],
+        ),
+        (
+            |tensors| tensors.push(("blocks.0.ls1.gamma".into(), vec![1], vec![1.0])),
+            &["`blocks.0.ls1.gamma` has shape [1] where [192] is needed"],
         ),
         (
             |tensors| tensors.push(("norm.weight".into(), vec![192], vec![1.0; 192])),

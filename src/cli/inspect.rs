@@ -6,7 +6,7 @@ use super::{
     NamedModel, check_image_size, named_sizes, parse_classes, parse_size, print_json, print_line,
 };
 use crate::error::{Error, Result};
-use crate::model::weights::Loaded;
+use crate::model::weights::{Loaded, Outputs};
 use crate::model::{ModelConfig, Stem};
 
 /// What is in a model folder, a run or a file of weights, or what a named size of model is (vit_b16).
@@ -41,15 +41,20 @@ impl Inspect {
                 (config, classes, loaded.image_size, Some(loaded))
             }
         };
+        let outputs = loaded.as_ref().map_or(Outputs::Logits, |loaded| loaded.outputs);
         let image_size = self.image_size.unwrap_or(own_size);
         let grid = check_image_size(&config, image_size)?;
         let tokens = config.tokens(grid * grid);
         let parameters = config.parameters(classes, own_size);
         let macs = config.forward_macs(image_size, grid * grid);
         print_line(&format!(
-            "{}: {:.1} M parameters, {classes} classes",
+            "{}: {:.1} M parameters, {classes} {}",
             config.size(),
-            parameters as f64 / 1e6
+            parameters as f64 / 1e6,
+            match outputs {
+                Outputs::Logits => "classes",
+                Outputs::Embedding => "dimensions of the embedding",
+            }
         ));
         print_line(&structure(&config));
         let tokens_text = match tokens {
@@ -60,6 +65,12 @@ impl Inspect {
             "{image_size} pixels: {tokens_text}{:.2} giga multiply-adds forward",
             macs as f64 / 1e9
         ));
+        if let Some(stated) = loaded.as_ref().map(|loaded| &loaded.preprocessing) {
+            print_line(&match &stated.preprocessing {
+                Ok(found) => format!("preprocessing: {} (from {})", found.describe(), stated.source),
+                Err(error) => format!("preprocessing: {error}"),
+            });
+        }
         let hash = loaded.map(|Loaded { hash, classes, .. }| {
             print_line(&format!("weights {hash}"));
             if !classes.is_empty() {
@@ -71,6 +82,7 @@ impl Inspect {
             print_json(&json!({
                 "model": config,
                 "classes": classes,
+                "outputs": outputs,
                 "parameters": parameters,
                 "image_size": image_size,
                 "tokens": tokens,

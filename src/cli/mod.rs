@@ -328,6 +328,13 @@ impl NamedModel {
     }
 }
 
+fn parse_classes(text: &str) -> std::result::Result<usize, String> {
+    let classes = text.parse().ok();
+    classes
+        .filter(|classes| (1..=100_000_000).contains(classes))
+        .ok_or_else(|| "give a number from 1 to 100000000".to_owned())
+}
+
 fn parse_channels(text: &str) -> std::result::Result<[f64; 3], String> {
     let numbers = text
         .split(',')

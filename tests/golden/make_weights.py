@@ -1,11 +1,12 @@
 """Writes small files of weights with `torch.save`, and what is in them as safetensors.
 
-    pip install torch numpy safetensors
+    pip install torch timm numpy safetensors
     python tests/golden/make_weights.py
     python tests/golden/make_weights.py --large h14 FILE
 
 Writes `weights/*.pth`, each below 30 kB, `weights/tensors.safetensors` with their tensors as PyTorch
 has them, contiguous and in float32, under the names `FILE.TENSOR`, and `weights/versions.json`.
+`deit3.safetensors` holds a model of timm in DeiT-3's form, images and the logits that timm gives for them.
 `advxl.pth` has the names and relative shapes of AdvXL's released ViT-H/14: class token, mean pooling,
 `fc_norm` and no `norm`. `hostile.pth` asks for `os.system` where it is unpickled with full trust;
 nothing here does that.
@@ -22,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -143,8 +145,32 @@ def main():
     # 16 TB of numbers in a file of 1 kB.
     save("endless", {"a": torch.zeros(1).expand(1 << 21, 1 << 21)})
 
+    # As people save them: compiled, in a wrapper of another name, with a normalization in front, several at once.
+    pair = {"a.weight": torch.randn(2, 3), "b.bias": torch.randn(2)}
+    compiled = {f"module._orig_mod.model.{name}": tensor for name, tensor in pair.items()}
+    compiled |= {"module._orig_mod.normalize.mean": torch.tensor([0.5, 0.25, 0.125]).view(1, 3, 1, 1)}
+    compiled |= {"module._orig_mod.normalize.std": torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)}
+    save("compiled", {"net": compiled, "acc": torch.tensor(0.9), "optimizer": {"state": {"a": pair["b.bias"]}}})
+    record("compiled", pair)
+    save("distilled", {"epoch": 1, "student": last, "teacher": {f"module.{n}": t for n, t in pair.items()}})
+    record("distilled", pair)
+    save("several", {"generator": pair, "inner": {"critic": pair}, "lr_scheduler": {"w": pair["b.bias"]}})
+
+    # DeiT-3: no place for the class token, layer scale.
+    model = timm.models.VisionTransformer(
+        img_size=8, patch_size=2, embed_dim=12, depth=2, num_heads=3, mlp_ratio=2, num_classes=5,
+        no_embed_class=True, init_values=1e-6,
+    )
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn_like(weight) * 0.3)
+        images = torch.rand(2, 3, 8, 8)
+        logits = model.double().eval()((images.double() - 0.5) / 0.25).float()
+    deit3 = {name: tensor.float().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(deit3 | {"images": images, "logits": logits}, FOLDER / "deit3.safetensors")
+
     save_file(tensors, FOLDER / "tensors.safetensors")
-    versions = {name: version(name) for name in ["torch", "numpy", "safetensors"]} | {"seed": SEED}
+    versions = {name: version(name) for name in ["torch", "timm", "numpy", "safetensors"]} | {"seed": SEED}
     (FOLDER / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
 
 
