@@ -12,6 +12,7 @@ use crate::attack::Pgd;
 use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::group::Group;
+use crate::output::{Content, Inputs};
 use crate::recipe::{Recipe, cannot_be_run};
 use crate::screen::Screen;
 use crate::train::{Monitor, Run, evaluate_finally, train};
@@ -24,6 +25,9 @@ const RECIPE: &str = include_str!("../recipes/demo.toml");
 ///
 /// A stopped demonstration goes on where it was.
 pub fn run(folder: &Path, seed: u64, device: &Device, screen: &mut dyn Screen) -> Result<Value> {
+    files::make_folder(folder)?;
+    let path = folder.join("result.json");
+    Inputs::default().check_file("--out", &path, Content::Json("models"))?;
     let overrides = [format!("seed={seed}")];
     let robust = Recipe::parse(RECIPE, &overrides)
         .map_err(|faults| cannot_be_run("recipes/demo.toml", &faults))?;
@@ -43,10 +47,8 @@ pub fn run(folder: &Path, seed: u64, device: &Device, screen: &mut dyn Screen) -
         found.push(model?);
     }
     let result = json!({ "models": found });
-    files::write(
-        &folder.join("result.json"),
-        format!("{result:#}\n").as_bytes(),
-    )?;
+    files::write(&path, format!("{result:#}\n").as_bytes())?;
+    files::remove_leftovers(folder, "result.json")?;
     Ok(result)
 }
 

@@ -517,7 +517,10 @@ pub fn remove_leftovers(folder: &Path, prefix: &str) -> Result<()> {
         let numbered = process.is_some_and(|(_, number)| number.parse::<u32>().is_ok());
         numbered && name.starts_with(prefix) && path.is_file()
     };
-    let mut paths = list(folder)?;
+    let mut paths = match folder.as_os_str().is_empty() {
+        true => list(Path::new("."))?,
+        false => list(folder)?,
+    };
     paths.retain(|path| left_over(path));
     paths.iter().try_for_each(|path| remove_file(path))
 }

@@ -30,6 +30,8 @@ pub enum Content {
     Tensors(&'static str),
     /// One JSON object with this key a line.
     Lines(&'static str),
+    /// One JSON object with this key.
+    Json(&'static str),
 }
 
 impl Inputs {
@@ -70,6 +72,14 @@ impl Inputs {
                 .hint("give the name of a new file, or remove this one: only a result of the same kind is replaced"));
         }
         files::try_writing(path).map_err(|error| error.context(flag))
+    }
+
+    /// An error where `path`, which lies in the folder given with `flag`, is one of the inputs.
+    pub fn check_same(&self, flag: &str, path: &Path) -> Result<()> {
+        match self.0.iter().find(|input| is_same(&input.path, path)) {
+            Some(input) => Err(input.refuse(flag, path)),
+            None => Ok(()),
+        }
     }
 
     /// An error where the folder `path`, given with `flag`, is one of the inputs or would lie among images.
@@ -117,34 +127,33 @@ impl Content {
         match self {
             Self::Tensors(name) => format!("a safetensors file with `{name}`"),
             Self::Lines(key) => format!("a file of JSON lines with `{key}`"),
+            Self::Json(key) => format!("a JSON file with `{key}`"),
         }
     }
 
     /// Whether a file holds it.
     fn is_in(self, path: &Path) -> bool {
-        match self {
-            Self::Lines(key) => {
-                let line = files::Lines::open(path)
-                    .ok()
-                    .and_then(|mut lines| lines.next()?.ok());
-                let line = line.and_then(|line| serde_json::from_str::<Value>(&line).ok());
-                line.is_some_and(|line| line.get(key).is_some())
-            }
-            Self::Tensors(name) => {
-                let header = tensors_header(path).unwrap_or_default();
-                header.get(name).is_some()
-            }
-        }
+        let (found, key) = match self {
+            Self::Lines(key) => (first_line(path), key),
+            Self::Json(key) => (files::read(path).ok(), key),
+            Self::Tensors(key) => (tensors_header(path), key),
+        };
+        let found = found.and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+        found.is_some_and(|found| found.get(key).is_some())
     }
 }
 
+fn first_line(path: &Path) -> Option<Vec<u8>> {
+    let line = files::Lines::open(path).ok()?.next()?;
+    line.ok().map(String::into_bytes)
+}
+
 /// The header of a safetensors file, if it is one: JSON after its length.
-fn tensors_header(path: &Path) -> Option<Value> {
+fn tensors_header(path: &Path) -> Option<Vec<u8>> {
     let file = files::Source::open(path).ok()?;
     let length = file.bytes(0, 8).ok()??;
-    let length = u64::from_le_bytes(length.try_into().ok()?);
-    let header = file.bytes(8, length).ok()??;
-    serde_json::from_slice(&header).ok()
+    file.bytes(8, u64::from_le_bytes(length.try_into().ok()?))
+        .ok()?
 }
 
 /// Whether two paths lead to one file or folder: the same place, or two hard links.

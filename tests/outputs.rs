@@ -132,6 +132,22 @@ fn no_folder_is_made_among_images_and_no_run_writes_over_the_weights_it_begins_w
         refuses(&eval, "is read by this command (--data)");
     }
     assert_eq!(std::fs::read_dir(&data).unwrap().count(), 2);
+    // Nor over the recipe as the user wrote it.
+    let own = path("own");
+    std::fs::create_dir(&own).unwrap();
+    let written = write_recipe(Path::new(&own));
+    let before = std::fs::read(&written).unwrap();
+    refuses(
+        &[
+            "train",
+            written.to_str().unwrap(),
+            "--out",
+            &own,
+            "--accept-changes",
+        ],
+        "which the run would write over",
+    );
+    assert!(std::fs::read(&written).unwrap() == before);
     let weights = format!("start={{ weights = \"{run}\", head = \"keep\" }}");
     refuses(
         &[

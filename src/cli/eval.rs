@@ -265,20 +265,21 @@ impl Eval {
     /// An error where an output would replace what is read. The result may well lie in the model's folder.
     fn check_outputs(&self, out: &Path) -> Result<()> {
         inputs(None, Some(&self.data))?.check_folder("--out", out)?;
-        files::make_folder(out)?;
-        files::try_writing(&out.join("result.json"))?;
-        let Some(path) = &self.save_adversarial else {
-            return Ok(());
-        };
         let mut inputs = inputs(Some(&self.model.path), Some(&self.data))?;
-        let files = [
+        for (flag, path) in [
             ("--zero-shot", &self.zero_shot),
             ("--text", &self.text),
             ("--templates", &self.templates),
-        ];
-        for (flag, path) in files {
+        ] {
             path.iter().for_each(|path| inputs.add(flag, path));
         }
+        let result = out.join("result.json");
+        inputs.check_same("--out", &result)?;
+        files::make_folder(out)?;
+        files::try_writing(&result)?;
+        let Some(path) = &self.save_adversarial else {
+            return Ok(());
+        };
         let norms = self
             .norm
             .iter()

@@ -1,6 +1,6 @@
 //! `advxl train`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -9,6 +9,7 @@ use super::{default_folder, device_or, note, print_json, print_line};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::group::Group;
+use crate::output::is_same;
 use crate::recipe::Recipe;
 use crate::screen::Screen;
 use crate::train::{Monitor, Run, evaluate_finally, train};
@@ -56,6 +57,7 @@ impl Train {
             Some(out) => out.clone(),
             None => default_folder(&self.recipe)?,
         };
+        self.check_recipe(&folder)?;
         let device = device_or(recipe.device)?;
         let run = Run::open(recipe, &folder, self.accept_changes, &device, group)?;
         let mut screen = Terminal::new();
@@ -76,6 +78,28 @@ impl Train {
             }));
         }
         Ok(())
+    }
+
+    /// An error where the run would write over the recipe that the user wrote. One that a run wrote may be given as well.
+    fn check_recipe(&self, folder: &Path) -> Result<()> {
+        let is_runs = folder.join("lock").is_file();
+        if is_runs || !is_same(&self.recipe, &folder.join("recipe.toml")) {
+            return Ok(());
+        }
+        // That of a crash bundle, which is no run yet, is as a run writes it.
+        let written = Recipe::load(&self.recipe, &[])?.to_toml();
+        match files::read_text(&self.recipe)? == written {
+            true => Ok(()),
+            false => {
+                let recipe = self.recipe.display();
+                let message = format!(
+                    "--out `{}` holds the recipe `{recipe}`, which the run would write over",
+                    folder.display()
+                );
+                Err(Error::input(message)
+                    .hint("choose another folder with --out, or another name for the recipe"))
+            }
+        }
     }
 
     /// Two updates of each phase in a folder that is removed, if all images are synthetic.

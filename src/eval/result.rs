@@ -162,6 +162,12 @@ pub fn write(path: &Path, result: &Value) -> Result<Option<PathBuf>> {
         kept = Some(free);
     }
     files::write(path, format!("{result:#}\n").as_bytes())?;
+    // Of evaluations that were killed while they wrote theirs.
+    let (folder, name) = (
+        path.parent().unwrap_or(path),
+        path.file_name().unwrap_or_default(),
+    );
+    files::remove_leftovers(folder, &name.to_string_lossy())?;
     Ok(kept)
 }
 

@@ -73,6 +73,14 @@ pub(super) fn check(
     Ok(notices)
 }
 
+/// Whether classes are counted rather than named, as those of shards are.
+fn is_numbered(classes: &[String]) -> bool {
+    classes
+        .iter()
+        .enumerate()
+        .all(|(number, name)| *name == number.to_string())
+}
+
 /// Whether the images of a stage can be classified.
 fn classifies(captions: &Option<Captions>) -> bool {
     captions.as_ref().is_none_or(Captions::classifies)
@@ -168,16 +176,26 @@ fn check_head(
         (Head::New, ..) => return Ok(()),
         (Head::Text, of_text, _) => {
             let named = of_text.as_ref().map_or(0, Captions::class_count);
-            if named == classes.len() {
+            let of_it = images[before].test.classes();
+            let message = if named != classes.len() {
+                format!(
+                    "{named} class names, and its images have {} classes",
+                    classes.len()
+                )
+            } else if !is_numbered(of_it)
+                && !is_numbered(classes)
+                && let Some(difference) =
+                    difference(("the test images before", of_it), ("its images", classes))
+            {
+                format!("the names of other classes than its images have: {difference}")
+            } else {
                 return Ok(());
-            }
-            let message = format!(
-                "stage `{}`: head = `text` is made of {named} class names, and its images have {} classes",
-                stage.name,
-                classes.len()
-            );
-            return Err(Error::input(message)
-                .hint("name the same classes in text.classes of the stage before, or give it test images that have them"));
+            };
+            return Err(Error::input(format!(
+                "stage `{}`: head = `text` is made of {message}",
+                stage.name
+            ))
+            .hint("give the stage before it test images of the same classes, in the same order"));
         }
         (Head::Keep, None, None) => {
             let (own, others) = (
