@@ -186,7 +186,7 @@ pub fn instead(file: &Reader) -> Result<Option<Content>> {
         hint: "pack images as a tar, or name the folder of their class folders without `shards:`",
     });
     let other = Content {
-        what: "no tar file",
+        what: "not a tar file",
         hint: "copy or download it again",
     };
     let found = content::of(&start).or(is_image).unwrap_or(other);
