@@ -556,6 +556,28 @@ fn what_is_missing_or_refused_is_told_before_anything_starts() {
 }
 
 #[test]
+fn what_is_no_tar_in_a_store_is_named_with_the_command_that_helps() {
+    let folder = tempfile::tempdir().unwrap();
+    write_shards(folder.path(), &[3]);
+    let plain = std::fs::read(folder.path().join("00000.tar")).unwrap();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, &plain).unwrap();
+    std::fs::write(folder.path().join("1.tar.gz"), encoder.finish().unwrap()).unwrap();
+    std::fs::write(folder.path().join("2.tar"), "<html>Not found</html>").unwrap();
+    let server = Server::of(folder.path());
+    let error = failed(&format!("{}/1.tar.gz", server.root));
+    let text = error.to_string();
+    let command = format!("`curl -L {}/1.tar.gz | gunzip > 1.tar`", server.root);
+    assert!(
+        text.contains("is gzipped") && text.contains(&command),
+        "{text}"
+    );
+    assert_eq!(error.exit_code(), 2);
+    let text = failed(&format!("{}/2.tar", server.root)).to_string();
+    assert!(text.contains("2.tar` is an HTML page"), "{text}");
+}
+
+#[test]
 fn a_shard_that_changed_ends_the_run() {
     let folder = tempfile::tempdir().unwrap();
     write_shards(folder.path(), &COUNTS);

@@ -129,6 +129,9 @@ pub(crate) fn braces(part: &str, pattern: &str) -> Result<Vec<String>> {
         let Some((inside, behind)) = after.split_once('}') else {
             return wrong("a `{` is not closed".into());
         };
+        if inside.contains('{') {
+            return wrong("braces within braces are not expanded".into());
+        }
         let choices = match inside.split_once("..") {
             Some((first, last)) => match range(first, last) {
                 Some(choices) => choices,
@@ -292,6 +295,7 @@ mod tests {
         let message = |text: &str| expand(text).unwrap_err().to_string();
         assert!(message("a{0..1.tar").contains("a `{` is not closed"));
         assert!(message("a}0.tar").contains("a `}` is not opened"));
+        assert!(message("{a,{b,c}}.tar").contains("braces within braces"));
         assert!(message("{b..a}.tar").contains("`{b..a}` is no range of whole numbers"));
         assert!(message("{5..1}.tar").contains("is no range"));
         assert!(message("{5}.tar").contains("neither a range nor a list"));
@@ -324,6 +328,16 @@ mod tests {
         assert_eq!(found(&format!("{root}/?.tar")), ["a.tar", "b.tar"]);
         let twice = expand(&format!("{root}/a.tar,{root}/?.tar")).unwrap_err();
         assert!(twice.to_string().contains("is named twice"), "{twice}");
+    }
+
+    #[test]
+    fn sets_of_letters_fit_one_letter() {
+        assert!(fits(b"[0-9]*.tar", b"7x.tar") && !fits(b"[0-9]*.tar", b"x7.tar"));
+        assert!(fits(b"[!a-c]", b"d") && !fits(b"[!a-c]", b"b") && !fits(b"[^x]", b"x"));
+        assert!(fits(b"[]]", b"]") && fits(b"[a-]", b"-") && fits(b"*[xy]*[z]", b"__y__z"));
+        // What is not closed is a letter.
+        assert!(fits(b"[a", b"[a") && !fits(b"[a", b"a") && fits(b"[", b"["));
+        assert!(!fits(&b"*[a]".repeat(100), &b"a".repeat(90)));
     }
 
     #[test]

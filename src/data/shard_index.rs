@@ -186,7 +186,7 @@ pub fn instead(file: &Reader) -> Result<Option<Content>> {
         hint: "pack images as a tar, or name the folder of their class folders without `shards:`",
     });
     let other = Content {
-        what: "no tar file",
+        what: "not a tar file",
         hint: "copy or download it again",
     };
     let found = content::of(&start).or(is_image).unwrap_or(other);
@@ -597,7 +597,9 @@ pub fn fault_of(entry: &Entry) -> Option<Fault> {
             }
             Reason::SparseMember => "make the tar again without `--sparse`",
             Reason::LinkMember => "make the tar again with `--dereference --hard-dereference`",
-            Reason::BadLabel => "write the number of the class in digits; names of classes are for a list of their own",
+            Reason::BadLabel => {
+                "a `.cls` holds the number of the class in decimal digits, not its name"
+            }
             _ => "leave the sample out, or make the shard again; `advxl data check` lists all",
         })
     })
