@@ -38,6 +38,10 @@ fn arguments<'a>(run: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 
 /// `result.json` without what a clock says and without the paths.
 fn read_result(out: &Path) -> Value {
+    read_file(&out.join("result.json"))
+}
+
+fn read_file(path: &Path) -> Value {
     fn forget(value: &mut Value) {
         match value {
             Value::Object(fields) => {
@@ -48,8 +52,7 @@ fn read_result(out: &Path) -> Value {
             _ => {}
         }
     }
-    let mut result =
-        serde_json::from_slice(&std::fs::read(out.join("result.json")).unwrap()).unwrap();
+    let mut result = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     forget(&mut result);
     result
 }
@@ -364,6 +367,44 @@ fn an_evaluation_that_is_told_to_stop_ends_within_seconds_and_goes_on_to_the_sam
     let twice = self::arguments(run, out.to_str().unwrap(), &[]);
     let (code, text, _) = signaled(&twice, "initial accuracy", &["INT", "INT"]);
     assert_eq!(code, 75, "{text}");
+}
+
+#[test]
+fn a_final_evaluation_that_is_told_to_stop_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("recipe.toml");
+    let evaluation = "\n[[final_evaluation]]\nname = \"fab\"\nimages = 64\nattacks = [\"apgd-ce\", \"fab\"]\n\
+                      norm = \"linf\"\nepsilon = \"1/255\"\n";
+    std::fs::write(&recipe, support::RECIPE.to_owned() + evaluation).unwrap();
+    let train = |out: &Path| {
+        let given = [
+            "train",
+            recipe.to_str().unwrap(),
+            "--out",
+            out.to_str().unwrap(),
+        ];
+        given.map(str::to_owned)
+    };
+    let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
+    let words = train(&whole);
+    let (code, text) = advxl(&words.each_ref().map(String::as_str));
+    assert_eq!(code, 0, "{text}");
+
+    let words = train(&stopped);
+    let words = words.each_ref().map(String::as_str);
+    let (code, text, seconds) = signaled(&words, "robust accuracy after APGD-CE", &["TERM"]);
+    assert_eq!(code, 75, "{text}");
+    assert!(seconds < 5.0, "{seconds}");
+    assert!(text.contains("stopped by signal after "), "{text}");
+    let (code, text) = advxl(&words);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("resuming after "), "{text}");
+    let [one, other] = [&stopped, &whole].map(|out| {
+        let mut result = read_file(&out.join("result-fab.json"));
+        result.as_object_mut().unwrap().remove("model");
+        result
+    });
+    assert!(one == other);
 }
 
 #[test]

@@ -217,7 +217,7 @@ impl Ball {
         direction: impl Fn(usize, &mut [f32], &[f32]) + Sync,
     ) -> Tensor<4> {
         let (dims, device) = (images.dims(), images.device());
-        let pixels = dims[1] * dims[2] * dims[3];
+        let pixels = (dims[1] * dims[2] * dims[3]).max(1);
         let (mut images, mut moves) = (to_vec(images), to_vec(gradient));
         let centre = to_vec(self.centre.clone());
         let parts = images
