@@ -21,6 +21,8 @@ pub fn examine(bytes: &[u8], most_pixels: usize, view: View) -> result::Result<E
     decode::decode_up_to(bytes, most_pixels, view)
 }
 
+/// What a saved index begins with.
+pub const INDEX_MAGIC: &[u8; 8] = shard_index::MAGIC;
 /// Bytes of the header of a saved index, and of each entry.
 pub const INDEX_SIZES: [usize; 2] = [shard_index::HEADER, shard_index::ENTRY];
 

@@ -66,7 +66,7 @@ fn model(tensors: &SafeTensors, name: &str, architecture: &str, folder: &Path) -
     )
     .unwrap();
     let config = format!(
-        r#"{{ "architecture": "{architecture}", "model_args": {{ "num_heads": 3, "patch_size": 1 }},
+        r#"{{ "architecture": "{architecture}", "model_args": {{ "num_heads": 3 }},
         "pretrained_cfg": {{ "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_size": [3, 16, 16] }} }}"#
     );
     std::fs::write(folder.join("config.json"), config).unwrap();

@@ -967,7 +967,7 @@ fn what_users_get_wrong_is_explained() {
             "--crop-fraction",
             "1.5",
         ],
-        &["--crop-fraction 1.5 is not above 0 and up to 1"],
+        &["--crop-fraction", "it must be above 0 and at most 1"],
     );
     refuses(
         &[

@@ -133,7 +133,9 @@ fn other_classes_without_a_new_head_are_refused_before_training() {
 /// The recipe with class folders in the place of synthetic images, for both stages.
 fn of_folders(folder: &Path, name: &str, train: &str, test: &str) -> PathBuf {
     let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-    let changes = [("synthetic:200", path(train)), ("synthetic:64", path(test))];
+    // The same images for both are asked for.
+    let test = format!("{}\", test_on_train = true }}", path(test));
+    let changes = [("synthetic:200", path(train)), ("synthetic:64\" }", test)];
     recipe(
         folder,
         name,
@@ -176,8 +178,8 @@ fn test_classes_are_matched_by_name_and_strangers_are_named() {
         &of_folders(root, "others", "train", "others"),
         &root.join("other"),
         &[
-            "train and test images do not have the same classes",
-            "only in the train images: `ant`; only in the test images: `Ant`",
+            "class `Ant` is not among the 3 classes of the training images",
+            "did you mean `ant`?",
         ],
     );
 }
@@ -218,7 +220,7 @@ fn a_run_does_not_go_on_with_classes_of_other_names() {
     refused(
         &path,
         &root.join("other"),
-        &["the classes of their head are not those of the images: only in their head: `cat`"],
+        &["class `dog` is not among the 3 classes of the start weights"],
     );
 }
 

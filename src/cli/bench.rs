@@ -1,7 +1,8 @@
 //! `advxl bench`.
 
+use super::preprocessing::parse_size;
 use super::{
-    check_image_size, device, named_sizes, parse_classes, parse_precision, parse_size, print_json,
+    check_image_size, device, named_sizes, parse_classes, parse_precision, print_json,
     require_memory, usable_precision,
 };
 use crate::bench;

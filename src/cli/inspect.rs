@@ -2,9 +2,8 @@
 
 use serde_json::json;
 
-use super::{
-    NamedModel, check_image_size, named_sizes, parse_classes, parse_size, print_json, print_line,
-};
+use super::preprocessing::parse_size;
+use super::{NamedModel, check_image_size, named_sizes, parse_classes, print_json, print_line};
 use crate::error::{Error, Result};
 use crate::model::weights::{Loaded, Outputs};
 use crate::model::{ModelConfig, Stem};
@@ -41,7 +40,9 @@ impl Inspect {
                 (config, classes, loaded.image_size, Some(loaded))
             }
         };
-        let outputs = loaded.as_ref().map_or(Outputs::Logits, |loaded| loaded.outputs);
+        let outputs = loaded
+            .as_ref()
+            .map_or(Outputs::Logits, |loaded| loaded.outputs);
         let image_size = self.image_size.unwrap_or(own_size);
         let grid = check_image_size(&config, image_size)?;
         let tokens = config.tokens(grid * grid);
@@ -67,7 +68,11 @@ impl Inspect {
         ));
         if let Some(stated) = loaded.as_ref().map(|loaded| &loaded.preprocessing) {
             print_line(&match &stated.preprocessing {
-                Ok(found) => format!("preprocessing: {} (from {})", found.describe(), stated.source),
+                Ok(found) => format!(
+                    "preprocessing: {} (from {})",
+                    found.describe(),
+                    stated.source
+                ),
                 Err(error) => format!("preprocessing: {error}"),
             });
         }

@@ -328,6 +328,7 @@ impl NamedModel {
     }
 }
 
+/// A number of classes.
 fn parse_classes(text: &str) -> std::result::Result<usize, String> {
     let classes = text.parse().ok();
     classes
@@ -592,21 +593,6 @@ fn named_sizes(name: &str) -> String {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("the named sizes are {}", names.join(", ")),
     }
-}
-
-/// A number of classes.
-fn parse_classes(text: &str) -> std::result::Result<usize, String> {
-    let count = text
-        .parse()
-        .ok()
-        .filter(|count| (1..=1 << 30).contains(count));
-    count.ok_or_else(|| format!("give a number of classes from 1 to {}", 1 << 30))
-}
-
-/// Pixels on a side.
-fn parse_size(text: &str) -> std::result::Result<usize, String> {
-    let size = text.parse().ok().filter(|size| (1..=4096).contains(size));
-    size.ok_or_else(|| "give a number of pixels from 1 to 4096".to_owned())
 }
 
 /// What a command reads of a data set and of a model, for [`Inputs`].

@@ -380,7 +380,7 @@ pub fn shown(name: &[u8]) -> String {
     name[..end].escape_debug().to_string()
 }
 
-const MAGIC: &[u8; 8] = b"ADVXLIX2";
+pub(crate) const MAGIC: &[u8; 8] = b"ADVXLIX2";
 pub(crate) const HEADER: usize = 64;
 pub(crate) const ENTRY: usize = 48;
 

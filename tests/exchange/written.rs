@@ -255,7 +255,11 @@ fn a_robustbench_entry_is_made_of_what_its_board_holds_alone() {
             results: results.to_vec(),
             ..Facts::default()
         };
-        let made = export::robustbench(&loaded(small.clone(), classes, 16), &facts, &out);
+        let classifier = Loaded {
+            outputs: Outputs::Logits,
+            ..loaded(small.clone(), classes, 16)
+        };
+        let made = export::robustbench(&classifier, &facts, &out);
         made.map(|()| {
             let text = std::fs::read_to_string(out.join("Doe2026Small.json")).unwrap();
             std::fs::remove_dir_all(&out).unwrap();
