@@ -85,7 +85,7 @@ impl Setting for Fraction {
     }
 }
 
-/// A count in groups of three: `226_560`.
+/// A count in groups of three: `226,560`.
 pub fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
