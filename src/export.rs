@@ -54,13 +54,20 @@ pub fn timm(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> {
     refuse_what_timm_lacks(&config)?;
     match preprocessing.resize_mode {
         ResizeMode::Longest { fill } if fill != mean_color(config.statistics().0) => {
-            let message = format!("timm pads images with their mean color, and this model's with {fill:?}");
+            let message =
+                format!("timm pads images with their mean color, and this model's with {fill:?}");
             return Err(Error::input(message).hint("export it --to open-clip"));
         }
         _ => {}
     }
     let card = card(loaded, &preprocessing, facts, Use::Timm);
-    weights::save(&loaded.model, &preprocessing, loaded.outputs, &loaded.classes, folder)?;
+    weights::save(
+        &loaded.model,
+        &preprocessing,
+        loaded.outputs,
+        &loaded.classes,
+        folder,
+    )?;
     files::write(&folder.join("README.md"), card.as_bytes())
 }
 
@@ -222,12 +229,7 @@ fn architecture(loaded: &Loaded) -> String {
 }
 
 /// The model card: what it is, how it is used, what was measured, and what was not.
-fn card(
-    loaded: &Loaded,
-    preprocessing: &Preprocessing,
-    facts: &Facts,
-    program: Use,
-) -> String {
+fn card(loaded: &Loaded, preprocessing: &Preprocessing, facts: &Facts, program: Use) -> String {
     let config = loaded.model.config();
     let (mean, std) = config.statistics();
     let size = loaded.image_size;

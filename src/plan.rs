@@ -300,9 +300,16 @@ pub fn batch_memory(
     let tokens = model.tokens(patches).unwrap_or_default();
     let layers = layers(model, image_size, tokens, 1);
     let sum = |of: fn(&Layer) -> u64| -> f64 {
-        layers.iter().map(|layer| layer.count as f64 * of(layer) as f64).sum()
+        layers
+            .iter()
+            .map(|layer| layer.count as f64 * of(layer) as f64)
+            .sum()
     };
-    let between = layers.iter().map(|layer| layer.between).max().unwrap_or_default() as f64;
+    let between = layers
+        .iter()
+        .map(|layer| layer.between)
+        .max()
+        .unwrap_or_default() as f64;
     let (kept, packed) = (sum(|layer| layer.kept), sum(|layer| layer.matrices));
     let image = 3.0 * (image_size as f64).powi(2);
     let parameters = model.parameters(classes, image_size) as f64;
@@ -409,8 +416,16 @@ mod tests {
         assert!(bytes(16, Work::Attack) < update(false) && update(true) < update(false));
         // Measured: 549 MB at 64 images in forward passes, 694 MB at 16 in attacks, data included.
         let near = |found: f64, megabytes: f64| (found / 1e6 - megabytes).abs() < 0.25 * megabytes;
-        assert!(near(bytes(64, Work::Forward), 549.0), "{}", bytes(64, Work::Forward));
-        assert!(near(bytes(16, Work::Attack), 694.0), "{}", bytes(16, Work::Attack));
+        assert!(
+            near(bytes(64, Work::Forward), 549.0),
+            "{}",
+            bytes(64, Work::Forward)
+        );
+        assert!(
+            near(bytes(16, Work::Attack), 694.0),
+            "{}",
+            bytes(16, Work::Attack)
+        );
         let absurd = batch_memory(&model, 1000, 4096, usize::MAX, Work::Attack);
         assert!(absurd.is_finite() && absurd > 1e25);
     }

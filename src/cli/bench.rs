@@ -87,10 +87,7 @@ impl Step {
                 .hint(format!("use one of {}", ModelConfig::names().join(", ")))
         })?;
         check_image_size(&config, self.image_size)?;
-        for (flag, value) in [
-            ("batch", self.batch),
-            ("repeats", self.repeats),
-        ] {
+        for (flag, value) in [("batch", self.batch), ("repeats", self.repeats)] {
             if value == 0 {
                 return Err(Error::input(format!("--{flag} 0 must be at least 1")));
             }

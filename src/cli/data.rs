@@ -425,7 +425,11 @@ impl Pack {
         let at_a_time = (NUMBERS_AT_A_TIME / numbers).clamp(1, AT_A_TIME);
         // As they are made, sent to the first process, and written.
         let needed = 4.0 * 3.0 * (numbers * at_a_time.min(count) * group.size()) as f64;
-        let what = format!("{} images of {} pixels", at_a_time.min(count), preprocessing.image_size);
+        let what = format!(
+            "{} images of {} pixels",
+            at_a_time.min(count),
+            preprocessing.image_size
+        );
         require_memory(&what, needed, "give a smaller --image-size")?;
         tell(&text, None);
         let mut screen = Terminal::new();

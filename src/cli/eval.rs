@@ -7,8 +7,8 @@ use burn::tensor::{Device, Tensor};
 use super::preprocessing::{PreprocessingFlags, tell};
 use super::screen::Terminal;
 use super::{
-    NamedModel, check_classes, check_image_size, check_memory, device, image_count, parse_precision,
-    print_json, usable_precision,
+    NamedModel, check_classes, check_image_size, check_memory, device, image_count,
+    parse_precision, print_json, usable_precision,
 };
 use crate::attack::{Attack, Norm};
 use crate::data::{Dataset, Spec, Split};

@@ -34,7 +34,9 @@ impl Inspect {
                 (config, classes, loaded.image_size, Some(loaded))
             }
         };
-        let outputs = loaded.as_ref().map_or(Outputs::Logits, |loaded| loaded.outputs);
+        let outputs = loaded
+            .as_ref()
+            .map_or(Outputs::Logits, |loaded| loaded.outputs);
         let image_size = self.image_size.unwrap_or(own_size);
         let grid = check_image_size(&config, image_size)?;
         let tokens = config.tokens(grid * grid);
@@ -60,7 +62,11 @@ impl Inspect {
         );
         if let Some(stated) = loaded.as_ref().map(|loaded| &loaded.preprocessing) {
             match &stated.preprocessing {
-                Ok(found) => println!("preprocessing: {} (from {})", found.describe(), stated.source),
+                Ok(found) => println!(
+                    "preprocessing: {} (from {})",
+                    found.describe(),
+                    stated.source
+                ),
                 Err(error) => println!("preprocessing: {error}"),
             }
         }

@@ -303,7 +303,8 @@ fn parse_std(text: &str) -> std::result::Result<[f64; 3], String> {
 /// Patches along a side of images of `--image-size`; an error unless they are whole.
 fn check_image_size(config: &ModelConfig, size: usize) -> Result<usize> {
     if size > MAX_IMAGE_SIZE {
-        let message = format!("--image-size {size} is more than {MAX_IMAGE_SIZE}, the largest side");
+        let message =
+            format!("--image-size {size} is more than {MAX_IMAGE_SIZE}, the largest side");
         return Err(Error::input(message).hint("give a size near to the model's own"));
     }
     config.grid(size).map_err(|(message, hint)| {
@@ -327,7 +328,11 @@ fn check_memory(
     let what = format!("a batch of {batch} images of {size} pixels");
     require_memory(&what, needed, "give a smaller --batch or --image-size")?;
     let what = format!("keeping what is to be written of all images of {size} pixels");
-    require_memory(&what, needed + 4.0 * more as f64, "take fewer images with --n")
+    require_memory(
+        &what,
+        needed + 4.0 * more as f64,
+        "take fewer images with --n",
+    )
 }
 
 /// An error where so many bytes are not available to this process on the processor; of GPUs it is not known what is free.

@@ -60,7 +60,9 @@ impl Predict {
         let is_embedding = loaded.outputs == Outputs::Embedding;
         if self.gradient && is_embedding {
             let message = "--gradient is that of cross entropy, and the outputs of this model are an embedding";
-            return Err(Error::input(message).hint("leave --gradient out, or give a model with classes"));
+            return Err(
+                Error::input(message).hint("leave --gradient out, or give a model with classes")
+            );
         }
         let dataset = Dataset::open(&self.data.parse::<Spec>()?, Split::Test, self.seed)?;
         if self.gradient {

@@ -31,7 +31,10 @@ pub(super) fn parse_size(text: &str) -> std::result::Result<usize, String> {
 }
 
 fn parse_share(text: &str) -> std::result::Result<f64, String> {
-    let share = text.parse().ok().filter(|share| *share > 0.0 && *share <= 1.0);
+    let share = text
+        .parse()
+        .ok()
+        .filter(|share| *share > 0.0 && *share <= 1.0);
     share.ok_or_else(|| "it must be above 0 and at most 1; ImageNet's is often 0.875".to_owned())
 }
 
@@ -115,7 +118,9 @@ impl PreprocessingFlags {
             (self.interpolation.is_some(), "--interpolation"),
             (self.resize_mode.is_some(), "--resize-mode"),
         ];
-        flags.into_iter().filter_map(|(given, flag)| given.then_some(flag))
+        flags
+            .into_iter()
+            .filter_map(|(given, flag)| given.then_some(flag))
     }
 }
 
@@ -126,5 +131,8 @@ pub(super) fn tell(text: &str, model: Option<&ModelConfig>) {
         let list = |values: [f64; 3]| values.map(|value| value.to_string()).join(", ");
         format!("; mean {}; std {}", list(mean), list(std))
     });
-    note(&format!("preprocessing: {text}{}", statistics.unwrap_or_default()));
+    note(&format!(
+        "preprocessing: {text}{}",
+        statistics.unwrap_or_default()
+    ));
 }

@@ -84,7 +84,8 @@ impl Preprocessing {
     pub fn check(&self) -> Result<()> {
         let size = self.image_size;
         if !(1..=MAX_IMAGE_SIZE).contains(&size) {
-            let message = format!("an image size of {size} pixels is not one from 1 to {MAX_IMAGE_SIZE}");
+            let message =
+                format!("an image size of {size} pixels is not one from 1 to {MAX_IMAGE_SIZE}");
             return Err(Error::input(message).hint("give the size that the model was trained at"));
         }
         let fraction = self.crop_fraction;
@@ -183,7 +184,8 @@ impl Preprocessing {
             // timm's and open_clip's `ResizeKeepRatio`; of a line of pixels at least one is left.
             ResizeMode::Longest { .. } => {
                 let ratio = width.max(height) as f64 / side as f64;
-                let shrunk = |side: usize| (side as f64 / ratio).round_ties_even().max(1.0) as usize;
+                let shrunk =
+                    |side: usize| (side as f64 / ratio).round_ties_even().max(1.0) as usize;
                 (shrunk(width), shrunk(height))
             }
         }
@@ -287,7 +289,11 @@ mod tests {
                 ..preprocessing(image_size.parse().unwrap(), fraction.parse().unwrap())
             };
             assert_eq!(shape[0], found.image_size);
-            assert_eq!(found.apply(&drawn(size)), bytes_to_planes(&expected), "{name}");
+            assert_eq!(
+                found.apply(&drawn(size)),
+                bytes_to_planes(&expected),
+                "{name}"
+            );
             cases += 1;
         }
         assert_eq!(cases, 2);
@@ -309,7 +315,10 @@ mod tests {
             let [mode, fill, interpolation, size, image_size, fraction] = parts[..] else {
                 panic!("{name} is no case")
             };
-            let fill: Vec<u8> = fill.split(',').map(|color| color.parse().unwrap()).collect();
+            let fill: Vec<u8> = fill
+                .split(',')
+                .map(|color| color.parse().unwrap())
+                .collect();
             let found = Preprocessing {
                 resize_mode: match choice(&ResizeMode::WORDS, mode) {
                     ResizeMode::Longest { .. } => ResizeMode::Longest {
@@ -321,7 +330,11 @@ mod tests {
                 ..preprocessing(image_size.parse().unwrap(), fraction.parse().unwrap())
             };
             assert_eq!(shape[0], found.image_size);
-            assert_eq!(found.apply(&drawn(size)), bytes_to_planes(expected), "{name}");
+            assert_eq!(
+                found.apply(&drawn(size)),
+                bytes_to_planes(expected),
+                "{name}"
+            );
         }
         assert!(cases.len() > 30, "{}", cases.len());
     }
@@ -351,7 +364,10 @@ mod tests {
         let all = Region::whole(112, 269);
         let resized = resize_bytes(&whole, (220, 530), (112, 269), &all, Filter::Bilinear);
         let middle = &resized[78 * 112 * 3..(78 + 112) * 112 * 3];
-        assert_eq!(preprocessing(112, 1.0).apply(&picture), bytes_to_planes(middle));
+        assert_eq!(
+            preprocessing(112, 1.0).apply(&picture),
+            bytes_to_planes(middle)
+        );
     }
 
     /// The whole resized pictures would have 1.7e13 and 3.3e12 bytes.
@@ -394,7 +410,8 @@ mod tests {
         let text = "resize the shorter side to 256 (bilinear), center crop 224";
         assert_eq!(found.describe(), text);
         found.resize_mode = ResizeMode::Longest { fill: [1, 2, 3] };
-        let text = "resize the longer side to 256 (bilinear), center crop or pad to 224 with color 1,2,3";
+        let text =
+            "resize the longer side to 256 (bilinear), center crop or pad to 224 with color 1,2,3";
         assert_eq!(found.describe(), text);
         let recorded = serde_json::json!({
             "image_size": 224, "resize_mode": "longest", "fill": [1, 2, 3],

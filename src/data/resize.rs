@@ -290,7 +290,9 @@ fn cut_rows<T: Copy>(
     columns: &Range<usize>,
 ) -> Vec<T> {
     let rows = values.chunks_exact(row_len).take(rows.end).skip(rows.start);
-    rows.flat_map(|row| &row[columns.clone()]).copied().collect()
+    rows.flat_map(|row| &row[columns.clone()])
+        .copied()
+        .collect()
 }
 
 const PRECISION: u32 = 22;
@@ -646,8 +648,9 @@ mod tests {
                     let all = resize_planes(picture, &crop, new, filter);
                     let part = resize_planes_part(picture, &crop, new, &region, filter);
                     let planes = all.chunks_exact(new.0 * new.1);
-                    let right: Vec<f32> =
-                        planes.flat_map(|plane| cut(plane, new.0, &region, 1)).collect();
+                    let right: Vec<f32> = planes
+                        .flat_map(|plane| cut(plane, new.0, &region, 1))
+                        .collect();
                     assert_eq!(part, right, "{filter:?} {new:?}");
                 }
             }

@@ -207,7 +207,9 @@ fn out_of_range(what: &str, found: &[f64; 3]) -> (String, String) {
             let [r, g, b] = found.map(|value| (value / 255.0 * 1e4).round() / 1e4);
             format!("for pixels from 0 to 255 divide it by 255, which gives {r}, {g}, {b}")
         }
-        false => "ImageNet's mean is 0.485, 0.456, 0.406 and its std 0.229, 0.224, 0.225".to_owned(),
+        false => {
+            "ImageNet's mean is 0.485, 0.456, 0.406 and its std 0.229, 0.224, 0.225".to_owned()
+        }
     };
     (message, hint)
 }
@@ -268,21 +270,35 @@ mod tests {
         // Pixels of a network for bytes: x / (1 / 255).
         assert!(check_mean(&[0.0; 3]).is_ok() && check_std(&[1.0 / 255.0; 3]).is_ok());
         let (message, hint) = check_mean(&[123.675, 116.28, 103.53]).unwrap_err();
-        assert!(message.contains("mean = [123.675, 116.28, 103.53]"), "{message}");
+        assert!(
+            message.contains("mean = [123.675, 116.28, 103.53]"),
+            "{message}"
+        );
         assert!(hint.contains("0.485, 0.456, 0.406"), "{hint}");
         let (_, hint) = check_std(&[58.395, 57.12, 57.375]).unwrap_err();
         assert!(hint.contains("0.229, 0.224, 0.225"), "{hint}");
         assert!(check_std(&[0.2, 0.0, 0.2]).is_err() && check_std(&[f64::NAN; 3]).is_err());
         assert!(check_mean(&[f64::NAN; 3]).is_err());
         let model = |key: &str| {
-            let text = format!("size = \"vit_micro\"\nclass_token = true\npool = \"average\"\nposition = \"learned\"\n{key}");
+            let text = format!(
+                "size = \"vit_micro\"\nclass_token = true\npool = \"average\"\nposition = \"learned\"\n{key}"
+            );
             crate::settings::read(&text, &[], ModelConfig::read)
         };
         assert!(model("mean = [0.5, 0.5, 0.5]").is_ok());
-        for key in ["mean = [123.675, 116.28, 103.53]", "std = [58.395, 57.12, 57.375]"] {
+        for key in [
+            "mean = [123.675, 116.28, 103.53]",
+            "std = [58.395, 57.12, 57.375]",
+        ] {
             let faults = model(key).unwrap_err();
             assert_eq!(faults.len(), 1);
-            assert!(faults[0].hint.as_ref().unwrap().contains("divide it by 255"));
+            assert!(
+                faults[0]
+                    .hint
+                    .as_ref()
+                    .unwrap()
+                    .contains("divide it by 255")
+            );
         }
     }
 

@@ -110,9 +110,9 @@ impl StateDict {
         let content: serde_json::Value = serde_json::from_slice(&files::read(index)?)
             .map_err(|error| broken(&format!("is not JSON: {error}")))?;
         let map = content["weight_map"].as_object();
-        let map = map.filter(|map| !map.is_empty()).ok_or_else(|| {
-            broken("has no `weight_map`, which tells the file of each tensor")
-        })?;
+        let map = map
+            .filter(|map| !map.is_empty())
+            .ok_or_else(|| broken("has no `weight_map`, which tells the file of each tensor"))?;
         let mut of_file: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for (name, file) in map {
             let file = file.as_str().unwrap_or_default();
@@ -132,12 +132,18 @@ impl StateDict {
         for (file, names) in of_file {
             let path = index.with_file_name(file);
             if !path.is_file() {
-                return Err(broken(&format!("names `{}`, which is missing", shown(file))));
+                return Err(broken(&format!(
+                    "names `{}`, which is missing",
+                    shown(file)
+                )));
             }
-            let shard = Self::read(Source::open(&path)?).context(|| format!("`{}`", shown(file)))?;
+            let shard =
+                Self::read(Source::open(&path)?).context(|| format!("`{}`", shown(file)))?;
             if let Some(name) = names.iter().find(|name| !shard.contains(name)) {
                 let (name, file) = (shown(name), shown(file));
-                return Err(broken(&format!("has `{name}` in `{file}`, which is without it")));
+                return Err(broken(&format!(
+                    "has `{name}` in `{file}`, which is without it"
+                )));
             }
             let number = all.sources.len();
             all.sources.extend(shard.sources);
@@ -377,7 +383,10 @@ impl StateDict {
 
     /// Numbers that all tensors have together.
     pub fn numbers(&self) -> usize {
-        self.tensors.values().map(|tensor| count(&tensor.shape)).sum()
+        self.tensors
+            .values()
+            .map(|tensor| count(&tensor.shape))
+            .sum()
     }
 
     /// The names in alphabetical order.
@@ -456,8 +465,7 @@ impl StateDict {
         let mut bytes = vec![0; PART.min(count) * size];
         while values.len() < count {
             let part = &mut bytes[..PART.min(count - values.len()) * size];
-            self.sources[tensor.file]
-                .fill(start + (values.len() * size) as u64, part)?;
+            self.sources[tensor.file].fill(start + (values.len() * size) as u64, part)?;
             let (twos, fours, eights) =
                 (part.as_chunks().0, part.as_chunks().0, part.as_chunks().0);
             match dtype {
@@ -590,7 +598,8 @@ fn unwrap<'a>(pickle: &Pickle<'a>, saved: Value<'a>) -> Result<(Value<'a>, Optio
             let paths = several.iter().map(|one| format!("`{}`", one.path()));
             let paths: Vec<String> = paths.take(8).collect();
             let message = format!("it holds several sets of weights: {}", paths.join(", "));
-            let hint = "save the one that you mean, such as `torch.save(torch.load(FILE)[KEY], NEW)`";
+            let hint =
+                "save the one that you mean, such as `torch.save(torch.load(FILE)[KEY], NEW)`";
             Err(Error::input(message).hint(hint))
         }
     }
@@ -626,9 +635,8 @@ fn candidates<'a>(
             _ => None,
         })
         .collect();
-    let is_other = |key: &str| {
-        words(key).any(|word| NO_WEIGHTS.iter().any(|begin| word.starts_with(begin)))
-    };
+    let is_other =
+        |key: &str| words(key).any(|word| NO_WEIGHTS.iter().any(|begin| word.starts_with(begin)));
     for (key, inner) in inside.into_iter().filter(|(key, _)| !is_other(key)) {
         keys.push(key);
         candidates(pickle, inner, keys, found, seen);
@@ -639,9 +647,9 @@ fn candidates<'a>(
 /// Whether a dictionary itself has tensors with axes, which a number such as the best accuracy has not.
 fn holds_tensors(pickle: &Pickle, value: Value) -> bool {
     pickle.pairs(value).iter().any(|pair| match pair {
-        (Value::Text(_), Value::Tensor(tensor)) => {
-            pickle.view(*tensor).is_none_or(|view| !view.shape.is_empty())
-        }
+        (Value::Text(_), Value::Tensor(tensor)) => pickle
+            .view(*tensor)
+            .is_none_or(|view| !view.shape.is_empty()),
         _ => false,
     })
 }

@@ -178,12 +178,18 @@ fn learned_captions(folder: &Path) -> bool {
     let mut above = folder.ancestors().skip(1).take(2);
     let recipe = above.find_map(|above| files::read_text(&above.join("recipe.toml")).ok());
     let recipe = recipe.and_then(|text| text.parse::<toml::Table>().ok());
-    let stages = recipe.as_ref().and_then(|recipe| recipe.get("stage")?.as_array());
+    let stages = recipe
+        .as_ref()
+        .and_then(|recipe| recipe.get("stage")?.as_array());
     let name = folder.file_name().and_then(|name| name.to_str());
     stages.into_iter().flatten().any(|stage| {
-        let of_stage = folder.parent().is_some_and(|parent| parent.ends_with("stages"));
+        let of_stage = folder
+            .parent()
+            .is_some_and(|parent| parent.ends_with("stages"));
         let is_it = !of_stage || stage.get("name").and_then(toml::Value::as_str) == name;
-        let kind = stage.get("loss").and_then(|loss| loss.get("kind")?.as_str());
+        let kind = stage
+            .get("loss")
+            .and_then(|loss| loss.get("kind")?.as_str());
         is_it && kind == Some("contrastive")
     })
 }
@@ -232,7 +238,9 @@ fn find(folder: &Path) -> Result<(&'static str, PathBuf)> {
         match (has(config), weights(names)) {
             (true, _) => return Err(without_weights(folder, config, names[0])),
             (false, Some(weights)) => {
-                let message = format!("`{path}` has `{weights}` and no `{config}`, which describes the model");
+                let message = format!(
+                    "`{path}` has `{weights}` and no `{config}`, which describes the model"
+                );
                 return Err(Error::input(message).hint(
                     "copy it too, or name the file of weights itself with its architecture (--arch)",
                 ));
@@ -393,7 +401,8 @@ fn of_other_program(weights: &StateDict, scheme: Scheme) -> Option<Error> {
 
 fn build(mut file: StateDict, scheme: Scheme, mut told: Told, device: &Device) -> Result<Loaded> {
     if told.needs_no_head && file.keep_below("backbone.") {
-        told.notes.push("the weights are those below `backbone.`; all others are left out".into());
+        told.notes
+            .push("the weights are those below `backbone.`; all others are left out".into());
     }
     let statistics = file.statistics().cloned();
     if let Some(found) = &statistics {
@@ -408,7 +417,8 @@ fn build(mut file: StateDict, scheme: Scheme, mut told: Told, device: &Device) -
     let names = told.class_names.len();
     if names != 0 && names != classes {
         let source = told.source;
-        let message = format!("`{source}` has names of {names} classes, and the head is for {classes}");
+        let message =
+            format!("`{source}` has names of {names} classes, and the head is for {classes}");
         return Err(Error::input(message).hint("correct `label_names`, or take them out"));
     }
     check_memory(&config, classes, image_size)?;
@@ -418,7 +428,9 @@ fn build(mut file: StateDict, scheme: Scheme, mut told: Told, device: &Device) -
         used.insert("pos_embed".to_owned());
     }
     let mut scaled = false;
-    let has_head = ["head.weight", "head.fc.weight"].iter().any(|name| weights.contains(name));
+    let has_head = ["head.weight", "head.fc.weight"]
+        .iter()
+        .any(|name| weights.contains(name));
     let is_of_head = |name: &str| {
         let layer = name.rsplit_once('.').map(|(layer, _)| layer);
         matches!(layer, Some("head" | "head.fc"))
@@ -440,7 +452,8 @@ fn build(mut file: StateDict, scheme: Scheme, mut told: Told, device: &Device) -
     };
     let model = Model::with_weights(&config, classes, image_size, device, take)?;
     if scaled {
-        told.notes.push("the layer scale is multiplied into the weights before it".into());
+        told.notes
+            .push("the layer scale is multiplied into the weights before it".into());
     }
     let mut unused = weights.left_over(&used);
     if told.needs_no_head {
@@ -494,7 +507,12 @@ fn check_memory(config: &ModelConfig, classes: usize, image_size: usize) -> Resu
     let parameters = config.parameters(classes, image_size) as f64;
     let available = memory::available().map(|free| free / group::processes_here() as u64);
     let hint = "use a machine with more memory, or a smaller model";
-    memory::require("this model", parameters * size_of::<f32>() as f64, available, hint)
+    memory::require(
+        "this model",
+        parameters * size_of::<f32>() as f64,
+        available,
+        hint,
+    )
 }
 
 /// What may scale the outputs of a layer (Touvron et al. 2021) in timm's names and in those of DeiT-3's own files.
@@ -613,7 +631,14 @@ mod tests {
             let model = Model::new(&config, 3, 16, 1, &Device::flex());
             let names = ["a", "b", "c"].map(str::to_owned);
             // Saved for another size than learned positions were made for.
-            save(&model, &Preprocessing::new(32), Outputs::Logits, &names, folder.path()).unwrap();
+            save(
+                &model,
+                &Preprocessing::new(32),
+                Outputs::Logits,
+                &names,
+                folder.path(),
+            )
+            .unwrap();
             let loaded = load(folder.path(), &Device::flex()).unwrap();
             assert_eq!(loaded.image_size, 32);
             assert_eq!(loaded.classes, names);
@@ -636,7 +661,14 @@ mod tests {
         let mut model = Model::new(&config, 2, 16, 0, &Device::flex());
         let bias = model.parameters_mut().into_iter().last().unwrap();
         bias.value = from_vec(vec![0.0, f32::NAN], [2], &Device::flex());
-        save(&model, &Preprocessing::new(16), Outputs::Logits, &[], folder.path()).unwrap();
+        save(
+            &model,
+            &Preprocessing::new(16),
+            Outputs::Logits,
+            &[],
+            folder.path(),
+        )
+        .unwrap();
         let refusal = |folder: &Path| match load(folder, &Device::flex()) {
             Err(error) => error.to_string(),
             Ok(_) => panic!("a damaged file was loaded"),

@@ -59,7 +59,9 @@ fn check_head(run: &Run, loaded: &Loaded) -> Result<()> {
     let (names, classes) = (&loaded.classes, run.images[0].classes());
     let message = match &run.captions[0] {
         Some(_) if loaded.outputs == Outputs::Logits => {
-            format!("their head gives logits of {found} classes, and captions are compared with embeddings")
+            format!(
+                "their head gives logits of {found} classes, and captions are compared with embeddings"
+            )
         }
         None if loaded.outputs == Outputs::Embedding => {
             format!("their head gives an embedding of {found} numbers, not logits of classes")

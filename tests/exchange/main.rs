@@ -199,7 +199,14 @@ fn timms_names_of_clips_towers_tell_epsilon_activation_and_statistics() {
         ..VitConfig::named("vit_micro").unwrap()
     };
     let ours = loaded(config.clone(), 3, 8);
-    weights::save(&ours.model, &Preprocessing::new(8), Outputs::Embedding, &[], folder.path()).unwrap();
+    weights::save(
+        &ours.model,
+        &Preprocessing::new(8),
+        Outputs::Embedding,
+        &[],
+        folder.path(),
+    )
+    .unwrap();
     // As it was, from a folder of ours.
     let found = load(folder.path()).unwrap();
     assert_eq!(*vit(&found.model), config);

@@ -213,7 +213,9 @@ pub(super) fn read(config: &Value) -> Result<Told> {
             Value::Null => None,
             found => Some(Outputs::named(found)?),
         },
-        tag: pretrained["tag"].as_str().map_or(by_name.tag.clone(), str::to_owned),
+        tag: pretrained["tag"]
+            .as_str()
+            .map_or(by_name.tag.clone(), str::to_owned),
         preprocessing: of_timm(pretrained, ours, mean),
         notes: test_size(pretrained).into_iter().collect(),
         class_count: number(&config["num_classes"]),

@@ -140,7 +140,8 @@ impl Told {
         match told {
             Some(told) if told != found => {
                 let source = self.source;
-                let message = format!("`{source}` has {key} = {told}, and the weights have {found}");
+                let message =
+                    format!("`{source}` has {key} = {told}, and the weights have {found}");
                 Err(Error::input(message).hint("correct the one that is wrong"))
             }
             _ => Ok(()),
@@ -319,9 +320,8 @@ fn vit(weights: &Names, told: &Told) -> Result<Description> {
         return Err(unfit(&format!("{places} is not [1, tokens, width]")));
     };
     let class_token = weights.contains("cls_token");
-    let grid = grid(tokens, class_token).ok_or_else(|| {
-        unfit(&format!("{places} does not belong to a square grid"))
-    })?;
+    let grid = grid(tokens, class_token)
+        .ok_or_else(|| unfit(&format!("{places} does not belong to a square grid")))?;
     if let Some((key, size)) = told.image_size
         && size != grid * patch
     {

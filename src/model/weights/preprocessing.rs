@@ -41,12 +41,19 @@ impl Found {
         let source = self.source;
         let preprocessing = self.preprocessing.and_then(|found| match self.size {
             Some((key, size)) if size != image_size => {
-                let what = format!("{key} = {size}, and the weights are of images of {image_size} pixels");
+                let what =
+                    format!("{key} = {size}, and the weights are of images of {image_size} pixels");
                 Err(refused(source, &what))
             }
             _ => {
-                let found = Preprocessing { image_size, ..found };
-                found.check().map(|()| found).map_err(|error| error.context(source.to_owned()))
+                let found = Preprocessing {
+                    image_size,
+                    ..found
+                };
+                found
+                    .check()
+                    .map(|()| found)
+                    .map_err(|error| error.context(source.to_owned()))
             }
         });
         Stated {
@@ -86,7 +93,8 @@ fn choice<T: Copy>(source: &str, key: &str, found: &Value, words: &[(&str, T)]) 
 /// The size of the images that a model is made for; an error where they are not square.
 pub(super) fn square(source: &str, key: &str, found: &Value) -> Result<Option<usize>> {
     side(key, found).map_err(|what| {
-        Error::input(format!("`{source}` has {what}")).hint("only models of square images can be loaded")
+        Error::input(format!("`{source}` has {what}"))
+            .hint("only models of square images can be loaded")
     })
 }
 
@@ -96,7 +104,10 @@ fn side(key: &str, found: &Value) -> std::result::Result<Option<usize>, String> 
     let sides: Vec<&Value> = match found {
         Value::Null => return Ok(None),
         Value::Array(sides) => sides.iter().rev().take(2).collect(),
-        Value::Object(sides) => [sides.get("height"), sides.get("width")].into_iter().flatten().collect(),
+        Value::Object(sides) => [sides.get("height"), sides.get("width")]
+            .into_iter()
+            .flatten()
+            .collect(),
         number => vec![number],
     };
     let sides: Option<Vec<u64>> = sides.into_iter().map(Value::as_u64).collect();
@@ -212,7 +223,10 @@ pub(super) fn of_open_clip(config: &Value) -> Found {
     ];
     let read = || {
         if !(config["mode"].is_null() || config["mode"] == "RGB") {
-            return Err(refused(source, &format!("mode = {}, and images are RGB here", config["mode"])));
+            return Err(refused(
+                source,
+                &format!("mode = {}, and images are RGB here", config["mode"]),
+            ));
         }
         let interpolation = match &config["interpolation"] {
             Value::Null => Filter::Bicubic,
@@ -248,7 +262,8 @@ pub(super) fn of_open_clip(config: &Value) -> Found {
 /// Errors: what open_clip has no word for.
 pub(crate) fn to_open_clip(preprocessing: &Preprocessing) -> Result<Value> {
     let lacks = |what: String| {
-        let message = format!("open_clip has no word for {what}, which the model was evaluated with");
+        let message =
+            format!("open_clip has no word for {what}, which the model was evaluated with");
         Error::input(message).hint("export it --to timm")
     };
     let (filter, fraction) = (preprocessing.interpolation, preprocessing.crop_fraction);
@@ -317,7 +332,10 @@ fn hugging_face(source: &'static str, config: &Value, is_clip: bool) -> Result<S
     }
     for key in ["do_pad", "do_thumbnail", "do_align_long_axis", "crop_pct"] {
         if !(config[key].is_null() || config[key] == Value::Bool(false)) {
-            return Err(refused(&format!("{key} = {}, which cannot be done here", config[key])));
+            return Err(refused(&format!(
+                "{key} = {}, which cannot be done here",
+                config[key]
+            )));
         }
     }
     if !is("do_rescale", true) {
@@ -326,13 +344,23 @@ fn hugging_face(source: &'static str, config: &Value, is_clip: bool) -> Result<S
     let factor = &config["rescale_factor"];
     let is_usual = |factor: f64| (factor * 255.0 - 1.0).abs() < 1e-4;
     if !(factor.is_null() || factor.as_f64().is_some_and(is_usual)) {
-        return Err(refused(&format!("rescale_factor = {factor}, and pixels are in [0, 1] here")));
+        return Err(refused(&format!(
+            "rescale_factor = {factor}, and pixels are in [0, 1] here"
+        )));
     }
-    let usual = if is_clip { Filter::Bicubic } else { Filter::Bilinear };
+    let usual = if is_clip {
+        Filter::Bicubic
+    } else {
+        Filter::Bilinear
+    };
     let interpolation = match (&config["resample"], config["resample"].as_u64()) {
         (Value::Null, _) => usual,
         (_, Some(number)) if (number as usize) < PILLOW.len() => PILLOW[number as usize],
-        (found, _) => return Err(refused(&format!("resample = {found}, which is no filter of Pillow's"))),
+        (found, _) => {
+            return Err(refused(&format!(
+                "resample = {found}, which is no filter of Pillow's"
+            )));
+        }
     };
     let found = Preprocessing {
         interpolation,
@@ -346,14 +374,18 @@ fn hugging_face(source: &'static str, config: &Value, is_clip: bool) -> Result<S
     let resized = match edge {
         Value::Null => side("size", size)?,
         _ if !size["longest_edge"].is_null() => {
-            return Err(refused(&format!("size = {size}, which cannot be done here")));
+            return Err(refused(&format!(
+                "size = {size}, which cannot be done here"
+            )));
         }
         edge => side("size", edge)?,
     };
     let crop = match is("do_center_crop", is_clip) {
         true => side("crop_size", &config["crop_size"])?,
         false if keeps_proportions => {
-            return Err(refused("do_center_crop = false, and images must be square here"));
+            return Err(refused(
+                "do_center_crop = false, and images must be square here",
+            ));
         }
         false => None,
     };
@@ -375,7 +407,9 @@ fn hugging_face(source: &'static str, config: &Value, is_clip: bool) -> Result<S
 /// The share of `side` that is kept, such that timm's rounding gives the side again.
 fn fraction(side: usize, crop: usize) -> std::result::Result<f64, String> {
     if crop > side {
-        return Err(format!("crop_size = {crop} of images resized to {side}, and borders cannot be made of them here"));
+        return Err(format!(
+            "crop_size = {crop} of images resized to {side}, and borders cannot be made of them here"
+        ));
     }
     let fraction = crop as f64 / side as f64;
     Ok(match (crop as f64 / fraction) as usize == side {
@@ -391,7 +425,12 @@ mod tests {
 
     use super::*;
 
-    fn preprocessing(mode: ResizeMode, fraction: f64, filter: Filter, size: usize) -> Preprocessing {
+    fn preprocessing(
+        mode: ResizeMode,
+        fraction: f64,
+        filter: Filter,
+        size: usize,
+    ) -> Preprocessing {
         Preprocessing {
             image_size: size,
             resize_mode: mode,
@@ -408,20 +447,33 @@ mod tests {
 
     #[test]
     fn timms_words_are_read_and_what_is_missing_is_its_default() {
-        let read = |config: Value| of_timm(&config, &Value::Null, [0.485, 0.456, 0.406]).at(224).preprocessing.unwrap();
+        let read = |config: Value| {
+            of_timm(&config, &Value::Null, [0.485, 0.456, 0.406])
+                .at(224)
+                .preprocessing
+                .unwrap()
+        };
         let usual = preprocessing(ResizeMode::Shortest, 0.875, Filter::Bicubic, 224);
         assert_eq!(read(json!({})), usual);
         assert_eq!(read(json!({ "crop_pct": null, "crop_mode": null })), usual);
         let squash = json!({ "crop_pct": 0.9, "crop_mode": "squash", "interpolation": "bilinear" });
-        assert_eq!(read(squash), preprocessing(ResizeMode::Squash, 0.9, Filter::Bilinear, 224));
-        let border = ResizeMode::Longest { fill: [124, 116, 104] };
-        let found = read(json!({ "crop_pct": 1.0, "crop_mode": "border", "interpolation": "lanczos" }));
+        assert_eq!(
+            read(squash),
+            preprocessing(ResizeMode::Squash, 0.9, Filter::Bilinear, 224)
+        );
+        let border = ResizeMode::Longest {
+            fill: [124, 116, 104],
+        };
+        let found =
+            read(json!({ "crop_pct": 1.0, "crop_mode": "border", "interpolation": "lanczos" }));
         assert_eq!(found, preprocessing(border, 1.0, Filter::Lanczos, 224));
         // Written and read again.
         for mode in [ResizeMode::Shortest, ResizeMode::Squash, border] {
             let found = preprocessing(mode, 0.95, Filter::Hamming, 224);
-            let written: serde_json::Map<_, _> =
-                to_timm(&found).into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+            let written: serde_json::Map<_, _> = to_timm(&found)
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value))
+                .collect();
             assert_eq!(read(Value::Object(written)), found);
         }
         for (config, part) in [
@@ -437,12 +489,18 @@ mod tests {
 
     #[test]
     fn a_size_for_tests_is_named_where_it_differs() {
-        assert_eq!(test_size(&json!({ "input_size": [3, 224, 224], "crop_pct": 0.95 })), None);
+        assert_eq!(
+            test_size(&json!({ "input_size": [3, 224, 224], "crop_pct": 0.95 })),
+            None
+        );
         let config = json!({
             "input_size": [3, 224, 224], "crop_pct": 0.95, "test_input_size": [3, 288, 288], "test_crop_pct": 1.0,
         });
         let note = test_size(&config).unwrap();
-        assert!(note.ends_with("--image-size 288 --crop-fraction 1"), "{note}");
+        assert!(
+            note.ends_with("--image-size 288 --crop-fraction 1"),
+            "{note}"
+        );
     }
 
     #[test]
@@ -450,12 +508,21 @@ mod tests {
         let read = |config: Value| of_open_clip(&config).at(224).preprocessing.unwrap();
         let usual = preprocessing(ResizeMode::Shortest, 1.0, Filter::Bicubic, 224);
         assert_eq!(read(json!({})), usual);
-        assert_eq!(read(json!({ "size": [224, 224], "mode": "RGB", "interpolation": "random" })), usual);
+        assert_eq!(
+            read(json!({ "size": [224, 224], "mode": "RGB", "interpolation": "random" })),
+            usual
+        );
         let squash = json!({ "resize_mode": "squash", "interpolation": "bilinear", "size": 224 });
-        assert_eq!(read(squash), preprocessing(ResizeMode::Squash, 1.0, Filter::Bilinear, 224));
+        assert_eq!(
+            read(squash),
+            preprocessing(ResizeMode::Squash, 1.0, Filter::Bilinear, 224)
+        );
         let longest = |fill| preprocessing(ResizeMode::Longest { fill }, 1.0, Filter::Bicubic, 224);
         assert_eq!(read(json!({ "resize_mode": "longest" })), longest([0; 3]));
-        assert_eq!(read(json!({ "resize_mode": "longest", "fill_color": 7 })), longest([7; 3]));
+        assert_eq!(
+            read(json!({ "resize_mode": "longest", "fill_color": 7 })),
+            longest([7; 3])
+        );
         let written = to_open_clip(&longest([1, 2, 3])).unwrap();
         assert_eq!(read(written), longest([1, 2, 3]));
         for (config, part) in [
@@ -463,23 +530,48 @@ mod tests {
             (json!({ "interpolation": "nearest" }), "interpolation"),
             (json!({ "mode": "BGR" }), "mode = \"BGR\""),
             (json!({ "size": [224, 196] }), "must be square"),
-            (json!({ "size": 336 }), "size = 336, and the weights are of images of 224 pixels"),
-            (json!({ "resize_mode": "longest", "fill_color": 300 }), "fill_color = 300"),
+            (
+                json!({ "size": 336 }),
+                "size = 336, and the weights are of images of 224 pixels",
+            ),
+            (
+                json!({ "resize_mode": "longest", "fill_color": 300 }),
+                "fill_color = 300",
+            ),
         ] {
             refusal(of_open_clip(&config), 224, part);
         }
-        assert!(to_open_clip(&preprocessing(ResizeMode::Shortest, 0.9, Filter::Bicubic, 224)).is_err());
+        assert!(
+            to_open_clip(&preprocessing(
+                ResizeMode::Shortest,
+                0.9,
+                Filter::Bicubic,
+                224
+            ))
+            .is_err()
+        );
     }
 
     #[test]
     fn transformers_words_are_read_as_its_processors_mean_them() {
-        let read = |config: Value, is_clip| of_hugging_face(&config, is_clip).at(224).preprocessing.unwrap();
+        let read = |config: Value, is_clip| {
+            of_hugging_face(&config, is_clip)
+                .at(224)
+                .preprocessing
+                .unwrap()
+        };
         let squash = preprocessing(ResizeMode::Squash, 1.0, Filter::Bilinear, 224);
         let clip = preprocessing(ResizeMode::Shortest, 1.0, Filter::Bicubic, 224);
         assert_eq!(read(Value::Null, false), squash);
         assert_eq!(read(Value::Null, true), clip);
         assert_eq!(read(json!({ "size": 224, "resample": 2 }), false), squash);
-        assert_eq!(read(json!({ "size": 224, "crop_size": 224, "resample": 3 }), true), clip);
+        assert_eq!(
+            read(
+                json!({ "size": 224, "crop_size": 224, "resample": 3 }),
+                true
+            ),
+            clip
+        );
         let modern = json!({
             "do_resize": true, "size": { "shortest_edge": 256 }, "do_center_crop": true,
             "crop_size": { "height": 224, "width": 224 }, "resample": 1, "do_rescale": true,
@@ -490,22 +582,44 @@ mod tests {
         let both = json!({
             "size": { "height": 256, "width": 256 }, "do_center_crop": true, "crop_size": 224, "resample": 0,
         });
-        assert_eq!(read(both, false), preprocessing(ResizeMode::Squash, 0.875, Filter::Nearest, 224));
+        assert_eq!(
+            read(both, false),
+            preprocessing(ResizeMode::Squash, 0.875, Filter::Nearest, 224)
+        );
         for (config, part) in [
             (json!({ "do_resize": false }), "do_resize = false"),
             (json!({ "do_rescale": false }), "do_rescale = false"),
-            (json!({ "rescale_factor": 0.00784 }), "rescale_factor = 0.00784"),
+            (
+                json!({ "rescale_factor": 0.00784 }),
+                "rescale_factor = 0.00784",
+            ),
             (json!({ "resample": 6 }), "resample = 6"),
-            (json!({ "size": { "height": 224, "width": 196 } }), "must be square"),
-            (json!({ "size": { "height": 384, "width": 384 } }), "size = 384, and the weights are of images of 224"),
-            (json!({ "size": { "shortest_edge": 224 } }), "do_center_crop = false"),
-            (json!({ "size": { "longest_edge": 224 } }), "which is no size of images"),
+            (
+                json!({ "size": { "height": 224, "width": 196 } }),
+                "must be square",
+            ),
+            (
+                json!({ "size": { "height": 384, "width": 384 } }),
+                "size = 384, and the weights are of images of 224",
+            ),
+            (
+                json!({ "size": { "shortest_edge": 224 } }),
+                "do_center_crop = false",
+            ),
+            (
+                json!({ "size": { "longest_edge": 224 } }),
+                "which is no size of images",
+            ),
             (json!({ "crop_pct": 0.9 }), "crop_pct = 0.9"),
         ] {
             refusal(of_hugging_face(&config, false), 224, part);
         }
         let larger = json!({ "size": { "shortest_edge": 200 }, "crop_size": 224 });
-        refusal(of_hugging_face(&larger, true), 224, "borders cannot be made");
+        refusal(
+            of_hugging_face(&larger, true),
+            224,
+            "borders cannot be made",
+        );
     }
 
     #[test]
@@ -513,7 +627,11 @@ mod tests {
         for side in 1..600usize {
             for crop in 1..=side {
                 let fraction = fraction(side, crop).unwrap();
-                assert_eq!((crop as f64 / fraction).floor() as usize, side, "{crop} of {side}");
+                assert_eq!(
+                    (crop as f64 / fraction).floor() as usize,
+                    side,
+                    "{crop} of {side}"
+                );
             }
         }
     }
