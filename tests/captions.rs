@@ -227,7 +227,8 @@ name = "clip""#;
 
     // The recipe's own evaluation of the stage of captions is that of the command line.
     let again = text(folder.path().join("again"));
-    let settings = "--data synthetic:48 --attack pgd --eps 2/255 --n 40 --image-size 16 --interpolation bilinear --seed 5";
+    // Preprocessing and image size are those that the stage's folder states.
+    let settings = "--data synthetic:48 --attack pgd --eps 2/255 --n 40 --seed 5";
     let settings: Vec<&str> = settings.split(' ').collect();
     let arguments = [&["eval", &stage[..], "--out", &again], &settings[..], &zero].concat();
     let (code, told) = advxl(&arguments);
@@ -236,6 +237,23 @@ name = "clip""#;
     let own: serde_json::Value = serde_json::from_str(&own).unwrap();
     assert_eq!(own["robust"], accuracy(&again));
     assert_eq!(own["images"], 40);
+
+    // Without the names of classes an embedding is not taken for logits, also in folders that did not say what it is.
+    let config = run.join("stages/pretrain/config.json");
+    let written = std::fs::read_to_string(&config).unwrap();
+    let older = written.replace("\"outputs\": \"embedding\",", "");
+    assert_ne!(older, written);
+    for text in [&written, &older] {
+        std::fs::write(&config, text).unwrap();
+        let wrong = [&["eval", &stage[..], "--out", &wrong_out], &common[..]].concat();
+        let (code, told) = advxl(&wrong);
+        assert_eq!(code, 2, "{told}");
+        assert!(
+            told.contains("24 outputs") && told.contains("an embedding, not logits"),
+            "{told}"
+        );
+        assert!(told.contains("--zero-shot CLASSES --text FOLDER"), "{told}");
+    }
 
     // A model of classes gives no embeddings.
     let wrong = [

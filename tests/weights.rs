@@ -98,6 +98,8 @@ fn tensors_that_pytorch_saved_are_read_to_the_bit() {
         ("half", None),
         ("views", None),
         ("advxl", None),
+        ("compiled", Some("net")),
+        ("distilled", Some("teacher")),
     ] {
         let found = StateDict::open(&golden(&format!("{file}.pth"))).unwrap();
         assert_eq!(found.wrapper(), wrapper, "{file}");
@@ -110,6 +112,94 @@ fn tensors_that_pytorch_saved_are_read_to_the_bit() {
             assert_eq!(found.shape(&name).unwrap(), shape, "{file} {name}");
             assert_eq!(found.floats(&name).unwrap(), values, "{file} {name}");
         }
+    }
+}
+
+#[test]
+fn a_normalization_in_front_of_the_model_is_told_from_the_weights() {
+    let found = StateDict::open(&golden("compiled.pth")).unwrap();
+    let statistics = found.statistics().unwrap();
+    assert_eq!(statistics.names, ["normalize.mean", "normalize.std"]);
+    assert_eq!(statistics.mean, [0.5, 0.25, 0.125]);
+    assert_eq!(statistics.std, [0.2, 0.3, 0.4]);
+    assert_eq!(found.names().collect::<Vec<_>>(), ["a.weight", "b.bias"]);
+    assert!(
+        StateDict::open(&golden("average.pth"))
+            .unwrap()
+            .statistics()
+            .is_none()
+    );
+}
+
+#[test]
+fn a_file_of_several_models_is_refused_with_their_keys() {
+    let text = refusal(StateDict::open(&golden("several.pth")));
+    assert!(
+        text.contains("several sets of weights: `generator`, `inner.critic`"),
+        "{text}"
+    );
+    assert!(
+        !text.contains("lr_scheduler") && text.contains("hint: save the one"),
+        "{text}"
+    );
+}
+
+/// A folder with a model of timm in DeiT-3's form, and the images and logits that were recorded with it.
+fn deit3(folder: &Path) -> (advxl::error::Result<weights::Loaded>, Vec<f32>, Vec<f32>) {
+    std::fs::copy(
+        golden("deit3.safetensors"),
+        folder.join("model.safetensors"),
+    )
+    .unwrap();
+    let recorded = StateDict::open(&golden("deit3.safetensors")).unwrap();
+    let [images, logits] = ["images", "logits"].map(|name| recorded.floats(name).unwrap());
+    let tensors = recorded
+        .names()
+        .filter(|name| !["images", "logits"].contains(name));
+    let tensors: Vec<_> = tensors
+        .map(|name| {
+            (
+                name,
+                recorded.shape(name).unwrap(),
+                recorded.floats(name).unwrap(),
+            )
+        })
+        .collect();
+    let views = tensors.iter().map(|(name, shape, values)| {
+        let bytes = bytemuck::cast_slice(values);
+        let view = TensorView::new(safetensors::Dtype::F32, shape.to_vec(), bytes);
+        (*name, view.unwrap())
+    });
+    let bytes = safetensors::serialize(views, None).unwrap();
+    std::fs::write(folder.join("model.safetensors"), bytes).unwrap();
+    let config = r#"{ "architecture": "deit3_small_patch16_224", "num_classes": 5, "global_pool": "token",
+        "model_args": { "num_heads": 3, "img_size": 8, "patch_size": 2, "no_embed_class": true },
+        "pretrained_cfg": { "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25] } }"#;
+    std::fs::write(folder.join("config.json"), config).unwrap();
+    (weights::load(folder, &Device::flex()), images, logits)
+}
+
+/// Positions without a place for the class token and layer scale: the logits are timm's.
+#[test]
+fn models_of_deit3s_form_give_timms_logits() {
+    let folder = tempfile::tempdir().unwrap();
+    let (loaded, images, right) = deit3(folder.path());
+    let loaded = loaded.unwrap();
+    assert!(
+        loaded.notes.iter().any(|note| note.contains("layer scale")),
+        "{:?}",
+        loaded.notes
+    );
+    let images = from_vec(images, [2, 3, 8, 8], &Device::flex());
+    let found = to_vec(loaded.model.logits(images, &Pass::evaluation()));
+    let largest = right
+        .iter()
+        .fold(0.0f32, |most, value| most.max(value.abs()));
+    for (found, right) in found.iter().zip(&right) {
+        assert!(
+            (found - right).abs() < 1e-5 * largest,
+            "{found}, not {right}"
+        );
     }
 }
 
@@ -149,6 +239,201 @@ fn safetensors_hold_what_they_hold_and_common_prefixes_fall() {
         assert_eq!(found.shape(&parameter.name).unwrap(), parameter.shape);
         assert_eq!(found.floats(&parameter.name).unwrap(), parameter.to_vec());
     }
+}
+
+#[test]
+fn what_training_programs_put_into_names_falls_wherever_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("small.safetensors");
+    let renamed = |change: &dyn Fn(&str) -> String| {
+        write_changed(&path, |tensors| {
+            for (name, ..) in tensors {
+                *name = change(name);
+            }
+        });
+        weights::load_file(&path, "vit_micro", &Device::flex()).unwrap()
+    };
+    for change in [
+        &(|name: &str| format!("_orig_mod.{name}")) as &dyn Fn(&str) -> String,
+        &|name| format!("module._orig_mod.{name}"),
+        &|name| format!("_orig_mod.module.{name}"),
+        &|name| format!("net.model.module.{name}"),
+        // Each block compiled by itself, and wrapped to compute activations again.
+        &|name| {
+            name.replace(
+                "blocks.0.",
+                "blocks.0._orig_mod._checkpoint_wrapped_module.",
+            )
+        },
+    ] {
+        let found = renamed(change);
+        assert_eq!(logits(&found.model, 8), logits(&small(), 8));
+    }
+    for [mean, std] in [
+        ["module.normalize.mean", "module.normalize.std"],
+        ["module.mu", "module.sigma"],
+    ] {
+        write_changed(&path, |tensors| {
+            for (name, ..) in tensors.iter_mut() {
+                *name = format!("module.model.{name}");
+            }
+            tensors.push((mean.into(), vec![1, 3, 1, 1], vec![0.1, 0.2, 0.3]));
+            tensors.push((std.into(), vec![3], vec![0.4, 0.5, 0.6]));
+        });
+        let found = weights::load_file(&path, "vit_micro", &Device::flex()).unwrap();
+        assert_eq!(vit(&found.model).mean, [0.1, 0.2, 0.3]);
+        assert_eq!(vit(&found.model).std, [0.4, 0.5, 0.6]);
+        assert!(
+            found.notes[0].contains("images are normalized by"),
+            "{:?}",
+            found.notes
+        );
+    }
+    // Parts of a sequence by number; of pixels from 0 to 255.
+    write_changed(&path, |tensors| {
+        for (name, ..) in tensors.iter_mut() {
+            *name = format!("1.{name}");
+        }
+        tensors.push(("0.mean".into(), vec![3], vec![123.675, 116.28, 103.53]));
+        tensors.push(("0.std".into(), vec![3], vec![58.395, 57.12, 57.375]));
+    });
+    let text = refusal(weights::load_file(&path, "vit_micro", &Device::flex()));
+    assert!(
+        text.contains("`0.mean`") && text.contains("divide it by 255"),
+        "{text}"
+    );
+}
+
+#[test]
+fn weights_without_a_head_are_a_start_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pretrained.safetensors");
+    let device = Device::flex();
+    let is_body = |name: &str| !name.starts_with("head.");
+    type Change = fn(&mut Vec<(String, Vec<usize>, Vec<f32>)>);
+    let changes: [(Change, &str); 3] = [
+        (|_| {}, ""),
+        // MAE with its decoder.
+        (
+            |tensors| {
+                tensors.push(("mask_token".into(), vec![1, 1, 4], vec![0.0; 4]));
+                tensors.push(("decoder_embed.bias".into(), vec![4], vec![0.0; 4]));
+            },
+            "decoder is left out",
+        ),
+        // DINO with its projection.
+        (
+            |tensors| {
+                for (name, ..) in tensors.iter_mut() {
+                    *name = format!("module.backbone.{name}");
+                }
+                tensors.push(("module.head.mlp.0.bias".into(), vec![4], vec![0.0; 4]));
+            },
+            "below `backbone.`",
+        ),
+    ];
+    for (change, note) in changes {
+        write_changed(&path, |tensors| {
+            tensors.retain(|tensor| is_body(&tensor.0));
+            change(tensors);
+        });
+        let found = weights::load_body(&path, Some("vit_micro"), &device).unwrap();
+        assert!(found.notes.concat().contains(note), "{:?}", found.notes);
+        let (found, right) = (
+            found.model.with_new_head(4, 5, 0),
+            small().with_new_head(4, 5, 0),
+        );
+        assert_eq!(logits(&found, 8), logits(&right, 8));
+    }
+    write_changed(&path, |tensors| tensors.retain(|tensor| is_body(&tensor.0)));
+    let text = refusal(weights::load_file(&path, "vit_micro", &device));
+    assert!(text.contains("`head.weight` is missing"), "{text}");
+    assert!(text.contains("start.head = \"new\""), "{text}");
+}
+
+#[test]
+fn weights_in_shards_are_those_of_one_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = small();
+    let all = |name: &str| {
+        model
+            .parameters()
+            .iter()
+            .any(|parameter| parameter.name == name)
+    };
+    assert!(all("pos_embed"));
+    let mut map = serde_json::Map::new();
+    for (number, file) in ["model-1-of-2.safetensors", "model-2-of-2.safetensors"]
+        .iter()
+        .enumerate()
+    {
+        write_changed(&folder.path().join(file), |tensors| {
+            let mut place = 0;
+            tensors.retain(|_| {
+                place += 1;
+                place % 2 == number
+            });
+            for (name, ..) in tensors {
+                map.insert(name.clone(), (*file).into());
+            }
+        });
+    }
+    let index = folder.path().join("model.safetensors.index.json");
+    let write = |map: &serde_json::Map<String, serde_json::Value>| {
+        let text = serde_json::json!({ "metadata": { "total_size": 1 }, "weight_map": map });
+        std::fs::write(&index, text.to_string()).unwrap();
+    };
+    write(&map);
+    std::fs::write(
+        folder.path().join("config.json"),
+        r#"{ "architecture": "vit_micro" }"#,
+    )
+    .unwrap();
+    let load = || weights::load(folder.path(), &Device::flex());
+    let found = load().unwrap();
+    assert_eq!(logits(&found.model, 8), logits(&model, 8));
+    assert_eq!(found.hash.len(), 64);
+
+    map.insert("norm.weight".into(), "model-1-of-2.safetensors".into());
+    write(&map);
+    let text = refusal(load());
+    assert!(
+        text.contains("has `norm.weight` in `model-1-of-2.safetensors`"),
+        "{text}"
+    );
+    map.insert("norm.weight".into(), "../model.safetensors".into());
+    write(&map);
+    assert!(refusal(load()).contains("has `../model.safetensors` for a file"));
+    map.insert("norm.weight".into(), "model-3-of-2.safetensors".into());
+    write(&map);
+    let text = refusal(load());
+    assert!(
+        text.contains("names `model-3-of-2.safetensors`, which is missing"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_folder_that_lacks_a_file_says_which() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = || refusal(weights::load(folder.path(), &Device::flex()));
+    assert!(refused().contains("is not a model folder"));
+    std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+    let text = refused();
+    assert!(
+        text.contains("`config.json` and no weights: `model.safetensors` is missing"),
+        "{text}"
+    );
+    std::fs::write(folder.path().join("checkpoint.pth"), "").unwrap();
+    let text = refused();
+    assert!(text.contains("the folder has `checkpoint.pth`"), "{text}");
+    std::fs::remove_file(folder.path().join("config.json")).unwrap();
+    std::fs::write(folder.path().join("pytorch_model.bin"), "").unwrap();
+    let text = refused();
+    assert!(
+        text.contains("`pytorch_model.bin` and no `config.json`"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -437,6 +722,42 @@ fn a_folder_whose_configuration_contradicts_its_weights_is_refused() {
         (
             r#"{ "architecture": "vit_micro", "pretrained_cfg": { "std": [1, 0, 1] } }"#,
             "`config.json` has std = [1,0,1]",
+        ),
+        (
+            r#"{ "architecture": "vit_micro", "pretrained_cfg": { "mean": [123.675, 116.28, 103.53] } }"#,
+            "gives 0.485, 0.456, 0.406",
+        ),
+        (
+            r#"{ "architecture": "resnet50", "model_args": { "num_heads": 3 } }"#,
+            "architecture = `resnet50`",
+        ),
+        (
+            r#"{ "architecture": "convnext_tiny", "model_args": { "num_heads": 3 } }"#,
+            "those of no ConvNeXt",
+        ),
+        (
+            r#"{ "architecture": "vit_micro", "model_args": { "img_size": 16 } }"#,
+            "img_size = 16, and `pos_embed` has 2 x 2 patches of 4 pixels, those of 8 pixels",
+        ),
+        (
+            r#"{ "architecture": "vit_micro", "pretrained_cfg": { "input_size": [3, 224, 224] } }"#,
+            "input_size = 224",
+        ),
+        (
+            r#"{ "architecture": "vit_micro", "pretrained_cfg": { "input_size": [3, 8, 16] } }"#,
+            "images must be square",
+        ),
+        (
+            r#"{ "architecture": "vit_micro", "model_args": { "patch_size": 8 } }"#,
+            "patch_size = 8, and the weights have 4",
+        ),
+        (
+            r#"{ "architecture": "vit_micro", "label_names": ["a", "b"] }"#,
+            "names of 2 classes, and the head is for 3",
+        ),
+        (
+            r#"{ "architecture": "vit_micro", "advxl": { "outputs": "boxes" } }"#,
+            "outputs = \"boxes\"",
         ),
     ] {
         std::fs::write(folder.path().join("config.json"), config).unwrap();
