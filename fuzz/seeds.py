@@ -82,6 +82,12 @@ def picture():
     file = io.BytesIO()
     modes["RGB"].save(file, "WEBP", save_all=True, append_images=[modes["RGB"].rotate(90)], lossless=True)
     seed("picture", "webp animated", file.getvalue())
+    for kind in ["BMP", "TIFF", "PPM", "GIF"]:
+        for mode in ["RGB", "L", "P", "1"]:
+            file = io.BytesIO()
+            if kind != "PPM" or mode != "P":
+                modes[mode].save(file, kind)
+                seed("picture", f"{kind} {mode}", file.getvalue())
     for name, start in {"html": b"<!doctype html>", "lfs": b"version https://git-lfs", "zeros": bytes(99), "gif": b"GIF89a"}.items():
         seed("picture", name, start)
 
@@ -109,7 +115,9 @@ def shards():
             content = content[:LARGEST // 512 * 512]
         seed("tar", kind, content)
         seed("tar", f"{kind} cut", content[:1500])
+        seed("tar", f"{kind} gz", gzip.compress(content, mtime=0))
     spans = struct.pack("<QQQIIIIIBB2x", 512, 1536, 0, 20, 5, 0, 7, 3, 0, 0)
+    seed("caption_json", "utf16", '{"caption": "a cat"}'.encode("utf-16"))
     seed("shard_index", "one", b"\0" * 32 + spans + b"000" + b"{}")
     seed("shard_index", "told", struct.pack("<6I", 1, 1, 8, 1, 3, 2).replace(b"\1", b"\1", 1) + b"\0" * 8 + spans + b"000{}")
     for number, text in enumerate(['{"caption": "a cat"}', '{"caption":"\\ud83d\\ude00 \\u00e9","n":[1,{"a":null}]}',
@@ -171,9 +179,9 @@ def recipes():
     outcome = {
         "stages": [{"attack": "clean", "tried": 2, "robust_count": 1, "forward": 2, "backward": 0, "seconds": 0.1}],
         "robust": [True, False], "broken_by": [None, "clean"], "distance": [None, None], "margin": [0.123456789, -1e-300],
-        "classes": 3, "images_hash": "00", "pixels": [0.0, 1.0], "queue": [0],
+        "classes": 3, "images_hash": "00", "pixels": [0.0, 1.0], "queue": [0], "marks": {},
     }
-    seed("progress", "one", cbor({"outcome": outcome, "images": 0}))
+    seed("progress", "one", cbor({"fingerprint": "00", "outcome": outcome, "images": 0, "images_hash": "00"}))
 
 
 def model_files():
