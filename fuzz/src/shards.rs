@@ -54,10 +54,7 @@ fn scanned(data: &[u8]) {
     let index = ShardIndex::scan(&reader).unwrap();
     for (number, entry) in index.entries().iter().enumerate() {
         for span in [entry.image, entry.text, entry.json] {
-            assert!(
-                span.range().end <= length,
-                "a span leaves the file"
-            );
+            assert!(span.range().end <= length, "a span leaves the file");
         }
         index.name(number);
     }

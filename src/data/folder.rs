@@ -1,7 +1,7 @@
 //! A folder of class folders: `ROOT/class/*.jpg` or `ROOT/{train,val}/class/*.jpg`.
 //!
 //! The classes are the sorted names of the class folders, numbers in the order of numbers; pictures may lie in
-//! folders within them. [`Layout`] decides which folder holds a split. Names decide what is taken for a picture
+//! folders within them. `Layout` decides which folder holds a split. Names decide what is taken for a picture
 //! here; [`super::decode`] then looks at the bytes.
 
 use std::collections::{BTreeMap, HashMap};

@@ -14,6 +14,7 @@ mod signals;
 mod watch;
 
 use std::ops::Range;
+#[cfg(feature = "mpi")]
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
