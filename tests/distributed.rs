@@ -325,7 +325,8 @@ fn an_evaluation_in_two_processes_stops_when_one_is_warned_and_goes_on_in_any_nu
         let code = child.wait().unwrap().code();
         assert_eq!(code, Some(75), "{told}");
         assert!(told.contains("error: stopped by signal after "), "{told}");
-        assert!(sent.unwrap().elapsed() < Duration::from_secs(10), "{told}");
+        // What schedulers grant; on a quiet machine it is a few seconds.
+        assert!(sent.unwrap().elapsed() < Duration::from_secs(30), "{told}");
     }
     succeed(1, &words);
     let result = |out: &Path| -> serde_json::Value {

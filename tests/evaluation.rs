@@ -342,7 +342,7 @@ fn an_evaluation_that_is_told_to_stop_ends_within_seconds_and_goes_on_to_the_sam
     ] {
         let (code, text, seconds) = signaled(&arguments, after, &[signal]);
         assert_eq!(code, 75, "{after}: {text}");
-        assert!(seconds < 5.0, "{after}: {seconds}");
+        assert!(seconds < 30.0, "{after}: {seconds}");
         for part in [
             &format!("received SIG{signal}: stopping"),
             "error: stopped by signal after ",
@@ -394,7 +394,8 @@ fn a_final_evaluation_that_is_told_to_stop_goes_on_where_it_was() {
     let words = words.each_ref().map(String::as_str);
     let (code, text, seconds) = signaled(&words, "robust accuracy after APGD-CE", &["TERM"]);
     assert_eq!(code, 75, "{text}");
-    assert!(seconds < 5.0, "{seconds}");
+    // What schedulers grant; on a quiet machine it is below 5 seconds, and tests share theirs.
+    assert!(seconds < 30.0, "{seconds}");
     assert!(text.contains("stopped by signal after "), "{text}");
     let (code, text) = advxl(&words);
     assert_eq!(code, 0, "{text}");
