@@ -65,8 +65,13 @@ fn model(tensors: &SafeTensors, name: &str, architecture: &str, folder: &Path) -
         safetensors::serialize(views, None).unwrap(),
     )
     .unwrap();
+    // The weights of a ConvNeXt with a convolutional stem do not tell its patch size.
+    let patch = match architecture.starts_with("convnext") {
+        true => r#", "patch_size": 1"#,
+        false => "",
+    };
     let config = format!(
-        r#"{{ "architecture": "{architecture}", "model_args": {{ "num_heads": 3 }},
+        r#"{{ "architecture": "{architecture}", "model_args": {{ "num_heads": 3{patch} }},
         "pretrained_cfg": {{ "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_size": [3, 16, 16] }} }}"#
     );
     std::fs::write(folder.join("config.json"), config).unwrap();

@@ -322,7 +322,7 @@ fn a_robustbench_entry_is_made_of_what_its_board_holds_alone() {
         10,
         &linf,
         &[
-            "10_000 images, expected 5_000",
+            "10,000 images, expected 5,000",
             "linf 8/255, expected linf 4/255",
         ],
     );
@@ -330,14 +330,14 @@ fn a_robustbench_entry_is_made_of_what_its_board_holds_alone() {
         "cifar10",
         1000,
         &imagenet,
-        &["5_000 images, expected 10_000", "1000 classes, expected 10"],
+        &["5,000 images, expected 10,000", "1000 classes, expected 10"],
     );
     let few = autoattack("cifar", &CIFAR10, 1000, Norm::Linf, "8/255");
     refused(
         "cifar10",
         10,
         &few,
-        &["1_000 images, expected 10_000", "--eps 8/255"],
+        &["1,000 images, expected 10,000", "--eps 8/255"],
     );
     let weak = autoattack("cifar", &CIFAR10, 10_000, Norm::Linf, "0.3/255");
     refused(
