@@ -270,6 +270,7 @@ fn sizes_that_no_memory_holds_are_refused_before_it_is_taken() {
         folder.path().join("out"),
     );
     let (path, data, out) = (text(&path), text(&data), text(&out));
+    let packed = format!("{out}.safetensors");
     let predict = ["predict", path, "--data", data, "--out", out];
     let eval = [
         "eval", path, "--data", data, "--attack", "clean", "--out", out,
@@ -283,7 +284,7 @@ fn sizes_that_no_memory_holds_are_refused_before_it_is_taken() {
         "--image-size",
         "224",
         "--out",
-        out,
+        &packed,
     ];
     for arguments in [&predict[..], &eval] {
         refused(
@@ -420,8 +421,10 @@ fn an_embedding_is_not_taken_for_logits() {
             ["eval", text(&path), "--attack", "clean"],
             ["predict", text(&path)],
         );
+        let result = folder.path().join(name);
+        let of_eval = ["--data", "synthetic:20@16", "--out", text(&result)];
         refused(
-            &[&eval[..], &data].concat(),
+            &[&eval[..], &of_eval].concat(),
             &[
                 "10 outputs of",
                 "an embedding, not logits of classes",

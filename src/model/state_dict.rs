@@ -276,18 +276,20 @@ impl StateDict {
         // The count that PyTorch's `AveragedModel` keeps.
         self.tensors.remove("n_averaged");
         loop {
-            if self.statistics.is_none()
-                && let Some(statistics) = self.find_statistics()?
-            {
-                statistics.names.iter().for_each(|name| {
-                    self.tensors.remove(name);
-                });
-                self.statistics = Some(statistics);
+            if let Some(prefix) = self.common_prefix() {
+                self.rename(|name| name[prefix.len()..].to_owned())?;
+                continue;
             }
-            let Some(prefix) = self.common_prefix() else {
-                return Ok(());
-            };
-            self.rename(|name| name[prefix.len()..].to_owned())?;
+            // Without it, what is left may have a beginning in common.
+            match self.find_statistics()? {
+                Some(statistics) if self.statistics.is_none() => {
+                    statistics.names.iter().for_each(|name| {
+                        self.tensors.remove(name);
+                    });
+                    self.statistics = Some(statistics);
+                }
+                _ => return Ok(()),
+            }
         }
     }
 

@@ -154,7 +154,8 @@ def main():
     record("compiled", pair)
     save("distilled", {"epoch": 1, "student": last, "teacher": {f"module.{n}": t for n, t in pair.items()}})
     record("distilled", pair)
-    save("several", {"generator": pair, "inner": {"critic": pair}, "lr_scheduler": {"w": pair["b.bias"]}})
+    other = {name: tensor + 1 for name, tensor in pair.items()}
+    save("several", {"generator": pair, "inner": {"critic": other}, "lr_scheduler": {"w": pair["b.bias"]}})
 
     # DeiT-3: no place for the class token, layer scale.
     model = timm.models.VisionTransformer(

@@ -4,7 +4,6 @@
 
 use serde_json::Value;
 
-use super::shown;
 use crate::data::resize::Filter;
 use crate::data::{Preprocessing, ResizeMode};
 use crate::error::{Error, Result};
@@ -76,6 +75,15 @@ fn refused(source: &str, what: &str) -> Error {
     )
 }
 
+/// A value as it stands in the file, cut short.
+fn brief(found: &Value) -> String {
+    let text = found.to_string();
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
 /// The choice that a word of a file names.
 fn choice<T: Copy>(source: &str, key: &str, found: &Value, words: &[(&str, T)]) -> Result<T> {
     let known = words.iter().find(|(word, _)| Some(*word) == found.as_str());
@@ -83,7 +91,7 @@ fn choice<T: Copy>(source: &str, key: &str, found: &Value, words: &[(&str, T)]) 
         let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
         let what = format!(
             "{key} = {}, and only {} can be done here",
-            shown(&found.to_string()),
+            brief(found),
             words.join(", ")
         );
         refused(source, &what)
@@ -111,7 +119,7 @@ fn side(key: &str, found: &Value) -> std::result::Result<Option<usize>, String> 
         number => vec![number],
     };
     let sides: Option<Vec<u64>> = sides.into_iter().map(Value::as_u64).collect();
-    let wrong = |what: &str| Err(format!("{key} = {}, {what}", shown(&found.to_string())));
+    let wrong = |what: &str| Err(format!("{key} = {}, {what}", brief(found)));
     match sides.as_deref() {
         Some([0] | [0, _] | []) | None => wrong("which is no size of images"),
         Some([side]) if !found.is_object() => Ok(Some(*side as usize)),
