@@ -346,8 +346,8 @@ impl Bench {
 /// Saves indexes beside the shards of a pattern.
 #[derive(clap::Args)]
 pub(super) struct Index {
-    /// Such as data/{00000..00099}.tar; ranges, `*`, `?`, several joined by commas. Of shards in stores the
-    /// indexes go into this machine's cache.
+    /// Such as data/{00000..00099}.tar; ranges, `*`, `?`, `[0-9]`, a folder, several joined by commas. Of shards in
+    /// stores the indexes go into this machine's cache.
     #[arg(value_name = "PATTERN")]
     pattern: String,
 }
