@@ -41,20 +41,20 @@ fn scanned(data: &[u8]) {
     let _ = fs::remove_dir_all(&cache);
     let object = object(&path);
     let reader = object.reader().unwrap();
-    let length = reader.length();
+    let size = reader.length();
     let mut end = 0;
     let scanned = tar::scan(&reader, |found| {
         if let Found::Member { at, length, .. } = found {
             assert!(at >= end, "members overlap");
             end = at + length;
-            assert!(end <= length, "a member leaves the file");
+            assert!(end <= size, "a member leaves the file");
         }
     });
     scanned.unwrap();
     let index = ShardIndex::scan(&reader).unwrap();
     for (number, entry) in index.entries().iter().enumerate() {
         for span in [entry.image, entry.text, entry.json] {
-            assert!(span.range().end <= length, "a span leaves the file");
+            assert!(span.range().end <= size, "a span leaves the file");
         }
         index.name(number);
     }
