@@ -76,10 +76,6 @@ impl Predict {
         }
         let dataset = open_data(&self.data, Split::Test, self.seed)?;
         let mut subset = self.chosen.of(&dataset)?;
-        // Logits need no labels.
-        if self.gradient {
-            subset = subset.mapped(self.classes.matched(&loaded, None, &dataset, &self.data)?);
-        }
         let count = subset.len();
         let classes = loaded.model.classes();
         let config = loaded.model.config();
@@ -95,6 +91,10 @@ impl Predict {
         // What is written, once as numbers and once as a file.
         let kept = 2 * count * (classes + gradient);
         check_memory(&loaded, &preprocessing, self.batch.min(count), work, kept)?;
+        // Logits need no labels.
+        if self.gradient {
+            subset = subset.mapped(self.classes.matched(&loaded, None, &dataset, &self.data)?);
+        }
         tell(&text, Some(&config));
         if is_embedding {
             note(&format!(
