@@ -5,10 +5,10 @@
 //! ```
 
 use advxl::attack::Norm;
+use advxl::distributed::Group;
 use advxl::error::Result;
 use advxl::eval::autoattack::{Settings, Version};
 use advxl::eval::{Evaluation, Images, checks};
-use advxl::group::Group;
 use burn::tensor::{Device, Distribution, Tensor};
 
 fn main() -> Result<()> {

@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use advxl::model::weights;
+use advxl::weights::import as weights;
 use burn::tensor::Device;
 
 fn main() -> advxl::error::Result<()> {

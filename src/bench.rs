@@ -6,11 +6,11 @@ use burn::tensor::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use crate::attack::{Norm, Pgd, Start, input_gradient};
+use crate::distributed::{Group, Parallel, Reduce};
 use crate::error::Result;
-use crate::fused::{Precision, from_vec, hardware, to_vec};
-use crate::group::{Group, Parallel, Reduce};
 use crate::loss::{Targets, cross_entropy};
 use crate::model::{Model, ModelConfig, Pass, Pool, Position};
+use crate::ops::{Precision, from_vec, hardware, to_vec};
 use crate::optim::{Optimizer, OptimizerConfig, OptimizerKind, norm};
 use crate::recipe::word_of;
 use crate::rng::{Purpose, Rng};

@@ -9,9 +9,9 @@ use burn::tensor::Device;
 use serde_json::{Value, json};
 
 use crate::attack::Pgd;
+use crate::distributed::Group;
 use crate::error::{Context, Error, Result};
 use crate::files;
-use crate::group::Group;
 use crate::output::{Content, Inputs};
 use crate::recipe::{Recipe, cannot_be_run};
 use crate::screen::Screen;

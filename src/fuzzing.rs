@@ -7,13 +7,13 @@ use std::result;
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
 
-use crate::data::decode::{self, Examined};
-use crate::data::picture::View;
-use crate::data::shard_index::{self, ShardIndex};
-use crate::data::store::Object;
-use crate::data::{Fault, pattern};
+use crate::data::shards::index as shard_index;
+use crate::data::shards::index::ShardIndex;
 use crate::error::Result;
 use crate::eval::session;
+use crate::image::{Examined, Fault, View, decode};
+use crate::storage::pattern;
+use crate::storage::store::Object;
 use crate::train::checkpoint;
 
 /// Decodes a picture unless it has more pixels than that.

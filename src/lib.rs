@@ -14,19 +14,25 @@ pub mod screen;
 pub mod settings;
 pub mod units;
 
-pub mod group;
+pub mod ops;
 
-pub mod fused;
+pub mod distributed;
 
 pub mod loss;
 pub mod optim;
 pub mod schedule;
+
+pub mod image;
+
+pub mod storage;
 
 pub mod data;
 
 pub mod model;
 
 pub mod text;
+
+pub mod weights;
 
 pub mod attack;
 

@@ -94,7 +94,7 @@ impl Targets {
             row[self.first[index] as usize] += hot * self.weight[index];
             row[self.second[index] as usize] += hot * (1.0 - self.weight[index]);
         }
-        crate::fused::from_vec(values, [self.first.len(), classes], device)
+        crate::ops::from_vec(values, [self.first.len(), classes], device)
     }
 
     /// The class with the larger share, against which accuracy under mixing is counted.
@@ -233,7 +233,7 @@ mod tests {
             second: vec![2],
             weight: vec![0.75],
         };
-        let row = crate::fused::to_vec(targets.distributions(4, 0.1, &Device::flex()));
+        let row = crate::ops::to_vec(targets.distributions(4, 0.1, &Device::flex()));
         let expected = [0.025 + 0.675, 0.025, 0.025 + 0.225, 0.025];
         for (found, expected) in row.iter().zip(expected) {
             assert!((found - expected).abs() < 1e-6, "{row:?}");
@@ -245,7 +245,7 @@ mod tests {
     fn equal_logits_cost_the_logarithm_of_the_number_of_classes() {
         let device = Device::flex();
         let targets = Targets::classes(&[1, 3]).distributions(4, 0.1, &device);
-        let loss = crate::fused::to_vec(cross_entropy(Tensor::zeros([2, 4], &device), targets));
+        let loss = crate::ops::to_vec(cross_entropy(Tensor::zeros([2, 4], &device), targets));
         assert!(
             loss.iter().all(|loss| (loss - 4f32.ln()).abs() < 1e-6),
             "{loss:?}"
@@ -253,14 +253,14 @@ mod tests {
     }
 
     fn tensor<const D: usize>(values: &[f32], shape: [usize; D]) -> Tensor<D> {
-        crate::fused::from_vec(values.to_vec(), shape, &Device::flex())
+        crate::ops::from_vec(values.to_vec(), shape, &Device::flex())
     }
 
     #[test]
     fn embeddings_that_tell_nothing_cost_the_logarithm_of_the_batch() {
         let same = tensor(&[0.6, 0.8].repeat(5), [5, 2]);
         let loss = contrastive(same.clone() * 3.0, same, tensor(&[2.0], [1]));
-        for loss in crate::fused::to_vec(loss) {
+        for loss in crate::ops::to_vec(loss) {
             assert!((loss - 5f32.ln()).abs() < 1e-6, "{loss}");
         }
     }
@@ -280,7 +280,7 @@ mod tests {
             0.5 * (cross(2.0, 1.0) + cross(2.0, 0.0)),
             0.5 * (cross(right, 0.0) + cross(right, 1.0)),
         ];
-        for (found, expected) in crate::fused::to_vec(found).iter().zip(expected) {
+        for (found, expected) in crate::ops::to_vec(found).iter().zip(expected) {
             assert!(
                 (f64::from(*found) - expected).abs() < 1e-6,
                 "{found} {expected}"

@@ -1,11 +1,12 @@
 //! AdamW over all weights of a model, with clipping of the gradient and an average of the weights.
 //!
-//! Not the schedule ([`crate::schedule`]) and not the arithmetic of one tensor ([`crate::fused`]).
+//! Not the schedule ([`crate::schedule`]) and not the arithmetic of one tensor ([`crate::ops`]).
 
 use burn::tensor::Tensor;
 use serde::Serialize;
 
-use crate::fused::{self, Moments};
+use crate::ops;
+use crate::ops::Moments;
 use crate::settings::Table;
 
 /// The optimizer of one stage.
@@ -137,7 +138,7 @@ impl Optimizer {
             .map_or(1.0, |most| (most / (norm + 1e-6)).min(1.0));
         let average_decay = self.average.as_ref().map_or(0.0, |a| a.at(self.run_step));
         for (index, (weights, gradient)) in weights.into_iter().zip(gradients).enumerate() {
-            let update = fused::AdamW {
+            let update = ops::AdamW {
                 learning_rate,
                 betas: self.config.betas,
                 eps: EPS,
@@ -160,14 +161,14 @@ impl Optimizer {
                 average: None,
             };
             let moments = std::mem::replace(&mut self.moments[index], none);
-            (*weights, self.moments[index]) = fused::adamw(old, gradient, moments, &update);
+            (*weights, self.moments[index]) = ops::adamw(old, gradient, moments, &update);
         }
     }
 }
 
 /// The Euclidean norm of all gradients together, summed in f64 tensor by tensor in a fixed order.
 pub fn norm(gradients: &[Tensor<1>]) -> f64 {
-    let squares = fused::sums_of_squares(gradients.to_vec());
+    let squares = ops::sums_of_squares(gradients.to_vec());
     squares.iter().sum::<f64>().sqrt()
 }
 

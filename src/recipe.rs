@@ -11,18 +11,18 @@ use serde::{Serialize, Serializer};
 use crate::attack::pgd::check_range;
 use crate::attack::{Attack, Norm, Pgd};
 use crate::data::{Augmentation, Mixing, Selection, Spec};
+use crate::distributed::Parallel;
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
-use crate::files;
-use crate::fused::{DeviceName, Precision};
-use crate::group::Parallel;
 use crate::loss::{Loss, LossKind};
-use crate::model::config::{DEEPEST, LARGEST_WIDTH};
+use crate::model::config::common::{DEEPEST, LARGEST_WIDTH};
 use crate::model::{Masking, ModelConfig};
+use crate::ops::{DeviceName, Precision};
 use crate::optim::{AverageConfig, OptimizerConfig};
 use crate::schedule::Schedule;
-use crate::settings::{self, Fault, Table};
+use crate::settings::{Fault, Table};
 use crate::units::Fraction;
+use crate::{files, settings};
 
 /// The form of recipes; written into the resolved recipe of a run.
 const SCHEMA: u64 = 1;

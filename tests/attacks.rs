@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use advxl::attack::{Apgd, Classifier, Climbs, Fab, Goal, Norm, hyperplane, l1};
 use advxl::attack::{Attack, Batch};
+use advxl::distributed::Group;
 use advxl::eval::autoattack::{Settings, Version};
 use advxl::eval::{Evaluation, Images};
-use advxl::fused::{from_vec, to_vec};
-use advxl::group::Group;
-use advxl::model::{Pass, weights};
+use advxl::model::Pass;
+use advxl::ops::{from_vec, to_vec};
+use advxl::weights::import as weights;
 use burn::tensor::activation::relu;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;

@@ -5,11 +5,12 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use advxl::data::{Dataset, Spec, Split};
-use advxl::fused::{from_vec, to_vec};
 use advxl::loss::predictions;
-use advxl::model::{Model, Pass, weights};
+use advxl::model::{Model, Pass};
+use advxl::ops::{from_vec, to_vec};
 use advxl::text::zero_shot::by_text;
 use advxl::text::{TextModel, ZeroShot};
+use advxl::weights::import as weights;
 use burn::tensor::{Device, Tensor};
 use support::{advxl, kill_after};
 

@@ -15,10 +15,11 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use advxl::data::{
-    Augmentation, Dataset, Loader, Plan, Preprocessing, Share, Spec, Split, evaluation_batch,
-    resize, shards, store,
+    Augmentation, Dataset, Loader, Plan, Share, Spec, Split, evaluation_batch, shards,
 };
 use advxl::error::{Error, Result};
+use advxl::image::{Preprocessing, resize};
+use advxl::storage::store;
 use support::command;
 
 /// What the server does with a request.

@@ -4,9 +4,10 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use advxl::data::Preprocessing;
-use advxl::fused::from_vec;
-use advxl::model::{Model, ModelConfig, VitConfig, weights};
+use advxl::image::Preprocessing;
+use advxl::model::{Model, ModelConfig, VitConfig};
+use advxl::ops::from_vec;
+use advxl::weights::import as weights;
 use burn::tensor::Device;
 use serde_json::Value;
 use support::command;

@@ -7,10 +7,13 @@
 use std::path::{Path, PathBuf};
 
 use advxl::attack::{Norm, Pgd, Start, input_gradient};
-use advxl::fused::{self, Gelu, Precision, from_vec, to_vec};
 use advxl::loss::{Targets, contrastive, cross_entropy};
-use advxl::model::{Model, Pass, position, weights};
-use advxl::optim::{self, AverageConfig, Optimizer, OptimizerConfig, OptimizerKind};
+use advxl::model::{Model, Pass, position};
+use advxl::ops as fused;
+use advxl::ops::{Gelu, Precision, from_vec, to_vec};
+use advxl::optim;
+use advxl::optim::{AverageConfig, Optimizer, OptimizerConfig, OptimizerKind};
+use advxl::weights::import as weights;
 use burn::tensor::{Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;

@@ -11,12 +11,12 @@ use std::time::Instant;
 
 use advxl::attack::{Norm, Pgd, Start, input_gradient};
 use advxl::data::{Batch, Mixing, Planes};
-use advxl::fused::{
+use advxl::loss::{Targets, cross_entropy};
+use advxl::model::{DropPath, Model, ModelConfig, Pass};
+use advxl::ops::{
     BlockSpec, DeviceName, Gelu, Precision, WeightCache, encoder_block, from_vec, gelu, layer_norm,
     linear, to_vec, usable,
 };
-use advxl::loss::{Targets, cross_entropy};
-use advxl::model::{DropPath, Model, ModelConfig, Pass};
 use advxl::recipe::Recipe;
 use advxl::rng::{Purpose, Rng};
 use burn::tensor::{Device, Tensor};

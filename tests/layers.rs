@@ -93,7 +93,7 @@ fn unsafe_code_and_printing_stay_in_their_places() {
         forbid("print!", "nowhere");
         forbid("todo!", "nowhere");
         // A process that waits within MPI can end no other way.
-        forbid("std::process::exit", "group");
+        forbid("std::process::exit", "distributed");
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

@@ -4,9 +4,9 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use advxl::data::Preprocessing;
-use advxl::model::weights::{self, Outputs};
+use advxl::image::Preprocessing;
 use advxl::model::{Model, ModelConfig, VitConfig};
+use advxl::weights::{Outputs, import as weights};
 use burn::tensor::Device;
 use image::RgbImage;
 use serde_json::{Value, json};

@@ -6,13 +6,16 @@ use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
+use advxl::data::shards::tar;
 use advxl::data::{
-    Augmentation, Dataset, Loader, Plan, Preprocessing, Reason, Selection, Share, Spec, Split,
-    Subset, check, evaluation_batch, store, tar,
+    Augmentation, Dataset, Loader, Plan, Selection, Share, Spec, Split, Subset, check,
+    evaluation_batch,
 };
-use advxl::group::Group;
-use advxl::text::EmbeddingWriter;
-use advxl::text::embedding::{Layout, MadeBy};
+use advxl::distributed::Group;
+use advxl::image::{Preprocessing, Reason};
+use advxl::storage::store;
+use advxl::weights::EmbeddingWriter;
+use advxl::weights::embeddings::{Layout, MadeBy};
 use image::{DynamicImage, ImageFormat};
 use support::{advxl, command};
 
@@ -1048,7 +1051,7 @@ fn gzipped(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-fn health(dataset: &Dataset) -> advxl::data::Health {
+fn health(dataset: &Dataset) -> advxl::image::Health {
     let checked = check::check(dataset, 1, &Group::solo(), |_| Ok(()), |_| {});
     checked.unwrap().health
 }

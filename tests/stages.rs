@@ -4,10 +4,13 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use advxl::data::{Dataset, Preprocessing, Spec, Split, evaluation_batch, tensors};
-use advxl::fused::from_vec;
+use advxl::data::sources::tensors;
+use advxl::data::{Dataset, Spec, Split, evaluation_batch};
+use advxl::image::Preprocessing;
 use advxl::loss::predictions;
-use advxl::model::{Model, Pass, weights};
+use advxl::model::{Model, Pass};
+use advxl::ops::from_vec;
+use advxl::weights::import as weights;
 use burn::tensor::{Device, Tensor};
 use support::{RECIPE, advxl, class_folders, command, kill_after};
 

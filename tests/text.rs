@@ -5,10 +5,11 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use advxl::fused::{from_vec, to_vec};
+use advxl::ops::{from_vec, to_vec};
 use advxl::text::{
-    Cleaning, EmbeddingFile, TextConfig, TextModel, TextPool, TextTower, Tokenizer, TokenizerConfig,
+    Cleaning, TextConfig, TextModel, TextPool, TextTower, Tokenizer, TokenizerConfig,
 };
+use advxl::weights::EmbeddingFile;
 use burn::tensor::{Device, Tensor};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -235,7 +236,7 @@ fn random_towers_are_functions_of_their_seed_and_change_with_their_weights() {
         embedding: 3,
         causal: false,
         pool: TextPool::Last,
-        gelu: advxl::fused::Gelu::Tanh,
+        gelu: advxl::ops::Gelu::Tanh,
         eps: 1e-5,
     };
     let tower = |seed| TextTower::new(&config, seed, &Device::flex()).unwrap();

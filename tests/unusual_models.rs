@@ -4,10 +4,10 @@
 //! not finite is never robust.
 
 use advxl::attack::{Attack, Batch, Classifier, Norm};
+use advxl::distributed::Group;
 use advxl::eval::autoattack::{ATTACKS, Settings, Version};
 use advxl::eval::{Evaluation, Images, Outcome, checks};
-use advxl::fused::{from_vec, to_vec};
-use advxl::group::Group;
+use advxl::ops::{from_vec, to_vec};
 use advxl::rng::{Purpose, Rng};
 use burn::tensor::{Device, Tensor};
 

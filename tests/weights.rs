@@ -6,9 +6,10 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use advxl::fused::{from_vec, to_vec};
-use advxl::model::state_dict::Dtype;
-use advxl::model::{Model, ModelConfig, Pass, Pool, Position, StateDict, VitConfig, weights};
+use advxl::model::{Model, ModelConfig, Pass, Pool, Position, VitConfig};
+use advxl::ops::{from_vec, to_vec};
+use advxl::weights::state_dict::Dtype;
+use advxl::weights::{StateDict, import as weights};
 use burn::tensor::Device;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use advxl::model::weights;
 use advxl::text::TextModel;
+use advxl::weights::import as weights;
 use burn::tensor::Device;
 
 use crate::scratch::{self, golden, parts};

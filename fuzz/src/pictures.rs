@@ -1,8 +1,10 @@
 //! Picture files. The oracle of a decoded region is the same region of the whole picture.
 
-use advxl::data::decode::{Examined, Format};
-use advxl::data::picture::{Pixels, Region};
 use advxl::fuzzing;
+use advxl::image::Examined;
+use advxl::image::Region;
+use advxl::image::decode::outcome::Format;
+use advxl::image::picture::Pixels;
 
 use crate::scratch::number;
 

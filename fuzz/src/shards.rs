@@ -2,11 +2,13 @@
 
 use std::fs;
 
-use advxl::data::shard_index::{ShardIndex, fault_of};
 use advxl::data::shards::Shards;
-use advxl::data::store::{Location, Object, use_cache};
-use advxl::data::tar::{self, Found};
-use advxl::fuzzing::{self, INDEX_SIZES};
+use advxl::data::shards::index::{ShardIndex, fault_of};
+use advxl::data::shards::tar;
+use advxl::data::shards::tar::Found;
+use advxl::fuzzing;
+use advxl::fuzzing::INDEX_SIZES;
+use advxl::storage::store::{Location, Object, use_cache};
 
 use crate::scratch;
 

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use advxl::data::tensors::{Tensors, save_parts};
-use advxl::data::{Spec, Split, cifar::Cifar};
+use advxl::data::sources::cifar::Cifar;
+use advxl::data::sources::tensors::{Tensors, save_parts};
+use advxl::data::{Spec, Split};
 use advxl::fuzzing;
-use advxl::model::StateDict;
-use advxl::text::EmbeddingFile;
+use advxl::weights::EmbeddingFile;
+use advxl::weights::StateDict;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::scratch;

@@ -1,8 +1,8 @@
 //! What users type: data sets, quantities, devices, patterns of shards.
 
 use advxl::data::Spec;
-use advxl::fused::DeviceName;
 use advxl::fuzzing::shard_names;
+use advxl::ops::DeviceName;
 use advxl::units::Fraction;
 
 /// Longer words find nothing else.

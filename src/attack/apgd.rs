@@ -8,11 +8,12 @@
 use burn::tensor::{Bool, Tensor, TensorData};
 use serde::Serialize;
 
-use super::classifier::Slope;
-use super::{
-    Attempt, Ball, Batch, Classifier, Draws, Found, Goal, Logits, Mark, Norm, Passes, images_of,
-    in_turn, select,
-};
+use super::attempt::{Attempt, Batch, Found, Mark, images_of, in_turn};
+use super::classifier::{Classifier, Logits, Passes, Slope};
+use super::draws::Draws;
+use super::gradient::select;
+use super::objective::Goal;
+use super::threat::{Ball, Norm};
 use crate::rng::Purpose;
 use crate::units::Fraction;
 
@@ -85,8 +86,8 @@ impl Apgd {
         }
     }
 
-    /// Climbs from every start, towards every target, on the images that stand; see [`super::Attack::go_on`].
-    pub(super) fn go_on(
+    /// Climbs from every start, towards every target, on the images that stand; see [`crate::attack::Attack::go_on`].
+    pub(crate) fn go_on(
         &self,
         classifier: &Classifier,
         batch: &Batch,

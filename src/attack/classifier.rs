@@ -8,8 +8,8 @@ use std::ops::AddAssign;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::goal::{Goal, are_finite};
-use crate::fused::{from_vec, to_vec};
+use super::objective::{Goal, are_finite};
+use crate::ops::{from_vec, to_vec};
 
 /// A function from images in [0, 1] to logits, under attack.
 pub struct Classifier<'a> {
@@ -153,7 +153,7 @@ impl<'a> Classifier<'a> {
     }
 
     /// Says that what was found by the passes so far is kept even if the attack is stopped.
-    pub(super) fn keep_passes(&self) {
+    pub(crate) fn keep_passes(&self) {
         self.kept.set(self.passes.get());
     }
 

@@ -13,9 +13,13 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{Attempt, Batch, Classifier, Draws, Found, Goal, Logits, Mark, Norm, Passes};
-use super::{hyperplane, images_of, in_turn};
-use crate::fused::from_vec;
+use super::attempt::{Attempt, Batch, Found, Mark, images_of, in_turn};
+use super::classifier::{Classifier, Logits, Passes};
+use super::draws::Draws;
+use super::hyperplane;
+use super::objective::Goal;
+use super::threat::Norm;
+use crate::ops::from_vec;
 use crate::rng::Purpose;
 use crate::units::Fraction;
 
@@ -69,8 +73,8 @@ impl Fab {
     }
 
     /// Looks for the boundary from every start, towards every target, on the images that stand; see
-    /// [`super::Attack::go_on`].
-    pub(super) fn go_on(
+    /// [`crate::attack::Attack::go_on`].
+    pub(crate) fn go_on(
         &self,
         classifier: &Classifier,
         batch: &Batch,

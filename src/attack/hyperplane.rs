@@ -3,7 +3,7 @@
 //! Source: Croce and Hein 2020 (arXiv:1907.02044), section 2.3 and appendix. Held to the reference
 //! by `tests/attacks.rs`.
 
-use super::Norm;
+use super::threat::Norm;
 
 /// The smallest move, in the norm, that takes `point` onto a hyperplane without leaving [0, 1]; where
 /// that is out of reach, the move that comes nearest to it.

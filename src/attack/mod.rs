@@ -10,55 +10,36 @@
 //! | [`Square`] | the margin, by random search without gradients | linf, l2, l1 |
 
 pub mod apgd;
+pub mod attempt;
 pub mod classifier;
+pub mod draws;
 pub mod fab;
-pub mod goal;
+pub mod gradient;
 pub mod hyperplane;
 pub mod l1;
+pub mod objective;
 pub mod pgd;
 pub mod square;
 pub mod threat;
 
 pub use apgd::{Apgd, Climbs};
+pub use attempt::{Attempt, Batch, Found, Mark};
 pub use classifier::{Classifier, Logits, Passes};
+pub use draws::Draws;
 pub use fab::Fab;
-pub use goal::Goal;
+pub use gradient::input_gradient;
+pub use objective::Goal;
 pub use pgd::{Pgd, Start};
 pub use square::Square;
 pub use threat::{Ball, Norm};
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::fused::to_vec;
 use crate::rng::{Purpose, Rng};
 use crate::units::Fraction;
 
-/// The gradient of a sum of losses with respect to the images alone.
-///
-/// Shapes: `images` and the result `[batch, 3, height, width]`; `loss` gives one value an image.
-pub fn input_gradient(
-    loss: &dyn Fn(Tensor<4>) -> Tensor<1>,
-    images: Tensor<4>,
-) -> (Tensor<4>, Tensor<1>) {
-    let images = images.without_autodiff().autodiff().require_grad();
-    let losses = loss(images.clone());
-    // The sum, not the mean: an image's gradient must not depend on the size of its batch.
-    let mut gradients = losses.clone().sum().backward();
-    let gradient = images.grad_remove(&mut gradients);
-    let gradient = gradient.unwrap_or_else(|| images.without_autodiff().zeros_like());
-    (gradient, losses.without_autodiff())
-}
-
-/// The random numbers of an attack on a batch: a stream for each image, run and iteration.
-///
-/// By an image's key and never by its place in the batch, so that batch size, threads and a restart change nothing.
-#[derive(Clone, Copy, Debug)]
-pub struct Draws<'a> {
-    seed: u64,
-    keys: &'a [u64],
-    purpose: Purpose,
-}
+use attempt::images_of;
 
 impl<'a> Draws<'a> {
     /// Numbers for images with the given keys.
@@ -75,185 +56,6 @@ impl<'a> Draws<'a> {
         let sub_key = (run as u64) << 32 | iteration as u64;
         Rng::new(self.seed, self.purpose, self.keys[image], sub_key)
     }
-}
-
-/// Images about which a classifier is to be fooled.
-#[derive(Clone, Debug)]
-pub struct Batch {
-    /// The clean images, `[batch, 3, height, width]`, all classified correctly.
-    pub images: Tensor<4>,
-    /// Their classes.
-    pub labels: Vec<u32>,
-    /// Numbers that tell the images apart, for their random streams.
-    pub keys: Vec<u64>,
-    /// Seed of the evaluation.
-    pub seed: u64,
-}
-
-impl Batch {
-    /// Some of the images.
-    fn select(&self, kept: &[usize]) -> Self {
-        Self {
-            images: select(self.images.clone(), kept),
-            labels: kept.iter().map(|index| self.labels[*index]).collect(),
-            keys: kept.iter().map(|index| self.keys[*index]).collect(),
-            seed: self.seed,
-        }
-    }
-
-    /// The other classes of each image, those with the largest logits on the clean image first.
-    ///
-    /// Shapes: `[batch, at most count]`.
-    fn targets(&self, classifier: &Classifier, count: u64) -> Vec<Vec<usize>> {
-        let count = usize::try_from(count).unwrap_or(usize::MAX);
-        let logits = classifier.logits(self.images.clone());
-        let labels = self.labels.iter().enumerate();
-        labels
-            .map(|(index, label)| {
-                let mut order = goal::largest(logits.row(index), count.saturating_add(1));
-                order.retain(|class| *class != *label as usize);
-                order.truncate(count);
-                order
-            })
-            .collect()
-    }
-}
-
-/// For each image of a batch, what the attack would show the model, if it has anything.
-pub type Found = Vec<Option<Vec<f32>>>;
-
-/// How far an attack that was stopped had come with an image that it had not fooled: enough to go on with the same
-/// numbers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Mark {
-    /// Runs, each from a start and towards a target.
-    Runs {
-        /// Those that the image survived.
-        survived: usize,
-        /// The targets, chosen before the first.
-        targets: Vec<usize>,
-    },
-    /// Queries of random search.
-    Queries {
-        /// Those that were asked.
-        asked: u64,
-        /// Those that became the best image, which they make again.
-        accepted: Vec<u64>,
-        /// Its margin.
-        margin: f64,
-    },
-}
-
-/// What an attack made of a batch.
-#[derive(Clone, Debug)]
-pub struct Attempt {
-    /// For each image what is shown to the model.
-    pub found: Found,
-    /// Whether the attack was stopped before it was done with the images of which nothing was found.
-    pub stopped: bool,
-    /// If it was: how far it had come with each of them.
-    pub marks: Vec<Option<Mark>>,
-}
-
-impl Attempt {
-    /// Nothing found about so many images.
-    fn nothing(count: usize) -> Self {
-        Self {
-            found: vec![None; count],
-            stopped: false,
-            marks: vec![None; count],
-        }
-    }
-}
-
-/// A run of an attack: its number, and which start it is of the target in turn, from 0.
-struct Run {
-    number: usize,
-    restart: usize,
-}
-
-/// Runs of an attack one after another, each on the images that stand after those before it: every start
-/// towards each of so many targets in turn, or without a target.
-///
-/// `marks` are of an attempt that was stopped. `attempt` gets the run, the images that stand and the target of each.
-fn in_turn(
-    classifier: &Classifier,
-    batch: &Batch,
-    marks: &[Option<Mark>],
-    targets: Option<u64>,
-    restarts: u64,
-    mut attempt: impl FnMut(&Run, &Batch, &[Option<usize>]) -> Found,
-) -> Attempt {
-    let mut survived = vec![0; batch.labels.len()];
-    let mut targets_of: Vec<Vec<usize>> = vec![Vec::new(); batch.labels.len()];
-    for (index, mark) in marks.iter().enumerate() {
-        if let Some(Mark::Runs {
-            survived: s,
-            targets,
-        }) = mark
-        {
-            (survived[index], targets_of[index]) = (*s, targets.clone());
-        }
-    }
-    if let Some(count) = targets {
-        let new: Vec<usize> = (0..survived.len())
-            .filter(|index| survived[*index] == 0)
-            .collect();
-        if !new.is_empty() {
-            let found = batch.select(&new).targets(classifier, count);
-            for (index, targets) in new.into_iter().zip(found) {
-                targets_of[index] = targets;
-            }
-        }
-    }
-    let aims = match targets {
-        Some(_) => targets_of.iter().map(Vec::len).max().unwrap_or_default(),
-        None => 1,
-    };
-    let restarts = restarts as usize;
-    let mut found: Found = vec![None; batch.labels.len()];
-    let mut stopped = false;
-    for number in 0..aims * restarts {
-        let target = |index: &usize| targets_of[*index].get(number / restarts).copied();
-        let stands = |index: &usize| {
-            let is_aimed = targets.is_none() || target(index).is_some();
-            found[*index].is_none() && survived[*index] <= number && is_aimed
-        };
-        let standing: Vec<usize> = (0..found.len()).filter(stands).collect();
-        if standing.is_empty() {
-            continue;
-        }
-        let aimed_at: Vec<Option<usize>> = standing.iter().map(target).collect();
-        let run = Run {
-            number,
-            restart: number % restarts,
-        };
-        let images = attempt(&run, &batch.select(&standing), &aimed_at);
-        if classifier.is_stopped() {
-            stopped = true;
-            break;
-        }
-        classifier.keep_passes();
-        for (index, image) in standing.iter().zip(images) {
-            found[*index] = image;
-            survived[*index] = number + 1;
-        }
-    }
-    let mark = |(survived, targets)| Some(Mark::Runs { survived, targets });
-    Attempt {
-        found,
-        stopped,
-        marks: survived.into_iter().zip(targets_of).map(mark).collect(),
-    }
-}
-/// Some of the rows of a tensor.
-fn select(images: Tensor<4>, kept: &[usize]) -> Tensor<4> {
-    if kept.len() == images.dims()[0] {
-        return images;
-    }
-    let indices: Vec<i64> = kept.iter().map(|index| *index as i64).collect();
-    let indices = Tensor::from_data(TensorData::new(indices, [kept.len()]), &images.device());
-    images.select(0, indices)
 }
 
 /// An attack of an evaluation.
@@ -371,15 +173,6 @@ fn climb_cross_entropy(attack: &Pgd, classifier: &Classifier, batch: &Batch) -> 
     }
 }
 
-/// The pixels of each image of a batch.
-fn images_of(images: Tensor<4>) -> Vec<Vec<f32>> {
-    let pixels = images.dims()[1..].iter().product();
-    to_vec(images)
-        .chunks_exact(pixels)
-        .map(<[f32]>::to_vec)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
@@ -388,7 +181,7 @@ mod tests {
 
     use super::*;
     use crate::eval::autoattack::{ATTACKS, Settings, Version};
-    use crate::fused::from_vec;
+    use crate::ops::from_vec;
 
     const CLASSES: usize = 5;
 

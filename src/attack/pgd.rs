@@ -4,8 +4,9 @@
 use burn::tensor::Tensor;
 use serde::Serialize;
 
+use super::draws::Draws;
+use super::gradient::input_gradient;
 use super::threat::{Ball, Norm};
-use super::{Draws, input_gradient};
 use crate::rng::Purpose;
 use crate::settings::Table;
 use crate::units::Fraction;
@@ -131,7 +132,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::fused::{from_vec, to_vec};
+    use crate::ops::{from_vec, to_vec};
 
     fn pgd(norm: Norm, epsilon: &str, step_size: &str, steps: u64) -> Pgd {
         let fraction = |text: &str| text.parse().unwrap();

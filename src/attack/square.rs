@@ -10,7 +10,11 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{Attempt, Batch, Classifier, Draws, Found, Mark, Norm, images_of, l1};
+use super::attempt::{Attempt, Batch, Found, Mark, images_of};
+use super::classifier::Classifier;
+use super::draws::Draws;
+use super::l1;
+use super::threat::Norm;
 use crate::rng::{Purpose, Rng};
 use crate::units::Fraction;
 
@@ -31,8 +35,8 @@ const FIRST_SHARE: f64 = 0.8;
 const HALVED_AFTER: [u64; 9] = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000];
 
 impl Square {
-    /// Searches until each image is fooled or the queries are used up; see [`super::Attack::go_on`].
-    pub(super) fn go_on(
+    /// Searches until each image is fooled or the queries are used up; see [`crate::attack::Attack::go_on`].
+    pub(crate) fn go_on(
         &self,
         classifier: &Classifier,
         batch: &Batch,

@@ -7,8 +7,10 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::{Draws, l1, select};
-use crate::fused::{from_vec, l2_step, linf_step, to_vec};
+use super::draws::Draws;
+use super::gradient::select;
+use super::l1;
+use crate::ops::{from_vec, l2_step, linf_step, to_vec};
 use crate::rng::Rng;
 
 /// The norm that bounds a perturbation.

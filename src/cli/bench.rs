@@ -1,20 +1,21 @@
 //! `advxl bench`.
 
+use super::device::device;
+use super::memory::require_memory;
+use super::model::{check_image_size, named_sizes, parse_classes};
 use super::preprocessing::parse_size;
-use super::{
-    check_image_size, device, named_sizes, parse_classes, parse_precision, print_json,
-    require_memory, usable_precision,
-};
+use super::print::print_json;
+use super::values::{parse_precision, usable_precision};
 use crate::bench;
+use crate::distributed::Group;
 use crate::error::{Error, Result};
-use crate::fused::Precision;
-use crate::group::Group;
 use crate::model::ModelConfig;
+use crate::ops::Precision;
 use crate::plan::{Work, batch_memory};
 
 /// One adversarial training step: k attack passes, forward, backward, optimizer.
 #[derive(clap::Args)]
-pub(super) struct Step {
+pub(crate) struct Step {
     /// Size of the model, such as vit_s16.
     #[arg(long, default_value = "vit_s16")]
     model: String,
@@ -52,7 +53,7 @@ pub(super) struct Step {
 #[command(
     after_help = "Example, for `advxl plan --link`:\n  mpirun -n 2 --bind-to none advxl bench exchange --parameters 86000000 --threads 1"
 )]
-pub(super) struct Exchange {
+pub(crate) struct Exchange {
     /// Weights of the model.
     #[arg(long, default_value_t = 22_000_000)]
     parameters: usize,
@@ -62,7 +63,7 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    pub(super) fn run(&self, group: &Group) -> Result<()> {
+    pub(crate) fn run(&self, group: &Group) -> Result<()> {
         for (flag, value) in [("parameters", self.parameters), ("repeats", self.repeats)] {
             if value == 0 {
                 let message = format!("--{flag} 0 must be at least 1");
@@ -82,7 +83,7 @@ impl Exchange {
 }
 
 impl Step {
-    pub(super) fn run(&self) -> Result<()> {
+    pub(crate) fn run(&self) -> Result<()> {
         let config = ModelConfig::named(&self.model).ok_or_else(|| {
             Error::input(format!("--model {}: there is no such size", self.model))
                 .hint(named_sizes(&self.model))

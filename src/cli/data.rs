@@ -7,25 +7,29 @@ use std::time::{Duration, Instant};
 use burn::tensor::Device;
 use serde_json::json;
 
+use super::inputs::inputs;
+use super::memory::require_memory;
 use super::preprocessing::{PreprocessingFlags, parse_size, tell};
+use super::print::{note, print_json, print_line};
 use super::screen::Terminal;
-use super::{inputs, note, print_json, print_line, require_memory};
-use crate::data::resize::Filter;
+use crate::data::sources::tensors;
 use crate::data::{
-    Augmentation, Dataset, Loader, Plan, Preprocessing, RandomResizedCrop, Share, Split, check,
-    decode, evaluation_batch, loader, shards, tensors,
+    Augmentation, Dataset, Loader, Plan, RandomResizedCrop, Share, Split, check, evaluation_batch,
+    loader, shards,
 };
+use crate::distributed::Group;
 use crate::error::{Error, Result};
-use crate::files;
-use crate::group::Group;
-use crate::model::weights::{self, Stated};
+use crate::image::resize::Filter;
+use crate::image::{Preprocessing, decode};
 use crate::output::Content;
 use crate::screen::Screen;
 use crate::units::grouped;
+use crate::weights::Stated;
+use crate::{files, weights};
 
 /// What to do with a data set.
 #[derive(clap::Subcommand)]
-pub(super) enum Data {
+pub(crate) enum Data {
     /// Read every sample; say by kind what is damaged and what is odd. Exit code 1 on damage.
     Check(Check),
     /// How fast training images come: random crop, resize, flip, as in training.
@@ -38,7 +42,7 @@ pub(super) enum Data {
 
 impl Data {
     /// `threads` load; two, as in training, if absent.
-    pub(super) fn run(&self, threads: Option<usize>, json: bool, group: &Group) -> Result<()> {
+    pub(crate) fn run(&self, threads: Option<usize>, json: bool, group: &Group) -> Result<()> {
         let threads = threads.unwrap_or(2);
         if group.size() > 1 && matches!(self, Data::Bench(_) | Data::Index(_)) {
             let message = format!(
@@ -82,7 +86,7 @@ impl NamedData {
     }
 
     fn open(&self, split: Split) -> Result<Dataset> {
-        super::open_data(&self.spec, self.split.unwrap_or(split), self.seed)
+        crate::cli::inputs::open_data(&self.spec, self.split.unwrap_or(split), self.seed)
     }
 }
 
@@ -99,7 +103,7 @@ fn parse_split(text: &str) -> std::result::Result<Split, String> {
 #[command(
     after_help = "Example:\n  advxl data check 'shards:data/{00000..00099}.tar' --out quarantine.jsonl"
 )]
-pub(super) struct Check {
+pub(crate) struct Check {
     #[command(flatten)]
     data: NamedData,
     /// A file for the samples that cannot be used, one JSON object a line.
@@ -119,7 +123,7 @@ impl Check {
         {
             files::write(out, b"")?;
         }
-        let broken = |broken: &crate::data::Broken| match &self.out {
+        let broken = |broken: &crate::data::loader::Broken| match &self.out {
             None => Ok(()),
             Some(out) => {
                 let line = json!({
@@ -213,7 +217,7 @@ impl Check {
 #[command(
     after_help = "Example:\n  advxl data bench 'shards:data/*.tar' --image-size 112 --threads 2"
 )]
-pub(super) struct Bench {
+pub(crate) struct Bench {
     #[command(flatten)]
     data: NamedData,
     /// Pixels on a side of the training images.
@@ -345,7 +349,7 @@ impl Bench {
 
 /// Saves indexes beside the shards of a pattern.
 #[derive(clap::Args)]
-pub(super) struct Index {
+pub(crate) struct Index {
     /// Such as data/{00000..00099}.tar; ranges, `*`, `?`, `[0-9]`, a folder, several joined by commas. Of shards in
     /// stores the indexes go into this machine's cache.
     #[arg(value_name = "PATTERN")]
@@ -395,7 +399,7 @@ impl Index {
 
 /// Writes the pictures of an evaluation as `images` f32 `[n, 3, h, w]` and `labels`.
 #[derive(clap::Args)]
-pub(super) struct Pack {
+pub(crate) struct Pack {
     #[command(flatten)]
     data: NamedData,
     /// The model that the images are for, whose folder says how they are preprocessed; else bicubic interpolation of the
@@ -408,7 +412,7 @@ pub(super) struct Pack {
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
-    chosen: super::ChosenImages,
+    chosen: crate::cli::inputs::ChosenImages,
 }
 
 /// Pictures that are made at a time; fewer if they are large.

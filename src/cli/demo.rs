@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::device::device;
+use super::print::print_json;
 use super::screen::Terminal;
-use super::{device, print_json};
 use crate::demo;
 use crate::error::Result;
 use crate::screen::Screen;
@@ -11,7 +12,7 @@ use crate::screen::Screen;
 /// The whole method in minutes, with nothing but this program: synthetic images, two-stage
 /// adversarial training, the same network trained normally, and what an attack leaves of both.
 #[derive(clap::Args)]
-pub(super) struct Demo {
+pub(crate) struct Demo {
     /// The folder of the two runs.
     #[arg(long, value_name = "DIR", default_value = "runs/demo")]
     out: PathBuf,
@@ -21,7 +22,7 @@ pub(super) struct Demo {
 }
 
 impl Demo {
-    pub(super) fn run(&self, json: bool) -> Result<()> {
+    pub(crate) fn run(&self, json: bool) -> Result<()> {
         let mut screen = Terminal::new();
         let outcome = demo::run(&self.out, self.seed, &device()?, &mut screen)?;
         for line in demo::table(&outcome) {

@@ -6,20 +6,23 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::device::device;
+use super::inputs::inputs;
+use super::print::{note, print_json};
 use super::screen::Terminal;
-use super::{device, inputs, note, print_json};
+use crate::distributed::Group;
 use crate::error::{Context, Error, Result};
 use crate::files::Lines;
-use crate::fused::to_vec;
-use crate::group::Group;
+use crate::ops::to_vec;
 use crate::output::Content;
 use crate::screen::Screen;
-use crate::text::embedding::{Layout, MadeBy, plain_key};
-use crate::text::{EmbeddingWriter, TextModel};
+use crate::text::TextModel;
+use crate::weights::EmbeddingWriter;
+use crate::weights::embeddings::{Layout, MadeBy, plain_key};
 
 /// Embeddings of captions by a text model, not normalised.
 #[derive(clap::Args)]
-pub(super) struct Embed {
+pub(crate) struct Embed {
     /// A folder of open_clip or Hugging Face with a text tower of CLIP or CLIPA and its tokenizer.
     #[arg(value_name = "TEXT_MODEL")]
     model: PathBuf,
@@ -47,7 +50,7 @@ pub(super) struct Embed {
 const BATCHES_TOGETHER: usize = 16;
 
 impl Embed {
-    pub(super) fn run(&self, json: bool, group: &Group) -> Result<()> {
+    pub(crate) fn run(&self, json: bool, group: &Group) -> Result<()> {
         if self.batch == 0 {
             return Err(Error::input(
                 "--batch 0: at least one caption at a time is needed",

@@ -4,24 +4,25 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor};
 
+use super::device::device;
+use super::inputs::{ChosenImages, inputs, open_data};
+use super::memory::check_memory;
+use super::model::{NamedClasses, NamedModel, check_image_size};
 use super::preprocessing::{PreprocessingFlags, tell};
+use super::print::print_json;
 use super::screen::Terminal;
-use super::{
-    ChosenImages, NamedClasses, NamedModel, check_image_size, check_memory, device, inputs,
-    open_data, parse_precision, print_json, usable_precision,
-};
+use super::values::{parse_precision, usable_precision};
 use crate::attack::{Attack, Norm};
 use crate::data::Split;
+use crate::distributed::Group;
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
 use crate::eval::result::{Findings, Subject, to_json, wilson};
 use crate::eval::session::{Progress, conclude, examine, watch};
 use crate::eval::{Evaluation, Images, curve};
 use crate::files;
-use crate::fused::Precision;
-use crate::group::Group;
 use crate::model::Pass;
-use crate::model::weights::{Loaded, Outputs};
+use crate::ops::Precision;
 use crate::output::Content;
 use crate::plan::Work;
 use crate::recipe::word_of;
@@ -29,6 +30,7 @@ use crate::screen::Screen;
 use crate::text::zero_shot::by_text;
 use crate::text::{TextModel, ZeroShot};
 use crate::units::{Fraction, duration};
+use crate::weights::{Loaded, Outputs};
 
 /// Robust accuracy of a model: each attack is tried on the images that survived those before it.
 ///
@@ -39,7 +41,7 @@ use crate::units::{Fraction, duration};
     after_help = "Examples:\n  advxl eval runs/demo/robust --data synthetic:1000 --attack clean,pgd --eps 8/255\n  \
     advxl eval runs/demo/robust --data synthetic:100 --attack autoattack --norm linf,l2,l1 --eps 8/255,0.5,12"
 )]
-pub(super) struct Eval {
+pub(crate) struct Eval {
     #[command(flatten)]
     model: NamedModel,
     /// Test images: a folder, tensors:FILE or synthetic:N.
@@ -118,7 +120,7 @@ pub(super) struct Eval {
 }
 
 impl Eval {
-    pub(super) fn run(&self, json: bool, group: &Group) -> Result<()> {
+    pub(crate) fn run(&self, json: bool, group: &Group) -> Result<()> {
         let settings = self.settings()?;
         let attacks: Vec<Vec<Attack>> = settings
             .iter()

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{NamedModel, inputs, note, print_json};
+use super::inputs::inputs;
+use super::model::NamedModel;
+use super::print::{note, print_json};
 use crate::error::{Context, Error, Result};
-use crate::export::{self, Facts};
-use crate::model::weights::Loaded;
-use crate::{files, json};
+use crate::export::card::Facts;
+use crate::weights::Loaded;
+use crate::{export, files, json};
 
 /// A model for other programs: a folder that timm or open_clip loads with a model card, or RobustBench's entry beside it.
 #[derive(clap::Args)]
@@ -17,7 +19,7 @@ use crate::{files, json};
     --result full/result.json --out export\n  advxl export runs/clip --to open-clip --text \
     CLIPA-L-14 --out export"
 )]
-pub(super) struct Export {
+pub(crate) struct Export {
     #[command(flatten)]
     model: NamedModel,
     /// The program: timm, open-clip or robustbench.
@@ -50,7 +52,7 @@ pub(super) struct Export {
 }
 
 impl Export {
-    pub(super) fn run(&self, json: bool) -> Result<()> {
+    pub(crate) fn run(&self, json: bool) -> Result<()> {
         type Write<'a> = Box<dyn Fn(&Loaded, &Facts, &Path) -> Result<()> + 'a>;
         let write: Write = match (&self.to[..], &self.text) {
             ("open-clip", Some(text)) => {

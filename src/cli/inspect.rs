@@ -2,18 +2,19 @@
 
 use serde_json::json;
 
+use super::model::{NamedModel, check_image_size, named_sizes, parse_classes};
 use super::preprocessing::parse_size;
-use super::{NamedModel, check_image_size, named_sizes, parse_classes, print_json, print_line};
+use super::print::{print_json, print_line};
 use crate::error::{Error, Result};
-use crate::model::weights::{Loaded, Outputs};
 use crate::model::{ModelConfig, Stem};
+use crate::weights::{Loaded, Outputs};
 
 /// What is in a model folder, a run or a file of weights, or what a named size of model is (vit_b16).
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  advxl inspect runs/demo/robust\n  advxl inspect vit_h14 --image-size 336"
 )]
-pub(super) struct Inspect {
+pub(crate) struct Inspect {
     #[command(flatten)]
     what: NamedModel,
     /// Pixels on a side that multiply-adds are counted for; the model's own if absent, 224 for a named size.
@@ -25,7 +26,7 @@ pub(super) struct Inspect {
 }
 
 impl Inspect {
-    pub(super) fn run(&self, json: bool) -> Result<()> {
+    pub(crate) fn run(&self, json: bool) -> Result<()> {
         let named = self.what.path.to_str().and_then(ModelConfig::named);
         let (config, classes, own_size, loaded) = match named {
             Some(config) if !self.what.path.exists() => (config, self.classes, 224, None),

@@ -1,45 +1,37 @@
 //! The command line: what was typed, made into calls of the library. The only place that prints.
 
-mod bench;
-mod data;
-mod demo;
-mod embed;
-mod eval;
-mod export;
-mod inspect;
-mod plan;
-mod predict;
-mod preprocessing;
-mod screen;
-mod train;
+pub(crate) mod bench;
+pub(crate) mod data;
+pub(crate) mod demo;
+pub mod device;
+pub(crate) mod embed;
+pub(crate) mod eval;
+pub(crate) mod export;
+pub mod inputs;
+pub(crate) mod inspect;
+pub mod memory;
+pub mod model;
+pub(crate) mod plan;
+pub(crate) mod predict;
+pub(crate) mod preprocessing;
+pub mod print;
+pub(crate) mod screen;
+pub(crate) mod train;
+pub mod values;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
-use burn::tensor::Device;
 use clap::{Parser, Subcommand};
 
-use crate::data::classes::is_wnid;
-use crate::data::{
-    ClassMap, Dataset, MAX_IMAGE_SIZE, ModelClasses, Preprocessing, Selection, Spec, Split, Subset,
-    match_classes, match_prompts,
-};
+use crate::distributed;
+use crate::distributed::Group;
 use crate::error::{Error, Kind, Result};
-use crate::files;
-use crate::fused::{self, DeviceName, Precision, hardware};
-use crate::group::{self, Group};
-use crate::memory;
-use crate::model::ModelConfig;
-use crate::model::config::{check_mean, check_std};
-use crate::model::weights::{self, Loaded};
-use crate::output::Inputs;
-use crate::plan::{Work, batch_memory};
-use crate::recipe::PRECISIONS;
-use crate::settings::nearest;
+use crate::ops::DeviceName;
+
+use device::WANTED;
+use print::{IS_QUIET, PATIENCE, all_printed, note, remember};
 
 /// Train and evaluate adversarially robust vision transformers.
 #[derive(Parser)]
@@ -134,23 +126,6 @@ pub fn run() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Before another process than the first tells an error.
-const PATIENCE: Duration = Duration::from_secs(3);
-
-/// Whether this process is not the one that tells.
-static IS_QUIET: AtomicBool = AtomicBool::new(false);
-
-fn is_quiet() -> bool {
-    IS_QUIET.load(Ordering::Relaxed)
-}
-
-/// Writes a line to standard error. Where that is not possible the line is lost: no work ends for it.
-fn note(text: &str) {
-    if !is_quiet() {
-        let _ = writeln!(std::io::stderr(), "{text}");
-    }
-}
-
 /// Prints help, the version, or what is wrong with the arguments.
 fn print_usage(usage: &clap::Error) -> ExitCode {
     if usage.kind() == clap::error::ErrorKind::InvalidUtf8 {
@@ -186,7 +161,7 @@ fn execute(arguments: &Arguments, group: &Group) -> Result<()> {
         // Nobody else sets it.
         let _ = WANTED.set(device);
     }
-    let threads = arguments.threads.unwrap_or_else(group::threads);
+    let threads = arguments.threads.unwrap_or_else(distributed::threads);
     rayon::ThreadPoolBuilder::new()
         .stack_size(8 << 20)
         .num_threads(threads)
@@ -235,388 +210,11 @@ fn perform(arguments: &Arguments, group: &Group) -> Result<()> {
     }
 }
 
-/// Where the user wants this program to compute, if it was said on the command line.
-static WANTED: OnceLock<DeviceName> = OnceLock::new();
-
-/// Where this program computes.
-///
-/// Errors: the device that was named is not there or does not compute.
-fn device() -> Result<Device> {
-    device_or(DeviceName::Auto)
-}
-
-/// The same, for a recipe that names a device; the command line comes first.
-fn device_or(name: DeviceName) -> Result<Device> {
-    static OPENED: OnceLock<Device> = OnceLock::new();
-    if let Some(device) = OPENED.get() {
-        return Ok(device.clone());
-    }
-    let name = *WANTED.get().unwrap_or(&name);
-    let device = name.open(group::number_here())?;
-    if let Some(hardware) = hardware(&device) {
-        note(&format!("note: computing on {hardware}"));
-    }
-    Ok(OPENED.get_or_init(|| device).clone())
-}
-
-/// The model that a user named.
-#[derive(clap::Args)]
-struct NamedModel {
-    /// A model folder, the folder of a run, or with --arch a file of weights.
-    #[arg(value_name = "MODEL")]
-    path: PathBuf,
-    /// Architecture of a file of weights (safetensors, .pth, .bin): timm's name, open_clip's or ours.
-    #[arg(long, value_name = "NAME")]
-    arch: Option<String>,
-    /// Mean of each channel for pixels in [0, 1]. If absent the folder's; of a file the one in it, ImageNet's, or CLIP's for its
-    /// models.
-    #[arg(long, value_name = "R,G,B", value_parser = parse_mean)]
-    mean: Option<[f64; 3]>,
-    /// Standard deviation of each channel; see --mean.
-    #[arg(long, value_name = "R,G,B", value_parser = parse_std)]
-    std: Option<[f64; 3]>,
-}
-
-impl NamedModel {
-    /// An error where nothing has the path that was named.
-    fn check_path(&self) -> Result<()> {
-        if !self.path.exists() {
-            let name = self.path.display();
-            let is_size = self.path.to_str().and_then(ModelConfig::named).is_some();
-            let hint = match is_size {
-                true => format!(
-                    "`{name}` names a size of model; its weights are in a model folder, a run or a file"
-                ),
-                false => {
-                    "give a model folder, the folder of a run, or with --arch a file of weights"
-                        .to_owned()
-                }
-            };
-            return Err(Error::input(format!("`{name}` does not exist")).hint(hint));
-        }
-        Ok(())
-    }
-
-    fn load(&self) -> Result<Loaded> {
-        self.check_path()?;
-        let mut loaded = match &self.arch {
-            None => weights::load_any(&self.path, &device()?)?,
-            Some(_) if self.path.is_dir() => {
-                return Err(
-                    Error::input("--arch is for a file of weights, not for a folder")
-                        .hint("leave it out: the folder says what its model is"),
-                );
-            }
-            Some(name) => weights::load_file(&self.path, name, &device()?)?,
-        };
-        if let Some(key) = &loaded.wrapper {
-            note(&format!(
-                "note: of several things in the file, the weights are those in `{key}`"
-            ));
-        }
-        for text in &loaded.notes {
-            note(&format!("note: {text}"));
-        }
-        if self.mean.is_some() || self.std.is_some() {
-            loaded.model.normalise_by(self.mean, self.std);
-            // Normalized otherwise it is another model, whose evaluations are not gone on with.
-            let (mean, std) = loaded.model.config().statistics();
-            let identity = format!("{} {mean:?} {std:?}", loaded.hash);
-            loaded.hash = blake3::hash(identity.as_bytes()).to_string();
-        }
-        Ok(loaded)
-    }
-}
-
-/// A number of classes.
-fn parse_classes(text: &str) -> std::result::Result<usize, String> {
-    let classes = text.parse().ok();
-    classes
-        .filter(|classes| (1..=100_000_000).contains(classes))
-        .ok_or_else(|| "give a number from 1 to 100000000".to_owned())
-}
-
-fn parse_channels(text: &str) -> std::result::Result<[f64; 3], String> {
-    let numbers = text
-        .split(',')
-        .map(|number| number.trim().parse::<f64>().ok());
-    let numbers: Option<Vec<f64>> = numbers
-        .map(|number| number.filter(|n| n.is_finite()))
-        .collect();
-    let three = numbers.and_then(|numbers| numbers.try_into().ok());
-    three.ok_or_else(|| "give three numbers, such as 0.5,0.5,0.5".to_owned())
-}
-
-fn parse_mean(text: &str) -> std::result::Result<[f64; 3], String> {
-    let mean = parse_channels(text)?;
-    let text = |(message, hint): (String, String)| format!("{message}; {hint}");
-    check_mean(&mean).map(|()| mean).map_err(text)
-}
-
-fn parse_std(text: &str) -> std::result::Result<[f64; 3], String> {
-    let std = parse_channels(text)?;
-    let text = |(message, hint): (String, String)| format!("{message}; {hint}");
-    check_std(&std).map(|()| std).map_err(text)
-}
-
-/// Patches along a side of images of `--image-size`; an error unless they are whole.
-fn check_image_size(config: &ModelConfig, size: usize) -> Result<usize> {
-    if size > MAX_IMAGE_SIZE {
-        let message =
-            format!("--image-size {size} is more than {MAX_IMAGE_SIZE}, the largest side");
-        return Err(Error::input(message).hint("give a size near to the model's own"));
-    }
-    config.grid(size).map_err(|(message, hint)| {
-        Error::input(message.replace("image_size =", "--image-size")).hint(hint)
-    })
-}
-
-/// An error where a batch of images, or `more` numbers kept besides, do not fit into memory.
-fn check_memory(
-    loaded: &Loaded,
-    preprocessing: &Preprocessing,
-    batch: usize,
-    work: Work,
-    more: usize,
-) -> Result<()> {
-    let (config, classes) = (loaded.model.config(), loaded.model.classes());
-    let size = preprocessing.image_size;
-    let of_batch = batch_memory(&config, classes, size, batch, work);
-    // The model is in memory already.
-    let needed = of_batch - 4.0 * config.parameters(classes, loaded.image_size) as f64;
-    let what = format!("a batch of {batch} images of {size} pixels");
-    require_memory(&what, needed, "give a smaller --batch or --image-size")?;
-    let what = format!("keeping what is to be written of all images of {size} pixels");
-    require_memory(
-        &what,
-        needed + 4.0 * more as f64,
-        "take fewer images with --n",
-    )
-}
-
-/// An error where so many bytes are not available to this process on the processor; of GPUs it is not known what is free.
-fn require_memory(what: &str, needed: f64, hint: &str) -> Result<()> {
-    if !fused::is_processor(&device()?) {
-        return Ok(());
-    }
-    let available = memory::available().map(|free| free / group::processes_here() as u64);
-    memory::require(what, needed, available, hint)
-}
-
-/// Which images of a data set an evaluation uses.
-#[derive(clap::Args)]
-struct ChosenImages {
-    /// Use a stratified sample of N images, the same for every model and machine. [default: all images]
-    #[arg(short, long, alias = "count", value_name = "N", conflicts_with = "ids")]
-    n: Option<usize>,
-    /// Use the images that FILE lists, one a line: paths within the data set, keys of shards, or numbers.
-    #[arg(long, value_name = "FILE")]
-    ids: Option<PathBuf>,
-}
-
-impl ChosenImages {
-    fn of(&self, dataset: &Dataset) -> Result<Subset> {
-        let selection = match (&self.ids, self.n) {
-            (Some(ids), _) => Selection::Listed(ids.clone()),
-            (None, Some(0)) => return Err(Error::input("--n 0: at least 1 image is needed")),
-            (None, Some(n)) => Selection::Sample(n),
-            (None, None) => Selection::All,
-        };
-        let subset = Subset::choose(dataset, &selection)?;
-        if selection != Selection::All {
-            note(&format!("images: {}", subset.describe()));
-        }
-        Ok(subset)
-    }
-}
-
-/// Opens a data set and says what it is.
-fn open_data(spec: &str, split: Split, seed: u64) -> Result<Dataset> {
-    let dataset = Dataset::open(&spec.parse::<Spec>()?, split, seed)?;
-    note(&format!("data: {}", dataset.summary()));
-    for notice in dataset.notices() {
-        note(&format!("note: {notice}"));
-    }
-    Ok(dataset)
-}
-
-/// The model's class for each label of a data set, by name where both name their classes.
-#[derive(clap::Args)]
-struct NamedClasses {
-    /// Names of the model's classes in the data set's words, one a line in the model's order: for folders such as
-    /// n01440764, or for models that do not name their classes.
-    #[arg(long, value_name = "FILE")]
-    classes: Option<PathBuf>,
-}
-
-impl NamedClasses {
-    /// `names` are the model's own; `prompts` are names for a text model instead, with their file.
-    fn matched(
-        &self,
-        loaded: &Loaded,
-        prompts: Option<(&[String], &Path)>,
-        dataset: &Dataset,
-        data: &str,
-    ) -> Result<ClassMap> {
-        dataset.require_classes()?;
-        let count = prompts.map_or(loaded.model.classes(), |(names, _)| names.len());
-        let map = match (&self.classes, prompts) {
-            (Some(path), _) => {
-                let names = read_classes(path)?;
-                if names.len() != count {
-                    let message = format!(
-                        "--classes `{}` has {} names and the model {count} classes",
-                        path.display(),
-                        names.len()
-                    );
-                    return Err(Error::input(message)
-                        .hint("give one name for each class of the model, in the model's order"));
-                }
-                let owner = format!("`{}`", path.display());
-                let outputs = ModelClasses {
-                    count,
-                    names: &names,
-                    owner: &owner,
-                };
-                match_classes(outputs, dataset.classes(), data)?
-            }
-            (None, Some((names, path))) => match_prompts(
-                names,
-                &format!("`{}`", path.display()),
-                dataset.classes(),
-                data,
-            )?,
-            (None, None) => {
-                let outputs = ModelClasses {
-                    count,
-                    names: &loaded.classes,
-                    owner: "the model",
-                };
-                match_classes(outputs, dataset.classes(), data)?
-            }
-        };
-        if let Some(notice) = &map.notice {
-            note(&format!("note: {notice}"));
-        }
-        Ok(map)
-    }
-}
-
-/// Names of classes, one a line. Of lines such as `n01440764 tench, Tinca tinca` the id is the name.
-fn read_classes(path: &Path) -> Result<Vec<String>> {
-    let text = files::read_text(path)?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    if let Some(empty) = lines.iter().position(|line| line.is_empty()) {
-        let message = format!(
-            "`{}`, line {}: the name is empty",
-            path.display(),
-            empty + 1
-        );
-        return Err(Error::input(message).hint("give one name a line"));
-    }
-    let ids: Option<Vec<&str>> = lines
-        .iter()
-        .map(|line| line.split_whitespace().next().filter(|word| is_wnid(word)))
-        .collect();
-    let names = ids.unwrap_or(lines);
-    Ok(names.into_iter().map(str::to_owned).collect())
-}
-
-fn parse_precision(text: &str) -> std::result::Result<Precision, String> {
-    let found = PRECISIONS.iter().find(|(word, _)| *word == text);
-    found
-        .map(|(_, precision)| *precision)
-        .ok_or_else(|| "use f32 or bf16".to_owned())
-}
-
-/// The arithmetic that is used for what was asked; says so where it is another.
-fn usable_precision(wanted: Precision) -> Result<Precision> {
-    let (precision, notice) = crate::fused::usable(wanted, &device()?);
-    if let Some(notice) = notice {
-        note(&format!("note: {notice}"));
-    }
-    Ok(precision)
-}
-
-/// Writes the JSON result to standard output.
-fn print_json(value: &serde_json::Value) {
-    print_line(&value.to_string());
-}
-
-/// Writes a line to standard output. Whether all lines arrived, [`all_printed`] tells at the end.
-fn print_line(text: &str) {
-    if !is_quiet() {
-        let mut out = std::io::stdout().lock();
-        remember(writeln!(out, "{text}").and_then(|()| out.flush()));
-    }
-}
-
-/// Why a result could not be printed, the first time.
-static UNPRINTED: OnceLock<Error> = OnceLock::new();
-
-/// Keeps the error of printing. Nobody may be listening any more, as in `| head`; that is no fault.
-fn remember(printed: std::io::Result<()>) {
-    if let Err(error) = printed
-        && error.kind() != std::io::ErrorKind::BrokenPipe
-    {
-        let out = Path::new("standard output");
-        // The first is told.
-        let _ = UNPRINTED.set(files::explain("write to", out, &error));
-    }
-}
-
-/// An error where a result could not be printed, though everything else was done.
-fn all_printed() -> Result<()> {
-    match UNPRINTED.get() {
-        None => Ok(()),
-        Some(error) => Err(Error::failed(error.to_string())),
-    }
-}
-
-/// `runs/NAME` for `recipes/NAME.toml`.
-///
-/// Errors: a name that leads elsewhere, such as that of `...toml`.
-fn default_folder(recipe: &Path) -> Result<PathBuf> {
-    let name = recipe.file_stem().unwrap_or_default();
-    if name.is_empty() || name == "." || name == ".." {
-        let message = format!("`{}` gives the folder of the run no name", recipe.display());
-        return Err(Error::input(message).hint("choose a folder with --out"));
-    }
-    Ok(Path::new("runs").join(name))
-}
-
-/// The hint for a name that is not that of a size of model.
-fn named_sizes(name: &str) -> String {
-    let names = ModelConfig::names();
-    match nearest(name, &names) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => format!("the named sizes are {}", names.join(", ")),
-    }
-}
-
-/// What a command reads of a data set and of a model, for [`Inputs`].
-fn inputs(model: Option<&Path>, data: Option<&str>) -> Result<Inputs> {
-    let mut inputs = Inputs::default();
-    if let Some(model) = model {
-        inputs.add("MODEL", model);
-        // Of a run it is the model in it that is read.
-        inputs.add("MODEL", model.join("model"));
-    }
-    if let Some(path) = data
-        .map(str::parse::<Spec>)
-        .transpose()?
-        .as_ref()
-        .and_then(Spec::path)
-    {
-        inputs.add_data("--data", path);
-    }
-    Ok(inputs)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::inputs::default_folder;
+    use std::path::Path;
 
     #[test]
     fn the_folder_of_a_run_lies_in_runs_whatever_the_recipe_is_called() {

@@ -5,10 +5,14 @@ use std::path::PathBuf;
 use burn::tensor::Device;
 use serde_json::json;
 
-use super::{parse_classes, parse_precision, print_json, print_line};
+use super::model::parse_classes;
+use super::print::{print_json, print_line};
+use super::values::parse_precision;
 use crate::error::{Error, Result};
-use crate::fused::{Precision, usable};
-use crate::plan::{self, Devices, Link};
+use crate::ops::{Precision, usable};
+use crate::plan;
+use crate::plan::Link;
+use crate::plan::phase::Devices;
 use crate::recipe::Recipe;
 use crate::units::{duration, grouped};
 
@@ -21,7 +25,7 @@ const SHARE_OF_PEAK: f64 = 0.62;
     after_help = "Examples:\n  advxl plan recipes/vit_b16_in1k.toml --devices 8 --device-tflops 400 --price 2.5\n  \
         advxl plan recipes/vit_b16_in1k.toml --devices 256 --device-tflops 400 --link 400Gb --latency-us 5"
 )]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// The recipe.
     recipe: PathBuf,
     /// Changes a value, such as stage.finetune.batch=512.
@@ -55,7 +59,7 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn run(&self, json: bool) -> Result<()> {
+    pub(crate) fn run(&self, json: bool) -> Result<()> {
         let above = |flag: &str, value: Option<f64>| match value {
             Some(value) if value.is_nan() || value <= 0.0 => {
                 Err(Error::input(format!("--{flag} {value} must be above 0")))

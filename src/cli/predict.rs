@@ -6,28 +6,30 @@ use burn::tensor::Tensor;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 
+use super::device::device;
+use super::inputs::{ChosenImages, inputs, open_data};
+use super::memory::check_memory;
+use super::model::{NamedClasses, NamedModel, check_image_size};
 use super::preprocessing::{PreprocessingFlags, tell};
+use super::print::{note, print_json};
 use super::screen::Terminal;
-use super::{
-    ChosenImages, NamedClasses, NamedModel, check_image_size, check_memory, device, inputs, note,
-    open_data, parse_precision, print_json, usable_precision,
-};
+use super::values::{parse_precision, usable_precision};
 use crate::attack::input_gradient;
 use crate::data::Split;
 use crate::error::{Error, Result};
 use crate::eval::Images;
 use crate::files;
-use crate::fused::{Precision, to_vec};
 use crate::loss::{Targets, cross_entropy};
 use crate::model::Pass;
-use crate::model::weights::Outputs;
+use crate::ops::{Precision, to_vec};
 use crate::output::Content;
 use crate::plan::Work;
 use crate::screen::Screen;
+use crate::weights::Outputs;
 
 /// Logits of a model for a data set, and the gradient of the loss for its images.
 #[derive(clap::Args)]
-pub(super) struct Predict {
+pub(crate) struct Predict {
     #[command(flatten)]
     model: NamedModel,
     /// Test images: a folder, tensors:FILE or synthetic:N.
@@ -57,7 +59,7 @@ pub(super) struct Predict {
 }
 
 impl Predict {
-    pub(super) fn run(&self, json: bool) -> Result<()> {
+    pub(crate) fn run(&self, json: bool) -> Result<()> {
         if self.batch == 0 {
             return Err(Error::input("--batch 0: expected at least 1"));
         }

@@ -1,18 +1,19 @@
 //! Preprocessing on the command line: what a model's folder says, and what flags say instead.
 
-use super::note;
-use crate::data::resize::Filter;
-use crate::data::{Dataset, MAX_IMAGE_SIZE, Preprocessing, ResizeMode};
+use super::print::note;
+use crate::data::Dataset;
 use crate::error::Result;
+use crate::image::resize::Filter;
+use crate::image::{MAX_IMAGE_SIZE, Preprocessing, ResizeMode};
 use crate::model::ModelConfig;
-use crate::model::weights::Stated;
+use crate::weights::Stated;
 
 /// How images are brought to the size of the model. The model's folder says it; flags say otherwise.
 #[derive(clap::Args)]
-pub(super) struct PreprocessingFlags {
+pub(crate) struct PreprocessingFlags {
     /// Pixels on a side; the model's own if absent.
     #[arg(long, value_name = "N", value_parser = parse_size)]
-    pub(super) image_size: Option<usize>,
+    pub(crate) image_size: Option<usize>,
     /// Share of the resized image that the center crop keeps (timm's crop_pct); as the model's folder says if absent.
     #[arg(long, value_name = "F", value_parser = parse_share)]
     crop_fraction: Option<f64>,
@@ -24,7 +25,7 @@ pub(super) struct PreprocessingFlags {
     resize_mode: Option<ResizeMode>,
 }
 
-pub(super) fn parse_size(text: &str) -> std::result::Result<usize, String> {
+pub(crate) fn parse_size(text: &str) -> std::result::Result<usize, String> {
     let size = text.parse().ok();
     size.filter(|size| (1..=MAX_IMAGE_SIZE).contains(size))
         .ok_or_else(|| format!("give a number of pixels from 1 to {MAX_IMAGE_SIZE}"))
@@ -61,7 +62,7 @@ impl PreprocessingFlags {
     /// photographs.
     ///
     /// Errors: the folder states what cannot be done here, and the flags do not say all of it.
-    pub(super) fn over(
+    pub(crate) fn over(
         &self,
         stated: &Stated,
         image_size: usize,
@@ -125,7 +126,7 @@ impl PreprocessingFlags {
 }
 
 /// Writes the line that says what is done to images before a model sees them.
-pub(super) fn tell(text: &str, model: Option<&ModelConfig>) {
+pub(crate) fn tell(text: &str, model: Option<&ModelConfig>) {
     let statistics = model.map(ModelConfig::statistics);
     let statistics = statistics.map(|(mean, std)| {
         let list = |values: [f64; 3]| values.map(|value| value.to_string()).join(", ");

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{is_quiet, note};
+use super::print::{is_quiet, note};
 use crate::screen::Screen;
 
 /// Standard error.
-pub(super) struct Terminal {
+pub(crate) struct Terminal {
     bar: Option<ProgressBar>,
     told: Instant,
 }
@@ -18,7 +18,7 @@ pub(super) struct Terminal {
 const SILENCE: Duration = Duration::from_secs(60);
 
 impl Terminal {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let bar = (std::io::stderr().is_terminal() && !is_quiet()).then(|| {
             let template = "{bar:30.cyan/blue} {percent:>3} %  {msg}";
             let style = ProgressStyle::with_template(template).expect("the template is valid");

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::device::device_or;
+use super::inputs::default_folder;
+use super::print::{note, print_json, print_line};
 use super::screen::Terminal;
-use super::{default_folder, device_or, note, print_json, print_line};
+use crate::distributed::Group;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::group::Group;
 use crate::output::is_same;
 use crate::recipe::Recipe;
 use crate::screen::Screen;
@@ -21,7 +23,7 @@ use crate::units::grouped;
     after_help = "Examples:\n  advxl train recipes/cifar10_micro.toml --set data.train=cifar\n  \
     advxl train recipes/cifar10_micro.toml --set stage.finetune.attack.steps=2 --out runs/pgd2"
 )]
-pub(super) struct Train {
+pub(crate) struct Train {
     /// The recipe, a TOML file.
     recipe: PathBuf,
     /// Another value for a key, such as stage.finetune.attack.steps=2; KEY=none takes the key away. May be repeated.
@@ -42,7 +44,7 @@ pub(super) struct Train {
 }
 
 impl Train {
-    pub(super) fn run(&self, json: bool, group: &Group) -> Result<()> {
+    pub(crate) fn run(&self, json: bool, group: &Group) -> Result<()> {
         let recipe = Recipe::load(&self.recipe, &self.overrides)?;
         if self.dry_run {
             print_line(&recipe.to_toml());

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use burn::tensor::{Device, Tensor};
 
-use super::mixing::Mix;
-use crate::fused;
+use super::augment::mixing::Mix;
+use crate::ops;
 
 /// Images of one update with their labels.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -24,7 +24,7 @@ pub struct Batch {
     pub samples: Vec<u64>,
     /// `[n]`: epoch in which the sample was drawn.
     pub epochs: Vec<u64>,
-    /// `[n]` with [`super::Plan::captions`], else empty: what each image shows, in words.
+    /// `[n]` with [`crate::data::loader::Plan::captions`], else empty: what each image shows, in words.
     pub captions: Vec<String>,
 }
 
@@ -58,7 +58,7 @@ impl Planes {
     }
 
     /// Makes room for more values.
-    pub(super) fn reserve(&mut self, more: usize) {
+    pub(crate) fn reserve(&mut self, more: usize) {
         match self {
             Self::Bytes(bytes) => bytes.reserve_exact(more),
             Self::Floats(floats) => floats.reserve_exact(more),
@@ -66,7 +66,7 @@ impl Planes {
     }
 
     /// Adds others behind these. Of bytes and floats there come to be floats.
-    pub(super) fn extend(&mut self, others: Self) {
+    pub(crate) fn extend(&mut self, others: Self) {
         match (&mut *self, others) {
             (Self::Bytes(these), Self::Bytes(others)) => these.extend(others),
             (Self::Floats(these), others) => these.extend(others.into_floats()),
@@ -109,12 +109,12 @@ impl Batch {
     /// The same on a device: `[n, 3, image_size, image_size]`. To a GPU bytes go as they are, and are mixed there.
     pub fn to_device(&self, image_size: usize, device: &Device) -> Tensor<4> {
         let shape = [self.first.len(), 3, image_size, image_size];
-        if fused::is_processor(device) {
-            return fused::from_vec(self.pixels(image_size), shape, device);
+        if ops::is_processor(device) {
+            return ops::from_vec(self.pixels(image_size), shape, device);
         }
         let images = match &self.images {
-            Planes::Bytes(bytes) => fused::from_bytes(bytes, shape, device),
-            Planes::Floats(floats) => fused::from_vec(floats.clone(), shape, device),
+            Planes::Bytes(bytes) => ops::from_bytes(bytes, shape, device),
+            Planes::Floats(floats) => ops::from_vec(floats.clone(), shape, device),
         };
         if self.mixed.is_empty() {
             return images;

@@ -1,7 +1,7 @@
 //! Looks through a whole data set: reads every sample and counts by kind what is wrong or odd. Several processes share the
 //! samples.
 //!
-//! Not for training, where [`super::loader`] meets broken samples one by one.
+//! Not for training, where [`crate::data::loader`] meets broken samples one by one.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 
-use super::loader::guarded;
-use super::store::Ahead;
-use super::{Broken, Dataset, Fault, Health, Part, Reason, Sample};
+use super::dataset::Dataset;
+use super::loader::{Broken, guarded};
+use super::shards::{Part, Sample};
+use crate::distributed::Group;
 use crate::error::Result;
-use crate::group::Group;
+use crate::image::{Fault, Health, Reason};
+use crate::storage::store::Ahead;
 
 /// What a look through a data set found.
 #[derive(Clone, Debug)]

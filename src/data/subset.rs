@@ -3,15 +3,16 @@
 //! All of them, a sample of a given size, or those of a list. The first images would be no sample: data sets lie
 //! sorted by class. A sample is spread over the classes in proportion, and is the same for every model, machine and
 //! batch size; a smaller one is part of a larger one.
-//! Not for the order of training, which is in [`super::order`].
+//! Not for the order of training, which is in [`crate::data::loader::order`].
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::folder::first_few;
-use super::{ClassMap, Dataset};
+use super::classes::ClassMap;
+use super::dataset::Dataset;
+use super::sources::folder::first_few;
 use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::rng::{Purpose, Rng};
@@ -289,7 +290,7 @@ fn ends_with_path(path: &str, end: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Spec, Split};
+    use crate::data::spec::{Spec, Split};
 
     /// Class folders with so many images each; no image is read here.
     fn folder(counts: &[usize]) -> (tempfile::TempDir, Dataset) {
@@ -395,12 +396,13 @@ mod tests {
         let twelve = Subset::choose(&dataset, &Selection::Sample(12)).unwrap();
         assert_ne!(hash(&ten), hash(&twelve));
         let names = ["class1", "class0"].map(str::to_owned);
-        let outputs = crate::data::ModelClasses {
+        let outputs = crate::data::classes::ModelClasses {
             count: 2,
             names: &names,
             owner: "the model",
         };
-        let map = crate::data::match_classes(outputs, dataset.classes(), "images").unwrap();
+        let map =
+            crate::data::classes::match_classes(outputs, dataset.classes(), "images").unwrap();
         let mapped = ten.clone().mapped(map);
         assert_ne!(hash(&ten), hash(&mapped));
         assert_eq!(mapped.label(&dataset, 0).unwrap(), 1);

@@ -6,12 +6,12 @@ use std::time::Instant;
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::images::{check_images, check_labels};
-use super::{Images, recheck};
+use super::images::{Images, check_images, check_labels};
+use super::recheck;
 use crate::attack::{Attack, Batch, Classifier, Mark, Passes};
+use crate::distributed::Group;
 use crate::error::{Error, Kind, Result};
-use crate::fused::{from_vec, to_vec};
-use crate::group::Group;
+use crate::ops::{from_vec, to_vec};
 
 /// An evaluation: what is attacked, with what, on which images.
 pub struct Evaluation<'a> {
@@ -463,8 +463,12 @@ impl Evaluation<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attack::{Norm, Pgd, Start};
-    use crate::data::{Dataset, Preprocessing, Selection, Spec, Split, Subset};
+    use crate::attack::pgd::{Pgd, Start};
+    use crate::attack::threat::Norm;
+    use crate::data::dataset::Dataset;
+    use crate::data::spec::{Spec, Split};
+    use crate::data::subset::{Selection, Subset};
+    use crate::image::preprocessing::Preprocessing;
 
     /// A linear classifier of mean colour, easy to fool.
     fn logits(images: Tensor<4>) -> Tensor<2> {

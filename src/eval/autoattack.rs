@@ -10,7 +10,7 @@
 //! | `fab-t` | nothing: least change | 100 steps, 9 targets | 100 steps, 9 targets |
 //! | `square` | margin, no gradients | 5000 queries | 5000 queries |
 //!
-//! Needs: logits, not probabilities; more classes than targets. [`super::checks`] flags what is not so.
+//! Needs: logits, not probabilities; more classes than targets. [`crate::eval::checks`] flags what is not so.
 //! Source: Croce and Hein 2020 (arXiv:2003.01690); for l1, 2021 (arXiv:2103.01208).
 
 use crate::attack::{Apgd, Attack, Climbs, Fab, Norm, Pgd, Square, Start};

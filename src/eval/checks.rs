@@ -9,11 +9,11 @@ use std::fmt;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::accuracy::{Evaluation, Outcome};
 use super::images::check_labels;
-use super::{Evaluation, Outcome};
 use crate::attack::{Attack, Classifier, Climbs, Goal, Logits};
 use crate::error::Result;
-use crate::fused::to_vec;
+use crate::ops::to_vec;
 
 /// A sign that the numbers may mislead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +25,7 @@ pub struct Flag {
 }
 
 impl Flag {
-    pub(super) fn new(check: &str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(check: &str, message: impl Into<String>) -> Self {
         Self {
             check: check.to_owned(),
             message: message.into(),
@@ -238,11 +238,11 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::attack::Norm;
-    use crate::eval::Images;
+    use crate::attack::threat::Norm;
+    use crate::distributed::Group;
     use crate::eval::autoattack::{Settings, Version};
-    use crate::fused::from_vec;
-    use crate::group::Group;
+    use crate::eval::images::Images;
+    use crate::ops::from_vec;
 
     /// The names of the flags of a function on four images of three pixels.
     fn flags(logits: &dyn Fn(Tensor<4>) -> Tensor<2>) -> Vec<String> {

@@ -6,9 +6,10 @@
 
 use serde::Serialize;
 
+use super::accuracy::Outcome;
 use super::autoattack::Settings;
 use super::checks::Flag;
-use super::{Outcome, result::wilson};
+use super::result::wilson;
 use crate::attack::{Attack, Norm};
 use crate::units::Fraction;
 

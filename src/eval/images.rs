@@ -2,9 +2,10 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::data::{Dataset, Preprocessing, Subset, evaluation_batch};
+use crate::data::{Dataset, Subset, evaluation_batch};
 use crate::error::{Error, Result};
-use crate::fused::from_vec;
+use crate::image::Preprocessing;
+use crate::ops::from_vec;
 
 /// Images to evaluate with.
 pub enum Images<'a> {
@@ -92,7 +93,7 @@ impl Images<'_> {
 }
 
 /// An error unless the model has classes to tell apart and all labels are among them.
-pub(super) fn check_labels(labels: &[u32], classes: usize) -> Result<()> {
+pub(crate) fn check_labels(labels: &[u32], classes: usize) -> Result<()> {
     if classes < 2 {
         let (message, hint) = match classes {
             1 => (
@@ -117,7 +118,7 @@ pub(super) fn check_labels(labels: &[u32], classes: usize) -> Result<()> {
 }
 
 /// An error unless the pixels of some images are those of images.
-pub(super) fn check_images(indices: &[usize], pixels: &[f32]) -> Result<()> {
+pub(crate) fn check_images(indices: &[usize], pixels: &[f32]) -> Result<()> {
     let outside = |pixel: &f32| !(0.0..=1.0).contains(pixel);
     let Some(place) = pixels.iter().position(outside) else {
         return Ok(());

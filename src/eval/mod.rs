@@ -6,8 +6,8 @@ pub mod accuracy;
 pub mod autoattack;
 pub mod checks;
 pub mod curve;
-mod images;
-mod recheck;
+pub(crate) mod images;
+pub(crate) mod recheck;
 pub mod result;
 pub mod session;
 

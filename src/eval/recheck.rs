@@ -37,7 +37,7 @@ pub fn distance(attack: &Attack, clean: &[f32], found: &[f32]) -> Result<f64, St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attack::Square;
+    use crate::attack::square::Square;
 
     #[test]
     fn what_is_not_an_image_in_the_ball_is_refused() {

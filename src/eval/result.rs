@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Outcome;
+use super::accuracy::Outcome;
 use super::checks::Flag;
 use super::curve::Point;
 use crate::attack::Attack;
-use crate::data::{Preprocessing, SubsetRecord};
+use crate::data::SubsetRecord;
 use crate::error::Result;
 use crate::files;
+use crate::image::Preprocessing;
 
 /// What was evaluated, and on what.
 #[derive(Clone, Debug, Serialize)]

@@ -11,14 +11,16 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::result::{self, Findings, wilson};
-use super::{Done, Evaluation, Images, Observer, Outcome, checks};
+use super::accuracy::{Done, Evaluation, Observer, Outcome};
+use super::images::Images;
+use super::result::{Findings, wilson};
+use super::{checks, result};
 use crate::attack::{Attack, Norm, Passes};
-use crate::data::tensors;
+use crate::data::sources::tensors;
+use crate::distributed::Group;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::fused::to_vec;
-use crate::group::Group;
+use crate::ops::to_vec;
 use crate::screen::Screen;
 use crate::units::duration;
 

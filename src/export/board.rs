@@ -7,12 +7,12 @@ use serde_json::Value;
 
 use crate::attack::Norm;
 use crate::error::{Error, Result};
-use crate::model::weights::Loaded;
 use crate::units::{Fraction, grouped};
+use crate::weights::Loaded;
 
 /// A data set's boards.
 #[derive(Debug)]
-pub(super) struct Board {
+pub(crate) struct Board {
     /// As `--dataset` and RobustBench call it.
     name: &'static str,
     /// As people call its test images.
@@ -65,7 +65,7 @@ const BOARDS: [Board; 3] = [
 ];
 
 /// The board of a data set.
-pub(super) fn named(dataset: &str) -> Result<&'static Board> {
+pub(crate) fn named(dataset: &str) -> Result<&'static Board> {
     let found = BOARDS.iter().find(|board| board.name == dataset);
     found.ok_or_else(|| {
         let message = match dataset {
@@ -78,7 +78,7 @@ pub(super) fn named(dataset: &str) -> Result<&'static Board> {
 
 impl Board {
     /// How to measure for it.
-    pub(super) fn command(&self) -> String {
+    pub(crate) fn command(&self) -> String {
         let (norm, epsilon) = &self.threats[0];
         format!(
             "`advxl eval MODEL --data SPEC --attack autoattack --norm {} --eps {epsilon}` on {}, then give its result.json \
@@ -91,7 +91,7 @@ impl Board {
     /// The radius as the board writes it, if a result of AutoAttack and its model fit the board.
     ///
     /// Errors: all that does not fit.
-    pub(super) fn check(
+    pub(crate) fn check(
         &self,
         loaded: &Loaded,
         result: &Value,

@@ -9,17 +9,16 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor};
 use serde_json::{Value, json};
 
-use super::{Facts, Use, card, refuse_full};
+use super::card::{Facts, Use, card, refuse_full};
 use crate::error::{Context, Error, Result};
-use crate::files;
-use crate::fused::{Gelu, Stored, from_vec, to_vec};
-use crate::model::weights::{
-    self, CLIP_EPS, Head, Loaded, OPEN_CLIP_CONFIG, Origin, Outputs, Scheme, to_open_clip,
-    transposed,
-};
-use crate::model::{
-    ConvNextConfig, Model, ModelConfig, NORM_EPS, Pool, StateDict, Stem, Vit, VitConfig,
-};
+use crate::model::{ConvNextConfig, Model, ModelConfig, NORM_EPS, Pool, Stem, Vit, VitConfig};
+use crate::ops::{Gelu, Stored, from_vec, to_vec};
+use crate::weights::architecture::CLIP_EPS;
+use crate::weights::names::{Head, Origin, Scheme, transposed};
+use crate::weights::outputs::OPEN_CLIP_CONFIG;
+use crate::weights::preprocessing::to_open_clip;
+use crate::weights::{Loaded, Outputs, StateDict};
+use crate::{files, weights};
 
 /// timm's transformers by name: its name without image size, our size, and the image sizes of the plain model, of the one
 /// with a norm before the blocks, and of that with OpenAI's activation.
@@ -79,7 +78,7 @@ pub fn open_clip(loaded: &Loaded, facts: &Facts, text: &Path, folder: &Path) -> 
         return Err(Error::input(message).hint("export it --to timm"));
     }
     let preprocessing = loaded.preprocessing.preprocessing.clone()?;
-    let (mut config, tensors) = weights::open_clip_folder(text)?;
+    let (mut config, tensors) = weights::import::open_clip_folder(text)?;
     if config["model_cfg"].is_null() {
         config = json!({ "model_cfg": config });
     }

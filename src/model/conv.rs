@@ -2,14 +2,15 @@
 
 use burn::tensor::Tensor;
 
-use super::{NORM_EPS, Parameter};
-use crate::fused::{Gelu, gelu, layer_norm, linear, unfold};
+use super::parameter::Parameter;
+use super::pass::NORM_EPS;
+use crate::ops::{Gelu, gelu, layer_norm, linear, unfold};
 
 /// A convolution as patches that may overlap and one product.
 ///
 /// Shapes: `x` `[batch, side * side, inputs]`; `weight` `[outputs, inputs, kernel, kernel]` and `bias` flat, as
 /// PyTorch keeps them; the result `[batch, to * to, outputs]` and `to`.
-pub(super) fn convolution(
+pub(crate) fn convolution(
     x: Tensor<3>,
     side: usize,
     [weight, bias]: &[Parameter; 2],
@@ -33,7 +34,7 @@ pub(super) fn convolution(
 ///
 /// Source: Singh et al. 2023; names as in their published code.
 #[derive(Clone, Debug)]
-pub(super) struct ConvLayer {
+pub(crate) struct ConvLayer {
     convolution: [Parameter; 2],
     norm: [Parameter; 2],
     step: usize,
@@ -41,7 +42,7 @@ pub(super) struct ConvLayer {
 
 impl ConvLayer {
     /// Layer `index` of a stem with these inputs, outputs and step; asks for its weights one by one.
-    pub(super) fn new<E>(
+    pub(crate) fn new<E>(
         prefix: &str,
         index: usize,
         [inputs, outputs, step]: [usize; 3],
@@ -63,7 +64,7 @@ impl ConvLayer {
     /// All layers in order.
     ///
     /// Shapes: `x` `[batch, side * side, channels]`; the result likewise, with its side.
-    pub(super) fn all(layers: &[Self], x: Tensor<3>, side: usize) -> (Tensor<3>, usize) {
+    pub(crate) fn all(layers: &[Self], x: Tensor<3>, side: usize) -> (Tensor<3>, usize) {
         layers.iter().fold((x, side), |(x, side), layer| {
             let (x, side) = convolution(x, side, &layer.convolution, layer.step, 1);
             let [weight, bias] = layer.norm.each_ref().map(|part| part.value.clone());
@@ -71,11 +72,11 @@ impl ConvLayer {
         })
     }
 
-    pub(super) fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+    pub(crate) fn parameters(&self) -> impl Iterator<Item = &Parameter> {
         self.convolution.iter().chain(&self.norm)
     }
 
-    pub(super) fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+    pub(crate) fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
         self.convolution.iter_mut().chain(&mut self.norm)
     }
 }

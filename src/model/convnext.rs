@@ -5,10 +5,12 @@
 
 use burn::tensor::{Device, Tensor};
 
-use super::config::convnext::KERNEL;
+use super::config::common::Stem;
+use super::config::convnext::{ConvNextConfig, KERNEL};
 use super::conv::{ConvLayer, convolution};
-use super::{ConvNextConfig, NORM_EPS, Parameter, Pass, Stem, asked_for};
-use crate::fused::{
+use super::parameter::Parameter;
+use super::pass::{NORM_EPS, Pass, asked_for};
+use crate::ops::{
     ConvNextCache, ConvNextSpec, Gelu, PatchSpec, convnext_block, layer_norm, linear, patches,
 };
 
@@ -25,7 +27,7 @@ pub struct ConvNext {
     patch: Option<[Parameter; 4]>,
     stages: [Stage; 4],
     norm: [Parameter; 2],
-    pub(super) head: [Parameter; 2],
+    pub(crate) head: [Parameter; 2],
 }
 
 #[derive(Clone, Debug)]
@@ -102,7 +104,7 @@ impl ConvNext {
         })
     }
 
-    /// The logits of a batch; see [`super::Model::logits`].
+    /// The logits of a batch; see [`crate::model::Model::logits`].
     pub fn logits(&self, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
         let (mut x, mut side) = self.embed(images);
         let batch = x.dims()[0];
@@ -184,7 +186,7 @@ impl ConvNext {
             .collect()
     }
 
-    pub(super) fn places_of_parameters(&mut self) -> Vec<&mut Parameter> {
+    pub(crate) fn places_of_parameters(&mut self) -> Vec<&mut Parameter> {
         self.stem
             .iter_mut()
             .flat_map(ConvLayer::parameters_mut)
@@ -196,14 +198,14 @@ impl ConvNext {
     }
 
     /// Lets go of the packed weights, which clones share.
-    pub(super) fn clear_caches(&self) {
+    pub(crate) fn clear_caches(&self) {
         for block in self.stages.iter().flat_map(|stage| &stage.blocks) {
             block.cache.clear();
         }
     }
 
     /// Takes caches of its own, for other weights than those of the model it was cloned from.
-    pub(super) fn renew_caches(&mut self) {
+    pub(crate) fn renew_caches(&mut self) {
         for block in self.stages.iter_mut().flat_map(|stage| &mut stage.blocks) {
             block.cache = ConvNextCache::default();
         }

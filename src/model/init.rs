@@ -3,7 +3,7 @@
 use crate::rng::{Purpose, Rng};
 
 /// Draws one tensor after another.
-pub(super) struct Init {
+pub(crate) struct Init {
     seed: u64,
     /// 0 for a whole model, above for a head alone.
     draw: u64,
@@ -11,7 +11,7 @@ pub(super) struct Init {
 }
 
 impl Init {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self {
             seed,
             draw: 0,
@@ -20,7 +20,7 @@ impl Init {
     }
 
     /// For a head alone; other numbers than any model begins with.
-    pub(super) fn of_head(seed: u64, draw: u64) -> Self {
+    pub(crate) fn of_head(seed: u64, draw: u64) -> Self {
         Self {
             seed,
             draw: draw + 1,
@@ -30,7 +30,7 @@ impl Init {
 
     /// The initial values of a weight, by timm's name of it: for transformers as MAE and CLIPA start them, for
     /// ConvNeXts as their authors do.
-    pub(super) fn values(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
+    pub(crate) fn values(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
         let count = shape.iter().product();
         match (name, shape) {
             ("cls_token" | "pos_embed" | "head.weight" | "head.fc.weight", _) => {

@@ -2,36 +2,31 @@
 //!
 //! Knows nothing of attacks, data sets or training.
 
-mod archive;
 pub mod config;
-mod conv;
+pub(crate) mod conv;
 pub mod convnext;
-mod init;
+pub(crate) mod init;
 pub mod parameter;
-mod pickle;
+pub mod pass;
 pub mod position;
-pub mod state_dict;
 pub mod tokens;
 pub mod vit;
-pub mod weights;
+
+pub use config::ModelConfig;
+pub use config::common::Stem;
+pub use config::convnext::ConvNextConfig;
+pub use config::vit::{Pool, Position, VitConfig};
+pub use convnext::ConvNext;
+pub use parameter::Parameter;
+pub use pass::{DropPath, NORM_EPS, Pass};
+pub use tokens::{Kept, Masking};
+pub use vit::Vit;
 
 use std::convert::Infallible;
 
 use burn::tensor::{Device, Gradients, Tensor};
 
-pub use config::{ConvNextConfig, ModelConfig, Pool, Position, Stem, VitConfig};
-pub use convnext::ConvNext;
-pub use parameter::Parameter;
-pub use state_dict::StateDict;
-pub use tokens::{Kept, Masking};
-pub use vit::Vit;
-
-use crate::fused::Precision;
-use crate::rng::{Purpose, Rng};
 use init::Init;
-
-/// Added to the variance in the norms, as in timm's models. Transformers may have another: [`VitConfig::norm_eps`].
-pub(crate) const NORM_EPS: f64 = 1e-6;
 
 /// A model with its weights.
 // A run has a handful of them, and what is large in one is its weights.
@@ -42,61 +37,6 @@ pub enum Model {
     Vit(Vit),
     /// A ConvNeXt.
     ConvNext(ConvNext),
-}
-
-/// How one forward pass is done.
-#[derive(Clone, Debug)]
-pub struct Pass<'a> {
-    /// Arithmetic of the matrix products.
-    pub precision: Precision,
-    /// The patches that are seen; all of them if absent. Of a transformer only.
-    pub kept: Option<&'a Kept>,
-    /// Residual branches left out at random; none in evaluation mode.
-    pub drop_path: Option<DropPath>,
-    /// Whether backward passes compute activations anew, block by block, instead of keeping them.
-    pub recompute: bool,
-}
-
-impl Pass<'_> {
-    /// Evaluation mode in f32 with every patch.
-    pub fn evaluation() -> Self {
-        Self {
-            precision: Precision::F32,
-            kept: None,
-            drop_path: None,
-            recompute: false,
-        }
-    }
-}
-
-/// Stochastic depth (Huang et al. 2016): branches left out at random for each image, more of them
-/// the deeper the block, up to `rate` in the last (timm's rule).
-#[derive(Clone, Debug)]
-pub struct DropPath {
-    /// Chance in the last block.
-    pub rate: f64,
-    /// Seed of the run.
-    pub seed: u64,
-    /// Place in the run of the batch's first image.
-    pub position: u64,
-}
-
-impl DropPath {
-    /// The factors of the `N` branches of block `index` of `depth`, one for each image of a batch: 0 where the
-    /// branch is left out, else 1 / (1 - rate).
-    fn of_block<const N: usize>(&self, index: usize, depth: usize, batch: usize) -> [Vec<f32>; N] {
-        let rate = self.rate as f32 * index as f32 / (depth - 1).max(1) as f32;
-        let mut factors = [(); N].map(|()| Vec::with_capacity(batch));
-        for image in 0..batch as u64 {
-            let (image, block) = (self.position + image, index as u64);
-            let mut rng = Rng::new(self.seed, Purpose::DropPath, image, block);
-            for factors in &mut factors {
-                let left_out = rng.chance(rate);
-                factors.push(if left_out { 0.0 } else { 1.0 / (1.0 - rate) });
-            }
-        }
-        factors
-    }
 }
 
 impl From<Vit> for Model {
@@ -286,17 +226,4 @@ impl Model {
         parameter::replace(model.places_of_parameters(), values);
         model
     }
-}
-
-/// A weight as a model asks for it: decay applies to matrices, not to biases, norms, positions, class token and layer
-/// scales.
-fn asked_for<E>(
-    weights: &mut impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
-    device: &Device,
-    name: &str,
-    shape: &[usize],
-) -> Result<Parameter, E> {
-    let decays = shape.len() > 1 && name != "cls_token" && name != "pos_embed";
-    let values = weights(name, shape)?;
-    Ok(Parameter::new(name, shape, decays, values, device))
 }

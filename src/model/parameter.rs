@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Gradients, Tensor};
 
-use crate::fused::{from_vec, to_vec};
+use crate::ops::{from_vec, to_vec};
 
 /// A named tensor that training moves.
 ///

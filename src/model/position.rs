@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use crate::fused::from_vec;
+use crate::ops::from_vec;
 
 /// Fixed two-dimensional sine and cosine embedding of a square grid.
 ///
@@ -103,7 +103,7 @@ mod tests {
         let device = Device::flex();
         let embeddings = from_vec(sincos2d(3, 3, 8), [9, 8], &device);
         let same = resample(embeddings.clone(), 3, 3);
-        assert_eq!(crate::fused::to_vec(same), crate::fused::to_vec(embeddings));
+        assert_eq!(crate::ops::to_vec(same), crate::ops::to_vec(embeddings));
     }
 
     #[test]
@@ -121,7 +121,7 @@ mod tests {
     fn a_constant_embedding_stays_constant_at_any_size() {
         let ones = Tensor::<2>::ones([16, 2], &Device::flex());
         for to in [1, 2, 3, 7, 14] {
-            let found = crate::fused::to_vec(resample(ones.clone(), 4, to));
+            let found = crate::ops::to_vec(resample(ones.clone(), 4, to));
             assert_eq!(found.len(), to * to * 2);
             assert!(
                 found.iter().all(|value| (value - 1.0).abs() < 1e-5),

@@ -4,11 +4,14 @@
 
 use burn::tensor::{Device, Tensor};
 
-use super::config::vit::{Pool, Position};
+use super::config::common::Stem;
+use super::config::vit::{Pool, Position, VitConfig};
 use super::conv::ConvLayer;
+use super::parameter::Parameter;
+use super::pass::{Pass, asked_for};
 use super::position::resample;
-use super::{Kept, Parameter, Pass, Stem, VitConfig, asked_for};
-use crate::fused::{
+use super::tokens::Kept;
+use crate::ops::{
     BlockSpec, PatchSpec, PathScale, WeightCache, encoder_block, from_vec, layer_norm, linear,
     patches, to_vec,
 };
@@ -32,7 +35,7 @@ pub struct Vit {
     pre_norm: Option<[Parameter; 2]>,
     blocks: Vec<Block>,
     norm: [Parameter; 2],
-    pub(super) head: [Parameter; 2],
+    pub(crate) head: [Parameter; 2],
 }
 
 #[derive(Clone, Debug)]
@@ -270,7 +273,7 @@ impl Vit {
     }
 
     /// Resamples learned positions to another image size, for which the model then is.
-    pub(super) fn resample_positions(&mut self, image_size: usize) {
+    pub(crate) fn resample_positions(&mut self, image_size: usize) {
         if self.position.is_some() && image_size != self.image_size {
             let (values, width) = (self.position_table(image_size), self.config.width);
             let device = self.patch_weight.value.device();
@@ -295,7 +298,7 @@ impl Vit {
             .collect()
     }
 
-    pub(super) fn places_of_parameters(&mut self) -> Vec<&mut Parameter> {
+    pub(crate) fn places_of_parameters(&mut self) -> Vec<&mut Parameter> {
         self.class_token
             .iter_mut()
             .chain(&mut self.position)
@@ -310,14 +313,14 @@ impl Vit {
     }
 
     /// Lets go of the packed weights, which clones share.
-    pub(super) fn clear_caches(&self) {
+    pub(crate) fn clear_caches(&self) {
         for block in &self.blocks {
             block.cache.clear();
         }
     }
 
     /// Takes caches of its own, for other weights than those of the model it was cloned from.
-    pub(super) fn renew_caches(&mut self) {
+    pub(crate) fn renew_caches(&mut self) {
         for block in &mut self.blocks {
             block.cache = WeightCache::default();
         }

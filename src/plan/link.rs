@@ -7,8 +7,8 @@
 
 use serde::Serialize;
 
-use super::{Devices, FLOAT, PhasePlan};
-use crate::group::BUCKET;
+use super::phase::{Devices, FLOAT, PhasePlan};
+use crate::distributed::BUCKET;
 use crate::loss::LossKind;
 use crate::recipe::{Recipe, Stage};
 
@@ -53,7 +53,7 @@ pub struct UpdatePlan {
 
 impl UpdatePlan {
     /// Computes what an update takes. `outputs` are the dimensions of the model's result.
-    pub(super) fn new(
+    pub(crate) fn new(
         stage: &Stage,
         phase: &PhasePlan,
         [parameters, outputs]: [u64; 2],
@@ -115,7 +115,7 @@ pub struct CheckpointPlan {
 }
 
 impl CheckpointPlan {
-    pub(super) fn new(
+    pub(crate) fn new(
         recipe: &Recipe,
         samples: u64,
         parameters: u64,

@@ -1,6 +1,6 @@
 //! What a text tower is, apart from its weights, and where open_clip and Hugging Face write it down.
 //!
-//! A setting that would make another model than those of [`super::tower`] is an error, as is a setting of open_clip's
+//! A setting that would make another model than those of [`crate::text::tower`] is an error, as is a setting of open_clip's
 //! `text_cfg` that is not known here.
 
 use serde_json::{Map, Value, json};
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::clean::Cleaning;
 use super::tokenizer::TokenizerConfig;
 use crate::error::{Error, Result};
-use crate::fused::Gelu;
+use crate::ops::Gelu;
 
 /// A text tower, complete but for its weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +52,7 @@ pub enum TextPool {
 
 impl TextPool {
     /// Its place in a row.
-    pub(super) fn place(self, row: &[u32]) -> usize {
+    pub(crate) fn place(self, row: &[u32]) -> usize {
         match self {
             Self::First => 0,
             Self::Last => row.len() - 1,
@@ -183,7 +183,7 @@ const KNOWN: [&str; 21] = [
 ];
 
 /// Reads open_clip's `open_clip_config.json`.
-pub(super) fn from_open_clip(json: &Value) -> Result<(TextConfig, TokenizerConfig)> {
+pub(crate) fn from_open_clip(json: &Value) -> Result<(TextConfig, TokenizerConfig)> {
     let model = json.get("model_cfg").unwrap_or(json);
     let absent = |key: &str| {
         Error::input(format!("`open_clip_config.json` has no `{key}`"))
@@ -281,7 +281,7 @@ pub(super) fn from_open_clip(json: &Value) -> Result<(TextConfig, TokenizerConfi
 }
 
 /// Reads Hugging Face's `config.json` of a CLIP model or its text tower.
-pub(super) fn from_hugging_face(json: &Value) -> Result<(TextConfig, TokenizerConfig)> {
+pub(crate) fn from_hugging_face(json: &Value) -> Result<(TextConfig, TokenizerConfig)> {
     let kind = json["model_type"].as_str().unwrap_or_default();
     let (values, name) = match (kind, &json["text_config"]) {
         ("clip", Value::Object(values)) => (Some(values), "text_config"),
@@ -359,8 +359,8 @@ impl TextConfig {
         Ok(self)
     }
 
-    /// open_clip's `open_clip_config.json`, which [`super::TextModel::load`] reads back as the same.
-    pub(super) fn to_open_clip(&self, tokenizer: &TokenizerConfig) -> Value {
+    /// open_clip's `open_clip_config.json`, which [`crate::text::model::TextModel::load`] reads back as the same.
+    pub(crate) fn to_open_clip(&self, tokenizer: &TokenizerConfig) -> Value {
         let (pool, end) = match self.pool {
             TextPool::First => ("first", None),
             TextPool::Last => ("last", None),

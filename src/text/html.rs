@@ -30,7 +30,7 @@ static CAPITALS: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
 });
 
 /// The characters of code points in hexadecimal, with spaces between.
-pub(super) fn characters(codes: &str) -> String {
+pub(crate) fn characters(codes: &str) -> String {
     let code = |word| u32::from_str_radix(word, 16).expect("a hexadecimal number");
     let letter = |word| char::from_u32(code(word)).expect("a character");
     codes.split(' ').map(letter).collect()
@@ -126,7 +126,7 @@ fn no_character(number: u32) -> bool {
 /// Replaces references that end in a semicolon and are beyond doubt, names in capitals among them.
 ///
 /// Source: ftfy's `unescape_html`.
-pub(super) fn unescape_certain(text: &str) -> String {
+pub(crate) fn unescape_certain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('&') {

@@ -6,18 +6,16 @@
 pub mod bpe;
 pub mod clean;
 pub mod config;
-pub mod embedding;
 pub mod html;
-mod mojibake;
+pub mod model;
+pub(crate) mod mojibake;
 pub mod tokenizer;
 pub mod tower;
-pub mod weights;
 pub mod zero_shot;
 
 pub use clean::Cleaning;
 pub use config::{TextConfig, TextPool};
-pub use embedding::{EmbeddingFile, EmbeddingWriter};
+pub use model::TextModel;
 pub use tokenizer::{Tokenizer, TokenizerConfig};
 pub use tower::TextTower;
-pub use weights::TextModel;
 pub use zero_shot::ZeroShot;

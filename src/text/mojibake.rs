@@ -94,7 +94,7 @@ fn bytes_regex(pattern: &str) -> BytesRegex {
 }
 
 /// Puts mojibake right, again and again while something changes.
-pub(super) fn fix(text: &str) -> String {
+pub(crate) fn fix(text: &str) -> String {
     let mut text = text.to_owned();
     while let Some(better) = step(&text) {
         text = better;
@@ -284,7 +284,7 @@ fn windows(letter: char) -> char {
 }
 
 /// Takes controls from 80 to 9F for Windows-1252, as browsers do.
-pub(super) fn fix_controls(text: &str) -> String {
+pub(crate) fn fix_controls(text: &str) -> String {
     static CONTROL: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"[\x{80}-\x{9f}]").expect("a regular expression"));
     let windows = |found: &Captures| found[0].chars().map(windows).collect::<String>();

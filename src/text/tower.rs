@@ -9,10 +9,10 @@ use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 
 use super::config::TextConfig;
 use crate::error::{Error, Result};
-use crate::fused::{
+use crate::model::{Parameter, parameter};
+use crate::ops::{
     BlockSpec, Precision, WeightCache, encoder_block, from_vec, gelu, layer_norm, linear,
 };
-use crate::model::parameter::{self, Parameter};
 use crate::rng::{Purpose, Rng};
 
 /// A text tower with its weights.

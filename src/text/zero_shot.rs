@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Tensor;
 
-use super::TextModel;
+use super::model::TextModel;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::loss::{LARGEST_SCALE, unit_length};
@@ -107,7 +107,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::fused::{from_vec, to_vec};
+    use crate::ops::{from_vec, to_vec};
 
     #[test]
     fn an_embedding_that_overflows_is_no_answer_and_a_large_one_is() {

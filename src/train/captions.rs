@@ -9,22 +9,24 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor};
 
-use super::exchange::PairwiseSum;
-use super::passes::of_all;
-use super::{RunFolder, StageImages, State};
+use super::StageImages;
+use super::folder::RunFolder;
+use super::microbatch::of_all;
+use super::state::State;
 use crate::data::shards::Shards;
-use crate::data::store::Ahead;
 use crate::data::{Batch, Dataset, Part, match_prompts};
+use crate::distributed::zero::PairwiseSum;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::fused::{Gelu, from_vec};
 use crate::loss::{Objective, unit_length};
+use crate::ops::{Gelu, from_vec};
 use crate::recipe::{NewText, Recipe, Text};
-use crate::text::embedding::plain_key;
+use crate::storage::store::Ahead;
 use crate::text::{
-    Cleaning, EmbeddingFile, TextConfig, TextModel, TextPool, TextTower, Tokenizer,
-    TokenizerConfig, ZeroShot,
+    Cleaning, TextConfig, TextModel, TextPool, TextTower, Tokenizer, TokenizerConfig, ZeroShot,
 };
+use crate::weights::EmbeddingFile;
+use crate::weights::embeddings::plain_key;
 
 /// Captions that are embedded at a time.
 const CHUNK: usize = 256;
@@ -62,7 +64,7 @@ impl Captions {
     ///
     /// Errors: text models or embeddings that cannot be read or do not belong together, class names that are not one
     /// for each class.
-    pub(super) fn open(
+    pub(crate) fn open(
         recipe: &Recipe,
         text: &Text,
         images: &StageImages,
@@ -140,7 +142,7 @@ impl Captions {
     }
 
     /// A tower that learns in this stage, with random weights.
-    pub(super) fn new_tower(&self, seed: u64) -> Option<TextTower> {
+    pub(crate) fn new_tower(&self, seed: u64) -> Option<TextTower> {
         let Source::New { config, .. } = &self.source else {
             return None;
         };
@@ -150,7 +152,7 @@ impl Captions {
 
     /// What the images of a batch should be near to; and the texts, if they learn. `batch` is this process's part, in shards
     /// that are embedded one by one; the objective is that of the whole.
-    pub(super) fn objective(
+    pub(crate) fn objective(
         &self,
         state: &State,
         dataset: &Dataset,
@@ -189,7 +191,7 @@ impl Captions {
     }
 
     /// How many classes have names that the text model can embed.
-    pub(super) fn class_count(&self) -> usize {
+    pub(crate) fn class_count(&self) -> usize {
         match self.source {
             Source::Nothing => 0,
             _ => self.zero_shot.classes.len(),
@@ -197,12 +199,12 @@ impl Captions {
     }
 
     /// Whether images can be classified by the names of their classes.
-    pub(super) fn classifies(&self) -> bool {
+    pub(crate) fn classifies(&self) -> bool {
         self.class_count() > 0
     }
 
     /// Whether batches need their captions, or embeddings are read in their place.
-    pub(super) fn needs_captions(&self) -> bool {
+    pub(crate) fn needs_captions(&self) -> bool {
         self.file.is_none()
     }
 
@@ -241,7 +243,7 @@ impl Captions {
     ///
     /// Shapes: `[classes, width]`.
     /// Source: Radford et al. 2021, section 3.1.4.
-    pub(super) fn class_head(&self, tower: Option<&TextTower>) -> Result<Option<Tensor<2>>> {
+    pub(crate) fn class_head(&self, tower: Option<&TextTower>) -> Result<Option<Tensor<2>>> {
         if !self.classifies() {
             return Ok(None);
         }
@@ -255,7 +257,7 @@ impl Captions {
     ///
     /// Shapes: `[classes, width]`.
     /// Errors: there is no text model, or no class.
-    pub(super) fn final_head(&self, stage: &str, run: &Path) -> Result<Tensor<2>> {
+    pub(crate) fn final_head(&self, stage: &str, run: &Path) -> Result<Tensor<2>> {
         let saved = match self.source {
             Source::New { .. } => Some(TextModel::load(&folder_of(run, stage), &self.device)?),
             _ => None,
@@ -293,7 +295,7 @@ impl Captions {
     }
 
     /// Writes the text model of a stage that ends, if it learned, to where later stages look for it.
-    pub(super) fn save(&self, tower: Option<TextTower>, stage: &str, run: &Path) -> Result<()> {
+    pub(crate) fn save(&self, tower: Option<TextTower>, stage: &str, run: &Path) -> Result<()> {
         let (Source::New { tokenizer, .. }, Some(tower)) = (&self.source, tower) else {
             return Ok(());
         };
@@ -302,11 +304,11 @@ impl Captions {
 }
 
 /// Texts of a batch whose tower learns: of each shard the tower, recorded for its gradients, and the embeddings.
-pub(super) struct Learning(Vec<(TextTower, Tensor<2>)>);
+pub(crate) struct Learning(Vec<(TextTower, Tensor<2>)>);
 
 impl Learning {
     /// The gradients of the tower's weights from that of this process's embeddings.
-    pub(super) fn gradients(&self, towards: Tensor<2>) -> Vec<Tensor<1>> {
+    pub(crate) fn gradients(&self, towards: Tensor<2>) -> Vec<Tensor<1>> {
         let mut sum = PairwiseSum::default();
         let mut start = 0;
         for (tower, embeddings) in &self.0 {

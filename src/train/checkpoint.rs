@@ -13,12 +13,14 @@ use safetensors::tensor::SafeTensors;
 use safetensors::{Dtype, View};
 use serde::{Deserialize, Serialize};
 
+use super::Run;
 use super::classes::difference;
-use super::exchange::Exchange;
-use super::{Monitor, Run, State};
+use super::monitor::Monitor;
+use super::state::State;
+use crate::distributed::zero::Exchange;
 use crate::error::{Context, Error, Result};
 use crate::files;
-use crate::fused::{from_vec, to_vec};
+use crate::ops::{from_vec, to_vec};
 
 const SCHEMA: &str = "1";
 /// The entry of the file's header that holds the counters.
@@ -200,7 +202,7 @@ impl View for Entry<'_> {
 }
 
 /// Writes a state to a file. All processes go through it, since each has parts of it; the first one writes.
-pub(super) fn write(run: &Run, state: &State, path: &Path) -> Result<()> {
+pub(crate) fn write(run: &Run, state: &State, path: &Path) -> Result<()> {
     let images = &run.images[state.stage];
     let classes = match &run.captions[state.stage] {
         None => images.classes(),

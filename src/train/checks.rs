@@ -11,7 +11,7 @@ use crate::recipe::{Head, Recipe, TestImages};
 
 /// An error where the folder of a run is an input of the run, or lies among its images, or holds the weights that it begins
 /// with.
-pub(super) fn check_folder(recipe: &Recipe, folder: &Path) -> Result<()> {
+pub(crate) fn check_folder(recipe: &Recipe, folder: &Path) -> Result<()> {
     let mut inputs = Inputs::default();
     let mut models = Vec::new();
     let data = recipe.stage.iter().map(|stage| recipe.data_of(stage));
@@ -45,7 +45,7 @@ pub(super) fn check_folder(recipe: &Recipe, folder: &Path) -> Result<()> {
 /// Checks that every stage can begin where the one before it ends, and that what is to be evaluated can be.
 ///
 /// Gives what the user should know, besides.
-pub(super) fn check(
+pub(crate) fn check(
     recipe: &Recipe,
     images: &[StageImages],
     captions: &[Option<Captions>],

@@ -10,7 +10,7 @@ const SHOWN: usize = 5;
 /// How two lists of class names differ, in words; `None` where they are equal.
 ///
 /// Each list comes with what it is of, such as `the test images`.
-pub(super) fn difference(
+pub(crate) fn difference(
     (one, of_one): (&str, &[String]),
     (other, of_other): (&str, &[String]),
 ) -> Option<String> {

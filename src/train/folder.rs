@@ -11,17 +11,18 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::checkpoint;
 use super::state::{Diverged, State};
-use super::{Run, Stage};
-use crate::data::{Batch, Broken, Preprocessing, Split, tensors};
+use super::{Run, Stage, checkpoint};
+use crate::data::sources::tensors;
+use crate::data::{Batch, Broken, Split};
+use crate::distributed::Group;
 use crate::error::{Error, Kind, Result};
-use crate::files;
-use crate::fused::to_vec;
-use crate::group::Group;
-use crate::model::weights::{self, Outputs};
+use crate::image::Preprocessing;
+use crate::ops::to_vec;
 use crate::recipe::Phase;
 use crate::settings::changes;
+use crate::weights::Outputs;
+use crate::{files, weights};
 
 const METRICS: &str = "metrics.jsonl";
 
@@ -125,7 +126,7 @@ impl RunFolder {
     }
 
     /// Whether this process writes.
-    pub(super) fn writes(&self) -> bool {
+    pub(crate) fn writes(&self) -> bool {
         self.lock.is_some()
     }
 
@@ -135,7 +136,7 @@ impl RunFolder {
     }
 
     /// Binds the folder to its recipe, once nothing speaks against the run.
-    pub(super) fn begin(&self, recipe: &str) -> Result<()> {
+    pub(crate) fn begin(&self, recipe: &str) -> Result<()> {
         let path = self.path.join("recipe.toml");
         let is_there = || files::read(&path).is_ok_and(|saved| saved == recipe.as_bytes());
         match self.writes() && !is_there() {
@@ -145,7 +146,7 @@ impl RunFolder {
     }
 
     /// Whether a run has begun here.
-    pub(super) fn has_begun(&self) -> bool {
+    pub(crate) fn has_begun(&self) -> bool {
         self.path.join("recipe.toml").is_file()
     }
 
@@ -165,7 +166,7 @@ impl RunFolder {
     }
 
     /// The keys of the recipe that differ from those that the run began with, as the user accepted them.
-    pub(super) fn changes(&self) -> &[String] {
+    pub(crate) fn changes(&self) -> &[String] {
         &self.changes
     }
 
@@ -194,12 +195,12 @@ impl RunFolder {
     }
 
     /// Why lines of metrics or log are lost, the first time that one is.
-    pub(super) fn unwritten(&self) -> Option<Error> {
+    pub(crate) fn unwritten(&self) -> Option<Error> {
         self.unwritten.take()
     }
 
     /// Lists a broken sample in the metrics, as an event, and in the quarantine.
-    pub(super) fn broken(&self, event: &str, split: Split, broken: &Broken) {
+    pub(crate) fn broken(&self, event: &str, split: Split, broken: &Broken) {
         self.metrics(&json!({
             "event": event,
             "sample": broken.sample,
@@ -210,7 +211,7 @@ impl RunFolder {
     }
 
     /// Whether the run was evaluated after so many samples, as its metrics tell the first process.
-    pub(super) fn was_evaluated(&self, samples: u64) -> bool {
+    pub(crate) fn was_evaluated(&self, samples: u64) -> bool {
         let is_it =
             |line: &serde_json::Value| line["samples"] == samples && line["evaluation"].is_object();
         self.group
@@ -245,7 +246,7 @@ impl RunFolder {
     }
 
     /// Writes the model as timm loads it: to `model`, and at the end of a stage to `stages/NAME`.
-    pub(super) fn save_models(
+    pub(crate) fn save_models(
         &self,
         run: &Run,
         state: &State,
@@ -277,7 +278,7 @@ impl RunFolder {
     ///
     /// The bundle is the folder of a run, stopped just before that update: training there fails
     /// again at once, with every number at hand. The run's own folder is left as it was.
-    pub(super) fn save_crash(
+    pub(crate) fn save_crash(
         &self,
         run: &Run,
         state: &State,

@@ -4,19 +4,22 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::{Monitor, Run, State, monitor};
+use super::monitor::Monitor;
+use super::state::State;
+use super::{Run, monitor};
 use crate::attack::{Attack, Pgd};
 use crate::data::check::broken_among;
-use crate::data::{Broken, Preprocessing, Subset};
+use crate::data::{Broken, Subset};
 use crate::error::{Error, Kind, Result};
 use crate::eval::{Done, Evaluation, Images, Observer, Outcome};
+use crate::image::Preprocessing;
 use crate::model::Pass;
 use crate::recipe::{Phase, Stage, TestImages};
 use crate::text::zero_shot::by_text;
 
 /// The test images of a stage that an evaluation uses: those that can be read, and those that cannot.
 #[derive(Debug)]
-pub(super) struct Readable {
+pub(crate) struct Readable {
     pub subset: Subset,
     pub broken: Vec<Broken>,
 }
@@ -25,7 +28,7 @@ impl Readable {
     /// The test images of a stage that an evaluation asks for, each of which is read once.
     ///
     /// Errors: those of stores.
-    pub(super) fn choose(run: &Run, stage: usize, wanted: &TestImages) -> Result<Self> {
+    pub(crate) fn choose(run: &Run, stage: usize, wanted: &TestImages) -> Result<Self> {
         let (dataset, group) = (&run.images[stage].test, &run.exchange.group);
         let subset = run.images[stage].subset(wanted)?;
         let own = broken_among(dataset, &subset.places()[group.part(subset.len())]);
@@ -36,7 +39,7 @@ impl Readable {
     }
 
     /// An error where more are broken than the stage's data allows.
-    pub(super) fn check_rate(&self, run: &Run, stage: usize) -> Result<()> {
+    pub(crate) fn check_rate(&self, run: &Run, stage: usize) -> Result<()> {
         let Some(first) = self.broken.first() else {
             return Ok(());
         };
@@ -58,7 +61,7 @@ impl Readable {
 /// own. What makes that impossible is told, and training goes on.
 ///
 /// Errors: a signal to stop, a store that does not answer.
-pub(super) fn measure(run: &Run, state: &State, monitor: &mut Monitor) -> Result<()> {
+pub(crate) fn measure(run: &Run, state: &State, monitor: &mut Monitor) -> Result<()> {
     let place = run.recipe.update_at(state.samples);
     let (stage, phase, _) = place.expect("updates belong to a phase");
     match measured(run, state, stage, phase, monitor) {

@@ -6,15 +6,14 @@
 
 pub mod captions;
 pub mod checkpoint;
-mod checks;
-mod classes;
-mod exchange;
+pub(crate) mod checks;
+pub(crate) mod classes;
+pub mod final_evaluation;
 pub mod folder;
-mod last;
-mod measure;
+pub(crate) mod measure;
+pub mod microbatch;
 pub mod monitor;
-mod passes;
-mod start;
+pub(crate) mod start;
 pub mod state;
 
 use std::cell::RefCell;
@@ -29,29 +28,29 @@ use crate::attack::{Draws, Pgd};
 use crate::data::{
     Batch, ClassMap, Dataset, Loader, ModelClasses, Plan, Share, Split, Subset, match_classes,
 };
+use crate::distributed::Group;
+use crate::distributed::zero::check_equal;
 use crate::error::{Context, Error, Kind, Result};
-use crate::fused::{self, Precision};
-use crate::group::{self, Group};
 use crate::loss::{Objective, Targets};
-use crate::memory;
 use crate::model::{DropPath, Pass};
-use crate::plan::{self, Devices};
+use crate::ops::Precision;
+use crate::plan::phase::Devices;
 use crate::recipe::{Data, Phase, Recipe, Stage, TestImages};
 use crate::rng::Purpose;
 use crate::settings::changes;
 use crate::units::grouped;
-
-pub use exchange::Exchange;
-pub use folder::RunFolder;
-pub use last::evaluate_finally;
-pub use monitor::Monitor;
-pub use state::State;
+use crate::{distributed, memory, ops, plan};
 
 use captions::Captions;
 use checks::{check, check_folder};
-use exchange::check_equal;
 use measure::{Readable, measure};
-use passes::{Found, Passes};
+use microbatch::{Found, Passes};
+
+pub use crate::distributed::zero::Exchange;
+pub use final_evaluation::evaluate_finally;
+pub use folder::RunFolder;
+pub use monitor::Monitor;
+pub use state::State;
 
 /// A run that is ready to go: a checked recipe, its folder and its data.
 pub struct Run {
@@ -246,7 +245,7 @@ impl Run {
             notices,
             test_images: RefCell::default(),
             named: RefCell::default(),
-            precision: fused::usable(recipe.precision, device).0,
+            precision: ops::usable(recipe.precision, device).0,
             recipe,
             folder,
             images,
@@ -262,7 +261,7 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let recipe = &run.recipe;
     let group = &run.exchange.group;
     group.stop_on_signals()?;
-    let precision = fused::usable(recipe.precision, &run.device).1;
+    let precision = ops::usable(recipe.precision, &run.device).1;
     let mut notes: Vec<String> = precision.into_iter().map(str::to_owned).collect();
     let devices = Devices {
         count: group.size() as u64,
@@ -275,8 +274,8 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let plan = plan::Plan::new(recipe, classes, run.precision, devices);
     // Of GPUs it is not known what is free.
     let free = memory::available()
-        .filter(|_| fused::is_processor(&run.device))
-        .map(|free| free / group::processes_here() as u64);
+        .filter(|_| ops::is_processor(&run.device))
+        .map(|free| free / distributed::processes_here() as u64);
     let near = plan::check_memory(&plan, free)?;
     let mut state = checkpoint::resume(run, monitor)?;
     // From here on the folder is this recipe's: everything that could be known to be wrong is not.
@@ -315,7 +314,7 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
             let mut loader = load(run, number, phase, state.samples, phase_end)?;
             monitor.enter_phase();
             // Memory in the sizes of the phase before.
-            fused::release_buffers();
+            ops::release_buffers();
             while let Some(batch) = loader.next_batch()? {
                 let seen = state.samples + stage.batch - stage_start;
                 let learning_rate = stage.learning_rate.at(seen, stage.samples());
@@ -561,7 +560,7 @@ impl Update<'_> {
                 loss,
                 gradient_norm,
                 gradients: &run.exchange.put_together(&gradients, &lengths),
-                adversarial: fused::to_vec(adversarial),
+                adversarial: ops::to_vec(adversarial),
             };
             let saved = run.folder.save_crash(run, state, stage, batch, &found);
             return Err(group.agree(saved)?.everywhere());

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{RunFolder, State, Step};
+use super::Step;
+use super::folder::RunFolder;
+use super::state::State;
 use crate::data::{Broken, Loader, Split};
 use crate::error::Error;
 use crate::recipe::{Evaluation, Phase, Recipe, Stage};
@@ -101,7 +103,7 @@ impl<'a> Monitor<'a> {
         self.line(&format!("warning: {text}"));
     }
 
-    pub(super) fn resumed(&mut self, state: &State) {
+    pub(crate) fn resumed(&mut self, state: &State) {
         let samples = grouped(state.samples);
         self.folder
             .metrics(&json!({ "samples": state.samples, "event": "resumed" }));
@@ -111,7 +113,7 @@ impl<'a> Monitor<'a> {
         ));
     }
 
-    pub(super) fn enter_stage(&mut self, stage: &Stage, samples: u64) {
+    pub(crate) fn enter_stage(&mut self, stage: &Stage, samples: u64) {
         let attack = match &stage.attack {
             Some(attack) => {
                 format!(
@@ -139,13 +141,13 @@ impl<'a> Monitor<'a> {
     }
 
     /// Begins to follow a new loader, whose counts begin at 0.
-    pub(super) fn enter_phase(&mut self) {
+    pub(crate) fn enter_phase(&mut self) {
         (self.broken, self.all_broken) = (0, 0);
         self.interval.waited = 0.0;
     }
 
     /// Counts an update; writes a line when one is due.
-    pub(super) fn record(
+    pub(crate) fn record(
         &mut self,
         stage: &Stage,
         phase: &Phase,
@@ -243,19 +245,19 @@ impl<'a> Monitor<'a> {
         left * seconds / done.max(1.0)
     }
 
-    pub(super) fn evaluating(&mut self, attack: &str, done: usize, of: usize) {
+    pub(crate) fn evaluating(&mut self, attack: &str, done: usize, of: usize) {
         self.screen
             .progress(done as u64, of as u64, &format!("evaluating {attack}"));
     }
 
     /// Names a test image that cannot be read.
-    pub(super) fn broken_test_image(&mut self, broken: &Broken) {
+    pub(crate) fn broken_test_image(&mut self, broken: &Broken) {
         self.folder.broken("broken test image", Split::Test, broken);
         self.warn(&format!("broken test image: {broken}"));
     }
 
     /// Tells that an evaluation could not be made; training goes on.
-    pub(super) fn not_measured(&mut self, stage: &Stage, error: &Error, samples: u64) {
+    pub(crate) fn not_measured(&mut self, stage: &Stage, error: &Error, samples: u64) {
         self.folder.metrics(&json!({
             "samples": samples,
             "stage": stage.name,
@@ -266,7 +268,7 @@ impl<'a> Monitor<'a> {
     }
 
     /// Tells an evaluation's result, and warns when the training attack no longer means anything.
-    pub(super) fn measured(
+    pub(crate) fn measured(
         &mut self,
         stage: &Stage,
         evaluation: &Evaluation,

@@ -3,17 +3,18 @@
 use super::Run;
 use crate::data::{ModelClasses, match_classes};
 use crate::error::{Error, Result};
-use crate::model::weights::{self, Loaded, Outputs};
 use crate::model::{Model, ModelConfig};
 use crate::recipe::{Head, Start};
 use crate::settings::changes;
+use crate::weights;
+use crate::weights::{Loaded, Outputs};
 
 /// The model of the recipe with the weights of a folder or file.
 ///
 /// Learned positions are resampled to the image size of the first phase.
 ///
 /// Errors: weights that cannot be loaded, of another model, or of other classes with a head that is to be kept.
-pub(super) fn load(run: &Run, start: &Start) -> Result<Model> {
+pub(crate) fn load(run: &Run, start: &Start) -> Result<Model> {
     let architecture = start.architecture.as_deref();
     let mut loaded = match (start.head, architecture) {
         (Head::New, _) => weights::load_body(&start.weights, architecture, &run.device)?,

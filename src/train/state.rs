@@ -2,12 +2,12 @@
 
 use burn::tensor::Tensor;
 
-use super::exchange::Exchange;
 use super::{Run, start};
+use crate::distributed::zero::Exchange;
 use crate::error::{Context, Error, Result};
-use crate::fused::Moments;
 use crate::loss::LARGEST_SCALE;
 use crate::model::{Model, Parameter};
+use crate::ops::Moments;
 use crate::optim::Optimizer;
 use crate::recipe::{Head, Recipe};
 use crate::text::TextTower;
@@ -28,7 +28,7 @@ pub struct State {
     /// Samples seen by the run.
     pub samples: u64,
     /// The processes, each of which holds the optimizer's memory of its own part of every weight.
-    pub(super) exchange: Exchange,
+    pub(crate) exchange: Exchange,
 }
 
 /// An update that must not be made, and what is known of it.

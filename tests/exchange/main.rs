@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use advxl::attack::{Norm, input_gradient};
-use advxl::data::Preprocessing;
 use advxl::eval::autoattack::{Settings, Version};
-use advxl::export::{self, Facts};
-use advxl::fused::{Gelu, from_vec, to_vec};
-use advxl::model::config::{CLIP_MEAN, CLIP_STD};
-use advxl::model::weights::{self, Loaded, Outputs, Stated};
-use advxl::model::{
-    ConvNextConfig, Model, ModelConfig, Pass, Pool, Position, StateDict, Stem, VitConfig,
-};
+use advxl::export;
+use advxl::export::card::Facts;
+use advxl::image::Preprocessing;
+use advxl::model::config::common::{CLIP_MEAN, CLIP_STD};
+use advxl::model::{ConvNextConfig, Model, ModelConfig, Pass, Pool, Position, Stem, VitConfig};
+use advxl::ops::{Gelu, from_vec, to_vec};
+use advxl::weights::StateDict;
+use advxl::weights::{Loaded, Outputs, Stated, import as weights};
 use burn::tensor::{Device, Tensor};
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};

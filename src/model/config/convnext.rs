@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{
+use super::common::{
     DEEPEST, IMAGENET_MEAN, IMAGENET_STD, LARGEST_PATCH, LARGEST_WIDTH, Stem, grid, linear,
     read_statistics,
 };
@@ -66,7 +66,7 @@ impl ConvNextConfig {
     }
 
     /// What a recipe's table `model` changes of a size.
-    pub(super) fn read(table: &Table, base: Self) -> Option<Self> {
+    pub(crate) fn read(table: &Table, base: Self) -> Option<Self> {
         let four = |key: &str, of_size: [usize; 4], largest: usize| {
             let found: [usize; 4] = table.optional(key).unwrap_or(of_size);
             if found.iter().all(|number| (1..=largest).contains(number)) {

@@ -2,13 +2,13 @@
 
 use serde::{Serialize, Serializer};
 
-use super::{
+use super::common::{
     DEEPEST, IMAGENET_MEAN, IMAGENET_STD, LARGEST_PATCH, LARGEST_WIDTH, Stem, grid, linear,
     read_statistics,
 };
-use crate::fused::Gelu;
-use crate::model::NORM_EPS;
+use crate::model::pass::NORM_EPS;
 use crate::model::position::sincos2d;
+use crate::ops::Gelu;
 use crate::settings::Table;
 
 /// A vision transformer, complete but for its weights.
@@ -91,7 +91,7 @@ pub enum Pool {
 
 impl Pool {
     /// timm's name of the norm before the head.
-    pub(in crate::model) fn norm(self) -> &'static str {
+    pub(crate) fn norm(self) -> &'static str {
         match self {
             Self::Average => "fc_norm",
             Self::Token => "norm",
@@ -157,7 +157,7 @@ impl VitConfig {
     }
 
     /// What a recipe's table `model` changes of a size.
-    pub(super) fn read(table: &Table, base: Self) -> Option<Self> {
+    pub(crate) fn read(table: &Table, base: Self) -> Option<Self> {
         let count = |key: &str, of_size: usize, largest: usize| {
             let found = table.optional_count(key, 1..=largest);
             found.unwrap_or(of_size)

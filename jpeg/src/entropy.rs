@@ -1,0 +1,181 @@
+//! The entropy-coded data of a scan: restart intervals, and the blocks in them in their order.
+//!
+//! What a block's bits mean is [`super::sequential`]'s and [`super::progressive`]'s.
+//!
+//! Source: ITU T.81, A.2 (order of blocks), B.1.1.5 (stuffed bytes), E.2.4 (restarts).
+
+use super::damage::Damage;
+use super::huffman::{Bits, PADDING};
+
+/// Bytes that may be left over behind the last block of a scan. Programs of cameras leave a few, which all decoders
+/// forgive; more mean that blocks were lost.
+const MOST_LEFT: usize = 32;
+
+/// What reads the blocks of a scan.
+pub(super) trait Coder {
+    /// Reads the next block of a part of the scan: block `(column, row)` of the component.
+    fn block(&mut self, bits: &mut Bits, part: usize, at: (usize, usize)) -> Result<(), Damage>;
+
+    /// An interval ends: nothing of it is remembered.
+    fn restart(&mut self) -> Result<(), Damage>;
+
+    /// A row of MCUs is complete.
+    fn end_row(&mut self, row: usize);
+}
+
+/// How the blocks of a scan follow each other.
+pub(super) struct Grid {
+    /// MCUs across and down.
+    pub columns: usize,
+    pub rows: usize,
+    /// Blocks of each part in an MCU, across and down.
+    pub blocks: Vec<(usize, usize)>,
+    /// MCUs between two restart markers; 0 without them.
+    pub restart: usize,
+}
+
+/// Reads all blocks of the scan whose data begin at a place of the file; the place behind the data.
+///
+/// Errors: data that end early or late, codes that are none, restart markers that are missing or out of order. Where no
+/// marker follows the data, the file is cut short whatever was found in them.
+pub(super) fn read<C: Coder>(
+    bytes: &[u8],
+    at: usize,
+    grid: &Grid,
+    coder: &mut C,
+) -> Result<usize, Damage> {
+    let mut end = at;
+    match read_blocks(bytes, &mut end, grid, coder) {
+        Ok(()) => Ok(end),
+        Err(_) if end == bytes.len() => Err(Damage::Truncated),
+        Err(damage) => Err(damage),
+    }
+}
+
+/// Reads all blocks; `end` is the place of the data, then always that behind the interval in work.
+fn read_blocks<C: Coder>(
+    bytes: &[u8],
+    end: &mut usize,
+    grid: &Grid,
+    coder: &mut C,
+) -> Result<(), Damage> {
+    let mut padded = Vec::new();
+    *end = interval(bytes, *end, &mut padded);
+    let mut bits = Bits::new(&padded);
+    let (mut to_restart, mut restarts) = (grid.restart, 0);
+    for row in 0..grid.rows {
+        for column in 0..grid.columns {
+            if grid.restart > 0 {
+                if to_restart == 0 {
+                    if bits.left()? > 0 {
+                        return Err(Damage::Damaged("a restart marker comes late"));
+                    }
+                    coder.restart()?;
+                    let begin = restart(bytes, *end, restarts)?;
+                    *end = interval(bytes, begin, &mut padded);
+                    bits = Bits::new(&padded);
+                    (to_restart, restarts) = (grid.restart, restarts + 1);
+                }
+                to_restart -= 1;
+            }
+            for (part, (across, down)) in grid.blocks.iter().enumerate() {
+                for y in 0..*down {
+                    for x in 0..*across {
+                        let at = (column * across + x, row * down + y);
+                        coder.block(&mut bits, part, at)?;
+                    }
+                }
+            }
+        }
+        bits.left()?;
+        coder.end_row(row);
+    }
+    if bits.left()? > MOST_LEFT {
+        return Err(Damage::Damaged("compressed data are left over"));
+    }
+    coder.restart()
+}
+
+/// The place behind the restart marker of a number at a place.
+fn restart(bytes: &[u8], at: usize, number: usize) -> Result<usize, Damage> {
+    match bytes.get(at..at + 2) {
+        Some([0xff, marker]) if usize::from(*marker) == 0xd0 + number % 8 => Ok(at + 2),
+        _ => Err(Damage::Damaged(
+            "a restart marker is missing or out of order",
+        )),
+    }
+}
+
+/// Copies the data from a place up to a marker, without stuffed bytes and with zeros behind them; the place of the
+/// marker, or the end of the file.
+fn interval(bytes: &[u8], mut at: usize, padded: &mut Vec<u8>) -> usize {
+    padded.clear();
+    loop {
+        let rest = bytes.get(at..).unwrap_or_default();
+        let plain = find_ff(rest).unwrap_or(rest.len());
+        padded.extend_from_slice(&rest[..plain]);
+        at += plain;
+        // Any number of 0xff may stand before a marker, or before the 0 that makes a value of them.
+        let run = bytes.get(at..).unwrap_or_default();
+        let run = run
+            .iter()
+            .position(|byte| *byte != 0xff)
+            .map(|run| at + run);
+        match run {
+            Some(end) if bytes[end] == 0 => {
+                padded.push(0xff);
+                at = end + 1;
+            }
+            Some(end) => {
+                at = end - 1;
+                break;
+            }
+            None => {
+                at = bytes.len();
+                break;
+            }
+        }
+    }
+    padded.extend([0; PADDING]);
+    at
+}
+
+/// The place of the first 0xff. Looks at 32 bytes at a time, which the compiler makes vectors of.
+pub fn find_ff(bytes: &[u8]) -> Option<usize> {
+    let pieces = bytes.chunks(32);
+    let with = pieces.enumerate().find(|(_, piece)| {
+        let found = piece
+            .iter()
+            .fold(0, |found, byte| found | u8::from(*byte == 0xff));
+        found != 0
+    });
+    let (number, piece) = with?;
+    Some(number * 32 + piece.iter().position(|byte| *byte == 0xff)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interval_ends_at_a_marker_and_stuffed_bytes_are_values() {
+        let mut padded = Vec::new();
+        let bytes = [9, 1, 0xff, 0, 2, 0xff, 0xff, 0, 3, 0xff, 0xff, 0xd0, 4];
+        assert_eq!(interval(&bytes, 1, &mut padded), 10);
+        assert_eq!(padded, [&[1, 0xff, 2, 0xff, 3], &[0; PADDING][..]].concat());
+        assert_eq!(restart(&bytes, 10, 8), Ok(12));
+        assert!(matches!(restart(&bytes, 10, 1), Err(Damage::Damaged(_))));
+        assert_eq!(interval(&bytes, 12, &mut padded), 13);
+        assert!(matches!(restart(&bytes, 13, 0), Err(Damage::Damaged(_))));
+    }
+
+    #[test]
+    fn the_first_ff_is_found_wherever_it_is() {
+        for place in 0..100 {
+            let mut bytes = [0xfe; 100];
+            bytes[place..].fill(0xff);
+            assert_eq!(find_ff(&bytes), Some(place));
+        }
+        assert_eq!(find_ff(&[0; 70]), None);
+    }
+}

@@ -1,0 +1,188 @@
+//! A batch under attack: which images were fooled, and what the others have withstood.
+
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+use super::classifier::Classifier;
+use super::gradient::select;
+use crate::ops::to_vec;
+
+/// Images about which a classifier is to be fooled.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// The clean images, `[batch, 3, height, width]`, all classified correctly.
+    pub images: Tensor<4>,
+    /// Their classes.
+    pub labels: Vec<u32>,
+    /// Numbers that tell the images apart, for their random streams.
+    pub keys: Vec<u64>,
+    /// Seed of the evaluation.
+    pub seed: u64,
+}
+
+impl Batch {
+    /// Some of the images.
+    pub(crate) fn select(&self, kept: &[usize]) -> Self {
+        Self {
+            images: select(self.images.clone(), kept),
+            labels: kept.iter().map(|index| self.labels[*index]).collect(),
+            keys: kept.iter().map(|index| self.keys[*index]).collect(),
+            seed: self.seed,
+        }
+    }
+
+    /// The other classes of each image, those with the largest logits on the clean image first.
+    ///
+    /// Shapes: `[batch, at most count]`.
+    fn targets(&self, classifier: &Classifier, count: u64) -> Vec<Vec<usize>> {
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let logits = classifier.logits(self.images.clone());
+        let labels = self.labels.iter().enumerate();
+        labels
+            .map(|(index, label)| {
+                let mut order =
+                    crate::attack::objective::largest(logits.row(index), count.saturating_add(1));
+                order.retain(|class| *class != *label as usize);
+                order.truncate(count);
+                order
+            })
+            .collect()
+    }
+}
+
+/// For each image of a batch, what the attack would show the model, if it has anything.
+pub type Found = Vec<Option<Vec<f32>>>;
+
+/// How far an attack that was stopped had come with an image that it had not fooled: enough to go on with the same
+/// numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Mark {
+    /// Runs, each from a start and towards a target.
+    Runs {
+        /// Those that the image survived.
+        survived: usize,
+        /// The targets, chosen before the first.
+        targets: Vec<usize>,
+    },
+    /// Queries of random search.
+    Queries {
+        /// Those that were asked.
+        asked: u64,
+        /// Those that became the best image, which they make again.
+        accepted: Vec<u64>,
+        /// Its margin.
+        margin: f64,
+    },
+}
+
+/// What an attack made of a batch.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// For each image what is shown to the model.
+    pub found: Found,
+    /// Whether the attack was stopped before it was done with the images of which nothing was found.
+    pub stopped: bool,
+    /// If it was: how far it had come with each of them.
+    pub marks: Vec<Option<Mark>>,
+}
+
+impl Attempt {
+    /// Nothing found about so many images.
+    pub(crate) fn nothing(count: usize) -> Self {
+        Self {
+            found: vec![None; count],
+            stopped: false,
+            marks: vec![None; count],
+        }
+    }
+}
+
+/// A run of an attack: its number, and which start it is of the target in turn, from 0.
+pub(crate) struct Run {
+    pub(crate) number: usize,
+    pub(crate) restart: usize,
+}
+
+/// Runs of an attack one after another, each on the images that stand after those before it: every start
+/// towards each of so many targets in turn, or without a target.
+///
+/// `marks` are of an attempt that was stopped. `attempt` gets the run, the images that stand and the target of each.
+pub(crate) fn in_turn(
+    classifier: &Classifier,
+    batch: &Batch,
+    marks: &[Option<Mark>],
+    targets: Option<u64>,
+    restarts: u64,
+    mut attempt: impl FnMut(&Run, &Batch, &[Option<usize>]) -> Found,
+) -> Attempt {
+    let mut survived = vec![0; batch.labels.len()];
+    let mut targets_of: Vec<Vec<usize>> = vec![Vec::new(); batch.labels.len()];
+    for (index, mark) in marks.iter().enumerate() {
+        if let Some(Mark::Runs {
+            survived: s,
+            targets,
+        }) = mark
+        {
+            (survived[index], targets_of[index]) = (*s, targets.clone());
+        }
+    }
+    if let Some(count) = targets {
+        let new: Vec<usize> = (0..survived.len())
+            .filter(|index| survived[*index] == 0)
+            .collect();
+        if !new.is_empty() {
+            let found = batch.select(&new).targets(classifier, count);
+            for (index, targets) in new.into_iter().zip(found) {
+                targets_of[index] = targets;
+            }
+        }
+    }
+    let aims = match targets {
+        Some(_) => targets_of.iter().map(Vec::len).max().unwrap_or_default(),
+        None => 1,
+    };
+    let restarts = restarts as usize;
+    let mut found: Found = vec![None; batch.labels.len()];
+    let mut stopped = false;
+    for number in 0..aims * restarts {
+        let target = |index: &usize| targets_of[*index].get(number / restarts).copied();
+        let stands = |index: &usize| {
+            let is_aimed = targets.is_none() || target(index).is_some();
+            found[*index].is_none() && survived[*index] <= number && is_aimed
+        };
+        let standing: Vec<usize> = (0..found.len()).filter(stands).collect();
+        if standing.is_empty() {
+            continue;
+        }
+        let aimed_at: Vec<Option<usize>> = standing.iter().map(target).collect();
+        let run = Run {
+            number,
+            restart: number % restarts,
+        };
+        let images = attempt(&run, &batch.select(&standing), &aimed_at);
+        if classifier.is_stopped() {
+            stopped = true;
+            break;
+        }
+        classifier.keep_passes();
+        for (index, image) in standing.iter().zip(images) {
+            found[*index] = image;
+            survived[*index] = number + 1;
+        }
+    }
+    let mark = |(survived, targets)| Some(Mark::Runs { survived, targets });
+    Attempt {
+        found,
+        stopped,
+        marks: survived.into_iter().zip(targets_of).map(mark).collect(),
+    }
+}
+
+/// The pixels of each image of a batch.
+pub(crate) fn images_of(images: Tensor<4>) -> Vec<Vec<f32>> {
+    let pixels = images.dims()[1..].iter().product();
+    to_vec(images)
+        .chunks_exact(pixels)
+        .map(<[f32]>::to_vec)
+        .collect()
+}

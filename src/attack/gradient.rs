@@ -1,0 +1,29 @@
+//! The gradient of a loss for images.
+
+use burn::tensor::{Tensor, TensorData};
+
+/// The gradient of a sum of losses with respect to the images alone.
+///
+/// Shapes: `images` and the result `[batch, 3, height, width]`; `loss` gives one value an image.
+pub fn input_gradient(
+    loss: &dyn Fn(Tensor<4>) -> Tensor<1>,
+    images: Tensor<4>,
+) -> (Tensor<4>, Tensor<1>) {
+    let images = images.without_autodiff().autodiff().require_grad();
+    let losses = loss(images.clone());
+    // The sum, not the mean: an image's gradient must not depend on the size of its batch.
+    let mut gradients = losses.clone().sum().backward();
+    let gradient = images.grad_remove(&mut gradients);
+    let gradient = gradient.unwrap_or_else(|| images.without_autodiff().zeros_like());
+    (gradient, losses.without_autodiff())
+}
+
+/// Some of the rows of a tensor.
+pub(crate) fn select(images: Tensor<4>, kept: &[usize]) -> Tensor<4> {
+    if kept.len() == images.dims()[0] {
+        return images;
+    }
+    let indices: Vec<i64> = kept.iter().map(|index| *index as i64).collect();
+    let indices = Tensor::from_data(TensorData::new(indices, [kept.len()]), &images.device());
+    images.select(0, indices)
+}

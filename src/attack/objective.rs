@@ -1,0 +1,266 @@
+//! What evaluation attacks climb: a number and its slope, from the logits of one image.
+//!
+//! In f64 on the host, since attacks decide by these numbers image by image; the model's part of
+//! the gradient follows from the slope ([`crate::attack::classifier::Classifier::climb`]).
+//! Source: Croce and Hein 2020 (arXiv:2003.01690), section 4; held to the reference by `tests/attacks.rs`.
+
+/// Keeps quotients finite.
+const TINY: f64 = 1e-12;
+
+/// A loss of one image's logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Cross entropy with the label.
+    CrossEntropy {
+        /// The class of the image.
+        label: usize,
+    },
+    /// Difference of logits ratio: `-(z_y - max z_i) / (z_(1) - z_(3))`, where `z_(k)` is the k-th largest.
+    Dlr {
+        /// The class of the image.
+        label: usize,
+    },
+    /// Towards one class: `-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)`.
+    TargetedDlr {
+        /// The class of the image.
+        label: usize,
+        /// The class to reach.
+        target: usize,
+    },
+    /// `z_t - z_y`, which is 0 where the decision changes.
+    Difference {
+        /// The class of the image.
+        label: usize,
+        /// The class to reach.
+        target: usize,
+    },
+}
+
+impl Goal {
+    /// The class of the image.
+    pub fn label(self) -> usize {
+        match self {
+            Self::CrossEntropy { label }
+            | Self::Dlr { label }
+            | Self::TargetedDlr { label, .. }
+            | Self::Difference { label, .. } => label,
+        }
+    }
+
+    /// The loss; its slope goes into `slope`.
+    ///
+    /// With too few classes for a ratio's denominator, the logits that there are stand in; with two
+    /// classes the difference alone is climbed.
+    /// Where nothing can be climbed the slope is zero: logits that are not finite (the loss is infinite, since such an
+    /// image is fooled already), a label or target that is none of the classes, a single class.
+    ///
+    /// Shapes: `logits` and `slope` `[classes]`.
+    pub fn slope(self, logits: &[f32], slope: &mut [f32]) -> f64 {
+        slope.fill(0.0);
+        if !are_finite(logits) {
+            return f64::INFINITY;
+        }
+        let exists = |class: usize| class < logits.len();
+        match self {
+            Self::CrossEntropy { label } if exists(label) => cross_entropy(logits, label, slope),
+            Self::Dlr { label } if exists(label) => {
+                let order = largest(logits, 3);
+                let Some(rival) = order.iter().copied().find(|class| *class != label) else {
+                    return 0.0;
+                };
+                let below = order.get(2).map(|third| [(order[0], 1.0), (*third, -1.0)]);
+                ratio(logits, label, rival, below.as_ref().map(|b| &b[..]), slope)
+            }
+            Self::TargetedDlr { label, target } if exists(label) && exists(target) => {
+                let order = largest(logits, 4);
+                let below: Option<Vec<(usize, f64)>> = match order[..] {
+                    [first, _, third, fourth] => {
+                        Some(vec![(first, 1.0), (third, -0.5), (fourth, -0.5)])
+                    }
+                    [first, _, third] => Some(vec![(first, 1.0), (third, -1.0)]),
+                    _ => None,
+                };
+                ratio(logits, label, target, below.as_deref(), slope)
+            }
+            Self::Difference { label, target } if exists(label) && exists(target) => {
+                ratio(logits, label, target, None, slope)
+            }
+            _ => 0.0,
+        }
+    }
+}
+
+/// Whether logits are an answer at all: an infinite or undefined one is none.
+pub(crate) fn are_finite(logits: &[f32]) -> bool {
+    logits.iter().all(|logit| logit.is_finite())
+}
+
+/// `-(z_label - z_rival) / (sum of weight * z)`, the sum over `below`, or without a denominator.
+fn ratio(
+    logits: &[f32],
+    label: usize,
+    rival: usize,
+    below: Option<&[(usize, f64)]>,
+    slope: &mut [f32],
+) -> f64 {
+    let z = |class: usize| f64::from(logits[class]);
+    let denominator = below.map_or(1.0, |below| {
+        below
+            .iter()
+            .map(|(class, weight)| weight * z(*class))
+            .sum::<f64>()
+            + TINY
+    });
+    let value = (z(rival) - z(label)) / denominator;
+    // Logits that are nearly equal make slopes too large for f32, whose gradients would not be finite.
+    let mut add = |class: usize, amount: f64| {
+        slope[class] = (slope[class] + amount as f32).clamp(f32::MIN, f32::MAX);
+    };
+    add(rival, 1.0 / denominator);
+    add(label, -1.0 / denominator);
+    for (class, weight) in below.unwrap_or_default() {
+        add(*class, -value * weight / denominator);
+    }
+    value
+}
+
+fn cross_entropy(logits: &[f32], label: usize, slope: &mut [f32]) -> f64 {
+    let most = logits.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+    let shifted = |logit: f32| f64::from(logit) - f64::from(most);
+    let sum: f64 = logits.iter().map(|logit| shifted(*logit).exp()).sum();
+    let others: f64 = {
+        let others = logits
+            .iter()
+            .enumerate()
+            .filter(|(class, _)| *class != label);
+        others.map(|(_, logit)| shifted(*logit).exp()).sum()
+    };
+    for (slope, logit) in slope.iter_mut().zip(logits) {
+        *slope = (shifted(*logit).exp() / sum) as f32;
+    }
+    // 1 - p of a sure and right answer would cancel to 0; the others' share does not.
+    slope[label] = -(others / sum) as f32;
+    sum.ln() - shifted(logits[label])
+}
+
+/// The classes of the `count` largest logits, largest first; ties go to the lower class.
+pub(crate) fn largest(logits: &[f32], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    let by_size = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+    if count < order.len() {
+        order.select_nth_unstable_by(count, by_size);
+        order.truncate(count);
+    }
+    order.sort_unstable_by(by_size);
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slopes_are_the_derivatives_of_the_values() {
+        let logits = [0.3f32, 2.0, -1.0, 0.9, 1.1];
+        for goal in [
+            Goal::CrossEntropy { label: 1 },
+            Goal::Dlr { label: 1 },
+            Goal::Dlr { label: 2 },
+            Goal::TargetedDlr {
+                label: 1,
+                target: 4,
+            },
+            Goal::TargetedDlr {
+                label: 0,
+                target: 2,
+            },
+            Goal::Difference {
+                label: 1,
+                target: 3,
+            },
+        ] {
+            let mut slope = [0.0; 5];
+            goal.slope(&logits, &mut slope);
+            for class in 0..5 {
+                let step = 1.0 / 1024.0; // exact in f32
+                let at = |change: f32| {
+                    let mut moved = logits;
+                    moved[class] += change;
+                    goal.slope(&moved, &mut [0.0; 5])
+                };
+                let right = (at(step) - at(-step)) / f64::from(2.0 * step);
+                let off = (f64::from(slope[class]) - right).abs();
+                assert!(
+                    off < 1e-5,
+                    "{goal:?} class {class}: {} is not {right}",
+                    slope[class]
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn two_and_three_classes_have_losses_too() {
+        let mut slope = [0.0; 2];
+        let goal = Goal::Dlr { label: 0 };
+        assert_eq!(goal.slope(&[2.0, 0.5], &mut slope), -1.5);
+        assert_eq!(slope, [-1.0, 1.0]);
+        let mut slope = [0.0; 3];
+        let goal = Goal::TargetedDlr {
+            label: 0,
+            target: 2,
+        };
+        let value = goal.slope(&[3.0, 2.0, 1.0], &mut slope);
+        assert!(
+            (value + 1.0).abs() < 1e-9,
+            "(1 - 3) / (3 - 1) is not {value}"
+        );
+    }
+
+    const KINDS: [fn(usize, usize) -> Goal; 4] = [
+        |label, _| Goal::CrossEntropy { label },
+        |label, _| Goal::Dlr { label },
+        |label, target| Goal::TargetedDlr { label, target },
+        |label, target| Goal::Difference { label, target },
+    ];
+
+    #[test]
+    fn what_cannot_be_climbed_has_no_slope() {
+        for kind in KINDS {
+            for (logits, label) in [
+                (&[][..], 0),
+                (&[1.0][..], 0),
+                (&[1.0, 2.0, 3.0, 4.0, 5.0][..], 5),
+            ] {
+                let mut slope = vec![7.0; logits.len()];
+                assert_eq!(kind(label, 9).slope(logits, &mut slope), 0.0);
+                assert!(slope.iter().all(|slope| *slope == 0.0), "{slope:?}");
+            }
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut slope = [7.0; 3];
+                let loss = kind(0, 1).slope(&[1.0, bad, 0.5], &mut slope);
+                assert_eq!((loss, slope), (f64::INFINITY, [0.0; 3]));
+            }
+        }
+    }
+
+    #[test]
+    fn losses_and_slopes_of_finite_logits_are_finite() {
+        let logits = [f32::MAX, f32::MIN, 0.0, 1e-38, 1.0, 1.0, 1.0, 1.0];
+        for kind in KINDS {
+            for classes in 1..=logits.len() {
+                for (label, target) in (0..classes).flat_map(|l| (0..classes).map(move |t| (l, t)))
+                {
+                    let mut rows = vec![logits[..classes].to_vec(), vec![3e38; classes]];
+                    rows.push(logits[logits.len() - classes..].to_vec());
+                    for row in rows {
+                        let mut slope = vec![0.0; classes];
+                        let loss = kind(label, target).slope(&row, &mut slope);
+                        assert!(loss.is_finite(), "{:?} {row:?}", kind(label, target));
+                        assert!(are_finite(&slope), "{:?} {row:?}", kind(label, target));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! The device that the commands compute on.
+
+use std::sync::OnceLock;
+
+use burn::tensor::Device;
+
+use super::print::note;
+use crate::distributed;
+use crate::error::Result;
+use crate::ops::{DeviceName, hardware};
+
+/// Where the user wants this program to compute, if it was said on the command line.
+pub(crate) static WANTED: OnceLock<DeviceName> = OnceLock::new();
+
+/// Where this program computes.
+///
+/// Errors: the device that was named is not there or does not compute.
+pub(crate) fn device() -> Result<Device> {
+    device_or(DeviceName::Auto)
+}
+
+/// The same, for a recipe that names a device; the command line comes first.
+pub(crate) fn device_or(name: DeviceName) -> Result<Device> {
+    static OPENED: OnceLock<Device> = OnceLock::new();
+    if let Some(device) = OPENED.get() {
+        return Ok(device.clone());
+    }
+    let name = *WANTED.get().unwrap_or(&name);
+    let device = name.open(distributed::number_here())?;
+    if let Some(hardware) = hardware(&device) {
+        note(&format!("note: computing on {hardware}"));
+    }
+    Ok(OPENED.get_or_init(|| device).clone())
+}

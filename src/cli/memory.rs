@@ -1,0 +1,40 @@
+//! Refuses work that does not fit into memory.
+
+use super::device::device;
+use crate::error::Result;
+use crate::image::Preprocessing;
+use crate::plan::{Work, batch_memory};
+use crate::weights::Loaded;
+use crate::{distributed, memory, ops};
+
+/// An error where a batch of images, or `more` numbers kept besides, do not fit into memory.
+pub(crate) fn check_memory(
+    loaded: &Loaded,
+    preprocessing: &Preprocessing,
+    batch: usize,
+    work: Work,
+    more: usize,
+) -> Result<()> {
+    let (config, classes) = (loaded.model.config(), loaded.model.classes());
+    let size = preprocessing.image_size;
+    let of_batch = batch_memory(&config, classes, size, batch, work);
+    // The model is in memory already.
+    let needed = of_batch - 4.0 * config.parameters(classes, loaded.image_size) as f64;
+    let what = format!("a batch of {batch} images of {size} pixels");
+    require_memory(&what, needed, "give a smaller --batch or --image-size")?;
+    let what = format!("keeping what is to be written of all images of {size} pixels");
+    require_memory(
+        &what,
+        needed + 4.0 * more as f64,
+        "take fewer images with --n",
+    )
+}
+
+/// An error where so many bytes are not available to this process on the processor; of GPUs it is not known what is free.
+pub(crate) fn require_memory(what: &str, needed: f64, hint: &str) -> Result<()> {
+    if !ops::is_processor(&device()?) {
+        return Ok(());
+    }
+    let available = memory::available().map(|free| free / distributed::processes_here() as u64);
+    memory::require(what, needed, available, hint)
+}

@@ -1,0 +1,62 @@
+//! Standard output and standard error of the commands.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::files;
+
+/// Before another process than the first tells an error.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Whether this process is not the one that tells.
+pub(crate) static IS_QUIET: AtomicBool = AtomicBool::new(false);
+
+pub(crate) fn is_quiet() -> bool {
+    IS_QUIET.load(Ordering::Relaxed)
+}
+
+/// Writes a line to standard error. Where that is not possible the line is lost: no work ends for it.
+pub(crate) fn note(text: &str) {
+    if !is_quiet() {
+        let _ = writeln!(std::io::stderr(), "{text}");
+    }
+}
+
+/// Writes the JSON result to standard output.
+pub(crate) fn print_json(value: &serde_json::Value) {
+    print_line(&value.to_string());
+}
+
+/// Writes a line to standard output. Whether all lines arrived, [`all_printed`] tells at the end.
+pub(crate) fn print_line(text: &str) {
+    if !is_quiet() {
+        let mut out = std::io::stdout().lock();
+        remember(writeln!(out, "{text}").and_then(|()| out.flush()));
+    }
+}
+
+/// Why a result could not be printed, the first time.
+pub(crate) static UNPRINTED: OnceLock<Error> = OnceLock::new();
+
+/// Keeps the error of printing. Nobody may be listening any more, as in `| head`; that is no fault.
+pub(crate) fn remember(printed: std::io::Result<()>) {
+    if let Err(error) = printed
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        let out = Path::new("standard output");
+        // The first is told.
+        let _ = UNPRINTED.set(files::explain("write to", out, &error));
+    }
+}
+
+/// An error where a result could not be printed, though everything else was done.
+pub(crate) fn all_printed() -> Result<()> {
+    match UNPRINTED.get() {
+        None => Ok(()),
+        Some(error) => Err(Error::failed(error.to_string())),
+    }
+}

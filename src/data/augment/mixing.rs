@@ -1,0 +1,354 @@
+//! MixUp and CutMix: each image of a batch blended with, or patched from, its counterpart.
+//!
+//! Image `i` meets image `n - 1 - i` of the same batch, with one share for the whole batch, drawn
+//! from the stream of (seed, samples seen).
+//! Source: `timm/data/mixup.py`, batch mode (Zhang et al. 2018; Yun et al. 2019).
+//! Differs from the reference: labels stay a pair and a weight, from which the loss makes its soft
+//! targets.
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+
+use crate::data::batch::Batch;
+use crate::rng::{Purpose, Rng};
+use crate::settings::Table;
+
+/// How batches are mixed.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Mixing {
+    /// MixUp, its share from Beta(alpha, alpha).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mixup_alpha: Option<f64>,
+    /// CutMix, the share of its area from Beta(alpha, alpha).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cutmix_alpha: Option<f64>,
+    /// Share of the batches that are mixed.
+    pub probability: f64,
+    /// Share of CutMix among the mixed batches; there when both are on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub switch_probability: Option<f64>,
+}
+
+impl Mixing {
+    /// Reads a table such as `{ mixup_alpha = 0.8, probability = 1.0 }`.
+    pub fn read(table: &Table) -> Option<Self> {
+        let alpha =
+            |key| table.optional_where(key, "above 0; leave it out for none", |a: &f64| *a > 0.0);
+        let share = |key| table.required_where(key, "0 to 1", |p: &f64| (0.0..=1.0).contains(p));
+        let both = table.has("mixup_alpha") && table.has("cutmix_alpha");
+        if !table.has("mixup_alpha") && !table.has("cutmix_alpha") {
+            let message = "mixing needs `mixup_alpha`, `cutmix_alpha` or both";
+            table.fault(
+                "probability",
+                message,
+                Some("leave the table out for no mixing".into()),
+            );
+        }
+        let (mixup_alpha, cutmix_alpha) = (alpha("mixup_alpha"), alpha("cutmix_alpha"));
+        let switch_probability = match both {
+            true => share("switch_probability"),
+            false => {
+                if table.optional::<f64>("switch_probability").is_some() {
+                    let message = "`switch_probability` has no effect without both alphas";
+                    table.fault("switch_probability", message, Some("leave it out".into()));
+                }
+                None
+            }
+        };
+        Some(Self {
+            mixup_alpha,
+            cutmix_alpha,
+            probability: share("probability")?,
+            switch_probability,
+        })
+    }
+
+    /// Says of some rows of a batch how they are mixed, and of what their labels are. `samples_seen` is the run's position at the
+    /// first of them.
+    pub fn apply(
+        &self,
+        batch: &mut Batch,
+        rows: Range<usize>,
+        image_size: usize,
+        seed: u64,
+        samples_seen: u64,
+    ) {
+        let mut rng = Rng::new(seed, Purpose::Mix, samples_seen, 0);
+        if !rng.chance(self.probability as f32) {
+            return;
+        }
+        let cut = match (self.mixup_alpha, self.cutmix_alpha) {
+            (Some(_), Some(_)) => rng.chance(self.switch_probability.unwrap_or(0.5) as f32),
+            (None, Some(_)) => true,
+            _ => false,
+        };
+        let Some(alpha) = (if cut {
+            self.cutmix_alpha
+        } else {
+            self.mixup_alpha
+        }) else {
+            return;
+        };
+        let share = rng.beta(alpha);
+        let (mix, weight) = if cut {
+            let patch = Patch::draw(share, image_size, &mut rng);
+            let area = patch.area() as f32 / (image_size * image_size) as f32;
+            (Mix::Cut(patch), 1.0 - area)
+        } else {
+            (Mix::Blend(share as f32), share as f32)
+        };
+        let second = &mut batch.second[rows.clone()];
+        for (second, first) in second
+            .iter_mut()
+            .zip(batch.first[rows.clone()].iter().rev())
+        {
+            *second = *first;
+        }
+        batch.weight[rows.clone()].fill(weight);
+        batch.mixed.push((rows, mix));
+    }
+}
+
+/// How images are mixed with their counterparts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Mix {
+    /// MixUp: this share of each image, and the rest of its counterpart.
+    Blend(f32),
+    /// CutMix: a rectangle of the counterpart.
+    Cut(Patch),
+}
+
+impl Mix {
+    /// Mixes images in place, `[n, 3, image_size, image_size]`.
+    pub(crate) fn apply(&self, images: &mut [f32], image_size: usize) {
+        match self {
+            Self::Blend(share) => blend(images, image_size, *share),
+            Self::Cut(patch) => patch.swap(images, image_size),
+        }
+    }
+
+    /// The images of a device, mixed: the same but for rounding.
+    pub(crate) fn of(&self, images: Tensor<4>) -> Tensor<4> {
+        let others = images.clone().flip([0]);
+        match self {
+            Self::Blend(share) => images * *share + others * (1.0 - share),
+            Self::Cut(patch) if patch.area() == 0 => images,
+            Self::Cut(patch) => {
+                let [count, channels, ..] = images.dims();
+                let place = [
+                    0..count,
+                    0..channels,
+                    patch.top..patch.bottom,
+                    patch.left..patch.right,
+                ];
+                images.slice_assign(place.clone(), others.slice(place))
+            }
+        }
+    }
+}
+
+/// `share` of each image and the rest of its counterpart.
+fn blend(images: &mut [f32], image_size: usize, share: f32) {
+    counterparts(images, image_size, |image, other| {
+        for (one, two) in image.iter_mut().zip(other) {
+            (*one, *two) = (
+                *one * share + *two * (1.0 - share),
+                *two * share + *one * (1.0 - share),
+            );
+        }
+    });
+}
+
+/// Calls `change` for each pair of counterparts once; the middle of an odd batch meets itself,
+/// which changes nothing.
+fn counterparts(
+    images: &mut [f32],
+    image_size: usize,
+    mut change: impl FnMut(&mut [f32], &mut [f32]),
+) {
+    let len = 3 * image_size * image_size;
+    let pairs = images.len() / len / 2;
+    let (front, back) = images.split_at_mut(pairs * len);
+    for (image, other) in front.chunks_exact_mut(len).zip(back.rchunks_exact_mut(len)) {
+        change(image, other);
+    }
+}
+
+/// A rectangle: from `left` to before `right`, from `top` to before `bottom`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Patch {
+    left: usize,
+    right: usize,
+    top: usize,
+    bottom: usize,
+}
+
+impl Patch {
+    /// A square of the area `1 - share` about any point, cut off at the picture's edges.
+    fn draw(share: f64, image_size: usize, rng: &mut Rng) -> Self {
+        let half = (image_size as f64 * (1.0 - share).sqrt()) as usize / 2;
+        let mut edges = || {
+            let center = rng.below(image_size);
+            (center.saturating_sub(half), (center + half).min(image_size))
+        };
+        let (top, bottom) = edges();
+        let (left, right) = edges();
+        Self {
+            left,
+            right,
+            top,
+            bottom,
+        }
+    }
+
+    fn area(&self) -> usize {
+        (self.right - self.left) * (self.bottom - self.top)
+    }
+
+    fn swap(&self, images: &mut [f32], image_size: usize) {
+        counterparts(images, image_size, |image, other| {
+            let rows = image
+                .chunks_exact_mut(image_size)
+                .zip(other.chunks_exact_mut(image_size));
+            for (row, (one, two)) in rows.enumerate() {
+                if (self.top..self.bottom).contains(&(row % image_size)) {
+                    one[self.left..self.right].swap_with_slice(&mut two[self.left..self.right]);
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::batch::Planes;
+
+    fn batch(n: usize, size: usize) -> Batch {
+        let len = 3 * size * size;
+        Batch {
+            images: Planes::Floats(
+                (0..n)
+                    .flat_map(|image| std::iter::repeat_n(image as f32 / n as f32, len))
+                    .collect(),
+            ),
+            mixed: Vec::new(),
+            first: (0..n as u32).collect(),
+            second: (0..n as u32).collect(),
+            weight: vec![1.0; n],
+            samples: (0..n as u64).collect(),
+            epochs: vec![0; n],
+            captions: Vec::new(),
+        }
+    }
+
+    fn mixing(mixup_alpha: Option<f64>, cutmix_alpha: Option<f64>) -> Mixing {
+        Mixing {
+            mixup_alpha,
+            cutmix_alpha,
+            probability: 1.0,
+            switch_probability: mixup_alpha.and(cutmix_alpha).map(|_| 0.5),
+        }
+    }
+
+    /// Images of one value each: after mixing, the mean of an image must be the weighted mean of
+    /// the values of its two labels.
+    #[test]
+    fn the_weight_is_the_share_of_the_first_label_in_the_image() {
+        for (mixing, n) in [
+            (mixing(Some(0.8), None), 4),
+            (mixing(None, Some(1.0)), 4),
+            (mixing(Some(0.8), Some(1.0)), 5),
+        ] {
+            for position in 0..40 {
+                let mut batch = batch(n, 8);
+                mixing.apply(&mut batch, 0..n, 8, 0, position);
+                for image in 0..n {
+                    let pixels = batch.pixels(8);
+                    let values = &pixels[image * 192..][..192];
+                    let mean = values.iter().sum::<f32>() / 192.0;
+                    let of = |label: u32| label as f32 / n as f32;
+                    let weight = batch.weight[image];
+                    let expected =
+                        weight * of(batch.first[image]) + (1.0 - weight) * of(batch.second[image]);
+                    assert!(
+                        (mean - expected).abs() < 1e-5,
+                        "{mixing:?} {position} {image}"
+                    );
+                    assert_eq!(batch.second[image], n as u32 - 1 - batch.first[image]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn mixing_is_a_function_of_the_samples_seen() {
+        let mixed = |position| {
+            let mut batch = batch(4, 8);
+            mixing(Some(0.8), Some(1.0)).apply(&mut batch, 0..4, 8, 0, position);
+            batch
+        };
+        assert_eq!(mixed(64), mixed(64));
+        assert_ne!(mixed(64), mixed(128));
+    }
+
+    #[test]
+    fn at_probability_zero_nothing_changes() {
+        let mut changed = batch(4, 8);
+        let never = Mixing {
+            probability: 0.0,
+            ..mixing(Some(0.8), Some(1.0))
+        };
+        never.apply(&mut changed, 0..4, 8, 0, 3);
+        assert_eq!(changed, batch(4, 8));
+    }
+
+    #[test]
+    fn both_kinds_take_turns_at_the_switch_probability() {
+        let cut = (0..400)
+            .filter(|position| {
+                let mut batch = batch(2, 8);
+                mixing(Some(0.8), Some(1.0)).apply(&mut batch, 0..2, 8, 0, *position);
+                // CutMix leaves only the old values.
+                batch
+                    .pixels(8)
+                    .iter()
+                    .all(|value| [0.0, 0.5].contains(value))
+            })
+            .count();
+        // Standard deviation 10; a share of 1 looks the same in both, hence a little more.
+        assert!((160..250).contains(&cut), "{cut}");
+    }
+
+    #[test]
+    fn settings_without_effect_are_refused() {
+        let read = |text| crate::settings::read(text, &[], Mixing::read);
+        let found = read("mixup_alpha = 0.8\nprobability = 0.5").unwrap();
+        assert_eq!(found.mixup_alpha, Some(0.8));
+        let written = toml::to_string(&mixing(Some(0.8), Some(1.0))).unwrap();
+        assert_eq!(read(&written).unwrap(), mixing(Some(0.8), Some(1.0)));
+        for (text, part) in [
+            (
+                "probability = 1.0",
+                "needs `mixup_alpha`, `cutmix_alpha` or both",
+            ),
+            (
+                "cutmix_alpha = 1.0\nprobability = 1.0\nswitch_probability = 0.5",
+                "has no effect",
+            ),
+            (
+                "mixup_alpha = 0\nprobability = 1.0",
+                "mixup_alpha = 0 must be above 0",
+            ),
+            (
+                "mixup_alpha = 1\ncutmix_alpha = 1\nprobability = 2",
+                "`switch_probability` is missing",
+            ),
+        ] {
+            let faults = read(text).unwrap_err();
+            let told: String = faults.iter().map(|fault| format!("{fault}\n")).collect();
+            assert!(told.contains(part), "{text}: {told}");
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! Random changes to one training picture, which end in a square of the training size.
+//!
+//! In this order: geometry (a random resized crop, or padding and a crop at native size followed by
+//! a resize), a mirror image every second time, then RandAugment. Every draw comes from the stream
+//! of (seed, epoch, sample), so the result does not depend on the batch or the thread.
+//! Not for changes that need two pictures ([`crate::data::augment::mixing`]) nor for evaluation
+//! ([`crate::image::preprocessing`]).
+
+pub mod mixing;
+pub mod operations;
+
+use crate::data::batch::Planes;
+use crate::image::picture::{bytes_in_planes, planes_to_bytes, to_byte};
+use crate::image::resize::{Crop, Filter, resize_planes};
+use crate::image::{Picture, Region};
+use crate::rng::{Purpose, Rng};
+use crate::settings::Table;
+
+use operations::Operation;
+
+/// What is done to a training picture.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Augmentation {
+    /// Cut out a random part and resize it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub random_resized_crop: Option<RandomResizedCrop>,
+    /// Pad with so many black pixels on every side, and cut out a part of the old size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pad_crop: Option<u32>,
+    /// Mirror every second picture.
+    pub flip: bool,
+    /// Random operations on colour and geometry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rand_augment: Option<RandAugment>,
+}
+
+/// Which part of a picture a random resized crop may take.
+///
+/// Source: torchvision's `RandomResizedCrop`: ten tries, then the largest central part that keeps
+/// the ratio.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct RandomResizedCrop {
+    /// Least and greatest share of the area.
+    pub area: [f64; 2],
+    /// Least and greatest width by height.
+    pub ratio: [f64; 2],
+}
+
+/// Random operations, timm's `rand-m9-mstd0.5-inc1`.
+///
+/// Source: Cubuk et al. 2020; `timm/data/auto_augment.py`, the increasing set of 15 operations,
+/// each drawn with replacement and done every second time.
+/// Differs from the reference: turned and moved pictures are always interpolated linearly, where
+/// timm draws linear or cubic for each; the fill colour is ImageNet's mean, as `create_transform`
+/// sets it.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct RandAugment {
+    /// How many operations are drawn for each picture.
+    pub operations: u32,
+    /// Mean strength, 0 to 10.
+    pub magnitude: f64,
+    /// Standard deviation of the strength.
+    pub deviation: f64,
+}
+
+impl Augmentation {
+    /// Reads the table of this name: `flip` is required, the others are off when absent.
+    pub fn read(table: &Table) -> Option<Self> {
+        let random_resized_crop = table.child("random_resized_crop", RandomResizedCrop::read);
+        let pad_crop = table.optional_where("pad_crop", "1 to 1024 pixels", |padding: &u64| {
+            (1..=1024).contains(padding)
+        });
+        if table.has("pad_crop") && table.has("random_resized_crop") {
+            let message = "`pad_crop` has no effect beside `random_resized_crop`";
+            table.fault("pad_crop", message, Some("keep one of the two".into()));
+        }
+        let rand_augment = table.child("rand_augment", RandAugment::read);
+        Some(Self {
+            random_resized_crop,
+            pad_crop: pad_crop.map(|padding| padding as u32),
+            flip: table.required("flip")?,
+            rand_augment,
+        })
+    }
+
+    /// The region of a picture of some size that [`Self::apply`] will look at.
+    pub fn region(&self, width: usize, height: usize, keys: (u64, u64, u64)) -> Region {
+        let Some(crop) = &self.random_resized_crop else {
+            return Region::whole(width, height);
+        };
+        let crop = crop.draw(width, height, &mut draws(keys));
+        Region {
+            left: crop.left as usize,
+            top: crop.top as usize,
+            width: crop.width as usize,
+            height: crop.height as usize,
+        }
+    }
+
+    /// Makes a training image of a picture, of which at least [`Self::region`] is known.
+    ///
+    /// Of bytes it is bytes again, as in Pillow's programs: what resizing gives is rounded.
+    ///
+    /// Shapes: the result is `[3, image_size, image_size]`.
+    pub fn apply(&self, picture: &Picture, image_size: usize, keys: (u64, u64, u64)) -> Planes {
+        let mut rng = draws(keys);
+        let mut planes = self.geometry(picture, image_size, &mut rng);
+        if self.flip && rng.chance(0.5) {
+            planes
+                .chunks_exact_mut(image_size)
+                .for_each(|row| row.reverse());
+        }
+        match &self.rand_augment {
+            Some(rand_augment) => {
+                let mut bytes = planes_to_bytes(&planes);
+                rand_augment.apply(&mut bytes, image_size, &mut rng);
+                Planes::Bytes(bytes_in_planes(&bytes))
+            }
+            None if picture.is_bytes() => Planes::Bytes(planes.into_iter().map(to_byte).collect()),
+            None => Planes::Floats(planes),
+        }
+    }
+
+    fn geometry(&self, picture: &Picture, image_size: usize, rng: &mut Rng) -> Vec<f32> {
+        let size = (image_size, image_size);
+        if let Some(crop) = &self.random_resized_crop {
+            let crop = crop.draw(picture.width(), picture.height(), rng);
+            return resize_planes(picture, &crop, size, Filter::Bilinear);
+        }
+        let square = Crop::central_square(picture.width(), picture.height());
+        let Some(padding) = self.pad_crop else {
+            return resize_planes(picture, &square, size, Filter::Bilinear);
+        };
+        let moved = pad_crop(picture, padding as usize, rng);
+        if (picture.width(), picture.height()) == size {
+            return moved;
+        }
+        match Picture::planes(picture.width(), picture.height(), moved) {
+            Ok(moved) => resize_planes(&moved, &square, size, Filter::Bilinear),
+            Err(error) => unreachable!("a moved picture keeps its size: {error}"),
+        }
+    }
+}
+
+/// The random numbers of (seed, epoch, sample); those of the crop come first.
+fn draws((seed, epoch, sample): (u64, u64, u64)) -> Rng {
+    Rng::new(seed, Purpose::Augment, epoch, sample)
+}
+
+/// The picture moved by up to `padding` pixels each way; black comes in at the edges.
+fn pad_crop(picture: &Picture, padding: usize, rng: &mut Rng) -> Vec<f32> {
+    let mut draw = || rng.below(2 * padding + 1) as isize - padding as isize;
+    let (across, down) = (draw(), draw());
+    let (width, height) = (picture.width(), picture.height());
+    let planes = picture.to_planes();
+    let mut moved = vec![0.0; planes.len()];
+    // The columns that stay inside, in the new picture and in the old.
+    let columns = width.saturating_sub(across.unsigned_abs());
+    let (new_x, old_x) = ((-across).max(0) as usize, across.max(0) as usize);
+    if columns == 0 {
+        return moved;
+    }
+    for (old, new) in planes
+        .chunks_exact(width * height)
+        .zip(moved.chunks_exact_mut(width * height))
+    {
+        for (y, row) in new.chunks_exact_mut(width).enumerate() {
+            let Some(y) = y.checked_add_signed(down).filter(|y| *y < height) else {
+                continue;
+            };
+            row[new_x..][..columns].copy_from_slice(&old[y * width + old_x..][..columns]);
+        }
+    }
+    moved
+}
+
+impl RandomResizedCrop {
+    /// Reads a table such as `{ area = [0.2, 1.0], ratio = [0.75, 1.33] }`.
+    pub fn read(table: &Table) -> Option<Self> {
+        let bounds = |key, rule: &str, right: fn(&[f64; 2]) -> bool| {
+            let bounds: [f64; 2] = table.required(key)?;
+            if right(&bounds) {
+                return Some(bounds);
+            }
+            table.fault(key, format!("{key} = {bounds:?} must be {rule}"), None);
+            None
+        };
+        let area = bounds(
+            "area",
+            "least and greatest share, above 0 and up to 1",
+            |b| 0.0 < b[0] && b[0] <= b[1] && b[1] <= 1.0,
+        );
+        let ratio = bounds(
+            "ratio",
+            "least and greatest width by height, above 0",
+            |b| 0.0 < b[0] && b[0] <= b[1],
+        );
+        Some(Self {
+            area: area?,
+            ratio: ratio?,
+        })
+    }
+
+    /// A random part of a picture, with whole edges.
+    fn draw(&self, width: usize, height: usize, rng: &mut Rng) -> Crop {
+        let between =
+            |[low, high]: [f64; 2], rng: &mut Rng| low + (high - low) * f64::from(rng.uniform());
+        let (wide, high) = (width as f64, height as f64);
+        let log_ratio = self.ratio.map(f64::ln);
+        for _ in 0..10 {
+            let area = wide * high * between(self.area, rng);
+            let ratio = between(log_ratio, rng).exp();
+            let crop_width = (area * ratio).sqrt().round_ties_even();
+            let crop_height = (area / ratio).sqrt().round_ties_even();
+            let fits = |side: f64, whole: f64| side >= 1.0 && side <= whole;
+            if fits(crop_width, wide) && fits(crop_height, high) {
+                return Crop {
+                    top: rng.below(height - crop_height as usize + 1) as f64,
+                    left: rng.below(width - crop_width as usize + 1) as f64,
+                    width: crop_width,
+                    height: crop_height,
+                };
+            }
+        }
+        let [least, most] = self.ratio;
+        let ratio = (wide / high).clamp(least, most);
+        let crop_width = (high * ratio).round_ties_even().clamp(1.0, wide);
+        let crop_height = (wide / ratio).round_ties_even().clamp(1.0, high);
+        Crop {
+            left: ((wide - crop_width) / 2.0).floor(),
+            top: ((high - crop_height) / 2.0).floor(),
+            width: crop_width,
+            height: crop_height,
+        }
+    }
+}
+
+impl RandAugment {
+    /// Reads a table such as `{ operations = 2, magnitude = 9.0, deviation = 0.5 }`.
+    pub fn read(table: &Table) -> Option<Self> {
+        let operations =
+            table.required_where("operations", "1 to 100", |n: &u64| (1..=100).contains(n));
+        let magnitude = table.required_where("magnitude", "0 to 10", |magnitude: &f64| {
+            (0.0..=10.0).contains(magnitude)
+        });
+        let deviation = table.required_where("deviation", "0 or more", |d: &f64| *d >= 0.0);
+        Some(Self {
+            operations: operations? as u32,
+            magnitude: magnitude?,
+            deviation: deviation?,
+        })
+    }
+
+    fn apply(&self, bytes: &mut Vec<u8>, image_size: usize, rng: &mut Rng) {
+        for _ in 0..self.operations {
+            let kind = rng.below(operations::KINDS);
+            if !rng.chance(0.5) {
+                continue;
+            }
+            let level = self.magnitude + self.deviation * f64::from(rng.normal());
+            let negate = rng.chance(0.5);
+            let operation = Operation::at_level(kind, level.clamp(0.0, 10.0), negate);
+            operation.apply(bytes, image_size, image_size);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gradient(width: usize, height: usize) -> Picture {
+        let pixels = (0..height).flat_map(|y| {
+            (0..width).flat_map(move |x| [(x * 7) as u8, (y * 5) as u8, ((x + y) * 3) as u8])
+        });
+        Picture::bytes(width, height, pixels.collect()).unwrap()
+    }
+
+    const KEYS: (u64, u64, u64) = (0, 1, 2);
+
+    #[test]
+    fn nothing_asked_for_leaves_a_picture_of_the_right_size_untouched() {
+        let picture = gradient(32, 32);
+        let image = Augmentation::default()
+            .apply(&picture, 32, KEYS)
+            .into_floats();
+        assert_eq!(image, picture.to_planes());
+    }
+
+    #[test]
+    fn the_result_is_a_function_of_seed_epoch_and_sample() {
+        let augmentation = Augmentation {
+            random_resized_crop: Some(RandomResizedCrop {
+                area: [0.2, 1.0],
+                ratio: [0.75, 4.0 / 3.0],
+            }),
+            flip: true,
+            rand_augment: Some(RandAugment {
+                operations: 2,
+                magnitude: 9.0,
+                deviation: 0.5,
+            }),
+            ..Augmentation::default()
+        };
+        let picture = gradient(40, 30);
+        let base = augmentation.apply(&picture, 24, KEYS);
+        assert_eq!(base.len(), 3 * 24 * 24);
+        assert_eq!(base, augmentation.apply(&picture, 24, KEYS));
+        for keys in [(1, 1, 2), (0, 2, 2), (0, 1, 3)] {
+            assert_ne!(base, augmentation.apply(&picture, 24, keys));
+        }
+    }
+
+    #[test]
+    fn a_picture_known_only_where_it_is_looked_at_gives_the_same_bits() {
+        let augmentation = Augmentation {
+            random_resized_crop: Some(RandomResizedCrop {
+                area: [0.1, 1.0],
+                ratio: [0.5, 2.0],
+            }),
+            flip: true,
+            ..Augmentation::default()
+        };
+        let (width, height) = (61, 47);
+        let whole = gradient(width, height);
+        let bytes = whole.to_bytes();
+        for sample in 0..50 {
+            let keys = (0, 3, sample);
+            let region = augmentation.region(width, height, keys);
+            let lines = bytes.chunks_exact(3 * width);
+            let lines = lines.skip(region.top).take(region.height);
+            let lines = lines.flat_map(|line| &line[3 * region.left..][..3 * region.width]);
+            let pixels = lines.copied().collect();
+            let part = Picture::part(width, height, region, pixels).unwrap();
+            // Both larger and smaller than the crop.
+            for size in [12, 40] {
+                let expected = augmentation.apply(&whole, size, keys);
+                assert!(augmentation.apply(&part, size, keys) == expected);
+            }
+        }
+    }
+
+    #[test]
+    fn pad_crop_moves_the_picture_and_fills_with_black() {
+        let picture = Picture::bytes(3, 3, vec![255; 27]).unwrap();
+        let mut seen = std::collections::BTreeSet::new();
+        for sample in 0..200 {
+            let mut rng = Rng::new(0, Purpose::Augment, 0, sample);
+            let moved = pad_crop(&picture, 1, &mut rng);
+            let plane: Vec<u8> = moved[..9].iter().map(|value| *value as u8).collect();
+            assert_eq!(moved[..9], moved[18..]);
+            seen.insert(plane);
+        }
+        // Nine places: a side of the white square is 2 or 3 pixels long.
+        assert_eq!(seen.len(), 9);
+        assert!(seen.contains(&vec![0, 0, 0, 0, 1, 1, 0, 1, 1]));
+        assert!(seen.contains(&vec![1, 1, 0, 1, 1, 0, 0, 0, 0]));
+    }
+
+    #[test]
+    fn every_second_picture_is_mirrored() {
+        let picture = gradient(8, 8);
+        let augmentation = Augmentation {
+            flip: true,
+            ..Augmentation::default()
+        };
+        let planes = picture.to_planes();
+        let mut mirrored = planes.clone();
+        mirrored.chunks_exact_mut(8).for_each(|row| row.reverse());
+        let count = (0..1000)
+            .filter(|sample| {
+                let image = augmentation
+                    .apply(&picture, 8, (0, 0, *sample))
+                    .into_floats();
+                assert!(image == planes || image == mirrored);
+                image == mirrored
+            })
+            .count();
+        // Standard deviation 16.
+        assert!((430..570).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn random_crops_keep_their_bounds_and_cover_the_picture() {
+        let crop = RandomResizedCrop {
+            area: [0.25, 1.0],
+            ratio: [0.75, 4.0 / 3.0],
+        };
+        let mut mean_area = 0.0;
+        for sample in 0..500 {
+            let crop = crop.draw(100, 80, &mut Rng::new(0, Purpose::Augment, 0, sample));
+            assert!(crop.left >= 0.0 && crop.left + crop.width <= 100.0);
+            assert!(crop.top >= 0.0 && crop.top + crop.height <= 80.0);
+            let area = crop.width * crop.height / 8000.0;
+            let ratio = crop.width / crop.height;
+            assert!((0.24..=1.0).contains(&area), "{area}");
+            assert!((0.73..1.36).contains(&ratio), "{ratio}");
+            mean_area += area / 500.0;
+        }
+        // Uniform in 0.25..1 but for the tries that did not fit.
+        assert!((0.5..0.66).contains(&mean_area), "{mean_area}");
+    }
+
+    /// A panorama has no part of the asked ratio and area: the central square-ish part is taken.
+    #[test]
+    fn a_panorama_gives_its_middle() {
+        let crop = RandomResizedCrop {
+            area: [0.9, 1.0],
+            ratio: [0.75, 1.0],
+        };
+        let crop = crop.draw(1000, 10, &mut Rng::new(0, Purpose::Augment, 0, 0));
+        assert_eq!((crop.left, crop.width, crop.height), (495.0, 10.0, 10.0));
+    }
+
+    #[test]
+    fn what_is_written_into_a_resolved_recipe_is_read_back() {
+        let augmentation = Augmentation {
+            random_resized_crop: Some(RandomResizedCrop {
+                area: [0.25, 1.0],
+                ratio: [0.75, 1.5],
+            }),
+            flip: true,
+            rand_augment: Some(RandAugment {
+                operations: 2,
+                magnitude: 9.0,
+                deviation: 0.5,
+            }),
+            pad_crop: None,
+        };
+        let text = toml::to_string(&augmentation).unwrap();
+        let read = crate::settings::read(&text, &[], Augmentation::read).unwrap();
+        assert_eq!(read, augmentation);
+    }
+
+    #[test]
+    fn all_faults_of_the_settings_are_told() {
+        let text = "pad_crop = 4\nrandom_resized_crop = { area = [0.5, 2.0] }\n\
+                    rand_augment = { operations = 0, magnitude = 11, deviation = 0.5 }\nflop = true";
+        let faults = crate::settings::read(text, &[], Augmentation::read).unwrap_err();
+        let text: String = faults.iter().map(|fault| format!("{fault}\n")).collect();
+        for part in [
+            "`pad_crop` has no effect beside",
+            "area = [0.5, 2.0] must be",
+            "`ratio` is missing",
+            "operations = 0 must be 1 to 100",
+            "magnitude = 11 must be 0 to 10",
+            "`flip` is missing",
+            "unknown key `flop`",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+}

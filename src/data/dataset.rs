@@ -1,0 +1,462 @@
+//! A data set: pictures with labels or captions, by index.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use super::shards::{Part, Sample};
+use super::spec::{SPEC_HINT, Spec, Split};
+use crate::error::{Error, Result};
+use crate::image::{Examined, Fault, Picture, Reason, Region, View};
+use crate::units::grouped;
+
+/// The same call for every kind of source.
+macro_rules! each {
+    ($self:ident, $source:ident => $call:expr) => {
+        match &$self.source {
+            Source::Cifar($source) => $call,
+            Source::Folder($source) => $call,
+            Source::Tensors($source) => $call,
+            Source::Shards($source) => $call,
+            Source::Synthetic($source) => $call,
+        }
+    };
+}
+
+/// Labelled pictures, by index.
+#[derive(Debug)]
+pub struct Dataset {
+    source: Source,
+    image_size: Option<usize>,
+    spec: Spec,
+    split: Split,
+}
+
+#[derive(Debug)]
+pub(crate) enum Source {
+    Cifar(crate::data::sources::cifar::Cifar),
+    Folder(crate::data::sources::folder::Folder),
+    Tensors(crate::data::sources::tensors::Tensors),
+    Shards(Box<crate::data::shards::Shards>),
+    Synthetic(crate::data::sources::synthetic::Synthetic),
+}
+
+impl Dataset {
+    /// Opens a split. `seed` only matters to synthetic pictures.
+    ///
+    /// Errors: whatever makes the data unusable, with the file it was found in. Pictures in files
+    /// are decoded later, one by one, so a broken one is found when its turn comes.
+    pub fn open(spec: &Spec, split: Split, seed: u64) -> Result<Self> {
+        let source = match spec {
+            Spec::Folder(path) => Self::open_folder(path, split)?,
+            Spec::ClassFolders(path) => Source::Folder(crate::data::sources::folder::Folder::open(
+                path, split, false,
+            )?),
+            Spec::Tensors(path) => {
+                Source::Tensors(crate::data::sources::tensors::Tensors::open(path)?)
+            }
+            Spec::Shards(pattern) => {
+                Source::Shards(Box::new(crate::data::shards::Shards::open(pattern)?))
+            }
+            Spec::Synthetic { count, image_size } => Source::Synthetic(
+                crate::data::sources::synthetic::Synthetic::new(seed, split, *count, *image_size),
+            ),
+        };
+        let image_size = match &source {
+            Source::Cifar(_) => Some(crate::data::sources::cifar::SIDE),
+            Source::Folder(_) | Source::Shards(_) => None,
+            Source::Tensors(tensors) => tensors.image_size(),
+            Source::Synthetic(synthetic) => Some(synthetic.image_size()),
+        };
+        Ok(Self {
+            source,
+            image_size,
+            spec: spec.clone(),
+            split,
+        })
+    }
+
+    fn open_folder(path: &Path, split: Split) -> Result<Source> {
+        if path.is_file() {
+            let hint = match path.extension() {
+                Some(end) if end == "safetensors" => {
+                    format!(
+                        "for images in a safetensors file use `tensors:{}`",
+                        path.display()
+                    )
+                }
+                Some(end) if ["tar", "tgz", "gz"].iter().any(|known| end == *known) => {
+                    format!("for shards use `shards:{}`", path.display())
+                }
+                _ => SPEC_HINT.into(),
+            };
+            let message = format!("`{}` is a file, not a folder of images", path.display());
+            return Err(Error::input(message).hint(hint));
+        }
+        if crate::data::sources::cifar::is_cifar(path) {
+            return Ok(Source::Cifar(crate::data::sources::cifar::Cifar::open(
+                path, split,
+            )?));
+        }
+        if let Some(hint) = crate::data::sources::cifar::near_miss(path) {
+            let message = format!("`{}` holds no CIFAR binaries itself", path.display());
+            return Err(Error::input(message).hint(hint));
+        }
+        Ok(Source::Folder(crate::data::sources::folder::Folder::open(
+            path, split, true,
+        )?))
+    }
+
+    /// Number of pictures.
+    pub fn len(&self) -> usize {
+        each!(self, source => source.len())
+    }
+
+    /// Whether there are no pictures, which `open` refuses.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Names of the classes, by label.
+    pub fn classes(&self) -> &[String] {
+        each!(self, source => source.classes())
+    }
+
+    /// An error unless the pictures have classes.
+    pub fn require_classes(&self) -> Result<()> {
+        match self.classes() {
+            [] => Err(
+                Error::input(format!("the images of `{}` have no labels", self.spec))
+                    .hint(match &self.source {
+                        Source::Shards(_) => "every sample needs a member such as `000.cls` with the number of its class",
+                        _ => "add `labels` i64 [n] to the file",
+                    }),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// The side of all pictures, where they are known to be square and of one size.
+    pub fn image_size(&self) -> Option<usize> {
+        self.image_size
+    }
+
+    /// The class of a picture.
+    ///
+    /// Errors: a sample without a label; a shard's index cannot be read any more.
+    pub fn label(&self, index: usize) -> Result<u32> {
+        Ok(match &self.source {
+            Source::Shards(shards) => shards.label(index)?,
+            Source::Cifar(source) => source.label(index),
+            Source::Folder(source) => source.label(index),
+            Source::Tensors(source) => source.label(index)?,
+            Source::Synthetic(source) => source.label(index),
+        })
+    }
+
+    /// Says that a sample will be read soon, so that a store can be asked for it meanwhile.
+    pub fn ask(&self, index: usize, part: Part) {
+        if let Source::Shards(shards) = &self.source {
+            shards.ask(index, part);
+        }
+    }
+
+    /// Reads or draws a picture.
+    ///
+    /// Errors: a file that cannot be read or decoded, named.
+    pub fn picture(&self, index: usize) -> Result<Picture> {
+        let sample = self.read(index, false).map_err(|fault| fault.error)?;
+        Ok(sample.picture.picture)
+    }
+
+    /// Reads or draws a sample: its picture, and on demand its caption.
+    ///
+    /// Errors: whatever makes it unusable, by kind, with its name.
+    pub fn read(&self, index: usize, caption: bool) -> std::result::Result<Sample, Fault> {
+        self.read_part(index, caption, &Region::whole)
+    }
+
+    /// As [`Self::read`], but of the picture only what `view` asks for need be known.
+    pub fn read_part(
+        &self,
+        index: usize,
+        caption: bool,
+        view: View,
+    ) -> std::result::Result<Sample, Fault> {
+        let plain = |picture| Examined {
+            picture,
+            odd: Vec::new(),
+        };
+        let named = |fault| self.named(fault, index);
+        let picture = match &self.source {
+            Source::Shards(shards) => return shards.read(index, caption, view).map_err(named),
+            Source::Folder(folder) => {
+                let bytes = folder.bytes(index)?;
+                let mut examined =
+                    crate::image::decode::examine_part(&bytes, view).map_err(named)?;
+                if folder.format(index) != crate::image::decode::outcome::Format::of_bytes(&bytes) {
+                    examined.odd.push(Reason::WrongExtension);
+                }
+                examined
+            }
+            Source::Cifar(source) => plain(source.picture(index)?),
+            Source::Tensors(source) => plain(source.picture(index)?),
+            Source::Synthetic(source) => plain(source.picture(index)?),
+        };
+        let caption = match caption {
+            true => self.caption(index)?,
+            false => None,
+        };
+        Ok(Sample { picture, caption })
+    }
+
+    /// Whether pictures are files or members of tars, which may be broken one by one.
+    pub fn is_decoded(&self) -> bool {
+        matches!(self.source, Source::Folder(_) | Source::Shards(_))
+    }
+
+    /// Gives up what was asked for and will not be read.
+    pub fn forget_asked(&self) {
+        if let Source::Shards(shards) = &self.source {
+            shards.forget_asked();
+        }
+    }
+
+    /// Adds the sample's name to a fault of its own; a store's names what was asked of it.
+    fn named(&self, fault: Fault, index: usize) -> Fault {
+        match fault.outage {
+            true => fault,
+            false => fault.context(format!("`{}`", self.name_of(index))),
+        }
+    }
+
+    /// The bytes of a picture's file, where pictures are files.
+    pub fn file_bytes(&self, index: usize) -> Option<std::result::Result<Vec<u8>, Fault>> {
+        match &self.source {
+            Source::Folder(folder) => Some(folder.bytes(index).map_err(Fault::from)),
+            Source::Shards(shards) => Some(shards.image_bytes(index)),
+            Source::Cifar(_) | Source::Tensors(_) | Source::Synthetic(_) => None,
+        }
+    }
+
+    /// Where a picture comes from, for messages.
+    pub fn name_of(&self, index: usize) -> String {
+        each!(self, source => source.name_of(index))
+    }
+
+    /// The key of a sample, by which its caption's embedding is found; only samples in shards have one.
+    ///
+    /// Errors: the shard's index cannot be read any more.
+    pub fn key_of(&self, index: usize) -> Result<Option<String>> {
+        match &self.source {
+            Source::Shards(shards) => shards.key_of(index).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether samples have captions.
+    pub fn is_captioned(&self) -> bool {
+        match &self.source {
+            Source::Shards(shards) => shards.captioned(),
+            Source::Synthetic(_) => true,
+            Source::Cifar(_) | Source::Folder(_) | Source::Tensors(_) => false,
+        }
+    }
+
+    /// What a picture shows in words, where that is known beyond its class; none in a data set
+    /// without captions.
+    ///
+    /// Errors: in a data set with captions, one that is missing, empty or cannot be read, by kind.
+    pub fn caption(&self, index: usize) -> std::result::Result<Option<String>, Fault> {
+        match &self.source {
+            Source::Synthetic(synthetic) => Ok(Some(synthetic.caption(index))),
+            Source::Shards(shards) => {
+                let caption = shards.caption(index);
+                caption.map_err(|fault| self.named(fault, index))
+            }
+            Source::Cifar(_) | Source::Folder(_) | Source::Tensors(_) => Ok(None),
+        }
+    }
+
+    /// What the user should know about the data set, found when it was opened.
+    pub fn notices(&self) -> &[String] {
+        match &self.source {
+            Source::Shards(shards) => shards.notices(),
+            _ => &[],
+        }
+    }
+
+    /// The source, where it is shards.
+    pub fn shards(&self) -> Option<&crate::data::shards::Shards> {
+        match &self.source {
+            Source::Shards(shards) => Some(shards),
+            _ => None,
+        }
+    }
+
+    /// One line about what was opened: where the split came from, images, classes, what was left out.
+    ///
+    /// For example `imagenet/val (split val): 50,000 images, 1,000 classes, 3 files ignored (.txt)`.
+    pub fn summary(&self) -> String {
+        let place = match &self.source {
+            Source::Folder(folder) => match folder.split() {
+                Some(split) => format!("{} (split {split})", folder.root().display()),
+                None => format!("{} (no split folders)", folder.root().display()),
+            },
+            Source::Cifar(_) | Source::Synthetic(_) => {
+                format!("{} (split {})", self.spec, self.split)
+            }
+            Source::Shards(shards) => {
+                let count = shards.identity().count();
+                format!("{} ({})", self.spec, counted(count, "shard", "shards"))
+            }
+            Source::Tensors(_) => self.spec.to_string(),
+        };
+        let mut parts = vec![counted(self.len(), "image", "images")];
+        parts.push(match self.classes().len() {
+            0 => "no labels".to_owned(),
+            count => counted(count, "class", "classes"),
+        });
+        if self.is_captioned() {
+            parts.push("captions".to_owned());
+        }
+        let ignored: usize = self.ignored().values().sum();
+        if ignored > 0 {
+            let kinds = self
+                .ignored()
+                .iter()
+                .map(|(kind, count)| match self.ignored().len() {
+                    1 => kind.clone(),
+                    _ => format!("{} {kind}", grouped(*count as u64)),
+                });
+            let kinds: Vec<String> = kinds.collect();
+            let files = counted(ignored, "file", "files");
+            parts.push(format!("{files} ignored ({})", kinds.join(", ")));
+        }
+        format!("{place}: {}", parts.join(", "))
+    }
+
+    /// Files that are no images, by their names, and were left out: how many of each kind.
+    pub fn ignored(&self) -> &crate::data::sources::folder::Ignored {
+        static NONE: crate::data::sources::folder::Ignored =
+            crate::data::sources::folder::Ignored::new();
+        match &self.source {
+            Source::Folder(folder) => folder.ignored(),
+            _ => &NONE,
+        }
+    }
+
+    /// The name of an image within the data set, the same wherever the data set lies: its path, its shard and key, or
+    /// its number.
+    ///
+    /// Errors: the shard's index cannot be read any more.
+    pub fn id_of(&self, index: usize) -> Result<String> {
+        Ok(match &self.source {
+            Source::Folder(folder) => folder.relative_name(index),
+            Source::Shards(shards) => shards.id_of(index)?,
+            Source::Cifar(_) | Source::Tensors(_) | Source::Synthetic(_) => index.to_string(),
+        })
+    }
+
+    /// Whether two data sets read some of the same files, so that one cannot measure what was learned from the other.
+    ///
+    /// Only places are compared: copies of the same images are not noticed.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let place =
+            |path: &Path| crate::files::canonical(path).unwrap_or_else(|_| path.to_path_buf());
+        match (&self.source, &other.source) {
+            (Source::Folder(one), Source::Folder(two)) => {
+                let (one, two) = (place(one.root()), place(two.root()));
+                one.starts_with(&two) || two.starts_with(&one)
+            }
+            (Source::Tensors(_), Source::Tensors(_)) => match (&self.spec, &other.spec) {
+                (Spec::Tensors(one), Spec::Tensors(two)) => place(one) == place(two),
+                _ => false,
+            },
+            (Source::Shards(one), Source::Shards(two)) => {
+                let places: std::collections::HashSet<String> = one.places().collect();
+                two.places().any(|shard| places.contains(&shard))
+            }
+            _ => false,
+        }
+    }
+
+    /// A hash over classes, number, names and labels, by which another data set is noticed.
+    ///
+    /// Of shards, over their names and counts. Cheap, since it reads no picture: changed pixels under the same names are not noticed.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        let mut text = |part: &str| {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        };
+        text(match &self.source {
+            Source::Cifar(_) => "cifar",
+            Source::Folder(_) => "folder",
+            Source::Tensors(_) => "tensors",
+            Source::Shards(_) => "shards",
+            Source::Synthetic(_) => "synthetic",
+        });
+        self.classes().iter().for_each(|class| text(class));
+        match &self.source {
+            Source::Synthetic(synthetic) => text(&synthetic.identity()),
+            Source::Folder(folder) => {
+                (0..folder.len()).for_each(|index| text(&folder.relative_name(index)));
+            }
+            Source::Shards(shards) => {
+                shards.identity().for_each(|shard| text(&shard));
+                return hasher.finalize().to_hex().to_string();
+            }
+            Source::Cifar(_) | Source::Tensors(_) => {}
+        }
+        for index in 0..self.len() {
+            // A data set without labels is told from others by its number of classes.
+            let label = self.label(index).unwrap_or(u32::MAX);
+            hasher.update(&label.to_le_bytes());
+        }
+        hasher.update(&(self.len() as u64).to_le_bytes());
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+/// A number and what it counts, such as `1 class` or `50,000 images`.
+pub(crate) fn counted(count: usize, one: &str, many: &str) -> String {
+    format!(
+        "{} {}",
+        grouped(count as u64),
+        if count == 1 { one } else { many }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_in_the_place_of_a_folder_is_explained() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("images.safetensors");
+        crate::files::write(&path, b"x").unwrap();
+        let error = Dataset::open(&Spec::Folder(path), Split::Train, 0).unwrap_err();
+        assert!(error.to_string().contains("use `tensors:"), "{error}");
+        let path = folder.path().join("0.tar.gz");
+        crate::files::write(&path, b"x").unwrap();
+        let error = Dataset::open(&Spec::Folder(path), Split::Train, 0).unwrap_err();
+        assert!(error.to_string().contains("use `shards:"), "{error}");
+    }
+
+    #[test]
+    fn the_fingerprint_notices_another_seed_split_or_number() {
+        let fingerprint = |count, split, seed| {
+            let spec = Spec::Synthetic {
+                count,
+                image_size: 32,
+            };
+            Dataset::open(&spec, split, seed).unwrap().fingerprint()
+        };
+        let base = fingerprint(24, Split::Train, 0);
+        assert_eq!(base, fingerprint(24, Split::Train, 0));
+        assert_ne!(base, fingerprint(25, Split::Train, 0));
+        assert_ne!(base, fingerprint(24, Split::Test, 0));
+        assert_ne!(base, fingerprint(24, Split::Train, 1));
+    }
+}

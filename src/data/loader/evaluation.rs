@@ -1,0 +1,45 @@
+//! Batches of an evaluation: fixed preprocessing, no augmentation.
+
+use rayon::prelude::*;
+
+use crate::data::dataset::Dataset;
+use crate::data::shards::Part;
+use crate::error::{Context, Result};
+use crate::image::Preprocessing;
+
+/// Pictures that stores are asked for at a time.
+pub(crate) const TOGETHER: usize = 256;
+
+/// The images of an evaluation batch.
+///
+/// Shapes: `[indices, 3, image_size, image_size]`. Units: `[0, 1]`.
+/// Errors: the first picture that cannot be read, named; an evaluation never leaves one out.
+pub fn evaluation_batch(
+    dataset: &Dataset,
+    indices: &[usize],
+    preprocessing: &Preprocessing,
+) -> Result<Vec<f32>> {
+    let len = preprocessing.numbers();
+    let mut images = vec![0.0; indices.len() * len];
+    for (images, indices) in images
+        .chunks_mut(TOGETHER * len)
+        .zip(indices.chunks(TOGETHER))
+    {
+        for index in indices {
+            dataset.ask(*index, Part::Picture);
+        }
+        let results: Vec<Result<()>> = images
+            .par_chunks_exact_mut(len)
+            .zip(indices)
+            .map(|(image, index)| {
+                let picture = dataset
+                    .picture(*index)
+                    .context(|| format!("picture {index} of the evaluation"))?;
+                image.copy_from_slice(&preprocessing.apply(&picture));
+                Ok(())
+            })
+            .collect();
+        results.into_iter().collect::<Result<()>>()?;
+    }
+    Ok(images)
+}

@@ -1,0 +1,701 @@
+//! Tar files of images and captions, as img2dataset writes them and WebDataset reads them, also gzipped ([`crate::storage::unpack`]).
+//!
+//! `000000000.jpg`, `.txt` and `.json` of one key are a sample; `.cls` holds the number of its class.
+//! Reading a sample is one positioned read, or one request to a store. Of each shard only its counts stay in
+//! memory; where its samples lie is read when one is asked for, from the saved index or else by a pass
+//! over the headers, and the indexes used last are kept.
+//! The order of the samples in training is in [`crate::data::loader::order`].
+
+pub mod index;
+pub mod recent;
+pub mod tar;
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::files::Source;
+use crate::image::decode::outcome::Format;
+use crate::image::{Examined, Fault, Health, Reason, View, content, decode};
+use crate::json;
+use crate::storage::store::{Asked, Object, Pieces};
+use crate::storage::{pattern, store, unpack};
+
+use index as shard_index;
+use index::{Entry, Saved, ShardIndex, Span, Summary};
+use recent::Recent;
+
+/// Samples whose places are held: about 75 bytes each, so 150 MB.
+const MOST_HELD: u64 = 2_000_000;
+/// Scans from so many on are worth a word about indexes.
+const MANY: usize = 200;
+/// One sample without label in so many is damaged; more, and the data set has no classes.
+const FEW_IN: usize = 100;
+/// Shards that are held open.
+const MOST_OPEN: u64 = 64;
+/// Bytes between image and caption that are read along, rather than reading twice.
+const SMALL_GAP: u64 = 64 * 1024;
+/// Bytes of samples that are asked for and not read yet. Beyond, a sample is asked for when its turn comes.
+const MOST_ASKED: u64 = 256 << 20;
+
+/// Samples in shards.
+#[derive(Debug)]
+pub struct Shards {
+    shards: Vec<Shard>,
+    /// Index of the first sample of each shard, and the number of samples.
+    starts: Vec<usize>,
+    classes: Vec<String>,
+    captioned: bool,
+    /// Whether any sample has a label.
+    labelled: bool,
+    /// Samples without one and without a fault.
+    unlabelled: usize,
+    notices: Vec<String>,
+    indexes: Recent<Arc<ShardIndex>>,
+    files: Recent<Arc<Source>>,
+    /// What was asked of stores, the oldest first.
+    asked: Mutex<VecDeque<((usize, Part), Asked)>>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    object: Object,
+    summary: Summary,
+}
+
+/// What is read of a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Its picture.
+    Picture,
+    /// Its caption.
+    Caption,
+    /// Picture and caption.
+    Both,
+}
+
+/// A picture file, and a caption with whether the json beside it is broken.
+type Contents = (Vec<u8>, Option<(String, bool)>);
+
+/// A sample: its picture, and its caption where that was asked for and there is one.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// The picture, and what is odd about it.
+    pub picture: Examined,
+    /// The caption.
+    pub caption: Option<String>,
+}
+
+impl Shards {
+    /// Opens the shards of a pattern. Those without a saved index are scanned.
+    ///
+    /// Errors: files that are missing or cannot be read; no samples in any of them.
+    pub fn open(pattern: &str) -> Result<Self> {
+        let objects = Object::find(pattern::expand(pattern)?)?;
+        let saved = shard_index::saved_summaries(&objects)?;
+        let (indexes, files) = (Recent::new(MOST_HELD), Recent::new(MOST_OPEN));
+        let opened: Result<Vec<(Shard, bool, Option<Scanned>)>> = objects
+            .into_par_iter()
+            .zip(saved)
+            .enumerate()
+            .map(|(number, (object, saved))| {
+                let stale = matches!(saved, Saved::Stale);
+                if let Saved::Sound(summary) = saved {
+                    return Ok((Shard { object, summary }, stale, None));
+                }
+                let index = Arc::new(ShardIndex::of(&object)?);
+                let summary = index.summary();
+                let scanned = Scanned {
+                    health: located(&index, &object),
+                    // To go through an object again takes long, to go through a file does not.
+                    kept: object.is_remote().then(|| index.save(&object)),
+                };
+                indexes.put(number, index, weight(summary));
+                Ok((Shard { object, summary }, stale, Some(scanned)))
+            })
+            .collect();
+        let mut notices = Vec::new();
+        let mut health = Health::default();
+        let (mut shards, mut starts, mut samples) = (Vec::new(), vec![0], 0);
+        let mut stales = Vec::new();
+        let opened = opened?;
+        let (mut scanned, mut kept, mut unkept) = (0, 0, None);
+        for (shard, stale, of_shard) in opened {
+            if stale {
+                stales.push(shard.object.to_string());
+            }
+            if let Some(of_shard) = of_shard {
+                health.join(&of_shard.health);
+                match of_shard.kept {
+                    None => scanned += 1,
+                    Some(Ok(())) => kept += 1,
+                    Some(Err(error)) => unkept = Some(error),
+                }
+            }
+            samples += shard.summary.samples as usize;
+            starts.push(samples);
+            shards.push(shard);
+        }
+        if scanned >= MANY {
+            notices.push(format!(
+                "{scanned} shards were scanned; `advxl data index` saves what was found, so that opening them is quick"
+            ));
+        }
+        if let (1.., Ok(folder)) = (kept, store::indexes()) {
+            notices.push(format!(
+                "{kept} shards were read through once for their indexes, which are kept in `{}`",
+                folder.display()
+            ));
+        }
+        if let Some(error) = unkept {
+            let error = error.to_string().replace("\n  hint:", ";");
+            notices.push(format!(
+                "indexes of shards in stores could not be kept, so the next start reads these shards through again: {error}"
+            ));
+        }
+        if let Some(first) = stales.first() {
+            notices.push(format!(
+                "{} saved indexes are of other files than the shards beside them, or of an older program, and were not \
+                 used, such as that of `{first}`; `advxl data index` makes them again",
+                stales.len()
+            ));
+        }
+        for (reason, count, example) in health.iter().filter(|(reason, ..)| reason.is_damage()) {
+            let text = reason.text();
+            notices.push(format!(
+                "shards are damaged: {text}, {count} times, such as {example}; `advxl data check` tells all"
+            ));
+        }
+        if samples == 0 {
+            return Err(no_samples(pattern, &shards)?);
+        }
+        let all = |count: fn(&Summary) -> u32| -> usize {
+            let counts = shards
+                .iter()
+                .map(|shard: &Shard| count(&shard.summary) as usize);
+            counts.sum()
+        };
+        let captioned = all(|summary| summary.captioned) > 0;
+        let (usable, labelled) = (
+            all(|summary| summary.usable),
+            all(|summary| summary.labelled),
+        );
+        let unlabelled = all(|summary| summary.unlabelled);
+        let classes = match labelled > 0 && (unlabelled * FEW_IN) as u64 <= samples as u64 {
+            true => {
+                let classes = shards.iter().map(|shard| shard.summary.classes).max();
+                (0..classes.unwrap_or(0))
+                    .map(|class| class.to_string())
+                    .collect()
+            }
+            false => Vec::new(),
+        };
+        let shards = Self {
+            shards,
+            starts,
+            classes,
+            captioned,
+            labelled: labelled > 0,
+            unlabelled,
+            notices,
+            indexes,
+            files,
+            asked: Mutex::default(),
+        };
+        match usable {
+            0 => Err(shards.nothing_usable(pattern)?),
+            _ => Ok(shards),
+        }
+    }
+
+    /// The error that no sample can be used, with what is wrong with the first.
+    fn nothing_usable(&self, pattern: &str) -> Result<Error> {
+        let entry = self.entry(0).map_err(|fault| fault.error)?;
+        let fault = shard_index::fault_of(&entry).unwrap_or_else(changed).error;
+        let (name, len) = (self.name_of(0), self.len());
+        Ok(fault.context(format!(
+            "none of the {len} samples of `shards:{pattern}` can be used, such as `{name}`"
+        )))
+    }
+
+    /// Number of samples, the damaged ones included.
+    pub fn len(&self) -> usize {
+        self.starts[self.shards.len()]
+    }
+
+    /// Whether there are no samples, which `open` refuses.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The numbers of the classes, none unless at least 99 of 100 samples have a `.cls`. Then one without is damaged.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// Samples that have no `.cls` and no fault.
+    pub fn unlabelled(&self) -> usize {
+        self.unlabelled
+    }
+
+    /// Whether samples have captions. Then one without a caption is damaged.
+    pub fn captioned(&self) -> bool {
+        self.captioned
+    }
+
+    /// What the user should know.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// The index of the first sample of each shard, and after the last the number of samples.
+    pub fn starts(&self) -> &[usize] {
+        &self.starts
+    }
+
+    /// The class.
+    ///
+    /// Errors: a sample without a `.cls`; the shard's index cannot be read any more.
+    pub fn label(&self, sample: usize) -> Result<u32> {
+        let entry = self.entry(sample).map_err(|fault| fault.error)?;
+        entry.label.ok_or_else(|| {
+            Error::input(format!("`{}` has no label", self.name_of(sample)))
+                .hint("add a member such as `000.cls` with the number of its class")
+        })
+    }
+
+    /// Shard and key of a sample, wherever the shards lie, such as `00000.tar/000000012`.
+    ///
+    /// Errors: the shard's index cannot be read any more.
+    pub fn id_of(&self, sample: usize) -> Result<String> {
+        let (number, place) = self.place(sample);
+        let index = self.index(number)?;
+        Ok(format!(
+            "{}/{}",
+            self.shards[number].object.name(),
+            index.name(place)
+        ))
+    }
+
+    /// The key of a sample, as its members are named.
+    ///
+    /// Errors: the shard's index cannot be read any more.
+    pub fn key_of(&self, sample: usize) -> Result<String> {
+        let (number, place) = self.place(sample);
+        Ok(self.index(number)?.name(place).to_owned())
+    }
+
+    /// Calls a function for the number and the key of every sample in which the indexes found no fault, from many threads.
+    ///
+    /// Errors: its own, or those of indexes that cannot be read any more.
+    pub fn each_key(&self, call: impl Fn(usize, &str) -> Result<()> + Sync) -> Result<()> {
+        (0..self.shards.len())
+            .into_par_iter()
+            .try_for_each(|number| {
+                let index = self.index(number)?;
+                let sound = index.entries().iter().enumerate();
+                let mut sound = sound.filter(|(_, entry)| entry.fault.is_none());
+                sound
+                    .try_for_each(|(place, _)| call(self.starts[number] + place, index.name(place)))
+            })
+    }
+
+    /// Shard and key of a sample, for messages.
+    pub fn name_of(&self, sample: usize) -> String {
+        let (number, place) = self.place(sample);
+        let path = &self.shards[number].object;
+        match self.index(number) {
+            Ok(index) => format!(
+                "{path}: {}",
+                shard_index::shown(index.name(place).as_bytes())
+            ),
+            Err(_) => format!("{path}: sample {place}"),
+        }
+    }
+
+    /// Where the shards lie.
+    pub fn places(&self) -> impl Iterator<Item = String> {
+        self.shards.iter().map(|shard| shard.object.to_string())
+    }
+
+    /// Names of the shards without their folders and their numbers of samples, for the fingerprint.
+    pub fn identity(&self) -> impl Iterator<Item = String> {
+        // The same whether a shard is gzipped or was unpacked.
+        let name = |shard: &Shard| unpack::plain_name(&shard.object.name());
+        self.shards
+            .iter()
+            .map(move |shard| format!("{} {}", name(shard), shard.summary.samples))
+    }
+
+    /// What was met in the tars beside the samples' own faults.
+    pub fn health(&self) -> Result<Health> {
+        let mut health = Health::default();
+        for number in 0..self.shards.len() {
+            let index = self.index(number)?;
+            let Shard { object, summary } = &self.shards[number];
+            health.join(&located(&index, object));
+            // Of a data set with classes they are damaged samples, which whoever reads them counts.
+            if self.labelled && self.classes.is_empty() {
+                let missing = u64::from(summary.unlabelled);
+                health.add_times(Reason::MissingLabel, missing, || format!("`{object}`"));
+            }
+        }
+        Ok(health)
+    }
+
+    /// Asks the store for a sample that will be read soon. Of files, which are quick, nothing is asked.
+    ///
+    /// What goes wrong is told when the sample is read.
+    pub fn ask(&self, sample: usize, part: Part) {
+        let (number, _) = self.place(sample);
+        let Some(remote) = self.shards[number].object.remote() else {
+            return;
+        };
+        let part = self.part(part);
+        let Ok(entry) = self.entry(sample) else {
+            return;
+        };
+        let ranges = ranges(&entry, part);
+        let within = ranges.iter().all(|range| range.end <= remote.length());
+        if shard_index::fault_of(&entry).is_some() || !within {
+            return;
+        }
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting: u64 = asked.iter().map(|(_, pieces)| pieces.length()).sum();
+        if waiting >= MOST_ASKED {
+            return;
+        }
+        if let Ok(pieces) = Asked::of(remote, &ranges) {
+            asked.push_back(((sample, part), pieces));
+        }
+    }
+
+    /// Gives up what was asked for and not read.
+    pub fn forget_asked(&self) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.clear();
+    }
+
+    /// Reads a sample: of its picture at least what `view` asks for, and its caption if that is asked for.
+    ///
+    /// Errors: whatever makes it unusable, by kind.
+    pub fn read(
+        &self,
+        sample: usize,
+        caption: bool,
+        view: View,
+    ) -> std::result::Result<Sample, Fault> {
+        let (bytes, caption) = self.bytes(sample, caption)?;
+        let (caption, spare_broken) = match caption {
+            Some((caption, spare_broken)) => (Some(caption), spare_broken),
+            None => (None, false),
+        };
+        let mut picture = decode::examine_part(&bytes, view)?;
+        let named = self.entry(sample)?.format;
+        if Some(named) != Format::of_bytes(&bytes) {
+            picture.odd.push(Reason::WrongExtension);
+        }
+        if spare_broken {
+            picture.odd.push(Reason::SpareJsonBroken);
+        }
+        Ok(Sample { picture, caption })
+    }
+
+    /// The bytes of a sample's picture file.
+    pub fn image_bytes(&self, sample: usize) -> std::result::Result<Vec<u8>, Fault> {
+        Ok(self.bytes(sample, false)?.0)
+    }
+
+    /// A sample's caption; none where no sample has one.
+    ///
+    /// Errors: it is missing, empty, no UTF-8 or within a broken json.
+    pub fn caption(&self, sample: usize) -> std::result::Result<Option<String>, Fault> {
+        if !self.captioned {
+            return Ok(None);
+        }
+        let entry = self.entry(sample)?;
+        if let Some(fault) =
+            shard_index::fault_of(&entry).filter(|fault| fault.reason != Reason::MissingImage)
+        {
+            return Err(fault);
+        }
+        let pieces = self.pieces(sample, &entry, Part::Caption)?;
+        Ok(Some(caption_of(&entry, &pieces)?.0))
+    }
+
+    /// Image, and caption with whether the json beside it is broken.
+    fn bytes(&self, sample: usize, caption: bool) -> std::result::Result<Contents, Fault> {
+        let entry = self.entry(sample)?;
+        if let Some(fault) = shard_index::fault_of(&entry) {
+            return Err(fault);
+        }
+        let part = self.part(match caption {
+            true => Part::Both,
+            false => Part::Picture,
+        });
+        let pieces = self.pieces(sample, &entry, part)?;
+        let caption = match part {
+            Part::Picture => None,
+            Part::Both | Part::Caption => Some(caption_of(&entry, &pieces)?),
+        };
+        let bytes = pieces.take(entry.image.range()).ok_or_else(changed)?;
+        Ok((bytes, caption))
+    }
+
+    /// What there is of what is wanted.
+    fn part(&self, wanted: Part) -> Part {
+        match wanted {
+            Part::Both if !self.captioned => Part::Picture,
+            part => part,
+        }
+    }
+
+    /// The bytes of a part of a sample: read from a file, or waited for if they were asked for, or asked for now.
+    fn pieces(
+        &self,
+        sample: usize,
+        entry: &Entry,
+        part: Part,
+    ) -> std::result::Result<Pieces, Fault> {
+        let (number, _) = self.place(sample);
+        let ranges = ranges(entry, part);
+        let Some(remote) = self.shards[number].object.remote() else {
+            let pieces = Pieces::read(&*self.file(number)?, &ranges)?;
+            return pieces.ok_or_else(changed);
+        };
+        if ranges.iter().any(|range| range.end > remote.length()) {
+            return Err(changed());
+        }
+        let asked = {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            let place = asked.iter().position(|(key, _)| *key == (sample, part));
+            place.and_then(|place| asked.remove(place))
+        };
+        let asked = match asked {
+            Some((_, asked)) => Ok(asked),
+            None => Asked::of(remote, &ranges),
+        };
+        asked
+            .and_then(Asked::wait)
+            .map_err(|error| self.fault(number, error))
+    }
+
+    /// An error of a shard as one of a sample: nobody's fault where a store does not give what it has.
+    fn fault(&self, number: usize, error: Error) -> Fault {
+        Fault {
+            outage: self.shards[number].object.is_remote(),
+            ..error.into()
+        }
+    }
+
+    /// Shard and place within it.
+    fn place(&self, sample: usize) -> (usize, usize) {
+        // Empty shards begin where the next one begins, hence the last that does.
+        let number = self.starts.partition_point(|start| *start <= sample) - 1;
+        (number, sample - self.starts[number])
+    }
+
+    fn entry(&self, sample: usize) -> std::result::Result<Entry, Fault> {
+        let (number, place) = self.place(sample);
+        let index = self.index(number);
+        let index = index.map_err(|error| self.fault(number, error))?;
+        let mut entry = index.entries()[place];
+        if entry.label.is_none() && !self.classes.is_empty() {
+            entry.fault.get_or_insert(Reason::BadLabel);
+        }
+        Ok(entry)
+    }
+
+    fn index(&self, number: usize) -> Result<Arc<ShardIndex>> {
+        if let Some(index) = self.indexes.get(number) {
+            return Ok(index);
+        }
+        let Shard { object, summary } = &self.shards[number];
+        let index = match ShardIndex::load(object)? {
+            Some(index) => index,
+            None => ShardIndex::of(object)?,
+        };
+        if index.summary() != *summary {
+            return Err(changed().context(format!("`{object}`")).error);
+        }
+        let index = Arc::new(index);
+        self.indexes.put(number, index.clone(), weight(*summary));
+        Ok(index)
+    }
+
+    fn file(&self, number: usize) -> Result<Arc<Source>> {
+        if let Some(file) = self.files.get(number) {
+            return Ok(file);
+        }
+        let Object::File { path, stamp } = &self.shards[number].object else {
+            return Err(Error::failed("an object of a store is no file"));
+        };
+        let file = Arc::new(unpack::open(path, *stamp)?.0);
+        self.files.put(number, file.clone(), 1);
+        Ok(file)
+    }
+}
+
+/// The error that there are no samples, with what the first shard is instead.
+fn no_samples(pattern: &str, shards: &[Shard]) -> Result<Error> {
+    let message = format!("`shards:{pattern}` holds no samples");
+    let first = shards.first().map(|shard| &shard.object);
+    let hint = "samples are members such as `000.jpg` with `000.txt`, `000.json` or `000.cls`";
+    let Some(first) = first else {
+        return Ok(Error::input(message).hint(hint));
+    };
+    let reader = first.reader()?;
+    let found = match reader.length() {
+        0 => content::of(b""),
+        _ => shard_index::instead(&reader)?,
+    };
+    Ok(match found {
+        None => Error::input(message).hint(hint),
+        Some(found) => {
+            let name = first.to_string();
+            let hint = found.hint.replace("FILE", &name);
+            Error::input(format!("{message}: `{name}` is {}", found.what)).hint(hint)
+        }
+    })
+}
+
+/// What was found when a shard was scanned.
+struct Scanned {
+    health: Health,
+    /// Of an object in a store: whether its index could be kept.
+    kept: Option<Result<()>>,
+}
+
+/// What [`save_indexes`] did.
+#[derive(Clone, Debug)]
+pub struct Indexed {
+    /// Shards.
+    pub shards: usize,
+    /// Their samples.
+    pub samples: u64,
+    /// Indexes that were written.
+    pub written: usize,
+    /// Where those of shards in stores were written, if any.
+    pub kept: Option<PathBuf>,
+}
+
+/// Makes the indexes of all shards of a pattern anew where they are absent or stale, and saves them: beside files, and
+/// in the cache for shards in stores.
+///
+/// `progress` is told how many shards are done.
+pub fn save_indexes(pattern: &str, progress: impl Fn(usize, usize) + Sync) -> Result<Indexed> {
+    let objects = Object::find(pattern::expand(pattern)?)?;
+    let (total, done) = (objects.len(), std::sync::atomic::AtomicUsize::new(0));
+    let counts: Result<Vec<(u64, usize, bool)>> = objects
+        .par_iter()
+        .map(|object| {
+            let saved = ShardIndex::load(object)?;
+            let (summary, written) = match saved {
+                Some(index) => (index.summary(), 0),
+                None => {
+                    let index = ShardIndex::of(object)?;
+                    index.save(object)?;
+                    (index.summary(), 1)
+                }
+            };
+            progress(
+                done.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1,
+                total,
+            );
+            let kept = written > 0 && object.is_remote();
+            Ok((u64::from(summary.samples), written, kept))
+        })
+        .collect();
+    let counts = counts?;
+    let kept = counts.iter().any(|(_, _, kept)| *kept);
+    Ok(Indexed {
+        shards: total,
+        samples: counts.iter().map(|(samples, ..)| samples).sum(),
+        written: counts.iter().map(|(_, written, _)| written).sum(),
+        kept: kept.then(store::indexes).transpose()?,
+    })
+}
+
+fn weight(summary: Summary) -> u64 {
+    u64::from(summary.samples) + 1
+}
+
+/// What was met in a shard, with the shard in the examples.
+fn located(index: &ShardIndex, object: &Object) -> Health {
+    index.health().at(&object.to_string())
+}
+
+/// The ranges to read for a part of a sample: one where its members stand together.
+fn ranges(entry: &Entry, part: Part) -> Vec<Range<u64>> {
+    let wanted = match part {
+        Part::Picture => vec![entry.image],
+        Part::Caption => vec![entry.text, entry.json],
+        Part::Both => vec![entry.image, entry.text, entry.json],
+    };
+    let there = wanted.into_iter().filter(|span| span.exists());
+    let mut spans: Vec<_> = there.map(Span::range).collect();
+    spans.sort_by_key(|range| range.start);
+    let mut ranges: Vec<Range<u64>> = Vec::with_capacity(spans.len());
+    for span in spans {
+        match ranges.last_mut() {
+            Some(last) if span.start <= last.end + SMALL_GAP => last.end = last.end.max(span.end),
+            _ => ranges.push(span),
+        }
+    }
+    ranges
+}
+
+fn changed() -> Fault {
+    Fault::new(
+        Reason::Unreadable,
+        "the shard has changed since it was opened",
+    )
+    .hint("start again")
+}
+
+/// The caption, and whether the json beside it is broken.
+fn caption_of(entry: &Entry, pieces: &Pieces) -> std::result::Result<(String, bool), Fault> {
+    let read = |span: Span| pieces.get(span.range()).ok_or_else(changed);
+    if entry.text.exists() {
+        let text = std::str::from_utf8(read(entry.text)?).map_err(|error| {
+            let at = error.valid_up_to();
+            let message = format!("the caption is not UTF-8 text: byte {at} cannot be read");
+            Fault::new(Reason::CaptionNotUtf8, message).hint("save captions as UTF-8")
+        })?;
+        let spare_broken = entry.json.exists() && json::parse(read(entry.json)?).is_err();
+        return Ok((not_empty(text)?, spare_broken));
+    }
+    if !entry.json.exists() {
+        return Err(Fault::new(
+            Reason::MissingCaption,
+            "there is no caption: neither `.txt` nor `.json`",
+        )
+        .hint("other samples have one; leave this one out or add it"));
+    }
+    let json = json::parse(read(entry.json)?).map_err(|error| {
+        Fault::new(Reason::JsonBroken, format!("the json is broken: {error}"))
+            .hint("there is no `.txt`, so the caption must come from the json")
+    })?;
+    match json.get("caption").and_then(serde_json::Value::as_str) {
+        Some(caption) => Ok((not_empty(caption)?, false)),
+        None => Err(Fault::new(
+            Reason::MissingCaption,
+            "the json has no text under `caption`",
+        )
+        .hint("img2dataset writes it there")),
+    }
+}
+
+fn not_empty(text: &str) -> std::result::Result<String, Fault> {
+    match text.trim_start_matches('\u{feff}').trim() {
+        "" => {
+            Err(Fault::new(Reason::CaptionEmpty, "the caption is empty")
+                .hint("leave the sample out"))
+        }
+        text => Ok(text.to_owned()),
+    }
+}

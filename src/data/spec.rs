@@ -1,0 +1,181 @@
+//! Names of data sets on the command line and in recipes.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+use crate::files;
+
+/// Which part of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// To learn from.
+    Train,
+    /// To measure with.
+    Test,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Split::Train => "train",
+            Split::Test => "test",
+        })
+    }
+}
+
+/// A data set as it is named on the command line and in recipes.
+///
+/// `FOLDER` (class folders or CIFAR binaries, told apart by their content), `folder:FOLDER` (every folder in it is a
+/// class), `tensors:FILE.safetensors`, `shards:PATTERN`, `synthetic:N` or `synthetic:N@SIZE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Spec {
+    /// A folder of class folders, perhaps within folders for splits, or of CIFAR binaries.
+    Folder(PathBuf),
+    /// A folder of class folders, whatever their names: `train` is a class like any other.
+    ClassFolders(PathBuf),
+    /// A safetensors file of images and labels.
+    Tensors(PathBuf),
+    /// Tar files of images and captions, by a pattern such as `data/{00000..00099}.tar`; in a store, `s3://bucket/*.tar`.
+    Shards(String),
+    /// Pictures drawn in code.
+    Synthetic {
+        /// How many, in each split.
+        count: usize,
+        /// Side in pixels.
+        image_size: usize,
+    },
+}
+
+pub(crate) const SPEC_HINT: &str = "use the path of a folder of class folders or of CIFAR binaries, `folder:PATH`, \
+                         `tensors:FILE.safetensors`, `shards:data/{00000..00099}.tar`, or `synthetic:N` such as `synthetic:10000`";
+
+impl FromStr for Spec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let text = text.trim();
+        match text.split_once(':') {
+            _ if text.is_empty() => {
+                Err(Error::input("the data set has an empty name").hint(SPEC_HINT))
+            }
+            Some(("tensors", "")) => {
+                Err(Error::input("`tensors:` is not followed by a file").hint(SPEC_HINT))
+            }
+            Some(("tensors", path)) => Ok(Spec::Tensors(files::expanded(path))),
+            Some(("folder", "")) => {
+                Err(Error::input("`folder:` is not followed by a path").hint(SPEC_HINT))
+            }
+            Some(("folder", path)) => Ok(Spec::ClassFolders(files::expanded(path))),
+            Some(("synthetic", rest)) => synthetic_spec(text, rest),
+            Some(("shards", "")) => {
+                Err(Error::input("`shards:` is not followed by a pattern").hint(SPEC_HINT))
+            }
+            Some(("shards", pattern)) => Ok(Spec::Shards(pattern.into())),
+            Some((kind, rest))
+                if (is_scheme(kind) || rest.starts_with("//")) && !Path::new(text).exists() =>
+            {
+                let message = format!("`{text}`: unknown kind of data set `{kind}`");
+                let hint = match nearest_scheme(kind) {
+                    _ if rest.starts_with("//") => format!("did you mean `shards:{text}`?"),
+                    Some(known) => format!("did you mean `{known}:{rest}`?"),
+                    None => SPEC_HINT.into(),
+                };
+                Err(Error::input(message).hint(hint))
+            }
+            _ => Ok(Spec::Folder(files::expanded(text))),
+        }
+    }
+}
+
+/// `C:\images` and `./a:b` are paths.
+pub(crate) fn is_scheme(kind: &str) -> bool {
+    kind.len() > 1
+        && kind
+            .chars()
+            .all(|letter| letter.is_ascii_lowercase() || letter == '-')
+}
+
+pub(crate) fn nearest_scheme(kind: &str) -> Option<&'static str> {
+    ["tensors", "synthetic", "shards", "folder"]
+        .into_iter()
+        .find(|known| strsim::damerau_levenshtein(kind, known) <= 2)
+}
+
+pub(crate) fn synthetic_spec(text: &str, rest: &str) -> Result<Spec> {
+    let (count, image_size) = rest.split_once('@').unwrap_or((rest, "32"));
+    let whole = |part: &str| part.replace('_', "").parse::<usize>().ok();
+    let wrong = |what: &str| Error::input(format!("`{text}`: {what}")).hint(SPEC_HINT);
+    let count = whole(count)
+        .filter(|count| (1..=u32::MAX as usize).contains(count))
+        .ok_or_else(|| wrong("the number of pictures is not a whole number from 1"))?;
+    let image_size = whole(image_size)
+        .filter(|size| (16..=1024).contains(size))
+        .ok_or_else(|| wrong("the size is not a whole number of pixels from 16 to 1024"))?;
+    Ok(Spec::Synthetic { count, image_size })
+}
+
+impl Spec {
+    /// The folder or file that it names, if it is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Spec::Folder(path) | Spec::ClassFolders(path) | Spec::Tensors(path) => Some(path),
+            Spec::Shards(_) | Spec::Synthetic { .. } => None,
+        }
+    }
+}
+
+impl fmt::Display for Spec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Spec::Folder(path) => write!(f, "{}", path.display()),
+            Spec::ClassFolders(path) => write!(f, "folder:{}", path.display()),
+            Spec::Tensors(path) => write!(f, "tensors:{}", path.display()),
+            Spec::Shards(pattern) => write!(f, "shards:{pattern}"),
+            Spec::Synthetic {
+                count,
+                image_size: 32,
+            } => write!(f, "synthetic:{count}"),
+            Spec::Synthetic { count, image_size } => write!(f, "synthetic:{count}@{image_size}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_reads_as_it_is_printed() {
+        for text in [
+            "data/images",
+            "folder:data/train",
+            "tensors:a/b.safetensors",
+            "shards:a/{00..07}.tar,b/*.tar",
+            "synthetic:100",
+            "synthetic:7@64",
+        ] {
+            assert_eq!(text.parse::<Spec>().unwrap().to_string(), text);
+        }
+        assert_eq!(
+            "synthetic:1_000@32".parse::<Spec>().unwrap().to_string(),
+            "synthetic:1000"
+        );
+    }
+
+    #[test]
+    fn a_wrong_spec_is_answered_with_a_right_one() {
+        let message = |text: &str| {
+            let error = text.parse::<Spec>().unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            error.to_string()
+        };
+        assert!(message("synthetic:many").contains("not a whole number from 1"));
+        assert!(message("synthetic:10@8").contains("from 16 to 1024"));
+        assert!(message("shards:").contains("not followed by a pattern"));
+        assert!(message("shard:{0..1}.tar").contains("did you mean `shards:{0..1}.tar`?"));
+        assert!(message("tensor:x").contains("did you mean `tensors:x`?"));
+        assert!(message("").contains("synthetic:10000"));
+    }
+}

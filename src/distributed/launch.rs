@@ -1,0 +1,60 @@
+//! What the launcher left in the environment: how many processes there are, and how many on this machine.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use crate::files;
+
+/// How many processes were started together, if a launcher of MPI started this one.
+///
+/// Open MPI's variable, and that of the launchers of MPICH's kind.
+pub(crate) fn processes() -> Option<usize> {
+    number(["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+}
+
+fn number<const N: usize>(names: [&str; N]) -> Option<usize> {
+    let mut values = names.iter().filter_map(|name| std::env::var(name).ok());
+    values.find_map(|value| value.parse().ok())
+}
+
+/// Threads for computing: the processors that this process may use, and no more than its share of the machine's.
+pub fn threads() -> usize {
+    let may = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let beside = processes_here();
+    let online = files::read_text(Path::new("/sys/devices/system/cpu/online"));
+    let all = online.map_or(may, |list| count(&list)).max(may);
+    may.min(all / beside).max(1)
+}
+
+/// How many processes of the run are on this machine, as far as the launcher tells.
+pub fn processes_here() -> usize {
+    let told = number(["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"]);
+    told.unwrap_or(1).max(1)
+}
+
+/// The number of this process among those of the run on this machine, as far as the launcher tells.
+pub fn number_here() -> usize {
+    number(["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"]).unwrap_or(0)
+}
+
+/// The number of processors in a list such as `0-3,8`.
+fn count(list: &str) -> usize {
+    let ranges = list.trim().split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        (last + 1).checked_sub(first)
+    });
+    ranges.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_processors_is_counted() {
+        assert_eq!(count("0-3,8\n"), 5);
+        assert_eq!(count("0"), 1);
+        assert_eq!(count(""), 0);
+    }
+}

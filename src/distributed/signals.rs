@@ -1,0 +1,101 @@
+//! Signals that request a stop: a flag that is polled at good moments, and an exit where none comes soon enough.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+
+use crate::error::{Error, Kind, Result};
+
+/// From a signal to the exit of a process that has nothing to lose. Schedulers kill after 30 seconds or sooner.
+const GRACE: Duration = Duration::from_secs(3);
+/// Signals this close together are one: a terminal sends Ctrl-C to `mpirun` and to its ranks, and `mpirun` forwards it.
+const ECHO: Duration = Duration::from_millis(300);
+/// Interval at which a second signal is polled for.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Whether a stop was requested, and whether exiting would lose anything.
+#[derive(Clone)]
+pub(crate) struct Stop {
+    pub(crate) told: Arc<AtomicBool>,
+    /// Number of [`Saved`] guards that are alive.
+    saved: Arc<AtomicUsize>,
+    tell: fn(&str),
+}
+
+/// While it lives, everything worth keeping is on disk; see [`crate::distributed::Group::everything_is_saved`].
+#[must_use]
+pub struct Saved(Arc<AtomicUsize>);
+
+impl Drop for Saved {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self::telling(|_| ())
+    }
+}
+
+impl Stop {
+    pub(crate) fn telling(tell: fn(&str)) -> Self {
+        Self {
+            told: Arc::default(),
+            saved: Arc::default(),
+            tell,
+        }
+    }
+
+    pub(crate) fn everything_is_saved(&self) -> Saved {
+        self.saved.fetch_add(1, Ordering::Relaxed);
+        Saved(Arc::clone(&self.saved))
+    }
+
+    /// Handles signals on a thread of their own.
+    pub(crate) fn on_signals(&self) -> Result<()> {
+        let failed =
+            |error: std::io::Error| Error::failed(format!("cannot listen to signals: {error}"));
+        let signals = Signals::new([SIGINT, SIGTERM, SIGUSR1]).map_err(failed)?;
+        let stop = self.clone();
+        std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || stop.listen(signals))
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    fn listen(&self, mut signals: Signals) {
+        let Some(signal) = signals.forever().next() else {
+            return;
+        };
+        self.told.store(true, Ordering::Relaxed);
+        let begun = Instant::now();
+        let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+        (self.tell)(&format!(
+            "received {name}: stopping; a second signal ends the process at once"
+        ));
+        loop {
+            std::thread::sleep(LOOK);
+            let again = signals.pending().count() > 0;
+            if again && begun.elapsed() > ECHO {
+                end();
+            }
+            if self.saved.load(Ordering::Relaxed) > 0 && begun.elapsed() > GRACE {
+                (self.tell)(
+                    "error: stopped by signal in the middle of a pass\n  hint: run the same command again to resume after the \
+                     last saved batch; smaller batches are saved more often",
+                );
+                end();
+            }
+        }
+    }
+}
+
+/// Exits, upon which `mpirun` ends the other ranks.
+fn end() -> ! {
+    std::process::exit(i32::from(Kind::TryAgain.exit_code()))
+}

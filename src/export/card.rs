@@ -1,0 +1,170 @@
+//! Model cards, and what exports state about a model.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::{architecture, evaluations, is_standard, stages};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::image::Preprocessing;
+use crate::model::{ModelConfig, NORM_EPS};
+use crate::weights::{Loaded, Outputs};
+
+/// What a card and an entry say that the weights do not.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// What the model is called.
+    pub name: String,
+    /// Who made it.
+    pub authors: String,
+    /// Where it is described.
+    pub link: String,
+    /// What it was trained on.
+    pub dataset: String,
+    /// Whether images beyond the data set's own were used.
+    pub additional_data: bool,
+    /// The recipe that it was trained by, where it comes from a run.
+    pub recipe: Option<String>,
+    /// Results of `advxl eval`.
+    pub results: Vec<Value>,
+}
+
+/// The program that a folder is for.
+#[derive(Clone, Copy)]
+pub(crate) enum Use {
+    Timm,
+    OpenClip,
+}
+
+/// Nothing that is there already is overwritten.
+pub(crate) fn refuse_full(folder: &Path) -> Result<()> {
+    if folder.is_dir() && !files::list(folder)?.is_empty() {
+        let message = format!("`{}` is not empty", folder.display());
+        return Err(Error::input(message).hint("give a new folder with --out"));
+    }
+    Ok(())
+}
+
+pub(crate) fn percent(share: &Value) -> String {
+    format!("{:.2}", 100.0 * share.as_f64().unwrap_or(f64::NAN))
+}
+
+/// The model card: what it is, how it is used, what was measured, and what was not.
+pub(crate) fn card(
+    loaded: &Loaded,
+    preprocessing: &Preprocessing,
+    facts: &Facts,
+    program: Use,
+) -> String {
+    let config = loaded.model.config();
+    let (mean, std) = config.statistics();
+    let size = loaded.image_size;
+    let parameters = config.parameters(loaded.model.classes(), size) as f64 / 1e6;
+    let (head, code) = match program {
+        Use::Timm => (
+            "library_name: timm\ntags:\n- image-classification\n- timm",
+            "import timm\n\nmodel = timm.create_model(\"local-dir:FOLDER\", pretrained=True).eval()",
+        ),
+        Use::OpenClip => (
+            "library_name: open_clip\npipeline_tag: zero-shot-image-classification\ntags:\n- clip",
+            "import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms(\"local-dir:FOLDER\")\n\
+             model.eval()\n# Features of images that `preprocess` made, in the space of the text tower's:\n\
+             features = model.encode_image(images)",
+        ),
+    };
+    let outputs = match loaded.outputs {
+        Outputs::Logits => "classes",
+        Outputs::Embedding => "dimensions of the embedding",
+    };
+    let mut text = format!(
+        "---\n{head}\n- adversarial-robustness\n---\n\n# {}\n\n\
+         {}, {parameters:.1} M parameters, {} {outputs}, written by advxl, the open trainer for the method of \
+         [AdvXL](https://arxiv.org/abs/2401.04727).\n\n",
+        facts.name,
+        architecture(loaded),
+        loaded.model.classes()
+    );
+    text += match &facts.recipe {
+        Some(_) => "It was trained by the recipe at the end of this card.\n\n",
+        None => "How it was trained is not known to this card.\n\n",
+    };
+    for (what, value) in [
+        ("Authors", &facts.authors),
+        ("Described at", &facts.link),
+        ("Data", &facts.dataset),
+    ] {
+        if !value.is_empty() {
+            text += &format!("- {what}: {value}\n");
+        }
+    }
+    text += &format!(
+        "- Weights: BLAKE3 `{}` of the file that this folder was made from\n\n## Use\n\n```python\n{code}\n```\n\n\
+         Preprocessing: {}; pixels in [0, 1], then mean {:?} and std {:?}. Attacks must perturb the pixels in [0, 1], \
+         before the normalization.\n\n",
+        loaded.hash,
+        preprocessing.describe(),
+        mean,
+        std
+    );
+    match (&config, program) {
+        (ModelConfig::Vit(vit), Use::Timm) if vit.norm_eps < NORM_EPS => {
+            let eps = vit.norm_eps;
+            text += &format!(
+                "timm's norms add {NORM_EPS:e} to the variance, and this model was made with {eps:e}: its logits there differ by \
+                 roundings.\n\n"
+            );
+        }
+        _ => {}
+    }
+    text += "## Measured\n\n";
+    text += &measured(facts);
+    if let Some(recipe) = &facts.recipe {
+        text += &format!("\n## Recipe\n\n```toml\n{}\n```\n", recipe.trim_end());
+    }
+    text
+}
+
+/// The card's table of results.
+pub(crate) fn measured(facts: &Facts) -> String {
+    let evaluations = evaluations(&facts.results);
+    if evaluations.is_empty() {
+        return "Nothing: no result of `advxl eval` was given for this card.\n".to_owned();
+    }
+    let mut text =
+        "| threat model | images | attack | standing | 95 % interval |\n|---|---|---|---|---|\n"
+            .to_owned();
+    for (_, result) in evaluations {
+        for stage in stages(result) {
+            let threat = match stage["attack"].as_str() {
+                Some("clean") => "none".to_owned(),
+                _ => format!(
+                    "{} {}",
+                    result["norm"].as_str().unwrap_or_default(),
+                    result["epsilon"].as_str().unwrap_or_default()
+                ),
+            };
+            let images = result["robust"]
+                .as_array()
+                .map(Vec::len)
+                .unwrap_or_default();
+            text += &format!(
+                "| {threat} | {images} | {} | {} % | {} to {} % |\n",
+                stage["attack"].as_str().unwrap_or_default(),
+                percent(&stage["robust_accuracy"]),
+                percent(&stage["interval_95"][0]),
+                percent(&stage["interval_95"][1]),
+            );
+        }
+        if !is_standard(result) {
+            text += "\nThe attacks above are not AutoAttack's standard version with its own settings.\n\n";
+        }
+        for flag in result["flags"].as_array().into_iter().flatten() {
+            text += &format!("\nFlag `{}`: {}\n\n", flag["check"], flag["message"]);
+        }
+    }
+    text += "\nEach row counts the images that stand after its attack and all before it in its threat model. Robustness \
+             to other norms, larger perturbations, other images or adaptive attacks was not measured and must not be \
+             assumed.\n";
+    text
+}

@@ -1,0 +1,163 @@
+//! What a decoder returns: a picture and its oddities, or why the file cannot be used.
+
+use crate::error::Result;
+use crate::image::damage::{Fault, Reason};
+use crate::image::picture::Picture;
+
+/// A picture, and what was odd about its file.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// The picture.
+    pub picture: Picture,
+    /// Oddities, none of which kept it from being used.
+    pub odd: Vec<Reason>,
+}
+
+/// The formats that are read. Index files hold the place of a format here, so new ones go to the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// JPEG.
+    #[default]
+    Jpeg,
+    /// PNG.
+    Png,
+    /// WebP.
+    Webp,
+    /// Windows bitmaps.
+    Bmp,
+    /// TIFF.
+    Tiff,
+    /// PBM, PGM and PPM.
+    Pnm,
+    /// GIF.
+    Gif,
+}
+
+impl Format {
+    /// What names of pictures end in, in lower case: what torchvision's ImageFolder takes, other names of the same, and GIF.
+    pub const EXTENSIONS: [(&str, Self); 14] = [
+        ("jpg", Self::Jpeg),
+        ("jpeg", Self::Jpeg),
+        ("jpe", Self::Jpeg),
+        ("jfif", Self::Jpeg),
+        ("png", Self::Png),
+        ("webp", Self::Webp),
+        ("bmp", Self::Bmp),
+        ("tif", Self::Tiff),
+        ("tiff", Self::Tiff),
+        ("ppm", Self::Pnm),
+        ("pgm", Self::Pnm),
+        ("pbm", Self::Pnm),
+        ("pnm", Self::Pnm),
+        ("gif", Self::Gif),
+    ];
+
+    /// The format at a place of the enumeration.
+    pub fn numbered(number: u8) -> Option<Self> {
+        let mut all = Self::EXTENSIONS.iter().map(|(_, format)| *format);
+        all.find(|format| *format as u8 == number)
+    }
+
+    /// By the end of a name, in lower case.
+    pub fn of_extension(end: &str) -> Option<Self> {
+        let mut known = Self::EXTENSIONS.iter();
+        known.find(|(known, _)| *known == end).map(|known| known.1)
+    }
+
+    /// The extensions of files that are taken for pictures, such as `.jpg`.
+    pub fn extensions() -> Vec<String> {
+        let known = Self::EXTENSIONS.iter();
+        known.map(|(end, _)| format!(".{end}")).collect()
+    }
+
+    /// By the first bytes.
+    pub fn of_bytes(bytes: &[u8]) -> Option<Self> {
+        Some(match bytes {
+            [0xff, 0xd8, ..] => Self::Jpeg,
+            [0x89, b'P', b'N', b'G', ..] => Self::Png,
+            _ if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") => Self::Webp,
+            // Words begin with these letters too; behind a header is the length of another, below 256.
+            [b'B', b'M', ..] if matches!(bytes.get(14..18), Some([12..=255, 0, 0, 0])) => Self::Bmp,
+            [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Self::Tiff,
+            [b'P', b'1'..=b'6', b'#' | b' ' | b'\t'..=b'\r', ..] => Self::Pnm,
+            _ if bytes.starts_with(b"GIF87a") || bytes.starts_with(b"GIF89a") => Self::Gif,
+            _ => return None,
+        })
+    }
+}
+
+pub(crate) type Outcome = std::result::Result<Examined, Fault>;
+
+/// Pictures above so many pixels are refused, as by Pillow: they are mistakes or attacks.
+pub const MOST_PIXELS: usize = 178_956_970;
+
+/// A picture whose file cannot be right.
+pub(crate) fn damaged(format: &str, what: &str) -> Fault {
+    let message = format!("the {format} data is damaged: {what}");
+    Fault::new(Reason::DamagedImage, message).hint(AGAIN)
+}
+
+/// A sound picture of a kind that is not read.
+pub(crate) fn unsupported(format: &str, what: &str) -> Fault {
+    let message = format!("this kind of {format} is not supported: {what}");
+    Fault::new(Reason::UnsupportedImage, message)
+        .hint("convert it to an ordinary JPEG or PNG, or leave it out")
+}
+
+/// A picture that is known whole.
+pub(crate) fn single(width: usize, height: usize, pixels: Vec<u8>, odd: Vec<Reason>) -> Outcome {
+    let picture = Picture::bytes(width, height, pixels)?;
+    Ok(Examined { picture, odd })
+}
+
+pub(crate) fn check_size(
+    width: usize,
+    height: usize,
+    most_pixels: usize,
+) -> std::result::Result<(), Fault> {
+    if width == 0 || height == 0 {
+        let message = format!("the picture is {width} x {height} pixels large");
+        return Err(Fault::new(Reason::ZeroSize, message).hint("leave it out"));
+    }
+    if width.saturating_mul(height) > most_pixels {
+        let message = format!("{width} x {height} pixels are more than the {most_pixels} allowed");
+        return Err(
+            Fault::new(Reason::TooManyPixels, message).hint("shrink the image or leave it out")
+        );
+    }
+    Ok(())
+}
+
+pub(crate) const AGAIN: &str = "copy or download the file again, or leave it out";
+
+/// Turns and mirrors a picture as its orientation asks.
+pub(crate) fn upright(picture: Picture, orientation: Option<u16>) -> Result<Picture> {
+    let orientation = match orientation {
+        None | Some(1) => return Ok(picture),
+        Some(orientation) => orientation,
+    };
+    let (width, height) = (picture.width(), picture.height());
+    let bytes = picture.to_bytes();
+    let turned = orientation >= 5;
+    let (new_width, new_height) = if turned {
+        (height, width)
+    } else {
+        (width, height)
+    };
+    let mut result = Vec::with_capacity(bytes.len());
+    for y in 0..new_height {
+        for x in 0..new_width {
+            let (old_x, old_y) = match orientation {
+                2 => (width - 1 - x, y),
+                3 => (width - 1 - x, height - 1 - y),
+                4 => (x, height - 1 - y),
+                5 => (y, x),
+                6 => (y, height - 1 - x),
+                7 => (width - 1 - y, height - 1 - x),
+                _ => (width - 1 - y, x),
+            };
+            result.extend(&bytes[(old_y * width + old_x) * 3..][..3]);
+        }
+    }
+    Picture::bytes(new_width, new_height, result)
+}

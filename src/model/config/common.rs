@@ -1,0 +1,121 @@
+//! What the configurations of both architectures share: stems, limits, statistics of normalization.
+
+use serde::Serialize;
+
+use crate::settings::Table;
+
+/// How the first layer makes patches into tokens or positions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stem {
+    /// One convolution that steps as far as it reaches, as in the original models.
+    #[default]
+    Patch,
+    /// Overlapping 3 x 3 convolutions with norms and GELUs between them (Singh et al. 2023), which
+    /// gains 4 points of robust accuracy for a small transformer there.
+    Conv,
+}
+
+impl Stem {
+    /// Reads the key `stem`; patches without it.
+    pub(crate) fn read(table: &Table) -> Option<Self> {
+        let words = [("patch", Self::Patch), ("conv", Self::Conv)];
+        match table.has("stem") {
+            true => table.choice("stem", &words),
+            false => Some(Self::Patch),
+        }
+    }
+
+    pub(crate) fn is_patch(&self) -> bool {
+        *self == Self::Patch
+    }
+}
+
+/// Limits of what a recipe may say of a model: above any that is built, and far below what overflows when its weights and
+/// multiply-adds are counted.
+pub(crate) const LARGEST_WIDTH: usize = 1 << 16;
+
+/// Blocks; see [`LARGEST_WIDTH`].
+pub(crate) const DEEPEST: usize = 1 << 12;
+
+/// Pixels on a side of a patch; see [`LARGEST_WIDTH`].
+pub(crate) const LARGEST_PATCH: usize = 1 << 12;
+
+/// ImageNet's channel statistics, which robustness benchmarks use for ImageNet models.
+pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
+
+/// See [`IMAGENET_MEAN`].
+pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
+
+/// The channel statistics of OpenAI's CLIP, and of most models that follow it.
+pub const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+
+/// See [`CLIP_MEAN`].
+pub const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+
+/// A sum over layers of what a linear layer holds.
+pub(crate) fn linear(inputs: usize, outputs: usize) -> usize {
+    inputs * outputs + outputs
+}
+
+/// Patches along a side of an image; else what is wrong and a hint.
+pub fn grid(image_size: usize, patch: usize) -> Result<usize, (String, String)> {
+    if image_size > 0 && image_size.is_multiple_of(patch) {
+        return Ok(image_size / patch);
+    }
+    let below = image_size / patch * patch;
+    let hint = match below {
+        0 => format!("use {patch}"),
+        _ => format!("use {below} or {}", below + patch),
+    };
+    let message =
+        format!("image_size = {image_size} is not a whole number of {patch}-pixel patches");
+    Err((message, hint))
+}
+
+/// What is wrong with the mean of the channels, and a hint.
+pub fn check_mean(mean: &[f64; 3]) -> Result<(), (String, String)> {
+    match mean.iter().all(|mean| mean.abs() <= 1.0) {
+        true => Ok(()),
+        false => Err(out_of_range("mean", mean)),
+    }
+}
+
+/// What is wrong with the standard deviation of the channels, and a hint.
+pub fn check_std(std: &[f64; 3]) -> Result<(), (String, String)> {
+    if !std.iter().all(|std| *std > 0.0) {
+        let message = format!("std = {std:?} is not above 0 in every channel");
+        return Err((message, "ImageNet's is 0.229, 0.224, 0.225".to_owned()));
+    }
+    match std.iter().all(|std| *std <= 1.0) {
+        true => Ok(()),
+        false => Err(out_of_range("std", std)),
+    }
+}
+
+/// Numbers of pixels from 0 to 255, as some programs have them.
+pub(crate) fn out_of_range(what: &str, found: &[f64; 3]) -> (String, String) {
+    let message = format!("{what} = {found:?} is not within 1, and pixels are in [0, 1] here");
+    let of_bytes = found.iter().all(|value| value.abs() <= 255.0);
+    let hint = match of_bytes {
+        true => {
+            let [r, g, b] = found.map(|value| (value / 255.0 * 1e4).round() / 1e4);
+            format!("for pixels from 0 to 255 divide it by 255, which gives {r}, {g}, {b}")
+        }
+        false => {
+            "ImageNet's mean is 0.485, 0.456, 0.406 and its std 0.229, 0.224, 0.225".to_owned()
+        }
+    };
+    (message, hint)
+}
+
+/// Reads `mean` and `std`, which take the place of those of the size.
+pub(crate) fn read_statistics(table: &Table, mean: &mut [f64; 3], std: &mut [f64; 3]) {
+    *mean = table.optional("mean").unwrap_or(*mean);
+    *std = table.optional("std").unwrap_or(*std);
+    for (key, checked) in [("mean", check_mean(mean)), ("std", check_std(std))] {
+        if let Err((message, hint)) = checked {
+            table.fault(key, message, Some(hint));
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Where to compute: the processor, on which our own kernels run, or a GPU through Burn's.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::str::FromStr;
+
+use burn::tensor::{DType, Device, DeviceType};
+
+use super::{from_vec, to_vec};
+use crate::error::{Error, Result};
+use crate::rng::{Purpose, Rng};
+use crate::settings::{Setting, Value};
+
+/// The name of a device as a user writes it: `auto`, `cpu`, `cuda`, `cuda:1`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceName {
+    /// The first GPU that this program was built for and that there is, else the processor.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// A GPU by its number; without one that of the process on its machine, which is 0 for one alone.
+    Gpu(Api, Option<usize>),
+}
+
+/// By which way GPUs are spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Api {
+    /// NVIDIA's.
+    Cuda,
+    /// AMD's.
+    Rocm,
+    /// Apple's.
+    Metal,
+    /// Vulkan, of whatever maker.
+    Vulkan,
+    /// What wgpu finds.
+    Wgpu,
+}
+
+impl Api {
+    /// In the order in which `auto` looks for them.
+    const ALL: [(&'static str, Self); 5] = [
+        ("cuda", Self::Cuda),
+        ("rocm", Self::Rocm),
+        ("metal", Self::Metal),
+        ("vulkan", Self::Vulkan),
+        ("wgpu", Self::Wgpu),
+    ];
+
+    fn word(self) -> &'static str {
+        let found = Self::ALL.iter().find(|(_, api)| *api == self);
+        found.map_or("", |(word, _)| word)
+    }
+
+    /// As Burn calls it; none where this program was built without.
+    fn kind(self) -> Option<DeviceType> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda => Some(DeviceType::Cuda),
+            #[cfg(feature = "rocm")]
+            Self::Rocm => Some(DeviceType::Rocm),
+            #[cfg(feature = "metal")]
+            Self::Metal => Some(DeviceType::Metal),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan => Some(DeviceType::Vulkan),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => Some(DeviceType::Wgpu),
+            #[allow(unreachable_patterns)] // With all features there is nothing left.
+            _ => None,
+        }
+    }
+
+    /// What there must be for it, apart from a GPU.
+    fn driver(self) -> &'static str {
+        match self {
+            Self::Cuda => "NVIDIA's driver (libcuda.so.1; `nvidia-smi` tells whether it works)",
+            Self::Rocm => "AMD's ROCm (`rocminfo` tells whether it works)",
+            Self::Metal => "macOS",
+            Self::Vulkan | Self::Wgpu => {
+                "a Vulkan driver and its loader (libvulkan.so.1; `vulkaninfo --summary` tells what there is)"
+            }
+        }
+    }
+
+    /// The GPUs that there are.
+    fn devices(self) -> Vec<Device> {
+        let Some(kind) = self.kind() else {
+            return Vec::new();
+        };
+        // Loaders of drivers panic where there is none.
+        quietly(|| Device::enumerate(kind).into_iter().collect()).unwrap_or_default()
+    }
+}
+
+impl FromStr for DeviceName {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (word, number) = match text.split_once(':') {
+            Some((word, number)) => (word, Some(number)),
+            None => (text, None),
+        };
+        let wrong = || {
+            format!(
+                "`{text}` is no device: use auto, cpu, cuda, rocm, metal, vulkan or wgpu, or one of several, such as cuda:0"
+            )
+        };
+        match (word, number) {
+            ("auto", None) => return Ok(Self::Auto),
+            ("cpu", None) => return Ok(Self::Cpu),
+            _ => {}
+        }
+        let api = Api::ALL.iter().find(|(name, _)| *name == word);
+        let (_, api) = api.ok_or_else(wrong)?;
+        let number = number.map(|number| number.parse().map_err(|_| wrong()));
+        Ok(Self::Gpu(*api, number.transpose()?))
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => write!(f, "auto"),
+            Self::Cpu => write!(f, "cpu"),
+            Self::Gpu(api, None) => write!(f, "{}", api.word()),
+            Self::Gpu(api, Some(number)) => write!(f, "{}:{number}", api.word()),
+        }
+    }
+}
+
+impl Setting for DeviceName {
+    const EXPECTED: &'static str = "a device such as \"auto\", \"cpu\" or \"cuda:0\"";
+
+    fn from_value(value: &Value) -> Option<std::result::Result<Self, String>> {
+        match value {
+            Value::Text(text) => Some(text.parse()),
+            _ => None,
+        }
+    }
+}
+
+impl DeviceName {
+    /// Whether it is what recipes have that name none.
+    pub fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
+
+    /// Opens the device. `local` is the number of this process among those of its machine: each takes a GPU of its own.
+    ///
+    /// Errors: this program was built without it, there is no driver, no such GPU, or it does not compute.
+    pub fn open(self, local: usize) -> Result<Device> {
+        let (api, number) = match self {
+            Self::Cpu => return Ok(Device::flex()),
+            Self::Auto => {
+                let some = Api::ALL.iter().find(|(_, api)| !api.devices().is_empty());
+                match some {
+                    Some((_, api)) => (*api, None),
+                    None => return Ok(Device::flex()),
+                }
+            }
+            Self::Gpu(api, number) => (api, number),
+        };
+        if api.kind().is_none() {
+            let message = format!("device `{self}`: this program was built without it");
+            let hint = format!(
+                "build it with: cargo build --release --features {}",
+                api.word()
+            );
+            return Err(Error::input(message).hint(hint).everywhere());
+        }
+        let devices = api.devices();
+        if devices.is_empty() {
+            let message = format!("device `{self}`: there is none on this machine");
+            let hint = format!("it needs a GPU and {}; or use --device cpu", api.driver());
+            return Err(Error::input(message).hint(hint));
+        }
+        // Processes beyond the number of GPUs share them.
+        let number = number.unwrap_or(local % devices.len());
+        let Some(device) = devices.get(number) else {
+            let message = format!(
+                "device `{self}`: there {}",
+                match devices.len() {
+                    1 => "is one, number 0".to_owned(),
+                    count => format!("are {count}, numbers 0 to {}", count - 1),
+                }
+            );
+            return Err(Error::input(message).hint("use one of these"));
+        };
+        match quietly(|| largest_error(device)) {
+            Ok(error) if error < 1e-4 => Ok(device.clone()),
+            Ok(error) => {
+                let message =
+                    format!("device `{self}`: products of small matrices are wrong by {error:.1e}");
+                let hint = "this driver, or the program's kernels on it, cannot be trusted: try --device wgpu, built with the feature wgpu alone, or --device cpu";
+                Err(Error::failed(message).hint(hint))
+            }
+            Err(why) => {
+                let message = format!("device `{self}`: it does not compute: {why}");
+                let hint = format!("it needs {}; or use --device cpu", api.driver());
+                Err(Error::failed(message).hint(hint))
+            }
+        }
+    }
+}
+
+/// How far a device's products of matrices are from the right ones, whose elements are near 1.
+///
+/// Sides as attention has them, filled up or not. A broken installation fails at the first; a driver may also compute wrongly, as SwiftShader does with
+/// the programs in SPIR-V of Burn 0.22.
+fn largest_error(device: &Device) -> f32 {
+    let errors = |[count, rows, inner, columns]: [usize; 4]| {
+        let matrices = |seed: u64, shape: [usize; 3]| {
+            let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.normal()).collect();
+            [device, &Device::flex()].map(|device| from_vec::<3>(values.clone(), shape, device))
+        };
+        let [a, right_a] = matrices(1, [count, rows, inner]);
+        let [b, right_b] = matrices(2, [count, inner, columns]);
+        let found = to_vec(a.matmul(b));
+        let right = to_vec(right_a.matmul(right_b));
+        let off = found.into_iter().zip(right).map(|(a, b)| (a - b).abs());
+        off.collect::<Vec<_>>()
+    };
+    let shapes = [
+        [8, 5, 5, 16],
+        [8, 8, 8, 16],
+        [8, 8, 16, 8],
+        [4, 56, 56, 64],
+        [1, 64, 192, 32],
+    ];
+    // In this order what is no number comes last.
+    let errors = shapes.into_iter().flat_map(errors);
+    errors.max_by(f32::total_cmp).expect("there are shapes")
+}
+
+/// The name of a device's hardware, if it is a GPU.
+pub fn hardware(device: &Device) -> Option<String> {
+    #[cfg(feature = "gpu")]
+    {
+        device.identity().map(|identity| identity.name)
+    }
+    #[cfg(not(feature = "gpu"))]
+    {
+        let _ = device;
+        None
+    }
+}
+
+/// Whether a device multiplies bf16; `None` for the processor, of which the kernels know.
+pub(crate) fn multiplies_bf16(device: &Device) -> Option<bool> {
+    let is_gpu = !crate::ops::is_processor(device);
+    is_gpu.then(|| device.supports_dtype(DType::BF16))
+}
+
+/// What `work` gives, or why it panicked, without a word to the terminal.
+fn quietly<T>(work: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    let result = catch_unwind(AssertUnwindSafe(work));
+    std::panic::set_hook(hook);
+    result.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
+        let text = text.unwrap_or_default();
+        text.lines().next().unwrap_or_default().to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named_as_elsewhere() {
+        for text in [
+            "auto", "cpu", "cuda", "cuda:0", "vulkan:3", "rocm", "metal", "wgpu:1",
+        ] {
+            let name: DeviceName = text.parse().unwrap();
+            assert_eq!(name.to_string(), text);
+        }
+        for wrong in ["gpu", "cuda:", "cuda:x", "cpu:0", "auto:1", ""] {
+            let error = wrong.parse::<DeviceName>().unwrap_err();
+            assert!(error.contains("such as cuda:0"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_processor_is_always_there_and_a_missing_feature_is_named() {
+        assert_eq!(DeviceName::Cpu.open(0).unwrap(), Device::flex());
+        if Api::Metal.kind().is_none() {
+            let error = DeviceName::Gpu(Api::Metal, None).open(0).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("built without"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,501 @@
+//! What a run costs before it starts: arithmetic, memory by part, exchanges, hours and price.
+//!
+//! Arithmetic is exact. Memory is a sum over what training on a CPU holds; `IMAGE_COPIES` and `TOKEN_COPIES` are
+//! fitted to measured peaks, with what docs/results.md says of the error. Nothing is run and no data is read.
+
+pub(crate) mod link;
+pub mod phase;
+
+pub use link::{CheckpointPlan, DISK, LATENCY_US, Link, UpdatePlan};
+
+use serde::Serialize;
+
+use crate::distributed::BUCKET;
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+use crate::ops::Precision;
+use crate::recipe::{Phase, Recipe, Stage};
+
+use phase::{Devices, FLOAT, PhasePlan};
+
+/// The program itself.
+const PROGRAM: u64 = 16 << 20;
+
+/// Batches of images on their way: loaded ahead, attacked, cut into patches, with their gradients.
+const IMAGE_COPIES: u64 = 14;
+
+/// Batches of tokens outside of what is kept for the backward pass.
+const TOKEN_COPIES: u64 = 15;
+
+/// A run's cost.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// Weights of the model, for the number of classes.
+    pub parameters: u64,
+    /// Number of classes.
+    pub classes: usize,
+    /// Each phase of each stage.
+    pub phases: Vec<PhasePlan>,
+    /// The run as the paper counts it, in multiply-adds: attack steps + 1 forward passes a sample.
+    pub paper_macs: f64,
+    /// What is computed, in floating point operations: 2k + 3 forward passes of two a multiply-add.
+    pub flops: f64,
+    /// Memory of a device at its largest.
+    pub memory: Memory,
+    /// Checkpoints, where it is known how devices are connected.
+    pub checkpoints: Option<CheckpointPlan>,
+    /// Hours on the devices, without loading and evaluation.
+    pub hours: f64,
+    /// The share of them in which devices compute.
+    pub efficiency: f64,
+    /// Price of these.
+    pub price: Option<f64>,
+}
+
+/// Bytes that a device holds, by part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Weights, f32.
+    pub weights: u64,
+    /// Their gradients.
+    pub gradients: u64,
+    /// The optimizer's two moments.
+    pub moments: u64,
+    /// The average of the weights.
+    pub average: u64,
+    /// Gradients and weights on their way between devices.
+    pub exchange: u64,
+    /// The weights as the CPU's products want them, for both directions.
+    pub packed: u64,
+    /// What the backward pass needs of the forward pass.
+    pub activations: u64,
+    /// The program and batches on their way; without the data set itself.
+    pub base: u64,
+}
+
+impl Memory {
+    /// The parts by name.
+    pub fn parts(&self) -> [(&'static str, u64); 8] {
+        [
+            ("weights", self.weights),
+            ("gradients", self.gradients),
+            ("optimizer", self.moments),
+            ("average", self.average),
+            ("exchange", self.exchange),
+            ("packed weights", self.packed),
+            ("activations", self.activations),
+            ("batches, program", self.base),
+        ]
+    }
+
+    /// All parts.
+    pub fn total(&self) -> u64 {
+        self.parts().iter().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+impl Plan {
+    /// Plans a run.
+    pub fn new(recipe: &Recipe, classes: usize, precision: Precision, devices: Devices) -> Self {
+        let all = recipe
+            .stage
+            .iter()
+            .flat_map(|stage| stage.phases.iter().map(move |phase| (stage, phase)));
+        let parameters = recipe.model.parameters(classes, recipe.first_image_size());
+        let sizes = [parameters, classes as u64];
+        let mut phases: Vec<PhasePlan> = all
+            .clone()
+            .map(|(stage, phase)| of_phase(recipe, stage, phase))
+            .collect();
+        // How long all updates take, and how much of it is spent computing.
+        let mut seconds = [0.0, 0.0];
+        for (phase, (stage, _)) in phases.iter_mut().zip(all.clone()) {
+            phase.update = UpdatePlan::new(stage, phase, sizes, &devices);
+            let updates = phase.samples as f64 / stage.batch as f64;
+            seconds[0] += updates * phase.update.total();
+            seconds[1] += updates * phase.update.compute;
+        }
+        let samples = phases.iter().map(|phase| phase.samples).sum();
+        let checkpoints = devices
+            .link
+            .map(|link| CheckpointPlan::new(recipe, samples, parameters, devices.count, &link));
+        seconds[0] += checkpoints.map_or(0.0, |plan| plan.count as f64 * plan.seconds);
+        let flops = phases
+            .iter()
+            .map(|phase| phase.flops_per_sample * phase.samples as f64)
+            .sum();
+        let memories = all.map(|(stage, phase)| {
+            let batch = stage.batch.div_ceil(devices.count);
+            let at_once =
+                batch.div_ceil(recipe.parallel.passes_of(devices.count as usize).max(1) as u64);
+            let batch = [
+                batch,
+                stage.chunk.map_or(at_once, |chunk| chunk.min(at_once)),
+            ];
+            memory(recipe, phase, classes, precision, batch, devices.count)
+        });
+        let hours = seconds[0] / 3600.0;
+        Self {
+            parameters,
+            classes,
+            phases,
+            paper_macs: recipe.paper_macs(),
+            flops,
+            memory: memories.max_by_key(Memory::total).unwrap_or_default(),
+            checkpoints,
+            hours,
+            efficiency: seconds[1] / seconds[0],
+            price: devices
+                .price
+                .map(|price| price * hours * devices.count as f64),
+        }
+    }
+}
+
+/// Tells before anything is allocated that a run will not fit: an error where it cannot, a notice where it is near.
+///
+/// Plans were within 15 % of what was measured, so that much is left to doubt.
+pub fn check_memory(plan: &Plan, available: Option<u64>) -> Result<Option<String>> {
+    let (needed, Some(available)) = (plan.memory.total() as f64, available) else {
+        return Ok(None);
+    };
+    let gib = |bytes: f64| bytes / f64::from(1 << 30);
+    let (needed_gib, found) = (gib(needed), gib(available as f64));
+    let text =
+        format!("training needs about {needed_gib:.1} GiB of memory and {found:.1} GiB are free");
+    let hint =
+        "a smaller batch or recompute = true takes less; `advxl plan RECIPE` tells the parts";
+    if needed > 1.15 * available as f64 {
+        return Err(Error::input(text).hint(hint));
+    }
+    Ok((needed > 0.85 * available as f64).then(|| format!("{text}: {hint}")))
+}
+
+fn of_phase(recipe: &Recipe, stage: &Stage, phase: &Phase) -> PhasePlan {
+    let tokens = recipe.tokens(phase);
+    let forward_macs = recipe.forward_macs(phase);
+    let attack_steps = stage.attack_steps();
+    PhasePlan {
+        stage: stage.name.clone(),
+        image_size: phase.image_size,
+        tokens,
+        samples: phase.samples,
+        attack_steps,
+        forward_macs,
+        paper_macs: phase.samples as f64 * (attack_steps + 1) as f64 * forward_macs as f64,
+        flops_per_sample: 2.0 * stage.passes() as f64 * forward_macs as f64,
+        update: UpdatePlan::default(),
+    }
+}
+
+/// What a device holds at the end of an update's backward pass.
+fn memory(
+    recipe: &Recipe,
+    phase: &Phase,
+    classes: usize,
+    precision: Precision,
+    [batch, chunk]: [u64; 2],
+    devices: u64,
+) -> Memory {
+    let model = &recipe.model;
+    let parameters = model.parameters(classes, recipe.first_image_size());
+    // Products of bf16 operands keep them in bf16.
+    let cell = if precision == Precision::Bf16 {
+        2
+    } else {
+        FLOAT
+    };
+    let tokens = recipe.tokens(phase).unwrap_or_default();
+    let layers = layers(model, phase.image_size as usize, tokens, chunk);
+    // Absurd recipes are larger than 64 bits hold; they are refused all the same, as needing too much.
+    let sum = |of: fn(&Layer) -> u128| -> u64 {
+        let all = layers.iter().map(|layer| layer.count * of(layer));
+        (all.sum::<u128>()).min(LARGEST_PART) as u64
+    };
+    let largest = |of: fn(&Layer) -> u128| -> u64 {
+        let all = layers.iter().map(of).max().unwrap_or_default();
+        all.min(LARGEST_PART) as u64
+    };
+    let (matrices, kept, between) = (sum(|l| l.matrices), sum(|l| l.kept), sum(|l| l.between));
+    let images = batch * 3 * phase.image_size * phase.image_size * FLOAT;
+    // Each device keeps its own part of moments and averages.
+    let part = (parameters * FLOAT).div_ceil(devices);
+    // Sums of 1, 2, 4 ... shards wait for their neighbours, while the gradients of the next come.
+    let shards = recipe.parallel.passes_of(devices as usize).max(1) as u64;
+    let sums = 1 + u64::from(shards.ilog2());
+    Memory {
+        weights: parameters * FLOAT,
+        gradients: sums * parameters * FLOAT,
+        moments: 2 * part,
+        average: if recipe.average.is_some() { part } else { 0 },
+        exchange: match devices {
+            1 => 0,
+            // Those that are sent and come, of two at a time; the device's own part of sums and moved weights.
+            _ => (4 * BUCKET as u64 * FLOAT).min(2 * parameters * FLOAT) + 2 * part,
+        },
+        // Evaluations use the average, as a model of its own.
+        packed: 2 * matrices * cell * if recipe.evaluation.is_some() { 2 } else { 1 },
+        activations: if recipe.recompute {
+            between * FLOAT + largest(|l| l.kept) * cell
+        } else {
+            kept * cell
+        },
+        base: PROGRAM + IMAGE_COPIES * images + TOKEN_COPIES * largest(|l| l.between) * FLOAT,
+    }
+}
+
+/// Elements of one part of the memory, at most: more than any machine has.
+const LARGEST_PART: u128 = 1 << 56;
+
+/// What a batch is put through, for [`batch_memory`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Forward passes.
+    Forward,
+    /// Forward passes, and backward passes to the images.
+    Attack,
+    /// An update with its attack.
+    Update {
+        /// Whether activations are computed again instead of kept.
+        recompute: bool,
+    },
+}
+
+/// About how many bytes a model and a batch take on a CPU. A number of f64: no size overflows it.
+///
+/// `image_size` is one that [`ModelConfig::grid`] allows. Of forward passes and attacks it is what was measured for a ViT-S/16
+/// at 224 pixels, to a tenth; of updates what [`Plan`] counts.
+pub fn batch_memory(
+    model: &ModelConfig,
+    classes: usize,
+    image_size: usize,
+    batch: usize,
+    work: Work,
+) -> f64 {
+    let patches = model.grid(image_size).unwrap_or_default().pow(2);
+    let tokens = model.tokens(patches).unwrap_or_default();
+    let layers = layers(model, image_size, tokens, 1);
+    let sum = |of: fn(&Layer) -> u128| -> f64 {
+        layers
+            .iter()
+            .map(|layer| layer.count as f64 * of(layer) as f64)
+            .sum()
+    };
+    let between = layers
+        .iter()
+        .map(|layer| layer.between)
+        .max()
+        .unwrap_or_default() as f64;
+    let (kept, packed) = (sum(|layer| layer.kept), sum(|layer| layer.matrices));
+    let image = 3.0 * (image_size as f64).powi(2);
+    let parameters = model.parameters(classes, image_size) as f64;
+    let (of_model, of_image) = match work {
+        // Attention has the scores of a head for each of a few threads.
+        Work::Forward => {
+            let scores = 2.0 * (tokens as f64).powi(2);
+            (parameters + packed + scores, 5.0 * image + 2.0 * between)
+        }
+        // Of a block an attack keeps what the gradient of its input needs.
+        Work::Attack => (parameters + 2.0 * packed, 8.0 * image + 0.4 * kept),
+        Work::Update { recompute } => {
+            let kept = match recompute {
+                true => sum(|layer| layer.between),
+                false => kept,
+            };
+            let copies = IMAGE_COPIES as f64 * image + TOKEN_COPIES as f64 * between;
+            (4.0 * parameters + 2.0 * packed, copies + kept)
+        }
+    };
+    PROGRAM as f64 + FLOAT as f64 * (of_model + batch as f64 * of_image)
+}
+
+/// Blocks that are alike, in numbers of elements of one.
+struct Layer {
+    count: u128,
+    /// Of the weights that are packed.
+    matrices: u128,
+    /// What the backward pass needs.
+    kept: u128,
+    /// What goes from block to block.
+    between: u128,
+}
+
+fn layers(model: &ModelConfig, image_size: usize, tokens: u64, batch: u64) -> Vec<Layer> {
+    match model {
+        ModelConfig::Vit(vit) => {
+            let (width, hidden) = (vit.width as u128, vit.hidden as u128);
+            let tokens = u128::from(tokens);
+            let rows = u128::from(batch) * tokens;
+            vec![Layer {
+                count: vit.depth as u128,
+                matrices: 4 * width * width + 2 * width * hidden,
+                // Two norms, queries, keys and values, what attention gives, the hidden layer, its probabilities.
+                kept: rows * (6 * width + hidden + vit.heads as u128 * tokens),
+                between: rows * width,
+            }]
+        }
+        ModelConfig::ConvNext(convnext) => {
+            let stages = convnext.widths.iter().zip(convnext.depths).enumerate();
+            let layer = |(stage, (width, depth)): (usize, (&usize, usize))| {
+                let side = (image_size / convnext.patch) >> stage;
+                let rows = u128::from(batch) * (side * side) as u128;
+                let width = *width as u128;
+                Layer {
+                    count: depth as u128,
+                    matrices: 8 * width * width,
+                    // The input, what the norm gives, the hidden layer.
+                    kept: rows * 6 * width,
+                    between: rows * width,
+                }
+            };
+            stages.map(layer).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(overrides: &[&str]) -> Plan {
+        let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
+        let text = include_str!("../../recipes/cifar10_micro.toml");
+        let recipe = Recipe::parse(text, &overrides).unwrap();
+        let devices = Devices {
+            count: 1,
+            tflops: 1.0,
+            price: Some(2.0),
+            link: None,
+        };
+        Plan::new(&recipe, 10, Precision::F32, devices)
+    }
+
+    #[test]
+    fn a_plan_adds_up() {
+        let plan = plan(&[]);
+        let first = &plan.phases[0];
+        assert_eq!((first.tokens, first.attack_steps), (Some(16), 1));
+        // One attack step: two forward passes as the paper counts, five of two operations in truth.
+        assert_eq!(first.flops_per_sample, 10.0 * first.forward_macs as f64);
+        let paper: f64 = plan.phases.iter().map(|phase| phase.paper_macs).sum();
+        assert_eq!(paper, plan.paper_macs);
+        assert!((plan.hours / (plan.flops / 3.6e15) - 1.0).abs() < 1e-12);
+        assert_eq!((plan.efficiency, plan.checkpoints), (1.0, None));
+        assert_eq!(plan.price, Some(2.0 * plan.hours));
+        assert_eq!(plan.memory.moments, 2 * plan.memory.weights);
+    }
+
+    #[test]
+    fn a_batch_takes_more_the_more_is_done_with_it_and_absurd_sizes_are_finite() {
+        let model = ModelConfig::named("vit_s16").unwrap();
+        let bytes = |batch, work| batch_memory(&model, 1000, 224, batch, work);
+        let update = |recompute| bytes(16, Work::Update { recompute });
+        assert!(bytes(16, Work::Forward) < bytes(16, Work::Attack));
+        assert!(bytes(16, Work::Attack) < update(false) && update(true) < update(false));
+        // Measured: 549 MB at 64 images in forward passes, 694 MB at 16 in attacks, data included.
+        let near = |found: f64, megabytes: f64| (found / 1e6 - megabytes).abs() < 0.25 * megabytes;
+        assert!(
+            near(bytes(64, Work::Forward), 549.0),
+            "{}",
+            bytes(64, Work::Forward)
+        );
+        assert!(
+            near(bytes(16, Work::Attack), 694.0),
+            "{}",
+            bytes(16, Work::Attack)
+        );
+        let absurd = batch_memory(&model, 1000, 4096, usize::MAX, Work::Attack);
+        assert!(absurd.is_finite() && absurd > 1e25);
+    }
+
+    #[test]
+    fn a_run_that_cannot_fit_is_told_before_it_begins() {
+        let plan = plan(&[]);
+        let needed = plan.memory.total();
+        assert!(check_memory(&plan, Some(2 * needed)).unwrap().is_none());
+        assert!(check_memory(&plan, None).unwrap().is_none());
+        let near = check_memory(&plan, Some(needed)).unwrap().unwrap();
+        assert!(near.contains("GiB are free: a smaller batch"), "{near}");
+        let error = check_memory(&plan, Some(needed / 2)).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(
+            error.to_string().contains("training needs about"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn devices_share_the_optimizers_memory_and_shards_are_passed_one_by_one() {
+        let text = include_str!("../../recipes/cifar10_micro.toml");
+        let shards = ["parallel={ shards = 4, reduce = \"exact\" }".to_owned()];
+        let recipe = Recipe::parse(text, &shards).unwrap();
+        let memory = |count| {
+            let devices = Devices {
+                count,
+                tflops: 1.0,
+                price: None,
+                link: None,
+            };
+            Plan::new(&recipe, 10, Precision::F32, devices).memory
+        };
+        let (one, four, whole) = (memory(1), memory(4), plan(&[]).memory);
+        assert_eq!(one.moments, 4 * four.moments);
+        assert_eq!(one.gradients, 3 * four.gradients);
+        assert_eq!(one.activations, four.activations);
+        assert_eq!(whole.activations, 4 * one.activations);
+        assert_eq!((one.exchange, whole.gradients), (0, whole.weights));
+    }
+
+    #[test]
+    fn exchanges_take_what_the_link_and_the_number_of_messages_say() {
+        let text = include_str!("../../recipes/cifar10_micro.toml");
+        let recipe = Recipe::parse(text, &[]).unwrap();
+        let plan = |count, gbits, latency_us| {
+            let link = Some(Link {
+                gbits,
+                latency_us,
+                disk: 1.0,
+            });
+            let devices = Devices {
+                count,
+                tflops: 1.0,
+                price: None,
+                link,
+            };
+            Plan::new(&recipe, 10, Precision::F32, devices)
+        };
+        let exchange = |count, gbits, latency_us| {
+            let plan = plan(count, gbits, latency_us);
+            plan.phases[0].update.exchange
+        };
+        // Between two each sends half of all gradients and half of all weights, in two messages.
+        let bytes = 4.0 * plan(1, 1.0, 0.0).parameters as f64;
+        let slower = exchange(2, 1.0, 0.0) - exchange(2, 2.0, 0.0);
+        assert!((slower / (bytes * 8.0 / 2e9) - 1.0).abs() < 1e-9);
+        let later = exchange(4, 1.0, 1000.0) - exchange(4, 1.0, 0.0);
+        // Of two rounds with each of three others, with three messages each.
+        assert!((later - 2.0 * 3.0 * 3.0 * 1e-3).abs() < 1e-9, "{later}");
+
+        let (one, two) = (plan(1, 1.0, 10.0), plan(2, 1.0, 10.0));
+        assert_eq!(one.phases[0].update.bubble(), 0.0);
+        assert!(two.efficiency < one.efficiency && one.efficiency < 1.0);
+        let [one, two] = [one, two].map(|plan| plan.checkpoints.unwrap());
+        assert_eq!(
+            (one.count, one.bytes as f64),
+            (
+                two.count,
+                bytes * 3.0 + bytes * f64::from(recipe.average.is_some())
+            )
+        );
+        assert_eq!(one.seconds, one.bytes as f64 / 1e9);
+        assert!(two.seconds > one.seconds);
+    }
+
+    #[test]
+    fn recomputing_and_more_devices_take_less_memory() {
+        let whole = plan(&[]).memory;
+        let recomputed = plan(&["recompute=true"]).memory;
+        assert!(recomputed.activations * 3 < whole.activations);
+        assert_eq!(recomputed.weights, whole.weights);
+    }
+}

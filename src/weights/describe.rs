@@ -1,0 +1,491 @@
+//! What model a file of weights holds: told by names and shapes, and by what stands beside them.
+
+use super::architecture::{CLIP_EPS, Known, OPEN_CLIP, OPEN_CLIP_PREFIX, TIMM, known, open_clip};
+use super::archive::shown;
+use super::names::Names;
+use super::outputs::Outputs;
+use super::preprocessing::Found;
+use crate::error::{Error, Result};
+use crate::model::config::common::{CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD};
+use crate::model::config::convnext::KERNEL;
+use crate::model::{ConvNextConfig, ModelConfig, NORM_EPS, Pool, Position, Stem, VitConfig};
+use crate::ops::Gelu;
+
+/// The keys of a configuration under which a program tells classes, width, depth, heads and pooling.
+#[derive(Clone, Copy)]
+pub(crate) struct Words {
+    pub(crate) classes: &'static str,
+    pub(crate) width: &'static str,
+    pub(crate) depth: &'static str,
+    pub(crate) heads: &'static str,
+    pub(crate) pool: &'static str,
+}
+
+/// What the tensors do not tell of a model.
+pub(crate) struct Told {
+    /// The file that tells it.
+    pub(crate) source: &'static str,
+    /// Its words, for messages.
+    pub(crate) words: Words,
+    /// timm's or our name of the architecture.
+    pub(crate) architecture: String,
+    /// Whether nothing but the name is known.
+    pub(crate) by_name_alone: bool,
+    /// Our name of the size; found by the shapes where it is empty.
+    pub(crate) size: String,
+    pub(crate) width: Option<usize>,
+    pub(crate) depth: Option<usize>,
+    pub(crate) heads: Option<usize>,
+    pub(crate) pool: Option<Pool>,
+    pub(crate) pre_norm: Option<bool>,
+    pub(crate) position: Position,
+    pub(crate) position_size: Option<usize>,
+    pub(crate) patch: Option<usize>,
+    /// Pixels on a side, and the key that says so.
+    pub(crate) image_size: Option<(&'static str, usize)>,
+    pub(crate) gelu: Gelu,
+    pub(crate) norm_eps: f64,
+    pub(crate) mean: [f64; 3],
+    pub(crate) std: [f64; 3],
+    pub(crate) class_count: Option<usize>,
+    pub(crate) class_names: Vec<String>,
+    /// What the outputs are; else told by the names.
+    pub(crate) outputs: Option<Outputs>,
+    /// What timm calls the training that made the weights.
+    pub(crate) tag: String,
+    /// Whether a head may be missing, since a new one takes its place.
+    pub(crate) needs_no_head: bool,
+    pub(crate) preprocessing: Found,
+    /// What the user should know.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Sizes of the embeddings of CLIP's models.
+const EMBEDDINGS: [usize; 7] = [256, 384, 512, 640, 768, 1024, 1280];
+
+impl Told {
+    /// What a name tells: of timm's, of ours, or of open_clip's, as that program's model of the name is.
+    pub(crate) fn by_name(architecture: &str) -> Self {
+        let open_clip = architecture.starts_with(OPEN_CLIP_PREFIX);
+        let clipa = open_clip && architecture.contains("-CLIPA");
+        let clip = open_clip || architecture.contains("_clip_");
+        let (mean, std) = match clip && !clipa {
+            true => (CLIP_MEAN, CLIP_STD),
+            false => (IMAGENET_MEAN, IMAGENET_STD),
+        };
+        let (name, tag) = architecture.split_once('.').unwrap_or((architecture, ""));
+        Self {
+            source: "config.json",
+            words: Words {
+                classes: "num_classes",
+                width: "embed_dim",
+                depth: "depth",
+                heads: "num_heads",
+                pool: "global_pool",
+            },
+            architecture: architecture.to_owned(),
+            by_name_alone: true,
+            size: match open_clip {
+                true => String::new(),
+                false => architecture.to_owned(),
+            },
+            width: None,
+            depth: None,
+            pre_norm: None,
+            heads: None,
+            pool: match (open_clip, clipa) {
+                (false, _) => None,
+                (true, false) => Some(Pool::Token),
+                (true, true) => Some(Pool::Average),
+            },
+            position: Position::Learned,
+            position_size: None,
+            patch: None,
+            image_size: None,
+            gelu: match clip && architecture.contains("quickgelu") {
+                true => Gelu::Quick,
+                false => Gelu::Erf,
+            },
+            norm_eps: if clip { CLIP_EPS } else { NORM_EPS },
+            mean,
+            std,
+            class_count: None,
+            class_names: Vec::new(),
+            outputs: (open_clip && known(name).is_some()).then_some(Outputs::Embedding),
+            tag: tag.to_owned(),
+            needs_no_head: false,
+            preprocessing: Found::default(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// What the outputs of a model with so many of them are.
+    ///
+    /// timm has CLIP's towers with their projection in the place of the head, `vit_base_patch16_clip_224.openai`, and
+    /// classifiers that were trained from them, `vit_base_patch16_clip_224.openai_ft_in1k`.
+    pub(crate) fn outputs(&self, outputs: usize) -> Outputs {
+        let is_tower = self.architecture.contains("_clip_")
+            && !self.tag.contains("_ft_")
+            && self.class_names.is_empty()
+            && EMBEDDINGS.contains(&outputs);
+        match (self.outputs, is_tower) {
+            (Some(told), _) => told,
+            (None, true) => Outputs::Embedding,
+            (None, false) => Outputs::Logits,
+        }
+    }
+
+    /// An error where the configuration tells another number than the weights.
+    fn agrees(&self, key: &str, told: Option<usize>, found: usize) -> Result<()> {
+        match told {
+            Some(told) if told != found => {
+                let source = self.source;
+                let message =
+                    format!("`{source}` has {key} = {told}, and the weights have {found}");
+                Err(Error::input(message).hint("correct the one that is wrong"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Attention heads, which no shape tells, for tokens of a width.
+    fn heads(&self, width: usize) -> Result<usize> {
+        let heads = match (self.heads, known(&self.architecture)) {
+            (Some(heads), _) => heads,
+            (None, Some(Known::Vit(right, heads))) if right == width => heads,
+            (None, Some(Known::Vit(right, _))) => {
+                let name = &self.architecture;
+                let message =
+                    format!("`{name}` is {right} wide, and these weights are {width} wide");
+                let error = Error::input(message);
+                let (sizes, prefix) = match open_clip(name) {
+                    Some(_) => (OPEN_CLIP, OPEN_CLIP_PREFIX),
+                    None => (TIMM, "vit_"),
+                };
+                let fitting = sizes.iter().find(|size| size.1 == width);
+                return Err(match fitting {
+                    Some((word, ..)) => error.hint(format!("is it a `{prefix}{word}`?")),
+                    None => error.hint("name the architecture that the weights were trained as"),
+                });
+            }
+            (None, _) => {
+                let message = format!(
+                    "`{}` does not tell the number of attention heads",
+                    self.source
+                );
+                return Err(Error::input(message)
+                    .hint("write it there, for example \"model_args\": { \"num_heads\": 12 }"));
+            }
+        };
+        if heads == 0 || !width.is_multiple_of(heads) {
+            let key = self.words.heads;
+            let message = format!("{key} = {heads} do not divide the width, {width}");
+            return Err(Error::input(message).hint("correct it in the configuration"));
+        }
+        Ok(heads)
+    }
+}
+
+pub(crate) struct Description {
+    pub(crate) config: ModelConfig,
+    pub(crate) classes: usize,
+    pub(crate) image_size: usize,
+}
+
+/// The images that ConvNeXts are made for where nothing tells a size: ImageNet's.
+const IMAGE_SIZE: usize = 224;
+
+/// What the shapes of the tensors, and what else is told, say of the model.
+pub(crate) fn describe(weights: &Names, told: &Told) -> Result<Description> {
+    let is_convnext = weights.contains("stages.0.blocks.0.conv_dw.weight");
+    let name = &told.architecture;
+    if known(name).is_none() && !name.is_empty() {
+        let message = format!("`{}` has architecture = `{}`", told.source, shown(name));
+        return Err(Error::input(message).hint(
+            "only plain vision transformers and ConvNeXts can be loaded, such as `vit_base_patch16_224` or `convnext_tiny`",
+        ));
+    }
+    match (is_convnext, known(name)) {
+        (true, Some(Known::Vit(..))) => Err(unlike(told, "a ConvNeXt")),
+        (true, _) => convnext(weights, told),
+        (false, Some(Known::ConvNext)) => Err(unlike(told, "no ConvNeXt")),
+        (false, _) => vit(weights, told),
+    }
+}
+
+fn unlike(told: &Told, found: &str) -> Error {
+    let name = shown(&told.architecture);
+    Error::input(format!(
+        "the weights are those of {found}, not of a `{name}`"
+    ))
+    .hint("name the architecture that the weights were trained as")
+}
+
+fn unfit(what: &str) -> Error {
+    Error::input(format!(
+        "{what}, so this is not a plain vision transformer or ConvNeXt"
+    ))
+    .hint("only vision transformers and ConvNeXts can be loaded")
+}
+
+/// A shape; without a size of zero, beside which others could be anything: so the file's length bounds them.
+fn shape(weights: &Names, name: &str) -> Result<Vec<usize>> {
+    match weights.shape(name)? {
+        shape if shape.contains(&0) => {
+            Err(unfit(&format!("{} has no numbers", weights.called(name))))
+        }
+        shape => Ok(shape),
+    }
+}
+
+/// The number of classes, if the configuration tells no other; 1 where there is no head and none is needed.
+fn classes(weights: &Names, head: &str, told: &Told) -> Result<usize> {
+    let called = weights.called(head);
+    if !weights.contains(head) {
+        return match told.needs_no_head {
+            true => Ok(1),
+            false => Err(without_head(&called)),
+        };
+    }
+    let [classes, _, ..] = shape(weights, head)?[..] else {
+        return Err(unfit(&format!("{called} is not a matrix")));
+    };
+    match told.class_count {
+        Some(count) if count != classes => {
+            let (source, key) = (told.source, told.words.classes);
+            let message = format!("`{source}` has {key} = {count}, and {called} {classes} rows");
+            Err(Error::input(message).hint("correct the one that is wrong"))
+        }
+        _ => Ok(classes),
+    }
+}
+
+fn without_head(called: &str) -> Error {
+    Error::input(format!("these weights end before a head: {called} is missing")).hint(
+        "give them one by training with start.head = \"new\"; a model without a head can be nothing but a start",
+    )
+}
+
+/// Patches along a side for the places of all tokens, or of the patches alone (DeiT-3, timm's `no_embed_class`).
+fn grid(places: usize, class_token: bool) -> Option<usize> {
+    let side = |patches: usize| {
+        let side = patches.isqrt();
+        (side > 0 && side * side == patches).then_some(side)
+    };
+    match class_token {
+        true => side(places.saturating_sub(1)).or(side(places)),
+        false => side(places),
+    }
+}
+
+/// How often in a row a name with a number is there.
+fn count(weights: &Names, name: impl Fn(usize) -> String) -> usize {
+    (0..).take_while(|i| weights.contains(&name(*i))).count()
+}
+
+fn vit(weights: &Names, told: &Told) -> Result<Description> {
+    let layers = count(weights, |i| {
+        format!("patch_embed.proj.stem.{}.weight", 3 * i + 1)
+    });
+    let (stem, last) = match layers {
+        0 => (Stem::Patch, "patch_embed.proj.weight".to_owned()),
+        _ => (
+            Stem::Conv,
+            format!("patch_embed.proj.stem.{}.weight", 3 * layers),
+        ),
+    };
+    let called = weights.called(&last);
+    let [width, channels, patch, _] = shape(weights, &last)?[..] else {
+        return Err(unfit(&format!("{called} is not [width, 3, patch, patch]")));
+    };
+    let patch = match stem {
+        Stem::Patch if channels == 3 => patch,
+        Stem::Patch => return Err(unfit(&format!("{called} is not [width, 3, patch, patch]"))),
+        // Each layer halves the image; no picture is larger than that.
+        Stem::Conv => 1 << layers.min(16),
+    };
+    if let Some(told_width) = told.width.filter(|told| *told != width) {
+        let (source, key) = (told.source, told.words.width);
+        let message =
+            format!("`{source}` has {key} = {told_width}, and {called} makes tokens {width} wide");
+        return Err(Error::input(message).hint("correct the one that is wrong"));
+    }
+    told.agrees("patch_size", told.patch, patch)?;
+    let first = "blocks.0.mlp.fc1.weight";
+    let [hidden, _] = shape(weights, first)?[..] else {
+        return Err(unfit(&format!("{} is not a matrix", weights.called(first))));
+    };
+    let places = weights.called("pos_embed");
+    let [1, tokens, _] = shape(weights, "pos_embed")?[..] else {
+        return Err(unfit(&format!("{places} is not [1, tokens, width]")));
+    };
+    let class_token = weights.contains("cls_token");
+    let grid = grid(tokens, class_token)
+        .ok_or_else(|| unfit(&format!("{places} does not belong to a square grid")))?;
+    if let Some((key, size)) = told.image_size
+        && size != grid * patch
+    {
+        let source = told.source;
+        let message = format!(
+            "`{source}` has {key} = {size}, and {places} has {grid} x {grid} patches of {patch} pixels, those of {} pixels",
+            grid * patch
+        );
+        return Err(Error::input(message).hint(format!(
+            "correct {key}; --image-size {size} evaluates at another size with resampled positions"
+        )));
+    }
+    if told.position == Position::Sincos2d && !width.is_multiple_of(4) {
+        let message = format!("position = `sincos2d` needs a width that 4 divides, not {width}");
+        return Err(Error::input(message));
+    }
+    let (depth, heads) = (
+        count(weights, |i| format!("blocks.{i}.norm1.weight")),
+        told.heads(width)?,
+    );
+    // A file that lost its last blocks would make another model.
+    if let Some(told_depth) = told.depth.filter(|told| *told != depth) {
+        let (source, key) = (told.source, told.words.depth);
+        let message =
+            format!("`{source}` has {key} = {told_depth}, and the weights are of {depth} blocks");
+        return Err(Error::input(message).hint("copy or download both again"));
+    }
+    let pool = pool(weights, told)?;
+    if pool == Pool::Token && !class_token {
+        let message =
+            "the head of these weights sees the mean of patches that are normed before it is taken";
+        return Err(
+            Error::input(message).hint("models without class token need `fc_norm`, the norm after")
+        );
+    }
+    let config = VitConfig {
+        size: match &told.size[..] {
+            "" => size([patch, width, depth, heads, hidden]),
+            size => size.to_owned(),
+        },
+        patch,
+        width,
+        depth,
+        heads,
+        hidden,
+        pool,
+        class_token,
+        position: told.position,
+        position_size: told.position_size,
+        stem,
+        pre_norm: told
+            .pre_norm
+            .unwrap_or_else(|| weights.contains("norm_pre.weight")),
+        gelu: told.gelu,
+        norm_eps: told.norm_eps,
+        mean: told.mean,
+        std: told.std,
+    };
+    Ok(Description {
+        config: ModelConfig::Vit(config),
+        classes: classes(weights, "head.weight", told)?,
+        image_size: grid * patch,
+    })
+}
+
+fn convnext(weights: &Names, told: &Told) -> Result<Description> {
+    let (mut widths, mut depths) = ([0; 4], [0; 4]);
+    for stage in 0..4 {
+        let name = format!("stages.{stage}.blocks.0.conv_dw.weight");
+        let [width, 1, KERNEL, KERNEL] = shape(weights, &name)?[..] else {
+            let called = weights.called(&name);
+            return Err(unfit(&format!("{called} is not [width, 1, 7, 7]")));
+        };
+        widths[stage] = width;
+        depths[stage] = count(weights, |i| {
+            format!("stages.{stage}.blocks.{i}.conv_dw.weight")
+        });
+    }
+    let (stem, patch) = match weights.contains("stem.stem.0.weight") {
+        true => (Stem::Conv, told.patch.unwrap_or(4)),
+        false => match shape(weights, "stem.0.weight")?[..] {
+            [_, 3, patch, _] => {
+                told.agrees("patch_size", told.patch, patch)?;
+                (Stem::Patch, patch)
+            }
+            _ => {
+                let called = weights.called("stem.0.weight");
+                return Err(unfit(&format!("{called} is not [width, 3, patch, patch]")));
+            }
+        },
+    };
+    let config = ConvNextConfig {
+        size: match &told.size[..] {
+            "" => "convnext".to_owned(),
+            size => size.to_owned(),
+        },
+        patch,
+        widths,
+        depths,
+        stem,
+        mean: told.mean,
+        std: told.std,
+    };
+    if let Some(named) = ConvNextConfig::named(&told.architecture)
+        && told.by_name_alone
+        && (named.widths, named.depths) != (widths, depths)
+    {
+        let message = format!(
+            "`{}` has widths {:?} and depths {:?}, these weights {widths:?} and {depths:?}",
+            named.size, named.widths, named.depths
+        );
+        return Err(
+            Error::input(message).hint("name the architecture that the weights were trained as")
+        );
+    }
+    let image_size = told.image_size.map_or(IMAGE_SIZE, |(_, size)| size);
+    if let Err((message, hint)) = config.grid(image_size) {
+        return Err(Error::input(message).hint(hint));
+    }
+    Ok(Description {
+        classes: classes(weights, "head.fc.weight", told)?,
+        config: ModelConfig::ConvNext(config),
+        image_size,
+    })
+}
+
+/// Our name of a transformer of these sizes: patch, width, depth, heads, hidden.
+fn size(found: [usize; 5]) -> String {
+    let is_it = |name: &&str| {
+        VitConfig::named(name)
+            .is_some_and(|vit| [vit.patch, vit.width, vit.depth, vit.heads, vit.hidden] == found)
+    };
+    VitConfig::names()
+        .into_iter()
+        .find(is_it)
+        .unwrap_or("vit")
+        .to_owned()
+}
+
+/// What the head sees: the norm before it tells.
+fn pool(weights: &Names, told: &Told) -> Result<Pool> {
+    let has = |pool: Pool| weights.contains(&format!("{}.weight", pool.norm()));
+    let pool = match (has(Pool::Average), has(Pool::Token)) {
+        (true, true) => {
+            let message = "the file has both `norm` and `fc_norm`, and a model uses one of them";
+            return Err(Error::input(message).hint(
+                "take out the other: `norm` where the class token is used, `fc_norm` where the mean is",
+            ));
+        }
+        (true, false) => Pool::Average,
+        (false, _) => Pool::Token,
+    };
+    if told.pool.is_some_and(|told| told != pool) {
+        let (norm, other) = match pool {
+            Pool::Average => ("fc_norm", "token"),
+            Pool::Token => ("norm", "avg"),
+        };
+        let message = format!(
+            "`{}` has {} = `{other}`, but the weights have `{norm}`",
+            told.source, told.words.pool
+        );
+        return Err(Error::input(message).hint(
+            "`avg` goes with `fc_norm` and `token` with `norm`; other models cannot be loaded",
+        ));
+    }
+    Ok(pool)
+}

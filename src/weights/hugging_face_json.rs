@@ -1,0 +1,147 @@
+//! `config.json` and `preprocessor_config.json` of a folder of transformers: ViT and CLIP.
+
+use serde_json::Value;
+
+use super::architecture::CLIP_EPS;
+use super::archive::shown;
+use super::config_json::{channels, eps};
+use super::describe::{Told, Words};
+use super::names::Scheme;
+use super::outputs::Outputs;
+use super::preprocessing::{of_hugging_face, square};
+use crate::error::{Error, Result};
+use crate::model::Pool;
+use crate::model::config::common::{CLIP_MEAN, CLIP_STD};
+use crate::ops::Gelu;
+
+/// What ViT's image processor takes where nothing is told.
+const HALF: [f64; 3] = [0.5; 3];
+
+/// transformers' words for the activations.
+const GELUS: [(&str, Gelu); 5] = [
+    ("gelu", Gelu::Erf),
+    ("quick_gelu", Gelu::Quick),
+    ("gelu_new", Gelu::Tanh),
+    ("gelu_fast", Gelu::Tanh),
+    ("gelu_pytorch_tanh", Gelu::Tanh),
+];
+
+const WORDS: Words = Words {
+    classes: "num_labels",
+    width: "hidden_size",
+    depth: "num_hidden_layers",
+    heads: "num_attention_heads",
+    // Told by the kind of model.
+    pool: "pool",
+};
+
+/// What a configuration, and the preprocessor's or null, tell of the model beside them, and whose names its weights have.
+pub(crate) fn read(config: &Value, preprocessor: &Value) -> Result<(Told, Scheme)> {
+    // What transformers leaves out of a file has its own value: (activation, eps, mean, std).
+    let vit = ("gelu", 1e-12, HALF, HALF);
+    let clip = ("quick_gelu", CLIP_EPS, CLIP_MEAN, CLIP_STD);
+    let (vision, scheme, (usual, norm_eps, mean, std)) = match config["model_type"].as_str() {
+        Some("vit") => (config, Scheme::HuggingFaceVit, vit),
+        Some("clip_vision_model") => (config, Scheme::HuggingFaceClip, clip),
+        Some("clip") => (&config["vision_config"], Scheme::HuggingFaceClip, clip),
+        other => {
+            let message = format!(
+                "`config.json` has model_type = `{}`",
+                shown(other.unwrap_or_default())
+            );
+            return Err(Error::input(message)
+                .hint("of transformers `vit`, `clip` and `clip_vision_model` can be loaded"));
+        }
+    };
+    let word = vision["hidden_act"].as_str().unwrap_or(usual);
+    let Some((_, gelu)) = GELUS.iter().find(|(known, _)| *known == word) else {
+        let message = format!("`config.json` has hidden_act = `{}`", shown(word));
+        let words = GELUS.map(|(word, _)| format!("`{word}`"));
+        return Err(Error::input(message).hint(format!("only {} can be loaded", words.join(", "))));
+    };
+    let number = |value: &Value| value.as_u64().map(|number| number as usize);
+    let classes = class_names(config);
+    let is_clip = scheme == Scheme::HuggingFaceClip;
+    let size = square("config.json", "image_size", &vision["image_size"])?;
+    let told = Told {
+        size: String::new(),
+        by_name_alone: false,
+        image_size: size.map(|size| ("image_size", size)),
+        patch: number(&vision["patch_size"]),
+        outputs: Some(match is_clip {
+            true => Outputs::Embedding,
+            false => Outputs::Logits,
+        }),
+        preprocessing: of_hugging_face(preprocessor, is_clip),
+        words: WORDS,
+        heads: Some(number(&vision["num_attention_heads"]).unwrap_or(12)),
+        width: Some(number(&vision["hidden_size"]).unwrap_or(768)),
+        depth: Some(number(&vision["num_hidden_layers"]).unwrap_or(12)),
+        pool: Some(Pool::Token),
+        pre_norm: Some(is_clip),
+        gelu: *gelu,
+        norm_eps,
+        mean,
+        std,
+        ..Told::by_name("")
+    };
+    let told = Told {
+        norm_eps: eps(&vision["layer_norm_eps"], "layer_norm_eps", &told)?,
+        ..told
+    };
+    let told = match preprocessor["do_normalize"] == Value::Bool(false) {
+        true => Told {
+            mean: [0.0; 3],
+            std: [1.0; 3],
+            ..told
+        },
+        false => {
+            let told = Told {
+                source: "preprocessor_config.json",
+                ..told
+            };
+            Told {
+                source: "config.json",
+                mean: channels(preprocessor, ["mean", "image_mean"], &told)?,
+                std: channels(preprocessor, ["std", "image_std"], &told)?,
+                ..told
+            }
+        }
+    };
+    let told = match scheme {
+        Scheme::HuggingFaceVit => Told {
+            class_count: (!classes.is_empty()).then_some(classes.len()),
+            class_names: named(classes),
+            ..told
+        },
+        // The size of the embedding; names of classes there would be of no use.
+        _ => Told {
+            words: Words {
+                classes: "projection_dim",
+                ..WORDS
+            },
+            class_count: number(&config["projection_dim"]),
+            ..told
+        },
+    };
+    Ok((told, scheme))
+}
+
+/// `id2label` in the order of its numbers.
+fn class_names(config: &Value) -> Vec<String> {
+    let pairs = config["id2label"].as_object().into_iter().flatten();
+    let mut pairs: Vec<(u64, String)> = pairs
+        .filter_map(|(id, name)| Some((id.parse().ok()?, name.as_str()?.to_owned())))
+        .collect();
+    pairs.sort();
+    pairs.into_iter().map(|(_, name)| name).collect()
+}
+
+/// No names where transformers numbered them itself.
+fn named(classes: Vec<String>) -> Vec<String> {
+    let numbered = |(index, name): (usize, &String)| *name == format!("LABEL_{index}");
+    match classes.iter().enumerate().all(numbered) {
+        true => Vec::new(),
+        false => classes,
+    }
+}

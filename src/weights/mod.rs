@@ -1,0 +1,35 @@
+//! Weights in the formats of timm, open_clip, transformers and PyTorch, and their description.
+//!
+//! Nothing in a weight file is executed: pickles are interpreted by a restricted stack machine.
+//!
+//! | file | what |
+//! |------|------|
+//! | [`import`] | loads a folder or file as a model |
+//! | [`text`] | text towers and tokenizers, loaded and saved |
+//! | [`names`] | each program's parameter names |
+//! | [`describe`] [`architecture`] | the architecture, from shapes and configuration files |
+//! | [`config_json`] [`open_clip_json`] [`hugging_face_json`] [`preprocessing`] | configuration files |
+//! | [`outputs`] | what the outputs of a model are: logits or embeddings |
+//! | [`state_dict`] [`archive`] [`pickle`] | files of tensors: safetensors, PyTorch |
+//! | [`embeddings`] | files of caption embeddings |
+
+pub mod architecture;
+pub mod archive;
+pub mod config_json;
+pub mod describe;
+pub mod embeddings;
+pub mod hugging_face_json;
+pub mod import;
+pub mod names;
+pub mod open_clip_json;
+pub mod outputs;
+pub mod pickle;
+pub mod preprocessing;
+pub mod state_dict;
+pub mod text;
+
+pub use embeddings::{EmbeddingFile, EmbeddingWriter};
+pub use import::{Loaded, load, load_any, load_body, load_file, save};
+pub use outputs::Outputs;
+pub use preprocessing::Stated;
+pub use state_dict::StateDict;

@@ -1,0 +1,204 @@
+//! Text models in the folders of open_clip and Hugging Face, and in ours.
+//!
+//! Of a whole CLIP model the image tower's tensors are known and left out; any other tensor without a place is an
+//! error, since leaving it out would give wrong numbers.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+
+use super::archive::shown;
+use super::state_dict::StateDict;
+use crate::error::{Context, Error, Result};
+use crate::text::config::{from_hugging_face, from_open_clip};
+use crate::text::{TextConfig, TextTower, Tokenizer};
+use crate::{files, json};
+
+pub(crate) const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
+
+pub(crate) const OPEN_CLIP_WEIGHTS: [&str; 2] =
+    ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"];
+
+const WEIGHTS: [&str; 3] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+];
+
+pub(crate) fn hash(weights: &str, config: &TextConfig, tokenizer: &Tokenizer) -> Result<String> {
+    let all = format!("{weights} {config:?} {}", tokenizer.hash()?);
+    Ok(blake3::hash(all.as_bytes()).to_string())
+}
+
+/// What a folder holds: a tower, a tokenizer, and where the weights are.
+pub(crate) fn describe(
+    folder: &Path,
+) -> Result<(TextConfig, crate::text::tokenizer::TokenizerConfig, PathBuf)> {
+    let config = [OPEN_CLIP_CONFIG, "config.json"].map(|name| folder.join(name));
+    let Some(path) = config.iter().find(|path| path.is_file()) else {
+        let message = format!("`{}` is not the folder of a text model", folder.display());
+        return Err(Error::input(message).hint(
+            "it holds `open_clip_config.json` or Hugging Face's `config.json`, weights and a tokenizer",
+        ));
+    };
+    let of_open_clip = path.ends_with(OPEN_CLIP_CONFIG);
+    let place = || format!("`{}`", path.display());
+    let json = json::parse(&files::read(path)?)
+        .map_err(|error| Error::input(format!("it is not JSON: {error}")))
+        .context(place)?;
+    let read = match of_open_clip {
+        true => from_open_clip(&json),
+        false => from_hugging_face(&json),
+    };
+    let (config, tokenizer) = read.context(place)?;
+    let first = if of_open_clip {
+        &OPEN_CLIP_WEIGHTS[..]
+    } else {
+        &[]
+    };
+    let names = first.iter().chain(&WEIGHTS).map(|name| folder.join(name));
+    let names: Vec<PathBuf> = names.collect();
+    match names.iter().find(|path| path.is_file()) {
+        Some(file) => Ok((config, tokenizer, file.clone())),
+        None => {
+            let message = format!("`{}` has no file of weights", folder.display());
+            let wanted: Vec<String> = names
+                .iter()
+                .filter_map(|path| Some(format!("`{}`", path.file_name()?.display())))
+                .collect();
+            Err(Error::input(message).hint(format!("it is called {}", wanted.join(" or "))))
+        }
+    }
+}
+
+/// How a file names a tower's tensors.
+enum Names {
+    /// open_clip's names, after a prefix.
+    OpenClip(&'static str),
+    HuggingFace,
+}
+
+pub(crate) fn build(
+    weights: &StateDict,
+    config: &TextConfig,
+    device: &Device,
+) -> Result<TextTower> {
+    let names = if weights.contains("text_model.embeddings.token_embedding.weight") {
+        Names::HuggingFace
+    } else if weights.contains("text.token_embedding.weight") {
+        Names::OpenClip("text.")
+    } else {
+        Names::OpenClip("")
+    };
+    let mut unused: BTreeSet<&str> = weights.names().filter(|name| !is_known(name)).collect();
+    let mut take = |name: &str, shape: &[usize]| {
+        unused.remove(name);
+        values(weights, name, shape)
+    };
+    let tower = TextTower::with_weights(config, device, |name, shape| match names {
+        Names::OpenClip(prefix) => take(&format!("{prefix}{name}"), shape),
+        Names::HuggingFace => from_hugging_face_names(name, shape, &mut take),
+    })?;
+    match unused.first() {
+        None => Ok(tower),
+        Some(first) => {
+            let more = match unused.len() - 1 {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let message = format!(
+                "the text tower has no place for the weights `{}`{more}",
+                shown(first)
+            );
+            Err(Error::input(message).hint(
+                "only towers of CLIP and CLIPA can be loaded; without these weights it would be another model",
+            ))
+        }
+    }
+}
+
+/// Tensors of a whole model that are not the text tower's.
+fn is_known(name: &str) -> bool {
+    let image = ["visual.", "vision_model."];
+    // OpenAI's files hold sizes too, and old ones of Hugging Face and open_clip what is made anew.
+    let others = [
+        "visual_projection.weight",
+        "logit_scale",
+        "logit_bias",
+        "input_resolution",
+        "context_length",
+        "vocab_size",
+        "attn_mask",
+        "text.attn_mask",
+        "text_model.embeddings.position_ids",
+    ];
+    image.iter().any(|prefix| name.starts_with(prefix)) || others.contains(&name)
+}
+
+/// A weight under open_clip's name from a file of Hugging Face's.
+fn from_hugging_face_names(
+    name: &str,
+    shape: &[usize],
+    take: &mut impl FnMut(&str, &[usize]) -> Result<Vec<f32>>,
+) -> Result<Vec<f32>> {
+    if name == "text_projection" {
+        // There the projection is a linear layer, `[out, in]`.
+        let [width, embedding] = [shape[0], shape[1]];
+        let turned = take("text_projection.weight", &[embedding, width])?;
+        let column = |place: usize| (0..embedding).map(move |row| row * width + place);
+        return Ok((0..width).flat_map(column).map(|at| turned[at]).collect());
+    }
+    let Some((index, part)) = name
+        .strip_prefix("transformer.resblocks.")
+        .and_then(|rest| rest.split_once('.'))
+    else {
+        let name = match name {
+            "token_embedding.weight" => "text_model.embeddings.token_embedding.weight".to_owned(),
+            "positional_embedding" => "text_model.embeddings.position_embedding.weight".to_owned(),
+            norm => norm.replace("ln_final", "text_model.final_layer_norm"),
+        };
+        return take(&name, shape);
+    };
+    let prefix = format!("text_model.encoder.layers.{index}");
+    if let Some(kind) = part.strip_prefix("attn.in_proj_") {
+        // Queries, keys and values are layers of their own.
+        let mut third = shape.to_vec();
+        third[0] /= 3;
+        let mut all = Vec::new();
+        for layer in ["q_proj", "k_proj", "v_proj"] {
+            all.extend(take(&format!("{prefix}.self_attn.{layer}.{kind}"), &third)?);
+        }
+        return Ok(all);
+    }
+    let part = part
+        .replace("ln_1", "layer_norm1")
+        .replace("ln_2", "layer_norm2")
+        .replace("attn.out_proj", "self_attn.out_proj")
+        .replace("mlp.c_fc", "mlp.fc1")
+        .replace("mlp.c_proj", "mlp.fc2");
+    take(&format!("{prefix}.{part}"), shape)
+}
+
+/// The values of one weight, if they are what the tower needs.
+pub(crate) fn values(weights: &StateDict, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    if !weights.contains(name) {
+        let message = format!("the tensor `{name}` is missing");
+        return Err(Error::input(message).hint(
+            "the file is not that of a CLIP or CLIPA text tower, or the configuration is another model's",
+        ));
+    }
+    let found = weights.shape(name)?;
+    if found != shape {
+        let message = format!("`{name}` has shape {found:?} where {shape:?} is needed");
+        return Err(Error::input(message).hint("the configuration is another model's"));
+    }
+    let values = weights.floats(name)?;
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(values),
+        Some(at) => {
+            let message = format!("`{name}` holds {} at place {at}", values[at]);
+            Err(Error::input(message).hint("the training that made it has diverged"))
+        }
+    }
+}
