@@ -5,7 +5,7 @@
 //! ```
 
 use advxl::attack::Norm;
-use advxl::distributed::Group;
+use advxl::distributed::Comm;
 use advxl::error::Result;
 use advxl::eval::autoattack::{Settings, Version};
 use advxl::eval::{Evaluation, Images, checks};
@@ -52,7 +52,7 @@ fn main() -> Result<()> {
         batch: 64,
         seed: 0,
         device: &device,
-        group: &Group::solo(),
+        comm: &Comm::single(),
     };
 
     for flag in checks::before(&evaluation)? {

@@ -1,20 +1,27 @@
 //! How fast this machine does the work of training. Counts only what any program must do.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::tensor::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use crate::attack::{Norm, Pgd, Start, input_gradient};
-use crate::distributed::{Group, Parallel, Reduce};
-use crate::error::Result;
-use crate::loss::{Targets, cross_entropy};
+use crate::data::{Augmentation, Batch, Dataset, Planes, Spec, Split};
+use crate::distributed::{Comm, Parallel, Reduce, Zero};
+use crate::error::{Error, Result};
+use crate::loss::{Loss, LossKind, Targets, cross_entropy};
 use crate::model::{Model, ModelConfig, Pass, Pool, Position};
-use crate::ops::{Precision, from_vec, hardware, to_vec};
-use crate::optim::{Optimizer, OptimizerConfig, OptimizerKind, norm};
-use crate::recipe::word_of;
+use crate::objective::ExtraParameters;
+use crate::ops::precision::word_of;
+use crate::ops::{DeviceName, Precision, from_vec, hardware, to_vec};
+use crate::optim::{OptimizerConfig, OptimizerKind};
+use crate::recipe::{Checkpoints, Data, Head, Log, Phase, Recipe, Stage};
 use crate::rng::{Purpose, Rng};
-use crate::train::Exchange;
+use crate::schedule::{Decay, Schedule};
+use crate::train;
+use crate::train::state::StageOptimizer;
+use crate::train::{PhaseContext, State, StepError};
 
 /// One adversarial training step to be timed.
 pub struct StepWork {
@@ -38,23 +45,18 @@ pub struct StepWork {
     pub recompute: bool,
 }
 
-/// Times the exchange of an update between the processes of a group: gradients added up, weights put together again.
+/// Times the exchange of an update between the processes of a comm: gradients added up, weights put together again.
 ///
 /// Besides, one message of the smallest size, for the least that a message takes.
 /// Errors: the parameters cannot be dealt to so many processes.
-pub fn exchange(
-    group: &Group,
-    parameters: usize,
-    repeats: usize,
-    device: &Device,
-) -> Result<Value> {
+pub fn exchange(comm: &Comm, parameters: usize, repeats: usize, device: &Device) -> Result<Value> {
     /// Of one tensor, near to those of a block of a ViT-S.
     const TENSOR: usize = 1 << 20;
     let parallel = Parallel {
-        shards: group.size() as u64,
+        shards: comm.world_size() as u64,
         reduce: Reduce::Fast,
     };
-    let exchange = Exchange::new(group, parallel)?;
+    let zero = Zero::new(comm, parallel)?;
     let lengths: Vec<usize> = (0..parameters)
         .step_by(TENSOR)
         .map(|begin| TENSOR.min(parameters - begin))
@@ -68,7 +70,7 @@ pub fn exchange(
     let median = |mut work: Box<dyn FnMut() + '_>| {
         let timed = |_| {
             // All begin together.
-            group.gather(());
+            comm.barrier();
             let begun = Instant::now();
             work();
             begun.elapsed().as_secs_f64()
@@ -76,19 +78,19 @@ pub fn exchange(
         middle((0..repeats + 1).map(timed).skip(1).collect())
     };
     let message = median(Box::new(|| {
-        let values = vec![1.0; group.size()];
-        group.start_all_to_all(values).wait();
+        let values = vec![1.0; comm.world_size()];
+        comm.all_to_all_f32(values).wait();
     }));
     let mut gradients: Vec<_> = (0..repeats + 1).map(|_| wholes()).collect();
     let mut parts = Vec::new();
     let adding = median(Box::new(|| {
-        parts = exchange.add_up(gradients.pop().expect("as many as repeats"));
+        parts = zero.reduce_scatter(gradients.pop().expect("as many as repeats"));
     }));
     let putting = median(Box::new(|| {
-        exchange.each_whole(&parts, &lengths, drop);
+        zero.all_gather_each(&parts, &lengths, drop);
     }));
     Ok(json!({
-        "processes": group.size(),
+        "processes": comm.world_size(),
         "parameters": parameters,
         "message_us": rounded(message * 1e6, 1),
         "add_up_seconds": rounded(adding, 4),
@@ -106,76 +108,63 @@ fn rounded(value: f64, digits: i32) -> f64 {
     (value * 10f64.powi(digits)).round() / 10f64.powi(digits)
 }
 
-/// Times steps after two that warm up, and tells the median.
+/// Times training steps after two that warm up: the median.
 ///
-/// The same work as a plain PyTorch loop would do: class token, learned positions, random start,
-/// `attack_steps` input gradients, one full gradient, AdamW. `gflops` counts 2k + 3 forward passes
-/// (2k of the attack alone) of matrix products and attention, nothing else. `peak_gflops` is the processor's own rate for
-/// products in registers on the same threads, measured right after.
-pub fn step(work: &StepWork, device: &Device) -> Value {
-    let mut config = work.model.clone();
-    if let ModelConfig::Vit(vit) = &mut config {
-        vit.pool = Pool::Token;
-        vit.position = Position::Learned;
-    }
-    let mut model = Model::new(&config, work.classes, work.image_size, 0, device);
-    let settings = OptimizerConfig {
-        kind: OptimizerKind::Adamw,
-        weight_decay: 0.01,
-        betas: [0.9, 0.999],
-        clip_norm: None,
-    };
-    let weights: Vec<_> = model.parameters().iter().map(|p| &p.value).collect();
-    let mut optimizer = Optimizer::new(&settings, None, &weights, None, 0);
-    let decays: Vec<bool> = model.parameters().iter().map(|p| p.decays).collect();
-
-    let (batch, size) = (work.batch, work.image_size);
-    let (images, goal) = images_and_goal(work, 0, device);
-    let keys: Vec<u64> = (0..batch as u64).collect();
-    let attack = (work.attack_steps > 0).then(|| Pgd {
-        norm: Norm::Linf,
-        epsilon: "4/255".parse().expect("a fraction"),
-        step_size: "4/255".parse().expect("a fraction"),
-        steps: work.attack_steps,
-        start: Start::Random,
-    });
-    let pass = Pass {
+/// What is timed is the training loop's own step, [`train::step`], on one batch: conversion of the images, `attack_steps`
+/// input gradients from a random start, one full gradient, its norm and checks, AdamW; class token, learned positions, no
+/// average. `gflops` counts 2k + 3 forward passes (2k of the attack alone) of matrix products and attention, nothing else.
+/// `peak_gflops` is the processor's own rate for products in registers on the same threads, measured right after.
+///
+/// Errors: a loss or gradient that is not finite.
+pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
+    let recipe = recipe(work);
+    let comm = Comm::single();
+    let (stage, size) = (&recipe.stage[0], work.image_size);
+    let dataset = Dataset::open(&recipe.data_of(stage).train, Split::Train, 0)?;
+    let phase = PhaseContext {
+        recipe: &recipe,
+        number: 0,
+        stage,
+        phase: &stage.phases[0],
+        stage_start: 0,
+        end: stage.samples(),
+        dataset: &Arc::new(dataset),
+        captions: None,
+        zero: Zero::new(&comm, recipe.parallel)?,
+        device,
         precision: work.precision,
-        recompute: work.recompute,
-        ..Pass::evaluation()
     };
-    let seconds = (0..work.repeats + 2)
-        .map(|_| {
-            let begun = Instant::now();
-            let loss = |x: Tensor<4>| cross_entropy(model.logits(x, &pass), goal.clone());
-            let adversarial = match &attack {
-                Some(attack) => attack.perturb(images.clone(), &loss, 0, &keys),
-                None => images.clone(),
-            };
-            if work.attack_only {
-                wait_for(device);
-                return begun.elapsed().as_secs_f64();
-            }
-            let tracked = model.tracked();
-            let loss = cross_entropy(tracked.logits(adversarial, &pass), goal.clone()).mean();
-            let gradients = tracked.gradients(&mut loss.backward());
-            drop(tracked);
-            let length = norm(&gradients);
-            let weights = model
-                .parameters_mut()
-                .into_iter()
-                .map(|p| &mut p.value)
-                .collect();
-            optimizer.update(weights, &decays, gradients, length, 1e-4);
-            wait_for(device);
-            begun.elapsed().as_secs_f64()
-        })
-        .skip(2)
-        .collect();
-    let median = middle(seconds);
+    let model = Model::new(&recipe.model, work.classes, size, 0, device);
+    let optimizer = StageOptimizer {
+        stage: 0,
+        config: &stage.optimizer,
+        average: None,
+    };
+    let extra = ExtraParameters::default();
+    let mut state = State::new(model, extra, optimizer, &phase.zero);
+    let batch = random_batch(work, 0);
+    let mut seconds = Vec::new();
+    for _ in 0..work.repeats + 2 {
+        let begun = Instant::now();
+        match work.attack_only {
+            true => attack(&phase, &state, &batch)?,
+            false => match train::step(&phase, &mut state, &batch, 0) {
+                Ok(_) => {}
+                Err(StepError::Failed(error)) => return Err(error),
+                Err(StepError::Diverged(found)) => {
+                    let (loss, norm) = (found.loss, found.gradient_norm);
+                    let message = format!("the loss is {loss} and the norm of the gradient {norm}");
+                    return Err(Error::failed(message));
+                }
+            },
+        }
+        wait_for(device);
+        seconds.push(begun.elapsed().as_secs_f64());
+    }
+    let median = middle(seconds.split_off(2));
 
-    let patches = (size / config.patch()).pow(2);
-    let forward = 2.0 * config.forward_macs(size, patches) as f64 * batch as f64;
+    let patches = (size / recipe.model.patch()).pow(2);
+    let forward = 2.0 * recipe.model.forward_macs(size, patches) as f64 * work.batch as f64;
     let passes = 2 * work.attack_steps + if work.attack_only { 0 } else { 3 };
     let flops = forward * passes as f64;
     let hardware = hardware(device);
@@ -183,25 +172,117 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
         None => advxl_kernels::peak_flops(work.precision),
         Some(_) => product_rate(work.precision, device),
     };
-    json!({
+    Ok(json!({
         "program": format!("advxl {}", env!("CARGO_PKG_VERSION")),
         "device": hardware.as_deref().unwrap_or("cpu"),
         "precision": word_of(work.precision),
-        "model": config.size(),
+        "model": recipe.model.size(),
         "image_size": size,
-        "batch": batch,
+        "batch": work.batch,
         "attack_steps": work.attack_steps,
         "attack_only": work.attack_only,
         "recompute": work.recompute,
         "threads": rayon::current_num_threads(),
         "seconds_per_step": rounded(median, 5),
-        "images_per_second": rounded(batch as f64 / median, 3),
+        "images_per_second": rounded(work.batch as f64 / median, 3),
         "gflops": rounded(flops / median / 1e9, 1),
         "peak_gflops": rounded(peak / 1e9, 1),
         "share_of_peak": rounded(flops / median / peak, 3),
         "peak_memory_mib": crate::train::monitor::peak_memory_mib(),
         "device_memory_mib": device.memory_pool_usage().map(|usage| usage.bytes_reserved >> 20),
-    })
+    }))
+}
+
+/// The attack of a step alone.
+fn attack(phase: &PhaseContext, state: &State, batch: &Batch) -> Result<()> {
+    let now = phase.at(state.samples, batch);
+    let images = batch.to_device(phase.image_size(), phase.device);
+    let objective = phase.objective(state, batch)?;
+    let gradient = |images| objective.input_gradient(&state.model, images);
+    let attack = now.attack.as_ref().expect("an attack is timed");
+    attack.climb(images, &gradient, &now.draws());
+    Ok(())
+}
+
+/// The recipe of a run whose steps are the timed ones.
+fn recipe(work: &StepWork) -> Recipe {
+    let mut model = work.model.clone();
+    if let ModelConfig::Vit(vit) = &mut model {
+        vit.pool = Pool::Token;
+        vit.position = Position::Learned;
+    }
+    let fraction = || "4/255".parse().expect("a fraction");
+    let data = || Spec::Synthetic {
+        count: work.batch,
+        image_size: 32,
+    };
+    let stage = Stage {
+        name: "bench".into(),
+        data: None,
+        head: Head::Keep,
+        batch: work.batch as u64,
+        chunk: None,
+        phases: vec![Phase {
+            image_size: work.image_size as u64,
+            samples: (work.batch * (work.repeats + 2)) as u64,
+            masking: None,
+        }],
+        attack: (work.attack_steps > 0).then(|| Pgd {
+            norm: Norm::Linf,
+            epsilon: fraction(),
+            step_size: fraction(),
+            steps: work.attack_steps,
+            start: Start::Random,
+        }),
+        attack_warmup_samples: None,
+        loss: Loss {
+            kind: LossKind::CrossEntropy,
+            label_smoothing: 0.0,
+        },
+        text: None,
+        optimizer: OptimizerConfig {
+            kind: OptimizerKind::Adamw,
+            weight_decay: 0.01,
+            betas: [0.9, 0.999],
+            clip_norm: None,
+        },
+        learning_rate: Schedule {
+            peak: 1e-4,
+            warmup_samples: 0,
+            decay: Decay::Constant,
+            end: 0.0,
+        },
+        drop_path: None,
+        augmentation: Augmentation::default(),
+        mixing: None,
+    };
+    Recipe {
+        schema: 1,
+        seed: 0,
+        precision: work.precision,
+        device: DeviceName::default(),
+        recompute: work.recompute,
+        parallel: Parallel::default(),
+        model,
+        start: None,
+        data: Some(Data {
+            train: data(),
+            test: data(),
+            broken_rate: None,
+            test_on_train: true,
+        }),
+        stage: vec![stage],
+        average: None,
+        evaluation: None,
+        final_evaluation: Vec::new(),
+        checkpoint: Checkpoints {
+            every_samples: u64::MAX,
+            keep: 1,
+        },
+        log: Log {
+            every_samples: u64::MAX,
+        },
+    }
 }
 
 /// Waits until a GPU has done what it was given.
@@ -274,7 +355,9 @@ pub fn gradients(work: &StepWork, device: &Device) -> Value {
 
 fn gradients_of(work: &StepWork, precision: Precision, device: &Device) -> [Vec<f32>; 2] {
     let model = Model::new(&work.model, work.classes, work.image_size, 0, device);
-    let (images, goal) = images_and_goal(work, 1, device);
+    let batch = random_batch(work, 1);
+    let images = batch.to_device(work.image_size, device);
+    let goal = Targets::classes(&batch.first).distributions(work.classes, 0.0, device);
     let pass = Pass {
         precision,
         recompute: work.recompute,
@@ -291,13 +374,21 @@ fn gradients_of(work: &StepWork, precision: Precision, device: &Device) -> [Vec<
     ]
 }
 
-/// Images drawn at random, and the distributions of as random labels.
-fn images_and_goal(work: &StepWork, seed: u64, device: &Device) -> (Tensor<4>, Tensor<2>) {
+/// A batch of random images and labels.
+fn random_batch(work: &StepWork, seed: u64) -> Batch {
     let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
     let (batch, size) = (work.batch, work.image_size);
-    let pixels = (0..batch * 3 * size * size).map(|_| rng.uniform());
-    let images = from_vec(pixels.collect(), [batch, 3, size, size], device);
+    let pixels = (0..batch * 3 * size * size).map(|_| rng.below(256) as u8);
+    let images = Planes::Bytes(pixels.collect());
     let labels: Vec<u32> = (0..batch).map(|_| rng.below(work.classes) as u32).collect();
-    let goal = Targets::classes(&labels).distributions(work.classes, 0.0, device);
-    (images, goal)
+    Batch {
+        images,
+        mixed: Vec::new(),
+        first: labels.clone(),
+        second: labels,
+        weight: vec![1.0; batch],
+        samples: (0..batch as u64).collect(),
+        epochs: vec![0; batch],
+        captions: Vec::new(),
+    }
 }

@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use serde_json::{Value, json};
 
 use crate::attack::Pgd;
-use crate::distributed::Group;
+use crate::distributed::Comm;
 use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::output::{Content, Inputs};
@@ -59,8 +59,8 @@ fn one_model(
     device: &Device,
     screen: &mut dyn Screen,
 ) -> Result<Value> {
-    let run = Run::open(recipe, folder, false, device, &Group::solo())?;
-    let mut monitor = Monitor::new(&run.recipe, &run.folder, screen);
+    let run = Run::open(recipe, folder, false, device, &Comm::single())?;
+    let mut monitor = Monitor::new(&run.recipe, &run.folder, &run.comm, screen);
     train(&run, &mut monitor)?;
     let results = evaluate_finally(&run, screen)?;
     let [(_, pgd), (_, autoattack)] = &results[..] else {

@@ -32,19 +32,19 @@ pub mod model;
 
 pub mod text;
 
-pub mod weights;
-
 pub mod attack;
 
 pub mod eval;
+
+pub mod weights;
 
 pub mod recipe;
 
 pub mod plan;
 
-pub mod train;
+pub mod objective;
 
-pub mod export;
+pub mod train;
 
 pub mod bench;
 pub mod demo;

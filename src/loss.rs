@@ -3,8 +3,6 @@
 //! Values are per image; who needs a scalar sums them (attacks: an image's perturbation must not
 //! depend on how many others are in the batch) or takes the mean (updates).
 
-use std::ops::Range;
-
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
 use serde::Serialize;
@@ -102,64 +100,6 @@ impl Targets {
         let both = self.first.iter().zip(&self.second).zip(&self.weight);
         both.map(|((first, second), weight)| if *weight >= 0.5 { *first } else { *second })
             .collect()
-    }
-}
-
-/// What the outputs for a batch should be.
-#[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant)] // There is one for a batch.
-pub enum Objective {
-    /// Logits that give these distributions, `[batch, classes]`.
-    Classes(Tensor<2>),
-    /// Embeddings that lie near those of the images' captions.
-    Captions {
-        /// Embeddings of length 1, `[batch, dimensions]`.
-        texts: Tensor<2>,
-        /// Logarithm of the similarities' factor, `[1]`.
-        log_scale: Tensor<1>,
-        /// Whether the texts learn too.
-        learning: bool,
-    },
-}
-
-impl Objective {
-    /// The loss of each image.
-    ///
-    /// Shapes: `outputs` `[batch, classes or dimensions]`; the result `[batch]`.
-    pub fn losses(&self, outputs: Tensor<2>) -> Tensor<1> {
-        match self {
-            Self::Classes(targets) => cross_entropy(outputs, targets.clone()),
-            Self::Captions {
-                texts, log_scale, ..
-            } => contrastive(outputs, texts.clone(), log_scale.clone()),
-        }
-    }
-
-    /// How many images are classified right, or find their own caption among those of the batch.
-    pub fn count_correct(&self, outputs: Tensor<2>, labels: &[u32]) -> u64 {
-        match self {
-            Self::Classes(_) => count_correct(outputs, labels),
-            Self::Captions { texts, .. } => {
-                let own: Vec<u32> = (0..outputs.dims()[0] as u32).collect();
-                count_correct(outputs.matmul(texts.clone().transpose()), &own)
-            }
-        }
-    }
-
-    /// Whether the loss of an image depends on the others of its batch.
-    pub fn compares_images(&self) -> bool {
-        matches!(self, Self::Captions { .. })
-    }
-
-    /// What a part of the batch should be by itself; none where images are compared with each other.
-    pub fn of_part(&self, rows: Range<usize>) -> Option<Self> {
-        match self {
-            Self::Classes(targets) => {
-                let count = rows.len();
-                Some(Self::Classes(targets.clone().narrow(0, rows.start, count)))
-            }
-            Self::Captions { .. } => None,
-        }
     }
 }
 

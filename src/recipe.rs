@@ -24,6 +24,8 @@ use crate::settings::{Fault, Table};
 use crate::units::Fraction;
 use crate::{files, settings};
 
+pub use crate::ops::precision::{PRECISIONS, word_of};
+
 /// The form of recipes; written into the resolved recipe of a run.
 const SCHEMA: u64 = 1;
 
@@ -310,17 +312,6 @@ fn precision_word<S: Serializer>(
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
     serializer.serialize_str(word_of(*precision))
-}
-
-/// The words for the precisions.
-pub const PRECISIONS: [(&str, Precision); 2] = [("f32", Precision::F32), ("bf16", Precision::Bf16)];
-
-/// The word for a precision.
-pub fn word_of(precision: Precision) -> &'static str {
-    match precision {
-        Precision::F32 => "f32",
-        Precision::Bf16 => "bf16",
-    }
 }
 
 impl Recipe {

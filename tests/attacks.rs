@@ -5,9 +5,9 @@
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-use advxl::attack::{Apgd, Classifier, Climbs, Fab, Goal, Norm, hyperplane, l1};
+use advxl::attack::{Apgd, Climbs, Fab, Goal, Norm, TargetModel, hyperplane, l1};
 use advxl::attack::{Attack, Batch};
-use advxl::distributed::Group;
+use advxl::distributed::Comm;
 use advxl::eval::autoattack::{Settings, Version};
 use advxl::eval::{Evaluation, Images};
 use advxl::model::Pass;
@@ -176,14 +176,14 @@ impl Tiny {
 }
 
 /// What the model was shown while `attack` ran on one image.
-fn shown(tiny: &Tiny, attack: impl FnOnce(&Classifier)) -> Vec<Vec<f32>> {
+fn shown(tiny: &Tiny, attack: impl FnOnce(&TargetModel)) -> Vec<Vec<f32>> {
     let seen = RefCell::new(Vec::new());
     let logits = |images: Tensor<4>| {
         seen.borrow_mut()
             .push(to_vec(images.clone().without_autodiff()));
         tiny.logits(images)
     };
-    attack(&Classifier::new(&logits, &Device::flex()));
+    attack(&TargetModel::new(&logits, &Device::flex()));
     seen.into_inner()
 }
 
@@ -405,7 +405,7 @@ fn verdicts_agree(name: &str, logits: &dyn Fn(Tensor<4>) -> Tensor<2>) {
                 batch: 64,
                 seed: 0,
                 device: &device,
-                group: &Group::solo(),
+                comm: &Comm::single(),
             };
             let outcome = evaluation.run(&()).unwrap();
             let clean = recorded(&format!("{name}_clean")).iter().sum::<i64>() as usize;

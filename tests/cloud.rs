@@ -19,7 +19,6 @@ use advxl::data::{
 };
 use advxl::error::{Error, Result};
 use advxl::image::{Preprocessing, resize};
-use advxl::storage::store;
 use support::command;
 
 /// What the server does with a request.
@@ -275,7 +274,7 @@ const COUNTS: [usize; 5] = [17, 1, 40, 22, 31];
 fn cache() -> PathBuf {
     static CACHE: OnceLock<tempfile::TempDir> = OnceLock::new();
     let folder = CACHE.get_or_init(|| tempfile::tempdir().unwrap()).path();
-    store::use_cache(folder);
+    advxl::storage::cache::use_cache(folder);
     folder.to_owned()
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use advxl::image::Preprocessing;
 use advxl::model::{Model, ModelConfig, VitConfig};
 use advxl::ops::from_vec;
-use advxl::weights::import as weights;
+use advxl::weights;
 use burn::tensor::Device;
 use serde_json::Value;
 use support::command;

@@ -11,7 +11,7 @@ use advxl::data::{
     Augmentation, Dataset, Loader, Plan, Selection, Share, Spec, Split, Subset, check,
     evaluation_batch,
 };
-use advxl::distributed::Group;
+use advxl::distributed::Comm;
 use advxl::image::{Preprocessing, Reason};
 use advxl::storage::store;
 use advxl::weights::EmbeddingWriter;
@@ -594,7 +594,7 @@ fn every_kind_of_damage_is_counted_as_what_it_is_and_costs_its_own_sample_only()
         let checked = check::check(
             &dataset,
             2,
-            &Group::solo(),
+            &Comm::single(),
             |sample| {
                 broken.push(sample.clone());
                 Ok(())
@@ -641,7 +641,7 @@ fn an_empty_shard_is_damage_and_nothing_but_empty_shards_is_refused() {
     assert!(error.contains("holds no samples"), "{error}");
     write(folder.path(), "b.tar", &packed(&[sample("x", 1)]));
     let dataset = open(&folder.path().join("*.tar"));
-    let checked = check::check(&dataset, 1, &Group::solo(), |_| Ok(()), |_| {}).unwrap();
+    let checked = check::check(&dataset, 1, &Comm::single(), |_| Ok(()), |_| {}).unwrap();
     assert_eq!(checked.health.count(Reason::EmptyShard), 1);
 }
 
@@ -768,7 +768,7 @@ fn saved_indexes_give_the_same_samples_and_stale_ones_are_noticed() {
         ]),
     );
     let found = |dataset: &Dataset| {
-        check::check(dataset, 1, &Group::solo(), |_| Ok(()), |_| {})
+        check::check(dataset, 1, &Comm::single(), |_| Ok(()), |_| {})
             .unwrap()
             .health
     };
@@ -1041,7 +1041,7 @@ fn a_loader_wants_captions_where_it_is_to_deliver_them() {
 /// A folder for what this process and its children unpack.
 static CACHE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
-    store::use_cache(folder.path());
+    advxl::storage::cache::use_cache(folder.path());
     folder
 });
 
@@ -1052,7 +1052,7 @@ fn gzipped(bytes: &[u8]) -> Vec<u8> {
 }
 
 fn health(dataset: &Dataset) -> advxl::image::Health {
-    let checked = check::check(dataset, 1, &Group::solo(), |_| Ok(()), |_| {});
+    let checked = check::check(dataset, 1, &Comm::single(), |_| Ok(()), |_| {});
     checked.unwrap().health
 }
 
@@ -1306,7 +1306,7 @@ fn one_bad_label_is_a_broken_sample_and_no_reason_to_refuse_the_others() {
             broken.push((sample.sample, sample.kind));
             Ok(())
         };
-        check::check(&dataset, 2, &Group::solo(), look, |_| {}).unwrap();
+        check::check(&dataset, 2, &Comm::single(), look, |_| {}).unwrap();
         assert_eq!(broken, [(17, Reason::BadLabel)], "{odd:?}");
         let plan = Plan {
             broken_rate: Some(0.02),

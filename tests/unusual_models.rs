@@ -3,8 +3,8 @@
 //! Whatever the model, an attack ends, shows images of the threat model alone, and is right about them; a logit that is
 //! not finite is never robust.
 
-use advxl::attack::{Attack, Batch, Classifier, Norm};
-use advxl::distributed::Group;
+use advxl::attack::{Attack, Batch, Norm, TargetModel};
+use advxl::distributed::Comm;
 use advxl::eval::autoattack::{ATTACKS, Settings, Version};
 use advxl::eval::{Evaluation, Images, Outcome, checks};
 use advxl::ops::{from_vec, to_vec};
@@ -130,7 +130,7 @@ fn every_attack_on_every_model_ends_and_shows_images_of_its_ball_alone() {
                     seed: turn as u64,
                 };
                 let attack = attack(name, norm, epsilon, version);
-                let found = attack.perturb(&Classifier::new(&logits, &device), &batch);
+                let found = attack.perturb(&TargetModel::new(&logits, &device), &batch);
                 assert_eq!(found.len(), IMAGES, "{case}");
                 let clean = to_vec(batch.images.clone());
                 let clean = clean.chunks(clean.len() / IMAGES);
@@ -160,7 +160,7 @@ fn no_images_and_images_without_pixels_are_left_alone() {
     let device = Device::flex();
     let model = Model::new(12, 3, |z, _| z);
     let logits = |images| model.logits(images);
-    let classifier = Classifier::new(&logits, &device);
+    let classifier = TargetModel::new(&logits, &device);
     for (name, norm) in ATTACKS
         .iter()
         .flat_map(|name| NORMS.map(|norm| (name, norm)))
@@ -198,7 +198,7 @@ fn evaluate(
         batch: 3,
         seed: 0,
         device: &device,
-        group: &Group::solo(),
+        comm: &Comm::single(),
     };
     let mut flags = checks::before(&evaluation)?;
     let outcome = evaluation.run(&())?;

@@ -8,7 +8,8 @@ use advxl::data::shards::tar;
 use advxl::data::shards::tar::Found;
 use advxl::fuzzing;
 use advxl::fuzzing::INDEX_SIZES;
-use advxl::storage::store::{Location, Object, use_cache};
+use advxl::storage::cache::use_cache;
+use advxl::storage::store::{Location, Object};
 
 use crate::scratch;
 

@@ -9,10 +9,10 @@ use burn::tensor::{Bool, Tensor, TensorData};
 use serde::Serialize;
 
 use super::attempt::{Attempt, Batch, Found, Mark, images_of, in_turn};
-use super::classifier::{Classifier, Logits, Passes, Slope};
 use super::draws::Draws;
 use super::gradient::select;
 use super::objective::Goal;
+use super::target_model::{Logits, Passes, Slope, TargetModel};
 use super::threat::{Ball, Norm};
 use crate::rng::Purpose;
 use crate::units::Fraction;
@@ -89,7 +89,7 @@ impl Apgd {
     /// Climbs from every start, towards every target, on the images that stand; see [`crate::attack::Attack::go_on`].
     pub(crate) fn go_on(
         &self,
-        classifier: &Classifier,
+        classifier: &TargetModel,
         batch: &Batch,
         marks: &[Option<Mark>],
     ) -> Attempt {
@@ -119,7 +119,7 @@ impl Apgd {
     }
 
     /// One climb of each image from a random start.
-    fn run(&self, classifier: &Classifier, batch: &Batch, goals: &[Goal], run: usize) -> Found {
+    fn run(&self, classifier: &TargetModel, batch: &Batch, goals: &[Goal], run: usize) -> Found {
         let epsilon = self.epsilon.value();
         let draws = Draws::new(batch.seed, &batch.keys, Purpose::Apgd);
         let ball = |factor: f64| Ball::new(self.norm, factor * epsilon, batch.images.clone());
@@ -157,7 +157,7 @@ impl Apgd {
     /// Shapes: `clean` and `start` `[batch, 3, height, width]`, `goals` `[batch]`.
     pub fn climb_from(
         &self,
-        classifier: &Classifier,
+        classifier: &TargetModel,
         clean: Tensor<4>,
         start: Tensor<4>,
         goals: &[Goal],
@@ -172,7 +172,7 @@ impl Apgd {
     /// An image is dropped when it is misclassified, unless the ball is larger than epsilon (`Start::Outside`).
     fn climb(
         &self,
-        classifier: &Classifier,
+        classifier: &TargetModel,
         ball: &Ball,
         start: Tensor<4>,
         goals: &[Goal],
@@ -311,7 +311,7 @@ impl Climb {
     }
 
     /// Evaluates the model where the climbs are; the mean gradient of several looks at a random model.
-    fn look(&mut self, classifier: &Classifier, needs_gradient: bool) -> Logits {
+    fn look(&mut self, classifier: &TargetModel, needs_gradient: bool) -> Logits {
         let goals: Vec<Goal> = self.climbs.iter().map(|climb| climb.goal).collect();
         if !needs_gradient {
             let logits = classifier.logits(self.images.clone());

@@ -3,8 +3,8 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::classifier::Classifier;
 use super::gradient::select;
+use super::target_model::TargetModel;
 use crate::ops::to_vec;
 
 /// Images about which a classifier is to be fooled.
@@ -34,7 +34,7 @@ impl Batch {
     /// The other classes of each image, those with the largest logits on the clean image first.
     ///
     /// Shapes: `[batch, at most count]`.
-    fn targets(&self, classifier: &Classifier, count: u64) -> Vec<Vec<usize>> {
+    fn targets(&self, classifier: &TargetModel, count: u64) -> Vec<Vec<usize>> {
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let logits = classifier.logits(self.images.clone());
         let labels = self.labels.iter().enumerate();
@@ -108,7 +108,7 @@ pub(crate) struct Run {
 ///
 /// `marks` are of an attempt that was stopped. `attempt` gets the run, the images that stand and the target of each.
 pub(crate) fn in_turn(
-    classifier: &Classifier,
+    classifier: &TargetModel,
     batch: &Batch,
     marks: &[Option<Mark>],
     targets: Option<u64>,

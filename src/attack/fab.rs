@@ -14,10 +14,10 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::attempt::{Attempt, Batch, Found, Mark, images_of, in_turn};
-use super::classifier::{Classifier, Logits, Passes};
 use super::draws::Draws;
 use super::hyperplane;
 use super::objective::Goal;
+use super::target_model::{Logits, Passes, TargetModel};
 use super::threat::Norm;
 use crate::ops::from_vec;
 use crate::rng::Purpose;
@@ -76,7 +76,7 @@ impl Fab {
     /// [`crate::attack::Attack::go_on`].
     pub(crate) fn go_on(
         &self,
-        classifier: &Classifier,
+        classifier: &TargetModel,
         batch: &Batch,
         marks: &[Option<Mark>],
     ) -> Attempt {
@@ -223,7 +223,7 @@ impl Hunt {
 
 /// The classifier as the hunts use it.
 struct Model<'a> {
-    classifier: &'a Classifier<'a>,
+    classifier: &'a TargetModel<'a>,
     norm: Norm,
     dims: [usize; 3],
 }

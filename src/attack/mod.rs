@@ -11,7 +11,6 @@
 
 pub mod apgd;
 pub mod attempt;
-pub mod classifier;
 pub mod draws;
 pub mod fab;
 pub mod gradient;
@@ -20,43 +19,27 @@ pub mod l1;
 pub mod objective;
 pub mod pgd;
 pub mod square;
+pub mod target_model;
 pub mod threat;
 
-pub use apgd::{Apgd, Climbs};
-pub use attempt::{Attempt, Batch, Found, Mark};
-pub use classifier::{Classifier, Logits, Passes};
-pub use draws::Draws;
-pub use fab::Fab;
-pub use gradient::input_gradient;
-pub use objective::Goal;
-pub use pgd::{Pgd, Start};
-pub use square::Square;
-pub use threat::{Ball, Norm};
+pub use crate::attack::apgd::{Apgd, Climbs};
+pub use crate::attack::attempt::{Attempt, Batch, Found, Mark};
+pub use crate::attack::draws::Draws;
+pub use crate::attack::fab::Fab;
+pub use crate::attack::gradient::input_gradient;
+pub use crate::attack::objective::Goal;
+pub use crate::attack::pgd::{Pgd, Start};
+pub use crate::attack::square::Square;
+pub use crate::attack::target_model::{Logits, Passes, TargetModel};
+pub use crate::attack::threat::{Ball, Norm};
 
 use burn::tensor::Tensor;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::rng::{Purpose, Rng};
+use crate::rng::Purpose;
 use crate::units::Fraction;
 
 use attempt::images_of;
-
-impl<'a> Draws<'a> {
-    /// Numbers for images with the given keys.
-    pub fn new(seed: u64, keys: &'a [u64], purpose: Purpose) -> Self {
-        Self {
-            seed,
-            keys,
-            purpose,
-        }
-    }
-
-    /// The stream of one image of the batch in one run (restart or target) at one iteration.
-    pub fn stream(&self, image: usize, run: usize, iteration: usize) -> Rng {
-        let sub_key = (run as u64) << 32 | iteration as u64;
-        Rng::new(self.seed, self.purpose, self.keys[image], sub_key)
-    }
-}
 
 /// An attack of an evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -122,15 +105,20 @@ impl Attack {
     /// Tries to fool the classifier about each image of a batch, inside epsilon.
     ///
     /// Whether an image is fooled does not depend on the others of the batch.
-    pub fn perturb(&self, classifier: &Classifier, batch: &Batch) -> Found {
+    pub fn perturb(&self, classifier: &TargetModel, batch: &Batch) -> Found {
         self.go_on(classifier, batch, &[]).found
     }
 
     /// The same from where an earlier attempt was stopped: with the marks that it left, as many as there are images.
     ///
-    /// Once the classifier says stop, what is in hand is left undone, and [`Classifier::forget_passes`] forgets its
+    /// Once the classifier says stop, what is in hand is left undone, and [`TargetModel::forget_passes`] forgets its
     /// passes: attempts that were stopped find the same with the same number of passes.
-    pub fn go_on(&self, classifier: &Classifier, batch: &Batch, marks: &[Option<Mark>]) -> Attempt {
+    pub fn go_on(
+        &self,
+        classifier: &TargetModel,
+        batch: &Batch,
+        marks: &[Option<Mark>],
+    ) -> Attempt {
         let [count, channels, height, width] = batch.images.dims();
         let is_empty = count * channels * height * width == 0;
         if is_empty || self.epsilon().value() <= 0.0 {
@@ -146,7 +134,7 @@ impl Attack {
 }
 
 /// PGD on the cross entropy with the labels; its last iterate is what counts.
-fn climb_cross_entropy(attack: &Pgd, classifier: &Classifier, batch: &Batch) -> Attempt {
+fn climb_cross_entropy(attack: &Pgd, classifier: &TargetModel, batch: &Batch) -> Attempt {
     let labels = batch.labels.iter();
     let goals: Vec<Goal> = labels
         .map(|label| Goal::CrossEntropy {
@@ -182,6 +170,7 @@ mod tests {
     use super::*;
     use crate::eval::autoattack::{ATTACKS, Settings, Version};
     use crate::ops::from_vec;
+    use crate::rng::Rng;
 
     const CLASSES: usize = 5;
 
@@ -221,7 +210,7 @@ mod tests {
             let seen = Cell::new(0);
             let watch = |_| seen.set(seen.get() + 1);
             let stop = || seen.get() >= limit;
-            let classifier = Classifier::watched(&logits, &device, &watch).stopped_by(&stop);
+            let classifier = TargetModel::watched(&logits, &device, &watch).stopped_by(&stop);
             let (rows, marks): (Vec<usize>, Vec<Option<Mark>>) = left.drain(..).unzip();
             let attempt = attack.go_on(&classifier, &batch.select(&rows), &marks);
             if attempt.stopped {
@@ -258,7 +247,7 @@ mod tests {
                     ..Settings::new(Version::Standard, norm, epsilon.parse().unwrap())
                 };
                 let attack = settings.attack(name).unwrap();
-                let classifier = Classifier::new(&logits, &batch.images.device());
+                let classifier = TargetModel::new(&logits, &batch.images.device());
                 let whole = attack.perturb(&classifier, &batch);
                 let (found, passes, stops) = with_stops(&attack, &batch);
                 assert!(stops > 0, "{name}");

@@ -1,7 +1,7 @@
 //! What evaluation attacks climb: a number and its slope, from the logits of one image.
 //!
 //! In f64 on the host, since attacks decide by these numbers image by image; the model's part of
-//! the gradient follows from the slope ([`crate::attack::classifier::Classifier::climb`]).
+//! the gradient follows from the slope ([`crate::attack::target_model::TargetModel::climb`]).
 //! Source: Croce and Hein 2020 (arXiv:2003.01690), section 4; held to the reference by `tests/attacks.rs`.
 
 /// Keeps quotients finite.

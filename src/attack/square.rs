@@ -11,9 +11,9 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::attempt::{Attempt, Batch, Found, Mark, images_of};
-use super::classifier::Classifier;
 use super::draws::Draws;
 use super::l1;
+use super::target_model::TargetModel;
 use super::threat::Norm;
 use crate::rng::{Purpose, Rng};
 use crate::units::Fraction;
@@ -38,7 +38,7 @@ impl Square {
     /// Searches until each image is fooled or the queries are used up; see [`crate::attack::Attack::go_on`].
     pub(crate) fn go_on(
         &self,
-        classifier: &Classifier,
+        classifier: &TargetModel,
         batch: &Batch,
         marks: &[Option<Mark>],
     ) -> Attempt {

@@ -7,7 +7,7 @@ use super::preprocessing::parse_size;
 use super::print::print_json;
 use super::values::{parse_precision, usable_precision};
 use crate::bench;
-use crate::distributed::Group;
+use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::ops::Precision;
@@ -63,7 +63,7 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn run(&self, group: &Group) -> Result<()> {
+    pub(crate) fn run(&self, comm: &Comm) -> Result<()> {
         for (flag, value) in [("parameters", self.parameters), ("repeats", self.repeats)] {
             if value == 0 {
                 let message = format!("--{flag} 0 must be at least 1");
@@ -74,8 +74,8 @@ impl Exchange {
         let needed = 16.0 * self.parameters as f64;
         let what = format!("exchanging {} parameters", self.parameters);
         require_memory(&what, needed, "give fewer --parameters")?;
-        let told = bench::exchange(group, self.parameters, self.repeats, &device()?)?;
-        if group.is_first() {
+        let told = bench::exchange(comm, self.parameters, self.repeats, &device()?)?;
+        if comm.is_main() {
             print_json(&told);
         }
         Ok(())
@@ -119,7 +119,7 @@ impl Step {
         };
         print_json(&match self.gradients {
             true => bench::gradients(&work, &device()?),
-            false => bench::step(&work, &device()?),
+            false => bench::step(&work, &device()?)?,
         });
         Ok(())
     }

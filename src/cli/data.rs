@@ -17,7 +17,7 @@ use crate::data::{
     Augmentation, Dataset, Loader, Plan, RandomResizedCrop, Share, Split, check, evaluation_batch,
     loader, shards,
 };
-use crate::distributed::Group;
+use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::image::resize::Filter;
 use crate::image::{Preprocessing, decode};
@@ -42,22 +42,22 @@ pub(crate) enum Data {
 
 impl Data {
     /// `threads` load; two, as in training, if absent.
-    pub(crate) fn run(&self, threads: Option<usize>, json: bool, group: &Group) -> Result<()> {
+    pub(crate) fn run(&self, threads: Option<usize>, json: bool, comm: &Comm) -> Result<()> {
         let threads = threads.unwrap_or(2);
-        if group.size() > 1 && matches!(self, Data::Bench(_) | Data::Index(_)) {
+        if comm.world_size() > 1 && matches!(self, Data::Bench(_) | Data::Index(_)) {
             let message = format!(
                 "this command works in one process, and {} were started",
-                group.size()
+                comm.world_size()
             );
             return Err(Error::input(message)
                 .hint("start it without mpirun")
                 .everywhere());
         }
         match self {
-            Data::Check(check) => check.run(threads, json, group),
+            Data::Check(check) => check.run(threads, json, comm),
             Data::Bench(bench) => bench.run(threads, json),
             Data::Index(index) => index.run(json),
-            Data::Pack(pack) => pack.run(json, group),
+            Data::Pack(pack) => pack.run(json, comm),
         }
     }
 }
@@ -78,8 +78,8 @@ struct NamedData {
 
 impl NamedData {
     /// An error where the output `out` would replace what is read, before anything is; the first process writes.
-    fn check_out(&self, out: &Path, content: Content, group: &Group) -> Result<()> {
-        group.agree(match group.is_first() {
+    fn check_out(&self, out: &Path, content: Content, comm: &Comm) -> Result<()> {
+        comm.all_ok(match comm.is_main() {
             true => inputs(None, Some(&self.spec))?.check_file("--out", out, content),
             false => Ok(()),
         })
@@ -112,14 +112,14 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    fn run(&self, threads: usize, json: bool, group: &Group) -> Result<()> {
+    fn run(&self, threads: usize, json: bool, comm: &Comm) -> Result<()> {
         if let Some(out) = &self.out {
-            self.data.check_out(out, Content::Lines("sample"), group)?;
+            self.data.check_out(out, Content::Lines("sample"), comm)?;
         }
         let dataset = self.data.open(Split::Train)?;
         let mut screen = Terminal::new();
         if let Some(out) = &self.out
-            && group.is_first()
+            && comm.is_main()
         {
             files::write(out, b"")?;
         }
@@ -144,11 +144,11 @@ impl Check {
             );
             screen.progress(done as u64, len as u64, &text);
         };
-        let checked = check::check(&dataset, threads, group, broken, progress)?;
+        let checked = check::check(&dataset, threads, comm, broken, progress)?;
         drop(screen);
         let rate = checked.samples as f64 / checked.took.as_secs_f64();
         // The first process alone has counted.
-        let damages = group.of_first(checked.health.damages());
+        let damages = comm.broadcast(checked.health.damages());
         if json {
             let found: Vec<_> = checked
                 .health
@@ -421,9 +421,9 @@ const AT_A_TIME: usize = 64;
 const NUMBERS_AT_A_TIME: usize = 1 << 26;
 
 impl Pack {
-    fn run(&self, json: bool, group: &Group) -> Result<()> {
+    fn run(&self, json: bool, comm: &Comm) -> Result<()> {
         self.data
-            .check_out(&self.out, Content::Tensors("images"), group)?;
+            .check_out(&self.out, Content::Tensors("images"), comm)?;
         let (stated, image_size) = self.stated()?;
         let dataset = self.data.open(Split::Test)?;
         let subset = self.chosen.of(&dataset)?;
@@ -435,7 +435,7 @@ impl Pack {
         let numbers = preprocessing.numbers();
         let at_a_time = (NUMBERS_AT_A_TIME / numbers).clamp(1, AT_A_TIME);
         // As they are made, sent to the first process, and written.
-        let needed = 4.0 * 3.0 * (numbers * at_a_time.min(count) * group.size()) as f64;
+        let needed = 4.0 * 3.0 * (numbers * at_a_time.min(count) * comm.world_size()) as f64;
         let what = format!(
             "{} images of {} pixels",
             at_a_time.min(count),
@@ -446,13 +446,13 @@ impl Pack {
         let mut screen = Terminal::new();
         let places: Vec<usize> = (0..count).map(|index| subset.place(index)).collect();
         let mut done = 0;
-        let rounds = places.chunks(at_a_time * group.size()).map(|round| {
-            let own = &round[group.part(round.len())];
+        let rounds = places.chunks(at_a_time * comm.world_size()).map(|round| {
+            let own = &round[comm.local_range(round.len())];
             let images = match own.is_empty() {
                 true => Ok(Vec::new()),
                 false => evaluation_batch(&dataset, own, &preprocessing),
             };
-            let images = group.floats_to_first(group.agree(images)?).concat();
+            let images = comm.gather_f32(comm.all_ok(images)?).concat();
             done += round.len();
             screen.progress(
                 done as u64,
@@ -461,7 +461,7 @@ impl Pack {
             );
             Ok(images)
         });
-        if !group.is_first() {
+        if !comm.is_main() {
             return rounds
                 .map(|images| images.map(drop))
                 .try_for_each(|done| done);

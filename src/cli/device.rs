@@ -26,7 +26,7 @@ pub(crate) fn device_or(name: DeviceName) -> Result<Device> {
         return Ok(device.clone());
     }
     let name = *WANTED.get().unwrap_or(&name);
-    let device = name.open(distributed::number_here())?;
+    let device = name.open(distributed::local_rank())?;
     if let Some(hardware) = hardware(&device) {
         note(&format!("note: computing on {hardware}"));
     }

@@ -10,7 +10,7 @@ use super::device::device;
 use super::inputs::inputs;
 use super::print::{note, print_json};
 use super::screen::Terminal;
-use crate::distributed::Group;
+use crate::distributed::Comm;
 use crate::error::{Context, Error, Result};
 use crate::files::Lines;
 use crate::ops::to_vec;
@@ -50,13 +50,13 @@ pub(crate) struct Embed {
 const BATCHES_TOGETHER: usize = 16;
 
 impl Embed {
-    pub(crate) fn run(&self, json: bool, group: &Group) -> Result<()> {
+    pub(crate) fn run(&self, json: bool, comm: &Comm) -> Result<()> {
         if self.batch == 0 {
             return Err(Error::input(
                 "--batch 0: at least one caption at a time is needed",
             ));
         }
-        group.agree(match group.is_first() {
+        comm.all_ok(match comm.is_main() {
             true => self.check_out(),
             false => Ok(()),
         })?;
@@ -90,7 +90,7 @@ impl Embed {
                 context: config.context,
             },
         };
-        let mut writer = match group.is_first() {
+        let mut writer = match comm.is_main() {
             true => Some(EmbeddingWriter::create(&self.out, layout)?),
             false => None,
         };
@@ -135,7 +135,7 @@ impl Embed {
             screen.progress(done as u64, rows as u64, &text);
             Ok(())
         };
-        group.deal(rows, self.batch * BATCHES_TOGETHER, work, take)?;
+        comm.map_in_order(rows, self.batch * BATCHES_TOGETHER, work, take)?;
         drop(screen);
         if let Some(writer) = writer {
             writer.finish()?;

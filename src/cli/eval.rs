@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::device::device;
 use super::inputs::{ChosenImages, inputs, open_data};
@@ -14,20 +14,18 @@ use super::screen::Terminal;
 use super::values::{parse_precision, usable_precision};
 use crate::attack::{Attack, Norm};
 use crate::data::Split;
-use crate::distributed::Group;
+use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
-use crate::eval::result::{Findings, Subject, to_json, wilson};
+use crate::eval::interval::wilson;
+use crate::eval::result::{Findings, Subject, to_json};
 use crate::eval::session::{Progress, conclude, examine, watch};
-use crate::eval::{Evaluation, Images, curve};
+use crate::eval::{Classifier, Evaluation, Images, Setup, curve};
 use crate::files;
-use crate::model::Pass;
 use crate::ops::Precision;
 use crate::output::Content;
 use crate::plan::Work;
-use crate::recipe::word_of;
 use crate::screen::Screen;
-use crate::text::zero_shot::by_text;
 use crate::text::{TextModel, ZeroShot};
 use crate::units::{Fraction, duration};
 use crate::weights::{Loaded, Outputs};
@@ -120,20 +118,19 @@ pub(crate) struct Eval {
 }
 
 impl Eval {
-    pub(crate) fn run(&self, json: bool, group: &Group) -> Result<()> {
+    pub(crate) fn run(&self, json: bool, comm: &Comm) -> Result<()> {
         let settings = self.settings()?;
         let attacks: Vec<Vec<Attack>> = settings
             .iter()
             .map(|norm| self.attacks(norm))
             .collect::<Result<_>>()?;
         let out = self.folder()?;
-        group.agree(match group.is_first() {
+        comm.all_ok(match comm.is_main() {
             true => self.check_outputs(&out),
             false => Ok(()),
         })?;
         let mut loaded = self.model.load()?;
         let zero_shot = self.class_head(&mut loaded)?;
-        let head = zero_shot.as_ref().map(|(_, head)| head);
         let dataset = open_data(&self.data, Split::Test, self.seed)?;
         let prompts = zero_shot.as_ref().map(|(prompts, _)| &prompts.classes[..]);
         let prompts = prompts.zip(self.zero_shot.as_deref());
@@ -164,36 +161,15 @@ impl Eval {
             preprocessing,
         };
         let precision = usable_precision(self.precision)?;
-        let pass = Pass {
-            precision,
-            ..Pass::evaluation()
-        };
-        let logits = |images| {
-            let outputs = loaded.model.logits(images, &pass);
-            match head {
-                None => outputs,
-                Some(head) => by_text(outputs, head),
-            }
-        };
-        let (mean, std) = config.statistics();
-        let subject = Subject {
-            program: format!("advxl {}", env!("CARGO_PKG_VERSION")),
-            model: self.model.path.display().to_string(),
-            model_hash: loaded.hash.clone(),
-            data: self.data.clone(),
-            data_hash: dataset.fingerprint(),
-            data_classes: dataset.classes().to_vec(),
-            images: count,
-            subset: subset.record(&dataset)?,
-            left_out: Vec::new(),
-            preprocessing,
-            mean,
-            std,
-            seed: self.seed,
-            precision: word_of(precision).to_owned(),
-        };
+        let mut classifier = Classifier::new(loaded.model.clone()).in_precision(precision);
+        if let Some((_, head)) = zero_shot {
+            classifier = classifier.with_text_head(head);
+        }
+        let classifier = classifier.named(&self.model.path.display().to_string(), &loaded.hash);
+        let subject =
+            classifier.subject(&self.data, &dataset, &subset, preprocessing, self.seed)?;
 
-        group.stop_on_signals()?;
+        comm.stop_on_signals()?;
         let mut screen = Terminal::new();
         let mut all = Vec::new();
         let mut finished = Vec::new();
@@ -201,11 +177,15 @@ impl Eval {
             let one = OneNorm {
                 eval: self,
                 subject: &subject,
-                logits: &logits,
+                classifier: &classifier,
                 images: &images,
                 out: &out,
-                device: &device()?,
-                group,
+                setup: Setup {
+                    batch: self.batch,
+                    seed: self.seed,
+                    device: &device()?,
+                    comm,
+                },
             };
             let (findings, progress) = one.evaluate(settings, attacks, &mut screen)?;
             all.push(findings);
@@ -218,7 +198,7 @@ impl Eval {
             &result,
             &finished,
             &mut screen,
-            group,
+            comm,
         )?;
         drop(screen);
         if json {
@@ -450,11 +430,10 @@ fn fraction(flag: &str, text: &str) -> Result<Fraction> {
 struct OneNorm<'a> {
     eval: &'a Eval,
     subject: &'a Subject,
-    logits: &'a dyn Fn(Tensor<4>) -> Tensor<2>,
+    classifier: &'a Classifier,
     images: &'a Images<'a>,
     out: &'a Path,
-    device: &'a Device,
-    group: &'a Group,
+    setup: Setup<'a>,
 }
 
 impl OneNorm<'_> {
@@ -479,7 +458,7 @@ impl OneNorm<'_> {
         let mut findings = examine(&self.evaluation(&attacks), &progress, screen)?;
         if let Some(path) = &self.eval.save_adversarial {
             let path = self.eval.adversarial_path(path, settings.norm.word());
-            progress.save_adversarial(self.images, &path, self.device)?;
+            progress.save_adversarial(self.images, &path, self.setup.device)?;
         }
         let mut finished = vec![progress];
         if self.eval.eps_curve {
@@ -503,20 +482,12 @@ impl OneNorm<'_> {
             self.out,
             &self.subject.fingerprint(attacks),
             keep_images,
-            self.group,
+            self.setup.comm,
         )
     }
 
     fn evaluation<'b>(&'b self, attacks: &'b [Attack]) -> Evaluation<'b> {
-        Evaluation {
-            logits: self.logits,
-            images: self.images,
-            attacks,
-            batch: self.eval.batch,
-            seed: self.eval.seed,
-            device: self.device,
-            group: self.group,
-        }
+        self.classifier.evaluation(self.images, attacks, self.setup)
     }
 }
 

@@ -8,9 +8,9 @@ use super::inputs::inputs;
 use super::model::NamedModel;
 use super::print::{note, print_json};
 use crate::error::{Context, Error, Result};
-use crate::export::card::Facts;
-use crate::weights::Loaded;
-use crate::{export, files, json};
+use crate::weights::export::card::Facts;
+use crate::weights::{Loaded, export};
+use crate::{files, json};
 
 /// A model for other programs: a folder that timm or open_clip loads with a model card, or RobustBench's entry beside it.
 #[derive(clap::Args)]

@@ -35,6 +35,6 @@ pub(crate) fn require_memory(what: &str, needed: f64, hint: &str) -> Result<()> 
     if !ops::is_processor(&device()?) {
         return Ok(());
     }
-    let available = memory::available().map(|free| free / distributed::processes_here() as u64);
+    let available = memory::available().map(|free| free / distributed::local_world_size() as u64);
     memory::require(what, needed, available, hint)
 }

@@ -26,7 +26,7 @@ use std::sync::atomic::Ordering;
 use clap::{Parser, Subcommand};
 
 use crate::distributed;
-use crate::distributed::Group;
+use crate::distributed::Comm;
 use crate::error::{Error, Kind, Result};
 use crate::ops::DeviceName;
 
@@ -96,33 +96,33 @@ pub fn run() -> ExitCode {
         Ok(arguments) => arguments,
         Err(usage) => return print_usage(&usage),
     };
-    let group = match Group::open(note) {
-        Ok(group) => group,
+    let comm = match distributed::init(note) {
+        Ok(comm) => comm,
         Err(error) => {
             note(&format!("error: {error}"));
             return ExitCode::from(error.exit_code());
         }
     };
-    IS_QUIET.store(!group.is_first(), Ordering::Relaxed);
-    let done = execute(&arguments, &group).and_then(|()| all_printed());
+    IS_QUIET.store(!comm.is_main(), Ordering::Relaxed);
+    let done = execute(&arguments, &comm).and_then(|()| all_printed());
     let Err(error) = done else {
         return ExitCode::SUCCESS;
     };
     let code = error.exit_code();
-    if error.is_everywhere() || group.size() == 1 {
-        if group.is_first() {
+    if error.is_everywhere() || comm.world_size() == 1 {
+        if comm.is_main() {
             note(&format!("error: {error}"));
         }
         return ExitCode::from(code);
     }
     // The first process comes first: where all have met the same, it alone tells it.
-    if !group.is_first() {
+    if !comm.is_main() {
         std::thread::sleep(PATIENCE);
     }
     IS_QUIET.store(false, Ordering::Relaxed);
-    note(&format!("error: {group:?}: {error}"));
+    note(&format!("error: {comm:?}: {error}"));
     // The others wait for this one, and do not know.
-    group.abort(code);
+    comm.abort(code);
     ExitCode::from(code)
 }
 
@@ -153,7 +153,7 @@ fn print_usage(usage: &clap::Error) -> ExitCode {
     }
 }
 
-fn execute(arguments: &Arguments, group: &Group) -> Result<()> {
+fn execute(arguments: &Arguments, comm: &Comm) -> Result<()> {
     if arguments.threads == Some(0) {
         return Err(Error::input("--threads 0: at least one thread is needed"));
     }
@@ -169,25 +169,25 @@ fn execute(arguments: &Arguments, group: &Group) -> Result<()> {
         .map_err(|error| Error::failed(format!("cannot start threads: {error}")))?;
     // On a thread of the pool: from outside every parallel piece of work, some hundred in an update, would have
     // to wake the pool up and put the caller to sleep.
-    rayon::scope(|_| perform(arguments, group))
+    rayon::scope(|_| perform(arguments, comm))
 }
 
-fn perform(arguments: &Arguments, group: &Group) -> Result<()> {
+fn perform(arguments: &Arguments, comm: &Comm) -> Result<()> {
     let json = arguments.json;
     match &arguments.command {
-        Command::Train(train) => return train.run(json, group),
-        Command::Eval(eval) => return eval.run(json, group),
-        Command::Embed(embed) => return embed.run(json, group),
-        Command::Data { what } => return what.run(arguments.threads, json, group),
+        Command::Train(train) => return train.run(json, comm),
+        Command::Eval(eval) => return eval.run(json, comm),
+        Command::Embed(embed) => return embed.run(json, comm),
+        Command::Data { what } => return what.run(arguments.threads, json, comm),
         Command::Bench {
             what: Bench::Exchange(exchange),
-        } => return exchange.run(group),
+        } => return exchange.run(comm),
         _ => {}
     }
-    if group.size() > 1 {
+    if comm.world_size() > 1 {
         let message = format!(
             "this command works in one process, and {} were started",
-            group.size()
+            comm.world_size()
         );
         return Err(Error::input(message)
             .hint("start it without mpirun; train, eval, embed, data check and data pack share their work")

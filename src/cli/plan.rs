@@ -11,8 +11,7 @@ use super::values::parse_precision;
 use crate::error::{Error, Result};
 use crate::ops::{Precision, usable};
 use crate::plan;
-use crate::plan::Link;
-use crate::plan::phase::Devices;
+use crate::plan::{Devices, Link};
 use crate::recipe::Recipe;
 use crate::units::{duration, grouped};
 

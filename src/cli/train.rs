@@ -8,7 +8,7 @@ use super::device::device_or;
 use super::inputs::default_folder;
 use super::print::{note, print_json, print_line};
 use super::screen::Terminal;
-use crate::distributed::Group;
+use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::output::is_same;
@@ -44,7 +44,7 @@ pub(crate) struct Train {
 }
 
 impl Train {
-    pub(crate) fn run(&self, json: bool, group: &Group) -> Result<()> {
+    pub(crate) fn run(&self, json: bool, comm: &Comm) -> Result<()> {
         let recipe = Recipe::load(&self.recipe, &self.overrides)?;
         if self.dry_run {
             print_line(&recipe.to_toml());
@@ -53,7 +53,7 @@ impl Train {
                 grouped(recipe.samples()),
                 recipe.paper_macs() / 1e9
             ));
-            return self.rehearse(&recipe, group);
+            return self.rehearse(&recipe, comm);
         }
         let folder = match &self.out {
             Some(out) => out.clone(),
@@ -61,9 +61,9 @@ impl Train {
         };
         self.check_recipe(&folder)?;
         let device = device_or(recipe.device)?;
-        let run = Run::open(recipe, &folder, self.accept_changes, &device, group)?;
+        let run = Run::open(recipe, &folder, self.accept_changes, &device, comm)?;
         let mut screen = Terminal::new();
-        let mut monitor = Monitor::new(&run.recipe, &run.folder, &mut screen);
+        let mut monitor = Monitor::new(&run.recipe, &run.folder, &run.comm, &mut screen);
         let state = train(&run, &mut monitor)?;
         let evaluations = evaluate_finally(&run, &mut screen)?;
         screen.line(&format!("done: {}", folder.join("model").display()));
@@ -105,7 +105,7 @@ impl Train {
     }
 
     /// Two updates of each phase in a folder that is removed, if all images are synthetic.
-    fn rehearse(&self, recipe: &Recipe, group: &Group) -> Result<()> {
+    fn rehearse(&self, recipe: &Recipe, comm: &Comm) -> Result<()> {
         if self.batch == Some(0) {
             return Err(Error::input("--batch 0 must be at least 1"));
         }
@@ -118,10 +118,10 @@ impl Train {
                 .hint("add --set data.train=synthetic:64 --set data.test=synthetic:64")),
             };
         }
-        let process = group.of_first(std::process::id());
+        let process = comm.broadcast(std::process::id());
         let folder = std::env::temp_dir().join(format!("advxl-dry-run-{process}"));
         // Of a dry run that was killed, when this process has its number.
-        if group.is_first() && folder.is_dir() {
+        if comm.is_main() && folder.is_dir() {
             files::remove_folder(&folder)?;
         }
         let rehearsal = recipe.rehearsal(self.batch);
@@ -134,12 +134,12 @@ impl Train {
             }
         }
         let device = device_or(recipe.device)?;
-        let done = Run::open(rehearsal, &folder, false, &device, group).and_then(|run| {
+        let done = Run::open(rehearsal, &folder, false, &device, comm).and_then(|run| {
             let mut screen = Terminal::new();
-            let mut monitor = Monitor::new(&run.recipe, &run.folder, &mut screen);
+            let mut monitor = Monitor::new(&run.recipe, &run.folder, &run.comm, &mut screen);
             train(&run, &mut monitor).map(drop)
         });
-        let removed = match group.is_first() {
+        let removed = match comm.is_main() {
             true => files::remove_folder(&folder),
             false => Ok(()),
         };

@@ -1,13 +1,11 @@
 //! Parsers of option values.
 
-use clap::Parser;
-
 use super::device::device;
 use super::print::note;
 use crate::error::Result;
 use crate::model::config::common::{check_mean, check_std};
 use crate::ops::Precision;
-use crate::recipe::PRECISIONS;
+use crate::ops::precision::PRECISIONS;
 
 pub(crate) fn parse_channels(text: &str) -> std::result::Result<[f64; 3], String> {
     let numbers = text

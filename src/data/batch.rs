@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::{Device, Tensor};
 
-use super::augment::mixing::Mix;
+use super::augment::mix::Mix;
 use crate::ops;
 
 /// Images of one update with their labels.

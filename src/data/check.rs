@@ -14,7 +14,7 @@ use rayon::prelude::*;
 use super::dataset::Dataset;
 use super::loader::{Broken, guarded};
 use super::shards::{Part, Sample};
-use crate::distributed::Group;
+use crate::distributed::Comm;
 use crate::error::Result;
 use crate::image::{Fault, Health, Reason};
 use crate::storage::store::Ahead;
@@ -47,7 +47,7 @@ type Outcome = (Vec<(usize, Reason)>, Vec<Broken>);
 pub fn check(
     dataset: &Dataset,
     threads: usize,
-    group: &Group,
+    comm: &Comm,
     mut broken: impl FnMut(&Broken) -> Result<()>,
     mut progress: impl FnMut(usize),
 ) -> Result<Checked> {
@@ -55,10 +55,10 @@ pub fn check(
     let len = dataset.len();
     // The first process counts.
     let health = match dataset.shards() {
-        Some(shards) if group.is_first() => shards.health(),
+        Some(shards) if comm.is_main() => shards.health(),
         _ => Ok(Health::default()),
     };
-    let mut health = group.agree(health)?;
+    let mut health = comm.all_ok(health)?;
     let (mut count, mut place) = (0, 0);
     let take = |(odd, damaged): Outcome| {
         for (sample, reason) in odd {
@@ -73,7 +73,7 @@ pub fn check(
         progress(place.min(len));
         Ok(())
     };
-    group.deal(len, PIECE, |range| piece(dataset, range, threads), take)?;
+    comm.map_in_order(len, PIECE, |range| piece(dataset, range, threads), take)?;
     Ok(Checked {
         samples: len,
         broken: count,

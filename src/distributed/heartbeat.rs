@@ -15,7 +15,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Group, host};
+use super::comm::Comm;
+use super::launch::host;
 use crate::error::{Error, Kind, Result};
 use crate::files;
 
@@ -102,10 +103,10 @@ impl Beat {
 /// Connects all processes to the first one and begins to watch.
 ///
 /// Errors: no thread or port to be had. Where the first process cannot be reached, the run goes on unwatched, which `lost` tells.
-pub(crate) fn start(group: &Group, activity: Arc<Activity>, lost: fn(&str)) -> Result<()> {
+pub(crate) fn start(comm: &Comm, activity: Arc<Activity>, lost: fn(&str)) -> Result<()> {
     let failed =
         |error: std::io::Error| Error::failed(format!("cannot watch the other processes: {error}"));
-    let listener = match group.is_first() {
+    let listener = match comm.is_main() {
         true => Some(TcpListener::bind(("0.0.0.0", 0)).map_err(failed)?),
         false => None,
     };
@@ -121,8 +122,8 @@ pub(crate) fn start(group: &Group, activity: Arc<Activity>, lost: fn(&str)) -> R
             token: 0,
         },
     };
-    let place = group.of_first(place);
-    let hosts = group.gather(host());
+    let place = comm.broadcast(place);
+    let hosts = comm.all_gather(host());
     let mut peers = Vec::new();
     if let Some(listener) = listener {
         let (all_tried, told) = channel();
@@ -131,10 +132,10 @@ pub(crate) fn start(group: &Group, activity: Arc<Activity>, lost: fn(&str)) -> R
             .name("accept".into())
             .spawn(move || accept(&listener, token, &names, &told))
             .map_err(failed)?;
-        group.gather(());
+        comm.barrier();
         drop(all_tried);
         peers = accepting.join().unwrap_or_default();
-        let unwatched: Vec<String> = (1..group.size())
+        let unwatched: Vec<String> = (1..comm.world_size())
             .filter(|rank| peers.iter().all(|peer| peer.rank != *rank))
             .map(|rank| format!("{rank} on {}", hosts[rank]))
             .collect();
@@ -145,14 +146,14 @@ pub(crate) fn start(group: &Group, activity: Arc<Activity>, lost: fn(&str)) -> R
             ));
         }
     } else {
-        let stream = connect(&place, group.rank());
+        let stream = connect(&place, comm.rank());
         peers.extend(stream.map(|stream| peer(0, &hosts, stream)));
-        group.gather(());
+        comm.barrier();
     }
     for peer in &peers {
         peer.stream.set_nonblocking(true).map_err(failed)?;
     }
-    let (rank, stop) = (group.rank(), Arc::clone(&group.stop.told));
+    let (rank, stop) = (comm.rank(), comm.stop_flag());
     std::thread::Builder::new()
         .name("watch".into())
         .spawn(move || watch(rank, peers, &activity, &stop, lost))

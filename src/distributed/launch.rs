@@ -20,20 +20,20 @@ fn number<const N: usize>(names: [&str; N]) -> Option<usize> {
 /// Threads for computing: the processors that this process may use, and no more than its share of the machine's.
 pub fn threads() -> usize {
     let may = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let beside = processes_here();
+    let ranks = local_world_size();
     let online = files::read_text(Path::new("/sys/devices/system/cpu/online"));
     let all = online.map_or(may, |list| count(&list)).max(may);
-    may.min(all / beside).max(1)
+    may.min(all / ranks).max(1)
 }
 
-/// How many processes of the run are on this machine, as far as the launcher tells.
-pub fn processes_here() -> usize {
-    let told = number(["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"]);
-    told.unwrap_or(1).max(1)
+/// Ranks on this machine, as far as the launcher says; 1 without a launcher.
+pub fn local_world_size() -> usize {
+    let count = number(["OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"]);
+    count.unwrap_or(1).max(1)
 }
 
-/// The number of this process among those of the run on this machine, as far as the launcher tells.
-pub fn number_here() -> usize {
+/// The number of this process among the ranks on this machine; 0 without a launcher.
+pub fn local_rank() -> usize {
     number(["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"]).unwrap_or(0)
 }
 
@@ -45,6 +45,12 @@ fn count(list: &str) -> usize {
         (last + 1).checked_sub(first)
     });
     ranges.sum()
+}
+
+/// The name of this machine.
+pub(crate) fn host() -> String {
+    let name = files::read_text(Path::new("/proc/sys/kernel/hostname"));
+    name.map_or_else(|_| "an unknown host".into(), |name| name.trim().to_owned())
 }
 
 #[cfg(test)]

@@ -12,9 +12,10 @@ use mpi::Threading;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 
+use super::comm::{Comm, Transport};
+use super::heartbeat;
 use super::heartbeat::Activity;
 use super::signals::Stop;
-use super::{Group, heartbeat as watch};
 use crate::error::{Error, Result};
 
 /// The way to the thread.
@@ -22,7 +23,8 @@ pub(crate) struct Link {
     /// Taken at the end, which ends the thread.
     requests: Mutex<Option<Sender<Request>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    is_first: bool,
+    rank: usize,
+    world_size: usize,
 }
 
 enum Request {
@@ -37,7 +39,7 @@ enum Request {
 }
 
 /// Joins the processes that were started together.
-pub(crate) fn open(tell: fn(&str)) -> Result<Group> {
+pub(super) fn join(report: fn(&str)) -> Result<Comm> {
     let (requests, incoming) = channel();
     let (ready, joined) = channel();
     let activity = Arc::new(Activity::default());
@@ -48,22 +50,18 @@ pub(crate) fn open(tell: fn(&str)) -> Result<Group> {
         .map_err(|error| Error::failed(format!("cannot start a thread for MPI: {error}")))?;
     let (rank, size) = joined
         .recv()
-        .map_err(|_| Error::failed("MPI could not be initialised"))?;
+        .map_err(|_| Error::failed("MPI could not be initialized"))?;
     let link = Link {
         requests: Mutex::new(Some(requests)),
         thread: Mutex::new(Some(thread)),
-        is_first: rank == 0,
-    };
-    let group = Group {
         rank,
-        size,
-        link: Some(Arc::new(link)),
-        stop: Stop::telling(tell),
+        world_size: size,
     };
+    let comm = Comm::new(rank, size, Arc::new(link), Stop::reporting(report));
     if size > 1 {
-        watch::start(&group, activity, tell)?;
+        heartbeat::start(&comm, activity, report)?;
     }
-    Ok(group)
+    Ok(comm)
 }
 
 fn serve(requests: &Receiver<Request>, ready: &Sender<(usize, usize)>, activity: &Activity) {
@@ -128,6 +126,8 @@ fn perform(world: &SimpleCommunicator, size: usize, request: Request) {
     }
 }
 
+const ALIVE: &str = "the MPI thread lives as long as the communicator";
+
 impl Link {
     fn ask<T>(&self, request: impl FnOnce(Sender<T>) -> Request) -> Receiver<T> {
         let (answer, receiver) = channel();
@@ -136,58 +136,50 @@ impl Link {
             .lock()
             .expect("no code panics while it holds the lock");
         if let Some(requests) = &*requests {
-            // Without the thread the answer does not come either, which the receiver tells.
+            // Without the thread the answer does not come either, which the receiver reports.
             let _ = requests.send(request(answer));
         }
         receiver
     }
+}
 
-    pub(crate) fn all_to_all(&self, values: Vec<f32>) -> Receiver<Vec<f32>> {
+impl Transport for Link {
+    fn all_to_all(&self, values: Vec<f32>) -> Receiver<Vec<f32>> {
         self.ask(|answer| Request::AllToAll(values, answer))
     }
 
-    pub(crate) fn all_gather(&self, values: Vec<f32>) -> Receiver<Vec<f32>> {
+    fn all_gather(&self, values: Vec<f32>) -> Receiver<Vec<f32>> {
         self.ask(|answer| Request::AllGather(values, answer))
     }
 
-    pub(crate) fn broadcast(&self, values: Vec<f32>) -> Vec<f32> {
+    fn broadcast(&self, values: Vec<f32>) -> Vec<f32> {
         let answer = self.ask(|answer| Request::Broadcast(values, answer));
-        answer
-            .recv()
-            .expect("MPI's thread lives as long as the group")
+        answer.recv().expect(ALIVE)
     }
 
-    /// The bytes of all: their numbers first, then as many from each as the longest has.
-    ///
-    /// Where they go to the first process alone, the others get an empty list.
-    pub(crate) fn gather_bytes(
-        &self,
-        mut bytes: Vec<u8>,
-        size: usize,
-        to_all: bool,
-    ) -> Vec<Vec<u8>> {
-        let lives = "MPI's thread lives as long as the group";
+    /// Lengths first, then as many bytes from each rank as the longest has.
+    fn gather_bytes(&self, mut bytes: Vec<u8>, to_all: bool) -> Vec<Vec<u8>> {
         let length = bytes.len() as u64;
         let lengths = self.ask(|answer| Request::Lengths(length, answer));
-        let lengths = lengths.recv().expect(lives);
+        let lengths = lengths.recv().expect(ALIVE);
         let longest = lengths.iter().max().copied().unwrap_or_default() as usize;
         if longest == 0 {
-            let is_told = to_all || self.is_first;
-            return vec![Vec::new(); if is_told { size } else { 0 }];
+            let receives = to_all || self.rank == 0;
+            return vec![Vec::new(); if receives { self.world_size } else { 0 }];
         }
         bytes.resize(longest, 0);
         let all = match to_all {
             true => self.ask(|answer| Request::AllGatherBytes(bytes, answer)),
             false => self.ask(|answer| Request::GatherBytes(bytes, answer)),
         };
-        let all = all.recv().expect(lives);
+        let all = all.recv().expect(ALIVE);
         let parts = all.chunks_exact(longest).zip(lengths);
         parts
             .map(|(part, length)| part[..length as usize].to_vec())
             .collect()
     }
 
-    pub(crate) fn abort(&self, code: u8) {
+    fn abort(&self, code: u8) {
         let ended = self.ask(|_: Sender<()>| Request::Abort(code));
         // It ends this process too.
         let _ = ended.recv();

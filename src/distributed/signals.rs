@@ -19,17 +19,17 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Whether a stop was requested, and whether exiting would lose anything.
 #[derive(Clone)]
 pub(crate) struct Stop {
-    pub(crate) told: Arc<AtomicBool>,
-    /// Number of [`Saved`] guards that are alive.
-    saved: Arc<AtomicUsize>,
-    tell: fn(&str),
+    pub(crate) requested: Arc<AtomicBool>,
+    /// Number of [`ExitGuard`] guards that are alive.
+    guards: Arc<AtomicUsize>,
+    report: fn(&str),
 }
 
-/// While it lives, everything worth keeping is on disk; see [`crate::distributed::Group::everything_is_saved`].
+/// While it lives, everything worth keeping is on disk; see [`crate::distributed::comm::Comm::allow_exit`].
 #[must_use]
-pub struct Saved(Arc<AtomicUsize>);
+pub struct ExitGuard(Arc<AtomicUsize>);
 
-impl Drop for Saved {
+impl Drop for ExitGuard {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -37,22 +37,22 @@ impl Drop for Saved {
 
 impl Default for Stop {
     fn default() -> Self {
-        Self::telling(|_| ())
+        Self::reporting(|_| ())
     }
 }
 
 impl Stop {
-    pub(crate) fn telling(tell: fn(&str)) -> Self {
+    pub(crate) fn reporting(report: fn(&str)) -> Self {
         Self {
-            told: Arc::default(),
-            saved: Arc::default(),
-            tell,
+            requested: Arc::default(),
+            guards: Arc::default(),
+            report,
         }
     }
 
-    pub(crate) fn everything_is_saved(&self) -> Saved {
-        self.saved.fetch_add(1, Ordering::Relaxed);
-        Saved(Arc::clone(&self.saved))
+    pub(crate) fn allow_exit(&self) -> ExitGuard {
+        self.guards.fetch_add(1, Ordering::Relaxed);
+        ExitGuard(Arc::clone(&self.guards))
     }
 
     /// Handles signals on a thread of their own.
@@ -72,10 +72,10 @@ impl Stop {
         let Some(signal) = signals.forever().next() else {
             return;
         };
-        self.told.store(true, Ordering::Relaxed);
+        self.requested.store(true, Ordering::Relaxed);
         let begun = Instant::now();
         let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
-        (self.tell)(&format!(
+        (self.report)(&format!(
             "received {name}: stopping; a second signal ends the process at once"
         ));
         loop {
@@ -84,8 +84,8 @@ impl Stop {
             if again && begun.elapsed() > ECHO {
                 end();
             }
-            if self.saved.load(Ordering::Relaxed) > 0 && begun.elapsed() > GRACE {
-                (self.tell)(
+            if self.guards.load(Ordering::Relaxed) > 0 && begun.elapsed() > GRACE {
+                (self.report)(
                     "error: stopped by signal in the middle of a pass\n  hint: run the same command again to resume after the \
                      last saved batch; smaller batches are saved more often",
                 );

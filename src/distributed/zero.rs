@@ -1,30 +1,31 @@
-//! Gradients added up over the processes, and weights put together again.
+//! ZeRO-1: optimizer state sharded over the ranks (Rajbhandari et al. 2020, section 5.1), and the replica check.
 //!
-//! Every process has all weights, and of every tensor one part that is its own: it alone adds up the gradients of that part,
-//! keeps its moments and moves it ("ZeRO-1", Rajbhandari et al. 2020). Each element is added up by one process from
-//! those of all, in the order of a pairwise tree over the shards of the batch, so that the number of processes changes no bit.
+//! Every rank has all weights and owns one part of each tensor: it alone reduces the gradients of that part, keeps its
+//! optimizer state and updates it. Each element is summed at one rank, in the order of a pairwise tree over the shards of the
+//! batch, so that the number of ranks changes no bit.
 
 use std::ops::Range;
 
 use burn::tensor::Tensor;
 
+use super::comm::{BUCKET, Comm};
 use super::config::Parallel;
-use super::{BUCKET, Group};
 use crate::error::{Error, Kind, Result};
 use crate::ops::{from_vec, sum_of_bits, sums_of_squares, to_vec};
 
-/// How tensors are dealt to the processes of a group.
-#[derive(Clone, Debug)]
-pub struct Exchange {
-    pub(crate) group: Group,
-    pub(crate) parallel: Parallel,
+/// How tensors are partitioned over the ranks.
+#[derive(Clone, Copy, Debug)]
+pub struct Zero<'a> {
+    comm: &'a Comm,
+    /// Equal parts of every batch, a multiple of the world size.
+    shards: usize,
 }
 
-impl Exchange {
-    /// Errors: more processes than the recipe has shards, or a number that does not divide them.
-    pub(crate) fn new(group: &Group, parallel: Parallel) -> Result<Self> {
-        let (shards, processes) = (parallel.shards, group.size());
-        if !(shards as usize).is_multiple_of(processes) {
+impl<'a> Zero<'a> {
+    /// Errors: more ranks than the recipe has shards, or a number that does not divide them.
+    pub fn new(comm: &'a Comm, parallel: Parallel) -> Result<Self> {
+        let (shards, processes) = (parallel.shards as usize, comm.world_size());
+        if !shards.is_multiple_of(processes) {
             let message = format!(
                 "{processes} processes cannot share batches of {shards} {}",
                 if shards == 1 { "shard" } else { "shards" }
@@ -35,20 +36,22 @@ impl Exchange {
             );
             return Err(Error::input(message).hint(hint).everywhere());
         }
-        Ok(Self {
-            group: group.clone(),
-            parallel,
-        })
+        Ok(Self { comm, shards })
+    }
+
+    /// The ranks.
+    pub fn comm(&self) -> &'a Comm {
+        self.comm
     }
 
     /// Elements of a shard's part of a tensor; the last parts may have fewer or none.
     fn piece(&self, len: usize) -> usize {
-        len.div_ceil(self.parallel.shards as usize)
+        len.div_ceil(self.shards)
     }
 
     /// The same of a process's part.
     fn stride(&self, len: usize) -> usize {
-        self.piece(len) * (self.parallel.shards as usize / self.group.size())
+        self.piece(len) * (self.shards / self.comm.world_size())
     }
 
     fn range(&self, rank: usize, len: usize) -> Range<usize> {
@@ -56,10 +59,10 @@ impl Exchange {
         at(rank)..at(rank + 1)
     }
 
-    /// This process's part of a tensor.
-    pub(crate) fn own(&self, whole: &Tensor<1>) -> Tensor<1> {
-        let range = self.range(self.group.rank(), whole.dims()[0]);
-        if self.group.size() == 1 {
+    /// This rank's part of a tensor.
+    pub fn part(&self, whole: &Tensor<1>) -> Tensor<1> {
+        let range = self.range(self.comm.rank(), whole.dims()[0]);
+        if self.comm.world_size() == 1 {
             return whole.clone();
         }
         let values = match range.is_empty() {
@@ -69,9 +72,9 @@ impl Exchange {
         from_vec(values, [range.len()], &whole.device())
     }
 
-    /// This process's parts of the sums of all processes' gradients.
-    pub(crate) fn add_up(&self, gradients: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
-        if self.group.size() == 1 {
+    /// This rank's parts of the sums of all ranks' gradients.
+    pub fn reduce_scatter(&self, gradients: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
+        if self.comm.world_size() == 1 {
             return gradients;
         }
         let buckets = buckets(gradients.iter().map(|gradient| gradient.dims()[0]));
@@ -80,18 +83,18 @@ impl Exchange {
         let mut start = |bucket: &Vec<usize>| {
             let tensors: Vec<Vec<f32>> =
                 gradients.by_ref().take(bucket.len()).map(to_vec).collect();
-            self.group.start_all_to_all(self.lay_out(&tensors))
+            self.comm.reduce_scatter_f32(self.lay_out(&tensors))
         };
         let mut parts = Vec::new();
-        // While the sums of one are made the next is on its way.
+        // While one bucket is summed the next is in transit.
         let mut coming = buckets.first().map(&mut start);
         for (number, bucket) in buckets.iter().enumerate() {
-            let here = coming.take().expect("one is always on its way").wait();
+            let pending = coming.take().expect("one is always in transit");
             coming = buckets.get(number + 1).map(&mut start);
-            let sums = pairwise(here, self.group.size());
+            let sums = pending.wait();
             let mut begin = 0;
             for len in bucket {
-                let own = self.range(self.group.rank(), *len).len();
+                let own = self.range(self.comm.rank(), *len).len();
                 let values = sums[begin..begin + own].to_vec();
                 parts.push(from_vec(values, [own], &device));
                 begin += self.stride(*len);
@@ -100,11 +103,11 @@ impl Exchange {
         parts
     }
 
-    /// The parts of tensors for each process, one process after another, filled up with zeros.
+    /// The parts of tensors for each rank, one rank after another, padded with zeros.
     fn lay_out(&self, tensors: &[Vec<f32>]) -> Vec<f32> {
         let width: usize = tensors.iter().map(|tensor| self.stride(tensor.len())).sum();
-        let mut values = Vec::with_capacity(width * self.group.size());
-        for rank in 0..self.group.size() {
+        let mut values = Vec::with_capacity(width * self.comm.world_size());
+        for rank in 0..self.comm.world_size() {
             for tensor in tensors {
                 let end = values.len() + self.stride(tensor.len());
                 values.extend(&tensor[self.range(rank, tensor.len())]);
@@ -114,18 +117,18 @@ impl Exchange {
         values
     }
 
-    /// Whole tensors of lengths from all processes' parts.
-    pub(crate) fn put_together(&self, parts: &[Tensor<1>], lengths: &[usize]) -> Vec<Tensor<1>> {
-        if self.group.size() == 1 {
+    /// Whole tensors of some lengths from the parts of all ranks.
+    pub fn all_gather(&self, parts: &[Tensor<1>], lengths: &[usize]) -> Vec<Tensor<1>> {
+        if self.comm.world_size() == 1 {
             return parts.to_vec();
         }
         let mut wholes = Vec::new();
-        self.each_whole(parts, lengths, |whole| wholes.push(whole));
+        self.all_gather_each(parts, lengths, |whole| wholes.push(whole));
         wholes
     }
 
-    /// The same, one after another: who replaces an old tensor by each never holds all of both.
-    pub(crate) fn each_whole(
+    /// The same, one after another: a caller that replaces an old tensor by each never holds both sets.
+    pub fn all_gather_each(
         &self,
         parts: &[Tensor<1>],
         lengths: &[usize],
@@ -140,17 +143,17 @@ impl Exchange {
                 values.extend(to_vec(part.clone()));
                 values.resize(end, 0.0);
             }
-            self.group.start_all_gather(values)
+            self.comm.all_gather_f32(values)
         };
         let mut coming = buckets.first().map(&mut start);
         for (number, bucket) in buckets.iter().enumerate() {
-            let here = coming.take().expect("one is always on its way").wait();
+            let here = coming.take().expect("one is always in transit").wait();
             coming = buckets.get(number + 1).map(&mut start);
-            let width = here.len() / self.group.size();
+            let width = here.len() / self.comm.world_size();
             let mut begin = 0;
             for len in bucket {
                 let mut values = Vec::with_capacity(*len);
-                for rank in 0..self.group.size() {
+                for rank in 0..self.comm.world_size() {
                     let own = self.range(rank, *len).len();
                     values.extend(&here[rank * width + begin..][..own]);
                 }
@@ -160,10 +163,9 @@ impl Exchange {
         }
     }
 
-    /// Sums of the squares of this process's parts of the tensors, one for each of its shards; the number of processes changes
-    /// none.
-    pub(crate) fn squares(&self, parts: &[Tensor<1>], lengths: &[usize]) -> Vec<f64> {
-        let own = self.parallel.shards as usize / self.group.size();
+    /// Sums of squares of this rank's parts of the tensors, one for each of its shards; the world size changes none.
+    pub fn squares(&self, parts: &[Tensor<1>], lengths: &[usize]) -> Vec<f64> {
+        let own = self.shards / self.comm.world_size();
         let mut pieces = Vec::new();
         for shard in 0..own {
             for (part, len) in parts.iter().zip(lengths) {
@@ -183,9 +185,9 @@ impl Exchange {
         squares
     }
 
-    /// A number that another weight, or another bit of one, makes another.
-    pub(crate) fn checksum<'a>(&self, weights: impl Iterator<Item = &'a Tensor<1>>) -> u64 {
-        if self.group.size() == 1 {
+    /// A number that changes with any bit of any weight; 0 in a run of one process.
+    pub fn checksum<'b>(&self, weights: impl Iterator<Item = &'b Tensor<1>>) -> u64 {
+        if self.comm.world_size() == 1 {
             return 0;
         }
         weights.fold(0, |sum: u64, weights| {
@@ -194,8 +196,8 @@ impl Exchange {
     }
 }
 
-/// An error that names the processes whose weights are not those of most.
-pub(crate) fn check_equal(checksums: &[u64]) -> Result<()> {
+/// The replica check: an error that names the ranks whose weights differ from the majority's.
+pub fn check_replicas(checksums: &[u64]) -> Result<()> {
     let count = |sum: &u64| checksums.iter().filter(|other| *other == sum).count();
     let Some(most) = checksums.iter().max_by_key(|sum| count(sum)) else {
         return Ok(());
@@ -212,11 +214,10 @@ pub(crate) fn check_equal(checksums: &[u64]) -> Result<()> {
             "the weights of process {} differ from those of the others",
             others.join(", ")
         ),
-        // Of two nobody knows which is right.
-        false => "the weights of the processes differ: which are right is not known".to_owned(),
+        false => "weights differ between ranks and no majority agrees".to_owned(),
     };
     Err(Error::new(Kind::TryAgain, message)
-        .hint("a fault of memory, or of this program; the update was not made, and the same command goes on from the last checkpoint")
+        .hint("a memory fault or a bug; the step was not applied, run the same command again to resume from the last checkpoint")
         .everywhere())
 }
 
@@ -235,33 +236,13 @@ fn buckets(lengths: impl Iterator<Item = usize>) -> Vec<Vec<usize>> {
     buckets
 }
 
-/// The sum of `count` equal parts of `values`, each with its neighbour, those sums with theirs, and so on.
-fn pairwise(mut values: Vec<f32>, count: usize) -> Vec<f32> {
-    let width = values.len() / count;
-    let mut step = 1;
-    while step < count {
-        for left in (0..count).step_by(2 * step) {
-            let right = left + step;
-            if right < count {
-                let (front, back) = values.split_at_mut(right * width);
-                let sums = &mut front[left * width..][..width];
-                sums.iter_mut()
-                    .zip(&*back)
-                    .for_each(|(sum, value)| *sum += value);
-            }
-        }
-        step *= 2;
-    }
-    values.truncate(width);
-    values
-}
-
-/// Gradients of shards, added up in the same order as they come in: pairs first, then pairs of these.
+/// Gradients of shards, summed as they come in, in the order of the same tree: pairs first, then pairs of these.
 #[derive(Default)]
-pub(crate) struct PairwiseSum(Vec<(u32, Vec<Tensor<1>>)>);
+pub struct PairwiseSum(Vec<(u32, Vec<Tensor<1>>)>);
 
 impl PairwiseSum {
-    pub(crate) fn add(&mut self, gradients: Vec<Tensor<1>>) {
+    /// Adds the gradients of the next shard.
+    pub fn add(&mut self, gradients: Vec<Tensor<1>>) {
         let (mut level, mut sum) = (0, gradients);
         while let Some((of_left, left)) = self.0.pop_if(|(of_left, _)| *of_left == level) {
             sum = both(left, sum);
@@ -274,14 +255,15 @@ impl PairwiseSum {
     ///
     /// # Panics
     /// When there were none.
-    pub(crate) fn sum(self) -> Vec<Tensor<1>> {
+    pub fn sum(self) -> Vec<Tensor<1>> {
         let sums = self.0.into_iter().map(|(_, sum)| sum).rev();
         sums.reduce(|right, left| both(left, right))
             .expect("a batch has images")
     }
 }
 
-pub(crate) fn both(left: Vec<Tensor<1>>, right: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
+/// Element-wise sums of two lists of tensors.
+pub fn both(left: Vec<Tensor<1>>, right: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
     left.into_iter().zip(right).map(|(a, b)| a + b).collect()
 }
 
@@ -290,10 +272,10 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::distributed::config::Reduce;
+    use crate::distributed::comm::pairwise_sum;
 
     #[test]
-    fn sums_are_those_of_a_tree_whoever_makes_them() {
+    fn sums_are_those_of_one_tree_for_every_world_size() {
         // The order tells: 1 is lost beside 2^24 and not beside -2^24.
         let values = [16_777_216.0, 1.0, -16_777_216.0, 1.0, 0.25, 3.0, 1e-3, 7.0];
         let tree = ((values[0] + values[1]) + (values[2] + values[3]))
@@ -307,45 +289,40 @@ mod tests {
         assert_eq!(alone(&values), tree);
         for processes in [1, 2, 4, 8] {
             let parts: Vec<f32> = values.chunks(8 / processes).map(alone).collect();
-            assert_eq!(pairwise(parts, processes), [tree]);
+            assert_eq!(pairwise_sum(parts, processes), [tree]);
         }
-        assert_eq!(pairwise(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3), [9.0, 12.0]);
+        assert_eq!(
+            pairwise_sum(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3),
+            [9.0, 12.0]
+        );
     }
 
     #[test]
-    fn every_element_belongs_to_one_process() {
+    fn every_element_belongs_to_one_rank() {
         for (shards, size) in [(1, 1), (8, 2), (8, 8), (6, 3)] {
             for len in [0, 1, 7, 64, 1001] {
-                let parallel = Parallel {
+                let zero = Zero {
+                    comm: &Comm::single(),
                     shards,
-                    reduce: Reduce::Fast,
                 };
-                let exchange = Exchange {
-                    group: Group::solo(),
-                    parallel,
-                };
-                let stride = exchange.piece(len) * (shards as usize / size);
+                let stride = zero.piece(len) * (shards / size);
                 assert!(stride * size >= len);
-                assert!(stride * size < len + shards as usize);
+                assert!(stride * size < len + shards);
             }
         }
     }
 
     #[test]
-    fn the_process_with_other_weights_is_named() {
-        check_equal(&[5, 5, 5]).unwrap();
-        let error = check_equal(&[5, 5, 6]).unwrap_err();
+    fn the_rank_whose_weights_differ_is_named() {
+        check_replicas(&[5, 5, 5]).unwrap();
+        let error = check_replicas(&[5, 5, 6]).unwrap_err();
         assert!(
             error
                 .to_string()
                 .contains("the weights of process 2 differ")
         );
         assert_eq!(error.exit_code(), 75);
-        let error = check_equal(&[5, 6]).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains("the weights of the processes differ")
-        );
+        let error = check_replicas(&[5, 6]).unwrap_err();
+        assert!(error.to_string().contains("no majority agrees"));
     }
 }

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::images::{Images, check_images, check_labels};
 use super::recheck;
-use crate::attack::{Attack, Batch, Classifier, Mark, Passes};
-use crate::distributed::Group;
+use crate::attack::{Attack, Batch, Mark, Passes, TargetModel};
+use crate::distributed::Comm;
 use crate::error::{Error, Kind, Result};
 use crate::ops::{from_vec, to_vec};
 
@@ -28,7 +28,7 @@ pub struct Evaluation<'a> {
     /// Where it computes.
     pub device: &'a Device,
     /// The processes that share the images: each tries a batch at a time. They change no verdict.
-    pub group: &'a Group,
+    pub comm: &'a Comm,
 }
 
 /// What an evaluation has found so far; complete when every stage is and `queue` is empty.
@@ -240,7 +240,7 @@ impl Evaluation<'_> {
     /// Every adversarial image is judged again here, apart from the attack that made it: in its norm, in [0, 1], no
     /// NaN, and misclassified.
     /// Errors: no images, or one that cannot be read or is not in [0, 1]; a model of fewer than two classes; an attack
-    /// that left its threat model; the observer's; of kind [`Kind::TryAgain`] when a process of the group is told to
+    /// that left its threat model; the observer's; of kind [`Kind::TryAgain`] when a process of the comm is told to
     /// stop, which takes a pass or two.
     pub fn run(&self, observer: &dyn Observer) -> Result<Outcome> {
         self.resume(Outcome::default(), observer)
@@ -250,8 +250,8 @@ impl Evaluation<'_> {
     /// seen.
     pub fn resume(&self, mut outcome: Outcome, observer: &dyn Observer) -> Result<Outcome> {
         let watch = |passes| observer.passed(passes);
-        let stop = || self.group.was_told_to_stop();
-        let classifier = Classifier::watched(self.logits, self.device, &watch).stopped_by(&stop);
+        let stop = || self.comm.stop_requested();
+        let classifier = TargetModel::watched(self.logits, self.device, &watch).stopped_by(&stop);
         let count = self.images.count();
         if count == 0 {
             return Err(Error::input("no images to evaluate"));
@@ -263,7 +263,7 @@ impl Evaluation<'_> {
             outcome.margin = vec![None; count];
             outcome.begin("clean".to_owned());
         }
-        if self.group.is_stopping() {
+        if self.comm.any_stop_requested() {
             return Err(stopped(&outcome));
         }
         loop {
@@ -288,7 +288,7 @@ impl Evaluation<'_> {
     /// them was told to stop.
     fn batch(
         &self,
-        classifier: &Classifier,
+        classifier: &TargetModel,
         outcome: &mut Outcome,
         observer: &dyn Observer,
     ) -> Result<bool> {
@@ -298,10 +298,10 @@ impl Evaluation<'_> {
             .len()
             .checked_sub(2)
             .map(|index| &self.attacks[index]);
-        let round = self.batch.max(1).saturating_mul(self.group.size());
+        let round = self.batch.max(1).saturating_mul(self.comm.world_size());
         let size = round.min(outcome.queue.len());
         let indices: Vec<usize> = outcome.queue.drain(..size).collect();
-        let own: Vec<(usize, Option<Mark>)> = indices[self.group.part(size)]
+        let own: Vec<(usize, Option<Mark>)> = indices[self.comm.local_range(size)]
             .iter()
             .map(|index| (*index, outcome.marks.get(index).cloned()))
             .collect();
@@ -310,10 +310,10 @@ impl Evaluation<'_> {
             false => self.tried(attack, classifier, own),
         };
         let tried = tried.map(|tried| Tried {
-            stop: self.group.was_told_to_stop(),
+            stop: self.comm.stop_requested(),
             ..tried
         });
-        let mut all = self.group.gather(self.group.agree(tried)?);
+        let mut all = self.comm.all_gather(self.comm.all_ok(tried)?);
         let name = attack.map_or("clean".to_owned(), Attack::name);
         for index in &indices {
             outcome.marks.remove(index);
@@ -346,7 +346,7 @@ impl Evaluation<'_> {
     fn tried(
         &self,
         attack: Option<&Attack>,
-        classifier: &Classifier,
+        classifier: &TargetModel,
         own: Vec<(usize, Option<Mark>)>,
     ) -> Result<Tried> {
         let (indices, marks): (Vec<usize>, Vec<Option<Mark>>) = own.iter().cloned().unzip();
@@ -368,7 +368,7 @@ impl Evaluation<'_> {
     /// The images that are misclassified without any attack.
     fn clean(
         &self,
-        classifier: &Classifier,
+        classifier: &TargetModel,
         indices: &[usize],
         clean: Tensor<4>,
         labels: &[u32],
@@ -401,7 +401,7 @@ impl Evaluation<'_> {
     fn attacked(
         &self,
         attack: &Attack,
-        classifier: &Classifier,
+        classifier: &TargetModel,
         indices: &[usize],
         marks: &[Option<Mark>],
         clean: Tensor<4>,
@@ -507,7 +507,7 @@ mod tests {
             batch,
             seed: 0,
             device: &Device::flex(),
-            group: &Group::solo(),
+            comm: &Comm::single(),
         };
         let outcome = evaluation.run(&()).unwrap();
         (outcome, subset)

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::accuracy::{Evaluation, Outcome};
 use super::images::check_labels;
-use crate::attack::{Attack, Classifier, Climbs, Goal, Logits};
+use crate::attack::{Attack, Climbs, Goal, Logits, TargetModel};
 use crate::error::Result;
 use crate::ops::to_vec;
 
@@ -60,7 +60,7 @@ pub fn before(evaluation: &Evaluation) -> Result<Vec<Flag>> {
         attacks,
         batch,
         device,
-        group,
+        comm,
         ..
     } = *evaluation;
     let indices: Vec<usize> = (0..images.count().min(batch.max(1))).collect();
@@ -68,8 +68,8 @@ pub fn before(evaluation: &Evaluation) -> Result<Vec<Flag>> {
         return Ok(Vec::new());
     }
     let (pixels, labels) = images.batch(&indices, device)?;
-    let stop = || group.was_told_to_stop();
-    let classifier = Classifier::new(logits, device).stopped_by(&stop);
+    let stop = || comm.stop_requested();
+    let classifier = TargetModel::new(logits, device).stopped_by(&stop);
     let first = classifier.logits(pixels.clone());
     check_labels(&labels, first.classes())?;
     let averages = attacks
@@ -151,7 +151,7 @@ fn randomised(first: &Logits, looks: impl Iterator<Item = Logits>, labels: &[u32
 
 /// Of the ratio of logits, which does not vanish where an answer is sure, at images that are classified correctly.
 fn zero_gradients(
-    classifier: &Classifier,
+    classifier: &TargetModel,
     pixels: Tensor<4>,
     labels: &[u32],
     logits: &Logits,
@@ -239,7 +239,7 @@ mod tests {
 
     use super::*;
     use crate::attack::threat::Norm;
-    use crate::distributed::Group;
+    use crate::distributed::comm::Comm;
     use crate::eval::autoattack::{Settings, Version};
     use crate::eval::images::Images;
     use crate::ops::from_vec;
@@ -260,7 +260,7 @@ mod tests {
             batch: 4,
             seed: 0,
             device: &device,
-            group: &Group::solo(),
+            comm: &Comm::single(),
         })
         .unwrap();
         found.into_iter().map(|flag| flag.check).collect()
@@ -325,7 +325,7 @@ mod tests {
             batch: 1,
             seed: 0,
             device: &device,
-            group: &Group::solo(),
+            comm: &Comm::single(),
         })
         .unwrap_err()
         .to_string();

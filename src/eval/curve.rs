@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::accuracy::Outcome;
 use super::autoattack::Settings;
 use super::checks::Flag;
-use super::result::wilson;
+use super::interval::wilson;
 use crate::attack::{Attack, Norm};
 use crate::units::Fraction;
 

@@ -1,15 +1,18 @@
 //! Robust accuracy: how many images does none of a list of attacks fool?
 //!
-//! Works on any function from images in [0, 1] to logits. Knows no model and no file.
+//! Works on any function from images in [0, 1] to logits; [`Classifier`] makes one of a model.
 
 pub mod accuracy;
 pub mod autoattack;
 pub mod checks;
+pub mod classifier;
 pub mod curve;
 pub(crate) mod images;
+pub mod interval;
 pub(crate) mod recheck;
 pub mod result;
 pub mod session;
 
-pub use accuracy::{Done, Evaluation, Observer, Outcome, StageOutcome};
-pub use images::Images;
+pub use crate::eval::accuracy::{Done, Evaluation, Observer, Outcome, StageOutcome};
+pub use crate::eval::classifier::{Classifier, Setup};
+pub use crate::eval::images::Images;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::accuracy::Outcome;
 use super::checks::Flag;
 use super::curve::Point;
+use super::interval::wilson;
 use crate::attack::Attack;
 use crate::data::SubsetRecord;
 use crate::error::Result;
@@ -180,22 +181,6 @@ pub fn earlier(path: &Path, subject: &Subject, attacks: &[Attack]) -> Result<Opt
     let ours = json!([subject.fingerprint(attacks)]);
     let found = serde_json::from_slice::<Value>(&files::read(path)?).ok();
     Ok(found.filter(|result| result["fingerprints"] == ours))
-}
-
-/// The 95 % interval of a share (Wilson 1927).
-pub fn wilson(count: usize, of: usize) -> (f64, f64) {
-    if of == 0 {
-        return (0.0, 1.0);
-    }
-    let (z, n) = (1.959964, of as f64);
-    let share = count as f64 / n;
-    let centre = share + z * z / (2.0 * n);
-    let spread = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
-    let scale = 1.0 + z * z / n;
-    (
-        ((centre - spread) / scale).max(0.0),
-        ((centre + spread) / scale).min(1.0),
-    )
 }
 
 #[cfg(test)]

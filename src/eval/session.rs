@@ -13,11 +13,12 @@ use serde_json::Value;
 
 use super::accuracy::{Done, Evaluation, Observer, Outcome};
 use super::images::Images;
-use super::result::{Findings, wilson};
+use super::interval::wilson;
+use super::result::Findings;
 use super::{checks, result};
 use crate::attack::{Attack, Norm, Passes};
 use crate::data::sources::tensors;
-use crate::distributed::Group;
+use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::ops::to_vec;
@@ -64,12 +65,12 @@ pub struct Progress {
     images: Option<PathBuf>,
     /// Of the adversarial images so far.
     hasher: RefCell<blake3::Hasher>,
-    group: Group,
+    comm: Comm,
 }
 
 impl Progress {
     /// In a folder, for the evaluation with the given fingerprint: another one's progress is left alone.
-    pub fn new(folder: &Path, fingerprint: &str, keep_images: bool, group: &Group) -> Self {
+    pub fn new(folder: &Path, fingerprint: &str, keep_images: bool, comm: &Comm) -> Self {
         // Progress without images is of no use to an evaluation that is to save them.
         let kind = if keep_images { "-images" } else { "" };
         let name = format!(
@@ -82,17 +83,17 @@ impl Progress {
             state: folder.join(name),
             images,
             hasher: RefCell::default(),
-            group: group.clone(),
+            comm: comm.clone(),
         }
     }
 
     /// Where the evaluation was, or `None` at its beginning; and what the user should know of the files.
     fn load(&self) -> Result<(Option<Outcome>, Option<String>)> {
-        let found = match self.group.is_first() {
+        let found = match self.comm.is_main() {
             true => self.load_here(),
             false => Ok((None, None)),
         };
-        Ok(self.group.of_first(self.group.agree(found)?))
+        Ok(self.comm.broadcast(self.comm.all_ok(found)?))
     }
 
     fn load_here(&self) -> Result<(Option<Outcome>, Option<String>)> {
@@ -129,7 +130,7 @@ impl Progress {
     }
 
     fn save(&self, outcome: &Outcome, done: &Done) -> Result<()> {
-        if !self.group.is_first() {
+        if !self.comm.is_main() {
             return Ok(());
         }
         let mut hasher = self.hasher.borrow_mut();
@@ -171,7 +172,7 @@ impl Progress {
     /// Writes the images as the model was judged by them, with their labels, as `tensors:FILE` reads them: the
     /// adversarial one where the model was fooled, else the clean one.
     pub fn save_adversarial(&self, images: &Images, path: &Path, device: &Device) -> Result<()> {
-        if !self.group.is_first() {
+        if !self.comm.is_main() {
             return Ok(());
         }
         let indices: Vec<usize> = (0..images.count()).collect();
@@ -228,7 +229,7 @@ pub fn examine(
     progress: &Progress,
     screen: &mut dyn Screen,
 ) -> Result<Findings> {
-    let _saved = evaluation.group.everything_is_saved();
+    let _saved = evaluation.comm.allow_exit();
     let mut flags = checks::before(evaluation)?;
     flags.iter().for_each(|flag| screen.line(&flag.to_string()));
     let outcome = watch(evaluation, progress, screen)?;
@@ -251,9 +252,9 @@ pub fn conclude(
     result: &Value,
     finished: &[Progress],
     screen: &mut dyn Screen,
-    group: &Group,
+    comm: &Comm,
 ) -> Result<()> {
-    if !group.is_first() {
+    if !comm.is_main() {
         return Ok(());
     }
     if let Some(kept) = result::write(path, result)? {
@@ -270,7 +271,7 @@ pub fn watch(
     screen: &mut dyn Screen,
 ) -> Result<Outcome> {
     // After a kill at any moment the evaluation goes on from the last batch.
-    let _saved = evaluation.group.everything_is_saved();
+    let _saved = evaluation.comm.allow_exit();
     let (earlier, notice) = progress.load()?;
     if let Some(notice) = notice {
         screen.line(&notice);

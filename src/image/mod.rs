@@ -20,7 +20,7 @@ pub mod picture;
 pub mod preprocessing;
 pub mod resize;
 
-pub use damage::{Fault, Health, Reason};
-pub use decode::outcome::Examined;
-pub use picture::{Picture, Region, View};
-pub use preprocessing::{MAX_IMAGE_SIZE, Preprocessing, ResizeMode};
+pub use crate::image::damage::{Fault, Health, Reason};
+pub use crate::image::decode::outcome::Examined;
+pub use crate::image::picture::{Picture, Region, View};
+pub use crate::image::preprocessing::{MAX_IMAGE_SIZE, Preprocessing, ResizeMode};

@@ -4,7 +4,6 @@
 //! `image_transform` on Pillow images; for pictures of bytes equal to them to the bit.
 //! Differs from the reference: pictures of floats (`tensors:`) are resized in floats.
 
-use rayon::prelude::*;
 use serde::Serialize;
 
 use super::picture::{Picture, Pixels, Region, bytes_to_planes};
@@ -212,8 +211,8 @@ impl Preprocessing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Dataset;
-    use crate::data::evaluation_batch;
+    use crate::data::dataset::Dataset;
+    use crate::data::loader::evaluation::evaluation_batch;
     use crate::data::spec::{Spec, Split};
     use crate::image::picture::golden;
 

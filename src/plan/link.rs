@@ -7,7 +7,6 @@
 
 use serde::Serialize;
 
-use super::phase::{Devices, FLOAT, PhasePlan};
 use crate::distributed::BUCKET;
 use crate::loss::LossKind;
 use crate::recipe::{Recipe, Stage};
@@ -40,6 +39,22 @@ impl Link {
     }
 }
 
+/// Bytes of an f32.
+pub(crate) const FLOAT: u64 = 4;
+
+/// The devices that a run is planned for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Devices {
+    /// How many; each holds all weights and its share of the batch.
+    pub count: u64,
+    /// What one computes in truth, in 10^12 floating point operations a second.
+    pub tflops: f64,
+    /// Price of an hour of one.
+    pub price: Option<f64>,
+    /// How they are connected; if absent, exchanges and checkpoints take no time.
+    pub link: Option<Link>,
+}
+
 /// Seconds of one update.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct UpdatePlan {
@@ -55,14 +70,13 @@ impl UpdatePlan {
     /// Computes what an update takes. `outputs` are the dimensions of the model's result.
     pub(crate) fn new(
         stage: &Stage,
-        phase: &PhasePlan,
+        flops_per_sample: f64,
         [parameters, outputs]: [u64; 2],
         devices: &Devices,
     ) -> Self {
         let (tflops, link) = (devices.tflops, devices.link);
         let devices = devices.count;
-        let compute =
-            phase.flops_per_sample * stage.batch as f64 / (devices as f64 * tflops * 1e12);
+        let compute = flops_per_sample * stage.batch as f64 / (devices as f64 * tflops * 1e12);
         let Some(link) = link.filter(|_| devices > 1) else {
             return Self {
                 compute,

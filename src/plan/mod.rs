@@ -6,7 +6,9 @@
 pub(crate) mod link;
 pub mod phase;
 
-pub use link::{CheckpointPlan, DISK, LATENCY_US, Link, UpdatePlan};
+pub use crate::plan::link::Devices;
+pub use crate::plan::link::{CheckpointPlan, DISK, LATENCY_US, Link, UpdatePlan};
+pub use crate::plan::phase::PhasePlan;
 
 use serde::Serialize;
 
@@ -16,7 +18,7 @@ use crate::model::ModelConfig;
 use crate::ops::Precision;
 use crate::recipe::{Phase, Recipe, Stage};
 
-use phase::{Devices, FLOAT, PhasePlan};
+use link::FLOAT;
 
 /// The program itself.
 const PROGRAM: u64 = 16 << 20;
@@ -110,7 +112,7 @@ impl Plan {
         // How long all updates take, and how much of it is spent computing.
         let mut seconds = [0.0, 0.0];
         for (phase, (stage, _)) in phases.iter_mut().zip(all.clone()) {
-            phase.update = UpdatePlan::new(stage, phase, sizes, &devices);
+            phase.update = UpdatePlan::new(stage, phase.flops_per_sample, sizes, &devices);
             let updates = phase.samples as f64 / stage.batch as f64;
             seconds[0] += updates * phase.update.total();
             seconds[1] += updates * phase.update.compute;

@@ -2,23 +2,7 @@
 
 use serde::Serialize;
 
-use super::link::{Link, UpdatePlan};
-
-/// Bytes of an f32.
-pub(crate) const FLOAT: u64 = 4;
-
-/// The devices that a run is planned for.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Devices {
-    /// How many; each holds all weights and its share of the batch.
-    pub count: u64,
-    /// What one computes in truth, in 10^12 floating point operations a second.
-    pub tflops: f64,
-    /// Price of an hour of one.
-    pub price: Option<f64>,
-    /// How they are connected; if absent, exchanges and checkpoints take no time.
-    pub link: Option<Link>,
-}
+use super::link::UpdatePlan;
 
 /// A phase's cost.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -25,7 +25,6 @@ use object_store::{
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::pattern;
 use crate::error::{Error, Kind, Result};
 
 /// Requests under way at a time.
@@ -573,7 +572,9 @@ pub fn list(url: &str) -> Result<Vec<String>> {
         for folder in folders {
             for key in children(url, &folder, is_last)? {
                 let name = key.rsplit('/').next().unwrap_or_default();
-                if !name.starts_with('.') && pattern::fits(part.as_bytes(), name.as_bytes()) {
+                if !name.starts_with('.')
+                    && crate::storage::glob::fits(part.as_bytes(), name.as_bytes())
+                {
                     fitting.insert(key, ());
                 }
             }

@@ -7,8 +7,10 @@
 //! | [`pattern`] | shard patterns: braces, globs, lists                          |
 //! | [`unpack`]  | gzipped shards, unpacked into a cache                         |
 
+pub mod cache;
 #[cfg_attr(not(feature = "cloud"), path = "cloud_absent.rs")]
 pub mod cloud;
+pub mod glob;
 // What a program without the feature says is tested where all tests run, with it.
 #[cfg(all(test, feature = "cloud"))]
 #[allow(dead_code)]

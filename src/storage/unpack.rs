@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use flate2::bufread::GzDecoder;
 
-use super::store;
 use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::files::{Draft, Source};
@@ -70,7 +69,7 @@ pub fn open(path: &Path, stamp: (u64, u64)) -> Result<(Source, bool)> {
 }
 
 fn unpacked(file: Source, path: &Path, stamp: (u64, u64)) -> Result<(Source, bool)> {
-    let folder = store::cache("unpacked")?;
+    let folder = crate::storage::cache::cache("unpacked")?;
     let hash = blake3::hash(absolute(path).as_os_str().as_encoded_bytes()).to_hex();
     let (of_path, version) = (&hash[..16], format!("{}-{}", stamp.0, stamp.1));
     // The ending holds whether it is all.

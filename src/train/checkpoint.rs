@@ -13,12 +13,9 @@ use safetensors::tensor::SafeTensors;
 use safetensors::{Dtype, View};
 use serde::{Deserialize, Serialize};
 
-use super::Run;
-use super::classes::difference;
-use super::monitor::Monitor;
 use super::state::State;
-use crate::distributed::zero::Exchange;
-use crate::error::{Context, Error, Result};
+use crate::distributed::Zero;
+use crate::error::{Error, Result};
 use crate::files;
 use crate::ops::{from_vec, to_vec};
 
@@ -28,126 +25,52 @@ pub(crate) const HEADER: &str = "advxl";
 /// The counter that holds the names of the classes.
 const CLASSES: &str = "classes";
 
-/// Writes the state of a run and removes all but the last few checkpoints.
-pub fn save(run: &Run, state: &State) -> Result<()> {
-    let folder = run.folder.checkpoints();
-    let is_first = run.exchange.group.is_first();
-    if is_first {
-        files::make_folder(&folder)?;
-    }
-    write(run, state, &folder.join(file_name(state.samples)))?;
-    if !is_first {
-        return Ok(());
-    }
-    let saved = list(&folder)?;
-    let keep = run.recipe.checkpoint.keep as usize;
-    for old in &saved[..saved.len().saturating_sub(keep)] {
-        files::remove_file(old)?;
-    }
-    Ok(())
+/// What a checkpoint's state was trained on.
+#[derive(Clone, Debug, Default)]
+pub struct Provenance {
+    /// Hash of the data set.
+    pub data: String,
+    /// Names of the classes; empty for captions, `None` in checkpoints of old versions.
+    pub classes: Option<Vec<String>>,
 }
 
-/// The newest whole checkpoint of a run, or its beginning.
-///
-/// Errors: there are checkpoints and none of them can be read, or the newest belongs to another model or to other data.
-pub fn resume(run: &Run, monitor: &mut Monitor) -> Result<State> {
-    let group = &run.exchange.group;
-    // The first process reads, and tells the others.
-    let found = match group.is_first() {
-        true => newest(run, monitor),
-        false => Ok(None),
-    };
-    let found = group.agree(found)?;
-    let counters = group.of_first(found.as_ref().map(|found| found.counters));
-    let Some(counters) = counters else {
-        return group.agree(State::new(run));
-    };
-    let (mut state, bytes) = match found {
-        Some(Found { state, bytes, .. }) => (state, Some(bytes)),
-        None => (State::blank(run, counters.stage), None),
-    };
-    fill(&mut state, counters, bytes.as_deref())?;
-    monitor.resumed(&state);
-    Ok(state)
-}
-
-/// A checkpoint that was read and found whole.
-struct Found {
-    bytes: Vec<u8>,
-    counters: Counters,
-    /// Of its stage, with values still to be filled in.
-    state: State,
-    /// Hash of its data set.
-    data: String,
-    /// Names of the classes that it is of; none of a stage with captions, and not known of old checkpoints.
-    classes: Option<Vec<String>>,
-}
-
-/// How far a run is.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct Counters {
-    stage: usize,
-    samples: u64,
+/// Position of a run.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Counters {
+    /// Number of the stage, from 0.
+    pub stage: usize,
+    /// Samples seen by the run.
+    pub samples: u64,
     step: u64,
     run_step: u64,
 }
 
-/// The newest whole checkpoint, if there is any.
-///
-/// Errors: it is of another model, or of other images; none is whole. Nothing in the folder is changed.
-fn newest(run: &Run, monitor: &mut Monitor) -> Result<Option<Found>> {
-    let folder = run.folder.checkpoints();
-    if !folder.is_dir() {
-        return Ok(None);
+/// Writes a state to a folder of checkpoints and removes all but the last few. A collective.
+pub fn save(
+    folder: &Path,
+    keep: usize,
+    state: &State,
+    provenance: &Provenance,
+    zero: &Zero,
+) -> Result<()> {
+    let is_main = zero.comm().is_main();
+    if is_main {
+        files::make_folder(folder)?;
     }
-    let saved = list(&folder)?;
-    for path in saved.iter().rev() {
-        match read(path)? {
-            Ok(whole) => {
-                let of_it = || format!("the checkpoint `{}`", path.display());
-                return whole.of_run(run).map(Some).context(of_it);
-            }
-            Err(damage) => monitor.warn(&format!("{damage}; trying the checkpoint before it")),
-        }
-    }
-    if saved.is_empty() {
-        return Ok(None);
-    }
-    let message = format!(
-        "none of the {} checkpoints in `{}` is whole",
-        saved.len(),
-        folder.display()
-    );
-    Err(Error::input(message).hint("move the folder away to begin anew, or bring back a copy"))
-}
-
-/// An error where a checkpoint's images are not those of its stage, unless that is meant.
-fn check_images(found: &Found, run: &Run) -> Result<()> {
-    let stage = found.counters.stage;
-    let images = &run.images[stage];
-    if run.folder.changes_accepted() {
+    write(
+        &folder.join(file_name(state.samples)),
+        state,
+        provenance,
+        zero,
+    )?;
+    if !is_main {
         return Ok(());
     }
-    let spec = &run.recipe.data_of(&run.recipe.stage[stage]).train;
-    let refuse = |message: String| {
-        Err(Error::input(message).hint("bring the images back, or add --accept-changes"))
-    };
-    if let (Some(known), None) = (&found.classes, &run.captions[stage])
-        && let Some(difference) = difference(
-            ("the trained model", known),
-            ("the images", images.classes()),
-        )
-    {
-        return refuse(format!(
-            "it was trained on other classes than `{spec}` has: {difference}"
-        ));
+    let saved = list(folder)?;
+    for old in &saved[..saved.len().saturating_sub(keep)] {
+        files::remove_file(old)?;
     }
-    match found.data == images.train.fingerprint() {
-        true => Ok(()),
-        false => refuse(format!(
-            "it was trained on other images than `{spec}` holds now"
-        )),
-    }
+    Ok(())
 }
 
 /// The name of a checkpoint; names sort as numbers do.
@@ -156,7 +79,7 @@ pub fn file_name(samples: u64) -> String {
 }
 
 /// The checkpoints of a folder, oldest first.
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = files::list(folder)?;
     paths.retain(|path| {
         path.extension()
@@ -165,14 +88,14 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// A tensor of a checkpoint, whose bytes come from all processes when they are asked for.
+/// A tensor of a checkpoint, whose bytes are gathered from all ranks when they are needed.
 #[derive(Clone, Copy)]
 struct Entry<'a> {
-    /// All of it, or this process's part of it.
+    /// All of it, or this rank's part of it.
     values: &'a Tensor<1>,
     shape: &'a [usize],
-    /// Puts the parts together; none where there is nothing but the whole.
-    exchange: Option<&'a Exchange>,
+    /// Gathers the parts; none where every rank has the whole.
+    zero: Option<&'a Zero<'a>>,
 }
 
 impl View for Entry<'_> {
@@ -186,10 +109,10 @@ impl View for Entry<'_> {
 
     fn data(&self) -> Cow<'_, [u8]> {
         let length = self.shape.iter().product();
-        let values = match self.exchange {
+        let values = match self.zero {
             None => self.values.clone(),
-            Some(exchange) => {
-                let whole = exchange.put_together(std::slice::from_ref(self.values), &[length]);
+            Some(zero) => {
+                let whole = zero.all_gather(std::slice::from_ref(self.values), &[length]);
                 whole.into_iter().next().expect("one for one")
             }
         };
@@ -201,17 +124,17 @@ impl View for Entry<'_> {
     }
 }
 
-/// Writes a state to a file. All processes go through it, since each has parts of it; the first one writes.
-pub(crate) fn write(run: &Run, state: &State, path: &Path) -> Result<()> {
-    let images = &run.images[state.stage];
-    let classes = match &run.captions[state.stage] {
-        None => images.classes(),
-        Some(_) => &[],
-    };
+/// Writes a state to a file. A collective, since each rank has parts of it; rank 0 writes.
+pub(super) fn write(
+    path: &Path,
+    state: &State,
+    provenance: &Provenance,
+    zero: &Zero,
+) -> Result<()> {
     let mut tensors: Vec<(String, Entry)> = Vec::new();
     let parameters = state.parameters();
     for (parameter, moments) in parameters.iter().zip(&state.optimizer.moments) {
-        let mut push = |kind: &str, values, exchange| {
+        let mut push = |kind: &str, values, zero| {
             let name = format!("{kind}.{}", parameter.name);
             let shape = &parameter.shape[..];
             tensors.push((
@@ -219,11 +142,11 @@ pub(crate) fn write(run: &Run, state: &State, path: &Path) -> Result<()> {
                 Entry {
                     values,
                     shape,
-                    exchange,
+                    zero,
                 },
             ));
         };
-        let parts = Some(&state.exchange);
+        let parts = Some(zero);
         push("weights", &parameter.value, None);
         push("first_moment", &moments.first, parts);
         push("second_moment", &moments.second, parts);
@@ -238,8 +161,11 @@ pub(crate) fn write(run: &Run, state: &State, path: &Path) -> Result<()> {
             ("stage", state.stage.to_string()),
             ("step", state.optimizer.step.to_string()),
             ("run_step", state.optimizer.run_step.to_string()),
-            ("data", images.train.fingerprint()),
-            (CLASSES, serde_json::json!(classes).to_string()),
+            ("data", provenance.data.clone()),
+            (
+                CLASSES,
+                serde_json::json!(provenance.classes.as_deref().unwrap_or_default()).to_string(),
+            ),
         ]
         .map(|(key, value)| (key.to_owned(), value)),
     );
@@ -249,7 +175,7 @@ pub(crate) fn write(run: &Run, state: &State, path: &Path) -> Result<()> {
     // state gives the same bytes.
     let counters = serde_json::to_string(&counters).expect("strings are JSON");
     let metadata = HashMap::from([(HEADER.to_owned(), counters)]);
-    if state.exchange.group.is_first() {
+    if zero.comm().is_main() {
         return files::write_tensors(path, tensors, &metadata);
     }
     // In the order of the file, by name.
@@ -291,22 +217,22 @@ enum Part<'a, V> {
     Tensor(V),
 }
 
-/// A checkpoint that matches its hash.
-struct Whole {
+/// An intact checkpoint: one that matches its hash.
+pub struct Intact {
     bytes: Vec<u8>,
-    counters: BTreeMap<String, String>,
+    header: BTreeMap<String, String>,
 }
 
 /// Reads a checkpoint; inside is the error of one that is damaged.
 ///
-/// Errors: it is whole, and of another version.
-fn read(path: &Path) -> Result<std::result::Result<Whole, Error>> {
+/// Errors: it is intact, and of another version.
+pub(super) fn read(path: &Path) -> Result<std::result::Result<Intact, Error>> {
     let bytes = match files::read(path) {
         Ok(bytes) => bytes,
         Err(error) => return Ok(Err(error)),
     };
     let counters = parse(&bytes, path)?;
-    Ok(counters.map(|counters| Whole { bytes, counters }))
+    Ok(counters.map(|header| Intact { bytes, header }))
 }
 
 /// The counters of a checkpoint whose content matches its hash; errors as [`read`] has them.
@@ -347,59 +273,46 @@ pub(crate) fn parse(
     Ok(Ok(counters))
 }
 
-impl Whole {
-    /// The state of a run that it holds.
+impl Intact {
+    /// How far it is.
     ///
-    /// Errors: the run's recipe is for another model or other stages, or its images are others.
-    fn of_run(self, run: &Run) -> Result<Found> {
+    /// Errors: a counter is missing.
+    pub(super) fn counters(&self) -> Result<Counters> {
         let number = |key: &str| -> Result<u64> {
-            let value = self.counters.get(key).and_then(|value| value.parse().ok());
+            let value = self.header.get(key).and_then(|value| value.parse().ok());
             value.ok_or_else(|| Error::input(format!("its counter `{key}` is missing")))
         };
-        let counters = Counters {
+        Ok(Counters {
             stage: number("stage")? as usize,
             samples: number("samples")?,
             step: number("step")?,
             run_step: number("run_step")?,
-        };
-        let stages = run.recipe.stage.len();
-        if counters.stage >= stages {
-            let stage = counters.stage + 1;
-            let message = format!("it is of stage {stage}, and the recipe has {stages}");
-            return Err(of_another(run, message));
-        }
-        let classes = self.counters.get(CLASSES);
-        let found = Found {
-            state: State::blank(run, counters.stage),
-            counters,
-            data: self.counters.get("data").cloned().unwrap_or_default(),
+        })
+    }
+
+    /// What it was trained on.
+    pub(super) fn provenance(&self) -> Provenance {
+        let classes = self.header.get(CLASSES);
+        Provenance {
+            data: self.header.get("data").cloned().unwrap_or_default(),
             classes: classes.and_then(|names| serde_json::from_str(names).ok()),
-            bytes: self.bytes,
-        };
-        check_images(&found, run)?;
-        match other_tensors(&found) {
-            None => Ok(found),
-            Some(difference) => Err(of_another(run, difference)),
         }
     }
-}
 
-/// The error of a checkpoint that is whole and of no use to the recipe; what the recipe changed is named with it.
-fn of_another(run: &Run, difference: String) -> Error {
-    let mut message = format!("it does not belong to this recipe: {difference}");
-    let changes = run.folder.changes();
-    if !changes.is_empty() {
-        message += &format!("\n\n  {}\n", changes.join("\n  "));
+    /// How its tensors differ from those of a state that is to be filled in; `None` if they do not.
+    pub(super) fn difference(&self, state: &State) -> Option<String> {
+        difference(&self.bytes, state)
     }
-    let folder = run.folder.path().display();
-    Error::input(message).hint(format!(
-        "nothing in `{folder}` was changed, and its own recipe still resumes it; choose another folder with --out"
-    ))
+
+    /// The file.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
 }
 
-/// What a checkpoint's tensors have that the state to be filled in has not, or the other way round, or in another shape.
-fn other_tensors(found: &Found) -> Option<String> {
-    let tensors = SafeTensors::deserialize(&found.bytes).ok()?;
+/// The first tensor that a file has and the state to be filled in has not, or the other way round, or in another shape.
+fn difference(bytes: &[u8], state: &State) -> Option<String> {
+    let tensors = SafeTensors::deserialize(bytes).ok()?;
     let shown = |shape: Option<&Vec<usize>>| match shape {
         Some(shape) => format!("{shape:?}"),
         None => "absent".to_owned(),
@@ -409,10 +322,10 @@ fn other_tensors(found: &Found) -> Option<String> {
         .iter()
         .map(|(name, view)| (name.clone(), view.shape().to_vec()))
         .collect();
-    let parameters = found.state.parameters();
+    let parameters = state.parameters();
     let wanted: BTreeMap<_, _> = parameters
         .iter()
-        .zip(&found.state.optimizer.moments)
+        .zip(&state.optimizer.moments)
         .flat_map(|(parameter, moments)| {
             let kinds = kinds(moments.average.is_some()).iter();
             kinds.map(|kind| {
@@ -448,11 +361,15 @@ fn kinds(averaged: bool) -> &'static [&'static str] {
     }
 }
 
-/// Fills in a state from a checkpoint that was found whole; `bytes` are there in the first process alone.
-fn fill(state: &mut State, counters: Counters, bytes: Option<&[u8]>) -> Result<()> {
+/// Fills in a state from an intact checkpoint, whose `bytes` are at rank 0 alone. A collective.
+pub(super) fn fill(
+    state: &mut State,
+    counters: Counters,
+    bytes: Option<&[u8]>,
+    zero: &Zero,
+) -> Result<()> {
     let tensors = bytes.map(SafeTensors::deserialize).transpose();
     let tensors = tensors.map_err(|error| Error::failed(error.to_string()))?;
-    let exchange = state.exchange.clone();
     for (parameter, moments) in state.parameters_mut() {
         let (length, device) = (parameter.value.dims()[0], parameter.value.device());
         for kind in kinds(moments.average.is_some()) {
@@ -461,17 +378,17 @@ fn fill(state: &mut State, counters: Counters, bytes: Option<&[u8]>) -> Result<(
                 Some(tensors) => {
                     let view = tensors
                         .tensor(&name)
-                        .expect("all are there: `other_tensors` has looked");
+                        .expect("all are there: `difference` has looked");
                     bytemuck::pod_collect_to_vec(view.data())
                 }
                 None => vec![0.0; length],
             };
-            let whole = from_vec(exchange.group.floats_of_first(values), [length], &device);
+            let whole = from_vec(zero.comm().broadcast_f32(values), [length], &device);
             match *kind {
                 "weights" => parameter.value = whole,
-                "first_moment" => moments.first = exchange.own(&whole),
-                "second_moment" => moments.second = exchange.own(&whole),
-                _ => moments.average = Some(exchange.own(&whole)),
+                "first_moment" => moments.first = zero.part(&whole),
+                "second_moment" => moments.second = zero.part(&whole),
+                _ => moments.average = Some(zero.part(&whole)),
             }
         }
     }

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use super::StageImages;
-use super::captions::Captions;
 use super::classes::difference;
+use super::images::StageImages;
 use crate::error::{Context, Error, Result};
+use crate::objective::Captions;
 use crate::output::{Inputs, is_inside};
 use crate::recipe::{Head, Recipe, TestImages};
 

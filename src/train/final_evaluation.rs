@@ -2,19 +2,16 @@
 
 use serde_json::{Value, json};
 
-use super::Run;
-use super::measure::Readable;
+use super::run::Run;
+use super::test_set::TestSet;
 use crate::data::Split;
 use crate::error::{Context, Error, Kind, Result};
 use crate::eval::result::{Subject, to_json};
 use crate::eval::session::{Progress, conclude, examine};
-use crate::eval::{Evaluation, Images, result};
-use crate::model::Pass;
-use crate::ops::Precision;
-use crate::recipe::{FinalEvaluation, word_of};
+use crate::eval::{Classifier, Images, Setup, result};
+use crate::recipe::FinalEvaluation;
 use crate::screen::Screen;
-use crate::text::zero_shot::by_text;
-use crate::{ops, weights};
+use crate::weights;
 
 /// Images at a time; changes no result.
 const BATCH: usize = 128;
@@ -46,7 +43,7 @@ pub fn evaluate_finally(run: &Run, screen: &mut dyn Screen) -> Result<Vec<(Strin
 
 /// Whether the next evaluation can be made after an error: no process is to stop, and all of them have it.
 fn goes_on_after(error: &Error, run: &Run) -> bool {
-    let all_have_it = error.is_everywhere() || run.exchange.group.size() == 1;
+    let all_have_it = error.is_everywhere() || run.comm.world_size() == 1;
     all_have_it && error.kind() != Kind::TryAgain
 }
 
@@ -57,63 +54,46 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
     let stage = &run.recipe.stage[number];
     let model = folder.join("stages").join(&stage.name);
     let saved = weights::load(&model, &run.device)?;
-    // Images that are compared with captions are classified by the names of the classes.
-    let head = match &run.captions[number] {
-        None => None,
-        Some(captions) => Some(captions.final_head(&stage.name, folder)?),
-    };
-    let model_hash = match &head {
-        None => saved.hash,
-        // With another text model, or other sentences, it is another classifier.
-        Some(head) => {
-            let head = ops::to_vec(head.clone());
-            let mut hasher = blake3::Hasher::new();
-            hasher.update(saved.hash.as_bytes());
-            hasher.update(bytemuck::cast_slice(&head));
-            hasher.finalize().to_string()
-        }
-    };
-    let attacks = evaluation.attacks();
     let preprocessing = saved.preprocessing.preprocessing?;
-    let (mean, std) = saved.model.config().statistics();
+    let mut classifier =
+        Classifier::new(saved.model).named(&model.display().to_string(), &saved.hash);
+    // Images that are compared with captions are classified by class names.
+    if let Some(captions) = &run.captions[number] {
+        classifier = classifier.with_text_head(captions.final_head(&stage.name, folder)?);
+    }
+    let attacks = evaluation.attacks();
     let test = &run.images[number].test;
-    let chosen = Readable::choose(run, number, &evaluation.images)?;
+    let chosen = TestSet::choose(&run.images[number], &evaluation.images, &run.comm)?;
     for broken in &chosen.broken {
-        if run.named.borrow_mut().insert(broken.name.clone()) {
+        if run.reported.borrow_mut().insert(broken.name.clone()) {
             run.folder.broken("broken test image", Split::Test, broken);
             screen.line(&format!("warning: broken test image: {broken}"));
         }
     }
-    chosen.check_rate(run, number)?;
+    chosen.check_rate(run.recipe.data_of(stage).broken_rate)?;
     let subset = &chosen.subset;
     let count = subset.len();
     let subject = Subject {
-        program: format!("advxl {}", env!("CARGO_PKG_VERSION")),
-        model: model.display().to_string(),
-        model_hash,
-        data: run.recipe.data_of(stage).test.to_string(),
-        data_hash: test.fingerprint(),
-        data_classes: test.classes().to_vec(),
-        images: count,
-        subset: subset.record(test)?,
         left_out: chosen
             .broken
             .iter()
             .map(|broken| broken.sample as usize)
             .collect(),
-        preprocessing,
-        mean,
-        std,
-        seed: run.recipe.seed,
-        precision: word_of(Precision::F32).to_owned(),
+        ..classifier.subject(
+            &run.recipe.data_of(stage).test.to_string(),
+            test,
+            subset,
+            preprocessing,
+            run.recipe.seed,
+        )?
     };
     let path = folder.join(format!("result-{}.json", evaluation.name));
-    let group = &run.exchange.group;
-    let earlier = match group.is_first() {
+    let comm = &run.comm;
+    let earlier = match comm.is_main() {
         true => result::earlier(&path, &subject, &attacks),
         false => Ok(None),
     };
-    if let Some(earlier) = group.of_first(group.agree(earlier)?) {
+    if let Some(earlier) = comm.broadcast(comm.all_ok(earlier)?) {
         screen.line(&format!(
             "evaluation `{}`: `{}` is there",
             evaluation.name,
@@ -123,38 +103,32 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
     }
     let left_out = match chosen.broken.len() {
         0 => String::new(),
-        broken => format!(" ({broken} of {} broken and left out)", broken + count),
+        broken => format!(" ({broken} broken images left out)"),
     };
     screen.line(&format!(
         "evaluation `{}` on {}{left_out}",
         evaluation.name,
         subset.describe()
     ));
-    let logits = |images| {
-        let outputs = saved.model.logits(images, &Pass::evaluation());
-        match &head {
-            None => outputs,
-            Some(head) => by_text(outputs, head),
-        }
-    };
     let images = Images::Stored {
         dataset: test,
         subset,
         preprocessing,
     };
-    let progress = Progress::new(folder, &subject.fingerprint(&attacks), false, group);
-    let evaluated = Evaluation {
-        logits: &logits,
-        images: &images,
-        attacks: &attacks,
+    let progress = Progress::new(folder, &subject.fingerprint(&attacks), false, comm);
+    let setup = Setup {
         batch: BATCH,
         seed: run.recipe.seed,
         device: &run.device,
-        group,
+        comm,
     };
-    let findings = examine(&evaluated, &progress, screen)?;
+    let findings = examine(
+        &classifier.evaluation(&images, &attacks, setup),
+        &progress,
+        screen,
+    )?;
     let result = to_json(&subject, &[findings]);
-    conclude(&path, &result, &[progress], screen, group)?;
+    conclude(&path, &result, &[progress], screen, comm)?;
     run.folder.metrics(&json!({
         "event": "final_evaluation",
         "name": evaluation.name,

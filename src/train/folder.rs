@@ -11,15 +11,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::state::{Diverged, State};
-use super::{Run, Stage, checkpoint};
+use super::checkpoint;
+use super::checkpoint::Provenance;
+use super::phase::PhaseContext;
+use super::reduce::Diverged;
+use super::state::State;
 use crate::data::sources::tensors;
 use crate::data::{Batch, Broken, Split};
-use crate::distributed::Group;
+use crate::distributed::Comm;
 use crate::error::{Error, Kind, Result};
 use crate::image::Preprocessing;
 use crate::ops::to_vec;
-use crate::recipe::Phase;
 use crate::settings::changes;
 use crate::weights::Outputs;
 use crate::{files, weights};
@@ -39,7 +41,6 @@ pub struct RunFolder {
     is_losing: Cell<bool>,
     /// Held open for its lock, which the operating system gives up with the process; none in the processes that only read.
     lock: Option<File>,
-    group: Group,
 }
 
 impl RunFolder {
@@ -47,7 +48,7 @@ impl RunFolder {
     ///
     /// Errors: it holds something else, another recipe (each changed key is named), or another
     /// process is at work in it.
-    pub fn open(path: &Path, recipe: &str, accept_changes: bool, group: &Group) -> Result<Self> {
+    pub fn open(path: &Path, recipe: &str, accept_changes: bool, comm: &Comm) -> Result<Self> {
         let folder = |lock, changes| Self {
             path: path.to_owned(),
             accept_changes,
@@ -56,9 +57,8 @@ impl RunFolder {
             unwritten: RefCell::default(),
             is_losing: Cell::new(false),
             lock,
-            group: group.clone(),
         };
-        if !group.is_first() {
+        if !comm.is_main() {
             if !path.is_dir() {
                 let message = format!("`{}` is not there", path.display());
                 let hint = "all processes need to see the folder of the run: use one that their machines share";
@@ -128,11 +128,6 @@ impl RunFolder {
     /// Whether this process writes.
     pub(crate) fn writes(&self) -> bool {
         self.lock.is_some()
-    }
-
-    /// The processes of the run.
-    pub fn group(&self) -> &Group {
-        &self.group
     }
 
     /// Binds the folder to its recipe, once nothing speaks against the run.
@@ -210,12 +205,11 @@ impl RunFolder {
         self.append("quarantine.jsonl", &quarantined(split, broken).to_string());
     }
 
-    /// Whether the run was evaluated after so many samples, as its metrics tell the first process.
-    pub(crate) fn was_evaluated(&self, samples: u64) -> bool {
+    /// Whether the run was evaluated after so many samples, by the metrics that rank 0 reads. A collective.
+    pub(crate) fn was_evaluated(&self, samples: u64, comm: &Comm) -> bool {
         let is_it =
             |line: &serde_json::Value| line["samples"] == samples && line["evaluation"].is_object();
-        self.group
-            .of_first(self.writes() && self.lines().iter().any(is_it))
+        comm.broadcast(self.writes() && self.lines().iter().any(is_it))
     }
 
     /// The lines of the metrics that can be read.
@@ -245,44 +239,45 @@ impl RunFolder {
         self.append("log.txt", line);
     }
 
-    /// Writes the model as timm loads it: to `model`, and at the end of a stage to `stages/NAME`.
+    /// Writes the model as timm loads it: to `model`, and at the end of a stage to `stages/NAME` with its text model.
     pub(crate) fn save_models(
         &self,
-        run: &Run,
+        phase: &PhaseContext,
         state: &State,
-        phase: &Phase,
-        ended: Option<&Stage>,
+        classes: &[String],
     ) -> Result<()> {
-        // All processes have parts of the averages.
-        let (model, text) = (state.averaged(), state.averaged_text());
+        // All ranks have parts of the averages.
+        let zero = &phase.zero;
+        let (model, tower) = (state.averaged(zero), state.averaged_tower(zero));
         if !self.writes() {
             return Ok(());
         }
-        let preprocessing = Preprocessing::new(phase.image_size as usize);
-        let (outputs, classes) = match &run.captions[state.stage] {
-            None => (Outputs::Logits, run.images[state.stage].classes()),
+        let preprocessing = Preprocessing::new(phase.image_size());
+        let (outputs, classes) = match phase.captions {
+            None => (Outputs::Logits, classes),
             Some(_) => (Outputs::Embedding, &[][..]),
         };
-        if let Some(stage) = ended {
-            let folder = self.path.join("stages").join(&stage.name);
+        if phase.ends_stage(state.samples) {
+            let name = &phase.stage.name;
+            let folder = self.path.join("stages").join(name);
             weights::save(&model, &preprocessing, outputs, classes, &folder)?;
-            if let Some(captions) = &run.captions[state.stage] {
-                captions.save(text, &stage.name, &self.path)?;
+            if let Some(captions) = phase.captions {
+                captions.save(tower, name, &self.path)?;
             }
         }
         let folder = self.path.join("model");
         weights::save(&model, &preprocessing, outputs, classes, &folder)
     }
 
-    /// Writes a bundle that reproduces an update that must not be made, and says where it is.
+    /// Writes a bundle that reproduces a step that must not be applied, and says where it is. A collective.
     ///
-    /// The bundle is the folder of a run, stopped just before that update: training there fails
+    /// The bundle is the folder of a run, stopped just before that step: training there fails
     /// again at once, with every number at hand. The run's own folder is left as it was.
     pub(crate) fn save_crash(
         &self,
-        run: &Run,
+        phase: &PhaseContext,
         state: &State,
-        stage: &Stage,
+        provenance: &Provenance,
         batch: &Batch,
         found: &Diverged,
     ) -> Result<Error> {
@@ -295,11 +290,11 @@ impl RunFolder {
             files::make_folder(&checkpoints)?;
         }
         let path = checkpoints.join(checkpoint::file_name(state.samples));
-        checkpoint::write(run, state, &path)?;
+        checkpoint::write(&path, state, provenance, &phase.zero)?;
         let message = format!(
             "stage `{}`, after {} samples: the loss is {} and the norm of the gradient {}; the \
              weights were not changed",
-            stage.name, state.samples, found.loss, found.gradient_norm
+            phase.stage.name, state.samples, found.loss, found.gradient_norm
         );
         let error = Error::failed(message);
         if !self.writes() {
@@ -312,18 +307,12 @@ impl RunFolder {
             ("adversarial", &found.adversarial),
         ] {
             let path = bundle.join(format!("{name}.safetensors"));
-            tensors::save(
-                &path,
-                images,
-                shape,
-                &labels,
-                run.images[state.stage].classes(),
-            )?;
+            tensors::save(&path, images, shape, &labels, phase.dataset.classes())?;
         }
         let parameters = state.parameters();
         let of_tensor = parameters
             .iter()
-            .zip(found.gradients)
+            .zip(&found.gradients)
             .map(|(parameter, gradient)| {
                 let values = to_vec(gradient.clone());
                 let largest =
@@ -338,7 +327,7 @@ impl RunFolder {
             });
         let report = json!({
             "samples": state.samples,
-            "stage": stage.name,
+            "stage": phase.stage.name,
             "loss": found.loss.to_string(),
             "gradient_norm": found.gradient_norm.to_string(),
             "sample_indices": batch.samples,
@@ -348,7 +337,10 @@ impl RunFolder {
             &bundle.join("report.json"),
             format!("{report:#}\n").as_bytes(),
         )?;
-        files::write(&bundle.join("recipe.toml"), run.recipe.to_toml().as_bytes())?;
+        files::write(
+            &bundle.join("recipe.toml"),
+            phase.recipe.to_toml().as_bytes(),
+        )?;
         let bundle = bundle.display();
         Ok(error.hint(format!(
             "`advxl train {bundle}/recipe.toml --out {bundle}` does this update again; \

@@ -4,20 +4,25 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::Step;
 use super::folder::RunFolder;
+use super::phase::PhaseContext;
+use super::reduce::StepMetrics;
 use super::state::State;
 use crate::data::{Broken, Loader, Split};
+use crate::distributed::Comm;
 use crate::error::Error;
-use crate::recipe::{Evaluation, Phase, Recipe, Stage};
+use crate::recipe::{Evaluation, Recipe, Stage};
 use crate::screen::Screen;
 use crate::units::{duration, grouped};
 
 /// Follows one run.
 pub struct Monitor<'a> {
+    comm: &'a Comm,
     folder: &'a RunFolder,
     screen: &'a mut dyn Screen,
     recipe: &'a Recipe,
+    /// Number of the stage that was announced.
+    stage: Option<usize>,
     total: u64,
     started: Instant,
     /// Arithmetic that was left when this process began to train.
@@ -55,8 +60,8 @@ impl Interval {
     }
 }
 
-/// What an evaluation while training found.
-pub struct Measured {
+/// The result of an evaluation while training.
+pub struct Accuracies {
     /// Accuracy on clean images.
     pub clean: f64,
     /// Accuracy under the evaluation's attack.
@@ -67,17 +72,26 @@ pub struct Measured {
     pub images: usize,
     /// Images that could not be read, and are not among them.
     pub broken: usize,
-    /// How long the evaluation took.
+    /// Images whose logits are not finite.
+    pub not_finite: usize,
+    /// Duration of the evaluation.
     pub took: Duration,
 }
 
 impl<'a> Monitor<'a> {
     /// A monitor that writes to a folder and a screen.
-    pub fn new(recipe: &'a Recipe, folder: &'a RunFolder, screen: &'a mut dyn Screen) -> Self {
+    pub fn new(
+        recipe: &'a Recipe,
+        folder: &'a RunFolder,
+        comm: &'a Comm,
+        screen: &'a mut dyn Screen,
+    ) -> Self {
         Self {
+            comm,
             folder,
             screen,
             recipe,
+            stage: None,
             total: recipe.samples(),
             started: Instant::now(),
             macs_at_start: None,
@@ -113,7 +127,13 @@ impl<'a> Monitor<'a> {
         ));
     }
 
-    pub(crate) fn enter_stage(&mut self, stage: &Stage, samples: u64) {
+    /// Whether a stage was announced.
+    pub(crate) fn has_entered(&self, stage: usize) -> bool {
+        self.stage == Some(stage)
+    }
+
+    pub(crate) fn enter_stage(&mut self, number: usize, stage: &Stage, samples: u64) {
+        self.stage = Some(number);
         let attack = match &stage.attack {
             Some(attack) => {
                 format!(
@@ -149,13 +169,12 @@ impl<'a> Monitor<'a> {
     /// Counts an update; writes a line when one is due.
     pub(crate) fn record(
         &mut self,
-        stage: &Stage,
-        phase: &Phase,
-        step: &Step,
-        learning_rate: f64,
+        phase: &PhaseContext,
+        step: &StepMetrics,
         samples: u64,
         loader: &Loader,
     ) {
+        let (stage, phase) = (phase.stage, phase.phase);
         self.tell_broken(loader, step.broken);
         let before = samples - stage.batch;
         self.macs_at_start
@@ -189,7 +208,7 @@ impl<'a> Monitor<'a> {
         let all_waited = loader.waited().as_secs_f64();
         let waited = (all_waited - interval.waited) / seconds;
         self.interval.waited = all_waited;
-        let memory = self.folder.group().gather(peak_memory_mib());
+        let memory = self.comm.all_gather(peak_memory_mib());
         let memory = memory.into_iter().max().flatten();
         let eta = self.eta(samples);
         self.folder.metrics(&json!({
@@ -197,7 +216,7 @@ impl<'a> Monitor<'a> {
             "stage": stage.name,
             "image_size": phase.image_size,
             "loss": loss,
-            "learning_rate": learning_rate,
+            "learning_rate": step.learning_rate,
             "gradient_norm": norm,
             "train_accuracy": accuracy,
             "images_per_second": rate,
@@ -210,12 +229,13 @@ impl<'a> Monitor<'a> {
         }));
         let memory = memory.map(|mib| format!(", {mib} MiB")).unwrap_or_default();
         self.line(&format!(
-            "{:>11} {} @{}: loss {loss:.4}, train accuracy {:.1} %, lr {learning_rate:.2e}, \
+            "{:>11} {} @{}: loss {loss:.4}, train accuracy {:.1} %, lr {:.2e}, \
              gradient {norm:.2}, {rate:.0} img/s, data wait {:.1} %{memory}, {} left",
             grouped(samples),
             stage.name,
             phase.image_size,
             100.0 * accuracy,
+            step.learning_rate,
             100.0 * waited,
             duration(eta),
         ));
@@ -228,7 +248,7 @@ impl<'a> Monitor<'a> {
         }
         self.all_broken = all;
         let own = loader.broken();
-        let new = self.folder.group().gather(own[self.broken..].to_vec());
+        let new = self.comm.all_gather(own[self.broken..].to_vec());
         self.broken = own.len();
         for broken in new.iter().flatten() {
             self.folder.broken("broken sample", Split::Train, broken);
@@ -256,8 +276,8 @@ impl<'a> Monitor<'a> {
         self.warn(&format!("broken test image: {broken}"));
     }
 
-    /// Tells that an evaluation could not be made; training goes on.
-    pub(crate) fn not_measured(&mut self, stage: &Stage, error: &Error, samples: u64) {
+    /// Reports that an evaluation failed; training continues.
+    pub(crate) fn evaluation_failed(&mut self, stage: &Stage, error: &Error, samples: u64) {
         self.folder.metrics(&json!({
             "samples": samples,
             "stage": stage.name,
@@ -267,12 +287,12 @@ impl<'a> Monitor<'a> {
         self.warn(&format!("no evaluation after {samples} samples: {error}"));
     }
 
-    /// Tells an evaluation's result, and warns when the training attack no longer means anything.
-    pub(crate) fn measured(
+    /// Reports an evaluation, and warns when the training attack no longer means anything.
+    pub(crate) fn evaluated(
         &mut self,
         stage: &Stage,
         evaluation: &Evaluation,
-        found: &Measured,
+        found: &Accuracies,
         samples: u64,
     ) {
         let name = evaluation.attack.name();
@@ -314,6 +334,12 @@ impl<'a> Monitor<'a> {
             100.0 * found.clean,
             100.0 * found.strong,
         ));
+        if found.not_finite > 0 {
+            self.warn(&format!(
+                "the logits of {} of {} images are not finite: they count as misclassified",
+                found.not_finite, found.images
+            ));
+        }
         if found
             .weak
             .is_some_and(|weak| drifted_apart(weak, found.strong))

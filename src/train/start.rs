@@ -1,10 +1,14 @@
-//! The weights that a run begins with, when they are not random.
+//! Initial weights that are not random, and heads made of class names.
 
-use super::Run;
+use burn::tensor::{Device, Tensor};
+
+use super::state::State;
 use crate::data::{ModelClasses, match_classes};
+use crate::distributed::Zero;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
-use crate::recipe::{Head, Start};
+use crate::objective::Captions;
+use crate::recipe::{Head, Recipe, Start};
 use crate::settings::changes;
 use crate::weights;
 use crate::weights::{Loaded, Outputs};
@@ -14,30 +18,37 @@ use crate::weights::{Loaded, Outputs};
 /// Learned positions are resampled to the image size of the first phase.
 ///
 /// Errors: weights that cannot be loaded, of another model, or of other classes with a head that is to be kept.
-pub(crate) fn load(run: &Run, start: &Start) -> Result<Model> {
+pub(super) fn load(
+    start: &Start,
+    recipe: &Recipe,
+    classes: &[String],
+    captions: Option<&Captions>,
+    device: &Device,
+) -> Result<Model> {
     let architecture = start.architecture.as_deref();
+    let outputs = captions.map_or(classes.len(), |captions| captions.width);
     let mut loaded = match (start.head, architecture) {
-        (Head::New, _) => weights::load_body(&start.weights, architecture, &run.device)?,
-        (_, Some(name)) => weights::load_file(&start.weights, name, &run.device)?,
-        (_, None) => weights::load_any(&start.weights, &run.device)?,
+        (Head::New, _) => weights::load_body(&start.weights, architecture, device)?,
+        (_, Some(name)) => weights::load_file(&start.weights, name, device)?,
+        (_, None) => weights::load_any(&start.weights, device)?,
     };
     if architecture.is_some() && loaded.statistics.is_none() {
         // Such a file alone does not tell how images are normalized; the recipe does.
-        let (mean, std) = run.recipe.model.statistics();
+        let (mean, std) = recipe.model.statistics();
         loaded.model.normalise_by(Some(mean), Some(std));
     }
-    check_model(&loaded.model.config(), &run.recipe.model)?;
+    check_model(&loaded.model.config(), &recipe.model)?;
     if start.head == Head::Keep {
-        check_head(run, &loaded)?;
+        check_head(&loaded, outputs, classes, captions)?;
     }
     let model = match start.head {
         Head::New | Head::Text => {
             let model = loaded.model;
-            model.with_new_head(run.outputs(0), run.recipe.seed, 0)
+            model.with_new_head(outputs, recipe.seed, 0)
         }
         Head::Keep => loaded.model,
     };
-    Ok(model.at_image_size(run.recipe.first_image_size()))
+    Ok(model.at_image_size(recipe.first_image_size()))
 }
 
 /// An error unless the weights are of the recipe's model, whatever its size is called.
@@ -74,10 +85,14 @@ fn check_classes(names: &[String], count: usize, classes: &[String]) -> Result<(
 }
 
 /// An error unless the head can go on in the first stage.
-fn check_head(run: &Run, loaded: &Loaded) -> Result<()> {
-    let (found, wanted) = (loaded.model.classes(), run.outputs(0));
-    let (names, classes) = (&loaded.classes, run.images[0].classes());
-    let message = match &run.captions[0] {
+fn check_head(
+    loaded: &Loaded,
+    wanted: usize,
+    classes: &[String],
+    captions: Option<&Captions>,
+) -> Result<()> {
+    let (found, names) = (loaded.model.classes(), &loaded.classes);
+    let message = match captions {
         Some(_) if loaded.outputs == Outputs::Logits => {
             format!(
                 "their head gives logits of {found} classes, and captions are compared with embeddings"
@@ -94,4 +109,45 @@ fn check_head(run: &Run, loaded: &Loaded) -> Result<()> {
         None => return check_classes(names, found, classes),
     };
     Err(Error::input(message).hint("set start.head = \"new\", or use images of the same classes"))
+}
+
+/// Weight and bias of a head that classifies as the text model of the stage before did.
+///
+/// Logits by text are `t (W h + b)`, divided by the length of what is in brackets, with the projection `W`, `b`.
+/// Without the division they are linear in `h`, and the largest is the same. Rows have length 1 on average, so that
+/// the first logits are of the order of one.
+///
+/// `before` is the text side of that stage, `classes` the number of classes of this one, called `name`.
+pub(super) fn head_by_text(
+    state: &State,
+    zero: &Zero,
+    before: Option<&Captions>,
+    name: &str,
+    classes: usize,
+) -> Result<[Tensor<1>; 2]> {
+    let head = match before {
+        Some(captions) => captions.class_head(state.averaged_tower(zero).as_ref())?,
+        None => None,
+    };
+    let head = head.ok_or_else(|| {
+        let message = format!("stage `{name}`: there are no names of classes to make its head of");
+        Error::input(message).hint("give text.classes in the stage before it")
+    })?;
+    let [named, width] = head.dims();
+    if named != classes {
+        let message =
+            format!("stage `{name}` has {classes} classes, and the stage before it names {named}");
+        return Err(Error::input(message).hint("measure the stage before it with the same classes"));
+    }
+    let averaged = state.averaged(zero);
+    let [weight, bias] = averaged.head();
+    let inputs = weight.shape[1];
+    let weight = head.clone().matmul(weight.shaped([width, inputs]));
+    let bias = head.matmul(bias.shaped([width, 1]));
+    let length = (weight.clone() * weight.clone()).sum_dim(1).sqrt().mean();
+    let scale = 1.0 / f64::from(length.into_scalar::<f32>()).max(1e-12);
+    Ok([
+        (weight * scale).reshape([classes * inputs]),
+        (bias * scale).reshape([classes]),
+    ])
 }

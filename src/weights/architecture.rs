@@ -1,8 +1,6 @@
 //! Names of architectures: timm's, open_clip's and ours, and what they tell.
 
 use super::archive::shown;
-use super::describe::Told;
-use super::names::Scheme;
 use crate::error::Error;
 use crate::model::ModelConfig;
 use crate::settings::nearest;
@@ -38,14 +36,6 @@ pub(crate) fn open_clip(architecture: &str) -> Option<(usize, usize)> {
     let known =
         |word: &str| is_number(word) || ["quickgelu", "CLIPA", "alt", "worldwide"].contains(&word);
     (is_number(patch) && words.all(known)).then_some((width, heads))
-}
-
-/// Whose names a file of a named architecture has.
-pub(crate) fn scheme(architecture: &str) -> Scheme {
-    match (open_clip(architecture), Told::by_name(architecture).pool) {
-        (Some(_), Some(pool)) => Scheme::OpenClip(pool),
-        _ => Scheme::Timm,
-    }
 }
 
 /// timm's words for sizes: (word, width, heads).

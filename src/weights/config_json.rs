@@ -4,9 +4,9 @@ use serde_json::{Value, json};
 
 use super::architecture::CLIP_EPS;
 use super::archive::shown;
-use super::describe::Told;
 use super::outputs::Outputs;
 use super::preprocessing::{mean_color, of_timm, square, test_size, to_timm};
+use super::stated::Told;
 use crate::error::{Error, Result};
 use crate::image::{Preprocessing, ResizeMode};
 use crate::model::config::common::{check_mean, check_std};

@@ -11,15 +11,15 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use serde::Serialize;
 use serde_json::Value;
 
-use super::architecture::{known, scheme, unknown};
+use super::architecture::{known, unknown};
 use super::archive::shown;
-use super::describe::{Description, Told, describe};
+use super::describe::{Description, describe};
 use super::names::Names;
 use super::outputs::{OPEN_CLIP_CONFIG, Outputs};
 use super::state_dict::{StateDict, Statistics};
+use super::stated::{Told, scheme};
 use crate::error::{Context, Error, Result};
 use crate::image::Preprocessing;
 use crate::model::{Model, ModelConfig, Position};
@@ -473,7 +473,7 @@ fn take_statistics(told: &mut Told, found: &Statistics) -> Result<()> {
 
 fn check_memory(config: &ModelConfig, classes: usize, image_size: usize) -> Result<()> {
     let parameters = config.parameters(classes, image_size) as f64;
-    let available = memory::available().map(|free| free / distributed::processes_here() as u64);
+    let available = memory::available().map(|free| free / distributed::local_world_size() as u64);
     let hint = "use a machine with more memory, or a smaller model";
     memory::require(
         "this model",

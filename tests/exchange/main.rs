@@ -11,13 +11,13 @@ use std::process::Command;
 
 use advxl::attack::{Norm, input_gradient};
 use advxl::eval::autoattack::{Settings, Version};
-use advxl::export;
-use advxl::export::card::Facts;
 use advxl::image::Preprocessing;
 use advxl::model::config::common::{CLIP_MEAN, CLIP_STD};
 use advxl::model::{ConvNextConfig, Model, ModelConfig, Pass, Pool, Position, Stem, VitConfig};
 use advxl::ops::{Gelu, from_vec, to_vec};
 use advxl::weights::StateDict;
+use advxl::weights::export;
+use advxl::weights::export::card::Facts;
 use advxl::weights::{Loaded, Outputs, Stated, import as weights};
 use burn::tensor::{Device, Tensor};
 use safetensors::tensor::TensorView;

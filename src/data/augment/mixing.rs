@@ -8,8 +8,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
-
+use super::mix::{Mix, Patch};
 use crate::data::batch::Batch;
 use crate::rng::{Purpose, Rng};
 use crate::settings::Table;
@@ -107,116 +106,6 @@ impl Mixing {
         }
         batch.weight[rows.clone()].fill(weight);
         batch.mixed.push((rows, mix));
-    }
-}
-
-/// How images are mixed with their counterparts.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Mix {
-    /// MixUp: this share of each image, and the rest of its counterpart.
-    Blend(f32),
-    /// CutMix: a rectangle of the counterpart.
-    Cut(Patch),
-}
-
-impl Mix {
-    /// Mixes images in place, `[n, 3, image_size, image_size]`.
-    pub(crate) fn apply(&self, images: &mut [f32], image_size: usize) {
-        match self {
-            Self::Blend(share) => blend(images, image_size, *share),
-            Self::Cut(patch) => patch.swap(images, image_size),
-        }
-    }
-
-    /// The images of a device, mixed: the same but for rounding.
-    pub(crate) fn of(&self, images: Tensor<4>) -> Tensor<4> {
-        let others = images.clone().flip([0]);
-        match self {
-            Self::Blend(share) => images * *share + others * (1.0 - share),
-            Self::Cut(patch) if patch.area() == 0 => images,
-            Self::Cut(patch) => {
-                let [count, channels, ..] = images.dims();
-                let place = [
-                    0..count,
-                    0..channels,
-                    patch.top..patch.bottom,
-                    patch.left..patch.right,
-                ];
-                images.slice_assign(place.clone(), others.slice(place))
-            }
-        }
-    }
-}
-
-/// `share` of each image and the rest of its counterpart.
-fn blend(images: &mut [f32], image_size: usize, share: f32) {
-    counterparts(images, image_size, |image, other| {
-        for (one, two) in image.iter_mut().zip(other) {
-            (*one, *two) = (
-                *one * share + *two * (1.0 - share),
-                *two * share + *one * (1.0 - share),
-            );
-        }
-    });
-}
-
-/// Calls `change` for each pair of counterparts once; the middle of an odd batch meets itself,
-/// which changes nothing.
-fn counterparts(
-    images: &mut [f32],
-    image_size: usize,
-    mut change: impl FnMut(&mut [f32], &mut [f32]),
-) {
-    let len = 3 * image_size * image_size;
-    let pairs = images.len() / len / 2;
-    let (front, back) = images.split_at_mut(pairs * len);
-    for (image, other) in front.chunks_exact_mut(len).zip(back.rchunks_exact_mut(len)) {
-        change(image, other);
-    }
-}
-
-/// A rectangle: from `left` to before `right`, from `top` to before `bottom`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Patch {
-    left: usize,
-    right: usize,
-    top: usize,
-    bottom: usize,
-}
-
-impl Patch {
-    /// A square of the area `1 - share` about any point, cut off at the picture's edges.
-    fn draw(share: f64, image_size: usize, rng: &mut Rng) -> Self {
-        let half = (image_size as f64 * (1.0 - share).sqrt()) as usize / 2;
-        let mut edges = || {
-            let center = rng.below(image_size);
-            (center.saturating_sub(half), (center + half).min(image_size))
-        };
-        let (top, bottom) = edges();
-        let (left, right) = edges();
-        Self {
-            left,
-            right,
-            top,
-            bottom,
-        }
-    }
-
-    fn area(&self) -> usize {
-        (self.right - self.left) * (self.bottom - self.top)
-    }
-
-    fn swap(&self, images: &mut [f32], image_size: usize) {
-        counterparts(images, image_size, |image, other| {
-            let rows = image
-                .chunks_exact_mut(image_size)
-                .zip(other.chunks_exact_mut(image_size));
-            for (row, (one, two)) in rows.enumerate() {
-                if (self.top..self.bottom).contains(&(row % image_size)) {
-                    one[self.left..self.right].swap_with_slice(&mut two[self.left..self.right]);
-                }
-            }
-        });
     }
 }
 

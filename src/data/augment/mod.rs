@@ -6,6 +6,7 @@
 //! Not for changes that need two pictures ([`crate::data::augment::mixing`]) nor for evaluation
 //! ([`crate::image::preprocessing`]).
 
+pub mod mix;
 pub mod mixing;
 pub mod operations;
 

@@ -23,7 +23,7 @@ use crate::image::decode::outcome::Format;
 use crate::image::{Examined, Fault, Health, Reason, View, content, decode};
 use crate::json;
 use crate::storage::store::{Asked, Object, Pieces};
-use crate::storage::{pattern, store, unpack};
+use crate::storage::{pattern, unpack};
 
 use index as shard_index;
 use index::{Entry, Saved, ShardIndex, Span, Summary};
@@ -145,7 +145,7 @@ impl Shards {
                 "{scanned} shards were scanned; `advxl data index` saves what was found, so that opening them is quick"
             ));
         }
-        if let (1.., Ok(folder)) = (kept, store::indexes()) {
+        if let (1.., Ok(folder)) = (kept, crate::storage::cache::indexes()) {
             notices.push(format!(
                 "{kept} shards were read through once for their indexes, which are kept in `{}`",
                 folder.display()
@@ -616,7 +616,7 @@ pub fn save_indexes(pattern: &str, progress: impl Fn(usize, usize) + Sync) -> Re
         shards: total,
         samples: counts.iter().map(|(samples, ..)| samples).sum(),
         written: counts.iter().map(|(_, written, _)| written).sum(),
-        kept: kept.then(store::indexes).transpose()?,
+        kept: kept.then(crate::storage::cache::indexes).transpose()?,
     })
 }
 

@@ -97,7 +97,7 @@ fn not_a_picture(bytes: &[u8]) -> Fault {
 
 #[cfg(test)]
 mod tests {
-    use crate::image::Examined;
+    use crate::image::decode::outcome::Examined;
     use std::io::Cursor;
 
     use image::DynamicImage;

@@ -9,16 +9,15 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Device, Tensor};
 
-use super::StageImages;
-use super::folder::RunFolder;
-use super::microbatch::of_all;
-use super::state::State;
+use super::contrastive::{ContrastiveLoss, TowerPasses};
+use super::gradients::gather_rows;
+use super::parameters::ExtraParameters;
 use crate::data::shards::Shards;
 use crate::data::{Batch, Dataset, Part, match_prompts};
-use crate::distributed::zero::PairwiseSum;
+use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::loss::{Objective, unit_length};
+use crate::loss::unit_length;
 use crate::ops::{Gelu, from_vec};
 use crate::recipe::{NewText, Recipe, Text};
 use crate::storage::store::Ahead;
@@ -33,7 +32,17 @@ const CHUNK: usize = 256;
 /// Captions that a new vocabulary is made of, from the first.
 const VOCABULARY_CAPTIONS: usize = 10_000;
 
-/// What a stage knows of text.
+/// The folder of a run, as the text side of its stages uses it.
+pub struct RunPaths<'a> {
+    /// The folder.
+    pub folder: &'a Path,
+    /// Whether this rank writes there; the others find what it wrote.
+    pub writes: bool,
+    /// Whether training has begun there.
+    pub has_begun: bool,
+}
+
+/// The text side of a stage that is trained on captions.
 pub struct Captions {
     source: Source,
     file: Option<EmbeddingFile>,
@@ -64,11 +73,11 @@ impl Captions {
     ///
     /// Errors: text models or embeddings that cannot be read or do not belong together, class names that are not one
     /// for each class.
-    pub(crate) fn open(
+    pub fn open(
         recipe: &Recipe,
         text: &Text,
-        images: &StageImages,
-        run: &RunFolder,
+        (train, test): (&Dataset, &Dataset),
+        run: &RunPaths,
         device: &Device,
     ) -> Result<Self> {
         let file = match &text.embeddings {
@@ -89,12 +98,12 @@ impl Captions {
             }
             (None, Some(name), _) => {
                 let new = new_text_of(recipe, name);
-                let folder = folder_of(run.path(), name);
+                let folder = folder_of(run.folder, name);
                 let read = OnceCell::new();
                 (Source::Model { folder, read }, new.embedding)
             }
             (None, None, Some(new)) => {
-                let (tokenizer, config) = new_model(new, images, run)?;
+                let (tokenizer, config) = new_model(new, train, run)?;
                 (Source::New { tokenizer, config }, new.embedding)
             }
             (None, None, None) => {
@@ -103,7 +112,7 @@ impl Captions {
             }
         };
         if let Some(file) = &file {
-            check_file(file, width, &images.train)?;
+            check_file(file, width, train)?;
             if let Source::Model { read, .. } = &source
                 && let Some(model) = read.get()
             {
@@ -111,7 +120,7 @@ impl Captions {
             }
         }
         let mut zero_shot = ZeroShot {
-            classes: images.test.classes().to_vec(),
+            classes: test.classes().to_vec(),
             templates: text.templates.clone(),
         };
         if let Some(path) = &text.classes {
@@ -126,7 +135,7 @@ impl Captions {
                     Error::input(message).hint("give one name for each class, in their order")
                 );
             }
-            let map = match_prompts(&named, &path, images.test.classes(), "the test images")?;
+            let map = match_prompts(&named, &path, test.classes(), "the test images")?;
             let labels = 0..classes as u32;
             zero_shot.classes = labels
                 .map(|label| named[map.class_of(label) as usize].clone())
@@ -141,57 +150,58 @@ impl Captions {
         })
     }
 
-    /// A tower that learns in this stage, with random weights.
-    pub(crate) fn new_tower(&self, seed: u64) -> Option<TextTower> {
-        let Source::New { config, .. } = &self.source else {
-            return None;
+    /// What the stage trains besides the model, at its beginning: a new text tower has random weights.
+    pub fn parameters(&self, seed: u64) -> ExtraParameters {
+        let tower = match &self.source {
+            Source::New { config, .. } => {
+                let tower = TextTower::new(config, seed, &self.device);
+                Some(tower.expect("the recipe's sizes were checked"))
+            }
+            _ => None,
         };
-        let tower = TextTower::new(config, seed, &self.device);
-        Some(tower.expect("the recipe's sizes were checked"))
+        ExtraParameters::contrastive(tower, &self.device)
     }
 
-    /// What the images of a batch should be near to; and the texts, if they learn. `batch` is this process's part, in shards
-    /// that are embedded one by one; the objective is that of the whole.
-    pub(crate) fn objective(
+    /// The contrastive loss of a batch: that of all ranks. `batch` is this rank's part, in shards that are embedded one by one.
+    ///
+    /// Errors: captions without an embedding.
+    pub fn loss(
         &self,
-        state: &State,
+        parameters: &ExtraParameters,
         dataset: &Dataset,
         batch: &Batch,
         shards: usize,
-    ) -> Result<(Objective, Option<Learning>)> {
+        comm: &Comm,
+    ) -> Result<ContrastiveLoss> {
         let size = batch.samples.len() / shards;
         let rows = (0..shards).map(|shard| shard * size..(shard + 1) * size);
-        let (texts, learning) = match (&self.source, &state.text) {
+        let (texts, passes) = match (&self.source, &parameters.tower) {
             (Source::New { tokenizer, .. }, Some(tower)) => {
-                let recorded = rows.map(|rows| {
+                let passes = rows.map(|rows| {
                     let tower = tower.tracked();
                     let ids = tokenizer.rows(&batch.captions[rows])?;
                     let embeddings = unit_length(tower.encode(&ids)?);
                     Ok((tower, embeddings))
                 });
-                let recorded: Vec<_> = recorded.collect::<Result<_>>()?;
-                let texts = recorded
+                let passes: Vec<_> = passes.collect::<Result<_>>()?;
+                let texts = passes
                     .iter()
                     .map(|(_, texts)| texts.clone().without_autodiff());
-                (texts.collect(), Some(Learning(recorded)))
+                (texts.collect(), Some(TowerPasses(passes)))
             }
             _ => {
                 let texts = rows.map(|rows| self.embeddings(dataset, batch, rows));
                 (texts.collect::<Result<Vec<_>>>()?, None)
             }
         };
-        let texts = of_all(&state.exchange.group, Tensor::cat(texts, 0));
-        let scale = state.log_scale.as_ref();
-        let objective = Objective::Captions {
-            texts,
-            log_scale: scale.expect("contrastive stages have one").value.clone(),
-            learning: learning.is_some(),
-        };
-        Ok((objective, learning))
+        let texts = gather_rows(comm, Tensor::cat(texts, 0));
+        let scale = parameters.log_scale.as_ref();
+        let scale = scale.expect("contrastive stages have one").value.clone();
+        Ok(ContrastiveLoss::new(texts, scale, passes))
     }
 
     /// How many classes have names that the text model can embed.
-    pub(crate) fn class_count(&self) -> usize {
+    pub fn class_count(&self) -> usize {
         match self.source {
             Source::Nothing => 0,
             _ => self.zero_shot.classes.len(),
@@ -199,12 +209,12 @@ impl Captions {
     }
 
     /// Whether images can be classified by the names of their classes.
-    pub(crate) fn classifies(&self) -> bool {
+    pub fn classifies(&self) -> bool {
         self.class_count() > 0
     }
 
     /// Whether batches need their captions, or embeddings are read in their place.
-    pub(crate) fn needs_captions(&self) -> bool {
+    pub fn needs_captions(&self) -> bool {
         self.file.is_none()
     }
 
@@ -243,7 +253,7 @@ impl Captions {
     ///
     /// Shapes: `[classes, width]`.
     /// Source: Radford et al. 2021, section 3.1.4.
-    pub(crate) fn class_head(&self, tower: Option<&TextTower>) -> Result<Option<Tensor<2>>> {
+    pub fn class_head(&self, tower: Option<&TextTower>) -> Result<Option<Tensor<2>>> {
         if !self.classifies() {
             return Ok(None);
         }
@@ -257,7 +267,7 @@ impl Captions {
     ///
     /// Shapes: `[classes, width]`.
     /// Errors: there is no text model, or no class.
-    pub(crate) fn final_head(&self, stage: &str, run: &Path) -> Result<Tensor<2>> {
+    pub fn final_head(&self, stage: &str, run: &Path) -> Result<Tensor<2>> {
         let saved = match self.source {
             Source::New { .. } => Some(TextModel::load(&folder_of(run, stage), &self.device)?),
             _ => None,
@@ -295,29 +305,11 @@ impl Captions {
     }
 
     /// Writes the text model of a stage that ends, if it learned, to where later stages look for it.
-    pub(crate) fn save(&self, tower: Option<TextTower>, stage: &str, run: &Path) -> Result<()> {
+    pub fn save(&self, tower: Option<TextTower>, stage: &str, run: &Path) -> Result<()> {
         let (Source::New { tokenizer, .. }, Some(tower)) = (&self.source, tower) else {
             return Ok(());
         };
         TextModel::save_parts(&tower, tokenizer, &folder_of(run, stage))
-    }
-}
-
-/// Texts of a batch whose tower learns: of each shard the tower, recorded for its gradients, and the embeddings.
-pub(crate) struct Learning(Vec<(TextTower, Tensor<2>)>);
-
-impl Learning {
-    /// The gradients of the tower's weights from that of this process's embeddings.
-    pub(crate) fn gradients(&self, towards: Tensor<2>) -> Vec<Tensor<1>> {
-        let mut sum = PairwiseSum::default();
-        let mut start = 0;
-        for (tower, embeddings) in &self.0 {
-            let count = embeddings.dims()[0];
-            let along = (embeddings.clone() * towards.clone().narrow(0, start, count)).sum();
-            sum.add(tower.gradients(&mut along.backward()));
-            start += count;
-        }
-        sum.sum()
     }
 }
 
@@ -398,17 +390,13 @@ fn check_keys(file: &EmbeddingFile, shards: &Shards) -> Result<()> {
 }
 
 /// Tokenizer and sizes of a new text model; the vocabulary is written once and read from then on.
-fn new_model(
-    new: &NewText,
-    images: &StageImages,
-    run: &RunFolder,
-) -> Result<(Tokenizer, TextConfig)> {
-    let folder = run.path().join("vocabulary");
+fn new_model(new: &NewText, train: &Dataset, run: &RunPaths) -> Result<(Tokenizer, TextConfig)> {
+    let folder = run.folder.join("vocabulary");
     let path = folder.join("vocab.txt");
-    // Of a run that never began it may be of other captions. The first process writes it, and the others find it.
-    if run.writes() && (!path.is_file() || !run.has_begun()) {
+    // In the folder of a run that never began it may be made of other captions.
+    if run.writes && (!path.is_file() || !run.has_begun) {
         files::make_folder(&folder)?;
-        let words = vocabulary(&images.train)?;
+        let words = vocabulary(train)?;
         files::write(&path, (words.join("\n") + "\n").as_bytes())?;
     }
     let config = TokenizerConfig {

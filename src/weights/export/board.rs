@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::attack::Norm;
 use crate::error::{Error, Result};
 use crate::units::{Fraction, grouped};
-use crate::weights::Loaded;
+use crate::weights::import::Loaded;
 
 /// A data set's boards.
 #[derive(Debug)]

@@ -2,14 +2,17 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{architecture, evaluations, is_standard, stages};
+
+use crate::attack::Norm;
 use crate::error::{Error, Result};
+use crate::eval::autoattack::{Settings, Version};
 use crate::files;
 use crate::image::Preprocessing;
-use crate::model::{ModelConfig, NORM_EPS};
-use crate::weights::{Loaded, Outputs};
+use crate::model::{ModelConfig, NORM_EPS, Stem};
+use crate::weights::import::Loaded;
+use crate::weights::outputs::Outputs;
 
 /// What a card and an entry say that the weights do not.
 #[derive(Clone, Debug, Default)]
@@ -167,4 +170,82 @@ pub(crate) fn measured(facts: &Facts) -> String {
              to other norms, larger perturbations, other images or adaptive attacks was not measured and must not be \
              assumed.\n";
     text
+}
+
+/// Such as `ViT-B/16`, `ConvNeXt-L + ConvStem` or `ViT, width 768, depth 6, patch 16`.
+pub(crate) fn architecture(loaded: &Loaded) -> String {
+    let config = loaded.model.config();
+    let named = ModelConfig::named(config.size());
+    let text = match (&config, named) {
+        (ModelConfig::Vit(vit), Some(ModelConfig::Vit(named)))
+            if (vit.width, vit.depth, vit.patch) == (named.width, named.depth, named.patch) =>
+        {
+            let word = vit.size.trim_start_matches("vit_");
+            let word = word.trim_end_matches(|letter: char| letter.is_ascii_digit());
+            let word = match word {
+                "ti" => "Ti".to_owned(),
+                "g" => "g".to_owned(),
+                word => word.to_uppercase(),
+            };
+            format!("ViT-{word}/{}", vit.patch)
+        }
+        (ModelConfig::Vit(vit), _) => format!(
+            "ViT, width {}, depth {}, patch {}",
+            vit.width, vit.depth, vit.patch
+        ),
+        (ModelConfig::ConvNext(convnext), Some(ModelConfig::ConvNext(named)))
+            if (convnext.widths, convnext.depths) == (named.widths, named.depths) =>
+        {
+            let word = convnext.size.trim_start_matches("convnext_");
+            let short = [("tiny", "T"), ("small", "S"), ("base", "B"), ("large", "L")];
+            let short = short.iter().find(|(long, _)| *long == word);
+            format!("ConvNeXt-{}", short.map_or(word, |(_, short)| short))
+        }
+        (ModelConfig::ConvNext(convnext), _) => format!(
+            "ConvNeXt, widths {:?}, depths {:?}",
+            convnext.widths, convnext.depths
+        ),
+    };
+    match config.stem() {
+        Stem::Patch => text,
+        Stem::Conv => format!("{text} + ConvStem"),
+    }
+}
+
+/// The evaluations of results, each one norm's, with the result that it is part of.
+pub(crate) fn evaluations(results: &[Value]) -> Vec<(&Value, &Value)> {
+    let mut found = Vec::new();
+    for result in results {
+        match result["evaluations"].as_array() {
+            Some(several) => found.extend(several.iter().map(|evaluation| (result, evaluation))),
+            None if !stages(result).is_empty() => found.push((result, result)),
+            None => {}
+        }
+    }
+    found
+}
+
+/// Whether an evaluation is AutoAttack's standard version with its own settings, which published numbers mean.
+pub(crate) fn is_standard(evaluation: &Value) -> bool {
+    let word = evaluation["norm"].as_str();
+    let norm = Norm::WORDS.iter().find(|(known, _)| Some(*known) == word);
+    let epsilon = evaluation["epsilon"]
+        .as_str()
+        .and_then(|text| text.parse().ok());
+    let (Some((_, norm)), Some(epsilon)) = (norm, epsilon) else {
+        return false;
+    };
+    let attacks = Settings::new(Version::Standard, *norm, epsilon).autoattack();
+    let right = std::iter::once(Value::Null).chain(attacks.iter().map(|attack| json!(attack)));
+    stages(evaluation)
+        .iter()
+        .map(|stage| stage["settings"].clone())
+        .eq(right)
+}
+
+pub(crate) fn stages(result: &Value) -> &[Value] {
+    result["stages"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default()
 }

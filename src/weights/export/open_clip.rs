@@ -11,14 +11,15 @@ use serde_json::{Value, json};
 
 use super::card::{Facts, Use, card, refuse_full};
 use crate::error::{Context, Error, Result};
+use crate::files;
 use crate::model::{ConvNextConfig, Model, ModelConfig, NORM_EPS, Pool, Stem, Vit, VitConfig};
 use crate::ops::{Gelu, Stored, from_vec, to_vec};
 use crate::weights::architecture::CLIP_EPS;
+use crate::weights::import::Loaded;
 use crate::weights::names::{Head, Origin, Scheme, transposed};
-use crate::weights::outputs::OPEN_CLIP_CONFIG;
+use crate::weights::outputs::{OPEN_CLIP_CONFIG, Outputs};
 use crate::weights::preprocessing::to_open_clip;
-use crate::weights::{Loaded, Outputs, StateDict};
-use crate::{files, weights};
+use crate::weights::state_dict::StateDict;
 
 /// timm's transformers by name: its name without image size, our size, and the image sizes of the plain model, of the one
 /// with a norm before the blocks, and of that with OpenAI's activation.
@@ -78,7 +79,7 @@ pub fn open_clip(loaded: &Loaded, facts: &Facts, text: &Path, folder: &Path) -> 
         return Err(Error::input(message).hint("export it --to timm"));
     }
     let preprocessing = loaded.preprocessing.preprocessing.clone()?;
-    let (mut config, tensors) = weights::import::open_clip_folder(text)?;
+    let (mut config, tensors) = crate::weights::import::open_clip_folder(text)?;
     if config["model_cfg"].is_null() {
         config = json!({ "model_cfg": config });
     }

@@ -12,7 +12,7 @@ use super::objective::{Goal, are_finite};
 use crate::ops::{from_vec, to_vec};
 
 /// A function from images in [0, 1] to logits, under attack.
-pub struct Classifier<'a> {
+pub struct TargetModel<'a> {
     logits: &'a dyn Fn(Tensor<4>) -> Tensor<2>,
     device: Device,
     passes: Cell<Passes>,
@@ -104,7 +104,7 @@ pub struct Slope {
     pub gradient: Tensor<4>,
 }
 
-impl<'a> Classifier<'a> {
+impl<'a> TargetModel<'a> {
     /// A function that takes images `[batch, 3, height, width]` to logits `[batch, classes]` and is
     /// differentiable by Burn. An image's logits must depend on that image alone.
     ///
@@ -291,7 +291,7 @@ mod tests {
             let steeper = from_vec(vec![1e30, 0.0, 1.0], [1, 3], &device);
             pixels * steep * steeper
         };
-        let classifier = Classifier::new(&logits, &device);
+        let classifier = TargetModel::new(&logits, &device);
         let goals = [Goal::Difference {
             label: 2,
             target: 0,
@@ -305,7 +305,7 @@ mod tests {
     fn a_climb_gives_the_gradient_of_each_goal_and_counts() {
         let device = Device::flex();
         let logits = |images: Tensor<4>| images.reshape([2, 3]) * 2.0;
-        let classifier = Classifier::new(&logits, &device);
+        let classifier = TargetModel::new(&logits, &device);
         let images = from_vec(vec![0.1, 0.2, 0.3, 0.6, 0.5, 0.4], [2, 3, 1, 1], &device);
         let goals = [
             Goal::Difference {

@@ -1,0 +1,97 @@
+//! The contrastive objective: image embeddings near those of their captions, far from those of the others (the paper's
+//! equations 2 and 3).
+
+use std::ops::Range;
+
+use burn::tensor::{Gradients, Tensor};
+
+use super::batch_loss::{BatchLoss, Views};
+use crate::distributed::Comm;
+use crate::distributed::zero::PairwiseSum;
+use crate::loss::{contrastive, count_correct};
+use crate::text::TextTower;
+
+/// The symmetric contrastive loss of a batch over all ranks.
+#[derive(Clone)]
+pub struct ContrastiveLoss {
+    /// Caption embeddings of all ranks, of length 1: `[batch, dimensions]`.
+    texts: Tensor<2>,
+    /// Logarithm of the similarities' scale: `[1]`.
+    log_scale: Tensor<1>,
+    /// The text tower's passes, if the tower is trained.
+    tower: Option<TowerPasses>,
+}
+
+impl ContrastiveLoss {
+    /// Shapes: `texts` `[batch, dimensions]`, of all ranks, of length 1; `log_scale` `[1]`.
+    pub fn new(texts: Tensor<2>, log_scale: Tensor<1>, tower: Option<TowerPasses>) -> Self {
+        Self {
+            texts,
+            log_scale,
+            tower,
+        }
+    }
+}
+
+impl BatchLoss for ContrastiveLoss {
+    fn losses(&self, outputs: Views<Tensor<2>>) -> Tensor<1> {
+        contrastive(
+            outputs.adversarial,
+            self.texts.clone(),
+            self.log_scale.clone(),
+        )
+    }
+
+    fn of_rows(&self, _: Range<usize>) -> Option<Box<dyn BatchLoss>> {
+        None
+    }
+
+    /// Images that find their own caption among those of the batch.
+    fn count_correct(&self, outputs: Tensor<2>) -> u64 {
+        let own: Vec<u32> = (0..outputs.dims()[0] as u32).collect();
+        count_correct(outputs.matmul(self.texts.clone().transpose()), &own)
+    }
+
+    fn tracked(&self) -> Option<Box<dyn BatchLoss>> {
+        let mut tracked = self.clone();
+        tracked.log_scale = tracked.log_scale.autodiff().require_grad();
+        if self.tower.is_some() {
+            tracked.texts = tracked.texts.autodiff().require_grad();
+        }
+        Some(Box::new(tracked))
+    }
+
+    /// All ranks compute the same loss: the scale's gradient counts once, and each rank's tower passes get the gradient of
+    /// their own texts.
+    fn parameter_gradients(&self, gradients: &mut Gradients, comm: &Comm) -> Vec<Tensor<1>> {
+        let once = if comm.is_main() { 1.0 } else { 0.0 };
+        let scale = self.log_scale.grad_remove(gradients);
+        let mut found: Vec<_> = scale.map(|scale| scale * once).into_iter().collect();
+        if let Some(tower) = &self.tower
+            && let Some(texts) = self.texts.grad_remove(gradients)
+        {
+            let count = texts.dims()[0] / comm.world_size();
+            found.extend(tower.gradients(texts.narrow(0, comm.rank() * count, count)));
+        }
+        found
+    }
+}
+
+/// The passes of a trained text tower over a rank's captions: for each shard the tracked tower and the embeddings.
+#[derive(Clone)]
+pub struct TowerPasses(pub Vec<(TextTower, Tensor<2>)>);
+
+impl TowerPasses {
+    /// The gradients of the tower's weights from that of this rank's embeddings.
+    fn gradients(&self, of_texts: Tensor<2>) -> Vec<Tensor<1>> {
+        let mut sum = PairwiseSum::default();
+        let mut start = 0;
+        for (tower, embeddings) in &self.0 {
+            let count = embeddings.dims()[0];
+            let along = (embeddings.clone() * of_texts.clone().narrow(0, start, count)).sum();
+            sum.add(tower.gradients(&mut along.backward()));
+            start += count;
+        }
+        sum.sum()
+    }
+}

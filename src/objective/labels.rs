@@ -1,0 +1,44 @@
+//! Cross entropy with labels: the objective of supervised adversarial training.
+
+use std::ops::Range;
+
+use burn::tensor::{Device, Tensor};
+
+use super::batch_loss::{BatchLoss, Views};
+use crate::loss::{Targets, count_correct, cross_entropy};
+
+/// Cross entropy between logits and labels, which may be mixed and smoothed.
+#[derive(Clone, Debug)]
+pub struct LabelLoss {
+    /// `[batch, classes]`, rows sum to 1.
+    targets: Tensor<2>,
+    /// The class with the largest share.
+    labels: Vec<u32>,
+}
+
+impl LabelLoss {
+    /// The loss of a batch with some labels.
+    pub fn new(targets: &Targets, classes: usize, smoothing: f64, device: &Device) -> Self {
+        Self {
+            targets: targets.distributions(classes, smoothing, device),
+            labels: targets.dominant(),
+        }
+    }
+}
+
+impl BatchLoss for LabelLoss {
+    fn losses(&self, outputs: Views<Tensor<2>>) -> Tensor<1> {
+        cross_entropy(outputs.adversarial, self.targets.clone())
+    }
+
+    fn of_rows(&self, rows: Range<usize>) -> Option<Box<dyn BatchLoss>> {
+        Some(Box::new(Self {
+            targets: self.targets.clone().narrow(0, rows.start, rows.len()),
+            labels: self.labels[rows].to_vec(),
+        }))
+    }
+
+    fn count_correct(&self, outputs: Tensor<2>) -> u64 {
+        count_correct(outputs, &self.labels)
+    }
+}

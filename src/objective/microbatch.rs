@@ -1,0 +1,99 @@
+//! Forward passes over a rank's part of a batch: whole, or in microbatches where it would not fit into memory.
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+
+use crate::model::{DropPath, Kept, Model, Pass};
+use crate::ops::Precision;
+
+/// How a rank's part of a batch passes through the model.
+#[derive(Clone, Debug)]
+pub struct Microbatches {
+    /// Arithmetic of the matrix products.
+    pub precision: Precision,
+    /// Whether backward passes recompute activations.
+    pub recompute: bool,
+    /// The patches that each image keeps; all if absent.
+    pub kept: Option<Kept>,
+    /// Images at a time; a whole shard if absent.
+    pub size: Option<usize>,
+    /// Equal parts of the rank's part, which never pass together.
+    pub shards: usize,
+}
+
+impl Microbatches {
+    /// The rows of the microbatches of each shard, for `count` images.
+    pub(super) fn rows(&self, count: usize) -> Vec<Vec<Range<usize>>> {
+        let of_shard = count / self.shards;
+        let size = self.size.unwrap_or(of_shard).min(of_shard).max(1);
+        let shards = (0..self.shards).map(|shard| {
+            let (begin, end) = (shard * of_shard, (shard + 1) * of_shard);
+            let starts = (begin..end).step_by(size);
+            starts.map(|start| start..(start + size).min(end)).collect()
+        });
+        shards.collect()
+    }
+
+    /// The model's outputs for all images of the rank.
+    ///
+    /// Shapes: `images` `[images, 3, height, width]`; the result `[images, outputs]`.
+    pub(super) fn forward(
+        &self,
+        model: &Model,
+        images: Tensor<4>,
+        drop_path: Option<&DropPath>,
+    ) -> Tensor<2> {
+        self.pass(model, images, self.kept.as_ref(), drop_path.cloned())
+    }
+
+    /// The model's outputs for some rows.
+    ///
+    /// Shapes: `images` `[images, 3, height, width]`, all of the rank; the result `[rows, outputs]`.
+    pub(super) fn forward_rows(
+        &self,
+        model: &Model,
+        images: &Tensor<4>,
+        rows: &Range<usize>,
+        drop_path: Option<&DropPath>,
+    ) -> Tensor<2> {
+        self.forward_part(model, rows_of(images, rows), rows, drop_path)
+    }
+
+    /// The same where the rows' images have been taken already.
+    pub(super) fn forward_part(
+        &self,
+        model: &Model,
+        images: Tensor<4>,
+        rows: &Range<usize>,
+        drop_path: Option<&DropPath>,
+    ) -> Tensor<2> {
+        let kept = self.kept.as_ref().map(|kept| kept.of_rows(rows));
+        let drop_path = drop_path.map(|path| DropPath {
+            position: path.position + rows.start as u64,
+            ..path.clone()
+        });
+        self.pass(model, images, kept.as_ref(), drop_path)
+    }
+
+    fn pass(
+        &self,
+        model: &Model,
+        images: Tensor<4>,
+        kept: Option<&Kept>,
+        drop_path: Option<DropPath>,
+    ) -> Tensor<2> {
+        let pass = Pass {
+            precision: self.precision,
+            kept,
+            drop_path,
+            recompute: self.recompute,
+        };
+        model.logits(images, &pass)
+    }
+}
+
+/// Some of the images of a batch.
+pub(super) fn rows_of(images: &Tensor<4>, rows: &Range<usize>) -> Tensor<4> {
+    images.clone().narrow(0, rows.start, rows.len())
+}

@@ -1,0 +1,143 @@
+//! Evaluations while training, on the test images that can be read. A failed one never ends training.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::monitor;
+use super::monitor::Monitor;
+use super::run::Run;
+use super::state::State;
+use super::test_set::TestSet;
+use crate::attack::{Attack, Pgd};
+use crate::error::{Error, Kind, Result};
+use crate::eval::{Classifier, Done, Images, Observer, Outcome, Setup};
+use crate::image::Preprocessing;
+use crate::recipe::{Phase, Stage, TestImages};
+
+/// Evaluates the model as the recipe says: clean accuracy and accuracy under the evaluation's attack and under the stage's
+/// own. If that fails the reason is reported, and training continues.
+///
+/// Errors: a stop was requested; a store does not answer.
+pub(super) fn evaluate(run: &Run, state: &State, monitor: &mut Monitor) -> Result<()> {
+    let place = run.recipe.update_at(state.samples);
+    let (stage, phase, _) = place.expect("updates belong to a phase");
+    match evaluate_stage(run, state, stage, phase, monitor) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == Kind::TryAgain => Err(error),
+        Err(error) => {
+            // An image that broke since they were read is found the next time.
+            run.test_images.borrow_mut().remove(&state.stage);
+            monitor.evaluation_failed(stage, &error, state.samples);
+            Ok(())
+        }
+    }
+}
+
+fn evaluate_stage(
+    run: &Run,
+    state: &State,
+    stage: &Stage,
+    phase: &Phase,
+    monitor: &mut Monitor,
+) -> Result<()> {
+    let Some(evaluation) = &run.recipe.evaluation else {
+        return Ok(());
+    };
+    let begun = Instant::now();
+    let Some(classifier) = classifier(run, state)? else {
+        return Ok(());
+    };
+    let test = test_images(run, state.stage, &evaluation.images, monitor)?;
+    test.check_rate(run.recipe.data_of(stage).broken_rate)?;
+    let images = Images::Stored {
+        dataset: &run.images[state.stage].test,
+        preprocessing: Preprocessing::new(phase.image_size as usize),
+        subset: &test.subset,
+    };
+    let watcher = Watcher {
+        monitor: RefCell::new(monitor),
+        run,
+    };
+    let setup = Setup {
+        batch: stage.batch as usize,
+        seed: run.recipe.seed,
+        device: &run.device,
+        comm: &run.comm,
+    };
+    let outcome = |attack: &Pgd| {
+        let attacks = [Attack::Pgd(attack.clone())];
+        classifier.evaluate(&images, &attacks, setup, &watcher)
+    };
+    let strong = outcome(&evaluation.attack)?;
+    let weak = match &stage.attack {
+        // By class names where captions are trained: not what training maximizes, but as near as it comes.
+        Some(attack) => Some(outcome(attack)?.accuracy_after(1)),
+        None => None,
+    };
+    let found = monitor::Accuracies {
+        clean: strong.accuracy_after(0),
+        strong: strong.accuracy_after(1),
+        weak,
+        images: images.count(),
+        broken: test.broken.len(),
+        not_finite: strong.not_finite(),
+        took: begun.elapsed(),
+    };
+    let monitor = watcher.monitor.into_inner();
+    monitor.evaluated(stage, evaluation, &found, state.samples);
+    Ok(())
+}
+
+/// The averaged model, by class names where the stage is trained on captions; none if there are no names. A collective.
+fn classifier(run: &Run, state: &State) -> Result<Option<Classifier>> {
+    let zero = run.zero();
+    let model = state.averaged(&zero);
+    let Some(captions) = &run.captions[state.stage] else {
+        return Ok(Some(Classifier::new(model)));
+    };
+    let head = captions.class_head(state.averaged_tower(&zero).as_ref());
+    let head = run.comm.all_ok(head)?;
+    Ok(head.map(|head| Classifier::new(model).with_text_head(head)))
+}
+
+/// The test images of a stage's evaluations, read the first time and known from then on. Broken ones are named once.
+fn test_images(
+    run: &Run,
+    stage: usize,
+    wanted: &TestImages,
+    monitor: &mut Monitor,
+) -> Result<Rc<TestSet>> {
+    if let Some(known) = run.test_images.borrow().get(&stage) {
+        return Ok(Rc::clone(known));
+    }
+    let chosen = Rc::new(TestSet::choose(&run.images[stage], wanted, &run.comm)?);
+    for broken in &chosen.broken {
+        if run.reported.borrow_mut().insert(broken.name.clone()) {
+            monitor.broken_test_image(broken);
+        }
+    }
+    let mut known = run.test_images.borrow_mut();
+    known.insert(stage, Rc::clone(&chosen));
+    Ok(chosen)
+}
+
+/// Shows a run's own evaluations, and ends them where the run is to stop.
+struct Watcher<'a, 'b> {
+    monitor: RefCell<&'a mut Monitor<'b>>,
+    run: &'a Run,
+}
+
+impl Observer for Watcher<'_, '_> {
+    fn batch(&self, outcome: &Outcome, done: &Done) -> Result<()> {
+        let of = outcome.stages.last().map_or(0, |stage| stage.tried);
+        let left = outcome.queue.len();
+        self.monitor
+            .borrow_mut()
+            .evaluating(done.attack, of - left, of);
+        match self.run.comm.any_stop_requested() {
+            true => Err(Error::new(Kind::TryAgain, "stopped within an evaluation").everywhere()),
+            false => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The images of a run's stages.
+
+use std::sync::Arc;
+
+use crate::data::{ClassMap, Dataset, ModelClasses, Split, Subset, match_classes};
+use crate::error::{Context, Error, Result};
+use crate::recipe::{Data, Recipe, TestImages};
+
+/// The images of a stage.
+#[derive(Clone)]
+pub struct StageImages {
+    /// To learn from.
+    pub train: Arc<Dataset>,
+    /// To measure with.
+    pub test: Arc<Dataset>,
+    /// Which training classes the test images' labels mean; none where images are learned with captions.
+    map: Option<ClassMap>,
+}
+
+impl StageImages {
+    fn open(data: &Data, seed: u64) -> Result<Self> {
+        let open = |spec, split: Split| {
+            let dataset = Dataset::open(spec, split, seed);
+            dataset
+                .map(Arc::new)
+                .context(|| format!("{split} images `{spec}`"))
+        };
+        let (train, test) = (
+            open(&data.train, Split::Train)?,
+            open(&data.test, Split::Test)?,
+        );
+        if train.overlaps(&test) && !data.test_on_train {
+            let message = format!(
+                "the test images `{}` are among the training images",
+                data.test
+            );
+            return Err(Error::input(message).hint(
+                "name other images as data.test, or set data.test_on_train = true to measure with these",
+            ));
+        }
+        Ok(Self {
+            train,
+            test,
+            map: None,
+        })
+    }
+
+    /// The same for a stage that learns from labels: both have classes, the test images' among those of training.
+    fn labeled(mut self, data: &Data) -> Result<Self> {
+        self.train
+            .require_classes()
+            .context(|| format!("train images `{}`", data.train))?;
+        self.test
+            .require_classes()
+            .context(|| format!("test images `{}`", data.test))?;
+        let trained = ModelClasses {
+            count: self.train.classes().len(),
+            names: self.train.classes(),
+            owner: "the training images",
+        };
+        self.map = Some(match_classes(
+            trained,
+            self.test.classes(),
+            &data.test.to_string(),
+        )?);
+        Ok(self)
+    }
+
+    /// The test images of an evaluation, with labels as the training images have them.
+    ///
+    /// Errors: a list that does not fit the images.
+    pub fn subset(&self, images: &TestImages) -> Result<Subset> {
+        let subset = Subset::choose(&self.test, &images.selection())?;
+        Ok(match &self.map {
+            Some(map) => subset.mapped(map.clone()),
+            None => subset,
+        })
+    }
+
+    /// What the user should know of the images.
+    pub(super) fn notices(&self) -> impl Iterator<Item = &String> {
+        let of_data = self.train.notices().iter().chain(self.test.notices());
+        of_data.chain(self.map.iter().flat_map(|map| &map.notice))
+    }
+
+    /// The names of the classes.
+    pub fn classes(&self) -> &[String] {
+        self.train.classes()
+    }
+}
+
+/// The images of all stages; those of the recipe itself are opened once.
+pub(super) fn open_images(recipe: &Recipe) -> Result<Vec<StageImages>> {
+    let mut opened: Vec<(&Data, StageImages)> = Vec::new();
+    let mut all: Vec<StageImages> = Vec::new();
+    for stage in &recipe.stage {
+        let data = recipe.data_of(stage);
+        let in_stage = || format!("stage `{}`", stage.name);
+        let images = match opened.iter().find(|(known, _)| *known == data) {
+            Some((_, images)) => images.clone(),
+            None => StageImages::open(data, recipe.seed).context(in_stage)?,
+        };
+        opened.push((data, images.clone()));
+        // Captioned images have no classes, and may be measured with images that have.
+        all.push(match stage.text {
+            Some(_) => images,
+            None => images.labeled(data).context(in_stage)?,
+        });
+    }
+    Ok(all)
+}
+
+/// The images of stages, those that several share once.
+pub(super) fn distinct(all: &[StageImages]) -> Vec<&StageImages> {
+    let mut found: Vec<&StageImages> = Vec::new();
+    for images in all {
+        if !found
+            .iter()
+            .any(|known| Arc::ptr_eq(&known.train, &images.train))
+        {
+            found.push(images);
+        }
+    }
+    found
+}

@@ -1,0 +1,220 @@
+//! What happens around the steps of a run: beginning, entering stages and phases, saving, evaluating, explaining failures.
+
+use super::evaluation::evaluate;
+use super::images::distinct;
+use super::monitor::Monitor;
+use super::phase::PhaseContext;
+use super::reduce::StepError;
+use super::resume::resume;
+use super::run::Run;
+use super::state::{NewHead, State};
+use super::{checkpoint, start};
+use crate::data::{Batch, Loader};
+use crate::error::{Error, Kind, Result};
+use crate::plan::Devices;
+use crate::recipe::Head;
+use crate::units::grouped;
+use crate::{distributed, memory, ops, plan};
+
+impl Run {
+    /// Checks memory, finds the state to continue from, binds the folder to its recipe, and shows what the user should know.
+    pub(super) fn begin(&self, monitor: &mut Monitor) -> Result<State> {
+        self.comm.stop_on_signals()?;
+        let near = self.check_memory()?;
+        let state = resume(self, monitor)?;
+        // From here on the folder is this recipe's: everything that could be known to be wrong is not.
+        let recipe = self.recipe.to_toml();
+        self.comm.all_ok(self.folder.begin(&recipe))?;
+        let precision = ops::usable(self.recipe.precision, &self.device).1;
+        let changes = self.folder.changes().iter();
+        let changes = changes.map(|change| format!("recipe changed: {change}"));
+        for note in precision.into_iter().map(str::to_owned).chain(changes) {
+            monitor.line(&format!("note: {note}"));
+        }
+        let images = distinct(&self.images);
+        for dataset in images
+            .iter()
+            .flat_map(|images| [&images.train, &images.test])
+        {
+            monitor.line(&format!("data: {}", dataset.summary()));
+        }
+        let of_images = images.iter().flat_map(|images| images.notices());
+        let warnings = near.iter().chain(of_images).chain(&self.notices);
+        warnings.for_each(|warning| monitor.warn(warning));
+        // A run that was killed within an evaluation has the checkpoint from before it.
+        if self.is_evaluated(state.samples) && !self.folder.was_evaluated(state.samples, &self.comm)
+        {
+            evaluate(self, &state, monitor)?;
+        }
+        Ok(state)
+    }
+
+    /// A warning if the run needs nearly all memory.
+    ///
+    /// Errors: it needs more than there is.
+    fn check_memory(&self) -> Result<Option<String>> {
+        let recipe = &self.recipe;
+        let devices = Devices {
+            count: self.comm.world_size() as u64,
+            tflops: 1.0,
+            price: None,
+            link: None,
+        };
+        let outputs = (0..recipe.stage.len()).map(|stage| self.outputs(stage));
+        let outputs = outputs.max().unwrap_or_default();
+        let plan = plan::Plan::new(recipe, outputs, self.precision, devices);
+        // The free memory of GPUs is not known.
+        let free = memory::available()
+            .filter(|_| ops::is_processor(&self.device))
+            .map(|free| free / distributed::local_world_size() as u64);
+        plan::check_memory(&plan, free)
+    }
+
+    /// Enters a phase, and its stage if that is a new one: the batches that are left of it, if any are.
+    pub(super) fn enter(
+        &self,
+        phase: &PhaseContext,
+        state: &mut State,
+        monitor: &mut Monitor,
+    ) -> Result<Option<Loader>> {
+        if state.samples >= phase.end {
+            return Ok(None);
+        }
+        if !monitor.has_entered(phase.number) {
+            if state.stage != phase.number {
+                self.enter_stage(phase.number, state)?;
+            }
+            monitor.enter_stage(phase.number, phase.stage, state.samples);
+        }
+        monitor.enter_phase();
+        // Memory in the sizes of the phase before.
+        ops::release_buffers();
+        phase.batches(state.samples).map(Some)
+    }
+
+    /// Errors: class names that cannot be embedded, or are not those of the stage.
+    fn enter_stage(&self, stage: usize, state: &mut State) -> Result<()> {
+        let zero = self.zero();
+        let (outputs, seed) = (self.outputs(stage), self.recipe.seed);
+        let random = |values| NewHead::Random {
+            outputs,
+            seed,
+            values,
+        };
+        let head = match self.recipe.stage[stage].head {
+            Head::Keep => NewHead::Keep,
+            Head::New => random(None),
+            Head::Text => {
+                let before = self.captions[stage - 1].as_ref();
+                let name = &self.recipe.stage[stage].name;
+                let values = start::head_by_text(state, &zero, before, name, outputs)?;
+                random(Some(values))
+            }
+        };
+        state.enter(self.stage_optimizer(stage), head, self.extra(stage), &zero);
+        Ok(())
+    }
+
+    /// Saves models and a checkpoint at the end of a stage, every so many samples, and before a stop.
+    ///
+    /// Errors: a stop was requested, after everything is saved.
+    pub(super) fn save_if_due(
+        &self,
+        phase: &PhaseContext,
+        state: &State,
+        stop: bool,
+    ) -> Result<()> {
+        if stop || self.is_saved(phase, state) {
+            self.save(phase, state)?;
+        }
+        match stop {
+            true => Err(stopped(state)),
+            false => Ok(()),
+        }
+    }
+
+    fn is_saved(&self, phase: &PhaseContext, state: &State) -> bool {
+        let every = self.recipe.checkpoint.every_samples;
+        phase.ends_stage(state.samples) || phase.is_due(state.samples, every)
+    }
+
+    fn save(&self, phase: &PhaseContext, state: &State) -> Result<()> {
+        // Models first: a checkpoint says that everything up to it is done.
+        let classes = self.images[state.stage].classes();
+        self.folder.save_models(phase, state, classes)?;
+        let keep = self.recipe.checkpoint.keep as usize;
+        let provenance = self.provenance(state.stage);
+        checkpoint::save(
+            &self.folder.checkpoints(),
+            keep,
+            state,
+            &provenance,
+            &phase.zero,
+        )
+    }
+
+    /// Evaluates every so many samples and at the end of a stage, after the checkpoint: no evaluation costs what was trained.
+    ///
+    /// Errors: a stop was requested, or a store does not answer; everything is saved then.
+    pub(super) fn evaluate_if_due(
+        &self,
+        phase: &PhaseContext,
+        state: &State,
+        monitor: &mut Monitor,
+    ) -> Result<()> {
+        if !self.is_evaluated(state.samples) {
+            return Ok(());
+        }
+        let Err(error) = evaluate(self, state, monitor) else {
+            return Ok(());
+        };
+        if !self.is_saved(phase, state) {
+            self.save(phase, state)?;
+        }
+        Err(match self.comm.any_stop_requested() {
+            true => stopped(state),
+            false => error,
+        })
+    }
+
+    /// Whether the recipe evaluates the run after so many samples.
+    fn is_evaluated(&self, samples: u64) -> bool {
+        match (&self.recipe.evaluation, self.recipe.update_at(samples)) {
+            (Some(evaluation), Some((stage, _, is_last))) => {
+                is_last || samples % evaluation.every_samples < stage.batch
+            }
+            _ => false,
+        }
+    }
+
+    /// The error of a step that was not made; one that diverged leaves a bundle that reproduces it.
+    pub(super) fn explain(
+        &self,
+        error: StepError,
+        phase: &PhaseContext,
+        state: &State,
+        batch: &Batch,
+    ) -> Error {
+        let diverged = match error {
+            StepError::Failed(error) => return error,
+            StepError::Diverged(diverged) => diverged,
+        };
+        let provenance = self.provenance(state.stage);
+        let saved = self
+            .folder
+            .save_crash(phase, state, &provenance, batch, &diverged);
+        match self.comm.all_ok(saved) {
+            Ok(error) => error.everywhere(),
+            Err(error) => error,
+        }
+    }
+}
+
+fn stopped(state: &State) -> Error {
+    let samples = grouped(state.samples);
+    let message = format!("stopped by signal after {samples} samples; checkpoint saved");
+    let error = Error::new(Kind::TryAgain, message);
+    error
+        .hint("run the same command again to resume")
+        .everywhere()
+}

@@ -1,0 +1,134 @@
+//! Where a run continues: its newest intact checkpoint, or its beginning.
+
+use super::checkpoint;
+use super::checkpoint::{Counters, Intact, Provenance};
+use super::classes::difference;
+use super::monitor::Monitor;
+use super::run::Run;
+use super::state::State;
+use crate::error::{Context, Error, Result};
+
+/// The state of the newest intact checkpoint of a run, or of its beginning. A collective.
+///
+/// Errors: there are checkpoints and none of them can be read, or the newest belongs to another model or to other data.
+pub(super) fn resume(run: &Run, monitor: &mut Monitor) -> Result<State> {
+    let comm = &run.comm;
+    // Rank 0 reads and broadcasts.
+    let found = match comm.is_main() {
+        true => newest(run, monitor),
+        false => Ok(None),
+    };
+    let found = comm.all_ok(found)?;
+    let counters = comm.broadcast(found.as_ref().map(|found| found.counters));
+    let Some(counters) = counters else {
+        return comm.all_ok(run.initial_state());
+    };
+    let (mut state, bytes) = match found {
+        Some(found) => (found.state, Some(found.checkpoint.into_bytes())),
+        None => (run.blank_state(counters.stage), None),
+    };
+    checkpoint::fill(&mut state, counters, bytes.as_deref(), &run.zero())?;
+    monitor.resumed(&state);
+    Ok(state)
+}
+
+/// An intact checkpoint of the run.
+struct Resumable {
+    checkpoint: Intact,
+    counters: Counters,
+    /// Of its stage, with values still to be filled in.
+    state: State,
+}
+
+/// The newest intact checkpoint, if there is any.
+///
+/// Errors: it is of another model, or of other images; none is intact. Nothing in the folder is changed.
+fn newest(run: &Run, monitor: &mut Monitor) -> Result<Option<Resumable>> {
+    let folder = run.folder.checkpoints();
+    if !folder.is_dir() {
+        return Ok(None);
+    }
+    let saved = checkpoint::list(&folder)?;
+    for path in saved.iter().rev() {
+        match checkpoint::read(path)? {
+            Ok(intact) => {
+                let of_it = || format!("the checkpoint `{}`", path.display());
+                return of_run(intact, run).map(Some).context(of_it);
+            }
+            Err(damage) => monitor.warn(&format!("{damage}; trying the checkpoint before it")),
+        }
+    }
+    if saved.is_empty() {
+        return Ok(None);
+    }
+    let message = format!(
+        "none of the {} checkpoints in `{}` is whole",
+        saved.len(),
+        folder.display()
+    );
+    Err(Error::input(message).hint("move the folder away to begin anew, or bring back a copy"))
+}
+
+/// A checkpoint as a state of the run.
+///
+/// Errors: the run's recipe is for another model or other stages, or its images are others.
+fn of_run(checkpoint: Intact, run: &Run) -> Result<Resumable> {
+    let counters = checkpoint.counters()?;
+    let stages = run.recipe.stage.len();
+    if counters.stage >= stages {
+        let stage = counters.stage + 1;
+        let message = format!("it is of stage {stage}, and the recipe has {stages}");
+        return Err(of_another(run, message));
+    }
+    let state = run.blank_state(counters.stage);
+    check_images(&checkpoint.provenance(), counters.stage, run)?;
+    match checkpoint.difference(&state) {
+        None => Ok(Resumable {
+            checkpoint,
+            counters,
+            state,
+        }),
+        Some(difference) => Err(of_another(run, difference)),
+    }
+}
+
+/// The error of a checkpoint that is intact and does not fit the recipe; what the recipe changed is named with it.
+fn of_another(run: &Run, difference: String) -> Error {
+    let mut message = format!("it does not belong to this recipe: {difference}");
+    let changes = run.folder.changes();
+    if !changes.is_empty() {
+        message += &format!("\n\n  {}\n", changes.join("\n  "));
+    }
+    let folder = run.folder.path().display();
+    Error::input(message).hint(format!(
+        "nothing in `{folder}` was changed, and its own recipe still resumes it; choose another folder with --out"
+    ))
+}
+
+/// An error where a checkpoint's images are not those of its stage, unless the user accepted changes.
+fn check_images(found: &Provenance, stage: usize, run: &Run) -> Result<()> {
+    let images = &run.images[stage];
+    if run.folder.changes_accepted() {
+        return Ok(());
+    }
+    let spec = &run.recipe.data_of(&run.recipe.stage[stage]).train;
+    let refuse = |message: String| {
+        Err(Error::input(message).hint("bring the images back, or add --accept-changes"))
+    };
+    if let (Some(known), None) = (&found.classes, &run.captions[stage])
+        && let Some(difference) = difference(
+            ("the trained model", known),
+            ("the images", images.classes()),
+        )
+    {
+        return refuse(format!(
+            "it was trained on other classes than `{spec}` has: {difference}"
+        ));
+    }
+    match found.data == images.train.fingerprint() {
+        true => Ok(()),
+        false => refuse(format!(
+            "it was trained on other images than `{spec}` holds now"
+        )),
+    }
+}

@@ -1,0 +1,219 @@
+//! A run that is ready to go: recipe, folder and data, checked against each other.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::rc::Rc;
+
+use burn::tensor::Device;
+
+use super::checkpoint::Provenance;
+use super::checks::{check, check_folder};
+use super::folder::RunFolder;
+use super::images::{StageImages, open_images};
+use super::phase::PhaseContext;
+use super::start;
+use super::state::{StageOptimizer, State};
+use super::test_set::TestSet;
+use crate::distributed::{Comm, Zero};
+use crate::error::{Context, Result};
+use crate::model::Model;
+use crate::objective::captions::RunPaths;
+use crate::objective::{Captions, ExtraParameters};
+use crate::ops;
+use crate::ops::Precision;
+use crate::recipe::Recipe;
+use crate::settings::changes;
+
+/// A run that is ready to go: a checked recipe, its folder and its data.
+pub struct Run {
+    /// What to do.
+    pub recipe: Recipe,
+    /// Where to keep it.
+    pub folder: RunFolder,
+    /// The images of each stage.
+    pub images: Vec<StageImages>,
+    /// The text side of each stage that is trained on captions.
+    pub captions: Vec<Option<Captions>>,
+    /// Where to compute.
+    pub device: Device,
+    /// In which arithmetic: the recipe's, or f32 where the processor is not faster with bf16.
+    pub precision: Precision,
+    /// The ranks that share it.
+    pub comm: Comm,
+    /// Notices of the checks, shown when it begins.
+    pub(super) notices: Vec<String>,
+    /// The test images of each stage's evaluations, once they were read.
+    pub(super) test_images: RefCell<BTreeMap<usize, Rc<TestSet>>>,
+    /// Broken test images that were reported.
+    pub(super) reported: RefCell<BTreeSet<String>>,
+}
+
+impl Run {
+    /// Opens the data sets and the folder of a run.
+    ///
+    /// Errors: data that cannot be used, a folder that holds another run.
+    pub fn open(
+        recipe: Recipe,
+        folder: &Path,
+        accept_changes: bool,
+        device: &Device,
+        comm: &Comm,
+    ) -> Result<Self> {
+        let differs = |first: &str, other: &str| {
+            format!(", 0's -> its\n\n  {}\n", changes(first, other).join("\n  "))
+        };
+        comm.check_equal("recipe", &recipe.to_toml(), differs)?;
+        Zero::new(comm, recipe.parallel)?;
+        let open = || Self::open_here(recipe, folder, accept_changes, device, comm);
+        // Rank 0 writes what the others read.
+        match comm.is_main() {
+            true => {
+                let run = comm.all_ok(open())?;
+                comm.all_ok(Ok(()))?;
+                Ok(run)
+            }
+            false => {
+                comm.all_ok(Ok(()))?;
+                comm.all_ok(open())
+            }
+        }
+    }
+
+    fn open_here(
+        recipe: Recipe,
+        folder: &Path,
+        accept_changes: bool,
+        device: &Device,
+        comm: &Comm,
+    ) -> Result<Self> {
+        if comm.is_main() {
+            check_folder(&recipe, folder)?;
+        }
+        let images = open_images(&recipe)?;
+        let folder = RunFolder::open(folder, &recipe.to_toml(), accept_changes, comm)?;
+        let paths = RunPaths {
+            folder: folder.path(),
+            writes: folder.writes(),
+            has_begun: folder.has_begun(),
+        };
+        let stages = recipe.stage.iter().zip(&images);
+        let captions = stages.map(|(stage, images)| match &stage.text {
+            None => Ok(None),
+            Some(text) => {
+                let images = (&*images.train, &*images.test);
+                Captions::open(&recipe, text, images, &paths, device)
+                    .map(Some)
+                    .context(|| format!("stage `{}`", stage.name))
+            }
+        });
+        let captions: Vec<_> = captions.collect::<Result<_>>()?;
+        let notices = check(&recipe, &images, &captions)?;
+        Ok(Self {
+            notices,
+            test_images: RefCell::default(),
+            reported: RefCell::default(),
+            precision: ops::usable(recipe.precision, device).0,
+            recipe,
+            folder,
+            images,
+            captions,
+            device: device.clone(),
+            comm: comm.clone(),
+        })
+    }
+
+    /// How optimizer state is partitioned over the ranks.
+    pub fn zero(&self) -> Zero<'_> {
+        let zero = Zero::new(&self.comm, self.recipe.parallel);
+        zero.expect("checked when the run was opened")
+    }
+
+    /// Outputs of the model in a stage: logits, or the dimensions of an embedding.
+    pub fn outputs(&self, stage: usize) -> usize {
+        match &self.captions[stage] {
+            Some(captions) => captions.width,
+            None => self.images[stage].classes().len(),
+        }
+    }
+
+    /// The phases of all stages, in order.
+    pub fn phases(&self) -> Vec<PhaseContext<'_>> {
+        let (mut phases, mut end) = (Vec::new(), 0);
+        for (number, stage) in self.recipe.stage.iter().enumerate() {
+            let stage_start = end;
+            for phase in &stage.phases {
+                end += phase.samples;
+                phases.push(PhaseContext {
+                    recipe: &self.recipe,
+                    number,
+                    stage,
+                    phase,
+                    stage_start,
+                    end,
+                    dataset: &self.images[number].train,
+                    captions: self.captions[number].as_ref(),
+                    zero: self.zero(),
+                    device: &self.device,
+                    precision: self.precision,
+                });
+            }
+        }
+        phases
+    }
+
+    pub(super) fn stage_optimizer(&self, stage: usize) -> StageOptimizer<'_> {
+        StageOptimizer {
+            stage,
+            config: &self.recipe.stage[stage].optimizer,
+            average: self.recipe.average.as_ref(),
+        }
+    }
+
+    pub(super) fn extra(&self, stage: usize) -> ExtraParameters {
+        match &self.captions[stage] {
+            Some(captions) => captions.parameters(self.recipe.seed),
+            None => ExtraParameters::default(),
+        }
+    }
+
+    fn state_of(&self, model: Model, stage: usize) -> State {
+        let optimizer = self.stage_optimizer(stage);
+        State::new(model, self.extra(stage), optimizer, &self.zero())
+    }
+
+    /// The beginning of the run: random weights, or those that the recipe names.
+    ///
+    /// Errors: weights that cannot be loaded, or are of another model than the recipe's.
+    pub(super) fn initial_state(&self) -> Result<State> {
+        let Some(start) = &self.recipe.start else {
+            return Ok(self.blank_state(0));
+        };
+        let (classes, captions) = (self.images[0].classes(), self.captions[0].as_ref());
+        let model = start::load(start, &self.recipe, classes, captions, &self.device);
+        let weights = start.weights.display();
+        let model = model.context(|| format!("the weights to start with, `{weights}`"))?;
+        Ok(self.state_of(model, 0))
+    }
+
+    /// A state of a stage whose values are still to be filled in, as from a checkpoint.
+    pub(super) fn blank_state(&self, stage: usize) -> State {
+        let (recipe, size) = (&self.recipe, self.recipe.first_image_size());
+        let outputs = self.outputs(stage);
+        let model = Model::new(&recipe.model, outputs, size, recipe.seed, &self.device);
+        self.state_of(model, stage)
+    }
+
+    /// What the run's present state was trained on.
+    pub(super) fn provenance(&self, stage: usize) -> Provenance {
+        let images = &self.images[stage];
+        let classes = match &self.captions[stage] {
+            None => images.classes(),
+            Some(_) => &[],
+        };
+        Provenance {
+            data: images.train.fingerprint(),
+            classes: Some(classes.to_vec()),
+        }
+    }
+}
