@@ -1428,19 +1428,19 @@ fn tars_of_every_form_have_the_members_that_python_finds() {
         let (mut found, mut sparse) = (Vec::new(), Vec::new());
         let text = |name: Vec<u8>| String::from_utf8(name).unwrap();
         tar::scan(&reader, |member| match member {
-            tar::Found::Member { name, at, length } => {
+            tar::TarEntry::Member { name, at, length } => {
                 let mut sum = flate2::Crc::new();
                 sum.update(&reader.bytes(at, length).unwrap().unwrap());
                 found.push((text(name), length, sum.sum()));
             }
-            tar::Found::Damage {
+            tar::TarEntry::Damage {
                 reason: Reason::SparseMember,
                 name,
                 ..
             } => {
                 sparse.push(text(name.unwrap()));
             }
-            tar::Found::Damage {
+            tar::TarEntry::Damage {
                 reason: Reason::LinkMember,
                 ..
             } => {}

@@ -5,7 +5,7 @@ use std::fs;
 use advxl::data::shards::Shards;
 use advxl::data::shards::index::{ShardIndex, fault_of};
 use advxl::data::shards::tar;
-use advxl::data::shards::tar::Found;
+use advxl::data::shards::tar::TarEntry;
 use advxl::fuzzing;
 use advxl::fuzzing::INDEX_SIZES;
 use advxl::storage::cache::use_cache;
@@ -47,7 +47,7 @@ fn scanned(data: &[u8]) {
     let size = reader.length();
     let mut end = 0;
     let scanned = tar::scan(&reader, |found| {
-        if let Found::Member { at, length, .. } = found {
+        if let TarEntry::Member { at, length, .. } = found {
             assert!(at >= end, "members overlap");
             end = at + length;
             assert!(end <= size, "a member leaves the file");

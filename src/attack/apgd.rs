@@ -8,7 +8,7 @@
 use burn::tensor::{Bool, Tensor, TensorData};
 use serde::Serialize;
 
-use super::attempt::{Attempt, Batch, Found, Mark, images_of, in_turn};
+use super::attempt::{Adversarials, Attempt, Batch, Mark, images_of, in_turn};
 use super::draws::Draws;
 use super::gradient::select;
 use super::objective::Goal;
@@ -119,7 +119,13 @@ impl Apgd {
     }
 
     /// One climb of each image from a random start.
-    fn run(&self, classifier: &TargetModel, batch: &Batch, goals: &[Goal], run: usize) -> Found {
+    fn run(
+        &self,
+        classifier: &TargetModel,
+        batch: &Batch,
+        goals: &[Goal],
+        run: usize,
+    ) -> Adversarials {
         let epsilon = self.epsilon.value();
         let draws = Draws::new(batch.seed, &batch.keys, Purpose::Apgd);
         let ball = |factor: f64| Ball::new(self.norm, factor * epsilon, batch.images.clone());
@@ -161,7 +167,7 @@ impl Apgd {
         clean: Tensor<4>,
         start: Tensor<4>,
         goals: &[Goal],
-    ) -> Found {
+    ) -> Adversarials {
         let ball = Ball::new(self.norm, self.epsilon.value(), clean);
         self.climb(classifier, &ball, start, goals, self.steps, Start::Given)
             .0
@@ -178,8 +184,8 @@ impl Apgd {
         goals: &[Goal],
         steps: u64,
         kind: Start,
-    ) -> (Found, Tensor<4>) {
-        let mut found: Found = vec![None; goals.len()];
+    ) -> (Adversarials, Tensor<4>) {
+        let mut found: Adversarials = vec![None; goals.len()];
         let mut climb = Climb::new(self, ball.clone(), start, goals, steps as usize, kind);
         for step in 0..=climb.steps {
             if classifier.is_stopped() {
@@ -341,7 +347,7 @@ impl Climb {
     }
 
     /// Takes the images that are misclassified out of the batch.
-    fn drop_fooled(&mut self, logits: &Logits, found: &mut Found) {
+    fn drop_fooled(&mut self, logits: &Logits, found: &mut Adversarials) {
         let is_right = |row: &usize| logits.is_right(*row, self.climbs[*row].goal.label());
         let (kept, fooled): (Vec<usize>, Vec<usize>) = (0..self.climbs.len()).partition(is_right);
         if fooled.is_empty() {

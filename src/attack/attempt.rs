@@ -51,7 +51,7 @@ impl Batch {
 }
 
 /// For each image of a batch, what the attack would show the model, if it has anything.
-pub type Found = Vec<Option<Vec<f32>>>;
+pub type Adversarials = Vec<Option<Vec<f32>>>;
 
 /// How far an attack that was stopped had come with an image that it had not fooled: enough to go on with the same
 /// numbers.
@@ -79,7 +79,7 @@ pub enum Mark {
 #[derive(Clone, Debug)]
 pub struct Attempt {
     /// For each image what is shown to the model.
-    pub found: Found,
+    pub found: Adversarials,
     /// Whether the attack was stopped before it was done with the images of which nothing was found.
     pub stopped: bool,
     /// If it was: how far it had come with each of them.
@@ -113,7 +113,7 @@ pub(crate) fn in_turn(
     marks: &[Option<Mark>],
     targets: Option<u64>,
     restarts: u64,
-    mut attempt: impl FnMut(&Run, &Batch, &[Option<usize>]) -> Found,
+    mut attempt: impl FnMut(&Run, &Batch, &[Option<usize>]) -> Adversarials,
 ) -> Attempt {
     let mut survived = vec![0; batch.labels.len()];
     let mut targets_of: Vec<Vec<usize>> = vec![Vec::new(); batch.labels.len()];
@@ -142,7 +142,7 @@ pub(crate) fn in_turn(
         None => 1,
     };
     let restarts = restarts as usize;
-    let mut found: Found = vec![None; batch.labels.len()];
+    let mut found: Adversarials = vec![None; batch.labels.len()];
     let mut stopped = false;
     for number in 0..aims * restarts {
         let target = |index: &usize| targets_of[*index].get(number / restarts).copied();

@@ -13,7 +13,7 @@ use burn::tensor::Tensor;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::attempt::{Attempt, Batch, Found, Mark, images_of, in_turn};
+use super::attempt::{Adversarials, Attempt, Batch, Mark, images_of, in_turn};
 use super::draws::Draws;
 use super::hyperplane;
 use super::objective::Goal;
@@ -124,8 +124,8 @@ impl Fab {
     }
 
     /// One run of each hunt; the images that were fooled within epsilon.
-    fn run(&self, model: &Model, mut hunts: Vec<Hunt>) -> Found {
-        let mut found: Found = vec![None; hunts.len()];
+    fn run(&self, model: &Model, mut hunts: Vec<Hunt>) -> Adversarials {
+        let mut found: Adversarials = vec![None; hunts.len()];
         model.linearise(&mut hunts.iter_mut().collect::<Vec<_>>());
         for step in 1..=self.steps {
             if hunts.is_empty() || model.classifier.is_stopped() {

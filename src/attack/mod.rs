@@ -23,7 +23,7 @@ pub mod target_model;
 pub mod threat;
 
 pub use crate::attack::apgd::{Apgd, Climbs};
-pub use crate::attack::attempt::{Attempt, Batch, Found, Mark};
+pub use crate::attack::attempt::{Adversarials, Attempt, Batch, Mark};
 pub use crate::attack::draws::Draws;
 pub use crate::attack::fab::Fab;
 pub use crate::attack::gradient::input_gradient;
@@ -105,7 +105,7 @@ impl Attack {
     /// Tries to fool the classifier about each image of a batch, inside epsilon.
     ///
     /// Whether an image is fooled does not depend on the others of the batch.
-    pub fn perturb(&self, classifier: &TargetModel, batch: &Batch) -> Found {
+    pub fn perturb(&self, classifier: &TargetModel, batch: &Batch) -> Adversarials {
         self.go_on(classifier, batch, &[]).found
     }
 
@@ -201,9 +201,9 @@ mod tests {
     }
 
     /// An attempt that is stopped after so many passes of the model, which grow until it is done.
-    fn with_stops(attack: &Attack, batch: &Batch) -> (Found, Passes, usize) {
+    fn with_stops(attack: &Attack, batch: &Batch) -> (Adversarials, Passes, usize) {
         let device = Device::flex();
-        let mut found: Found = vec![None; batch.labels.len()];
+        let mut found: Adversarials = vec![None; batch.labels.len()];
         let mut left: Vec<(usize, Option<Mark>)> = (0..found.len()).map(|i| (i, None)).collect();
         let (mut passes, mut stops) = (Passes::default(), 0);
         for limit in 1.. {

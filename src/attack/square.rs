@@ -10,7 +10,7 @@
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::attempt::{Attempt, Batch, Found, Mark, images_of};
+use super::attempt::{Adversarials, Attempt, Batch, Mark, images_of};
 use super::draws::Draws;
 use super::l1;
 use super::target_model::TargetModel;
@@ -43,7 +43,7 @@ impl Square {
         marks: &[Option<Mark>],
     ) -> Attempt {
         let count = batch.labels.len();
-        let mut found: Found = vec![None; count];
+        let mut found: Adversarials = vec![None; count];
         let [_, channels, height, width] = batch.images.dims();
         let shape = [channels, height, width];
         let picture = Picture {

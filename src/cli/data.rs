@@ -24,7 +24,7 @@ use crate::image::{Preprocessing, decode};
 use crate::output::Content;
 use crate::screen::Screen;
 use crate::units::grouped;
-use crate::weights::Stated;
+use crate::weights::StatedPreprocessing;
 use crate::{files, weights};
 
 /// What to do with a data set.
@@ -504,7 +504,7 @@ impl Pack {
     }
 
     /// What the model says, or the usual, and the image size.
-    fn stated(&self) -> Result<(Stated, usize)> {
+    fn stated(&self) -> Result<(StatedPreprocessing, usize)> {
         if let Some(model) = &self.like {
             let loaded = weights::load_any(model, &Device::flex())?;
             return Ok((loaded.preprocessing, loaded.image_size));
@@ -517,7 +517,7 @@ impl Pack {
             interpolation: Filter::Bicubic,
             ..Preprocessing::new(image_size)
         };
-        let stated = Stated {
+        let stated = StatedPreprocessing {
             source: "defaults",
             preprocessing: Ok(usual),
         };

@@ -74,3 +74,26 @@ pub(crate) fn inputs(model: Option<&Path>, data: Option<&str>) -> Result<Inputs>
     }
     Ok(inputs)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_of_a_run_lies_in_runs_whatever_the_recipe_is_called() {
+        for (recipe, folder) in [
+            ("recipes/demo.toml", "runs/demo"),
+            ("/a/my recipe", "runs/my recipe"),
+            (".toml", "runs/.toml"),
+        ] {
+            assert_eq!(
+                default_folder(Path::new(recipe)).unwrap(),
+                Path::new(folder)
+            );
+        }
+        for recipe in ["...toml", "a/...toml", "..toml", "..", "/"] {
+            let error = default_folder(Path::new(recipe)).unwrap_err();
+            assert!(error.to_string().contains("--out"), "{error}");
+        }
+    }
+}

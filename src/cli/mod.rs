@@ -209,28 +209,3 @@ fn perform(arguments: &Arguments, comm: &Comm) -> Result<()> {
         | Command::Bench { .. } => Ok(()),
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cli::inputs::default_folder;
-    use std::path::Path;
-
-    #[test]
-    fn the_folder_of_a_run_lies_in_runs_whatever_the_recipe_is_called() {
-        for (recipe, folder) in [
-            ("recipes/demo.toml", "runs/demo"),
-            ("/a/my recipe", "runs/my recipe"),
-            (".toml", "runs/.toml"),
-        ] {
-            assert_eq!(
-                default_folder(Path::new(recipe)).unwrap(),
-                Path::new(folder)
-            );
-        }
-        for recipe in ["...toml", "a/...toml", "..toml", "..", "/"] {
-            let error = default_folder(Path::new(recipe)).unwrap_err();
-            assert!(error.to_string().contains("--out"), "{error}");
-        }
-    }
-}

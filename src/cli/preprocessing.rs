@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::image::resize::Filter;
 use crate::image::{MAX_IMAGE_SIZE, Preprocessing, ResizeMode};
 use crate::model::ModelConfig;
-use crate::weights::Stated;
+use crate::weights::StatedPreprocessing;
 
 /// How images are brought to the size of the model. The model's folder says it; flags say otherwise.
 #[derive(clap::Args)]
@@ -64,7 +64,7 @@ impl PreprocessingFlags {
     /// Errors: the folder states what cannot be done here, and the flags do not say all of it.
     pub(crate) fn over(
         &self,
-        stated: &Stated,
+        stated: &StatedPreprocessing,
         image_size: usize,
         dataset: &Dataset,
     ) -> Result<(Preprocessing, String)> {

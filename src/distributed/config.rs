@@ -62,7 +62,7 @@ impl Parallel {
     }
 
     /// Shards of a process among so many that are passed one by one and added up pairwise.
-    pub fn passes_of(&self, processes: usize) -> usize {
+    pub fn local_shards(&self, processes: usize) -> usize {
         match self.reduce {
             Reduce::Exact => self.shards as usize / processes,
             Reduce::Fast => 1,

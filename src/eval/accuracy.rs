@@ -74,10 +74,10 @@ pub struct StageOutcome {
 }
 
 /// The index of an image and the adversarial image that fooled the model; none where no attack was needed.
-pub type Fooled = (usize, Option<Vec<f32>>);
+pub type Misclassified = (usize, Option<Vec<f32>>);
 
 /// A batch of an evaluation, just done.
-pub struct Done<'a> {
+pub struct BatchReport<'a> {
     /// The attack.
     pub attack: &'a str,
     /// Number of the batch, from 1, and how many there are.
@@ -87,7 +87,7 @@ pub struct Done<'a> {
     /// Images in the batch.
     pub tried: usize,
     /// Those of them that fooled the model.
-    pub fooled: &'a [Fooled],
+    pub fooled: &'a [Misclassified],
 }
 
 /// Who watches an evaluation: shows progress, saves results.
@@ -99,7 +99,7 @@ pub trait Observer {
     fn begun(&self, _outcome: &Outcome) {}
 
     /// A batch is done and in the outcome. An error ends the evaluation.
-    fn batch(&self, _outcome: &Outcome, _done: &Done) -> Result<()> {
+    fn batch(&self, _outcome: &Outcome, _done: &BatchReport) -> Result<()> {
         Ok(())
     }
 
@@ -153,7 +153,7 @@ impl Outcome {
     }
 
     /// Takes what a process found about its batch.
-    fn take(&mut self, attack: &str, tried: &Tried) {
+    fn take(&mut self, attack: &str, tried: &BatchOutcome) {
         for of_image in &tried.hashes {
             self.hash(of_image);
         }
@@ -191,14 +191,14 @@ impl Outcome {
 
 /// What an attack did to a batch.
 #[derive(Default, Serialize, Deserialize)]
-struct Tried {
+struct BatchOutcome {
     /// Of the clean images with their labels, when these were looked at.
     hashes: Vec<String>,
     classes: Option<usize>,
     pixels: Option<[f32; 2]>,
     margins: Vec<(usize, f64)>,
     distances: Vec<(usize, f64)>,
-    fooled: Vec<Fooled>,
+    fooled: Vec<Misclassified>,
     passes: Passes,
     /// Images that a stop left undone, and how far the attack had come with them.
     left: Vec<(usize, Option<Mark>)>,
@@ -306,10 +306,10 @@ impl Evaluation<'_> {
             .map(|index| (*index, outcome.marks.get(index).cloned()))
             .collect();
         let tried = match own.is_empty() {
-            true => Ok(Tried::default()),
+            true => Ok(BatchOutcome::default()),
             false => self.tried(attack, classifier, own),
         };
-        let tried = tried.map(|tried| Tried {
+        let tried = tried.map(|tried| BatchOutcome {
             stop: self.comm.stop_requested(),
             ..tried
         });
@@ -331,8 +331,8 @@ impl Evaluation<'_> {
         let left = outcome.queue.len();
         let stage = outcome.stages.last_mut().expect("a stage is in progress");
         stage.seconds += begun.elapsed().as_secs_f64();
-        let fooled: Vec<Fooled> = all.into_iter().flat_map(|tried| tried.fooled).collect();
-        let done = Done {
+        let fooled: Vec<Misclassified> = all.into_iter().flat_map(|tried| tried.fooled).collect();
+        let done = BatchReport {
             attack: &name,
             number: (stage.tried - left).div_ceil(round),
             of: stage.tried.div_ceil(round),
@@ -348,13 +348,13 @@ impl Evaluation<'_> {
         attack: Option<&Attack>,
         classifier: &TargetModel,
         own: Vec<(usize, Option<Mark>)>,
-    ) -> Result<Tried> {
+    ) -> Result<BatchOutcome> {
         let (indices, marks): (Vec<usize>, Vec<Option<Mark>>) = own.iter().cloned().unzip();
         let (clean, labels) = self.images.batch(&indices, self.device)?;
         if classifier.is_stopped() {
-            return Ok(Tried {
+            return Ok(BatchOutcome {
                 left: own,
-                ..Tried::default()
+                ..BatchOutcome::default()
             });
         }
         let mut tried = match attack {
@@ -372,19 +372,19 @@ impl Evaluation<'_> {
         indices: &[usize],
         clean: Tensor<4>,
         labels: &[u32],
-    ) -> Result<Tried> {
+    ) -> Result<BatchOutcome> {
         let pixels = to_vec(clean.clone());
         check_images(indices, &pixels)?;
         let images = pixels.chunks_exact(pixels.len() / labels.len()).zip(labels);
         let logits = classifier.logits(clean);
         check_labels(labels, logits.classes())?;
-        let mut tried = Tried {
+        let mut tried = BatchOutcome {
             hashes: images
                 .map(|(image, label)| hash_of(image, *label))
                 .collect(),
             classes: Some(logits.classes()),
             pixels: Some(range_of(&pixels)),
-            ..Tried::default()
+            ..BatchOutcome::default()
         };
         for (row, (index, label)) in indices.iter().zip(labels).enumerate() {
             tried
@@ -406,7 +406,7 @@ impl Evaluation<'_> {
         marks: &[Option<Mark>],
         clean: Tensor<4>,
         labels: Vec<u32>,
-    ) -> Result<Tried> {
+    ) -> Result<BatchOutcome> {
         let [_, channels, height, width] = clean.dims();
         let pixels = channels * height * width;
         let batch = Batch {
@@ -419,7 +419,7 @@ impl Evaluation<'_> {
             seed: self.seed,
         };
         let attempt = attack.go_on(classifier, &batch, marks);
-        let mut tried = Tried::default();
+        let mut tried = BatchOutcome::default();
         if attempt.stopped {
             classifier.forget_passes();
             let rows = attempt.found.iter().zip(attempt.marks).zip(indices);

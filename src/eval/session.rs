@@ -11,7 +11,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::accuracy::{Done, Evaluation, Observer, Outcome};
+use super::accuracy::{BatchReport, Evaluation, Observer, Outcome};
 use super::images::Images;
 use super::interval::wilson;
 use super::result::Findings;
@@ -129,7 +129,7 @@ impl Progress {
         Ok((Some(saved.outcome), None))
     }
 
-    fn save(&self, outcome: &Outcome, done: &Done) -> Result<()> {
+    fn save(&self, outcome: &Outcome, done: &BatchReport) -> Result<()> {
         if !self.comm.is_main() {
             return Ok(());
         }
@@ -291,7 +291,7 @@ pub fn watch(
         screen: RefCell::new(screen),
         begun: Instant::now(),
         drawn: Cell::new(Instant::now()),
-        state: RefCell::new(State::default()),
+        state: RefCell::new(Counts::default()),
     };
     let outcome = evaluation.resume(earlier.unwrap_or_default(), &watcher)?;
     watcher.told_last(&outcome);
@@ -305,12 +305,12 @@ struct Watcher<'a> {
     screen: RefCell<&'a mut dyn Screen>,
     begun: Instant,
     drawn: Cell<Instant>,
-    state: RefCell<State>,
+    state: RefCell<Counts>,
 }
 
 /// What is known between batches.
 #[derive(Default)]
-struct State {
+struct Counts {
     attack: String,
     tried: usize,
     left: usize,
@@ -328,7 +328,7 @@ fn cost(passes: Passes) -> f64 {
     (passes.forward + passes.backward) as f64
 }
 
-impl State {
+impl Counts {
     /// At most to come, less what the batch in progress has done of it.
     fn left_to_come(&self) -> f64 {
         (self.to_come - self.of_batch).max(0.0)
@@ -446,11 +446,11 @@ impl Observer for Watcher<'_> {
         (state.of_batch, state.to_come) = (0.0, to_come);
     }
 
-    fn batch(&self, outcome: &Outcome, done: &Done) -> Result<()> {
+    fn batch(&self, outcome: &Outcome, done: &BatchReport) -> Result<()> {
         self.progress.save(outcome, done)?;
         self.begun(outcome);
         if outcome.stages.len() > 1 {
-            let Done {
+            let BatchReport {
                 attack,
                 number,
                 of,

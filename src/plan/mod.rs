@@ -129,7 +129,7 @@ impl Plan {
         let memories = all.map(|(stage, phase)| {
             let batch = stage.batch.div_ceil(devices.count);
             let at_once =
-                batch.div_ceil(recipe.parallel.passes_of(devices.count as usize).max(1) as u64);
+                batch.div_ceil(recipe.parallel.local_shards(devices.count as usize).max(1) as u64);
             let batch = [
                 batch,
                 stage.chunk.map_or(at_once, |chunk| chunk.min(at_once)),
@@ -223,7 +223,7 @@ fn memory(
     // Each device keeps its own part of moments and averages.
     let part = (parameters * FLOAT).div_ceil(devices);
     // Sums of 1, 2, 4 ... shards wait for their neighbours, while the gradients of the next come.
-    let shards = recipe.parallel.passes_of(devices as usize).max(1) as u64;
+    let shards = recipe.parallel.local_shards(devices as usize).max(1) as u64;
     let sums = 1 + u64::from(shards.ilog2());
     Memory {
         weights: parameters * FLOAT,

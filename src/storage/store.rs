@@ -363,9 +363,9 @@ impl Pieces {
 
 /// Pieces of an object that were asked for.
 #[derive(Debug)]
-pub struct Asked(Vec<(Range<u64>, Pending<Vec<u8>>)>);
+pub struct Requests(Vec<(Range<u64>, Pending<Vec<u8>>)>);
 
-impl Asked {
+impl Requests {
     /// Asks for ranges, which must lie within the object.
     pub fn of(remote: &Arc<Remote>, ranges: &[Range<u64>]) -> Result<Self> {
         let asked = ranges

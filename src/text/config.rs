@@ -66,12 +66,12 @@ impl TextPool {
 }
 
 /// What the heading of a JSON file's part is called in messages, and the part.
-struct Part<'a> {
+struct Section<'a> {
     name: &'static str,
     values: &'a Map<String, Value>,
 }
 
-impl Part<'_> {
+impl Section<'_> {
     fn refuse(&self, key: &str, right: &str) -> Error {
         let found = self.values.get(key).unwrap_or(&Value::Null);
         let message = format!("`{}.{key}` is {found}, not {right}", self.name);
@@ -133,10 +133,10 @@ impl Part<'_> {
             .ok_or_else(|| self.refuse(key, &words.join(" or ")))
     }
 
-    fn part(&self, key: &str, name: &'static str) -> Result<Option<Part<'_>>> {
+    fn part(&self, key: &str, name: &'static str) -> Result<Option<Section<'_>>> {
         match self.values.get(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(Value::Object(values)) => Ok(Some(Part { name, values })),
+            Some(Value::Object(values)) => Ok(Some(Section { name, values })),
             Some(_) => Err(self.refuse(key, "an object")),
         }
     }
@@ -190,7 +190,7 @@ pub(crate) fn from_open_clip(json: &Value) -> Result<(TextConfig, TokenizerConfi
             .hint("it is not the configuration of an open_clip model")
     };
     let values = model.as_object().ok_or_else(|| absent("model_cfg"))?;
-    let model = Part {
+    let model = Section {
         name: "model_cfg",
         values,
     };
@@ -294,7 +294,7 @@ pub(crate) fn from_hugging_face(json: &Value) -> Result<(TextConfig, TokenizerCo
         return Err(Error::input(message)
             .hint("give a folder of Hugging Face's CLIP, or one with an `open_clip_config.json`"));
     };
-    let text = Part { name, values };
+    let text = Section { name, values };
     let embedding = match json.get("projection_dim").filter(|_| kind == "clip") {
         // The whole model's is the one that its projections have.
         Some(found) => found.as_u64().unwrap_or_default() as usize,

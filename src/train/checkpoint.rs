@@ -189,18 +189,18 @@ pub(crate) fn hash<'a, V: View + 'a>(
     counters: &BTreeMap<String, String>,
     tensors: impl Iterator<Item = (&'a str, V)>,
 ) -> String {
-    let mut tensors: Vec<(&str, Part<V>)> = tensors
-        .map(|(name, view)| (name, Part::Tensor(view)))
+    let mut tensors: Vec<(&str, HashPart<V>)> = tensors
+        .map(|(name, view)| (name, HashPart::Tensor(view)))
         .collect();
     let counters = counters.iter().filter(|(key, _)| *key != "hash");
-    tensors.extend(counters.map(|(key, value)| (&key[..], Part::Counter(value))));
+    tensors.extend(counters.map(|(key, value)| (&key[..], HashPart::Counter(value))));
     // Names differ.
     tensors.sort_unstable_by_key(|(name, _)| *name);
     let mut hasher = blake3::Hasher::new();
     for (name, part) in tensors {
         let bytes = match &part {
-            Part::Counter(value) => value.as_bytes().into(),
-            Part::Tensor(view) => view.data(),
+            HashPart::Counter(value) => value.as_bytes().into(),
+            HashPart::Tensor(view) => view.data(),
         };
         hasher
             .update(&(name.len() as u64).to_le_bytes())
@@ -212,7 +212,7 @@ pub(crate) fn hash<'a, V: View + 'a>(
     hasher.finalize().to_string()
 }
 
-enum Part<'a, V> {
+enum HashPart<'a, V> {
     Counter(&'a str),
     Tensor(V),
 }

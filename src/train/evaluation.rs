@@ -11,7 +11,7 @@ use super::state::State;
 use super::test_set::TestSet;
 use crate::attack::{Attack, Pgd};
 use crate::error::{Error, Kind, Result};
-use crate::eval::{Classifier, Done, Images, Observer, Outcome, Setup};
+use crate::eval::{BatchReport, Classifier, Images, Observer, Outcome, Setup};
 use crate::image::Preprocessing;
 use crate::recipe::{Phase, Stage, TestImages};
 
@@ -129,7 +129,7 @@ struct Watcher<'a, 'b> {
 }
 
 impl Observer for Watcher<'_, '_> {
-    fn batch(&self, outcome: &Outcome, done: &Done) -> Result<()> {
+    fn batch(&self, outcome: &Outcome, done: &BatchReport) -> Result<()> {
         let of = outcome.stages.last().map_or(0, |stage| stage.tried);
         let left = outcome.queue.len();
         self.monitor

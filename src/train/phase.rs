@@ -90,7 +90,7 @@ impl<'a> PhaseContext<'a> {
     /// Shards of this rank's part of a batch, which pass one by one.
     fn shards(&self) -> usize {
         let world_size = self.zero.comm().world_size();
-        self.recipe.parallel.passes_of(world_size)
+        self.recipe.parallel.local_shards(world_size)
     }
 
     /// Place in the run of the first image of this rank's part of a batch.

@@ -53,7 +53,7 @@ pub(crate) const TIMM: [(&str, usize, usize); 8] = [
 ];
 
 /// What the name of an architecture tells.
-pub(crate) enum Known {
+pub(crate) enum NamedArchitecture {
     /// Width and heads of a transformer.
     Vit(usize, usize),
     ConvNext,
@@ -61,18 +61,18 @@ pub(crate) enum Known {
 
 /// A named architecture: ours, `vit_SIZE_...`, `deit_SIZE_...`, `deit3_SIZE_...` and `convnext_...` of timm, `ViT-SIZE-PATCH...` of
 /// open_clip.
-pub(crate) fn known(architecture: &str) -> Option<Known> {
+pub(crate) fn known(architecture: &str) -> Option<NamedArchitecture> {
     match ModelConfig::named(architecture) {
-        Some(ModelConfig::Vit(vit)) => return Some(Known::Vit(vit.width, vit.heads)),
-        Some(ModelConfig::ConvNext(_)) => return Some(Known::ConvNext),
+        Some(ModelConfig::Vit(vit)) => return Some(NamedArchitecture::Vit(vit.width, vit.heads)),
+        Some(ModelConfig::ConvNext(_)) => return Some(NamedArchitecture::ConvNext),
         None => {}
     }
     if let Some((width, heads)) = open_clip(architecture) {
-        return Some(Known::Vit(width, heads));
+        return Some(NamedArchitecture::Vit(width, heads));
     }
     let mut words = architecture.split(['_', '.']);
     match words.next() {
-        Some("convnext") => return Some(Known::ConvNext),
+        Some("convnext") => return Some(NamedArchitecture::ConvNext),
         Some("vit" | "deit" | "deit3") => {}
         _ => return None,
     }
@@ -82,7 +82,7 @@ pub(crate) fn known(architecture: &str) -> Option<Known> {
     }
     let word = words.next()?;
     let found = TIMM.iter().find(|size| size.0 == word)?;
-    Some(Known::Vit(found.1, found.2))
+    Some(NamedArchitecture::Vit(found.1, found.2))
 }
 
 pub(crate) fn unknown(architecture: &str) -> Error {

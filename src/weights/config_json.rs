@@ -6,7 +6,7 @@ use super::architecture::CLIP_EPS;
 use super::archive::shown;
 use super::outputs::Outputs;
 use super::preprocessing::{mean_color, of_timm, square, test_size, to_timm};
-use super::stated::Told;
+use super::stated::StatedModel;
 use crate::error::{Error, Result};
 use crate::image::{Preprocessing, ResizeMode};
 use crate::model::config::common::{check_mean, check_std};
@@ -145,7 +145,7 @@ fn ours(config: &ModelConfig, preprocessing: &Preprocessing, outputs: Outputs) -
 }
 
 /// What a configuration tells of the model beside it.
-pub(crate) fn read(config: &Value) -> Result<Told> {
+pub(crate) fn read(config: &Value) -> Result<StatedModel> {
     let architecture = config["architecture"].as_str().unwrap_or_default();
     let (args, ours) = (&config["model_args"], &config["advxl"]);
     let number = |value: &Value| value.as_u64().map(|number| number as usize);
@@ -178,7 +178,7 @@ pub(crate) fn read(config: &Value) -> Result<Told> {
             return Err(Error::input(message).hint("only `avg` and `token` can be loaded"));
         }
     };
-    let by_name = Told::by_name(architecture);
+    let by_name = StatedModel::by_name(architecture);
     let gelu = match args["act_layer"].as_str() {
         None => by_name.gelu,
         Some(word) => {
@@ -202,7 +202,7 @@ pub(crate) fn read(config: &Value) -> Result<Told> {
         let message = format!("`config.json` has {named} label_names and num_classes = {count}");
         return Err(Error::input(message).hint("name every class, or leave label_names out"));
     }
-    Ok(Told {
+    Ok(StatedModel {
         by_name_alone: false,
         heads: number(&args["num_heads"]),
         depth: number(&args["depth"]),
@@ -237,28 +237,36 @@ pub(crate) fn read(config: &Value) -> Result<Told> {
 }
 
 /// What the norms add to the variance, if a configuration tells it.
-pub(crate) fn eps(found: &Value, key: &str, told: &Told) -> Result<f64> {
+pub(crate) fn eps(found: &Value, key: &str, stated: &StatedModel) -> Result<f64> {
     match (found.is_null(), found.as_f64()) {
-        (true, _) => Ok(told.norm_eps),
+        (true, _) => Ok(stated.norm_eps),
         (_, Some(eps)) if eps > 0.0 => Ok(eps),
         _ => {
-            let message = format!("`{}` has {key} = {found}", told.source);
+            let message = format!("`{}` has {key} = {found}", stated.source);
             Err(Error::input(message).hint("give a number above 0, such as 1e-6"))
         }
     }
 }
 
 /// Mean or standard deviation of the three channels under a key, if a configuration tells it. `what` is `mean` or `std`.
-pub(crate) fn channels(config: &Value, [what, key]: [&str; 2], told: &Told) -> Result<[f64; 3]> {
+pub(crate) fn channels(
+    config: &Value,
+    [what, key]: [&str; 2],
+    stated: &StatedModel,
+) -> Result<[f64; 3]> {
     let found = &config[key];
     if found.is_null() {
-        return Ok(if what == "mean" { told.mean } else { told.std });
+        return Ok(if what == "mean" {
+            stated.mean
+        } else {
+            stated.std
+        });
     }
     let list = found.as_array().map(Vec::as_slice).unwrap_or_default();
     let list: Vec<f64> = list.iter().filter_map(Value::as_f64).collect();
     let three: Option<[f64; 3]> = list.try_into().ok();
     let three = three.ok_or_else(|| {
-        let message = format!("`{}` has {key} = {found}", told.source);
+        let message = format!("`{}` has {key} = {found}", stated.source);
         Error::input(message).hint("give one number for each of three channels")
     })?;
     let checked = match what {
@@ -268,7 +276,7 @@ pub(crate) fn channels(config: &Value, [what, key]: [&str; 2], told: &Told) -> R
     let refused = |(_, hint): (String, String)| {
         let message = format!(
             "`{}` has {key} = {found}, which is out of range for pixels in [0, 1]",
-            told.source
+            stated.source
         );
         Error::input(message).hint(hint)
     };

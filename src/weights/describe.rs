@@ -1,9 +1,9 @@
-//! What model a file of weights holds: told by names and shapes, and by what stands beside them.
+//! What model a file of weights holds: stated by names and shapes, and by what stands beside them.
 
-use super::architecture::{Known, known};
+use super::architecture::{NamedArchitecture, known};
 use super::archive::shown;
 use super::names::Names;
-use super::stated::Told;
+use super::stated::StatedModel;
 use crate::error::{Error, Result};
 use crate::model::config::convnext::KERNEL;
 use crate::model::{ConvNextConfig, ModelConfig, Pool, Position, Stem, VitConfig};
@@ -17,26 +17,26 @@ pub(crate) struct Description {
 /// The images that ConvNeXts are made for where nothing tells a size: ImageNet's.
 const IMAGE_SIZE: usize = 224;
 
-/// What the shapes of the tensors, and what else is told, say of the model.
-pub(crate) fn describe(weights: &Names, told: &Told) -> Result<Description> {
+/// What the shapes of the tensors, and what else is stated, say of the model.
+pub(crate) fn describe(weights: &Names, stated: &StatedModel) -> Result<Description> {
     let is_convnext = weights.contains("stages.0.blocks.0.conv_dw.weight");
-    let name = &told.architecture;
+    let name = &stated.architecture;
     if known(name).is_none() && !name.is_empty() {
-        let message = format!("`{}` has architecture = `{}`", told.source, shown(name));
+        let message = format!("`{}` has architecture = `{}`", stated.source, shown(name));
         return Err(Error::input(message).hint(
             "only plain vision transformers and ConvNeXts can be loaded, such as `vit_base_patch16_224` or `convnext_tiny`",
         ));
     }
     match (is_convnext, known(name)) {
-        (true, Some(Known::Vit(..))) => Err(unlike(told, "a ConvNeXt")),
-        (true, _) => convnext(weights, told),
-        (false, Some(Known::ConvNext)) => Err(unlike(told, "no ConvNeXt")),
-        (false, _) => vit(weights, told),
+        (true, Some(NamedArchitecture::Vit(..))) => Err(unlike(stated, "a ConvNeXt")),
+        (true, _) => convnext(weights, stated),
+        (false, Some(NamedArchitecture::ConvNext)) => Err(unlike(stated, "no ConvNeXt")),
+        (false, _) => vit(weights, stated),
     }
 }
 
-fn unlike(told: &Told, found: &str) -> Error {
-    let name = shown(&told.architecture);
+fn unlike(stated: &StatedModel, found: &str) -> Error {
+    let name = shown(&stated.architecture);
     Error::input(format!(
         "the weights are those of {found}, not of a `{name}`"
     ))
@@ -61,10 +61,10 @@ fn shape(weights: &Names, name: &str) -> Result<Vec<usize>> {
 }
 
 /// The number of classes, if the configuration tells no other; 1 where there is no head and none is needed.
-fn classes(weights: &Names, head: &str, told: &Told) -> Result<usize> {
+fn classes(weights: &Names, head: &str, stated: &StatedModel) -> Result<usize> {
     let called = weights.called(head);
     if !weights.contains(head) {
-        return match told.needs_no_head {
+        return match stated.needs_no_head {
             true => Ok(1),
             false => Err(without_head(&called)),
         };
@@ -72,9 +72,9 @@ fn classes(weights: &Names, head: &str, told: &Told) -> Result<usize> {
     let [classes, _, ..] = shape(weights, head)?[..] else {
         return Err(unfit(&format!("{called} is not a matrix")));
     };
-    match told.class_count {
+    match stated.class_count {
         Some(count) if count != classes => {
-            let (source, key) = (told.source, told.words.classes);
+            let (source, key) = (stated.source, stated.words.classes);
             let message = format!("`{source}` has {key} = {count}, and {called} {classes} rows");
             Err(Error::input(message).hint("correct the one that is wrong"))
         }
@@ -105,7 +105,7 @@ fn count(weights: &Names, name: impl Fn(usize) -> String) -> usize {
     (0..).take_while(|i| weights.contains(&name(*i))).count()
 }
 
-fn vit(weights: &Names, told: &Told) -> Result<Description> {
+fn vit(weights: &Names, stated: &StatedModel) -> Result<Description> {
     let layers = count(weights, |i| {
         format!("patch_embed.proj.stem.{}.weight", 3 * i + 1)
     });
@@ -126,13 +126,13 @@ fn vit(weights: &Names, told: &Told) -> Result<Description> {
         // Each layer halves the image; no picture is larger than that.
         Stem::Conv => 1 << layers.min(16),
     };
-    if let Some(told_width) = told.width.filter(|told| *told != width) {
-        let (source, key) = (told.source, told.words.width);
+    if let Some(told_width) = stated.width.filter(|stated| *stated != width) {
+        let (source, key) = (stated.source, stated.words.width);
         let message =
             format!("`{source}` has {key} = {told_width}, and {called} makes tokens {width} wide");
         return Err(Error::input(message).hint("correct the one that is wrong"));
     }
-    told.agrees("patch_size", told.patch, patch)?;
+    stated.agrees("patch_size", stated.patch, patch)?;
     let first = "blocks.0.mlp.fc1.weight";
     let [hidden, _] = shape(weights, first)?[..] else {
         return Err(unfit(&format!("{} is not a matrix", weights.called(first))));
@@ -144,10 +144,10 @@ fn vit(weights: &Names, told: &Told) -> Result<Description> {
     let class_token = weights.contains("cls_token");
     let grid = grid(tokens, class_token)
         .ok_or_else(|| unfit(&format!("{places} does not belong to a square grid")))?;
-    if let Some((key, size)) = told.image_size
+    if let Some((key, size)) = stated.image_size
         && size != grid * patch
     {
-        let source = told.source;
+        let source = stated.source;
         let message = format!(
             "`{source}` has {key} = {size}, and {places} has {grid} x {grid} patches of {patch} pixels, those of {} pixels",
             grid * patch
@@ -156,22 +156,22 @@ fn vit(weights: &Names, told: &Told) -> Result<Description> {
             "correct {key}; --image-size {size} evaluates at another size with resampled positions"
         )));
     }
-    if told.position == Position::Sincos2d && !width.is_multiple_of(4) {
+    if stated.position == Position::Sincos2d && !width.is_multiple_of(4) {
         let message = format!("position = `sincos2d` needs a width that 4 divides, not {width}");
         return Err(Error::input(message));
     }
     let (depth, heads) = (
         count(weights, |i| format!("blocks.{i}.norm1.weight")),
-        told.heads(width)?,
+        stated.heads(width)?,
     );
     // A file that lost its last blocks would make another model.
-    if let Some(told_depth) = told.depth.filter(|told| *told != depth) {
-        let (source, key) = (told.source, told.words.depth);
+    if let Some(told_depth) = stated.depth.filter(|stated| *stated != depth) {
+        let (source, key) = (stated.source, stated.words.depth);
         let message =
             format!("`{source}` has {key} = {told_depth}, and the weights are of {depth} blocks");
         return Err(Error::input(message).hint("copy or download both again"));
     }
-    let pool = pool(weights, told)?;
+    let pool = pool(weights, stated)?;
     if pool == Pool::Token && !class_token {
         let message =
             "the head of these weights sees the mean of patches that are normed before it is taken";
@@ -180,7 +180,7 @@ fn vit(weights: &Names, told: &Told) -> Result<Description> {
         );
     }
     let config = VitConfig {
-        size: match &told.size[..] {
+        size: match &stated.size[..] {
             "" => size([patch, width, depth, heads, hidden]),
             size => size.to_owned(),
         },
@@ -191,25 +191,25 @@ fn vit(weights: &Names, told: &Told) -> Result<Description> {
         hidden,
         pool,
         class_token,
-        position: told.position,
-        position_size: told.position_size,
+        position: stated.position,
+        position_size: stated.position_size,
         stem,
-        pre_norm: told
+        pre_norm: stated
             .pre_norm
             .unwrap_or_else(|| weights.contains("norm_pre.weight")),
-        gelu: told.gelu,
-        norm_eps: told.norm_eps,
-        mean: told.mean,
-        std: told.std,
+        gelu: stated.gelu,
+        norm_eps: stated.norm_eps,
+        mean: stated.mean,
+        std: stated.std,
     };
     Ok(Description {
         config: ModelConfig::Vit(config),
-        classes: classes(weights, "head.weight", told)?,
+        classes: classes(weights, "head.weight", stated)?,
         image_size: grid * patch,
     })
 }
 
-fn convnext(weights: &Names, told: &Told) -> Result<Description> {
+fn convnext(weights: &Names, stated: &StatedModel) -> Result<Description> {
     let (mut widths, mut depths) = ([0; 4], [0; 4]);
     for stage in 0..4 {
         let name = format!("stages.{stage}.blocks.0.conv_dw.weight");
@@ -223,10 +223,10 @@ fn convnext(weights: &Names, told: &Told) -> Result<Description> {
         });
     }
     let (stem, patch) = match weights.contains("stem.stem.0.weight") {
-        true => (Stem::Conv, told.patch.unwrap_or(4)),
+        true => (Stem::Conv, stated.patch.unwrap_or(4)),
         false => match shape(weights, "stem.0.weight")?[..] {
             [_, 3, patch, _] => {
-                told.agrees("patch_size", told.patch, patch)?;
+                stated.agrees("patch_size", stated.patch, patch)?;
                 (Stem::Patch, patch)
             }
             _ => {
@@ -236,7 +236,7 @@ fn convnext(weights: &Names, told: &Told) -> Result<Description> {
         },
     };
     let config = ConvNextConfig {
-        size: match &told.size[..] {
+        size: match &stated.size[..] {
             "" => "convnext".to_owned(),
             size => size.to_owned(),
         },
@@ -244,11 +244,11 @@ fn convnext(weights: &Names, told: &Told) -> Result<Description> {
         widths,
         depths,
         stem,
-        mean: told.mean,
-        std: told.std,
+        mean: stated.mean,
+        std: stated.std,
     };
-    if let Some(named) = ConvNextConfig::named(&told.architecture)
-        && told.by_name_alone
+    if let Some(named) = ConvNextConfig::named(&stated.architecture)
+        && stated.by_name_alone
         && (named.widths, named.depths) != (widths, depths)
     {
         let message = format!(
@@ -259,12 +259,12 @@ fn convnext(weights: &Names, told: &Told) -> Result<Description> {
             Error::input(message).hint("name the architecture that the weights were trained as")
         );
     }
-    let image_size = told.image_size.map_or(IMAGE_SIZE, |(_, size)| size);
+    let image_size = stated.image_size.map_or(IMAGE_SIZE, |(_, size)| size);
     if let Err((message, hint)) = config.grid(image_size) {
         return Err(Error::input(message).hint(hint));
     }
     Ok(Description {
-        classes: classes(weights, "head.fc.weight", told)?,
+        classes: classes(weights, "head.fc.weight", stated)?,
         config: ModelConfig::ConvNext(config),
         image_size,
     })
@@ -284,7 +284,7 @@ fn size(found: [usize; 5]) -> String {
 }
 
 /// What the head sees: the norm before it tells.
-fn pool(weights: &Names, told: &Told) -> Result<Pool> {
+fn pool(weights: &Names, stated: &StatedModel) -> Result<Pool> {
     let has = |pool: Pool| weights.contains(&format!("{}.weight", pool.norm()));
     let pool = match (has(Pool::Average), has(Pool::Token)) {
         (true, true) => {
@@ -296,14 +296,14 @@ fn pool(weights: &Names, told: &Told) -> Result<Pool> {
         (true, false) => Pool::Average,
         (false, _) => Pool::Token,
     };
-    if told.pool.is_some_and(|told| told != pool) {
+    if stated.pool.is_some_and(|stated| stated != pool) {
         let (norm, other) = match pool {
             Pool::Average => ("fc_norm", "token"),
             Pool::Token => ("norm", "avg"),
         };
         let message = format!(
             "`{}` has {} = `{other}`, but the weights have `{norm}`",
-            told.source, told.words.pool
+            stated.source, stated.words.pool
         );
         return Err(Error::input(message).hint(
             "`avg` goes with `fc_norm` and `token` with `norm`; other models cannot be loaded",

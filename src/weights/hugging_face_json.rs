@@ -8,13 +8,13 @@ use super::config_json::{channels, eps};
 use super::names::Scheme;
 use super::outputs::Outputs;
 use super::preprocessing::{of_hugging_face, square};
-use super::stated::{Told, Words};
+use super::stated::{ConfigKeys, StatedModel};
 use crate::error::{Error, Result};
 use crate::model::Pool;
 use crate::model::config::common::{CLIP_MEAN, CLIP_STD};
 use crate::ops::Gelu;
 
-/// What ViT's image processor takes where nothing is told.
+/// What ViT's image processor takes where nothing is stated.
 const HALF: [f64; 3] = [0.5; 3];
 
 /// transformers' words for the activations.
@@ -26,17 +26,17 @@ const GELUS: [(&str, Gelu); 5] = [
     ("gelu_pytorch_tanh", Gelu::Tanh),
 ];
 
-const WORDS: Words = Words {
+const WORDS: ConfigKeys = ConfigKeys {
     classes: "num_labels",
     width: "hidden_size",
     depth: "num_hidden_layers",
     heads: "num_attention_heads",
-    // Told by the kind of model.
+    // StatedModel by the kind of model.
     pool: "pool",
 };
 
 /// What a configuration, and the preprocessor's or null, tell of the model beside them, and whose names its weights have.
-pub(crate) fn read(config: &Value, preprocessor: &Value) -> Result<(Told, Scheme)> {
+pub(crate) fn read(config: &Value, preprocessor: &Value) -> Result<(StatedModel, Scheme)> {
     // What transformers leaves out of a file has its own value: (activation, eps, mean, std).
     let vit = ("gelu", 1e-12, HALF, HALF);
     let clip = ("quick_gelu", CLIP_EPS, CLIP_MEAN, CLIP_STD);
@@ -63,7 +63,7 @@ pub(crate) fn read(config: &Value, preprocessor: &Value) -> Result<(Told, Scheme
     let classes = class_names(config);
     let is_clip = scheme == Scheme::HuggingFaceClip;
     let size = square("config.json", "image_size", &vision["image_size"])?;
-    let told = Told {
+    let stated = StatedModel {
         size: String::new(),
         by_name_alone: false,
         image_size: size.map(|size| ("image_size", size)),
@@ -83,48 +83,48 @@ pub(crate) fn read(config: &Value, preprocessor: &Value) -> Result<(Told, Scheme
         norm_eps,
         mean,
         std,
-        ..Told::by_name("")
+        ..StatedModel::by_name("")
     };
-    let told = Told {
-        norm_eps: eps(&vision["layer_norm_eps"], "layer_norm_eps", &told)?,
-        ..told
+    let stated = StatedModel {
+        norm_eps: eps(&vision["layer_norm_eps"], "layer_norm_eps", &stated)?,
+        ..stated
     };
-    let told = match preprocessor["do_normalize"] == Value::Bool(false) {
-        true => Told {
+    let stated = match preprocessor["do_normalize"] == Value::Bool(false) {
+        true => StatedModel {
             mean: [0.0; 3],
             std: [1.0; 3],
-            ..told
+            ..stated
         },
         false => {
-            let told = Told {
+            let stated = StatedModel {
                 source: "preprocessor_config.json",
-                ..told
+                ..stated
             };
-            Told {
+            StatedModel {
                 source: "config.json",
-                mean: channels(preprocessor, ["mean", "image_mean"], &told)?,
-                std: channels(preprocessor, ["std", "image_std"], &told)?,
-                ..told
+                mean: channels(preprocessor, ["mean", "image_mean"], &stated)?,
+                std: channels(preprocessor, ["std", "image_std"], &stated)?,
+                ..stated
             }
         }
     };
-    let told = match scheme {
-        Scheme::HuggingFaceVit => Told {
+    let stated = match scheme {
+        Scheme::HuggingFaceVit => StatedModel {
             class_count: (!classes.is_empty()).then_some(classes.len()),
             class_names: named(classes),
-            ..told
+            ..stated
         },
         // The size of the embedding; names of classes there would be of no use.
-        _ => Told {
-            words: Words {
+        _ => StatedModel {
+            words: ConfigKeys {
                 classes: "projection_dim",
                 ..WORDS
             },
             class_count: number(&config["projection_dim"]),
-            ..told
+            ..stated
         },
     };
-    Ok((told, scheme))
+    Ok((stated, scheme))
 }
 
 /// `id2label` in the order of its numbers.

@@ -19,7 +19,7 @@ use super::describe::{Description, describe};
 use super::names::Names;
 use super::outputs::{OPEN_CLIP_CONFIG, Outputs};
 use super::state_dict::{StateDict, Statistics};
-use super::stated::{Told, scheme};
+use super::stated::{StatedModel, scheme};
 use crate::error::{Context, Error, Result};
 use crate::image::Preprocessing;
 use crate::model::{Model, ModelConfig, Position};
@@ -27,7 +27,7 @@ use crate::ops::{Stored, from_vec};
 use crate::{distributed, files, json, memory};
 
 pub(crate) use crate::weights::names::Scheme;
-pub use crate::weights::preprocessing::Stated;
+pub use crate::weights::preprocessing::StatedPreprocessing;
 
 /// Writes a model folder for images that are preprocessed in a way.
 ///
@@ -78,7 +78,7 @@ pub struct Loaded {
     /// Pixels on a side of the images it was made for.
     pub image_size: usize,
     /// How its folder says that images are brought to that size.
-    pub preprocessing: Stated,
+    pub preprocessing: StatedPreprocessing,
     /// What its outputs are.
     pub outputs: Outputs,
     /// Names of the classes, where the folder has them.
@@ -127,20 +127,20 @@ fn load_folder(folder: &Path, needs_no_head: bool, device: &Device) -> Result<Lo
             };
             return crate::weights::hugging_face_json::read(&config, &preprocessor);
         }
-        let mut told = crate::weights::config_json::read(&config)?;
-        let is_old = config["advxl"].is_object() && told.outputs.is_none();
-        if is_old && told.class_names.is_empty() && learned_captions(folder) {
-            told.outputs = Some(Outputs::Embedding);
+        let mut stated = crate::weights::config_json::read(&config)?;
+        let is_old = config["advxl"].is_object() && stated.outputs.is_none();
+        if is_old && stated.class_names.is_empty() && learned_captions(folder) {
+            stated.outputs = Some(Outputs::Embedding);
         }
-        Ok((told, Scheme::Timm))
+        Ok((stated, Scheme::Timm))
     };
-    let (told, scheme) = read().context(|| format!("`{}`", folder.display()))?;
-    let told = Told {
+    let (stated, scheme) = read().context(|| format!("`{}`", folder.display()))?;
+    let stated = StatedModel {
         needs_no_head,
-        ..told
+        ..stated
     };
     let weights = StateDict::open(&file)?;
-    build(weights, scheme, told, device).context(|| format!("`{}`", file.display()))
+    build(weights, scheme, stated, device).context(|| format!("`{}`", file.display()))
 }
 
 /// Whether the recipe of the run that a folder without names of classes belongs to compares images with captions: our
@@ -302,7 +302,7 @@ pub fn load_body(path: &Path, architecture: Option<&str>, device: &Device) -> Re
 ///
 /// `architecture` is timm's name, such as `vit_huge_patch14_224`, one of ours, such as `vit_h14`, or open_clip's of a
 /// model with an image tower of its own, such as `ViT-H-14-CLIPA-336`. It gives the heads, and of open_clip's pooling
-/// and activation; all else is told by the shapes of the tensors. Images are normalised by ImageNet's statistics, as
+/// and activation; all else is stated by the shapes of the tensors. Images are normalised by ImageNet's statistics, as
 /// AdvXL's models want it, or by OpenAI's for CLIP's models but CLIPA's; set `mean` and `std` of the model's configuration
 /// for others.
 ///
@@ -321,14 +321,14 @@ fn load_named(
         return Err(unknown(architecture));
     }
     let weights = StateDict::open(path)?;
-    let told = Told {
+    let stated = StatedModel {
         needs_no_head,
-        ..Told::by_name(architecture)
+        ..StatedModel::by_name(architecture)
     };
     let scheme = scheme(architecture);
     let built = match of_other_program(&weights, scheme) {
         Some(error) => Err(error),
-        None => build(weights, scheme, told, device),
+        None => build(weights, scheme, stated, device),
     };
     built.context(|| format!("`{}`", path.display()))
 }
@@ -367,24 +367,30 @@ fn of_other_program(weights: &StateDict, scheme: Scheme) -> Option<Error> {
     })
 }
 
-fn build(mut file: StateDict, scheme: Scheme, mut told: Told, device: &Device) -> Result<Loaded> {
-    if told.needs_no_head && file.keep_below("backbone.") {
-        told.notes
+fn build(
+    mut file: StateDict,
+    scheme: Scheme,
+    mut stated: StatedModel,
+    device: &Device,
+) -> Result<Loaded> {
+    if stated.needs_no_head && file.keep_below("backbone.") {
+        stated
+            .notes
             .push("the weights are those below `backbone.`; all others are left out".into());
     }
     let statistics = file.statistics().cloned();
     if let Some(found) = &statistics {
-        take_statistics(&mut told, found)?;
+        take_statistics(&mut stated, found)?;
     }
     let weights = Names::new(&file, scheme);
     let Description {
         config,
         classes,
         image_size,
-    } = describe(&weights, &told)?;
-    let names = told.class_names.len();
+    } = describe(&weights, &stated)?;
+    let names = stated.class_names.len();
     if names != 0 && names != classes {
-        let source = told.source;
+        let source = stated.source;
         let message =
             format!("`{source}` has names of {names} classes, and the head is for {classes}");
         return Err(Error::input(message).hint("correct `label_names`, or take them out"));
@@ -420,16 +426,17 @@ fn build(mut file: StateDict, scheme: Scheme, mut told: Told, device: &Device) -
     };
     let model = Model::with_weights(&config, classes, image_size, device, take)?;
     if scaled {
-        told.notes
+        stated
+            .notes
             .push("the layer scale is multiplied into the weights before it".into());
     }
     let mut unused = weights.left_over(&used);
-    if told.needs_no_head {
+    if stated.needs_no_head {
         let of_decoder = |name: &str| name.starts_with("decoder_") || name == "mask_token";
         let all = unused.len();
         unused.retain(|name| !of_decoder(name));
         if unused.len() < all {
-            told.notes.push("MAE's decoder is left out".into());
+            stated.notes.push("MAE's decoder is left out".into());
         }
     }
     if !unused.is_empty() {
@@ -438,36 +445,36 @@ fn build(mut file: StateDict, scheme: Scheme, mut told: Told, device: &Device) -
     Ok(Loaded {
         model,
         image_size,
-        outputs: told.outputs(classes),
-        preprocessing: told.preprocessing.at(image_size),
-        classes: told.class_names,
+        outputs: stated.outputs(classes),
+        preprocessing: stated.preprocessing.at(image_size),
+        classes: stated.class_names,
         hash: file.hash()?,
         wrapper: file.wrapper().map(str::to_owned),
         statistics,
-        notes: told.notes,
+        notes: stated.notes,
     })
 }
 
 /// The mean and deviation that lie beside the weights become the model's.
 ///
 /// Errors: a configuration states others.
-fn take_statistics(told: &mut Told, found: &Statistics) -> Result<()> {
+fn take_statistics(stated: &mut StatedModel, found: &Statistics) -> Result<()> {
     let Statistics { names, mean, std } = found;
     let close = |a: &[f64; 3], b: &[f64; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
-    let stated = (&told.mean, &told.std);
+    let configured = (stated.mean, stated.std);
     let [of_mean, of_std] = names.each_ref().map(|name| shown(name));
-    let agrees = close(mean, stated.0) && close(std, stated.1);
-    if !told.by_name_alone && !agrees {
+    let agrees = close(mean, &configured.0) && close(std, &configured.1);
+    if !stated.by_name_alone && !agrees {
         let message = format!(
             "`{}` has mean {:?} and std {:?}, and the weights `{of_mean}` {mean:?} and `{of_std}` {std:?}",
-            told.source, stated.0, stated.1
+            stated.source, configured.0, configured.1
         );
         return Err(Error::input(message).hint("correct the ones that are wrong"));
     }
-    told.notes.push(format!(
+    stated.notes.push(format!(
         "images are normalized by `{of_mean}` {mean:?} and `{of_std}` {std:?} of the file"
     ));
-    (told.mean, told.std) = (*mean, *std);
+    (stated.mean, stated.std) = (*mean, *std);
     Ok(())
 }
 

@@ -33,5 +33,5 @@ pub mod text;
 pub use crate::weights::embeddings::{EmbeddingFile, EmbeddingWriter};
 pub use crate::weights::import::{Loaded, load, load_any, load_body, load_file, save};
 pub use crate::weights::outputs::Outputs;
-pub use crate::weights::preprocessing::Stated;
+pub use crate::weights::preprocessing::StatedPreprocessing;
 pub use crate::weights::state_dict::StateDict;

@@ -10,7 +10,7 @@ use super::config_json::{channels, eps};
 use super::names::{Head, Scheme};
 use super::outputs::{OPEN_CLIP_CONFIG, Outputs};
 use super::preprocessing::{of_open_clip, square};
-use super::stated::{Told, Words};
+use super::stated::{ConfigKeys, StatedModel};
 use crate::error::{Error, Result};
 use crate::model::Pool;
 use crate::model::config::common::{CLIP_MEAN, CLIP_STD};
@@ -53,7 +53,7 @@ const KEYS: [&str; 32] = [
 ];
 
 /// What a configuration tells of the image tower beside it, and whose names its weights have.
-pub(crate) fn read(config: &Value) -> Result<(Told, Scheme)> {
+pub(crate) fn read(config: &Value) -> Result<(StatedModel, Scheme)> {
     // Files from before there was preprocessing in them are the inner part alone.
     let model = match &config["model_cfg"] {
         Value::Null => config,
@@ -74,14 +74,14 @@ pub(crate) fn read(config: &Value) -> Result<(Told, Scheme)> {
     }
     let number = |key: &str| vision[key].as_u64().map(|number| number as usize);
     let size = square(OPEN_CLIP_CONFIG, "image_size", &vision["image_size"])?;
-    let told = Told {
+    let stated = StatedModel {
         source: OPEN_CLIP_CONFIG,
         image_size: size.map(|size| ("image_size", size)),
         patch: number("patch_size"),
         outputs: Some(Outputs::Embedding),
         preprocessing: of_open_clip(&config["preprocess_cfg"]),
         by_name_alone: false,
-        words: Words {
+        words: ConfigKeys {
             classes: "embed_dim",
             width: "width",
             depth: "layers",
@@ -91,17 +91,17 @@ pub(crate) fn read(config: &Value) -> Result<(Told, Scheme)> {
         class_count: model["embed_dim"].as_u64().map(|number| number as usize),
         mean: CLIP_MEAN,
         std: CLIP_STD,
-        ..Told::by_name(vision["timm_model_name"].as_str().unwrap_or_default())
+        ..StatedModel::by_name(vision["timm_model_name"].as_str().unwrap_or_default())
     };
     let preprocessing = &config["preprocess_cfg"];
-    let told = Told {
+    let stated = StatedModel {
         size: String::new(),
-        mean: channels(preprocessing, ["mean", "mean"], &told)?,
-        std: channels(preprocessing, ["std", "std"], &told)?,
-        ..told
+        mean: channels(preprocessing, ["mean", "mean"], &stated)?,
+        std: channels(preprocessing, ["std", "std"], &stated)?,
+        ..stated
     };
     if vision["timm_model_name"].is_string() {
-        return of_timm(vision, told);
+        return of_timm(vision, stated);
     }
     if vision["layers"].is_array() {
         let layers = &vision["layers"];
@@ -134,17 +134,17 @@ pub(crate) fn read(config: &Value) -> Result<(Told, Scheme)> {
         0 => 0,
         head_width => width / head_width,
     };
-    let told = Told {
+    let stated = StatedModel {
         heads: Some(heads),
         width: Some(width),
         depth: Some(number("layers").unwrap_or(12)),
         pre_norm: Some(vision["no_ln_pre"] != Value::Bool(true)),
         pool: Some(pool),
         gelu: gelu(model, vision)?,
-        norm_eps: norm_eps(vision, &told)?,
-        ..told
+        norm_eps: norm_eps(vision, &stated)?,
+        ..stated
     };
-    Ok((told, Scheme::OpenClip(pool)))
+    Ok((stated, Scheme::OpenClip(pool)))
 }
 
 fn refused(what: &str, hint: &str) -> Error {
@@ -184,7 +184,7 @@ fn gelu(model: &Value, vision: &Value) -> Result<Gelu> {
     }
 }
 
-fn norm_eps(vision: &Value, told: &Told) -> Result<f64> {
+fn norm_eps(vision: &Value, stated: &StatedModel) -> Result<f64> {
     let arguments = &vision["norm_kwargs"];
     let others = arguments
         .as_object()
@@ -197,13 +197,13 @@ fn norm_eps(vision: &Value, told: &Told) -> Result<f64> {
     }
     match &arguments["eps"] {
         Value::Null => Ok(CLIP_EPS),
-        found => eps(found, "norm_kwargs.eps", told),
+        found => eps(found, "norm_kwargs.eps", stated),
     }
 }
 
 /// An image tower that is a timm model.
-fn of_timm(vision: &Value, told: Told) -> Result<(Told, Scheme)> {
-    let name = told.architecture.as_str();
+fn of_timm(vision: &Value, stated: StatedModel) -> Result<(StatedModel, Scheme)> {
+    let name = stated.architecture.as_str();
     if known(name).is_none() {
         let what = format!("timm_model_name = `{}`", shown(name));
         return Err(refused(
@@ -232,5 +232,5 @@ fn of_timm(vision: &Value, told: Told) -> Result<(Told, Scheme)> {
             ));
         }
     };
-    Ok((Told { pool, ..told }, Scheme::OpenClipTimm(head)))
+    Ok((StatedModel { pool, ..stated }, Scheme::OpenClipTimm(head)))
 }

@@ -10,7 +10,7 @@ use crate::image::{Preprocessing, ResizeMode};
 
 /// Preprocessing as the folder of a model states it.
 #[derive(Clone, Debug)]
-pub struct Stated {
+pub struct StatedPreprocessing {
     /// Who says so: a file of the folder, or a program's defaults.
     pub source: &'static str,
     /// What it says; an error where that cannot be done here.
@@ -18,14 +18,14 @@ pub struct Stated {
 }
 
 /// What is read of a file before the weights tell the image size.
-pub(crate) struct Found {
+pub(crate) struct PreprocessingFields {
     pub(crate) source: &'static str,
     pub(crate) preprocessing: Result<Preprocessing>,
     /// The size of images in the file's words, where it must be that of the weights.
     pub(crate) size: Option<(&'static str, usize)>,
 }
 
-impl Found {
+impl PreprocessingFields {
     /// The middle of a picture, bicubic: what most programs do where nothing is known.
     pub(crate) fn default() -> Self {
         Self {
@@ -36,7 +36,7 @@ impl Found {
     }
 
     /// For images of the size that the weights are made for.
-    pub(crate) fn at(self, image_size: usize) -> Stated {
+    pub(crate) fn at(self, image_size: usize) -> StatedPreprocessing {
         let source = self.source;
         let preprocessing = self.preprocessing.and_then(|found| match self.size {
             Some((key, size)) if size != image_size => {
@@ -55,7 +55,7 @@ impl Found {
                     .map_err(|error| error.context(source.to_owned()))
             }
         });
-        Stated {
+        StatedPreprocessing {
             source,
             preprocessing,
         }
@@ -137,7 +137,7 @@ const TIMM_MODES: [(&str, ResizeMode); 3] = [
 ];
 
 /// Of timm's `pretrained_cfg`, as its `resolve_data_config` takes it. `ours` may tell the color of borders.
-pub(crate) fn of_timm(config: &Value, ours: &Value, mean: [f64; 3]) -> Found {
+pub(crate) fn of_timm(config: &Value, ours: &Value, mean: [f64; 3]) -> PreprocessingFields {
     let source = "config.json";
     let read = || {
         let interpolation = match &config["interpolation"] {
@@ -162,7 +162,7 @@ pub(crate) fn of_timm(config: &Value, ours: &Value, mean: [f64; 3]) -> Found {
             ..bicubic()
         })
     };
-    Found {
+    PreprocessingFields {
         source,
         preprocessing: read(),
         size: None,
@@ -221,7 +221,7 @@ pub(crate) fn to_timm(preprocessing: &Preprocessing) -> [(&'static str, Value); 
 }
 
 /// Of open_clip's `preprocess_cfg`, as its `image_transform` takes it for evaluations.
-pub(crate) fn of_open_clip(config: &Value) -> Found {
+pub(crate) fn of_open_clip(config: &Value) -> PreprocessingFields {
     let source = crate::weights::outputs::OPEN_CLIP_CONFIG;
     // Drawn at random in training alone.
     let filters = [
@@ -258,7 +258,7 @@ pub(crate) fn of_open_clip(config: &Value) -> Found {
         })
     };
     let size = side("size", &config["size"]).map_err(|what| refused(source, &what));
-    Found {
+    PreprocessingFields {
         source,
         size: size.clone().ok().flatten().map(|size| ("size", size)),
         preprocessing: size.and_then(|_| read()),
@@ -311,18 +311,18 @@ const PILLOW: [Filter; 6] = [
 ];
 
 /// Of transformers' `preprocessor_config.json`, or null, in the folder of a CLIP or a ViT: what its image processor does.
-pub(crate) fn of_hugging_face(config: &Value, is_clip: bool) -> Found {
+pub(crate) fn of_hugging_face(config: &Value, is_clip: bool) -> PreprocessingFields {
     let source = match config.is_null() {
         true => "transformers' defaults",
         false => "preprocessor_config.json",
     };
     match hugging_face(source, config, is_clip) {
-        Ok((preprocessing, size)) => Found {
+        Ok((preprocessing, size)) => PreprocessingFields {
             source,
             preprocessing: Ok(preprocessing),
             size,
         },
-        Err(error) => Found {
+        Err(error) => PreprocessingFields {
             source,
             preprocessing: Err(error),
             size: None,
@@ -448,7 +448,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn refusal(found: Found, size: usize, part: &str) {
+    fn refusal(found: PreprocessingFields, size: usize, part: &str) {
         let error = found.at(size).preprocessing.unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
     }

@@ -546,9 +546,9 @@ pub(crate) fn header(source: &Source) -> Result<(Metadata, u64)> {
 const NO_WEIGHTS: [&str; 8] = [
     "optim", "sched", "scaler", "rng", "random", "callback", "loop", "metric",
 ];
-/// Words in keys under which programs keep the average of the weights, which is what they evaluate.
+/// ConfigKeys in keys under which programs keep the average of the weights, which is what they evaluate.
 const AVERAGES: [&str; 5] = ["ema", "teacher", "swa", "averaged", "average"];
-/// Words in keys under which programs keep the weights.
+/// ConfigKeys in keys under which programs keep the weights.
 const WEIGHTS: [&str; 9] = [
     "state", "model", "net", "network", "module", "params", "weights", "student", "backbone",
 ];

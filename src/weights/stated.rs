@@ -1,9 +1,11 @@
 //! What the files next to the weights state about a model.
 
-use super::architecture::{CLIP_EPS, Known, OPEN_CLIP, OPEN_CLIP_PREFIX, TIMM, known, open_clip};
+use super::architecture::{
+    CLIP_EPS, NamedArchitecture, OPEN_CLIP, OPEN_CLIP_PREFIX, TIMM, known, open_clip,
+};
 use super::names::Scheme;
 use super::outputs::Outputs;
-use super::preprocessing::Found;
+use super::preprocessing::PreprocessingFields;
 use crate::error::{Error, Result};
 use crate::model::config::common::{CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD};
 use crate::model::{NORM_EPS, Pool, Position};
@@ -11,7 +13,7 @@ use crate::ops::Gelu;
 
 /// The keys of a configuration under which a program tells classes, width, depth, heads and pooling.
 #[derive(Clone, Copy)]
-pub(crate) struct Words {
+pub(crate) struct ConfigKeys {
     pub(crate) classes: &'static str,
     pub(crate) width: &'static str,
     pub(crate) depth: &'static str,
@@ -20,11 +22,11 @@ pub(crate) struct Words {
 }
 
 /// What the tensors do not tell of a model.
-pub(crate) struct Told {
+pub(crate) struct StatedModel {
     /// The file that tells it.
     pub(crate) source: &'static str,
     /// Its words, for messages.
-    pub(crate) words: Words,
+    pub(crate) words: ConfigKeys,
     /// timm's or our name of the architecture.
     pub(crate) architecture: String,
     /// Whether nothing but the name is known.
@@ -47,13 +49,13 @@ pub(crate) struct Told {
     pub(crate) std: [f64; 3],
     pub(crate) class_count: Option<usize>,
     pub(crate) class_names: Vec<String>,
-    /// What the outputs are; else told by the names.
+    /// What the outputs are; else stated by the names.
     pub(crate) outputs: Option<Outputs>,
     /// What timm calls the training that made the weights.
     pub(crate) tag: String,
     /// Whether a head may be missing, since a new one takes its place.
     pub(crate) needs_no_head: bool,
-    pub(crate) preprocessing: Found,
+    pub(crate) preprocessing: PreprocessingFields,
     /// What the user should know.
     pub(crate) notes: Vec<String>,
 }
@@ -61,7 +63,7 @@ pub(crate) struct Told {
 /// Sizes of the embeddings of CLIP's models.
 pub(crate) const EMBEDDINGS: [usize; 7] = [256, 384, 512, 640, 768, 1024, 1280];
 
-impl Told {
+impl StatedModel {
     /// What a name tells: of timm's, of ours, or of open_clip's, as that program's model of the name is.
     pub(crate) fn by_name(architecture: &str) -> Self {
         let open_clip = architecture.starts_with(OPEN_CLIP_PREFIX);
@@ -74,7 +76,7 @@ impl Told {
         let (name, tag) = architecture.split_once('.').unwrap_or((architecture, ""));
         Self {
             source: "config.json",
-            words: Words {
+            words: ConfigKeys {
                 classes: "num_classes",
                 width: "embed_dim",
                 depth: "depth",
@@ -112,7 +114,7 @@ impl Told {
             outputs: (open_clip && known(name).is_some()).then_some(Outputs::Embedding),
             tag: tag.to_owned(),
             needs_no_head: false,
-            preprocessing: Found::default(),
+            preprocessing: PreprocessingFields::default(),
             notes: Vec::new(),
         }
     }
@@ -127,19 +129,19 @@ impl Told {
             && self.class_names.is_empty()
             && EMBEDDINGS.contains(&outputs);
         match (self.outputs, is_tower) {
-            (Some(told), _) => told,
+            (Some(stated), _) => stated,
             (None, true) => Outputs::Embedding,
             (None, false) => Outputs::Logits,
         }
     }
 
     /// An error where the configuration tells another number than the weights.
-    pub(crate) fn agrees(&self, key: &str, told: Option<usize>, found: usize) -> Result<()> {
-        match told {
-            Some(told) if told != found => {
+    pub(crate) fn agrees(&self, key: &str, stated: Option<usize>, found: usize) -> Result<()> {
+        match stated {
+            Some(stated) if stated != found => {
                 let source = self.source;
                 let message =
-                    format!("`{source}` has {key} = {told}, and the weights have {found}");
+                    format!("`{source}` has {key} = {stated}, and the weights have {found}");
                 Err(Error::input(message).hint("correct the one that is wrong"))
             }
             _ => Ok(()),
@@ -150,8 +152,8 @@ impl Told {
     pub(crate) fn heads(&self, width: usize) -> Result<usize> {
         let heads = match (self.heads, known(&self.architecture)) {
             (Some(heads), _) => heads,
-            (None, Some(Known::Vit(right, heads))) if right == width => heads,
-            (None, Some(Known::Vit(right, _))) => {
+            (None, Some(NamedArchitecture::Vit(right, heads))) if right == width => heads,
+            (None, Some(NamedArchitecture::Vit(right, _))) => {
                 let name = &self.architecture;
                 let message =
                     format!("`{name}` is {right} wide, and these weights are {width} wide");
@@ -186,7 +188,10 @@ impl Told {
 
 /// Whose names a file of a named architecture has.
 pub(crate) fn scheme(architecture: &str) -> Scheme {
-    match (open_clip(architecture), Told::by_name(architecture).pool) {
+    match (
+        open_clip(architecture),
+        StatedModel::by_name(architecture).pool,
+    ) {
         (Some(_), Some(pool)) => Scheme::OpenClip(pool),
         _ => Scheme::Timm,
     }

@@ -18,7 +18,7 @@ use advxl::ops::{Gelu, from_vec, to_vec};
 use advxl::weights::StateDict;
 use advxl::weights::export;
 use advxl::weights::export::card::Facts;
-use advxl::weights::{Loaded, Outputs, Stated, import as weights};
+use advxl::weights::{Loaded, Outputs, StatedPreprocessing, import as weights};
 use burn::tensor::{Device, Tensor};
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -65,7 +65,7 @@ fn loaded(config: impl Into<ModelConfig>, classes: usize, image_size: usize) -> 
     Loaded {
         model: Model::new(&config.into(), classes, image_size, 1, &Device::flex()),
         image_size,
-        preprocessing: Stated {
+        preprocessing: StatedPreprocessing {
             source: "config.json",
             preprocessing: Ok(Preprocessing::new(image_size)),
         },

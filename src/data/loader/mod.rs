@@ -139,7 +139,7 @@ pub struct Loader {
 struct Shared {
     dataset: Arc<Dataset>,
     plan: Plan,
-    state: Mutex<State>,
+    state: Mutex<Queue>,
     /// A batch was taken, or the loader is dropped.
     work: Condvar,
     /// A batch is complete.
@@ -149,7 +149,7 @@ struct Shared {
     ahead: Ahead,
 }
 
-struct State {
+struct Queue {
     /// Batches in the making, the next to deliver first.
     batches: VecDeque<Making>,
     /// Number of the first of them.
@@ -202,7 +202,7 @@ impl Loader {
             ahead: Ahead::new(plan.position + plan.samples),
             dataset,
             plan,
-            state: Mutex::new(State {
+            state: Mutex::new(Queue {
                 batches: VecDeque::new(),
                 front: 0,
                 stop: false,
@@ -287,7 +287,7 @@ impl Drop for Loader {
 
 impl Shared {
     /// No code panics while it holds the lock, so a poisoned one is whole.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -27,8 +27,8 @@ pub struct Order {
     len: usize,
     /// First sample of each shard and the number of samples; none for a permutation of all.
     starts: Option<Vec<usize>>,
-    epochs: Kept<u64, Windows>,
-    permutations: Kept<(u64, usize), Vec<u32>>,
+    epochs: Recent<u64, Windows>,
+    permutations: Recent<(u64, usize), Vec<u32>>,
 }
 
 impl Order {
@@ -44,8 +44,8 @@ impl Order {
             seed,
             len,
             starts,
-            epochs: Kept::default(),
-            permutations: Kept::default(),
+            epochs: Recent::default(),
+            permutations: Recent::default(),
         }
     }
 
@@ -119,15 +119,15 @@ impl Windows {
 
 /// The values made last. Held locked while one is made, so that it is made once.
 #[derive(Debug)]
-struct Kept<K, V>(Mutex<VecDeque<(K, Arc<V>)>>);
+struct Recent<K, V>(Mutex<VecDeque<(K, Arc<V>)>>);
 
-impl<K, V> Default for Kept<K, V> {
+impl<K, V> Default for Recent<K, V> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<K: PartialEq, V> Kept<K, V> {
+impl<K: PartialEq, V> Recent<K, V> {
     fn get(&self, key: K, make: impl FnOnce() -> V) -> Arc<V> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, value)) = kept.iter().find(|(known, _)| *known == key) {

@@ -16,7 +16,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::tar;
-use super::tar::Found;
+use super::tar::TarEntry;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::Source;
@@ -123,13 +123,13 @@ impl ShardIndex {
         let mut grouping = Grouping::default();
         let (mut failed, mut members) = (None, false);
         tar::scan(file, |found| match found {
-            Found::Member { name, at, length } => {
+            TarEntry::Member { name, at, length } => {
                 members = true;
                 if let Err(error) = grouping.add(file, &name, at, length) {
                     failed.get_or_insert(error);
                 }
             }
-            Found::Damage { reason, at, name } => {
+            TarEntry::Damage { reason, at, name } => {
                 members |= name.is_some();
                 grouping.damage(reason, at, name.as_deref());
             }

@@ -22,7 +22,7 @@ use crate::files::Source;
 use crate::image::decode::outcome::Format;
 use crate::image::{Examined, Fault, Health, Reason, View, content, decode};
 use crate::json;
-use crate::storage::store::{Asked, Object, Pieces};
+use crate::storage::store::{Object, Pieces, Requests};
 use crate::storage::{pattern, unpack};
 
 use index as shard_index;
@@ -58,7 +58,7 @@ pub struct Shards {
     indexes: Recent<Arc<ShardIndex>>,
     files: Recent<Arc<Source>>,
     /// What was asked of stores, the oldest first.
-    asked: Mutex<VecDeque<((usize, Part), Asked)>>,
+    asked: Mutex<VecDeque<((usize, Part), Requests)>>,
 }
 
 #[derive(Debug)]
@@ -369,7 +369,7 @@ impl Shards {
         if waiting >= MOST_ASKED {
             return;
         }
-        if let Ok(pieces) = Asked::of(remote, &ranges) {
+        if let Ok(pieces) = Requests::of(remote, &ranges) {
             asked.push_back(((sample, part), pieces));
         }
     }
@@ -477,10 +477,10 @@ impl Shards {
         };
         let asked = match asked {
             Some((_, asked)) => Ok(asked),
-            None => Asked::of(remote, &ranges),
+            None => Requests::of(remote, &ranges),
         };
         asked
-            .and_then(Asked::wait)
+            .and_then(Requests::wait)
             .map_err(|error| self.fault(number, error))
     }
 

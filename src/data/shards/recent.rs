@@ -6,13 +6,13 @@ use std::sync::{Mutex, PoisonError};
 /// Values by number. Those that were not used for longest go when it is full.
 #[derive(Debug)]
 pub struct Recent<V> {
-    state: Mutex<State<V>>,
+    state: Mutex<Entries<V>>,
     /// Most weight that is held, but for one value, which may be heavier.
     most: u64,
 }
 
 #[derive(Debug)]
-struct State<V> {
+struct Entries<V> {
     /// Value, weight, and when it was used last.
     values: HashMap<usize, (V, u64, u64)>,
     weight: u64,
@@ -22,7 +22,7 @@ struct State<V> {
 impl<V: Clone> Recent<V> {
     /// Holds values of a weight of `most` in sum.
     pub fn new(most: u64) -> Self {
-        let state = State {
+        let state = Entries {
             values: HashMap::new(),
             weight: 0,
             clock: 0,

@@ -22,7 +22,7 @@ const LONGEST_HEADER: u64 = 1 << 20;
 
 /// What a scan meets, in the order of the file.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Found {
+pub enum TarEntry {
     /// A regular file that lies whole within the tar.
     Member {
         /// Its path as bytes; nothing says that it is UTF-8.
@@ -46,13 +46,13 @@ pub enum Found {
 /// Tells all members and damages of a tar file.
 ///
 /// Errors: those of reading the file.
-pub fn scan(file: &Reader, mut each: impl FnMut(Found)) -> Result<()> {
+pub fn scan(file: &Reader, mut each: impl FnMut(TarEntry)) -> Result<()> {
     let mut blocks = Blocks::new(file);
     let mut at = 0;
     let mut zeros = 0;
     let mut sound = true;
     let mut next = Next::default();
-    let damage = |reason, at, name| Found::Damage { reason, at, name };
+    let damage = |reason, at, name| TarEntry::Damage { reason, at, name };
     while at < file.length() {
         let Some(block) = blocks.at(at)? else {
             if !blocks.rest_is_zero(at)? {
@@ -126,11 +126,13 @@ pub fn scan(file: &Reader, mut each: impl FnMut(Found)) -> Result<()> {
                 let name = next.name.unwrap_or(header.name);
                 match kind {
                     _ if next.is_unknown => {}
-                    _ if is_file(kind) && !next.is_sparse && kind != b'S' => each(Found::Member {
-                        name,
-                        at: data,
-                        length: size,
-                    }),
+                    _ if is_file(kind) && !next.is_sparse && kind != b'S' => {
+                        each(TarEntry::Member {
+                            name,
+                            at: data,
+                            length: size,
+                        })
+                    }
                     _ if is_file(kind) => each(damage(Reason::SparseMember, data, Some(name))),
                     b'1' | b'2' => each(damage(Reason::LinkMember, data, Some(name))),
                     _ => {}

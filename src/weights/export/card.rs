@@ -4,7 +4,6 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-
 use crate::attack::Norm;
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};

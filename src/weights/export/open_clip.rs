@@ -60,7 +60,7 @@ const NO_WEIGHTS: [&str; 5] = [
 ];
 
 /// A tensor to write.
-struct Part {
+struct NamedTensor {
     name: String,
     values: Tensor<1>,
     shape: Vec<usize>,
@@ -249,14 +249,14 @@ fn timm_name(config: &ModelConfig, image_size: usize) -> Option<String> {
 }
 
 /// All tensors of an open_clip model but its image tower's.
-fn text_parts(file: &StateDict) -> Result<Vec<Part>> {
+fn text_parts(file: &StateDict) -> Result<Vec<NamedTensor>> {
     let names = file
         .names()
         .filter(|name| !name.starts_with("visual.") && !NO_WEIGHTS.contains(name));
     let part = |name: &str| {
         let values = file.floats(name)?;
         let length = values.len();
-        Ok(Part {
+        Ok(NamedTensor {
             name: name.to_owned(),
             values: from_vec(values, [length], &Device::flex()),
             shape: file.shape(name)?.to_vec(),
@@ -266,12 +266,12 @@ fn text_parts(file: &StateDict) -> Result<Vec<Part>> {
 }
 
 /// The tensors of the image tower under the names of a scheme.
-fn image_parts(loaded: &Loaded, scheme: Scheme) -> Vec<Part> {
+fn image_parts(loaded: &Loaded, scheme: Scheme) -> Vec<NamedTensor> {
     let parameters = loaded.model.parameters();
-    let mut parts: Vec<Part> = parameters
+    let mut parts: Vec<NamedTensor> = parameters
         .into_iter()
         .filter(|parameter| parameter.name != "pos_embed")
-        .map(|parameter| Part {
+        .map(|parameter| NamedTensor {
             name: parameter.name.clone(),
             values: parameter.value.clone(),
             shape: parameter.shape.clone(),
@@ -281,7 +281,7 @@ fn image_parts(loaded: &Loaded, scheme: Scheme) -> Vec<Part> {
         // Fixed positions too are weights there.
         let table = vit.position_table(loaded.image_size);
         let (length, width) = (table.len(), vit.config.width);
-        parts.push(Part {
+        parts.push(NamedTensor {
             name: "pos_embed".into(),
             values: from_vec(table, [length], &Device::flex()),
             shape: vec![1, length / width, width],
@@ -292,7 +292,7 @@ fn image_parts(loaded: &Loaded, scheme: Scheme) -> Vec<Part> {
         ModelConfig::ConvNext(convnext) => convnext.widths[0] < 96,
         ModelConfig::Vit(_) => false,
     };
-    let renamed = |mut part: Part| {
+    let renamed = |mut part: NamedTensor| {
         if convolutions && part.name.contains(".mlp.") && part.shape.len() == 2 {
             part.shape.extend([1, 1]);
         }
