@@ -3,7 +3,7 @@
 
     cargo build --release
     python3 -m venv .venv && .venv/bin/pip install torch timm pyautoattack safetensors
-    .venv/bin/python benches/against_autoattack.py --model runs/cifar10_micro/model \\
+    .venv/bin/python benchmarks/against_autoattack.py --model runs/cifar10_micro/model \\
         --data tensors:FILE.safetensors --n 256 --norm linf --eps 8/255 --threads 2
 
 The reference is pyautoattack, the packaging of fra31/auto-attack on PyPI, with the parameters of

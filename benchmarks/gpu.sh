@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # advxl beside PyTorch on a machine with an NVIDIA GPU:
 #
-#   bench/gpu.sh target/release/advxl [PYTHON] [DEVICE]
+#   benchmarks/gpu.sh target/release/advxl [PYTHON] [DEVICE]
 #
 # Builds nothing. The program was built with `--features cuda` (or vulkan), PYTHON has torch and timm, DEVICE is cuda if absent.
 # First the gradients are compared with the processor's; then each piece of work is done in turn by one and the other, three

@@ -3,7 +3,7 @@
 
     cargo build --release
     python3 -m venv .venv && .venv/bin/pip install torch numpy
-    .venv/bin/python benches/against_pytorch.py
+    .venv/bin/python benchmarks/against_pytorch.py
 
 PyTorch runs eagerly in f32 and in bf16 autocast, and compiled in both; the best of them counts. advxl is asked for
 bf16 and computes in f32 where the processor is not faster with bf16 (it says so). Both do the same work: a ViT with
