@@ -52,4 +52,5 @@ pub mod demo;
 #[doc(hidden)]
 pub mod fuzzing;
 
+#[cfg(feature = "cli")]
 pub mod cli;

@@ -260,13 +260,13 @@ fn a_killed_a_stopped_and_a_warned_process_end_the_run_and_cost_nothing_but_the_
         signal("USR1", ranks[1])
     });
     assert_eq!(code, 75, "{told}");
-    assert!(told.contains("told to stop after"), "{told}");
+    assert!(told.contains("stopped by signal after"), "{told}");
     let after = newest(&run);
     assert!(after > before);
     let (code, told) = disturbed(processes(2, &train(&recipe, &run)), &run, |_, launcher| {
         signal("TERM", launcher.id())
     });
-    assert!(told.contains("told to stop after"), "{told}");
+    assert!(told.contains("stopped by signal after"), "{told}");
     assert_ne!(code, 0);
     assert!(newest(&run) > after);
 

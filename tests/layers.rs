@@ -1,14 +1,236 @@
-//! The order of the modules: each uses only those that stand above it in `src/lib.rs`.
+//! The order of the modules: rooms (the modules of `src/lib.rs`) use only rooms above them, and inside a room files use only
+//! files that stand before them in [`FILES`]. So there are no import circles, and a room can be read from its first file on.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// The files of each room of several files, in order. `config` stands for `config.rs` or `config/mod.rs`; a room's own
+/// `mod.rs` comes after all of them and is not listed.
+const FILES: &[(&str, &[&str])] = &[
+    ("ops", &["OPS"]),
+    (
+        "distributed",
+        &[
+            "config",
+            "launch",
+            "signals",
+            "comm",
+            "heartbeat",
+            "mpi",
+            "init",
+            "zero",
+        ],
+    ),
+    (
+        "image",
+        &[
+            "damage",
+            "picture",
+            "resize",
+            "operations",
+            "preprocessing",
+            "content",
+            "exif",
+            "decode/outcome",
+            "decode/gif",
+            "decode/pnm",
+            "decode/raster",
+            "decode/jpeg",
+            "decode",
+        ],
+    ),
+    (
+        "storage",
+        &[
+            "glob",
+            "cache",
+            "cloud",
+            "cloud_absent",
+            "unpack",
+            "store",
+            "pattern",
+        ],
+    ),
+    (
+        "data",
+        &[
+            "spec",
+            "classes",
+            "sources/cifar",
+            "sources/folder",
+            "sources/tensors",
+            "sources/synthetic",
+            "sources",
+            "shards/tar",
+            "shards/index",
+            "shards/recent",
+            "shards",
+            "dataset",
+            "augment/mix",
+            "batch",
+            "augment/mixing",
+            "augment",
+            "loader/order",
+            "loader",
+            "loader/evaluation",
+            "subset",
+            "check",
+        ],
+    ),
+    (
+        "model",
+        &[
+            "parameter",
+            "init",
+            "position",
+            "tokens",
+            "pass",
+            "config/common",
+            "config/vit",
+            "config/convnext",
+            "config",
+            "conv",
+            "vit",
+            "convnext",
+        ],
+    ),
+    (
+        "text",
+        &[
+            "html",
+            "mojibake",
+            "clean",
+            "bpe",
+            "tokenizer",
+            "config",
+            "tower",
+            "model",
+            "zero_shot",
+        ],
+    ),
+    (
+        "attack",
+        &[
+            "draws",
+            "gradient",
+            "l1",
+            "threat",
+            "objective",
+            "target_model",
+            "attempt",
+            "pgd",
+            "hyperplane",
+            "apgd",
+            "fab",
+            "square",
+        ],
+    ),
+    (
+        "eval",
+        &[
+            "images",
+            "recheck",
+            "accuracy",
+            "checks",
+            "autoattack",
+            "interval",
+            "curve",
+            "result",
+            "classifier",
+            "session",
+        ],
+    ),
+    (
+        "weights",
+        &[
+            "archive",
+            "pickle",
+            "state_dict",
+            "embeddings",
+            "outputs",
+            "preprocessing",
+            "names",
+            "architecture",
+            "stated",
+            "describe",
+            "config_json",
+            "open_clip_json",
+            "hugging_face_json",
+            "import",
+            "text",
+            "export/card",
+            "export/board",
+            "export/robustbench",
+            "export/open_clip",
+            "export",
+        ],
+    ),
+    ("plan", &["link", "phase"]),
+    (
+        "objective",
+        &[
+            "batch_loss",
+            "labels",
+            "microbatch",
+            "gradients",
+            "contrastive",
+            "parameters",
+            "captions",
+        ],
+    ),
+    (
+        "train",
+        &[
+            "images",
+            "classes",
+            "checks",
+            "test_set",
+            "state",
+            "phase",
+            "reduce",
+            "checkpoint",
+            "start",
+            "folder",
+            "monitor",
+            "run",
+            "resume",
+            "evaluation",
+            "final_evaluation",
+            "lifecycle",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "print",
+            "screen",
+            "device",
+            "memory",
+            "values",
+            "model",
+            "inputs",
+            "preprocessing",
+            "train",
+            "eval",
+            "predict",
+            "embed",
+            "data",
+            "export",
+            "inspect",
+            "plan",
+            "bench",
+            "demo",
+        ],
+    ),
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
 }
 
-/// The modules in the order of `src/lib.rs`.
-fn modules() -> Vec<String> {
+/// The rooms in the order of `src/lib.rs`.
+fn rooms() -> Vec<String> {
     let text = fs::read_to_string(root().join("src/lib.rs")).unwrap();
     let names = text
         .lines()
@@ -31,18 +253,18 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The first part of a path below `src`: the module a file belongs to.
-fn module_of(file: &Path) -> String {
+/// The module of a file: `["model", "config", "vit"]`.
+fn module_of(file: &Path) -> Vec<String> {
     let below = file.strip_prefix(root().join("src")).unwrap();
-    below
-        .components()
-        .next()
-        .unwrap()
-        .as_os_str()
-        .to_str()
-        .unwrap()
-        .trim_end_matches(".rs")
-        .to_owned()
+    let below = below.with_extension("");
+    let mut module: Vec<String> = below
+        .iter()
+        .map(|part| part.to_str().unwrap().to_owned())
+        .collect();
+    if module.last().is_some_and(|last| last == "mod") {
+        module.pop();
+    }
+    module
 }
 
 /// Code without comments and without the tests at the end of a file, which may use anything.
@@ -53,22 +275,85 @@ fn code(file: &Path) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
+/// The paths in some code that begin with `crate` or `super`, braces expanded, as absolute modules and items.
+fn paths(code: &str, module: &[String]) -> Vec<Vec<String>> {
+    let mut found = Vec::new();
+    for start in ["crate::", "super::"] {
+        for (at, _) in code.match_indices(start) {
+            let before = code[..at].chars().next_back();
+            if before.is_some_and(|letter| letter.is_alphanumeric() || "_:".contains(letter)) {
+                continue;
+            }
+            let mut base = Vec::new();
+            let mut rest = &code[at..];
+            if let Some(after) = rest.strip_prefix("crate::") {
+                rest = after;
+            } else {
+                base = module.to_vec();
+                while let Some(after) = rest.strip_prefix("super::") {
+                    base.pop();
+                    rest = after;
+                }
+            }
+            expand(&mut rest, &base, &mut found);
+        }
+    }
+    found
+}
+
+/// Reads a path such as `a::{b, c::D}` and adds what it names below `base`.
+fn expand(rest: &mut &str, base: &[String], found: &mut Vec<Vec<String>>) {
+    let mut path = base.to_vec();
+    loop {
+        *rest = rest.trim_start();
+        if let Some(after) = rest.strip_prefix('{') {
+            *rest = after;
+            while !rest.trim_start().starts_with('}') {
+                expand(rest, &path, found);
+                *rest = rest.trim_start();
+                *rest = rest.strip_prefix(',').unwrap_or(rest);
+            }
+            *rest = &rest.trim_start()[1..];
+            return;
+        }
+        let is_word = |letter: char| letter.is_alphanumeric() || letter == '_';
+        let end = rest.find(|letter| !is_word(letter)).unwrap_or(rest.len());
+        if end == 0 {
+            *rest = rest.strip_prefix('*').unwrap_or(rest);
+            break;
+        }
+        path.push(rest[..end].to_owned());
+        *rest = &rest[end..];
+        match rest.strip_prefix("::") {
+            Some(after) => *rest = after,
+            None => break,
+        }
+    }
+    // A renamed import.
+    if let Some(after) = rest.trim_start().strip_prefix("as ") {
+        let end = after.find([',', '}', ';']).unwrap_or(after.len());
+        *rest = &after[end..];
+    }
+    found.push(path);
+}
+
 #[test]
-fn every_module_uses_only_those_above_it() {
-    let modules = modules();
-    let place = |name: &str| modules.iter().position(|module| module == name);
+fn every_room_uses_only_those_above_it() {
+    let rooms = rooms();
+    let place = |name: &str| rooms.iter().position(|room| room == name);
     let mut wrong = Vec::new();
     for file in rust_files(&root().join("src")) {
         let module = module_of(&file);
-        let Some(own) = place(&module) else { continue };
-        for used in code(&file).split("crate::").skip(1) {
-            let name: String = used
-                .chars()
-                .take_while(|letter| letter.is_alphanumeric() || *letter == '_')
-                .collect();
-            if place(&name).is_some_and(|other| other > own) {
+        let Some(own) = place(&module[0]) else {
+            continue;
+        };
+        for used in paths(&code(&file), &module) {
+            let below = used
+                .first()
+                .filter(|name| place(name).is_some_and(|other| other > own));
+            if let Some(name) = below {
                 wrong.push(format!(
-                    "{} uses {name}, which stands below {module}",
+                    "{} uses {name}, a room below its own",
                     file.display()
                 ));
             }
@@ -78,12 +363,82 @@ fn every_module_uses_only_those_above_it() {
 }
 
 #[test]
+fn every_file_uses_only_files_of_its_room_that_stand_before_it() {
+    let mut wrong = Vec::new();
+    for file in rust_files(&root().join("src")) {
+        let module = module_of(&file);
+        let (room, own) = (&module[0], module[1..].join("/"));
+        let Some((_, order)) = FILES.iter().find(|(name, _)| name == room) else {
+            continue;
+        };
+        let place = |name: &str| order.iter().position(|file| *file == name);
+        if own.is_empty() {
+            continue;
+        }
+        let at = file.display();
+        let Some(here) = place(&own) else {
+            wrong.push(format!("{at} is not in the order of `{room}`"));
+            continue;
+        };
+        for used in paths(&code(&file), &module) {
+            if used.first() != Some(room) || used[1..].is_empty() {
+                continue;
+            }
+            // The longest beginning of the path that is a file.
+            let files = (2..=used.len()).rev().map(|end| used[1..end].join("/"));
+            let other = files.clone().find(|name| place(name).is_some());
+            match other {
+                None => wrong.push(format!(
+                    "{at} uses `{}` through `{room}/mod.rs`: import it from the file that defines it",
+                    used[1..].join("::")
+                )),
+                Some(other) if other != own && place(&other) > Some(here) => {
+                    wrong.push(format!("{at} uses {other}, which stands behind it"));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_listed_file_is_there() {
+    let files = rust_files(&root().join("src"));
+    let modules: BTreeSet<String> = files.iter().map(|file| module_of(file).join("/")).collect();
+    for (room, order) in FILES {
+        for file in *order {
+            assert!(modules.contains(&format!("{room}/{file}")), "{room}/{file}");
+        }
+    }
+    // A room of several files has an order.
+    for module in modules.iter().filter_map(|module| module.split_once('/')) {
+        assert!(
+            FILES.iter().any(|(room, _)| *room == module.0),
+            "{module:?}"
+        );
+    }
+}
+
+#[test]
+fn no_room_holds_more_than_a_sixth_of_the_lines() {
+    let lines = |file: &PathBuf| fs::read_to_string(file).unwrap().lines().count();
+    let files = rust_files(&root().join("src"));
+    let all: usize = files.iter().map(lines).sum();
+    for room in rooms() {
+        let own = files.iter().filter(|file| module_of(file)[0] == room);
+        let own: usize = own.map(lines).sum();
+        assert!(100 * own < 16 * all, "{room}: {own} of {all} lines");
+    }
+}
+
+#[test]
 fn unsafe_code_and_printing_stay_in_their_places() {
     let mut wrong = Vec::new();
     for file in rust_files(&root().join("src")) {
         let (module, code) = (module_of(&file), code(&file));
         let mut forbid = |word: &str, but: &str| {
-            if module != but && code.contains(word) {
+            if module[0] != but && code.contains(word) {
                 wrong.push(format!("{} contains `{word}`", file.display()));
             }
         };
@@ -94,20 +449,23 @@ fn unsafe_code_and_printing_stay_in_their_places() {
         forbid("todo!", "nowhere");
         // A process that waits within MPI can end no other way.
         forbid("std::process::exit", "distributed");
+        // The library builds without the command line's crates.
+        forbid("clap", "cli");
+        forbid("indicatif", "cli");
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]
 fn attacks_know_no_model_and_models_no_attack() {
-    for (module, stranger) in [
+    for (room, stranger) in [
         ("attack", "model"),
         ("model", "attack"),
         ("attack", "data"),
         ("attack", "text"),
         ("text", "data"),
     ] {
-        for file in rust_files(&root().join("src").join(module)) {
+        for file in rust_files(&root().join("src").join(room)) {
             let uses = code(&file).contains(&format!("crate::{stranger}"));
             assert!(!uses, "{} uses {stranger}", file.display());
         }

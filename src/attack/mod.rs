@@ -22,16 +22,16 @@ pub mod square;
 pub mod target_model;
 pub mod threat;
 
-pub use crate::attack::apgd::{Apgd, Climbs};
-pub use crate::attack::attempt::{Adversarials, Attempt, Batch, Mark};
-pub use crate::attack::draws::Draws;
-pub use crate::attack::fab::Fab;
-pub use crate::attack::gradient::input_gradient;
-pub use crate::attack::objective::Goal;
-pub use crate::attack::pgd::{Pgd, Start};
-pub use crate::attack::square::Square;
-pub use crate::attack::target_model::{Logits, Passes, TargetModel};
-pub use crate::attack::threat::{Ball, Norm};
+pub use apgd::{Apgd, Climbs};
+pub use attempt::{Adversarials, Attempt, Batch, Mark};
+pub use draws::Draws;
+pub use fab::Fab;
+pub use gradient::input_gradient;
+pub use objective::Goal;
+pub use pgd::{Pgd, Start};
+pub use square::Square;
+pub use target_model::{Logits, Passes, TargetModel};
+pub use threat::{Ball, Norm};
 
 use burn::tensor::Tensor;
 use serde::Serialize;

@@ -137,6 +137,9 @@ pub fn match_prompts(
     match_classes(outputs, data, spec)
 }
 
+/// Names of missing classes that a message lists.
+const SHOWN: usize = 3;
+
 const CLASSES_HINT: &str =
     "--classes FILE names the model's classes as the data does, one a line, in the model's order";
 
@@ -204,15 +207,29 @@ impl Unmatched {
                     1 => format!(
                         "`{spec}`: class `{name}` is not among the {count} classes of {owner}"
                     ),
-                    _ => format!(
-                        "`{spec}`: {} of its {} classes are not among the {count} classes of {owner}, such as `{name}`",
-                        grouped(missing as u64),
-                        grouped(data.len() as u64)
-                    ),
+                    _ => {
+                        let shown = data.iter().filter(|name| !names.contains(name));
+                        let shown: Vec<_> =
+                            shown.take(SHOWN).map(|name| format!("`{name}`")).collect();
+                        format!(
+                            "`{spec}`: {} of its {} classes are not among the {count} classes of {owner}, such as {}",
+                            grouped(missing as u64),
+                            grouped(data.len() as u64),
+                            shown.join(", ")
+                        )
+                    }
+                };
+                // Training has no such flag: its classes are folders.
+                let advice = match owner {
+                    "the model" => CLASSES_HINT,
+                    _ => "rename the class folders, or use images of the same classes",
                 };
                 let hint = match nearest(name, names) {
-                    Some(near) => format!("did you mean `{near}`? {CLASSES_HINT}"),
-                    None => format!("{owner} has `{}` and so on; {CLASSES_HINT}", names[0]),
+                    Some(near) => format!("did you mean `{near}`? {advice}"),
+                    None => format!(
+                        "the classes of {owner} are `{}` and so on; {advice}",
+                        names[0]
+                    ),
                 };
                 Error::input(message).hint(hint)
             }

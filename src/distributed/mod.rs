@@ -25,9 +25,9 @@ pub(crate) mod mpi;
 pub mod signals;
 pub mod zero;
 
-pub use crate::distributed::comm::{BUCKET, Comm, Pending};
-pub use crate::distributed::config::{Parallel, Reduce};
-pub use crate::distributed::init::init;
-pub use crate::distributed::launch::{local_rank, local_world_size, threads};
-pub use crate::distributed::signals::ExitGuard;
-pub use crate::distributed::zero::Zero;
+pub use comm::{BUCKET, Comm, Pending};
+pub use config::{Parallel, Reduce};
+pub use init::init;
+pub use launch::{local_rank, local_world_size, threads};
+pub use signals::ExitGuard;
+pub use zero::Zero;

@@ -13,6 +13,6 @@ pub(crate) mod recheck;
 pub mod result;
 pub mod session;
 
-pub use crate::eval::accuracy::{BatchReport, Evaluation, Observer, Outcome, StageOutcome};
-pub use crate::eval::classifier::{Classifier, Setup};
-pub use crate::eval::images::Images;
+pub use accuracy::{BatchReport, Evaluation, Observer, Outcome, StageOutcome};
+pub use classifier::{Classifier, Setup};
+pub use images::Images;

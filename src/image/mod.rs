@@ -10,17 +10,19 @@
 //! | [`damage`]        | why a sample cannot be used, and what is unusual about it               |
 //! | [`picture`]       | the pixels of one image, or of a region of it                           |
 //! | [`resize`]        | Pillow's resampling to the bit, and the same in floats                  |
+//! | [`operations`]    | Pillow's operations on color and geometry, for RandAugment              |
 //! | [`preprocessing`] | resize, crop and interpolation of evaluations, as torchvision does them |
 
 pub mod content;
 pub mod damage;
 pub mod decode;
 pub mod exif;
+pub mod operations;
 pub mod picture;
 pub mod preprocessing;
 pub mod resize;
 
-pub use crate::image::damage::{Fault, Health, Reason};
-pub use crate::image::decode::outcome::Examined;
-pub use crate::image::picture::{Picture, Region, View};
-pub use crate::image::preprocessing::{MAX_IMAGE_SIZE, Preprocessing, ResizeMode};
+pub use damage::{Fault, Health, Reason};
+pub use decode::outcome::Examined;
+pub use picture::{Picture, Region, View};
+pub use preprocessing::{MAX_IMAGE_SIZE, Preprocessing, ResizeMode};

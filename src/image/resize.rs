@@ -3,7 +3,7 @@
 //! Both are separable: each output value is a weighted sum over a window of the input, first along
 //! the rows, then along the columns. When shrinking, the window grows with the scale, which is what
 //! PyTorch calls `antialias=True`.
-//! Not for other transformations of geometry, which are in [`crate::data::augment::operations`].
+//! Not for other transformations of geometry, which are in [`crate::image::operations`].
 //!
 //! Source: Pillow's `Resample.c`; `torch.nn.functional.interpolate` computes the same windows.
 //! Held to Pillow and PyTorch by the recorded cases of `tests/golden/make_pictures.py`.

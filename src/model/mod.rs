@@ -12,15 +12,15 @@ pub mod position;
 pub mod tokens;
 pub mod vit;
 
-pub use crate::model::config::ModelConfig;
-pub use crate::model::config::common::Stem;
-pub use crate::model::config::convnext::ConvNextConfig;
-pub use crate::model::config::vit::{Pool, Position, VitConfig};
-pub use crate::model::convnext::ConvNext;
-pub use crate::model::parameter::Parameter;
-pub use crate::model::pass::{DropPath, NORM_EPS, Pass};
-pub use crate::model::tokens::{Kept, Masking};
-pub use crate::model::vit::Vit;
+pub use config::ModelConfig;
+pub use config::common::Stem;
+pub use config::convnext::ConvNextConfig;
+pub use config::vit::{Pool, Position, VitConfig};
+pub use convnext::ConvNext;
+pub use parameter::Parameter;
+pub use pass::{DropPath, NORM_EPS, Pass};
+pub use tokens::{Kept, Masking};
+pub use vit::Vit;
 
 use std::convert::Infallible;
 

@@ -298,10 +298,11 @@ mod tests {
     use crate::model::config::vit::{Position, VitConfig};
     use crate::model::tokens::Masking;
     use crate::model::tokens::MaskingKind;
-    use crate::objective::contrastive::ContrastiveLoss;
+    use crate::objective::contrastive::{ContrastiveLoss, TowerPasses};
     use crate::objective::labels::LabelLoss;
-    use crate::ops::Precision;
+    use crate::ops::{Gelu, Precision};
     use crate::rng::{Purpose, Rng};
+    use crate::text::{TextConfig, TextPool, TextTower};
 
     fn draw<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
         let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
@@ -360,10 +361,29 @@ mod tests {
         Box::new(LabelLoss::new(&targets, 6, 0.1, &Device::flex()))
     }
 
+    /// With a text tower that is trained.
     fn captions() -> Box<dyn BatchLoss> {
-        let texts = unit_length(draw([7, 6], 2) - 0.5);
-        let scale = from_vec(vec![1.5], [1], &Device::flex());
-        Box::new(ContrastiveLoss::new(texts, scale, None))
+        let device = Device::flex();
+        let config = TextConfig {
+            context: 4,
+            vocabulary: 9,
+            width: 8,
+            heads: 2,
+            depth: 1,
+            hidden: 16,
+            embedding: 6,
+            causal: false,
+            pool: TextPool::Last,
+            gelu: Gelu::Erf,
+            eps: 1e-5,
+        };
+        let tower = TextTower::new(&config, 5, &device).unwrap().tracked();
+        let ids: Vec<u32> = (0..7 * 4).map(|place| place * 5 % 9).collect();
+        let texts = unit_length(tower.encode(&ids).unwrap());
+        let scale = from_vec(vec![1.5], [1], &device);
+        let passes = TowerPasses(vec![(tower, texts.clone())]);
+        let texts = texts.without_autodiff();
+        Box::new(ContrastiveLoss::new(texts, scale, Some(passes)))
     }
 
     /// What an objective of the future looks like: TRADES (Zhang et al. 2019, equation 5), with squared distance in place of

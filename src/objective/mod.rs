@@ -22,10 +22,10 @@ pub mod labels;
 pub mod microbatch;
 pub mod parameters;
 
-pub use crate::objective::batch_loss::{BatchLoss, Views};
-pub use crate::objective::captions::Captions;
-pub use crate::objective::contrastive::ContrastiveLoss;
-pub use crate::objective::gradients::{Objective, StepGradients};
-pub use crate::objective::labels::LabelLoss;
-pub use crate::objective::microbatch::Microbatches;
-pub use crate::objective::parameters::ExtraParameters;
+pub use batch_loss::{BatchLoss, Views};
+pub use captions::Captions;
+pub use contrastive::ContrastiveLoss;
+pub use gradients::{Objective, StepGradients};
+pub use labels::LabelLoss;
+pub use microbatch::Microbatches;
+pub use parameters::ExtraParameters;

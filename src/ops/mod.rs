@@ -21,17 +21,17 @@ pub(crate) mod recompute;
 pub mod reference;
 pub(crate) mod unfold;
 
-pub use crate::ops::adamw::{AdamW, Moments, adamw};
-pub use crate::ops::block::{BlockSpec, PathScale, encoder_block};
-pub use crate::ops::cache::{ConvNextCache, WeightCache};
-pub use crate::ops::convnext::{ConvNextSpec, convnext_block};
-pub use crate::ops::device::{DeviceName, hardware};
-pub use crate::ops::linear::linear;
-pub use crate::ops::norm::{gelu, layer_norm};
-pub use crate::ops::patches::{PatchSpec, patches};
-pub use crate::ops::pgd::{l2_step, linf_step};
-pub use crate::ops::unfold::unfold;
+pub use adamw::{AdamW, Moments, adamw};
 pub use advxl_kernels::{Gelu, Precision, release_buffers};
+pub use block::{BlockSpec, PathScale, encoder_block};
+pub use cache::{ConvNextCache, WeightCache};
+pub use convnext::{ConvNextSpec, convnext_block};
+pub use device::{DeviceName, hardware};
+pub use linear::linear;
+pub use norm::{gelu, layer_norm};
+pub use patches::{PatchSpec, patches};
+pub use pgd::{l2_step, linf_step};
+pub use unfold::unfold;
 
 use advxl_kernels::{Floats, Wanted};
 use burn::backend::autodiff::NodeId;

@@ -6,9 +6,9 @@
 pub(crate) mod link;
 pub mod phase;
 
-pub use crate::plan::link::Devices;
-pub use crate::plan::link::{CheckpointPlan, DISK, LATENCY_US, Link, UpdatePlan};
-pub use crate::plan::phase::PhasePlan;
+pub use link::Devices;
+pub use link::{CheckpointPlan, DISK, LATENCY_US, Link, UpdatePlan};
+pub use phase::PhasePlan;
 
 use serde::Serialize;
 

@@ -13,9 +13,9 @@ pub mod tokenizer;
 pub mod tower;
 pub mod zero_shot;
 
-pub use crate::text::clean::Cleaning;
-pub use crate::text::config::{TextConfig, TextPool};
-pub use crate::text::model::TextModel;
-pub use crate::text::tokenizer::{Tokenizer, TokenizerConfig};
-pub use crate::text::tower::TextTower;
-pub use crate::text::zero_shot::ZeroShot;
+pub use clean::Cleaning;
+pub use config::{TextConfig, TextPool};
+pub use model::TextModel;
+pub use tokenizer::{Tokenizer, TokenizerConfig};
+pub use tower::TextTower;
+pub use zero_shot::ZeroShot;

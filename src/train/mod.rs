@@ -42,15 +42,15 @@ use crate::objective::Views;
 
 use reduce::reduce;
 
-pub use crate::train::final_evaluation::evaluate_finally;
-pub use crate::train::folder::RunFolder;
-pub use crate::train::images::StageImages;
-pub use crate::train::monitor::Monitor;
-pub use crate::train::phase::PhaseContext;
-pub use crate::train::reduce::{StepError, StepMetrics};
+pub use final_evaluation::evaluate_finally;
+pub use folder::RunFolder;
+pub use images::StageImages;
+pub use monitor::Monitor;
+pub use phase::PhaseContext;
+pub use reduce::{StepError, StepMetrics};
 
-pub use crate::train::run::Run;
-pub use crate::train::state::State;
+pub use run::Run;
+pub use state::State;
 
 /// Trains to the end of the recipe, from the newest intact checkpoint if there is one.
 pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {

@@ -30,8 +30,8 @@ pub mod state_dict;
 pub mod stated;
 pub mod text;
 
-pub use crate::weights::embeddings::{EmbeddingFile, EmbeddingWriter};
-pub use crate::weights::import::{Loaded, load, load_any, load_body, load_file, save};
-pub use crate::weights::outputs::Outputs;
-pub use crate::weights::preprocessing::StatedPreprocessing;
-pub use crate::weights::state_dict::StateDict;
+pub use embeddings::{EmbeddingFile, EmbeddingWriter};
+pub use import::{Loaded, load, load_any, load_body, load_file, save};
+pub use outputs::Outputs;
+pub use preprocessing::StatedPreprocessing;
+pub use state_dict::StateDict;

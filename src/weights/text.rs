@@ -3,22 +3,23 @@
 //! Of a whole CLIP model the image tower's tensors are known and left out; any other tensor without a place is an
 //! error, since leaving it out would give wrong numbers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 
 use super::archive::shown;
+use super::embeddings::MadeBy;
 use super::state_dict::StateDict;
 use crate::error::{Context, Error, Result};
+use crate::ops::Stored;
 use crate::text::config::{from_hugging_face, from_open_clip};
-use crate::text::{TextConfig, TextTower, Tokenizer};
+use crate::text::{TextConfig, TextModel, TextTower, Tokenizer};
 use crate::{files, json};
 
-pub(crate) const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
+const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
 
-pub(crate) const OPEN_CLIP_WEIGHTS: [&str; 2] =
-    ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"];
+const OPEN_CLIP_WEIGHTS: [&str; 2] = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"];
 
 const WEIGHTS: [&str; 3] = [
     "model.safetensors",
@@ -26,13 +27,72 @@ const WEIGHTS: [&str; 3] = [
     "pytorch_model.bin",
 ];
 
-pub(crate) fn hash(weights: &str, config: &TextConfig, tokenizer: &Tokenizer) -> Result<String> {
+/// Loading and saving; the model itself is in [`crate::text`].
+impl TextModel {
+    /// Reads a model folder: `open_clip_config.json` or Hugging Face's `config.json`, a file of weights (safetensors or
+    /// PyTorch's) and the files of the tokenizer.
+    ///
+    /// Errors: files missing or damaged; tensors missing, left over or of the wrong shape; values not finite; settings
+    /// of other models; a tokenizer with ids that the tower lacks.
+    pub fn load(folder: &Path, device: &Device) -> Result<Self> {
+        let (config, tokenizer, file) = describe(folder)?;
+        let tokenizer = Tokenizer::open(folder, tokenizer)?;
+        if tokenizer.vocabulary() > config.vocabulary {
+            let (ids, rows) = (tokenizer.vocabulary(), config.vocabulary);
+            let message = format!(
+                "`{}`: the tokenizer has {ids} tokens and the tower {rows}",
+                folder.display()
+            );
+            return Err(Error::input(message).hint("the tokenizer belongs to another model"));
+        }
+        let weights = StateDict::open(&file)?;
+        let tower = build(&weights, &config, device).context(|| format!("`{}`", file.display()))?;
+        let hash = hash(&weights.hash()?, &config, &tokenizer)?;
+        Ok(Self {
+            tower,
+            tokenizer,
+            hash,
+        })
+    }
+
+    /// What files of embeddings say of the model that made them.
+    pub fn made_by(&self) -> MadeBy {
+        MadeBy {
+            text_model: self.hash.clone(),
+            context: self.tower.config().context,
+        }
+    }
+
+    /// Writes a folder that [`Self::load`] reads: weights in open_clip's names, a configuration, the tokenizer's files.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        Self::save_parts(&self.tower, &self.tokenizer, folder)
+    }
+
+    /// The same for a tower and a tokenizer that are not together yet.
+    pub fn save_parts(tower: &TextTower, tokenizer: &Tokenizer, folder: &Path) -> Result<()> {
+        files::make_folder(folder)?;
+        tokenizer.copy_to(folder)?;
+        let parameters = tower.parameters();
+        let tensors = parameters.iter().map(|parameter| {
+            let (values, shape) = (&parameter.value, &parameter.shape[..]);
+            (parameter.name.clone(), Stored { values, shape })
+        });
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        files::write_tensors(&folder.join(OPEN_CLIP_WEIGHTS[0]), tensors, &metadata)?;
+        let config = tower.config().to_open_clip(tokenizer.config());
+        // Last, so that a folder with a configuration has its weights.
+        let path = folder.join(OPEN_CLIP_CONFIG);
+        files::write(&path, format!("{config:#}\n").as_bytes())
+    }
+}
+
+fn hash(weights: &str, config: &TextConfig, tokenizer: &Tokenizer) -> Result<String> {
     let all = format!("{weights} {config:?} {}", tokenizer.hash()?);
     Ok(blake3::hash(all.as_bytes()).to_string())
 }
 
 /// What a folder holds: a tower, a tokenizer, and where the weights are.
-pub(crate) fn describe(
+fn describe(
     folder: &Path,
 ) -> Result<(TextConfig, crate::text::tokenizer::TokenizerConfig, PathBuf)> {
     let config = [OPEN_CLIP_CONFIG, "config.json"].map(|name| folder.join(name));
@@ -79,11 +139,7 @@ enum Names {
     HuggingFace,
 }
 
-pub(crate) fn build(
-    weights: &StateDict,
-    config: &TextConfig,
-    device: &Device,
-) -> Result<TextTower> {
+fn build(weights: &StateDict, config: &TextConfig, device: &Device) -> Result<TextTower> {
     let names = if weights.contains("text_model.embeddings.token_embedding.weight") {
         Names::HuggingFace
     } else if weights.contains("text.token_embedding.weight") {

@@ -8,7 +8,6 @@
 
 pub mod mix;
 pub mod mixing;
-pub mod operations;
 
 use crate::data::batch::Planes;
 use crate::image::picture::{bytes_in_planes, planes_to_bytes, to_byte};
@@ -17,7 +16,7 @@ use crate::image::{Picture, Region};
 use crate::rng::{Purpose, Rng};
 use crate::settings::Table;
 
-use operations::Operation;
+use crate::image::operations::{self, Operation};
 
 /// What is done to a training picture.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]

@@ -4,8 +4,8 @@ pub mod common;
 pub mod convnext;
 pub mod vit;
 
-pub use crate::model::config::convnext::ConvNextConfig;
-pub use crate::model::config::vit::{Pool, Position, VitConfig};
+pub use convnext::ConvNextConfig;
+pub use vit::{Pool, Position, VitConfig};
 
 use serde::Serialize;
 

@@ -7,7 +7,7 @@ pub mod card;
 pub(crate) mod open_clip;
 pub mod robustbench;
 
-pub use crate::weights::export::open_clip::open_clip;
+pub use open_clip::open_clip;
 
 use std::path::Path;
 
