@@ -99,7 +99,7 @@ pub(super) fn pairwise_sum(mut values: Vec<f32>, count: usize) -> Vec<f32> {
 
 impl std::fmt::Debug for Comm {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "rank {} of {}", self.rank, self.world_size)
+        write!(f, "process {} of {}", self.rank, self.world_size)
     }
 }
 
