@@ -83,19 +83,19 @@ pub fn exchange(comm: &Comm, parameters: usize, repeats: usize, device: &Device)
     }));
     let mut gradients: Vec<_> = (0..repeats + 1).map(|_| wholes()).collect();
     let mut parts = Vec::new();
-    let adding = median(Box::new(|| {
+    let reducing = median(Box::new(|| {
         parts = zero.reduce_scatter(gradients.pop().expect("as many as repeats"));
     }));
-    let putting = median(Box::new(|| {
+    let gathering = median(Box::new(|| {
         zero.all_gather_each(&parts, &lengths, drop);
     }));
     Ok(json!({
         "processes": comm.world_size(),
         "parameters": parameters,
         "message_us": rounded(message * 1e6, 1),
-        "add_up_seconds": rounded(adding, 4),
-        "put_together_seconds": rounded(putting, 4),
-        "seconds": rounded(adding + putting, 4),
+        "reduce_scatter_seconds": rounded(reducing, 4),
+        "all_gather_seconds": rounded(gathering, 4),
+        "seconds": rounded(reducing + gathering, 4),
     }))
 }
 

@@ -387,10 +387,7 @@ fn a_flipped_bit_of_a_weight_is_noticed_at_once() {
         assert!(flip(ranks[1], &weights.data()[..64]) > 0);
     });
     assert_eq!(code, 75, "{told}");
-    assert!(
-        told.contains("weights differ between ranks"),
-        "{told}"
-    );
+    assert!(told.contains("weights differ between ranks"), "{told}");
 }
 
 #[test]

@@ -1,21 +1,18 @@
-//! Data sets of labelled pictures, and the way from their files to batches of `[0, 1]` floats.
+//! Data sets, and the way from their files to batches.
 //!
-//! A [`Dataset`] answers for one index at a time; [`loader`] makes training batches of it in the
-//! background, [`evaluation`] the unchanging pictures of an evaluation.
-//! Knows no model, no normalisation and no tensor library; everything here is plain slices.
+//! A [`Dataset`] answers for one index at a time; [`loader`] makes training batches of it in the background,
+//! [`evaluation_batch`] the fixed images of an evaluation. Knows no model and no normalization; pixels are in `[0, 1]`.
 //!
-//! | file                       | what                                                     |
-//! |----------------------------|----------------------------------------------------------|
-//! | [`cifar`] [`folder`] [`tensors`] [`synthetic`] | where pictures come from             |
-//! | [`shards`] [`shard_index`] [`tar`] [`pattern`] [`recent`] | images and captions in tar files |
-//! | [`store`] [`cloud`] [`unpack`] | files of this machine, gzipped ones, objects of stores |
-//! | [`order`]                  | which sample comes when                                  |
-//! | [`subset`] [`classes`]     | which images an evaluation uses, and which of a model's classes their labels mean |
-//! | [`decode`] [`picture`] [`content`] | pictures of the formats that Pillow reads, strictly; what a file is instead |
-//! | [`health`] [`check`]       | what can be wrong with a sample; a whole data set looked through |
-//! | [`resize`]                 | Pillow's resampling to the bit, and the same in floats   |
-//! | [`augment`] [`operations`] [`mixing`] | random changes, all keyed                     |
-//! | [`loader`] [`evaluation`]  | batches                                                  |
+//! | file or folder          | what                                                                              |
+//! |-------------------------|-----------------------------------------------------------------------------------|
+//! | [`spec`]                | names of data sets on the command line and in recipes                             |
+//! | [`sources`]             | CIFAR binaries, class folders, tensor files, synthetic images                     |
+//! | [`shards`]              | images and captions in tar files: index, samples                                  |
+//! | [`dataset`]             | one interface to all of them                                                      |
+//! | [`classes`] [`subset`]  | which of a model's classes labels mean; which images an evaluation uses           |
+//! | [`augment`]             | random crops, RandAugment, MixUp, CutMix, all keyed                               |
+//! | [`batch`] [`loader`]    | batches, their order, the threads that make them                                  |
+//! | [`check`]               | a whole data set examined                                                         |
 
 pub mod augment;
 pub mod batch;

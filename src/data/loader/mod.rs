@@ -2,7 +2,7 @@
 //!
 //! The sample at position `p` of the run is that of [`Order`] at `p % len` of epoch `p / len`, so a run resumes at any position with nothing else to remember. A batch is cut into small
 //! chunks which the threads take in order; only a few batches are made ahead.
-//! Not for evaluation, which is in [`crate::image::preprocessing`].
+//! Not for evaluation, which is in [`evaluation`].
 
 pub mod evaluation;
 pub mod order;
