@@ -543,43 +543,15 @@ fn cpu_block(
 ) -> [Vec<f32>; 14] {
     let cuda::BlockShape { batch, tokens, width, heads, hidden } = shape;
     let shape = cpu::BlockShape { batch, tokens, width, heads, hidden };
-    let [a, b, c, d, e, f, g, h, i, j, k, l] = weights.each_ref().map(|values| &values[..]);
-    let slices = cpu::BlockWeights {
-        norm1_weight: a,
-        norm1_bias: b,
-        qkv_weight: c,
-        qkv_bias: d,
-        proj_weight: e,
-        proj_bias: f,
-        norm2_weight: g,
-        norm2_bias: h,
-        fc1_weight: i,
-        fc1_bias: j,
-        fc2_weight: k,
-        fc2_bias: l,
-    };
+    let slices = cpu::BlockWeights::from_array(weights.each_ref().map(|values| &values[..]));
     let packed = cpu::PackedBlock::new(heads, &slices, cpu::Precision::F32);
     let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
     let path = path.map(|[first, second]| (&first[..], &second[..]));
     let saved = cpu::block_forward(shape, &packed, gelu, 1e-6, path, x, &mut y, cpu::Wanted::Weights).unwrap();
     let mut all = cpu::BlockGradients::new(width, hidden);
     cpu::block_backward(&packed, &saved, dy, &mut dx, Some(&mut all));
-    let gradients = [
-        all.norm1_weight,
-        all.norm1_bias,
-        all.qkv_weight,
-        all.qkv_bias,
-        all.proj_weight,
-        all.proj_bias,
-        all.norm2_weight,
-        all.norm2_bias,
-        all.fc1_weight,
-        all.fc1_bias,
-        all.fc2_weight,
-        all.fc2_bias,
-    ];
     let mut results = vec![y, dx];
-    results.extend(gradients.iter().map(|values| values.to_vec()));
+    results.extend(all.iter().map(|values| values.to_vec()));
     results.try_into().unwrap()
 }
 

@@ -82,7 +82,7 @@ fn blocks(criterion: &mut Criterion) {
             let (ones, zeros) = (vec![1.0; width], vec![0.0; 4 * width]);
             let small = |len| values(len).into_iter().map(|v| v * 0.05).collect::<Vec<_>>();
             let [qkv, proj, fc1, fc2] = [3, 1, 4, 4].map(|parts| small(parts * width * width));
-            let weights = BlockWeights {
+            let weights: BlockWeights<&[f32]> = BlockWeights {
                 norm1_weight: &ones,
                 norm1_bias: &zeros[..width],
                 qkv_weight: &qkv,

@@ -60,20 +60,7 @@ fn report(shape: BlockShape, precision: Precision, repetitions: usize) {
         random(width * hidden, small),
         random(width, 0.1),
     ];
-    let weights = BlockWeights {
-        norm1_weight: &parts[0],
-        norm1_bias: &parts[1],
-        qkv_weight: &parts[2],
-        qkv_bias: &parts[3],
-        proj_weight: &parts[4],
-        proj_bias: &parts[5],
-        norm2_weight: &parts[6],
-        norm2_bias: &parts[7],
-        fc1_weight: &parts[8],
-        fc1_bias: &parts[9],
-        fc2_weight: &parts[10],
-        fc2_bias: &parts[11],
-    };
+    let weights = BlockWeights::from_array(parts.each_ref().map(|part| &part[..]));
     let x = random(shape.elements(), 1.0);
     let dy = random(shape.elements(), 1.0);
     let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);

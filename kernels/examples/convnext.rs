@@ -41,7 +41,7 @@ fn report(shape: ConvNextShape, precision: Precision, repetitions: usize) {
         (0..len).map(|_| next()).collect()
     };
     let small = 1.0 / (channels as f32).sqrt();
-    let weights = ConvNextWeights {
+    let weights: ConvNextWeights<&[f32]> = ConvNextWeights {
         gamma: &vec![0.5; channels],
         conv_dw_weight: &random(49 * channels, 0.2),
         conv_dw_bias: &random(channels, 0.1),

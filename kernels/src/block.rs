@@ -11,7 +11,7 @@
 //!
 //! | file        | holds                                                              |
 //! |-------------|--------------------------------------------------------------------|
-//! | `weights`   | [`PackedBlock`]: weights ready for both directions                 |
+//! | `packed`    | [`PackedBlock`]: weights ready for both directions                 |
 //! | `forward`   | [`block_forward`], and what it saves                               |
 //! | `backward`  | [`block_backward`]: gradient of the input, factors of the others   |
 //! | `gradients` | [`BlockGradients`]: sums of the products of those factors          |
@@ -23,12 +23,12 @@
 mod backward;
 mod forward;
 mod gradients;
-mod weights;
+mod packed;
 
 pub use backward::block_backward;
 pub use forward::{BlockSaved, block_forward};
 pub use gradients::BlockGradients;
-pub use weights::{BlockWeights, PackedBlock};
+pub use packed::PackedBlock;
 
 use crate::attention::Heads;
 

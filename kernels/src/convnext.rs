@@ -24,6 +24,7 @@ use crate::gelu::Gelu;
 use crate::lanes::{Lanes, Op};
 use crate::linear::{Norm, Spread, pack_linear};
 use crate::mlp::{Mlp, MlpGradients, MlpSaved, Wanted, branch_gradient};
+use crate::weights::ConvNextWeights;
 use crate::{Path, Precision};
 
 /// Sizes of a ConvNeXt block and of the batch that goes through it.
@@ -79,24 +80,6 @@ impl ConvNextShape {
     }
 }
 
-/// Weights of a ConvNeXt block in torch's layout, names as in timm.
-///
-/// Shapes: `gamma`, `conv_dw_bias`, the norm's and `fc2_bias` `[channels]`; `conv_dw_weight` `[channels, 1, k, k]`;
-/// `fc1_weight` `[hidden, channels]`; `fc1_bias` `[hidden]`; `fc2_weight` `[channels, hidden]`.
-#[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)] // The names are timm's; the shapes stand above.
-pub struct ConvNextWeights<'a> {
-    pub gamma: &'a [f32],
-    pub conv_dw_weight: &'a [f32],
-    pub conv_dw_bias: &'a [f32],
-    pub norm_weight: &'a [f32],
-    pub norm_bias: &'a [f32],
-    pub fc1_weight: &'a [f32],
-    pub fc1_bias: &'a [f32],
-    pub fc2_weight: &'a [f32],
-    pub fc2_bias: &'a [f32],
-}
-
 /// The weights of a ConvNeXt block, packed and rounded for both directions.
 ///
 /// Make it once per update; every pass until the next update shares it. It keeps the [`Path`] of
@@ -123,7 +106,7 @@ impl PackedConvNext {
     /// # Panics
     ///
     /// If the lengths of the slices do not fit each other, or the kernel's size is even.
-    pub fn new(kernel: usize, weights: &ConvNextWeights, precision: Precision) -> Self {
+    pub fn new(kernel: usize, weights: &ConvNextWeights<&[f32]>, precision: Precision) -> Self {
         let (channels, hidden) = (weights.norm_weight.len(), weights.fc1_bias.len());
         for (name, found, right) in [
             ("gamma", weights.gamma.len(), channels),
@@ -275,20 +258,8 @@ impl ElementOp for Forward<'_> {
     }
 }
 
-/// Gradients of [`ConvNextWeights`], same names and layouts.
-#[derive(Debug, Default, PartialEq)]
-#[allow(missing_docs)] // The names are those of the weights.
-pub struct ConvNextGradients {
-    pub gamma: Floats,
-    pub conv_dw_weight: Floats,
-    pub conv_dw_bias: Floats,
-    pub norm_weight: Floats,
-    pub norm_bias: Floats,
-    pub fc1_weight: Floats,
-    pub fc1_bias: Floats,
-    pub fc2_weight: Floats,
-    pub fc2_bias: Floats,
-}
+/// Gradients of the weights, same names and layouts.
+pub type ConvNextGradients = ConvNextWeights<Floats>;
 
 impl ConvNextGradients {
     /// Room for those of a block of these channels, hidden length and kernel; not yet set.

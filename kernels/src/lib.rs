@@ -39,14 +39,14 @@ pub mod pgd;
 mod reduce;
 mod softmax;
 mod unfold;
+mod weights;
 
 pub use adamw::AdamW;
 pub use attention::{AttentionSaved, AttentionShape, attention, attention_gradient};
-pub use block::{BlockGradients, BlockSaved, BlockShape, BlockWeights, PackedBlock, block_backward, block_forward};
+pub use block::{BlockGradients, BlockSaved, BlockShape, PackedBlock, block_backward, block_forward};
 pub use buffer::{Floats, release_buffers};
 pub use convnext::{
-    ConvNextGradients, ConvNextSaved, ConvNextShape, ConvNextWeights, PackedConvNext, convnext_backward,
-    convnext_forward,
+    ConvNextGradients, ConvNextSaved, ConvNextShape, PackedConvNext, convnext_backward, convnext_forward,
 };
 pub use depthwise::{DepthwiseShape, PackedDepthwise, depthwise, depthwise_input_gradient, depthwise_weight_gradient};
 pub use detect::{Path, bf16_is_faster, detect, with_path};
@@ -59,6 +59,7 @@ pub use peak::peak_flops;
 pub use reduce::{sum, sum_of_rows, sum_of_squares};
 pub use softmax::softmax;
 pub use unfold::Unfold;
+pub use weights::{BlockWeights, ConvNextWeights};
 
 /// The format of a product's operands. Sums, and everything but products, are f32 in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -9,39 +9,12 @@ mod reference;
 use reference::{Block, Rng, worst};
 
 /// Weights as f32, in the order of the reference.
-fn weights(parts: &[Vec<f32>]) -> BlockWeights<'_> {
-    BlockWeights {
-        norm1_weight: &parts[0],
-        norm1_bias: &parts[1],
-        qkv_weight: &parts[2],
-        qkv_bias: &parts[3],
-        proj_weight: &parts[4],
-        proj_bias: &parts[5],
-        norm2_weight: &parts[6],
-        norm2_bias: &parts[7],
-        fc1_weight: &parts[8],
-        fc1_bias: &parts[9],
-        fc2_weight: &parts[10],
-        fc2_bias: &parts[11],
-    }
+fn weights(parts: &[Vec<f32>]) -> BlockWeights<&[f32]> {
+    BlockWeights::from_array(std::array::from_fn(|index| &parts[index][..]))
 }
 
 fn gradient_parts(gradients: &BlockGradients) -> [&[f32]; 12] {
-    let g = gradients;
-    [
-        &g.norm1_weight,
-        &g.norm1_bias,
-        &g.qkv_weight,
-        &g.qkv_bias,
-        &g.proj_weight,
-        &g.proj_bias,
-        &g.norm2_weight,
-        &g.norm2_bias,
-        &g.fc1_weight,
-        &g.fc1_bias,
-        &g.fc2_weight,
-        &g.fc2_bias,
-    ]
+    gradients.as_ref().into_array().map(|values| &values[..])
 }
 
 struct Case {

@@ -150,33 +150,12 @@ fn an_even_kernel_is_refused() {
 }
 
 /// Weights as f32, in the order of the reference.
-fn weights(parts: &[Vec<f32>]) -> ConvNextWeights<'_> {
-    ConvNextWeights {
-        gamma: &parts[0],
-        conv_dw_weight: &parts[1],
-        conv_dw_bias: &parts[2],
-        norm_weight: &parts[3],
-        norm_bias: &parts[4],
-        fc1_weight: &parts[5],
-        fc1_bias: &parts[6],
-        fc2_weight: &parts[7],
-        fc2_bias: &parts[8],
-    }
+fn weights(parts: &[Vec<f32>]) -> ConvNextWeights<&[f32]> {
+    ConvNextWeights::from_array(std::array::from_fn(|index| &parts[index][..]))
 }
 
 fn gradient_parts(gradients: &ConvNextGradients) -> [&[f32]; 9] {
-    let g = gradients;
-    [
-        &g.gamma,
-        &g.conv_dw_weight,
-        &g.conv_dw_bias,
-        &g.norm_weight,
-        &g.norm_bias,
-        &g.fc1_weight,
-        &g.fc1_bias,
-        &g.fc2_weight,
-        &g.fc2_bias,
-    ]
+    gradients.as_ref().into_array().map(|values| &values[..])
 }
 
 struct Case {

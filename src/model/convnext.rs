@@ -11,7 +11,8 @@ use super::conv::{ConvLayer, convolution};
 use super::parameter::Parameter;
 use super::pass::{NORM_EPS, Pass, asked_for};
 use crate::ops::{
-    ConvNextCache, ConvNextSpec, Gelu, PatchSpec, convnext_block, layer_norm, linear, patches,
+    ConvNextCache, ConvNextSpec, ConvNextWeights, Gelu, PatchSpec, convnext_block, layer_norm,
+    linear, patches,
 };
 
 /// A ConvNeXt with its weights.
@@ -45,8 +46,7 @@ struct Downsample {
 
 #[derive(Clone, Debug)]
 struct Block {
-    /// Layer scale, depthwise convolution, norm and MLP, in timm's order.
-    weights: [Parameter; 9],
+    weights: ConvNextWeights<Parameter>,
     cache: ConvNextCache,
 }
 
@@ -133,7 +133,7 @@ impl ConvNext {
                     branch
                 });
                 let spec = spec(x.dims()[2]);
-                let weights = block.weights.each_ref().map(|weight| weight.value.clone());
+                let weights = block.weights.as_ref().map(|weight| weight.value.clone());
                 x = convnext_block(
                     x,
                     [side, side],
@@ -243,17 +243,17 @@ impl Stage {
             let mut part =
                 |name: &str, shape: &[usize]| part(&format!("blocks.{index}.{name}"), shape);
             blocks.push(Block {
-                weights: [
-                    part("gamma", &[width])?,
-                    part("conv_dw.weight", &[width, 1, KERNEL, KERNEL])?,
-                    part("conv_dw.bias", &[width])?,
-                    part("norm.weight", &[width])?,
-                    part("norm.bias", &[width])?,
-                    part("mlp.fc1.weight", &[hidden, width])?,
-                    part("mlp.fc1.bias", &[hidden])?,
-                    part("mlp.fc2.weight", &[width, hidden])?,
-                    part("mlp.fc2.bias", &[width])?,
-                ],
+                weights: ConvNextWeights {
+                    gamma: part("gamma", &[width])?,
+                    conv_dw_weight: part("conv_dw.weight", &[width, 1, KERNEL, KERNEL])?,
+                    conv_dw_bias: part("conv_dw.bias", &[width])?,
+                    norm_weight: part("norm.weight", &[width])?,
+                    norm_bias: part("norm.bias", &[width])?,
+                    fc1_weight: part("mlp.fc1.weight", &[hidden, width])?,
+                    fc1_bias: part("mlp.fc1.bias", &[hidden])?,
+                    fc2_weight: part("mlp.fc2.weight", &[width, hidden])?,
+                    fc2_bias: part("mlp.fc2.bias", &[width])?,
+                },
                 cache: ConvNextCache::default(),
             });
         }

@@ -12,8 +12,8 @@ use super::pass::{Pass, asked_for};
 use super::position::resample;
 use super::tokens::Kept;
 use crate::ops::{
-    BlockSpec, PatchSpec, PathScale, WeightCache, encoder_block, from_vec, layer_norm, linear,
-    patches, to_vec,
+    BlockSpec, BlockWeights, PatchSpec, PathScale, WeightCache, encoder_block, from_vec,
+    layer_norm, linear, patches, to_vec,
 };
 
 /// A vision transformer with its weights.
@@ -40,8 +40,7 @@ pub struct Vit {
 
 #[derive(Clone, Debug)]
 struct Block {
-    /// From `norm1.weight` to `mlp.fc2.bias`.
-    weights: [Parameter; 12],
+    weights: BlockWeights<Parameter>,
     cache: WeightCache,
 }
 
@@ -117,20 +116,20 @@ impl Vit {
             let mut part =
                 |name: &str, shape: &[usize]| tensor(&format!("blocks.{index}.{name}"), shape);
             blocks.push(Block {
-                weights: [
-                    part("norm1.weight", &[width])?,
-                    part("norm1.bias", &[width])?,
-                    part("attn.qkv.weight", &[3 * width, width])?,
-                    part("attn.qkv.bias", &[3 * width])?,
-                    part("attn.proj.weight", &[width, width])?,
-                    part("attn.proj.bias", &[width])?,
-                    part("norm2.weight", &[width])?,
-                    part("norm2.bias", &[width])?,
-                    part("mlp.fc1.weight", &[hidden, width])?,
-                    part("mlp.fc1.bias", &[hidden])?,
-                    part("mlp.fc2.weight", &[width, hidden])?,
-                    part("mlp.fc2.bias", &[width])?,
-                ],
+                weights: BlockWeights {
+                    norm1_weight: part("norm1.weight", &[width])?,
+                    norm1_bias: part("norm1.bias", &[width])?,
+                    qkv_weight: part("attn.qkv.weight", &[3 * width, width])?,
+                    qkv_bias: part("attn.qkv.bias", &[3 * width])?,
+                    proj_weight: part("attn.proj.weight", &[width, width])?,
+                    proj_bias: part("attn.proj.bias", &[width])?,
+                    norm2_weight: part("norm2.weight", &[width])?,
+                    norm2_bias: part("norm2.bias", &[width])?,
+                    fc1_weight: part("mlp.fc1.weight", &[hidden, width])?,
+                    fc1_bias: part("mlp.fc1.bias", &[hidden])?,
+                    fc2_weight: part("mlp.fc2.weight", &[width, hidden])?,
+                    fc2_bias: part("mlp.fc2.bias", &[width])?,
+                },
                 cache: WeightCache::default(),
             });
         }
@@ -176,6 +175,7 @@ impl Vit {
             hidden: self.config.hidden,
             gelu: self.config.gelu,
             eps,
+            causal: false,
             precision: pass.precision,
             recompute: pass.recompute,
         };
@@ -185,7 +185,7 @@ impl Vit {
                 let [attention, mlp] = path.of_block(index, depth, batch);
                 PathScale { attention, mlp }
             });
-            let weights = block.weights.each_ref().map(|weight| weight.value.clone());
+            let weights = block.weights.as_ref().map(|weight| weight.value.clone());
             tokens = encoder_block(tokens, &weights, &spec, path.as_ref(), &block.cache);
         }
         let prefix = usize::from(self.config.class_token);

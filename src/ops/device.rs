@@ -4,9 +4,11 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::str::FromStr;
 
+use advxl_kernels::Precision;
 use burn::tensor::{DType, Device, DeviceType};
 
-use super::{from_vec, to_vec};
+use super::engine::is_processor;
+use super::tensor::{from_vec, to_vec};
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, Rng};
 use crate::settings::{Setting, Value};
@@ -247,10 +249,26 @@ pub fn hardware(device: &Device) -> Option<String> {
     }
 }
 
-/// Whether a device multiplies bf16; `None` for the processor, of which the kernels know.
-pub(crate) fn multiplies_bf16(device: &Device) -> Option<bool> {
-    let is_gpu = !crate::ops::is_processor(device);
-    is_gpu.then(|| device.supports_dtype(DType::BF16))
+/// The arithmetic to compute in on a device if `wanted` is asked for, and a notice if it is another.
+pub fn usable(wanted: Precision, device: &Device) -> (Precision, Option<&'static str>) {
+    if is_processor(device) {
+        let notice = "this processor does not multiply bf16 faster than f32: computing in f32";
+        f32_unless(advxl_kernels::bf16_is_faster(), wanted, notice)
+    } else {
+        let notice = "this GPU does not compute in bf16: computing in f32";
+        f32_unless(device.supports_dtype(DType::BF16), wanted, notice)
+    }
+}
+
+fn f32_unless(
+    bf16_is_fast: bool,
+    wanted: Precision,
+    notice: &'static str,
+) -> (Precision, Option<&'static str>) {
+    match wanted {
+        Precision::Bf16 if !bf16_is_fast => (Precision::F32, Some(notice)),
+        _ => (wanted, None),
+    }
 }
 
 /// What `work` gives, or why it panicked, without a word to the terminal.
@@ -270,6 +288,15 @@ fn quietly<T>(work: impl FnOnce() -> T) -> std::result::Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bf16_falls_back_to_f32_with_a_notice_where_it_is_not_faster() {
+        let choose = |wanted, is_fast| f32_unless(is_fast, wanted, "computing in f32");
+        assert_eq!(choose(Precision::Bf16, true), (Precision::Bf16, None));
+        assert_eq!(choose(Precision::F32, false), (Precision::F32, None));
+        let fallback = (Precision::F32, Some("computing in f32"));
+        assert_eq!(choose(Precision::Bf16, false), fallback);
+    }
 
     #[test]
     fn devices_are_named_as_elsewhere() {

@@ -1,32 +1,32 @@
-//! The operations of this module composed from Burn's own: their definition.
+//! The operations composed from Burn's own: their definition.
 //!
-//! Written for clearness; every device can run them, and the tests hold the kernels to them.
+//! Written for clarity; every device can run them, and the tests compare the kernels with them.
 
+use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu, Precision};
 use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{Device, Tensor};
 
-use super::block::{BlockSpec, PathScale};
-use super::convnext::ConvNextSpec;
-use super::patches::PatchSpec;
-use super::{Gelu, Precision, from_vec};
+use super::engine::Engine;
+use super::gpu;
+use super::recompute::recomputed;
+use super::spec::{AdamW, BlockSpec, ConvNextSpec, Moments, PatchSpec, PathScale};
+use super::tensor::from_vec;
 
-/// Layer norm over the last axis (Ba et al. 2016): `(x - mean) / sqrt(variance + eps) * weight + bias`.
-pub fn layer_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<3> {
-    let centred = x.clone() - x.mean_dim(2);
-    let variance = (centred.clone() * centred.clone()).mean_dim(2);
-    centred / (variance + eps).sqrt() * weight.unsqueeze() + bias.unsqueeze()
+/// See [`crate::ops::layer_norm`].
+pub(crate) fn layer_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<3> {
+    let centered = x.clone() - x.mean_dim(2);
+    let variance = (centered.clone() * centered.clone()).mean_dim(2);
+    centered / (variance + eps).sqrt() * weight.unsqueeze() + bias.unsqueeze()
 }
 
-/// `x W^T + b` with the weight as PyTorch keeps it.
-///
-/// Shapes: `x` `[batch, tokens, in]`; `weight` `[out * in]`, rows of `out`; `bias` `[out]`.
-pub fn linear(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>) -> Tensor<3> {
+/// See [`crate::ops::linear`].
+pub(crate) fn linear(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>) -> Tensor<3> {
     linear_in(Precision::F32, x, weight, bias)
 }
 
-/// The same with a product in some arithmetic; what is added is f32.
+/// A linear layer whose product is computed in a precision; the bias is added in f32.
 fn linear_in(precision: Precision, x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>) -> Tensor<3> {
     let [batch, tokens, inputs] = x.dims();
     let outputs = bias.dims()[0];
@@ -36,67 +36,19 @@ fn linear_in(precision: Precision, x: Tensor<3>, weight: Tensor<1>, bias: Tensor
     (product + bias.unsqueeze()).reshape([batch, tokens, outputs])
 }
 
-/// Rows and columns of what a GPU multiplies are made multiples of this: it then reads several numbers at a time, of bf16 too.
-const ALIGNMENT: usize = 8;
-
-/// A product of matrices, of operands rounded to bf16 and with an f32 result where that is asked for.
-///
-/// On a GPU operands are filled up with zeros to an even size, so that this product and those of the backward pass, whose
-/// inner sides are the outer ones here, are fast. (And right: SwiftShader computes wrongly where inner sides are no multiple of 4.)
+/// A product of matrices; on the processor it is always f32.
 fn product<const D: usize>(precision: Precision, a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
-    if crate::ops::on_kernels(&a) {
-        return a.matmul(b);
-    }
-    let (rows, columns) = (a.dims()[D - 2], b.dims()[D - 1]);
-    let [a, b] = [a, b].map(|operand| filled(filled(operand, D - 2), D - 1));
-    let product = match precision {
-        Precision::F32 => a.matmul(b),
-        Precision::Bf16 => {
-            let [a, b] = [a, b].map(|operand| operand.cast(DType::BF16));
-            a.matmul(b).cast(DType::F32)
-        }
-    };
-    shortened(shortened(product, D - 2, rows), D - 1, columns)
-}
-
-/// Zeros behind along an axis, to a multiple of [`ALIGNMENT`].
-fn filled<const D: usize>(tensor: Tensor<D>, axis: usize) -> Tensor<D> {
-    let mut shape = tensor.dims();
-    let missing = shape[axis].next_multiple_of(ALIGNMENT) - shape[axis];
-    if missing == 0 {
-        return tensor;
-    }
-    shape[axis] = missing;
-    let zeros = Tensor::zeros(shape, &tensor.device());
-    Tensor::cat(vec![tensor, zeros], axis)
-}
-
-/// The first so many along an axis.
-fn shortened<const D: usize>(tensor: Tensor<D>, axis: usize, length: usize) -> Tensor<D> {
-    match tensor.dims()[axis] == length {
-        true => tensor,
-        false => tensor.narrow(axis, 0, length),
+    match Engine::of(&a) {
+        Engine::Cpu => a.matmul(b),
+        Engine::Burn => gpu::product(precision, a, b),
     }
 }
 
-/// What a piece of a model gives; on a GPU it is computed once more in the backward pass, and nothing kept but its input.
-fn anew(
-    x: Tensor<3>,
-    weights: &[Tensor<1>],
-    piece: impl Fn(Tensor<3>, &[Tensor<1>]) -> Tensor<3> + Send + Sync + 'static,
-) -> Tensor<3> {
-    #[cfg(feature = "gpu")]
-    if !crate::ops::on_kernels(&x) {
-        return crate::ops::recompute::recomputed(x, weights, std::sync::Arc::new(piece));
-    }
-    piece(x, weights)
-}
-
-/// Normalises the channels and cuts the images into patches; see [`crate::ops::patches`].
-pub fn patches(images: Tensor<4>, spec: &PatchSpec) -> Tensor<3> {
+/// See [`crate::ops::patches`].
+pub(crate) fn patches(images: Tensor<4>, spec: &PatchSpec) -> Tensor<3> {
     let device = images.device();
     let [mean, factor] = spec.affine();
-    let channels = |values: [f32; 3]| crate::ops::from_vec(values.to_vec(), [1, 3, 1, 1], &device);
+    let channels = |values: [f32; 3]| from_vec(values.to_vec(), [1, 3, 1, 1], &device);
     let images = (images - channels(mean)) * channels(factor);
     let ([batch, _, size, _], patch) = (images.dims(), spec.patch);
     let grid = size / patch;
@@ -107,28 +59,28 @@ pub fn patches(images: Tensor<4>, spec: &PatchSpec) -> Tensor<3> {
         .reshape([batch, grid * grid, 3 * patch * patch])
 }
 
-/// See [`crate::ops::pgd::linf_step`].
-pub fn linf_step(
+/// See [`crate::ops::linf_step`].
+pub(crate) fn linf_step(
     images: Tensor<4>,
     gradient: Tensor<4>,
-    centre: &Tensor<4>,
+    center: &Tensor<4>,
     steps: &[f32],
     epsilon: f64,
 ) -> Tensor<4> {
-    let delta = images + gradient.sign() * by_image(steps, centre) - centre.clone();
-    (centre.clone() + delta.clamp(-epsilon, epsilon)).clamp(0.0, 1.0)
+    let delta = images + gradient.sign() * by_image(steps, center) - center.clone();
+    (center.clone() + delta.clamp(-epsilon, epsilon)).clamp(0.0, 1.0)
 }
 
-/// A number for each image, shaped to be multiplied with images: `[batch, 1, 1, 1]`.
+/// One number per image, shaped to be multiplied with images: `[batch, 1, 1, 1]`.
 fn by_image(values: &[f32], images: &Tensor<4>) -> Tensor<4> {
     from_vec(values.to_vec(), [values.len(), 1, 1, 1], &images.device())
 }
 
-/// See [`crate::ops::pgd::l2_step`].
-pub fn l2_step(
+/// See [`crate::ops::l2_step`].
+pub(crate) fn l2_step(
     images: Tensor<4>,
     gradient: Tensor<4>,
-    centre: &Tensor<4>,
+    center: &Tensor<4>,
     steps: &[f32],
     epsilon: f64,
 ) -> Tensor<4> {
@@ -139,78 +91,109 @@ pub fn l2_step(
         squares.sqrt().clamp_min(1e-12).reshape([batch, 1, 1, 1])
     };
     let direction = gradient.clone() / length(&gradient);
-    let delta = images + direction * by_image(steps, centre) - centre.clone();
+    let delta = images + direction * by_image(steps, center) - center.clone();
     let factor = (length(&delta).recip() * epsilon).clamp_max(1.0);
-    (centre.clone() + delta * factor).clamp(0.0, 1.0)
+    (center.clone() + delta * factor).clamp(0.0, 1.0)
 }
 
-/// A pre-norm encoder block (Dosovitskiy et al. 2021, equations 2 and 3).
+/// See [`crate::ops::encoder_block`].
 pub(crate) fn encoder_block(
     x: Tensor<3>,
-    weights: &[Tensor<1>; 12],
+    weights: &BlockWeights<Tensor<1>>,
+    spec: &BlockSpec,
+    path: Option<&PathScale>,
+) -> Tensor<3> {
+    let layers = Layers {
+        layer_norm,
+        linear: linear_in,
+        gelu,
+    };
+    block_of(layers, x, weights, spec, path)
+}
+
+/// The layers around a block's attention, as an engine computes them.
+#[derive(Clone, Copy)]
+pub(crate) struct Layers {
+    pub(crate) layer_norm: fn(Tensor<3>, Tensor<1>, Tensor<1>, f64) -> Tensor<3>,
+    pub(crate) linear: fn(Precision, Tensor<3>, Tensor<1>, Tensor<1>) -> Tensor<3>,
+    pub(crate) gelu: fn(Tensor<3>, Gelu) -> Tensor<3>,
+}
+
+/// An encoder block composed of these layers.
+pub(crate) fn block_of(
+    layers: Layers,
+    x: Tensor<3>,
+    weights: &BlockWeights<Tensor<1>>,
     spec: &BlockSpec,
     path: Option<&PathScale>,
 ) -> Tensor<3> {
     if !spec.recompute {
-        return encode(x, weights, spec, path);
+        return compose(layers, x, weights.clone(), spec, path);
     }
     let (spec, path) = (spec.clone(), path.cloned());
-    anew(x, weights, move |x, weights| {
-        let weights = weights.first_chunk().expect("as many as there are");
-        encode(x, weights, &spec, path.as_ref())
+    let weights = weights.clone().into_array();
+    recomputed(x, &weights, move |x, weights| {
+        let weights = BlockWeights::from_array(array(weights));
+        compose(layers, x, weights, &spec, path.as_ref())
     })
 }
 
-fn encode(
+fn compose(
+    layers: Layers,
     x: Tensor<3>,
-    weights: &[Tensor<1>; 12],
+    weights: BlockWeights<Tensor<1>>,
     spec: &BlockSpec,
     path: Option<&PathScale>,
 ) -> Tensor<3> {
-    let linear = |x, weight, bias| linear_in(spec.precision, x, weight, bias);
-    let [
-        norm1_weight,
-        norm1_bias,
-        qkv_weight,
-        qkv_bias,
-        proj_weight,
-        proj_bias,
-        norm2_weight,
-        norm2_bias,
-        fc1_weight,
-        fc1_bias,
-        fc2_weight,
-        fc2_bias,
-    ] = weights.clone();
-    let normed = layer_norm(x.clone(), norm1_weight, norm1_bias, spec.eps);
-    let (heads, precision) = (spec.heads, spec.precision);
-    // Kept, its scores would be most of a block's memory.
-    let mixed = anew(linear(normed, qkv_weight, qkv_bias), &[], move |qkv, _| {
-        attention(qkv, heads, precision)
-    });
-    let branch = linear(mixed, proj_weight, proj_bias);
+    let Layers {
+        layer_norm, gelu, ..
+    } = layers;
+    let linear = |x, weight, bias| (layers.linear)(spec.precision, x, weight, bias);
+    let w = weights;
+    let normed = layer_norm(x.clone(), w.norm1_weight, w.norm1_bias, spec.eps);
+    let qkv = linear(normed, w.qkv_weight, w.qkv_bias);
+    let mixed = match Engine::of(&qkv) {
+        Engine::Cpu => attention(qkv, spec.heads, spec.causal, spec.precision),
+        // Kept, its scores would be most of a block's memory.
+        Engine::Burn => {
+            let (heads, causal, precision) = (spec.heads, spec.causal, spec.precision);
+            recomputed(qkv, &[], move |qkv, _| {
+                attention(qkv, heads, causal, precision)
+            })
+        }
+    };
+    let branch = linear(mixed, w.proj_weight, w.proj_bias);
     let x = x + scaled(branch, path.map(|path| &path.attention[..]));
 
-    let normed = layer_norm(x.clone(), norm2_weight, norm2_bias, spec.eps);
-    let hidden = linear(normed, fc1_weight, fc1_bias);
-    let branch = linear(gelu(hidden, spec.gelu), fc2_weight, fc2_bias);
+    let normed = layer_norm(x.clone(), w.norm2_weight, w.norm2_bias, spec.eps);
+    let hidden = gelu(linear(normed, w.fc1_weight, w.fc1_bias), spec.gelu);
+    let branch = linear(hidden, w.fc2_weight, w.fc2_bias);
     x + scaled(branch, path.map(|path| &path.mlp[..]))
 }
 
-/// A ConvNeXt block (Liu et al. 2022, figure 4); see [`crate::ops::convnext::convnext_block`].
-pub fn convnext_block(
+/// The weights of a block, which were flattened for recomputation.
+fn array<const N: usize>(weights: &[Tensor<1>]) -> [Tensor<1>; N] {
+    weights
+        .first_chunk()
+        .expect("the weights of a block")
+        .clone()
+}
+
+/// See [`crate::ops::convnext_block`].
+pub(crate) fn convnext_block(
     x: Tensor<3>,
     size: [usize; 2],
-    weights: &[Tensor<1>; 9],
+    weights: &ConvNextWeights<Tensor<1>>,
     spec: &ConvNextSpec,
     path: Option<&[f32]>,
 ) -> Tensor<3> {
     if !spec.recompute {
-        return convolve(x, size, weights, spec, path);
+        return convolve(x, size, weights.clone(), spec, path);
     }
     let (spec, path) = (spec.clone(), path.map(<[f32]>::to_vec));
-    anew(x, weights, move |x, weights| {
-        let weights = weights.first_chunk().expect("as many as there are");
+    let weights = weights.clone().into_array();
+    recomputed(x, &weights, move |x, weights| {
+        let weights = ConvNextWeights::from_array(array(weights));
         convolve(x, size, weights, &spec, path.as_deref())
     })
 }
@@ -218,42 +201,32 @@ pub fn convnext_block(
 fn convolve(
     x: Tensor<3>,
     [height, width]: [usize; 2],
-    weights: &[Tensor<1>; 9],
+    weights: ConvNextWeights<Tensor<1>>,
     spec: &ConvNextSpec,
     path: Option<&[f32]>,
 ) -> Tensor<3> {
     let linear = |x, weight, bias| linear_in(spec.precision, x, weight, bias);
-    let [
-        gamma,
-        conv_weight,
-        conv_bias,
-        norm_weight,
-        norm_bias,
-        fc1_weight,
-        fc1_bias,
-        fc2_weight,
-        fc2_bias,
-    ] = weights.clone();
+    let w = weights;
     let ([batch, pixels, channels], kernel) = (x.dims(), spec.kernel);
     // [batch, height * width, channels] -> [batch, channels, height, width], and back after the convolution
     let images = x.clone().reshape([batch, height, width, channels]);
     let convolved = conv2d(
         images.permute([0, 3, 1, 2]),
-        conv_weight.reshape([channels, 1, kernel, kernel]),
-        Some(conv_bias),
+        w.conv_dw_weight.reshape([channels, 1, kernel, kernel]),
+        Some(w.conv_dw_bias),
         ConvOptions::new([1, 1], [kernel / 2, kernel / 2], [1, 1], channels),
     );
     let convolved = convolved
         .permute([0, 2, 3, 1])
         .reshape([batch, pixels, channels]);
-    let normed = layer_norm(convolved, norm_weight, norm_bias, spec.eps);
-    let hidden = gelu(linear(normed, fc1_weight, fc1_bias), spec.gelu);
-    let branch = linear(hidden, fc2_weight, fc2_bias) * gamma.unsqueeze();
+    let normed = layer_norm(convolved, w.norm_weight, w.norm_bias, spec.eps);
+    let hidden = gelu(linear(normed, w.fc1_weight, w.fc1_bias), spec.gelu);
+    let branch = linear(hidden, w.fc2_weight, w.fc2_bias) * w.gamma.unsqueeze();
     x + scaled(branch, path)
 }
 
-/// A row for every place of a square kernel; see [`crate::ops::unfold`].
-pub fn unfold(
+/// See [`crate::ops::unfold`].
+pub(crate) fn unfold(
     x: Tensor<3>,
     [height, width]: [usize; 2],
     kernel: usize,
@@ -262,26 +235,26 @@ pub fn unfold(
 ) -> Tensor<3> {
     let [batch, _, channels] = x.dims();
     let images = x.reshape([batch, height, width, channels]);
-    let images = padded(images, 1, padding);
-    let images = padded(images, 2, padding);
-    let places = |size: usize| (size + 2 * padding - kernel) / stride + 1;
-    let (down, along) = (places(height), places(width));
-    // For every pixel of the kernel, what it meets at all places: [batch, down, along, channels].
-    let steps = |start: usize, places: usize| (start..).step_by(stride).take(places);
-    let pick = |images: Tensor<4>, axis: usize, start: usize, places: usize| {
-        let parts = steps(start, places).map(|at| images.clone().narrow(axis, at, 1));
+    let images = pad_both(images, 1, padding);
+    let images = pad_both(images, 2, padding);
+    let positions = |size: usize| (size + 2 * padding - kernel) / stride + 1;
+    let (down, along) = (positions(height), positions(width));
+    // For every pixel of the kernel, the values at all positions: [batch, down, along, channels].
+    let steps = |start: usize, count: usize| (start..).step_by(stride).take(count);
+    let pick = |images: Tensor<4>, axis: usize, start: usize, count: usize| {
+        let parts = steps(start, count).map(|at| images.clone().narrow(axis, at, 1));
         Tensor::cat(parts.collect(), axis)
     };
-    let mut seen = Vec::new();
+    let mut columns = Vec::new();
     for y in 0..kernel {
         let lines = pick(images.clone(), 1, y, down);
-        seen.extend((0..kernel).map(|x| pick(lines.clone(), 2, x, along)));
+        columns.extend((0..kernel).map(|x| pick(lines.clone(), 2, x, along)));
     }
-    Tensor::cat(seen, 3).reshape([batch, down * along, kernel * kernel * channels])
+    Tensor::cat(columns, 3).reshape([batch, down * along, kernel * kernel * channels])
 }
 
-/// Zeros before and behind along one axis.
-fn padded(images: Tensor<4>, axis: usize, padding: usize) -> Tensor<4> {
+/// Adds zeros on both sides along one axis.
+fn pad_both(images: Tensor<4>, axis: usize, padding: usize) -> Tensor<4> {
     if padding == 0 {
         return images;
     }
@@ -291,16 +264,18 @@ fn padded(images: Tensor<4>, axis: usize, padding: usize) -> Tensor<4> {
     Tensor::cat(parts, axis)
 }
 
-/// Multi-head self-attention on queries, keys and values in one tensor.
+/// Multi-head self-attention on queries, keys and values in one tensor (Vaswani et al. 2017, equation 1).
 ///
 /// Shapes: `qkv` `[batch, tokens, 3 * width]`, in timm's order; the result `[batch, tokens, width]`.
-fn attention(qkv: Tensor<3>, heads: usize, precision: Precision) -> Tensor<3> {
+fn attention(qkv: Tensor<3>, heads: usize, causal: bool, precision: Precision) -> Tensor<3> {
     let [batch, tokens, triple] = qkv.dims();
     let width = triple / 3;
     let head = width / heads;
-    let on_gpu = !crate::ops::on_kernels(&qkv);
-    // Once, instead of in each product; nobody looks at what is filled in.
-    let qkv = if on_gpu { filled(qkv, 1) } else { qkv };
+    // On a GPU padded once, instead of in each product; the mask hides what is padded.
+    let qkv = match Engine::of(&qkv) {
+        Engine::Cpu => qkv,
+        Engine::Burn => gpu::pad(qkv, 1),
+    };
     let all = qkv.dims()[1];
     // [batch, all, 3 * width] -> [3, batch, heads, all, head]
     let qkv = qkv
@@ -311,24 +286,38 @@ fn attention(qkv: Tensor<3>, heads: usize, precision: Precision) -> Tensor<3> {
             .narrow(0, index, 1)
             .reshape([batch, heads, all, head])
     };
-    let mut scores = product(precision, part(0), part(1).transpose()) / (head as f64).sqrt();
-    if all > tokens {
-        let seen = (0..all).map(|token| if token < tokens { 0.0 } else { UNSEEN });
-        scores = scores.clone() + from_vec(seen.collect(), [1, 1, 1, all], &scores.device());
+    let mut scores = product(precision, part(0), part(1).transpose()) * (head as f64).powf(-0.5);
+    if causal || all > tokens {
+        let mask = mask(tokens, all, causal, &scores.device());
+        scores = scores.clone() + mask.cast(scores.dtype());
     }
     // [batch, heads, all, head] -> [batch, all, width]
     let mixed = product(precision, softmax(scores, 3), part(2))
         .permute([0, 2, 1, 3])
         .reshape([batch, all, width]);
-    shortened(mixed, 1, tokens)
+    gpu::truncate(mixed, 1, tokens)
 }
 
-/// A score whose exponential is 0 beside that of any other.
-const UNSEEN: f32 = -1e30;
+/// What is added to attention's scores: [`MASKED`] for keys behind the `tokens` that there are and, if `causal`, for
+/// those after the query; 0 for the others.
+///
+/// Shapes: `[1, 1, queries, all]`, with one row for all queries if not `causal`.
+fn mask(tokens: usize, all: usize, causal: bool, device: &Device) -> Tensor<4> {
+    let queries = if causal { all } else { 1 };
+    let pairs = (0..queries).flat_map(|query| (0..all).map(move |key| (query, key)));
+    let added = pairs.map(|(query, key)| {
+        let hidden = key >= tokens || causal && key > query;
+        if hidden { MASKED } else { 0.0 }
+    });
+    from_vec(added.collect(), [1, 1, queries, all], device)
+}
 
-/// GELU (Hendrycks and Gimpel 2016): exact, the approximation that CLIPA's towers were trained with, and the one of
-/// OpenAI's CLIP.
-pub fn gelu(x: Tensor<3>, kind: Gelu) -> Tensor<3> {
+/// A score whose exponential is 0 next to that of any other.
+const MASKED: f32 = -1e30;
+
+/// GELU (Hendrycks and Gimpel 2016): exact, the tanh approximation that CLIPA's towers were trained with, and the
+/// sigmoid of OpenAI's CLIP.
+pub(crate) fn gelu(x: Tensor<3>, kind: Gelu) -> Tensor<3> {
     match kind {
         // Composed: the gradient of Burn's own on GPUs is that of the approximation, which is 6e-4 off.
         Gelu::Erf => x.clone() * ((x / std::f64::consts::SQRT_2).erf() + 1.0) * 0.5,
@@ -345,15 +334,44 @@ fn scaled(branch: Tensor<3>, factors: Option<&[f32]>) -> Tensor<3> {
     match factors {
         None => branch,
         Some(factors) => {
-            let device = branch.device();
-            branch * crate::ops::from_vec(factors.to_vec(), [factors.len(), 1, 1], &device)
+            let factors = from_vec(factors.to_vec(), [factors.len(), 1, 1], &branch.device());
+            branch * factors
         }
     }
 }
 
+/// See [`crate::ops::adamw`].
+pub(crate) fn adamw(
+    weights: Tensor<1>,
+    gradient: Tensor<1>,
+    moments: Moments,
+    update: &AdamW,
+) -> (Tensor<1>, Moments) {
+    let [beta1, beta2] = update.betas;
+    let gradient = gradient * update.gradient_scale;
+    let first = moments.first * beta1 + gradient.clone() * (1.0 - beta1);
+    let second = moments.second * beta2 + gradient.clone() * gradient * (1.0 - beta2);
+    let correction1 = 1.0 - beta1.powf(update.step as f64);
+    let correction2 = 1.0 - beta2.powf(update.step as f64);
+    let denominator = second.clone().sqrt() / correction2.sqrt() + update.eps;
+    let decayed = weights * (1.0 - update.learning_rate * update.weight_decay);
+    let weights = decayed - first.clone() / denominator * (update.learning_rate / correction1);
+    let average = moments.average.map(|average| {
+        average * update.average_decay + weights.clone() * (1.0 - update.average_decay)
+    });
+    (
+        weights,
+        Moments {
+            first,
+            second,
+            average,
+        },
+    )
+}
+
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{Device, TensorData};
+    use burn::tensor::{DType, TensorData};
 
     use super::*;
     use crate::rng::{Purpose, Rng};
@@ -444,16 +462,21 @@ mod tests {
             seed += 1;
             draw(seed, [length])
         });
-        for gelu in [Gelu::Erf, Gelu::Tanh, Gelu::Quick] {
+        let kinds = [(Gelu::Erf, false), (Gelu::Tanh, false), (Gelu::Quick, true)];
+        for (gelu, causal) in kinds {
             let spec = BlockSpec {
                 heads: 2,
                 hidden,
                 gelu,
                 eps: 1e-6,
+                causal,
                 precision: Precision::F32,
                 recompute: false,
             };
-            let block = |x, weights: &[Tensor<1>; 12]| encoder_block(x, weights, &spec, None);
+            let block = |x, weights: &[Tensor<1>; 12]| {
+                let weights = BlockWeights::from_array(weights.clone());
+                encoder_block(x, &weights, &spec, None)
+            };
             check("block input", x.clone(), |x| block(x, &weights));
             for index in 0..12 {
                 check(
@@ -506,7 +529,10 @@ mod tests {
             precision: Precision::F32,
             recompute: false,
         };
-        let block = |x, weights: &[Tensor<1>; 9]| convnext_block(x, [3, 5], weights, &spec, None);
+        let block = |x, weights: &[Tensor<1>; 9]| {
+            let weights = ConvNextWeights::from_array(weights.clone());
+            convnext_block(x, [3, 5], &weights, &spec, None)
+        };
         check("block input", x.clone(), |x| block(x, &weights));
         for index in 0..9 {
             let what = format!("block weight {index}");

@@ -4,15 +4,12 @@
 //! token and takes the end token; CLIPA's (Li et al. 2023) masks nothing, not even padding, and takes the last one.
 //! f32 only.
 
-use burn::tensor::activation::softmax;
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 
 use super::config::TextConfig;
 use crate::error::{Error, Result};
 use crate::model::{Parameter, parameter};
-use crate::ops::{
-    BlockSpec, Precision, WeightCache, encoder_block, from_vec, gelu, layer_norm, linear,
-};
+use crate::ops::{BlockSpec, BlockWeights, Precision, WeightCache, encoder_block, layer_norm};
 use crate::rng::{Purpose, Rng};
 
 /// A text tower with its weights.
@@ -28,8 +25,7 @@ pub struct TextTower {
 
 #[derive(Clone, Debug)]
 struct Block {
-    /// From `ln_1.weight` to `mlp.c_proj.bias`.
-    weights: [Parameter; 12],
+    weights: BlockWeights<Parameter>,
     cache: WeightCache,
 }
 
@@ -74,20 +70,20 @@ impl TextTower {
                 tensor(&format!("transformer.resblocks.{index}.{name}"), shape)
             };
             blocks.push(Block {
-                weights: [
-                    part("ln_1.weight", &[width])?,
-                    part("ln_1.bias", &[width])?,
-                    part("attn.in_proj_weight", &[3 * width, width])?,
-                    part("attn.in_proj_bias", &[3 * width])?,
-                    part("attn.out_proj.weight", &[width, width])?,
-                    part("attn.out_proj.bias", &[width])?,
-                    part("ln_2.weight", &[width])?,
-                    part("ln_2.bias", &[width])?,
-                    part("mlp.c_fc.weight", &[hidden, width])?,
-                    part("mlp.c_fc.bias", &[hidden])?,
-                    part("mlp.c_proj.weight", &[width, hidden])?,
-                    part("mlp.c_proj.bias", &[width])?,
-                ],
+                weights: BlockWeights {
+                    norm1_weight: part("ln_1.weight", &[width])?,
+                    norm1_bias: part("ln_1.bias", &[width])?,
+                    qkv_weight: part("attn.in_proj_weight", &[3 * width, width])?,
+                    qkv_bias: part("attn.in_proj_bias", &[3 * width])?,
+                    proj_weight: part("attn.out_proj.weight", &[width, width])?,
+                    proj_bias: part("attn.out_proj.bias", &[width])?,
+                    norm2_weight: part("ln_2.weight", &[width])?,
+                    norm2_bias: part("ln_2.bias", &[width])?,
+                    fc1_weight: part("mlp.c_fc.weight", &[hidden, width])?,
+                    fc1_bias: part("mlp.c_fc.bias", &[hidden])?,
+                    fc2_weight: part("mlp.c_proj.weight", &[width, hidden])?,
+                    fc2_bias: part("mlp.c_proj.bias", &[width])?,
+                },
                 cache: WeightCache::default(),
             });
         }
@@ -180,16 +176,13 @@ impl TextTower {
             hidden: self.config.hidden,
             gelu: self.config.gelu,
             eps: self.config.eps,
+            causal: self.config.causal,
             precision: Precision::F32,
             recompute: false,
         };
-        let mask = self.config.causal.then(|| mask(&tokens));
         for block in &self.blocks {
-            let weights = block.weights.each_ref().map(|weight| weight.value.clone());
-            tokens = match &mask {
-                None => encoder_block(tokens, &weights, &spec, None, &block.cache),
-                Some(mask) => masked_block(tokens, weights, &spec, mask),
-            };
+            let weights = block.weights.as_ref().map(|weight| weight.value.clone());
+            tokens = encoder_block(tokens, &weights, &spec, None, &block.cache);
         }
         tokens
     }
@@ -252,66 +245,6 @@ fn pick(table: Tensor<2>, rows: Vec<i64>) -> Tensor<2> {
     let device = table.device();
     let rows: Tensor<1, Int> = Tensor::from_data(TensorData::new(rows, [count]), &device);
     table.select(0, rows)
-}
-
-/// What is added to the scores: nothing for tokens before a token and for itself, minus infinity for those after it.
-///
-/// Shapes: `tokens` `[n, length, width]`; the result `[1, 1, length, length]`.
-fn mask(tokens: &Tensor<3>) -> Tensor<4> {
-    let length = tokens.dims()[1];
-    let places = (0..length).flat_map(|from| (0..length).map(move |to| (from, to)));
-    let added = places.map(|(from, to)| if to > from { f32::NEG_INFINITY } else { 0.0 });
-    from_vec(added.collect(), [1, 1, length, length], &tokens.device())
-}
-
-/// A pre-norm block whose attention is masked.
-///
-/// Shapes and order of the weights as in [`encoder_block`], which has no mask.
-fn masked_block(
-    x: Tensor<3>,
-    weights: [Tensor<1>; 12],
-    spec: &BlockSpec,
-    mask: &Tensor<4>,
-) -> Tensor<3> {
-    let [
-        norm1_weight,
-        norm1_bias,
-        qkv_weight,
-        qkv_bias,
-        proj_weight,
-        proj_bias,
-        norm2_weight,
-        norm2_bias,
-        fc1_weight,
-        fc1_bias,
-        fc2_weight,
-        fc2_bias,
-    ] = weights;
-    let normed = layer_norm(x.clone(), norm1_weight, norm1_bias, spec.eps);
-    let mixed = attention(linear(normed, qkv_weight, qkv_bias), spec.heads, mask);
-    let x = x + linear(mixed, proj_weight, proj_bias);
-    let normed = layer_norm(x.clone(), norm2_weight, norm2_bias, spec.eps);
-    let hidden = gelu(linear(normed, fc1_weight, fc1_bias), spec.gelu);
-    x + linear(hidden, fc2_weight, fc2_bias)
-}
-
-/// Softmax attention of each head (Vaswani et al. 2017, equation 1).
-///
-/// Shapes: `qkv` `[n, length, 3 * width]`; the result `[n, length, width]`.
-fn attention(qkv: Tensor<3>, heads: usize, mask: &Tensor<4>) -> Tensor<3> {
-    let [count, length, triple] = qkv.dims();
-    let (width, head) = (triple / 3, triple / 3 / heads);
-    // [n, length, width] -> [n, heads, length, head]
-    let part = |index: usize| {
-        let part = qkv.clone().narrow(2, index * width, width);
-        part.reshape([count, length, heads, head])
-            .permute([0, 2, 1, 3])
-    };
-    let scores = part(0).matmul(part(1).transpose()) * (head as f64).powf(-0.5);
-    let scores = scores + mask.clone();
-    // [n, heads, length, head] -> [n, length, width]
-    let mixed = softmax(scores, 3).matmul(part(2)).permute([0, 2, 1, 3]);
-    mixed.reshape([count, length, width])
 }
 
 /// The values that training begins with (open_clip's `init_parameters`).

@@ -1,8 +1,8 @@
 //! The same model on `advxl-kernels`: the reference.
 
 use advxl_kernels::{
-    AdamW, BlockGradients, BlockShape, BlockWeights, Finish, Floats, Gelu, Layout, PackedBlock, Patches, Precision,
-    Wanted, block_backward, block_forward, gemm, layer_norm, layer_norm_gradient, pgd, sum_of_rows, sum_of_squares,
+    AdamW, BlockGradients, BlockShape, BlockWeights, Finish, Gelu, Layout, PackedBlock, Patches, Precision, Wanted,
+    block_backward, block_forward, gemm, layer_norm, layer_norm_gradient, pgd, sum_of_rows, sum_of_squares,
 };
 
 use crate::vit::{Config, EPS, MEAN, STD};
@@ -46,21 +46,7 @@ pub fn gradients(
     let shape = BlockShape { batch, tokens, width, heads, hidden };
     let mut saved = Vec::new();
     for index in 0..depth {
-        let [a, b, c, d, e, f, g, h, i, j, k, l] = std::array::from_fn(|i| &p[4 + 12 * index + i][..]);
-        let slices = BlockWeights {
-            norm1_weight: a,
-            norm1_bias: b,
-            qkv_weight: c,
-            qkv_bias: d,
-            proj_weight: e,
-            proj_bias: f,
-            norm2_weight: g,
-            norm2_bias: h,
-            fc1_weight: i,
-            fc1_bias: j,
-            fc2_weight: k,
-            fc2_bias: l,
-        };
+        let slices = BlockWeights::from_array(std::array::from_fn(|i| &p[4 + 12 * index + i][..]));
         let block = PackedBlock::new(heads, &slices, precision);
         let mut y = vec![0.0; x.len()];
         let kept = block_forward(shape, &block, gelu, EPS, None, &x, &mut y, Wanted::Weights).expect("wanted");
@@ -106,21 +92,7 @@ pub fn gradients(
     for (index, (block, kept)) in saved.iter().enumerate().rev() {
         let (mut found, mut to) = (BlockGradients::new(width, hidden), vec![0.0; dx.len()]);
         block_backward(block, kept, &dx, &mut to, Some(&mut found));
-        let list: [Floats; 12] = [
-            found.norm1_weight,
-            found.norm1_bias,
-            found.qkv_weight,
-            found.qkv_bias,
-            found.proj_weight,
-            found.proj_bias,
-            found.norm2_weight,
-            found.norm2_bias,
-            found.fc1_weight,
-            found.fc1_bias,
-            found.fc2_weight,
-            found.fc2_bias,
-        ];
-        list.iter().enumerate().for_each(|(i, values)| all[4 + 12 * index + i] = values.to_vec());
+        found.iter().enumerate().for_each(|(i, values)| all[4 + 12 * index + i] = values.to_vec());
         dx = to;
     }
     sum_of_rows(&dx, &mut all[1]);

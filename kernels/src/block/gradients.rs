@@ -6,24 +6,10 @@ use crate::buffer::Floats;
 use crate::cells::Element;
 use crate::factors::{Factors, LayerTarget, NormSums, NormTarget, add_gradients};
 use crate::mlp::MlpGradients;
+use crate::weights::BlockWeights;
 
-/// Gradients of [`BlockWeights`](super::BlockWeights), same names and layouts.
-#[derive(Debug, Default, PartialEq)]
-#[allow(missing_docs)] // The names are those of the weights.
-pub struct BlockGradients {
-    pub norm1_weight: Floats,
-    pub norm1_bias: Floats,
-    pub qkv_weight: Floats,
-    pub qkv_bias: Floats,
-    pub proj_weight: Floats,
-    pub proj_bias: Floats,
-    pub norm2_weight: Floats,
-    pub norm2_bias: Floats,
-    pub fc1_weight: Floats,
-    pub fc1_bias: Floats,
-    pub fc2_weight: Floats,
-    pub fc2_bias: Floats,
-}
+/// Gradients of the weights, same names and layouts.
+pub type BlockGradients = BlockWeights<Floats>;
 
 impl BlockGradients {
     /// Room for those of a block of this width and hidden length; not yet set.

@@ -7,13 +7,13 @@ use advxl_kernels::{PackedBlock, PackedConvNext, Precision};
 use burn::backend::flex::FlexTensor;
 
 /// The weights of one block as the kernels want them, packed once and used by all passes until
-/// the weights change.
+/// the weights change. Clones share it.
 ///
-/// The cache holds on to the very buffers it packed: as long as it does, their memory is neither
+/// The cache keeps the buffers it packed alive: as long as it does, their memory is neither
 /// reused nor written in place, so equal addresses mean equal weights.
 pub struct WeightCache<Packed = PackedBlock>(Arc<Mutex<Option<Cached<Packed>>>>);
 
-/// That of a ConvNeXt block.
+/// The cache of a ConvNeXt block.
 pub type ConvNextCache = WeightCache<PackedConvNext>;
 
 struct Cached<Packed> {
@@ -41,7 +41,7 @@ impl<Packed> fmt::Debug for WeightCache<Packed> {
 }
 
 impl<Packed> WeightCache<Packed> {
-    /// Lets go of the weights and their packed form.
+    /// Drops the weights and their packed form.
     pub fn clear(&self) {
         *self.slot() = None;
     }
@@ -51,11 +51,11 @@ impl<Packed> WeightCache<Packed> {
     }
 
     /// The packed form of these weights, made by `pack` if it is not there.
-    pub(crate) fn packed<const N: usize>(
+    pub(crate) fn packed(
         &self,
-        weights: [FlexTensor; N],
+        weights: Vec<FlexTensor>,
         precision: Precision,
-        pack: impl FnOnce(&[FlexTensor; N]) -> Packed,
+        pack: impl FnOnce() -> Packed,
     ) -> Arc<Packed> {
         let mut slot = self.slot();
         if let Some(cached) = slot.as_ref() {
@@ -65,11 +65,11 @@ impl<Packed> WeightCache<Packed> {
                 return Arc::clone(&cached.packed);
             }
         }
-        // Dropped before packing, so that two copies of the weights never stand side by side.
+        // Dropped before packing, so that two packed copies are never alive at once.
         *slot = None;
-        let packed = Arc::new(pack(&weights));
+        let packed = Arc::new(pack());
         *slot = Some(Cached {
-            weights: weights.into(),
+            weights,
             precision,
             packed: Arc::clone(&packed),
         });

@@ -4,29 +4,8 @@ use crate::block::BlockShape;
 use crate::detect::Isa;
 use crate::linear::{Linear, Norm, Spread, pack_linear};
 use crate::mlp::Mlp;
+use crate::weights::BlockWeights;
 use crate::{Path, Precision};
-
-/// Weights of a block in torch's layout: `[out, in]`, row-major, names as in timm.
-///
-/// Shapes: norms and `proj_bias`, `fc2_bias` `[width]`; `qkv_weight` `[3 width, width]`, rows in the
-/// order `3, heads, head_dim`; `proj_weight` `[width, width]`; `fc1_weight` `[hidden, width]`;
-/// `fc2_weight` `[width, hidden]`.
-#[derive(Clone, Copy, Debug)]
-#[allow(missing_docs)] // The names are timm's; the shapes stand above.
-pub struct BlockWeights<'a> {
-    pub norm1_weight: &'a [f32],
-    pub norm1_bias: &'a [f32],
-    pub qkv_weight: &'a [f32],
-    pub qkv_bias: &'a [f32],
-    pub proj_weight: &'a [f32],
-    pub proj_bias: &'a [f32],
-    pub norm2_weight: &'a [f32],
-    pub norm2_bias: &'a [f32],
-    pub fc1_weight: &'a [f32],
-    pub fc1_bias: &'a [f32],
-    pub fc2_weight: &'a [f32],
-    pub fc2_bias: &'a [f32],
-}
 
 /// The weights of a block, packed and rounded for all products of both directions.
 ///
@@ -51,7 +30,7 @@ impl PackedBlock {
     /// # Panics
     ///
     /// If the lengths of the slices do not fit each other, or `heads` does not divide the width.
-    pub fn new(heads: usize, weights: &BlockWeights, precision: Precision) -> Self {
+    pub fn new(heads: usize, weights: &BlockWeights<&[f32]>, precision: Precision) -> Self {
         let width = weights.norm1_weight.len();
         let hidden = weights.fc1_bias.len();
         assert!(heads > 0 && width > 0 && width.is_multiple_of(heads), "heads = {heads} must divide width = {width}");
