@@ -8,7 +8,35 @@ use std::path::{Path, PathBuf};
 /// The files of each room of several files, in order. `config` stands for `config.rs` or `config/mod.rs`; a room's own
 /// `mod.rs` comes after all of them and is not listed.
 const FILES: &[(&str, &[&str])] = &[
-    ("ops", &["OPS"]),
+    (
+        "ops",
+        &[
+            "precision",
+            "engine",
+            "cpu/flex",
+            "tensor",
+            "device",
+            "spec",
+            "node",
+            "gpu/padded",
+            "gpu/upload",
+            "gpu",
+            "recompute",
+            "reference",
+            "cpu/cache",
+            "cpu/adamw",
+            "cpu/linear",
+            "cpu/norm",
+            "cpu/gelu",
+            "cpu/patches",
+            "cpu/unfold",
+            "cpu/pgd",
+            "cpu/block",
+            "cpu/convnext",
+            "cpu",
+            "dispatch",
+        ],
+    ),
     (
         "distributed",
         &[
