@@ -243,7 +243,7 @@ fn devices_are_named_and_those_that_are_not_there_refused() {
     let (code, told) = step("gpu");
     assert_eq!(code, 2);
     assert!(
-        told.contains("`gpu` is no device: use auto, cpu, cuda"),
+        told.contains("unknown device `gpu`: use auto, cpu, cuda"),
         "{told}"
     );
     // Whichever it is on this machine: a missing feature, or a missing GPU.
@@ -258,7 +258,7 @@ fn devices_are_named_and_those_that_are_not_there_refused() {
     let (code, told) = advxl(&["train", path.to_str().unwrap(), "--dry-run"]);
     assert_eq!(code, 2);
     assert!(
-        told.contains("line 1") && told.contains("`tpu` is no device"),
+        told.contains("line 1") && told.contains("unknown device `tpu`"),
         "{told}"
     );
 }

@@ -14,8 +14,8 @@ use advxl::data::{Batch, Mixing, Planes};
 use advxl::loss::{Targets, cross_entropy};
 use advxl::model::{DropPath, Model, ModelConfig, Pass};
 use advxl::ops::{
-    BlockSpec, DeviceName, Gelu, Precision, WeightCache, encoder_block, from_vec, gelu, layer_norm,
-    linear, to_vec, usable,
+    BlockSpec, BlockWeights, DeviceName, Gelu, Precision, WeightCache, encoder_block, from_vec,
+    gelu, layer_norm, linear, to_vec, usable,
 };
 use advxl::recipe::Recipe;
 use advxl::rng::{Purpose, Rng};
@@ -324,8 +324,13 @@ fn every_operation_and_its_gradient_are_those_of_the_processor() {
         hidden: 64,
         gelu: Gelu::Erf,
         eps: 1e-6,
+        causal: false,
         precision: Precision::F32,
         recompute: false,
+    };
+    let causal = BlockSpec {
+        causal: true,
+        ..spec.clone()
     };
     let lengths = [
         width,
@@ -341,6 +346,16 @@ fn every_operation_and_its_gradient_are_those_of_the_processor() {
         width * 64,
         width,
     ];
+    let block = |spec: BlockSpec| -> Operation {
+        Box::new(move |x, device| {
+            let mut seed = 10;
+            let weights = BlockWeights::from_array(lengths).map(|length| {
+                seed += 1;
+                drawn(seed, [length], device) * 0.2
+            });
+            encoder_block(x, &weights, &spec, None, &WeightCache::default())
+        })
+    };
     let operations: Vec<(&str, Operation)> = vec![
         (
             "softmax",
@@ -404,17 +419,8 @@ fn every_operation_and_its_gradient_are_those_of_the_processor() {
                 part(0) * part(1)
             }),
         ),
-        (
-            "block",
-            Box::new(move |x, device| {
-                let mut seed = 10;
-                let weights = lengths.map(|length| {
-                    seed += 1;
-                    drawn(seed, [length], device) * 0.2
-                });
-                encoder_block(x, &weights, &spec, None, &WeightCache::default())
-            }),
-        ),
+        ("block", block(spec)),
+        ("causal block", block(causal)),
     ];
     let gpu = gpu();
     let mut wrong = Vec::new();

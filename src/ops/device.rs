@@ -1,4 +1,4 @@
-//! Where to compute: the processor, on which our own kernels run, or a GPU through Burn's.
+//! Devices: their names, opening one after a self-test, and the precision to use on it.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,16 +16,16 @@ use crate::settings::{Setting, Value};
 /// The name of a device as a user writes it: `auto`, `cpu`, `cuda`, `cuda:1`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceName {
-    /// The first GPU that this program was built for and that there is, else the processor.
+    /// The first GPU of an API that this program was built with, else the processor.
     #[default]
     Auto,
     /// The processor.
     Cpu,
-    /// A GPU by its number; without one that of the process on its machine, which is 0 for one alone.
+    /// A GPU by its number; if absent, the local rank, which is 0 for a single process.
     Gpu(Api, Option<usize>),
 }
 
-/// By which way GPUs are spoken to.
+/// The API of a GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Api {
     /// NVIDIA's.
@@ -34,9 +34,9 @@ pub enum Api {
     Rocm,
     /// Apple's.
     Metal,
-    /// Vulkan, of whatever maker.
+    /// Vulkan, of any vendor.
     Vulkan,
-    /// What wgpu finds.
+    /// Whichever API wgpu finds.
     Wgpu,
 }
 
@@ -51,11 +51,11 @@ impl Api {
     ];
 
     fn word(self) -> &'static str {
-        let found = Self::ALL.iter().find(|(_, api)| *api == self);
-        found.map_or("", |(word, _)| word)
+        let entry = Self::ALL.iter().find(|(_, api)| *api == self);
+        entry.map_or("", |(word, _)| word)
     }
 
-    /// As Burn calls it; none where this program was built without.
+    /// Burn's name for it; `None` if this program was built without.
     fn kind(self) -> Option<DeviceType> {
         match self {
             #[cfg(feature = "cuda")]
@@ -68,29 +68,29 @@ impl Api {
             Self::Vulkan => Some(DeviceType::Vulkan),
             #[cfg(feature = "wgpu")]
             Self::Wgpu => Some(DeviceType::Wgpu),
-            #[allow(unreachable_patterns)] // With all features there is nothing left.
+            #[allow(unreachable_patterns)] // With all features nothing is left.
             _ => None,
         }
     }
 
-    /// What there must be for it, apart from a GPU.
+    /// What it needs apart from a GPU.
     fn driver(self) -> &'static str {
         match self {
-            Self::Cuda => "NVIDIA's driver (libcuda.so.1; `nvidia-smi` tells whether it works)",
-            Self::Rocm => "AMD's ROCm (`rocminfo` tells whether it works)",
+            Self::Cuda => "NVIDIA's driver (libcuda.so.1; check it with `nvidia-smi`)",
+            Self::Rocm => "AMD's ROCm (check it with `rocminfo`)",
             Self::Metal => "macOS",
             Self::Vulkan | Self::Wgpu => {
-                "a Vulkan driver and its loader (libvulkan.so.1; `vulkaninfo --summary` tells what there is)"
+                "a Vulkan driver and its loader (libvulkan.so.1; check them with `vulkaninfo --summary`)"
             }
         }
     }
 
-    /// The GPUs that there are.
+    /// The GPUs of this machine.
     fn devices(self) -> Vec<Device> {
         let Some(kind) = self.kind() else {
             return Vec::new();
         };
-        // Loaders of drivers panic where there is none.
+        // The loaders panic if the driver is missing.
         quietly(|| Device::enumerate(kind).into_iter().collect()).unwrap_or_default()
     }
 }
@@ -105,7 +105,7 @@ impl FromStr for DeviceName {
         };
         let wrong = || {
             format!(
-                "`{text}` is no device: use auto, cpu, cuda, rocm, metal, vulkan or wgpu, or one of several, such as cuda:0"
+                "unknown device `{text}`: use auto, cpu, cuda, rocm, metal, vulkan or wgpu, or one of several, such as cuda:0"
             )
         };
         match (word, number) {
@@ -143,20 +143,20 @@ impl Setting for DeviceName {
 }
 
 impl DeviceName {
-    /// Whether it is what recipes have that name none.
+    /// Whether it is the default, which recipes need not name.
     pub fn is_auto(&self) -> bool {
         *self == Self::Auto
     }
 
-    /// Opens the device. `local` is the number of this process among those of its machine: each takes a GPU of its own.
+    /// Opens the device. `local` is the local rank of this process: each takes a GPU of its own.
     ///
-    /// Errors: this program was built without it, there is no driver, no such GPU, or it does not compute.
+    /// Errors: this program was built without it, the driver or the GPU is missing, or the self-test failed.
     pub fn open(self, local: usize) -> Result<Device> {
         let (api, number) = match self {
             Self::Cpu => return Ok(Device::flex()),
             Self::Auto => {
-                let some = Api::ALL.iter().find(|(_, api)| !api.devices().is_empty());
-                match some {
+                let first = Api::ALL.iter().find(|(_, api)| !api.devices().is_empty());
+                match first {
                     Some((_, api)) => (*api, None),
                     None => return Ok(Device::flex()),
                 }
@@ -173,32 +173,33 @@ impl DeviceName {
         }
         let devices = api.devices();
         if devices.is_empty() {
-            let message = format!("device `{self}`: there is none on this machine");
+            let message = format!("device `{self}`: not found on this machine");
             let hint = format!("it needs a GPU and {}; or use --device cpu", api.driver());
             return Err(Error::input(message).hint(hint));
         }
-        // Processes beyond the number of GPUs share them.
+        // More processes than GPUs share them.
         let number = number.unwrap_or(local % devices.len());
         let Some(device) = devices.get(number) else {
             let message = format!(
-                "device `{self}`: there {}",
+                "device `{self}`: no such GPU: this machine has {}",
                 match devices.len() {
-                    1 => "is one, number 0".to_owned(),
-                    count => format!("are {count}, numbers 0 to {}", count - 1),
+                    1 => "one, number 0".to_owned(),
+                    count => format!("{count}, numbers 0 to {}", count - 1),
                 }
             );
-            return Err(Error::input(message).hint("use one of these"));
+            return Err(Error::input(message).hint("use one of these numbers"));
         };
         match quietly(|| largest_error(device)) {
             Ok(error) if error < 1e-4 => Ok(device.clone()),
             Ok(error) => {
-                let message =
-                    format!("device `{self}`: products of small matrices are wrong by {error:.1e}");
-                let hint = "this driver, or the program's kernels on it, cannot be trusted: try --device wgpu, built with the feature wgpu alone, or --device cpu";
+                let message = format!(
+                    "device `{self}`: self-test failed: matrix products are off by {error:.1e}"
+                );
+                let hint = "the driver or its compiler returns wrong results: try --device wgpu, built with the feature wgpu alone, or --device cpu";
                 Err(Error::failed(message).hint(hint))
             }
             Err(why) => {
-                let message = format!("device `{self}`: it does not compute: {why}");
+                let message = format!("device `{self}`: self-test failed: {why}");
                 let hint = format!("it needs {}; or use --device cpu", api.driver());
                 Err(Error::failed(message).hint(hint))
             }
@@ -206,10 +207,10 @@ impl DeviceName {
     }
 }
 
-/// How far a device's products of matrices are from the right ones, whose elements are near 1.
+/// The self-test: how far a device's matrix products are from those of the processor, whose elements are near 1.
 ///
-/// Sides as attention has them, filled up or not. A broken installation fails at the first; a driver may also compute wrongly, as SwiftShader does with
-/// the programs in SPIR-V of Burn 0.22.
+/// Sides as in attention, padded or not. A broken installation fails at the first product; some drivers panic, and one
+/// returned wrong products (SwiftShader, with the SPIR-V shaders of Burn 0.22).
 fn largest_error(device: &Device) -> f32 {
     let errors = |[count, rows, inner, columns]: [usize; 4]| {
         let matrices = |seed: u64, shape: [usize; 3]| {
@@ -219,10 +220,10 @@ fn largest_error(device: &Device) -> f32 {
         };
         let [a, right_a] = matrices(1, [count, rows, inner]);
         let [b, right_b] = matrices(2, [count, inner, columns]);
-        let found = to_vec(a.matmul(b));
+        let products = to_vec(a.matmul(b));
         let right = to_vec(right_a.matmul(right_b));
-        let off = found.into_iter().zip(right).map(|(a, b)| (a - b).abs());
-        off.collect::<Vec<_>>()
+        let errors = products.into_iter().zip(right).map(|(a, b)| (a - b).abs());
+        errors.collect::<Vec<_>>()
     };
     let shapes = [
         [8, 5, 5, 16],
@@ -231,9 +232,9 @@ fn largest_error(device: &Device) -> f32 {
         [4, 56, 56, 64],
         [1, 64, 192, 32],
     ];
-    // In this order what is no number comes last.
+    // In this order NaN comes last.
     let errors = shapes.into_iter().flat_map(errors);
-    errors.max_by(f32::total_cmp).expect("there are shapes")
+    errors.max_by(f32::total_cmp).expect("at least one shape")
 }
 
 /// The name of a device's hardware, if it is a GPU.
@@ -271,7 +272,7 @@ fn f32_unless(
     }
 }
 
-/// What `work` gives, or why it panicked, without a word to the terminal.
+/// The result of `work`, or the message of its panic, which is not printed.
 fn quietly<T>(work: impl FnOnce() -> T) -> std::result::Result<T, String> {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));

@@ -3,10 +3,10 @@
 use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu};
 use burn::tensor::Tensor;
 
-use super::cpu::{self, ConvNextCache, WeightCache};
+use super::cpu::cache::{ConvNextCache, WeightCache};
 use super::engine::Engine;
-use super::reference;
 use super::spec::{AdamW, BlockSpec, ConvNextSpec, Moments, PatchSpec, PathScale};
+use super::{cpu, reference};
 
 /// Normalizes the channels and cuts the images into patches.
 ///

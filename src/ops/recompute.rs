@@ -4,8 +4,6 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-#[cfg(feature = "gpu")]
-use burn::backend::Cube;
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, DispatchKindConversion, DispatchTensor, Flex};
 use burn::tensor::Tensor;
@@ -17,6 +15,9 @@ use super::node::{Differentiable, parents, record};
 type Piece = Arc<dyn Fn(Tensor<3>, &[Tensor<1>]) -> Tensor<3> + Send + Sync>;
 
 /// The result of `piece`, as one node of automatic differentiation.
+///
+/// The result agrees with that of the piece itself up to rounding: it is computed outside of automatic differentiation,
+/// where Burn's softmax is another program. The gradients are the same.
 pub(crate) fn recomputed(
     x: Tensor<3>,
     weights: &[Tensor<1>],
@@ -25,7 +26,7 @@ pub(crate) fn recomputed(
     match Engine::of(&x) {
         Engine::Cpu => on::<Flex>(x, weights, Arc::new(piece)),
         #[cfg(feature = "gpu")]
-        Engine::Burn => on::<Cube>(x, weights, Arc::new(piece)),
+        Engine::Burn => on::<burn::backend::Cube>(x, weights, Arc::new(piece)),
         #[cfg(not(feature = "gpu"))]
         Engine::Burn => unreachable!("this build has no GPU"),
     }

@@ -16,7 +16,8 @@ use super::gelu::gelu;
 use super::linear::linear;
 use super::norm::layer_norm;
 use crate::ops::node::{Differentiable, parents, record};
-use crate::ops::reference::{self, Layers};
+use crate::ops::reference;
+use crate::ops::reference::Layers;
 use crate::ops::spec::{BlockSpec, PathScale};
 
 /// See [`crate::ops::encoder_block`].
@@ -147,5 +148,145 @@ impl Differentiable for BlockGradient {
         let mut weights = (wanted == Wanted::Weights).then(|| BlockGradients::new(width, hidden));
         block_backward(&call.packed, &saved, slice(&dy), &mut dx, weights.as_mut());
         gradients(call.output(dx), weights.into_iter().flatten())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use advxl_kernels::Precision;
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::ops::{from_vec, to_vec};
+    use crate::rng::{Purpose, Rng};
+
+    const SHAPE: [usize; 3] = [3, 7, 24];
+    const HIDDEN: usize = 40;
+
+    fn draw<const D: usize>(seed: u64, shape: [usize; D], size: f32) -> Tensor<D> {
+        let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
+        let values = (0..shape.iter().product()).map(|_| rng.normal() * size);
+        from_vec(values.collect(), shape, &Device::flex())
+    }
+
+    fn weights() -> BlockWeights<Tensor<1>> {
+        let (w, h) = (SHAPE[2], HIDDEN);
+        let lengths = [w, w, 3 * w * w, 3 * w, w * w, w, w, w, h * w, h, w * h, w];
+        let mut seed = 10;
+        BlockWeights::from_array(lengths).map(|length| {
+            seed += 1;
+            draw(seed, [length], 0.3)
+        })
+    }
+
+    fn tracked() -> BlockWeights<Tensor<1>> {
+        weights().map(|weight| weight.autodiff().require_grad())
+    }
+
+    fn spec(causal: bool, recompute: bool) -> BlockSpec {
+        BlockSpec {
+            heads: 3,
+            hidden: HIDDEN,
+            gelu: Gelu::Erf,
+            eps: 1e-6,
+            causal,
+            precision: Precision::F32,
+            recompute,
+        }
+    }
+
+    fn path() -> PathScale {
+        PathScale {
+            attention: vec![1.25, 0.0, 1.25],
+            mlp: vec![0.0, 1.25, 1.25],
+        }
+    }
+
+    fn block(x: Tensor<3>, weights: &BlockWeights<Tensor<1>>, spec: &BlockSpec) -> Tensor<3> {
+        encoder_block(x, weights, spec, Some(&path()), &WeightCache::default())
+    }
+
+    /// The output and the gradients of the input and, if they are tracked, of the weights.
+    fn results(
+        weights: &BlockWeights<Tensor<1>>,
+        block: impl Fn(Tensor<3>, &BlockWeights<Tensor<1>>) -> Tensor<3>,
+    ) -> Vec<Vec<f32>> {
+        let x = draw(1, SHAPE, 1.0).autodiff().require_grad();
+        let y = block(x.clone(), weights);
+        let mut gradients = (y.clone() * draw(2, SHAPE, 1.0).autodiff())
+            .sum()
+            .backward();
+        let mut all = vec![to_vec(y), to_vec(x.grad_remove(&mut gradients).unwrap())];
+        for weight in weights.iter().filter(|weight| weight.is_autodiff()) {
+            all.push(to_vec(weight.grad_remove(&mut gradients).unwrap()));
+        }
+        all
+    }
+
+    /// Differences are relative to the largest element of each result: sums of some hundred products.
+    fn assert_close(found: &[Vec<f32>], right: &[Vec<f32>], what: &str) {
+        assert_eq!(found.len(), right.len());
+        for (index, (found, right)) in found.iter().zip(right).enumerate() {
+            let size = right.iter().fold(1.0, |size: f32, v| size.max(v.abs()));
+            for (found, right) in found.iter().zip(right) {
+                let off = (found - right).abs() / size;
+                assert!(off < 2e-5, "{what}, result {index}: {found} {right}");
+            }
+        }
+    }
+
+    #[test]
+    fn full_and_causal_blocks_agree_with_their_reference() {
+        for causal in [false, true] {
+            let spec = spec(causal, false);
+            let found = results(&tracked(), |x, weights| block(x, weights, &spec));
+            let right = results(&tracked(), |x, weights| {
+                reference::encoder_block(x, weights, &spec, Some(&path()))
+            });
+            assert_eq!(found.len(), 14);
+            assert_close(&found, &right, &format!("causal {causal}"));
+        }
+    }
+
+    #[test]
+    fn untracked_weights_and_recomputed_activations_change_no_bit() {
+        let run = |weights, recompute| {
+            results(&weights, |x, weights| {
+                block(x, weights, &spec(false, recompute))
+            })
+        };
+        let all = run(tracked(), false);
+        assert_eq!(run(weights(), false), all[..2]);
+        assert_eq!(run(weights(), true), all[..2]);
+        assert_eq!(run(tracked(), true), all);
+    }
+
+    #[test]
+    fn recomputed_causal_blocks_give_the_same_gradients() {
+        let run = |weights, recompute| {
+            results(&weights, |x, weights| {
+                block(x, weights, &spec(true, recompute))
+            })
+        };
+        let all = run(tracked(), false);
+        let [of_input, of_all] = [run(weights(), true), run(tracked(), true)];
+        assert_eq!(of_input[1], all[1]);
+        assert_eq!(of_all[1..], all[1..]);
+        assert_close(&of_all[..1], &all[..1], "output");
+    }
+
+    #[test]
+    fn a_token_of_a_causal_block_does_not_see_those_after_it() {
+        let [batch, tokens, width] = SHAPE;
+        let x = draw(1, SHAPE, 1.0);
+        let last = draw(3, [batch, 1, width], 1.0);
+        let changed = Tensor::cat(vec![x.clone().narrow(1, 0, tokens - 1), last], 1);
+        for (causal, same) in [(true, true), (false, false)] {
+            let [before, after] = [&x, &changed].map(|x| {
+                let y = block(x.clone(), &weights(), &spec(causal, false));
+                to_vec(y.narrow(1, 0, tokens - 1))
+            });
+            assert_eq!(before == after, same, "causal {causal}");
+        }
     }
 }

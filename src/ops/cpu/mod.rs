@@ -4,7 +4,7 @@
 
 mod adamw;
 mod block;
-mod cache;
+pub(crate) mod cache;
 mod convnext;
 pub(crate) mod flex;
 mod gelu;
