@@ -23,7 +23,11 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn recorded() -> Value {
-    serde_json::from_slice(&std::fs::read(golden("captions.json")).unwrap()).unwrap()
+    recorded_in("captions.json")
+}
+
+fn recorded_in(name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(golden(name)).unwrap()).unwrap()
 }
 
 fn texts(value: &Value) -> Vec<String> {
@@ -138,6 +142,29 @@ fn byte_pairs_give_the_ids_of_openais_tokenizer() {
         }
         let all = tokenizer.rows(&captions).unwrap();
         assert_eq!(all, rows(&recorded[key], context).concat());
+    }
+}
+
+#[test]
+fn references_mojibake_and_special_tokens_in_odd_places_are_read_as_open_clip_reads_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bpe_simple_vocab_16e6.txt.gz");
+    std::fs::copy(golden("merges.txt.gz"), file).unwrap();
+    let recorded = recorded_in("cleaning.json");
+    let captions = texts(&recorded["captions"]);
+    let (cleaned, ids) = (texts(&recorded["cleaned"]), texts(&recorded["clip"]));
+    assert!(captions.len() > 150);
+    // Room for the longest caption, so that no id is cut off.
+    let tokenizer = Tokenizer::open(folder.path(), clip(2000)).unwrap();
+    let [start, end] = tokenizer.ids("").unwrap()[..2] else {
+        panic!("an empty caption has a start and an end");
+    };
+    for ((caption, cleaned), ids) in captions.iter().zip(cleaned).zip(ids) {
+        assert_eq!(Cleaning::Lower.clean(caption), cleaned, "{caption:?}");
+        let ids = ids.split_whitespace().map(|id| id.parse().unwrap());
+        let mut row: Vec<u32> = [start].into_iter().chain(ids).chain([end]).collect();
+        row.resize(2000, 0);
+        assert_eq!(tokenizer.ids(caption).unwrap(), row, "{caption:?}");
     }
 }
 
