@@ -12,8 +12,8 @@ use crate::loss::{Targets, cross_entropy};
 use crate::model::{Model, ModelConfig, Pass, Pool, Position};
 use crate::ops::{Precision, from_vec, hardware, to_vec};
 use crate::optim::{Optimizer, OptimizerConfig, OptimizerKind, norm};
-use crate::recipe::word_of;
 use crate::rng::{Purpose, Rng};
+use crate::settings::Words;
 use crate::train::Exchange;
 
 /// One adversarial training step to be timed.
@@ -186,7 +186,7 @@ pub fn step(work: &StepWork, device: &Device) -> Value {
     json!({
         "program": format!("advxl {}", env!("CARGO_PKG_VERSION")),
         "device": hardware.as_deref().unwrap_or("cpu"),
-        "precision": word_of(work.precision),
+        "precision": work.precision.word(),
         "model": config.size(),
         "image_size": size,
         "batch": batch,
@@ -263,7 +263,7 @@ pub fn gradients(work: &StepWork, device: &Device) -> Value {
     };
     json!({
         "device": hardware(device).as_deref().unwrap_or("cpu"),
-        "precision": word_of(work.precision),
+        "precision": work.precision.word(),
         "model": work.model.size(),
         "image_size": work.image_size,
         "batch": work.batch,

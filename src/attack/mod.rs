@@ -34,7 +34,7 @@ pub use square::Square;
 pub use threat::{Ball, Norm};
 
 use burn::tensor::Tensor;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::rng::{Purpose, Rng};
 use crate::units::Fraction;

@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
-
 use super::print::note;
 use crate::data::{Dataset, Selection, Spec, Split, Subset};
 use crate::error::{Error, Result};

@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
-
 use super::device::device;
 use super::print::note;
 use super::values::{parse_mean, parse_std};

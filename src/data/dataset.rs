@@ -1,7 +1,6 @@
 //! A data set: pictures with labels or captions, by index.
 
 use std::path::Path;
-use std::str::FromStr;
 
 use super::shards::{Part, Sample};
 use super::spec::{SPEC_HINT, Spec, Split};

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
 use crate::image::ResizeMode;
 use crate::model::{ModelConfig, NORM_EPS, Stem};
+use crate::settings::Words;
 use crate::weights::architecture::CLIP_EPS;
 use crate::weights::preprocessing::mean_color;
 use crate::weights::{Loaded, Outputs};
@@ -87,14 +88,14 @@ fn refuse_what_timm_lacks(config: &ModelConfig) -> Result<()> {
 /// Whether an evaluation is AutoAttack's standard version with its own settings, which published numbers mean.
 fn is_standard(evaluation: &Value) -> bool {
     let word = evaluation["norm"].as_str();
-    let norm = Norm::WORDS.iter().find(|(known, _)| Some(*known) == word);
+    let norm = word.and_then(Norm::from_word);
     let epsilon = evaluation["epsilon"]
         .as_str()
         .and_then(|text| text.parse().ok());
-    let (Some((_, norm)), Some(epsilon)) = (norm, epsilon) else {
+    let (Some(norm), Some(epsilon)) = (norm, epsilon) else {
         return false;
     };
-    let attacks = Settings::new(Version::Standard, *norm, epsilon).autoattack();
+    let attacks = Settings::new(Version::Standard, norm, epsilon).autoattack();
     let right = std::iter::once(Value::Null).chain(attacks.iter().map(|attack| json!(attack)));
     stages(evaluation)
         .iter()

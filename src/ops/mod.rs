@@ -19,6 +19,7 @@ pub(crate) mod pgd;
 pub(crate) mod recompute;
 pub mod reference;
 pub(crate) mod unfold;
+mod words;
 
 pub use adamw::{AdamW, Moments, adamw};
 pub use advxl_kernels::{Gelu, Precision, release_buffers};

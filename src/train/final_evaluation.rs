@@ -11,8 +11,9 @@ use crate::eval::session::{Progress, conclude, examine};
 use crate::eval::{Evaluation, Images, result};
 use crate::model::Pass;
 use crate::ops::Precision;
-use crate::recipe::{FinalEvaluation, word_of};
+use crate::recipe::FinalEvaluation;
 use crate::screen::Screen;
+use crate::settings::Words;
 use crate::text::zero_shot::by_text;
 use crate::{ops, weights};
 
@@ -105,7 +106,7 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         mean,
         std,
         seed: run.recipe.seed,
-        precision: word_of(Precision::F32).to_owned(),
+        precision: Precision::F32.word().to_owned(),
     };
     let path = folder.join(format!("result-{}.json", evaluation.name));
     let group = &run.exchange.group;

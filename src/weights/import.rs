@@ -11,7 +11,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use serde::Serialize;
 use serde_json::Value;
 
 use super::architecture::{known, scheme, unknown};
