@@ -220,7 +220,6 @@ fn perform(arguments: &Arguments, group: &Group) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::cli::inputs::default_folder;
     use std::path::Path;
 

@@ -114,7 +114,7 @@ mod tests {
         for entry in Recipe::DESCRIPTION.entries() {
             if !entry.key.example.is_empty() {
                 let line = format!("value = {}", entry.key.example);
-                let read: Result<toml::Table, _> = toml::from_str(&line);
+                let read = toml::from_str::<toml::Table>(&line);
                 assert!(read.is_ok(), "{}: {line}", entry.path);
             }
         }

@@ -4,7 +4,7 @@ use super::describe::{Description, Entry, Key, Kind};
 use super::problem::nearest;
 use crate::error::{Error, Result};
 
-/// All keys, one a line, each with its meaning.
+/// All keys, one a line, each with its meaning in short.
 pub fn outline(root: &'static Description) -> String {
     let mut seen = Vec::new();
     let mut lines = Vec::new();
@@ -15,7 +15,7 @@ pub fn outline(root: &'static Description) -> String {
         }
         let indent = "  ".repeat(entry.path.matches('.').count());
         let name = format!("{indent}{}", entry.key.name);
-        lines.push(format!("{name:<30}{}", meaning(entry.key)));
+        lines.push(format!("{name:<30}{}", short(entry.key)));
         seen.push(entry.path);
     }
     lines.join("\n")
@@ -112,4 +112,14 @@ fn of_table(variant: &str, table: &'static Description) -> Vec<String> {
 
 fn meaning(key: &Key) -> String {
     key.meaning.trim().to_owned()
+}
+
+/// The meaning up to its first pause.
+fn short(key: &Key) -> &str {
+    let text = key.meaning.trim();
+    let pauses = [". ", "; ", ": "]
+        .into_iter()
+        .filter_map(|pause| text.find(pause));
+    let end = pauses.min().unwrap_or(text.len());
+    text[..end].trim_end_matches('.')
 }

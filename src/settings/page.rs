@@ -1,20 +1,16 @@
 //! The reference page: one table in Markdown for each table of the settings.
 
-use super::describe::{Description, Entry, Key};
+use super::describe::{Description, Key, Kind};
 
 /// The page, under a title and an introduction.
 pub fn page(root: &'static Description, introduction: &str) -> String {
     let mut sections = vec![introduction.trim_end().to_owned(), section("", "", root)];
     for entry in root.entries() {
         for (variant, table) in entry.key.kind.tables_inside() {
-            sections.push(section(&heading(&entry), variant, table));
+            sections.push(section(&entry.path, variant, table));
         }
     }
     sections.join("\n\n") + "\n"
-}
-
-fn heading(entry: &Entry) -> String {
-    entry.path.clone()
 }
 
 fn section(path: &str, variant: &str, table: &'static Description) -> String {
@@ -60,12 +56,18 @@ fn row(path: &str, key: &'static Key) -> String {
         "" => String::new(),
         example => format!(" Example: `{example}`"),
     };
+    let words = match key.kind {
+        Kind::Words(words) => words,
+        _ => &[],
+    };
+    let words = words.iter().filter(|(_, meaning)| !meaning.is_empty());
+    let words = words.map(|(word, meaning)| format!("<br>`{word}`: {}", meaning.trim()));
     let meaning = key.meaning.trim();
     let cells = [
         &format!("`{}`", key.name),
         &value,
         &absence,
-        &format!("{meaning}{example}"),
+        &format!("{meaning}{example}{}", words.collect::<String>()),
     ];
     let cells = cells.map(|cell| cell.replace('|', "\\|"));
     format!("| {} |", cells.join(" | "))
