@@ -11,7 +11,7 @@ settings! {
         pub train: Spec { example: "\"data/imagenet\"" },
         /// Test images; the same place as `train` if it has both parts. Classes are matched by name.
         pub test: Spec { example: "\"data/imagenet\"" },
-        /// Share of broken images that is tolerated: broken training images are replaced, broken test images are left out, each is named. Without it the first broken image is an error.
+        /// Share of broken images that is tolerated: broken training images are replaced, broken test images are left out, and each is named. Without it the first broken training image ends the run, and evaluations with a broken test image are skipped.
         pub broken_rate: Option<f64> { limits: above(0.0).below(1.0), example: "1e-4" },
         /// Whether the test images may be among the training images.
         pub test_on_train: bool { omit_default: true, example: "true" } [= false],
