@@ -13,12 +13,12 @@ use crate::error::{Error, Result};
 use crate::loss::{Loss, LossKind, Targets, cross_entropy};
 use crate::model::{Model, ModelConfig, Pass, Pool, Position};
 use crate::objective::ExtraParameters;
-use crate::ops::precision::word_of;
 use crate::ops::{DeviceName, Precision, from_vec, hardware, to_vec};
 use crate::optim::{OptimizerConfig, OptimizerKind};
 use crate::recipe::{Checkpoints, Data, Head, Log, Phase, Recipe, Stage};
 use crate::rng::{Purpose, Rng};
 use crate::schedule::{Decay, Schedule};
+use crate::settings::Words;
 use crate::train;
 use crate::train::state::StageOptimizer;
 use crate::train::{PhaseContext, State, StepError};
@@ -175,7 +175,7 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
     Ok(json!({
         "program": format!("advxl {}", env!("CARGO_PKG_VERSION")),
         "device": hardware.as_deref().unwrap_or("cpu"),
-        "precision": word_of(work.precision),
+        "precision": work.precision.word(),
         "model": recipe.model.size(),
         "image_size": size,
         "batch": work.batch,
@@ -344,7 +344,7 @@ pub fn gradients(work: &StepWork, device: &Device) -> Value {
     };
     json!({
         "device": hardware(device).as_deref().unwrap_or("cpu"),
-        "precision": word_of(work.precision),
+        "precision": work.precision.word(),
         "model": work.model.size(),
         "image_size": work.image_size,
         "batch": work.batch,

@@ -85,6 +85,12 @@ impl Error {
         self.everywhere
     }
 
+    /// The message with what was being done, and the hint.
+    pub fn into_parts(mut self) -> (String, Option<String>) {
+        let hint = self.hint.take();
+        (self.to_string(), hint)
+    }
+
     /// Who has to act.
     pub fn kind(&self) -> Kind {
         self.kind

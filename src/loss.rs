@@ -5,57 +5,39 @@
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
-use serde::Serialize;
 
-use crate::settings::Table;
+use crate::settings::{Table, settings, words};
 
 /// The largest factor of the similarities: the inverse of the lowest temperature. As in CLIP it bounds the weight
 /// after each update, so that gradients at the bound can still lead away from it.
 pub const LARGEST_SCALE: f64 = 100.0;
 
-/// The loss of one phase.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Loss {
-    /// Which.
-    pub kind: LossKind,
-    /// Share of the target that is spread evenly over all classes; 0 for none, as with captions.
-    pub label_smoothing: f64,
+settings! {
+    /// The loss that training minimizes and its attack maximizes.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct Loss(table) {
+        /// Loss function.
+        pub kind: LossKind { example: "\"cross_entropy\"" },
+        /// Share of the target that is spread evenly over all classes, with kind = `cross_entropy`.
+        pub label_smoothing: f64 { limits: at_least(0.0).below(1.0), example: "0.1" } [= 0.0],
+    }
+    check { check_smoothing(table, kind, label_smoothing) }
 }
 
-/// Which loss.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LossKind {
-    /// Cross entropy of the softmax of the logits.
-    CrossEntropy,
-    /// How well images and captions of a batch find each other; see [`contrastive`].
-    Contrastive,
+words! {
+    /// Which loss.
+    pub enum LossKind {
+        /// Cross entropy of the softmax of the logits.
+        CrossEntropy = "cross_entropy",
+        /// CLIP's contrastive loss of images and captions.
+        Contrastive = "contrastive",
+    }
 }
 
-impl Loss {
-    /// Reads the recipe's table `loss`.
-    pub fn read(table: &Table) -> Option<Self> {
-        let kinds = [
-            ("cross_entropy", LossKind::CrossEntropy),
-            ("contrastive", LossKind::Contrastive),
-        ];
-        let kind = table.choice("kind", &kinds);
-        let share = |share: &f64| (0.0..1.0).contains(share);
-        let label_smoothing = match table.has("label_smoothing") {
-            true => table.optional_where("label_smoothing", "at least 0 and below 1", share)?,
-            false => {
-                let _: Option<f64> = table.optional("label_smoothing");
-                0.0
-            }
-        };
-        if kind == Some(LossKind::Contrastive) && label_smoothing > 0.0 {
-            let message = "label_smoothing has no effect with kind = `contrastive`";
-            table.fault("label_smoothing", message, None);
-        }
-        Some(Self {
-            kind: kind?,
-            label_smoothing,
-        })
+fn check_smoothing(table: &Table, kind: Option<LossKind>, smoothing: Option<f64>) {
+    if kind == Some(LossKind::Contrastive) && smoothing.is_some_and(|smoothing| smoothing > 0.0) {
+        let message = "label_smoothing has no effect with kind = `contrastive`";
+        table.problem("label_smoothing", message);
     }
 }
 

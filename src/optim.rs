@@ -3,70 +3,44 @@
 //! Not the schedule ([`crate::schedule`]) and not the arithmetic of one tensor ([`crate::ops`]).
 
 use burn::tensor::Tensor;
-use serde::Serialize;
 
 use crate::ops;
 use crate::ops::Moments;
-use crate::settings::Table;
+use crate::settings::{settings, words};
 
-/// The optimizer of one stage.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct OptimizerConfig {
-    /// Always `adamw`.
-    pub kind: OptimizerKind,
-    /// Decoupled weight decay of matrices; none on biases, norms, positions and class token.
-    pub weight_decay: f64,
-    /// Decay of the two moments.
-    pub betas: [f64; 2],
-    /// Largest norm of the gradient over all weights; longer ones are scaled down.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub clip_norm: Option<f64>,
-}
-
-/// Which optimizer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OptimizerKind {
-    /// Adam with decoupled weight decay.
-    Adamw,
-}
-
-impl OptimizerConfig {
-    /// Reads the recipe's table `optimizer`.
-    pub fn read(table: &Table) -> Option<Self> {
-        let kind = table.choice("kind", &[("adamw", OptimizerKind::Adamw)]);
-        let weight_decay =
-            table.required_where("weight_decay", "0 or more", |decay: &f64| *decay >= 0.0);
-        let betas: Option<[f64; 2]> = table.required("betas");
-        if betas.is_some_and(|betas| betas.iter().any(|beta| !(0.0..1.0).contains(beta))) {
-            table.fault("betas", "betas must both be at least 0 and below 1", None);
-        }
-        let clip_norm = table.optional_where("clip_norm", "above 0", |norm: &f64| *norm > 0.0);
-        Some(Self {
-            kind: kind?,
-            weight_decay: weight_decay?,
-            betas: betas?,
-            clip_norm,
-        })
+settings! {
+    /// The optimizer of a stage: AdamW. Its moments start at zero in each stage.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct OptimizerConfig(table) {
+        /// Optimizer.
+        pub kind: OptimizerKind { example: "\"adamw\"" },
+        /// Decoupled weight decay of matrices; biases, norms, position embeddings and the class token have none.
+        pub weight_decay: f64 { limits: at_least(0.0), example: "0.05" },
+        /// Decay rates of the first and second moments.
+        pub betas: [f64; 2] { limits: at_least(0.0).below(1.0), example: "[0.9, 0.95]" },
+        /// Largest norm of the gradient over all weights; a longer gradient is scaled down to it.
+        pub clip_norm: Option<f64> { limits: above(0.0), example: "1.0" },
     }
 }
 
-/// The running average of the weights, which is what is evaluated and saved.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct AverageConfig {
-    /// Share of the old average kept at each update.
-    pub decay: f64,
+words! {
+    /// Which optimizer.
+    pub enum OptimizerKind {
+        /// Adam with decoupled weight decay.
+        Adamw = "adamw",
+    }
+}
+
+settings! {
+    /// Exponential moving average (EMA) of the weights, which is evaluated and saved in place of the weights.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct AverageConfig(table) {
+        /// Share of the average kept at each update; it warms up as min(decay, (1 + n) / (10 + n)).
+        pub decay: f64 { limits: above(0.0).below(1.0), example: "0.9999" },
+    }
 }
 
 impl AverageConfig {
-    /// Reads the recipe's table `average`.
-    pub fn read(table: &Table) -> Option<Self> {
-        let decay = table.required_where("decay", "above 0 and below 1", |decay: &f64| {
-            *decay > 0.0 && *decay < 1.0
-        });
-        Some(Self { decay: decay? })
-    }
-
     /// The decay of update `number` of the run, from 1: short memory at first, so that the random
     /// initial weights are forgotten (TensorFlow's and timm's warmup of the average).
     fn at(&self, number: u64) -> f64 {

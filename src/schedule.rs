@@ -1,60 +1,41 @@
 //! The learning rate as a function of the samples seen in a stage. Nothing else knows the schedule.
 
-use serde::Serialize;
+use crate::settings::{Table, settings, words};
 
-use crate::settings::Table;
-
-/// A linear warmup to a peak, then a decay to the end of the stage.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Schedule {
-    /// Largest learning rate.
-    pub peak: f64,
-    /// Samples over which the rate rises from 0 to the peak.
-    pub warmup_samples: u64,
-    /// What follows the warmup.
-    pub decay: Decay,
-    /// Learning rate at the end of the stage; only for `cosine`.
-    pub end: f64,
+settings! {
+    /// Linear warmup to a peak, then a decay to the end of the stage.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct Schedule(table) {
+        /// Highest learning rate, reached at the end of the warmup.
+        pub peak: f64 { limits: above(0.0), example: "5e-4" },
+        /// Samples over which the rate rises linearly from 0 to the peak; at most those of the stage.
+        pub warmup_samples: u64 { unit: "samples", example: "10_240" },
+        /// Course of the rate after the warmup.
+        pub decay: Decay { example: "\"cosine\"" },
+        /// Learning rate at the end of the stage, with decay = `cosine`.
+        pub end: f64 { limits: at_least(0.0), example: "1e-6" } [= 0.0],
+    }
+    check { check_end(table, decay, end) }
 }
 
-/// What follows the warmup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Decay {
-    /// Half a cosine from the peak to the end.
-    Cosine,
-    /// The peak to the end of the stage.
-    Constant,
+words! {
+    /// What follows the warmup.
+    pub enum Decay {
+        /// Half a cosine from the peak to `end`.
+        Cosine = "cosine",
+        /// The peak until the stage ends.
+        Constant = "constant",
+    }
+}
+
+fn check_end(table: &Table, decay: Option<Decay>, end: Option<f64>) {
+    if end.is_some_and(|end| end > 0.0) && decay == Some(Decay::Constant) {
+        let message = "end has no effect when decay = `constant`";
+        table.problem_with_hint("end", message, "leave out `end`, or use decay = \"cosine\"");
+    }
 }
 
 impl Schedule {
-    /// Reads the recipe's table `learning_rate`.
-    pub fn read(table: &Table) -> Option<Self> {
-        let positive = |rate: &f64| *rate > 0.0;
-        let peak = table.required_where("peak", "above 0", positive);
-        let warmup_samples = table.required("warmup_samples");
-        let decay = table.choice(
-            "decay",
-            &[("cosine", Decay::Cosine), ("constant", Decay::Constant)],
-        );
-        let end = table.optional_where("end", "0 or more", |rate: &f64| *rate >= 0.0);
-        if end.is_some_and(|end| end > 0.0) && decay == Some(Decay::Constant) {
-            let hint = "leave out `end`, or use decay = \"cosine\"".to_owned();
-            table.fault(
-                "end",
-                "end has no effect when decay = `constant`",
-                Some(hint),
-            );
-        }
-        let (peak, decay) = (peak?, decay?);
-        Some(Self {
-            peak,
-            warmup_samples: warmup_samples?,
-            decay,
-            end: end.unwrap_or(0.0),
-        })
-    }
-
     /// The rate for the update after `samples` of a stage of `total` samples.
     ///
     /// The warmup counts the update's own samples in, so that the first update is not wasted on a

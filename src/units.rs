@@ -1,11 +1,11 @@
-//! Quantities as people write them: `4/255`, and counts told in short.
+//! Quantities as people write them: `4/255`, and counts in short.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-use crate::settings::{Setting, Value};
+use crate::settings::{Invalid, Kind, Setting, Value};
 
 /// A number that keeps the fraction it was written as, such as `8/255`.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,15 +73,24 @@ impl Serialize for Fraction {
 }
 
 impl Setting for Fraction {
-    const EXPECTED: &'static str = "a number or a fraction such as \"8/255\"";
+    const KIND: Kind = Kind::Fraction;
 
-    fn from_value(value: &Value) -> Option<Result<Self, String>> {
-        match value {
-            Value::Text(text) => Some(text.parse()),
-            Value::Float(number) => Some(number.to_string().parse()),
-            Value::Integer(number) => Some(number.to_string().parse()),
-            _ => None,
-        }
+    fn from_value(value: &Value) -> Option<Result<Self, Invalid>> {
+        let text = match value {
+            Value::Text(text) => text.clone(),
+            Value::Float(number) => number.to_string(),
+            Value::Integer(number) => number.to_string(),
+            _ => return None,
+        };
+        Some(text.parse().map_err(Invalid::from))
+    }
+
+    fn numbers(&self) -> Vec<f64> {
+        vec![self.value]
+    }
+
+    fn print<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
     }
 }
 

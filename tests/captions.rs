@@ -443,7 +443,7 @@ fn what_does_not_go_together_is_told_before_training() {
         ),
         (
             vec![("from = \"clip\"", "from = \"clip\", model = \"x\"")],
-            "of `model`, `from` and `new` a stage takes one",
+            "set exactly one of `model`, `from` or `new`",
         ),
         (
             vec![(

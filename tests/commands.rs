@@ -354,3 +354,31 @@ fn an_exported_model_gives_the_same_logits_and_its_card_tells_what_was_measured(
     let (code, text) = advxl(&foreign);
     assert!(code == 2 && text.contains("is not empty"), "{text}");
 }
+
+#[test]
+fn a_recipe_is_checked_and_explained_without_its_data() {
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/vit_b16_in1k.toml");
+    let printed = |arguments: &[&str]| {
+        let output = command(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = printed(&["recipe", "check", recipe]);
+    assert!(text.contains("ok: vit_b16, 2 stages"), "{text}");
+    let changes = ["--set", "model.heads=5", "--set", "seed=-1"];
+    let (code, text) = advxl(&[&["recipe", "check", recipe][..], &changes].concat());
+    assert_eq!(code, 2, "{text}");
+    for part in [
+        "cannot be run, 2 faults",
+        "heads = 5 do not divide",
+        "seed = -1",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let text = printed(&["recipe", "explain", "stage.attack"]);
+    assert!(text.contains("step_size"), "{text}");
+    let (code, text) = advxl(&["recipe", "explain", "stage.atack"]);
+    assert_eq!(code, 2, "{text}");
+    assert!(text.contains("did you mean `stage.attack`?"), "{text}");
+    let schema = json(&["recipe", "schema", "--json"]);
+    assert_eq!(schema["additionalProperties"], false);
+}

@@ -9,9 +9,27 @@ use std::path::{Path, PathBuf};
 /// `mod.rs` comes after all of them and is not listed.
 const FILES: &[(&str, &[&str])] = &[
     (
+        "settings",
+        &[
+            "problem",
+            "value",
+            "words",
+            "describe",
+            "setting",
+            "overrides",
+            "field",
+            "table",
+            "declare",
+            "compare",
+            "explain",
+            "page",
+            "schema",
+        ],
+    ),
+    (
         "ops",
         &[
-            "precision",
+            "words",
             "engine",
             "cpu/flex",
             "tensor",
@@ -194,6 +212,21 @@ const FILES: &[(&str, &[&str])] = &[
             "export",
         ],
     ),
+    (
+        "recipe",
+        &[
+            "names",
+            "data",
+            "start",
+            "text",
+            "stage",
+            "evaluation",
+            "records",
+            "checks",
+            "whole",
+            "reference",
+        ],
+    ),
     ("plan", &["link", "phase"]),
     (
         "objective",
@@ -237,6 +270,7 @@ const FILES: &[(&str, &[&str])] = &[
             "memory",
             "values",
             "model",
+            "shared",
             "inputs",
             "preprocessing",
             "train",
@@ -247,6 +281,7 @@ const FILES: &[(&str, &[&str])] = &[
             "export",
             "inspect",
             "plan",
+            "recipe",
             "bench",
             "demo",
         ],
@@ -308,8 +343,9 @@ fn paths(code: &str, module: &[String]) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for start in ["crate::", "super::"] {
         for (at, _) in code.match_indices(start) {
+            // What a macro names with `$crate` is used where it expands.
             let before = code[..at].chars().next_back();
-            if before.is_some_and(|letter| letter.is_alphanumeric() || "_:".contains(letter)) {
+            if before.is_some_and(|letter| letter.is_alphanumeric() || "_:$".contains(letter)) {
                 continue;
             }
             let mut base = Vec::new();

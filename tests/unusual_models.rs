@@ -9,6 +9,7 @@ use advxl::eval::autoattack::{ATTACKS, Settings, Version};
 use advxl::eval::{Evaluation, Images, Outcome, checks};
 use advxl::ops::{from_vec, to_vec};
 use advxl::rng::{Purpose, Rng};
+use advxl::settings::Words;
 use burn::tensor::{Device, Tensor};
 
 const NORMS: [Norm; 3] = [Norm::Linf, Norm::L2, Norm::L1];
@@ -118,7 +119,7 @@ fn every_attack_on_every_model_ends_and_shows_images_of_its_ball_alone() {
             {
                 turn += 1;
                 let shape = shapes[turn % 3];
-                let (epsilon, version) = (epsilons[turn % 4], Version::WORDS[turn % 3].1);
+                let (epsilon, version) = (epsilons[turn % 4], Version::VALUES[turn % 3]);
                 let label = turn % 6;
                 let case = format!("{name} {norm:?} {epsilon} {kind} {classes} {shape:?} {label}");
                 let model = Model::new(3 * shape[0] * shape[1], classes, twist);

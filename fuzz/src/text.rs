@@ -3,6 +3,7 @@
 use std::fs;
 use std::sync::LazyLock;
 
+use advxl::settings::Words;
 use advxl::text::{Cleaning, Tokenizer, TokenizerConfig};
 
 use crate::scratch::{self, golden, parts};
@@ -79,7 +80,7 @@ static WORD_PIECE: LazyLock<Tokenizer> =
 /// A caption is cleaned and becomes ids, whatever its letters are.
 pub fn caption(data: &[u8]) {
     let caption = String::from_utf8_lossy(data);
-    for (_, cleaning) in Cleaning::WORDS {
+    for &cleaning in Cleaning::VALUES {
         let clean = cleaning.clean(&caption);
         assert!(!clean.contains("  "), "white space is collapsed");
     }

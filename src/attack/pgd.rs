@@ -2,73 +2,52 @@
 //! ablations.
 
 use burn::tensor::Tensor;
-use serde::Serialize;
 
 use super::draws::Draws;
 use super::gradient::input_gradient;
 use super::threat::{Ball, Norm};
 use crate::rng::Purpose;
-use crate::settings::Table;
+use crate::settings::{Table, settings, words};
 use crate::units::Fraction;
 
-/// PGD with `steps` steps.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Pgd {
-    /// The norm that bounds the perturbation.
-    pub norm: Norm,
-    /// Largest perturbation.
-    pub epsilon: Fraction,
-    /// Length of a step, in the norm.
-    pub step_size: Fraction,
-    /// Number of steps.
-    pub steps: u64,
-    /// Where the climb begins.
-    pub start: Start,
+settings! {
+    /// PGD, projected gradient ascent on the loss, applied to each batch.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct Pgd(table) {
+        /// Norm that bounds the perturbation.
+        pub norm: Norm { example: "\"linf\"" },
+        /// Largest perturbation in this norm, for pixels in [0, 1].
+        pub epsilon: Fraction { limits: at_least(0.0), example: "\"4/255\"" },
+        /// Length of a step in this norm.
+        pub step_size: Fraction { limits: above(0.0), example: "\"1/255\"" },
+        /// Number of steps; each costs a forward and a backward pass.
+        pub steps: u64 { limits: within(1.0, 1e6), example: "3" },
+        /// Point at which the attack starts.
+        pub start: Start { example: "\"random\"" },
+    }
+    check { check_range(table, norm, epsilon.as_ref()) }
 }
 
-/// A fault where a table's `epsilon` is in units of 0 to 255.
+/// Finds an epsilon in units of 0 to 255.
 pub(crate) fn check_range(table: &Table, norm: Option<Norm>, epsilon: Option<&Fraction>) {
     if norm == Some(Norm::Linf) && epsilon.is_some_and(|epsilon| epsilon.value() > 1.0) {
-        let hint = "pixels are in [0, 1] here: write 8/255, not 8".to_owned();
         let message = "epsilon is larger than the range of a pixel";
-        table.fault("epsilon", message, Some(hint));
+        let hint = "pixels are in [0, 1] here: write 8/255, not 8";
+        table.problem_with_hint("epsilon", message, hint);
     }
 }
 
-/// Where a climb begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Start {
-    /// A random point of the ball.
-    Random,
-    /// The image itself.
-    Clean,
+words! {
+    /// Where an attack starts.
+    pub enum Start {
+        /// A random point of the epsilon ball.
+        Random = "random",
+        /// The image itself.
+        Clean = "clean",
+    }
 }
 
 impl Pgd {
-    /// Reads a phase's table `attack`.
-    pub fn read(table: &Table) -> Option<Self> {
-        let norm = table.choice("norm", &Norm::WORDS);
-        let above = |fraction: &Fraction| fraction.value() > 0.0;
-        let epsilon = table.required_where("epsilon", "0 or more", |epsilon: &Fraction| {
-            epsilon.value() >= 0.0
-        });
-        let step_size = table.required_where("step_size", "above 0", above);
-        let steps = table.count("steps", 1..=1_000_000);
-        check_range(table, norm, epsilon.as_ref());
-        let start = table.choice(
-            "start",
-            &[("random", Start::Random), ("clean", Start::Clean)],
-        );
-        Some(Self {
-            norm: norm?,
-            epsilon: epsilon?,
-            step_size: step_size?,
-            steps: steps?,
-            start: start?,
-        })
-    }
-
     /// The same attack with a share of its strength: of epsilon and of the step.
     pub fn weakened(&self, share: f64) -> Self {
         Self {

@@ -5,40 +5,27 @@
 
 use burn::tensor::Tensor;
 use rayon::prelude::*;
-use serde::Serialize;
 
 use super::draws::Draws;
 use super::gradient::select;
 use super::l1;
 use crate::ops::{from_vec, l2_step, linf_step, to_vec};
 use crate::rng::Rng;
+use crate::settings::words;
 
-/// The norm that bounds a perturbation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Norm {
-    /// The largest change of a pixel.
-    Linf,
-    /// The Euclidean length of the change.
-    L2,
-    /// The sum of all changes.
-    L1,
+words! {
+    /// The norm that bounds a perturbation.
+    pub enum Norm {
+        /// Largest change of any value.
+        Linf = "linf",
+        /// Euclidean length of the change.
+        L2 = "l2",
+        /// Sum of the absolute changes.
+        L1 = "l1",
+    }
 }
 
 impl Norm {
-    /// The words for the norms.
-    pub const WORDS: [(&'static str, Norm); 3] =
-        [("linf", Norm::Linf), ("l2", Norm::L2), ("l1", Norm::L1)];
-
-    /// The word for this norm.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Linf => "linf",
-            Self::L2 => "l2",
-            Self::L1 => "l1",
-        }
-    }
-
     /// The length of a perturbation.
     pub fn length(self, delta: impl Iterator<Item = f64>) -> f64 {
         let sizes = delta.map(f64::abs);

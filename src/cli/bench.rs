@@ -2,10 +2,11 @@
 
 use super::device::device;
 use super::memory::require_memory;
-use super::model::{check_image_size, named_sizes, parse_classes};
+use super::model::{check_image_size, named_sizes};
 use super::preprocessing::parse_size;
 use super::print::print_json;
-use super::values::{parse_precision, usable_precision};
+use super::shared::HeadSize;
+use super::values::{one_of, usable_precision};
 use crate::bench;
 use crate::distributed::Comm;
 use crate::error::{Error, Result};
@@ -37,14 +38,13 @@ pub(crate) struct Step {
     /// Compute activations again in backward passes instead of keeping them.
     #[arg(long)]
     recompute: bool,
-    /// Classes of the head.
-    #[arg(long, default_value = "1000", value_parser = parse_classes)]
-    classes: usize,
+    #[command(flatten)]
+    head: HeadSize,
     /// Steps that are timed; the median is told.
     #[arg(long, default_value_t = 5)]
     repeats: usize,
-    /// Arithmetic: f32 or bf16.
-    #[arg(long, default_value = "bf16", value_parser = parse_precision)]
+    /// Compute with this arithmetic.
+    #[arg(long, default_value = "bf16", value_parser = one_of::<Precision>("precision"))]
     precision: Precision,
 }
 
@@ -103,7 +103,7 @@ impl Step {
             true => Work::Attack,
             false => Work::Update { recompute },
         };
-        let needed = batch_memory(&config, self.classes, size, batch, work);
+        let needed = batch_memory(&config, self.head.classes, size, batch, work);
         let what = format!("a step of {batch} images of {size} pixels");
         require_memory(&what, needed, "give a smaller --batch or --image-size")?;
         let work = bench::StepWork {
@@ -111,7 +111,7 @@ impl Step {
             image_size: self.image_size,
             batch: self.batch,
             attack_steps: self.attack_steps,
-            classes: self.classes,
+            classes: self.head.classes,
             repeats: self.repeats,
             precision: usable_precision(self.precision)?,
             attack_only: self.attack_only,

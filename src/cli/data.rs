@@ -12,6 +12,7 @@ use super::memory::require_memory;
 use super::preprocessing::{PreprocessingFlags, parse_size, tell};
 use super::print::{note, print_json, print_line};
 use super::screen::Terminal;
+use super::values::one_of;
 use crate::data::sources::tensors;
 use crate::data::{
     Augmentation, Dataset, Loader, Plan, RandomResizedCrop, Share, Split, check, evaluation_batch,
@@ -68,8 +69,8 @@ struct NamedData {
     /// A folder, tensors:FILE, shards:PATTERN or synthetic:N.
     #[arg(value_name = "SPEC")]
     spec: String,
-    /// Which part of a folder: train or test.
-    #[arg(long, value_parser = parse_split)]
+    /// Read this part of a folder.
+    #[arg(long, value_name = "PART", value_parser = one_of::<Split>("part"))]
     split: Option<Split>,
     /// Seed of synthetic images and of random crops.
     #[arg(long, default_value_t = 0)]
@@ -87,14 +88,6 @@ impl NamedData {
 
     fn open(&self, split: Split) -> Result<Dataset> {
         crate::cli::inputs::open_data(&self.spec, self.split.unwrap_or(split), self.seed)
-    }
-}
-
-fn parse_split(text: &str) -> std::result::Result<Split, String> {
-    match text {
-        "train" => Ok(Split::Train),
-        "test" => Ok(Split::Test),
-        _ => Err("use train or test".to_owned()),
     }
 }
 

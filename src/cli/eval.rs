@@ -11,7 +11,8 @@ use super::model::{NamedClasses, NamedModel, check_image_size};
 use super::preprocessing::{PreprocessingFlags, tell};
 use super::print::print_json;
 use super::screen::Terminal;
-use super::values::{parse_precision, usable_precision};
+use super::shared::TestRun;
+use super::values::{one_of, usable_precision};
 use crate::attack::{Attack, Norm};
 use crate::data::Split;
 use crate::distributed::Comm;
@@ -22,7 +23,6 @@ use crate::eval::result::{Findings, Subject, to_json};
 use crate::eval::session::{Progress, conclude, examine, watch};
 use crate::eval::{Classifier, Evaluation, Images, Setup, curve};
 use crate::files;
-use crate::ops::Precision;
 use crate::output::Content;
 use crate::plan::Work;
 use crate::screen::Screen;
@@ -42,9 +42,8 @@ use crate::weights::{Loaded, Outputs};
 pub(crate) struct Eval {
     #[command(flatten)]
     model: NamedModel,
-    /// Test images: a folder, tensors:FILE or synthetic:N.
-    #[arg(long, value_name = "SPEC")]
-    data: String,
+    #[command(flatten)]
+    test: TestRun,
     /// Attacks in order: clean, pgd, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, or autoattack for all of its own.
     #[arg(
         long,
@@ -53,20 +52,26 @@ pub(crate) struct Eval {
         default_value = "clean,pgd"
     )]
     attack: Vec<String>,
-    /// Norms that bound perturbations: linf, l2, l1; several are evaluated one after another.
+    /// Bound perturbations in these norms, one evaluation each.
     #[arg(
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "linf"
+        default_value = "linf",
+        value_parser = one_of::<Norm>("norm")
     )]
-    norm: Vec<String>,
+    norm: Vec<Norm>,
     /// Largest perturbation of each norm, in pixels of [0, 1], such as 8/255.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     eps: Vec<String>,
-    /// AutoAttack's version: standard, plus, or rand for models with random outputs.
-    #[arg(long, value_name = "NAME", default_value = "standard")]
-    version: String,
+    /// Run this version of AutoAttack.
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "standard",
+        value_parser = one_of::<Version>("version")
+    )]
+    version: Version,
     /// Length of a step of pgd; a quarter of eps if absent, as in the paper's PGD-20.
     #[arg(long, value_name = "FRACTION")]
     step_size: Option<String>,
@@ -92,12 +97,6 @@ pub(crate) struct Eval {
     chosen: ChosenImages,
     #[command(flatten)]
     classes: NamedClasses,
-    /// Images at a time; changes no result.
-    #[arg(long, default_value_t = 128)]
-    batch: usize,
-    /// Seed of attacks and of synthetic images.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
     #[command(flatten)]
     preprocessing: PreprocessingFlags,
     /// Names of the classes in words, one a line: classifies by text, for models trained with captions.
@@ -109,9 +108,6 @@ pub(crate) struct Eval {
     /// Sentences with {} in the place of a name, one a line; the names alone if absent.
     #[arg(long, value_name = "FILE", requires = "zero_shot")]
     templates: Option<PathBuf>,
-    /// Arithmetic: f32 or bf16.
-    #[arg(long, default_value = "f32", value_parser = parse_precision)]
-    precision: Precision,
     /// Where result.json goes; the model's folder if absent. A file of weights needs it.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -131,12 +127,12 @@ impl Eval {
         })?;
         let mut loaded = self.model.load()?;
         let zero_shot = self.class_head(&mut loaded)?;
-        let dataset = open_data(&self.data, Split::Test, self.seed)?;
+        let dataset = open_data(&self.test.data, Split::Test, self.test.seed)?;
         let prompts = zero_shot.as_ref().map(|(prompts, _)| &prompts.classes[..]);
         let prompts = prompts.zip(self.zero_shot.as_deref());
         let map = self
             .classes
-            .matched(&loaded, prompts, &dataset, &self.data)?;
+            .matched(&loaded, prompts, &dataset, &self.test.data)?;
         let subset = self.chosen.of(&dataset)?.mapped(map);
         let count = subset.len();
         let config = loaded.model.config();
@@ -153,21 +149,32 @@ impl Eval {
             Some(_) => 3 * count * preprocessing.numbers(),
             None => 0,
         };
-        check_memory(&loaded, &preprocessing, self.batch.min(count), work, saved)?;
+        check_memory(
+            &loaded,
+            &preprocessing,
+            self.test.batch.min(count),
+            work,
+            saved,
+        )?;
         tell(&text, Some(&config));
         let images = Images::Stored {
             dataset: &dataset,
             subset: &subset,
             preprocessing,
         };
-        let precision = usable_precision(self.precision)?;
+        let precision = usable_precision(self.test.precision)?;
         let mut classifier = Classifier::new(loaded.model.clone()).in_precision(precision);
         if let Some((_, head)) = zero_shot {
             classifier = classifier.with_text_head(head);
         }
         let classifier = classifier.named(&self.model.path.display().to_string(), &loaded.hash);
-        let subject =
-            classifier.subject(&self.data, &dataset, &subset, preprocessing, self.seed)?;
+        let subject = classifier.subject(
+            &self.test.data,
+            &dataset,
+            &subset,
+            preprocessing,
+            self.test.seed,
+        )?;
 
         comm.stop_on_signals()?;
         let mut screen = Terminal::new();
@@ -181,8 +188,8 @@ impl Eval {
                 images: &images,
                 out: &out,
                 setup: Setup {
-                    batch: self.batch,
-                    seed: self.seed,
+                    batch: self.test.batch,
+                    seed: self.test.seed,
                     device: &device()?,
                     comm,
                 },
@@ -246,8 +253,8 @@ impl Eval {
 
     /// An error where an output would replace what is read. The result may well lie in the model's folder.
     fn check_outputs(&self, out: &Path) -> Result<()> {
-        inputs(None, Some(&self.data))?.check_folder("--out", out)?;
-        let mut inputs = inputs(Some(&self.model.path), Some(&self.data))?;
+        inputs(None, Some(&self.test.data))?.check_folder("--out", out)?;
+        let mut inputs = inputs(Some(&self.model.path), Some(&self.test.data))?;
         for (flag, path) in [
             ("--zero-shot", &self.zero_shot),
             ("--text", &self.text),
@@ -265,17 +272,17 @@ impl Eval {
         let norms = self
             .norm
             .iter()
-            .map(|norm| self.adversarial_path(path, norm));
+            .map(|norm| self.adversarial_path(path, *norm));
         norms.into_iter().try_for_each(|path| {
             inputs.check_file("--save-adversarial", &path, Content::Tensors("images"))
         })
     }
 
     /// Where the images of a norm go.
-    fn adversarial_path(&self, path: &Path, norm: &str) -> PathBuf {
+    fn adversarial_path(&self, path: &Path, norm: Norm) -> PathBuf {
         match self.norm.len() {
             1 => path.to_owned(),
-            _ => of_norm(path, norm),
+            _ => of_norm(path, norm.word()),
         }
     }
 
@@ -312,9 +319,9 @@ impl Eval {
             return Err(Error::input(message)
                 .hint("give one for each norm, as in --norm linf,l2,l1 --eps 8/255,0.5,12"));
         }
-        let version = one_of("--version", "version", &self.version, &Version::WORDS)?;
+        let version = self.version;
         for (flag, value) in [
-            ("--batch", Some(self.batch as u64)),
+            ("--batch", Some(self.test.batch as u64)),
             ("--steps", self.steps),
             ("--targets", self.targets),
             ("--restarts", self.restarts),
@@ -336,8 +343,8 @@ impl Eval {
         if step_size.as_ref().is_some_and(|size| size.value() == 0.0) {
             return Err(Error::input("--step-size 0: expected more than 0"));
         }
-        let of_norm = |(index, word): (usize, &String)| {
-            let norm = one_of("--norm", "norm", word, &Norm::WORDS)?;
+        let of_norm = |(index, norm): (usize, &Norm)| {
+            let norm = *norm;
             let epsilon = fraction("--eps", self.eps.get(index).map_or("0", String::as_str))?;
             if norm == Norm::Linf && epsilon.value() > 1.0 {
                 let message = format!("--eps {epsilon} is larger than the range of a pixel");
@@ -405,17 +412,6 @@ impl Eval {
 /// More steps, restarts, targets or queries than anyone can wait for.
 const LARGEST_COUNT: u64 = 1_000_000_000;
 
-/// The choice that a word names.
-fn one_of<T: Clone>(flag: &str, what: &str, word: &str, choices: &[(&str, T)]) -> Result<T> {
-    let found = choices.iter().find(|(known, _)| *known == word);
-    found.map(|(_, choice)| choice.clone()).ok_or_else(|| {
-        let known: Vec<&str> = choices.iter().map(|(known, _)| *known).collect();
-        let (last, others) = known.split_last().expect("there are choices");
-        let hint = format!("use {} or {last}", others.join(", "));
-        Error::input(format!("{flag} {word}: there is no such {what}")).hint(hint)
-    })
-}
-
 fn fraction(flag: &str, text: &str) -> Result<Fraction> {
     let found = text
         .parse::<Fraction>()
@@ -457,7 +453,7 @@ impl OneNorm<'_> {
         let progress = self.progress(&attacks, keep_images);
         let mut findings = examine(&self.evaluation(&attacks), &progress, screen)?;
         if let Some(path) = &self.eval.save_adversarial {
-            let path = self.eval.adversarial_path(path, settings.norm.word());
+            let path = self.eval.adversarial_path(path, settings.norm);
             progress.save_adversarial(self.images, &path, self.setup.device)?;
         }
         let mut finished = vec![progress];

@@ -7,10 +7,24 @@ use serde_json::json;
 use super::inputs::inputs;
 use super::model::NamedModel;
 use super::print::{note, print_json};
+use super::values::one_of;
 use crate::error::{Context, Error, Result};
+use crate::settings::words;
 use crate::weights::export::card::Facts;
 use crate::weights::{Loaded, export};
 use crate::{files, json};
+
+words! {
+    /// A program that models are exported for.
+    pub(crate) enum Program {
+        /// timm: a folder with a model card.
+        Timm = "timm",
+        /// open_clip: a folder with both towers and a model card.
+        OpenClip = "open-clip",
+        /// RobustBench: timm's folder and an entry for the leaderboard.
+        Robustbench = "robustbench",
+    }
+}
 
 /// A model for other programs: a folder that timm or open_clip loads with a model card, or RobustBench's entry beside it.
 #[derive(clap::Args)]
@@ -22,9 +36,9 @@ use crate::{files, json};
 pub(crate) struct Export {
     #[command(flatten)]
     model: NamedModel,
-    /// The program: timm, open-clip or robustbench.
-    #[arg(long, value_name = "PROGRAM")]
-    to: String,
+    /// Export for this program.
+    #[arg(long, value_name = "PROGRAM", value_parser = one_of::<Program>("program"))]
+    to: Program,
     /// For open-clip: the folder of the open_clip model whose text tower the model was trained against.
     #[arg(long, value_name = "FOLDER")]
     text: Option<PathBuf>,
@@ -54,28 +68,24 @@ pub(crate) struct Export {
 impl Export {
     pub(crate) fn run(&self, json: bool) -> Result<()> {
         type Write<'a> = Box<dyn Fn(&Loaded, &Facts, &Path) -> Result<()> + 'a>;
-        let write: Write = match (&self.to[..], &self.text) {
-            ("open-clip", Some(text)) => {
+        let write: Write = match (self.to, &self.text) {
+            (Program::OpenClip, Some(text)) => {
                 Box::new(move |loaded, facts, out| export::open_clip(loaded, facts, text, out))
             }
-            ("open-clip", None) => {
+            (Program::OpenClip, None) => {
                 return Err(Error::input("--to open-clip: open_clip loads whole models only")
                     .hint("give the folder of the model whose text tower belongs to this one with --text"));
             }
-            ("timm" | "robustbench", Some(_)) => {
+            (Program::Timm | Program::Robustbench, Some(_)) => {
                 return Err(Error::input("--text is for --to open-clip").hint("leave it out"));
             }
-            ("timm", None) => Box::new(export::timm),
-            ("robustbench", None) => Box::new(export::robustbench),
-            (other, _) => {
-                let message = format!("--to {other}: there is no such program");
-                return Err(Error::input(message).hint("use timm, open-clip or robustbench"));
-            }
+            (Program::Timm, None) => Box::new(export::timm),
+            (Program::Robustbench, None) => Box::new(export::robustbench),
         };
         files::check_name(&self.name)
             .map_err(|(message, hint)| Error::input(format!("--name: {message}")).hint(hint))?;
         // RobustBench's entry lies beside the model's own files.
-        if self.to == "robustbench" && self.name.eq_ignore_ascii_case("config") {
+        if self.to == Program::Robustbench && self.name.eq_ignore_ascii_case("config") {
             let message = "--name config: `config.json` describes the model in the exported folder";
             return Err(Error::input(message)
                 .hint("give the name of RobustBench's entry, such as Doe2026Two"));

@@ -2,9 +2,10 @@
 
 use serde_json::json;
 
-use super::model::{NamedModel, check_image_size, named_sizes, parse_classes};
+use super::model::{NamedModel, check_image_size, named_sizes};
 use super::preprocessing::parse_size;
 use super::print::{print_json, print_line};
+use super::shared::HeadSize;
 use crate::error::{Error, Result};
 use crate::model::{ModelConfig, Stem};
 use crate::weights::{Loaded, Outputs};
@@ -20,16 +21,15 @@ pub(crate) struct Inspect {
     /// Pixels on a side that multiply-adds are counted for; the model's own if absent, 224 for a named size.
     #[arg(long, value_parser = parse_size)]
     image_size: Option<usize>,
-    /// Classes of a named size.
-    #[arg(long, default_value = "1000", value_parser = parse_classes)]
-    classes: usize,
+    #[command(flatten)]
+    head: HeadSize,
 }
 
 impl Inspect {
     pub(crate) fn run(&self, json: bool) -> Result<()> {
         let named = self.what.path.to_str().and_then(ModelConfig::named);
         let (config, classes, own_size, loaded) = match named {
-            Some(config) if !self.what.path.exists() => (config, self.classes, 224, None),
+            Some(config) if !self.what.path.exists() => (config, self.head.classes, 224, None),
             None if !self.what.path.exists() => {
                 let name = self.what.path.display();
                 let message = format!("`{name}` is no file or folder, and no named size of model");

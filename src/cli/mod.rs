@@ -15,7 +15,9 @@ pub(crate) mod plan;
 pub(crate) mod predict;
 pub(crate) mod preprocessing;
 pub mod print;
+pub(crate) mod recipe;
 pub(crate) mod screen;
+pub(crate) mod shared;
 pub(crate) mod train;
 pub mod values;
 
@@ -68,6 +70,11 @@ enum Command {
     Export(export::Export),
     /// What a recipe costs: arithmetic, memory, hours, price. Trains nothing.
     Plan(plan::Plan),
+    /// Check and explain recipes.
+    Recipe {
+        #[command(subcommand)]
+        what: recipe::Recipe,
+    },
     /// What is in a model, a run or a file of tensors.
     Inspect(inspect::Inspect),
     /// Look at a data set, measure how fast it loads, prepare it.
@@ -199,6 +206,7 @@ fn perform(arguments: &Arguments, comm: &Comm) -> Result<()> {
         Command::Export(export) => export.run(json),
         Command::Plan(plan) => plan.run(json),
         Command::Inspect(inspect) => inspect.run(json),
+        Command::Recipe { what } => what.run(json),
         Command::Bench {
             what: Bench::Step(step),
         } => step.run(),

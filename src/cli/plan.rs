@@ -1,13 +1,11 @@
 //! `advxl plan`.
 
-use std::path::PathBuf;
-
 use burn::tensor::Device;
 use serde_json::json;
 
-use super::model::parse_classes;
 use super::print::{print_json, print_line};
-use super::values::parse_precision;
+use super::shared::{HeadSize, RecipeFile};
+use super::values::one_of;
 use crate::error::{Error, Result};
 use crate::ops::{Precision, usable};
 use crate::plan;
@@ -25,14 +23,10 @@ const SHARE_OF_PEAK: f64 = 0.62;
         advxl plan recipes/vit_b16_in1k.toml --devices 256 --device-tflops 400 --link 400Gb --latency-us 5"
 )]
 pub(crate) struct Plan {
-    /// The recipe.
-    recipe: PathBuf,
-    /// Changes a value, such as stage.finetune.batch=512.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    overrides: Vec<String>,
-    /// Classes of the head.
-    #[arg(long, default_value = "1000", value_parser = parse_classes)]
-    classes: usize,
+    #[command(flatten)]
+    recipe: RecipeFile,
+    #[command(flatten)]
+    head: HeadSize,
     /// Devices that share each batch.
     #[arg(long, default_value_t = 1)]
     devices: u64,
@@ -52,8 +46,8 @@ pub(crate) struct Plan {
     /// What is written to the run's folder in a second, in 10^9 bytes; as measured if absent.
     #[arg(long, value_name = "X", default_value_t = plan::DISK, requires = "link")]
     disk: f64,
-    /// Arithmetic; the recipe's if absent, as this machine can do it.
-    #[arg(long, value_parser = parse_precision)]
+    /// Compute with this arithmetic; that of the recipe without it, as far as this machine supports it.
+    #[arg(long, value_parser = one_of::<Precision>("precision"))]
     precision: Option<Precision>,
 }
 
@@ -70,7 +64,7 @@ impl Plan {
         above("latency-us", Some(self.latency_us))?;
         above("disk", Some(self.disk))?;
         above("devices", Some(self.devices as f64))?;
-        let recipe = Recipe::load(&self.recipe, &self.overrides)?;
+        let recipe = self.recipe.load()?;
         // For this processor, unless it is said otherwise: no GPU is opened to plan for one.
         let usable = || usable(recipe.precision, &Device::flex()).0;
         let precision = self.precision.unwrap_or_else(usable);
@@ -87,7 +81,7 @@ impl Plan {
                 disk: self.disk,
             }),
         };
-        let plan = plan::Plan::new(&recipe, self.classes, precision, devices);
+        let plan = plan::Plan::new(&recipe, self.head.classes, precision, devices);
         for line in lines(&plan, &recipe, &devices) {
             print_line(&line);
         }

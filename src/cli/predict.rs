@@ -13,7 +13,8 @@ use super::model::{NamedClasses, NamedModel, check_image_size};
 use super::preprocessing::{PreprocessingFlags, tell};
 use super::print::{note, print_json};
 use super::screen::Terminal;
-use super::values::{parse_precision, usable_precision};
+use super::shared::TestRun;
+use super::values::usable_precision;
 use crate::attack::input_gradient;
 use crate::data::Split;
 use crate::error::{Error, Result};
@@ -21,7 +22,7 @@ use crate::eval::Images;
 use crate::files;
 use crate::loss::{Targets, cross_entropy};
 use crate::model::Pass;
-use crate::ops::{Precision, to_vec};
+use crate::ops::to_vec;
 use crate::output::Content;
 use crate::plan::Work;
 use crate::screen::Screen;
@@ -32,9 +33,8 @@ use crate::weights::Outputs;
 pub(crate) struct Predict {
     #[command(flatten)]
     model: NamedModel,
-    /// Test images: a folder, tensors:FILE or synthetic:N.
-    #[arg(long, value_name = "SPEC")]
-    data: String,
+    #[command(flatten)]
+    test: TestRun,
     /// The safetensors file to write: `logits` f32 `[n, classes]`, the outputs also where they are an embedding.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -45,25 +45,16 @@ pub(crate) struct Predict {
     chosen: ChosenImages,
     #[command(flatten)]
     classes: NamedClasses,
-    /// Images at a time; changes no result.
-    #[arg(long, default_value_t = 128)]
-    batch: usize,
-    /// Seed of synthetic images.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
     #[command(flatten)]
     preprocessing: PreprocessingFlags,
-    /// Arithmetic: f32 or bf16.
-    #[arg(long, default_value = "f32", value_parser = parse_precision)]
-    precision: Precision,
 }
 
 impl Predict {
     pub(crate) fn run(&self, json: bool) -> Result<()> {
-        if self.batch == 0 {
+        if self.test.batch == 0 {
             return Err(Error::input("--batch 0: expected at least 1"));
         }
-        inputs(Some(&self.model.path), Some(&self.data))?.check_file(
+        inputs(Some(&self.model.path), Some(&self.test.data))?.check_file(
             "--out",
             &self.out,
             Content::Tensors("logits"),
@@ -76,7 +67,7 @@ impl Predict {
                 Error::input(message).hint("leave --gradient out, or give a model with classes")
             );
         }
-        let dataset = open_data(&self.data, Split::Test, self.seed)?;
+        let dataset = open_data(&self.test.data, Split::Test, self.test.seed)?;
         let mut subset = self.chosen.of(&dataset)?;
         let count = subset.len();
         let classes = loaded.model.classes();
@@ -92,10 +83,20 @@ impl Predict {
         };
         // What is written, once as numbers and once as a file.
         let kept = 2 * count * (classes + gradient);
-        check_memory(&loaded, &preprocessing, self.batch.min(count), work, kept)?;
+        check_memory(
+            &loaded,
+            &preprocessing,
+            self.test.batch.min(count),
+            work,
+            kept,
+        )?;
         // Logits need no labels.
         if self.gradient {
-            subset = subset.mapped(self.classes.matched(&loaded, None, &dataset, &self.data)?);
+            subset =
+                subset.mapped(
+                    self.classes
+                        .matched(&loaded, None, &dataset, &self.test.data)?,
+                );
         }
         tell(&text, Some(&config));
         if is_embedding {
@@ -109,14 +110,14 @@ impl Predict {
             preprocessing,
         };
         let pass = Pass {
-            precision: usable_precision(self.precision)?,
+            precision: usable_precision(self.test.precision)?,
             ..Pass::evaluation()
         };
         let (mut logits, mut gradients) = (Vec::new(), Vec::new());
         let mut not_finite = 0;
         let mut screen = Terminal::new();
         let indices: Vec<usize> = (0..count).collect();
-        for chunk in indices.chunks(self.batch) {
+        for chunk in indices.chunks(self.test.batch) {
             let batch = images.pictures(chunk, &device()?)?;
             let rows = to_vec(loaded.model.logits(batch.clone(), &pass));
             let rows_of = rows.chunks_exact(classes.max(1));

@@ -1,6 +1,7 @@
 //! Preprocessing on the command line: what a model's folder says, and what flags say instead.
 
 use super::print::note;
+use super::values::one_of;
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::image::resize::Filter;
@@ -17,11 +18,11 @@ pub(crate) struct PreprocessingFlags {
     /// Share of the resized image that the center crop keeps (timm's crop_pct); as the model's folder says if absent.
     #[arg(long, value_name = "F", value_parser = parse_share)]
     crop_fraction: Option<f64>,
-    /// Interpolation: nearest, box, bilinear, hamming, bicubic or lanczos; as the model's folder says if absent.
-    #[arg(long, value_name = "NAME", value_parser = parse_filter)]
+    /// Interpolate with this filter; as the model's folder says without it.
+    #[arg(long, value_name = "NAME", value_parser = one_of::<Filter>("interpolation"))]
     interpolation: Option<Filter>,
-    /// Resize the shortest side and crop, the longest and pad, or both (squash); as the model's folder says if absent.
-    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
+    /// Resize in this mode; as the model's folder says without it.
+    #[arg(long, value_name = "MODE", value_parser = one_of::<ResizeMode>("resize mode"))]
     resize_mode: Option<ResizeMode>,
 }
 
@@ -37,22 +38,6 @@ fn parse_share(text: &str) -> std::result::Result<f64, String> {
         .ok()
         .filter(|share| *share > 0.0 && *share <= 1.0);
     share.ok_or_else(|| "it must be above 0 and at most 1; ImageNet's is often 0.875".to_owned())
-}
-
-fn parse_filter(text: &str) -> std::result::Result<Filter, String> {
-    parse_word(text, &Filter::WORDS)
-}
-
-fn parse_mode(text: &str) -> std::result::Result<ResizeMode, String> {
-    parse_word(text, &ResizeMode::WORDS)
-}
-
-fn parse_word<T: Copy>(text: &str, words: &[(&str, T)]) -> std::result::Result<T, String> {
-    let found = words.iter().find(|(word, _)| *word == text);
-    found.map(|(_, choice)| *choice).ok_or_else(|| {
-        let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        format!("use {}", words.join(", "))
-    })
 }
 
 impl PreprocessingFlags {

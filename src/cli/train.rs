@@ -8,6 +8,7 @@ use super::device::device_or;
 use super::inputs::default_folder;
 use super::print::{note, print_json, print_line};
 use super::screen::Terminal;
+use super::shared::RecipeFile;
 use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::files;
@@ -24,11 +25,8 @@ use crate::units::grouped;
     advxl train recipes/cifar10_micro.toml --set stage.finetune.attack.steps=2 --out runs/pgd2"
 )]
 pub(crate) struct Train {
-    /// The recipe, a TOML file.
-    recipe: PathBuf,
-    /// Another value for a key, such as stage.finetune.attack.steps=2; KEY=none takes the key away. May be repeated.
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    overrides: Vec<String>,
+    #[command(flatten)]
+    file: RecipeFile,
     /// The folder of the run; runs/NAME-OF-THE-RECIPE if absent.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -45,7 +43,7 @@ pub(crate) struct Train {
 
 impl Train {
     pub(crate) fn run(&self, json: bool, comm: &Comm) -> Result<()> {
-        let recipe = Recipe::load(&self.recipe, &self.overrides)?;
+        let recipe = self.file.load()?;
         if self.dry_run {
             print_line(&recipe.to_toml());
             print_line(&format!(
@@ -57,7 +55,7 @@ impl Train {
         }
         let folder = match &self.out {
             Some(out) => out.clone(),
-            None => default_folder(&self.recipe)?,
+            None => default_folder(&self.file.recipe)?,
         };
         self.check_recipe(&folder)?;
         let device = device_or(recipe.device)?;
@@ -85,15 +83,15 @@ impl Train {
     /// An error where the run would write over the recipe that the user wrote. One that a run wrote may be given as well.
     fn check_recipe(&self, folder: &Path) -> Result<()> {
         let is_runs = folder.join("lock").is_file();
-        if is_runs || !is_same(&self.recipe, &folder.join("recipe.toml")) {
+        if is_runs || !is_same(&self.file.recipe, &folder.join("recipe.toml")) {
             return Ok(());
         }
         // That of a crash bundle, which is no run yet, is as a run writes it.
-        let written = Recipe::load(&self.recipe, &[])?.to_toml();
-        match files::read_text(&self.recipe)? == written {
+        let written = Recipe::load(&self.file.recipe, &[])?.to_toml();
+        match files::read_text(&self.file.recipe)? == written {
             true => Ok(()),
             false => {
-                let recipe = self.recipe.display();
+                let recipe = self.file.recipe.display();
                 let message = format!(
                     "--out `{}` holds the recipe `{recipe}`, which the run would write over",
                     folder.display()

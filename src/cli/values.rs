@@ -1,11 +1,17 @@
-//! Parsers of option values.
+//! Parsers of the values of flags.
+
+use std::ffi::OsStr;
+use std::marker::PhantomData;
+
+use clap::builder::{PossibleValue, TypedValueParser};
+use clap::error::ErrorKind;
 
 use super::device::device;
 use super::print::note;
 use crate::error::Result;
 use crate::model::config::common::{check_mean, check_std};
 use crate::ops::Precision;
-use crate::ops::precision::PRECISIONS;
+use crate::settings::Words;
 
 pub(crate) fn parse_channels(text: &str) -> std::result::Result<[f64; 3], String> {
     let numbers = text
@@ -30,11 +36,49 @@ pub(crate) fn parse_std(text: &str) -> std::result::Result<[f64; 3], String> {
     check_std(&std).map(|()| std).map_err(text)
 }
 
-pub(crate) fn parse_precision(text: &str) -> std::result::Result<Precision, String> {
-    let found = PRECISIONS.iter().find(|(word, _)| *word == text);
-    found
-        .map(|(_, precision)| *precision)
-        .ok_or_else(|| "use f32 or bf16".to_owned())
+/// The parser of a flag that takes one of several words; `what` is what they are, for messages. Help lists the words.
+pub(crate) fn one_of<T: Words>(what: &'static str) -> OneOf<T> {
+    OneOf {
+        what,
+        of: PhantomData,
+    }
+}
+
+/// See [`one_of`].
+#[derive(Clone)]
+pub(crate) struct OneOf<T> {
+    what: &'static str,
+    of: PhantomData<T>,
+}
+
+impl<T: Words> TypedValueParser for OneOf<T> {
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        _: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> std::result::Result<T, clap::Error> {
+        let word = value.to_string_lossy();
+        T::from_word(&word).ok_or_else(|| {
+            let flag = argument.and_then(clap::Arg::get_long).unwrap_or_default();
+            let text = format!(
+                "--{flag} {word}: there is no such {}\n  hint: use {}\n",
+                self.what,
+                T::listed()
+            );
+            clap::Error::raw(ErrorKind::InvalidValue, text)
+        })
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let words = T::WORDS.iter();
+        let value = |(word, meaning): &(&'static str, &'static str)| {
+            PossibleValue::new(*word).help(meaning.trim())
+        };
+        Some(Box::new(words.map(value)))
+    }
 }
 
 /// The arithmetic that is used for what was asked; says so where it is another.

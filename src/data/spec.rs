@@ -4,24 +4,25 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use serde::Serializer;
+
 use crate::error::{Error, Result};
 use crate::files;
+use crate::settings::{Invalid, Kind, Setting, Value, words};
 
-/// Which part of a data set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Split {
-    /// To learn from.
-    Train,
-    /// To measure with.
-    Test,
+words! {
+    /// Which part of a data set.
+    pub enum Split {
+        /// Images to train on.
+        Train = "train",
+        /// Images to evaluate on.
+        Test = "test",
+    }
 }
 
 impl fmt::Display for Split {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Split::Train => "train",
-            Split::Test => "test",
-        })
+        f.write_str(self.word())
     }
 }
 
@@ -139,6 +140,24 @@ impl fmt::Display for Spec {
             } => write!(f, "synthetic:{count}"),
             Spec::Synthetic { count, image_size } => write!(f, "synthetic:{count}@{image_size}"),
         }
+    }
+}
+
+impl Setting for Spec {
+    const KIND: Kind = Kind::Text {
+        expected: "a data set",
+        pattern: "",
+    };
+
+    fn from_value(value: &Value) -> Option<std::result::Result<Self, Invalid>> {
+        match value {
+            Value::Text(text) => Some(text.parse().map_err(Invalid::from)),
+            _ => None,
+        }
+    }
+
+    fn print<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -1,28 +1,28 @@
-//! How a recipe lets processes share its batches.
+//! How a recipe shares its batches among processes.
 
-use serde::Serialize;
+use crate::settings::{Table, settings, words};
 
-use crate::settings::Table;
-
-/// The recipe's table `parallel`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Parallel {
-    /// Equal parts of every batch, which are dealt to the processes: these may be as many as divide it. Images are mixed within
-    /// a part.
-    pub shards: u64,
-    /// In which order gradients are added up.
-    pub reduce: Reduce,
+settings! {
+    /// How processes share the batches of a run.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Parallel(table) {
+        /// Equal parts of each batch that are distributed over the processes; any number of processes that divides it can
+        /// run the recipe. Images are mixed within a shard.
+        pub shards: u64 { limits: within(1.0, 65536.0), example: "8" },
+        /// Order in which gradients are summed.
+        pub reduce: Reduce { example: "\"exact\"" },
+    }
+    check { check_shards(table, shards, reduce) }
 }
 
-/// In which order gradients are added up.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reduce {
-    /// Shard by shard, then pairwise: the same bits for every number of processes.
-    #[default]
-    Exact,
-    /// All images of a process at once: the same but for rounding.
-    Fast,
+words! {
+    /// In which order gradients are summed.
+    pub enum Reduce {
+        /// Shard by shard, then pairwise: bitwise equal for every number of processes.
+        Exact = "exact",
+        /// All images of a process at once: faster, equal up to rounding.
+        Fast = "fast",
+    }
 }
 
 impl Default for Parallel {
@@ -34,33 +34,20 @@ impl Default for Parallel {
     }
 }
 
+/// Shards are summed pairwise, so their number is a power of two.
+fn check_shards(table: &Table, shards: Option<u64>, reduce: Option<Reduce>) {
+    if let (Some(shards), Some(Reduce::Exact)) = (shards, reduce)
+        && !shards.is_power_of_two()
+    {
+        let message =
+            format!("shards = {shards} is not a power of two, which reduce = `exact` needs");
+        let near = shards.next_power_of_two();
+        let hint = format!("use {} or {near}, or reduce = \"fast\"", near / 2);
+        table.problem_with_hint("shards", message, hint);
+    }
+}
+
 impl Parallel {
-    /// Reads a table such as `{ shards = 8, reduce = "exact" }`.
-    pub fn read(table: &Table) -> Option<Self> {
-        let shards = table.count("shards", 1..=1u64 << 16);
-        let reduce = table.choice(
-            "reduce",
-            &[("exact", Reduce::Exact), ("fast", Reduce::Fast)],
-        );
-        if let (Some(shards), Some(Reduce::Exact)) = (shards, reduce)
-            && !shards.is_power_of_two()
-        {
-            let message = format!("shards = {shards} cannot be added up pairwise");
-            let near = shards.next_power_of_two();
-            let hint = format!("use {} or {near}, or reduce = \"fast\"", near / 2);
-            table.fault("shards", message, Some(hint));
-        }
-        Some(Self {
-            shards: shards?,
-            reduce: reduce?,
-        })
-    }
-
-    /// Whether it is what recipes without the table have.
-    pub fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// Shards of a process among so many that are passed one by one and added up pairwise.
     pub fn local_shards(&self, processes: usize) -> usize {
         match self.reduce {

@@ -14,28 +14,22 @@
 //! Source: Croce and Hein 2020 (arXiv:2003.01690); for l1, 2021 (arXiv:2103.01208).
 
 use crate::attack::{Apgd, Attack, Climbs, Fab, Norm, Pgd, Square, Start};
-use crate::settings::nearest;
+use crate::settings::{nearest, words};
 use crate::units::Fraction;
 
-/// Which attacks make up AutoAttack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
-    /// The one that results are compared by.
-    Standard,
-    /// More restarts and untargeted attacks.
-    Plus,
-    /// For models with random outputs: gradients are means over 20 evaluations.
-    Rand,
+words! {
+    /// Which attacks make up AutoAttack.
+    pub enum Version {
+        /// The version of the leaderboards.
+        Standard = "standard",
+        /// More restarts and untargeted attacks.
+        Plus = "plus",
+        /// For models with random outputs: gradients are means over 20 evaluations.
+        Rand = "rand",
+    }
 }
 
 impl Version {
-    /// The words for the versions.
-    pub const WORDS: [(&'static str, Version); 3] = [
-        ("standard", Self::Standard),
-        ("plus", Self::Plus),
-        ("rand", Self::Rand),
-    ];
-
     /// The names of its attacks in order.
     pub fn attacks(self) -> &'static [&'static str] {
         match self {

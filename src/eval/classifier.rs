@@ -11,8 +11,8 @@ use crate::distributed::Comm;
 use crate::error::Result;
 use crate::image::Preprocessing;
 use crate::model::{Model, Pass};
-use crate::ops::precision::word_of;
 use crate::ops::{Precision, to_vec};
+use crate::settings::Words;
 use crate::text::zero_shot::by_text;
 
 /// A model with an optional text head, and the arithmetic that it is evaluated in.
@@ -153,7 +153,7 @@ impl Classifier {
             mean,
             std,
             seed,
-            precision: word_of(self.precision).to_owned(),
+            precision: self.precision.word().to_owned(),
         })
     }
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::picture::{Picture, Pixels, Region, bytes_to_planes};
 use super::resize::{Crop, Filter, resize_bytes, resize_planes_part};
 use crate::error::{Error, Result};
+use crate::settings::words;
 
 /// How a picture of any size becomes a square of the size of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -39,14 +40,12 @@ pub enum ResizeMode {
     Squash,
 }
 
-impl ResizeMode {
-    /// open_clip's words; its borders are black.
-    pub const WORDS: [(&str, Self); 3] = [
-        ("shortest", Self::Shortest),
-        ("longest", Self::Longest { fill: [0; 3] }),
-        ("squash", Self::Squash),
-    ];
-}
+// The words are open_clip's; its borders are black.
+words!(for ResizeMode:
+    "shortest" => Self::Shortest, "Resize the shortest side and crop the rest.";
+    "longest" => Self::Longest { fill: [0; 3] }, "Resize the longest side and pad the other.";
+    "squash" => Self::Squash, "Resize both sides, whatever the aspect ratio.";
+);
 
 /// The largest side of images and of what they are resized to before they are cut: far beyond any model, and small
 /// enough that no product of sizes overflows.
@@ -215,6 +214,7 @@ mod tests {
     use crate::data::loader::evaluation::evaluation_batch;
     use crate::data::spec::{Spec, Split};
     use crate::image::picture::golden;
+    use crate::settings::Words;
 
     fn preprocessing(image_size: usize, crop_fraction: f64) -> Preprocessing {
         Preprocessing {
@@ -249,7 +249,7 @@ mod tests {
                 continue;
             };
             let found = Preprocessing {
-                interpolation: choice(&Filter::WORDS, interpolation),
+                interpolation: choice(&Filter::pairs(), interpolation),
                 ..preprocessing(image_size.parse().unwrap(), fraction.parse().unwrap())
             };
             assert_eq!(shape[0], found.image_size);
@@ -284,13 +284,13 @@ mod tests {
                 .map(|color| color.parse().unwrap())
                 .collect();
             let found = Preprocessing {
-                resize_mode: match choice(&ResizeMode::WORDS, mode) {
+                resize_mode: match choice(&ResizeMode::pairs(), mode) {
                     ResizeMode::Longest { .. } => ResizeMode::Longest {
                         fill: fill.try_into().unwrap(),
                     },
                     other => other,
                 },
-                interpolation: choice(&Filter::WORDS, interpolation),
+                interpolation: choice(&Filter::pairs(), interpolation),
                 ..preprocessing(image_size.parse().unwrap(), fraction.parse().unwrap())
             };
             assert_eq!(shape[0], found.image_size);

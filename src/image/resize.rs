@@ -12,42 +12,27 @@ use std::f64::consts::PI;
 use std::ops::Range;
 
 use super::picture::{Picture, Pixels, Region};
+use crate::settings::words;
 
-/// The shape of the window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Filter {
-    /// The pixel at the center, whatever the scale.
-    Nearest,
-    /// The mean of the pixels covered.
-    Box,
-    /// A triangle of radius 1.
-    Bilinear,
-    /// A sinc of radius 1 under Hamming's window.
-    Hamming,
-    /// Keys' cubic with a = -1/2, of radius 2; it overshoots at edges.
-    Bicubic,
-    /// A sinc of radius 3 under a wider one; it overshoots at edges.
-    Lanczos,
+words! {
+    /// The shape of the window, by the words of Pillow, torchvision and timm.
+    pub enum Filter {
+        /// The pixel at the center, whatever the scale.
+        Nearest = "nearest",
+        /// Mean of the pixels covered.
+        Box = "box",
+        /// Triangle of radius 1.
+        Bilinear = "bilinear",
+        /// Sinc of radius 1 under Hamming's window.
+        Hamming = "hamming",
+        /// Keys' cubic with a = -1/2, of radius 2; overshoots at edges.
+        Bicubic = "bicubic",
+        /// Sinc of radius 3 under a wider one; overshoots at edges.
+        Lanczos = "lanczos",
+    }
 }
 
 impl Filter {
-    /// Pillow's, torchvision's and timm's words.
-    pub const WORDS: [(&str, Self); 6] = [
-        ("nearest", Self::Nearest),
-        ("box", Self::Box),
-        ("bilinear", Self::Bilinear),
-        ("hamming", Self::Hamming),
-        ("bicubic", Self::Bicubic),
-        ("lanczos", Self::Lanczos),
-    ];
-
-    /// Its word.
-    pub fn word(self) -> &'static str {
-        let found = Self::WORDS.iter().find(|(_, filter)| *filter == self);
-        found.expect("each has its word").0
-    }
-
     fn radius(self) -> f64 {
         match self {
             Filter::Nearest | Filter::Box => 0.5,
@@ -500,6 +485,7 @@ fn float_row(row: &[f32], windows: &Windows<f32>, result: &mut [f32]) {
 mod tests {
     use super::*;
     use crate::image::picture::golden;
+    use crate::settings::Words;
 
     fn pair(text: &str) -> (usize, usize) {
         let (width, height) = text.split_once('x').unwrap();
@@ -507,8 +493,7 @@ mod tests {
     }
 
     fn filter(name: &str) -> Filter {
-        let found = Filter::WORDS.iter().find(|(word, _)| *word == name);
-        found.expect("a word of Pillow's").1
+        Filter::from_word(name).expect("a word of Pillow's")
     }
 
     #[test]
@@ -599,7 +584,7 @@ mod tests {
     #[test]
     fn a_flat_picture_stays_flat_at_any_size() {
         let picture = Picture::bytes(9, 7, vec![200; 189]).unwrap();
-        for (_, filter) in Filter::WORDS {
+        for &filter in Filter::VALUES {
             for new in [(1, 1), (5, 13), (40, 2)] {
                 let whole = Region::whole(new.0, new.1);
                 let bytes = resize_bytes(&picture.to_bytes(), (9, 7), new, &whole, filter);
@@ -637,7 +622,7 @@ mod tests {
             let columns = region.left * channels..(region.left + region.width) * channels;
             rows.flat_map(|row| row[columns.clone()].to_vec()).collect()
         }
-        for (_, filter) in Filter::WORDS {
+        for &filter in Filter::VALUES {
             for new in [(8, 11), (31, 40), (17, 29), (9, 13), (17, 13)] {
                 let whole = Region::whole(new.0, new.1);
                 let all = resize_bytes(&bytes, old, new, &whole, filter);

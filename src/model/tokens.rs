@@ -7,46 +7,32 @@
 use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use serde::Serialize;
 
 use crate::rng::{Purpose, Rng};
-use crate::settings::Table;
+use crate::settings::{settings, words};
 
-/// Leaving out patches, a part of a phase.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Masking {
-    /// Which patches stay.
-    pub kind: MaskingKind,
-    /// Share of the patches that is left out.
-    pub ratio: f64,
+settings! {
+    /// Token reduction: the model sees only some of the patches of each image.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct Masking(table) {
+        /// Which patches are kept.
+        pub kind: MaskingKind { example: "\"random\"" },
+        /// Share of the patches that is left out.
+        pub ratio: f64 { limits: above(0.0).below(1.0), example: "0.75" },
+    }
 }
 
-/// Which patches stay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MaskingKind {
-    /// Any, each as likely as the next (FLIP, MAE).
-    Random,
-    /// One contiguous rectangle of the grid, near to square (after BEiT).
-    Block,
+words! {
+    /// Which patches are kept.
+    pub enum MaskingKind {
+        /// A random subset (FLIP, MAE).
+        Random = "random",
+        /// One contiguous rectangle of the grid, close to a square (after BEiT).
+        Block = "block",
+    }
 }
 
 impl Masking {
-    /// Reads a phase's table `masking`.
-    pub fn read(table: &Table) -> Option<Self> {
-        let kinds = [
-            ("random", MaskingKind::Random),
-            ("block", MaskingKind::Block),
-        ];
-        let kind = table.choice("kind", &kinds);
-        let inside = |ratio: &f64| *ratio > 0.0 && *ratio < 1.0;
-        let ratio = table.required_where("ratio", "above 0 and below 1", inside);
-        Some(Self {
-            kind: kind?,
-            ratio: ratio?,
-        })
-    }
-
     /// How many patches of a grid stay.
     ///
     /// Random masking keeps the rounded share. Block masking keeps the rectangle whose area comes

@@ -6,12 +6,13 @@ use std::str::FromStr;
 
 use advxl_kernels::Precision;
 use burn::tensor::{DType, Device, DeviceType};
+use serde::Serializer;
 
 use super::engine::is_processor;
 use super::tensor::{from_vec, to_vec};
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, Rng};
-use crate::settings::{Setting, Value};
+use crate::settings::{Invalid, Kind, Setting, Value, Words, words};
 
 /// The name of a device as a user writes it: `auto`, `cpu`, `cuda`, `cuda:1`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,36 +26,23 @@ pub enum DeviceName {
     Gpu(Api, Option<usize>),
 }
 
-/// The API of a GPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Api {
-    /// NVIDIA's.
-    Cuda,
-    /// AMD's.
-    Rocm,
-    /// Apple's.
-    Metal,
-    /// Vulkan, of any vendor.
-    Vulkan,
-    /// Whichever API wgpu finds.
-    Wgpu,
+words! {
+    /// An interface to GPUs, in the order in which `auto` looks for them.
+    pub enum Api {
+        /// NVIDIA's CUDA.
+        Cuda = "cuda",
+        /// AMD's ROCm.
+        Rocm = "rocm",
+        /// Apple's Metal.
+        Metal = "metal",
+        /// Vulkan, of any vendor.
+        Vulkan = "vulkan",
+        /// Whatever wgpu finds.
+        Wgpu = "wgpu",
+    }
 }
 
 impl Api {
-    /// In the order in which `auto` looks for them.
-    const ALL: [(&'static str, Self); 5] = [
-        ("cuda", Self::Cuda),
-        ("rocm", Self::Rocm),
-        ("metal", Self::Metal),
-        ("vulkan", Self::Vulkan),
-        ("wgpu", Self::Wgpu),
-    ];
-
-    fn word(self) -> &'static str {
-        let entry = Self::ALL.iter().find(|(_, api)| *api == self);
-        entry.map_or("", |(word, _)| word)
-    }
-
     /// Burn's name for it; `None` if this program was built without.
     fn kind(self) -> Option<DeviceType> {
         match self {
@@ -105,7 +93,8 @@ impl FromStr for DeviceName {
         };
         let wrong = || {
             format!(
-                "unknown device `{text}`: use auto, cpu, cuda, rocm, metal, vulkan or wgpu, or one of several, such as cuda:0"
+                "unknown device `{text}`: use auto, cpu, {}, or one of several, such as cuda:0",
+                Api::listed()
             )
         };
         match (word, number) {
@@ -113,10 +102,9 @@ impl FromStr for DeviceName {
             ("cpu", None) => return Ok(Self::Cpu),
             _ => {}
         }
-        let api = Api::ALL.iter().find(|(name, _)| *name == word);
-        let (_, api) = api.ok_or_else(wrong)?;
+        let api = Api::from_word(word).ok_or_else(wrong)?;
         let number = number.map(|number| number.parse().map_err(|_| wrong()));
-        Ok(Self::Gpu(*api, number.transpose()?))
+        Ok(Self::Gpu(api, number.transpose()?))
     }
 }
 
@@ -132,22 +120,24 @@ impl fmt::Display for DeviceName {
 }
 
 impl Setting for DeviceName {
-    const EXPECTED: &'static str = "a device such as \"auto\", \"cpu\" or \"cuda:0\"";
+    const KIND: Kind = Kind::Text {
+        expected: "a device such as \"auto\", \"cpu\" or \"cuda:0\"",
+        pattern: "^(auto|cpu|(cuda|rocm|metal|vulkan|wgpu)(:[0-9]+)?)$",
+    };
 
-    fn from_value(value: &Value) -> Option<std::result::Result<Self, String>> {
+    fn from_value(value: &Value) -> Option<std::result::Result<Self, Invalid>> {
         match value {
-            Value::Text(text) => Some(text.parse()),
+            Value::Text(text) => Some(text.parse().map_err(Invalid::from)),
             _ => None,
         }
+    }
+
+    fn print<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
 impl DeviceName {
-    /// Whether it is the default, which recipes need not name.
-    pub fn is_auto(&self) -> bool {
-        *self == Self::Auto
-    }
-
     /// Opens the device. `local` is the local rank of this process: each takes a GPU of its own.
     ///
     /// Errors: this program was built without it, the driver or the GPU is missing, or the self-test failed.
@@ -155,9 +145,9 @@ impl DeviceName {
         let (api, number) = match self {
             Self::Cpu => return Ok(Device::flex()),
             Self::Auto => {
-                let first = Api::ALL.iter().find(|(_, api)| !api.devices().is_empty());
-                match first {
-                    Some((_, api)) => (*api, None),
+                let mut apis = Api::VALUES.iter();
+                match apis.find(|api| !api.devices().is_empty()) {
+                    Some(api) => (*api, None),
                     None => return Ok(Device::flex()),
                 }
             }

@@ -11,11 +11,11 @@ mod dispatch;
 mod engine;
 mod gpu;
 mod node;
-pub mod precision;
 mod recompute;
 mod reference;
 mod spec;
 mod tensor;
+mod words;
 
 pub use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu, Precision, release_buffers};
 

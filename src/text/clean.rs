@@ -11,26 +11,21 @@ use unicode_normalization::{UnicodeNormalization, is_nfc};
 
 use super::html::{unescape, unescape_certain};
 use super::mojibake;
+use crate::settings::words;
 
-/// How captions are cleaned; open_clip's `clean`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cleaning {
-    /// Repaired, white space collapsed, in lower case: CLIP.
-    Lower,
-    /// Repaired, white space collapsed: tokenizers that have a lower case of their own.
-    Whitespace,
-    /// Without punctuation besides: SigLIP.
-    Canonicalize,
+words! {
+    /// How captions are cleaned; open_clip's `clean`.
+    pub enum Cleaning {
+        /// Repair, collapse white space, lower case: CLIP.
+        Lower = "lower",
+        /// Repair, collapse white space: tokenizers that have a lower case of their own.
+        Whitespace = "whitespace",
+        /// Lower case without punctuation: SigLIP.
+        Canonicalize = "canonicalize",
+    }
 }
 
 impl Cleaning {
-    /// Names in configurations.
-    pub const WORDS: [(&str, Self); 3] = [
-        ("lower", Self::Lower),
-        ("whitespace", Self::Whitespace),
-        ("canonicalize", Self::Canonicalize),
-    ];
-
     /// A cleaned caption.
     pub fn clean(self, caption: &str) -> String {
         let repaired = unescape(&unescape(&fix_text(caption)));

@@ -9,6 +9,7 @@ use super::clean::Cleaning;
 use super::tokenizer::TokenizerConfig;
 use crate::error::{Error, Result};
 use crate::ops::Gelu;
+use crate::settings::Words;
 
 /// A text tower, complete but for its weights.
 #[derive(Clone, Debug, PartialEq)]
@@ -266,12 +267,9 @@ pub(crate) fn from_open_clip(json: &Value) -> Result<(TextConfig, TokenizerConfi
                 "strip_sep_token" => tokenizer.strip_separator = arguments.flag(key)?,
                 "clean" => {
                     let word = arguments.text(key)?;
-                    let known = Cleaning::WORDS
-                        .iter()
-                        .find(|(known, _)| Some(*known) == word);
-                    let known = known
-                        .ok_or_else(|| arguments.refuse(key, "lower, whitespace or canonicalize"));
-                    tokenizer.cleaning = known?.1;
+                    let known = word.and_then(Cleaning::from_word);
+                    tokenizer.cleaning =
+                        known.ok_or_else(|| arguments.refuse(key, &Cleaning::listed()))?;
                 }
                 _ => return Err(arguments.refuse(key, "a known argument")),
             }
@@ -388,11 +386,7 @@ impl TextConfig {
         if self.gelu == Gelu::Tanh {
             text["act_kwargs"] = json!({ "approximate": "tanh" });
         }
-        let cleaning = Cleaning::WORDS
-            .iter()
-            .find(|(_, cleaning)| *cleaning == tokenizer.cleaning)
-            .map(|(word, _)| *word);
-        let mut arguments = json!({ "clean": cleaning });
+        let mut arguments = json!({ "clean": tokenizer.cleaning });
         if let Some(name) = &tokenizer.name {
             text["hf_tokenizer_name"] = json!(name);
             arguments["strip_sep_token"] = json!(tokenizer.strip_separator);

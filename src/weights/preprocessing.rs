@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::image::resize::Filter;
 use crate::image::{Preprocessing, ResizeMode};
+use crate::settings::Words;
 
 /// Preprocessing as the folder of a model states it.
 #[derive(Clone, Debug)]
@@ -142,7 +143,7 @@ pub(crate) fn of_timm(config: &Value, ours: &Value, mean: [f64; 3]) -> Preproces
     let read = || {
         let interpolation = match &config["interpolation"] {
             Value::Null => Filter::Bicubic,
-            found => choice(source, "interpolation", found, &Filter::WORDS)?,
+            found => choice(source, "interpolation", found, &Filter::pairs())?,
         };
         let crop_fraction = match &config["crop_pct"] {
             Value::Null => 0.875,
@@ -242,7 +243,7 @@ pub(crate) fn of_open_clip(config: &Value) -> PreprocessingFields {
         };
         let mut resize_mode = match &config["resize_mode"] {
             Value::Null => ResizeMode::Shortest,
-            found => choice(source, "resize_mode", found, &ResizeMode::WORDS)?,
+            found => choice(source, "resize_mode", found, &ResizeMode::pairs())?,
         };
         if let (ResizeMode::Longest { fill }, found @ (Value::Number(_) | Value::Array(_))) =
             (&mut resize_mode, &config["fill_color"])

@@ -11,58 +11,44 @@ use std::ops::Range;
 use super::mix::{Mix, Patch};
 use crate::data::batch::Batch;
 use crate::rng::{Purpose, Rng};
-use crate::settings::Table;
+use crate::settings::{Section, Table, settings};
 
-/// How batches are mixed.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub struct Mixing {
-    /// MixUp, its share from Beta(alpha, alpha).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mixup_alpha: Option<f64>,
-    /// CutMix, the share of its area from Beta(alpha, alpha).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cutmix_alpha: Option<f64>,
-    /// Share of the batches that are mixed.
-    pub probability: f64,
-    /// Share of CutMix among the mixed batches; there when both are on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub switch_probability: Option<f64>,
+settings! {
+    /// MixUp and CutMix of the images and labels of a batch, as in timm's batch mode.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct Mixing(table) {
+        /// Alpha of MixUp, whose share is drawn from Beta(alpha, alpha); without it there is no MixUp.
+        pub mixup_alpha: Option<f64> { limits: above(0.0), example: "0.8" },
+        /// Alpha of CutMix, whose share of the area is drawn from Beta(alpha, alpha); without it there is no CutMix.
+        pub cutmix_alpha: Option<f64> { limits: above(0.0), example: "1.0" },
+        /// Share of the batches that are mixed.
+        pub probability: f64 { limits: within(0.0, 1.0), example: "1.0" },
+        /// Share of CutMix among the mixed batches; required with both alphas, without effect otherwise.
+        pub switch_probability: Option<f64> { limits: within(0.0, 1.0), example: "0.5" },
+    }
+    check { check_alphas(table) }
+}
+
+fn check_alphas(table: &Table) {
+    let alphas = ["mixup_alpha", "cutmix_alpha"].map(|key| table.has(key));
+    let has_switch = table.has("switch_probability");
+    match alphas {
+        [false, false] => {
+            let message = "mixing needs `mixup_alpha`, `cutmix_alpha` or both";
+            table.problem_with_hint("probability", message, "leave the table out for no mixing");
+        }
+        [true, true] if !has_switch => {
+            table.missing(Mixing::DESCRIPTION.key("switch_probability"));
+        }
+        _ => {}
+    }
+    if alphas.contains(&false) && has_switch {
+        let message = "`switch_probability` has no effect without both alphas";
+        table.problem_with_hint("switch_probability", message, "leave it out");
+    }
 }
 
 impl Mixing {
-    /// Reads a table such as `{ mixup_alpha = 0.8, probability = 1.0 }`.
-    pub fn read(table: &Table) -> Option<Self> {
-        let alpha =
-            |key| table.optional_where(key, "above 0; leave it out for none", |a: &f64| *a > 0.0);
-        let share = |key| table.required_where(key, "0 to 1", |p: &f64| (0.0..=1.0).contains(p));
-        let both = table.has("mixup_alpha") && table.has("cutmix_alpha");
-        if !table.has("mixup_alpha") && !table.has("cutmix_alpha") {
-            let message = "mixing needs `mixup_alpha`, `cutmix_alpha` or both";
-            table.fault(
-                "probability",
-                message,
-                Some("leave the table out for no mixing".into()),
-            );
-        }
-        let (mixup_alpha, cutmix_alpha) = (alpha("mixup_alpha"), alpha("cutmix_alpha"));
-        let switch_probability = match both {
-            true => share("switch_probability"),
-            false => {
-                if table.optional::<f64>("switch_probability").is_some() {
-                    let message = "`switch_probability` has no effect without both alphas";
-                    table.fault("switch_probability", message, Some("leave it out".into()));
-                }
-                None
-            }
-        };
-        Some(Self {
-            mixup_alpha,
-            cutmix_alpha,
-            probability: share("probability")?,
-            switch_probability,
-        })
-    }
-
     /// Says of some rows of a batch how they are mixed, and of what their labels are. `samples_seen` is the run's position at the
     /// first of them.
     pub fn apply(

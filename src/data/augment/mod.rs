@@ -10,79 +10,81 @@ pub mod mix;
 pub mod mixing;
 
 use crate::data::batch::Planes;
+use crate::image::operations::Operation;
 use crate::image::picture::{bytes_in_planes, planes_to_bytes, to_byte};
 use crate::image::resize::{Crop, Filter, resize_planes};
-use crate::image::{Picture, Region};
+use crate::image::{Picture, Region, operations};
 use crate::rng::{Purpose, Rng};
-use crate::settings::Table;
+use crate::settings::{Table, settings};
 
-use crate::image::operations::{self, Operation};
-
-/// What is done to a training picture.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
-pub struct Augmentation {
-    /// Cut out a random part and resize it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub random_resized_crop: Option<RandomResizedCrop>,
-    /// Pad with so many black pixels on every side, and cut out a part of the old size.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pad_crop: Option<u32>,
-    /// Mirror every second picture.
-    pub flip: bool,
-    /// Random operations on colour and geometry.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rand_augment: Option<RandAugment>,
+settings! {
+    /// Random changes of single training images. Each is off without its key, but `flip` must be given.
+    #[derive(Clone, Debug, Default, PartialEq)]
+    pub struct Augmentation(table) {
+        /// Crops a random part and resizes it (torchvision's `RandomResizedCrop`).
+        pub random_resized_crop: Option<RandomResizedCrop> {},
+        /// Pads each side with black pixels, then crops a random part of the original size.
+        pub pad_crop: Option<u32> { limits: within(1.0, 1024.0), unit: "pixels", example: "4" },
+        /// Mirrors every image with probability 1/2.
+        pub flip: bool { example: "true" },
+        /// Applies random operations on color and geometry.
+        pub rand_augment: Option<RandAugment> {},
+    }
+    check { check_crops(table) }
 }
 
-/// Which part of a picture a random resized crop may take.
-///
-/// Source: torchvision's `RandomResizedCrop`: ten tries, then the largest central part that keeps
-/// the ratio.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub struct RandomResizedCrop {
-    /// Least and greatest share of the area.
-    pub area: [f64; 2],
-    /// Least and greatest width by height.
-    pub ratio: [f64; 2],
+settings! {
+    /// Which part of an image a random resized crop can take. As in torchvision: ten tries, then the largest central
+    /// part within the aspect ratios.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct RandomResizedCrop(table) {
+        /// Smallest and largest share of the area.
+        pub area: [f64; 2] { limits: above(0.0).at_most(1.0), example: "[0.08, 1.0]" },
+        /// Smallest and largest aspect ratio, width by height.
+        pub ratio: [f64; 2] { limits: above(0.0), example: "[0.75, 1.3333333]" },
+    }
+    check {
+        check_order(table, "area", area);
+        check_order(table, "ratio", ratio);
+    }
 }
 
-/// Random operations, timm's `rand-m9-mstd0.5-inc1`.
-///
-/// Source: Cubuk et al. 2020; `timm/data/auto_augment.py`, the increasing set of 15 operations,
-/// each drawn with replacement and done every second time.
-/// Differs from the reference: turned and moved pictures are always interpolated linearly, where
-/// timm draws linear or cubic for each; the fill colour is ImageNet's mean, as `create_transform`
-/// sets it.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub struct RandAugment {
-    /// How many operations are drawn for each picture.
-    pub operations: u32,
-    /// Mean strength, 0 to 10.
-    pub magnitude: f64,
-    /// Standard deviation of the strength.
-    pub deviation: f64,
+// Source: Cubuk et al. 2020; `timm/data/auto_augment.py`, the increasing set of 15 operations, each drawn with
+// replacement and applied with probability 1/2.
+// Differs from the reference: rotated and translated images are always interpolated linearly, where timm draws linear
+// or cubic for each; the fill color is ImageNet's mean, as `create_transform` sets it.
+settings! {
+    /// RandAugment, as in timm's `rand-m9-mstd0.5-inc1`.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct RandAugment(table) {
+        /// Operations drawn for each image.
+        pub operations: u32 { limits: within(1.0, 100.0), example: "2" },
+        /// Mean strength.
+        pub magnitude: f64 { limits: within(0.0, 10.0), example: "9.0" },
+        /// Standard deviation of the strength.
+        pub deviation: f64 { limits: at_least(0.0), example: "0.5" },
+    }
+}
+
+fn check_crops(table: &Table) {
+    if table.has("pad_crop") && table.has("random_resized_crop") {
+        let message = "`pad_crop` has no effect beside `random_resized_crop`";
+        table.problem_with_hint("pad_crop", message, "keep one of the two");
+    }
+}
+
+/// The smaller bound comes first.
+fn check_order(table: &Table, key: &str, bounds: Option<[f64; 2]>) {
+    if let Some([low, high]) = bounds
+        && low > high
+    {
+        let message =
+            format!("{key} = [{low}, {high}] must be the smaller number, then the larger");
+        table.problem_with_hint(key, message, format!("use [{high}, {low}]"));
+    }
 }
 
 impl Augmentation {
-    /// Reads the table of this name: `flip` is required, the others are off when absent.
-    pub fn read(table: &Table) -> Option<Self> {
-        let random_resized_crop = table.child("random_resized_crop", RandomResizedCrop::read);
-        let pad_crop = table.optional_where("pad_crop", "1 to 1024 pixels", |padding: &u64| {
-            (1..=1024).contains(padding)
-        });
-        if table.has("pad_crop") && table.has("random_resized_crop") {
-            let message = "`pad_crop` has no effect beside `random_resized_crop`";
-            table.fault("pad_crop", message, Some("keep one of the two".into()));
-        }
-        let rand_augment = table.child("rand_augment", RandAugment::read);
-        Some(Self {
-            random_resized_crop,
-            pad_crop: pad_crop.map(|padding| padding as u32),
-            flip: table.required("flip")?,
-            rand_augment,
-        })
-    }
-
     /// The region of a picture of some size that [`Self::apply`] will look at.
     pub fn region(&self, width: usize, height: usize, keys: (u64, u64, u64)) -> Region {
         let Some(crop) = &self.random_resized_crop else {
@@ -175,32 +177,6 @@ fn pad_crop(picture: &Picture, padding: usize, rng: &mut Rng) -> Vec<f32> {
 }
 
 impl RandomResizedCrop {
-    /// Reads a table such as `{ area = [0.2, 1.0], ratio = [0.75, 1.33] }`.
-    pub fn read(table: &Table) -> Option<Self> {
-        let bounds = |key, rule: &str, right: fn(&[f64; 2]) -> bool| {
-            let bounds: [f64; 2] = table.required(key)?;
-            if right(&bounds) {
-                return Some(bounds);
-            }
-            table.fault(key, format!("{key} = {bounds:?} must be {rule}"), None);
-            None
-        };
-        let area = bounds(
-            "area",
-            "least and greatest share, above 0 and up to 1",
-            |b| 0.0 < b[0] && b[0] <= b[1] && b[1] <= 1.0,
-        );
-        let ratio = bounds(
-            "ratio",
-            "least and greatest width by height, above 0",
-            |b| 0.0 < b[0] && b[0] <= b[1],
-        );
-        Some(Self {
-            area: area?,
-            ratio: ratio?,
-        })
-    }
-
     /// A random part of a picture, with whole edges.
     fn draw(&self, width: usize, height: usize, rng: &mut Rng) -> Crop {
         let between =
@@ -236,21 +212,6 @@ impl RandomResizedCrop {
 }
 
 impl RandAugment {
-    /// Reads a table such as `{ operations = 2, magnitude = 9.0, deviation = 0.5 }`.
-    pub fn read(table: &Table) -> Option<Self> {
-        let operations =
-            table.required_where("operations", "1 to 100", |n: &u64| (1..=100).contains(n));
-        let magnitude = table.required_where("magnitude", "0 to 10", |magnitude: &f64| {
-            (0.0..=10.0).contains(magnitude)
-        });
-        let deviation = table.required_where("deviation", "0 or more", |d: &f64| *d >= 0.0);
-        Some(Self {
-            operations: operations? as u32,
-            magnitude: magnitude?,
-            deviation: deviation?,
-        })
-    }
-
     fn apply(&self, bytes: &mut Vec<u8>, image_size: usize, rng: &mut Rng) {
         for _ in 0..self.operations {
             let kind = rng.below(operations::KINDS);

@@ -1,38 +1,19 @@
 //! What the configurations of both architectures share: stems, limits, statistics of normalization.
 
-use serde::Serialize;
+use crate::settings::{Key, Limits, Table, words};
 
-use crate::settings::Table;
-
-/// How the first layer makes patches into tokens or positions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Stem {
-    /// One convolution that steps as far as it reaches, as in the original models.
-    #[default]
-    Patch,
-    /// Overlapping 3 x 3 convolutions with norms and GELUs between them (Singh et al. 2023), which
-    /// gains 4 points of robust accuracy for a small transformer there.
-    Conv,
-}
-
-impl Stem {
-    /// Reads the key `stem`; patches without it.
-    pub(crate) fn read(table: &Table) -> Option<Self> {
-        let words = [("patch", Self::Patch), ("conv", Self::Conv)];
-        match table.has("stem") {
-            true => table.choice("stem", &words),
-            false => Some(Self::Patch),
-        }
-    }
-
-    pub(crate) fn is_patch(&self) -> bool {
-        *self == Self::Patch
+words! {
+    /// How the first layer makes patches into tokens or positions.
+    pub enum Stem {
+        /// One convolution whose stride is its kernel size, as in the original models.
+        Patch = "patch",
+        /// Overlapping 3 x 3 convolutions with norms and GELUs between them, more robust in small models (Singh et al. 2023).
+        Conv = "conv",
     }
 }
 
-/// Limits of what a recipe may say of a model: above any that is built, and far below what overflows when its weights and
-/// multiply-adds are counted.
+/// Limits of a model: larger than any that is built, and far below what overflows when weights and multiply-adds are
+/// counted.
 pub(crate) const LARGEST_WIDTH: usize = 1 << 16;
 
 /// Blocks; see [`LARGEST_WIDTH`].
@@ -109,13 +90,27 @@ pub(crate) fn out_of_range(what: &str, found: &[f64; 3]) -> (String, String) {
     (message, hint)
 }
 
-/// Reads `mean` and `std`, which take the place of those of the size.
-pub(crate) fn read_statistics(table: &Table, mean: &mut [f64; 3], std: &mut [f64; 3]) {
-    *mean = table.optional("mean").unwrap_or(*mean);
-    *std = table.optional("std").unwrap_or(*std);
-    for (key, checked) in [("mean", check_mean(mean)), ("std", check_std(std))] {
-        if let Err((message, hint)) = checked {
-            table.fault(key, message, Some(hint));
-        }
+/// The check of a mean or a standard deviation.
+type Statistics = fn(&[f64; 3]) -> Result<(), (String, String)>;
+
+/// Reads `mean` or `std`; their checks have hints of their own.
+pub(crate) fn read_statistics(
+    table: &Table,
+    key: &Key,
+    of_size: [f64; 3],
+    check: Statistics,
+) -> Option<[f64; 3]> {
+    if !table.has(key.name) {
+        return Some(of_size);
     }
+    // The limits of the declaration are those of `check`, whose messages say more.
+    let key_without_limits = Key {
+        limits: Limits::NONE,
+        ..*key
+    };
+    let found = table.value(&key_without_limits)?;
+    if let Err((message, hint)) = check(&found) {
+        table.problem_with_hint(key.name, message, hint);
+    }
+    Some(found)
 }

@@ -1,35 +1,42 @@
 //! The named sizes of ConvNeXts and what a recipe may say of one.
 
-use serde::Serialize;
-
 use super::common::{
-    DEEPEST, IMAGENET_MEAN, IMAGENET_STD, LARGEST_PATCH, LARGEST_WIDTH, Stem, grid, linear,
-    read_statistics,
+    DEEPEST, IMAGENET_MEAN, IMAGENET_STD, LARGEST_PATCH, LARGEST_WIDTH, Stem, check_mean,
+    check_std, grid, linear, read_statistics,
 };
-use crate::settings::Table;
+use crate::settings::{Kind, Section, Table, settings};
 
 /// Side of the depthwise convolution's kernel.
 pub const KERNEL: usize = 7;
 
-/// A ConvNeXt (Liu et al. 2022), complete but for its weights.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ConvNextConfig {
-    /// The named size that the rest began with.
-    pub size: String,
-    /// Pixels on a side of a patch of the stem: 4 as published, 1 for small images.
-    pub patch: usize,
-    /// Channels of each stage.
-    pub widths: [usize; 4],
-    /// Blocks of each stage.
-    pub depths: [usize; 4],
-    /// How pixels become the first stage's positions.
-    #[serde(skip_serializing_if = "Stem::is_patch")]
-    pub stem: Stem,
-    /// Mean of each channel, subtracted first.
-    pub mean: [f64; 3],
-    /// Standard deviation of each channel, divided by next.
-    pub std: [f64; 3],
+settings! {
+    /// A ConvNeXt (Liu et al. 2022): a named size, and what differs from it.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct ConvNextConfig(table, base: Self) {
+        /// Named size of the model.
+        pub size: String { kind: Kind::Words(&NAMES), example: "\"convnext_base\"" } [=> Some(base.size.clone())],
+        /// Side of a patch of the stem: 4 as published, 1 for small images.
+        pub patch: usize { limits: within(1.0, LARGEST_PATCH as f64), unit: "pixels", fallback: OF_SIZE, example: "4" } [or base.patch],
+        /// Channels of each of the four stages.
+        pub widths: [usize; 4] { limits: within(1.0, LARGEST_WIDTH as f64), fallback: OF_SIZE, example: "[96, 192, 384, 768]" } [or base.widths],
+        /// Blocks of each of the four stages.
+        pub depths: [usize; 4] { limits: within(1.0, DEEPEST as f64), fallback: OF_SIZE, example: "[3, 3, 9, 3]" } [or base.depths],
+        /// First layer.
+        pub stem: Stem { omit_default: true, example: "\"conv\"" } [= Stem::Patch],
+        /// Mean of the red, green and blue channel, subtracted first; for pixels in [0, 1].
+        pub mean: [f64; 3] { limits: within(-1.0, 1.0), fallback: "ImageNet's", example: "[0.5, 0.5, 0.5]" } [
+            => read_statistics(table, Self::DESCRIPTION.key("mean"), base.mean, check_mean)
+        ],
+        /// Standard deviation of each channel, by which pixels are divided next.
+        pub std: [f64; 3] { limits: above(0.0).at_most(1.0), fallback: "ImageNet's", example: "[0.5, 0.5, 0.5]" } [
+            => read_statistics(table, Self::DESCRIPTION.key("std"), base.std, check_std)
+        ],
+    }
+    verify check
 }
+
+/// What absent sizes fall back to.
+const OF_SIZE: &str = "that of `size`";
 
 /// The named sizes: (name, width of the first stage, depths). Each stage is twice as wide as the one before.
 ///
@@ -44,6 +51,30 @@ const SIZES: &[(&str, usize, [usize; 4])] = &[
     ("convnext_base", 128, [3, 3, 27, 3]),
     ("convnext_large", 192, [3, 3, 27, 3]),
 ];
+
+/// The names of the sizes, as words of the key `size`.
+const NAMES: [(&str, &str); SIZES.len()] = {
+    let mut names = [("", ""); SIZES.len()];
+    let mut place = 0;
+    while place < SIZES.len() {
+        names[place].0 = SIZES[place].0;
+        place += 1;
+    }
+    names
+};
+
+/// Finds values that do not fit each other.
+fn check(table: &Table, model: &ConvNextConfig) {
+    if model.patch == 2 {
+        let message =
+            "patch = 2 is another network in timm, whose first stage then halves the image too";
+        table.problem_with_hint("patch", message, "use 1 or 4");
+    }
+    if model.stem == Stem::Conv && ![1, 4].contains(&model.patch) {
+        let message = format!("stem = `conv` takes a patch of 1 or 4, not {}", model.patch);
+        table.problem_with_hint("stem", message, "leave out `patch` or `stem`");
+    }
+}
 
 impl ConvNextConfig {
     /// The model of a named size.
@@ -63,39 +94,6 @@ impl ConvNextConfig {
     /// The known sizes.
     pub fn names() -> impl Iterator<Item = &'static str> {
         SIZES.iter().map(|(name, ..)| *name)
-    }
-
-    /// What a recipe's table `model` changes of a size.
-    pub(crate) fn read(table: &Table, base: Self) -> Option<Self> {
-        let four = |key: &str, of_size: [usize; 4], largest: usize| {
-            let found: [usize; 4] = table.optional(key).unwrap_or(of_size);
-            if found.iter().all(|number| (1..=largest).contains(number)) {
-                return found;
-            }
-            let message = format!("{key} = {found:?} must be 1 to {largest} in every stage");
-            table.fault(key, message, None);
-            of_size
-        };
-        let mut model = Self {
-            patch: table
-                .optional_count("patch", 1..=LARGEST_PATCH)
-                .unwrap_or(base.patch),
-            widths: four("widths", base.widths, LARGEST_WIDTH),
-            depths: four("depths", base.depths, DEEPEST),
-            stem: Stem::read(table).unwrap_or_default(),
-            ..base
-        };
-        read_statistics(table, &mut model.mean, &mut model.std);
-        if model.patch == 2 {
-            let message =
-                "patch = 2 is another network in timm, whose first stage then halves the image too";
-            table.fault("patch", message, Some("use 1 or 4".into()));
-        }
-        if model.stem == Stem::Conv && ![1, 4].contains(&model.patch) {
-            let message = format!("stem = `conv` takes a patch of 1 or 4, not {}", model.patch);
-            table.fault("stem", message, Some("leave out `patch` or `stem`".into()));
-        }
-        Some(model)
     }
 
     /// Positions along a side after the stem; else what is wrong and a hint.

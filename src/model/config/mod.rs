@@ -8,8 +8,9 @@ pub use convnext::ConvNextConfig;
 pub use vit::{Pool, Position, VitConfig};
 
 use serde::Serialize;
+use serde::ser::SerializeMap;
 
-use crate::settings::Table;
+use crate::settings::{Described, Kind, Section, Table};
 
 use common::Stem;
 
@@ -21,6 +22,17 @@ pub enum ModelConfig {
     Vit(VitConfig),
     /// A ConvNeXt.
     ConvNext(ConvNextConfig),
+}
+
+impl Described for ModelConfig {
+    const KIND: Kind = Kind::Variants(&[
+        ("ViT", VitConfig::DESCRIPTION),
+        ("ConvNeXt", ConvNextConfig::DESCRIPTION),
+    ]);
+
+    fn print<M: SerializeMap>(&self, key: &'static str, map: &mut M) -> Result<(), M::Error> {
+        map.serialize_entry(key, self)
+    }
 }
 
 impl From<VitConfig> for ModelConfig {
@@ -50,9 +62,12 @@ impl ModelConfig {
 
     /// Reads the recipe's table `model`: a size, and what differs from it.
     pub fn read(table: &Table) -> Option<Self> {
-        let sizes: Vec<_> = Self::names().into_iter().map(|name| (name, name)).collect();
-        let size = table.choice("size", &sizes);
-        // Faults of the other keys, and of image sizes, are found whatever the size is; its own is known by now.
+        let names = Self::names()
+            .into_iter()
+            .map(|name| (name, ""))
+            .collect::<Vec<_>>();
+        let size = table.word("size", &names);
+        // Problems of the other keys, and of image sizes, are found whatever the size is; its own is recorded by now.
         match Self::named(size.unwrap_or("vit_micro"))? {
             Self::Vit(base) => VitConfig::read(table, base).map(Self::Vit),
             Self::ConvNext(base) => ConvNextConfig::read(table, base).map(Self::ConvNext),

@@ -1,92 +1,69 @@
 //! The named sizes of vision transformers and what a recipe may say of a model.
 
-use serde::{Serialize, Serializer};
-
 use super::common::{
-    DEEPEST, IMAGENET_MEAN, IMAGENET_STD, LARGEST_PATCH, LARGEST_WIDTH, Stem, grid, linear,
-    read_statistics,
+    DEEPEST, IMAGENET_MEAN, IMAGENET_STD, LARGEST_PATCH, LARGEST_WIDTH, Stem, check_mean,
+    check_std, grid, linear, read_statistics,
 };
 use crate::model::pass::NORM_EPS;
 use crate::model::position::sincos2d;
 use crate::ops::Gelu;
-use crate::settings::Table;
+use crate::settings::{Kind, Section, Table, settings, words};
 
-/// A vision transformer, complete but for its weights.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct VitConfig {
-    /// The named size that the rest began with.
-    pub size: String,
-    /// Pixels on a side of a patch.
-    pub patch: usize,
-    /// Width of a token.
-    pub width: usize,
-    /// Number of encoder blocks.
-    pub depth: usize,
-    /// Attention heads.
-    pub heads: usize,
-    /// Width of the hidden layer of the MLP.
-    pub hidden: usize,
-    /// What the head sees.
-    pub pool: Pool,
-    /// Whether a class token goes before the patches.
-    pub class_token: bool,
-    /// How tokens know their place.
-    pub position: Position,
-    /// The image size whose patches fixed positions are counted in: then a place in the picture has
-    /// the same position at any image size. Without it each size counts its own patches 0, 1, 2, as
-    /// MAE and CLIPA do.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub position_size: Option<usize>,
-    /// How pixels become tokens.
-    #[serde(skip_serializing_if = "Stem::is_patch")]
-    pub stem: Stem,
-    /// Whether tokens are normed before the first block, as in CLIP's image towers.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub pre_norm: bool,
-    /// The activation of the MLPs: exact as in timm and the paper's released models, the tanh form of
-    /// CLIPA's, or the sigmoid form of OpenAI's CLIP.
-    #[serde(serialize_with = "gelu_word", skip_serializing_if = "is_erf")]
-    pub gelu: Gelu,
-    /// Added to the variance in the norms: 1e-6 as in timm, 1e-5 in CLIP's image towers.
-    #[serde(skip_serializing_if = "is_usual_eps")]
-    pub norm_eps: f64,
-    /// Mean of each channel, subtracted first.
-    pub mean: [f64; 3],
-    /// Standard deviation of each channel, divided by next.
-    pub std: [f64; 3],
+settings! {
+    /// A vision transformer: a named size, and what differs from it.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct VitConfig(table, base: Self) {
+        /// Named size of the model.
+        pub size: String { kind: Kind::Words(&NAMES), example: "\"vit_b16\"" } [=> Some(base.size.clone())],
+        /// Side of a patch.
+        pub patch: usize { limits: within(1.0, LARGEST_PATCH as f64), unit: "pixels", fallback: OF_SIZE, example: "16" } [or base.patch],
+        /// Width of a token.
+        pub width: usize { limits: within(1.0, LARGEST_WIDTH as f64), fallback: OF_SIZE, example: "768" } [or base.width],
+        /// Number of encoder blocks.
+        pub depth: usize { limits: within(1.0, DEEPEST as f64), fallback: OF_SIZE, example: "12" } [or base.depth],
+        /// Attention heads; they divide the width.
+        pub heads: usize { limits: within(1.0, LARGEST_WIDTH as f64), fallback: OF_SIZE, example: "12" } [or base.heads],
+        /// Width of the hidden layer of the MLPs.
+        pub hidden: usize { limits: within(1.0, 16.0 * LARGEST_WIDTH as f64), fallback: OF_SIZE, example: "3072" } [or base.hidden],
+        /// Pooling of tokens before the head.
+        pub pool: Pool { example: "\"average\"" } [else base.pool],
+        /// Whether a class token precedes the patches; patches attend to it even when the pool is the average.
+        pub class_token: bool { example: "true" } [else base.class_token],
+        /// Position embeddings.
+        pub position: Position { example: "\"sincos2d\"" } [else base.position],
+        /// Image size in whose grid `sincos2d` counts patches, so that a place in the image keeps its position at every image size; without it each image size counts its own patches, as in MAE and CLIPA.
+        pub position_size: Option<usize> { unit: "pixels", example: "224" },
+        /// First layer.
+        pub stem: Stem { omit_default: true, example: "\"conv\"" } [= Stem::Patch],
+        /// Whether tokens are normalized before the first block, and patches have no bias, as in CLIP's image towers.
+        pub pre_norm: bool { omit_default: true, example: "true" } [= false],
+        /// Activation of the MLPs.
+        pub gelu: Gelu { omit_default: true, example: "\"tanh\"" } [= Gelu::Erf],
+        /// Epsilon of the norms; timm's is 1e-6, that of CLIP's image towers 1e-5.
+        pub norm_eps: f64 { omit_default: true, limits: above(0.0), example: "1e-5" } [= NORM_EPS],
+        /// Mean of the red, green and blue channel, subtracted first; for pixels in [0, 1].
+        pub mean: [f64; 3] { limits: within(-1.0, 1.0), fallback: "ImageNet's", example: "[0.5, 0.5, 0.5]" } [
+            => read_statistics(table, Self::DESCRIPTION.key("mean"), base.mean, check_mean)
+        ],
+        /// Standard deviation of each channel, by which pixels are divided next.
+        pub std: [f64; 3] { limits: above(0.0).at_most(1.0), fallback: "ImageNet's", example: "[0.5, 0.5, 0.5]" } [
+            => read_statistics(table, Self::DESCRIPTION.key("std"), base.std, check_std)
+        ],
+    }
+    verify check
 }
 
-/// The words for the activations.
-pub const GELUS: [(&str, Gelu); 3] = [
-    ("erf", Gelu::Erf),
-    ("tanh", Gelu::Tanh),
-    ("quick", Gelu::Quick),
-];
+/// What absent sizes fall back to.
+const OF_SIZE: &str = "that of `size`";
 
-fn gelu_word<S: Serializer>(gelu: &Gelu, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match gelu {
-        Gelu::Erf => "erf",
-        Gelu::Tanh => "tanh",
-        Gelu::Quick => "quick",
-    })
-}
-
-fn is_erf(gelu: &Gelu) -> bool {
-    *gelu == Gelu::Erf
-}
-
-fn is_usual_eps(eps: &f64) -> bool {
-    *eps == NORM_EPS
-}
-
-/// What the head sees of the tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Pool {
-    /// The mean of the patch tokens, normed after pooling (timm's `fc_norm`).
-    Average,
-    /// The class token, normed before (timm's `norm`).
-    Token,
+words! {
+    /// What the head sees of the tokens.
+    pub enum Pool {
+        /// Mean of the patch tokens, normalized after pooling (timm's `fc_norm`).
+        Average = "average",
+        /// Class token, normalized before pooling (timm's `norm`).
+        Token = "token",
+    }
 }
 
 impl Pool {
@@ -99,14 +76,14 @@ impl Pool {
     }
 }
 
-/// How tokens know their place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Position {
-    /// Fixed sines and cosines of the two coordinates, made anew for each image size.
-    Sincos2d,
-    /// Learned, at the image size of the first phase; resampled for others.
-    Learned,
+words! {
+    /// How tokens know their place.
+    pub enum Position {
+        /// Fixed sines and cosines of both coordinates, computed for each image size.
+        Sincos2d = "sincos2d",
+        /// Learned at the image size of the first phase; resampled for others.
+        Learned = "learned",
+    }
 }
 
 /// The named sizes: (name, patch, width, depth, heads, hidden).
@@ -125,6 +102,55 @@ const SIZES: &[(&str, usize, usize, usize, usize, usize)] = &[
     ("vit_h14", 14, 1280, 32, 16, 5120),
     ("vit_g14", 14, 1408, 40, 16, 6144),
 ];
+
+/// The names of the sizes, as words of the key `size`.
+const NAMES: [(&str, &str); SIZES.len()] = {
+    let mut names = [("", ""); SIZES.len()];
+    let mut place = 0;
+    while place < SIZES.len() {
+        names[place].0 = SIZES[place].0;
+        place += 1;
+    }
+    names
+};
+
+/// Finds values that do not fit each other.
+fn check(table: &Table, model: &VitConfig) {
+    // An invalid value was replaced by the size's own, which need not fit the others.
+    let are_valid = table.are_valid(&["patch", "width", "depth", "heads", "hidden"]);
+    let (width, heads) = (model.width, model.heads);
+    if are_valid && !width.is_multiple_of(heads) {
+        table.problem(
+            "heads",
+            format!("heads = {heads} do not divide width = {width}"),
+        );
+    }
+    if are_valid && model.position == Position::Sincos2d && !width.is_multiple_of(4) {
+        let message = format!("width = {width} must be a multiple of 4 for position = `sincos2d`");
+        table.problem("width", message);
+    }
+    if let Some(size) = model.position_size {
+        if let Err((message, hint)) = model.grid(size) {
+            let message = message.replace("image_size", "position_size");
+            table.problem_with_hint("position_size", message, hint);
+        }
+        if model.position == Position::Learned {
+            let message = "position_size has no effect when position = `learned`";
+            table.problem("position_size", message);
+        }
+    }
+    if model.pool == Pool::Token && !model.class_token {
+        let hint = "set class_token = true, or pool = \"average\"";
+        table.problem_with_hint("pool", "pool = `token` needs the class token", hint);
+    }
+    if model.stem == Stem::Conv && !(model.patch.is_power_of_two() && model.patch > 1) {
+        let message = format!(
+            "stem = `conv` halves the image several times, which patches of {} pixels are not",
+            model.patch
+        );
+        table.problem_with_hint("stem", message, "use a size with patches of 16");
+    }
+}
 
 impl VitConfig {
     /// The model of a named size, with a class token, average pooling and fixed positions.
@@ -154,94 +180,6 @@ impl VitConfig {
     /// The known sizes.
     pub fn names() -> Vec<&'static str> {
         SIZES.iter().map(|(name, ..)| *name).collect()
-    }
-
-    /// What a recipe's table `model` changes of a size.
-    pub(crate) fn read(table: &Table, base: Self) -> Option<Self> {
-        let count = |key: &str, of_size: usize, largest: usize| {
-            let found = table.optional_count(key, 1..=largest);
-            found.unwrap_or(of_size)
-        };
-        let pool = table.choice(
-            "pool",
-            &[("average", Pool::Average), ("token", Pool::Token)],
-        );
-        let positions = [
-            ("sincos2d", Position::Sincos2d),
-            ("learned", Position::Learned),
-        ];
-        let position = table.choice("position", &positions);
-        let before = table.faults();
-        let mut model = Self {
-            patch: count("patch", base.patch, LARGEST_PATCH),
-            width: count("width", base.width, LARGEST_WIDTH),
-            depth: count("depth", base.depth, DEEPEST),
-            heads: count("heads", base.heads, LARGEST_WIDTH),
-            hidden: count("hidden", base.hidden, 16 * LARGEST_WIDTH),
-            ..base
-        };
-        // The size's own number has taken the place of one that cannot be used: what does not fit it is nobody's fault.
-        let sizes_are_right = table.faults() == before;
-        model = Self {
-            class_token: table.required("class_token").unwrap_or(true),
-            pool: pool.unwrap_or(model.pool),
-            position: position.unwrap_or(model.position),
-            position_size: table.optional("position_size"),
-            stem: Stem::read(table).unwrap_or_default(),
-            pre_norm: table.optional("pre_norm").unwrap_or(model.pre_norm),
-            gelu: match table.has("gelu") {
-                true => table.choice("gelu", &GELUS)?,
-                false => Gelu::Erf,
-            },
-            norm_eps: table
-                .optional_where("norm_eps", "above 0", |eps: &f64| {
-                    *eps > 0.0 && eps.is_finite()
-                })
-                .unwrap_or(model.norm_eps),
-            ..model
-        };
-        if sizes_are_right && !model.width.is_multiple_of(model.heads) {
-            let message = format!(
-                "heads = {} do not divide width = {}",
-                model.heads, model.width
-            );
-            table.fault("heads", message, None);
-        }
-        if sizes_are_right && model.position == Position::Sincos2d && !model.width.is_multiple_of(4)
-        {
-            let message = format!(
-                "width = {} must be a multiple of 4 for position = `sincos2d`",
-                model.width
-            );
-            table.fault("width", message, None);
-        }
-        if let Some(size) = model.position_size {
-            if let Err((message, hint)) = model.grid(size) {
-                let message = message.replace("image_size", "position_size");
-                table.fault("position_size", message, Some(hint));
-            }
-            if model.position == Position::Learned {
-                let message = "position_size has no effect when position = `learned`";
-                table.fault("position_size", message, None);
-            }
-        }
-        if model.pool == Pool::Token && !model.class_token {
-            let hint = "set class_token = true, or pool = \"average\"".to_owned();
-            table.fault("pool", "pool = `token` needs the class token", Some(hint));
-        }
-        read_statistics(table, &mut model.mean, &mut model.std);
-        if model.stem == Stem::Conv && !(model.patch.is_power_of_two() && model.patch > 1) {
-            let message = format!(
-                "stem = `conv` halves the image several times, which patches of {} pixels are not",
-                model.patch
-            );
-            table.fault(
-                "stem",
-                message,
-                Some("use a size with patches of 16".into()),
-            );
-        }
-        Some(model)
     }
 
     /// Width of the MLP's hidden layer as a multiple of a token's width. timm and open_clip round the product down, so the

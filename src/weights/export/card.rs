@@ -10,6 +10,7 @@ use crate::eval::autoattack::{Settings, Version};
 use crate::files;
 use crate::image::Preprocessing;
 use crate::model::{ModelConfig, NORM_EPS, Stem};
+use crate::settings::Words;
 use crate::weights::import::Loaded;
 use crate::weights::outputs::Outputs;
 
@@ -227,14 +228,14 @@ pub(crate) fn evaluations(results: &[Value]) -> Vec<(&Value, &Value)> {
 /// Whether an evaluation is AutoAttack's standard version with its own settings, which published numbers mean.
 pub(crate) fn is_standard(evaluation: &Value) -> bool {
     let word = evaluation["norm"].as_str();
-    let norm = Norm::WORDS.iter().find(|(known, _)| Some(*known) == word);
+    let norm = word.and_then(Norm::from_word);
     let epsilon = evaluation["epsilon"]
         .as_str()
         .and_then(|text| text.parse().ok());
-    let (Some((_, norm)), Some(epsilon)) = (norm, epsilon) else {
+    let (Some(norm), Some(epsilon)) = (norm, epsilon) else {
         return false;
     };
-    let attacks = Settings::new(Version::Standard, *norm, epsilon).autoattack();
+    let attacks = Settings::new(Version::Standard, norm, epsilon).autoattack();
     let right = std::iter::once(Value::Null).chain(attacks.iter().map(|attack| json!(attack)));
     stages(evaluation)
         .iter()

@@ -1,0 +1,120 @@
+//! Checks of a recipe that concern more than one of its tables.
+
+use super::evaluation::FinalEvaluation;
+use super::stage::Stage;
+use super::start::Head;
+use super::text::Text;
+use crate::distributed::Parallel;
+use crate::settings::Table;
+
+/// Two tables of a list must not write to one file, on any file system.
+pub(super) fn check_names<'a>(table: &Table, key: &str, names: impl Iterator<Item = &'a str>) {
+    let mut seen: Vec<&str> = Vec::new();
+    for name in names {
+        if let Some(other) = seen.iter().find(|seen| seen.eq_ignore_ascii_case(name)) {
+            let message = match *other == name {
+                true => format!("two tables `{key}` have the name `{name}`"),
+                false => format!(
+                    "`{key}` has the names `{other}` and `{name}`, which differ in case alone"
+                ),
+            };
+            table.problem_with_hint(key, message, "give each a name of its own");
+        }
+        seen.push(name);
+    }
+}
+
+/// A batch is a whole number of images for each shard.
+pub(super) fn check_shards(table: &Table, stages: &[Stage], parallel: Parallel) {
+    let shards = parallel.shards;
+    for stage in stages {
+        if !stage.batch.is_multiple_of(shards) {
+            let message = format!(
+                "stage `{}`: a batch of {} is not a whole number of images for each of {shards} shards",
+                stage.name, stage.batch
+            );
+            let hint = format!("use a batch of {}", stage.batch.next_multiple_of(shards));
+            table.problem_with_hint("parallel", message, hint);
+        }
+    }
+}
+
+/// Each stage has images, and those of the recipe are used by one.
+pub(super) fn check_data(table: &Table, stages: &[Stage]) {
+    let without = stages.iter().find(|stage| stage.data.is_none());
+    match (without, table.has("data")) {
+        (Some(stage), false) => {
+            let message = format!(
+                "the table `data` is missing, and stage `{}` has none",
+                stage.name
+            );
+            table.problem("data", message);
+        }
+        (None, true) => {
+            let message = "data has no effect, since every stage has its own";
+            table.problem("data", message);
+        }
+        _ => {}
+    }
+}
+
+/// A stage uses the text model or the head of an earlier one only if that has it.
+pub(super) fn check_heads(table: &Table, stages: &[Stage]) {
+    for (number, stage) in stages.iter().enumerate() {
+        let named = stage.text.as_ref().and_then(|text| text.from.as_ref());
+        let has_new = |stage: &Stage| stage.text.as_ref().is_some_and(|text| text.new.is_some());
+        let before = &stages[..number];
+        if let Some(named) = named
+            && !before
+                .iter()
+                .any(|earlier| earlier.name == *named && has_new(earlier))
+        {
+            let message = format!(
+                "stage `{}`: text.from = `{named}` is no earlier stage with a new text model",
+                stage.name
+            );
+            table.problem("stage", message);
+        }
+        let of_text = before
+            .last()
+            .is_some_and(|earlier| earlier.text.as_ref().is_some_and(Text::has_model));
+        if stage.head == Head::Text && !of_text {
+            let message = format!(
+                "stage `{}`: head = `text` needs a text model in the stage before it",
+                stage.name
+            );
+            table.problem("stage", message);
+        }
+    }
+    if let Some(first) = stages.first()
+        && first.head != Head::Keep
+    {
+        let message = format!("head has no effect in the first stage, `{}`", first.name);
+        let hint = "set the head of the starting weights in the table `start`";
+        table.problem_with_hint("stage", message, hint);
+    }
+}
+
+/// A final evaluation is of a stage that exists and can classify.
+pub(super) fn check_final(table: &Table, stages: &[Stage], evaluations: &[FinalEvaluation]) {
+    for evaluation in evaluations {
+        let name = &evaluation.name;
+        let Some(stage) = evaluation.stage_of(stages) else {
+            let known: Vec<_> = stages.iter().map(|stage| &stage.name[..]).collect();
+            let named = evaluation.stage.as_deref().unwrap_or_default();
+            let message = format!("final evaluation `{name}`: there is no stage `{named}`");
+            let hint = format!("the stages are {}", known.join(", "));
+            table.problem_with_hint("final_evaluation", message, hint);
+            continue;
+        };
+        if let Some(text) = &stages[stage].text
+            && !text.has_model()
+        {
+            let message = format!(
+                "final evaluation `{name}`: stage `{}` has no text model, which would embed the names of the classes",
+                stages[stage].name
+            );
+            table.problem("final_evaluation", message);
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! A recipe: one complete run in one TOML file.
+//!
+//! The types of its parts are declared beside the code that they configure; here they come together, and what concerns
+//! more than one part is checked.
+
+mod checks;
+mod data;
+mod evaluation;
+mod names;
+mod records;
+pub mod reference;
+mod stage;
+mod start;
+mod text;
+mod whole;
+
+pub use data::Data;
+pub use evaluation::{Evaluation, FinalEvaluation, TestImages};
+pub use records::{Checkpoints, Log};
+pub use stage::{Phase, Stage};
+pub use start::{Head, Start};
+pub use text::{NewText, Text};
+pub use whole::{Recipe, cannot_be_run};

@@ -1,0 +1,311 @@
+//! The whole of a recipe: its tables together, its print, its counts and costs.
+
+use std::path::Path;
+
+use super::checks;
+use super::data::Data;
+use super::evaluation::{Evaluation, FinalEvaluation};
+use super::records::{Checkpoints, Log};
+use super::stage::{Phase, Stage};
+use super::start::Start;
+use crate::data::Spec;
+use crate::distributed::Parallel;
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+use crate::ops::{DeviceName, Precision};
+use crate::optim::AverageConfig;
+use crate::settings::{Problem, Section, Table, settings};
+use crate::{files, settings};
+
+/// Version of the form of recipes; written into the resolved recipe of a run.
+const SCHEMA: u64 = 1;
+
+settings! {
+    /// One complete run. Durations are counted in samples: images seen.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct Recipe(table) {
+        /// Version of the recipe format.
+        pub schema: u64 { limits: within(SCHEMA as f64, SCHEMA as f64) } [= SCHEMA],
+        /// Seed of weights, sample order, augmentation and attacks.
+        pub seed: u64 { example: "0" },
+        /// Arithmetic of the matrix products in training; norms, softmax, loss, patch embedding, head, weights and moments are f32 in both.
+        pub precision: Precision { example: "\"bf16\"" },
+        /// Device to train on; `--device` takes precedence.
+        pub device: DeviceName { omit_default: true, example: "\"cuda:0\"" } [= DeviceName::Auto],
+        /// Activation checkpointing: backward passes recompute each block's activations. Saves memory for a third more time in a training pass; the same bits.
+        pub recompute: bool { omit_default: true, example: "true" } [= false],
+        /// How processes share the batches; one shard without it.
+        pub parallel: Parallel { omit_default: true, fallback: "one shard" } [= Parallel::default()],
+        /// Architecture.
+        pub model: ModelConfig {} [=> table.draft(Self::DESCRIPTION.key("model"), ModelConfig::read)],
+        /// Weights that training starts from; random ones without it.
+        pub start: Option<Start> {},
+        /// Images of all stages that have none of their own.
+        pub data: Option<Data> {},
+        /// Stages, in order.
+        pub stage: Vec<Stage> {} [
+            => table.children(Self::DESCRIPTION.key("stage"), |stage| Stage::read(stage, model.as_ref()))
+        ],
+        /// Average of the weights; without it the weights themselves are evaluated and saved.
+        pub average: Option<AverageConfig> {},
+        /// Evaluation while training; none without it.
+        pub evaluation: Option<Evaluation> {},
+        /// Evaluations at the end of the run.
+        pub final_evaluation: Vec<FinalEvaluation> { omit_default: true, fallback: "none" } [= Vec::new()],
+        /// Checkpoints.
+        pub checkpoint: Checkpoints {},
+        /// Lines of metrics.
+        pub log: Log {},
+    }
+    check { check_tables(table, stage.as_deref(), parallel, final_evaluation.as_deref()) }
+}
+
+/// Checks what concerns more than one table.
+fn check_tables(
+    table: &Table,
+    stages: Option<&[Stage]>,
+    parallel: Option<Parallel>,
+    evaluations: Option<&[FinalEvaluation]>,
+) {
+    let evaluations = evaluations.unwrap_or_default();
+    if let Some(stages) = stages {
+        checks::check_data(table, stages);
+        checks::check_shards(table, stages, parallel.unwrap_or_default());
+        checks::check_heads(table, stages);
+        checks::check_final(table, stages, evaluations);
+        checks::check_names(table, "stage", stages.iter().map(|stage| &stage.name[..]));
+    }
+    let names = evaluations.iter().map(|one| &one.name[..]);
+    checks::check_names(table, "final_evaluation", names);
+}
+
+impl Recipe {
+    /// Reads and checks a recipe file with overrides such as `stage.finetune.attack.steps=3`.
+    ///
+    /// Errors: the file cannot be read, or all its problems at once.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let text = files::read_text(path).map_err(|error| {
+            error.hint("give the path of a recipe, such as recipes/cifar10_micro.toml")
+        })?;
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        Self::parse(&text, overrides).map_err(|problems| cannot_be_run(&name, &problems))
+    }
+
+    /// Reads and checks the text of a recipe.
+    pub fn parse(text: &str, overrides: &[String]) -> std::result::Result<Self, Vec<Problem>> {
+        settings::read(text, overrides, Self::read)
+    }
+
+    /// The recipe with every value, as it is saved with the run.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a recipe is made of TOML's types")
+    }
+
+    /// Where the images of a stage come from.
+    ///
+    /// # Panics
+    /// For a stage of another recipe.
+    pub fn data_of<'a>(&'a self, stage: &'a Stage) -> &'a Data {
+        let data = stage.data.as_ref().or(self.data.as_ref());
+        data.expect("recipes are checked")
+    }
+
+    /// Whether no stage needs images from outside.
+    pub fn is_synthetic(&self) -> bool {
+        let drawn = |spec: &Spec| matches!(spec, Spec::Synthetic { .. });
+        let mut all = self.stage.iter().map(|stage| self.data_of(stage));
+        all.all(|data| drawn(&data.train) && drawn(&data.test))
+    }
+
+    /// A run of two updates in each phase, of so many images each if told, without evaluations: what shows that
+    /// nothing is wrong before the real one. A tiny text model takes the place of one that is not there.
+    pub fn rehearsal(&self, batch: Option<u64>) -> Self {
+        let mut recipe = self.clone();
+        for stage in &mut recipe.stage {
+            stage.batch = batch.unwrap_or(stage.batch);
+            for phase in &mut stage.phases {
+                phase.samples = 2 * stage.batch;
+            }
+            if let Some(text) = &mut stage.text {
+                text.rehearse();
+            }
+            let schedule = &mut stage.learning_rate;
+            schedule.warmup_samples = schedule.warmup_samples.min(stage.batch);
+            let warmup = stage.attack_warmup_samples;
+            stage.attack_warmup_samples = warmup.map(|warmup| warmup.min(stage.batch));
+        }
+        let whole = |stage: &Stage| stage.batch.is_multiple_of(recipe.parallel.shards);
+        if !recipe.stage.iter().all(whole) {
+            recipe.parallel = Parallel::default();
+        }
+        recipe.evaluation = None;
+        recipe.final_evaluation = Vec::new();
+        recipe.log.every_samples = 1;
+        recipe
+    }
+
+    /// The stage and the phase whose update ends at so many samples of the run, and whether it is the stage's last.
+    pub fn update_at(&self, samples: u64) -> Option<(&Stage, &Phase, bool)> {
+        let mut end = 0;
+        for stage in &self.stage {
+            for (number, phase) in stage.phases.iter().enumerate() {
+                end += phase.samples;
+                if (1..=end).contains(&samples) {
+                    let is_last = number + 1 == stage.phases.len() && samples == end;
+                    return Some((stage, phase, is_last));
+                }
+            }
+        }
+        None
+    }
+
+    /// Samples of the whole run.
+    pub fn samples(&self) -> u64 {
+        self.stage.iter().map(Stage::samples).sum()
+    }
+
+    /// Patches of an image that a phase keeps.
+    fn patches(&self, phase: &Phase) -> usize {
+        let grid = phase.image_size as usize / self.model.patch();
+        let masking = phase.masking.as_ref();
+        masking.map_or(grid * grid, |masking| masking.kept(grid))
+    }
+
+    /// Tokens of an image in a phase, class token included, if the model has tokens.
+    pub fn tokens(&self, phase: &Phase) -> Option<u64> {
+        self.model.tokens(self.patches(phase))
+    }
+
+    /// Multiply-adds of one forward pass of an image in a phase.
+    pub fn forward_macs(&self, phase: &Phase) -> u64 {
+        let patches = self.patches(phase);
+        self.model.forward_macs(phase.image_size as usize, patches)
+    }
+
+    /// Multiply-adds of the run's forward passes from a sample on, each counted as often as `passes` says.
+    fn macs(&self, from: u64, passes: impl Fn(&Stage) -> u64) -> f64 {
+        let (mut total, mut start) = (0.0, 0);
+        for stage in &self.stage {
+            let passes = passes(stage) as f64;
+            for phase in &stage.phases {
+                let end = start + phase.samples;
+                let samples = end.saturating_sub(from.max(start)) as f64;
+                total += samples * passes * self.forward_macs(phase) as f64;
+                start = end;
+            }
+        }
+        total
+    }
+
+    /// The cost of the run as the paper counts it: attack steps + 1 forward passes a sample.
+    ///
+    /// Source: the compute column of the paper's tables.
+    pub fn paper_macs(&self) -> f64 {
+        self.macs(0, |stage| stage.attack_steps() + 1)
+    }
+
+    /// The arithmetic that is left from a sample on.
+    pub fn macs_left(&self, from: u64) -> f64 {
+        self.macs(from, Stage::passes)
+    }
+
+    /// The image size that learned positions are made for: that of the first phase.
+    pub fn first_image_size(&self) -> usize {
+        self.stage[0].phases[0].image_size as usize
+    }
+}
+
+/// The problems of a file as one error.
+pub fn cannot_be_run(name: &str, problems: &[Problem]) -> Error {
+    let plural = if problems.len() == 1 {
+        "fault"
+    } else {
+        "faults"
+    };
+    let mut text = format!("`{name}` cannot be run, {} {plural}", problems.len());
+    for problem in problems {
+        text.push_str(&format!("\n\n  {problem}"));
+    }
+    Error::input(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tables 2 and 5 of the paper, in its unit of 10^10 giga multiply-adds; to the digits that follow from its counts.
+    #[test]
+    fn the_papers_compute_figures_are_reproduced_by_its_recipes() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+        for (name, stages, paper) in [
+            ("vit_b16_in1k", 2, 0.49),
+            ("vit_l16_in1k", 2, 1.73),
+            ("vit_h14_in1k", 2, 5.74),
+            ("vit_l16_in21k", 2, 1.73),
+            ("vit_l16_in21k_long", 2, 3.35),
+            ("vit_h14_in21k", 2, 8.11),
+            ("vit_l16_laion400m", 2, 8.76),
+            ("vit_h14_datacomp1b", 2, 38.54),
+            ("vit_h14_datacomp1b", 3, 39.54),
+            ("vit_g14_datacomp1b", 3, 63.33),
+        ] {
+            let mut recipe = Recipe::load(&folder.join(format!("{name}.toml")), &[]).unwrap();
+            recipe.stage.truncate(stages);
+            let found = recipe.paper_macs() / 1e19;
+            let rounding = 0.005;
+            assert!(
+                (found - paper).abs() < rounding + 0.002 * paper,
+                "{name}, {stages} stages: {found}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_update_that_ends_at_a_sample_belongs_to_one_phase() {
+        let text = include_str!("../../recipes/cifar10_micro.toml");
+        let recipe = Recipe::parse(text, &[]).unwrap();
+        let first = &recipe.stage[0];
+        let at = |samples| {
+            let found = recipe.update_at(samples);
+            found.map(|(stage, _, is_last)| (&stage.name[..], is_last))
+        };
+        assert_eq!(at(0), None);
+        assert_eq!(at(first.batch), Some((&first.name[..], false)));
+        assert_eq!(at(first.samples()), Some((&first.name[..], true)));
+        assert_eq!(
+            at(first.samples() + 1),
+            Some((&recipe.stage[1].name[..], false))
+        );
+        assert_eq!(
+            at(recipe.samples()),
+            Some((&recipe.stage[1].name[..], true))
+        );
+        assert_eq!(at(recipe.samples() + 1), None);
+    }
+
+    #[test]
+    fn an_attack_warms_up_to_its_full_strength_and_stays_there() {
+        let text = include_str!("../../recipes/cifar10_micro.toml");
+        let mut stage = Recipe::parse(text, &[]).unwrap().stage.remove(0);
+        stage.attack_warmup_samples = Some(1000);
+        let epsilon = |seen| stage.attack_at(seen).unwrap().epsilon.value();
+        assert_eq!(epsilon(250), 2.0 / 255.0);
+        assert_eq!(stage.attack_at(1000), stage.attack);
+        assert_eq!(stage.attack_at(5000), stage.attack);
+    }
+
+    #[test]
+    fn every_recipe_in_the_repository_passes_its_check_and_its_print_reads_back() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+        for path in files::list(&folder).unwrap() {
+            let recipe = Recipe::load(&path, &[]).unwrap();
+            let again = Recipe::parse(&recipe.to_toml(), &[]).unwrap();
+            assert_eq!(again, recipe, "{}", path.display());
+            assert_eq!(recipe.macs_left(recipe.samples()), 0.0);
+        }
+    }
+}
