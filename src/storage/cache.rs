@@ -1,15 +1,17 @@
 //! The cache folder of this machine.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{PoisonError, RwLock};
 
 use crate::error::{Error, Result};
 
-pub(crate) static CACHE: OnceLock<Option<PathBuf>> = OnceLock::new();
+/// The folder that a program chose. Process-wide, since the environment that it replaces is so too.
+static CHOSEN: RwLock<Option<PathBuf>> = RwLock::new(None);
 
-/// Chooses the folder of the cache in place of the environment, unless one was used already.
+/// Chooses the folder of the cache, in place of the environment.
 pub fn use_cache(folder: &Path) {
-    let _ = CACHE.set(Some(folder.to_owned()));
+    let mut chosen = CHOSEN.write().unwrap_or_else(PoisonError::into_inner);
+    *chosen = Some(folder.to_owned());
 }
 
 /// The folder for indexes of shards in stores.
@@ -17,22 +19,24 @@ pub fn indexes() -> Result<PathBuf> {
     cache("indexes")
 }
 
-/// A folder in `ADVXL_CACHE`, else in `XDG_CACHE_HOME`, else in the user's `.cache`.
+/// A folder in the one that was chosen, else in `ADVXL_CACHE`, `XDG_CACHE_HOME`, or the user's `.cache`.
 pub fn cache(name: &str) -> Result<PathBuf> {
-    let folder = CACHE.get_or_init(|| {
-        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-        if let Some(folder) = set("ADVXL_CACHE") {
-            return Some(folder.into());
-        }
-        let caches = set("XDG_CACHE_HOME").map(PathBuf::from);
-        let caches = caches.or_else(|| std::env::home_dir().map(|home| home.join(".cache")));
-        caches.map(|caches| caches.join("advxl"))
-    });
-    match folder {
+    let chosen = CHOSEN.read().unwrap_or_else(PoisonError::into_inner);
+    match chosen.clone().or_else(from_environment) {
         Some(folder) => Ok(folder.join(name)),
         None => Err(
             Error::input(format!("there is no folder for a cache of shards ({name})"))
                 .hint("set ADVXL_CACHE to a folder"),
         ),
     }
+}
+
+fn from_environment() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(folder) = set("ADVXL_CACHE") {
+        return Some(folder.into());
+    }
+    let caches = set("XDG_CACHE_HOME").map(PathBuf::from);
+    let caches = caches.or_else(|| std::env::home_dir().map(|home| home.join(".cache")));
+    caches.map(|caches| caches.join("advxl"))
 }

@@ -147,7 +147,7 @@ impl EmbeddingFile {
 
     /// An error unless a text model made this file.
     pub fn check(&self, model: &MadeBy) -> Result<()> {
-        let hint = "make the embeddings anew with `advxl embed`";
+        let hint = "embed the captions again with `advxl embed`";
         match &self.made_by {
             Some(found) if found == model => Ok(()),
             Some(found) => {
@@ -197,7 +197,7 @@ impl EmbeddingFile {
             }
             if values[before..].iter().any(|value| !value.is_finite()) {
                 let message = format!("`{}`, row {row}, holds what is no number", self.name);
-                return Err(Error::input(message).hint("make the file anew"));
+                return Err(Error::input(message).hint("write the file again"));
             }
         }
         Ok(values)
