@@ -74,6 +74,7 @@ pub fn read_text(path: &Path) -> Result<String> {
     }
 }
 
+/// Process-wide, since it guards the position of files that several threads share.
 #[cfg(not(unix))]
 static READING: std::sync::Mutex<()> = std::sync::Mutex::new(());
 

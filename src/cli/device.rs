@@ -9,7 +9,7 @@ use crate::distributed;
 use crate::error::Result;
 use crate::ops::{DeviceName, hardware};
 
-/// Where the user wants this program to compute, if it was said on the command line.
+/// The value of `--device`, if it was given. Process-wide: a process computes on one device.
 pub(crate) static WANTED: OnceLock<DeviceName> = OnceLock::new();
 
 /// Where this program computes.

@@ -177,6 +177,7 @@ impl Eval {
         )?;
 
         comm.stop_on_signals()?;
+        let device = device()?;
         let mut screen = Terminal::new();
         let mut all = Vec::new();
         let mut finished = Vec::new();
@@ -190,7 +191,7 @@ impl Eval {
                 setup: Setup {
                     batch: self.test.batch,
                     seed: self.test.seed,
-                    device: &device()?,
+                    device: &device,
                     comm,
                 },
             };
@@ -432,14 +433,14 @@ struct OneNorm<'a> {
     setup: Setup<'a>,
 }
 
-impl OneNorm<'_> {
+impl<'a> OneNorm<'a> {
     /// What was found, and the files that can go when it is saved.
     fn evaluate(
         &self,
         settings: &Settings,
         attacks: Vec<Attack>,
         screen: &mut Terminal,
-    ) -> Result<(Findings, Vec<Progress>)> {
+    ) -> Result<(Findings, Vec<Progress<'a>>)> {
         if !attacks.is_empty() {
             let names: Vec<String> = attacks.iter().map(Attack::name).collect();
             let norm = settings.norm.word();
@@ -473,7 +474,7 @@ impl OneNorm<'_> {
         Ok((findings, finished))
     }
 
-    fn progress(&self, attacks: &[Attack], keep_images: bool) -> Progress {
+    fn progress(&self, attacks: &[Attack], keep_images: bool) -> Progress<'a> {
         Progress::new(
             self.out,
             &self.subject.fingerprint(attacks),

@@ -12,7 +12,7 @@ use crate::files;
 /// Before another process than the first tells an error.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Whether this process is not the one that tells.
+/// Whether this process prints nothing, as all ranks but 0. Process-wide, like the streams.
 pub(crate) static IS_QUIET: AtomicBool = AtomicBool::new(false);
 
 pub(crate) fn is_quiet() -> bool {
@@ -39,7 +39,7 @@ pub(crate) fn print_line(text: &str) {
     }
 }
 
-/// Why a result could not be printed, the first time.
+/// Why standard output could not be written, the first time. Process-wide, like the stream.
 pub(crate) static UNPRINTED: OnceLock<Error> = OnceLock::new();
 
 /// Keeps the error of printing. Nobody may be listening any more, as in `| head`; that is no fault.

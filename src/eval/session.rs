@@ -59,18 +59,18 @@ impl Saved {
 
 /// The files of an evaluation in progress; of several processes the first has them.
 #[derive(Clone, Debug)]
-pub struct Progress {
+pub struct Progress<'a> {
     fingerprint: String,
     state: PathBuf,
     images: Option<PathBuf>,
     /// Of the adversarial images so far.
     hasher: RefCell<blake3::Hasher>,
-    comm: Comm,
+    comm: &'a Comm,
 }
 
-impl Progress {
+impl<'a> Progress<'a> {
     /// In a folder, for the evaluation with the given fingerprint: another one's progress is left alone.
-    pub fn new(folder: &Path, fingerprint: &str, keep_images: bool, comm: &Comm) -> Self {
+    pub fn new(folder: &Path, fingerprint: &str, keep_images: bool, comm: &'a Comm) -> Self {
         // Progress without images is of no use to an evaluation that is to save them.
         let kind = if keep_images { "-images" } else { "" };
         let name = format!(
@@ -83,7 +83,7 @@ impl Progress {
             state: folder.join(name),
             images,
             hasher: RefCell::default(),
-            comm: comm.clone(),
+            comm,
         }
     }
 
@@ -261,7 +261,7 @@ pub fn conclude(
         let kept = kept.display();
         screen.line(&format!("the earlier result is kept as `{kept}`"));
     }
-    finished.iter().try_for_each(Progress::remove)
+    finished.iter().try_for_each(|progress| progress.remove())
 }
 
 /// Runs an evaluation, or what is left of it, and tells about it.
@@ -301,7 +301,7 @@ pub fn watch(
 /// Shows and saves.
 struct Watcher<'a> {
     attacks: &'a [Attack],
-    progress: &'a Progress,
+    progress: &'a Progress<'a>,
     screen: RefCell<&'a mut dyn Screen>,
     begun: Instant,
     drawn: Cell<Instant>,

@@ -1,6 +1,8 @@
 //! What differs between objectives: the losses of one batch.
 
+use std::iter::{self, Chain, Once};
 use std::ops::Range;
+use std::option;
 
 use burn::tensor::{Gradients, Tensor};
 
@@ -37,10 +39,15 @@ impl<T> Views<T> {
             clean: self.clean.as_ref(),
         }
     }
+}
 
-    /// The views, adversarial first.
-    pub fn into_iter(self) -> impl Iterator<Item = T> {
-        std::iter::once(self.adversarial).chain(self.clean)
+/// The views, adversarial first.
+impl<T> IntoIterator for Views<T> {
+    type Item = T;
+    type IntoIter = Chain<Once<T>, option::IntoIter<T>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        iter::once(self.adversarial).chain(self.clean)
     }
 }
 

@@ -107,9 +107,7 @@ impl<'a> Objective<'a> {
         let mut gradients = sum_over(shards, |rows| {
             let tracked = model.tracked();
             let outputs = self.outputs(&tracked, images.as_ref(), &rows, drop_path);
-            let pairs = outputs
-                .into_iter()
-                .zip(coupled.gradient.as_ref().into_iter());
+            let pairs = outputs.into_iter().zip(coupled.gradient.as_ref());
             let value = pairs
                 .map(|(outputs, gradient)| along(outputs, gradient, &rows).sum())
                 .reduce(|left, right| left + right)

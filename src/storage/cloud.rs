@@ -34,6 +34,7 @@ const LONGEST_REQUEST: Duration = Duration::from_secs(60);
 /// How long a request is tried again.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// Requests at a time, of the whole process: stores limit clients, not data sets.
 static SLOTS: Semaphore = Semaphore::const_new(MOST_AT_ONCE);
 
 /// The answer to a request that was begun.

@@ -11,10 +11,9 @@ use super::state::{NewHead, State};
 use super::{checkpoint, start};
 use crate::data::{Batch, Loader};
 use crate::error::{Error, Kind, Result};
-use crate::plan::Devices;
+use crate::ops;
 use crate::recipe::Head;
 use crate::units::grouped;
-use crate::{distributed, memory, ops, plan};
 
 impl Run {
     /// Checks memory, finds the state to continue from, binds the folder to its recipe, and shows what the user should know.
@@ -47,27 +46,6 @@ impl Run {
             evaluate(self, &state, monitor)?;
         }
         Ok(state)
-    }
-
-    /// A warning if the run needs nearly all memory.
-    ///
-    /// Errors: it needs more than there is.
-    fn check_memory(&self) -> Result<Option<String>> {
-        let recipe = &self.recipe;
-        let devices = Devices {
-            count: self.comm.world_size() as u64,
-            tflops: 1.0,
-            price: None,
-            link: None,
-        };
-        let outputs = (0..recipe.stage.len()).map(|stage| self.outputs(stage));
-        let outputs = outputs.max().unwrap_or_default();
-        let plan = plan::Plan::new(recipe, outputs, self.precision, devices);
-        // The free memory of GPUs is not known.
-        let free = memory::available()
-            .filter(|_| ops::is_processor(&self.device))
-            .map(|free| free / distributed::local_world_size() as u64);
-        plan::check_memory(&plan, free)
     }
 
     /// Enters a phase, and its stage if that is a new one: the batches that are left of it, if any are.
@@ -108,7 +86,7 @@ impl Run {
                 let before = self.captions[stage - 1].as_ref();
                 let name = &self.recipe.stage[stage].name;
                 let values = start::head_by_text(state, &zero, before, name, outputs)?;
-                random(Some(values))
+                random(Some(Box::new(values)))
             }
         };
         state.enter(self.stage_optimizer(stage), head, self.extra(stage), &zero);

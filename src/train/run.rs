@@ -15,13 +15,14 @@ use super::phase::PhaseContext;
 use super::start;
 use super::state::{StageOptimizer, State};
 use super::test_set::TestSet;
-use crate::distributed::{Comm, Zero};
+use crate::distributed::{self, Comm, Zero};
 use crate::error::{Context, Result};
+use crate::memory;
 use crate::model::Model;
 use crate::objective::captions::RunPaths;
 use crate::objective::{Captions, ExtraParameters};
-use crate::ops;
-use crate::ops::Precision;
+use crate::ops::{self, Precision};
+use crate::plan::{self, Devices};
 use crate::recipe::Recipe;
 use crate::settings::changes;
 
@@ -215,5 +216,26 @@ impl Run {
             data: images.train.fingerprint(),
             classes: Some(classes.to_vec()),
         }
+    }
+
+    /// A warning if the run needs nearly all memory.
+    ///
+    /// Errors: it needs more than there is.
+    pub(super) fn check_memory(&self) -> Result<Option<String>> {
+        let recipe = &self.recipe;
+        let devices = Devices {
+            count: self.comm.world_size() as u64,
+            tflops: 1.0,
+            price: None,
+            link: None,
+        };
+        let outputs = (0..recipe.stage.len()).map(|stage| self.outputs(stage));
+        let outputs = outputs.max().unwrap_or_default();
+        let plan = plan::Plan::new(recipe, outputs, self.precision, devices);
+        // The free memory of GPUs is not known.
+        let free = memory::available()
+            .filter(|_| ops::is_processor(&self.device))
+            .map(|free| free / distributed::local_world_size() as u64);
+        plan::check_memory(&plan, free)
     }
 }

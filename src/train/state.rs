@@ -35,7 +35,7 @@ pub enum NewHead {
         /// Seed of the run.
         seed: u64,
         /// Given weight and bias in place of the random ones.
-        values: Option<[Tensor<1>; 2]>,
+        values: Option<Box<[Tensor<1>; 2]>>,
     },
 }
 
@@ -125,7 +125,10 @@ impl State {
             let model = self.model.clone();
             self.model = model.with_new_head(outputs, seed, optimizer.stage as u64);
             let head = self.model.head_mut();
-            for (part, values) in head.iter_mut().zip(values.into_iter().flatten()) {
+            for (part, values) in head
+                .iter_mut()
+                .zip(values.into_iter().flat_map(|values| *values))
+            {
                 part.value = values;
             }
             let head = self.model.head();
