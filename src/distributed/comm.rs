@@ -1,6 +1,6 @@
 //! The ranks of one run and their collectives.
 //!
-//! [`Comm`] knows rank and world size and offers the usual collectives; [`Transport`] is what a launcher's library provides.
+//! [`Comm`] knows rank and world size and offers the usual collectives; `Transport` is what a launcher's library provides.
 //! Nothing is summed on the way: [`Comm::reduce_scatter_f32`] receives the values of all ranks and adds them in the order of
 //! a pairwise tree, so that neither the library nor the number of ranks changes a bit. Every rank must call the same
 //! collectives in the same order.

@@ -9,8 +9,8 @@
 //! | [`launch`]    | what the launcher left in the environment                                     |
 //! | [`signals`]   | requests to stop                                                              |
 //! | [`comm`]      | [`Comm`]: rank, world size, collectives                                       |
-//! | [`heartbeat`] | notices ranks that hang, over TCP                                             |
-//! | [`mpi`]       | the collectives over MPI (feature `mpi`)                                      |
+//! | `heartbeat` | notices ranks that hang, over TCP                                             |
+//! | `mpi`       | the collectives over MPI (feature `mpi`)                                      |
 //! | [`init`](mod@init) | joins the processes that were started together                           |
 //! | [`zero`]      | ZeRO-1: each rank keeps the optimizer state of its part; the replica check    |
 

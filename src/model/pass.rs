@@ -7,7 +7,7 @@ use super::tokens::Kept;
 use crate::ops::Precision;
 use crate::rng::{Purpose, Rng};
 
-/// Added to the variance in the norms, as in timm's models. Transformers may have another: [`VitConfig::norm_eps`].
+/// Added to the variance in the norms, as in timm's models. Transformers may have another: [`crate::model::VitConfig::norm_eps`].
 pub const NORM_EPS: f64 = 1e-6;
 
 /// How one forward pass is done.

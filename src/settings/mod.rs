@@ -1,7 +1,7 @@
 //! Settings: declared once, then read, checked, printed and described from the declaration.
 //!
-//! Each part of a recipe declares its table beside the code that it configures, with [`settings!`] and, for choices
-//! among words, [`words!`]. A [`Table`] is asked key by key; what is missing, invalid or unknown is recorded with its line
+//! Each part of a recipe declares its table beside the code that it configures, with `settings!` and, for choices
+//! among words, `words!`. A [`Table`] is asked key by key; what is missing, invalid or unknown is recorded with its line
 //! and a hint, and reading goes on, so that all problems of a file are reported at once. This module knows no key by name.
 
 mod compare;

@@ -1,6 +1,6 @@
 //! The tensors of a file under timm's names, whatever program named them.
 //!
-//! Each of timm's names has an [`Origin`] in the file: a tensor, perhaps transposed, several that are stacked, or zeros. Nothing
+//! Each of timm's names has an `Origin` in the file: a tensor, perhaps transposed, several that are stacked, or zeros. Nothing
 //! is read before it is asked for, so that memory stays that of the model and one tensor more. The same table, read the
 //! other way, gives the names that [`crate::weights::export`] writes for open_clip.
 
