@@ -45,10 +45,10 @@ pub struct StepWork {
     pub recompute: bool,
 }
 
-/// Times the exchange of an update between the processes of a comm: gradients added up, weights put together again.
+/// Times the communication of one update: reduce-scatter of the gradients, all-gather of the weights.
 ///
-/// Besides, one message of the smallest size, for the least that a message takes.
-/// Errors: the parameters cannot be dealt to so many processes.
+/// Also times one message of the smallest size: the latency.
+/// Errors: the parameters cannot be divided among the ranks.
 pub fn exchange(comm: &Comm, parameters: usize, repeats: usize, device: &Device) -> Result<Value> {
     /// Of one tensor, near to those of a block of a ViT-S.
     const TENSOR: usize = 1 << 20;

@@ -41,6 +41,7 @@ const FILES: &[(&str, &[&str])] = &[
             "gpu",
             "recompute",
             "reference",
+            "cpu/testing",
             "cpu/cache",
             "cpu/adamw",
             "cpu/linear",

@@ -14,7 +14,7 @@ pub struct Batch {
     pub images: Tensor<4>,
     /// Their classes.
     pub labels: Vec<u32>,
-    /// Numbers that tell the images apart, for their random streams.
+    /// One number per image, which selects its random streams.
     pub keys: Vec<u64>,
     /// Seed of the evaluation.
     pub seed: u64,
@@ -53,7 +53,7 @@ impl Batch {
 /// For each image of a batch, what the attack would show the model, if it has anything.
 pub type Adversarials = Vec<Option<Vec<f32>>>;
 
-/// How far an attack that was stopped had come with an image that it had not fooled: enough to go on with the same
+/// The state of a stopped attack for an image that still stands: enough to continue it with the same
 /// numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Mark {
@@ -80,14 +80,14 @@ pub enum Mark {
 pub struct Attempt {
     /// For each image what is shown to the model.
     pub found: Adversarials,
-    /// Whether the attack was stopped before it was done with the images of which nothing was found.
+    /// Whether the attack was stopped before its last run on the images that still stand.
     pub stopped: bool,
-    /// If it was: how far it had come with each of them.
+    /// If it was stopped: its state for each of those images.
     pub marks: Vec<Option<Mark>>,
 }
 
 impl Attempt {
-    /// Nothing found about so many images.
+    /// No adversarial example for any of `count` images.
     pub(crate) fn nothing(count: usize) -> Self {
         Self {
             found: vec![None; count],
@@ -103,8 +103,8 @@ pub(crate) struct Run {
     pub(crate) restart: usize,
 }
 
-/// Runs of an attack one after another, each on the images that stand after those before it: every start
-/// towards each of so many targets in turn, or without a target.
+/// Runs of an attack one after another, each on the images that stand after those before it: every restart
+/// for each target class in turn, or without a target.
 ///
 /// `marks` are of an attempt that was stopped. `attempt` gets the run, the images that stand and the target of each.
 pub(crate) fn in_turn(

@@ -163,11 +163,9 @@ impl Eval {
             preprocessing,
         };
         let precision = usable_precision(self.test.precision)?;
-        let mut classifier = Classifier::new(loaded.model.clone()).in_precision(precision);
-        if let Some((_, head)) = zero_shot {
-            classifier = classifier.with_text_head(head);
-        }
-        let classifier = classifier.named(&self.model.path.display().to_string(), &loaded.hash);
+        let head = zero_shot.map(|(_, head)| head);
+        let classifier = Classifier::new(loaded.model, head, precision)
+            .named(&self.model.path.display().to_string(), &loaded.hash);
         let subject = classifier.subject(
             &self.test.data,
             &dataset,

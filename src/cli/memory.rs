@@ -30,11 +30,10 @@ pub(crate) fn check_memory(
     )
 }
 
-/// An error where so many bytes are not available to this process on the processor; of GPUs it is not known what is free.
+/// An error if `needed` bytes are not available to this rank on the CPU; the free memory of GPUs is not known.
 pub(crate) fn require_memory(what: &str, needed: f64, hint: &str) -> Result<()> {
     if !ops::is_processor(&device()?) {
         return Ok(());
     }
-    let available = memory::available().map(|free| free / distributed::local_world_size() as u64);
-    memory::require(what, needed, available, hint)
+    memory::require(what, needed, distributed::available_memory(), hint)
 }

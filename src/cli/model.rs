@@ -6,7 +6,7 @@ use super::device::device;
 use super::print::note;
 use super::values::{parse_mean, parse_std};
 use crate::data::classes::is_wnid;
-use crate::data::{ClassMap, Dataset, ModelClasses, match_classes, match_prompts};
+use crate::data::{CLASSES_HINT, ClassMap, Dataset, ModelClasses, match_classes, match_prompts};
 use crate::error::{Error, Result};
 use crate::image::MAX_IMAGE_SIZE;
 use crate::model::ModelConfig;
@@ -140,6 +140,7 @@ impl NamedClasses {
                     count,
                     names: &names,
                     owner: &owner,
+                    advice: CLASSES_HINT,
                 };
                 match_classes(outputs, dataset.classes(), data)?
             }
@@ -154,6 +155,7 @@ impl NamedClasses {
                     count,
                     names: &loaded.classes,
                     owner: "the model",
+                    advice: CLASSES_HINT,
                 };
                 match_classes(outputs, dataset.classes(), data)?
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Before another process than the first tells an error.
+/// How long ranks other than 0 wait before they print an error.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Whether this process prints nothing, as all ranks but 0. Process-wide, like the streams.
@@ -31,7 +31,7 @@ pub(crate) fn print_json(value: &serde_json::Value) {
     print_line(&value.to_string());
 }
 
-/// Writes a line to standard output. Whether all lines arrived, [`all_printed`] tells at the end.
+/// Writes a line to standard output. Errors are reported at the end, by [`all_printed`].
 pub(crate) fn print_line(text: &str) {
     if !is_quiet() {
         let mut out = std::io::stdout().lock();
@@ -48,7 +48,7 @@ pub(crate) fn remember(printed: std::io::Result<()>) {
         && error.kind() != std::io::ErrorKind::BrokenPipe
     {
         let out = Path::new("standard output");
-        // The first is told.
+        // Only the first error is kept.
         let _ = UNPRINTED.set(files::explain("write to", out, &error));
     }
 }

@@ -17,6 +17,8 @@ pub struct ModelClasses<'a> {
     pub names: &'a [String],
     /// Who gives the names, for messages: `the model`, or a file.
     pub owner: &'a str,
+    /// What users do about classes that cannot be paired.
+    pub advice: &'a str,
 }
 
 /// How the labels of a data set become those of a model.
@@ -104,7 +106,7 @@ pub fn match_classes(model: ModelClasses, data: &[String], spec: &str) -> Result
             grouped(data.len() as u64),
             grouped(model.count as u64)
         ))
-        .hint(CLASSES_HINT));
+        .hint(model.advice));
     }
     Ok(ClassMap::same("by order").noticed(format!(
         "the model does not name its classes; `{}`, the first of `{spec}`, is taken for its class 0, and so on",
@@ -133,6 +135,7 @@ pub fn match_prompts(
         count: prompts.len(),
         names: prompts,
         owner,
+        advice: CLASSES_HINT,
     };
     match_classes(outputs, data, spec)
 }
@@ -140,7 +143,11 @@ pub fn match_prompts(
 /// Names of missing classes that a message lists.
 const SHOWN: usize = 3;
 
-const CLASSES_HINT: &str =
+/// The advice of training, whose classes are folders.
+pub const FOLDERS_HINT: &str = "rename the class folders, or use images of the same classes";
+
+/// The advice of commands with the flag.
+pub const CLASSES_HINT: &str =
     "--classes FILE names the model's classes as the data does, one a line, in the model's order";
 
 fn too_many(model: ModelClasses, data: &[String], spec: &str) -> Error {
@@ -199,7 +206,7 @@ impl Unmatched {
                 "`{spec}`: several of the {count} classes of {owner} are called `{}`",
                 data[label]
             ))
-            .hint(CLASSES_HINT),
+            .hint(model.advice),
             Self::Missing(label) => {
                 let missing = data.iter().filter(|name| !names.contains(name)).count();
                 let name = &data[label];
@@ -219,11 +226,7 @@ impl Unmatched {
                         )
                     }
                 };
-                // Training has no such flag: its classes are folders.
-                let advice = match owner {
-                    "the model" => CLASSES_HINT,
-                    _ => "rename the class folders, or use images of the same classes",
-                };
+                let advice = model.advice;
                 let hint = match nearest(name, names) {
                     Some(near) => format!("did you mean `{near}`? {advice}"),
                     None => format!(
@@ -334,6 +337,7 @@ mod tests {
             count,
             names: &model,
             owner: "the model",
+            advice: CLASSES_HINT,
         };
         match_classes(outputs, &names(data), "images")
     }

@@ -408,7 +408,7 @@ impl Dataset {
             Source::Cifar(_) | Source::Tensors(_) => {}
         }
         for index in 0..self.len() {
-            // A data set without labels is told from others by its number of classes.
+            // `u32::MAX` stands for no label.
             let label = self.label(index).unwrap_or(u32::MAX);
             hasher.update(&label.to_le_bytes());
         }

@@ -29,7 +29,9 @@ pub use augment::mix::Mix;
 pub use augment::mixing::Mixing;
 pub use augment::{Augmentation, RandAugment, RandomResizedCrop};
 pub use batch::{Batch, Planes};
-pub use classes::{ClassMap, ModelClasses, match_classes, match_prompts};
+pub use classes::{
+    CLASSES_HINT, ClassMap, FOLDERS_HINT, ModelClasses, match_classes, match_prompts,
+};
 pub use dataset::Dataset;
 pub use loader::evaluation::evaluation_batch;
 pub use loader::{Broken, Loader, Plan, Share};

@@ -400,6 +400,7 @@ mod tests {
             count: 2,
             names: &names,
             owner: "the model",
+            advice: crate::data::classes::CLASSES_HINT,
         };
         let map =
             crate::data::classes::match_classes(outputs, dataset.classes(), "images").unwrap();

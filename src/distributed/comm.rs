@@ -54,7 +54,7 @@ pub struct Pending(Source);
 enum Source {
     Local(Vec<f32>),
     Remote(Receiver<Vec<f32>>),
-    /// To be summed over so many ranks.
+    /// Rows of this many ranks, to be summed.
     Sum(Receiver<Vec<f32>>, usize),
 }
 

@@ -48,7 +48,7 @@ fn check_shards(table: &Table, shards: Option<u64>, reduce: Option<Reduce>) {
 }
 
 impl Parallel {
-    /// Shards of a process among so many that are passed one by one and added up pairwise.
+    /// The number of shards that each of `processes` passes one by one and adds pairwise.
     pub fn local_shards(&self, processes: usize) -> usize {
         match self.reduce {
             Reduce::Exact => self.shards as usize / processes,

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-use crate::files;
+use crate::{files, memory};
 
 /// How many processes were started together, if a launcher of MPI started this one.
 ///
@@ -35,6 +35,11 @@ pub fn local_world_size() -> usize {
 /// The number of this process among the ranks on this machine; 0 without a launcher.
 pub fn local_rank() -> usize {
     number(["OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"]).unwrap_or(0)
+}
+
+/// Bytes of memory that this rank may take: its share of what the machine can still give. `None` where that is unknown.
+pub fn available_memory() -> Option<u64> {
+    memory::available().map(|free| free / local_world_size() as u64)
 }
 
 /// The number of processors in a list such as `0-3,8`.

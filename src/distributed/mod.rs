@@ -1,7 +1,7 @@
 //! Runs of several processes: ranks, collectives, heartbeats, sharded optimizer state.
 //!
-//! Open MPI launches the processes, connects them and ends them all when one dies. There is no scheduler here, of which there
-//! are enough.
+//! Open MPI launches the processes, connects them and ends them all when one dies. Scheduling jobs is left
+//! to the cluster.
 //!
 //! | file          | what                                                                          |
 //! |---------------|-------------------------------------------------------------------------------|
@@ -28,6 +28,6 @@ pub mod zero;
 pub use comm::{BUCKET, Comm, Pending};
 pub use config::{Parallel, Reduce};
 pub use init::init;
-pub use launch::{local_rank, local_world_size, threads};
+pub use launch::{available_memory, local_rank, local_world_size, threads};
 pub use signals::ExitGuard;
 pub use zero::Zero;

@@ -240,8 +240,8 @@ impl Evaluation<'_> {
     /// Every adversarial image is judged again here, apart from the attack that made it: in its norm, in [0, 1], no
     /// NaN, and misclassified.
     /// Errors: no images, or one that cannot be read or is not in [0, 1]; a model of fewer than two classes; an attack
-    /// that left its threat model; the observer's; of kind [`Kind::TryAgain`] when a process of the comm is told to
-    /// stop, which takes a pass or two.
+    /// that left its threat model; the observer's; of kind [`Kind::TryAgain`] when a rank is asked to stop, which
+    /// takes a pass or two.
     pub fn run(&self, observer: &dyn Observer) -> Result<Outcome> {
         self.resume(Outcome::default(), observer)
     }

@@ -38,47 +38,39 @@ pub struct Setup<'a> {
 }
 
 impl Classifier {
-    /// A model that classifies by its own logits, in f32.
-    pub fn new(model: Model) -> Self {
+    /// A model that classifies by its own logits; with a head, whose outputs are embeddings, by text.
+    ///
+    /// Shapes: `head` `[classes, width]`, rows of length 1.
+    pub fn new(model: Model, head: Option<Tensor<2>>, precision: Precision) -> Self {
+        // Tensors are shared, not copied.
+        let (passed, pass) = (
+            model.clone(),
+            Pass {
+                precision,
+                ..Pass::evaluation()
+            },
+        );
+        let logits = move |images| {
+            let outputs = passed.logits(images, &pass);
+            match &head {
+                None => outputs,
+                Some(head) => by_text(outputs, head),
+            }
+        };
         Self {
-            logits: logits(&model, None, Precision::F32),
             model,
             name: String::new(),
             hash: String::new(),
-            precision: Precision::F32,
+            precision,
+            logits: Box::new(logits),
         }
     }
 
-    /// The same under the name and the hash that results state. A text head that is added later changes the hash.
+    /// The same under the name and the hash that results state; the hash covers the head, see [`hash_with_head`].
     pub fn named(self, name: &str, hash: &str) -> Self {
         Self {
             name: name.to_owned(),
             hash: hash.to_owned(),
-            ..self
-        }
-    }
-
-    /// The same model in another arithmetic. Set it before a text head.
-    pub fn in_precision(self, precision: Precision) -> Self {
-        Self {
-            logits: logits(&self.model, None, precision),
-            precision,
-            ..self
-        }
-    }
-
-    /// The same model, whose outputs are embeddings, classifying by text; its hash is that of the head as well.
-    ///
-    /// Shapes: `head` `[classes, width]`, rows of length 1.
-    pub fn with_text_head(self, head: Tensor<2>) -> Self {
-        // With another text model, or other templates, it is another classifier.
-        let values = to_vec(head.clone());
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(self.hash.as_bytes());
-        hasher.update(bytemuck::cast_slice(&values));
-        Self {
-            hash: hasher.finalize().to_string(),
-            logits: logits(&self.model, Some(head), self.precision),
             ..self
         }
     }
@@ -158,22 +150,10 @@ impl Classifier {
     }
 }
 
-fn logits(
-    model: &Model,
-    head: Option<Tensor<2>>,
-    precision: Precision,
-) -> Box<dyn Fn(Tensor<4>) -> Tensor<2>> {
-    // Tensors are shared, not copied.
-    let model = model.clone();
-    let pass = Pass {
-        precision,
-        ..Pass::evaluation()
-    };
-    Box::new(move |images| {
-        let outputs = model.logits(images, &pass);
-        match &head {
-            None => outputs,
-            Some(head) => by_text(outputs, head),
-        }
-    })
+/// The hash of a model with a text head: with another text model, or other templates, it is another classifier.
+pub fn hash_with_head(model: &str, head: &Tensor<2>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(model.as_bytes());
+    hasher.update(bytemuck::cast_slice(&to_vec(head.clone())));
+    hasher.finalize().to_string()
 }

@@ -70,7 +70,7 @@ impl<'a> Objective<'a> {
         });
         let parts = microbatches.into_iter().map(|rows| {
             let loss = |images| {
-                let outputs = passes.forward_part(model, images, &rows, None);
+                let outputs = passes.forward_rows(model, images, &rows, None);
                 match &coupled {
                     None => self.loss_of(&rows).attack_losses(outputs),
                     Some(coupled) => along(outputs, &coupled.gradient.adversarial, &rows),
@@ -104,7 +104,7 @@ impl<'a> Objective<'a> {
         let share = 1.0 / batch as f64;
         let coupled = self.output_gradient(model, images.as_ref(), &all, drop_path, share, &losses);
         let losses = vec![coupled.loss * count as f64 / shards.len() as f64; shards.len()];
-        let mut gradients = sum_over(shards, |rows| {
+        let mut gradients = sum_over(shards, |_, rows| {
             let tracked = model.tracked();
             let outputs = self.outputs(&tracked, images.as_ref(), &rows, drop_path);
             let pairs = outputs.into_iter().zip(coupled.gradient.as_ref());
@@ -132,19 +132,13 @@ impl<'a> Objective<'a> {
         drop_path: Option<&DropPath>,
     ) -> StepGradients {
         let share = 1.0 / batch as f64;
-        let (mut all_outputs, mut losses) = (Vec::new(), Vec::new());
-        let starts: Vec<usize> = shards.iter().map(|rows| rows[0].start).collect();
-        let gradients = sum_over(shards, |rows| {
+        let (mut all_outputs, mut losses) = (Vec::new(), vec![0.0; shards.len()]);
+        let gradients = sum_over(shards, |shard, rows| {
             let tracked = model.tracked();
             let outputs = self.outputs(&tracked, images.as_ref(), &rows, drop_path);
             all_outputs.push(outputs.adversarial.clone().without_autodiff());
             let values = self.loss_of(&rows).losses(outputs);
-            if starts.contains(&rows.start) {
-                losses.push(0.0);
-            }
-            *losses
-                .last_mut()
-                .expect("the first rows of a shard add one") +=
+            losses[shard] +=
                 f64::from(values.clone().without_autodiff().sum().into_scalar::<f32>());
             tracked.gradients(&mut (values.sum() * share).backward())
         });
@@ -204,7 +198,8 @@ impl<'a> Objective<'a> {
         rows: &Range<usize>,
         drop_path: Option<&DropPath>,
     ) -> Views<Tensor<2>> {
-        images.map(|images| (self.microbatches).forward_rows(model, images, rows, drop_path))
+        let passes = &self.microbatches;
+        images.map(|images| passes.forward_rows(model, rows_of(images, rows), rows, drop_path))
     }
 
     /// Losses over the outputs of all ranks, and `share` times their gradient for this rank's outputs.
@@ -219,9 +214,10 @@ impl<'a> Objective<'a> {
     ) -> OutputGradient {
         let count = images.adversarial.dims()[0];
         let outputs = images.map(|images| {
-            let parts = microbatches
-                .iter()
-                .map(|rows| (self.microbatches).forward_rows(model, images, rows, drop_path));
+            let parts = microbatches.iter().map(|rows| {
+                let part = rows_of(images, rows);
+                self.microbatches.forward_rows(model, part, rows, drop_path)
+            });
             let all = gather_rows(self.comm, Tensor::cat(parts.collect(), 0));
             all.autodiff().require_grad()
         });
@@ -255,14 +251,15 @@ struct OutputGradient {
     parameters: Vec<Tensor<1>>,
 }
 
-/// Sums gradients over the microbatches of each shard in turn, and over the shards pairwise.
+/// Sums gradients, by shard and rows, over the microbatches of each shard in turn and over the shards pairwise.
 fn sum_over(
     shards: Vec<Vec<Range<usize>>>,
-    mut gradients: impl FnMut(Range<usize>) -> Vec<Tensor<1>>,
+    mut gradients: impl FnMut(usize, Range<usize>) -> Vec<Tensor<1>>,
 ) -> Vec<Tensor<1>> {
     let mut sum = PairwiseSum::default();
-    for microbatches in shards {
-        let of_shard = microbatches.into_iter().map(&mut gradients).reduce(both);
+    for (shard, microbatches) in shards.into_iter().enumerate() {
+        let of_rows = microbatches.into_iter().map(|rows| gradients(shard, rows));
+        let of_shard = of_rows.reduce(both);
         sum.add(of_shard.expect("a shard has images"));
     }
     sum.sum()

@@ -47,21 +47,10 @@ impl Microbatches {
         self.pass(model, images, self.kept.as_ref(), drop_path.cloned())
     }
 
-    /// The model's outputs for some rows.
+    /// The model's outputs for the images of some rows.
     ///
-    /// Shapes: `images` `[images, 3, height, width]`, all of the rank; the result `[rows, outputs]`.
+    /// Shapes: `images` `[rows, 3, height, width]`; the result `[rows, outputs]`.
     pub(super) fn forward_rows(
-        &self,
-        model: &Model,
-        images: &Tensor<4>,
-        rows: &Range<usize>,
-        drop_path: Option<&DropPath>,
-    ) -> Tensor<2> {
-        self.forward_part(model, rows_of(images, rows), rows, drop_path)
-    }
-
-    /// The same where the rows' images have been taken already.
-    pub(super) fn forward_part(
         &self,
         model: &Model,
         images: Tensor<4>,

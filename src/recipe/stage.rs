@@ -81,6 +81,11 @@ settings! {
 }
 
 impl Stage {
+    /// Whether something that is done every `every` samples is due after the update that ends at `samples` of the run.
+    pub fn is_due(&self, samples: u64, every: u64) -> bool {
+        samples % every < self.batch
+    }
+
     /// The attack for the update that ends at `seen` samples of the stage.
     pub fn attack_at(&self, seen: u64) -> Option<Pgd> {
         let attack = self.attack.as_ref()?;

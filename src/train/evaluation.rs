@@ -13,6 +13,7 @@ use crate::attack::{Attack, Pgd};
 use crate::error::{Error, Kind, Result};
 use crate::eval::{BatchReport, Classifier, Images, Observer, Outcome, Setup};
 use crate::image::Preprocessing;
+use crate::ops::Precision;
 use crate::recipe::{Phase, Stage, TestImages};
 
 /// Evaluates the model as the recipe says: clean accuracy and accuracy under the evaluation's attack and under the stage's
@@ -94,11 +95,11 @@ fn classifier(run: &Run, state: &State) -> Result<Option<Classifier>> {
     let zero = run.zero();
     let model = state.averaged(&zero);
     let Some(captions) = &run.captions[state.stage] else {
-        return Ok(Some(Classifier::new(model)));
+        return Ok(Some(Classifier::new(model, None, Precision::F32)));
     };
     let head = captions.class_head(state.averaged_tower(&zero).as_ref());
     let head = run.comm.all_ok(head)?;
-    Ok(head.map(|head| Classifier::new(model).with_text_head(head)))
+    Ok(head.map(|head| Classifier::new(model, Some(head), Precision::F32)))
 }
 
 /// The test images of a stage's evaluations, read the first time and known from then on. Broken ones are named once.

@@ -6,9 +6,11 @@ use super::run::Run;
 use super::test_set::TestSet;
 use crate::data::Split;
 use crate::error::{Context, Error, Kind, Result};
+use crate::eval::classifier::hash_with_head;
 use crate::eval::result::{Subject, to_json};
 use crate::eval::session::{Progress, conclude, examine};
 use crate::eval::{Classifier, Images, Setup, result};
+use crate::ops::Precision;
 use crate::recipe::FinalEvaluation;
 use crate::screen::Screen;
 use crate::weights;
@@ -55,12 +57,17 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
     let model = folder.join("stages").join(&stage.name);
     let saved = weights::load(&model, &run.device)?;
     let preprocessing = saved.preprocessing.preprocessing?;
-    let mut classifier =
-        Classifier::new(saved.model).named(&model.display().to_string(), &saved.hash);
     // Images that are compared with captions are classified by class names.
-    if let Some(captions) = &run.captions[number] {
-        classifier = classifier.with_text_head(captions.final_head(&stage.name, folder)?);
-    }
+    let head = match &run.captions[number] {
+        None => None,
+        Some(captions) => Some(captions.final_head(&stage.name, folder)?),
+    };
+    let hash = match &head {
+        None => saved.hash,
+        Some(head) => hash_with_head(&saved.hash, head),
+    };
+    let classifier = Classifier::new(saved.model, head, Precision::F32)
+        .named(&model.display().to_string(), &hash);
     let attacks = evaluation.attacks();
     let test = &run.images[number].test;
     let chosen = TestSet::choose(&run.images[number], &evaluation.images, &run.comm)?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::data::{ClassMap, Dataset, ModelClasses, Split, Subset, match_classes};
+use crate::data::{ClassMap, Dataset, FOLDERS_HINT, ModelClasses, Split, Subset, match_classes};
 use crate::error::{Context, Error, Result};
 use crate::recipe::{Data, Recipe, TestImages};
 
@@ -57,6 +57,7 @@ impl StageImages {
             count: self.train.classes().len(),
             names: self.train.classes(),
             owner: "the training images",
+            advice: FOLDERS_HINT,
         };
         self.map = Some(match_classes(
             trained,

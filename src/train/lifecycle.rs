@@ -113,7 +113,7 @@ impl Run {
 
     fn is_saved(&self, phase: &PhaseContext, state: &State) -> bool {
         let every = self.recipe.checkpoint.every_samples;
-        phase.ends_stage(state.samples) || phase.is_due(state.samples, every)
+        phase.ends_stage(state.samples) || phase.stage.is_due(state.samples, every)
     }
 
     fn save(&self, phase: &PhaseContext, state: &State) -> Result<()> {
@@ -159,7 +159,7 @@ impl Run {
     fn is_evaluated(&self, samples: u64) -> bool {
         match (&self.recipe.evaluation, self.recipe.update_at(samples)) {
             (Some(evaluation), Some((stage, _, is_last))) => {
-                is_last || samples % evaluation.every_samples < stage.batch
+                is_last || stage.is_due(samples, evaluation.every_samples)
             }
             _ => false,
         }

@@ -195,7 +195,7 @@ impl<'a> Monitor<'a> {
             duration(eta)
         );
         self.screen.progress(samples, self.total, &text);
-        let due = samples % self.recipe.log.every_samples < stage.batch;
+        let due = stage.is_due(samples, self.recipe.log.every_samples);
         if !due && samples < self.total {
             return;
         }

@@ -82,11 +82,6 @@ impl<'a> PhaseContext<'a> {
         samples == self.stage_start + self.stage.samples()
     }
 
-    /// Whether something that is done every so many samples is due after a step.
-    pub fn is_due(&self, samples: u64, every: u64) -> bool {
-        samples % every < self.stage.batch
-    }
-
     /// Shards of this rank's part of a batch, which pass one by one.
     fn shards(&self) -> usize {
         let world_size = self.zero.comm().world_size();

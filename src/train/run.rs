@@ -17,7 +17,6 @@ use super::state::{StageOptimizer, State};
 use super::test_set::TestSet;
 use crate::distributed::{self, Comm, Zero};
 use crate::error::{Context, Result};
-use crate::memory;
 use crate::model::Model;
 use crate::objective::captions::RunPaths;
 use crate::objective::{Captions, ExtraParameters};
@@ -233,9 +232,7 @@ impl Run {
         let outputs = outputs.max().unwrap_or_default();
         let plan = plan::Plan::new(recipe, outputs, self.precision, devices);
         // The free memory of GPUs is not known.
-        let free = memory::available()
-            .filter(|_| ops::is_processor(&self.device))
-            .map(|free| free / distributed::local_world_size() as u64);
+        let free = distributed::available_memory().filter(|_| ops::is_processor(&self.device));
         plan::check_memory(&plan, free)
     }
 }

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor};
 
 use super::state::State;
-use crate::data::{ModelClasses, match_classes};
+use crate::data::{FOLDERS_HINT, ModelClasses, match_classes};
 use crate::distributed::Zero;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
@@ -72,6 +72,7 @@ fn check_classes(names: &[String], count: usize, classes: &[String]) -> Result<(
         count,
         names,
         owner: "the start weights",
+        advice: FOLDERS_HINT,
     };
     let map = match_classes(outputs, classes, "the training images")?;
     match map.table() {

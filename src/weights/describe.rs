@@ -1,4 +1,4 @@
-//! What model a file of weights holds: stated by names and shapes, and by what stands beside them.
+//! What model a file of weights holds: given by the names and shapes of its tensors, and by the files next to it.
 
 use super::architecture::{NamedArchitecture, known};
 use super::archive::shown;

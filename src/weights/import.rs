@@ -480,12 +480,11 @@ fn take_statistics(stated: &mut StatedModel, found: &Statistics) -> Result<()> {
 
 fn check_memory(config: &ModelConfig, classes: usize, image_size: usize) -> Result<()> {
     let parameters = config.parameters(classes, image_size) as f64;
-    let available = memory::available().map(|free| free / distributed::local_world_size() as u64);
     let hint = "use a machine with more memory, or a smaller model";
     memory::require(
         "this model",
         parameters * size_of::<f32>() as f64,
-        available,
+        distributed::available_memory(),
         hint,
     )
 }

@@ -49,7 +49,7 @@ pub(crate) struct StatedModel {
     pub(crate) std: [f64; 3],
     pub(crate) class_count: Option<usize>,
     pub(crate) class_names: Vec<String>,
-    /// What the outputs are; else stated by the names.
+    /// What the outputs are; else given by the names.
     pub(crate) outputs: Option<Outputs>,
     /// What timm calls the training that made the weights.
     pub(crate) tag: String,

@@ -34,7 +34,7 @@ pub(crate) fn decode_jpeg(bytes: &[u8], most_pixels: usize, view: View) -> Outco
     if turned {
         odd.push(Reason::Rotated);
     }
-    // What is asked for is a region of the upright picture; turning is rare enough to decode all.
+    // The region is given in the upright picture. Rotated files are rare, so they are decoded whole.
     let region = match turned {
         true => Region::whole(width, height),
         false => view(width, height),

@@ -9,7 +9,7 @@ use crate::image::picture::Picture;
 pub struct Examined {
     /// The picture.
     pub picture: Picture,
-    /// Oddities, none of which kept it from being used.
+    /// Damage that did not prevent the use of the picture.
     pub odd: Vec<Reason>,
 }
 
@@ -88,7 +88,7 @@ impl Format {
 
 pub(crate) type Outcome = std::result::Result<Examined, Fault>;
 
-/// Pictures above so many pixels are refused, as by Pillow: they are mistakes or attacks.
+/// Pictures with more pixels are refused, as by Pillow: they are mistakes or attacks.
 pub const MOST_PIXELS: usize = 178_956_970;
 
 /// A picture whose file cannot be right.

@@ -154,20 +154,13 @@ impl Differentiable for BlockGradient {
 #[cfg(test)]
 mod tests {
     use advxl_kernels::Precision;
-    use burn::tensor::Device;
 
     use super::*;
-    use crate::ops::{from_vec, to_vec};
-    use crate::rng::{Purpose, Rng};
+    use crate::ops::cpu::testing::draw;
+    use crate::ops::to_vec;
 
     const SHAPE: [usize; 3] = [3, 7, 24];
     const HIDDEN: usize = 40;
-
-    fn draw<const D: usize>(seed: u64, shape: [usize; D], size: f32) -> Tensor<D> {
-        let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
-        let values = (0..shape.iter().product()).map(|_| rng.normal() * size);
-        from_vec(values.collect(), shape, &Device::flex())
-    }
 
     fn weights() -> BlockWeights<Tensor<1>> {
         let (w, h) = (SHAPE[2], HIDDEN);
@@ -175,7 +168,7 @@ mod tests {
         let mut seed = 10;
         BlockWeights::from_array(lengths).map(|length| {
             seed += 1;
-            draw(seed, [length], 0.3)
+            draw(seed, [length]) * 0.3
         })
     }
 
@@ -211,11 +204,9 @@ mod tests {
         weights: &BlockWeights<Tensor<1>>,
         block: impl Fn(Tensor<3>, &BlockWeights<Tensor<1>>) -> Tensor<3>,
     ) -> Vec<Vec<f32>> {
-        let x = draw(1, SHAPE, 1.0).autodiff().require_grad();
+        let x = draw(1, SHAPE).autodiff().require_grad();
         let y = block(x.clone(), weights);
-        let mut gradients = (y.clone() * draw(2, SHAPE, 1.0).autodiff())
-            .sum()
-            .backward();
+        let mut gradients = (y.clone() * draw(2, SHAPE).autodiff()).sum().backward();
         let mut all = vec![to_vec(y), to_vec(x.grad_remove(&mut gradients).unwrap())];
         for weight in weights.iter().filter(|weight| weight.is_autodiff()) {
             all.push(to_vec(weight.grad_remove(&mut gradients).unwrap()));
@@ -278,8 +269,8 @@ mod tests {
     #[test]
     fn a_token_of_a_causal_block_does_not_see_those_after_it() {
         let [batch, tokens, width] = SHAPE;
-        let x = draw(1, SHAPE, 1.0);
-        let last = draw(3, [batch, 1, width], 1.0);
+        let x = draw(1, SHAPE);
+        let last = draw(3, [batch, 1, width]);
         let changed = Tensor::cat(vec![x.clone().narrow(1, 0, tokens - 1), last], 1);
         for (causal, same) in [(true, true), (false, false)] {
             let [before, after] = [&x, &changed].map(|x| {

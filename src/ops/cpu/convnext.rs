@@ -139,23 +139,15 @@ impl Differentiable for ConvNextGradient {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-
     use advxl_kernels::Precision;
 
     use super::*;
-    use crate::ops::{from_vec, reference, to_vec};
-    use crate::rng::{Purpose, Rng};
+    use crate::ops::cpu::testing::draw;
+    use crate::ops::{reference, to_vec};
 
     const SIZE: [usize; 2] = [5, 6];
     const CHANNELS: usize = 20;
     const HIDDEN: usize = 36;
-
-    fn draw<const D: usize>(seed: u64, shape: [usize; D], size: f64) -> Tensor<D> {
-        let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
-        let values = (0..shape.iter().product()).map(|_| (f64::from(rng.normal()) * size) as f32);
-        from_vec(values.collect(), shape, &Device::flex())
-    }
 
     fn weights() -> ConvNextWeights<Tensor<1>> {
         let (c, h) = (CHANNELS, HIDDEN);
@@ -164,7 +156,7 @@ mod tests {
         ConvNextWeights::from_array(lengths).map(|length| {
             seed += 1;
             let size = if length == 49 * c { 0.15 } else { 0.3 };
-            draw(seed, [length], size)
+            draw(seed, [length]) * size
         })
     }
 
@@ -185,11 +177,9 @@ mod tests {
         block: impl Fn(Tensor<3>, &ConvNextWeights<Tensor<1>>) -> Tensor<3>,
     ) -> Vec<Vec<f32>> {
         let shape = [3, SIZE[0] * SIZE[1], CHANNELS];
-        let x = draw(1, shape, 1.0).autodiff().require_grad();
+        let x = draw(1, shape).autodiff().require_grad();
         let y = block(x.clone(), &weights);
-        let mut gradients = (y.clone() * draw(2, shape, 1.0).autodiff())
-            .sum()
-            .backward();
+        let mut gradients = (y.clone() * draw(2, shape).autodiff()).sum().backward();
         let mut all = vec![to_vec(y), to_vec(x.grad_remove(&mut gradients).unwrap())];
         for weight in weights.iter().filter(|weight| weight.is_autodiff()) {
             all.push(to_vec(weight.grad_remove(&mut gradients).unwrap()));
@@ -234,7 +224,7 @@ mod tests {
         assert_eq!(results(weights(), fused(spec(Gelu::Erf, false))), all[..2]);
         assert_eq!(results(weights(), fused(spec(Gelu::Erf, true))), all[..2]);
         assert_eq!(results(tracked(), fused(spec(Gelu::Erf, true))), all);
-        let x = draw(1, [3, SIZE[0] * SIZE[1], CHANNELS], 1.0);
+        let x = draw(1, [3, SIZE[0] * SIZE[1], CHANNELS]);
         let untracked = fused(spec(Gelu::Erf, false))(x, &weights());
         assert_eq!(to_vec(untracked), all[0]);
     }
@@ -242,7 +232,7 @@ mod tests {
     #[test]
     fn changed_weights_are_packed_again() {
         let block = fused(spec(Gelu::Erf, false));
-        let x = draw(1, [3, SIZE[0] * SIZE[1], CHANNELS], 1.0);
+        let x = draw(1, [3, SIZE[0] * SIZE[1], CHANNELS]);
         let first = to_vec(block(x.clone(), &weights()));
         let mut changed = weights();
         changed.gamma = changed.gamma * 2.0;

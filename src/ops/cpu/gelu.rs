@@ -40,27 +40,11 @@ impl Differentiable for GeluGradient {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-
     use super::*;
-    use crate::ops::{from_vec, reference, to_vec};
-    use crate::rng::{Purpose, Rng};
-
-    fn draw<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
-        let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
-        let values = (0..shape.iter().product()).map(|_| rng.normal()).collect();
-        from_vec(values, shape, &Device::flex())
-    }
+    use crate::ops::cpu::testing::{assert_close, draw};
+    use crate::ops::{reference, to_vec};
 
     const SHAPE: [usize; 3] = [3, 5, 21];
-
-    fn close(found: &[f32], right: &[f32]) {
-        assert_eq!(found.len(), right.len());
-        for (found, right) in found.iter().zip(right) {
-            // Sums of at most 21 numbers near 1.
-            assert!((found - right).abs() < 1e-5, "{found} {right}");
-        }
-    }
 
     #[test]
     fn every_gelu_agrees_with_its_reference() {
@@ -72,8 +56,8 @@ mod tests {
                 (to_vec(y), to_vec(x.grad_remove(&mut gradients).unwrap()))
             };
             let (found, right) = (results(gelu), results(reference::gelu));
-            close(&found.0, &right.0);
-            close(&found.1, &right.1);
+            assert_close(&found.0, &right.0);
+            assert_close(&found.1, &right.1);
         }
     }
 }

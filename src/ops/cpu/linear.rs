@@ -75,17 +75,9 @@ impl Differentiable for LinearGradient {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-
     use super::*;
-    use crate::ops::{from_vec, reference, to_vec};
-    use crate::rng::{Purpose, Rng};
-
-    fn draw<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
-        let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
-        let values = (0..shape.iter().product()).map(|_| rng.normal()).collect();
-        from_vec(values, shape, &Device::flex())
-    }
+    use crate::ops::cpu::testing::{assert_close, draw};
+    use crate::ops::{reference, to_vec};
 
     type Layer = fn(Tensor<3>, Tensor<1>, Tensor<1>) -> Tensor<3>;
 
@@ -111,10 +103,7 @@ mod tests {
     #[test]
     fn the_linear_layer_agrees_with_its_reference() {
         for (found, right) in results(linear).iter().zip(results(reference::linear)) {
-            for (found, right) in found.iter().zip(right) {
-                // Sums of at most 15 products of numbers near 1.
-                assert!((found - right).abs() < 1e-5, "{found} {right}");
-            }
+            assert_close(found, &right);
         }
     }
 

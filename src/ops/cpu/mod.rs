@@ -12,6 +12,8 @@ mod linear;
 mod norm;
 mod patches;
 mod pgd;
+#[cfg(test)]
+mod testing;
 mod unfold;
 
 pub(crate) use adamw::adamw;

@@ -59,27 +59,11 @@ impl Differentiable for NormGradient {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-
     use super::*;
-    use crate::ops::{from_vec, reference, to_vec};
-    use crate::rng::{Purpose, Rng};
-
-    fn draw<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
-        let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
-        let values = (0..shape.iter().product()).map(|_| rng.normal()).collect();
-        from_vec(values, shape, &Device::flex())
-    }
+    use crate::ops::cpu::testing::{assert_close, draw};
+    use crate::ops::{reference, to_vec};
 
     const SHAPE: [usize; 3] = [3, 5, 21];
-
-    fn close(found: &[f32], right: &[f32]) {
-        assert_eq!(found.len(), right.len());
-        for (found, right) in found.iter().zip(right) {
-            // Sums of at most 21 numbers near 1.
-            assert!((found - right).abs() < 1e-5, "{found} {right}");
-        }
-    }
 
     #[test]
     fn the_norm_agrees_with_its_reference() {
@@ -99,7 +83,7 @@ mod tests {
         };
         let found = results(layer_norm);
         for (found, right) in found.iter().zip(results(reference::layer_norm)) {
-            close(found, &right);
+            assert_close(found, &right);
         }
         let x = draw(1, SHAPE).autodiff().require_grad();
         let y = layer_norm(x.clone(), draw(2, [21]), draw(3, [21]), 1e-6);
