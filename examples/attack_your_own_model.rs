@@ -9,14 +9,15 @@ use advxl::distributed::Comm;
 use advxl::error::Result;
 use advxl::eval::autoattack::{Settings, Version};
 use advxl::eval::{Evaluation, Images, checks};
-use burn::tensor::{Device, Distribution, Tensor};
+use advxl::ops::Device;
+use burn::tensor::{Distribution, Tensor};
 
 fn main() -> Result<()> {
-    let device = Device::flex();
+    let device = Device::cpu();
 
     // The model: here the class whose colour is nearest to the image's mean colour. Normalisation of pixels, if a
     // model needs it, belongs in here too.
-    let colours = Tensor::<2>::random([10, 3], Distribution::Uniform(0.2, 0.8), &device);
+    let colours = Tensor::<2>::random([10, 3], Distribution::Uniform(0.2, 0.8), &device.burn());
     let mean_colour = |images: Tensor<4>| {
         let [batch, channels, height, width] = images.dims();
         images
@@ -30,8 +31,8 @@ fn main() -> Result<()> {
     };
 
     // The images in [0, 1] and their classes: noise around a random colour, and what the model makes of it.
-    let paint = Tensor::<4>::random([64, 3, 1, 1], Distribution::Uniform(0.2, 0.8), &device);
-    let noise = Tensor::<4>::random([64, 3, 16, 16], Distribution::Uniform(-0.2, 0.2), &device);
+    let paint = Tensor::<4>::random([64, 3, 1, 1], Distribution::Uniform(0.2, 0.8), &device.burn());
+    let noise = Tensor::<4>::random([64, 3, 16, 16], Distribution::Uniform(-0.2, 0.2), &device.burn());
     let images = paint + noise;
     let labels = advxl::loss::predictions(logits(images.clone()));
 

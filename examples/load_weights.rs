@@ -7,8 +7,8 @@
 use std::path::Path;
 use std::time::Instant;
 
+use advxl::ops::Device;
 use advxl::weights::import as weights;
-use burn::tensor::Device;
 
 fn main() -> advxl::error::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -17,7 +17,7 @@ fn main() -> advxl::error::Result<()> {
         std::process::exit(2);
     };
     let start = Instant::now();
-    let loaded = weights::load_file(Path::new(path), architecture, &Device::flex())?;
+    let loaded = weights::load_file(Path::new(path), architecture, &Device::cpu())?;
     let parameters = loaded.model.parameters();
     let count: usize = parameters
         .iter()

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::Tensor;
 use serde_json::{Value, json};
 
 use crate::attack::{Norm, Pgd, Start, input_gradient};
@@ -13,12 +13,11 @@ use crate::error::{Error, Result};
 use crate::loss::{Loss, LossKind, Targets, cross_entropy};
 use crate::model::{Model, ModelConfig, Pass, Pool, Position};
 use crate::objective::ExtraParameters;
-use crate::ops::{DeviceName, Precision, from_vec, hardware, to_vec};
+use crate::ops::{Device, DeviceName, Precision, from_vec, hardware, mean, peak_flops, to_vec};
 use crate::optim::{OptimizerConfig, OptimizerKind};
 use crate::recipe::{Checkpoints, Data, Head, Log, Phase, Recipe, Stage};
 use crate::rng::{Purpose, Rng};
 use crate::schedule::{Decay, Schedule};
-use crate::settings::Words;
 use crate::train;
 use crate::train::state::StageOptimizer;
 use crate::train::{PhaseContext, State, StepError};
@@ -158,7 +157,7 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
                 }
             },
         }
-        wait_for(device);
+        device.wait();
         seconds.push(begun.elapsed().as_secs_f64());
     }
     let median = middle(seconds.split_off(2));
@@ -168,10 +167,7 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
     let passes = 2 * work.attack_steps + if work.attack_only { 0 } else { 3 };
     let flops = forward * passes as f64;
     let hardware = hardware(device);
-    let peak = match &hardware {
-        None => advxl_kernels::peak_flops(work.precision),
-        Some(_) => product_rate(work.precision, device),
-    };
+    let peak = peak_flops(work.precision, device);
     Ok(json!({
         "program": format!("advxl {}", env!("CARGO_PKG_VERSION")),
         "device": hardware.as_deref().unwrap_or("cpu"),
@@ -189,7 +185,7 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
         "peak_gflops": rounded(peak / 1e9, 1),
         "share_of_peak": rounded(flops / median / peak, 3),
         "peak_memory_mib": crate::train::monitor::peak_memory_mib(),
-        "device_memory_mib": device.memory_pool_usage().map(|usage| usage.bytes_reserved >> 20),
+        "device_memory_mib": device.memory().map(|bytes| bytes >> 20),
     }))
 }
 
@@ -285,36 +281,6 @@ fn recipe(work: &StepWork) -> Recipe {
     }
 }
 
-/// Waits until a GPU has done what it was given.
-fn wait_for(device: &Device) {
-    // What went wrong shows in the numbers that are read from it.
-    let _ = device.sync();
-}
-
-/// Floating point operations a second of a GPU in products of large square matrices.
-fn product_rate(precision: Precision, device: &Device) -> f64 {
-    const SIDE: usize = 4096;
-    const PRODUCTS: usize = 10;
-    let matrix = || {
-        let ones = Tensor::<2>::ones([SIDE, SIDE], device);
-        match precision {
-            Precision::F32 => ones,
-            Precision::Bf16 => ones.cast(DType::BF16),
-        }
-    };
-    let (a, b) = (matrix(), matrix());
-    let products = || {
-        let begun = Instant::now();
-        for _ in 0..PRODUCTS {
-            std::hint::black_box(a.clone().matmul(b.clone()));
-        }
-        wait_for(device);
-        begun.elapsed().as_secs_f64()
-    };
-    products();
-    2.0 * (SIDE.pow(3) * PRODUCTS) as f64 / products()
-}
-
 /// Compares the gradients of a device with those of the processor in f32: of the images, as an attack takes them, and of
 /// all weights.
 ///
@@ -322,7 +288,7 @@ fn product_rate(precision: Precision, device: &Device) -> f64 {
 /// whose gradients have the same sign.
 pub fn gradients(work: &StepWork, device: &Device) -> Value {
     let found = gradients_of(work, work.precision, device);
-    let right = gradients_of(work, Precision::F32, &Device::flex());
+    let right = gradients_of(work, Precision::F32, &Device::cpu());
     let compare = |found: &[f32], right: &[f32]| {
         let sum = |a: &[f32], b: &[f32]| {
             let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
@@ -366,7 +332,7 @@ fn gradients_of(work: &StepWork, precision: Precision, device: &Device) -> [Vec<
     let loss = |images| cross_entropy(model.logits(images, &pass), goal.clone());
     let (of_images, _) = input_gradient(&loss, images.clone());
     let tracked = model.tracked();
-    let loss = cross_entropy(tracked.logits(images, &pass), goal.clone()).mean();
+    let loss = mean(cross_entropy(tracked.logits(images, &pass), goal.clone()));
     let of_weights = tracked.gradients(&mut loss.backward());
     [
         to_vec(of_images),

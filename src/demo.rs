@@ -5,13 +5,13 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
 use serde_json::{Value, json};
 
 use crate::attack::Pgd;
 use crate::distributed::Comm;
 use crate::error::{Context, Error, Result};
 use crate::files;
+use crate::ops::Device;
 use crate::output::{Content, Inputs};
 use crate::recipe::{Recipe, cannot_be_run};
 use crate::screen::Screen;

@@ -62,6 +62,15 @@ impl Error {
         }
     }
 
+    /// A failure of an NVIDIA GPU.
+    pub fn of_gpu(error: &advxl_cuda::Error) -> Self {
+        let failed = Self::failed(error.message());
+        match error.advice() {
+            Some(advice) => failed.hint(advice),
+            None => failed,
+        }
+    }
+
     /// Adds what the user should do.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

@@ -3,9 +3,11 @@
 //! Values are per image; who needs a scalar sums them (attacks: an image's perturbation must not
 //! depend on how many others are in the batch) or takes the mean (updates).
 
+use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Device, Int, Tensor};
 
+use crate::ops::Device;
+pub use crate::ops::{count_correct, cross_entropy, predictions};
 use crate::settings::{Table, settings, words};
 
 /// The largest factor of the similarities: the inverse of the lowest temperature. As in CLIP it bounds the weight
@@ -115,35 +117,6 @@ pub fn unit_length(rows: Tensor<2>) -> Tensor<2> {
     rows / squares.sqrt().clamp_min(1e-12)
 }
 
-/// Cross entropy against a distribution over the classes.
-///
-/// Shapes: `logits` and `targets` `[batch, classes]`; the result `[batch]`.
-pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
-    // [batch, classes] -> [batch]
-    -(log_softmax(logits, 1) * targets).sum_dim(1).squeeze_dim(1)
-}
-
-/// The class with the largest logit.
-///
-/// Shapes: `logits` `[batch, classes]`; the result `[batch]`.
-pub fn predictions(logits: Tensor<2>) -> Vec<u32> {
-    let classes: Tensor<1, Int> = logits.without_autodiff().argmax(1).squeeze_dim(1);
-    classes
-        .into_data()
-        .iter::<i64>()
-        .map(|class| class as u32)
-        .collect()
-}
-
-/// How many of the predictions are right.
-pub fn count_correct(logits: Tensor<2>, labels: &[u32]) -> u64 {
-    predictions(logits)
-        .iter()
-        .zip(labels)
-        .filter(|(a, b)| a == b)
-        .count() as u64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,7 +128,7 @@ mod tests {
             second: vec![2],
             weight: vec![0.75],
         };
-        let row = crate::ops::to_vec(targets.distributions(4, 0.1, &Device::flex()));
+        let row = crate::ops::to_vec(targets.distributions(4, 0.1, &Device::cpu()));
         let expected = [0.025 + 0.675, 0.025, 0.025 + 0.225, 0.025];
         for (found, expected) in row.iter().zip(expected) {
             assert!((found - expected).abs() < 1e-6, "{row:?}");
@@ -165,9 +138,9 @@ mod tests {
 
     #[test]
     fn equal_logits_cost_the_logarithm_of_the_number_of_classes() {
-        let device = Device::flex();
+        let device = Device::cpu();
         let targets = Targets::classes(&[1, 3]).distributions(4, 0.1, &device);
-        let loss = crate::ops::to_vec(cross_entropy(Tensor::zeros([2, 4], &device), targets));
+        let loss = crate::ops::to_vec(cross_entropy(crate::ops::zeros([2, 4], &device), targets));
         assert!(
             loss.iter().all(|loss| (loss - 4f32.ln()).abs() < 1e-6),
             "{loss:?}"
@@ -175,7 +148,7 @@ mod tests {
     }
 
     fn tensor<const D: usize>(values: &[f32], shape: [usize; D]) -> Tensor<D> {
-        crate::ops::from_vec(values.to_vec(), shape, &Device::flex())
+        crate::ops::from_vec(values.to_vec(), shape, &Device::cpu())
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use burn::tensor::Tensor;
 
 use crate::ops;
-use crate::ops::Moments;
+use crate::ops::{Device, Moments, TensorUpdate};
 use crate::settings::{settings, words};
 
 settings! {
@@ -74,7 +74,7 @@ impl Optimizer {
         averages: Option<Vec<Tensor<1>>>,
         run_step: u64,
     ) -> Self {
-        let zeros = |weights: &Tensor<1>| Tensor::zeros(weights.dims(), &weights.device());
+        let zeros = |weights: &Tensor<1>| ops::zeros(weights.dims(), &Device::of(weights));
         let moments = weights.iter().enumerate().map(|(index, weights)| Moments {
             first: zeros(weights),
             second: zeros(weights),
@@ -111,39 +111,46 @@ impl Optimizer {
             .clip_norm
             .map_or(1.0, |most| (most / (norm + 1e-6)).min(1.0));
         let average_decay = self.average.as_ref().map_or(0.0, |a| a.at(self.run_step));
-        for (index, (weights, gradient)) in weights.into_iter().zip(gradients).enumerate() {
-            let update = ops::AdamW {
-                learning_rate,
-                betas: self.config.betas,
-                eps: EPS,
-                weight_decay: if decays[index] {
-                    self.config.weight_decay
-                } else {
-                    0.0
-                },
-                step: self.step,
-                gradient_scale: clip,
-                average_decay,
-            };
-            let device = weights.device();
-            // The tensors are moved out and back, so that the update can reuse their memory.
-            let empty = || Tensor::zeros([0], &device);
-            let old = std::mem::replace(weights, empty());
-            let none = Moments {
-                first: empty(),
-                second: empty(),
-                average: None,
-            };
-            let moments = std::mem::replace(&mut self.moments[index], none);
-            (*weights, self.moments[index]) = ops::adamw(old, gradient, moments, &update);
+        let update = ops::AdamW {
+            learning_rate,
+            betas: self.config.betas,
+            eps: EPS,
+            step: self.step,
+            gradient_scale: clip,
+            average_decay,
+        };
+        // The tensors are moved out and back, so that the update can reuse their memory.
+        let mut places = weights;
+        let weights = places.iter_mut();
+        let weights = weights.map(|place| std::mem::replace(&mut **place, nothing()));
+        let moments = std::mem::take(&mut self.moments);
+        let all = weights.zip(gradients).zip(moments).zip(decays);
+        let tensors = all.map(|(((weights, gradient), moments), decays)| TensorUpdate {
+            weights,
+            gradient,
+            moments,
+            weight_decay: if *decays {
+                self.config.weight_decay
+            } else {
+                0.0
+            },
+        });
+        let updated = ops::adamw(tensors.collect(), &update);
+        for (place, (weights, moments)) in places.into_iter().zip(updated) {
+            *place = weights;
+            self.moments.push(moments);
         }
     }
 }
 
+/// What stands in for a tensor that is moved out.
+fn nothing() -> Tensor<1> {
+    ops::zeros([0], &Device::cpu())
+}
+
 /// The Euclidean norm of all gradients together, summed in f64 tensor by tensor in a fixed order.
 pub fn norm(gradients: &[Tensor<1>]) -> f64 {
-    let squares = ops::sums_of_squares(gradients.to_vec());
-    squares.iter().sum::<f64>().sqrt()
+    ops::sum_of_squares(gradients.to_vec()).sqrt()
 }
 
 #[cfg(test)]

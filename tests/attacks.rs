@@ -11,12 +11,12 @@ use advxl::distributed::Comm;
 use advxl::eval::autoattack::{Settings, Version};
 use advxl::eval::{Evaluation, Images};
 use advxl::model::Pass;
-use advxl::ops::{from_vec, to_vec};
+use advxl::ops::{Device, from_vec, to_vec};
 use advxl::weights::import as weights;
+use burn::tensor::Tensor;
 use burn::tensor::activation::relu;
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Device, Tensor};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -50,7 +50,7 @@ impl Golden {
     }
 
     fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Tensor<D> {
-        from_vec(self.floats(name), shape, &Device::flex())
+        from_vec(self.floats(name), shape, &Device::cpu())
     }
 }
 
@@ -183,7 +183,7 @@ fn shown(tiny: &Tiny, attack: impl FnOnce(&TargetModel)) -> Vec<Vec<f32>> {
             .push(to_vec(images.clone().without_autodiff()));
         tiny.logits(images)
     };
-    attack(&TargetModel::new(&logits, &Device::flex()));
+    attack(&TargetModel::new(&logits, &Device::cpu()));
     seen.into_inner()
 }
 
@@ -228,7 +228,7 @@ fn the_iterates_of_apgd_are_the_references() {
                     averages: 1,
                     enlarged: false,
                 };
-                let clean = from_vec(clean.to_vec(), [1, 3, 2, 2], &Device::flex());
+                let clean = from_vec(clean.to_vec(), [1, 3, 2, 2], &Device::cpu());
                 let found = shown(&tiny, |classifier| {
                     attack.climb_from(classifier, clean.clone(), clean.clone(), &[goal]);
                 });
@@ -272,7 +272,7 @@ fn the_iterates_of_fab_are_the_references() {
             });
             for (index, clean) in images.chunks(12).enumerate() {
                 let batch = Batch {
-                    images: from_vec(clean.to_vec(), [1, 3, 2, 2], &Device::flex()),
+                    images: from_vec(clean.to_vec(), [1, 3, 2, 2], &Device::cpu()),
                     labels: vec![labels[index] as u32],
                     keys: vec![0],
                     seed: 0,
@@ -347,7 +347,7 @@ fn vit(golden: &Golden, folder: &Path) -> impl Fn(Tensor<4>) -> Tensor<2> {
     let config = r#"{ "architecture": "vit_tiny_patch16_224", "model_args": { "num_heads": 3 },
         "pretrained_cfg": { "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5] } }"#;
     std::fs::write(folder.join("config.json"), config).unwrap();
-    let model = weights::load(folder, &Device::flex()).unwrap().model;
+    let model = weights::load(folder, &Device::cpu()).unwrap().model;
     move |images| model.logits(images, &Pass::evaluation())
 }
 
@@ -367,7 +367,7 @@ fn reduced(norm: Norm, epsilon: f32) -> Settings {
 
 fn verdicts_agree(name: &str, logits: &dyn Fn(Tensor<4>) -> Tensor<2>) {
     let golden = Golden::open();
-    let device = Device::flex();
+    let device = Device::cpu();
     let pixels = golden
         .tensors()
         .tensor("verdict_images")

@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use advxl::data::{Dataset, Spec, Split};
 use advxl::loss::predictions;
 use advxl::model::{Model, Pass};
-use advxl::ops::{from_vec, to_vec};
+use advxl::ops::{Device, from_vec, to_vec};
 use advxl::text::zero_shot::by_text;
 use advxl::text::{TextModel, ZeroShot};
 use advxl::weights::import as weights;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use support::{advxl, kill_after};
 
 /// Both towers, then the image tower against the frozen text tower, then classes.
@@ -86,7 +86,7 @@ fn trained(recipe: &Path, out: &Path) -> String {
 }
 
 fn model(folder: &Path) -> Model {
-    weights::load(folder, &Device::flex()).unwrap().model
+    weights::load(folder, &Device::cpu()).unwrap().model
 }
 
 fn head_weight(model: &Model) -> Vec<f32> {
@@ -153,12 +153,12 @@ name = "clip""#;
         classes: dataset.classes().to_vec(),
         templates: vec!["a red {} on a plain blue background".into(), "a {}".into()],
     };
-    let text = TextModel::load(&run.join("stages/clip/text"), &Device::flex()).unwrap();
+    let text = TextModel::load(&run.join("stages/clip/text"), &Device::cpu()).unwrap();
     let head = zero_shot.head_of(&text).unwrap();
     let pixels: Vec<f32> = (0..8 * 3 * 32 * 32)
         .map(|i| (i * 7919 % 1009) as f32 / 1008.0)
         .collect();
-    let images: Tensor<4> = from_vec(pixels, [8, 3, 32, 32], &Device::flex());
+    let images: Tensor<4> = from_vec(pixels, [8, 3, 32, 32], &Device::cpu());
     let before = model(&run.join("stages/pretrain")).logits(images.clone(), &Pass::evaluation());
     let after = model(&run.join("model")).logits(images, &Pass::evaluation());
     let by_text = by_text(before, &head);

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use advxl::image::Preprocessing;
 use advxl::model::{Model, ModelConfig, VitConfig};
-use advxl::ops::from_vec;
+use advxl::ops::{Device, from_vec};
 use advxl::weights;
-use burn::tensor::Device;
 use serde_json::Value;
 use support::command;
 
@@ -36,7 +35,7 @@ fn constant(folder: &Path, outputs: usize, answer: usize, names: &[&str]) -> Pat
         hidden: 8,
         ..VitConfig::named("vit_micro").unwrap()
     });
-    let mut model = Model::new(&config, outputs, 16, 0, &Device::flex());
+    let mut model = Model::new(&config, outputs, 16, 0, &Device::cpu());
     for parameter in model.parameters_mut() {
         let length: usize = parameter.shape.iter().product();
         let mut values = vec![0.0; length];
@@ -45,7 +44,7 @@ fn constant(folder: &Path, outputs: usize, answer: usize, names: &[&str]) -> Pat
             "head.bias" => values[answer] = 1.0,
             _ => continue,
         }
-        parameter.value = from_vec(values, [length], &Device::flex());
+        parameter.value = from_vec(values, [length], &Device::cpu());
     }
     let path = folder.join(format!("always-{answer}-of-{}", names.join("")));
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();

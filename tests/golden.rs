@@ -10,11 +10,11 @@ use advxl::attack::{Norm, Pgd, Start, input_gradient};
 use advxl::loss::{Targets, contrastive, cross_entropy};
 use advxl::model::{Model, Pass, position};
 use advxl::ops as fused;
-use advxl::ops::{Gelu, Precision, from_vec, to_vec};
+use advxl::ops::{Device, Gelu, Precision, from_vec, to_vec};
 use advxl::optim;
 use advxl::optim::{AverageConfig, Optimizer, OptimizerConfig, OptimizerKind};
 use advxl::weights::import as weights;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -78,13 +78,13 @@ fn model(tensors: &SafeTensors, name: &str, architecture: &str, folder: &Path) -
         "pretrained_cfg": {{ "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "input_size": [3, 16, 16] }} }}"#
     );
     std::fs::write(folder.join("config.json"), config).unwrap();
-    weights::load(&folder, &Device::flex()).unwrap().model
+    weights::load(&folder, &Device::cpu()).unwrap().model
 }
 
 /// Holds logits, loss, the gradient of the images and those of the weights to the recorded ones.
 fn check_model(tensors: &SafeTensors, name: &str, model: &Model, weights: bool) {
-    let images = from_vec(floats(tensors, "images"), [4, 3, 16, 16], &Device::flex());
-    let targets = Targets::classes(&labels(tensors)).distributions(5, 0.1, &Device::flex());
+    let images = from_vec(floats(tensors, "images"), [4, 3, 16, 16], &Device::cpu());
+    let targets = Targets::classes(&labels(tensors)).distributions(5, 0.1, &Device::cpu());
     let recorded = |what: &str| floats(tensors, &format!("{name}_{what}"));
     for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 0.03)] {
         let pass = Pass {
@@ -150,7 +150,7 @@ fn the_tanh_form_of_gelu_is_torchs() {
     let bytes = golden("vit.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let device = Device::flex();
+    let device = Device::cpu();
     let mut model = model(&tensors, "avg", "vit_tiny_patch16_224", folder.path());
     let Model::Vit(vit) = &mut model else {
         panic!("a transformer");
@@ -189,10 +189,9 @@ fn fixed_positions_are_maes_and_learned_ones_are_resampled_as_timm_does() {
         );
     }
     let learned = floats(&tensors, "learned_4x4")[8..].to_vec();
-    let learned = from_vec(learned, [16, 8], &Device::flex());
     for to in [7, 2, 3] {
         let right = floats(&tensors, &format!("learned_4x4_to_{to}x{to}"));
-        let found = to_vec(position::resample(learned.clone(), 4, to));
+        let found = position::resampled(&learned, 4, to);
         assert_close(&found, &right[8..], 1e-5, &format!("resampled to {to}"));
     }
 }
@@ -201,7 +200,7 @@ fn fixed_positions_are_maes_and_learned_ones_are_resampled_as_timm_does() {
 fn updates_clipping_and_average_are_those_of_torch() {
     let bytes = golden("adamw.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let device = Device::flex();
+    let device = Device::cpu();
     let rates = floats(&tensors, "learning_rates");
     let norms = floats(&tensors, "gradient_norms");
     let tensor = |values: &[f32]| from_vec(values.to_vec(), [values.len()], &device);
@@ -260,7 +259,7 @@ fn the_iterates_of_pgd_are_torchattacks() {
     let vit = golden("vit.safetensors");
     let vit = SafeTensors::deserialize(&vit).unwrap();
     let model = model(&vit, "token", "vit_tiny_patch16_224", folder.path());
-    let device = Device::flex();
+    let device = Device::cpu();
     let clean = from_vec(floats(&tensors, "images"), [4, 3, 16, 16], &device);
     let targets = Targets::classes(&labels(&tensors)).distributions(5, 0.0, &device);
     let loss = |images| cross_entropy(model.logits(images, &Pass::evaluation()), targets.clone());
@@ -286,7 +285,7 @@ fn the_iterates_of_pgd_are_torchattacks() {
 fn mixed_and_smoothed_cross_entropy_is_timms() {
     let bytes = golden("loss.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let device = Device::flex();
+    let device = Device::cpu();
     let labels = labels(&tensors);
     let second: Vec<u32> = labels.iter().rev().copied().collect();
     let targets = Targets {
@@ -317,11 +316,11 @@ fn the_contrastive_loss_and_its_gradients_are_those_of_torch_in_f64() {
     let bytes = golden("contrastive.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let tracked = |name: &str| {
-        let values: Tensor<2> = from_vec(floats(&tensors, name), [6, 5], &Device::flex());
+        let values: Tensor<2> = from_vec(floats(&tensors, name), [6, 5], &Device::cpu());
         values.autodiff().require_grad()
     };
     let (images, texts) = (tracked("images"), tracked("texts"));
-    let log_scale: Tensor<1> = from_vec(floats(&tensors, "log_scale"), [1], &Device::flex());
+    let log_scale: Tensor<1> = from_vec(floats(&tensors, "log_scale"), [1], &Device::cpu());
     let log_scale = log_scale.autodiff().require_grad();
     let loss = contrastive(images.clone(), texts.clone(), log_scale.clone()).mean();
     assert_close(

@@ -14,12 +14,12 @@ use advxl::data::{Batch, Mixing, Planes};
 use advxl::loss::{Targets, cross_entropy};
 use advxl::model::{DropPath, Model, ModelConfig, Pass};
 use advxl::ops::{
-    BlockSpec, BlockWeights, DeviceName, Gelu, Precision, WeightCache, encoder_block, from_vec,
-    gelu, layer_norm, linear, to_vec, usable,
+    BlockSpec, BlockWeights, Device, DeviceName, Gelu, Precision, WeightCache, encoder_block,
+    from_vec, gelu, layer_norm, linear, to_vec, usable,
 };
 use advxl::recipe::Recipe;
 use advxl::rng::{Purpose, Rng};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use serde_json::Value;
 use support::{RECIPE, advxl, trained};
 
@@ -33,7 +33,7 @@ fn name() -> String {
 
 fn gpu() -> Device {
     let name: DeviceName = name().parse().unwrap();
-    name.open(0).unwrap()
+    name.open(0).unwrap().device
 }
 
 /// The largest difference, as a share of the largest value of `right`.
@@ -93,7 +93,7 @@ fn logits_and_gradients_are_those_of_the_processor_recomputed_or_not() {
                 ..Pass::evaluation()
             };
             let found = results(config, size, &pass, &device);
-            let right = results(config, size, &pass, &Device::flex());
+            let right = results(config, size, &pass, &Device::cpu());
             for (what, (found, right)) in ["logits", "images", "weights"]
                 .iter()
                 .zip(found.iter().zip(&right))
@@ -155,7 +155,7 @@ fn a_pgd_step_goes_the_same_way() {
     };
     let device = gpu();
     for norm in [Norm::Linf, Norm::L2] {
-        let (found, right) = (step(norm, &device), step(norm, &Device::flex()));
+        let (found, right) = (step(norm, &device), step(norm, &Device::cpu()));
         let moved = found
             .iter()
             .zip(&right)
@@ -425,7 +425,7 @@ fn every_operation_and_its_gradient_are_those_of_the_processor() {
     let gpu = gpu();
     let mut wrong = Vec::new();
     for (name, operation) in &operations {
-        let [found, right] = [&gpu, &Device::flex()].map(|device| {
+        let [found, right] = [&gpu, &Device::cpu()].map(|device| {
             let x = drawn(1, [BATCH, tokens, width], device)
                 .autodiff()
                 .require_grad();

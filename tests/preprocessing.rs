@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use advxl::image::Preprocessing;
 use advxl::model::{Model, ModelConfig, VitConfig};
+use advxl::ops::Device;
 use advxl::weights::{Outputs, import as weights};
-use burn::tensor::Device;
 use image::RgbImage;
 use serde_json::{Value, json};
 use support::{advxl, command};
@@ -34,7 +34,7 @@ fn model(folder: &Path, name: &str, change: impl FnOnce(&mut Value)) -> PathBuf 
         hidden: 16,
         ..VitConfig::named("vit_micro").unwrap()
     });
-    let model = Model::new(&config, 2, 16, 1, &Device::flex());
+    let model = Model::new(&config, 2, 16, 1, &Device::cpu());
     let classes = ["cat", "dog"].map(str::to_owned);
     let path = folder.join(name);
     weights::save(
@@ -479,7 +479,7 @@ fn timms_clip_towers_are_told_from_classifiers_made_of_them() {
             hidden: 16,
             ..VitConfig::named("vit_micro").unwrap()
         });
-        let model = Model::new(&config, classes, 16, 1, &Device::flex());
+        let model = Model::new(&config, classes, 16, 1, &Device::cpu());
         let path = folder.path().join(name);
         weights::save(&model, &Preprocessing::new(16), Outputs::Logits, &[], &path).unwrap();
         let file = path.join("config.json");
@@ -491,7 +491,7 @@ fn timms_clip_towers_are_told_from_classifiers_made_of_them() {
         config["advxl"] = json!({ "position": "sincos2d" });
         change(&mut config);
         std::fs::write(&file, config.to_string()).unwrap();
-        weights::load(&path, &Device::flex()).unwrap().outputs
+        weights::load(&path, &Device::cpu()).unwrap().outputs
     };
     assert_eq!(outputs("tower", 512, &|_| {}), Outputs::Embedding);
     assert_eq!(outputs("other", 1000, &|_| {}), Outputs::Logits);

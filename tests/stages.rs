@@ -9,9 +9,9 @@ use advxl::data::{Dataset, Spec, Split, evaluation_batch};
 use advxl::image::Preprocessing;
 use advxl::loss::predictions;
 use advxl::model::{Model, Pass};
-use advxl::ops::from_vec;
+use advxl::ops::{Device, from_vec};
 use advxl::weights::import as weights;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use support::{RECIPE, advxl, class_folders, command, kill_after};
 
 /// Writes images of three classes, which the synthetic ones do not have.
@@ -64,7 +64,7 @@ fn refused(recipe: &Path, out: &Path, parts: &[&str]) {
 }
 
 fn model(folder: &Path) -> Model {
-    weights::load(folder, &Device::flex()).unwrap().model
+    weights::load(folder, &Device::cpu()).unwrap().model
 }
 
 fn values(model: &Model, name: &str) -> Vec<f32> {
@@ -170,7 +170,7 @@ fn test_classes_are_matched_by_name_and_strangers_are_named() {
     let dataset = Dataset::open(&spec, Split::Test, 3).unwrap();
     let all: Vec<usize> = (0..20).collect();
     let pixels = evaluation_batch(&dataset, &all, &Preprocessing::new(32)).unwrap();
-    let images: Tensor<4> = from_vec(pixels, [20, 3, 32, 32], &Device::flex());
+    let images: Tensor<4> = from_vec(pixels, [20, 3, 32, 32], &Device::cpu());
     let found = predictions(model(&run.join("model")).logits(images, &Pass::evaluation()));
     let right = (0..20)
         .filter(|index| found[*index] as usize == 1 + index / 10)

@@ -5,12 +5,12 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use advxl::ops::{from_vec, to_vec};
+use advxl::ops::{Device, from_vec, to_vec};
 use advxl::text::{
     Cleaning, TextConfig, TextModel, TextPool, TextTower, Tokenizer, TokenizerConfig,
 };
 use advxl::weights::EmbeddingFile;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
@@ -189,7 +189,7 @@ fn embeddings_are_those_of_the_programs_that_made_the_models() {
     let some =
         texts(&serde_json::from_slice(&std::fs::read(golden("some.json")).unwrap()).unwrap());
     for name in MODELS {
-        let model = TextModel::load(&golden(name), &Device::flex()).unwrap();
+        let model = TextModel::load(&golden(name), &Device::cpu()).unwrap();
         let numbers = numbers(name);
         let ids: Vec<f64> = model
             .tokenizer
@@ -212,13 +212,13 @@ fn embeddings_are_those_of_the_programs_that_made_the_models() {
 #[test]
 fn gradients_of_every_weight_are_those_of_pytorch() {
     for name in ["open_clip", "custom", "clipa"] {
-        let model = TextModel::load(&golden(name), &Device::flex()).unwrap();
+        let model = TextModel::load(&golden(name), &Device::cpu()).unwrap();
         let numbers = numbers(name);
         let ids: Vec<u32> = numbers["ids"].1.iter().map(|id| *id as u32).collect();
         let tower = model.tower.tracked();
         let (shape, weights) = &numbers["weights"];
         let weights = weights.iter().map(|value| *value as f32).collect();
-        let weights: Tensor<2> = from_vec(weights, [shape[0], shape[1]], &Device::flex());
+        let weights: Tensor<2> = from_vec(weights, [shape[0], shape[1]], &Device::cpu());
         let loss = (tower.encode(&ids).unwrap() * weights.autodiff()).sum();
         let gradients = tower.gradients(&mut loss.backward());
         let mut checked = 0;
@@ -240,10 +240,10 @@ fn a_saved_model_gives_the_same_embeddings_to_the_bit() {
         "“Ünïcode” &amp; more".to_owned(),
     ];
     for name in MODELS {
-        let model = TextModel::load(&golden(name), &Device::flex()).unwrap();
+        let model = TextModel::load(&golden(name), &Device::cpu()).unwrap();
         let folder = tempfile::tempdir().unwrap();
         model.save(folder.path()).unwrap();
-        let again = TextModel::load(folder.path(), &Device::flex()).unwrap();
+        let again = TextModel::load(folder.path(), &Device::cpu()).unwrap();
         assert_eq!(again.tower.config(), model.tower.config(), "{name}");
         assert_eq!(again.tokenizer.config(), model.tokenizer.config(), "{name}");
         let embeddings = |model: &TextModel| to_vec(model.embed(&captions).unwrap());
@@ -266,7 +266,7 @@ fn random_towers_are_functions_of_their_seed_and_change_with_their_weights() {
         gelu: advxl::ops::Gelu::Tanh,
         eps: 1e-5,
     };
-    let tower = |seed| TextTower::new(&config, seed, &Device::flex()).unwrap();
+    let tower = |seed| TextTower::new(&config, seed, &Device::cpu()).unwrap();
     let ids = [1, 2, 3, 4, 0, 1, 10, 0, 0, 0];
     let embeddings = |tower: &TextTower| to_vec(tower.encode(&ids).unwrap());
     assert_eq!(embeddings(&tower(1)), embeddings(&tower(1)));
@@ -295,7 +295,7 @@ fn random_towers_are_functions_of_their_seed_and_change_with_their_weights() {
     assert!(refusal(first.encode(&[1, 2, 3])).contains("3 ids are not rows of 5"));
     assert!(refusal(first.encode(&[])).contains("0 ids are not rows of 5"));
     let lying = TextConfig { heads: 3, ..config };
-    let text = refusal(TextTower::new(&lying, 1, &Device::flex()));
+    let text = refusal(TextTower::new(&lying, 1, &Device::cpu()));
     assert!(
         text.contains("3 heads do not divide the text tower's width of 8"),
         "{text}"
@@ -313,7 +313,7 @@ fn changed(name: &str, change: impl FnOnce(&mut Value)) -> String {
     let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     change(&mut json);
     std::fs::write(&path, json.to_string()).unwrap();
-    let text = refusal(TextModel::load(folder.path(), &Device::flex()));
+    let text = refusal(TextModel::load(folder.path(), &Device::cpu()));
     assert!(
         text.contains(&folder.path().display().to_string()),
         "{text}"
@@ -367,7 +367,7 @@ fn configurations_that_lie_are_found_out() {
 
 #[test]
 fn folders_with_missing_or_broken_files_are_told() {
-    let load = |folder: &Path| refusal(TextModel::load(folder, &Device::flex()));
+    let load = |folder: &Path| refusal(TextModel::load(folder, &Device::cpu()));
     let folder = copied("clipa");
     std::fs::remove_file(folder.path().join("vocab.txt")).unwrap();
     let text = load(folder.path());
@@ -425,7 +425,7 @@ fn folders_with_missing_or_broken_files_are_told() {
 #[test]
 fn weights_that_are_no_numbers_or_no_ones_are_refused() {
     let folder = copied("custom");
-    let model = TextModel::load(folder.path(), &Device::flex()).unwrap();
+    let model = TextModel::load(folder.path(), &Device::cpu()).unwrap();
     type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
     let write = |change: &dyn Fn(&mut Tensors)| {
         let parameters = model.tower.parameters().into_iter();
@@ -447,7 +447,7 @@ fn weights_that_are_no_numbers_or_no_ones_are_refused() {
         });
         let bytes = safetensors::serialize(views, None).unwrap();
         std::fs::write(folder.path().join("open_clip_model.safetensors"), bytes).unwrap();
-        TextModel::load(folder.path(), &Device::flex())
+        TextModel::load(folder.path(), &Device::cpu())
     };
     write(&|_| ()).unwrap();
     // Of a whole model: known, and not the tower's.
@@ -499,7 +499,7 @@ fn the_command_embeds_a_file_of_captions_line_by_line() {
     std::fs::write(&keys_path, keys.join("\n") + "\n").unwrap();
     let out = folder.path().join("out.safetensors");
     for (name, batch) in [("hf_quick", "7"), ("clipa", "64")] {
-        let model = TextModel::load(&golden(name), &Device::flex()).unwrap();
+        let model = TextModel::load(&golden(name), &Device::cpu()).unwrap();
         let arguments = [
             "--tokens",
             "--batch",

@@ -7,10 +7,10 @@ use advxl::attack::{Attack, Batch, Norm, TargetModel};
 use advxl::distributed::Comm;
 use advxl::eval::autoattack::{ATTACKS, Settings, Version};
 use advxl::eval::{Evaluation, Images, Outcome, checks};
-use advxl::ops::{from_vec, to_vec};
+use advxl::ops::{Device, from_vec, to_vec};
 use advxl::rng::{Purpose, Rng};
 use advxl::settings::Words;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 const NORMS: [Norm; 3] = [Norm::Linf, Norm::L2, Norm::L1];
 const IMAGES: usize = 4;
@@ -58,7 +58,7 @@ impl Model {
     fn new(pixels: usize, classes: usize, twist: Twist) -> Self {
         let mut rng = Rng::new(7, Purpose::Bench, 0, 0);
         let weights = (0..pixels * classes).map(|_| rng.normal()).collect();
-        let weights = from_vec(weights, [pixels, classes], &Device::flex());
+        let weights = from_vec(weights, [pixels, classes], &Device::cpu());
         Self { weights, twist }
     }
 
@@ -77,7 +77,7 @@ fn images([height, width]: [usize; 2]) -> Tensor<4> {
         .map(|_| rng.between(0.3, 0.4))
         .collect();
     values[..pixels].fill(0.5);
-    from_vec(values, [IMAGES, 3, height, width], &Device::flex())
+    from_vec(values, [IMAGES, 3, height, width], &Device::cpu())
 }
 
 fn attack(name: &str, norm: Norm, epsilon: &str, version: Version) -> Attack {
@@ -106,7 +106,7 @@ fn says(row: &[f32], label: usize) -> bool {
 
 #[test]
 fn every_attack_on_every_model_ends_and_shows_images_of_its_ball_alone() {
-    let device = Device::flex();
+    let device = Device::cpu();
     let shapes = [[1, 1], [2, 2], [5, 3]];
     // Small, larger than the range of a pixel and than any image, none, and beyond f32.
     let epsilons = ["0.05", "40", "0", "1e300"];
@@ -158,7 +158,7 @@ fn every_attack_on_every_model_ends_and_shows_images_of_its_ball_alone() {
 
 #[test]
 fn no_images_and_images_without_pixels_are_left_alone() {
-    let device = Device::flex();
+    let device = Device::cpu();
     let model = Model::new(12, 3, |z, _| z);
     let logits = |images| model.logits(images);
     let classifier = TargetModel::new(&logits, &device);
@@ -168,7 +168,7 @@ fn no_images_and_images_without_pixels_are_left_alone() {
     {
         for [count, height] in [[0, 2], [2, 0]] {
             let batch = Batch {
-                images: Tensor::zeros([count, 3, height, 2], &device),
+                images: Tensor::zeros([count, 3, height, 2], &device.burn()),
                 labels: vec![0; count],
                 keys: vec![0; count],
                 seed: 0,
@@ -191,7 +191,7 @@ fn evaluate(
         images: given,
         labels,
     };
-    let device = Device::flex();
+    let device = Device::cpu();
     let evaluation = Evaluation {
         logits: &logits,
         images: &images,
@@ -314,7 +314,7 @@ fn accuracy_over_fewer_than_two_classes_or_no_images_is_refused() {
     assert!(one.contains("the model has 1 class"), "{one}");
     let none = refused(0, &given, &[0; IMAGES]);
     assert!(none.contains("the model has no classes"), "{none}");
-    let empty = refused(3, &Tensor::zeros([0, 3, 2, 2], &Device::flex()), &[]);
+    let empty = refused(3, &Tensor::zeros([0, 3, 2, 2], &Device::cpu().burn()), &[]);
     assert!(empty.contains("no images"), "{empty}");
     let normalized = refused(3, &(given * 4.0), &[0; IMAGES]);
     assert!(

@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use advxl::model::{Model, ModelConfig, Pass, Pool, Position, VitConfig};
-use advxl::ops::{from_vec, to_vec};
+use advxl::ops::{Device, from_vec, to_vec};
 use advxl::weights::state_dict::Dtype;
 use advxl::weights::{StateDict, import as weights};
-use burn::tensor::Device;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
@@ -47,7 +46,7 @@ fn small() -> Model {
         position: Position::Learned,
         ..VitConfig::named("vit_micro").unwrap()
     });
-    Model::new(&config, 3, 8, 1, &Device::flex())
+    Model::new(&config, 3, 8, 1, &Device::cpu())
 }
 
 /// What a transformer is.
@@ -86,7 +85,7 @@ fn logits(model: &Model, size: usize) -> Vec<f32> {
     let values = (0..3 * size * size)
         .map(|i| (i % 17) as f32 / 17.0)
         .collect();
-    let images = from_vec(values, [1, 3, size, size], &Device::flex());
+    let images = from_vec(values, [1, 3, size, size], &Device::cpu());
     to_vec(model.logits(images, &Pass::evaluation()))
 }
 
@@ -177,7 +176,7 @@ fn deit3(folder: &Path) -> (advxl::error::Result<weights::Loaded>, Vec<f32>, Vec
         "model_args": { "num_heads": 3, "img_size": 8, "patch_size": 2, "no_embed_class": true },
         "pretrained_cfg": { "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25] } }"#;
     std::fs::write(folder.join("config.json"), config).unwrap();
-    (weights::load(folder, &Device::flex()), images, logits)
+    (weights::load(folder, &Device::cpu()), images, logits)
 }
 
 /// Positions without a place for the class token and layer scale: the logits are timm's.
@@ -191,7 +190,7 @@ fn models_of_deit3s_form_give_timms_logits() {
         "{:?}",
         loaded.notes
     );
-    let images = from_vec(images, [2, 3, 8, 8], &Device::flex());
+    let images = from_vec(images, [2, 3, 8, 8], &Device::cpu());
     let found = to_vec(loaded.model.logits(images, &Pass::evaluation()));
     let largest = right
         .iter()
@@ -252,7 +251,7 @@ fn what_training_programs_put_into_names_falls_wherever_it_is() {
                 *name = change(name);
             }
         });
-        weights::load_file(&path, "vit_micro", &Device::flex()).unwrap()
+        weights::load_file(&path, "vit_micro", &Device::cpu()).unwrap()
     };
     for change in [
         &(|name: &str| format!("_orig_mod.{name}")) as &dyn Fn(&str) -> String,
@@ -281,7 +280,7 @@ fn what_training_programs_put_into_names_falls_wherever_it_is() {
             tensors.push((mean.into(), vec![1, 3, 1, 1], vec![0.1, 0.2, 0.3]));
             tensors.push((std.into(), vec![3], vec![0.4, 0.5, 0.6]));
         });
-        let found = weights::load_file(&path, "vit_micro", &Device::flex()).unwrap();
+        let found = weights::load_file(&path, "vit_micro", &Device::cpu()).unwrap();
         assert_eq!(vit(&found.model).mean, [0.1, 0.2, 0.3]);
         assert_eq!(vit(&found.model).std, [0.4, 0.5, 0.6]);
         assert!(
@@ -298,7 +297,7 @@ fn what_training_programs_put_into_names_falls_wherever_it_is() {
         tensors.push(("0.mean".into(), vec![3], vec![123.675, 116.28, 103.53]));
         tensors.push(("0.std".into(), vec![3], vec![58.395, 57.12, 57.375]));
     });
-    let text = refusal(weights::load_file(&path, "vit_micro", &Device::flex()));
+    let text = refusal(weights::load_file(&path, "vit_micro", &Device::cpu()));
     assert!(
         text.contains("`0.mean`") && text.contains("divide it by 255"),
         "{text}"
@@ -309,7 +308,7 @@ fn what_training_programs_put_into_names_falls_wherever_it_is() {
 fn weights_without_a_head_are_a_start_and_nothing_else() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pretrained.safetensors");
-    let device = Device::flex();
+    let device = Device::cpu();
     let is_body = |name: &str| !name.starts_with("head.");
     type Change = fn(&mut Vec<(String, Vec<usize>, Vec<f32>)>);
     let changes: [(Change, &str); 3] = [
@@ -390,7 +389,7 @@ fn weights_in_shards_are_those_of_one_file() {
         r#"{ "architecture": "vit_micro" }"#,
     )
     .unwrap();
-    let load = || weights::load(folder.path(), &Device::flex());
+    let load = || weights::load(folder.path(), &Device::cpu());
     let found = load().unwrap();
     assert_eq!(logits(&found.model, 8), logits(&model, 8));
     assert_eq!(found.hash.len(), 64);
@@ -417,7 +416,7 @@ fn weights_in_shards_are_those_of_one_file() {
 #[test]
 fn a_folder_that_lacks_a_file_says_which() {
     let folder = tempfile::tempdir().unwrap();
-    let refused = || refusal(weights::load(folder.path(), &Device::flex()));
+    let refused = || refusal(weights::load(folder.path(), &Device::cpu()));
     assert!(refused().contains("is not a model folder"));
     std::fs::write(folder.path().join("config.json"), "{}").unwrap();
     let text = refused();
@@ -546,7 +545,7 @@ fn a_file_laid_out_as_advxls_loads_from_a_folder_with_a_class_token_and_mean_poo
     let config = r#"{ "architecture": "vit_huge_patch14_224", "num_classes": 5,
         "global_pool": "avg", "model_args": { "num_heads": 2 } }"#;
     std::fs::write(folder.path().join("config.json"), config).unwrap();
-    let loaded = weights::load(folder.path(), &Device::flex()).unwrap();
+    let loaded = weights::load(folder.path(), &Device::cpu()).unwrap();
     let config = vit(&loaded.model);
     assert_eq!((config.pool, config.class_token), (Pool::Average, true));
     assert_eq!((config.depth, config.heads, loaded.image_size), (2, 2, 6));
@@ -585,13 +584,13 @@ fn a_file_alone_is_loaded_by_the_name_of_its_architecture() {
         "vit_tiny_patch16_224.augreg_in1k",
         "deit_tiny_patch16_224",
     ] {
-        let loaded = weights::load_file(&path, name, &Device::flex()).unwrap();
+        let loaded = weights::load_file(&path, name, &Device::cpu()).unwrap();
         assert_eq!((loaded.image_size, loaded.model.classes()), (8, 3));
         assert_eq!(vit(&loaded.model).heads, 3);
         assert_eq!(logits(&loaded.model, 8), logits(&small(), 8));
     }
     let refused = |name: &str, parts: &[&str]| {
-        let text = refusal(weights::load_file(&path, name, &Device::flex()));
+        let text = refusal(weights::load_file(&path, name, &Device::cpu()));
         for part in parts {
             assert!(text.contains(part), "{text}");
         }
@@ -682,7 +681,7 @@ fn weights_that_do_not_make_the_model_are_refused() {
     let path = folder.path().join("changed.safetensors");
     for (change, parts) in cases {
         write_changed(&path, change);
-        let text = refusal(weights::load_file(&path, "vit_micro", &Device::flex()));
+        let text = refusal(weights::load_file(&path, "vit_micro", &Device::cpu()));
         for part in *parts {
             assert!(text.contains(part), "{text}");
         }
@@ -762,7 +761,7 @@ fn a_folder_whose_configuration_contradicts_its_weights_is_refused() {
         ),
     ] {
         std::fs::write(folder.path().join("config.json"), config).unwrap();
-        let text = refusal(weights::load(folder.path(), &Device::flex()));
+        let text = refusal(weights::load(folder.path(), &Device::cpu()));
         assert!(text.contains(part), "{text}");
     }
 }

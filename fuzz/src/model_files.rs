@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
+use advxl::ops::Device;
 use advxl::text::TextModel;
 use advxl::weights::import as weights;
-use burn::tensor::Device;
 
 use crate::scratch::{self, golden, parts};
 
@@ -35,8 +35,8 @@ pub fn config(data: &[u8]) {
     fs::write(path.join(name), config).unwrap();
     fs::write(path.join("preprocessor_config.json"), preprocessor).unwrap();
     match choice < MODELS.len() {
-        true => drop(weights::load(&path, &Device::flex())),
-        false => drop(TextModel::load(&path, &Device::flex())),
+        true => drop(weights::load(&path, &Device::cpu())),
+        false => drop(TextModel::load(&path, &Device::cpu())),
     }
 }
 

@@ -195,6 +195,13 @@ pub struct BlockSaved {
     weights: Option<FactorsSaved>,
 }
 
+impl BlockSaved {
+    /// Where it is.
+    pub fn gpu(&self) -> &Gpu {
+        self.hidden.gpu()
+    }
+}
+
 /// The inputs of the four layers, for the gradients of their weights.
 #[derive(Clone, Debug)]
 struct FactorsSaved {

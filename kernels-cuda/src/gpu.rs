@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -25,6 +25,7 @@ struct Inner {
     fault: Mutex<Option<Error>>,
     sent: Counter,
     fetched: Counter,
+    unplanned: Counter,
     profile: Mutex<Option<BTreeMap<String, (u64, f64)>>>,
     machine: Box<dyn Machine>,
 }
@@ -54,6 +55,8 @@ pub struct Traffic {
     pub sent: (u64, u64),
     /// Copies from the device, and their bytes.
     pub fetched: (u64, u64),
+    /// Those of them that host code caused by reading a tensor whose values are on the device.
+    pub unplanned: (u64, u64),
 }
 
 /// Memory of the device that nobody uses now, by size, and how much is out.
@@ -71,14 +74,23 @@ impl fmt::Debug for Gpu {
     }
 }
 
+/// The folder in `ADVXL_CUDA_SOFTWARE`, which asks for a GPU in software in place of a real one.
+pub(crate) fn software() -> Option<PathBuf> {
+    std::env::var_os("ADVXL_CUDA_SOFTWARE").filter(|folder| !folder.is_empty()).map(PathBuf::from)
+}
+
 impl Gpu {
-    /// Opens GPU `number`, counted from 0.
+    /// Opens GPU `number`, counted from 0. With the variable `ADVXL_CUDA_SOFTWARE` it is one in software, for tests, which
+    /// keeps its kernels in the folder named.
     ///
     /// # Errors
     ///
     /// If there is no such GPU, or NVIDIA's driver or libraries are missing; the error says which, where they were
     /// looked for, and how to install them.
     pub fn open(number: usize) -> Result<Self> {
+        if let Some(folder) = software() {
+            return Ok(Self::soft(&folder));
+        }
         Real::open(number).map(|machine| Self::of(Box::new(machine)))
     }
 
@@ -88,16 +100,12 @@ impl Gpu {
     ///
     /// If the driver is missing or does not start.
     pub fn count() -> Result<usize> {
-        real::count()
+        if software().is_some() { Ok(1) } else { real::count() }
     }
 
-    /// A GPU in software over the library that [`build_soft`](crate::build_soft) made, for tests.
-    ///
-    /// # Errors
-    ///
-    /// If the library does not open.
-    pub fn soft(library: &Path) -> Result<Self> {
-        Soft::open(library).map(|machine| Self::of(Box::new(machine)))
+    /// A GPU in software, for tests. It compiles kernels with `c++` when they are first used and keeps them in a folder.
+    pub fn soft(folder: &Path) -> Self {
+        Self::of(Box::new(Soft::open(folder)))
     }
 
     fn of(machine: Box<dyn Machine>) -> Self {
@@ -106,6 +114,7 @@ impl Gpu {
             fault: Mutex::default(),
             sent: Counter::default(),
             fetched: Counter::default(),
+            unplanned: Counter::default(),
             profile: Mutex::default(),
             machine,
         }))
@@ -208,7 +217,11 @@ impl Gpu {
 
     /// Copies so far.
     pub fn traffic(&self) -> Traffic {
-        Traffic { sent: self.0.sent.get(), fetched: self.0.fetched.get() }
+        Traffic { sent: self.0.sent.get(), fetched: self.0.fetched.get(), unplanned: self.0.unplanned.get() }
+    }
+
+    pub(crate) fn count_unplanned(&self, bytes: usize) {
+        self.0.unplanned.count(bytes);
     }
 
     /// Times every launch and product from now on, one after the other, by name.

@@ -11,7 +11,7 @@
 //! The same work on the same GPU model with the same libraries gives the same bits: no kernel uses atomics, and the
 //! algorithms that products use are kept.
 //!
-//! Tests need no GPU. [`build_soft`] compiles the same kernels for the CPU, and [`Gpu::soft`] runs them.
+//! Tests need no GPU: [`Gpu::soft`] compiles the same kernels for the CPU and runs them.
 //!
 //! Lengths are checked at the public edge; a wrong one panics with both numbers. Failures of the device are not panics: see
 //! [`Gpu::check`].
@@ -24,6 +24,7 @@ mod compiler;
 mod error;
 mod gpu;
 mod images;
+mod lazy;
 mod libraries;
 mod linear;
 mod loss;
@@ -37,6 +38,7 @@ mod rows;
 mod selftest;
 mod soft;
 mod values;
+mod vectors;
 
 pub use adamw::{AdamW, Parameter, sum_of_squares};
 pub use attention::{AttentionSaved, AttentionShape, attention, attention_gradient};
@@ -44,13 +46,15 @@ pub use block::{Block, BlockSaved, BlockShape, BlockWeights, Wanted, block_backw
 pub use error::{Error, ErrorKind, Result};
 pub use gpu::{Gpu, Traffic};
 pub use images::{Kept, Patches, Pool, Tokens};
+pub use lazy::{caught, fail, lazy_bytes, values_of};
+pub use libraries::has_driver;
 pub use linear::Linear;
 pub use loss::{cross_entropy, right, total};
 pub use machine::{Facts, Kind};
 pub use norm::{NormSaved, layer_norm, layer_norm_gradient};
-pub use rows::{Gelu, add, gelu, gelu_gradient, sum_of_rows};
-pub use soft::build_soft;
+pub use rows::{Gelu, add, gelu, gelu_gradient, resize_rows, sum_of_rows};
 pub use values::Values;
+pub use vectors::{Transposed, matmul, row_dots, sum, swap_axes, times_rows};
 
 /// The format of a product's operands. Sums, and everything but products and what lies between them, are f32 in all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

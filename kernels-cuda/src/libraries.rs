@@ -48,6 +48,11 @@ pub(crate) fn driver() -> Result<(&'static Driver, i32)> {
     found.as_ref().map(|(driver, major)| (driver, *major)).map_err(Clone::clone)
 }
 
+/// Whether this machine has NVIDIA's driver, working or not.
+pub fn has_driver() -> bool {
+    crate::gpu::software().is_some() || keep(Path::new("libcuda.so.1")).is_ok()
+}
+
 /// The functions of cuBLASLt.
 pub(crate) fn blas(major: i32) -> Result<&'static BlasLt> {
     static FOUND: OnceLock<Result<BlasLt>> = OnceLock::new();

@@ -9,6 +9,7 @@ pub(crate) enum Program {
     Loss,
     Attack,
     Optimizer,
+    Vectors,
     /// Up to `16 tiles` tokens in bf16.
     Attention {
         tiles: usize,
@@ -35,6 +36,7 @@ impl Program {
             Self::Loss => "loss".into(),
             Self::Attack => "attack".into(),
             Self::Optimizer => "optimizer".into(),
+            Self::Vectors => "vectors".into(),
             Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
             Self::AttentionLong { head } => format!("attention_long_{head}"),
             Self::AttentionAny { bf16, head } => format!("attention_any_{}_{head}", if bf16 { "bf16" } else { "f32" }),
@@ -43,6 +45,11 @@ impl Program {
 
     /// The whole source, as NVRTC takes it.
     pub(crate) fn source(self) -> String {
+        [plain(include_str!("../cuda/device.cuh")), self.body()].concat()
+    }
+
+    /// What comes after the device's own functions.
+    pub(crate) fn body(self) -> String {
         let (file, instances) = match self {
             Self::Norm => (include_str!("../cuda/norm.cuh"), String::new()),
             Self::Rows => (include_str!("../cuda/rows.cuh"), String::new()),
@@ -50,6 +57,7 @@ impl Program {
             Self::Loss => (include_str!("../cuda/loss.cuh"), String::new()),
             Self::Attack => (include_str!("../cuda/attack.cuh"), String::new()),
             Self::Optimizer => (include_str!("../cuda/optimizer.cuh"), String::new()),
+            Self::Vectors => (include_str!("../cuda/vectors.cuh"), String::new()),
             Self::Attention { tiles, head } => {
                 (include_str!("../cuda/attention.cuh"), format!("ATTENTION({tiles}, {head})\n"))
             }
@@ -61,11 +69,7 @@ impl Program {
                 (include_str!("../cuda/attention_any.cuh"), format!("ATTENTION_ANY({name}, {kind}, {head})\n"))
             }
         };
-        let parts = [include_str!("../cuda/device.cuh"), include_str!("../cuda/common.cuh"), file, &instances];
-        let lines = parts.iter().flat_map(|part| part.lines());
-        // One text without files: the parts stand in the order of their includes.
-        let lines = lines.filter(|line| !line.starts_with("#include") && !line.starts_with("#pragma once"));
-        lines.flat_map(|line| [line, "\n"]).collect()
+        [plain(include_str!("../cuda/common.cuh")), plain(file), instances].concat()
     }
 
     /// NVRTC's options beside the architecture.
@@ -76,4 +80,10 @@ impl Program {
             _ => &["--std=c++17"],
         }
     }
+}
+
+/// A file without what makes it one: programs are one text, in the order of their includes.
+fn plain(file: &str) -> String {
+    let lines = file.lines().filter(|line| !line.starts_with("#include") && !line.starts_with("#pragma once"));
+    lines.flat_map(|line| [line, "\n"]).collect()
 }

@@ -187,7 +187,18 @@ pub(crate) fn residual(x: &Values, branch: &Values, factors: &Values) -> Values 
     y
 }
 
-/// f32 rows with another number of columns, cut off or filled up with zeros, in `kind`.
+/// f32 rows with another number of columns, cut off or filled up with zeros.
+///
+/// Shapes: `x` `[rows, from]`; the result `[rows, to]`.
+///
+/// # Panics
+///
+/// If `x` is not whole rows in f32.
+pub fn resize_rows(x: &Values, from: usize, to: usize) -> Values {
+    if from == to { x.clone() } else { resized(x, from, to, Kind::F32) }
+}
+
+/// The same in `kind`.
 pub(crate) fn resized(x: &Values, from: usize, to: usize, kind: Kind) -> Values {
     assert!(
         x.kind() == Kind::F32 && from > 0 && x.len().is_multiple_of(from),

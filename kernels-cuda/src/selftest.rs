@@ -25,6 +25,21 @@ impl Gpu {
         self.test_attention(Kind::Bf16, 0.02)
     }
 
+    /// Floating point operations a second in products of square matrices of a size.
+    ///
+    /// # Errors
+    ///
+    /// The first failure since the GPU was opened.
+    pub fn product_rate(&self, precision: Precision, side: usize, repeats: usize) -> Result<f64> {
+        let weight = Values::filled(self, side * side, 1.0);
+        let layer = Linear::new(&weight, &Values::zeros(self, side, Kind::F32), precision);
+        let (x, kind) = (weight.cast(precision.kind()), precision.kind());
+        // The first chooses the algorithm.
+        drop(layer.forward(&x, kind));
+        let seconds = self.time(|| (0..repeats).for_each(|_| drop(layer.forward(&x, kind))))?;
+        Ok(2.0 * (side.pow(3) * repeats) as f64 / seconds)
+    }
+
     /// Operands whose products and sums f32 holds exactly, but not if they were rounded to TF32 on the way.
     fn test_product(&self, precision: Precision) -> Result<()> {
         let (rows, inputs, outputs) = (24, 64, 40);

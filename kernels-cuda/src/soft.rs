@@ -22,22 +22,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{Epilogue, Facts, Form, Kind, Launch, Machine, Operands, Product};
 use crate::programs::Program;
 
-/// The files of which the kernels' library is made, by their paths below `cuda`.
-const SOURCES: [(&str, &str); 12] = [
-    ("attack.cuh", include_str!("../cuda/attack.cuh")),
-    ("attention.cuh", include_str!("../cuda/attention.cuh")),
-    ("attention_any.cuh", include_str!("../cuda/attention_any.cuh")),
-    ("attention_long.cuh", include_str!("../cuda/attention_long.cuh")),
-    ("common.cuh", include_str!("../cuda/common.cuh")),
-    ("images.cuh", include_str!("../cuda/images.cuh")),
-    ("loss.cuh", include_str!("../cuda/loss.cuh")),
-    ("norm.cuh", include_str!("../cuda/norm.cuh")),
-    ("optimizer.cuh", include_str!("../cuda/optimizer.cuh")),
-    ("rows.cuh", include_str!("../cuda/rows.cuh")),
-    ("soft/kernels.cpp", include_str!("../cuda/soft/kernels.cpp")),
-    ("soft/shim.h", include_str!("../cuda/soft/shim.h")),
-];
-
 /// Memory that one machine gives out in all, so that running out of it can be tested.
 const MEMORY: usize = 1 << 30;
 
@@ -45,7 +29,8 @@ type SoftLaunch = unsafe extern "C" fn(*const c_char, *mut *mut c_void, *const c
 
 /// The software twin of a GPU.
 pub(crate) struct Soft {
-    launch: SoftLaunch,
+    /// Where compiled kernels are kept.
+    folder: PathBuf,
     /// Sizes by address.
     memory: Mutex<HashMap<u64, usize>>,
     facts: Facts,
@@ -53,34 +38,32 @@ pub(crate) struct Soft {
     order: AtomicU64,
 }
 
-/// Compiles the kernels for the CPU with `c++` into a folder, unless they are there already; the library's path.
+/// The entry of each program that this process has opened, by its file.
+static OPENED: Mutex<Option<HashMap<PathBuf, SoftLaunch>>> = Mutex::new(None);
+
+/// Compiles a program for the CPU with `c++` into a folder, unless it is there already; the library's path.
 ///
 /// `ADVXL_SOFT_FLAGS` are further flags of the compiler: `-fsanitize=address`.
-///
-/// # Errors
-///
-/// If there is no compiler, or it fails.
-pub fn build_soft(folder: &Path) -> Result<PathBuf> {
+fn build(program: Program, folder: &Path) -> Result<PathBuf> {
     let flags = env::var("ADVXL_SOFT_FLAGS").unwrap_or_default();
-    let all: String = SOURCES.iter().map(|(_, text)| *text).chain([flags.as_str()]).collect();
-    let name = format!("advxl-soft-{:016x}", fingerprint(all.as_bytes()));
+    let (shim, launch) = (include_str!("../cuda/soft/shim.h"), include_str!("../cuda/soft/launch.h"));
+    let text = [shim, &program.body(), launch].concat();
+    let key = fingerprint([text.as_str(), &flags].concat().as_bytes());
+    let name = format!("advxl-soft-{}-{key:016x}", program.name());
     let library = folder.join(format!("{name}.so"));
     if library.is_file() {
         return Ok(library);
     }
     let io = |error: std::io::Error| Error::failed(format!("cannot write below `{}`: {error}", folder.display()));
-    // Tests of several processes may build at once: each in a folder of its own, the first to rename wins.
+    // Several processes may build at once: each in a folder of its own, the last to rename wins.
     let work = folder.join(format!("{name}-{}", std::process::id()));
-    for (path, text) in SOURCES {
-        let path = work.join(path);
-        fs::create_dir_all(path.parent().expect("below `work`")).map_err(io)?;
-        fs::write(path, text).map_err(io)?;
-    }
+    fs::create_dir_all(&work).map_err(io)?;
+    fs::write(work.join("kernels.cpp"), &text).map_err(io)?;
     // Contraction is off: kernels name what is fused, and the machine of the test must not decide.
     let output = Command::new("c++")
         .args(["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off"])
         .args(flags.split_whitespace())
-        .arg(work.join("soft/kernels.cpp"))
+        .arg(work.join("kernels.cpp"))
         .arg("-o")
         .arg(work.join("kernels.so"))
         .output()
@@ -94,15 +77,28 @@ pub fn build_soft(folder: &Path) -> Result<PathBuf> {
 }
 
 impl Soft {
-    /// A machine over the library that [`build_soft`] made.
-    pub(crate) fn open(library: &Path) -> Result<Self> {
+    /// A machine that keeps compiled kernels in a folder.
+    pub(crate) fn open(folder: &Path) -> Self {
+        let facts = Facts { name: "software".into(), capability: (9, 0), multiprocessors: 2, shared_memory: 227 << 10 };
+        Self { folder: folder.to_owned(), memory: Mutex::default(), facts, order: AtomicU64::new(0) }
+    }
+
+    /// The entry of a program, compiled at first use.
+    fn entry(&self, program: Program) -> Result<SoftLaunch> {
+        // One at a time: threads of a test ask for the same programs.
+        let mut opened = OPENED.lock().expect("not poisoned");
+        let library = build(program, &self.folder)?;
+        let opened = opened.get_or_insert_default();
+        if let Some(entry) = opened.get(&library) {
+            return Ok(*entry);
+        }
         let failed = |error: libloading::Error| Error::failed(format!("`{}`: {error}", library.display()));
         // SAFETY: the library is ours; its initializers only fill the table of kernels.
-        let opened: &'static Library = Box::leak(Box::new(unsafe { Library::new(library) }.map_err(failed)?));
-        // SAFETY: the signature is that of `soft/kernels.cpp`.
-        let launch = unsafe { *opened.get::<SoftLaunch>(b"soft_launch").map_err(failed)? };
-        let facts = Facts { name: "software".into(), capability: (9, 0), multiprocessors: 2, shared_memory: 227 << 10 };
-        Ok(Self { launch, memory: Mutex::default(), facts, order: AtomicU64::new(0) })
+        let kept: &'static Library = Box::leak(Box::new(unsafe { Library::new(&library) }.map_err(failed)?));
+        // SAFETY: the signature is that of `soft/launch.h`.
+        let entry = unsafe { *kept.get::<SoftLaunch>(b"soft_launch").map_err(failed)? };
+        opened.insert(library, entry);
+        Ok(entry)
     }
 }
 
@@ -186,13 +182,14 @@ impl Machine for Soft {
             0 => 0,
             _ => self.order.fetch_add(1, Ordering::Relaxed),
         };
+        let entry = self.entry(launch.program)?;
         // SAFETY: the cells hold the kernel's arguments, by the caller's promise.
         let status = unsafe {
-            (self.launch)(name.as_ptr(), cells.as_mut_ptr(), launch.grid.as_ptr(), launch.threads, launch.shared, order)
+            entry(name.as_ptr(), cells.as_mut_ptr(), launch.grid.as_ptr(), launch.threads, launch.shared, order)
         };
         let why = match status {
             0 => return Ok(()),
-            1 => "is not compiled for the software GPU (cuda/soft/kernels.cpp)",
+            1 => "is not in its program",
             2 => "is launched with more threads than it is compiled for, or with part of a warp",
             _ => "waits at a barrier that some threads never reach",
         };
@@ -250,8 +247,8 @@ impl Machine for Soft {
         self.order.store(seed, Ordering::Relaxed);
     }
 
-    fn prepare(&self, _: &[Program]) -> Result<()> {
-        Ok(())
+    fn prepare(&self, programs: &[Program]) -> Result<()> {
+        programs.iter().try_for_each(|program| self.entry(*program).map(drop))
     }
 
     fn wait(&self) -> Result<()> {

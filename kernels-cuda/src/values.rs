@@ -86,6 +86,21 @@ impl Values {
         })
     }
 
+    /// Copies the values to the host, in their format, after all work.
+    ///
+    /// # Errors
+    ///
+    /// The first failure since the GPU was opened.
+    ///
+    /// # Panics
+    ///
+    /// If `to` has not their length in bytes.
+    pub fn read(&self, to: &mut [u8]) -> Result<()> {
+        assert!(to.len() == self.bytes(), "{} bytes for {self:?}", to.len());
+        // SAFETY: the values are as many bytes.
+        unsafe { self.gpu().fetch(self.at(), to) }
+    }
+
     /// A copy of raw bytes on the host, after all work.
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.bytes()];
@@ -102,6 +117,23 @@ impl Values {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} numbers", self.len);
         assert!(range.start.is_multiple_of(8), "a part starts at {}, which is not a multiple of 8", range.start);
         Self { memory: self.memory.clone(), offset: self.offset + range.start, len: range.len(), kind: self.kind }
+    }
+
+    /// Some of the numbers: in the same memory where kernels can read them there, else a copy.
+    ///
+    /// # Panics
+    ///
+    /// If the range is not within them.
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} numbers", self.len);
+        if range.start.is_multiple_of(8) {
+            return self.part(range);
+        }
+        let copy = Self::new(self.gpu(), range.len(), self.kind);
+        let from = self.at() + (range.start * self.kind.bytes()) as u64;
+        // SAFETY: the range is within the values, and the copy is new and as long.
+        unsafe { self.gpu().copy(from, copy.at(), copy.bytes()) };
+        copy
     }
 
     /// The same numbers in another format.

@@ -627,7 +627,7 @@ fn memory_is_used_again_and_copies_are_counted() {
     let (used, most) = gpu.usage();
     assert_eq!(used - before, 16 << 10);
     assert_eq!(most - before, 32 << 10);
-    assert_eq!(gpu.traffic(), cuda::Traffic { sent: (1, 16 << 10), fetched: (0, 0) });
+    assert_eq!(gpu.traffic(), cuda::Traffic { sent: (1, 16 << 10), fetched: (0, 0), unplanned: (0, 0) });
     host(&x);
     assert_eq!(gpu.traffic().fetched, (1, 16 << 10));
 }

@@ -1,6 +1,8 @@
 //! The gradient of a loss for images.
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
+
+use crate::ops::{Device, sum, zeros};
 
 /// The gradient of a sum of losses with respect to the images alone.
 ///
@@ -12,9 +14,9 @@ pub fn input_gradient(
     let images = images.without_autodiff().autodiff().require_grad();
     let losses = loss(images.clone());
     // The sum, not the mean: an image's gradient must not depend on the size of its batch.
-    let mut gradients = losses.clone().sum().backward();
+    let mut gradients = sum(losses.clone()).backward();
     let gradient = images.grad_remove(&mut gradients);
-    let gradient = gradient.unwrap_or_else(|| images.without_autodiff().zeros_like());
+    let gradient = gradient.unwrap_or_else(|| zeros(images.dims(), &Device::of(&images)));
     (gradient, losses.without_autodiff())
 }
 
@@ -23,7 +25,5 @@ pub(crate) fn select(images: Tensor<4>, kept: &[usize]) -> Tensor<4> {
     if kept.len() == images.dims()[0] {
         return images;
     }
-    let indices: Vec<i64> = kept.iter().map(|index| *index as i64).collect();
-    let indices = Tensor::from_data(TensorData::new(indices, [kept.len()]), &images.device());
-    images.select(0, indices)
+    crate::ops::select(images, kept)
 }

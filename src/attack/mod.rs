@@ -165,11 +165,9 @@ fn climb_cross_entropy(attack: &Pgd, classifier: &TargetModel, batch: &Batch) ->
 mod tests {
     use std::cell::Cell;
 
-    use burn::tensor::Device;
-
     use super::*;
     use crate::eval::autoattack::{ATTACKS, Settings, Version};
-    use crate::ops::from_vec;
+    use crate::ops::{Device, from_vec};
     use crate::rng::Rng;
 
     const CLASSES: usize = 5;
@@ -181,7 +179,7 @@ mod tests {
 
     /// Two layers on images of 3 x 4 x 4 pixels.
     fn logits(images: Tensor<4>) -> Tensor<2> {
-        let device = images.device().without_autodiff();
+        let device = Device::of(&images);
         let layer = |rows, columns, seed| {
             from_vec(draw(rows * columns, seed), [rows, columns], &device) - 0.5
         };
@@ -191,7 +189,7 @@ mod tests {
     }
 
     fn batch() -> Batch {
-        let images = from_vec(draw(6 * 48, 3), [6, 3, 4, 4], &Device::flex());
+        let images = from_vec(draw(6 * 48, 3), [6, 3, 4, 4], &Device::cpu());
         Batch {
             labels: crate::loss::predictions(logits(images.clone())),
             images,
@@ -202,7 +200,7 @@ mod tests {
 
     /// An attempt that is stopped after so many passes of the model, which grow until it is done.
     fn with_stops(attack: &Attack, batch: &Batch) -> (Adversarials, Passes, usize) {
-        let device = Device::flex();
+        let device = Device::cpu();
         let mut found: Adversarials = vec![None; batch.labels.len()];
         let mut left: Vec<(usize, Option<Mark>)> = (0..found.len()).map(|i| (i, None)).collect();
         let (mut passes, mut stops) = (Passes::default(), 0);
@@ -247,7 +245,7 @@ mod tests {
                     ..Settings::new(Version::Standard, norm, epsilon.parse().unwrap())
                 };
                 let attack = settings.attack(name).unwrap();
-                let classifier = TargetModel::new(&logits, &batch.images.device());
+                let classifier = TargetModel::new(&logits, &Device::of(&batch.images));
                 let whole = attack.perturb(&classifier, &batch);
                 let (found, passes, stops) = with_stops(&attack, &batch);
                 assert!(stops > 0, "{name}");

@@ -108,10 +108,9 @@ impl Pgd {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
 
     use super::*;
-    use crate::ops::{from_vec, to_vec};
+    use crate::ops::{Device, from_vec, to_vec};
 
     fn pgd(norm: Norm, epsilon: &str, step_size: &str, steps: u64) -> Pgd {
         let fraction = |text: &str| text.parse().unwrap();
@@ -128,7 +127,7 @@ mod tests {
     /// For a linear loss the best point of each ball is known on paper, so the answer is exact.
     #[test]
     fn pgd_on_a_linear_loss_finds_the_best_point_of_each_ball() {
-        let device = Device::flex();
+        let device = Device::cpu();
         let grey = from_vec(vec![0.5; 3], [1, 3, 1, 1], &device);
         let slope = from_vec(vec![3.0, -4.0, 0.0], [1, 3, 1, 1], &device);
         let loss = |images: Tensor<4>| (images * slope.clone()).sum();
@@ -147,7 +146,7 @@ mod tests {
 
     #[test]
     fn attack_at_epsilon_zero_returns_the_clean_image() {
-        let images = from_vec(vec![0.2, 0.4, 0.9], [1, 3, 1, 1], &Device::flex());
+        let images = from_vec(vec![0.2, 0.4, 0.9], [1, 3, 1, 1], &Device::cpu());
         let loss = |images: Tensor<4>| images.sum();
         for norm in [Norm::Linf, Norm::L2, Norm::L1] {
             let attack = Pgd {
@@ -161,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_random_start_that_would_leave_the_range_is_clipped_to_it() {
-        let white = from_vec(vec![1.0; 3 * 64], [1, 3, 8, 8], &Device::flex());
+        let white = from_vec(vec![1.0; 3 * 64], [1, 3, 8, 8], &Device::cpu());
         let seen = std::cell::RefCell::new(Vec::new());
         let loss = |images: Tensor<4>| {
             seen.borrow_mut()

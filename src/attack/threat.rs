@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::draws::Draws;
 use super::gradient::select;
 use super::l1;
-use crate::ops::{from_vec, l2_step, linf_step, to_vec};
+use crate::ops::{Device, from_vec, l2_step, linf_step, to_vec};
 use crate::rng::Rng;
 use crate::settings::words;
 
@@ -125,7 +125,7 @@ impl Ball {
         let mut noise = vec![0.0; batch * pixels];
         let images = noise.par_chunks_mut(pixels.max(1)).enumerate();
         images.for_each(|(index, image)| image.copy_from_slice(&of_image(index, pixels)));
-        from_vec(noise, self.centre.dims(), &self.centre.device())
+        from_vec(noise, self.centre.dims(), &Device::of(&self.centre))
     }
 
     /// A random perturbation of one image within epsilon.
@@ -205,7 +205,7 @@ impl Ball {
         sizes: &[f32],
         direction: impl Fn(usize, &mut [f32], &[f32]) + Sync,
     ) -> Tensor<4> {
-        let (dims, device) = (images.dims(), images.device());
+        let (dims, device) = (images.dims(), Device::of(&images));
         let pixels = (dims[1] * dims[2] * dims[3]).max(1);
         let (mut images, mut moves) = (to_vec(images), to_vec(gradient));
         let centre = to_vec(self.centre.clone());
@@ -246,15 +246,15 @@ impl Ball {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
 
     use super::*;
+    use crate::ops::Device;
     use crate::rng::Purpose;
 
     fn images(count: usize, seed: u64) -> Tensor<4> {
         let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
         let values = (0..count * 3 * 8 * 8).map(|_| rng.uniform()).collect();
-        from_vec(values, [count, 3, 8, 8], &Device::flex())
+        from_vec(values, [count, 3, 8, 8], &Device::cpu())
     }
 
     #[test]

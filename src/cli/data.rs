@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use burn::tensor::Device;
 use serde_json::json;
 
 use super::inputs::inputs;
@@ -22,6 +21,7 @@ use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::image::resize::Filter;
 use crate::image::{Preprocessing, decode};
+use crate::ops::Device;
 use crate::output::Content;
 use crate::screen::Screen;
 use crate::units::grouped;
@@ -499,7 +499,7 @@ impl Pack {
     /// What the model says, or the usual, and the image size.
     fn stated(&self) -> Result<(StatedPreprocessing, usize)> {
         if let Some(model) = &self.like {
-            let loaded = weights::load_any(model, &Device::flex())?;
+            let loaded = weights::load_any(model, &Device::cpu())?;
             return Ok((loaded.preprocessing, loaded.image_size));
         }
         let Some(image_size) = self.preprocessing.image_size else {

@@ -2,12 +2,10 @@
 
 use std::sync::OnceLock;
 
-use burn::tensor::Device;
-
 use super::print::note;
 use crate::distributed;
 use crate::error::Result;
-use crate::ops::{DeviceName, hardware};
+use crate::ops::{Device, DeviceName, Opened, hardware};
 
 /// The value of `--device`, if it was given. Process-wide: a process computes on one device.
 pub(crate) static WANTED: OnceLock<DeviceName> = OnceLock::new();
@@ -26,7 +24,12 @@ pub(crate) fn device_or(name: DeviceName) -> Result<Device> {
         return Ok(device.clone());
     }
     let name = *WANTED.get().unwrap_or(&name);
-    let device = name.open(distributed::local_rank())?;
+    let Opened { device, notice } = name.open(distributed::local_rank())?;
+    if let Some(notice) = notice {
+        note(&format!(
+            "note: computing on the CPU, not on the GPU: {notice}"
+        ));
+    }
     if let Some(hardware) = hardware(&device) {
         note(&format!("note: computing on {hardware}"));
     }

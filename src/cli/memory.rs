@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::image::Preprocessing;
 use crate::plan::{Work, batch_memory};
 use crate::weights::Loaded;
-use crate::{distributed, memory, ops};
+use crate::{distributed, memory};
 
 /// An error where a batch of images, or `more` numbers kept besides, do not fit into memory.
 pub(crate) fn check_memory(
@@ -32,7 +32,7 @@ pub(crate) fn check_memory(
 
 /// An error if `needed` bytes are not available to this rank on the CPU; the free memory of GPUs is not known.
 pub(crate) fn require_memory(what: &str, needed: f64, hint: &str) -> Result<()> {
-    if !ops::is_processor(&device()?) {
+    if !device()?.is_cpu() {
         return Ok(());
     }
     memory::require(what, needed, distributed::available_memory(), hint)

@@ -1,13 +1,12 @@
 //! `advxl plan`.
 
-use burn::tensor::Device;
 use serde_json::json;
 
 use super::print::{print_json, print_line};
 use super::shared::{HeadSize, RecipeFile};
 use super::values::one_of;
 use crate::error::{Error, Result};
-use crate::ops::{Precision, usable};
+use crate::ops::{Device, Precision, peak_flops, usable};
 use crate::plan;
 use crate::plan::{Devices, Link};
 use crate::recipe::Recipe;
@@ -66,11 +65,11 @@ impl Plan {
         above("devices", Some(self.devices as f64))?;
         let recipe = self.recipe.load()?;
         // For this processor, unless it is said otherwise: no GPU is opened to plan for one.
-        let usable = || usable(recipe.precision, &Device::flex()).0;
+        let usable = || usable(recipe.precision, &Device::cpu()).0;
         let precision = self.precision.unwrap_or_else(usable);
         let tflops = self
             .device_tflops
-            .unwrap_or_else(|| SHARE_OF_PEAK * advxl_kernels::peak_flops(precision) / 1e12);
+            .unwrap_or_else(|| SHARE_OF_PEAK * peak_flops(precision, &Device::cpu()) / 1e12);
         let devices = Devices {
             count: self.devices,
             tflops,

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::augment::mix::Mix;
 use crate::ops;
+use crate::ops::Device;
 
 /// Images of one update with their labels.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -109,7 +110,7 @@ impl Batch {
     /// The same on a device: `[n, 3, image_size, image_size]`. To a GPU bytes go as they are, and are mixed there.
     pub fn to_device(&self, image_size: usize, device: &Device) -> Tensor<4> {
         let shape = [self.first.len(), 3, image_size, image_size];
-        if ops::is_processor(device) {
+        if device.is_cpu() || device.gpu().is_some() {
             return ops::from_vec(self.pixels(image_size), shape, device);
         }
         let images = match &self.images {

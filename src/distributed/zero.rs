@@ -11,7 +11,7 @@ use burn::tensor::Tensor;
 use super::comm::{BUCKET, Comm};
 use super::config::Parallel;
 use crate::error::{Error, Kind, Result};
-use crate::ops::{from_vec, sum_of_bits, sums_of_squares, to_vec};
+use crate::ops::{Device, add, from_vec, sum_of_bits, sum_of_squares, to_vec};
 
 /// How tensors are partitioned over the ranks.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +69,7 @@ impl<'a> Zero<'a> {
             true => Vec::new(),
             false => to_vec(whole.clone().narrow(0, range.start, range.len())),
         };
-        from_vec(values, [range.len()], &whole.device())
+        from_vec(values, [range.len()], &Device::of(whole))
     }
 
     /// This rank's parts of the sums of all ranks' gradients.
@@ -78,7 +78,7 @@ impl<'a> Zero<'a> {
             return gradients;
         }
         let buckets = buckets(gradients.iter().map(|gradient| gradient.dims()[0]));
-        let device = gradients[0].device();
+        let device = Device::of(&gradients[0]);
         let mut gradients = gradients.into_iter();
         let mut start = |bucket: &Vec<usize>| {
             let tensors: Vec<Vec<f32>> =
@@ -158,7 +158,7 @@ impl<'a> Zero<'a> {
                     values.extend(&here[rank * width + begin..][..own]);
                 }
                 begin += self.stride(*len);
-                take(from_vec(values, [*len], &parts[0].device()));
+                take(from_vec(values, [*len], &Device::of(&parts[0])));
             }
         }
     }
@@ -166,23 +166,18 @@ impl<'a> Zero<'a> {
     /// Sums of squares of this rank's parts of the tensors, one for each of its shards; the world size changes none.
     pub fn squares(&self, parts: &[Tensor<1>], lengths: &[usize]) -> Vec<f64> {
         let own = self.shards / self.comm.world_size();
-        let mut pieces = Vec::new();
-        for shard in 0..own {
-            for (part, len) in parts.iter().zip(lengths) {
+        let pieces = |shard: usize| {
+            let pieces = parts.iter().zip(lengths).filter_map(move |(part, len)| {
                 let (size, held) = (self.piece(*len), part.dims()[0]);
                 let at = |shard: usize| (shard * size).min(held);
                 let (begin, end) = (at(shard), at(shard + 1));
-                if begin < end {
-                    pieces.push((shard, part.clone().narrow(0, begin, end - begin)));
-                }
-            }
-        }
-        let (shards, pieces): (Vec<_>, Vec<_>) = pieces.into_iter().unzip();
-        let mut squares = vec![0.0; own];
-        for (shard, square) in shards.into_iter().zip(sums_of_squares(pieces)) {
-            squares[shard] += square;
-        }
-        squares
+                (begin < end).then(|| part.clone().narrow(0, begin, end - begin))
+            });
+            pieces.collect()
+        };
+        (0..own)
+            .map(|shard| sum_of_squares(pieces(shard)))
+            .collect()
     }
 
     /// A number that changes with any bit of any weight; 0 in a run of one process.
@@ -264,15 +259,18 @@ impl PairwiseSum {
 
 /// Element-wise sums of two lists of tensors.
 pub fn both(left: Vec<Tensor<1>>, right: Vec<Tensor<1>>) -> Vec<Tensor<1>> {
-    left.into_iter().zip(right).map(|(a, b)| a + b).collect()
+    left.into_iter()
+        .zip(right)
+        .map(|(a, b)| add(a, b))
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
 
     use super::*;
     use crate::distributed::comm::pairwise_sum;
+    use crate::ops::Device;
 
     #[test]
     fn sums_are_those_of_one_tree_for_every_world_size() {
@@ -280,7 +278,7 @@ mod tests {
         let values = [16_777_216.0, 1.0, -16_777_216.0, 1.0, 0.25, 3.0, 1e-3, 7.0];
         let tree = ((values[0] + values[1]) + (values[2] + values[3]))
             + ((values[4] + values[5]) + (values[6] + values[7]));
-        let tensor = |value: f32| vec![from_vec(vec![value], [1], &Device::flex())];
+        let tensor = |value: f32| vec![from_vec(vec![value], [1], &Device::cpu())];
         let alone = |values: &[f32]| {
             let mut sum = PairwiseSum::default();
             values.iter().for_each(|value| sum.add(tensor(*value)));

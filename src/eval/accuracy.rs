@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::images::{Images, check_images, check_labels};
@@ -11,7 +11,7 @@ use super::recheck;
 use crate::attack::{Attack, Batch, Mark, Passes, TargetModel};
 use crate::distributed::Comm;
 use crate::error::{Error, Kind, Result};
-use crate::ops::{from_vec, to_vec};
+use crate::ops::{Device, from_vec, to_vec};
 
 /// An evaluation: what is attacked, with what, on which images.
 pub struct Evaluation<'a> {
@@ -506,7 +506,7 @@ mod tests {
             attacks: &[attack],
             batch,
             seed: 0,
-            device: &Device::flex(),
+            device: &Device::cpu(),
             comm: &Comm::single(),
         };
         let outcome = evaluation.run(&()).unwrap();

@@ -235,18 +235,17 @@ fn few_classes(classes: usize, attacks: &[Attack]) -> Vec<Flag> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
 
     use super::*;
     use crate::attack::threat::Norm;
     use crate::distributed::comm::Comm;
     use crate::eval::autoattack::{Settings, Version};
     use crate::eval::images::Images;
-    use crate::ops::from_vec;
+    use crate::ops::{Device, from_vec};
 
     /// The names of the flags of a function on four images of three pixels.
     fn flags(logits: &dyn Fn(Tensor<4>) -> Tensor<2>) -> Vec<String> {
-        let device = Device::flex();
+        let device = Device::cpu();
         let pixels = vec![0.9, 0.1, 0.2, 0.1, 0.8, 0.3, 0.2, 0.3, 0.7, 0.6, 0.5, 0.4];
         let images = Images::Given {
             images: &from_vec(pixels, [4, 3, 1, 1], &device),
@@ -312,9 +311,9 @@ mod tests {
 
     #[test]
     fn labels_beyond_the_models_classes_are_named() {
-        let device = Device::flex();
+        let device = Device::cpu();
         let images = Images::Given {
-            images: &Tensor::zeros([1, 3, 1, 1], &device),
+            images: &crate::ops::zeros([1, 3, 1, 1], &device),
             labels: &[7],
         };
         let three = |images: Tensor<4>| images.reshape([1, 3]);

@@ -1,6 +1,6 @@
 //! A model that classifies: by its own logits, or by the embedded names of the classes.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::accuracy::{Evaluation, Observer, Outcome};
 use super::images::Images;
@@ -11,8 +11,7 @@ use crate::distributed::Comm;
 use crate::error::Result;
 use crate::image::Preprocessing;
 use crate::model::{Model, Pass};
-use crate::ops::{Precision, to_vec};
-use crate::settings::Words;
+use crate::ops::{Device, Precision, to_vec};
 use crate::text::zero_shot::by_text;
 
 /// A model with an optional text head, and the arithmetic that it is evaluated in.

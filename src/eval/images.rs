@@ -1,11 +1,11 @@
 //! The images of an evaluation and their classes.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use crate::data::{Dataset, Subset, evaluation_batch};
 use crate::error::{Error, Result};
 use crate::image::Preprocessing;
-use crate::ops::from_vec;
+use crate::ops::{Device, from_vec, select, to_vec};
 
 /// Images to evaluate with.
 pub enum Images<'a> {
@@ -83,10 +83,11 @@ impl Images<'_> {
                 Ok(from_vec(values, [indices.len(), 3, size, size], device))
             }
             Self::Given { images, .. } => {
-                let rows: Vec<i64> = indices.iter().map(|index| *index as i64).collect();
-                let rows =
-                    Tensor::from_data(TensorData::new(rows, [indices.len()]), &images.device());
-                Ok((*images).clone().select(0, rows).to_device(device))
+                let chosen = select((*images).clone(), indices);
+                Ok(match Device::of(&chosen) == *device {
+                    true => chosen,
+                    false => from_vec(to_vec(chosen.clone()), chosen.dims(), device),
+                })
             }
         }
     }

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -21,7 +20,7 @@ use crate::data::sources::tensors;
 use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::ops::to_vec;
+use crate::ops::{Device, to_vec};
 use crate::screen::Screen;
 use crate::units::duration;
 

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::parameter::Parameter;
 use super::pass::NORM_EPS;
-use crate::ops::{Gelu, gelu, layer_norm, linear, unfold};
+use crate::ops::{Gelu, Precision, gelu, kernel_last, layer_norm, linear, unfold};
 
 /// A convolution as patches that may overlap and one product.
 ///
@@ -16,18 +16,16 @@ pub(crate) fn convolution(
     [weight, bias]: &[Parameter; 2],
     step: usize,
     padding: usize,
+    precision: Precision,
 ) -> (Tensor<3>, usize) {
-    let &[outputs, inputs, kernel, _] = &weight.shape[..] else {
+    let &[_, inputs, kernel, _] = &weight.shape[..] else {
         unreachable!("a convolution's weight has four axes");
     };
     let to = (side + 2 * padding - kernel) / step + 1;
     let columns = unfold(x, [side, side], kernel, step, padding);
     // [outputs, inputs, kernel, kernel] -> [outputs, kernel, kernel, inputs], as the columns lie.
-    let weight = weight
-        .shaped([outputs, inputs, kernel, kernel])
-        .permute([0, 2, 3, 1])
-        .reshape([outputs * kernel * kernel * inputs]);
-    (linear(columns, weight, bias.value.clone()), to)
+    let weight = kernel_last(weight.value.clone(), [inputs, kernel * kernel]);
+    (linear(columns, weight, bias.value.clone(), precision), to)
 }
 
 /// A layer of a convolutional stem: convolution of 3 x 3, norm over the channels, GELU.
@@ -64,9 +62,14 @@ impl ConvLayer {
     /// All layers in order.
     ///
     /// Shapes: `x` `[batch, side * side, channels]`; the result likewise, with its side.
-    pub(crate) fn all(layers: &[Self], x: Tensor<3>, side: usize) -> (Tensor<3>, usize) {
+    pub(crate) fn all(
+        layers: &[Self],
+        x: Tensor<3>,
+        side: usize,
+        precision: Precision,
+    ) -> (Tensor<3>, usize) {
         layers.iter().fold((x, side), |(x, side), layer| {
-            let (x, side) = convolution(x, side, &layer.convolution, layer.step, 1);
+            let (x, side) = convolution(x, side, &layer.convolution, layer.step, 1, precision);
             let [weight, bias] = layer.norm.each_ref().map(|part| part.value.clone());
             (gelu(layer_norm(x, weight, bias, NORM_EPS), Gelu::Erf), side)
         })

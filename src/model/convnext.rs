@@ -3,7 +3,7 @@
 //! Names, shapes and order of the weights are timm's. Activations are `[batch, side * side, channels]`. No
 //! running statistics: an average of weights is a model.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::config::common::Stem;
 use super::config::convnext::{ConvNextConfig, KERNEL};
@@ -11,8 +11,8 @@ use super::conv::{ConvLayer, convolution};
 use super::parameter::Parameter;
 use super::pass::{NORM_EPS, Pass, asked_for};
 use crate::ops::{
-    ConvNextCache, ConvNextSpec, ConvNextWeights, Gelu, PatchSpec, convnext_block, layer_norm,
-    linear, patches,
+    ConvNextSpec, ConvNextWeights, Device, Gelu, PatchSpec, Precision, WeightCache, convnext_block,
+    layer_norm, linear, patches, pool,
 };
 
 /// A ConvNeXt with its weights.
@@ -47,7 +47,7 @@ struct Downsample {
 #[derive(Clone, Debug)]
 struct Block {
     weights: ConvNextWeights<Parameter>,
-    cache: ConvNextCache,
+    cache: WeightCache,
 }
 
 impl ConvNext {
@@ -106,7 +106,7 @@ impl ConvNext {
 
     /// The logits of a batch; see [`crate::model::Model::logits`].
     pub fn logits(&self, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
-        let (mut x, mut side) = self.embed(images);
+        let (mut x, mut side) = self.embed(images, pass.precision);
         let batch = x.dims()[0];
         let depth = self.config.depths.iter().sum();
         let spec = |width: usize| ConvNextSpec {
@@ -125,7 +125,8 @@ impl ConvNext {
             }) = &stage.downsample
             {
                 let [weight, bias] = norm.each_ref().map(|part| part.value.clone());
-                (x, side) = convolution(layer_norm(x, weight, bias, NORM_EPS), side, weights, 2, 0);
+                let normed = layer_norm(x, weight, bias, NORM_EPS);
+                (x, side) = convolution(normed, side, weights, 2, 0, pass.precision);
             }
             for block in &stage.blocks {
                 let path = pass.drop_path.as_ref().map(|path| {
@@ -147,14 +148,14 @@ impl ConvNext {
         }
         let [weight, bias] = self.norm.each_ref().map(|part| part.value.clone());
         // [batch, positions, width] -> [batch, 1, width]
-        let normed = layer_norm(x.mean_dim(1), weight, bias, NORM_EPS);
+        let normed = layer_norm(pool(x, 0, side * side), weight, bias, NORM_EPS);
         let [weight, bias] = self.head.each_ref().map(|part| part.value.clone());
         // [batch, 1, classes] -> [batch, classes]
-        linear(normed, weight, bias).reshape([batch, self.classes])
+        linear(normed, weight, bias, Precision::F32).reshape([batch, self.classes])
     }
 
     /// Images to the first stage's positions, and how many there are along a side.
-    fn embed(&self, images: Tensor<4>) -> (Tensor<3>, usize) {
+    fn embed(&self, images: Tensor<4>, precision: Precision) -> (Tensor<3>, usize) {
         let image_size = images.dims()[2];
         let spec = |patch: usize| PatchSpec {
             patch,
@@ -162,12 +163,12 @@ impl ConvNext {
             std: self.config.std,
         };
         let Some(weights) = &self.patch else {
-            return ConvLayer::all(&self.stem, patches(images, &spec(1)), image_size);
+            return ConvLayer::all(&self.stem, patches(images, &spec(1)), image_size, precision);
         };
         let patch = self.config.patch;
         let [weight, bias, norm_weight, norm_bias] =
             weights.each_ref().map(|part| part.value.clone());
-        let x = linear(patches(images, &spec(patch)), weight, bias);
+        let x = linear(patches(images, &spec(patch)), weight, bias, precision);
         (
             layer_norm(x, norm_weight, norm_bias, NORM_EPS),
             image_size / patch,
@@ -207,7 +208,7 @@ impl ConvNext {
     /// Takes caches of its own, for other weights than those of the model it was cloned from.
     pub(crate) fn renew_caches(&mut self) {
         for block in self.stages.iter_mut().flat_map(|stage| &mut stage.blocks) {
-            block.cache = ConvNextCache::default();
+            block.cache = WeightCache::default();
         }
     }
 }
@@ -254,7 +255,7 @@ impl Stage {
                     fc2_weight: part("mlp.fc2.weight", &[width, hidden])?,
                     fc2_bias: part("mlp.fc2.bias", &[width])?,
                 },
-                cache: ConvNextCache::default(),
+                cache: WeightCache::default(),
             });
         }
         Ok(Self { downsample, blocks })

@@ -24,7 +24,9 @@ pub use vit::Vit;
 
 use std::convert::Infallible;
 
-use burn::tensor::{Device, Gradients, Tensor};
+use burn::tensor::{Gradients, Tensor};
+
+use crate::ops::Device;
 
 use init::Init;
 
@@ -144,7 +146,7 @@ impl Model {
         };
         *of_model = classes;
         for parameter in head {
-            let device = parameter.value.device();
+            let device = Device::of(&parameter.value);
             let mut shape = parameter.shape.clone();
             shape[0] = classes;
             let values = init.values(&parameter.name, &shape);

@@ -1,8 +1,8 @@
 //! One tensor of weights under its published name.
 
-use burn::tensor::{Device, Gradients, Tensor};
+use burn::tensor::{Gradients, Tensor};
 
-use crate::ops::{from_vec, to_vec};
+use crate::ops::{Device, from_vec, to_vec};
 
 /// A named tensor that training moves.
 ///

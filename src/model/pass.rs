@@ -1,10 +1,8 @@
 //! How a forward pass is done: precision, masking, drop path, recomputation.
 
-use burn::tensor::Device;
-
 use super::parameter::Parameter;
 use super::tokens::Kept;
-use crate::ops::Precision;
+use crate::ops::{Device, Precision};
 use crate::rng::{Purpose, Rng};
 
 /// Added to the variance in the norms, as in timm's models. Transformers may have another: [`crate::model::VitConfig::norm_eps`].

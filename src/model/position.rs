@@ -1,8 +1,10 @@
 //! Position embeddings that follow any image size.
 
-use burn::tensor::{Device, Tensor};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::ops::from_vec;
+use burn::tensor::Tensor;
+
+use crate::ops::{Device, from_vec, to_vec};
 
 /// Fixed two-dimensional sine and cosine embedding of a square grid.
 ///
@@ -32,18 +34,40 @@ pub fn sincos2d(grid: usize, reference: usize, width: usize) -> Vec<f32> {
     values
 }
 
-/// Learned embeddings of one grid resampled to another.
+/// The fixed embeddings of the grid that was used last, on its device. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FixedPlaces(Arc<Mutex<Option<(usize, Device, Tensor<1>)>>>);
+
+impl FixedPlaces {
+    /// The embeddings for a grid, flat `[grid * grid, width]`, made by `make` unless they are here.
+    pub(crate) fn table(
+        &self,
+        grid: usize,
+        device: &Device,
+        make: impl FnOnce() -> Vec<f32>,
+    ) -> Tensor<1> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((of, on, table)) if *of == grid && on == device => table.clone(),
+            _ => {
+                let places = make();
+                let length = places.len();
+                let table = from_vec(places, [length], device);
+                *last = Some((grid, device.clone(), table.clone()));
+                table
+            }
+        }
+    }
+}
+
+/// What makes the embeddings of one grid of those of another.
 ///
 /// Anti-aliased bicubic interpolation is linear in the embeddings, so it is a matrix and gradients
 /// pass through it by themselves.
 ///
-/// Shapes: `embeddings` `[from * from, width]`; the result `[to * to, width]`.
+/// Shapes: the result `[to * to, from * from]`.
 /// Source: `timm.layers.resample_abs_pos_embed` (bicubic, antialias, corners not aligned).
-pub fn resample(embeddings: Tensor<2>, from: usize, to: usize) -> Tensor<2> {
-    if from == to {
-        return embeddings;
-    }
-    let device: Device = embeddings.device().without_autodiff();
+pub fn resampling(from: usize, to: usize, device: &Device) -> Tensor<2> {
     let line = interpolation(from, to);
     // The grid's matrix is the Kronecker product of the two axes' matrices.
     let mut values = vec![0.0; to * to * from * from];
@@ -57,7 +81,20 @@ pub fn resample(embeddings: Tensor<2>, from: usize, to: usize) -> Tensor<2> {
             }
         }
     }
-    from_vec(values, [to * to, from * from], &device).matmul(embeddings)
+    from_vec(values, [to * to, from * from], device)
+}
+
+/// Embeddings of one grid, on the host, resampled to another.
+///
+/// Shapes: `embeddings` `[from * from, width]`, flat; the result `[to * to, width]`.
+pub fn resampled(embeddings: &[f32], from: usize, to: usize) -> Vec<f32> {
+    if from == to {
+        return embeddings.to_vec();
+    }
+    let (cpu, rows) = (Device::cpu(), from * from);
+    let width = embeddings.len() / rows;
+    let embeddings: Tensor<2> = from_vec(embeddings.to_vec(), [rows, width], &cpu);
+    to_vec(resampling(from, to, &cpu).matmul(embeddings))
 }
 
 /// Weights of `from` inputs in each of `to` outputs along one axis.
@@ -100,10 +137,8 @@ mod tests {
 
     #[test]
     fn position_embeddings_of_the_same_size_are_untouched() {
-        let device = Device::flex();
-        let embeddings = from_vec(sincos2d(3, 3, 8), [9, 8], &device);
-        let same = resample(embeddings.clone(), 3, 3);
-        assert_eq!(crate::ops::to_vec(same), crate::ops::to_vec(embeddings));
+        let embeddings = sincos2d(3, 3, 8);
+        assert_eq!(resampled(&embeddings, 3, 3), embeddings);
     }
 
     #[test]
@@ -119,9 +154,9 @@ mod tests {
 
     #[test]
     fn a_constant_embedding_stays_constant_at_any_size() {
-        let ones = Tensor::<2>::ones([16, 2], &Device::flex());
+        let ones = [1.0; 16 * 2];
         for to in [1, 2, 3, 7, 14] {
-            let found = crate::ops::to_vec(resample(ones.clone(), 4, to));
+            let found = resampled(&ones, 4, to);
             assert_eq!(found.len(), to * to * 2);
             assert!(
                 found.iter().all(|value| (value - 1.0).abs() < 1e-5),

@@ -6,8 +6,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
-
+use crate::ops::KeptRows;
 use crate::rng::{Purpose, Rng};
 use crate::settings::{settings, words};
 
@@ -126,43 +125,12 @@ impl Kept {
         }
     }
 
-    /// The rows of `tokens` that stay.
-    ///
-    /// Shapes: `tokens` `[batch, patches, width]`; the result `[batch, kept, width]`.
-    pub fn of_tokens(&self, tokens: Tensor<3>) -> Tensor<3> {
-        let [batch, patches, width] = tokens.dims();
-        assert_eq!(
-            batch, self.batch,
-            "a choice of patches is made for one batch"
-        );
-        let flat = self.indices.iter().enumerate();
-        let flat = flat
-            .map(|(at, patch)| (at / self.kept * patches + patch) as i64)
-            .collect();
-        let indices = self.tensor(flat, &tokens.device());
-        // [batch, patches, width] -> [batch * patches, width] -> [batch, kept, width]
-        let rows = tokens.reshape([batch * patches, width]);
-        rows.select(0, indices).reshape([batch, self.kept, width])
-    }
-
-    /// The same rows of an embedding that all images share.
-    ///
-    /// Shapes: `embedding` `[patches, width]`; the result `[batch, kept, width]`.
-    pub fn of_positions(&self, embedding: Tensor<2>) -> Tensor<3> {
-        let width = embedding.dims()[1];
-        let patches = self.indices.iter().map(|patch| *patch as i64).collect();
-        let indices = self.tensor(patches, &embedding.device());
-        embedding
-            .select(0, indices)
-            .reshape([self.batch, self.kept, width])
-    }
-
-    fn tensor(&self, indices: Vec<i64>, device: &Device) -> Tensor<1, Int> {
-        let length = indices.len();
-        Tensor::from_data(
-            TensorData::new(indices, [length]),
-            &device.clone().without_autodiff(),
-        )
+    /// The same as the operations take it.
+    pub fn rows(&self) -> KeptRows<'_> {
+        KeptRows {
+            rows: &self.indices,
+            batch: self.batch,
+        }
     }
 }
 

@@ -2,18 +2,18 @@
 //!
 //! Names, shapes and order of the weights are timm's. Pre-norm blocks, no dropout, no layer scale.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::config::common::Stem;
 use super::config::vit::{Pool, Position, VitConfig};
 use super::conv::ConvLayer;
 use super::parameter::Parameter;
 use super::pass::{Pass, asked_for};
-use super::position::resample;
+use super::position::{FixedPlaces, resampled, resampling};
 use super::tokens::Kept;
 use crate::ops::{
-    BlockSpec, BlockWeights, PatchSpec, PathScale, WeightCache, encoder_block, from_vec,
-    layer_norm, linear, patches, to_vec,
+    BlockSpec, BlockWeights, Device, PatchSpec, PathScale, Places, Precision, WeightCache,
+    encoder_block, keep, layer_norm, linear, patches, pool, to_vec, tokens, zeros,
 };
 
 /// A vision transformer with its weights.
@@ -36,6 +36,8 @@ pub struct Vit {
     blocks: Vec<Block>,
     norm: [Parameter; 2],
     pub(crate) head: [Parameter; 2],
+    /// Of models without learned positions.
+    fixed: FixedPlaces,
 }
 
 #[derive(Clone, Debug)]
@@ -154,6 +156,7 @@ impl Vit {
                 tensor("head.weight", &[classes, width])?,
                 tensor("head.bias", &[classes])?,
             ],
+            fixed: FixedPlaces::default(),
         })
     }
 
@@ -165,7 +168,7 @@ impl Vit {
     pub fn logits(&self, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
         let eps = self.config.norm_eps;
         let grid = images.dims()[2] / self.config.patch;
-        let mut tokens = self.embed(images, grid, pass.kept);
+        let mut tokens = self.embed(images, grid, pass);
         if let Some([weight, bias]) = &self.pre_norm {
             tokens = layer_norm(tokens, weight.value.clone(), bias.value.clone(), eps);
         }
@@ -191,23 +194,22 @@ impl Vit {
         let prefix = usize::from(self.config.class_token);
         // [batch, tokens, width] -> [batch, 1, width]
         let pooled = match self.config.pool {
-            Pool::Average => tokens.narrow(1, prefix, count - prefix).mean_dim(1),
-            Pool::Token => tokens.narrow(1, 0, 1),
+            Pool::Average => pool(tokens, prefix, count),
+            Pool::Token => pool(tokens, 0, 1),
         };
         let [weight, bias] = self.norm.each_ref().map(|part| part.value.clone());
         let normed = layer_norm(pooled, weight, bias, eps);
         let [weight, bias] = self.head.each_ref().map(|part| part.value.clone());
         // [batch, 1, classes] -> [batch, classes]
         debug_assert_eq!(normed.dims(), [batch, 1, width]);
-        linear(normed, weight, bias).reshape([batch, self.classes])
+        linear(normed, weight, bias, Precision::F32).reshape([batch, self.classes])
     }
 
     /// Patches to tokens, with their places, after the class token.
     ///
     /// Shapes: `images` `[batch, 3, grid * patch, grid * patch]`; the result `[batch, tokens, width]`.
-    fn embed(&self, images: Tensor<4>, grid: usize, kept: Option<&Kept>) -> Tensor<3> {
+    fn embed(&self, images: Tensor<4>, grid: usize, pass: &Pass) -> Tensor<3> {
         let VitConfig { patch, width, .. } = self.config;
-        let batch = images.dims()[0];
         let image_size = images.dims()[2];
         let spec = PatchSpec {
             // One pixel is one position where a stem follows.
@@ -215,68 +217,74 @@ impl Vit {
             mean: self.config.mean,
             std: self.config.std,
         };
-        let (patches, _) = ConvLayer::all(&self.stem, patches(images, &spec), image_size);
-        let (class_place, places) = self.places(grid, &patches.device());
-        let (patches, places) = match kept {
-            None => (patches, places.unsqueeze()),
-            // Patches that are left out are not even embedded.
-            Some(kept) => (kept.of_tokens(patches), kept.of_positions(places)),
+        let patches = patches(images, &spec);
+        let (patches, _) = ConvLayer::all(&self.stem, patches, image_size, pass.precision);
+        // Patches that are left out are not even embedded.
+        let kept = pass.kept.map(Kept::rows);
+        let patches = match &kept {
+            None => patches,
+            Some(kept) => keep(patches, kept),
         };
         let weight = self.patch_weight.value.clone();
         let bias = match &self.patch_bias {
             Some(bias) => bias.value.clone(),
-            None => Tensor::zeros([width], &weight.device().without_autodiff()),
+            None => zeros([width], &Device::of(&weight)),
         };
-        let tokens = linear(patches, weight, bias) + places;
-        match &self.class_token {
-            None => tokens,
-            Some(token) => {
-                let token = token.shaped([1, 1, width]);
-                let token = match class_place {
-                    Some(place) => token + place.unsqueeze(),
-                    None => token,
-                };
-                Tensor::cat(vec![token.expand([batch, 1, width]), tokens], 1)
-            }
-        }
+        let embedded = linear(patches, weight, bias, pass.precision);
+        let class = self.class_token.as_ref().map(|token| &token.value);
+        let places = Places {
+            kept,
+            ..self.places(grid)
+        };
+        tokens(embedded, class, &places)
     }
 
-    /// Position embeddings of the class token, `[1, width]`, and of the patches, `[grid * grid, width]`.
-    fn places(&self, grid: usize, device: &Device) -> (Option<Tensor<2>>, Tensor<2>) {
-        let width = self.config.width;
+    /// Position embeddings for a grid of patches.
+    fn places(&self, grid: usize) -> Places<'static> {
+        let device = Device::of(&self.patch_weight.value);
         let Some(position) = &self.position else {
-            // The class token's place is zero in the fixed embedding.
-            let places = self.config.fixed_positions(grid);
-            return (None, from_vec(places, [grid * grid, width], device));
+            return Places {
+                table: self
+                    .fixed
+                    .table(grid, &device, || self.config.fixed_positions(grid)),
+                // The class token's place is zero in the fixed embedding.
+                has_class_row: false,
+                resampling: None,
+                kept: None,
+            };
         };
-        let prefix = usize::from(self.config.class_token);
         let learned = self.image_size / self.config.patch;
-        let all: Tensor<2> = position.shaped([prefix + learned * learned, width]);
-        let class_place = (prefix == 1).then(|| all.clone().narrow(0, 0, 1));
-        (
-            class_place,
-            resample(all.narrow(0, prefix, learned * learned), learned, grid),
-        )
+        Places {
+            table: position.value.clone(),
+            has_class_row: self.config.class_token,
+            resampling: (learned != grid).then(|| resampling(learned, grid, &device)),
+            kept: None,
+        }
     }
 
     /// Positions for images of a size as timm keeps them, flat `[tokens, width]`, class token first.
     pub fn position_table(&self, image_size: usize) -> Vec<f32> {
-        let device = self.patch_weight.value.device();
-        let (class_place, places) = self.places(image_size / self.config.patch, &device);
-        let mut table = match class_place {
-            Some(place) => to_vec(place),
-            None if self.config.class_token => vec![0.0; self.config.width],
-            None => Vec::new(),
+        let (grid, width) = (image_size / self.config.patch, self.config.width);
+        let places = self.places(grid);
+        let first = usize::from(places.has_class_row) * width;
+        let mut rows = to_vec(places.table);
+        let of_patches = rows.split_off(first);
+        let of_class = match self.config.class_token {
+            true if first == 0 => vec![0.0; width],
+            _ => rows,
         };
-        table.extend(to_vec(places));
-        table
+        let of_patches = match places.resampling {
+            None => of_patches,
+            Some(_) => resampled(&of_patches, self.image_size / self.config.patch, grid),
+        };
+        [of_class, of_patches].concat()
     }
 
     /// Resamples learned positions to another image size, for which the model then is.
     pub(crate) fn resample_positions(&mut self, image_size: usize) {
         if self.position.is_some() && image_size != self.image_size {
             let (values, width) = (self.position_table(image_size), self.config.width);
-            let device = self.patch_weight.value.device();
+            let device = Device::of(&self.patch_weight.value);
             let shape = [1, values.len() / width, width];
             self.position = Some(Parameter::new("pos_embed", &shape, false, values, &device));
         }

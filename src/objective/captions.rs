@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::contrastive::{ContrastiveLoss, TowerPasses};
 use super::gradients::gather_rows;
@@ -18,7 +18,7 @@ use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::loss::unit_length;
-use crate::ops::{Gelu, from_vec};
+use crate::ops::{Device, Gelu, from_vec};
 use crate::recipe::{NewText, Recipe, Text};
 use crate::storage::store::Ahead;
 use crate::text::{

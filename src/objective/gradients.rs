@@ -16,7 +16,7 @@ use crate::attack::input_gradient;
 use crate::distributed::Comm;
 use crate::distributed::zero::{PairwiseSum, both};
 use crate::model::{DropPath, Model};
-use crate::ops::{from_vec, to_vec};
+use crate::ops::{Device, from_vec, join, mean, row_dots, scaled_sum, sum, to_vec};
 
 /// The loss of a batch, how the batch passes through the model, and the ranks that share it.
 pub struct Objective<'a> {
@@ -78,7 +78,7 @@ impl<'a> Objective<'a> {
             };
             input_gradient(&loss, rows_of(&images, &rows)).0
         });
-        Tensor::cat(parts.collect(), 0)
+        join(parts.collect())
     }
 
     /// The gradients of the mean loss over the whole batch, in training mode.
@@ -109,7 +109,7 @@ impl<'a> Objective<'a> {
             let outputs = self.outputs(&tracked, images.as_ref(), &rows, drop_path);
             let pairs = outputs.into_iter().zip(coupled.gradient.as_ref());
             let value = pairs
-                .map(|(outputs, gradient)| along(outputs, gradient, &rows).sum())
+                .map(|(outputs, gradient)| sum(along(outputs, gradient, &rows)))
                 .reduce(|left, right| left + right)
                 .expect("there is an adversarial view");
             tracked.gradients(&mut value.backward())
@@ -132,20 +132,25 @@ impl<'a> Objective<'a> {
         drop_path: Option<&DropPath>,
     ) -> StepGradients {
         let share = 1.0 / batch as f64;
-        let (mut all_outputs, mut losses) = (Vec::new(), vec![0.0; shards.len()]);
+        let (mut all_outputs, mut all_losses) = (Vec::new(), Vec::new());
+        let count = shards.len();
         let gradients = sum_over(shards, |shard, rows| {
             let tracked = model.tracked();
             let outputs = self.outputs(&tracked, images.as_ref(), &rows, drop_path);
             all_outputs.push(outputs.adversarial.clone().without_autodiff());
             let values = self.loss_of(&rows).losses(outputs);
-            losses[shard] +=
-                f64::from(values.clone().without_autodiff().sum().into_scalar::<f32>());
-            tracked.gradients(&mut (values.sum() * share).backward())
+            all_losses.push((shard, sum(values.clone().without_autodiff())));
+            tracked.gradients(&mut scaled_sum(values, share).backward())
         });
+        // Read when all is under way: a read waits for the device.
+        let mut losses = vec![0.0; count];
+        for (shard, loss) in all_losses {
+            losses[shard] += f64::from(to_vec(loss)[0]);
+        }
         StepGradients {
             gradients,
             losses,
-            correct: self.loss.count_correct(Tensor::cat(all_outputs, 0)),
+            correct: self.loss.count_correct(join(all_outputs)),
         }
     }
 
@@ -161,13 +166,13 @@ impl<'a> Objective<'a> {
         let loss = self.loss.tracked();
         let loss = loss.as_deref().unwrap_or(&*self.loss);
         let outputs = images.map(|images| self.microbatches.forward(&tracked, images, drop_path));
-        let value = loss.losses(outputs.clone()).mean();
+        let value = mean(loss.losses(outputs.clone()));
         let mut found = value.clone().backward();
         let mut gradients = tracked.gradients(&mut found);
         gradients.extend(loss.parameter_gradients(&mut found, self.comm));
         StepGradients {
             gradients,
-            losses: vec![f64::from(value.without_autodiff().into_scalar::<f32>()) * batch],
+            losses: vec![f64::from(to_vec(value.without_autodiff())[0]) * batch],
             correct: self.count_correct(outputs.adversarial.without_autodiff()),
         }
     }
@@ -218,13 +223,13 @@ impl<'a> Objective<'a> {
                 let part = rows_of(images, rows);
                 self.microbatches.forward_rows(model, part, rows, drop_path)
             });
-            let all = gather_rows(self.comm, Tensor::cat(parts.collect(), 0));
+            let all = gather_rows(self.comm, join(parts.collect()));
             all.autodiff().require_grad()
         });
         let loss = self.loss.tracked();
         let loss = loss.as_deref().unwrap_or(&*self.loss);
         let values = losses(loss, outputs.clone());
-        let mut found = (values.clone().sum() * share).backward();
+        let mut found = scaled_sum(values.clone(), share).backward();
         let gradient = outputs.as_ref().map(|outputs| {
             let gradient = outputs.grad_remove(&mut found);
             let gradient = gradient.expect("the loss depends on the outputs");
@@ -233,7 +238,7 @@ impl<'a> Objective<'a> {
         OutputGradient {
             gradient,
             outputs: outputs.map(Tensor::without_autodiff),
-            loss: f64::from(values.without_autodiff().mean().into_scalar::<f32>()),
+            loss: f64::from(to_vec(mean(values.without_autodiff()))[0]),
             parameters: loss.parameter_gradients(&mut found, self.comm),
         }
     }
@@ -270,7 +275,7 @@ pub(super) fn gather_rows(comm: &Comm, rows: Tensor<2>) -> Tensor<2> {
     if comm.world_size() == 1 {
         return rows;
     }
-    let ([count, width], device) = (rows.dims(), rows.device());
+    let ([count, width], device) = (rows.dims(), Device::of(&rows));
     let all = comm.all_gather_f32(to_vec(rows)).wait();
     from_vec(all, [count * comm.world_size(), width], &device)
 }
@@ -280,12 +285,11 @@ pub(super) fn gather_rows(comm: &Comm, rows: Tensor<2>) -> Tensor<2> {
 /// Shapes: `outputs` `[rows, outputs]`; `gradient` `[images, outputs]`; the result `[rows]`.
 fn along(outputs: Tensor<2>, gradient: &Tensor<2>, rows: &Range<usize>) -> Tensor<1> {
     let gradient = gradient.clone().narrow(0, rows.start, rows.len());
-    (outputs * gradient).sum_dim(1).squeeze_dim(1)
+    row_dots(outputs, &gradient)
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
 
     use super::*;
     use crate::loss::{Targets, cross_entropy, unit_length};
@@ -295,14 +299,14 @@ mod tests {
     use crate::model::tokens::MaskingKind;
     use crate::objective::contrastive::{ContrastiveLoss, TowerPasses};
     use crate::objective::labels::LabelLoss;
-    use crate::ops::{Gelu, Precision};
+    use crate::ops::{Device, Gelu, Precision};
     use crate::rng::{Purpose, Rng};
     use crate::text::{TextConfig, TextPool, TextTower};
 
     fn draw<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
         let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
         let values = (0..shape.iter().product()).map(|_| rng.uniform()).collect();
-        from_vec(values, shape, &Device::flex())
+        from_vec(values, shape, &Device::cpu())
     }
 
     fn assert_close<const D: usize>(found: Tensor<D>, right: Tensor<D>, what: &str) {
@@ -326,7 +330,7 @@ mod tests {
             position: Position::Learned,
             ..VitConfig::named("vit_micro").unwrap()
         });
-        Model::new(&config, 6, 16, 1, &Device::flex())
+        Model::new(&config, 6, 16, 1, &Device::cpu())
     }
 
     fn drop_path() -> DropPath {
@@ -353,12 +357,12 @@ mod tests {
 
     fn labels() -> Box<dyn BatchLoss> {
         let targets = Targets::classes(&[0, 5, 2, 2, 1, 3, 4]);
-        Box::new(LabelLoss::new(&targets, 6, 0.1, &Device::flex()))
+        Box::new(LabelLoss::new(&targets, 6, 0.1, &Device::cpu()))
     }
 
     /// With a text tower that is trained.
     fn captions() -> Box<dyn BatchLoss> {
-        let device = Device::flex();
+        let device = Device::cpu();
         let config = TextConfig {
             context: 4,
             vocabulary: 9,
@@ -428,7 +432,7 @@ mod tests {
     fn weighted() -> Weighted {
         let targets = Targets::classes(&[0, 5, 2, 2, 1, 3, 4]);
         Weighted {
-            labels: targets.distributions(6, 0.0, &Device::flex()),
+            labels: targets.distributions(6, 0.0, &Device::cpu()),
             reference: draw([7, 6], 8),
             weights: [6.0, 0.5],
         }

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::batch_loss::{BatchLoss, Views};
 use crate::loss::{Targets, count_correct, cross_entropy};
+use crate::ops::Device;
 
 /// Cross entropy between logits and labels, which may be mixed and smoothed.
 #[derive(Clone, Debug)]

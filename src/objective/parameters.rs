@@ -1,9 +1,8 @@
 //! What objectives train besides the model.
 
-use burn::tensor::Device;
-
 use crate::loss::LARGEST_SCALE;
 use crate::model::Parameter;
+use crate::ops::Device;
 use crate::text::TextTower;
 
 /// CLIP's initial temperature.

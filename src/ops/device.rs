@@ -1,315 +1,108 @@
-//! Devices: their names, opening one after a self-test, and the precision to use on it.
+//! The device of a tensor: where its values are, and so what computes with it.
 
-use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::str::FromStr;
+use advxl_cuda::Gpu;
+use burn::backend::DispatchDevice;
+use burn::tensor::{Device as BurnDevice, Tensor};
 
-use advxl_kernels::Precision;
-use burn::tensor::{DType, Device, DeviceType};
-use serde::Serializer;
-
-use super::engine::is_processor;
-use super::tensor::{from_vec, to_vec};
+use super::cuda::values::on_gpu;
 use crate::error::{Error, Result};
-use crate::rng::{Purpose, Rng};
-use crate::settings::{Invalid, Kind, Setting, Value, Words, words};
 
-/// The name of a device as a user writes it: `auto`, `cpu`, `cuda`, `cuda:1`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DeviceName {
-    /// The first GPU of an API that this program was built with, else the processor.
-    #[default]
-    Auto,
+/// Where tensors are made and operations run.
+#[derive(Clone, Debug)]
+pub enum Device {
+    /// The processor, or a GPU through Burn.
+    Burn(BurnDevice),
+    /// An NVIDIA GPU through our own kernels. Its tensors are tensors of the processor whose values are on the GPU until
+    /// something else reads them.
+    Cuda(Gpu),
+}
+
+impl Device {
     /// The processor.
-    Cpu,
-    /// A GPU by its number; if absent, the local rank, which is 0 for a single process.
-    Gpu(Api, Option<usize>),
-}
-
-words! {
-    /// An interface to GPUs, in the order in which `auto` looks for them.
-    pub enum Api {
-        /// NVIDIA's CUDA.
-        Cuda = "cuda",
-        /// AMD's ROCm.
-        Rocm = "rocm",
-        /// Apple's Metal.
-        Metal = "metal",
-        /// Vulkan, of any vendor.
-        Vulkan = "vulkan",
-        /// Whatever wgpu finds.
-        Wgpu = "wgpu",
+    pub fn cpu() -> Self {
+        Self::Burn(BurnDevice::flex())
     }
-}
 
-impl Api {
-    /// Burn's name for it; `None` if this program was built without.
-    fn kind(self) -> Option<DeviceType> {
+    /// The device of a tensor.
+    pub fn of<const D: usize>(tensor: &Tensor<D>) -> Self {
+        match on_gpu(tensor) {
+            Some(values) => Self::Cuda(values.gpu().clone()),
+            None => Self::Burn(tensor.device().without_autodiff()),
+        }
+    }
+
+    /// As Burn has it.
+    pub fn burn(&self) -> BurnDevice {
         match self {
-            #[cfg(feature = "cuda")]
-            Self::Cuda => Some(DeviceType::Cuda),
-            #[cfg(feature = "rocm")]
-            Self::Rocm => Some(DeviceType::Rocm),
-            #[cfg(feature = "metal")]
-            Self::Metal => Some(DeviceType::Metal),
-            #[cfg(feature = "vulkan")]
-            Self::Vulkan => Some(DeviceType::Vulkan),
-            #[cfg(feature = "wgpu")]
-            Self::Wgpu => Some(DeviceType::Wgpu),
-            #[allow(unreachable_patterns)] // With all features nothing is left.
-            _ => None,
+            Self::Burn(device) => device.clone(),
+            Self::Cuda(_) => BurnDevice::flex(),
         }
     }
 
-    /// What it needs apart from a GPU.
-    fn driver(self) -> &'static str {
+    /// The NVIDIA GPU, if it is one.
+    pub fn gpu(&self) -> Option<&Gpu> {
         match self {
-            Self::Cuda => "NVIDIA's driver (libcuda.so.1; check it with `nvidia-smi`)",
-            Self::Rocm => "AMD's ROCm (check it with `rocminfo`)",
-            Self::Metal => "macOS",
-            Self::Vulkan | Self::Wgpu => {
-                "a Vulkan driver and its loader (libvulkan.so.1; check them with `vulkaninfo --summary`)"
-            }
+            Self::Burn(_) => None,
+            Self::Cuda(gpu) => Some(gpu),
         }
     }
 
-    /// The GPUs of this machine.
-    fn devices(self) -> Vec<Device> {
-        let Some(kind) = self.kind() else {
-            return Vec::new();
-        };
-        // The loaders panic if the driver is missing.
-        quietly(|| Device::enumerate(kind).into_iter().collect()).unwrap_or_default()
-    }
-}
-
-impl FromStr for DeviceName {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let (word, number) = match text.split_once(':') {
-            Some((word, number)) => (word, Some(number)),
-            None => (text, None),
-        };
-        let wrong = || {
-            format!(
-                "unknown device `{text}`: use auto, cpu, {}, or one of several, such as cuda:0",
-                Api::listed()
-            )
-        };
-        match (word, number) {
-            ("auto", None) => return Ok(Self::Auto),
-            ("cpu", None) => return Ok(Self::Cpu),
-            _ => {}
-        }
-        let api = Api::from_word(word).ok_or_else(wrong)?;
-        let number = number.map(|number| number.parse().map_err(|_| wrong()));
-        Ok(Self::Gpu(api, number.transpose()?))
-    }
-}
-
-impl fmt::Display for DeviceName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Whether it is the processor.
+    pub fn is_cpu(&self) -> bool {
         match self {
-            Self::Auto => write!(f, "auto"),
-            Self::Cpu => write!(f, "cpu"),
-            Self::Gpu(api, None) => write!(f, "{}", api.word()),
-            Self::Gpu(api, Some(number)) => write!(f, "{}:{number}", api.word()),
-        }
-    }
-}
-
-impl Setting for DeviceName {
-    const KIND: Kind = Kind::Text {
-        expected: "a device such as \"auto\", \"cpu\" or \"cuda:0\"",
-        pattern: "^(auto|cpu|(cuda|rocm|metal|vulkan|wgpu)(:[0-9]+)?)$",
-    };
-
-    fn from_value(value: &Value) -> Option<std::result::Result<Self, Invalid>> {
-        match value {
-            Value::Text(text) => Some(text.parse().map_err(Invalid::from)),
-            _ => None,
+            Self::Burn(device) => is_flex(device),
+            Self::Cuda(_) => false,
         }
     }
 
-    fn print<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+    /// Waits until a GPU has done what it was given. What went wrong shows in the numbers that are read from it.
+    pub fn wait(&self) {
+        match self {
+            Self::Burn(device) => drop(device.sync()),
+            Self::Cuda(gpu) => drop(gpu.wait()),
+        }
     }
-}
 
-impl DeviceName {
-    /// Opens the device. `local` is the local rank of this process: each takes a GPU of its own.
+    /// Bytes of a GPU's memory that are in use or kept for reuse at the most so far, where that is known.
+    pub fn memory(&self) -> Option<u64> {
+        match self {
+            Self::Burn(device) => device.memory_pool_usage().map(|usage| usage.bytes_reserved),
+            Self::Cuda(gpu) => Some(gpu.usage().1 as u64),
+        }
+    }
+
+    /// The first failure of an NVIDIA GPU since it was opened, whose work after it was skipped.
     ///
-    /// Errors: this program was built without it, the driver or the GPU is missing, or the self-test failed.
-    pub fn open(self, local: usize) -> Result<Device> {
-        let (api, number) = match self {
-            Self::Cpu => return Ok(Device::flex()),
-            Self::Auto => {
-                let mut apis = Api::VALUES.iter();
-                match apis.find(|api| !api.devices().is_empty()) {
-                    Some(api) => (*api, None),
-                    None => return Ok(Device::flex()),
-                }
-            }
-            Self::Gpu(api, number) => (api, number),
-        };
-        if api.kind().is_none() {
-            let message = format!("device `{self}`: this program was built without it");
-            let hint = format!(
-                "build it with: cargo build --release --features {}",
-                api.word()
-            );
-            return Err(Error::input(message).hint(hint).everywhere());
-        }
-        let devices = api.devices();
-        if devices.is_empty() {
-            let message = format!("device `{self}`: not found on this machine");
-            let hint = format!("it needs a GPU and {}; or use --device cpu", api.driver());
-            return Err(Error::input(message).hint(hint));
-        }
-        // More processes than GPUs share them.
-        let number = number.unwrap_or(local % devices.len());
-        let Some(device) = devices.get(number) else {
-            let message = format!(
-                "device `{self}`: no such GPU: this machine has {}",
-                match devices.len() {
-                    1 => "one, number 0".to_owned(),
-                    count => format!("{count}, numbers 0 to {}", count - 1),
-                }
-            );
-            return Err(Error::input(message).hint("use one of these numbers"));
-        };
-        match quietly(|| largest_error(device)) {
-            Ok(error) if error < 1e-4 => Ok(device.clone()),
-            Ok(error) => {
-                let message = format!(
-                    "device `{self}`: self-test failed: matrix products are off by {error:.1e}"
-                );
-                let hint = "the driver or its compiler returns wrong results: try --device wgpu, built with the feature wgpu alone, or --device cpu";
-                Err(Error::failed(message).hint(hint))
-            }
-            Err(why) => {
-                let message = format!("device `{self}`: self-test failed: {why}");
-                let hint = format!("it needs {}; or use --device cpu", api.driver());
-                Err(Error::failed(message).hint(hint))
-            }
+    /// # Errors
+    ///
+    /// That failure.
+    pub fn check(&self) -> Result<()> {
+        match self.gpu() {
+            Some(gpu) => gpu.check().map_err(|error| Error::of_gpu(&error)),
+            None => Ok(()),
         }
     }
 }
 
-/// The self-test: how far a device's matrix products are from those of the processor, whose elements are near 1.
-///
-/// Sides as in attention, padded or not. A broken installation fails at the first product; some drivers panic, and one
-/// returned wrong products (SwiftShader, with the SPIR-V shaders of Burn 0.22).
-fn largest_error(device: &Device) -> f32 {
-    let errors = |[count, rows, inner, columns]: [usize; 4]| {
-        let matrices = |seed: u64, shape: [usize; 3]| {
-            let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
-            let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.normal()).collect();
-            [device, &Device::flex()].map(|device| from_vec::<3>(values.clone(), shape, device))
-        };
-        let [a, right_a] = matrices(1, [count, rows, inner]);
-        let [b, right_b] = matrices(2, [count, inner, columns]);
-        let products = to_vec(a.matmul(b));
-        let right = to_vec(right_a.matmul(right_b));
-        let errors = products.into_iter().zip(right).map(|(a, b)| (a - b).abs());
-        errors.collect::<Vec<_>>()
-    };
-    let shapes = [
-        [8, 5, 5, 16],
-        [8, 8, 8, 16],
-        [8, 8, 16, 8],
-        [4, 56, 56, 64],
-        [1, 64, 192, 32],
-    ];
-    // In this order NaN comes last.
-    let errors = shapes.into_iter().flat_map(errors);
-    errors.max_by(f32::total_cmp).expect("at least one shape")
-}
-
-/// The name of a device's hardware, if it is a GPU.
-pub fn hardware(device: &Device) -> Option<String> {
-    #[cfg(feature = "gpu")]
-    {
-        device.identity().map(|identity| identity.name)
-    }
-    #[cfg(not(feature = "gpu"))]
-    {
-        let _ = device;
-        None
-    }
-}
-
-/// The arithmetic to compute in on a device if `wanted` is asked for, and a notice if it is another.
-pub fn usable(wanted: Precision, device: &Device) -> (Precision, Option<&'static str>) {
-    if is_processor(device) {
-        let notice = "this processor does not multiply bf16 faster than f32: computing in f32";
-        f32_unless(advxl_kernels::bf16_is_faster(), wanted, notice)
-    } else {
-        let notice = "this GPU does not compute in bf16: computing in f32";
-        f32_unless(device.supports_dtype(DType::BF16), wanted, notice)
-    }
-}
-
-fn f32_unless(
-    bf16_is_fast: bool,
-    wanted: Precision,
-    notice: &'static str,
-) -> (Precision, Option<&'static str>) {
-    match wanted {
-        Precision::Bf16 if !bf16_is_fast => (Precision::F32, Some(notice)),
-        _ => (wanted, None),
-    }
-}
-
-/// The result of `work`, or the message of its panic, which is not printed.
-fn quietly<T>(work: impl FnOnce() -> T) -> std::result::Result<T, String> {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| ()));
-    let result = catch_unwind(AssertUnwindSafe(work));
-    std::panic::set_hook(hook);
-    result.map_err(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()));
-        let text = text.unwrap_or_default();
-        text.lines().next().unwrap_or_default().to_owned()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bf16_falls_back_to_f32_with_a_notice_where_it_is_not_faster() {
-        let choose = |wanted, is_fast| f32_unless(is_fast, wanted, "computing in f32");
-        assert_eq!(choose(Precision::Bf16, true), (Precision::Bf16, None));
-        assert_eq!(choose(Precision::F32, false), (Precision::F32, None));
-        let fallback = (Precision::F32, Some("computing in f32"));
-        assert_eq!(choose(Precision::Bf16, false), fallback);
-    }
-
-    #[test]
-    fn devices_are_named_as_elsewhere() {
-        for text in [
-            "auto", "cpu", "cuda", "cuda:0", "vulkan:3", "rocm", "metal", "wgpu:1",
-        ] {
-            let name: DeviceName = text.parse().unwrap();
-            assert_eq!(name.to_string(), text);
-        }
-        for wrong in ["gpu", "cuda:", "cuda:x", "cpu:0", "auto:1", ""] {
-            let error = wrong.parse::<DeviceName>().unwrap_err();
-            assert!(error.contains("such as cuda:0"), "{error}");
+impl PartialEq for Device {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Burn(one), Self::Burn(two)) => one == two,
+            (Self::Cuda(one), Self::Cuda(two)) => one.is(two),
+            _ => false,
         }
     }
+}
 
-    #[test]
-    fn the_processor_is_always_there_and_a_missing_feature_is_named() {
-        assert_eq!(DeviceName::Cpu.open(0).unwrap(), Device::flex());
-        if Api::Metal.kind().is_none() {
-            let error = DeviceName::Gpu(Api::Metal, None).open(0).unwrap_err();
-            assert_eq!(error.exit_code(), 2);
-            assert!(error.to_string().contains("built without"), "{error}");
+/// Whether a device of Burn's is the processor.
+pub(crate) fn is_flex(device: &BurnDevice) -> bool {
+    fn is_flex(device: &DispatchDevice) -> bool {
+        match device {
+            DispatchDevice::Flex(_) => true,
+            DispatchDevice::Autodiff(inner) => is_flex(inner),
+            #[allow(unreachable_patterns)] // Flex is the only device of the default build.
+            _ => false,
         }
     }
+    is_flex(device.as_dispatch())
 }

@@ -3,10 +3,14 @@
 use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu};
 use burn::tensor::Tensor;
 
-use super::cpu::cache::{ConvNextCache, WeightCache};
+use super::cache::WeightCache;
 use super::engine::Engine;
-use super::spec::{AdamW, BlockSpec, ConvNextSpec, Moments, PatchSpec, PathScale};
-use super::{cpu, reference};
+use super::spec::{
+    AdamW, BlockSpec, ConvNextSpec, KeptRows, Moments, PatchSpec, PathScale, Places, Streams,
+    TensorUpdate,
+};
+use super::words::Precision;
+use super::{cpu, cuda, plain, reference};
 
 /// Normalizes the channels and cuts the images into patches.
 ///
@@ -15,6 +19,7 @@ use super::{cpu, reference};
 pub fn patches(images: Tensor<4>, spec: &PatchSpec) -> Tensor<3> {
     match Engine::of(&images) {
         Engine::Cpu => cpu::patches(images, spec),
+        Engine::Cuda(gpu) => cuda::patches(&gpu, images, spec),
         Engine::Burn => reference::patches(images, spec),
     }
 }
@@ -34,17 +39,19 @@ pub fn unfold(
 ) -> Tensor<3> {
     match Engine::of(&x) {
         Engine::Cpu => cpu::unfold(x, size, kernel, stride, padding),
+        Engine::Cuda(_) => cpu::unfold(x, size, kernel, stride, padding),
         Engine::Burn => reference::unfold(x, size, kernel, stride, padding),
     }
 }
 
-/// `x W^T + b` in f32, with the weight as PyTorch keeps it.
+/// `x W^T + b`, with the weight as PyTorch keeps it. An NVIDIA GPU multiplies in `precision`; elsewhere it is f32.
 ///
 /// Shapes: `x` `[batch, tokens, in]`; `weight` `[out * in]`, rows of `out`; `bias` `[out]`; the result
 /// `[batch, tokens, out]`.
-pub fn linear(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>) -> Tensor<3> {
-    match Engine::of(&x) {
+pub fn linear(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, precision: Precision) -> Tensor<3> {
+    match Engine::of_both(&x, &weight) {
         Engine::Cpu => cpu::linear(x, weight, bias),
+        Engine::Cuda(gpu) => cuda::linear(&gpu, x, weight, bias, precision),
         Engine::Burn => reference::linear(x, weight, bias),
     }
 }
@@ -54,8 +61,9 @@ pub fn linear(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>) -> Tensor<3> {
 /// Shapes: `x` and the result `[batch, tokens, width]`; `weight` and `bias` `[width]`.
 /// Source: Ba et al. 2016.
 pub fn layer_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<3> {
-    match Engine::of(&x) {
+    match Engine::of_both(&x, &weight) {
         Engine::Cpu => cpu::layer_norm(x, weight, bias, eps),
+        Engine::Cuda(gpu) => cuda::layer_norm(&gpu, x, weight, bias, eps),
         Engine::Burn => reference::layer_norm(x, weight, bias, eps),
     }
 }
@@ -66,6 +74,7 @@ pub fn layer_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) ->
 pub fn gelu(x: Tensor<3>, kind: Gelu) -> Tensor<3> {
     match Engine::of(&x) {
         Engine::Cpu => cpu::gelu(x, kind),
+        Engine::Cuda(gpu) => cuda::gelu(&gpu, x, kind),
         Engine::Burn => reference::gelu(x, kind),
     }
 }
@@ -85,8 +94,10 @@ pub fn encoder_block(
     path: Option<&PathScale>,
     cache: &WeightCache,
 ) -> Tensor<3> {
-    match Engine::of(&x) {
+    match Engine::of_both(&x, &weights.norm1_weight) {
         Engine::Cpu => cpu::encoder_block(x, weights, spec, path, cache),
+        Engine::Cuda(_) if spec.causal => cpu::encoder_block(x, weights, spec, path, cache),
+        Engine::Cuda(gpu) => cuda::encoder_block(&gpu, x, weights, spec, path, cache),
         Engine::Burn => reference::encoder_block(x, weights, spec, path),
     }
 }
@@ -105,10 +116,11 @@ pub fn convnext_block(
     weights: &ConvNextWeights<Tensor<1>>,
     spec: &ConvNextSpec,
     path: Option<&[f32]>,
-    cache: &ConvNextCache,
+    cache: &WeightCache,
 ) -> Tensor<3> {
-    match Engine::of(&x) {
+    match Engine::of_both(&x, &weights.norm_weight) {
         Engine::Cpu => cpu::convnext_block(x, size, weights, spec, path, cache),
+        Engine::Cuda(_) => cpu::convnext_block(x, size, weights, spec, path, cache),
         Engine::Burn => reference::convnext_block(x, size, weights, spec, path),
     }
 }
@@ -127,6 +139,7 @@ pub fn linf_step(
 ) -> Tensor<4> {
     match Engine::of(&images) {
         Engine::Cpu => cpu::linf_step(images, gradient, center, steps, epsilon),
+        Engine::Cuda(gpu) => cuda::linf_step(&gpu, images, gradient, center, steps, epsilon),
         Engine::Burn => reference::linf_step(images, gradient, center, steps, epsilon),
     }
 }
@@ -145,21 +158,204 @@ pub fn l2_step(
 ) -> Tensor<4> {
     match Engine::of(&images) {
         Engine::Cpu => cpu::l2_step(images, gradient, center, steps, epsilon),
+        Engine::Cuda(gpu) => cuda::l2_step(&gpu, images, gradient, center, steps, epsilon),
         Engine::Burn => reference::l2_step(images, gradient, center, steps, epsilon),
     }
 }
 
-/// One update of AdamW: the new weights and moments.
+/// Uniform points of the l-infinity balls around images, clipped to [0, 1], drawn on the device.
+///
+/// `None` where the host draws them. The bits are those of the host's streams.
+pub fn linf_start(center: &Tensor<4>, streams: &Streams, epsilon: f64) -> Option<Tensor<4>> {
+    match Engine::of(center) {
+        Engine::Cuda(gpu) => {
+            let kernel = advxl_cuda::pgd::linf_start;
+            Some(cuda::start(kernel, &gpu, center, streams, epsilon))
+        }
+        _ => None,
+    }
+}
+
+/// Points of the l2 balls around images in random directions, at lengths uniform in `[0, epsilon]`, clipped to [0, 1],
+/// drawn on the device.
+///
+/// `None` where the host draws them. The numbers are those of the host's streams up to the last places.
+pub fn l2_start(center: &Tensor<4>, streams: &Streams, epsilon: f64) -> Option<Tensor<4>> {
+    match Engine::of(center) {
+        Engine::Cuda(gpu) => {
+            let kernel = advxl_cuda::pgd::l2_start;
+            Some(cuda::start(kernel, &gpu, center, streams, epsilon))
+        }
+        _ => None,
+    }
+}
+
+/// The rows of each image's tokens that stay.
+///
+/// Shapes: `x` `[batch, patches, width]`; the result `[batch, kept, width]`.
+pub fn keep(x: Tensor<3>, kept: &KeptRows) -> Tensor<3> {
+    assert_eq!(
+        x.dims()[0],
+        kept.batch,
+        "a choice of patches is made for one batch"
+    );
+    match Engine::of(&x) {
+        Engine::Cuda(gpu) => cuda::keep(&gpu, x, kept),
+        _ => plain::keep(x, kept),
+    }
+}
+
+/// Patches with their positions, after the class token where there is one.
+///
+/// Shapes: `patches` `[batch, patches, width]`; `class` `[width]`; the result `[batch, tokens, width]`.
+/// Source: Dosovitskiy et al. 2021, equation 1.
+pub fn tokens(patches: Tensor<3>, class: Option<&Tensor<1>>, places: &Places) -> Tensor<3> {
+    match Engine::of_both(&patches, &places.table) {
+        Engine::Cuda(gpu) => cuda::tokens(&gpu, patches, class, places),
+        _ => plain::tokens(patches, class, places),
+    }
+}
+
+/// The mean of the tokens from `first` to before `end`.
+///
+/// Shapes: `x` `[batch, tokens, width]`; the result `[batch, 1, width]`.
+pub fn pool(x: Tensor<3>, first: usize, end: usize) -> Tensor<3> {
+    match Engine::of(&x) {
+        Engine::Cuda(gpu) => cuda::pool(&gpu, x, first, end),
+        _ => plain::pool(x, first, end),
+    }
+}
+
+/// A convolution's weight with its channels last, as [`unfold`] has them.
+///
+/// Shapes: `weight` `[outputs, inputs, pixels]`, flat, with `sizes` inputs and pixels; the result
+/// `[outputs, pixels, inputs]`, flat.
+pub fn kernel_last(weight: Tensor<1>, sizes: [usize; 2]) -> Tensor<1> {
+    match Engine::of(&weight) {
+        Engine::Cuda(gpu) => cuda::kernel_last(&gpu, weight, sizes),
+        _ => plain::kernel_last(weight, sizes),
+    }
+}
+
+/// Cross entropy against a distribution over the classes, for each image.
+///
+/// Shapes: `logits` and `targets` `[batch, classes]`; the result `[batch]`.
+pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
+    match Engine::of(&logits) {
+        Engine::Cuda(gpu) => cuda::cross_entropy(&gpu, logits, targets),
+        _ => plain::cross_entropy(logits, targets),
+    }
+}
+
+/// The inner product of each row with constant weights: what has those weights as its gradient.
+///
+/// Shapes: `x` and `weights` `[rows, width]`; the result `[rows]`.
+pub fn row_dots(x: Tensor<2>, weights: &Tensor<2>) -> Tensor<1> {
+    match Engine::of(&x) {
+        Engine::Cuda(gpu) => cuda::row_dots(&gpu, x, weights),
+        _ => plain::row_dots(x, weights),
+    }
+}
+
+/// The sum of all values.
+///
+/// Shapes: the result `[1]`.
+pub fn sum(x: Tensor<1>) -> Tensor<1> {
+    match Engine::of(&x) {
+        Engine::Cuda(gpu) => cuda::scaled_sum(&gpu, x, 1.0),
+        _ => x.sum(),
+    }
+}
+
+/// The sum of all values times a factor.
+///
+/// Shapes: the result `[1]`.
+pub fn scaled_sum(x: Tensor<1>, factor: f64) -> Tensor<1> {
+    match Engine::of(&x) {
+        Engine::Cuda(gpu) => cuda::scaled_sum(&gpu, x, factor as f32),
+        _ => x.sum() * factor,
+    }
+}
+
+/// The mean of all values.
+///
+/// Shapes: the result `[1]`.
+pub fn mean(x: Tensor<1>) -> Tensor<1> {
+    match Engine::of(&x) {
+        Engine::Cuda(gpu) => cuda::mean(&gpu, x),
+        _ => x.mean(),
+    }
+}
+
+/// The class of the largest logit of each row, on the host.
+///
+/// Shapes: `logits` `[rows, classes]`; the result `[rows]`.
+pub fn predictions(logits: Tensor<2>) -> Vec<u32> {
+    plain::predictions(&logits)
+}
+
+/// How many rows have the largest logit at their label.
+///
+/// Shapes: `logits` `[rows, classes]`; `labels` `[rows]`.
+pub fn count_correct(logits: Tensor<2>, labels: &[u32]) -> u64 {
+    match Engine::of(&logits) {
+        Engine::Cuda(gpu) => cuda::correct(&gpu, &logits, labels),
+        _ => {
+            let pairs = plain::predictions(&logits).into_iter().zip(labels);
+            pairs.filter(|(found, right)| found == *right).count() as u64
+        }
+    }
+}
+
+/// Some of the rows of a tensor.
+pub fn select<const D: usize>(x: Tensor<D>, rows: &[usize]) -> Tensor<D> {
+    match Engine::of(&x) {
+        Engine::Cuda(gpu) => cuda::select(&gpu, x, rows),
+        _ => plain::select(x, rows),
+    }
+}
+
+/// Tensors one after another along their first axis.
+///
+/// # Panics
+/// When there are none.
+pub fn join<const D: usize>(mut parts: Vec<Tensor<D>>) -> Tensor<D> {
+    match (Engine::of(&parts[0]), parts.len()) {
+        (_, 1) => parts.remove(0),
+        (Engine::Cuda(gpu), _) => cuda::join(&gpu, &parts),
+        _ => Tensor::cat(parts, 0),
+    }
+}
+
+/// `a + b`, outside automatic differentiation.
+pub fn add(a: Tensor<1>, b: Tensor<1>) -> Tensor<1> {
+    match Engine::of_both(&a, &b) {
+        Engine::Cuda(gpu) => cuda::add(&gpu, a, b),
+        _ => a + b,
+    }
+}
+
+/// One update of AdamW over some tensors: the new weights and moments, in order.
 ///
 /// Source: Loshchilov and Hutter 2019, algorithm 2, in the order of `torch.optim.AdamW`.
-pub fn adamw(
-    weights: Tensor<1>,
-    gradient: Tensor<1>,
-    moments: Moments,
-    update: &AdamW,
-) -> (Tensor<1>, Moments) {
-    match Engine::of(&weights) {
-        Engine::Cpu => cpu::adamw(weights, gradient, moments, update),
-        Engine::Burn => reference::adamw(weights, gradient, moments, update),
+pub fn adamw(tensors: Vec<TensorUpdate>, update: &AdamW) -> Vec<(Tensor<1>, Moments)> {
+    let Some(first) = tensors.first() else {
+        return Vec::new();
+    };
+    match Engine::of(&first.weights) {
+        Engine::Cpu => each(tensors, update, cpu::adamw),
+        Engine::Cuda(gpu) => cuda::update(&gpu, tensors, update),
+        Engine::Burn => each(tensors, update, reference::adamw),
     }
+}
+
+fn each(
+    tensors: Vec<TensorUpdate>,
+    update: &AdamW,
+    one: fn(TensorUpdate, &AdamW) -> (Tensor<1>, Moments),
+) -> Vec<(Tensor<1>, Moments)> {
+    tensors
+        .into_iter()
+        .map(|tensor| one(tensor, update))
+        .collect()
 }

@@ -1,13 +1,18 @@
 //! Which engine computes with a tensor: the one whose memory holds it.
 
-use burn::backend::DispatchDevice;
-use burn::tensor::{Device, Tensor};
+use advxl_cuda::Gpu;
+use burn::tensor::Tensor;
+
+use super::cuda::values::on_gpu;
+use super::device::is_flex;
 
 /// What runs an operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Engine {
     /// The kernels of `advxl-kernels`, on the memory of Flex tensors.
     Cpu,
+    /// The kernels of `advxl-cuda`, on tensors whose values are on the GPU.
+    Cuda(Gpu),
     /// Burn's own operations on its GPU devices, composed as in `reference`.
     Burn,
 }
@@ -15,23 +20,22 @@ pub(crate) enum Engine {
 impl Engine {
     /// The engine of a tensor.
     pub(crate) fn of<const D: usize>(tensor: &Tensor<D>) -> Self {
-        if is_processor(&tensor.device()) {
-            Self::Cpu
-        } else {
-            Self::Burn
+        match on_gpu(tensor) {
+            Some(values) => Self::Cuda(values.gpu().clone()),
+            None if is_flex(&tensor.device()) => Self::Cpu,
+            None => Self::Burn,
         }
     }
-}
 
-/// Whether a device is the processor, where the kernels run.
-pub fn is_processor(device: &Device) -> bool {
-    fn is_flex(device: &DispatchDevice) -> bool {
-        match device {
-            DispatchDevice::Flex(_) => true,
-            DispatchDevice::Autodiff(inner) => is_flex(inner),
-            #[allow(unreachable_patterns)] // Flex is the only device of the default build.
-            _ => false,
+    /// The engine of an operation on a tensor and a weight: the GPU if either is there, since some operation of Burn's own
+    /// may have brought the other to the host.
+    pub(crate) fn of_both<const D: usize, const E: usize>(
+        x: &Tensor<D>,
+        weight: &Tensor<E>,
+    ) -> Self {
+        match Self::of(x) {
+            Self::Cpu => Self::of(weight),
+            engine => engine,
         }
     }
-    is_flex(device.as_dispatch())
 }

@@ -24,7 +24,7 @@ pub(crate) fn recomputed(
     piece: impl Fn(Tensor<3>, &[Tensor<1>]) -> Tensor<3> + Send + Sync + 'static,
 ) -> Tensor<3> {
     match Engine::of(&x) {
-        Engine::Cpu => on::<Flex>(x, weights, Arc::new(piece)),
+        Engine::Cpu | Engine::Cuda(_) => on::<Flex>(x, weights, Arc::new(piece)),
         #[cfg(feature = "gpu")]
         Engine::Burn => on::<burn::backend::Cube>(x, weights, Arc::new(piece)),
         #[cfg(not(feature = "gpu"))]

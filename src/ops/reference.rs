@@ -2,17 +2,19 @@
 //!
 //! Written for clarity; every device can run them, and the tests compare the kernels with them.
 
-use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu, Precision};
+use crate::ops::device::Device;
+use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu};
+use burn::tensor::Tensor;
 use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::module::conv2d;
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Device, Tensor};
 
 use super::engine::Engine;
 use super::gpu;
 use super::recompute::recomputed;
-use super::spec::{AdamW, BlockSpec, ConvNextSpec, Moments, PatchSpec, PathScale};
+use super::spec::{AdamW, BlockSpec, ConvNextSpec, Moments, PatchSpec, PathScale, TensorUpdate};
 use super::tensor::from_vec;
+use super::words::Precision;
 
 /// See [`crate::ops::layer_norm`].
 pub(crate) fn layer_norm(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<3> {
@@ -39,14 +41,14 @@ fn linear_in(precision: Precision, x: Tensor<3>, weight: Tensor<1>, bias: Tensor
 /// A product of matrices; on the processor it is always f32.
 fn product<const D: usize>(precision: Precision, a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
     match Engine::of(&a) {
-        Engine::Cpu => a.matmul(b),
         Engine::Burn => gpu::product(precision, a, b),
+        _ => a.matmul(b),
     }
 }
 
 /// See [`crate::ops::patches`].
 pub(crate) fn patches(images: Tensor<4>, spec: &PatchSpec) -> Tensor<3> {
-    let device = images.device();
+    let device = Device::of(&images);
     let [mean, factor] = spec.affine();
     let channels = |values: [f32; 3]| from_vec(values.to_vec(), [1, 3, 1, 1], &device);
     let images = (images - channels(mean)) * channels(factor);
@@ -73,7 +75,11 @@ pub(crate) fn linf_step(
 
 /// One number per image, shaped to be multiplied with images: `[batch, 1, 1, 1]`.
 fn by_image(values: &[f32], images: &Tensor<4>) -> Tensor<4> {
-    from_vec(values.to_vec(), [values.len(), 1, 1, 1], &images.device())
+    from_vec(
+        values.to_vec(),
+        [values.len(), 1, 1, 1],
+        &Device::of(images),
+    )
 }
 
 /// See [`crate::ops::l2_step`].
@@ -153,7 +159,6 @@ fn compose(
     let normed = layer_norm(x.clone(), w.norm1_weight, w.norm1_bias, spec.eps);
     let qkv = linear(normed, w.qkv_weight, w.qkv_bias);
     let mixed = match Engine::of(&qkv) {
-        Engine::Cpu => attention(qkv, spec.heads, spec.causal, spec.precision),
         // Kept, its scores would be most of a block's memory.
         Engine::Burn => {
             let (heads, causal, precision) = (spec.heads, spec.causal, spec.precision);
@@ -161,6 +166,7 @@ fn compose(
                 attention(qkv, heads, causal, precision)
             })
         }
+        _ => attention(qkv, spec.heads, spec.causal, spec.precision),
     };
     let branch = linear(mixed, w.proj_weight, w.proj_bias);
     let x = x + scaled(branch, path.map(|path| &path.attention[..]));
@@ -273,8 +279,8 @@ fn attention(qkv: Tensor<3>, heads: usize, causal: bool, precision: Precision) -
     let head = width / heads;
     // On a GPU padded once, instead of in each product; the mask hides what is padded.
     let qkv = match Engine::of(&qkv) {
-        Engine::Cpu => qkv,
         Engine::Burn => gpu::pad(qkv, 1),
+        _ => qkv,
     };
     let all = qkv.dims()[1];
     // [batch, all, 3 * width] -> [3, batch, heads, all, head]
@@ -288,7 +294,7 @@ fn attention(qkv: Tensor<3>, heads: usize, causal: bool, precision: Precision) -
     };
     let mut scores = product(precision, part(0), part(1).transpose()) * (head as f64).powf(-0.5);
     if causal || all > tokens {
-        let mask = mask(tokens, all, causal, &scores.device());
+        let mask = mask(tokens, all, causal, &Device::of(&scores));
         scores = scores.clone() + mask.cast(scores.dtype());
     }
     // [batch, heads, all, head] -> [batch, all, width]
@@ -334,19 +340,24 @@ fn scaled(branch: Tensor<3>, factors: Option<&[f32]>) -> Tensor<3> {
     match factors {
         None => branch,
         Some(factors) => {
-            let factors = from_vec(factors.to_vec(), [factors.len(), 1, 1], &branch.device());
+            let factors = from_vec(
+                factors.to_vec(),
+                [factors.len(), 1, 1],
+                &Device::of(&branch),
+            );
             branch * factors
         }
     }
 }
 
 /// See [`crate::ops::adamw`].
-pub(crate) fn adamw(
-    weights: Tensor<1>,
-    gradient: Tensor<1>,
-    moments: Moments,
-    update: &AdamW,
-) -> (Tensor<1>, Moments) {
+pub(crate) fn adamw(tensor: TensorUpdate, update: &AdamW) -> (Tensor<1>, Moments) {
+    let TensorUpdate {
+        weights,
+        gradient,
+        moments,
+        weight_decay,
+    } = tensor;
     let [beta1, beta2] = update.betas;
     let gradient = gradient * update.gradient_scale;
     let first = moments.first * beta1 + gradient.clone() * (1.0 - beta1);
@@ -354,7 +365,7 @@ pub(crate) fn adamw(
     let correction1 = 1.0 - beta1.powf(update.step as f64);
     let correction2 = 1.0 - beta2.powf(update.step as f64);
     let denominator = second.clone().sqrt() / correction2.sqrt() + update.eps;
-    let decayed = weights * (1.0 - update.learning_rate * update.weight_decay);
+    let decayed = weights * (1.0 - update.learning_rate * weight_decay);
     let weights = decayed - first.clone() / denominator * (update.learning_rate / correction1);
     let average = moments.average.map(|average| {
         average * update.average_decay + weights.clone() * (1.0 - update.average_decay)
@@ -380,10 +391,7 @@ mod tests {
         let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
         let count = shape.iter().product();
         let values: Vec<f64> = (0..count).map(|_| f64::from(rng.normal()) * 0.5).collect();
-        Tensor::from_data(
-            TensorData::new(values, shape),
-            (&Device::flex(), DType::F64),
-        )
+        Tensor::from_data(TensorData::new(values, shape), (&Device::cpu().burn(), DType::F64))
     }
 
     fn scalar<const D: usize>(tensor: Tensor<D>) -> f64 {

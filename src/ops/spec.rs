@@ -1,7 +1,10 @@
 //! What the operations are, apart from their tensors.
 
-use advxl_kernels::{Gelu, Precision};
+use advxl_kernels::Gelu;
 use burn::tensor::Tensor;
+
+use super::words::Precision;
+use crate::rng::Purpose;
 
 /// How images become patches.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +25,48 @@ impl PatchSpec {
             self.std.map(|std| (1.0 / std) as f32),
         ]
     }
+}
+
+/// The rows of each image's tokens that stay where others are masked out.
+#[derive(Clone, Copy, Debug)]
+pub struct KeptRows<'a> {
+    /// Row numbers, `[batch, kept]`.
+    pub rows: &'a [usize],
+    /// Images.
+    pub batch: usize,
+}
+
+impl KeptRows<'_> {
+    /// Rows that stay in each image.
+    pub fn count(&self) -> usize {
+        self.rows.len() / self.batch.max(1)
+    }
+}
+
+/// Position embeddings, as tokens get them.
+#[derive(Clone, Debug)]
+pub struct Places<'a> {
+    /// `[rows, width]`, flat: of the class token, if it has one there, then of the patches in reading order.
+    pub table: Tensor<1>,
+    /// Whether the first row is the class token's; without one the class token has no position.
+    pub has_class_row: bool,
+    /// What makes the patches' rows of those in the table, `[patches, rows]`; they are the table's rows if absent.
+    pub resampling: Option<Tensor<2>>,
+    /// The patches that stay, if some are masked out.
+    pub kept: Option<KeptRows<'a>>,
+}
+
+/// The random streams of a batch: of (seed, purpose, an image's key, second key).
+#[derive(Clone, Copy, Debug)]
+pub struct Streams<'a> {
+    /// Of the run.
+    pub seed: u64,
+    /// What the numbers are for.
+    pub purpose: Purpose,
+    /// One an image.
+    pub keys: &'a [u64],
+    /// The same for all images.
+    pub sub_key: u64,
 }
 
 /// What an encoder block is, apart from its weights.
@@ -70,7 +115,7 @@ pub struct ConvNextSpec {
     pub recompute: bool,
 }
 
-/// The numbers of one update; see [`crate::optim`].
+/// The numbers of one update of all tensors; see [`crate::optim`].
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
     /// Learning rate of this update.
@@ -79,14 +124,25 @@ pub struct AdamW {
     pub betas: [f64; 2],
     /// Added to the root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay, multiplied by the learning rate; 0 for tensors without decay.
-    pub weight_decay: f64,
     /// Number of this update, from 1, for the correction of the moments' bias.
     pub step: u64,
     /// The gradient is multiplied by this first (clipping).
     pub gradient_scale: f64,
     /// Decay of the running average of the weights, if one is kept.
     pub average_decay: f64,
+}
+
+/// One tensor of an update.
+#[derive(Clone, Debug)]
+pub struct TensorUpdate {
+    /// The weights.
+    pub weights: Tensor<1>,
+    /// The gradient of the loss for them.
+    pub gradient: Tensor<1>,
+    /// What the optimizer keeps for them.
+    pub moments: Moments,
+    /// Decoupled weight decay, multiplied by the learning rate; 0 for tensors without decay.
+    pub weight_decay: f64,
 }
 
 /// What the optimizer keeps for one tensor.

@@ -2,13 +2,21 @@
 
 use std::borrow::Cow;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
+
+use advxl_cuda::{Kind, Values};
 
 use super::cpu::flex::{primitive, slice};
+use super::cuda;
+use super::cuda::values::{fetched, on_gpu, tensor};
+use super::device::Device;
 use super::engine::Engine;
 
 /// A tensor as a vector on the host.
 pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    if let Some(values) = on_gpu(&tensor) {
+        return fetched(&values);
+    }
     tensor
         .into_data()
         .try_into_vec::<f32>()
@@ -17,10 +25,24 @@ pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 
 /// A tensor from host values, outside automatic differentiation.
 pub fn from_vec<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
-    Tensor::from_data(
-        TensorData::new(values, shape),
-        &device.clone().without_autodiff(),
-    )
+    match device {
+        Device::Cuda(gpu) => tensor(Values::send(gpu, &values), shape),
+        Device::Burn(device) => Tensor::from_data(
+            TensorData::new(values, shape),
+            &device.clone().without_autodiff(),
+        ),
+    }
+}
+
+/// Zeros.
+pub fn zeros<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
+    match device {
+        Device::Cuda(gpu) => {
+            let count = shape.iter().product();
+            tensor(Values::zeros(gpu, count, Kind::F32), shape)
+        }
+        Device::Burn(device) => Tensor::zeros(shape, &device.clone().without_autodiff()),
+    }
 }
 
 /// A tensor as a safetensors file takes it: its bytes are made when they are asked for.
@@ -59,28 +81,32 @@ pub fn sum_of_bits(tensor: &Tensor<1>) -> u64 {
     };
     match Engine::of(tensor) {
         Engine::Cpu => sum(slice(&primitive(tensor.clone()))),
-        Engine::Burn => sum(&to_vec(tensor.clone())),
+        Engine::Cuda(_) | Engine::Burn => sum(&to_vec(tensor.clone())),
     }
 }
 
-/// Sums of the squares of tensors on one device: on the processor in f64 and in a fixed order; on a GPU in f32, in the
-/// order of its own reduction, and downloaded together.
-pub fn sums_of_squares(tensors: Vec<Tensor<1>>) -> Vec<f64> {
+/// Sum of the squares of all values of tensors on one device: on the processor and on NVIDIA GPUs in f64 and in a fixed
+/// order; on other GPUs in f32, in the order of their own reduction.
+pub fn sum_of_squares(tensors: Vec<Tensor<1>>) -> f64 {
     let Some(first) = tensors.first() else {
-        return Vec::new();
+        return 0.0;
     };
     match Engine::of(first) {
         Engine::Cpu => {
             let sum = |tensor| advxl_kernels::sum_of_squares(slice(&primitive(tensor)));
-            tensors.into_iter().map(sum).collect()
+            tensors
+                .into_iter()
+                .map(sum)
+                .fold(0.0, |sum, square| sum + square)
         }
+        Engine::Cuda(gpu) => cuda::squares(&gpu, &tensors),
         Engine::Burn => {
             let sums = tensors.into_iter().map(|tensor| match tensor.dims() {
                 [0] => Tensor::zeros([1], &tensor.device()),
                 _ => (tensor.clone() * tensor).sum(),
             });
             let sums = to_vec(Tensor::cat(sums.collect(), 0));
-            sums.into_iter().map(f64::from).collect()
+            sums.into_iter().map(f64::from).sum()
         }
     }
 }

@@ -4,12 +4,14 @@
 //! token and takes the end token; CLIPA's (Li et al. 2023) masks nothing, not even padding, and takes the last one.
 //! f32 only.
 
-use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+use burn::tensor::{Gradients, Int, Tensor, TensorData};
 
 use super::config::TextConfig;
 use crate::error::{Error, Result};
 use crate::model::{Parameter, parameter};
-use crate::ops::{BlockSpec, BlockWeights, Precision, WeightCache, encoder_block, layer_norm};
+use crate::ops::{
+    BlockSpec, BlockWeights, Device, Precision, WeightCache, encoder_block, layer_norm,
+};
 use crate::rng::{Purpose, Rng};
 
 /// A text tower with its weights.

@@ -17,7 +17,7 @@ use super::state::State;
 use crate::distributed::Zero;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::ops::{from_vec, to_vec};
+use crate::ops::{Device, from_vec, to_vec};
 
 const SCHEMA: &str = "1";
 /// The entry of the file's header that holds the counters.
@@ -371,7 +371,7 @@ pub(super) fn fill(
     let tensors = bytes.map(SafeTensors::deserialize).transpose();
     let tensors = tensors.map_err(|error| Error::failed(error.to_string()))?;
     for (parameter, moments) in state.parameters_mut() {
-        let (length, device) = (parameter.value.dims()[0], parameter.value.device());
+        let (length, device) = (parameter.value.dims()[0], Device::of(&parameter.value));
         for kind in kinds(moments.average.is_some()) {
             let name = format!("{kind}.{}", parameter.name);
             let values = match &tensors {

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Device;
-
 use super::state::State;
 use crate::attack::{Draws, Pgd};
 use crate::data::{Batch, Dataset, Loader, Plan, Share};
@@ -12,7 +10,7 @@ use crate::error::Result;
 use crate::loss::Targets;
 use crate::model::DropPath;
 use crate::objective::{BatchLoss, Captions, LabelLoss, Microbatches, Objective};
-use crate::ops::Precision;
+use crate::ops::{Device, Precision};
 use crate::recipe::{Phase, Recipe, Stage};
 use crate::rng::Purpose;
 

@@ -5,8 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::rc::Rc;
 
-use burn::tensor::Device;
-
 use super::checkpoint::Provenance;
 use super::checks::{check, check_folder};
 use super::folder::RunFolder;
@@ -20,7 +18,7 @@ use crate::error::{Context, Result};
 use crate::model::Model;
 use crate::objective::captions::RunPaths;
 use crate::objective::{Captions, ExtraParameters};
-use crate::ops::{self, Precision};
+use crate::ops::{self, Device, Precision};
 use crate::plan::{self, Devices};
 use crate::recipe::Recipe;
 use crate::settings::changes;
@@ -232,7 +230,7 @@ impl Run {
         let outputs = outputs.max().unwrap_or_default();
         let plan = plan::Plan::new(recipe, outputs, self.precision, devices);
         // The free memory of GPUs is not known.
-        let free = distributed::available_memory().filter(|_| ops::is_processor(&self.device));
+        let free = distributed::available_memory().filter(|_| self.device.is_cpu());
         plan::check_memory(&plan, free)
     }
 }

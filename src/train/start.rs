@@ -1,6 +1,6 @@
 //! Initial weights that are not random, and heads made of class names.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::state::State;
 use crate::data::{FOLDERS_HINT, ModelClasses, match_classes};
@@ -8,6 +8,7 @@ use crate::distributed::Zero;
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
 use crate::objective::Captions;
+use crate::ops::Device;
 use crate::recipe::{Head, Recipe, Start};
 use crate::settings::changes;
 use crate::weights;

@@ -10,7 +10,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use serde_json::Value;
 
 use super::architecture::{known, unknown};
@@ -23,7 +22,7 @@ use super::stated::{StatedModel, scheme};
 use crate::error::{Context, Error, Result};
 use crate::image::Preprocessing;
 use crate::model::{Model, ModelConfig, Position};
-use crate::ops::{Stored, from_vec};
+use crate::ops::{Device, Stored, from_vec};
 use crate::{distributed, files, json, memory};
 
 pub(crate) use crate::weights::names::Scheme;
@@ -45,7 +44,7 @@ pub fn save(
         Model::ConvNext(_) => Vec::new(),
     };
     let length = table.len();
-    let table = from_vec(table, [length], &Device::flex());
+    let table = from_vec(table, [length], &Device::cpu());
     let shape = match model {
         Model::Vit(vit) => vec![1, length / vit.config.width, vit.config.width],
         Model::ConvNext(_) => Vec::new(),
@@ -578,7 +577,7 @@ mod tests {
         let values = (0..3 * size * size)
             .map(|i| (i % 17) as f32 / 17.0)
             .collect();
-        let images: Tensor<4> = from_vec(values, [1, 3, size, size], &Device::flex());
+        let images: Tensor<4> = from_vec(values, [1, 3, size, size], &Device::cpu());
         to_vec(model.logits(images, &Pass::evaluation()))
     }
 
@@ -602,7 +601,7 @@ mod tests {
                 gelu: if class_token { Gelu::Tanh } else { Gelu::Erf },
                 ..VitConfig::named("vit_micro").unwrap()
             });
-            let model = Model::new(&config, 3, 16, 1, &Device::flex());
+            let model = Model::new(&config, 3, 16, 1, &Device::cpu());
             let names = ["a", "b", "c"].map(str::to_owned);
             // Saved for another size than learned positions were made for.
             save(
@@ -613,7 +612,7 @@ mod tests {
                 folder.path(),
             )
             .unwrap();
-            let loaded = load(folder.path(), &Device::flex()).unwrap();
+            let loaded = load(folder.path(), &Device::cpu()).unwrap();
             assert_eq!(loaded.image_size, 32);
             assert_eq!(loaded.classes, names);
             assert_eq!(loaded.model.config(), config);
@@ -632,9 +631,9 @@ mod tests {
             hidden: 8,
             ..VitConfig::named("vit_micro").unwrap()
         });
-        let mut model = Model::new(&config, 2, 16, 0, &Device::flex());
+        let mut model = Model::new(&config, 2, 16, 0, &Device::cpu());
         let bias = model.parameters_mut().into_iter().last().unwrap();
-        bias.value = from_vec(vec![0.0, f32::NAN], [2], &Device::flex());
+        bias.value = from_vec(vec![0.0, f32::NAN], [2], &Device::cpu());
         save(
             &model,
             &Preprocessing::new(16),
@@ -643,7 +642,7 @@ mod tests {
             folder.path(),
         )
         .unwrap();
-        let refusal = |folder: &Path| match load(folder, &Device::flex()) {
+        let refusal = |folder: &Path| match load(folder, &Device::cpu()) {
             Err(error) => error.to_string(),
             Ok(_) => panic!("a damaged file was loaded"),
         };

@@ -14,12 +14,12 @@ use advxl::eval::autoattack::{Settings, Version};
 use advxl::image::Preprocessing;
 use advxl::model::config::common::{CLIP_MEAN, CLIP_STD};
 use advxl::model::{ConvNextConfig, Model, ModelConfig, Pass, Pool, Position, Stem, VitConfig};
-use advxl::ops::{Gelu, from_vec, to_vec};
+use advxl::ops::{Device, Gelu, from_vec, to_vec};
 use advxl::weights::StateDict;
 use advxl::weights::export;
 use advxl::weights::export::card::Facts;
 use advxl::weights::{Loaded, Outputs, StatedPreprocessing, import as weights};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
@@ -41,7 +41,7 @@ fn refusal<T>(result: advxl::error::Result<T>, parts: &[&str]) {
 }
 
 fn load(folder: &Path) -> advxl::error::Result<Loaded> {
-    weights::load(folder, &Device::flex())
+    weights::load(folder, &Device::cpu())
 }
 
 fn vit(model: &Model) -> &VitConfig {
@@ -53,7 +53,7 @@ fn vit(model: &Model) -> &VitConfig {
 
 fn images(size: usize) -> Tensor<4> {
     let values = (0..3 * size * size).map(|i| (i % 17) as f32 / 17.0);
-    from_vec(values.collect(), [1, 3, size, size], &Device::flex())
+    from_vec(values.collect(), [1, 3, size, size], &Device::cpu())
 }
 
 fn logits(model: &Model, size: usize) -> Vec<f32> {
@@ -63,7 +63,7 @@ fn logits(model: &Model, size: usize) -> Vec<f32> {
 /// A model of ours as if it had been loaded.
 fn loaded(config: impl Into<ModelConfig>, classes: usize, image_size: usize) -> Loaded {
     Loaded {
-        model: Model::new(&config.into(), classes, image_size, 1, &Device::flex()),
+        model: Model::new(&config.into(), classes, image_size, 1, &Device::cpu()),
         image_size,
         preprocessing: StatedPreprocessing {
             source: "config.json",
@@ -148,7 +148,7 @@ fn models_of_other_programs_answer_as_they_do_there() {
         let loaded = load(&golden(name)).unwrap();
         let recorded = StateDict::open(&golden(name).join("recorded.safetensors")).unwrap();
         let images = recorded.floats("images").unwrap();
-        let images: Tensor<4> = from_vec(images, [2, 3, 16, 16], &Device::flex());
+        let images: Tensor<4> = from_vec(images, [2, 3, 16, 16], &Device::cpu());
         let outputs = |images| loaded.model.logits(images, &Pass::evaluation());
         let right = recorded.floats("outputs").unwrap();
         assert_close(&to_vec(outputs(images.clone())), &right, 1e-5, name);
@@ -269,7 +269,7 @@ fn a_file_of_open_clip_alone_is_loaded_by_its_name_there() {
         gelu: Gelu::Quick,
         ..VitConfig::named("vit_s16").unwrap()
     };
-    let device = Device::flex();
+    let device = Device::cpu();
     for (pool, name) in [
         (Pool::Token, "ViT-S-16-quickgelu"),
         (Pool::Average, "ViT-S-16-CLIPA-336"),

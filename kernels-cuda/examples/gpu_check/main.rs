@@ -49,7 +49,7 @@ fn main() -> ExitCode {
 fn open(soft: bool, tiny: bool) -> Result<Check, Box<dyn std::error::Error>> {
     let start = Instant::now();
     let gpu = match soft {
-        true => Gpu::soft(&cuda::build_soft(&env::temp_dir())?)?,
+        true => Gpu::soft(&env::temp_dir()),
         false => Gpu::open(0)?,
     };
     Ok(Check { gpu, tiny: soft || tiny, opened: start.elapsed().as_secs_f64() })

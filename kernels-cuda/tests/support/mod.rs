@@ -3,16 +3,12 @@
 #![allow(dead_code, missing_docs)] // Each test uses some of it.
 
 use std::path::Path;
-use std::sync::Mutex;
 
-use advxl_cuda::{Gpu, Values, build_soft};
+use advxl_cuda::{Gpu, Values};
 
-/// A software GPU over kernels that are compiled once.
+/// A software GPU.
 pub fn soft() -> Gpu {
-    static BUILD: Mutex<()> = Mutex::new(());
-    let _one = BUILD.lock().unwrap();
-    let library = build_soft(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap_or_else(|error| panic!("{error}"));
-    Gpu::soft(&library).unwrap()
+    Gpu::soft(Path::new(env!("CARGO_TARGET_TMPDIR")))
 }
 
 /// The result of `work` with threads in ascending order; in random orders it has to give the same bits.

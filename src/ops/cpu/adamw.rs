@@ -4,15 +4,16 @@ use burn::backend::Flex;
 use burn::tensor::Tensor;
 
 use super::flex::{primitive, slice};
-use crate::ops::spec::{AdamW, Moments};
+use crate::ops::spec::{AdamW, Moments, TensorUpdate};
 
 /// See [`crate::ops::adamw`].
-pub(crate) fn adamw(
-    weights: Tensor<1>,
-    gradient: Tensor<1>,
-    moments: Moments,
-    update: &AdamW,
-) -> (Tensor<1>, Moments) {
+pub(crate) fn adamw(tensor: TensorUpdate, update: &AdamW) -> (Tensor<1>, Moments) {
+    let TensorUpdate {
+        weights,
+        gradient,
+        moments,
+        weight_decay,
+    } = tensor;
     let [mut weights, gradient, mut first, mut second] =
         [weights, gradient, moments.first, moments.second].map(primitive);
     let mut average = moments.average.map(primitive);
@@ -20,7 +21,7 @@ pub(crate) fn adamw(
         learning_rate: update.learning_rate as f32,
         betas: (update.betas[0] as f32, update.betas[1] as f32),
         eps: update.eps as f32,
-        weight_decay: update.weight_decay as f32,
+        weight_decay: weight_decay as f32,
         step: update.step,
         gradient_scale: update.gradient_scale as f32,
         average_decay: update.average_decay as f32,

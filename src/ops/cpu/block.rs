@@ -10,11 +10,11 @@ use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
-use super::cache::WeightCache;
 use super::flex::{from_floats, gradients, primitive, slice};
 use super::gelu::gelu;
 use super::linear::linear;
 use super::norm::layer_norm;
+use crate::ops::cache::WeightCache;
 use crate::ops::node::{Differentiable, parents, record};
 use crate::ops::reference;
 use crate::ops::reference::Layers;
@@ -34,6 +34,7 @@ pub(crate) fn encoder_block(
     let [batch, tokens, width] = x.dims();
     let parents = parents::<Flex, 3>(&x, weights);
     let values = weights.clone().map(primitive);
+    let precision = spec.precision.on_cpu();
     let call = Call {
         shape: BlockShape {
             batch,
@@ -42,8 +43,8 @@ pub(crate) fn encoder_block(
             heads: spec.heads,
             hidden: spec.hidden,
         },
-        packed: cache.packed(values.iter().cloned().collect(), spec.precision, || {
-            PackedBlock::new(spec.heads, &values.as_ref().map(slice), spec.precision)
+        packed: cache.form(values.iter().cloned().collect(), spec.precision, || {
+            PackedBlock::new(spec.heads, &values.as_ref().map(slice), precision)
         }),
         gelu: spec.gelu,
         eps: spec.eps as f32,
@@ -153,11 +154,10 @@ impl Differentiable for BlockGradient {
 
 #[cfg(test)]
 mod tests {
-    use advxl_kernels::Precision;
-
     use super::*;
     use crate::ops::cpu::testing::draw;
     use crate::ops::to_vec;
+    use crate::ops::words::Precision;
 
     const SHAPE: [usize; 3] = [3, 7, 24];
     const HIDDEN: usize = 40;

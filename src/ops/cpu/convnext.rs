@@ -10,8 +10,8 @@ use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
-use super::cache::ConvNextCache;
 use super::flex::{from_floats, gradients, primitive, slice};
+use crate::ops::cache::WeightCache;
 use crate::ops::node::{Differentiable, parents, record};
 use crate::ops::spec::ConvNextSpec;
 
@@ -22,11 +22,12 @@ pub(crate) fn convnext_block(
     weights: &ConvNextWeights<Tensor<1>>,
     spec: &ConvNextSpec,
     path: Option<&[f32]>,
-    cache: &ConvNextCache,
+    cache: &WeightCache,
 ) -> Tensor<3> {
     let [batch, _, channels] = x.dims();
     let parents = parents::<Flex, 3>(&x, weights);
     let values = weights.clone().map(primitive);
+    let precision = spec.precision.on_cpu();
     let call = Call {
         shape: ConvNextShape {
             batch,
@@ -36,8 +37,8 @@ pub(crate) fn convnext_block(
             hidden: spec.hidden,
             kernel: spec.kernel,
         },
-        packed: cache.packed(values.iter().cloned().collect(), spec.precision, || {
-            PackedConvNext::new(spec.kernel, &values.as_ref().map(slice), spec.precision)
+        packed: cache.form(values.iter().cloned().collect(), spec.precision, || {
+            PackedConvNext::new(spec.kernel, &values.as_ref().map(slice), precision)
         }),
         gelu: spec.gelu,
         eps: spec.eps as f32,
@@ -139,10 +140,9 @@ impl Differentiable for ConvNextGradient {
 
 #[cfg(test)]
 mod tests {
-    use advxl_kernels::Precision;
-
     use super::*;
     use crate::ops::cpu::testing::draw;
+    use crate::ops::words::Precision;
     use crate::ops::{reference, to_vec};
 
     const SIZE: [usize; 2] = [5, 6];
@@ -194,7 +194,7 @@ mod tests {
     const PATH: [f32; 3] = [1.25, 0.0, 0.5];
 
     fn fused(spec: ConvNextSpec) -> impl Fn(Tensor<3>, &ConvNextWeights<Tensor<1>>) -> Tensor<3> {
-        let cache = ConvNextCache::default();
+        let cache = WeightCache::default();
         move |x, weights| convnext_block(x, SIZE, weights, &spec, Some(&PATH), &cache)
     }
 

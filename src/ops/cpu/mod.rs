@@ -4,7 +4,6 @@
 
 mod adamw;
 mod block;
-pub(crate) mod cache;
 mod convnext;
 pub(crate) mod flex;
 mod gelu;
@@ -18,7 +17,6 @@ mod unfold;
 
 pub(crate) use adamw::adamw;
 pub(crate) use block::encoder_block;
-pub use cache::{ConvNextCache, WeightCache};
 pub(crate) use convnext::convnext_block;
 pub(crate) use gelu::gelu;
 pub(crate) use linear::linear;

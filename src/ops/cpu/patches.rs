@@ -45,7 +45,7 @@ impl Differentiable for Patches {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
+    use crate::ops::device::Device;
 
     use super::*;
     use crate::ops::{from_vec, reference, to_vec};
@@ -62,9 +62,9 @@ mod tests {
         let mut draw = |count: usize| (0..count).map(|_| rng.uniform()).collect::<Vec<_>>();
         let (pixels, weights) = (draw(2 * 3 * 144), draw(2 * 9 * 48));
         let results = |cut: fn(Tensor<4>, &PatchSpec) -> Tensor<3>| {
-            let images = from_vec(pixels.clone(), [2, 3, 12, 12], &Device::flex());
+            let images = from_vec(pixels.clone(), [2, 3, 12, 12], &Device::cpu());
             let images = images.autodiff().require_grad();
-            let weights = from_vec(weights.clone(), [2, 9, 48], &Device::flex());
+            let weights = from_vec(weights.clone(), [2, 9, 48], &Device::cpu());
             let cut = cut(images.clone(), &spec);
             let mut gradients = (cut.clone() * weights.autodiff()).sum().backward();
             (

@@ -57,7 +57,7 @@ fn in_place(
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
+    use crate::ops::device::Device;
 
     use super::*;
     use crate::ops::{from_vec, reference, to_vec};
@@ -70,7 +70,7 @@ mod tests {
         let mut rng = Rng::new(1, Purpose::Bench, 0, 0);
         let mut draw = |low: f32, high: f32| {
             let values = (0..3 * 3 * 25).map(|_| rng.between(low, high)).collect();
-            from_vec(values, [3, 3, 5, 5], &Device::flex())
+            from_vec(values, [3, 3, 5, 5], &Device::cpu())
         };
         let (center, gradient) = (draw(0.0, 1.0), draw(-1.0, 1.0));
         let images = center.clone() + draw(-0.02, 0.02);

@@ -1,6 +1,7 @@
 //! What the tests of the kernels share.
 
-use burn::tensor::{Device, Tensor};
+use crate::ops::device::Device;
+use burn::tensor::Tensor;
 
 use crate::ops::tensor::from_vec;
 use crate::rng::{Purpose, Rng};
@@ -9,7 +10,7 @@ use crate::rng::{Purpose, Rng};
 pub(super) fn draw<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
     let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
     let values = (0..shape.iter().product()).map(|_| rng.normal()).collect();
-    from_vec(values, shape, &Device::flex())
+    from_vec(values, shape, &Device::cpu())
 }
 
 /// Asserts that sums of at most 21 numbers near 1 agree up to their order.

@@ -51,7 +51,7 @@ impl Differentiable for Unfold {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
+    use crate::ops::device::Device;
 
     use super::*;
     use crate::ops::{from_vec, reference, to_vec};
@@ -64,7 +64,7 @@ mod tests {
             let mut draw = |shape: [usize; 3]| {
                 let count = shape.iter().product();
                 let values = (0..count).map(|_| rng.normal()).collect();
-                from_vec(values, shape, &Device::flex())
+                from_vec(values, shape, &Device::cpu())
             };
             let x = draw([2, 8 * 9, 5]);
             let weights = draw(unfold(x.clone(), [8, 9], kernel, stride, padding).dims());

@@ -1,7 +1,8 @@
 //! Matrix products with sides padded to what a GPU reads fast.
 
-use advxl_kernels::Precision;
 use burn::tensor::{DType, Tensor};
+
+use crate::ops::words::Precision;
 
 /// Rows and columns of what a GPU multiplies are padded to multiples of this: it then reads several numbers at a time,
 /// of bf16 too.
@@ -19,7 +20,7 @@ pub(crate) fn product<const D: usize>(
     let (rows, columns) = (a.dims()[D - 2], b.dims()[D - 1]);
     let [a, b] = [a, b].map(|operand| pad(pad(operand, D - 2), D - 1));
     let product = match precision {
-        Precision::F32 => a.matmul(b),
+        Precision::F32 | Precision::Tf32 => a.matmul(b),
         Precision::Bf16 => {
             let [a, b] = [a, b].map(|operand| operand.cast(DType::BF16));
             a.matmul(b).cast(DType::F32)
@@ -51,16 +52,14 @@ pub(crate) fn truncate<const D: usize>(tensor: Tensor<D>, axis: usize, length: u
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-
     use super::*;
-    use crate::ops::{from_vec, to_vec};
+    use crate::ops::{Device, from_vec, to_vec};
 
     #[test]
     fn a_padded_product_is_the_product() {
         let matrix = |rows: usize, columns: usize| {
             let values = (0..rows * columns).map(|i| (i % 7) as f32 - 3.0).collect();
-            from_vec(values, [rows, columns], &Device::flex())
+            from_vec(values, [rows, columns], &Device::cpu())
         };
         for [rows, inner, columns] in [[8, 16, 8], [3, 5, 9], [1, 8, 7]] {
             let (a, b) = (matrix(rows, inner), matrix(inner, columns));

@@ -6,14 +6,14 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use serde_json::{Value, json};
 
 use super::card::{Facts, Use, card, refuse_full};
 use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::model::{ConvNextConfig, Model, ModelConfig, NORM_EPS, Pool, Stem, Vit, VitConfig};
-use crate::ops::{Gelu, Stored, from_vec, to_vec};
+use crate::ops::{Device, Gelu, Stored, from_vec, to_vec};
 use crate::weights::architecture::CLIP_EPS;
 use crate::weights::import::Loaded;
 use crate::weights::names::{Head, Origin, Scheme, transposed};
@@ -258,7 +258,7 @@ fn text_parts(file: &StateDict) -> Result<Vec<NamedTensor>> {
         let length = values.len();
         Ok(NamedTensor {
             name: name.to_owned(),
-            values: from_vec(values, [length], &Device::flex()),
+            values: from_vec(values, [length], &Device::cpu()),
             shape: file.shape(name)?.to_vec(),
         })
     };
@@ -283,7 +283,7 @@ fn image_parts(loaded: &Loaded, scheme: Scheme) -> Vec<NamedTensor> {
         let (length, width) = (table.len(), vit.config.width);
         parts.push(NamedTensor {
             name: "pos_embed".into(),
-            values: from_vec(table, [length], &Device::flex()),
+            values: from_vec(table, [length], &Device::cpu()),
             shape: vec![1, length / width, width],
         });
     }
@@ -308,7 +308,7 @@ fn image_parts(loaded: &Loaded, scheme: Scheme) -> Vec<NamedTensor> {
                 let values = to_vec(part.values);
                 let values = transposed(&values, part.shape[1]);
                 let length = values.len();
-                part.values = from_vec(values, [length], &Device::flex());
+                part.values = from_vec(values, [length], &Device::cpu());
                 part.shape.reverse();
             }
             // Zeros have no name there; several stacked tensors no scheme that is written has.

@@ -1,0 +1,27 @@
+//! The operations on NVIDIA GPUs: `advxl-cuda` on tensors whose values are on the GPU. No mathematics of its own.
+
+mod block;
+mod layers;
+mod loss;
+mod optimizer;
+mod pixels;
+mod rows;
+mod tokens;
+pub(crate) mod values;
+
+pub(crate) use block::encoder_block;
+pub(crate) use layers::{gelu, kernel_last, layer_norm, linear};
+pub(crate) use loss::{correct, cross_entropy, mean, row_dots, scaled_sum};
+pub(crate) use optimizer::{squares, update};
+pub(crate) use pixels::{l2_step, linf_step, patches, start};
+pub(crate) use rows::{add, join, select};
+pub(crate) use tokens::{keep, pool, tokens};
+
+/// What a node wants, as the engine has it.
+fn wanted(asked: advxl_kernels::Wanted) -> advxl_cuda::Wanted {
+    match asked {
+        advxl_kernels::Wanted::Nothing => advxl_cuda::Wanted::Nothing,
+        advxl_kernels::Wanted::Input => advxl_cuda::Wanted::Input,
+        advxl_kernels::Wanted::Weights => advxl_cuda::Wanted::Weights,
+    }
+}

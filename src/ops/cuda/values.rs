@@ -1,0 +1,87 @@
+//! Tensors whose values are on an NVIDIA GPU: Flex tensors over lazy bytes, and the values behind them.
+//!
+//! Views (reshapes, narrowed rows) share the values. An operation of Burn's own that reads such a tensor gets a copy on the
+//! host, which [`advxl_cuda::Traffic::unplanned`] counts: tests hold a training step to none.
+
+use advxl_cuda::{Gpu, Kind, Values, fail, lazy_bytes, values_of};
+use burn::backend::Flex;
+use burn::backend::flex::{FlexTensor, Layout};
+use burn::tensor::{DType, Shape, Tensor};
+
+use crate::ops::device::is_flex;
+
+/// The values of a tensor, if they are on a GPU and in its order.
+pub(crate) fn on_gpu<const D: usize>(tensor: &Tensor<D>) -> Option<Values> {
+    if !is_flex(&tensor.device()) {
+        return None;
+    }
+    of_primitive(&flex(tensor))
+}
+
+/// The primitive of a tensor, outside automatic differentiation.
+pub(crate) fn flex<const D: usize>(tensor: &Tensor<D>) -> FlexTensor {
+    let primitive = tensor
+        .clone()
+        .without_autodiff()
+        .try_into_primitive::<Flex>();
+    primitive.expect("callers check the engine")
+}
+
+/// The values of a primitive, if they are on a GPU and contiguous.
+pub(crate) fn of_primitive(tensor: &FlexTensor) -> Option<Values> {
+    let values = values_of(&tensor.data_arc())?;
+    let (start, end) = tensor.layout().contiguous_offsets()?;
+    Some(values.slice(start..end))
+}
+
+/// The values of a primitive on a GPU, sent there if they are not.
+pub(crate) fn sent(gpu: &Gpu, tensor: &FlexTensor) -> Values {
+    of_primitive(tensor).unwrap_or_else(|| {
+        let tensor = tensor.to_contiguous();
+        Values::send(
+            gpu,
+            tensor.as_slice::<f32>().expect("contiguous f32 tensors"),
+        )
+    })
+}
+
+/// The values of a tensor on a GPU, sent there if they are not.
+pub(crate) fn values<const D: usize>(gpu: &Gpu, tensor: &Tensor<D>) -> Values {
+    sent(gpu, &flex(tensor))
+}
+
+/// A primitive over values.
+pub(crate) fn primitive(values: Values, shape: &[usize]) -> FlexTensor {
+    debug_assert_eq!(values.len(), shape.iter().product::<usize>());
+    let dtype = match values.kind() {
+        Kind::F32 => DType::F32,
+        Kind::Bf16 => DType::BF16,
+    };
+    FlexTensor::new(
+        lazy_bytes(values),
+        Layout::contiguous(Shape::from(shape.to_vec())),
+        dtype,
+    )
+}
+
+/// A tensor over values, outside automatic differentiation.
+pub(crate) fn tensor<const D: usize>(values: Values, shape: [usize; D]) -> Tensor<D> {
+    Tensor::from_primitive::<Flex>(primitive(values, &shape))
+}
+
+/// Values on the host; a failure of the GPU ends the work (see [`advxl_cuda::fail`]).
+pub(crate) fn fetched(values: &Values) -> Vec<f32> {
+    values.to_vec().unwrap_or_else(|error| fail(error))
+}
+
+/// The gradients of an input and of weights as a node returns them.
+pub(crate) fn gradients(
+    input: FlexTensor,
+    weights: impl IntoIterator<Item = Values>,
+) -> Vec<Option<FlexTensor>> {
+    let weights = weights.into_iter().map(|values| {
+        let length = values.len();
+        primitive(values, &[length])
+    });
+    std::iter::once(input).chain(weights).map(Some).collect()
+}

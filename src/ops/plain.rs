@@ -1,0 +1,101 @@
+//! Operations that are Burn's own everywhere but on an NVIDIA GPU, where Burn has none.
+
+use burn::tensor::activation::log_softmax;
+use burn::tensor::{Int, Tensor, TensorData};
+
+use super::spec::{KeptRows, Places};
+
+/// See [`crate::ops::cross_entropy`].
+pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
+    // [batch, classes] -> [batch]
+    -(log_softmax(logits, 1) * targets).sum_dim(1).squeeze_dim(1)
+}
+
+/// See [`crate::ops::row_dots`].
+pub(crate) fn row_dots(x: Tensor<2>, weights: &Tensor<2>) -> Tensor<1> {
+    // [rows, width] -> [rows]
+    (x * weights.clone()).sum_dim(1).squeeze_dim(1)
+}
+
+/// See [`crate::ops::predictions`].
+pub(crate) fn predictions(logits: &Tensor<2>) -> Vec<u32> {
+    let classes: Tensor<1, Int> = logits.clone().without_autodiff().argmax(1).squeeze_dim(1);
+    let classes = classes.into_data();
+    classes.iter::<i64>().map(|class| class as u32).collect()
+}
+
+/// See [`crate::ops::select`].
+pub(crate) fn select<const D: usize>(x: Tensor<D>, rows: &[usize]) -> Tensor<D> {
+    let device = x.device().without_autodiff();
+    x.select(0, indices(rows.iter().copied(), &device))
+}
+
+fn indices(rows: impl Iterator<Item = usize>, device: &burn::tensor::Device) -> Tensor<1, Int> {
+    let rows: Vec<i64> = rows.map(|row| row as i64).collect();
+    let count = rows.len();
+    Tensor::from_data(TensorData::new(rows, [count]), device)
+}
+
+/// See [`crate::ops::keep`].
+pub(crate) fn keep(x: Tensor<3>, kept: &KeptRows) -> Tensor<3> {
+    let [batch, patches, width] = x.dims();
+    let device = x.device().without_autodiff();
+    let count = kept.count();
+    let flat = kept.rows.iter().enumerate();
+    let flat = flat.map(|(at, patch)| at / count * patches + patch);
+    let indices = indices(flat, &device);
+    // [batch, patches, width] -> [batch * patches, width] -> [batch, kept, width]
+    let rows = x.reshape([batch * patches, width]);
+    rows.select(0, indices).reshape([batch, count, width])
+}
+
+/// See [`crate::ops::tokens`].
+pub(crate) fn tokens(patches: Tensor<3>, class: Option<&Tensor<1>>, places: &Places) -> Tensor<3> {
+    let [batch, _, width] = patches.dims();
+    let rows = places.table.dims()[0] / width;
+    let table: Tensor<2> = places.table.clone().reshape([rows, width]);
+    let first = usize::from(places.has_class_row);
+    let class_place = places.has_class_row.then(|| table.clone().narrow(0, 0, 1));
+    let of_patches = table.narrow(0, first, rows - first);
+    let of_patches = match &places.resampling {
+        None => of_patches,
+        Some(matrix) => matrix.clone().matmul(of_patches),
+    };
+    let of_patches = match &places.kept {
+        None => of_patches.unsqueeze(),
+        Some(kept) => {
+            let device = of_patches.device().without_autodiff();
+            let indices = indices(kept.rows.iter().copied(), &device);
+            of_patches
+                .select(0, indices)
+                .reshape([kept.batch, kept.count(), width])
+        }
+    };
+    let tokens = patches + of_patches;
+    let Some(class) = class else {
+        return tokens;
+    };
+    let token: Tensor<3> = class.clone().reshape([1, 1, width]);
+    let token = match class_place {
+        Some(place) => token + place.unsqueeze(),
+        None => token,
+    };
+    Tensor::cat(vec![token.expand([batch, 1, width]), tokens], 1)
+}
+
+/// See [`crate::ops::pool`].
+pub(crate) fn pool(x: Tensor<3>, first: usize, end: usize) -> Tensor<3> {
+    match end - first {
+        1 => x.narrow(1, first, 1),
+        count if count == x.dims()[1] => x.mean_dim(1),
+        count => x.narrow(1, first, count).mean_dim(1),
+    }
+}
+
+/// See [`crate::ops::kernel_last`].
+pub(crate) fn kernel_last(weight: Tensor<1>, [inputs, pixels]: [usize; 2]) -> Tensor<1> {
+    let length = weight.dims()[0];
+    let weight = weight.reshape([length / (inputs * pixels), inputs, pixels]);
+    // [outputs, inputs, pixels] -> [outputs, pixels, inputs]
+    weight.permute([0, 2, 1]).reshape([length])
+}
