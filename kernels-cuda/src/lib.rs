@@ -21,6 +21,8 @@ mod attention;
 mod bindings;
 mod block;
 mod compiler;
+mod convnext;
+mod depthwise;
 mod error;
 mod gpu;
 mod images;
@@ -36,11 +38,14 @@ mod real;
 mod rows;
 mod selftest;
 mod soft;
+mod unfold;
 mod values;
 
 pub use adamw::{AdamW, Parameter, sum_of_squares};
 pub use attention::{AttentionSaved, AttentionShape, attention, attention_gradient};
 pub use block::{Block, BlockSaved, BlockShape, BlockWeights, Wanted, block_backward, block_forward};
+pub use convnext::{ConvNext, ConvNextSaved, ConvNextShape, ConvNextWeights, convnext_backward, convnext_forward};
+pub use depthwise::{Depthwise, DepthwiseShape, depthwise, depthwise_input_gradient, depthwise_weight_gradient};
 pub use error::{Error, ErrorKind, Result};
 pub use gpu::{Gpu, Traffic};
 pub use images::{Kept, Patches, Pool, Tokens};
@@ -50,6 +55,7 @@ pub use machine::{Facts, Kind};
 pub use norm::{NormSaved, layer_norm, layer_norm_gradient};
 pub use rows::{Gelu, add, gelu, gelu_gradient, sum_of_rows};
 pub use soft::build_soft;
+pub use unfold::Unfold;
 pub use values::Values;
 
 /// The format of a product's operands. Sums, and everything but products and what lies between them, are f32 in all.

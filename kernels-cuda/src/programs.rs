@@ -9,6 +9,12 @@ pub(crate) enum Program {
     Loss,
     Attack,
     Optimizer,
+    Conv,
+    /// Depthwise kernels of this size, tiles of as many columns.
+    Depthwise {
+        kernel: usize,
+        columns: usize,
+    },
     /// Up to `16 tiles` tokens in bf16.
     Attention {
         tiles: usize,
@@ -35,6 +41,8 @@ impl Program {
             Self::Loss => "loss".into(),
             Self::Attack => "attack".into(),
             Self::Optimizer => "optimizer".into(),
+            Self::Conv => "conv".into(),
+            Self::Depthwise { kernel, columns } => format!("depthwise_{kernel}_{columns}"),
             Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
             Self::AttentionLong { head } => format!("attention_long_{head}"),
             Self::AttentionAny { bf16, head } => format!("attention_any_{}_{head}", if bf16 { "bf16" } else { "f32" }),
@@ -50,6 +58,10 @@ impl Program {
             Self::Loss => (include_str!("../cuda/loss.cuh"), String::new()),
             Self::Attack => (include_str!("../cuda/attack.cuh"), String::new()),
             Self::Optimizer => (include_str!("../cuda/optimizer.cuh"), String::new()),
+            Self::Conv => (include_str!("../cuda/conv.cuh"), String::new()),
+            Self::Depthwise { kernel, columns } => {
+                (include_str!("../cuda/depthwise.cuh"), format!("DEPTHWISE({kernel}, {columns})\n"))
+            }
             Self::Attention { tiles, head } => {
                 (include_str!("../cuda/attention.cuh"), format!("ATTENTION({tiles}, {head})\n"))
             }

@@ -2,6 +2,7 @@
 #include "shim.h"
 
 #include "../attack.cuh"
+#include "../conv.cuh"
 #include "../images.cuh"
 #include "../loss.cuh"
 #include "../norm.cuh"
@@ -29,6 +30,17 @@ ATTENTION_LONG(8)
 ATTENTION_LONG(16)
 ATTENTION_LONG(24)
 ATTENTION_LONG(64)
+
+#include "../depthwise.cuh"
+DEPTHWISE(3, 4)
+DEPTHWISE(3, 6)
+DEPTHWISE(3, 8)
+DEPTHWISE(5, 7)
+DEPTHWISE(7, 4)
+DEPTHWISE(7, 6)
+DEPTHWISE(7, 7)
+DEPTHWISE(7, 8)
+DEPTHWISE(11, 6)
 
 // 0 if the launch ended; 1: there is no such kernel; 2: more threads than it is compiled for, or not whole warps;
 // 3: some threads wait for others that never come.
