@@ -1,4 +1,4 @@
-// What convolutions and ConvNeXt blocks need beside the depthwise kernels: unfolded images, depthwise weights as those
+// What convolutions and ConvNeXt blocks need in addition to the depthwise kernels: unfolded images, depthwise weights as those
 // kernels read them, and the scale of each channel (`gamma`).
 #pragma once
 #include "common.cuh"

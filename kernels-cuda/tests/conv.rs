@@ -1,4 +1,4 @@
-//! Convolutions and ConvNeXt blocks on the software GPU beside `advxl-kernels`.
+//! Convolutions and ConvNeXt blocks on the software GPU, compared with `advxl-kernels`.
 
 mod support;
 
