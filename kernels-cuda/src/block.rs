@@ -285,7 +285,7 @@ pub fn block_forward(
 }
 
 /// Whether the GELU is part of cuBLASLt's products, which have the tanh form alone.
-fn fused(gelu: Gelu, kind: Kind) -> bool {
+pub(crate) fn fused(gelu: Gelu, kind: Kind) -> bool {
     gelu == Gelu::Tanh && kind == Kind::Bf16
 }
 

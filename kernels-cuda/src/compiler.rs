@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     /// The programs of the models in the recipes, and the most registers that their kernels may take.
-    const PROGRAMS: [Program; 14] = [
+    const PROGRAMS: &[Program] = &[
         Program::Norm,
         Program::Rows,
         Program::Images,
@@ -168,6 +168,9 @@ mod tests {
         Program::Attack,
         Program::Optimizer,
         Program::Vectors,
+        Program::Conv,
+        Program::Depthwise { kernel: 7, columns: 8 },
+        Program::Depthwise { kernel: 3, columns: 8 },
         Program::Attention { tiles: 4, head: 64 },
         Program::Attention { tiles: 3, head: 80 },
         Program::Attention { tiles: 5, head: 64 },
@@ -230,7 +233,7 @@ mod tests {
             return;
         };
         let work: Vec<_> =
-            PROGRAMS.into_iter().flat_map(|program| ["sm_80", "sm_90", "sm_100"].map(|gpu| (program, gpu))).collect();
+            PROGRAMS.iter().flat_map(|program| ["sm_80", "sm_90", "sm_100"].map(|gpu| (*program, gpu))).collect();
         let half = work.len() / 2;
         let check = |work: &[(Program, &str)]| {
             for (program, gpu) in work {

@@ -10,6 +10,12 @@ pub(crate) enum Program {
     Attack,
     Optimizer,
     Vectors,
+    Conv,
+    /// Depthwise kernels of this size, tiles of as many columns.
+    Depthwise {
+        kernel: usize,
+        columns: usize,
+    },
     /// Up to `16 tiles` tokens in bf16.
     Attention {
         tiles: usize,
@@ -37,6 +43,8 @@ impl Program {
             Self::Attack => "attack".into(),
             Self::Optimizer => "optimizer".into(),
             Self::Vectors => "vectors".into(),
+            Self::Conv => "conv".into(),
+            Self::Depthwise { kernel, columns } => format!("depthwise_{kernel}_{columns}"),
             Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
             Self::AttentionLong { head } => format!("attention_long_{head}"),
             Self::AttentionAny { bf16, head } => format!("attention_any_{}_{head}", if bf16 { "bf16" } else { "f32" }),
@@ -58,6 +66,10 @@ impl Program {
             Self::Attack => (include_str!("../cuda/attack.cuh"), String::new()),
             Self::Optimizer => (include_str!("../cuda/optimizer.cuh"), String::new()),
             Self::Vectors => (include_str!("../cuda/vectors.cuh"), String::new()),
+            Self::Conv => (include_str!("../cuda/conv.cuh"), String::new()),
+            Self::Depthwise { kernel, columns } => {
+                (include_str!("../cuda/depthwise.cuh"), format!("DEPTHWISE({kernel}, {columns})\n"))
+            }
             Self::Attention { tiles, head } => {
                 (include_str!("../cuda/attention.cuh"), format!("ATTENTION({tiles}, {head})\n"))
             }

@@ -2,6 +2,7 @@
 //! standard output, as they come; `scripts/gpu-check` runs the parts. `--tiny`: sizes for NVIDIA's `compute-sanitizer`.
 //! `--soft`: the same on the software GPU.
 
+mod conv;
 mod cpu;
 mod vit;
 
@@ -35,6 +36,8 @@ fn main() -> ExitCode {
         "profile" => check.profile(),
         "products" => check.products(),
         "attention_speed" => check.attention_speed(),
+        "convnext" => check.convnext(),
+        "convnext_speed" => check.convnext_speed(),
         _ => Err(format!("unknown part `{part}`").into()),
     });
     match outcome {
