@@ -31,8 +31,16 @@ fn main() -> Result<()> {
     };
 
     // The images in [0, 1] and their classes: noise around a random colour, and what the model makes of it.
-    let paint = Tensor::<4>::random([64, 3, 1, 1], Distribution::Uniform(0.2, 0.8), &device.burn());
-    let noise = Tensor::<4>::random([64, 3, 16, 16], Distribution::Uniform(-0.2, 0.2), &device.burn());
+    let paint = Tensor::<4>::random(
+        [64, 3, 1, 1],
+        Distribution::Uniform(0.2, 0.8),
+        &device.burn(),
+    );
+    let noise = Tensor::<4>::random(
+        [64, 3, 16, 16],
+        Distribution::Uniform(-0.2, 0.2),
+        &device.burn(),
+    );
     let images = paint + noise;
     let labels = advxl::loss::predictions(logits(images.clone()));
 

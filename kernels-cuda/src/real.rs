@@ -293,7 +293,11 @@ impl Machine for Real {
     fn wait(&self) -> Result<()> {
         self.enter()?;
         // SAFETY: the stream is never destroyed.
-        self.check("waiting for the GPU", unsafe { (self.driver.cuStreamSynchronize)(self.stream.0) })
+        let waited = self.check("waiting for the GPU", unsafe { (self.driver.cuStreamSynchronize)(self.stream.0) });
+        waited.map_err(|error| match self.careful {
+            true => error,
+            false => error.hint("run the same command with ADVXL_CUDA_WAIT=1, which names the kernel that fails"),
+        })
     }
 
     fn time(&self, work: &mut dyn FnMut()) -> Result<f64> {

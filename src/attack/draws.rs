@@ -1,5 +1,6 @@
 //! Random numbers of an attack, keyed by image.
 
+use crate::ops::Streams;
 use crate::rng::{Purpose, Rng};
 
 /// The random numbers of an attack on a batch: a stream for each image, run and iteration.
@@ -26,5 +27,15 @@ impl<'a> Draws<'a> {
     pub fn stream(&self, image: usize, run: usize, iteration: usize) -> Rng {
         let sub_key = (run as u64) << 32 | iteration as u64;
         Rng::new(self.seed, self.purpose, self.keys[image], sub_key)
+    }
+
+    /// The streams of all images in a run at its start, for a device that draws by itself.
+    pub(crate) fn streams(&self, run: usize) -> Streams<'a> {
+        Streams {
+            seed: self.seed,
+            purpose: self.purpose,
+            keys: self.keys,
+            sub_key: (run as u64) << 32,
+        }
     }
 }

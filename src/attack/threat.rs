@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::draws::Draws;
 use super::gradient::select;
 use super::l1;
-use crate::ops::{Device, from_vec, l2_step, linf_step, to_vec};
+use crate::ops::{Device, from_vec, l2_start, l2_step, linf_start, linf_step, to_vec};
 use crate::rng::Rng;
 use crate::settings::words;
 
@@ -95,6 +95,15 @@ impl Ball {
     /// does not depend on the batch.
     /// Differs from the reference: AdvXL's start is clipped only after the first gradient step.
     pub fn sample(&self, draws: &Draws) -> Tensor<4> {
+        let streams = draws.streams(0);
+        let on_device = match self.norm {
+            Norm::Linf => linf_start(&self.centre, &streams, self.epsilon),
+            Norm::L2 => l2_start(&self.centre, &streams, self.epsilon),
+            Norm::L1 => None,
+        };
+        if let Some(start) = on_device {
+            return start;
+        }
         let noise = self.noise(|index, pixels| self.draw(&mut draws.stream(index, 0, 0), pixels));
         (self.centre.clone() + noise).clamp(0.0, 1.0)
     }

@@ -176,7 +176,9 @@ fn execute(arguments: &Arguments, comm: &Comm) -> Result<()> {
         .map_err(|error| Error::failed(format!("cannot start threads: {error}")))?;
     // On a thread of the pool: from outside every parallel piece of work, some hundred in an update, would have
     // to wake the pool up and put the caller to sleep.
-    rayon::scope(|_| perform(arguments, comm))
+    let work = || rayon::scope(|_| perform(arguments, comm));
+    // A GPU that fails ends the work where it is noticed, which may be deep in a read of a tensor.
+    advxl_cuda::caught(work).unwrap_or_else(|error| Err(Error::of_gpu(&error)))
 }
 
 fn perform(arguments: &Arguments, comm: &Comm) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Gradients, Tensor};
 
-use crate::ops::{Device, from_vec, to_vec};
+use crate::ops::{Device, from_vec, to_vec, zeros};
 
 /// A named tensor that training moves.
 ///
@@ -73,7 +73,10 @@ pub(crate) fn gradients_of<'a>(
         let found = parameter.value.grad_remove(gradients);
         // A weight that the loss does not depend on, such as the class token of a model
         // without blocks.
-        found.unwrap_or_else(|| parameter.value.clone().without_autodiff().zeros_like())
+        found.unwrap_or_else(|| {
+            let value = &parameter.value;
+            zeros(value.dims(), &Device::of(value))
+        })
     };
     parameters.into_iter().map(of).collect()
 }

@@ -39,7 +39,7 @@ pub fn unfold(
 ) -> Tensor<3> {
     match Engine::of(&x) {
         Engine::Cpu => cpu::unfold(x, size, kernel, stride, padding),
-        Engine::Cuda(_) => cpu::unfold(x, size, kernel, stride, padding),
+        Engine::Cuda(gpu) => cuda::unfold(&gpu, x, size, kernel, stride, padding),
         Engine::Burn => reference::unfold(x, size, kernel, stride, padding),
     }
 }
@@ -120,7 +120,7 @@ pub fn convnext_block(
 ) -> Tensor<3> {
     match Engine::of_both(&x, &weights.norm_weight) {
         Engine::Cpu => cpu::convnext_block(x, size, weights, spec, path, cache),
-        Engine::Cuda(_) => cpu::convnext_block(x, size, weights, spec, path, cache),
+        Engine::Cuda(gpu) => cuda::convnext_block(&gpu, x, size, weights, spec, path, cache),
         Engine::Burn => reference::convnext_block(x, size, weights, spec, path),
     }
 }

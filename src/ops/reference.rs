@@ -391,7 +391,10 @@ mod tests {
         let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
         let count = shape.iter().product();
         let values: Vec<f64> = (0..count).map(|_| f64::from(rng.normal()) * 0.5).collect();
-        Tensor::from_data(TensorData::new(values, shape), (&Device::cpu().burn(), DType::F64))
+        Tensor::from_data(
+            TensorData::new(values, shape),
+            (&Device::cpu().burn(), DType::F64),
+        )
     }
 
     fn scalar<const D: usize>(tensor: Tensor<D>) -> f64 {

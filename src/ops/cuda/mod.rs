@@ -1,6 +1,7 @@
 //! The operations on NVIDIA GPUs: `advxl-cuda` on tensors whose values are on the GPU. No mathematics of its own.
 
 mod block;
+mod convnext;
 mod layers;
 mod loss;
 mod optimizer;
@@ -10,6 +11,7 @@ mod tokens;
 pub(crate) mod values;
 
 pub(crate) use block::encoder_block;
+pub(crate) use convnext::{convnext_block, unfold};
 pub(crate) use layers::{gelu, kernel_last, layer_norm, linear};
 pub(crate) use loss::{correct, cross_entropy, mean, row_dots, scaled_sum};
 pub(crate) use optimizer::{squares, update};
