@@ -97,7 +97,17 @@ impl Gpu {
     ///
     /// If the library does not open.
     pub fn soft(library: &Path) -> Result<Self> {
-        Soft::open(library).map(|machine| Self::of(Box::new(machine)))
+        Self::soft_with(library, 227 << 10)
+    }
+
+    /// The same with so many bytes of shared memory for a block: 227 KiB are those of an H100, 163 KiB of an A100, 99 KiB of
+    /// consumer GPUs.
+    ///
+    /// # Errors
+    ///
+    /// If the library does not open.
+    pub fn soft_with(library: &Path, shared_memory: usize) -> Result<Self> {
+        Soft::open(library, shared_memory).map(|machine| Self::of(Box::new(machine)))
     }
 
     fn of(machine: Box<dyn Machine>) -> Self {

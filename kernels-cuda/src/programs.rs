@@ -18,10 +18,11 @@ pub(crate) enum Program {
     AttentionLong {
         head: usize,
     },
-    /// Any number of tokens.
+    /// Any number of tokens, in tiles of `tile`.
     AttentionAny {
         bf16: bool,
         head: usize,
+        tile: usize,
     },
 }
 
@@ -37,7 +38,9 @@ impl Program {
             Self::Optimizer => "optimizer".into(),
             Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
             Self::AttentionLong { head } => format!("attention_long_{head}"),
-            Self::AttentionAny { bf16, head } => format!("attention_any_{}_{head}", if bf16 { "bf16" } else { "f32" }),
+            Self::AttentionAny { bf16, head, tile } => {
+                format!("attention_any_{}_{head}_{tile}", if bf16 { "bf16" } else { "f32" })
+            }
         }
     }
 
@@ -56,9 +59,9 @@ impl Program {
             Self::AttentionLong { head } => {
                 (include_str!("../cuda/attention_long.cuh"), format!("ATTENTION_LONG({head})\n"))
             }
-            Self::AttentionAny { bf16, head } => {
+            Self::AttentionAny { bf16, head, tile } => {
                 let (name, kind) = if bf16 { ("bf16", "uint16_t") } else { ("f32", "float") };
-                (include_str!("../cuda/attention_any.cuh"), format!("ATTENTION_ANY({name}, {kind}, {head})\n"))
+                (include_str!("../cuda/attention_any.cuh"), format!("ATTENTION_ANY({name}, {kind}, {head}, {tile})\n"))
             }
         };
         let parts = [include_str!("../cuda/device.cuh"), include_str!("../cuda/common.cuh"), file, &instances];

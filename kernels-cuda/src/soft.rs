@@ -95,13 +95,13 @@ pub fn build_soft(folder: &Path) -> Result<PathBuf> {
 
 impl Soft {
     /// A machine over the library that [`build_soft`] made.
-    pub(crate) fn open(library: &Path) -> Result<Self> {
+    pub(crate) fn open(library: &Path, shared_memory: usize) -> Result<Self> {
         let failed = |error: libloading::Error| Error::failed(format!("`{}`: {error}", library.display()));
         // SAFETY: the library is ours; its initializers only fill the table of kernels.
         let opened: &'static Library = Box::leak(Box::new(unsafe { Library::new(library) }.map_err(failed)?));
         // SAFETY: the signature is that of `soft/kernels.cpp`.
         let launch = unsafe { *opened.get::<SoftLaunch>(b"soft_launch").map_err(failed)? };
-        let facts = Facts { name: "software".into(), capability: (9, 0), multiprocessors: 2, shared_memory: 227 << 10 };
+        let facts = Facts { name: "software".into(), capability: (9, 0), multiprocessors: 2, shared_memory };
         Ok(Self { launch, memory: Mutex::default(), facts, order: AtomicU64::new(0) })
     }
 }
@@ -179,6 +179,11 @@ impl Machine for Soft {
     }
 
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        if launch.shared > self.facts.shared_memory {
+            let (shared, most) = (launch.shared, self.facts.shared_memory);
+            let message = format!("kernel `{}` wants {shared} bytes of shared memory, there are {most}", launch.kernel);
+            return Err(Error::failed(message));
+        }
         let name = CString::new(launch.kernel).expect("no zeros");
         let mut cells: Vec<*mut c_void> =
             launch.arguments.iter().map(|argument| (&raw const argument.0).cast_mut().cast()).collect();

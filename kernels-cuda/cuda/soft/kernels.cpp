@@ -18,17 +18,20 @@ ATTENTION(3, 80)
 ATTENTION(5, 64)
 
 #include "../attention_any.cuh"
-ATTENTION_ANY(f32, float, 8)
-ATTENTION_ANY(f32, float, 16)
-ATTENTION_ANY(f32, float, 24)
-ATTENTION_ANY(f32, float, 64)
-ATTENTION_ANY(bf16, uint16_t, 104)
+ATTENTION_ANY(f32, float, 8, 64)
+ATTENTION_ANY(f32, float, 16, 64)
+ATTENTION_ANY(f32, float, 24, 64)
+ATTENTION_ANY(f32, float, 64, 64)
+ATTENTION_ANY(f32, float, 104, 32)
+ATTENTION_ANY(bf16, uint16_t, 16, 32)
+ATTENTION_ANY(bf16, uint16_t, 104, 64)
 
 #include "../attention_long.cuh"
 ATTENTION_LONG(8)
 ATTENTION_LONG(16)
 ATTENTION_LONG(24)
 ATTENTION_LONG(64)
+ATTENTION_LONG(104)
 
 // 0 if the launch ended; 1: there is no such kernel; 2: more threads than it is compiled for, or not whole warps;
 // 3: some threads wait for others that never come.
