@@ -160,8 +160,9 @@ mod tests {
     use super::*;
 
     /// The programs of the models in the recipes, and the most registers that their kernels may take.
-    const PROGRAMS: [Program; 15] = [
+    const PROGRAMS: [Program; 16] = [
         Program::Norm,
+        Program::NormAny,
         Program::Rows,
         Program::Images,
         Program::Loss,

@@ -4,6 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Program {
     Norm,
+    NormAny,
     Rows,
     Images,
     Loss,
@@ -31,6 +32,7 @@ impl Program {
     pub(crate) fn name(self) -> String {
         match self {
             Self::Norm => "norm".into(),
+            Self::NormAny => "norm_any".into(),
             Self::Rows => "rows".into(),
             Self::Images => "images".into(),
             Self::Loss => "loss".into(),
@@ -48,6 +50,7 @@ impl Program {
     pub(crate) fn source(self) -> String {
         let (file, instances) = match self {
             Self::Norm => (include_str!("../cuda/norm.cuh"), String::new()),
+            Self::NormAny => (include_str!("../cuda/norm_any.cuh"), String::new()),
             Self::Rows => (include_str!("../cuda/rows.cuh"), String::new()),
             Self::Images => (include_str!("../cuda/images.cuh"), String::new()),
             Self::Loss => (include_str!("../cuda/loss.cuh"), String::new()),

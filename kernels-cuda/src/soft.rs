@@ -23,7 +23,7 @@ use crate::machine::{Epilogue, Facts, Form, Kind, Launch, Machine, Operands, Pro
 use crate::programs::Program;
 
 /// The files of which the kernels' library is made, by their paths below `cuda`.
-const SOURCES: [(&str, &str); 12] = [
+const SOURCES: [(&str, &str); 13] = [
     ("attack.cuh", include_str!("../cuda/attack.cuh")),
     ("attention.cuh", include_str!("../cuda/attention.cuh")),
     ("attention_any.cuh", include_str!("../cuda/attention_any.cuh")),
@@ -32,6 +32,7 @@ const SOURCES: [(&str, &str); 12] = [
     ("images.cuh", include_str!("../cuda/images.cuh")),
     ("loss.cuh", include_str!("../cuda/loss.cuh")),
     ("norm.cuh", include_str!("../cuda/norm.cuh")),
+    ("norm_any.cuh", include_str!("../cuda/norm_any.cuh")),
     ("optimizer.cuh", include_str!("../cuda/optimizer.cuh")),
     ("rows.cuh", include_str!("../cuda/rows.cuh")),
     ("soft/kernels.cpp", include_str!("../cuda/soft/kernels.cpp")),

@@ -5,6 +5,7 @@
 #include "../images.cuh"
 #include "../loss.cuh"
 #include "../norm.cuh"
+#include "../norm_any.cuh"
 #include "../optimizer.cuh"
 #include "../rows.cuh"
 
