@@ -160,13 +160,14 @@ mod tests {
     use super::*;
 
     /// The programs of the models in the recipes, and the most registers that their kernels may take.
-    const PROGRAMS: [Program; 16] = [
+    const PROGRAMS: [Program; 17] = [
         Program::Norm,
         Program::NormAny,
         Program::Rows,
         Program::Images,
         Program::Loss,
         Program::Attack,
+        Program::L1,
         Program::Optimizer,
         Program::Attention { tiles: 4, head: 64 },
         Program::Attention { tiles: 3, head: 80 },

@@ -9,6 +9,7 @@ pub(crate) enum Program {
     Images,
     Loss,
     Attack,
+    L1,
     Optimizer,
     /// Up to `16 tiles` tokens in bf16.
     Attention {
@@ -37,6 +38,7 @@ impl Program {
             Self::Images => "images".into(),
             Self::Loss => "loss".into(),
             Self::Attack => "attack".into(),
+            Self::L1 => "l1".into(),
             Self::Optimizer => "optimizer".into(),
             Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
             Self::AttentionLong { head } => format!("attention_long_{head}"),
@@ -55,6 +57,8 @@ impl Program {
             Self::Images => (include_str!("../cuda/images.cuh"), String::new()),
             Self::Loss => (include_str!("../cuda/loss.cuh"), String::new()),
             Self::Attack => (include_str!("../cuda/attack.cuh"), String::new()),
+            // With the streams of the other.
+            Self::L1 => (concat!(include_str!("../cuda/attack.cuh"), include_str!("../cuda/l1.cuh")), String::new()),
             Self::Optimizer => (include_str!("../cuda/optimizer.cuh"), String::new()),
             Self::Attention { tiles, head } => {
                 (include_str!("../cuda/attention.cuh"), format!("ATTENTION({tiles}, {head})\n"))
@@ -78,7 +82,7 @@ impl Program {
     pub(crate) fn options(self) -> &'static [&'static str] {
         match self {
             // Rounded like the CPU's, which fuses products and sums only where the source says so.
-            Self::Attack | Self::Optimizer => &["--std=c++17", "--fmad=false"],
+            Self::Attack | Self::L1 | Self::Optimizer => &["--std=c++17", "--fmad=false"],
             _ => &["--std=c++17"],
         }
     }

@@ -23,13 +23,14 @@ use crate::machine::{Epilogue, Facts, Form, Kind, Launch, Machine, Operands, Pro
 use crate::programs::Program;
 
 /// The files of which the kernels' library is made, by their paths below `cuda`.
-const SOURCES: [(&str, &str); 13] = [
+const SOURCES: [(&str, &str); 14] = [
     ("attack.cuh", include_str!("../cuda/attack.cuh")),
     ("attention.cuh", include_str!("../cuda/attention.cuh")),
     ("attention_any.cuh", include_str!("../cuda/attention_any.cuh")),
     ("attention_long.cuh", include_str!("../cuda/attention_long.cuh")),
     ("common.cuh", include_str!("../cuda/common.cuh")),
     ("images.cuh", include_str!("../cuda/images.cuh")),
+    ("l1.cuh", include_str!("../cuda/l1.cuh")),
     ("loss.cuh", include_str!("../cuda/loss.cuh")),
     ("norm.cuh", include_str!("../cuda/norm.cuh")),
     ("norm_any.cuh", include_str!("../cuda/norm_any.cuh")),

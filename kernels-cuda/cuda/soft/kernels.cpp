@@ -3,6 +3,7 @@
 
 #include "../attack.cuh"
 #include "../images.cuh"
+#include "../l1.cuh"
 #include "../loss.cuh"
 #include "../norm.cuh"
 #include "../norm_any.cuh"
