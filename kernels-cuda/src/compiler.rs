@@ -160,12 +160,14 @@ mod tests {
     use super::*;
 
     /// The programs of the models in the recipes, and the most registers that their kernels may take.
-    const PROGRAMS: [Program; 17] = [
+    const PROGRAMS: [Program; 19] = [
         Program::Norm,
         Program::NormAny,
         Program::Rows,
         Program::Images,
         Program::Loss,
+        Program::Contrastive,
+        Program::Text,
         Program::Attack,
         Program::L1,
         Program::Optimizer,

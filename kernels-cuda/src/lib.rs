@@ -21,6 +21,7 @@ mod attention;
 mod bindings;
 mod block;
 mod compiler;
+mod contrastive;
 mod error;
 mod gpu;
 mod images;
@@ -36,20 +37,25 @@ mod real;
 mod rows;
 mod selftest;
 mod soft;
+mod text;
 mod values;
 
 pub use adamw::{AdamW, Parameter, sum_of_squares};
 pub use attention::{AttentionSaved, AttentionShape, attention, attention_gradient};
 pub use block::{Block, BlockSaved, BlockShape, BlockWeights, Wanted, block_backward, block_forward};
+pub use contrastive::{
+    ContrastiveSaved, UnitSaved, contrastive, contrastive_gradient, unit_length, unit_length_gradient,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use gpu::{Gpu, Traffic};
 pub use images::{Kept, Patches, Pool, Tokens};
 pub use linear::Linear;
-pub use loss::{cross_entropy, right, total};
+pub use loss::{cross_entropy, cross_entropy_gradient, cross_entropy_losses, right, total};
 pub use machine::{Facts, Kind};
 pub use norm::{NormSaved, layer_norm, layer_norm_gradient};
 pub use rows::{Gelu, add, gelu, gelu_gradient, sum_of_rows};
 pub use soft::build_soft;
+pub use text::{EmbedSaved, embed, embed_gradient, take_rows, take_rows_gradient};
 pub use values::Values;
 
 /// The format of a product's operands. Sums, and everything but products and what lies between them, are f32 in all.

@@ -23,12 +23,13 @@ use crate::machine::{Epilogue, Facts, Form, Kind, Launch, Machine, Operands, Pro
 use crate::programs::Program;
 
 /// The files of which the kernels' library is made, by their paths below `cuda`.
-const SOURCES: [(&str, &str); 14] = [
+const SOURCES: [(&str, &str); 16] = [
     ("attack.cuh", include_str!("../cuda/attack.cuh")),
     ("attention.cuh", include_str!("../cuda/attention.cuh")),
     ("attention_any.cuh", include_str!("../cuda/attention_any.cuh")),
     ("attention_long.cuh", include_str!("../cuda/attention_long.cuh")),
     ("common.cuh", include_str!("../cuda/common.cuh")),
+    ("contrastive.cuh", include_str!("../cuda/contrastive.cuh")),
     ("images.cuh", include_str!("../cuda/images.cuh")),
     ("l1.cuh", include_str!("../cuda/l1.cuh")),
     ("loss.cuh", include_str!("../cuda/loss.cuh")),
@@ -36,6 +37,7 @@ const SOURCES: [(&str, &str); 14] = [
     ("norm_any.cuh", include_str!("../cuda/norm_any.cuh")),
     ("optimizer.cuh", include_str!("../cuda/optimizer.cuh")),
     ("rows.cuh", include_str!("../cuda/rows.cuh")),
+    ("text.cuh", include_str!("../cuda/text.cuh")),
     ("soft/kernels.cpp", include_str!("../cuda/soft/kernels.cpp")),
     ("soft/shim.h", include_str!("../cuda/soft/shim.h")),
 ];

@@ -2,6 +2,7 @@
 #include "shim.h"
 
 #include "../attack.cuh"
+#include "../contrastive.cuh"
 #include "../images.cuh"
 #include "../l1.cuh"
 #include "../loss.cuh"
@@ -9,6 +10,7 @@
 #include "../norm_any.cuh"
 #include "../optimizer.cuh"
 #include "../rows.cuh"
+#include "../text.cuh"
 
 #include "../attention.cuh"
 ATTENTION(1, 8)
