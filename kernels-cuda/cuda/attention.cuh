@@ -3,6 +3,8 @@
 // All scores of 16 queries are in the registers of one warp, so the softmax is exact at once and nothing but qkv is
 // kept for the gradient, which computes the scores once more. No atomics.
 //
+// Where attention is causal, query i sees the keys up to i alone: scores of later keys count as those behind the last.
+//
 // Launched with 32 T threads and a grid of [heads, batch]. Dynamic shared memory: `forward` 3 tiles of 16 T rows of
 // (D + 8) bf16, `backward` 4 tiles and 2 squares of 16 T rows of (16 T + 8), with D = HEAD rounded up to 16.
 #pragma once
@@ -39,15 +41,16 @@ template<int T, int HEAD> struct Small {
     ldmatrix<4, true>(all, &t[k + lane % 16][n + 8 * (lane / 16)]);
     b[0] = all[0]; b[1] = all[1]; c[0] = all[2]; c[1] = all[3];
   }
-  // scores of 16 rows -> probabilities
-  static __device__ __forceinline__ void softmax(float (&s)[2 * T][4], int tokens, float scale_log2e) {
+  // scores of the 16 rows from `row` on -> probabilities
+  static __device__ __forceinline__ void softmax(float (&s)[2 * T][4], int row, int tokens, int causal, float scale_log2e) {
     int lane = threadIdx.x % 32;
     for (int half = 0; half < 2; ++half) {
+      const int seen = causal ? min(tokens, row + lane / 4 + 8 * half + 1) : tokens;
       float most = -3.4e38f, sum = 0;
 #pragma unroll
       for (int j = 0; j < 2 * T; ++j)
 #pragma unroll
-        for (int i = 0; i < 2; ++i) { float& x = s[j][2 * half + i]; if (8 * j + 2 * (lane % 4) + i >= tokens) x = -3.4e38f; most = fmaxf(most, x); }
+        for (int i = 0; i < 2; ++i) { float& x = s[j][2 * half + i]; if (8 * j + 2 * (lane % 4) + i >= seen) x = -3.4e38f; most = fmaxf(most, x); }
       most = fmaxf(most, shuffle_xor(most, 1)); most = fmaxf(most, shuffle_xor(most, 2));
 #pragma unroll
       for (int j = 0; j < 2 * T; ++j)
@@ -104,7 +107,7 @@ template<int T, int HEAD> struct Small {
     }
   }
   // qkv [batch, tokens, 3, heads, D] -> y [batch, tokens, heads, D]
-  static __device__ __forceinline__ void forward(const uint16_t* qkv, uint16_t* y, int tokens, int heads, float scale_log2e) {
+  static __device__ __forceinline__ void forward(const uint16_t* qkv, uint16_t* y, int tokens, int heads, int causal, float scale_log2e) {
     Tile* tile = (Tile*)dynamic_shared;
     int head = blockIdx.x, width = heads * HEAD, row = threadIdx.x / 32 * 16;
     const uint16_t* from = qkv + (size_t)blockIdx.y * tokens * 3 * width + head * HEAD;
@@ -116,7 +119,7 @@ template<int T, int HEAD> struct Small {
     __syncthreads();
     float s[2 * T][4], o[D / 8][4];
     scores(s, tile[0], tile[1], row);
-    softmax(s, tokens, scale_log2e);
+    softmax(s, row, tokens, causal, scale_log2e);
     copies_wait<0>();
     __syncthreads();
     rows_times(o, s, tile[2]);
@@ -138,7 +141,7 @@ template<int T, int HEAD> struct Small {
   }
   // gradient of qkv from that of y; nothing but qkv is kept of the forward pass, no atomics: the same bits always.
   // With `parts`, [batch, 3, heads, HEAD], the sums over the tokens too, of which the gradient of qkv's bias is made
-  static __device__ __forceinline__ void backward(const uint16_t* qkv, const uint16_t* dy, uint16_t* dqkv, float* parts, int tokens, int heads, float scale, float scale_log2e) {
+  static __device__ __forceinline__ void backward(const uint16_t* qkv, const uint16_t* dy, uint16_t* dqkv, float* parts, int tokens, int heads, int causal, float scale, float scale_log2e) {
     typedef uint16_t Square[ROWS][ROWS + 8];
     Tile* tile = (Tile*)dynamic_shared;
     Square* square = (Square*)(tile + 4);
@@ -157,7 +160,7 @@ template<int T, int HEAD> struct Small {
     {
       float p[2 * T][4], d[2 * T][4];
       scores(p, tile[0], tile[1], row);
-      softmax(p, tokens, scale_log2e);
+      softmax(p, row, tokens, causal, scale_log2e);
       copies_wait<0>();
       __syncthreads();
       scores(d, tile[3], tile[2], row);
@@ -213,10 +216,10 @@ template<int T, int HEAD> struct Small {
   }
 };
 #define ATTENTION(T, HEAD) \
-  KERNEL(32 * T, attention_##T##_##HEAD, (const uint16_t* qkv, uint16_t* y, int tokens, int heads, float scale)) { \
-    Small<T, HEAD>::forward(qkv, y, tokens, heads, scale * 1.4426950408889634f); \
+  KERNEL(32 * T, attention_##T##_##HEAD, (const uint16_t* qkv, uint16_t* y, int tokens, int heads, int causal, float scale)) { \
+    Small<T, HEAD>::forward(qkv, y, tokens, heads, causal, scale * 1.4426950408889634f); \
   } \
   KERNEL(32 * T, attention_gradient_##T##_##HEAD, (const uint16_t* qkv, const uint16_t* dy, uint16_t* dqkv, float* parts, \
-      int tokens, int heads, float scale)) { \
-    Small<T, HEAD>::backward(qkv, dy, dqkv, parts, tokens, heads, scale, scale * 1.4426950408889634f); \
+      int tokens, int heads, int causal, float scale)) { \
+    Small<T, HEAD>::backward(qkv, dy, dqkv, parts, tokens, heads, causal, scale, scale * 1.4426950408889634f); \
   }

@@ -1,10 +1,13 @@
 // Self-attention of one head of one sample in one block, for more tokens than `attention.cuh` takes: as many as two tensors
-// of a head fit into shared memory (577 at heads of 80), heads of up to 96 elements, a multiple of eight.
+// of a head fit into shared memory (577 at heads of 80), heads of up to 128 elements, a multiple of eight.
 //
 // Two of a head's tensors are in shared memory; each warp takes 16 rows of the others at a time into its registers and
 // walks over all of the shared rows. Forward: queries walk over keys with a running softmax. Backward: queries walk over
 // keys for their own gradient, then keys walk over queries for theirs. The scores are computed again each time, so
 // nothing crosses warps: no atomics, no sums in shared memory, the same bits always.
+//
+// Where attention is causal, query i sees the keys up to i alone. Tiles of keys that none of a warp's queries sees are
+// left out.
 //
 // Launched with whole warps and a grid of [heads, batch]. Dynamic shared memory: 2 tensors of `rows` rows of (D + 8) bf16,
 // with D = HEAD and `rows` = tokens rounded up to 16; `keys` 2 floats a row more.
@@ -85,7 +88,7 @@ template<int HEAD> struct Long {
 
   // qkv [batch, tokens, 3, heads, HEAD] -> y [batch, tokens, heads, HEAD], and the logarithm to base 2 of each softmax's
   // sum, [batch, heads, tokens].
-  static __device__ __forceinline__ void forward(const uint16_t* qkv, uint16_t* y, float* log_sums, int tokens, int heads, float scale) {
+  static __device__ __forceinline__ void forward(const uint16_t* qkv, uint16_t* y, float* log_sums, int tokens, int heads, int causal, float scale) {
     uint16_t* shared = (uint16_t*)dynamic_shared;
     const int rows = (tokens + 15) / 16 * 16, head = blockIdx.x, width = heads * HEAD, lane = threadIdx.x % 32;
     const uint16_t* from = qkv + (size_t)blockIdx.y * tokens * 3 * width + head * HEAD;
@@ -100,16 +103,20 @@ template<int HEAD> struct Long {
       fragments(q, from, 3 * width, row, tokens);
       float o[2 * K][4], most[2] = {-3.4e38f, -3.4e38f}, sum[2] = {0, 0};
       clear(o);
-      for (int key = 0; key < rows; key += 64) {
+      const int end = causal ? row + 16 : rows;
+      int seen[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) seen[half] = causal ? min(tokens, row + lane / 4 + 8 * half + 1) : tokens;
+      for (int key = 0; key < end; key += 64) {
         float s[8][4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          if (key + 16 * j < rows) scores(s[2 * j], s[2 * j + 1], q, shared + (key + 16 * j) * PITCH);
+          if (key + 16 * j < end) scores(s[2 * j], s[2 * j + 1], q, shared + (key + 16 * j) * PITCH);
 #pragma unroll
           for (int n = 2 * j; n < 2 * j + 2; ++n)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-              if (key + 8 * n + 2 * (lane % 4) + i % 2 >= tokens) s[n][i] = -3.4e38f;
+              if (key + 8 * n + 2 * (lane % 4) + i % 2 >= seen[i / 2]) s[n][i] = -3.4e38f;
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -136,7 +143,7 @@ template<int HEAD> struct Long {
         }
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-          if (key + 16 * j < rows) accumulate(o, s[2 * j], s[2 * j + 1], values + (key + 16 * j) * PITCH);
+          if (key + 16 * j < end) accumulate(o, s[2 * j], s[2 * j + 1], values + (key + 16 * j) * PITCH);
       }
       sum[0] = over_row(sum[0]);
       sum[1] = over_row(sum[1]);
@@ -150,7 +157,7 @@ template<int HEAD> struct Long {
   }
 
   // The queries' part of dqkv, and delta [batch, heads, tokens], the sum of y dy over each head.
-  static __device__ __forceinline__ void queries(const uint16_t* qkv, const uint16_t* y, const uint16_t* dy, const float* log_sums, float* delta, uint16_t* dqkv, int tokens, int heads, float scale) {
+  static __device__ __forceinline__ void queries(const uint16_t* qkv, const uint16_t* y, const uint16_t* dy, const float* log_sums, float* delta, uint16_t* dqkv, int tokens, int heads, int causal, float scale) {
     uint16_t* shared = (uint16_t*)dynamic_shared;
     const int rows = (tokens + 15) / 16 * 16, head = blockIdx.x, width = heads * HEAD, lane = threadIdx.x % 32;
     const uint16_t* from = qkv + (size_t)blockIdx.y * tokens * 3 * width + head * HEAD;
@@ -166,6 +173,7 @@ template<int HEAD> struct Long {
       fragments(q, y + out, width, row, tokens);
       fragments(d, dy + out, width, row, tokens);
       float middle[2] = {0, 0}, log_sum[2];
+      int seen[2];
 #pragma unroll
       for (int k = 0; k < K; ++k)
 #pragma unroll
@@ -178,12 +186,14 @@ template<int HEAD> struct Long {
         const int r = row + lane / 4 + 8 * half;
         middle[half] = over_row(middle[half]);
         log_sum[half] = r < tokens ? log_sums[stats + r] : 0.0f;
+        seen[half] = causal ? min(tokens, r + 1) : tokens;
         if (lane % 4 == 0 && r < tokens) delta[stats + r] = middle[half];
       }
       fragments(q, from, 3 * width, row, tokens);
       float o[2 * K][4];
       clear(o);
-      for (int key = 0; key < rows; key += 16) {
+      const int end = causal ? row + 16 : rows;
+      for (int key = 0; key < end; key += 16) {
         float s[2][4], slope[2][4];
         scores(s[0], s[1], q, shared + key * PITCH);
         scores(slope[0], slope[1], d, values + key * PITCH);
@@ -191,8 +201,8 @@ template<int HEAD> struct Long {
         for (int n = 0; n < 2; ++n)
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            const bool seen = key + 8 * n + 2 * (lane % 4) + i % 2 < tokens;
-            const float p = seen ? fast_exp2(fmaf(s[n][i], c, -log_sum[i / 2])) : 0.0f;
+            const bool sees = key + 8 * n + 2 * (lane % 4) + i % 2 < seen[i / 2];
+            const float p = sees ? fast_exp2(fmaf(s[n][i], c, -log_sum[i / 2])) : 0.0f;
             slope[n][i] = p * (slope[n][i] - middle[i / 2]);
           }
         accumulate(o, slope[0], slope[1], shared + key * PITCH);
@@ -202,7 +212,7 @@ template<int HEAD> struct Long {
   }
 
   // The keys' and values' parts: rows are keys, columns queries.
-  static __device__ __forceinline__ void keys(const uint16_t* qkv, const uint16_t* dy, const float* log_sums, const float* delta, uint16_t* dqkv, int tokens, int heads, float scale) {
+  static __device__ __forceinline__ void keys(const uint16_t* qkv, const uint16_t* dy, const float* log_sums, const float* delta, uint16_t* dqkv, int tokens, int heads, int causal, float scale) {
     uint16_t* shared = (uint16_t*)dynamic_shared;
     const int rows = (tokens + 15) / 16 * 16, head = blockIdx.x, width = heads * HEAD, lane = threadIdx.x % 32;
     const uint16_t* from = qkv + (size_t)blockIdx.y * tokens * 3 * width + head * HEAD;
@@ -226,7 +236,8 @@ template<int HEAD> struct Long {
       float to_keys[2 * K][4], to_values[2 * K][4];
       clear(to_keys);
       clear(to_values);
-      for (int query = 0; query < rows; query += 16) {
+      const int first = causal ? row : 0;
+      for (int query = first; query < rows; query += 16) {
         float p[2][4], s[2][4];
         scores(p[0], p[1], k, shared + query * PITCH);
         scores(s[0], s[1], v, slopes + query * PITCH);
@@ -235,7 +246,8 @@ template<int HEAD> struct Long {
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const int at = query + 8 * n + 2 * (lane % 4) + i % 2;
-            p[n][i] = fast_exp2(fmaf(p[n][i], c, -log_sum[at]));
+            const bool sees = !causal || at >= row + lane / 4 + 8 * (i / 2);
+            p[n][i] = sees ? fast_exp2(fmaf(p[n][i], c, -log_sum[at])) : 0.0f;
             s[n][i] = p[n][i] * (s[n][i] - middle[at]);
           }
         accumulate(to_values, p[0], p[1], slopes + query * PITCH);
@@ -249,16 +261,17 @@ template<int HEAD> struct Long {
 };
 
 // 512 threads at once on a multiprocessor, in one block or two, leave 128 registers each. The keys' gradient of longer heads
-// would spill too many of them: 384 threads leave 168.
+// would spill too many of them: 384 threads leave 168. Heads above 96 elements take 255, so 256 threads.
 #define ATTENTION_LONG(HEAD) \
-  KERNEL(512, attention_long_##HEAD, (const uint16_t* qkv, uint16_t* y, float* log_sums, int tokens, int heads, float scale)) { \
-    Long<HEAD>::forward(qkv, y, log_sums, tokens, heads, scale); \
+  KERNEL((HEAD <= 96 ? 512 : 256), attention_long_##HEAD, (const uint16_t* qkv, uint16_t* y, float* log_sums, int tokens, int heads, \
+      int causal, float scale)) { \
+    Long<HEAD>::forward(qkv, y, log_sums, tokens, heads, causal, scale); \
   } \
-  KERNEL(512, attention_long_queries_##HEAD, (const uint16_t* qkv, const uint16_t* y, const uint16_t* dy, const float* log_sums, \
-      float* delta, uint16_t* dqkv, int tokens, int heads, float scale)) { \
-    Long<HEAD>::queries(qkv, y, dy, log_sums, delta, dqkv, tokens, heads, scale); \
+  KERNEL((HEAD <= 96 ? 512 : 256), attention_long_queries_##HEAD, (const uint16_t* qkv, const uint16_t* y, const uint16_t* dy, \
+      const float* log_sums, float* delta, uint16_t* dqkv, int tokens, int heads, int causal, float scale)) { \
+    Long<HEAD>::queries(qkv, y, dy, log_sums, delta, dqkv, tokens, heads, causal, scale); \
   } \
-  KERNEL((HEAD <= 64 ? 512 : 384), attention_long_keys_##HEAD, (const uint16_t* qkv, const uint16_t* dy, const float* log_sums, \
-      const float* delta, uint16_t* dqkv, int tokens, int heads, float scale)) { \
-    Long<HEAD>::keys(qkv, dy, log_sums, delta, dqkv, tokens, heads, scale); \
+  KERNEL((HEAD <= 64 ? 512 : HEAD <= 96 ? 384 : 256), attention_long_keys_##HEAD, (const uint16_t* qkv, const uint16_t* dy, \
+      const float* log_sums, const float* delta, uint16_t* dqkv, int tokens, int heads, int causal, float scale)) { \
+    Long<HEAD>::keys(qkv, dy, log_sums, delta, dqkv, tokens, heads, causal, scale); \
   }

@@ -2,9 +2,9 @@
 #pragma once
 #include "common.cuh"
 
-// losses [rows] = -sum(targets * log softmax(logits)); slopes [rows, classes] = its gradient times `factor`.
-// Dynamic shared memory: 16 floats.
-KERNEL(256, cross_entropy, (float* losses, float* slopes, const float* logits, const float* targets, int classes, float factor)) {
+// losses [rows] = -sum(targets * log softmax(logits)); slopes [rows, classes] = its gradient times `factor` and, where they
+// are given, the losses' own gradients `upstream` [rows]. Either result may be absent. Dynamic shared memory: 16 floats.
+KERNEL(256, cross_entropy, (float* losses, float* slopes, const float* logits, const float* targets, const float* upstream, int classes, float factor)) {
   float* scratch = (float*)dynamic_shared;
   const size_t row = (size_t)blockIdx.x * classes;
   float most = -3.4e38f;
@@ -21,7 +21,9 @@ KERNEL(256, cross_entropy, (float* losses, float* slopes, const float* logits, c
   float powers[2] = {sums[0], sums[1]}, along[1] = {sums[2]};
   block_sums<2>(powers, scratch);
   block_sums<1>(along, scratch);
-  if (threadIdx.x == 0) losses[blockIdx.x] = powers[1] * logf(powers[0]) - along[0];
+  if (losses && threadIdx.x == 0) losses[blockIdx.x] = powers[1] * logf(powers[0]) - along[0];
+  if (!slopes) return; // The same for all threads.
+  if (upstream) factor *= upstream[blockIdx.x];
   const float share = powers[1] / powers[0];
   for (int c = threadIdx.x; c < classes; c += 256)
     slopes[row + c] = factor * (expf(logits[row + c] - most) * share - targets[row + c]);

@@ -1,4 +1,5 @@
-// GELU and its gradient, casts, sums over rows. All sizes are multiples of eight.
+// GELU and its gradient, casts, sums over rows. A thread takes eight numbers at a time; what is left at the end of a tensor,
+// it takes one by one.
 #pragma once
 #include "common.cuh"
 
@@ -38,10 +39,27 @@ __device__ __forceinline__ void gelu_both(int kind, float x, float& value, float
 template<class T> __device__ __forceinline__ void gelu(T* y, const T* x, size_t count, int kind) {
   for (size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; at < count; at += (size_t)gridDim.x * blockDim.x * 8) {
     float v[8], slope;
+    if (at + 8 > count) {
+#pragma unroll 1
+      for (size_t i = at; i < count; ++i) {
+        gelu_both(kind, to_float(x[i]), v[0], slope);
+        put(y + i, v[0]);
+      }
+      break;
+    }
     load8(v, x + at);
 #pragma unroll
     for (int i = 0; i < 8; ++i) gelu_both(kind, v[i], v[i], slope);
     store8(y + at, v);
+  }
+}
+
+// dx = dy * gelu'(x) without sums, for rows of any length.
+template<class T> __device__ __forceinline__ void gelu_slopes(T* dx, const T* x, const T* dy, size_t count, int kind) {
+  for (size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += (size_t)gridDim.x * blockDim.x) {
+    float value, slope;
+    gelu_both(kind, to_float(x[at]), value, slope);
+    put(dx + at, to_float(dy[at]) * slope);
   }
 }
 
@@ -90,6 +108,11 @@ __device__ __forceinline__ void gelu_gradient(T* dx, float* parts, const T* x, c
 template<class T, class X>
 __device__ __forceinline__ void scale_rows(T* y, const X* x, const float* scale, size_t count, int sample) {
   for (size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; at < count; at += (size_t)gridDim.x * blockDim.x * 8) {
+    if (at + 8 > count || (scale && sample % 8 != 0)) {
+#pragma unroll 1
+      for (size_t i = at; i < count && i < at + 8; ++i) put(y + i, to_float(x[i]) * (scale ? scale[i / sample] : 1.0f));
+      continue;
+    }
     float v[8], factor = scale ? scale[at / sample] : 1.0f;
     load8(v, x + at);
 #pragma unroll
@@ -102,6 +125,11 @@ __device__ __forceinline__ void scale_rows(T* y, const X* x, const float* scale,
 template<class X, class T>
 __device__ __forceinline__ void residual(X* to, const X* x, const T* branch, const float* scale, size_t count, int sample) {
   for (size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; at < count; at += (size_t)gridDim.x * blockDim.x * 8) {
+    if (at + 8 > count || sample % 8 != 0) {
+#pragma unroll 1
+      for (size_t i = at; i < count && i < at + 8; ++i) put(to + i, to_float(x[i]) + scale[i / sample] * to_float(branch[i]));
+      continue;
+    }
     float v[8], w[8], factor = scale[at / sample];
     load8(v, x + at);
     load8(w, branch + at);
@@ -114,6 +142,11 @@ __device__ __forceinline__ void residual(X* to, const X* x, const T* branch, con
 // to = a + b
 template<class T> __device__ __forceinline__ void add(T* to, const T* a, const T* b, size_t count) {
   for (size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; at < count; at += (size_t)gridDim.x * blockDim.x * 8) {
+    if (at + 8 > count) {
+#pragma unroll 1
+      for (size_t i = at; i < count; ++i) put(to + i, to_float(a[i]) + to_float(b[i]));
+      break;
+    }
     float v[8], w[8];
     load8(v, a + at);
     load8(w, b + at);
@@ -127,6 +160,9 @@ template<class T> __device__ __forceinline__ void add(T* to, const T* a, const T
   KERNEL(256, gelu_##NAME, (T* y, const T* x, uint64_t count, int kind)) { gelu(y, x, count, kind); } \
   KERNEL(256, gelu_gradient_##NAME, (T* dx, float* parts, const T* x, const T* dy, int rows, int width, int kind)) { \
     gelu_gradient(dx, parts, x, dy, rows, width, kind); \
+  } \
+  KERNEL(256, gelu_slopes_##NAME, (T* dx, const T* x, const T* dy, uint64_t count, int kind)) { \
+    gelu_slopes(dx, x, dy, count, kind); \
   } \
   KERNEL(256, column_parts_##NAME, (float* parts, const T* x, int rows, int width)) { \
     walk_columns(parts, rows, width, [&](float (&v)[8], size_t at) { load8(v, x + at); }); \

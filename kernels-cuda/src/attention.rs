@@ -1,4 +1,4 @@
-//! Multi-head attention `softmax(q k^T / sqrt(head_dim)) v`.
+//! Multi-head attention `softmax(q k^T / sqrt(head_dim)) v`, causal where it is asked for.
 
 use crate::launch;
 use crate::machine::{Facts, Kind};
@@ -17,6 +17,8 @@ pub struct AttentionShape {
     pub heads: usize,
     /// Length of a head: a multiple of 8, up to 128.
     pub head_dim: usize,
+    /// Whether query i sees only the keys up to i.
+    pub causal: bool,
 }
 
 /// What [`attention_gradient`] needs of [`attention`].
@@ -32,16 +34,12 @@ pub struct AttentionSaved {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
     /// All scores of a head in registers.
-    Small {
-        tiles: usize,
-    },
+    Small { tiles: usize },
     /// Two tensors of a head in shared memory: warps, and bytes of shared memory for the keys' gradient (second) and the
     /// others.
-    Long {
-        warps: usize,
-        shared: [usize; 2],
-    },
-    Tiled,
+    Long { warps: usize, shared: [usize; 2] },
+    /// Tiles of so many queries and keys in shared memory.
+    Tiled { tile: usize },
 }
 
 impl AttentionShape {
@@ -58,13 +56,20 @@ impl AttentionShape {
         let rows = 16 * tiles;
         let tensors = 2 * rows * (self.head_dim.next_multiple_of(16) + 8) * 2;
         let shared = [tensors, tensors + 2 * rows * 4];
-        if kind == Kind::Bf16 && self.head_dim <= 96 && shared[1] <= facts.shared_memory {
+        if kind == Kind::Bf16 && shared[1] <= facts.shared_memory {
             // Two blocks at a time on a multiprocessor, so that one computes while the other loads, where both fit.
             let two = 2 * (shared[1] + 1024) <= facts.shared_memory + 1024;
-            let most = if self.head_dim <= 64 { 16 } else { 12 } / if two { 2 } else { 1 };
+            let most = match self.head_dim {
+                ..=64 => 16,
+                65..=96 => 12,
+                _ => 8,
+            };
+            // Those of more than 96 elements take all registers in one block.
+            let most = if two && self.head_dim <= 96 { most / 2 } else { most };
             return Route::Long { warps: tiles.div_ceil(tiles.div_ceil(most)), shared };
         }
-        Route::Tiled
+        let fits = self.tiled_memory(4, 64) <= facts.shared_memory;
+        Route::Tiled { tile: if fits { 64 } else { 32 } }
     }
 
     /// Shared memory of `attention.cuh`, forward and gradient.
@@ -79,7 +84,7 @@ impl AttentionShape {
         match self.route(kind, facts) {
             Route::Small { tiles } => Program::Attention { tiles, head: self.head_dim },
             Route::Long { .. } => Program::AttentionLong { head: self.head_dim },
-            Route::Tiled => Program::AttentionAny { bf16: kind == Kind::Bf16, head: self.head_dim },
+            Route::Tiled { tile } => Program::AttentionAny { bf16: kind == Kind::Bf16, head: self.head_dim, tile },
         }
     }
 
@@ -87,9 +92,9 @@ impl AttentionShape {
         1.0 / (self.head_dim as f32).sqrt()
     }
 
-    /// Shared memory of `attention_any.cuh` with so many tiles of rows.
-    fn tiled_memory(&self, tiles: usize) -> usize {
-        (tiles * 64 * (self.head_dim + 1) + 64 * 65) * 4
+    /// Shared memory of `attention_any.cuh` with `count` tiles of `tile` rows.
+    fn tiled_memory(&self, count: usize, tile: usize) -> usize {
+        (count * tile * (self.head_dim + 1) + tile * (tile + 1)) * 4
     }
 
     fn check(&self, what: &str, values: &Values, parts: usize) {
@@ -112,16 +117,18 @@ impl AttentionShape {
 /// If `qkv` has not the length that `shape` says, or heads are longer than 128 or no multiple of 8.
 pub fn attention(shape: AttentionShape, qkv: &Values) -> (Values, AttentionSaved) {
     shape.check("qkv", qkv, 3);
-    let AttentionShape { batch, tokens, heads, head_dim } = shape;
+    let AttentionShape { batch, tokens, heads, head_dim, causal } = shape;
     let (gpu, kind) = (qkv.gpu(), qkv.kind());
     let y = Values::new(gpu, shape.elements(), kind);
     let program = shape.program(kind, gpu.facts());
-    let (n, h, scale) = (tokens as i32, heads as i32, shape.scale());
+    let (n, h, causal, scale) = (tokens as i32, heads as i32, i32::from(causal), shape.scale());
     let tiled = match shape.route(kind, gpu.facts()) {
         Route::Small { tiles } => {
             let (name, [shared, _]) = (format!("attention_{tiles}_{head_dim}"), shape.small_memory(tiles));
             // SAFETY: `qkv` and `y` were checked against the shape; shared memory is that of the kernel's tiles.
-            unsafe { launch!(gpu, program, &name, [heads, batch, 1], 32 * tiles, shared, qkv, &y, n, h, scale) };
+            unsafe {
+                launch!(gpu, program, &name, [heads, batch, 1], 32 * tiles, shared, qkv, &y, n, h, causal, scale)
+            };
             None
         }
         Route::Long { warps, shared: [shared, _] } => {
@@ -129,16 +136,30 @@ pub fn attention(shape: AttentionShape, qkv: &Values) -> (Values, AttentionSaved
             let name = format!("attention_long_{head_dim}");
             // SAFETY: as above; there is a sum for every query of every head.
             unsafe {
-                launch!(gpu, program, &name, [heads, batch, 1], 32 * warps, shared, qkv, &y, &log_sums, n, h, scale)
+                launch!(
+                    gpu,
+                    program,
+                    &name,
+                    [heads, batch, 1],
+                    32 * warps,
+                    shared,
+                    qkv,
+                    &y,
+                    &log_sums,
+                    n,
+                    h,
+                    causal,
+                    scale
+                )
             };
             Some((y.clone(), log_sums))
         }
-        Route::Tiled => {
+        Route::Tiled { tile } => {
             let log_sums = Values::new(gpu, batch * heads * tokens, Kind::F32);
-            let name = format!("attention_any_{}_{head_dim}", kind.suffix());
-            let grid = [tokens.div_ceil(64), heads, batch];
+            let name = format!("attention_any_{}_{head_dim}_{tile}", kind.suffix());
+            let (grid, shared) = ([tokens.div_ceil(tile), heads, batch], shape.tiled_memory(3, tile));
             // SAFETY: as above; there is a sum for every query of every head.
-            unsafe { launch!(gpu, program, &name, grid, 256, shape.tiled_memory(3), qkv, &y, &log_sums, n, h, scale) };
+            unsafe { launch!(gpu, program, &name, grid, 256, shared, qkv, &y, &log_sums, n, h, causal, scale) };
             Some((y.clone(), log_sums))
         }
     };
@@ -170,23 +191,39 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
     let AttentionSaved { shape, qkv, tiled } = saved;
     shape.check("dy", dy, 1);
     assert!(dy.kind() == qkv.kind(), "`dy` is {dy:?}, `qkv` {qkv:?}");
-    let AttentionShape { batch, tokens, heads, head_dim } = *shape;
+    let AttentionShape { batch, tokens, heads, head_dim, causal } = *shape;
     let (gpu, kind) = (qkv.gpu(), qkv.kind());
     let dqkv = Values::new(gpu, qkv.len(), kind);
     let program = shape.program(kind, gpu.facts());
-    let (n, h, scale) = (tokens as i32, heads as i32, shape.scale());
+    let (n, h, causal, scale) = (tokens as i32, heads as i32, i32::from(causal), shape.scale());
     let Some((y, log_sums)) = tiled else {
         let tiles = tokens.div_ceil(16);
         let (name, [_, shared]) = (format!("attention_gradient_{tiles}_{head_dim}"), shape.small_memory(tiles));
         // SAFETY: all were checked against the shape; shared memory is that of the kernel's tiles.
         unsafe {
-            launch!(gpu, program, &name, [heads, batch, 1], 32 * tiles, shared, qkv, dy, &dqkv, parts, n, h, scale)
+            launch!(
+                gpu,
+                program,
+                &name,
+                [heads, batch, 1],
+                32 * tiles,
+                shared,
+                qkv,
+                dy,
+                &dqkv,
+                parts,
+                n,
+                h,
+                causal,
+                scale
+            )
         };
         return dqkv;
     };
     let count = batch * heads * tokens;
     let delta = Values::new(gpu, count, Kind::F32);
-    if let Route::Long { warps, shared: [shared, more] } = shape.route(kind, gpu.facts()) {
+    let route = shape.route(kind, gpu.facts());
+    if let Route::Long { warps, shared: [shared, more] } = route {
         let name = |part: &str| format!("attention_long_{part}_{head_dim}");
         let (grid, threads) = ([heads, batch, 1], 32 * warps);
         // SAFETY: all were checked against the shape; there is a sum and a delta for every query of every head.
@@ -206,19 +243,120 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
                 &dqkv,
                 n,
                 h,
+                causal,
                 scale
             );
-            launch!(gpu, program, &name("keys"), grid, threads, more, qkv, dy, log_sums, &delta, &dqkv, n, h, scale);
+            launch!(
+                gpu,
+                program,
+                &name("keys"),
+                grid,
+                threads,
+                more,
+                qkv,
+                dy,
+                log_sums,
+                &delta,
+                &dqkv,
+                n,
+                h,
+                causal,
+                scale
+            );
         }
         return dqkv;
     }
-    let name = |part: &str| format!("attention_{part}_{}_{head_dim}", kind.suffix());
-    let (grid, shared) = ([tokens.div_ceil(64), heads, batch], shape.tiled_memory(4));
+    let Route::Tiled { tile } = route else { unreachable!("attention in registers saves no sums") };
+    let name = |part: &str| format!("attention_{part}_{}_{head_dim}_{tile}", kind.suffix());
+    let (grid, shared) = ([tokens.div_ceil(tile), heads, batch], shape.tiled_memory(4, tile));
     // SAFETY: all were checked against the shape; there is a sum and a delta for every query of every head.
     unsafe {
         launch!(gpu, program, &name("delta"), [count.div_ceil(8), 1, 1], 256, 0, y, dy, &delta, n, h, count as i32);
-        launch!(gpu, program, &name("queries"), grid, 256, shared, qkv, dy, log_sums, &delta, &dqkv, n, h, scale);
-        launch!(gpu, program, &name("keys"), grid, 256, shared, qkv, dy, log_sums, &delta, &dqkv, n, h, scale);
+        launch!(
+            gpu,
+            program,
+            &name("queries"),
+            grid,
+            256,
+            shared,
+            qkv,
+            dy,
+            log_sums,
+            &delta,
+            &dqkv,
+            n,
+            h,
+            causal,
+            scale
+        );
+        launch!(gpu, program, &name("keys"), grid, 256, shared, qkv, dy, log_sums, &delta, &dqkv, n, h, causal, scale);
     }
     dqkv
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By shared memory of a block: A100, H100, and consumer GPUs.
+    fn facts(kib: usize) -> Facts {
+        Facts { name: "test".into(), capability: (8, 0), multiprocessors: 100, shared_memory: kib << 10 }
+    }
+
+    #[test]
+    fn every_shape_has_kernels_that_fit_into_every_gpu() {
+        for kib in [163, 227, 99] {
+            for head_dim in (8..=128).step_by(8) {
+                for tokens in [1, 16, 37, 50, 77, 197, 257, 577, 1370] {
+                    for kind in [Kind::Bf16, Kind::F32] {
+                        let shape = AttentionShape { batch: 1, tokens, heads: 16, head_dim, causal: false };
+                        let route = shape.route(kind, &facts(kib));
+                        let shared = match route {
+                            Route::Small { tiles } => {
+                                assert!(tokens <= 16 * tiles && kind == Kind::Bf16);
+                                shape.small_memory(tiles)[1]
+                            }
+                            Route::Long { warps, shared } => {
+                                let threads = match head_dim {
+                                    ..=64 => 512,
+                                    65..=96 => 384,
+                                    _ => 256,
+                                };
+                                assert!((1..=threads / 32).contains(&warps) && kind == Kind::Bf16);
+                                shared[0].max(shared[1])
+                            }
+                            Route::Tiled { tile } => shape.tiled_memory(4, tile),
+                        };
+                        assert!(shared <= kib << 10, "{shape:?} {kind:?}: {route:?} needs {shared} of {kib} KiB");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shapes_of_the_model_zoo_use_matrix_instructions_where_they_fit() {
+        let route = |tokens, head_dim, kib| {
+            let shape = AttentionShape { batch: 1, tokens, heads: 16, head_dim, causal: true };
+            shape.route(Kind::Bf16, &facts(kib))
+        };
+        for kib in [99, 163, 227] {
+            for head_dim in [64, 72, 80, 88] {
+                for tokens in [16, 37, 50, 77] {
+                    assert_eq!(route(tokens, head_dim, kib), Route::Small { tiles: tokens.div_ceil(16) });
+                }
+            }
+            assert!(matches!(route(197, 64, kib), Route::Long { .. }));
+        }
+        for head_dim in [64, 72, 80, 88, 104] {
+            for tokens in [197, 257] {
+                for kib in [163, 227] {
+                    assert!(matches!(route(tokens, head_dim, kib), Route::Long { .. }), "{tokens} {head_dim} {kib}");
+                }
+            }
+        }
+        assert!(matches!(route(577, 80, 227), Route::Long { .. }));
+        assert_eq!(route(577, 64, 163), Route::Tiled { tile: 64 });
+        assert_eq!(route(257, 104, 99), Route::Tiled { tile: 32 });
+    }
 }

@@ -34,6 +34,8 @@ pub struct BlockShape {
     pub heads: usize,
     /// Length of a token inside the MLP, a multiple of 8.
     pub hidden: usize,
+    /// Whether a token sees only itself and those before it, as in a text tower.
+    pub causal: bool,
 }
 
 impl BlockShape {
@@ -43,8 +45,8 @@ impl BlockShape {
     }
 
     fn attention(&self) -> AttentionShape {
-        let Self { batch, tokens, width, heads, .. } = *self;
-        AttentionShape { batch, tokens, heads, head_dim: width / heads }
+        let Self { batch, tokens, width, heads, causal, .. } = *self;
+        AttentionShape { batch, tokens, heads, head_dim: width / heads, causal }
     }
 
     /// Compiles, or loads from the cache, all kernels that a block of this shape needs, in parallel.

@@ -105,7 +105,13 @@ impl Gpu {
 
     /// A GPU in software, for tests. It compiles kernels with `c++` when they are first used and keeps them in a folder.
     pub fn soft(folder: &Path) -> Self {
-        Self::of(Box::new(Soft::open(folder)))
+        Self::soft_with(folder, 227 << 10)
+    }
+
+    /// The same with so many bytes of shared memory for a block: 227 KiB are those of an H100, 163 KiB of an A100, 99 KiB of
+    /// consumer GPUs.
+    pub fn soft_with(folder: &Path, shared_memory: usize) -> Self {
+        Self::of(Box::new(Soft::open(folder, shared_memory)))
     }
 
     fn of(machine: Box<dyn Machine>) -> Self {

@@ -8,7 +8,8 @@ use crate::values::Values;
 /// A layer's weight `[out, in]` and bias `[out]`, ready for products of one precision.
 ///
 /// Products want rows of whole eights, so where `in` is no multiple of 8 (patches of 14 pixels) the rows of weight and
-/// input are filled up with zeros: [`inputs`](Self::inputs) is the length of the input's rows.
+/// input are filled up with zeros: [`inputs`](Self::inputs) is the length of the input's rows. [`pad`](Self::pad) makes them
+/// of rows without zeros, and [`crop`](Self::crop) cuts their gradient.
 #[derive(Clone, Debug)]
 pub struct Linear {
     precision: Precision,
@@ -57,6 +58,40 @@ impl Linear {
     /// Length of an input row, zeros included.
     pub fn inputs(&self) -> usize {
         self.inputs
+    }
+
+    /// Length of an input row as the weight came, without zeros.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// f32 rows of [`columns`](Self::columns) numbers as the layer takes them: zeros behind them, in the precision's format.
+    ///
+    /// Shapes: `x` `[rows, columns]`, the result `[rows, inputs]`.
+    ///
+    /// # Panics
+    ///
+    /// If `x` is not whole rows, or not f32.
+    pub fn pad(&self, x: &Values) -> Values {
+        self.resize(x, self.columns, self.inputs, self.precision.kind())
+    }
+
+    /// The gradient of [`pad`](Self::pad)'s input, in f32, from that of the layer's.
+    ///
+    /// Shapes: `dx` `[rows, inputs]`, the result `[rows, columns]`.
+    ///
+    /// # Panics
+    ///
+    /// If `dx` is not whole rows, or not in the precision's format.
+    pub fn crop(&self, dx: &Values) -> Values {
+        self.rows(dx, self.inputs);
+        self.resize(&dx.cast(Kind::F32), self.inputs, self.columns, Kind::F32)
+    }
+
+    fn resize(&self, x: &Values, from: usize, to: usize, kind: Kind) -> Values {
+        let whole = x.kind() == Kind::F32 && from > 0 && x.len().is_multiple_of(from);
+        assert!(whole, "{x:?} is not whole rows of {from} in f32");
+        if from == to { x.cast(kind) } else { resized(x, from, to, kind) }
     }
 
     /// Length of an output row.

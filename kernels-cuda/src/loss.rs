@@ -13,14 +13,54 @@ use crate::values::Values;
 ///
 /// If the lengths do not fit each other.
 pub fn cross_entropy(logits: &Values, targets: &Values, classes: usize, factor: f32) -> (Values, Values) {
+    let (rows, gpu) = (rows(logits, classes), logits.gpu());
+    let [losses, slopes] = [rows, logits.len()].map(|len| Values::new(gpu, len, Kind::F32));
+    run(logits, targets, classes, [Some(&losses), Some(&slopes)], None, factor);
+    (losses, slopes)
+}
+
+/// The cross entropy of every row, without its gradient.
+///
+/// Shapes: `logits` and `targets` `[rows, classes]` in f32, the losses `[rows]`.
+///
+/// # Panics
+///
+/// If the lengths do not fit each other.
+pub fn cross_entropy_losses(logits: &Values, targets: &Values, classes: usize) -> Values {
+    let losses = Values::new(logits.gpu(), rows(logits, classes), Kind::F32);
+    run(logits, targets, classes, [Some(&losses), None], None, 1.0);
+    losses
+}
+
+/// The gradient of the logits from that of every row's cross entropy.
+///
+/// Shapes: `logits`, `targets` and the result `[rows, classes]`, `d_losses` `[rows]`, all in f32.
+///
+/// # Panics
+///
+/// If the lengths do not fit each other.
+pub fn cross_entropy_gradient(logits: &Values, targets: &Values, classes: usize, d_losses: &Values) -> Values {
     let rows = rows(logits, classes);
+    assert!((d_losses.len(), d_losses.kind()) == (rows, Kind::F32), "`d_losses` is {d_losses:?}, rows {rows}");
+    let slopes = Values::new(logits.gpu(), logits.len(), Kind::F32);
+    run(logits, targets, classes, [None, Some(&slopes)], Some(d_losses), 1.0);
+    slopes
+}
+
+fn run(
+    logits: &Values,
+    targets: &Values,
+    classes: usize,
+    [losses, slopes]: [Option<&Values>; 2],
+    upstream: Option<&Values>,
+    factor: f32,
+) {
+    let (gpu, rows) = (logits.gpu(), rows(logits, classes));
     assert!(
         (targets.len(), targets.kind()) == (logits.len(), Kind::F32),
         "`targets` is {targets:?}, `logits` {logits:?}"
     );
-    let gpu = logits.gpu();
-    let [losses, slopes] = [rows, logits.len()].map(|len| Values::new(gpu, len, Kind::F32));
-    // SAFETY: the lengths were checked above.
+    // SAFETY: the lengths were checked above and by the caller.
     unsafe {
         let scratch = 16 * 4;
         launch!(
@@ -30,15 +70,15 @@ pub fn cross_entropy(logits: &Values, targets: &Values, classes: usize, factor: 
             [rows, 1, 1],
             256,
             scratch,
-            &losses,
-            &slopes,
+            losses,
+            slopes,
             logits,
             targets,
+            upstream,
             classes as i32,
             factor
         );
     }
-    (losses, slopes)
 }
 
 /// 1 for every row whose largest logit, the first of equals, is that of its label, else 0. A row with a logit that is not a

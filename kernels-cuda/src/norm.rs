@@ -2,8 +2,8 @@
 
 use crate::launch;
 use crate::machine::{Facts, Kind};
-use crate::programs::Program::Norm;
-use crate::rows::{rows_of, same_gpu, sum_of_parts};
+use crate::programs::Program::{Norm, NormAny};
+use crate::rows::{same_gpu, sum_of_parts};
 use crate::values::Values;
 
 /// What the gradient of a norm needs of its forward pass: the input, and each row's mean and `1 / sqrt(variance + eps)`.
@@ -17,8 +17,44 @@ pub struct NormSaved {
 /// Rows that one block has in its registers.
 const ROWS: usize = 4;
 
-/// The longest row: eight numbers for each of 256 threads.
+/// The longest row that stays in registers: eight numbers for each of 256 threads.
 const WIDEST: usize = 2048;
+
+/// Which kernels serve rows of a width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    /// Rows in registers.
+    Fast,
+    /// Rows that are read again for each sum: longer ones.
+    Wide,
+    /// The same a number at a time, in f32: the width is no multiple of 8.
+    Odd,
+}
+
+impl Route {
+    fn of(width: usize) -> Self {
+        match width {
+            _ if !width.is_multiple_of(8) => Self::Odd,
+            ..=WIDEST => Self::Fast,
+            _ => Self::Wide,
+        }
+    }
+
+    /// Of a kernel, for an input and a result of two formats.
+    fn name(self, what: &str, x: Kind, y: Kind) -> String {
+        let of = match self {
+            Self::Fast => "",
+            Self::Wide => "wide_",
+            Self::Odd => "odd_",
+        };
+        format!("{what}_{of}{}_{}", x.suffix(), y.suffix())
+    }
+
+    /// Columns that a thread takes at a time.
+    fn columns(self) -> usize {
+        if self == Self::Odd { 1 } else { 8 }
+    }
+}
 
 /// Layer norm of every row of `x`, the result in `kind`.
 ///
@@ -26,7 +62,7 @@ const WIDEST: usize = 2048;
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other, or the width is no multiple of 8 or above 2048.
+/// If the lengths do not fit each other, or the width is no multiple of 8 and `x` or the result is not f32.
 pub fn layer_norm(x: &Values, weight: &Values, bias: &Values, eps: f32, kind: Kind) -> (Values, NormSaved) {
     normed(x, None, weight, bias, eps, kind)
 }
@@ -42,8 +78,7 @@ pub(crate) fn normed(
     kind: Kind,
 ) -> (Values, NormSaved) {
     let (gpu, width) = (x.gpu(), weight.len());
-    let rows = rows_of(x, width);
-    check(width, &[weight, bias]);
+    let rows = check(x, kind, width, &[weight, bias]);
     same_gpu(gpu, &[weight, bias]);
     let sum = branch.map(|_| Values::new(gpu, x.len(), x.kind()));
     let tokens = branch.map_or(1, |(branch, factors)| {
@@ -53,16 +88,20 @@ pub(crate) fn normed(
     });
     let y = Values::new(gpu, x.len(), kind);
     let [mean, inverse] = [(); 2].map(|()| Values::new(gpu, rows, Kind::F32));
-    let name = format!("norm_{}_{}", x.kind().suffix(), kind.suffix());
+    let route = Route::of(width);
+    let name = route.name("norm", x.kind(), kind);
     let (branch, factors) = branch.unzip();
+    let (program, threads) = (if route == Route::Fast { Norm } else { NormAny }, threads(route, width));
     // Enough blocks to fill the GPU, few enough that weights are read once for many rows.
-    let grid = [rows.div_ceil(ROWS).min(blocks(gpu.facts(), width)), 1, 1];
-    let threads = threads(width);
-    // SAFETY: sizes were checked above; the statistics have a number a row.
+    let grid = match route {
+        Route::Fast => [rows.div_ceil(ROWS).min(blocks(gpu.facts(), width)), 1, 1],
+        _ => [rows.min(1 << 16), 1, 1],
+    };
+    // SAFETY: sizes were checked above; the statistics have a number a row; all kernels take these arguments.
     unsafe {
         launch!(
             gpu,
-            Norm,
+            program,
             &name,
             grid,
             threads,
@@ -101,18 +140,24 @@ pub fn layer_norm_gradient(
 ) -> (Values, Option<(Values, Values)>) {
     let NormSaved { x, mean, inverse } = saved;
     let (gpu, width) = (x.gpu(), weight.len());
-    let rows = rows_of(x, width);
-    check(width, &[weight]);
+    let rows = check(x, dy.kind(), width, &[weight]);
     same_gpu(gpu, &[weight, dy]);
     assert!(dy.len() == x.len(), "`dy` is {dy:?}, `x` {x:?}");
     assert!(residual.is_none_or(|residual| (residual.len(), residual.kind()) == (x.len(), x.kind())));
     let dx = Values::new(gpu, x.len(), x.kind());
+    let route = Route::of(width);
+    if route != Route::Fast {
+        return (
+            gradient_of_input(route, saved, weight, dy, residual, dx),
+            parameters.then(|| gradient_of_parameters(route, saved, dy, width)),
+        );
+    }
     // As many blocks as an H100 holds at once, on every GPU: the number of partial sums decides how they round.
     let group = if x.kind() == Kind::Bf16 { ROWS } else { ROWS / 2 };
-    let count = rows.div_ceil(group).clamp(1, 132 * (512 / threads(width)).max(1));
+    let count = rows.div_ceil(group).clamp(1, 132 * (512 / threads(route, width)).max(1));
     let parts = parameters.then(|| Values::new(gpu, count * 2 * width, Kind::F32));
-    let name = format!("norm_gradient_{}_{}", x.kind().suffix(), dy.kind().suffix());
-    let threads = threads(width);
+    let name = route.name("norm_gradient", x.kind(), dy.kind());
+    let threads = threads(route, width);
     // SAFETY: sizes were checked above; every block leaves its part.
     unsafe {
         launch!(
@@ -138,21 +183,83 @@ pub fn layer_norm_gradient(
     (dx, sums.map(|sums| (sums.part(0..width), sums.part(width..2 * width))))
 }
 
-fn threads(width: usize) -> usize {
-    (width / 8).next_multiple_of(32).max(32)
+/// [`layer_norm_gradient`]'s first part for rows that do not stay in registers.
+fn gradient_of_input(
+    route: Route,
+    saved: &NormSaved,
+    weight: &Values,
+    dy: &Values,
+    residual: Option<&Values>,
+    dx: Values,
+) -> Values {
+    let NormSaved { x, mean, inverse } = saved;
+    let (width, threads) = (weight.len(), threads(route, weight.len()));
+    let rows = x.len() / width;
+    let name = route.name("norm_gradient", x.kind(), dy.kind());
+    let (grid, shared) = ([rows.min(1 << 16), 1, 1], threads / 32 * 2 * 4);
+    let (n, columns) = (rows as i32, width as i32);
+    // SAFETY: sizes were checked by the caller.
+    unsafe {
+        launch!(x.gpu(), NormAny, &name, grid, threads, shared, &dx, dy, x, mean, inverse, weight, residual, n, columns)
+    };
+    dx
+}
+
+/// The gradients of weight and bias for such rows.
+fn gradient_of_parameters(route: Route, saved: &NormSaved, dy: &Values, width: usize) -> (Values, Values) {
+    let NormSaved { x, mean, inverse } = saved;
+    let rows = x.len() / width;
+    let across = width.div_ceil(32 * route.columns());
+    // Depends on the sizes alone, as the order of the sums does.
+    let count = (1056 / across).clamp(1, 352).min(rows.div_ceil(8)).max(1);
+    let parts = [(); 2].map(|()| Values::new(x.gpu(), count * width, Kind::F32));
+    let name = route.name("norm_parameters", x.kind(), dy.kind());
+    let shared = 2 * 256 * route.columns() * 4;
+    let (n, columns) = (rows as i32, width as i32);
+    // SAFETY: sizes were checked by the caller; every block leaves its part.
+    unsafe {
+        launch!(
+            x.gpu(),
+            NormAny,
+            &name,
+            [across, count, 1],
+            256,
+            shared,
+            &parts[0],
+            &parts[1],
+            dy,
+            x,
+            mean,
+            inverse,
+            n,
+            columns
+        )
+    };
+    let [weight, bias] = parts.map(|parts| sum_of_parts(&parts, count, width));
+    (weight, bias)
+}
+
+fn threads(route: Route, width: usize) -> usize {
+    width.div_ceil(route.columns()).next_multiple_of(32).clamp(32, 256)
 }
 
 /// About 1536 threads a multiprocessor.
 fn blocks(facts: &Facts, width: usize) -> usize {
-    facts.multiprocessors * (1536 / threads(width)).max(1)
+    facts.multiprocessors * (1536 / threads(Route::Fast, width)).max(1)
 }
 
-fn check(width: usize, vectors: &[&Values]) {
-    assert!(width <= WIDEST, "rows of {width} numbers; the GPU's norms take up to {WIDEST}");
+/// The number of rows.
+fn check(x: &Values, kind: Kind, width: usize, vectors: &[&Values]) -> usize {
+    assert!(width > 0 && x.len().is_multiple_of(width), "{x:?} is not whole rows of {width}");
+    assert!(
+        width.is_multiple_of(8) || (x.kind(), kind) == (Kind::F32, Kind::F32),
+        "rows of {width} numbers; the GPU's norms take multiples of 8, others in f32 alone"
+    );
     for vector in vectors {
         assert!(
             (vector.len(), vector.kind()) == (width, Kind::F32),
             "weight or bias of a norm is {vector:?}, rows {width}"
         );
     }
+    x.len() / width
 }

@@ -4,10 +4,14 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Program {
     Norm,
+    NormAny,
     Rows,
     Images,
     Loss,
+    Contrastive,
+    Text,
     Attack,
+    L1,
     Optimizer,
     Vectors,
     Conv,
@@ -25,10 +29,11 @@ pub(crate) enum Program {
     AttentionLong {
         head: usize,
     },
-    /// Any number of tokens.
+    /// Any number of tokens, in tiles of `tile`.
     AttentionAny {
         bf16: bool,
         head: usize,
+        tile: usize,
     },
 }
 
@@ -37,17 +42,23 @@ impl Program {
     pub(crate) fn name(self) -> String {
         match self {
             Self::Norm => "norm".into(),
+            Self::NormAny => "norm_any".into(),
             Self::Rows => "rows".into(),
             Self::Images => "images".into(),
             Self::Loss => "loss".into(),
+            Self::Contrastive => "contrastive".into(),
+            Self::Text => "text".into(),
             Self::Attack => "attack".into(),
+            Self::L1 => "l1".into(),
             Self::Optimizer => "optimizer".into(),
             Self::Vectors => "vectors".into(),
             Self::Conv => "conv".into(),
             Self::Depthwise { kernel, columns } => format!("depthwise_{kernel}_{columns}"),
             Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
             Self::AttentionLong { head } => format!("attention_long_{head}"),
-            Self::AttentionAny { bf16, head } => format!("attention_any_{}_{head}", if bf16 { "bf16" } else { "f32" }),
+            Self::AttentionAny { bf16, head, tile } => {
+                format!("attention_any_{}_{head}_{tile}", if bf16 { "bf16" } else { "f32" })
+            }
         }
     }
 
@@ -60,10 +71,15 @@ impl Program {
     pub(crate) fn body(self) -> String {
         let (file, instances) = match self {
             Self::Norm => (include_str!("../cuda/norm.cuh"), String::new()),
+            Self::NormAny => (include_str!("../cuda/norm_any.cuh"), String::new()),
             Self::Rows => (include_str!("../cuda/rows.cuh"), String::new()),
             Self::Images => (include_str!("../cuda/images.cuh"), String::new()),
             Self::Loss => (include_str!("../cuda/loss.cuh"), String::new()),
+            Self::Contrastive => (include_str!("../cuda/contrastive.cuh"), String::new()),
+            Self::Text => (include_str!("../cuda/text.cuh"), String::new()),
             Self::Attack => (include_str!("../cuda/attack.cuh"), String::new()),
+            // With the streams of the other.
+            Self::L1 => (concat!(include_str!("../cuda/attack.cuh"), include_str!("../cuda/l1.cuh")), String::new()),
             Self::Optimizer => (include_str!("../cuda/optimizer.cuh"), String::new()),
             Self::Vectors => (include_str!("../cuda/vectors.cuh"), String::new()),
             Self::Conv => (include_str!("../cuda/conv.cuh"), String::new()),
@@ -76,9 +92,9 @@ impl Program {
             Self::AttentionLong { head } => {
                 (include_str!("../cuda/attention_long.cuh"), format!("ATTENTION_LONG({head})\n"))
             }
-            Self::AttentionAny { bf16, head } => {
+            Self::AttentionAny { bf16, head, tile } => {
                 let (name, kind) = if bf16 { ("bf16", "uint16_t") } else { ("f32", "float") };
-                (include_str!("../cuda/attention_any.cuh"), format!("ATTENTION_ANY({name}, {kind}, {head})\n"))
+                (include_str!("../cuda/attention_any.cuh"), format!("ATTENTION_ANY({name}, {kind}, {head}, {tile})\n"))
             }
         };
         [plain(include_str!("../cuda/common.cuh")), plain(file), instances].concat()
@@ -88,7 +104,7 @@ impl Program {
     pub(crate) fn options(self) -> &'static [&'static str] {
         match self {
             // Rounded like the CPU's, which fuses products and sums only where the source says so.
-            Self::Attack | Self::Optimizer => &["--std=c++17", "--fmad=false"],
+            Self::Attack | Self::L1 | Self::Optimizer => &["--std=c++17", "--fmad=false"],
             _ => &["--std=c++17"],
         }
     }

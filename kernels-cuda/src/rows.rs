@@ -38,12 +38,7 @@ pub(crate) fn check_eights(what: &str, len: usize) {
 }
 
 /// `y = gelu(x)`.
-///
-/// # Panics
-///
-/// If the length is not a multiple of 8.
 pub fn gelu(kind: Gelu, x: &Values) -> Values {
-    check_eights("`x`", x.len());
     let y = Values::new(x.gpu(), x.len(), x.kind());
     let name = format!("gelu_{}", x.kind().suffix());
     // SAFETY: both have as many numbers of this kind.
@@ -55,9 +50,14 @@ pub fn gelu(kind: Gelu, x: &Values) -> Values {
 ///
 /// # Panics
 ///
-/// If the sizes do not fit each other, or `width` is not a multiple of 8.
+/// If the sizes do not fit each other, or the sum is wanted of bf16 rows whose `width` is not a multiple of 8.
 pub fn gelu_gradient(kind: Gelu, x: &Values, dy: &Values, width: usize, sums: bool) -> (Values, Option<Values>) {
     assert!((x.len(), x.kind()) == (dy.len(), dy.kind()), "`x` is {x:?}, `dy` {dy:?}");
+    if !width.is_multiple_of(8) {
+        let dx = gelu_slopes(kind, x, dy);
+        let sums = sums.then(|| sum_of_rows(&dx, width));
+        return (dx, sums);
+    }
     let (gpu, rows) = (x.gpu(), rows_of(x, width));
     let dx = Values::new(gpu, x.len(), x.kind());
     let grid = column_grid(rows, width);
@@ -84,6 +84,15 @@ pub fn gelu_gradient(kind: Gelu, x: &Values, dy: &Values, width: usize, sums: bo
     (dx, parts.map(|parts| sum_of_parts(&parts, grid[1], width)))
 }
 
+fn gelu_slopes(kind: Gelu, x: &Values, dy: &Values) -> Values {
+    let dx = Values::new(x.gpu(), x.len(), x.kind());
+    let (name, count) = (format!("gelu_slopes_{}", x.kind().suffix()), x.len());
+    let grid = [count.div_ceil(256).min(1 << 16), 1, 1];
+    // SAFETY: all have as many numbers of this kind.
+    unsafe { launch!(x.gpu(), Rows, &name, grid, 256, 0, &dx, x, dy, count as u64, kind.number()) };
+    dx
+}
+
 /// The sum of all rows of `width`, in f32: the gradient of a bias.
 ///
 /// # Panics
@@ -92,7 +101,10 @@ pub fn gelu_gradient(kind: Gelu, x: &Values, dy: &Values, width: usize, sums: bo
 pub fn sum_of_rows(x: &Values, width: usize) -> Values {
     if !width.is_multiple_of(8) {
         // Few columns, as of a head of ten classes: the rows are the parts.
-        assert!(x.kind() == Kind::F32 && x.len().is_multiple_of(width), "{x:?} is not whole rows of {width} in f32");
+        assert!(
+            x.kind() == Kind::F32 && width > 0 && x.len().is_multiple_of(width),
+            "{x:?} is not whole rows of {width} in f32"
+        );
         return sum_of_parts(x, x.len() / width, width);
     }
     let (gpu, rows) = (x.gpu(), rows_of(x, width));
@@ -136,10 +148,9 @@ pub(crate) fn sum_of_parts(parts: &Values, count: usize, width: usize) -> Values
 ///
 /// # Panics
 ///
-/// If they differ in length or format, or the length is not a multiple of 8.
+/// If they differ in length or format.
 pub fn add(a: &Values, b: &Values) -> Values {
     assert!((a.len(), a.kind()) == (b.len(), b.kind()), "`a` is {a:?}, `b` {b:?}");
-    check_eights("`a`", a.len());
     let sum = Values::new(a.gpu(), a.len(), a.kind());
     let name = format!("add_{}", a.kind().suffix());
     // SAFETY: all have as many numbers of this kind.
@@ -149,7 +160,6 @@ pub fn add(a: &Values, b: &Values) -> Values {
 
 /// `x` in another format, every sample times its factor where there are some.
 pub(crate) fn scaled(x: &Values, factors: Option<&Values>, kind: Kind) -> Values {
-    check_eights("`x`", x.len());
     let y = Values::new(x.gpu(), x.len(), kind);
     let sample = factors.map_or(x.len(), |factors| sample_len(x, factors));
     let name = format!("scale_rows_{}_{}", x.kind().suffix(), kind.suffix());
@@ -162,7 +172,6 @@ pub(crate) fn scaled(x: &Values, factors: Option<&Values>, kind: Kind) -> Values
 
 /// `x + factor * branch`, a factor a sample, in the format of `x`.
 pub(crate) fn residual(x: &Values, branch: &Values, factors: &Values) -> Values {
-    check_eights("`x`", x.len());
     assert!(x.len() == branch.len(), "`x` is {x:?}, `branch` {branch:?}");
     let y = Values::new(x.gpu(), x.len(), x.kind());
     let sample = sample_len(x, factors);
@@ -227,7 +236,7 @@ pub(crate) fn resized(x: &Values, from: usize, to: usize, kind: Kind) -> Values 
 
 fn sample_len(x: &Values, factors: &Values) -> usize {
     let sample = x.len() / factors.len().max(1);
-    assert!(sample * factors.len() == x.len() && sample.is_multiple_of(8), "{} factors for {x:?}", factors.len());
+    assert!(sample * factors.len() == x.len(), "{} factors for {x:?}", factors.len());
     sample.max(1)
 }
 

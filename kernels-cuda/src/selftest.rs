@@ -74,7 +74,7 @@ impl Gpu {
     }
 
     fn test_attention(&self, kind: Kind, allowed: f64) -> Result<()> {
-        let shape = AttentionShape { batch: 1, tokens: 17, heads: 1, head_dim: 16 };
+        let shape = AttentionShape { batch: 1, tokens: 17, heads: 1, head_dim: 16, causal: false };
         let AttentionShape { tokens, head_dim, .. } = shape;
         let sent = Values::send(
             self,

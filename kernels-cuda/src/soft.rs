@@ -78,8 +78,8 @@ fn build(program: Program, folder: &Path) -> Result<PathBuf> {
 
 impl Soft {
     /// A machine that keeps compiled kernels in a folder.
-    pub(crate) fn open(folder: &Path) -> Self {
-        let facts = Facts { name: "software".into(), capability: (9, 0), multiprocessors: 2, shared_memory: 227 << 10 };
+    pub(crate) fn open(folder: &Path, shared_memory: usize) -> Self {
+        let facts = Facts { name: "software".into(), capability: (9, 0), multiprocessors: 2, shared_memory };
         Self { folder: folder.to_owned(), memory: Mutex::default(), facts, order: AtomicU64::new(0) }
     }
 
@@ -175,6 +175,11 @@ impl Machine for Soft {
     }
 
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        if launch.shared > self.facts.shared_memory {
+            let (shared, most) = (launch.shared, self.facts.shared_memory);
+            let message = format!("kernel `{}` wants {shared} bytes of shared memory, there are {most}", launch.kernel);
+            return Err(Error::failed(message));
+        }
         let name = CString::new(launch.kernel).expect("no zeros");
         let mut cells: Vec<*mut c_void> =
             launch.arguments.iter().map(|argument| (&raw const argument.0).cast_mut().cast()).collect();

@@ -112,7 +112,7 @@ fn sums_over_rows_casts_and_sums_of_tensors_are_exact_where_they_can_be() {
 
 /// On the CPU: the result and the gradient.
 fn cpu_attention(shape: cuda::AttentionShape, qkv: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let cuda::AttentionShape { batch, tokens, heads, head_dim } = shape;
+    let cuda::AttentionShape { batch, tokens, heads, head_dim, .. } = shape;
     let shape = cpu::AttentionShape { batch, tokens, heads, head_dim };
     let (mut y, mut dqkv) = (vec![0.0; dy.len()], vec![0.0; qkv.len()]);
     let saved = cpu::attention(shape, cpu::Precision::F32, qkv, &mut y);
@@ -122,7 +122,7 @@ fn cpu_attention(shape: cuda::AttentionShape, qkv: &[f32], dy: &[f32]) -> (Vec<f
 
 #[test]
 fn attention_and_its_gradient_are_the_cpus_for_every_kernel() {
-    let shape = |batch, tokens, heads, head_dim| cuda::AttentionShape { batch, tokens, heads, head_dim };
+    let shape = |batch, tokens, heads, head_dim| cuda::AttentionShape { batch, tokens, heads, head_dim, causal: false };
     for (shape, kind, tolerance) in [
         // All scores in registers: the recipes' shapes, odd heads, one token, whole tiles.
         (shape(2, 50, 2, 64), Kind::Bf16, 0.01),
@@ -541,7 +541,7 @@ fn cpu_block(
     x: &[f32],
     dy: &[f32],
 ) -> [Vec<f32>; 14] {
-    let cuda::BlockShape { batch, tokens, width, heads, hidden } = shape;
+    let cuda::BlockShape { batch, tokens, width, heads, hidden, .. } = shape;
     let shape = cpu::BlockShape { batch, tokens, width, heads, hidden };
     let slices = cpu::BlockWeights::from_array(weights.each_ref().map(|values| &values[..]));
     let packed = cpu::PackedBlock::new(heads, &slices, cpu::Precision::F32);
@@ -557,7 +557,7 @@ fn cpu_block(
 
 #[test]
 fn a_block_and_all_its_gradients_are_the_cpus() {
-    let shape = cuda::BlockShape { batch: 3, tokens: 17, width: 48, heads: 2, hidden: 96 };
+    let shape = cuda::BlockShape { batch: 3, tokens: 17, width: 48, heads: 2, hidden: 96, causal: false };
     let weights = block_weights(48, 96);
     let (x, dy) = (numbers(shape.elements(), 20, 1.0), numbers(shape.elements(), 21, 1.0));
     let dropped = [vec![1.25, 0.0, 1.25], vec![0.0, 1.25, 1.25]];

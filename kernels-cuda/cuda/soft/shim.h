@@ -241,6 +241,7 @@ inline float shuffle_xor(float v, int mask) {
   shim::warp_barrier();
   return other;
 }
+inline int min(int a, int b) { return a < b ? a : b; }
 inline float bf16_to(uint16_t h) {
   uint32_t bits = (uint32_t)h << 16;
   float f;

@@ -155,9 +155,9 @@ impl Check {
         let start = Instant::now();
         model.prepare(2)?;
         if !self.tiny {
-            BlockShape { batch: 1, tokens: 50, width: 768, heads: 12, hidden: 3072 }
+            BlockShape { batch: 1, tokens: 50, width: 768, heads: 12, hidden: 3072, causal: false }
                 .prepare(&self.gpu, Precision::Bf16)?;
-            BlockShape { batch: 1, tokens: 197, width: 768, heads: 12, hidden: 3072 }
+            BlockShape { batch: 1, tokens: 197, width: 768, heads: 12, hidden: 3072, causal: false }
                 .prepare(&self.gpu, Precision::Bf16)?;
         }
         let prepared = start.elapsed().as_secs_f64();
@@ -214,7 +214,7 @@ impl Check {
             ],
         };
         for (batch, tokens, heads, head_dim) in shapes {
-            let shape = AttentionShape { batch, tokens, heads, head_dim };
+            let shape = AttentionShape { batch, tokens, heads, head_dim, causal: false };
             let elements = batch * tokens * heads * head_dim;
             for kind in [Kind::F32, Kind::Bf16] {
                 let [qkv, dy] = [(3 * elements, 1), (elements, 2)].map(|(len, seed)| {
@@ -664,7 +664,7 @@ impl Check {
             ],
         };
         for (batch, tokens, heads, head_dim, kind) in shapes {
-            let shape = AttentionShape { batch, tokens, heads, head_dim };
+            let shape = AttentionShape { batch, tokens, heads, head_dim, causal: false };
             let elements = batch * tokens * heads * head_dim;
             let (qkv, dy) = (self.noise(3 * elements, kind), self.noise(elements, kind));
             let saved = attention(shape, &qkv).1;

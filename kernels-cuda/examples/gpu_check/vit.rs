@@ -135,7 +135,7 @@ impl Vit {
 
     fn shape(&self, batch: usize) -> BlockShape {
         let Config { width, heads, .. } = self.config;
-        BlockShape { batch, tokens: self.config.tokens(), width, heads, hidden: self.config.hidden() }
+        BlockShape { batch, tokens: self.config.tokens(), width, heads, hidden: self.config.hidden(), causal: false }
     }
 
     fn tokens(&self) -> Tokens {
