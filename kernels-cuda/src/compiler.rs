@@ -160,13 +160,17 @@ mod tests {
     use super::*;
 
     /// The programs of the models in the recipes, and the most registers that their kernels may take.
-    const PROGRAMS: [Program; 13] = [
+    const PROGRAMS: [Program; 17] = [
         Program::Norm,
         Program::Rows,
         Program::Images,
         Program::Loss,
         Program::Attack,
         Program::Optimizer,
+        Program::Evaluation,
+        Program::Fab,
+        Program::Square,
+        Program::Mixing,
         Program::Attention { tiles: 4, head: 64 },
         Program::Attention { tiles: 3, head: 80 },
         Program::Attention { tiles: 5, head: 64 },

@@ -9,6 +9,10 @@ pub(crate) enum Program {
     Loss,
     Attack,
     Optimizer,
+    Evaluation,
+    Fab,
+    Square,
+    Mixing,
     /// Up to `16 tiles` tokens in bf16.
     Attention {
         tiles: usize,
@@ -35,6 +39,10 @@ impl Program {
             Self::Loss => "loss".into(),
             Self::Attack => "attack".into(),
             Self::Optimizer => "optimizer".into(),
+            Self::Evaluation => "evaluation".into(),
+            Self::Fab => "fab".into(),
+            Self::Square => "square".into(),
+            Self::Mixing => "mixing".into(),
             Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
             Self::AttentionLong { head } => format!("attention_long_{head}"),
             Self::AttentionAny { bf16, head } => format!("attention_any_{}_{head}", if bf16 { "bf16" } else { "f32" }),
@@ -50,6 +58,10 @@ impl Program {
             Self::Loss => (include_str!("../cuda/loss.cuh"), String::new()),
             Self::Attack => (include_str!("../cuda/attack.cuh"), String::new()),
             Self::Optimizer => (include_str!("../cuda/optimizer.cuh"), String::new()),
+            Self::Evaluation => (include_str!("../cuda/evaluation.cuh"), String::new()),
+            Self::Fab => (include_str!("../cuda/fab.cuh"), String::new()),
+            Self::Square => (include_str!("../cuda/square.cuh"), String::new()),
+            Self::Mixing => (include_str!("../cuda/mixing.cuh"), String::new()),
             Self::Attention { tiles, head } => {
                 (include_str!("../cuda/attention.cuh"), format!("ATTENTION({tiles}, {head})\n"))
             }
@@ -72,7 +84,9 @@ impl Program {
     pub(crate) fn options(self) -> &'static [&'static str] {
         match self {
             // Rounded like the CPU's, which fuses products and sums only where the source says so.
-            Self::Attack | Self::Optimizer => &["--std=c++17", "--fmad=false"],
+            Self::Attack | Self::Optimizer | Self::Evaluation | Self::Fab | Self::Square | Self::Mixing => {
+                &["--std=c++17", "--fmad=false"]
+            }
             _ => &["--std=c++17"],
         }
     }

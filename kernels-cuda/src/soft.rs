@@ -23,17 +23,21 @@ use crate::machine::{Epilogue, Facts, Form, Kind, Launch, Machine, Operands, Pro
 use crate::programs::Program;
 
 /// The files of which the kernels' library is made, by their paths below `cuda`.
-const SOURCES: [(&str, &str); 12] = [
+const SOURCES: [(&str, &str); 16] = [
     ("attack.cuh", include_str!("../cuda/attack.cuh")),
     ("attention.cuh", include_str!("../cuda/attention.cuh")),
     ("attention_any.cuh", include_str!("../cuda/attention_any.cuh")),
     ("attention_long.cuh", include_str!("../cuda/attention_long.cuh")),
     ("common.cuh", include_str!("../cuda/common.cuh")),
+    ("evaluation.cuh", include_str!("../cuda/evaluation.cuh")),
+    ("fab.cuh", include_str!("../cuda/fab.cuh")),
     ("images.cuh", include_str!("../cuda/images.cuh")),
     ("loss.cuh", include_str!("../cuda/loss.cuh")),
+    ("mixing.cuh", include_str!("../cuda/mixing.cuh")),
     ("norm.cuh", include_str!("../cuda/norm.cuh")),
     ("optimizer.cuh", include_str!("../cuda/optimizer.cuh")),
     ("rows.cuh", include_str!("../cuda/rows.cuh")),
+    ("square.cuh", include_str!("../cuda/square.cuh")),
     ("soft/kernels.cpp", include_str!("../cuda/soft/kernels.cpp")),
     ("soft/shim.h", include_str!("../cuda/soft/shim.h")),
 ];

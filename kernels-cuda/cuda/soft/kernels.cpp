@@ -2,11 +2,15 @@
 #include "shim.h"
 
 #include "../attack.cuh"
+#include "../evaluation.cuh"
+#include "../fab.cuh"
 #include "../images.cuh"
 #include "../loss.cuh"
+#include "../mixing.cuh"
 #include "../norm.cuh"
 #include "../optimizer.cuh"
 #include "../rows.cuh"
+#include "../square.cuh"
 
 #include "../attention.cuh"
 ATTENTION(1, 8)
