@@ -43,13 +43,30 @@ template<int NORM> __device__ __forceinline__ float move(const Way& way, int i, 
   return (float)(-way.sign * copysign(1.0, (double)normal) * size);
 }
 
+// Sums of N values over all 512 threads, in the order of `block_sum`. `scratch`: N doubles a thread.
+template<int N> __device__ __forceinline__ void sums_of(double (&v)[N], double* scratch) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) scratch[512 * i + threadIdx.x] = v[i];
+  __syncthreads();
+  for (int half = 256; half > 0; half /= 2) {
+    if (threadIdx.x < half) {
+#pragma unroll
+      for (int i = 0; i < N; ++i) scratch[512 * i + threadIdx.x] += scratch[512 * i + threadIdx.x + half];
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < N; ++i) v[i] = scratch[512 * i];
+  __syncthreads();
+}
+
 // linf and l2: the reach at which the sum of what the moves take off comes to the need; infinite if it never does. The sum
 // is concave and piecewise linear, so Newton's method rises to the answer and ends at the very piece. At each step either
-// the slope or what is missing halves, so the steps are few.
+// the slope or what is missing halves, so the steps are few. `scratch`: 4 doubles a thread.
 template<int NORM> __device__ __forceinline__ void find_reach(Way (&ways)[2], const float* normal, int pixels, double* scratch) {
   bool changes = true;
   while (changes) {
-    double taken[2] = {0, 0}, slopes[2] = {0, 0};
+    double sums[4] = {0, 0, 0, 0}; // Of each way what full moves take off, and the slopes of the others.
     for (int i = threadIdx.x; i < pixels; i += 512) {
       const float n = normal[i];
       if (NORM == L2 ? !moves(n) : n == 0) continue;
@@ -57,15 +74,15 @@ template<int NORM> __device__ __forceinline__ void find_reach(Way (&ways)[2], co
 #pragma unroll
       for (int w = 0; w < 2; ++w) {
         const double most = room(ways[w], i, n);
-        if (most < (NORM == L2 ? ways[w].reach * slope : ways[w].reach)) taken[w] += slope * most;
-        else slopes[w] += NORM == L2 ? slope * slope : slope;
+        if (most < (NORM == L2 ? ways[w].reach * slope : ways[w].reach)) sums[2 * w] += slope * most;
+        else sums[2 * w + 1] += NORM == L2 ? slope * slope : slope;
       }
     }
+    sums_of(sums, scratch);
     changes = false;
 #pragma unroll
     for (int w = 0; w < 2; ++w) {
-      const double here = block_sum(taken[w], scratch), left = block_sum(slopes[w], scratch);
-      const double next = left > 0 ? (ways[w].need - here) / left : 1.0 / 0.0;
+      const double next = sums[2 * w + 1] > 0 ? (ways[w].need - sums[2 * w]) / sums[2 * w + 1] : 1.0 / 0.0;
       if (next > ways[w].reach) { // The same for all threads.
         ways[w].reach = next;
         changes = true;
@@ -76,10 +93,10 @@ template<int NORM> __device__ __forceinline__ void find_reach(Way (&ways)[2], co
 
 // l1: the steepest pixels move first, each as far as it can. The slope of the last of them is found two bits at a time,
 // the largest whose pixels and steeper ones take off enough; then its place among equals.
-// `scratch`: 514 doubles.
+// `scratch`: 6 doubles a thread.
 __device__ __forceinline__ void find_level(Way (&ways)[2], const float* normal, int pixels, double* scratch) {
   for (int shift = 30; shift >= 0; shift -= 2) {
-    double sums[2][3] = {{0, 0, 0}, {0, 0, 0}};
+    double sums[6] = {0, 0, 0, 0, 0, 0}; // Of each way what pixels take off that are as steep as the digits 1 to 3 say.
     for (int i = threadIdx.x; i < pixels; i += 512) {
       const float n = normal[i];
       if (!moves(n)) continue;
@@ -90,15 +107,16 @@ __device__ __forceinline__ void find_level(Way (&ways)[2], const float* normal, 
         const double takes = slope * room(ways[w], i, n);
 #pragma unroll
         for (uint32_t digit = 1; digit < 4; ++digit)
-          if (steepness >= (ways[w].level | digit << shift)) sums[w][digit - 1] += takes;
+          if (steepness >= (ways[w].level | digit << shift)) sums[3 * w + digit - 1] += takes;
       }
     }
+    sums_of(sums, scratch);
 #pragma unroll
     for (int w = 0; w < 2; ++w) {
       uint32_t found = 0;
 #pragma unroll
       for (uint32_t digit = 1; digit < 4; ++digit)
-        if (block_sum(sums[w][digit - 1], scratch) >= ways[w].need) found = digit;
+        if (sums[3 * w + digit - 1] >= ways[w].need) found = digit;
       ways[w].level |= found << shift;
     }
   }
@@ -151,7 +169,7 @@ template<int NORM> __device__ __forceinline__ double length_of(double sum, doubl
 }
 
 // x goes to the boundary of a linear decision, a little from the clean image: differences [images] are the other class's
-// logit less the label's at x, normals their gradients. Dynamic shared memory: 514 doubles.
+// logit less the label's at x, normals their gradients. Dynamic shared memory: 4 * 512 doubles, for l1 6 * 512.
 template<int NORM>
 __device__ __forceinline__ void fab_step(float* x, const float* clean, const float* normal, const double* differences, int pixels) {
   double* scratch = (double*)dynamic_shared;

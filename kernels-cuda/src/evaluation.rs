@@ -80,6 +80,30 @@ pub fn replace_rows(x: &mut Values, others: &Values, chosen: &[bool]) {
     copy_rows(x.own(), others, [Some(&which); 2], rows.len(), row_len);
 }
 
+/// Writes row i of `others` to row `rows[i]` of `x`.
+///
+/// Shapes: `x` `[.., row_len]`, `others` `[rows, row_len]`, both in f32.
+///
+/// # Panics
+///
+/// If the lengths do not fit each other, or a row is not there or named twice.
+pub fn put_rows(x: &mut Values, row_len: usize, rows: &[usize], others: &Values) {
+    let count = whole_rows(x, row_len);
+    same_gpu(x.gpu(), &[others]);
+    let right = (rows.len() * row_len, Kind::F32);
+    assert!((others.len(), others.kind()) == right, "`others` is {others:?}, {} rows of {row_len}", rows.len());
+    let mut is_named = vec![false; count];
+    for row in rows {
+        assert!(*row < count && !is_named[*row], "row {row} of {count}, which may be named once");
+        is_named[*row] = true;
+    }
+    if rows.is_empty() {
+        return;
+    }
+    let to = table(x.gpu(), count, rows);
+    copy_rows(x.own(), others, [Some(&to), None], rows.len(), row_len);
+}
+
 /// Where in `to` rows go, and which of `from` they are; without a table in order.
 fn copy_rows(to: &Values, from: &Values, [to_rows, from_rows]: [Option<&Values>; 2], rows: usize, row_len: usize) {
     let grid = [row_len.div_ceil(8 * 256).clamp(1, 256), rows.min(1 << 15), 1];

@@ -24,9 +24,9 @@ pub fn fab_step(norm: Norm, at: &mut Values, clean: &Values, normal: &Values, di
     let sent = Values::send_bytes(at.gpu(), &bytes);
     let at = at.own();
     let (name, shared) = match norm {
-        Norm::Linf => ("fab_linf", 512 * 8),
-        Norm::L2 => ("fab_l2", 512 * 8),
-        Norm::L1 => ("fab_l1", 514 * 8),
+        Norm::Linf => ("fab_linf", 4 * 512 * 8),
+        Norm::L2 => ("fab_l2", 4 * 512 * 8),
+        Norm::L1 => ("fab_l1", 6 * 512 * 8),
     };
     let grid = [differences.len(), 1, 1];
     // SAFETY: the lengths were checked above; `at` is nobody else's.

@@ -30,6 +30,19 @@ fn rows_are_selected_in_any_order_and_replaced_where_chosen() {
             let found = in_any_order(|gpu| host(&evaluation::select_rows(&Values::send(gpu, &x), len, &rows)));
             assert_bits(&found, &right);
         }
+        for rows in [vec![3, 0, 4], vec![2], vec![], vec![4, 3, 2, 1, 0]] {
+            let mut right = x.clone();
+            for (from, to) in rows.iter().enumerate() {
+                right[to * len..][..len].copy_from_slice(&row(&others, from));
+            }
+            let found = in_any_order(|gpu| {
+                let mut found = Values::send(gpu, &x);
+                let others = Values::send(gpu, &others[..rows.len() * len]);
+                evaluation::put_rows(&mut found, len, &rows, &others);
+                host(&found)
+            });
+            assert_bits(&found, &right);
+        }
         for chosen in 0..32 {
             let chosen: Vec<bool> = (0..5).map(|row| chosen >> row & 1 == 1).collect();
             let right: Vec<f32> = (0..5).flat_map(|at| row(if chosen[at] { &others } else { &x }, at)).collect();
@@ -258,6 +271,9 @@ fn lengths_that_do_not_fit_are_refused() {
     };
     refused(&|| drop(evaluation::select_rows(&x, 8, &[3])));
     refused(&|| drop(evaluation::select_rows(&x, 7, &[0])));
+    refused(&|| evaluation::put_rows(&mut x.clone(), 8, &[1, 1], &y));
+    refused(&|| evaluation::put_rows(&mut x.clone(), 8, &[1, 3], &y));
+    refused(&|| evaluation::put_rows(&mut x.clone(), 8, &[1], &y));
     refused(&|| evaluation::replace_rows(&mut x.clone(), &y, &[true; 2]));
     refused(&|| evaluation::replace_rows(&mut x.clone(), &x, &[true; 5]));
     refused(&|| drop(evaluation::momentum(&x, &x, &y, 0.5)));
