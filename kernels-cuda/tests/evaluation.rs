@@ -1,4 +1,4 @@
-//! Pieces of evaluation attacks on the software GPU beside plain loops, and what logits decide.
+//! Pieces of evaluation attacks on the software GPU against plain loops, and what logits decide.
 
 #![allow(missing_docs)]
 

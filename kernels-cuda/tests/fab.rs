@@ -1,4 +1,4 @@
-//! The step of FAB on the software GPU beside the sorted search of the CPU.
+//! The step of FAB on the software GPU against the sorted search of the CPU.
 
 #![allow(missing_docs)]
 

@@ -1,4 +1,4 @@
-//! Images of bytes, MixUp and CutMix on the software GPU beside plain loops.
+//! Images of bytes, MixUp and CutMix on the software GPU against plain loops.
 
 #![allow(missing_docs)]
 

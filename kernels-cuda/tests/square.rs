@@ -1,4 +1,4 @@
-//! Queries of the Square attack on the software GPU beside the loops of the CPU.
+//! Queries of the Square attack on the software GPU against the loops of the CPU.
 
 #![allow(missing_docs)]
 
@@ -190,10 +190,10 @@ fn stripes_and_squares_of_linf_are_the_cpus_to_the_bit() {
                     host(&linf_change(&best, &clean, size, &windows, epsilon))
                 });
                 for (image, (window, jumps)) in windows.iter().enumerate() {
-                    for channel in 0..3 {
+                    for (channel, jump) in jumps.iter().enumerate() {
                         for at in places(size, channel, *window) {
                             let at = image * len(size) + at;
-                            let moved = (best[at] + jumps[channel]).clamp(clean[at] - epsilon, clean[at] + epsilon);
+                            let moved = (best[at] + jump).clamp(clean[at] - epsilon, clean[at] + epsilon);
                             best[at] = moved.clamp(0.0, 1.0);
                         }
                     }
