@@ -3,9 +3,6 @@
 #pragma once
 #include "common.cuh"
 
-// To [low, high]. What is not a number stays so; fminf and fmaxf would hide it.
-__device__ __forceinline__ float clamp(float v, float low, float high) { return v < low ? low : v > high ? high : v; }
-
 // x = clip(x + step * sign(gradient)), to epsilon around the origin and to [0, 1]. Grid: [.., batch].
 KERNEL(256, linf_step, (float* x, const float* gradient, const float* origin, const float* steps, float epsilon, int pixels)) {
   const float step = steps[blockIdx.y];

@@ -20,6 +20,10 @@ pub(crate) enum Program {
         kernel: usize,
         columns: usize,
     },
+    Evaluation,
+    Fab,
+    Square,
+    Mixing,
     /// Up to `16 tiles` tokens in bf16.
     Attention {
         tiles: usize,
@@ -54,6 +58,10 @@ impl Program {
             Self::Vectors => "vectors".into(),
             Self::Conv => "conv".into(),
             Self::Depthwise { kernel, columns } => format!("depthwise_{kernel}_{columns}"),
+            Self::Evaluation => "evaluation".into(),
+            Self::Fab => "fab".into(),
+            Self::Square => "square".into(),
+            Self::Mixing => "mixing".into(),
             Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
             Self::AttentionLong { head } => format!("attention_long_{head}"),
             Self::AttentionAny { bf16, head, tile } => {
@@ -86,6 +94,10 @@ impl Program {
             Self::Depthwise { kernel, columns } => {
                 (include_str!("../cuda/depthwise.cuh"), format!("DEPTHWISE({kernel}, {columns})\n"))
             }
+            Self::Evaluation => (include_str!("../cuda/evaluation.cuh"), String::new()),
+            Self::Fab => (include_str!("../cuda/fab.cuh"), String::new()),
+            Self::Square => (include_str!("../cuda/square.cuh"), String::new()),
+            Self::Mixing => (include_str!("../cuda/mixing.cuh"), String::new()),
             Self::Attention { tiles, head } => {
                 (include_str!("../cuda/attention.cuh"), format!("ATTENTION({tiles}, {head})\n"))
             }
@@ -104,7 +116,9 @@ impl Program {
     pub(crate) fn options(self) -> &'static [&'static str] {
         match self {
             // Rounded like the CPU's, which fuses products and sums only where the source says so.
-            Self::Attack | Self::L1 | Self::Optimizer => &["--std=c++17", "--fmad=false"],
+            Self::Attack | Self::L1 | Self::Optimizer | Self::Evaluation | Self::Fab | Self::Square | Self::Mixing => {
+                &["--std=c++17", "--fmad=false"]
+            }
             _ => &["--std=c++17"],
         }
     }

@@ -248,6 +248,11 @@ inline float bf16_to(uint16_t h) {
   memcpy(&f, &bits, 4);
   return f;
 }
+inline uint32_t float_bits(float f) {
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  return bits;
+}
 inline uint16_t to_bf16(float f) {
   uint32_t bits;
   memcpy(&bits, &f, 4);

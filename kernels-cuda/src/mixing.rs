@@ -1,0 +1,79 @@
+//! Images of bytes sent as they are, and MixUp and CutMix on the device.
+
+use crate::gpu::Gpu;
+use crate::launch;
+use crate::machine::Kind;
+use crate::programs::Program::Mixing;
+use crate::values::Values;
+
+/// Images of bytes as numbers in `[0, 1]`: `f32::from(byte) / 255.0` to the bit. They cross the bus as bytes.
+pub fn images_of_bytes(gpu: &Gpu, bytes: &[u8]) -> Values {
+    let sent = Values::send_bytes(gpu, bytes);
+    let to = Values::new(gpu, bytes.len(), Kind::F32);
+    let grid = [bytes.len().div_ceil(16 * 256).min(1 << 16), 1, 1];
+    // SAFETY: there are as many bytes and floats.
+    unsafe { launch!(gpu, Mixing, "bytes_to_pixels", grid, 256, 0, &to, &sent, bytes.len() as u64) };
+    to
+}
+
+/// How an image is mixed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mix {
+    /// Not at all.
+    Alone,
+    /// MixUp: `share` of the image and the rest of another of the batch.
+    Blend {
+        /// The other image.
+        with: usize,
+        /// Of this image.
+        share: f32,
+    },
+    /// CutMix: a rectangle of another image of the batch.
+    Cut {
+        /// The other image.
+        with: usize,
+        /// The first column.
+        left: usize,
+        /// The column after the last.
+        right: usize,
+        /// The first line.
+        top: usize,
+        /// The line after the last.
+        bottom: usize,
+    },
+}
+
+/// Mixes every image of a batch with another, as it was before. An image that meets itself stays as it is.
+///
+/// Shapes: `images` and the result `[mixes, 3, size, size]` in f32.
+///
+/// # Panics
+///
+/// If the lengths do not fit each other, or an image or rectangle is not there.
+pub fn mix(images: &Values, size: usize, mixes: &[Mix]) -> Values {
+    let right = (mixes.len() * 3 * size * size, Kind::F32);
+    assert!((images.len(), images.kind()) == right, "the images are {images:?}, {} mixes of side {size}", mixes.len());
+    assert!(i32::try_from(3 * size * size).is_ok(), "images of side {size}");
+    let mut table = Vec::with_capacity(mixes.len() * 24);
+    for (image, mix) in mixes.iter().enumerate() {
+        let (with, [left, right, top, bottom], share) = match *mix {
+            Mix::Alone => (image, [0; 4], 1.0),
+            Mix::Blend { with, share } => (with, [0, size, 0, size], share),
+            Mix::Cut { with, left, right, top, bottom } => (with, [left, right, top, bottom], 0.0),
+        };
+        assert!(with < mixes.len(), "image {image} is mixed with {with} of {}", mixes.len());
+        let fits = left <= right && right <= size && top <= bottom && bottom <= size;
+        assert!(fits, "{mix:?} of images of side {size}");
+        let edges = if with == image { [0; 4] } else { [left, right, top, bottom] };
+        table.extend((with as i32).to_le_bytes());
+        table.extend(edges.iter().flat_map(|edge| (*edge as i32).to_le_bytes()));
+        table.extend(share.to_le_bytes());
+    }
+    let gpu = images.gpu();
+    let table = Values::send_bytes(gpu, &table);
+    let to = Values::new(gpu, images.len(), Kind::F32);
+    let grid = [(3 * size * size).div_ceil(4 * 256).max(1), mixes.len(), 1];
+    // SAFETY: the lengths, images and rectangles were checked above.
+    unsafe { launch!(gpu, Mixing, "mix_images", grid, 256, 0, &to, images, &table, size as i32) };
+    to
+}
