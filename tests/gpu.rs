@@ -347,6 +347,7 @@ fn a_step_reads_three_numbers_from_the_gpu_and_an_attack_none() {
                 precision: Precision::Bf16,
                 attack_only,
                 recompute,
+                profile: false,
             };
             let report = bench::step(&work, &device).unwrap();
             let right = match attack_only {

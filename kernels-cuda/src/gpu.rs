@@ -225,9 +225,10 @@ impl Gpu {
         self.machine().algorithms()
     }
 
-    /// Uses algorithms of a checkpoint from now on. Those of another GPU model or library version are left out.
-    pub fn adopt_algorithms(&self, text: &str) {
-        self.machine().adopt_algorithms(text);
+    /// Uses algorithms of a checkpoint from now on; whether they are of this GPU model and library version. Others are left
+    /// out.
+    pub fn adopt_algorithms(&self, text: &str) -> bool {
+        self.machine().adopt_algorithms(text)
     }
 
     /// Copies so far.

@@ -22,6 +22,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{Epilogue, Facts, Form, Kind, Launch, Machine, Operands, Product};
 use crate::programs::Program;
 
+/// Its products have one algorithm.
+const ALGORITHMS: &str = "software\n";
+
 /// Memory that one machine gives out in all, so that running out of it can be tested.
 const MEMORY: usize = 1 << 30;
 
@@ -250,6 +253,14 @@ impl Machine for Soft {
 
     fn shuffle(&self, seed: u64) {
         self.order.store(seed, Ordering::Relaxed);
+    }
+
+    fn algorithms(&self) -> String {
+        ALGORITHMS.into()
+    }
+
+    fn adopt_algorithms(&self, text: &str) -> bool {
+        text == ALGORITHMS
     }
 
     fn prepare(&self, programs: &[Program]) -> Result<()> {

@@ -1,10 +1,9 @@
 //! The device of a tensor: where its values are, and so what computes with it.
 
 use advxl_cuda::Gpu;
-use burn::backend::DispatchDevice;
 use burn::tensor::{Device as BurnDevice, Tensor};
 
-use super::cuda::values::on_gpu;
+use super::cuda::values::{is_flex, on_gpu};
 use crate::error::{Error, Result};
 
 /// Where tensors are made and operations run.
@@ -55,6 +54,14 @@ impl Device {
         }
     }
 
+    /// Returns memory that is kept for reuse, before work of other sizes.
+    pub fn release_memory(&self) {
+        if let Some(gpu) = self.gpu() {
+            gpu.release_memory();
+        }
+        advxl_kernels::release_buffers();
+    }
+
     /// Waits until a GPU has done what it was given. What went wrong shows in the numbers that are read from it.
     pub fn wait(&self) {
         match self {
@@ -92,17 +99,4 @@ impl PartialEq for Device {
             _ => false,
         }
     }
-}
-
-/// Whether a device of Burn's is the processor.
-pub(crate) fn is_flex(device: &BurnDevice) -> bool {
-    fn is_flex(device: &DispatchDevice) -> bool {
-        match device {
-            DispatchDevice::Flex(_) => true,
-            DispatchDevice::Autodiff(inner) => is_flex(inner),
-            #[allow(unreachable_patterns)] // Flex is the only device of the default build.
-            _ => false,
-        }
-    }
-    is_flex(device.as_dispatch())
 }

@@ -22,7 +22,7 @@ mod spec;
 mod tensor;
 mod words;
 
-pub use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu, release_buffers};
+pub use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu};
 
 pub use advxl_cuda::mixing::Mix as RowMix;
 
@@ -34,7 +34,7 @@ pub use dispatch::{
     linear, linf_start, linf_step, mean, mix_rows, patches, pool, predictions, project, row_dots,
     scaled_sum, select, similarities, sum, take, tokens, unfold, unit_length,
 };
-pub use open::{DeviceName, Opened, hardware, usable};
+pub use open::{Api, DeviceName, Opened, hardware, usable};
 pub use rate::peak_flops;
 pub use spec::{
     AdamW, BlockSpec, ConvNextSpec, KeptRows, Moments, PatchSpec, PathScale, Places, Streams,

@@ -66,7 +66,7 @@ impl Run {
         }
         monitor.enter_phase();
         // Memory in the sizes of the phase before.
-        ops::release_buffers();
+        self.device.release_memory();
         phase.batches(state.samples).map(Some)
     }
 

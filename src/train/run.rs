@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::rc::Rc;
 
+use advxl_cuda::Gpu;
+
 use super::checkpoint::Provenance;
 use super::checks::{check, check_folder};
 use super::folder::RunFolder;
@@ -13,13 +15,13 @@ use super::phase::PhaseContext;
 use super::start;
 use super::state::{StageOptimizer, State};
 use super::test_set::TestSet;
-use crate::distributed::{self, Comm, Zero};
+use crate::distributed::{Comm, Zero};
 use crate::error::{Context, Result};
 use crate::model::Model;
 use crate::objective::captions::RunPaths;
 use crate::objective::{Captions, ExtraParameters};
 use crate::ops::{self, Device, Precision};
-use crate::plan::{self, Devices};
+use crate::plan::{self, DeviceEngine, Devices};
 use crate::recipe::Recipe;
 use crate::settings::changes;
 
@@ -212,6 +214,7 @@ impl Run {
         Provenance {
             data: images.train.fingerprint(),
             classes: Some(classes.to_vec()),
+            algorithms: self.device.gpu().map(Gpu::algorithms),
         }
     }
 
@@ -225,12 +228,11 @@ impl Run {
             tflops: 1.0,
             price: None,
             link: None,
+            engine: DeviceEngine::of(&self.device),
         };
         let outputs = (0..recipe.stage.len()).map(|stage| self.outputs(stage));
         let outputs = outputs.max().unwrap_or_default();
         let plan = plan::Plan::new(recipe, outputs, self.precision, devices);
-        // The free memory of GPUs is not known.
-        let free = distributed::available_memory().filter(|_| self.device.is_cpu());
-        plan::check_memory(&plan, free)
+        plan::check_memory(&plan, plan::free_memory(&self.device))
     }
 }
