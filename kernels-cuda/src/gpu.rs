@@ -149,6 +149,11 @@ impl Gpu {
         self.machine().facts()
     }
 
+    /// Whether it is one in software, which is for tests.
+    pub fn is_software(&self) -> bool {
+        self.facts().name == crate::soft::NAME
+    }
+
     /// Whether two are the same.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)

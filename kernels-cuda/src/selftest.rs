@@ -25,12 +25,13 @@ impl Gpu {
         self.test_attention(Kind::Bf16, 0.02)
     }
 
-    /// Floating point operations a second in products of square matrices of a size.
+    /// Floating point operations a second in products of large square matrices.
     ///
     /// # Errors
     ///
     /// The first failure since the GPU was opened.
-    pub fn product_rate(&self, precision: Precision, side: usize, repeats: usize) -> Result<f64> {
+    pub fn product_rate(&self, precision: Precision) -> Result<f64> {
+        let (side, repeats) = if self.is_software() { (32, 1) } else { (4096, 10) };
         let weight = Values::filled(self, side * side, 1.0);
         let layer = Linear::new(&weight, &Values::zeros(self, side, Kind::F32), precision);
         let (x, kind) = (weight.cast(precision.kind()), precision.kind());

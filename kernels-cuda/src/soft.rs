@@ -22,6 +22,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{Epilogue, Facts, Form, Kind, Launch, Machine, Operands, Product};
 use crate::programs::Program;
 
+/// Its name.
+pub(crate) const NAME: &str = "software";
+
 /// Its products have one algorithm.
 const ALGORITHMS: &str = "software\n";
 
@@ -82,7 +85,7 @@ fn build(program: Program, folder: &Path) -> Result<PathBuf> {
 impl Soft {
     /// A machine that keeps compiled kernels in a folder.
     pub(crate) fn open(folder: &Path, shared_memory: usize) -> Self {
-        let facts = Facts { name: "software".into(), capability: (9, 0), multiprocessors: 2, shared_memory };
+        let facts = Facts { name: NAME.into(), capability: (9, 0), multiprocessors: 2, shared_memory };
         Self { folder: folder.to_owned(), memory: Mutex::default(), facts, order: AtomicU64::new(0) }
     }
 
