@@ -136,6 +136,7 @@ fn rounded(value: f64, digits: i32) -> f64 {
 ///
 /// Errors: a loss or gradient that is not finite.
 pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
+    work.model.check_device(device)?;
     let recipe = recipe(work);
     let comm = Comm::single();
     let (stage, size) = (&recipe.stage[0], work.image_size);

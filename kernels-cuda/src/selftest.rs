@@ -8,6 +8,7 @@ use crate::gpu::Gpu;
 use crate::linear::Linear;
 use crate::machine::Kind;
 use crate::norm::layer_norm;
+use crate::programs::Program;
 use crate::values::{Values, from_bf16, to_bf16};
 
 impl Gpu {
@@ -17,6 +18,10 @@ impl Gpu {
     ///
     /// If a result is off; the error names it. Or the first failure since the GPU was opened.
     pub fn self_test(&self) -> Result<()> {
+        if !self.is_software() {
+            // Those of every run, at once: compiled one by one at first use they would take longer.
+            self.prepare(&Program::COMMON)?;
+        }
         for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
             self.test_product(precision)?;
         }

@@ -78,16 +78,24 @@ impl Device {
         }
     }
 
-    /// The first failure of an NVIDIA GPU since it was opened, whose work after it was skipped.
+    /// Whether the engine has kernels for these widths of a block: on an NVIDIA GPU widths are multiples of 8, so are heads, up
+    /// to 128. `what` names the block.
     ///
-    /// # Errors
-    ///
-    /// That failure.
-    pub fn check(&self) -> Result<()> {
-        match self.gpu() {
-            Some(gpu) => gpu.check().map_err(|error| Error::of_gpu(&error)),
-            None => Ok(()),
+    /// Errors: it has none.
+    pub fn check_block(&self, what: &str, widths: &[usize], head: Option<usize>) -> Result<()> {
+        if self.gpu().is_none() {
+            return Ok(());
         }
+        let message = if let Some(width) = widths.iter().find(|width| *width % 8 != 0) {
+            format!("{what}: a width of {width} is not a multiple of 8, which NVIDIA GPUs need")
+        } else if let Some(head) = head.filter(|head| head % 8 != 0 || *head > 128) {
+            format!(
+                "{what}: heads of {head} are not a multiple of 8 up to 128, which NVIDIA GPUs need"
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Error::input(message).hint("change the model's width or heads, or use --device cpu"))
     }
 }
 

@@ -10,7 +10,7 @@ use crate::ops::{Device, Precision};
 use crate::recipe::{Phase, Recipe};
 
 /// The driver's context, its kernels, and the workspace of cuBLASLt.
-const GPU_CONTEXT: u64 = 512 << 20;
+pub const GPU_CONTEXT: u64 = 512 << 20;
 
 /// Memory of a device that a run may take, as plans count it; that of GPUs through Burn is not known.
 pub fn free_memory(device: &Device) -> Option<u64> {

@@ -9,7 +9,7 @@ pub(crate) mod link;
 pub mod memory;
 pub mod phase;
 
-pub use gpu_memory::free_memory;
+pub use gpu_memory::{GPU_CONTEXT, free_memory};
 pub use link::{CheckpointPlan, DISK, LATENCY_US, Link, UpdatePlan};
 pub use link::{DeviceEngine, Devices};
 pub use memory::Memory;

@@ -90,6 +90,15 @@ impl Run {
         if comm.is_main() {
             check_folder(&recipe, folder)?;
         }
+        recipe.model.check_device(device)?;
+        for new in recipe
+            .stage
+            .iter()
+            .filter_map(|stage| stage.text.as_ref()?.new.as_ref())
+        {
+            let head = new.width / new.heads.max(1);
+            device.check_block("text.new", &[new.width, 4 * new.width], Some(head))?;
+        }
         let images = open_images(&recipe)?;
         let folder = RunFolder::open(folder, &recipe.to_toml(), accept_changes, comm)?;
         let paths = RunPaths {
