@@ -168,6 +168,7 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
         false => match train::step(&phase, state, &batch, 0) {
             Ok(_) => Ok(()),
             Err(StepError::Failed(error)) => Err(error),
+            Err(StepError::Gpu(error)) => Err(Error::of_gpu(&error)),
             Err(StepError::Diverged(found)) => {
                 let (loss, norm) = (found.loss, found.gradient_norm);
                 let message = format!("the loss is {loss} and the norm of the gradient {norm}");

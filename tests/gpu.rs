@@ -402,6 +402,41 @@ fn planned_memory_is_what_the_engine_takes() {
 }
 
 #[test]
+fn what_does_not_fit_the_gpu_or_its_kernels_is_refused_before_the_run_begins() {
+    if std::env::var_os("ADVXL_TEST_DEVICE").is_some() {
+        return; // The GPU in software has 1 GiB.
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = support::write_recipe(folder.path());
+    let out = folder.path().join("run");
+    let refused = |set: &str| {
+        let (recipe, out) = (recipe.to_str().unwrap(), out.to_str().unwrap());
+        let all = [
+            "train", recipe, "--out", out, "--device", "cuda", "--set", set,
+        ];
+        let (code, text) = advxl(&all);
+        assert_eq!(code, 2, "{text}");
+        assert!(!Path::new(out).exists(), "{set}");
+        text
+    };
+    let text = refused("stage.finetune.batch=12800");
+    assert!(
+        text.contains("GiB of GPU memory and 1.5 GiB are free"),
+        "{text}"
+    );
+    let text = refused("model.width=36");
+    assert!(
+        text.contains("a width of 36 is not a multiple of 8"),
+        "{text}"
+    );
+    let text = refused("model.heads=16");
+    assert!(
+        text.contains("heads of 2 are not a multiple of 8"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_run_that_is_killed_and_resumed_on_the_gpu_has_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = folder.path().join("recipe.toml");

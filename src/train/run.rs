@@ -227,10 +227,8 @@ impl Run {
         }
     }
 
-    /// A warning if the run needs nearly all memory.
-    ///
-    /// Errors: it needs more than there is.
-    pub(super) fn check_memory(&self) -> Result<Option<String>> {
+    /// What the run costs, as far as its memory goes.
+    pub(super) fn plan(&self) -> plan::Plan {
         let recipe = &self.recipe;
         let devices = Devices {
             count: self.comm.world_size() as u64,
@@ -241,7 +239,13 @@ impl Run {
         };
         let outputs = (0..recipe.stage.len()).map(|stage| self.outputs(stage));
         let outputs = outputs.max().unwrap_or_default();
-        let plan = plan::Plan::new(recipe, outputs, self.precision, devices);
-        plan::check_memory(&plan, plan::free_memory(&self.device))
+        plan::Plan::new(recipe, outputs, self.precision, devices)
+    }
+
+    /// A warning if the run needs nearly all memory.
+    ///
+    /// Errors: it needs more than there is.
+    pub(super) fn check_memory(&self) -> Result<Option<String>> {
+        plan::check_memory(&self.plan(), plan::free_memory(&self.device))
     }
 }
