@@ -491,7 +491,9 @@ fn what_does_not_fit_the_gpu_or_its_kernels_is_refused_before_the_run_begins() {
         assert!(!Path::new(out).exists(), "{set}");
         text
     };
-    let text = refused("stage.finetune.batch=12800");
+    let text = refused(
+        "stage.finetune={ batch = 128000, phases = [{ image_size = 32, samples = 128000 }] }",
+    );
     assert!(
         text.contains("GiB of GPU memory and 1.5 GiB are free"),
         "{text}"

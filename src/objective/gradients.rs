@@ -66,7 +66,8 @@ impl<'a> Objective<'a> {
             let losses =
                 |loss: &dyn BatchLoss, outputs: Views<_>| loss.attack_losses(outputs.adversarial);
             let images = Views::adversarial(&images);
-            self.output_gradient(model, images, &microbatches, None, 1.0, &losses)
+            let fixed = &*self.loss;
+            self.output_gradient(model, images, &microbatches, None, 1.0, fixed, &losses)
         });
         let parts = microbatches.into_iter().map(|rows| {
             let loss = |images| {
@@ -102,7 +103,10 @@ impl<'a> Objective<'a> {
         let losses = |loss: &dyn BatchLoss, outputs| loss.losses(outputs);
         let all = shards.concat();
         let share = 1.0 / batch as f64;
-        let coupled = self.output_gradient(model, images.as_ref(), &all, drop_path, share, &losses);
+        let tracked = self.loss.tracked();
+        let loss = tracked.as_deref().unwrap_or(&*self.loss);
+        let images_of = images.as_ref();
+        let coupled = self.output_gradient(model, images_of, &all, drop_path, share, loss, &losses);
         let losses = vec![coupled.loss * count as f64 / shards.len() as f64; shards.len()];
         let mut gradients = sum_over(shards, |_, rows| {
             let tracked = model.tracked();
@@ -207,7 +211,9 @@ impl<'a> Objective<'a> {
         images.map(|images| passes.forward_rows(model, rows_of(images, rows), rows, drop_path))
     }
 
-    /// Losses over the outputs of all ranks, and `share` times their gradient for this rank's outputs.
+    /// Losses over the outputs of all ranks, and `share` times their gradient for this rank's outputs and for the parameters of
+    /// `loss`, if it is a tracked one.
+    #[allow(clippy::too_many_arguments)]
     fn output_gradient(
         &self,
         model: &Model,
@@ -215,6 +221,7 @@ impl<'a> Objective<'a> {
         microbatches: &[Range<usize>],
         drop_path: Option<&DropPath>,
         share: f64,
+        loss: &dyn BatchLoss,
         losses: &dyn Fn(&dyn BatchLoss, Views<Tensor<2>>) -> Tensor<1>,
     ) -> OutputGradient {
         let count = images.adversarial.dims()[0];
@@ -226,8 +233,6 @@ impl<'a> Objective<'a> {
             let all = gather_rows(self.comm, join(parts.collect()));
             all.autodiff().require_grad()
         });
-        let loss = self.loss.tracked();
-        let loss = loss.as_deref().unwrap_or(&*self.loss);
         let values = losses(loss, outputs.clone());
         let mut found = scaled_sum(values.clone(), share).backward();
         let gradient = outputs.as_ref().map(|outputs| {

@@ -53,6 +53,10 @@ pub(super) fn memory(
         _ => 2 + u64::from(shards.ilog2()),
     };
     let matrices = sum(|b| b.matrices);
+    let activations = match recipe.recompute {
+        true => sum(|b| b.between) + largest(|b| b.kept) + largest(|b| b.passing),
+        false => sum(|b| b.kept) + largest(|b| b.passing),
+    };
     Memory {
         weights: parameters * FLOAT,
         gradients: sums * parameters * FLOAT,
@@ -61,10 +65,8 @@ pub(super) fn memory(
         exchange: 0,
         // Rounded once an update; in f32 products take the weights themselves.
         packed: if kind == 2 { matrices * kind as u64 } else { 0 },
-        activations: match recipe.recompute {
-            true => sum(|b| b.between) + largest(|b| b.kept) + largest(|b| b.passing),
-            false => sum(|b| b.kept) + largest(|b| b.passing),
-        },
+        // A block's are let go when its gradients come, so that only what exceeds these counts.
+        activations: activations.saturating_sub(parameters * FLOAT),
         base: GPU_CONTEXT + IMAGE_COPIES * images + 4 * batch * classes as u64 * FLOAT,
     }
 }
