@@ -481,29 +481,30 @@ fn what_does_not_fit_the_gpu_or_its_kernels_is_refused_before_the_run_begins() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = support::write_recipe(folder.path());
     let out = folder.path().join("run");
-    let refused = |set: &str| {
+    let refused = |changes: &[&str]| {
         let (recipe, out) = (recipe.to_str().unwrap(), out.to_str().unwrap());
-        let all = [
-            "train", recipe, "--out", out, "--device", "cuda", "--set", set,
-        ];
+        let mut all = vec!["train", recipe, "--out", out, "--device", "cuda"];
+        all.extend(changes.iter().flat_map(|change| ["--set", change]));
         let (code, text) = advxl(&all);
         assert_eq!(code, 2, "{text}");
-        assert!(!Path::new(out).exists(), "{set}");
+        assert!(!Path::new(out).exists(), "{changes:?}");
         text
     };
-    let text = refused(
-        "stage.finetune={ batch = 128000, phases = [{ image_size = 32, samples = 128000 }] }",
-    );
+    let text = refused(&[
+        "stage.finetune.batch=12800",
+        "stage.finetune.phases=[{ image_size = 32, samples = 12800 }]",
+        "stage.finetune.learning_rate.warmup_samples=0",
+    ]);
     assert!(
         text.contains("GiB of GPU memory and 1.5 GiB are free"),
         "{text}"
     );
-    let text = refused("model.width=36");
+    let text = refused(&["model.width=36"]);
     assert!(
         text.contains("a width of 36 is not a multiple of 8"),
         "{text}"
     );
-    let text = refused("model.heads=16");
+    let text = refused(&["model.heads=16"]);
     assert!(
         text.contains("heads of 2 are not a multiple of 8"),
         "{text}"

@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Gradients, Tensor};
 
 use super::batch_loss::{BatchLoss, Views};
 use super::microbatch::{Microbatches, rows_of};
@@ -63,11 +63,9 @@ impl<'a> Objective<'a> {
             return input_gradient(&loss, images).0;
         }
         let coupled = self.is_coupled().then(|| {
-            let losses =
-                |loss: &dyn BatchLoss, outputs: Views<_>| loss.attack_losses(outputs.adversarial);
+            let losses = |outputs: Views<_>| self.loss.attack_losses(outputs.adversarial);
             let images = Views::adversarial(&images);
-            let fixed = &*self.loss;
-            self.output_gradient(model, images, &microbatches, None, 1.0, fixed, &losses)
+            self.output_gradient(model, images, &microbatches, None, 1.0, &losses)
         });
         let parts = microbatches.into_iter().map(|rows| {
             let loss = |images| {
@@ -100,14 +98,16 @@ impl<'a> Objective<'a> {
         if shards.concat().len() == 1 && self.comm.world_size() == 1 {
             return self.joint_gradients(model, images, drop_path);
         }
-        let losses = |loss: &dyn BatchLoss, outputs| loss.losses(outputs);
+        let loss = self.loss.tracked();
+        let loss = loss.as_deref().unwrap_or(&*self.loss);
+        let losses = |outputs| loss.losses(outputs);
         let all = shards.concat();
         let share = 1.0 / batch as f64;
-        let tracked = self.loss.tracked();
-        let loss = tracked.as_deref().unwrap_or(&*self.loss);
-        let images_of = images.as_ref();
-        let coupled = self.output_gradient(model, images_of, &all, drop_path, share, loss, &losses);
-        let losses = vec![coupled.loss * count as f64 / shards.len() as f64; shards.len()];
+        let mut coupled =
+            self.output_gradient(model, images.as_ref(), &all, drop_path, share, &losses);
+        let parameters = loss.parameter_gradients(&mut coupled.found, self.comm);
+        let mean = f64::from(to_vec(coupled.loss)[0]);
+        let losses = vec![mean * count as f64 / shards.len() as f64; shards.len()];
         let mut gradients = sum_over(shards, |_, rows| {
             let tracked = model.tracked();
             let outputs = self.outputs(&tracked, images.as_ref(), &rows, drop_path);
@@ -118,7 +118,7 @@ impl<'a> Objective<'a> {
                 .expect("there is an adversarial view");
             tracked.gradients(&mut value.backward())
         });
-        gradients.extend(coupled.parameters);
+        gradients.extend(parameters);
         StepGradients {
             gradients,
             losses,
@@ -211,9 +211,7 @@ impl<'a> Objective<'a> {
         images.map(|images| passes.forward_rows(model, rows_of(images, rows), rows, drop_path))
     }
 
-    /// Losses over the outputs of all ranks, and `share` times their gradient for this rank's outputs and for the parameters of
-    /// `loss`, if it is a tracked one.
-    #[allow(clippy::too_many_arguments)]
+    /// Losses over the outputs of all ranks, and `share` times their gradient for this rank's outputs.
     fn output_gradient(
         &self,
         model: &Model,
@@ -221,8 +219,7 @@ impl<'a> Objective<'a> {
         microbatches: &[Range<usize>],
         drop_path: Option<&DropPath>,
         share: f64,
-        loss: &dyn BatchLoss,
-        losses: &dyn Fn(&dyn BatchLoss, Views<Tensor<2>>) -> Tensor<1>,
+        losses: &dyn Fn(Views<Tensor<2>>) -> Tensor<1>,
     ) -> OutputGradient {
         let count = images.adversarial.dims()[0];
         let outputs = images.map(|images| {
@@ -233,7 +230,7 @@ impl<'a> Objective<'a> {
             let all = gather_rows(self.comm, join(parts.collect()));
             all.autodiff().require_grad()
         });
-        let values = losses(loss, outputs.clone());
+        let values = losses(outputs.clone());
         let mut found = scaled_sum(values.clone(), share).backward();
         let gradient = outputs.as_ref().map(|outputs| {
             let gradient = outputs.grad_remove(&mut found);
@@ -243,8 +240,8 @@ impl<'a> Objective<'a> {
         OutputGradient {
             gradient,
             outputs: outputs.map(Tensor::without_autodiff),
-            loss: f64::from(to_vec(mean(values.without_autodiff()))[0]),
-            parameters: loss.parameter_gradients(&mut found, self.comm),
+            loss: mean(values.without_autodiff()),
+            found,
         }
     }
 }
@@ -255,10 +252,10 @@ struct OutputGradient {
     gradient: Views<Tensor<2>>,
     /// The outputs of all ranks: `[batch, outputs]`.
     outputs: Views<Tensor<2>>,
-    /// Mean over the batch.
-    loss: f64,
-    /// For the objective's own parameters.
-    parameters: Vec<Tensor<1>>,
+    /// Mean over the batch, `[1]`.
+    loss: Tensor<1>,
+    /// Of all else that takes part, such as the objective's own parameters.
+    found: Gradients,
 }
 
 /// Sums gradients, by shard and rows, over the microbatches of each shard in turn and over the shards pairwise.
