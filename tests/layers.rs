@@ -54,6 +54,7 @@ const FILES: &[(&str, &[&str])] = &[
             "cpu/convnext",
             "cpu",
             "dispatch",
+            "evaluation",
         ],
     ),
     (

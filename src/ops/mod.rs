@@ -11,6 +11,7 @@ mod cuda;
 mod device;
 mod dispatch;
 mod engine;
+mod evaluation;
 mod gpu;
 mod node;
 mod open;
@@ -22,6 +23,7 @@ mod spec;
 mod tensor;
 mod words;
 
+pub use advxl_cuda::Norm;
 pub use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu, release_buffers};
 
 pub use cache::WeightCache;
@@ -30,6 +32,11 @@ pub use dispatch::{
     adamw, add, convnext_block, count_correct, cross_entropy, encoder_block, gelu, join, keep,
     kernel_last, l2_start, l2_step, layer_norm, linear, linf_start, linf_step, mean, patches, pool,
     predictions, row_dots, scaled_sum, select, sum, tokens, unfold,
+};
+pub use evaluation::{
+    Exchange, Motif, Squares, Window, add_clamped, changed_pixels, distances, dual_lengths,
+    fab_step, finite, l1_project, l1_sparse_step, l1_start, l1_step, logits_by_text, momentum,
+    pull_back, put_rows, replace_rows, surface_start,
 };
 pub use gpu::from_bytes;
 pub use open::{DeviceName, Opened, hardware, usable};

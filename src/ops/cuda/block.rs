@@ -46,6 +46,7 @@ pub(crate) fn encoder_block(
             width,
             heads: spec.heads,
             hidden: spec.hidden,
+            causal: spec.causal,
         },
         weights: cache.form(primitives.clone(), spec.precision, of_weights),
         gelu: gelu_on_cuda(spec.gelu),

@@ -2,6 +2,7 @@
 
 mod block;
 mod convnext;
+pub(crate) mod evaluation;
 mod layers;
 mod loss;
 mod optimizer;
