@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use advxl_cuda::Gpu;
 use burn::tensor::Tensor;
 use serde_json::{Value, json};
 
@@ -112,7 +113,9 @@ fn rounded(value: f64, digits: i32) -> f64 {
 /// What is timed is the training loop's own step, [`train::step`], on one batch: conversion of the images, `attack_steps`
 /// input gradients from a random start, one full gradient, its norm and checks, AdamW; class token, learned positions, no
 /// average. `gflops` counts 2k + 3 forward passes (2k of the attack alone) of matrix products and attention, nothing else.
-/// `peak_gflops` is the processor's own rate for products in registers on the same threads, measured right after.
+/// `peak_gflops` is the processor's own rate for products in registers on the same threads, or a GPU's for large matrices,
+/// measured right after. `to_host` is what the last step copied from an NVIDIA GPU; `unplanned` counts reads of tensors by
+/// operations that the GPU has no kernels for, and is 0.
 ///
 /// Errors: a loss or gradient that is not finite.
 pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
@@ -142,8 +145,9 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
     let extra = ExtraParameters::default();
     let mut state = State::new(model, extra, optimizer, &phase.zero);
     let batch = random_batch(work, 0);
-    let mut seconds = Vec::new();
+    let (mut seconds, mut to_host) = (Vec::new(), None);
     for _ in 0..work.repeats + 2 {
+        let before = device.gpu().map(Gpu::traffic);
         let begun = Instant::now();
         match work.attack_only {
             true => attack(&phase, &state, &batch)?,
@@ -159,6 +163,14 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
         }
         device.wait();
         seconds.push(begun.elapsed().as_secs_f64());
+        let after = device.gpu().map(Gpu::traffic);
+        to_host = before.zip(after).map(|(before, after)| {
+            json!({
+                "copies": after.fetched.0 - before.fetched.0,
+                "bytes": after.fetched.1 - before.fetched.1,
+                "unplanned": after.unplanned.0 - before.unplanned.0,
+            })
+        });
     }
     let median = middle(seconds.split_off(2));
 
@@ -185,6 +197,7 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
         "peak_gflops": rounded(peak / 1e9, 1),
         "share_of_peak": rounded(flops / median / peak, 3),
         "peak_memory_mib": crate::train::monitor::peak_memory_mib(),
+        "to_host": to_host,
         "device_memory_mib": device.memory().map(|bytes| bytes >> 20),
     }))
 }

@@ -4,10 +4,9 @@
 //! depend on how many others are in the batch) or takes the mean (updates).
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::log_softmax;
 
 use crate::ops::Device;
-pub use crate::ops::{count_correct, cross_entropy, predictions};
+pub use crate::ops::{contrastive, count_correct, cross_entropy, predictions, unit_length};
 use crate::settings::{Table, settings, words};
 
 /// The largest factor of the similarities: the inverse of the lowest temperature. As in CLIP it bounds the weight
@@ -85,36 +84,6 @@ impl Targets {
         both.map(|((first, second), weight)| if *weight >= 0.5 { *first } else { *second })
             .collect()
     }
-}
-
-/// The symmetric contrastive loss of a batch, for each image: half the cross entropy of finding its text among all
-/// texts, half that of finding it among all images by its text.
-///
-/// The mean over the batch is the paper's equations 2 and 3.
-///
-/// Shapes: `images` `[batch, dimensions]`, of any length; `texts` the same, of length 1; `log_scale` `[1]`; the result
-/// `[batch]`.
-/// Source: Radford et al. 2021, figure 3.
-pub fn contrastive(images: Tensor<2>, texts: Tensor<2>, log_scale: Tensor<1>) -> Tensor<1> {
-    let batch = images.dims()[0];
-    let device = images.device().without_autodiff();
-    let scale = log_scale.exp().reshape([1, 1]);
-    // Row i, column k: image i and text k.
-    let similarities = unit_length(images).matmul(texts.transpose()) * scale;
-    let own = Tensor::<2>::eye(batch, &device);
-    let found = |similarities: Tensor<2>| {
-        let own = log_softmax(similarities, 1) * own.clone();
-        // [batch, batch] -> [batch]
-        own.sum_dim(1).squeeze_dim::<1>(1)
-    };
-    (found(similarities.clone()) + found(similarities.transpose())) * -0.5
-}
-
-/// Rows divided by their lengths.
-pub fn unit_length(rows: Tensor<2>) -> Tensor<2> {
-    let squares = (rows.clone() * rows.clone()).sum_dim(1);
-    // As torch.nn.functional.normalize, for rows of zeros.
-    rows / squares.sqrt().clamp_min(1e-12)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! A GPU against the processor: the same model, attack, training and evaluation.
+//! A GPU against the processor: the same models, attacks, training and evaluation.
 //!
-//! Run by `scripts/test-gpu`, on a GPU or on one in software. `ADVXL_TEST_DEVICE` names it, `wgpu` if absent.
+//! `cargo test` runs it on the CUDA engine's GPU in software, which compiles the same kernels with `c++`; `scripts/test-gpu` on
+//! a real GPU or on another engine, which `ADVXL_TEST_DEVICE` names.
 //! Tolerances are for f32: sums of some hundred products in another order, and functions such as `exp` by another program.
-#![cfg(feature = "gpu")]
 
 mod support;
 
@@ -10,6 +10,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use advxl::attack::{Norm, Pgd, Start, input_gradient};
+use advxl::bench;
+use advxl::bench::StepWork;
 use advxl::data::{Batch, Mixing, Planes};
 use advxl::loss::{Targets, cross_entropy};
 use advxl::model::{DropPath, Model, ModelConfig, Pass};
@@ -19,21 +21,38 @@ use advxl::ops::{
 };
 use advxl::recipe::Recipe;
 use advxl::rng::{Purpose, Rng};
+use advxl_cuda::Gpu;
 use burn::tensor::Tensor;
-use serde_json::Value;
-use support::{RECIPE, advxl, trained};
+use serde_json::{Value, json};
+use support::{RECIPE, trained};
 
 const SIZE: usize = 16;
 const CLASSES: usize = 10;
 const BATCH: usize = 4;
 
+/// The folder of the software GPU's kernels.
+const KERNELS: &str = env!("CARGO_TARGET_TMPDIR");
+
 fn name() -> String {
-    std::env::var("ADVXL_TEST_DEVICE").unwrap_or_else(|_| "wgpu".into())
+    std::env::var("ADVXL_TEST_DEVICE").unwrap_or_else(|_| "cuda".into())
 }
 
 fn gpu() -> Device {
-    let name: DeviceName = name().parse().unwrap();
-    name.open(0).unwrap().device
+    match std::env::var("ADVXL_TEST_DEVICE") {
+        Err(_) => Device::Cuda(Gpu::soft(Path::new(KERNELS))),
+        Ok(name) => name.parse::<DeviceName>().unwrap().open(0).unwrap().device,
+    }
+}
+
+/// The program, whose GPU is the one in software unless `ADVXL_TEST_DEVICE` names another.
+fn advxl(arguments: &[&str]) -> (i32, String) {
+    let mut command = support::command(arguments);
+    if std::env::var_os("ADVXL_TEST_DEVICE").is_none() {
+        command.env("ADVXL_CUDA_SOFTWARE", KERNELS);
+    }
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code().unwrap_or(-1), text)
 }
 
 /// The largest difference, as a share of the largest value of `right`.
@@ -184,7 +203,7 @@ fn ten_updates_lead_to_the_same_losses_and_the_run_goes_on_elsewhere() {
     let train = |name: &str, device: &str| {
         let out = folder.path().join(name);
         let begun = Instant::now();
-        let (code, told) = advxl(&[
+        let (code, text) = advxl(&[
             "train",
             &text(&recipe),
             "--out",
@@ -192,7 +211,7 @@ fn ten_updates_lead_to_the_same_losses_and_the_run_goes_on_elsewhere() {
             "--device",
             device,
         ]);
-        assert_eq!(code, 0, "{told}");
+        assert_eq!(code, 0, "{text}");
         eprintln!("{device}: {:.0} s", begun.elapsed().as_secs_f64());
         out
     };
@@ -220,7 +239,7 @@ fn ten_updates_lead_to_the_same_losses_and_the_run_goes_on_elsewhere() {
     ] {
         std::fs::copy(found.join(file), elsewhere.join(file)).unwrap();
     }
-    let (code, told) = advxl(&[
+    let (code, text) = advxl(&[
         "train",
         &text(&recipe),
         "--out",
@@ -228,8 +247,8 @@ fn ten_updates_lead_to_the_same_losses_and_the_run_goes_on_elsewhere() {
         "--device",
         "cpu",
     ]);
-    assert_eq!(code, 0, "{told}");
-    assert!(told.contains("resuming after 256"), "{told}");
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("resuming after 256"), "{text}");
 }
 
 #[test]
@@ -238,7 +257,7 @@ fn evaluations_come_to_the_same_verdicts() {
     let run = trained(folder.path());
     let evaluate = |device: &str| {
         let out = folder.path().join(device.replace(':', "-"));
-        let (code, told) = advxl(&[
+        let (code, text) = advxl(&[
             "eval",
             run.to_str().unwrap(),
             "--out",
@@ -260,7 +279,7 @@ fn evaluations_come_to_the_same_verdicts() {
             "--device",
             device,
         ]);
-        assert_eq!(code, 0, "{told}");
+        assert_eq!(code, 0, "{text}");
         let result = std::fs::read(out.join("result.json")).unwrap();
         let result: Value = serde_json::from_slice(&result).unwrap();
         ["clean_accuracy", "robust_accuracy"].map(|key| result[key].to_string())
@@ -300,12 +319,77 @@ fn bytes_and_mixed_images_arrive_as_they_left() {
 
 #[test]
 fn a_device_that_is_not_there_is_named() {
-    let (code, told) = advxl(&["bench", "step", "--device", &format!("{}:99", name())]);
-    assert_eq!(code, 2, "{told}");
+    let (code, text) = advxl(&["bench", "step", "--device", &format!("{}:99", name())]);
+    assert_eq!(code, 2, "{text}");
     assert!(
-        told.contains("99`: there is one, number 0") || told.contains("99`: there are"),
-        "{told}"
+        text.contains(":99`: ") && text.contains("no such GPU"),
+        "{text}"
     );
+}
+
+/// Losses, gradient norm and the count of correct answers are all that a training step reads from the GPU; an attack reads
+/// nothing.
+#[test]
+fn a_step_reads_three_numbers_from_the_gpu_and_an_attack_none() {
+    let device = gpu();
+    if device.gpu().is_none() {
+        return; // Other engines do not count.
+    }
+    for config in configs() {
+        for (attack_only, recompute) in [(false, false), (false, true), (true, false)] {
+            let work = StepWork {
+                model: config.clone(),
+                image_size: 32,
+                batch: 2,
+                attack_steps: 1,
+                classes: CLASSES,
+                repeats: 1,
+                precision: Precision::Bf16,
+                attack_only,
+                recompute,
+            };
+            let report = bench::step(&work, &device).unwrap();
+            let right = match attack_only {
+                true => json!({ "copies": 0, "bytes": 0, "unplanned": 0 }),
+                false => json!({ "copies": 3, "bytes": 16, "unplanned": 0 }),
+            };
+            let what = format!("{}, attack only {attack_only}", config.size());
+            assert_eq!(report["to_host"], right, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_run_that_is_killed_and_resumed_on_the_gpu_has_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("recipe.toml");
+    // The first stage alone, without evaluation: the software GPU is slow.
+    let first = RECIPE
+        .split("[[stage]]\nname = \"finetune\"")
+        .next()
+        .unwrap();
+    let (head, tail) = first.split_once("[evaluation]").unwrap();
+    let stage = tail.split_once("[[stage]]").unwrap().1;
+    std::fs::write(&recipe, format!("{head}\n[[stage]]{stage}")).unwrap();
+    let train = |out: &Path, more: &[&str]| {
+        let (recipe, out) = (recipe.to_str().unwrap(), out.to_str().unwrap());
+        let name = name();
+        let all = [&["train", recipe, "--out", out, "--device", &name], more].concat();
+        advxl(&all)
+    };
+    let whole = folder.path().join("whole");
+    let (code, text) = train(&whole, &[]);
+    assert_eq!(code, 0, "{text}");
+    let resumed = folder.path().join("resumed");
+    std::fs::create_dir_all(resumed.join("checkpoints")).unwrap();
+    for file in ["recipe.toml", "checkpoints/000000000064.safetensors"] {
+        std::fs::copy(whole.join(file), resumed.join(file)).unwrap();
+    }
+    let (code, text) = train(&resumed, &[]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("resuming after 64"), "{text}");
+    let weights = |run: &Path| std::fs::read(run.join("model/model.safetensors")).unwrap();
+    assert!(weights(&whole) == weights(&resumed));
 }
 
 /// A tensor of normal numbers.
@@ -375,7 +459,8 @@ fn every_operation_and_its_gradient_are_those_of_the_processor() {
         (
             "linear",
             Box::new(move |x, device| {
-                linear(x, drawn(2, [48 * width], device), drawn(3, [48], device))
+                let weight = drawn(2, [48 * width], device);
+                linear(x, weight, drawn(3, [48], device), Precision::F32)
             }),
         ),
         ("gelu", Box::new(|x, _| gelu(x, Gelu::Erf))),

@@ -88,6 +88,15 @@ impl Gpu {
     /// If there is no such GPU, or NVIDIA's driver or libraries are missing; the error says which, where they were
     /// looked for, and how to install them.
     pub fn open(number: usize) -> Result<Self> {
+        let count = Self::count()?;
+        if number >= count {
+            let there = match count {
+                1 => "one, number 0".to_owned(),
+                count => format!("{count}, numbers 0 to {}", count.saturating_sub(1)),
+            };
+            return Err(Error::missing(format!("no such GPU: this machine has {there}"))
+                .hint("use one of these numbers; CUDA_VISIBLE_DEVICES can hide some"));
+        }
         if let Some(folder) = software() {
             return Ok(Self::soft(&folder));
         }

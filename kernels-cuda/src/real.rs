@@ -72,11 +72,6 @@ impl Real {
     /// Opens GPU `number`.
     pub(crate) fn open(number: usize) -> Result<Self> {
         let (driver, major) = libraries::driver()?;
-        let count = count()?;
-        if number >= count {
-            let hint = format!("this machine has {count}, numbered from 0; CUDA_VISIBLE_DEVICES can hide some");
-            return Err(Error::missing(format!("there is no GPU {number}")).hint(hint));
-        }
         let blas = libraries::blas(major)?;
         let (mut device, mut context, mut stream) = (0, ptr::null_mut(), ptr::null_mut());
         let mut name = [0; 256];

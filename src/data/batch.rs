@@ -110,7 +110,7 @@ impl Batch {
     /// The same on a device: `[n, 3, image_size, image_size]`. To a GPU bytes go as they are, and are mixed there.
     pub fn to_device(&self, image_size: usize, device: &Device) -> Tensor<4> {
         let shape = [self.first.len(), 3, image_size, image_size];
-        if device.is_cpu() || device.gpu().is_some() {
+        if device.is_cpu() {
             return ops::from_vec(self.pixels(image_size), shape, device);
         }
         let images = match &self.images {
@@ -119,6 +119,9 @@ impl Batch {
         };
         if self.mixed.is_empty() {
             return images;
+        }
+        if device.gpu().is_some() {
+            return ops::mix_rows(images, &self.mixes());
         }
         let mut done = 0;
         let mut parts = Vec::new();
@@ -132,6 +135,17 @@ impl Batch {
         if done < shape[0] {
             parts.push(images.narrow(0, done, shape[0] - done));
         }
-        Tensor::cat(parts, 0)
+        ops::join(parts)
+    }
+
+    /// How each image is mixed, and with which.
+    fn mixes(&self) -> Vec<ops::RowMix> {
+        let mut mixes = vec![ops::RowMix::Alone; self.first.len()];
+        for (rows, mix) in &self.mixed {
+            for row in rows.clone() {
+                mixes[row] = mix.of_row(rows.start + rows.end - 1 - row);
+            }
+        }
+        mixes
     }
 }

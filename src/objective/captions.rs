@@ -18,7 +18,7 @@ use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::loss::unit_length;
-use crate::ops::{Device, Gelu, from_vec};
+use crate::ops::{Device, Gelu, from_vec, join};
 use crate::recipe::{NewText, Recipe, Text};
 use crate::storage::store::Ahead;
 use crate::text::{
@@ -194,7 +194,7 @@ impl Captions {
                 (texts.collect::<Result<Vec<_>>>()?, None)
             }
         };
-        let texts = gather_rows(comm, Tensor::cat(texts, 0));
+        let texts = gather_rows(comm, join(texts));
         let scale = parameters.log_scale.as_ref();
         let scale = scale.expect("contrastive stages have one").value.clone();
         Ok(ContrastiveLoss::new(texts, scale, passes))
@@ -301,7 +301,7 @@ impl Captions {
             let embeddings = tower.encode(&tokenizer.rows(part)?)?;
             Ok(unit_length(embeddings))
         });
-        Ok(Tensor::cat(parts.collect::<Result<_>>()?, 0))
+        Ok(join(parts.collect::<Result<_>>()?))
     }
 
     /// Writes the text model of a stage that ends, if it learned, to where later stages look for it.

@@ -9,6 +9,8 @@ use super::batch_loss::{BatchLoss, Views};
 use crate::distributed::Comm;
 use crate::distributed::zero::PairwiseSum;
 use crate::loss::{contrastive, count_correct};
+use crate::ops;
+use crate::ops::{Device, row_dots, similarities, zeros};
 use crate::text::TextTower;
 
 /// The symmetric contrastive loss of a batch over all ranks.
@@ -49,7 +51,7 @@ impl BatchLoss for ContrastiveLoss {
     /// Images that find their own caption among those of the batch.
     fn count_correct(&self, outputs: Tensor<2>) -> u64 {
         let own: Vec<u32> = (0..outputs.dims()[0] as u32).collect();
-        count_correct(outputs.matmul(self.texts.clone().transpose()), &own)
+        count_correct(similarities(outputs, self.texts.clone()), &own)
     }
 
     fn tracked(&self) -> Option<Box<dyn BatchLoss>> {
@@ -64,9 +66,12 @@ impl BatchLoss for ContrastiveLoss {
     /// All ranks compute the same loss: the scale's gradient counts once, and each rank's tower passes get the gradient of
     /// their own texts.
     fn parameter_gradients(&self, gradients: &mut Gradients, comm: &Comm) -> Vec<Tensor<1>> {
-        let once = if comm.is_main() { 1.0 } else { 0.0 };
         let scale = self.log_scale.grad_remove(gradients);
-        let mut found: Vec<_> = scale.map(|scale| scale * once).into_iter().collect();
+        let once = |scale: Tensor<1>| match comm.is_main() {
+            true => scale,
+            false => zeros([1], &Device::of(&scale)),
+        };
+        let mut found: Vec<_> = scale.map(once).into_iter().collect();
         if let Some(tower) = &self.tower
             && let Some(texts) = self.texts.grad_remove(gradients)
         {
@@ -88,7 +93,8 @@ impl TowerPasses {
         let mut start = 0;
         for (tower, embeddings) in &self.0 {
             let count = embeddings.dims()[0];
-            let along = (embeddings.clone() * of_texts.clone().narrow(0, start, count)).sum();
+            let gradient = of_texts.clone().narrow(0, start, count);
+            let along = ops::sum(row_dots(embeddings.clone(), &gradient));
             sum.add(tower.gradients(&mut along.backward()));
             start += count;
         }

@@ -2,7 +2,7 @@
 
 use crate::loss::LARGEST_SCALE;
 use crate::model::Parameter;
-use crate::ops::Device;
+use crate::ops::{Device, clamp};
 use crate::text::TextTower;
 
 /// CLIP's initial temperature.
@@ -42,7 +42,7 @@ impl ExtraParameters {
     /// Keeps the scale within CLIP's bounds, after each update.
     pub fn clamp(&mut self) {
         if let Some(scale) = &mut self.log_scale {
-            scale.value = scale.value.clone().clamp(0.0, LARGEST_SCALE.ln());
+            scale.value = clamp(scale.value.clone(), 0.0, LARGEST_SCALE.ln());
         }
     }
 }

@@ -1,16 +1,18 @@
 //! The public operations: what each computes, and which engine runs it.
 
+use advxl_cuda::mixing::Mix;
 use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu};
 use burn::tensor::Tensor;
 
 use super::cache::WeightCache;
+use super::device::Device;
 use super::engine::Engine;
 use super::spec::{
     AdamW, BlockSpec, ConvNextSpec, KeptRows, Moments, PatchSpec, PathScale, Places, Streams,
     TensorUpdate,
 };
 use super::words::Precision;
-use super::{cpu, cuda, plain, reference};
+use super::{cpu, cuda, gpu, plain, reference};
 
 /// Normalizes the channels and cuts the images into patches.
 ///
@@ -96,7 +98,6 @@ pub fn encoder_block(
 ) -> Tensor<3> {
     match Engine::of_both(&x, &weights.norm1_weight) {
         Engine::Cpu => cpu::encoder_block(x, weights, spec, path, cache),
-        Engine::Cuda(_) if spec.causal => cpu::encoder_block(x, weights, spec, path, cache),
         Engine::Cuda(gpu) => cuda::encoder_block(&gpu, x, weights, spec, path, cache),
         Engine::Burn => reference::encoder_block(x, weights, spec, path),
     }
@@ -160,6 +161,27 @@ pub fn l2_step(
         Engine::Cpu => cpu::l2_step(images, gradient, center, steps, epsilon),
         Engine::Cuda(gpu) => cuda::l2_step(&gpu, images, gradient, center, steps, epsilon),
         Engine::Burn => reference::l2_step(images, gradient, center, steps, epsilon),
+    }
+}
+
+/// Images of bytes in `[0, 1]` on a device, to which they go as bytes. The floats are those of the processor to the bit.
+pub fn from_bytes<const D: usize>(bytes: &[u8], shape: [usize; D], device: &Device) -> Tensor<D> {
+    match device {
+        Device::Cuda(gpu) => cuda::from_bytes(gpu, bytes, shape),
+        Device::Burn(_) => gpu::from_bytes(bytes, shape, device),
+    }
+}
+
+/// Images mixed with others of their batch (MixUp, CutMix), on an NVIDIA GPU.
+///
+/// Shapes: `images` and the result `[batch, 3, size, size]`; `mixes` `[batch]`.
+///
+/// # Panics
+/// When the images are elsewhere.
+pub fn mix_rows(images: Tensor<4>, mixes: &[Mix]) -> Tensor<4> {
+    match Engine::of(&images) {
+        Engine::Cuda(gpu) => cuda::mix_rows(&gpu, images, mixes),
+        _ => panic!("images of other devices are mixed by `data::augment`"),
     }
 }
 
@@ -284,6 +306,78 @@ pub fn mean(x: Tensor<1>) -> Tensor<1> {
     match Engine::of(&x) {
         Engine::Cuda(gpu) => cuda::mean(&gpu, x),
         _ => x.mean(),
+    }
+}
+
+/// Embeddings of tokens with their places.
+///
+/// Shapes: `ids` `[count * length]`; `table` `[vocabulary, width]` and `places` `[context, width]`, flat, a context of at least
+/// `length`; `shape` and the result `[count, length, width]`.
+pub fn embed(ids: &[u32], table: Tensor<1>, places: &Tensor<1>, shape: [usize; 3]) -> Tensor<3> {
+    match Engine::of(&table) {
+        Engine::Cuda(gpu) => cuda::embed(&gpu, ids, table, places, shape),
+        _ => plain::embed(ids, table, places, shape),
+    }
+}
+
+/// One token of each sample.
+///
+/// Shapes: `x` `[count, tokens, width]`; `which` `[count]`; the result `[count, 1, width]`.
+pub fn take(x: Tensor<3>, which: &[usize]) -> Tensor<3> {
+    match Engine::of(&x) {
+        Engine::Cuda(gpu) => cuda::take(&gpu, x, which),
+        _ => plain::take(x, which),
+    }
+}
+
+/// `x W` in f32.
+///
+/// Shapes: `x` `[rows, in]`; `weight` `[in, out]`, flat; the result `[rows, out]`.
+pub fn project(x: Tensor<2>, weight: &Tensor<1>) -> Tensor<2> {
+    match Engine::of_both(&x, weight) {
+        Engine::Cuda(gpu) => cuda::project(&gpu, x, weight),
+        _ => plain::project(x, weight),
+    }
+}
+
+/// Rows divided by their lengths, as `torch.nn.functional.normalize`.
+pub fn unit_length(rows: Tensor<2>) -> Tensor<2> {
+    match Engine::of(&rows) {
+        Engine::Cuda(gpu) => cuda::unit_length(&gpu, rows),
+        _ => plain::unit_length(rows),
+    }
+}
+
+/// The symmetric contrastive loss of a batch, for each image: half the cross entropy of finding its text among all
+/// texts, half that of finding it among all images by its text.
+///
+/// The mean over the batch is the paper's equations 2 and 3.
+///
+/// Shapes: `images` `[batch, dimensions]`, of any length; `texts` the same, of length 1; `log_scale` `[1]`; the result
+/// `[batch]`.
+/// Source: Radford et al. 2021, figure 3.
+pub fn contrastive(images: Tensor<2>, texts: Tensor<2>, log_scale: Tensor<1>) -> Tensor<1> {
+    match Engine::of_both(&images, &texts) {
+        Engine::Cuda(gpu) => cuda::contrastive(&gpu, images, &texts, &log_scale),
+        _ => plain::contrastive(images, texts, log_scale),
+    }
+}
+
+/// The inner products of the rows of two tensors, outside automatic differentiation.
+///
+/// Shapes: `a` `[n, width]`; `b` `[m, width]`; the result `[n, m]`.
+pub fn similarities(a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+    match Engine::of_both(&a, &b) {
+        Engine::Cuda(gpu) => cuda::similarities(&gpu, &a, &b),
+        _ => a.matmul(b.transpose()),
+    }
+}
+
+/// Values brought into a range, outside automatic differentiation.
+pub fn clamp(x: Tensor<1>, low: f64, high: f64) -> Tensor<1> {
+    match Engine::of(&x) {
+        Engine::Cuda(gpu) => cuda::clamp(&gpu, &x, low, high),
+        _ => x.clamp(low, high),
     }
 }
 

@@ -26,19 +26,21 @@ mod words;
 pub use advxl_cuda::Norm;
 pub use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu, release_buffers};
 
+pub use advxl_cuda::mixing::Mix as RowMix;
+
 pub use cache::WeightCache;
 pub use device::Device;
 pub use dispatch::{
-    adamw, add, convnext_block, count_correct, cross_entropy, encoder_block, gelu, join, keep,
-    kernel_last, l2_start, l2_step, layer_norm, linear, linf_start, linf_step, mean, patches, pool,
-    predictions, row_dots, scaled_sum, select, sum, tokens, unfold,
+    adamw, add, clamp, contrastive, convnext_block, count_correct, cross_entropy, embed,
+    encoder_block, from_bytes, gelu, join, keep, kernel_last, l2_start, l2_step, layer_norm,
+    linear, linf_start, linf_step, mean, mix_rows, patches, pool, predictions, project, row_dots,
+    scaled_sum, select, similarities, sum, take, tokens, unfold, unit_length,
 };
 pub use evaluation::{
     Exchange, Motif, Squares, Window, add_clamped, changed_pixels, distances, dual_lengths,
     fab_step, finite, l1_project, l1_sparse_step, l1_start, l1_step, logits_by_text, momentum,
     pull_back, put_rows, replace_rows, surface_start,
 };
-pub use gpu::from_bytes;
 pub use open::{DeviceName, Opened, hardware, usable};
 pub use rate::peak_flops;
 pub use spec::{

@@ -43,17 +43,17 @@ where
 {
     let weights: Vec<_> = weights.into_iter().collect();
     if weights.iter().any(|weight| weight.is_autodiff()) {
-        let weights = weights.into_iter().map(guard::<B, 1>);
-        std::iter::once(guard::<B, D>(x)).chain(weights).collect()
+        let weights = weights.into_iter().map(parent::<B, 1>);
+        std::iter::once(parent::<B, D>(x)).chain(weights).collect()
     } else if x.is_autodiff() {
-        vec![guard::<B, D>(x)]
+        vec![parent::<B, D>(x)]
     } else {
         Vec::new()
     }
 }
 
 /// The node of a tensor; a tensor outside automatic differentiation gets one that is not tracked.
-fn guard<B, const D: usize>(tensor: &Tensor<D>) -> NodeGuard
+pub(crate) fn parent<B, const D: usize>(tensor: &Tensor<D>) -> NodeGuard
 where
     B: Backend,
     DispatchTensor: DispatchKindConversion<Autodiff<B>>,
@@ -79,6 +79,7 @@ where
     match parents.len() {
         0 => Tensor::from_primitive::<S::Backend>(forward(Wanted::Nothing).0),
         1 => attach::<S, 1, D>(parents, Wanted::Input, forward),
+        2 => attach::<S, 2, D>(parents, Wanted::Weights, forward),
         3 => attach::<S, 3, D>(parents, Wanted::Weights, forward),
         10 => attach::<S, 10, D>(parents, Wanted::Weights, forward),
         13 => attach::<S, 13, D>(parents, Wanted::Weights, forward),

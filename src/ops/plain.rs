@@ -176,3 +176,62 @@ pub(crate) fn pull_back(
     }
     from_vec(images, shape, &device)
 }
+
+/// See [`crate::ops::embed`].
+pub(crate) fn embed(
+    ids: &[u32],
+    table: Tensor<1>,
+    places: &Tensor<1>,
+    [count, length, width]: [usize; 3],
+) -> Tensor<3> {
+    let matrix = |flat: Tensor<1>| -> Tensor<2> {
+        let rows = flat.dims()[0] / width;
+        flat.reshape([rows, width])
+    };
+    let table = matrix(table);
+    let device = table.device().without_autodiff();
+    let rows = table.select(0, indices(ids.iter().map(|id| *id as usize), &device));
+    // [count * length, width] -> [count, length, width]
+    rows.reshape([count, length, width]) + matrix(places.clone()).narrow(0, 0, length).unsqueeze()
+}
+
+/// See [`crate::ops::take`].
+pub(crate) fn take(x: Tensor<3>, which: &[usize]) -> Tensor<3> {
+    let [count, tokens, width] = x.dims();
+    let rows = which.iter().enumerate();
+    let rows = rows.map(|(row, place)| row * tokens + place);
+    let device = x.device().without_autodiff();
+    let x = x.reshape([count * tokens, width]);
+    x.select(0, indices(rows, &device))
+        .reshape([count, 1, width])
+}
+
+/// See [`crate::ops::project`].
+pub(crate) fn project(x: Tensor<2>, weight: &Tensor<1>) -> Tensor<2> {
+    let inputs = x.dims()[1];
+    let outputs = weight.dims()[0] / inputs;
+    x.matmul(weight.clone().reshape([inputs, outputs]))
+}
+
+/// See [`crate::ops::unit_length`].
+pub(crate) fn unit_length(rows: Tensor<2>) -> Tensor<2> {
+    let squares = (rows.clone() * rows.clone()).sum_dim(1);
+    // As torch.nn.functional.normalize, for rows of zeros.
+    rows / squares.sqrt().clamp_min(1e-12)
+}
+
+/// See [`crate::ops::contrastive`].
+pub(crate) fn contrastive(images: Tensor<2>, texts: Tensor<2>, log_scale: Tensor<1>) -> Tensor<1> {
+    let batch = images.dims()[0];
+    let device = images.device().without_autodiff();
+    let scale = log_scale.exp().reshape([1, 1]);
+    // Row i, column k: image i and text k.
+    let similarities = unit_length(images).matmul(texts.transpose()) * scale;
+    let own = Tensor::<2>::eye(batch, &device);
+    let found = |similarities: Tensor<2>| {
+        let own = log_softmax(similarities, 1) * own.clone();
+        // [batch, batch] -> [batch]
+        own.sum_dim(1).squeeze_dim::<1>(1)
+    };
+    (found(similarities.clone()) + found(similarities.transpose())) * -0.5
+}

@@ -4,13 +4,14 @@
 //! token and takes the end token; CLIPA's (Li et al. 2023) masks nothing, not even padding, and takes the last one.
 //! f32 only.
 
-use burn::tensor::{Gradients, Int, Tensor, TensorData};
+use burn::tensor::{Gradients, Tensor};
 
 use super::config::TextConfig;
 use crate::error::{Error, Result};
 use crate::model::{Parameter, parameter};
 use crate::ops::{
-    BlockSpec, BlockWeights, Device, Precision, WeightCache, encoder_block, layer_norm,
+    BlockSpec, BlockWeights, Device, Precision, WeightCache, embed, encoder_block, layer_norm,
+    project, take,
 };
 use crate::rng::{Purpose, Rng};
 
@@ -118,7 +119,6 @@ impl TextTower {
             context,
             vocabulary,
             width,
-            embedding,
             ..
         } = self.config;
         if ids.is_empty() || !ids.len().is_multiple_of(context) {
@@ -142,26 +142,18 @@ impl TextTower {
         let lengths = rows.clone().map(|row| self.length(row));
         let length = lengths.max().expect("at least one row");
         let count = places.len();
-        let used = rows.flat_map(|row| &row[..length]).map(|id| i64::from(*id));
-        let table: Tensor<2> = self.token_embedding.shaped([vocabulary, width]);
-        let positions: Tensor<2> = self.positional_embedding.shaped([context, width]);
-        // [n * length, width] -> [n, length, width]
-        let tokens = pick(table, used.collect()).reshape([count, length, width])
-            + positions.narrow(0, 0, length).unsqueeze();
-        let tokens = self.blocks(tokens);
+        let used: Vec<u32> = rows.flat_map(|row| &row[..length]).copied().collect();
+        let table = self.token_embedding.value.clone();
+        let positions = &self.positional_embedding.value;
+        let tokens = self.blocks(embed(&used, table, positions, [count, length, width]));
         // The norm is one of each token, so that only those that are pooled need it.
-        let pooled = places.iter().enumerate();
-        let pooled = pooled.map(|(row, place)| (row * length + place) as i64);
-        let pooled = pick(tokens.reshape([count * length, width]), pooled.collect());
+        let pooled = take(tokens, &places);
         let [weight, bias] = self.norm.each_ref().map(|part| part.value.clone());
-        let normed = layer_norm(
-            pooled.reshape([count, 1, width]),
-            weight,
-            bias,
-            self.config.eps,
-        );
-        let projection: Tensor<2> = self.projection.shaped([width, embedding]);
-        Ok(normed.reshape([count, width]).matmul(projection))
+        let normed = layer_norm(pooled, weight, bias, self.config.eps);
+        Ok(project(
+            normed.reshape([count, width]),
+            &self.projection.value,
+        ))
     }
 
     /// How many tokens of a row its embedding depends on: with a causal mask those up to the one that is pooled.
@@ -239,14 +231,6 @@ impl TextTower {
         parameter::replace(tower.places_of_parameters(), values);
         tower
     }
-}
-
-/// Rows of a table.
-fn pick(table: Tensor<2>, rows: Vec<i64>) -> Tensor<2> {
-    let count = rows.len();
-    let device = table.device();
-    let rows: Tensor<1, Int> = Tensor::from_data(TensorData::new(rows, [count]), &device);
-    table.select(0, rows)
 }
 
 /// The values that training begins with (open_clip's `init_parameters`).

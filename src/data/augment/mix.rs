@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 
+use crate::ops::RowMix;
 use crate::rng::Rng;
 
 /// How images are mixed with their counterparts.
@@ -38,6 +39,25 @@ impl Mix {
                 ];
                 images.slice_assign(place.clone(), others.slice(place))
             }
+        }
+    }
+}
+
+impl Mix {
+    /// The same for one image, whose counterpart is image `with` of the batch.
+    pub(crate) fn of_row(&self, with: usize) -> RowMix {
+        match self {
+            Self::Blend(share) => RowMix::Blend {
+                with,
+                share: *share,
+            },
+            Self::Cut(patch) => RowMix::Cut {
+                with,
+                left: patch.left,
+                right: patch.right,
+                top: patch.top,
+                bottom: patch.bottom,
+            },
         }
     }
 }

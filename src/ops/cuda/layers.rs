@@ -1,6 +1,6 @@
 //! Layers outside of blocks: linear, layer norm, GELU, and a convolution's weight with its channels last.
 
-use advxl_cuda::{Gpu, Kind, Linear, NormSaved, Values, resize_rows};
+use advxl_cuda::{Gpu, Kind, Linear, NormSaved, Values};
 use advxl_kernels::Gelu;
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
@@ -28,8 +28,7 @@ pub(crate) fn linear(
         precision => precision,
     };
     let layer = Linear::new(&weight, &bias, precision.on_cuda());
-    let kind = precision.on_cuda().kind();
-    let x = resize_rows(&values(gpu, &x), inputs, layer.inputs()).cast(kind);
+    let x = layer.pad(&values(gpu, &x));
     record(parents, |_| {
         let y = primitive(layer.forward(&x, Kind::F32), &[batch, tokens, outputs]);
         let shape = [batch, tokens, inputs];
@@ -54,8 +53,8 @@ impl Differentiable for LinearGradient {
         // A weight's gradient has the precision's operands, as the product has; the bias is summed in f32.
         let rounded = dy.cast(x.kind());
         let dx = || {
-            let dx = layer.input_gradient(&rounded).cast(Kind::F32);
-            primitive(resize_rows(&dx, layer.inputs(), shape[2]), &shape)
+            let dx = layer.crop(&layer.input_gradient(&rounded));
+            primitive(dx, &shape)
         };
         let d_weight = || {
             let gradient = layer.weight_gradient(&x, &rounded);

@@ -8,6 +8,7 @@ mod loss;
 mod optimizer;
 mod pixels;
 mod rows;
+mod text;
 mod tokens;
 pub(crate) mod values;
 
@@ -16,8 +17,9 @@ pub(crate) use convnext::{convnext_block, unfold};
 pub(crate) use layers::{gelu, kernel_last, layer_norm, linear};
 pub(crate) use loss::{correct, cross_entropy, mean, row_dots, scaled_sum};
 pub(crate) use optimizer::{squares, update};
-pub(crate) use pixels::{l2_step, linf_step, patches, start};
+pub(crate) use pixels::{from_bytes, l2_step, linf_step, mix_rows, patches, start};
 pub(crate) use rows::{add, join, select};
+pub(crate) use text::{clamp, contrastive, embed, project, similarities, take, unit_length};
 pub(crate) use tokens::{keep, pool, tokens};
 
 /// What a node wants, as the engine has it.

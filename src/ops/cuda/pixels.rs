@@ -1,6 +1,6 @@
 //! Images: patches, the steps of attacks, random starts.
 
-use advxl_cuda::{Gpu, Kind, Patches, Values, pgd, resize_rows};
+use advxl_cuda::{Gpu, Kind, Patches, Values, mixing, pgd, resize_rows};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
@@ -115,4 +115,15 @@ pub(super) fn draws<'a>(streams: &Streams<'a>) -> pgd::Draws<'a> {
         keys: streams.keys,
         sub_key: streams.sub_key,
     }
+}
+
+/// See [`crate::ops::from_bytes`].
+pub(crate) fn from_bytes<const D: usize>(gpu: &Gpu, bytes: &[u8], shape: [usize; D]) -> Tensor<D> {
+    tensor(mixing::images_of_bytes(gpu, bytes), shape)
+}
+
+/// See [`crate::ops::mix_rows`].
+pub(crate) fn mix_rows(gpu: &Gpu, images: Tensor<4>, mixes: &[mixing::Mix]) -> Tensor<4> {
+    let dims = images.dims();
+    tensor(mixing::mix(&values(gpu, &images), dims[2], mixes), dims)
 }

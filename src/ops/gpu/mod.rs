@@ -4,4 +4,4 @@ mod padded;
 mod upload;
 
 pub(crate) use padded::{pad, product, truncate};
-pub use upload::from_bytes;
+pub(crate) use upload::from_bytes;

@@ -8,7 +8,11 @@ use crate::ops::tensor::from_vec;
 /// Images of bytes on a GPU, in `[0, 1]`: they cross the bus as bytes.
 ///
 /// Four in a word, which every device has; the floats come from a table, and so are those of the processor to the bit.
-pub fn from_bytes<const D: usize>(bytes: &[u8], shape: [usize; D], device: &Device) -> Tensor<D> {
+pub(crate) fn from_bytes<const D: usize>(
+    bytes: &[u8],
+    shape: [usize; D],
+    device: &Device,
+) -> Tensor<D> {
     let burn = device.burn().without_autodiff();
     let words: Vec<i32> = bytes
         .chunks(4)
