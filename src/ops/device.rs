@@ -1,9 +1,9 @@
 //! The device of a tensor: where its values are, and so what computes with it.
 
 use advxl_cuda::Gpu;
-use burn::backend::DispatchDevice;
 use burn::tensor::{Device as BurnDevice, Tensor};
 
+use super::cpu::flex::is_flex;
 use super::cuda::values::on_gpu;
 use crate::error::{Error, Result};
 
@@ -92,17 +92,4 @@ impl PartialEq for Device {
             _ => false,
         }
     }
-}
-
-/// Whether a device of Burn's is the processor.
-pub(crate) fn is_flex(device: &BurnDevice) -> bool {
-    fn is_flex(device: &DispatchDevice) -> bool {
-        match device {
-            DispatchDevice::Flex(_) => true,
-            DispatchDevice::Autodiff(inner) => is_flex(inner),
-            #[allow(unreachable_patterns)] // Flex is the only device of the default build.
-            _ => false,
-        }
-    }
-    is_flex(device.as_dispatch())
 }

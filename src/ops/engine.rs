@@ -3,8 +3,8 @@
 use advxl_cuda::Gpu;
 use burn::tensor::Tensor;
 
+use super::cpu::flex::is_flex;
 use super::cuda::values::on_gpu;
-use super::device::is_flex;
 
 /// What runs an operation.
 #[derive(Clone, Debug)]

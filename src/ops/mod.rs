@@ -1,9 +1,10 @@
 //! The operations of models, attacks and the optimizer that are more than one of Burn's: patches, unfolding, a linear
 //! layer, layer norm, GELU, the encoder block, the ConvNeXt block, an attack's step, the optimizer's update.
 //!
-//! `dispatch` declares them and chooses, by the tensor, the engine that runs them: on `Device::cpu()` the kernels of
-//! `advxl-kernels` (`cpu`), each call one node of automatic differentiation (`node`); on every other device Burn's
-//! own operations, composed as in `reference`, which is their definition and the test oracle.
+//! `dispatch`, and `evaluation` for evaluation attacks, declare them and choose, by the tensor, the engine that runs them: on
+//! `Device::cpu()` the kernels of `advxl-kernels` (`cpu`), on an NVIDIA GPU those of `advxl-cuda` (`cuda`), each call one
+//! node of automatic differentiation (`node`); on every other device Burn's own operations, composed as in `reference`,
+//! which is their definition and the test oracle.
 
 mod cache;
 mod cpu;

@@ -8,7 +8,7 @@ use burn::backend::Flex;
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::tensor::{DType, Shape, Tensor};
 
-use crate::ops::device::is_flex;
+use crate::ops::cpu::flex::is_flex;
 
 /// The values of a tensor, if they are on a GPU and in its order.
 pub(crate) fn on_gpu<const D: usize>(tensor: &Tensor<D>) -> Option<Values> {
@@ -84,4 +84,13 @@ pub(crate) fn gradients(
         primitive(values, &[length])
     });
     std::iter::once(input).chain(weights).map(Some).collect()
+}
+
+/// What a node wants, as the engine has it.
+pub(crate) fn wanted(asked: advxl_kernels::Wanted) -> advxl_cuda::Wanted {
+    match asked {
+        advxl_kernels::Wanted::Nothing => advxl_cuda::Wanted::Nothing,
+        advxl_kernels::Wanted::Input => advxl_cuda::Wanted::Input,
+        advxl_kernels::Wanted::Weights => advxl_cuda::Wanted::Weights,
+    }
 }
