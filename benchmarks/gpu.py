@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""An adversarial training step in PyTorch as its users would write it for speed: the other side of gpu.sh.
+"""An adversarial training step in PyTorch as its users would write it for speed: the other side of `scripts/gpu-check speed`.
 
 timm's models, bf16 autocast, fused attention, fused AdamW, and in the attack gradients of the images alone: weights want none there.
 Prints one JSON object for eager and one for compiled execution, with the fields of `advxl bench step`.

@@ -16,6 +16,7 @@ use crate::model::{Model, ModelConfig, Pass, Pool, Position};
 use crate::objective::ExtraParameters;
 use crate::ops::{Device, DeviceName, Precision, from_vec, hardware, mean, peak_flops, to_vec};
 use crate::optim::{OptimizerConfig, OptimizerKind};
+use crate::plan::{DeviceEngine, Devices, Plan};
 use crate::recipe::{Checkpoints, Data, Head, Log, Phase, Recipe, Stage};
 use crate::rng::{Purpose, Rng};
 use crate::schedule::{Decay, Schedule};
@@ -43,6 +44,22 @@ pub struct StepWork {
     pub attack_only: bool,
     /// Whether activations are computed again in backward passes instead of kept.
     pub recompute: bool,
+    /// Whether every kernel of one more step is timed, one after the other, on an NVIDIA GPU.
+    pub profile: bool,
+}
+
+impl StepWork {
+    /// The memory that a step takes on a device.
+    pub fn plan(&self, device: &Device) -> Plan {
+        let devices = Devices {
+            count: 1,
+            tflops: 1.0,
+            price: None,
+            link: None,
+            engine: DeviceEngine::of(device),
+        };
+        Plan::new(&recipe(self), self.classes, self.precision, devices)
+    }
 }
 
 /// Times the communication of one update: reduce-scatter of the gradients, all-gather of the weights.
@@ -119,6 +136,7 @@ fn rounded(value: f64, digits: i32) -> f64 {
 ///
 /// Errors: a loss or gradient that is not finite.
 pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
+    work.model.check_device(device)?;
     let recipe = recipe(work);
     let comm = Comm::single();
     let (stage, size) = (&recipe.stage[0], work.image_size);
@@ -145,22 +163,24 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
     let extra = ExtraParameters::default();
     let mut state = State::new(model, extra, optimizer, &phase.zero);
     let batch = random_batch(work, 0);
+    let one = |state: &mut State| match work.attack_only {
+        true => attack(&phase, state, &batch),
+        false => match train::step(&phase, state, &batch, 0) {
+            Ok(_) => Ok(()),
+            Err(StepError::Failed(error)) => Err(error),
+            Err(StepError::Gpu(error)) => Err(Error::of_gpu(&error)),
+            Err(StepError::Diverged(found)) => {
+                let (loss, norm) = (found.loss, found.gradient_norm);
+                let message = format!("the loss is {loss} and the norm of the gradient {norm}");
+                Err(Error::failed(message))
+            }
+        },
+    };
     let (mut seconds, mut to_host) = (Vec::new(), None);
     for _ in 0..work.repeats + 2 {
         let before = device.gpu().map(Gpu::traffic);
         let begun = Instant::now();
-        match work.attack_only {
-            true => attack(&phase, &state, &batch)?,
-            false => match train::step(&phase, &mut state, &batch, 0) {
-                Ok(_) => {}
-                Err(StepError::Failed(error)) => return Err(error),
-                Err(StepError::Diverged(found)) => {
-                    let (loss, norm) = (found.loss, found.gradient_norm);
-                    let message = format!("the loss is {loss} and the norm of the gradient {norm}");
-                    return Err(Error::failed(message));
-                }
-            },
-        }
+        one(&mut state)?;
         device.wait();
         seconds.push(begun.elapsed().as_secs_f64());
         let after = device.gpu().map(Gpu::traffic);
@@ -173,6 +193,14 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
         });
     }
     let median = middle(seconds.split_off(2));
+    let profile = match device.gpu().filter(|_| work.profile) {
+        None => None,
+        Some(gpu) => {
+            gpu.start_profile();
+            one(&mut state)?;
+            Some(rows_of_profile(gpu.end_profile()))
+        }
+    };
 
     let patches = (size / recipe.model.patch()).pow(2);
     let forward = 2.0 * recipe.model.forward_macs(size, patches) as f64 * work.batch as f64;
@@ -198,8 +226,25 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
         "share_of_peak": rounded(flops / median / peak, 3),
         "peak_memory_mib": crate::train::monitor::peak_memory_mib(),
         "to_host": to_host,
+        "profile": profile,
+        "planned_memory_mib": work.plan(device).memory.total() >> 20,
         "device_memory_mib": device.memory().map(|bytes| bytes >> 20),
     }))
+}
+
+/// The kernels and products of a profile, the longest first.
+fn rows_of_profile(mut profile: Vec<(String, u64, f64)>) -> Vec<Value> {
+    profile.sort_by(|(_, _, one), (_, _, two)| two.total_cmp(one));
+    let all: f64 = profile.iter().map(|(_, _, seconds)| seconds).sum();
+    let row = |(name, count, seconds): (String, u64, f64)| {
+        json!({
+            "kernel": name,
+            "count": count,
+            "ms": rounded(seconds * 1e3, 3),
+            "share": rounded(seconds / all, 4),
+        })
+    };
+    profile.into_iter().map(row).collect()
 }
 
 /// The attack of a step alone.

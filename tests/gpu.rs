@@ -19,6 +19,7 @@ use advxl::ops::{
     BlockSpec, BlockWeights, Device, DeviceName, Gelu, Precision, WeightCache, encoder_block,
     from_vec, gelu, layer_norm, linear, to_vec, usable,
 };
+use advxl::plan::GPU_CONTEXT;
 use advxl::recipe::Recipe;
 use advxl::rng::{Purpose, Rng};
 use advxl_cuda::Gpu;
@@ -347,6 +348,7 @@ fn a_step_reads_three_numbers_from_the_gpu_and_an_attack_none() {
                 precision: Precision::Bf16,
                 attack_only,
                 recompute,
+                profile: false,
             };
             let report = bench::step(&work, &device).unwrap();
             let right = match attack_only {
@@ -357,6 +359,81 @@ fn a_step_reads_three_numbers_from_the_gpu_and_an_attack_none() {
             assert_eq!(report["to_host"], right, "{what}");
         }
     }
+}
+
+/// Plans are held to 15 % of what the engine allocates, as those for CPUs are to what was measured.
+#[test]
+fn planned_memory_is_what_the_engine_takes() {
+    let device = Device::Cuda(Gpu::soft(Path::new(KERNELS)));
+    let gpu = device.gpu().unwrap();
+    for mut config in configs() {
+        // Large enough that activations are most of it.
+        match &mut config {
+            ModelConfig::Vit(vit) => (vit.depth, vit.width, vit.hidden) = (3, 64, 256),
+            ModelConfig::ConvNext(convnext) => convnext.widths = [24, 32, 40, 48],
+        }
+        for (precision, recompute) in [
+            (Precision::F32, false),
+            (Precision::Bf16, false),
+            (Precision::Bf16, true),
+        ] {
+            let work = StepWork {
+                model: config.clone(),
+                image_size: 32,
+                batch: 8,
+                attack_steps: 1,
+                classes: CLASSES,
+                repeats: 1,
+                precision,
+                attack_only: false,
+                recompute,
+                profile: false,
+            };
+            gpu.reset_peak();
+            bench::step(&work, &device).unwrap();
+            let measured = gpu.usage().1 as f64;
+            let planned = (work.plan(&device).memory.total() - GPU_CONTEXT) as f64;
+            let ratio = planned / measured;
+            let what = format!("{} in {precision:?}, recompute {recompute}", config.size());
+            eprintln!("{what}: planned {planned}, measured {measured}, ratio {ratio:.3}");
+            assert!((0.87..1.15).contains(&ratio), "{what}: {ratio:.3}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_the_gpu_or_its_kernels_is_refused_before_the_run_begins() {
+    if std::env::var_os("ADVXL_TEST_DEVICE").is_some() {
+        return; // The GPU in software has 1 GiB.
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = support::write_recipe(folder.path());
+    let out = folder.path().join("run");
+    let refused = |set: &str| {
+        let (recipe, out) = (recipe.to_str().unwrap(), out.to_str().unwrap());
+        let all = [
+            "train", recipe, "--out", out, "--device", "cuda", "--set", set,
+        ];
+        let (code, text) = advxl(&all);
+        assert_eq!(code, 2, "{text}");
+        assert!(!Path::new(out).exists(), "{set}");
+        text
+    };
+    let text = refused("stage.finetune.batch=12800");
+    assert!(
+        text.contains("GiB of GPU memory and 1.5 GiB are free"),
+        "{text}"
+    );
+    let text = refused("model.width=36");
+    assert!(
+        text.contains("a width of 36 is not a multiple of 8"),
+        "{text}"
+    );
+    let text = refused("model.heads=16");
+    assert!(
+        text.contains("heads of 2 are not a multiple of 8"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -23,11 +23,7 @@ const PIXELS: usize = 3 * SIZE * SIZE;
 const CLASSES: usize = 5;
 const IMAGES: usize = 6;
 /// A radius for each norm at which some images fall and some stand.
-const RADII: [(Norm, &str); 3] = [
-    (Norm::Linf, "1/255"),
-    (Norm::L2, "0.08"),
-    (Norm::L1, "0.8"),
-];
+const RADII: [(Norm, &str); 3] = [(Norm::Linf, "1/255"), (Norm::L2, "0.08"), (Norm::L1, "0.8")];
 
 fn device() -> Device {
     match std::env::var("ADVXL_TEST_DEVICE") {
@@ -97,7 +93,10 @@ fn assert_small(name: &str, traffic: Traffic, passes: Passes, classes: usize, fo
     assert_eq!(traffic.unplanned, (0, 0), "{name}: {traffic:?}");
     let logits = 4 * classes as u64;
     let fetched = passes.forward * (logits + 32) + (found * PIXELS * 4) as u64;
-    assert!(traffic.fetched.1 <= fetched, "{name}: {traffic:?}, {passes:?}");
+    assert!(
+        traffic.fetched.1 <= fetched,
+        "{name}: {traffic:?}, {passes:?}"
+    );
     let sent = passes.forward * (logits + 192) + 8192;
     assert!(traffic.sent.1 <= sent, "{name}: {traffic:?}, {passes:?}");
 }
@@ -133,19 +132,23 @@ fn attacks_come_to_the_same_images_and_leave_pixels_on_the_gpu() {
                 let batch = batch(&labels, device);
                 let before = device.gpu().map(Gpu::traffic);
                 let found = attack.perturb(&target, &batch);
-                let traffic = device.gpu().map(|gpu| crossed(before.unwrap(), gpu.traffic()));
+                let traffic = device
+                    .gpu()
+                    .map(|gpu| crossed(before.unwrap(), gpu.traffic()));
                 (found, target.take_passes(), traffic)
             };
             let begun = std::time::Instant::now();
             let (found, passes, traffic) = run(gpu, &devices[0]);
             let seconds = begun.elapsed().as_secs_f64();
             let (right, right_passes, _) = run(cpu, &devices[1]);
-            let which = |found: &Adversarials| -> Vec<bool> {
-                found.iter().map(Option::is_some).collect()
-            };
+            let which =
+                |found: &Adversarials| -> Vec<bool> { found.iter().map(Option::is_some).collect() };
             let name = format!("{name} {}", norm.word());
             let off = off(&found, &right);
-            eprintln!("{name}: {} fell, off {off:.4}, {seconds:.2} s, {traffic:?}", found.iter().flatten().count());
+            eprintln!(
+                "{name}: {} fell, off {off:.4}, {seconds:.2} s, {traffic:?}",
+                found.iter().flatten().count()
+            );
             assert_eq!(which(&found), which(&right), "{name}");
             assert_eq!(passes, right_passes, "{name}");
             // The sign of a gradient near to zero is chance.
@@ -232,7 +235,9 @@ fn a_head_of_texts_is_attacked_on_the_gpu_too() {
 
     // Logits and slopes, of rows whose squares overflow too.
     let mut outputs: Vec<f32> = (0..4 * WIDTH).map(|_| rng.normal()).collect();
-    outputs[WIDTH..2 * WIDTH].iter_mut().for_each(|v| *v *= 1e30);
+    outputs[WIDTH..2 * WIDTH]
+        .iter_mut()
+        .for_each(|v| *v *= 1e30);
     outputs[2 * WIDTH..3 * WIDTH].fill(0.0);
     let [found, right] = devices.each_ref().map(|device| {
         let rows: Tensor<2> = from_vec(outputs.clone(), [4, WIDTH], device);
@@ -245,10 +250,16 @@ fn a_head_of_texts_is_attacked_on_the_gpu_too() {
         [to_vec(logits), to_vec(gradient)]
     });
     for (found, right) in found.iter().zip(&right) {
-        for (found, right) in found.chunks(found.len() / 4).zip(right.chunks(right.len() / 4)) {
+        for (found, right) in found
+            .chunks(found.len() / 4)
+            .zip(right.chunks(right.len() / 4))
+        {
             let most = right.iter().fold(1e-30f32, |most, v| most.max(v.abs()));
             for (found, right) in found.iter().zip(right) {
-                assert!((found - right).abs() <= 2e-5 * most, "{found} is not {right}");
+                assert!(
+                    (found - right).abs() <= 2e-5 * most,
+                    "{found} is not {right}"
+                );
             }
         }
     }

@@ -149,6 +149,11 @@ impl Gpu {
         self.machine().facts()
     }
 
+    /// Whether it is one in software, which is for tests.
+    pub fn is_software(&self) -> bool {
+        self.facts().name == crate::soft::NAME
+    }
+
     /// Whether two are the same.
     pub fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
@@ -225,9 +230,10 @@ impl Gpu {
         self.machine().algorithms()
     }
 
-    /// Uses algorithms of a checkpoint from now on. Those of another GPU model or library version are left out.
-    pub fn adopt_algorithms(&self, text: &str) {
-        self.machine().adopt_algorithms(text);
+    /// Uses algorithms of a checkpoint from now on; whether they are of this GPU model and library version. Others are left
+    /// out.
+    pub fn adopt_algorithms(&self, text: &str) -> bool {
+        self.machine().adopt_algorithms(text)
     }
 
     /// Copies so far.

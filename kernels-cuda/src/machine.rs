@@ -68,10 +68,9 @@ pub(crate) trait Machine: Send + Sync {
     /// The operands are allocated for the sizes and formats of `product`.
     unsafe fn product(&self, product: &Product, operands: &Operands) -> Result<()>;
     /// The algorithms that products of each shape use, as text; see `Gpu::algorithms`.
-    fn algorithms(&self) -> String {
-        String::new()
-    }
-    fn adopt_algorithms(&self, _text: &str) {}
+    fn algorithms(&self) -> String;
+    /// Uses algorithms of a checkpoint; whether they are of this GPU model and library.
+    fn adopt_algorithms(&self, text: &str) -> bool;
     /// Makes programs ready before they are needed, several at a time where that is faster.
     fn prepare(&self, programs: &[Program]) -> Result<()>;
     /// Waits until all work is done.

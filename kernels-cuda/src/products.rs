@@ -65,9 +65,10 @@ impl Products {
     }
 
     /// Uses these in place of others from now on.
-    pub(crate) fn adopt(&self, choices: &str) {
-        self.choices.lock().expect("not poisoned").adopt(choices);
+    pub(crate) fn adopt(&self, choices: &str) -> bool {
+        let is_same = self.choices.lock().expect("not poisoned").adopt(choices);
         self.ready.lock().expect("not poisoned").clear();
+        is_same
     }
 
     /// # Safety
@@ -338,11 +339,13 @@ impl Choices {
     }
 
     /// Takes over choices made on the same GPU with the same library; algorithms mean nothing to others.
-    fn adopt(&mut self, text: &str) {
+    fn adopt(&mut self, text: &str) -> bool {
         let mut lines = text.lines();
-        if lines.next() == Some(&self.of) {
+        let is_same = lines.next() == Some(&self.of);
+        if is_same {
             self.known.extend(lines.filter_map(Self::parse));
         }
+        is_same
     }
 
     fn text(&self) -> String {

@@ -42,6 +42,19 @@ pub(crate) enum Program {
 }
 
 impl Program {
+    /// Those of every run.
+    pub(crate) const COMMON: [Self; 9] = [
+        Self::Norm,
+        Self::Rows,
+        Self::Images,
+        Self::Loss,
+        Self::Attack,
+        Self::Optimizer,
+        Self::Vectors,
+        Self::Mixing,
+        Self::Evaluation,
+    ];
+
     /// Its name in messages and file names.
     pub(crate) fn name(self) -> String {
         match self {

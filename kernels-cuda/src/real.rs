@@ -274,8 +274,8 @@ impl Machine for Real {
         self.products.choices()
     }
 
-    fn adopt_algorithms(&self, text: &str) {
-        self.products.adopt(text);
+    fn adopt_algorithms(&self, text: &str) -> bool {
+        self.products.adopt(text)
     }
 
     fn prepare(&self, programs: &[Program]) -> Result<()> {

@@ -8,6 +8,7 @@ use crate::gpu::Gpu;
 use crate::linear::Linear;
 use crate::machine::Kind;
 use crate::norm::layer_norm;
+use crate::programs::Program;
 use crate::values::{Values, from_bf16, to_bf16};
 
 impl Gpu {
@@ -17,6 +18,10 @@ impl Gpu {
     ///
     /// If a result is off; the error names it. Or the first failure since the GPU was opened.
     pub fn self_test(&self) -> Result<()> {
+        if !self.is_software() {
+            // Those of every run, at once: compiled one by one at first use they would take longer.
+            self.prepare(&Program::COMMON)?;
+        }
         for precision in [Precision::F32, Precision::Tf32, Precision::Bf16] {
             self.test_product(precision)?;
         }
@@ -25,12 +30,13 @@ impl Gpu {
         self.test_attention(Kind::Bf16, 0.02)
     }
 
-    /// Floating point operations a second in products of square matrices of a size.
+    /// Floating point operations a second in products of large square matrices.
     ///
     /// # Errors
     ///
     /// The first failure since the GPU was opened.
-    pub fn product_rate(&self, precision: Precision, side: usize, repeats: usize) -> Result<f64> {
+    pub fn product_rate(&self, precision: Precision) -> Result<f64> {
+        let (side, repeats) = if self.is_software() { (32, 1) } else { (4096, 10) };
         let weight = Values::filled(self, side * side, 1.0);
         let layer = Linear::new(&weight, &Values::zeros(self, side, Kind::F32), precision);
         let (x, kind) = (weight.cast(precision.kind()), precision.kind());

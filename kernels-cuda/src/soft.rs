@@ -22,6 +22,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::machine::{Epilogue, Facts, Form, Kind, Launch, Machine, Operands, Product};
 use crate::programs::Program;
 
+/// Its name.
+pub(crate) const NAME: &str = "software";
+
+/// Its products have one algorithm.
+const ALGORITHMS: &str = "software\n";
+
 /// Memory that one machine gives out in all, so that running out of it can be tested.
 const MEMORY: usize = 1 << 30;
 
@@ -79,7 +85,7 @@ fn build(program: Program, folder: &Path) -> Result<PathBuf> {
 impl Soft {
     /// A machine that keeps compiled kernels in a folder.
     pub(crate) fn open(folder: &Path, shared_memory: usize) -> Self {
-        let facts = Facts { name: "software".into(), capability: (9, 0), multiprocessors: 2, shared_memory };
+        let facts = Facts { name: NAME.into(), capability: (9, 0), multiprocessors: 2, shared_memory };
         Self { folder: folder.to_owned(), memory: Mutex::default(), facts, order: AtomicU64::new(0) }
     }
 
@@ -250,6 +256,14 @@ impl Machine for Soft {
 
     fn shuffle(&self, seed: u64) {
         self.order.store(seed, Ordering::Relaxed);
+    }
+
+    fn algorithms(&self) -> String {
+        ALGORITHMS.into()
+    }
+
+    fn adopt_algorithms(&self, text: &str) -> bool {
+        text == ALGORITHMS
     }
 
     fn prepare(&self, programs: &[Program]) -> Result<()> {

@@ -12,6 +12,7 @@ use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::ops::Precision;
+use crate::plan;
 use crate::plan::{Work, batch_memory};
 
 /// One adversarial training step: k attack passes, forward, backward, optimizer.
@@ -38,6 +39,9 @@ pub(crate) struct Step {
     /// Compute activations again in backward passes instead of keeping them.
     #[arg(long)]
     recompute: bool,
+    /// Time every kernel of one more step, one after the other; needs --device cuda.
+    #[arg(long, conflicts_with = "gradients")]
+    profile: bool,
     #[command(flatten)]
     head: HeadSize,
     /// Steps that are timed; the median is told.
@@ -106,6 +110,11 @@ impl Step {
         let needed = batch_memory(&config, self.head.classes, size, batch, work);
         let what = format!("a step of {batch} images of {size} pixels");
         require_memory(&what, needed, "give a smaller --batch or --image-size")?;
+        let device = device()?;
+        if self.profile && device.gpu().is_none() {
+            let message = "--profile times the kernels of an NVIDIA GPU";
+            return Err(Error::input(message).hint("add --device cuda"));
+        }
         let work = bench::StepWork {
             model: config,
             image_size: self.image_size,
@@ -116,10 +125,14 @@ impl Step {
             precision: usable_precision(self.precision)?,
             attack_only: self.attack_only,
             recompute: self.recompute,
+            profile: self.profile,
         };
+        if device.gpu().is_some() && !self.attack_only {
+            plan::check_memory(&work.plan(&device), plan::free_memory(&device))?;
+        }
         print_json(&match self.gradients {
-            true => bench::gradients(&work, &device()?),
-            false => bench::step(&work, &device()?)?,
+            true => bench::gradients(&work, &device),
+            false => bench::step(&work, &device)?,
         });
         Ok(())
     }

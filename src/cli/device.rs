@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use advxl_cuda::Gpu;
+
 use super::print::note;
 use crate::distributed;
 use crate::error::Result;
@@ -31,7 +33,10 @@ pub(crate) fn device_or(name: DeviceName) -> Result<Device> {
         ));
     }
     if let Some(hardware) = hardware(&device) {
-        note(&format!("note: computing on {hardware}"));
+        match device.gpu().is_some_and(Gpu::is_software) {
+            true => note("note: computing on a GPU in software, for tests (ADVXL_CUDA_SOFTWARE)"),
+            false => note(&format!("note: computing on {hardware}")),
+        }
     }
     Ok(OPENED.get_or_init(|| device).clone())
 }

@@ -2,13 +2,14 @@
 
 use serde_json::json;
 
+use super::device::WANTED;
 use super::print::{print_json, print_line};
 use super::shared::{HeadSize, RecipeFile};
 use super::values::one_of;
 use crate::error::{Error, Result};
-use crate::ops::{Device, Precision, peak_flops, usable};
+use crate::ops::{Api, Device, DeviceName, Precision, peak_flops, usable};
 use crate::plan;
-use crate::plan::{Devices, Link};
+use crate::plan::{DeviceEngine, Devices, Link};
 use crate::recipe::Recipe;
 use crate::units::{duration, grouped};
 
@@ -64,12 +65,28 @@ impl Plan {
         above("disk", Some(self.disk))?;
         above("devices", Some(self.devices as f64))?;
         let recipe = self.recipe.load()?;
-        // For this processor, unless it is said otherwise: no GPU is opened to plan for one.
-        let usable = || usable(recipe.precision, &Device::cpu()).0;
+        // For this processor, unless another device is named. No GPU is opened to plan for one.
+        let engine = match WANTED.get() {
+            Some(DeviceName::Gpu(Api::Cuda, _)) => DeviceEngine::Cuda,
+            _ => DeviceEngine::Cpu,
+        };
+        let usable = || match engine {
+            DeviceEngine::Cpu => usable(recipe.precision, &Device::cpu()).0,
+            DeviceEngine::Cuda => recipe.precision,
+        };
         let precision = self.precision.unwrap_or_else(usable);
-        let tflops = self
-            .device_tflops
-            .unwrap_or_else(|| SHARE_OF_PEAK * peak_flops(precision, &Device::cpu()) / 1e12);
+        let tflops = match (self.device_tflops, engine) {
+            (Some(tflops), _) => tflops,
+            (None, DeviceEngine::Cpu) => {
+                SHARE_OF_PEAK * peak_flops(precision, &Device::cpu()) / 1e12
+            }
+            (None, DeviceEngine::Cuda) => {
+                let message = "--device cuda: how fast the GPU computes is missing";
+                return Err(Error::input(message).hint(
+                    "add --device-tflops; `advxl bench step --device cuda` measures it (gflops / 1000)",
+                ));
+            }
+        };
         let devices = Devices {
             count: self.devices,
             tflops,
@@ -79,6 +96,7 @@ impl Plan {
                 latency_us: self.latency_us,
                 disk: self.disk,
             }),
+            engine,
         };
         let plan = plan::Plan::new(&recipe, self.head.classes, precision, devices);
         for line in lines(&plan, &recipe, &devices) {

@@ -3,8 +3,7 @@
 use advxl_cuda::Gpu;
 use burn::tensor::{Device as BurnDevice, Tensor};
 
-use super::cpu::flex::is_flex;
-use super::cuda::values::on_gpu;
+use super::cuda::values::{is_flex, on_gpu};
 use crate::error::{Error, Result};
 
 /// Where tensors are made and operations run.
@@ -55,6 +54,14 @@ impl Device {
         }
     }
 
+    /// Returns memory that is kept for reuse, before work of other sizes.
+    pub fn release_memory(&self) {
+        if let Some(gpu) = self.gpu() {
+            gpu.release_memory();
+        }
+        advxl_kernels::release_buffers();
+    }
+
     /// Waits until a GPU has done what it was given. What went wrong shows in the numbers that are read from it.
     pub fn wait(&self) {
         match self {
@@ -71,16 +78,24 @@ impl Device {
         }
     }
 
-    /// The first failure of an NVIDIA GPU since it was opened, whose work after it was skipped.
+    /// Whether the engine has kernels for these widths of a block: on an NVIDIA GPU widths are multiples of 8, so are heads, up
+    /// to 128. `what` names the block.
     ///
-    /// # Errors
-    ///
-    /// That failure.
-    pub fn check(&self) -> Result<()> {
-        match self.gpu() {
-            Some(gpu) => gpu.check().map_err(|error| Error::of_gpu(&error)),
-            None => Ok(()),
+    /// Errors: it has none.
+    pub fn check_block(&self, what: &str, widths: &[usize], head: Option<usize>) -> Result<()> {
+        if self.gpu().is_none() {
+            return Ok(());
         }
+        let message = if let Some(width) = widths.iter().find(|width| *width % 8 != 0) {
+            format!("{what}: a width of {width} is not a multiple of 8, which NVIDIA GPUs need")
+        } else if let Some(head) = head.filter(|head| head % 8 != 0 || *head > 128) {
+            format!(
+                "{what}: heads of {head} are not a multiple of 8 up to 128, which NVIDIA GPUs need"
+            )
+        } else {
+            return Ok(());
+        };
+        Err(Error::input(message).hint("change the model's width or heads, or use --device cpu"))
     }
 }
 

@@ -3,8 +3,7 @@
 use advxl_cuda::Gpu;
 use burn::tensor::Tensor;
 
-use super::cpu::flex::is_flex;
-use super::cuda::values::on_gpu;
+use super::cuda::values::{is_flex, on_gpu};
 
 /// What runs an operation.
 #[derive(Clone, Debug)]

@@ -24,9 +24,9 @@ mod spec;
 mod tensor;
 mod words;
 
-pub use advxl_cuda::Norm;
-pub use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu, release_buffers};
+pub use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu};
 
+pub use advxl_cuda::Norm;
 pub use advxl_cuda::mixing::Mix as RowMix;
 
 pub use cache::WeightCache;
@@ -42,7 +42,7 @@ pub use evaluation::{
     fab_step, finite, l1_project, l1_sparse_step, l1_start, l1_step, logits_by_text, momentum,
     pull_back, put_rows, replace_rows, surface_start,
 };
-pub use open::{DeviceName, Opened, hardware, usable};
+pub use open::{Api, DeviceName, Opened, hardware, usable};
 pub use rate::peak_flops;
 pub use spec::{
     AdamW, BlockSpec, ConvNextSpec, KeptRows, Moments, PatchSpec, PathScale, Places, Streams,

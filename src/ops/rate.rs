@@ -17,7 +17,7 @@ pub fn peak_flops(precision: Precision, device: &Device) -> f64 {
     const PRODUCTS: usize = 10;
     let burn = match device {
         Device::Cuda(gpu) => {
-            let rate = gpu.product_rate(precision.on_cuda(), SIDE, PRODUCTS);
+            let rate = gpu.product_rate(precision.on_cuda());
             return rate.unwrap_or_else(|error| advxl_cuda::fail(error));
         }
         Device::Burn(_) if device.is_cpu() => return advxl_kernels::peak_flops(precision.on_cpu()),

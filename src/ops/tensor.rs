@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use advxl_cuda::{Kind, Values};
 
 use super::cpu::flex::{primitive, slice};
-use super::cuda;
+use super::cuda::optimizer::squares;
 use super::cuda::values::{fetched, on_gpu, tensor};
 use super::device::Device;
 use super::engine::Engine;
@@ -99,7 +99,7 @@ pub fn sum_of_squares(tensors: Vec<Tensor<1>>) -> f64 {
                 .map(sum)
                 .fold(0.0, |sum, square| sum + square)
         }
-        Engine::Cuda(gpu) => cuda::squares(&gpu, &tensors),
+        Engine::Cuda(gpu) => squares(&gpu, &tensors),
         Engine::Burn => {
             let sums = tensors.into_iter().map(|tensor| match tensor.dims() {
                 [0] => Tensor::zeros([1], &tensor.device()),

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::distributed::BUCKET;
 use crate::loss::LossKind;
+use crate::ops::Device;
 use crate::recipe::{Recipe, Stage};
 
 /// Bytes of weights a second whose gradients a process lays out, adds up and hands on, and whose parts it puts together again.
@@ -53,6 +54,28 @@ pub struct Devices {
     pub price: Option<f64>,
     /// How they are connected; if absent, exchanges and checkpoints take no time.
     pub link: Option<Link>,
+    /// What computes on them, whose memory is counted.
+    pub engine: DeviceEngine,
+}
+
+/// What computes on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceEngine {
+    /// The CPU kernels.
+    Cpu,
+    /// The CUDA engine.
+    Cuda,
+}
+
+impl DeviceEngine {
+    /// That of a device; GPUs through Burn are counted as the CPU is.
+    pub fn of(device: &Device) -> Self {
+        match device.gpu() {
+            Some(_) => Self::Cuda,
+            None => Self::Cpu,
+        }
+    }
 }
 
 /// Seconds of one update.

@@ -1,13 +1,18 @@
 //! What a run costs before it starts: arithmetic, memory by part, exchanges, hours and price.
 //!
 //! Arithmetic is exact. Memory is a sum over what training on a CPU holds; `IMAGE_COPIES` and `TOKEN_COPIES` are
-//! fitted to measured peaks, with what docs/results.md says of the error. Nothing is run and no data is read.
+//! fitted to measured peaks, with what docs/results.md says of the error; `gpu_memory` counts an NVIDIA GPU's. Nothing is run
+//! and no data is read.
 
+pub(crate) mod gpu_memory;
 pub(crate) mod link;
+pub mod memory;
 pub mod phase;
 
-pub use link::Devices;
+pub use gpu_memory::{GPU_CONTEXT, free_memory};
 pub use link::{CheckpointPlan, DISK, LATENCY_US, Link, UpdatePlan};
+pub use link::{DeviceEngine, Devices};
+pub use memory::Memory;
 pub use phase::PhasePlan;
 
 use serde::Serialize;
@@ -19,6 +24,7 @@ use crate::ops::Precision;
 use crate::recipe::{Phase, Recipe, Stage};
 
 use link::FLOAT;
+use memory::LARGEST_PART;
 
 /// The program itself.
 const PROGRAM: u64 = 16 << 20;
@@ -42,6 +48,8 @@ pub struct Plan {
     pub paper_macs: f64,
     /// What is computed, in floating point operations: 2k + 3 forward passes of two a multiply-add.
     pub flops: f64,
+    /// What computes on the devices.
+    pub engine: DeviceEngine,
     /// Memory of a device at its largest.
     pub memory: Memory,
     /// Checkpoints, where it is known how devices are connected.
@@ -52,48 +60,6 @@ pub struct Plan {
     pub efficiency: f64,
     /// Price of these.
     pub price: Option<f64>,
-}
-
-/// Bytes that a device holds, by part.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Memory {
-    /// Weights, f32.
-    pub weights: u64,
-    /// Their gradients.
-    pub gradients: u64,
-    /// The optimizer's two moments.
-    pub moments: u64,
-    /// The average of the weights.
-    pub average: u64,
-    /// Gradients and weights on their way between devices.
-    pub exchange: u64,
-    /// The weights as the CPU's products want them, for both directions.
-    pub packed: u64,
-    /// What the backward pass needs of the forward pass.
-    pub activations: u64,
-    /// The program and batches on their way; without the data set itself.
-    pub base: u64,
-}
-
-impl Memory {
-    /// The parts by name.
-    pub fn parts(&self) -> [(&'static str, u64); 8] {
-        [
-            ("weights", self.weights),
-            ("gradients", self.gradients),
-            ("optimizer", self.moments),
-            ("average", self.average),
-            ("exchange", self.exchange),
-            ("packed weights", self.packed),
-            ("activations", self.activations),
-            ("batches, program", self.base),
-        ]
-    }
-
-    /// All parts.
-    pub fn total(&self) -> u64 {
-        self.parts().iter().map(|(_, bytes)| bytes).sum()
-    }
 }
 
 impl Plan {
@@ -134,13 +100,18 @@ impl Plan {
                 batch,
                 stage.chunk.map_or(at_once, |chunk| chunk.min(at_once)),
             ];
-            memory(recipe, phase, classes, precision, batch, devices.count)
+            let of_engine = match devices.engine {
+                DeviceEngine::Cpu => memory,
+                DeviceEngine::Cuda => gpu_memory::memory,
+            };
+            of_engine(recipe, phase, classes, precision, batch, devices.count)
         });
         let hours = seconds[0] / 3600.0;
         Self {
             parameters,
             classes,
             phases,
+            engine: devices.engine,
             paper_macs: recipe.paper_macs(),
             flops,
             memory: memories.max_by_key(Memory::total).unwrap_or_default(),
@@ -163,10 +134,18 @@ pub fn check_memory(plan: &Plan, available: Option<u64>) -> Result<Option<String
     };
     let gib = |bytes: f64| bytes / f64::from(1 << 30);
     let (needed_gib, found) = (gib(needed), gib(available as f64));
+    let (memory, hint) = match plan.engine {
+        DeviceEngine::Cpu => (
+            "memory",
+            "use a smaller batch, or recompute = true; `advxl plan RECIPE` lists the parts",
+        ),
+        DeviceEngine::Cuda => (
+            "GPU memory",
+            "use a smaller batch, chunk, or recompute = true; `advxl plan RECIPE --device cuda` lists the parts",
+        ),
+    };
     let text =
-        format!("training needs about {needed_gib:.1} GiB of memory and {found:.1} GiB are free");
-    let hint =
-        "a smaller batch or recompute = true takes less; `advxl plan RECIPE` tells the parts";
+        format!("training needs about {needed_gib:.1} GiB of {memory} and {found:.1} GiB are free");
     if needed > 1.15 * available as f64 {
         return Err(Error::input(text).hint(hint));
     }
@@ -245,9 +224,6 @@ fn memory(
         base: PROGRAM + IMAGE_COPIES * images + TOKEN_COPIES * largest(|l| l.between) * FLOAT,
     }
 }
-
-/// Elements of one part of the memory, at most: more than any machine has.
-const LARGEST_PART: u128 = 1 << 56;
 
 /// What a batch is put through, for [`batch_memory`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -368,6 +344,7 @@ mod tests {
             tflops: 1.0,
             price: Some(2.0),
             link: None,
+            engine: DeviceEngine::Cpu,
         };
         Plan::new(&recipe, 10, Precision::F32, devices)
     }
@@ -437,6 +414,7 @@ mod tests {
                 tflops: 1.0,
                 price: None,
                 link: None,
+                engine: DeviceEngine::Cpu,
             };
             Plan::new(&recipe, 10, Precision::F32, devices).memory
         };

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::clean::Cleaning;
 use super::tokenizer::TokenizerConfig;
 use crate::error::{Error, Result};
-use crate::ops::Gelu;
+use crate::ops::{Device, Gelu};
 use crate::settings::Words;
 
 /// A text tower, complete but for its weights.
@@ -36,6 +36,14 @@ pub struct TextConfig {
     pub gelu: Gelu,
     /// Added to the variance in the norms.
     pub eps: f64,
+}
+
+impl TextConfig {
+    /// An error unless the tower's blocks can be computed on a device.
+    pub(crate) fn check_device(&self, device: &Device) -> Result<()> {
+        let head = self.width / self.heads.max(1);
+        device.check_block("text model", &[self.width, self.hidden], Some(head))
+    }
 }
 
 /// The token of a row that becomes the embedding.

@@ -24,6 +24,8 @@ const SCHEMA: &str = "1";
 pub(crate) const HEADER: &str = "advxl";
 /// The counter that holds the names of the classes.
 const CLASSES: &str = "classes";
+/// The counter that holds the algorithms of products on a GPU.
+const ALGORITHMS: &str = "algorithms";
 
 /// What a checkpoint's state was trained on.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,8 @@ pub struct Provenance {
     pub data: String,
     /// Names of the classes; empty for captions, `None` in checkpoints of old versions.
     pub classes: Option<Vec<String>>,
+    /// On an NVIDIA GPU: which of cuBLASLt's algorithms its products use, since others round differently.
+    pub algorithms: Option<String>,
 }
 
 /// Position of a run.
@@ -169,6 +173,8 @@ pub(super) fn write(
         ]
         .map(|(key, value)| (key.to_owned(), value)),
     );
+    let algorithms = provenance.algorithms.clone();
+    counters.extend(algorithms.map(|text| (ALGORITHMS.to_owned(), text)));
     let parts = tensors.iter().map(|(name, stored)| (&name[..], *stored));
     counters.insert("hash".to_owned(), hash(&counters, parts));
     // One entry, since the entries of a safetensors header come in no fixed order, and the same
@@ -296,6 +302,7 @@ impl Intact {
         Provenance {
             data: self.header.get("data").cloned().unwrap_or_default(),
             classes: classes.and_then(|names| serde_json::from_str(names).ok()),
+            algorithms: self.header.get(ALGORITHMS).cloned(),
         }
     }
 

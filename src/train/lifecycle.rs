@@ -66,7 +66,7 @@ impl Run {
         }
         monitor.enter_phase();
         // Memory in the sizes of the phase before.
-        ops::release_buffers();
+        self.device.release_memory();
         phase.batches(state.samples).map(Some)
     }
 
@@ -175,6 +175,7 @@ impl Run {
     ) -> Error {
         let diverged = match error {
             StepError::Failed(error) => return error,
+            StepError::Gpu(error) => return self.explain_gpu(&error, phase),
             StepError::Diverged(diverged) => diverged,
         };
         let provenance = self.provenance(state.stage);
@@ -185,6 +186,23 @@ impl Run {
             Ok(error) => error.everywhere(),
             Err(error) => error,
         }
+    }
+
+    /// The error of a GPU that failed in a step: what was computed, and for memory what was planned.
+    fn explain_gpu(&self, error: &advxl_cuda::Error, phase: &PhaseContext) -> Error {
+        let (stage, size) = (&phase.stage.name, phase.image_size());
+        let doing = format!(
+            "stage `{stage}`, a step of {} images at {size} pixels",
+            phase.batch()
+        );
+        if error.kind() != advxl_cuda::ErrorKind::Memory {
+            return Error::of_gpu(error).context(doing);
+        }
+        let planned = self.plan().memory.total() as f64 / f64::from(1 << 30);
+        let message = format!("{} (planned: {planned:.1} GiB)", error.message());
+        Error::failed(message)
+            .hint("use a smaller batch, chunk, or recompute = true, and run the same command again; it resumes from the last checkpoint")
+            .context(doing)
     }
 }
 

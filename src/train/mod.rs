@@ -60,7 +60,8 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
             continue;
         };
         while let Some(batch) = batches.next_batch()? {
-            let metrics = step(&phase, &mut state, &batch, batches.broken().len())
+            let broken = batches.broken().len();
+            let metrics = StepError::caught(|| step(&phase, &mut state, &batch, broken))
                 .map_err(|error| run.explain(error, &phase, &state, &batch))?;
             monitor.record(&phase, &metrics, state.samples, &batches);
             run.save_if_due(&phase, &state, metrics.stop)?;

@@ -42,8 +42,17 @@ pub struct Diverged {
 pub enum StepError {
     /// Loss or gradient are not finite.
     Diverged(Box<Diverged>),
+    /// An NVIDIA GPU failed.
+    Gpu(advxl_cuda::Error),
     /// Anything else.
     Failed(Error),
+}
+
+impl StepError {
+    /// The result of a step; a GPU that fails ends it where that is noticed.
+    pub(super) fn caught<T>(step: impl FnOnce() -> Result<T, Self>) -> Result<T, Self> {
+        advxl_cuda::caught(step).unwrap_or_else(|error| Err(Self::Gpu(error)))
+    }
 }
 
 impl From<Error> for StepError {

@@ -23,6 +23,14 @@ pub(super) fn resume(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let Some(counters) = counters else {
         return comm.all_ok(run.initial_state());
     };
+    let algorithms = found
+        .as_ref()
+        .map(|found| found.checkpoint.provenance().algorithms);
+    adopt(
+        run,
+        comm.broadcast(algorithms).flatten().as_deref(),
+        monitor,
+    );
     let (mut state, bytes) = match found {
         Some(found) => (found.state, Some(found.checkpoint.into_bytes())),
         None => (run.blank_state(counters.stage), None),
@@ -30,6 +38,22 @@ pub(super) fn resume(run: &Run, monitor: &mut Monitor) -> Result<State> {
     checkpoint::fill(&mut state, counters, bytes.as_deref(), &run.zero())?;
     monitor.resumed(&state);
     Ok(state)
+}
+
+/// Has an NVIDIA GPU compute products as it did before the checkpoint, or says that it cannot.
+fn adopt(run: &Run, algorithms: Option<&str>, monitor: &mut Monitor) {
+    let Some(gpu) = run.device.gpu() else {
+        return;
+    };
+    if algorithms.is_none_or(|algorithms| !gpu.adopt_algorithms(algorithms)) {
+        let before = match algorithms.and_then(|text| text.lines().next()) {
+            Some(name) => format!("on `{name}`"),
+            None => "on another kind of device".to_owned(),
+        };
+        monitor.warn(&format!(
+            "the checkpoint was computed {before}: results continue with other rounding"
+        ));
+    }
 }
 
 /// An intact checkpoint of the run.

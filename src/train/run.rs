@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::rc::Rc;
 
+use advxl_cuda::Gpu;
+
 use super::checkpoint::Provenance;
 use super::checks::{check, check_folder};
 use super::folder::RunFolder;
@@ -13,13 +15,13 @@ use super::phase::PhaseContext;
 use super::start;
 use super::state::{StageOptimizer, State};
 use super::test_set::TestSet;
-use crate::distributed::{self, Comm, Zero};
+use crate::distributed::{Comm, Zero};
 use crate::error::{Context, Result};
 use crate::model::Model;
 use crate::objective::captions::RunPaths;
 use crate::objective::{Captions, ExtraParameters};
 use crate::ops::{self, Device, Precision};
-use crate::plan::{self, Devices};
+use crate::plan::{self, DeviceEngine, Devices};
 use crate::recipe::Recipe;
 use crate::settings::changes;
 
@@ -87,6 +89,15 @@ impl Run {
     ) -> Result<Self> {
         if comm.is_main() {
             check_folder(&recipe, folder)?;
+        }
+        recipe.model.check_device(device)?;
+        for new in recipe
+            .stage
+            .iter()
+            .filter_map(|stage| stage.text.as_ref()?.new.as_ref())
+        {
+            let head = new.width / new.heads.max(1);
+            device.check_block("text.new", &[new.width, 4 * new.width], Some(head))?;
         }
         let images = open_images(&recipe)?;
         let folder = RunFolder::open(folder, &recipe.to_toml(), accept_changes, comm)?;
@@ -212,25 +223,29 @@ impl Run {
         Provenance {
             data: images.train.fingerprint(),
             classes: Some(classes.to_vec()),
+            algorithms: self.device.gpu().map(Gpu::algorithms),
         }
     }
 
-    /// A warning if the run needs nearly all memory.
-    ///
-    /// Errors: it needs more than there is.
-    pub(super) fn check_memory(&self) -> Result<Option<String>> {
+    /// What the run costs, as far as its memory goes.
+    pub(super) fn plan(&self) -> plan::Plan {
         let recipe = &self.recipe;
         let devices = Devices {
             count: self.comm.world_size() as u64,
             tflops: 1.0,
             price: None,
             link: None,
+            engine: DeviceEngine::of(&self.device),
         };
         let outputs = (0..recipe.stage.len()).map(|stage| self.outputs(stage));
         let outputs = outputs.max().unwrap_or_default();
-        let plan = plan::Plan::new(recipe, outputs, self.precision, devices);
-        // The free memory of GPUs is not known.
-        let free = distributed::available_memory().filter(|_| self.device.is_cpu());
-        plan::check_memory(&plan, free)
+        plan::Plan::new(recipe, outputs, self.precision, devices)
+    }
+
+    /// A warning if the run needs nearly all memory.
+    ///
+    /// Errors: it needs more than there is.
+    pub(super) fn check_memory(&self) -> Result<Option<String>> {
+        plan::check_memory(&self.plan(), plan::free_memory(&self.device))
     }
 }

@@ -394,6 +394,7 @@ fn build(
             format!("`{source}` has names of {names} classes, and the head is for {classes}");
         return Err(Error::input(message).hint("correct `label_names`, or take them out"));
     }
+    config.check_device(device)?;
     check_memory(&config, classes, image_size)?;
     let mut used = BTreeSet::new();
     if matches!(&config, ModelConfig::Vit(vit) if vit.position == Position::Sincos2d) {

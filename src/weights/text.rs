@@ -138,6 +138,7 @@ enum Names {
 }
 
 fn build(weights: &StateDict, config: &TextConfig, device: &Device) -> Result<TextTower> {
+    config.check_device(device)?;
     let names = if weights.contains("text_model.embeddings.token_embedding.weight") {
         Names::HuggingFace
     } else if weights.contains("text.token_embedding.weight") {

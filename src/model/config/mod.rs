@@ -10,6 +10,8 @@ pub use vit::{Pool, Position, VitConfig};
 use serde::Serialize;
 use serde::ser::SerializeMap;
 
+use crate::error;
+use crate::ops::Device;
 use crate::settings::{Described, Kind, Section, Table};
 
 use common::Stem;
@@ -48,6 +50,17 @@ impl From<ConvNextConfig> for ModelConfig {
 }
 
 impl ModelConfig {
+    /// An error unless the model's blocks can be computed on a device.
+    pub fn check_device(&self, device: &Device) -> error::Result<()> {
+        match self {
+            Self::Vit(vit) => {
+                let (widths, head) = ([vit.width, vit.hidden], vit.width / vit.heads.max(1));
+                device.check_block("model", &widths, Some(head))
+            }
+            Self::ConvNext(convnext) => device.check_block("model", &convnext.widths, None),
+        }
+    }
+
     /// The model of a named size.
     pub fn named(size: &str) -> Option<Self> {
         let vit = VitConfig::named(size).map(Self::Vit);

@@ -1,22 +1,9 @@
 //! Flex tensors as the kernels see them: contiguous slices of f32.
 
 use advxl_kernels::Floats;
+use burn::backend::Flex;
 use burn::backend::flex::{FlexTensor, Layout};
-use burn::backend::{DispatchDevice, Flex};
-use burn::tensor::{AllocationProperty, Bytes, DType, Device, Shape, Tensor};
-
-/// Whether a device of Burn's is the processor.
-pub(crate) fn is_flex(device: &Device) -> bool {
-    fn is_flex(device: &DispatchDevice) -> bool {
-        match device {
-            DispatchDevice::Flex(_) => true,
-            DispatchDevice::Autodiff(inner) => is_flex(inner),
-            #[allow(unreachable_patterns)] // Flex is the only device of the default build.
-            _ => false,
-        }
-    }
-    is_flex(device.as_dispatch())
-}
+use burn::tensor::{AllocationProperty, Bytes, DType, Shape, Tensor};
 
 /// The primitive of a tensor, outside automatic differentiation and contiguous.
 pub(crate) fn primitive<const D: usize>(tensor: Tensor<D>) -> FlexTensor {

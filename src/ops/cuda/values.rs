@@ -4,11 +4,9 @@
 //! host, which [`advxl_cuda::Traffic::unplanned`] counts: tests hold a training step to none.
 
 use advxl_cuda::{Gpu, Kind, Values, fail, lazy_bytes, values_of};
-use burn::backend::Flex;
 use burn::backend::flex::{FlexTensor, Layout};
-use burn::tensor::{DType, Shape, Tensor};
-
-use crate::ops::cpu::flex::is_flex;
+use burn::backend::{DispatchDevice, Flex};
+use burn::tensor::{DType, Device as BurnDevice, Shape, Tensor};
 
 /// The values of a tensor, if they are on a GPU and in its order.
 pub(crate) fn on_gpu<const D: usize>(tensor: &Tensor<D>) -> Option<Values> {
@@ -84,6 +82,19 @@ pub(crate) fn gradients(
         primitive(values, &[length])
     });
     std::iter::once(input).chain(weights).map(Some).collect()
+}
+
+/// Whether a device of Burn's is the processor.
+pub(crate) fn is_flex(device: &BurnDevice) -> bool {
+    fn is_flex(device: &DispatchDevice) -> bool {
+        match device {
+            DispatchDevice::Flex(_) => true,
+            DispatchDevice::Autodiff(inner) => is_flex(inner),
+            #[allow(unreachable_patterns)] // Flex is the only device of the default build.
+            _ => false,
+        }
+    }
+    is_flex(device.as_dispatch())
 }
 
 /// What a node wants, as the engine has it.

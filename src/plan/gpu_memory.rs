@@ -1,0 +1,130 @@
+//! The memory of an NVIDIA GPU that a run takes, counted from what the CUDA engine keeps.
+//!
+//! `tests/gpu.rs` holds it to the engine's own count. Besides, the driver and cuBLASLt take about half a GiB.
+
+use super::link::FLOAT;
+use super::memory::{LARGEST_PART, Memory};
+use crate::distributed;
+use crate::model::ModelConfig;
+use crate::ops::{Device, Precision};
+use crate::recipe::{Phase, Recipe};
+
+/// The driver's context, its kernels, and the workspace of cuBLASLt.
+pub const GPU_CONTEXT: u64 = 512 << 20;
+
+/// Memory of a device that a run may take, as plans count it; that of GPUs through Burn is not known.
+pub fn free_memory(device: &Device) -> Option<u64> {
+    match device.gpu() {
+        // The driver's context is there already.
+        Some(gpu) => Some(gpu.memory().0 as u64 + GPU_CONTEXT),
+        None => distributed::available_memory().filter(|_| device.is_cpu()),
+    }
+}
+
+/// The residual stream is f32.
+const STREAM: u128 = 4;
+
+/// Copies of the images that are alive in a backward pass: clean, adversarial, as patches, and the gradients of these.
+const IMAGE_COPIES: u64 = 6;
+
+/// What a GPU holds at most: at the beginning of an update's backward pass.
+pub(super) fn memory(
+    recipe: &Recipe,
+    phase: &Phase,
+    classes: usize,
+    precision: Precision,
+    [batch, chunk]: [u64; 2],
+    devices: u64,
+) -> Memory {
+    let model = &recipe.model;
+    let parameters = model.parameters(classes, recipe.first_image_size());
+    let kind = if precision == Precision::Bf16 { 2 } else { 4 };
+    let tokens = recipe.tokens(phase).unwrap_or_default();
+    let blocks = blocks(model, phase.image_size as usize, tokens, chunk, kind);
+    let capped = |bytes: u128| bytes.min(LARGEST_PART) as u64;
+    let sum = |of: fn(&Blocks) -> u128| capped(blocks.iter().map(|b| b.count * of(b)).sum());
+    let largest = |of: fn(&Blocks) -> u128| capped(blocks.iter().map(of).max().unwrap_or_default());
+    let images = batch * 3 * phase.image_size * phase.image_size * FLOAT;
+    let part = (parameters * FLOAT).div_ceil(devices);
+    let shards = recipe.parallel.local_shards(devices as usize).max(1) as u64;
+    let sums = match batch.div_ceil(chunk.max(1)) {
+        1 => 1,
+        // Gradients of the next microbatch come while sums of 1, 2, 4 ... shards wait.
+        _ => 2 + u64::from(shards.ilog2()),
+    };
+    let matrices = sum(|b| b.matrices);
+    Memory {
+        weights: parameters * FLOAT,
+        gradients: sums * parameters * FLOAT,
+        moments: 2 * part,
+        average: if recipe.average.is_some() { part } else { 0 },
+        exchange: 0,
+        // Rounded once an update; in f32 products take the weights themselves.
+        packed: if kind == 2 { matrices * kind as u64 } else { 0 },
+        activations: match recipe.recompute {
+            true => sum(|b| b.between) + largest(|b| b.kept) + largest(|b| b.passing),
+            false => sum(|b| b.kept) + largest(|b| b.passing),
+        },
+        base: GPU_CONTEXT + IMAGE_COPIES * images + 4 * batch * classes as u64 * FLOAT,
+    }
+}
+
+/// Blocks that are alike, in bytes of one; the matrices in numbers.
+struct Blocks {
+    count: u128,
+    /// Weights that products take.
+    matrices: u128,
+    /// What the backward pass of an update needs.
+    kept: u128,
+    /// What is alive in it besides.
+    passing: u128,
+    /// What goes from block to block.
+    between: u128,
+}
+
+fn blocks(
+    model: &ModelConfig,
+    image_size: usize,
+    tokens: u64,
+    batch: u64,
+    kind: u128,
+) -> Vec<Blocks> {
+    match model {
+        ModelConfig::Vit(vit) => {
+            let (width, hidden) = (vit.width as u128, vit.hidden as u128);
+            let rows = u128::from(batch) * u128::from(tokens);
+            vec![Blocks {
+                count: vit.depth as u128,
+                matrices: 4 * width * width + 2 * width * hidden,
+                // The input and the sum after attention; both norms' results, queries, keys and values, what attention
+                // gives; the hidden layer before and after its GELU; means and lengths of both norms, sums of the softmax.
+                kept: rows
+                    * (2 * width * STREAM
+                        + 6 * width * kind
+                        + 2 * hidden * kind
+                        + 16
+                        + 4 * vit.heads as u128),
+                // The gradients of the output, rounded too, and of the hidden layer on both sides of its GELU.
+                passing: rows * (width * (STREAM + kind) + 2 * hidden * kind),
+                between: rows * width * STREAM,
+            }]
+        }
+        ModelConfig::ConvNext(convnext) => {
+            let stages = convnext.widths.iter().zip(convnext.depths).enumerate();
+            let stage = |(stage, (width, depth)): (usize, (&usize, usize))| {
+                let side = (image_size / convnext.patch) >> stage;
+                let rows = u128::from(batch) * (side * side) as u128;
+                let width = *width as u128;
+                Blocks {
+                    count: depth as u128,
+                    matrices: 8 * width * width,
+                    // The input; the convolution's and the norm's results; the hidden layer before and after its GELU.
+                    kept: rows * (width * STREAM + 2 * width * kind + 8 * width * kind + 8),
+                    passing: rows * (width * (2 * STREAM + 2 * kind) + 8 * width * kind),
+                    between: rows * width * STREAM,
+                }
+            };
+            stages.map(stage).collect()
+        }
+    }
+}
