@@ -13,8 +13,12 @@ use advxl::attack::{Norm, Pgd, Start, input_gradient};
 use advxl::bench;
 use advxl::bench::StepWork;
 use advxl::data::{Batch, Mixing, Planes};
-use advxl::loss::{Targets, cross_entropy};
-use advxl::model::{DropPath, Model, ModelConfig, Pass};
+use advxl::distributed::Comm;
+use advxl::loss::{Targets, cross_entropy, unit_length};
+use advxl::model::tokens::MaskingKind;
+use advxl::model::{DropPath, Masking, Model, ModelConfig, Pass};
+use advxl::objective::contrastive::TowerPasses;
+use advxl::objective::{ContrastiveLoss, Microbatches, Objective, Views};
 use advxl::ops::{
     BlockSpec, BlockWeights, Device, DeviceName, Gelu, Precision, WeightCache, encoder_block,
     from_vec, gelu, layer_norm, linear, to_vec, usable,
@@ -22,6 +26,7 @@ use advxl::ops::{
 use advxl::plan::GPU_CONTEXT;
 use advxl::recipe::Recipe;
 use advxl::rng::{Purpose, Rng};
+use advxl::text::{TextConfig, TextPool, TextTower};
 use advxl_cuda::Gpu;
 use burn::tensor::Tensor;
 use serde_json::{Value, json};
@@ -182,6 +187,69 @@ fn a_pgd_step_goes_the_same_way() {
             .filter(|(a, b)| (**a - **b).abs() > 1e-5);
         // The sign of a gradient near to zero is chance.
         assert!(moved.count() * 1000 <= found.len(), "{norm:?}");
+    }
+}
+
+/// The gradients of the contrastive objective with a text tower that is trained, whole and in microbatches, masked or not:
+/// those of the images, then all parameters'.
+fn of_captions(size: Option<usize>, masked: bool, device: &Device) -> Vec<Vec<f32>> {
+    let [config, _] = configs();
+    let (model, comm) = (Model::new(&config, 24, SIZE, 1, device), Comm::single());
+    let config = TextConfig {
+        context: 7,
+        vocabulary: 20,
+        width: 32,
+        heads: 2,
+        depth: 2,
+        hidden: 64,
+        embedding: 24,
+        causal: true,
+        pool: TextPool::GreatestId,
+        gelu: Gelu::Quick,
+        eps: 1e-5,
+    };
+    let tower = TextTower::new(&config, 5, device).unwrap().tracked();
+    let ids: Vec<u32> = (0..6u32)
+        .flat_map(|row| [1, 2 + row, 4, 19, 0, 0, 0])
+        .collect();
+    let texts = unit_length(tower.encode(&ids).unwrap());
+    let constant = texts.clone().without_autodiff();
+    let scale = from_vec(vec![2.0], [1], device);
+    let passes = TowerPasses(vec![(tower, texts)]);
+    let loss = ContrastiveLoss::new(constant, scale, Some(passes));
+    let kind = MaskingKind::Random;
+    let masking = masked.then_some(Masking { kind, ratio: 0.5 });
+    let microbatches = Microbatches {
+        precision: Precision::F32,
+        recompute: false,
+        kept: masking.map(|masking| masking.choose(2, 0, 6, SIZE / 4)),
+        size,
+        shards: 1,
+    };
+    let objective = Objective::new(Box::new(loss), microbatches, &comm);
+    let images: Tensor<4> = drawn(7, [6, 3, SIZE, SIZE], device);
+    let of_images = objective.input_gradient(&model, images.clone());
+    let found = objective.gradients(&model, Views::adversarial(images), 6, None);
+    let losses: Vec<f32> = found.losses.iter().map(|loss| *loss as f32).collect();
+    let parameters = found.gradients.into_iter().map(to_vec);
+    [losses, to_vec(of_images)]
+        .into_iter()
+        .chain(parameters)
+        .collect()
+}
+
+#[test]
+fn gradients_of_captions_are_those_of_the_processor_and_stay_on_the_gpu() {
+    let device = gpu();
+    for (size, masked) in [(None, false), (Some(4), true)] {
+        let before = device.gpu().map(|gpu| gpu.traffic().unplanned);
+        let found = of_captions(size, masked, &device);
+        assert_eq!(device.gpu().map(|gpu| gpu.traffic().unplanned), before);
+        let right = of_captions(size, masked, &Device::cpu());
+        for (index, (found, right)) in found.iter().zip(&right).enumerate() {
+            let off = off(found, right);
+            assert!(off < 2e-5, "{index}: off by {off:e}");
+        }
     }
 }
 

@@ -441,6 +441,7 @@ mod tests {
                 tflops: 1.0,
                 price: None,
                 link,
+                engine: DeviceEngine::Cpu,
             };
             Plan::new(&recipe, 10, Precision::F32, devices)
         };
