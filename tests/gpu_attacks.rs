@@ -15,6 +15,7 @@ use advxl::model::{Model, ModelConfig};
 use advxl::ops::{Device, DeviceName, Precision, from_vec, to_vec};
 use advxl::rng::{Purpose, Rng};
 use advxl::text::zero_shot::by_text;
+use advxl::units::Fraction;
 use advxl_cuda::{Gpu, Traffic};
 use burn::tensor::Tensor;
 
@@ -32,11 +33,11 @@ fn device() -> Device {
     }
 }
 
-/// A ViT of two blocks, with weights that are large enough for logits to differ.
+/// A ViT of one block, with weights that are large enough for logits to differ.
 fn model(outputs: usize, device: &Device) -> Model {
     let mut config = ModelConfig::named("vit_micro").unwrap();
     if let ModelConfig::Vit(config) = &mut config {
-        (config.width, config.depth, config.heads, config.hidden) = (32, 2, 2, 64);
+        (config.width, config.depth, config.heads, config.hidden) = (32, 1, 2, 64);
     }
     let mut rng = Rng::new(7, Purpose::Bench, 0, 0);
     let mut weights = |name: &str, shape: &[usize]| {
@@ -66,14 +67,22 @@ fn batch(labels: &[u32], device: &Device) -> Batch {
     }
 }
 
+/// Starts of an attack: FAB's second is random.
+fn restarts(name: &str) -> u64 {
+    if name == "fab-t" { 2 } else { 1 }
+}
+
 /// Few steps of an attack.
 fn attack(name: &str, norm: Norm, epsilon: &str) -> Attack {
+    let epsilon: Fraction = epsilon.parse().unwrap();
+    // A few random queries find less than gradients.
+    let share = if name == "square" { 4.0 } else { 1.0 };
     let settings = Settings {
-        steps: Some(5),
+        steps: Some(4),
         targets: Some(2),
-        restarts: Some(1),
+        restarts: Some(restarts(name)),
         queries: Some(16),
-        ..Settings::new(Version::Standard, norm, epsilon.parse().unwrap())
+        ..Settings::new(Version::Standard, norm, epsilon.times(share))
     };
     settings.attack(name).unwrap()
 }
@@ -97,7 +106,9 @@ fn assert_small(name: &str, traffic: Traffic, passes: Passes, classes: usize, fo
         traffic.fetched.1 <= fetched,
         "{name}: {traffic:?}, {passes:?}"
     );
-    let sent = passes.forward * (logits + 192) + 8192;
+    // Tables and patterns of an attack, and FAB's random starts.
+    let starts = (restarts(name.split(' ').next().unwrap()) - 1) * 2 * (IMAGES * PIXELS * 4) as u64;
+    let sent = passes.forward * (logits + 192) + 8192 + starts;
     assert!(traffic.sent.1 <= sent, "{name}: {traffic:?}, {passes:?}");
 }
 
@@ -233,12 +244,14 @@ fn a_head_of_texts_is_attacked_on_the_gpu_too() {
     let on = |device: &Device| from_vec(head.clone(), [CLASSES, WIDTH], device);
     let devices = [device(), Device::cpu()];
 
-    // Logits and slopes, of rows whose squares overflow too.
+    // Logits and slopes, of rows whose squares overflow or vanish too.
     let mut outputs: Vec<f32> = (0..4 * WIDTH).map(|_| rng.normal()).collect();
     outputs[WIDTH..2 * WIDTH]
         .iter_mut()
         .for_each(|v| *v *= 1e30);
-    outputs[2 * WIDTH..3 * WIDTH].fill(0.0);
+    outputs[2 * WIDTH..3 * WIDTH]
+        .iter_mut()
+        .for_each(|v| *v *= 1e-9);
     let [found, right] = devices.each_ref().map(|device| {
         let rows: Tensor<2> = from_vec(outputs.clone(), [4, WIDTH], device);
         let rows = rows.autodiff().require_grad();
