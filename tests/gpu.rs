@@ -279,6 +279,8 @@ fn ten_updates_lead_to_the_same_losses_and_the_run_goes_on_elsewhere() {
             &text(&out),
             "--device",
             device,
+            "--set",
+            "evaluation=none",
         ]);
         assert_eq!(code, 0, "{text}");
         eprintln!("{device}: {:.0} s", begun.elapsed().as_secs_f64());
@@ -315,6 +317,8 @@ fn ten_updates_lead_to_the_same_losses_and_the_run_goes_on_elsewhere() {
         &text(&elsewhere),
         "--device",
         "cpu",
+        "--set",
+        "evaluation=none",
     ]);
     assert_eq!(code, 0, "{text}");
     assert!(text.contains("resuming after 256"), "{text}");

@@ -3,7 +3,7 @@
 use advxl_cuda::Gpu;
 use burn::tensor::{Device as BurnDevice, Tensor};
 
-use super::cuda::values::{is_flex, on_gpu};
+use super::cuda::values::{gpu_of, is_flex};
 use crate::error::{Error, Result};
 
 /// Where tensors are made and operations run.
@@ -24,8 +24,8 @@ impl Device {
 
     /// The device of a tensor.
     pub fn of<const D: usize>(tensor: &Tensor<D>) -> Self {
-        match on_gpu(tensor) {
-            Some(values) => Self::Cuda(values.gpu().clone()),
+        match gpu_of(tensor) {
+            Some(gpu) => Self::Cuda(gpu),
             None => Self::Burn(tensor.device().without_autodiff()),
         }
     }

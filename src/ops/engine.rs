@@ -3,7 +3,7 @@
 use advxl_cuda::Gpu;
 use burn::tensor::Tensor;
 
-use super::cuda::values::{is_flex, on_gpu};
+use super::cuda::values::{gpu_of, is_flex};
 
 /// What runs an operation.
 #[derive(Clone, Debug)]
@@ -19,8 +19,8 @@ pub(crate) enum Engine {
 impl Engine {
     /// The engine of a tensor.
     pub(crate) fn of<const D: usize>(tensor: &Tensor<D>) -> Self {
-        match on_gpu(tensor) {
-            Some(values) => Self::Cuda(values.gpu().clone()),
+        match gpu_of(tensor) {
+            Some(gpu) => Self::Cuda(gpu),
             None if is_flex(&tensor.device()) => Self::Cpu,
             None => Self::Burn,
         }

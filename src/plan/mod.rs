@@ -394,7 +394,7 @@ mod tests {
         assert!(check_memory(&plan, Some(2 * needed)).unwrap().is_none());
         assert!(check_memory(&plan, None).unwrap().is_none());
         let near = check_memory(&plan, Some(needed)).unwrap().unwrap();
-        assert!(near.contains("GiB are free: a smaller batch"), "{near}");
+        assert!(near.contains("GiB are free: use a smaller batch"), "{near}");
         let error = check_memory(&plan, Some(needed / 2)).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(

@@ -28,7 +28,8 @@ settings! {
         pub schema: u64 { limits: within(SCHEMA as f64, SCHEMA as f64) } [= SCHEMA],
         /// Seed of weights, sample order, augmentation and attacks.
         pub seed: u64 { example: "0" },
-        /// Arithmetic of the matrix products in training; norms, softmax, loss, patch embedding, head, weights and moments are f32 in both.
+        /// Arithmetic of the matrix products in training; norms, softmax, loss, head, weights and moments are f32 in all, and the
+        /// patch embedding on CPUs.
         pub precision: Precision { example: "\"bf16\"" },
         /// Device to train on; `--device` takes precedence.
         pub device: DeviceName { omit_default: true, example: "\"cuda:0\"" } [= DeviceName::Auto],

@@ -8,6 +8,16 @@ use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::{DispatchDevice, Flex};
 use burn::tensor::{DType, Device as BurnDevice, Shape, Tensor};
 
+/// The GPU that holds a tensor's values, if one does and they are in its order.
+pub(crate) fn gpu_of<const D: usize>(tensor: &Tensor<D>) -> Option<Gpu> {
+    if !is_flex(&tensor.device()) {
+        return None;
+    }
+    let tensor = flex(tensor);
+    tensor.layout().contiguous_offsets()?;
+    Some(values_of(&tensor.data_arc())?.gpu().clone())
+}
+
 /// The values of a tensor, if they are on a GPU and in its order.
 pub(crate) fn on_gpu<const D: usize>(tensor: &Tensor<D>) -> Option<Values> {
     if !is_flex(&tensor.device()) {
