@@ -66,8 +66,10 @@ const FILES: &[(&str, &[&str])] = &[
             "cuda/text",
             "cuda/block",
             "cuda/convnext",
+            "cuda/evaluation",
             "cuda",
             "dispatch",
+            "evaluation",
         ],
     ),
     (

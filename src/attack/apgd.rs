@@ -5,7 +5,7 @@
 //! Differs from the reference: an image leaves the batch at its first misclassified iterate, which decides what the
 //! attack is asked for; random starts belong to the image, so the batch changes nothing.
 
-use burn::tensor::{Bool, Tensor, TensorData};
+use burn::tensor::Tensor;
 use serde::Serialize;
 
 use super::attempt::{Adversarials, Attempt, Batch, Mark, images_of, in_turn};
@@ -14,6 +14,7 @@ use super::gradient::select;
 use super::objective::Goal;
 use super::target_model::{Logits, Passes, Slope, TargetModel};
 use super::threat::{Ball, Norm};
+use crate::ops::{add, changed_pixels, momentum, replace_rows};
 use crate::rng::Purpose;
 use crate::units::Fraction;
 
@@ -280,7 +281,7 @@ impl Climb {
         };
         let pixels: usize = start.dims()[1..].iter().product();
         let moved = match (apgd.norm, kind) {
-            (Norm::L1, Start::Given | Start::Outside) => moved_pixels(&start, &ball),
+            (Norm::L1, Start::Given | Start::Outside) => changed_pixels(&start, &ball.centre()),
             _ => vec![pixels; goals.len()],
         };
         let climbers = goals.iter().enumerate().map(|(place, goal)| Climber {
@@ -334,7 +335,7 @@ impl Climb {
             }
             let again = classifier.climb(self.images.clone(), &goals);
             seen = Slope {
-                gradient: seen.gradient + again.gradient,
+                gradient: add(seen.gradient, again.gradient),
                 ..again
             };
         }
@@ -379,8 +380,8 @@ impl Climb {
             .iter()
             .map(|climb| climb.loss > climb.best)
             .collect();
-        self.best = replace(self.best.clone(), &self.images, &better);
-        self.best_gradient = replace(self.best_gradient.clone(), &self.gradient, &better);
+        replace(&mut self.best, &self.images, &better);
+        replace(&mut self.best_gradient, &self.gradient, &better);
         for climb in &mut self.climbs {
             climb.best = climb.best.max(climb.loss);
         }
@@ -410,14 +411,14 @@ impl Climb {
                     .collect()
             }
         };
-        self.images = replace(self.images.clone(), &self.best, &restart);
-        self.gradient = replace(self.gradient.clone(), &self.best_gradient, &restart);
+        replace(&mut self.images, &self.best, &restart);
+        replace(&mut self.gradient, &self.best_gradient, &restart);
         self.until_check = self.window;
     }
 
     /// l1: as long as the best image grows sparser, go on from it with the largest step; else smaller steps.
     fn check_sparsity(&mut self) -> Vec<bool> {
-        let moved = moved_pixels(&self.best, &self.ball);
+        let moved = changed_pixels(&self.best, &self.ball.centre());
         let check = |(climb, moved): (&mut Climber, usize)| {
             let sparser = (moved as f64) < 0.95 * climb.moved as f64;
             climb.step_size = if sparser {
@@ -446,9 +447,8 @@ impl Climb {
         } else {
             let ahead = self.ball.step(images.clone(), gradient, &sizes);
             let new = if step == 0 { 1.0 } else { DIRECTION_SHARE };
-            let momentum = (images.clone() - self.before.clone()) * (1.0 - new);
             self.ball
-                .project(images.clone() + (ahead - images) * new + momentum)
+                .project(momentum(&images, ahead, &self.before, new))
         };
         self.before = std::mem::replace(&mut self.images, next);
     }
@@ -477,25 +477,7 @@ fn share(moved: usize, pixels: usize) -> f64 {
     moved as f64 / pixels as f64 / 1.5
 }
 
-/// How many pixels each image has changed.
-fn moved_pixels(images: &Tensor<4>, ball: &Ball) -> Vec<usize> {
-    let centres = images_of(ball.centre());
-    let pairs = images_of(images.clone()).into_iter().zip(centres);
-    pairs
-        .map(|(image, centre)| image.iter().zip(&centre).filter(|(a, b)| a != b).count())
-        .collect()
-}
-
-/// The images, with those of `others` in the rows that are `chosen`.
-fn replace(images: Tensor<4>, others: &Tensor<4>, chosen: &[bool]) -> Tensor<4> {
-    if !chosen.contains(&true) {
-        return images;
-    }
-    if !chosen.contains(&false) {
-        return others.clone();
-    }
-    let mask = TensorData::new(chosen.to_vec(), [chosen.len(), 1, 1, 1]);
-    let mask: Tensor<4, Bool> = Tensor::from_data(mask, &images.device());
-    let mask = mask.expand(images.dims());
-    images.mask_where(mask, others.clone())
+/// Puts those of `others` into the rows that are `chosen`.
+fn replace(images: &mut Tensor<4>, others: &Tensor<4>, chosen: &[bool]) {
+    *images = replace_rows(images.clone(), others, chosen);
 }

@@ -15,11 +15,14 @@ use serde::Serialize;
 
 use super::attempt::{Adversarials, Attempt, Batch, Mark, images_of, in_turn};
 use super::draws::Draws;
+use super::gradient::select;
 use super::hyperplane;
 use super::objective::Goal;
 use super::target_model::{Logits, Passes, TargetModel};
 use super::threat::Norm;
-use crate::ops::from_vec;
+use crate::ops::{
+    self, Device, add_clamped, fab_step, from_vec, pull_back, put_rows, replace_rows, to_vec, zeros,
+};
 use crate::rng::Purpose;
 use crate::units::Fraction;
 
@@ -87,80 +90,66 @@ impl Fab {
             self.targets,
             self.restarts,
             |run, batch, targets| {
-                let draws = Draws::new(batch.seed, &batch.keys, Purpose::Fab);
-                let hunt = |(index, clean): (usize, Vec<f32>)| {
-                    let mut at = clean.clone();
-                    if run.restart > 0 {
-                        let noise = self
-                            .norm
-                            .noise(&mut draws.stream(index, run.number, 0), clean.len());
-                        let epsilon = self.epsilon.value().min(self.norm.longest(clean.len()));
-                        let half = 0.5 * epsilon as f32;
-                        let pairs = at.iter_mut().zip(noise);
-                        pairs.for_each(|(at, noise)| *at = (*at + half * noise).clamp(0.0, 1.0));
-                    }
-                    Hunt {
-                        place: index,
-                        label: batch.labels[index] as usize,
-                        target: targets[index],
-                        clean,
-                        at,
-                        difference: 0.0,
-                        normal: Vec::new(),
-                        is_linear: false,
-                        crosses: false,
-                    }
+                let clean = batch.images.clone();
+                let hunt = |(place, label): (usize, &u32)| Hunt {
+                    place,
+                    label: *label as usize,
+                    target: targets[place],
+                    difference: 0.0,
+                    is_linear: false,
+                    crosses: false,
                 };
-                let clean = images_of(batch.images.clone()).into_iter();
-                let [_, channels, height, width] = batch.images.dims();
-                let model = Model {
-                    classifier,
+                let hunts = Hunts {
                     norm: self.norm,
-                    dims: [channels, height, width],
+                    at: match run.restart {
+                        0 => clean.clone(),
+                        _ => self.start(batch, run.number),
+                    },
+                    normal: clean.clone(),
+                    clean,
+                    each: batch.labels.iter().enumerate().map(hunt).collect(),
                 };
-                self.run(&model, clean.enumerate().map(hunt).collect())
+                self.run(classifier, hunts)
             },
         )
     }
 
+    /// Random points, half of epsilon from the clean images.
+    fn start(&self, batch: &Batch, run: usize) -> Tensor<4> {
+        let draws = Draws::new(batch.seed, &batch.keys, Purpose::Fab);
+        let (clean, shape) = (&batch.images, batch.images.dims());
+        let pixels: usize = shape[1..].iter().product();
+        let noise: Vec<Vec<f32>> = (0..shape[0])
+            .into_par_iter()
+            .map(|index| self.norm.noise(&mut draws.stream(index, run, 0), pixels))
+            .collect();
+        let noise = from_vec(noise.concat(), shape, &Device::of(clean));
+        let epsilon = self.epsilon.value().min(self.norm.longest(pixels));
+        add_clamped(clean.clone(), noise, 0.5 * epsilon as f32)
+    }
+
     /// One run of each hunt; the images that were fooled within epsilon.
-    fn run(&self, model: &Model, mut hunts: Vec<Hunt>) -> Adversarials {
-        let mut found: Adversarials = vec![None; hunts.len()];
-        model.linearise(&mut hunts.iter_mut().collect::<Vec<_>>());
+    fn run(&self, classifier: &TargetModel, mut hunts: Hunts) -> Adversarials {
+        let mut found: Adversarials = vec![None; hunts.each.len()];
+        hunts.linearise(classifier, &hunts.rows(|_| true));
         for step in 1..=self.steps {
-            if hunts.is_empty() || model.classifier.is_stopped() {
+            if hunts.each.is_empty() || classifier.is_stopped() {
                 break;
             }
-            hunts
-                .par_iter_mut()
-                .for_each(|hunt| hunt.approach(self.norm));
+            hunts.approach();
             // Whoever crossed the boundary at the last step will likely cross it again and be pulled back: then
             // the gradient beyond is not needed. A guess costs or saves a pass and changes no result.
             let is_last = step == self.steps;
-            let (mut likely, mut unlikely): (Vec<_>, Vec<_>) =
-                hunts.iter_mut().partition(|hunt| is_last || hunt.crosses);
-            let logits = model.look(&likely);
-            for (row, hunt) in likely.iter_mut().enumerate() {
-                hunt.settle(logits.is_right(row, hunt.label), false);
-            }
-            let logits = model.linearise(&mut unlikely);
-            for (row, hunt) in unlikely.iter_mut().enumerate() {
-                hunt.settle(logits.is_right(row, hunt.label), true);
-            }
-            let epsilon = self.epsilon.value();
-            hunts.retain_mut(|hunt| {
-                let fooled = hunt.crosses && self.norm.distance(&hunt.at, &hunt.clean) <= epsilon;
-                if fooled {
-                    found[hunt.place] = Some(std::mem::take(&mut hunt.at));
-                } else if hunt.crosses {
-                    hunt.pull_back();
-                }
-                !fooled
-            });
-            let mut stale: Vec<&mut Hunt> =
-                hunts.iter_mut().filter(|hunt| !hunt.is_linear).collect();
+            let likely = hunts.rows(|hunt| is_last || hunt.crosses);
+            let unlikely = hunts.rows(|hunt| !(is_last || hunt.crosses));
+            let logits = hunts.look(classifier, &likely);
+            hunts.settle(&likely, &logits, false);
+            let logits = hunts.linearise(classifier, &unlikely);
+            hunts.settle(&unlikely, &logits, true);
+            hunts.finish(self.epsilon.value(), &mut found);
             if !is_last {
-                model.linearise(&mut stale);
+                let stale = hunts.rows(|hunt| !hunt.is_linear);
+                hunts.linearise(classifier, &stale);
             }
         }
         found
@@ -173,135 +162,195 @@ struct Hunt {
     place: usize,
     label: usize,
     target: Option<usize>,
-    clean: Vec<f32>,
-    at: Vec<f32>,
-    /// At `at`: the other class's logit less the label's, and its gradient.
+    /// Where it is: the other class's logit less the label's.
     difference: f64,
-    normal: Vec<f32>,
-    /// Whether these belong to `at`.
+    /// Whether this and its gradient belong to where it is.
     is_linear: bool,
-    /// Whether `at` is misclassified.
+    /// Whether it is misclassified there.
     crosses: bool,
 }
 
-impl Hunt {
-    /// Goes to the boundary of the linear decision, from `at` and a little from the clean image.
-    fn approach(&mut self, norm: Norm) {
-        let of_clean = {
-            let pairs = self.clean.iter().zip(&self.at).zip(&self.normal);
-            let terms =
-                pairs.map(|((clean, at), n)| (f64::from(*clean) - f64::from(*at)) * f64::from(*n));
-            self.difference + terms.sum::<f64>()
-        };
-        let from_at = hyperplane::project(norm, &self.at, &self.normal, self.difference);
-        let from_clean = hyperplane::project(norm, &self.clean, &self.normal, of_clean);
-        let length = |change: &[f32]| norm.length(change.iter().map(|d| f64::from(*d))).max(1e-8);
-        let (near, far) = (length(&from_at), length(&from_clean));
-        let pull = (near / (near + far)).min(LARGEST_PULL);
-        let changes = from_at.iter().zip(&from_clean);
-        for ((at, clean), (d1, d2)) in self.at.iter_mut().zip(&self.clean).zip(changes) {
-            let by_at = f64::from(*at) + OVERSHOOT * f64::from(*d1);
-            let by_clean = f64::from(*clean) + OVERSHOOT * f64::from(*d2);
-            *at = (by_at * (1.0 - pull) + by_clean * pull).clamp(0.0, 1.0) as f32;
-        }
-        self.is_linear = false;
-    }
-
-    /// Books what the model says about `at`, and whether it was linearised there.
-    fn settle(&mut self, is_right: bool, is_linear: bool) {
-        self.crosses = !is_right;
-        self.is_linear = is_linear;
-    }
-
-    fn pull_back(&mut self) {
-        for (at, clean) in self.at.iter_mut().zip(&self.clean) {
-            *at = clean + (*at - clean) * PULLED_BACK as f32;
-        }
-        self.is_linear = false;
-    }
-}
-
-/// The classifier as the hunts use it.
-struct Model<'a> {
-    classifier: &'a TargetModel<'a>,
+/// Hunts side by side; row i of each tensor belongs to hunt i.
+struct Hunts {
     norm: Norm,
-    dims: [usize; 3],
+    each: Vec<Hunt>,
+    clean: Tensor<4>,
+    at: Tensor<4>,
+    /// The gradients of the differences.
+    normal: Tensor<4>,
 }
 
-impl Model<'_> {
-    fn images(&self, hunts: &[&mut Hunt]) -> Tensor<4> {
-        let [channels, height, width] = self.dims;
-        let pixels = hunts
-            .iter()
-            .flat_map(|hunt| hunt.at.iter().copied())
-            .collect();
-        from_vec(
-            pixels,
-            [hunts.len(), channels, height, width],
-            self.classifier.device(),
-        )
+impl Hunts {
+    /// The rows of some of the hunts.
+    fn rows(&self, which: impl Fn(&Hunt) -> bool) -> Vec<usize> {
+        let rows = 0..self.each.len();
+        rows.filter(|row| which(&self.each[*row])).collect()
     }
 
-    /// What the model says where the hunts are.
-    fn look(&self, hunts: &[&mut Hunt]) -> Logits {
-        match hunts.is_empty() {
-            true => Logits::new(Vec::new(), 0),
-            false => self.classifier.logits(self.images(hunts)),
+    /// Goes to the boundary of the linear decision, from where the hunts are and a little from the clean images.
+    fn approach(&mut self) {
+        let differences: Vec<f64> = self.each.iter().map(|hunt| hunt.difference).collect();
+        let (norm, on_device) = (self.norm, self.norm.on_device());
+        let moved = fab_step(on_device, &self.at, &self.clean, &self.normal, &differences);
+        self.at = moved.unwrap_or_else(|| {
+            let (shape, device) = (self.at.dims(), Device::of(&self.at));
+            let pixels: usize = shape[1..].iter().product();
+            let mut at = to_vec(self.at.clone());
+            let [clean, normal] = [&self.clean, &self.normal].map(|rows| to_vec(rows.clone()));
+            at.par_chunks_exact_mut(pixels)
+                .zip(clean.par_chunks_exact(pixels))
+                .zip(normal.par_chunks_exact(pixels))
+                .zip(&differences)
+                .for_each(|(((at, clean), normal), difference)| {
+                    approach(norm, at, clean, normal, *difference);
+                });
+            from_vec(at, shape, &device)
+        });
+        for hunt in &mut self.each {
+            hunt.is_linear = false;
         }
     }
 
-    /// The same, and the linear decision there.
-    fn linearise(&self, hunts: &mut [&mut Hunt]) -> Logits {
-        if hunts.is_empty() {
+    /// What the model says where some of the hunts are.
+    fn look(&self, classifier: &TargetModel, rows: &[usize]) -> Logits {
+        match rows.is_empty() {
+            true => Logits::new(Vec::new(), 0),
+            false => classifier.logits(select(self.at.clone(), rows)),
+        }
+    }
+
+    /// Books what the model says where some of the hunts are, and whether they were linearised there.
+    fn settle(&mut self, rows: &[usize], logits: &Logits, is_linear: bool) {
+        for (seen, row) in rows.iter().enumerate() {
+            let hunt = &mut self.each[*row];
+            hunt.crosses = !logits.is_right(seen, hunt.label);
+            hunt.is_linear = is_linear;
+        }
+    }
+
+    /// Takes out the images that are fooled within epsilon, and pulls the others back that are misclassified.
+    fn finish(&mut self, epsilon: f64, found: &mut Adversarials) {
+        let crossing = self.rows(|hunt| hunt.crosses);
+        if crossing.is_empty() {
+            return;
+        }
+        let [at, clean] = [&self.at, &self.clean].map(|rows| select(rows.clone(), &crossing));
+        let distances = self.norm.distances(&at, &clean);
+        let near = crossing.iter().zip(distances);
+        let fooled: Vec<usize> = near
+            .filter_map(|(row, distance)| (distance <= epsilon).then_some(*row))
+            .collect();
+        if !fooled.is_empty() {
+            let images = images_of(select(self.at.clone(), &fooled));
+            for (row, image) in fooled.iter().zip(images) {
+                found[self.each[*row].place] = Some(image);
+            }
+            let stands = |row: &usize| fooled.binary_search(row).is_err();
+            let kept: Vec<usize> = (0..self.each.len()).filter(stands).collect();
+            let mut row = 0..;
+            self.each.retain(|_| stands(&row.next().expect("endless")));
+            for tensor in [&mut self.clean, &mut self.at, &mut self.normal] {
+                *tensor = select(tensor.clone(), &kept);
+            }
+        }
+        let pulled: Vec<bool> = self.each.iter().map(|hunt| hunt.crosses).collect();
+        self.at = pull_back(self.at.clone(), &self.clean, &pulled, PULLED_BACK as f32);
+        for hunt in self.each.iter_mut().filter(|hunt| hunt.crosses) {
+            hunt.is_linear = false;
+        }
+    }
+
+    /// What the model says where some of the hunts are, and the linear decision there.
+    fn linearise(&mut self, classifier: &TargetModel, rows: &[usize]) -> Logits {
+        if rows.is_empty() {
             return Logits::new(Vec::new(), 0);
         }
-        let images = self.images(hunts);
+        let images = select(self.at.clone(), rows);
         // Without a rival, or with logits that are not finite, there is no decision to cross.
-        for hunt in hunts.iter_mut() {
-            (hunt.difference, hunt.normal) = (0.0, vec![0.0; hunt.at.len()]);
-            hunt.is_linear = true;
+        for row in rows {
+            let hunt = &mut self.each[*row];
+            (hunt.difference, hunt.is_linear) = (0.0, true);
         }
+        let mut normals = zeros(images.dims(), &Device::of(&images));
         // Targeted: one rival each. Else every class is a rival, the label's own standing in for nothing.
-        let is_targeted = hunts[0].target.is_some();
-        let mut nearest = vec![f64::INFINITY; hunts.len()];
+        let is_targeted = self.each[rows[0]].target.is_some();
+        let mut nearest = vec![f64::INFINITY; rows.len()];
         let mut first = None;
         for rival in 0.. {
-            let goal = |hunt: &&mut Hunt| Goal::Difference {
-                label: hunt.label,
-                target: hunt.target.unwrap_or(rival),
+            let goal = |row: &usize| {
+                let hunt = &self.each[*row];
+                Goal::Difference {
+                    label: hunt.label,
+                    target: hunt.target.unwrap_or(rival),
+                }
             };
-            let goals: Vec<Goal> = hunts.iter().map(goal).collect();
-            let slope = self.classifier.climb(images.clone(), &goals);
+            let goals: Vec<Goal> = rows.iter().map(goal).collect();
+            let slope = classifier.climb(images.clone(), &goals);
             let classes = slope.logits.classes();
-            let gradients = images_of(slope.gradient);
-            let seen = slope.losses.into_iter().zip(gradients);
-            for ((hunt, nearest), (difference, normal)) in
-                hunts.iter_mut().zip(&mut nearest).zip(seen)
-            {
+            let lengths = match is_targeted {
+                // Of one rival it is enough that the distance is finite.
+                true => vec![1.0; rows.len()],
+                false => dual_lengths(self.norm, &slope.gradient),
+            };
+            let mut nearer = vec![false; rows.len()];
+            for (seen, row) in rows.iter().enumerate() {
+                let hunt = &mut self.each[*row];
                 if hunt.target.is_none() && hunt.label == rival {
                     continue;
                 }
-                let distance = difference.abs() / (1e-12 + dual_length(self.norm, &normal));
-                if distance < *nearest {
-                    *nearest = distance;
-                    (hunt.difference, hunt.normal) = (difference, normal);
+                let difference = slope.losses[seen];
+                let distance = difference.abs() / (1e-12 + lengths[seen]);
+                if distance < nearest[seen] {
+                    (nearest[seen], nearer[seen]) = (distance, true);
+                    hunt.difference = difference;
                 }
             }
+            normals = replace_rows(normals, &slope.gradient, &nearer);
             first = first.or(Some(slope.logits));
-            if is_targeted || rival + 1 >= classes || self.classifier.is_stopped() {
+            if is_targeted || rival + 1 >= classes || classifier.is_stopped() {
                 break;
             }
         }
+        self.normal = put_rows(self.normal.clone(), rows, normals);
         first.unwrap_or(Logits::new(Vec::new(), 0))
     }
 }
 
-/// The length of a gradient in the dual norm: how much a move of length 1 changes the value.
-fn dual_length(norm: Norm, gradient: &[f32]) -> f64 {
+/// Takes an image to the boundary of the linear decision, a little from the clean image.
+fn approach(norm: Norm, at: &mut [f32], clean: &[f32], normal: &[f32], difference: f64) {
+    let of_clean = {
+        let pairs = clean.iter().zip(&*at).zip(normal);
+        let terms =
+            pairs.map(|((clean, at), n)| (f64::from(*clean) - f64::from(*at)) * f64::from(*n));
+        difference + terms.sum::<f64>()
+    };
+    let from_at = hyperplane::project(norm, at, normal, difference);
+    let from_clean = hyperplane::project(norm, clean, normal, of_clean);
+    let length = |change: &[f32]| norm.length(change.iter().map(|d| f64::from(*d))).max(1e-8);
+    let (near, far) = (length(&from_at), length(&from_clean));
+    let pull = (near / (near + far)).min(LARGEST_PULL);
+    let changes = from_at.iter().zip(&from_clean);
+    for ((at, clean), (d1, d2)) in at.iter_mut().zip(clean).zip(changes) {
+        let by_at = f64::from(*at) + OVERSHOOT * f64::from(*d1);
+        let by_clean = f64::from(*clean) + OVERSHOOT * f64::from(*d2);
+        *at = (by_at * (1.0 - pull) + by_clean * pull).clamp(0.0, 1.0) as f32;
+    }
+}
+
+/// The length of each gradient in the dual norm: how much a move of length 1 changes the value.
+fn dual_lengths(norm: Norm, gradients: &Tensor<4>) -> Vec<f64> {
+    if let Some(lengths) = ops::dual_lengths(norm.on_device(), gradients) {
+        return lengths;
+    }
     let dual = match norm {
         Norm::Linf => Norm::L1,
         Norm::L2 => Norm::L2,
         Norm::L1 => Norm::Linf,
     };
-    dual.length(gradient.iter().map(|slope| f64::from(*slope)))
+    let pixels: usize = gradients.dims()[1..].iter().product();
+    let gradients = to_vec(gradients.clone());
+    let lengths = gradients.chunks_exact(pixels);
+    lengths
+        .map(|gradient| dual.length(gradient.iter().map(|slope| f64::from(*slope))))
+        .collect()
 }

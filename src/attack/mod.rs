@@ -36,6 +36,7 @@ pub use threat::{Ball, Norm};
 use burn::tensor::Tensor;
 use serde::Serialize;
 
+use crate::ops::{Device, zeros};
 use crate::rng::Purpose;
 use crate::units::Fraction;
 
@@ -143,7 +144,7 @@ fn climb_cross_entropy(attack: &Pgd, classifier: &TargetModel, batch: &Batch) ->
         .collect();
     let gradient = |images: Tensor<4>| match classifier.is_stopped() {
         // What is left of the climb is thrown away.
-        true => images.zeros_like(),
+        true => zeros(images.dims(), &Device::of(&images)),
         false => classifier.climb(images, &goals).gradient,
     };
     let draws = Draws::new(batch.seed, &batch.keys, Purpose::AttackStart);

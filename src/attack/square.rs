@@ -7,14 +7,19 @@
 //! Differs from the reference: each image has its own square and signs in a query, where the reference draws
 //! one for the whole batch; an image's random numbers are its own, so the batch changes nothing.
 
+use burn::tensor::Tensor;
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::attempt::{Adversarials, Attempt, Batch, Mark, images_of};
 use super::draws::Draws;
+use super::gradient::select;
 use super::l1;
-use super::target_model::TargetModel;
+use super::target_model::{Logits, TargetModel};
 use super::threat::Norm;
+use crate::ops::{
+    self, Device, Exchange, Squares, Window, from_vec, put_rows, replace_rows, to_vec,
+};
 use crate::rng::{Purpose, Rng};
 use crate::units::Fraction;
 
@@ -44,72 +49,31 @@ impl Square {
     ) -> Attempt {
         let count = batch.labels.len();
         let mut found: Adversarials = vec![None; count];
-        let [_, channels, height, width] = batch.images.dims();
-        let shape = [channels, height, width];
-        let picture = Picture {
-            norm: self.norm,
-            epsilon: self
-                .epsilon
-                .value()
-                .min(self.norm.longest(channels * height * width)),
-            shape,
+        let queries = Queries::new(self, batch);
+        let labels = batch.labels.iter().enumerate();
+        let mut searches = Searches {
+            each: labels
+                .map(|(place, label)| Search::new(place, *label as usize))
+                .collect(),
+            best: batch.images.clone(),
+            clean: batch.images.clone(),
         };
-        let draws = Draws::new(batch.seed, &batch.keys, Purpose::Square);
-        let ask = |search: &Search, query: u64| {
-            let mut rng = draws.stream(search.place, 0, query as usize);
-            match query {
-                0 => picture.start(&search.clean, &mut rng),
-                _ => picture.change(search, self.side(query - 1, height, width), &mut rng),
-            }
-        };
-        let clean = images_of(batch.images.clone()).into_iter().enumerate();
-        let mut searches: Vec<Search> = clean
-            .map(|(place, clean)| {
-                let mut search = Search::new(place, batch.labels[place] as usize, clean);
-                if let Some(Some(Mark::Queries {
-                    asked,
-                    accepted,
-                    margin,
-                })) = marks.get(place)
-                {
-                    for query in accepted {
-                        search.best = ask(&search, *query);
-                    }
-                    (search.asked, search.margin) = (*asked, *margin);
-                    search.accepted = accepted.clone();
-                }
-                search
-            })
-            .collect();
+        searches.replay(&queries, marks);
         loop {
-            searches.retain(|search| search.asked <= self.queries);
-            if searches.is_empty() || classifier.is_stopped() {
+            searches.keep(|search| search.asked <= self.queries);
+            if searches.each.is_empty() || classifier.is_stopped() {
                 break;
             }
-            let tried: Vec<Vec<f32>> = searches
-                .par_iter()
-                .map(|search| ask(search, search.asked))
-                .collect();
-            let logits = classifier.logits_of(tried.concat(), shape);
+            let rows: Vec<usize> = (0..searches.each.len()).collect();
+            let asked: Vec<u64> = searches.each.iter().map(|search| search.asked).collect();
+            let tried = searches.ask(&queries, &rows, &asked);
+            let logits = classifier.logits(tried.clone());
             classifier.keep_passes();
-            let mut row = 0;
-            let mut tried = tried.into_iter();
-            searches.retain_mut(|search| {
-                let image = tried.next().unwrap_or_default();
-                let is_right = logits.is_right(row, search.label);
-                let margin = logits.margin(row, search.label);
-                row += 1;
-                if !is_right {
-                    found[search.place] = Some(image);
-                } else {
-                    search.take(image, margin);
-                }
-                is_right
-            });
+            searches.take(&tried, &logits, &mut found);
         }
         let mut marks = vec![None; count];
-        let stopped = !searches.is_empty();
-        for search in searches {
+        let stopped = !searches.each.is_empty();
+        for search in searches.each {
             let place = search.place;
             marks[place] = Some(search.mark());
         }
@@ -141,35 +105,36 @@ struct Search {
     /// Its place in the batch.
     place: usize,
     label: usize,
-    clean: Vec<f32>,
-    best: Vec<f32>,
-    /// Of the best.
+    /// Of the best image.
     margin: f64,
     /// How many queries were asked, and which of them made the best image.
     asked: u64,
     accepted: Vec<u64>,
+    is_fooled: bool,
 }
 
 impl Search {
-    fn new(place: usize, label: usize, clean: Vec<f32>) -> Self {
+    fn new(place: usize, label: usize) -> Self {
         Self {
             place,
             label,
-            best: clean.clone(),
-            clean,
             margin: f64::INFINITY,
             asked: 0,
             accepted: Vec::new(),
+            is_fooled: false,
         }
     }
 
-    /// Takes the answer to a query that did not fool the model: of equal margins the later, since a tie is the boundary.
-    fn take(&mut self, image: Vec<f32>, margin: f64) {
-        if margin < self.margin || margin <= 0.0 {
-            (self.margin, self.best) = (margin, image);
+    /// Takes the answer to a query that did not fool the model, and says whether it made the best image: of equal margins
+    /// the later, since a tie is the boundary.
+    fn take(&mut self, margin: f64) -> bool {
+        let is_better = margin < self.margin || margin <= 0.0;
+        if is_better {
+            self.margin = margin;
             self.accepted.push(self.asked);
         }
         self.asked += 1;
+        is_better
     }
 
     fn mark(self) -> Mark {
@@ -181,12 +146,269 @@ impl Search {
     }
 }
 
-/// A square of pixels.
-#[derive(Clone, Copy)]
-struct Window {
-    top: usize,
-    left: usize,
-    side: usize,
+/// Searches side by side; row i of each tensor belongs to search i.
+struct Searches {
+    each: Vec<Search>,
+    clean: Tensor<4>,
+    best: Tensor<4>,
+}
+
+impl Searches {
+    /// Goes on from the marks of an attempt that was stopped: the queries that were accepted make the best images again.
+    fn replay(&mut self, queries: &Queries, marks: &[Option<Mark>]) {
+        for search in &mut self.each {
+            if let Some(Some(Mark::Queries {
+                asked,
+                accepted,
+                margin,
+            })) = marks.get(search.place)
+            {
+                (search.asked, search.margin) = (*asked, *margin);
+                search.accepted = accepted.clone();
+            }
+        }
+        for number in 0.. {
+            let query = |row: &usize| self.each[*row].accepted.get(number).copied();
+            let rows = (0..self.each.len()).filter(|row| query(row).is_some());
+            let rows: Vec<usize> = rows.collect();
+            if rows.is_empty() {
+                break;
+            }
+            let accepted: Vec<u64> = rows.iter().filter_map(query).collect();
+            let made = self.ask(queries, &rows, &accepted);
+            self.best = put_rows(self.best.clone(), &rows, made);
+        }
+    }
+
+    /// The image that a query shows, for each of some searches: the first shows a start, the others change the best image.
+    fn ask(&self, queries: &Queries, rows: &[usize], asked: &[u64]) -> Tensor<4> {
+        let [best, clean] = [&self.best, &self.clean].map(|images| select(images.clone(), rows));
+        let query = |(row, query): (&usize, &u64)| queries.draw(self.each[*row].place, *query);
+        let drawn: Vec<Query> = rows.iter().zip(asked).map(query).collect();
+        queries.images(best, clean, &drawn)
+    }
+
+    /// Takes the answers to the queries; images that fooled the model leave.
+    fn take(&mut self, tried: &Tensor<4>, logits: &Logits, found: &mut Adversarials) {
+        let (mut fooled, mut better) = (Vec::new(), Vec::new());
+        for (row, search) in self.each.iter_mut().enumerate() {
+            search.is_fooled = !logits.is_right(row, search.label);
+            match search.is_fooled {
+                true => fooled.push(row),
+                false => {
+                    let margin = logits.margin(row, search.label);
+                    if search.take(margin) {
+                        better.push(row);
+                    }
+                }
+            }
+        }
+        if !fooled.is_empty() {
+            let images = images_of(select(tried.clone(), &fooled));
+            for (row, image) in fooled.iter().zip(images) {
+                found[self.each[*row].place] = Some(image);
+            }
+        }
+        let better: Vec<bool> = (0..self.each.len())
+            .map(|row| better.binary_search(&row).is_ok())
+            .collect();
+        self.best = replace_rows(self.best.clone(), tried, &better);
+        self.keep(|search| !search.is_fooled);
+    }
+
+    /// Keeps some of the searches.
+    fn keep(&mut self, which: impl Fn(&Search) -> bool) {
+        let rows = 0..self.each.len();
+        let kept: Vec<usize> = rows.filter(|row| which(&self.each[*row])).collect();
+        if kept.len() == self.each.len() {
+            return;
+        }
+        self.each.retain(which);
+        for tensor in [&mut self.clean, &mut self.best] {
+            *tensor = select(tensor.clone(), &kept);
+        }
+    }
+}
+
+/// How queries of a batch are drawn and made.
+struct Queries<'a> {
+    square: &'a Square,
+    picture: Picture,
+    draws: Draws<'a>,
+    /// What makes them where the images are on a GPU.
+    on_device: Option<Squares>,
+}
+
+impl<'a> Queries<'a> {
+    fn new(square: &'a Square, batch: &'a Batch) -> Self {
+        let [_, channels, height, width] = batch.images.dims();
+        let longest = square.norm.longest(channels * height * width);
+        let picture = Picture {
+            norm: square.norm,
+            epsilon: square.epsilon.value().min(longest),
+            shape: [channels, height, width],
+        };
+        let patterns = || {
+            let mut sides: Vec<usize> = std::iter::once(0)
+                .chain(HALVED_AFTER.map(|after| after + 1))
+                .take_while(|query| *query < square.queries.max(1))
+                .map(|query| square.side(query, height, width))
+                .chain([picture.tile()])
+                .collect();
+            sides.sort_unstable();
+            sides.dedup();
+            sides
+                .into_iter()
+                .map(|side| picture.pattern(side, false))
+                .collect()
+        };
+        let norm = square.norm.on_device();
+        Self {
+            on_device: Squares::on_device(&batch.images, norm, picture.epsilon, patterns),
+            square,
+            draws: Draws::new(batch.seed, &batch.keys, Purpose::Square),
+            picture,
+        }
+    }
+
+    /// The random numbers of a query of one image of the batch.
+    fn draw(&self, place: usize, query: u64) -> Query {
+        let mut rng = self.draws.stream(place, 0, query as usize);
+        let [_, height, width] = self.picture.shape;
+        match query {
+            0 => self.picture.draw_start(&mut rng),
+            _ => {
+                let side = self.square.side(query - 1, height, width);
+                self.picture.draw_change(side, &mut rng)
+            }
+        }
+    }
+
+    /// The images that queries show.
+    ///
+    /// Shapes: `best` and `clean` `[queries, 3, height, width]`.
+    fn images(&self, best: Tensor<4>, clean: Tensor<4>, queries: &[Query]) -> Tensor<4> {
+        let Some(device) = &self.on_device else {
+            let (shape, device) = (clean.dims(), Device::of(&clean));
+            let pixels: usize = shape[1..].iter().product();
+            let [best, clean] = [best, clean].map(to_vec);
+            let images: Vec<Vec<f32>> = best
+                .par_chunks_exact(pixels)
+                .zip(clean.par_chunks_exact(pixels))
+                .zip(queries)
+                .map(|((best, clean), query)| self.picture.image(best, clean, query))
+                .collect();
+            return from_vec(images.concat(), shape, &device);
+        };
+        let is_start = |row: &usize| queries[*row].is_start();
+        let (starts, changes): (Vec<usize>, Vec<usize>) = (0..queries.len()).partition(is_start);
+        let of = |images: &Tensor<4>, rows: &[usize]| select(images.clone(), rows);
+        let mut made = best.clone();
+        if !starts.is_empty() {
+            let queries = starts.iter().map(|row| &queries[*row]);
+            let images = self.started(device, &of(&clean, &starts), queries);
+            made = put_rows(made, &starts, images);
+        }
+        if !changes.is_empty() {
+            let queries = changes.iter().map(|row| &queries[*row]);
+            let [best, clean] = [&best, &clean].map(|images| of(images, &changes));
+            let images = self.changed(device, &best, &clean, queries);
+            made = put_rows(made, &changes, images);
+        }
+        made
+    }
+
+    /// The first queries of some images on a GPU.
+    fn started<'q>(
+        &self,
+        device: &Squares,
+        clean: &Tensor<4>,
+        queries: impl Iterator<Item = &'q Query>,
+    ) -> Tensor<4> {
+        let (mut stripes, mut motifs) = (Vec::new(), Vec::new());
+        for query in queries {
+            match query {
+                Query::Stripes(of_image) => stripes.extend(of_image),
+                Query::Tiles(of_image) => motifs.extend(of_image.iter().map(Motif::on_device)),
+                Query::Jump { .. } | Query::Exchange { .. } => unreachable!("these are changes"),
+            }
+        }
+        match self.picture.norm {
+            Norm::Linf => device.stripes(clean, &stripes),
+            Norm::L2 | Norm::L1 => device.tiles(clean, &motifs),
+        }
+    }
+
+    /// Later queries of some images on a GPU.
+    fn changed<'q>(
+        &self,
+        device: &Squares,
+        best: &Tensor<4>,
+        clean: &Tensor<4>,
+        queries: impl Iterator<Item = &'q Query>,
+    ) -> Tensor<4> {
+        let (mut jumped, mut exchanges) = (Vec::new(), Vec::new());
+        for query in queries {
+            match query {
+                Query::Jump { window, jumps } => {
+                    jumped.push((*window, [0, 1, 2].map(|channel| jumps[channel])));
+                }
+                Query::Exchange {
+                    window,
+                    other,
+                    motif,
+                } => exchanges.push(Exchange {
+                    window: *window,
+                    other: [other.top, other.left],
+                    motif: motif.on_device(),
+                }),
+                Query::Stripes(_) | Query::Tiles(_) => unreachable!("these are starts"),
+            }
+        }
+        match self.picture.norm {
+            Norm::Linf => device.jumps(best, clean, &jumped),
+            Norm::L2 | Norm::L1 => device.exchanges(best, clean, &exchanges),
+        }
+    }
+}
+
+/// What a query draws.
+enum Query {
+    /// linf, the first: a change for each column of each channel.
+    Stripes(Vec<f32>),
+    /// l2 and l1, the first: patterns from the top left, row by row.
+    Tiles(Vec<Motif>),
+    /// linf: a square and its change in each channel.
+    Jump { window: Window, jumps: Vec<f32> },
+    /// l2 and l1: the square that gets a new pattern, and one that gives up its change.
+    Exchange {
+        window: Window,
+        other: Window,
+        motif: Motif,
+    },
+}
+
+impl Query {
+    fn is_start(&self) -> bool {
+        matches!(self, Self::Stripes(_) | Self::Tiles(_))
+    }
+}
+
+/// How a pattern is put into an image.
+struct Motif {
+    is_standing: bool,
+    /// Of each channel.
+    signs: Vec<f32>,
+}
+
+impl Motif {
+    /// Of an image of three channels.
+    fn on_device(&self) -> ops::Motif {
+        ops::Motif {
+            is_standing: self.is_standing,
+            is_positive: [0, 1, 2].map(|channel| self.signs[channel] > 0.0),
+        }
+    }
 }
 
 /// Images of one shape, and how they may be changed.
@@ -230,62 +452,119 @@ impl Picture {
         }
     }
 
-    /// linf: vertical stripes of +- epsilon. l2, l1: a five by five grid of patterns with random signs.
-    fn start(&self, clean: &[f32], rng: &mut Rng) -> Vec<f32> {
-        let [channels, height, width] = self.shape;
-        let epsilon = self.epsilon as f32;
-        if self.norm == Norm::Linf {
-            let stripes: Vec<f32> = (0..channels * width)
-                .map(|_| epsilon * Self::sign(rng))
-                .collect();
-            let moved = clean.iter().enumerate().map(|(index, pixel)| {
-                let stripe = index / (height * width) * width + index % width;
-                (pixel + stripes[stripe]).clamp(0.0, 1.0)
-            });
-            return moved.collect();
-        }
-        let mut delta = vec![0.0; clean.len()];
-        let side = (height / 5).max(1);
+    /// The side of the patterns that l2 and l1 start from: a fifth of the height.
+    fn tile(&self) -> usize {
+        (self.shape[1] / 5).max(1)
+    }
+
+    /// Where these patterns are: a five by five grid where the image is as wide as high.
+    fn tiles(&self) -> impl Iterator<Item = Window> {
+        let ([_, height, width], side) = (self.shape, self.tile());
         let margin = (height - (side * 5).min(height)) / 2;
-        let fits = |from: usize, length: usize| {
-            (from..length)
+        let fits = move |length: usize| {
+            (margin..length)
                 .step_by(side)
                 .filter(move |at| at + side <= length)
         };
-        for top in fits(margin, height) {
-            for left in fits(margin, width) {
-                let pattern = self.pattern(side, rng);
-                for channel in 0..channels {
-                    let sign = Self::sign(rng);
-                    let window = Window { top, left, side };
-                    for (at, value) in self.window(channel, window).zip(&pattern) {
-                        delta[at] += value * sign;
-                    }
+        fits(height).flat_map(move |top| fits(width).map(move |left| Window { top, left, side }))
+    }
+
+    fn draw_motif(&self, rng: &mut Rng) -> Motif {
+        Motif {
+            is_standing: rng.chance(0.5),
+            signs: (0..self.shape[0]).map(|_| Self::sign(rng)).collect(),
+        }
+    }
+
+    /// linf: vertical stripes of +- epsilon. l2, l1: a grid of patterns with random signs.
+    fn draw_start(&self, rng: &mut Rng) -> Query {
+        let ([channels, _, width], epsilon) = (self.shape, self.epsilon as f32);
+        match self.norm {
+            Norm::Linf => {
+                let stripe = |_| epsilon * Self::sign(rng);
+                Query::Stripes((0..channels * width).map(stripe).collect())
+            }
+            Norm::L2 | Norm::L1 => {
+                Query::Tiles(self.tiles().map(|_| self.draw_motif(rng)).collect())
+            }
+        }
+    }
+
+    /// A change of one square, in l2 and l1 at the cost of another.
+    fn draw_change(&self, side: usize, rng: &mut Rng) -> Query {
+        let window = self.draw(side, rng);
+        if self.norm == Norm::Linf {
+            let epsilon = self.epsilon as f32;
+            let jump = |_| 2.0 * epsilon * Self::sign(rng);
+            let jumps = (0..self.shape[0]).map(jump).collect();
+            return Query::Jump { window, jumps };
+        }
+        Query::Exchange {
+            window,
+            other: self.draw(side, rng),
+            motif: self.draw_motif(rng),
+        }
+    }
+
+    /// The image that a query shows.
+    fn image(&self, best: &[f32], clean: &[f32], query: &Query) -> Vec<f32> {
+        match query {
+            Query::Stripes(stripes) => self.stripes(clean, stripes),
+            Query::Tiles(motifs) => self.tiled(clean, motifs),
+            Query::Jump { window, jumps } => self.jump(best, clean, *window, jumps),
+            Query::Exchange {
+                window,
+                other,
+                motif,
+            } => self.exchange(best, clean, [*window, *other], motif),
+        }
+    }
+
+    fn stripes(&self, clean: &[f32], stripes: &[f32]) -> Vec<f32> {
+        let [_, height, width] = self.shape;
+        let moved = clean.iter().enumerate().map(|(index, pixel)| {
+            let stripe = index / (height * width) * width + index % width;
+            (pixel + stripes[stripe]).clamp(0.0, 1.0)
+        });
+        moved.collect()
+    }
+
+    fn tiled(&self, clean: &[f32], motifs: &[Motif]) -> Vec<f32> {
+        let mut delta = vec![0.0; clean.len()];
+        let patterns = [false, true].map(|is_standing| self.pattern(self.tile(), is_standing));
+        for (window, motif) in self.tiles().zip(motifs) {
+            let pattern = &patterns[usize::from(motif.is_standing)];
+            for (channel, sign) in motif.signs.iter().enumerate() {
+                for (at, value) in self.window(channel, window).zip(pattern) {
+                    delta[at] += value * sign;
                 }
             }
         }
         self.inside(clean, delta)
     }
 
-    /// The best image with one square changed.
-    fn change(&self, search: &Search, side: usize, rng: &mut Rng) -> Vec<f32> {
-        let [channels, ..] = self.shape;
-        let window = self.draw(side, rng);
-        if self.norm == Norm::Linf {
-            let epsilon = self.epsilon as f32;
-            let mut image = search.best.clone();
-            for channel in 0..channels {
-                let jump = 2.0 * epsilon * Self::sign(rng);
-                for at in self.window(channel, window) {
-                    let clean = search.clean[at];
-                    let moved = (image[at] + jump).clamp(clean - epsilon, clean + epsilon);
-                    image[at] = moved.clamp(0.0, 1.0);
-                }
+    fn jump(&self, best: &[f32], clean: &[f32], window: Window, jumps: &[f32]) -> Vec<f32> {
+        let epsilon = self.epsilon as f32;
+        let mut image = best.to_vec();
+        for (channel, jump) in jumps.iter().enumerate() {
+            for at in self.window(channel, window) {
+                let clean = clean[at];
+                let moved = (image[at] + jump).clamp(clean - epsilon, clean + epsilon);
+                image[at] = moved.clamp(0.0, 1.0);
             }
-            return image;
         }
-        let other = self.draw(side, rng);
-        let pairs = search.best.iter().zip(&search.clean);
+        image
+    }
+
+    fn exchange(
+        &self,
+        best: &[f32],
+        clean: &[f32],
+        [window, other]: [Window; 2],
+        motif: &Motif,
+    ) -> Vec<f32> {
+        let channels = motif.signs.len();
+        let pairs = best.iter().zip(clean);
         let mut delta: Vec<f32> = pairs.map(|(best, clean)| best - clean).collect();
         // What is left of epsilon, evenly for the channels; l2 counts in squares.
         let size = |values: &mut dyn Iterator<Item = f32>| self.power_sum(values);
@@ -295,14 +574,13 @@ impl Picture {
             self.epsilon
         };
         let unused = (limit - size(&mut delta.iter().copied())).max(0.0);
-        let pattern = self.pattern(side, rng);
-        for channel in 0..channels {
+        let pattern = self.pattern(window.side, motif.is_standing);
+        for (channel, sign) in motif.signs.iter().enumerate() {
             let here: Vec<usize> = self.window(channel, window).collect();
             let there: Vec<usize> = self.window(channel, other).collect();
             let only_there = self
                 .window(channel, other)
                 .filter(|at| !self.is_in(*at, window));
-            let sign = Self::sign(rng);
             let old = self.root(size(&mut here.iter().map(|at| delta[*at]))) + 1e-12;
             let new = here.iter().zip(&pattern);
             let new: Vec<f32> = new
@@ -321,7 +599,7 @@ impl Picture {
                 delta[*at] = (f64::from(value) / length * budget) as f32;
             }
         }
-        self.inside(&search.clean, delta)
+        self.inside(clean, delta)
     }
 
     /// Sum of squares (l2) or of sizes (l1).
@@ -361,8 +639,8 @@ impl Picture {
     }
 
     /// A square pattern of length 1 in the norm: two halves of opposite sign, each falling off from its middle;
-    /// lying or standing at random.
-    fn pattern(&self, side: usize, rng: &mut Rng) -> Vec<f32> {
+    /// lying or standing.
+    fn pattern(&self, side: usize, is_standing: bool) -> Vec<f32> {
         let half = side / 2;
         let upper = self.bump(half, side);
         let lower = self.bump(side - half, side);
@@ -371,7 +649,7 @@ impl Picture {
             .chain(lower.into_iter().map(|v| -v))
             .collect();
         self.normalise(&mut pattern);
-        if rng.chance(0.5) {
+        if is_standing {
             let transposed = (0..side * side).map(|at| pattern[at % side * side + at / side]);
             pattern = transposed.collect();
         }
@@ -440,10 +718,9 @@ mod tests {
         let clean: Vec<f32> = (0..3 * 16 * 12).map(|_| rng.uniform()).collect();
         for (norm, epsilon) in [(Norm::Linf, 0.03), (Norm::L2, 0.5), (Norm::L1, 6.0)] {
             let picture = picture(norm, epsilon);
-            let mut search = Search::new(0, 0, clean.clone());
-            search.best = picture.start(&clean, &mut rng);
+            let mut best = picture.image(&clean, &clean, &picture.draw_start(&mut rng));
             for query in 0..400 {
-                let distance = norm.distance(&search.best, &clean);
+                let distance = norm.distance(&best, &clean);
                 assert!(
                     distance <= epsilon + 1e-6,
                     "{norm:?} query {query}: {distance}"
@@ -452,9 +729,9 @@ mod tests {
                     distance > 0.5 * epsilon,
                     "{norm:?} query {query}: {distance}"
                 );
-                assert!(search.best.iter().all(|pixel| (0.0..=1.0).contains(pixel)));
+                assert!(best.iter().all(|pixel| (0.0..=1.0).contains(pixel)));
                 let side = square(norm).side(query * 20, 16, 12);
-                search.best = picture.change(&search, side, &mut rng);
+                best = picture.image(&best, &clean, &picture.draw_change(side, &mut rng));
             }
         }
     }
@@ -476,7 +753,7 @@ mod tests {
         let mut rng = Rng::new(1, Purpose::Bench, 0, 0);
         for norm in [Norm::L2, Norm::L1] {
             for side in [3, 6, 7] {
-                let pattern = picture(norm, 1.0).pattern(side, &mut rng);
+                let pattern = picture(norm, 1.0).pattern(side, rng.chance(0.5));
                 let length = norm.length(pattern.iter().map(|value| f64::from(*value)));
                 assert!((length - 1.0).abs() < 1e-6, "{norm:?} {side} {length}");
                 let sum: f32 = pattern.iter().sum();

@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::objective::{Goal, are_finite};
-use crate::ops::{Device, from_vec, to_vec};
+use crate::ops::{Device, finite, from_vec, row_dots, sum, to_vec, zeros};
 
 /// A function from images in [0, 1] to logits, under attack.
 pub struct TargetModel<'a> {
@@ -180,16 +180,6 @@ impl<'a> TargetModel<'a> {
         logits
     }
 
-    /// The logits of images on the host: `pixels` holds one image after another.
-    pub fn logits_of(&self, pixels: Vec<f32>, [channels, height, width]: [usize; 3]) -> Logits {
-        let batch = pixels.len() / (channels * height * width);
-        self.logits(from_vec(
-            pixels,
-            [batch, channels, height, width],
-            &self.device,
-        ))
-    }
-
     /// Logits, losses and the losses' gradients at images, each image with its own goal.
     ///
     /// The gradient is that of `sum_i <slope_i, logits_i>` with the slopes held fixed, which by the chain rule is
@@ -213,12 +203,12 @@ impl<'a> TargetModel<'a> {
             .collect();
         let gradient = (output.is_tracked() && classes > 0).then(|| {
             let slopes: Tensor<2> = from_vec(slopes, [batch, classes], &self.device);
-            let mut gradients = (output * slopes.autodiff()).sum().backward();
+            let mut gradients = sum(row_dots(output, &slopes.autodiff())).backward();
             images.grad_remove(&mut gradients)
         });
         // A function that does not depend on its input differentiably has no gradient.
         let gradient = gradient.flatten();
-        let gradient = gradient.unwrap_or_else(|| images.without_autodiff().zeros_like());
+        let gradient = gradient.unwrap_or_else(|| zeros(images.dims(), &Device::of(&images)));
         self.count(batch, batch);
         Slope {
             logits,
@@ -233,19 +223,6 @@ fn on_host(logits: Tensor<2>, batch: usize) -> Logits {
     let [rows, classes] = logits.dims();
     assert_eq!(rows, batch, "the function gives one row of logits an image");
     Logits::new(to_vec(logits.without_autodiff()), classes)
-}
-
-/// Without numbers that no step can be made with.
-fn finite(gradient: Tensor<4>) -> Tensor<4> {
-    // A sum is finite only if all terms are, and costs less than to look at each.
-    let sum = gradient.clone().sum().into_scalar::<f32>();
-    match sum.is_finite() {
-        true => gradient,
-        false => {
-            let undefined = gradient.clone().is_nan();
-            gradient.mask_fill(undefined, 0.0).clamp(f32::MIN, f32::MAX)
-        }
-    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,10 @@ use rayon::prelude::*;
 use super::draws::Draws;
 use super::gradient::select;
 use super::l1;
-use crate::ops::{Device, from_vec, l2_start, l2_step, linf_start, linf_step, to_vec};
+use crate::ops::{
+    self, Device, from_vec, l1_start, l1_step, l2_start, l2_step, linf_start, linf_step,
+    surface_start, to_vec,
+};
 use crate::rng::Rng;
 use crate::settings::words;
 
@@ -40,6 +43,30 @@ impl Norm {
     pub fn distance(self, image: &[f32], other: &[f32]) -> f64 {
         let pairs = image.iter().zip(other);
         self.length(pairs.map(|(a, b)| f64::from(*a) - f64::from(*b)))
+    }
+
+    /// How far each image of a batch is from the other.
+    ///
+    /// Shapes: `images` and `others` `[batch, 3, height, width]`; the result `[batch]`.
+    pub(crate) fn distances(self, images: &Tensor<4>, others: &Tensor<4>) -> Vec<f64> {
+        if let Some(distances) = ops::distances(self.on_device(), images, others) {
+            return distances;
+        }
+        let pixels: usize = images.dims()[1..].iter().product();
+        let [images, others] = [images, others].map(|images| to_vec(images.clone()));
+        let pairs = images.chunks_exact(pixels).zip(others.chunks_exact(pixels));
+        pairs
+            .map(|(image, other)| self.distance(image, other))
+            .collect()
+    }
+
+    /// As GPUs have it.
+    pub(crate) fn on_device(self) -> ops::Norm {
+        match self {
+            Self::Linf => ops::Norm::Linf,
+            Self::L2 => ops::Norm::L2,
+            Self::L1 => ops::Norm::L1,
+        }
     }
 
     /// The length of the longest perturbation that leads from one image to another: of all pixels from 0 to 1.
@@ -99,7 +126,7 @@ impl Ball {
         let on_device = match self.norm {
             Norm::Linf => linf_start(&self.centre, &streams, self.epsilon),
             Norm::L2 => l2_start(&self.centre, &streams, self.epsilon),
-            Norm::L1 => None,
+            Norm::L1 => l1_start(&self.centre, &streams, self.epsilon),
         };
         if let Some(start) = on_device {
             return start;
@@ -113,6 +140,10 @@ impl Ball {
     /// l1: Gaussian noise on every pixel, projected.
     /// Source: Croce and Hein 2020, algorithm 1; 2021, section 4.2; the noise is the reference program's.
     pub fn sample_surface(&self, draws: &Draws, run: usize) -> Tensor<4> {
+        let (norm, streams) = (self.norm.on_device(), draws.streams(run));
+        if let Some(start) = surface_start(norm, &self.centre, &streams, self.epsilon) {
+            return start;
+        }
         let noise = self.noise(|index, pixels| {
             let mut rng = draws.stream(index, run, 0);
             match self.norm {
@@ -176,9 +207,14 @@ impl Ball {
         match self.norm {
             Norm::Linf => linf_step(images, gradient, &self.centre, sizes, self.epsilon),
             Norm::L2 => l2_step(images, gradient, &self.centre, sizes, self.epsilon),
-            Norm::L1 => self.l1_step(images, gradient, sizes, |_, slopes, at| {
-                l1::steepest(slopes, at)
-            }),
+            Norm::L1 => {
+                let epsilon = self.epsilon;
+                let on_device = l1_step(&images, &gradient, &self.centre, sizes, epsilon);
+                on_device.unwrap_or_else(|| {
+                    let direction = |_, slopes: &mut [f32], at: &[f32]| l1::steepest(slopes, at);
+                    self.l1_step(images, gradient, sizes, direction)
+                })
+            }
         }
     }
 
@@ -192,8 +228,12 @@ impl Ball {
         sizes: &[f32],
         shares: &[f64],
     ) -> Tensor<4> {
-        self.l1_step(images, gradient, sizes, |index, slopes, _| {
-            l1::steepest_share(slopes, shares[index]);
+        let (centre, epsilon) = (&self.centre, self.epsilon);
+        let on_device = ops::l1_sparse_step(&images, &gradient, centre, sizes, shares, epsilon);
+        on_device.unwrap_or_else(|| {
+            self.l1_step(images, gradient, sizes, |index, slopes, _| {
+                l1::steepest_share(slopes, shares[index]);
+            })
         })
     }
 
@@ -202,11 +242,13 @@ impl Ball {
         let nowhere = self.centre.clone();
         let sizes = vec![0.0; nowhere.dims()[0]];
         match self.norm {
-            Norm::L1 => self.l1_step(images, nowhere, &sizes, |_, _, _| ()),
+            Norm::L1 => ops::l1_project(&images, &self.centre, self.epsilon)
+                .unwrap_or_else(|| self.l1_step(images, nowhere, &sizes, |_, _, _| ())),
             _ => self.step(images, nowhere, &sizes),
         }
     }
 
+    /// On the host.
     fn l1_step(
         &self,
         images: Tensor<4>,

@@ -385,7 +385,10 @@ pub fn clamp(x: Tensor<1>, low: f64, high: f64) -> Tensor<1> {
 ///
 /// Shapes: `logits` `[rows, classes]`; the result `[rows]`.
 pub fn predictions(logits: Tensor<2>) -> Vec<u32> {
-    plain::predictions(&logits)
+    match Engine::of(&logits) {
+        Engine::Cuda(gpu) => cuda::evaluation::predictions(&gpu, &logits),
+        _ => plain::predictions(&logits),
+    }
 }
 
 /// How many rows have the largest logit at their label.
@@ -422,7 +425,7 @@ pub fn join<const D: usize>(mut parts: Vec<Tensor<D>>) -> Tensor<D> {
 }
 
 /// `a + b`, outside automatic differentiation.
-pub fn add(a: Tensor<1>, b: Tensor<1>) -> Tensor<1> {
+pub fn add<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
     match Engine::of_both(&a, &b) {
         Engine::Cuda(gpu) => cuda::add(&gpu, a, b),
         _ => a + b,

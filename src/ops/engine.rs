@@ -37,4 +37,12 @@ impl Engine {
             engine => engine,
         }
     }
+
+    /// The NVIDIA GPU, if it is one.
+    pub(crate) fn gpu(self) -> Option<Gpu> {
+        match self {
+            Self::Cuda(gpu) => Some(gpu),
+            Self::Cpu | Self::Burn => None,
+        }
+    }
 }

@@ -1,9 +1,10 @@
 //! The operations of models, attacks and the optimizer that are more than one of Burn's: patches, unfolding, a linear
 //! layer, layer norm, GELU, the encoder block, the ConvNeXt block, an attack's step, the optimizer's update.
 //!
-//! `dispatch` declares them and chooses, by the tensor, the engine that runs them: on `Device::cpu()` the kernels of
-//! `advxl-kernels` (`cpu`), each call one node of automatic differentiation (`node`); on every other device Burn's
-//! own operations, composed as in `reference`, which is their definition and the test oracle.
+//! `dispatch`, and `evaluation` for evaluation attacks, declare them and choose, by the tensor, the engine that runs them: on
+//! `Device::cpu()` the kernels of `advxl-kernels` (`cpu`), on an NVIDIA GPU those of `advxl-cuda` (`cuda`), each call one
+//! node of automatic differentiation (`node`); on every other device Burn's own operations, composed as in `reference`,
+//! which is their definition and the test oracle.
 
 mod cache;
 mod cpu;
@@ -11,6 +12,7 @@ mod cuda;
 mod device;
 mod dispatch;
 mod engine;
+mod evaluation;
 mod gpu;
 mod node;
 mod open;
@@ -24,6 +26,7 @@ mod words;
 
 pub use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu};
 
+pub use advxl_cuda::Norm;
 pub use advxl_cuda::mixing::Mix as RowMix;
 
 pub use cache::WeightCache;
@@ -33,6 +36,11 @@ pub use dispatch::{
     encoder_block, from_bytes, gelu, join, keep, kernel_last, l2_start, l2_step, layer_norm,
     linear, linf_start, linf_step, mean, mix_rows, patches, pool, predictions, project, row_dots,
     scaled_sum, select, similarities, sum, take, tokens, unfold, unit_length,
+};
+pub use evaluation::{
+    Exchange, Motif, Squares, Window, add_clamped, changed_pixels, distances, dual_lengths,
+    fab_step, finite, l1_project, l1_sparse_step, l1_start, l1_step, logits_by_text, momentum,
+    pull_back, put_rows, replace_rows, surface_start,
 };
 pub use open::{Api, DeviceName, Opened, hardware, usable};
 pub use rate::peak_flops;

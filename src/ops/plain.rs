@@ -1,9 +1,11 @@
 //! Operations that are Burn's own everywhere but on an NVIDIA GPU, where Burn has none.
 
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Bool, Int, Tensor, TensorData};
 
+use super::device::Device;
 use super::spec::{KeptRows, Places};
+use super::tensor::{from_vec, to_vec};
 
 /// See [`crate::ops::cross_entropy`].
 pub(crate) fn cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
@@ -98,6 +100,81 @@ pub(crate) fn kernel_last(weight: Tensor<1>, [inputs, pixels]: [usize; 2]) -> Te
     let weight = weight.reshape([length / (inputs * pixels), inputs, pixels]);
     // [outputs, inputs, pixels] -> [outputs, pixels, inputs]
     weight.permute([0, 2, 1]).reshape([length])
+}
+
+/// See [`crate::ops::replace_rows`].
+pub(crate) fn replace_rows(images: Tensor<4>, others: &Tensor<4>, chosen: &[bool]) -> Tensor<4> {
+    let mask = TensorData::new(chosen.to_vec(), [chosen.len(), 1, 1, 1]);
+    let mask: Tensor<4, Bool> = Tensor::from_data(mask, &images.device());
+    let mask = mask.expand(images.dims());
+    images.mask_where(mask, others.clone())
+}
+
+/// See [`crate::ops::put_rows`].
+pub(crate) fn put_rows(images: Tensor<4>, rows: &[usize], others: Tensor<4>) -> Tensor<4> {
+    let (shape, device) = (images.dims(), Device::of(&images));
+    let pixels = shape[1..].iter().product();
+    let (mut images, others) = (to_vec(images), to_vec(others));
+    for (row, image) in rows.iter().zip(others.chunks_exact(pixels)) {
+        images[row * pixels..][..pixels].copy_from_slice(image);
+    }
+    from_vec(images, shape, &device)
+}
+
+/// See [`crate::ops::momentum`].
+pub(crate) fn momentum(
+    images: &Tensor<4>,
+    ahead: Tensor<4>,
+    before: &Tensor<4>,
+    share: f64,
+) -> Tensor<4> {
+    let last = (images.clone() - before.clone()) * (1.0 - share);
+    images.clone() + (ahead - images.clone()) * share + last
+}
+
+/// See [`crate::ops::finite`].
+pub(crate) fn finite(gradient: Tensor<4>) -> Tensor<4> {
+    // A sum is finite only if all terms are, and costs less than to look at each.
+    let sum = gradient.clone().sum().into_scalar::<f32>();
+    match sum.is_finite() {
+        true => gradient,
+        false => {
+            let undefined = gradient.clone().is_nan();
+            gradient.mask_fill(undefined, 0.0).clamp(f32::MIN, f32::MAX)
+        }
+    }
+}
+
+/// See [`crate::ops::changed_pixels`].
+pub(crate) fn changed_pixels(images: &Tensor<4>, others: &Tensor<4>) -> Vec<usize> {
+    let pixels = images.dims()[1..].iter().product();
+    let [images, others] = [images, others].map(|images| to_vec(images.clone()));
+    let pairs = images.chunks_exact(pixels).zip(others.chunks_exact(pixels));
+    pairs
+        .map(|(image, other)| image.iter().zip(other).filter(|(a, b)| a != b).count())
+        .collect()
+}
+
+/// See [`crate::ops::pull_back`].
+pub(crate) fn pull_back(
+    images: Tensor<4>,
+    clean: &Tensor<4>,
+    chosen: &[bool],
+    share: f32,
+) -> Tensor<4> {
+    let (shape, device) = (images.dims(), Device::of(&images));
+    let pixels = shape[1..].iter().product();
+    let (mut images, clean) = (to_vec(images), to_vec(clean.clone()));
+    let rows = images
+        .chunks_exact_mut(pixels)
+        .zip(clean.chunks_exact(pixels))
+        .zip(chosen);
+    for ((image, clean), _) in rows.filter(|(_, chosen)| **chosen) {
+        for (at, clean) in image.iter_mut().zip(clean) {
+            *at = clean + (*at - clean) * share;
+        }
+    }
+    from_vec(images, shape, &device)
 }
 
 /// See [`crate::ops::embed`].

@@ -8,6 +8,7 @@ use super::model::TextModel;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::loss::{LARGEST_SCALE, unit_length};
+use crate::ops::{Device, from_vec, logits_by_text, to_vec};
 
 /// Classes in words, and the sentences they are put into.
 #[derive(Clone, Debug)]
@@ -42,6 +43,7 @@ impl ZeroShot {
     /// Shapes: `embed` gives rows of length 1 for sentences; the result `[classes, width]`.
     /// Source: Radford et al. 2021, section 3.1.4.
     pub fn head(&self, embed: impl Fn(&[String]) -> Result<Tensor<2>>) -> Result<Tensor<2>> {
+        let mut device = Device::cpu();
         let rows = self.classes.iter().map(|class| {
             let sentences: Vec<String> = match &self.templates[..] {
                 [] => vec![class.clone()],
@@ -50,14 +52,26 @@ impl ZeroShot {
                     .map(|text| text.replace("{}", class))
                     .collect(),
             };
-            Ok(unit_length(embed(&sentences)?.mean_dim(0)))
+            let embeddings = embed(&sentences)?;
+            device = Device::of(&embeddings);
+            let embeddings = moved(embeddings, &Device::cpu());
+            Ok(unit_length(embeddings.mean_dim(0)))
         });
-        Ok(Tensor::cat(rows.collect::<Result<_>>()?, 0))
+        // A few rows each: on the host, wherever the embeddings were computed.
+        let head = Tensor::cat(rows.collect::<Result<_>>()?, 0);
+        Ok(moved(head, &device))
     }
 
     /// The same by a text model.
     pub fn head_of(&self, model: &TextModel) -> Result<Tensor<2>> {
         self.head(|sentences| Ok(unit_length(model.embed(sentences)?)))
+    }
+}
+
+fn moved(rows: Tensor<2>, device: &Device) -> Tensor<2> {
+    match Device::of(&rows) == *device {
+        true => rows,
+        false => from_vec(to_vec(rows.clone()), rows.dims(), device),
     }
 }
 
@@ -67,7 +81,10 @@ impl ZeroShot {
 ///
 /// Shapes: `outputs` `[batch, width]`; `head` `[classes, width]`, rows of length 1; the result `[batch, classes]`.
 pub fn by_text(outputs: Tensor<2>, head: &Tensor<2>) -> Tensor<2> {
-    unit_length(within_squares(outputs)).matmul(head.clone().transpose()) * LARGEST_SCALE
+    let on_device = logits_by_text(&outputs, head, LARGEST_SCALE);
+    on_device.unwrap_or_else(|| {
+        unit_length(within_squares(outputs)).matmul(head.clone().transpose()) * LARGEST_SCALE
+    })
 }
 
 /// Rows whose squares would overflow, scaled so that they do not; all others as they are.
@@ -106,7 +123,6 @@ fn lines(path: &Path, what: &str) -> Result<Vec<String>> {
 mod tests {
 
     use super::*;
-    use crate::ops::{Device, from_vec, to_vec};
 
     #[test]
     fn an_embedding_that_overflows_is_no_answer_and_a_large_one_is() {

@@ -11,8 +11,7 @@ use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
-use super::values::{flex, gradients, primitive, sent, values};
-use super::wanted;
+use super::values::{flex, gradients, primitive, sent, values, wanted};
 use crate::ops::cache::WeightCache;
 use crate::ops::node::{Differentiable, parents, record};
 use crate::ops::spec::{BlockSpec, PathScale};

@@ -24,7 +24,7 @@ pub(crate) fn linear(
     let (weight, bias) = (values(gpu, &weight), values(gpu, &bias));
     // In bf16 rows are multiples of 8; a head of ten classes is f32 then.
     let precision = match precision {
-        Precision::Bf16 if outputs % 8 != 0 => Precision::F32,
+        Precision::Bf16 if !outputs.is_multiple_of(8) => Precision::F32,
         precision => precision,
     };
     let layer = Linear::new(&weight, &bias, precision.on_cuda());

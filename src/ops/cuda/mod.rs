@@ -2,6 +2,7 @@
 
 mod block;
 mod convnext;
+pub(crate) mod evaluation;
 mod layers;
 mod loss;
 pub(crate) mod optimizer;
@@ -20,12 +21,3 @@ pub(crate) use pixels::{from_bytes, l2_step, linf_step, mix_rows, patches, start
 pub(crate) use rows::{add, join, select};
 pub(crate) use text::{clamp, contrastive, embed, project, similarities, take, unit_length};
 pub(crate) use tokens::{keep, pool, tokens};
-
-/// What a node wants, as the engine has it.
-fn wanted(asked: advxl_kernels::Wanted) -> advxl_cuda::Wanted {
-    match asked {
-        advxl_kernels::Wanted::Nothing => advxl_cuda::Wanted::Nothing,
-        advxl_kernels::Wanted::Input => advxl_cuda::Wanted::Input,
-        advxl_kernels::Wanted::Weights => advxl_cuda::Wanted::Weights,
-    }
-}

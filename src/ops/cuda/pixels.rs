@@ -102,14 +102,19 @@ pub(crate) fn start(
     streams: &Streams,
     epsilon: f64,
 ) -> Tensor<4> {
-    let draws = pgd::Draws {
+    let draws = draws(streams);
+    let dims = center.dims();
+    tensor(kernel(&values(gpu, center), &draws, epsilon as f32), dims)
+}
+
+/// Streams as the engine has them.
+pub(super) fn draws<'a>(streams: &Streams<'a>) -> pgd::Draws<'a> {
+    pgd::Draws {
         seed: streams.seed,
         purpose: streams.purpose as u32,
         keys: streams.keys,
         sub_key: streams.sub_key,
-    };
-    let dims = center.dims();
-    tensor(kernel(&values(gpu, center), &draws, epsilon as f32), dims)
+    }
 }
 
 /// See [`crate::ops::from_bytes`].

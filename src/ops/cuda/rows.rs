@@ -1,5 +1,6 @@
 //! Rows of tensors, and sums of tensors.
 
+use advxl_cuda::evaluation::select_rows;
 use advxl_cuda::{Gpu, Values};
 use burn::tensor::Tensor;
 
@@ -14,23 +15,15 @@ pub(crate) fn join<const D: usize>(gpu: &Gpu, parts: &[Tensor<D>]) -> Tensor<D> 
 }
 
 /// See [`crate::ops::add`].
-pub(crate) fn add(gpu: &Gpu, a: Tensor<1>, b: Tensor<1>) -> Tensor<1> {
-    let length = a.dims()[0];
-    tensor(
-        advxl_cuda::sum(&values(gpu, &a), &values(gpu, &b)),
-        [length],
-    )
+pub(crate) fn add<const D: usize>(gpu: &Gpu, a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
+    let shape = a.dims();
+    tensor(advxl_cuda::sum(&values(gpu, &a), &values(gpu, &b)), shape)
 }
 
 /// See [`crate::ops::select`].
 pub(crate) fn select<const D: usize>(gpu: &Gpu, x: Tensor<D>, rows: &[usize]) -> Tensor<D> {
     let mut shape = x.dims();
-    let row: usize = shape[1..].iter().product();
-    let x = values(gpu, &x);
-    let parts: Vec<Values> = rows
-        .iter()
-        .map(|index| x.slice(index * row..(index + 1) * row))
-        .collect();
+    let row = shape[1..].iter().product();
     shape[0] = rows.len();
-    tensor(Values::joined(&parts.iter().collect::<Vec<_>>()), shape)
+    tensor(select_rows(&values(gpu, &x), row, rows), shape)
 }

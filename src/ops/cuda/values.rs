@@ -106,3 +106,12 @@ pub(crate) fn is_flex(device: &BurnDevice) -> bool {
     }
     is_flex(device.as_dispatch())
 }
+
+/// What a node wants, as the engine has it.
+pub(crate) fn wanted(asked: advxl_kernels::Wanted) -> advxl_cuda::Wanted {
+    match asked {
+        advxl_kernels::Wanted::Nothing => advxl_cuda::Wanted::Nothing,
+        advxl_kernels::Wanted::Input => advxl_cuda::Wanted::Input,
+        advxl_kernels::Wanted::Weights => advxl_cuda::Wanted::Weights,
+    }
+}
