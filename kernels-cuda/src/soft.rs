@@ -264,10 +264,16 @@ impl Machine for Soft {
         };
         for row in 0..rows {
             let mut sums = vec![0.0f32; columns];
-            for k in 0..inner {
-                let left = if form == Form::Weight { a[k * rows + row] } else { a[row * inner + k] };
-                for (column, sum) in sums.iter_mut().enumerate() {
-                    *sum += left * if form == Form::Forward { b[column * inner + k] } else { b[k * columns + column] };
+            if form == Form::Forward {
+                // Rows of both are read as they lie in memory; in the same order as below.
+                for (sum, b) in sums.iter_mut().zip(b.chunks(inner)) {
+                    *sum = a[row * inner..][..inner].iter().zip(b).fold(0.0, |sum, (a, b)| sum + a * b);
+                }
+            } else {
+                for k in 0..inner {
+                    let left = if form == Form::Weight { a[k * rows + row] } else { a[row * inner + k] };
+                    let pairs = sums.iter_mut().zip(&b[k * columns..]);
+                    pairs.for_each(|(sum, b)| *sum += left * b);
                 }
             }
             let to = &mut d[row * columns..][..columns];
