@@ -91,6 +91,7 @@ fn build(program: Program, folder: &Path) -> Result<PathBuf> {
         .arg(work.join("kernels.cpp"))
         .arg("-o")
         .arg(work.join("kernels.so"))
+        .env_remove("LD_PRELOAD") // A sanitizer's runtime is for the tests.
         .output()
         .map_err(|error| Error::missing(format!("cannot run `c++`: {error}")).hint("install a C++ compiler"))?;
     if !output.status.success() {
