@@ -235,7 +235,7 @@ mod tests {
     }
 
     /// Every kernel compiles for A100, H100 and B200 within the registers that its speed was measured with, wherever NVRTC is: `pip install
-    /// nvidia-cuda-nvrtc`. `scripts/test` installs it.
+    /// nvidia-cuda-nvrtc`. `scripts/test cuda` installs it.
     #[test]
     fn every_kernel_compiles_for_every_gpu_and_hardly_spills() {
         let Ok(nvrtc) = libraries::nvrtc(13) else {

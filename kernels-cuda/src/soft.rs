@@ -5,14 +5,15 @@
 //! the host's so that the address sanitizer sees what goes beyond it, and threads run in any order that is asked for.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::env;
-use std::ffi::{CString, c_char, c_int, c_uint, c_void};
-use std::fs;
+use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use libloading::Library;
@@ -32,6 +33,7 @@ const ALGORITHMS: &str = "software\n";
 const MEMORY: usize = 1 << 30;
 
 type SoftLaunch = unsafe extern "C" fn(*const c_char, *mut *mut c_void, *const c_uint, c_uint, usize, u64) -> c_int;
+type SoftKernel = unsafe extern "C" fn(c_uint) -> *const c_char;
 
 /// The software twin of a GPU.
 pub(crate) struct Soft {
@@ -44,8 +46,25 @@ pub(crate) struct Soft {
     order: AtomicU64,
 }
 
-/// The entry of each program that this process has opened, by its file.
-static OPENED: Mutex<Option<HashMap<PathBuf, SoftLaunch>>> = Mutex::new(None);
+/// A program that this process has opened.
+struct Opened {
+    launch: SoftLaunch,
+    /// With `ADVXL_SOFT_LOG`: its kernels that were not launched yet.
+    idle: Mutex<BTreeSet<String>>,
+}
+
+type Slot = Arc<Mutex<Option<&'static Opened>>>;
+
+/// By folder and program. Each has a lock of its own, so that threads compile different programs at once.
+static OPENED: Mutex<BTreeMap<(PathBuf, Program), Slot>> = Mutex::new(BTreeMap::new());
+
+/// Appends a line to the file that `ADVXL_SOFT_LOG` names, from which `scripts/test` sees that every kernel was launched.
+fn record(line: &str) {
+    let Some(path) = env::var_os("ADVXL_SOFT_LOG") else { return };
+    // One write, since several processes may append.
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())).expect("ADVXL_SOFT_LOG can be written");
+}
 
 /// Compiles a program for the CPU with `c++` into a folder, unless it is there already; the library's path.
 ///
@@ -67,11 +86,12 @@ fn build(program: Program, folder: &Path) -> Result<PathBuf> {
     fs::write(work.join("kernels.cpp"), &text).map_err(io)?;
     // Contraction is off: kernels name what is fused, and the machine of the test must not decide.
     let output = Command::new("c++")
-        .args(["-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=off"])
+        .args(["-std=c++17", "-nostdinc++", "-O1", "-shared", "-fPIC", "-ffp-contract=off"])
         .args(flags.split_whitespace())
         .arg(work.join("kernels.cpp"))
         .arg("-o")
         .arg(work.join("kernels.so"))
+        .env_remove("LD_PRELOAD") // A sanitizer's runtime is for the tests.
         .output()
         .map_err(|error| Error::missing(format!("cannot run `c++`: {error}")).hint("install a C++ compiler"))?;
     if !output.status.success() {
@@ -89,22 +109,35 @@ impl Soft {
         Self { folder: folder.to_owned(), memory: Mutex::default(), facts, order: AtomicU64::new(0) }
     }
 
-    /// The entry of a program, compiled at first use.
-    fn entry(&self, program: Program) -> Result<SoftLaunch> {
-        // One at a time: threads of a test ask for the same programs.
-        let mut opened = OPENED.lock().expect("not poisoned");
-        let library = build(program, &self.folder)?;
-        let opened = opened.get_or_insert_default();
-        if let Some(entry) = opened.get(&library) {
-            return Ok(*entry);
+    /// A program, compiled at first use.
+    fn opened(&self, program: Program) -> Result<&'static Opened> {
+        let key = (self.folder.clone(), program);
+        let slot = OPENED.lock().expect("not poisoned").entry(key).or_default().clone();
+        let mut slot = slot.lock().expect("not poisoned");
+        if let Some(opened) = *slot {
+            return Ok(opened);
         }
-        let failed = |error: libloading::Error| Error::failed(format!("`{}`: {error}", library.display()));
-        // SAFETY: the library is ours; its initializers only fill the table of kernels.
-        let kept: &'static Library = Box::leak(Box::new(unsafe { Library::new(&library) }.map_err(failed)?));
+        let path = build(program, &self.folder)?;
+        let failed = |error: libloading::Error| Error::failed(format!("`{}`: {error}", path.display()));
+        // SAFETY: the library is ours; its initializers only list its kernels.
+        let library: &'static Library = Box::leak(Box::new(unsafe { Library::new(&path) }.map_err(failed)?));
         // SAFETY: the signature is that of `soft/launch.h`.
-        let entry = unsafe { *kept.get::<SoftLaunch>(b"soft_launch").map_err(failed)? };
-        opened.insert(library, entry);
-        Ok(entry)
+        let launch = unsafe { *library.get::<SoftLaunch>(b"soft_launch").map_err(failed)? };
+        let mut idle = BTreeSet::new();
+        if env::var_os("ADVXL_SOFT_LOG").is_some() {
+            // SAFETY: as above.
+            let kernel = unsafe { *library.get::<SoftKernel>(b"soft_kernel").map_err(failed)? };
+            record(&format!("program {}", program.name()));
+            // SAFETY: names live as long as the library, which is not closed.
+            let names = (0..).map_while(|index| unsafe {
+                let name = kernel(index);
+                (!name.is_null()).then(|| CStr::from_ptr(name).to_string_lossy().into_owned())
+            });
+            idle.extend(names);
+            idle.iter().for_each(|name| record(&format!("kernel {name}")));
+        }
+        let opened: &'static Opened = Box::leak(Box::new(Opened { launch, idle: Mutex::new(idle) }));
+        Ok(slot.insert(opened))
     }
 }
 
@@ -193,10 +226,20 @@ impl Machine for Soft {
             0 => 0,
             _ => self.order.fetch_add(1, Ordering::Relaxed),
         };
-        let entry = self.entry(launch.program)?;
+        let opened = self.opened(launch.program)?;
+        if opened.idle.lock().expect("not poisoned").remove(launch.kernel) {
+            record(&format!("launched {}", launch.kernel));
+        }
         // SAFETY: the cells hold the kernel's arguments, by the caller's promise.
         let status = unsafe {
-            entry(name.as_ptr(), cells.as_mut_ptr(), launch.grid.as_ptr(), launch.threads, launch.shared, order)
+            (opened.launch)(
+                name.as_ptr(),
+                cells.as_mut_ptr(),
+                launch.grid.as_ptr(),
+                launch.threads,
+                launch.shared,
+                order,
+            )
         };
         let why = match status {
             0 => return Ok(()),
@@ -222,10 +265,16 @@ impl Machine for Soft {
         };
         for row in 0..rows {
             let mut sums = vec![0.0f32; columns];
-            for k in 0..inner {
-                let left = if form == Form::Weight { a[k * rows + row] } else { a[row * inner + k] };
-                for (column, sum) in sums.iter_mut().enumerate() {
-                    *sum += left * if form == Form::Forward { b[column * inner + k] } else { b[k * columns + column] };
+            if form == Form::Forward {
+                // Rows of both are read as they lie in memory; in the same order as below.
+                for (sum, b) in sums.iter_mut().zip(b.chunks(inner)) {
+                    *sum = a[row * inner..][..inner].iter().zip(b).fold(0.0, |sum, (a, b)| sum + a * b);
+                }
+            } else {
+                for k in 0..inner {
+                    let left = if form == Form::Weight { a[k * rows + row] } else { a[row * inner + k] };
+                    let pairs = sums.iter_mut().zip(&b[k * columns..]);
+                    pairs.for_each(|(sum, b)| *sum += left * b);
                 }
             }
             let to = &mut d[row * columns..][..columns];
@@ -267,7 +316,7 @@ impl Machine for Soft {
     }
 
     fn prepare(&self, programs: &[Program]) -> Result<()> {
-        programs.iter().try_for_each(|program| self.entry(*program).map(drop))
+        programs.iter().try_for_each(|program| self.opened(*program).map(drop))
     }
 
     fn wait(&self) -> Result<()> {

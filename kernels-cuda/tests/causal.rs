@@ -5,7 +5,7 @@ mod support;
 use std::path::Path;
 
 use advxl_cuda::{self as cuda, AttentionShape, Gpu, Kind, Precision, Values, Wanted};
-use support::{assert_near, host, in_any_order, numbers, rounded, soft};
+use support::{assert_near, few, host, in_any_order, numbers, rounded, soft};
 
 const KIB: usize = 1 << 10;
 
@@ -95,7 +95,7 @@ fn causal_attention_and_its_gradient_are_those_of_the_definition_for_every_kerne
         (shape(1, 81, 2, 16), Kind::Bf16),
         (shape(2, 96, 1, 24), Kind::Bf16),
         (shape(1, 197, 1, 64), Kind::Bf16),
-        (shape(1, 400, 1, 8), Kind::Bf16),
+        (shape(1, 265, 1, 8), Kind::Bf16),
         (shape(1, 90, 1, 104), Kind::Bf16),
         // Tiles of 64.
         (shape(2, 77, 1, 64), Kind::F32),
@@ -140,7 +140,7 @@ fn a_token_does_not_see_those_after_it() {
             let all = both(&gpu, shape, kind, &qkv, &dy);
             (all[..dy.len()].to_vec(), all[dy.len()..].to_vec())
         };
-        for first in [1, 16, 40, 64, shape.tokens - 1] {
+        for &first in few(&[40, 1, 16, 64, shape.tokens - 1], 1) {
             // Other tokens from `first` on, and no gradient of theirs.
             let (mut changed, mut cut) = (qkv.clone(), dy.clone());
             changed[3 * first * width..].iter_mut().for_each(|v| *v = 3.0 - *v);

@@ -5,7 +5,7 @@
 mod support;
 
 use advxl_cuda::{Norm, Values, fab::fab_step};
-use support::{host, in_any_order, numbers, pixels};
+use support::{few, host, in_any_order, numbers, pixels};
 
 /// The smallest move onto a hyperplane within [0, 1], as the CPU finds it.
 fn project(norm: Norm, point: &[f32], normal: &[f32], excess: f64) -> Vec<f32> {
@@ -145,7 +145,7 @@ fn most(point: &[f32], normal: &[f32], sign: f64) -> f64 {
 
 #[test]
 fn steps_are_the_cpus_for_any_need() {
-    for len in [1, 2, 7, 48, 147, 1000] {
+    for &len in few(&[1000, 1, 2, 7, 48, 147], 2) {
         let mut cases = Cases::default();
         for (seed, share) in [0.0, 1e-6, 0.01, 0.2, 0.5, 0.9, 0.999, 1.5].into_iter().enumerate() {
             let seed = seed as u64 * 10;
@@ -188,7 +188,7 @@ fn flat_and_steep_normals_do_what_they_do_on_the_cpu() {
     let (at, clean) = (pixels(len, 1), pixels(len, 2));
     let slopes = numbers(len, 3, 0.5);
     let scaled = |factor: f32| slopes.iter().map(|v| v * factor).collect::<Vec<_>>();
-    for difference in [0.0, 0.5, -0.5, 1e-30, 1e30] {
+    for &difference in few(&[0.5, 0.0, -0.5, 1e-30, 1e30], 1) {
         // No slope at all; some; slopes too small to divide by; as large as can be.
         cases.add(&at, &clean, &vec![0.0; len], difference);
         let some: Vec<f32> = slopes.iter().enumerate().map(|(i, v)| if i % 3 == 0 { *v } else { 0.0 }).collect();
@@ -214,7 +214,7 @@ fn slopes_of_every_size_are_handled() {
     let mut cases = Cases::default();
     let normal: Vec<f32> = (0..len).map(|i| 10f32.powf(15.0 - i as f32 * 22.0 / 700.0)).collect();
     let at = pixels(len, 5);
-    for power in [-8, -4, 0, 4, 8, 12, 14, 16] {
+    for &power in few(&[4, -8, -4, 0, 8, 12, 14, 16], 2) {
         cases.add(&at, &at, &normal, 10f64.powi(power));
     }
     cases.check();

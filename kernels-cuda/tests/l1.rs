@@ -6,7 +6,7 @@ mod support;
 use advxl_cuda::{Gpu, Values, pgd};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use support::{assert_near, host, in_any_order, numbers, pixels, soft};
+use support::{assert_near, few, host, in_any_order, numbers, pixels, soft};
 
 /// The projection in place, by sorting the breaks of the falling sum.
 fn project(image: &mut [f32], clean: &[f32], epsilon: f64) {
@@ -126,7 +126,7 @@ fn on_cpu(kind: Kind, x: &[f32], gradient: &[f32], origin: &[f32], steps: &[f32]
 
 #[test]
 fn a_step_in_the_l1_ball_moves_the_pixels_of_the_definition() {
-    for (samples, len) in [(2, 1200), (1, 50), (1, 1)] {
+    for &(samples, len) in few(&[(2, 1200), (1, 50), (1, 1)], 1) {
         let origin = pixels(samples * len, 1);
         let mut x: Vec<f32> =
             origin.iter().zip(numbers(samples * len, 3, 0.01)).map(|(o, n)| (o + n).clamp(0.0, 1.0)).collect();
@@ -141,11 +141,12 @@ fn a_step_in_the_l1_ball_moves_the_pixels_of_the_definition() {
         let flat = vec![0.0; samples * len];
         let steps: Vec<f32> = (0..samples).map(|i| 0.7 + i as f32).collect();
         let (hundredth, share) = (Kind::Hundredth, Kind::Share(0.2));
-        for (kind, gradient) in [&smooth, &rough, &broken, &tiny, &flat]
+        let cases = [&smooth, &rough, &broken, &tiny, &flat]
             .into_iter()
             .flat_map(|gradient| [(hundredth, gradient), (share, gradient)])
             .chain([1.0, 0.001, 0.0].map(|share| (Kind::Share(share), &rough)))
-        {
+            .collect::<Vec<_>>();
+        for &(kind, gradient) in few(&cases, 6) {
             let what = format!("{kind:?} {samples} samples of {len}, slopes {:?}..", &gradient[..len.min(3)]);
             // Nothing is projected but to [0, 1]: the same bits.
             let found = on_gpu(kind, &x, gradient, &origin, &steps, 1e9);
@@ -163,17 +164,17 @@ fn a_step_in_the_l1_ball_moves_the_pixels_of_the_definition() {
 #[test]
 fn the_projection_is_that_of_the_definition_and_within_epsilon() {
     let gpu = soft();
-    for (round, len) in [1, 2, 20, 300, 3000].into_iter().enumerate() {
+    for (round, len) in few(&[3000, 1, 2, 20, 300], 2).iter().copied().enumerate() {
         let seed = 10 * round as u64;
         let mut origin = pixels(2 * len, seed);
         // Pixels at the ends have no room on one side.
         origin.iter_mut().step_by(3).for_each(|v| *v = v.round());
-        for (deviation, sparse) in [(0.01, 1), (1.0, 1), (5.0, 1), (1.0, 17), (0.0, 1)] {
+        for &(deviation, sparse) in few(&[(1.0, 1), (0.01, 1), (5.0, 1), (1.0, 17), (0.0, 1)], 2) {
             let noise = numbers(2 * len, seed + 1, deviation);
             let point: Vec<f32> = (origin.iter().zip(noise).enumerate())
                 .map(|(i, (o, n))| if i % sparse == 0 { o + n } else { *o })
                 .collect();
-            for epsilon in [0.0, 1e-3, 0.5, 12.0, 0.3 * len as f64] {
+            for &epsilon in few(&[12.0, 0.0, 1e-3, 0.5, 0.3 * len as f64], 2) {
                 let found = in_any_order(|gpu| {
                     let mut x = Values::send(gpu, &point);
                     pgd::l1_project(&mut x, &Values::send(gpu, &origin), 2, epsilon);
@@ -229,7 +230,7 @@ fn scale(values: &mut [f32], factor: f64) {
 /// A start on the GPU beside one on the CPU, image by image.
 fn compare(what: &str, gpu: impl Fn(&Values, &pgd::Draws) -> Values, cpu: impl Fn(&mut Rng, &[f32]) -> Vec<f32>) {
     let keys = [4, u64::MAX - 9];
-    for len in [1, 8, 301, 4096, 9001] {
+    for &len in few(&[9001, 1, 8, 301, 4096], 2) {
         let origin = pixels(2 * len, 1);
         let draws = pgd::Draws { seed: 0x0123_4567_89ab_cdef, purpose: 10, keys: &keys, sub_key: 3 << 32 };
         let found = in_any_order(|device: &Gpu| host(&gpu(&Values::send(device, &origin), &draws)));

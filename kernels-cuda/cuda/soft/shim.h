@@ -2,19 +2,17 @@
 // threads (barriers, shuffles, matrix instructions) switches to them. Shared memory starts as not-a-number, so a value
 // that is read before it was written shows. The order of threads can be changed to find missing barriers.
 #pragma once
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <string>
-#include <unordered_map>
-#include <utility>
-#include <vector>
+// C's headers alone: those of the C++ library take longer to read than the kernels.
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if !defined(__x86_64__) || defined(__SANITIZE_ADDRESS__)
+#if !defined(__x86_64__)
 #define SHIM_UCONTEXT
 #include <ucontext.h>
 #endif
@@ -32,57 +30,50 @@ static thread_local uint3 threadIdx, blockIdx, blockDim, gridDim;
 static thread_local char* dynamic_shared;
 
 namespace shim {
-struct Rendezvous { int arrived = 0, generation = 0; };
+static const unsigned MOST = 1024; // Threads of a block.
+static const size_t STACK = 64 << 10;
+
+struct Rendezvous { int arrived, generation; };
 // A copy that was begun; done when it is waited for, as late as it may be.
 struct Copy { void* to; const void* from; bool whole; int group; };
-struct Copies { std::vector<Copy> open; int group = 0; };
+struct Copies { Copy* open; int count, room, group; };
 struct Warp { Rendezvous meeting; uint64_t slot[32][6]; };
 
 struct State {
-  std::vector<char> stacks;
-  std::vector<void*> saved; // Stack pointers of fibers that wait.
-  std::vector<char> done;
-  std::vector<Warp> warps;
-  std::vector<unsigned> order;
-  std::vector<Copies> copies;
+  char* stacks;
+  size_t stacks_size;
+  void* saved[MOST]; // Stack pointers of fibers that wait.
+  bool done[MOST];
+  unsigned order[MOST];
+  Copies copies[MOST];
+  Warp warps[MOST / 32];
   Rendezvous block;
-  int current = 0;
-  unsigned long events = 0; // Barriers passed and threads ended: without any, nothing will ever move again.
-  void* scheduler = nullptr;
-  void (*call)(void** arguments) = nullptr;
-  void** arguments = nullptr;
+  int current;
+  unsigned long events; // Barriers passed and threads ended: without any, nothing will ever move again.
+  void* scheduler;
+  void (*call)(void** arguments);
+  void** arguments;
 #if defined(SHIM_UCONTEXT)
-  ucontext_t home;
-  std::vector<ucontext_t> contexts;
+  ucontext_t home, contexts[MOST];
 #endif
 };
-static thread_local State state;
-static const size_t STACK = 64 << 10;
+// Of this CPU thread.
+static thread_local State* state;
+struct Owner {
+  ~Owner() {
+    if (state == nullptr) return;
+    for (auto& copies : state->copies) free(copies.open);
+    free(state->stacks);
+    free(state);
+  }
+};
 
+// Between stacks. These functions are not watched by the address sanitizer, which would mark the stack of a fiber that
+// never returns.
+#define UNWATCHED __attribute__((noinline, no_sanitize_address))
 #if defined(SHIM_UCONTEXT)
-inline void to_fiber(int t) {
-#if defined(__SANITIZE_ADDRESS__)
-  void* fake;
-  __sanitizer_start_switch_fiber(&fake, &state.stacks[STACK * t], STACK);
-#endif
-  swapcontext(&state.home, &state.contexts[t]);
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#endif
-}
-static thread_local const void* home_bottom;
-static thread_local size_t home_size;
-inline void to_scheduler(bool last) {
-  int t = state.current;
-#if defined(__SANITIZE_ADDRESS__)
-  void* fake;
-  __sanitizer_start_switch_fiber(last ? nullptr : &fake, home_bottom, home_size);
-#endif
-  swapcontext(&state.contexts[t], &state.home);
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(fake, &home_bottom, &home_size);
-#endif
-}
+inline void enter(int t) { swapcontext(&state->home, &state->contexts[t]); }
+inline void leave() { swapcontext(&state->contexts[state->current], &state->home); }
 #else
 // Saves the registers that a call preserves, and the stack's; goes on where `to` was saved.
 extern "C" void shim_switch(void** save, void* to);
@@ -107,8 +98,27 @@ shim_switch:
   ret
 .size shim_switch, .-shim_switch
 )");
-inline void to_fiber(int t) { shim_switch(&state.scheduler, state.saved[t]); }
-inline void to_scheduler(bool) { shim_switch(&state.saved[state.current], state.scheduler); }
+UNWATCHED inline void enter(int t) { shim_switch(&state->scheduler, state->saved[t]); }
+UNWATCHED inline void leave() { shim_switch(&state->saved[state->current], state->scheduler); }
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+static thread_local const void* home_bottom;
+static thread_local size_t home_size;
+UNWATCHED inline void to_fiber(int t) {
+  void* fake;
+  __sanitizer_start_switch_fiber(&fake, &state->stacks[STACK * t], STACK);
+  enter(t);
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+}
+UNWATCHED inline void to_scheduler(bool last) {
+  void* fake;
+  __sanitizer_start_switch_fiber(last ? nullptr : &fake, home_bottom, home_size);
+  leave();
+  __sanitizer_finish_switch_fiber(fake, &home_bottom, &home_size);
+}
+#else
+inline void to_fiber(int t) { enter(t); }
+inline void to_scheduler(bool) { leave(); }
 #endif
 
 inline void wait() { to_scheduler(false); }
@@ -117,38 +127,41 @@ inline void meet(Rendezvous& at, int count) {
   if (++at.arrived == count) {
     at.arrived = 0;
     ++at.generation;
-    ++state.events;
+    ++state->events;
   } else {
     while (at.generation == generation) wait();
   }
 }
-inline Warp& warp() { return state.warps[threadIdx.x / 32]; }
+inline Warp& warp() { return state->warps[threadIdx.x / 32]; }
 inline void warp_barrier() { meet(warp().meeting, 32); }
 
-inline void fiber() {
+UNWATCHED inline void fiber() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &home_bottom, &home_size);
 #endif
-  state.call(state.arguments);
-  state.done[state.current] = 1;
-  ++state.events;
+  state->call(state->arguments);
+  state->done[state->current] = true;
+  ++state->events;
   to_scheduler(true);
   abort(); // A fiber that ended is not resumed.
 }
 
 // Whether all threads ended; false if some wait at barriers that others never reach.
 inline bool run_block(unsigned threads, uint64_t& seed) {
-  State& s = state;
-  s.warps.assign((threads + 31) / 32, Warp());
-  s.block = Rendezvous();
-  s.done.assign(threads, 0);
-  s.order.resize(threads);
-  s.copies.assign(threads, Copies());
-  for (unsigned t = 0; t < threads; ++t) s.order[t] = t;
+  State& s = *state;
+  memset(s.warps, 0, sizeof(Warp) * (threads / 32));
+  s.block = {0, 0};
+  for (unsigned t = 0; t < threads; ++t) {
+    s.done[t] = false;
+    s.order[t] = t;
+    s.copies[t].count = s.copies[t].group = 0;
+  }
   if (seed)
     for (unsigned t = threads; t-- > 1;) {
       seed = seed * 6364136223846793005u + 1442695040888963407u;
-      std::swap(s.order[t], s.order[(seed >> 33) % (t + 1)]);
+      unsigned other = (seed >> 33) % (t + 1), here = s.order[t];
+      s.order[t] = s.order[other];
+      s.order[other] = here;
     }
   for (unsigned t = 0; t < threads; ++t) {
 #if defined(SHIM_UCONTEXT)
@@ -169,32 +182,37 @@ inline bool run_block(unsigned threads, uint64_t& seed) {
   for (unsigned left = threads; left > 0;) {
     unsigned long before = s.events;
     left = 0;
-    for (unsigned t : s.order)
-      if (!s.done[t]) {
-        s.current = t;
-        threadIdx = {t, 0, 0};
-        to_fiber(t);
-        left += !s.done[t];
-      }
+    for (unsigned i = 0; i < threads; ++i) {
+      unsigned t = s.order[i];
+      if (s.done[t]) continue;
+      s.current = t;
+      threadIdx = {t, 0, 0};
+      to_fiber(t);
+      left += !s.done[t];
+    }
     if (left > 0 && s.events == before) return false;
   }
   return true;
 }
 
 inline bool launch(void (*call)(void**), void** arguments, uint3 grid, unsigned threads, size_t shared, uint64_t seed) {
-  State& s = state;
-  if (s.stacks.size() < STACK * threads) s.stacks.resize(STACK * threads);
-  if (s.saved.size() < threads) s.saved.resize(threads);
-#if defined(SHIM_UCONTEXT)
-  if (s.contexts.size() < threads) s.contexts.resize(threads);
-#endif
+  static thread_local Owner owner;
+  (void)owner;
+  if (state == nullptr) state = (State*)calloc(1, sizeof(State));
+  State& s = *state;
+  if (s.stacks_size < STACK * threads) {
+    free(s.stacks);
+    s.stacks_size = STACK * threads;
+    s.stacks = (char*)malloc(s.stacks_size);
+  }
   // Exactly as large as asked for, so that the address sanitizer sees what goes beyond.
-  char* memory = (char*)aligned_alloc(64, (shared + 63) / 64 * 64 + 64);
+  void* memory;
+  if (posix_memalign(&memory, 64, shared > 0 ? shared : 1) != 0) abort();
   s.call = call;
   s.arguments = arguments;
   gridDim = grid;
   blockDim = {threads, 1, 1};
-  dynamic_shared = memory;
+  dynamic_shared = (char*)memory;
   bool ended = true;
   for (unsigned z = 0; z < grid.z && ended; ++z)
     for (unsigned y = 0; y < grid.y && ended; ++y)
@@ -208,29 +226,38 @@ inline bool launch(void (*call)(void**), void** arguments, uint3 grid, unsigned 
 }
 
 // A kernel's arguments, each in a cell of its own, as cuLaunchKernel takes them.
-template<class... A, size_t... I> void apply(void (*kernel)(A...), void** cells, std::index_sequence<I...>) {
+template<size_t... I> struct Indices {};
+template<size_t N, size_t... I> struct First : First<N - 1, N - 1, I...> {};
+template<size_t... I> struct First<0, I...> { typedef Indices<I...> All; };
+template<class... A, size_t... I> void apply(void (*kernel)(A...), void** cells, Indices<I...>) {
   kernel(*(A*)cells[I]...);
-}
-struct Kernel { void (*call)(void**); unsigned threads; };
-inline std::unordered_map<std::string, Kernel>& kernels() {
-  static std::unordered_map<std::string, Kernel> all;
-  return all;
 }
 template<class F> struct Caller;
 template<class... A> struct Caller<void (*)(A...)> {
-  template<void (*KERNEL)(A...)> static void call(void** cells) { apply(KERNEL, cells, std::index_sequence_for<A...>()); }
+  template<void (*KERNEL)(A...)> static void call(void** cells) {
+    apply(KERNEL, cells, typename First<sizeof...(A)>::All());
+  }
 };
-struct Entry {
-  Entry(const char* name, void (*call)(void**), unsigned threads) { kernels()[name] = {call, threads}; }
+// The kernels of this library, a list.
+struct Kernel;
+static Kernel* kernels = nullptr;
+struct Kernel {
+  const char* name;
+  void (*call)(void**);
+  unsigned threads;
+  Kernel* next;
+  Kernel(const char* name, void (*call)(void**), unsigned threads) : name(name), call(call), threads(threads), next(kernels) {
+    kernels = this;
+  }
 };
 } // namespace shim
 
 #define KERNEL(THREADS, NAME, ...) \
   extern "C" void NAME __VA_ARGS__; \
-  static shim::Entry entry_##NAME(#NAME, shim::Caller<decltype(&NAME)>::call<&NAME>, THREADS); \
+  static shim::Kernel entry_##NAME(#NAME, shim::Caller<decltype(&NAME)>::call<&NAME>, THREADS); \
   extern "C" void NAME __VA_ARGS__
 
-inline void __syncthreads() { shim::meet(shim::state.block, blockDim.x); }
+inline void __syncthreads() { shim::meet(shim::state->block, blockDim.x); }
 inline float shuffle_xor(float v, int mask) {
   auto& w = shim::warp();
   int lane = threadIdx.x % 32;
@@ -267,19 +294,24 @@ inline void copy16(void* to, const void* from, bool whole) {
     fprintf(stderr, "copy16: not aligned to 16 bytes\n");
     abort();
   }
-  auto& copies = shim::state.copies[threadIdx.x];
-  copies.open.push_back({to, from, whole, copies.group});
+  auto& copies = shim::state->copies[threadIdx.x];
+  if (copies.count == copies.room) {
+    copies.room = 2 * copies.room + 16;
+    copies.open = (shim::Copy*)realloc(copies.open, sizeof(shim::Copy) * copies.room);
+  }
+  copies.open[copies.count++] = {to, from, whole, copies.group};
 }
-inline void copies_end() { ++shim::state.copies[threadIdx.x].group; }
+inline void copies_end() { ++shim::state->copies[threadIdx.x].group; }
 template<int N> inline void copies_wait() {
-  auto& copies = shim::state.copies[threadIdx.x];
-  std::vector<shim::Copy> later;
-  for (auto& copy : copies.open) {
-    if (copy.group >= copies.group - N) later.push_back(copy);
+  auto& copies = shim::state->copies[threadIdx.x];
+  int later = 0;
+  for (int i = 0; i < copies.count; ++i) {
+    auto copy = copies.open[i];
+    if (copy.group >= copies.group - N) copies.open[later++] = copy;
     else if (copy.whole) memcpy(copy.to, copy.from, 16);
     else memset(copy.to, 0, 16);
   }
-  copies.open = later;
+  copies.count = later;
 }
 template<int N, bool TRANSPOSED> inline void ldmatrix(uint32_t (&r)[N], const void* row) {
   auto& w = shim::warp();
