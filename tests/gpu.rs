@@ -487,7 +487,7 @@ fn what_does_not_fit_the_gpu_or_its_kernels_is_refused_before_the_run_begins() {
         all.extend(changes.iter().flat_map(|change| ["--set", change]));
         let (code, text) = advxl(&all);
         assert_eq!(code, 2, "{text}");
-        assert!(!Path::new(out).exists(), "{changes:?}");
+        assert!(!Path::new(out).join("recipe.toml").exists(), "{changes:?}");
         text
     };
     let text = refused(&[
