@@ -45,8 +45,8 @@ struct Arguments {
     /// Threads for computing; all cores if absent. Results do not depend on it.
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
-    /// Where to compute: auto (a GPU if this program was built for one and finds it), cpu, cuda, rocm, metal, vulkan or wgpu, or one
-    /// of several, such as cuda:1.
+    /// Device to compute on: auto (a GPU that works, else the CPU), cpu, cuda, or in builds with their feature rocm, metal, vulkan
+    /// and wgpu; cuda:1 is the second of several.
     #[arg(long, global = true, value_name = "NAME")]
     device: Option<DeviceName>,
     /// Print the result as one JSON object, the last line of standard output.
