@@ -4,6 +4,7 @@
 typedef signed int int32_t;
 typedef unsigned int uint32_t;
 typedef unsigned short uint16_t;
+typedef unsigned char uint8_t;
 typedef unsigned long long uint64_t;
 typedef uint64_t uintptr_t;
 
@@ -24,6 +25,17 @@ __device__ __forceinline__ uint32_t pack2(float low, float high) {
   uint32_t r;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
+}
+// Two numbers of e4m3, the largest beyond its range. GPUs before compute capability 8.9 have none, and nothing calls it there.
+__device__ __forceinline__ uint16_t pack2_e4m3(float low, float high) {
+#if __CUDA_ARCH__ >= 890
+  uint16_t r;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(r) : "f"(high), "f"(low));
+  return r;
+#else
+  asm volatile("trap;");
+  return 0;
+#endif
 }
 __device__ __forceinline__ float fast_exp2(float x) {
   float r;

@@ -136,6 +136,8 @@ functions! {
 /// `CUDA_R_32F` and `CUDA_R_16BF`
 pub(crate) const R_32F: c_int = 0;
 pub(crate) const R_16BF: c_int = 14;
+/// `CUDA_R_8F_E4M3`
+pub(crate) const R_8F_E4M3: c_int = 28;
 /// `CUBLAS_COMPUTE_32F` and `CUBLAS_COMPUTE_32F_FAST_TF32`
 pub(crate) const COMPUTE_32F: c_int = 68;
 pub(crate) const COMPUTE_TF32: c_int = 77;
@@ -146,6 +148,14 @@ pub(crate) const DESC_EPILOGUE: c_int = 7;
 pub(crate) const DESC_BIAS: c_int = 8;
 pub(crate) const DESC_AUX: c_int = 11;
 pub(crate) const DESC_AUX_STRIDE: c_int = 12;
+pub(crate) const DESC_SCALE_A: c_int = 17;
+pub(crate) const DESC_SCALE_B: c_int = 18;
+pub(crate) const DESC_FAST_SUMS: c_int = 25;
+pub(crate) const DESC_BIAS_FORMAT: c_int = 26;
+pub(crate) const DESC_SCALES_A: c_int = 31;
+pub(crate) const DESC_SCALES_B: c_int = 32;
+/// `CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F`
+pub(crate) const SCALES_BY_ROW: c_int = 3;
 /// `CUBLASLT_EPILOGUE_*`
 pub(crate) const EPILOGUE_BIAS: u32 = 4;
 pub(crate) const EPILOGUE_GELU_BIAS: u32 = 36;

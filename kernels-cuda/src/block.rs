@@ -44,7 +44,7 @@ impl BlockShape {
         self.batch * self.tokens * self.width
     }
 
-    fn attention(&self) -> AttentionShape {
+    pub(crate) fn attention(&self) -> AttentionShape {
         let Self { batch, tokens, width, heads, causal, .. } = *self;
         AttentionShape { batch, tokens, heads, head_dim: width / heads, causal }
     }

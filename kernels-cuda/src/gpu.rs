@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::fp8::Support;
 use crate::machine::{Argument, Facts, Launch, Machine, Operands, Product};
 use crate::programs::Program;
 use crate::real::{self, Real};
@@ -27,6 +28,7 @@ struct Inner {
     fetched: Counter,
     unplanned: Counter,
     profile: Mutex<Option<BTreeMap<String, (u64, f64)>>>,
+    fp8: OnceLock<Result<Support>>,
     machine: Box<dyn Machine>,
 }
 
@@ -131,6 +133,7 @@ impl Gpu {
             fetched: Counter::default(),
             unplanned: Counter::default(),
             profile: Mutex::default(),
+            fp8: OnceLock::new(),
             machine,
         }))
     }
@@ -142,6 +145,11 @@ impl Gpu {
 
     pub(crate) fn machine(&self) -> &dyn Machine {
         &*self.0.machine
+    }
+
+    /// What its FP8 products can do, found out once.
+    pub(crate) fn fp8_support(&self, find: impl FnOnce() -> Result<Support>) -> Result<Support> {
+        self.0.fp8.get_or_init(find).clone()
     }
 
     /// What it is.

@@ -27,6 +27,7 @@ mod depthwise;
 mod error;
 pub mod evaluation;
 pub mod fab;
+mod fp8;
 mod gpu;
 mod images;
 mod lazy;
@@ -59,6 +60,7 @@ pub use convnext::{ConvNext, ConvNextSaved, ConvNextShape, ConvNextWeights, conv
 pub use depthwise::{Depthwise, DepthwiseShape, depthwise, depthwise_input_gradient, depthwise_weight_gradient};
 pub use error::{Error, ErrorKind, Result};
 pub use evaluation::Norm;
+pub use fp8::{Fp8Block, Fp8Saved, fp8_block_forward, fp8_block_input_gradient};
 pub use gpu::{Gpu, Traffic};
 pub use images::{Kept, Patches, Pool, Tokens};
 pub use lazy::{caught, fail, lazy_bytes, values_of};

@@ -130,7 +130,8 @@ impl Linear {
         let product =
             Product { add: c != 0, epilogue, ..self.product(Form::Forward, rows, self.outputs, self.inputs, kind) };
         let bias = if kind == Kind::F32 { &self.bias[0] } else { &self.bias[1] };
-        let operands = Operands { a: x.at(), b: self.weight.at(), c, d: y.at(), bias: bias.at(), aux };
+        let operands =
+            Operands { a: x.at(), b: self.weight.at(), c, d: y.at(), bias: bias.at(), aux, ..Operands::default() };
         // SAFETY: all sizes were checked above or when the layer was made.
         unsafe { x.gpu().product(&product, &operands) };
         y

@@ -141,6 +141,8 @@ pub enum Kind {
     F32,
     /// The upper 16 bits of an f32.
     Bf16,
+    /// FP8: 4 bits of exponent, 3 of fraction. Operands of products only, with a scale for each row.
+    E4m3,
 }
 
 impl Kind {
@@ -149,6 +151,7 @@ impl Kind {
         match self {
             Self::F32 => 4,
             Self::Bf16 => 2,
+            Self::E4m3 => 1,
         }
     }
 
@@ -157,6 +160,7 @@ impl Kind {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::E4m3 => "e4m3",
         }
     }
 }
@@ -222,6 +226,8 @@ pub(crate) struct Operands {
     pub(crate) d: u64,
     pub(crate) bias: u64,
     pub(crate) aux: u64,
+    /// Of e4m3 operands: f32 factors, one for each row of A and each row of B, which is in the form `Forward`.
+    pub(crate) scales: [u64; 2],
 }
 
 #[cfg(test)]

@@ -14,6 +14,12 @@ pub struct NormSaved {
     inverse: Values,
 }
 
+impl NormSaved {
+    pub(crate) fn new(x: Values, mean: Values, inverse: Values) -> Self {
+        Self { x, mean, inverse }
+    }
+}
+
 /// Rows that one block has in its registers.
 const ROWS: usize = 4;
 

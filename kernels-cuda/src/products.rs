@@ -126,6 +126,13 @@ impl Products {
         let description = Pointer(description);
         self.set(description, DESC_TRANSPOSE_A, c_int::from(transposed.0 == 1))?;
         self.set(description, DESC_TRANSPOSE_B, c_int::from(transposed.1 == 1))?;
+        if kind == Kind::E4m3 {
+            // Sums of a few products in fewer bits than f32, as attacks may have them.
+            self.set(description, DESC_FAST_SUMS, 1i8)?;
+            self.set(description, DESC_SCALES_A, SCALES_BY_ROW)?;
+            self.set(description, DESC_SCALES_B, SCALES_BY_ROW)?;
+            self.set(description, DESC_BIAS_FORMAT, R_16BF)?;
+        }
         let epilogue = match product.epilogue {
             Epilogue::None => EPILOGUE_DEFAULT,
             Epilogue::Bias => EPILOGUE_BIAS,
@@ -287,6 +294,11 @@ impl Products {
         if matches!(product.epilogue, Epilogue::GeluAux | Epilogue::GeluGradient) {
             self.set(description, DESC_AUX, operands.aux)?;
         }
+        if product.operands == Kind::E4m3 {
+            // A and B change places, see `prepare`.
+            self.set(description, DESC_SCALE_A, operands.scales[1])?;
+            self.set(description, DESC_SCALE_B, operands.scales[0])?;
+        }
         Ok(())
     }
 
@@ -308,6 +320,7 @@ fn format(kind: Kind) -> c_int {
     match kind {
         Kind::F32 => R_32F,
         Kind::Bf16 => R_16BF,
+        Kind::E4m3 => R_8F_E4M3,
     }
 }
 

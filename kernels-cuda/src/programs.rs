@@ -24,6 +24,8 @@ pub(crate) enum Program {
     Fab,
     Square,
     Mixing,
+    /// Rows in FP8, for GPUs that multiply them.
+    Fp8,
     /// Up to `16 tiles` tokens in bf16.
     Attention {
         tiles: usize,
@@ -75,6 +77,7 @@ impl Program {
             Self::Fab => "fab".into(),
             Self::Square => "square".into(),
             Self::Mixing => "mixing".into(),
+            Self::Fp8 => "fp8".into(),
             Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
             Self::AttentionLong { head } => format!("attention_long_{head}"),
             Self::AttentionAny { bf16, head, tile } => {
@@ -93,7 +96,7 @@ impl Program {
         let (file, instances) = match self {
             Self::Norm => (include_str!("../cuda/norm.cuh"), String::new()),
             Self::NormAny => (include_str!("../cuda/norm_any.cuh"), String::new()),
-            Self::Rows => (include_str!("../cuda/rows.cuh"), String::new()),
+            Self::Rows => (concat!(include_str!("../cuda/gelu.cuh"), include_str!("../cuda/rows.cuh")), String::new()),
             Self::Images => (include_str!("../cuda/images.cuh"), String::new()),
             Self::Loss => (include_str!("../cuda/loss.cuh"), String::new()),
             Self::Contrastive => (include_str!("../cuda/contrastive.cuh"), String::new()),
@@ -111,6 +114,7 @@ impl Program {
             Self::Fab => (include_str!("../cuda/fab.cuh"), String::new()),
             Self::Square => (include_str!("../cuda/square.cuh"), String::new()),
             Self::Mixing => (include_str!("../cuda/mixing.cuh"), String::new()),
+            Self::Fp8 => (concat!(include_str!("../cuda/gelu.cuh"), include_str!("../cuda/fp8.cuh")), String::new()),
             Self::Attention { tiles, head } => {
                 (include_str!("../cuda/attention.cuh"), format!("ATTENTION({tiles}, {head})\n"))
             }

@@ -19,7 +19,7 @@ pub enum Gelu {
 
 impl Gelu {
     /// As the kernels have it.
-    fn number(self) -> i32 {
+    pub(crate) fn number(self) -> i32 {
         match self {
             Self::Erf => 0,
             Self::Tanh => 1,

@@ -254,7 +254,16 @@ impl Machine for Soft {
         let Product { form, rows, columns, inner, operands: kind, out, .. } = *product;
         // SAFETY: by the caller's promise, for the operands' sizes below.
         let read = |at: u64, count: usize, kind: Kind| unsafe { read(at, count, kind) };
-        let (a, b) = (read(operands.a, rows * inner, kind), read(operands.b, inner * columns, kind));
+        let (mut a, mut b) = (read(operands.a, rows * inner, kind), read(operands.b, inner * columns, kind));
+        if kind == Kind::E4m3 {
+            assert!(form == Form::Forward && inner.is_multiple_of(16) && columns.is_multiple_of(16), "{product:?}");
+            for (values, (scales, count)) in
+                [&mut a, &mut b].into_iter().zip([(operands.scales[0], rows), (operands.scales[1], columns)])
+            {
+                let scales = read(scales, count, Kind::F32);
+                values.chunks_mut(inner).zip(scales).for_each(|(row, scale)| row.iter_mut().for_each(|v| *v *= scale));
+            }
+        }
         let mut d = match product.add {
             true => read(operands.c, rows * columns, out),
             false => vec![0.0; rows * columns],
@@ -349,6 +358,10 @@ unsafe fn read(at: u64, count: usize, kind: Kind) -> Vec<f32> {
                 .iter()
                 .map(|v| crate::values::from_bf16(*v))
                 .collect(),
+            Kind::E4m3 => std::slice::from_raw_parts(at as *const u8, count)
+                .iter()
+                .map(|v| crate::values::from_e4m3(*v))
+                .collect(),
         }
     }
 }
@@ -365,6 +378,7 @@ unsafe fn write(at: u64, values: &[f32], kind: Kind) {
                 .iter_mut()
                 .zip(values)
                 .for_each(|(to, v)| *to = crate::values::to_bf16(*v)),
+            Kind::E4m3 => unreachable!("no product is stored in e4m3"),
         }
     }
 }

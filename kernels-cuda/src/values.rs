@@ -38,6 +38,17 @@ pub(crate) fn from_bf16(value: u16) -> f32 {
     f32::from_bits(u32::from(value) << 16)
 }
 
+/// A number of 4 bits of exponent and 3 of fraction.
+pub(crate) fn from_e4m3(value: u8) -> f32 {
+    let (exponent, fraction) = (i32::from(value >> 3 & 15), f32::from(value & 7) / 8.0);
+    let size = match (value & 0x7f, exponent) {
+        (0x7f, _) => f32::NAN,
+        (_, 0) => fraction / 64.0,
+        _ => (1.0 + fraction) * 2f32.powi(exponent - 7),
+    };
+    if value & 0x80 == 0 { size } else { -size }
+}
+
 impl Values {
     /// Room for numbers, not set: whoever calls this writes them all.
     pub(crate) fn new(gpu: &Gpu, len: usize, kind: Kind) -> Self {
@@ -83,6 +94,7 @@ impl Values {
         Ok(match self.kind {
             Kind::F32 => bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
             Kind::Bf16 => bytes.as_chunks().0.iter().map(|bytes| from_bf16(u16::from_le_bytes(*bytes))).collect(),
+            Kind::E4m3 => bytes.into_iter().map(from_e4m3).collect(),
         })
     }
 

@@ -287,6 +287,16 @@ inline uint16_t to_bf16(float f) {
   return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 inline uint32_t pack2(float low, float high) { return (uint32_t)to_bf16(low) | ((uint32_t)to_bf16(high) << 16); }
+inline uint16_t to_e4m3(float f) {
+  uint32_t bits = float_bits(f), sign = (bits >> 24) & 0x80, size = bits & 0x7fffffff;
+  if (size > 0x7f800000) return 0x7f;
+  float a = fabsf(f);
+  if (a >= 448) return sign | 0x7e;
+  if (a < 1.0f / 64) return sign | (uint32_t)rintf(a * 512); // Steps of 2^-9; eight of them are the first normal number.
+  size += 0x7ffff + ((size >> 20) & 1);
+  return sign | ((((size >> 23) - 120) << 3) | ((size >> 20) & 7));
+}
+inline uint16_t pack2_e4m3(float low, float high) { return to_e4m3(low) | (uint16_t)(to_e4m3(high) << 8); }
 inline float fast_exp2(float x) { return exp2f(x); }
 inline float fast_reciprocal(float x) { return 1.0f / x; }
 inline void copy16(void* to, const void* from, bool whole) {
