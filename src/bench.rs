@@ -14,10 +14,13 @@ use crate::error::{Error, Result};
 use crate::loss::{Loss, LossKind, Targets, cross_entropy};
 use crate::model::{Model, ModelConfig, Pass, Pool, Position};
 use crate::objective::ExtraParameters;
-use crate::ops::{Device, DeviceName, Precision, from_vec, hardware, mean, peak_flops, to_vec};
+use crate::ops::{
+    AttackPrecision, Device, DeviceName, Numerics, Precision, from_vec, hardware, mean, peak_flops,
+    to_vec, usable_in_attacks,
+};
 use crate::optim::{OptimizerConfig, OptimizerKind};
 use crate::plan::{DeviceEngine, Devices, Plan};
-use crate::recipe::{Checkpoints, Data, Head, Log, Phase, Recipe, Stage};
+use crate::recipe::{Checkpoints, Data, Head, Log, Phase, Recipe, Stage, TrainingAttack};
 use crate::rng::{Purpose, Rng};
 use crate::schedule::{Decay, Schedule};
 use crate::train;
@@ -40,6 +43,8 @@ pub struct StepWork {
     pub repeats: usize,
     /// Arithmetic.
     pub precision: Precision,
+    /// Arithmetic of the attack; that of the rest if absent.
+    pub attack_precision: Option<AttackPrecision>,
     /// Whether the attack is all that is timed: forward passes and gradients of the input.
     pub attack_only: bool,
     /// Whether activations are computed again in backward passes instead of kept.
@@ -49,6 +54,15 @@ pub struct StepWork {
 }
 
 impl StepWork {
+    fn attack_word(&self) -> Option<&'static str> {
+        self.attack_precision.map(|precision| precision.word())
+    }
+
+    fn attack_numerics(&self, device: &Device) -> Result<Numerics> {
+        let (numerics, _) = usable_in_attacks(self.attack_precision, self.precision, device)?;
+        Ok(numerics)
+    }
+
     /// The memory that a step takes on a device.
     pub fn plan(&self, device: &Device) -> Plan {
         let devices = Devices {
@@ -152,7 +166,8 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
         captions: None,
         zero: Zero::new(&comm, recipe.parallel)?,
         device,
-        precision: work.precision,
+        numerics: work.precision.into(),
+        attack_numerics: work.attack_numerics(device)?,
     };
     let model = Model::new(&recipe.model, work.classes, size, 0, device);
     let optimizer = StageOptimizer {
@@ -212,6 +227,7 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
         "program": format!("advxl {}", env!("CARGO_PKG_VERSION")),
         "device": hardware.as_deref().unwrap_or("cpu"),
         "precision": work.precision.word(),
+        "attack_precision": work.attack_word(),
         "model": recipe.model.size(),
         "image_size": size,
         "batch": work.batch,
@@ -281,12 +297,15 @@ fn recipe(work: &StepWork) -> Recipe {
             samples: (work.batch * (work.repeats + 2)) as u64,
             masking: None,
         }],
-        attack: (work.attack_steps > 0).then(|| Pgd {
-            norm: Norm::Linf,
-            epsilon: fraction(),
-            step_size: fraction(),
-            steps: work.attack_steps,
-            start: Start::Random,
+        attack: (work.attack_steps > 0).then(|| TrainingAttack {
+            pgd: Pgd {
+                norm: Norm::Linf,
+                epsilon: fraction(),
+                step_size: fraction(),
+                steps: work.attack_steps,
+                start: Start::Random,
+            },
+            precision: work.attack_precision,
         }),
         attack_warmup_samples: None,
         loss: Loss {
@@ -343,10 +362,24 @@ fn recipe(work: &StepWork) -> Recipe {
 /// all weights.
 ///
 /// `cosine` of the two and the largest difference as a share of the largest gradient; of the images also the share of pixels
-/// whose gradients have the same sign.
-pub fn gradients(work: &StepWork, device: &Device) -> Value {
-    let found = gradients_of(work, work.precision, device);
-    let right = gradients_of(work, Precision::F32, &Device::cpu());
+/// whose gradients have the same sign. With an attack's precision the images' gradients are computed in it, and where that
+/// is FP8 they are also compared with the CPU's emulation.
+///
+/// Errors: the device does not compute in the attack's precision.
+pub fn gradients(work: &StepWork, device: &Device) -> Result<Value> {
+    let numerics = match work.attack_precision {
+        None => work.precision.into(),
+        Some(_) => work.attack_numerics(device)?,
+    };
+    let found = [
+        image_gradients(work, numerics, device),
+        weight_gradients(work, work.precision, device),
+    ];
+    let cpu = Device::cpu();
+    let right = [
+        image_gradients(work, Numerics::F32, &cpu),
+        weight_gradients(work, Precision::F32, &cpu),
+    ];
     let compare = |found: &[f32], right: &[f32]| {
         let sum = |a: &[f32], b: &[f32]| {
             let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
@@ -366,36 +399,61 @@ pub fn gradients(work: &StepWork, device: &Device) -> Value {
             "same_signs": same.count() as f64 / found.len() as f64,
         })
     };
-    json!({
+    let emulated = (numerics == Numerics::AttackFp8 && !device.is_cpu())
+        .then(|| compare(&found[0], &image_gradients(work, numerics, &cpu)));
+    Ok(json!({
         "device": hardware(device).as_deref().unwrap_or("cpu"),
         "precision": work.precision.word(),
+        "attack_precision": work.attack_word(),
         "model": work.model.size(),
         "image_size": work.image_size,
         "batch": work.batch,
         "images": compare(&found[0], &right[0]),
+        "images_emulated": emulated,
         "weights": compare(&found[1], &right[1]),
-    })
+    }))
 }
 
-fn gradients_of(work: &StepWork, precision: Precision, device: &Device) -> [Vec<f32>; 2] {
-    let model = Model::new(&work.model, work.classes, work.image_size, 0, device);
-    let batch = random_batch(work, 1);
-    let images = batch.to_device(work.image_size, device);
-    let goal = Targets::classes(&batch.first).distributions(work.classes, 0.0, device);
-    let pass = Pass {
-        precision,
-        recompute: work.recompute,
-        ..Pass::evaluation()
-    };
-    let loss = |images| cross_entropy(model.logits(images, &pass), goal.clone());
-    let (of_images, _) = input_gradient(&loss, images.clone());
-    let tracked = model.tracked();
-    let loss = mean(cross_entropy(tracked.logits(images, &pass), goal.clone()));
-    let of_weights = tracked.gradients(&mut loss.backward());
-    [
-        to_vec(of_images),
-        of_weights.into_iter().flat_map(to_vec).collect(),
-    ]
+/// The model, a batch and its targets, and how it passes.
+struct OneBatch<'a> {
+    model: Model,
+    images: Tensor<4>,
+    goal: Tensor<2>,
+    pass: Pass<'a>,
+}
+
+impl OneBatch<'_> {
+    fn new(work: &StepWork, numerics: Numerics, device: &Device) -> Self {
+        let batch = random_batch(work, 1);
+        Self {
+            model: Model::new(&work.model, work.classes, work.image_size, 0, device),
+            images: batch.to_device(work.image_size, device),
+            goal: Targets::classes(&batch.first).distributions(work.classes, 0.0, device),
+            pass: Pass {
+                numerics,
+                recompute: work.recompute,
+                ..Pass::evaluation()
+            },
+        }
+    }
+
+    fn losses(&self, model: &Model, images: Tensor<4>) -> Tensor<1> {
+        cross_entropy(model.logits(images, &self.pass), self.goal.clone())
+    }
+}
+
+fn image_gradients(work: &StepWork, numerics: Numerics, device: &Device) -> Vec<f32> {
+    let one = OneBatch::new(work, numerics, device);
+    let loss = |images| one.losses(&one.model, images);
+    to_vec(input_gradient(&loss, one.images.clone()).0)
+}
+
+fn weight_gradients(work: &StepWork, precision: Precision, device: &Device) -> Vec<f32> {
+    let one = OneBatch::new(work, precision.into(), device);
+    let tracked = one.model.tracked();
+    let loss = mean(one.losses(&tracked, one.images.clone()));
+    let gradients = tracked.gradients(&mut loss.backward());
+    gradients.into_iter().flat_map(to_vec).collect()
 }
 
 /// A batch of random images and labels.

@@ -7,7 +7,6 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::attack::Pgd;
 use crate::distributed::Comm;
 use crate::error::{Context, Error, Result};
 use crate::files;
@@ -68,7 +67,8 @@ fn one_model(
     };
     let seconds = run.folder.stage_seconds();
     let stages = run.recipe.stage.iter().map(|stage| {
-        let attack = stage.attack.as_ref().map_or("none".to_owned(), Pgd::name);
+        let attack = stage.attack.as_ref();
+        let attack = attack.map_or("none".to_owned(), |attack| attack.pgd.name());
         json!({
             "name": stage.name,
             "image_size": stage.phases[0].image_size,

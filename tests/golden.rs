@@ -88,7 +88,7 @@ fn check_model(tensors: &SafeTensors, name: &str, model: &Model, weights: bool) 
     let recorded = |what: &str| floats(tensors, &format!("{name}_{what}"));
     for (precision, tolerance) in [(Precision::F32, 1e-5), (Precision::Bf16, 0.03)] {
         let pass = Pass {
-            precision,
+            numerics: precision.into(),
             ..Pass::evaluation()
         };
         let logits = to_vec(model.logits(images.clone(), &pass));

@@ -20,8 +20,8 @@ use advxl::model::{DropPath, Masking, Model, ModelConfig, Pass};
 use advxl::objective::contrastive::TowerPasses;
 use advxl::objective::{ContrastiveLoss, Microbatches, Objective, Views};
 use advxl::ops::{
-    BlockSpec, BlockWeights, Device, DeviceName, Gelu, Precision, WeightCache, encoder_block,
-    from_vec, gelu, layer_norm, linear, to_vec, usable,
+    BlockSpec, BlockWeights, Device, DeviceName, Gelu, Numerics, Precision, WeightCache,
+    encoder_block, from_vec, gelu, layer_norm, linear, to_vec, usable,
 };
 use advxl::plan::GPU_CONTEXT;
 use advxl::recipe::Recipe;
@@ -143,8 +143,8 @@ fn bf16_is_near_to_f32_where_the_device_has_it() {
         return;
     }
     let [config, _] = configs();
-    let pass = |precision| Pass {
-        precision,
+    let pass = |precision: Precision| Pass {
+        numerics: precision.into(),
         ..Pass::evaluation()
     };
     let found = results(&config, SIZE, &pass(Precision::Bf16), &device);
@@ -153,6 +153,49 @@ fn bf16_is_near_to_f32_where_the_device_has_it() {
         // Eight bits, through two blocks.
         let off = off(found, right);
         assert!(off > 0.0 && off < 5e-2, "{off:e}");
+    }
+}
+
+/// The gradient of images in the arithmetic of a pass.
+fn image_gradient(config: &ModelConfig, pass: &Pass, device: &Device) -> Vec<f32> {
+    let model = Model::new(config, CLASSES, SIZE, 1, device);
+    let images: Tensor<4> = drawn(5, [BATCH, 3, SIZE, SIZE], device);
+    let goal = Targets::classes(&[0, 3, 9, 3]).distributions(CLASSES, 0.1, device);
+    let loss = |images| cross_entropy(model.logits(images, pass), goal.clone());
+    to_vec(input_gradient(&loss, images).0)
+}
+
+#[test]
+fn attacks_in_bf16_are_near_to_f32_and_in_fp8_to_the_emulation_on_the_processor() {
+    let (device, cpu) = (gpu(), Device::cpu());
+    let [config, _] = configs();
+    let pass = |numerics, recompute| Pass {
+        numerics,
+        recompute,
+        ..Pass::evaluation()
+    };
+    let cosine = |a: &[f32], b: &[f32]| {
+        let sum = |a: &[f32], b: &[f32]| {
+            let products = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b));
+            products.sum::<f64>()
+        };
+        sum(a, b) / (sum(a, a) * sum(b, b)).sqrt()
+    };
+    let right = image_gradient(&config, &pass(Numerics::F32, false), &cpu);
+    let bf16 = image_gradient(&config, &pass(Numerics::AttackBf16, false), &device);
+    let near = cosine(&bf16, &right);
+    assert!((0.9995..1.0).contains(&near), "bf16: {near}");
+    let emulated = image_gradient(&config, &pass(Numerics::AttackFp8, false), &cpu);
+    let fp8 = image_gradient(&config, &pass(Numerics::AttackFp8, false), &device);
+    let (near, same) = (cosine(&fp8, &right), cosine(&fp8, &emulated));
+    // Both round the same operands; where sums differ in their last bits, an operand may fall to the next number.
+    assert!(
+        near > 0.98 && same > 0.998 && same > near,
+        "fp8: {near}, {same}"
+    );
+    for (numerics, kept) in [(Numerics::AttackBf16, bf16), (Numerics::AttackFp8, fp8)] {
+        let recomputed = image_gradient(&config, &pass(numerics, true), &device);
+        assert!(recomputed == kept, "{numerics:?}, recomputed");
     }
 }
 
@@ -220,7 +263,8 @@ fn of_captions(size: Option<usize>, masked: bool, device: &Device) -> Vec<Vec<f3
     let kind = MaskingKind::Random;
     let masking = masked.then_some(Masking { kind, ratio: 0.5 });
     let microbatches = Microbatches {
-        precision: Precision::F32,
+        numerics: Precision::F32.into(),
+        attack_numerics: Precision::F32.into(),
         recompute: false,
         kept: masking.map(|masking| masking.choose(2, 0, 6, SIZE / 4)),
         size,
@@ -418,6 +462,7 @@ fn a_step_reads_three_numbers_from_the_gpu_and_an_attack_none() {
                 classes: CLASSES,
                 repeats: 1,
                 precision: Precision::Bf16,
+                attack_precision: None,
                 attack_only,
                 recompute,
                 profile: false,
@@ -457,6 +502,7 @@ fn planned_memory_is_what_the_engine_takes() {
                 classes: CLASSES,
                 repeats: 1,
                 precision,
+                attack_precision: None,
                 attack_only: false,
                 recompute,
                 profile: false,
@@ -561,7 +607,7 @@ fn every_operation_and_its_gradient_are_those_of_the_processor() {
         gelu: Gelu::Erf,
         eps: 1e-6,
         causal: false,
-        precision: Precision::F32,
+        numerics: Precision::F32.into(),
         recompute: false,
     };
     let causal = BlockSpec {

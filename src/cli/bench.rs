@@ -11,7 +11,7 @@ use crate::bench;
 use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
-use crate::ops::Precision;
+use crate::ops::{AttackPrecision, Precision};
 use crate::plan;
 use crate::plan::{Work, batch_memory};
 
@@ -50,6 +50,9 @@ pub(crate) struct Step {
     /// Compute with this arithmetic.
     #[arg(long, default_value = "bf16", value_parser = one_of::<Precision>("precision"))]
     precision: Precision,
+    /// Compute the attack with this arithmetic; that of --precision if absent.
+    #[arg(long, value_parser = one_of::<AttackPrecision>("precision"))]
+    attack_precision: Option<AttackPrecision>,
 }
 
 /// What an update costs the processes that `mpirun` started: gradients added up, weights put together.
@@ -123,6 +126,7 @@ impl Step {
             classes: self.head.classes,
             repeats: self.repeats,
             precision: usable_precision(self.precision)?,
+            attack_precision: self.attack_precision,
             attack_only: self.attack_only,
             recompute: self.recompute,
             profile: self.profile,
@@ -131,7 +135,7 @@ impl Step {
             plan::check_memory(&work.plan(&device), plan::free_memory(&device))?;
         }
         print_json(&match self.gradients {
-            true => bench::gradients(&work, &device),
+            true => bench::gradients(&work, &device)?,
             false => bench::step(&work, &device)?,
         });
         Ok(())

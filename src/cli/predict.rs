@@ -110,7 +110,7 @@ impl Predict {
             preprocessing,
         };
         let pass = Pass {
-            precision: usable_precision(self.test.precision)?,
+            numerics: usable_precision(self.test.precision)?.into(),
             ..Pass::evaluation()
         };
         let (mut logits, mut gradients) = (Vec::new(), Vec::new());

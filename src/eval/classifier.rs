@@ -45,7 +45,7 @@ impl Classifier {
         let (passed, pass) = (
             model.clone(),
             Pass {
-                precision,
+                numerics: precision.into(),
                 ..Pass::evaluation()
             },
         );

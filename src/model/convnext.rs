@@ -106,7 +106,7 @@ impl ConvNext {
 
     /// The logits of a batch; see [`crate::model::Model::logits`].
     pub fn logits(&self, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
-        let (mut x, mut side) = self.embed(images, pass.precision);
+        let (mut x, mut side) = self.embed(images, pass.numerics.products());
         let batch = x.dims()[0];
         let depth = self.config.depths.iter().sum();
         let spec = |width: usize| ConvNextSpec {
@@ -114,7 +114,7 @@ impl ConvNext {
             kernel: KERNEL,
             gelu: Gelu::Erf,
             eps: NORM_EPS,
-            precision: pass.precision,
+            precision: pass.numerics.products(),
             recompute: pass.recompute,
         };
         let mut index = 0;
@@ -126,7 +126,7 @@ impl ConvNext {
             {
                 let [weight, bias] = norm.each_ref().map(|part| part.value.clone());
                 let normed = layer_norm(x, weight, bias, NORM_EPS);
-                (x, side) = convolution(normed, side, weights, 2, 0, pass.precision);
+                (x, side) = convolution(normed, side, weights, 2, 0, pass.numerics.products());
             }
             for block in &stage.blocks {
                 let path = pass.drop_path.as_ref().map(|path| {

@@ -1,8 +1,8 @@
-//! How a forward pass is done: precision, masking, drop path, recomputation.
+//! How a forward pass is done: arithmetic, masking, drop path, recomputation.
 
 use super::parameter::Parameter;
 use super::tokens::Kept;
-use crate::ops::{Device, Precision};
+use crate::ops::{Device, Numerics};
 use crate::rng::{Purpose, Rng};
 
 /// Added to the variance in the norms, as in timm's models. Transformers may have another: [`crate::model::VitConfig::norm_eps`].
@@ -11,8 +11,8 @@ pub const NORM_EPS: f64 = 1e-6;
 /// How one forward pass is done.
 #[derive(Clone, Debug)]
 pub struct Pass<'a> {
-    /// Arithmetic of the matrix products.
-    pub precision: Precision,
+    /// Arithmetic.
+    pub numerics: Numerics,
     /// The patches that are seen; all of them if absent. Of a transformer only.
     pub kept: Option<&'a Kept>,
     /// Residual branches left out at random; none in evaluation mode.
@@ -25,7 +25,7 @@ impl Pass<'_> {
     /// Evaluation mode in f32 with every patch.
     pub fn evaluation() -> Self {
         Self {
-            precision: Precision::F32,
+            numerics: Numerics::F32,
             kept: None,
             drop_path: None,
             recompute: false,

@@ -179,7 +179,7 @@ impl Vit {
             gelu: self.config.gelu,
             eps,
             causal: false,
-            precision: pass.precision,
+            numerics: pass.numerics,
             recompute: pass.recompute,
         };
         let depth = self.blocks.len();
@@ -218,7 +218,8 @@ impl Vit {
             std: self.config.std,
         };
         let patches = patches(images, &spec);
-        let (patches, _) = ConvLayer::all(&self.stem, patches, image_size, pass.precision);
+        let (patches, _) =
+            ConvLayer::all(&self.stem, patches, image_size, pass.numerics.products());
         // Patches that are left out are not even embedded.
         let kept = pass.kept.map(Kept::rows);
         let patches = match &kept {
@@ -230,13 +231,13 @@ impl Vit {
             Some(bias) => bias.value.clone(),
             None => zeros([width], &Device::of(&weight)),
         };
-        let embedded = linear(patches, weight, bias, pass.precision);
+        let embedded = linear(patches, weight, bias, pass.numerics);
         let class = self.class_token.as_ref().map(|token| &token.value);
         let places = Places {
             kept,
             ..self.places(grid)
         };
-        tokens(embedded, class, &places)
+        tokens(embedded, class, &places, pass.numerics)
     }
 
     /// Position embeddings for a grid of patches.

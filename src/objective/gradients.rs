@@ -16,7 +16,7 @@ use crate::attack::input_gradient;
 use crate::distributed::Comm;
 use crate::distributed::zero::{PairwiseSum, both};
 use crate::model::{DropPath, Model};
-use crate::ops::{Device, from_vec, join, mean, row_dots, scaled_sum, sum, to_vec};
+use crate::ops::{Device, Numerics, from_vec, join, mean, row_dots, scaled_sum, sum, to_vec};
 
 /// The loss of a batch, how the batch passes through the model, and the ranks that share it.
 pub struct Objective<'a> {
@@ -57,19 +57,24 @@ impl<'a> Objective<'a> {
     /// Shapes: `images` and the result `[images, 3, height, width]`.
     pub fn input_gradient(&self, model: &Model, images: Tensor<4>) -> Tensor<4> {
         let passes = &self.microbatches;
+        let numerics = passes.attack_numerics;
         let microbatches = passes.rows(images.dims()[0]).concat();
         if microbatches.len() == 1 && self.comm.world_size() == 1 {
-            let loss = |images| self.loss.attack_losses(passes.forward(model, images, None));
+            let loss = |images| {
+                self.loss
+                    .attack_losses(passes.forward(model, images, numerics, None))
+            };
             return input_gradient(&loss, images).0;
         }
         let coupled = self.is_coupled().then(|| {
             let losses = |outputs: Views<_>| self.loss.attack_losses(outputs.adversarial);
             let images = Views::adversarial(&images);
-            self.output_gradient(model, images, &microbatches, None, 1.0, &losses)
+            let passes = (numerics, None);
+            self.output_gradient(model, images, &microbatches, passes, 1.0, &losses)
         });
         let parts = microbatches.into_iter().map(|rows| {
             let loss = |images| {
-                let outputs = passes.forward_rows(model, images, &rows, None);
+                let outputs = passes.forward_rows(model, images, &rows, numerics, None);
                 match &coupled {
                     None => self.loss_of(&rows).attack_losses(outputs),
                     Some(coupled) => along(outputs, &coupled.gradient.adversarial, &rows),
@@ -103,8 +108,9 @@ impl<'a> Objective<'a> {
         let losses = |outputs| loss.losses(outputs);
         let all = shards.concat();
         let share = 1.0 / batch as f64;
+        let passes = (self.microbatches.numerics, drop_path);
         let mut coupled =
-            self.output_gradient(model, images.as_ref(), &all, drop_path, share, &losses);
+            self.output_gradient(model, images.as_ref(), &all, passes, share, &losses);
         let parameters = loss.parameter_gradients(&mut coupled.found, self.comm);
         let mean = f64::from(to_vec(coupled.loss)[0]);
         let losses = vec![mean * count as f64 / shards.len() as f64; shards.len()];
@@ -169,7 +175,9 @@ impl<'a> Objective<'a> {
         let tracked = model.tracked();
         let loss = self.loss.tracked();
         let loss = loss.as_deref().unwrap_or(&*self.loss);
-        let outputs = images.map(|images| self.microbatches.forward(&tracked, images, drop_path));
+        let passes = &self.microbatches;
+        let outputs =
+            images.map(|images| passes.forward(&tracked, images, passes.numerics, drop_path));
         let value = mean(loss.losses(outputs.clone()));
         let mut found = value.clone().backward();
         let mut gradients = tracked.gradients(&mut found);
@@ -208,7 +216,10 @@ impl<'a> Objective<'a> {
         drop_path: Option<&DropPath>,
     ) -> Views<Tensor<2>> {
         let passes = &self.microbatches;
-        images.map(|images| passes.forward_rows(model, rows_of(images, rows), rows, drop_path))
+        let numerics = passes.numerics;
+        images.map(|images| {
+            passes.forward_rows(model, rows_of(images, rows), rows, numerics, drop_path)
+        })
     }
 
     /// Losses over the outputs of all ranks, and `share` times their gradient for this rank's outputs.
@@ -217,7 +228,7 @@ impl<'a> Objective<'a> {
         model: &Model,
         images: Views<&Tensor<4>>,
         microbatches: &[Range<usize>],
-        drop_path: Option<&DropPath>,
+        (numerics, drop_path): (Numerics, Option<&DropPath>),
         share: f64,
         losses: &dyn Fn(Views<Tensor<2>>) -> Tensor<1>,
     ) -> OutputGradient {
@@ -225,7 +236,8 @@ impl<'a> Objective<'a> {
         let outputs = images.map(|images| {
             let parts = microbatches.iter().map(|rows| {
                 let part = rows_of(images, rows);
-                self.microbatches.forward_rows(model, part, rows, drop_path)
+                let passes = &self.microbatches;
+                passes.forward_rows(model, part, rows, numerics, drop_path)
             });
             let all = gather_rows(self.comm, join(parts.collect()));
             all.autodiff().require_grad()
@@ -301,7 +313,7 @@ mod tests {
     use crate::model::tokens::MaskingKind;
     use crate::objective::contrastive::{ContrastiveLoss, TowerPasses};
     use crate::objective::labels::LabelLoss;
-    use crate::ops::{Device, Gelu, Precision};
+    use crate::ops::{Device, Gelu};
     use crate::rng::{Purpose, Rng};
     use crate::text::{TextConfig, TextPool, TextTower};
 
@@ -349,7 +361,8 @@ mod tests {
             ratio: 0.25,
         };
         Microbatches {
-            precision: Precision::F32,
+            numerics: Numerics::F32,
+            attack_numerics: Numerics::F32,
             recompute: false,
             kept: Some(masking.choose(0, 10, 7, 4)),
             size,
@@ -489,7 +502,7 @@ mod tests {
         let tracked = model.tracked();
         let passes = microbatches(None);
         let [adversarial, clean] = [images.adversarial, images.clean.unwrap()]
-            .map(|images| passes.forward(&tracked, images, None));
+            .map(|images| passes.forward(&tracked, images, Numerics::F32, None));
         let Weighted {
             labels, reference, ..
         } = weighted();

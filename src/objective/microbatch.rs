@@ -5,13 +5,15 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 
 use crate::model::{DropPath, Kept, Model, Pass};
-use crate::ops::Precision;
+use crate::ops::Numerics;
 
 /// How a rank's part of a batch passes through the model.
 #[derive(Clone, Debug)]
 pub struct Microbatches {
-    /// Arithmetic of the matrix products.
-    pub precision: Precision,
+    /// Arithmetic of updates.
+    pub numerics: Numerics,
+    /// Arithmetic of the attack's passes.
+    pub attack_numerics: Numerics,
     /// Whether backward passes recompute activations.
     pub recompute: bool,
     /// The patches that each image keeps; all if absent.
@@ -42,9 +44,11 @@ impl Microbatches {
         &self,
         model: &Model,
         images: Tensor<4>,
+        numerics: Numerics,
         drop_path: Option<&DropPath>,
     ) -> Tensor<2> {
-        self.pass(model, images, self.kept.as_ref(), drop_path.cloned())
+        let kept = self.kept.as_ref();
+        self.pass(model, images, kept, numerics, drop_path.cloned())
     }
 
     /// The model's outputs for the images of some rows.
@@ -55,6 +59,7 @@ impl Microbatches {
         model: &Model,
         images: Tensor<4>,
         rows: &Range<usize>,
+        numerics: Numerics,
         drop_path: Option<&DropPath>,
     ) -> Tensor<2> {
         let kept = self.kept.as_ref().map(|kept| kept.of_rows(rows));
@@ -62,7 +67,7 @@ impl Microbatches {
             position: path.position + rows.start as u64,
             ..path.clone()
         });
-        self.pass(model, images, kept.as_ref(), drop_path)
+        self.pass(model, images, kept.as_ref(), numerics, drop_path)
     }
 
     fn pass(
@@ -70,10 +75,11 @@ impl Microbatches {
         model: &Model,
         images: Tensor<4>,
         kept: Option<&Kept>,
+        numerics: Numerics,
         drop_path: Option<DropPath>,
     ) -> Tensor<2> {
         let pass = Pass {
-            precision: self.precision,
+            numerics,
             kept,
             drop_path,
             recompute: self.recompute,

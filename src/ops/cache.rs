@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::backend::flex::FlexTensor;
 
-use super::words::Precision;
+use super::words::Numerics;
 
 /// The weights of one layer or block in the form that its engine's products take: packed, rounded, or both.
 /// Clones share it.
@@ -18,7 +18,7 @@ pub struct WeightCache(Arc<Mutex<Option<Cached>>>);
 
 struct Cached {
     weights: Vec<FlexTensor>,
-    precision: Precision,
+    numerics: Numerics,
     form: Arc<dyn Any + Send + Sync>,
 }
 
@@ -42,14 +42,14 @@ impl WeightCache {
     pub(crate) fn form<F: Send + Sync + 'static>(
         &self,
         weights: Vec<FlexTensor>,
-        precision: Precision,
+        numerics: Numerics,
         make: impl FnOnce() -> F,
     ) -> Arc<F> {
         let mut slot = self.slot();
         if let Some(cached) = slot.as_ref() {
             let is_same =
                 |(a, b): (&FlexTensor, &FlexTensor)| Arc::ptr_eq(&a.data_arc(), &b.data_arc());
-            if cached.precision == precision
+            if cached.numerics == numerics
                 && cached.weights.iter().zip(&weights).all(is_same)
                 && let Ok(form) = Arc::clone(&cached.form).downcast()
             {
@@ -61,7 +61,7 @@ impl WeightCache {
         let form = Arc::new(make());
         *slot = Some(Cached {
             weights,
-            precision,
+            numerics,
             form: form.clone(),
         });
         form

@@ -11,7 +11,7 @@ use super::spec::{
     AdamW, BlockSpec, ConvNextSpec, KeptRows, Moments, PatchSpec, PathScale, Places, Streams,
     TensorUpdate,
 };
-use super::words::Precision;
+use super::words::Numerics;
 use super::{cpu, cuda, gpu, plain, reference};
 
 /// Normalizes the channels and cuts the images into patches.
@@ -46,14 +46,20 @@ pub fn unfold(
     }
 }
 
-/// `x W^T + b`, with the weight as PyTorch keeps it. An NVIDIA GPU multiplies in `precision`; elsewhere it is f32.
+/// `x W^T + b`, with the weight as PyTorch keeps it. An NVIDIA GPU multiplies in the products' precision and writes the format
+/// of the residual stream; elsewhere all is f32.
 ///
 /// Shapes: `x` `[batch, tokens, in]`; `weight` `[out * in]`, rows of `out`; `bias` `[out]`; the result
 /// `[batch, tokens, out]`.
-pub fn linear(x: Tensor<3>, weight: Tensor<1>, bias: Tensor<1>, precision: Precision) -> Tensor<3> {
+pub fn linear(
+    x: Tensor<3>,
+    weight: Tensor<1>,
+    bias: Tensor<1>,
+    numerics: impl Into<Numerics>,
+) -> Tensor<3> {
     match Engine::of_both(&x, &weight) {
         Engine::Cpu => cpu::linear(x, weight, bias),
-        Engine::Cuda(gpu) => cuda::linear(&gpu, x, weight, bias, precision),
+        Engine::Cuda(gpu) => cuda::linear(&gpu, x, weight, bias, numerics.into()),
         Engine::Burn => reference::linear(x, weight, bias),
     }
 }
@@ -229,11 +235,18 @@ pub fn keep(x: Tensor<3>, kept: &KeptRows) -> Tensor<3> {
 
 /// Patches with their positions, after the class token where there is one.
 ///
+/// They begin the residual stream, whose format `numerics` decides on an NVIDIA GPU.
+///
 /// Shapes: `patches` `[batch, patches, width]`; `class` `[width]`; the result `[batch, tokens, width]`.
 /// Source: Dosovitskiy et al. 2021, equation 1.
-pub fn tokens(patches: Tensor<3>, class: Option<&Tensor<1>>, places: &Places) -> Tensor<3> {
+pub fn tokens(
+    patches: Tensor<3>,
+    class: Option<&Tensor<1>>,
+    places: &Places,
+    numerics: Numerics,
+) -> Tensor<3> {
     match Engine::of_both(&patches, &places.table) {
-        Engine::Cuda(gpu) => cuda::tokens(&gpu, patches, class, places),
+        Engine::Cuda(gpu) => cuda::tokens(&gpu, patches, class, places, numerics),
         _ => plain::tokens(patches, class, places),
     }
 }

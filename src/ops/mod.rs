@@ -42,11 +42,11 @@ pub use evaluation::{
     fab_step, finite, l1_project, l1_sparse_step, l1_start, l1_step, logits_by_text, momentum,
     pull_back, put_rows, replace_rows, surface_start,
 };
-pub use open::{Api, DeviceName, Opened, hardware, usable};
+pub use open::{Api, DeviceName, Opened, hardware, usable, usable_in_attacks};
 pub use rate::peak_flops;
 pub use spec::{
     AdamW, BlockSpec, ConvNextSpec, KeptRows, Moments, PatchSpec, PathScale, Places, Streams,
     TensorUpdate,
 };
 pub use tensor::{Stored, from_vec, sum_of_bits, sum_of_squares, to_vec, zeros};
-pub use words::Precision;
+pub use words::{AttackPrecision, Numerics, Precision};

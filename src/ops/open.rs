@@ -10,7 +10,7 @@ use serde::Serializer;
 
 use super::device::Device;
 use super::tensor::{from_vec, to_vec};
-use super::words::Precision;
+use super::words::{AttackPrecision, Numerics, Precision};
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, Rng};
 use crate::settings::{Invalid, Kind, Setting, Value, Words, words};
@@ -308,6 +308,51 @@ pub fn usable(wanted: Precision, device: &Device) -> (Precision, Option<&'static
             let notice = "this GPU does not compute in bf16: computing in f32";
             f32_unless(device.supports_dtype(DType::BF16), wanted, notice)
         }
+    }
+}
+
+/// The arithmetic of a training attack on a device, if a recipe asks for `wanted` and its run for `of_run`, and a notice if it
+/// is another.
+///
+/// Errors: FP8 on a device that neither has it nor emulates it.
+pub fn usable_in_attacks(
+    wanted: Option<AttackPrecision>,
+    of_run: Precision,
+    device: &Device,
+) -> Result<(Numerics, Option<&'static str>)> {
+    let precision = match wanted {
+        Some(AttackPrecision::Fp8) => return fp8_attacks(device),
+        Some(AttackPrecision::Bf16) => Precision::Bf16,
+        Some(AttackPrecision::Tf32) => Precision::Tf32,
+        Some(AttackPrecision::F32) => Precision::F32,
+        None => of_run,
+    };
+    let (precision, notice) = usable(precision, device);
+    let numerics = match (device, precision) {
+        (Device::Cuda(_), Precision::Bf16) => Numerics::AttackBf16,
+        _ => precision.into(),
+    };
+    // What the run cannot do was said of the run.
+    Ok((numerics, notice.filter(|_| wanted.is_some())))
+}
+
+fn fp8_attacks(device: &Device) -> Result<(Numerics, Option<&'static str>)> {
+    let refused = |message: String| {
+        let hint = "use attack.precision = \"bf16\", or leave it out";
+        Err(Error::input(message).hint(hint))
+    };
+    match device {
+        Device::Cuda(gpu) => match gpu.check_fp8() {
+            Ok(()) => Ok((Numerics::AttackFp8, None)),
+            Err(why) => refused(format!("attack.precision = `fp8` does not work here: {why}")),
+        },
+        Device::Burn(_) if device.is_cpu() => {
+            let notice = "fp8 attacks are emulated on the CPU: the numbers of an NVIDIA GPU, at less than the speed of f32";
+            Ok((Numerics::AttackFp8, Some(notice)))
+        }
+        Device::Burn(_) => refused(
+            "attack.precision = `fp8` is for NVIDIA GPUs with --device cuda, and emulated on the CPU".into(),
+        ),
     }
 }
 

@@ -154,19 +154,20 @@ fn compose(
     let Layers {
         layer_norm, gelu, ..
     } = layers;
-    let linear = |x, weight, bias| (layers.linear)(spec.precision, x, weight, bias);
+    let linear = |x, weight, bias| (layers.linear)(spec.numerics.products(), x, weight, bias);
     let w = weights;
     let normed = layer_norm(x.clone(), w.norm1_weight, w.norm1_bias, spec.eps);
     let qkv = linear(normed, w.qkv_weight, w.qkv_bias);
     let mixed = match Engine::of(&qkv) {
         // Kept, its scores would be most of a block's memory.
         Engine::Burn => {
-            let (heads, causal, precision) = (spec.heads, spec.causal, spec.precision);
+            let (heads, causal) = (spec.heads, spec.causal);
+            let precision = spec.numerics.products();
             recomputed(qkv, &[], move |qkv, _| {
                 attention(qkv, heads, causal, precision)
             })
         }
-        _ => attention(qkv, spec.heads, spec.causal, spec.precision),
+        _ => attention(qkv, spec.heads, spec.causal, spec.numerics.products()),
     };
     let branch = linear(mixed, w.proj_weight, w.proj_bias);
     let x = x + scaled(branch, path.map(|path| &path.attention[..]));
@@ -385,6 +386,7 @@ mod tests {
     use burn::tensor::{DType, TensorData};
 
     use super::*;
+    use crate::ops::words::Numerics;
     use crate::rng::{Purpose, Rng};
 
     fn draw<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
@@ -481,7 +483,7 @@ mod tests {
                 gelu,
                 eps: 1e-6,
                 causal,
-                precision: Precision::F32,
+                numerics: Numerics::F32,
                 recompute: false,
             };
             let block = |x, weights: &[Tensor<1>; 12]| {

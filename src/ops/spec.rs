@@ -3,7 +3,7 @@
 use advxl_kernels::Gelu;
 use burn::tensor::Tensor;
 
-use super::words::Precision;
+use super::words::{Numerics, Precision};
 use crate::rng::Purpose;
 
 /// How images become patches.
@@ -82,8 +82,8 @@ pub struct BlockSpec {
     pub eps: f64,
     /// Whether a token attends only to itself and those before it.
     pub causal: bool,
-    /// Arithmetic of the matrix products; that of causal blocks on the CPU is always f32.
-    pub precision: Precision,
+    /// Arithmetic; that of causal blocks on the CPU is always f32.
+    pub numerics: Numerics,
     /// Whether the backward pass recomputes the block's activations instead of keeping them (activation
     /// checkpointing): a third more work in a training pass, and memory for one block in place of all.
     pub recompute: bool,

@@ -16,6 +16,68 @@ words! {
     }
 }
 
+words! {
+    /// Arithmetic of the matrix products in a training attack's passes. Updates and evaluations never run in it.
+    pub enum AttackPrecision {
+        /// All products in f32.
+        F32 = "f32",
+        /// Operands rounded to TF32 on NVIDIA GPUs; f32 elsewhere.
+        Tf32 = "tf32",
+        /// Operands rounded to bf16 where the device is faster with them, on NVIDIA GPUs the activations between blocks too; f32 elsewhere.
+        Bf16 = "bf16",
+        /// Operands of the blocks' products rounded to FP8 (e4m3, a scale for each row), the rest as with `bf16` on NVIDIA GPUs. The CPU emulates it, at less than the speed of f32. Transformers only.
+        Fp8 = "fp8",
+    }
+}
+
+/// Arithmetic of a forward pass and its gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numerics {
+    /// Products in this precision; everything else in f32.
+    Precise(Precision),
+    /// For training attacks on NVIDIA GPUs: products in bf16, the residual stream in bf16 too, and for the exact GELU its
+    /// tanh approximation, which cuBLASLt applies as part of a product. Elsewhere products in bf16.
+    AttackBf16,
+    /// The same with the operands of the blocks' products in FP8; emulated on the CPU.
+    AttackFp8,
+}
+
+impl Numerics {
+    /// f32 throughout.
+    pub const F32: Self = Self::Precise(Precision::F32);
+
+    /// The precision of products outside of blocks.
+    pub fn products(self) -> Precision {
+        match self {
+            Self::Precise(precision) => precision,
+            Self::AttackBf16 | Self::AttackFp8 => Precision::Bf16,
+        }
+    }
+
+    /// The GELU that blocks compute in place of a model's: in attacks the tanh approximation of the exact one, which is off by
+    /// 5e-4 at most, less than the rounding of bf16, and that cuBLASLt computes as part of a product.
+    pub(crate) fn gelu(self, of_model: Gelu) -> Gelu {
+        match (self, of_model) {
+            (Self::AttackBf16 | Self::AttackFp8, Gelu::Erf) => Gelu::Tanh,
+            (_, gelu) => gelu,
+        }
+    }
+
+    /// The format of the residual stream on an NVIDIA GPU.
+    pub(crate) fn stream(self) -> advxl_cuda::Kind {
+        match self {
+            Self::Precise(_) => advxl_cuda::Kind::F32,
+            Self::AttackBf16 | Self::AttackFp8 => advxl_cuda::Kind::Bf16,
+        }
+    }
+}
+
+impl From<Precision> for Numerics {
+    fn from(precision: Precision) -> Self {
+        Self::Precise(precision)
+    }
+}
+
 impl Precision {
     /// As the CPU's kernels have it.
     pub(crate) fn on_cpu(self) -> advxl_kernels::Precision {

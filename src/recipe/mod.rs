@@ -12,6 +12,7 @@ pub mod reference;
 mod stage;
 mod start;
 mod text;
+mod training_attack;
 mod whole;
 
 pub use data::Data;
@@ -20,4 +21,5 @@ pub use records::{Checkpoints, Log};
 pub use stage::{Phase, Stage};
 pub use start::{Head, Start};
 pub use text::{NewText, Text};
+pub use training_attack::TrainingAttack;
 pub use whole::{Recipe, cannot_be_run};

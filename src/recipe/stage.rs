@@ -3,6 +3,7 @@
 use super::data::Data;
 use super::start::Head;
 use super::text::Text;
+use super::training_attack::{TrainingAttack, check_precision};
 use crate::attack::Pgd;
 use crate::data::{Augmentation, Mixing};
 use crate::loss::{Loss, LossKind};
@@ -35,7 +36,7 @@ settings! {
             => table.children(Self::DESCRIPTION.key("phases"), |phase| Phase::read(phase, model, batch))
         ],
         /// Attack that perturbs each batch; without it the stage is standard training.
-        pub attack: Option<Pgd> {},
+        pub attack: Option<TrainingAttack> {},
         /// Samples over which epsilon and step size rise linearly from 0 (Debenedetti et al. 2022); at most those of the stage.
         pub attack_warmup_samples: Option<u64> { limits: at_least(1.0), unit: "samples", example: "1_281_024" },
         /// Loss that training minimizes and the attack maximizes.
@@ -55,6 +56,7 @@ settings! {
     }
     check {
         check_attack(table);
+        check_precision(table, attack.as_ref().and_then(Option::as_ref), model);
         if let Some(loss) = &loss {
             check_text(table, loss);
         }
@@ -88,7 +90,7 @@ impl Stage {
 
     /// The attack for the update that ends at `seen` samples of the stage.
     pub fn attack_at(&self, seen: u64) -> Option<Pgd> {
-        let attack = self.attack.as_ref()?;
+        let attack = &self.attack.as_ref()?.pgd;
         match self.attack_warmup_samples {
             Some(warmup) if seen < warmup => Some(attack.weakened(seen as f64 / warmup as f64)),
             _ => Some(attack.clone()),
@@ -97,7 +99,7 @@ impl Stage {
 
     /// Steps of its attack.
     pub fn attack_steps(&self) -> u64 {
-        self.attack.as_ref().map_or(0, |attack| attack.steps)
+        self.attack.as_ref().map_or(0, |attack| attack.pgd.steps)
     }
 
     /// What an image costs, in forward passes: 2k + 3, since an attack pass needs the gradient of its input alone; one

@@ -10,7 +10,7 @@ use super::config::TextConfig;
 use crate::error::{Error, Result};
 use crate::model::{Parameter, parameter};
 use crate::ops::{
-    BlockSpec, BlockWeights, Device, Precision, WeightCache, embed, encoder_block, layer_norm,
+    BlockSpec, BlockWeights, Device, Numerics, WeightCache, embed, encoder_block, layer_norm,
     project, take,
 };
 use crate::rng::{Purpose, Rng};
@@ -171,7 +171,7 @@ impl TextTower {
             gelu: self.config.gelu,
             eps: self.config.eps,
             causal: self.config.causal,
-            precision: Precision::F32,
+            numerics: Numerics::F32,
             recompute: false,
         };
         for block in &self.blocks {

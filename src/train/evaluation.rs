@@ -73,7 +73,7 @@ fn evaluate_stage(
     let strong = outcome(&evaluation.attack)?;
     let weak = match &stage.attack {
         // By class names where captions are trained: not what training maximizes, but as near as it comes.
-        Some(attack) => Some(outcome(attack)?.accuracy_after(1)),
+        Some(attack) => Some(outcome(&attack.pgd)?.accuracy_after(1)),
         None => None,
     };
     let found = monitor::Accuracies {

@@ -25,9 +25,10 @@ impl Run {
         let recipe = self.recipe.to_toml();
         self.comm.all_ok(self.folder.begin(&recipe))?;
         let precision = ops::usable(self.recipe.precision, &self.device).1;
+        let notices = precision.into_iter().chain(self.attack_notice);
         let changes = self.folder.changes().iter();
         let changes = changes.map(|change| format!("recipe changed: {change}"));
-        for note in precision.into_iter().map(str::to_owned).chain(changes) {
+        for note in notices.map(str::to_owned).chain(changes) {
             monitor.line(&format!("note: {note}"));
         }
         let images = distinct(&self.images);

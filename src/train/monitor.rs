@@ -136,11 +136,14 @@ impl<'a> Monitor<'a> {
         self.stage = Some(number);
         let attack = match &stage.attack {
             Some(attack) => {
+                let pgd = &attack.pgd;
+                let precision = attack.precision.map(|precision| precision.word());
+                let precision = precision.map_or(String::new(), |word| format!(" in {word}"));
                 format!(
-                    "{} {} {}",
-                    attack.name(),
-                    attack.norm.word(),
-                    attack.epsilon
+                    "{} {} {}{precision}",
+                    pgd.name(),
+                    pgd.norm.word(),
+                    pgd.epsilon
                 )
             }
             None => "no attack".to_owned(),
@@ -320,7 +323,7 @@ impl<'a> Monitor<'a> {
             (Some(attack), Some(weak)) => {
                 format!(
                     ", training attack ({}) {:.1} %",
-                    attack.name(),
+                    attack.pgd.name(),
                     100.0 * weak
                 )
             }

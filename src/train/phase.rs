@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::loss::Targets;
 use crate::model::DropPath;
 use crate::objective::{BatchLoss, Captions, LabelLoss, Microbatches, Objective};
-use crate::ops::{Device, Precision};
+use crate::ops::{Device, Numerics};
 use crate::recipe::{Phase, Recipe, Stage};
 use crate::rng::Purpose;
 
@@ -40,8 +40,10 @@ pub struct PhaseContext<'a> {
     pub zero: Zero<'a>,
     /// Where to compute.
     pub device: &'a Device,
-    /// Arithmetic of the matrix products.
-    pub precision: Precision,
+    /// Arithmetic of updates.
+    pub numerics: Numerics,
+    /// Arithmetic of the attack's passes.
+    pub attack_numerics: Numerics,
 }
 
 /// What changes from step to step.
@@ -133,7 +135,8 @@ impl<'a> PhaseContext<'a> {
         let (count, position) = (batch.first.len(), self.position(state.samples, batch));
         let masking = self.phase.masking.as_ref();
         let microbatches = Microbatches {
-            precision: self.precision,
+            numerics: self.numerics,
+            attack_numerics: self.attack_numerics,
             recompute: self.recipe.recompute,
             kept: masking.map(|masking| masking.choose(self.recipe.seed, position, count, grid)),
             size: self.stage.chunk.map(|chunk| chunk as usize),

@@ -20,9 +20,9 @@ use crate::error::{Context, Result};
 use crate::model::Model;
 use crate::objective::captions::RunPaths;
 use crate::objective::{Captions, ExtraParameters};
-use crate::ops::{self, Device, Precision};
+use crate::ops::{self, Device, Numerics, Precision};
 use crate::plan::{self, DeviceEngine, Devices};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Stage};
 use crate::settings::changes;
 
 /// A run that is ready to go: a checked recipe, its folder and its data.
@@ -39,6 +39,10 @@ pub struct Run {
     pub device: Device,
     /// In which arithmetic: the recipe's, or f32 where the processor is not faster with bf16.
     pub precision: Precision,
+    /// Arithmetic of the attack's passes of each stage.
+    pub attack_numerics: Vec<Numerics>,
+    /// What the user should know of it.
+    pub(super) attack_notice: Option<&'static str>,
     /// The ranks that share it.
     pub comm: Comm,
     /// Notices of the checks, shown when it begins.
@@ -99,6 +103,7 @@ impl Run {
             let head = new.width / new.heads.max(1);
             device.check_block("text.new", &[new.width, 4 * new.width], Some(head))?;
         }
+        let (attack_numerics, attack_notice) = attack_numerics(&recipe, device)?;
         let images = open_images(&recipe)?;
         let folder = RunFolder::open(folder, &recipe.to_toml(), accept_changes, comm)?;
         let paths = RunPaths {
@@ -123,6 +128,8 @@ impl Run {
             test_images: RefCell::default(),
             reported: RefCell::default(),
             precision: ops::usable(recipe.precision, device).0,
+            attack_numerics,
+            attack_notice,
             recipe,
             folder,
             images,
@@ -164,7 +171,8 @@ impl Run {
                     captions: self.captions[number].as_ref(),
                     zero: self.zero(),
                     device: &self.device,
-                    precision: self.precision,
+                    numerics: self.precision.into(),
+                    attack_numerics: self.attack_numerics[number],
                 });
             }
         }
@@ -248,4 +256,23 @@ impl Run {
     pub(super) fn check_memory(&self) -> Result<Option<String>> {
         plan::check_memory(&self.plan(), plan::free_memory(&self.device))
     }
+}
+
+/// The arithmetic of each stage's attack, and a notice where a stage asks for another than the device has.
+///
+/// Errors: the device cannot compute in it.
+fn attack_numerics(
+    recipe: &Recipe,
+    device: &Device,
+) -> Result<(Vec<Numerics>, Option<&'static str>)> {
+    let mut notice = None;
+    let of_stage = |stage: &Stage| {
+        let wanted = stage.attack.as_ref().and_then(|attack| attack.precision);
+        let (numerics, why) = ops::usable_in_attacks(wanted, recipe.precision, device)
+            .map_err(|error| error.context(format!("stage `{}`", stage.name)))?;
+        notice = notice.or(why);
+        Ok(numerics)
+    };
+    let all: Result<_> = recipe.stage.iter().map(of_stage).collect();
+    Ok((all?, notice))
 }

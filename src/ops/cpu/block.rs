@@ -19,6 +19,7 @@ use crate::ops::node::{Differentiable, parents, record};
 use crate::ops::reference;
 use crate::ops::reference::Layers;
 use crate::ops::spec::{BlockSpec, PathScale};
+use crate::ops::words::Numerics;
 
 /// See [`crate::ops::encoder_block`].
 pub(crate) fn encoder_block(
@@ -31,10 +32,13 @@ pub(crate) fn encoder_block(
     if spec.causal {
         return reference::block_of(LAYERS, x, weights, spec, path);
     }
+    if spec.numerics == Numerics::AttackFp8 {
+        return super::fp8::encoder_block(x, weights, spec, path, cache);
+    }
     let [batch, tokens, width] = x.dims();
     let parents = parents::<Flex, 3>(&x, weights);
     let values = weights.clone().map(primitive);
-    let precision = spec.precision.on_cpu();
+    let precision = spec.numerics.products().on_cpu();
     let call = Call {
         shape: BlockShape {
             batch,
@@ -43,7 +47,7 @@ pub(crate) fn encoder_block(
             heads: spec.heads,
             hidden: spec.hidden,
         },
-        packed: cache.form(values.iter().cloned().collect(), spec.precision, || {
+        packed: cache.form(values.iter().cloned().collect(), spec.numerics, || {
             PackedBlock::new(spec.heads, &values.as_ref().map(slice), precision)
         }),
         gelu: spec.gelu,
@@ -157,7 +161,6 @@ mod tests {
     use super::*;
     use crate::ops::cpu::testing::draw;
     use crate::ops::to_vec;
-    use crate::ops::words::Precision;
 
     const SHAPE: [usize; 3] = [3, 7, 24];
     const HIDDEN: usize = 40;
@@ -183,7 +186,7 @@ mod tests {
             gelu: Gelu::Erf,
             eps: 1e-6,
             causal,
-            precision: Precision::F32,
+            numerics: Numerics::F32,
             recompute,
         }
     }

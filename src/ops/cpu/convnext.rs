@@ -37,9 +37,11 @@ pub(crate) fn convnext_block(
             hidden: spec.hidden,
             kernel: spec.kernel,
         },
-        packed: cache.form(values.iter().cloned().collect(), spec.precision, || {
-            PackedConvNext::new(spec.kernel, &values.as_ref().map(slice), precision)
-        }),
+        packed: cache.form(
+            values.iter().cloned().collect(),
+            spec.precision.into(),
+            || PackedConvNext::new(spec.kernel, &values.as_ref().map(slice), precision),
+        ),
         gelu: spec.gelu,
         eps: spec.eps as f32,
         path: path.map(<[f32]>::to_vec),

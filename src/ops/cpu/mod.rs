@@ -6,6 +6,7 @@ mod adamw;
 mod block;
 mod convnext;
 pub(crate) mod flex;
+mod fp8;
 mod gelu;
 mod linear;
 mod norm;

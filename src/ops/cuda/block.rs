@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use advxl_cuda::{
-    Block, BlockSaved, BlockShape, BlockWeights as CudaWeights, Gelu, Gpu, Values, Wanted,
+    Block, BlockSaved, BlockShape, BlockWeights as CudaWeights, Gpu, Values, Wanted,
     block_backward, block_forward,
 };
 use advxl_kernels::BlockWeights;
@@ -15,7 +15,7 @@ use super::values::{flex, gradients, primitive, sent, values, wanted};
 use crate::ops::cache::WeightCache;
 use crate::ops::node::{Differentiable, parents, record};
 use crate::ops::spec::{BlockSpec, PathScale};
-use crate::ops::words::gelu_on_cuda;
+use crate::ops::words::{Numerics, gelu_on_cuda};
 
 /// See [`crate::ops::encoder_block`].
 pub(crate) fn encoder_block(
@@ -26,17 +26,21 @@ pub(crate) fn encoder_block(
     path: Option<&PathScale>,
     cache: &WeightCache,
 ) -> Tensor<3> {
+    if spec.numerics == Numerics::AttackFp8 {
+        assert!(path.is_none(), "attacks pass in evaluation mode");
+        return super::fp8::encoder_block(gpu, x, weights, spec, cache);
+    }
     let [batch, tokens, width] = x.dims();
     let parents = parents::<Flex, 3>(&x, weights);
     let primitives: Vec<FlexTensor> = weights.iter().map(flex).collect();
-    let precision = spec.precision.on_cuda();
+    let products = spec.numerics.products();
     let of_weights = || {
         let all = primitives
             .iter()
             .map(|weight| sent(gpu, weight))
             .collect::<Vec<_>>();
         let all: [Values; 12] = all.try_into().expect("a block has twelve weights");
-        Block::new(spec.heads, &CudaWeights::of(all), precision)
+        Block::new(spec.heads, &CudaWeights::of(all), products.on_cuda())
     };
     let call = Call {
         shape: BlockShape {
@@ -47,8 +51,8 @@ pub(crate) fn encoder_block(
             hidden: spec.hidden,
             causal: spec.causal,
         },
-        weights: cache.form(primitives.clone(), spec.precision, of_weights),
-        gelu: gelu_on_cuda(spec.gelu),
+        weights: cache.form(primitives.clone(), products.into(), of_weights),
+        gelu: gelu_on_cuda(spec.numerics.gelu(spec.gelu)),
         eps: spec.eps as f32,
         path: path
             .map(|path| [&path.attention, &path.mlp].map(|factors| Values::send(gpu, factors))),
@@ -73,7 +77,7 @@ pub(crate) fn encoder_block(
 struct Call {
     shape: BlockShape,
     weights: Arc<Block>,
-    gelu: Gelu,
+    gelu: advxl_cuda::Gelu,
     eps: f32,
     path: Option<[Values; 2]>,
 }

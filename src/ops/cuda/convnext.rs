@@ -45,7 +45,7 @@ pub(crate) fn convnext_block(
             hidden: spec.hidden,
             kernel: spec.kernel,
         },
-        weights: cache.form(primitives.clone(), spec.precision, of_weights),
+        weights: cache.form(primitives.clone(), spec.precision.into(), of_weights),
         gelu: gelu_on_cuda(spec.gelu),
         eps: spec.eps as f32,
         path: path.map(|factors| Values::send(gpu, factors)),

@@ -1,6 +1,6 @@
 //! Layers outside of blocks: linear, layer norm, GELU, and a convolution's weight with its channels last.
 
-use advxl_cuda::{Gpu, Kind, Linear, NormSaved, Values};
+use advxl_cuda::{Gpu, Linear, NormSaved, Values};
 use advxl_kernels::Gelu;
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 
 use super::values::{gradients, primitive, sent, values};
 use crate::ops::node::{Differentiable, parents, record};
-use crate::ops::words::{Precision, gelu_on_cuda};
+use crate::ops::words::{Numerics, Precision, gelu_on_cuda};
 
 /// See [`crate::ops::linear`].
 pub(crate) fn linear(
@@ -16,21 +16,22 @@ pub(crate) fn linear(
     x: Tensor<3>,
     weight: Tensor<1>,
     bias: Tensor<1>,
-    precision: Precision,
+    numerics: Numerics,
 ) -> Tensor<3> {
     let [batch, tokens, inputs] = x.dims();
     let outputs = bias.dims()[0];
     let parents = parents::<Flex, 3>(&x, [&weight, &bias]);
     let (weight, bias) = (values(gpu, &weight), values(gpu, &bias));
     // In bf16 rows are multiples of 8; a head of ten classes is f32 then.
-    let precision = match precision {
+    let precision = match numerics.products() {
         Precision::Bf16 if !outputs.is_multiple_of(8) => Precision::F32,
         precision => precision,
     };
     let layer = Linear::new(&weight, &bias, precision.on_cuda());
     let x = layer.pad(&values(gpu, &x));
     record(parents, |_| {
-        let y = primitive(layer.forward(&x, Kind::F32), &[batch, tokens, outputs]);
+        let y = layer.forward(&x, numerics.stream());
+        let y = primitive(y, &[batch, tokens, outputs]);
         let shape = [batch, tokens, inputs];
         (y, LinearGradient { layer, x, shape })
     })
@@ -83,7 +84,7 @@ pub(crate) fn layer_norm(
     let [weight, bias] = [weight, bias].map(|tensor| values(gpu, &tensor));
     let x = values(gpu, &x);
     record(parents, |_| {
-        let (y, saved) = advxl_cuda::layer_norm(&x, &weight, &bias, eps as f32, Kind::F32);
+        let (y, saved) = advxl_cuda::layer_norm(&x, &weight, &bias, eps as f32, x.kind());
         let saved = NormGradient {
             saved,
             weight,

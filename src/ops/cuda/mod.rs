@@ -3,6 +3,7 @@
 mod block;
 mod convnext;
 pub(crate) mod evaluation;
+mod fp8;
 mod layers;
 mod loss;
 pub(crate) mod optimizer;

@@ -10,6 +10,7 @@ use burn::tensor::Tensor;
 use super::values::{primitive, sent, values};
 use crate::ops::node::{Differentiable, parents, record};
 use crate::ops::spec::{KeptRows, Places};
+use crate::ops::words::Numerics;
 
 fn kept_rows(gpu: &Gpu, kept: &KeptRows, patches: usize) -> Kept {
     Kept::new(gpu, kept.batch, patches, kept.rows)
@@ -52,6 +53,7 @@ pub(crate) fn tokens(
     patches: Tensor<3>,
     class: Option<&Tensor<1>>,
     places: &Places,
+    numerics: Numerics,
 ) -> Tensor<3> {
     let [batch, count, width] = patches.dims();
     let prefix = usize::from(class.is_some());
@@ -90,11 +92,12 @@ pub(crate) fn tokens(
     };
     record(parents, |_| {
         let kept_now = kept.as_deref();
-        let y = shape.assemble(&patches, &all, class.as_ref(), kept_now, Kind::F32);
+        let y = shape.assemble(&patches, &all, class.as_ref(), kept_now, numerics.stream());
         let saved = TokensGradient {
             gpu: gpu.clone(),
             shape,
             batch,
+            kind: patches.kind(),
             kept,
             resampling,
             in_table: in_table > 0,
@@ -108,6 +111,8 @@ struct TokensGradient {
     gpu: Gpu,
     shape: Tokens,
     batch: usize,
+    /// Of the patches.
+    kind: Kind,
     kept: Option<Arc<Kept>>,
     resampling: Option<Resampling>,
     /// Whether the table's first row is the class token's.
@@ -151,7 +156,7 @@ impl Differentiable for TokensGradient {
         let prefix = usize::from(shape.class_token);
         let count = shape.tokens - prefix;
         let dx = primitive(
-            shape.patches_gradient(&dy, Kind::F32),
+            shape.patches_gradient(&dy, self.kind),
             &[self.batch, count, width],
         );
         let mut found = vec![Some(dx)];
@@ -190,8 +195,14 @@ pub(crate) fn pool(gpu: &Gpu, x: Tensor<3>, first: usize, end: usize) -> Tensor<
     };
     record(parents, |_| {
         let y = primitive(pool.forward(&x), &[batch, 1, width]);
-        let gpu = gpu.clone();
-        (y, PoolGradient { gpu, pool, batch })
+        let (gpu, kind) = (gpu.clone(), x.kind());
+        let saved = PoolGradient {
+            gpu,
+            pool,
+            batch,
+            kind,
+        };
+        (y, saved)
     })
 }
 
@@ -200,13 +211,15 @@ struct PoolGradient {
     gpu: Gpu,
     pool: Pool,
     batch: usize,
+    /// Of the tokens.
+    kind: Kind,
 }
 
 impl Differentiable for PoolGradient {
     type Backend = Flex;
 
     fn backward(self, dy: FlexTensor, _: &[bool]) -> Vec<Option<FlexTensor>> {
-        let dx = self.pool.gradient(&sent(&self.gpu, &dy), Kind::F32);
+        let dx = self.pool.gradient(&sent(&self.gpu, &dy), self.kind);
         let shape = [self.batch, self.pool.tokens, self.pool.width];
         vec![Some(primitive(dx, &shape))]
     }
