@@ -179,6 +179,7 @@ mod tests {
         Program::Fab,
         Program::Square,
         Program::Mixing,
+        Program::Messages,
         Program::Attention { tiles: 4, head: 64 },
         Program::Attention { tiles: 3, head: 80 },
         Program::Attention { tiles: 5, head: 64 },

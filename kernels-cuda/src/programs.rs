@@ -24,6 +24,7 @@ pub(crate) enum Program {
     Fab,
     Square,
     Mixing,
+    Messages,
     /// Up to `16 tiles` tokens in bf16.
     Attention {
         tiles: usize,
@@ -75,6 +76,7 @@ impl Program {
             Self::Fab => "fab".into(),
             Self::Square => "square".into(),
             Self::Mixing => "mixing".into(),
+            Self::Messages => "messages".into(),
             Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
             Self::AttentionLong { head } => format!("attention_long_{head}"),
             Self::AttentionAny { bf16, head, tile } => {
@@ -111,6 +113,7 @@ impl Program {
             Self::Fab => (include_str!("../cuda/fab.cuh"), String::new()),
             Self::Square => (include_str!("../cuda/square.cuh"), String::new()),
             Self::Mixing => (include_str!("../cuda/mixing.cuh"), String::new()),
+            Self::Messages => (include_str!("../cuda/messages.cuh"), String::new()),
             Self::Attention { tiles, head } => {
                 (include_str!("../cuda/attention.cuh"), format!("ATTENTION({tiles}, {head})\n"))
             }
