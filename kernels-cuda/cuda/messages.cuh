@@ -39,7 +39,7 @@ template<class F> __device__ __forceinline__ void walk(const Placed& tensor, siz
 }
 
 // message [ranks, width] = the parts of tensors, each filled up to its stride with zeros.
-KERNEL(256, pack, (float* message, const Placed* list, int count, uint64_t width, int ranks)) {
+KERNEL(256, lay_out, (float* message, const Placed* list, int count, uint64_t width, int ranks)) {
   size_t start;
   const Placed tensor = placed(list, count, start);
   walk(tensor, start, tensor.stride * ranks, width,
@@ -47,7 +47,7 @@ KERNEL(256, pack, (float* message, const Placed* list, int count, uint64_t width
 }
 
 // The inverse: tensors = their parts in a message.
-KERNEL(256, unpack, (const float* message, const Placed* list, int count, uint64_t width)) {
+KERNEL(256, take_apart, (const float* message, const Placed* list, int count, uint64_t width)) {
   size_t start;
   const Placed tensor = placed(list, count, start);
   walk(tensor, start, tensor.length, width, [&](size_t i, size_t at) { tensor.values[i] = message[at]; });

@@ -20,8 +20,8 @@
 //! - **Inputs are held by [`Pending`]** and dropped once the compute stream waits for the end of the exchange. Whoever gets their
 //!   memory from the arena then has work behind that wait.
 //!
-//! Tensors are packed into one message by one kernel, whatever their number, and unpacked by another. All of it is on the
-//! exchange stream, so packing one message does not overlap with sending another; that is a few percent of the time at
+//! Tensors are laid out in one message by one kernel, whatever their number, and taken out by another. The former is on the
+//! exchange stream, so laying out one message does not overlap with sending another; that is a few percent of the time at
 //! the speed of NVLink.
 
 use std::collections::HashMap;
@@ -230,7 +230,7 @@ impl Collectives {
         let sum = self.group.sum;
         let parts = layout.places().map(|(share, begin)| (layout.own(share), begin)).collect();
         self.group.start("reduce-scatter", plan, tensors, parts, |group, tensors| {
-            let message = group.pack(layout, tensors, ranks)?;
+            let message = group.lay_out(layout, tensors, ranks)?;
             match sum {
                 Sum::Exact => {
                     let received = group.message(ranks * width)?;
@@ -266,7 +266,7 @@ impl Collectives {
         check("part", &parts, layout.shares.iter().map(|share| layout.own(*share).len));
         let width = layout.width;
         self.group.start("all-gather", plan, parts, layout.places().collect(), |group, parts| {
-            let message = group.pack(layout, parts, 1)?;
+            let message = group.lay_out(layout, parts, 1)?;
             let all = group.message(layout.ranks * width)?;
             let (from, to) = (message.at(), all.at());
             group.call("all-gather", move |nccl, handle, stream| {
@@ -291,7 +291,7 @@ impl Collectives {
         let equal = layout.shares.iter().all(|share| share.len == share.stride * layout.ranks);
         assert!(equal, "an all-to-all of unequal parts");
         self.group.start("all-to-all", plan, tensors, layout.places().collect(), |group, tensors| {
-            let message = group.pack(layout, tensors, layout.ranks)?;
+            let message = group.lay_out(layout, tensors, layout.ranks)?;
             let all = group.message(layout.ranks * layout.width)?;
             group.all_to_all("all-to-all", &message, &all, layout.width)?;
             group.keep([message]);
@@ -481,7 +481,7 @@ impl Group {
     }
 
     /// The message of some tensors' parts for each rank, or of this rank's parts alone.
-    fn pack(&self, layout: &Layout, tensors: &[Values], ranks: usize) -> Option<Fresh> {
+    fn lay_out(&self, layout: &Layout, tensors: &[Values], ranks: usize) -> Option<Fresh> {
         let mut table = Table::new();
         let mut end = 0;
         for ((share, begin), values) in layout.places().zip(tensors) {
@@ -495,7 +495,7 @@ impl Group {
         // SAFETY: the list is as large; the tensors are held by the exchange, and their places are within the message.
         unsafe {
             self.gpu.send_on(Stream::Exchange, &table.bytes, list.at());
-            table.pack(&self.gpu, list.at(), message.at(), [ranks, layout.width]);
+            table.lay_out(&self.gpu, list.at(), message.at(), [ranks, layout.width]);
         }
         self.keep([list]);
         Some(message)
@@ -567,7 +567,7 @@ impl Pending {
         }
         if let Some((message, _)) = exchanged {
             // SAFETY: the results are as long as the table says, and the message has all their places.
-            unsafe { table.unpack(gpu, message.at(), self.width) };
+            unsafe { table.take_apart(gpu, message.at(), self.width) };
             let read = Event::record(gpu, Stream::Compute);
             self.group.messages.lock().expect("not poisoned").push((message, read));
         }

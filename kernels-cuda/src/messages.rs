@@ -42,12 +42,12 @@ impl Table {
     ///
     /// The table is at `list` in the order of that stream and names live tensors; the message is as large, and every tensor's
     /// places are within it.
-    pub(crate) unsafe fn pack(&self, gpu: &Gpu, list: u64, message: u64, [ranks, width]: [usize; 2]) {
+    pub(crate) unsafe fn lay_out(&self, gpu: &Gpu, list: u64, message: u64, [ranks, width]: [usize; 2]) {
         let arguments =
             [Argument(message), Argument(list), self.count.into(), (width as u64).into(), (ranks as i32).into()];
         let grid = [self.chunks, 1, 1];
         // SAFETY: by the caller's promise.
-        unsafe { gpu.launch_on(Stream::Exchange, Messages, "pack", grid, [256, 0], &arguments) };
+        unsafe { gpu.launch_on(Stream::Exchange, Messages, "lay_out", grid, [256, 0], &arguments) };
     }
 
     /// Writes the tensors from a message on the compute stream.
@@ -55,11 +55,11 @@ impl Table {
     /// # Safety
     ///
     /// The table names live tensors, and the message has all their places.
-    pub(crate) unsafe fn unpack(&self, gpu: &Gpu, message: u64, width: usize) {
+    pub(crate) unsafe fn take_apart(&self, gpu: &Gpu, message: u64, width: usize) {
         let (list, message) = (Values::send_bytes(gpu, &self.bytes), Argument(message));
         let grid = [self.chunks, 1, 1];
         // SAFETY: by the caller's promise.
-        unsafe { launch!(gpu, Messages, "unpack", grid, 256, 0, message, &list, self.count, width as u64) };
+        unsafe { launch!(gpu, Messages, "take_apart", grid, 256, 0, message, &list, self.count, width as u64) };
     }
 }
 
