@@ -6,12 +6,14 @@ mod support;
 
 use std::env;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use advxl_cuda::{
-    Collectives, ErrorKind, Gpu, Kind, Pending, Plan, Result, Share, Stream, Sum, UniqueId, Values, pairwise_sum,
+    AdamW, Collectives, ErrorKind, Gelu, Gpu, Kind, Parameter, Pending, Plan, Result, Share, Stream, Sum, UniqueId,
+    Values, pairwise_sum,
 };
 use support::{few, host, in_any_order, numbers, soft};
 
@@ -254,23 +256,50 @@ fn no_stream_reads_or_writes_too_early_however_late_the_other_is() {
     }
 }
 
+/// One rank alone on a GPU whose blocks may use so much shared memory.
+fn alone(shared_memory: usize) -> (Gpu, Collectives) {
+    let gpu = Gpu::soft_with(Path::new(env!("CARGO_TARGET_TMPDIR")), shared_memory);
+    let id = UniqueId::new(&gpu).unwrap();
+    let collectives = Collectives::join(&gpu, id, 0, 1, Sum::Exact, LIMIT).unwrap();
+    (gpu, collectives)
+}
+
 #[test]
-fn an_exchange_waits_for_its_gradients_alone() {
-    on_ranks(2, Sum::Exact, |gpu, collectives| {
-        let share = [Share { len: 8, stride: 4 }];
-        let plan = collectives.plan(&share).unwrap();
+fn an_exchange_waits_for_its_gradients_and_not_for_what_comes_after() {
+    for is_marked in [true, false] {
+        let (gpu, collectives) = alone(1 << 10);
+        let plan = collectives.plan(&[Share { len: 8, stride: 8 }]).unwrap();
         gpu.delay(Some(Stream::Compute));
-        let mut early = [Values::filled(gpu, 8, 1.0)];
-        Values::mark(&mut early);
-        // A kernel that fails when it runs: it would be the exchange's if it waited for it.
-        let late = Values::filled(gpu, 8, 2.0);
-        let memory = gpu.usage().0;
-        let summed = collectives.reduce_scatter(&plan, early.to_vec());
-        assert!(gpu.usage().0 > memory, "messages are not in the arena");
-        assert_eq!(hosts(summed.wait()), [vec![2.0; 4]]);
-        assert_eq!(host(&late), vec![2.0; 8]);
-        gpu.delay(None);
-    });
+        let mut gradients = vec![Values::filled(&gpu, 8, 1.0)];
+        if is_marked {
+            Values::mark(&mut gradients);
+        }
+        // A kernel that fails once it runs, since it needs 8 KiB of shared memory.
+        drop(advxl_cuda::gelu_gradient(Gelu::Erf, &gradients[0], &gradients[0], 8, true));
+        let pending = collectives.reduce_scatter(&plan, gradients);
+        assert_eq!(gpu.check().is_ok(), is_marked, "the exchange waits for it: {}", !is_marked);
+        drop(pending.wait());
+        assert!(gpu.wait().is_err());
+    }
+}
+
+#[test]
+fn values_that_were_changed_lose_their_mark() {
+    let (gpu, collectives) = alone(64 << 10);
+    let plan = collectives.plan(&[Share { len: 8, stride: 8 }]).unwrap();
+    gpu.delay(Some(Stream::Compute));
+    let mut weights = [Values::filled(&gpu, 8, 1.0)];
+    Values::mark(&mut weights);
+    let [mut weights] = weights;
+    let zeros = || Values::zeros(&gpu, 8, Kind::F32);
+    let (gradient, mut first, mut second) = (Values::filled(&gpu, 8, 1.0), zeros(), zeros());
+    let adamw =
+        AdamW { learning_rate: 0.5, betas: (0.0, 0.0), eps: 0.0, step: 1, gradient_scale: 1.0, average_decay: 0.0 };
+    let (first, second) = (&mut first, &mut second);
+    let parameter =
+        Parameter { weights: &mut weights, gradient: &gradient, first, second, average: None, weight_decay: 0.0 };
+    adamw.update(&gpu, &mut [parameter]);
+    assert_eq!(hosts(collectives.all_gather(&plan, vec![weights]).wait()), [vec![0.5; 8]]);
 }
 
 #[test]
