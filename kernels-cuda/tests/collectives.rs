@@ -162,16 +162,25 @@ fn an_all_to_all_transposes_ranks_and_parts() {
 #[test]
 fn a_broadcast_gives_all_ranks_the_values_of_the_first() {
     let lengths = [7, 0, 300];
-    let found = on_ranks(4, Sum::Exact, |gpu, collectives| {
-        let rank = collectives.rank();
-        let mut values: Vec<Values> = lengths.iter().map(|len| Values::send(gpu, &tensor(rank, *len, *len))).collect();
-        let before = values[2].clone();
-        collectives.broadcast(&mut values).unwrap();
-        assert_eq!(host(&before), tensor(rank, 300, 300), "clones keep their numbers");
-        hosts(values)
-    });
-    for found in found {
-        assert_eq!(found, lengths.map(|len| tensor(0, len, len)));
+    for (ranks, delayed) in [(4, None), (2, Some(Stream::Compute)), (2, Some(Stream::Exchange))] {
+        let found = on_ranks(ranks, Sum::Exact, |gpu, collectives| {
+            gpu.delay(delayed);
+            let rank = collectives.rank();
+            let mut values: Vec<Values> =
+                lengths.iter().map(|len| Values::send(gpu, &tensor(rank, *len, *len))).collect();
+            let before = values[2].clone();
+            // The host waits for the comparison of lengths, so not with the values that are checked.
+            collectives.broadcast(&mut values).unwrap();
+            values = lengths.iter().map(|len| Values::send(gpu, &tensor(rank, *len, *len))).collect();
+            collectives.broadcast(&mut values).unwrap();
+            let found = hosts(values);
+            assert_eq!(host(&before), tensor(rank, 300, 300), "clones keep their numbers");
+            gpu.delay(None);
+            found
+        });
+        for found in found {
+            assert_eq!(found, lengths.map(|len| tensor(0, len, len)), "{delayed:?} is late");
+        }
     }
 }
 
@@ -281,6 +290,32 @@ fn an_exchange_waits_for_its_gradients_and_not_for_what_comes_after() {
         drop(pending.wait());
         assert!(gpu.wait().is_err());
     }
+}
+
+#[test]
+fn an_exchange_waits_for_every_one_of_its_tensors() {
+    let (gpu, collectives) = alone(64 << 10);
+    let plan = collectives.plan(&[Share { len: 8, stride: 8 }; 3]).unwrap();
+    gpu.delay(Some(Stream::Compute));
+    let block = |value: f32| {
+        let mut values = [Values::filled(&gpu, 8, value)];
+        Values::mark(&mut values);
+        values
+    };
+    let tensors = [block(1.0), block(2.0), block(3.0)].concat();
+    let found = hosts(collectives.reduce_scatter(&plan, tensors).wait());
+    assert_eq!(found, [1.0, 2.0, 3.0].map(|value| vec![value; 8]));
+}
+
+#[test]
+fn a_message_is_not_overwritten_before_its_results_are_taken_out() {
+    let (gpu, collectives) = alone(64 << 10);
+    let plan = collectives.plan(&[Share { len: 8, stride: 8 }]).unwrap();
+    gpu.delay(Some(Stream::Compute));
+    let mut tensors = [1.0, 2.0, 3.0].map(|value| Values::filled(&gpu, 8, value));
+    Values::mark(&mut tensors);
+    let found = tensors.map(|tensor| collectives.reduce_scatter(&plan, vec![tensor]).wait());
+    assert_eq!(hosts(found.concat()), [1.0, 2.0, 3.0].map(|value| vec![value; 8]));
 }
 
 #[test]
