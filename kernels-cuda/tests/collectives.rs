@@ -179,7 +179,7 @@ fn a_broadcast_gives_all_ranks_the_values_of_the_first() {
             found
         });
         for found in found {
-            assert_eq!(found, lengths.map(|len| tensor(0, len, len)), "{delayed:?} is late");
+            assert!(found == lengths.map(|len| tensor(0, len, len)), "{delayed:?} is late");
         }
     }
 }
