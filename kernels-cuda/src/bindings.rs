@@ -184,7 +184,7 @@ pub(crate) struct NcclConfig {
 }
 
 impl NcclConfig {
-    /// Calls return at once: what they began goes on in NCCL's threads, and can be aborted at any time.
+    /// Calls return at once: what they began is done by NCCL's threads and can be aborted at any time.
     pub(crate) const NON_BLOCKING: Self = Self {
         size: size_of::<Self>(),
         magic: 0xcafe_beef, // `NCCL_API_MAGIC`

@@ -455,7 +455,7 @@ impl Group {
         Some(end)
     }
 
-    /// Memory for so many numbers that the exchange stream can use.
+    /// Memory for this many numbers that the exchange stream can use.
     fn message(&self, numbers: usize) -> Option<Fresh> {
         self.memory(numbers * 4)
     }
@@ -501,7 +501,7 @@ impl Group {
         Some(message)
     }
 
-    /// Rows `[ranks, width]` of which each rank gets its own from all.
+    /// Rows `[ranks, width]`: each rank gets its own row from all.
     fn all_to_all(&self, what: &'static str, from: &Fresh, to: &Fresh, width: usize) -> Option<()> {
         let (from, to, ranks) = (from.at(), to.at(), self.communicator.world_size);
         self.call(what, move |nccl, handle, stream| {

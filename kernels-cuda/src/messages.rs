@@ -68,7 +68,7 @@ impl Table {
 ///
 /// # Panics
 ///
-/// If the values are not so many whole rows, or not f32.
+/// If the values are not this many whole rows, or not f32.
 pub fn pairwise_sum(values: &Values, rows: usize) -> Values {
     assert!(values.kind() == Kind::F32 && (1..=MOST_ROWS).contains(&rows), "{rows} rows of {values:?}");
     assert!(values.len().is_multiple_of(rows), "{values:?} are not {rows} rows");
