@@ -64,7 +64,11 @@ impl Error {
 
     /// A failure of an NVIDIA GPU.
     pub fn of_gpu(error: &advxl_cuda::Error) -> Self {
-        let failed = Self::failed(error.message());
+        let kind = match error.kind() {
+            advxl_cuda::ErrorKind::Lost => Kind::TryAgain,
+            _ => Kind::Failed,
+        };
+        let failed = Self::new(kind, error.message());
         match error.advice() {
             Some(advice) => failed.hint(advice),
             None => failed,

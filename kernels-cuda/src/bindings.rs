@@ -83,6 +83,8 @@ functions! {
         cuEventDestroy_v2(Handle) -> Status;
         cuEventSynchronize(Handle) -> Status;
         cuEventElapsedTime(*mut f32, Handle, Handle) -> Status;
+        cuEventQuery(Handle) -> Status;
+        cuStreamWaitEvent(Handle, Handle, c_uint) -> Status;
         cuModuleLoadData(*mut Handle, *const c_void) -> Status;
         cuModuleGetFunction(*mut Handle, Handle, *const c_char) -> Status;
         cuFuncSetAttribute(Handle, c_int, c_int) -> Status;
@@ -103,6 +105,10 @@ pub(crate) const SHARED_MEMORY: c_int = 97;
 pub(crate) const FUNCTION_SHARED: c_int = 8;
 /// `CUDA_ERROR_OUT_OF_MEMORY`
 pub(crate) const OUT_OF_MEMORY: Status = 2;
+/// `CUDA_ERROR_NOT_READY`
+pub(crate) const NOT_READY: Status = 600;
+/// `CU_EVENT_DISABLE_TIMING`
+pub(crate) const EVENT_WITHOUT_TIME: c_uint = 2;
 
 functions! {
     /// NVRTC, the compiler.
@@ -164,3 +170,66 @@ pub(crate) const EPILOGUE_DGELU: u32 = 192;
 pub(crate) const EPILOGUE_DEFAULT: u32 = 1;
 /// `CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES`
 pub(crate) const PREFERENCE_WORKSPACE: c_int = 1;
+
+/// Bytes of `ncclUniqueId` (`NCCL_UNIQUE_ID_BYTES`).
+pub(crate) const UNIQUE_ID: usize = 128;
+
+/// NCCL's `ncclUniqueId`, which is passed by value.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct UniqueId {
+    pub(crate) internal: [u8; UNIQUE_ID],
+}
+
+/// The first fields of `ncclConfig_t`, those of 2.14: NCCL takes as many bytes as `size` says, and its defaults for the
+/// fields of versions after `version`.
+#[repr(C)]
+pub(crate) struct NcclConfig {
+    pub(crate) size: usize,
+    pub(crate) magic: c_uint,
+    pub(crate) version: c_uint,
+    pub(crate) blocking: c_int,
+    /// Padding here, another field since 2.17.
+    pub(crate) unset: c_int,
+}
+
+impl NcclConfig {
+    /// Calls return at once: what they began is done by NCCL's threads and can be aborted at any time.
+    pub(crate) const NON_BLOCKING: Self = Self {
+        size: size_of::<Self>(),
+        magic: 0xcafe_beef, // `NCCL_API_MAGIC`
+        version: 21_400,
+        blocking: 0,
+        unset: c_int::MIN, // `NCCL_CONFIG_UNDEF_INT`
+    };
+}
+
+functions! {
+    /// NCCL, the exchanges between GPUs. Signatures and constants are those of `nccl.h` 2.32.3; none of them changed since
+    /// 2.14.
+    Nccl {
+        ncclGetVersion(*mut c_int) -> Status;
+        ncclGetErrorString(Status) -> *const c_char;
+        ncclGetLastError(Handle) -> *const c_char;
+        ncclGetUniqueId(*mut UniqueId) -> Status;
+        ncclCommInitRankConfig(*mut Handle, c_int, UniqueId, c_int, *mut NcclConfig) -> Status;
+        ncclCommFinalize(Handle) -> Status;
+        ncclCommDestroy(Handle) -> Status;
+        ncclCommAbort(Handle) -> Status;
+        ncclCommGetAsyncError(Handle, *mut Status) -> Status;
+        ncclGroupStart() -> Status;
+        ncclGroupEnd() -> Status;
+        ncclSend(*const c_void, usize, c_int, c_int, Handle, Handle) -> Status;
+        ncclRecv(*mut c_void, usize, c_int, c_int, Handle, Handle) -> Status;
+        ncclAllGather(*const c_void, *mut c_void, usize, c_int, Handle, Handle) -> Status;
+        ncclReduceScatter(*const c_void, *mut c_void, usize, c_int, c_int, Handle, Handle) -> Status;
+        ncclBroadcast(*const c_void, *mut c_void, usize, c_int, c_int, Handle, Handle) -> Status;
+    }
+}
+
+/// `ncclInProgress`
+pub(crate) const NCCL_IN_PROGRESS: Status = 7;
+/// `ncclFloat32`
+pub(crate) const NCCL_FLOAT32: c_int = 7;
+/// `ncclSum`
+pub(crate) const NCCL_SUM: c_int = 0;

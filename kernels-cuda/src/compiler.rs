@@ -180,6 +180,7 @@ mod tests {
         Program::Square,
         Program::Mixing,
         Program::Fp8,
+        Program::Messages,
         Program::Attention { tiles: 4, head: 64 },
         Program::Attention { tiles: 3, head: 80 },
         Program::Attention { tiles: 5, head: 64 },

@@ -11,6 +11,8 @@ pub enum ErrorKind {
     Memory,
     /// A launch, a copy or a compilation failed.
     Failed,
+    /// Another rank is gone or does not answer: the same run may succeed when it is started again.
+    Lost,
 }
 
 /// A failure, and what the user can do about it.

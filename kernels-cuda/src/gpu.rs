@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::fp8::Support;
-use crate::machine::{Argument, Facts, Launch, Machine, Operands, Product};
+use crate::machine::{Argument, Facts, Launch, Machine, Operands, Product, Stream};
 use crate::programs::Program;
 use crate::real::{self, Real};
 use crate::soft::Soft;
@@ -29,6 +29,7 @@ struct Inner {
     unplanned: Counter,
     profile: Mutex<Option<BTreeMap<String, (u64, f64)>>>,
     fp8: OnceLock<Result<Support>>,
+    exchanges: AtomicBool,
     machine: Box<dyn Machine>,
 }
 
@@ -134,6 +135,7 @@ impl Gpu {
             unplanned: Counter::default(),
             profile: Mutex::default(),
             fp8: OnceLock::new(),
+            exchanges: AtomicBool::new(false),
             machine,
         }))
     }
@@ -141,6 +143,20 @@ impl Gpu {
     /// On the software GPU: runs threads in a random order from now on, or with 0 in ascending order.
     pub fn shuffle_threads(&self, seed: u64) {
         self.machine().shuffle(seed);
+    }
+
+    /// On the software GPU: does the work of a stream as late as events and the host's waits allow, or with none all at once.
+    pub fn delay(&self, stream: Option<Stream>) {
+        self.machine().delay(stream);
+    }
+
+    /// Whether it takes part in exchanges with others, so that marks on its values are of use.
+    pub(crate) fn has_exchanges(&self) -> bool {
+        self.0.exchanges.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn begin_exchanges(&self) {
+        self.0.exchanges.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn machine(&self) -> &dyn Machine {
@@ -182,7 +198,7 @@ impl Gpu {
         self.0.fault.lock().expect("not poisoned").take_if(|error| error.kind() == ErrorKind::Memory)
     }
 
-    /// Waits for all work.
+    /// Waits for all work but exchanges that no work waits for.
     ///
     /// # Errors
     ///
@@ -284,7 +300,7 @@ impl Gpu {
     }
 
     /// Keeps the first failure.
-    fn note(&self, result: Result<()>) {
+    pub(crate) fn note(&self, result: Result<()>) {
         if let Err(error) = result {
             self.0.fault.lock().expect("not poisoned").get_or_insert(error);
         }
@@ -318,19 +334,36 @@ impl Gpu {
                 unsafe { self.machine().recycle(at, size) };
                 at
             }
-            None => self.machine().allocate(size).or_else(|error| {
-                if error.kind() != ErrorKind::Memory {
-                    return Err(error);
-                }
-                // Other sizes may hold what is missing.
-                self.release_memory();
-                self.machine().allocate(size).map_err(|error| self.full(size, error))
-            })?,
+            None => self.allocate(size)?,
         };
+        self.count_use(size);
+        Ok(at)
+    }
+
+    fn allocate(&self, size: usize) -> Result<u64> {
+        self.machine().allocate(size).or_else(|error| {
+            if error.kind() != ErrorKind::Memory {
+                return Err(error);
+            }
+            // Other sizes may hold what is missing.
+            self.release_memory();
+            self.machine().allocate(size).map_err(|error| self.full(size, error))
+        })
+    }
+
+    fn count_use(&self, size: usize) {
         let mut arena = self.0.arena.lock().expect("not poisoned");
         arena.in_use += size;
         arena.peak = arena.peak.max(arena.in_use);
-        Ok(at)
+    }
+
+    /// Memory that no work uses, outside the arena: for work on another stream.
+    pub(crate) fn take_fresh(&self, bytes: usize) -> Result<Fresh> {
+        self.check()?;
+        let size = self.machine().block_size(bytes);
+        let at = self.allocate(size)?;
+        self.count_use(size);
+        Ok(Fresh { gpu: self.clone(), at, size })
     }
 
     fn full(&self, size: usize, error: Error) -> Error {
@@ -366,6 +399,24 @@ impl Gpu {
         shared: usize,
         arguments: &[Argument],
     ) {
+        // SAFETY: by the caller's promise.
+        unsafe { self.launch_on(Stream::Compute, program, kernel, grid, [threads, shared], arguments) };
+    }
+
+    /// The same on any stream, with `[threads, shared]`. A profile has the compute stream's alone.
+    ///
+    /// # Safety
+    ///
+    /// As for [`launch`](Self::launch), and no work of another stream uses this memory at the same time.
+    pub(crate) unsafe fn launch_on(
+        &self,
+        stream: Stream,
+        program: Program,
+        kernel: &str,
+        grid: [usize; 3],
+        [threads, shared]: [usize; 2],
+        arguments: &[Argument],
+    ) {
         if grid.contains(&0) || self.check().is_err() {
             return;
         }
@@ -374,10 +425,13 @@ impl Gpu {
             return self.note(Err(Error::failed(format!("kernel `{kernel}`: a grid of {grid:?} blocks is too large"))));
         }
         let grid = grid.map(|blocks| blocks as u32);
-        let launch = Launch { program, kernel, grid, threads: threads as u32, shared, arguments };
+        let launch = Launch { stream, program, kernel, grid, threads: threads as u32, shared, arguments };
         // SAFETY: by the caller's promise.
         let work = || unsafe { self.machine().launch(&launch) };
-        self.note(self.run(|| kernel.to_owned(), &work));
+        self.note(match stream {
+            Stream::Compute => self.run(|| kernel.to_owned(), &work),
+            Stream::Exchange => work(),
+        });
     }
 
     /// Multiplies, unless something failed before.
@@ -398,12 +452,20 @@ impl Gpu {
     ///
     /// `to` has room for the bytes.
     pub(crate) unsafe fn send(&self, from: &[u8], to: u64) {
+        // SAFETY: by the caller's promise.
+        unsafe { self.send_on(Stream::Compute, from, to) };
+    }
+
+    /// # Safety
+    ///
+    /// `to` has room for the bytes, and no work of another stream uses them at the same time.
+    pub(crate) unsafe fn send_on(&self, stream: Stream, from: &[u8], to: u64) {
         if from.is_empty() || self.check().is_err() {
             return;
         }
         self.0.sent.count(from.len());
         // SAFETY: by the caller's promise.
-        self.note(unsafe { self.machine().send(from, to) });
+        self.note(unsafe { self.machine().send(stream, from, to) });
     }
 
     /// # Safety
@@ -478,5 +540,30 @@ impl Drop for Memory {
         arena.in_use -= self.size;
         arena.cached += self.size;
         arena.free.entry(self.size).or_default().push(self.at);
+    }
+}
+
+/// Memory outside the arena; given back to the device when dropped, which waits for all work.
+pub(crate) struct Fresh {
+    gpu: Gpu,
+    at: u64,
+    size: usize,
+}
+
+impl Fresh {
+    pub(crate) fn at(&self) -> u64 {
+        self.at
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        self.gpu.0.arena.lock().expect("not poisoned").in_use -= self.size;
+        // SAFETY: allocated for this alone; the machine waits for work that still runs.
+        unsafe { self.gpu.machine().release(self.at) };
     }
 }

@@ -1,4 +1,5 @@
-//! Finds and opens NVIDIA's libraries: the driver's libcuda, cuBLASLt, and the compiler NVRTC.
+//! Finds and opens NVIDIA's libraries: the driver's libcuda, cuBLASLt, the compiler NVRTC, and NCCL where several ranks use
+//! GPUs.
 //!
 //! libcuda comes with the driver and is on the loader's path. The others come with a CUDA toolkit, with PyTorch, or as
 //! pip's `nvidia-*` wheels, whose folders no loader searches. cuBLASLt of a major version above the driver's does not
@@ -13,7 +14,7 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 
-use crate::bindings::{BlasLt, Driver, Nvrtc};
+use crate::bindings::{BlasLt, Driver, Nccl, Nvrtc};
 use crate::error::{Error, Result};
 
 /// The oldest major version of CUDA whose libraries are accepted.
@@ -75,6 +76,27 @@ pub(crate) fn nvrtc(major: i32) -> Result<&'static Nvrtc> {
     found.as_ref().map_err(Clone::clone)
 }
 
+/// The functions of NCCL, whose major version is not CUDA's.
+pub(crate) fn nccl(driver_major: i32) -> Result<&'static Nccl> {
+    static FOUND: OnceLock<Result<Nccl>> = OnceLock::new();
+    let found = FOUND.get_or_init(|| open_nccl(&Places::of_this_process(), driver_major));
+    found.as_ref().map_err(Clone::clone)
+}
+
+/// The same, from a folder.
+pub(crate) fn nccl_in(folder: &Path) -> Result<Nccl> {
+    open_nccl(&Places { first: vec![folder.to_owned()], ..Places::of_this_process() }, 13)
+}
+
+fn open_nccl(places: &Places, driver_major: i32) -> Result<Nccl> {
+    let (library, path) = find_nccl(places, driver_major)?;
+    // SAFETY: the name says that it is NVIDIA's, and `keep` never unloads.
+    unsafe { Nccl::of(library) }.map_err(|name| {
+        let message = format!("`{}` has no function `{name}`", path.display());
+        Error::missing(message).hint(format!("{} (2.18 or later)", install(NCCL, driver_major)))
+    })
+}
+
 fn symbol(library: &str, name: &str) -> Error {
     Error::missing(format!("`{library}` has no function `{name}`")).hint("install CUDA 12.0 or later")
 }
@@ -104,11 +126,37 @@ fn find(name: &str, driver_major: i32) -> Result<(&'static Library, PathBuf)> {
             }
         }
     }
-    Err(not_found(name, driver_major, &broken))
+    let names = (OLDEST..=driver_major).rev().map(|major| format!("lib{name}.so.{major}"));
+    Err(not_found(&names.collect::<Vec<_>>(), &["nvidia-cublas", "nvidia-cuda-nvrtc"], driver_major, &broken))
 }
 
-fn not_found(name: &str, major: i32, broken: &[String]) -> Error {
-    let names: Vec<_> = (OLDEST..=major).rev().map(|major| format!("`lib{name}.so.{major}`")).collect();
+fn find_nccl(places: &Places, driver_major: i32) -> Result<(&'static Library, PathBuf)> {
+    let mut broken = Vec::new();
+    for path in places.candidates("libnccl.so.2", driver_major) {
+        match keep(&path) {
+            Ok(library) => return Ok((library, path)),
+            Err(why) if path.is_absolute() => broken.push(why),
+            Err(_) => {}
+        }
+    }
+    Err(not_found(&["libnccl.so.2".into()], NCCL, driver_major, &broken))
+}
+
+/// The wheel of NCCL, which has a suffix for every major version of CUDA.
+const NCCL: &[&str] = &["nvidia-nccl"];
+
+/// The command that installs wheels for a driver.
+fn install(wheels: &[&str], major: i32) -> String {
+    let wheel = |name: &&str| match (*name, major) {
+        (_, 12) => format!("{name}-cu12"),
+        ("nvidia-nccl", _) => format!("{name}-cu13"), // The others' newest have no suffix.
+        _ => (*name).to_owned(),
+    };
+    format!("pip install {}", wheels.iter().map(wheel).collect::<Vec<_>>().join(" "))
+}
+
+fn not_found(names: &[String], wheels: &[&str], major: i32, broken: &[String]) -> Error {
+    let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
     let mut message = format!(
         "cannot find NVIDIA's {}; looked in ADVXL_CUDA_LIBRARIES, the loader's path, CUDA_PATH, CUDA_HOME, VIRTUAL_ENV, \
          CONDA_PREFIX, the site-packages of `python3`, and /usr/local/cuda*",
@@ -117,10 +165,8 @@ fn not_found(name: &str, major: i32, broken: &[String]) -> Error {
     for why in broken {
         message += &format!("; cannot open {why}");
     }
-    let suffix = if major == 12 { "-cu12" } else { "" };
-    Error::missing(message).hint(format!(
-        "pip install nvidia-cublas{suffix} nvidia-cuda-nvrtc{suffix} (or set ADVXL_CUDA_LIBRARIES to the folder that has them)"
-    ))
+    let command = install(wheels, major);
+    Error::missing(message).hint(format!("{command} (or set ADVXL_CUDA_LIBRARIES to the folder that has them)"))
 }
 
 /// Where to look, in order.
@@ -189,9 +235,10 @@ impl Places {
 }
 
 /// Where pip's wheels of a major version put libraries, below a folder of packages.
-fn wheels(packages: &Path, major: i32) -> [PathBuf; 3] {
+fn wheels(packages: &Path, major: i32) -> [PathBuf; 4] {
     let nvidia = packages.join("nvidia");
-    [nvidia.join(format!("cu{major}/lib")), nvidia.join("cublas/lib"), nvidia.join("cuda_nvrtc/lib")]
+    let folders = [format!("cu{major}"), "cublas".into(), "cuda_nvrtc".into(), "nccl".into()];
+    folders.map(|folder| nvidia.join(folder).join("lib"))
 }
 
 /// The entries of a folder whose names begin so, in descending order: the latest version first.
@@ -271,16 +318,54 @@ mod tests {
 
     #[test]
     fn a_missing_library_names_the_places_and_the_command_that_installs_it() {
-        let text = not_found("cublasLt", 13, &[]).to_string();
+        let blas = ["nvidia-cublas", "nvidia-cuda-nvrtc"];
+        let names = ["libcublasLt.so.13".to_owned(), "libcublasLt.so.12".to_owned()];
+        let text = not_found(&names, &blas, 13, &[]).to_string();
         for part in
             ["libcublasLt.so.13", "libcublasLt.so.12", "VIRTUAL_ENV", "pip install nvidia-cublas nvidia-cuda-nvrtc"]
         {
             assert!(text.contains(part), "{text}");
         }
-        let text = not_found("nvrtc", 12, &["libnvrtc.so.12: file too short".into()]).to_string();
+        let text =
+            not_found(&["libnvrtc.so.12".into()], &blas, 12, &["libnvrtc.so.12: file too short".into()]).to_string();
         for part in ["pip install nvidia-cublas-cu12 nvidia-cuda-nvrtc-cu12", "file too short"] {
             assert!(text.contains(part), "{text}");
         }
         assert!(!text.contains("so.13"), "{text}");
+    }
+
+    #[test]
+    fn a_missing_nccl_names_the_wheel_for_the_driver() {
+        let folder = Folder::new("no-nccl");
+        folder.file("own/libnccl.so.2");
+        let places = Places {
+            first: vec![folder.0.join("own")],
+            toolkits: Vec::new(),
+            environments: Vec::new(),
+            packages: Vec::new,
+            local: folder.0.clone(),
+        };
+        // An installed NCCL would be found on the loader's path.
+        let Err(error) = find_nccl(&places, 13) else { return };
+        for part in ["`libnccl.so.2`", "ADVXL_CUDA_LIBRARIES", "file too short", "pip install nvidia-nccl-cu13 "] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        let error = find_nccl(&places, 12).expect_err("as above");
+        assert!(error.to_string().contains("pip install nvidia-nccl-cu12 "), "{error}");
+    }
+
+    #[test]
+    fn nccl_is_found_where_its_wheel_puts_it() {
+        let folder = Folder::new("nccl");
+        let wheel = folder.file("venv/lib/python3.12/site-packages/nvidia/nccl/lib/libnccl.so.2");
+        let places = Places {
+            first: Vec::new(),
+            toolkits: Vec::new(),
+            environments: vec![folder.0.join("venv")],
+            packages: Vec::new,
+            local: folder.0.join("local"),
+        };
+        let found: Vec<_> = places.candidates("libnccl.so.2", 13).collect();
+        assert_eq!(found, [PathBuf::from("libnccl.so.2"), wheel]);
     }
 }

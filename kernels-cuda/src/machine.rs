@@ -1,9 +1,12 @@
-//! What the engine asks of a GPU: memory, copies, launches and products, in the order of one stream.
+//! What the engine asks of a GPU: memory, copies, launches and products, in the order of a stream.
+//!
+//! All work is on [`Stream::Compute`], but for exchanges with other GPUs, which overlap with it.
 //!
 //! Two machines do it: [`Real`](crate::real), NVIDIA's driver, and [`Soft`](crate::soft), a software twin for tests.
 
 use std::fmt;
 
+use crate::bindings::{Handle, Nccl};
 use crate::error::Result;
 use crate::programs::Program;
 
@@ -11,6 +14,8 @@ use crate::programs::Program;
 pub(crate) trait Machine: Send + Sync {
     /// What it is.
     fn facts(&self) -> &Facts;
+    /// Makes it the device of the calling thread, for calls of libraries.
+    fn enter(&self) -> Result<()>;
     /// New memory, aligned to 256 bytes.
     fn allocate(&self, bytes: usize) -> Result<u64>;
     /// Returns memory; work that uses it may still be running.
@@ -36,8 +41,8 @@ pub(crate) trait Machine: Send + Sync {
     /// # Safety
     ///
     /// `to` is allocated for as many bytes.
-    unsafe fn send(&self, from: &[u8], to: u64) -> Result<()>;
-    /// Waits for all work, then copies to the host.
+    unsafe fn send(&self, stream: Stream, from: &[u8], to: u64) -> Result<()>;
+    /// Waits for all work on the compute stream, then copies to the host.
     ///
     /// # Safety
     ///
@@ -73,13 +78,55 @@ pub(crate) trait Machine: Send + Sync {
     fn adopt_algorithms(&self, text: &str) -> bool;
     /// Makes programs ready before they are needed, several at a time where that is faster.
     fn prepare(&self, programs: &[Program]) -> Result<()>;
-    /// Waits until all work is done.
+    /// Waits until all work on the compute stream is done.
     fn wait(&self) -> Result<()>;
     /// Changes the order of threads, where that can be chosen.
     fn shuffle(&self, _seed: u64) {}
-    /// Seconds that work takes on the device.
+    /// Does the work of a stream as late as possible, where that can be chosen.
+    fn delay(&self, _stream: Option<Stream>) {}
+    /// Seconds that work takes on the compute stream.
     fn time(&self, work: &mut dyn FnMut()) -> Result<f64>;
+    /// Records an event behind the work of a stream so far.
+    fn record(&self, stream: Stream) -> Result<EventId>;
+    /// Later work of `stream` waits for an event.
+    ///
+    /// # Safety
+    ///
+    /// The event was recorded here and not destroyed.
+    unsafe fn follow(&self, stream: Stream, event: EventId) -> Result<()>;
+    /// Whether the work before an event is done.
+    ///
+    /// # Safety
+    ///
+    /// The event was recorded here and not destroyed.
+    unsafe fn is_done(&self, event: EventId) -> Result<bool>;
+    /// Destroys an event. What waits for it keeps waiting.
+    ///
+    /// # Safety
+    ///
+    /// The event was recorded here and is destroyed once.
+    unsafe fn destroy(&self, event: EventId);
+    /// NCCL, or its twin for this machine's memory.
+    fn nccl(&self) -> Result<&'static Nccl>;
+    /// Calls a library that queues work on the exchange stream, whose handle it gets. On the software GPU the call may come
+    /// later, in the order of that stream.
+    fn exchange(&self, work: ExchangeWork) -> Result<()>;
 }
+
+/// A queue of work that is done in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Of all operations.
+    Compute,
+    /// Of exchanges with other GPUs.
+    Exchange,
+}
+
+/// What a machine calls an event.
+pub(crate) type EventId = u64;
+
+/// A call of a library, given the handle of its stream.
+pub(crate) type ExchangeWork = Box<dyn FnOnce(Handle) -> Result<()> + Send>;
 
 /// Sizes of blocks: eight to a power of two, so that a block is at most an eighth larger than what is asked for.
 fn block_size(bytes: usize) -> usize {
@@ -103,6 +150,7 @@ pub struct Facts {
 
 /// One launch of a kernel.
 pub(crate) struct Launch<'a> {
+    pub(crate) stream: Stream,
     pub(crate) program: Program,
     pub(crate) kernel: &'a str,
     pub(crate) grid: [u32; 3],

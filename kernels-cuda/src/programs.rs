@@ -26,6 +26,7 @@ pub(crate) enum Program {
     Mixing,
     /// Rows in FP8, for GPUs that multiply them.
     Fp8,
+    Messages,
     /// Up to `16 tiles` tokens in bf16.
     Attention {
         tiles: usize,
@@ -78,6 +79,7 @@ impl Program {
             Self::Square => "square".into(),
             Self::Mixing => "mixing".into(),
             Self::Fp8 => "fp8".into(),
+            Self::Messages => "messages".into(),
             Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
             Self::AttentionLong { head } => format!("attention_long_{head}"),
             Self::AttentionAny { bf16, head, tile } => {
@@ -115,6 +117,7 @@ impl Program {
             Self::Square => (include_str!("../cuda/square.cuh"), String::new()),
             Self::Mixing => (include_str!("../cuda/mixing.cuh"), String::new()),
             Self::Fp8 => (concat!(include_str!("../cuda/gelu.cuh"), include_str!("../cuda/fp8.cuh")), String::new()),
+            Self::Messages => (include_str!("../cuda/messages.cuh"), String::new()),
             Self::Attention { tiles, head } => {
                 (include_str!("../cuda/attention.cuh"), format!("ATTENTION({tiles}, {head})\n"))
             }

@@ -1,4 +1,4 @@
-//! An NVIDIA GPU through its driver: the primary context, one stream, kernels and products.
+//! An NVIDIA GPU through its driver: the primary context, two streams, kernels and products.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
@@ -6,11 +6,11 @@ use std::ptr;
 use std::sync::Mutex;
 use std::thread;
 
-use crate::bindings::{self, Driver, Handle, Status};
+use crate::bindings::{self, Driver, Handle, Nccl, Status};
 use crate::compiler::{Compiler, text};
 use crate::error::{Error, ErrorKind, Result};
 use crate::libraries;
-use crate::machine::{Facts, Launch, Machine, Operands, Product};
+use crate::machine::{EventId, ExchangeWork, Facts, Launch, Machine, Operands, Product, Stream};
 use crate::products::Products;
 use crate::programs::Program;
 
@@ -18,7 +18,10 @@ use crate::programs::Program;
 pub(crate) struct Real {
     driver: &'static Driver,
     context: Pointer,
+    /// Major version of CUDA that the driver supports.
+    major: i32,
     stream: Pointer,
+    exchange_stream: Pointer,
     facts: Facts,
     compiler: Compiler,
     /// Programs on the GPU, and kernels looked up in them.
@@ -73,7 +76,8 @@ impl Real {
     pub(crate) fn open(number: usize) -> Result<Self> {
         let (driver, major) = libraries::driver()?;
         let blas = libraries::blas(major)?;
-        let (mut device, mut context, mut stream) = (0, ptr::null_mut(), ptr::null_mut());
+        let (mut device, mut context) = (0, ptr::null_mut());
+        let [mut stream, mut exchange_stream] = [ptr::null_mut(); 2];
         let mut name = [0; 256];
         // SAFETY: all results are written to live variables, the name within its length.
         unsafe {
@@ -81,7 +85,9 @@ impl Real {
             check(driver, "cuDeviceGetName", (driver.cuDeviceGetName)(name.as_mut_ptr(), 255, device))?;
             check(driver, "cuDevicePrimaryCtxRetain", (driver.cuDevicePrimaryCtxRetain)(&mut context, device))?;
             check(driver, "cuCtxSetCurrent", (driver.cuCtxSetCurrent)(context))?;
-            check(driver, "cuStreamCreate", (driver.cuStreamCreate)(&mut stream, bindings::STREAM_NON_BLOCKING))?;
+            for stream in [&mut stream, &mut exchange_stream] {
+                check(driver, "cuStreamCreate", (driver.cuStreamCreate)(stream, bindings::STREAM_NON_BLOCKING))?;
+            }
         }
         let attribute = |number| {
             let mut value = 0;
@@ -107,7 +113,9 @@ impl Real {
         Ok(Self {
             driver,
             context: Pointer(context),
+            major,
             stream: Pointer(stream),
+            exchange_stream: Pointer(exchange_stream),
             compiler: Compiler::new(major, facts.capability),
             facts,
             modules: Mutex::default(),
@@ -117,14 +125,15 @@ impl Real {
         })
     }
 
-    /// Makes the context that of the calling thread, as the driver's calls want it.
-    fn enter(&self) -> Result<()> {
-        // SAFETY: the primary context is retained for as long as the process runs.
-        self.check("cuCtxSetCurrent", unsafe { (self.driver.cuCtxSetCurrent)(self.context.0) })
-    }
-
     fn check(&self, what: &str, status: Status) -> Result<()> {
         check(self.driver, what, status)
+    }
+
+    fn handle(&self, stream: Stream) -> Handle {
+        match stream {
+            Stream::Compute => self.stream.0,
+            Stream::Exchange => self.exchange_stream.0,
+        }
     }
 
     fn load(&self, program: Program) -> Result<Pointer> {
@@ -178,6 +187,11 @@ impl Machine for Real {
         &self.facts
     }
 
+    fn enter(&self) -> Result<()> {
+        // SAFETY: the primary context is retained for as long as the process runs.
+        self.check("cuCtxSetCurrent", unsafe { (self.driver.cuCtxSetCurrent)(self.context.0) })
+    }
+
     fn allocate(&self, bytes: usize) -> Result<u64> {
         self.enter()?;
         let mut at = 0;
@@ -201,10 +215,11 @@ impl Machine for Real {
         (free, total)
     }
 
-    unsafe fn send(&self, from: &[u8], to: u64) -> Result<()> {
+    unsafe fn send(&self, stream: Stream, from: &[u8], to: u64) -> Result<()> {
         self.enter()?;
+        let stream = self.handle(stream);
         // SAFETY: by the caller's promise. Memory that is not pinned is copied aside before the call returns.
-        let status = unsafe { (self.driver.cuMemcpyHtoDAsync_v2)(to, from.as_ptr().cast(), from.len(), self.stream.0) };
+        let status = unsafe { (self.driver.cuMemcpyHtoDAsync_v2)(to, from.as_ptr().cast(), from.len(), stream) };
         self.check("copy to the GPU", status)
     }
 
@@ -236,6 +251,7 @@ impl Machine for Real {
         let mut cells: Vec<*mut c_void> =
             launch.arguments.iter().map(|argument| (&raw const argument.0).cast_mut().cast()).collect();
         let [x, y, z] = launch.grid;
+        let stream = self.handle(launch.stream);
         // SAFETY: the cells hold as many arguments as the kernel takes, each of at most eight bytes, by the caller's
         // promise; the driver copies them before it returns.
         let status = unsafe {
@@ -249,7 +265,7 @@ impl Machine for Real {
                 1,
                 1,
                 shared,
-                self.stream.0,
+                stream,
                 cells.as_mut_ptr(),
                 ptr::null_mut(),
             )
@@ -259,7 +275,7 @@ impl Machine for Real {
             return Ok(());
         }
         // SAFETY: the stream is never destroyed.
-        let status = unsafe { (self.driver.cuStreamSynchronize)(self.stream.0) };
+        let status = unsafe { (self.driver.cuStreamSynchronize)(stream) };
         self.check(&format!("kernel `{}`", launch.kernel), status)
     }
 
@@ -301,6 +317,52 @@ impl Machine for Real {
             work();
             Ok(())
         })
+    }
+
+    fn record(&self, stream: Stream) -> Result<EventId> {
+        self.enter()?;
+        let mut event = ptr::null_mut();
+        // SAFETY: written to a live variable; the stream is never destroyed.
+        unsafe {
+            self.check("cuEventCreate", (self.driver.cuEventCreate)(&mut event, bindings::EVENT_WITHOUT_TIME))?;
+            let recorded = self.check("cuEventRecord", (self.driver.cuEventRecord)(event, self.handle(stream)));
+            if recorded.is_err() {
+                (self.driver.cuEventDestroy_v2)(event);
+            }
+            recorded.map(|()| event as EventId)
+        }
+    }
+
+    unsafe fn follow(&self, stream: Stream, event: EventId) -> Result<()> {
+        self.enter()?;
+        // SAFETY: by the caller's promise.
+        let status = unsafe { (self.driver.cuStreamWaitEvent)(self.handle(stream), event as Handle, 0) };
+        self.check("cuStreamWaitEvent", status)
+    }
+
+    unsafe fn is_done(&self, event: EventId) -> Result<bool> {
+        self.enter()?;
+        // SAFETY: by the caller's promise.
+        match unsafe { (self.driver.cuEventQuery)(event as Handle) } {
+            bindings::NOT_READY => Ok(false),
+            status => self.check("cuEventQuery", status).map(|()| true),
+        }
+    }
+
+    unsafe fn destroy(&self, event: EventId) {
+        if self.enter().is_ok() {
+            // SAFETY: by the caller's promise; the driver keeps it for what still waits.
+            unsafe { (self.driver.cuEventDestroy_v2)(event as Handle) };
+        }
+    }
+
+    fn nccl(&self) -> Result<&'static Nccl> {
+        libraries::nccl(self.major)
+    }
+
+    fn exchange(&self, work: ExchangeWork) -> Result<()> {
+        self.enter()?;
+        work(self.exchange_stream.0)
     }
 }
 

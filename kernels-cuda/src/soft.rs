@@ -3,24 +3,31 @@
 //!
 //! Slow, and honest about mistakes: fresh and recycled memory is filled with not-a-number, every allocation is one of
 //! the host's so that the address sanitizer sees what goes beyond it, and threads run in any order that is asked for.
+//!
+//! Work is done at once. With a delayed stream ([`Gpu::delay`](crate::Gpu::delay)) the work of that stream is done as late
+//! as events and the host's waits allow: an event that is missing, or memory that is used again too early, shows as wrong
+//! numbers.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::env;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use libloading::Library;
 
+use crate::bindings::Nccl;
 use crate::compiler::fingerprint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::machine::{Epilogue, Facts, Form, Kind, Launch, Machine, Operands, Product};
+use crate::libraries;
+use crate::machine::{Epilogue, EventId, ExchangeWork, Facts, Form, Kind, Launch, Machine, Operands, Product, Stream};
 use crate::programs::Program;
 
 /// Its name.
@@ -44,7 +51,28 @@ pub(crate) struct Soft {
     facts: Facts,
     /// Other than 0: threads run in a random order that starts from it.
     order: AtomicU64,
+    /// Whether a stream is delayed.
+    is_delayed: AtomicBool,
+    streams: Mutex<Streams>,
+    /// Events that were recorded and whose work is not done.
+    ahead: Mutex<HashSet<EventId>>,
+    events: AtomicU64,
 }
+
+/// Work of the compute and the exchange stream that is put off.
+#[derive(Default)]
+struct Streams {
+    delayed: Option<Stream>,
+    queues: [VecDeque<Step>; 2],
+}
+
+enum Step {
+    Work(Work),
+    Record(EventId),
+    Follow(EventId),
+}
+
+type Work = Box<dyn FnOnce(&Soft) -> Result<()> + Send>;
 
 /// A program that this process has opened.
 struct Opened {
@@ -66,47 +94,128 @@ fn record(line: &str) {
     file.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())).expect("ADVXL_SOFT_LOG can be written");
 }
 
-/// Compiles a program for the CPU with `c++` into a folder, unless it is there already; the library's path.
+/// Compiles a program for the CPU into a folder, unless it is there already; the library's path.
+fn build(program: Program, folder: &Path) -> Result<PathBuf> {
+    let (shim, launch) = (include_str!("../cuda/soft/shim.h"), include_str!("../cuda/soft/launch.h"));
+    let folder = build_library(&program.name(), "kernels.so", &[shim, &program.body(), launch].concat(), folder)?;
+    Ok(folder.join("kernels.so"))
+}
+
+/// Compiles a library with `c++` into a folder of its own below `folder`, unless it is there already; that folder.
 ///
 /// `ADVXL_SOFT_FLAGS` are further flags of the compiler: `-fsanitize=address`.
-fn build(program: Program, folder: &Path) -> Result<PathBuf> {
+fn build_library(name: &str, library: &str, text: &str, folder: &Path) -> Result<PathBuf> {
     let flags = env::var("ADVXL_SOFT_FLAGS").unwrap_or_default();
-    let (shim, launch) = (include_str!("../cuda/soft/shim.h"), include_str!("../cuda/soft/launch.h"));
-    let text = [shim, &program.body(), launch].concat();
-    let key = fingerprint([text.as_str(), &flags].concat().as_bytes());
-    let name = format!("advxl-soft-{}-{key:016x}", program.name());
-    let library = folder.join(format!("{name}.so"));
-    if library.is_file() {
-        return Ok(library);
+    let key = fingerprint([text, &flags].concat().as_bytes());
+    let built = folder.join(format!("advxl-soft-{name}-{key:016x}"));
+    if built.join(library).is_file() {
+        return Ok(built);
     }
     let io = |error: std::io::Error| Error::failed(format!("cannot write below `{}`: {error}", folder.display()));
-    // Several processes may build at once: each in a folder of its own, the last to rename wins.
-    let work = folder.join(format!("{name}-{}", std::process::id()));
+    // Several processes may build at once: each in a folder of its own, the first to rename wins.
+    let work = built.with_extension(std::process::id().to_string());
     fs::create_dir_all(&work).map_err(io)?;
-    fs::write(work.join("kernels.cpp"), &text).map_err(io)?;
+    fs::write(work.join("source.cpp"), text).map_err(io)?;
     // Contraction is off: kernels name what is fused, and the machine of the test must not decide.
     let output = Command::new("c++")
-        .args(["-std=c++17", "-nostdinc++", "-O1", "-shared", "-fPIC", "-ffp-contract=off"])
+        .args(["-std=c++17", "-nostdinc++", "-O1", "-shared", "-fPIC", "-ffp-contract=off", "-pthread"])
         .args(flags.split_whitespace())
-        .arg(work.join("kernels.cpp"))
+        .arg(work.join("source.cpp"))
         .arg("-o")
-        .arg(work.join("kernels.so"))
+        .arg(work.join(library))
         .env_remove("LD_PRELOAD") // A sanitizer's runtime is for the tests.
         .output()
         .map_err(|error| Error::missing(format!("cannot run `c++`: {error}")).hint("install a C++ compiler"))?;
     if !output.status.success() {
         return Err(Error::failed(format!("`c++` failed:\n{}", String::from_utf8_lossy(&output.stderr))));
     }
-    fs::rename(work.join("kernels.so"), &library).map_err(io)?;
-    let _ = fs::remove_dir_all(&work);
-    Ok(library)
+    if let Err(error) = fs::rename(&work, &built) {
+        let _ = fs::remove_dir_all(&work);
+        if !built.join(library).is_file() {
+            return Err(io(error));
+        }
+    }
+    Ok(built)
+}
+
+/// The twin of NCCL, compiled into a folder at first use.
+fn nccl(folder: &Path) -> Result<&'static Nccl> {
+    static OPENED: Mutex<BTreeMap<PathBuf, &'static Nccl>> = Mutex::new(BTreeMap::new());
+    let mut opened = OPENED.lock().expect("not poisoned");
+    if let Some(nccl) = opened.get(folder) {
+        return Ok(nccl);
+    }
+    let built = build_library("nccl", "libnccl.so.2", include_str!("../cuda/soft/nccl.cpp"), folder)?;
+    let nccl: &'static Nccl = Box::leak(Box::new(libraries::nccl_in(&built)?));
+    opened.insert(folder.to_owned(), nccl);
+    Ok(nccl)
 }
 
 impl Soft {
     /// A machine that keeps compiled kernels in a folder.
     pub(crate) fn open(folder: &Path, shared_memory: usize) -> Self {
         let facts = Facts { name: NAME.into(), capability: (9, 0), multiprocessors: 2, shared_memory };
-        Self { folder: folder.to_owned(), memory: Mutex::default(), facts, order: AtomicU64::new(0) }
+        Self {
+            folder: folder.to_owned(),
+            memory: Mutex::default(),
+            facts,
+            order: AtomicU64::new(0),
+            is_delayed: AtomicBool::new(false),
+            streams: Mutex::default(),
+            ahead: Mutex::default(),
+            events: AtomicU64::new(1),
+        }
+    }
+
+    /// Does what a stream is asked to do, now or later.
+    fn submit(&self, stream: Stream, step: Step) -> Result<()> {
+        if !self.is_delayed.load(Ordering::Acquire) {
+            return match step {
+                Step::Work(work) => work(self),
+                Step::Record(event) => {
+                    self.ahead.lock().expect("not poisoned").remove(&event);
+                    Ok(())
+                }
+                Step::Follow(_) => Ok(()), // All before it is done.
+            };
+        }
+        let mut streams = self.streams.lock().expect("not poisoned");
+        streams.queues[stream as usize].push_back(step);
+        if streams.delayed == Some(stream) { Ok(()) } else { self.catch_up(&mut streams, stream, None) }
+    }
+
+    fn work(&self, stream: Stream, work: impl FnOnce(&Self) -> Result<()> + Send + 'static) -> Result<()> {
+        self.submit(stream, Step::Work(Box::new(work)))
+    }
+
+    /// Does the work of a stream, all of it or up to an event; the first error.
+    fn catch_up(&self, streams: &mut Streams, stream: Stream, until: Option<EventId>) -> Result<()> {
+        let mut result = Ok(());
+        while let Some(step) = streams.queues[stream as usize].pop_front() {
+            let done = match step {
+                Step::Work(work) => work(self),
+                Step::Record(event) => {
+                    self.ahead.lock().expect("not poisoned").remove(&event);
+                    if until == Some(event) {
+                        break;
+                    }
+                    Ok(())
+                }
+                Step::Follow(event) if self.ahead.lock().expect("not poisoned").contains(&event) => {
+                    let other = if stream == Stream::Compute { Stream::Exchange } else { Stream::Compute };
+                    self.catch_up(streams, other, Some(event))
+                }
+                Step::Follow(_) => Ok(()),
+            };
+            result = result.and(done);
+        }
+        result
+    }
+
+    /// Waits for some streams.
+    fn wait_for(&self, some: &[Stream]) -> Result<()> {
+        let mut streams = self.streams.lock().expect("not poisoned");
+        some.iter().map(|stream| self.catch_up(&mut streams, *stream, None)).fold(Ok(()), Result::and)
     }
 
     /// A program, compiled at first use.
@@ -139,81 +248,11 @@ impl Soft {
         let opened: &'static Opened = Box::leak(Box::new(Opened { launch, idle: Mutex::new(idle) }));
         Ok(slot.insert(opened))
     }
-}
 
-fn layout(bytes: usize) -> Layout {
-    Layout::from_size_align(bytes.max(1), 256).expect("a size of memory")
-}
-
-impl Drop for Soft {
-    fn drop(&mut self) {
-        for (at, bytes) in self.memory.get_mut().expect("not poisoned").drain() {
-            // SAFETY: allocated below with this layout, not released since.
-            unsafe { dealloc(at as *mut u8, layout(bytes)) };
-        }
-    }
-}
-
-impl Machine for Soft {
-    fn facts(&self) -> &Facts {
-        &self.facts
-    }
-
-    fn allocate(&self, bytes: usize) -> Result<u64> {
-        let mut memory = self.memory.lock().expect("not poisoned");
-        if memory.values().sum::<usize>() + bytes > MEMORY {
-            return Err(Error::new(ErrorKind::Memory, "the software GPU is full"));
-        }
-        // SAFETY: the layout is not empty.
-        let at = unsafe { alloc(layout(bytes)) };
-        assert!(!at.is_null(), "the host has no memory left");
-        // SAFETY: as many bytes were just allocated.
-        unsafe { at.write_bytes(0xff, bytes) };
-        memory.insert(at as u64, bytes);
-        Ok(at as u64)
-    }
-
-    unsafe fn release(&self, at: u64) {
-        let bytes = self.memory.lock().expect("not poisoned").remove(&at).expect("allocated here");
-        // SAFETY: allocated above with this layout.
-        unsafe { dealloc(at as *mut u8, layout(bytes)) };
-    }
-
-    unsafe fn recycle(&self, at: u64, bytes: usize) {
-        // SAFETY: by the caller's promise.
-        unsafe { (at as *mut u8).write_bytes(0xff, bytes) };
-    }
-
-    fn memory(&self) -> (usize, usize) {
-        let used: usize = self.memory.lock().expect("not poisoned").values().sum();
-        (MEMORY - used, MEMORY)
-    }
-
-    unsafe fn send(&self, from: &[u8], to: u64) -> Result<()> {
-        // SAFETY: by the caller's promise; a slice of the host's and device memory are apart.
-        unsafe { (to as *mut u8).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
-        Ok(())
-    }
-
-    unsafe fn fetch(&self, from: u64, to: &mut [u8]) -> Result<()> {
-        // SAFETY: as above.
-        unsafe { to.as_mut_ptr().copy_from_nonoverlapping(from as *const u8, to.len()) };
-        Ok(())
-    }
-
-    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
-        // SAFETY: by the caller's promise.
-        unsafe { (to as *mut u8).copy_from_nonoverlapping(from as *const u8, bytes) };
-        Ok(())
-    }
-
-    unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()> {
-        // SAFETY: by the caller's promise.
-        unsafe { (at as *mut u8).write_bytes(0, bytes) };
-        Ok(())
-    }
-
-    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+    /// # Safety
+    ///
+    /// As for [`Machine::launch`].
+    unsafe fn run(&self, launch: &Launch) -> Result<()> {
         if launch.shared > self.facts.shared_memory {
             let (shared, most) = (launch.shared, self.facts.shared_memory);
             let message = format!("kernel `{}` wants {shared} bytes of shared memory, there are {most}", launch.kernel);
@@ -249,62 +288,117 @@ impl Machine for Soft {
         };
         Err(Error::failed(format!("kernel `{}` {why}", launch.kernel)))
     }
+}
+
+fn layout(bytes: usize) -> Layout {
+    Layout::from_size_align(bytes.max(1), 256).expect("a size of memory")
+}
+
+impl Drop for Soft {
+    fn drop(&mut self) {
+        for (at, bytes) in self.memory.get_mut().expect("not poisoned").drain() {
+            // SAFETY: allocated below with this layout, not released since.
+            unsafe { dealloc(at as *mut u8, layout(bytes)) };
+        }
+    }
+}
+
+impl Machine for Soft {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn enter(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        let mut memory = self.memory.lock().expect("not poisoned");
+        if memory.values().sum::<usize>() + bytes > MEMORY {
+            return Err(Error::new(ErrorKind::Memory, "the software GPU is full"));
+        }
+        // SAFETY: the layout is not empty.
+        let at = unsafe { alloc(layout(bytes)) };
+        assert!(!at.is_null(), "the host has no memory left");
+        // SAFETY: as many bytes were just allocated.
+        unsafe { at.write_bytes(0xff, bytes) };
+        memory.insert(at as u64, bytes);
+        Ok(at as u64)
+    }
+
+    unsafe fn release(&self, at: u64) {
+        if self.is_delayed.load(Ordering::Acquire) {
+            // Errors of work that nobody waits for any more.
+            let _ = self.wait_for(&[Stream::Compute, Stream::Exchange]);
+        }
+        let bytes = self.memory.lock().expect("not poisoned").remove(&at).expect("allocated here");
+        // SAFETY: allocated above with this layout.
+        unsafe { dealloc(at as *mut u8, layout(bytes)) };
+    }
+
+    unsafe fn recycle(&self, at: u64, bytes: usize) {
+        // In the order of the stream whose work used it before.
+        let _ = self.work(Stream::Compute, move |_| {
+            // SAFETY: by the caller's promise.
+            unsafe { (at as *mut u8).write_bytes(0xff, bytes) };
+            Ok(())
+        });
+    }
+
+    fn memory(&self) -> (usize, usize) {
+        let used: usize = self.memory.lock().expect("not poisoned").values().sum();
+        (MEMORY - used, MEMORY)
+    }
+
+    unsafe fn send(&self, stream: Stream, from: &[u8], to: u64) -> Result<()> {
+        let from = from.to_vec();
+        self.work(stream, move |_| {
+            // SAFETY: by the caller's promise; the copy and device memory are apart.
+            unsafe { (to as *mut u8).copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+            Ok(())
+        })
+    }
+
+    unsafe fn fetch(&self, from: u64, to: &mut [u8]) -> Result<()> {
+        self.wait()?;
+        // SAFETY: as above.
+        unsafe { to.as_mut_ptr().copy_from_nonoverlapping(from as *const u8, to.len()) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.work(Stream::Compute, move |_| {
+            // SAFETY: by the caller's promise.
+            unsafe { (to as *mut u8).copy_from_nonoverlapping(from as *const u8, bytes) };
+            Ok(())
+        })
+    }
+
+    unsafe fn clear(&self, at: u64, bytes: usize) -> Result<()> {
+        self.work(Stream::Compute, move |_| {
+            // SAFETY: by the caller's promise.
+            unsafe { (at as *mut u8).write_bytes(0, bytes) };
+            Ok(())
+        })
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        let Launch { stream, program, grid, threads, shared, .. } = *launch;
+        let (kernel, arguments) = (launch.kernel.to_owned(), launch.arguments.to_vec());
+        self.work(stream, move |soft| {
+            let launch = Launch { stream, program, kernel: &kernel, grid, threads, shared, arguments: &arguments };
+            // SAFETY: by the caller's promise.
+            unsafe { soft.run(&launch) }
+        })
+    }
 
     unsafe fn product(&self, product: &Product, operands: &Operands) -> Result<()> {
-        let Product { form, rows, columns, inner, operands: kind, out, .. } = *product;
-        // SAFETY: by the caller's promise, for the operands' sizes below.
-        let read = |at: u64, count: usize, kind: Kind| unsafe { read(at, count, kind) };
-        let (mut a, mut b) = (read(operands.a, rows * inner, kind), read(operands.b, inner * columns, kind));
-        if kind == Kind::E4m3 {
-            assert!(form == Form::Forward && inner.is_multiple_of(16) && columns.is_multiple_of(16), "{product:?}");
-            for (values, (scales, count)) in
-                [&mut a, &mut b].into_iter().zip([(operands.scales[0], rows), (operands.scales[1], columns)])
-            {
-                let scales = read(scales, count, Kind::F32);
-                values.chunks_mut(inner).zip(scales).for_each(|(row, scale)| row.iter_mut().for_each(|v| *v *= scale));
-            }
-        }
-        let mut d = match product.add {
-            true => read(operands.c, rows * columns, out),
-            false => vec![0.0; rows * columns],
-        };
-        let bias = match product.epilogue {
-            Epilogue::Bias | Epilogue::Gelu | Epilogue::GeluAux => read(operands.bias, columns, out),
-            _ => vec![0.0; columns],
-        };
-        for row in 0..rows {
-            let mut sums = vec![0.0f32; columns];
-            if form == Form::Forward {
-                // Rows of both are read as they lie in memory; in the same order as below.
-                for (sum, b) in sums.iter_mut().zip(b.chunks(inner)) {
-                    *sum = a[row * inner..][..inner].iter().zip(b).fold(0.0, |sum, (a, b)| sum + a * b);
-                }
-            } else {
-                for k in 0..inner {
-                    let left = if form == Form::Weight { a[k * rows + row] } else { a[row * inner + k] };
-                    let pairs = sums.iter_mut().zip(&b[k * columns..]);
-                    pairs.for_each(|(sum, b)| *sum += left * b);
-                }
-            }
-            let to = &mut d[row * columns..][..columns];
-            to.iter_mut().zip(sums).zip(&bias).for_each(|((to, sum), bias)| *to = sum + *to + bias);
-        }
-        // SAFETY: by the caller's promise.
-        unsafe {
-            if product.epilogue == Epilogue::GeluAux {
-                write(operands.aux, &d, out);
-            }
-            match product.epilogue {
-                Epilogue::Gelu | Epilogue::GeluAux => d.iter_mut().for_each(|v| *v = gelu(*v).0),
-                Epilogue::GeluGradient => {
-                    let aux = read(operands.aux, rows * columns, out);
-                    d.iter_mut().zip(aux).for_each(|(v, aux)| *v *= gelu(aux).1);
-                }
-                Epilogue::None | Epilogue::Bias => {}
-            }
-            write(operands.d, &d, out);
-        }
-        Ok(())
+        let (product, operands) = (*product, *operands);
+        self.work(Stream::Compute, move |_| {
+            // SAFETY: by the caller's promise.
+            unsafe { multiply(&product, &operands) };
+            Ok(())
+        })
     }
 
     /// As asked for, so that the address sanitizer sees what goes beyond.
@@ -329,13 +423,105 @@ impl Machine for Soft {
     }
 
     fn wait(&self) -> Result<()> {
-        Ok(())
+        if self.is_delayed.load(Ordering::Acquire) { self.wait_for(&[Stream::Compute]) } else { Ok(()) }
+    }
+
+    fn delay(&self, stream: Option<Stream>) {
+        // Errors of the work so far are those of whoever waits for it next.
+        let _ = self.wait_for(&[Stream::Compute, Stream::Exchange]);
+        self.streams.lock().expect("not poisoned").delayed = stream;
+        self.is_delayed.store(stream.is_some(), Ordering::Release);
     }
 
     fn time(&self, work: &mut dyn FnMut()) -> Result<f64> {
+        self.wait()?;
         let start = Instant::now();
         work();
+        self.wait()?;
         Ok(start.elapsed().as_secs_f64())
+    }
+
+    fn record(&self, stream: Stream) -> Result<EventId> {
+        let event = self.events.fetch_add(1, Ordering::Relaxed);
+        self.ahead.lock().expect("not poisoned").insert(event);
+        self.submit(stream, Step::Record(event)).map(|()| event)
+    }
+
+    unsafe fn follow(&self, stream: Stream, event: EventId) -> Result<()> {
+        self.submit(stream, Step::Follow(event))
+    }
+
+    unsafe fn is_done(&self, event: EventId) -> Result<bool> {
+        Ok(!self.ahead.lock().expect("not poisoned").contains(&event))
+    }
+
+    unsafe fn destroy(&self, _event: EventId) {}
+
+    fn nccl(&self) -> Result<&'static Nccl> {
+        nccl(&self.folder)
+    }
+
+    fn exchange(&self, work: ExchangeWork) -> Result<()> {
+        self.work(Stream::Exchange, move |_| work(ptr::null_mut()))
+    }
+}
+
+/// # Safety
+///
+/// As for [`Machine::product`].
+unsafe fn multiply(product: &Product, operands: &Operands) {
+    let Product { form, rows, columns, inner, operands: kind, out, .. } = *product;
+    // SAFETY: by the caller's promise, for the operands' sizes below.
+    let read = |at: u64, count: usize, kind: Kind| unsafe { read(at, count, kind) };
+    let (mut a, mut b) = (read(operands.a, rows * inner, kind), read(operands.b, inner * columns, kind));
+    if kind == Kind::E4m3 {
+        assert!(form == Form::Forward && inner.is_multiple_of(16) && columns.is_multiple_of(16), "{product:?}");
+        for (values, (scales, count)) in
+            [&mut a, &mut b].into_iter().zip([(operands.scales[0], rows), (operands.scales[1], columns)])
+        {
+            let scales = read(scales, count, Kind::F32);
+            values.chunks_mut(inner).zip(scales).for_each(|(row, scale)| row.iter_mut().for_each(|v| *v *= scale));
+        }
+    }
+    let mut d = match product.add {
+        true => read(operands.c, rows * columns, out),
+        false => vec![0.0; rows * columns],
+    };
+    let bias = match product.epilogue {
+        Epilogue::Bias | Epilogue::Gelu | Epilogue::GeluAux => read(operands.bias, columns, out),
+        _ => vec![0.0; columns],
+    };
+    for row in 0..rows {
+        let mut sums = vec![0.0f32; columns];
+        if form == Form::Forward {
+            // Rows of both are read as they lie in memory; in the same order as below.
+            for (sum, b) in sums.iter_mut().zip(b.chunks(inner)) {
+                *sum = a[row * inner..][..inner].iter().zip(b).fold(0.0, |sum, (a, b)| sum + a * b);
+            }
+        } else {
+            for k in 0..inner {
+                let left = if form == Form::Weight { a[k * rows + row] } else { a[row * inner + k] };
+                let pairs = sums.iter_mut().zip(&b[k * columns..]);
+                pairs.for_each(|(sum, b)| *sum += left * b);
+            }
+        }
+        let to = &mut d[row * columns..][..columns];
+        to.iter_mut().zip(sums).zip(&bias).for_each(|((to, sum), bias)| *to = sum + *to + bias);
+    }
+    // SAFETY: by the caller's promise.
+    unsafe {
+        if product.epilogue == Epilogue::GeluAux {
+            write(operands.aux, &d, out);
+        }
+        match product.epilogue {
+            Epilogue::Gelu | Epilogue::GeluAux => d.iter_mut().for_each(|v| *v = gelu(*v).0),
+            Epilogue::GeluGradient => {
+                let aux = read(operands.aux, rows * columns, out);
+                d.iter_mut().zip(aux).for_each(|(v, aux)| *v *= gelu(aux).1);
+            }
+            Epilogue::None | Epilogue::Bias => {}
+        }
+        write(operands.d, &d, out);
     }
 }
 

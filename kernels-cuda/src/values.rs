@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::events::Event;
 use crate::gpu::{Gpu, Memory};
-use crate::machine::{Argument, Kind};
+use crate::machine::{Argument, Kind, Stream};
 use crate::rows;
 
 /// A list of numbers on a GPU. Clones share the memory; what changes values in place copies them first if they are shared.
@@ -17,6 +18,8 @@ pub struct Values {
     offset: usize,
     len: usize,
     kind: Kind,
+    /// By when they are computed, where that is known.
+    ready: Option<Arc<Event>>,
 }
 
 impl fmt::Debug for Values {
@@ -52,7 +55,7 @@ pub(crate) fn from_e4m3(value: u8) -> f32 {
 impl Values {
     /// Room for numbers, not set: whoever calls this writes them all.
     pub(crate) fn new(gpu: &Gpu, len: usize, kind: Kind) -> Self {
-        Self { memory: Arc::new(gpu.take(len * kind.bytes())), offset: 0, len, kind }
+        Self { memory: Arc::new(gpu.take(len * kind.bytes())), offset: 0, len, kind, ready: None }
     }
 
     /// Zeros.
@@ -128,7 +131,7 @@ impl Values {
     pub fn part(&self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} numbers", self.len);
         assert!(range.start.is_multiple_of(8), "a part starts at {}, which is not a multiple of 8", range.start);
-        Self { memory: self.memory.clone(), offset: self.offset + range.start, len: range.len(), kind: self.kind }
+        Self { offset: self.offset + range.start, len: range.len(), ..self.clone() }
     }
 
     /// Some of the numbers: in the same memory where kernels can read them there, else a copy.
@@ -164,7 +167,27 @@ impl Values {
             unsafe { self.gpu().copy(self.at(), copy.at(), self.bytes()) };
             *self = copy;
         }
+        self.ready = None;
         self
+    }
+
+    /// Marks values as ready once the work so far is done: an exchange of them waits for that, and not for what is computed
+    /// after them. Values without a mark, and those that were changed since, are ready once all work is.
+    ///
+    /// To be called where gradients are made, such as once a block. Without [`Collectives`](crate::Collectives) on their GPU
+    /// it does nothing.
+    pub fn mark(values: &mut [Self]) {
+        let Some(gpu) = values.first().map(|first| first.gpu().clone()).filter(Gpu::has_exchanges) else { return };
+        // What is in the caller's hands has all its work queued, so the event is behind it.
+        let ready = Event::record(&gpu, Stream::Compute).map(Arc::new);
+        for values in values.iter_mut().filter(|values| values.gpu().is(&gpu)) {
+            values.ready.clone_from(&ready);
+        }
+    }
+
+    /// The event of the mark.
+    pub(crate) fn ready(&self) -> Option<&Arc<Event>> {
+        self.ready.as_ref()
     }
 
     /// How many numbers.

@@ -187,7 +187,7 @@ impl DeviceName {
             let message = format!("device `{self}`: {}", error.message());
             let wrapped = match error.kind() {
                 ErrorKind::Missing => Error::input(message),
-                ErrorKind::Memory | ErrorKind::Failed => Error::failed(message),
+                ErrorKind::Memory | ErrorKind::Failed | ErrorKind::Lost => Error::failed(message),
             };
             match error.advice() {
                 Some(advice) => wrapped.hint(format!("{advice}; or use --device cpu")),
