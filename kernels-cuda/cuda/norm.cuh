@@ -75,10 +75,10 @@ __device__ __forceinline__ void norm(T* y, float* mean, float* inverse, X* sum, 
 
 // As many rows at a time as 128 registers take: four of bf16, two of f32.
 //
-// dx = residual + the gradient of the norm's input. With `parts`, `[blocks, 2, width]`, each block leaves there its
+// dx = residual + the gradient of the norm's input, rounded to `low` too where that is wanted. With `parts`, `[blocks, 2, width]`, each block leaves there its
 // sums for the gradients of weight and bias.
 template<class X, class T, int ROWS>
-__device__ __forceinline__ void norm_gradient(X* dx, float* parts, const T* dy, const X* x, const float* mean,
+__device__ __forceinline__ void norm_gradient(X* dx, uint16_t* low, float* parts, const T* dy, const X* x, const float* mean,
     const float* inverse, const float* weight, const X* residual, int rows, int width) {
   float* scratch = (float*)dynamic_shared;
   const int column = 8 * threadIdx.x;
@@ -140,6 +140,7 @@ __device__ __forceinline__ void norm_gradient(X* dx, float* parts, const T* dy, 
         out[i] = fmaf(fmaf(g[i], w[i], -even) - normed * along, factor[r], out[i]);
       }
       store8(dx + (size_t)row * width + column, out);
+      if (low) store8(low + (size_t)row * width + column, out);
     }
   }
   if (parts && mine) {
@@ -154,9 +155,9 @@ __device__ __forceinline__ void norm_gradient(X* dx, float* parts, const T* dy, 
       const float* scale, int tokens, const float* weight, const float* bias, int rows, int width, float eps)) { \
     norm<X, T>(y, mean, inverse, sum, x, branch, scale, tokens, weight, bias, rows, width, eps); \
   } \
-  KERNEL(256, norm_gradient_##NAME, (X* dx, float* parts, const T* dy, const X* x, const float* mean, \
+  KERNEL(256, norm_gradient_##NAME, (X* dx, uint16_t* low, float* parts, const T* dy, const X* x, const float* mean, \
       const float* inverse, const float* weight, const X* residual, int rows, int width)) { \
-    norm_gradient<X, T, sizeof(X) == 2 ? 4 : 2>(dx, parts, dy, x, mean, inverse, weight, residual, rows, width); \
+    norm_gradient<X, T, sizeof(X) == 2 ? 4 : 2>(dx, low, parts, dy, x, mean, inverse, weight, residual, rows, width); \
   }
 NORM(f32_f32, float, float)
 NORM(f32_bf16, float, uint16_t)

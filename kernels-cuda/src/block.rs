@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::linear::{Linear, Then};
 use crate::machine::Kind;
-use crate::norm::{NormSaved, layer_norm, layer_norm_gradient, normed};
+use crate::norm::{self, NormSaved, layer_norm, normed};
 use crate::programs::Program;
 use crate::rows::{Gelu, gelu, gelu_gradient, residual, scaled};
 use crate::values::Values;
@@ -338,7 +338,9 @@ pub fn block_backward(
     });
     let d_normed2 = fc1.input_gradient(&d_hidden);
     drop((d_hidden, d_fc2));
-    let (dx1, of_norm2) = layer_norm_gradient(&saved.norm2, &norm2[0], &d_normed2, Some(dy), parameters);
+    // Products take the gradients of the residual stream rounded, unless they are multiplied by a path's factors first.
+    let rounded = kind == Kind::Bf16 && path.is_none();
+    let (dx1, of_norm2) = norm::gradient(&saved.norm2, &norm2[0], &d_normed2, Some(dy), parameters, rounded);
     drop(d_normed2);
 
     // Attention: x1 = x + s1 * proj(attention(qkv(norm1(x)))).
@@ -353,7 +355,7 @@ pub fn block_backward(
         ]
     });
     let d_normed1 = qkv.input_gradient(&d_qkv);
-    let (dx, of_norm1) = layer_norm_gradient(&saved.norm1, &norm1[0], &d_normed1, Some(&dx1), parameters);
+    let (dx, of_norm1) = norm::gradient(&saved.norm1, &norm1[0], &d_normed1, Some(&dx1), parameters, rounded);
 
     let gradients = of_mlp.zip(of_attention).zip(of_norm1.zip(of_norm2)).map(
         |(

@@ -144,6 +144,18 @@ pub fn layer_norm_gradient(
     residual: Option<&Values>,
     parameters: bool,
 ) -> (Values, Option<(Values, Values)>) {
+    gradient(saved, weight, dy, residual, parameters, false)
+}
+
+/// The same; with `rounded` the gradient of an f32 input comes with its bf16 form, which [`Values::cast`] then finds.
+pub(crate) fn gradient(
+    saved: &NormSaved,
+    weight: &Values,
+    dy: &Values,
+    residual: Option<&Values>,
+    parameters: bool,
+    rounded: bool,
+) -> (Values, Option<(Values, Values)>) {
     let NormSaved { x, mean, inverse } = saved;
     let (gpu, width) = (x.gpu(), weight.len());
     let rows = check(x, dy.kind(), width, &[weight]);
@@ -162,6 +174,7 @@ pub fn layer_norm_gradient(
     let group = if x.kind() == Kind::Bf16 { ROWS } else { ROWS / 2 };
     let count = rows.div_ceil(group).clamp(1, 132 * (512 / threads(route, width)).max(1));
     let parts = parameters.then(|| Values::new(gpu, count * 2 * width, Kind::F32));
+    let low = (rounded && x.kind() == Kind::F32).then(|| Values::new(gpu, x.len(), Kind::Bf16));
     let name = route.name("norm_gradient", x.kind(), dy.kind());
     let threads = threads(route, width);
     // SAFETY: sizes were checked above; every block leaves its part.
@@ -174,6 +187,7 @@ pub fn layer_norm_gradient(
             threads,
             threads / 32 * 2 * ROWS * 4,
             &dx,
+            low.as_ref(),
             parts.as_ref(),
             dy,
             x,
@@ -186,6 +200,10 @@ pub fn layer_norm_gradient(
         );
     }
     let sums = parts.map(|parts| sum_of_parts(&parts, count, 2 * width));
+    let dx = match low {
+        Some(low) => dx.with_rounded(low),
+        None => dx,
+    };
     (dx, sums.map(|sums| (sums.part(0..width), sums.part(width..2 * width))))
 }
 

@@ -20,6 +20,8 @@ pub struct Values {
     kind: Kind,
     /// By when they are computed, where that is known.
     ready: Option<Arc<Event>>,
+    /// The same numbers in bf16, where the kernel that made them wrote these too.
+    rounded: Option<Arc<Values>>,
 }
 
 impl fmt::Debug for Values {
@@ -55,7 +57,7 @@ pub(crate) fn from_e4m3(value: u8) -> f32 {
 impl Values {
     /// Room for numbers, not set: whoever calls this writes them all.
     pub(crate) fn new(gpu: &Gpu, len: usize, kind: Kind) -> Self {
-        Self { memory: Arc::new(gpu.take(len * kind.bytes())), offset: 0, len, kind, ready: None }
+        Self { memory: Arc::new(gpu.take(len * kind.bytes())), offset: 0, len, kind, ready: None, rounded: None }
     }
 
     /// Zeros.
@@ -131,7 +133,8 @@ impl Values {
     pub fn part(&self, range: Range<usize>) -> Self {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} numbers", self.len);
         assert!(range.start.is_multiple_of(8), "a part starts at {}, which is not a multiple of 8", range.start);
-        Self { offset: self.offset + range.start, len: range.len(), ..self.clone() }
+        let rounded = self.rounded.as_ref().map(|rounded| Arc::new(rounded.part(range.clone())));
+        Self { offset: self.offset + range.start, len: range.len(), rounded, ..self.clone() }
     }
 
     /// Some of the numbers: in the same memory where kernels can read them there, else a copy.
@@ -156,7 +159,16 @@ impl Values {
         if kind == self.kind {
             return self.clone();
         }
-        rows::scaled(self, None, kind)
+        match &self.rounded {
+            Some(rounded) if rounded.kind == kind => Self::clone(rounded),
+            _ => rows::scaled(self, None, kind),
+        }
+    }
+
+    /// With their bf16 form, which [`cast`](Self::cast) then finds.
+    pub(crate) fn with_rounded(self, rounded: Self) -> Self {
+        assert!((rounded.len, rounded.kind) == (self.len, Kind::Bf16), "{rounded:?} for {self:?}");
+        Self { rounded: Some(Arc::new(rounded)), ..self }
     }
 
     /// The values in memory of their own, for a kernel that changes them.
@@ -168,6 +180,7 @@ impl Values {
             *self = copy;
         }
         self.ready = None;
+        self.rounded = None;
         self
     }
 
