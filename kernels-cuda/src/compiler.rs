@@ -128,7 +128,7 @@ pub(crate) fn keep(path: &std::path::Path, bytes: &[u8]) {
 }
 
 /// `cuda` in ADVXL_CACHE, else below the user's folder for caches.
-pub(crate) fn cache_folder() -> Option<PathBuf> {
+pub fn cache_folder() -> Option<PathBuf> {
     let folder = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let user = || folder("XDG_CACHE_HOME").or_else(|| folder("HOME").map(|home| home.join(".cache")));
     folder("ADVXL_CACHE").or_else(|| user().map(|user| user.join("advxl"))).map(|folder| folder.join("cuda"))

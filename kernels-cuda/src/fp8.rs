@@ -294,6 +294,30 @@ impl Linear {
     }
 }
 
+/// A layer and its operands, to be timed.
+pub(crate) struct Timed {
+    layer: Linear,
+    x: Rows8,
+    dy: Rows8,
+}
+
+impl Timed {
+    pub(crate) fn new(gpu: &Gpu, rows: usize, outputs: usize, inputs: usize) -> Result<Self> {
+        let filled = |width: usize| quantized(&Values::filled(gpu, rows * width, 0.5), width);
+        let weight = Values::filled(gpu, outputs * inputs, 0.01);
+        let bias = Values::zeros(gpu, outputs, Kind::F32);
+        Ok(Self { layer: Linear::new(&weight, &bias, gpu.fp8()?), x: filled(inputs), dy: filled(outputs) })
+    }
+
+    pub(crate) fn forward(&self) {
+        self.layer.forward(&self.x);
+    }
+
+    pub(crate) fn input_gradient(&self) {
+        self.layer.input_gradient(&self.dy);
+    }
+}
+
 /// The weights of a block in FP8, for attacks. Make it once per update.
 #[derive(Clone, Debug)]
 pub struct Fp8Block {

@@ -38,6 +38,7 @@ mod libraries;
 mod linear;
 mod loss;
 mod machine;
+pub mod measure;
 mod messages;
 pub mod mixing;
 mod norm;
@@ -59,6 +60,7 @@ pub use attention::{AttentionSaved, AttentionShape, attention, attention_gradien
 pub use block::{Block, BlockSaved, BlockShape, BlockWeights, Wanted, block_backward, block_forward};
 pub use collectives::{Collectives, Pending, Plan, Share, Sum};
 pub use communicator::{UniqueId, Watch};
+pub use compiler::cache_folder;
 pub use contrastive::{
     ContrastiveSaved, UnitSaved, contrastive, contrastive_gradient, unit_length, unit_length_gradient,
 };

@@ -1,19 +1,24 @@
 //! `advxl bench`.
 
+use std::path::PathBuf;
+
+use serde_json::json;
+
 use super::device::device;
 use super::memory::require_memory;
 use super::model::{check_image_size, named_sizes};
 use super::preprocessing::parse_size;
-use super::print::print_json;
+use super::print::{note, print_json};
 use super::shared::HeadSize;
 use super::values::{one_of, usable_precision};
 use crate::bench;
 use crate::distributed::Comm;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::ModelConfig;
 use crate::ops::{AttackPrecision, Precision};
 use crate::plan;
-use crate::plan::{Work, batch_memory};
+use crate::plan::{GpuConstants, Work, batch_memory};
 
 /// One adversarial training step: k attack passes, forward, backward, optimizer.
 #[derive(clap::Args)]
@@ -67,6 +72,46 @@ pub(crate) struct Exchange {
     /// Exchanges that are timed; the median is told.
     #[arg(long, default_value_t = 5)]
     repeats: usize,
+}
+
+/// Measure the constants of an NVIDIA GPU, by which `advxl plan --device cuda` predicts times; some seconds.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  advxl bench device --device cuda\n  advxl plan recipes/vit_b16_in1k.toml --device cuda --devices 8"
+)]
+pub(crate) struct Device {
+    /// Write the constants to this file; if absent to the program's cache, where `advxl plan` finds them.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+impl Device {
+    pub(crate) fn run(&self) -> Result<()> {
+        let device = device()?;
+        let Some(gpu) = device.gpu() else {
+            let message = "the constants of a GPU are measured on one";
+            return Err(Error::input(message).hint("add --device cuda"));
+        };
+        let measured = gpu.measure().map_err(|error| Error::of_gpu(&error))?;
+        let name = &gpu.facts().name;
+        let constants = GpuConstants::of(name, &measured);
+        let path = self.out.clone().or_else(|| GpuConstants::path(name));
+        let path = path.ok_or_else(|| {
+            Error::input("there is no folder for caches")
+                .hint("give --out FILE, or set ADVXL_CACHE")
+        })?;
+        if let Some(folder) = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
+            files::make_folder(folder)?;
+        }
+        let value = json!(constants);
+        files::write(&path, format!("{value:#}\n").as_bytes())?;
+        note(&format!("written to {}", path.display()));
+        print_json(&value);
+        Ok(())
+    }
 }
 
 impl Exchange {

@@ -95,6 +95,8 @@ enum Bench {
     Step(bench::Step),
     /// What processes exchange in an update.
     Exchange(bench::Exchange),
+    /// Measure the constants of an NVIDIA GPU, by which `advxl plan --device cuda` predicts times.
+    Device(bench::Device),
 }
 
 /// Runs the program.
@@ -212,6 +214,9 @@ fn perform(arguments: &Arguments, comm: &Comm) -> Result<()> {
         Command::Bench {
             what: Bench::Step(step),
         } => step.run(),
+        Command::Bench {
+            what: Bench::Device(measure),
+        } => measure.run(),
         Command::Train(_)
         | Command::Eval(_)
         | Command::Embed(_)

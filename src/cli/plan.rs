@@ -7,9 +7,10 @@ use super::print::{print_json, print_line};
 use super::shared::{HeadSize, RecipeFile};
 use super::values::one_of;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::ops::{Api, Device, DeviceName, Precision, peak_flops, usable};
 use crate::plan;
-use crate::plan::{DeviceEngine, Devices, Link};
+use crate::plan::{DeviceEngine, Devices, GpuConstants, Link};
 use crate::recipe::Recipe;
 use crate::units::{duration, grouped};
 
@@ -33,6 +34,10 @@ pub(crate) struct Plan {
     /// What one device computes in truth, not its peak, in 10^12 operations a second; this machine's if absent.
     #[arg(long, value_name = "X")]
     device_tflops: Option<f64>,
+    /// Constants of the NVIDIA GPU to plan for: `h100`, or a file that `advxl bench device` wrote; this machine's if absent.
+    /// With --device cuda.
+    #[arg(long, value_name = "GPU", conflicts_with = "device_tflops")]
+    gpu: Option<String>,
     /// Price of one device for an hour.
     #[arg(long, value_name = "P")]
     price: Option<f64>,
@@ -66,9 +71,17 @@ impl Plan {
         above("devices", Some(self.devices as f64))?;
         let recipe = self.recipe.load()?;
         // For this processor, unless another device is named. No GPU is opened to plan for one.
-        let engine = match WANTED.get() {
-            Some(DeviceName::Gpu(Api::Cuda, _)) => DeviceEngine::Cuda,
+        let engine = match (WANTED.get(), &self.gpu) {
+            (Some(DeviceName::Gpu(Api::Cuda, _)), _) | (None, Some(_)) => DeviceEngine::Cuda,
+            (Some(other), Some(gpu)) => {
+                let message = format!("--gpu {gpu} is for --device cuda, not {other}");
+                return Err(Error::input(message).hint("leave one of them out"));
+            }
             _ => DeviceEngine::Cpu,
+        };
+        let gpu = match (engine, self.device_tflops) {
+            (DeviceEngine::Cuda, None) => Some(self.constants()?),
+            _ => None,
         };
         let usable = || match engine {
             DeviceEngine::Cpu => usable(recipe.precision, &Device::cpu()).0,
@@ -80,12 +93,8 @@ impl Plan {
             (None, DeviceEngine::Cpu) => {
                 SHARE_OF_PEAK * peak_flops(precision, &Device::cpu()) / 1e12
             }
-            (None, DeviceEngine::Cuda) => {
-                let message = "--device cuda: how fast the GPU computes is missing";
-                return Err(Error::input(message).hint(
-                    "add --device-tflops; `advxl bench step --device cuda` measures it (gflops / 1000)",
-                ));
-            }
+            // Of the losses that devices repeat, in f32.
+            (None, DeviceEngine::Cuda) => 20.0,
         };
         let devices = Devices {
             count: self.devices,
@@ -98,18 +107,54 @@ impl Plan {
             }),
             engine,
         };
-        let plan = plan::Plan::new(&recipe, self.head.classes, precision, devices);
-        for line in lines(&plan, &recipe, &devices) {
+        let classes = self.head.classes;
+        let plan = match &gpu {
+            None => plan::Plan::new(&recipe, classes, precision, devices),
+            Some(gpu) => plan::Plan::on_gpus(&recipe, classes, precision, devices, gpu)?,
+        };
+        for line in lines(&plan, &recipe, &devices, gpu.as_ref()) {
             print_line(&line);
         }
         if json {
-            print_json(&json!({ "plan": plan, "devices": devices }));
+            print_json(&json!({ "plan": plan, "devices": devices, "gpu": gpu }));
         }
         Ok(())
     }
+
+    /// Constants of the GPU that is named, or of the one that was measured on this machine.
+    fn constants(&self) -> Result<GpuConstants> {
+        if let Some(name) = &self.gpu {
+            return GpuConstants::load(name);
+        }
+        let folder = GpuConstants::folder();
+        let found = folder
+            .and_then(|folder| files::list(&folder).ok())
+            .unwrap_or_default();
+        let hint = "add --gpu h100, measure this machine's: advxl bench device --device cuda, or add --device-tflops";
+        match &found[..] {
+            [one] => GpuConstants::load(&one.display().to_string()),
+            [] => {
+                Err(Error::input("--device cuda: how fast the GPU computes is missing").hint(hint))
+            }
+            several => {
+                let names: Vec<_> = several
+                    .iter()
+                    .map(|path| path.display().to_string())
+                    .collect();
+                let message = "--device cuda: several GPUs were measured on this machine";
+                Err(Error::input(message)
+                    .hint(format!("add --gpu with one of {}", names.join(", "))))
+            }
+        }
+    }
 }
 
-fn lines(plan: &plan::Plan, recipe: &Recipe, devices: &Devices) -> Vec<String> {
+fn lines(
+    plan: &plan::Plan,
+    recipe: &Recipe,
+    devices: &Devices,
+    gpu: Option<&GpuConstants>,
+) -> Vec<String> {
     let millions = plan.parameters as f64 / 1e6;
     let mut lines = vec![
         format!(
@@ -163,13 +208,33 @@ fn lines(plan: &plan::Plan, recipe: &Recipe, devices: &Devices) -> Vec<String> {
         lines.extend(exchanges(plan, recipe, devices, link));
     }
     let hours = duration(plan.hours * 3600.0);
-    let rate = devices.tflops;
+    let rate = match gpu {
+        None => format!("{:.3} TFLOP/s a device", devices.tflops),
+        Some(gpu) => {
+            lines.push(format!("a step of one {}, by {}:", gpu.name, gpu.source));
+            let stages = recipe
+                .stage
+                .iter()
+                .flat_map(|stage| stage.phases.iter().map(move |_| stage));
+            for (phase, stage) in plan.phases.iter().zip(stages) {
+                let seconds = phase.update.compute;
+                lines.push(format!(
+                    "  {:<12} @{:<4} {:>9.2} ms {:>10.0} images/s",
+                    phase.stage,
+                    phase.image_size,
+                    1e3 * seconds,
+                    stage.batch as f64 / devices.count as f64 / seconds
+                ));
+            }
+            "this rate".to_owned()
+        }
+    };
     lines.push(match devices.link {
         None => format!(
-            "time: {hours} at {rate:.3} TFLOP/s a device, without loading, evaluation and exchange (--link)"
+            "time: {hours} at {rate}, without loading, evaluation and exchange (--link)"
         ),
         Some(_) => format!(
-            "time: {hours} at {rate:.3} TFLOP/s a device, of which devices compute {:.0} %; without loading and evaluation",
+            "time: {hours} at {rate}, of which devices compute {:.0} %; without loading and evaluation",
             100.0 * plan.efficiency
         ),
     });

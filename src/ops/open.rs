@@ -320,20 +320,20 @@ pub fn usable_in_attacks(
     of_run: Precision,
     device: &Device,
 ) -> Result<(Numerics, Option<&'static str>)> {
-    let precision = match wanted {
-        Some(AttackPrecision::Fp8) => return fp8_attacks(device),
-        Some(AttackPrecision::Bf16) => Precision::Bf16,
-        Some(AttackPrecision::Tf32) => Precision::Tf32,
-        Some(AttackPrecision::F32) => Precision::F32,
-        None => of_run,
-    };
+    if wanted == Some(AttackPrecision::Fp8) {
+        return fp8_attacks(device);
+    }
+    if device.gpu().is_some() {
+        return Ok((Numerics::of_gpu_attack(wanted, of_run), None));
+    }
+    let precision = wanted.map_or(of_run, |wanted| match wanted {
+        AttackPrecision::Bf16 | AttackPrecision::Fp8 => Precision::Bf16,
+        AttackPrecision::Tf32 => Precision::Tf32,
+        AttackPrecision::F32 => Precision::F32,
+    });
     let (precision, notice) = usable(precision, device);
-    let numerics = match (device, precision) {
-        (Device::Cuda(_), Precision::Bf16) => Numerics::AttackBf16,
-        _ => precision.into(),
-    };
     // What the run cannot do was said of the run.
-    Ok((numerics, notice.filter(|_| wanted.is_some())))
+    Ok((precision.into(), notice.filter(|_| wanted.is_some())))
 }
 
 fn fp8_attacks(device: &Device) -> Result<(Numerics, Option<&'static str>)> {

@@ -46,6 +46,17 @@ impl Numerics {
     /// f32 throughout.
     pub const F32: Self = Self::Precise(Precision::F32);
 
+    /// Of a training attack on an NVIDIA GPU, if its recipe asks for `wanted` and its run for `of_run`.
+    pub fn of_gpu_attack(wanted: Option<AttackPrecision>, of_run: Precision) -> Self {
+        match (wanted, of_run) {
+            (Some(AttackPrecision::Fp8), _) => Self::AttackFp8,
+            (Some(AttackPrecision::Bf16), _) | (None, Precision::Bf16) => Self::AttackBf16,
+            (Some(AttackPrecision::Tf32), _) => Self::Precise(Precision::Tf32),
+            (Some(AttackPrecision::F32), _) => Self::F32,
+            (None, of_run) => Self::Precise(of_run),
+        }
+    }
+
     /// The precision of products outside of blocks.
     pub fn products(self) -> Precision {
         match self {

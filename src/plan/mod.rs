@@ -5,11 +5,13 @@
 //! and no data is read.
 
 pub(crate) mod gpu_memory;
+pub mod gpu_time;
 pub(crate) mod link;
 pub mod memory;
 pub mod phase;
 
 pub use gpu_memory::{GPU_CONTEXT, free_memory};
+pub use gpu_time::GpuConstants;
 pub use link::{CheckpointPlan, DISK, LATENCY_US, Link, UpdatePlan};
 pub use link::{DeviceEngine, Devices};
 pub use memory::Memory;
@@ -20,9 +22,10 @@ use serde::Serialize;
 use crate::distributed::BUCKET;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
-use crate::ops::Precision;
+use crate::ops::{Numerics, Precision};
 use crate::recipe::{Phase, Recipe, Stage};
 
+use gpu_time::{StepShape, step_seconds};
 use link::FLOAT;
 use memory::LARGEST_PART;
 
@@ -63,8 +66,59 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans a run.
+    /// Plans a run on devices of a known rate.
     pub fn new(recipe: &Recipe, classes: usize, precision: Precision, devices: Devices) -> Self {
+        Self::timed(recipe, classes, precision, devices, &|_, _| None)
+    }
+
+    /// Plans a run on NVIDIA GPUs whose constants are known.
+    ///
+    /// Errors: the constants lack what the run needs.
+    pub fn on_gpus(
+        recipe: &Recipe,
+        classes: usize,
+        precision: Precision,
+        devices: Devices,
+        gpu: &GpuConstants,
+    ) -> Result<Self> {
+        let parameters = recipe.model.parameters(classes, recipe.first_image_size());
+        let seconds = |stage: &Stage, phase: &Phase| {
+            let wanted = stage.attack.as_ref().and_then(|attack| attack.precision);
+            let step = StepShape {
+                model: &recipe.model,
+                parameters,
+                image_size: phase.image_size as usize,
+                tokens: recipe.tokens(phase).unwrap_or_default(),
+                batch: stage.batch.div_ceil(devices.count),
+                attack_steps: stage.attack_steps(),
+                precision,
+                attack: Numerics::of_gpu_attack(wanted, precision),
+                recompute: recipe.recompute,
+                drop_path: stage.drop_path.is_some(),
+            };
+            step_seconds(&step, gpu)
+        };
+        for stage in &recipe.stage {
+            for phase in &stage.phases {
+                seconds(stage, phase)?;
+            }
+        }
+        Ok(Self::timed(
+            recipe,
+            classes,
+            precision,
+            devices,
+            &|stage, phase| seconds(stage, phase).ok(),
+        ))
+    }
+
+    fn timed(
+        recipe: &Recipe,
+        classes: usize,
+        precision: Precision,
+        devices: Devices,
+        seconds_of: &dyn Fn(&Stage, &Phase) -> Option<f64>,
+    ) -> Self {
         let all = recipe
             .stage
             .iter()
@@ -77,8 +131,11 @@ impl Plan {
             .collect();
         // How long all updates take, and how much of it is spent computing.
         let mut seconds = [0.0, 0.0];
-        for (phase, (stage, _)) in phases.iter_mut().zip(all.clone()) {
+        for (phase, (stage, of_recipe)) in phases.iter_mut().zip(all.clone()) {
             phase.update = UpdatePlan::new(stage, phase.flops_per_sample, sizes, &devices);
+            if let Some(compute) = seconds_of(stage, of_recipe) {
+                phase.update.compute = compute;
+            }
             let updates = phase.samples as f64 / stage.batch as f64;
             seconds[0] += updates * phase.update.total();
             seconds[1] += updates * phase.update.compute;

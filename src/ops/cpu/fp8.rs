@@ -275,10 +275,10 @@ mod tests {
         let mut seed = 10;
         BlockWeights::from_array(lengths.map(|length| {
             seed += 1;
-            // Of matrices like those of a trained layer; of vectors around one, as a norm's weight.
+            // Matrices that keep the size of their input; vectors around one, as a norm's weight.
             match length > h {
-                true => (draw(seed, [length]) - 0.5) * 0.3,
-                false => draw(seed, [length]) + 0.5,
+                true => draw(seed, [length]) * 0.1,
+                false => draw(seed, [length]) * 0.1 + 1.0,
             }
         }))
     }
@@ -297,11 +297,11 @@ mod tests {
 
     /// The output, and the gradient of the input.
     fn results(numerics: Numerics, recompute: bool) -> [Vec<f32>; 2] {
-        let x = (draw(1, SIZES) - 0.5).autodiff().require_grad();
+        let x = draw(1, SIZES).autodiff().require_grad();
         let spec = spec(numerics, recompute);
         let cache = WeightCache::default();
         let y = crate::ops::encoder_block(x.clone(), &weights(), &spec, None, &cache);
-        let dy = (draw(2, SIZES) - 0.5).autodiff();
+        let dy = draw(2, SIZES).autodiff();
         let mut gradients = (y.clone() * dy).sum().backward();
         [to_vec(y), to_vec(x.grad_remove(&mut gradients).unwrap())]
     }
