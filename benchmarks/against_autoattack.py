@@ -56,13 +56,15 @@ class Normalised(torch.nn.Module):
 def load_images(spec, count):
     """Images [n, 3, h, w] in [0, 1] and labels [n], the first `count` of the file."""
     tensors = load_file(spec.removeprefix("tensors:"))
-    return tensors["images"][:count].contiguous(), tensors["labels"][:count]
+    images, labels = tensors["images"][:count].contiguous(), tensors["labels"][:count].long()
+    return (images.float() / 255 if images.dtype == torch.uint8 else images), labels
 
 
 def standard(arguments, model, classes):
     """The reference's standard version, with fewer steps, queries and targets where asked for."""
     epsilon = float(Fraction(arguments.eps))
-    suite = AutoAttack(model, norm=NORMS[arguments.norm], eps=epsilon, seed=arguments.seed)
+    device = "cuda" if arguments.device == "cuda" else "cpu"
+    suite = AutoAttack(model, norm=NORMS[arguments.norm], eps=epsilon, seed=arguments.seed, device=device)
     if arguments.steps:
         for attack in (suite.apgd, suite.apgd_targeted):
             attack.n_iter = attack.n_iter_orig = arguments.steps
@@ -124,7 +126,7 @@ def ours(arguments, attacks):
         command = [arguments.advxl, "eval", arguments.model, "--data", arguments.data]
         command += ["--attack", ",".join(["clean", *attacks]), "--norm", arguments.norm]
         command += ["--eps", arguments.eps, "--n", arguments.n, "--batch", arguments.batch]
-        command += ["--seed", arguments.seed, "--threads", arguments.threads]
+        command += ["--seed", arguments.seed, "--threads", arguments.threads, "--device", arguments.device]
         for option in ("steps", "queries", "targets"):
             if value := getattr(arguments, option):
                 command += [f"--{option}", value]
@@ -133,8 +135,9 @@ def ours(arguments, attacks):
         subprocess.run([str(word) for word in command], check=True, stdout=subprocess.PIPE)
         seconds = time.perf_counter() - begun
         result = json.loads((Path(out) / "result.json").read_text())
-    assert [stage["attack"] for stage in result["stages"]] == ["clean", *attacks]
-    return {"stages": result["stages"], "robust": result["robust"], "seconds": seconds}
+    stages = result["evaluations"][0]["stages"]
+    assert [stage["attack"] for stage in stages] == ["clean", *attacks]
+    return {"stages": stages, "robust": result["robust"], "seconds": seconds}
 
 
 def compare(arguments, model, images, labels, attacks):
@@ -199,6 +202,7 @@ def parse():
     parser.add_argument("--n", type=int, default=256, help="how many images, from the first")
     parser.add_argument("--norm", choices=NORMS, default="linf")
     parser.add_argument("--eps", default="8/255")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="for both programs")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
@@ -216,8 +220,10 @@ def main():
     warnings.filterwarnings("ignore")
     arguments = parse()
     torch.set_num_threads(arguments.threads)
-    model = Normalised(arguments.model)
-    images, labels = load_images(arguments.data, arguments.n)
+    # f32 is f32 in both.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    model = Normalised(arguments.model).to(arguments.device)
+    images, labels = (tensor.to(arguments.device) for tensor in load_images(arguments.data, arguments.n))
     arguments.n = len(images)
     others = model(images[:1]).shape[1] - 1
     if (arguments.targets or 9) > others:

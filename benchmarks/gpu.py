@@ -2,11 +2,14 @@
 """An adversarial training step in PyTorch as its users would write it for speed: the other side of `scripts/gpu-check speed`.
 
 timm's models, bf16 autocast, fused attention, fused AdamW, and in the attack gradients of the images alone: weights want none there.
-Prints one JSON object for eager and one for compiled execution, with the fields of `advxl bench step`.
+Modes are eager execution and torch.compile's: `compiled` is its default, `reduce-overhead` replays CUDA graphs, `max-autotune`
+also times kernels. Prints one JSON object for each mode with the fields of `advxl bench step`, or `error` where a mode fails or
+exceeds its time.
 """
 
 import argparse
 import json
+import signal
 import time
 
 import timm
@@ -20,16 +23,31 @@ MODELS = {
     "vit_l16": "vit_large_patch16_224",
     "vit_l14": "vit_large_patch14_clip_224",
     "vit_h14": "vit_huge_patch14_224",
+    "convnext_tiny": "convnext_tiny",
+    "convnext_base": "convnext_base",
+}
+# Ours: no model of timm's has these sizes.
+MICRO = {"patch_size": 4, "embed_dim": 192, "depth": 9, "num_heads": 3}
+MODES = {
+    "eager": None,
+    "compiled": {},
+    "reduce-overhead": {"mode": "reduce-overhead"},
+    "max-autotune": {"mode": "max-autotune"},
 }
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--model", choices=MODELS, required=True)
+parser.add_argument("--model", choices=[*MODELS, "vit_micro"], required=True)
 parser.add_argument("--image-size", type=int, required=True)
 parser.add_argument("--batch", type=int, required=True)
 parser.add_argument("--attack-steps", type=int, required=True)
 parser.add_argument("--classes", type=int, default=1000)
 parser.add_argument("--repeats", type=int, default=10)
+parser.add_argument("--modes", default="eager,compiled", help=f"some of {','.join(MODES)}")
+parser.add_argument("--limit", type=int, default=300, help="seconds for a mode, compilation included")
 a = parser.parse_args()
+modes = a.modes.split(",")
+if unknown := [mode for mode in modes if mode not in MODES]:
+    parser.error(f"unknown mode `{unknown[0]}`; the modes are {', '.join(MODES)}")
 
 device = torch.device("cuda")
 torch.manual_seed(0)
@@ -37,13 +55,23 @@ torch.set_float32_matmul_precision("high")
 images = torch.rand(a.batch, 3, a.image_size, a.image_size, device=device)
 labels = torch.randint(0, a.classes, (a.batch,), device=device)
 
-for compiled in (False, True):
+
+def make_model():
+    if a.model == "vit_micro":
+        return timm.models.VisionTransformer(img_size=a.image_size, num_classes=a.classes, **MICRO)
+    extra = {"pre_norm": False} if a.model == "vit_l14" else {}
+    if not a.model.startswith("convnext"):
+        extra["img_size"] = a.image_size
+    return timm.create_model(MODELS[a.model], num_classes=a.classes, **extra)
+
+
+def measure(options):
+    torch._dynamo.reset()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    extra = {"pre_norm": False} if a.model == "vit_l14" else {}
-    model = timm.create_model(MODELS[a.model], img_size=a.image_size, num_classes=a.classes, **extra).to(device)
+    model = make_model().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    call = torch.compile(model) if compiled else model
+    call = model if options is None else torch.compile(model, **options)
 
     def loss(images):
         with torch.autocast("cuda", dtype=torch.bfloat16):
@@ -61,7 +89,7 @@ for compiled in (False, True):
         loss((images + delta).clamp(0, 1)).backward()
         optimizer.step()
 
-    for _ in range(3):
+    for _ in range(4):
         step()
     seconds = []
     for _ in range(a.repeats):
@@ -71,21 +99,35 @@ for compiled in (False, True):
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begun)
     median = sorted(seconds)[len(seconds) // 2]
-    print(
-        json.dumps(
-            {
-                "program": f"pytorch {torch.__version__}{' compiled' if compiled else ''}",
-                "device": torch.cuda.get_device_name(),
-                "precision": "bf16",
-                "model": a.model,
-                "image_size": a.image_size,
-                "batch": a.batch,
-                "attack_steps": a.attack_steps,
-                "seconds_per_step": round(median, 5),
-                "images_per_second": round(a.batch / median, 1),
-                "device_memory_mib": torch.cuda.max_memory_allocated() >> 20,
-            }
-        ),
-        flush=True,
-    )
-    del model, optimizer, call
+    return {
+        "seconds_per_step": round(median, 5),
+        "images_per_second": round(a.batch / median, 1),
+        "device_memory_mib": torch.cuda.max_memory_allocated() >> 20,
+    }
+
+
+def out_of_time(*_):
+    raise TimeoutError(f"not done in {a.limit} s")
+
+
+signal.signal(signal.SIGALRM, out_of_time)
+for mode in modes:
+    begun = time.perf_counter()
+    signal.alarm(a.limit)
+    try:
+        found = measure(MODES[mode])
+    except Exception as error:  # A mode that fails is a result too.
+        found = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+    signal.alarm(0)
+    line = {
+        "program": f"pytorch {torch.__version__}{'' if mode == 'eager' else ' ' + mode}",
+        "device": torch.cuda.get_device_name(),
+        "precision": "bf16",
+        "model": a.model,
+        "image_size": a.image_size,
+        "batch": a.batch,
+        "attack_steps": a.attack_steps,
+        **found,
+        "seconds_in_all": round(time.perf_counter() - begun, 1),
+    }
+    print(json.dumps(line), flush=True)

@@ -19,7 +19,7 @@ use crate::ops::{
     to_vec, usable_in_attacks,
 };
 use crate::optim::{OptimizerConfig, OptimizerKind};
-use crate::plan::{DeviceEngine, Devices, Plan};
+use crate::plan::{DeviceEngine, Devices, GpuConstants, Plan};
 use crate::recipe::{Checkpoints, Data, Head, Log, Phase, Recipe, Stage, TrainingAttack};
 use crate::rng::{Purpose, Rng};
 use crate::schedule::{Decay, Schedule};
@@ -63,15 +63,31 @@ impl StepWork {
         Ok(numerics)
     }
 
-    /// The memory that a step takes on a device.
-    pub fn plan(&self, device: &Device) -> Plan {
-        let devices = Devices {
+    /// What a step was predicted to take, where `advxl bench device` has measured this GPU.
+    fn predicted_seconds(&self, device: &Device) -> Option<f64> {
+        let path = GpuConstants::path(&device.gpu()?.facts().name)?;
+        let gpu = GpuConstants::load(path.to_str()?).ok()?;
+        if self.attack_only {
+            return None;
+        }
+        let (recipe, devices) = (recipe(self), self.devices(device));
+        let plan = Plan::on_gpus(&recipe, self.classes, self.precision, devices, &gpu).ok()?;
+        Some(plan.phases[0].update.compute)
+    }
+
+    fn devices(&self, device: &Device) -> Devices {
+        Devices {
             count: 1,
             tflops: 1.0,
             price: None,
             link: None,
             engine: DeviceEngine::of(device),
-        };
+        }
+    }
+
+    /// The memory that a step takes on a device.
+    pub fn plan(&self, device: &Device) -> Plan {
+        let devices = self.devices(device);
         Plan::new(&recipe(self), self.classes, self.precision, devices)
     }
 }
@@ -243,6 +259,7 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
         "peak_memory_mib": crate::train::monitor::peak_memory_mib(),
         "to_host": to_host,
         "profile": profile,
+        "predicted_seconds_per_step": work.predicted_seconds(device),
         "planned_memory_mib": work.plan(device).memory.total() >> 20,
         "device_memory_mib": device.memory().map(|bytes| bytes >> 20),
     }))
