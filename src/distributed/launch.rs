@@ -105,7 +105,7 @@ impl Launch {
     ) -> Result<Self> {
         let number = |names: [&str; 2]| names.iter().find_map(|name| value(name)?.parse().ok());
         let of_mpi: Option<usize> = number(["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]);
-        let complete = [RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT].map(|name| value(name));
+        let complete = [RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT].map(value);
         let complete = complete.iter().all(Option::is_some);
         match of_mpi {
             Some(world_size) if value(LAUNCHED).is_none() && (has_mpi || !complete) => {

@@ -243,7 +243,7 @@ impl Server {
             let waited = begun.elapsed();
             if waited > self.patience {
                 let message = format!(
-                    "gave up after {} s: {}",
+                    "gave up after {} s without {}",
                     self.patience.as_secs(),
                     self.missing(members)
                 );

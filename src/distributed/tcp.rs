@@ -35,6 +35,8 @@ const SETTLE: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Messages of one rank that wait for this one's turn. Ranks run ahead by one at most, except those that only send.
 const AHEAD: usize = 2;
+/// Buffers of a connection that are kept for the next message: fresh memory costs as much as the transfer.
+const SPARE: usize = 1;
 /// Messages up to this size are sent in one piece with their header.
 const SMALL: usize = 64 << 10;
 
@@ -135,6 +137,13 @@ struct Part {
 enum Values {
     Floats(Vec<f32>),
     Bytes(Vec<u8>),
+}
+
+/// The way from one peer.
+struct Inbox {
+    parts: Receiver<Part>,
+    /// Gives buffers back to the reader.
+    spent: SyncSender<Vec<f32>>,
 }
 
 /// The connections to the other ranks.
@@ -422,10 +431,13 @@ impl Link {
         for (peer, stream) in streams.values.into_iter().enumerate() {
             inboxes.push(match stream {
                 Some(stream) => {
-                    let (inbox, incoming) = sync_channel(AHEAD);
+                    let (inbox, parts) = sync_channel(AHEAD);
+                    let (spent, spare) = sync_channel(SPARE);
                     let mesh = Arc::clone(&mesh);
-                    threads.push(spawn("read", move || mesh.read_all(peer, stream, &inbox))?);
-                    Some(incoming)
+                    threads.push(spawn("read", move || {
+                        mesh.read_all(peer, stream, &inbox, &spare);
+                    })?);
+                    Some(Inbox { parts, spent })
                 }
                 None => None,
             });
@@ -522,7 +534,8 @@ impl Drop for Link {
 /// The thread of collectives.
 struct Exchange {
     mesh: Arc<Mesh>,
-    inboxes: Vec<Option<Receiver<Part>>>,
+    /// By rank; none from itself.
+    inboxes: Vec<Option<Inbox>>,
     number: u32,
 }
 
@@ -574,10 +587,24 @@ impl Exchange {
         for rank in 0..self.world_size() {
             match rank == self.mesh.rank {
                 true => all.extend_from_slice(own),
-                false => all.extend_from_slice(&self.floats(tag, rank, own.len())),
+                false => {
+                    let values = self.floats(tag, rank, own.len());
+                    all.extend_from_slice(&values);
+                    self.give_back(rank, values);
+                }
             }
         }
         all
+    }
+
+    /// Another buffer may be there already.
+    fn give_back(&self, rank: usize, values: Vec<f32>) {
+        let _ = self.inbox(rank).spent.try_send(values);
+    }
+
+    fn inbox(&self, rank: usize) -> &Inbox {
+        let inbox = self.inboxes[rank].as_ref();
+        inbox.expect("no rank sends to itself")
     }
 
     /// Rank 0 sends each rank a piece, which that one sends to all: no link carries more than twice the values.
@@ -660,10 +687,7 @@ impl Exchange {
 
     /// The next message of a rank, which is one of this exchange.
     fn receive(&self, tag: Tag, rank: usize) -> Values {
-        let inbox = self.inboxes[rank]
-            .as_ref()
-            .expect("no rank sends to itself");
-        match inbox.recv() {
+        match self.inbox(rank).parts.recv() {
             Ok(part) if (part.tag, part.exchange) == (tag, self.number) => part.values,
             Ok(part) => self.disagree(
                 rank,
@@ -743,7 +767,13 @@ impl Mesh {
     }
 
     /// Reads messages until the peer says that it ends.
-    fn read_all(&self, peer: usize, mut stream: TcpStream, inbox: &SyncSender<Part>) {
+    fn read_all(
+        &self,
+        peer: usize,
+        mut stream: TcpStream,
+        inbox: &SyncSender<Part>,
+        spare: &Receiver<Vec<f32>>,
+    ) {
         loop {
             let Ok(header) = Header::read(&mut stream) else {
                 self.lose(peer);
@@ -757,7 +787,8 @@ impl Mesh {
                     stream.read_exact(&mut bytes).map(|()| Values::Bytes(bytes))
                 }
                 Tag::AllToAll | Tag::AllGather | Tag::Broadcast => {
-                    let mut values = vec![0f32; length / size_of::<f32>()];
+                    let mut values = spare.try_recv().unwrap_or_default();
+                    values.resize(length / size_of::<f32>(), 0.0);
                     let read = stream.read_exact(bytemuck::cast_slice_mut(&mut values));
                     read.map(|()| Values::Floats(values))
                 }
