@@ -101,7 +101,10 @@ fn evaluation_and_data_tools_share_their_work_and_print_once() {
         let printed = String::from_utf8(output.stdout).unwrap();
         let last: serde_json::Value =
             serde_json::from_str(printed.lines().last().unwrap()).unwrap();
-        assert_eq!(printed.matches("\"robust_accuracy\"").count(), 1);
+        assert_eq!(
+            printed.lines().filter(|line| line.starts_with('{')).count(),
+            1
+        );
         last["robust_accuracy"].clone()
     };
     assert!(judged(1) == judged(3));
@@ -129,7 +132,7 @@ fn a_lost_rank_ends_the_run_within_seconds_and_it_resumes_in_another_number() {
     let start = || launched(2, &train(&long, &run));
     for lost in [1, 0] {
         let killed = std::cell::Cell::new(Instant::now());
-        let (code, told) = disturbed(start(), &run, |ranks, _| {
+        let (code, told) = disturbed_after(12, start(), &run, |ranks, _| {
             signal("KILL", ranks[lost]);
             killed.set(Instant::now());
         });
@@ -150,7 +153,7 @@ fn a_lost_rank_ends_the_run_within_seconds_and_it_resumes_in_another_number() {
         |ranks, _| signal("USR1", ranks[1]),
     ];
     for warn in warnings {
-        let (code, told) = disturbed(start(), &run, warn);
+        let (code, told) = disturbed_after(12, start(), &run, warn);
         assert_eq!(code, 75, "{told}");
         assert_eq!(told.matches("stopped by signal after").count(), 1, "{told}");
         assert!(told.contains("resuming after"), "{told}");
@@ -184,7 +187,7 @@ fn a_rank_that_hangs_is_noticed_by_its_missing_heartbeat() {
     let folder = tempfile::tempdir().unwrap();
     let long = recipe(folder.path(), "long", &LONG);
     let run = folder.path().join("run");
-    let (code, told) = disturbed(launched(2, &train(&long, &run)), &run, |ranks, _| {
+    let (code, told) = disturbed_after(12, launched(2, &train(&long, &run)), &run, |ranks, _| {
         signal("STOP", ranks[1]);
     });
     assert_eq!(code, 75, "{told}");
@@ -294,7 +297,7 @@ fn wrong_variables_and_flags_are_refused_before_anything_is_started() {
     };
     let incomplete = [
         "MASTER_ADDR, MASTER_PORT are missing",
-        "RANK and WORLD_SIZE are set",
+        "RANK, WORLD_SIZE are set",
     ];
     fail(
         with(&[("RANK", "0"), ("WORLD_SIZE", "2")], &[]),

@@ -56,6 +56,7 @@ pub fn launch(count: usize, report: fn(&str)) -> Result<u8> {
         place: format!("127.0.0.1:{port}"),
         patience: PATIENCE,
         report,
+        is_watched: true,
     };
     server.start(listener, move || have_met.store(true, Ordering::Relaxed))?;
 

@@ -179,6 +179,8 @@ pub(crate) struct Server {
     pub(crate) place: String,
     pub(crate) patience: Duration,
     pub(crate) report: fn(&str),
+    /// Whether connections stay open as long as this process lives, which ranks watch.
+    pub(crate) is_watched: bool,
 }
 
 /// A process that introduced itself.
@@ -188,8 +190,7 @@ struct Caller {
 }
 
 impl Server {
-    /// Serves on threads of their own, as long as this process lives: who comes too late is refused, and ranks see at their
-    /// connections that this process lives. `ready` is called once, when all ranks have reached each other.
+    /// Serves on threads of their own, as long as this process lives: who comes too late is refused. `ready` is called once, when all ranks have reached each other.
     pub(crate) fn start(
         self,
         listener: TcpListener,
@@ -213,9 +214,14 @@ impl Server {
         match met {
             Ok(()) => {
                 ready();
+                let (hosts, streams): (BTreeMap<usize, String>, Vec<TcpStream>) = members
+                    .into_iter()
+                    .map(|(rank, (hello, stream))| ((rank, hello.host), stream))
+                    .unzip();
+                let _watched = self.is_watched.then_some(streams);
                 for Caller { hello, stream } in calling {
                     let refusal = match hello {
-                        Ok(hello) => self.latecomer(&hello, &members),
+                        Ok(hello) => self.latecomer(&hello, &hosts),
                         Err(version) => self.other_version(&version, &stream),
                     };
                     refuse(stream, &refusal);
@@ -381,13 +387,13 @@ impl Server {
         )
     }
 
-    fn latecomer(&self, hello: &Hello, members: &BTreeMap<usize, (Hello, TcpStream)>) -> Refusal {
+    fn latecomer(&self, hello: &Hello, hosts: &BTreeMap<usize, String>) -> Refusal {
         let mut message = format!(
             "all {} processes of the run at {} are there already",
             self.world_size, self.place
         );
-        if let Some((member, _)) = members.get(&hello.rank) {
-            message += &format!("; process {} runs on {}", hello.rank, member.host);
+        if let Some(host) = hosts.get(&hello.rank) {
+            message += &format!("; process {} runs on {host}", hello.rank);
         }
         Refusal::input(
             message,
@@ -534,6 +540,7 @@ impl Meeting {
             place: self.place(),
             patience: self.patience,
             report,
+            is_watched: false,
         };
         server.start(listener, || ())
     }

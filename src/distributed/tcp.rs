@@ -91,7 +91,7 @@ impl Header {
         bytes
     }
 
-    fn read(stream: &mut TcpStream) -> IoResult<Self> {
+    fn read(mut stream: &TcpStream) -> IoResult<Self> {
         let mut bytes = [0; Self::BYTES];
         stream.read_exact(&mut bytes)?;
         Ok(Self {
@@ -403,18 +403,19 @@ impl Link {
         stop: &Stop,
         alarm: fn(&str),
     ) -> Result<Self> {
-        let failed = |error| Error::failed(format!("cannot use a connection: {error}"));
+        // Writer and reader of a connection share it.
+        let streams_of_values = streams.values.into_iter();
+        let values: Vec<Option<Arc<TcpStream>>> = streams_of_values
+            .map(|stream| stream.map(Arc::new))
+            .collect();
         let mut outboxes = Vec::new();
         let mut writers = Vec::new();
-        for stream in &streams.values {
-            outboxes.push(match stream {
-                Some(stream) => {
-                    let (outbox, outgoing) = channel();
-                    writers.push((stream.try_clone().map_err(failed)?, outgoing));
-                    Some(Mutex::new(outbox))
-                }
-                None => None,
-            });
+        for stream in &values {
+            outboxes.push(stream.as_ref().map(|stream| {
+                let (outbox, outgoing) = channel();
+                writers.push((Arc::clone(stream), outgoing));
+                Mutex::new(outbox)
+            }));
         }
         let mesh = Arc::new(Mesh {
             rank,
@@ -425,17 +426,17 @@ impl Link {
         });
         let mut threads = Vec::new();
         for (stream, outgoing) in writers {
-            threads.push(spawn("write", move || write_all(stream, &outgoing))?);
+            threads.push(spawn("write", move || write_all(&stream, &outgoing))?);
         }
         let mut inboxes = Vec::new();
-        for (peer, stream) in streams.values.into_iter().enumerate() {
+        for (peer, stream) in values.into_iter().enumerate() {
             inboxes.push(match stream {
                 Some(stream) => {
                     let (inbox, parts) = sync_channel(AHEAD);
                     let (spent, spare) = sync_channel(SPARE);
                     let mesh = Arc::clone(&mesh);
                     threads.push(spawn("read", move || {
-                        mesh.read_all(peer, stream, &inbox, &spare);
+                        mesh.read_all(peer, &stream, &inbox, &spare);
                     })?);
                     Some(Inbox { parts, spent })
                 }
@@ -710,7 +711,7 @@ impl Exchange {
 }
 
 /// Writes messages in their order, until there are none or the connection is gone, which its reader notices.
-fn write_all(mut stream: TcpStream, outgoing: &Receiver<Outgoing>) {
+fn write_all(stream: &TcpStream, outgoing: &Receiver<Outgoing>) {
     for message in outgoing {
         let header = |tag, code, exchange, bytes: &[u8]| Header {
             tag,
@@ -721,14 +722,14 @@ fn write_all(mut stream: TcpStream, outgoing: &Receiver<Outgoing>) {
         let written = match &message {
             Outgoing::Part(tag, exchange, payload) => {
                 let bytes = payload.bytes();
-                write(&mut stream, header(*tag, 0, *exchange, bytes), bytes)
+                write(stream, header(*tag, 0, *exchange, bytes), bytes)
             }
             Outgoing::Bye => {
-                let _ = write(&mut stream, header(Tag::Bye, 0, 0, &[]), &[]);
+                let _ = write(stream, header(Tag::Bye, 0, 0, &[]), &[]);
                 return;
             }
             Outgoing::Abort(code, sent) => {
-                let written = write(&mut stream, header(Tag::Abort, *code, 0, &[]), &[]);
+                let written = write(stream, header(Tag::Abort, *code, 0, &[]), &[]);
                 let _ = sent.send(());
                 written
             }
@@ -739,7 +740,7 @@ fn write_all(mut stream: TcpStream, outgoing: &Receiver<Outgoing>) {
     }
 }
 
-fn write(stream: &mut TcpStream, header: Header, bytes: &[u8]) -> IoResult<()> {
+fn write(mut stream: &TcpStream, header: Header, bytes: &[u8]) -> IoResult<()> {
     if bytes.len() <= SMALL {
         return stream.write_all(&[&header.to_bytes(), bytes].concat());
     }
@@ -770,12 +771,12 @@ impl Mesh {
     fn read_all(
         &self,
         peer: usize,
-        mut stream: TcpStream,
+        mut stream: &TcpStream,
         inbox: &SyncSender<Part>,
         spare: &Receiver<Vec<f32>>,
     ) {
         loop {
-            let Ok(header) = Header::read(&mut stream) else {
+            let Ok(header) = Header::read(stream) else {
                 self.lose(peer);
             };
             let length = header.bytes as usize;
@@ -857,7 +858,7 @@ mod tests {
 
     #[test]
     fn a_header_reads_back() {
-        let (mut writer, mut reader) = pair();
+        let (mut writer, reader) = pair();
         let header = Header {
             tag: Tag::Broadcast,
             code: 75,
@@ -865,9 +866,9 @@ mod tests {
             bytes: 1 << 40,
         };
         writer.write_all(&header.to_bytes()).unwrap();
-        assert_eq!(Header::read(&mut reader).unwrap(), header);
+        assert_eq!(Header::read(&reader).unwrap(), header);
         writer.write_all(&[99; Header::BYTES]).unwrap();
-        assert!(Header::read(&mut reader).is_err());
+        assert!(Header::read(&reader).is_err());
     }
 
     fn pair() -> (TcpStream, TcpStream) {

@@ -208,8 +208,19 @@ pub fn signal(name: &str, process: u32) {
     assert!(done.unwrap().success());
 }
 
-/// Starts a long run, does something to its processes once it is under way, and gives its exit code and what it told.
+/// Starts a long run, does something to its processes once a checkpoint of the stage is there, and gives its exit code and
+/// what it wrote to standard error.
 pub fn disturbed(
+    command: Command,
+    run: &Path,
+    disturb: impl FnOnce(&[u32], &Child),
+) -> (i32, String) {
+    disturbed_after(120, command, run, disturb)
+}
+
+/// The same, once it has written so many lines of metrics.
+pub fn disturbed_after(
+    wanted: usize,
     mut command: Command,
     run: &Path,
     disturb: impl FnOnce(&[u32], &Child),
@@ -226,7 +237,7 @@ pub fn disturbed(
         told.read_to_string(&mut text).unwrap();
         text
     });
-    wait_for(before + 120, run, &mut child);
+    wait_for(before + wanted, run, &mut child);
     disturb(&of_run(run), &child);
     let begun = Instant::now();
     let status = loop {
