@@ -300,6 +300,10 @@ impl Server {
                 return Err(refusal);
             }
         };
+        // It may be the earlier one of a process that came again.
+        if !is_open(&stream) {
+            return Ok(());
+        }
         if hello.token != self.token {
             let message = format!(
                 "process {} on {} has another {TOKEN}",
@@ -677,4 +681,104 @@ pub(crate) fn launcher_gone() -> Error {
         "the process that started this one has ended",
     )
     .hint("run the same command again to resume from the last checkpoint")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server of two ranks; where it listens.
+    fn serve() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = Server {
+            world_size: 2,
+            token: Token::hashed(b""),
+            place: "here:1".into(),
+            patience: Duration::from_secs(60),
+            report: |_| (),
+            is_watched: false,
+        };
+        server.start(listener, || ()).unwrap();
+        address
+    }
+
+    fn introduced(rank: usize, version: &str, server: SocketAddr) -> TcpStream {
+        let mut stream = TcpStream::connect(server).unwrap();
+        let hello = Hello {
+            token: Token::hashed(b""),
+            rank,
+            world_size: 2,
+            host: format!("host-{rank}"),
+            machine: String::new(),
+            addresses: Vec::new(),
+            port: 7,
+        };
+        stream.write_all(MAGIC).unwrap();
+        send_frame(&mut stream, REPLY, version.as_bytes()).unwrap();
+        send(&mut stream, &hello).unwrap();
+        stream
+    }
+
+    fn refusal(stream: &mut TcpStream) -> Refusal {
+        receive::<Reply>(stream).unwrap().unwrap_err()
+    }
+
+    #[test]
+    fn another_version_is_refused_on_all_sides() {
+        let server = serve();
+        let mut known = introduced(0, VERSION, server);
+        let mut other = introduced(1, "9.9.9", server);
+        let expected = format!("runs advxl 9.9.9, process 0 runs {VERSION}");
+        for stream in [&mut other, &mut known] {
+            let refusal = refusal(stream);
+            assert_eq!(refusal.kind, Kind::Input);
+            assert!(refusal.message.contains(&expected), "{refusal:?}");
+        }
+    }
+
+    #[test]
+    fn strangers_are_ignored_a_restarted_rank_is_taken_and_a_late_one_refused() {
+        let server = serve();
+        let mut stranger = TcpStream::connect(server).unwrap();
+        stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let silent = TcpStream::connect(server).unwrap();
+        drop(introduced(1, VERSION, server));
+        let mut ranks = [1, 0].map(|rank| introduced(rank, VERSION, server));
+        for stream in &mut ranks {
+            let Ok(Reply::Members(members, _)) = receive(stream).unwrap() else {
+                panic!("refused");
+            };
+            let hosts: Vec<&str> = members.iter().map(|member| &member.host[..]).collect();
+            assert_eq!(hosts, ["host-0", "host-1"]);
+            assert_eq!(members[0].port, 7);
+            send(stream, &()).unwrap();
+        }
+        for stream in &mut ranks {
+            assert!(matches!(receive(stream).unwrap(), Ok(Reply::Ready)));
+        }
+        let refusal = refusal(&mut introduced(1, VERSION, server));
+        let expected =
+            "all 2 processes of the run at here:1 are there already; process 1 runs on host-1";
+        assert_eq!(refusal.message, expected);
+        drop(silent);
+    }
+
+    #[test]
+    fn a_rank_that_cannot_reach_another_ends_the_wait_of_all() {
+        let server = serve();
+        let mut ranks = [0, 1].map(|rank| introduced(rank, VERSION, server));
+        for stream in &mut ranks {
+            assert!(receive::<Reply>(stream).unwrap().is_ok());
+        }
+        let [mut first, second] = ranks;
+        let cannot = Refusal {
+            kind: Kind::Failed,
+            message: "process 1 cannot reach process 0".into(),
+            hint: "open the ports".into(),
+        };
+        send(&mut first, &()).unwrap();
+        refuse(second, &cannot);
+        assert_eq!(refusal(&mut first), cannot);
+    }
 }
