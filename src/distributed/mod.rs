@@ -7,7 +7,7 @@
 //! |---------------|-------------------------------------------------------------------------------|
 //! | [`config`]    | the recipe's table `parallel`                                                 |
 //! | `token`       | tells the connections of one run from those of another                        |
-//! | [`launch`]    | what the launcher left in the environment                                     |
+//! | [`launch`](mod@launch) | what the launcher left in the environment                                     |
 //! | [`signals`]   | requests to stop                                                              |
 //! | [`comm`]      | [`Comm`]: rank, world size, collectives                                       |
 //! | `heartbeat`   | notices ranks that hang                                                       |
