@@ -1,4 +1,4 @@
-//! Several processes of one run: the same numbers for any number of them, and what happens when one of them fails.
+//! Several processes of one run over MPI: the same numbers for any number of them, and what happens when one of them fails.
 //!
 //! Needs `mpirun`; all processes are on this machine, more of them than it has processors.
 #![cfg(feature = "mpi")]
@@ -15,48 +15,7 @@ use support::processes::*;
 
 #[test]
 fn one_two_and_four_processes_train_to_the_same_bits_and_go_on_where_others_stopped() {
-    let folder = tempfile::tempdir().unwrap();
-    let recipe = recipe(folder.path(), "recipe", &[("keep = 3", "keep = 9")]);
-    let out = |name: &str| folder.path().join(name);
-    for count in [1, 2, 4] {
-        let run = out(&count.to_string());
-        succeed(count, &train(&recipe, &run));
-        assert!(made(&run) == made(&out("1")), "{count} processes");
-        let log = |run: &Path| {
-            let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
-            let lines = metrics.lines().map(|line| {
-                let line: serde_json::Value = serde_json::from_str(line).unwrap();
-                ["loss", "gradient_norm", "train_accuracy", "evaluation"]
-                    .map(|key| line[key].to_string())
-            });
-            lines.collect::<Vec<_>>()
-        };
-        assert_eq!(log(&run), log(&out("1")), "{count} processes");
-    }
-    // In the middle of each stage.
-    for (before, after, checkpoint) in [
-        (1, 4, 64),
-        (4, 2, 128),
-        (2, 1, 256),
-        (4, 1, 192),
-        (2, 4, 256),
-    ] {
-        let run = out(&format!("{before} to {after}"));
-        let from = out(&before.to_string());
-        std::fs::create_dir_all(run.join("checkpoints")).unwrap();
-        let mut files = vec!["recipe.toml".to_owned()];
-        files.push(format!("checkpoints/{checkpoint:012}.safetensors"));
-        for file in &files {
-            std::fs::copy(from.join(file), run.join(file)).unwrap();
-        }
-        if checkpoint >= 192 {
-            std::fs::create_dir_all(run.join("stages/pretrain")).unwrap();
-            let file = "stages/pretrain/model.safetensors";
-            std::fs::copy(from.join(file), run.join(file)).unwrap();
-        }
-        succeed(after, &train(&recipe, &run));
-        assert!(made(&run) == made(&out("1")), "{before} to {after}");
-    }
+    train_and_resume(processes);
 }
 
 #[test]

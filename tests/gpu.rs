@@ -590,6 +590,48 @@ fn a_run_that_is_killed_and_resumed_on_the_gpu_has_the_same_bits() {
     assert!(weights(&whole) == weights(&resumed));
 }
 
+#[test]
+fn two_gpus_train_to_the_same_bits_as_one() {
+    if std::env::var_os("ADVXL_TEST_DEVICE").is_some() {
+        eprintln!("left out: this needs two GPUs, which the software has");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("recipe.toml");
+    let stage = RECIPE
+        .split("[[stage]]\nname = \"finetune\"")
+        .next()
+        .unwrap();
+    std::fs::write(&recipe, stage).unwrap();
+    let train = |name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        let (recipe, out_text) = (recipe.to_str().unwrap(), out.to_str().unwrap());
+        let short = [
+            "train",
+            recipe,
+            "--out",
+            out_text,
+            "--set",
+            "evaluation=none",
+            "--set",
+            "parallel={ shards = 2, reduce = \"exact\" }",
+            "--set",
+            "stage.pretrain.phases=[{ image_size = 16, samples = 64 }]",
+            "--set",
+            "stage.pretrain.learning_rate.warmup_samples=32",
+        ];
+        let (code, text) = advxl(&[&short, more].concat());
+        assert_eq!(code, 0, "{text}");
+        assert!(text.contains("a GPU in software"), "{text}");
+        [
+            "checkpoints/000000000064.safetensors",
+            "model/model.safetensors",
+        ]
+        .map(|file| std::fs::read(out.join(file)).unwrap())
+    };
+    assert!(train("one", &["--device", "cuda"]) == train("two", &["--gpus", "2"]));
+}
+
 /// A tensor of normal numbers.
 fn drawn<const D: usize>(seed: u64, shape: [usize; D], device: &Device) -> Tensor<D> {
     let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);

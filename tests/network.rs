@@ -1,11 +1,11 @@
-//! Two hosts with a slow network between them: the same numbers, and an end when the network goes.
+//! Two hosts with a slow network between them, with MPI and without: the same numbers, and an end when the network goes.
 //!
 //! The hosts are network namespaces (`tests/network/hosts`), which root alone can make; for others these tests do nothing.
 #![cfg(all(feature = "mpi", target_os = "linux"))]
 
 mod support;
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use support::processes::*;
 
@@ -41,6 +41,27 @@ impl Hosts {
         command.args([self.0, "run", ADVXL]).args(arguments);
         command.args(["--threads", "1"]);
         command
+    }
+}
+
+impl Hosts {
+    /// The program in one process on each host, over TCP: rank 0 last.
+    fn ranks(&self, arguments: &[&str]) -> [Command; 2] {
+        [("b", "1"), ("a", "0")].map(|(host, rank)| {
+            let mut command = Command::new("ip");
+            let name = format!("{}-{host}", self.0);
+            let script = format!("hostname host-{host}; exec \"$@\"");
+            command.args(["netns", "exec", &name, "unshare", "--uts", "sh", "-c"]);
+            command.args([&script, "-", ADVXL]).args(arguments);
+            command.args(["--threads", "1"]);
+            command.envs([
+                ("RANK", rank),
+                ("WORLD_SIZE", "2"),
+                ("MASTER_ADDR", "10.77.0.1"),
+                ("MASTER_PORT", "29500"),
+            ]);
+            command
+        })
     }
 }
 
@@ -96,4 +117,37 @@ fn a_slow_network_changes_no_bit_and_a_lost_one_costs_the_last_updates_alone() {
         "{told}"
     );
     assert!(made(&one) == made(&run));
+}
+
+#[test]
+fn without_mpi_two_hosts_train_to_the_same_bits_and_notice_a_lost_network() {
+    let Some(hosts) = Hosts::up("adt") else {
+        return;
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let short = recipe(folder.path(), "recipe", &[]);
+    let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
+    succeed(1, &train(&short, &one));
+    let [mut other, first] = hosts.ranks(&train(&short, &two));
+    let mut other = other.spawn().unwrap();
+    done(first);
+    assert!(other.wait().unwrap().success());
+    assert!(made(&one) == made(&two));
+
+    let long = recipe(folder.path(), "long", &LONG);
+    let run = folder.path().join("run");
+    let mut ranks = hosts.ranks(&train(&long, &run)).map(|mut rank| {
+        rank.stderr(Stdio::piped());
+        rank.spawn().unwrap()
+    });
+    wait_for(12, &run, &mut ranks[1]);
+    hosts.tell(&["pull"]);
+    for (rank, lost) in ranks.into_iter().zip([0, 1]) {
+        let output = rank.wait_with_output().unwrap();
+        let told = told(&output);
+        assert_eq!(output.status.code(), Some(75), "{told}");
+        let host = ["host-a", "host-b"][lost];
+        let expected = format!("process {lost} on {host} has not been heard of for 20 s");
+        assert!(told.contains(&expected), "{told}");
+    }
 }

@@ -60,10 +60,10 @@ pub(crate) struct Step {
     attack_precision: Option<AttackPrecision>,
 }
 
-/// What an update costs the processes that `mpirun` started: gradients added up, weights put together.
+/// Measure what processes exchange in an update: gradients summed, weights gathered.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example, for `advxl plan --link`:\n  mpirun -n 2 --bind-to none advxl bench exchange --parameters 86000000 --threads 1"
+    after_help = "Example, for `advxl plan --link`:\n  advxl bench exchange --processes 2 --parameters 86000000 --threads 1"
 )]
 pub(crate) struct Exchange {
     /// Weights of the model.

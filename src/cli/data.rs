@@ -42,18 +42,14 @@ pub(crate) enum Data {
 }
 
 impl Data {
+    /// Whether several processes can share the work.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Data::Check(_) | Data::Pack(_))
+    }
+
     /// `threads` load; two, as in training, if absent.
     pub(crate) fn run(&self, threads: Option<usize>, json: bool, comm: &Comm) -> Result<()> {
         let threads = threads.unwrap_or(2);
-        if comm.world_size() > 1 && matches!(self, Data::Bench(_) | Data::Index(_)) {
-            let message = format!(
-                "this command works in one process, and {} were started",
-                comm.world_size()
-            );
-            return Err(Error::input(message)
-                .hint("start it without mpirun")
-                .everywhere());
-        }
         match self {
             Data::Check(check) => check.run(threads, json, comm),
             Data::Bench(bench) => bench.run(threads, json),

@@ -25,15 +25,16 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
+use advxl_cuda::Gpu;
 use clap::{Parser, Subcommand};
 
 use crate::distributed;
-use crate::distributed::Comm;
+use crate::distributed::{Comm, Launch, Reports};
 use crate::error::{Error, Kind, Result};
-use crate::ops::DeviceName;
+use crate::ops::{Api, DeviceName};
 
 use device::WANTED;
-use print::{IS_QUIET, PATIENCE, all_printed, note, remember};
+use print::{IS_QUIET, PATIENCE, alarm, all_printed, note, remember};
 
 /// Train and evaluate adversarially robust vision transformers.
 #[derive(Parser)]
@@ -49,6 +50,12 @@ struct Arguments {
     /// and wgpu; cuda:1 is the second of several.
     #[arg(long, global = true, value_name = "NAME")]
     device: Option<DeviceName>,
+    /// Run in N processes on this machine, as the recipe's table `parallel` allows: train, eval, embed, data check, data pack.
+    #[arg(long, global = true, value_name = "N")]
+    processes: Option<usize>,
+    /// The same, with a CUDA GPU for each process.
+    #[arg(long, global = true, value_name = "N", conflicts_with = "processes")]
+    gpus: Option<usize>,
     /// Print the result as one JSON object, the last line of standard output.
     #[arg(long, global = true)]
     json: bool,
@@ -93,7 +100,7 @@ enum Command {
 enum Bench {
     /// One adversarial training step.
     Step(bench::Step),
-    /// What processes exchange in an update.
+    /// Measure what processes exchange in an update.
     Exchange(bench::Exchange),
     /// Measure the constants of an NVIDIA GPU, by which `advxl plan --device cuda` predicts times.
     Device(bench::Device),
@@ -105,15 +112,19 @@ pub fn run() -> ExitCode {
         Ok(arguments) => arguments,
         Err(usage) => return print_usage(&usage),
     };
-    let comm = match distributed::init(note) {
-        Ok(comm) => comm,
+    let comm = match start(&arguments) {
+        Ok(Start::Rank(comm)) => comm,
+        Ok(Start::Launched(code)) => return ExitCode::from(code),
         Err(error) => {
             note(&format!("error: {error}"));
             return ExitCode::from(error.exit_code());
         }
     };
     IS_QUIET.store(!comm.is_main(), Ordering::Relaxed);
-    let done = execute(&arguments, &comm).and_then(|()| all_printed());
+    let done = comm
+        .check_binary()
+        .and_then(|()| execute(&arguments, &comm))
+        .and_then(|()| all_printed());
     let Err(error) = done else {
         return ExitCode::SUCCESS;
     };
@@ -124,7 +135,7 @@ pub fn run() -> ExitCode {
         }
         return ExitCode::from(code);
     }
-    // The first process comes first: where all have met the same, it alone tells it.
+    // Rank 0 comes first: where all have the same error, it alone prints it.
     if !comm.is_main() {
         std::thread::sleep(PATIENCE);
     }
@@ -133,6 +144,117 @@ pub fn run() -> ExitCode {
     // The others wait for this one, and do not know.
     comm.abort(code);
     ExitCode::from(code)
+}
+
+/// What this process is.
+enum Start {
+    /// One of the run.
+    Rank(Comm),
+    /// The launcher of a run that has ended with this exit code.
+    Launched(u8),
+}
+
+/// Starts the processes that were asked for, or joins those that this one was started with.
+fn start(arguments: &Arguments) -> Result<Start> {
+    let launch = Launch::read(arguments.is_shared())?;
+    if let Some((flag, count)) = arguments.asked() {
+        arguments.check_processes(flag, count)?;
+        if arguments.gpus.is_some() {
+            // Nobody else sets it.
+            let _ = WANTED.set(DeviceName::Gpu(Api::Cuda, None));
+        }
+        if launch.world_size() > 1 && !launch.is_launched() {
+            let message = format!(
+                "--{flag} {count}: this process is one of {} already, rank {}",
+                launch.world_size(),
+                launch.rank()
+            );
+            return Err(Error::input(message).hint(format!(
+                "leave out --{flag}, or unset RANK and WORLD_SIZE and start it without mpirun or srun"
+            )));
+        }
+        if count > 1 && !launch.is_launched() {
+            if arguments.gpus.is_some() {
+                check_gpus(count)?;
+            }
+            return distributed::launch(count, note).map(Start::Launched);
+        }
+    }
+    if launch.world_size() > 1 && !arguments.is_shared() {
+        IS_QUIET.store(launch.rank() > 0, Ordering::Relaxed);
+        let message = format!(
+            "this command works in one process, and {} were started",
+            launch.world_size()
+        );
+        return Err(Error::input(message).hint(format!("start it once; {SHARED}")));
+    }
+    distributed::init(&launch, Reports { note, alarm }).map(Start::Rank)
+}
+
+/// Which commands share their work.
+const SHARED: &str = "train, eval, embed, data check and data pack share their work";
+
+impl Arguments {
+    /// Whether several processes can share the work of the command.
+    fn is_shared(&self) -> bool {
+        match &self.command {
+            Command::Train(_) | Command::Eval(_) | Command::Embed(_) => true,
+            Command::Data { what } => what.is_shared(),
+            Command::Bench { what } => matches!(what, Bench::Exchange(_)),
+            _ => false,
+        }
+    }
+
+    /// The flag that asks for processes, and their number.
+    fn asked(&self) -> Option<(&'static str, usize)> {
+        let gpus = self.gpus.map(|count| ("gpus", count));
+        gpus.or(self.processes.map(|count| ("processes", count)))
+    }
+
+    fn check_processes(&self, flag: &str, count: usize) -> Result<()> {
+        if count == 0 {
+            let message = format!("--{flag} 0: at least one process is needed");
+            return Err(Error::input(message));
+        }
+        if !self.is_shared() {
+            let message = format!("--{flag} {count}: this command works in one process");
+            return Err(Error::input(message).hint(format!("leave it out; {SHARED}")));
+        }
+        match self.device {
+            None | Some(DeviceName::Auto | DeviceName::Gpu(Api::Cuda, None)) => Ok(()),
+            Some(device) if self.gpus.is_some() => {
+                let message = format!(
+                    "--gpus {count} computes on CUDA GPUs 0 to {}, but --device is {device}",
+                    count - 1
+                );
+                Err(Error::input(message).hint(
+                    "leave out --device, or use --processes N for processes on another device",
+                ))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+/// An error where this machine has fewer GPUs than processes. Each process makes a GPU in software of its own.
+fn check_gpus(count: usize) -> Result<()> {
+    if Gpu::is_software_requested() {
+        return Ok(());
+    }
+    let present = Gpu::count().map_err(|error| {
+        let named = Error::input(format!("--gpus {count}: {}", error.message()));
+        match error.advice() {
+            Some(advice) => named.hint(format!("{advice}; or use --processes N for CPUs")),
+            None => named.hint("use --processes N for CPUs"),
+        }
+    })?;
+    if present < count {
+        let message = format!("--gpus {count}: this machine has {present}");
+        return Err(Error::input(message).hint(format!(
+            "use --gpus {present}; CUDA_VISIBLE_DEVICES can hide some"
+        )));
+    }
+    Ok(())
 }
 
 /// Prints help, the version, or what is wrong with the arguments.
@@ -166,7 +288,7 @@ fn execute(arguments: &Arguments, comm: &Comm) -> Result<()> {
     if arguments.threads == Some(0) {
         return Err(Error::input("--threads 0: at least one thread is needed"));
     }
-    if let Some(device) = arguments.device {
+    if let Some(device) = arguments.device.filter(|_| arguments.gpus.is_none()) {
         // Nobody else sets it.
         let _ = WANTED.set(device);
     }
@@ -194,15 +316,6 @@ fn perform(arguments: &Arguments, comm: &Comm) -> Result<()> {
             what: Bench::Exchange(exchange),
         } => return exchange.run(comm),
         _ => {}
-    }
-    if comm.world_size() > 1 {
-        let message = format!(
-            "this command works in one process, and {} were started",
-            comm.world_size()
-        );
-        return Err(Error::input(message)
-            .hint("start it without mpirun; train, eval, embed, data check and data pack share their work")
-            .everywhere());
     }
     match &arguments.command {
         Command::Demo(demo) => demo.run(json),

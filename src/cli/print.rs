@@ -26,6 +26,11 @@ pub(crate) fn note(text: &str) {
     }
 }
 
+/// Writes a line to standard error from any rank: rank 0 may be gone.
+pub(crate) fn alarm(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 /// Writes the JSON result to standard output.
 pub(crate) fn print_json(value: &serde_json::Value) {
     print_line(&value.to_string());

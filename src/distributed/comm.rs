@@ -1,15 +1,15 @@
 //! The ranks of one run and their collectives.
 //!
-//! [`Comm`] knows rank and world size and offers the usual collectives; `Transport` is what a launcher's library provides.
+//! [`Comm`] knows rank and world size and offers the usual collectives; a `Transport` carries them: TCP or MPI.
 //! Nothing is summed on the way: [`Comm::reduce_scatter_f32`] receives the values of all ranks and adds them in the order of
-//! a pairwise tree, so that neither the library nor the number of ranks changes a bit. Every rank must call the same
+//! a pairwise tree, so that neither the transport nor the number of ranks changes a bit. Every rank must call the same
 //! collectives in the same order.
 //! What is communicated is known to training and evaluation, not here.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Weak};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,14 +17,12 @@ use serde::{Deserialize, Serialize};
 use super::launch::host;
 use super::signals::{ExitGuard, Stop};
 use crate::error::{Error, Kind, Result};
-
-#[cfg(feature = "mpi")]
 use crate::files;
 
 /// Elements of one message: large enough to hide latency, small enough that sums overlap with the next message.
 pub const BUCKET: usize = 4 << 20;
 
-/// Collectives of a communication library. MPI is one; ranks are numbered by it.
+/// What carries collectives between the ranks.
 pub(crate) trait Transport: Send + Sync {
     /// Sends each rank its own part: `values` are as many for each, in the order of the ranks. As many come from each.
     fn all_to_all(&self, values: Vec<f32>) -> Receiver<Vec<f32>>;
@@ -34,8 +32,10 @@ pub(crate) trait Transport: Send + Sync {
     fn broadcast(&self, values: Vec<f32>) -> Vec<f32>;
     /// The bytes of all ranks, which may differ in number: at every rank, or at rank 0 alone (the others get nothing).
     fn gather_bytes(&self, bytes: Vec<u8>, to_all: bool) -> Vec<Vec<u8>>;
-    /// Ends all ranks with an exit code.
+    /// Ends all ranks with an exit code, from the thread that calls the collectives.
     fn abort(&self, code: u8);
+    /// Ends this rank from any thread, while others may wait in an exchange, and with it the other ranks.
+    fn leave(&self, code: u8) -> !;
 }
 
 /// One rank of a run, and its way to the others.
@@ -118,7 +118,6 @@ impl Comm {
         }
     }
 
-    #[cfg(feature = "mpi")]
     pub(super) fn new(
         rank: usize,
         world_size: usize,
@@ -286,8 +285,7 @@ impl Comm {
     }
 
     /// An error unless all ranks run the same binary.
-    #[cfg(feature = "mpi")]
-    pub(super) fn check_binary(&self) -> Result<()> {
+    pub fn check_binary(&self) -> Result<()> {
         if self.world_size == 1 {
             return Ok(());
         }
@@ -302,7 +300,14 @@ impl Comm {
 
     /// Requests a stop on SIGTERM, SIGUSR1 (a scheduler's warning) and SIGINT (Ctrl-C). A second signal exits at once.
     pub fn stop_on_signals(&self) -> Result<()> {
-        self.stop.on_signals()
+        let transport = self.transport.as_ref().map(Arc::downgrade);
+        let leave = move |code: u8| {
+            if let Some(transport) = transport.as_ref().and_then(Weak::upgrade) {
+                transport.leave(code);
+            }
+            std::process::exit(i32::from(code))
+        };
+        self.stop.on_signals(self.is_main(), leave)
     }
 
     /// Marks a section in which exiting loses nothing: while the guard is alive, a process that does not reach a safe point

@@ -1,33 +1,43 @@
 //! Runs of several processes: ranks, collectives, heartbeats, sharded optimizer state.
 //!
-//! Open MPI launches the processes, connects them and ends them all when one dies. Scheduling jobs is left
-//! to the cluster.
+//! Processes are started by `--processes` and `--gpus`, by whatever sets torchrun's variables, or by an MPI launcher. Scheduling
+//! jobs is left to the cluster.
 //!
 //! | file          | what                                                                          |
 //! |---------------|-------------------------------------------------------------------------------|
 //! | [`config`]    | the recipe's table `parallel`                                                 |
-//! | [`launch`]    | what the launcher left in the environment                                     |
+//! | `token`       | tells the connections of one run from those of another                        |
+//! | [`launch`](mod@launch) | what the launcher left in the environment                                     |
 //! | [`signals`]   | requests to stop                                                              |
 //! | [`comm`]      | [`Comm`]: rank, world size, collectives                                       |
-//! | `heartbeat` | notices ranks that hang, over TCP                                             |
-//! | `mpi`       | the collectives over MPI (feature `mpi`)                                      |
+//! | `heartbeat`   | notices ranks that hang                                                       |
+//! | `rendezvous`  | where the ranks of a run over TCP meet                                        |
+//! | `tcp`         | the collectives over TCP                                                      |
+//! | `mpi_beats`, `mpi` | the collectives over MPI (feature `mpi`), and heartbeats next to it      |
+//! | [`launcher`]  | starts processes on this machine, forwards signals, ends them together        |
 //! | [`init`](mod@init) | joins the processes that were started together                           |
 //! | [`zero`]      | ZeRO-1: each rank keeps the optimizer state of its part; the replica check    |
 
 pub mod comm;
 pub mod config;
-#[cfg(feature = "mpi")]
 pub(crate) mod heartbeat;
 pub mod init;
 pub mod launch;
+pub mod launcher;
 #[cfg(feature = "mpi")]
 pub(crate) mod mpi;
+#[cfg(feature = "mpi")]
+pub(crate) mod mpi_beats;
+pub(crate) mod rendezvous;
 pub mod signals;
+pub(crate) mod tcp;
+pub(crate) mod token;
 pub mod zero;
 
 pub use comm::{BUCKET, Comm, Pending};
 pub use config::{Parallel, Reduce};
 pub use init::init;
-pub use launch::{available_memory, local_rank, local_world_size, threads};
+pub use launch::{Launch, Reports, available_memory, local_rank, local_world_size, threads};
+pub use launcher::launch;
 pub use signals::ExitGuard;
 pub use zero::Zero;

@@ -13,8 +13,9 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 
 use super::comm::{Comm, Transport};
-use super::heartbeat;
 use super::heartbeat::Activity;
+use super::launch::Reports;
+use super::mpi_beats;
 use super::signals::Stop;
 use crate::error::{Error, Result};
 
@@ -39,7 +40,7 @@ enum Request {
 }
 
 /// Joins the processes that were started together.
-pub(super) fn join(report: fn(&str)) -> Result<Comm> {
+pub(super) fn join(reports: Reports) -> Result<Comm> {
     let (requests, incoming) = channel();
     let (ready, joined) = channel();
     let activity = Arc::new(Activity::default());
@@ -57,9 +58,9 @@ pub(super) fn join(report: fn(&str)) -> Result<Comm> {
         rank,
         world_size: size,
     };
-    let comm = Comm::new(rank, size, Arc::new(link), Stop::reporting(report));
+    let comm = Comm::new(rank, size, Arc::new(link), Stop::reporting(reports));
     if size > 1 {
-        heartbeat::start(&comm, activity, report)?;
+        mpi_beats::start(&comm, activity, reports)?;
     }
     Ok(comm)
 }
@@ -185,6 +186,11 @@ impl Transport for Link {
         let _ = ended.recv();
         std::thread::park();
     }
+
+    /// MPI's thread may wait in an exchange; `mpirun` ends the others when this process ends.
+    fn leave(&self, code: u8) -> ! {
+        std::process::exit(i32::from(code))
+    }
 }
 
 impl Drop for Link {
@@ -195,7 +201,7 @@ impl Drop for Link {
         if let Ok(thread) = self.thread.get_mut()
             && let Some(thread) = thread.take()
         {
-            // If it panicked, that was told.
+            // If it panicked, that was printed.
             let _ = thread.join();
         }
     }

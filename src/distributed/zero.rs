@@ -30,10 +30,20 @@ impl<'a> Zero<'a> {
                 "{processes} processes cannot share batches of {shards} {}",
                 if shards == 1 { "shard" } else { "shards" }
             );
-            let hint = format!(
-                "start as many processes as divide them, or set parallel = {{ shards = {}, reduce = \"exact\" }} in the recipe",
-                processes.next_power_of_two()
+            let fitting: Vec<String> = (1..=shards)
+                .filter(|count| shards.is_multiple_of(*count))
+                .map(|count| count.to_string())
+                .collect();
+            let mut hint = format!(
+                "start a number of processes that divides them: {}",
+                fitting.join(", ")
             );
+            let enough = processes.next_power_of_two();
+            if enough == processes {
+                hint += &format!(
+                    "; or set parallel = {{ shards = {enough}, reduce = \"exact\" }} in the recipe"
+                );
+            }
             return Err(Error::input(message).hint(hint).everywhere());
         }
         Ok(Self { comm, shards })

@@ -1,6 +1,5 @@
 //! A recipe small enough to run in a second, with every source of randomness switched on.
 
-#[cfg(feature = "mpi")]
 pub mod processes;
 
 use std::path::Path;

@@ -28,7 +28,14 @@ pub fn mpirun(arguments: &[&str]) -> Command {
     command
 }
 
-/// The program in so many processes.
+/// The program in so many processes, started by its own launcher.
+pub fn launched(count: usize, arguments: &[&str]) -> Command {
+    let count = count.to_string();
+    let launch = ["--processes", &count, "--threads", "1"];
+    command(&[arguments, &launch].concat())
+}
+
+/// The program in so many processes, started by `mpirun`.
 pub fn processes(count: usize, arguments: &[&str]) -> Command {
     if count == 1 {
         return command(arguments);
@@ -47,9 +54,59 @@ pub fn told(output: &Output) -> String {
 }
 
 pub fn succeed(count: usize, arguments: &[&str]) -> Output {
-    let output = processes(count, arguments).output().unwrap();
-    assert!(output.status.success(), "{count}: {}", told(&output));
+    done(processes(count, arguments))
+}
+
+/// Runs a command that succeeds.
+pub fn done(mut command: Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", told(&output));
     output
+}
+
+/// Trains in one, two and four processes, and resumes runs in other numbers of them in the middle of each stage.
+pub fn train_and_resume(start: fn(usize, &[&str]) -> Command) {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe(folder.path(), "recipe", &[("keep = 3", "keep = 9")]);
+    let out = |name: &str| folder.path().join(name);
+    for count in [1, 2, 4] {
+        let run = out(&count.to_string());
+        done(start(count, &train(&recipe, &run)));
+        assert!(made(&run) == made(&out("1")), "{count} processes");
+        let log = |run: &Path| {
+            let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+            let lines = metrics.lines().map(|line| {
+                let line: serde_json::Value = serde_json::from_str(line).unwrap();
+                ["loss", "gradient_norm", "train_accuracy", "evaluation"]
+                    .map(|key| line[key].to_string())
+            });
+            lines.collect::<Vec<_>>()
+        };
+        assert_eq!(log(&run), log(&out("1")), "{count} processes");
+    }
+    for (before, after, checkpoint) in [
+        (1, 4, 64),
+        (4, 2, 128),
+        (2, 1, 256),
+        (4, 1, 192),
+        (2, 4, 256),
+    ] {
+        let run = out(&format!("{before} to {after}"));
+        let from = out(&before.to_string());
+        std::fs::create_dir_all(run.join("checkpoints")).unwrap();
+        let mut files = vec!["recipe.toml".to_owned()];
+        files.push(format!("checkpoints/{checkpoint:012}.safetensors"));
+        for file in &files {
+            std::fs::copy(from.join(file), run.join(file)).unwrap();
+        }
+        if checkpoint >= 192 {
+            std::fs::create_dir_all(run.join("stages/pretrain")).unwrap();
+            let file = "stages/pretrain/model.safetensors";
+            std::fs::copy(from.join(file), run.join(file)).unwrap();
+        }
+        done(start(after, &train(&recipe, &run)));
+        assert!(made(&run) == made(&out("1")), "{before} to {after}");
+    }
 }
 
 /// Fails with a code and a message.
@@ -130,9 +187,10 @@ pub fn of_run(run: &Path) -> Vec<u32> {
         let command = read("cmdline");
         let arguments: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
         let environment = read("environ");
-        let rank = environment
-            .split(|byte| *byte == 0)
-            .find_map(|entry| entry.strip_prefix(b"OMPI_COMM_WORLD_RANK="));
+        let rank = environment.split(|byte| *byte == 0).find_map(|entry| {
+            let of_mpi = entry.strip_prefix(b"OMPI_COMM_WORLD_RANK=");
+            of_mpi.or_else(|| entry.strip_prefix(b"RANK="))
+        });
         if let (true, Some(rank)) = (arguments.contains(&text(run).as_bytes()), rank) {
             let rank: usize = String::from_utf8_lossy(rank).parse().unwrap();
             found.push((rank, id));
@@ -150,8 +208,19 @@ pub fn signal(name: &str, process: u32) {
     assert!(done.unwrap().success());
 }
 
-/// Starts a long run, does something to its processes once it is under way, and gives its exit code and what it told.
+/// Starts a long run, does something to its processes once a checkpoint of the stage is there, and gives its exit code and
+/// what it wrote to standard error.
 pub fn disturbed(
+    command: Command,
+    run: &Path,
+    disturb: impl FnOnce(&[u32], &Child),
+) -> (i32, String) {
+    disturbed_after(120, command, run, disturb)
+}
+
+/// The same, once it has written so many lines of metrics.
+pub fn disturbed_after(
+    wanted: usize,
     mut command: Command,
     run: &Path,
     disturb: impl FnOnce(&[u32], &Child),
@@ -168,7 +237,7 @@ pub fn disturbed(
         told.read_to_string(&mut text).unwrap();
         text
     });
-    wait_for(before + 120, run, &mut child);
+    wait_for(before + wanted, run, &mut child);
     disturb(&of_run(run), &child);
     let begun = Instant::now();
     let status = loop {
