@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::attack::{Norm, Pgd, Start, input_gradient};
 use crate::data::{Augmentation, Batch, Dataset, Planes, Spec, Split};
+use crate::distributed::gpus::Gpus;
 use crate::distributed::{Comm, Parallel, Reduce, Zero};
 use crate::error::{Error, Result};
 use crate::loss::{Loss, LossKind, Targets, cross_entropy};
@@ -103,7 +104,11 @@ pub fn exchange(comm: &Comm, parameters: usize, repeats: usize, device: &Device)
         shards: comm.world_size() as u64,
         reduce: Reduce::Fast,
     };
-    let zero = Zero::new(comm, parallel)?;
+    let gpus = match (device.gpu(), comm.world_size()) {
+        (None, _) | (_, 1) => None,
+        (Some(gpu), _) => Gpus::join(comm, gpu, parallel.reduce)?,
+    };
+    let zero = Zero::new(comm, parallel)?.with_gpus(gpus.as_ref());
     let lengths: Vec<usize> = (0..parameters)
         .step_by(TENSOR)
         .map(|begin| TENSOR.min(parameters - begin))
@@ -132,12 +137,15 @@ pub fn exchange(comm: &Comm, parameters: usize, repeats: usize, device: &Device)
     let mut parts = Vec::new();
     let reducing = median(Box::new(|| {
         parts = zero.reduce_scatter(gradients.pop().expect("as many as repeats"));
+        device.wait();
     }));
     let gathering = median(Box::new(|| {
         zero.all_gather_each(&parts, &lengths, drop);
+        device.wait();
     }));
     Ok(json!({
         "processes": comm.world_size(),
+        "over_nccl": gpus.is_some(),
         "parameters": parameters,
         "message_us": rounded(message * 1e6, 1),
         "reduce_scatter_seconds": rounded(reducing, 4),

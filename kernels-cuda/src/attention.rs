@@ -300,7 +300,13 @@ mod tests {
 
     /// By shared memory of a block: A100, H100, and consumer GPUs.
     fn facts(kib: usize) -> Facts {
-        Facts { name: "test".into(), capability: (8, 0), multiprocessors: 100, shared_memory: kib << 10 }
+        Facts {
+            name: "test".into(),
+            id: String::new(),
+            capability: (8, 0),
+            multiprocessors: 100,
+            shared_memory: kib << 10,
+        }
     }
 
     #[test]

@@ -66,6 +66,7 @@ functions! {
         cuDeviceGetCount(*mut c_int) -> Status;
         cuDeviceGet(*mut c_int, c_int) -> Status;
         cuDeviceGetName(*mut c_char, c_int, c_int) -> Status;
+        cuDeviceGetPCIBusId(*mut c_char, c_int, c_int) -> Status;
         cuDeviceGetAttribute(*mut c_int, c_int, c_int) -> Status;
         cuDevicePrimaryCtxRetain(*mut Handle, c_int) -> Status;
         cuCtxSetCurrent(Handle) -> Status;

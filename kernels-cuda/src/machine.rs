@@ -140,6 +140,8 @@ fn block_size(bytes: usize) -> usize {
 pub struct Facts {
     /// The GPU's name.
     pub name: String,
+    /// Which of a machine's GPUs it is, whatever number it has in this process: its address on the bus.
+    pub id: String,
     /// Compute capability, 9.0 for an H100.
     pub capability: (i32, i32),
     /// Multiprocessors.

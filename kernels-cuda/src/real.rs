@@ -78,11 +78,12 @@ impl Real {
         let blas = libraries::blas(major)?;
         let (mut device, mut context) = (0, ptr::null_mut());
         let [mut stream, mut exchange_stream] = [ptr::null_mut(); 2];
-        let mut name = [0; 256];
+        let (mut name, mut bus) = ([0; 256], [0; 32]);
         // SAFETY: all results are written to live variables, the name within its length.
         unsafe {
             check(driver, "cuDeviceGet", (driver.cuDeviceGet)(&mut device, number as c_int))?;
             check(driver, "cuDeviceGetName", (driver.cuDeviceGetName)(name.as_mut_ptr(), 255, device))?;
+            check(driver, "cuDeviceGetPCIBusId", (driver.cuDeviceGetPCIBusId)(bus.as_mut_ptr(), 31, device))?;
             check(driver, "cuDevicePrimaryCtxRetain", (driver.cuDevicePrimaryCtxRetain)(&mut context, device))?;
             check(driver, "cuCtxSetCurrent", (driver.cuCtxSetCurrent)(context))?;
             for stream in [&mut stream, &mut exchange_stream] {
@@ -98,6 +99,8 @@ impl Real {
         let facts = Facts {
             // SAFETY: the driver ended the name with a zero.
             name: unsafe { text(name.as_ptr()) },
+            // SAFETY: and the address.
+            id: unsafe { text(bus.as_ptr()) },
             capability: (attribute(bindings::CAPABILITY[0])?, attribute(bindings::CAPABILITY[1])?),
             multiprocessors: attribute(bindings::MULTIPROCESSORS)? as usize,
             shared_memory: attribute(bindings::SHARED_MEMORY)? as usize,

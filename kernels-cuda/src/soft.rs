@@ -154,7 +154,9 @@ fn nccl(folder: &Path) -> Result<&'static Nccl> {
 impl Soft {
     /// A machine that keeps compiled kernels in a folder.
     pub(crate) fn open(folder: &Path, shared_memory: usize) -> Self {
-        let facts = Facts { name: NAME.into(), capability: (9, 0), multiprocessors: 2, shared_memory };
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let id = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let facts = Facts { name: NAME.into(), id, capability: (9, 0), multiprocessors: 2, shared_memory };
         Self {
             folder: folder.to_owned(),
             memory: Mutex::default(),

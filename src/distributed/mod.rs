@@ -14,12 +14,14 @@
 //! | `rendezvous`  | where the ranks of a run over TCP meet                                        |
 //! | `tcp`         | the collectives over TCP                                                      |
 //! | `mpi_beats`, `mpi` | the collectives over MPI (feature `mpi`), and heartbeats next to it      |
+//! | `gpus`        | what GPUs exchange without the host, over NCCL                                |
 //! | [`launcher`]  | starts processes on this machine, forwards signals, ends them together        |
 //! | [`init`](mod@init) | joins the processes that were started together                           |
 //! | [`zero`]      | ZeRO-1: each rank keeps the optimizer state of its part; the replica check    |
 
 pub mod comm;
 pub mod config;
+pub(crate) mod gpus;
 pub(crate) mod heartbeat;
 pub mod init;
 pub mod launch;

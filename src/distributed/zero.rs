@@ -6,12 +6,16 @@
 
 use std::ops::Range;
 
+use advxl_cuda::{Share, Values};
 use burn::tensor::Tensor;
 
 use super::comm::{BUCKET, Comm};
 use super::config::Parallel;
+use super::gpus::Gpus;
 use crate::error::{Error, Kind, Result};
-use crate::ops::{Device, add, from_vec, sum_of_bits, sum_of_squares, to_vec};
+use crate::ops::{
+    Device, add, from_vec, gpu_values, of_gpu_values, sum_of_bits, sum_of_squares, to_vec,
+};
 
 /// How tensors are partitioned over the ranks.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +23,8 @@ pub struct Zero<'a> {
     comm: &'a Comm,
     /// Equal parts of every batch, a multiple of the world size.
     shards: usize,
+    /// The ranks' GPUs, where these exchange without the host.
+    gpus: Option<&'a Gpus>,
 }
 
 impl<'a> Zero<'a> {
@@ -46,7 +52,16 @@ impl<'a> Zero<'a> {
             }
             return Err(Error::input(message).hint(hint).everywhere());
         }
-        Ok(Self { comm, shards })
+        Ok(Self {
+            comm,
+            shards,
+            gpus: None,
+        })
+    }
+
+    /// The same with the group of the ranks' GPUs.
+    pub(crate) fn with_gpus(self, gpus: Option<&'a Gpus>) -> Self {
+        Self { gpus, ..self }
     }
 
     /// The ranks.
@@ -75,6 +90,10 @@ impl<'a> Zero<'a> {
         if self.comm.world_size() == 1 {
             return whole.clone();
         }
+        if let Some(gpus) = self.gpus {
+            let length = range.len();
+            return of_gpu_values(gpu_values(gpus.gpu(), whole).slice(range), [length]);
+        }
         let values = match range.is_empty() {
             true => Vec::new(),
             false => to_vec(whole.clone().narrow(0, range.start, range.len())),
@@ -88,6 +107,10 @@ impl<'a> Zero<'a> {
             return gradients;
         }
         let buckets = buckets(gradients.iter().map(|gradient| gradient.dims()[0]));
+        if let Some(gpus) = self.gpus {
+            let sums = gpus.reduce_scatter(self.on_gpus(gpus, &buckets, gradients));
+            return sums.into_iter().map(as_tensor).collect();
+        }
         let device = Device::of(&gradients[0]);
         let mut gradients = gradients.into_iter();
         let mut start = |bucket: &Vec<usize>| {
@@ -111,6 +134,26 @@ impl<'a> Zero<'a> {
             }
         }
         parts
+    }
+
+    /// The tensors of each bucket on the GPU, or this rank's parts of them, with how the ranks share the tensors.
+    fn on_gpus(
+        &self,
+        gpus: &Gpus,
+        buckets: &[Vec<usize>],
+        tensors: impl IntoIterator<Item = Tensor<1>>,
+    ) -> Vec<(Vec<Share>, Vec<Values>)> {
+        let mut tensors = tensors.into_iter();
+        let of_bucket = |lengths: &Vec<usize>| {
+            let share = |len: &usize| Share {
+                len: *len,
+                stride: self.stride(*len),
+            };
+            let values = tensors.by_ref().take(lengths.len());
+            let values = values.map(|tensor| gpu_values(gpus.gpu(), &tensor));
+            (lengths.iter().map(share).collect(), values.collect())
+        };
+        buckets.iter().map(of_bucket).collect()
     }
 
     /// The parts of tensors for each rank, one rank after another, padded with zeros.
@@ -145,6 +188,10 @@ impl<'a> Zero<'a> {
         mut take: impl FnMut(Tensor<1>),
     ) {
         let buckets = buckets(lengths.iter().copied());
+        if let Some(gpus) = self.gpus {
+            let parts = self.on_gpus(gpus, &buckets, parts.iter().cloned());
+            return gpus.all_gather(parts, |whole| take(as_tensor(whole)));
+        }
         let mut left = parts.iter().zip(lengths);
         let mut start = |bucket: &Vec<usize>| {
             let mut values = Vec::new();
@@ -190,15 +237,22 @@ impl<'a> Zero<'a> {
             .collect()
     }
 
-    /// A number that changes with any bit of any weight; 0 in a run of one process.
+    /// A number that changes with any bit of any weight, and with what was exchanged between GPUs; 0 in a run of one process.
     pub fn checksum<'b>(&self, weights: impl Iterator<Item = &'b Tensor<1>>) -> u64 {
         if self.comm.world_size() == 1 {
             return 0;
         }
-        weights.fold(0, |sum: u64, weights| {
+        let exchanges = self.gpus.map_or(0, Gpus::trace);
+        weights.fold(exchanges, |sum: u64, weights| {
             sum.wrapping_mul(31).wrapping_add(sum_of_bits(weights))
         })
     }
+}
+
+/// Values on a GPU as a tensor.
+fn as_tensor(values: Values) -> Tensor<1> {
+    let length = values.len();
+    of_gpu_values(values, [length])
 }
 
 /// The replica check: an error that names the ranks whose weights differ from the majority's.
@@ -312,6 +366,7 @@ mod tests {
                 let zero = Zero {
                     comm: &Comm::single(),
                     shards,
+                    gpus: None,
                 };
                 let stride = zero.piece(len) * (shards / size);
                 assert!(stride * size >= len);

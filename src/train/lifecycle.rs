@@ -31,6 +31,10 @@ impl Run {
         for note in notices.map(str::to_owned).chain(changes) {
             monitor.line(&format!("note: {note}"));
         }
+        if self.exchanges_on_gpus() {
+            let count = self.comm.world_size();
+            monitor.line(&format!("exchange: {count} GPUs over NCCL"));
+        }
         let images = distinct(&self.images);
         for dataset in images
             .iter()

@@ -15,6 +15,7 @@ use super::phase::PhaseContext;
 use super::start;
 use super::state::{StageOptimizer, State};
 use super::test_set::TestSet;
+use crate::distributed::gpus::Gpus;
 use crate::distributed::{Comm, Zero};
 use crate::error::{Context, Result};
 use crate::model::Model;
@@ -45,6 +46,8 @@ pub struct Run {
     pub(super) attack_notice: Option<&'static str>,
     /// The ranks that share it.
     pub comm: Comm,
+    /// The ranks' GPUs, where they exchange gradients without the host.
+    gpus: Option<Gpus>,
     /// Notices of the checks, shown when it begins.
     pub(super) notices: Vec<String>,
     /// The test images of each stage's evaluations, once they were read.
@@ -71,17 +74,25 @@ impl Run {
         Zero::new(comm, recipe.parallel)?;
         let open = || Self::open_here(recipe, folder, accept_changes, device, comm);
         // Rank 0 writes what the others read.
-        match comm.is_main() {
+        let mut run = match comm.is_main() {
             true => {
                 let run = comm.all_ok(open())?;
                 comm.all_ok(Ok(()))?;
-                Ok(run)
+                run
             }
             false => {
                 comm.all_ok(Ok(()))?;
-                comm.all_ok(open())
+                comm.all_ok(open())?
+            }
+        };
+        if let (Some(gpu), true) = (device.gpu(), comm.world_size() > 1) {
+            run.gpus = Gpus::join(comm, gpu, run.recipe.parallel.reduce)?;
+            if run.gpus.is_none() {
+                let notice = "processes share a GPU: they exchange gradients through the host";
+                run.notices.push(notice.to_owned());
             }
         }
+        Ok(run)
     }
 
     fn open_here(
@@ -136,13 +147,15 @@ impl Run {
             captions,
             device: device.clone(),
             comm: comm.clone(),
+            gpus: None,
         })
     }
 
     /// How optimizer state is partitioned over the ranks.
     pub fn zero(&self) -> Zero<'_> {
         let zero = Zero::new(&self.comm, self.recipe.parallel);
-        zero.expect("checked when the run was opened")
+        let zero = zero.expect("checked when the run was opened");
+        zero.with_gpus(self.gpus.as_ref())
     }
 
     /// Outputs of the model in a stage: logits, or the dimensions of an embedding.
@@ -177,6 +190,11 @@ impl Run {
             }
         }
         phases
+    }
+
+    /// Whether gradients and weights go from GPU to GPU.
+    pub(super) fn exchanges_on_gpus(&self) -> bool {
+        self.gpus.is_some()
     }
 
     pub(super) fn stage_optimizer(&self, stage: usize) -> StageOptimizer<'_> {

@@ -88,6 +88,9 @@ pub(crate) fn gradients(
     input: FlexTensor,
     weights: impl IntoIterator<Item = Values>,
 ) -> Vec<Option<FlexTensor>> {
+    // From here on they can be sent to other GPUs, while the backward pass computes the layers before.
+    let mut weights: Vec<_> = weights.into_iter().collect();
+    Values::mark(&mut weights);
     let weights = weights.into_iter().map(|values| {
         let length = values.len();
         primitive(values, &[length])
