@@ -106,7 +106,7 @@ impl Gpu {
         Real::open(number).map(|machine| Self::of(Box::new(machine)))
     }
 
-    /// Whether `ADVXL_CUDA_SOFTWARE` asks for a GPU in software, of which each process makes its own.
+    /// Whether `ADVXL_CUDA_SOFTWARE` asks for GPUs in software; each process makes its own.
     pub fn is_software_requested() -> bool {
         software().is_some()
     }

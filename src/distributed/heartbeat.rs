@@ -120,7 +120,7 @@ impl Watch {
         loop {
             std::thread::sleep(BEAT);
             let own = Beat::of(activity, stop);
-            // This process stood still itself: what it did not hear in the meantime tells nothing.
+            // This process hung itself: that it heard nothing in the meantime means nothing.
             if woken.elapsed() > 3 * BEAT {
                 peers
                     .iter_mut()

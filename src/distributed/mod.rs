@@ -6,7 +6,7 @@
 //! | file          | what                                                                          |
 //! |---------------|-------------------------------------------------------------------------------|
 //! | [`config`]    | the recipe's table `parallel`                                                 |
-//! | `token`       | tells the connections of one run from those of another                        |
+//! | `token`       | distinguishes the connections of one run from those of another                |
 //! | [`launch`](mod@launch) | what the launcher left in the environment                                     |
 //! | [`signals`]   | requests to stop                                                              |
 //! | [`comm`]      | [`Comm`]: rank, world size, collectives                                       |

@@ -5,7 +5,7 @@
 //! Every message says which exchange it belongs to: ranks that disagree are noticed and do not mix values up.
 //!
 //! A process that ends closes its connections, which the readers of all others notice at once. It announces a regular end, and
-//! an exit with a code, with a message of its own. Who stands still is noticed by [`super::heartbeat`].
+//! an exit with a code, with a message of its own. A rank that hangs is noticed by [`super::heartbeat`].
 //! What it does not do: encrypt, replace lost ranks, reduce.
 
 use std::io::{ErrorKind, Read, Result as IoResult, Write};

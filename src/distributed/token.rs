@@ -1,4 +1,4 @@
-//! Numbers that tell the connections of one run from those of another.
+//! Numbers that distinguish the connections of one run from those of another.
 
 use std::fs::File;
 use std::io::Read;

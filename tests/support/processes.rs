@@ -28,14 +28,14 @@ pub fn mpirun(arguments: &[&str]) -> Command {
     command
 }
 
-/// The program in so many processes, started by its own launcher.
+/// The program in `count` processes, started by its own launcher.
 pub fn launched(count: usize, arguments: &[&str]) -> Command {
     let count = count.to_string();
     let launch = ["--processes", &count, "--threads", "1"];
     command(&[arguments, &launch].concat())
 }
 
-/// The program in so many processes, started by `mpirun`.
+/// The program in `count` processes, started by `mpirun`.
 pub fn processes(count: usize, arguments: &[&str]) -> Command {
     if count == 1 {
         return command(arguments);
@@ -218,7 +218,7 @@ pub fn disturbed(
     disturbed_after(120, command, run, disturb)
 }
 
-/// The same, once it has written so many lines of metrics.
+/// The same, once it has written `wanted` more lines of metrics.
 pub fn disturbed_after(
     wanted: usize,
     mut command: Command,
