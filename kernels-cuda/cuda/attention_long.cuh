@@ -266,7 +266,8 @@ template<int HEAD> struct Long {
   KERNEL((HEAD <= 96 ? 512 : 256), attention_long_##HEAD, (const uint16_t* qkv, uint16_t* y, float* log_sums, int tokens, int heads, \
       int causal, float scale)) { \
     Long<HEAD>::forward(qkv, y, log_sums, tokens, heads, causal, scale); \
-  } \
+  }
+#define ATTENTION_LONG_TWICE(HEAD) \
   KERNEL((HEAD <= 96 ? 512 : 256), attention_long_queries_##HEAD, (const uint16_t* qkv, const uint16_t* y, const uint16_t* dy, \
       const float* log_sums, float* delta, uint16_t* dqkv, int tokens, int heads, int causal, float scale)) { \
     Long<HEAD>::queries(qkv, y, dy, log_sums, delta, dqkv, tokens, heads, causal, scale); \

@@ -36,10 +36,20 @@ enum Route {
     /// All scores of a head in registers.
     Small { tiles: usize },
     /// Two tensors of a head in shared memory: warps, and bytes of shared memory for the keys' gradient (second) and the
-    /// others.
-    Long { warps: usize, shared: [usize; 2] },
+    /// others. The gradient in one kernel, where that fits.
+    Long { warps: usize, shared: [usize; 2], once: Option<Once> },
     /// Tiles of so many queries and keys in shared memory.
     Tiled { tile: usize },
+}
+
+/// The gradient in one kernel, `attention_gradient.cuh`: tiles of keys a warp, warps, bytes of shared memory, blocks of a
+/// multiprocessor at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Once {
+    tiles: usize,
+    warps: usize,
+    shared: usize,
+    blocks: usize,
 }
 
 impl AttentionShape {
@@ -66,7 +76,8 @@ impl AttentionShape {
             };
             // Those of more than 96 elements take all registers in one block.
             let most = if two && self.head_dim <= 96 { most / 2 } else { most };
-            return Route::Long { warps: tiles.div_ceil(tiles.div_ceil(most)), shared };
+            let warps = tiles.div_ceil(tiles.div_ceil(most));
+            return Route::Long { warps, shared, once: self.once(tiles, facts.shared_memory) };
         }
         let fits = self.tiled_memory(4, 64) <= facts.shared_memory;
         Route::Tiled { tile: if fits { 64 } else { 32 } }
@@ -79,12 +90,28 @@ impl AttentionShape {
         [3 * tile, 4 * tile + 2 * rows * (rows + 8) * 2]
     }
 
-    /// The programs that this shape needs.
-    pub(crate) fn program(&self, kind: Kind, facts: &Facts) -> Program {
+    /// The gradient in one kernel, where a block has the registers and shared memory for a head.
+    fn once(&self, tiles: usize, shared_memory: usize) -> Option<Once> {
+        let (rows, head) = (16 * tiles, self.head_dim);
+        let shared = ((3 * rows + 192) * (head.next_multiple_of(16) + 8) + 2 * rows * 40 + 32 * head) * 2 + 128 * 4;
+        // Up to ten warps have a tile each. More take too many registers, and eight have one or two.
+        let (a_warp, warps) = if tiles <= 10 { (1, tiles) } else { (2, 8) };
+        let fits = head <= 80 && (5..=16).contains(&tiles) && shared <= shared_memory;
+        // Of 128 registers, eight warps are half of what a multiprocessor has.
+        let two = warps <= 8 && a_warp == 1 && 2 * (shared + 1024) <= shared_memory + 1024;
+        fits.then_some(Once { tiles: a_warp, warps, shared, blocks: if two { 2 } else { 1 } })
+    }
+
+    /// The programs of the forward pass and of its gradient.
+    pub(crate) fn programs(&self, kind: Kind, facts: &Facts) -> [Program; 2] {
+        let head = self.head_dim;
         match self.route(kind, facts) {
-            Route::Small { tiles } => Program::Attention { tiles, head: self.head_dim },
-            Route::Long { .. } => Program::AttentionLong { head: self.head_dim },
-            Route::Tiled { tile } => Program::AttentionAny { bf16: kind == Kind::Bf16, head: self.head_dim, tile },
+            Route::Small { tiles } => [Program::Attention { tiles, head }; 2],
+            Route::Long { once: Some(Once { tiles, .. }), .. } => {
+                [Program::AttentionLong { head }, Program::AttentionLongGradient { head, tiles }]
+            }
+            Route::Long { once: None, .. } => [Program::AttentionLong { head }, Program::AttentionLongTwice { head }],
+            Route::Tiled { tile } => [Program::AttentionAny { bf16: kind == Kind::Bf16, head, tile }; 2],
         }
     }
 
@@ -120,7 +147,7 @@ pub fn attention(shape: AttentionShape, qkv: &Values) -> (Values, AttentionSaved
     let AttentionShape { batch, tokens, heads, head_dim, causal } = shape;
     let (gpu, kind) = (qkv.gpu(), qkv.kind());
     let y = Values::new(gpu, shape.elements(), kind);
-    let program = shape.program(kind, gpu.facts());
+    let [program, _] = shape.programs(kind, gpu.facts());
     let (n, h, causal, scale) = (tokens as i32, heads as i32, i32::from(causal), shape.scale());
     let tiled = match shape.route(kind, gpu.facts()) {
         Route::Small { tiles } => {
@@ -131,7 +158,7 @@ pub fn attention(shape: AttentionShape, qkv: &Values) -> (Values, AttentionSaved
             };
             None
         }
-        Route::Long { warps, shared: [shared, _] } => {
+        Route::Long { warps, shared: [shared, _], .. } => {
             let log_sums = Values::new(gpu, batch * heads * tokens, Kind::F32);
             let name = format!("attention_long_{head_dim}");
             // SAFETY: as above; there is a sum for every query of every head.
@@ -194,7 +221,7 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
     let AttentionShape { batch, tokens, heads, head_dim, causal } = *shape;
     let (gpu, kind) = (qkv.gpu(), qkv.kind());
     let dqkv = Values::new(gpu, qkv.len(), kind);
-    let program = shape.program(kind, gpu.facts());
+    let [_, program] = shape.programs(kind, gpu.facts());
     let (n, h, causal, scale) = (tokens as i32, heads as i32, i32::from(causal), shape.scale());
     let Some((y, log_sums)) = tiled else {
         let tiles = tokens.div_ceil(16);
@@ -220,10 +247,37 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
         };
         return dqkv;
     };
+    let route = shape.route(kind, gpu.facts());
+    if let Route::Long { once: Some(Once { tiles, warps, shared, blocks }), .. } = route {
+        let (name, items) = (format!("attention_long_gradient_{tiles}_{head_dim}"), batch * heads);
+        let grid = [items.min(blocks * gpu.facts().multiprocessors), 1, 1];
+        // SAFETY: all were checked against the shape; there is a sum for every query of every head; shared memory is that
+        // of the kernel's tensors.
+        unsafe {
+            launch!(
+                gpu,
+                program,
+                &name,
+                grid,
+                32 * warps,
+                shared,
+                qkv,
+                y,
+                dy,
+                log_sums,
+                &dqkv,
+                n,
+                h,
+                items as i32,
+                causal,
+                scale
+            )
+        };
+        return dqkv;
+    }
     let count = batch * heads * tokens;
     let delta = Values::new(gpu, count, Kind::F32);
-    let route = shape.route(kind, gpu.facts());
-    if let Route::Long { warps, shared: [shared, more] } = route {
+    if let Route::Long { warps, shared: [shared, more], .. } = route {
         let name = |part: &str| format!("attention_long_{part}_{head_dim}");
         let (grid, threads) = ([heads, batch, 1], 32 * warps);
         // SAFETY: all were checked against the shape; there is a sum and a delta for every query of every head.
@@ -316,13 +370,18 @@ mod tests {
                                 assert!(tokens <= 16 * tiles && kind == Kind::Bf16);
                                 shape.small_memory(tiles)[1]
                             }
-                            Route::Long { warps, shared } => {
+                            Route::Long { warps, shared, once } => {
                                 let threads = match head_dim {
                                     ..=64 => 512,
                                     65..=96 => 384,
                                     _ => 256,
                                 };
                                 assert!((1..=threads / 32).contains(&warps) && kind == Kind::Bf16);
+                                if let Some(Once { tiles, warps, shared, blocks }) = once {
+                                    assert!(tokens <= 16 * tiles * warps && 32 * warps <= [512, 256][tiles - 1]);
+                                    let all = blocks * (shared + 1024);
+                                    assert!(all <= (kib + 1) << 10, "{shape:?}: {once:?} on {kib} KiB");
+                                }
                                 shared[0].max(shared[1])
                             }
                             Route::Tiled { tile } => shape.tiled_memory(4, tile),

@@ -187,6 +187,13 @@ mod tests {
         Program::AttentionLong { head: 64 },
         Program::AttentionLong { head: 80 },
         Program::AttentionLong { head: 104 },
+        Program::AttentionLongGradient { head: 64, tiles: 1 },
+        Program::AttentionLongGradient { head: 64, tiles: 2 },
+        Program::AttentionLongGradient { head: 80, tiles: 1 },
+        Program::AttentionLongGradient { head: 80, tiles: 2 },
+        Program::AttentionLongTwice { head: 64 },
+        Program::AttentionLongTwice { head: 80 },
+        Program::AttentionLongTwice { head: 104 },
         Program::AttentionAny { bf16: false, head: 64, tile: 64 },
         Program::AttentionAny { bf16: false, head: 80, tile: 64 },
         Program::AttentionAny { bf16: false, head: 104, tile: 32 },
@@ -260,8 +267,10 @@ mod tests {
                     let allowed = if long { 256 } else { 16 };
                     assert!(spilled <= allowed, "{kernel} for {gpu} spills {spilled} bytes");
                     let most = match program {
-                        Program::AttentionLong { head: 97.. } => 255,
-                        Program::AttentionLong { .. } => 168,
+                        Program::AttentionLong { head: 97.. } | Program::AttentionLongTwice { head: 97.. } => 255,
+                        Program::AttentionLong { .. } | Program::AttentionLongTwice { .. } => 168,
+                        Program::AttentionLongGradient { tiles: 2, .. } => 255,
+                        Program::AttentionLongGradient { .. } => 128,
                         _ => 160,
                     };
                     assert!((8..=most).contains(&registers), "{kernel} for {gpu} takes {registers} registers");

@@ -268,6 +268,14 @@ inline float shuffle_xor(float v, int mask) {
   shim::warp_barrier();
   return other;
 }
+inline uint32_t shuffle_xor(uint32_t v, int mask) {
+  float f;
+  memcpy(&f, &v, 4);
+  f = shuffle_xor(f, mask);
+  memcpy(&v, &f, 4);
+  return v;
+}
+inline void warp_sync() { shim::warp_barrier(); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline float bf16_to(uint16_t h) {
   uint32_t bits = (uint32_t)h << 16;
