@@ -24,28 +24,51 @@
 template<int HEAD, int TILES> struct Gradient {
   static const int D = (HEAD + 15) / 16 * 16, PITCH = D + 8, K = D / 16; // 16 bytes more a row: no bank conflicts in ldmatrix.
   static const int BLOCK = 32; // Queries of a step.
-  static const int AT_ONCE = TILES * D <= 128 ? 32 : 16; // Queries whose scores are in registers.
+  static const int AT_ONCE = D <= 64 ? 32 : 16; // Queries whose scores are in registers.
   static const int SLOPES = BLOCK + 8;
-  typedef float Sums[TILES][2 * K][4];
+  static const bool SHARES = TILES == 3;
+  static const int OWN = SHARES ? 2 : TILES, SHARED = (2 * K + 7) / 8;
+  typedef float Sums[OWN][2 * K][4];
+  typedef float SharedSums[SHARED][2][4];
+
+  // A block of a head's queries, and which of several buffers are its own.
+  struct Step {
+    int item, block;
+    int third;  // Of the queries' buffers.
+    int second; // Of those of dS and of the queries' numbers.
+    int keys;   // Of the keys' two.
+  };
 
   const uint16_t *qkv, *y, *dy;
   const float* log_sums;
   uint16_t* dqkv;
-  int tokens, heads, causal;
+  int tokens, heads, items, causal;
   float scale;
-  int tiles, rows, blocks, steps, width, warp, warps, lane;
+  int tiles, rows, blocks, width, warp, warps, lane;
   // In shared memory.
-  uint16_t *all_keys, *values, *stages, *slopes, *outputs;
+  uint16_t *all_keys, *values, *stages, *slopes, *outputs, *shared_p;
   float* stats;
 
-  __device__ __forceinline__ int item(int step) const { return blockIdx.x + step / blocks * gridDim.x; }
-  // Of the item's first token, where a row is `count` heads of each token.
-  __device__ __forceinline__ size_t start(int item, int count) const {
-    return (size_t)(item / heads) * tokens * count * width + item % heads * HEAD;
+  __device__ __forceinline__ Step after(Step step) const {
+    step.third = step.third == 2 ? 0 : step.third + 1;
+    step.second ^= 1;
+    if (++step.block == blocks) step = {step.item + (int)gridDim.x, 0, step.third, step.second, step.keys ^ 1};
+    return step;
   }
-  __device__ __forceinline__ uint16_t* keys(int step) const { return all_keys + step / blocks % 2 * rows * PITCH; }
-  __device__ __forceinline__ uint16_t* queries(int step) const { return stages + step % 3 * 2 * BLOCK * PITCH; }
-  __device__ __forceinline__ uint16_t* dys(int step) const { return queries(step) + BLOCK * PITCH; }
+  // Behind the last item there is no step.
+  __device__ __forceinline__ bool exists(const Step& step) const { return step.item < items; }
+  __device__ __forceinline__ bool is_last(const Step& step) const { return step.block + 1 == blocks; }
+  // Of the tiles that some of a step's queries see.
+  __device__ __forceinline__ int end(const Step& step) const {
+    return causal ? min(tiles, (step.block + 1) * (BLOCK / 16)) : tiles;
+  }
+  // Of the item's first token, where a row is `count` heads of each token.
+  __device__ __forceinline__ size_t start(const Step& step, int count) const {
+    return (size_t)(step.item / heads) * tokens * count * width + step.item % heads * HEAD;
+  }
+  __device__ __forceinline__ uint16_t* keys(const Step& step) const { return all_keys + step.keys * rows * PITCH; }
+  __device__ __forceinline__ uint16_t* queries(const Step& step) const { return stages + step.third * 2 * BLOCK * PITCH; }
+  __device__ __forceinline__ uint16_t* dys(const Step& step) const { return queries(step) + BLOCK * PITCH; }
 
   // Rows `first` to `end` of global memory -> shared memory, zeros behind the last token, by some threads.
   __device__ __forceinline__ void copy(uint16_t* to, const uint16_t* from, int stride, int first, int end, int thread, int threads) const {
@@ -56,54 +79,56 @@ template<int HEAD, int TILES> struct Gradient {
     }
   }
   // Begins to copy what a step needs: queries, dy and y. Each thread copies the parts of y that it reads itself.
-  __device__ __forceinline__ void fetch_step(int step) const {
-    if (step >= steps) return;
-    const int first = step % blocks * BLOCK, end = min(first + BLOCK, rows);
-    const uint16_t* out = y + start(item(step), 1);
-    copy(queries(step), qkv + start(item(step), 3), 3 * width, first, end, threadIdx.x, blockDim.x);
-    copy(dys(step), dy + start(item(step), 1), width, first, end, threadIdx.x, blockDim.x);
+  __device__ __forceinline__ void fetch(const Step& step) const {
+    if (!exists(step)) return;
+    const int first = step.block * BLOCK, end = min(first + BLOCK, rows);
+    copy(queries(step), qkv + start(step, 3), 3 * width, first, end, threadIdx.x, blockDim.x);
+    copy(dys(step), dy + start(step, 1), width, first, end, threadIdx.x, blockDim.x);
+    const uint16_t* from = y + start(step, 1);
     for (int i = threadIdx.x; i < BLOCK * 8; i += blockDim.x)
       for (int c = i % 8; c < HEAD / 8; c += 8)
-        if (first + i / 8 < tokens) copy16(outputs + i / 8 * HEAD + 8 * c, out + (size_t)(first + i / 8) * width + 8 * c, true);
+        if (first + i / 8 < tokens) copy16(outputs + i / 8 * HEAD + 8 * c, from + (size_t)(first + i / 8) * width + 8 * c, true);
   }
-  // Begins to copy a slice of the keys of the head after this step's, which are all there after its last step.
-  __device__ __forceinline__ void fetch_keys(int step) const {
-    const int block = step % blocks, next = step + blocks, first = (block - 1) * 48;
-    if (block == 0 || next >= steps || first >= rows) return; // The last head's keys are in use in the first step.
-    copy(keys(next) + first * PITCH, qkv + start(item(next), 3) + width, 3 * width, first, min(first + 48, rows), threadIdx.x, blockDim.x);
+  // Begins to copy a slice of the next head's keys, which are all there after this head's last step.
+  __device__ __forceinline__ void fetch_keys(Step step) const {
+    const int first = (step.block - 1) * 48, end = min(first + 48, rows);
+    if (step.block == 0) return; // The last head's keys are still read.
+    step.item += gridDim.x;
+    step.keys ^= 1;
+    if (exists(step)) copy(keys(step) + first * PITCH, qkv + start(step, 3) + width, 3 * width, first, end, threadIdx.x, blockDim.x);
   }
   // Begins to copy the warp's own tiles of values.
-  __device__ __forceinline__ void fetch_values(int step) const {
-    if (step >= steps) return;
+  __device__ __forceinline__ void fetch_values(const Step& step) const {
+    if (!exists(step)) return;
     for (int tile = warp; tile < tiles; tile += warps)
-      copy(values + 16 * tile * PITCH, qkv + start(item(step), 3) + 2 * width, 3 * width, 16 * tile, 16 * tile + 16, lane, 32);
+      copy(values + 16 * tile * PITCH, qkv + start(step, 3) + 2 * width, 3 * width, 16 * tile, 16 * tile + 16, lane, 32);
   }
   // For each query of a step, two numbers: the logarithm of its softmax's sum and delta.
-  __device__ __forceinline__ float* stats_of(int step) const { return stats + step % 2 * 2 * BLOCK; }
-  __device__ __forceinline__ void sum_deltas(int step) const {
-    if (step >= steps) return;
+  __device__ __forceinline__ float* stats_of(const Step& step) const { return stats + step.second * 2 * BLOCK; }
+  __device__ __forceinline__ void sum_deltas(const Step& step) const {
+    if (!exists(step)) return;
     for (int i = threadIdx.x; i < BLOCK * 8; i += blockDim.x) { // Eight threads a query.
       float sum = 0;
-      for (int c = i % 8; c < HEAD / 8; c += 8) {
-        if (step % blocks * BLOCK + i / 8 >= tokens) break;
-        float a[8], b[8];
-        load8(a, outputs + i / 8 * HEAD + 8 * c);
-        load8(b, dys(step) + i / 8 * PITCH + 8 * c);
+      if (step.block * BLOCK + i / 8 < tokens)
+        for (int c = i % 8; c < HEAD / 8; c += 8) {
+          float a[8], b[8];
+          load8(a, outputs + i / 8 * HEAD + 8 * c);
+          load8(b, dys(step) + i / 8 * PITCH + 8 * c);
 #pragma unroll
-        for (int j = 0; j < 8; ++j) sum = fmaf(a[j], b[j], sum);
-      }
+          for (int j = 0; j < 8; ++j) sum = fmaf(a[j], b[j], sum);
+        }
 #pragma unroll
       for (int mask = 1; mask < 8; mask *= 2) sum += shuffle_xor(sum, mask);
       if (i % 8 == 0) stats_of(step)[2 * (i / 8) + 1] = sum;
     }
   }
   // By the first warp: read early, written late.
-  __device__ __forceinline__ float read_log_sum(int step) const {
-    const int token = step % blocks * BLOCK + threadIdx.x;
-    if (threadIdx.x >= BLOCK || step >= steps) return 0;
-    return token < tokens ? log_sums[(size_t)item(step) * tokens + token] : 3.4e38f; // Queries behind the last see nothing.
+  __device__ __forceinline__ float read_log_sum(const Step& step) const {
+    const int token = step.block * BLOCK + threadIdx.x;
+    if (threadIdx.x >= BLOCK || !exists(step)) return 0;
+    return token < tokens ? log_sums[(size_t)step.item * tokens + token] : 3.4e38f; // Queries behind the last see nothing.
   }
-  __device__ __forceinline__ void write_log_sum(int step, float log_sum) const {
+  __device__ __forceinline__ void write_log_sum(const Step& step, float log_sum) const {
     if (threadIdx.x < BLOCK) stats_of(step)[2 * threadIdx.x] = log_sum;
   }
 
@@ -126,14 +151,14 @@ template<int HEAD, int TILES> struct Gradient {
     if (r < tokens && c < HEAD) *(uint4*)(to + (size_t)r * stride + c) = {words[0], words[1], words[2], words[3]};
   }
   // The queries' part of dqkv for a step's block, a tile of 16 x 16 at a time.
-  __device__ __forceinline__ void sum_queries(int step) const {
+  __device__ __forceinline__ void sum_queries(const Step& step) const {
     const int light = 2 * warps - tiles; // Warps with one tile.
-    const int workers = TILES == 2 && light >= 3 ? light : warps, block = step % blocks;
-    const int depth = causal ? min(tiles, (block + 1) * (BLOCK / 16)) : tiles;
-    const uint16_t *weights = slopes + step % 2 * rows * SLOPES, *k = keys(step);
+    const int workers = OWN == 2 && light >= 3 ? light : warps, depth = end(step);
+    const uint16_t *weights = slopes + step.second * rows * SLOPES, *k = keys(step);
+    uint16_t* to = dqkv + start(step, 3);
     for (int unit = warps - 1 - warp; unit < 2 * K && warps - 1 - warp < workers; unit += workers) {
-      const int query = 16 * (unit % 2), column = unit / 2 * 16;
-      if (block * BLOCK + query >= rows) continue;
+      const int query = 16 * (unit % 2), column = unit / 2 * 16, row = step.block * BLOCK + query;
+      if (row >= rows) continue;
       float left[4] = {0, 0, 0, 0}, right[4] = {0, 0, 0, 0};
 #pragma unroll 4
       for (int tile = 0; tile < depth; ++tile) {
@@ -144,11 +169,12 @@ template<int HEAD, int TILES> struct Gradient {
         mma(left, a, first);
         mma(right, a, second);
       }
-      store(dqkv + start(item(step), 3), 3 * width, block * BLOCK + query, column, left, right, scale);
+      store(to, 3 * width, row, column, left, right, scale);
     }
   }
-  // s = the warp's first N tiles of a tensor times N queries' rows of another, transposed.
-  template<int N, int QUERIES>
+  __device__ __forceinline__ int row_of(int t) const { return 16 * (warp + t * warps); }
+  // s = the warp's tiles FIRST to FIRST + N - 1 of a tensor times queries' rows of another, transposed.
+  template<int FIRST, int N, int QUERIES>
   __device__ __forceinline__ void scores(float (&s)[N][QUERIES / 8][4], const uint16_t* a_rows, const uint16_t* b_rows) const {
 #pragma unroll
     for (int t = 0; t < N; ++t)
@@ -160,7 +186,7 @@ template<int HEAD, int TILES> struct Gradient {
     for (int k = 0; k < K; ++k) {
       uint32_t a[N][4];
 #pragma unroll
-      for (int t = 0; t < N; ++t) ldmatrix<4, false>(a[t], a_rows + (16 * (warp + t * warps) + lane % 16) * PITCH + 16 * k + 8 * (lane / 16));
+      for (int t = 0; t < N; ++t) ldmatrix<4, false>(a[t], a_rows + (row_of(FIRST + t) + lane % 16) * PITCH + 16 * k + 8 * (lane / 16));
 #pragma unroll
       for (int n = 0; n < QUERIES / 8; n += 2) {
         uint32_t b[4];
@@ -173,6 +199,54 @@ template<int HEAD, int TILES> struct Gradient {
         }
       }
     }
+  }
+  // Probabilities of some of a step's queries, and their scores' gradients, transposed.
+  template<int FIRST, int N, int QUERIES>
+  __device__ __forceinline__ void slopes_of(float (&p)[N][QUERIES / 8][4], float (&s)[N][QUERIES / 8][4], const Step& step, int query) const {
+    const float c = scale * 1.4426950408889634f;
+    scores<FIRST, N, QUERIES>(p, keys(step), queries(step) + query * PITCH);
+    if (step.block == 0) { // The values were fetched last but one.
+      copies_wait<1>();
+      warp_sync();
+    }
+    scores<FIRST, N, QUERIES>(s, values, dys(step) + query * PITCH);
+    const float* stats = stats_of(step) + 2 * (query + 2 * (lane % 4));
+    const int at = step.block * BLOCK + query;
+#pragma unroll
+    for (int t = 0; t < N; ++t) {
+#pragma unroll
+      for (int n = 0; n < QUERIES / 8; ++n) {
+        const float4 stat = *(const float4*)(stats + 16 * n); // Of two queries.
+#pragma unroll
+        for (int i = 0; i < 4; ++i) p[t][n][i] = fast_exp2(fmaf(p[t][n][i], c, -(i % 2 ? stat.z : stat.x)));
+      }
+      const int row = row_of(FIRST + t);
+      if (row + 16 > tokens || (causal && at < row + 15)) // The same for all lanes.
+#pragma unroll
+        for (int n = 0; n < QUERIES / 8; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int key = row + lane / 4 + 8 * (i / 2);
+            if (key >= tokens || (causal && key > at + 8 * n + 2 * (lane % 4) + i % 2)) p[t][n][i] = 0;
+          }
+#pragma unroll
+      for (int n = 0; n < QUERIES / 8; ++n) {
+        const float4 stat = *(const float4*)(stats + 16 * n);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s[t][n][i] = p[t][n][i] * (s[t][n][i] - (i % 2 ? stat.w : stat.y));
+      }
+    }
+  }
+  // Columns n and n + 1 of eight queries as the first operand of products over queries.
+  template<int N> __device__ __forceinline__ void operand(uint32_t (&a)[4], const float (&p)[N][4], int n) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = pack2(p[n + i / 2][2 * (i % 2)], p[n + i / 2][2 * (i % 2) + 1]);
+  }
+  // Writes an operand to rows of keys.
+  __device__ __forceinline__ void put(uint16_t* to, const uint32_t (&a)[4]) const {
+    to += lane / 4 * SLOPES + 2 * (lane % 4);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) *(uint32_t*)(to + 8 * (i % 2) * SLOPES + 8 * (i / 2)) = a[i];
   }
   // o += weights times 16 queries' rows.
   template<int N>
@@ -191,93 +265,85 @@ template<int HEAD, int TILES> struct Gradient {
   }
   // Adds to dK and dV of the warp's first N tiles what some of a step's queries give, and writes these queries' dS.
   template<int N, int QUERIES>
-  __device__ __forceinline__ void add(Sums& to_keys, Sums& to_values, int step, int query) const {
-    const float c = scale * 1.4426950408889634f;
-    const uint16_t *q = queries(step) + query * PITCH, *d = dys(step) + query * PITCH;
+  __device__ __forceinline__ void add(Sums& to_keys, Sums& to_values, const Step& step, int query) const {
     float p[N][QUERIES / 8][4], s[N][QUERIES / 8][4];
-    scores<N, QUERIES>(p, keys(step), q);
-    if (step % blocks == 0) { // The values were fetched last but one.
-      copies_wait<1>();
-      warp_sync();
-    }
-    scores<N, QUERIES>(s, values, d);
-#pragma unroll
-    for (int n = 0; n < QUERIES / 8; ++n) {
-      const float4 stat = *(const float4*)(stats_of(step) + 2 * (query + 8 * n + 2 * (lane % 4))); // Of two queries.
-#pragma unroll
-      for (int t = 0; t < N; ++t)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) p[t][n][i] = fast_exp2(fmaf(p[t][n][i], c, -(i % 2 ? stat.z : stat.x)));
-    }
-    const int first = step % blocks * BLOCK + query;
-#pragma unroll
-    for (int t = 0; t < N; ++t) {
-      const int row = 16 * (warp + t * warps);
-      if (row + 16 > tokens || (causal && first < row + 15)) // The same for all lanes.
-#pragma unroll
-        for (int n = 0; n < QUERIES / 8; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int key = row + lane / 4 + 8 * (i / 2), at = first + 8 * n + 2 * (lane % 4) + i % 2;
-            if (key >= tokens || (causal && key > at)) p[t][n][i] = 0;
-          }
-    }
-#pragma unroll
-    for (int n = 0; n < QUERIES / 8; ++n) {
-      const float4 stat = *(const float4*)(stats_of(step) + 2 * (query + 8 * n + 2 * (lane % 4)));
-#pragma unroll
-      for (int t = 0; t < N; ++t)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) s[t][n][i] = p[t][n][i] * (s[t][n][i] - (i % 2 ? stat.w : stat.y));
-    }
+    slopes_of<0, N, QUERIES>(p, s, step, query);
 #pragma unroll
     for (int n = 0; n < QUERIES / 8; n += 2) {
       uint32_t a[N][4];
 #pragma unroll
-      for (int t = 0; t < N; ++t)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) a[t][i] = pack2(p[t][n + i / 2][2 * (i % 2)], p[t][n + i / 2][2 * (i % 2) + 1]);
-      accumulate<N>(to_values, a, d + 8 * n * PITCH);
+      for (int t = 0; t < N; ++t) operand(a[t], p[t], n);
+      accumulate<N>(to_values, a, dys(step) + (query + 8 * n) * PITCH);
 #pragma unroll
       for (int t = 0; t < N; ++t) {
-        uint16_t* to = slopes + (step % 2 * rows + 16 * (warp + t * warps) + lane / 4) * SLOPES + query + 8 * n + 2 * (lane % 4);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          a[t][i] = pack2(s[t][n + i / 2][2 * (i % 2)], s[t][n + i / 2][2 * (i % 2) + 1]);
-          *(uint32_t*)(to + 8 * (i % 2) * SLOPES + 8 * (i / 2)) = a[t][i];
-        }
+        operand(a[t], s[t], n);
+        put(slopes + (step.second * rows + row_of(t)) * SLOPES + query + 8 * n, a[t]);
       }
-      accumulate<N>(to_keys, a, q + 8 * n * PITCH);
+      accumulate<N>(to_keys, a, queries(step) + (query + 8 * n) * PITCH);
     }
   }
-  template<int N> __device__ __forceinline__ void add_block(Sums& to_keys, Sums& to_values, int step) const {
-    const int count = min(BLOCK, rows - step % blocks * BLOCK);
+  template<int N> __device__ __forceinline__ void add_block(Sums& to_keys, Sums& to_values, const Step& step) const {
+    const int count = min(BLOCK, rows - step.block * BLOCK);
     for (int query = 0; query < count; query += AT_ONCE)
       if (AT_ONCE == 16 || count == BLOCK) add<N, AT_ONCE>(to_keys, to_values, step, query);
       else add<N, 16>(to_keys, to_values, step, query);
   }
-  __device__ __forceinline__ void clear(Sums& o) const {
-#pragma unroll
-    for (int t = 0; t < TILES; ++t)
-#pragma unroll
-      for (int n = 0; n < 2 * K; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) o[t][n][i] = 0;
+  // Probabilities and dS of the shared tile, by the warp that has its values.
+  __device__ __forceinline__ void write_shared(const Step& step) const {
+    for (int query = 0; query < BLOCK && step.block * BLOCK + query < rows; query += 16) {
+      float p[1][2][4], s[1][2][4];
+      slopes_of<2, 1, 16>(p, s, step, query);
+      uint32_t a[4];
+      operand(a, p[0], 0);
+      put(shared_p + query, a);
+      operand(a, s[0], 0);
+      put(slopes + (step.second * rows + row_of(2)) * SLOPES + query, a);
+    }
   }
-  __device__ __forceinline__ void store_all(int step, const Sums& o, int part, float factor) const {
+  // Adds to dK and dV of the shared tile, of which each warp has 16 columns or 32.
+  __device__ __forceinline__ void add_shared(SharedSums& o, const Step& step) const {
+    const int row = rows - 16;
 #pragma unroll
-    for (int t = 0; t < TILES; ++t)
-      if (warp + t * warps < tiles)
+    for (int i = 0; i < SHARED; ++i) {
+      const int unit = warp + i * warps, column = unit % K * 16;
+      if (unit >= 2 * K) continue;
+      const uint16_t* weights = unit < K ? slopes + (step.second * rows + row) * SLOPES : shared_p;
+      const uint16_t* others = unit < K ? queries(step) : dys(step);
+      for (int query = 0; row < 16 * end(step) && query < BLOCK && step.block * BLOCK + query < rows; query += 16) {
+        uint32_t a[4], b[4];
+        ldmatrix<4, false>(a, weights + lane % 16 * SLOPES + query + 8 * (lane / 16));
+        ldmatrix<4, true>(b, others + (query + lane % 16) * PITCH + column + 8 * (lane / 16));
+        const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+        mma(o[i][0], a, first);
+        mma(o[i][1], a, second);
+      }
+      if (is_last(step)) {
+        uint16_t* to = dqkv + start(step, 3) + (unit < K ? 1 : 2) * width;
+        store(to, 3 * width, row, column, o[i][0], o[i][1], unit < K ? scale : 1.0f);
+        clear(o[i]);
+      }
+    }
+  }
+  template<int N> __device__ __forceinline__ void clear(float (&o)[N][4]) const {
+#pragma unroll
+    for (int n = 0; n < N; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) o[n][i] = 0;
+  }
+  __device__ __forceinline__ void store_all(const Step& step, const Sums& o, int part, float factor) const {
+    uint16_t* to = dqkv + start(step, 3) + part * width;
+#pragma unroll
+    for (int t = 0; t < OWN; ++t)
+      if (row_of(t) < rows)
 #pragma unroll
         for (int k = 0; k < K; ++k)
-          store(dqkv + start(item(step), 3) + part * width, 3 * width, 16 * (warp + t * warps), 16 * k, o[t][2 * k], o[t][2 * k + 1], factor);
+          store(to, 3 * width, row_of(t), 16 * k, o[t][2 * k], o[t][2 * k + 1], factor);
   }
 
-  __device__ __forceinline__ void run(int items) {
+  __device__ __forceinline__ void run() {
     tiles = (tokens + 15) / 16;
     rows = 16 * tiles;
     blocks = (rows + BLOCK - 1) / BLOCK;
-    steps = (items - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x * blocks;
     width = heads * HEAD;
     lane = threadIdx.x % 32;
     warp = threadIdx.x / 32;
@@ -288,49 +354,67 @@ template<int HEAD, int TILES> struct Gradient {
     slopes = stages + 3 * 2 * BLOCK * PITCH;
     outputs = slopes + 2 * rows * SLOPES;
     stats = (float*)(outputs + BLOCK * HEAD);
+    shared_p = (uint16_t*)(stats + 4 * BLOCK);
 
-    copy(keys(0), qkv + start(item(0), 3) + width, 3 * width, 0, rows, threadIdx.x, blockDim.x);
-    fetch_values(0);
-    fetch_step(0);
+    Step step = {(int)blockIdx.x, 0, 0, 0, 0}, last = step;
+    copy(keys(step), qkv + start(step, 3) + width, 3 * width, 0, rows, threadIdx.x, blockDim.x);
+    fetch_values(step);
+    fetch(step);
     copies_end();
-    write_log_sum(0, read_log_sum(0));
+    write_log_sum(step, read_log_sum(step));
     copies_wait<0>();
     __syncthreads();
-    sum_deltas(0);
-    fetch_step(1);
+    sum_deltas(step);
+    fetch(after(step));
     copies_end();
     copies_wait<0>();
     __syncthreads();
     Sums to_keys, to_values;
-    clear(to_keys);
-    clear(to_values);
-    for (int step = 0; step < steps; ++step) {
-      const int block = step % blocks;
-      const float log_sum = read_log_sum(step + 1);
-      sum_deltas(step + 1);
-      fetch_step(step + 2);
+    SharedSums to_shared;
+#pragma unroll
+    for (int i = 0; i < SHARED; ++i) clear(to_shared[i]);
+#pragma unroll
+    for (int t = 0; t < OWN; ++t) {
+      clear(to_keys[t]);
+      clear(to_values[t]);
+    }
+    for (bool first = true; exists(step); first = false) {
+      if (SHARES && !first) {
+        add_shared(to_shared, last);
+        __syncthreads(); // Before the last step's queries are overwritten.
+      }
+      const Step next = after(step);
+      const float log_sum = read_log_sum(next);
+      sum_deltas(next);
+      fetch(after(next));
       fetch_keys(step);
       copies_end();
-      if (step > 0) sum_queries(step - 1);
-      const int end = causal ? min(tiles, (block + 1) * (BLOCK / 16)) : tiles; // Of the tiles that some query sees.
-      if (TILES == 2 && warp + warps < end) add_block<TILES>(to_keys, to_values, step);
-      else if (warp < end) add_block<1>(to_keys, to_values, step);
-      write_log_sum(step + 1, log_sum);
-      if (block + 1 < blocks) {
-        copies_wait<0>();
-      } else {
+      if (!first) sum_queries(last);
+      if (OWN == 2 && warp + warps < end(step)) add_block<OWN>(to_keys, to_values, step);
+      else if (warp < end(step)) add_block<1>(to_keys, to_values, step);
+      if (SHARES && warp + 2 * warps < end(step)) write_shared(step);
+      write_log_sum(next, log_sum);
+      if (is_last(step)) {
         warp_sync(); // All lanes have read the values.
-        fetch_values(step + 1);
+        fetch_values(next);
         copies_end();
         store_all(step, to_keys, 1, scale);
         store_all(step, to_values, 2, 1.0f);
-        clear(to_keys);
-        clear(to_values);
+#pragma unroll
+        for (int t = 0; t < OWN; ++t) {
+          clear(to_keys[t]);
+          clear(to_values[t]);
+        }
         copies_wait<1>(); // For all but the values.
+      } else {
+        copies_wait<0>();
       }
       __syncthreads();
+      last = step;
+      step = next;
     }
-    if (steps > 0) sum_queries(steps - 1);
+    if (SHARES) add_shared(to_shared, last);
+    sum_queries(last);
   }
 };
 
@@ -346,7 +430,8 @@ template<int HEAD, int TILES> struct Gradient {
     gradient.dqkv = dqkv; \
     gradient.tokens = tokens; \
     gradient.heads = heads; \
+    gradient.items = items; \
     gradient.causal = causal; \
     gradient.scale = scale; \
-    gradient.run(items); \
+    gradient.run(); \
   }

@@ -42,8 +42,8 @@ enum Route {
     Tiled { tile: usize },
 }
 
-/// The gradient in one kernel, `attention_gradient.cuh`: tiles of keys a warp, warps, bytes of shared memory, blocks of a
-/// multiprocessor at a time.
+/// The gradient in one kernel, `attention_gradient.cuh`: tiles of keys a warp, the third shared by all warps; warps, bytes of
+/// shared memory, blocks of a multiprocessor at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Once {
     tiles: usize,
@@ -92,13 +92,19 @@ impl AttentionShape {
 
     /// The gradient in one kernel, where a block has the registers and shared memory for a head.
     fn once(&self, tiles: usize, shared_memory: usize) -> Option<Once> {
+        // Up to ten warps have a tile each. More would have too few registers: eight have one or two, and share a 17th.
+        let (a_warp, warps) = match tiles {
+            5..=10 => (1, tiles),
+            11..=16 => (2, 8),
+            17 => (3, 8),
+            _ => return None,
+        };
         let (rows, head) = (16 * tiles, self.head_dim);
-        let shared = ((3 * rows + 192) * (head.next_multiple_of(16) + 8) + 2 * rows * 40 + 32 * head) * 2 + 128 * 4;
-        // Up to ten warps have a tile each. More take too many registers, and eight have one or two.
-        let (a_warp, warps) = if tiles <= 10 { (1, tiles) } else { (2, 8) };
-        let fits = head <= 80 && (5..=16).contains(&tiles) && shared <= shared_memory;
+        let tensors = (3 * rows + 192) * (head.next_multiple_of(16) + 8) + 2 * rows * 40 + 32 * head;
+        let shared = 2 * tensors + 128 * 4 + if a_warp == 3 { 16 * 40 * 2 } else { 0 };
         // Of 128 registers, eight warps are half of what a multiprocessor has.
-        let two = warps <= 8 && a_warp == 1 && 2 * (shared + 1024) <= shared_memory + 1024;
+        let two = tiles <= 8 && 2 * (shared + 1024) <= shared_memory + 1024;
+        let fits = head <= 80 && shared <= shared_memory;
         fits.then_some(Once { tiles: a_warp, warps, shared, blocks: if two { 2 } else { 1 } })
     }
 
@@ -361,7 +367,7 @@ mod tests {
     fn every_shape_has_kernels_that_fit_into_every_gpu() {
         for kib in [163, 227, 99] {
             for head_dim in (8..=128).step_by(8) {
-                for tokens in [1, 16, 37, 50, 77, 197, 257, 577, 1370] {
+                for tokens in [1, 16, 37, 50, 77, 96, 101, 145, 197, 257, 273, 577, 1370] {
                     for kind in [Kind::Bf16, Kind::F32] {
                         let shape = AttentionShape { batch: 1, tokens, heads: 16, head_dim, causal: false };
                         let route = shape.route(kind, &facts(kib));
@@ -378,7 +384,8 @@ mod tests {
                                 };
                                 assert!((1..=threads / 32).contains(&warps) && kind == Kind::Bf16);
                                 if let Some(Once { tiles, warps, shared, blocks }) = once {
-                                    assert!(tokens <= 16 * tiles * warps && 32 * warps <= [512, 256][tiles - 1]);
+                                    let most = 16 * if tiles == 3 { 2 * warps + 1 } else { tiles * warps };
+                                    assert!(tokens <= most && 32 * warps <= [512, 256, 256][tiles - 1]);
                                     let all = blocks * (shared + 1024);
                                     assert!(all <= (kib + 1) << 10, "{shape:?}: {once:?} on {kib} KiB");
                                 }
@@ -414,7 +421,19 @@ mod tests {
                 }
             }
         }
-        assert!(matches!(route(577, 80, 227), Route::Long { .. }));
+        assert!(matches!(route(577, 80, 227), Route::Long { once: None, .. }));
+        let gradient = |tokens, head_dim, kib| match route(tokens, head_dim, kib) {
+            Route::Long { once: Some(Once { tiles, warps, blocks, .. }), .. } => Some((tiles, warps, blocks)),
+            _ => None,
+        };
+        for head_dim in [64, 72, 80] {
+            assert_eq!(gradient(145, head_dim, 227), Some((1, 10, 1)));
+            assert_eq!(gradient(197, head_dim, 227), Some((2, 8, 1)));
+            assert_eq!(gradient(257, head_dim, 227), Some((3, 8, 1)));
+        }
+        assert_eq!(gradient(101, 64, 227), Some((1, 7, 2)));
+        assert_eq!(gradient(197, 64, 163), Some((2, 8, 1)));
+        assert_eq!([gradient(257, 64, 163), gradient(197, 64, 99), gradient(257, 88, 227)], [None; 3]);
         assert_eq!(route(577, 64, 163), Route::Tiled { tile: 64 });
         assert_eq!(route(257, 104, 99), Route::Tiled { tile: 32 });
     }

@@ -36,7 +36,7 @@ pub(crate) enum Program {
     AttentionLong {
         head: usize,
     },
-    /// Its gradient in one kernel, with up to `tiles` tiles of keys a warp.
+    /// Its gradient in one kernel, with `tiles` tiles of keys a warp, the third shared.
     AttentionLongGradient {
         head: usize,
         tiles: usize,
