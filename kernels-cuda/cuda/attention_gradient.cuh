@@ -137,16 +137,7 @@ template<int HEAD, int TILES> struct Gradient {
     uint32_t words[4] = {
       pack2(left[0] * factor, left[1] * factor), pack2(right[0] * factor, right[1] * factor),
       pack2(left[2] * factor, left[3] * factor), pack2(right[2] * factor, right[3] * factor)};
-#pragma unroll
-    for (int mask = 1; mask < 4; mask *= 2)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (i & mask) continue;
-        const bool odd = lane & mask;
-        const uint32_t other = shuffle_xor(odd ? words[i] : words[i | mask], mask);
-        if (odd) words[i] = other;
-        else words[i | mask] = other;
-      }
+    transpose_quad(words);
     const int r = row + lane / 4 + 8 * (lane / 2 % 2), c = column + 8 * (lane % 2);
     if (r < tokens && c < HEAD) *(uint4*)(to + (size_t)r * stride + c) = {words[0], words[1], words[2], words[3]};
   }

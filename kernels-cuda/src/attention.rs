@@ -35,21 +35,27 @@ pub struct AttentionSaved {
 enum Route {
     /// All scores of a head in registers.
     Small { tiles: usize },
-    /// Two tensors of a head in shared memory: warps, and bytes of shared memory for the keys' gradient (second) and the
-    /// others. The gradient in one kernel, where that fits.
-    Long { warps: usize, shared: [usize; 2], once: Option<Once> },
+    /// Two tensors of a head in shared memory.
+    Long { forward: Block, gradient: Gradient },
     /// Tiles of so many queries and keys in shared memory.
     Tiled { tile: usize },
 }
 
-/// The gradient in one kernel, `attention_gradient.cuh`: tiles of keys a warp, the third shared by all warps; warps, bytes of
-/// shared memory, blocks of a multiprocessor at a time.
+/// Warps, and bytes of shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Once {
-    tiles: usize,
+struct Block {
     warps: usize,
     shared: usize,
-    blocks: usize,
+}
+
+/// The gradient of `attention_long.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gradient {
+    /// In one kernel, `attention_gradient.cuh`: tiles of keys a warp, the third shared by all warps, and blocks of a
+    /// multiprocessor at a time.
+    Once { tiles: usize, block: Block, blocks: usize },
+    /// In two, for queries and for keys.
+    Twice([Block; 2]),
 }
 
 impl AttentionShape {
@@ -63,21 +69,10 @@ impl AttentionShape {
         if small {
             return Route::Small { tiles };
         }
-        let rows = 16 * tiles;
-        let tensors = 2 * rows * (self.head_dim.next_multiple_of(16) + 8) * 2;
-        let shared = [tensors, tensors + 2 * rows * 4];
-        if kind == Kind::Bf16 && shared[1] <= facts.shared_memory {
-            // Two blocks at a time on a multiprocessor, so that one computes while the other loads, where both fit.
-            let two = 2 * (shared[1] + 1024) <= facts.shared_memory + 1024;
-            let most = match self.head_dim {
-                ..=64 => 16,
-                65..=96 => 12,
-                _ => 8,
-            };
-            // Those of more than 96 elements take all registers in one block.
-            let most = if two && self.head_dim <= 96 { most / 2 } else { most };
-            let warps = tiles.div_ceil(tiles.div_ceil(most));
-            return Route::Long { warps, shared, once: self.once(tiles, facts.shared_memory) };
+        if kind == Kind::Bf16
+            && let Some(route) = self.long(tiles, facts.shared_memory)
+        {
+            return route;
         }
         let fits = self.tiled_memory(4, 64) <= facts.shared_memory;
         Route::Tiled { tile: if fits { 64 } else { 32 } }
@@ -90,8 +85,37 @@ impl AttentionShape {
         [3 * tile, 4 * tile + 2 * rows * (rows + 8) * 2]
     }
 
+    /// Where a block has the shared memory.
+    fn long(&self, tiles: usize, shared_memory: usize) -> Option<Route> {
+        let (rows, row) = (16 * tiles, (self.head_dim.next_multiple_of(16) + 8) * 2);
+        let (tensors, stats) = (2 * rows * row, 2 * rows * 4);
+        // Two blocks at a time on a multiprocessor, so that one computes while the other loads, where both fit.
+        let half = (shared_memory + 1024) / 2 - 1024;
+        let two = tensors + stats.max(4 * 16 * row) <= half;
+        let most = match self.head_dim {
+            ..=64 => 16,
+            65..=96 => 12,
+            _ => 8,
+        };
+        // Those of more than 96 elements take all registers in one block.
+        let most = if two && self.head_dim <= 96 { most / 2 } else { most };
+        let even = |most: usize| tiles.div_ceil(tiles.div_ceil(most));
+        // Each warp of the forward pass has its next queries there.
+        let room = (if two { half } else { shared_memory }).saturating_sub(tensors) / (16 * row);
+        if room == 0 || tensors + stats > shared_memory {
+            return None;
+        }
+        let forward = even(most.min(room));
+        let block = |warps, shared| Block { warps, shared };
+        let gradient = self.once(tiles, shared_memory).unwrap_or_else(|| {
+            let warps = even(most);
+            Gradient::Twice([block(warps, tensors), block(warps, tensors + stats)])
+        });
+        Some(Route::Long { forward: block(forward, tensors + forward * 16 * row), gradient })
+    }
+
     /// The gradient in one kernel, where a block has the registers and shared memory for a head.
-    fn once(&self, tiles: usize, shared_memory: usize) -> Option<Once> {
+    fn once(&self, tiles: usize, shared_memory: usize) -> Option<Gradient> {
         // Up to ten warps have a tile each. More would have too few registers: eight have one or two, and share a 17th.
         let (a_warp, warps) = match tiles {
             5..=10 => (1, tiles),
@@ -105,7 +129,8 @@ impl AttentionShape {
         // Of 128 registers, eight warps are half of what a multiprocessor has.
         let two = tiles <= 8 && 2 * (shared + 1024) <= shared_memory + 1024;
         let fits = head <= 80 && shared <= shared_memory;
-        fits.then_some(Once { tiles: a_warp, warps, shared, blocks: if two { 2 } else { 1 } })
+        let block = Block { warps, shared };
+        fits.then_some(Gradient::Once { tiles: a_warp, block, blocks: if two { 2 } else { 1 } })
     }
 
     /// The programs of the forward pass and of its gradient.
@@ -113,10 +138,13 @@ impl AttentionShape {
         let head = self.head_dim;
         match self.route(kind, facts) {
             Route::Small { tiles } => [Program::Attention { tiles, head }; 2],
-            Route::Long { once: Some(Once { tiles, .. }), .. } => {
-                [Program::AttentionLong { head }, Program::AttentionLongGradient { head, tiles }]
+            Route::Long { gradient, .. } => {
+                let gradient = match gradient {
+                    Gradient::Once { tiles, .. } => Program::AttentionLongGradient { head, tiles },
+                    Gradient::Twice(_) => Program::AttentionLongTwice { head },
+                };
+                [Program::AttentionLong { head }, gradient]
             }
-            Route::Long { once: None, .. } => [Program::AttentionLong { head }, Program::AttentionLongTwice { head }],
             Route::Tiled { tile } => [Program::AttentionAny { bf16: kind == Kind::Bf16, head, tile }; 2],
         }
     }
@@ -164,7 +192,7 @@ pub fn attention(shape: AttentionShape, qkv: &Values) -> (Values, AttentionSaved
             };
             None
         }
-        Route::Long { warps, shared: [shared, _], .. } => {
+        Route::Long { forward: Block { warps, shared }, .. } => {
             let log_sums = Values::new(gpu, batch * heads * tokens, Kind::F32);
             let name = format!("attention_long_{head_dim}");
             // SAFETY: as above; there is a sum for every query of every head.
@@ -254,7 +282,7 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
         return dqkv;
     };
     let route = shape.route(kind, gpu.facts());
-    if let Route::Long { once: Some(Once { tiles, warps, shared, blocks }), .. } = route {
+    if let Route::Long { gradient: Gradient::Once { tiles, block: Block { warps, shared }, blocks }, .. } = route {
         let (name, items) = (format!("attention_long_gradient_{tiles}_{head_dim}"), batch * heads);
         let grid = [items.min(blocks * gpu.facts().multiprocessors), 1, 1];
         // SAFETY: all were checked against the shape; there is a sum for every query of every head; shared memory is that
@@ -283,9 +311,9 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
     }
     let count = batch * heads * tokens;
     let delta = Values::new(gpu, count, Kind::F32);
-    if let Route::Long { warps, shared: [shared, more], .. } = route {
+    if let Route::Long { gradient: Gradient::Twice([queries, keys]), .. } = route {
         let name = |part: &str| format!("attention_long_{part}_{head_dim}");
-        let (grid, threads) = ([heads, batch, 1], 32 * warps);
+        let grid = [heads, batch, 1];
         // SAFETY: all were checked against the shape; there is a sum and a delta for every query of every head.
         unsafe {
             launch!(
@@ -293,8 +321,8 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
                 program,
                 &name("queries"),
                 grid,
-                threads,
-                shared,
+                32 * queries.warps,
+                queries.shared,
                 qkv,
                 y,
                 dy,
@@ -311,8 +339,8 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
                 program,
                 &name("keys"),
                 grid,
-                threads,
-                more,
+                32 * keys.warps,
+                keys.shared,
                 qkv,
                 dy,
                 log_sums,
@@ -376,20 +404,27 @@ mod tests {
                                 assert!(tokens <= 16 * tiles && kind == Kind::Bf16);
                                 shape.small_memory(tiles)[1]
                             }
-                            Route::Long { warps, shared, once } => {
+                            Route::Long { forward, gradient } => {
                                 let threads = match head_dim {
                                     ..=64 => 512,
                                     65..=96 => 384,
                                     _ => 256,
                                 };
-                                assert!((1..=threads / 32).contains(&warps) && kind == Kind::Bf16);
-                                if let Some(Once { tiles, warps, shared, blocks }) = once {
-                                    let most = 16 * if tiles == 3 { 2 * warps + 1 } else { tiles * warps };
-                                    assert!(tokens <= most && 32 * warps <= [512, 256, 256][tiles - 1]);
-                                    let all = blocks * (shared + 1024);
-                                    assert!(all <= (kib + 1) << 10, "{shape:?}: {once:?} on {kib} KiB");
+                                assert!(kind == Kind::Bf16);
+                                let blocks = match gradient {
+                                    Gradient::Once { tiles, block, blocks } => {
+                                        let Block { warps, shared } = block;
+                                        let most = 16 * if tiles == 3 { 2 * warps + 1 } else { tiles * warps };
+                                        assert!(tokens <= most && 32 * warps <= [512, 256, 256][tiles - 1]);
+                                        assert!(blocks * (shared + 1024) <= (kib + 1) << 10, "{shape:?}: {gradient:?}");
+                                        vec![forward, block]
+                                    }
+                                    Gradient::Twice([queries, keys]) => vec![forward, queries, keys],
+                                };
+                                for Block { warps, .. } in &blocks {
+                                    assert!((1..=threads / 32).contains(warps) && *warps <= tokens.div_ceil(16));
                                 }
-                                shared[0].max(shared[1])
+                                blocks.iter().map(|block| block.shared).max().expect("there are some")
                             }
                             Route::Tiled { tile } => shape.tiled_memory(4, tile),
                         };
@@ -421,9 +456,9 @@ mod tests {
                 }
             }
         }
-        assert!(matches!(route(577, 80, 227), Route::Long { once: None, .. }));
+        assert!(matches!(route(577, 80, 227), Route::Long { gradient: Gradient::Twice(_), .. }));
         let gradient = |tokens, head_dim, kib| match route(tokens, head_dim, kib) {
-            Route::Long { once: Some(Once { tiles, warps, blocks, .. }), .. } => Some((tiles, warps, blocks)),
+            Route::Long { gradient: Gradient::Once { tiles, block, blocks }, .. } => Some((tiles, block.warps, blocks)),
             _ => None,
         };
         for head_dim in [64, 72, 80] {
@@ -433,6 +468,11 @@ mod tests {
         }
         assert_eq!(gradient(101, 64, 227), Some((1, 7, 2)));
         assert_eq!(gradient(197, 64, 163), Some((2, 8, 1)));
+        let forward = |tokens, head_dim| match route(tokens, head_dim, 227) {
+            Route::Long { forward, .. } => (forward.warps, 2 * (forward.shared + 1024) <= 228 << 10),
+            _ => unreachable!(),
+        };
+        assert_eq!([forward(197, 64), forward(257, 64), forward(257, 80)], [(7, true), (6, true), (6, true)]);
         assert_eq!([gradient(257, 64, 163), gradient(197, 64, 99), gradient(257, 88, 227)], [None; 3]);
         assert_eq!(route(577, 64, 163), Route::Tiled { tile: 64 });
         assert_eq!(route(257, 104, 99), Route::Tiled { tile: 32 });
