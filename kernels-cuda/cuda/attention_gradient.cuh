@@ -1,23 +1,28 @@
-// The gradient of `attention_long.cuh` in one kernel, for up to about 270 tokens and heads of up to 80 elements: five products
+// The gradient of `attention_long.cuh` in one kernel, for 65 to 272 tokens and heads of up to 80 elements: five products
 // instead of the seven of its two kernels, and every tensor is read once.
 //
 // A block computes whole heads, one after the other. Each warp owns tiles of 16 keys, `warp` and `warp + warps`, and keeps
-// their dK and dV in registers. Queries pass in blocks of 32: a warp computes the transposed scores and their gradients dS of
-// its keys, which are operands of dV += P^T dO and dK += dS^T Q as they lie in registers. Only dQ = dS K crosses warps: dS goes
-// through shared memory, double-buffered, and one step later a few warps sum the block's dQ over all keys. So there is one
-// barrier a step, no atomics, and every sum has one order.
+// their dK and dV in registers. Queries pass in blocks of 32: a warp computes the transposed probabilities P and the scores'
+// gradients dS of its keys, which are operands of dV += P^T dO and dK += dS^T Q as they lie in registers. Only dQ = dS K
+// crosses warps: dS goes through shared memory, double-buffered, and one step later a few warps sum the block's dQ over all
+// keys. So there is one barrier a step, no atomics, and every sum has one order.
 //
-// Warps with one tile take the dQ of the others: with 13 tiles (197 tokens) in 8 warps, five have 128 matrix instructions a
-// step and three 64 + 52 or 78 (heads of 64).
+// A 17th tile (257 tokens) would need a ninth warp, and registers are given to four warps at a time: 168 each. Eight warps
+// share it instead. The first computes its P and dS, and a step later each warp adds 16 columns of its dK or dV.
 //
-// Copies overlap with arithmetic, also from one head to the next, since there is one block of 8 or 9 warps a multiprocessor:
-// queries two steps ahead, the next head's keys slice by slice during this head, its values as soon as the warp that owns
-// them (nobody else reads them) is done with the last. Delta, the sum of y dy, is computed a step ahead.
+// Warps with one tile take the dQ of the others: with 13 tiles (197 tokens, heads of 64), five warps have 128 matrix
+// instructions a step, three 64 and 52 or 78 of dQ. Two tiles a warp halve what is read from shared memory, which is what
+// bounds the speed: about 0.48 `ldmatrix` of 512 bytes a matrix instruction, against 0.6 with one tile.
+//
+// Copies overlap with arithmetic, also from one head to the next, since the accumulators leave registers for one block a
+// multiprocessor: queries two steps ahead, the next head's keys slice by slice during this head, its values as soon as the
+// warp that owns them (nobody else reads them) is done with the last. Delta, the sum of y dy, is computed a step ahead.
 //
 // Where attention is causal, query i sees the keys up to i alone; tiles of keys behind all of a block's queries are left out.
 //
-// Launched with whole warps, `tiles` <= TILES * warps, at least 5 tiles, and any grid in x. Dynamic shared memory, with `rows`
-// = 16 tiles: 3 rows + 192 rows of (D + 8) bf16, 2 rows of 40, 32 of HEAD, 128 floats.
+// TILES: 1 with a warp for each of 5 to 10 tiles, 2 with eight warps for up to 16, 3 with eight warps for 17. Launched with
+// any grid in x that is not larger than the number of heads. Dynamic shared memory, with `rows` = 16 tiles: 3 rows + 192 rows
+// of (D + 8) bf16, 2 rows of 40, 32 of HEAD, 128 floats, and for 17 tiles 16 rows of 40 bf16.
 #pragma once
 #include "common.cuh"
 
@@ -291,7 +296,7 @@ template<int HEAD, int TILES> struct Gradient {
       put(slopes + (step.second * rows + row_of(2)) * SLOPES + query, a);
     }
   }
-  // Adds to dK and dV of the shared tile, of which each warp has 16 columns or 32.
+  // Adds to dK and dV of the shared tile; each warp has 16 or 32 of their columns.
   __device__ __forceinline__ void add_shared(SharedSums& o, const Step& step) const {
     const int row = rows - 16;
 #pragma unroll
@@ -409,7 +414,7 @@ template<int HEAD, int TILES> struct Gradient {
   }
 };
 
-// With one tile a warp, 128 registers: two blocks of up to 8 warps a multiprocessor. With two, 224 in one block of up to 9.
+// With one tile a warp, 128 registers: two blocks of up to 8 warps a multiprocessor. With more, 255 in one block of eight.
 #define ATTENTION_LONG_GRADIENT(HEAD, TILES) \
   KERNEL((TILES == 1 ? 512 : 256), attention_long_gradient_##TILES##_##HEAD, (const uint16_t* qkv, const uint16_t* y, \
       const uint16_t* dy, const float* log_sums, uint16_t* dqkv, int tokens, int heads, int items, int causal, float scale)) { \
