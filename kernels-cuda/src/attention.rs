@@ -51,7 +51,7 @@ struct Block {
 /// The gradient of `attention_long.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gradient {
-    /// In one kernel, `attention_gradient.cuh`: tiles of keys a warp, the third shared by all warps, and blocks of a
+    /// In one kernel, `attention_long_gradient.cuh`: tiles of keys a warp, the third shared by all warps, and blocks of a
     /// multiprocessor at a time.
     Once { tiles: usize, block: Block, blocks: usize },
     /// In two, for queries and for keys.

@@ -135,9 +135,10 @@ impl Program {
             Self::AttentionLong { head } => {
                 (include_str!("../cuda/attention_long.cuh"), format!("ATTENTION_LONG({head})\n"))
             }
-            Self::AttentionLongGradient { head, tiles } => {
-                (include_str!("../cuda/attention_gradient.cuh"), format!("ATTENTION_LONG_GRADIENT({head}, {tiles})\n"))
-            }
+            Self::AttentionLongGradient { head, tiles } => (
+                include_str!("../cuda/attention_long_gradient.cuh"),
+                format!("ATTENTION_LONG_GRADIENT({head}, {tiles})\n"),
+            ),
             Self::AttentionLongTwice { head } => {
                 (include_str!("../cuda/attention_long.cuh"), format!("ATTENTION_LONG_TWICE({head})\n"))
             }
