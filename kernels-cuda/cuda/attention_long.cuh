@@ -10,7 +10,8 @@
 // left out.
 //
 // Launched with whole warps and a grid of [heads, batch]. Dynamic shared memory: 2 tensors of `rows` rows of (D + 8) bf16,
-// with D = HEAD and `rows` = tokens rounded up to 16; `keys` 2 floats a row more.
+// with D = HEAD and `rows` = tokens rounded up to 16; `forward` 16 rows a warp more, `keys` 2 floats a row. No more warps than
+// tiles of 16 rows.
 #pragma once
 #include "common.cuh"
 
@@ -86,38 +87,69 @@ template<int HEAD> struct Long {
     return v + shuffle_xor(v, 2);
   }
 
+  // 16 rows of 16 columns, 16 bytes a lane: the four lanes of a row exchange their parts.
+  static __device__ __forceinline__ void store16(uint16_t* to, int stride, int row, int column, int tokens, const float (&left)[4], const float (&right)[4], float low, float high) {
+    const int lane = threadIdx.x % 32;
+    uint32_t words[4] = {
+      pack2(left[0] * low, left[1] * low), pack2(right[0] * low, right[1] * low),
+      pack2(left[2] * high, left[3] * high), pack2(right[2] * high, right[3] * high)};
+    transpose_quad(words);
+    const int r = row + lane / 4 + 8 * (lane / 2 % 2), c = column + 8 * (lane % 2);
+    if (r < tokens && c < HEAD) *(uint4*)(to + (size_t)r * stride + c) = {words[0], words[1], words[2], words[3]};
+  }
+  // Begins to copy 16 rows, by one warp.
+  static __device__ __forceinline__ void fetch(uint16_t* to, const uint16_t* from, int stride, int row, int tokens) {
+    for (int i = threadIdx.x % 32; i < 16 * (D / 8); i += 32) {
+      const int r = row + i / (D / 8), c = i % (D / 8);
+      const bool there = r < tokens && 8 * c < HEAD;
+      copy16(to + i / (D / 8) * PITCH + 8 * c, there ? from + (size_t)r * stride + 8 * c : from, there);
+    }
+  }
+
   // qkv [batch, tokens, 3, heads, HEAD] -> y [batch, tokens, heads, HEAD], and the logarithm to base 2 of each softmax's
-  // sum, [batch, heads, tokens].
+  // sum, [batch, heads, tokens]. Values arrive while the first scores are computed, a warp's next queries during its tile.
   static __device__ __forceinline__ void forward(const uint16_t* qkv, uint16_t* y, float* log_sums, int tokens, int heads, int causal, float scale) {
     uint16_t* shared = (uint16_t*)dynamic_shared;
     const int rows = (tokens + 15) / 16 * 16, head = blockIdx.x, width = heads * HEAD, lane = threadIdx.x % 32;
+    const int warp = threadIdx.x / 32, stride = blockDim.x / 32 * 16;
     const uint16_t* from = qkv + (size_t)blockIdx.y * tokens * 3 * width + head * HEAD;
     const uint16_t* values = shared + rows * PITCH;
+    uint16_t* queries = shared + (2 * rows + 16 * warp) * PITCH;
+    fetch(queries, from, 3 * width, 16 * warp, tokens);
     load(shared, from + width, 3 * width, tokens, rows);
     load(shared + rows * PITCH, from + 2 * width, 3 * width, tokens, rows);
-    copies_wait<0>();
+    copies_wait<1>();
     __syncthreads();
     const float c = scale * 1.4426950408889634f;
-    for (int row = threadIdx.x / 32 * 16; row < rows; row += blockDim.x / 32 * 16) {
+    for (int row = 16 * warp; row < rows; row += stride) { // At least once.
       uint32_t q[K][4];
-      fragments(q, from, 3 * width, row, tokens);
+#pragma unroll
+      for (int k = 0; k < K; ++k) ldmatrix<4, false>(q[k], queries + lane % 16 * PITCH + 16 * k + 8 * (lane / 16));
+      warp_sync(); // All lanes have read them.
+      if (row + stride < rows) fetch(queries, from, 3 * width, row + stride, tokens);
+      copies_end();
       float o[2 * K][4], most[2] = {-3.4e38f, -3.4e38f}, sum[2] = {0, 0};
       clear(o);
       const int end = causal ? row + 16 : rows;
-      int seen[2];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) seen[half] = causal ? min(tokens, row + lane / 4 + 8 * half + 1) : tokens;
       for (int key = 0; key < end; key += 64) {
         float s[8][4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          if (key + 16 * j < end) scores(s[2 * j], s[2 * j + 1], q, shared + (key + 16 * j) * PITCH);
+          if (key + 16 * j < end) {
+            scores(s[2 * j], s[2 * j + 1], q, shared + (key + 16 * j) * PITCH);
+          } else {
 #pragma unroll
-          for (int n = 2 * j; n < 2 * j + 2; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-              if (key + 8 * n + 2 * (lane % 4) + i % 2 >= seen[i / 2]) s[n][i] = -3.4e38f;
+            for (int i = 0; i < 4; ++i) s[2 * j][i] = s[2 * j + 1][i] = -3.4e38f;
+          }
         }
+        if (key + 64 > (causal ? min(tokens, row + 1) : tokens)) // Some query does not see all of them.
+#pragma unroll
+          for (int n = 0; n < 8; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              const int at = key + 8 * n + 2 * (lane % 4) + i % 2;
+              if (at >= tokens || (causal && at > row + lane / 4 + 8 * (i / 2))) s[n][i] = -3.4e38f;
+            }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           float now = most[half];
@@ -125,14 +157,14 @@ template<int HEAD> struct Long {
           for (int n = 0; n < 8; ++n) now = fmaxf(now, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
           now = fmaxf(now, shuffle_xor(now, 1));
           now = fmaxf(now, shuffle_xor(now, 2));
-          const float shrink = fast_exp2((most[half] - now) * c);
+          const float shrink = fast_exp2((most[half] - now) * c), minus = -now * c;
           most[half] = now;
           sum[half] *= shrink;
 #pragma unroll
           for (int n = 0; n < 8; ++n)
 #pragma unroll
             for (int i = 2 * half; i < 2 * half + 2; ++i) {
-              s[n][i] = fast_exp2((s[n][i] - now) * c);
+              s[n][i] = fast_exp2(fmaf(s[n][i], c, minus));
               sum[half] += s[n][i];
             }
 #pragma unroll
@@ -141,18 +173,26 @@ template<int HEAD> struct Long {
             o[n][2 * half + 1] *= shrink;
           }
         }
+        if (key == 0 && row == 16 * warp) { // The values; the next queries may still be on their way.
+          copies_wait<1>();
+          __syncthreads();
+        }
 #pragma unroll
         for (int j = 0; j < 4; ++j)
           if (key + 16 * j < end) accumulate(o, s[2 * j], s[2 * j + 1], values + (key + 16 * j) * PITCH);
       }
       sum[0] = over_row(sum[0]);
       sum[1] = over_row(sum[1]);
-      store(y + (size_t)blockIdx.y * tokens * width + head * HEAD, width, row, tokens, o, 1.0f / sum[0], 1.0f / sum[1]);
+#pragma unroll
+      for (int k = 0; k < K; ++k)
+        store16(y + (size_t)blockIdx.y * tokens * width + head * HEAD, width, row, 16 * k, tokens, o[2 * k], o[2 * k + 1], 1.0f / sum[0], 1.0f / sum[1]);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int r = row + lane / 4 + 8 * half;
         if (lane % 4 == 0 && r < tokens) log_sums[((size_t)blockIdx.y * heads + head) * tokens + r] = most[half] * c + log2f(sum[half]);
       }
+      copies_wait<0>();
+      warp_sync();
     }
   }
 
@@ -266,7 +306,8 @@ template<int HEAD> struct Long {
   KERNEL((HEAD <= 96 ? 512 : 256), attention_long_##HEAD, (const uint16_t* qkv, uint16_t* y, float* log_sums, int tokens, int heads, \
       int causal, float scale)) { \
     Long<HEAD>::forward(qkv, y, log_sums, tokens, heads, causal, scale); \
-  } \
+  }
+#define ATTENTION_LONG_TWICE(HEAD) \
   KERNEL((HEAD <= 96 ? 512 : 256), attention_long_queries_##HEAD, (const uint16_t* qkv, const uint16_t* y, const uint16_t* dy, \
       const float* log_sums, float* delta, uint16_t* dqkv, int tokens, int heads, int causal, float scale)) { \
     Long<HEAD>::queries(qkv, y, dy, log_sums, delta, dqkv, tokens, heads, causal, scale); \

@@ -58,6 +58,20 @@ __device__ __forceinline__ void round8(float (&v)[8], const uint16_t*) {
   for (int i = 0; i < 8; ++i) v[i] = bf16_to(to_bf16(v[i]));
 }
 
+// Lane i of four neighbors gets word i of each, in the order of the lanes.
+__device__ __forceinline__ void transpose_quad(uint32_t (&words)[4]) {
+#pragma unroll
+  for (int mask = 1; mask < 4; mask *= 2)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & mask) continue;
+      const bool odd = threadIdx.x & mask;
+      const uint32_t other = shuffle_xor(odd ? words[i] : words[i | mask], mask);
+      if (odd) words[i] = other;
+      else words[i | mask] = other;
+    }
+}
+
 // Sums of N values over all threads of the block, the same bits in each of them. `scratch`: N floats a warp.
 template<int N> __device__ __forceinline__ void block_sums(float (&v)[N], float* scratch) {
 #pragma unroll

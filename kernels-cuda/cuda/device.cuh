@@ -14,6 +14,8 @@ typedef uint64_t uintptr_t;
 extern __shared__ __align__(16) char dynamic_shared[];
 
 __device__ __forceinline__ float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+__device__ __forceinline__ uint32_t shuffle_xor(uint32_t v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+__device__ __forceinline__ void warp_sync() { __syncwarp(); }
 __device__ __forceinline__ float bf16_to(uint16_t h) { return __uint_as_float((uint32_t)h << 16); }
 __device__ __forceinline__ uint32_t float_bits(float f) { return __float_as_uint(f); }
 __device__ __forceinline__ uint16_t to_bf16(float f) {

@@ -35,11 +35,27 @@ pub struct AttentionSaved {
 enum Route {
     /// All scores of a head in registers.
     Small { tiles: usize },
-    /// Two tensors of a head in shared memory: warps, and bytes of shared memory for the keys' gradient (second) and the
-    /// others.
-    Long { warps: usize, shared: [usize; 2] },
+    /// Two tensors of a head in shared memory.
+    Long { forward: Block, gradient: Gradient },
     /// Tiles of so many queries and keys in shared memory.
     Tiled { tile: usize },
+}
+
+/// Warps, and bytes of shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Block {
+    warps: usize,
+    shared: usize,
+}
+
+/// The gradient of `attention_long.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gradient {
+    /// In one kernel, `attention_long_gradient.cuh`: tiles of keys a warp, the third shared by all warps, and blocks of a
+    /// multiprocessor at a time.
+    Once { tiles: usize, block: Block, blocks: usize },
+    /// In two, for queries and for keys.
+    Twice([Block; 2]),
 }
 
 impl AttentionShape {
@@ -53,20 +69,10 @@ impl AttentionShape {
         if small {
             return Route::Small { tiles };
         }
-        let rows = 16 * tiles;
-        let tensors = 2 * rows * (self.head_dim.next_multiple_of(16) + 8) * 2;
-        let shared = [tensors, tensors + 2 * rows * 4];
-        if kind == Kind::Bf16 && shared[1] <= facts.shared_memory {
-            // Two blocks at a time on a multiprocessor, so that one computes while the other loads, where both fit.
-            let two = 2 * (shared[1] + 1024) <= facts.shared_memory + 1024;
-            let most = match self.head_dim {
-                ..=64 => 16,
-                65..=96 => 12,
-                _ => 8,
-            };
-            // Those of more than 96 elements take all registers in one block.
-            let most = if two && self.head_dim <= 96 { most / 2 } else { most };
-            return Route::Long { warps: tiles.div_ceil(tiles.div_ceil(most)), shared };
+        if kind == Kind::Bf16
+            && let Some(route) = self.long(tiles, facts.shared_memory)
+        {
+            return route;
         }
         let fits = self.tiled_memory(4, 64) <= facts.shared_memory;
         Route::Tiled { tile: if fits { 64 } else { 32 } }
@@ -79,12 +85,67 @@ impl AttentionShape {
         [3 * tile, 4 * tile + 2 * rows * (rows + 8) * 2]
     }
 
-    /// The programs that this shape needs.
-    pub(crate) fn program(&self, kind: Kind, facts: &Facts) -> Program {
+    /// Where a block has the shared memory.
+    fn long(&self, tiles: usize, shared_memory: usize) -> Option<Route> {
+        let (rows, row) = (16 * tiles, (self.head_dim.next_multiple_of(16) + 8) * 2);
+        let (tensors, stats) = (2 * rows * row, 2 * rows * 4);
+        // Two blocks at a time on a multiprocessor, so that one computes while the other loads, where both fit.
+        let half = (shared_memory + 1024) / 2 - 1024;
+        let two = tensors + stats.max(4 * 16 * row) <= half;
+        let most = match self.head_dim {
+            ..=64 => 16,
+            65..=96 => 12,
+            _ => 8,
+        };
+        // Those of more than 96 elements take all registers in one block.
+        let most = if two && self.head_dim <= 96 { most / 2 } else { most };
+        let even = |most: usize| tiles.div_ceil(tiles.div_ceil(most));
+        // Each warp of the forward pass has its next queries there.
+        let room = (if two { half } else { shared_memory }).saturating_sub(tensors) / (16 * row);
+        if room == 0 || tensors + stats > shared_memory {
+            return None;
+        }
+        let forward = even(most.min(room));
+        let block = |warps, shared| Block { warps, shared };
+        let gradient = self.once(tiles, shared_memory).unwrap_or_else(|| {
+            let warps = even(most);
+            Gradient::Twice([block(warps, tensors), block(warps, tensors + stats)])
+        });
+        Some(Route::Long { forward: block(forward, tensors + forward * 16 * row), gradient })
+    }
+
+    /// The gradient in one kernel, where a block has the registers and shared memory for a head.
+    fn once(&self, tiles: usize, shared_memory: usize) -> Option<Gradient> {
+        // Up to ten warps have a tile each. More would have too few registers: eight have one or two, and share a 17th.
+        let (a_warp, warps) = match tiles {
+            5..=10 => (1, tiles),
+            11..=16 => (2, 8),
+            17 => (3, 8),
+            _ => return None,
+        };
+        let (rows, head) = (16 * tiles, self.head_dim);
+        let tensors = (3 * rows + 192) * (head.next_multiple_of(16) + 8) + 2 * rows * 40 + 32 * head;
+        let shared = 2 * tensors + 128 * 4 + if a_warp == 3 { 16 * 40 * 2 } else { 0 };
+        // Of 128 registers, eight warps are half of what a multiprocessor has.
+        let two = tiles <= 8 && 2 * (shared + 1024) <= shared_memory + 1024;
+        let fits = head <= 80 && shared <= shared_memory;
+        let block = Block { warps, shared };
+        fits.then_some(Gradient::Once { tiles: a_warp, block, blocks: if two { 2 } else { 1 } })
+    }
+
+    /// The programs of the forward pass and of its gradient.
+    pub(crate) fn programs(&self, kind: Kind, facts: &Facts) -> [Program; 2] {
+        let head = self.head_dim;
         match self.route(kind, facts) {
-            Route::Small { tiles } => Program::Attention { tiles, head: self.head_dim },
-            Route::Long { .. } => Program::AttentionLong { head: self.head_dim },
-            Route::Tiled { tile } => Program::AttentionAny { bf16: kind == Kind::Bf16, head: self.head_dim, tile },
+            Route::Small { tiles } => [Program::Attention { tiles, head }; 2],
+            Route::Long { gradient, .. } => {
+                let gradient = match gradient {
+                    Gradient::Once { tiles, .. } => Program::AttentionLongGradient { head, tiles },
+                    Gradient::Twice(_) => Program::AttentionLongTwice { head },
+                };
+                [Program::AttentionLong { head }, gradient]
+            }
+            Route::Tiled { tile } => [Program::AttentionAny { bf16: kind == Kind::Bf16, head, tile }; 2],
         }
     }
 
@@ -120,7 +181,7 @@ pub fn attention(shape: AttentionShape, qkv: &Values) -> (Values, AttentionSaved
     let AttentionShape { batch, tokens, heads, head_dim, causal } = shape;
     let (gpu, kind) = (qkv.gpu(), qkv.kind());
     let y = Values::new(gpu, shape.elements(), kind);
-    let program = shape.program(kind, gpu.facts());
+    let [program, _] = shape.programs(kind, gpu.facts());
     let (n, h, causal, scale) = (tokens as i32, heads as i32, i32::from(causal), shape.scale());
     let tiled = match shape.route(kind, gpu.facts()) {
         Route::Small { tiles } => {
@@ -131,7 +192,7 @@ pub fn attention(shape: AttentionShape, qkv: &Values) -> (Values, AttentionSaved
             };
             None
         }
-        Route::Long { warps, shared: [shared, _] } => {
+        Route::Long { forward: Block { warps, shared }, .. } => {
             let log_sums = Values::new(gpu, batch * heads * tokens, Kind::F32);
             let name = format!("attention_long_{head_dim}");
             // SAFETY: as above; there is a sum for every query of every head.
@@ -194,7 +255,7 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
     let AttentionShape { batch, tokens, heads, head_dim, causal } = *shape;
     let (gpu, kind) = (qkv.gpu(), qkv.kind());
     let dqkv = Values::new(gpu, qkv.len(), kind);
-    let program = shape.program(kind, gpu.facts());
+    let [_, program] = shape.programs(kind, gpu.facts());
     let (n, h, causal, scale) = (tokens as i32, heads as i32, i32::from(causal), shape.scale());
     let Some((y, log_sums)) = tiled else {
         let tiles = tokens.div_ceil(16);
@@ -220,12 +281,39 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
         };
         return dqkv;
     };
+    let route = shape.route(kind, gpu.facts());
+    if let Route::Long { gradient: Gradient::Once { tiles, block: Block { warps, shared }, blocks }, .. } = route {
+        let (name, items) = (format!("attention_long_gradient_{tiles}_{head_dim}"), batch * heads);
+        let grid = [items.min(blocks * gpu.facts().multiprocessors), 1, 1];
+        // SAFETY: all were checked against the shape; there is a sum for every query of every head; shared memory is that
+        // of the kernel's tensors.
+        unsafe {
+            launch!(
+                gpu,
+                program,
+                &name,
+                grid,
+                32 * warps,
+                shared,
+                qkv,
+                y,
+                dy,
+                log_sums,
+                &dqkv,
+                n,
+                h,
+                items as i32,
+                causal,
+                scale
+            )
+        };
+        return dqkv;
+    }
     let count = batch * heads * tokens;
     let delta = Values::new(gpu, count, Kind::F32);
-    let route = shape.route(kind, gpu.facts());
-    if let Route::Long { warps, shared: [shared, more] } = route {
+    if let Route::Long { gradient: Gradient::Twice([queries, keys]), .. } = route {
         let name = |part: &str| format!("attention_long_{part}_{head_dim}");
-        let (grid, threads) = ([heads, batch, 1], 32 * warps);
+        let grid = [heads, batch, 1];
         // SAFETY: all were checked against the shape; there is a sum and a delta for every query of every head.
         unsafe {
             launch!(
@@ -233,8 +321,8 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
                 program,
                 &name("queries"),
                 grid,
-                threads,
-                shared,
+                32 * queries.warps,
+                queries.shared,
                 qkv,
                 y,
                 dy,
@@ -251,8 +339,8 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
                 program,
                 &name("keys"),
                 grid,
-                threads,
-                more,
+                32 * keys.warps,
+                keys.shared,
                 qkv,
                 dy,
                 log_sums,
@@ -313,7 +401,7 @@ mod tests {
     fn every_shape_has_kernels_that_fit_into_every_gpu() {
         for kib in [163, 227, 99] {
             for head_dim in (8..=128).step_by(8) {
-                for tokens in [1, 16, 37, 50, 77, 197, 257, 577, 1370] {
+                for tokens in [1, 16, 37, 50, 77, 96, 101, 145, 197, 257, 273, 577, 1370] {
                     for kind in [Kind::Bf16, Kind::F32] {
                         let shape = AttentionShape { batch: 1, tokens, heads: 16, head_dim, causal: false };
                         let route = shape.route(kind, &facts(kib));
@@ -322,14 +410,27 @@ mod tests {
                                 assert!(tokens <= 16 * tiles && kind == Kind::Bf16);
                                 shape.small_memory(tiles)[1]
                             }
-                            Route::Long { warps, shared } => {
+                            Route::Long { forward, gradient } => {
                                 let threads = match head_dim {
                                     ..=64 => 512,
                                     65..=96 => 384,
                                     _ => 256,
                                 };
-                                assert!((1..=threads / 32).contains(&warps) && kind == Kind::Bf16);
-                                shared[0].max(shared[1])
+                                assert!(kind == Kind::Bf16);
+                                let blocks = match gradient {
+                                    Gradient::Once { tiles, block, blocks } => {
+                                        let Block { warps, shared } = block;
+                                        let most = 16 * if tiles == 3 { 2 * warps + 1 } else { tiles * warps };
+                                        assert!(tokens <= most && 32 * warps <= [512, 256, 256][tiles - 1]);
+                                        assert!(blocks * (shared + 1024) <= (kib + 1) << 10, "{shape:?}: {gradient:?}");
+                                        vec![forward, block]
+                                    }
+                                    Gradient::Twice([queries, keys]) => vec![forward, queries, keys],
+                                };
+                                for Block { warps, .. } in &blocks {
+                                    assert!((1..=threads / 32).contains(warps) && *warps <= tokens.div_ceil(16));
+                                }
+                                blocks.iter().map(|block| block.shared).max().expect("there are some")
                             }
                             Route::Tiled { tile } => shape.tiled_memory(4, tile),
                         };
@@ -361,7 +462,24 @@ mod tests {
                 }
             }
         }
-        assert!(matches!(route(577, 80, 227), Route::Long { .. }));
+        assert!(matches!(route(577, 80, 227), Route::Long { gradient: Gradient::Twice(_), .. }));
+        let gradient = |tokens, head_dim, kib| match route(tokens, head_dim, kib) {
+            Route::Long { gradient: Gradient::Once { tiles, block, blocks }, .. } => Some((tiles, block.warps, blocks)),
+            _ => None,
+        };
+        for head_dim in [64, 72, 80] {
+            assert_eq!(gradient(145, head_dim, 227), Some((1, 10, 1)));
+            assert_eq!(gradient(197, head_dim, 227), Some((2, 8, 1)));
+            assert_eq!(gradient(257, head_dim, 227), Some((3, 8, 1)));
+        }
+        assert_eq!(gradient(101, 64, 227), Some((1, 7, 2)));
+        assert_eq!(gradient(197, 64, 163), Some((2, 8, 1)));
+        let forward = |tokens, head_dim| match route(tokens, head_dim, 227) {
+            Route::Long { forward, .. } => (forward.warps, 2 * (forward.shared + 1024) <= 228 << 10),
+            _ => unreachable!(),
+        };
+        assert_eq!([forward(197, 64), forward(257, 64), forward(257, 80)], [(7, true), (6, true), (6, true)]);
+        assert_eq!([gradient(257, 64, 163), gradient(197, 64, 99), gradient(257, 88, 227)], [None; 3]);
         assert_eq!(route(577, 64, 163), Route::Tiled { tile: 64 });
         assert_eq!(route(257, 104, 99), Route::Tiled { tile: 32 });
     }

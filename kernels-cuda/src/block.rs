@@ -55,8 +55,8 @@ impl BlockShape {
     ///
     /// If the compiler is missing or fails.
     pub fn prepare(&self, gpu: &Gpu, precision: Precision) -> Result<()> {
-        let attention = self.attention().program(precision.kind(), gpu.facts());
-        gpu.prepare(&[Program::Norm, Program::Rows, attention])
+        let attention = self.attention().programs(precision.kind(), gpu.facts());
+        gpu.prepare(&[&[Program::Norm, Program::Rows][..], &attention].concat())
     }
 }
 

@@ -32,8 +32,17 @@ pub(crate) enum Program {
         tiles: usize,
         head: usize,
     },
-    /// More tokens in bf16.
+    /// More tokens in bf16: the forward pass.
     AttentionLong {
+        head: usize,
+    },
+    /// Its gradient in one kernel, with `tiles` tiles of keys a warp, the third shared.
+    AttentionLongGradient {
+        head: usize,
+        tiles: usize,
+    },
+    /// Its gradient in two kernels.
+    AttentionLongTwice {
         head: usize,
     },
     /// Any number of tokens, in tiles of `tile`.
@@ -82,6 +91,8 @@ impl Program {
             Self::Messages => "messages".into(),
             Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
             Self::AttentionLong { head } => format!("attention_long_{head}"),
+            Self::AttentionLongGradient { head, tiles } => format!("attention_long_gradient_{tiles}_{head}"),
+            Self::AttentionLongTwice { head } => format!("attention_long_twice_{head}"),
             Self::AttentionAny { bf16, head, tile } => {
                 format!("attention_any_{}_{head}_{tile}", if bf16 { "bf16" } else { "f32" })
             }
@@ -123,6 +134,13 @@ impl Program {
             }
             Self::AttentionLong { head } => {
                 (include_str!("../cuda/attention_long.cuh"), format!("ATTENTION_LONG({head})\n"))
+            }
+            Self::AttentionLongGradient { head, tiles } => (
+                include_str!("../cuda/attention_long_gradient.cuh"),
+                format!("ATTENTION_LONG_GRADIENT({head}, {tiles})\n"),
+            ),
+            Self::AttentionLongTwice { head } => {
+                (include_str!("../cuda/attention_long.cuh"), format!("ATTENTION_LONG_TWICE({head})\n"))
             }
             Self::AttentionAny { bf16, head, tile } => {
                 let (name, kind) = if bf16 { ("bf16", "uint16_t") } else { ("f32", "float") };

@@ -97,6 +97,11 @@ fn causal_attention_and_its_gradient_are_those_of_the_definition_for_every_kerne
         (shape(1, 197, 1, 64), Kind::Bf16),
         (shape(1, 265, 1, 8), Kind::Bf16),
         (shape(1, 90, 1, 104), Kind::Bf16),
+        (shape(5, 100, 1, 16), Kind::Bf16),
+        (shape(1, 161, 1, 72), Kind::Bf16),
+        (shape(1, 256, 3, 8), Kind::Bf16),
+        (shape(1, 257, 3, 8), Kind::Bf16),
+        (shape(1, 280, 1, 8), Kind::Bf16),
         // Tiles of 64.
         (shape(2, 77, 1, 64), Kind::F32),
         (shape(2, 16, 1, 16), Kind::F32),

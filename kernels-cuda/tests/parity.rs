@@ -143,6 +143,18 @@ fn attention_and_its_gradient_are_the_cpus_for_every_kernel() {
         (shape(1, 197, 1, 64), Kind::Bf16, 0.01),
         (shape(2, 96, 1, 24), Kind::Bf16, 0.01),
         (shape(1, 265, 1, 8), Kind::Bf16, 0.01),
+        // More heads than blocks: the gradient's kernel takes the next one. A tile a warp, two, and one that all share.
+        (shape(3, 97, 2, 16), Kind::Bf16, 0.01),
+        (shape(1, 128, 1, 64), Kind::Bf16, 0.01),
+        (shape(1, 144, 1, 72), Kind::Bf16, 0.01),
+        (shape(1, 163, 5, 24), Kind::Bf16, 0.01),
+        (shape(1, 197, 1, 80), Kind::Bf16, 0.01),
+        (shape(3, 257, 1, 8), Kind::Bf16, 0.01),
+        (shape(1, 257, 1, 80), Kind::Bf16, 0.01),
+        (shape(1, 272, 1, 64), Kind::Bf16, 0.01),
+        // Heads and samples that the gradient takes two kernels for.
+        (shape(1, 120, 1, 88), Kind::Bf16, 0.01),
+        (shape(1, 280, 1, 8), Kind::Bf16, 0.01),
     ] {
         let inner = shape.heads * shape.head_dim;
         let elements = shape.batch * shape.tokens * inner;
