@@ -139,6 +139,7 @@ const FILES: &[(&str, &[&str])] = &[
             "loader/evaluation",
             "subset",
             "check",
+            "pack",
         ],
     ),
     (
@@ -244,7 +245,10 @@ const FILES: &[(&str, &[&str])] = &[
             "reference",
         ],
     ),
-    ("plan", &["link", "memory", "gpu_memory", "phase"]),
+    (
+        "plan",
+        &["link", "memory", "gpu_memory", "phase", "loading"],
+    ),
     (
         "objective",
         &[

@@ -6,12 +6,14 @@
 
 pub(crate) mod gpu_memory;
 pub(crate) mod link;
+pub mod loading;
 pub mod memory;
 pub mod phase;
 
 pub use gpu_memory::{GPU_CONTEXT, free_memory};
 pub use link::{CheckpointPlan, DISK, LATENCY_US, Link, UpdatePlan};
 pub use link::{DeviceEngine, Devices};
+pub use loading::LoadingPlan;
 pub use memory::Memory;
 pub use phase::PhasePlan;
 
