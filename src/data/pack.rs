@@ -23,7 +23,8 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::image::decode::pnm;
 use crate::image::resize::{Filter, resize_bytes};
-use crate::image::{Picture, Pixels, Region};
+use crate::image::picture::Pixels;
+use crate::image::{Picture, Region};
 use crate::rng::{Purpose, Rng};
 
 /// Samples of a packed shard, where the source has no shards itself.
@@ -82,7 +83,7 @@ pub fn pack(
     let own = &shards[comm.local_range(shards.len())];
     let all = own.iter().map(|shard| shard.samples.len()).sum();
     let first = first_header(dataset, packing.shorter_side);
-    let write = || {
+    let mut write = || {
         files::make_folder(folder)?;
         let mut packed = Packed::default();
         let mut done = 0;
