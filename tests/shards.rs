@@ -887,19 +887,35 @@ fn bench_measures_a_stage_of_a_recipe_for_several_numbers_of_threads() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = support::write_recipe(folder.path());
     let mut arguments = vec!["data", "bench", "--recipe", recipe.to_str().unwrap()];
-    arguments.extend(["--stage", "finetune", "--workers", "1,3", "--training-speed", "1e9"]);
+    arguments.extend([
+        "--stage",
+        "finetune",
+        "--workers",
+        "1,3",
+        "--training-speed",
+        "1e9",
+    ]);
     arguments.extend(["--seconds", "0.1", "--json"]);
     let output = command(&arguments).output().unwrap();
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!((&json["image_size"], &json["data"]), (&32.into(), &"synthetic:200".into()));
+    assert_eq!(
+        (&json["image_size"], &json["data"]),
+        (&32.into(), &"synthetic:200".into())
+    );
     let runs = json["runs"].as_array().unwrap();
-    assert_eq!((&runs[0]["threads"], &runs[1]["threads"]), (&1.into(), &3.into()));
+    assert_eq!(
+        (&runs[0]["threads"], &runs[1]["threads"]),
+        (&1.into(), &3.into())
+    );
     for run in runs {
         assert!(run["data_wait"].as_f64().unwrap() > 0.99);
         assert!(run["cores_needed"].as_u64().unwrap() > 100);
     }
     arguments[5] = "fine";
-    refuses(&arguments, &["no such stage", "hint: use one of pretrain, finetune"]);
+    refuses(
+        &arguments,
+        &["no such stage", "hint: use one of pretrain, finetune"],
+    );
 }
 
 #[test]
@@ -968,7 +984,10 @@ fn photographs(folder: &Path, count: usize) -> String {
             let picture = image::RgbImage::from_fn(size.0, size.1, pixel);
             let key = format!("{number:03}");
             [
-                member(&format!("{key}.png"), &encoded(&picture.into(), ImageFormat::Png)),
+                member(
+                    &format!("{key}.png"),
+                    &encoded(&picture.into(), ImageFormat::Png),
+                ),
                 member(&format!("{key}.txt"), format!("number {number}").as_bytes()),
                 member(&format!("{key}.cls"), (number % 4).to_string().as_bytes()),
             ]
@@ -982,7 +1001,15 @@ fn photographs(folder: &Path, count: usize) -> String {
 /// Packs for training and opens what came of it.
 fn pack(spec: &str, shorter_side: usize, out: &Path) -> Dataset {
     let side = shorter_side.to_string();
-    let (code, text) = advxl(&["data", "pack", spec, "--shorter-side", &side, "--out", out.to_str().unwrap()]);
+    let (code, text) = advxl(&[
+        "data",
+        "pack",
+        spec,
+        "--shorter-side",
+        &side,
+        "--out",
+        out.to_str().unwrap(),
+    ]);
     assert_eq!(code, 0, "{text}");
     open(out)
 }
@@ -999,12 +1026,18 @@ fn packed_shards_hold_the_decoded_pixels_keys_captions_and_labels() {
     let source = Dataset::open(&spec.parse().unwrap(), Split::Train, 0).unwrap();
     let packed = pack(&spec, 12, &folder.path().join("packed"));
     assert_eq!(packed.len(), source.len());
-    assert_eq!(packed.shards().unwrap().starts(), source.shards().unwrap().starts());
+    assert_eq!(
+        packed.shards().unwrap().starts(),
+        source.shards().unwrap().starts()
+    );
     assert_ne!(packed.fingerprint(), source.fingerprint());
     for index in 0..source.len() {
         assert_eq!(packed.key_of(index).unwrap(), source.key_of(index).unwrap());
         assert_eq!(packed.label(index).unwrap(), source.label(index).unwrap());
-        assert_eq!(packed.caption(index).unwrap(), source.caption(index).unwrap());
+        assert_eq!(
+            packed.caption(index).unwrap(),
+            source.caption(index).unwrap()
+        );
         let (width, height, bytes) = bytes_of(&source, index);
         // 24 x 17 becomes 16 x 12; the shorter side of the others is not above 12.
         let expected = match width {
@@ -1057,15 +1090,40 @@ fn an_interrupted_pack_continues_and_other_data_are_not_overwritten() {
     let second = out.join("00001-12px.tar");
     let before = std::fs::read(&second).unwrap();
     std::fs::remove_file(&second).unwrap();
-    let arguments = ["data", "pack", &spec, "--shorter-side", "12", "--out", out.to_str().unwrap()];
+    let arguments = [
+        "data",
+        "pack",
+        &spec,
+        "--shorter-side",
+        "12",
+        "--out",
+        out.to_str().unwrap(),
+    ];
     let output = command(&arguments).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(text.contains("1 of an earlier start; 10 images written"), "{text}");
+    assert!(
+        text.contains("1 of an earlier start; 10 images written"),
+        "{text}"
+    );
     assert_eq!(std::fs::read(&second).unwrap(), before);
     let other = tempfile::tempdir().unwrap();
     let other = photographs(other.path(), 11);
-    let arguments = ["data", "pack", &other, "--shorter-side", "12", "--out", out.to_str().unwrap()];
-    refuses(&arguments, &["is there and is not of this pack", "another folder with --out"]);
+    let arguments = [
+        "data",
+        "pack",
+        &other,
+        "--shorter-side",
+        "12",
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    refuses(
+        &arguments,
+        &[
+            "is there and is not of this pack",
+            "another folder with --out",
+        ],
+    );
     let into = folder.path().to_str().unwrap();
     let arguments = ["data", "pack", &spec, "--shorter-side", "12", "--out", into];
     refuses(&arguments, &["holds the shards to pack"]);
@@ -1077,7 +1135,11 @@ fn a_folder_is_packed_in_shuffled_shards_and_its_class_names_are_kept() {
     for (class, count) in [("cat", 3), ("dog", 4)] {
         std::fs::create_dir(folder.path().join(class)).unwrap();
         for number in 0..count {
-            write(folder.path(), &format!("{class}/a.{number}.png"), &png(number));
+            write(
+                folder.path(),
+                &format!("{class}/a.{number}.png"),
+                &png(number),
+            );
         }
     }
     // Alike but for the extension.
@@ -1087,7 +1149,9 @@ fn a_folder_is_packed_in_shuffled_shards_and_its_class_names_are_kept() {
     assert_eq!((packed.len(), packed.classes().len()), (8, 2));
     let names = std::fs::read_to_string(out.path().join("classes.txt")).unwrap();
     assert_eq!(names, "cat\ndog\n");
-    let mut keys: Vec<_> = (0..8).map(|index| packed.key_of(index).unwrap().unwrap()).collect();
+    let mut keys: Vec<_> = (0..8)
+        .map(|index| packed.key_of(index).unwrap().unwrap())
+        .collect();
     assert!(keys.iter().any(|key| key.starts_with("cat/")));
     for (index, key) in keys.iter().enumerate() {
         let label = u32::from(key.starts_with("dog/"));
@@ -1110,8 +1174,23 @@ fn broken_samples_stop_a_pack_unless_they_are_left_out() {
     let path = write(folder.path(), "a.tar", &packed(&members));
     let spec = format!("shards:{}", path.display());
     let out = folder.path().join("packed");
-    let arguments = ["data", "pack", &spec, "--shorter-side", "8", "--out", out.to_str().unwrap()];
-    refuses(&arguments, &["a broken sample", "001", "hint: leave broken samples out with --skip-broken"]);
+    let arguments = [
+        "data",
+        "pack",
+        &spec,
+        "--shorter-side",
+        "8",
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    refuses(
+        &arguments,
+        &[
+            "a broken sample",
+            "001",
+            "hint: leave broken samples out with --skip-broken",
+        ],
+    );
     let (code, text) = advxl(&[&arguments[..], &["--skip-broken"]].concat());
     assert_eq!(code, 0, "{text}");
     assert!(text.contains("warning: left out: "), "{text}");
@@ -1142,20 +1221,33 @@ fn a_pack_of_smaller_images_than_are_trained_at_is_refused_and_evaluations_refus
     let recipe = support::write_recipe(folder.path());
     let run = folder.path().join("run");
     let train = |train: &str, test: &str| {
-        let [train, test] = [("train", train), ("test", test)]
-            .map(|(key, spec)| format!("data.{key}=\"{spec}\""));
+        let [train, test] =
+            [("train", train), ("test", test)].map(|(key, spec)| format!("data.{key}=\"{spec}\""));
         let (recipe, run) = (recipe.to_str().unwrap(), run.to_str().unwrap());
-        advxl(&["train", recipe, "--out", run, "--set", &train, "--set", &test])
+        advxl(&[
+            "train", recipe, "--out", run, "--set", &train, "--set", &test,
+        ])
     };
     let (code, text) = train(&packed, &spec);
     assert_eq!(code, 2, "{text}");
-    assert!(text.contains("stage `pretrain`") && text.contains(numbers), "{text}");
+    assert!(
+        text.contains("stage `pretrain`") && text.contains(numbers),
+        "{text}"
+    );
     let (code, text) = train(&spec, &packed);
     assert_eq!(code, 2, "{text}");
-    assert!(text.contains("name the original images as data.test"), "{text}");
+    assert!(
+        text.contains("name the original images as data.test"),
+        "{text}"
+    );
 
     let error = evaluation_batch(&dataset, &[0], &Preprocessing::new(8)).unwrap_err();
-    assert!(error.to_string().contains("resized by `advxl data pack` for training"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("resized by `advxl data pack` for training"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -1172,7 +1264,11 @@ fn reduced_decoding_gives_the_same_bits_for_any_workers_and_leaves_evaluations_a
         .concat()
     });
     let folder = tempfile::tempdir().unwrap();
-    let path = write(folder.path(), "a.tar", &packed(&members.collect::<Vec<_>>()));
+    let path = write(
+        folder.path(),
+        "a.tar",
+        &packed(&members.collect::<Vec<_>>()),
+    );
     let dataset = Arc::new(open(&path));
     let images = |reduced_decode, workers| {
         let plan = Plan {
@@ -1190,7 +1286,10 @@ fn reduced_decoding_gives_the_same_bits_for_any_workers_and_leaves_evaluations_a
     let (full, reduced) = (images(false, 2), images(true, 1));
     assert!(reduced == images(true, 3));
     assert!(full != reduced);
-    let apart = full.iter().zip(&reduced).map(|(a, b)| f64::from((a - b).abs()));
+    let apart = full
+        .iter()
+        .zip(&reduced)
+        .map(|(a, b)| f64::from((a - b).abs()));
     let mean = apart.sum::<f64>() / full.len() as f64;
     assert!(mean < 8.0 / 255.0, "{mean}");
 }

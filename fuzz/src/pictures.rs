@@ -2,9 +2,9 @@
 
 use advxl::fuzzing;
 use advxl::image::Examined;
-use advxl::image::{Cutout, Region};
 use advxl::image::decode::outcome::Format;
 use advxl::image::picture::Pixels;
+use advxl::image::{Cutout, Region};
 
 use crate::scratch::number;
 

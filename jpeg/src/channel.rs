@@ -74,9 +74,8 @@ impl Channel {
         while side < 8 && across.is_multiple_of(2) && down.is_multiple_of(2) {
             (side, across, down) = (2 * side, across / 2, down / 2);
         }
-        let scaled = |pixels: usize, most: usize, own: usize| {
-            (pixels * own * side).div_ceil(most * 8)
-        };
+        let scaled =
+            |pixels: usize, most: usize, own: usize| (pixels * own * side).div_ceil(most * 8);
         let width = scaled(frame.width, most_across, component.across);
         let height = scaled(frame.height, most_down, component.down);
         let upsampling = match (across, down) {

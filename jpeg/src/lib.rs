@@ -117,15 +117,14 @@ impl<'a> Jpeg<'a> {
     ///
     /// # Panics
     /// For any other reduction.
-    pub fn decode_reduced(
-        &mut self,
-        region: &Region,
-        reduction: usize,
-    ) -> Result<Vec<u8>, Damage> {
-        assert!([1, 2, 4, 8].contains(&reduction), "a reduction of {reduction}");
+    pub fn decode_reduced(&mut self, region: &Region, reduction: usize) -> Result<Vec<u8>, Damage> {
+        assert!(
+            [1, 2, 4, 8].contains(&reduction),
+            "a reduction of {reduction}"
+        );
         let components = self.frame.components.iter();
-        let channels = components
-            .map(|component| Channel::new(&self.frame, component, region, reduction));
+        let channels =
+            components.map(|component| Channel::new(&self.frame, component, region, reduction));
         let mut channels: Vec<Channel> = channels.collect();
         let mut scan = self.scan.clone();
         loop {
@@ -476,7 +475,10 @@ mod tests {
                     let lines = expected.data().chunks_exact(3 * width);
                     let lines = lines.skip(region.top).take(region.height);
                     let lines = lines.flat_map(|line| &line[3 * region.left..][..3 * region.width]);
-                    assert!(found.iter().eq(lines), "{name} at 1/{reduction}, {region:?}");
+                    assert!(
+                        found.iter().eq(lines),
+                        "{name} at 1/{reduction}, {region:?}"
+                    );
                 }
             }
         }

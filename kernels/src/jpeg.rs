@@ -550,7 +550,8 @@ mod tests {
     /// Each sample is the mean of a square of the exact ones; rounding apart.
     #[test]
     fn a_reduced_transform_gives_means_of_squares_on_every_path() {
-        let blocks: Vec<Block> = blocks().into_iter().map(|block| block.map(|value| value / 4)).collect();
+        // Small enough that no sample is clamped, after which means would differ.
+        let blocks: Vec<Block> = blocks().into_iter().map(|block| block.map(|value| value / 16)).collect();
         let table = [1; 64];
         let mut whole = vec![0; 8 * 72];
         inverse_transform(&blocks, &table, &mut whole, 72);

@@ -12,8 +12,8 @@ use super::preprocessing::{PreprocessingFlags, parse_size, tell};
 use super::print::{note, print_json, print_line};
 use super::screen::Terminal;
 use super::values::one_of;
-use crate::data::sources::tensors;
 use crate::data::pack::{self, Packing};
+use crate::data::sources::tensors;
 use crate::data::{
     Augmentation, Dataset, Loader, Plan, RandomResizedCrop, Share, Split, check, evaluation_batch,
     loader, shards,
@@ -311,7 +311,11 @@ impl Bench {
         let batches = loader::batches_ahead(most, plan.batch, values) + 2;
         // A byte a number, but for data sets of floats; and on each thread one image in floats.
         let needed = values as f64 * (batches * plan.batch + 4 * most) as f64;
-        let what = format!("{} images of {} pixels", batches * plan.batch, plan.image_size);
+        let what = format!(
+            "{} images of {} pixels",
+            batches * plan.batch,
+            plan.image_size
+        );
         require_memory(&what, needed, "give a smaller --image-size")?;
         let dataset = super::inputs::open_data(&spec, self.split, self.seed)?;
         let dataset = Arc::new(dataset);
@@ -322,7 +326,9 @@ impl Bench {
         if let Some(picture) = dataset.packed_example() {
             loader::check_packed(&picture, plan.image_size)?;
         }
-        let paces = workers.iter().map(|workers| self.pace(&dataset, &plan, *workers));
+        let paces = workers
+            .iter()
+            .map(|workers| self.pace(&dataset, &plan, *workers));
         let paces: Vec<Pace> = paces.collect::<Result<_>>()?;
         let parts = parts(&dataset, &plan);
         match json {
@@ -437,7 +443,9 @@ impl Bench {
     }
 
     fn print(&self, plan: &Plan, paces: &[Pace], parts: [f64; 3]) {
-        let wait = self.training_speed.map(|speed| format!("data wait at {speed}/s"));
+        let wait = self
+            .training_speed
+            .map(|speed| format!("data wait at {speed}/s"));
         print_line(&format!(
             "{:>7} {:>10} {:>14} {}",
             "threads",
@@ -447,7 +455,11 @@ impl Bench {
         ));
         for pace in paces {
             let wait = self.training_speed.map(|speed| {
-                format!(" {:>5.1} %, {} cores needed", 100.0 * pace.wait(speed), pace.needed(speed))
+                format!(
+                    " {:>5.1} %, {} cores needed",
+                    100.0 * pace.wait(speed),
+                    pace.needed(speed)
+                )
             });
             print_line(&format!(
                 "{:>7} {:>10.1} {:>14.1}{}",
@@ -698,7 +710,9 @@ impl Pack {
         });
         if is_source {
             let message = format!("--out `{}` holds the shards to pack", self.out.display());
-            return Err(Error::input(message).hint("choose another folder").everywhere());
+            return Err(Error::input(message)
+                .hint("choose another folder")
+                .everywhere());
         }
         let packing = Packing {
             shorter_side,

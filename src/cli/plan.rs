@@ -139,7 +139,9 @@ impl Plan {
         };
         let rates = match self.loader_rate {
             Some(_) => "as measured (--loader-rate)",
-            None => "by the rates of docs/data.md, for photographs of 500 x 375 pixels (--loader-rate)",
+            None => {
+                "by the rates of docs/data.md, for photographs of 500 x 375 pixels (--loader-rate)"
+            }
         };
         let mut lines = vec![
             format!("loading for one GPU, {rates}:"),

@@ -22,8 +22,8 @@ use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::image::decode::pnm;
-use crate::image::resize::{Filter, resize_bytes};
 use crate::image::picture::Pixels;
+use crate::image::resize::{Filter, resize_bytes};
 use crate::image::{Picture, Region};
 use crate::rng::{Purpose, Rng};
 
@@ -94,10 +94,18 @@ pub fn pack(
                 packed.kept += 1;
                 done += shard.samples.len();
             } else {
-                write_shard(dataset, &path, &first, shard, packing, &mut packed, |made| {
-                    done += made;
-                    progress(done, all);
-                })?;
+                write_shard(
+                    dataset,
+                    &path,
+                    &first,
+                    shard,
+                    packing,
+                    &mut packed,
+                    |made| {
+                        done += made;
+                        progress(done, all);
+                    },
+                )?;
             }
         }
         Ok(packed)
@@ -292,7 +300,13 @@ fn resized(picture: &Picture, shorter_side: usize) -> Result<(Vec<u8>, bool)> {
     let scaled = |side: usize| side * shorter_side / shortest;
     let (columns, rows) = (scaled(width), scaled(height));
     let all = Region::whole(columns, rows);
-    let bytes = resize_bytes(bytes, (width, height), (columns, rows), &all, Filter::Bicubic);
+    let bytes = resize_bytes(
+        bytes,
+        (width, height),
+        (columns, rows),
+        &all,
+        Filter::Bicubic,
+    );
     Ok((pnm::encode(columns, rows, &bytes, true), true))
 }
 

@@ -1,7 +1,7 @@
 //! Processor cores that loading needs to keep a GPU at work.
 //!
-//! A core's pace is that of [`Costs`], measured on one machine with ImageNet's photographs (docs/data.md), or what
-//! `advxl data bench` measured elsewhere. Nothing is read but the names of shards.
+//! The rate of a core was measured on one machine with ImageNet's photographs (docs/data.md), unless the user gives what
+//! `advxl data bench` measures on another. Nothing is read but the names of shards.
 
 use std::path::Path;
 
@@ -32,21 +32,16 @@ pub enum ImageSource {
     Memory,
 }
 
-/// What one image takes of a core, in microseconds.
-struct Costs {
-    /// To read and decode it.
-    decode: f64,
-    /// For each pixel of the training image: crop, resize, flip.
-    pixel: f64,
-}
-
-// Fitted to the medians of docs/data.md: microseconds to decode, and for each pixel of the training image.
-const JPEG: (f64, f64) = (1300.0, 0.014);
-const REDUCED_JPEG: (f64, f64) = (1000.0, 0.014);
-const PACKED: (f64, f64) = (60.0, 0.010);
-const MEMORY: (f64, f64) = (10.0, 0.010);
-/// For each pixel and operation of RandAugment.
-const OPERATION: f64 = 0.005;
+// Fitted to the medians of docs/data.md: microseconds to read and decode, and for each pixel of the training image to
+// crop, resize and flip.
+const JPEG: (f64, f64) = (1450.0, 0.020);
+const REDUCED_JPEG: (f64, f64) = (1230.0, 0.020);
+const PACKED: (f64, f64) = (15.0, 0.0155);
+const MEMORY: (f64, f64) = (5.0, 0.0115);
+/// Microseconds for each pixel and operation of RandAugment.
+const OPERATION: f64 = 0.006;
+/// Above this size few crops of such photographs are twice as large.
+const REDUCIBLE: u64 = 160;
 
 impl ImageSource {
     /// The source of a data set, by its name: packed shards are called `NAME-146px.tar`.
@@ -70,19 +65,14 @@ impl ImageSource {
         }
     }
 
-    fn costs(self) -> Costs {
+    /// Images a second that one core loads for a size and an augmentation.
+    fn per_core(self, image_size: u64, augmentation: &Augmentation) -> f64 {
         let (decode, pixel) = match self {
-            Self::Jpeg => JPEG,
-            Self::ReducedJpeg => REDUCED_JPEG,
+            Self::ReducedJpeg if image_size <= REDUCIBLE => REDUCED_JPEG,
+            Self::Jpeg | Self::ReducedJpeg => JPEG,
             Self::Packed => PACKED,
             Self::Memory => MEMORY,
         };
-        Costs { decode, pixel }
-    }
-
-    /// Images a second that one core loads for a size and an augmentation.
-    fn per_core(self, image_size: u64, augmentation: &Augmentation) -> f64 {
-        let Costs { decode, pixel } = self.costs();
         let operations = augmentation.rand_augment.as_ref();
         let operations = operations.map_or(0.0, |one| f64::from(one.operations));
         let pixels = (image_size * image_size) as f64;
@@ -121,7 +111,7 @@ pub struct LoadingPlan {
     pub per_core: f64,
     /// Cores of one GPU, that of the host included.
     pub cores: u64,
-    /// The same with a cheaper source, the cheapest last.
+    /// The same with sources that need fewer, the fewest last.
     pub remedies: Vec<(ImageSource, u64)>,
 }
 
@@ -160,15 +150,17 @@ impl LoadingPlan {
         };
         // A measured pace is one of this machine: others are so much faster or slower.
         let scale = per_core / rate(source);
-        let remedies = cheaper.iter().map(|source| (*source, cores(scale * rate(*source))));
+        let remedies = cheaper
+            .iter()
+            .map(|source| (*source, cores(scale * rate(*source))));
         Self {
             stage: stage.name.clone(),
             image_size: phase.image_size,
             images_per_second,
             source,
             per_core,
-            cores: cores(per_core),
-            remedies: remedies.collect(),
+            remedies: remedies.filter(|(_, fewer)| *fewer < cores).collect(),
+            cores,
         }
     }
 }

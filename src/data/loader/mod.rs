@@ -57,7 +57,9 @@ impl Plan {
     /// What is decoded of a picture of some size, for the sample of some keys.
     pub(crate) fn cutout(&self, width: usize, height: usize, keys: (u64, u64, u64)) -> Cutout {
         match self.reduced_decode {
-            true => self.augmentation.cutout((width, height), self.image_size, keys),
+            true => self
+                .augmentation
+                .cutout((width, height), self.image_size, keys),
             false => self.augmentation.region(width, height, keys).into(),
         }
     }

@@ -101,11 +101,7 @@ pub(crate) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     }
     let picture = Picture::bytes(width, height, pixels)?;
     let is_packed = bytes[3..].starts_with(PACKED);
-    let picture = if is_packed {
-        picture.packed()
-    } else {
-        picture
-    };
+    let picture = if is_packed { picture.packed() } else { picture };
     Ok(Examined { picture, odd })
 }
 
