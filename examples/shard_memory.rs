@@ -53,6 +53,7 @@ fn run(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
             position: 0,
             samples,
             broken_rate: None,
+            reduced_decode: false,
             captions: true,
             share: Share::default(),
         };

@@ -367,6 +367,8 @@ fn recipe(work: &StepWork) -> Recipe {
             train: data(),
             test: data(),
             broken_rate: None,
+            reduced_decode: false,
+            workers: None,
             test_on_train: true,
         }),
         stage: vec![stage],

@@ -300,6 +300,7 @@ fn plan(samples: u64, position: u64) -> Plan {
         position,
         samples,
         broken_rate: Some(1.0),
+        reduced_decode: false,
         captions: true,
         share: Share::default(),
     }

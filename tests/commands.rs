@@ -211,6 +211,46 @@ fn a_plan_tells_the_papers_cost_and_the_parts_of_memory() {
 }
 
 #[test]
+fn a_plan_says_how_many_cores_load_images_for_a_gpu_and_warns_where_there_are_fewer() {
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/vit_b16_in1k.toml");
+    let plan = |more: &[&'static str]| {
+        let usual = ["plan", recipe, "--device", "cuda", "--device-tflops", "400"];
+        let output = command(&[&usual[..], &["--json"], more].concat())
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let json: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        (json["loading"].clone(), text)
+    };
+    let (loading, text) = plan(&["--cores-per-gpu", "4", "--loader-rate", "500"]);
+    let first = &loading[0];
+    let speed = first["images_per_second"].as_f64().unwrap();
+    // One more for the host, and 5 % more than the GPU takes.
+    let cores = 1 + (1.05 * speed / 500.0).ceil() as u64;
+    assert_eq!(first["cores"], cores);
+    assert_eq!(first["source"], "jpeg");
+    let warning = format!(
+        "needs {cores} cores for each GPU, and --cores-per-gpu has 4; set data.reduced_decode = true: "
+    );
+    assert!(text.contains(&warning), "{text}");
+    assert!(
+        text.contains("or pack the images (`advxl data pack --shorter-side`): "),
+        "{text}"
+    );
+
+    let (_, text) = plan(&["--cores-per-gpu", "1024"]);
+    assert!(
+        text.contains("loading for one GPU") && !text.contains("warning"),
+        "{text}"
+    );
+    let (packed, _) = plan(&["--set", "data.train=\"shards:x/{00..09}-146px.tar\""]);
+    assert_eq!(packed[0]["source"], "packed");
+    assert!(packed[0]["cores"].as_u64() < first["cores"].as_u64());
+    let on_cpu = json(&["plan", recipe, "--device", "cpu", "--json"]);
+    assert_eq!(on_cpu["loading"], serde_json::json!([]));
+}
+
+#[test]
 fn a_plan_for_many_devices_tells_what_they_exchange_and_wait() {
     let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/vit_b16_in1k.toml");
     let arguments = |link: &'static str| {

@@ -144,6 +144,7 @@ const FILES: &[(&str, &[&str])] = &[
             "loader/evaluation",
             "subset",
             "check",
+            "pack",
         ],
     ),
     (
@@ -249,7 +250,10 @@ const FILES: &[(&str, &[&str])] = &[
             "reference",
         ],
     ),
-    ("plan", &["link", "memory", "gpu_memory", "phase"]),
+    (
+        "plan",
+        &["link", "memory", "gpu_memory", "phase", "loading"],
+    ),
     (
         "objective",
         &[

@@ -204,6 +204,18 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
 }
 
 #[test]
+fn other_numbers_of_loading_threads_give_the_same_run_and_may_change_when_it_resumes() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = recipe_of_folders(folder.path());
+    let (one, two) = (out(folder.path(), "one"), out(folder.path(), "two"));
+    train(&recipe, &one, &["--set", "data.workers=1"]);
+    train(&recipe, &two, &["--set", "data.workers=7"]);
+    let made = |run: &Path| std::fs::read(run.join("model/model.safetensors")).unwrap();
+    assert!(made(&one) == made(&two));
+    train(&recipe, &one, &["--set", "data.workers=3"]);
+}
+
+#[test]
 fn broken_test_images_are_left_out_counted_and_named_once() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe_of_folders(folder.path());

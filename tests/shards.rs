@@ -8,11 +8,12 @@ use std::sync::{Arc, LazyLock};
 
 use advxl::data::shards::tar;
 use advxl::data::{
-    Augmentation, Dataset, Loader, Plan, Selection, Share, Spec, Split, Subset, check,
-    evaluation_batch,
+    Augmentation, Dataset, Loader, Plan, RandomResizedCrop, Selection, Share, Spec, Split, Subset,
+    check, evaluation_batch,
 };
 use advxl::distributed::Comm;
-use advxl::image::{Preprocessing, Reason};
+use advxl::image::resize::{Filter, resize_bytes};
+use advxl::image::{Preprocessing, Reason, Region};
 use advxl::storage::store;
 use advxl::weights::EmbeddingWriter;
 use advxl::weights::embeddings::{Layout, MadeBy};
@@ -117,6 +118,7 @@ fn plan(samples: u64, position: u64) -> Plan {
         position,
         samples,
         broken_rate: None,
+        reduced_decode: false,
         captions: true,
         share: Share::default(),
     }
@@ -881,6 +883,42 @@ fn bench_measures_any_source() {
 }
 
 #[test]
+fn bench_measures_a_stage_of_a_recipe_for_several_numbers_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = support::write_recipe(folder.path());
+    let mut arguments = vec!["data", "bench", "--recipe", recipe.to_str().unwrap()];
+    arguments.extend([
+        "--stage",
+        "finetune",
+        "--workers",
+        "1,3",
+        "--training-speed",
+        "1e9",
+    ]);
+    arguments.extend(["--seconds", "0.1", "--json"]);
+    let output = command(&arguments).output().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&json["image_size"], &json["data"]),
+        (&32.into(), &"synthetic:200".into())
+    );
+    let runs = json["runs"].as_array().unwrap();
+    assert_eq!(
+        (&runs[0]["threads"], &runs[1]["threads"]),
+        (&1.into(), &3.into())
+    );
+    for run in runs {
+        assert!(run["data_wait"].as_f64().unwrap() > 0.99);
+        assert!(run["cores_needed"].as_u64().unwrap() > 100);
+    }
+    arguments[5] = "fine";
+    refuses(
+        &arguments,
+        &["no such stage", "hint: use one of pretrain, finetune"],
+    );
+}
+
+#[test]
 fn pack_writes_what_an_evaluation_sees() {
     let folder = tempfile::tempdir().unwrap();
     let path = write(
@@ -931,6 +969,329 @@ fn pack_writes_what_an_evaluation_sees() {
         assert_eq!(packed.picture(index).unwrap().to_planes(), expected);
         assert_eq!(packed.label(index).unwrap(), dataset.label(place).unwrap());
     }
+}
+
+/// Photographs of several sizes as PNG, each with a caption and a class: two shards of `count`.
+fn photographs(folder: &Path, count: usize) -> String {
+    for shard in 0..2 {
+        let members = (0..count).flat_map(|place| {
+            let number = shard * count + place;
+            let size = [(24, 17), (12, 30), (9, 9)][number % 3];
+            let pixel = |x: u32, y: u32| {
+                let value = x * 7 + y * 11 + number as u32 * 13;
+                image::Rgb([value as u8, (value / 2) as u8, (x * y) as u8])
+            };
+            let picture = image::RgbImage::from_fn(size.0, size.1, pixel);
+            let key = format!("{number:03}");
+            [
+                member(
+                    &format!("{key}.png"),
+                    &encoded(&picture.into(), ImageFormat::Png),
+                ),
+                member(&format!("{key}.txt"), format!("number {number}").as_bytes()),
+                member(&format!("{key}.cls"), (number % 4).to_string().as_bytes()),
+            ]
+        });
+        let members: Vec<_> = members.collect();
+        write(folder, &format!("{shard:05}.tar"), &packed(&members));
+    }
+    format!("shards:{}/{{00000..00001}}.tar", folder.display())
+}
+
+/// Packs for training and opens what came of it.
+fn pack(spec: &str, shorter_side: usize, out: &Path) -> Dataset {
+    let side = shorter_side.to_string();
+    let (code, text) = advxl(&[
+        "data",
+        "pack",
+        spec,
+        "--shorter-side",
+        &side,
+        "--out",
+        out.to_str().unwrap(),
+    ]);
+    assert_eq!(code, 0, "{text}");
+    open(out)
+}
+
+fn bytes_of(dataset: &Dataset, index: usize) -> (usize, usize, Vec<u8>) {
+    let picture = dataset.picture(index).unwrap();
+    (picture.width(), picture.height(), picture.to_bytes())
+}
+
+#[test]
+fn packed_shards_hold_the_decoded_pixels_keys_captions_and_labels() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = photographs(folder.path(), 70);
+    let source = Dataset::open(&spec.parse().unwrap(), Split::Train, 0).unwrap();
+    let packed = pack(&spec, 12, &folder.path().join("packed"));
+    assert_eq!(packed.len(), source.len());
+    assert_eq!(
+        packed.shards().unwrap().starts(),
+        source.shards().unwrap().starts()
+    );
+    assert_ne!(packed.fingerprint(), source.fingerprint());
+    for index in 0..source.len() {
+        assert_eq!(packed.key_of(index).unwrap(), source.key_of(index).unwrap());
+        assert_eq!(packed.label(index).unwrap(), source.label(index).unwrap());
+        assert_eq!(
+            packed.caption(index).unwrap(),
+            source.caption(index).unwrap()
+        );
+        let (width, height, bytes) = bytes_of(&source, index);
+        // 24 x 17 becomes 16 x 12; the shorter side of the others is not above 12.
+        let expected = match width {
+            24 => {
+                let region = Region::whole(16, 12);
+                let bytes = resize_bytes(&bytes, (24, 17), (16, 12), &region, Filter::Bicubic);
+                (16, 12, bytes)
+            }
+            _ => (width, height, bytes),
+        };
+        assert_eq!(bytes_of(&packed, index), expected, "{index}");
+        assert_eq!(packed.picture(index).unwrap().is_packed(), width == 24);
+    }
+}
+
+#[test]
+fn training_on_a_pack_without_resizing_has_the_bits_of_training_on_the_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = photographs(folder.path(), 40);
+    let source = Dataset::open(&spec.parse().unwrap(), Split::Train, 0).unwrap();
+    let packed = pack(&spec, 100, &folder.path().join("packed"));
+    let batches = |dataset: Dataset, workers| {
+        let plan = Plan {
+            augmentation: Augmentation {
+                random_resized_crop: Some(RandomResizedCrop {
+                    area: [0.3, 1.0],
+                    ratio: [0.75, 1.25],
+                }),
+                flip: true,
+                ..Augmentation::default()
+            },
+            ..plan(120, 0)
+        };
+        let mut loader = Loader::new(Arc::new(dataset), plan, workers).unwrap();
+        let mut batches = Vec::new();
+        while let Some(batch) = loader.next_batch().unwrap() {
+            batches.push(batch);
+        }
+        batches
+    };
+    assert!(batches(source, 1) == batches(packed, 5));
+}
+
+#[test]
+fn an_interrupted_pack_continues_and_other_data_are_not_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = photographs(folder.path(), 10);
+    let out = folder.path().join("packed");
+    pack(&spec, 12, &out);
+    let second = out.join("00001-12px.tar");
+    let before = std::fs::read(&second).unwrap();
+    std::fs::remove_file(&second).unwrap();
+    let arguments = [
+        "data",
+        "pack",
+        &spec,
+        "--shorter-side",
+        "12",
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    let output = command(&arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("1 of an earlier start; 10 images written"),
+        "{text}"
+    );
+    assert_eq!(std::fs::read(&second).unwrap(), before);
+    let other = tempfile::tempdir().unwrap();
+    let other = photographs(other.path(), 11);
+    let arguments = [
+        "data",
+        "pack",
+        &other,
+        "--shorter-side",
+        "12",
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    refuses(
+        &arguments,
+        &[
+            "is there and is not of this pack",
+            "another folder with --out",
+        ],
+    );
+    let into = folder.path().to_str().unwrap();
+    let arguments = ["data", "pack", &spec, "--shorter-side", "12", "--out", into];
+    refuses(&arguments, &["holds the shards to pack"]);
+}
+
+#[test]
+fn a_folder_is_packed_in_shuffled_shards_and_its_class_names_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    for (class, count) in [("cat", 3), ("dog", 4)] {
+        std::fs::create_dir(folder.path().join(class)).unwrap();
+        for number in 0..count {
+            write(
+                folder.path(),
+                &format!("{class}/a.{number}.png"),
+                &png(number),
+            );
+        }
+    }
+    // Alike but for the extension.
+    write(folder.path(), "cat/a.0.jpg", &png(9));
+    let out = tempfile::tempdir().unwrap();
+    let packed = pack(folder.path().to_str().unwrap(), 8, out.path());
+    assert_eq!((packed.len(), packed.classes().len()), (8, 2));
+    let names = std::fs::read_to_string(out.path().join("classes.txt")).unwrap();
+    assert_eq!(names, "cat\ndog\n");
+    let mut keys: Vec<_> = (0..8)
+        .map(|index| packed.key_of(index).unwrap().unwrap())
+        .collect();
+    assert!(keys.iter().any(|key| key.starts_with("cat/")));
+    for (index, key) in keys.iter().enumerate() {
+        let label = u32::from(key.starts_with("dog/"));
+        assert_eq!(packed.label(index).unwrap(), label, "{key}");
+    }
+    keys.sort();
+    keys.dedup();
+    assert_eq!(keys.len(), 8);
+}
+
+#[test]
+fn broken_samples_stop_a_pack_unless_they_are_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let members = [
+        sample("000", 1),
+        member("001.png", &png(2)[..40]),
+        member("001.txt", b"cut short"),
+        sample("002", 3),
+    ];
+    let path = write(folder.path(), "a.tar", &packed(&members));
+    let spec = format!("shards:{}", path.display());
+    let out = folder.path().join("packed");
+    let arguments = [
+        "data",
+        "pack",
+        &spec,
+        "--shorter-side",
+        "8",
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    refuses(
+        &arguments,
+        &[
+            "a broken sample",
+            "001",
+            "hint: leave broken samples out with --skip-broken",
+        ],
+    );
+    let (code, text) = advxl(&[&arguments[..], &["--skip-broken"]].concat());
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("warning: left out: "), "{text}");
+    assert_eq!(open(&out).len(), 2);
+}
+
+#[test]
+fn a_pack_of_smaller_images_than_are_trained_at_is_refused_and_evaluations_refuse_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = photographs(folder.path(), 10);
+    let out = folder.path().join("packed");
+    let dataset = Arc::new(pack(&spec, 12, &out));
+    let numbers = "packed at 12 pixels on the shorter side, and 16 pixels are to be trained at";
+    let plan = Plan {
+        image_size: 16,
+        ..plan(40, 0)
+    };
+    let mut loader = Loader::new(dataset.clone(), plan, 2).unwrap();
+    let error = loader.next_batch().unwrap_err();
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().contains(numbers), "{error}");
+
+    let packed = format!("shards:{}", out.display());
+    refuses(
+        &["data", "bench", &packed, "--image-size", "16"],
+        &[numbers, "--shorter-side 16` or more"],
+    );
+    let recipe = support::write_recipe(folder.path());
+    let run = folder.path().join("run");
+    let train = |train: &str, test: &str| {
+        let [train, test] =
+            [("train", train), ("test", test)].map(|(key, spec)| format!("data.{key}=\"{spec}\""));
+        let (recipe, run) = (recipe.to_str().unwrap(), run.to_str().unwrap());
+        advxl(&[
+            "train", recipe, "--out", run, "--set", &train, "--set", &test,
+        ])
+    };
+    let (code, text) = train(&packed, &spec);
+    assert_eq!(code, 2, "{text}");
+    assert!(
+        text.contains("stage `pretrain`") && text.contains(numbers),
+        "{text}"
+    );
+    let (code, text) = train(&spec, &packed);
+    assert_eq!(code, 2, "{text}");
+    assert!(
+        text.contains("name the original images as data.test"),
+        "{text}"
+    );
+
+    let error = evaluation_batch(&dataset, &[0], &Preprocessing::new(8)).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("resized by `advxl data pack` for training"),
+        "{error}"
+    );
+}
+
+#[test]
+fn reduced_decoding_gives_the_same_bits_for_any_workers_and_leaves_evaluations_alone() {
+    let golden = std::fs::read("tests/golden/jpeg_kinds.safetensors").unwrap();
+    let golden = safetensors::SafeTensors::deserialize(&golden).unwrap();
+    let files = golden.tensors().into_iter();
+    let files = files.filter(|(name, _)| name.ends_with(" file"));
+    let members = files.enumerate().map(|(number, (_, file))| {
+        [
+            member(&format!("{number:03}.jpg"), file.data()),
+            member(&format!("{number:03}.txt"), b"a pattern"),
+        ]
+        .concat()
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(
+        folder.path(),
+        "a.tar",
+        &packed(&members.collect::<Vec<_>>()),
+    );
+    let dataset = Arc::new(open(&path));
+    let images = |reduced_decode, workers| {
+        let plan = Plan {
+            image_size: 6,
+            reduced_decode,
+            ..plan(66, 0)
+        };
+        let mut loader = Loader::new(dataset.clone(), plan, workers).unwrap();
+        let mut images = Vec::new();
+        while let Some(batch) = loader.next_batch().unwrap() {
+            images.extend(batch.pixels(6));
+        }
+        images
+    };
+    let (full, reduced) = (images(false, 2), images(true, 1));
+    assert!(reduced == images(true, 3));
+    assert!(full != reduced);
+    let apart = full
+        .iter()
+        .zip(&reduced)
+        .map(|(a, b)| f64::from((a - b).abs()));
+    let mean = apart.sum::<f64>() / full.len() as f64;
+    assert!(mean < 8.0 / 255.0, "{mean}");
 }
 
 /// Asserts that the program refuses, with exit code 2 and a message that holds all of `parts`.

@@ -2,9 +2,9 @@
 
 use advxl::fuzzing;
 use advxl::image::Examined;
-use advxl::image::Region;
 use advxl::image::decode::outcome::Format;
 use advxl::image::picture::Pixels;
+use advxl::image::{Cutout, Region};
 
 use crate::scratch::number;
 
@@ -26,9 +26,9 @@ pub fn other(data: &[u8]) {
 }
 
 fn decoded(data: &[u8]) {
-    let whole = fuzzing::examine(data, MOST_PIXELS, &Region::whole);
+    let whole = fuzzing::examine(data, MOST_PIXELS, &Cutout::whole);
     let part = fuzzing::examine(data, MOST_PIXELS, &|width, height| {
-        region(number(data), width, height)
+        region(number(data), width, height).into()
     });
     match (whole, part) {
         (Ok(whole), Ok(part)) => {

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use advxl_kernels::jpeg::{
-    Block, inverse_transform, upsample_across, upsample_both, upsample_down,
+    Block, reduced_inverse_transform, upsample_across, upsample_both, upsample_down,
 };
 
 use super::header::{Component, Frame};
@@ -33,6 +33,8 @@ enum Upsampling {
 
 /// A component while it is decoded.
 pub(super) struct Channel {
+    /// Samples on a side of a block: 8, fewer at a reduced scale.
+    side: usize,
     /// Pixels that one sample stands for.
     across: usize,
     down: usize,
@@ -44,7 +46,7 @@ pub(super) struct Channel {
     /// The blocks that the region needs.
     pub wanted: Blocks,
     upsampling: Upsampling,
-    /// Samples of the wanted blocks, `[8 * rows, stride]`.
+    /// Samples of the wanted blocks, `[side * rows, stride]`.
     samples: Vec<u8>,
     stride: usize,
     /// Steps of quantisation, as they were when the component's first scan began.
@@ -56,11 +58,29 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    pub(super) fn new(frame: &Frame, component: &Component, region: &Region) -> Self {
+    /// For a region of the picture at the scale of 1 / `reduction`.
+    pub(super) fn new(
+        frame: &Frame,
+        component: &Component,
+        region: &Region,
+        reduction: usize,
+    ) -> Self {
         let (most_across, most_down) = frame.most();
-        let (across, down) = (most_across / component.across, most_down / component.down);
-        let (width, height) = (frame.width.div_ceil(across), frame.height.div_ceil(down));
+        let (mut across, mut down) = (most_across / component.across, most_down / component.down);
+        // Samples of full size: those of the last blocks that lie in the picture.
+        let (full_width, full_height) = (frame.width.div_ceil(across), frame.height.div_ceil(down));
+        // A component of few samples is transformed to more of them rather than upsampled.
+        let mut side = 8 / reduction;
+        while side < 8 && across.is_multiple_of(2) && down.is_multiple_of(2) {
+            (side, across, down) = (2 * side, across / 2, down / 2);
+        }
+        let scaled =
+            |pixels: usize, most: usize, own: usize| (pixels * own * side).div_ceil(most * 8);
+        let width = scaled(frame.width, most_across, component.across);
+        let height = scaled(frame.height, most_down, component.down);
         let upsampling = match (across, down) {
+            // At an eighth libjpeg-turbo repeats, too.
+            _ if reduction == 8 => Upsampling::Repeat,
             // Too narrow lines have no neighbours on both sides, and libjpeg-turbo repeats them.
             (2, 1 | 2) if width <= 2 => Upsampling::Repeat,
             (2, 1) => Upsampling::Across,
@@ -73,7 +93,7 @@ impl Channel {
         let needed = |first: usize, count: usize, pixels: usize, samples: usize, more: usize| {
             let begin = (first / pixels).saturating_sub(more);
             let end = ((first + count - 1) / pixels + 1 + more).min(samples);
-            begin / 8..end.div_ceil(8)
+            begin / side..end.div_ceil(side)
         };
         let more_across = beside([Upsampling::Across, Upsampling::Both]);
         let more_down = beside([Upsampling::Down, Upsampling::Both]);
@@ -81,10 +101,10 @@ impl Channel {
             columns: needed(region.left, region.width, across, width, more_across),
             rows: needed(region.top, region.height, down, height, more_down),
         };
-        let stride = 8 * wanted.columns.len();
+        let stride = side * wanted.columns.len();
         let all = Blocks {
-            columns: 0..width.div_ceil(8),
-            rows: 0..height.div_ceil(8),
+            columns: 0..full_width.div_ceil(8),
+            rows: 0..full_height.div_ceil(8),
         };
         let kept = if frame.progressive {
             all.columns.len() * all.rows.len()
@@ -92,12 +112,13 @@ impl Channel {
             0
         };
         Self {
+            side,
             across,
             down,
             width,
             height,
             upsampling,
-            samples: vec![0; 8 * wanted.rows.len() * stride],
+            samples: vec![0; side * wanted.rows.len() * stride],
             stride,
             all,
             wanted,
@@ -119,9 +140,9 @@ impl Channel {
     pub(super) fn fill_row(&mut self, row: usize, blocks: &[Block]) {
         let Some(steps) = &self.steps else { return };
         if self.wanted.rows.contains(&row) {
-            let begin = (row - self.wanted.rows.start) * 8 * self.stride;
-            let samples = &mut self.samples[begin..][..8 * self.stride];
-            inverse_transform(blocks, steps, samples, self.stride);
+            let begin = (row - self.wanted.rows.start) * self.side * self.stride;
+            let samples = &mut self.samples[begin..][..self.side * self.stride];
+            reduced_inverse_transform(self.side, blocks, steps, samples, self.stride);
         }
     }
 
@@ -136,8 +157,9 @@ impl Channel {
 
     /// A line of samples, `row` from above, from a column on; rows beyond the picture are those at its edge.
     fn line(&self, row: usize, column: usize) -> &[u8] {
-        let row = row.min(self.height - 1) - 8 * self.wanted.rows.start;
-        &self.samples[row * self.stride..][..self.stride][column - 8 * self.wanted.columns.start..]
+        let row = row.min(self.height - 1) - self.side * self.wanted.rows.start;
+        let first = self.side * self.wanted.columns.start;
+        &self.samples[row * self.stride..][..self.stride][column - first..]
     }
 
     /// The pixels of a line of the region.

@@ -106,8 +106,25 @@ impl<'a> Jpeg<'a> {
     /// Shapes: the result is `[height, width, 3]` of the region.
     /// Errors: damage anywhere in the file, within the region or not.
     pub fn decode(&mut self, region: &Region) -> Result<Vec<u8>, Damage> {
+        self.decode_reduced(region, 1)
+    }
+
+    /// Decodes a region at the scale of 1 / `reduction`, which is 1, 2, 4 or 8: each pixel is the mean of a square, as
+    /// in Pillow's draft mode and to its bytes. The region is one of the picture of that scale, whose sides are
+    /// [`reduced`].
+    ///
+    /// Shapes and errors: as [`Self::decode`].
+    ///
+    /// # Panics
+    /// For any other reduction.
+    pub fn decode_reduced(&mut self, region: &Region, reduction: usize) -> Result<Vec<u8>, Damage> {
+        assert!(
+            [1, 2, 4, 8].contains(&reduction),
+            "a reduction of {reduction}"
+        );
         let components = self.frame.components.iter();
-        let channels = components.map(|component| Channel::new(&self.frame, component, region));
+        let channels =
+            components.map(|component| Channel::new(&self.frame, component, region, reduction));
         let mut channels: Vec<Channel> = channels.collect();
         let mut scan = self.scan.clone();
         loop {
@@ -209,6 +226,11 @@ impl<'a> Jpeg<'a> {
             None => ids.eq(*b"RGB"),
         }
     }
+}
+
+/// A side of a picture at the scale of 1 / `reduction`.
+pub fn reduced(side: usize, reduction: usize) -> usize {
+    side.div_ceil(reduction)
 }
 
 /// Notes what a scan brings of a component.
@@ -427,6 +449,40 @@ mod tests {
                 assert!(pixels.iter().eq(part), "{name}, {region:?}");
             }
         }
+    }
+
+    #[test]
+    fn reduced_pictures_have_the_bytes_of_pillows_draft_mode_in_any_region() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
+        let bytes = std::fs::read(folder.join("jpeg_reduced.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let mut count = 0;
+        for (name, file, [height, width], _) in kinds() {
+            for reduction in [2, 4, 8] {
+                let Ok(expected) = tensors.tensor(&format!("{name} 1/{reduction}")) else {
+                    continue;
+                };
+                count += 1;
+                let [width, height] = [width, height].map(|side| reduced(side, reduction));
+                assert_eq!(expected.shape(), [height, width, 3], "{name}");
+                for number in 0..10 {
+                    let region = match number {
+                        0 => Region::whole(width, height),
+                        _ => random_region(&mut Rng::new(2, number), width, height),
+                    };
+                    let mut jpeg = Jpeg::open(&file).unwrap().unwrap();
+                    let found = jpeg.decode_reduced(&region, reduction).unwrap();
+                    let lines = expected.data().chunks_exact(3 * width);
+                    let lines = lines.skip(region.top).take(region.height);
+                    let lines = lines.flat_map(|line| &line[3 * region.left..][..3 * region.width]);
+                    assert!(
+                        found.iter().eq(lines),
+                        "{name} at 1/{reduction}, {region:?}"
+                    );
+                }
+            }
+        }
+        assert!(count >= 80, "{count}");
     }
 
     #[test]

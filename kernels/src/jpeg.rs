@@ -30,6 +30,26 @@ pub fn inverse_transform(blocks: &[Block], table: &[u16; 64], samples: &mut [u8]
     Isa::current().run(InverseTransform { blocks, table, samples, stride });
 }
 
+/// As [`inverse_transform`], with `side` samples on a side of each block instead of 8: each is the mean of a square of
+/// the samples at full size, up to rounding.
+///
+/// Shapes: `samples` `[side, stride]`, of which block `i` fills columns `side * i` to `side * i + side - 1`.
+/// Source: libjpeg-turbo's `jidctred.c`, to the bit.
+///
+/// # Panics
+///
+/// If `samples` has no room for the blocks, or `side` is not 1, 2, 4 or 8.
+pub fn reduced_inverse_transform(side: usize, blocks: &[Block], table: &[u16; 64], samples: &mut [u8], stride: usize) {
+    if side == 8 {
+        return inverse_transform(blocks, table, samples, stride);
+    }
+    assert!([1, 2, 4].contains(&side), "{side} samples on a side of a block");
+    let width = blocks.len() * side;
+    let room = width <= stride && samples.len() >= (side - 1) * stride + width;
+    assert!(room, "{} samples in lines of {stride} for {} blocks", samples.len(), blocks.len());
+    Isa::current().run(ReducedTransform { side, blocks, table, samples, stride });
+}
+
 /// Twice as many samples along a line, each a quarter of the way to its neighbour: 3/4 of the nearer, 1/4 of the other.
 ///
 /// Shapes: `line` `[n + 2]`, the samples with a neighbour on each side; `wide` `[2 n]`.
@@ -240,6 +260,91 @@ fn line_of_eight<const SHIFT: usize, const LEVEL: i32>(x: [Wrapping<i32>; 8]) ->
     result
 }
 
+struct ReducedTransform<'a> {
+    side: usize,
+    blocks: &'a [Block],
+    table: &'a [u16; 64],
+    samples: &'a mut [u8],
+    stride: usize,
+}
+
+impl Op for ReducedTransform<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Lanes>(self, _: S) {
+        let Self { side, blocks, table, samples, stride } = self;
+        for (place, block) in blocks.iter().enumerate() {
+            let samples = &mut samples[side * place..];
+            match side {
+                4 => reduced::<4, 1>(line_of_four, block, table, samples, stride),
+                2 => reduced::<2, 2>(line_of_two, block, table, samples, stride),
+                _ => samples[0] = flat_mean(block[0], table[0]),
+            }
+        }
+    }
+}
+
+/// The mean of a block.
+#[inline(always)]
+fn flat_mean(mean: i16, step: u16) -> u8 {
+    let level = Wrapping(i32::from(mean)) * Wrapping(i32::from(step)) + Wrapping(4);
+    ((level >> 3).0 + 128).clamp(0, 255) as u8
+}
+
+/// Transforms one block: columns, then lines, each to `SIDE` values that are `2 ^ HALVINGS` neighbours' mean.
+#[inline(always)]
+fn reduced<const SIDE: usize, const HALVINGS: usize>(
+    line: fn([Wrapping<i32>; 8]) -> [Wrapping<i32>; SIDE],
+    block: &Block,
+    table: &[u16; 64],
+    samples: &mut [u8],
+    stride: usize,
+) {
+    let mut columns = [[Wrapping(0); 8]; SIDE];
+    let round = |value: Wrapping<i32>, shift: usize| (value + Wrapping(1 << (shift - 1))) >> shift;
+    for column in 0..8 {
+        let mut x = [Wrapping(0); 8];
+        for (row, x) in x.iter_mut().enumerate() {
+            let at = row * 8 + column;
+            *x = Wrapping(i32::from(block[at])) * Wrapping(i32::from(table[at]));
+        }
+        for (row, value) in line(x).into_iter().enumerate() {
+            columns[row][column] = round(value, SCALE_BITS - PASS_BITS + HALVINGS);
+        }
+    }
+    for (y, x) in columns.into_iter().enumerate() {
+        for (sample, value) in samples[y * stride..].iter_mut().zip(line(x)) {
+            let value = round(value, SCALE_BITS + PASS_BITS + 3 + HALVINGS);
+            *sample = (value.0 + 128).clamp(0, 255) as u8;
+        }
+    }
+}
+
+/// The means of pairs of what [`line_of_eight`] gives, not rounded; times two.
+#[inline(always)]
+fn line_of_four(x: [Wrapping<i32>; 8]) -> [Wrapping<i32>; 4] {
+    let k = Wrapping::<i32>;
+    let turned = x[2] * k(15137) - x[6] * k(6270); // 1.847759065, 0.765366865
+    let mean = x[0] << (SCALE_BITS + 1);
+    // 0.211164243, 1.451774981, 2.172734803, 1.061594337
+    let inner = x[5] * k(11893) - x[7] * k(1730) - x[3] * k(17799) + x[1] * k(8697);
+    // 0.509795579, 0.601344887, 0.899976223, 2.562915447
+    let outer = x[3] * k(7373) - x[7] * k(4176) - x[5] * k(4926) + x[1] * k(20995);
+    let (sides, middle) = (mean + turned, mean - turned);
+    [sides + outer, middle + inner, middle - inner, sides - outer]
+}
+
+/// The means of fours of what [`line_of_eight`] gives, not rounded; times four.
+#[inline(always)]
+fn line_of_two(x: [Wrapping<i32>; 8]) -> [Wrapping<i32>; 2] {
+    let k = Wrapping::<i32>;
+    let mean = x[0] << (SCALE_BITS + 2);
+    // 0.720959822, 0.850430095, 1.272758580, 3.624509785
+    let half = x[5] * k(6967) - x[7] * k(5906) - x[3] * k(10426) + x[1] * k(29692);
+    [mean + half, mean - half]
+}
+
 struct Across<'a> {
     line: &'a [u8],
     wide: &'a mut [u8],
@@ -442,11 +547,46 @@ mod tests {
         }
     }
 
+    /// Each sample is the mean of a square of the exact ones; rounding apart.
+    #[test]
+    fn a_reduced_transform_gives_means_of_squares_on_every_path() {
+        // Small enough that no sample is clamped, after which means would differ.
+        let blocks: Vec<Block> = blocks().into_iter().map(|block| block.map(|value| value / 16)).collect();
+        let table = [1; 64];
+        let mut whole = vec![0; 8 * 72];
+        inverse_transform(&blocks, &table, &mut whole, 72);
+        for side in [4, 2, 1] {
+            let width = 9 * side;
+            let all = |path| {
+                with_path(path, || {
+                    let mut samples = vec![0; side * width];
+                    reduced_inverse_transform(side, &blocks, &table, &mut samples, width);
+                    samples
+                })
+            };
+            let found = all(Path::Portable);
+            let square = 8 / side;
+            for (place, sample) in found.iter().enumerate() {
+                let (top, left) = (place / width * square, place % width * square);
+                let lines = whole.chunks_exact(72).skip(top).take(square);
+                let sum: u32 = lines.flat_map(|line| &line[left..][..square]).map(|value| u32::from(*value)).sum();
+                let mean = f64::from(sum) / (square * square) as f64;
+                assert!((mean - f64::from(*sample)).abs() <= 1.0, "1/{square} at {left}, {top}: {sample}, not {mean}");
+            }
+            for path in available() {
+                assert!(all(path) == found, "{path:?}");
+            }
+        }
+    }
+
     #[test]
     fn values_beyond_any_picture_do_not_panic() {
         let blocks = [[i16::MIN; 64], [i16::MAX; 64]];
         for path in available() {
             with_path(path, || inverse_transform(&blocks, &[u16::MAX; 64], &mut [0; 128], 16));
+            for side in [4, 2, 1] {
+                with_path(path, || reduced_inverse_transform(side, &blocks, &[u16::MAX; 64], &mut [0; 128], 16));
+            }
         }
     }
 

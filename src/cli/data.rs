@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::json;
 
@@ -12,6 +12,7 @@ use super::preprocessing::{PreprocessingFlags, parse_size, tell};
 use super::print::{note, print_json, print_line};
 use super::screen::Terminal;
 use super::values::one_of;
+use crate::data::pack::{self, Packing};
 use crate::data::sources::tensors;
 use crate::data::{
     Augmentation, Dataset, Loader, Plan, RandomResizedCrop, Share, Split, check, evaluation_batch,
@@ -23,6 +24,7 @@ use crate::image::resize::Filter;
 use crate::image::{Preprocessing, decode};
 use crate::ops::Device;
 use crate::output::Content;
+use crate::recipe::{Recipe, Stage};
 use crate::screen::Screen;
 use crate::units::grouped;
 use crate::weights::StatedPreprocessing;
@@ -33,11 +35,11 @@ use crate::{files, weights};
 pub(crate) enum Data {
     /// Read every sample; say by kind what is damaged and what is odd. Exit code 1 on damage.
     Check(Check),
-    /// How fast training images come: random crop, resize, flip, as in training.
+    /// Measure how fast training images are loaded, for numbers of threads and for a stage of a recipe.
     Bench(Bench),
     /// Save beside each shard where its samples lie, so that opening many shards is quick.
     Index(Index),
-    /// The pictures of an evaluation as one file of tensors.
+    /// Write the images of an evaluation as one file of tensors, or training images as shards of pixels.
     Pack(Pack),
 }
 
@@ -204,15 +206,39 @@ impl Check {
 /// Measures how fast training images come.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  advxl data bench 'shards:data/*.tar' --image-size 112 --threads 2"
+    after_help = "Examples:\n  advxl data bench 'shards:data/*.tar' --image-size 112 --workers 1,2,4,8\n  \
+        advxl data bench --recipe recipes/vit_b16_in1k.toml --stage pretrain --training-speed 10000\n  \
+        advxl data bench 'shards:packed/*.tar' --recipe recipes/vit_b16_in1k.toml"
 )]
 pub(crate) struct Bench {
-    #[command(flatten)]
-    data: NamedData,
+    /// A folder, tensors:FILE, shards:PATTERN or synthetic:N; the training images of --recipe if absent.
+    #[arg(value_name = "SPEC", required_unless_present = "recipe")]
+    spec: Option<String>,
+    /// Read this part of a folder.
+    #[arg(long, value_name = "PART", value_parser = one_of::<Split>("part"), default_value = "train")]
+    split: Split,
+    /// Seed of synthetic images and of random crops.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Make the images of a stage of this recipe: its size, augmentation, decoding and captions.
+    #[arg(long, value_name = "RECIPE", conflicts_with = "image_size")]
+    recipe: Option<PathBuf>,
+    /// The stage; the first if absent.
+    #[arg(long, value_name = "NAME", requires = "recipe")]
+    stage: Option<String>,
     /// Pixels on a side of the training images.
     #[arg(long, default_value = "112", value_parser = parse_size)]
     image_size: usize,
-    /// How long to measure.
+    /// Decode JPEGs at a reduced scale where the crop allows it (`data.reduced_decode` in recipes).
+    #[arg(long)]
+    reduced_decode: bool,
+    /// Measure with these numbers of threads, such as 1,2,4; --threads if absent.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=1024))]
+    workers: Vec<u64>,
+    /// Print the data wait of a training that takes so many images a second, and the cores that it needs.
+    #[arg(long, value_name = "N", value_parser = parse_speed)]
+    training_speed: Option<f64>,
+    /// How long to measure, for each number of threads.
     #[arg(long, default_value_t = 5.0, value_name = "N", value_parser = parse_seconds)]
     seconds: f64,
 }
@@ -225,115 +251,268 @@ fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
     seconds.ok_or_else(|| "give seconds above 0 and up to 86400".to_owned())
 }
 
-/// Images of a batch.
-const BATCH: usize = 50;
+fn parse_speed(text: &str) -> std::result::Result<f64, String> {
+    let speed = text.replace(['_', ','], "").parse().ok();
+    speed
+        .filter(|speed: &f64| speed.is_finite() && *speed > 0.0)
+        .ok_or_else(|| "give images per second above 0".to_owned())
+}
+
+/// Images of a batch; fewer if the recipe's are smaller.
+const BATCH: u64 = 256;
 /// Images that are taken through the parts one by one.
 const FOR_PARTS: usize = 200;
 
+/// What some threads deliver.
+struct Pace {
+    workers: usize,
+    images: usize,
+    seconds: f64,
+    /// Processor time of all threads, where the system tells it.
+    cpu_seconds: Option<f64>,
+    broken: usize,
+}
+
+impl Pace {
+    fn rate(&self) -> f64 {
+        self.images as f64 / self.seconds
+    }
+
+    /// Images a second of processor time: what one core gives that does nothing else.
+    fn per_core(&self) -> f64 {
+        let all = self.seconds * self.workers as f64;
+        self.images as f64 / self.cpu_seconds.filter(|spent| *spent > 0.0).unwrap_or(all)
+    }
+
+    /// The share of its time that a training of some speed would wait for these threads.
+    fn wait(&self, speed: f64) -> f64 {
+        (1.0 - self.rate() / speed).max(0.0)
+    }
+
+    /// Threads that deliver so many images a second at this pace, if they have a core each.
+    fn needed(&self, speed: f64) -> u64 {
+        (speed / self.per_core()).ceil() as u64
+    }
+}
+
 impl Bench {
     fn run(&self, threads: usize, json: bool) -> Result<()> {
-        let numbers = 3.0 * (self.image_size as f64).powi(2);
-        let batches = (loader::AHEAD + 2) * BATCH;
+        let (spec, plan) = self.plan()?;
+        let workers: Vec<usize> = match self.workers[..] {
+            [] => vec![threads],
+            _ => self.workers.iter().map(|count| *count as usize).collect(),
+        };
+        let most = workers.iter().copied().max().unwrap_or(threads);
+        let values = 3 * plan.image_size.pow(2);
+        let batches = loader::batches_ahead(most, plan.batch, values) + 2;
         // A byte a number, but for data sets of floats; and on each thread one image in floats.
-        let needed = numbers * (batches + 4 * threads) as f64;
-        let what = format!("{batches} images of {} pixels", self.image_size);
+        let needed = values as f64 * (batches * plan.batch + 4 * most) as f64;
+        let what = format!(
+            "{} images of {} pixels",
+            batches * plan.batch,
+            plan.image_size
+        );
         require_memory(&what, needed, "give a smaller --image-size")?;
-        let dataset = Arc::new(self.data.open(Split::Train)?);
-        let augmentation = Augmentation {
-            random_resized_crop: Some(RandomResizedCrop {
-                area: [0.4, 1.0],
-                ratio: [0.75, 4.0 / 3.0],
-            }),
-            flip: true,
-            ..Augmentation::default()
-        };
+        let dataset = super::inputs::open_data(&spec, self.split, self.seed)?;
+        let dataset = Arc::new(dataset);
         let plan = Plan {
-            seed: self.data.seed,
-            batch: BATCH,
-            image_size: self.image_size,
-            augmentation: augmentation.clone(),
-            mixing: None,
-            position: 0,
-            samples: u64::MAX / 2,
-            broken_rate: Some(1.0),
-            captions: false,
-            share: Share::default(),
+            captions: plan.captions && dataset.is_captioned(),
+            ..plan
         };
-        let mut loader = Loader::new(dataset.clone(), plan, threads)?;
-        // Until the batches that are made ahead are there, the threads have not shown their pace.
-        for _ in 0..4 {
-            loader.next_batch()?;
+        if let Some(picture) = dataset.packed_example() {
+            loader::check_packed(&picture, plan.image_size)?;
         }
-        let (begun, mut images) = (Instant::now(), 0);
-        let mut took = Duration::ZERO;
-        while took.as_secs_f64() < self.seconds {
-            images += loader.next_batch()?.map_or(0, |batch| batch.first.len());
-            took = begun.elapsed();
-        }
-        let broken = loader.broken().len();
-        drop(loader);
-        let rate = images as f64 / took.as_secs_f64();
-        let parts = self.parts(&dataset, &augmentation);
-        if json {
-            let names = ["read", "decode", "crop_resize_float"];
-            let milliseconds: serde_json::Map<_, _> = names
-                .iter()
-                .zip(parts)
-                .map(|(name, part)| ((*name).to_owned(), json!(part)))
-                .collect();
-            print_json(&json!({
-                "data": self.data.spec,
-                "image_size": self.image_size,
-                "threads": threads,
-                "images_per_second": rate,
-                "seconds": took.as_secs_f64(),
-                "broken": broken,
-                "milliseconds_per_image": milliseconds,
-            }));
-        } else {
-            print_line(&format!(
-                "{rate:.1} images/s at {} pixels with {} threads",
-                self.image_size, threads
-            ));
-            print_line(&format!(
-                "one image on one thread: read {:.2} ms, decode {:.2} ms, crop, resize and floats {:.2} ms",
-                parts[0], parts[1], parts[2]
-            ));
+        let paces = workers
+            .iter()
+            .map(|workers| self.pace(&dataset, &plan, *workers));
+        let paces: Vec<Pace> = paces.collect::<Result<_>>()?;
+        let parts = parts(&dataset, &plan);
+        match json {
+            true => print_json(&self.report(&spec, &plan, &paces, parts)),
+            false => self.print(&plan, &paces, parts),
         }
         Ok(())
     }
 
-    /// Milliseconds of an image in each part, on one thread: read, decode, the rest.
-    ///
-    /// Floats are what resizing gives, so they are no part of their own. Sources that are no image files have
-    /// reading and decoding in one.
-    fn parts(&self, dataset: &Dataset, augmentation: &Augmentation) -> [f64; 3] {
-        let mut sums = [0.0; 3];
-        let mut count = 0.0_f64;
-        for index in (0..dataset.len()).step_by(dataset.len().div_ceil(FOR_PARTS)) {
-            let begun = Instant::now();
-            let bytes = dataset.file_bytes(index);
-            let read = begun.elapsed();
-            let keys = (self.data.seed, 0, index as u64);
-            let view = |width, height| augmentation.region(width, height, keys);
-            let picture = match &bytes {
-                Some(Ok(bytes)) => decode::examine_part(bytes, &view).ok(),
-                Some(Err(_)) => continue,
-                None => dataset.read(index, false).ok().map(|sample| sample.picture),
-            };
-            let decoded = begun.elapsed();
-            let Some(picture) = picture.map(|examined| examined.picture) else {
-                continue;
-            };
-            std::hint::black_box(augmentation.apply(&picture, self.image_size, keys));
-            let all = begun.elapsed();
-            for (sum, part) in sums.iter_mut().zip([read, decoded - read, all - decoded]) {
-                *sum += 1e3 * part.as_secs_f64();
-            }
-            count += 1.0;
-        }
-        sums.map(|sum| sum / count.max(1.0))
+    /// The data set, and what is made of it.
+    fn plan(&self) -> Result<(String, Plan)> {
+        let usual = Plan {
+            seed: self.seed,
+            batch: BATCH as usize,
+            image_size: self.image_size,
+            augmentation: Augmentation {
+                random_resized_crop: Some(RandomResizedCrop {
+                    area: [0.4, 1.0],
+                    ratio: [0.75, 4.0 / 3.0],
+                }),
+                flip: true,
+                ..Augmentation::default()
+            },
+            mixing: None,
+            position: 0,
+            samples: u64::MAX / 2,
+            broken_rate: Some(1.0),
+            reduced_decode: self.reduced_decode,
+            captions: false,
+            share: Share::default(),
+        };
+        let Some(path) = &self.recipe else {
+            return Ok((self.spec.clone().unwrap_or_default(), usual));
+        };
+        let recipe = Recipe::load(path, &[])?;
+        let named = |stage: &&Stage| self.stage.as_ref().is_none_or(|name| *name == stage.name);
+        let Some(stage) = recipe.stage.iter().find(named) else {
+            let names: Vec<_> = recipe.stage.iter().map(|stage| &stage.name[..]).collect();
+            let name = self.stage.as_deref().unwrap_or_default();
+            let message = format!("--stage `{name}`: the recipe has no such stage");
+            return Err(Error::input(message).hint(format!("use one of {}", names.join(", "))));
+        };
+        let data = recipe.data_of(stage);
+        let spec = self.spec.clone().unwrap_or_else(|| data.train.to_string());
+        let plan = Plan {
+            batch: stage.batch.min(BATCH) as usize,
+            image_size: stage.phases[0].image_size as usize,
+            augmentation: stage.augmentation.clone(),
+            mixing: stage.mixing,
+            reduced_decode: data.reduced_decode || self.reduced_decode,
+            captions: stage.text.is_some(),
+            ..usual
+        };
+        Ok((spec, plan))
     }
+
+    /// What some threads deliver, once they have made the batches that are made ahead.
+    fn pace(&self, dataset: &Arc<Dataset>, plan: &Plan, workers: usize) -> Result<Pace> {
+        let values = 3 * plan.image_size.pow(2);
+        let ahead = loader::batches_ahead(workers, plan.batch, values);
+        let mut loader = Loader::new(dataset.clone(), plan.clone(), workers)?;
+        for _ in 0..=ahead {
+            loader.next_batch()?;
+        }
+        let (begun, spent) = (Instant::now(), processor_seconds());
+        let (mut images, mut seconds) = (0, 0.0);
+        while seconds < self.seconds {
+            images += loader.next_batch()?.map_or(0, |batch| batch.first.len());
+            seconds = begun.elapsed().as_secs_f64();
+        }
+        let cpu_seconds = processor_seconds().zip(spent);
+        Ok(Pace {
+            workers,
+            images,
+            seconds,
+            cpu_seconds: cpu_seconds.map(|(now, before)| now - before),
+            broken: loader.broken().len(),
+        })
+    }
+
+    fn report(
+        &self,
+        spec: &str,
+        plan: &Plan,
+        paces: &[Pace],
+        parts: [f64; 3],
+    ) -> serde_json::Value {
+        let names = ["read", "decode", "crop_resize_float"];
+        let milliseconds: serde_json::Map<_, _> = names
+            .iter()
+            .zip(parts)
+            .map(|(name, part)| ((*name).to_owned(), json!(part)))
+            .collect();
+        let run = |pace: &Pace| {
+            json!({
+                "threads": pace.workers,
+                "images_per_second": pace.rate(),
+                "images_per_core_second": pace.per_core(),
+                "data_wait": self.training_speed.map(|speed| pace.wait(speed)),
+                "cores_needed": self.training_speed.map(|speed| pace.needed(speed)),
+                "seconds": pace.seconds,
+                "broken": pace.broken,
+            })
+        };
+        let mut report = paces.last().map(run).unwrap_or_default();
+        report["data"] = json!(spec);
+        report["image_size"] = json!(plan.image_size);
+        report["reduced_decode"] = json!(plan.reduced_decode);
+        report["milliseconds_per_image"] = json!(milliseconds);
+        report["runs"] = paces.iter().map(run).collect();
+        report
+    }
+
+    fn print(&self, plan: &Plan, paces: &[Pace], parts: [f64; 3]) {
+        let wait = self
+            .training_speed
+            .map(|speed| format!("data wait at {speed}/s"));
+        print_line(&format!(
+            "{:>7} {:>10} {:>14} {}",
+            "threads",
+            "images/s",
+            "a core alone",
+            wait.as_deref().unwrap_or_default()
+        ));
+        for pace in paces {
+            let wait = self.training_speed.map(|speed| {
+                format!(
+                    " {:>5.1} %, {} cores needed",
+                    100.0 * pace.wait(speed),
+                    pace.needed(speed)
+                )
+            });
+            print_line(&format!(
+                "{:>7} {:>10.1} {:>14.1}{}",
+                pace.workers,
+                pace.rate(),
+                pace.per_core(),
+                wait.unwrap_or_default()
+            ));
+        }
+        print_line(&format!(
+            "one image of {} pixels on one thread: read {:.2} ms, decode {:.2} ms, crop, resize and floats {:.2} ms",
+            plan.image_size, parts[0], parts[1], parts[2]
+        ));
+    }
+}
+
+/// Processor time of this process so far, where Linux tells it.
+fn processor_seconds() -> Option<f64> {
+    // Ticks of a hundredth of a second on every architecture.
+    const TICKS: f64 = 100.0;
+    let text = files::read_text(Path::new("/proc/self/stat")).ok()?;
+    // The second field is a name that may hold spaces; user and system time are fields 14 and 15.
+    let fields = text.rsplit_once(')')?.1.split_whitespace();
+    let mut times = fields.skip(11).map(str::parse::<f64>);
+    Some((times.next()?.ok()? + times.next()?.ok()?) / TICKS)
+}
+
+/// Milliseconds of an image in each part, on one thread: read, decode, the rest.
+///
+/// Floats are what resizing gives, so they are no part of their own. Sources that are no image files have
+/// reading and decoding in one.
+fn parts(dataset: &Dataset, plan: &Plan) -> [f64; 3] {
+    let mut sums = [0.0; 3];
+    let mut count = 0.0_f64;
+    for index in (0..dataset.len()).step_by(dataset.len().div_ceil(FOR_PARTS)) {
+        let begun = Instant::now();
+        let bytes = dataset.file_bytes(index);
+        let read = begun.elapsed();
+        let keys = (plan.seed, 0, index as u64);
+        let view = |width, height| plan.cutout(width, height, keys);
+        let picture = match &bytes {
+            Some(Ok(bytes)) => decode::examine_part(bytes, &view).ok(),
+            Some(Err(_)) => continue,
+            None => dataset.read(index, false).ok().map(|sample| sample.picture),
+        };
+        let decoded = begun.elapsed();
+        let Some(picture) = picture.map(|examined| examined.picture) else {
+            continue;
+        };
+        std::hint::black_box(plan.augmentation.apply(&picture, plan.image_size, keys));
+        let all = begun.elapsed();
+        for (sum, part) in sums.iter_mut().zip([read, decoded - read, all - decoded]) {
+            *sum += 1e3 * part.as_secs_f64();
+        }
+        count += 1.0;
+    }
+    sums.map(|sum| sum / count.max(1.0))
 }
 
 /// Saves indexes beside the shards of a pattern.
@@ -386,8 +565,12 @@ impl Index {
     }
 }
 
-/// Writes the pictures of an evaluation as `images` f32 `[n, 3, h, w]` and `labels`.
+/// Writes the pictures of an evaluation as `images` f32 `[n, 3, h, w]` and `labels`, or training images as packed shards.
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  advxl data pack imagenet/val --image-size 224 --out val.safetensors\n  \
+        advxl data pack 'shards:data/*.tar' --shorter-side 146 --out packed"
+)]
 pub(crate) struct Pack {
     #[command(flatten)]
     data: NamedData,
@@ -397,12 +580,30 @@ pub(crate) struct Pack {
     like: Option<PathBuf>,
     #[command(flatten)]
     preprocessing: PreprocessingFlags,
-    /// The safetensors file to write; `tensors:FILE` reads it.
-    #[arg(long, value_name = "FILE")]
+    /// Pack training images: write shards of decoded images into the folder --out, larger ones resized to N pixels on the
+    /// shorter side. `shards:FOLDER` reads them.
+    #[arg(long, value_name = "N", value_parser = parse_size, conflicts_with_all = NOT_FOR_TRAINING)]
+    shorter_side: Option<usize>,
+    /// Leave out broken samples instead of stopping at the first.
+    #[arg(long, requires = "shorter_side")]
+    skip_broken: bool,
+    /// The safetensors file to write, which `tensors:FILE` reads; with --shorter-side, a folder.
+    #[arg(long, value_name = "PATH")]
     out: PathBuf,
     #[command(flatten)]
     chosen: crate::cli::inputs::ChosenImages,
 }
+
+/// Flags that say what an evaluation sees.
+const NOT_FOR_TRAINING: [&str; 7] = [
+    "like",
+    "image_size",
+    "crop_fraction",
+    "interpolation",
+    "resize_mode",
+    "n",
+    "ids",
+];
 
 /// Pictures that are made at a time; fewer if they are large.
 const AT_A_TIME: usize = 64;
@@ -411,6 +612,9 @@ const NUMBERS_AT_A_TIME: usize = 1 << 26;
 
 impl Pack {
     fn run(&self, json: bool, comm: &Comm) -> Result<()> {
+        if let Some(shorter_side) = self.shorter_side {
+            return self.pack_for_training(shorter_side, json, comm);
+        }
         self.data
             .check_out(&self.out, Content::Tensors("images"), comm)?;
         let (stated, image_size) = self.stated()?;
@@ -487,6 +691,68 @@ impl Pack {
                 "{} pictures of {} pixels in `{out}`",
                 grouped(count as u64),
                 image_size
+            ));
+        }
+        Ok(())
+    }
+
+    fn pack_for_training(&self, shorter_side: usize, json: bool, comm: &Comm) -> Result<()> {
+        let read = inputs(None, Some(&self.data.spec))?;
+        read.check_folder("--out", &self.out)?;
+        let dataset = self.data.open(Split::Train)?;
+        let is_source = dataset.shards().is_some_and(|shards| {
+            let mut places = shards.places();
+            places.any(|place| Path::new(&place).parent() == Some(&self.out))
+        });
+        if is_source {
+            let message = format!("--out `{}` holds the shards to pack", self.out.display());
+            return Err(Error::input(message)
+                .hint("choose another folder")
+                .everywhere());
+        }
+        let packing = Packing {
+            shorter_side,
+            skip_broken: self.skip_broken,
+        };
+        let mut screen = Terminal::new();
+        let packed = pack::pack(&dataset, &self.out, packing, comm, |done, all| {
+            let text = format!("{done} of {all} images");
+            screen.progress(done as u64, all as u64, &text);
+        })?;
+        drop(screen);
+        for broken in &packed.broken {
+            note(&format!("warning: left out: {broken}"));
+        }
+        if let (None, [_, ..]) = (dataset.shards(), dataset.classes()) {
+            let names = self.out.join("classes.txt");
+            if comm.is_main() {
+                files::write(&names, (dataset.classes().join("\n") + "\n").as_bytes())?;
+            }
+            note(&format!(
+                "note: shards number their classes; their names are in `{}` (--classes)",
+                names.display()
+            ));
+        }
+        let out = self.out.display().to_string();
+        if json {
+            print_json(&json!({
+                "out": out,
+                "shorter_side": shorter_side,
+                "shards": packed.shards,
+                "shards_kept": packed.kept,
+                "images": packed.samples,
+                "resized": packed.resized,
+                "bytes": packed.bytes,
+                "broken": packed.broken.len(),
+            }));
+        } else {
+            print_line(&format!(
+                "{} shards in `{out}`, {} of an earlier start; {} images written, {} of them resized, {:.2} GB",
+                packed.shards,
+                packed.kept,
+                grouped(packed.samples as u64),
+                grouped(packed.resized as u64),
+                packed.bytes as f64 / 1e9
             ));
         }
         Ok(())

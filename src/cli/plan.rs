@@ -6,11 +6,13 @@ use super::device::WANTED;
 use super::print::{print_json, print_line};
 use super::shared::{HeadSize, RecipeFile};
 use super::values::one_of;
+use crate::distributed;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::ops::{Api, Device, DeviceName, Precision, peak_flops, usable};
 use crate::plan;
-use crate::plan::{DeviceEngine, Devices, GpuConstants, Link};
+use crate::plan::loading::ImageSource;
+use crate::plan::{DeviceEngine, Devices, GpuConstants, Link, LoadingPlan};
 use crate::recipe::Recipe;
 use crate::units::{duration, grouped};
 
@@ -54,6 +56,13 @@ pub(crate) struct Plan {
     /// Compute with this arithmetic; that of the recipe without it, as far as this machine supports it.
     #[arg(long, value_parser = one_of::<Precision>("precision"))]
     precision: Option<Precision>,
+    /// Images a second that one core loads, as `advxl data bench` measures it ("a core alone"); the rates of docs/data.md if
+    /// absent.
+    #[arg(long, value_name = "N")]
+    loader_rate: Option<f64>,
+    /// Processor cores for each GPU; this machine's if absent.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    cores_per_gpu: Option<u64>,
 }
 
 impl Plan {
@@ -68,6 +77,7 @@ impl Plan {
         above("price", self.price)?;
         above("latency-us", Some(self.latency_us))?;
         above("disk", Some(self.disk))?;
+        above("loader-rate", self.loader_rate)?;
         above("devices", Some(self.devices as f64))?;
         let recipe = self.recipe.load()?;
         // For this processor, unless another device is named. No GPU is opened to plan for one.
@@ -112,11 +122,21 @@ impl Plan {
             None => plan::Plan::new(&recipe, classes, precision, devices),
             Some(gpu) => plan::Plan::on_gpus(&recipe, classes, precision, devices, gpu)?,
         };
-        for line in lines(&plan, &recipe, &devices, gpu.as_ref()) {
+        // On a CPU the kernels take the cores, and images come faster than they are trained on.
+        let loading = match engine {
+            DeviceEngine::Cpu => Vec::new(),
+            DeviceEngine::Cuda => {
+                LoadingPlan::all(&recipe, &plan.phases, &devices, self.loader_rate)
+            }
+        };
+        let lines = lines(&plan, &recipe, &devices, gpu.as_ref()).into_iter();
+        for line in lines.chain(self.loading(&loading)) {
             print_line(&line);
         }
         if json {
-            print_json(&json!({ "plan": plan, "devices": devices, "gpu": gpu }));
+            print_json(
+                &json!({ "plan": plan, "devices": devices, "gpu": gpu, "loading": loading }),
+            );
         }
         Ok(())
     }
@@ -146,6 +166,64 @@ impl Plan {
                     .hint(format!("add --gpu with one of {}", names.join(", "))))
             }
         }
+    }
+}
+
+impl Plan {
+    /// The cores that each GPU needs, and what to do where there are fewer.
+    fn loading(&self, all: &[LoadingPlan]) -> Vec<String> {
+        if all.is_empty() {
+            return Vec::new();
+        }
+        let (cores, of) = match self.cores_per_gpu {
+            Some(cores) => (cores, "--cores-per-gpu"),
+            None => (distributed::threads() as u64, "this machine"),
+        };
+        let rates = match self.loader_rate {
+            Some(_) => "as measured (--loader-rate)",
+            None => {
+                "by the rates of docs/data.md, for photographs of 500 x 375 pixels (--loader-rate)"
+            }
+        };
+        let mut lines = vec![
+            format!("loading for one GPU, {rates}:"),
+            format!(
+                "  {:<12} {:>6} {:>10} {:<13} {:>10} {:>6}",
+                "stage", "image", "images/s", "source", "a core", "cores"
+            ),
+        ];
+        for plan in all {
+            lines.push(format!(
+                "  {:<12} {:>6} {:>10.0} {:<13} {:>10.0} {:>6}",
+                plan.stage,
+                plan.image_size,
+                plan.images_per_second,
+                plan.source.name(),
+                plan.per_core,
+                plan.cores
+            ));
+        }
+        for plan in all.iter().filter(|plan| plan.cores > cores) {
+            let remedies = plan.remedies.iter().map(|(source, cores)| {
+                let change = match source {
+                    ImageSource::Packed => "pack the images (`advxl data pack --shorter-side`)",
+                    _ => "set data.reduced_decode = true",
+                };
+                format!("{change}: {cores} cores")
+            });
+            let remedies: Vec<String> = remedies.collect();
+            lines.push(format!(
+                "warning: stage `{}` @{} needs {} cores for each GPU, and {of} has {cores}{}",
+                plan.stage,
+                plan.image_size,
+                plan.cores,
+                match remedies[..] {
+                    [] => String::new(),
+                    _ => format!("; {}", remedies.join(", or ")),
+                }
+            ));
+        }
+        lines
     }
 }
 

@@ -5,8 +5,11 @@ use std::path::Path;
 use super::shards::{Part, Sample};
 use super::spec::{SPEC_HINT, Spec, Split};
 use crate::error::{Error, Result};
-use crate::image::{Examined, Fault, Picture, Reason, Region, View};
+use crate::image::{Cutout, Examined, Fault, Picture, Reason, View};
 use crate::units::grouped;
+
+/// Samples of which one shows whether a data set was packed: images that were small before are not marked.
+const FIRST: usize = 16;
 
 /// The same call for every kind of source.
 macro_rules! each {
@@ -171,7 +174,7 @@ impl Dataset {
     ///
     /// Errors: whatever makes it unusable, by kind, with its name.
     pub fn read(&self, index: usize, caption: bool) -> std::result::Result<Sample, Fault> {
-        self.read_part(index, caption, &Region::whole)
+        self.read_part(index, caption, &Cutout::whole)
     }
 
     /// As [`Self::read`], but of the picture only what `view` asks for need be known.
@@ -206,6 +209,14 @@ impl Dataset {
             false => None,
         };
         Ok(Sample { picture, caption })
+    }
+
+    /// An image that was resized when the data set was packed, among its first ones. Of other data sets nothing is read.
+    pub fn packed_example(&self) -> Option<Picture> {
+        let shards = self.shards()?;
+        let first = (0..self.len().min(FIRST)).filter(|index| shards.is_pnm(*index));
+        let mut pictures = first.filter_map(|index| self.picture(index).ok());
+        pictures.find(Picture::is_packed)
     }
 
     /// Whether pictures are files or members of tars, which may be broken one by one.

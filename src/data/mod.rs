@@ -12,7 +12,7 @@
 //! | [`classes`] [`subset`]  | which of a model's classes labels mean; which images an evaluation uses           |
 //! | [`augment`]             | random crops, RandAugment, MixUp, CutMix, all keyed                               |
 //! | [`batch`] [`loader`]    | batches, their order, the threads that make them                                  |
-//! | [`check`]               | a whole data set examined                                                         |
+//! | [`check`] [`pack`]      | a whole data set examined; decoded once for training                              |
 
 pub mod augment;
 pub mod batch;
@@ -20,6 +20,7 @@ pub mod check;
 pub mod classes;
 pub mod dataset;
 pub mod loader;
+pub mod pack;
 pub mod shards;
 pub mod sources;
 pub mod spec;

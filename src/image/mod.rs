@@ -24,5 +24,5 @@ pub mod resize;
 
 pub use damage::{Fault, Health, Reason};
 pub use decode::outcome::Examined;
-pub use picture::{Picture, Region, View};
+pub use picture::{Cutout, Picture, Region, View};
 pub use preprocessing::{MAX_IMAGE_SIZE, Preprocessing, ResizeMode};

@@ -15,8 +15,35 @@ pub enum Pixels {
     Planes(Vec<f32>),
 }
 
-/// Which region of a picture of some width and height is needed: what lies outside need not be decoded.
-pub type View<'a> = &'a dyn Fn(usize, usize) -> Region;
+/// Which part of a picture of some width and height is needed: what lies outside need not be decoded.
+pub type View<'a> = &'a dyn Fn(usize, usize) -> Cutout;
+
+/// A part of a picture, and the scale that is enough for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cutout {
+    /// The part, in pixels of the picture at full scale.
+    pub region: Region,
+    /// A JPEG may be decoded at 1 / `reduction` of its scale: 1, 2, 4 or 8. Other formats, and JPEGs that must be turned
+    /// upright, are decoded at full scale.
+    pub reduction: usize,
+}
+
+impl Cutout {
+    /// All of a picture, at full scale.
+    pub fn whole(width: usize, height: usize) -> Self {
+        Region::whole(width, height).into()
+    }
+}
+
+/// At full scale.
+impl From<Region> for Cutout {
+    fn from(region: Region) -> Self {
+        Self {
+            region,
+            reduction: 1,
+        }
+    }
+}
 
 /// A decoded picture with three colour channels, of which perhaps only a region is known.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +52,22 @@ pub struct Picture {
     height: usize,
     known: Region,
     pixels: Pixels,
+    origin: Origin,
+}
+
+/// What a picture was before it was made smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// It is as large as its file says.
+    Same,
+    /// A file of these sides was decoded at 1 / `reduction`.
+    Decoded {
+        width: usize,
+        height: usize,
+        reduction: usize,
+    },
+    /// It was resized when a data set was packed for training.
+    Packed,
 }
 
 impl Picture {
@@ -40,6 +83,7 @@ impl Picture {
             height,
             known: Region::whole(width, height),
             pixels,
+            origin: Origin::Same,
         })
     }
 
@@ -55,6 +99,7 @@ impl Picture {
             height,
             known: Region::whole(width, height),
             pixels,
+            origin: Origin::Same,
         })
     }
 
@@ -74,7 +119,50 @@ impl Picture {
             height,
             known,
             pixels,
+            origin: Origin::Same,
         })
+    }
+
+    /// As [`Self::part`], of a picture of other sides decoded at 1 / `reduction`: `known` counts pixels of that scale.
+    pub fn reduced(
+        (width, height): (usize, usize),
+        reduction: usize,
+        known: Region,
+        pixels: Vec<u8>,
+    ) -> Result<Self> {
+        let [columns, rows] = [width, height].map(|side| advxl_jpeg::reduced(side, reduction));
+        let mut picture = Self::part(columns, rows, known, pixels)?;
+        if reduction > 1 {
+            picture.origin = Origin::Decoded {
+                width,
+                height,
+                reduction,
+            };
+        }
+        Ok(picture)
+    }
+
+    /// The same picture, marked as resized by `advxl data pack`.
+    pub(crate) fn packed(mut self) -> Self {
+        self.origin = Origin::Packed;
+        self
+    }
+
+    /// Whether it was resized by `advxl data pack`, so that its file's own size is lost.
+    pub fn is_packed(&self) -> bool {
+        self.origin == Origin::Packed
+    }
+
+    /// Columns and rows of the file that it was decoded from, and by how much the decoder reduced both.
+    pub fn full_scale(&self) -> ((usize, usize), usize) {
+        match self.origin {
+            Origin::Decoded {
+                width,
+                height,
+                reduction,
+            } => ((width, height), reduction),
+            Origin::Same | Origin::Packed => ((self.width, self.height), 1),
+        }
     }
 
     /// Columns of the whole picture.

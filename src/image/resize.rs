@@ -95,6 +95,17 @@ impl Crop {
         }
     }
 
+    /// The same part of the picture at 1 / `reduction` of its scale.
+    pub fn reduced(self, reduction: usize) -> Self {
+        let factor = reduction as f64;
+        Self {
+            left: self.left / factor,
+            top: self.top / factor,
+            width: self.width / factor,
+            height: self.height / factor,
+        }
+    }
+
     /// The largest square in the middle.
     pub fn central_square(width: usize, height: usize) -> Self {
         let side = width.min(height) as f64;

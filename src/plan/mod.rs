@@ -7,6 +7,7 @@
 pub(crate) mod gpu_memory;
 pub mod gpu_time;
 pub(crate) mod link;
+pub mod loading;
 pub mod memory;
 pub mod phase;
 
@@ -14,6 +15,7 @@ pub use gpu_memory::{GPU_CONTEXT, free_memory};
 pub use gpu_time::GpuConstants;
 pub use link::{CheckpointPlan, DISK, LATENCY_US, Link, UpdatePlan};
 pub use link::{DeviceEngine, Devices};
+pub use loading::LoadingPlan;
 pub use memory::Memory;
 pub use phase::PhasePlan;
 

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use super::classes::difference;
 use super::images::StageImages;
+use crate::data::loader;
 use crate::error::{Context, Error, Result};
 use crate::objective::Captions;
 use crate::output::{Inputs, is_inside};
-use crate::recipe::{Head, Recipe, TestImages};
+use crate::recipe::{Head, Recipe, Stage, TestImages};
 
 /// An error where the folder of a run is an input of the run, or lies among its images, or holds the weights that it begins
 /// with.
@@ -57,6 +58,9 @@ pub(crate) fn check(
         }
     }
     let mut notices = check_evaluation(recipe, images, captions)?;
+    for (stage, images) in recipe.stage.iter().zip(images) {
+        notices.extend(check_packed(stage, images).context(|| format!("stage `{}`", stage.name))?);
+    }
     for evaluation in &recipe.final_evaluation {
         let number = evaluation.stage_of(&recipe.stage);
         let number = number.expect("recipes are checked");
@@ -71,6 +75,33 @@ pub(crate) fn check(
         notices.extend(too_few(&of, &evaluation.images, &images[number])?);
     }
     Ok(notices)
+}
+
+/// A notice where crops of images that were packed for training are enlarged.
+///
+/// Errors: images packed for a smaller size than the stage trains at, or to evaluate with.
+fn check_packed(stage: &Stage, images: &StageImages) -> Result<Option<String>> {
+    if images.test.packed_example().is_some() {
+        let message = "the test images were resized by `advxl data pack` for training";
+        return Err(Error::input(message).hint("name the original images as data.test"));
+    }
+    let Some(picture) = images.train.packed_example() else {
+        return Ok(None);
+    };
+    let largest = stage.phases.iter().map(|phase| phase.image_size as usize);
+    let image_size = largest.max().unwrap_or_default();
+    loader::check_packed(&picture, image_size)?;
+    let side = picture.width().min(picture.height());
+    let crop = stage.augmentation.random_resized_crop.as_ref();
+    // Of an image of 4:3 with the aspect ratio 3:4.
+    let narrowest = crop.map(|crop| (side as f64 * crop.area[0].sqrt()) as usize);
+    Ok(narrowest.filter(|narrowest| *narrowest < image_size).map(|narrowest| {
+        format!(
+            "stage `{}`: images are packed at {side} pixels on the shorter side, so the smallest crops are about {narrowest} \
+             pixels wide and are enlarged to {image_size}",
+            stage.name
+        )
+    }))
 }
 
 /// Whether classes are counted rather than named, as those of shards are.

@@ -43,6 +43,12 @@ pub struct RunFolder {
     lock: Option<File>,
 }
 
+/// Whether a change of the recipe changes no result, so that a run may resume with it on a machine with other cores.
+fn is_free(change: &str) -> bool {
+    let key = change.split(':').next().unwrap_or_default();
+    key == "data.workers" || (key.starts_with("stage.") && key.ends_with(".data.workers"))
+}
+
 impl RunFolder {
     /// Opens or makes the folder of a run.
     ///
@@ -83,6 +89,7 @@ impl RunFolder {
         let mut different = Vec::new();
         if saved.is_file() {
             different = changes(&files::read_text(&saved)?, recipe);
+            different.retain(|change| !is_free(change));
             let changes = &different;
             if !changes.is_empty() && !accept_changes {
                 let plural = if changes.len() == 1 { "key" } else { "keys" };

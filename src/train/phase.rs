@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::state::State;
 use crate::attack::{Draws, Pgd};
+use crate::data::loader::default_workers;
 use crate::data::{Batch, Dataset, Loader, Plan, Share};
-use crate::distributed::Zero;
+use crate::distributed::{self, Zero};
 use crate::error::Result;
 use crate::loss::Targets;
 use crate::model::DropPath;
@@ -13,10 +14,6 @@ use crate::objective::{BatchLoss, Captions, LabelLoss, Microbatches, Objective};
 use crate::ops::{Device, Numerics};
 use crate::recipe::{Phase, Recipe, Stage};
 use crate::rng::Purpose;
-
-/// Threads that prepare batches. Two are enough to keep the kernels fed from small images; the share of time spent waiting is
-/// on every line of the log.
-const LOADER_THREADS: usize = 2;
 
 /// A phase with everything that its steps use and do not change.
 pub struct PhaseContext<'a> {
@@ -148,6 +145,11 @@ impl<'a> PhaseContext<'a> {
     /// The batches from a place in the run to the end of the phase.
     pub fn batches(&self, samples: u64) -> Result<Loader> {
         let comm = self.zero.comm();
+        let data = self.recipe.data_of(self.stage);
+        let workers = match data.workers {
+            Some(workers) => workers as usize,
+            None => default_workers(distributed::threads(), self.device.is_cpu()),
+        };
         let plan = Plan {
             seed: self.recipe.seed,
             batch: self.batch(),
@@ -156,7 +158,8 @@ impl<'a> PhaseContext<'a> {
             mixing: self.stage.mixing,
             position: samples,
             samples: self.end.saturating_sub(samples),
-            broken_rate: self.recipe.data_of(self.stage).broken_rate,
+            broken_rate: data.broken_rate,
+            reduced_decode: data.reduced_decode,
             captions: self.captions.is_some_and(Captions::needs_captions),
             share: Share {
                 index: comm.rank(),
@@ -164,6 +167,6 @@ impl<'a> PhaseContext<'a> {
                 shards: self.recipe.parallel.shards as usize,
             },
         };
-        Loader::new(Arc::clone(self.dataset), plan, LOADER_THREADS)
+        Loader::new(Arc::clone(self.dataset), plan, workers)
     }
 }

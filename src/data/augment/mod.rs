@@ -13,7 +13,7 @@ use crate::data::batch::Planes;
 use crate::image::operations::Operation;
 use crate::image::picture::{bytes_in_planes, planes_to_bytes, to_byte};
 use crate::image::resize::{Crop, Filter, resize_planes};
-use crate::image::{Picture, Region, operations};
+use crate::image::{Cutout, Picture, Region, operations};
 use crate::rng::{Purpose, Rng};
 use crate::settings::{Table, settings};
 
@@ -85,7 +85,7 @@ fn check_order(table: &Table, key: &str, bounds: Option<[f64; 2]>) {
 }
 
 impl Augmentation {
-    /// The region of a picture of some size that [`Self::apply`] will look at.
+    /// The part of a picture of some size that [`Self::apply`] will look at, at full scale.
     pub fn region(&self, width: usize, height: usize, keys: (u64, u64, u64)) -> Region {
         let Some(crop) = &self.random_resized_crop else {
             return Region::whole(width, height);
@@ -96,6 +96,27 @@ impl Augmentation {
             top: crop.top as usize,
             width: crop.width as usize,
             height: crop.height as usize,
+        }
+    }
+
+    /// The same with the largest reduction that leaves the crop at least `image_size` pixels on each side. A padded crop
+    /// counts pixels of full scale, so its pictures are never reduced.
+    pub fn cutout(
+        &self,
+        (width, height): (usize, usize),
+        image_size: usize,
+        keys: (u64, u64, u64),
+    ) -> Cutout {
+        let region = self.region(width, height, keys);
+        let shortest = region.width.min(region.height);
+        let fits = |reduction: &usize| shortest >= image_size * reduction;
+        let reduction = match self.pad_crop {
+            Some(_) => None,
+            None => [8, 4, 2].into_iter().find(fits),
+        };
+        Cutout {
+            region,
+            reduction: reduction.unwrap_or(1),
         }
     }
 
@@ -126,10 +147,12 @@ impl Augmentation {
     fn geometry(&self, picture: &Picture, image_size: usize, rng: &mut Rng) -> Vec<f32> {
         let size = (image_size, image_size);
         if let Some(crop) = &self.random_resized_crop {
-            let crop = crop.draw(picture.width(), picture.height(), rng);
+            let ((width, height), reduction) = picture.full_scale();
+            let crop = crop.draw(width, height, rng).reduced(reduction);
             return resize_planes(picture, &crop, size, Filter::Bilinear);
         }
-        let square = Crop::central_square(picture.width(), picture.height());
+        let ((width, height), reduction) = picture.full_scale();
+        let square = Crop::central_square(width, height).reduced(reduction);
         let Some(padding) = self.pad_crop else {
             return resize_planes(picture, &square, size, Filter::Bilinear);
         };
@@ -299,6 +322,59 @@ mod tests {
                 assert!(augmentation.apply(&part, size, keys) == expected);
             }
         }
+    }
+
+    /// The mean of each square, as a reduced JPEG has it.
+    fn squares(picture: &Picture, reduction: usize) -> Picture {
+        let (width, height, bytes) = (picture.width(), picture.height(), picture.to_bytes());
+        let [columns, rows] = [width, height].map(|side| side / reduction);
+        let area = (reduction * reduction) as u32;
+        let mean = |place: usize| {
+            let (x, y, c) = (place / 3 % columns, place / 3 / columns, place % 3);
+            let at = |i: usize| {
+                let (x, y) = (x * reduction + i % reduction, y * reduction + i / reduction);
+                u32::from(bytes[(y * width + x) * 3 + c])
+            };
+            ((0..reduction * reduction).map(at).sum::<u32>() / area) as u8
+        };
+        let pixels = (0..3 * columns * rows).map(mean).collect();
+        let known = Region::whole(columns, rows);
+        Picture::reduced((width, height), reduction, known, pixels).unwrap()
+    }
+
+    #[test]
+    fn a_reduced_picture_gives_the_same_crop_up_to_its_sharpness() {
+        let slope = (0..120 * 160).flat_map(|i| [(i % 160) as u8, (i / 160 * 2) as u8, 99]);
+        let picture = Picture::bytes(160, 120, slope.collect()).unwrap();
+        let augmentation = Augmentation {
+            random_resized_crop: Some(RandomResizedCrop {
+                area: [0.3, 1.0],
+                ratio: [0.75, 4.0 / 3.0],
+            }),
+            flip: true,
+            ..Augmentation::default()
+        };
+        let mut reductions = std::collections::BTreeSet::new();
+        for sample in 0..200 {
+            let keys = (0, 0, sample);
+            let cutout = augmentation.cutout((160, 120), 24, keys);
+            let (region, reduction) = (cutout.region, cutout.reduction);
+            assert_eq!(region, augmentation.region(160, 120, keys));
+            assert!(region.width.min(region.height) >= 24 * reduction);
+            assert!(reduction == 4 || region.width.min(region.height) < 48 * reduction);
+            reductions.insert(reduction);
+            let whole = augmentation.apply(&picture, 24, keys).into_floats();
+            let reduced = squares(&picture, reduction);
+            let reduced = augmentation.apply(&reduced, 24, keys).into_floats();
+            let apart = whole.iter().zip(&reduced).map(|(a, b)| (a - b).abs());
+            assert!(apart.fold(0.0, f32::max) <= 3.0 / 255.0, "{cutout:?}");
+        }
+        assert_eq!(reductions.into_iter().collect::<Vec<_>>(), [2, 4]);
+        let padded = Augmentation {
+            pad_crop: Some(4),
+            ..Augmentation::default()
+        };
+        assert_eq!(padded.cutout((160, 120), 8, KEYS).reduction, 1);
     }
 
     #[test]

@@ -4,11 +4,17 @@ use rayon::prelude::*;
 
 use crate::data::dataset::Dataset;
 use crate::data::shards::Part;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 use crate::image::Preprocessing;
 
 /// Pictures that stores are asked for at a time.
 pub(crate) const TOGETHER: usize = 256;
+
+/// The error that an image was resized for training.
+pub(crate) fn packed(name: &str) -> Error {
+    let message = format!("{name}: resized by `advxl data pack` for training");
+    Error::input(message).hint("evaluate with the original images")
+}
 
 /// The images of an evaluation batch.
 ///
@@ -35,6 +41,9 @@ pub fn evaluation_batch(
                 let picture = dataset
                     .picture(*index)
                     .context(|| format!("picture {index} of the evaluation"))?;
+                if picture.is_packed() {
+                    return Err(packed(&dataset.name_of(*index)));
+                }
                 image.copy_from_slice(&preprocessing.apply(&picture));
                 Ok(())
             })

@@ -19,7 +19,7 @@ use crate::data::batch::Batch;
 use crate::data::dataset::Dataset;
 use crate::data::shards::Part;
 use crate::error::{Error, Result};
-use crate::image::{Fault, Reason};
+use crate::image::{Cutout, Fault, Picture, Reason};
 use crate::storage::store::Ahead;
 
 use order::Order;
@@ -44,10 +44,25 @@ pub struct Plan {
     /// The share of broken samples that is replaced by their successors; the run stops above it,
     /// judged once 100 samples were seen. Without it the first broken sample stops the run.
     pub broken_rate: Option<f64>,
+    /// Whether JPEGs may be decoded at a reduced scale that leaves crops at least as large as the training images. Faster,
+    /// and not the same pixels.
+    pub reduced_decode: bool,
     /// Whether captions are delivered. Then a sample without one is broken.
     pub captions: bool,
     /// What is delivered of each batch.
     pub share: Share,
+}
+
+impl Plan {
+    /// What is decoded of a picture of some size, for the sample of some keys.
+    pub(crate) fn cutout(&self, width: usize, height: usize, keys: (u64, u64, u64)) -> Cutout {
+        match self.reduced_decode {
+            true => self
+                .augmentation
+                .cutout((width, height), self.image_size, keys),
+            false => self.augmentation.region(width, height, keys).into(),
+        }
+    }
 }
 
 /// The part of every batch that a loader delivers, where several processes share the batches.
@@ -123,8 +138,45 @@ const LEAST_SEEN: u64 = 100;
 const MOST_IN_A_ROW: usize = 100;
 /// Samples that a thread takes at a time.
 const CHUNK: usize = 16;
-/// Batches made ahead.
-pub const AHEAD: usize = 3;
+/// Batches made ahead, unless more are needed to keep all threads at work, or fewer fit [`MOST_AHEAD`].
+const AHEAD: usize = 3;
+/// Bytes of the batches made ahead, counted in floats: three of 4,096 images of 112 pixels, one of 32,768.
+const MOST_AHEAD: usize = 2 << 30;
+/// Threads on the CPU as device, where kernels need the cores: enough to keep them fed from small images.
+const WORKERS_FOR_CPU: usize = 2;
+
+/// Threads that prepare batches where nothing else is said: with a GPU all of the rank's cores but one, which the host's
+/// side of the training loop needs.
+pub fn default_workers(cores: usize, computes_on_cpu: bool) -> usize {
+    match computes_on_cpu {
+        true => WORKERS_FOR_CPU,
+        false => cores.saturating_sub(1).max(1),
+    }
+}
+
+/// Batches that are made ahead by some threads, where each has `rows` images of `values` numbers.
+pub fn batches_ahead(threads: usize, rows: usize, values: usize) -> usize {
+    // A thread that waits for the last chunk of a batch would idle: two chunks for each.
+    let busy = (2 * threads * CHUNK).div_ceil(rows.max(1));
+    let fit = MOST_AHEAD / (4 * values * rows).max(1);
+    busy.max(AHEAD).min(fit).max(1)
+}
+
+/// An error where a data set was packed for smaller images than it is used for.
+///
+/// Pictures that were small before they were packed are not meant: those are used as they are in any data set.
+pub fn check_packed(picture: &Picture, image_size: usize) -> Result<()> {
+    let side = picture.width().min(picture.height());
+    if !picture.is_packed() || side >= image_size {
+        return Ok(());
+    }
+    let message = format!(
+        "packed at {side} pixels on the shorter side, and {image_size} pixels are to be trained at"
+    );
+    Err(Error::input(message).hint(format!(
+        "pack the original images again: `advxl data pack SPEC --shorter-side {image_size}` or more"
+    )))
+}
 
 /// Delivers the batches of a plan in order.
 pub struct Loader {
@@ -147,6 +199,8 @@ struct Shared {
     order: Order,
     /// How far stores were asked for samples.
     ahead: Ahead,
+    /// Batches made ahead.
+    depth: usize,
 }
 
 struct Queue {
@@ -197,7 +251,10 @@ impl Loader {
             return Err(Error::input("the data set has no captions to train on")
                 .hint("use `shards:` with `.txt` or `.json` members, or train on classes"));
         }
+        let rows = plan.share.rows(plan.batch).len();
+        let threads = threads.max(1);
         let shared = Arc::new(Shared {
+            depth: batches_ahead(threads, rows, 3 * plan.image_size.pow(2)),
             order: Order::new(plan.seed, &dataset),
             ahead: Ahead::new(plan.position + plan.samples),
             dataset,
@@ -217,7 +274,7 @@ impl Loader {
             seen: 0,
             waited: Duration::ZERO,
         };
-        for number in 0..threads.max(1) {
+        for number in 0..threads {
             let shared = loader.shared.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("loader-{number}"))
@@ -375,7 +432,7 @@ impl Shared {
             if next >= self.batches() {
                 return None;
             }
-            if state.batches.len() < AHEAD {
+            if state.batches.len() < self.depth {
                 let (start, end) = self.rows(next);
                 // A batch of which nothing is delivered is delivered empty.
                 let chunks = ((end - start) as usize).div_ceil(CHUNK).max(1);
@@ -438,7 +495,7 @@ impl Shared {
             let index = (first + step) % len;
             let plan = &self.plan;
             let keys = (plan.seed, epoch, index as u64);
-            let view = |width, height| plan.augmentation.region(width, height, keys);
+            let view = |width, height| plan.cutout(width, height, keys);
             let sample = match self.dataset.read_part(index, plan.captions, &view) {
                 Ok(sample) => sample,
                 Err(fault) if fault.outage => return Err(fault.error.context("reading the data")),
@@ -451,6 +508,8 @@ impl Shared {
                 }
             };
             let picture = &sample.picture.picture;
+            check_packed(picture, plan.image_size)
+                .map_err(|error| error.context(self.dataset.name_of(index)))?;
             let image = plan.augmentation.apply(picture, plan.image_size, keys);
             // Captioned images may have no labels; their losses ask for none.
             let label = match self.dataset.classes() {
@@ -563,6 +622,7 @@ mod tests {
             position,
             samples,
             broken_rate: None,
+            reduced_decode: false,
             captions: false,
             share: Share::default(),
         }
@@ -580,11 +640,30 @@ mod tests {
     #[test]
     fn the_number_of_threads_changes_nothing() {
         let one = all(Loader::new(dataset(100), plan(0, 250), 1).unwrap());
-        let three = all(Loader::new(dataset(100), plan(0, 250), 3).unwrap());
-        assert!(one == three);
+        for threads in [2, 3, 16] {
+            let several = all(Loader::new(dataset(100), plan(0, 250), threads).unwrap());
+            assert!(one == several, "{threads} threads");
+        }
         let lengths: Vec<usize> = one.iter().map(|batch| batch.first.len()).collect();
         assert_eq!(lengths, [40, 40, 40, 40, 40, 40, 10]);
         assert_eq!(one[0].images.len(), 40 * 3 * 256);
+    }
+
+    #[test]
+    fn batches_ahead_keep_all_threads_at_work_within_a_bound_of_bytes() {
+        let values = 3 * 112 * 112;
+        assert_eq!(batches_ahead(2, 1024, values), AHEAD);
+        // Two chunks of 16 for each of 15 threads.
+        assert_eq!(batches_ahead(15, 32, values), 15);
+        assert_eq!(batches_ahead(15, 32_768, values), 1);
+        assert_eq!(batches_ahead(1, 0, values), 32);
+    }
+
+    #[test]
+    fn a_gpu_leaves_the_loader_all_cores_but_one() {
+        assert_eq!(default_workers(16, false), 15);
+        assert_eq!(default_workers(1, false), 1);
+        assert_eq!(default_workers(64, true), 2);
     }
 
     #[test]

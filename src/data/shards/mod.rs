@@ -331,6 +331,18 @@ impl Shards {
             .map(move |shard| format!("{} {}", name(shard), shard.summary.samples))
     }
 
+    /// Names of the shards without their folders, as they are unpacked.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        let names = self.shards.iter().map(|shard| shard.object.name());
+        names.map(|name| unpack::plain_name(&name))
+    }
+
+    /// Whether a sample's image is a PNM by its name, as those of packed shards are.
+    pub fn is_pnm(&self, sample: usize) -> bool {
+        self.entry(sample)
+            .is_ok_and(|entry| entry.fault.is_none() && entry.format == Format::Pnm)
+    }
+
     /// What was met in the tars beside the samples' own faults.
     pub fn health(&self) -> Result<Health> {
         let mut health = Health::default();

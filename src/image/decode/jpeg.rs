@@ -9,7 +9,7 @@ use zune_jpeg::JpegDecoder;
 use super::outcome::{AGAIN, Examined, Outcome, check_size, unsupported, upright};
 use crate::image::damage::{Fault, Reason};
 use crate::image::exif::Tags;
-use crate::image::picture::{Picture, Region, View};
+use crate::image::picture::{Cutout, Picture, Region, View};
 
 pub(crate) fn decode_jpeg(bytes: &[u8], most_pixels: usize, view: View) -> Outcome {
     let fault = |damage| match damage {
@@ -35,17 +35,29 @@ pub(crate) fn decode_jpeg(bytes: &[u8], most_pixels: usize, view: View) -> Outco
         odd.push(Reason::Rotated);
     }
     // The region is given in the upright picture. Rotated files are rare, so they are decoded whole.
-    let region = match turned {
-        true => Region::whole(width, height),
+    let Cutout { region, reduction } = match turned {
+        true => Cutout::whole(width, height),
         false => view(width, height),
     };
-    let pixels = jpeg.decode(&region).map_err(fault)?;
+    let region = reduced_region(&region, reduction);
+    let pixels = jpeg.decode_reduced(&region, reduction).map_err(fault)?;
     if jpeg.is_irregular() {
         odd.push(Reason::Irregular);
     }
-    let picture = Picture::part(width, height, region, pixels)?;
+    let picture = Picture::reduced((width, height), reduction, region, pixels)?;
     let picture = upright(picture, orientation)?;
     Ok(Examined { picture, odd })
+}
+
+/// The pixels at 1 / `reduction` that a region touches.
+fn reduced_region(region: &Region, reduction: usize) -> Region {
+    let (left, top) = (region.left / reduction, region.top / reduction);
+    Region {
+        left,
+        top,
+        width: region.columns().end.div_ceil(reduction) - left,
+        height: region.rows().end.div_ceil(reduction) - top,
+    }
 }
 
 pub(crate) fn cut_short() -> Fault {

@@ -27,7 +27,7 @@ use image::ImageFormat;
 use crate::error::Result;
 use crate::image::content;
 use crate::image::damage::{Fault, Reason};
-use crate::image::picture::{Picture, Region, View};
+use crate::image::picture::{Cutout, Picture, View};
 
 use jpeg::decode_jpeg;
 use outcome::{Format, MOST_PIXELS, Outcome};
@@ -42,7 +42,7 @@ pub fn decode(bytes: &[u8]) -> Result<Picture> {
 ///
 /// Errors: whatever makes it unusable, by kind.
 pub fn examine(bytes: &[u8]) -> Outcome {
-    examine_part(bytes, &Region::whole)
+    examine_part(bytes, &Cutout::whole)
 }
 
 /// As [`examine`], but only what `view` asks for need be known of the picture. Whether it can be used does not
@@ -103,6 +103,7 @@ mod tests {
     use image::DynamicImage;
 
     use super::*;
+    use crate::image::Region;
     use crate::image::picture::golden;
 
     /// Name, file, shape and pixels.
@@ -199,7 +200,7 @@ mod tests {
         for (name, file, shape, expected) in jpegs() {
             let view = |width, height| {
                 assert_eq!([height, width, 3], shape[..], "{name}");
-                part
+                part.into()
             };
             let Examined { picture, odd } = examine_part(&file, &view).unwrap();
             let known = *picture.known();
@@ -258,7 +259,7 @@ mod tests {
                 let mut damaged = file.clone();
                 damaged[place] ^= 0x55;
                 // Some damage cannot be seen, such as another coefficient: any answer will do.
-                let _ = decode_up_to(&damaged, 1_000_000, &Region::whole);
+                let _ = decode_up_to(&damaged, 1_000_000, &Cutout::whole);
             }
         }
     }
@@ -419,7 +420,7 @@ mod tests {
         for (name, file, _) in formats() {
             let whole = examine(&file).ok().map(|found| found.picture.to_bytes());
             for length in 0..file.len() {
-                let cut = decode_up_to(&file[..length], 10_000, &Region::whole);
+                let cut = decode_up_to(&file[..length], 10_000, &Cutout::whole);
                 let cut = cut.ok().map(|cut| cut.picture.to_bytes());
                 // Of the last number of a text a digit may be missing.
                 if cut.is_some() && cut != whole && !name.starts_with("plain") {
@@ -429,7 +430,7 @@ mod tests {
             for place in (0..file.len()).step_by(if file.len() > 1000 { 5 } else { 1 }) {
                 let mut damaged = file.clone();
                 damaged[place] ^= 0x55;
-                if let Ok(found) = decode_up_to(&damaged, 10_000, &Region::whole) {
+                if let Ok(found) = decode_up_to(&damaged, 10_000, &Cutout::whole) {
                     assert!(
                         found.picture.width() * found.picture.height() <= 10_000,
                         "{name}"
@@ -477,7 +478,7 @@ mod tests {
     #[test]
     fn a_picture_above_the_pixel_cap_is_refused_before_it_is_decoded() {
         let file = &jpegs()[0].1;
-        let error = decode_up_to(file, 100, &Region::whole)
+        let error = decode_up_to(file, 100, &Cutout::whole)
             .unwrap_err()
             .error
             .to_string();
@@ -486,7 +487,7 @@ mod tests {
             "{error}"
         );
         let png = encoded(DynamicImage::new_rgb8(50, 3), ImageFormat::Png);
-        let error = decode_up_to(&png, 100, &Region::whole)
+        let error = decode_up_to(&png, 100, &Cutout::whole)
             .unwrap_err()
             .error
             .to_string();

@@ -6,8 +6,21 @@
 //!
 //! Source: netpbm's manual; Pillow's `PpmImagePlugin.py`.
 
-use super::outcome::{Outcome, check_size, damaged, single};
+use super::outcome::{Examined, Outcome, check_size, damaged};
+use crate::image::Picture;
 use crate::image::damage::{Fault, Reason};
+
+/// The comment that marks a picture as resized for training by `advxl data pack`.
+const PACKED: &[u8] = b"# resized by advxl data pack\n";
+
+/// A binary PPM of bytes.
+///
+/// Shapes: `pixels` is `[height, width, 3]`. `is_resized` marks it as no longer as large as its file was.
+pub(crate) fn encode(width: usize, height: usize, pixels: &[u8], is_resized: bool) -> Vec<u8> {
+    let comment = if is_resized { PACKED } else { b"" };
+    let size = format!("{width} {height}\n255\n");
+    [b"P6\n", comment, size.as_bytes(), pixels].concat()
+}
 
 /// Reads a picture whose first bytes are `P1` to `P6`.
 pub(crate) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
@@ -86,7 +99,10 @@ pub(crate) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     if maximum > 255 {
         odd.push(Reason::SixteenBit);
     }
-    single(width, height, pixels, odd)
+    let picture = Picture::bytes(width, height, pixels)?;
+    let is_packed = bytes[3..].starts_with(PACKED);
+    let picture = if is_packed { picture.packed() } else { picture };
+    Ok(Examined { picture, odd })
 }
 
 /// `value / maximum * full`, rounded half to even.
