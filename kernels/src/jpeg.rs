@@ -301,7 +301,8 @@ fn reduced<const SIDE: usize, const HALVINGS: usize>(
     samples: &mut [u8],
     stride: usize,
 ) {
-    let mut columns = [[Wrapping(0); 8]; SIDE];
+    // Lines of the result, before the second pass.
+    let mut lines = [[Wrapping(0); 8]; SIDE];
     let round = |value: Wrapping<i32>, shift: usize| (value + Wrapping(1 << (shift - 1))) >> shift;
     for column in 0..8 {
         let mut x = [Wrapping(0); 8];
@@ -309,11 +310,11 @@ fn reduced<const SIDE: usize, const HALVINGS: usize>(
             let at = row * 8 + column;
             *x = Wrapping(i32::from(block[at])) * Wrapping(i32::from(table[at]));
         }
-        for (row, value) in line(x).into_iter().enumerate() {
-            columns[row][column] = round(value, SCALE_BITS - PASS_BITS + HALVINGS);
+        for (row, value) in lines.iter_mut().zip(line(x)) {
+            row[column] = round(value, SCALE_BITS - PASS_BITS + HALVINGS);
         }
     }
-    for (y, x) in columns.into_iter().enumerate() {
+    for (y, x) in lines.into_iter().enumerate() {
         for (sample, value) in samples[y * stride..].iter_mut().zip(line(x)) {
             let value = round(value, SCALE_BITS + PASS_BITS + 3 + HALVINGS);
             *sample = (value.0 + 128).clamp(0, 255) as u8;
