@@ -153,14 +153,15 @@ impl LoadingPlan {
         let remedies = cheaper
             .iter()
             .map(|source| (*source, cores(scale * rate(*source))));
+        let needed = cores(per_core);
         Self {
             stage: stage.name.clone(),
             image_size: phase.image_size,
             images_per_second,
             source,
             per_core,
-            remedies: remedies.filter(|(_, fewer)| *fewer < cores).collect(),
-            cores,
+            remedies: remedies.filter(|(_, fewer)| *fewer < needed).collect(),
+            cores: needed,
         }
     }
 }
