@@ -7,8 +7,8 @@
 //! Source: netpbm's manual; Pillow's `PpmImagePlugin.py`.
 
 use super::outcome::{Examined, Outcome, check_size, damaged};
-use crate::image::Picture;
 use crate::image::damage::{Fault, Reason};
+use crate::image::picture::Picture;
 
 /// The comment that marks a picture as resized for training by `advxl data pack`.
 const PACKED: &[u8] = b"# resized by advxl data pack\n";
