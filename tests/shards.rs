@@ -1203,7 +1203,7 @@ fn a_pack_of_smaller_images_than_are_trained_at_is_refused_and_evaluations_refus
     let spec = photographs(folder.path(), 10);
     let out = folder.path().join("packed");
     let dataset = Arc::new(pack(&spec, 12, &out));
-    let numbers = "packed at 12 pixels on the shorter side, and 16 pixels are to be trained at";
+    let numbers = "packed at 12 pixels on the shorter side, but training uses 16 pixels";
     let plan = Plan {
         image_size: 16,
         ..plan(40, 0)

@@ -304,6 +304,8 @@ fn reduced<const SIDE: usize, const HALVINGS: usize>(
     // Lines of the result, before the second pass.
     let mut lines = [[Wrapping(0); 8]; SIDE];
     let round = |value: Wrapping<i32>, shift: usize| (value + Wrapping(1 << (shift - 1))) >> shift;
+    // Over coefficients of the block, too.
+    #[allow(clippy::needless_range_loop)]
     for column in 0..8 {
         let mut x = [Wrapping(0); 8];
         for (row, x) in x.iter_mut().enumerate() {

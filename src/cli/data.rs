@@ -235,7 +235,7 @@ pub(crate) struct Bench {
     /// Measure with these numbers of threads, such as 1,2,4; --threads if absent.
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=1024))]
     workers: Vec<u64>,
-    /// Print the data wait of a training that takes so many images a second, and the cores that it needs.
+    /// Print the data wait of a training at N images per second, and the cores that it needs.
     #[arg(long, value_name = "N", value_parser = parse_speed)]
     training_speed: Option<f64>,
     /// How long to measure, for each number of threads.
@@ -268,7 +268,7 @@ struct Pace {
     workers: usize,
     images: usize,
     seconds: f64,
-    /// Processor time of all threads, where the system tells it.
+    /// Processor time of all threads, where the system reports it.
     cpu_seconds: Option<f64>,
     broken: usize,
 }
@@ -289,7 +289,7 @@ impl Pace {
         (1.0 - self.rate() / speed).max(0.0)
     }
 
-    /// Threads that deliver so many images a second at this pace, if they have a core each.
+    /// Threads that deliver that many images per second at this pace, given a core each.
     fn needed(&self, speed: f64) -> u64 {
         (speed / self.per_core()).ceil() as u64
     }
@@ -472,7 +472,7 @@ impl Bench {
     }
 }
 
-/// Processor time of this process so far, where Linux tells it.
+/// Processor time of this process so far, where Linux reports it.
 fn processor_seconds() -> Option<f64> {
     // Ticks of a hundredth of a second on every architecture.
     const TICKS: f64 = 100.0;

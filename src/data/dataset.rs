@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::image::{Cutout, Examined, Fault, Picture, Reason, View};
 use crate::units::grouped;
 
-/// Samples of which one shows whether a data set was packed: images that were small before are not marked.
+/// First samples that are searched for the mark of a packed image: images that were small before have none.
 const FIRST: usize = 16;
 
 /// The same call for every kind of source.

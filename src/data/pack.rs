@@ -38,7 +38,7 @@ const LONGEST_NAME: usize = 100;
 /// How a data set is packed.
 #[derive(Clone, Copy, Debug)]
 pub struct Packing {
-    /// Larger images are resized to so many pixels on their shorter side, smaller ones are kept as they are.
+    /// Pixels: images with a larger shorter side are resized to it, smaller images are kept as they are.
     pub shorter_side: usize,
     /// Whether broken samples are left out; otherwise the first one is an error.
     pub skip_broken: bool,
@@ -284,7 +284,7 @@ fn make(dataset: &Dataset, index: usize, packing: Packing) -> Result<Made> {
     }))
 }
 
-/// A picture as PPM, with at most so many pixels on its shorter side; whether it was resized for that, now or before.
+/// A picture as PPM, its shorter side at most `shorter_side` pixels; whether it was resized, now or before.
 fn resized(picture: &Picture, shorter_side: usize) -> Result<(Vec<u8>, bool)> {
     let Pixels::Bytes(bytes) = picture.pixels() else {
         let message = "images of floats cannot be packed: pixels of packed shards are bytes";

@@ -34,12 +34,12 @@ pub enum ImageSource {
 
 // Fitted to the medians of docs/data.md: microseconds to read and decode, and for each pixel of the training image to
 // crop, resize and flip.
-const JPEG: (f64, f64) = (1450.0, 0.020);
-const REDUCED_JPEG: (f64, f64) = (1230.0, 0.020);
+const JPEG: (f64, f64) = (1500.0, 0.020);
+const REDUCED_JPEG: (f64, f64) = (1270.0, 0.020);
 const PACKED: (f64, f64) = (15.0, 0.0155);
 const MEMORY: (f64, f64) = (5.0, 0.0115);
 /// Microseconds for each pixel and operation of RandAugment.
-const OPERATION: f64 = 0.006;
+const OPERATION: f64 = 0.008;
 /// Above this size few crops of such photographs are twice as large.
 const REDUCIBLE: u64 = 160;
 

@@ -11,7 +11,7 @@ use crate::image::Preprocessing;
 pub(crate) const TOGETHER: usize = 256;
 
 /// The error that an image was resized for training.
-pub(crate) fn packed(name: &str) -> Error {
+fn packed(name: &str) -> Error {
     let message = format!("{name}: resized by `advxl data pack` for training");
     Error::input(message).hint("evaluate with the original images")
 }

@@ -171,7 +171,7 @@ pub fn check_packed(picture: &Picture, image_size: usize) -> Result<()> {
         return Ok(());
     }
     let message = format!(
-        "packed at {side} pixels on the shorter side, and {image_size} pixels are to be trained at"
+        "packed at {side} pixels on the shorter side, but training uses {image_size} pixels"
     );
     Err(Error::input(message).hint(format!(
         "pack the original images again: `advxl data pack SPEC --shorter-side {image_size}` or more"
