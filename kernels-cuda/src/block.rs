@@ -111,6 +111,30 @@ impl BlockWeights {
         ]
     }
 
+    /// Width and hidden width.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths do not fit each other.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        let (width, hidden) = (self.norm1_weight.len(), self.fc1_bias.len());
+        for (name, found, right) in [
+            ("norm1_bias", self.norm1_bias.len(), width),
+            ("qkv_weight", self.qkv_weight.len(), 3 * width * width),
+            ("qkv_bias", self.qkv_bias.len(), 3 * width),
+            ("proj_weight", self.proj_weight.len(), width * width),
+            ("proj_bias", self.proj_bias.len(), width),
+            ("norm2_weight", self.norm2_weight.len(), width),
+            ("norm2_bias", self.norm2_bias.len(), width),
+            ("fc1_weight", self.fc1_weight.len(), hidden * width),
+            ("fc2_weight", self.fc2_weight.len(), width * hidden),
+            ("fc2_bias", self.fc2_bias.len(), width),
+        ] {
+            assert!(found == right, "`{name}` has {found} elements, width {width} and hidden {hidden} need {right}");
+        }
+        (width, hidden)
+    }
+
     /// From values in timm's order.
     pub fn of([a, b, c, d, e, f, g, h, i, j, k, l]: [Values; 12]) -> Self {
         Self {
@@ -152,22 +176,8 @@ impl Block {
     ///
     /// If the lengths do not fit each other, or `heads` does not divide the width.
     pub fn new(heads: usize, weights: &BlockWeights, precision: Precision) -> Self {
-        let (width, hidden) = (weights.norm1_weight.len(), weights.fc1_bias.len());
+        let (width, hidden) = weights.sizes();
         assert!(heads > 0 && width > 0 && width.is_multiple_of(heads), "heads = {heads} must divide width = {width}");
-        for (name, found, right) in [
-            ("norm1_bias", weights.norm1_bias.len(), width),
-            ("qkv_weight", weights.qkv_weight.len(), 3 * width * width),
-            ("qkv_bias", weights.qkv_bias.len(), 3 * width),
-            ("proj_weight", weights.proj_weight.len(), width * width),
-            ("proj_bias", weights.proj_bias.len(), width),
-            ("norm2_weight", weights.norm2_weight.len(), width),
-            ("norm2_bias", weights.norm2_bias.len(), width),
-            ("fc1_weight", weights.fc1_weight.len(), hidden * width),
-            ("fc2_weight", weights.fc2_weight.len(), width * hidden),
-            ("fc2_bias", weights.fc2_bias.len(), width),
-        ] {
-            assert!(found == right, "`{name}` has {found} elements, width {width} and hidden {hidden} need {right}");
-        }
         Self {
             precision,
             width,

@@ -338,9 +338,10 @@ impl Fp8Block {
     ///
     /// # Panics
     ///
-    /// If the lengths do not fit each other, or width or hidden is no multiple of 16.
+    /// If the lengths do not fit each other, or width or hidden is not a multiple of 16.
     pub fn new(weights: &BlockWeights) -> Result<Self> {
         let w = weights;
+        w.sizes();
         let support = w.norm1_weight.gpu().fp8()?;
         Ok(Self {
             norm1: [w.norm1_weight.clone(), w.norm1_bias.clone()],

@@ -3,7 +3,6 @@
 mod block;
 mod convnext;
 pub(crate) mod evaluation;
-mod fp8;
 mod layers;
 mod loss;
 pub(crate) mod optimizer;
