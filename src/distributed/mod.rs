@@ -12,6 +12,7 @@
 //! | [`comm`]      | [`Comm`]: rank, world size, collectives                                       |
 //! | `heartbeat`   | notices ranks that hang                                                       |
 //! | `rendezvous`  | where the ranks of a run over TCP meet                                        |
+//! | `worker`      | the thread that serves a transport's requests                                 |
 //! | `tcp`         | the collectives over TCP                                                      |
 //! | `mpi_beats`, `mpi` | the collectives over MPI (feature `mpi`), and heartbeats next to it      |
 //! | `gpus`        | what GPUs exchange without the host, over NCCL                                |
@@ -34,6 +35,7 @@ pub(crate) mod rendezvous;
 pub mod signals;
 pub(crate) mod tcp;
 pub(crate) mod token;
+pub(crate) mod worker;
 pub mod zero;
 
 pub use comm::{BUCKET, Comm, Pending};

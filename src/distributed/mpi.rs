@@ -3,10 +3,9 @@
 //! MPI's handles belong to the thread that made them. One thread keeps them and serves requests in the order in which they
 //! come, so that a transfer goes on while others compute.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 
 use mpi::Threading;
 use mpi::topology::SimpleCommunicator;
@@ -17,13 +16,12 @@ use super::heartbeat::Activity;
 use super::launch::Reports;
 use super::mpi_beats;
 use super::signals::Stop;
+use super::worker::Worker;
 use crate::error::{Error, Result};
 
 /// The way to the thread.
 pub(crate) struct Link {
-    /// Taken at the end, which ends the thread.
-    requests: Mutex<Option<Sender<Request>>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Worker<Request>,
     rank: usize,
     world_size: usize,
 }
@@ -53,8 +51,7 @@ pub(super) fn join(reports: Reports) -> Result<Comm> {
         .recv()
         .map_err(|_| Error::failed("MPI could not be initialized"))?;
     let link = Link {
-        requests: Mutex::new(Some(requests)),
-        thread: Mutex::new(Some(thread)),
+        thread: Worker::new(requests, vec![thread]),
         rank,
         world_size: size,
     };
@@ -129,39 +126,24 @@ fn perform(world: &SimpleCommunicator, size: usize, request: Request) {
 
 const ALIVE: &str = "the MPI thread lives as long as the communicator";
 
-impl Link {
-    fn ask<T>(&self, request: impl FnOnce(Sender<T>) -> Request) -> Receiver<T> {
-        let (answer, receiver) = channel();
-        let requests = self
-            .requests
-            .lock()
-            .expect("no code panics while it holds the lock");
-        if let Some(requests) = &*requests {
-            // Without the thread the answer does not come either, which the receiver reports.
-            let _ = requests.send(request(answer));
-        }
-        receiver
-    }
-}
-
 impl Transport for Link {
     fn all_to_all(&self, values: Vec<f32>) -> Receiver<Vec<f32>> {
-        self.ask(|answer| Request::AllToAll(values, answer))
+        self.thread.ask(|answer| Request::AllToAll(values, answer))
     }
 
     fn all_gather(&self, values: Vec<f32>) -> Receiver<Vec<f32>> {
-        self.ask(|answer| Request::AllGather(values, answer))
+        self.thread.ask(|answer| Request::AllGather(values, answer))
     }
 
     fn broadcast(&self, values: Vec<f32>) -> Vec<f32> {
-        let answer = self.ask(|answer| Request::Broadcast(values, answer));
+        let answer = self.thread.ask(|answer| Request::Broadcast(values, answer));
         answer.recv().expect(ALIVE)
     }
 
     /// Lengths first, then as many bytes from each rank as the longest has.
     fn gather_bytes(&self, mut bytes: Vec<u8>, to_all: bool) -> Vec<Vec<u8>> {
         let length = bytes.len() as u64;
-        let lengths = self.ask(|answer| Request::Lengths(length, answer));
+        let lengths = self.thread.ask(|answer| Request::Lengths(length, answer));
         let lengths = lengths.recv().expect(ALIVE);
         let longest = lengths.iter().max().copied().unwrap_or_default() as usize;
         if longest == 0 {
@@ -170,8 +152,12 @@ impl Transport for Link {
         }
         bytes.resize(longest, 0);
         let all = match to_all {
-            true => self.ask(|answer| Request::AllGatherBytes(bytes, answer)),
-            false => self.ask(|answer| Request::GatherBytes(bytes, answer)),
+            true => self
+                .thread
+                .ask(|answer| Request::AllGatherBytes(bytes, answer)),
+            false => self
+                .thread
+                .ask(|answer| Request::GatherBytes(bytes, answer)),
         };
         let all = all.recv().expect(ALIVE);
         let parts = all.chunks_exact(longest).zip(lengths);
@@ -181,7 +167,7 @@ impl Transport for Link {
     }
 
     fn abort(&self, code: u8) {
-        let ended = self.ask(|_: Sender<()>| Request::Abort(code));
+        let ended = self.thread.ask(|_: Sender<()>| Request::Abort(code));
         // It ends this process too.
         let _ = ended.recv();
         std::thread::park();
@@ -195,14 +181,6 @@ impl Transport for Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        if let Ok(requests) = self.requests.get_mut() {
-            requests.take();
-        }
-        if let Ok(thread) = self.thread.get_mut()
-            && let Some(thread) = thread.take()
-        {
-            // If it panicked, that was printed.
-            let _ = thread.join();
-        }
+        self.thread.end();
     }
 }

@@ -463,7 +463,7 @@ fn accept(listener: &TcpListener, callers: &Sender<Caller>) {
         let _ = std::thread::Builder::new()
             .name("greet".into())
             .spawn(move || {
-                // What is no process of this program is ignored.
+                // Other programs that connect are ignored.
                 if let Ok(caller) = greet(stream) {
                     let _ = callers.send(caller);
                 }

@@ -23,6 +23,7 @@ use super::launch::{Meeting, Reports, host, machine};
 use super::rendezvous::{Hello, Member, Met, launcher_gone, listen_everywhere, wait_for_end};
 use super::signals::Stop;
 use super::token::Token;
+use super::worker::Worker;
 use crate::error::{Error, Kind, Result};
 
 /// For one attempt to reach an address.
@@ -167,10 +168,7 @@ enum Request {
 /// The way to the thread that serves collectives.
 struct Link {
     mesh: Arc<Mesh>,
-    /// Taken at the end, which ends the thread.
-    requests: Mutex<Option<Sender<Request>>>,
-    /// Threads that end with the run.
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    exchange: Worker<Request>,
 }
 
 /// Joins the ranks that were started together.
@@ -468,19 +466,8 @@ impl Link {
         })?);
         Ok(Self {
             mesh,
-            requests: Mutex::new(Some(requests)),
-            threads: Mutex::new(threads),
+            exchange: Worker::new(requests, threads),
         })
-    }
-
-    fn ask<T>(&self, request: impl FnOnce(Sender<T>) -> Request) -> Receiver<T> {
-        let (answer, receiver) = channel();
-        let requests = self.requests.lock();
-        if let Some(requests) = &*requests.expect("no code panics while it holds the lock") {
-            // Without the thread the answer does not come either, which the receiver reports.
-            let _ = requests.send(request(answer));
-        }
-        receiver
     }
 }
 
@@ -488,20 +475,26 @@ const ALIVE: &str = "the exchange thread lives as long as the communicator";
 
 impl Transport for Link {
     fn all_to_all(&self, values: Vec<f32>) -> Receiver<Vec<f32>> {
-        self.ask(|answer| Request::AllToAll(values, answer))
+        self.exchange
+            .ask(|answer| Request::AllToAll(values, answer))
     }
 
     fn all_gather(&self, values: Vec<f32>) -> Receiver<Vec<f32>> {
-        self.ask(|answer| Request::AllGather(values, answer))
+        self.exchange
+            .ask(|answer| Request::AllGather(values, answer))
     }
 
     fn broadcast(&self, values: Vec<f32>) -> Vec<f32> {
-        let answer = self.ask(|answer| Request::Broadcast(values, answer));
+        let answer = self
+            .exchange
+            .ask(|answer| Request::Broadcast(values, answer));
         answer.recv().expect(ALIVE)
     }
 
     fn gather_bytes(&self, bytes: Vec<u8>, to_all: bool) -> Vec<Vec<u8>> {
-        let answer = self.ask(|answer| Request::Gather(bytes, to_all, answer));
+        let answer = self
+            .exchange
+            .ask(|answer| Request::Gather(bytes, to_all, answer));
         answer.recv().expect(ALIVE)
     }
 
@@ -517,17 +510,8 @@ impl Transport for Link {
 impl Drop for Link {
     /// Waits until all ranks are here, so that nobody mistakes the end of this one for a loss. A panic does not wait.
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            return;
-        }
-        if let Ok(requests) = self.requests.get_mut() {
-            requests.take();
-        }
-        if let Ok(threads) = self.threads.get_mut() {
-            for thread in threads.drain(..) {
-                // If it panicked, that was printed.
-                let _ = thread.join();
-            }
+        if !std::thread::panicking() {
+            self.exchange.end();
         }
     }
 }
