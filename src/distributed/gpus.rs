@@ -4,24 +4,23 @@
 //! through the host.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use advxl_cuda::{Collectives, Gpu, Pending, Share, Sum, UniqueId, Values};
+use advxl_cuda::{Collectives, Gpu, Pending, Plan, Share, Sum, UniqueId, Values, fail};
 
 use super::comm::Comm;
 use super::config::Reduce;
-use super::launch::host;
+use super::launch::machine;
 use crate::error::{Error, Result};
 
 /// How long a rank waits for the others in an exchange. One of them may be evaluating or writing a checkpoint.
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// The group of the ranks' GPUs.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Gpus {
     gpu: Gpu,
-    collectives: Arc<Mutex<Collectives>>,
+    collectives: Collectives,
 }
 
 impl Gpus {
@@ -29,7 +28,7 @@ impl Gpus {
     ///
     /// Errors, at all ranks: NCCL is missing, or does not connect them.
     pub(crate) fn join(comm: &Comm, gpu: &Gpu, reduce: Reduce) -> Result<Option<Self>> {
-        let here = (host(), gpu.facts().id.clone());
+        let here = (machine(), gpu.facts().id.clone());
         let all = comm.all_gather(here);
         if all.iter().collect::<BTreeSet<_>>().len() < all.len() {
             return Ok(None);
@@ -50,7 +49,7 @@ impl Gpus {
         let collectives = comm.all_ok(joined.map_err(failed))?;
         Ok(Some(Self {
             gpu: gpu.clone(),
-            collectives: Arc::new(Mutex::new(collectives)),
+            collectives,
         }))
     }
 
@@ -59,25 +58,22 @@ impl Gpus {
         &self.gpu
     }
 
-    fn collectives(&self) -> MutexGuard<'_, Collectives> {
-        let collectives = self.collectives.lock();
-        collectives.unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A number that depends on all exchanges so far, for the replica check.
     pub(super) fn trace(&self) -> u64 {
-        self.collectives().trace()
+        self.collectives.trace()
+    }
+
+    fn plan(&self, shares: &[Share]) -> Plan {
+        let plan = self.collectives.plan(shares);
+        plan.unwrap_or_else(|error| fail(error))
     }
 
     /// This rank's parts of the sums of all ranks' tensors, bucket by bucket. All exchanges start before the first is waited
     /// for, the last bucket first, whose gradients a backward pass computes first.
     pub(super) fn reduce_scatter(&self, buckets: Vec<(Vec<Share>, Vec<Values>)>) -> Vec<Values> {
-        let collectives = self.collectives();
         let started = buckets.into_iter().rev().map(|(shares, tensors)| {
-            let plan = collectives
-                .plan(&shares)
-                .unwrap_or_else(|error| advxl_cuda::fail(error));
-            collectives.reduce_scatter(&plan, tensors)
+            self.collectives
+                .reduce_scatter(&self.plan(&shares), tensors)
         });
         let started: Vec<Pending> = started.collect();
         started.into_iter().rev().flat_map(Pending::wait).collect()
@@ -89,13 +85,10 @@ impl Gpus {
         buckets: Vec<(Vec<Share>, Vec<Values>)>,
         mut take: impl FnMut(Values),
     ) {
-        let collectives = self.collectives();
         let mut coming: Option<Pending> = None;
         for (shares, parts) in buckets {
-            let plan = collectives
-                .plan(&shares)
-                .unwrap_or_else(|error| advxl_cuda::fail(error));
-            if let Some(here) = coming.replace(collectives.all_gather(&plan, parts)) {
+            let next = self.collectives.all_gather(&self.plan(&shares), parts);
+            if let Some(here) = coming.replace(next) {
                 here.wait().into_iter().for_each(&mut take);
             }
         }
