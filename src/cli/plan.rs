@@ -98,13 +98,11 @@ impl Plan {
             DeviceEngine::Cuda => recipe.precision,
         };
         let precision = self.precision.unwrap_or_else(usable);
-        let tflops = match (self.device_tflops, engine) {
+        let tflops = match (self.device_tflops, &gpu) {
             (Some(tflops), _) => tflops,
-            (None, DeviceEngine::Cpu) => {
-                SHARE_OF_PEAK * peak_flops(precision, &Device::cpu()) / 1e12
-            }
+            (None, None) => SHARE_OF_PEAK * peak_flops(precision, &Device::cpu()) / 1e12,
             // Of the losses that devices repeat, in f32.
-            (None, DeviceEngine::Cuda) => 20.0,
+            (None, Some(gpu)) => gpu.tflops(Precision::F32)?,
         };
         let devices = Devices {
             count: self.devices,
@@ -312,7 +310,7 @@ fn lines(
             "time: {hours} at {rate}, without loading, evaluation and exchange (--link)"
         ),
         Some(_) => format!(
-            "time: {hours} at {rate}, of which devices compute {:.0} %; without loading and evaluation",
+            "time: {hours} at {rate}; devices compute {:.0} % of it; without loading and evaluation",
             100.0 * plan.efficiency
         ),
     });

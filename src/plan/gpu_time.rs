@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::model::ModelConfig;
-use crate::ops::{Gelu, Numerics, Precision};
+use crate::ops::{AttackPrecision, Gelu, Numerics, Precision};
 
 /// Constants of a GPU, as they are kept in a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -122,6 +122,14 @@ impl GpuConstants {
         Some(advxl_cuda::cache_folder()?.join("devices"))
     }
 
+    /// 10^12 operations a second in large products of this precision.
+    ///
+    /// Errors: the constants lack it.
+    pub fn tflops(&self, precision: Precision) -> Result<f64> {
+        let [[tflops, _], ..] = self.rates(precision.word())?.products;
+        Ok(tflops)
+    }
+
     fn rates(&self, precision: &str) -> Result<&PrecisionConstants> {
         self.rates.get(precision).ok_or_else(|| {
             let there: Vec<_> = self.rates.keys().map(String::as_str).collect();
@@ -136,7 +144,7 @@ impl GpuConstants {
 }
 
 impl PrecisionConstants {
-    /// Seconds of a product of so many operations.
+    /// Seconds of a product of `operations`.
     fn product(&self, which: usize, operations: f64) -> f64 {
         let [tflops, us] = self.products[which];
         operations / (tflops * 1e12) + us * 1e-6
@@ -241,18 +249,12 @@ fn of_blocks(
     numerics: Numerics,
     weights: bool,
 ) -> Result<Time> {
-    let precision = match numerics {
-        Numerics::Precise(Precision::F32) => "f32",
-        Numerics::Precise(Precision::Tf32) => "tf32",
-        Numerics::Precise(Precision::Bf16) | Numerics::AttackBf16 => "bf16",
-        Numerics::AttackFp8 => "fp8",
-    };
-    let rates = gpu.rates(precision)?;
-    let outside = gpu.rates(match numerics.products() {
-        Precision::F32 => "f32",
-        Precision::Tf32 => "tf32",
-        Precision::Bf16 => "bf16",
+    let outside = numerics.products().word();
+    let rates = gpu.rates(match numerics {
+        Numerics::AttackFp8 => AttackPrecision::Fp8.word(),
+        _ => outside,
     })?;
+    let outside = gpu.rates(outside)?;
     let work = Work {
         step,
         gpu,
@@ -330,7 +332,7 @@ impl Work<'_> {
         }
     }
 
-    /// Seconds of passes over so many numbers, of this many bytes read and written for each.
+    /// Seconds of passes over `numbers`, with `bytes` read and written for each.
     fn pass(&self, numbers: f64, bytes: f64) -> f64 {
         numbers * bytes / (self.gpu.copy_gb * 1e9)
     }

@@ -70,7 +70,7 @@ pub struct Plan {
 impl Plan {
     /// Plans a run on devices of a known rate.
     pub fn new(recipe: &Recipe, classes: usize, precision: Precision, devices: Devices) -> Self {
-        Self::timed(recipe, classes, precision, devices, &|_, _| None)
+        Self::timed(recipe, classes, precision, devices, None)
     }
 
     /// Plans a run on NVIDIA GPUs whose constants are known.
@@ -100,31 +100,27 @@ impl Plan {
             };
             step_seconds(&step, gpu)
         };
-        for stage in &recipe.stage {
-            for phase in &stage.phases {
-                seconds(stage, phase)?;
-            }
-        }
+        let seconds: Vec<f64> = stages_and_phases(recipe)
+            .map(|(stage, phase)| seconds(stage, phase))
+            .collect::<Result<_>>()?;
         Ok(Self::timed(
             recipe,
             classes,
             precision,
             devices,
-            &|stage, phase| seconds(stage, phase).ok(),
+            Some(&seconds),
         ))
     }
 
+    /// `computing`: seconds of computing an update in each phase of each stage, where they are not those of the devices' rate.
     fn timed(
         recipe: &Recipe,
         classes: usize,
         precision: Precision,
         devices: Devices,
-        seconds_of: &dyn Fn(&Stage, &Phase) -> Option<f64>,
+        computing: Option<&[f64]>,
     ) -> Self {
-        let all = recipe
-            .stage
-            .iter()
-            .flat_map(|stage| stage.phases.iter().map(move |phase| (stage, phase)));
+        let all = stages_and_phases(recipe);
         let parameters = recipe.model.parameters(classes, recipe.first_image_size());
         let sizes = [parameters, classes as u64];
         let mut phases: Vec<PhasePlan> = all
@@ -133,10 +129,10 @@ impl Plan {
             .collect();
         // How long all updates take, and how much of it is spent computing.
         let mut seconds = [0.0, 0.0];
-        for (phase, (stage, of_recipe)) in phases.iter_mut().zip(all.clone()) {
+        for (index, (phase, (stage, _))) in phases.iter_mut().zip(all.clone()).enumerate() {
             phase.update = UpdatePlan::new(stage, phase.flops_per_sample, sizes, &devices);
-            if let Some(compute) = seconds_of(stage, of_recipe) {
-                phase.update.compute = compute;
+            if let Some(computing) = computing {
+                phase.update.compute = computing[index];
             }
             let updates = phase.samples as f64 / stage.batch as f64;
             seconds[0] += updates * phase.update.total();
@@ -209,6 +205,11 @@ pub fn check_memory(plan: &Plan, available: Option<u64>) -> Result<Option<String
         return Err(Error::input(text).hint(hint));
     }
     Ok((needed > 0.85 * available as f64).then(|| format!("{text}: {hint}")))
+}
+
+fn stages_and_phases(recipe: &Recipe) -> impl Iterator<Item = (&Stage, &Phase)> + Clone {
+    let stages = recipe.stage.iter();
+    stages.flat_map(|stage| stage.phases.iter().map(move |phase| (stage, phase)))
 }
 
 fn of_phase(recipe: &Recipe, stage: &Stage, phase: &Phase) -> PhasePlan {
