@@ -302,7 +302,7 @@ impl Watch {
     }
 
     /// Ends all exchanges on this GPU: the host's waits for them return, and [`Gpu::check`] reports the reason as
-    /// [`ErrorKind::Lost`]. Every rank that is left has to do so, since NCCL cannot go on without one.
+    /// [`ErrorKind::Lost`]. Every remaining rank must call it: NCCL needs all of them.
     pub fn abort(&self, why: &str) {
         self.0.abort(Error::new(ErrorKind::Lost, why));
     }

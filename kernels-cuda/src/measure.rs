@@ -208,7 +208,7 @@ impl Gpu {
     }
 }
 
-/// Operations and bytes of attention and of its gradient, for so many elements of its result.
+/// Operations and bytes of attention and of its gradient. `elements` are those of the result, `bytes` the size of one.
 ///
 /// Two products forward, five backward; q, k, v in and the result out; with them the result's gradient in and three out.
 pub fn attention_amounts(elements: f64, tokens: f64, bytes: f64) -> [[f64; 2]; 2] {

@@ -16,7 +16,7 @@ pub type Block = [i16; 64];
 
 /// Dequantises and transforms a row of blocks to samples.
 ///
-/// Shapes: `samples` `[8, stride]`, of which block `i` fills columns `8 * i` to `8 * i + 7`; its last line may end with
+/// Shapes: `samples` `[8, stride]`; block `i` fills columns `8 * i` to `8 * i + 7`; its last line may end with
 /// the last block. `table` is in the order of the blocks.
 /// Units: samples are bytes; the level shift of 128 is added.
 ///
@@ -33,7 +33,7 @@ pub fn inverse_transform(blocks: &[Block], table: &[u16; 64], samples: &mut [u8]
 /// As [`inverse_transform`], with `side` samples on a side of each block instead of 8: each is the mean of a square of
 /// the samples at full size, up to rounding.
 ///
-/// Shapes: `samples` `[side, stride]`, of which block `i` fills columns `side * i` to `side * i + side - 1`.
+/// Shapes: `samples` `[side, stride]`; block `i` fills columns `side * i` to `side * i + side - 1`.
 /// Source: libjpeg-turbo's `jidctred.c`, to the bit.
 ///
 /// # Panics
@@ -304,8 +304,6 @@ fn reduced<const SIDE: usize, const HALVINGS: usize>(
     // Lines of the result, before the second pass.
     let mut lines = [[Wrapping(0); 8]; SIDE];
     let round = |value: Wrapping<i32>, shift: usize| (value + Wrapping(1 << (shift - 1))) >> shift;
-    // Over coefficients of the block, too.
-    #[allow(clippy::needless_range_loop)]
     for column in 0..8 {
         let mut x = [Wrapping(0); 8];
         for (row, x) in x.iter_mut().enumerate() {

@@ -485,8 +485,8 @@ fn processor_seconds() -> Option<f64> {
 
 /// Milliseconds of an image in each part, on one thread: read, decode, the rest.
 ///
-/// Floats are what resizing gives, so they are no part of their own. Sources that are no image files have
-/// reading and decoding in one.
+/// Conversion to floats happens in resizing and is not timed alone. For sources that do not hold image files, reading
+/// includes decoding.
 fn parts(dataset: &Dataset, plan: &Plan) -> [f64; 3] {
     let mut sums = [0.0; 3];
     let mut count = 0.0_f64;
