@@ -1,7 +1,8 @@
 // Rows in FP8 (e4m3), each with a scale: value = scale * number, the largest magnitude of a row at the format's largest, 448.
 //
-// A block takes a row at a time, a thread up to four groups of eight columns in registers, so rows have at most
-// 32 * 512 columns. Dynamic shared memory: two floats a warp.
+// A block takes a row at a time, a thread four groups of eight columns: all loads of a row are under way before the first is
+// used, and blocks are so small that a multiprocessor has many rows at once, since it is memory that takes the time. Rows have
+// at most 32 * 512 columns. Dynamic shared memory: two floats a warp.
 #pragma once
 #include "common.cuh"
 #include "gelu.cuh"
@@ -9,12 +10,21 @@
 static const int FP8_GROUPS = 4;
 static const float FP8_LARGEST = 448.0f;
 
+__device__ __forceinline__ int column_of(int group) { return 8 * (group * (int)blockDim.x + (int)threadIdx.x); }
+
+// A row's numbers as they lie in memory; zeros behind its end.
+template<class T> __device__ __forceinline__ void fetch_row(Eight<T> (&v)[FP8_GROUPS], const T* row, int width) {
+#pragma unroll
+  for (int g = 0; g < FP8_GROUPS; ++g)
+    if (column_of(g) < width) fetch(v[g], row + column_of(g));
+    else clear(v[g]);
+}
+
 // Quantizes the values that the threads hold and writes them with their scale. Columns beyond `width` are 0 in registers.
-template<int GROUPS>
-__device__ __forceinline__ void put_row(uint8_t* y, float* scale, float (&v)[GROUPS][8], int row, int width, float* scratch) {
+__device__ __forceinline__ void put_row(uint8_t* y, float* scale, float (&v)[FP8_GROUPS][8], int row, int width, float* scratch) {
   float largest = 0;
 #pragma unroll
-  for (int g = 0; g < GROUPS; ++g)
+  for (int g = 0; g < FP8_GROUPS; ++g)
 #pragma unroll
     for (int i = 0; i < 8; ++i) largest = fmaxf(largest, fabsf(v[g][i])); // What is not a number shows in the row itself.
   largest = block_max(largest, scratch);
@@ -23,61 +33,75 @@ __device__ __forceinline__ void put_row(uint8_t* y, float* scale, float (&v)[GRO
   const float factor = any ? FP8_LARGEST / largest : 1.0f;
   if (threadIdx.x == 0) scale[row] = any ? largest / FP8_LARGEST : 1.0f;
 #pragma unroll
-  for (int g = 0; g < GROUPS; ++g) {
-    const int column = 8 * (g * blockDim.x + threadIdx.x);
-    if (column >= width) break;
-    uint64_t bits = 0;
+  for (int g = 0; g < FP8_GROUPS; ++g) {
+    if (column_of(g) >= width) break;
+    uint32_t words[2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      bits |= (uint64_t)pack2_e4m3(v[g][2 * i] * factor, v[g][2 * i + 1] * factor) << (16 * i);
-    *(uint64_t*)(y + (size_t)row * width + column) = bits;
-  }
-}
-
-// y = the values that `eight(v, at)` gives for eight columns from `at` on, row by row.
-template<class F> __device__ __forceinline__ void quantize(uint8_t* y, float* scale, int rows, int width, F eight) {
-  for (int row = blockIdx.x; row < rows; row += gridDim.x) {
-    float v[FP8_GROUPS][8];
-#pragma unroll
-    for (int g = 0; g < FP8_GROUPS; ++g) {
-      const int column = 8 * (g * blockDim.x + threadIdx.x);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) v[g][i] = 0;
-      if (column < width) eight(v[g], (size_t)row * width + column);
-    }
-    put_row(y, scale, v, row, width, (float*)dynamic_shared);
+    for (int i = 0; i < 2; ++i)
+      words[i] = pack2_e4m3(v[g][4 * i] * factor, v[g][4 * i + 1] * factor) |
+        (uint32_t)pack2_e4m3(v[g][4 * i + 2] * factor, v[g][4 * i + 3] * factor) << 16;
+    *(uint64_t*)(y + (size_t)row * width + column_of(g)) = words[0] | (uint64_t)words[1] << 32;
   }
 }
 
 #define QUANTIZE(NAME, T) \
   KERNEL(512, quantize_##NAME, (uint8_t* y, float* scale, const T* x, int rows, int width)) { \
-    quantize(y, scale, rows, width, [&](float (&v)[8], size_t at) { load8(v, x + at); }); \
+    for (int row = blockIdx.x; row < rows; row += gridDim.x) { \
+      Eight<T> from[FP8_GROUPS]; \
+      float v[FP8_GROUPS][8]; \
+      fetch_row(from, x + (size_t)row * width, width); \
+      for (int g = 0; g < FP8_GROUPS; ++g) unpack<T>(v[g], from[g]); \
+      put_row(y, scale, v, row, width, (float*)dynamic_shared); \
+    } \
   }
 QUANTIZE(f32, float)
 QUANTIZE(bf16, uint16_t)
 
 // gelu(x)
-KERNEL(512, gelu_e4m3, (uint8_t* y, float* scale, const uint16_t* x, int rows, int width, int kind)) {
-  quantize(y, scale, rows, width, [&](float (&v)[8], size_t at) {
-    load8(v, x + at);
-    float slope;
+template<int KIND> __device__ __forceinline__ void gelu_rows(uint8_t* y, float* scale, const uint16_t* x, int rows, int width) {
+  for (int row = blockIdx.x; row < rows; row += gridDim.x) {
+    Eight<uint16_t> from[FP8_GROUPS];
+    float v[FP8_GROUPS][8], slope;
+    fetch_row(from, x + (size_t)row * width, width);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) gelu_both(kind, v[i], v[i], slope);
-  });
-}
-
-// dy * gelu'(x)
-KERNEL(512, gelu_gradient_e4m3, (uint8_t* dx, float* scale, const uint16_t* x, const uint16_t* dy, int rows, int width, int kind)) {
-  quantize(dx, scale, rows, width, [&](float (&v)[8], size_t at) {
-    float d[8], value, slope;
-    load8(v, x + at);
-    load8(d, dy + at);
+    for (int g = 0; g < FP8_GROUPS; ++g) {
+      unpack<uint16_t>(v[g], from[g]);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      gelu_both(kind, v[i], value, slope);
-      v[i] = d[i] * slope;
+      for (int i = 0; i < 8; ++i) gelu_both(KIND, v[g][i], v[g][i], slope);
     }
-  });
+    put_row(y, scale, v, row, width, (float*)dynamic_shared);
+  }
+}
+// dy * gelu'(x)
+template<int KIND> __device__ __forceinline__ void gelu_gradient_rows(uint8_t* dx, float* scale, const uint16_t* x, const uint16_t* dy, int rows, int width) {
+  for (int row = blockIdx.x; row < rows; row += gridDim.x) {
+    Eight<uint16_t> from[FP8_GROUPS], above[FP8_GROUPS];
+    float v[FP8_GROUPS][8];
+    fetch_row(from, x + (size_t)row * width, width);
+    fetch_row(above, dy + (size_t)row * width, width);
+#pragma unroll
+    for (int g = 0; g < FP8_GROUPS; ++g) {
+      float d[8], value, slope;
+      unpack<uint16_t>(v[g], from[g]);
+      unpack<uint16_t>(d, above[g]);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        gelu_both(KIND, v[g][i], value, slope);
+        v[g][i] = d[i] * slope;
+      }
+    }
+    put_row(dx, scale, v, row, width, (float*)dynamic_shared);
+  }
+}
+KERNEL(512, gelu_e4m3, (uint8_t* y, float* scale, const uint16_t* x, int rows, int width, int kind)) {
+  if (kind == 0) gelu_rows<0>(y, scale, x, rows, width);
+  else if (kind == 1) gelu_rows<1>(y, scale, x, rows, width);
+  else gelu_rows<2>(y, scale, x, rows, width);
+}
+KERNEL(512, gelu_gradient_e4m3, (uint8_t* dx, float* scale, const uint16_t* x, const uint16_t* dy, int rows, int width, int kind)) {
+  if (kind == 0) gelu_gradient_rows<0>(dx, scale, x, dy, rows, width);
+  else if (kind == 1) gelu_gradient_rows<1>(dx, scale, x, dy, rows, width);
+  else gelu_gradient_rows<2>(dx, scale, x, dy, rows, width);
 }
 
 // The layer norm of x + branch, whose sum goes to `sum`; without a branch that of x.
@@ -85,23 +109,20 @@ KERNEL(512, norm_e4m3, (uint8_t* y, float* scale, float* mean, float* inverse, u
     const uint16_t* branch, const float* weight, const float* bias, int rows, int width, float eps)) {
   float* scratch = (float*)dynamic_shared;
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
+    Eight<uint16_t> from[FP8_GROUPS], more[FP8_GROUPS];
     float v[FP8_GROUPS][8], total[1] = {0}, square[1] = {0};
+    fetch_row(from, x + (size_t)row * width, width);
+    if (branch) fetch_row(more, branch + (size_t)row * width, width);
 #pragma unroll
     for (int g = 0; g < FP8_GROUPS; ++g) {
-      const int column = 8 * (g * blockDim.x + threadIdx.x);
-      const size_t at = (size_t)row * width + column;
+      unpack<uint16_t>(v[g], from[g]);
+      if (branch) {
+        float add[8];
+        unpack<uint16_t>(add, more[g]);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) v[g][i] = 0;
-      if (column < width) {
-        load8(v[g], x + at);
-        if (branch) {
-          float add[8];
-          load8(add, branch + at);
-#pragma unroll
-          for (int i = 0; i < 8; ++i) v[g][i] += add[i];
-          store8(sum + at, v[g]);
-          round8(v[g], sum);
-        }
+        for (int i = 0; i < 8; ++i) v[g][i] += add[i];
+        if (column_of(g) < width) store8(sum + (size_t)row * width + column_of(g), v[g]);
+        round8(v[g], sum);
       }
 #pragma unroll
       for (int i = 0; i < 8; ++i) total[0] += v[g][i];
@@ -113,7 +134,7 @@ KERNEL(512, norm_e4m3, (uint8_t* y, float* scale, float* mean, float* inverse, u
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const float d = v[g][i] - middle;
-        if (8 * (g * (int)blockDim.x + (int)threadIdx.x) < width) square[0] += d * d;
+        if (column_of(g) < width) square[0] += d * d;
       }
     block_sums<1>(square, scratch);
     const float factor = 1.0f / sqrtf(square[0] / width + eps);
@@ -123,11 +144,10 @@ KERNEL(512, norm_e4m3, (uint8_t* y, float* scale, float* mean, float* inverse, u
     }
 #pragma unroll
     for (int g = 0; g < FP8_GROUPS; ++g) {
-      const int column = 8 * (g * blockDim.x + threadIdx.x);
-      if (column >= width) break;
+      if (column_of(g) >= width) break;
       float w[8], b[8];
-      load8(w, weight + column);
-      load8(b, bias + column);
+      load8(w, weight + column_of(g));
+      load8(b, bias + column_of(g));
 #pragma unroll
       for (int i = 0; i < 8; ++i) v[g][i] = fmaf((v[g][i] - middle) * factor, w[i], b[i]);
     }

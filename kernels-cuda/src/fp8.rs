@@ -112,9 +112,7 @@ impl Rows8 {
 
     /// Blocks, threads and shared memory of the kernels that make them.
     fn launch(&self) -> ([usize; 3], usize, usize) {
-        let eights = self.width / 8;
-        let groups = eights.div_ceil(512);
-        let threads = eights.div_ceil(groups).next_multiple_of(32);
+        let threads = self.width.div_ceil(4 * 8).next_multiple_of(32);
         ([self.rows().min(1 << 16), 1, 1], threads, threads / 32 * 2 * 4)
     }
 }
