@@ -4,15 +4,16 @@
 // A block computes whole heads, one after the other. Each warp owns tiles of 16 keys, `warp` and `warp + warps`, and keeps
 // their dK and dV in registers. Queries pass in blocks of 32: a warp computes the transposed probabilities P and the scores'
 // gradients dS of its keys, which are operands of dV += P^T dO and dK += dS^T Q as they lie in registers. Only dQ = dS K
-// crosses warps: dS goes through shared memory, double-buffered, and one step later a few warps sum the block's dQ over all
-// keys. So there is one barrier a step, no atomics, and every sum has one order.
+// crosses warps: dS goes through shared memory, double-buffered, and one step later the warps sum the block's dQ over all
+// keys, each some of its columns. So there is one barrier a step, no atomics, and every sum has one order.
 //
 // A 17th tile (257 tokens) would need a ninth warp, and registers are given to four warps at a time: 168 each. Eight warps
 // share it instead. The first computes its P and dS, and a step later each warp adds 16 columns of its dK or dV.
 //
-// Warps with one tile take the dQ of the others: with 13 tiles (197 tokens, heads of 64), five warps have 128 matrix
-// instructions a step, three 64 and 52 or 78 of dQ. Two tiles a warp halve what is read from shared memory, which is what
-// bounds the speed: about 0.48 `ldmatrix` of 512 bytes a matrix instruction, against 0.6 with one tile.
+// What bounds the speed is the number of instructions, of which a tenth are matrix instructions (profiled on an H100: with
+// divisions by the number of heads in every step and dQ left to the warps with one tile, a third of the time went to those).
+// So addresses are kept from step to step, and a head's place is found once. Two tiles a warp halve what is read from
+// shared memory: about 0.48 `ldmatrix` of 512 bytes a matrix instruction, against 0.6 with one tile.
 //
 // Copies overlap with arithmetic, also from one head to the next, since the accumulators leave registers for one block a
 // multiprocessor: queries two steps ahead, the next head's keys slice by slice during this head, its values as soon as the
@@ -36,9 +37,12 @@ template<int HEAD, int TILES> struct Gradient {
   typedef float Sums[OWN][2 * K][4];
   typedef float SharedSums[SHARED][2][4];
 
+  // A head of a sample: the sample's first token among all, and the head's first column.
+  struct Head { int item, token, column; };
   // A block of a head's queries, and which of several buffers are its own.
   struct Step {
-    int item, block;
+    Head head;
+    int block;
     int third;  // Of the queries' buffers.
     int second; // Of those of dS and of the queries' numbers.
     int keys;   // Of the keys' two.
@@ -49,70 +53,85 @@ template<int HEAD, int TILES> struct Gradient {
   uint16_t* dqkv;
   int tokens, heads, items, causal;
   float scale;
+  Head following; // The head after the one that is computed.
   int tiles, rows, blocks, width, warp, warps, lane;
   // In shared memory.
   uint16_t *all_keys, *values, *stages, *slopes, *outputs, *shared_p;
   float* stats;
 
+  __device__ __forceinline__ Head head_of(int item) const { return {item, item / heads * tokens, item % heads * HEAD}; }
+  // Of the head that is computed, or its first one or two after the last.
   __device__ __forceinline__ Step after(Step step) const {
     step.third = step.third == 2 ? 0 : step.third + 1;
     step.second ^= 1;
-    if (++step.block == blocks) step = {step.item + (int)gridDim.x, 0, step.third, step.second, step.keys ^ 1};
+    if (++step.block == blocks) step = {following, 0, step.third, step.second, step.keys ^ 1};
     return step;
   }
   // Behind the last item there is no step.
-  __device__ __forceinline__ bool exists(const Step& step) const { return step.item < items; }
+  __device__ __forceinline__ bool exists(const Step& step) const { return step.head.item < items; }
   __device__ __forceinline__ bool is_last(const Step& step) const { return step.block + 1 == blocks; }
   // Of the tiles that some of a step's queries see.
   __device__ __forceinline__ int end(const Step& step) const {
     return causal ? min(tiles, (step.block + 1) * (BLOCK / 16)) : tiles;
   }
-  // Of the item's first token, where a row is `count` heads of each token.
-  __device__ __forceinline__ size_t start(const Step& step, int count) const {
-    return (size_t)(step.item / heads) * tokens * count * width + step.item % heads * HEAD;
+  // Of a row of a head, where a token has `count` rows of all heads.
+  __device__ __forceinline__ size_t place(const Head& head, int count, int row) const {
+    return (uint64_t)(uint32_t)(head.token + row) * (uint32_t)(count * width) + head.column;
   }
+  __device__ __forceinline__ size_t start(const Step& step, int count) const { return place(step.head, count, 0); }
+  // Known to the compiler where warps have several tiles.
+  __device__ __forceinline__ int threads() const { return TILES == 1 ? blockDim.x : 256; }
   __device__ __forceinline__ uint16_t* keys(const Step& step) const { return all_keys + step.keys * rows * PITCH; }
   __device__ __forceinline__ uint16_t* queries(const Step& step) const { return stages + step.third * 2 * BLOCK * PITCH; }
   __device__ __forceinline__ uint16_t* dys(const Step& step) const { return queries(step) + BLOCK * PITCH; }
 
-  // Rows `first` to `end` of global memory -> shared memory, zeros behind the last token, by some threads.
-  __device__ __forceinline__ void copy(uint16_t* to, const uint16_t* from, int stride, int first, int end, int thread, int threads) const {
-    for (int i = thread; i < (end - first) * (D / 8); i += threads) {
+  // Rows `first` to `end` of one of a head's tensors -> shared memory, zeros behind the last token, by `count` threads.
+  __device__ __forceinline__ void copy(uint16_t* to, const uint16_t* from, const Head& head, int parts, int first, int end, int thread, int count) const {
+#pragma unroll 1
+    for (int i = thread; i < (end - first) * (D / 8); i += count) {
       const int r = i / (D / 8), c = i % (D / 8);
       const bool there = first + r < tokens && 8 * c < HEAD;
-      copy16(to + r * PITCH + 8 * c, there ? from + (size_t)(first + r) * stride + 8 * c : from, there);
+      copy16(to + r * PITCH + 8 * c, there ? from + place(head, parts, first + r) + 8 * c : from, there);
     }
   }
   // Begins to copy what a step needs: queries, dy and y. Each thread copies the parts of y that it reads itself.
   __device__ __forceinline__ void fetch(const Step& step) const {
     if (!exists(step)) return;
-    const int first = step.block * BLOCK, end = min(first + BLOCK, rows);
-    copy(queries(step), qkv + start(step, 3), 3 * width, first, end, threadIdx.x, blockDim.x);
-    copy(dys(step), dy + start(step, 1), width, first, end, threadIdx.x, blockDim.x);
-    const uint16_t* from = y + start(step, 1);
-    for (int i = threadIdx.x; i < BLOCK * 8; i += blockDim.x)
+    const int first = step.block * BLOCK, rest = rows - first;
+    uint16_t *q = queries(step), *d = dys(step);
+#pragma unroll
+    for (int i = threadIdx.x; i < BLOCK * (D / 8); i += threads()) {
+      const int r = i / (D / 8), c = i % (D / 8), at = r * PITCH + 8 * c;
+      if (r >= rest) continue;
+      const bool there = first + r < tokens && 8 * c < HEAD;
+      copy16(q + at, there ? qkv + place(step.head, 3, first + r) + 8 * c : qkv, there);
+      copy16(d + at, there ? dy + place(step.head, 1, first + r) + 8 * c : dy, there);
+    }
+#pragma unroll
+    for (int i = threadIdx.x; i < BLOCK * 8; i += threads())
+#pragma unroll
       for (int c = i % 8; c < HEAD / 8; c += 8)
-        if (first + i / 8 < tokens) copy16(outputs + i / 8 * HEAD + 8 * c, from + (size_t)(first + i / 8) * width + 8 * c, true);
+        if (first + i / 8 < tokens) copy16(outputs + i / 8 * HEAD + 8 * c, y + place(step.head, 1, first + i / 8) + 8 * c, true);
   }
   // Begins to copy a slice of the next head's keys, which are all there after this head's last step.
-  __device__ __forceinline__ void fetch_keys(Step step) const {
+  __device__ __forceinline__ void fetch_keys(const Step& step) const {
+    if (step.block == 0 || following.item >= items) return; // At first the last head's keys are still read.
     const int first = (step.block - 1) * 48, end = min(first + 48, rows);
-    if (step.block == 0) return; // The last head's keys are still read.
-    step.item += gridDim.x;
-    step.keys ^= 1;
-    if (exists(step)) copy(keys(step) + first * PITCH, qkv + start(step, 3) + width, 3 * width, first, end, threadIdx.x, blockDim.x);
+    uint16_t* to = all_keys + (step.keys ^ 1) * rows * PITCH + first * PITCH;
+    copy(to, qkv + width, following, 3, first, end, threadIdx.x, threads());
   }
   // Begins to copy the warp's own tiles of values.
   __device__ __forceinline__ void fetch_values(const Step& step) const {
     if (!exists(step)) return;
     for (int tile = warp; tile < tiles; tile += warps)
-      copy(values + 16 * tile * PITCH, qkv + start(step, 3) + 2 * width, 3 * width, 16 * tile, 16 * tile + 16, lane, 32);
+      copy(values + 16 * tile * PITCH, qkv + 2 * width, step.head, 3, 16 * tile, 16 * tile + 16, lane, 32);
   }
   // For each query of a step, two numbers: the logarithm of its softmax's sum and delta.
   __device__ __forceinline__ float* stats_of(const Step& step) const { return stats + step.second * 2 * BLOCK; }
   __device__ __forceinline__ void sum_deltas(const Step& step) const {
     if (!exists(step)) return;
-    for (int i = threadIdx.x; i < BLOCK * 8; i += blockDim.x) { // Eight threads a query.
+#pragma unroll
+    for (int i = threadIdx.x; i < BLOCK * 8; i += threads()) { // Eight threads a query.
       float sum = 0;
       if (step.block * BLOCK + i / 8 < tokens)
         for (int c = i % 8; c < HEAD / 8; c += 8) {
@@ -131,7 +150,7 @@ template<int HEAD, int TILES> struct Gradient {
   __device__ __forceinline__ float read_log_sum(const Step& step) const {
     const int token = step.block * BLOCK + threadIdx.x;
     if (threadIdx.x >= BLOCK || !exists(step)) return 0;
-    return token < tokens ? log_sums[(size_t)step.item * tokens + token] : 3.4e38f; // Queries behind the last see nothing.
+    return token < tokens ? log_sums[(size_t)step.head.item * tokens + token] : 3.4e38f; // Queries behind the last see nothing.
   }
   __device__ __forceinline__ void write_log_sum(const Step& step, float log_sum) const {
     if (threadIdx.x < BLOCK) stats_of(step)[2 * threadIdx.x] = log_sum;
@@ -148,24 +167,37 @@ template<int HEAD, int TILES> struct Gradient {
   }
   // The queries' part of dqkv for a step's block, a tile of 16 x 16 at a time.
   __device__ __forceinline__ void sum_queries(const Step& step) const {
-    const int light = 2 * warps - tiles; // Warps with one tile.
-    const int workers = OWN == 2 && light >= 3 ? light : warps, depth = end(step);
-    const uint16_t *weights = slopes + step.second * rows * SLOPES, *k = keys(step);
-    uint16_t* to = dqkv + start(step, 3);
-    for (int unit = warps - 1 - warp; unit < 2 * K && warps - 1 - warp < workers; unit += workers) {
+    const int depth = end(step);
+    for (int unit = warps - 1 - warp; unit < 2 * K; unit += warps) {
       const int query = 16 * (unit % 2), column = unit / 2 * 16, row = step.block * BLOCK + query;
       if (row >= rows) continue;
-      float left[4] = {0, 0, 0, 0}, right[4] = {0, 0, 0, 0};
-#pragma unroll 4
-      for (int tile = 0; tile < depth; ++tile) {
-        uint32_t a[4], b[4];
-        ldmatrix<4, true>(a, weights + (16 * tile + lane % 8 + 8 * (lane / 16)) * SLOPES + query + 8 * (lane / 8 % 2));
-        ldmatrix<4, true>(b, k + (16 * tile + lane % 16) * PITCH + column + 8 * (lane / 16));
-        const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-        mma(left, a, first);
-        mma(right, a, second);
+      const uint16_t* a_rows = slopes + (step.second * rows + lane % 8 + 8 * (lane / 16)) * SLOPES + query + 8 * (lane / 8 % 2);
+      const uint16_t* b_rows = keys(step) + lane % 16 * PITCH + column + 8 * (lane / 16);
+      // Two sums each, of every other tile: the matrix instructions of one sum wait for each other.
+      float left[2][4], right[2][4];
+      clear(left);
+      clear(right);
+#pragma unroll 2
+      for (int tile = 0; tile < depth; tile += 2) {
+#pragma unroll
+        for (int odd = 0; odd < 2; ++odd) {
+          if (odd == 1 && tile + 1 == depth) break;
+          uint32_t a[4], b[4];
+          ldmatrix<4, true>(a, a_rows + 16 * odd * SLOPES);
+          ldmatrix<4, true>(b, b_rows + 16 * odd * PITCH);
+          const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+          mma(left[odd], a, first);
+          mma(right[odd], a, second);
+        }
+        a_rows += 32 * SLOPES;
+        b_rows += 32 * PITCH;
       }
-      store(to, 3 * width, row, column, left, right, scale);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        left[0][i] += left[1][i];
+        right[0][i] += right[1][i];
+      }
+      store(dqkv + start(step, 3), 3 * width, row, column, left[0], right[0], scale);
     }
   }
   __device__ __forceinline__ int row_of(int t) const { return 16 * (warp + t * warps); }
@@ -352,8 +384,9 @@ template<int HEAD, int TILES> struct Gradient {
     stats = (float*)(outputs + BLOCK * HEAD);
     shared_p = (uint16_t*)(stats + 4 * BLOCK);
 
-    Step step = {(int)blockIdx.x, 0, 0, 0, 0}, last = step;
-    copy(keys(step), qkv + start(step, 3) + width, 3 * width, 0, rows, threadIdx.x, blockDim.x);
+    Step step = {head_of(blockIdx.x), 0, 0, 0, 0}, last = step;
+    following = head_of(step.head.item + gridDim.x);
+    copy(keys(step), qkv + width, step.head, 3, 0, rows, threadIdx.x, threads());
     fetch_values(step);
     fetch(step);
     copies_end();
@@ -379,6 +412,7 @@ template<int HEAD, int TILES> struct Gradient {
         add_shared(to_shared, last);
         __syncthreads(); // Before the last step's queries are overwritten.
       }
+      if (step.block == 0) following = head_of(step.head.item + gridDim.x);
       const Step next = after(step);
       const float log_sum = read_log_sum(next);
       sum_deltas(next);
