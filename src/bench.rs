@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 use serde_json::{Value, json};
 
 use crate::attack::{Norm, Pgd, Start, input_gradient};
-use crate::data::{Augmentation, Batch, Dataset, Planes, Spec, Split};
+use crate::data::{Augmentation, Batch, Dataset, Planes, SentImages, Spec, Split};
 use crate::distributed::gpus::Gpus;
 use crate::distributed::{Comm, Parallel, Reduce, Zero};
 use crate::error::{Error, Result};
@@ -16,8 +16,8 @@ use crate::loss::{Loss, LossKind, Targets, cross_entropy};
 use crate::model::{Model, ModelConfig, Pass, Pool, Position};
 use crate::objective::ExtraParameters;
 use crate::ops::{
-    AttackPrecision, Device, DeviceName, Numerics, Precision, from_vec, hardware, mean, peak_flops,
-    to_vec, usable_in_attacks,
+    AttackPrecision, Device, DeviceName, Numerics, Precision, Uploads, from_vec, hardware, mean,
+    peak_flops, to_vec, usable_in_attacks,
 };
 use crate::optim::{OptimizerConfig, OptimizerKind};
 use crate::plan::{DeviceEngine, Devices, GpuConstants, Plan};
@@ -202,9 +202,19 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
     let extra = ExtraParameters::default();
     let mut state = State::new(model, extra, optimizer, &phase.zero);
     let batch = random_batch(work, 0);
-    let one = |state: &mut State| match work.attack_only {
-        true => attack(&phase, state, &batch),
-        false => match train::step(&phase, state, &batch, 0) {
+    // As the training loop does it: the next images arrive while the device computes.
+    let uploads = Uploads::new(device);
+    let mut next = SentImages::new(&batch, &uploads);
+    let mut one = |state: &mut State| {
+        let sent = std::mem::take(&mut next);
+        let images = sent.to_device(&batch, size, device);
+        let mut send = || next = SentImages::new(&batch, &uploads);
+        if work.attack_only {
+            attack(&phase, state, &batch, images)?;
+            send();
+            return Ok(());
+        }
+        match train::step(&phase, state, &batch, images, 0, send) {
             Ok(_) => Ok(()),
             Err(StepError::Failed(error)) => Err(error),
             Err(StepError::Gpu(error)) => Err(Error::of_gpu(&error)),
@@ -213,7 +223,7 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
                 let message = format!("the loss is {loss} and the norm of the gradient {norm}");
                 Err(Error::failed(message))
             }
-        },
+        }
     };
     let (mut seconds, mut to_host) = (Vec::new(), None);
     for _ in 0..work.repeats + 2 {
@@ -289,9 +299,8 @@ fn rows_of_profile(mut profile: Vec<(String, u64, f64)>) -> Vec<Value> {
 }
 
 /// The attack of a step alone.
-fn attack(phase: &PhaseContext, state: &State, batch: &Batch) -> Result<()> {
+fn attack(phase: &PhaseContext, state: &State, batch: &Batch, images: Tensor<4>) -> Result<()> {
     let now = phase.at(state.samples, batch);
-    let images = batch.to_device(phase.image_size(), phase.device);
     let objective = phase.objective(state, batch)?;
     let gradient = |images| objective.input_gradient(&state.model, images);
     let attack = now.attack.as_ref().expect("an attack is timed");

@@ -5,7 +5,7 @@
 use burn::tensor::Tensor;
 
 use crate::ops;
-use crate::ops::{Device, Moments, TensorUpdate};
+use crate::ops::{Device, Moments, Numerics, Precision, TensorUpdate};
 use crate::settings::{settings, words};
 
 settings! {
@@ -63,6 +63,16 @@ pub struct Optimizer {
 
 const EPS: f64 = 1e-8;
 
+/// What an update takes from its place in the run.
+pub struct Now {
+    /// Of all gradients together.
+    pub norm: f64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// What the passes compute in.
+    pub numerics: Numerics,
+}
+
 impl Optimizer {
     /// Fresh moments for weights, and their average where one is kept.
     ///
@@ -94,14 +104,13 @@ impl Optimizer {
 
     /// Moves the weights against the gradients, in place.
     ///
-    /// `decays` tells which tensors weight decay applies to; `norm` is the gradients' norm.
+    /// `decays` tells which tensors weight decay applies to.
     pub fn update(
         &mut self,
         weights: Vec<&mut Tensor<1>>,
         decays: &[bool],
         gradients: Vec<Tensor<1>>,
-        norm: f64,
-        learning_rate: f64,
+        now: &Now,
     ) {
         self.step += 1;
         self.run_step += 1;
@@ -109,15 +118,16 @@ impl Optimizer {
         let clip = self
             .config
             .clip_norm
-            .map_or(1.0, |most| (most / (norm + 1e-6)).min(1.0));
+            .map_or(1.0, |most| (most / (now.norm + 1e-6)).min(1.0));
         let average_decay = self.average.as_ref().map_or(0.0, |a| a.at(self.run_step));
         let update = ops::AdamW {
-            learning_rate,
+            learning_rate: now.learning_rate,
             betas: self.config.betas,
             eps: EPS,
             step: self.step,
             gradient_scale: clip,
             average_decay,
+            rounded: now.numerics.products() == Precision::Bf16,
         };
         // The tensors are moved out and back, so that the update can reuse their memory.
         let mut places = weights;

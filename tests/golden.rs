@@ -12,7 +12,7 @@ use advxl::model::{Model, Pass, position};
 use advxl::ops as fused;
 use advxl::ops::{Device, Gelu, Precision, from_vec, to_vec};
 use advxl::optim;
-use advxl::optim::{AverageConfig, Optimizer, OptimizerConfig, OptimizerKind};
+use advxl::optim::{AverageConfig, Now, Optimizer, OptimizerConfig, OptimizerKind};
 use advxl::weights::import as weights;
 use burn::tensor::Tensor;
 use safetensors::SafeTensors;
@@ -232,8 +232,12 @@ fn updates_clipping_and_average_are_those_of_torch() {
         let norm = optim::norm(&gradients);
         assert_close(&[norm as f32], &norms[step..=step], 1e-6, "norm");
         let decays = [true, false];
-        let rate = f64::from(rates[step]);
-        optimizer.update(values.iter_mut().collect(), &decays, gradients, norm, rate);
+        let now = Now {
+            norm,
+            learning_rate: f64::from(rates[step]),
+            numerics: Precision::F32.into(),
+        };
+        optimizer.update(values.iter_mut().collect(), &decays, gradients, &now);
         for (index, name) in names.iter().enumerate() {
             let found = to_vec(values[index].clone());
             let at = step * found.len()..(step + 1) * found.len();

@@ -8,7 +8,8 @@ struct Tensor {
   const float* gradient;
   float* first;
   float* second;
-  float* average; // May be absent.
+  float* average;    // May be absent.
+  uint16_t* rounded; // The new weights in bf16; may be absent.
   uint64_t length;
   uint64_t first_chunk; // Chunks of all tensors before it.
   float keep; // 1 - learning rate * weight decay
@@ -59,11 +60,13 @@ KERNEL(256, adamw, (const Tensor* list, int count, const Update* update)) {
     *(float4*)(t.first + i) = m;
     *(float4*)(t.second + i) = v;
     if (t.average) *(float4*)(t.average + i) = a;
+    if (t.rounded) *(uint64_t*)(t.rounded + i) = pack2(w.x, w.y) | (uint64_t)pack2(w.z, w.w) << 32;
   }
   for (size_t i = fours + threadIdx.x; i < end; i += 256) {
     float a = t.average ? t.average[i] : 0.0f;
     one(u, t.keep, t.weights[i], t.gradient[i], t.first[i], t.second[i], a);
     if (t.average) t.average[i] = a;
+    if (t.rounded) t.rounded[i] = to_bf16(t.weights[i]);
   }
 }
 

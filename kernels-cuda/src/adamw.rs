@@ -42,13 +42,15 @@ pub struct Parameter<'a> {
     pub average: Option<&'a mut Values>,
     /// Decoupled weight decay.
     pub weight_decay: f32,
+    /// Whether the new weights come with their bf16 form, which [`Values::cast`] then finds.
+    pub rounded: bool,
 }
 
 /// Elements of one block of threads.
 const CHUNK: usize = 4096;
 
-/// An entry of the kernels' list: five addresses, the length, the chunks before it, the factor of the old weight.
-fn entry(list: &mut Vec<u8>, addresses: [u64; 5], len: usize, first_chunk: usize, keep: f32) {
+/// An entry of the kernels' list: six addresses, the length, the chunks before it, the factor of the old weight.
+fn entry(list: &mut Vec<u8>, addresses: [u64; 6], len: usize, first_chunk: usize, keep: f32) {
     let numbers = addresses.into_iter().chain([len as u64, first_chunk as u64]);
     list.extend(numbers.flat_map(u64::to_le_bytes));
     list.extend(keep.to_le_bytes());
@@ -65,20 +67,25 @@ impl AdamW {
         assert!(self.step > 0, "updates are counted from 1");
         let (mut list, mut chunks, mut count) = (Vec::new(), 0, 0);
         for parameter in &mut *parameters {
-            let Parameter { weights, gradient, first, second, average, weight_decay } = parameter;
+            let Parameter { weights, gradient, first, second, average, weight_decay, rounded } = parameter;
             let len = gradient.len();
             let mut address = |values: &mut Values| {
                 assert!((values.len(), values.kind()) == (len, Kind::F32), "{values:?} for a gradient of {len}");
                 values.own().at()
             };
-            let [weights, first, second] = [&mut **weights, &mut **first, &mut **second].map(&mut address);
+            let [at, first, second] = [&mut **weights, &mut **first, &mut **second].map(&mut address);
             let average = average.as_mut().map_or(0, |average| address(average));
             assert!(gradient.kind() == Kind::F32, "the gradient is {gradient:?}");
             if len == 0 {
                 continue;
             }
             let keep = (1.0 - f64::from(self.learning_rate) * f64::from(*weight_decay)) as f32;
-            entry(&mut list, [weights, gradient.at(), first, second, average], len, chunks, keep);
+            let low = rounded.then(|| Values::new(gpu, len, Kind::Bf16));
+            let low_at = low.as_ref().map_or(0, Values::at);
+            entry(&mut list, [at, gradient.at(), first, second, average, low_at], len, chunks, keep);
+            if let Some(low) = low {
+                **weights = weights.clone().with_rounded(low);
+            }
             chunks += len.div_ceil(CHUNK);
             count += 1;
         }
@@ -121,7 +128,7 @@ pub fn sum_of_squares(gpu: &Gpu, tensors: &[&Values]) -> Result<f64> {
     let (mut list, mut chunks, mut count) = (Vec::new(), 0, 0);
     for values in tensors.iter().filter(|values| !values.is_empty()) {
         assert!(values.kind() == Kind::F32, "squares of {values:?}");
-        entry(&mut list, [0, values.at(), 0, 0, 0], values.len(), chunks, 0.0);
+        entry(&mut list, [0, values.at(), 0, 0, 0, 0], values.len(), chunks, 0.0);
         chunks += values.len().div_ceil(CHUNK);
         count += 1;
     }

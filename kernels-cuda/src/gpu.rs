@@ -435,7 +435,7 @@ impl Gpu {
         let work = || unsafe { self.machine().launch(&launch) };
         self.note(match stream {
             Stream::Compute => self.run(|| kernel.to_owned(), &work),
-            Stream::Exchange => work(),
+            Stream::Exchange | Stream::Upload => work(),
         });
     }
 

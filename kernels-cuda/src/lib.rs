@@ -52,6 +52,7 @@ mod soft;
 pub mod square;
 mod text;
 mod unfold;
+mod uploads;
 mod values;
 mod vectors;
 
@@ -81,6 +82,7 @@ pub use norm::{NormSaved, layer_norm, layer_norm_gradient};
 pub use rows::{Gelu, add, gelu, gelu_gradient, resize_rows, sum_of_rows};
 pub use text::{EmbedSaved, embed, embed_gradient, take_rows, take_rows_gradient};
 pub use unfold::Unfold;
+pub use uploads::{Upload, Uploads};
 pub use values::Values;
 pub use vectors::{Transposed, matmul, row_dots, sum, swap_axes, times_rows};
 

@@ -1,6 +1,6 @@
 //! What the engine asks of a GPU: memory, copies, launches and products, in the order of a stream.
 //!
-//! All work is on [`Stream::Compute`], but for exchanges with other GPUs, which overlap with it.
+//! All work is on [`Stream::Compute`], but for exchanges with other GPUs and images on their way here, which overlap with it.
 //!
 //! Two machines do it: [`Real`](crate::real), NVIDIA's driver, and [`Soft`](crate::soft), a software twin for tests.
 
@@ -120,6 +120,13 @@ pub enum Stream {
     Compute,
     /// Of exchanges with other GPUs.
     Exchange,
+    /// Of copies from the host that later work waits for.
+    Upload,
+}
+
+impl Stream {
+    /// All of them, in their order.
+    pub(crate) const ALL: [Self; 3] = [Self::Compute, Self::Exchange, Self::Upload];
 }
 
 /// What a machine calls an event.

@@ -9,10 +9,20 @@ use crate::values::Values;
 /// Images of bytes as numbers in `[0, 1]`: `f32::from(byte) / 255.0` to the bit. They cross the bus as bytes.
 pub fn images_of_bytes(gpu: &Gpu, bytes: &[u8]) -> Values {
     let sent = Values::send_bytes(gpu, bytes);
-    let to = Values::new(gpu, bytes.len(), Kind::F32);
-    let grid = [bytes.len().div_ceil(16 * 256).min(1 << 16), 1, 1];
-    // SAFETY: there are as many bytes and floats.
-    unsafe { launch!(gpu, Mixing, "bytes_to_pixels", grid, 256, 0, &to, &sent, bytes.len() as u64) };
+    // SAFETY: as many were just sent.
+    unsafe { images_at(gpu, sent.at(), bytes.len()) }
+}
+
+/// The same of bytes that are on the GPU.
+///
+/// # Safety
+///
+/// There are as many bytes, aligned to 16.
+pub(crate) unsafe fn images_at(gpu: &Gpu, bytes: u64, len: usize) -> Values {
+    let to = Values::new(gpu, len, Kind::F32);
+    let grid = [len.div_ceil(16 * 256).min(1 << 16), 1, 1];
+    // SAFETY: there are as many bytes, by the caller's promise, and floats.
+    unsafe { launch!(gpu, Mixing, "bytes_to_pixels", grid, 256, 0, &to, bytes, len as u64) };
     to
 }
 

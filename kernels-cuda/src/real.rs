@@ -1,4 +1,4 @@
-//! An NVIDIA GPU through its driver: the primary context, two streams, kernels and products.
+//! An NVIDIA GPU through its driver: the primary context, its streams, kernels and products.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
@@ -22,6 +22,7 @@ pub(crate) struct Real {
     major: i32,
     stream: Pointer,
     exchange_stream: Pointer,
+    upload_stream: Pointer,
     facts: Facts,
     compiler: Compiler,
     /// Programs on the GPU, and kernels looked up in them.
@@ -77,7 +78,7 @@ impl Real {
         let (driver, major) = libraries::driver()?;
         let blas = libraries::blas(major)?;
         let (mut device, mut context) = (0, ptr::null_mut());
-        let [mut stream, mut exchange_stream] = [ptr::null_mut(); 2];
+        let [mut stream, mut exchange_stream, mut upload_stream] = [ptr::null_mut(); 3];
         let (mut name, mut bus) = ([0; 256], [0; 32]);
         // SAFETY: all results are written to live variables, the name within its length.
         unsafe {
@@ -86,7 +87,7 @@ impl Real {
             check(driver, "cuDeviceGetPCIBusId", (driver.cuDeviceGetPCIBusId)(bus.as_mut_ptr(), 31, device))?;
             check(driver, "cuDevicePrimaryCtxRetain", (driver.cuDevicePrimaryCtxRetain)(&mut context, device))?;
             check(driver, "cuCtxSetCurrent", (driver.cuCtxSetCurrent)(context))?;
-            for stream in [&mut stream, &mut exchange_stream] {
+            for stream in [&mut stream, &mut exchange_stream, &mut upload_stream] {
                 check(driver, "cuStreamCreate", (driver.cuStreamCreate)(stream, bindings::STREAM_NON_BLOCKING))?;
             }
         }
@@ -119,6 +120,7 @@ impl Real {
             major,
             stream: Pointer(stream),
             exchange_stream: Pointer(exchange_stream),
+            upload_stream: Pointer(upload_stream),
             compiler: Compiler::new(major, facts.capability),
             facts,
             modules: Mutex::default(),
@@ -136,6 +138,7 @@ impl Real {
         match stream {
             Stream::Compute => self.stream.0,
             Stream::Exchange => self.exchange_stream.0,
+            Stream::Upload => self.upload_stream.0,
         }
     }
 

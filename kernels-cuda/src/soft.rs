@@ -59,11 +59,11 @@ pub(crate) struct Soft {
     events: AtomicU64,
 }
 
-/// Work of the compute and the exchange stream that is put off.
+/// Work of the streams that is put off.
 #[derive(Default)]
 struct Streams {
     delayed: Option<Stream>,
-    queues: [VecDeque<Step>; 2],
+    queues: [VecDeque<Step>; Stream::ALL.len()],
 }
 
 enum Step {
@@ -204,8 +204,9 @@ impl Soft {
                     Ok(())
                 }
                 Step::Follow(event) if self.ahead.lock().expect("not poisoned").contains(&event) => {
-                    let other = if stream == Stream::Compute { Stream::Exchange } else { Stream::Compute };
-                    self.catch_up(streams, other, Some(event))
+                    let records = |step: &Step| matches!(step, Step::Record(found) if *found == event);
+                    let other = Stream::ALL.into_iter().find(|one| streams.queues[*one as usize].iter().any(records));
+                    other.map_or(Ok(()), |other| self.catch_up(streams, other, Some(event)))
                 }
                 Step::Follow(_) => Ok(()),
             };
@@ -331,7 +332,7 @@ impl Machine for Soft {
     unsafe fn release(&self, at: u64) {
         if self.is_delayed.load(Ordering::Acquire) {
             // Errors of work that nobody waits for any more.
-            let _ = self.wait_for(&[Stream::Compute, Stream::Exchange]);
+            let _ = self.wait_for(&Stream::ALL);
         }
         let bytes = self.memory.lock().expect("not poisoned").remove(&at).expect("allocated here");
         // SAFETY: allocated above with this layout.
@@ -430,7 +431,7 @@ impl Machine for Soft {
 
     fn delay(&self, stream: Option<Stream>) {
         // Errors of the work so far are those of whoever waits for it next.
-        let _ = self.wait_for(&[Stream::Compute, Stream::Exchange]);
+        let _ = self.wait_for(&Stream::ALL);
         self.streams.lock().expect("not poisoned").delayed = stream;
         self.is_delayed.store(stream.is_some(), Ordering::Release);
     }

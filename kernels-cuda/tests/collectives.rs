@@ -331,8 +331,15 @@ fn values_that_were_changed_lose_their_mark() {
     let adamw =
         AdamW { learning_rate: 0.5, betas: (0.0, 0.0), eps: 0.0, step: 1, gradient_scale: 1.0, average_decay: 0.0 };
     let (first, second) = (&mut first, &mut second);
-    let parameter =
-        Parameter { weights: &mut weights, gradient: &gradient, first, second, average: None, weight_decay: 0.0 };
+    let parameter = Parameter {
+        weights: &mut weights,
+        gradient: &gradient,
+        first,
+        second,
+        average: None,
+        weight_decay: 0.0,
+        rounded: false,
+    };
     adamw.update(&gpu, &mut [parameter]);
     assert_eq!(hosts(collectives.all_gather(&plan, vec![weights]).wait()), [vec![0.5; 8]]);
 }

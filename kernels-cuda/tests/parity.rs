@@ -495,9 +495,14 @@ fn adamw_over_a_list_of_tensors_has_the_cpus_bits() {
         let mut parameters = Vec::new();
         for (index, [weights, gradient, first, second, average]) in all.iter_mut().enumerate() {
             let average = (index != 1).then_some(average);
-            parameters.push(cuda::Parameter { weights, gradient, first, second, average, weight_decay: decays[index] });
+            let (weight_decay, rounded) = (decays[index], index % 2 == 1);
+            parameters.push(cuda::Parameter { weights, gradient, first, second, average, weight_decay, rounded });
         }
         update.update(gpu, &mut parameters);
+        for [weights, ..] in &all {
+            // Written with the update or now.
+            assert_eq!(host(&weights.cast(Kind::Bf16)), rounded(&host(weights)));
+        }
         all.iter().flatten().flat_map(host).collect()
     });
     let mut right = Vec::new();

@@ -96,6 +96,31 @@ impl Planes {
     }
 }
 
+/// A batch's images on their way to a device, which they reach while it computes.
+#[derive(Default)]
+pub struct SentImages(Option<ops::Upload>);
+
+impl SentImages {
+    /// Begins to send them, where the device takes images ahead.
+    pub fn new(batch: &Batch, uploads: &ops::Uploads) -> Self {
+        Self(match &batch.images {
+            Planes::Bytes(bytes) => uploads.send(bytes),
+            Planes::Floats(_) => None,
+        })
+    }
+
+    /// [`Batch::to_device`] of the same batch.
+    pub fn to_device(self, batch: &Batch, image_size: usize, device: &Device) -> Tensor<4> {
+        match self.0 {
+            Some(upload) => {
+                let shape = [batch.first.len(), 3, image_size, image_size];
+                batch.mixed_on(upload.images(shape), device)
+            }
+            None => batch.to_device(image_size, device),
+        }
+    }
+}
+
 impl Batch {
     /// The images in `[0, 1]`, mixed.
     pub fn pixels(&self, image_size: usize) -> Vec<f32> {
@@ -117,6 +142,12 @@ impl Batch {
             Planes::Bytes(bytes) => ops::from_bytes(bytes, shape, device),
             Planes::Floats(floats) => ops::from_vec(floats.clone(), shape, device),
         };
+        self.mixed_on(images, device)
+    }
+
+    /// Images on a device, not yet mixed, as they are learned from.
+    fn mixed_on(&self, images: Tensor<4>, device: &Device) -> Tensor<4> {
+        let shape = images.dims();
         if self.mixed.is_empty() {
             return images;
         }

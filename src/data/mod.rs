@@ -29,7 +29,7 @@ pub mod subset;
 pub use augment::mix::Mix;
 pub use augment::mixing::Mixing;
 pub use augment::{Augmentation, RandAugment, RandomResizedCrop};
-pub use batch::{Batch, Planes};
+pub use batch::{Batch, Planes, SentImages};
 pub use classes::{
     CLASSES_HINT, ClassMap, FOLDERS_HINT, ModelClasses, match_classes, match_prompts,
 };

@@ -22,6 +22,7 @@ mod recompute;
 mod reference;
 mod spec;
 mod tensor;
+mod upload;
 mod words;
 
 pub use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu};
@@ -51,4 +52,5 @@ pub use spec::{
     TensorUpdate,
 };
 pub use tensor::{Stored, from_vec, sum_of_bits, sum_of_squares, to_vec, zeros};
+pub use upload::{Upload, Uploads};
 pub use words::{AttackPrecision, Numerics, Precision};

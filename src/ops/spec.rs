@@ -130,6 +130,8 @@ pub struct AdamW {
     pub gradient_scale: f64,
     /// Decay of the running average of the weights, if one is kept.
     pub average_decay: f64,
+    /// Whether products take the new weights in bf16: an NVIDIA GPU rounds them with the update.
+    pub rounded: bool,
 }
 
 /// One tensor of an update.

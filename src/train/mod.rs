@@ -36,9 +36,13 @@ pub mod start;
 pub mod state;
 pub mod test_set;
 
-use crate::data::Batch;
+use burn::tensor::Tensor;
+
+use crate::data::{Batch, SentImages};
 use crate::error::Result;
 use crate::objective::Views;
+use crate::ops::Uploads;
+use crate::optim::Now;
 
 use reduce::reduce;
 
@@ -59,10 +63,28 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
         let Some(mut batches) = run.enter(&phase, &mut state, monitor)? else {
             continue;
         };
-        while let Some(batch) = batches.next_batch()? {
+        let uploads = Uploads::new(phase.device);
+        let send = |batch: Batch| {
+            let images = SentImages::new(&batch, &uploads);
+            (batch, images)
+        };
+        // The batch after this one, if its images are on their way.
+        let mut ahead = Ok(None);
+        while let Some((batch, images)) = match ahead? {
+            Some(sent) => Some(sent),
+            None => batches.next_batch()?.map(send),
+        } {
             let broken = batches.broken().len();
-            let metrics = StepError::caught(|| step(&phase, &mut state, &batch, broken))
-                .map_err(|error| run.explain(error, &phase, &state, &batch))?;
+            let images = images.to_device(&batch, phase.image_size(), phase.device);
+            ahead = Ok(None);
+            let meanwhile = || {
+                if uploads.are_ahead() {
+                    ahead = batches.next_if_ready().map(|next| next.map(send));
+                }
+            };
+            let metrics =
+                StepError::caught(|| step(&phase, &mut state, &batch, images, broken, meanwhile))
+                    .map_err(|error| run.explain(error, &phase, &state, &batch))?;
             monitor.record(&phase, &metrics, state.samples, &batches);
             run.save_if_due(&phase, &state, metrics.stop)?;
             run.evaluate_if_due(&phase, &state, monitor)?;
@@ -73,7 +95,8 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
 
 /// One training step: equation 1 on one batch, of which `batch` is this rank's part.
 ///
-/// `broken` is the number of samples that this rank's loader has replaced so far.
+/// `images` are the batch's on the device, and `broken` is the number of samples that this rank's loader has replaced so far.
+/// `meanwhile` is called once all gradients are asked for: a GPU computes them, the host has nothing to do.
 ///
 /// Source: the mechanics of the paper's released attacker: weights frozen and model in evaluation mode while attacking, the
 /// same loss inside and outside.
@@ -82,10 +105,11 @@ pub fn step(
     phase: &PhaseContext,
     state: &mut State,
     batch: &Batch,
+    images: Tensor<4>,
     broken: usize,
+    meanwhile: impl FnOnce(),
 ) -> std::result::Result<StepMetrics, StepError> {
     let now = phase.at(state.samples, batch);
-    let images = batch.to_device(phase.image_size(), phase.device);
     let objective = phase.objective(state, batch)?;
     let clean = objective.uses_clean_images().then(|| images.clone());
 
@@ -100,14 +124,18 @@ pub fn step(
     let views = Views { adversarial, clean };
     let drop_path = now.drop_path.as_ref();
     let own = objective.gradients(&state.model, views.clone(), phase.batch(), drop_path);
+    meanwhile();
 
     // Sums over the ranks in the order of a fixed tree; refuses different weights and what is not finite.
     let (gradients, metrics) = reduce(phase, state, own, &now, broken, &views.adversarial)?;
     state.apply(
         &phase.zero,
         gradients,
-        metrics.gradient_norm,
-        now.learning_rate,
+        &Now {
+            norm: metrics.gradient_norm,
+            learning_rate: now.learning_rate,
+            numerics: phase.numerics,
+        },
     );
     state.samples += phase.stage.batch;
     Ok(metrics)

@@ -6,7 +6,7 @@ use crate::distributed::Zero;
 use crate::model::{Model, Parameter};
 use crate::objective::ExtraParameters;
 use crate::ops::Moments;
-use crate::optim::{AverageConfig, Optimizer, OptimizerConfig};
+use crate::optim::{AverageConfig, Now, Optimizer, OptimizerConfig};
 use crate::text::TextTower;
 
 /// A run at one moment between two steps.
@@ -157,8 +157,8 @@ impl State {
 
     /// Applies a step: each rank updates its part of the weights, and all gather the result.
     ///
-    /// `gradients` are this rank's parts of the sums, `norm` is that of all together.
-    pub fn apply(&mut self, zero: &Zero, gradients: Vec<Tensor<1>>, norm: f64, learning_rate: f64) {
+    /// `gradients` are this rank's parts of the sums.
+    pub fn apply(&mut self, zero: &Zero, gradients: Vec<Tensor<1>>, now: &Now) {
         let decays: Vec<bool> = self.parameters().iter().map(|p| p.decays).collect();
         let lengths = self.lengths();
         let parameters = self.model.parameters_mut().into_iter();
@@ -166,11 +166,11 @@ impl State {
         let mut weights: Vec<_> = parameters.map(|part| &mut part.value).collect();
         let optimizer = &mut self.optimizer;
         if zero.comm().world_size() == 1 {
-            optimizer.update(weights, &decays, gradients, norm, learning_rate);
+            optimizer.update(weights, &decays, gradients, now);
         } else {
             let mut own: Vec<_> = weights.iter().map(|whole| zero.part(whole)).collect();
             let parts = own.iter_mut().collect();
-            optimizer.update(parts, &decays, gradients, norm, learning_rate);
+            optimizer.update(parts, &decays, gradients, now);
             let mut old = weights.iter_mut();
             zero.all_gather_each(&own, &lengths, |new| {
                 **old.next().expect("one for each") = new;

@@ -304,6 +304,16 @@ impl Loader {
         Ok(Some(batch))
     }
 
+    /// The next batch if it is there already; none at the end of the plan too.
+    ///
+    /// Errors: as [`Self::next_batch`].
+    pub fn next_if_ready(&mut self) -> Result<Option<Batch>> {
+        match self.shared.is_ready() {
+            true => self.next_batch(),
+            false => Ok(None),
+        }
+    }
+
     fn check_rate(&self) -> Result<()> {
         let (Some(allowed), Some(last)) = (self.shared.plan.broken_rate, self.broken.last()) else {
             return Ok(());
@@ -366,6 +376,13 @@ impl Shared {
         let first = start + (chunk * CHUNK) as u64;
         let last = (first + CHUNK as u64).min(end);
         self.plan.position + first..self.plan.position + last
+    }
+
+    /// Whether the next batch is complete.
+    fn is_ready(&self) -> bool {
+        let state = self.lock();
+        let next = state.batches.front();
+        next.is_some_and(|making| making.complete.is_some())
     }
 
     fn deliver(&self) -> Result<Option<Finished>> {

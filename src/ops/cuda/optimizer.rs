@@ -48,6 +48,7 @@ pub(crate) fn update(
         second: &mut taken.second,
         average: taken.average.as_mut(),
         weight_decay: taken.weight_decay as f32,
+        rounded: adamw.rounded,
     });
     settings.update(gpu, &mut parameters.collect::<Vec<_>>());
     let back = |values: Values| {
