@@ -76,17 +76,18 @@ __device__ __forceinline__ void norm(T* y, float* mean, float* inverse, X* sum, 
 // As many rows at a time as 128 registers take: four of bf16, two of f32.
 //
 // dx = residual + the gradient of the norm's input, rounded to `low` too where that is wanted. With `parts`, `[blocks, 2, width]`, each block leaves there its
-// sums for the gradients of weight and bias.
+// sums for the gradients of weight and bias; with `normed` and an f32 input the norm's result comes again, to the bit.
 template<class X, class T, int ROWS>
-__device__ __forceinline__ void norm_gradient(X* dx, uint16_t* low, float* parts, const T* dy, const X* x, const float* mean,
-    const float* inverse, const float* weight, const X* residual, int rows, int width) {
+__device__ __forceinline__ void norm_gradient(X* dx, uint16_t* low, T* normed, float* parts, const T* dy, const X* x, const float* mean,
+    const float* inverse, const float* weight, const float* bias, const X* residual, int rows, int width) {
   float* scratch = (float*)dynamic_shared;
   const int column = 8 * threadIdx.x;
-  const bool mine = column < width;
-  float w[8], to_weight[8], to_bias[8];
+  const bool mine = column < width, again = sizeof(X) == 4 && normed; // In bf16 there are no registers for it.
+  float w[8], b[8], to_weight[8], to_bias[8];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) w[i] = to_weight[i] = to_bias[i] = 0;
+  for (int i = 0; i < 8; ++i) w[i] = b[i] = to_weight[i] = to_bias[i] = 0;
   if (mine) load8(w, weight + column);
+  if (mine && again) load8(b, bias + column);
   for (int first = blockIdx.x * ROWS; first < rows; first += gridDim.x * ROWS) {
     // All loads of the group come first, so that they are under way together.
     Eight<T> d[ROWS];
@@ -136,8 +137,13 @@ __device__ __forceinline__ void norm_gradient(X* dx, uint16_t* low, float* parts
       const float even = sums[2 * r] / width, along = sums[2 * r + 1] / width;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        const float normed = (n[i] - middle[r]) * factor[r];
-        out[i] = fmaf(fmaf(g[i], w[i], -even) - normed * along, factor[r], out[i]);
+        n[i] = (n[i] - middle[r]) * factor[r];
+        out[i] = fmaf(fmaf(g[i], w[i], -even) - n[i] * along, factor[r], out[i]);
+      }
+      if (again) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) n[i] = fmaf(n[i], w[i], b[i]);
+        store8(normed + (size_t)row * width + column, n);
       }
       store8(dx + (size_t)row * width + column, out);
       if (low) store8(low + (size_t)row * width + column, out);
@@ -155,9 +161,9 @@ __device__ __forceinline__ void norm_gradient(X* dx, uint16_t* low, float* parts
       const float* scale, int tokens, const float* weight, const float* bias, int rows, int width, float eps)) { \
     norm<X, T>(y, mean, inverse, sum, x, branch, scale, tokens, weight, bias, rows, width, eps); \
   } \
-  KERNEL(256, norm_gradient_##NAME, (X* dx, uint16_t* low, float* parts, const T* dy, const X* x, const float* mean, \
-      const float* inverse, const float* weight, const X* residual, int rows, int width)) { \
-    norm_gradient<X, T, sizeof(X) == 2 ? 4 : 2>(dx, low, parts, dy, x, mean, inverse, weight, residual, rows, width); \
+  KERNEL(256, norm_gradient_##NAME, (X* dx, uint16_t* low, T* normed, float* parts, const T* dy, const X* x, const float* mean, \
+      const float* inverse, const float* weight, const float* bias, const X* residual, int rows, int width)) { \
+    norm_gradient<X, T, sizeof(X) == 2 ? 4 : 2>(dx, low, normed, parts, dy, x, mean, inverse, weight, bias, residual, rows, width); \
   }
 NORM(f32_f32, float, float)
 NORM(f32_bf16, float, uint16_t)

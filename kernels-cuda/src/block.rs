@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::linear::{Linear, Then};
 use crate::machine::Kind;
-use crate::norm::{self, NormSaved, layer_norm, normed};
+use crate::norm::{self, Also, NormGradient, NormSaved, layer_norm, normed};
 use crate::programs::Program;
 use crate::rows::{Gelu, gelu, gelu_gradient, residual, scaled};
 use crate::values::Values;
@@ -214,12 +214,10 @@ impl BlockSaved {
     }
 }
 
-/// The inputs of the four layers, for the gradients of their weights.
+/// The inputs of two layers, for the gradients of their weights; those of the others are results of norms.
 #[derive(Clone, Debug)]
 struct FactorsSaved {
-    normed1: Values,
     attended: Values,
-    normed2: Values,
     activated: Values,
 }
 
@@ -253,9 +251,9 @@ pub fn block_forward(
         assert!(found == (shape.batch, shape.batch), "`path` has {found:?} factors, batch = {}", shape.batch);
     }
 
-    let (normed1, norm1_saved) = layer_norm(x, &norm1[0], &norm1[1], eps, kind);
+    let (normed1, mut norm1_saved) = layer_norm(x, &norm1[0], &norm1[1], eps, kind);
     let (attended, attention_saved) = attention(shape.attention(), &qkv.forward(&normed1, kind));
-    let (normed2, norm2_saved) = match path {
+    let (normed2, mut norm2_saved) = match path {
         None => {
             let x1 = proj.then(&attended, stream, Then::Add(x));
             layer_norm(&x1, &norm2[0], &norm2[1], eps, kind)
@@ -265,6 +263,11 @@ pub fn block_forward(
             normed(x, Some((&branch, first)), &norm2[0], &norm2[1], eps, kind)
         }
     };
+    if wanted == Wanted::Weights {
+        norm1_saved = norm1_saved.with_result(&normed1);
+        norm2_saved = norm2_saved.with_result(&normed2);
+    }
+    drop(normed1);
     let x1 = &norm2_saved.x;
     let (hidden, activated) = if fused(gelu_kind, kind) {
         if wanted == Wanted::Nothing {
@@ -291,7 +294,7 @@ pub fn block_forward(
         attention: attention_saved,
         norm2: norm2_saved.clone(),
         hidden,
-        weights: (wanted == Wanted::Weights).then_some(FactorsSaved { normed1, attended, normed2, activated }),
+        weights: (wanted == Wanted::Weights).then_some(FactorsSaved { attended, activated }),
     });
     (y, saved)
 }
@@ -338,55 +341,49 @@ pub fn block_backward(
     } else {
         gelu_gradient(*gelu_kind, hidden, &fc2.input_gradient(&d_fc2), shape.hidden, parameters)
     };
-    let of_mlp = factors.map(|factors| {
-        [
-            fc1.weight_gradient(&factors.normed2, &d_hidden),
-            fc1_bias.expect("wanted"),
-            fc2.weight_gradient(&factors.activated, &d_fc2),
-            fc2.bias_gradient(&d_fc2),
-        ]
-    });
+    let of_fc2 = factors.map(|factors| (fc2.weight_gradient(&factors.activated, &d_fc2), fc2.bias_gradient(&d_fc2)));
+    drop(d_fc2);
     let d_normed2 = fc1.input_gradient(&d_hidden);
-    drop((d_hidden, d_fc2));
     // Products take the gradients of the residual stream rounded, unless they are multiplied by a path's factors first.
     let rounded = kind == Kind::Bf16 && path.is_none();
-    let (dx1, of_norm2) = norm::gradient(&saved.norm2, &norm2[0], &d_normed2, Some(dy), parameters, rounded);
+    let also = |bias| Also { parameters, rounded, normed: parameters.then_some(bias) };
+    let NormGradient { dx: dx1, parameters: of_norm2, normed: normed2 } =
+        norm::gradient(&saved.norm2, &norm2[0], &d_normed2, Some(dy), also(&norm2[1]));
     drop(d_normed2);
+    let fc1_weight = normed2.map(|normed2| fc1.weight_gradient(&normed2, &d_hidden));
+    drop(d_hidden);
 
     // Attention: x1 = x + s1 * proj(attention(qkv(norm1(x)))).
     let d_proj = branch(&dx1, 0);
     let (d_qkv, qkv_bias) = attention::gradient(&saved.attention, &proj.input_gradient(&d_proj), parameters);
-    let of_attention = factors.map(|factors| {
-        [
-            qkv.weight_gradient(&factors.normed1, &d_qkv),
-            qkv_bias.expect("wanted"),
-            proj.weight_gradient(&factors.attended, &d_proj),
-            proj.bias_gradient(&d_proj),
-        ]
-    });
+    let of_proj =
+        factors.map(|factors| (proj.weight_gradient(&factors.attended, &d_proj), proj.bias_gradient(&d_proj)));
+    drop(d_proj);
     let d_normed1 = qkv.input_gradient(&d_qkv);
-    let (dx, of_norm1) = norm::gradient(&saved.norm1, &norm1[0], &d_normed1, Some(&dx1), parameters, rounded);
+    let NormGradient { dx, parameters: of_norm1, normed: normed1 } =
+        norm::gradient(&saved.norm1, &norm1[0], &d_normed1, Some(&dx1), also(&norm1[1]));
+    drop(d_normed1);
+    let qkv_weight = normed1.map(|normed1| qkv.weight_gradient(&normed1, &d_qkv));
 
-    let gradients = of_mlp.zip(of_attention).zip(of_norm1.zip(of_norm2)).map(
-        |(
-            ([fc1_weight, fc1_bias, fc2_weight, fc2_bias], [qkv_weight, qkv_bias, proj_weight, proj_bias]),
-            (first, second),
-        )| {
-            BlockWeights {
-                norm1_weight: first.0,
-                norm1_bias: first.1,
-                qkv_weight,
-                qkv_bias,
-                proj_weight,
-                proj_bias,
-                norm2_weight: second.0,
-                norm2_bias: second.1,
-                fc1_weight,
-                fc1_bias,
-                fc2_weight,
-                fc2_bias,
-            }
-        },
-    );
+    let gradients = parameters.then(|| {
+        let [of_norm1, of_norm2, of_proj, of_fc2] =
+            [of_norm1, of_norm2, of_proj, of_fc2].map(|pair| pair.expect("wanted"));
+        let [qkv_weight, qkv_bias, fc1_weight, fc1_bias] =
+            [qkv_weight, qkv_bias, fc1_weight, fc1_bias].map(|one| one.expect("wanted"));
+        BlockWeights {
+            norm1_weight: of_norm1.0,
+            norm1_bias: of_norm1.1,
+            qkv_weight,
+            qkv_bias,
+            proj_weight: of_proj.0,
+            proj_bias: of_proj.1,
+            norm2_weight: of_norm2.0,
+            norm2_bias: of_norm2.1,
+            fc1_weight,
+            fc1_bias,
+            fc2_weight: of_fc2.0,
+            fc2_bias: of_fc2.1,
+        }
+    });
     (dx, gradients)
 }

@@ -12,12 +12,45 @@ pub struct NormSaved {
     pub(crate) x: Values,
     mean: Values,
     inverse: Values,
+    /// The result, where a layer's gradient needs it and the norm's does not compute it again.
+    y: Option<Values>,
 }
 
 impl NormSaved {
     pub(crate) fn new(x: Values, mean: Values, inverse: Values) -> Self {
-        Self { x, mean, inverse }
+        Self { x, mean, inverse, y: None }
     }
+
+    /// With the result, where [`gradient`] does not compute it again.
+    pub(crate) fn with_result(self, y: &Values) -> Self {
+        Self { y: (!self.comes_again()).then(|| y.clone()), ..self }
+    }
+
+    /// Whether the kernel of the gradient has registers for the result.
+    fn comes_again(&self) -> bool {
+        self.x.kind() == Kind::F32 && Route::of(self.x.len() / self.mean.len().max(1)) == Route::Fast
+    }
+}
+
+/// What [`gradient`] gives.
+pub(crate) struct NormGradient {
+    /// Of the input, and of what is added to it.
+    pub(crate) dx: Values,
+    /// Of weight and bias, where they are wanted.
+    pub(crate) parameters: Option<(Values, Values)>,
+    /// The norm's result, where it is wanted.
+    pub(crate) normed: Option<Values>,
+}
+
+/// What is wanted of [`gradient`] beside the gradient of the input.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Also<'a> {
+    /// The gradients of weight and bias.
+    pub(crate) parameters: bool,
+    /// The bf16 form of an f32 input's gradient, which [`Values::cast`] then finds.
+    pub(crate) rounded: bool,
+    /// The norm's result, for which its bias is needed.
+    pub(crate) normed: Option<&'a Values>,
 }
 
 /// Rows that one block has in its registers.
@@ -128,7 +161,7 @@ pub(crate) fn normed(
         );
     }
     let x = sum.unwrap_or_else(|| x.clone());
-    (y, NormSaved { x, mean, inverse })
+    (y, NormSaved::new(x, mean, inverse))
 }
 
 /// The gradient of [`layer_norm`]'s input, added to `residual` where there is one, and those of weight and bias where they
@@ -144,19 +177,20 @@ pub fn layer_norm_gradient(
     residual: Option<&Values>,
     parameters: bool,
 ) -> (Values, Option<(Values, Values)>) {
-    gradient(saved, weight, dy, residual, parameters, false)
+    let also = Also { parameters, ..Also::default() };
+    let NormGradient { dx, parameters, .. } = gradient(saved, weight, dy, residual, also);
+    (dx, parameters)
 }
 
-/// The same; with `rounded` the gradient of an f32 input comes with its bf16 form, which [`Values::cast`] then finds.
+/// The same, and more.
 pub(crate) fn gradient(
     saved: &NormSaved,
     weight: &Values,
     dy: &Values,
     residual: Option<&Values>,
-    parameters: bool,
-    rounded: bool,
-) -> (Values, Option<(Values, Values)>) {
-    let NormSaved { x, mean, inverse } = saved;
+    Also { parameters, rounded, normed: bias }: Also,
+) -> NormGradient {
+    let NormSaved { x, mean, inverse, y } = saved;
     let (gpu, width) = (x.gpu(), weight.len());
     let rows = check(x, dy.kind(), width, &[weight]);
     same_gpu(gpu, &[weight, dy]);
@@ -165,16 +199,18 @@ pub(crate) fn gradient(
     let dx = Values::new(gpu, x.len(), x.kind());
     let route = Route::of(width);
     if route != Route::Fast {
-        return (
-            gradient_of_input(route, saved, weight, dy, residual, dx),
-            parameters.then(|| gradient_of_parameters(route, saved, dy, width)),
-        );
+        return NormGradient {
+            dx: gradient_of_input(route, saved, weight, dy, residual, dx),
+            parameters: parameters.then(|| gradient_of_parameters(route, saved, dy, width)),
+            normed: bias.and(y.clone()),
+        };
     }
     // As many blocks as an H100 holds at once, on every GPU: the number of partial sums decides how they round.
     let group = if x.kind() == Kind::Bf16 { ROWS } else { ROWS / 2 };
     let count = rows.div_ceil(group).clamp(1, 132 * (512 / threads(route, width)).max(1));
     let parts = parameters.then(|| Values::new(gpu, count * 2 * width, Kind::F32));
     let low = (rounded && x.kind() == Kind::F32).then(|| Values::new(gpu, x.len(), Kind::Bf16));
+    let normed = (bias.is_some() && saved.comes_again()).then(|| Values::new(gpu, x.len(), dy.kind()));
     let name = route.name("norm_gradient", x.kind(), dy.kind());
     let threads = threads(route, width);
     // SAFETY: sizes were checked above; every block leaves its part.
@@ -188,12 +224,14 @@ pub(crate) fn gradient(
             threads / 32 * 2 * ROWS * 4,
             &dx,
             low.as_ref(),
+            normed.as_ref(),
             parts.as_ref(),
             dy,
             x,
             mean,
             inverse,
             weight,
+            bias,
             residual,
             rows as i32,
             width as i32
@@ -204,7 +242,11 @@ pub(crate) fn gradient(
         Some(low) => dx.with_rounded(low),
         None => dx,
     };
-    (dx, sums.map(|sums| (sums.part(0..width), sums.part(width..2 * width))))
+    NormGradient {
+        dx,
+        parameters: sums.map(|sums| (sums.part(0..width), sums.part(width..2 * width))),
+        normed: normed.or_else(|| bias.and(y.clone())),
+    }
 }
 
 /// [`layer_norm_gradient`]'s first part for rows that do not stay in registers.
@@ -216,7 +258,7 @@ fn gradient_of_input(
     residual: Option<&Values>,
     dx: Values,
 ) -> Values {
-    let NormSaved { x, mean, inverse } = saved;
+    let NormSaved { x, mean, inverse, .. } = saved;
     let (width, threads) = (weight.len(), threads(route, weight.len()));
     let rows = x.len() / width;
     let name = route.name("norm_gradient", x.kind(), dy.kind());
@@ -231,7 +273,7 @@ fn gradient_of_input(
 
 /// The gradients of weight and bias for such rows.
 fn gradient_of_parameters(route: Route, saved: &NormSaved, dy: &Values, width: usize) -> (Values, Values) {
-    let NormSaved { x, mean, inverse } = saved;
+    let NormSaved { x, mean, inverse, .. } = saved;
     let rows = x.len() / width;
     let across = width.div_ceil(32 * route.columns());
     // Depends on the sizes alone, as the order of the sums does.

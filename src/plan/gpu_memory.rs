@@ -98,16 +98,21 @@ fn blocks(
             vec![Blocks {
                 count: vit.depth as u128,
                 matrices: 4 * width * width + 2 * width * hidden,
-                // The input and the sum after attention; both norms' results, queries, keys and values, what attention
-                // gives; the hidden layer before and after its GELU; means and lengths of both norms, sums of the softmax.
+                // The input and the sum after attention; queries, keys and values, what attention gives; the hidden layer
+                // before and after its GELU; means and lengths of both norms, sums of the softmax; results of norms of
+                // rows that do not stay in registers.
                 kept: rows
                     * (2 * width * STREAM
-                        + 6 * width * kind
+                        + if width <= 2048 { 4 } else { 6 } * width * kind
                         + 2 * hidden * kind
                         + 16
                         + 4 * vit.heads as u128),
-                // The gradients of the output, rounded too, and of the hidden layer on both sides of its GELU.
-                passing: rows * (width * (STREAM + kind) + 2 * hidden * kind),
+                // The gradients of the output, rounded too, and of the hidden layer: on both sides of its GELU, or with the
+                // norm's result, its gradient, and the sum's with its rounded form.
+                passing: rows
+                    * (width * (STREAM + kind)
+                        + hidden * kind
+                        + (hidden * kind).max(width * (STREAM + 3 * kind))),
                 between: rows * width * STREAM,
             }]
         }
