@@ -1,5 +1,6 @@
 //! How fast this machine does the work of training. Counts only what any program must do.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -169,7 +170,8 @@ fn rounded(value: f64, digits: i32) -> f64 {
 /// input gradients from a random start, one full gradient, its norm and checks, AdamW; class token, learned positions, no
 /// average. `gflops` counts 2k + 3 forward passes (2k of the attack alone) of matrix products and attention, nothing else.
 /// `peak_gflops` is the processor's own rate for products in registers on the same threads, or a GPU's for large matrices,
-/// measured right after. `to_host` is what the last step copied from an NVIDIA GPU; `unplanned` counts reads of tensors by
+/// measured right after. `seconds_to_queue` is how long the host took to ask an NVIDIA GPU for the last step's
+/// gradients: near the whole step's time, launches are what takes it. `to_host` is what the last step copied from an NVIDIA GPU; `unplanned` counts reads of tensors by
 /// operations that the GPU has no kernels for, and is 0.
 ///
 /// Errors: a loss or gradient that is not finite.
@@ -205,10 +207,15 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
     // As the training loop does it: the next images arrive while the device computes.
     let uploads = Uploads::new(device);
     let mut next = SentImages::new(&batch, &uploads);
+    let queued = Cell::new(None);
     let mut one = |state: &mut State| {
+        let begun = Instant::now();
         let sent = std::mem::take(&mut next);
         let images = sent.to_device(&batch, size, device);
-        let mut send = || next = SentImages::new(&batch, &uploads);
+        let mut send = || {
+            queued.set(Some(begun.elapsed().as_secs_f64()));
+            next = SentImages::new(&batch, &uploads);
+        };
         if work.attack_only {
             attack(&phase, state, &batch, images)?;
             send();
@@ -270,6 +277,7 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
         "recompute": work.recompute,
         "threads": rayon::current_num_threads(),
         "seconds_per_step": rounded(median, 5),
+        "seconds_to_queue": queued.get().filter(|_| device.gpu().is_some()).map(|seconds| rounded(seconds, 5)),
         "images_per_second": rounded(work.batch as f64 / median, 3),
         "gflops": rounded(flops / median / 1e9, 1),
         "peak_gflops": rounded(peak / 1e9, 1),

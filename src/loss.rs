@@ -69,8 +69,12 @@ impl Targets {
     /// Shapes: the result `[batch, classes]`, rows sum to 1.
     pub fn distributions(&self, classes: usize, smoothing: f64, device: &Device) -> Tensor<2> {
         let rest = (smoothing / classes as f64) as f32;
-        let mut values = vec![rest; self.first.len() * classes];
         let hot = 1.0 - smoothing as f32;
+        if let Some(gpu) = device.gpu() {
+            let pairs = [&self.first[..], &self.second];
+            return crate::ops::targets(gpu, pairs, &self.weight, classes, rest, hot);
+        }
+        let mut values = vec![rest; self.first.len() * classes];
         for (row, index) in values.chunks_exact_mut(classes).zip(0..) {
             row[self.first[index] as usize] += hot * self.weight[index];
             row[self.second[index] as usize] += hot * (1.0 - self.weight[index]);

@@ -155,6 +155,52 @@ KERNEL(512, norm_e4m3, (uint8_t* y, float* scale, float* mean, float* inverse, u
   }
 }
 
+// The gradient of a norm's input plus `residual`, in bf16 and quantized.
+KERNEL(512, norm_gradient_e4m3, (uint8_t* y, float* scale, uint16_t* dx, const uint16_t* dy, const uint16_t* x, const float* mean,
+    const float* inverse, const float* weight, const uint16_t* residual, int rows, int width)) {
+  float* scratch = (float*)dynamic_shared;
+  for (int row = blockIdx.x; row < rows; row += gridDim.x) {
+    Eight<uint16_t> above[FP8_GROUPS], from[FP8_GROUPS], rest[FP8_GROUPS];
+    const size_t at = (size_t)row * width;
+    fetch_row(above, dy + at, width);
+    fetch_row(from, x + at, width);
+    fetch_row(rest, residual + at, width);
+    const float middle = mean[row], factor = inverse[row];
+    float v[FP8_GROUPS][8], sums[2] = {0, 0};
+#pragma unroll
+    for (int g = 0; g < FP8_GROUPS; ++g) {
+      float n[8], w[8];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) w[i] = 0;
+      if (column_of(g) < width) load8(w, weight + column_of(g));
+      unpack<uint16_t>(v[g], above[g]);
+      unpack<uint16_t>(n, from[g]);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        v[g][i] *= w[i];
+        sums[0] += v[g][i];
+        sums[1] = fmaf(v[g][i], (n[i] - middle) * factor, sums[1]);
+      }
+    }
+    block_sums<2>(sums, scratch);
+    const float even = sums[0] / width, along = sums[1] / width;
+#pragma unroll
+    for (int g = 0; g < FP8_GROUPS; ++g) {
+      float n[8], out[8];
+      unpack<uint16_t>(n, from[g]);
+      unpack<uint16_t>(out, rest[g]);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) out[i] = fmaf(v[g][i] - even - (n[i] - middle) * factor * along, factor, out[i]);
+      const bool mine = column_of(g) < width;
+      if (mine) store8(dx + at + column_of(g), out);
+      round8(out, dx);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) v[g][i] = mine ? out[i] : 0.0f;
+    }
+    put_row(y, scale, v, row, width, scratch);
+  }
+}
+
 // x += bias, for products that cannot add it.
 KERNEL(256, add_bias_bf16, (uint16_t* x, const float* bias, uint64_t count, int width)) {
   for (size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; at < count; at += (size_t)gridDim.x * blockDim.x * 8) {

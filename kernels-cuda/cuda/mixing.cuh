@@ -39,3 +39,15 @@ KERNEL(256, mix_images, (float* to, const float* images, const int* mixes, int s
     to[first + i] = v;
   }
 }
+
+// What the logits of a row should give: `rest` for every class, `hot` times a share more for its two classes, which may be one.
+KERNEL(256, target_rows, (float* to, const int32_t* first, const int32_t* second, const float* share, uint64_t count, int classes,
+    float rest, float hot)) {
+  for (size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += (size_t)gridDim.x * blockDim.x) {
+    const int row = at / classes, column = at % classes;
+    float value = rest;
+    if (column == first[row]) value += hot * share[row];
+    if (column == second[row]) value += hot * (1.0f - share[row]);
+    to[at] = value;
+  }
+}

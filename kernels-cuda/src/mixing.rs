@@ -26,6 +26,31 @@ pub(crate) unsafe fn images_at(gpu: &Gpu, bytes: u64, len: usize) -> Values {
     to
 }
 
+/// What the logits of mixed images should give: `rest` for every class, and `hot` times its share more for each of the two
+/// classes of an image, which may be one.
+///
+/// Shapes: `first`, `second` and `share`, that of the first, `[images]`; the result `[images, classes]`.
+///
+/// # Panics
+///
+/// If the lengths differ, or a class is not below `classes`.
+pub fn targets(gpu: &Gpu, [first, second]: [&[u32]; 2], share: &[f32], classes: usize, rest: f32, hot: f32) -> Values {
+    assert!(first.len() == share.len() && second.len() == share.len(), "{} shares", share.len());
+    let known = |class: &u32| usize::try_from(*class).is_ok_and(|class| class < classes);
+    assert!(first.iter().chain(second).all(known), "a class is not below {classes}");
+    let numbers = |classes: &[u32]| classes.iter().flat_map(|class| class.to_le_bytes()).collect::<Vec<_>>();
+    let [first, second] = [first, second].map(|classes| Values::send_bytes(gpu, &numbers(classes)));
+    let share = Values::send(gpu, share);
+    let to = Values::new(gpu, share.len() * classes, Kind::F32);
+    let grid = [to.len().div_ceil(1024).min(1 << 16), 1, 1];
+    let (count, columns) = (to.len() as u64, classes as i32);
+    // SAFETY: there is a class of each kind and a share for every row.
+    unsafe {
+        launch!(gpu, Mixing, "target_rows", grid, 256, 0, &to, &first, &second, &share, count, columns, rest, hot)
+    };
+    to
+}
+
 /// How an image is mixed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Mix {

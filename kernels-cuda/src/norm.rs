@@ -21,6 +21,11 @@ impl NormSaved {
         Self { x, mean, inverse, y: None }
     }
 
+    /// Means and inverse deviations of the rows.
+    pub(crate) fn statistics(&self) -> [&Values; 2] {
+        [&self.mean, &self.inverse]
+    }
+
     /// With the result, where [`gradient`] does not compute it again.
     pub(crate) fn with_result(self, y: &Values) -> Self {
         Self { y: (!self.comes_again()).then(|| y.clone()), ..self }

@@ -164,6 +164,7 @@ impl Real {
     fn kernel(&self, program: Program, name: &str, shared: usize) -> Result<Pointer> {
         let known = self.kernels.lock().expect("not poisoned").get(name).copied();
         let mut kernel = match known {
+            Some(kernel) if shared <= kernel.shared => return Ok(kernel.function),
             Some(kernel) => kernel,
             None => {
                 let module = self.module(program)?;

@@ -22,6 +22,8 @@ pub struct Values {
     ready: Option<Arc<Event>>,
     /// The same numbers in bf16, where the kernel that made them wrote these too.
     rounded: Option<Arc<Values>>,
+    /// And in FP8, with the scales of rows.
+    quantized: Option<Arc<[Values; 2]>>,
 }
 
 impl fmt::Debug for Values {
@@ -57,7 +59,15 @@ pub(crate) fn from_e4m3(value: u8) -> f32 {
 impl Values {
     /// Room for numbers, not set: whoever calls this writes them all.
     pub(crate) fn new(gpu: &Gpu, len: usize, kind: Kind) -> Self {
-        Self { memory: Arc::new(gpu.take(len * kind.bytes())), offset: 0, len, kind, ready: None, rounded: None }
+        Self {
+            memory: Arc::new(gpu.take(len * kind.bytes())),
+            offset: 0,
+            len,
+            kind,
+            ready: None,
+            rounded: None,
+            quantized: None,
+        }
     }
 
     /// Zeros.
@@ -134,7 +144,8 @@ impl Values {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} numbers", self.len);
         assert!(range.start.is_multiple_of(8), "a part starts at {}, which is not a multiple of 8", range.start);
         let rounded = self.rounded.as_ref().map(|rounded| Arc::new(rounded.part(range.clone())));
-        Self { offset: self.offset + range.start, len: range.len(), rounded, ..self.clone() }
+        let quantized = self.quantized.clone().filter(|_| range == (0..self.len));
+        Self { offset: self.offset + range.start, len: range.len(), rounded, quantized, ..self.clone() }
     }
 
     /// Some of the numbers: in the same memory where kernels can read them there, else a copy.
@@ -171,6 +182,17 @@ impl Values {
         Self { rounded: Some(Arc::new(rounded)), ..self }
     }
 
+    /// With their numbers in FP8 and the scales of rows, which [`quantized`](Self::quantized) then finds.
+    pub(crate) fn with_quantized(self, numbers: Self, scales: Self) -> Self {
+        assert!((numbers.len, numbers.kind) == (self.len, Kind::E4m3), "{numbers:?} for {self:?}");
+        Self { quantized: Some(Arc::new([numbers, scales])), ..self }
+    }
+
+    /// In FP8 with the scales of rows, where the kernel that made them wrote these too.
+    pub(crate) fn quantized(&self) -> Option<&[Self; 2]> {
+        self.quantized.as_deref()
+    }
+
     /// The values in memory of their own, for a kernel that changes them.
     pub(crate) fn own(&mut self) -> &Self {
         if Arc::get_mut(&mut self.memory).is_none() {
@@ -181,6 +203,7 @@ impl Values {
         }
         self.ready = None;
         self.rounded = None;
+        self.quantized = None;
         self
     }
 

@@ -4,7 +4,7 @@
 
 mod support;
 
-use advxl_cuda::mixing::{Mix, images_of_bytes, mix};
+use advxl_cuda::mixing::{Mix, images_of_bytes, mix, targets};
 use advxl_cuda::{Values, evaluation};
 use support::{host, in_any_order, pixels, soft};
 
@@ -92,4 +92,16 @@ fn parts_of_a_batch_are_mixed_apart() {
     assert_eq!(host(&mix(&sent, size, &mixes)), right);
     assert_eq!(host(&sent), images);
     assert_eq!(evaluation::changed_pixels(&mix(&sent, size, &[Mix::Alone; 7]), &sent, 7).unwrap(), [0; 7]);
+}
+
+#[test]
+fn targets_are_those_that_the_host_would_send() {
+    let (first, second, share) = ([2, 0, 4, 1], [2, 3, 4, 0], [1.0, 0.7, 0.3, 0.25f32]);
+    let (classes, rest, hot) = (5, 0.02f32, 0.9f32);
+    let mut right = vec![rest; 20];
+    for (row, values) in right.chunks_mut(classes).enumerate() {
+        values[first[row] as usize] += hot * share[row];
+        values[second[row] as usize] += hot * (1.0 - share[row]);
+    }
+    assert_eq!(in_any_order(|gpu| host(&targets(gpu, [&first, &second], &share, classes, rest, hot))), right);
 }

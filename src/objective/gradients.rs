@@ -87,6 +87,8 @@ impl<'a> Objective<'a> {
 
     /// The gradients of the mean loss over the whole batch, in training mode.
     ///
+    /// `meanwhile` is called once all gradients are asked for, before the loss is read, which waits for the device.
+    ///
     /// Shapes: `images` `[images, 3, height, width]`, this rank's part of a batch of `batch` images.
     pub fn gradients(
         &self,
@@ -94,14 +96,15 @@ impl<'a> Objective<'a> {
         images: Views<Tensor<4>>,
         batch: usize,
         drop_path: Option<&DropPath>,
+        meanwhile: impl FnOnce(),
     ) -> StepGradients {
         let count = images.adversarial.dims()[0];
         let shards = self.microbatches.rows(count);
         if !self.is_coupled() {
-            return self.separate_gradients(model, images, shards, batch, drop_path);
+            return self.separate_gradients(model, images, shards, batch, drop_path, meanwhile);
         }
         if shards.concat().len() == 1 && self.comm.world_size() == 1 {
-            return self.joint_gradients(model, images, drop_path);
+            return self.joint_gradients(model, images, drop_path, meanwhile);
         }
         let loss = self.loss.tracked();
         let loss = loss.as_deref().unwrap_or(&*self.loss);
@@ -112,8 +115,7 @@ impl<'a> Objective<'a> {
         let mut coupled =
             self.output_gradient(model, images.as_ref(), &all, passes, share, &losses);
         let parameters = loss.parameter_gradients(&mut coupled.found, self.comm);
-        let mean = f64::from(to_vec(coupled.loss)[0]);
-        let losses = vec![mean * count as f64 / shards.len() as f64; shards.len()];
+        let parts = shards.len();
         let mut gradients = sum_over(shards, |_, rows| {
             let tracked = model.tracked();
             let outputs = self.outputs(&tracked, images.as_ref(), &rows, drop_path);
@@ -125,9 +127,11 @@ impl<'a> Objective<'a> {
             tracked.gradients(&mut value.backward())
         });
         gradients.extend(parameters);
+        meanwhile();
+        let mean = f64::from(to_vec(coupled.loss)[0]);
         StepGradients {
             gradients,
-            losses,
+            losses: vec![mean * count as f64 / parts as f64; parts],
             correct: self.count_correct(coupled.outputs.adversarial),
         }
     }
@@ -140,6 +144,7 @@ impl<'a> Objective<'a> {
         shards: Vec<Vec<Range<usize>>>,
         batch: usize,
         drop_path: Option<&DropPath>,
+        meanwhile: impl FnOnce(),
     ) -> StepGradients {
         let share = 1.0 / batch as f64;
         let (mut all_outputs, mut all_losses) = (Vec::new(), Vec::new());
@@ -152,7 +157,7 @@ impl<'a> Objective<'a> {
             all_losses.push((shard, sum(values.clone().without_autodiff())));
             tracked.gradients(&mut scaled_sum(values, share).backward())
         });
-        // Read when all is under way: a read waits for the device.
+        meanwhile();
         let mut losses = vec![0.0; count];
         for (shard, loss) in all_losses {
             losses[shard] += f64::from(to_vec(loss)[0]);
@@ -170,6 +175,7 @@ impl<'a> Objective<'a> {
         model: &Model,
         images: Views<Tensor<4>>,
         drop_path: Option<&DropPath>,
+        meanwhile: impl FnOnce(),
     ) -> StepGradients {
         let batch = images.adversarial.dims()[0] as f64;
         let tracked = model.tracked();
@@ -182,6 +188,7 @@ impl<'a> Objective<'a> {
         let mut found = value.clone().backward();
         let mut gradients = tracked.gradients(&mut found);
         gradients.extend(loss.parameter_gradients(&mut found, self.comm));
+        meanwhile();
         StepGradients {
             gradients,
             losses: vec![f64::from(to_vec(value.without_autodiff())[0]) * batch],
@@ -469,8 +476,9 @@ mod tests {
         for loss in [labels, captions, weighted as fn() -> Box<dyn BatchLoss>] {
             let images = views(&*loss());
             let objective = |size| Objective::new(loss(), microbatches(size), &comm);
-            let gradients =
-                |size| objective(size).gradients(&model, images.clone(), 7, Some(&drop_path()));
+            let gradients = |size| {
+                objective(size).gradients(&model, images.clone(), 7, Some(&drop_path()), || ())
+            };
             let whole = gradients(None);
             let slope = objective(None).input_gradient(&model, images.adversarial.clone());
             for size in [1, 3, 7, 100] {
@@ -498,7 +506,7 @@ mod tests {
         let (model, comm) = (model(), Comm::single());
         let images = views(&weighted());
         let objective = Objective::new(Box::new(weighted()), microbatches(Some(3)), &comm);
-        let found = objective.gradients(&model, images.clone(), 7, None);
+        let found = objective.gradients(&model, images.clone(), 7, None, || ());
         let tracked = model.tracked();
         let passes = microbatches(None);
         let [adversarial, clean] = [images.adversarial, images.clean.unwrap()]

@@ -123,8 +123,13 @@ pub fn step(
     // Outer minimization: training mode.
     let views = Views { adversarial, clean };
     let drop_path = now.drop_path.as_ref();
-    let own = objective.gradients(&state.model, views.clone(), phase.batch(), drop_path);
-    meanwhile();
+    let own = objective.gradients(
+        &state.model,
+        views.clone(),
+        phase.batch(),
+        drop_path,
+        meanwhile,
+    );
 
     // Sums over the ranks in the order of a fixed tree; refuses different weights and what is not finite.
     let (gradients, metrics) = reduce(phase, state, own, &now, broken, &views.adversarial)?;

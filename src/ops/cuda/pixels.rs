@@ -122,6 +122,19 @@ pub(crate) fn from_bytes<const D: usize>(gpu: &Gpu, bytes: &[u8], shape: [usize;
     tensor(mixing::images_of_bytes(gpu, bytes), shape)
 }
 
+/// The distributions of [`crate::loss::Targets`], to the bit, of what is less to send.
+pub(crate) fn targets(
+    gpu: &Gpu,
+    pairs: [&[u32]; 2],
+    share: &[f32],
+    classes: usize,
+    rest: f32,
+    hot: f32,
+) -> Tensor<2> {
+    let values = mixing::targets(gpu, pairs, share, classes, rest, hot);
+    tensor(values, [share.len(), classes])
+}
+
 /// See [`crate::ops::mix_rows`].
 pub(crate) fn mix_rows(gpu: &Gpu, images: Tensor<4>, mixes: &[mixing::Mix]) -> Tensor<4> {
     let dims = images.dims();
