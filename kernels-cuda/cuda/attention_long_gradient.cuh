@@ -1,19 +1,19 @@
 // The gradient of `attention_long.cuh` in one kernel, for 65 to 272 tokens and heads of up to 80 elements: five products
 // instead of the seven of its two kernels, and every tensor is read once.
 //
-// A block computes whole heads, one after the other. Each warp owns tiles of 16 keys, `warp` and `warp + warps`, and keeps
-// their dK and dV in registers. Queries pass in blocks of 32: a warp computes the transposed probabilities P and the scores'
-// gradients dS of its keys, which are operands of dV += P^T dO and dK += dS^T Q as they lie in registers. Only dQ = dS K
-// crosses warps: dS goes through shared memory, double-buffered, and one step later the warps sum the block's dQ over all
-// keys, each some of its columns. So there is one barrier a step, no atomics, and every sum has one order.
+// A block computes whole heads, one after the other. Each warp owns a tile of 16 keys and keeps its dK and dV in registers.
+// Queries pass in blocks of 32 or 64: a warp computes the transposed probabilities P and the scores' gradients dS of its keys,
+// which are operands of dV += P^T dO and dK += dS^T Q as they lie in registers. Only dQ = dS K crosses warps: dS goes through
+// shared memory, double-buffered, and one step later the warps sum the block's dQ over all keys, each some of its columns. So
+// there is one barrier a step, no atomics, and every sum has one order.
 //
-// A 17th tile (257 tokens) would need a ninth warp, and registers are given to four warps at a time: 168 each. Eight warps
-// share it instead. The first computes its P and dS, and a step later each warp adds 16 columns of its dK or dV.
+// A multiprocessor has registers for 16 such warps, 128 each. Of 17 tiles (257 tokens) eight warps own two each and share the
+// last: the first computes its P and dS, and a step later each warp adds 16 columns of its dK or dV.
 //
-// What bounds the speed is the number of instructions, of which a tenth are matrix instructions (profiled on an H100: with
-// divisions by the number of heads in every step and dQ left to the warps with one tile, a third of the time went to those).
-// So addresses are kept from step to step, and a head's place is found once. Two tiles a warp halve what is read from
-// shared memory: about 0.48 `ldmatrix` of 512 bytes a matrix instruction, against 0.6 with one tile.
+// What bounds the speed is the number of instructions, of which a tenth are matrix instructions, and waiting for each other
+// (profiled on an H100). So addresses are kept from step to step, a head's place is found once, and blocks of 64 queries
+// have half as many steps where shared memory has room. With two tiles a warp fewer warps hide less: 666 us in place of 585
+// for 3072 heads of 197 tokens.
 //
 // Copies overlap with arithmetic, also from one head to the next, since the accumulators leave registers for one block a
 // multiprocessor: queries two steps ahead, the next head's keys slice by slice during this head, its values as soon as the
@@ -21,19 +21,18 @@
 //
 // Where attention is causal, query i sees the keys up to i alone; tiles of keys behind all of a block's queries are left out.
 //
-// TILES: 1 with a warp for each of 5 to 10 tiles, 2 with eight warps for up to 16, 3 with eight warps for 17. Launched with
-// any grid in x that is not larger than the number of heads. Dynamic shared memory, with `rows` = 16 tiles: 3 rows + 192 rows
-// of (D + 8) bf16, 2 rows of 40, 32 of HEAD, 128 floats, and for 17 tiles 16 rows of 40 bf16.
+// TILES: 1 with a warp for each of 5 to 16 tiles, 3 with eight warps for 17. BLOCK: queries of a step. Launched with any grid
+// in x that is not larger than the number of heads. Dynamic shared memory, with `rows` = 16 tiles: 3 rows + 6 BLOCK rows of
+// (D + 8) bf16, 2 rows of BLOCK + 8, BLOCK of HEAD, 4 BLOCK floats, and for 17 tiles 16 rows of BLOCK + 8 bf16.
 #pragma once
 #include "common.cuh"
 
-template<int HEAD, int TILES> struct Gradient {
+template<int HEAD, int TILES, int BLOCK> struct Gradient {
   static const int D = (HEAD + 15) / 16 * 16, PITCH = D + 8, K = D / 16; // 16 bytes more a row: no bank conflicts in ldmatrix.
-  static const int BLOCK = 32; // Queries of a step.
   static const int AT_ONCE = D <= 64 ? 32 : 16; // Queries whose scores are in registers.
   static const int SLOPES = BLOCK + 8;
   static const bool SHARES = TILES == 3;
-  static const int OWN = SHARES ? 2 : TILES, SHARED = (2 * K + 7) / 8;
+  static const int OWN = SHARES ? 2 : 1, PARTS = (HEAD / 8 + 7) / 8, SHARED = (2 * K + 7) / 8;
   typedef float Sums[OWN][2 * K][4];
   typedef float SharedSums[SHARED][2][4];
 
@@ -99,7 +98,7 @@ template<int HEAD, int TILES> struct Gradient {
     if (!exists(step)) return;
     const int first = step.block * BLOCK, rest = rows - first;
     uint16_t *q = queries(step), *d = dys(step);
-#pragma unroll
+#pragma unroll 1
     for (int i = threadIdx.x; i < BLOCK * (D / 8); i += threads()) {
       const int r = i / (D / 8), c = i % (D / 8), at = r * PITCH + 8 * c;
       if (r >= rest) continue;
@@ -110,13 +109,15 @@ template<int HEAD, int TILES> struct Gradient {
 #pragma unroll
     for (int i = threadIdx.x; i < BLOCK * 8; i += threads())
 #pragma unroll
-      for (int c = i % 8; c < HEAD / 8; c += 8)
-        if (first + i / 8 < tokens) copy16(outputs + i / 8 * HEAD + 8 * c, y + place(step.head, 1, first + i / 8) + 8 * c, true);
+      for (int part = 0; part < PARTS; ++part) {
+        const int c = i % 8 + 8 * part;
+        if (c < HEAD / 8 && first + i / 8 < tokens) copy16(outputs + i / 8 * HEAD + 8 * c, y + place(step.head, 1, first + i / 8) + 8 * c, true);
+      }
   }
   // Begins to copy a slice of the next head's keys, which are all there after this head's last step.
   __device__ __forceinline__ void fetch_keys(const Step& step) const {
     if (step.block == 0 || following.item >= items) return; // At first the last head's keys are still read.
-    const int first = (step.block - 1) * 48, end = min(first + 48, rows);
+    const int slice = BLOCK == 32 ? 48 : (rows + blocks - 2) / (blocks - 1), first = (step.block - 1) * slice, end = min(first + slice, rows);
     uint16_t* to = all_keys + (step.keys ^ 1) * rows * PITCH + first * PITCH;
     copy(to, qkv + width, following, 3, first, end, threadIdx.x, threads());
   }
@@ -134,7 +135,10 @@ template<int HEAD, int TILES> struct Gradient {
     for (int i = threadIdx.x; i < BLOCK * 8; i += threads()) { // Eight threads a query.
       float sum = 0;
       if (step.block * BLOCK + i / 8 < tokens)
-        for (int c = i % 8; c < HEAD / 8; c += 8) {
+#pragma unroll
+        for (int part = 0; part < PARTS; ++part) {
+          const int c = i % 8 + 8 * part;
+          if (c >= HEAD / 8) break;
           float a[8], b[8];
           load8(a, outputs + i / 8 * HEAD + 8 * c);
           load8(b, dys(step) + i / 8 * PITCH + 8 * c);
@@ -168,8 +172,8 @@ template<int HEAD, int TILES> struct Gradient {
   // The queries' part of dqkv for a step's block, a tile of 16 x 16 at a time.
   __device__ __forceinline__ void sum_queries(const Step& step) const {
     const int depth = end(step);
-    for (int unit = warps - 1 - warp; unit < 2 * K; unit += warps) {
-      const int query = 16 * (unit % 2), column = unit / 2 * 16, row = step.block * BLOCK + query;
+    for (int unit = warps - 1 - warp; unit < BLOCK / 16 * K; unit += warps) {
+      const int query = unit % (BLOCK / 16) * 16, column = unit / (BLOCK / 16) * 16, row = step.block * BLOCK + query;
       if (row >= rows) continue;
       const uint16_t* a_rows = slopes + (step.second * rows + lane % 8 + 8 * (lane / 16)) * SLOPES + query + 8 * (lane / 8 % 2);
       const uint16_t* b_rows = keys(step) + lane % 16 * PITCH + column + 8 * (lane / 16);
@@ -177,7 +181,7 @@ template<int HEAD, int TILES> struct Gradient {
       float left[2][4], right[2][4];
       clear(left);
       clear(right);
-#pragma unroll 2
+#pragma unroll (SHARES ? 1 : 2)
       for (int tile = 0; tile < depth; tile += 2) {
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {
@@ -312,9 +316,9 @@ template<int HEAD, int TILES> struct Gradient {
   }
   template<int N> __device__ __forceinline__ void add_block(Sums& to_keys, Sums& to_values, const Step& step) const {
     const int count = min(BLOCK, rows - step.block * BLOCK);
-    for (int query = 0; query < count; query += AT_ONCE)
-      if (AT_ONCE == 16 || count == BLOCK) add<N, AT_ONCE>(to_keys, to_values, step, query);
-      else add<N, 16>(to_keys, to_values, step, query);
+    int query = 0;
+    for (; query + AT_ONCE <= count; query += AT_ONCE) add<N, AT_ONCE>(to_keys, to_values, step, query);
+    if (AT_ONCE > 16 && query < count) add<N, 16>(to_keys, to_values, step, query);
   }
   // Probabilities and dS of the shared tile, by the warp that has its values.
   __device__ __forceinline__ void write_shared(const Step& step) const {
@@ -449,10 +453,10 @@ template<int HEAD, int TILES> struct Gradient {
 };
 
 // With one tile a warp, 128 registers: two blocks of up to 8 warps a multiprocessor. With more, 255 in one block of eight.
-#define ATTENTION_LONG_GRADIENT(HEAD, TILES) \
-  KERNEL((TILES == 1 ? 512 : 256), attention_long_gradient_##TILES##_##HEAD, (const uint16_t* qkv, const uint16_t* y, \
+#define ATTENTION_LONG_GRADIENT(HEAD, TILES, BLOCK) \
+  KERNEL((TILES == 1 ? 512 : 256), attention_long_gradient_##TILES##_##BLOCK##_##HEAD, (const uint16_t* qkv, const uint16_t* y, \
       const uint16_t* dy, const float* log_sums, uint16_t* dqkv, int tokens, int heads, int items, int causal, float scale)) { \
-    Gradient<HEAD, TILES> gradient; \
+    Gradient<HEAD, TILES, BLOCK> gradient; \
     gradient.qkv = qkv; \
     gradient.y = y; \
     gradient.dy = dy; \

@@ -22,11 +22,19 @@ KERNEL(256, row_dots, (float* to, const float* a, const float* b, int width)) {
   if (threadIdx.x == 0) to[blockIdx.x] = sum[0];
 }
 
-// to [a, c, b] = x [a, b, c] with its last two axes swapped.
-KERNEL(256, swap_axes, (float* to, const float* x, uint64_t count, int b, int c)) {
-  for (size_t i = (size_t)blockIdx.x * 256 + threadIdx.x; i < count; i += (size_t)gridDim.x * 256) {
-    const size_t inner = i % b, middle = i / b % c, outer = i / b / c;
-    to[i] = x[(outer * b + inner) * c + middle];
+// to [a, c, b] = x [a, b, c] with its last two axes swapped, in tiles of 32 x 32, so that both are read and written by lines.
+// Grid: tiles of c, tiles of b, and any number. Dynamic shared memory: 32 * 33 floats.
+KERNEL(256, swap_axes, (float* to, const float* x, uint64_t a, int b, int c)) {
+  float* tile = (float*)dynamic_shared;
+  const int lane = threadIdx.x % 32, first = threadIdx.x / 32, top = blockIdx.y * 32, left = blockIdx.x * 32;
+  for (size_t outer = blockIdx.z; outer < a; outer += gridDim.z) {
+    const size_t start = outer * b * c;
+    for (int row = first; row < 32; row += 8)
+      if (top + row < b && left + lane < c) tile[33 * row + lane] = x[start + (size_t)(top + row) * c + left + lane];
+    __syncthreads();
+    for (int row = first; row < 32; row += 8)
+      if (left + row < c && top + lane < b) to[start + (size_t)(left + row) * b + top + lane] = tile[33 * lane + row];
+    __syncthreads();
   }
 }
 

@@ -105,10 +105,10 @@ pub fn swap_axes(x: &Values, [b, c]: [usize; 2]) -> Values {
     check("x", x);
     assert!(b * c > 0 && x.len().is_multiple_of(b * c), "{x:?} is not matrices of {b} x {c}");
     let to = Values::new(x.gpu(), x.len(), Kind::F32);
+    let count = x.len() / (b * c);
+    let grid = [c.div_ceil(32), b.div_ceil(32), count.min(65_535)];
     // SAFETY: the lengths were checked above.
-    unsafe {
-        launch!(x.gpu(), Vectors, "swap_axes", blocks(x.len()), 256, 0, &to, x, x.len() as u64, b as i32, c as i32)
-    };
+    unsafe { launch!(x.gpu(), Vectors, "swap_axes", grid, 256, 32 * 33 * 4, &to, x, count as u64, b as i32, c as i32) };
     to
 }
 
