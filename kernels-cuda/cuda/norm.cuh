@@ -75,17 +75,19 @@ __device__ __forceinline__ void norm(T* y, float* mean, float* inverse, X* sum, 
 
 // As many rows at a time as 128 registers take: four of bf16, two of f32.
 //
-// dx = residual + the gradient of the norm's input, rounded to `low` too where that is wanted. With `parts`, `[blocks, 2, width]`, each block leaves there its
-// sums for the gradients of weight and bias; with `normed` and an f32 input the norm's result comes again, to the bit.
+// dx = residual + the gradient of the norm's input, rounded to `low` too where that is wanted. With `parts`, `[blocks, 2, width]`
+// or with `low` `[blocks, 3, width]`, each block leaves there its sums for the gradients of weight and bias, and of dx, which are
+// those of the bias of the layer before; with `normed` and an f32 input the norm's result comes again, to the bit.
 template<class X, class T, int ROWS>
 __device__ __forceinline__ void norm_gradient(X* dx, uint16_t* low, T* normed, float* parts, const T* dy, const X* x, const float* mean,
     const float* inverse, const float* weight, const float* bias, const X* residual, int rows, int width) {
   float* scratch = (float*)dynamic_shared;
   const int column = 8 * threadIdx.x;
   const bool mine = column < width, again = sizeof(X) == 4 && normed; // In bf16 there are no registers for it.
-  float w[8], b[8], to_weight[8], to_bias[8];
+  const bool total = sizeof(X) == 4 && sizeof(T) == 2 && low;
+  float w[8], b[8], to_weight[8], to_bias[8], to_total[8];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) w[i] = b[i] = to_weight[i] = to_bias[i] = 0;
+  for (int i = 0; i < 8; ++i) w[i] = b[i] = to_weight[i] = to_bias[i] = to_total[i] = 0;
   if (mine) load8(w, weight + column);
   if (mine && again) load8(b, bias + column);
   for (int first = blockIdx.x * ROWS; first < rows; first += gridDim.x * ROWS) {
@@ -145,14 +147,18 @@ __device__ __forceinline__ void norm_gradient(X* dx, uint16_t* low, T* normed, f
         for (int i = 0; i < 8; ++i) n[i] = fmaf(n[i], w[i], b[i]);
         store8(normed + (size_t)row * width + column, n);
       }
+      if (total)
+#pragma unroll
+        for (int i = 0; i < 8; ++i) to_total[i] += out[i];
       store8(dx + (size_t)row * width + column, out);
       if (low) store8(low + (size_t)row * width + column, out);
     }
   }
   if (parts && mine) {
-    float* to = parts + (size_t)blockIdx.x * 2 * width + column;
+    float* to = parts + (size_t)blockIdx.x * (low ? 3 : 2) * width + column;
     store8(to, to_weight);
     store8(to + width, to_bias);
+    if (total) store8(to + 2 * width, to_total);
   }
 }
 

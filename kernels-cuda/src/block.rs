@@ -332,6 +332,12 @@ pub fn block_backward(
         None => d.cast(kind),
     };
 
+    // The gradient of a bias: of the whole stream, or times the path's factors.
+    let bias = |layer: &Linear, d: &Values, branch: &Values| match d.row_sum(shape.width) {
+        Some(sum) if path.is_none() => sum.clone(),
+        _ => layer.bias_gradient(branch),
+    };
+
     // The MLP: y = x1 + s2 * fc2(gelu(fc1(norm2(x1)))).
     let d_fc2 = branch(dy, 1);
     let (d_hidden, fc1_bias) = if fused(*gelu_kind, kind) {
@@ -341,7 +347,7 @@ pub fn block_backward(
     } else {
         gelu_gradient(*gelu_kind, hidden, &fc2.input_gradient(&d_fc2), shape.hidden, parameters)
     };
-    let of_fc2 = factors.map(|factors| (fc2.weight_gradient(&factors.activated, &d_fc2), fc2.bias_gradient(&d_fc2)));
+    let of_fc2 = factors.map(|factors| (fc2.weight_gradient(&factors.activated, &d_fc2), bias(fc2, dy, &d_fc2)));
     drop(d_fc2);
     let d_normed2 = fc1.input_gradient(&d_hidden);
     // Products take the gradients of the residual stream rounded, unless they are multiplied by a path's factors first.
@@ -356,8 +362,7 @@ pub fn block_backward(
     // Attention: x1 = x + s1 * proj(attention(qkv(norm1(x)))).
     let d_proj = branch(&dx1, 0);
     let (d_qkv, qkv_bias) = attention::gradient(&saved.attention, &proj.input_gradient(&d_proj), parameters);
-    let of_proj =
-        factors.map(|factors| (proj.weight_gradient(&factors.attended, &d_proj), proj.bias_gradient(&d_proj)));
+    let of_proj = factors.map(|factors| (proj.weight_gradient(&factors.attended, &d_proj), bias(proj, &dx1, &d_proj)));
     drop(d_proj);
     let d_normed1 = qkv.input_gradient(&d_qkv);
     let NormGradient { dx, parameters: of_norm1, normed: normed1 } =

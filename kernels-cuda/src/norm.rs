@@ -52,7 +52,8 @@ pub(crate) struct NormGradient {
 pub(crate) struct Also<'a> {
     /// The gradients of weight and bias.
     pub(crate) parameters: bool,
-    /// The bf16 form of an f32 input's gradient, which [`Values::cast`] then finds.
+    /// The bf16 form of an f32 input's gradient, which [`Values::cast`] then finds, and with `parameters` the sum of its rows,
+    /// which [`Values::row_sum`] finds.
     pub(crate) rounded: bool,
     /// The norm's result, for which its bias is needed.
     pub(crate) normed: Option<&'a Values>,
@@ -213,8 +214,10 @@ pub(crate) fn gradient(
     // As many blocks as an H100 holds at once, on every GPU: the number of partial sums decides how they round.
     let group = if x.kind() == Kind::Bf16 { ROWS } else { ROWS / 2 };
     let count = rows.div_ceil(group).clamp(1, 132 * (512 / threads(route, width)).max(1));
-    let parts = parameters.then(|| Values::new(gpu, count * 2 * width, Kind::F32));
-    let low = (rounded && x.kind() == Kind::F32).then(|| Values::new(gpu, x.len(), Kind::Bf16));
+    let low =
+        (rounded && x.kind() == Kind::F32 && dy.kind() == Kind::Bf16).then(|| Values::new(gpu, x.len(), Kind::Bf16));
+    let sums = if low.is_some() { 3 } else { 2 };
+    let parts = parameters.then(|| Values::new(gpu, count * sums * width, Kind::F32));
     let normed = (bias.is_some() && saved.comes_again()).then(|| Values::new(gpu, x.len(), dy.kind()));
     let name = route.name("norm_gradient", x.kind(), dy.kind());
     let threads = threads(route, width);
@@ -242,10 +245,11 @@ pub(crate) fn gradient(
             width as i32
         );
     }
-    let sums = parts.map(|parts| sum_of_parts(&parts, count, 2 * width));
-    let dx = match low {
-        Some(low) => dx.with_rounded(low),
-        None => dx,
+    let sums = parts.map(|parts| sum_of_parts(&parts, count, sums * width));
+    let dx = match (low, &sums) {
+        (Some(low), Some(sums)) => dx.with_rounded(low).with_row_sum(sums.part(2 * width..3 * width)),
+        (Some(low), None) => dx.with_rounded(low),
+        (None, _) => dx,
     };
     NormGradient {
         dx,

@@ -24,6 +24,8 @@ pub struct Values {
     rounded: Option<Arc<Values>>,
     /// And in FP8, with the scales of rows.
     quantized: Option<Arc<[Values; 2]>>,
+    /// The sum of all rows in f32, where that kernel summed them.
+    row_sum: Option<Arc<Values>>,
 }
 
 impl fmt::Debug for Values {
@@ -67,6 +69,7 @@ impl Values {
             ready: None,
             rounded: None,
             quantized: None,
+            row_sum: None,
         }
     }
 
@@ -144,8 +147,9 @@ impl Values {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} numbers", self.len);
         assert!(range.start.is_multiple_of(8), "a part starts at {}, which is not a multiple of 8", range.start);
         let rounded = self.rounded.as_ref().map(|rounded| Arc::new(rounded.part(range.clone())));
-        let quantized = self.quantized.clone().filter(|_| range == (0..self.len));
-        Self { offset: self.offset + range.start, len: range.len(), rounded, quantized, ..self.clone() }
+        let whole = range == (0..self.len);
+        let (quantized, row_sum) = (self.quantized.clone().filter(|_| whole), self.row_sum.clone().filter(|_| whole));
+        Self { offset: self.offset + range.start, len: range.len(), rounded, quantized, row_sum, ..self.clone() }
     }
 
     /// Some of the numbers: in the same memory where kernels can read them there, else a copy.
@@ -193,6 +197,16 @@ impl Values {
         self.quantized.as_deref()
     }
 
+    /// With the sum of all rows, which [`row_sum`](Self::row_sum) then finds.
+    pub(crate) fn with_row_sum(self, sum: Self) -> Self {
+        Self { row_sum: Some(Arc::new(sum)), ..self }
+    }
+
+    /// The sum of all rows of this width in f32, where the kernel that made them summed them.
+    pub(crate) fn row_sum(&self, width: usize) -> Option<&Self> {
+        self.row_sum.as_deref().filter(|sum| sum.len == width)
+    }
+
     /// The values in memory of their own, for a kernel that changes them.
     pub(crate) fn own(&mut self) -> &Self {
         if Arc::get_mut(&mut self.memory).is_none() {
@@ -204,6 +218,7 @@ impl Values {
         self.ready = None;
         self.rounded = None;
         self.quantized = None;
+        self.row_sum = None;
         self
     }
 
