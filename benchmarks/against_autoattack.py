@@ -135,7 +135,7 @@ def ours(arguments, attacks):
         subprocess.run([str(word) for word in command], check=True, stdout=subprocess.PIPE)
         seconds = time.perf_counter() - begun
         result = json.loads((Path(out) / "result.json").read_text())
-    stages = result["evaluations"][0]["stages"]
+    stages = result["stages"]
     assert [stage["attack"] for stage in stages] == ["clean", *attacks]
     return {"stages": stages, "robust": result["robust"], "seconds": seconds}
 
