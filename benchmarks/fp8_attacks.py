@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Whether FP8 attack passes cost robustness: the CIFAR-10 recipe with attacks in f32 and in FP8, seed by seed.
 
-    benchmarks/fp8_attacks.py --data DATA --out RUNS [--seeds 3] [--share 4]
+    benchmarks/fp8_attacks.py --data DATA --out RUNS [--seeds 3] [--share 4] [--device cpu]
 
 Trains recipes/cifar10_micro.toml twice a seed, with `attack.precision` "f32" and "fp8" and everything else equal; on CPUs the
-program emulates FP8. Every trained model is evaluated in f32: clean and PGD-20, and the worst of apgd-ce and apgd-t. Prints a
+program emulates FP8, on an H100 or H200 (--device cuda) it computes in it. Every trained model is evaluated in f32: clean and
+PGD-20, and the worst of apgd-ce and apgd-t. Prints a
 table of means and of differences paired by seed, with 95 % intervals of Student's t. Runs resume, and finished ones are
 reused, so the command can be interrupted and repeated.
 
@@ -30,6 +31,7 @@ parser.add_argument("--out", required=True, help="folder of the runs")
 parser.add_argument("--program", default=os.path.join(HERE, "../target/release/advxl"))
 parser.add_argument("--seeds", type=int, default=3, choices=range(2, 11))
 parser.add_argument("--share", type=int, default=4)
+parser.add_argument("--device", default="cpu")
 parser.add_argument("--pgd-images", type=int, default=1000)
 parser.add_argument("--apgd-images", type=int, default=128)
 a = parser.parse_args()
@@ -67,14 +69,14 @@ def train(seed, precision):
         "stage.finetune.learning_rate.warmup_samples": samples(1_536, batch),
     }
     overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    call(a.program, "train", RECIPE, "--out", run, *overrides)
+    call(a.program, "train", RECIPE, "--out", run, "--device", a.device, *overrides)
     return run
 
 
 def accuracies(run, name):
     """In percent: clean, then after each attack."""
     with open(os.path.join(run, f"result-{name}.json")) as file:
-        return [100 * stage["robust_accuracy"] for stage in json.load(file)["evaluations"][0]["stages"]]
+        return [100 * stage["robust_accuracy"] for stage in json.load(file)["stages"]]
 
 
 measures = {"clean": [], "PGD-20": [], "apgd-ce + apgd-t": []}
