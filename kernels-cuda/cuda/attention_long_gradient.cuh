@@ -2,7 +2,7 @@
 // instead of the seven of its two kernels, and every tensor is read once.
 //
 // A block computes whole heads, one after the other. Each warp owns a tile of 16 keys and keeps its dK and dV in registers.
-// Queries pass in blocks of 32 or 64: a warp computes the transposed probabilities P and the scores' gradients dS of its keys,
+// Queries pass in blocks of 32: a warp computes the transposed probabilities P and the scores' gradients dS of its keys,
 // which are operands of dV += P^T dO and dK += dS^T Q as they lie in registers. Only dQ = dS K crosses warps: dS goes through
 // shared memory, double-buffered, and one step later the warps sum the block's dQ over all keys, each some of its columns. So
 // there is one barrier a step, no atomics, and every sum has one order.
@@ -11,9 +11,9 @@
 // last: the first computes its P and dS, and a step later each warp adds 16 columns of its dK or dV.
 //
 // What bounds the speed is the number of instructions, of which a tenth are matrix instructions, and waiting for each other
-// (profiled on an H100). So addresses are kept from step to step, a head's place is found once, and blocks of 64 queries
-// have half as many steps where shared memory has room. With two tiles a warp fewer warps hide less: 666 us in place of 585
-// for 3072 heads of 197 tokens.
+// (profiled on an H100). So addresses are kept from step to step and a head's place is found once. With two tiles a warp fewer
+// warps hide less: 666 us in place of 585 for 3072 heads of 197 tokens. Blocks of 64 queries, with half as many barriers, took
+// as long as these.
 //
 // Copies overlap with arithmetic, also from one head to the next, since the accumulators leave registers for one block a
 // multiprocessor: queries two steps ahead, the next head's keys slice by slice during this head, its values as soon as the
@@ -21,14 +21,15 @@
 //
 // Where attention is causal, query i sees the keys up to i alone; tiles of keys behind all of a block's queries are left out.
 //
-// TILES: 1 with a warp for each of 5 to 16 tiles, 3 with eight warps for 17. BLOCK: queries of a step. Launched with any grid
-// in x that is not larger than the number of heads. Dynamic shared memory, with `rows` = 16 tiles: 3 rows + 6 BLOCK rows of
-// (D + 8) bf16, 2 rows of BLOCK + 8, BLOCK of HEAD, 4 BLOCK floats, and for 17 tiles 16 rows of BLOCK + 8 bf16.
+// TILES: 1 with a warp for each of 5 to 16 tiles, 3 with eight warps for 17. Launched with any grid in x that is not larger
+// than the number of heads. Dynamic shared memory, with `rows` = 16 tiles: 3 rows + 192 rows of (D + 8) bf16, 2 rows of 40,
+// 32 of HEAD, 128 floats, and for 17 tiles 16 rows of 40 bf16.
 #pragma once
 #include "common.cuh"
 
-template<int HEAD, int TILES, int BLOCK> struct Gradient {
+template<int HEAD, int TILES> struct Gradient {
   static const int D = (HEAD + 15) / 16 * 16, PITCH = D + 8, K = D / 16; // 16 bytes more a row: no bank conflicts in ldmatrix.
+  static const int BLOCK = 32; // Queries of a step.
   static const int AT_ONCE = D <= 64 ? 32 : 16; // Queries whose scores are in registers.
   static const int SLOPES = BLOCK + 8;
   static const bool SHARES = TILES == 3;
@@ -117,7 +118,7 @@ template<int HEAD, int TILES, int BLOCK> struct Gradient {
   // Begins to copy a slice of the next head's keys, which are all there after this head's last step.
   __device__ __forceinline__ void fetch_keys(const Step& step) const {
     if (step.block == 0 || following.item >= items) return; // At first the last head's keys are still read.
-    const int slice = BLOCK == 32 ? 48 : (rows + blocks - 2) / (blocks - 1), first = (step.block - 1) * slice, end = min(first + slice, rows);
+    const int first = (step.block - 1) * 48, end = min(first + 48, rows);
     uint16_t* to = all_keys + (step.keys ^ 1) * rows * PITCH + first * PITCH;
     copy(to, qkv + width, following, 3, first, end, threadIdx.x, threads());
   }
@@ -453,10 +454,10 @@ template<int HEAD, int TILES, int BLOCK> struct Gradient {
 };
 
 // With one tile a warp, 128 registers: two blocks of up to 8 warps a multiprocessor. With more, 255 in one block of eight.
-#define ATTENTION_LONG_GRADIENT(HEAD, TILES, BLOCK) \
-  KERNEL((TILES == 1 ? 512 : 256), attention_long_gradient_##TILES##_##BLOCK##_##HEAD, (const uint16_t* qkv, const uint16_t* y, \
+#define ATTENTION_LONG_GRADIENT(HEAD, TILES) \
+  KERNEL((TILES == 1 ? 512 : 256), attention_long_gradient_##TILES##_##HEAD, (const uint16_t* qkv, const uint16_t* y, \
       const uint16_t* dy, const float* log_sums, uint16_t* dqkv, int tokens, int heads, int items, int causal, float scale)) { \
-    Gradient<HEAD, TILES, BLOCK> gradient; \
+    Gradient<HEAD, TILES> gradient; \
     gradient.qkv = qkv; \
     gradient.y = y; \
     gradient.dy = dy; \

@@ -51,9 +51,9 @@ struct Block {
 /// The gradient of `attention_long.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gradient {
-    /// In one kernel, `attention_long_gradient.cuh`: tiles of keys a warp, the third shared by all warps, queries of a step, and
-    /// blocks of a multiprocessor at a time.
-    Once { tiles: usize, queries: usize, block: Block, blocks: usize },
+    /// In one kernel, `attention_long_gradient.cuh`: tiles of keys a warp, the third shared by all warps, and blocks of a
+    /// multiprocessor at a time.
+    Once { tiles: usize, block: Block, blocks: usize },
     /// In two, for queries and for keys.
     Twice([Block; 2]),
 }
@@ -123,16 +123,13 @@ impl AttentionShape {
             _ => return None,
         };
         let (rows, head) = (16 * tiles, self.head_dim);
-        let shared = |queries: usize| {
-            let tensors = (3 * rows + 6 * queries) * (head.next_multiple_of(16) + 8) + 2 * rows * (queries + 8);
-            2 * (tensors + queries * head) + 4 * queries * 4 + if a_warp == 3 { 16 * (queries + 8) * 2 } else { 0 }
-        };
+        let tensors = (3 * rows + 192) * (head.next_multiple_of(16) + 8) + 2 * rows * 40 + 32 * head;
+        let shared = 2 * tensors + 128 * 4 + if a_warp == 3 { 16 * 40 * 2 } else { 0 };
         // Of 128 registers, eight warps are half of what a multiprocessor has.
-        let two = tiles <= 8 && 2 * (shared(32) + 1024) <= shared_memory + 1024;
-        let queries = if a_warp == 1 && !two && shared(64) <= shared_memory { 64 } else { 32 };
-        let fits = head <= 80 && shared(queries) <= shared_memory;
-        let block = Block { warps, shared: shared(queries) };
-        fits.then_some(Gradient::Once { tiles: a_warp, queries, block, blocks: if two { 2 } else { 1 } })
+        let two = tiles <= 8 && 2 * (shared + 1024) <= shared_memory + 1024;
+        let fits = head <= 80 && shared <= shared_memory;
+        let block = Block { warps, shared };
+        fits.then_some(Gradient::Once { tiles: a_warp, block, blocks: if two { 2 } else { 1 } })
     }
 
     /// The programs of the forward pass and of its gradient.
@@ -142,7 +139,7 @@ impl AttentionShape {
             Route::Small { tiles } => [Program::Attention { tiles, head }; 2],
             Route::Long { gradient, .. } => {
                 let gradient = match gradient {
-                    Gradient::Once { tiles, queries, .. } => Program::AttentionLongGradient { head, tiles, queries },
+                    Gradient::Once { tiles, .. } => Program::AttentionLongGradient { head, tiles },
                     Gradient::Twice(_) => Program::AttentionLongTwice { head },
                 };
                 [Program::AttentionLong { head }, gradient]
@@ -284,9 +281,8 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
         return dqkv;
     };
     let route = shape.route(kind, gpu.facts());
-    if let Route::Long { gradient: Gradient::Once { tiles, queries, block, blocks }, .. } = route {
-        let (Block { warps, shared }, items) = (block, batch * heads);
-        let name = format!("attention_long_gradient_{tiles}_{queries}_{head_dim}");
+    if let Route::Long { gradient: Gradient::Once { tiles, block: Block { warps, shared }, blocks }, .. } = route {
+        let (name, items) = (format!("attention_long_gradient_{tiles}_{head_dim}"), batch * heads);
         let grid = [items.min(blocks * gpu.facts().multiprocessors), 1, 1];
         // SAFETY: all were checked against the shape; there is a sum for every query of every head; shared memory is that
         // of the kernel's tensors.
@@ -421,7 +417,7 @@ mod tests {
                                 };
                                 assert!(kind == Kind::Bf16);
                                 let blocks = match gradient {
-                                    Gradient::Once { tiles, block, blocks, .. } => {
+                                    Gradient::Once { tiles, block, blocks } => {
                                         let Block { warps, shared } = block;
                                         let most = 16 * if tiles == 3 { 2 * warps + 1 } else { tiles * warps };
                                         assert!(tokens <= most && 32 * warps <= [512, 0, 256][tiles - 1]);
@@ -468,18 +464,16 @@ mod tests {
         }
         assert!(matches!(route(577, 80, 227), Route::Long { gradient: Gradient::Twice(_), .. }));
         let gradient = |tokens, head_dim, kib| match route(tokens, head_dim, kib) {
-            Route::Long { gradient: Gradient::Once { tiles, queries, block, blocks }, .. } => {
-                Some((tiles, queries, block.warps, blocks))
-            }
+            Route::Long { gradient: Gradient::Once { tiles, block, blocks }, .. } => Some((tiles, block.warps, blocks)),
             _ => None,
         };
         for head_dim in [64, 72, 80] {
-            assert_eq!(gradient(145, head_dim, 227), Some((1, 64, 10, 1)));
-            assert_eq!(gradient(257, head_dim, 227), Some((3, 32, 8, 1)));
+            assert_eq!(gradient(145, head_dim, 227), Some((1, 10, 1)));
+            assert_eq!(gradient(257, head_dim, 227), Some((3, 8, 1)));
         }
-        assert_eq!([64, 72].map(|head| gradient(197, head, 227)), [Some((1, 64, 13, 1)), Some((1, 32, 13, 1))]);
-        assert_eq!(gradient(101, 64, 227), Some((1, 32, 7, 2)));
-        assert_eq!(gradient(197, 64, 163), Some((1, 32, 13, 1)));
+        assert_eq!([64, 72].map(|head| gradient(197, head, 227)), [Some((1, 13, 1)); 2]);
+        assert_eq!(gradient(101, 64, 227), Some((1, 7, 2)));
+        assert_eq!(gradient(197, 64, 163), Some((1, 13, 1)));
         let forward = |tokens, head_dim| match route(tokens, head_dim, 227) {
             Route::Long { forward, .. } => (forward.warps, 2 * (forward.shared + 1024) <= 228 << 10),
             _ => unreachable!(),

@@ -36,11 +36,10 @@ pub(crate) enum Program {
     AttentionLong {
         head: usize,
     },
-    /// Its gradient in one kernel, with `tiles` tiles of keys a warp, the third shared, and `queries` at a time.
+    /// Its gradient in one kernel, with `tiles` tiles of keys a warp, the third shared.
     AttentionLongGradient {
         head: usize,
         tiles: usize,
-        queries: usize,
     },
     /// Its gradient in two kernels.
     AttentionLongTwice {
@@ -92,9 +91,7 @@ impl Program {
             Self::Messages => "messages".into(),
             Self::Attention { tiles, head } => format!("attention_{tiles}_{head}"),
             Self::AttentionLong { head } => format!("attention_long_{head}"),
-            Self::AttentionLongGradient { head, tiles, queries } => {
-                format!("attention_long_gradient_{tiles}_{queries}_{head}")
-            }
+            Self::AttentionLongGradient { head, tiles } => format!("attention_long_gradient_{tiles}_{head}"),
             Self::AttentionLongTwice { head } => format!("attention_long_twice_{head}"),
             Self::AttentionAny { bf16, head, tile } => {
                 format!("attention_any_{}_{head}_{tile}", if bf16 { "bf16" } else { "f32" })
@@ -138,9 +135,9 @@ impl Program {
             Self::AttentionLong { head } => {
                 (include_str!("../cuda/attention_long.cuh"), format!("ATTENTION_LONG({head})\n"))
             }
-            Self::AttentionLongGradient { head, tiles, queries } => (
+            Self::AttentionLongGradient { head, tiles } => (
                 include_str!("../cuda/attention_long_gradient.cuh"),
-                format!("ATTENTION_LONG_GRADIENT({head}, {tiles}, {queries})\n"),
+                format!("ATTENTION_LONG_GRADIENT({head}, {tiles})\n"),
             ),
             Self::AttentionLongTwice { head } => {
                 (include_str!("../cuda/attention_long.cuh"), format!("ATTENTION_LONG_TWICE({head})\n"))
