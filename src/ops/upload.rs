@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::cuda;
+use super::cuda::values::tensor;
 use super::device::Device;
 
 /// Sends images ahead of the step that learns from them, to NVIDIA GPUs. Other devices take them with the step.
@@ -31,6 +31,6 @@ impl Uploads {
 impl Upload {
     /// [`super::from_bytes`] of what was sent.
     pub fn images<const D: usize>(self, shape: [usize; D]) -> Tensor<D> {
-        cuda::values::tensor(self.0.images(), shape)
+        tensor(self.0.images(), shape)
     }
 }
