@@ -4,10 +4,9 @@
     benchmarks/fp8_attacks.py --data DATA --out RUNS [--seeds 3] [--share 4] [--device cpu]
 
 Trains recipes/cifar10_micro.toml twice a seed, with `attack.precision` "f32" and "fp8" and everything else equal; on CPUs the
-program emulates FP8, on an H100 or H200 (--device cuda) it computes in it. Every trained model is evaluated in f32: clean and
-PGD-20, and the worst of apgd-ce and apgd-t. Prints a
-table of means and of differences paired by seed, with 95 % intervals of Student's t. Runs resume, and finished ones are
-reused, so the command can be interrupted and repeated.
+program emulates FP8; an H100 or H200 (--device cuda) has it. Every trained model is evaluated in f32: clean and PGD-20, and
+the worst of apgd-ce and apgd-t. Prints a table of means and of differences paired by seed, with 95 % intervals of Student's t.
+Runs resume, and finished ones are reused, so the command can be interrupted and repeated.
 
 --share 4 trains on a fourth of the recipe's samples, stage by stage; 1 is the whole recipe.
 """

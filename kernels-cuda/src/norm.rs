@@ -47,7 +47,7 @@ pub(crate) struct NormGradient {
     pub(crate) normed: Option<Values>,
 }
 
-/// What is wanted of [`gradient`] beside the gradient of the input.
+/// What [`gradient`] computes besides the gradient of the input.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Also<'a> {
     /// The gradients of weight and bias.

@@ -30,7 +30,7 @@ impl Uploads {
         Self { gpu: gpu.clone(), read: Arc::default() }
     }
 
-    /// Begins to send bytes. The call takes as long as the copy, the GPU goes on with its work.
+    /// Starts a copy and returns once the bytes have been read. The GPU keeps computing meanwhile.
     pub fn send(&self, bytes: &[u8]) -> Upload {
         let memory = self.place(bytes.len());
         if let Some(memory) = &memory {
