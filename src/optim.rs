@@ -5,7 +5,7 @@
 use burn::tensor::Tensor;
 
 use crate::ops;
-use crate::ops::{Device, Moments, Numerics, Precision, TensorUpdate};
+use crate::ops::{Device, Moments, TensorUpdate};
 use crate::settings::{settings, words};
 
 settings! {
@@ -69,8 +69,8 @@ pub struct Now {
     pub norm: f64,
     /// Learning rate.
     pub learning_rate: f64,
-    /// What the passes compute in.
-    pub numerics: Numerics,
+    /// Whether the next passes take these weights in bf16.
+    pub rounded: bool,
 }
 
 impl Optimizer {
@@ -104,7 +104,7 @@ impl Optimizer {
 
     /// Moves the weights against the gradients, in place.
     ///
-    /// `decays` tells which tensors weight decay applies to.
+    /// `decays`: whether weight decay applies to each tensor.
     pub fn update(
         &mut self,
         weights: Vec<&mut Tensor<1>>,
@@ -127,7 +127,7 @@ impl Optimizer {
             step: self.step,
             gradient_scale: clip,
             average_decay,
-            rounded: now.numerics.products() == Precision::Bf16,
+            rounded: now.rounded,
         };
         // The tensors are moved out and back, so that the update can reuse their memory.
         let mut places = weights;

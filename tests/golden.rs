@@ -235,7 +235,7 @@ fn updates_clipping_and_average_are_those_of_torch() {
         let now = Now {
             norm,
             learning_rate: f64::from(rates[step]),
-            numerics: Precision::F32.into(),
+            rounded: false,
         };
         optimizer.update(values.iter_mut().collect(), &decays, gradients, &now);
         for (index, name) in names.iter().enumerate() {

@@ -41,7 +41,7 @@ use burn::tensor::Tensor;
 use crate::data::{Batch, SentImages};
 use crate::error::Result;
 use crate::objective::Views;
-use crate::ops::Uploads;
+use crate::ops::{Precision, Uploads};
 use crate::optim::Now;
 
 use reduce::reduce;
@@ -139,7 +139,9 @@ pub fn step(
         &Now {
             norm: metrics.gradient_norm,
             learning_rate: now.learning_rate,
-            numerics: phase.numerics,
+            // Parts of several ranks are gathered in f32, and rounded whole.
+            rounded: phase.numerics.products() == Precision::Bf16
+                && phase.zero.comm().world_size() == 1,
         },
     );
     state.samples += phase.stage.batch;
