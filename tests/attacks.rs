@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-use advxl::attack::{Apgd, Climbs, Fab, Goal, Norm, TargetModel, hyperplane, l1};
+use advxl::attack::{Apgd, Climbs, Fab, Goal, Network, Norm, TargetModel, hyperplane, l1};
 use advxl::attack::{Attack, Batch};
 use advxl::distributed::Comm;
 use advxl::eval::autoattack::{Settings, Version};
@@ -365,7 +365,7 @@ fn reduced(norm: Norm, epsilon: f32) -> Settings {
     }
 }
 
-fn verdicts_agree(name: &str, logits: &dyn Fn(Tensor<4>) -> Tensor<2>) {
+fn verdicts_agree(name: &str, network: &dyn Network) {
     let golden = Golden::open();
     let device = Device::cpu();
     let pixels = golden
@@ -399,7 +399,7 @@ fn verdicts_agree(name: &str, logits: &dyn Fn(Tensor<4>) -> Tensor<2>) {
                 _ => {}
             }
             let evaluation = Evaluation {
-                logits,
+                network,
                 images: &images,
                 attacks: &[one],
                 batch: 64,

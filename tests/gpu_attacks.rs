@@ -299,7 +299,7 @@ fn a_head_of_texts_is_attacked_on_the_gpu_too() {
         let device = &devices[which];
         let before = device.gpu().map(Gpu::traffic);
         let evaluation = Evaluation {
-            logits: &|images| classifiers[which].logits(images),
+            network: &|images| classifiers[which].logits(images),
             images: &Images::Given {
                 images: &clean,
                 labels: &labels,

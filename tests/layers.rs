@@ -56,6 +56,7 @@ const FILES: &[(&str, &[&str])] = &[
             "cpu/patches",
             "cpu/unfold",
             "cpu/pgd",
+            "cpu/rows",
             "cpu/fp8",
             "cpu/block",
             "cpu/convnext",
@@ -79,6 +80,7 @@ const FILES: &[(&str, &[&str])] = &[
         &[
             "config",
             "token",
+            "program",
             "launch",
             "signals",
             "comm",

@@ -193,7 +193,7 @@ fn evaluate(
     };
     let device = Device::cpu();
     let evaluation = Evaluation {
-        logits: &logits,
+        network: &logits,
         images: &images,
         attacks,
         batch: 3,

@@ -3,6 +3,9 @@
 //! Source: Croce and Hein 2020 (arXiv:1907.02044), section 2.3 and appendix. Held to the reference
 //! by `tests/attacks.rs`.
 
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+
 use super::threat::Norm;
 
 /// The smallest move, in the norm, that takes `point` onto a hyperplane without leaving [0, 1]; where
@@ -38,12 +41,13 @@ pub fn project(norm: Norm, point: &[f32], normal: &[f32], excess: f64) -> Vec<f3
             pixels.map(|i| room(i).min(factor * slope(i))).collect()
         }
         Norm::L1 => {
-            // The steepest pixels move first, each as far as it can.
-            let mut order: Vec<usize> = pixels.clone().filter(|i| moves(slope(*i))).collect();
-            order.sort_unstable_by(|a, b| slope(*b).total_cmp(&slope(*a)).then(a.cmp(b)));
+            // The steepest pixels move first, each as far as it can: mostly few, so that no order of all is made.
+            let steepest_first = |i: usize| (TotalOrder(slope(i)), Reverse(i));
+            let movable = pixels.filter(|i| moves(slope(*i))).map(steepest_first);
+            let mut left: BinaryHeap<_> = movable.collect();
             let mut sizes = vec![0.0; point.len()];
             let mut need = need;
-            for index in order {
+            while let Some((_, Reverse(index))) = left.pop() {
                 sizes[index] = room(index).min(need / slope(index));
                 need -= sizes[index] * slope(index);
                 if need <= 0.0 {
@@ -68,23 +72,53 @@ fn moves(slope: f64) -> bool {
     slope > 1e-8
 }
 
+/// The order of floats that has one for all of them.
+#[derive(Clone, Copy, PartialEq)]
+struct TotalOrder(f64);
+
+impl Eq for TotalOrder {}
+
+impl PartialOrd for TotalOrder {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for TotalOrder {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
 /// The t at which `sum of slope * min(t, place)` comes to `need`; infinite if it never does.
 ///
-/// The sum is piecewise linear in t: sort the places and walk until it is large enough.
+/// The sum is concave and piecewise linear in t, so Newton's method from 0 never goes too far, and is done once no place lies
+/// between two of its points: mostly after a few passes, where sorting the places would take many.
 fn reach(parts: impl Iterator<Item = (f64, f64)>, need: f64) -> f64 {
-    let mut parts: Vec<(f64, f64)> = parts.filter(|(_, slope)| *slope > 0.0).collect();
-    parts.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-    let mut slope: f64 = parts.iter().map(|(_, slope)| slope).sum();
-    let (mut sum, mut at) = (0.0, 0.0);
-    for (place, of_part) in parts {
-        let next = sum + slope * (place - at);
-        if next >= need {
-            return at + (need - sum) / slope;
+    let parts: Vec<(f64, f64)> = parts.filter(|(_, slope)| *slope > 0.0).collect();
+    let mut at = 0.0f64;
+    loop {
+        // At `at`: what is reached by parts that are used up, and the slope of the others.
+        let (mut used, mut slope, mut next) = (0.0, 0.0, f64::INFINITY);
+        for (place, of_part) in &parts {
+            match *place <= at {
+                true => used += of_part * place,
+                false => {
+                    slope += of_part;
+                    next = next.min(*place);
+                }
+            }
         }
-        (sum, at) = (next, place);
-        slope -= of_part;
+        if slope <= 0.0 {
+            return f64::INFINITY;
+        }
+        // Where the sum would be enough, if none of the others were used up before.
+        let to = (need - used) / slope;
+        if to <= next {
+            return to.max(0.0);
+        }
+        at = to;
     }
-    f64::INFINITY
 }
 
 #[cfg(test)]

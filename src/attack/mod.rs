@@ -30,7 +30,7 @@ pub use gradient::input_gradient;
 pub use objective::Goal;
 pub use pgd::{Pgd, Start};
 pub use square::Square;
-pub use target_model::{Logits, Passes, TargetModel};
+pub use target_model::{Logits, Network, Passes, TargetModel};
 pub use threat::{Ball, Norm};
 
 use burn::tensor::Tensor;

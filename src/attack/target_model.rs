@@ -11,9 +11,51 @@ use serde::{Deserialize, Serialize};
 use super::objective::{Goal, are_finite};
 use crate::ops::{Device, finite, from_vec, row_dots, sum, to_vec, zeros};
 
-/// A function from images in [0, 1] to logits, under attack.
+/// A differentiable function from images in [0, 1] to logits: all that attacks need of a model.
+///
+/// Every function that Burn can differentiate is one; so is a model of another framework that takes slopes back to pixels.
+/// An image's logits must depend on that image alone.
+pub trait Network {
+    /// Shapes: `images` `[batch, 3, height, width]`; the logits `[batch, classes]`. Both untracked.
+    fn logits(&self, images: Tensor<4>) -> Tensor<2>;
+
+    /// The gradient of `<slopes(logits), logits>` with respect to the images, with the slopes held fixed.
+    ///
+    /// `slopes` is called once, with the logits of the images. `None` where the logits do not depend differentiably on
+    /// the images.
+    /// Shapes: slopes `[batch, classes]`, the gradient `[batch, 3, height, width]`.
+    fn gradient(
+        &self,
+        images: Tensor<4>,
+        slopes: &mut dyn FnMut(Tensor<2>) -> Tensor<2>,
+    ) -> Option<Tensor<4>>;
+}
+
+impl<F: Fn(Tensor<4>) -> Tensor<2>> Network for F {
+    fn logits(&self, images: Tensor<4>) -> Tensor<2> {
+        self(images)
+    }
+
+    fn gradient(
+        &self,
+        images: Tensor<4>,
+        slopes: &mut dyn FnMut(Tensor<2>) -> Tensor<2>,
+    ) -> Option<Tensor<4>> {
+        let images = images.autodiff().require_grad();
+        let output = self(images.clone());
+        let slopes = slopes(output.clone().without_autodiff());
+        let [_, classes] = slopes.dims();
+        if !output.is_tracked() || classes == 0 {
+            return None;
+        }
+        let mut gradients = sum(row_dots(output, &slopes.autodiff())).backward();
+        images.grad_remove(&mut gradients)
+    }
+}
+
+/// A model under attack.
 pub struct TargetModel<'a> {
-    logits: &'a dyn Fn(Tensor<4>) -> Tensor<2>,
+    network: &'a dyn Network,
     device: Device,
     passes: Cell<Passes>,
     kept: Cell<Passes>,
@@ -70,14 +112,19 @@ impl Logits {
         are_finite(self.row(index))
     }
 
-    /// Whether an image is classified as `label`: never where a logit is not finite. Ties go to the lower class.
-    pub fn is_right(&self, index: usize, label: usize) -> bool {
+    /// The class that an image is taken for, of equal logits the lowest; none where a logit is not finite.
+    pub fn prediction(&self, index: usize) -> Option<usize> {
         let row = self.row(index);
-        let best = (1..row.len()).fold(
+        let largest = (1..row.len()).fold(
             0,
             |best, class| if row[class] > row[best] { class } else { best },
         );
-        best == label && label < row.len() && are_finite(row)
+        (!row.is_empty() && are_finite(row)).then_some(largest)
+    }
+
+    /// Whether an image is classified as `label`: never where a logit is not finite. Ties go to the lower class.
+    pub fn is_right(&self, index: usize, label: usize) -> bool {
+        self.prediction(index) == Some(label)
     }
 
     /// How far an image is from being fooled: `z_y - max z_i` over the other classes.
@@ -105,23 +152,16 @@ pub struct Slope {
 }
 
 impl<'a> TargetModel<'a> {
-    /// A function that takes images `[batch, 3, height, width]` to logits `[batch, classes]` and is
-    /// differentiable by Burn. An image's logits must depend on that image alone.
-    ///
     /// # Panics
-    /// When asked for logits, if the function does not give one row for each image.
-    pub fn new(logits: &'a dyn Fn(Tensor<4>) -> Tensor<2>, device: &Device) -> Self {
-        Self::watched(logits, device, &|_| ())
+    /// When asked for logits, if the network does not give one row for each image.
+    pub fn new(network: &'a dyn Network, device: &Device) -> Self {
+        Self::watched(network, device, &|_| ())
     }
 
     /// The same, telling `watch` of every pass.
-    pub fn watched(
-        logits: &'a dyn Fn(Tensor<4>) -> Tensor<2>,
-        device: &Device,
-        watch: &'a dyn Fn(Passes),
-    ) -> Self {
+    pub fn watched(network: &'a dyn Network, device: &Device, watch: &'a dyn Fn(Passes)) -> Self {
         Self {
-            logits,
+            network,
             device: device.clone(),
             passes: Cell::default(),
             kept: Cell::default(),
@@ -175,7 +215,7 @@ impl<'a> TargetModel<'a> {
     /// The logits of images.
     pub fn logits(&self, images: Tensor<4>) -> Logits {
         let batch = images.dims()[0];
-        let logits = on_host((self.logits)(images.without_autodiff()), batch);
+        let logits = on_host(self.network.logits(images.without_autodiff()), batch);
         self.count(batch, 0);
         logits
     }
@@ -188,27 +228,27 @@ impl<'a> TargetModel<'a> {
     pub fn climb(&self, images: Tensor<4>, goals: &[Goal]) -> Slope {
         let batch = images.dims()[0];
         assert_eq!(goals.len(), batch, "one goal an image");
-        let images = images.without_autodiff().autodiff().require_grad();
-        let output = (self.logits)(images.clone());
-        let logits = on_host(output.clone(), batch);
-        let classes = logits.classes();
-        let mut slopes = vec![0.0; batch * classes];
-        let losses = goals
-            .iter()
-            .enumerate()
-            .map(|(row, goal)| {
-                let slope = &mut slopes[row * classes..][..classes];
-                goal.slope(logits.row(row), slope)
-            })
-            .collect();
-        let gradient = (output.is_tracked() && classes > 0).then(|| {
-            let slopes: Tensor<2> = from_vec(slopes, [batch, classes], &self.device);
-            let mut gradients = sum(row_dots(output, &slopes.autodiff())).backward();
-            images.grad_remove(&mut gradients)
+        let images = images.without_autodiff();
+        let shape = images.dims();
+        let mut seen = None;
+        let gradient = self.network.gradient(images, &mut |logits| {
+            let logits = on_host(logits, batch);
+            let classes = logits.classes();
+            let mut slopes = vec![0.0; batch * classes];
+            let losses: Vec<f64> = goals
+                .iter()
+                .enumerate()
+                .map(|(row, goal)| {
+                    let slope = &mut slopes[row * classes..][..classes];
+                    goal.slope(logits.row(row), slope)
+                })
+                .collect();
+            seen = Some((logits, losses));
+            from_vec(slopes, [batch, classes], &self.device)
         });
+        let (logits, losses) = seen.expect("networks ask for the slopes of their logits");
         // A function that does not depend on its input differentiably has no gradient.
-        let gradient = gradient.flatten();
-        let gradient = gradient.unwrap_or_else(|| zeros(images.dims(), &Device::of(&images)));
+        let gradient = gradient.unwrap_or_else(|| zeros(shape, &self.device));
         self.count(batch, batch);
         Slope {
             logits,

@@ -21,12 +21,14 @@ pub(crate) mod shared;
 pub(crate) mod train;
 pub mod values;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use advxl_cuda::Gpu;
 use clap::{Parser, Subcommand};
+use serde_json::json;
 
 use crate::distributed;
 use crate::distributed::{Comm, Launch, Reports};
@@ -34,7 +36,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ops::{Api, DeviceName};
 
 use device::WANTED;
-use print::{IS_QUIET, PATIENCE, alarm, all_printed, note, remember};
+use print::{IS_QUIET, PATIENCE, alarm, all_printed, note, print_json, remember};
 
 /// Train and evaluate adversarially robust vision transformers.
 #[derive(Parser)]
@@ -56,7 +58,7 @@ struct Arguments {
     /// The same, with a CUDA GPU for each process.
     #[arg(long, global = true, value_name = "N", conflicts_with = "processes")]
     gpus: Option<usize>,
-    /// Print the result as one JSON object, the last line of standard output.
+    /// Print the result, or the error, as one JSON object, the last line of standard output.
     #[arg(long, global = true)]
     json: bool,
 }
@@ -106,19 +108,22 @@ enum Bench {
     Device(bench::Device),
 }
 
-/// Runs the program.
+/// Runs the program with the arguments of this process.
 pub fn run() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    ExitCode::from(run_with(&arguments))
+}
+
+/// Runs the program with given arguments, the first of which is its name; the exit code. Once in a process.
+pub fn run_with(arguments: &[OsString]) -> u8 {
+    let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
-        Err(usage) => return print_usage(&usage),
+        Err(usage) => return print_usage(&usage, arguments),
     };
     let comm = match start(&arguments) {
         Ok(Start::Rank(comm)) => comm,
-        Ok(Start::Launched(code)) => return ExitCode::from(code),
-        Err(error) => {
-            note(&format!("error: {error}"));
-            return ExitCode::from(error.exit_code());
-        }
+        Ok(Start::Launched(code)) => return code,
+        Err(error) => return report(&format!("error: {error}"), &error, arguments.json),
     };
     IS_QUIET.store(!comm.is_main(), Ordering::Relaxed);
     let done = comm
@@ -126,24 +131,31 @@ pub fn run() -> ExitCode {
         .and_then(|()| execute(&arguments, &comm))
         .and_then(|()| all_printed());
     let Err(error) = done else {
-        return ExitCode::SUCCESS;
+        return 0;
     };
-    let code = error.exit_code();
     if error.is_everywhere() || comm.world_size() == 1 {
-        if comm.is_main() {
-            note(&format!("error: {error}"));
-        }
-        return ExitCode::from(code);
+        return report(&format!("error: {error}"), &error, arguments.json);
     }
     // Rank 0 comes first: where all have the same error, it alone prints it.
     if !comm.is_main() {
         std::thread::sleep(PATIENCE);
     }
     IS_QUIET.store(false, Ordering::Relaxed);
-    note(&format!("error: {comm:?}: {error}"));
+    let code = report(&format!("error: {comm:?}: {error}"), &error, arguments.json);
     // The others wait for this one, and do not know.
     comm.abort(code);
-    ExitCode::from(code)
+    code
+}
+
+/// Prints an error, with --json also as an object on standard output; the exit code. Nothing where this process is quiet.
+fn report(text: &str, error: &Error, json: bool) -> u8 {
+    note(text);
+    if json {
+        let (message, hint) = error.clone().into_parts();
+        let code = error.exit_code();
+        print_json(&json!({ "error": { "message": message, "hint": hint, "exit_code": code } }));
+    }
+    error.exit_code()
 }
 
 /// What this process is.
@@ -258,29 +270,36 @@ fn check_gpus(count: usize) -> Result<()> {
 }
 
 /// Prints help, the version, or what is wrong with the arguments.
-fn print_usage(usage: &clap::Error) -> ExitCode {
+fn print_usage(usage: &clap::Error, arguments: &[OsString]) -> u8 {
+    let code = Kind::Input.exit_code();
     if usage.kind() == clap::error::ErrorKind::InvalidUtf8 {
-        let arguments = std::env::args_os().filter(|argument| argument.to_str().is_none());
-        for argument in arguments {
+        let strange = arguments
+            .iter()
+            .filter(|argument| argument.to_str().is_none());
+        for argument in strange {
             let argument = argument.to_string_lossy();
             note(&format!("error: `{argument}` is not UTF-8"));
         }
         note(
             "  hint: data sets and overrides are named in UTF-8: rename the file or folder, or name a link to it",
         );
-        return ExitCode::from(Kind::Input.exit_code());
+        return code;
     }
     let printed = usage.print();
     if usage.use_stderr() {
-        return ExitCode::from(Kind::Input.exit_code());
+        if arguments.iter().any(|argument| argument == "--json") {
+            let text = usage.to_string();
+            let message = text.trim().trim_start_matches("error: ");
+            print_json(
+                &json!({ "error": { "message": message, "hint": null, "exit_code": code } }),
+            );
+        }
+        return code;
     }
     remember(printed.and_then(|()| std::io::stdout().flush()));
     match all_printed() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            note(&format!("error: {error}"));
-            ExitCode::from(error.exit_code())
-        }
+        Ok(()) => 0,
+        Err(error) => report(&format!("error: {error}"), &error, false),
     }
 }
 
@@ -292,17 +311,23 @@ fn execute(arguments: &Arguments, comm: &Comm) -> Result<()> {
         // Nobody else sets it.
         let _ = WANTED.set(device);
     }
-    let threads = arguments.threads.unwrap_or_else(distributed::threads);
-    rayon::ThreadPoolBuilder::new()
-        .stack_size(8 << 20)
-        .num_threads(threads)
-        .build_global()
-        .map_err(|error| Error::failed(format!("cannot start threads: {error}")))?;
+    start_threads(arguments.threads)?;
     // On a thread of the pool: from outside every parallel piece of work, some hundred in an update, would have
     // to wake the pool up and put the caller to sleep.
     let work = || rayon::scope(|_| perform(arguments, comm));
     // A GPU that fails ends the work where it is noticed, which may be deep in a read of a tensor.
     advxl_cuda::caught(work).unwrap_or_else(|error| Err(Error::of_gpu(&error)))
+}
+
+/// Starts the threads of all computations, as many as this process has cores if no number is given. Once in a process.
+///
+/// Errors: they run already.
+pub fn start_threads(count: Option<usize>) -> Result<()> {
+    rayon::ThreadPoolBuilder::new()
+        .stack_size(8 << 20)
+        .num_threads(count.unwrap_or_else(distributed::threads))
+        .build_global()
+        .map_err(|error| Error::failed(format!("cannot start threads: {error}")))
 }
 
 fn perform(arguments: &Arguments, comm: &Comm) -> Result<()> {

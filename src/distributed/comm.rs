@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::launch::host;
+use super::program;
 use super::signals::{ExitGuard, Stop};
 use crate::error::{Error, Kind, Result};
 use crate::files;
@@ -290,7 +291,7 @@ impl Comm {
             return Ok(());
         }
         let hash = || {
-            let path = std::env::current_exe().ok()?;
+            let path = program::binary().ok()?;
             files::Source::open(&path).ok()?.hash().ok()
         };
         let version = env!("CARGO_PKG_VERSION");
@@ -319,6 +320,11 @@ impl Comm {
     /// Whether this rank was asked to stop. The others may not know; see [`Self::any_stop_requested`].
     pub fn stop_requested(&self) -> bool {
         self.stop.requested.load(Ordering::Relaxed)
+    }
+
+    /// Asks this rank to stop, as a signal does.
+    pub fn request_stop(&self) {
+        self.stop.requested.store(true, Ordering::Relaxed);
     }
 
     /// Whether any rank was asked to stop.

@@ -17,6 +17,7 @@ use signal_hook::iterator::Signals;
 use super::launch::{
     LAUNCHED, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT, RANK, TOKEN, WORLD_SIZE,
 };
+use super::program;
 use super::rendezvous::Server;
 use super::token::Token;
 use crate::error::{Error, Kind, Result};
@@ -60,11 +61,11 @@ pub fn launch(count: usize, report: fn(&str)) -> Result<u8> {
     };
     server.start(listener, move || have_met.store(true, Ordering::Relaxed))?;
 
-    let program = std::env::current_exe().map_err(failed)?;
+    let command = program::command().map_err(failed)?;
     let mut ranks = Ranks(Vec::new());
     for rank in 0..count {
-        let child = Command::new(&program)
-            .args(std::env::args_os().skip(1))
+        let child = Command::new(&command[0])
+            .args(&command[1..])
             .env(RANK, rank.to_string())
             .env(WORLD_SIZE, count.to_string())
             .env(LOCAL_RANK, rank.to_string())

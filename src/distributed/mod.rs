@@ -7,6 +7,7 @@
 //! |---------------|-------------------------------------------------------------------------------|
 //! | [`config`]    | the recipe's table `parallel`                                                 |
 //! | `token`       | distinguishes the connections of one run from those of another                |
+//! | [`program`]   | how this program was started, for starting it again                           |
 //! | [`launch`](mod@launch) | what the launcher left in the environment                                     |
 //! | [`signals`]   | requests to stop                                                              |
 //! | [`comm`]      | [`Comm`]: rank, world size, collectives                                       |
@@ -31,6 +32,7 @@ pub mod launcher;
 pub(crate) mod mpi;
 #[cfg(feature = "mpi")]
 pub(crate) mod mpi_beats;
+pub mod program;
 pub(crate) mod rendezvous;
 pub mod signals;
 pub(crate) mod tcp;

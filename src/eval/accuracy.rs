@@ -8,15 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use super::images::{Images, check_images, check_labels};
 use super::recheck;
-use crate::attack::{Attack, Batch, Mark, Passes, TargetModel};
+use crate::attack::{Attack, Batch, Mark, Network, Passes, TargetModel};
 use crate::distributed::Comm;
 use crate::error::{Error, Kind, Result};
 use crate::ops::{Device, from_vec, to_vec};
 
 /// An evaluation: what is attacked, with what, on which images.
 pub struct Evaluation<'a> {
-    /// The attacked function, from images in [0, 1] to logits.
-    pub logits: &'a dyn Fn(Tensor<4>) -> Tensor<2>,
+    /// The attacked model.
+    pub network: &'a dyn Network,
     /// Images and their classes.
     pub images: &'a Images<'a>,
     /// Attacks in order, after clean accuracy.
@@ -45,6 +45,8 @@ pub struct Outcome {
     /// The label's logit less the largest other: on the adversarial image, else on the clean one. None where a logit
     /// is not finite.
     pub margin: Vec<Option<f64>>,
+    /// The class that the image is taken for: the adversarial one, else the clean one. None where a logit is not finite.
+    pub predicted: Vec<Option<usize>>,
     /// Classes of the model.
     pub classes: usize,
     /// Hash of the clean images and their labels as the model was shown them.
@@ -163,8 +165,9 @@ impl Outcome {
         if let Some(classes) = tried.classes {
             self.classes = classes;
         }
-        for (index, margin) in &tried.margins {
+        for (index, margin, predicted) in &tried.answers {
             self.margin[*index] = Some(*margin).filter(|margin| margin.is_finite());
+            self.predicted[*index] = *predicted;
         }
         for (index, distance) in &tried.distances {
             self.distance[*index] = Some(*distance);
@@ -196,7 +199,8 @@ struct BatchOutcome {
     hashes: Vec<String>,
     classes: Option<usize>,
     pixels: Option<[f32; 2]>,
-    margins: Vec<(usize, f64)>,
+    /// Margins and predictions.
+    answers: Vec<(usize, f64, Option<usize>)>,
     distances: Vec<(usize, f64)>,
     fooled: Vec<Misclassified>,
     passes: Passes,
@@ -251,7 +255,7 @@ impl Evaluation<'_> {
     pub fn resume(&self, mut outcome: Outcome, observer: &dyn Observer) -> Result<Outcome> {
         let watch = |passes| observer.passed(passes);
         let stop = || self.comm.stop_requested();
-        let classifier = TargetModel::watched(self.logits, self.device, &watch).stopped_by(&stop);
+        let classifier = TargetModel::watched(self.network, self.device, &watch).stopped_by(&stop);
         let count = self.images.count();
         if count == 0 {
             return Err(Error::input("no images to evaluate"));
@@ -261,6 +265,7 @@ impl Evaluation<'_> {
             outcome.broken_by = vec![None; count];
             outcome.distance = vec![None; count];
             outcome.margin = vec![None; count];
+            outcome.predicted = vec![None; count];
             outcome.begin("clean".to_owned());
         }
         if self.comm.any_stop_requested() {
@@ -387,9 +392,8 @@ impl Evaluation<'_> {
             ..BatchOutcome::default()
         };
         for (row, (index, label)) in indices.iter().zip(labels).enumerate() {
-            tried
-                .margins
-                .push((*index, logits.margin(row, *label as usize)));
+            let margin = logits.margin(row, *label as usize);
+            tried.answers.push((*index, margin, logits.prediction(row)));
             if !logits.is_right(row, *label as usize) {
                 tried.fooled.push((*index, None));
             }
@@ -453,7 +457,10 @@ impl Evaluation<'_> {
             let [lowest, highest] = tried.pixels.unwrap_or([low, high]);
             tried.pixels = Some([low.min(lowest), high.max(highest)]);
             tried.distances.push((index, distance));
-            tried.margins.push((index, logits.margin(shown_row, label)));
+            let margin = logits.margin(shown_row, label);
+            tried
+                .answers
+                .push((index, margin, logits.prediction(shown_row)));
             tried.fooled.push((index, Some(image)));
         }
         Ok(tried)
@@ -497,7 +504,7 @@ mod tests {
             start: Start::Random,
         });
         let evaluation = Evaluation {
-            logits: &logits,
+            network: &logits,
             images: &Images::Stored {
                 dataset: &dataset,
                 subset: &subset,

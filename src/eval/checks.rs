@@ -55,7 +55,7 @@ const SQUARE_SHARE: f64 = 0.002;
 /// Looks at the model on the first batch of images, before any attack. Told to stop, it looks no further.
 pub fn before(evaluation: &Evaluation) -> Result<Vec<Flag>> {
     let Evaluation {
-        logits,
+        network,
         images,
         attacks,
         batch,
@@ -69,7 +69,7 @@ pub fn before(evaluation: &Evaluation) -> Result<Vec<Flag>> {
     }
     let (pixels, labels) = images.batch(&indices, device)?;
     let stop = || comm.stop_requested();
-    let classifier = TargetModel::new(logits, device).stopped_by(&stop);
+    let classifier = TargetModel::new(network, device).stopped_by(&stop);
     let first = classifier.logits(pixels.clone());
     check_labels(&labels, first.classes())?;
     let averages = attacks
@@ -237,6 +237,7 @@ fn few_classes(classes: usize, attacks: &[Attack]) -> Vec<Flag> {
 mod tests {
 
     use super::*;
+    use crate::attack::Network;
     use crate::attack::threat::Norm;
     use crate::distributed::comm::Comm;
     use crate::eval::autoattack::{Settings, Version};
@@ -244,7 +245,7 @@ mod tests {
     use crate::ops::{Device, from_vec};
 
     /// The names of the flags of a function on four images of three pixels.
-    fn flags(logits: &dyn Fn(Tensor<4>) -> Tensor<2>) -> Vec<String> {
+    fn flags(network: &dyn Network) -> Vec<String> {
         let device = Device::cpu();
         let pixels = vec![0.9, 0.1, 0.2, 0.1, 0.8, 0.3, 0.2, 0.3, 0.7, 0.6, 0.5, 0.4];
         let images = Images::Given {
@@ -253,7 +254,7 @@ mod tests {
         };
         let settings = Settings::new(Version::Standard, Norm::Linf, "8/255".parse().unwrap());
         let found = before(&Evaluation {
-            logits,
+            network,
             images: &images,
             attacks: &settings.autoattack(),
             batch: 4,
@@ -318,7 +319,7 @@ mod tests {
         };
         let three = |images: Tensor<4>| images.reshape([1, 3]);
         let error = before(&Evaluation {
-            logits: &three,
+            network: &three,
             images: &images,
             attacks: &[],
             batch: 1,

@@ -95,7 +95,7 @@ impl Classifier {
             comm,
         } = setup;
         Evaluation {
-            logits: &*self.logits,
+            network: &self.logits,
             images,
             attacks,
             batch,

@@ -25,6 +25,15 @@ pub enum Images<'a> {
         /// Their classes.
         labels: &'a [u32],
     },
+    /// Images that someone else keeps, read batch by batch.
+    Read {
+        /// Channels, height and width.
+        shape: [usize; 3],
+        /// Their classes.
+        labels: &'a [u32],
+        /// Reads the images of given indices, in [0, 1], `[indices, 3, height, width]`.
+        read: &'a dyn Fn(&[usize]) -> Result<Tensor<4>>,
+    },
 }
 
 impl Images<'_> {
@@ -32,7 +41,16 @@ impl Images<'_> {
     pub fn count(&self) -> usize {
         match self {
             Self::Stored { subset, .. } => subset.len(),
-            Self::Given { labels, .. } => labels.len(),
+            Self::Given { labels, .. } | Self::Read { labels, .. } => labels.len(),
+        }
+    }
+
+    /// The numbers that make up an image.
+    pub(crate) fn numbers(&self) -> usize {
+        match self {
+            Self::Stored { preprocessing, .. } => preprocessing.numbers(),
+            Self::Given { images, .. } => images.dims()[1..].iter().product(),
+            Self::Read { shape, .. } => shape.iter().product(),
         }
     }
 
@@ -41,7 +59,7 @@ impl Images<'_> {
     pub fn key(&self, index: usize) -> u64 {
         match self {
             Self::Stored { subset, .. } => subset.place(index) as u64,
-            Self::Given { .. } => index as u64,
+            Self::Given { .. } | Self::Read { .. } => index as u64,
         }
     }
 
@@ -63,7 +81,9 @@ impl Images<'_> {
                 let labels = indices.iter().map(|index| subset.label(dataset, *index));
                 labels.collect()
             }
-            Self::Given { labels, .. } => Ok(indices.iter().map(|index| labels[*index]).collect()),
+            Self::Given { labels, .. } | Self::Read { labels, .. } => {
+                Ok(indices.iter().map(|index| labels[*index]).collect())
+            }
         }
     }
 
@@ -84,12 +104,18 @@ impl Images<'_> {
             }
             Self::Given { images, .. } => {
                 let chosen = select((*images).clone(), indices);
-                Ok(match Device::of(&chosen) == *device {
-                    true => chosen,
-                    false => from_vec(to_vec(chosen.clone()), chosen.dims(), device),
-                })
+                Ok(moved(chosen, device))
             }
+            Self::Read { read, .. } => Ok(moved(read(indices)?, device)),
         }
+    }
+}
+
+/// The same images on a device.
+fn moved(images: Tensor<4>, device: &Device) -> Tensor<4> {
+    match Device::of(&images) == *device {
+        true => images,
+        false => from_vec(to_vec(images.clone()), images.dims(), device),
     }
 }
 

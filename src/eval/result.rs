@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::accuracy::Outcome;
 use super::checks::Flag;
@@ -107,12 +107,12 @@ impl Findings {
             "broken_by": outcome.broken_by,
             "distance": outcome.distance,
             "margin": outcome.margin,
+            "predicted": outcome.predicted,
         })
     }
 }
 
-/// The content of `result.json`. With several norms each has its own entry under `evaluations`, and
-/// `robust` tells which images stand in all of them.
+/// The content of `result.json`.
 pub fn to_json(subject: &Subject, findings: &[Findings]) -> Value {
     let mut result = json!(subject);
     let fields = result.as_object_mut().expect("a subject is an object");
@@ -120,12 +120,18 @@ pub fn to_json(subject: &Subject, findings: &[Findings]) -> Value {
         .iter()
         .map(|found| subject.fingerprint(&found.attacks));
     fields.insert("fingerprints".into(), json!(names.collect::<Vec<_>>()));
+    fields.extend(found(findings));
+    result
+}
+
+/// What was found: of one norm its fields; of several, `robust` says which images withstand all of them, and each norm has
+/// an entry under `evaluations`.
+pub fn found(findings: &[Findings]) -> Map<String, Value> {
     if let [only] = findings {
         let Value::Object(found) = only.to_json() else {
             unreachable!("findings are an object")
         };
-        fields.extend(found);
-        return result;
+        return found;
     }
     let count = findings
         .first()
@@ -136,15 +142,16 @@ pub fn to_json(subject: &Subject, findings: &[Findings]) -> Value {
     };
     let robust: Vec<bool> = (0..count).map(all).collect();
     let standing = robust.iter().filter(|robust| **robust).count();
-    fields.insert(
-        "robust_accuracy".into(),
-        json!(standing as f64 / count.max(1) as f64),
-    );
-    fields.insert("interval_95".into(), json!(wilson(standing, count)));
-    fields.insert("robust".into(), json!(robust));
     let evaluations: Vec<Value> = findings.iter().map(Findings::to_json).collect();
-    fields.insert("evaluations".into(), json!(evaluations));
-    result
+    let share = standing as f64 / count.max(1) as f64;
+    let fields = [
+        ("robust_accuracy", json!(share)),
+        ("interval_95", json!(wilson(standing, count))),
+        ("robust", json!(robust)),
+        ("evaluations", json!(evaluations)),
+    ];
+    let named = fields.map(|(name, value)| (name.to_owned(), value));
+    named.into_iter().collect()
 }
 
 /// Writes a result. Another evaluation's that is there already is kept under a free name, which is told.

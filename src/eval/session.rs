@@ -3,19 +3,18 @@
 //! The lines are those of the AutoAttack program, which people search logs for.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::accuracy::{BatchReport, Evaluation, Observer, Outcome};
+use super::accuracy::{BatchReport, Evaluation, Misclassified, Observer, Outcome};
 use super::images::Images;
 use super::interval::wilson;
 use super::result::Findings;
 use super::{checks, result};
-use crate::attack::{Attack, Norm, Passes};
+use crate::attack::{Attack, Norm, Passes, TargetModel};
 use crate::data::sources::tensors;
 use crate::distributed::Comm;
 use crate::error::{Error, Result};
@@ -26,6 +25,8 @@ use crate::units::duration;
 
 /// Progress on a screen is drawn anew after this long.
 const REDRAWN_AFTER: Duration = Duration::from_millis(200);
+/// Bytes of saved images that are read at once.
+const AT_ONCE: u64 = 64 << 20;
 
 /// What is saved of an evaluation in progress, in a form that keeps every bit of a float.
 #[derive(Serialize, Deserialize)]
@@ -56,15 +57,22 @@ impl Saved {
     }
 }
 
+/// Takes the misclassified images of each batch; of a resumed evaluation first those that were saved.
+pub type Sink<'a> = &'a dyn Fn(&[Misclassified]) -> Result<()>;
+
 /// The files of an evaluation in progress; of several processes the first has them.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Progress<'a> {
     fingerprint: String,
-    state: PathBuf,
+    /// None where nothing is saved.
+    state: Option<PathBuf>,
+    /// Whether the user named the file, which may then be another's.
+    is_named: bool,
     images: Option<PathBuf>,
     /// Of the adversarial images so far.
     hasher: RefCell<blake3::Hasher>,
     comm: &'a Comm,
+    sink: Option<Sink<'a>>,
 }
 
 impl<'a> Progress<'a> {
@@ -76,13 +84,47 @@ impl<'a> Progress<'a> {
             "eval-{}{kind}.progress",
             &fingerprint[..12.min(fingerprint.len())]
         );
-        let images = keep_images.then(|| folder.join(format!("{name}.images")));
         Self {
             fingerprint: fingerprint.to_owned(),
-            state: folder.join(name),
-            images,
+            images: keep_images.then(|| folder.join(format!("{name}.images"))),
+            state: Some(folder.join(name)),
+            is_named: false,
+            ..Self::unsaved(comm)
+        }
+    }
+
+    /// In a file of a given name and in `NAME.images`, which stay when the evaluation is done. Refused where the file holds
+    /// anything else.
+    pub fn at(state: &Path, fingerprint: &str, comm: &'a Comm) -> Self {
+        let mut images = state.as_os_str().to_owned();
+        images.push(".images");
+        Self {
+            fingerprint: fingerprint.to_owned(),
+            state: Some(state.to_owned()),
+            is_named: true,
+            images: Some(images.into()),
+            ..Self::unsaved(comm)
+        }
+    }
+
+    /// Nowhere: a stopped evaluation starts over.
+    pub fn unsaved(comm: &'a Comm) -> Self {
+        Self {
+            fingerprint: String::new(),
+            state: None,
+            is_named: false,
+            images: None,
             hasher: RefCell::default(),
             comm,
+            sink: None,
+        }
+    }
+
+    /// The same, passing on the misclassified images.
+    pub fn with_sink(self, sink: Sink<'a>) -> Self {
+        Self {
+            sink: Some(sink),
+            ..self
         }
     }
 
@@ -103,18 +145,35 @@ impl<'a> Progress<'a> {
             }
             Ok((None, notice))
         };
-        if !self.state.is_file() {
+        let Some(state) = self.state.as_ref().filter(|state| state.exists()) else {
             return begin(None);
-        }
+        };
         let damaged = |path: &Path| {
             let path = path.display();
             begin(Some(format!(
                 "warning: `{path}` is damaged: starting the evaluation over"
             )))
         };
-        let saved = Saved::read(&files::read(&self.state)?);
-        let Some(saved) = saved.filter(|saved| saved.fingerprint == self.fingerprint) else {
-            return damaged(&self.state);
+        let saved = Saved::read(&files::read(state)?);
+        let saved = match saved {
+            Some(saved) if saved.fingerprint == self.fingerprint => saved,
+            _ if !self.is_named => return damaged(state),
+            Some(_) => {
+                let message = format!(
+                    "`{}` holds another evaluation: images, labels, attacks or seed differ",
+                    state.display()
+                );
+                return Err(Error::input(message)
+                    .hint("choose another file, or delete this one to start over"));
+            }
+            None => {
+                let message = format!(
+                    "`{}` is not the saved state of an evaluation, or is damaged",
+                    state.display()
+                );
+                return Err(Error::input(message)
+                    .hint("choose another file, or delete this one to start over"));
+            }
         };
         if let Some(images) = &self.images {
             files::truncate(images, saved.images)?;
@@ -132,6 +191,12 @@ impl<'a> Progress<'a> {
         if !self.comm.is_main() {
             return Ok(());
         }
+        if let Some(sink) = self.sink {
+            sink(done.fooled)?;
+        }
+        let Some(state) = &self.state else {
+            return Ok(());
+        };
         let mut hasher = self.hasher.borrow_mut();
         if let Some(path) = &self.images {
             let mut records = Vec::new();
@@ -150,22 +215,33 @@ impl<'a> Progress<'a> {
             images: hasher.count(),
             images_hash: hasher.finalize().to_string(),
         };
-        files::write(&self.state, &saved.to_bytes())
+        files::write(state, &saved.to_bytes())
     }
 
-    /// The adversarial images by index; `pixels` is the number of values of an image.
-    fn adversarial(&self, pixels: usize) -> Result<HashMap<usize, Vec<f32>>> {
+    /// Passes the saved adversarial images to `take`, some at a time; `numbers` make up an image.
+    fn adversarial(
+        &self,
+        numbers: usize,
+        take: &mut dyn FnMut(&[Misclassified]) -> Result<()>,
+    ) -> Result<()> {
         let Some(path) = self.images.as_ref().filter(|path| path.is_file()) else {
-            return Ok(HashMap::new());
+            return Ok(());
         };
-        let bytes = files::read(path)?;
-        let records = bytes.chunks_exact(8 + 4 * pixels);
-        let record = |record: &[u8]| {
-            let (index, image) = record.split_at(8);
-            let index = u64::from_le_bytes(index.try_into().expect("eight bytes"));
-            (index as usize, bytemuck::pod_collect_to_vec(image))
-        };
-        Ok(records.map(record).collect())
+        let source = files::Source::open(path)?;
+        let length = 8 + 4 * numbers as u64;
+        let at_once = (AT_ONCE / length).max(1);
+        let count = source.length() / length;
+        for first in (0..count).step_by(at_once as usize) {
+            let mut bytes = vec![0; (length * at_once.min(count - first)) as usize];
+            source.fill(first * length, &mut bytes)?;
+            let records = bytes.chunks_exact(length as usize).map(|record| {
+                let (index, image) = record.split_at(8);
+                let index = u64::from_le_bytes(index.try_into().expect("eight bytes"));
+                (index as usize, Some(bytemuck::pod_collect_to_vec(image)))
+            });
+            take(&records.collect::<Vec<_>>())?;
+        }
+        Ok(())
     }
 
     /// Writes the images as the model was judged by them, with their labels, as `tensors:FILE` reads them: the
@@ -177,23 +253,27 @@ impl<'a> Progress<'a> {
         let indices: Vec<usize> = (0..images.count()).collect();
         let (clean, labels) = images.batch(&indices, device)?;
         let shape = clean.dims();
-        let pixels = shape[1..].iter().product();
+        let numbers: usize = shape[1..].iter().product();
         let mut values = to_vec(clean);
-        for (index, image) in self.adversarial(pixels)? {
-            let place = values.chunks_exact_mut(pixels).nth(index);
-            let place = place.ok_or_else(|| {
-                Error::failed(format!("`{}` is damaged", self.state.display()))
-                    .hint("run the same command again: the evaluation starts over")
-            })?;
-            place.copy_from_slice(&image);
-        }
+        self.adversarial(numbers, &mut |found| {
+            for (index, image) in found {
+                let place = values.chunks_exact_mut(numbers).nth(*index);
+                let (Some(place), Some(image)) = (place, image) else {
+                    let state = self.state.as_deref().unwrap_or(path).display();
+                    return Err(Error::failed(format!("`{state}` is damaged"))
+                        .hint("run the same command again: the evaluation starts over"));
+                };
+                place.copy_from_slice(image);
+            }
+            Ok(())
+        })?;
         let labels: Vec<i64> = labels.iter().map(|label| i64::from(*label)).collect();
         tensors::save(path, &values, shape, &labels, &[])
     }
 
     /// Removes the files, when the result is safe.
     fn remove(&self) -> Result<()> {
-        for path in std::iter::once(&self.state).chain(&self.images) {
+        for path in self.state.iter().chain(&self.images) {
             if path.is_file() {
                 files::remove_file(path)?;
             }
@@ -203,6 +283,48 @@ impl<'a> Progress<'a> {
         }
         Ok(())
     }
+}
+
+/// How much of a model's largest logit the margin of a clean image may change from one run to the next.
+const SAME_MODEL: f64 = 0.01;
+
+/// An error where an evaluation that the user's file continues was begun with another model: it answers otherwise about
+/// clean images that were not fooled. Random defences may.
+fn check_same_model(evaluation: &Evaluation, earlier: &Outcome, state: &Path) -> Result<()> {
+    let averages = |attack: &Attack| matches!(attack, Attack::Apgd(apgd) if apgd.averages > 1);
+    if evaluation.attacks.iter().any(averages) {
+        return Ok(());
+    }
+    let is_known = |index: &usize| {
+        let clean = earlier.robust[*index] || earlier.distance[*index].is_none();
+        clean && earlier.margin[*index].is_some()
+    };
+    let known = (0..earlier.robust.len()).filter(is_known);
+    let indices: Vec<usize> = known.take(evaluation.batch.max(1)).collect();
+    if indices.is_empty() {
+        return Ok(());
+    }
+    let (images, labels) = evaluation.images.batch(&indices, evaluation.device)?;
+    let logits = TargetModel::new(evaluation.network, evaluation.device).logits(images);
+    for (row, (index, label)) in indices.iter().zip(labels).enumerate() {
+        let now = logits.margin(row, label as usize);
+        let then = earlier.margin[*index].expect("known above");
+        let largest = logits
+            .row(row)
+            .iter()
+            .fold(0.0f64, |most, z| most.max(f64::from(*z).abs()));
+        let is_same = (now - then).abs() <= SAME_MODEL * largest.max(then.abs());
+        if !is_same {
+            let state = state.display();
+            let message = format!(
+                "`{state}` was saved with another model: its margin of image {index} was {then:.4} and is {now:.4}"
+            );
+            return Err(
+                Error::input(message).hint("choose another file, or delete this one to start over")
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The hash of a file as far as it goes; of nothing where there is none.
@@ -283,6 +405,12 @@ pub fn watch(
             "resuming after {done} of {} images of {}",
             stage.tried, stage.attack
         ));
+        if let Some(state) = progress.state.as_ref().filter(|_| progress.is_named) {
+            check_same_model(evaluation, earlier, state)?;
+        }
+        if let Some(sink) = progress.sink.filter(|_| evaluation.comm.is_main()) {
+            progress.adversarial(evaluation.images.numbers(), &mut |found| sink(found))?;
+        }
     }
     let watcher = Watcher {
         attacks: evaluation.attacks,

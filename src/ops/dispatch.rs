@@ -420,6 +420,7 @@ pub fn count_correct(logits: Tensor<2>, labels: &[u32]) -> u64 {
 /// Some of the rows of a tensor.
 pub fn select<const D: usize>(x: Tensor<D>, rows: &[usize]) -> Tensor<D> {
     match Engine::of(&x) {
+        Engine::Cpu if !x.is_tracked() => cpu::select(x, rows),
         Engine::Cuda(gpu) => cuda::select(&gpu, x, rows),
         _ => plain::select(x, rows),
     }

@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 
 use super::engine::Engine;
 use super::spec::Streams;
-use super::{cuda, plain};
+use super::{cpu, cuda, plain};
 
 /// The images, with those of `others` in the rows that are `chosen`.
 ///
@@ -23,7 +23,8 @@ pub fn replace_rows(images: Tensor<4>, others: &Tensor<4>, chosen: &[bool]) -> T
     }
     match Engine::of(&images) {
         Engine::Cuda(gpu) => cuda::evaluation::replace_rows(&gpu, images, others, chosen),
-        _ => plain::replace_rows(images, others, chosen),
+        Engine::Cpu => cpu::replace_rows(images, others, chosen),
+        Engine::Burn => plain::replace_rows(images, others, chosen),
     }
 }
 
@@ -57,7 +58,8 @@ pub fn add_clamped(x: Tensor<4>, y: Tensor<4>, factor: f32) -> Tensor<4> {
 pub fn momentum(images: &Tensor<4>, ahead: Tensor<4>, before: &Tensor<4>, share: f64) -> Tensor<4> {
     match Engine::of(images) {
         Engine::Cuda(gpu) => cuda::evaluation::momentum(&gpu, images, &ahead, before, share),
-        _ => plain::momentum(images, ahead, before, share),
+        Engine::Cpu => cpu::momentum(images, ahead, before, share),
+        Engine::Burn => plain::momentum(images, ahead, before, share),
     }
 }
 

@@ -12,6 +12,7 @@ mod linear;
 mod norm;
 mod patches;
 mod pgd;
+mod rows;
 #[cfg(test)]
 mod testing;
 mod unfold;
@@ -24,4 +25,5 @@ pub(crate) use linear::linear;
 pub(crate) use norm::layer_norm;
 pub(crate) use patches::patches;
 pub(crate) use pgd::{l2_step, linf_step};
+pub(crate) use rows::{momentum, replace_rows, select};
 pub(crate) use unfold::unfold;

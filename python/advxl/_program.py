@@ -1,0 +1,256 @@
+"""The program ``advxl``: as a command, and from Python in a process of its own.
+
+Training and evaluation of data sets run as the command does, in a child process: several ranks or GPUs, a crash, or Ctrl-C
+leave the interpreter as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any, Mapping
+
+from . import _advxl
+from ._adapters import InputError
+from ._result import Result
+
+
+def main() -> None:
+    """The command ``advxl``."""
+    # The program handles Ctrl-C itself.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-m", "advxl"]
+    sys.exit(_advxl.main(["advxl", *sys.argv[1:]], command, _advxl.__file__))
+
+
+def run(*arguments: Any, check: bool = True) -> Any:
+    """Runs the command ``advxl ARGUMENTS --json``; its result. Lines of progress go to ``sys.stderr``.
+
+    Errors of the command are raised as they would be by a function: ``InputError``, ``FailedError``, ``TryAgainError``.
+    Ctrl-C lets it save and stop.
+    """
+    command = [sys.executable, "-m", "advxl", *(str(argument) for argument in arguments), "--json"]
+    # On a terminal the program draws its own progress; elsewhere (notebooks) its lines are passed on.
+    inherits = _is_terminal(sys.stderr)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    child = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=None if inherits else subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+    )
+    relay = None
+    last: list[str] = []
+    if child.stderr is not None:
+        relay = threading.Thread(target=_relay, args=(child.stderr, last), daemon=True)
+        relay.start()
+    output, interrupted = _collected(child)
+    if relay is not None:
+        relay.join()
+    if interrupted:
+        raise KeyboardInterrupt
+    result = _last_object(output)
+    if child.returncode != 0 and check:
+        raise _error(result, child.returncode, "".join(last))
+    return result
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return os.isatty(stream.fileno())
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def _relay(source: Any, last: list[str]) -> None:
+    for line in source:
+        last.append(line)
+        del last[:-20]
+        # The error comes as an exception.
+        if not line.startswith(("error: ", "  hint: ")):
+            sys.stderr.write(line)
+            sys.stderr.flush()
+
+
+def _collected(child: "subprocess.Popen[str]") -> tuple[str, bool]:
+    """What the child printed, and whether Ctrl-C ended it."""
+    interrupted = False
+    while True:
+        try:
+            return child.communicate()[0], interrupted
+        except KeyboardInterrupt:
+            # On a terminal the child has the signal too; a second one there would not let it save.
+            if not interrupted and not _is_terminal(sys.stderr):
+                child.send_signal(signal.SIGINT)
+            elif interrupted:
+                child.kill()
+            interrupted = True
+
+
+def _last_object(output: str) -> Any:
+    for line in reversed(output.strip().splitlines()):
+        try:
+            return json.loads(line)
+        except ValueError:
+            continue
+    return None
+
+
+def _error(result: Any, code: int, text: str) -> Exception:
+    classes = {2: InputError, 75: _advxl.TryAgainError}
+    error = result.get("error") if isinstance(result, dict) else None
+    if not isinstance(error, dict):
+        message = f"advxl ended with {code}" if code > 0 else f"advxl was ended by signal {-code}"
+        error = {"message": f"{message}\n{text}".strip(), "hint": None}
+    shown = error["message"] if error["hint"] is None else f"{error['message']}\n  hint: {error['hint']}"
+    raised = classes.get(code, _advxl.FailedError)(shown)
+    raised.message, raised.hint = error["message"], error["hint"]
+    return raised
+
+
+def _value(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_value(one) for one in value) + "]"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_value(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    return json.dumps(os.fspath(value))
+
+
+def _overrides(overrides: Mapping[str, Any]) -> list[str]:
+    """``--set`` flags. Dots of keys are ``__`` in Python's keywords: ``data__train`` is ``data.train``."""
+    flags = []
+    for key, value in overrides.items():
+        flags += ["--set", f"{key.replace('__', '.')}={_value(value)}"]
+    return flags
+
+
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    """Flags of the command: ``eps_curve=True`` is ``--eps-curve``, a list is joined by commas, None is left out."""
+    flags = []
+    for name, value in options.items():
+        flag = "--" + name.rstrip("_").replace("_", "-")
+        if value is None or value is False:
+            continue
+        if value is True:
+            flags.append(flag)
+        elif isinstance(value, (list, tuple)):
+            flags += [flag, ",".join(str(one) for one in value)]
+        else:
+            flags += [flag, str(value)]
+    return flags
+
+
+class Recipe:
+    """A recipe: one complete training run in a TOML file, with overrides.
+
+        recipe = advxl.Recipe("recipes/cifar10_micro.toml", data__train="cifar", stage__finetune__attack__steps=2)
+        recipe.check(); recipe.plan(); recipe.train(out="runs/pgd2")
+
+    In the names of keys, ``__`` stands for a dot.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None, **keywords: Any) -> None:
+        self.path = os.fspath(path)
+        self.overrides = {**(overrides or {}), **keywords}
+
+    def check(self) -> dict[str, Any]:
+        """A summary of the recipe. Raises ``InputError`` with all of its problems at once."""
+        return run("recipe", "check", self.path, *_overrides(self.overrides))
+
+    def plan(self, **options: Any) -> dict[str, Any]:
+        """What it costs: arithmetic, memory, hours, price. ``options`` are the flags of ``advxl plan``."""
+        return run("plan", self.path, *_overrides(self.overrides), *_flags(options))
+
+    def train(self, out: str | os.PathLike[str] | None = None, **options: Any) -> dict[str, Any]:
+        """Trains, or resumes. ``options`` are flags of ``advxl train``: ``gpus=8``, ``device="cpu"``, ``accept_changes=True``."""
+        where = [] if out is None else ["--out", os.fspath(out)]
+        return run("train", self.path, *where, *_overrides(self.overrides), *_flags(options))
+
+    def __repr__(self) -> str:
+        overrides = "".join(f", {key}={value!r}" for key, value in self.overrides.items())
+        return f"Recipe({self.path!r}{overrides})"
+
+
+def train(
+    recipe: str | os.PathLike[str] | Recipe,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    processes: int | None = None,
+    gpus: int | None = None,
+    threads: int | None = None,
+    accept_changes: bool = False,
+    **overrides: Any,
+) -> dict[str, Any]:
+    """Trains as a recipe says; the same call resumes.
+
+        advxl.train("recipes/cifar10_micro.toml", out="runs/pgd2", data__train="cifar", stage__finetune__attack__steps=2)
+
+    ``overrides`` replace values of the recipe, with ``__`` for the dots of their keys. Returns the run's folder, its model,
+    the samples seen, and the robust accuracy of its final evaluations.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe(recipe)
+    recipe = Recipe(recipe.path, recipe.overrides, **overrides)
+    options = {
+        "device": device,
+        "processes": processes,
+        "gpus": gpus,
+        "threads": threads,
+        "accept_changes": accept_changes,
+    }
+    return recipe.train(out, **options)
+
+
+def plan(recipe: str | os.PathLike[str] | Recipe, **options: Any) -> dict[str, Any]:
+    """What a recipe costs: arithmetic, memory, hours, price. ``options`` are the flags of ``advxl plan``, such as
+    ``devices=8``, ``device_tflops=400``, ``gpu="h100"``."""
+    if not isinstance(recipe, Recipe):
+        recipe = Recipe(recipe)
+    return recipe.plan(**options)
+
+
+def evaluate(model: Any, data: Any = None, labels: Any = None, **options: Any) -> Result:
+    """Robust accuracy of a model.
+
+    Of a model on disk, on a data set of any form that the program reads; ``options`` are the flags of ``advxl eval``:
+
+        advxl.evaluate("runs/demo/robust", "synthetic:200", attack="autoattack", eps="8/255")
+        advxl.evaluate("vit.safetensors", "imagenet/val", arch="vit_base_patch16_224", n=1000, attack="apgd-ce,apgd-t", eps="4/255")
+
+    Of a callable, on tensors; ``options`` are those of ``AutoAttack`` and ``bs`` and ``state_path``:
+
+        advxl.evaluate(model, x, y, norm=["Linf", "L2"], eps=[8 / 255, 0.5])
+    """
+    if isinstance(model, (str, os.PathLike)):
+        return _evaluate_path(model, data, labels, options)
+    from .autoattack import AutoAttack
+
+    of_run = {name: options.pop(name) for name in ("bs", "state_path") if name in options}
+    adversary = AutoAttack(model, **options)
+    adversary.run_standard_evaluation(data, labels, **of_run)
+    return adversary.result
+
+
+def _evaluate_path(model: Any, data: Any, labels: Any, options: dict[str, Any]) -> Result:
+    from ._adapters import input_error
+
+    if not isinstance(data, (str, os.PathLike)) or labels is not None:
+        raise input_error(
+            "a model on disk is evaluated on a data set that is named",
+            "pass advxl.load(path) to evaluate it on tensors",
+        )
+    return Result(run("eval", os.fspath(model), "--data", os.fspath(data), *_flags(options)))

@@ -1,0 +1,87 @@
+"""The outcome of an evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+
+class Result:
+    """What an evaluation found. ``result["key"]`` gives any field of ``result.json``; the most used are attributes.
+
+    With several norms, the fields are about the union (robust under all of them), and ``evaluations`` has one result a norm.
+    """
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._fields = fields
+
+    def __getitem__(self, key: str) -> Any:
+        return self._fields[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._fields
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of images that no attack fooled."""
+        return self._fields["robust_accuracy"]
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of images classified correctly without any attack."""
+        stages = self._fields.get("stages") or self._fields["evaluations"][0]["stages"]
+        return stages[0]["robust_accuracy"]
+
+    @property
+    def interval_95(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the robust accuracy, for images drawn at random."""
+        low, high = self._fields["interval_95"]
+        return low, high
+
+    @property
+    def robust(self) -> list[bool]:
+        """For each image, whether it is classified correctly after every attack."""
+        return self._fields["robust"]
+
+    @property
+    def flags(self) -> list[dict[str, str]]:
+        """Signs that the numbers may mislead: ``check``, the heading in docs/evaluation.md, and ``message``."""
+        if "flags" in self._fields:
+            return self._fields["flags"]
+        return [flag for one in self._fields["evaluations"] for flag in one["flags"]]
+
+    @property
+    def evaluations(self) -> list["Result"]:
+        """One result a norm."""
+        return [Result(one) for one in self._fields["evaluations"]] if "evaluations" in self._fields else [self]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as in ``result.json``."""
+        return self._fields
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes all fields as JSON."""
+        temporary = f"{os.fspath(path)}.tmp"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(self._fields, file, indent=2)
+            file.write("\n")
+        os.replace(temporary, path)
+
+    def __repr__(self) -> str:
+        low, high = self.interval_95
+        lines = []
+        for one in self.evaluations:
+            fields = one._fields
+            if fields.get("norm"):
+                lines.append(f"{fields['norm']}, epsilon {fields['epsilon']}")
+            for stage in fields["stages"]:
+                lines.append(
+                    f"  {stage['attack']:<9} {100 * stage['robust_accuracy']:6.2f} %  "
+                    f"({stage['robust_count']} of {len(fields['robust'])} images, {stage['seconds']:.1f} s)"
+                )
+        lines.append(
+            f"robust accuracy {100 * self.robust_accuracy:.2f} % (95 %: {100 * low:.1f} to {100 * high:.1f} %)"
+        )
+        lines += [f"warning: {flag['message']} ({flag['check']})" for flag in self.flags]
+        return "\n".join(lines)

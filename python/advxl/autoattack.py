@@ -1,0 +1,417 @@
+"""AutoAttack with the interface of the ``autoattack`` package (Croce and Hein 2020).
+
+    from advxl import AutoAttack    # was: from autoattack import AutoAttack
+
+    adversary = AutoAttack(model, norm="Linf", eps=8 / 255, version="standard")
+    x_adv = adversary.run_standard_evaluation(x_test, y_test, bs=100, state_path="evaluation.state")
+    print(adversary.result)
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, Callable, Sequence
+
+from . import _advxl
+from ._adapters import adapter_of, input_error, is_torch_tensor
+from ._inputs import images_and_labels
+from ._result import Result
+from ._screen import Screen, stoppable
+
+NORMS = {"Linf": "linf", "L2": "l2", "L1": "l1"}
+VERSIONS = {
+    "standard": ["apgd-ce", "apgd-t", "fab-t", "square"],
+    "plus": ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"],
+    "rand": ["apgd-ce", "apgd-dlr"],
+}
+KNOWN = ["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
+
+
+class _Settings:
+    """Settings of an attack. Those of the ``autoattack`` package that are constants here can only be set to their value."""
+
+    _name = ""
+    _settable: dict[str, Any] = {}
+    _fixed: dict[str, Any] = {}
+    # Read nowhere: they belong to how the package is built, or AutoAttack itself sets them.
+    _ignored = ("verbose", "seed", "loss", "device", "norm", "targeted", "model")
+
+    def __init__(self, **values: Any) -> None:
+        for name, value in {**self._settable, **self._fixed, **values}.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._settable:
+            kind = type(self._settable[name])
+            is_bool = isinstance(value, bool)
+            if is_bool != (kind is bool) or not isinstance(value, kind) or (not is_bool and value < 1):
+                expected = "True or False" if kind is bool else "a whole number of at least 1"
+                raise input_error(f"{self._name}.{name} = {value!r}: expected {expected}")
+        elif name in self._fixed:
+            if value != self._fixed[name]:
+                raise input_error(f"{self._name}.{name} is fixed at {self._fixed[name]!r}, got {value!r}")
+        elif name not in self._ignored:
+            settable = ", ".join(self._settable)
+            raise input_error(f"{self._name} has no setting `{name}`", f"it has {settable}")
+        object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={getattr(self, name)!r}" for name in self._settable)
+        return f"{self._name}({values})"
+
+
+class _Apgd(_Settings):
+    """APGD on cross entropy and on the DLR loss."""
+
+    _name = "apgd"
+    _settable = {"n_iter": 100, "n_restarts": 5, "eot_iter": 1, "use_largereps": False}
+    _fixed = {"rho": 0.75, "use_rs": True}
+
+
+class _ApgdTargeted(_Settings):
+    """APGD on the targeted DLR loss."""
+
+    _name = "apgd_targeted"
+    _settable = {"n_iter": 100, "n_restarts": 1, "n_target_classes": 9, "eot_iter": 1, "use_largereps": False}
+    _fixed = {"rho": 0.75, "use_rs": True}
+
+
+class _Fab(_Settings):
+    """FAB, untargeted (fab) and targeted (fab-t, one start a target)."""
+
+    _name = "fab"
+    _settable = {"n_iter": 100, "n_restarts": 5, "n_target_classes": 9}
+    _fixed = {"alpha_max": 0.1, "eta": 1.05, "beta": 0.9}
+
+
+class _Square(_Settings):
+    """Square attack."""
+
+    _name = "square"
+    _settable = {"n_queries": 5000}
+    _fixed = {"p_init": 0.8, "n_restarts": 1, "resc_schedule": False}
+
+
+class AutoAttack:
+    """AutoAttack: how many images does none of several attacks fool?
+
+    Each attack is tried on the images that survived those before it. Steps, restarts, targets and random draws are decided in
+    Rust; the model and its gradients stay where they are.
+
+    Parameters:
+
+    - ``model``: any callable from images ``[n, channels, height, width]`` in [0, 1] to logits ``[n, classes]``: a torch module
+      in evaluation mode, a function on torch tensors, ``advxl.load(...)``, ``advxl.Functions(...)`` or ``advxl.Defense(...)``.
+      Normalize inside the model. An image's logits must depend on that image alone.
+    - ``norm``: ``"Linf"``, ``"L2"`` or ``"L1"``; or a list of them, evaluated in turn, with their union.
+    - ``eps``: largest perturbation of a pixel in [0, 1] (of each norm, if there are several), a number or ``"8/255"``.
+    - ``seed``: of all random draws, which belong to the image and not to its batch. None is 0, so that results repeat.
+    - ``verbose``: print lines to standard output, those of the ``autoattack`` package.
+    - ``attacks_to_run``: with ``version="custom"``, any of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, pgd.
+    - ``version``: ``"standard"``, ``"plus"``, ``"rand"`` (random defenses) or ``"custom"``.
+    - ``device``: where the model gets its images. None: where its parameters are, else where the images are.
+    - ``log_path``: append the lines to this file.
+
+    Attributes that may be set before a run: ``attacks_to_run``; ``apgd`` (``n_iter``, ``n_restarts``, ``eot_iter``,
+    ``use_largereps``), ``apgd_targeted`` (these and ``n_target_classes``), ``fab`` (``n_iter``, ``n_restarts``,
+    ``n_target_classes``), ``square`` (``n_queries``). After a run, ``result`` has everything that was found.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Any], Any],
+        norm: str | Sequence[str] = "Linf",
+        eps: float | str | Sequence[float | str] = 0.3,
+        seed: int | None = None,
+        verbose: bool = True,
+        attacks_to_run: Sequence[str] = (),
+        version: str = "standard",
+        is_tf_model: bool = False,
+        device: Any = None,
+        log_path: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if is_tf_model:
+            raise input_error(
+                "is_tf_model=True: TensorFlow models are not called directly",
+                "make the model from two functions on numpy arrays with advxl.Functions(logits, gradient)",
+            )
+        self.norms = [norm] if isinstance(norm, str) else list(norm)
+        several = isinstance(eps, Sequence) and not isinstance(eps, str)
+        self.epsilons = list(eps) if several else [eps]  # type: ignore[arg-type]
+        for name in self.norms:
+            if name not in NORMS:
+                raise input_error(f"unknown norm {name!r}", f"use any of {', '.join(NORMS)}")
+        if len(self.norms) != len(self.epsilons) or not self.norms:
+            raise input_error(f"{len(self.norms)} norms and {len(self.epsilons)} epsilons", "give one epsilon a norm")
+        if len(set(self.norms)) < len(self.norms):
+            raise input_error(f"a norm is there twice: {', '.join(self.norms)}")
+        if version in VERSIONS and len(attacks_to_run):
+            raise input_error(
+                f"attacks_to_run has no effect with version={version!r}", "use version='custom'"
+            )
+        self.model = model
+        self.seed = seed
+        self.verbose = verbose
+        self.device = device
+        self.log_path = log_path
+        self.attacks_to_run = list(attacks_to_run)
+        self.apgd = _Apgd()
+        self.apgd_targeted = _ApgdTargeted()
+        self.fab = _Fab()
+        self.square = _Square()
+        self._result: Result | None = None
+        self.version = version
+        if version != "custom":
+            self.set_version(version)
+
+    @property
+    def norm(self) -> Any:
+        """The norm, or the list of norms."""
+        return self.norms[0] if len(self.norms) == 1 else self.norms
+
+    @property
+    def epsilon(self) -> Any:
+        """Epsilon, or the list of epsilons."""
+        return self.epsilons[0] if len(self.epsilons) == 1 else self.epsilons
+
+    @property
+    def result(self) -> Result:
+        """Everything that the last run found: accuracies with intervals, flags, the verdict, distance and margin of each image."""
+        if self._result is None:
+            raise input_error("there is no result yet", "call run_standard_evaluation first")
+        return self._result
+
+    def set_version(self, version: str = "standard") -> None:
+        """Sets the attacks and their settings to those of a version."""
+        if version not in VERSIONS:
+            raise input_error(f"unknown version {version!r}", "use standard, plus, rand or custom")
+        self.version = version
+        self.attacks_to_run = list(VERSIONS[version])
+        self.apgd = _Apgd(n_restarts=5 if version == "plus" else 1, eot_iter=20 if version == "rand" else 1)
+        self.apgd_targeted = _ApgdTargeted()
+        self.fab = _Fab(n_restarts=5 if version == "plus" else 1)
+        self.square = _Square()
+        if version == "standard" and self.norms == ["L1"]:
+            self.apgd = _Apgd(n_restarts=5, use_largereps=True)
+            self.apgd_targeted = _ApgdTargeted(n_target_classes=5, use_largereps=True)
+
+    def get_seed(self) -> int:
+        """The seed of all random draws."""
+        return 0 if self.seed is None else int(self.seed)
+
+    def _specs(self, norm: str, eps: float | str, attacks: Sequence[str]) -> list[dict[str, Any]]:
+        """The attacks in a norm, as Rust takes them."""
+        apgd, targeted, fab = self.apgd, self.apgd_targeted, self.fab
+        if self.version == "standard" and norm == "L1" and len(self.norms) > 1:
+            # AutoAttack's settings for l1, where nothing else was set.
+            apgd = _Apgd(**{**_values(apgd), "n_restarts": 5, "use_largereps": True}) if _is_standard(apgd) else apgd
+            if _is_standard(targeted):
+                targeted = _ApgdTargeted(n_target_classes=5, use_largereps=True)
+        specs = []
+        for name in attacks:
+            spec: dict[str, Any] = {"name": name, "norm": NORMS[norm], "eps": str(eps)}
+            if name in ("apgd-ce", "apgd-dlr"):
+                spec.update(steps=apgd.n_iter, restarts=apgd.n_restarts, averages=apgd.eot_iter, enlarged=apgd.use_largereps)
+            elif name == "apgd-t":
+                spec.update(
+                    steps=targeted.n_iter,
+                    restarts=targeted.n_restarts,
+                    targets=targeted.n_target_classes,
+                    averages=targeted.eot_iter,
+                    enlarged=targeted.use_largereps,
+                )
+            elif name == "fab":
+                spec.update(steps=fab.n_iter, restarts=fab.n_restarts)
+            elif name == "fab-t":
+                spec.update(steps=fab.n_iter, restarts=1, targets=fab.n_target_classes)
+            elif name == "square":
+                spec.update(queries=self.square.n_queries)
+            elif name not in KNOWN:
+                raise input_error(f"attacks_to_run: unknown attack {name!r}", f"use any of {', '.join(KNOWN)}")
+            specs.append(spec)
+        return specs
+
+    def run_standard_evaluation(
+        self,
+        x_orig: Any,
+        y_orig: Any = None,
+        bs: int = 250,
+        return_labels: bool = False,
+        state_path: str | os.PathLike[str] | None = None,
+    ) -> Any:
+        """Runs the attacks in order, each on the images that survived those before it.
+
+        ``x_orig`` ``[n, channels, height, width]`` in [0, 1] and ``y_orig`` ``[n]`` are torch tensors or numpy arrays, or
+        ``x_orig`` alone is a DataLoader or another iterator of ``(images, labels)``, which is kept in a temporary file.
+        ``bs`` images go through the model at a time, which changes no verdict.
+
+        Returns the images that the model was judged by: adversarial where it was fooled, else clean. With ``return_labels``
+        also the classes that it takes them for (-1 where a logit is not finite). With several norms, a dictionary of these.
+        ``result`` has everything else.
+
+        With ``state_path`` the evaluation is saved there (and in ``state_path.images``) after every batch, and the same call
+        continues it, after Ctrl-C or a kill, with the same result; a finished one returns at once.
+        """
+        return self._run(x_orig, y_orig, self.attacks_to_run, bs, return_labels, state_path, self.verbose)
+
+    def _run(
+        self,
+        x_orig: Any,
+        y_orig: Any,
+        attacks: Sequence[str],
+        bs: int,
+        return_labels: bool,
+        state_path: Any,
+        verbose: bool,
+    ) -> Any:
+        if not attacks:
+            raise input_error("attacks_to_run is empty", f"name any of {', '.join(KNOWN)}")
+        if int(bs) < 1:
+            raise input_error(f"bs={bs}: at least one image at a time")
+        images, labels, sample = images_and_labels(x_orig, y_orig)
+        adapter = adapter_of(self.model, sample, self.device)
+        groups = [self._specs(norm, eps, attacks) for norm, eps in zip(self.norms, self.epsilons)]
+        adversarial = [images.adversarial() for _ in groups]
+
+        def sink(group: int, indices: list[int], found: Any) -> None:
+            _put(adversarial[group], indices, found)
+
+        screen = Screen(verbose, self.log_path)
+        screen.line(f"using {self.version} version including {', '.join(attacks)}.")
+        if getattr(self.model, "training", False):
+            screen.line(
+                "warning: the model is in training mode: dropout and batch statistics make verdicts random; call model.eval()"
+            )
+        _use_threads()
+        try:
+            with stoppable() as stop:
+                found = _advxl.evaluate(
+                    adapter,
+                    images,
+                    labels,
+                    groups,
+                    batch=int(bs),
+                    seed=self.get_seed(),
+                    stop=stop,
+                    state=None if state_path is None else os.fspath(state_path),
+                    screen=screen,
+                    sink=sink,
+                )
+        finally:
+            screen.close()
+        self._result = _parsed(found)
+        returned = []
+        for x_adv, one in zip(adversarial, self._result.evaluations):
+            if return_labels:
+                returned.append((x_adv, _classes(one["predicted"], y_orig)))
+            else:
+                returned.append(x_adv)
+        return returned[0] if len(returned) == 1 else dict(zip(self.norms, returned))
+
+    def run_standard_evaluation_individual(
+        self,
+        x_orig: Any,
+        y_orig: Any = None,
+        bs: int = 250,
+        return_labels: bool = False,
+    ) -> dict[str, Any]:
+        """Runs each attack by itself on all images that are classified correctly; a dictionary from the attack's name to what
+        ``run_standard_evaluation`` returns. ``results`` has the result of each."""
+        screen = Screen(self.verbose, self.log_path)
+        screen.line(f"using {self.version} version including {', '.join(self.attacks_to_run)}.")
+        found, self.results = {}, {}
+        if y_orig is None and not hasattr(x_orig, "shape"):
+            # Iterated once, not once an attack.
+            images, y_orig, _ = images_and_labels(x_orig, None)
+            x_orig = images._images
+        for name in self.attacks_to_run:
+            begun = time.time()
+            found[name] = self._run(x_orig, y_orig, [name], bs, return_labels, None, False)
+            self.results[name] = self.result
+            space = "\t \t" if name == "fab" else "\t"
+            screen.line(
+                f"robust accuracy by {name.upper()} {space} {self.result.robust_accuracy:.2%} "
+                f"\t (time attack: {time.time() - begun:.1f} s)"
+            )
+        return found
+
+    def clean_accuracy(self, x_orig: Any, y_orig: Any = None, bs: int = 250) -> float:
+        """Share of images that are classified correctly as they are."""
+        images, labels, sample = images_and_labels(x_orig, y_orig)
+        _use_threads()
+        with stoppable() as stop:
+            found = _advxl.evaluate(
+                adapter_of(self.model, sample, self.device),
+                images,
+                labels,
+                [[]],
+                batch=int(bs),
+                seed=self.get_seed(),
+                stop=stop,
+                checks=False,
+            )
+        accuracy = _parsed(found).clean_accuracy
+        if self.verbose:
+            print(f"clean accuracy: {accuracy:.2%}")
+        return accuracy
+
+    def cheap(self) -> None:
+        """The cheaper settings of the ``autoattack`` package: fewer steps, targets and queries."""
+        self.apgd = _Apgd(**{**_values(self.apgd), "n_iter": 50, "n_restarts": 1})
+        self.fab = _Fab(**{**_values(self.fab), "n_restarts": 1, "n_iter": 50})
+        self.square = _Square(n_queries=1000)
+        self.apgd_targeted = _ApgdTargeted(**{**_values(self.apgd_targeted), "n_restarts": 1, "n_target_classes": 3})
+
+
+def _values(settings: _Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in settings._settable}
+
+
+def _is_standard(settings: _Settings) -> bool:
+    """Whether nothing was changed since ``set_version("standard")``."""
+    standard = {**settings._settable, **({"n_restarts": 1} if isinstance(settings, _Apgd) else {})}
+    return _values(settings) == standard
+
+
+def _parsed(found: str) -> Result:
+    import json
+
+    return Result(json.loads(found))
+
+
+def _put(images: Any, indices: list[int], found: Any) -> None:
+    """Puts adversarial images in their places."""
+    if is_torch_tensor(images):
+        import torch
+
+        images[torch.as_tensor(indices, device=images.device)] = torch.from_dlpack(found).to(images)
+        return
+    import numpy
+
+    images[indices] = numpy.from_dlpack(found).astype(images.dtype)
+
+
+def _classes(predicted: list[int | None], like: Any) -> Any:
+    """Predictions in the form that the labels have."""
+    classes = [-1 if one is None else one for one in predicted]
+    if like is None or is_torch_tensor(like):
+        import torch
+
+        if like is None:
+            return torch.tensor(classes)
+        return torch.tensor(classes, device=like.device, dtype=like.dtype)
+    import numpy
+
+    return numpy.asarray(classes, dtype=getattr(like, "dtype", None))
+
+
+_threads_started = False
+
+
+def _use_threads() -> None:
+    """Starts Rust's threads, once."""
+    global _threads_started
+    if not _threads_started:
+        _advxl.set_threads(None)
+        _threads_started = True

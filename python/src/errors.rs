@@ -1,0 +1,123 @@
+//! Errors of the library as Python's exceptions, with their message and hint; nothing panics into Python.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use advxl::error::{Error, Kind};
+use pyo3::exceptions::{PyException, PyValueError};
+use pyo3::prelude::*;
+use pyo3::{PyTypeInfo, create_exception};
+
+create_exception!(
+    advxl,
+    AdvxlError,
+    PyException,
+    "Base class of advxl's exceptions. `message` says what is wrong and where, `hint` what to do about it, or is None."
+);
+create_exception!(
+    advxl,
+    FailedError,
+    AdvxlError,
+    "The work itself failed, for example because a loss was not finite."
+);
+create_exception!(
+    advxl,
+    TryAgainError,
+    AdvxlError,
+    "Nothing is wrong: the work was stopped, and the same call resumes it."
+);
+create_exception!(
+    advxl,
+    InternalError,
+    AdvxlError,
+    "A fault of advxl itself: please report it."
+);
+
+/// `InputError` is a ValueError too, which Python code catches; made at run time, since it has two bases.
+static INPUT_ERROR: pyo3::sync::PyOnceLock<Py<PyAny>> = pyo3::sync::PyOnceLock::new();
+
+/// The class `InputError`.
+pub(crate) fn input_error(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    let make = || {
+        let bases = (AdvxlError::type_object(py), PyValueError::type_object(py));
+        let fields = pyo3::types::PyDict::new(py);
+        fields.set_item("__module__", "advxl")?;
+        fields.set_item(
+            "__doc__",
+            "Something that was passed in is wrong; also a ValueError.",
+        )?;
+        let class = py.get_type::<pyo3::types::PyType>();
+        Ok::<_, PyErr>(class.call1(("InputError", bases, fields))?.unbind())
+    };
+    Ok(INPUT_ERROR.get_or_try_init(py, make)?.bind(py).clone())
+}
+
+/// A library's error as an exception.
+pub(crate) fn raised(py: Python<'_>, error: Error) -> PyErr {
+    let kind = error.kind();
+    let (message, hint) = error.into_parts();
+    let class = match kind {
+        Kind::Input => input_error(py),
+        Kind::Failed => Ok(FailedError::type_object(py).into_any()),
+        Kind::TryAgain => Ok(TryAgainError::type_object(py).into_any()),
+    };
+    match class.and_then(|class| exception(&class, &message, hint.as_deref())) {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(error) => error,
+    }
+}
+
+/// An exception with `message` and `hint`, which prints as both.
+pub(crate) fn exception<'py>(
+    class: &Bound<'py, PyAny>,
+    message: &str,
+    hint: Option<&str>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let text = match hint {
+        Some(hint) => format!("{message}\n  hint: {hint}"),
+        None => message.to_owned(),
+    };
+    let exception = class.call1((text,))?;
+    exception.setattr("message", message)?;
+    exception.setattr("hint", hint)?;
+    Ok(exception)
+}
+
+/// An exception of Python's on its way through Rust: what [`throw`] unwinds with.
+struct Thrown(PyErr);
+
+/// Ends the work in progress with an exception of a function that it called. Must be inside [`guarded`].
+pub(crate) fn throw(error: PyErr) -> ! {
+    // Past the hook that reports panics: this is none.
+    resume_unwind(Box::new(Thrown(error)))
+}
+
+/// Runs work without the interpreter's lock. Exceptions that it met, errors, failures of a GPU and panics are exceptions.
+pub(crate) fn guarded<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce() -> Result<T, Error> + Send,
+) -> PyResult<T> {
+    let done = py.detach(|| catch_unwind(AssertUnwindSafe(|| advxl_cuda::caught(work))));
+    match done {
+        Ok(Ok(done)) => done.map_err(|error| raised(py, error)),
+        Ok(Err(error)) => Err(raised(py, Error::of_gpu(&error))),
+        Err(panic) => Err(match panic.downcast::<Thrown>() {
+            Ok(thrown) => thrown.0,
+            Err(panic) => internal(py, &*panic),
+        }),
+    }
+}
+
+fn internal(py: Python<'_>, panic: &(dyn Any + Send)) -> PyErr {
+    let text = panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    let message = text.unwrap_or_else(|| "unknown fault".to_owned());
+    let hint = "this is a fault of advxl: please report it with what was called";
+    let class = InternalError::type_object(py).into_any();
+    match exception(&class, &message, Some(hint)) {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(error) => error,
+    }
+}

@@ -1,0 +1,327 @@
+//! Evaluations of models that Python computes or that the program loaded.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use advxl::attack::{Attack, Batch, Network, TargetModel};
+use advxl::distributed::Comm;
+use advxl::error::{Error, Result};
+use advxl::eval::result::{Findings, found};
+use advxl::eval::session::{Progress, examine, watch};
+use advxl::eval::{Evaluation, Images};
+use advxl::ops::{Device, from_vec, to_vec};
+use advxl::screen::Screen;
+use burn::tensor::Tensor;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use serde_json::{Value, json};
+
+use crate::attacks::AttackSpec;
+use crate::dlpack;
+use crate::errors::{guarded, raised, throw};
+use crate::model::Model;
+use crate::network::PythonNetwork;
+use crate::tensor::HostTensor;
+
+/// A request to stop, which Python's signal handler makes.
+#[pyclass(module = "advxl._advxl", frozen)]
+pub(crate) struct Stop(AtomicBool);
+
+#[pymethods]
+impl Stop {
+    #[new]
+    fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    /// Asks the work to end after the pass that it is at.
+    fn request(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether that was asked for.
+    #[getter]
+    fn requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A network after whose passes Python handles signals.
+struct Interruptible<'a> {
+    network: &'a dyn Network,
+    stop: &'a Stop,
+    comm: &'a Comm,
+}
+
+impl Interruptible<'_> {
+    fn look(&self) {
+        if let Err(error) = Python::attach(|py| py.check_signals()) {
+            throw(error);
+        }
+        if self.stop.requested() {
+            self.comm.request_stop();
+        }
+    }
+}
+
+impl Network for Interruptible<'_> {
+    fn logits(&self, images: Tensor<4>) -> Tensor<2> {
+        let logits = self.network.logits(images);
+        self.look();
+        logits
+    }
+
+    fn gradient(
+        &self,
+        images: Tensor<4>,
+        slopes: &mut dyn FnMut(Tensor<2>) -> Tensor<2>,
+    ) -> Option<Tensor<4>> {
+        let gradient = self.network.gradient(images, slopes);
+        self.look();
+        gradient
+    }
+}
+
+/// Lines and progress for Python.
+struct Lines<'a>(Option<&'a Py<PyAny>>);
+
+impl Screen for Lines<'_> {
+    fn line(&mut self, text: &str) {
+        let Some(screen) = self.0 else { return };
+        let shown = Python::attach(|py| screen.call_method1(py, "line", (text,)).map(drop));
+        shown.unwrap_or_else(|error| throw(error));
+    }
+
+    fn progress(&mut self, done: u64, total: u64, text: &str) {
+        let Some(screen) = self.0 else { return };
+        let shown = Python::attach(|py| {
+            screen
+                .call_method1(py, "progress", (done, total, text))
+                .map(drop)
+        });
+        shown.unwrap_or_else(|error| throw(error));
+    }
+}
+
+/// What a model is to an evaluation.
+enum Subject {
+    Loaded(Py<Model>),
+    Adapter(Py<PyAny>),
+}
+
+impl Subject {
+    fn of(model: &Bound<PyAny>) -> Self {
+        match model.cast::<Model>() {
+            Ok(loaded) => Self::Loaded(loaded.clone().unbind()),
+            Err(_) => Self::Adapter(model.clone().unbind()),
+        }
+    }
+
+    /// Runs work with the network.
+    fn with<T>(&self, work: impl FnOnce(&dyn Network, &Device) -> T) -> T {
+        match self {
+            Self::Loaded(model) => {
+                let model = model.get();
+                work(&|images| model.classify(images), model.device())
+            }
+            Self::Adapter(adapter) => {
+                let device = Device::cpu();
+                let network = PythonNetwork {
+                    adapter,
+                    device: &device,
+                };
+                work(&network, &device)
+            }
+        }
+    }
+}
+
+/// Images that Python keeps: an object with `shape`, channels, height and width, and `read(indices)`.
+fn read(images: &Py<PyAny>, indices: &[usize]) -> Result<Tensor<4>> {
+    let read = Python::attach(|py| {
+        let read = images.call_method1(py, "read", (indices.to_vec(),))?;
+        dlpack::import(read.bind(py))
+    });
+    let (values, shape) = read.unwrap_or_else(|error| throw(error));
+    let count = shape.len();
+    let shape: [usize; 4] = shape
+        .try_into()
+        .map_err(|_| Error::input(format!("expected images of 4 dimensions, got {count}")))?;
+    Ok(from_vec(values, shape, &Device::cpu()))
+}
+
+/// Runs attacks in order on the images that survived those before them, for each group of attacks (one a norm); the findings
+/// as JSON.
+///
+/// `sink(group, indices, images)` gets the adversarial images of each batch. With `state` it is saved after each batch.
+#[pyfunction]
+#[pyo3(signature = (model, images, labels, groups, *, batch, seed, stop, state=None, screen=None, sink=None, checks=true))]
+#[expect(clippy::too_many_arguments, reason = "the keywords of one Python call")]
+pub(crate) fn evaluate(
+    py: Python,
+    model: &Bound<PyAny>,
+    images: Py<PyAny>,
+    labels: Vec<u32>,
+    groups: Vec<Vec<AttackSpec>>,
+    batch: usize,
+    seed: u64,
+    stop: Bound<Stop>,
+    state: Option<PathBuf>,
+    screen: Option<Py<PyAny>>,
+    sink: Option<Py<PyAny>>,
+    checks: bool,
+) -> PyResult<String> {
+    let subject = Subject::of(model);
+    let shape: [usize; 3] = images.getattr(py, "shape")?.extract(py)?;
+    let groups: Vec<Vec<Attack>> = groups
+        .iter()
+        .map(|group| group.iter().map(AttackSpec::attack).collect())
+        .collect::<Result<_>>()
+        .map_err(|error| raised(py, error))?;
+    let stop = stop.get();
+    guarded(py, || {
+        subject.with(|network, device| {
+            let comm = Comm::single();
+            let network = Interruptible {
+                network,
+                stop,
+                comm: &comm,
+            };
+            let read = |indices: &[usize]| read(&images, indices);
+            let images = Images::Read {
+                shape,
+                labels: &labels,
+                read: &read,
+            };
+            let hash = match state {
+                Some(_) => hash_of(&images, batch, device)?,
+                None => String::new(),
+            };
+            let mut screen = Lines(screen.as_ref());
+            let mut all = Vec::new();
+            for (number, attacks) in groups.into_iter().enumerate() {
+                let take = |fooled: &[(usize, Option<Vec<f32>>)]| {
+                    pass_on(sink.as_ref(), number, fooled, shape);
+                    Ok(())
+                };
+                let progress = match &state {
+                    None => Progress::unsaved(&comm),
+                    Some(state) => {
+                        let text = json!({ "images": hash, "attacks": attacks, "seed": seed });
+                        let fingerprint = blake3::hash(text.to_string().as_bytes());
+                        let path = of_group(state, number);
+                        Progress::at(&path, fingerprint.to_hex().as_str(), &comm)
+                    }
+                };
+                let progress = progress.with_sink(&take);
+                let evaluation = Evaluation {
+                    network: &network,
+                    images: &images,
+                    attacks: &attacks,
+                    batch,
+                    seed,
+                    device,
+                    comm: &comm,
+                };
+                let findings = match checks {
+                    true => examine(&evaluation, &progress, &mut screen)?,
+                    false => Findings {
+                        outcome: watch(&evaluation, &progress, &mut screen)?,
+                        attacks: attacks.clone(),
+                        flags: Vec::new(),
+                        curve: None,
+                    },
+                };
+                all.push(findings);
+            }
+            Ok(Value::Object(found(&all)).to_string())
+        })
+    })
+}
+
+/// The state file of each group: that of the first has the given name.
+fn of_group(state: &Path, number: usize) -> PathBuf {
+    match number {
+        0 => state.to_owned(),
+        _ => {
+            let mut name = state.as_os_str().to_owned();
+            name.push(format!(".{number}"));
+            name.into()
+        }
+    }
+}
+
+/// Passes the images that fooled the model on to Python, in one call.
+fn pass_on(
+    sink: Option<&Py<PyAny>>,
+    group: usize,
+    fooled: &[(usize, Option<Vec<f32>>)],
+    shape: [usize; 3],
+) {
+    let adversarial = fooled
+        .iter()
+        .filter_map(|(index, image)| Some((*index, image.as_ref()?)));
+    let (indices, images): (Vec<usize>, Vec<&Vec<f32>>) = adversarial.unzip();
+    let Some(sink) = sink.filter(|_| !indices.is_empty()) else {
+        return;
+    };
+    let shape = [&[indices.len()], &shape[..]].concat();
+    let values = images.into_iter().flatten().copied().collect();
+    let passed = Python::attach(|py| {
+        let images = HostTensor::new(values, shape).into_pyobject(py)?;
+        sink.call1(py, (group, indices, images)).map(drop)
+    });
+    passed.unwrap_or_else(|error| throw(error));
+}
+
+/// The hash of all images and labels.
+fn hash_of(images: &Images, batch: usize, device: &Device) -> Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    let indices: Vec<usize> = (0..images.count()).collect();
+    for indices in indices.chunks(batch.max(1)) {
+        let (pixels, labels) = images.batch(indices, device)?;
+        hasher.update(bytemuck::cast_slice(&to_vec(pixels)));
+        hasher.update(bytemuck::cast_slice(&labels));
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// The last iterates of PGD, or what another attack found, from all images of a batch, misclassified ones too; where nothing
+/// was found, the clean image. Random numbers belong to the keys.
+#[pyfunction]
+pub(crate) fn perturb(
+    py: Python,
+    model: &Bound<PyAny>,
+    images: &Bound<PyAny>,
+    labels: Vec<u32>,
+    keys: Vec<u64>,
+    attack: AttackSpec,
+    seed: u64,
+) -> PyResult<HostTensor> {
+    let subject = Subject::of(model);
+    let attack = attack.attack().map_err(|error| raised(py, error))?;
+    let (values, shape) = dlpack::import(images)?;
+    let shape: [usize; 4] = shape
+        .try_into()
+        .map_err(|_| PyValueError::new_err("expected images of 4 dimensions"))?;
+    guarded(py, || {
+        subject.with(|network, device| {
+            let classifier = TargetModel::new(network, device);
+            let numbers: usize = shape[1..].iter().product();
+            let batch = Batch {
+                images: from_vec(values.clone(), shape, device),
+                labels,
+                keys,
+                seed,
+            };
+            let mut values = values;
+            let found = attack.perturb(&classifier, &batch);
+            for (place, image) in values.chunks_exact_mut(numbers.max(1)).zip(found) {
+                if let Some(image) = image {
+                    place.copy_from_slice(&image);
+                }
+            }
+            Ok(HostTensor::new(values, shape.to_vec()))
+        })
+    })
+}

@@ -1,0 +1,232 @@
+//! Models that the program loads, for Python.
+
+use std::path::PathBuf;
+
+use advxl::error::{Error, Result};
+use advxl::model::Pass;
+use advxl::ops::{Device, DeviceName, Opened, Precision, from_vec, row_dots, sum, to_vec, usable};
+use advxl::settings::Words;
+use advxl::weights::{self, Loaded, Outputs};
+use burn::tensor::Tensor;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::dlpack;
+use crate::errors::guarded;
+use crate::tensor::HostTensor;
+
+/// A loaded model; see `advxl.load` in `python/advxl/_model.py`.
+#[pyclass(module = "advxl._advxl", frozen, subclass)]
+pub(crate) struct Model {
+    loaded: Loaded,
+    device: Device,
+    pass: Pass<'static>,
+    notes: Vec<String>,
+}
+
+/// A forward pass that can be differentiated.
+#[pyclass(module = "advxl._advxl", frozen)]
+pub(crate) struct Tape {
+    images: Tensor<4>,
+    logits: Tensor<2>,
+}
+
+impl Model {
+    /// The logits of a batch, tracked if the images are.
+    pub(crate) fn classify(&self, images: Tensor<4>) -> Tensor<2> {
+        self.loaded.model.logits(images, &self.pass)
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn open(
+        path: &std::path::Path,
+        arch: Option<&str>,
+        device: &str,
+        precision: &str,
+        statistics: [Option<[f64; 3]>; 2],
+    ) -> Result<Self> {
+        let device: DeviceName = device.parse().map_err(Error::input)?;
+        let precision = Precision::from_word(precision).ok_or_else(|| {
+            let words = Precision::WORDS.iter().map(|(word, _)| *word);
+            let words: Vec<&str> = words.collect();
+            Error::input(format!("unknown precision `{precision}`"))
+                .hint(format!("use one of {}", words.join(", ")))
+        })?;
+        let Opened { device, notice } = device.open(0)?;
+        let mut notes: Vec<String> = notice
+            .map(|notice| format!("computing on the CPU, not on the GPU: {notice}"))
+            .into_iter()
+            .collect();
+        if !path.exists() {
+            return Err(
+                Error::input(format!("`{}` does not exist", path.display())).hint(
+                    "give a model folder, the folder of a run, or with arch=... a file of weights",
+                ),
+            );
+        }
+        let mut loaded = match arch {
+            None => weights::load_any(path, &device)?,
+            Some(_) if path.is_dir() => {
+                let message = "`arch` is for a file of weights, not for a folder";
+                return Err(
+                    Error::input(message).hint("leave it out: the folder says what its model is")
+                );
+            }
+            Some(arch) => weights::load_file(path, arch, &device)?,
+        };
+        let [mean, std] = statistics;
+        if mean.is_some() || std.is_some() {
+            loaded.model.normalise_by(mean, std);
+        }
+        notes.extend(loaded.notes.clone());
+        let (precision, notice) = usable(precision, &device);
+        notes.extend(notice.map(str::to_owned));
+        Ok(Self {
+            pass: Pass {
+                numerics: precision.into(),
+                ..Pass::evaluation()
+            },
+            loaded,
+            device,
+            notes,
+        })
+    }
+
+    /// Images of Python's, on the model's device.
+    fn images(&self, images: &Bound<PyAny>) -> PyResult<Tensor<4>> {
+        let (values, shape) = dlpack::import(images)?;
+        let count = shape.len();
+        let shape: [usize; 4] = shape.try_into().map_err(|_| {
+            PyValueError::new_err(format!(
+                "expected images of shape [batch, 3, height, width], got {count} dimensions"
+            ))
+        })?;
+        let [_, channels, height, width] = shape;
+        if channels != 3 || height != width {
+            return Err(PyValueError::new_err(format!(
+                "expected images of shape [batch, 3, size, size], got {shape:?}"
+            )));
+        }
+        if let Err((message, hint)) = self.loaded.model.config().grid(height) {
+            return Err(PyValueError::new_err(format!("{message}\n  hint: {hint}")));
+        }
+        Ok(from_vec(values, shape, &self.device))
+    }
+}
+
+#[pymethods]
+impl Model {
+    #[new]
+    #[pyo3(signature = (path, arch, device, precision, mean, std))]
+    fn new(
+        py: Python,
+        path: PathBuf,
+        arch: Option<String>,
+        device: String,
+        precision: String,
+        mean: Option<[f64; 3]>,
+        std: Option<[f64; 3]>,
+    ) -> PyResult<Self> {
+        guarded(py, || {
+            Self::open(&path, arch.as_deref(), &device, &precision, [mean, std])
+        })
+    }
+
+    /// Number of outputs.
+    #[getter]
+    fn num_classes(&self) -> usize {
+        self.loaded.model.classes()
+    }
+
+    /// Names of the classes, where the model has them.
+    #[getter]
+    fn class_names(&self) -> Vec<String> {
+        self.loaded.classes.clone()
+    }
+
+    /// Pixels on a side of the images that it was made for.
+    #[getter]
+    fn image_size(&self) -> usize {
+        self.loaded.image_size
+    }
+
+    /// Mean of each channel, subtracted inside the model.
+    #[getter]
+    fn mean(&self) -> [f64; 3] {
+        self.loaded.model.config().statistics().0
+    }
+
+    /// Standard deviation of each channel, divided by inside the model.
+    #[getter]
+    fn std(&self) -> [f64; 3] {
+        self.loaded.model.config().statistics().1
+    }
+
+    /// Whether the outputs are embeddings and not logits.
+    #[getter]
+    fn outputs_embeddings(&self) -> bool {
+        self.loaded.outputs == Outputs::Embedding
+    }
+
+    /// Number of parameters.
+    #[getter]
+    fn num_parameters(&self) -> usize {
+        let parameters = self.loaded.model.parameters();
+        parameters.iter().map(|p| p.value.dims()[0]).sum()
+    }
+
+    /// Hash of the weights.
+    #[getter]
+    fn hash(&self) -> String {
+        self.loaded.hash.clone()
+    }
+
+    /// What to know about the file or the device.
+    #[getter]
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+
+    /// The logits of images in [0, 1].
+    pub(crate) fn logits(&self, py: Python, images: &Bound<PyAny>) -> PyResult<HostTensor> {
+        let images = self.images(images)?;
+        guarded(py, || Ok(HostTensor::of(self.classify(images))))
+    }
+
+    /// The logits, and what `pull` needs.
+    fn trace(&self, py: Python, images: &Bound<PyAny>) -> PyResult<(HostTensor, Tape)> {
+        let images = self.images(images)?;
+        guarded(py, || {
+            let images = images.autodiff().require_grad();
+            let logits = self.classify(images.clone());
+            let values = HostTensor::of(logits.clone().without_autodiff());
+            Ok((values, Tape { images, logits }))
+        })
+    }
+
+    /// The gradient of `<slopes, logits>` with respect to the images of a tape.
+    fn pull(&self, py: Python, tape: Bound<Tape>, slopes: &Bound<PyAny>) -> PyResult<HostTensor> {
+        let (values, shape) = dlpack::import(slopes)?;
+        let tape = tape.get();
+        let logits = tape.logits.clone();
+        let expected = logits.dims();
+        if shape != expected {
+            return Err(PyValueError::new_err(format!(
+                "expected slopes of shape {expected:?}, got {shape:?}"
+            )));
+        }
+        guarded(py, || {
+            let slopes: Tensor<2> = from_vec(values, expected, &self.device);
+            let mut gradients = sum(row_dots(logits, &slopes.autodiff())).backward();
+            let shape = tape.images.dims();
+            let gradient = tape.images.grad_remove(&mut gradients);
+            Ok(match gradient {
+                Some(gradient) => HostTensor::new(to_vec(gradient), shape.to_vec()),
+                None => HostTensor::new(vec![0.0; shape.iter().product()], shape.to_vec()),
+            })
+        })
+    }
+}
