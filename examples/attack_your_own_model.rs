@@ -55,7 +55,7 @@ fn main() -> Result<()> {
         labels: &labels,
     };
     let evaluation = Evaluation {
-        logits: &logits,
+        network: &logits,
         images: &images,
         attacks: &attacks,
         batch: 64,

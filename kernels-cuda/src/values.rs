@@ -100,6 +100,25 @@ impl Values {
         sent
     }
 
+    /// A copy of f32 numbers that another library has on the same GPU.
+    ///
+    /// # Safety
+    ///
+    /// `len` numbers lie at `address` in the memory of this GPU, written by work that is done, and stay until [`Gpu::wait`]
+    /// returns.
+    pub unsafe fn copy_of(gpu: &Gpu, address: u64, len: usize) -> Self {
+        let values = Self::new(gpu, len, Kind::F32);
+        // SAFETY: allocated for as many, and new memory overlaps nobody's.
+        unsafe { gpu.copy(address, values.at(), values.bytes()) };
+        values
+    }
+
+    /// Where they are in the GPU's memory, for another library of this process. They are written once [`Gpu::wait`] returned,
+    /// and stay as long as a clone of them lives.
+    pub fn address(&self) -> u64 {
+        self.at()
+    }
+
     /// A copy on the host, after all work.
     ///
     /// # Errors

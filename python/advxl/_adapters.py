@@ -137,11 +137,11 @@ def _torch_functions() -> Any:
                 else:
                     logits, ctx.tape = model.logits(source), None
                 ctx.model, ctx.like = model, (x.device, x.dtype)
-                return torch.from_dlpack(logits).to(device=x.device, dtype=x.dtype)
+                return from_host(logits).to(device=x.device, dtype=x.dtype)
 
             @staticmethod
             def backward(ctx: Any, slopes: Any) -> Any:
-                gradient = torch.from_dlpack(ctx.model.pull(ctx.tape, to_host(slopes)))
+                gradient = from_host(ctx.model.pull(ctx.tape, to_host(slopes)))
                 device, dtype = ctx.like
                 return gradient.to(device=device, dtype=dtype), None
 
@@ -160,6 +160,27 @@ def to_host(tensor: Any) -> Any:
     return tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
 
 
+def from_host(tensor: Any) -> Any:
+    """The torch tensor of one that crosses."""
+    from torch.utils.dlpack import from_dlpack
+
+    return from_dlpack(tensor)
+
+
+def array_to_host(array: Any) -> Any:
+    """A numpy array as it crosses: contiguous float32 that may be written to, as DLPack wants."""
+    import numpy
+
+    return numpy.require(array, dtype=numpy.float32, requirements=["C", "A", "W"])
+
+
+def array_from_host(tensor: Any) -> Any:
+    """The numpy array of one that crosses, which may be written to."""
+    import numpy
+
+    return numpy.array(numpy.from_dlpack(tensor))
+
+
 class _ArrayAdapter:
     """Functions on numpy arrays."""
 
@@ -168,35 +189,26 @@ class _ArrayAdapter:
         self._gradient = gradient
 
     def _checked(self, logits: Any, batch: int) -> Any:
-        import numpy
-
-        array = numpy.ascontiguousarray(logits, dtype=numpy.float32)
+        array = array_to_host(logits)
         check_logits_shape(list(array.shape), batch)
         return array
 
     def logits(self, images: Any) -> Any:
-        import numpy
-
-        x = numpy.from_dlpack(images)
+        x = array_from_host(images)
         return self._checked(self._logits(x), len(x))
 
     def trace(self, images: Any) -> tuple[Any, Any]:
-        import numpy
-
         if self._gradient is None:
             raise input_error(
                 "this attack needs gradients, and `Functions` was made without `gradient`",
                 "pass `gradient`, or run square alone",
             )
-        x = numpy.from_dlpack(images)
+        x = array_from_host(images)
         return self._checked(self._logits(x), len(x)), x
 
     def pull(self, tape: Any, slopes: Any) -> Any:
-        import numpy
-
         assert self._gradient is not None
-        gradient = self._gradient(tape, numpy.from_dlpack(slopes))
-        return numpy.ascontiguousarray(gradient, dtype=numpy.float32)
+        return array_to_host(self._gradient(tape, array_from_host(slopes)))
 
 
 def check_logits_shape(shape: list[int], batch: int) -> None:
@@ -215,11 +227,31 @@ class _TorchAdapter:
         self.model = model
         self.device = device
         self.dtype = dtype
+        # The number of the GPU that images and gradients stay on, if it is one of NVIDIA's.
+        self.gpu = _gpu_number(device)
+
+    def without_gpu(self, reason: str) -> None:
+        """Images and gradients cross in the host's memory: Rust cannot compute on that GPU."""
+        import warnings
+
+        self.gpu = None
+        warnings.warn(f"attack steps are computed on the CPU, the model on {self.device}: {reason}", stacklevel=2)
+
+    def _gradient(self, gradient: Any) -> Any:
+        """A gradient as it crosses."""
+        if self.gpu is None:
+            return to_host(gradient)
+        import torch
+
+        gradient = gradient.detach().to(torch.float32).contiguous()
+        # Rust's stream does not wait for torch's. This also ends the use of the images, which Rust may then overwrite.
+        torch.cuda.current_stream(gradient.device).synchronize()
+        return gradient
 
     def _images(self, images: Any) -> Any:
         import torch
 
-        return torch.from_dlpack(images).to(device=self.device, dtype=self.dtype)
+        return from_host(images).to(device=self.device, dtype=self.dtype)
 
     def _call(self, x: Any) -> Any:
         """The model's logits, or an error that says what is wrong with them."""
@@ -279,7 +311,7 @@ class _TorchAdapter:
         x, logits = tape
         if not logits.requires_grad:
             return None
-        rows = torch.from_dlpack(slopes)
+        rows = from_host(slopes)
         scale = None
         if logits.dtype in (torch.float16, torch.bfloat16):
             # Slopes of sure answers are below what half precision holds: scaled to 1 for the way back.
@@ -290,8 +322,18 @@ class _TorchAdapter:
             (gradient,) = torch.autograd.grad(logits, x, rows, allow_unused=True)
         if gradient is None:
             return None
-        gradient = to_host(gradient)
-        return gradient if scale is None else gradient * scale[:, :, None, None]
+        if scale is not None:
+            gradient = gradient.to(torch.float32) * scale[:, :, None, None].to(gradient.device)
+        return self._gradient(gradient)
+
+
+def _gpu_number(device: Any) -> int | None:
+    import torch
+
+    device = torch.device(device)
+    if device.type != "cuda" or torch.version.cuda is None:
+        return None
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 def _described(x: Any) -> str:
@@ -358,5 +400,7 @@ def _device_of(model: Any, x: Any, device: Any) -> Any:
     if _is_module(model):
         first = next(iter(model.parameters()), None)
         if first is not None:
+            if first.device.type == "meta":
+                raise input_error("the model is on torch's meta device, without weights", "load its weights first")
             return first.device
     return x.device if is_torch_tensor(x) else torch.device("cpu")

@@ -7,7 +7,7 @@ import tempfile
 import weakref
 from typing import Any, Iterable
 
-from ._adapters import input_error, is_array, is_torch_tensor, to_host
+from ._adapters import array_to_host, input_error, is_array, is_torch_tensor, to_host
 
 
 def check_images(x: Any, name: str) -> None:
@@ -22,7 +22,7 @@ def check_images(x: Any, name: str) -> None:
     if len(shape) != 4:
         hint = f"add the batch dimension: {name}[None]" if len(shape) == 3 else None
         raise input_error(f"`{name}` has shape {shape}, expected [n, channels, height, width]", hint)
-    if shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4):
+    if shape[3] in (1, 3) and shape[1] not in (1, 3):
         turned = f"{name}.permute(0, 3, 1, 2)" if is_torch_tensor(x) else f"{name}.transpose(0, 3, 1, 2)"
         raise input_error(f"`{name}` has shape {shape}, which is channels last", f"use {turned}")
     if 0 in shape:
@@ -58,9 +58,7 @@ class TensorImages:
             import torch
 
             return to_host(self.x[torch.as_tensor(indices, device=self.x.device)])
-        import numpy
-
-        return numpy.ascontiguousarray(self.x[indices], dtype=numpy.float32)
+        return array_to_host(self.x[indices])
 
     def adversarial(self) -> Any:
         """A copy for adversarial images."""

@@ -6,7 +6,16 @@ import os
 from typing import Any, Sequence
 
 from . import _advxl
-from ._adapters import _torch_functions, input_error, is_array, is_torch_tensor, to_host
+from ._adapters import (
+    _torch_functions,
+    array_from_host,
+    array_to_host,
+    from_host,
+    input_error,
+    is_array,
+    is_torch_tensor,
+    to_host,
+)
 
 
 class Model:
@@ -60,10 +69,7 @@ class Model:
         if is_torch_tensor(x):
             return _torch_functions().Loaded.apply(x, self._loaded)
         if is_array(x):
-            import numpy
-
-            logits = self._loaded.logits(numpy.ascontiguousarray(x, dtype=numpy.float32))
-            return numpy.from_dlpack(logits).astype(x.dtype, copy=False)
+            return array_from_host(self._loaded.logits(array_to_host(x))).astype(x.dtype, copy=False)
         raise input_error(f"images are a {type(x).__name__}, expected a torch tensor or a numpy array")
 
     def input_gradient(self, x: Any, slopes: Any) -> Any:
@@ -72,12 +78,9 @@ class Model:
             import torch
 
             _, tape = self._loaded.trace(to_host(x))
-            return torch.from_dlpack(self._loaded.pull(tape, to_host(slopes))).to(x)
-        import numpy
-
-        of = lambda values: numpy.ascontiguousarray(values, dtype=numpy.float32)  # noqa: E731
-        _, tape = self._loaded.trace(of(x))
-        return numpy.from_dlpack(self._loaded.pull(tape, of(slopes))).astype(x.dtype, copy=False)
+            return from_host(self._loaded.pull(tape, to_host(slopes))).to(x)
+        _, tape = self._loaded.trace(array_to_host(x))
+        return array_from_host(self._loaded.pull(tape, array_to_host(slopes))).astype(x.dtype, copy=False)
 
     def eval(self) -> "Model":
         """The model: it is always in evaluation mode."""

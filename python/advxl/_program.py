@@ -27,7 +27,7 @@ def main() -> None:
     sys.exit(_advxl.main(["advxl", *sys.argv[1:]], command, _advxl.__file__))
 
 
-def run(*arguments: Any, check: bool = True) -> Any:
+def run(*arguments: Any) -> dict[str, Any]:
     """Runs the command ``advxl ARGUMENTS --json``; its result. Lines of progress go to ``sys.stderr``.
 
     Errors of the command are raised as they would be by a function: ``InputError``, ``FailedError``, ``TryAgainError``.
@@ -58,7 +58,7 @@ def run(*arguments: Any, check: bool = True) -> Any:
     if interrupted:
         raise KeyboardInterrupt
     result = _last_object(output)
-    if child.returncode != 0 and check:
+    if child.returncode != 0 or not isinstance(result, dict):
         raise _error(result, child.returncode, "".join(last))
     return result
 

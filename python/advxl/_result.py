@@ -25,13 +25,13 @@ class Result:
     @property
     def robust_accuracy(self) -> float:
         """Share of images that no attack fooled."""
-        return self._fields["robust_accuracy"]
+        return float(self._fields["robust_accuracy"])
 
     @property
     def clean_accuracy(self) -> float:
         """Share of images classified correctly without any attack."""
         stages = self._fields.get("stages") or self._fields["evaluations"][0]["stages"]
-        return stages[0]["robust_accuracy"]
+        return float(stages[0]["robust_accuracy"])
 
     @property
     def interval_95(self) -> tuple[float, float]:
@@ -42,13 +42,13 @@ class Result:
     @property
     def robust(self) -> list[bool]:
         """For each image, whether it is classified correctly after every attack."""
-        return self._fields["robust"]
+        return list(self._fields["robust"])
 
     @property
     def flags(self) -> list[dict[str, str]]:
         """Signs that the numbers may mislead: ``check``, the heading in docs/evaluation.md, and ``message``."""
         if "flags" in self._fields:
-            return self._fields["flags"]
+            return list(self._fields["flags"])
         return [flag for one in self._fields["evaluations"] for flag in one["flags"]]
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable, Sequence
 
 from . import _advxl
-from ._adapters import adapter_of, input_error, is_torch_tensor, to_host
+from ._adapters import adapter_of, array_to_host, input_error, is_torch_tensor, to_host
 from ._inputs import check_images, labels_of
 from .autoattack import NORMS, AutoAttack, _put, _use_threads
 
@@ -40,12 +40,7 @@ def pgd(
     numbers = list(range(len(labels))) if keys is None else [int(key) for key in keys]
     if len(numbers) != len(labels):
         raise input_error(f"{len(numbers)} keys for {len(labels)} images")
-    if is_torch_tensor(x):
-        source = to_host(x)
-    else:
-        import numpy
-
-        source = numpy.ascontiguousarray(x, dtype=numpy.float32)
+    source = to_host(x) if is_torch_tensor(x) else array_to_host(x)
     _use_threads()
     found = _advxl.perturb(adapter, source, labels, numbers, spec, int(seed))
     adversarial = x.detach().clone() if is_torch_tensor(x) else x.copy()

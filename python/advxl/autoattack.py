@@ -14,7 +14,7 @@ import time
 from typing import Any, Callable, Sequence
 
 from . import _advxl
-from ._adapters import adapter_of, input_error, is_torch_tensor
+from ._adapters import adapter_of, array_from_host, from_host, input_error, is_torch_tensor
 from ._inputs import images_and_labels
 from ._result import Result
 from ._screen import Screen, stoppable
@@ -64,6 +64,15 @@ class _Settings:
 class _Apgd(_Settings):
     """APGD on cross entropy and on the DLR loss."""
 
+    n_iter: int
+    """Steps of a climb."""
+    n_restarts: int
+    """Random starts."""
+    eot_iter: int
+    """Gradients that are averaged, for random defenses."""
+    use_largereps: bool
+    """Whether to begin at three times epsilon, then twice, as AutoAttack does in L1."""
+
     _name = "apgd"
     _settable = {"n_iter": 100, "n_restarts": 5, "eot_iter": 1, "use_largereps": False}
     _fixed = {"rho": 0.75, "use_rs": True}
@@ -71,6 +80,17 @@ class _Apgd(_Settings):
 
 class _ApgdTargeted(_Settings):
     """APGD on the targeted DLR loss."""
+
+    n_iter: int
+    """Steps of a climb."""
+    n_restarts: int
+    """Random starts for each target."""
+    n_target_classes: int
+    """Classes to aim at in turn."""
+    eot_iter: int
+    """Gradients that are averaged, for random defenses."""
+    use_largereps: bool
+    """Whether to begin at three times epsilon, then twice, as AutoAttack does in L1."""
 
     _name = "apgd_targeted"
     _settable = {"n_iter": 100, "n_restarts": 1, "n_target_classes": 9, "eot_iter": 1, "use_largereps": False}
@@ -80,6 +100,13 @@ class _ApgdTargeted(_Settings):
 class _Fab(_Settings):
     """FAB, untargeted (fab) and targeted (fab-t, one start a target)."""
 
+    n_iter: int
+    """Steps of a run."""
+    n_restarts: int
+    """Starts, of fab."""
+    n_target_classes: int
+    """Classes to aim at in turn, of fab-t."""
+
     _name = "fab"
     _settable = {"n_iter": 100, "n_restarts": 5, "n_target_classes": 9}
     _fixed = {"alpha_max": 0.1, "eta": 1.05, "beta": 0.9}
@@ -87,6 +114,9 @@ class _Fab(_Settings):
 
 class _Square(_Settings):
     """Square attack."""
+
+    n_queries: int
+    """Queries after the first."""
 
     _name = "square"
     _settable = {"n_queries": 5000}
@@ -137,13 +167,14 @@ class AutoAttack:
                 "make the model from two functions on numpy arrays with advxl.Functions(logits, gradient)",
             )
         self.norms = [norm] if isinstance(norm, str) else list(norm)
-        several = isinstance(eps, Sequence) and not isinstance(eps, str)
-        self.epsilons = list(eps) if several else [eps]  # type: ignore[arg-type]
+        self.epsilons: list[float | str] = [eps] if isinstance(eps, (str, float, int)) else list(eps)
         for name in self.norms:
             if name not in NORMS:
                 raise input_error(f"unknown norm {name!r}", f"use any of {', '.join(NORMS)}")
         if len(self.norms) != len(self.epsilons) or not self.norms:
             raise input_error(f"{len(self.norms)} norms and {len(self.epsilons)} epsilons", "give one epsilon a norm")
+        for name, size in zip(self.norms, self.epsilons):
+            _check_epsilon(name, size)
         if len(set(self.norms)) < len(self.norms):
             raise input_error(f"a norm is there twice: {', '.join(self.norms)}")
         if version in VERSIONS and len(attacks_to_run):
@@ -298,6 +329,10 @@ class AutoAttack:
                     screen=screen,
                     sink=sink,
                 )
+        except KeyboardInterrupt:
+            if state_path is not None:
+                screen.line(f"stopped: the same call continues from `{os.fspath(state_path)}`")
+            raise
         finally:
             screen.close()
         self._result = _parsed(found)
@@ -364,6 +399,14 @@ class AutoAttack:
         self.apgd_targeted = _ApgdTargeted(**{**_values(self.apgd_targeted), "n_restarts": 1, "n_target_classes": 3})
 
 
+def _check_epsilon(norm: str, eps: float | str) -> None:
+    """Numbers are checked here, texts where they are read."""
+    if not isinstance(eps, str) and not 0 <= eps < float("inf"):
+        raise input_error(f"eps={eps!r}, expected the size of a perturbation")
+    if norm == "Linf" and not isinstance(eps, str) and eps > 1:
+        raise input_error(f"eps={eps!r} is larger than the range of a pixel", "pixels are in [0, 1]: use 8 / 255, not 8")
+
+
 def _values(settings: _Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in settings._settable}
 
@@ -385,11 +428,9 @@ def _put(images: Any, indices: list[int], found: Any) -> None:
     if is_torch_tensor(images):
         import torch
 
-        images[torch.as_tensor(indices, device=images.device)] = torch.from_dlpack(found).to(images)
+        images[torch.as_tensor(indices, device=images.device)] = from_host(found).to(images)
         return
-    import numpy
-
-    images[indices] = numpy.from_dlpack(found).astype(images.dtype)
+    images[indices] = array_from_host(found).astype(images.dtype)
 
 
 def _classes(predicted: list[int | None], like: Any) -> Any:

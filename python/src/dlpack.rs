@@ -1,7 +1,7 @@
 //! Tensors to and from Python by DLPack, the protocol that torch, numpy, jax and others share.
 //!
-//! Only f32 in the host's memory, contiguous: adapters on Python's side bring theirs to that form. Values are copied, one batch
-//! at a time, which is a thousandth of a pass through a model.
+//! Only contiguous f32: adapters on Python's side bring theirs to that form. What comes from Python is copied, one batch at a
+//! time, which is a thousandth of a pass through a model; what goes there is not.
 //!
 //! The only file of this crate with `unsafe`. Source: dlpack.h, version 0.8 (`DLManagedTensor`).
 #![allow(unsafe_code)]
@@ -9,21 +9,41 @@
 use std::ffi::{CStr, c_void};
 use std::ptr::NonNull;
 
+use advxl_cuda::{Gpu, Values};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
+
+use crate::tensor::Crossing;
 
 const NAME: &CStr = c"dltensor";
 const USED: &CStr = c"used_dltensor";
 /// `kDLCPU`.
 const CPU: i32 = 1;
+/// `kDLCUDA`.
+const CUDA: i32 = 2;
 /// `kDLFloat`.
 const FLOAT: u8 = 2;
 
+/// A device in DLPack's words.
 #[repr(C)]
-struct Device {
-    kind: i32,
-    number: i32,
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) kind: i32,
+    pub(crate) number: i32,
+}
+
+impl Place {
+    /// The host's memory.
+    pub(crate) const HOST: Self = Self {
+        kind: CPU,
+        number: 0,
+    };
+
+    /// An NVIDIA GPU.
+    pub(crate) fn gpu(number: i32) -> Self {
+        Self { kind: CUDA, number }
+    }
 }
 
 #[repr(C)]
@@ -36,7 +56,7 @@ struct DataType {
 #[repr(C)]
 struct DlTensor {
     data: *mut c_void,
-    device: Device,
+    device: Place,
     dimensions: i32,
     dtype: DataType,
     shape: *mut i64,
@@ -55,7 +75,7 @@ struct Managed {
 #[repr(C)]
 struct Exported {
     managed: Managed,
-    values: Vec<f32>,
+    values: Crossing,
     shape: Vec<i64>,
 }
 
@@ -82,11 +102,16 @@ unsafe extern "C" fn drop_capsule(capsule: *mut pyo3::ffi::PyObject) {
 /// A capsule with values of a shape, which its consumer owns.
 pub(crate) fn export<'py>(
     py: Python<'py>,
-    values: Vec<f32>,
+    values: Crossing,
     shape: &[usize],
+    device: Place,
 ) -> PyResult<Bound<'py, PyAny>> {
+    let length = match &values {
+        Crossing::Host(values) => values.len(),
+        Crossing::Gpu(values) => values.len(),
+    };
     assert_eq!(
-        values.len(),
+        length,
         shape.iter().product::<usize>(),
         "values fill the shape"
     );
@@ -94,10 +119,7 @@ pub(crate) fn export<'py>(
         managed: Managed {
             tensor: DlTensor {
                 data: std::ptr::null_mut(),
-                device: Device {
-                    kind: CPU,
-                    number: 0,
-                },
+                device,
                 dimensions: shape.len() as i32,
                 dtype: DataType {
                     code: FLOAT,
@@ -115,7 +137,10 @@ pub(crate) fn export<'py>(
         values,
         shape: shape.iter().map(|length| *length as i64).collect(),
     });
-    exported.managed.tensor.data = exported.values.as_mut_ptr().cast();
+    exported.managed.tensor.data = match &mut exported.values {
+        Crossing::Host(values) => values.as_mut_ptr().cast(),
+        Crossing::Gpu(values) => values.address() as *mut c_void,
+    };
     exported.managed.tensor.shape = exported.shape.as_mut_ptr();
     let pointer: *mut Managed = Box::into_raw(exported).cast();
     // SAFETY: the pointer is not null and the capsule's destructor is for it.
@@ -128,10 +153,10 @@ pub(crate) fn export<'py>(
     }
 }
 
-/// The values of a tensor of Python's, row by row, and its shape.
+/// The values of a tensor of Python's, row by row, and its shape. A tensor on a GPU must be on the given one, and written.
 ///
-/// Errors: an object without `__dlpack__`, or a tensor of another type, on a device, or not contiguous.
-pub(crate) fn import(object: &Bound<PyAny>) -> PyResult<(Vec<f32>, Vec<usize>)> {
+/// Errors: an object without `__dlpack__`, or a tensor of another type, elsewhere, or not contiguous.
+pub(crate) fn import(object: &Bound<PyAny>, gpu: Option<&Gpu>) -> PyResult<(Crossing, Vec<usize>)> {
     let capsule = object.call_method0("__dlpack__")?;
     let capsule = capsule
         .cast::<PyCapsule>()
@@ -139,7 +164,7 @@ pub(crate) fn import(object: &Bound<PyAny>) -> PyResult<(Vec<f32>, Vec<usize>)> 
     let pointer: NonNull<c_void> = capsule.pointer_checked(Some(NAME))?;
     // SAFETY: a capsule of this name holds a `DLManagedTensor`, which lives until its deleter is called.
     let managed = unsafe { pointer.cast::<Managed>().as_ref() };
-    let copied = copy(&managed.tensor);
+    let copied = copy(&managed.tensor, gpu);
     // The protocol: whoever takes the tensor renames the capsule and calls the deleter once.
     // SAFETY: nothing of the tensor is used after this.
     unsafe {
@@ -152,17 +177,11 @@ pub(crate) fn import(object: &Bound<PyAny>) -> PyResult<(Vec<f32>, Vec<usize>)> 
     copied.map_err(PyTypeError::new_err)
 }
 
-fn copy(tensor: &DlTensor) -> Result<(Vec<f32>, Vec<usize>), String> {
+fn copy(tensor: &DlTensor, gpu: Option<&Gpu>) -> Result<(Crossing, Vec<usize>), String> {
     let DataType { code, bits, lanes } = tensor.dtype;
     if (code, bits, lanes) != (FLOAT, 32, 1) {
         return Err(format!(
             "expected float32 values, got type {code} of {bits} bits"
-        ));
-    }
-    if tensor.device.kind != CPU {
-        return Err(format!(
-            "expected a tensor in the host's memory, got one on device type {}",
-            tensor.device.kind
         ));
     }
     let dimensions = tensor.dimensions.max(0) as usize;
@@ -185,13 +204,28 @@ fn copy(tensor: &DlTensor) -> Result<(Vec<f32>, Vec<usize>), String> {
     }
     let shape: Vec<usize> = shape.iter().map(|length| *length as usize).collect();
     let count = shape.iter().product();
-    if count == 0 {
-        return Ok((Vec::new(), shape));
-    }
-    // SAFETY: `count` contiguous f32 lie `byte_offset` bytes after `data`, aligned as their type is.
-    let values = unsafe {
-        let first = tensor.data.cast::<u8>().add(tensor.byte_offset as usize);
-        std::slice::from_raw_parts(first.cast::<f32>(), count)
+    let values = match (tensor.device.kind, gpu) {
+        _ if count == 0 => Crossing::Host(Vec::new()),
+        (CPU, _) => {
+            // SAFETY: `count` contiguous f32 lie `byte_offset` bytes after `data`, aligned as their type is.
+            let values = unsafe {
+                let first = tensor.data.cast::<u8>().add(tensor.byte_offset as usize);
+                std::slice::from_raw_parts(first.cast::<f32>(), count)
+            };
+            Crossing::Host(values.to_vec())
+        }
+        (CUDA, Some(gpu)) => {
+            let address = tensor.data as u64 + tensor.byte_offset;
+            // SAFETY: `count` contiguous f32 lie there; the caller's adapter waited for them, and this waits for the copy.
+            let values = unsafe { Values::copy_of(gpu, address, count) };
+            gpu.wait().unwrap_or_else(|error| advxl_cuda::fail(error));
+            Crossing::Gpu(values)
+        }
+        (kind, _) => {
+            return Err(format!(
+                "expected a tensor in the host's memory, got one on device type {kind}"
+            ));
+        }
     };
-    Ok((values.to_vec(), shape))
+    Ok((values, shape))
 }

@@ -1,6 +1,8 @@
 //! Evaluations of models that Python computes or that the program loaded.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use advxl::attack::{Attack, Batch, Network, TargetModel};
@@ -8,20 +10,18 @@ use advxl::distributed::Comm;
 use advxl::error::{Error, Result};
 use advxl::eval::result::{Findings, found};
 use advxl::eval::session::{Progress, examine, watch};
-use advxl::eval::{Evaluation, Images};
-use advxl::ops::{Device, from_vec, to_vec};
+use advxl::eval::{Evaluation, Images, moved};
+use advxl::ops::{Api, Device, DeviceName, to_vec};
 use advxl::screen::Screen;
 use burn::tensor::Tensor;
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use serde_json::{Value, json};
 
 use crate::attacks::AttackSpec;
-use crate::dlpack;
 use crate::errors::{guarded, raised, throw};
 use crate::model::Model;
 use crate::network::PythonNetwork;
-use crate::tensor::HostTensor;
+use crate::tensor::{CrossingTensor, imported};
 
 /// A request to stop, which Python's signal handler makes.
 #[pyclass(module = "advxl._advxl", frozen)]
@@ -106,15 +106,32 @@ impl Screen for Lines<'_> {
 /// What a model is to an evaluation.
 enum Subject {
     Loaded(Py<Model>),
-    Adapter(Py<PyAny>),
+    /// Python's, whose attacks compute on a device; a GPU has a number.
+    Adapter(Py<PyAny>, Device, i32),
 }
 
 impl Subject {
-    fn of(model: &Bound<PyAny>) -> Self {
-        match model.cast::<Model>() {
-            Ok(loaded) => Self::Loaded(loaded.clone().unbind()),
-            Err(_) => Self::Adapter(model.clone().unbind()),
+    /// An adapter says with `gpu` that its images are on a GPU, by its number; where our engine does not open that, they cross
+    /// in the host's memory, and the adapter is told so.
+    fn of(model: &Bound<PyAny>) -> PyResult<Self> {
+        if let Ok(loaded) = model.cast::<Model>() {
+            return Ok(Self::Loaded(loaded.clone().unbind()));
         }
+        let wanted: Option<usize> = match model.getattr_opt("gpu")? {
+            Some(gpu) => gpu.extract()?,
+            None => None,
+        };
+        let opened = match wanted {
+            Some(number) => model.py().detach(|| gpu(number)),
+            None => Ok(Device::cpu()),
+        };
+        let device = opened.or_else(|error| {
+            let (message, _) = error.into_parts();
+            model.call_method1("without_gpu", (message,))?;
+            Ok::<_, PyErr>(Device::cpu())
+        })?;
+        let number = wanted.unwrap_or_default() as i32;
+        Ok(Self::Adapter(model.clone().unbind(), device, number))
     }
 
     /// Runs work with the network.
@@ -124,30 +141,38 @@ impl Subject {
                 let model = model.get();
                 work(&|images| model.classify(images), model.device())
             }
-            Self::Adapter(adapter) => {
-                let device = Device::cpu();
+            Self::Adapter(adapter, device, number) => {
                 let network = PythonNetwork {
                     adapter,
-                    device: &device,
+                    device,
+                    number: *number,
                 };
-                work(&network, &device)
+                work(&network, device)
             }
         }
     }
 }
 
+/// A GPU by its number, opened once.
+fn gpu(number: usize) -> Result<Device> {
+    static OPENED: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
+    let mut opened = OPENED.lock().expect("not poisoned");
+    if let Some(device) = opened.get(&number) {
+        return Ok(device.clone());
+    }
+    let name = DeviceName::Gpu(Api::Cuda, Some(number));
+    let device = advxl_cuda::caught(|| name.open(0)).map_err(|error| Error::of_gpu(&error))??;
+    opened.insert(number, device.device.clone());
+    Ok(device.device)
+}
+
 /// Images that Python keeps: an object with `shape`, channels, height and width, and `read(indices)`.
-fn read(images: &Py<PyAny>, indices: &[usize]) -> Result<Tensor<4>> {
+fn read(images: &Py<PyAny>, indices: &[usize]) -> Tensor<4> {
     let read = Python::attach(|py| {
         let read = images.call_method1(py, "read", (indices.to_vec(),))?;
-        dlpack::import(read.bind(py))
+        imported(read.bind(py), &Device::cpu())
     });
-    let (values, shape) = read.unwrap_or_else(|error| throw(error));
-    let count = shape.len();
-    let shape: [usize; 4] = shape
-        .try_into()
-        .map_err(|_| Error::input(format!("expected images of 4 dimensions, got {count}")))?;
-    Ok(from_vec(values, shape, &Device::cpu()))
+    read.unwrap_or_else(|error| throw(error))
 }
 
 /// Runs attacks in order on the images that survived those before them, for each group of attacks (one a norm); the findings
@@ -171,7 +196,7 @@ pub(crate) fn evaluate(
     sink: Option<Py<PyAny>>,
     checks: bool,
 ) -> PyResult<String> {
-    let subject = Subject::of(model);
+    let subject = Subject::of(model)?;
     let shape: [usize; 3] = images.getattr(py, "shape")?.extract(py)?;
     let groups: Vec<Vec<Attack>> = groups
         .iter()
@@ -187,7 +212,7 @@ pub(crate) fn evaluate(
                 stop,
                 comm: &comm,
             };
-            let read = |indices: &[usize]| read(&images, indices);
+            let read = |indices: &[usize]| Ok(read(&images, indices));
             let images = Images::Read {
                 shape,
                 labels: &labels,
@@ -268,7 +293,7 @@ fn pass_on(
     let shape = [&[indices.len()], &shape[..]].concat();
     let values = images.into_iter().flatten().copied().collect();
     let passed = Python::attach(|py| {
-        let images = HostTensor::new(values, shape).into_pyobject(py)?;
+        let images = CrossingTensor::new(values, shape).into_pyobject(py)?;
         sink.call1(py, (group, indices, images)).map(drop)
     });
     passed.unwrap_or_else(|error| throw(error));
@@ -297,31 +322,29 @@ pub(crate) fn perturb(
     keys: Vec<u64>,
     attack: AttackSpec,
     seed: u64,
-) -> PyResult<HostTensor> {
-    let subject = Subject::of(model);
+) -> PyResult<CrossingTensor> {
+    let subject = Subject::of(model)?;
     let attack = attack.attack().map_err(|error| raised(py, error))?;
-    let (values, shape) = dlpack::import(images)?;
-    let shape: [usize; 4] = shape
-        .try_into()
-        .map_err(|_| PyValueError::new_err("expected images of 4 dimensions"))?;
+    let images = imported::<4>(images, &Device::cpu())?;
     guarded(py, || {
         subject.with(|network, device| {
             let classifier = TargetModel::new(network, device);
+            let shape = images.dims();
             let numbers: usize = shape[1..].iter().product();
+            let mut values = to_vec(images.clone());
             let batch = Batch {
-                images: from_vec(values.clone(), shape, device),
+                images: moved(images, device),
                 labels,
                 keys,
                 seed,
             };
-            let mut values = values;
             let found = attack.perturb(&classifier, &batch);
             for (place, image) in values.chunks_exact_mut(numbers.max(1)).zip(found) {
                 if let Some(image) = image {
                     place.copy_from_slice(&image);
                 }
             }
-            Ok(HostTensor::new(values, shape.to_vec()))
+            Ok(CrossingTensor::new(values, shape.to_vec()))
         })
     })
 }

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`dlpack`] | tensors to and from Python; the only `unsafe` |
-//! | [`tensor`] | tensors that leave for Python |
+//! | [`tensor`] | tensors that cross, in the host's memory or on a GPU |
 //! | [`errors`] | exceptions with message and hint; nothing panics into Python |
 //! | [`network`] | a model that Python computes, as attacks see it |
 //! | [`model`] | models that the program loads |
@@ -54,7 +54,7 @@ fn _advxl(module: &Bound<PyModule>) -> PyResult<()> {
     module.add("InternalError", py.get_type::<errors::InternalError>())?;
     module.add_class::<model::Model>()?;
     module.add_class::<model::Tape>()?;
-    module.add_class::<tensor::HostTensor>()?;
+    module.add_class::<tensor::CrossingTensor>()?;
     module.add_class::<evaluation::Stop>()?;
     module.add_function(wrap_pyfunction!(evaluation::evaluate, module)?)?;
     module.add_function(wrap_pyfunction!(evaluation::perturb, module)?)?;

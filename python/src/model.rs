@@ -4,16 +4,15 @@ use std::path::PathBuf;
 
 use advxl::error::{Error, Result};
 use advxl::model::Pass;
-use advxl::ops::{Device, DeviceName, Opened, Precision, from_vec, row_dots, sum, to_vec, usable};
+use advxl::ops::{Device, DeviceName, Opened, Precision, row_dots, sum, to_vec, usable};
 use advxl::settings::Words;
 use advxl::weights::{self, Loaded, Outputs};
 use burn::tensor::Tensor;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::dlpack;
 use crate::errors::guarded;
-use crate::tensor::HostTensor;
+use crate::tensor::{CrossingTensor, imported};
 
 /// A loaded model; see `advxl.load` in `python/advxl/_model.py`.
 #[pyclass(module = "advxl._advxl", frozen, subclass)]
@@ -97,14 +96,8 @@ impl Model {
 
     /// Images of Python's, on the model's device.
     fn images(&self, images: &Bound<PyAny>) -> PyResult<Tensor<4>> {
-        let (values, shape) = dlpack::import(images)?;
-        let count = shape.len();
-        let shape: [usize; 4] = shape.try_into().map_err(|_| {
-            PyValueError::new_err(format!(
-                "expected images of shape [batch, 3, height, width], got {count} dimensions"
-            ))
-        })?;
-        let [_, channels, height, width] = shape;
+        let images = imported::<4>(images, &self.device)?;
+        let shape @ [_, channels, height, width] = images.dims();
         if channels != 3 || height != width {
             return Err(PyValueError::new_err(format!(
                 "expected images of shape [batch, 3, size, size], got {shape:?}"
@@ -113,7 +106,7 @@ impl Model {
         if let Err((message, hint)) = self.loaded.model.config().grid(height) {
             return Err(PyValueError::new_err(format!("{message}\n  hint: {hint}")));
         }
-        Ok(from_vec(values, shape, &self.device))
+        Ok(images)
     }
 }
 
@@ -191,41 +184,45 @@ impl Model {
     }
 
     /// The logits of images in [0, 1].
-    pub(crate) fn logits(&self, py: Python, images: &Bound<PyAny>) -> PyResult<HostTensor> {
+    pub(crate) fn logits(&self, py: Python, images: &Bound<PyAny>) -> PyResult<CrossingTensor> {
         let images = self.images(images)?;
-        guarded(py, || Ok(HostTensor::of(self.classify(images))))
+        guarded(py, || Ok(CrossingTensor::of(self.classify(images))))
     }
 
     /// The logits, and what `pull` needs.
-    fn trace(&self, py: Python, images: &Bound<PyAny>) -> PyResult<(HostTensor, Tape)> {
+    fn trace(&self, py: Python, images: &Bound<PyAny>) -> PyResult<(CrossingTensor, Tape)> {
         let images = self.images(images)?;
         guarded(py, || {
             let images = images.autodiff().require_grad();
             let logits = self.classify(images.clone());
-            let values = HostTensor::of(logits.clone().without_autodiff());
+            let values = CrossingTensor::of(logits.clone().without_autodiff());
             Ok((values, Tape { images, logits }))
         })
     }
 
     /// The gradient of `<slopes, logits>` with respect to the images of a tape.
-    fn pull(&self, py: Python, tape: Bound<Tape>, slopes: &Bound<PyAny>) -> PyResult<HostTensor> {
-        let (values, shape) = dlpack::import(slopes)?;
+    fn pull(
+        &self,
+        py: Python,
+        tape: Bound<Tape>,
+        slopes: &Bound<PyAny>,
+    ) -> PyResult<CrossingTensor> {
+        let slopes = imported::<2>(slopes, &self.device)?;
         let tape = tape.get();
         let logits = tape.logits.clone();
-        let expected = logits.dims();
+        let (expected, shape) = (logits.dims(), slopes.dims());
         if shape != expected {
             return Err(PyValueError::new_err(format!(
                 "expected slopes of shape {expected:?}, got {shape:?}"
             )));
         }
         guarded(py, || {
-            let slopes: Tensor<2> = from_vec(values, expected, &self.device);
             let mut gradients = sum(row_dots(logits, &slopes.autodiff())).backward();
             let shape = tape.images.dims();
             let gradient = tape.images.grad_remove(&mut gradients);
             Ok(match gradient {
-                Some(gradient) => HostTensor::new(to_vec(gradient), shape.to_vec()),
-                None => HostTensor::new(vec![0.0; shape.iter().product()], shape.to_vec()),
+                Some(gradient) => CrossingTensor::new(to_vec(gradient), shape.to_vec()),
+                None => CrossingTensor::new(vec![0.0; shape.iter().product()], shape.to_vec()),
             })
         })
     }

@@ -1,44 +1,71 @@
-//! Tensors that leave for Python.
+//! Tensors that cross between Rust and Python, in the host's memory or on an NVIDIA GPU.
 
-use advxl::ops::to_vec;
+use std::sync::Mutex;
+
+use advxl::ops::{Device, from_vec, gpu_values, of_gpu_values, to_vec};
+use advxl_cuda::{Gpu, Values};
 use burn::tensor::Tensor;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::dlpack;
 
-/// Values in the host's memory that a framework takes with its `from_dlpack`, once.
+/// Values that a framework takes with its `from_dlpack`, once.
 #[pyclass(module = "advxl._advxl", frozen)]
-pub(crate) struct HostTensor {
-    values: std::sync::Mutex<Option<Vec<f32>>>,
+pub(crate) struct CrossingTensor {
+    values: Mutex<Option<Crossing>>,
     shape: Vec<usize>,
+    device: dlpack::Place,
 }
 
-impl HostTensor {
+/// Values on their way.
+pub(crate) enum Crossing {
+    /// In the host's memory.
+    Host(Vec<f32>),
+    /// On a GPU, all written.
+    Gpu(Values),
+}
+
+impl CrossingTensor {
+    /// Values in the host's memory.
     pub(crate) fn new(values: Vec<f32>, shape: Vec<usize>) -> Self {
         Self {
-            values: std::sync::Mutex::new(Some(values)),
+            values: Mutex::new(Some(Crossing::Host(values))),
             shape,
+            device: dlpack::Place::HOST,
         }
     }
 
+    /// A tensor in the host's memory, wherever it is now.
     pub(crate) fn of<const D: usize>(tensor: Tensor<D>) -> Self {
         let shape = tensor.dims().to_vec();
         Self::new(to_vec(tensor), shape)
     }
+
+    /// A tensor where it is, on a GPU which has this number among those of the process.
+    pub(crate) fn on_gpu<const D: usize>(tensor: &Tensor<D>, gpu: &Gpu, number: i32) -> Self {
+        let values = gpu_values(gpu, tensor);
+        // Another library's streams do not wait for ours.
+        gpu.wait().unwrap_or_else(|error| advxl_cuda::fail(error));
+        Self {
+            values: Mutex::new(Some(Crossing::Gpu(values))),
+            shape: tensor.dims().to_vec(),
+            device: dlpack::Place::gpu(number),
+        }
+    }
 }
 
 #[pymethods]
-impl HostTensor {
+impl CrossingTensor {
     /// Lengths of the dimensions.
     #[getter]
     fn shape(&self) -> Vec<usize> {
         self.shape.clone()
     }
 
-    /// The type of device and its number: the host.
+    /// DLPack's type of device and its number.
     fn __dlpack_device__(&self) -> (i32, i32) {
-        (1, 0)
+        (self.device.kind, self.device.number)
     }
 
     /// The values as a DLPack capsule, which owns them.
@@ -50,6 +77,22 @@ impl HostTensor {
     ) -> PyResult<Bound<'py, PyAny>> {
         let taken = self.values.lock().ok().and_then(|mut values| values.take());
         let values = taken.ok_or_else(|| PyValueError::new_err("the tensor was taken already"))?;
-        dlpack::export(py, values, &self.shape)
+        dlpack::export(py, values, &self.shape, self.device)
     }
+}
+
+/// A tensor of Python's with as many dimensions as are expected, on a device: from the host's memory, or from that GPU.
+pub(crate) fn imported<const D: usize>(
+    object: &Bound<PyAny>,
+    device: &Device,
+) -> PyResult<Tensor<D>> {
+    let (crossing, shape) = dlpack::import(object, device.gpu())?;
+    let count = shape.len();
+    let shape: [usize; D] = shape
+        .try_into()
+        .map_err(|_| PyTypeError::new_err(format!("expected {D} dimensions, got {count}")))?;
+    Ok(match crossing {
+        Crossing::Host(values) => from_vec(values, shape, device),
+        Crossing::Gpu(values) => of_gpu_values(values, shape),
+    })
 }

@@ -112,7 +112,7 @@ impl Images<'_> {
 }
 
 /// The same images on a device.
-fn moved(images: Tensor<4>, device: &Device) -> Tensor<4> {
+pub fn moved(images: Tensor<4>, device: &Device) -> Tensor<4> {
     match Device::of(&images) == *device {
         true => images,
         false => from_vec(to_vec(images.clone()), images.dims(), device),

@@ -15,4 +15,4 @@ pub mod session;
 
 pub use accuracy::{BatchReport, Evaluation, Observer, Outcome, StageOutcome};
 pub use classifier::{Classifier, Setup};
-pub use images::Images;
+pub use images::{Images, moved};

@@ -31,7 +31,7 @@ pub use advxl_cuda::Norm;
 pub use advxl_cuda::mixing::Mix as RowMix;
 
 pub(crate) use cuda::targets;
-pub(crate) use cuda::values::{tensor as of_gpu_values, values as gpu_values};
+pub use cuda::values::{tensor as of_gpu_values, values as gpu_values};
 
 pub use cache::WeightCache;
 pub use device::Device;

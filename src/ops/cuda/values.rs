@@ -54,7 +54,7 @@ pub(crate) fn sent(gpu: &Gpu, tensor: &FlexTensor) -> Values {
 }
 
 /// The values of a tensor on a GPU, sent there if they are not.
-pub(crate) fn values<const D: usize>(gpu: &Gpu, tensor: &Tensor<D>) -> Values {
+pub fn values<const D: usize>(gpu: &Gpu, tensor: &Tensor<D>) -> Values {
     sent(gpu, &flex(tensor))
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn primitive(values: Values, shape: &[usize]) -> FlexTensor {
 }
 
 /// A tensor over values, outside automatic differentiation.
-pub(crate) fn tensor<const D: usize>(values: Values, shape: [usize; D]) -> Tensor<D> {
+pub fn tensor<const D: usize>(values: Values, shape: [usize; D]) -> Tensor<D> {
     Tensor::from_primitive::<Flex>(primitive(values, &shape))
 }
 
