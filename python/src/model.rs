@@ -11,7 +11,7 @@ use burn::tensor::Tensor;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::errors::guarded;
+use crate::errors::{guarded, raised};
 use crate::tensor::{CrossingTensor, imported};
 
 /// A loaded model; see `advxl.load` in `python/advxl/_model.py`.
@@ -95,16 +95,16 @@ impl Model {
     }
 
     /// Images of Python's, on the model's device.
-    fn images(&self, images: &Bound<PyAny>) -> PyResult<Tensor<4>> {
-        let images = imported::<4>(images, &self.device)?;
+    fn images(&self, object: &Bound<PyAny>) -> PyResult<Tensor<4>> {
+        let images = imported::<4>(object, &self.device)?;
         let shape @ [_, channels, height, width] = images.dims();
         if channels != 3 || height != width {
-            return Err(PyValueError::new_err(format!(
-                "expected images of shape [batch, 3, size, size], got {shape:?}"
-            )));
+            let message = format!("images have shape {shape:?}, expected [batch, 3, size, size]");
+            return Err(raised(object.py(), Error::input(message)));
         }
         if let Err((message, hint)) = self.loaded.model.config().grid(height) {
-            return Err(PyValueError::new_err(format!("{message}\n  hint: {hint}")));
+            let error = Error::input(message).hint(hint);
+            return Err(raised(object.py(), error));
         }
         Ok(images)
     }

@@ -2,13 +2,15 @@
 
 use std::sync::Mutex;
 
+use advxl::error::Error;
 use advxl::ops::{Device, from_vec, gpu_values, of_gpu_values, to_vec};
 use advxl_cuda::{Gpu, Values};
 use burn::tensor::Tensor;
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use crate::dlpack;
+use crate::errors::raised;
 
 /// Values that a framework takes with its `from_dlpack`, once.
 #[pyclass(module = "advxl._advxl", frozen)]
@@ -88,9 +90,10 @@ pub(crate) fn imported<const D: usize>(
 ) -> PyResult<Tensor<D>> {
     let (crossing, shape) = dlpack::import(object, device.gpu())?;
     let count = shape.len();
-    let shape: [usize; D] = shape
-        .try_into()
-        .map_err(|_| PyTypeError::new_err(format!("expected {D} dimensions, got {count}")))?;
+    let shape: [usize; D] = shape.try_into().map_err(|_| {
+        let message = format!("expected a tensor of {D} dimensions, got {count}");
+        raised(object.py(), Error::input(message))
+    })?;
     Ok(match crossing {
         Crossing::Host(values) => from_vec(values, shape, device),
         Crossing::Gpu(values) => of_gpu_values(values, shape),

@@ -227,10 +227,10 @@ class LoadedModel(unittest.TestCase):
     def test_images_that_it_does_not_take_are_refused(self):
         for x, message in [
             (self.x[:, :, :30, :30], "patch"),
-            (self.x[:, :1], r"\[batch, 3, size, size\]"),
-            (self.x[0], "3 dimensions"),
+            (self.x[:, :1], r"expected \[batch, 3, size, size\]"),
+            (self.x[0], "4 dimensions, got 3"),
         ]:
-            with self.assertRaisesRegex(ValueError, message):
+            with self.assertRaisesRegex(advxl.InputError, message):
                 self.model(x)
 
 
