@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--data", required=True, help="a folder of CIFAR-10 binary files")
+parser.add_argument("--data", required=True, help="a folder of CIFAR-10 binary files, or `synthetic` for blobs of color")
+parser.add_argument("--device", default="cpu")
 parser.add_argument("--models", default="python_autoattack_models", help="folder of the trained models")
 parser.add_argument("--images", type=int, default=64)
 parser.add_argument("--bs", type=int, default=64)
@@ -34,6 +35,12 @@ EPSILON = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}
 
 
 def images(split):
+    if a.data == "synthetic":
+        generator = torch.Generator().manual_seed(split == "test")
+        y = torch.randint(10, (4096 if split == "train" else 1024,), generator=generator)
+        colors = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(9))
+        blobs = nn.functional.interpolate(colors[y], 32, mode="bilinear")
+        return (0.3 + 0.4 * blobs + 0.1 * torch.randn(len(y), 3, 32, 32, generator=generator)).clamp(0, 1), y
     files = sorted(glob.glob(os.path.join(a.data, "*.bin")))
     files = [file for file in files if ("test" in os.path.basename(file)) == (split == "test")]
     rows = np.concatenate([np.fromfile(file, dtype=np.uint8).reshape(-1, 3073) for file in files])
@@ -59,8 +66,9 @@ def trained(name, epochs=3):
     model = made(name)
     if os.path.isfile(path):
         model.load_state_dict(torch.load(path))
-        return model.eval()
-    x, y = images("train")
+        return model.eval().to(a.device)
+    model.to(a.device)
+    x, y = (part.to(a.device) for part in images("train"))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     for _ in range(epochs):
         order = torch.randperm(len(x))
@@ -77,6 +85,11 @@ def trained(name, epochs=3):
     return model.eval()
 
 
+def synchronize():
+    if a.device != "cpu":
+        torch.cuda.synchronize()
+
+
 class Measured(nn.Module):
     """Counts passes and the seconds in them, those of the gradient included."""
 
@@ -86,8 +99,10 @@ class Measured(nn.Module):
         self.eval()
 
     def forward(self, x):
+        synchronize()
         begun = time.perf_counter()
         logits = self.model(x)
+        synchronize()
         self.seconds += time.perf_counter() - begun
         self.forwards += len(x)
         self.backwards += len(x) if logits.requires_grad else 0
@@ -99,8 +114,10 @@ in_gradients = [0.0]
 
 
 def timed_gradient(*arguments, **keywords):
+    synchronize()
     begun = time.perf_counter()
     found = _autograd(*arguments, **keywords)
+    synchronize()
     in_gradients[0] += time.perf_counter() - begun
     return found
 
@@ -117,13 +134,15 @@ def attacked(program, model, norm, x, y, seed):
     else:
         import pyautoattack
 
-        adversary = pyautoattack.AutoAttack(measured, norm=norm, eps=EPSILON[norm], seed=seed, version=a.version)
+        adversary = pyautoattack.AutoAttack(
+            measured, norm=norm, eps=EPSILON[norm], seed=seed, version=a.version, device=a.device
+        )
         found, _ = adversary.run_standard_evaluation(x, y, batch_size=a.bs)
     seconds = time.perf_counter() - begun
     with torch.no_grad():
         robust = model(found).argmax(1) == y
     if program == "advxl":
-        assert torch.equal(robust, torch.tensor(adversary.result.robust)), "an image does not get the verdict claimed"
+        assert robust.tolist() == adversary.result.robust, "an image does not get the verdict claimed"
     moved = (found - x).flatten(1)
     longest = {"Linf": moved.abs().amax(1), "L2": moved.norm(dim=1), "L1": moved.abs().sum(1)}[norm].max().item()
     assert longest <= EPSILON[norm] * (1 + 1e-5) + 1e-6, f"{program} left its ball: {longest}"
@@ -131,8 +150,8 @@ def attacked(program, model, norm, x, y, seed):
 
 
 torch.autograd.grad = timed_gradient
-x, y = (part[: a.images] for part in images("test"))
-print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {a.images} images, {a.version}")
+x, y = (part[: a.images].to(a.device) for part in images("test"))
+print(f"torch {torch.__version__} on {a.device}, {torch.get_num_threads()} threads, {a.images} images, {a.version}")
 print("| model | norm | program | clean | robust | forward | backward | seconds | in the model | of that outside |")
 print("|---|---|---|---|---|---|---|---|---|---|")
 summary = []

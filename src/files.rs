@@ -470,7 +470,19 @@ pub fn truncate(path: &Path, size: u64) -> Result<()> {
 
 /// Locks a file until it is dropped; `None` when another process holds the lock.
 pub fn lock(path: &Path) -> Result<Option<fs::File>> {
-    let file = fs::File::create(path).map_err(|error| explain("write", path, &error))?;
+    locked(fs::OpenOptions::new().create(true).truncate(true), path)
+}
+
+/// The same for a file that keeps its content.
+pub fn lock_kept(path: &Path) -> Result<Option<fs::File>> {
+    locked(fs::OpenOptions::new().create(true).truncate(false), path)
+}
+
+fn locked(options: &mut fs::OpenOptions, path: &Path) -> Result<Option<fs::File>> {
+    let file = options
+        .write(true)
+        .open(path)
+        .map_err(|error| explain("write", path, &error))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(fs::TryLockError::WouldBlock) => Ok(None),

@@ -12,6 +12,7 @@ Tensors cross by DLPack as contiguous float32 in the host's memory.
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 from typing import Any, Callable
 
 from . import _advxl
@@ -145,11 +146,7 @@ def _torch_functions() -> Any:
                 device, dtype = ctx.like
                 return gradient.to(device=device, dtype=dtype), None
 
-        class Both:
-            pass
-
-        _cached = Both()
-        _cached.ForwardOf, _cached.Loaded = ForwardOf, Loaded
+        _cached = SimpleNamespace(ForwardOf=ForwardOf, Loaded=Loaded)
     return _cached
 
 

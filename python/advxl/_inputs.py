@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import weakref
 from typing import Any, Iterable
@@ -72,8 +73,6 @@ class SpooledImages:
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:
-        import torch
-
         handle, self._path = tempfile.mkstemp(prefix="advxl-images-")
         self._remove = weakref.finalize(self, _remove, self._path)
         labels: list[int] = []
@@ -91,38 +90,43 @@ class SpooledImages:
                         "resize them to one size",
                     )
                 labels += labels_of(y, len(x), "y")
-                rows = to_host(x) if is_torch_tensor(x) else x.astype("float32")
-                file.write(memoryview(rows.numpy() if is_torch_tensor(rows) else rows).cast("B"))
+                rows = to_host(x).numpy() if is_torch_tensor(x) else array_to_host(x)
+                file.write(memoryview(rows).cast("B"))
         if shape is None:
             raise input_error("the iterator gave no batches: there is nothing to attack")
         self.shape, self.labels = shape, labels
-        self._images = _mapped(self._path, (len(labels), *shape), shared=False)
+        self.images = self._mapped(self._path, shared=False)
 
-    def read(self, indices: list[int]) -> Any:
+    def _mapped(self, path: str, shared: bool) -> Any:
+        """The images in a file, read when they are used: of the kind that the batches are."""
+        shape = (len(self.labels), *self.shape)
+        if not is_torch_tensor(self.sample):
+            import numpy
+
+            return numpy.memmap(path, dtype="float32", mode="r+" if shared else "c", shape=shape)
         import torch
 
-        return self._images[torch.as_tensor(indices)].contiguous()
+        count = 1
+        for length in shape:
+            count *= length
+        return torch.from_file(path, shared=shared, size=count, dtype=torch.float32).reshape(shape)
+
+    def read(self, indices: list[int]) -> Any:
+        if not is_torch_tensor(self.images):
+            return array_to_host(self.images[indices])
+        import torch
+
+        return self.images[torch.as_tensor(indices)].contiguous()
 
     def adversarial(self) -> Any:
-        """A tensor for adversarial images in a temporary file of its own, begun as a copy of the images."""
-        import shutil
-
+        """Images for adversarial ones in a temporary file of their own, begun as a copy of the images."""
         handle, path = tempfile.mkstemp(prefix="advxl-adversarial-")
         os.close(handle)
         shutil.copyfile(self._path, path)
-        images = _mapped(path, tuple(self._images.shape), shared=True)
+        images = self._mapped(path, shared=True)
         # On Linux and macOS the mapping outlives the name.
         os.unlink(path)
         return images
-
-
-def _mapped(path: str, shape: tuple[int, ...], shared: bool) -> Any:
-    import torch
-
-    count = 1
-    for length in shape:
-        count *= length
-    return torch.from_file(path, shared=shared, size=count, dtype=torch.float32).reshape(shape)
 
 
 def _remove(path: str) -> None:

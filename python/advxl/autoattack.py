@@ -359,7 +359,7 @@ class AutoAttack:
         if y_orig is None and not hasattr(x_orig, "shape"):
             # Iterated once, not once an attack.
             images, y_orig, _ = images_and_labels(x_orig, None)
-            x_orig = images._images
+            x_orig = images.images
         for name in self.attacks_to_run:
             begun = time.time()
             found[name] = self._run(x_orig, y_orig, [name], bs, return_labels, None, False)

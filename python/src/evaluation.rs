@@ -235,7 +235,7 @@ pub(crate) fn evaluate(
                         let text = json!({ "images": hash, "attacks": attacks, "seed": seed });
                         let fingerprint = blake3::hash(text.to_string().as_bytes());
                         let path = of_group(state, number);
-                        Progress::at(&path, fingerprint.to_hex().as_str(), &comm)
+                        Progress::at(&path, fingerprint.to_hex().as_str(), &comm)?
                     }
                 };
                 let progress = progress.with_sink(&take);

@@ -1,5 +1,7 @@
 """Attacks on functions of numpy arrays, held to answers known on paper."""
 
+import contextlib
+import io
 import os
 import tempfile
 import unittest
@@ -94,6 +96,33 @@ class LinearModel(unittest.TestCase):
             with open(state, encoding="utf-8") as file:
                 self.assertEqual(file.read(), "{}")
 
+    def test_a_state_file_that_cannot_be_written_or_is_in_use_is_refused_at_once(self):
+        logits, gradient, _ = linear_functions()
+        calls = []
+
+        def counted(x):
+            calls.append(len(x))
+            return logits(x)
+
+        with tempfile.TemporaryDirectory() as folder:
+            state = os.path.join(folder, "none", "state")
+            with self.assertRaisesRegex(advxl.InputError, "cannot write"):
+                adversary(advxl.Functions(counted, gradient)).run_standard_evaluation(self.x, self.y, state_path=state)
+            self.assertEqual(calls, [])
+            state = os.path.join(folder, "state")
+
+            def again(x):
+                with self.assertRaisesRegex(advxl.InputError, "is in use by another process"):
+                    adversary(self.model).run_standard_evaluation(self.x, self.y, state_path=state)
+                calls.append("refused")
+                raise OSError("enough")
+
+            with self.assertRaisesRegex(OSError, "enough"):
+                adversary(advxl.Functions(again, gradient), attacks=["square"]).run_standard_evaluation(
+                    self.x, self.y, state_path=state
+                )
+        self.assertIn("refused", calls)
+
     def test_several_norms_and_their_union(self):
         both = adversary(self.model, ["Linf", "L2"], [0.04, 0.3])
         found = both.run_standard_evaluation(self.x, self.y)
@@ -119,6 +148,13 @@ class LinearModel(unittest.TestCase):
         sure = numpy.abs(margins - 0.04) > 8e-4
         self.assertTrue((numpy.array(found.result.robust) == (margins > 0.04))[sure].all())
         self.assertIn("few_classes", [flag["check"] for flag in found.result.flags])
+
+    def test_an_iterator_of_batches_gives_what_arrays_give(self):
+        whole = adversary(self.model).run_standard_evaluation(self.x, self.y)
+        batches = ((self.x[at : at + 9], self.y[at : at + 9]) for at in range(0, 60, 9))
+        self.assertTrue((adversary(self.model).run_standard_evaluation(batches) == whole).all())
+        with self.assertRaisesRegex(advxl.InputError, "batch 0 of the iterator is a int"):
+            adversary(self.model).run_standard_evaluation([1, 2])
 
     def test_single_attacks(self):
         margins = linear_margins(self.x, self.y, "Linf")
@@ -191,9 +227,6 @@ class LoadedModel(unittest.TestCase):
         with open(recipe, "w", encoding="utf-8") as file:
             file.write(RECIPE)
         cls.trained = os.path.join(cls.folder.name, "run")
-        import contextlib
-        import io
-
         with contextlib.redirect_stderr(io.StringIO()):
             advxl.train(recipe, out=cls.trained, device="cpu")
         cls.model = advxl.load(cls.trained, device="cpu")

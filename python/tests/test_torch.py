@@ -1,5 +1,7 @@
 """Attacks on torch models."""
 
+import contextlib
+import io
 import os
 import pickle
 import signal
@@ -289,10 +291,11 @@ class Functions(unittest.TestCase):
             here = os.getcwd()
             os.chdir(folder)
             try:
-                clean, robust = advxl.benchmark(
-                    model, n_examples=8, threat_model="L2", eps=0.1, version="rand", data_dir=folder,
-                    to_disk=True, model_name="mine", log_path=os.devnull,
-                )
+                with contextlib.redirect_stdout(io.StringIO()):
+                    clean, robust = advxl.benchmark(
+                        model, n_examples=8, threat_model="L2", eps=0.1, version="rand", data_dir=folder,
+                        to_disk=True, model_name="mine",
+                    )
                 self.assertTrue(os.path.isfile("model_info/cifar10/L2/mine.json"))
             finally:
                 os.chdir(here)
@@ -311,9 +314,6 @@ class Functions(unittest.TestCase):
         from support import RECIPE
 
         with tempfile.TemporaryDirectory() as folder:
-            import contextlib
-            import io
-
             recipe = os.path.join(folder, "tiny.toml")
             with open(recipe, "w", encoding="utf-8") as file:
                 file.write(RECIPE)

@@ -28,16 +28,24 @@ pub fn project(norm: Norm, point: &[f32], normal: &[f32], excess: f64) -> Vec<f3
     let sizes: Vec<f64> = match norm {
         Norm::Linf => {
             // All pixels move by the same, as far as they can.
-            let most = reach(pixels.clone().map(|i| (room(i), slope(i))), need);
-            pixels.map(|i| room(i).min(most)).collect()
+            let rooms: Vec<f64> = pixels.clone().map(room).collect();
+            let slopes: Vec<f64> = pixels.map(slope).collect();
+            let most = reach(&rooms, &slopes, need);
+            rooms.into_iter().map(|room| room.min(most)).collect()
         }
         Norm::L2 => {
             // Each moves in proportion to its slope, as far as it can.
-            let parts = pixels.clone().filter(|i| moves(slope(*i)));
-            let factor = reach(
-                parts.map(|i| (room(i) / slope(i), slope(i) * slope(i))),
-                need,
-            );
+            let places = pixels.clone().map(|i| match moves(slope(i)) {
+                true => room(i) / slope(i),
+                false => f64::INFINITY,
+            });
+            let places: Vec<f64> = places.collect();
+            let squares = pixels.clone().map(|i| match moves(slope(i)) {
+                true => slope(i) * slope(i),
+                false => 0.0,
+            });
+            let squares: Vec<f64> = squares.collect();
+            let factor = reach(&places, &squares, need);
             pixels.map(|i| room(i).min(factor * slope(i))).collect()
         }
         Norm::L1 => {
@@ -94,30 +102,64 @@ impl Ord for TotalOrder {
 ///
 /// The sum is concave and piecewise linear in t, so Newton's method from 0 never goes too far, and is done once no place lies
 /// between two of its points: mostly after a few passes, where sorting the places would take many.
-fn reach(parts: impl Iterator<Item = (f64, f64)>, need: f64) -> f64 {
-    let parts: Vec<(f64, f64)> = parts.filter(|(_, slope)| *slope > 0.0).collect();
+/// Shapes: `places` and `slopes` `[parts]`.
+fn reach(places: &[f64], slopes: &[f64], need: f64) -> f64 {
     let mut at = 0.0f64;
     loop {
-        // At `at`: what is reached by parts that are used up, and the slope of the others.
-        let (mut used, mut slope, mut next) = (0.0, 0.0, f64::INFINITY);
-        for (place, of_part) in &parts {
-            match *place <= at {
-                true => used += of_part * place,
-                false => {
-                    slope += of_part;
-                    next = next.min(*place);
-                }
-            }
-        }
+        let Split { used, slope, next } = Split::at(at, places, slopes);
         if slope <= 0.0 {
             return f64::INFINITY;
         }
-        // Where the sum would be enough, if none of the others were used up before.
+        // Where the sum would be enough, if no other part were used up before.
         let to = (need - used) / slope;
         if to <= next {
             return to.max(0.0);
         }
         at = to;
+    }
+}
+
+/// The parts of [`reach`] at a point.
+struct Split {
+    /// What those contribute that are used up.
+    used: f64,
+    /// The slope of the others, and the first place at which one of them is used up.
+    slope: f64,
+    next: f64,
+}
+
+impl Split {
+    /// Lanes are summed apart, so that the processor's vectors do several at once.
+    fn at(at: f64, places: &[f64], slopes: &[f64]) -> Self {
+        const LANES: usize = 8;
+        let (mut used, mut slope) = ([0.0; LANES], [0.0; LANES]);
+        let mut next = [f64::INFINITY; LANES];
+        let mut add = |lane: usize, place: f64, of_part: f64| {
+            let is_left = place > at;
+            used[lane] += if is_left { 0.0 } else { place * of_part };
+            slope[lane] += if is_left { of_part } else { 0.0 };
+            let place = if is_left { place } else { f64::INFINITY };
+            next[lane] = if place < next[lane] {
+                place
+            } else {
+                next[lane]
+            };
+        };
+        let (whole, rest) = places.as_chunks::<LANES>();
+        let (of_whole, of_rest) = slopes.as_chunks::<LANES>();
+        for (places, slopes) in whole.iter().zip(of_whole) {
+            for lane in 0..LANES {
+                add(lane, places[lane], slopes[lane]);
+            }
+        }
+        for (lane, (place, of_part)) in rest.iter().zip(of_rest).enumerate() {
+            add(lane, *place, *of_part);
+        }
+        Self {
+            used: used.iter().sum(),
+            slope: slope.iter().sum(),
+            next: next.into_iter().fold(f64::INFINITY, f64::min),
+        }
     }
 }
 

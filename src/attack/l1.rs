@@ -4,58 +4,111 @@
 /// pixels are in [0, 1], in place. Exact but for rounding.
 ///
 /// The range caps each pixel's change at c, so the answer is `min(max(|d| - t, 0), c)` with the
-/// sign of d, for the one t at which the changes sum to epsilon. The sum is piecewise linear in t
-/// with breaks at |d| and |d| - c: sort them and walk until it has fallen to epsilon.
+/// sign of d, for the one t at which the changes sum to epsilon.
 /// Source: Croce and Hein 2021 (arXiv:2103.01208), section 3.
 pub fn project(image: &mut [f32], clean: &[f32], epsilon: f64) {
-    let changes = || {
-        image
-            .iter()
-            .zip(clean)
-            .map(|(x, c)| (f64::from(*x) - f64::from(*c), *c))
+    let change = |x: f32, clean: f32| f64::from(x) - f64::from(clean);
+    let cap = |change: f64, clean: f32| match change > 0.0 {
+        true => 1.0 - f64::from(clean),
+        false => f64::from(clean),
     };
-    let cap = |change: f64, clean: f32| {
-        if change > 0.0 {
-            1.0 - f64::from(clean)
-        } else {
-            f64::from(clean)
-        }
+    let mut changes = Changes {
+        sizes: Vec::with_capacity(image.len()),
+        caps: Vec::with_capacity(image.len()),
     };
-    let capped: f64 = changes()
-        .map(|(change, clean)| change.abs().min(cap(change, clean)))
-        .sum();
-    let threshold = if capped <= epsilon {
-        0.0
-    } else {
-        // (where, how the slope of the falling sum changes): it starts to fall where the cap no
-        // longer holds, and stops where the change has become 0.
-        let mut breaks: Vec<(f64, f64)> = Vec::with_capacity(2 * image.len());
+    for (x, clean) in image.iter().zip(clean) {
         // A pixel at rest has no say, and sparse perturbations have many.
-        for (change, clean) in changes().filter(|(change, _)| *change != 0.0) {
-            let free = change.abs() - cap(change, clean);
-            breaks.push((free.max(0.0), 1.0));
-            breaks.push((change.abs(), -1.0));
+        if x != clean {
+            let change = change(*x, *clean);
+            changes.sizes.push(change.abs());
+            changes.caps.push(cap(change, *clean));
         }
-        breaks.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-        let (mut sum, mut slope, mut at) = (capped, 0.0, 0.0);
-        let mut found = 0.0;
-        for (place, turn) in breaks {
-            let next = sum - slope * (place - at);
-            if next <= epsilon && slope > 0.0 {
-                found = at + (sum - epsilon) / slope;
-                break;
-            }
-            (sum, at, slope) = (next, place, slope + turn);
-            found = at;
-        }
-        found
-    };
+    }
+    let threshold = changes.threshold(epsilon);
     for (x, clean) in image.iter_mut().zip(clean) {
-        let change = f64::from(*x) - f64::from(*clean);
+        let change = change(*x, *clean);
         let size = (change.abs() - threshold).max(0.0).min(cap(change, *clean));
         if size != change.abs() {
             *x = towards(*clean, size.copysign(change));
         }
+    }
+}
+
+/// The sizes of the changes of pixels, and what the range allows each.
+struct Changes {
+    sizes: Vec<f64>,
+    caps: Vec<f64>,
+}
+
+/// Times that the interval of the threshold is halved before the breaks in it are sorted: to a thousandth of them, mostly.
+const HALVINGS: usize = 12;
+
+impl Changes {
+    /// The sum of `min(max(|d| - t, 0), c)`.
+    fn sum_at(&self, t: f64) -> f64 {
+        const LANES: usize = 8;
+        let mut sums = [0.0; LANES];
+        let term = |size: f64, cap: f64| {
+            let size = size - t;
+            let size = if size > 0.0 { size } else { 0.0 };
+            if size < cap { size } else { cap }
+        };
+        let (sizes, last_sizes) = self.sizes.as_chunks::<LANES>();
+        let (caps, last_caps) = self.caps.as_chunks::<LANES>();
+        for (sizes, caps) in sizes.iter().zip(caps) {
+            for lane in 0..LANES {
+                sums[lane] += term(sizes[lane], caps[lane]);
+            }
+        }
+        let rest = last_sizes.iter().zip(last_caps);
+        sums.iter().sum::<f64>() + rest.map(|(size, cap)| term(*size, *cap)).sum::<f64>()
+    }
+
+    /// The t at which the sum comes to `epsilon`; 0 if it is no larger at 0.
+    ///
+    /// The sum falls, and is linear between breaks: at |d| - c, from which on a pixel's cap does not hold, and at |d|, where its
+    /// change becomes 0.
+    fn threshold(&self, epsilon: f64) -> f64 {
+        let (mut low, mut sum) = (0.0, self.sum_at(0.0));
+        if sum <= epsilon {
+            return 0.0;
+        }
+        let mut high = self
+            .sizes
+            .iter()
+            .fold(0.0, |most: f64, size| most.max(*size));
+        for _ in 0..HALVINGS {
+            let middle = 0.5 * (low + high);
+            let there = self.sum_at(middle);
+            match there > epsilon {
+                true => (low, sum) = (middle, there),
+                false => high = middle,
+            }
+        }
+        // How the slope of the falling sum changes at the breaks that are left.
+        let (mut breaks, mut slope) = (Vec::new(), 0.0);
+        for (size, cap) in self.sizes.iter().zip(&self.caps) {
+            let free = (size - cap).max(0.0);
+            if free <= low && low < *size {
+                slope += 1.0;
+            }
+            for (place, turn) in [(free, 1.0), (*size, -1.0)] {
+                if low < place && place <= high {
+                    breaks.push((place, turn));
+                }
+            }
+        }
+        breaks.push((high, 0.0));
+        breaks.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        let mut at = low;
+        for (place, turn) in breaks {
+            let next = sum - slope * (place - at);
+            if next <= epsilon && slope > 0.0 {
+                return at + (sum - epsilon) / slope;
+            }
+            (sum, at, slope) = (next, place, slope + turn);
+        }
+        at
     }
 }
 

@@ -7,6 +7,8 @@
 //! Differs from the reference: each image has its own square and signs in a query, where the reference draws
 //! one for the whole batch; an image's random numbers are its own, so the batch changes nothing.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -243,24 +245,26 @@ impl<'a> Queries<'a> {
     fn new(square: &'a Square, batch: &'a Batch) -> Self {
         let [_, channels, height, width] = batch.images.dims();
         let longest = square.norm.longest(channels * height * width);
-        let picture = Picture {
+        let mut picture = Picture {
             norm: square.norm,
             epsilon: square.epsilon.value().min(longest),
             shape: [channels, height, width],
+            patterns: BTreeMap::new(),
         };
+        let mut sides: Vec<usize> = std::iter::once(0)
+            .chain(HALVED_AFTER.map(|after| after + 1))
+            .take_while(|query| *query < square.queries.max(1))
+            .map(|query| square.side(query, height, width))
+            .chain([picture.tile()])
+            .collect();
+        sides.sort_unstable();
+        sides.dedup();
+        if square.norm != Norm::Linf {
+            picture.prepare(&sides);
+        }
         let patterns = || {
-            let mut sides: Vec<usize> = std::iter::once(0)
-                .chain(HALVED_AFTER.map(|after| after + 1))
-                .take_while(|query| *query < square.queries.max(1))
-                .map(|query| square.side(query, height, width))
-                .chain([picture.tile()])
-                .collect();
-            sides.sort_unstable();
-            sides.dedup();
-            sides
-                .into_iter()
-                .map(|side| picture.pattern(side, false))
-                .collect()
+            let of_side = |side| picture.pattern(side, false).to_vec();
+            sides.iter().copied().map(of_side).collect()
         };
         let norm = square.norm.on_device();
         Self {
@@ -416,6 +420,8 @@ struct Picture {
     norm: Norm,
     epsilon: f64,
     shape: [usize; 3],
+    /// l2 and l1: those of each side, lying and standing.
+    patterns: BTreeMap<usize, [Vec<f32>; 2]>,
 }
 
 impl Picture {
@@ -533,7 +539,7 @@ impl Picture {
         let mut delta = vec![0.0; clean.len()];
         let patterns = [false, true].map(|is_standing| self.pattern(self.tile(), is_standing));
         for (window, motif) in self.tiles().zip(motifs) {
-            let pattern = &patterns[usize::from(motif.is_standing)];
+            let pattern = patterns[usize::from(motif.is_standing)];
             for (channel, sign) in motif.signs.iter().enumerate() {
                 for (at, value) in self.window(channel, window).zip(pattern) {
                     delta[at] += value * sign;
@@ -582,7 +588,7 @@ impl Picture {
                 .window(channel, other)
                 .filter(|at| !self.is_in(*at, window));
             let old = self.root(size(&mut here.iter().map(|at| delta[*at]))) + 1e-12;
-            let new = here.iter().zip(&pattern);
+            let new = here.iter().zip(pattern);
             let new: Vec<f32> = new
                 .map(|(at, value)| value * sign + (f64::from(delta[*at]) / old) as f32)
                 .collect();
@@ -638,9 +644,22 @@ impl Picture {
         image
     }
 
+    /// Makes the patterns of some sides, which all queries share.
+    fn prepare(&mut self, sides: &[usize]) {
+        let made = sides
+            .iter()
+            .map(|side| (*side, [false, true].map(|is| self.make_pattern(*side, is))));
+        self.patterns = made.collect();
+    }
+
+    /// A square pattern, lying or standing, of a side that was prepared.
+    fn pattern(&self, side: usize, is_standing: bool) -> &[f32] {
+        &self.patterns[&side][usize::from(is_standing)]
+    }
+
     /// A square pattern of length 1 in the norm: two halves of opposite sign, each falling off from its middle;
     /// lying or standing.
-    fn pattern(&self, side: usize, is_standing: bool) -> Vec<f32> {
+    fn make_pattern(&self, side: usize, is_standing: bool) -> Vec<f32> {
         let half = side / 2;
         let upper = self.bump(half, side);
         let lower = self.bump(side - half, side);
@@ -697,11 +716,14 @@ mod tests {
     const SHAPE: [usize; 3] = [3, 16, 12];
 
     fn picture(norm: Norm, epsilon: f64) -> Picture {
-        Picture {
+        let mut picture = Picture {
             norm,
             epsilon,
             shape: SHAPE,
-        }
+            patterns: BTreeMap::new(),
+        };
+        picture.prepare(&Vec::from_iter(1..=12));
+        picture
     }
 
     fn square(norm: Norm) -> Square {
@@ -753,7 +775,8 @@ mod tests {
         let mut rng = Rng::new(1, Purpose::Bench, 0, 0);
         for norm in [Norm::L2, Norm::L1] {
             for side in [3, 6, 7] {
-                let pattern = picture(norm, 1.0).pattern(side, rng.chance(0.5));
+                let picture = picture(norm, 1.0);
+                let pattern = picture.pattern(side, rng.chance(0.5));
                 let length = norm.length(pattern.iter().map(|value| f64::from(*value)));
                 assert!((length - 1.0).abs() < 1e-6, "{norm:?} {side} {length}");
                 let sum: f32 = pattern.iter().sum();

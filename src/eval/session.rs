@@ -3,7 +3,9 @@
 //! The lines are those of the AutoAttack program, which people search logs for.
 
 use std::cell::{Cell, RefCell};
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -73,6 +75,8 @@ pub struct Progress<'a> {
     hasher: RefCell<blake3::Hasher>,
     comm: &'a Comm,
     sink: Option<Sink<'a>>,
+    /// Of a named file, against other processes that would write to it.
+    _lock: Option<Arc<File>>,
 }
 
 impl<'a> Progress<'a> {
@@ -93,18 +97,26 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// In a file of a given name and in `NAME.images`, which stay when the evaluation is done. Refused where the file holds
-    /// anything else.
-    pub fn at(state: &Path, fingerprint: &str, comm: &'a Comm) -> Self {
+    /// In a file of a given name and in `NAME.images`, which stay when the evaluation is done, for one process at a time.
+    /// A file that holds anything else is refused when the evaluation begins.
+    ///
+    /// Errors: files that cannot be written, or that another process has.
+    pub fn at(state: &Path, fingerprint: &str, comm: &'a Comm) -> Result<Self> {
         let mut images = state.as_os_str().to_owned();
         images.push(".images");
-        Self {
+        let images = PathBuf::from(images);
+        let lock = files::lock_kept(&images)?.ok_or_else(|| {
+            let message = format!("`{}` is in use by another process", state.display());
+            Error::input(message).hint("wait for it, or choose another file")
+        })?;
+        Ok(Self {
             fingerprint: fingerprint.to_owned(),
             state: Some(state.to_owned()),
             is_named: true,
-            images: Some(images.into()),
+            images: Some(images),
+            _lock: Some(Arc::new(lock)),
             ..Self::unsaved(comm)
-        }
+        })
     }
 
     /// Nowhere: a stopped evaluation starts over.
@@ -117,6 +129,7 @@ impl<'a> Progress<'a> {
             hasher: RefCell::default(),
             comm,
             sink: None,
+            _lock: None,
         }
     }
 
