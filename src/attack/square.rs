@@ -573,13 +573,12 @@ impl Picture {
         let pairs = best.iter().zip(clean);
         let mut delta: Vec<f32> = pairs.map(|(best, clean)| best - clean).collect();
         // What is left of epsilon, evenly for the channels; l2 counts in squares.
-        let size = |values: &mut dyn Iterator<Item = f32>| self.power_sum(values);
         let limit = if self.norm == Norm::L2 {
             self.epsilon * self.epsilon
         } else {
             self.epsilon
         };
-        let unused = (limit - size(&mut delta.iter().copied())).max(0.0);
+        let unused = (limit - self.power_sum(delta.iter().copied())).max(0.0);
         let pattern = self.pattern(window.side, motif.is_standing);
         for (channel, sign) in motif.signs.iter().enumerate() {
             let here: Vec<usize> = self.window(channel, window).collect();
@@ -587,15 +586,15 @@ impl Picture {
             let only_there = self
                 .window(channel, other)
                 .filter(|at| !self.is_in(*at, window));
-            let old = self.root(size(&mut here.iter().map(|at| delta[*at]))) + 1e-12;
+            let old = self.root(self.power_sum(here.iter().map(|at| delta[*at]))) + 1e-12;
             let new = here.iter().zip(pattern);
             let new: Vec<f32> = new
                 .map(|(at, value)| value * sign + (f64::from(delta[*at]) / old) as f32)
                 .collect();
-            let length = self.root(size(&mut new.iter().copied())) + 1e-12;
+            let length = self.root(self.power_sum(new.iter().copied())) + 1e-12;
             // The budget of both windows goes to the first; they may overlap.
-            let in_both = size(&mut here.iter().map(|at| delta[*at]))
-                + size(&mut only_there.map(|at| delta[at]));
+            let in_both = self.power_sum(here.iter().map(|at| delta[*at]))
+                + self.power_sum(only_there.map(|at| delta[at]));
             let budget = match self.norm {
                 Norm::L1 => unused + in_both * channels as f64,
                 _ => (unused / channels as f64 + in_both).sqrt(),
@@ -609,7 +608,7 @@ impl Picture {
     }
 
     /// Sum of squares (l2) or of sizes (l1).
-    fn power_sum(&self, values: &mut dyn Iterator<Item = f32>) -> f64 {
+    fn power_sum(&self, values: impl Iterator<Item = f32>) -> f64 {
         let of = |value: f32| f64::from(value).abs();
         match self.norm {
             Norm::L2 => values.map(|value| of(value) * of(value)).sum(),
@@ -629,7 +628,7 @@ impl Picture {
     fn inside(&self, clean: &[f32], delta: Vec<f32>) -> Vec<f32> {
         let mut image: Vec<f32> = clean.to_vec();
         if self.norm == Norm::L2 {
-            let length = self.root(self.power_sum(&mut delta.iter().copied())) + 1e-12;
+            let length = self.root(self.power_sum(delta.iter().copied())) + 1e-12;
             let factor = (self.epsilon / length) as f32;
             for (pixel, change) in image.iter_mut().zip(&delta) {
                 *pixel = (*pixel + change * factor).clamp(0.0, 1.0);
