@@ -47,14 +47,19 @@ def run(*arguments: Any) -> dict[str, Any]:
         errors="replace",
         env=environment,
     )
-    relay = None
+    output: list[str] = []
     last: list[str] = []
+    readers = [threading.Thread(target=output.extend, args=(child.stdout,), daemon=True)]
     if child.stderr is not None:
-        relay = threading.Thread(target=_relay, args=(child.stderr, last), daemon=True)
-        relay.start()
-    output, interrupted = _collected(child)
-    if relay is not None:
-        relay.join()
+        readers.append(threading.Thread(target=_relay, args=(child.stderr, last), daemon=True))
+    for reader in readers:
+        reader.start()
+    interrupted = _ended(child)
+    for reader in readers:
+        reader.join()
+    for stream in (child.stdout, child.stderr):
+        if stream is not None:
+            stream.close()
     if interrupted:
         raise KeyboardInterrupt
     result = _last_object(output)
@@ -71,21 +76,24 @@ def _is_terminal(stream: Any) -> bool:
 
 
 def _relay(source: Any, last: list[str]) -> None:
+    is_error = False
     for line in source:
         last.append(line)
         del last[:-20]
-        # The error comes as an exception.
-        if not line.startswith(("error: ", "  hint: ")):
+        # What ends the program comes as an exception.
+        is_error |= line.startswith("error: ")
+        if not is_error:
             sys.stderr.write(line)
             sys.stderr.flush()
 
 
-def _collected(child: "subprocess.Popen[str]") -> tuple[str, bool]:
-    """What the child printed, and whether Ctrl-C ended it."""
+def _ended(child: "subprocess.Popen[str]") -> bool:
+    """Waits for the child; whether Ctrl-C ended it."""
     interrupted = False
     while True:
         try:
-            return child.communicate()[0], interrupted
+            child.wait()
+            return interrupted
         except KeyboardInterrupt:
             # On a terminal the child has the signal too; a second one there would not let it save.
             if not interrupted and not _is_terminal(sys.stderr):
@@ -95,8 +103,8 @@ def _collected(child: "subprocess.Popen[str]") -> tuple[str, bool]:
             interrupted = True
 
 
-def _last_object(output: str) -> Any:
-    for line in reversed(output.strip().splitlines()):
+def _last_object(lines: list[str]) -> Any:
+    for line in reversed(lines):
         try:
             return json.loads(line)
         except ValueError:
