@@ -142,6 +142,7 @@ class AutoAttack:
     - ``version``: ``"standard"``, ``"plus"``, ``"rand"`` (random defenses) or ``"custom"``.
     - ``device``: where the model gets its images. None: where its parameters are, else where the images are.
     - ``log_path``: append the lines to this file.
+    - ``attacks``: the name that ``pyautoattack`` has for ``attacks_to_run``.
 
     Attributes that may be set before a run: ``attacks_to_run``; ``apgd`` (``n_iter``, ``n_restarts``, ``eot_iter``,
     ``use_largereps``), ``apgd_targeted`` (these and ``n_target_classes``), ``fab`` (``n_iter``, ``n_restarts``,
@@ -160,7 +161,10 @@ class AutoAttack:
         is_tf_model: bool = False,
         device: Any = None,
         log_path: str | os.PathLike[str] | None = None,
+        *,
+        attacks: Sequence[str] | None = None,
     ) -> None:
+        attacks_to_run = attacks_to_run if attacks is None else attacks
         if is_tf_model:
             raise input_error(
                 "is_tf_model=True: TensorFlow models are not called directly",
@@ -270,12 +274,14 @@ class AutoAttack:
         bs: int = 250,
         return_labels: bool = False,
         state_path: str | os.PathLike[str] | None = None,
+        *,
+        batch_size: int | None = None,
     ) -> Any:
         """Runs the attacks in order, each on the images that survived those before it.
 
         ``x_orig`` ``[n, channels, height, width]`` in [0, 1] and ``y_orig`` ``[n]`` are torch tensors or numpy arrays, or
         ``x_orig`` alone is a DataLoader or another iterator of ``(images, labels)``, which is kept in a temporary file.
-        ``bs`` images go through the model at a time, which changes no verdict.
+        ``bs`` (``batch_size`` in ``pyautoattack``) images go through the model at a time, which changes no verdict.
 
         Returns the images that the model was judged by: adversarial where it was fooled, else clean. With ``return_labels``
         also the classes that it takes them for (-1 where a logit is not finite). With several norms, a dictionary of these.
@@ -284,6 +290,7 @@ class AutoAttack:
         With ``state_path`` the evaluation is saved there (and in ``state_path.images``) after every batch, and the same call
         continues it, after Ctrl-C or a kill, with the same result; a finished one returns at once.
         """
+        bs = bs if batch_size is None else batch_size
         return self._run(x_orig, y_orig, self.attacks_to_run, bs, return_labels, state_path, self.verbose)
 
     def _run(
@@ -350,9 +357,12 @@ class AutoAttack:
         y_orig: Any = None,
         bs: int = 250,
         return_labels: bool = False,
+        *,
+        batch_size: int | None = None,
     ) -> dict[str, Any]:
         """Runs each attack by itself on all images that are classified correctly; a dictionary from the attack's name to what
         ``run_standard_evaluation`` returns. ``results`` has the result of each."""
+        bs = bs if batch_size is None else batch_size
         screen = Screen(self.verbose, self.log_path)
         screen.line(f"using {self.version} version including {', '.join(self.attacks_to_run)}.")
         found, self.results = {}, {}

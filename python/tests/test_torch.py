@@ -78,6 +78,14 @@ class Evaluations(unittest.TestCase):
         self.assertTrue((found == expected).all())
         self.assertTrue(all(parameter.grad is None for parameter in self.model.parameters()))
 
+    def test_pyautoattacks_names_are_understood(self):
+        expected = adversary(self.model, attacks=["apgd-ce"]).run_standard_evaluation(self.x, self.y)
+        made = advxl.AutoAttack(self.model, eps=0.02, version="custom", attacks=["apgd-ce"], verbose=False)
+        made.apgd.n_iter, made.apgd.n_restarts = 10, 1
+        self.assertTrue(torch.equal(made.run_standard_evaluation(self.x, self.y, batch_size=5), expected))
+        found = made.run_standard_evaluation_individual(self.x, self.y, batch_size=5)
+        self.assertTrue(torch.equal(found["apgd-ce"], expected))
+
     def test_inputs_are_left_as_they_were(self):
         x = self.x.clone()
         adversary(self.model).run_standard_evaluation(self.x, self.y)
