@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""AutoAttack on torch models: the package advxl beside pyautoattack, in turn, on the same images and model.
+"""Compare AutoAttack of advxl and of pyautoattack on the same torch models and images, in turn.
 
     python3 -m venv .venv && .venv/bin/pip install torch timm pyautoattack ./advxl-*.whl
     .venv/bin/python benchmarks/python_autoattack.py --data cifar-10-batches-bin

@@ -20,12 +20,17 @@ from . import _advxl
 InputError = _advxl.InputError
 
 
-def input_error(message: str, hint: str | None = None) -> Exception:
-    """An ``InputError`` with its hint."""
-    error = InputError(message if hint is None else f"{message}\n  hint: {hint}")
+def error_of(kind: type[_advxl.AdvxlError], message: str, hint: str | None) -> Exception:
+    """An exception of a kind, with its message and hint."""
+    error = kind(message if hint is None else f"{message}\n  hint: {hint}")
     error.message = message
     error.hint = hint
     return error
+
+
+def input_error(message: str, hint: str | None = None) -> Exception:
+    """An ``InputError`` with its hint."""
+    return error_of(InputError, message, hint)
 
 
 def is_torch_tensor(value: Any) -> bool:
@@ -176,6 +181,11 @@ def array_from_host(tensor: Any) -> Any:
     import numpy
 
     return numpy.array(numpy.from_dlpack(tensor))
+
+
+def crossing(value: Any) -> Any:
+    """A torch tensor or numpy array as it crosses."""
+    return to_host(value) if is_torch_tensor(value) else array_to_host(value)
 
 
 class _ArrayAdapter:

@@ -8,7 +8,7 @@ import tempfile
 import weakref
 from typing import Any, Iterable
 
-from ._adapters import array_to_host, input_error, is_array, is_torch_tensor, to_host
+from ._adapters import crossing, input_error, is_array, is_torch_tensor
 
 
 def check_images(x: Any, name: str) -> None:
@@ -58,8 +58,8 @@ class TensorImages:
         if is_torch_tensor(self.x):
             import torch
 
-            return to_host(self.x[torch.as_tensor(indices, device=self.x.device)])
-        return array_to_host(self.x[indices])
+            return crossing(self.x[torch.as_tensor(indices, device=self.x.device)])
+        return crossing(self.x[indices])
 
     def adversarial(self) -> Any:
         """A copy for adversarial images."""
@@ -90,8 +90,8 @@ class SpooledImages:
                         "resize them to one size",
                     )
                 labels += labels_of(y, len(x), "y")
-                rows = to_host(x).numpy() if is_torch_tensor(x) else array_to_host(x)
-                file.write(memoryview(rows).cast("B"))
+                rows = crossing(x)
+                file.write(memoryview(rows.numpy() if is_torch_tensor(rows) else rows).cast("B"))
         if shape is None:
             raise input_error("the iterator gave no batches: there is nothing to attack")
         self.shape, self.labels = shape, labels
@@ -112,11 +112,7 @@ class SpooledImages:
         return torch.from_file(path, shared=shared, size=count, dtype=torch.float32).reshape(shape)
 
     def read(self, indices: list[int]) -> Any:
-        if not is_torch_tensor(self.images):
-            return array_to_host(self.images[indices])
-        import torch
-
-        return self.images[torch.as_tensor(indices)].contiguous()
+        return TensorImages(self.images).read(indices)
 
     def adversarial(self) -> Any:
         """Images for adversarial ones in a temporary file of their own, begun as a copy of the images."""

@@ -15,7 +15,7 @@ import threading
 from typing import Any, Mapping
 
 from . import _advxl
-from ._adapters import InputError
+from ._adapters import InputError, error_of, input_error
 from ._result import Result
 
 
@@ -113,15 +113,12 @@ def _last_object(lines: list[str]) -> Any:
 
 
 def _error(result: Any, code: int, text: str) -> Exception:
-    classes = {2: InputError, 75: _advxl.TryAgainError}
+    classes: dict[int, type[_advxl.AdvxlError]] = {2: InputError, 75: _advxl.TryAgainError}
     error = result.get("error") if isinstance(result, dict) else None
     if not isinstance(error, dict):
         message = f"advxl ended with {code}" if code > 0 else f"advxl was ended by signal {-code}"
         error = {"message": f"{message}\n{text}".strip(), "hint": None}
-    shown = error["message"] if error["hint"] is None else f"{error['message']}\n  hint: {error['hint']}"
-    raised = classes.get(code, _advxl.FailedError)(shown)
-    raised.message, raised.hint = error["message"], error["hint"]
-    return raised
+    return error_of(classes.get(code, _advxl.FailedError), error["message"], error["hint"])
 
 
 def _value(value: Any) -> str:
@@ -254,8 +251,6 @@ def evaluate(model: Any, data: Any = None, labels: Any = None, **options: Any) -
 
 
 def _evaluate_path(model: Any, data: Any, labels: Any, options: dict[str, Any]) -> Result:
-    from ._adapters import input_error
-
     if not isinstance(data, (str, os.PathLike)) or labels is not None:
         raise input_error(
             "a model on disk is evaluated on a data set that is named",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable, Sequence
 
 from . import _advxl
-from ._adapters import adapter_of, array_to_host, input_error, is_torch_tensor, to_host
+from ._adapters import adapter_of, crossing, input_error, is_torch_tensor
 from ._inputs import check_images, labels_of
 from .autoattack import NORMS, AutoAttack, _put, _use_threads
 
@@ -40,9 +40,8 @@ def pgd(
     numbers = list(range(len(labels))) if keys is None else [int(key) for key in keys]
     if len(numbers) != len(labels):
         raise input_error(f"{len(numbers)} keys for {len(labels)} images")
-    source = to_host(x) if is_torch_tensor(x) else array_to_host(x)
     _use_threads()
-    found = _advxl.perturb(adapter, source, labels, numbers, spec, int(seed))
+    found = _advxl.perturb(adapter, crossing(x), labels, numbers, spec, int(seed))
     adversarial = x.detach().clone() if is_torch_tensor(x) else x.copy()
     _put(adversarial, list(range(len(labels))), found)
     return adversarial

@@ -1,4 +1,4 @@
-"""Verdicts beside pyautoattack's, where that is installed (`scripts/test python --with-torch`)."""
+"""Verdicts and passes compared with pyautoattack, where it is installed (`scripts/test python --with-torch`)."""
 
 import unittest
 
