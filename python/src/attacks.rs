@@ -31,7 +31,7 @@ pub(crate) struct AttackSpec {
 }
 
 impl AttackSpec {
-    /// Errors: an unknown name or norm, an epsilon that is no size of a perturbation, a count of 0.
+    /// Errors: an unknown name or norm, an invalid epsilon, a count of 0.
     pub(crate) fn attack(&self) -> Result<Attack> {
         let norm = Norm::from_word(&self.norm).ok_or_else(|| {
             Error::input(format!("unknown norm `{}`", self.norm)).hint("use Linf, L2 or L1")

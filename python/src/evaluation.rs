@@ -111,8 +111,8 @@ enum Subject {
 }
 
 impl Subject {
-    /// An adapter says with `gpu` that its images are on a GPU, by its number; where our engine does not open that, they cross
-    /// in the host's memory, and the adapter is told so.
+    /// An adapter's `gpu` is the number of the GPU that its images are on. If our engine cannot open it, images cross in the
+    /// host's memory, and `without_gpu` is called with the reason.
     fn of(model: &Bound<PyAny>) -> PyResult<Self> {
         if let Ok(loaded) = model.cast::<Model>() {
             return Ok(Self::Loaded(loaded.clone().unbind()));
@@ -219,7 +219,7 @@ pub(crate) fn evaluate(
                 read: &read,
             };
             let hash = match state {
-                Some(_) => hash_of(&images, batch, device)?,
+                Some(_) => hash_of(&images, batch)?,
                 None => String::new(),
             };
             let mut screen = Lines(screen.as_ref());
@@ -300,11 +300,11 @@ fn pass_on(
 }
 
 /// The hash of all images and labels.
-fn hash_of(images: &Images, batch: usize, device: &Device) -> Result<String> {
+fn hash_of(images: &Images, batch: usize) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     let indices: Vec<usize> = (0..images.count()).collect();
     for indices in indices.chunks(batch.max(1)) {
-        let (pixels, labels) = images.batch(indices, device)?;
+        let (pixels, labels) = images.batch(indices, &Device::cpu())?;
         hasher.update(bytemuck::cast_slice(&to_vec(pixels)));
         hasher.update(bytemuck::cast_slice(&labels));
     }

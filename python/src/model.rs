@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use advxl::attack::pull;
 use advxl::error::{Error, Result};
 use advxl::model::Pass;
-use advxl::ops::{Device, DeviceName, Opened, Precision, row_dots, sum, to_vec, usable};
+use advxl::ops::{Device, DeviceName, Opened, Precision, usable, zeros};
 use advxl::settings::Words;
 use advxl::weights::{self, Loaded, Outputs};
 use burn::tensor::Tensor;
@@ -217,13 +218,9 @@ impl Model {
             )));
         }
         guarded(py, || {
-            let mut gradients = sum(row_dots(logits, &slopes.autodiff())).backward();
-            let shape = tape.images.dims();
-            let gradient = tape.images.grad_remove(&mut gradients);
-            Ok(match gradient {
-                Some(gradient) => CrossingTensor::new(to_vec(gradient), shape.to_vec()),
-                None => CrossingTensor::new(vec![0.0; shape.iter().product()], shape.to_vec()),
-            })
+            let gradient = pull(&tape.images, logits, slopes);
+            let gradient = gradient.unwrap_or_else(|| zeros(tape.images.dims(), &self.device));
+            Ok(CrossingTensor::of(gradient))
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::ops::{Device, sum, zeros};
+use crate::ops::{Device, row_dots, sum, zeros};
 
 /// The gradient of a sum of losses with respect to the images alone.
 ///
@@ -18,6 +18,19 @@ pub fn input_gradient(
     let gradient = images.grad_remove(&mut gradients);
     let gradient = gradient.unwrap_or_else(|| zeros(images.dims(), &Device::of(&images)));
     (gradient, losses.without_autodiff())
+}
+
+/// The gradient of `<slopes, logits>` with respect to the images that the logits were computed from.
+///
+/// `None` where the logits do not depend on the images.
+/// Shapes: `images` and the result `[batch, 3, height, width]`; `logits` and `slopes` `[batch, classes]`.
+pub fn pull(images: &Tensor<4>, logits: Tensor<2>, slopes: Tensor<2>) -> Option<Tensor<4>> {
+    let [_, classes] = logits.dims();
+    if !logits.is_tracked() || classes == 0 {
+        return None;
+    }
+    let mut gradients = sum(row_dots(logits, &slopes.autodiff())).backward();
+    images.grad_remove(&mut gradients)
 }
 
 /// Some of the rows of a tensor.

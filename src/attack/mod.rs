@@ -26,7 +26,7 @@ pub use apgd::{Apgd, Climbs};
 pub use attempt::{Adversarials, Attempt, Batch, Mark};
 pub use draws::Draws;
 pub use fab::Fab;
-pub use gradient::input_gradient;
+pub use gradient::{input_gradient, pull};
 pub use objective::Goal;
 pub use pgd::{Pgd, Start};
 pub use square::Square;

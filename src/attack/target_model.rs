@@ -8,8 +8,9 @@ use std::ops::AddAssign;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::gradient::pull;
 use super::objective::{Goal, are_finite};
-use crate::ops::{Device, finite, from_vec, row_dots, sum, to_vec, zeros};
+use crate::ops::{Device, finite, from_vec, to_vec, zeros};
 
 /// A differentiable function from images in [0, 1] to logits: all that attacks need of a model.
 ///
@@ -44,12 +45,7 @@ impl<F: Fn(Tensor<4>) -> Tensor<2>> Network for F {
         let images = images.autodiff().require_grad();
         let output = self(images.clone());
         let slopes = slopes(output.clone().without_autodiff());
-        let [_, classes] = slopes.dims();
-        if !output.is_tracked() || classes == 0 {
-            return None;
-        }
-        let mut gradients = sum(row_dots(output, &slopes.autodiff())).backward();
-        images.grad_remove(&mut gradients)
+        pull(&images, output, slopes)
     }
 }
 

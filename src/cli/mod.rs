@@ -114,7 +114,7 @@ pub fn run() -> ExitCode {
     ExitCode::from(run_with(&arguments))
 }
 
-/// Runs the program with given arguments, the first of which is its name; the exit code. Once in a process.
+/// Runs the program with these arguments (the first is its name) and returns the exit code. Call it once in a process.
 pub fn run_with(arguments: &[OsString]) -> u8 {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
@@ -152,10 +152,14 @@ fn report(text: &str, error: &Error, json: bool) -> u8 {
     note(text);
     if json {
         let (message, hint) = error.clone().into_parts();
-        let code = error.exit_code();
-        print_json(&json!({ "error": { "message": message, "hint": hint, "exit_code": code } }));
+        print_error(&message, hint.as_deref(), error.exit_code());
     }
     error.exit_code()
+}
+
+/// Prints an error as a JSON object.
+fn print_error(message: &str, hint: Option<&str>, code: u8) {
+    print_json(&json!({ "error": { "message": message, "hint": hint, "exit_code": code } }));
 }
 
 /// What this process is.
@@ -290,9 +294,7 @@ fn print_usage(usage: &clap::Error, arguments: &[OsString]) -> u8 {
         if arguments.iter().any(|argument| argument == "--json") {
             let text = usage.to_string();
             let message = text.trim().trim_start_matches("error: ");
-            print_json(
-                &json!({ "error": { "message": message, "hint": null, "exit_code": code } }),
-            );
+            print_error(message, None, code);
         }
         return code;
     }

@@ -5,7 +5,6 @@
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -63,7 +62,6 @@ impl Saved {
 pub type Sink<'a> = &'a dyn Fn(&[Misclassified]) -> Result<()>;
 
 /// The files of an evaluation in progress; of several processes the first has them.
-#[derive(Clone)]
 pub struct Progress<'a> {
     fingerprint: String,
     /// None where nothing is saved.
@@ -76,7 +74,7 @@ pub struct Progress<'a> {
     comm: &'a Comm,
     sink: Option<Sink<'a>>,
     /// Of a named file, against other processes that would write to it.
-    _lock: Option<Arc<File>>,
+    _lock: Option<File>,
 }
 
 impl<'a> Progress<'a> {
@@ -114,7 +112,7 @@ impl<'a> Progress<'a> {
             state: Some(state.to_owned()),
             is_named: true,
             images: Some(images),
-            _lock: Some(Arc::new(lock)),
+            _lock: Some(lock),
             ..Self::unsaved(comm)
         })
     }
@@ -172,20 +170,12 @@ impl<'a> Progress<'a> {
             Some(saved) if saved.fingerprint == self.fingerprint => saved,
             _ if !self.is_named => return damaged(state),
             Some(_) => {
-                let message = format!(
-                    "`{}` holds another evaluation: images, labels, attacks or seed differ",
-                    state.display()
-                );
-                return Err(Error::input(message)
-                    .hint("choose another file, or delete this one to start over"));
+                let what = "holds another evaluation: images, labels, attacks or seed differ";
+                return Err(refused(state, what));
             }
             None => {
-                let message = format!(
-                    "`{}` is not the saved state of an evaluation, or is damaged",
-                    state.display()
-                );
-                return Err(Error::input(message)
-                    .hint("choose another file, or delete this one to start over"));
+                let what = "is not the saved state of an evaluation, or is damaged";
+                return Err(refused(state, what));
             }
         };
         if let Some(images) = &self.images {
@@ -296,6 +286,12 @@ impl<'a> Progress<'a> {
         }
         Ok(())
     }
+}
+
+/// The error of a state file that an evaluation cannot continue.
+fn refused(state: &Path, what: &str) -> Error {
+    Error::input(format!("`{}` {what}", state.display()))
+        .hint("choose another file, or delete this one to start over")
 }
 
 /// How much of a model's largest logit the margin of a clean image may change from one run to the next.
