@@ -364,6 +364,11 @@ def adapter_of(model: Any, x: Any, device: Any = None) -> Any:
     from ._model import Model
 
     if isinstance(model, Model):
+        if model._loaded.outputs_embeddings:
+            raise input_error(
+                f"the {model.num_classes} outputs of `{model.path}` are an embedding, not logits of classes",
+                "attack a function that classifies by them: lambda x: classify(model(x))",
+            )
         return model._loaded
     own = getattr(model, "_adapter", None)
     if own is not None:

@@ -89,6 +89,16 @@ class Functions(unittest.TestCase):
             advxl.evaluate("none", [1.0])
 
 
+class Embeddings(unittest.TestCase):
+    def test_a_model_of_embeddings_is_not_attacked_as_a_classifier(self):
+        class Loaded:
+            outputs_embeddings = True
+            num_classes = 512
+
+        with self.assertRaisesRegex(advxl.InputError, "512 outputs of `clip` are an embedding"):
+            advxl._adapters.adapter_of(advxl.Model(Loaded(), "clip"), None)
+
+
 class AutoAttackSettings(unittest.TestCase):
     def adversary(self, **settings):
         return advxl.AutoAttack(lambda x: x, **settings)
