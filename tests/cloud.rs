@@ -1,7 +1,7 @@
 //! Shards on a web server: the same samples as from files, faults of servers, and what is asked of them.
 //!
 //! The server is written here, so that it can fail on purpose. Stores with signatures (S3, Google) are tested by hand,
-//! see docs/data.md.
+//! see docs/guides/data.md.
 #![cfg(feature = "cloud")]
 
 mod support;

@@ -89,7 +89,7 @@ fn a_slow_network_changes_no_bit_and_a_lost_one_costs_the_last_updates_alone() {
     let command = || hosts.command(&train(&long, &run));
     let (code, told) = disturbed(command(), &run, |_, _| hosts.tell(&["pull"]));
     assert_ne!(code, 0, "{told}");
-    // Open MPI's own connections are told to notice it (docs/scale.md), which they do before ours.
+    // Open MPI's own connections are told to notice it (docs/guides/several_processes.md), which they do before ours.
     let lost = "lost communication with a remote daemon";
     assert!(told.contains(lost), "{told}");
     hosts.tell(&["plug"]);

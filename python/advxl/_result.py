@@ -46,7 +46,7 @@ class Result:
 
     @property
     def flags(self) -> list[dict[str, str]]:
-        """Signs that the numbers may mislead: ``check``, the heading in docs/evaluation.md, and ``message``."""
+        """Signs that the numbers may mislead: ``check``, the heading in docs/reference/result_json.md, and ``message``."""
         if "flags" in self._fields:
             return list(self._fields["flags"])
         return [flag for one in self._fields["evaluations"] for flag in one["flags"]]

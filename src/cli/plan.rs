@@ -16,7 +16,7 @@ use crate::plan::{DeviceEngine, Devices, GpuConstants, Link, LoadingPlan};
 use crate::recipe::Recipe;
 use crate::units::{duration, grouped};
 
-/// The share of the processor's peak that training reaches here (docs/results.md).
+/// The share of the processor's peak that training reaches here (docs/benchmarks/results.md).
 const SHARE_OF_PEAK: f64 = 0.62;
 
 /// What a run costs: arithmetic as the paper counts it and in truth, memory by part, hours and price.
@@ -56,7 +56,7 @@ pub(crate) struct Plan {
     /// Compute with this arithmetic; that of the recipe without it, as far as this machine supports it.
     #[arg(long, value_parser = one_of::<Precision>("precision"))]
     precision: Option<Precision>,
-    /// Images a second that one core loads, as `advxl data bench` measures it ("a core alone"); the rates of docs/data.md if
+    /// Images a second that one core loads, as `advxl data bench` measures it ("a core alone"); the rates of docs/guides/data.md if
     /// absent.
     #[arg(long, value_name = "N")]
     loader_rate: Option<f64>,
@@ -180,7 +180,7 @@ impl Plan {
         let rates = match self.loader_rate {
             Some(_) => "as measured (--loader-rate)",
             None => {
-                "by the rates of docs/data.md, for photographs of 500 x 375 pixels (--loader-rate)"
+                "by the rates of docs/guides/data.md, for photographs of 500 x 375 pixels (--loader-rate)"
             }
         };
         let mut lines = vec![

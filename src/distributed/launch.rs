@@ -118,7 +118,7 @@ impl Launch {
                         "mpirun started {world_size} processes, but this program was built without MPI"
                     );
                     return Err(Error::input(message).hint(
-                        "start them with `advxl train --gpus N` or `--processes N`, or with torchrun's variables (docs/scale.md); \
+                        "start them with `advxl train --gpus N` or `--processes N`, or with torchrun's variables (docs/guides/several_processes.md); \
                          or build with: cargo build --release --features mpi",
                     ));
                 }

@@ -1,7 +1,7 @@
 //! Signs that an evaluation's numbers may not mean what they seem to.
 //!
 //! The reference prints warnings; here each sign is a flag on the result, with what to do about it.
-//! What each means: docs/evaluation.md.
+//! What each means: docs/reference/result_json.md.
 //! Source: the checks of the AutoAttack program (Croce and Hein 2020).
 
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::ops::to_vec;
 /// A sign that the numbers may mislead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flag {
-    /// Which check found it; the heading in docs/evaluation.md.
+    /// Which check found it; the heading in docs/reference/result_json.md.
     pub check: String,
     /// What was found and what to do.
     pub message: String,
@@ -37,7 +37,7 @@ impl fmt::Display for Flag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "warning: {} (`{}` in docs/evaluation.md)",
+            "warning: {} (`{}` in docs/reference/result_json.md)",
             self.message, self.check
         )
     }

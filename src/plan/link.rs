@@ -3,7 +3,7 @@
 //! A small model of what [`crate::distributed::zero`] does. A device sends every other one its part of the gradients, and later its part of
 //! the weights: `2 (D - 1) / D` of the weights' bytes go out of each, in messages of `BUCKET` elements for all, of
 //! which each takes `D - 1` rounds. Nothing of this is hidden behind other work. `HANDLED` and `LATENCY_US` were measured
-//! between processes of one machine, and the whole between network namespaces with slow links (docs/scale.md).
+//! between processes of one machine, and the whole between network namespaces with slow links (docs/guides/several_processes.md).
 
 use serde::Serialize;
 

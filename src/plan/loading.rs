@@ -1,6 +1,6 @@
 //! Processor cores that loading needs to keep a GPU at work.
 //!
-//! The rate of a core was measured on one machine with ImageNet's photographs (docs/data.md), unless the user gives what
+//! The rate of a core was measured on one machine with ImageNet's photographs (docs/guides/data.md), unless the user gives what
 //! `advxl data bench` measures on another. Nothing is read but the names of shards.
 
 use std::path::Path;
@@ -32,7 +32,7 @@ pub enum ImageSource {
     Memory,
 }
 
-// Fitted to the medians of docs/data.md: microseconds to read and decode, and for each pixel of the training image to
+// Fitted to the medians of docs/guides/data.md: microseconds to read and decode, and for each pixel of the training image to
 // crop, resize and flip.
 const JPEG: (f64, f64) = (1500.0, 0.020);
 const REDUCED_JPEG: (f64, f64) = (1270.0, 0.020);

@@ -1,7 +1,7 @@
 //! What a run costs before it starts: arithmetic, memory by part, exchanges, hours and price.
 //!
 //! Arithmetic is exact. Memory is a sum over what training on a CPU holds; `IMAGE_COPIES` and `TOKEN_COPIES` are
-//! fitted to measured peaks, with what docs/results.md says of the error; `gpu_memory` counts an NVIDIA GPU's. Nothing is run
+//! fitted to measured peaks, with what docs/benchmarks/results.md says of the error; `gpu_memory` counts an NVIDIA GPU's. Nothing is run
 //! and no data is read.
 
 pub(crate) mod gpu_memory;

@@ -15,7 +15,7 @@ const INTRODUCTION: &str = "\
 
 All keys of a recipe, one section per table. `advxl recipe explain KEY` prints the same in the terminal, and
 `recipe.schema.json` is a JSON schema for editors: with Even Better TOML or taplo, begin a recipe with
-`#:schema PATH/TO/docs/reference/recipe.schema.json`. The [guide](../guide.md) explains how the parts work together.";
+`#:schema PATH/TO/docs/reference/recipe.schema.json`. The [guide](../guides/recipes.md) explains how the parts work together.";
 
 /// All keys, one a line.
 pub fn outline() -> String {
