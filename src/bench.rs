@@ -1,4 +1,4 @@
-//! How fast this machine does the work of training. Counts only what any program must do.
+//! Benchmarks of training. Operation counts include only the work that every implementation must do.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -29,29 +29,29 @@ use crate::train;
 use crate::train::state::StageOptimizer;
 use crate::train::{PhaseContext, State, StepError};
 
-/// One adversarial training step to be timed.
+/// An adversarial training step to time.
 pub struct StepWork {
     /// The model.
     pub model: ModelConfig,
-    /// Pixels on a side.
+    /// Image size in pixels.
     pub image_size: usize,
-    /// Images in a step.
+    /// Batch size.
     pub batch: usize,
-    /// Steps of the attack.
+    /// Attack steps.
     pub attack_steps: u64,
-    /// Classes of the head.
+    /// Number of classes of the head.
     pub classes: usize,
-    /// Steps that are timed.
+    /// Number of timed steps.
     pub repeats: usize,
-    /// Arithmetic.
+    /// Precision of the step.
     pub precision: Precision,
-    /// Arithmetic of the attack; that of the rest if absent.
+    /// Precision of the attack; that of the step if None.
     pub attack_precision: Option<AttackPrecision>,
-    /// Whether the attack is all that is timed: forward passes and gradients of the input.
+    /// Whether to time only the attack: forward passes and input gradients.
     pub attack_only: bool,
-    /// Whether activations are computed again in backward passes instead of kept.
+    /// Whether to recompute activations in backward passes instead of keeping them.
     pub recompute: bool,
-    /// Whether every kernel of one more step is timed, one after the other, on an NVIDIA GPU.
+    /// Whether to time each kernel of one extra step individually, on an NVIDIA GPU.
     pub profile: bool,
 }
 
@@ -65,7 +65,7 @@ impl StepWork {
         Ok(numerics)
     }
 
-    /// What a step was predicted to take, where `advxl bench device` has measured this GPU.
+    /// Returns the predicted time of a step, if `advxl bench device` has measured this GPU.
     fn predicted_seconds(&self, device: &Device) -> Option<f64> {
         let path = GpuConstants::path(&device.gpu()?.facts().name)?;
         let gpu = GpuConstants::load(path.to_str()?).ok()?;
@@ -87,19 +87,19 @@ impl StepWork {
         }
     }
 
-    /// The memory that a step takes on a device.
+    /// Returns the plan of a step on a device, including its memory.
     pub fn plan(&self, device: &Device) -> Plan {
         let devices = self.devices(device);
         Plan::new(&recipe(self), self.classes, self.precision, devices)
     }
 }
 
-/// Times the communication of one update: reduce-scatter of the gradients, all-gather of the weights.
+/// Times the communication of one update: reduce-scatter of the gradients and all-gather of the weights.
 ///
-/// Also times one message of the smallest size: the latency.
+/// Also times a message of minimal size, the latency.
 /// Errors: the parameters cannot be divided among the ranks.
 pub fn exchange(comm: &Comm, parameters: usize, repeats: usize, device: &Device) -> Result<Value> {
-    /// Of one tensor, near to those of a block of a ViT-S.
+    /// Elements of one tensor, similar to the tensors of a ViT-S block.
     const TENSOR: usize = 1 << 20;
     let parallel = Parallel {
         shards: comm.world_size() as u64,
@@ -122,7 +122,7 @@ pub fn exchange(comm: &Comm, parameters: usize, repeats: usize, device: &Device)
     };
     let median = |mut work: Box<dyn FnMut() + '_>| {
         let timed = |_| {
-            // All begin together.
+            // All ranks start together.
             comm.barrier();
             let begun = Instant::now();
             work();
@@ -164,17 +164,22 @@ fn rounded(value: f64, digits: i32) -> f64 {
     (value * 10f64.powi(digits)).round() / 10f64.powi(digits)
 }
 
-/// Times training steps after two that warm up: the median.
+/// Times training steps after two warm-up steps and reports the median.
 ///
-/// What is timed is the training loop's own step, [`train::step`], on one batch: conversion of the images, `attack_steps`
-/// input gradients from a random start, one full gradient, its norm and checks, AdamW; class token, learned positions, no
-/// average. `gflops` counts 2k + 3 forward passes (2k of the attack alone) of matrix products and attention, nothing else.
-/// `peak_gflops` is the processor's own rate for products in registers on the same threads, or a GPU's for large matrices,
-/// measured right after. `seconds_to_queue` is how long the host took to ask an NVIDIA GPU for the last step's
-/// gradients: near the whole step's time, launches are what takes it. `to_host` is what the last step copied from an NVIDIA GPU; `unplanned` counts reads of tensors by
-/// operations that the GPU has no kernels for, and is 0.
+/// This times the training loop's own step, [`train::step`], on one batch: conversion of the images, `attack_steps`
+/// input gradients from a random start, one full gradient with its norm and checks, and AdamW. The model has a class
+/// token and learned positions; there is no weight average.
 ///
-/// Errors: a loss or gradient that is not finite.
+/// - `gflops` counts the matrix products and attention of 2k + 3 forward passes (2k for the attack alone), nothing
+///   else.
+/// - `peak_gflops` is the CPU's rate for products in registers on the same threads, or a GPU's rate for large matrices,
+///   measured right afterwards.
+/// - `seconds_to_queue` is the time in which the host queued the last step's gradients on an NVIDIA GPU. If it is close
+///   to the time of the whole step, kernel launches are the bottleneck.
+/// - `to_host` is what the last step copied from an NVIDIA GPU. `unplanned` counts reads of tensors by operations
+///   without a GPU kernel, and should be 0.
+///
+/// Errors: the loss or gradient is not finite.
 pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
     work.model.check_device(device)?;
     let recipe = recipe(work);
@@ -204,7 +209,7 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
     let extra = ExtraParameters::default();
     let mut state = State::new(model, extra, optimizer, &phase.zero);
     let batch = random_batch(work, 0);
-    // As the training loop does it: the next images arrive while the device computes.
+    // As in the training loop, the next images are uploaded while the device computes.
     let uploads = Uploads::new(device);
     let mut next = SentImages::new(&batch, &uploads);
     let queued = Cell::new(None);
@@ -227,7 +232,7 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
             Err(StepError::Gpu(error)) => Err(Error::of_gpu(&error)),
             Err(StepError::Diverged(found)) => {
                 let (loss, norm) = (found.loss, found.gradient_norm);
-                let message = format!("the loss is {loss} and the norm of the gradient {norm}");
+                let message = format!("the step diverged: loss {loss}, gradient norm {norm}");
                 Err(Error::failed(message))
             }
         }
@@ -291,7 +296,7 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
     }))
 }
 
-/// The kernels and products of a profile, the longest first.
+/// Returns the kernels and products of a profile, longest first.
 fn rows_of_profile(mut profile: Vec<(String, u64, f64)>) -> Vec<Value> {
     profile.sort_by(|(_, _, one), (_, _, two)| two.total_cmp(one));
     let all: f64 = profile.iter().map(|(_, _, seconds)| seconds).sum();
@@ -306,17 +311,17 @@ fn rows_of_profile(mut profile: Vec<(String, u64, f64)>) -> Vec<Value> {
     profile.into_iter().map(row).collect()
 }
 
-/// The attack of a step alone.
+/// Runs only the attack of a step.
 fn attack(phase: &PhaseContext, state: &State, batch: &Batch, images: Tensor<4>) -> Result<()> {
     let now = phase.at(state.samples, batch);
     let objective = phase.objective(state, batch)?;
     let gradient = |images| objective.input_gradient(&state.model, images);
-    let attack = now.attack.as_ref().expect("an attack is timed");
+    let attack = now.attack.as_ref().expect("the step has an attack");
     attack.climb(images, &gradient, &now.draws());
     Ok(())
 }
 
-/// The recipe of a run whose steps are the timed ones.
+/// Returns a recipe with the timed steps.
 fn recipe(work: &StepWork) -> Recipe {
     let mut model = work.model.clone();
     if let ModelConfig::Vit(vit) = &mut model {
@@ -402,14 +407,14 @@ fn recipe(work: &StepWork) -> Recipe {
     }
 }
 
-/// Compares the gradients of a device with those of the processor in f32: of the images, as an attack takes them, and of
-/// all weights.
+/// Compares the gradients of a device with those of the CPU in f32: input gradients, as used by attacks, and gradients
+/// of all weights.
 ///
-/// `cosine` of the two and the largest difference as a share of the largest gradient; of the images also the share of pixels
-/// whose gradients have the same sign. With an attack's precision the images' gradients are computed in it, and where that
-/// is FP8 they are also compared with the CPU's emulation.
+/// Reports the cosine similarity, the largest difference as a share of the largest gradient, and the share of elements
+/// with the same sign. With an attack precision, the input gradients are computed in it; if it is FP8, they are also
+/// compared with the CPU's emulation.
 ///
-/// Errors: the device does not compute in the attack's precision.
+/// Errors: the device does not support the attack's precision.
 pub fn gradients(work: &StepWork, device: &Device) -> Result<Value> {
     let numerics = match work.attack_precision {
         None => work.precision.into(),
@@ -458,7 +463,7 @@ pub fn gradients(work: &StepWork, device: &Device) -> Result<Value> {
     }))
 }
 
-/// The model, a batch and its targets, and how it passes.
+/// A model with a batch, its targets and the pass settings.
 struct OneBatch<'a> {
     model: Model,
     images: Tensor<4>,
@@ -500,7 +505,7 @@ fn weight_gradients(work: &StepWork, precision: Precision, device: &Device) -> V
     gradients.into_iter().flat_map(to_vec).collect()
 }
 
-/// A batch of random images and labels.
+/// Returns a batch of random images and labels.
 fn random_batch(work: &StepWork, seed: u64) -> Batch {
     let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
     let (batch, size) = (work.batch, work.image_size);

@@ -1,26 +1,25 @@
-//! One error type: what happened and where, what to do about it, and how the program should end.
+//! The error type: a message with context, a hint and an exit code.
 //!
-//! Not for programming mistakes, which panic, nor for the faults of a recipe, which are gathered
-//! by [`crate::settings`] and told together.
+//! Programming mistakes panic instead. Problems in a recipe are collected by [`crate::settings`] and reported together.
 
 use std::fmt;
 
-/// Result of everything that can fail on a user's input or machine.
+/// Result of operations that can fail because of the user's input or machine.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Who has to act, which decides the exit code.
+/// The kind of an error, which determines the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The work itself failed, for example a loss that is not finite. Exit code 1.
+    /// The work itself failed, for example with a non-finite loss. Exit code 1.
     Failed,
-    /// Something that the user gave is wrong. Exit code 2.
+    /// Invalid user input. Exit code 2.
     Input,
-    /// Nothing is wrong; the same command should be run again. Exit code 75.
+    /// Temporary failure: running the same command again may succeed. Exit code 75.
     TryAgain,
 }
 
 impl Kind {
-    /// The exit code of a program that ends with such an error.
+    /// Returns the exit code for this kind of error.
     pub fn exit_code(self) -> u8 {
         match self {
             Kind::Failed => 1,
@@ -30,7 +29,7 @@ impl Kind {
     }
 }
 
-/// An error with the place it arose, outermost first, and a hint.
+/// An error with its context and a hint. It is displayed from the outermost context to the hint.
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: Kind,
@@ -41,17 +40,17 @@ pub struct Error {
 }
 
 impl Error {
-    /// Something that the user gave is wrong.
+    /// Creates an error for invalid user input.
     pub fn input(message: impl Into<String>) -> Self {
         Self::new(Kind::Input, message)
     }
 
-    /// The work itself failed.
+    /// Creates an error for failed work.
     pub fn failed(message: impl Into<String>) -> Self {
         Self::new(Kind::Failed, message)
     }
 
-    /// An error of a given kind.
+    /// Creates an error of the given kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -62,7 +61,7 @@ impl Error {
         }
     }
 
-    /// A failure of an NVIDIA GPU.
+    /// Converts an error of an NVIDIA GPU.
     pub fn of_gpu(error: &advxl_cuda::Error) -> Self {
         let kind = match error.kind() {
             advxl_cuda::ErrorKind::Lost => Kind::TryAgain,
@@ -75,41 +74,41 @@ impl Error {
         }
     }
 
-    /// Adds what the user should do.
+    /// Sets the hint: what the user should do.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Adds what was being done, outside what is there already.
+    /// Adds what was being done, outside the existing context.
     pub fn context(mut self, doing: impl Into<String>) -> Self {
         self.context.push(doing.into());
         self
     }
 
-    /// Says that all processes of the run have this error, of which one is to tell it.
+    /// Marks the error as common to all ranks, so that only one rank prints it.
     pub fn everywhere(mut self) -> Self {
         self.everywhere = true;
         self
     }
 
-    /// Whether all processes of the run have it.
+    /// Returns whether all ranks have this error.
     pub fn is_everywhere(&self) -> bool {
         self.everywhere
     }
 
-    /// The message with what was being done, and the hint.
+    /// Returns the message with its context, and the hint.
     pub fn into_parts(mut self) -> (String, Option<String>) {
         let hint = self.hint.take();
         (self.to_string(), hint)
     }
 
-    /// Who has to act.
+    /// Returns the kind of the error.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The exit code of a program that ends with this error.
+    /// Returns the exit code for this error.
     pub fn exit_code(&self) -> u8 {
         self.kind.exit_code()
     }
@@ -130,9 +129,9 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Adds what was being done to the error of a result.
+/// Adds context to the error of a result.
 pub trait Context<T> {
-    /// The text is only made when there is an error.
+    /// Adds what was being done. `doing` is only called for an error.
     fn context(self, doing: impl FnOnce() -> String) -> Result<T>;
 }
 
@@ -147,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_error_reads_from_the_outermost_place_to_the_hint() {
+    fn an_error_is_displayed_from_the_outermost_context_to_the_hint() {
         let error = Error::input("3 bytes are missing")
             .hint("copy the file again")
             .context("`a.bin`")

@@ -1,6 +1,6 @@
-//! Reading and writing files so that a file is whole or absent, and errors name the path.
+//! Atomic writing and reading of files, with errors that name the path.
 //!
-//! The only module that touches the file system for results, checkpoints and models.
+//! The only module that accesses the file system for results, checkpoints and models.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -12,15 +12,14 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 
-/// Turns an operating system's error into ours: a path, what was being done, and what may help.
+/// Converts an I/O error into an [`Error`] with the path, what was being done, and a hint.
 pub fn explain(doing: &str, path: &Path, error: &io::Error) -> Error {
     let message = format!("cannot {doing} `{}`: {}", path.display(), plain(error));
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::failed(message)
-            .hint("free some space and run the same command again; what was saved before is whole"),
+            .hint("free some space and run the same command again; files saved earlier are intact"),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            Error::input(message)
-                .hint("choose a folder that you may write to, or change its permissions")
+            Error::input(message).hint("choose a writable folder, or change the permissions")
         }
         io::ErrorKind::NotFound => Error::input(message).hint("check the path"),
         io::ErrorKind::NotADirectory
@@ -32,7 +31,7 @@ pub fn explain(doing: &str, path: &Path, error: &io::Error) -> Error {
     }
 }
 
-/// The error without Rust's `(os error 28)`, in lower case as our messages are.
+/// Returns the text of the error without Rust's `(os error 28)`, and in lower case.
 fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
@@ -43,7 +42,7 @@ fn plain(error: &io::Error) -> String {
     }
 }
 
-/// A path as a shell has it: `~` is the user's own folder, unless there is a file of that name.
+/// Expands `~` to the user's home folder as a shell does, unless a file of that name exists.
 pub fn expanded(name: &str) -> PathBuf {
     let below = match name.strip_prefix('~') {
         Some("") => Some(""),
@@ -55,15 +54,15 @@ pub fn expanded(name: &str) -> PathBuf {
     home.filter(|_| !path.exists()).unwrap_or(path)
 }
 
-/// The bytes of a file.
+/// Reads the bytes of a file.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).map_err(|error| explain("read", path, &error))
 }
 
-/// The byte order mark that Windows programs begin a text with, which is no part of it.
+/// Byte order mark that Windows programs write before a text.
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
-/// The text of a file.
+/// Reads the text of a file, without its byte order mark.
 pub fn read_text(path: &Path) -> Result<String> {
     let text = String::from_utf8(read(path)?).map_err(|error| {
         Error::input(format!("`{}` is not UTF-8 text: {error}", path.display()))
@@ -74,11 +73,11 @@ pub fn read_text(path: &Path) -> Result<String> {
     }
 }
 
-/// Process-wide, since it guards the position of files that several threads share.
+/// Guards the position of files that several threads share. Process-wide.
 #[cfg(not(unix))]
 static READING: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
-/// A file that is read in places, so that it need not fit into memory.
+/// A file with random access, which need not fit into memory.
 #[derive(Debug)]
 pub struct Source {
     file: fs::File,
@@ -103,14 +102,14 @@ impl Source {
         })
     }
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     pub fn length(&self) -> u64 {
         self.length
     }
 
-    /// Fills a buffer with the bytes from a place on. Threads may read at the same time.
+    /// Fills a buffer with the bytes from offset `at`. Threads may read concurrently.
     pub fn fill(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
-        // Seeking moves the one place that all readers of a file share.
+        // Seeking moves the position that all readers of the file share.
         #[cfg(unix)]
         let read = std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, at);
         #[cfg(not(unix))]
@@ -123,8 +122,8 @@ impl Source {
         read.map_err(|error| explain("read", &self.path, &error))
     }
 
-    /// The bytes from a place on; `None` where the file ends before, so that no length that a
-    /// damaged file tells is ever allocated.
+    /// Reads `count` bytes from offset `at`. Returns `None` if the file ends earlier, so that a wrong length in a
+    /// damaged file is never allocated.
     pub fn bytes(&self, at: u64, count: u64) -> Result<Option<Vec<u8>>> {
         if at.checked_add(count).is_none_or(|end| end > self.length) {
             return Ok(None);
@@ -134,7 +133,7 @@ impl Source {
         Ok(Some(bytes))
     }
 
-    /// BLAKE3 hash of the whole file.
+    /// Returns the BLAKE3 hash of the whole file.
     pub fn hash(&self) -> Result<String> {
         let mut file = &self.file;
         let mut hasher = blake3::Hasher::new();
@@ -145,7 +144,7 @@ impl Source {
     }
 }
 
-/// The entries of a folder, sorted by name, so that no result depends on the file system's order.
+/// Lists the entries of a folder, sorted by name, so that results do not depend on the file system's order.
 pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let explained = |error| explain("list", folder, &error);
     let entries = fs::read_dir(folder).map_err(explained)?;
@@ -157,18 +156,19 @@ pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// The path with all links resolved.
+/// Returns the path with all links resolved.
 pub fn canonical(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).map_err(|error| explain("find", path, &error))
 }
 
-/// Letters of the longest name that a user may give to what becomes a file or folder.
+/// Maximum length of a user-given name for a file or folder.
 const LONGEST_NAME: usize = 64;
 
-/// What is wrong with a name that becomes that of a file or folder, and a hint; nothing that passes leads out of the folder
-/// it is put into.
+/// Checks a name for a file or folder. A valid name cannot lead out of its folder.
 ///
-/// The one rule for names that users and recipes give: stages, final evaluations, exported models.
+/// Applies to all names in recipes and arguments: stages, final evaluations, exported models.
+///
+/// Errors: a message and a hint.
 pub fn check_name(name: &str) -> std::result::Result<(), (String, String)> {
     let plain = |letter: u8| letter.is_ascii_alphanumeric() || b"._-".contains(&letter);
     let right = (1..=LONGEST_NAME).contains(&name.len())
@@ -179,34 +179,30 @@ pub fn check_name(name: &str) -> std::result::Result<(), (String, String)> {
     }
     let shown: String = name.chars().take(40).collect();
     let more = if shown.len() < name.len() { "..." } else { "" };
-    let message = format!(
-        "`{}{more}` cannot be the name of a file",
-        shown.escape_debug()
-    );
+    let message = format!("invalid file name `{}{more}`", shown.escape_debug());
     let hint = format!(
-        "use 1 to {LONGEST_NAME} letters from A to Z, digits, `.`, `_` and `-`, not beginning with `.` or `-`"
+        "use 1 to {LONGEST_NAME} letters from A to Z, digits, `.`, `_` and `-`, not starting with `.` or `-`"
     );
     Err((message, hint))
 }
 
-/// Makes a folder and those above it.
+/// Creates a folder and its parents.
 pub fn make_folder(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).map_err(|error| explain("make the folder", path, &error))
+    fs::create_dir_all(path).map_err(|error| explain("create the folder", path, &error))
 }
 
-/// Writes a file that is whole or absent: under a temporary name, flushed to disk, then renamed.
+/// Writes a file atomically: under a temporary name, flushed to disk, then renamed.
 ///
-/// A reader, a crash or a full disk never meets half of it; an older file of that name stays until
+/// Readers never see an incomplete file, even after a crash or on a full disk. An older file of that name stays until
 /// the new one is complete.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    whole_or_absent(path, |temporary| fs::write(temporary, bytes))
+    write_atomically(path, |temporary| fs::write(temporary, bytes))
 }
 
-/// Writes a safetensors file that is whole or absent, one tensor after another: a view that makes its
-/// bytes when they are asked for never stands in memory beside all the others.
+/// Writes a safetensors file atomically, one tensor after another, so that views which produce their bytes on demand
+/// are never in memory all at once.
 ///
-/// Written here, since the crate's own function keeps everything in memory, or goes through a file of its own
-/// that only its owner may read.
+/// The crate's own functions keep everything in memory, or write a temporary file that only its owner may read.
 pub fn write_tensors<V: View>(
     path: &Path,
     tensors: impl IntoIterator<Item = (String, V)>,
@@ -228,12 +224,12 @@ pub fn write_tensors<V: View>(
         );
     }
     let mut header = serde_json::Value::Object(header).to_string();
-    // Tensors begin at a multiple of eight bytes.
+    // Tensors start at a multiple of eight bytes.
     header.extend(std::iter::repeat_n(
         ' ',
         header.len().next_multiple_of(8) - header.len(),
     ));
-    whole_or_absent(path, |temporary| {
+    write_atomically(path, |temporary| {
         let mut file = io::BufWriter::new(fs::File::create(temporary)?);
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(header.as_bytes())?;
@@ -244,19 +240,19 @@ pub fn write_tensors<V: View>(
     })
 }
 
-/// Writes a file that is whole or absent, part after part as they are made.
+/// Writes a file atomically, part by part as they are produced.
 ///
-/// Errors: the first of a part, or of writing.
+/// Errors: the first error of a part or of writing.
 pub fn write_parts(path: &Path, parts: impl IntoIterator<Item = Result<Vec<u8>>>) -> Result<()> {
     let mut failed = None;
-    let written = whole_or_absent(path, |temporary| {
+    let written = write_atomically(path, |temporary| {
         let mut file = io::BufWriter::new(fs::File::create(temporary)?);
         for part in parts {
             match part {
                 Ok(bytes) => file.write_all(&bytes)?,
                 Err(error) => {
                     failed = Some(error);
-                    return Err(io::Error::other("a part could not be made"));
+                    return Err(io::Error::other("cannot produce a part"));
                 }
             }
         }
@@ -265,7 +261,7 @@ pub fn write_parts(path: &Path, parts: impl IntoIterator<Item = Result<Vec<u8>>>
     failed.map_or(written, Err)
 }
 
-/// An error where the name is that of a folder, a device or a pipe, which a file must not take the place of.
+/// Returns an error if the path is a folder, a device or a pipe, which a file must not replace.
 fn check_replaceable(path: &Path) -> io::Result<()> {
     let why = match fs::metadata(path) {
         Ok(found) if found.is_dir() => "it is a folder",
@@ -275,28 +271,28 @@ fn check_replaceable(path: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, why))
 }
 
-/// An error where a file could not be written, found out before the work that makes its content.
+/// Returns an error if a file cannot be written. Call it before the work that produces the content.
 pub fn try_writing(path: &Path) -> Result<()> {
     Draft::create(path).map(drop)
 }
 
-fn whole_or_absent(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+fn write_atomically(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
     check_replaceable(path).map_err(|error| explain("write", path, &error))?;
-    let temporary = beside(path);
+    let temporary = temporary_path(path);
     let written = write(&temporary).and_then(|()| {
         fs::File::open(&temporary)?.sync_all()?;
         settle(&temporary, path)
     });
     written.map_err(|error| {
-        // Best effort: the write has failed already, and a left-over temporary file is ignored.
+        // Best effort: the write has already failed, and a leftover temporary file is ignored.
         let _ = fs::remove_file(&temporary);
         explain("write", path, &error)
     })
 }
 
-/// A file that is written in places and is whole or absent: under a temporary name until it is finished.
+/// A file written with random access, under a temporary name until it is finished.
 ///
-/// Dropped before that, it leaves nothing.
+/// Dropping it before that removes the temporary file.
 #[derive(Debug)]
 pub struct Draft {
     file: Option<fs::File>,
@@ -305,9 +301,9 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Begins a file.
+    /// Creates the temporary file.
     pub fn create(path: &Path) -> Result<Self> {
-        let temporary = beside(path);
+        let temporary = temporary_path(path);
         let file = check_replaceable(path).and_then(|()| fs::File::create(&temporary));
         let file = file.map_err(|error| explain("write", path, &error))?;
         Ok(Self {
@@ -317,7 +313,7 @@ impl Draft {
         })
     }
 
-    /// Writes bytes from a place on.
+    /// Writes bytes at offset `at`.
     pub fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         let Some(file) = &mut self.file else {
             return Ok(());
@@ -327,13 +323,13 @@ impl Draft {
             .map_err(|error| explain("write", &self.path, &error))
     }
 
-    /// Puts the file into another place of its folder, if what was written decides on the name.
+    /// Finishes the file under another name in the same folder, for names that depend on the content.
     pub fn finish_as(mut self, path: &Path) -> Result<()> {
         self.path = path.to_owned();
         self.finish()
     }
 
-    /// Puts the file into its place.
+    /// Flushes the file and renames it into place.
     pub fn finish(mut self) -> Result<()> {
         let Some(file) = self.file.take() else {
             return Ok(());
@@ -351,16 +347,16 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         if self.file.take().is_some() {
-            // Best effort: the error that ended the writing is told already.
+            // Best effort: the error that stopped the writing is reported elsewhere.
             let _ = fs::remove_file(&self.temporary);
         }
     }
 }
 
-/// The longest line that is read of a text file; no caption is longer, and a file without lines is none.
+/// Maximum length of a line in bytes. Captions are shorter, and a longer line means that the file is not text.
 const LONGEST_LINE: u64 = 1 << 20;
 
-/// The lines of a text file, one after another, without their ends.
+/// Iterator over the lines of a text file, without line feeds.
 pub struct Lines {
     reader: io::BufReader<fs::File>,
     path: PathBuf,
@@ -370,7 +366,7 @@ pub struct Lines {
 impl Lines {
     /// Opens a text file.
     ///
-    /// Errors: no file, or one that cannot be read twice.
+    /// Errors: a missing file, or a special file such as a pipe, which cannot be read twice.
     pub fn open(path: &Path) -> Result<Self> {
         let source = Source::open(path)?;
         Ok(Self {
@@ -400,7 +396,7 @@ impl Iterator for Lines {
             line.pop();
         }
         if line.len() as u64 > LONGEST_LINE {
-            return wrong(format!("it has more than {LONGEST_LINE} bytes"));
+            return wrong(format!("longer than {LONGEST_LINE} bytes"));
         }
         match String::from_utf8(line) {
             Ok(line) if self.number == 1 => {
@@ -408,22 +404,22 @@ impl Iterator for Lines {
                 Some(Ok(line.to_owned()))
             }
             Ok(line) => Some(Ok(line)),
-            Err(error) => wrong(format!("it is not UTF-8 text: {error}")),
+            Err(error) => wrong(format!("not UTF-8 text: {error}")),
         }
     }
 }
 
-/// Renames a complete file or folder into place and makes the rename last.
+/// Renames a complete file or folder into place and flushes the rename to disk.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
-    settle(from, to).map_err(|error| explain("rename into", to, &error))
+    settle(from, to).map_err(|error| explain("rename a file to", to, &error))
 }
 
-/// Adds a line to a file that grows, such as a log.
+/// Appends text to a file, such as a log.
 pub fn append(path: &Path, text: &str) -> Result<()> {
     append_bytes(path, text.as_bytes())
 }
 
-/// Adds bytes to a file that grows.
+/// Appends bytes to a file.
 pub fn append_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::OpenOptions::new()
         .create(true)
@@ -433,15 +429,14 @@ pub fn append_bytes(path: &Path, bytes: &[u8]) -> Result<()> {
         .map_err(|error| explain("write", path, &error))
 }
 
-/// Length of a file in bytes; 0 where there is none.
+/// Returns the length of a file in bytes, or 0 if it does not exist.
 pub fn size(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |found| found.len())
 }
 
-/// Length of a file and the time of its last change in nanoseconds since 1970, by which another
-/// file under the same name is noticed.
+/// Returns the length of a file and its modification time in nanoseconds since 1970, to detect a changed file.
 ///
-/// Errors: it is not there or not a file.
+/// Errors: the path does not exist or is not a file.
 pub fn stamp(path: &Path) -> Result<(u64, u64)> {
     let found = fs::metadata(path).map_err(|error| explain("read", path, &error))?;
     if !found.is_file() {
@@ -456,7 +451,7 @@ pub fn stamp(path: &Path) -> Result<(u64, u64)> {
     ))
 }
 
-/// Cuts a file off after `size` bytes.
+/// Truncates a file to `size` bytes, if it exists.
 pub fn truncate(path: &Path, size: u64) -> Result<()> {
     if !path.is_file() {
         return Ok(());
@@ -468,12 +463,13 @@ pub fn truncate(path: &Path, size: u64) -> Result<()> {
         .map_err(|error| explain("write", path, &error))
 }
 
-/// Locks a file until it is dropped; `None` when another process holds the lock.
+/// Creates or truncates a file and locks it until the handle is dropped. Returns `None` if another process holds the
+/// lock.
 pub fn lock(path: &Path) -> Result<Option<fs::File>> {
     locked(fs::OpenOptions::new().create(true).truncate(true), path)
 }
 
-/// The same for a file that keeps its content.
+/// Same as [`lock`] for a file that keeps its content.
 pub fn lock_kept(path: &Path) -> Result<Option<fs::File>> {
     locked(fs::OpenOptions::new().create(true).truncate(false), path)
 }
@@ -490,14 +486,14 @@ fn locked(options: &mut fs::OpenOptions, path: &Path) -> Result<Option<fs::File>
     }
 }
 
-/// Locks a file until it is dropped, once no other process holds the lock.
+/// Waits until no other process locks a file, then locks it until the handle is dropped.
 pub fn wait_for_lock(path: &Path) -> Result<fs::File> {
     let file = fs::File::create(path).map_err(|error| explain("write", path, &error))?;
     file.lock().map_err(|error| explain("lock", path, &error))?;
     Ok(file)
 }
 
-/// Removes the files of a folder of ours whose names begin with `prefix`.
+/// Removes the files in one of advxl's folders whose names start with `prefix`.
 pub fn remove_beginning(folder: &Path, prefix: &str) -> Result<()> {
     let begins = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -508,19 +504,19 @@ pub fn remove_beginning(folder: &Path, prefix: &str) -> Result<()> {
     found.try_for_each(|path| remove_file(path))
 }
 
-/// Removes a file of ours, such as an old checkpoint.
+/// Removes one of advxl's files, such as an old checkpoint.
 pub fn remove_file(path: &Path) -> Result<()> {
     fs::remove_file(path).map_err(|error| explain("remove", path, &error))
 }
 
-/// Removes a folder of ours with everything in it.
+/// Removes one of advxl's folders with its contents.
 pub fn remove_folder(path: &Path) -> Result<()> {
     fs::remove_dir_all(path).map_err(|error| explain("remove", path, &error))
 }
 
-/// Removes what killed processes left beside the files of a folder whose names begin with `prefix`.
+/// Removes temporary files that killed processes left in a folder, for files whose names start with `prefix`.
 ///
-/// For folders and names that no other process can be writing to.
+/// Only for folders and names to which no other process can be writing.
 pub fn remove_leftovers(folder: &Path, prefix: &str) -> Result<()> {
     let left_over = |path: &Path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -538,13 +534,14 @@ pub fn remove_leftovers(folder: &Path, prefix: &str) -> Result<()> {
     paths.iter().try_for_each(|path| remove_file(path))
 }
 
-fn beside(path: &Path) -> PathBuf {
+/// Returns the temporary name of a file, in the same folder and with the process id.
+fn temporary_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
     path.with_file_name(name)
 }
 
-/// Renames and makes the rename last.
+/// Renames and flushes the rename to disk.
 fn settle(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     sync_folder_of(to)
@@ -562,7 +559,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_written_file_replaces_the_old_one_and_leaves_nothing_beside_it() {
+    fn a_written_file_replaces_the_old_one_and_leaves_no_temporary_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.txt");
         write(&path, b"one").unwrap();
@@ -572,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn a_draft_is_there_when_it_is_finished_and_leaves_nothing_before() {
+    fn a_draft_appears_when_it_is_finished_and_leaves_nothing_before() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.bin");
         let mut draft = Draft::create(&path).unwrap();
@@ -589,7 +586,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_read_one_by_one_and_a_broken_one_is_named() {
+    fn lines_are_read_one_by_one_and_an_invalid_one_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.txt");
         write(&path, b"one\n\ntwo\r\nthree").unwrap();
@@ -601,20 +598,14 @@ mod tests {
         assert_eq!(read_text(&path).unwrap(), "one\n\u{feff}");
         write(&path, b"one\n\xff\n").unwrap();
         let error = Lines::open(&path).unwrap().nth(1).unwrap().unwrap_err();
-        assert!(
-            error.to_string().contains("line 2: it is not UTF-8"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("line 2: not UTF-8"), "{error}");
         write(&path, &vec![b'a'; (1 << 20) + 1]).unwrap();
         let error = Lines::open(&path).unwrap().next().unwrap().unwrap_err();
-        assert!(
-            error.to_string().contains("line 1: it has more than"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("line 1: longer than"), "{error}");
     }
 
     #[test]
-    fn what_killed_processes_left_is_removed_and_nothing_else() {
+    fn only_leftovers_of_killed_processes_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let names = [
             "a.bin",
@@ -633,7 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_leave_their_folder_or_hide_in_it_are_refused() {
+    fn names_that_lead_out_of_their_folder_or_are_hidden_are_rejected() {
         for right in ["a", "0", "v1.5", "autoattack-l2", "A_b", &"x".repeat(64)] {
             assert_eq!(check_name(right), Ok(()), "{right}");
         }
@@ -649,7 +640,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_or_a_device_is_not_replaced_by_a_file() {
+    fn a_file_does_not_replace_a_folder_or_a_device() {
         let folder = tempfile::tempdir().unwrap();
         for (path, why) in [
             (folder.path(), "it is a folder"),
@@ -670,7 +661,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_named_and_nothing_is_left_half_written() {
+    fn a_full_disk_is_reported_with_a_hint() {
         // /dev/full fails every write with ENOSPC, as a full disk does.
         let error = append(Path::new("/dev/full"), "line\n")
             .unwrap_err()
@@ -683,7 +674,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_file_is_the_users_to_repair() {
+    fn a_missing_file_is_an_input_error() {
         let error = read(Path::new("no/such/file")).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(

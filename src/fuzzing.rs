@@ -1,4 +1,4 @@
-//! Doors for the fuzz targets (`fuzz/`) to parsers that are private to their modules. No part of the interface.
+//! Gives the fuzz targets (`fuzz/`) access to private parsers. Not part of the public interface.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -16,35 +16,35 @@ use crate::storage::pattern;
 use crate::storage::store::Object;
 use crate::train::checkpoint;
 
-/// Decodes a picture unless it has more pixels than that.
+/// Decodes a picture of at most `most_pixels` pixels.
 pub fn examine(bytes: &[u8], most_pixels: usize, view: View) -> result::Result<Examined, Fault> {
     decode::decode_up_to(bytes, most_pixels, view)
 }
 
-/// What a saved index begins with.
+/// The first bytes of a saved index.
 pub const INDEX_MAGIC: &[u8; 8] = shard_index::MAGIC;
-/// Bytes of the header of a saved index, and of each entry.
+/// Sizes in bytes of a saved index's header and of each entry.
 pub const INDEX_SIZES: [usize; 2] = [shard_index::HEADER, shard_index::ENTRY];
 
-/// The saved index of a tar.
+/// Reads the saved index of a tar.
 pub fn shard_index(bytes: &[u8], tar: &Object) -> Option<ShardIndex> {
     ShardIndex::read(bytes, tar)
 }
 
-/// The names that a pattern of shards stands for; none of them is looked for.
+/// Expands the braces of a shard pattern to names, without looking for files.
 pub fn shard_names(pattern: &str) -> Result<Vec<String>> {
     let parts = pattern::split_outside_braces(pattern).into_iter();
     let names = parts.map(|part| pattern::braces(part.trim(), pattern));
     Ok(names.collect::<Result<Vec<_>>>()?.concat())
 }
 
-/// Reads a checkpoint: its number of counters.
+/// Reads a checkpoint and returns its number of counters.
 pub fn checkpoint(bytes: &[u8]) -> Result<usize> {
     let counters = checkpoint::parse(bytes, Path::new("checkpoint"))??;
     Ok(counters.len())
 }
 
-/// A checkpoint of one tensor whose hash is right, whatever its counters are.
+/// Returns a checkpoint of one tensor with a valid hash and arbitrary counters.
 pub fn sealed_checkpoint(mut counters: BTreeMap<String, String>, tensor: &[u8]) -> Vec<u8> {
     let view = TensorView::new(Dtype::U8, vec![tensor.len()], tensor);
     let view = view.expect("the bytes have their own length");
@@ -60,7 +60,7 @@ pub fn progress(bytes: &[u8]) -> Option<Vec<u8>> {
     session::Saved::read(bytes).map(|saved| saved.to_bytes())
 }
 
-/// The hash that files of ours carry.
+/// Returns the hash that advxl's files contain.
 pub fn hash(bytes: &[u8]) -> [u8; 32] {
     *blake3::hash(bytes).as_bytes()
 }

@@ -1,24 +1,25 @@
-//! JSON as Python's `json` module and Windows tools write it.
+//! Reads JSON as written by Python's `json` module and Windows tools.
 //!
-//! Beyond the standard: a byte order mark, UTF-16 behind one, `NaN`, `Infinity`, `-Infinity` and numbers too large for
-//! 64 bits, all of which become null, and halves of surrogate pairs, which become U+FFFD. All else is serde_json's to
-//! judge: comments and single quotes are errors, and so is nesting deeper than 128.
-//! Not for the program's own files, which are plain JSON.
+//! Accepts beyond the standard: a byte order mark, UTF-16 after one, `NaN`, `Infinity`, `-Infinity` and numbers too
+//! large for 64 bits, which all become null, and lone surrogates, which become U+FFFD. Everything else is up to
+//! serde_json: comments, single quotes and nesting deeper than 128 are errors. advxl's own files are plain JSON and do
+//! not need this module.
 //!
-//! No crate reads all of this: lenient ones stop at `NaN` or lone surrogates. Held to Python by `tests/shards.rs`.
+//! No crate reads all of this: lenient parsers fail on `NaN` or lone surrogates. `tests/shards.rs` compares with
+//! Python.
 
 use serde_json::{Error, Value};
 
-/// The value of a text.
+/// Parses a JSON text.
 pub fn parse(bytes: &[u8]) -> Result<Value, Error> {
     let utf8 = from_utf16(bytes);
     let bytes = utf8.as_deref().unwrap_or(bytes);
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    // Almost every text is plain JSON, which needs no copy.
+    // Almost all texts are plain JSON, which needs no copy.
     serde_json::from_slice(bytes).or_else(|_| serde_json::from_slice(&plain(bytes)))
 }
 
-/// A text of 16-bit units behind a byte order mark, as PowerShell writes it.
+/// Converts UTF-16 after a byte order mark, as written by PowerShell, to UTF-8. Returns None for other text.
 fn from_utf16(bytes: &[u8]) -> Option<Vec<u8>> {
     let unit = match bytes.get(..2)? {
         [0xff, 0xfe] => u16::from_le_bytes,
@@ -30,7 +31,7 @@ fn from_utf16(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(letters.collect::<String>().into_bytes())
 }
 
-/// The same text as plain JSON. What is no JSON at all stays so.
+/// Converts the text to plain JSON. Invalid JSON stays invalid.
 fn plain(bytes: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(bytes.len());
     let mut rest = bytes;
@@ -43,7 +44,7 @@ fn plain(bytes: &[u8]) -> Vec<u8> {
             b'N' | b'I' | b'-' | b'0'..=b'9' => {
                 let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
                 let length = rest.iter().take_while(|byte| is_word(byte)).count();
-                match is_no_number(&rest[..length]) {
+                match is_not_finite(&rest[..length]) {
                     true => (length, b"null"),
                     false => (length, &rest[..length]),
                 }
@@ -56,8 +57,8 @@ fn plain(bytes: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// Whether a word is one of Python's names, or stands for a number that 64 bits cannot hold.
-fn is_no_number(word: &[u8]) -> bool {
+/// Returns whether a word is `NaN` or an infinity in Python, or a number too large for 64 bits.
+fn is_not_finite(word: &[u8]) -> bool {
     let parsed = |word| std::str::from_utf8(word).ok()?.parse::<f64>().ok();
     match word {
         b"NaN" | b"Infinity" | b"-Infinity" => true,
@@ -66,7 +67,7 @@ fn is_no_number(word: &[u8]) -> bool {
     }
 }
 
-/// Copies the string that a text begins with, and gives what follows it.
+/// Copies the string at the start of a text to `plain`, and returns the rest of the text.
 fn string<'a>(text: &'a [u8], plain: &mut Vec<u8>) -> &'a [u8] {
     plain.push(b'"');
     let mut rest = &text[1..];
@@ -87,7 +88,7 @@ fn string<'a>(text: &'a [u8], plain: &mut Vec<u8>) -> &'a [u8] {
                 _ => 2,
             },
             [b'\\', _, ..] => 2,
-            // A surrogate as if it were a letter: Python's `surrogatepass`.
+            // A surrogate encoded in UTF-8, as by Python's `surrogatepass`.
             [0xed, 0xa0..=0xbf, 0x80..=0xbf, ..] => {
                 plain.extend("\u{fffd}".as_bytes());
                 rest = &rest[3..];
@@ -100,7 +101,7 @@ fn string<'a>(text: &'a [u8], plain: &mut Vec<u8>) -> &'a [u8] {
     }
 }
 
-/// The unit of an escape such as `\ud83d` that a text begins with.
+/// Returns the UTF-16 unit of an escape such as `\ud83d` at the start of a text.
 fn escaped(text: &[u8]) -> Option<u16> {
     let digits = text.strip_prefix(b"\\u")?.get(..4)?;
     let digit = |value: u16, byte: &u8| Some(value << 4 | char::from(*byte).to_digit(16)? as u16);
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_python_writes_for_numbers_that_are_none_is_null() {
+    fn pythons_nan_and_infinities_become_null() {
         same(
             br#"{"caption": "a cat", "pwatermark": NaN}"#,
             json!({"caption": "a cat", "pwatermark": null}),
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn halves_of_surrogate_pairs_are_replaced_and_pairs_are_letters() {
+    fn lone_surrogates_are_replaced_and_pairs_are_decoded() {
         same(br#"["\ud83d", "\ude00 x", NaN]"#, {
             json!(["\u{fffd}", "\u{fffd} x", null])
         });
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_order_marks_of_windows_are_no_part_of_the_text() {
+    fn byte_order_marks_are_removed() {
         same(b"\xef\xbb\xbf{\"a\": NaN}", json!({"a": null}));
         let units: Vec<u16> = "\u{feff}[\"é😀\", NaN]".encode_utf16().collect();
         let little: Vec<u8> = units.iter().flat_map(|unit| unit.to_le_bytes()).collect();
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_and_no_text_are_errors() {
+    fn deep_nesting_and_empty_text_are_errors() {
         let deep = [vec![b'['; 100_000], b"NaN".to_vec(), vec![b']'; 100_000]].concat();
         assert!(parse(&deep).is_err());
         assert!(parse(b"").is_err() && parse(b"{'a': 1}").is_err());

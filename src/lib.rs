@@ -1,8 +1,7 @@
-//! Train and evaluate adversarially robust vision transformers.
+//! Train and evaluate adversarially robust vision models.
 //!
-//! The method is that of "Revisiting Adversarial Training at Scale" (Wang et al., CVPR 2024). The
-//! modules stand in the order of their dependence: each uses only those above it, which
-//! `tests/layers.rs` holds.
+//! Implements "Revisiting Adversarial Training at Scale" (Wang et al., CVPR 2024). The modules are listed in order of
+//! dependence: each uses only modules above it, which `tests/layers.rs` enforces.
 
 pub mod error;
 pub mod files;

@@ -1,7 +1,7 @@
-//! What training descends and attacks climb.
+//! Loss functions, which training minimizes and attacks maximize.
 //!
-//! Values are per image; who needs a scalar sums them (attacks: an image's perturbation must not
-//! depend on how many others are in the batch) or takes the mean (updates).
+//! Losses are per image. Attacks sum them, since an image's perturbation must not depend on the batch size; updates take the
+//! mean.
 
 use burn::tensor::Tensor;
 
@@ -9,28 +9,28 @@ use crate::ops::Device;
 pub use crate::ops::{contrastive, count_correct, cross_entropy, predictions, unit_length};
 use crate::settings::{Table, settings, words};
 
-/// The largest factor of the similarities: the inverse of the lowest temperature. As in CLIP it bounds the weight
-/// after each update, so that gradients at the bound can still lead away from it.
+/// Largest scale of the similarities: the inverse of the lowest temperature. As in CLIP, the parameter is clamped after each
+/// update, so that gradients at the bound can still move it away.
 pub const LARGEST_SCALE: f64 = 100.0;
 
 settings! {
-    /// The loss that training minimizes and its attack maximizes.
+    /// Loss that training minimizes and the attack maximizes.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Loss(table) {
         /// Loss function.
         pub kind: LossKind { example: "\"cross_entropy\"" },
-        /// Share of the target that is spread evenly over all classes, with kind = `cross_entropy`.
+        /// Label smoothing: fraction of the target spread evenly over all classes. Only with kind = `cross_entropy`.
         pub label_smoothing: f64 { limits: at_least(0.0).below(1.0), example: "0.1" } [= 0.0],
     }
     check { check_smoothing(table, kind, label_smoothing) }
 }
 
 words! {
-    /// Which loss.
+    /// Loss function.
     pub enum LossKind {
-        /// Cross entropy of the softmax of the logits.
+        /// Softmax cross entropy with class labels.
         CrossEntropy = "cross_entropy",
-        /// CLIP's contrastive loss of images and captions.
+        /// CLIP's contrastive loss between images and captions.
         Contrastive = "contrastive",
     }
 }
@@ -42,19 +42,19 @@ fn check_smoothing(table: &Table, kind: Option<LossKind>, smoothing: Option<f64>
     }
 }
 
-/// What the images of a batch show: one class each, or two mixed by MixUp or CutMix.
+/// Labels of a batch: one class per image, or two mixed by MixUp or CutMix.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Targets {
-    /// A class for each image.
+    /// The class of each image.
     pub first: Vec<u32>,
-    /// The class mixed in; equal to `first` without mixing.
+    /// The class that is mixed in; equal to `first` without mixing.
     pub second: Vec<u32>,
-    /// Share of `first`; 1 without mixing.
+    /// Weight of `first`; 1 without mixing.
     pub weight: Vec<f32>,
 }
 
 impl Targets {
-    /// One class each.
+    /// Creates targets without mixing.
     pub fn classes(labels: &[u32]) -> Self {
         Self {
             first: labels.to_vec(),
@@ -63,10 +63,10 @@ impl Targets {
         }
     }
 
-    /// The distributions that the logits should give.
+    /// Returns the target distributions over classes.
     ///
-    /// Smoothing comes before mixing, as in timm; since both are linear the order does not matter.
-    /// Shapes: the result `[batch, classes]`, rows sum to 1.
+    /// Labels are smoothed before mixing, as in timm; since both are linear, the order does not matter.
+    /// Shapes: the result is `[batch, classes]`; rows sum to 1.
     pub fn distributions(&self, classes: usize, smoothing: f64, device: &Device) -> Tensor<2> {
         let rest = (smoothing / classes as f64) as f32;
         let hot = 1.0 - smoothing as f32;
@@ -82,7 +82,7 @@ impl Targets {
         crate::ops::from_vec(values, [self.first.len(), classes], device)
     }
 
-    /// The class with the larger share, against which accuracy under mixing is counted.
+    /// Returns the class with the larger weight, which accuracy is measured against under mixing.
     pub fn dominant(&self) -> Vec<u32> {
         let both = self.first.iter().zip(&self.second).zip(&self.weight);
         both.map(|((first, second), weight)| if *weight >= 0.5 { *first } else { *second })
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mixed_and_smoothed_target_sums_to_one_with_the_shares_asked_for() {
+    fn a_mixed_and_smoothed_target_has_the_requested_weights_and_sums_to_one() {
         let targets = Targets {
             first: vec![0],
             second: vec![2],
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_logits_cost_the_logarithm_of_the_number_of_classes() {
+    fn cross_entropy_of_equal_logits_is_the_log_of_the_class_count() {
         let device = Device::cpu();
         let targets = Targets::classes(&[1, 3]).distributions(4, 0.1, &device);
         let loss = crate::ops::to_vec(cross_entropy(crate::ops::zeros([2, 4], &device), targets));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn embeddings_that_tell_nothing_cost_the_logarithm_of_the_batch() {
+    fn contrastive_loss_of_identical_embeddings_is_the_log_of_the_batch_size() {
         let same = tensor(&[0.6, 0.8].repeat(5), [5, 2]);
         let loss = contrastive(same.clone() * 3.0, same, tensor(&[2.0], [1]));
         for loss in crate::ops::to_vec(loss) {
@@ -134,8 +134,8 @@ mod tests {
     }
 
     #[test]
-    fn the_contrastive_loss_of_two_pairs_is_that_on_paper() {
-        // Images along the axes, texts at 0 and 60 degrees, factor 2.
+    fn contrastive_loss_of_two_pairs_matches_the_hand_calculation() {
+        // Images along the axes, texts at 0 and 60 degrees, scale 2.
         let images = tensor(&[5.0, 0.0, 0.0, 0.1], [2, 2]);
         let half = 0.5f32;
         let high = 0.75f32.sqrt();

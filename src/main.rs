@@ -1,4 +1,4 @@
-//! The program: everything is in [`advxl::cli`].
+//! The `advxl` program; see [`advxl::cli`].
 
 fn main() -> std::process::ExitCode {
     advxl::cli::run()

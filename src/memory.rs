@@ -1,11 +1,11 @@
-//! Memory, asked for before much of it is taken: a message is better than an abort.
+//! Checks the available memory before large allocations: an error message is better than an abort.
 
 use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Memory that this machine can still give, as Linux tells it.
+/// Returns the available memory of this machine in bytes, or None if the system is not Linux.
 pub fn available() -> Option<u64> {
     let text = files::read_text(Path::new("/proc/meminfo")).ok()?;
     let line = text
@@ -15,21 +15,22 @@ pub fn available() -> Option<u64> {
     Some(kib << 10)
 }
 
-/// An error where more bytes are needed than are available; `what` needs them, `hint` says how to need fewer.
+/// Returns an error if `what` needs more bytes than are available; `hint` says how to reduce them.
 ///
-/// The number is one of f64, so that absurd sizes do not overflow on the way here.
+/// `needed` is an f64, so that absurd sizes do not overflow in the caller's arithmetic.
 pub fn require(what: &str, needed: f64, available: Option<u64>, hint: &str) -> Result<()> {
     match available {
         Some(available) if needed > available as f64 => {
             let (needed, available) = (bytes(needed), bytes(available as f64));
-            let message = format!("{what} needs {needed} of memory, and {available} are available");
+            let message =
+                format!("{what} needs {needed} of memory, but only {available} are available");
             Err(Error::input(message).hint(hint))
         }
         _ => Ok(()),
     }
 }
 
-/// A number of bytes as people write it, such as `1.5 GiB`.
+/// Formats a number of bytes, such as `1.5 GiB`.
 fn bytes(count: f64) -> String {
     const UNITS: [&str; 7] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let step = |unit: usize| 1024f64.powi(unit as i32);
@@ -45,16 +46,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_does_not_fit_is_refused_with_both_sizes() {
+    fn too_large_allocations_are_rejected_with_both_sizes() {
         let giga = f64::from(1 << 30);
         let require = |needed, available| require("the batch", needed, available, "less");
         assert!(require(2.0 * giga, Some(2 << 30)).is_ok());
         assert!(require(1e30, None).is_ok());
         let error = require(2.5 * giga, Some(2 << 30)).unwrap_err();
         assert_eq!(error.exit_code(), 2);
-        let text = "the batch needs 2.5 GiB of memory, and 2.0 GiB are available\n  hint: less";
+        let text =
+            "the batch needs 2.5 GiB of memory, but only 2.0 GiB are available\n  hint: less";
         assert_eq!(error.to_string(), text);
         let error = require(3e30, Some(700)).unwrap_err().to_string();
-        assert!(error.contains("EiB of memory, and 700 bytes"), "{error}");
+        assert!(
+            error.contains("EiB of memory, but only 700 bytes"),
+            "{error}"
+        );
     }
 }

@@ -1,6 +1,6 @@
-//! AdamW over all weights of a model, with clipping of the gradient and an average of the weights.
+//! AdamW over all weights of a model, with gradient clipping and an exponential moving average (EMA) of the weights.
 //!
-//! Not the schedule ([`crate::schedule`]) and not the arithmetic of one tensor ([`crate::ops`]).
+//! The learning-rate schedule is in [`crate::schedule`], the update of a single tensor in [`crate::ops`].
 
 use burn::tensor::Tensor;
 
@@ -9,74 +9,75 @@ use crate::ops::{Device, Moments, TensorUpdate};
 use crate::settings::{settings, words};
 
 settings! {
-    /// The optimizer of a stage: AdamW. Its moments start at zero in each stage.
+    /// AdamW optimizer of a stage. Its moments start at zero in each stage.
     #[derive(Clone, Debug, PartialEq)]
     pub struct OptimizerConfig(table) {
-        /// Optimizer.
+        /// Type of optimizer.
         pub kind: OptimizerKind { example: "\"adamw\"" },
-        /// Decoupled weight decay of matrices; biases, norms, position embeddings and the class token have none.
+        /// Decoupled weight decay, applied to matrices but not to biases, norms, position embeddings or the class token.
         pub weight_decay: f64 { limits: at_least(0.0), example: "0.05" },
-        /// Decay rates of the first and second moments.
+        /// Decay rates of Adam's first and second moments.
         pub betas: [f64; 2] { limits: at_least(0.0).below(1.0), example: "[0.9, 0.95]" },
-        /// Largest norm of the gradient over all weights; a longer gradient is scaled down to it.
+        /// Gradient clipping: maximum L2 norm of the gradient over all weights. A larger gradient is scaled down to it. If
+        /// omitted, gradients are not clipped.
         pub clip_norm: Option<f64> { limits: above(0.0), example: "1.0" },
     }
 }
 
 words! {
-    /// Which optimizer.
+    /// Type of optimizer.
     pub enum OptimizerKind {
-        /// Adam with decoupled weight decay.
+        /// AdamW: Adam with decoupled weight decay.
         Adamw = "adamw",
     }
 }
 
 settings! {
-    /// Exponential moving average (EMA) of the weights, which is evaluated and saved in place of the weights.
+    /// Exponential moving average (EMA) of the weights, which is evaluated and saved instead of the weights.
     #[derive(Clone, Debug, PartialEq)]
     pub struct AverageConfig(table) {
-        /// Share of the average kept at each update; it warms up as min(decay, (1 + n) / (10 + n)).
+        /// EMA decay per update. It warms up as min(decay, (1 + n) / (10 + n)) at update n of the run.
         pub decay: f64 { limits: above(0.0).below(1.0), example: "0.9999" },
     }
 }
 
 impl AverageConfig {
-    /// The decay of update `number` of the run, from 1: short memory at first, so that the random
-    /// initial weights are forgotten (TensorFlow's and timm's warmup of the average).
+    /// Returns the decay at update `number` of the run, counted from 1. It starts low so that the random initial weights are
+    /// forgotten quickly (the EMA warmup of TensorFlow and timm).
     fn at(&self, number: u64) -> f64 {
         self.decay.min((1 + number) as f64 / (10 + number) as f64)
     }
 }
 
-/// AdamW's memory for every tensor of a model.
+/// Optimizer state for every tensor of a model.
 #[derive(Clone, Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
     average: Option<AverageConfig>,
     /// In the order of the model's parameters.
     pub moments: Vec<Moments>,
-    /// Updates of this stage, which Adam's bias correction counts.
+    /// Number of updates in this stage, for Adam's bias correction.
     pub step: u64,
-    /// Updates of the run, which the average's warmup counts.
+    /// Number of updates in the run, for the EMA warmup.
     pub run_step: u64,
 }
 
 const EPS: f64 = 1e-8;
 
-/// What an update takes from its place in the run.
+/// Values of an update that depend on the step.
 pub struct Now {
-    /// Of all gradients together.
+    /// Global norm of the gradients.
     pub norm: f64,
     /// Learning rate.
     pub learning_rate: f64,
-    /// Whether the next passes take these weights in bf16.
+    /// Whether the next passes use these weights in bf16.
     pub rounded: bool,
 }
 
 impl Optimizer {
-    /// Fresh moments for weights, and their average where one is kept.
+    /// Creates an optimizer with zero moments and, if configured, an average of the weights.
     ///
-    /// `averages` carries the average over from the stage before.
+    /// `averages` carries the average over from the previous stage.
     pub fn new(
         config: &OptimizerConfig,
         average: Option<&AverageConfig>,
@@ -102,7 +103,7 @@ impl Optimizer {
         }
     }
 
-    /// Moves the weights against the gradients, in place.
+    /// Updates the weights in place.
     ///
     /// `decays`: whether weight decay applies to each tensor.
     pub fn update(
@@ -114,7 +115,7 @@ impl Optimizer {
     ) {
         self.step += 1;
         self.run_step += 1;
-        // As torch.nn.utils.clip_grad_norm_, which adds 1e-6 to the norm.
+        // Same as torch.nn.utils.clip_grad_norm_, which adds 1e-6 to the norm.
         let clip = self
             .config
             .clip_norm
@@ -153,12 +154,12 @@ impl Optimizer {
     }
 }
 
-/// What stands in for a tensor that is moved out.
+/// Placeholder for a tensor that is moved out.
 fn nothing() -> Tensor<1> {
     ops::zeros([0], &Device::cpu())
 }
 
-/// The Euclidean norm of all gradients together, summed in f64 tensor by tensor in a fixed order.
+/// Returns the global L2 norm of gradients, summed in f64 tensor by tensor in a fixed order.
 pub fn norm(gradients: &[Tensor<1>]) -> f64 {
     ops::sum_of_squares(gradients.to_vec()).sqrt()
 }

@@ -1,7 +1,7 @@
-//! Where a command writes, checked before its work: never over what the command reads, never over a file of another
-//! kind, and only where writing is possible.
+//! Checks of output paths before a command starts: an output never replaces an input or a file of another kind, and its
+//! path must be writable.
 //!
-//! Not the writing itself, which is in [`crate::files`].
+//! The writing itself is in [`crate::files`].
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// What a command reads: paths with the flag or key that names each.
+/// The inputs of a command: paths, each with the flag or key that names it.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs(Vec<Input>);
 
@@ -19,28 +19,28 @@ pub struct Inputs(Vec<Input>);
 struct Input {
     name: String,
     path: PathBuf,
-    /// Every folder in it is taken for a class of images.
+    /// Whether every folder in it counts as a class of images.
     is_data: bool,
 }
 
-/// What an output file holds. A file that is there already is replaced only by one of its own kind.
+/// The content of an output file. An existing file is only replaced by one of the same kind.
 #[derive(Clone, Copy, Debug)]
 pub enum Content {
     /// Safetensors with a tensor of this name.
     Tensors(&'static str),
-    /// One JSON object with this key a line.
+    /// One JSON object per line, with this key.
     Lines(&'static str),
     /// One JSON object with this key.
     Json(&'static str),
 }
 
 impl Inputs {
-    /// Adds a file or folder. One that is not there is left to whoever reads it.
+    /// Adds a file or folder. It may be missing: reading it reports that.
     pub fn add(&mut self, name: impl Into<String>, path: impl Into<PathBuf>) {
         self.push(name, path, false);
     }
 
-    /// Adds images: a file, or a folder in which no other folder may be made.
+    /// Adds images: a file, or a folder that must not get other folders.
     pub fn add_data(&mut self, name: impl Into<String>, path: impl Into<PathBuf>) {
         self.push(name, path, true);
     }
@@ -53,12 +53,12 @@ impl Inputs {
         });
     }
 
-    /// An error unless `path`, given with `flag`, can become a file of this command's.
+    /// Returns an error unless this command can write the file `path`, given with `flag`.
     ///
-    /// Errors: it is one of the inputs, under whatever name, or a file in one of them; it is there and holds something
-    /// else; it cannot be written.
+    /// Errors: it is an input, even under another name, or a file in an input folder; it exists with other content; it
+    /// cannot be written.
     pub fn check_file(&self, flag: &str, path: &Path, content: Content) -> Result<()> {
-        // An earlier output of the same kind may lie in the folder of the model, say, and is nobody's input.
+        // An earlier output of the same kind may be in an input folder, such as the model's, but is not an input.
         let is_earlier = path.is_file() && content.is_in(path);
         let is_input =
             |input: &&Input| is_same(&input.path, path) || (!is_earlier && input.holds(path));
@@ -67,14 +67,14 @@ impl Inputs {
         }
         if !is_earlier && path.is_file() && files::size(path) > 0 {
             let (path, kind) = (path.display(), content.describe());
-            let message = format!("{flag} `{path}` is there and is not {kind}");
+            let message = format!("{flag} `{path}` already exists and is not {kind}");
             return Err(Error::input(message)
-                .hint("give the name of a new file, or remove this one: only a result of the same kind is replaced"));
+                .hint("choose a new file name, or remove this file: only an output of the same kind is replaced"));
         }
         files::try_writing(path).map_err(|error| error.context(flag))
     }
 
-    /// An error where `path`, which lies in the folder given with `flag`, is one of the inputs.
+    /// Returns an error if `path`, in the folder given with `flag`, is an input.
     pub fn check_same(&self, flag: &str, path: &Path) -> Result<()> {
         match self.0.iter().find(|input| is_same(&input.path, path)) {
             Some(input) => Err(input.refuse(flag, path)),
@@ -82,7 +82,7 @@ impl Inputs {
         }
     }
 
-    /// An error where the folder `path`, given with `flag`, is one of the inputs or would lie among images.
+    /// Returns an error if the folder `path`, given with `flag`, is an input or would be inside a folder of images.
     pub fn check_folder(&self, flag: &str, path: &Path) -> Result<()> {
         let refused = |input: &&Input| {
             is_same(&input.path, path) || (input.is_data && is_inside(path, &input.path))
@@ -95,12 +95,12 @@ impl Inputs {
 }
 
 impl Input {
-    /// Whether it is the file `path`, or a folder that `path` is a file of.
+    /// Returns whether it is a folder that contains the file `path`, or that file.
     fn holds(&self, path: &Path) -> bool {
         if !path.is_file() {
             return false;
         }
-        // A model folder of links, such as Hugging Face's cache, holds files that lie elsewhere.
+        // A model folder of links, such as in Hugging Face's cache, contains files stored elsewhere.
         let entries = files::list(&self.path).unwrap_or_default();
         is_inside(path, &self.path) || entries.iter().any(|entry| is_same(entry, path))
     }
@@ -112,12 +112,12 @@ impl Input {
         let relation = match is_same(own, path) {
             true => format!("is read by this command ({name})"),
             false => format!(
-                "lies in `{}`, which is read by this command ({name})",
+                "is inside `{}`, which is read by this command ({name})",
                 own.display()
             ),
         };
         Error::input(format!("{flag} `{}` {relation}", path.display())).hint(format!(
-            "give another path with {flag}: an output never replaces an input"
+            "choose another path for {flag}: an output never replaces an input"
         ))
     }
 }
@@ -131,7 +131,7 @@ impl Content {
         }
     }
 
-    /// Whether a file holds it.
+    /// Returns whether a file has this content.
     fn is_in(self, path: &Path) -> bool {
         let (found, key) = match self {
             Self::Lines(key) => (first_line(path), key),
@@ -148,7 +148,7 @@ fn first_line(path: &Path) -> Option<Vec<u8>> {
     line.ok().map(String::into_bytes)
 }
 
-/// The header of a safetensors file, if it is one: JSON after its length.
+/// Returns the JSON header of a safetensors file, or None for other files.
 fn tensors_header(path: &Path) -> Option<Vec<u8>> {
     let file = files::Source::open(path).ok()?;
     let length = file.bytes(0, 8).ok()??;
@@ -156,12 +156,12 @@ fn tensors_header(path: &Path) -> Option<Vec<u8>> {
         .ok()?
 }
 
-/// Whether two paths lead to one file or folder: the same place, or two hard links.
+/// Returns whether two paths are the same file or folder, also through symbolic or hard links.
 pub fn is_same(one: &Path, other: &Path) -> bool {
     resolved(one) == resolved(other) || identity(one).is_some_and(|of| identity(other) == Some(of))
 }
 
-/// Whether a path lies in a folder, or is it.
+/// Returns whether a path is inside a folder, or is that folder.
 pub fn is_inside(path: &Path, folder: &Path) -> bool {
     let path = resolved(path);
     path.ancestors().any(|ancestor| is_same(ancestor, folder))
@@ -179,7 +179,7 @@ fn identity(path: &Path) -> Option<PathBuf> {
     fs::canonicalize(path).ok()
 }
 
-/// A path without links, `.` and `..`; of it only the beginning need exist.
+/// Resolves links, `.` and `..` of a path, which need not exist.
 fn resolved(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let mut real = PathBuf::new();
@@ -188,7 +188,7 @@ fn resolved(path: &Path) -> PathBuf {
             Component::ParentDir => _ = real.pop(),
             part => real.push(part),
         }
-        // Part by part, since `..` after a link leads out of where the link leads.
+        // Resolve part by part, since `..` after a link is the parent of the link's target.
         real = fs::canonicalize(&real).unwrap_or(real);
     }
     real
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn an_input_is_known_under_every_name() {
+    fn an_input_is_recognized_under_every_name() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         for name in ["x", "y"] {
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_an_input_folder_stay_and_no_folder_is_made_among_images() {
+    fn outputs_replace_no_file_of_an_input_folder_and_add_no_folder_to_images() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         for name in ["model", "data", "blobs"] {
@@ -255,7 +255,7 @@ mod tests {
         inputs
             .check_file("--out", &at("model/logits"), Content::Tensors("logits"))
             .unwrap();
-        // An earlier result there is no input.
+        // An earlier result in that folder is not an input.
         let logits =
             safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]);
         let logits = safetensors::serialize([("logits", logits.unwrap())], None).unwrap();
@@ -295,7 +295,7 @@ mod tests {
         files::write(&path, &logits).unwrap();
         let text = refusal(check(Content::Tensors("images")));
         assert!(
-            text.contains("is there and is not a safetensors file with `images`"),
+            text.contains("already exists and is not a safetensors file with `images`"),
             "{text}"
         );
     }

@@ -1,45 +1,45 @@
-//! The learning rate as a function of the samples seen in a stage. Nothing else knows the schedule.
+//! The learning-rate schedule, as a function of the samples seen in a stage.
 
 use crate::settings::{Table, settings, words};
 
 settings! {
-    /// Linear warmup to a peak, then a decay to the end of the stage.
+    /// Linear warmup to a peak, then decay until the end of the stage.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Schedule(table) {
-        /// Highest learning rate, reached at the end of the warmup.
+        /// Peak learning rate, reached at the end of the warmup.
         pub peak: f64 { limits: above(0.0), example: "5e-4" },
-        /// Samples over which the rate rises linearly from 0 to the peak; at most those of the stage.
+        /// Length of the linear warmup from 0 to `peak`; at most the length of the stage.
         pub warmup_samples: u64 { unit: "samples", example: "10_240" },
-        /// Course of the rate after the warmup.
+        /// Shape of the decay after the warmup.
         pub decay: Decay { example: "\"cosine\"" },
-        /// Learning rate at the end of the stage, with decay = `cosine`.
+        /// Learning rate at the end of the stage. Only with decay = `cosine`.
         pub end: f64 { limits: at_least(0.0), example: "1e-6" } [= 0.0],
     }
     check { check_end(table, decay, end) }
 }
 
 words! {
-    /// What follows the warmup.
+    /// Shape of the decay after the warmup.
     pub enum Decay {
-        /// Half a cosine from the peak to `end`.
+        /// Half a cosine from `peak` to `end`.
         Cosine = "cosine",
-        /// The peak until the stage ends.
+        /// Constant at `peak` until the stage ends.
         Constant = "constant",
     }
 }
 
 fn check_end(table: &Table, decay: Option<Decay>, end: Option<f64>) {
     if end.is_some_and(|end| end > 0.0) && decay == Some(Decay::Constant) {
-        let message = "end has no effect when decay = `constant`";
-        table.problem_with_hint("end", message, "leave out `end`, or use decay = \"cosine\"");
+        let message = "end has no effect with decay = `constant`";
+        table.problem_with_hint("end", message, "omit `end`, or use decay = \"cosine\"");
     }
 }
 
 impl Schedule {
-    /// The rate for the update after `samples` of a stage of `total` samples.
+    /// Returns the learning rate of an update in a stage of `total` samples.
     ///
-    /// The warmup counts the update's own samples in, so that the first update is not wasted on a
-    /// rate of 0: pass the samples seen after the update.
+    /// `samples` is the number of samples seen after the update: it includes the update's own, so that the first update is
+    /// not wasted on a learning rate of 0.
     pub fn at(&self, samples: u64, total: u64) -> f64 {
         if samples < self.warmup_samples {
             return self.peak * samples as f64 / self.warmup_samples as f64;
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_rises_linearly_and_falls_as_a_cosine() {
+    fn the_learning_rate_warms_up_linearly_and_decays_as_a_cosine() {
         let schedule = Schedule {
             peak: 1.0,
             warmup_samples: 100,
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn without_warmup_the_first_rate_is_the_peak() {
+    fn without_warmup_the_learning_rate_starts_at_the_peak() {
         let schedule = Schedule {
             peak: 2.0,
             warmup_samples: 0,

@@ -1,9 +1,9 @@
-//! Where lines and progress go: a trait, so that the library prints nothing itself.
+//! Output of messages and progress, as a trait, so that the library itself prints nothing.
 
-/// Where text goes; the command line has one for terminals and one for files.
+/// Receives messages and progress. The command line prints them to standard error.
 pub trait Screen {
-    /// A line that stays.
+    /// Prints a permanent line.
     fn line(&mut self, text: &str);
-    /// Where the work is; replaced by the next call.
+    /// Shows the progress, replacing that of the previous call.
     fn progress(&mut self, done: u64, total: u64, text: &str);
 }

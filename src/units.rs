@@ -1,4 +1,4 @@
-//! Quantities as people write them: `4/255`, and counts in short.
+//! Human-readable quantities: fractions such as `4/255`, grouped counts and durations.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use crate::settings::{Invalid, Kind, Setting, Value};
 
-/// A number that keeps the fraction it was written as, such as `8/255`.
+/// A number that remembers the fraction it was written as, such as `8/255`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fraction {
     text: String,
@@ -15,12 +15,12 @@ pub struct Fraction {
 }
 
 impl Fraction {
-    /// The number itself.
+    /// Returns the value of the fraction.
     pub fn value(&self) -> f64 {
         self.value
     }
 
-    /// A share of it.
+    /// Returns the fraction multiplied by `share`, written as a decimal.
     pub fn times(&self, share: f64) -> Self {
         let value = self.value * share;
         Self {
@@ -33,7 +33,9 @@ impl Fraction {
 impl FromStr for Fraction {
     type Err = String;
 
-    /// Errors: not a number or a fraction of two, a zero divisor, or not finite.
+    /// Parses a number, or a fraction of two numbers.
+    ///
+    /// Errors: any other text, a zero divisor, or a value that is not finite.
     fn from_str(text: &str) -> Result<Self, String> {
         let number = |part: &str| {
             part.trim()
@@ -94,7 +96,7 @@ impl Setting for Fraction {
     }
 }
 
-/// A count in groups of three: `226,560`.
+/// Formats a count with thousands separators: `226,560`.
 pub fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
@@ -107,7 +109,7 @@ pub fn grouped(count: u64) -> String {
     text
 }
 
-/// Seconds as `41 s`, `3 min 20 s` or `2 h 05 min`.
+/// Formats seconds as `41 s`, `3 min 20 s` or `2 h 05 min`.
 pub fn duration(seconds: f64) -> String {
     let seconds = seconds.max(0.0).round() as u64;
     match seconds {
@@ -122,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fraction_stays_a_fraction() {
+    fn a_fraction_keeps_its_text() {
         let epsilon: Fraction = "8/255".parse().unwrap();
         assert_eq!(epsilon.value(), 8.0 / 255.0);
         assert_eq!(epsilon.to_string(), "8/255");
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_number_is_refused_with_its_reason() {
+    fn invalid_numbers_are_rejected_with_the_reason() {
         for (text, reason) in [
             ("8/0", "divides by zero"),
             ("eight", "is not a number or a fraction"),
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_and_durations_read_well() {
+    fn counts_and_durations_are_formatted_for_reading() {
         assert_eq!(grouped(5_120_000_000), "5,120,000,000");
         assert_eq!(grouped(12), "12");
         assert_eq!(duration(200.2), "3 min 20 s");

@@ -250,7 +250,7 @@ name = "clip""#;
         let (code, told) = advxl(&wrong);
         assert_eq!(code, 2, "{told}");
         assert!(
-            told.contains("24 outputs") && told.contains("an embedding, not logits"),
+            told.contains("24 outputs") && told.contains("an embedding, not class logits"),
             "{told}"
         );
         assert!(told.contains("--zero-shot CLASSES --text FOLDER"), "{told}");
@@ -266,7 +266,7 @@ name = "clip""#;
     let (code, told) = advxl(&wrong);
     assert_eq!(code, 2, "{told}");
     assert!(
-        told.contains("--zero-shot is for embeddings, and the 12 outputs of"),
+        told.contains("--zero-shot requires embeddings, but the 12 outputs of"),
         "{told}"
     );
 }
@@ -428,7 +428,7 @@ fn what_does_not_go_together_is_told_before_training() {
     for (changes, message) in [
         (
             vec![(new, "")],
-            "loss.kind = `contrastive` needs the table `text`",
+            "loss.kind = `contrastive` requires the table `text`",
         ),
         (
             vec![("from = \"clip\"", "from = \"clop\"")],

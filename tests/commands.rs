@@ -116,7 +116,7 @@ fn a_name_that_is_nearly_a_size_of_model_is_corrected_everywhere() {
     }
     let (code, text) = advxl(&["predict", "vit_h14", "--data", "synthetic:4", "--out", "x"]);
     assert!(
-        code == 2 && text.contains("names a size of model"),
+        code == 2 && text.contains("is a model size without weights"),
         "{text}"
     );
 }
@@ -230,7 +230,7 @@ fn a_plan_says_how_many_cores_load_images_for_a_gpu_and_warns_where_there_are_fe
     assert_eq!(first["cores"], cores);
     assert_eq!(first["source"], "jpeg");
     let warning = format!(
-        "needs {cores} cores for each GPU, and --cores-per-gpu has 4; set data.reduced_decode = true: "
+        "needs {cores} cores per GPU, but --cores-per-gpu has 4; set data.reduced_decode = true: "
     );
     assert!(text.contains(&warning), "{text}");
     assert!(

@@ -131,7 +131,10 @@ fn a_subset_has_the_accuracy_of_the_whole_set() {
     let (_, two, _) = evaluate(&model, data, &["--ids", list.to_str().unwrap()]);
     assert_eq!(two["robust"], serde_json::json!([true, false]));
     let (code, _, text) = evaluate(&model, data, &["--n", "0"]);
-    assert!(code == 2 && text.contains("--n 0"), "{text}");
+    assert!(
+        code == 2 && text.contains("--n must be at least 1"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -402,7 +402,7 @@ fn processes_that_do_not_belong_together_are_refused_before_anything_is_done() {
     fail(
         processes(2, &["inspect", text(&one)]),
         2,
-        &["works in one process, and 2 were started"],
+        &["runs in one process, but 2 were started"],
     );
     assert!(!run.exists());
 }

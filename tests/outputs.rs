@@ -106,7 +106,7 @@ fn an_output_never_replaces_an_input_under_any_of_its_names() {
             "--out",
             &logits,
         ],
-        "is there and is not a safetensors file with `images`",
+        "already exists and is not a safetensors file with `images`",
     );
 }
 
@@ -145,7 +145,7 @@ fn no_folder_is_made_among_images_and_no_run_writes_over_the_weights_it_begins_w
             &own,
             "--accept-changes",
         ],
-        "which the run would write over",
+        "which the run would overwrite",
     );
     assert!(std::fs::read(&written).unwrap() == before);
     let weights = format!("start={{ weights = \"{run}\", head = \"keep\" }}");

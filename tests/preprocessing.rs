@@ -144,7 +144,7 @@ fn what_a_folder_states_is_done_by_all_commands_alike() {
             text(&packed),
         ]);
         assert!(
-            told.contains("preprocessing: none, all images have 16 x 16"),
+            told.contains("preprocessing: none, all images are already 16 x 16 pixels"),
             "{told}"
         );
         assert_eq!(
@@ -255,7 +255,7 @@ fn flags_take_the_place_of_what_a_folder_states() {
         ];
         ok(&[&arguments[..], more].concat())
     };
-    assert!(synthetic(&[]).contains("preprocessing: none, all images have 16 x 16"));
+    assert!(synthetic(&[]).contains("preprocessing: none, all images are already 16 x 16 pixels"));
     let whole = floats(&out, "logits");
     assert!(synthetic(&["--crop-fraction", "0.5"]).contains("shorter side to 32"));
     assert_ne!(floats(&out, "logits"), whole);
@@ -321,14 +321,14 @@ fn sizes_that_no_memory_holds_are_refused_before_it_is_taken() {
     refused(
         &[&step[..], &["--batch", "1000000000"]].concat(),
         &[
-            "a step of 1000000000 images of 224 pixels needs",
-            "of memory, and",
-            "hint: give a smaller --batch",
+            "a step on 1000000000 images of 224 pixels needs",
+            "of memory, but only",
+            "hint: use a smaller --batch",
         ],
     );
     refused(
         &[&step[..], &["--batch", "18446744073709551615"]].concat(),
-        &["of memory, and"],
+        &["of memory, but only"],
     );
     // More than there is, but no more than there are images.
     let told = ok(&[&predict[..], &["--batch", "1000000000"]].concat());
@@ -348,7 +348,7 @@ fn sizes_that_no_memory_holds_are_refused_before_it_is_taken() {
         ],
         &[
             "a batch of 1000000 images of 1024 pixels needs",
-            "hint: give a smaller --batch",
+            "hint: use a smaller --batch",
         ],
     );
     refused(
@@ -365,7 +365,7 @@ fn sizes_that_no_memory_holds_are_refused_before_it_is_taken() {
             "--out",
             out,
         ],
-        &["of all images", "hint: take fewer images with --n"],
+        &["of all images", "hint: use fewer images with --n"],
     );
 }
 
@@ -427,18 +427,18 @@ fn an_embedding_is_not_taken_for_logits() {
             &[&eval[..], &of_eval].concat(),
             &[
                 "10 outputs of",
-                "an embedding, not logits of classes",
-                "hint: classify by text with --zero-shot",
+                "an embedding, not class logits",
+                "hint: add --zero-shot CLASSES --text FOLDER to classify by text",
             ],
         );
         let told = ok(&[&predict[..], &data].concat());
         assert!(
-            told.contains("note: the outputs are an embedding of 10 numbers"),
+            told.contains("note: the outputs are an embedding of size 10, not class logits"),
             "{told}"
         );
         refused(
             &[&predict[..], &data, &["--gradient"]].concat(),
-            &["--gradient is that of cross entropy"],
+            &["--gradient requires class logits"],
         );
         let export = [
             "export",

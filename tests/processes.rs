@@ -318,21 +318,21 @@ fn wrong_variables_and_flags_are_refused_before_anything_is_started() {
         ("MASTER_ADDR", "127.0.0.1"),
         ("MASTER_PORT", "1"),
     ];
-    let nested = ["this process is one of 2 already"];
+    let nested = ["this process already belongs to a run of world size 2, as rank 0"];
     fail(with(&four, &["--processes", "2"]), 2, &nested);
     let mut inspect = command(&["inspect", text(&recipe)]);
     inspect.envs(four);
-    fail(inspect, 2, &["works in one process, and 2 were started"]);
+    fail(inspect, 2, &["runs in one process, but 2 were started"]);
     fail(
         with(&[], &["--processes", "0"]),
         2,
-        &["at least one process"],
+        &["--processes must be at least 1"],
     );
     let cpu = ["--gpus", "2", "--device", "cpu"];
     fail(with(&[], &cpu), 2, &["but --device is cpu"]);
     let mut plan = command(&["plan", text(&recipe)]);
     plan.args(["--processes", "2"]);
-    fail(plan, 2, &["this command works in one process"]);
+    fail(plan, 2, &["this command runs in one process"]);
 
     // Each is printed once, by one of the ranks.
     let once = |count: usize, arguments: &[&str], part: &str| {

@@ -820,7 +820,7 @@ fn check_tells_damages_by_kind_and_lists_the_samples() {
     }
     assert_eq!(table.matches("a.tar").count(), 1, "{table}");
     assert!(
-        errors.contains("is damaged: 1 of 3 samples cannot be used"),
+        errors.contains("is damaged: 1 of 3 samples are unusable"),
         "{errors}"
     );
     let line: serde_json::Value =
@@ -914,7 +914,7 @@ fn bench_measures_a_stage_of_a_recipe_for_several_numbers_of_threads() {
     arguments[5] = "fine";
     refuses(
         &arguments,
-        &["no such stage", "hint: use one of pretrain, finetune"],
+        &["unknown stage", "hint: use one of pretrain, finetune"],
     );
 }
 
@@ -1102,7 +1102,7 @@ fn an_interrupted_pack_continues_and_other_data_are_not_overwritten() {
     let output = command(&arguments).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
-        text.contains("1 of an earlier start; 10 images written"),
+        text.contains("1 of them from an earlier run; wrote 10 images"),
         "{text}"
     );
     assert_eq!(std::fs::read(&second).unwrap(), before);
@@ -1126,7 +1126,7 @@ fn an_interrupted_pack_continues_and_other_data_are_not_overwritten() {
     );
     let into = folder.path().to_str().unwrap();
     let arguments = ["data", "pack", &spec, "--shorter-side", "12", "--out", into];
-    refuses(&arguments, &["holds the shards to pack"]);
+    refuses(&arguments, &["contains the shards to pack"]);
 }
 
 #[test]
@@ -1193,7 +1193,7 @@ fn broken_samples_stop_a_pack_unless_they_are_left_out() {
     );
     let (code, text) = advxl(&[&arguments[..], &["--skip-broken"]].concat());
     assert_eq!(code, 0, "{text}");
-    assert!(text.contains("warning: left out: "), "{text}");
+    assert!(text.contains("warning: skipped broken sample: "), "{text}");
     assert_eq!(open(&out).len(), 2);
 }
 
@@ -1331,7 +1331,7 @@ fn what_users_get_wrong_is_explained() {
             "--crop-fraction",
             "1.5",
         ],
-        &["--crop-fraction", "it must be above 0 and at most 1"],
+        &["--crop-fraction", "expected a number above 0 and at most 1"],
     );
     refuses(
         &[
@@ -1345,7 +1345,7 @@ fn what_users_get_wrong_is_explained() {
             "--n",
             "0",
         ],
-        &["--n 0: at least 1 image is needed"],
+        &["--n must be at least 1, got 0"],
     );
     refuses(
         &["data", "bench", "synthetic:3", "--seconds", "0"],
@@ -1893,7 +1893,7 @@ fn a_key_that_is_there_twice_is_refused_before_anything_is_embedded() {
             "--out",
             out,
         ],
-        &["keys.txt`: lines 1 and 3 are the same key `00`"],
+        &["keys.txt`: lines 1 and 3 have the same key `00`"],
     );
 }
 

@@ -557,9 +557,9 @@ fn the_command_refuses_what_does_not_fit_and_leaves_nothing() {
     std::fs::write(&captions, "").unwrap();
     says(&[], "has no captions");
     std::fs::write(&captions, b"a\n\xff\n").unwrap();
-    says(&[], "line 2: it is not UTF-8");
+    says(&[], "line 2: not UTF-8");
     std::fs::write(&captions, "a\nb\n").unwrap();
-    says(&["--batch", "0"], "--batch 0");
+    says(&["--batch", "0"], "--batch must be at least 1");
     let keys = folder.path().join("keys.txt");
     std::fs::write(&keys, "a\n").unwrap();
     says(

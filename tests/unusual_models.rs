@@ -318,7 +318,7 @@ fn accuracy_over_fewer_than_two_classes_or_no_images_is_refused() {
     assert!(empty.contains("no images"), "{empty}");
     let normalized = refused(3, &(given * 4.0), &[0; IMAGES]);
     assert!(
-        normalized.contains("image 0 has a pixel of 2, outside [0, 1]"),
+        normalized.contains("image 0 has a pixel value of 2, outside [0, 1]"),
         "{normalized}"
     );
 }

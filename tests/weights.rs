@@ -844,7 +844,7 @@ fn predict_refuses_a_file_without_architecture_and_options_without_effect() {
     refuses(
         folder.path(),
         &["--arch", "vit_micro"],
-        "--arch is for a file of weights",
+        "--arch requires a weights file, got a folder",
     );
     refuses(
         &golden("hostile.pth"),

@@ -9,10 +9,10 @@ AutoAttack on any torch model, with the interface of the ``autoattack`` package:
 
 - attacks: ``AutoAttack``, ``benchmark``, ``pgd``, ``apgd``, ``fab``, ``square``
 - models: ``load``, ``Functions`` (any framework), ``Defense`` (preprocessing, BPDA)
-- the program: ``train``, ``evaluate``, ``plan``, ``Recipe``
-- exceptions: ``InputError``, ``FailedError``, ``TryAgainError``, ``InternalError``, all of them ``AdvxlError``
+- training and evaluation runs: ``train``, ``evaluate``, ``plan``, ``Recipe``
+- exceptions: ``InputError``, ``FailedError``, ``TryAgainError``, ``InternalError``, all subclasses of ``AdvxlError``
 
-torch and numpy are used where the caller uses them; neither is required.
+torch and numpy are optional and only imported if the caller uses them.
 """
 
 from __future__ import annotations

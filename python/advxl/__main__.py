@@ -1,4 +1,4 @@
-"""``python -m advxl`` is the command ``advxl``."""
+"""Runs the ``advxl`` command as ``python -m advxl``."""
 
 from ._program import main
 

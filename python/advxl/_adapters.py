@@ -1,12 +1,14 @@
-"""Models as Rust calls them: batches in, logits and input gradients out, whatever framework computes them.
+"""Adapters through which Rust calls models: batches in, logits and input gradients out, for any framework.
 
-An adapter has three methods, each called once for a batch and never for an image:
+An adapter has three methods, each called once per batch, never per image:
 
-- ``logits(images)``: logits, without gradients;
-- ``trace(images)``: logits, and a tape for ``pull``;
-- ``pull(tape, slopes)``: the gradient of ``(slopes * logits).sum()`` with respect to the images, or None if there is none.
+- ``logits(images)`` returns the logits, without gradients;
+- ``trace(images)`` returns the logits and a tape for ``pull``;
+- ``pull(tape, slopes)`` returns the gradient of ``(slopes * logits).sum()`` with respect to the images, or None if
+  there is none.
 
-Tensors cross by DLPack as contiguous float32 in the host's memory.
+Tensors are exchanged through DLPack as contiguous float32, in host memory or, for images and gradients of torch models
+on an NVIDIA GPU, in GPU memory.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ InputError = _advxl.InputError
 
 
 def error_of(kind: type[_advxl.AdvxlError], message: str, hint: str | None) -> Exception:
-    """An exception of a kind, with its message and hint."""
+    """Create an exception of the given class with message and hint."""
     error = kind(message if hint is None else f"{message}\n  hint: {hint}")
     error.message = message
     error.hint = hint
@@ -29,28 +31,29 @@ def error_of(kind: type[_advxl.AdvxlError], message: str, hint: str | None) -> E
 
 
 def input_error(message: str, hint: str | None = None) -> Exception:
-    """An ``InputError`` with its hint."""
+    """Create an ``InputError`` with message and hint."""
     return error_of(InputError, message, hint)
 
 
 def is_torch_tensor(value: Any) -> bool:
-    """Whether this is a torch tensor, without importing torch where nobody has."""
+    """Return whether ``value`` is a torch tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 def is_array(value: Any) -> bool:
-    """Whether this is a numpy array, without importing numpy where nobody has."""
+    """Return whether ``value`` is a numpy array, without importing numpy."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray)
 
 
 class Functions:
-    """A model of any framework, from two functions on numpy arrays.
+    """A model of any framework, built from two functions on numpy arrays.
 
-    ``logits(x)`` takes images ``[batch, channels, height, width]`` in [0, 1] to logits ``[batch, classes]``.
-    ``gradient(x, slopes)`` gives the gradient of ``(slopes * logits(x)).sum()`` with respect to ``x``; JAX, for example,
-    computes it with ``jax.vjp(logits, x)[1](slopes)[0]``. Without it only ``square``, which needs no gradients, can attack.
+    ``logits(x)`` maps images ``[batch, channels, height, width]`` in [0, 1] to logits ``[batch, classes]``.
+    ``gradient(x, slopes)`` returns the gradient of ``(slopes * logits(x)).sum()`` with respect to ``x``, which JAX
+    computes as ``jax.vjp(logits, x)[1](slopes)[0]``. Without ``gradient``, only the gradient-free ``square`` attack is
+    available.
 
     An image's logits must depend on that image alone.
     """
@@ -71,15 +74,15 @@ class Functions:
 
 
 class Defense:
-    """A torch model behind a preprocessing step that attacks must go through.
+    """A torch model with a preprocessing defense, which attacks differentiate through.
 
-    ``preprocess`` runs in front of the model, as a defense does: JPEG compression, quantization, purification, noise.
+    ``preprocess`` runs before the model: JPEG compression, quantization, purification or noise.
 
-    ``bpda`` is what stands in for ``preprocess`` in backward passes where that has no useful gradient (backward pass
-    differentiable approximation, Athalye et al. 2018): a differentiable function such as ``lambda x: x``. The forward pass
+    ``bpda`` replaces ``preprocess`` in the backward pass if it has no useful gradient (backward pass differentiable
+    approximation, Athalye et al. 2018). It is a differentiable function such as ``lambda x: x``. The forward pass
     always uses ``preprocess``.
 
-    Random defenses: use ``AutoAttack(..., version="rand")``, or set ``apgd.eot_iter``.
+    For randomized defenses use ``AutoAttack(..., version="rand")``, or set ``apgd.eot_iter``.
     """
 
     def __init__(
@@ -111,20 +114,21 @@ _cached: Any = None
 
 
 def _torch_functions() -> Any:
-    """torch's function classes, made once torch is there."""
+    """Return our torch autograd functions, which are defined on first use so that torch stays optional."""
     global _cached
     if _cached is None:
         import torch
 
         class ForwardOf(torch.autograd.Function):
-            """The second argument forward, the gradient of the first backward."""
+            """Returns the second argument; in the backward pass, the gradient goes to the first."""
 
             @staticmethod
             def forward(ctx: Any, differentiated: Any, shown: Any) -> Any:
                 if differentiated.shape != shown.shape:
                     raise input_error(
-                        f"`bpda` gave shape {list(differentiated.shape)} and `preprocess` {list(shown.shape)}",
-                        "both must give what the model takes",
+                        f"`bpda` returned shape {list(differentiated.shape)}, "
+                        f"but `preprocess` returned {list(shown.shape)}",
+                        "both must return the shape that the model expects",
                     )
                 return shown.to(differentiated.dtype).clone()
 
@@ -133,7 +137,7 @@ def _torch_functions() -> Any:
                 return slopes, None
 
         class Loaded(torch.autograd.Function):
-            """A model that the program loaded."""
+            """A model loaded by advxl."""
 
             @staticmethod
             def forward(ctx: Any, x: Any, model: Any) -> Any:
@@ -156,35 +160,35 @@ def _torch_functions() -> Any:
 
 
 def to_host(tensor: Any) -> Any:
-    """A torch tensor as it crosses: contiguous float32 in the host's memory, outside autograd."""
+    """Convert a torch tensor for exchange: contiguous float32 in host memory, detached."""
     import torch
 
     return tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
 
 
 def from_host(tensor: Any) -> Any:
-    """The torch tensor of one that crosses."""
+    """Convert an exchanged tensor to a torch tensor."""
     from torch.utils.dlpack import from_dlpack
 
     return from_dlpack(tensor)
 
 
 def array_to_host(array: Any) -> Any:
-    """A numpy array as it crosses: contiguous float32 that may be written to, as DLPack wants."""
+    """Convert a numpy array for exchange: contiguous, writable float32, as DLPack requires."""
     import numpy
 
     return numpy.require(array, dtype=numpy.float32, requirements=["C", "A", "W"])
 
 
 def array_from_host(tensor: Any) -> Any:
-    """The numpy array of one that crosses, which may be written to."""
+    """Convert an exchanged tensor to a writable numpy array."""
     import numpy
 
     return numpy.array(numpy.from_dlpack(tensor))
 
 
 def crossing(value: Any) -> Any:
-    """A torch tensor or numpy array as it crosses."""
+    """Convert a torch tensor or numpy array for exchange."""
     return to_host(value) if is_torch_tensor(value) else array_to_host(value)
 
 
@@ -207,8 +211,8 @@ class _ArrayAdapter:
     def trace(self, images: Any) -> tuple[Any, Any]:
         if self._gradient is None:
             raise input_error(
-                "this attack needs gradients, and `Functions` was made without `gradient`",
-                "pass `gradient`, or run square alone",
+                "this attack needs gradients, but `Functions` has no `gradient`",
+                "pass `gradient`, or run only square",
             )
         x = array_from_host(images)
         return self._checked(self._logits(x), len(x)), x
@@ -219,39 +223,39 @@ class _ArrayAdapter:
 
 
 def check_logits_shape(shape: list[int], batch: int) -> None:
-    """Logits are `[batch, classes]`."""
+    """Check that logits have shape ``[batch, classes]``."""
     if len(shape) != 2 or shape[0] != batch:
         raise input_error(
             f"the model returned shape {shape} for {batch} images",
-            f"return logits of shape [{batch}, classes], one row an image",
+            f"return logits of shape [{batch}, classes], one row per image",
         )
 
 
 class _TorchAdapter:
-    """A callable on torch tensors. Inputs get the device and the dtype of the images that the user passed."""
+    """A callable on torch tensors. Inputs are converted to the given device and dtype."""
 
     def __init__(self, model: Callable[[Any], Any], device: Any, dtype: Any) -> None:
         self.model = model
         self.device = device
         self.dtype = dtype
-        # The number of the GPU that images and gradients stay on, if it is one of NVIDIA's.
+        # Index of the NVIDIA GPU that holds images and gradients, or None.
         self.gpu = _gpu_number(device)
 
     def without_gpu(self, reason: str) -> None:
-        """Images and gradients cross in the host's memory: Rust cannot compute on that GPU."""
+        """Exchange images and gradients through host memory, because Rust cannot compute on that GPU."""
         import warnings
 
         self.gpu = None
-        warnings.warn(f"attack steps are computed on the CPU, the model on {self.device}: {reason}", stacklevel=2)
+        warnings.warn(f"attack steps run on the CPU, the model on {self.device}: {reason}", stacklevel=2)
 
     def _gradient(self, gradient: Any) -> Any:
-        """A gradient as it crosses."""
+        """Convert a gradient for exchange."""
         if self.gpu is None:
             return to_host(gradient)
         import torch
 
         gradient = gradient.detach().to(torch.float32).contiguous()
-        # Rust's stream does not wait for torch's. This also ends the use of the images, which Rust may then overwrite.
+        # Rust's stream does not wait for torch's. After this wait, Rust may also overwrite the images.
         torch.cuda.current_stream(gradient.device).synchronize()
         return gradient
 
@@ -261,7 +265,7 @@ class _TorchAdapter:
         return from_host(images).to(device=self.device, dtype=self.dtype)
 
     def _call(self, x: Any) -> Any:
-        """The model's logits, or an error that says what is wrong with them."""
+        """Return the model's logits, or raise an error that explains why they are invalid."""
         import torch
 
         try:
@@ -277,24 +281,25 @@ class _TorchAdapter:
         if not logits.is_floating_point():
             raise input_error(
                 f"the model returned {logits.dtype}",
-                "return logits, not predictions: attacks need to know how sure the model is",
+                "return logits, not predictions: attacks need the model's confidence",
             )
         return logits
 
     def _mismatch(self, x: Any) -> str | None:
-        """What to do about parameters of another dtype or on another device than the images."""
+        """Return a hint if the parameters have a different dtype or device than the images."""
         parameters = getattr(self.model, "parameters", None)
         first = next(iter(parameters()), None) if callable(parameters) else None
         if first is None:
             return None
         if first.device != x.device:
             return (
-                f"its parameters are on {first.device} and the images on {x.device}: "
+                f"the parameters are on {first.device}, but the images on {x.device}: "
                 f"pass device={str(first.device)!r}, or move the model"
             )
         if first.dtype != x.dtype and first.is_floating_point():
             name = str(first.dtype).removeprefix("torch.")
-            return f"its parameters are {name} and the images {str(x.dtype).removeprefix('torch.')}: pass x.to(torch.{name})"
+            images = str(x.dtype).removeprefix("torch.")
+            return f"the parameters are {name}, but the images {images}: pass x.to(torch.{name})"
         return None
 
     def logits(self, images: Any) -> Any:
@@ -306,7 +311,7 @@ class _TorchAdapter:
     def trace(self, images: Any) -> tuple[Any, Any]:
         import torch
 
-        # Callers may have switched gradients off around the evaluation, as examples of AutoAttack do.
+        # Callers may have disabled gradients around the evaluation, as AutoAttack's examples do.
         with torch.inference_mode(False), torch.enable_grad():
             x = self._images(images).requires_grad_()
             logits = self._call(x)
@@ -321,7 +326,7 @@ class _TorchAdapter:
         rows = from_host(slopes)
         scale = None
         if logits.dtype in (torch.float16, torch.bfloat16):
-            # Slopes of sure answers are below what half precision holds: scaled to 1 for the way back.
+            # Slopes of confident predictions underflow in half precision: scale them to 1 for the backward pass.
             scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
             rows = rows / scale
         with torch.inference_mode(False), torch.enable_grad():
@@ -360,14 +365,14 @@ def _not_logits(returned: Any) -> Exception:
 
 
 def adapter_of(model: Any, x: Any, device: Any = None) -> Any:
-    """What Rust calls for a model, given images as the user has them."""
+    """Return the adapter for a model, given the user's images."""
     from ._model import Model
 
     if isinstance(model, Model):
         if model._loaded.outputs_embeddings:
             raise input_error(
                 f"the {model.num_classes} outputs of `{model.path}` are an embedding, not logits of classes",
-                "attack a function that classifies by them: lambda x: classify(model(x))",
+                "attack a classifier based on them: lambda x: classify(model(x))",
             )
         return model._loaded
     own = getattr(model, "_adapter", None)
@@ -380,8 +385,8 @@ def adapter_of(model: Any, x: Any, device: Any = None) -> Any:
         )
     if is_array(x) and not _is_module(model):
         raise input_error(
-            "the images are a numpy array and the model a plain callable: gradients cannot be followed",
-            "pass torch tensors, or make the model from two functions with advxl.Functions(logits, gradient)",
+            "the images are a numpy array and the model is a plain callable: gradients cannot be computed",
+            "pass torch tensors, or build the model from two functions with advxl.Functions(logits, gradient)",
         )
     return _TorchAdapter(model, _device_of(model, x, device), _dtype_of(x))
 
@@ -398,17 +403,17 @@ def _dtype_of(x: Any) -> Any:
 
 
 def _device_of(model: Any, x: Any, device: Any) -> Any:
-    """Where the model gets its images: as the user says, else where its parameters are, else where the images are."""
+    """Return the device for the images: the user's choice, else that of the parameters, else that of the images."""
     import torch
 
     if device is not None:
-        wanted = torch.device(device)
-        if wanted.type == "cuda" and not torch.cuda.is_available():
+        requested = torch.device(device)
+        if requested.type == "cuda" and not torch.cuda.is_available():
             raise input_error(
-                f"device={str(device)!r}: this torch finds no CUDA GPU",
-                "leave `device` out to use the device of the model",
+                f"device={str(device)!r}: torch finds no CUDA GPU",
+                "omit `device` to use the device of the model",
             )
-        return wanted
+        return requested
     if _is_module(model):
         first = next(iter(model.parameters()), None)
         if first is not None:

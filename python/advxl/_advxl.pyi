@@ -1,4 +1,4 @@
-"""The extension module. Private: use what `advxl` exports."""
+"""The private extension module. Use the public API of `advxl` instead."""
 
 import os
 from typing import Any, Sequence
@@ -12,19 +12,19 @@ class AdvxlError(Exception):
     hint: str | None
 
 class InputError(AdvxlError, ValueError):
-    """Something that was passed in is wrong."""
+    """Invalid input."""
 
 class FailedError(AdvxlError):
-    """The work itself failed."""
+    """The operation failed."""
 
 class TryAgainError(AdvxlError):
-    """The work was stopped; the same call resumes it."""
+    """The operation was stopped; the same call resumes it."""
 
 class InternalError(AdvxlError):
-    """A fault of advxl itself."""
+    """A bug in advxl."""
 
 class CrossingTensor:
-    """Values that a framework takes with its `from_dlpack`, once."""
+    """Values that a framework can consume once with its `from_dlpack`."""
 
     @property
     def shape(self) -> list[int]: ...
@@ -32,7 +32,7 @@ class CrossingTensor:
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
 class Tape:
-    """A forward pass that can be differentiated."""
+    """A recorded forward pass, for the backward pass."""
 
 class Model:
     """A loaded model."""
@@ -69,7 +69,7 @@ class Model:
     def pull(self, tape: Tape, slopes: Any) -> CrossingTensor: ...
 
 class Stop:
-    """A request to stop."""
+    """A stop request."""
 
     def __new__(cls) -> Stop: ...
     def request(self) -> None: ...

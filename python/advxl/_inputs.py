@@ -1,4 +1,4 @@
-"""Images and labels as users have them: torch tensors, numpy arrays, loaders and other iterators of batches."""
+"""Input images and labels: torch tensors, numpy arrays, data loaders and other iterators of batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._adapters import crossing, input_error, is_array, is_torch_tensor
 
 
 def check_images(x: Any, name: str) -> None:
-    """An error unless this is a batch of images, floats of shape ``[n, channels, height, width]``."""
+    """Check that ``x`` is a batch of images: floats of shape ``[n, channels, height, width]``."""
     shape = [int(length) for length in x.shape]
     kind = str(x.dtype).removeprefix("torch.")
     is_float = x.is_floating_point() if is_torch_tensor(x) else x.dtype.kind == "f"
@@ -27,28 +27,28 @@ def check_images(x: Any, name: str) -> None:
         turned = f"{name}.permute(0, 3, 1, 2)" if is_torch_tensor(x) else f"{name}.transpose(0, 3, 1, 2)"
         raise input_error(f"`{name}` has shape {shape}, which is channels last", f"use {turned}")
     if 0 in shape:
-        raise input_error(f"`{name}` has shape {shape}: there is nothing to attack")
+        raise input_error(f"`{name}` has shape {shape}: no images to attack")
 
 
 def labels_of(y: Any, count: int, name: str) -> list[int]:
-    """Class numbers as a list. An error unless there is one for each image."""
+    """Return the labels as a list, after checking that there is one valid class number per image."""
     shape = [int(length) for length in y.shape] if hasattr(y, "shape") else [len(y)]
     if len(shape) != 1:
         hint = f"use {name}.argmax(1)" if len(shape) == 2 else None
-        raise input_error(f"`{name}` has shape {shape}, expected one class number an image, [{count}]", hint)
+        raise input_error(f"`{name}` has shape {shape}, expected one class number per image, [{count}]", hint)
     if shape[0] != count:
         raise input_error(f"`{name}` has {shape[0]} labels for {count} images")
     values = y.tolist() if hasattr(y, "tolist") else list(y)
     labels = []
     for index, value in enumerate(values):
         if isinstance(value, bool) or int(value) != value or value < 0:
-            raise input_error(f"`{name}[{index}]` is {value}, expected a class number from 0")
+            raise input_error(f"`{name}[{index}]` is {value}, expected a non-negative class number")
         labels.append(int(value))
     return labels
 
 
 class TensorImages:
-    """A torch tensor or numpy array of images, read batch by batch; nothing is copied whole."""
+    """A torch tensor or numpy array of images, read batch by batch without copying it whole."""
 
     def __init__(self, x: Any) -> None:
         self.x = x
@@ -62,14 +62,14 @@ class TensorImages:
         return crossing(self.x[indices])
 
     def adversarial(self) -> Any:
-        """A copy for adversarial images."""
+        """Return a copy of the images, to be filled with adversarial images."""
         return self.x.detach().clone() if is_torch_tensor(self.x) else self.x.copy()
 
 
 class SpooledImages:
-    """Batches of an iterator, kept in a temporary file, so that memory holds one batch at a time.
+    """Batches of an iterator, stored in a temporary file, so that only one batch is in memory at a time.
 
-    The file lies in ``$TMPDIR`` and goes when nobody uses its images any more.
+    The file is in ``$TMPDIR`` and is deleted once its images are no longer used.
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:
@@ -86,19 +86,19 @@ class SpooledImages:
                     shape, self.sample = tuple(int(length) for length in x.shape[1:]), x[:1]
                 elif tuple(x.shape[1:]) != shape:
                     raise input_error(
-                        f"batch {number} has images of shape {list(x.shape[1:])}, the first {list(shape)}",
-                        "resize them to one size",
+                        f"batch {number} has images of shape {list(x.shape[1:])}, but the first has {list(shape)}",
+                        "resize all images to one size",
                     )
                 labels += labels_of(y, len(x), "y")
                 rows = crossing(x)
                 file.write(memoryview(rows.numpy() if is_torch_tensor(rows) else rows).cast("B"))
         if shape is None:
-            raise input_error("the iterator gave no batches: there is nothing to attack")
+            raise input_error("the iterator yielded no batches: no images to attack")
         self.shape, self.labels = shape, labels
         self.images = self._mapped(self._path, shared=False)
 
     def _mapped(self, path: str, shared: bool) -> Any:
-        """The images in a file, read when they are used: of the kind that the batches are."""
+        """Map the images of a file into memory, as a tensor or array like the batches."""
         shape = (len(self.labels), *self.shape)
         if not is_torch_tensor(self.sample):
             import numpy
@@ -115,12 +115,12 @@ class SpooledImages:
         return TensorImages(self.images).read(indices)
 
     def adversarial(self) -> Any:
-        """Images for adversarial ones in a temporary file of their own, begun as a copy of the images."""
+        """Return a copy of the images in a separate temporary file, to be filled with adversarial images."""
         handle, path = tempfile.mkstemp(prefix="advxl-adversarial-")
         os.close(handle)
         shutil.copyfile(self._path, path)
         images = self._mapped(path, shared=True)
-        # On Linux and macOS the mapping outlives the name.
+        # On Linux and macOS the mapping remains valid after the file is unlinked.
         os.unlink(path)
         return images
 
@@ -143,7 +143,7 @@ def _pair(batch: Any, number: int) -> tuple[Any, Any]:
 
 
 def images_and_labels(x: Any, y: Any, names: tuple[str, str] = ("x_orig", "y_orig")) -> tuple[Any, list[int], Any]:
-    """The images as Rust reads them, the labels, and a sample of the images as the user has them."""
+    """Return the images in the form that Rust reads, the labels, and a sample of the user's images."""
     if is_torch_tensor(x) or is_array(x):
         check_images(x, names[0])
         if y is None:

@@ -1,4 +1,4 @@
-"""Models that advxl loads, as callables."""
+"""Models loaded by advxl, as callables."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from ._adapters import (
 
 
 class Model:
-    """A model that ``advxl.load`` loaded. Callable on torch tensors and numpy arrays.
+    """A model loaded with ``advxl.load``. Callable on torch tensors and numpy arrays.
 
-    ``model(x)`` takes images ``[n, 3, size, size]`` in [0, 1] (normalization is inside the model) to outputs
-    ``[n, num_classes]`` of the same kind, device and dtype. Gradients of torch tensors flow back to ``x``.
+    ``model(x)`` maps images ``[n, 3, size, size]`` in [0, 1] (normalization is inside the model) to outputs
+    ``[n, num_classes]`` of the same type, device and dtype. For torch tensors, gradients flow back to ``x``.
     """
 
     def __init__(self, loaded: _advxl.Model, path: str) -> None:
@@ -37,12 +37,12 @@ class Model:
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the classes, empty where the model has none."""
+        """Names of the classes, empty if the model has none."""
         return self._loaded.class_names
 
     @property
     def image_size(self) -> int:
-        """Pixels on a side of the images that it was made for."""
+        """Image size in pixels that the model expects."""
         return self._loaded.image_size
 
     @property
@@ -52,7 +52,7 @@ class Model:
 
     @property
     def std(self) -> list[float]:
-        """Standard deviation of each channel, divided by inside the model."""
+        """Standard deviation of each channel, by which the model divides."""
         return self._loaded.std
 
     @property
@@ -70,10 +70,10 @@ class Model:
             return _torch_functions().Loaded.apply(x, self._loaded)
         if is_array(x):
             return array_from_host(self._loaded.logits(array_to_host(x))).astype(x.dtype, copy=False)
-        raise input_error(f"images are a {type(x).__name__}, expected a torch tensor or a numpy array")
+        raise input_error(f"`x` is a {type(x).__name__}, expected a torch tensor or a numpy array")
 
     def input_gradient(self, x: Any, slopes: Any) -> Any:
-        """The gradient of ``(slopes * model(x)).sum()`` with respect to ``x``, of the kind that ``x`` is."""
+        """Return the gradient of ``(slopes * model(x)).sum()`` with respect to ``x``, of the same type as ``x``."""
         if is_torch_tensor(x):
             import torch
 
@@ -83,7 +83,7 @@ class Model:
         return array_from_host(self._loaded.pull(tape, array_to_host(slopes))).astype(x.dtype, copy=False)
 
     def eval(self) -> "Model":
-        """The model: it is always in evaluation mode."""
+        """Return the model itself, which is always in evaluation mode."""
         return self
 
     def __repr__(self) -> str:
@@ -102,13 +102,14 @@ def load(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Model:
-    """Loads any model that the program loads, for inference and attacks.
+    """Load a model for inference and attacks.
 
-    ``path`` is a run, a model folder (ours, timm's, open_clip's, transformers'), or with ``arch`` (timm's or open_clip's name) a
-    file of weights: safetensors, ``.pth``, ``.bin``. Nothing in a pickle is executed. ``mean`` and ``std`` replace the
-    normalization of the file, for pixels in [0, 1].
+    ``path`` is a run, a model folder (advxl, timm, open_clip or transformers), or, with ``arch`` (an architecture name
+    of timm or open_clip), a weight file: safetensors, ``.pth`` or ``.bin``. Nothing in a pickle is executed. ``mean``
+    and ``std`` override the model's normalization, for pixels in [0, 1].
 
-    ``device`` is ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; ``precision`` ``"f32"``, ``"tf32"`` or ``"bf16"``.
+    ``device`` is ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; ``precision`` is ``"f32"``, ``"tf32"`` or
+    ``"bf16"``.
     """
     import warnings
 

@@ -1,7 +1,7 @@
-"""The program ``advxl``: as a command, and from Python in a process of its own.
+"""The ``advxl`` command, and Python functions that run it in a child process.
 
-Training and evaluation of data sets run as the command does, in a child process: several ranks or GPUs, a crash, or Ctrl-C
-leave the interpreter as it was.
+Training and evaluation on data sets run in a child process, so that several ranks or GPUs, a crash, or Ctrl-C do not
+affect the interpreter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ._result import Result
 
 
 def main() -> None:
-    """The command ``advxl``."""
+    """Run the ``advxl`` command."""
     # The program handles Ctrl-C itself.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     command = [sys.executable, "-m", "advxl"]
@@ -28,13 +28,13 @@ def main() -> None:
 
 
 def run(*arguments: Any) -> dict[str, Any]:
-    """Runs the command ``advxl ARGUMENTS --json``; its result. Lines of progress go to ``sys.stderr``.
+    """Run ``advxl ARGUMENTS --json`` and return its result. Progress goes to ``sys.stderr``.
 
-    Errors of the command are raised as they would be by a function: ``InputError``, ``FailedError``, ``TryAgainError``.
-    Ctrl-C lets it save and stop.
+    Errors of the command are raised as ``InputError``, ``FailedError`` or ``TryAgainError``. On Ctrl-C the command
+    saves its state and stops.
     """
     command = [sys.executable, "-m", "advxl", *(str(argument) for argument in arguments), "--json"]
-    # On a terminal the program draws its own progress; elsewhere (notebooks) its lines are passed on.
+    # On a terminal the program draws its own progress; elsewhere (notebooks) its lines are relayed.
     inherits = _is_terminal(sys.stderr)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     child = subprocess.Popen(
@@ -80,7 +80,7 @@ def _relay(source: Any, last: list[str]) -> None:
     for line in source:
         last.append(line)
         del last[:-20]
-        # What ends the program comes as an exception.
+        # The error that ends the program is raised as an exception instead.
         is_error |= line.startswith("error: ")
         if not is_error:
             sys.stderr.write(line)
@@ -88,14 +88,14 @@ def _relay(source: Any, last: list[str]) -> None:
 
 
 def _ended(child: "subprocess.Popen[str]") -> bool:
-    """Waits for the child; whether Ctrl-C ended it."""
+    """Wait for the child and return whether Ctrl-C ended it."""
     interrupted = False
     while True:
         try:
             child.wait()
             return interrupted
         except KeyboardInterrupt:
-            # On a terminal the child has the signal too; a second one there would not let it save.
+            # On a terminal the child receives the signal too, and a second one would prevent it from saving.
             if not interrupted and not _is_terminal(sys.stderr):
                 child.send_signal(signal.SIGINT)
             elif interrupted:
@@ -116,13 +116,13 @@ def _error(result: Any, code: int, text: str) -> Exception:
     classes: dict[int, type[_advxl.AdvxlError]] = {2: InputError, 75: _advxl.TryAgainError}
     error = result.get("error") if isinstance(result, dict) else None
     if not isinstance(error, dict):
-        message = f"advxl ended with {code}" if code > 0 else f"advxl was ended by signal {-code}"
+        message = f"advxl exited with code {code}" if code > 0 else f"advxl was killed by signal {-code}"
         error = {"message": f"{message}\n{text}".strip(), "hint": None}
     return error_of(classes.get(code, _advxl.FailedError), error["message"], error["hint"])
 
 
 def _value(value: Any) -> str:
-    """A value as TOML writes it."""
+    """Format a value as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (list, tuple)):
@@ -135,7 +135,7 @@ def _value(value: Any) -> str:
 
 
 def _overrides(overrides: Mapping[str, Any]) -> list[str]:
-    """``--set`` flags. Dots of keys are ``__`` in Python's keywords: ``data__train`` is ``data.train``."""
+    """Return ``--set`` flags. ``__`` in a keyword becomes a dot in the key: ``data__train`` is ``data.train``."""
     flags = []
     for key, value in overrides.items():
         flags += ["--set", f"{key.replace('__', '.')}={_value(value)}"]
@@ -143,7 +143,7 @@ def _overrides(overrides: Mapping[str, Any]) -> list[str]:
 
 
 def _flags(options: Mapping[str, Any]) -> list[str]:
-    """Flags of the command: ``eps_curve=True`` is ``--eps-curve``, a list is joined by commas, None is left out."""
+    """Return command-line flags: ``eps_curve=True`` is ``--eps-curve``, lists are comma-separated, None is omitted."""
     flags = []
     for name, value in options.items():
         flag = "--" + name.rstrip("_").replace("_", "-")
@@ -159,12 +159,12 @@ def _flags(options: Mapping[str, Any]) -> list[str]:
 
 
 class Recipe:
-    """A recipe: one complete training run in a TOML file, with overrides.
+    """A recipe, the TOML file of a complete training run, with overrides.
 
         recipe = advxl.Recipe("recipes/cifar10_micro.toml", data__train="cifar", stage__finetune__attack__steps=2)
         recipe.check(); recipe.plan(); recipe.train(out="runs/pgd2")
 
-    In the names of keys, ``__`` stands for a dot.
+    In keyword names, ``__`` is a dot of the key.
     """
 
     def __init__(self, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None, **keywords: Any) -> None:
@@ -172,15 +172,16 @@ class Recipe:
         self.overrides = {**(overrides or {}), **keywords}
 
     def check(self) -> dict[str, Any]:
-        """A summary of the recipe. Raises ``InputError`` with all of its problems at once."""
+        """Return a summary of the recipe. Raises ``InputError`` that lists all problems."""
         return run("recipe", "check", self.path, *_overrides(self.overrides))
 
     def plan(self, **options: Any) -> dict[str, Any]:
-        """What it costs: arithmetic, memory, hours, price. ``options`` are the flags of ``advxl plan``."""
+        """Return the estimated cost: operations, memory, hours, price. ``options`` are flags of ``advxl plan``."""
         return run("plan", self.path, *_overrides(self.overrides), *_flags(options))
 
     def train(self, out: str | os.PathLike[str] | None = None, **options: Any) -> dict[str, Any]:
-        """Trains, or resumes. ``options`` are flags of ``advxl train``: ``gpus=8``, ``device="cpu"``, ``accept_changes=True``."""
+        """Train, or resume training. ``options`` are flags of ``advxl train``, such as ``gpus=8``, ``device="cpu"`` or
+        ``accept_changes=True``."""
         where = [] if out is None else ["--out", os.fspath(out)]
         return run("train", self.path, *where, *_overrides(self.overrides), *_flags(options))
 
@@ -200,12 +201,12 @@ def train(
     accept_changes: bool = False,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Trains as a recipe says; the same call resumes.
+    """Train the model of a recipe. The same call resumes an interrupted run.
 
         advxl.train("recipes/cifar10_micro.toml", out="runs/pgd2", data__train="cifar", stage__finetune__attack__steps=2)
 
-    ``overrides`` replace values of the recipe, with ``__`` for the dots of their keys. Returns the run's folder, its model,
-    the samples seen, and the robust accuracy of its final evaluations.
+    ``overrides`` replace values of the recipe, with ``__`` for the dots of their keys. Returns the run folder, its
+    model, the number of samples seen, and the robust accuracy of the final evaluations.
     """
     if not isinstance(recipe, Recipe):
         recipe = Recipe(recipe)
@@ -221,22 +222,23 @@ def train(
 
 
 def plan(recipe: str | os.PathLike[str] | Recipe, **options: Any) -> dict[str, Any]:
-    """What a recipe costs: arithmetic, memory, hours, price. ``options`` are the flags of ``advxl plan``, such as
-    ``devices=8``, ``device_tflops=400``, ``gpu="h100"``."""
+    """Return the estimated cost of a recipe: operations, memory, hours, price. ``options`` are flags of ``advxl plan``,
+    such as ``devices=8``, ``device_tflops=400``, ``gpu="h100"``."""
     if not isinstance(recipe, Recipe):
         recipe = Recipe(recipe)
     return recipe.plan(**options)
 
 
 def evaluate(model: Any, data: Any = None, labels: Any = None, **options: Any) -> Result:
-    """Robust accuracy of a model.
+    """Evaluate the robust accuracy of a model.
 
-    Of a model on disk, on a data set of any form that the program reads; ``options`` are the flags of ``advxl eval``:
+    A model on disk is evaluated on a data set in any supported format. ``options`` are flags of ``advxl eval``:
 
         advxl.evaluate("runs/demo/robust", "synthetic:200", attack="autoattack", eps="8/255")
-        advxl.evaluate("vit.safetensors", "imagenet/val", arch="vit_base_patch16_224", n=1000, attack="apgd-ce,apgd-t", eps="4/255")
+        advxl.evaluate("vit.safetensors", "imagenet/val", arch="vit_base_patch16_224", n=1000, attack="apgd-ce,apgd-t",
+                       eps="4/255")
 
-    Of a callable, on tensors; ``options`` are those of ``AutoAttack`` and ``bs`` and ``state_path``:
+    A callable is evaluated on tensors. ``options`` are those of ``AutoAttack``, ``bs`` and ``state_path``:
 
         advxl.evaluate(model, x, y, norm=["Linf", "L2"], eps=[8 / 255, 0.5])
     """
@@ -253,7 +255,7 @@ def evaluate(model: Any, data: Any = None, labels: Any = None, **options: Any) -
 def _evaluate_path(model: Any, data: Any, labels: Any, options: dict[str, Any]) -> Result:
     if not isinstance(data, (str, os.PathLike)) or labels is not None:
         raise input_error(
-            "a model on disk is evaluated on a data set that is named",
+            "a model on disk can only be evaluated on a data set given by name or path",
             "pass advxl.load(path) to evaluate it on tensors",
         )
     return Result(run("eval", os.fspath(model), "--data", os.fspath(data), *_flags(options)))

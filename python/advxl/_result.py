@@ -1,4 +1,4 @@
-"""The outcome of an evaluation."""
+"""The result of an evaluation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 
 class Result:
-    """What an evaluation found. ``result["key"]`` gives any field of ``result.json``; the most used are attributes.
+    """The result of an evaluation. ``result["key"]`` returns any field of ``result.json``; common ones are attributes.
 
-    With several norms, the fields are about the union (robust under all of them), and ``evaluations`` has one result a norm.
+    With several norms, the fields describe the union (robust under all norms), and ``evaluations`` has one result per
+    norm.
     """
 
     def __init__(self, fields: dict[str, Any]) -> None:
@@ -29,13 +30,13 @@ class Result:
 
     @property
     def clean_accuracy(self) -> float:
-        """Share of images classified correctly without any attack."""
+        """Share of clean images that are classified correctly."""
         stages = self._fields.get("stages") or self._fields["evaluations"][0]["stages"]
         return float(stages[0]["robust_accuracy"])
 
     @property
     def interval_95(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the robust accuracy, for images drawn at random."""
+        """Wilson 95 % confidence interval of the robust accuracy, for randomly drawn images."""
         low, high = self._fields["interval_95"]
         return low, high
 
@@ -46,14 +47,14 @@ class Result:
 
     @property
     def flags(self) -> list[dict[str, str]]:
-        """Signs that the numbers may mislead: ``check``, the heading in docs/reference/result_json.md, and ``message``."""
+        """Warnings about the results: ``check``, the heading in docs/reference/result_json.md, and ``message``."""
         if "flags" in self._fields:
             return list(self._fields["flags"])
         return [flag for one in self._fields["evaluations"] for flag in one["flags"]]
 
     @property
     def evaluations(self) -> list["Result"]:
-        """One result a norm."""
+        """One result per norm."""
         return [Result(one) for one in self._fields["evaluations"]] if "evaluations" in self._fields else [self]
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,7 +62,7 @@ class Result:
         return self._fields
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes all fields as JSON."""
+        """Write all fields as JSON."""
         temporary = f"{os.fspath(path)}.tmp"
         with open(temporary, "w", encoding="utf-8") as file:
             json.dump(self._fields, file, indent=2)

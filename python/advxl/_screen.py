@@ -1,4 +1,4 @@
-"""Lines and progress of an evaluation, on terminals and in notebooks."""
+"""Log lines and progress of an evaluation, on terminals and in notebooks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import _advxl
 
 
 class Screen:
-    """Prints lines to standard output, as AutoAttack does, and a progress line below them where it can be replaced."""
+    """Prints lines to standard output, like AutoAttack, and a progress line on terminals and in notebooks."""
 
     def __init__(self, verbose: bool = True, log_path: Any = None) -> None:
         self._verbose = verbose
@@ -21,7 +21,7 @@ class Screen:
         self._replaces = verbose and (_is_terminal() or _is_notebook())
 
     def line(self, text: str) -> None:
-        """A line that stays, in the log file too."""
+        """Print a line and append it to the log file."""
         if self._verbose:
             self._clear()
             print(text, flush=True)
@@ -30,7 +30,7 @@ class Screen:
                 file.write(text + "\n")
 
     def progress(self, done: int, total: int, text: str) -> None:
-        """Where the work is, replaced by the next call."""
+        """Show the progress, which the next call replaces."""
         if self._replaces:
             percent = 100 * done // max(total, 1)
             text = f"{percent:3d} %  {text}"
@@ -44,7 +44,7 @@ class Screen:
             self._drawn = 0
 
     def close(self) -> None:
-        """Takes the progress line away."""
+        """Clear the progress line."""
         self._clear()
         if self._replaces:
             sys.stdout.flush()
@@ -61,7 +61,8 @@ def _is_notebook() -> bool:
 
 @contextmanager
 def stoppable() -> Iterator[Any]:
-    """A request to stop that Ctrl-C makes: the work ends after the pass in progress, saved. A second Ctrl-C ends it at once."""
+    """Yield a stop request set by Ctrl-C: the work is saved and ends after the pass in progress. A second Ctrl-C ends
+    it immediately."""
     stop = _advxl.Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -74,7 +75,7 @@ def stoppable() -> Iterator[Any]:
 
     earlier = signal.getsignal(signal.SIGINT)
     if not callable(earlier):
-        # Ctrl-C is ignored, or ends the process, as whoever set that wants.
+        # Keep a handler that ignores Ctrl-C or ends the process.
         yield stop
         return
     signal.signal(signal.SIGINT, handle)

@@ -23,11 +23,12 @@ def pgd(
     keys: Sequence[int] | None = None,
     device: Any = None,
 ) -> Any:
-    """The last iterates of projected gradient ascent on the cross entropy (Madry et al. 2018), from a random start.
+    """Run PGD on the cross entropy (Madry et al. 2018) from a random start, and return the last iterates.
 
-    ``x`` ``[n, channels, height, width]`` in [0, 1] and ``y`` ``[n]`` are torch tensors or numpy arrays; all go through the
-    model at once, misclassified ones too. ``step_size`` is a quarter of ``eps`` if None. The random start of an image belongs to
-    its key, which is its place in the batch if ``keys`` is None: give other keys for another start.
+    ``x`` ``[n, channels, height, width]`` in [0, 1] and ``y`` ``[n]`` are torch tensors or numpy arrays. All images,
+    including misclassified ones, go through the model in one batch. ``step_size`` defaults to a quarter of ``eps``. The
+    random start of an image depends on its key, which defaults to its index in the batch: pass other ``keys`` for other
+    starts.
     """
     if norm not in NORMS:
         raise input_error(f"unknown norm {norm!r}", f"use any of {', '.join(NORMS)}")
@@ -63,10 +64,10 @@ def apgd(
     seed: int = 0,
     device: Any = None,
 ) -> Any:
-    """Auto-PGD (Croce and Hein 2020): adversarial images where the model was fooled, else the clean ones.
+    """Run Auto-PGD (Croce and Hein 2020). Returns adversarial images where the model was fooled, else clean ones.
 
-    ``loss`` is ``"ce"``, ``"dlr"`` or ``"dlr-targeted"`` (towards ``n_target_classes`` classes in turn). ``eot_iter`` gradients
-    are averaged, for random models.
+    ``loss`` is ``"ce"``, ``"dlr"`` or ``"dlr-targeted"`` (with ``n_target_classes`` targets in turn). For randomized
+    models, ``eot_iter`` gradients are averaged.
     """
     names = {"ce": "apgd-ce", "dlr": "apgd-dlr", "dlr-targeted": "apgd-t"}
     if loss not in names:
@@ -93,10 +94,10 @@ def fab(
     seed: int = 0,
     device: Any = None,
 ) -> Any:
-    """Fast adaptive boundary attack (Croce and Hein 2020): adversarial images within ``eps``, else the clean ones.
+    """Run FAB (Croce and Hein 2020). Returns adversarial images within ``eps``, else clean ones.
 
-    Targeted, towards ``n_target_classes`` classes in turn with one start each; or towards the class that seems nearest, which
-    needs the gradients of all classes.
+    The targeted attack tries ``n_target_classes`` targets in turn, with one start each. The untargeted attack moves
+    towards the class with the nearest boundary, which needs the gradients of all classes.
     """
     adversary = _custom(model, norm, eps, seed, device, "fab-t" if targeted else "fab")
     adversary.fab.n_iter, adversary.fab.n_restarts = n_iter, n_restarts
@@ -116,7 +117,7 @@ def square(
     seed: int = 0,
     device: Any = None,
 ) -> Any:
-    """Square attack (Andriushchenko et al. 2020), which needs no gradients: adversarial images, else the clean ones."""
+    """Run the gradient-free Square attack (Andriushchenko et al. 2020). Returns adversarial images, else clean ones."""
     adversary = _custom(model, norm, eps, seed, device, "square")
     adversary.square.n_queries = n_queries
     return _fooled(adversary, x, y, bs)

@@ -29,12 +29,12 @@ KNOWN = ["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 
 
 class _Settings:
-    """Settings of an attack. Those of the ``autoattack`` package that are constants here can only be set to their value."""
+    """Settings of an attack. Settings of the ``autoattack`` package that are fixed here accept no other value."""
 
     _name = ""
     _settable: dict[str, Any] = {}
     _fixed: dict[str, Any] = {}
-    # Read nowhere: they belong to how the package is built, or AutoAttack itself sets them.
+    # Accepted but not used: internals of the `autoattack` package, or set by AutoAttack itself.
     _ignored = ("verbose", "seed", "loss", "device", "norm", "targeted", "model")
 
     def __init__(self, **values: Any) -> None:
@@ -53,7 +53,7 @@ class _Settings:
                 raise input_error(f"{self._name}.{name} is fixed at {self._fixed[name]!r}, got {value!r}")
         elif name not in self._ignored:
             settable = ", ".join(self._settable)
-            raise input_error(f"{self._name} has no setting `{name}`", f"it has {settable}")
+            raise input_error(f"{self._name} has no setting `{name}`", f"use any of {settable}")
         object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
@@ -65,13 +65,13 @@ class _Apgd(_Settings):
     """APGD on cross entropy and on the DLR loss."""
 
     n_iter: int
-    """Steps of a climb."""
+    """Steps per run."""
     n_restarts: int
-    """Random starts."""
+    """Number of random starts."""
     eot_iter: int
-    """Gradients that are averaged, for random defenses."""
+    """Number of gradients to average, for randomized defenses."""
     use_largereps: bool
-    """Whether to begin at three times epsilon, then twice, as AutoAttack does in L1."""
+    """Whether to start with three times epsilon, then twice, as AutoAttack does in L1."""
 
     _name = "apgd"
     _settable = {"n_iter": 100, "n_restarts": 5, "eot_iter": 1, "use_largereps": False}
@@ -82,15 +82,15 @@ class _ApgdTargeted(_Settings):
     """APGD on the targeted DLR loss."""
 
     n_iter: int
-    """Steps of a climb."""
+    """Steps per run."""
     n_restarts: int
-    """Random starts for each target."""
+    """Number of random starts per target."""
     n_target_classes: int
-    """Classes to aim at in turn."""
+    """Number of target classes, tried in turn."""
     eot_iter: int
-    """Gradients that are averaged, for random defenses."""
+    """Number of gradients to average, for randomized defenses."""
     use_largereps: bool
-    """Whether to begin at three times epsilon, then twice, as AutoAttack does in L1."""
+    """Whether to start with three times epsilon, then twice, as AutoAttack does in L1."""
 
     _name = "apgd_targeted"
     _settable = {"n_iter": 100, "n_restarts": 1, "n_target_classes": 9, "eot_iter": 1, "use_largereps": False}
@@ -98,14 +98,14 @@ class _ApgdTargeted(_Settings):
 
 
 class _Fab(_Settings):
-    """FAB, untargeted (fab) and targeted (fab-t, one start a target)."""
+    """FAB, untargeted (fab) and targeted (fab-t, one start per target)."""
 
     n_iter: int
-    """Steps of a run."""
+    """Steps per run."""
     n_restarts: int
-    """Starts, of fab."""
+    """Number of starts of fab."""
     n_target_classes: int
-    """Classes to aim at in turn, of fab-t."""
+    """Number of target classes of fab-t, tried in turn."""
 
     _name = "fab"
     _settable = {"n_iter": 100, "n_restarts": 5, "n_target_classes": 9}
@@ -116,7 +116,7 @@ class _Square(_Settings):
     """Square attack."""
 
     n_queries: int
-    """Queries after the first."""
+    """Number of queries after the first one."""
 
     _name = "square"
     _settable = {"n_queries": 5000}
@@ -124,29 +124,31 @@ class _Square(_Settings):
 
 
 class AutoAttack:
-    """AutoAttack: how many images does none of several attacks fool?
+    """AutoAttack: robust accuracy under an ensemble of attacks.
 
-    Each attack is tried on the images that survived those before it. Steps, restarts, targets and random draws are decided in
-    Rust; the model and its gradients stay where they are.
+    Each attack runs on the images that survived the previous ones. Rust controls steps, restarts, targets and random
+    numbers; the model and its gradients stay in its framework.
 
     Parameters:
 
-    - ``model``: any callable from images ``[n, channels, height, width]`` in [0, 1] to logits ``[n, classes]``: a torch module
-      in evaluation mode, a function on torch tensors, ``advxl.load(...)``, ``advxl.Functions(...)`` or ``advxl.Defense(...)``.
-      Normalize inside the model. An image's logits must depend on that image alone.
-    - ``norm``: ``"Linf"``, ``"L2"`` or ``"L1"``; or a list of them, evaluated in turn, with their union.
-    - ``eps``: largest perturbation of a pixel in [0, 1] (of each norm, if there are several), a number or ``"8/255"``.
-    - ``seed``: of all random draws, which belong to the image and not to its batch. None is 0, so that results repeat.
-    - ``verbose``: print lines to standard output, those of the ``autoattack`` package.
+    - ``model``: any callable from images ``[n, channels, height, width]`` in [0, 1] to logits ``[n, classes]``: a torch
+      module in evaluation mode, a function on torch tensors, ``advxl.load(...)``, ``advxl.Functions(...)`` or
+      ``advxl.Defense(...)``. Normalize inside the model. An image's logits must depend on that image alone.
+    - ``norm``: ``"Linf"``, ``"L2"`` or ``"L1"``, or a list of them, evaluated in turn and combined in their union.
+    - ``eps``: largest perturbation in the norm, for pixels in [0, 1]: a number or a string such as ``"8/255"``. With
+      several norms, one for each.
+    - ``seed``: random seed. Random numbers are keyed by image, independent of the batch. None means 0, so that results
+      are reproducible.
+    - ``verbose``: print log lines to standard output, in the format of the ``autoattack`` package.
     - ``attacks_to_run``: with ``version="custom"``, any of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, pgd.
-    - ``version``: ``"standard"``, ``"plus"``, ``"rand"`` (random defenses) or ``"custom"``.
-    - ``device``: where the model gets its images. None: where its parameters are, else where the images are.
-    - ``log_path``: append the lines to this file.
-    - ``attacks``: the name that ``pyautoattack`` has for ``attacks_to_run``.
+    - ``version``: ``"standard"``, ``"plus"``, ``"rand"`` (randomized defenses) or ``"custom"``.
+    - ``device``: device of the images passed to the model. None means the device of its parameters, else of the images.
+    - ``log_path``: file to which log lines are appended.
+    - ``attacks``: alias of ``attacks_to_run``, as in ``pyautoattack``.
 
-    Attributes that may be set before a run: ``attacks_to_run``; ``apgd`` (``n_iter``, ``n_restarts``, ``eot_iter``,
+    Attributes that can be set before a run: ``attacks_to_run``; ``apgd`` (``n_iter``, ``n_restarts``, ``eot_iter``,
     ``use_largereps``), ``apgd_targeted`` (these and ``n_target_classes``), ``fab`` (``n_iter``, ``n_restarts``,
-    ``n_target_classes``), ``square`` (``n_queries``). After a run, ``result`` has everything that was found.
+    ``n_target_classes``), ``square`` (``n_queries``). After a run, ``result`` holds the results.
     """
 
     def __init__(
@@ -167,8 +169,8 @@ class AutoAttack:
         attacks_to_run = attacks_to_run if attacks is None else attacks
         if is_tf_model:
             raise input_error(
-                "is_tf_model=True: TensorFlow models are not called directly",
-                "make the model from two functions on numpy arrays with advxl.Functions(logits, gradient)",
+                "is_tf_model=True: TensorFlow models are not supported directly",
+                "build the model from two functions on numpy arrays with advxl.Functions(logits, gradient)",
             )
         self.norms = [norm] if isinstance(norm, str) else list(norm)
         self.epsilons: list[float | str] = [eps] if isinstance(eps, (str, float, int)) else list(eps)
@@ -176,11 +178,11 @@ class AutoAttack:
             if name not in NORMS:
                 raise input_error(f"unknown norm {name!r}", f"use any of {', '.join(NORMS)}")
         if len(self.norms) != len(self.epsilons) or not self.norms:
-            raise input_error(f"{len(self.norms)} norms and {len(self.epsilons)} epsilons", "give one epsilon a norm")
+            raise input_error(f"got {len(self.norms)} norms and {len(self.epsilons)} epsilons", "pass one epsilon per norm")
         for name, size in zip(self.norms, self.epsilons):
             _check_epsilon(name, size)
         if len(set(self.norms)) < len(self.norms):
-            raise input_error(f"a norm is there twice: {', '.join(self.norms)}")
+            raise input_error(f"duplicate norm in {', '.join(self.norms)}")
         if version in VERSIONS and len(attacks_to_run):
             raise input_error(
                 f"attacks_to_run has no effect with version={version!r}", "use version='custom'"
@@ -212,13 +214,13 @@ class AutoAttack:
 
     @property
     def result(self) -> Result:
-        """Everything that the last run found: accuracies with intervals, flags, the verdict, distance and margin of each image."""
+        """Results of the last run: accuracies with intervals, flags, and verdict, distance and margin of each image."""
         if self._result is None:
-            raise input_error("there is no result yet", "call run_standard_evaluation first")
+            raise input_error("no result yet", "call run_standard_evaluation first")
         return self._result
 
     def set_version(self, version: str = "standard") -> None:
-        """Sets the attacks and their settings to those of a version."""
+        """Set the attacks and their settings to those of a version."""
         if version not in VERSIONS:
             raise input_error(f"unknown version {version!r}", "use standard, plus, rand or custom")
         self.version = version
@@ -232,14 +234,14 @@ class AutoAttack:
             self.apgd_targeted = _ApgdTargeted(n_target_classes=5, use_largereps=True)
 
     def get_seed(self) -> int:
-        """The seed of all random draws."""
+        """Return the random seed."""
         return 0 if self.seed is None else int(self.seed)
 
     def _specs(self, norm: str, eps: float | str, attacks: Sequence[str]) -> list[dict[str, Any]]:
-        """The attacks in a norm, as Rust takes them."""
+        """Return the settings of the attacks in a norm, in the format of the Rust module."""
         apgd, targeted, fab = self.apgd, self.apgd_targeted, self.fab
         if self.version == "standard" and norm == "L1" and len(self.norms) > 1:
-            # AutoAttack's settings for l1, where nothing else was set.
+            # Use AutoAttack's settings for L1 unless the user changed them.
             apgd = _Apgd(**{**_values(apgd), "n_restarts": 5, "use_largereps": True}) if _is_standard(apgd) else apgd
             if _is_standard(targeted):
                 targeted = _ApgdTargeted(n_target_classes=5, use_largereps=True)
@@ -277,18 +279,18 @@ class AutoAttack:
         *,
         batch_size: int | None = None,
     ) -> Any:
-        """Runs the attacks in order, each on the images that survived those before it.
+        """Run the attacks in order, each on the images that survived the previous ones.
 
-        ``x_orig`` ``[n, channels, height, width]`` in [0, 1] and ``y_orig`` ``[n]`` are torch tensors or numpy arrays, or
-        ``x_orig`` alone is a DataLoader or another iterator of ``(images, labels)``, which is kept in a temporary file.
-        ``bs`` (``batch_size`` in ``pyautoattack``) images go through the model at a time, which changes no verdict.
+        ``x_orig`` ``[n, channels, height, width]`` in [0, 1] and ``y_orig`` ``[n]`` are torch tensors or numpy arrays.
+        Alternatively, ``x_orig`` alone is a DataLoader or another iterator of ``(images, labels)``, which is stored in
+        a temporary file. ``bs`` (``batch_size`` in ``pyautoattack``) is the batch size, which does not affect verdicts.
 
-        Returns the images that the model was judged by: adversarial where it was fooled, else clean. With ``return_labels``
-        also the classes that it takes them for (-1 where a logit is not finite). With several norms, a dictionary of these.
-        ``result`` has everything else.
+        Returns the final images: adversarial where the model was fooled, else clean. With ``return_labels``, also
+        returns their predicted classes (-1 where a logit is not finite). With several norms, returns a dictionary by
+        norm. ``result`` has everything else.
 
-        With ``state_path`` the evaluation is saved there (and in ``state_path.images``) after every batch, and the same call
-        continues it, after Ctrl-C or a kill, with the same result; a finished one returns at once.
+        With ``state_path``, progress is saved there (and in ``state_path.images``) after every batch. The same call
+        resumes after Ctrl-C or a kill, with the same result; a finished evaluation returns immediately.
         """
         bs = bs if batch_size is None else batch_size
         return self._run(x_orig, y_orig, self.attacks_to_run, bs, return_labels, state_path, self.verbose)
@@ -304,9 +306,9 @@ class AutoAttack:
         verbose: bool,
     ) -> Any:
         if not attacks:
-            raise input_error("attacks_to_run is empty", f"name any of {', '.join(KNOWN)}")
+            raise input_error("attacks_to_run is empty", f"use any of {', '.join(KNOWN)}")
         if int(bs) < 1:
-            raise input_error(f"bs={bs}: at least one image at a time")
+            raise input_error(f"bs={bs}: must be at least 1")
         images, labels, sample = images_and_labels(x_orig, y_orig)
         adapter = adapter_of(self.model, sample, self.device)
         groups = [self._specs(norm, eps, attacks) for norm, eps in zip(self.norms, self.epsilons)]
@@ -319,7 +321,8 @@ class AutoAttack:
         screen.line(f"using {self.version} version including {', '.join(attacks)}.")
         if getattr(self.model, "training", False):
             screen.line(
-                "warning: the model is in training mode: dropout and batch statistics make verdicts random; call model.eval()"
+                "warning: the model is in training mode: dropout and batch statistics make verdicts random; "
+                "call model.eval()"
             )
         _use_threads()
         try:
@@ -338,7 +341,7 @@ class AutoAttack:
                 )
         except KeyboardInterrupt:
             if state_path is not None:
-                screen.line(f"stopped: the same call continues from `{os.fspath(state_path)}`")
+                screen.line(f"stopped: the same call resumes from `{os.fspath(state_path)}`")
             raise
         finally:
             screen.close()
@@ -360,14 +363,14 @@ class AutoAttack:
         *,
         batch_size: int | None = None,
     ) -> dict[str, Any]:
-        """Runs each attack by itself on all images that are classified correctly; a dictionary from the attack's name to what
-        ``run_standard_evaluation`` returns. ``results`` has the result of each."""
+        """Run each attack separately on all correctly classified images. Returns a dictionary from attack name to the
+        return value of ``run_standard_evaluation``. ``results`` has the result of each attack."""
         bs = bs if batch_size is None else batch_size
         screen = Screen(self.verbose, self.log_path)
         screen.line(f"using {self.version} version including {', '.join(self.attacks_to_run)}.")
         found, self.results = {}, {}
         if y_orig is None and not hasattr(x_orig, "shape"):
-            # Iterated once, not once an attack.
+            # Iterate once instead of once per attack.
             images, y_orig, _ = images_and_labels(x_orig, None)
             x_orig = images.images
         for name in self.attacks_to_run:
@@ -382,7 +385,7 @@ class AutoAttack:
         return found
 
     def clean_accuracy(self, x_orig: Any, y_orig: Any = None, bs: int = 250) -> float:
-        """Share of images that are classified correctly as they are."""
+        """Return the share of clean images that are classified correctly."""
         images, labels, sample = images_and_labels(x_orig, y_orig)
         _use_threads()
         with stoppable() as stop:
@@ -402,7 +405,7 @@ class AutoAttack:
         return accuracy
 
     def cheap(self) -> None:
-        """The cheaper settings of the ``autoattack`` package: fewer steps, targets and queries."""
+        """Use the cheaper settings of the ``autoattack`` package: fewer steps, targets and queries."""
         self.apgd = _Apgd(**{**_values(self.apgd), "n_iter": 50, "n_restarts": 1})
         self.fab = _Fab(**{**_values(self.fab), "n_restarts": 1, "n_iter": 50})
         self.square = _Square(n_queries=1000)
@@ -410,9 +413,9 @@ class AutoAttack:
 
 
 def _check_epsilon(norm: str, eps: float | str) -> None:
-    """Numbers are checked here, texts where they are read."""
+    """Check a numeric epsilon. Strings are checked when they are parsed."""
     if not isinstance(eps, str) and not 0 <= eps < float("inf"):
-        raise input_error(f"eps={eps!r}, expected the size of a perturbation")
+        raise input_error(f"eps={eps!r}: expected a finite number of at least 0")
     if norm == "Linf" and not isinstance(eps, str) and eps > 1:
         raise input_error(f"eps={eps!r} is larger than the range of a pixel", "pixels are in [0, 1]: use 8 / 255, not 8")
 
@@ -422,7 +425,7 @@ def _values(settings: _Settings) -> dict[str, Any]:
 
 
 def _is_standard(settings: _Settings) -> bool:
-    """Whether nothing was changed since ``set_version("standard")``."""
+    """Return whether the settings are those of ``set_version("standard")``."""
     standard = {**settings._settable, **({"n_restarts": 1} if isinstance(settings, _Apgd) else {})}
     return _values(settings) == standard
 
@@ -434,7 +437,7 @@ def _parsed(found: str) -> Result:
 
 
 def _put(images: Any, indices: list[int], found: Any) -> None:
-    """Puts adversarial images in their places."""
+    """Write adversarial images at their indices."""
     if is_torch_tensor(images):
         import torch
 
@@ -444,7 +447,7 @@ def _put(images: Any, indices: list[int], found: Any) -> None:
 
 
 def _classes(predicted: list[int | None], like: Any) -> Any:
-    """Predictions in the form that the labels have."""
+    """Return predictions in the same type as the labels."""
     classes = [-1 if one is None else one for one in predicted]
     if like is None or is_torch_tensor(like):
         import torch
@@ -461,7 +464,7 @@ _threads_started = False
 
 
 def _use_threads() -> None:
-    """Starts Rust's threads, once."""
+    """Start Rust's thread pool, once."""
     global _threads_started
     if not _threads_started:
         _advxl.set_threads(None)

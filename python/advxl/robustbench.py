@@ -11,7 +11,7 @@ from typing import Any, Callable, Sequence
 from ._adapters import input_error
 from .autoattack import AutoAttack
 
-# As RobustBench's leaderboards: (folder, file, key of the labels) of torchvision's downloads.
+# Data sets of RobustBench's leaderboards: (folder, file, key of the labels) of torchvision's downloads.
 _CIFAR = {
     "cifar10": ("cifar-10-batches-py", "test_batch", b"labels"),
     "cifar100": ("cifar-100-python", "test", b"fine_labels"),
@@ -36,26 +36,26 @@ def benchmark(
     version: str = "standard",
     aa_state_path: Any = None,
 ) -> tuple[float, float]:
-    """Clean and robust accuracy of a model on the first ``n_examples`` test images, as RobustBench's ``benchmark``.
+    """Return clean and robust accuracy on the first ``n_examples`` test images, like RobustBench's ``benchmark``.
 
-    ``dataset`` is ``"cifar10"`` or ``"cifar100"``, read from ``data_dir`` as torchvision downloads them (nothing is downloaded
-    here). ``threat_model`` is ``"Linf"`` (eps 8/255 if None) or ``"L2"`` (0.5). ``to_disk`` writes
-    ``model_info/DATASET/THREAT/MODEL_NAME.json``. The last evaluation's details: ``benchmark.result``.
+    ``dataset`` is ``"cifar10"`` or ``"cifar100"``, read from torchvision's download in ``data_dir`` (nothing is
+    downloaded here). ``threat_model`` is ``"Linf"`` (``eps`` defaults to 8/255) or ``"L2"`` (0.5). ``to_disk`` writes
+    ``model_info/DATASET/THREAT/MODEL_NAME.json``. ``benchmark.result`` has the details of the last evaluation.
     """
     if isinstance(model, Sequence):
         raise input_error("`model` is a list", "call benchmark once for each model")
     name, threat = _word(dataset), _word(threat_model)
     if name not in _CIFAR:
         raise input_error(
-            f"dataset {name!r} is not read here",
-            "use cifar10 or cifar100; for ImageNet: advxl.evaluate(path, 'imagenet/val', ...), or AutoAttack on your tensors",
+            f"unsupported dataset {name!r}",
+            "use cifar10 or cifar100; for ImageNet: advxl.evaluate(path, 'imagenet/val', ...), or AutoAttack on tensors",
         )
     if threat not in _EPS or corruptions is not None:
-        raise input_error(f"threat model {threat!r} is not evaluated here", f"use one of {', '.join(_EPS)}")
+        raise input_error(f"unsupported threat model {threat!r}", f"use one of {', '.join(_EPS)}")
     if preprocessing is not None:
-        raise input_error("`preprocessing` has no effect on CIFAR images", "leave it out; put steps of a defense into the model")
+        raise input_error("`preprocessing` has no effect on CIFAR images", "omit it; put a defense's steps into the model")
     if to_disk and model_name is None:
-        raise input_error("to_disk=True needs `model_name`")
+        raise input_error("to_disk=True requires `model_name`")
     import torch
 
     images, labels = _test_images(name, Path(data_dir).expanduser(), n_examples)
@@ -85,12 +85,12 @@ def benchmark(
 
 
 def _word(value: Any) -> str:
-    """RobustBench's enums have the word as their value."""
+    """Return a string, or the value of one of RobustBench's enums."""
     return str(getattr(value, "value", value))
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads pickles of arrays and plain values, and executes nothing else."""
+    """Unpickler for arrays and plain values, which rejects all other classes and functions."""
 
     _allowed = {
         ("numpy.core.multiarray", "_reconstruct"),
@@ -102,19 +102,19 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._allowed:
-            raise pickle.UnpicklingError(f"it wants to call {module}.{name}")
+            raise pickle.UnpicklingError(f"it tries to call {module}.{name}")
         return super().find_class(module, name)
 
 
 def _test_images(name: str, folder: Path, count: int) -> tuple[Any, list[int]]:
-    """The first test images, `[count, 3, 32, 32]` in [0, 1], and their labels."""
+    """Return the first test images, ``[count, 3, 32, 32]`` in [0, 1], and their labels."""
     import numpy
 
     where, file, key = _CIFAR[name]
     path = next((p for p in (folder / where / file, folder / file) if p.is_file()), None)
     if path is None:
         raise input_error(
-            f"`{folder}` has no {where}/{file}",
+            f"`{where}/{file}` not found in `{folder}`",
             f"download it with torchvision.datasets.{name.upper()}(root={os.fspath(folder)!r}, download=True)",
         )
     try:
@@ -122,7 +122,7 @@ def _test_images(name: str, folder: Path, count: int) -> tuple[Any, list[int]]:
             found = _ArraysOnly(source, encoding="bytes").load()
         pixels, labels = found[b"data"], [int(label) for label in found[key]]
     except (pickle.UnpicklingError, KeyError, EOFError, TypeError) as error:
-        raise input_error(f"`{path}` is not {name}'s test set: {error}", "download it again") from error
+        raise input_error(f"`{path}` is not the {name} test set: {error}", "download it again") from error
     if not 1 <= count <= len(labels):
         raise input_error(f"n_examples={count}: `{path}` has {len(labels)} images", "use a number in that range")
     images = pixels[:count].reshape(count, 3, 32, 32).astype(numpy.float32) / numpy.float32(255)

@@ -1,4 +1,4 @@
-//! Attacks as Python describes them.
+//! Attack settings passed from Python.
 
 use advxl::attack::{Attack, Norm};
 use advxl::error::{Error, Result};
@@ -7,7 +7,7 @@ use advxl::settings::Words;
 use advxl::units::Fraction;
 use pyo3::prelude::*;
 
-/// One attack; what is absent is AutoAttack's own.
+/// Settings of one attack. AutoAttack's defaults apply where a value is None.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
 pub(crate) struct AttackSpec {
@@ -31,6 +31,8 @@ pub(crate) struct AttackSpec {
 }
 
 impl AttackSpec {
+    /// Builds the attack.
+    ///
     /// Errors: an unknown name or norm, an invalid epsilon, a count of 0.
     pub(crate) fn attack(&self) -> Result<Attack> {
         let norm = Norm::from_word(&self.norm).ok_or_else(|| {
@@ -78,7 +80,7 @@ fn size(name: &str, text: &str) -> Result<Fraction> {
     let parsed = text.parse::<Fraction>().ok();
     let parsed = parsed.filter(|size| size.value().is_finite() && size.value() >= 0.0);
     parsed.ok_or_else(|| {
-        let message = format!("{name} `{text}` is not the size of a perturbation");
-        Error::input(message).hint("use a number of at least 0, or a text such as \"8/255\"")
+        let message = format!("invalid {name} `{text}`");
+        Error::input(message).hint("use a number of at least 0, or a string such as \"8/255\"")
     })
 }

@@ -1,7 +1,7 @@
-//! Tensors to and from Python by DLPack, the protocol that torch, numpy, jax and others share.
+//! Exchanges tensors with Python through DLPack, the protocol shared by torch, numpy, jax and others.
 //!
-//! Only contiguous f32: adapters on Python's side bring theirs to that form. What comes from Python is copied, one batch at a
-//! time, which is a thousandth of a pass through a model; what goes there is not.
+//! Only contiguous f32 is supported; the adapters in Python convert to it. Imported tensors are copied, one batch at a
+//! time, which takes about a thousandth of a model's forward pass. Exported tensors are not copied.
 //!
 //! The only file of this crate with `unsafe`. Source: dlpack.h, version 0.8 (`DLManagedTensor`).
 #![allow(unsafe_code)]
@@ -25,7 +25,7 @@ const CUDA: i32 = 2;
 /// `kDLFloat`.
 const FLOAT: u8 = 2;
 
-/// A device in DLPack's words.
+/// A device, as DLPack identifies it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -34,13 +34,13 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The host's memory.
+    /// Host memory.
     pub(crate) const HOST: Self = Self {
         kind: CPU,
         number: 0,
     };
 
-    /// An NVIDIA GPU.
+    /// Returns an NVIDIA GPU.
     pub(crate) fn gpu(number: i32) -> Self {
         Self { kind: CUDA, number }
     }
@@ -71,7 +71,7 @@ struct Managed {
     deleter: Option<unsafe extern "C" fn(*mut Managed)>,
 }
 
-/// What an exported tensor keeps alive; its address is that of `managed`.
+/// The data that an exported tensor keeps alive. `managed` must be the first field.
 #[repr(C)]
 struct Exported {
     managed: Managed,
@@ -81,16 +81,16 @@ struct Exported {
 
 /// # Safety
 ///
-/// `managed` is the first field of an [`Exported`] that a `Box` gave away, and is not used afterwards.
+/// `managed` must be the first field of an [`Exported`] released by a `Box`, and must not be used afterwards.
 unsafe extern "C" fn delete(managed: *mut Managed) {
     drop(unsafe { Box::from_raw(managed.cast::<Exported>()) });
 }
 
-/// Deletes the tensor of a capsule that nobody took.
+/// Deletes the tensor of a capsule that was never consumed.
 ///
 /// # Safety
 ///
-/// Called by Python with a capsule that [`export`] made.
+/// Must be called by Python with a capsule created by [`export`].
 unsafe extern "C" fn drop_capsule(capsule: *mut pyo3::ffi::PyObject) {
     unsafe {
         if pyo3::ffi::PyCapsule_IsValid(capsule, NAME.as_ptr()) == 1 {
@@ -99,7 +99,7 @@ unsafe extern "C" fn drop_capsule(capsule: *mut pyo3::ffi::PyObject) {
     }
 }
 
-/// A capsule with values of a shape, which its consumer owns.
+/// Returns a capsule with values of the given shape, owned by its consumer.
 pub(crate) fn export<'py>(
     py: Python<'py>,
     values: Crossing,
@@ -127,7 +127,7 @@ pub(crate) fn export<'py>(
                     lanes: 1,
                 },
                 shape: std::ptr::null_mut(),
-                // Null: row by row.
+                // Null means row-major.
                 strides: std::ptr::null_mut(),
                 byte_offset: 0,
             },
@@ -143,7 +143,7 @@ pub(crate) fn export<'py>(
     };
     exported.managed.tensor.shape = exported.shape.as_mut_ptr();
     let pointer: *mut Managed = Box::into_raw(exported).cast();
-    // SAFETY: the pointer is not null and the capsule's destructor is for it.
+    // SAFETY: the pointer is not null and the capsule's destructor matches it.
     unsafe {
         let capsule = pyo3::ffi::PyCapsule_New(pointer.cast(), NAME.as_ptr(), Some(drop_capsule));
         if capsule.is_null() {
@@ -153,19 +153,20 @@ pub(crate) fn export<'py>(
     }
 }
 
-/// The values of a tensor of Python's, row by row, and its shape. A tensor on a GPU must be on the given one, and written.
+/// Returns the values of a Python tensor in row-major order, and its shape. A GPU tensor must be on the given GPU, with
+/// all writes complete.
 ///
-/// Errors: an object without `__dlpack__`, or a tensor of another type, elsewhere, or not contiguous.
+/// Errors: the object has no `__dlpack__`, or the tensor has another dtype, is on another device, or is not contiguous.
 pub(crate) fn import(object: &Bound<PyAny>, gpu: Option<&Gpu>) -> PyResult<(Crossing, Vec<usize>)> {
     let capsule = object.call_method0("__dlpack__")?;
     let capsule = capsule
         .cast::<PyCapsule>()
-        .map_err(|_| PyTypeError::new_err("`__dlpack__` did not give a capsule"))?;
+        .map_err(|_| PyTypeError::new_err("`__dlpack__` did not return a capsule"))?;
     let pointer: NonNull<c_void> = capsule.pointer_checked(Some(NAME))?;
     // SAFETY: a capsule of this name holds a `DLManagedTensor`, which lives until its deleter is called.
     let managed = unsafe { pointer.cast::<Managed>().as_ref() };
     let copied = copy(&managed.tensor, gpu);
-    // The protocol: whoever takes the tensor renames the capsule and calls the deleter once.
+    // By the protocol, the consumer renames the capsule and calls the deleter once.
     // SAFETY: nothing of the tensor is used after this.
     unsafe {
         if pyo3::ffi::PyCapsule_SetName(capsule.as_ptr(), USED.as_ptr()) == 0
@@ -181,7 +182,7 @@ fn copy(tensor: &DlTensor, gpu: Option<&Gpu>) -> Result<(Crossing, Vec<usize>), 
     let DataType { code, bits, lanes } = tensor.dtype;
     if (code, bits, lanes) != (FLOAT, 32, 1) {
         return Err(format!(
-            "expected float32 values, got type {code} of {bits} bits"
+            "expected float32 values, got DLPack type {code} with {bits} bits"
         ));
     }
     let dimensions = tensor.dimensions.max(0) as usize;
@@ -207,7 +208,7 @@ fn copy(tensor: &DlTensor, gpu: Option<&Gpu>) -> Result<(Crossing, Vec<usize>), 
     let values = match (tensor.device.kind, gpu) {
         _ if count == 0 => Crossing::Host(Vec::new()),
         (CPU, _) => {
-            // SAFETY: `count` contiguous f32 lie `byte_offset` bytes after `data`, aligned as their type is.
+            // SAFETY: `count` contiguous, aligned f32 start `byte_offset` bytes after `data`.
             let values = unsafe {
                 let first = tensor.data.cast::<u8>().add(tensor.byte_offset as usize);
                 std::slice::from_raw_parts(first.cast::<f32>(), count)
@@ -216,14 +217,15 @@ fn copy(tensor: &DlTensor, gpu: Option<&Gpu>) -> Result<(Crossing, Vec<usize>), 
         }
         (CUDA, Some(gpu)) => {
             let address = tensor.data as u64 + tensor.byte_offset;
-            // SAFETY: `count` contiguous f32 lie there; the caller's adapter waited for them, and this waits for the copy.
+            // SAFETY: `count` contiguous f32 start there; the caller's adapter waited for them, and this waits for the
+            // copy.
             let values = unsafe { Values::copy_of(gpu, address, count) };
             gpu.wait().unwrap_or_else(|error| advxl_cuda::fail(error));
             Crossing::Gpu(values)
         }
         (kind, _) => {
             return Err(format!(
-                "expected a tensor in the host's memory, got one on device type {kind}"
+                "expected a tensor in host memory, got DLPack device type {kind}"
             ));
         }
     };

@@ -1,4 +1,4 @@
-//! Errors of the library as Python's exceptions, with their message and hint; nothing panics into Python.
+//! Converts errors of the library to Python exceptions with message and hint. No panic crosses into Python.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -12,31 +12,31 @@ create_exception!(
     advxl,
     AdvxlError,
     PyException,
-    "Base class of advxl's exceptions. `message` says what is wrong and where, `hint` what to do about it, or is None."
+    "Base class of advxl's exceptions. `message` describes the error, `hint` how to fix it, or is None."
 );
 create_exception!(
     advxl,
     FailedError,
     AdvxlError,
-    "The work itself failed, for example because a loss was not finite."
+    "The operation failed, for example because a loss was not finite."
 );
 create_exception!(
     advxl,
     TryAgainError,
     AdvxlError,
-    "Nothing is wrong: the work was stopped, and the same call resumes it."
+    "The operation was stopped; the same call resumes it."
 );
 create_exception!(
     advxl,
     InternalError,
     AdvxlError,
-    "A fault of advxl itself: please report it."
+    "A bug in advxl; please report it."
 );
 
-/// `InputError` is a ValueError too, which Python code catches; made at run time, since it has two bases.
+/// `InputError` also derives from ValueError, which Python code catches. Created at run time, since it has two bases.
 static INPUT_ERROR: pyo3::sync::PyOnceLock<Py<PyAny>> = pyo3::sync::PyOnceLock::new();
 
-/// The class `InputError`.
+/// Returns the class `InputError`.
 pub(crate) fn input_error(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     let make = || {
         let bases = (AdvxlError::type_object(py), PyValueError::type_object(py));
@@ -44,7 +44,7 @@ pub(crate) fn input_error(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
         fields.set_item("__module__", "advxl")?;
         fields.set_item(
             "__doc__",
-            "Something that was passed in is wrong; also a ValueError.",
+            "Invalid input; also a ValueError.",
         )?;
         let class = py.get_type::<pyo3::types::PyType>();
         Ok::<_, PyErr>(class.call1(("InputError", bases, fields))?.unbind())
@@ -52,7 +52,7 @@ pub(crate) fn input_error(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     Ok(INPUT_ERROR.get_or_try_init(py, make)?.bind(py).clone())
 }
 
-/// A library's error as an exception.
+/// Converts an error of the library to an exception.
 pub(crate) fn raised(py: Python<'_>, error: Error) -> PyErr {
     let kind = error.kind();
     let (message, hint) = error.into_parts();
@@ -67,7 +67,7 @@ pub(crate) fn raised(py: Python<'_>, error: Error) -> PyErr {
     }
 }
 
-/// An exception with `message` and `hint`, which prints as both.
+/// Creates an exception with `message` and `hint`, whose text shows both.
 pub(crate) fn exception<'py>(
     class: &Bound<'py, PyAny>,
     message: &str,
@@ -83,16 +83,16 @@ pub(crate) fn exception<'py>(
     Ok(exception)
 }
 
-/// An exception of Python's on its way through Rust: what [`throw`] unwinds with.
+/// A Python exception that unwinds through Rust; the payload of [`throw`].
 struct Thrown(PyErr);
 
-/// Ends the work in progress with an exception of a function that it called. Must be inside [`guarded`].
+/// Aborts the work in progress with an exception raised by a Python callback. Must run inside [`guarded`].
 pub(crate) fn throw(error: PyErr) -> ! {
-    // Past the hook that reports panics: this is none.
+    // Skips the panic hook, since this is not a panic.
     resume_unwind(Box::new(Thrown(error)))
 }
 
-/// Runs work without the interpreter's lock. Exceptions that it met, errors, failures of a GPU and panics are exceptions.
+/// Runs work without the GIL. Python exceptions, errors, GPU failures and panics are raised as exceptions.
 pub(crate) fn guarded<T: Send>(
     py: Python<'_>,
     work: impl FnOnce() -> Result<T, Error> + Send,
@@ -113,8 +113,8 @@ fn internal(py: Python<'_>, panic: &(dyn Any + Send)) -> PyErr {
         .downcast_ref::<String>()
         .cloned()
         .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-    let message = text.unwrap_or_else(|| "unknown fault".to_owned());
-    let hint = "this is a fault of advxl: please report it with what was called";
+    let message = text.unwrap_or_else(|| "unknown error".to_owned());
+    let hint = "this is a bug in advxl: please report it with the call that caused it";
     let class = InternalError::type_object(py).into_any();
     match exception(&class, &message, Some(hint)) {
         Ok(exception) => PyErr::from_value(exception),

@@ -1,4 +1,4 @@
-//! Evaluations of models that Python computes or that the program loaded.
+//! Evaluations of Python models and of models loaded by advxl.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::model::Model;
 use crate::network::PythonNetwork;
 use crate::tensor::{CrossingTensor, imported};
 
-/// A request to stop, which Python's signal handler makes.
+/// A stop request, set by Python's signal handler.
 #[pyclass(module = "advxl._advxl", frozen)]
 pub(crate) struct Stop(AtomicBool);
 
@@ -34,19 +34,19 @@ impl Stop {
         Self(AtomicBool::new(false))
     }
 
-    /// Asks the work to end after the pass that it is at.
+    /// Requests a stop after the pass in progress.
     fn request(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether that was asked for.
+    /// Whether a stop was requested.
     #[getter]
     fn requested(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// A network after whose passes Python handles signals.
+/// A network that lets Python handle signals after each pass.
 struct Interruptible<'a> {
     network: &'a dyn Network,
     stop: &'a Stop,
@@ -82,7 +82,7 @@ impl Network for Interruptible<'_> {
     }
 }
 
-/// Lines and progress for Python.
+/// Forwards lines and progress to Python.
 struct Lines<'a>(Option<&'a Py<PyAny>>);
 
 impl Screen for Lines<'_> {
@@ -103,25 +103,25 @@ impl Screen for Lines<'_> {
     }
 }
 
-/// What a model is to an evaluation.
+/// The model of an evaluation.
 enum Subject {
     Loaded(Py<Model>),
-    /// Python's, whose attacks compute on a device; a GPU has a number.
+    /// A Python model, with the device on which attacks compute and the number of the GPU.
     Adapter(Py<PyAny>, Device, i32),
 }
 
 impl Subject {
-    /// An adapter's `gpu` is the number of the GPU that its images are on. If our engine cannot open it, images cross in the
-    /// host's memory, and `without_gpu` is called with the reason.
+    /// Creates the subject. An adapter's `gpu` is the number of the GPU with its images. If our engine cannot open that
+    /// GPU, images are exchanged through host memory, and `without_gpu` is called with the reason.
     fn of(model: &Bound<PyAny>) -> PyResult<Self> {
         if let Ok(loaded) = model.cast::<Model>() {
             return Ok(Self::Loaded(loaded.clone().unbind()));
         }
-        let wanted: Option<usize> = match model.getattr_opt("gpu")? {
+        let requested: Option<usize> = match model.getattr_opt("gpu")? {
             Some(gpu) => gpu.extract()?,
             None => None,
         };
-        let opened = match wanted {
+        let opened = match requested {
             Some(number) => model.py().detach(|| gpu(number)),
             None => Ok(Device::cpu()),
         };
@@ -130,11 +130,11 @@ impl Subject {
             model.call_method1("without_gpu", (message,))?;
             Ok::<_, PyErr>(Device::cpu())
         })?;
-        let number = wanted.unwrap_or_default() as i32;
+        let number = requested.unwrap_or_default() as i32;
         Ok(Self::Adapter(model.clone().unbind(), device, number))
     }
 
-    /// Runs work with the network.
+    /// Calls `work` with the network and its device.
     fn with<T>(&self, work: impl FnOnce(&dyn Network, &Device) -> T) -> T {
         match self {
             Self::Loaded(model) => {
@@ -153,7 +153,7 @@ impl Subject {
     }
 }
 
-/// A GPU by its number, opened once.
+/// Returns a GPU by its number. Each GPU is opened once.
 fn gpu(number: usize) -> Result<Device> {
     static OPENED: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
     let mut opened = OPENED.lock().expect("not poisoned");
@@ -166,7 +166,7 @@ fn gpu(number: usize) -> Result<Device> {
     Ok(device.device)
 }
 
-/// Images that Python keeps: an object with `shape`, channels, height and width, and `read(indices)`.
+/// Reads images from a Python object with `shape` (channels, height, width) and `read(indices)`.
 fn read(images: &Py<PyAny>, indices: &[usize]) -> Tensor<4> {
     let read = Python::attach(|py| {
         let read = images.call_method1(py, "read", (indices.to_vec(),))?;
@@ -175,10 +175,11 @@ fn read(images: &Py<PyAny>, indices: &[usize]) -> Tensor<4> {
     read.unwrap_or_else(|error| throw(error))
 }
 
-/// Runs attacks in order on the images that survived those before them, for each group of attacks (one a norm); the findings
-/// as JSON.
+/// Runs each group of attacks (one per norm) in order, each attack on the images that survived the previous ones.
+/// Returns the results as JSON.
 ///
-/// `sink(group, indices, images)` gets the adversarial images of each batch. With `state` it is saved after each batch.
+/// `sink(group, indices, images)` receives the adversarial images of each batch. With `state`, progress is saved after
+/// each batch.
 #[pyfunction]
 #[pyo3(signature = (model, images, labels, groups, *, batch, seed, stop, state=None, screen=None, sink=None, checks=true))]
 #[expect(clippy::too_many_arguments, reason = "the keywords of one Python call")]
@@ -264,7 +265,7 @@ pub(crate) fn evaluate(
     })
 }
 
-/// The state file of each group: that of the first has the given name.
+/// Returns the state file of a group. The first group uses the given name.
 fn of_group(state: &Path, number: usize) -> PathBuf {
     match number {
         0 => state.to_owned(),
@@ -276,7 +277,7 @@ fn of_group(state: &Path, number: usize) -> PathBuf {
     }
 }
 
-/// Passes the images that fooled the model on to Python, in one call.
+/// Passes the adversarial images to Python in one call.
 fn pass_on(
     sink: Option<&Py<PyAny>>,
     group: usize,
@@ -299,7 +300,7 @@ fn pass_on(
     passed.unwrap_or_else(|error| throw(error));
 }
 
-/// The hash of all images and labels.
+/// Returns the hash of all images and labels.
 fn hash_of(images: &Images, batch: usize) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     let indices: Vec<usize> = (0..images.count()).collect();
@@ -311,8 +312,8 @@ fn hash_of(images: &Images, batch: usize) -> Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// The last iterates of PGD, or what another attack found, from all images of a batch, misclassified ones too; where nothing
-/// was found, the clean image. Random numbers belong to the keys.
+/// Attacks all images of a batch, including misclassified ones. Returns the last iterates of PGD or the adversarial
+/// images of another attack, and the clean image where the attack found none. Random streams are selected by the keys.
 #[pyfunction]
 pub(crate) fn perturb(
     py: Python,

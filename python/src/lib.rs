@@ -1,12 +1,12 @@
-//! The extension module `advxl._advxl`. What users call is in `python/advxl/`; it calls this on whole batches.
+//! The extension module `advxl._advxl`. The public Python API in `python/advxl/` calls it with whole batches.
 //!
-//! | file | what |
+//! | file | content |
 //! |---|---|
-//! | [`dlpack`] | tensors to and from Python; the only `unsafe` |
-//! | [`tensor`] | tensors that cross, in the host's memory or on a GPU |
-//! | [`errors`] | exceptions with message and hint; nothing panics into Python |
-//! | [`network`] | a model that Python computes, as attacks see it |
-//! | [`model`] | models that the program loads |
+//! | [`dlpack`] | tensor exchange with Python; the only `unsafe` |
+//! | [`tensor`] | tensors passed between Rust and Python, in host memory or on a GPU |
+//! | [`errors`] | exceptions with message and hint; no panic crosses into Python |
+//! | [`network`] | adapter from Python models to attacks |
+//! | [`model`] | models loaded by advxl |
 //! | [`attacks`] [`evaluation`] | attacks and evaluations |
 #![deny(unsafe_code)]
 
@@ -24,9 +24,10 @@ use std::path::PathBuf;
 use advxl::distributed::program::{Hosted, set_hosted};
 use pyo3::prelude::*;
 
-/// Runs the program `advxl` with arguments, which begin with its name; the exit code.
+/// Runs the program `advxl` and returns its exit code. `arguments` includes the program name.
 ///
-/// `command` starts it again, for runs of several processes; `binary` is the file with its code.
+/// `command` is the command line that starts the program again, for runs with several processes. `binary` is the file
+/// with its code.
 #[pyfunction]
 fn main(py: Python, arguments: Vec<OsString>, command: Vec<OsString>, binary: PathBuf) -> u8 {
     set_hosted(Hosted {
@@ -37,7 +38,7 @@ fn main(py: Python, arguments: Vec<OsString>, command: Vec<OsString>, binary: Pa
     py.detach(|| advxl::cli::run_with(&arguments))
 }
 
-/// The number of threads of all computations; once, before the first.
+/// Sets the number of threads of all computations. Call it once, before the first computation.
 #[pyfunction]
 fn set_threads(py: Python, count: Option<usize>) -> PyResult<()> {
     errors::guarded(py, || advxl::cli::start_threads(count))

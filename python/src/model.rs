@@ -1,4 +1,4 @@
-//! Models that the program loads, for Python.
+//! Models loaded by advxl, for Python.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ pub(crate) struct Model {
     notes: Vec<String>,
 }
 
-/// A forward pass that can be differentiated.
+/// A recorded forward pass, for the backward pass.
 #[pyclass(module = "advxl._advxl", frozen)]
 pub(crate) struct Tape {
     images: Tensor<4>,
@@ -32,7 +32,7 @@ pub(crate) struct Tape {
 }
 
 impl Model {
-    /// The logits of a batch, tracked if the images are.
+    /// Returns the logits of a batch, tracked by autodiff if the images are.
     pub(crate) fn classify(&self, images: Tensor<4>) -> Tensor<2> {
         self.loaded.model.logits(images, &self.pass)
     }
@@ -57,22 +57,22 @@ impl Model {
         })?;
         let Opened { device, notice } = device.open(0)?;
         let mut notes: Vec<String> = notice
-            .map(|notice| format!("computing on the CPU, not on the GPU: {notice}"))
+            .map(|notice| format!("using the CPU instead of the GPU: {notice}"))
             .into_iter()
             .collect();
         if !path.exists() {
             return Err(
                 Error::input(format!("`{}` does not exist", path.display())).hint(
-                    "give a model folder, the folder of a run, or with arch=... a file of weights",
+                    "pass a model folder, a run folder, or a weight file with arch=...",
                 ),
             );
         }
         let mut loaded = match arch {
             None => weights::load_any(path, &device)?,
             Some(_) if path.is_dir() => {
-                let message = "`arch` is for a file of weights, not for a folder";
+                let message = "`arch` applies to a weight file, not to a folder";
                 return Err(
-                    Error::input(message).hint("leave it out: the folder says what its model is")
+                    Error::input(message).hint("omit it: the folder names its architecture")
                 );
             }
             Some(arch) => weights::load_file(path, arch, &device)?,
@@ -95,7 +95,7 @@ impl Model {
         })
     }
 
-    /// Images of Python's, on the model's device.
+    /// Imports images from Python to the model's device.
     fn images(&self, object: &Bound<PyAny>) -> PyResult<Tensor<4>> {
         let images = imported::<4>(object, &self.device)?;
         let shape @ [_, channels, height, width] = images.dims();
@@ -135,13 +135,13 @@ impl Model {
         self.loaded.model.classes()
     }
 
-    /// Names of the classes, where the model has them.
+    /// Names of the classes, empty if the model has none.
     #[getter]
     fn class_names(&self) -> Vec<String> {
         self.loaded.classes.clone()
     }
 
-    /// Pixels on a side of the images that it was made for.
+    /// Image size in pixels that the model expects.
     #[getter]
     fn image_size(&self) -> usize {
         self.loaded.image_size
@@ -153,13 +153,13 @@ impl Model {
         self.loaded.model.config().statistics().0
     }
 
-    /// Standard deviation of each channel, divided by inside the model.
+    /// Standard deviation of each channel, by which the model divides.
     #[getter]
     fn std(&self) -> [f64; 3] {
         self.loaded.model.config().statistics().1
     }
 
-    /// Whether the outputs are embeddings and not logits.
+    /// Whether the outputs are embeddings instead of logits.
     #[getter]
     fn outputs_embeddings(&self) -> bool {
         self.loaded.outputs == Outputs::Embedding
@@ -178,19 +178,19 @@ impl Model {
         self.loaded.hash.clone()
     }
 
-    /// What to know about the file or the device.
+    /// Notes on the file or the device.
     #[getter]
     fn notes(&self) -> Vec<String> {
         self.notes.clone()
     }
 
-    /// The logits of images in [0, 1].
+    /// Returns the logits of images in [0, 1].
     pub(crate) fn logits(&self, py: Python, images: &Bound<PyAny>) -> PyResult<CrossingTensor> {
         let images = self.images(images)?;
         guarded(py, || Ok(CrossingTensor::of(self.classify(images))))
     }
 
-    /// The logits, and what `pull` needs.
+    /// Returns the logits and a tape for `pull`.
     fn trace(&self, py: Python, images: &Bound<PyAny>) -> PyResult<(CrossingTensor, Tape)> {
         let images = self.images(images)?;
         guarded(py, || {
@@ -201,7 +201,7 @@ impl Model {
         })
     }
 
-    /// The gradient of `<slopes, logits>` with respect to the images of a tape.
+    /// Returns the gradient of `<slopes, logits>` with respect to the images of a tape.
     fn pull(
         &self,
         py: Python,

@@ -1,9 +1,10 @@
-//! A model that Python computes, as attacks see it.
+//! Adapts a Python model to the interface of attacks.
 //!
-//! Python's side is an object with three methods on batches, whatever framework is behind them (`python/advxl/_adapters.py`):
-//! `logits(images)`, `trace(images) -> (logits, tape)` and `pull(tape, slopes) -> gradient or None`. Nothing is called for each
-//! image. Images and gradients stay on the GPU where the model's framework has them on one that our engine opens; logits and
-//! slopes, some numbers an image, cross in the host's memory.
+//! The Python side is an object with three methods on batches, independent of the framework
+//! (`python/advxl/_adapters.py`): `logits(images)`, `trace(images) -> (logits, tape)` and
+//! `pull(tape, slopes) -> gradient or None`. There are no calls per image. Images and gradients stay on the GPU if the
+//! framework has them on a GPU that our engine can open. Logits and slopes are small and are exchanged through host
+//! memory.
 
 use advxl::attack::Network;
 use advxl::ops::{Device, to_vec};
@@ -14,17 +15,17 @@ use pyo3::prelude::*;
 use crate::errors::throw;
 use crate::tensor::{CrossingTensor, imported};
 
-/// See the file's heading. Its methods must be called inside [`crate::errors::guarded`].
+/// A Python model, see the module documentation. Its methods must be called inside [`crate::errors::guarded`].
 pub(crate) struct PythonNetwork<'a> {
     pub(crate) adapter: &'a Py<PyAny>,
-    /// Where the attacks compute.
+    /// Device on which attacks compute.
     pub(crate) device: &'a Device,
-    /// The number of the GPU among those of the process.
+    /// Number of the GPU in this process.
     pub(crate) number: i32,
 }
 
 impl PythonNetwork<'_> {
-    /// Runs work with the interpreter's lock; its exception ends the work in progress.
+    /// Runs work with the GIL. An exception aborts the attack or evaluation in progress.
     fn attached<T>(&self, work: impl FnOnce(Python, &Bound<PyAny>) -> PyResult<T>) -> T {
         Python::attach(|py| work(py, self.adapter.bind(py))).unwrap_or_else(|error| throw(error))
     }

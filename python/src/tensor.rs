@@ -1,4 +1,4 @@
-//! Tensors that cross between Rust and Python, in the host's memory or on an NVIDIA GPU.
+//! Tensors passed between Rust and Python, in host memory or on an NVIDIA GPU.
 
 use std::sync::Mutex;
 
@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 use crate::dlpack;
 use crate::errors::raised;
 
-/// Values that a framework takes with its `from_dlpack`, once.
+/// Values that a framework can consume once with its `from_dlpack`.
 #[pyclass(module = "advxl._advxl", frozen)]
 pub(crate) struct CrossingTensor {
     values: Mutex<Option<Crossing>>,
@@ -20,16 +20,16 @@ pub(crate) struct CrossingTensor {
     device: dlpack::Place,
 }
 
-/// Values on their way.
+/// The values of a tensor passed between Rust and Python.
 pub(crate) enum Crossing {
-    /// In the host's memory.
+    /// Host memory.
     Host(Vec<f32>),
-    /// On a GPU, all written.
+    /// GPU memory, with all writes complete.
     Gpu(Values),
 }
 
 impl CrossingTensor {
-    /// Values in the host's memory.
+    /// Wraps values in host memory.
     pub(crate) fn new(values: Vec<f32>, shape: Vec<usize>) -> Self {
         Self {
             values: Mutex::new(Some(Crossing::Host(values))),
@@ -38,16 +38,16 @@ impl CrossingTensor {
         }
     }
 
-    /// A tensor in the host's memory, wherever it is now.
+    /// Copies a tensor to host memory.
     pub(crate) fn of<const D: usize>(tensor: Tensor<D>) -> Self {
         let shape = tensor.dims().to_vec();
         Self::new(to_vec(tensor), shape)
     }
 
-    /// A tensor where it is, on a GPU which has this number among those of the process.
+    /// Wraps a tensor on a GPU, which has the given number in this process.
     pub(crate) fn on_gpu<const D: usize>(tensor: &Tensor<D>, gpu: &Gpu, number: i32) -> Self {
         let values = gpu_values(gpu, tensor);
-        // Another library's streams do not wait for ours.
+        // The streams of other libraries do not wait for ours.
         gpu.wait().unwrap_or_else(|error| advxl_cuda::fail(error));
         Self {
             values: Mutex::new(Some(Crossing::Gpu(values))),
@@ -65,12 +65,12 @@ impl CrossingTensor {
         self.shape.clone()
     }
 
-    /// DLPack's type of device and its number.
+    /// DLPack device type and number.
     fn __dlpack_device__(&self) -> (i32, i32) {
         (self.device.kind, self.device.number)
     }
 
-    /// The values as a DLPack capsule, which owns them.
+    /// Returns the values as a DLPack capsule, which owns them.
     #[pyo3(signature = (**_options))]
     fn __dlpack__<'py>(
         &self,
@@ -78,12 +78,12 @@ impl CrossingTensor {
         _options: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let taken = self.values.lock().ok().and_then(|mut values| values.take());
-        let values = taken.ok_or_else(|| PyValueError::new_err("the tensor was taken already"))?;
+        let values = taken.ok_or_else(|| PyValueError::new_err("the tensor was already consumed"))?;
         dlpack::export(py, values, &self.shape, self.device)
     }
 }
 
-/// A tensor of Python's with as many dimensions as are expected, on a device: from the host's memory, or from that GPU.
+/// Imports a Python tensor with the expected number of dimensions to a device, from host memory or from that GPU.
 pub(crate) fn imported<const D: usize>(
     object: &Bound<PyAny>,
     device: &Device,

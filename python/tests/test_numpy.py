@@ -85,13 +85,13 @@ class LinearModel(unittest.TestCase):
             self.assertTrue((again.run_standard_evaluation(self.x, self.y, bs=13, state_path=state) == expected).all())
 
             other = adversary(advxl.Functions(lambda x: 2 * logits(x) + 1, gradient))
-            with self.assertRaisesRegex(advxl.InputError, "was saved with another model"):
+            with self.assertRaisesRegex(advxl.InputError, "was saved with a different model"):
                 other.run_standard_evaluation(self.x, self.y, bs=13, state_path=state)
-            with self.assertRaisesRegex(advxl.InputError, "holds another evaluation"):
+            with self.assertRaisesRegex(advxl.InputError, "belongs to a different evaluation"):
                 again.run_standard_evaluation(self.x[1:], self.y[1:], bs=13, state_path=state)
             with open(state, "w", encoding="utf-8") as file:
                 file.write("{}")
-            with self.assertRaisesRegex(advxl.InputError, "is not the saved state of an evaluation"):
+            with self.assertRaisesRegex(advxl.InputError, "is not an evaluation state file"):
                 again.run_standard_evaluation(self.x, self.y, bs=13, state_path=state)
             with open(state, encoding="utf-8") as file:
                 self.assertEqual(file.read(), "{}")
@@ -197,9 +197,9 @@ class Inputs(unittest.TestCase):
             (x, y[:3], "3 labels for 4 images"),
             (x, numpy.eye(4)[y], "expected one class number an image"),
             (x, y - 9, "expected a class number from 0"),
-            (x, y + 4, "and the model 4 classes"),
+            (x, y + 4, "is out of range: the model has 4 classes"),
             (x[:0], y[:0], "there is nothing to attack"),
-            (x * numpy.nan, y, "pixel of NaN"),
+            (x * numpy.nan, y, "pixel value of NaN"),
             (x, None, "`y_orig` is missing"),
         ]
         for images, labels, message in refused:

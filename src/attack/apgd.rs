@@ -1,9 +1,9 @@
-//! Auto-PGD: projected gradient ascent that chooses its own step sizes, restarting from the best point.
+//! Auto-PGD: projected gradient ascent with adaptive step sizes and restarts from the best point.
 //!
-//! Source: Croce and Hein 2020 (arXiv:2003.01690), algorithm 1; for l1, 2021 (arXiv:2103.01208). Iterates are held
-//! to the reference program's by `tests/attacks.rs`.
-//! Differs from the reference: an image leaves the batch at its first misclassified iterate, which decides what the
-//! attack is asked for; random starts belong to the image, so the batch changes nothing.
+//! Source: Croce and Hein 2020 (arXiv:2003.01690), algorithm 1; for l1, 2021 (arXiv:2103.01208). `tests/attacks.rs`
+//! compares iterates with the reference program's.
+//! Differs from the reference: an image leaves the batch at its first misclassified iterate, which already settles the
+//! verdict; random starts are keyed by image, so they do not depend on the batch.
 
 use burn::tensor::Tensor;
 use serde::Serialize;
@@ -25,42 +25,43 @@ pub struct Apgd {
     pub norm: Norm,
     /// Largest perturbation.
     pub epsilon: Fraction,
-    /// What it climbs.
+    /// The loss that it maximizes.
     pub climbs: Climbs,
-    /// Steps of a climb.
+    /// Steps per run.
     pub steps: u64,
-    /// Climbs from other random starts on images that stand (for a targeted loss, of every target).
+    /// Runs from different random starts on images not yet fooled (for a targeted loss, per target).
     pub restarts: u64,
-    /// Evaluations of which a gradient is the mean; 1 but for random defences.
+    /// Number of gradients that are averaged (EOT); 1 except for randomized defenses.
     pub averages: u64,
-    /// Whether to begin at three times epsilon, then twice, then epsilon: for l1.
+    /// Whether to start with three times epsilon, then twice, then epsilon. Used for l1.
     pub enlarged: bool,
 }
 
-/// What APGD climbs.
+/// The loss that APGD maximizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Climbs {
     /// Cross entropy.
     CrossEntropy,
-    /// Difference of logits ratio.
+    /// Difference of logits ratio (DLR).
     Dlr,
-    /// The targeted ratio, towards each of so many classes in turn: those that the clean image is taken for next.
+    /// The targeted DLR loss, for each target class in turn: the classes with the largest other logits on the clean
+    /// image.
     TargetedDlr {
-        /// How many; all others where there are fewer.
+        /// Number of target classes; capped at the number of other classes.
         targets: u64,
     },
 }
 
-/// Of a window's steps, the share that must raise the loss for the step size to stay.
+/// Share of a window's steps that must increase the loss for the step size to be kept.
 const RISING_SHARE: f64 = 0.75;
-/// Weight of the new direction against the last move.
+/// Weight of the new step against the momentum of the last one.
 const DIRECTION_SHARE: f64 = 0.75;
-/// l1: the share of pixels that the first steps from a random start move.
+/// l1: share of pixels that the first steps from a random start change.
 const FIRST_SHARE: f64 = 0.2;
 
 impl Apgd {
-    /// `apgd-ce`, `apgd-dlr` or `apgd-t`.
+    /// Returns `apgd-ce`, `apgd-dlr` or `apgd-t`.
     pub fn name(&self) -> &'static str {
         match self.climbs {
             Climbs::CrossEntropy => "apgd-ce",
@@ -69,7 +70,7 @@ impl Apgd {
         }
     }
 
-    /// Classes that it aims at, given how many there are; 1 for no aim.
+    /// Returns the number of targets for a number of classes; 1 if untargeted.
     fn aims(&self, classes: usize) -> u64 {
         match self.climbs {
             Climbs::TargetedDlr { targets } => targets.min(classes.saturating_sub(1) as u64),
@@ -77,7 +78,7 @@ impl Apgd {
         }
     }
 
-    /// The most passes that an image can cost.
+    /// Returns the maximum number of passes per image.
     pub fn most_passes(&self, classes: usize) -> Passes {
         let runs = self.restarts.saturating_mul(self.aims(classes));
         let times = |looks: u64| runs.saturating_mul(looks).saturating_mul(self.averages);
@@ -87,7 +88,7 @@ impl Apgd {
         }
     }
 
-    /// Climbs from every start, towards every target, on the images that stand; see [`crate::attack::Attack::go_on`].
+    /// Runs all restarts and targets on the images not yet fooled; see [`crate::attack::Attack::go_on`].
     pub(crate) fn go_on(
         &self,
         classifier: &TargetModel,
@@ -119,7 +120,7 @@ impl Apgd {
         )
     }
 
-    /// One climb of each image from a random start.
+    /// Runs one ascent per image from a random start.
     fn run(
         &self,
         classifier: &TargetModel,
@@ -159,7 +160,7 @@ impl Apgd {
         .0
     }
 
-    /// One climb of each image from a given start, such as what another attack found.
+    /// Runs one ascent per image from the given start, such as another attack's result.
     ///
     /// Shapes: `clean` and `start` `[batch, 3, height, width]`, `goals` `[batch]`.
     pub fn climb_from(
@@ -174,9 +175,9 @@ impl Apgd {
             .0
     }
 
-    /// The images that were misclassified inside the ball, and those with the largest loss.
+    /// Returns the images that were misclassified inside the ball, and the iterates with the largest loss.
     ///
-    /// An image is dropped when it is misclassified, unless the ball is larger than epsilon (`Start::Outside`).
+    /// An image is dropped once it is misclassified, unless the ball is larger than epsilon (`Start::Outside`).
     fn climb(
         &self,
         classifier: &TargetModel,
@@ -209,36 +210,36 @@ impl Apgd {
     }
 }
 
-/// Where a climb comes from.
+/// The starting point of an ascent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Start {
     /// A random point of the ball.
     Random,
-    /// A point that an earlier climb found.
+    /// A point found earlier.
     Given,
-    /// The same, in a ball larger than epsilon: what is misclassified there does not count.
+    /// A point found earlier, in a ball larger than epsilon, where misclassification does not count.
     Outside,
 }
 
-/// One image's climb.
+/// State of one image's ascent.
 struct Climber {
-    /// Its place in the batch.
+    /// Index in the batch.
     place: usize,
     goal: Goal,
     /// Loss after each step.
     losses: Vec<f64>,
-    /// The loss just seen.
+    /// Loss at the current iterate.
     loss: f64,
     best: f64,
     best_at_check: f64,
     halved_at_check: bool,
     step_size: f64,
-    /// l1: the share of pixels that a step moves, and how many the best image had moved at the last check.
+    /// l1: share of pixels that a step changes, and number of pixels changed in the best image at the last check.
     share: f64,
     moved: usize,
 }
 
-/// Climbs side by side; row i of each tensor belongs to climb i.
+/// A batch of ascents; row i of each tensor belongs to ascent i.
 struct Climb {
     climbs: Vec<Climber>,
     averages: u64,
@@ -247,7 +248,7 @@ struct Climb {
     largest_step: f64,
     steps: usize,
     pixels: usize,
-    /// Where the climbs are, where they were a step before, and where the loss was largest.
+    /// Current iterates, previous iterates, and iterates with the largest loss.
     images: Tensor<4>,
     before: Tensor<4>,
     best: Tensor<4>,
@@ -317,7 +318,7 @@ impl Climb {
         }
     }
 
-    /// Evaluates the model where the climbs are; the mean gradient of several looks at a random model.
+    /// Evaluates the model at the current iterates, summing gradients over `averages` passes.
     fn look(&mut self, classifier: &TargetModel, needs_gradient: bool) -> Logits {
         let goals: Vec<Goal> = self.climbs.iter().map(|climb| climb.goal).collect();
         if !needs_gradient {
@@ -339,7 +340,7 @@ impl Climb {
                 ..again
             };
         }
-        // The sum of the gradients serves as well as their mean: only its direction and order count.
+        // The sum of the gradients is as good as their mean: only direction and order matter.
         self.gradient = seen.gradient;
         for (climb, loss) in self.climbs.iter_mut().zip(seen.losses) {
             climb.loss = loss;
@@ -347,7 +348,7 @@ impl Climb {
         seen.logits
     }
 
-    /// Takes the images that are misclassified out of the batch.
+    /// Removes misclassified images from the batch.
     fn drop_fooled(&mut self, logits: &Logits, found: &mut Adversarials) {
         let is_right = |row: &usize| logits.is_right(*row, self.climbs[*row].goal.label());
         let (kept, fooled): (Vec<usize>, Vec<usize>) = (0..self.climbs.len()).partition(is_right);
@@ -373,7 +374,7 @@ impl Climb {
         }
     }
 
-    /// Books what was seen after `step` steps: the best image, and at a check the step sizes.
+    /// Updates the best images after `step` steps, and the step sizes at a check.
     fn remember(&mut self, step: usize) {
         let better: Vec<bool> = self
             .climbs
@@ -416,7 +417,8 @@ impl Climb {
         self.until_check = self.window;
     }
 
-    /// l1: as long as the best image grows sparser, go on from it with the largest step; else smaller steps.
+    /// l1: while the best image gets sparser, continues from it with the largest step size; otherwise reduces the step
+    /// size.
     fn check_sparsity(&mut self) -> Vec<bool> {
         let moved = changed_pixels(&self.best, &self.ball.centre());
         let check = |(climb, moved): (&mut Climber, usize)| {
@@ -433,7 +435,7 @@ impl Climb {
         self.climbs.iter_mut().zip(moved).map(check).collect()
     }
 
-    /// Moves along the gradient, with momentum but in l1.
+    /// Takes a step along the gradient, with momentum except in l1.
     fn step(&mut self, step: usize) {
         let sizes: Vec<f32> = self
             .climbs
@@ -455,9 +457,9 @@ impl Climb {
 }
 
 impl Climber {
-    /// Whether to halve the step and go back to the best image, after step `last` of a window.
+    /// Returns whether to halve the step size and restart from the best image, after step `last` of a window.
     fn check_steps(&mut self, last: usize, window: usize) -> bool {
-        // Before the first loss comes a 0 that was never one: the reference's way to count.
+        // Like the reference, compares the first loss with 0.
         let before = |at: usize| at.checked_sub(1).map_or(0.0, |before| self.losses[before]);
         let rises = |at: &usize| self.losses[*at] > before(*at);
         let rises = (last + 1 - window..=last).filter(rises).count();
@@ -472,12 +474,12 @@ impl Climber {
     }
 }
 
-/// The next share of pixels to move, when the best image has moved so many.
+/// Returns the next share of pixels to change, given the number changed in the best image.
 fn share(moved: usize, pixels: usize) -> f64 {
     moved as f64 / pixels as f64 / 1.5
 }
 
-/// Puts those of `others` into the rows that are `chosen`.
+/// Replaces the `chosen` rows by those of `others`.
 fn replace(images: &mut Tensor<4>, others: &Tensor<4>, chosen: &[bool]) {
     *images = replace_rows(images.clone(), others, chosen);
 }

@@ -1,4 +1,4 @@
-//! A batch under attack: which images were fooled, and what the others have withstood.
+//! A batch under attack: the images that were fooled, and the attack state of the others.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -7,21 +7,21 @@ use super::gradient::select;
 use super::target_model::TargetModel;
 use crate::ops::to_vec;
 
-/// Images about which a classifier is to be fooled.
+/// A batch of images to attack.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// The clean images, `[batch, 3, height, width]`, all classified correctly.
     pub images: Tensor<4>,
-    /// Their classes.
+    /// Their labels.
     pub labels: Vec<u32>,
-    /// One number per image, which selects its random streams.
+    /// One key per image, which selects its random streams.
     pub keys: Vec<u64>,
     /// Seed of the evaluation.
     pub seed: u64,
 }
 
 impl Batch {
-    /// Some of the images.
+    /// Returns the images at the given indices.
     pub(crate) fn select(&self, kept: &[usize]) -> Self {
         Self {
             images: select(self.images.clone(), kept),
@@ -31,7 +31,7 @@ impl Batch {
         }
     }
 
-    /// The other classes of each image, those with the largest logits on the clean image first.
+    /// Returns the target classes of each image: the other classes by decreasing logit on the clean image.
     ///
     /// Shapes: `[batch, at most count]`.
     fn targets(&self, classifier: &TargetModel, count: u64) -> Vec<Vec<usize>> {
@@ -50,44 +50,43 @@ impl Batch {
     }
 }
 
-/// For each image of a batch, what the attack would show the model, if it has anything.
+/// For each image of a batch, the adversarial candidate, if the attack has one.
 pub type Adversarials = Vec<Option<Vec<f32>>>;
 
-/// The state of a stopped attack for an image that still stands: enough to continue it with the same
-/// numbers.
+/// The state of a stopped attack on an image not yet fooled, sufficient to resume it with identical results.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Mark {
-    /// Runs, each from a start and towards a target.
+    /// Completed runs, each from one start and for one target.
     Runs {
-        /// Those that the image survived.
+        /// Number of runs that the image survived.
         survived: usize,
-        /// The targets, chosen before the first.
+        /// The targets, chosen before the first run.
         targets: Vec<usize>,
     },
     /// Queries of random search.
     Queries {
-        /// Those that were asked.
+        /// Number of queries made.
         asked: u64,
-        /// Those that became the best image, which they make again.
+        /// Queries that improved the best image; replaying them reproduces it.
         accepted: Vec<u64>,
-        /// Its margin.
+        /// Margin of the best image.
         margin: f64,
     },
 }
 
-/// What an attack made of a batch.
+/// The result of an attack on a batch.
 #[derive(Clone, Debug)]
 pub struct Attempt {
-    /// For each image what is shown to the model.
+    /// For each image, the adversarial candidate.
     pub found: Adversarials,
-    /// Whether the attack was stopped before its last run on the images that still stand.
+    /// Whether the attack was stopped before its last run on the images not yet fooled.
     pub stopped: bool,
-    /// If it was stopped: its state for each of those images.
+    /// If it was stopped, its state for each of those images.
     pub marks: Vec<Option<Mark>>,
 }
 
 impl Attempt {
-    /// No adversarial example for any of `count` images.
+    /// Returns a result without adversarial examples for `count` images.
     pub(crate) fn nothing(count: usize) -> Self {
         Self {
             found: vec![None; count],
@@ -97,16 +96,16 @@ impl Attempt {
     }
 }
 
-/// A run of an attack: its number, and which start it is of the target in turn, from 0.
+/// A run of an attack: its number, and the number of its restart for the current target, both from 0.
 pub(crate) struct Run {
     pub(crate) number: usize,
     pub(crate) restart: usize,
 }
 
-/// Runs of an attack one after another, each on the images that stand after those before it: every restart
-/// for each target class in turn, or without a target.
+/// Executes the runs of an attack in sequence, each on the images not yet fooled: all restarts for each target class in
+/// turn, or all restarts without a target.
 ///
-/// `marks` are of an attempt that was stopped. `attempt` gets the run, the images that stand and the target of each.
+/// `marks` come from a stopped attempt. `attempt` receives the run, the remaining images and the target of each.
 pub(crate) fn in_turn(
     classifier: &TargetModel,
     batch: &Batch,
@@ -146,26 +145,26 @@ pub(crate) fn in_turn(
     let mut stopped = false;
     for number in 0..aims * restarts {
         let target = |index: &usize| targets_of[*index].get(number / restarts).copied();
-        let stands = |index: &usize| {
+        let remains = |index: &usize| {
             let is_aimed = targets.is_none() || target(index).is_some();
             found[*index].is_none() && survived[*index] <= number && is_aimed
         };
-        let standing: Vec<usize> = (0..found.len()).filter(stands).collect();
-        if standing.is_empty() {
+        let remaining: Vec<usize> = (0..found.len()).filter(remains).collect();
+        if remaining.is_empty() {
             continue;
         }
-        let aimed_at: Vec<Option<usize>> = standing.iter().map(target).collect();
+        let aimed_at: Vec<Option<usize>> = remaining.iter().map(target).collect();
         let run = Run {
             number,
             restart: number % restarts,
         };
-        let images = attempt(&run, &batch.select(&standing), &aimed_at);
+        let images = attempt(&run, &batch.select(&remaining), &aimed_at);
         if classifier.is_stopped() {
             stopped = true;
             break;
         }
         classifier.keep_passes();
-        for (index, image) in standing.iter().zip(images) {
+        for (index, image) in remaining.iter().zip(images) {
             found[*index] = image;
             survived[*index] = number + 1;
         }
@@ -178,7 +177,7 @@ pub(crate) fn in_turn(
     }
 }
 
-/// The pixels of each image of a batch.
+/// Returns the pixels of each image of a batch.
 pub(crate) fn images_of(images: Tensor<4>) -> Vec<Vec<f32>> {
     let pixels = images.dims()[1..].iter().product();
     to_vec(images)

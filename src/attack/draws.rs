@@ -1,11 +1,12 @@
-//! Random numbers of an attack, keyed by image.
+//! Random streams of an attack, keyed by image.
 
 use crate::ops::Streams;
 use crate::rng::{Purpose, Rng};
 
-/// The random numbers of an attack on a batch: a stream for each image, run and iteration.
+/// The random streams of an attack on a batch: one per image, run and iteration.
 ///
-/// By an image's key and never by its place in the batch, so that batch size, threads and a restart change nothing.
+/// Streams depend on an image's key, never on its index in the batch, so results do not depend on batch size, threads
+/// or interruptions.
 #[derive(Clone, Copy, Debug)]
 pub struct Draws<'a> {
     seed: u64,
@@ -14,7 +15,7 @@ pub struct Draws<'a> {
 }
 
 impl<'a> Draws<'a> {
-    /// Numbers for images with the given keys.
+    /// Creates the streams for images with the given keys.
     pub fn new(seed: u64, keys: &'a [u64], purpose: Purpose) -> Self {
         Self {
             seed,
@@ -23,13 +24,13 @@ impl<'a> Draws<'a> {
         }
     }
 
-    /// The stream of one image of the batch in one run (restart or target) at one iteration.
+    /// Returns the stream of one image in one run (restart or target) at one iteration.
     pub fn stream(&self, image: usize, run: usize, iteration: usize) -> Rng {
         let sub_key = (run as u64) << 32 | iteration as u64;
         Rng::new(self.seed, self.purpose, self.keys[image], sub_key)
     }
 
-    /// The streams of all images in a run at its start, for a device that draws by itself.
+    /// Returns the streams of all images at the start of a run, for devices that draw the numbers themselves.
     pub(crate) fn streams(&self, run: usize) -> Streams<'a> {
         Streams {
             seed: self.seed,

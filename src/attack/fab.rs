@@ -1,13 +1,12 @@
-//! Fast adaptive boundary: looks for the nearest point where the decision changes.
+//! Fast adaptive boundary (FAB): searches for the nearest point on the decision boundary.
 //!
-//! From where an image is, the decision is taken to be linear; the next point lies on the boundary of
-//! that linear decision, near both the last point and the clean image. What was found beyond the real
-//! boundary is pulled back towards the clean image.
+//! Each step linearizes the decision at the current point and moves to the boundary of that linear decision, close to
+//! both the current point and the clean image. Points beyond the real boundary are pulled back towards the clean image.
 //!
-//! Source: Croce and Hein 2020 (arXiv:1907.02044), algorithm 1. Iterates are held to the reference
-//! program's by `tests/attacks.rs`.
-//! Differs from the reference: the pass that tells whether a new point is misclassified also gives the
-//! gradient there, unless the point is pulled back; an image is finished when it is fooled within epsilon.
+//! Source: Croce and Hein 2020 (arXiv:1907.02044), algorithm 1. `tests/attacks.rs` compares iterates with the reference
+//! program's.
+//! Differs from the reference: the pass that checks whether a new point is misclassified also computes the gradient
+//! there, unless the point is pulled back; an image is finished once it is fooled within epsilon.
 
 use burn::tensor::Tensor;
 use rayon::prelude::*;
@@ -29,28 +28,28 @@ use crate::units::Fraction;
 /// Fast adaptive boundary attack.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Fab {
-    /// The norm of perturbations.
+    /// The norm of the perturbation.
     pub norm: Norm,
-    /// Perturbations up to this count.
+    /// Largest perturbation that counts as a success.
     pub epsilon: Fraction,
-    /// Towards so many classes in turn, those that the clean image is taken for next; `None`: towards
-    /// the class that seems nearest at each step, which needs the gradients of all.
+    /// Number of target classes, in turn: those with the largest other logits on the clean image. With `None`, each
+    /// step targets the class with the nearest boundary, which needs the gradients of all classes.
     pub targets: Option<u64>,
-    /// Steps of a run.
+    /// Steps per run.
     pub steps: u64,
-    /// Runs from each start: the first from the image, others from random points.
+    /// Number of starts: the first is the clean image, the others are random points.
     pub restarts: u64,
 }
 
-/// The largest weight of the clean image's projection.
+/// Largest weight of the projection from the clean image.
 const LARGEST_PULL: f64 = 0.1;
-/// How far beyond the projection to go.
+/// Overshoot beyond the projection.
 const OVERSHOOT: f64 = 1.05;
-/// What is left of the perturbation when a misclassified point is pulled back.
+/// Share of the perturbation that is kept when a misclassified point is pulled back.
 const PULLED_BACK: f64 = 0.9;
 
 impl Fab {
-    /// `fab` or `fab-t`.
+    /// Returns `fab` or `fab-t`.
     pub fn name(&self) -> &'static str {
         if self.targets.is_some() {
             "fab-t"
@@ -59,7 +58,7 @@ impl Fab {
         }
     }
 
-    /// The most passes that an image can cost.
+    /// Returns the maximum number of passes per image.
     pub fn most_passes(&self, classes: usize) -> Passes {
         let others = classes.saturating_sub(1) as u64;
         let (runs, gradients) = match self.targets {
@@ -75,8 +74,7 @@ impl Fab {
         }
     }
 
-    /// Looks for the boundary from every start, towards every target, on the images that stand; see
-    /// [`crate::attack::Attack::go_on`].
+    /// Runs all restarts and targets on the images not yet fooled; see [`crate::attack::Attack::go_on`].
     pub(crate) fn go_on(
         &self,
         classifier: &TargetModel,
@@ -114,7 +112,7 @@ impl Fab {
         )
     }
 
-    /// Random points, half of epsilon from the clean images.
+    /// Returns random points at half of epsilon from the clean images.
     fn start(&self, batch: &Batch, run: usize) -> Tensor<4> {
         let draws = Draws::new(batch.seed, &batch.keys, Purpose::Fab);
         let (clean, shape) = (&batch.images, batch.images.dims());
@@ -128,66 +126,67 @@ impl Fab {
         add_clamped(clean.clone(), noise, 0.5 * epsilon as f32)
     }
 
-    /// One run of each hunt; the images that were fooled within epsilon.
+    /// Runs each hunt once and returns the images that were fooled within epsilon.
     fn run(&self, classifier: &TargetModel, mut hunts: Hunts) -> Adversarials {
         let mut found: Adversarials = vec![None; hunts.each.len()];
-        hunts.linearise(classifier, &hunts.rows(|_| true));
+        hunts.linearize(classifier, &hunts.rows(|_| true));
         for step in 1..=self.steps {
             if hunts.each.is_empty() || classifier.is_stopped() {
                 break;
             }
             hunts.approach();
-            // Whoever crossed the boundary at the last step will likely cross it again and be pulled back: then
-            // the gradient beyond is not needed. A guess costs or saves a pass and changes no result.
+            // A point that crossed the boundary at the last step will likely cross it again and be pulled back, so its
+            // gradient beyond the boundary is not needed. A wrong guess costs a pass but does not change the result.
             let is_last = step == self.steps;
             let likely = hunts.rows(|hunt| is_last || hunt.crosses);
             let unlikely = hunts.rows(|hunt| !(is_last || hunt.crosses));
             let logits = hunts.look(classifier, &likely);
             hunts.settle(&likely, &logits, false);
-            let logits = hunts.linearise(classifier, &unlikely);
+            let logits = hunts.linearize(classifier, &unlikely);
             hunts.settle(&unlikely, &logits, true);
             hunts.finish(self.epsilon.value(), &mut found);
             if !is_last {
                 let stale = hunts.rows(|hunt| !hunt.is_linear);
-                hunts.linearise(classifier, &stale);
+                hunts.linearize(classifier, &stale);
             }
         }
         found
     }
 }
 
-/// One image's way to the boundary.
+/// One image's search for the boundary.
 struct Hunt {
-    /// Its place in the batch.
+    /// Index in the batch.
     place: usize,
     label: usize,
     target: Option<usize>,
-    /// Where it is: the other class's logit less the label's.
+    /// Logit of the other class minus that of the label, at the current point.
     difference: f64,
-    /// Whether this and its gradient belong to where it is.
+    /// Whether `difference` and its gradient are those of the current point.
     is_linear: bool,
-    /// Whether it is misclassified there.
+    /// Whether the current point is misclassified.
     crosses: bool,
 }
 
-/// Hunts side by side; row i of each tensor belongs to hunt i.
+/// A batch of hunts; row i of each tensor belongs to hunt i.
 struct Hunts {
     norm: Norm,
     each: Vec<Hunt>,
     clean: Tensor<4>,
     at: Tensor<4>,
-    /// The gradients of the differences.
+    /// Gradients of the differences.
     normal: Tensor<4>,
 }
 
 impl Hunts {
-    /// The rows of some of the hunts.
+    /// Returns the rows of the hunts that satisfy a predicate.
     fn rows(&self, which: impl Fn(&Hunt) -> bool) -> Vec<usize> {
         let rows = 0..self.each.len();
         rows.filter(|row| which(&self.each[*row])).collect()
     }
 
-    /// Goes to the boundary of the linear decision, from where the hunts are and a little from the clean images.
+    /// Moves to the boundary of the linearized decision, combining the projections of the current point and, with a
+    /// small weight, of the clean image.
     fn approach(&mut self) {
         let differences: Vec<f64> = self.each.iter().map(|hunt| hunt.difference).collect();
         let (norm, on_device) = (self.norm, self.norm.on_device());
@@ -211,7 +210,7 @@ impl Hunts {
         }
     }
 
-    /// What the model says where some of the hunts are.
+    /// Returns the logits at the current points of some hunts.
     fn look(&self, classifier: &TargetModel, rows: &[usize]) -> Logits {
         match rows.is_empty() {
             true => Logits::new(Vec::new(), 0),
@@ -219,7 +218,7 @@ impl Hunts {
         }
     }
 
-    /// Books what the model says where some of the hunts are, and whether they were linearised there.
+    /// Records whether the current points of some hunts are misclassified, and whether they were linearized there.
     fn settle(&mut self, rows: &[usize], logits: &Logits, is_linear: bool) {
         for (seen, row) in rows.iter().enumerate() {
             let hunt = &mut self.each[*row];
@@ -228,7 +227,7 @@ impl Hunts {
         }
     }
 
-    /// Takes out the images that are fooled within epsilon, and pulls the others back that are misclassified.
+    /// Removes the images that are fooled within epsilon, and pulls back the other misclassified points.
     fn finish(&mut self, epsilon: f64, found: &mut Adversarials) {
         let crossing = self.rows(|hunt| hunt.crosses);
         if crossing.is_empty() {
@@ -245,10 +244,10 @@ impl Hunts {
             for (row, image) in fooled.iter().zip(images) {
                 found[self.each[*row].place] = Some(image);
             }
-            let stands = |row: &usize| fooled.binary_search(row).is_err();
-            let kept: Vec<usize> = (0..self.each.len()).filter(stands).collect();
+            let remains = |row: &usize| fooled.binary_search(row).is_err();
+            let kept: Vec<usize> = (0..self.each.len()).filter(remains).collect();
             let mut row = 0..;
-            self.each.retain(|_| stands(&row.next().expect("endless")));
+            self.each.retain(|_| remains(&row.next().expect("endless")));
             for tensor in [&mut self.clean, &mut self.at, &mut self.normal] {
                 *tensor = select(tensor.clone(), &kept);
             }
@@ -260,19 +259,19 @@ impl Hunts {
         }
     }
 
-    /// What the model says where some of the hunts are, and the linear decision there.
-    fn linearise(&mut self, classifier: &TargetModel, rows: &[usize]) -> Logits {
+    /// Evaluates the model at the current points of some hunts and linearizes the decision there.
+    fn linearize(&mut self, classifier: &TargetModel, rows: &[usize]) -> Logits {
         if rows.is_empty() {
             return Logits::new(Vec::new(), 0);
         }
         let images = select(self.at.clone(), rows);
-        // Without a rival, or with logits that are not finite, there is no decision to cross.
+        // Default: with no rival class, or with non-finite logits, there is no boundary to cross.
         for row in rows {
             let hunt = &mut self.each[*row];
             (hunt.difference, hunt.is_linear) = (0.0, true);
         }
         let mut normals = zeros(images.dims(), &Device::of(&images));
-        // Targeted: one rival each. Else every class is a rival, the label's own standing in for nothing.
+        // Targeted: one rival per image. Untargeted: every class is a rival except the label, which is skipped below.
         let is_targeted = self.each[rows[0]].target.is_some();
         let mut nearest = vec![f64::INFINITY; rows.len()];
         let mut first = None;
@@ -288,7 +287,7 @@ impl Hunts {
             let slope = classifier.climb(images.clone(), &goals);
             let classes = slope.logits.classes();
             let lengths = match is_targeted {
-                // Of one rival it is enough that the distance is finite.
+                // With a single rival the distance only has to be finite.
                 true => vec![1.0; rows.len()],
                 false => dual_lengths(self.norm, &slope.gradient),
             };
@@ -316,7 +315,7 @@ impl Hunts {
     }
 }
 
-/// Takes an image to the boundary of the linear decision, a little from the clean image.
+/// Moves an image to the boundary of the linearized decision, with a small pull towards the clean image's projection.
 fn approach(norm: Norm, at: &mut [f32], clean: &[f32], normal: &[f32], difference: f64) {
     let of_clean = {
         let pairs = clean.iter().zip(&*at).zip(normal);
@@ -337,7 +336,7 @@ fn approach(norm: Norm, at: &mut [f32], clean: &[f32], normal: &[f32], differenc
     }
 }
 
-/// The length of each gradient in the dual norm: how much a move of length 1 changes the value.
+/// Returns the dual norm of each gradient: the largest change of the value by a step of length 1.
 fn dual_lengths(norm: Norm, gradients: &Tensor<4>) -> Vec<f64> {
     if let Some(lengths) = ops::dual_lengths(norm.on_device(), gradients) {
         return lengths;

@@ -1,28 +1,28 @@
-//! The gradient of a loss for images.
+//! Gradients with respect to images.
 
 use burn::tensor::Tensor;
 
 use crate::ops::{Device, row_dots, sum, zeros};
 
-/// The gradient of a sum of losses with respect to the images alone.
+/// Returns the gradient of the summed losses with respect to the images, and the losses.
 ///
-/// Shapes: `images` and the result `[batch, 3, height, width]`; `loss` gives one value an image.
+/// Shapes: `images` and the gradient `[batch, 3, height, width]`; `loss` returns one value per image, `[batch]`.
 pub fn input_gradient(
     loss: &dyn Fn(Tensor<4>) -> Tensor<1>,
     images: Tensor<4>,
 ) -> (Tensor<4>, Tensor<1>) {
     let images = images.without_autodiff().autodiff().require_grad();
     let losses = loss(images.clone());
-    // The sum, not the mean: an image's gradient must not depend on the size of its batch.
+    // Sum rather than mean, so that an image's gradient does not depend on the batch size.
     let mut gradients = sum(losses.clone()).backward();
     let gradient = images.grad_remove(&mut gradients);
     let gradient = gradient.unwrap_or_else(|| zeros(images.dims(), &Device::of(&images)));
     (gradient, losses.without_autodiff())
 }
 
-/// The gradient of `<slopes, logits>` with respect to the images that the logits were computed from.
+/// Returns the gradient of `<slopes, logits>` with respect to the images from which the logits were computed.
 ///
-/// `None` where the logits do not depend on the images.
+/// Returns `None` if the logits do not depend on the images.
 /// Shapes: `images` and the result `[batch, 3, height, width]`; `logits` and `slopes` `[batch, classes]`.
 pub fn pull(images: &Tensor<4>, logits: Tensor<2>, slopes: Tensor<2>) -> Option<Tensor<4>> {
     let [_, classes] = logits.dims();
@@ -33,7 +33,7 @@ pub fn pull(images: &Tensor<4>, logits: Tensor<2>, slopes: Tensor<2>) -> Option<
     images.grad_remove(&mut gradients)
 }
 
-/// Some of the rows of a tensor.
+/// Selects rows of a tensor.
 pub(crate) fn select(images: Tensor<4>, kept: &[usize]) -> Tensor<4> {
     if kept.len() == images.dims()[0] {
         return images;

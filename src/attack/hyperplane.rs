@@ -1,21 +1,21 @@
-//! The nearest point of a hyperplane within the range of pixels, in three norms. On plain slices.
+//! Projection onto a hyperplane within the pixel range, in three norms, on plain slices.
 //!
-//! Source: Croce and Hein 2020 (arXiv:1907.02044), section 2.3 and appendix. Held to the reference
-//! by `tests/attacks.rs`.
+//! Source: Croce and Hein 2020 (arXiv:1907.02044), section 2.3 and appendix. `tests/attacks.rs` compares it with the
+//! reference.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
 use super::threat::Norm;
 
-/// The smallest move, in the norm, that takes `point` onto a hyperplane without leaving [0, 1]; where
-/// that is out of reach, the move that comes nearest to it.
+/// Returns the smallest move, in the norm, that takes `point` onto a hyperplane without leaving [0, 1]. If the plane is
+/// out of reach, returns the move that comes closest to it.
 ///
-/// `excess` is `<normal, point> - offset`: how far the point is from the plane, in units of the normal.
+/// `excess` is `<normal, point> - offset`, the distance of the point from the plane in units of the normal.
 /// Shapes: `point`, `normal` and the result `[pixels]`.
 pub fn project(norm: Norm, point: &[f32], normal: &[f32], excess: f64) -> Vec<f32> {
-    // Moving pixel i against `sign * normal[i]` reduces the excess by |normal[i]| a unit, until the
-    // pixel's room is used up.
+    // Moving pixel i against `sign * normal[i]` reduces the excess by |normal[i]| per unit, until the pixel reaches the
+    // end of its range.
     let sign = if excess >= 0.0 { 1.0 } else { -1.0 };
     let need = excess.abs();
     let room = |index: usize| {
@@ -27,14 +27,14 @@ pub fn project(norm: Norm, point: &[f32], normal: &[f32], excess: f64) -> Vec<f3
     let pixels = 0..point.len();
     let sizes: Vec<f64> = match norm {
         Norm::Linf => {
-            // All pixels move by the same, as far as they can.
+            // All pixels move by the same amount, within their range.
             let rooms: Vec<f64> = pixels.clone().map(room).collect();
             let slopes: Vec<f64> = pixels.map(slope).collect();
             let most = reach(&rooms, &slopes, need);
             rooms.into_iter().map(|room| room.min(most)).collect()
         }
         Norm::L2 => {
-            // Each moves in proportion to its slope, as far as it can.
+            // Each pixel moves in proportion to its slope, within its range.
             let places = pixels.clone().map(|i| match moves(slope(i)) {
                 true => room(i) / slope(i),
                 false => f64::INFINITY,
@@ -49,7 +49,7 @@ pub fn project(norm: Norm, point: &[f32], normal: &[f32], excess: f64) -> Vec<f3
             pixels.map(|i| room(i).min(factor * slope(i))).collect()
         }
         Norm::L1 => {
-            // The steepest pixels move first, each as far as it can: mostly few, so that no order of all is made.
+            // The steepest pixels move first, each as far as it can. Usually few move, so a heap beats a full sort.
             let steepest_first = |i: usize| (TotalOrder(slope(i)), Reverse(i));
             let movable = pixels.filter(|i| moves(slope(*i))).map(steepest_first);
             let mut left: BinaryHeap<_> = movable.collect();
@@ -75,12 +75,12 @@ pub fn project(norm: Norm, point: &[f32], normal: &[f32], excess: f64) -> Vec<f3
     signed.collect()
 }
 
-/// Whether a slope is large enough to divide by; the reference leaves smaller ones out, too.
+/// Whether a slope is large enough to divide by. The reference also skips smaller ones.
 fn moves(slope: f64) -> bool {
     slope > 1e-8
 }
 
-/// The order of floats that has one for all of them.
+/// A float with the IEEE 754 total order.
 #[derive(Clone, Copy, PartialEq)]
 struct TotalOrder(f64);
 
@@ -98,10 +98,10 @@ impl Ord for TotalOrder {
     }
 }
 
-/// The t at which `sum of slope * min(t, place)` comes to `need`; infinite if it never does.
+/// Returns the t at which `sum of slope * min(t, place)` reaches `need`, or infinity if it never does.
 ///
-/// The sum is concave and piecewise linear in t, so Newton's method from 0 never goes too far, and is done once no place lies
-/// between two of its points: mostly after a few passes, where sorting the places would take many.
+/// The sum is concave and piecewise linear in t, so Newton's method from 0 never overshoots, and ends once no place is
+/// between two consecutive points. That usually takes a few passes, fewer than sorting the places.
 /// Shapes: `places` and `slopes` `[parts]`.
 fn reach(places: &[f64], slopes: &[f64], need: f64) -> f64 {
     let mut at = 0.0f64;
@@ -110,7 +110,7 @@ fn reach(places: &[f64], slopes: &[f64], need: f64) -> f64 {
         if slope <= 0.0 {
             return f64::INFINITY;
         }
-        // Where the sum would be enough, if no other part were used up before.
+        // The sum reaches `need` here unless another part is used up before.
         let to = (need - used) / slope;
         if to <= next {
             return to.max(0.0);
@@ -119,17 +119,17 @@ fn reach(places: &[f64], slopes: &[f64], need: f64) -> f64 {
     }
 }
 
-/// The parts of [`reach`] at a point.
+/// The sums of [`reach`] at a point.
 struct Split {
-    /// What those contribute that are used up.
+    /// Contribution of the parts that are used up.
     used: f64,
-    /// The slope of the others, and the first place at which one of them is used up.
+    /// Slope of the others, and the next place at which one of them is used up.
     slope: f64,
     next: f64,
 }
 
 impl Split {
-    /// Lanes are summed apart, so that the processor's vectors do several at once.
+    /// Sums in separate lanes, so that the compiler can vectorize the loop.
     fn at(at: f64, places: &[f64], slopes: &[f64]) -> Self {
         const LANES: usize = 8;
         let (mut used, mut slope) = ([0.0; LANES], [0.0; LANES]);
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn moves_known_on_paper_are_found() {
+    fn projections_match_the_analytic_solutions() {
         // Onto 3 a + 4 b = 2 from (0.5, 0.5): the excess is 1.5.
         let right = [
             (Norm::Linf, [-1.5 / 7.0, -1.5 / 7.0]),
@@ -191,7 +191,7 @@ mod tests {
                 assert!((found - right).abs() < 1e-6, "{norm:?} {found} {right}");
             }
         }
-        // The second pixel can only move by 0.1, the first takes the rest: 1.5 - 0.4 = 3 * 0.3667.
+        // The second pixel can only move by 0.1, so the first takes the rest: 1.5 - 0.4 = 3 * 0.3667.
         for norm in NORMS {
             let found = project(norm, &[0.5, 0.1], &[3.0, 4.0], 1.5);
             assert!((found[0] + 1.1 / 3.0).abs() < 1e-6, "{norm:?} {found:?}");

@@ -1,10 +1,10 @@
-//! The l1 ball around one image, cut by the range of pixels. On plain slices.
+//! The l1 ball around one image, intersected with the pixel range, on plain slices.
 
-/// The nearest point to `image` whose distance to `clean` is at most `epsilon` in l1 and whose
-/// pixels are in [0, 1], in place. Exact but for rounding.
+/// Projects `image` in place onto the points within l1 distance `epsilon` of `clean` whose pixels are in [0, 1]. Exact
+/// up to rounding.
 ///
-/// The range caps each pixel's change at c, so the answer is `min(max(|d| - t, 0), c)` with the
-/// sign of d, for the one t at which the changes sum to epsilon.
+/// The range caps each pixel's change at c, so the projection is `min(max(|d| - t, 0), c)` with the sign of d, for the
+/// unique t at which the changes sum to epsilon.
 /// Source: Croce and Hein 2021 (arXiv:2103.01208), section 3.
 pub fn project(image: &mut [f32], clean: &[f32], epsilon: f64) {
     let change = |x: f32, clean: f32| f64::from(x) - f64::from(clean);
@@ -17,7 +17,7 @@ pub fn project(image: &mut [f32], clean: &[f32], epsilon: f64) {
         caps: Vec::with_capacity(image.len()),
     };
     for (x, clean) in image.iter().zip(clean) {
-        // A pixel at rest has no say, and sparse perturbations have many.
+        // Unchanged pixels do not affect the threshold, and sparse perturbations have many.
         if x != clean {
             let change = change(*x, *clean);
             changes.sizes.push(change.abs());
@@ -34,17 +34,17 @@ pub fn project(image: &mut [f32], clean: &[f32], epsilon: f64) {
     }
 }
 
-/// The sizes of the changes of pixels, and what the range allows each.
+/// The absolute change of each pixel, and the largest change that the range allows.
 struct Changes {
     sizes: Vec<f64>,
     caps: Vec<f64>,
 }
 
-/// Times that the interval of the threshold is halved before the breaks in it are sorted: to a thousandth of them, mostly.
+/// Number of bisection steps before the remaining breaks are sorted. Usually a thousandth of them remain.
 const HALVINGS: usize = 12;
 
 impl Changes {
-    /// The sum of `min(max(|d| - t, 0), c)`.
+    /// Returns the sum of `min(max(|d| - t, 0), c)`.
     fn sum_at(&self, t: f64) -> f64 {
         const LANES: usize = 8;
         let mut sums = [0.0; LANES];
@@ -64,10 +64,10 @@ impl Changes {
         sums.iter().sum::<f64>() + rest.map(|(size, cap)| term(*size, *cap)).sum::<f64>()
     }
 
-    /// The t at which the sum comes to `epsilon`; 0 if it is no larger at 0.
+    /// Returns the t at which the sum equals `epsilon`, or 0 if the sum at 0 is at most `epsilon`.
     ///
-    /// The sum falls, and is linear between breaks: at |d| - c, from which on a pixel's cap does not hold, and at |d|, where its
-    /// change becomes 0.
+    /// The sum decreases in t and is linear between breaks: at |d| - c, beyond which a pixel's cap no longer applies,
+    /// and at |d|, where its change becomes 0.
     fn threshold(&self, epsilon: f64) -> f64 {
         let (mut low, mut sum) = (0.0, self.sum_at(0.0));
         if sum <= epsilon {
@@ -85,7 +85,7 @@ impl Changes {
                 false => high = middle,
             }
         }
-        // How the slope of the falling sum changes at the breaks that are left.
+        // The remaining breaks, with the change of the (negated) slope at each.
         let (mut breaks, mut slope) = (Vec::new(), 0.0);
         for (size, cap) in self.sizes.iter().zip(&self.caps) {
             let free = (size - cap).max(0.0);
@@ -112,8 +112,8 @@ impl Changes {
     }
 }
 
-/// `clean + change` rounded towards `clean`: the roundings of thousands of pixels must not add up to a
-/// perturbation larger than epsilon.
+/// Returns `clean + change` rounded towards `clean`, so that rounding thousands of pixels cannot push the perturbation
+/// above epsilon.
 fn towards(clean: f32, change: f64) -> f32 {
     let exact = f64::from(clean) + change;
     let rounded = exact as f32;
@@ -125,8 +125,8 @@ fn towards(clean: f32, change: f64) -> f32 {
     }
 }
 
-/// Turns a gradient into a step of length 1: the same on each of the steepest hundredth of the
-/// pixels that can still move that way, at least one.
+/// Turns a gradient into a step of length 1, equal on each of the steepest 1 % of the pixels that can still move in
+/// that direction, at least one.
 pub fn steepest(gradient: &mut [f32], at: &[f32]) {
     let free =
         |slope: f32, pixel: f32| (slope > 0.0 && pixel < 1.0) || (slope < 0.0 && pixel > 0.0);
@@ -134,7 +134,7 @@ pub fn steepest(gradient: &mut [f32], at: &[f32]) {
         .filter(|&i| free(gradient[i], at[i]))
         .collect();
     let count = (gradient.len() / 100).max(1).min(order.len());
-    // Ties go to the first pixel, so that the answer is the same everywhere.
+    // Ties go to the first pixel, for the same result on every platform.
     order.sort_by(|&a, &b| gradient[b].abs().total_cmp(&gradient[a].abs()));
     let steps: Vec<(usize, f32)> = order[..count]
         .iter()
@@ -146,10 +146,10 @@ pub fn steepest(gradient: &mut [f32], at: &[f32]) {
     }
 }
 
-/// Turns a gradient into a step of length 1: the same on each of the steepest `share` of the pixels.
+/// Turns a gradient into a step of length 1, equal on each of the steepest `share` of the pixels.
 ///
-/// Pixels whose slopes equal the smallest of these come too, so there can be more.
-/// Source: Croce and Hein 2021, section 4.1; the count is the reference program's.
+/// Pixels tied with the smallest selected slope are included, so there can be more.
+/// Source: Croce and Hein 2021, section 4.1; the count is computed as in the reference program.
 pub fn steepest_share(gradient: &mut [f32], share: f64) {
     let pixels = gradient.len();
     if pixels == 0 {
@@ -187,14 +187,14 @@ mod tests {
     }
 
     #[test]
-    fn the_projection_known_on_paper_is_found() {
+    fn projections_match_the_analytic_solutions() {
         // Without the range: soft thresholding. |d| = (0.5, 0.3, 0), epsilon = 0.4, t = 0.2.
         let mut image = [0.9, 0.2, 0.5];
         project(&mut image, &[0.4, 0.5, 0.5], 0.4);
         for (found, right) in image.iter().zip([0.7, 0.4, 0.5]) {
             assert!((found - right).abs() < 1e-6, "{image:?}");
         }
-        // With it: the first pixel can move by 0.1 only, the second takes the rest.
+        // With the range: the first pixel can move by only 0.1, so the second takes the rest.
         let mut image = [2.0, 1.4];
         project(&mut image, &[0.9, 0.5], 0.4);
         for (found, right) in image.iter().zip([1.0, 0.8]) {

@@ -1,13 +1,14 @@
-//! Attacks: each climbs a loss from given images without leaving a threat model.
+//! Attacks, which maximize a loss within a threat model.
 //!
-//! An attack gets images in [0, 1] and a function to fool. It knows no model, no mean, no data set.
+//! An attack takes images in [0, 1] and a function from images to logits. It is independent of models, normalization
+//! and data sets.
 //!
-//! | attack | climbs | norms |
+//! | attack | maximizes | norms |
 //! |---|---|---|
-//! | [`Pgd`] | any loss, fixed steps; the attack of training | linf, l2, l1 |
-//! | [`Apgd`] | cross entropy or the ratio of logits, with steps that adapt | linf, l2, l1 |
-//! | [`Fab`] | nothing: looks for the least change of the decision | linf, l2, l1 |
-//! | [`Square`] | the margin, by random search without gradients | linf, l2, l1 |
+//! | [`Pgd`] | any loss, with a fixed step size; the attack used in training | linf, l2, l1 |
+//! | [`Apgd`] | cross entropy or the DLR loss, with adaptive step sizes | linf, l2, l1 |
+//! | [`Fab`] | nothing: finds a minimal perturbation that changes the decision | linf, l2, l1 |
+//! | [`Square`] | the margin loss, by random search without gradients | linf, l2, l1 |
 
 pub mod apgd;
 pub mod attempt;
@@ -42,7 +43,7 @@ use crate::units::Fraction;
 
 use attempt::images_of;
 
-/// An attack of an evaluation.
+/// An evaluation attack.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Attack {
@@ -57,7 +58,7 @@ pub enum Attack {
 }
 
 impl Attack {
-    /// `apgd-ce`, as tables call it.
+    /// Returns the attack's name as shown in tables, such as `apgd-ce`.
     pub fn name(&self) -> String {
         match self {
             Self::Pgd(attack) => attack.name(),
@@ -67,7 +68,7 @@ impl Attack {
         }
     }
 
-    /// The norm that bounds the perturbation.
+    /// Returns the norm that bounds the perturbation.
     pub fn norm(&self) -> Norm {
         match self {
             Self::Pgd(attack) => attack.norm,
@@ -77,7 +78,7 @@ impl Attack {
         }
     }
 
-    /// Largest perturbation.
+    /// Returns the largest perturbation.
     pub fn epsilon(&self) -> &Fraction {
         match self {
             Self::Pgd(attack) => &attack.epsilon,
@@ -87,7 +88,7 @@ impl Attack {
         }
     }
 
-    /// The most passes that an image with `classes` classes can cost.
+    /// Returns the maximum number of passes per image, for a model with `classes` classes.
     pub fn most_passes(&self, classes: usize) -> Passes {
         match self {
             Self::Pgd(attack) => Passes {
@@ -103,17 +104,18 @@ impl Attack {
         }
     }
 
-    /// Tries to fool the classifier about each image of a batch, inside epsilon.
+    /// Searches for an adversarial example within epsilon of each image of a batch.
     ///
-    /// Whether an image is fooled does not depend on the others of the batch.
+    /// The result for an image does not depend on the other images of the batch.
     pub fn perturb(&self, classifier: &TargetModel, batch: &Batch) -> Adversarials {
         self.go_on(classifier, batch, &[]).found
     }
 
-    /// The same from where an earlier attempt was stopped: with the marks that it left, as many as there are images.
+    /// Resumes a stopped attempt from the marks that it returned, one per image; without marks, starts a new attempt.
     ///
-    /// Once the classifier says stop, what is in hand is left undone, and [`TargetModel::forget_passes`] forgets its
-    /// passes: attempts that were stopped find the same with the same number of passes.
+    /// When the classifier requests a stop, the unit of work in progress is abandoned, and
+    /// [`TargetModel::forget_passes`] discards its passes. An interrupted and resumed attempt therefore gives the same
+    /// results with the same number of passes.
     pub fn go_on(
         &self,
         classifier: &TargetModel,
@@ -134,7 +136,7 @@ impl Attack {
     }
 }
 
-/// PGD on the cross entropy with the labels; its last iterate is what counts.
+/// Runs PGD on the cross entropy with the labels. The last iterate is the result.
 fn climb_cross_entropy(attack: &Pgd, classifier: &TargetModel, batch: &Batch) -> Attempt {
     let labels = batch.labels.iter();
     let goals: Vec<Goal> = labels
@@ -143,7 +145,7 @@ fn climb_cross_entropy(attack: &Pgd, classifier: &TargetModel, batch: &Batch) ->
         })
         .collect();
     let gradient = |images: Tensor<4>| match classifier.is_stopped() {
-        // What is left of the climb is thrown away.
+        // The rest of this run will be discarded.
         true => zeros(images.dims(), &Device::of(&images)),
         false => classifier.climb(images, &goals).gradient,
     };
@@ -199,7 +201,8 @@ mod tests {
         }
     }
 
-    /// An attempt that is stopped after so many passes of the model, which grow until it is done.
+    /// Runs an attack that is stopped after a growing number of passes until it completes. Returns the number of stops
+    /// too.
     fn with_stops(attack: &Attack, batch: &Batch) -> (Adversarials, Passes, usize) {
         let device = Device::cpu();
         let mut found: Adversarials = vec![None; batch.labels.len()];
@@ -233,9 +236,9 @@ mod tests {
     }
 
     #[test]
-    fn an_attack_that_is_stopped_and_goes_on_finds_the_same_with_as_many_passes() {
+    fn an_attack_resumed_after_stops_gives_the_same_result_with_the_same_number_of_passes() {
         let batch = batch();
-        let (mut fell, mut tried) = (0, 0);
+        let (mut fooled, mut tried) = (0, 0);
         for (norm, epsilon) in [(Norm::Linf, "0.05"), (Norm::L2, "0.3"), (Norm::L1, "1.2")] {
             for name in ATTACKS {
                 let settings = Settings {
@@ -251,11 +254,11 @@ mod tests {
                 let (found, passes, stops) = with_stops(&attack, &batch);
                 assert!(stops > 0, "{name}");
                 assert!(found == whole, "{name}");
-                fell += whole.iter().flatten().count() * usize::from(name != "pgd");
+                fooled += whole.iter().flatten().count() * usize::from(name != "pgd");
                 tried += whole.len() * usize::from(name != "pgd");
                 assert_eq!(passes, classifier.take_passes(), "{name}");
             }
         }
-        assert!(0 < fell && fell < tried, "{fell} of {tried}");
+        assert!(0 < fooled && fooled < tried, "{fooled} of {tried}");
     }
 }

@@ -1,10 +1,10 @@
-//! What evaluation attacks climb: a number and its slope, from the logits of one image.
+//! Losses of evaluation attacks and their derivatives, as functions of the logits of one image.
 //!
-//! In f64 on the host, since attacks decide by these numbers image by image; the model's part of
-//! the gradient follows from the slope ([`crate::attack::target_model::TargetModel::climb`]).
-//! Source: Croce and Hein 2020 (arXiv:2003.01690), section 4; held to the reference by `tests/attacks.rs`.
+//! Computed in f64 on the host, since attacks make decisions per image from these numbers. The model's part of the
+//! gradient follows from the slope ([`crate::attack::target_model::TargetModel::climb`]).
+//! Source: Croce and Hein 2020 (arXiv:2003.01690), section 4; `tests/attacks.rs` compares them with the reference.
 
-/// Keeps quotients finite.
+/// Added to denominators to keep quotients finite.
 const TINY: f64 = 1e-12;
 
 /// A loss of one image's logits.
@@ -20,14 +20,14 @@ pub enum Goal {
         /// The class of the image.
         label: usize,
     },
-    /// Towards one class: `-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)`.
+    /// Targeted DLR: `-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)`.
     TargetedDlr {
         /// The class of the image.
         label: usize,
         /// The class to reach.
         target: usize,
     },
-    /// `z_t - z_y`, which is 0 where the decision changes.
+    /// `z_t - z_y`, which is 0 on the decision boundary.
     Difference {
         /// The class of the image.
         label: usize,
@@ -37,7 +37,7 @@ pub enum Goal {
 }
 
 impl Goal {
-    /// The class of the image.
+    /// Returns the class of the image.
     pub fn label(self) -> usize {
         match self {
             Self::CrossEntropy { label }
@@ -47,12 +47,12 @@ impl Goal {
         }
     }
 
-    /// The loss; its slope goes into `slope`.
+    /// Returns the loss and writes its derivative with respect to the logits to `slope`.
     ///
-    /// With too few classes for a ratio's denominator, the logits that there are stand in; with two
-    /// classes the difference alone is climbed.
-    /// Where nothing can be climbed the slope is zero: logits that are not finite (the loss is infinite, since such an
-    /// image is fooled already), a label or target that is none of the classes, a single class.
+    /// With too few classes for a ratio's denominator, the available logits are used instead; with two classes the loss
+    /// is the difference alone.
+    /// The slope is zero if there is nothing to maximize: non-finite logits (the loss is infinite, since such an image
+    /// is already fooled), a label or target out of range, or a single class.
     ///
     /// Shapes: `logits` and `slope` `[classes]`.
     pub fn slope(self, logits: &[f32], slope: &mut [f32]) -> f64 {
@@ -90,12 +90,12 @@ impl Goal {
     }
 }
 
-/// Whether logits are an answer at all: an infinite or undefined one is none.
+/// Whether all logits are finite.
 pub(crate) fn are_finite(logits: &[f32]) -> bool {
     logits.iter().all(|logit| logit.is_finite())
 }
 
-/// `-(z_label - z_rival) / (sum of weight * z)`, the sum over `below`, or without a denominator.
+/// Returns `-(z_label - z_rival) / (sum of weight * z)`, with the sum over `below`; without `below`, no denominator.
 fn ratio(
     logits: &[f32],
     label: usize,
@@ -112,7 +112,7 @@ fn ratio(
             + TINY
     });
     let value = (z(rival) - z(label)) / denominator;
-    // Logits that are nearly equal make slopes too large for f32, whose gradients would not be finite.
+    // Nearly equal logits give slopes too large for f32, whose gradients would not be finite.
     let mut add = |class: usize, amount: f64| {
         slope[class] = (slope[class] + amount as f32).clamp(f32::MIN, f32::MAX);
     };
@@ -138,12 +138,12 @@ fn cross_entropy(logits: &[f32], label: usize, slope: &mut [f32]) -> f64 {
     for (slope, logit) in slope.iter_mut().zip(logits) {
         *slope = (shifted(*logit).exp() / sum) as f32;
     }
-    // 1 - p of a sure and right answer would cancel to 0; the others' share does not.
+    // For a confident correct prediction 1 - p would cancel to 0; the sum over the other classes does not.
     slope[label] = -(others / sum) as f32;
     sum.ln() - shifted(logits[label])
 }
 
-/// The classes of the `count` largest logits, largest first; ties go to the lower class.
+/// Returns the classes of the `count` largest logits, largest first. Ties go to the lower class.
 pub(crate) fn largest(logits: &[f32], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     let by_size = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
@@ -225,7 +225,7 @@ mod tests {
     ];
 
     #[test]
-    fn what_cannot_be_climbed_has_no_slope() {
+    fn invalid_logits_labels_and_targets_have_zero_slope() {
         for kind in KINDS {
             for (logits, label) in [
                 (&[][..], 0),

@@ -1,5 +1,4 @@
-//! Projected gradient ascent (Madry et al. 2018), the attack of training and of the paper's
-//! ablations.
+//! Projected gradient descent (PGD, Madry et al. 2018), the attack used in training and in the paper's ablations.
 
 use burn::tensor::Tensor;
 
@@ -11,44 +10,44 @@ use crate::settings::{Table, settings, words};
 use crate::units::Fraction;
 
 settings! {
-    /// PGD, projected gradient ascent on the loss, applied to each batch.
+    /// PGD: projected gradient ascent on the loss, applied to each batch.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Pgd(table) {
         /// Norm that bounds the perturbation.
         pub norm: Norm { example: "\"linf\"" },
-        /// Largest perturbation in this norm, for pixels in [0, 1].
+        /// Maximum size of the perturbation in this norm, for pixels in [0, 1].
         pub epsilon: Fraction { limits: at_least(0.0), example: "\"4/255\"" },
-        /// Length of a step in this norm.
+        /// Step size in this norm, for pixels in [0, 1].
         pub step_size: Fraction { limits: above(0.0), example: "\"1/255\"" },
-        /// Number of steps; each costs a forward and a backward pass.
+        /// Number of steps. Each costs one forward and one backward pass.
         pub steps: u64 { limits: within(1.0, 1e6), example: "3" },
-        /// Point at which the attack starts.
+        /// Starting point of the attack.
         pub start: Start { example: "\"random\"" },
     }
     check { check_range(table, norm, epsilon.as_ref()) }
 }
 
-/// Finds an epsilon in units of 0 to 255.
+/// Rejects an epsilon given in units of 0 to 255.
 pub(crate) fn check_range(table: &Table, norm: Option<Norm>, epsilon: Option<&Fraction>) {
     if norm == Some(Norm::Linf) && epsilon.is_some_and(|epsilon| epsilon.value() > 1.0) {
         let message = "epsilon is larger than the range of a pixel";
-        let hint = "pixels are in [0, 1] here: write 8/255, not 8";
+        let hint = "pixels are in [0, 1]: use 8/255, not 8";
         table.problem_with_hint("epsilon", message, hint);
     }
 }
 
 words! {
-    /// Where an attack starts.
+    /// Starting point of an attack.
     pub enum Start {
-        /// A random point of the epsilon ball.
+        /// A random point in the epsilon ball.
         Random = "random",
-        /// The image itself.
+        /// The clean image.
         Clean = "clean",
     }
 }
 
 impl Pgd {
-    /// The same attack with a share of its strength: of epsilon and of the step.
+    /// Returns the attack with epsilon and step size scaled by `share`.
     pub fn weakened(&self, share: f64) -> Self {
         Self {
             epsilon: self.epsilon.times(share),
@@ -57,14 +56,14 @@ impl Pgd {
         }
     }
 
-    /// Climbs `loss` from each image without leaving the threat model.
+    /// Maximizes `loss` from each image within the threat model.
     ///
-    /// `keys` number the images for their random starts.
+    /// `keys` select the images' random starts.
     ///
-    /// Shapes: `images` and the result `[batch, 3, height, width]`; `loss` gives one value an image,
-    /// and an image's value must depend on that image alone for batches not to matter.
+    /// Shapes: `images` and the result `[batch, 3, height, width]`; `loss` returns one value per image. Results are
+    /// independent of the batch if an image's loss depends on that image alone.
     /// Units: pixels in [0, 1].
-    /// Source: Madry et al. 2018, section 2.1; AdvXL's attacker but for the start, [`Ball::sample`].
+    /// Source: Madry et al. 2018, section 2.1; same as AdvXL's attacker except for the start, see [`Ball::sample`].
     pub fn perturb(
         &self,
         images: Tensor<4>,
@@ -76,7 +75,7 @@ impl Pgd {
         self.climb(images, &|images| input_gradient(loss, images).0, &draws)
     }
 
-    /// The same along a gradient, wherever it comes from.
+    /// Like [`Self::perturb`], with a function that returns the gradient of the loss.
     pub fn climb(
         &self,
         images: Tensor<4>,
@@ -100,7 +99,7 @@ impl Pgd {
         adversarial
     }
 
-    /// `pgd-20`, as tables call it.
+    /// Returns the attack's name as shown in tables, such as `pgd-20`.
     pub fn name(&self) -> String {
         format!("pgd-{}", self.steps)
     }
@@ -124,9 +123,9 @@ mod tests {
         }
     }
 
-    /// For a linear loss the best point of each ball is known on paper, so the answer is exact.
+    /// For a linear loss the optimum in each ball is known analytically.
     #[test]
-    fn pgd_on_a_linear_loss_finds_the_best_point_of_each_ball() {
+    fn pgd_on_a_linear_loss_finds_the_optimum_of_each_ball() {
         let device = Device::cpu();
         let grey = from_vec(vec![0.5; 3], [1, 3, 1, 1], &device);
         let slope = from_vec(vec![3.0, -4.0, 0.0], [1, 3, 1, 1], &device);

@@ -1,11 +1,11 @@
-//! Square attack: random search for a smaller margin, one square of pixels at a time, without gradients.
+//! Square attack: random search that minimizes the margin, one square of pixels at a time, without gradients.
 //!
-//! It finds what gradients that were masked hide from the other attacks.
+//! It finds adversarial examples that masked gradients hide from the other attacks.
 //!
 //! Source: Andriushchenko et al. 2020 (arXiv:1912.00049), algorithms 1 to 3; for l1, Croce and Hein 2021
 //! (arXiv:2103.01208), section 5.
-//! Differs from the reference: each image has its own square and signs in a query, where the reference draws
-//! one for the whole batch; an image's random numbers are its own, so the batch changes nothing.
+//! Differs from the reference: each image has its own square and signs in a query, where the reference draws one for
+//! the whole batch. Random numbers are keyed by image, so results do not depend on the batch.
 
 use std::collections::BTreeMap;
 
@@ -32,17 +32,17 @@ pub struct Square {
     pub norm: Norm,
     /// Largest perturbation.
     pub epsilon: Fraction,
-    /// Queries after the start.
+    /// Number of queries after the first one.
     pub queries: u64,
 }
 
-/// The share of an image's pixels that the first squares cover.
+/// Share of an image's pixels that the first squares cover.
 const FIRST_SHARE: f64 = 0.8;
-/// Queries after which the share is halved.
+/// Numbers of queries after which the share is halved.
 const HALVED_AFTER: [u64; 9] = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000];
 
 impl Square {
-    /// Searches until each image is fooled or the queries are used up; see [`crate::attack::Attack::go_on`].
+    /// Searches until every image is fooled or its queries are used up; see [`crate::attack::Attack::go_on`].
     pub(crate) fn go_on(
         &self,
         classifier: &TargetModel,
@@ -86,13 +86,13 @@ impl Square {
         }
     }
 
-    /// The side of the square of a query, from 0.
+    /// Returns the side of the square for a query, counted from 0.
     ///
-    /// In l2 and l1 odd and at least 3, since the pattern within has a middle.
+    /// In l2 and l1 it is odd and at least 3, since the pattern needs a center.
     fn side(&self, query: u64, height: usize, width: usize) -> usize {
         let halvings = HALVED_AFTER.iter().filter(|after| query > **after).count();
         let share = FIRST_SHARE / f64::from(1 << halvings);
-        // Half to even, as Python rounds.
+        // Rounds half to even, like Python.
         let side = (share * (height * width) as f64).sqrt().round_ties_even() as usize;
         let side = match self.norm {
             Norm::Linf => side.max(1),
@@ -104,12 +104,12 @@ impl Square {
 
 /// The search for one image.
 struct Search {
-    /// Its place in the batch.
+    /// Index in the batch.
     place: usize,
     label: usize,
-    /// Of the best image.
+    /// Margin of the best image.
     margin: f64,
-    /// How many queries were asked, and which of them made the best image.
+    /// Number of queries made, and those that improved the best image.
     asked: u64,
     accepted: Vec<u64>,
     is_fooled: bool,
@@ -127,8 +127,8 @@ impl Search {
         }
     }
 
-    /// Takes the answer to a query that did not fool the model, and says whether it made the best image: of equal margins
-    /// the later, since a tie is the boundary.
+    /// Records the margin of a query that did not fool the model, and returns whether it becomes the best image. A
+    /// margin of 0 or below is always accepted, since a tie is on the decision boundary.
     fn take(&mut self, margin: f64) -> bool {
         let is_better = margin < self.margin || margin <= 0.0;
         if is_better {
@@ -148,7 +148,7 @@ impl Search {
     }
 }
 
-/// Searches side by side; row i of each tensor belongs to search i.
+/// A batch of searches; row i of each tensor belongs to search i.
 struct Searches {
     each: Vec<Search>,
     clean: Tensor<4>,
@@ -156,7 +156,7 @@ struct Searches {
 }
 
 impl Searches {
-    /// Goes on from the marks of an attempt that was stopped: the queries that were accepted make the best images again.
+    /// Resumes from the marks of a stopped attempt by replaying the accepted queries.
     fn replay(&mut self, queries: &Queries, marks: &[Option<Mark>]) {
         for search in &mut self.each {
             if let Some(Some(Mark::Queries {
@@ -182,7 +182,8 @@ impl Searches {
         }
     }
 
-    /// The image that a query shows, for each of some searches: the first shows a start, the others change the best image.
+    /// Builds the image of a query for each of some searches. The first query is a starting point, later ones modify
+    /// the best image.
     fn ask(&self, queries: &Queries, rows: &[usize], asked: &[u64]) -> Tensor<4> {
         let [best, clean] = [&self.best, &self.clean].map(|images| select(images.clone(), rows));
         let query = |(row, query): (&usize, &u64)| queries.draw(self.each[*row].place, *query);
@@ -190,7 +191,7 @@ impl Searches {
         queries.images(best, clean, &drawn)
     }
 
-    /// Takes the answers to the queries; images that fooled the model leave.
+    /// Records the logits of the queries and removes the images that fooled the model.
     fn take(&mut self, tried: &Tensor<4>, logits: &Logits, found: &mut Adversarials) {
         let (mut fooled, mut better) = (Vec::new(), Vec::new());
         for (row, search) in self.each.iter_mut().enumerate() {
@@ -218,7 +219,7 @@ impl Searches {
         self.keep(|search| !search.is_fooled);
     }
 
-    /// Keeps some of the searches.
+    /// Keeps the searches that satisfy a predicate.
     fn keep(&mut self, which: impl Fn(&Search) -> bool) {
         let rows = 0..self.each.len();
         let kept: Vec<usize> = rows.filter(|row| which(&self.each[*row])).collect();
@@ -232,12 +233,12 @@ impl Searches {
     }
 }
 
-/// How queries of a batch are drawn and made.
+/// Draws and builds the queries of a batch.
 struct Queries<'a> {
     square: &'a Square,
     picture: Picture,
     draws: Draws<'a>,
-    /// What makes them where the images are on a GPU.
+    /// Builds queries on the GPU, if the images are there.
     on_device: Option<Squares>,
 }
 
@@ -275,7 +276,7 @@ impl<'a> Queries<'a> {
         }
     }
 
-    /// The random numbers of a query of one image of the batch.
+    /// Draws a query for one image of the batch.
     fn draw(&self, place: usize, query: u64) -> Query {
         let mut rng = self.draws.stream(place, 0, query as usize);
         let [_, height, width] = self.picture.shape;
@@ -288,7 +289,7 @@ impl<'a> Queries<'a> {
         }
     }
 
-    /// The images that queries show.
+    /// Builds the images of queries.
     ///
     /// Shapes: `best` and `clean` `[queries, 3, height, width]`.
     fn images(&self, best: Tensor<4>, clean: Tensor<4>, queries: &[Query]) -> Tensor<4> {
@@ -322,7 +323,7 @@ impl<'a> Queries<'a> {
         made
     }
 
-    /// The first queries of some images on a GPU.
+    /// Builds first queries on a GPU.
     fn started<'q>(
         &self,
         device: &Squares,
@@ -343,7 +344,7 @@ impl<'a> Queries<'a> {
         }
     }
 
-    /// Later queries of some images on a GPU.
+    /// Builds later queries on a GPU.
     fn changed<'q>(
         &self,
         device: &Squares,
@@ -376,15 +377,15 @@ impl<'a> Queries<'a> {
     }
 }
 
-/// What a query draws.
+/// The random choices of a query.
 enum Query {
-    /// linf, the first: a change for each column of each channel.
+    /// First query in linf: a change for each column of each channel.
     Stripes(Vec<f32>),
-    /// l2 and l1, the first: patterns from the top left, row by row.
+    /// First query in l2 and l1: patterns from the top left, row by row.
     Tiles(Vec<Motif>),
-    /// linf: a square and its change in each channel.
+    /// Later query in linf: a square and its change in each channel.
     Jump { window: Window, jumps: Vec<f32> },
-    /// l2 and l1: the square that gets a new pattern, and one that gives up its change.
+    /// Later query in l2 and l1: a square that receives a new pattern, and one whose perturbation is reset.
     Exchange {
         window: Window,
         other: Window,
@@ -398,15 +399,16 @@ impl Query {
     }
 }
 
-/// How a pattern is put into an image.
+/// Orientation and signs of a pattern.
 struct Motif {
+    /// Whether the pattern is vertical.
     is_standing: bool,
-    /// Of each channel.
+    /// Sign in each channel.
     signs: Vec<f32>,
 }
 
 impl Motif {
-    /// Of an image of three channels.
+    /// Converts to the GPU representation, for three channels.
     fn on_device(&self) -> ops::Motif {
         ops::Motif {
             is_standing: self.is_standing,
@@ -415,12 +417,12 @@ impl Motif {
     }
 }
 
-/// Images of one shape, and how they may be changed.
+/// The shape of the images and their threat model.
 struct Picture {
     norm: Norm,
     epsilon: f64,
     shape: [usize; 3],
-    /// l2 and l1: those of each side, lying and standing.
+    /// l2 and l1: horizontal and vertical pattern for each side length.
     patterns: BTreeMap<usize, [Vec<f32>; 2]>,
 }
 
@@ -429,7 +431,7 @@ impl Picture {
         if rng.chance(0.5) { 1.0 } else { -1.0 }
     }
 
-    /// Where the pixels of a window are in a channel, row by row.
+    /// Returns the indices of a window's pixels in a channel, row by row.
     fn window(&self, channel: usize, window: Window) -> impl Iterator<Item = usize> {
         let [_, height, width] = self.shape;
         let Window { top, left, side } = window;
@@ -439,7 +441,7 @@ impl Picture {
         })
     }
 
-    /// Whether a pixel, of whichever channel, lies in a window.
+    /// Returns whether a pixel of any channel is in a window.
     fn is_in(&self, at: usize, window: Window) -> bool {
         let [_, height, width] = self.shape;
         let (row, column) = (at / width % height, at % width);
@@ -447,7 +449,7 @@ impl Picture {
         (top..top + side).contains(&row) && (left..left + side).contains(&column)
     }
 
-    /// A random window. The last row and column are left out, as in the reference, where a larger one would fit.
+    /// Draws a random window. As in the reference, the last possible position is excluded unless it is the only one.
     fn draw(&self, side: usize, rng: &mut Rng) -> Window {
         let [_, height, width] = self.shape;
         let mut place = |room: usize| if room == 0 { 0 } else { rng.below(room) };
@@ -458,12 +460,12 @@ impl Picture {
         }
     }
 
-    /// The side of the patterns that l2 and l1 start from: a fifth of the height.
+    /// Returns the side of the initial patterns in l2 and l1: a fifth of the height.
     fn tile(&self) -> usize {
         (self.shape[1] / 5).max(1)
     }
 
-    /// Where these patterns are: a five by five grid where the image is as wide as high.
+    /// Returns the windows of these patterns: a five by five grid if the image is square.
     fn tiles(&self) -> impl Iterator<Item = Window> {
         let ([_, height, width], side) = (self.shape, self.tile());
         let margin = (height - (side * 5).min(height)) / 2;
@@ -482,7 +484,7 @@ impl Picture {
         }
     }
 
-    /// linf: vertical stripes of +- epsilon. l2, l1: a grid of patterns with random signs.
+    /// Draws a first query. linf: vertical stripes of +- epsilon. l2, l1: a grid of patterns with random signs.
     fn draw_start(&self, rng: &mut Rng) -> Query {
         let ([channels, _, width], epsilon) = (self.shape, self.epsilon as f32);
         match self.norm {
@@ -496,7 +498,7 @@ impl Picture {
         }
     }
 
-    /// A change of one square, in l2 and l1 at the cost of another.
+    /// Draws a change of one square. In l2 and l1, another square gives up its perturbation.
     fn draw_change(&self, side: usize, rng: &mut Rng) -> Query {
         let window = self.draw(side, rng);
         if self.norm == Norm::Linf {
@@ -512,7 +514,7 @@ impl Picture {
         }
     }
 
-    /// The image that a query shows.
+    /// Builds the image of a query.
     fn image(&self, best: &[f32], clean: &[f32], query: &Query) -> Vec<f32> {
         match query {
             Query::Stripes(stripes) => self.stripes(clean, stripes),
@@ -572,7 +574,7 @@ impl Picture {
         let channels = motif.signs.len();
         let pairs = best.iter().zip(clean);
         let mut delta: Vec<f32> = pairs.map(|(best, clean)| best - clean).collect();
-        // What is left of epsilon, evenly for the channels; l2 counts in squares.
+        // The unused part of epsilon, to be split over the channels; in squares for l2.
         let limit = if self.norm == Norm::L2 {
             self.epsilon * self.epsilon
         } else {
@@ -592,7 +594,7 @@ impl Picture {
                 .map(|(at, value)| value * sign + (f64::from(delta[*at]) / old) as f32)
                 .collect();
             let length = self.root(self.power_sum(new.iter().copied())) + 1e-12;
-            // The budget of both windows goes to the first; they may overlap.
+            // The first window receives the budget of both; they may overlap.
             let in_both = self.power_sum(here.iter().map(|at| delta[*at]))
                 + self.power_sum(only_there.map(|at| delta[at]));
             let budget = match self.norm {
@@ -607,7 +609,7 @@ impl Picture {
         self.inside(clean, delta)
     }
 
-    /// Sum of squares (l2) or of sizes (l1).
+    /// Sums the squares (l2) or absolute values (l1).
     fn power_sum(&self, values: impl Iterator<Item = f32>) -> f64 {
         let of = |value: f32| f64::from(value).abs();
         match self.norm {
@@ -624,7 +626,7 @@ impl Picture {
         }
     }
 
-    /// The image that a perturbation leads to, brought to the radius (l2) or into the ball (l1), in [0, 1].
+    /// Applies a perturbation scaled to the radius (l2) or projected into the ball (l1), within [0, 1].
     fn inside(&self, clean: &[f32], delta: Vec<f32>) -> Vec<f32> {
         let mut image: Vec<f32> = clean.to_vec();
         if self.norm == Norm::L2 {
@@ -643,7 +645,7 @@ impl Picture {
         image
     }
 
-    /// Makes the patterns of some sides, which all queries share.
+    /// Computes the patterns for the given side lengths, which all queries share.
     fn prepare(&mut self, sides: &[usize]) {
         let made = sides
             .iter()
@@ -651,13 +653,13 @@ impl Picture {
         self.patterns = made.collect();
     }
 
-    /// A square pattern, lying or standing, of a side that was prepared.
+    /// Returns the horizontal or vertical pattern of a prepared side length.
     fn pattern(&self, side: usize, is_standing: bool) -> &[f32] {
         &self.patterns[&side][usize::from(is_standing)]
     }
 
-    /// A square pattern of length 1 in the norm: two halves of opposite sign, each falling off from its middle;
-    /// lying or standing.
+    /// Computes a horizontal or vertical square pattern of length 1 in the norm: two halves of opposite sign, each
+    /// decreasing from its center.
     fn make_pattern(&self, side: usize, is_standing: bool) -> Vec<f32> {
         let half = side / 2;
         let upper = self.bump(half, side);
@@ -674,7 +676,7 @@ impl Picture {
         pattern.into_iter().map(|value| value as f32).collect()
     }
 
-    /// A bump on a rectangle: concentric squares around its middle, of falling weight.
+    /// Returns a bump on a rectangle: concentric squares around its center, with decreasing weight.
     fn bump(&self, rows: usize, columns: usize) -> Vec<f64> {
         let mut bump = vec![0.0; rows * columns];
         let (middle_row, middle_column) = ((rows / 2) as isize, (columns / 2) as isize);
@@ -764,7 +766,7 @@ mod tests {
             [0, 10, 11, 51, 201, 501, 1001, 2001, 4001, 9000]
                 .map(|query| square.side(query, 32, 32))
         };
-        // round(sqrt(0.8 / 2^k * 1024)); for l2 and l1 made odd, at least 3.
+        // round(sqrt(0.8 / 2^k * 1024)); for l2 and l1 odd and at least 3.
         assert_eq!(sides(Norm::Linf), [29, 29, 20, 14, 10, 7, 5, 4, 3, 1]);
         assert_eq!(sides(Norm::L1), [29, 29, 21, 15, 11, 7, 5, 5, 3, 3]);
     }

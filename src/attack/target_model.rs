@@ -1,6 +1,6 @@
-//! What is attacked: a function from images to logits, asked for values and slopes and counted.
+//! The attacked model: a function from images to logits, with gradients and a count of passes.
 //!
-//! Logits that are not finite are no answer: such an image counts as misclassified, whatever its largest logit is.
+//! An image with non-finite logits counts as misclassified, regardless of its largest logit.
 
 use std::cell::Cell;
 use std::ops::AddAssign;
@@ -12,18 +12,20 @@ use super::gradient::pull;
 use super::objective::{Goal, are_finite};
 use crate::ops::{Device, finite, from_vec, to_vec, zeros};
 
-/// A differentiable function from images in [0, 1] to logits: all that attacks need of a model.
+/// A differentiable function from images in [0, 1] to logits: the interface that attacks require of a model.
 ///
-/// Every function that Burn can differentiate is one; so is a model of another framework that takes slopes back to pixels.
-/// An image's logits must depend on that image alone.
+/// Implemented by every function that Burn can differentiate, and by models of other frameworks that provide
+/// vector-Jacobian products. An image's logits must depend on that image alone.
 pub trait Network {
+    /// Returns the logits of a batch.
+    ///
     /// Shapes: `images` `[batch, 3, height, width]`; the logits `[batch, classes]`. Both untracked.
     fn logits(&self, images: Tensor<4>) -> Tensor<2>;
 
-    /// The gradient of `<slopes(logits), logits>` with respect to the images, with the slopes held fixed.
+    /// Returns the gradient of `<slopes(logits), logits>` with respect to the images, with the slopes held fixed.
     ///
-    /// `slopes` is called once, with the logits of the images. `None` where the logits do not depend differentiably on
-    /// the images.
+    /// `slopes` is called once, with the logits of the images. Returns `None` if the logits do not depend
+    /// differentiably on the images.
     /// Shapes: slopes `[batch, classes]`, the gradient `[batch, 3, height, width]`.
     fn gradient(
         &self,
@@ -59,12 +61,12 @@ pub struct TargetModel<'a> {
     stop: &'a dyn Fn() -> bool,
 }
 
-/// How many images went through the model.
+/// Number of images passed through the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Passes {
-    /// Forward.
+    /// Forward passes.
     pub forward: u64,
-    /// Backward, to the pixels.
+    /// Backward passes to the pixels.
     pub backward: u64,
 }
 
@@ -83,32 +85,32 @@ pub struct Logits {
 }
 
 impl Logits {
-    /// Shapes: `values` `[batch, classes]`.
+    /// Creates logits from values of shape `[batch, classes]`.
     pub fn new(values: Vec<f32>, classes: usize) -> Self {
         Self { values, classes }
     }
 
-    /// Number of classes.
+    /// Returns the number of classes.
     pub fn classes(&self) -> usize {
         self.classes
     }
 
-    /// The logits of one image.
+    /// Returns the logits of one image.
     pub fn row(&self, index: usize) -> &[f32] {
         &self.values[index * self.classes..][..self.classes]
     }
 
-    /// The rows in order.
+    /// Iterates over the rows.
     pub fn rows(&self) -> impl Iterator<Item = &[f32]> {
         self.values.chunks_exact(self.classes.max(1))
     }
 
-    /// Whether all logits of an image are numbers.
+    /// Returns whether all logits of an image are finite.
     pub fn is_finite(&self, index: usize) -> bool {
         are_finite(self.row(index))
     }
 
-    /// The class that an image is taken for, of equal logits the lowest; none where a logit is not finite.
+    /// Returns the predicted class, or None if a logit is not finite. Ties go to the lower class.
     pub fn prediction(&self, index: usize) -> Option<usize> {
         let row = self.row(index);
         let largest = (1..row.len()).fold(
@@ -118,14 +120,14 @@ impl Logits {
         (!row.is_empty() && are_finite(row)).then_some(largest)
     }
 
-    /// Whether an image is classified as `label`: never where a logit is not finite. Ties go to the lower class.
+    /// Returns whether an image is classified as `label`; false if a logit is not finite. Ties go to the lower class.
     pub fn is_right(&self, index: usize, label: usize) -> bool {
         self.prediction(index) == Some(label)
     }
 
-    /// How far an image is from being fooled: `z_y - max z_i` over the other classes.
+    /// Returns the margin `z_y - max z_i`, with the maximum over the other classes.
     ///
-    /// Minus infinity where a logit is not finite or the label is none of the classes; infinity for a single class.
+    /// Minus infinity if a logit is not finite or the label is out of range; infinity for a single class.
     pub fn margin(&self, index: usize, label: usize) -> f64 {
         let row = self.row(index);
         if label >= row.len() || !are_finite(row) {
@@ -137,7 +139,7 @@ impl Logits {
     }
 }
 
-/// Where a climb stands.
+/// The losses of a batch and their gradient.
 pub struct Slope {
     /// The logits.
     pub logits: Logits,
@@ -148,13 +150,15 @@ pub struct Slope {
 }
 
 impl<'a> TargetModel<'a> {
+    /// Creates a target model.
+    ///
     /// # Panics
-    /// When asked for logits, if the network does not give one row for each image.
+    /// Later calls panic if the network does not return one row of logits per image.
     pub fn new(network: &'a dyn Network, device: &Device) -> Self {
         Self::watched(network, device, &|_| ())
     }
 
-    /// The same, telling `watch` of every pass.
+    /// Like [`Self::new`], and reports every pass to `watch`.
     pub fn watched(network: &'a dyn Network, device: &Device, watch: &'a dyn Fn(Passes)) -> Self {
         Self {
             network,
@@ -166,33 +170,33 @@ impl<'a> TargetModel<'a> {
         }
     }
 
-    /// Has attacks stop before their next pass once `stop` says so, which it must not take back.
+    /// Makes attacks stop before their next pass once `stop` returns true. It must not return false afterwards.
     pub fn stopped_by(self, stop: &'a dyn Fn() -> bool) -> Self {
         Self { stop, ..self }
     }
 
-    /// Whether attacks are to stop: what they have in hand, they leave undone.
+    /// Returns whether attacks should stop, abandoning the work in progress.
     pub fn is_stopped(&self) -> bool {
         (self.stop)()
     }
 
-    /// Where it computes.
+    /// Returns the device of the computation.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Passes since it was made or last asked.
+    /// Returns and resets the number of passes.
     pub fn take_passes(&self) -> Passes {
         self.kept.take();
         self.passes.take()
     }
 
-    /// Says that what was found by the passes so far is kept even if the attack is stopped.
+    /// Marks the passes so far as kept: a stop does not discard their results.
     pub(crate) fn keep_passes(&self) {
         self.kept.set(self.passes.get());
     }
 
-    /// Forgets the passes of work that a stop left undone, which will be done again.
+    /// Discards the passes of work abandoned by a stop, which will be repeated.
     pub fn forget_passes(&self) {
         self.passes.set(self.kept.get());
     }
@@ -208,7 +212,7 @@ impl<'a> TargetModel<'a> {
         (self.watch)(these);
     }
 
-    /// The logits of images.
+    /// Returns the logits of images.
     pub fn logits(&self, images: Tensor<4>) -> Logits {
         let batch = images.dims()[0];
         let logits = on_host(self.network.logits(images.without_autodiff()), batch);
@@ -216,14 +220,14 @@ impl<'a> TargetModel<'a> {
         logits
     }
 
-    /// Logits, losses and the losses' gradients at images, each image with its own goal.
+    /// Returns logits, losses and the gradient of the losses, with one goal per image.
     ///
-    /// The gradient is that of `sum_i <slope_i, logits_i>` with the slopes held fixed, which by the chain rule is
-    /// the gradient of the sum of losses: one forward and one backward pass, whatever the loss.
-    /// It is finite: what overflowed in the model is as large as can be, and what is not a number is 0.
+    /// The gradient is that of `sum_i <slope_i, logits_i>` with the slopes held fixed, which by the chain rule is the
+    /// gradient of the summed losses. It takes one forward and one backward pass for any loss.
+    /// The gradient is finite: infinities become the largest finite value, and NaN becomes 0.
     pub fn climb(&self, images: Tensor<4>, goals: &[Goal]) -> Slope {
         let batch = images.dims()[0];
-        assert_eq!(goals.len(), batch, "one goal an image");
+        assert_eq!(goals.len(), batch, "one goal per image");
         let images = images.without_autodiff();
         let shape = images.dims();
         let mut seen = None;
@@ -242,8 +246,8 @@ impl<'a> TargetModel<'a> {
             seen = Some((logits, losses));
             from_vec(slopes, [batch, classes], &self.device)
         });
-        let (logits, losses) = seen.expect("networks ask for the slopes of their logits");
-        // A function that does not depend on its input differentiably has no gradient.
+        let (logits, losses) = seen.expect("a network calls `slopes`");
+        // Zero if the logits do not depend differentiably on the images.
         let gradient = gradient.unwrap_or_else(|| zeros(shape, &self.device));
         self.count(batch, batch);
         Slope {
@@ -254,10 +258,10 @@ impl<'a> TargetModel<'a> {
     }
 }
 
-/// The logits of a batch of a size.
+/// Copies the logits of a batch to the host and checks the number of rows.
 fn on_host(logits: Tensor<2>, batch: usize) -> Logits {
     let [rows, classes] = logits.dims();
-    assert_eq!(rows, batch, "the function gives one row of logits an image");
+    assert_eq!(rows, batch, "expected one row of logits per image");
     Logits::new(to_vec(logits.without_autodiff()), classes)
 }
 
@@ -266,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_image_is_right_only_with_a_real_largest_logit() {
+    fn an_image_is_right_only_if_all_logits_are_finite_and_the_label_is_largest() {
         let logits = Logits::new(vec![1.0, 3.0, 2.0, f32::NAN, 1.0, 0.0], 3);
         assert!(logits.is_right(0, 1) && !logits.is_right(0, 2));
         assert!(!logits.is_right(1, 0) && !logits.is_right(1, 1));
@@ -274,7 +278,7 @@ mod tests {
         assert_eq!(logits.margin(0, 0), -2.0);
         assert_eq!(logits.margin(1, 1), f64::NEG_INFINITY);
         for bad in [f32::INFINITY, f32::NEG_INFINITY] {
-            // The largest logit is the label's, or the infinite one is another's: no answer either way.
+            // Whether or not the label has the largest logit, a non-finite logit makes the image misclassified.
             for row in [[5.0, 1.0, bad], [bad, 1.0, 0.0]] {
                 let logits = Logits::new(row.to_vec(), 3);
                 assert!(!logits.is_finite(0) && !logits.is_right(0, 0), "{row:?}");
@@ -284,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn no_image_is_right_about_a_class_that_is_not_there() {
+    fn a_label_out_of_range_is_never_right() {
         let none = Logits::new(Vec::new(), 0);
         assert!(!none.is_right(0, 0));
         assert_eq!(none.margin(0, 0), f64::NEG_INFINITY);

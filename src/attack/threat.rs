@@ -1,6 +1,6 @@
-//! Threat models: which images count as near, and how to move among them.
+//! Threat models: the allowed perturbations, with steps and projections.
 //!
-//! Everything that differs between the norms is here, so that an attack is one short loop.
+//! Everything that differs between norms is here, so that an attack is one short loop.
 //! Units: pixels in [0, 1]; epsilon in the same unit.
 
 use burn::tensor::Tensor;
@@ -17,11 +17,11 @@ use crate::rng::Rng;
 use crate::settings::words;
 
 words! {
-    /// The norm that bounds a perturbation.
+    /// Norm that bounds the perturbation.
     pub enum Norm {
-        /// Largest change of any value.
+        /// Largest absolute change of any value.
         Linf = "linf",
-        /// Euclidean length of the change.
+        /// Euclidean norm of the change.
         L2 = "l2",
         /// Sum of the absolute changes.
         L1 = "l1",
@@ -29,7 +29,7 @@ words! {
 }
 
 impl Norm {
-    /// The length of a perturbation.
+    /// Returns the norm of a perturbation.
     pub fn length(self, delta: impl Iterator<Item = f64>) -> f64 {
         let sizes = delta.map(f64::abs);
         match self {
@@ -39,13 +39,13 @@ impl Norm {
         }
     }
 
-    /// How far an image is from another.
+    /// Returns the distance between two images.
     pub fn distance(self, image: &[f32], other: &[f32]) -> f64 {
         let pairs = image.iter().zip(other);
         self.length(pairs.map(|(a, b)| f64::from(*a) - f64::from(*b)))
     }
 
-    /// How far each image of a batch is from the other.
+    /// Returns the distance between each pair of images of two batches.
     ///
     /// Shapes: `images` and `others` `[batch, 3, height, width]`; the result `[batch]`.
     pub(crate) fn distances(self, images: &Tensor<4>, others: &Tensor<4>) -> Vec<f64> {
@@ -60,7 +60,7 @@ impl Norm {
             .collect()
     }
 
-    /// As GPUs have it.
+    /// Converts to the GPU representation.
     pub(crate) fn on_device(self) -> ops::Norm {
         match self {
             Self::Linf => ops::Norm::Linf,
@@ -69,7 +69,7 @@ impl Norm {
         }
     }
 
-    /// The length of the longest perturbation that leads from one image to another: of all pixels from 0 to 1.
+    /// Returns the largest possible distance between two images: every pixel changes from 0 to 1.
     pub fn longest(self, pixels: usize) -> f64 {
         match self {
             Self::Linf => 1.0,
@@ -78,7 +78,7 @@ impl Norm {
         }
     }
 
-    /// Random noise of length 1: uniform in the box for linf, Gaussian for the others.
+    /// Draws random noise of length 1: uniform in the box for linf, Gaussian for the others.
     pub fn noise(self, rng: &mut Rng, pixels: usize) -> Vec<f32> {
         let mut noise: Vec<f32> = match self {
             Self::Linf => (0..pixels).map(|_| rng.between(-1.0, 1.0)).collect(),
@@ -94,7 +94,7 @@ fn scale(values: &mut [f32], factor: f64) {
     values.iter_mut().for_each(|value| *value *= factor as f32);
 }
 
-/// The images near to given ones: those within epsilon in a norm that are images, in [0, 1].
+/// The images within epsilon of given images in a norm, with pixels in [0, 1].
 #[derive(Clone, Debug)]
 pub struct Ball {
     norm: Norm,
@@ -103,9 +103,9 @@ pub struct Ball {
 }
 
 impl Ball {
-    /// The ball around each image of a batch.
+    /// Creates the ball around each image of a batch.
     ///
-    /// One that holds every image there is has the radius of the smallest that does, which keeps numbers in f32.
+    /// The radius is capped at the largest possible distance between images, which keeps numbers in the range of f32.
     pub fn new(norm: Norm, epsilon: f64, centre: Tensor<4>) -> Self {
         let pixels = centre.dims()[1..].iter().product();
         Self {
@@ -115,11 +115,10 @@ impl Ball {
         }
     }
 
-    /// A random point of each ball, clipped to [0, 1].
+    /// Draws a random point of each ball, clipped to [0, 1].
     ///
-    /// linf: uniform in the box; l2: a random direction, at a length uniform in `[0, epsilon]`; l1:
-    /// the same with Laplace noise. `draws` gives each image a stream of its own, so that the start
-    /// does not depend on the batch.
+    /// linf: uniform in the box. l2: Gaussian direction with a length uniform in `[0, epsilon]`. l1: the same with
+    /// Laplace noise. Each image has its own stream in `draws`, so the start does not depend on the batch.
     /// Differs from the reference: AdvXL's start is clipped only after the first gradient step.
     pub fn sample(&self, draws: &Draws) -> Tensor<4> {
         let streams = draws.streams(0);
@@ -135,10 +134,10 @@ impl Ball {
         (self.centre.clone() + noise).clamp(0.0, 1.0)
     }
 
-    /// A random point on the surface of each ball, clipped to [0, 1]: where APGD starts.
+    /// Draws a random point on the surface of each ball, clipped to [0, 1], as the start of APGD.
     ///
     /// l1: Gaussian noise on every pixel, projected.
-    /// Source: Croce and Hein 2020, algorithm 1; 2021, section 4.2; the noise is the reference program's.
+    /// Source: Croce and Hein 2020, algorithm 1; 2021, section 4.2; same noise as the reference program.
     pub fn sample_surface(&self, draws: &Draws, run: usize) -> Tensor<4> {
         let (norm, streams) = (self.norm.on_device(), draws.streams(run));
         if let Some(start) = surface_start(norm, &self.centre, &streams, self.epsilon) {
@@ -158,7 +157,7 @@ impl Ball {
         self.project(self.centre.clone() + noise)
     }
 
-    /// One perturbation an image, from its index and its number of pixels.
+    /// Builds a tensor with one perturbation per image, from a function of index and number of pixels.
     fn noise(&self, of_image: impl Fn(usize, usize) -> Vec<f32> + Sync) -> Tensor<4> {
         let [batch, channels, height, width] = self.centre.dims();
         let pixels = channels * height * width;
@@ -168,7 +167,7 @@ impl Ball {
         from_vec(noise, self.centre.dims(), &Device::of(&self.centre))
     }
 
-    /// A random perturbation of one image within epsilon.
+    /// Draws a random perturbation of one image within epsilon.
     fn draw(&self, rng: &mut Rng, pixels: usize) -> Vec<f32> {
         let mut noise: Vec<f32> = match self.norm {
             Norm::Linf => {
@@ -189,19 +188,18 @@ impl Ball {
         let length = self
             .norm
             .length(noise.iter().map(|value| f64::from(*value)));
-        let wanted = self.epsilon * f64::from(rng.uniform());
-        scale(&mut noise, wanted / length.max(f64::MIN_POSITIVE));
+        let target = self.epsilon * f64::from(rng.uniform());
+        scale(&mut noise, target / length.max(f64::MIN_POSITIVE));
         noise
     }
 
-    /// The image of the ball that a step along a gradient leads to: a move in the norm that climbs the gradient
-    /// fastest, of each image's own length, then back into the ball.
+    /// Takes a steepest-ascent step in the norm, with a step size per image, and projects back into the ball.
     ///
-    /// linf: along the sign. l2: along the direction; then scaled to the ball and clipped to [0, 1], which is
-    /// feasible, since clipping shortens the perturbation, and what the references do, but not always the nearest
-    /// point. l1: equal steps on the steepest hundredth of the pixels that still can move (Tramer and Boneh
-    /// 2019), since a step on one pixel alone, the exact answer, is soon stopped by the pixel's own range; the
-    /// projection is exact.
+    /// linf: along the sign of the gradient. l2: along the gradient, then scaled to the ball and clipped to [0, 1]; the
+    /// result is feasible, since clipping shortens the perturbation, and matches the references, but is not always the
+    /// nearest point. l1: equal steps on the steepest 1 % of the pixels that can still move (Tramer and Boneh 2019),
+    /// because the exact solution, a step on a single pixel, soon hits the end of that pixel's range; the projection is
+    /// exact.
     /// Shapes: `sizes` `[batch]`.
     pub fn step(&self, images: Tensor<4>, gradient: Tensor<4>, sizes: &[f32]) -> Tensor<4> {
         match self.norm {
@@ -218,7 +216,7 @@ impl Ball {
         }
     }
 
-    /// A step in the l1 ball on the steepest share of the pixels, a share of its own for each image.
+    /// Takes a step in the l1 ball on the steepest share of the pixels, with one share per image.
     ///
     /// Shapes: `sizes` and `shares` `[batch]`.
     pub fn sparse_step(
@@ -237,18 +235,19 @@ impl Ball {
         })
     }
 
-    /// The image of the ball that is nearest (l2: scaled and clipped, see [`Ball::step`]).
+    /// Projects images into the ball (l2: scaled and clipped, see [`Ball::step`]).
     pub fn project(&self, images: Tensor<4>) -> Tensor<4> {
-        let nowhere = self.centre.clone();
-        let sizes = vec![0.0; nowhere.dims()[0]];
+        // With step size 0 the gradient has no effect.
+        let unused = self.centre.clone();
+        let sizes = vec![0.0; unused.dims()[0]];
         match self.norm {
             Norm::L1 => ops::l1_project(&images, &self.centre, self.epsilon)
-                .unwrap_or_else(|| self.l1_step(images, nowhere, &sizes, |_, _, _| ())),
-            _ => self.step(images, nowhere, &sizes),
+                .unwrap_or_else(|| self.l1_step(images, unused, &sizes, |_, _, _| ())),
+            _ => self.step(images, unused, &sizes),
         }
     }
 
-    /// On the host.
+    /// Takes an l1 step on the host.
     fn l1_step(
         &self,
         images: Tensor<4>,
@@ -276,7 +275,7 @@ impl Ball {
         from_vec(images, dims, &device)
     }
 
-    /// The balls around some of the images.
+    /// Selects the balls of some of the images.
     pub fn select(&self, kept: &[usize]) -> Self {
         Self {
             centre: select(self.centre.clone(), kept),
@@ -284,12 +283,12 @@ impl Ball {
         }
     }
 
-    /// The radius.
+    /// Returns the radius.
     pub fn epsilon(&self) -> f64 {
         self.epsilon
     }
 
-    /// The images in the middle.
+    /// Returns the images at the center.
     pub fn centre(&self) -> Tensor<4> {
         self.centre.clone()
     }

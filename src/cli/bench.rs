@@ -20,67 +20,67 @@ use crate::ops::{AttackPrecision, Precision};
 use crate::plan;
 use crate::plan::{GpuConstants, Work, batch_memory};
 
-/// One adversarial training step: k attack passes, forward, backward, optimizer.
+/// Benchmark one adversarial training step: attack steps, forward, backward and optimizer
 #[derive(clap::Args)]
 pub(crate) struct Step {
-    /// Size of the model, such as vit_s16.
+    /// Model size, such as vit_s16
     #[arg(long, default_value = "vit_s16")]
     model: String,
-    /// Pixels on a side.
+    /// Image size in pixels
     #[arg(long, default_value = "112", value_parser = parse_size)]
     image_size: usize,
-    /// Images in a step.
+    /// Batch size
     #[arg(long, default_value_t = 32)]
     batch: usize,
-    /// Steps of the attack; 0 for ordinary training.
+    /// Number of attack steps; 0 for standard training
     #[arg(long, default_value_t = 1)]
     attack_steps: u64,
-    /// Time the attack alone: no gradient of the weights, no update.
+    /// Time only the attack, without weight gradients and optimizer
     #[arg(long)]
     attack_only: bool,
-    /// Time nothing: compare the gradients of the device with those of the processor in f32.
+    /// Compare the device's gradients with the CPU's in f32 instead of timing
     #[arg(long, conflicts_with = "attack_only")]
     gradients: bool,
-    /// Compute activations again in backward passes instead of keeping them.
+    /// Recompute activations in backward passes instead of storing them (activation checkpointing)
     #[arg(long)]
     recompute: bool,
-    /// Time every kernel of one more step, one after the other; needs --device cuda.
+    /// Time each kernel of one more step individually; requires --device cuda
     #[arg(long, conflicts_with = "gradients")]
     profile: bool,
     #[command(flatten)]
     head: HeadSize,
-    /// Steps that are timed; the median is told.
+    /// Number of timed steps, whose median is reported
     #[arg(long, default_value_t = 5)]
     repeats: usize,
-    /// Compute with this arithmetic.
+    /// Compute in this precision
     #[arg(long, default_value = "bf16", value_parser = one_of::<Precision>("precision"))]
     precision: Precision,
-    /// Compute the attack with this arithmetic; that of --precision if absent.
+    /// Compute the attack in this precision [default: the value of --precision]
     #[arg(long, value_parser = one_of::<AttackPrecision>("precision"))]
     attack_precision: Option<AttackPrecision>,
 }
 
-/// Measure what processes exchange in an update: gradients summed, weights gathered.
+/// Benchmark the communication of processes in one update: summing gradients and gathering weights
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example, for `advxl plan --link`:\n  advxl bench exchange --processes 2 --parameters 86000000 --threads 1"
+    after_help = "Example (the result is input for `advxl plan --link`):\n  advxl bench exchange --processes 2 --parameters 86000000 --threads 1"
 )]
 pub(crate) struct Exchange {
-    /// Weights of the model.
+    /// Number of model parameters
     #[arg(long, default_value_t = 22_000_000)]
     parameters: usize,
-    /// Exchanges that are timed; the median is told.
+    /// Number of timed exchanges, whose median is reported
     #[arg(long, default_value_t = 5)]
     repeats: usize,
 }
 
-/// Measure the constants of an NVIDIA GPU, by which `advxl plan --device cuda` predicts times; some seconds.
+/// Benchmark an NVIDIA GPU for a few seconds and save its constants for `advxl plan --device cuda`
 #[derive(clap::Args)]
 #[command(
     after_help = "Example:\n  advxl bench device --device cuda\n  advxl plan recipes/vit_b16_in1k.toml --device cuda --devices 8"
 )]
 pub(crate) struct Device {
-    /// Write the constants to this file; if absent to the program's cache, where `advxl plan` finds them.
+    /// Write the constants to FILE [default: a file in advxl's cache, where `advxl plan` finds it]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -89,7 +89,7 @@ impl Device {
     pub(crate) fn run(&self) -> Result<()> {
         let device = device()?;
         let Some(gpu) = device.gpu() else {
-            let message = "the constants of a GPU are measured on one";
+            let message = "`bench device` requires an NVIDIA GPU";
             return Err(Error::input(message).hint("add --device cuda"));
         };
         let measured = gpu.measure().map_err(|error| Error::of_gpu(&error))?;
@@ -97,8 +97,7 @@ impl Device {
         let constants = GpuConstants::of(name, &measured);
         let path = self.out.clone().or_else(|| GpuConstants::path(name));
         let path = path.ok_or_else(|| {
-            Error::input("there is no folder for caches")
-                .hint("give --out FILE, or set ADVXL_CACHE")
+            Error::input("cannot find a cache folder").hint("add --out FILE, or set ADVXL_CACHE")
         })?;
         if let Some(folder) = path
             .parent()
@@ -108,7 +107,7 @@ impl Device {
         }
         let value = json!(constants);
         files::write(&path, format!("{value:#}\n").as_bytes())?;
-        note(&format!("written to {}", path.display()));
+        note(&format!("constants written to `{}`", path.display()));
         print_json(&value);
         Ok(())
     }
@@ -118,17 +117,17 @@ impl Exchange {
     pub(crate) fn run(&self, comm: &Comm) -> Result<()> {
         for (flag, value) in [("parameters", self.parameters), ("repeats", self.repeats)] {
             if value == 0 {
-                let message = format!("--{flag} 0 must be at least 1");
+                let message = format!("--{flag} must be at least 1, got 0");
                 return Err(Error::input(message).everywhere());
             }
         }
-        // Gradients and weights, each as they are sent and as they come.
+        // Gradients and weights in f32, each once to send and once to receive.
         let needed = 16.0 * self.parameters as f64;
         let what = format!("exchanging {} parameters", self.parameters);
-        require_memory(&what, needed, "give fewer --parameters")?;
-        let told = bench::exchange(comm, self.parameters, self.repeats, &device()?)?;
+        require_memory(&what, needed, "use fewer --parameters")?;
+        let timings = bench::exchange(comm, self.parameters, self.repeats, &device()?)?;
         if comm.is_main() {
-            print_json(&told);
+            print_json(&timings);
         }
         Ok(())
     }
@@ -137,18 +136,18 @@ impl Exchange {
 impl Step {
     pub(crate) fn run(&self) -> Result<()> {
         let config = ModelConfig::named(&self.model).ok_or_else(|| {
-            Error::input(format!("--model {}: there is no such size", self.model))
+            Error::input(format!("--model: unknown model size `{}`", self.model))
                 .hint(named_sizes(&self.model))
         })?;
         check_image_size(&config, self.image_size)?;
         for (flag, value) in [("batch", self.batch), ("repeats", self.repeats)] {
             if value == 0 {
-                return Err(Error::input(format!("--{flag} 0 must be at least 1")));
+                return Err(Error::input(format!("--{flag} must be at least 1, got 0")));
             }
         }
         if self.attack_only && self.attack_steps == 0 {
-            let message = "--attack-only with --attack-steps 0 leaves nothing to time";
-            return Err(Error::input(message).hint("give at least one attack step"));
+            let message = "--attack-only with --attack-steps 0 has nothing to time";
+            return Err(Error::input(message).hint("use at least one attack step"));
         }
         let (size, batch, recompute) = (self.image_size, self.batch, self.recompute);
         let work = match self.attack_only {
@@ -156,11 +155,11 @@ impl Step {
             false => Work::Update { recompute },
         };
         let needed = batch_memory(&config, self.head.classes, size, batch, work);
-        let what = format!("a step of {batch} images of {size} pixels");
-        require_memory(&what, needed, "give a smaller --batch or --image-size")?;
+        let what = format!("a step on {batch} images of {size} pixels");
+        require_memory(&what, needed, "use a smaller --batch or --image-size")?;
         let device = device()?;
         if self.profile && device.gpu().is_none() {
-            let message = "--profile times the kernels of an NVIDIA GPU";
+            let message = "--profile requires an NVIDIA GPU";
             return Err(Error::input(message).hint("add --device cuda"));
         }
         let work = bench::StepWork {

@@ -1,4 +1,4 @@
-//! `advxl data`: look through a data set, measure how fast it loads, index and pack it.
+//! `advxl data`: check, benchmark, index and pack data sets.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,26 +30,26 @@ use crate::units::grouped;
 use crate::weights::StatedPreprocessing;
 use crate::{files, weights};
 
-/// What to do with a data set.
+/// Check, benchmark, index and pack data sets
 #[derive(clap::Subcommand)]
 pub(crate) enum Data {
-    /// Read every sample; say by kind what is damaged and what is odd. Exit code 1 on damage.
+    /// Check every sample, and count damaged and unusual ones by kind; exit code 1 on damage
     Check(Check),
-    /// Measure how fast training images are loaded, for numbers of threads and for a stage of a recipe.
+    /// Benchmark the data loader, for several numbers of threads and for a stage of a recipe
     Bench(Bench),
-    /// Save beside each shard where its samples lie, so that opening many shards is quick.
+    /// Index shards: save the sample offsets next to each shard, so that opening many shards is fast
     Index(Index),
-    /// Write the images of an evaluation as one file of tensors, or training images as shards of pixels.
+    /// Pack evaluation images into one tensor file, or training images into shards of decoded pixels
     Pack(Pack),
 }
 
 impl Data {
-    /// Whether several processes can share the work.
+    /// Returns whether the command can run in several processes.
     pub(crate) fn is_shared(&self) -> bool {
         matches!(self, Data::Check(_) | Data::Pack(_))
     }
 
-    /// `threads` load; two, as in training, if absent.
+    /// Runs the command. `threads` is the number of loading threads, 2 as in training if None.
     pub(crate) fn run(&self, threads: Option<usize>, json: bool, comm: &Comm) -> Result<()> {
         let threads = threads.unwrap_or(2);
         match self {
@@ -61,22 +61,22 @@ impl Data {
     }
 }
 
-/// A data set that a user named.
+/// The data set argument and its flags.
 #[derive(clap::Args)]
 struct NamedData {
-    /// A folder, tensors:FILE, shards:PATTERN or synthetic:N.
+    /// Data set: a folder, tensors:FILE, shards:PATTERN or synthetic:N
     #[arg(value_name = "SPEC")]
     spec: String,
-    /// Read this part of a folder.
+    /// Part of a folder to read [default: train, or test for packing evaluation images]
     #[arg(long, value_name = "PART", value_parser = one_of::<Split>("part"))]
     split: Option<Split>,
-    /// Seed of synthetic images and of random crops.
+    /// Seed of synthetic images and random crops
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
 impl NamedData {
-    /// An error where the output `out` would replace what is read, before anything is; the first process writes.
+    /// Returns an error if the output `out` would replace an input. Checked before any work, by rank 0, which writes.
     fn check_out(&self, out: &Path, content: Content, comm: &Comm) -> Result<()> {
         comm.all_ok(match comm.is_main() {
             true => inputs(None, Some(&self.spec))?.check_file("--out", out, content),
@@ -89,7 +89,7 @@ impl NamedData {
     }
 }
 
-/// Reads every sample of a data set.
+/// Check every sample of a data set
 #[derive(clap::Args)]
 #[command(
     after_help = "Example:\n  advxl data check 'shards:data/{00000..00099}.tar' --out quarantine.jsonl"
@@ -97,7 +97,7 @@ impl NamedData {
 pub(crate) struct Check {
     #[command(flatten)]
     data: NamedData,
-    /// A file for the samples that cannot be used, one JSON object a line.
+    /// Write the unusable samples to FILE, one JSON object per line
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -138,7 +138,7 @@ impl Check {
         let checked = check::check(&dataset, threads, comm, broken, progress)?;
         drop(screen);
         let rate = checked.samples as f64 / checked.took.as_secs_f64();
-        // The first process alone has counted.
+        // Only rank 0 has the counts.
         let damages = comm.broadcast(checked.health.damages());
         if json {
             let found: Vec<_> = checked
@@ -167,7 +167,7 @@ impl Check {
                 grouped(checked.samples as u64),
                 grouped(checked.broken as u64)
             ));
-            for (title, damage) in [("damage", true), ("odd, but used", false)] {
+            for (title, damage) in [("damage", true), ("unusual, but used", false)] {
                 let rows = checked.health.iter();
                 let mut rows = rows
                     .filter(|(reason, ..)| reason.is_damage() == damage)
@@ -182,7 +182,7 @@ impl Check {
                         reason.word(),
                         reason.text()
                     ));
-                    print_line(&format!("              such as {example}"));
+                    print_line(&format!("              for example {example}"));
                 }
             }
         }
@@ -190,7 +190,7 @@ impl Check {
             return Ok(());
         }
         let message = format!(
-            "`{}` is damaged: {} of {len} samples cannot be used",
+            "`{}` is damaged: {} of {len} samples are unusable",
             self.data.spec, checked.broken
         );
         let hint = match &self.out {
@@ -203,7 +203,7 @@ impl Check {
     }
 }
 
-/// Measures how fast training images come.
+/// Benchmark the data loader
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  advxl data bench 'shards:data/*.tar' --image-size 112 --workers 1,2,4,8\n  \
@@ -211,34 +211,34 @@ impl Check {
         advxl data bench 'shards:packed/*.tar' --recipe recipes/vit_b16_in1k.toml"
 )]
 pub(crate) struct Bench {
-    /// A folder, tensors:FILE, shards:PATTERN or synthetic:N; the training images of --recipe if absent.
+    /// Data set: a folder, tensors:FILE, shards:PATTERN or synthetic:N [default: the training images of --recipe]
     #[arg(value_name = "SPEC", required_unless_present = "recipe")]
     spec: Option<String>,
-    /// Read this part of a folder.
+    /// Part of a folder to read
     #[arg(long, value_name = "PART", value_parser = one_of::<Split>("part"), default_value = "train")]
     split: Split,
-    /// Seed of synthetic images and of random crops.
+    /// Seed of synthetic images and random crops
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Make the images of a stage of this recipe: its size, augmentation, decoding and captions.
+    /// Load images as in a stage of this recipe: image size, augmentation, decoding and captions
     #[arg(long, value_name = "RECIPE", conflicts_with = "image_size")]
     recipe: Option<PathBuf>,
-    /// The stage; the first if absent.
+    /// Stage of the recipe [default: the first]
     #[arg(long, value_name = "NAME", requires = "recipe")]
     stage: Option<String>,
-    /// Pixels on a side of the training images.
+    /// Size of the training images in pixels
     #[arg(long, default_value = "112", value_parser = parse_size)]
     image_size: usize,
-    /// Decode JPEGs at a reduced scale where the crop allows it (`data.reduced_decode` in recipes).
+    /// Decode JPEGs at a reduced scale if the crop allows it (`data.reduced_decode` in recipes)
     #[arg(long)]
     reduced_decode: bool,
-    /// Measure with these numbers of threads, such as 1,2,4; --threads if absent.
+    /// Numbers of threads to measure, such as 1,2,4 [default: the value of --threads]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=1024))]
     workers: Vec<u64>,
-    /// Print the data wait of a training at N images per second, and the cores that it needs.
+    /// Estimate the data wait and the required cores for training at N images per second
     #[arg(long, value_name = "N", value_parser = parse_speed)]
     training_speed: Option<f64>,
-    /// How long to measure, for each number of threads.
+    /// Seconds to measure for each number of threads
     #[arg(long, default_value_t = 5.0, value_name = "N", value_parser = parse_seconds)]
     seconds: f64,
 }
@@ -248,27 +248,27 @@ fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
         .parse()
         .ok()
         .filter(|seconds| *seconds > 0.0 && *seconds <= 86_400.0);
-    seconds.ok_or_else(|| "give seconds above 0 and up to 86400".to_owned())
+    seconds.ok_or_else(|| "expected seconds above 0 and up to 86400".to_owned())
 }
 
 fn parse_speed(text: &str) -> std::result::Result<f64, String> {
     let speed = text.replace(['_', ','], "").parse().ok();
     speed
         .filter(|speed: &f64| speed.is_finite() && *speed > 0.0)
-        .ok_or_else(|| "give images per second above 0".to_owned())
+        .ok_or_else(|| "expected images per second above 0".to_owned())
 }
 
-/// Images of a batch; fewer if the recipe's are smaller.
+/// Batch size, unless the recipe's is smaller.
 const BATCH: u64 = 256;
-/// Images that are taken through the parts one by one.
+/// Number of images whose loading is timed part by part.
 const FOR_PARTS: usize = 200;
 
-/// What some threads deliver.
+/// Throughput of a number of loading threads.
 struct Pace {
     workers: usize,
     images: usize,
     seconds: f64,
-    /// Processor time of all threads, where the system reports it.
+    /// CPU time of all threads, if the system reports it.
     cpu_seconds: Option<f64>,
     broken: usize,
 }
@@ -278,18 +278,18 @@ impl Pace {
         self.images as f64 / self.seconds
     }
 
-    /// Images a second of processor time: what one core gives that does nothing else.
+    /// Images per second of CPU time: the throughput of one core that does nothing else.
     fn per_core(&self) -> f64 {
         let all = self.seconds * self.workers as f64;
         self.images as f64 / self.cpu_seconds.filter(|spent| *spent > 0.0).unwrap_or(all)
     }
 
-    /// The share of its time that a training of some speed would wait for these threads.
+    /// Share of its time that training at `speed` images per second would wait for these threads.
     fn wait(&self, speed: f64) -> f64 {
         (1.0 - self.rate() / speed).max(0.0)
     }
 
-    /// Threads that deliver that many images per second at this pace, given a core each.
+    /// Number of threads, each on its own core, that deliver `speed` images per second.
     fn needed(&self, speed: f64) -> u64 {
         (speed / self.per_core()).ceil() as u64
     }
@@ -305,14 +305,14 @@ impl Bench {
         let most = workers.iter().copied().max().unwrap_or(threads);
         let values = 3 * plan.image_size.pow(2);
         let batches = loader::batches_ahead(most, plan.batch, values) + 2;
-        // A byte a number, but for data sets of floats; and on each thread one image in floats.
+        // One byte per value, except for data sets of floats, and one image in floats on each thread.
         let needed = values as f64 * (batches * plan.batch + 4 * most) as f64;
         let what = format!(
             "{} images of {} pixels",
             batches * plan.batch,
             plan.image_size
         );
-        require_memory(&what, needed, "give a smaller --image-size")?;
+        require_memory(&what, needed, "use a smaller --image-size")?;
         let dataset = super::inputs::open_data(&spec, self.split, self.seed)?;
         let dataset = Arc::new(dataset);
         let plan = Plan {
@@ -334,7 +334,7 @@ impl Bench {
         Ok(())
     }
 
-    /// The data set, and what is made of it.
+    /// Returns the data set, and the plan for loading it.
     fn plan(&self) -> Result<(String, Plan)> {
         let usual = Plan {
             seed: self.seed,
@@ -364,7 +364,7 @@ impl Bench {
         let Some(stage) = recipe.stage.iter().find(named) else {
             let names: Vec<_> = recipe.stage.iter().map(|stage| &stage.name[..]).collect();
             let name = self.stage.as_deref().unwrap_or_default();
-            let message = format!("--stage `{name}`: the recipe has no such stage");
+            let message = format!("--stage: unknown stage `{name}`");
             return Err(Error::input(message).hint(format!("use one of {}", names.join(", "))));
         };
         let data = recipe.data_of(stage);
@@ -381,7 +381,7 @@ impl Bench {
         Ok((spec, plan))
     }
 
-    /// What some threads deliver, once they have made the batches that are made ahead.
+    /// Measures the throughput of `workers` threads, after the batches that they prefetch.
     fn pace(&self, dataset: &Arc<Dataset>, plan: &Plan, workers: usize) -> Result<Pace> {
         let values = 3 * plan.image_size.pow(2);
         let ahead = loader::batches_ahead(workers, plan.batch, values);
@@ -446,7 +446,7 @@ impl Bench {
             "{:>7} {:>10} {:>14} {}",
             "threads",
             "images/s",
-            "a core alone",
+            "per core",
             wait.as_deref().unwrap_or_default()
         ));
         for pace in paces {
@@ -472,21 +472,21 @@ impl Bench {
     }
 }
 
-/// Processor time of this process so far, where Linux reports it.
+/// CPU time of this process so far in seconds, if the system is Linux.
 fn processor_seconds() -> Option<f64> {
-    // Ticks of a hundredth of a second on every architecture.
+    // Linux reports hundredths of a second on every architecture.
     const TICKS: f64 = 100.0;
     let text = files::read_text(Path::new("/proc/self/stat")).ok()?;
-    // The second field is a name that may hold spaces; user and system time are fields 14 and 15.
+    // The second field is a name that may contain spaces; user and system time are fields 14 and 15.
     let fields = text.rsplit_once(')')?.1.split_whitespace();
     let mut times = fields.skip(11).map(str::parse::<f64>);
     Some((times.next()?.ok()? + times.next()?.ok()?) / TICKS)
 }
 
-/// Milliseconds of an image in each part, on one thread: read, decode, the rest.
+/// Returns the milliseconds per image of each part on one thread: read, decode, the rest.
 ///
-/// Conversion to floats happens in resizing and is not timed alone. For sources that do not hold image files, reading
-/// includes decoding.
+/// Conversion to floats is part of resizing and not timed separately. For sources without image files, decoding
+/// includes reading.
 fn parts(dataset: &Dataset, plan: &Plan) -> [f64; 3] {
     let mut sums = [0.0; 3];
     let mut count = 0.0_f64;
@@ -515,11 +515,11 @@ fn parts(dataset: &Dataset, plan: &Plan) -> [f64; 3] {
     sums.map(|sum| sum / count.max(1.0))
 }
 
-/// Saves indexes beside the shards of a pattern.
+/// Index shards
 #[derive(clap::Args)]
 pub(crate) struct Index {
-    /// Such as data/{00000..00099}.tar; ranges, `*`, `?`, `[0-9]`, a folder, several joined by commas. Of shards in
-    /// stores the indexes go into this machine's cache.
+    /// Shards, such as data/{00000..00099}.tar: ranges, `*`, `?`, `[0-9]` or a folder, several separated by commas;
+    /// indexes of shards in object stores are saved in this machine's cache
     #[arg(value_name = "PATTERN")]
     pattern: String,
 }
@@ -556,7 +556,7 @@ impl Index {
             ));
             if let Some(folder) = indexed.kept {
                 print_line(&format!(
-                    "those of shards in stores are kept in `{}`; nothing was written to a store",
+                    "indexes of shards in object stores are cached in `{}`; nothing was written to a store",
                     folder.display()
                 ));
             }
@@ -565,7 +565,7 @@ impl Index {
     }
 }
 
-/// Writes the pictures of an evaluation as `images` f32 `[n, 3, h, w]` and `labels`, or training images as packed shards.
+/// Pack evaluation images into one tensor file, or training images into shards of decoded pixels
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  advxl data pack imagenet/val --image-size 224 --out val.safetensors\n  \
@@ -574,27 +574,28 @@ impl Index {
 pub(crate) struct Pack {
     #[command(flatten)]
     data: NamedData,
-    /// The model that the images are for, whose folder says how they are preprocessed; else bicubic interpolation of the
-    /// shortest side, and a center crop, to --image-size.
+    /// Preprocess evaluation images as stated by the folder of this model [default: resize the shortest side to
+    /// --image-size with bicubic interpolation, then center crop]
     #[arg(long, value_name = "MODEL")]
     like: Option<PathBuf>,
     #[command(flatten)]
     preprocessing: PreprocessingFlags,
-    /// Pack training images: write shards of decoded images into the folder --out, larger ones resized to N pixels on the
-    /// shorter side. `shards:FOLDER` reads them.
+    /// Pack training images: write shards of decoded images to the folder --out, for `shards:FOLDER`; images with a
+    /// shorter side above N pixels are resized to N
     #[arg(long, value_name = "N", value_parser = parse_size, conflicts_with_all = NOT_FOR_TRAINING)]
     shorter_side: Option<usize>,
-    /// Leave out broken samples instead of stopping at the first.
+    /// Skip broken samples instead of stopping at the first
     #[arg(long, requires = "shorter_side")]
     skip_broken: bool,
-    /// The safetensors file to write, which `tensors:FILE` reads; with --shorter-side, a folder.
+    /// Write `images`, f32 [n, 3, h, w], and `labels` to this safetensors file, for `tensors:FILE`; with
+    /// --shorter-side, a folder
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
     #[command(flatten)]
     chosen: crate::cli::inputs::ChosenImages,
 }
 
-/// Flags that say what an evaluation sees.
+/// Flags for evaluation images only.
 const NOT_FOR_TRAINING: [&str; 7] = [
     "like",
     "image_size",
@@ -605,9 +606,9 @@ const NOT_FOR_TRAINING: [&str; 7] = [
     "ids",
 ];
 
-/// Pictures that are made at a time; fewer if they are large.
+/// Images processed at a time, unless they are large.
 const AT_A_TIME: usize = 64;
-/// Numbers that are made at a time, unless one picture has more.
+/// Values processed at a time, unless one image has more.
 const NUMBERS_AT_A_TIME: usize = 1 << 26;
 
 impl Pack {
@@ -622,19 +623,19 @@ impl Pack {
         let subset = self.chosen.of(&dataset)?;
         let count = subset.len();
         if dataset.classes().is_empty() {
-            note("note: not every image has a label; the file gets no `labels`");
+            note("note: not every image has a label; writing no `labels`");
         }
         let (preprocessing, text) = self.preprocessing.over(&stated, image_size, &dataset)?;
         let numbers = preprocessing.numbers();
         let at_a_time = (NUMBERS_AT_A_TIME / numbers).clamp(1, AT_A_TIME);
-        // As they are made, sent to the first process, and written.
+        // Each image is in memory three times: as produced, as sent to rank 0, and as written.
         let needed = 4.0 * 3.0 * (numbers * at_a_time.min(count) * comm.world_size()) as f64;
         let what = format!(
             "{} images of {} pixels",
             at_a_time.min(count),
             preprocessing.image_size
         );
-        require_memory(&what, needed, "give a smaller --image-size")?;
+        require_memory(&what, needed, "use a smaller --image-size")?;
         tell(&text, None);
         let mut screen = Terminal::new();
         let places: Vec<usize> = (0..count).map(|index| subset.place(index)).collect();
@@ -688,7 +689,7 @@ impl Pack {
             }));
         } else {
             print_line(&format!(
-                "{} pictures of {} pixels in `{out}`",
+                "wrote {} images of {} pixels to `{out}`",
                 grouped(count as u64),
                 image_size
             ));
@@ -705,7 +706,7 @@ impl Pack {
             places.any(|place| Path::new(&place).parent() == Some(&self.out))
         });
         if is_source {
-            let message = format!("--out `{}` holds the shards to pack", self.out.display());
+            let message = format!("--out `{}` contains the shards to pack", self.out.display());
             return Err(Error::input(message)
                 .hint("choose another folder")
                 .everywhere());
@@ -721,7 +722,7 @@ impl Pack {
         })?;
         drop(screen);
         for broken in &packed.broken {
-            note(&format!("warning: left out: {broken}"));
+            note(&format!("warning: skipped broken sample: {broken}"));
         }
         if let (None, [_, ..]) = (dataset.shards(), dataset.classes()) {
             let names = self.out.join("classes.txt");
@@ -729,7 +730,7 @@ impl Pack {
                 files::write(&names, (dataset.classes().join("\n") + "\n").as_bytes())?;
             }
             note(&format!(
-                "note: shards number their classes; their names are in `{}` (--classes)",
+                "note: shards store class indices; wrote the class names to `{}` (--classes)",
                 names.display()
             ));
         }
@@ -747,7 +748,7 @@ impl Pack {
             }));
         } else {
             print_line(&format!(
-                "{} shards in `{out}`, {} of an earlier start; {} images written, {} of them resized, {:.2} GB",
+                "{} shards in `{out}`, {} of them from an earlier run; wrote {} images, {} resized, {:.2} GB",
                 packed.shards,
                 packed.kept,
                 grouped(packed.samples as u64),
@@ -758,7 +759,7 @@ impl Pack {
         Ok(())
     }
 
-    /// What the model says, or the usual, and the image size.
+    /// Returns the preprocessing of the model, or the default one, and the image size.
     fn stated(&self) -> Result<(StatedPreprocessing, usize)> {
         if let Some(model) = &self.like {
             let loaded = weights::load_any(model, &Device::cpu())?;
@@ -766,7 +767,7 @@ impl Pack {
         }
         let Some(image_size) = self.preprocessing.image_size else {
             return Err(Error::input("--image-size is missing")
-                .hint("give it, or the model that the images are for with --like MODEL"));
+                .hint("add --image-size N, or --like MODEL to prepare images for a model"));
         };
         let usual = Preprocessing {
             interpolation: Filter::Bicubic,

@@ -9,14 +9,14 @@ use crate::demo;
 use crate::error::Result;
 use crate::screen::Screen;
 
-/// The whole method in minutes, with nothing but this program: synthetic images, two-stage
-/// adversarial training, the same network trained normally, and what an attack leaves of both.
+/// Demonstrate the whole method in minutes, without data: two-stage adversarial training on synthetic images, standard
+/// training of the same network, and the accuracy of both under attack
 #[derive(clap::Args)]
 pub(crate) struct Demo {
-    /// The folder of the two runs.
+    /// Folder of the two runs
     #[arg(long, value_name = "DIR", default_value = "runs/demo")]
     out: PathBuf,
-    /// Seed of images, weights and attacks.
+    /// Seed of images, weights and attacks
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
@@ -28,7 +28,7 @@ impl Demo {
         for line in demo::table(&outcome) {
             screen.line(&line);
         }
-        screen.line(&format!("everything is in `{}`", self.out.display()));
+        screen.line(&format!("runs saved in `{}`", self.out.display()));
         drop(screen);
         if json {
             print_json(&outcome);

@@ -1,4 +1,4 @@
-//! The device that the commands compute on.
+//! The compute device of the commands.
 
 use std::sync::OnceLock;
 
@@ -9,17 +9,17 @@ use crate::distributed;
 use crate::error::Result;
 use crate::ops::{Device, DeviceName, Opened, hardware};
 
-/// The value of `--device`, if it was given. Process-wide: a process computes on one device.
+/// The value of `--device`, if given. Process-wide, since a process computes on one device.
 pub(crate) static WANTED: OnceLock<DeviceName> = OnceLock::new();
 
-/// Where this program computes.
+/// Opens the device of `--device`, or the default one, and returns it.
 ///
-/// Errors: the device that was named is not there or does not compute.
+/// Errors: the named device is missing or fails its self-test.
 pub(crate) fn device() -> Result<Device> {
     device_or(DeviceName::Auto)
 }
 
-/// The same, for a recipe that names a device; the command line comes first.
+/// Same as [`device`], with the device that a recipe names as the default. `--device` takes precedence.
 pub(crate) fn device_or(name: DeviceName) -> Result<Device> {
     static OPENED: OnceLock<Device> = OnceLock::new();
     if let Some(device) = OPENED.get() {
@@ -29,12 +29,12 @@ pub(crate) fn device_or(name: DeviceName) -> Result<Device> {
     let Opened { device, notice } = name.open(distributed::local_rank())?;
     if let Some(notice) = notice {
         note(&format!(
-            "note: computing on the CPU, not on the GPU: {notice}"
+            "note: computing on the CPU instead of the GPU: {notice}"
         ));
     }
     if let Some(hardware) = hardware(&device) {
         match device.gpu().is_some_and(Gpu::is_software) {
-            true => note("note: computing on a GPU in software, for tests (ADVXL_CUDA_SOFTWARE)"),
+            true => note("note: computing on a software GPU, for tests (ADVXL_CUDA_SOFTWARE)"),
             false => note(&format!("note: computing on {hardware}")),
         }
     }

@@ -20,41 +20,40 @@ use crate::text::TextModel;
 use crate::weights::EmbeddingWriter;
 use crate::weights::embeddings::{Layout, MadeBy, plain_key};
 
-/// Embeddings of captions by a text model, not normalised.
+/// Embed captions with a text model; embeddings are not normalized
 #[derive(clap::Args)]
 pub(crate) struct Embed {
-    /// A folder of open_clip or Hugging Face with a text tower of CLIP or CLIPA and its tokenizer.
+    /// open_clip or Hugging Face folder with a CLIP or CLIPA text tower and its tokenizer
     #[arg(value_name = "TEXT_MODEL")]
     model: PathBuf,
-    /// Captions, one a line.
+    /// File with one caption per line
     #[arg(long, value_name = "FILE")]
     captions: PathBuf,
-    /// The safetensors file to write: `embeddings` `[n, d]`.
+    /// Write `embeddings` [n, d] to this safetensors file
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Keys of the samples that the captions belong to, one a line; written as `keys`.
+    /// File with the sample key of each caption, one per line, to write as `keys`
     #[arg(long, value_name = "FILE")]
     keys: Option<PathBuf>,
-    /// Also write `token_ids` i32 `[n, context]`.
+    /// Also write `token_ids`, i32 [n, context]
     #[arg(long)]
     tokens: bool,
-    /// Round the embeddings to f16.
+    /// Round the embeddings to f16
     #[arg(long)]
     f16: bool,
-    /// Captions at a time; changes no result but for rounding.
+    /// Captions per forward pass; changes results by rounding only
     #[arg(long, default_value_t = 128, value_name = "N")]
     batch: usize,
 }
 
-/// Batches whose captions are sorted by length together, so that short ones do not wait for long ones.
+/// Number of batches whose captions are sorted by length together, so that short captions are not computed at the
+/// length of long ones.
 const BATCHES_TOGETHER: usize = 16;
 
 impl Embed {
     pub(crate) fn run(&self, json: bool, comm: &Comm) -> Result<()> {
         if self.batch == 0 {
-            return Err(Error::input(
-                "--batch 0: at least one caption at a time is needed",
-            ));
+            return Err(Error::input("--batch must be at least 1, got 0"));
         }
         comm.all_ok(match comm.is_main() {
             true => self.check_out(),
@@ -63,7 +62,7 @@ impl Embed {
         let (rows, _) = counted(&self.captions)?;
         if rows == 0 {
             let message = format!("`{}` has no captions", self.captions.display());
-            return Err(Error::input(message).hint("give one caption a line"));
+            return Err(Error::input(message).hint("write one caption per line"));
         }
         let key_bytes = match &self.keys {
             None => 0,
@@ -72,7 +71,7 @@ impl Embed {
                 if keys != rows {
                     let message =
                         format!("`{}` has {keys} keys for {rows} captions", path.display());
-                    return Err(Error::input(message).hint("give one key a line"));
+                    return Err(Error::input(message).hint("write one key per line"));
                 }
                 bytes
             }
@@ -102,7 +101,7 @@ impl Embed {
         let mut screen = Terminal::new();
         let started = std::time::Instant::now();
         let mut at = 0;
-        // Pieces come in order: what lies between them is other processes'.
+        // Pieces come in order; the lines between them belong to other ranks.
         let work = |piece: Range<usize>| {
             let (skipped, count) = (piece.start - at, piece.len());
             at = piece.end;
@@ -116,8 +115,8 @@ impl Embed {
                 }
             };
             if some.len() != count || (keys.is_some() && of_these.len() != count) {
-                let message = "the captions or keys changed while they were read";
-                return Err(Error::failed(message).hint("try again"));
+                let message = "captions or keys changed while being read";
+                return Err(Error::failed(message).hint("run the same command again"));
             }
             let ids = model.tokenizer.rows(&some)?;
             let embeddings = self.embeddings(&model, &ids)?;
@@ -142,7 +141,7 @@ impl Embed {
         }
         let seconds = started.elapsed().as_secs_f64();
         note(&format!(
-            "{done} captions in {seconds:.1} s, {:.0} a second",
+            "{done} captions in {seconds:.1} s, {:.0} captions/s",
             done as f64 / seconds
         ));
         if json {
@@ -164,7 +163,7 @@ impl Embed {
         inputs.check_file("--out", &self.out, Content::Tensors("embeddings"))
     }
 
-    /// The embeddings of rows of ids, in their order.
+    /// Returns the embeddings of rows of token ids, in the same order.
     fn embeddings(&self, model: &TextModel, ids: &[u32]) -> Result<Vec<f32>> {
         let config = model.tower.config();
         let rows: Vec<&[u32]> = ids.chunks_exact(config.context).collect();
@@ -183,7 +182,7 @@ impl Embed {
     }
 }
 
-/// A line without the carriage return of files from Windows.
+/// Removes the carriage return that Windows files have at the end of a line.
 fn trimmed(line: Result<String>) -> Result<String> {
     line.map(|mut line| {
         if line.ends_with('\r') {
@@ -193,7 +192,7 @@ fn trimmed(line: Result<String>) -> Result<String> {
     })
 }
 
-/// Lines of a file, and their bytes with a line feed after each.
+/// Counts the lines of a file, and their bytes including one line feed per line.
 fn counted(path: &Path) -> Result<(usize, u64)> {
     let mut lines = Lines::open(path)?.map(trimmed);
     lines.try_fold((0, 0), |(count, bytes), line| {
@@ -201,7 +200,7 @@ fn counted(path: &Path) -> Result<(usize, u64)> {
     })
 }
 
-/// As [`counted`], of keys, none of which may be there twice: which embedding is a sample's would not be known.
+/// Same as [`counted`] for keys, which must be unique, since otherwise a sample would have two embeddings.
 fn counted_keys(path: &Path) -> Result<(usize, u64)> {
     let mut seen = HashSet::new();
     for line in Lines::open(path)?.map(trimmed) {
@@ -215,7 +214,7 @@ fn counted_keys(path: &Path) -> Result<(usize, u64)> {
     counted(path)
 }
 
-/// The error that a key is there twice, with the lines.
+/// Returns the error for a duplicate key, with its line numbers.
 fn twice(path: &Path, key: &[u8]) -> Result<Error> {
     let lines = Lines::open(path)?
         .map(trimmed)
@@ -225,7 +224,6 @@ fn twice(path: &Path, key: &[u8]) -> Result<Error> {
     let mut next = || same.next().map_or(0, |(number, _)| number);
     let (first, second, key) = (next(), next(), String::from_utf8_lossy(key));
     let path = path.display();
-    let message = format!("`{path}`: lines {first} and {second} are the same key `{key}`");
-    Ok(Error::input(message)
-        .hint("give each sample a key of its own, also those of different shards"))
+    let message = format!("`{path}`: lines {first} and {second} have the same key `{key}`");
+    Ok(Error::input(message).hint("give each sample a unique key, across all shards"))
 }

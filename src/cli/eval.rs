@@ -30,9 +30,10 @@ use crate::text::{TextModel, ZeroShot};
 use crate::units::{Fraction, duration};
 use crate::weights::{Loaded, Outputs};
 
-/// Robust accuracy of a model: each attack is tried on the images that survived those before it.
+/// Evaluate the accuracy of a model under attacks
 ///
-/// Saved after every batch: after a stop the same command goes on.
+/// Each attack runs only on the images that survived the attacks before it. Progress is saved after every batch: rerun
+/// the same command to resume.
 #[derive(clap::Args)]
 #[command(
     disable_version_flag = true,
@@ -44,7 +45,8 @@ pub(crate) struct Eval {
     model: NamedModel,
     #[command(flatten)]
     test: TestRun,
-    /// Attacks in order: clean, pgd, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, or autoattack for all of its own.
+    /// Attacks to run, in order: clean, pgd, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, or autoattack for the attacks
+    /// of --version
     #[arg(
         long,
         value_name = "LIST",
@@ -52,7 +54,7 @@ pub(crate) struct Eval {
         default_value = "clean,pgd"
     )]
     attack: Vec<String>,
-    /// Bound perturbations in these norms, one evaluation each.
+    /// Norms that bound the perturbation, each evaluated separately
     #[arg(
         long,
         value_name = "LIST",
@@ -61,10 +63,10 @@ pub(crate) struct Eval {
         value_parser = one_of::<Norm>("norm")
     )]
     norm: Vec<Norm>,
-    /// Largest perturbation of each norm, in pixels of [0, 1], such as 8/255.
+    /// Largest perturbation in each norm of --norm, for pixels in [0, 1], such as 8/255
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     eps: Vec<String>,
-    /// Run this version of AutoAttack.
+    /// Version of AutoAttack
     #[arg(
         long,
         value_name = "NAME",
@@ -72,25 +74,25 @@ pub(crate) struct Eval {
         value_parser = one_of::<Version>("version")
     )]
     version: Version,
-    /// Length of a step of pgd; a quarter of eps if absent, as in the paper's PGD-20.
+    /// Step size of pgd [default: a quarter of eps, as in the paper's PGD-20]
     #[arg(long, value_name = "FRACTION")]
     step_size: Option<String>,
-    /// Steps of pgd (20), apgd and fab (100).
+    /// Number of steps of pgd, apgd and fab [default: 20 for pgd, 100 for apgd and fab]
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
-    /// Target classes of apgd-t and fab-t; AutoAttack's own (9, in l1 5 for apgd-t) if absent.
+    /// Number of target classes of apgd-t and fab-t [default: as in AutoAttack, 9, or 5 for apgd-t in l1]
     #[arg(long, value_name = "N")]
     targets: Option<u64>,
-    /// Starts of apgd and fab; AutoAttack's own if absent.
+    /// Number of restarts of apgd and fab [default: as in AutoAttack]
     #[arg(long, value_name = "N")]
     restarts: Option<u64>,
-    /// Queries of square (5000).
+    /// Number of queries of square [default: 5000]
     #[arg(long, value_name = "N")]
     queries: Option<u64>,
-    /// Also robust accuracy from epsilon 0 to 8 times eps, which must fall to about zero.
+    /// Also evaluate robust accuracy from epsilon 0 to 8 times eps, where it must fall to about zero
     #[arg(long)]
     eps_curve: bool,
-    /// Where the images go that the model was judged by, with their labels: a file that tensors:FILE reads.
+    /// Save the final adversarial images and labels to FILE, for `--data tensors:FILE`; several norms get one file each
     #[arg(long, value_name = "FILE")]
     save_adversarial: Option<PathBuf>,
     #[command(flatten)]
@@ -99,16 +101,16 @@ pub(crate) struct Eval {
     classes: NamedClasses,
     #[command(flatten)]
     preprocessing: PreprocessingFlags,
-    /// Names of the classes in words, one a line: classifies by text, for models trained with captions.
+    /// Classify by text with the class names in FILE, one per line, for models trained with captions
     #[arg(long, value_name = "FILE", requires = "text")]
     zero_shot: Option<PathBuf>,
-    /// The text model that --zero-shot embeds the names with.
+    /// Text model that embeds the class names of --zero-shot
     #[arg(long, value_name = "FOLDER", requires = "zero_shot")]
     text: Option<PathBuf>,
-    /// Sentences with {} in the place of a name, one a line; the names alone if absent.
+    /// File with prompt templates for --zero-shot, one per line, with {} for the class name [default: the name alone]
     #[arg(long, value_name = "FILE", requires = "zero_shot")]
     templates: Option<PathBuf>,
-    /// Where result.json goes; the model's folder if absent. A file of weights needs it.
+    /// Write result.json to this folder; required for a weights file [default: the model's folder]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -144,7 +146,7 @@ impl Eval {
             true => Work::Forward,
             false => Work::Attack,
         };
-        // All images at the end, clean and adversarial.
+        // All images at the end, both clean and adversarial.
         let saved = match self.save_adversarial {
             Some(_) => 3 * count * preprocessing.numbers(),
             None => 0,
@@ -213,7 +215,8 @@ impl Eval {
         Ok(())
     }
 
-    /// The names of --zero-shot and the head of their embeddings, with which the model is another one to evaluations.
+    /// Returns the class names of --zero-shot and the head made of their embeddings. The head becomes part of the
+    /// model's hash, since evaluations must treat it as a different model.
     fn class_head(&self, loaded: &mut Loaded) -> Result<Option<(ZeroShot, Tensor<2>)>> {
         let model = self.model.path.display();
         let outputs = loaded.model.classes();
@@ -221,28 +224,29 @@ impl Eval {
             return match loaded.outputs {
                 Outputs::Logits => Ok(None),
                 Outputs::Embedding => Err(Error::input(format!(
-                    "the {outputs} outputs of `{model}` are an embedding, not logits of classes"
+                    "the {outputs} outputs of `{model}` are an embedding, not class logits"
                 ))
-                .hint("classify by text with --zero-shot CLASSES --text FOLDER")),
+                .hint("add --zero-shot CLASSES --text FOLDER to classify by text")),
             };
         };
         if loaded.outputs == Outputs::Logits {
             let message = format!(
-                "--zero-shot is for embeddings, and the {outputs} outputs of `{model}` are logits of classes"
+                "--zero-shot requires embeddings, but the {outputs} outputs of `{model}` are class logits"
             );
             return Err(Error::input(message).hint(
-                "leave --zero-shot and --text out; if it is an image tower all the same, write \"advxl\": { \"outputs\": \
-                 \"embedding\" } into its config.json",
+                "remove --zero-shot and --text; if the model is an image tower, add \"advxl\": { \"outputs\": \
+                 \"embedding\" } to its config.json",
             ));
         }
         let zero_shot = ZeroShot::read(classes, self.templates.as_deref())?;
         let text = TextModel::load(text, &device()?)?;
         let width = text.tower.config().embedding;
         if width != outputs {
-            let message = format!("the model gives {outputs} numbers, and the text model {width}");
-            return Err(Error::input(message).hint(
-                "--zero-shot is for models that were trained with captions of this text model",
-            ));
+            let message = format!(
+                "the embedding size of the model is {outputs}, but that of the text model is {width}"
+            );
+            return Err(Error::input(message)
+                .hint("use the text model whose caption embeddings the model was trained with"));
         }
         let identity = format!("{} {} {zero_shot:?}", loaded.hash, text.hash);
         loaded.hash = blake3::hash(identity.as_bytes()).to_string();
@@ -250,7 +254,7 @@ impl Eval {
         Ok(Some((zero_shot, head)))
     }
 
-    /// An error where an output would replace what is read. The result may well lie in the model's folder.
+    /// Returns an error if an output would replace an input. The result may be in the model's folder.
     fn check_outputs(&self, out: &Path) -> Result<()> {
         inputs(None, Some(&self.test.data))?.check_folder("--out", out)?;
         let mut inputs = inputs(Some(&self.model.path), Some(&self.test.data))?;
@@ -277,7 +281,7 @@ impl Eval {
         })
     }
 
-    /// Where the images of a norm go.
+    /// Returns the path of the adversarial images of a norm.
     fn adversarial_path(&self, path: &Path, norm: Norm) -> PathBuf {
         match self.norm.len() {
             1 => path.to_owned(),
@@ -285,7 +289,7 @@ impl Eval {
         }
     }
 
-    /// Where the result goes.
+    /// Returns the folder of the result.
     fn folder(&self) -> Result<PathBuf> {
         self.model.check_path()?;
         let model = &self.model.path;
@@ -293,13 +297,13 @@ impl Eval {
             Some(out) => Ok(out.clone()),
             None if model.is_dir() => Ok(model.clone()),
             None => Err(Error::input("--out is missing")
-                .hint("a file of weights has no folder of its own: say where result.json goes")),
+                .hint("add --out DIR: a weights file has no folder for result.json")),
         }
     }
 
-    /// The settings of the attacks, one set a norm.
+    /// Returns the settings of the attacks, one per norm.
     fn settings(&self) -> Result<Vec<Settings>> {
-        // Unknown names first: without them nobody can say whether an epsilon is needed.
+        // Check the names first: whether an epsilon is required depends on them.
         self.attacks(&Settings::new(
             Version::Standard,
             Norm::Linf,
@@ -309,14 +313,14 @@ impl Eval {
         if self.eps.is_empty() && is_attacked {
             let message = "--eps is missing";
             return Err(
-                Error::input(message).hint("give the largest perturbation, such as --eps 8/255")
+                Error::input(message).hint("add the largest perturbation, such as --eps 8/255")
             );
         }
         if !self.eps.is_empty() && self.eps.len() != self.norm.len() {
             let (eps, norms) = (self.eps.len(), self.norm.len());
-            let message = format!("--eps has {eps} values and --norm {norms}");
+            let message = format!("--eps has {eps} values, but --norm has {norms}");
             return Err(Error::input(message)
-                .hint("give one for each norm, as in --norm linf,l2,l1 --eps 8/255,0.5,12"));
+                .hint("use one value per norm, as in --norm linf,l2,l1 --eps 8/255,0.5,12"));
         }
         let version = self.version;
         for (flag, value) in [
@@ -332,7 +336,9 @@ impl Eval {
                 _ => continue,
             };
             let value = value.unwrap_or_default();
-            return Err(Error::input(format!("{flag} {value}: expected {expected}")));
+            return Err(Error::input(format!(
+                "{flag} must be {expected}, got {value}"
+            )));
         }
         let step_size = self
             .step_size
@@ -340,16 +346,14 @@ impl Eval {
             .map(|text| fraction("--step-size", text))
             .transpose()?;
         if step_size.as_ref().is_some_and(|size| size.value() == 0.0) {
-            return Err(Error::input("--step-size 0: expected more than 0"));
+            return Err(Error::input("--step-size must be above 0, got 0"));
         }
         let of_norm = |(index, norm): (usize, &Norm)| {
             let norm = *norm;
             let epsilon = fraction("--eps", self.eps.get(index).map_or("0", String::as_str))?;
             if norm == Norm::Linf && epsilon.value() > 1.0 {
                 let message = format!("--eps {epsilon} is larger than the range of a pixel");
-                return Err(
-                    Error::input(message).hint("pixels are in [0, 1] here: write 8/255, not 8")
-                );
+                return Err(Error::input(message).hint("pixels are in [0, 1]: use 8/255, not 8"));
             }
             Ok(Settings {
                 step_size: step_size.clone(),
@@ -370,13 +374,13 @@ impl Eval {
         Ok(settings)
     }
 
-    /// An error where two evaluations would be the same, or write the same file, or a curve would have one point.
+    /// Returns an error if two evaluations are the same or write the same file, or if a curve has a single point.
     fn check_norms(&self, settings: &[Settings]) -> Result<()> {
         for (index, one) in settings.iter().enumerate() {
             let (norm, epsilon) = (one.norm.word(), &one.epsilon);
             if self.eps_curve && epsilon.value() == 0.0 {
-                let message = format!("--eps-curve: --eps {epsilon} makes a curve of one point");
-                return Err(Error::input(message).hint("give an epsilon above 0, such as 8/255"));
+                let message = format!("--eps-curve with --eps {epsilon} has only one point");
+                return Err(Error::input(message).hint("use an epsilon above 0, such as 8/255"));
             }
             let mut before = settings[..index]
                 .iter()
@@ -391,7 +395,7 @@ impl Eval {
             if self.save_adversarial.is_some() && before.next().is_some() {
                 let message = format!("--save-adversarial: --norm {norm} is given twice");
                 return Err(Error::input(message)
-                    .hint("the files of both would have one name: evaluate them one by one"));
+                    .hint("both files would have the same name: run two evaluations instead"));
             }
         }
         Ok(())
@@ -399,16 +403,16 @@ impl Eval {
 
     fn attacks(&self, settings: &Settings) -> Result<Vec<Attack>> {
         if self.attack.iter().all(|name| name.trim().is_empty()) {
-            return Err(Error::input("--attack names no attack")
-                .hint("such as --attack clean,pgd or --attack autoattack"));
+            return Err(Error::input("--attack is empty")
+                .hint("use for example --attack clean,pgd or --attack autoattack"));
         }
         settings.named(&self.attack).map_err(|(unknown, hint)| {
-            Error::input(format!("--attack {unknown}: there is no such attack")).hint(hint)
+            Error::input(format!("--attack: unknown attack `{unknown}`")).hint(hint)
         })
     }
 }
 
-/// More steps, restarts, targets or queries than anyone can wait for.
+/// Limit for steps, restarts, targets and queries, far above any practical value.
 const LARGEST_COUNT: u64 = 1_000_000_000;
 
 fn fraction(flag: &str, text: &str) -> Result<Fraction> {
@@ -417,7 +421,9 @@ fn fraction(flag: &str, text: &str) -> Result<Fraction> {
         .map_err(|error| Error::input(format!("{flag}: {error}")))?;
     match found.value() >= 0.0 {
         true => Ok(found),
-        false => Err(Error::input(format!("{flag} {text} must be 0 or more"))),
+        false => Err(Error::input(format!(
+            "{flag} must be at least 0, got {text}"
+        ))),
     }
 }
 
@@ -432,7 +438,7 @@ struct OneNorm<'a> {
 }
 
 impl<'a> OneNorm<'a> {
-    /// What was found, and the files that can go when it is saved.
+    /// Returns the findings, and the progress files to remove once they are saved.
     fn evaluate(
         &self,
         settings: &Settings,
@@ -457,7 +463,7 @@ impl<'a> OneNorm<'a> {
         }
         let mut finished = vec![progress];
         if self.eval.eps_curve {
-            screen.line(&format!("{} at rising epsilon", settings.norm.word()));
+            screen.line(&format!("{} at increasing epsilon", settings.norm.word()));
             let attacks = curve::attacks(settings);
             let progress = self.progress(&attacks, false);
             let outcome = watch(&self.evaluation(&attacks), &progress, screen)?;
@@ -486,7 +492,7 @@ impl<'a> OneNorm<'a> {
     }
 }
 
-/// `DIR/NAME-linf.safetensors` for `DIR/NAME.safetensors`.
+/// Returns `DIR/NAME-linf.safetensors` for `DIR/NAME.safetensors`.
 fn of_norm(path: &Path, norm: &str) -> PathBuf {
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let name = format!("{stem}-{norm}");
@@ -496,7 +502,7 @@ fn of_norm(path: &Path, norm: &str) -> PathBuf {
     }
 }
 
-/// A table of what every attack left.
+/// Prints a table of the accuracy after each attack.
 fn summary(all: &[Findings], screen: &mut Terminal) {
     screen.line("");
     for found in all {
@@ -529,11 +535,11 @@ fn summary(all: &[Findings], screen: &mut Terminal) {
     }
     if all.len() > 1 {
         let count = all[0].outcome.robust.len();
-        let stands = |index: &usize| all.iter().all(|found| found.outcome.robust[*index]);
-        let standing = (0..count).filter(stands).count();
-        let share = 100.0 * standing as f64 / count.max(1) as f64;
+        let is_robust = |index: &usize| all.iter().all(|found| found.outcome.robust[*index]);
+        let robust = (0..count).filter(is_robust).count();
+        let share = 100.0 * robust as f64 / count.max(1) as f64;
         screen.line(&format!(
-            "in all of these norms {share:.2} % stand ({standing} of {count} images)"
+            "robust under all norms: {share:.2} % ({robust} of {count} images)"
         ));
     }
 }

@@ -15,52 +15,53 @@ use crate::weights::{Loaded, export};
 use crate::{files, json};
 
 words! {
-    /// A program that models are exported for.
+    /// Program to export a model for.
     pub(crate) enum Program {
-        /// timm: a folder with a model card.
+        /// timm folder with a model card.
         Timm = "timm",
-        /// open_clip: a folder with both towers and a model card.
+        /// open_clip folder with both towers and a model card.
         OpenClip = "open-clip",
-        /// RobustBench: timm's folder and an entry for the leaderboard.
+        /// timm folder with an entry for the RobustBench leaderboard.
         Robustbench = "robustbench",
     }
 }
 
-/// A model for other programs: a folder that timm or open_clip loads with a model card, or RobustBench's entry beside it.
+/// Export a model for other programs: a folder for timm or open_clip with a model card, optionally with a RobustBench
+/// entry
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  advxl export runs/cifar10_micro --to robustbench --name Doe2026Two --dataset cifar10 \
+    after_help = "Examples:\n  advxl export runs/cifar10_micro --to robustbench --name Doe2026Two --dataset cifar10 \
     --result full/result.json --out export\n  advxl export runs/clip --to open-clip --text \
     CLIPA-L-14 --out export"
 )]
 pub(crate) struct Export {
     #[command(flatten)]
     model: NamedModel,
-    /// Export for this program.
+    /// Program to export for
     #[arg(long, value_name = "PROGRAM", value_parser = one_of::<Program>("program"))]
     to: Program,
-    /// For open-clip: the folder of the open_clip model whose text tower the model was trained against.
+    /// Folder of the open_clip model whose text tower the model was trained against; required for open-clip
     #[arg(long, value_name = "FOLDER")]
     text: Option<PathBuf>,
-    /// The folder that is made.
+    /// Write the exported model to this new folder
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// What the model is called; RobustBench has LastnameYearFirstword.
+    /// Name of the model; RobustBench uses LastnameYearFirstword
     #[arg(long, default_value = "advxl-model")]
     name: String,
-    /// Who made it.
+    /// Authors of the model
     #[arg(long, default_value = "")]
     authors: String,
-    /// Where it is described.
+    /// Link to the paper or description
     #[arg(long, default_value = "")]
     link: String,
-    /// What it was trained on, such as imagenet; for robustbench the board: cifar10, cifar100 or imagenet.
+    /// Training data set, such as imagenet; for robustbench the leaderboard: cifar10, cifar100 or imagenet
     #[arg(long, default_value = "")]
     dataset: String,
-    /// Images beyond the data set's own were used.
+    /// State that additional training data was used
     #[arg(long)]
     additional_data: bool,
-    /// A result.json of `advxl eval` of this model; may be given several times.
+    /// Include a result.json that `advxl eval` wrote for this model; may be repeated
     #[arg(long, value_name = "FILE")]
     result: Vec<PathBuf>,
 }
@@ -73,22 +74,23 @@ impl Export {
                 Box::new(move |loaded, facts, out| export::open_clip(loaded, facts, text, out))
             }
             (Program::OpenClip, None) => {
-                return Err(Error::input("--to open-clip: open_clip loads whole models only")
-                    .hint("give the folder of the model whose text tower belongs to this one with --text"));
+                return Err(Error::input("--to open-clip requires --text: open_clip loads only complete models")
+                    .hint("add --text with the folder of the model whose text tower belongs to this model"));
             }
             (Program::Timm | Program::Robustbench, Some(_)) => {
-                return Err(Error::input("--text is for --to open-clip").hint("leave it out"));
+                return Err(Error::input("--text requires --to open-clip").hint("remove --text"));
             }
             (Program::Timm, None) => Box::new(export::timm),
             (Program::Robustbench, None) => Box::new(export::robustbench),
         };
         files::check_name(&self.name)
             .map_err(|(message, hint)| Error::input(format!("--name: {message}")).hint(hint))?;
-        // RobustBench's entry lies beside the model's own files.
+        // RobustBench's entry is in the same folder as the model's own files.
         if self.to == Program::Robustbench && self.name.eq_ignore_ascii_case("config") {
-            let message = "--name config: `config.json` describes the model in the exported folder";
+            let message =
+                "--name config: `config.json` is the model's own file in the exported folder";
             return Err(Error::input(message)
-                .hint("give the name of RobustBench's entry, such as Doe2026Two"));
+                .hint("use the name of the RobustBench entry, such as Doe2026Two"));
         }
         let mut inputs = inputs(Some(&self.model.path), None)?;
         self.text.iter().for_each(|text| inputs.add("--text", text));
@@ -97,12 +99,12 @@ impl Export {
         let read = |path: &PathBuf| {
             let doing = || format!("`{}`", path.display());
             let found = json::parse(&files::read(path)?)
-                .map_err(|error| Error::input(format!("not JSON: {error}")))
+                .map_err(|error| Error::input(format!("invalid JSON: {error}")))
                 .context(doing)?;
             match found["model_hash"] == json!(loaded.hash) {
                 true => Ok(found),
-                false => Err(Error::input("this is the result of another model")
-                    .hint("evaluate the model that is exported"))
+                false => Err(Error::input("the result belongs to a different model")
+                    .hint("evaluate the exported model with `advxl eval`"))
                 .context(doing),
             }
         };

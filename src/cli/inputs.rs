@@ -1,4 +1,4 @@
-//! Data sets, subsets and other inputs as they are named on the command line.
+//! Data sets, subsets and other inputs named on the command line.
 
 use std::path::{Path, PathBuf};
 
@@ -7,13 +7,13 @@ use crate::data::{Dataset, Selection, Spec, Split, Subset};
 use crate::error::{Error, Result};
 use crate::output::Inputs;
 
-/// Which images of a data set an evaluation uses.
+/// The images of a data set that an evaluation uses.
 #[derive(clap::Args)]
 pub(crate) struct ChosenImages {
-    /// Use a stratified sample of N images, the same for every model and machine. [default: all images]
+    /// Use a stratified sample of N images, the same for every model and machine [default: all images]
     #[arg(short, long, alias = "count", value_name = "N", conflicts_with = "ids")]
     n: Option<usize>,
-    /// Use the images that FILE lists, one a line: paths within the data set, keys of shards, or numbers.
+    /// Use the images listed in FILE, one per line: paths within the data set, shard keys or indices
     #[arg(long, value_name = "FILE")]
     ids: Option<PathBuf>,
 }
@@ -22,7 +22,7 @@ impl ChosenImages {
     pub(crate) fn of(&self, dataset: &Dataset) -> Result<Subset> {
         let selection = match (&self.ids, self.n) {
             (Some(ids), _) => Selection::Listed(ids.clone()),
-            (None, Some(0)) => return Err(Error::input("--n 0: at least 1 image is needed")),
+            (None, Some(0)) => return Err(Error::input("--n must be at least 1, got 0")),
             (None, Some(n)) => Selection::Sample(n),
             (None, None) => Selection::All,
         };
@@ -34,7 +34,7 @@ impl ChosenImages {
     }
 }
 
-/// Opens a data set and says what it is.
+/// Opens a data set and prints its summary.
 pub(crate) fn open_data(spec: &str, split: Split, seed: u64) -> Result<Dataset> {
     let dataset = Dataset::open(&spec.parse::<Spec>()?, split, seed)?;
     note(&format!("data: {}", dataset.summary()));
@@ -44,24 +44,24 @@ pub(crate) fn open_data(spec: &str, split: Split, seed: u64) -> Result<Dataset> 
     Ok(dataset)
 }
 
-/// `runs/NAME` for `recipes/NAME.toml`.
+/// Returns `runs/NAME` for `recipes/NAME.toml`.
 ///
-/// Errors: a name that leads elsewhere, such as that of `...toml`.
+/// Errors: a name that points outside `runs`, such as that of `...toml`.
 pub(crate) fn default_folder(recipe: &Path) -> Result<PathBuf> {
     let name = recipe.file_stem().unwrap_or_default();
     if name.is_empty() || name == "." || name == ".." {
-        let message = format!("`{}` gives the folder of the run no name", recipe.display());
+        let message = format!("cannot name the run folder after `{}`", recipe.display());
         return Err(Error::input(message).hint("choose a folder with --out"));
     }
     Ok(Path::new("runs").join(name))
 }
 
-/// What a command reads of a data set and of a model, for [`Inputs`].
+/// Returns what a command reads of a model and of a data set.
 pub(crate) fn inputs(model: Option<&Path>, data: Option<&str>) -> Result<Inputs> {
     let mut inputs = Inputs::default();
     if let Some(model) = model {
         inputs.add("MODEL", model);
-        // Of a run it is the model in it that is read.
+        // A run's model is in its `model` folder.
         inputs.add("MODEL", model.join("model"));
     }
     if let Some(path) = data
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_folder_of_a_run_lies_in_runs_whatever_the_recipe_is_called() {
+    fn the_default_folder_is_always_inside_runs() {
         for (recipe, folder) in [
             ("recipes/demo.toml", "runs/demo"),
             ("/a/my recipe", "runs/my recipe"),

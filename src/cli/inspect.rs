@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::{ModelConfig, Stem};
 use crate::weights::{Loaded, Outputs};
 
-/// What is in a model folder, a run or a file of weights, or what a named size of model is (vit_b16).
+/// Inspect a model folder, a run, a weights file or a named model size such as vit_b16
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  advxl inspect runs/demo/robust\n  advxl inspect vit_h14 --image-size 336"
@@ -18,7 +18,7 @@ use crate::weights::{Loaded, Outputs};
 pub(crate) struct Inspect {
     #[command(flatten)]
     what: NamedModel,
-    /// Pixels on a side that multiply-adds are counted for; the model's own if absent, 224 for a named size.
+    /// Image size in pixels for counting multiply-adds [default: the model's, or 224 for a named size]
     #[arg(long, value_parser = parse_size)]
     image_size: Option<usize>,
     #[command(flatten)]
@@ -32,7 +32,7 @@ impl Inspect {
             Some(config) if !self.what.path.exists() => (config, self.head.classes, 224, None),
             None if !self.what.path.exists() => {
                 let name = self.what.path.display();
-                let message = format!("`{name}` is no file or folder, and no named size of model");
+                let message = format!("`{name}` is neither an existing path nor a model size");
                 return Err(Error::input(message).hint(named_sizes(&name.to_string())));
             }
             _ => {
@@ -55,7 +55,7 @@ impl Inspect {
             parameters as f64 / 1e6,
             match outputs {
                 Outputs::Logits => "classes",
-                Outputs::Embedding => "dimensions of the embedding",
+                Outputs::Embedding => "embedding dimensions",
             }
         ));
         print_line(&structure(&config));
@@ -64,7 +64,7 @@ impl Inspect {
             None => String::new(),
         };
         print_line(&format!(
-            "{image_size} pixels: {tokens_text}{:.2} giga multiply-adds forward",
+            "{image_size} pixels: {tokens_text}{:.2} giga multiply-adds per forward pass",
             macs as f64 / 1e9
         ));
         if let Some(stated) = loaded.as_ref().map(|loaded| &loaded.preprocessing) {
@@ -100,7 +100,7 @@ impl Inspect {
     }
 }
 
-/// What a model is made of, in a line.
+/// Returns the structure of a model in one line.
 fn structure(config: &ModelConfig) -> String {
     let stem = match config.stem() {
         Stem::Patch => "",

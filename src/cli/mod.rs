@@ -1,4 +1,4 @@
-//! The command line: what was typed, made into calls of the library. The only place that prints.
+//! The command line: parses arguments and calls the library. The only module that prints.
 
 pub(crate) mod bench;
 pub(crate) mod data;
@@ -9,6 +9,7 @@ pub(crate) mod eval;
 pub(crate) mod export;
 pub mod inputs;
 pub(crate) mod inspect;
+pub(crate) mod manual;
 pub mod memory;
 pub mod model;
 pub(crate) mod plan;
@@ -38,73 +39,84 @@ use crate::ops::{Api, DeviceName};
 use device::WANTED;
 use print::{IS_QUIET, PATIENCE, alarm, all_printed, note, print_json, remember};
 
-/// Train and evaluate adversarially robust vision transformers.
+/// Train and evaluate adversarially robust vision models.
 #[derive(Parser)]
 #[command(name = "advxl", version, about, propagate_version = true)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 bad input, 75 try again.")]
+#[command(
+    after_help = "Exit codes: 0 success, 1 failure, 2 invalid input, 75 temporary failure: run the same command again"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// Threads for computing; all cores if absent. Results do not depend on it.
+    /// Number of threads; does not change results [default: all cores, or 2 loading threads in `data check` and `data
+    /// bench`]
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
-    /// Device to compute on: auto (a GPU that works, else the CPU), cpu, cuda, or in builds with their feature rocm, metal, vulkan
-    /// and wgpu; cuda:1 is the second of several.
+    /// Device: auto (a working GPU, else the CPU), cpu or cuda, and rocm, metal, vulkan or wgpu in builds with that
+    /// feature; cuda:1 is the second GPU [default: auto; in `train` the recipe's `device`, in `plan` cpu]
     #[arg(long, global = true, value_name = "NAME")]
     device: Option<DeviceName>,
-    /// Run in N processes on this machine, as the recipe's table `parallel` allows: train, eval, embed, data check, data pack.
+    /// Run N processes on this machine, for `train` (within the recipe's `parallel` table), `eval`, `embed`, `data
+    /// check`, `data pack` and `bench exchange` [default: 1]
     #[arg(long, global = true, value_name = "N")]
     processes: Option<usize>,
-    /// The same, with a CUDA GPU for each process.
+    /// Run N processes on this machine, each on its own CUDA GPU
     #[arg(long, global = true, value_name = "N", conflicts_with = "processes")]
     gpus: Option<usize>,
-    /// Print the result, or the error, as one JSON object, the last line of standard output.
+    /// Print the result or error as one JSON object, on the last line of standard output
     #[arg(long, global = true)]
     json: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// The whole method in minutes on synthetic images: two-stage training beside normal training.
+    /// Demonstrate the method in minutes on synthetic images: two-stage adversarial training against standard training
     Demo(demo::Demo),
-    /// Train as a recipe says; the same command resumes.
+    /// Train a model from a recipe; rerun the same command to resume
     Train(train::Train),
-    /// Robust accuracy of a model under attacks.
+    /// Evaluate the accuracy of a model under attacks
+    ///
+    /// Each attack runs only on the images that survived the attacks before it. Progress is saved after every batch:
+    /// rerun the same command to resume.
     Eval(Box<eval::Eval>),
-    /// Logits, and gradients on request, of a model for a data set.
+    /// Predict logits, and optionally input gradients, for a data set
     Predict(predict::Predict),
-    /// Embeddings of captions by a text model, for training and evaluation.
+    /// Embed captions with a text model, for training and evaluation
     Embed(embed::Embed),
-    /// A model for other programs: timm, open_clip, RobustBench.
+    /// Export a model for timm, open_clip or RobustBench
     Export(export::Export),
-    /// What a recipe costs: arithmetic, memory, hours, price. Trains nothing.
+    /// Estimate the compute, memory, time and price of a recipe without training
     Plan(plan::Plan),
-    /// Check and explain recipes.
+    /// Check recipes and explain their keys
     Recipe {
         #[command(subcommand)]
         what: recipe::Recipe,
     },
-    /// What is in a model, a run or a file of tensors.
+    /// Inspect a model, a run or a weights file
     Inspect(inspect::Inspect),
-    /// Look at a data set, measure how fast it loads, prepare it.
+    /// Check, benchmark, index and pack data sets
     Data {
         #[command(subcommand)]
         what: data::Data,
     },
-    /// How fast this machine is.
+    /// Benchmark this machine
     Bench {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Print shell completions
+    Completions(manual::Completions),
+    /// Write man pages, or print the command-line reference as Markdown
+    Man(manual::Man),
 }
 
 #[derive(Subcommand)]
 enum Bench {
-    /// One adversarial training step.
+    /// Benchmark one adversarial training step
     Step(bench::Step),
-    /// Measure what processes exchange in an update.
+    /// Benchmark the communication of processes in one update
     Exchange(bench::Exchange),
-    /// Measure the constants of an NVIDIA GPU, by which `advxl plan --device cuda` predicts times.
+    /// Benchmark an NVIDIA GPU and save its constants for `advxl plan --device cuda`
     Device(bench::Device),
 }
 
@@ -114,7 +126,8 @@ pub fn run() -> ExitCode {
     ExitCode::from(run_with(&arguments))
 }
 
-/// Runs the program with these arguments (the first is its name) and returns the exit code. Call it once in a process.
+/// Runs the program with the given arguments (the first is its name) and returns the exit code. Call it once per
+/// process.
 pub fn run_with(arguments: &[OsString]) -> u8 {
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
@@ -136,18 +149,19 @@ pub fn run_with(arguments: &[OsString]) -> u8 {
     if error.is_everywhere() || comm.world_size() == 1 {
         return report(&format!("error: {error}"), &error, arguments.json);
     }
-    // Rank 0 comes first: where all have the same error, it alone prints it.
+    // Rank 0 goes first, so that it alone prints an error that all ranks have.
     if !comm.is_main() {
         std::thread::sleep(PATIENCE);
     }
     IS_QUIET.store(false, Ordering::Relaxed);
     let code = report(&format!("error: {comm:?}: {error}"), &error, arguments.json);
-    // The others wait for this one, and do not know.
+    // The other ranks are waiting for this one and do not know that it failed.
     comm.abort(code);
     code
 }
 
-/// Prints an error, with --json also as an object on standard output; the exit code. Nothing where this process is quiet.
+/// Prints an error, with --json also as a JSON object on standard output, and returns its exit code. Prints nothing if
+/// this process is quiet.
 fn report(text: &str, error: &Error, json: bool) -> u8 {
     note(text);
     if json {
@@ -162,31 +176,31 @@ fn print_error(message: &str, hint: Option<&str>, code: u8) {
     print_json(&json!({ "error": { "message": message, "hint": hint, "exit_code": code } }));
 }
 
-/// What this process is.
+/// The role of this process.
 enum Start {
-    /// One of the run.
+    /// A rank of the run.
     Rank(Comm),
     /// The launcher of a run that has ended with this exit code.
     Launched(u8),
 }
 
-/// Starts the processes that were asked for, or joins those that this one was started with.
+/// Launches the requested processes, or joins the run that this process was launched for.
 fn start(arguments: &Arguments) -> Result<Start> {
     let launch = Launch::read(arguments.is_shared())?;
     if let Some((flag, count)) = arguments.asked() {
         arguments.check_processes(flag, count)?;
         if arguments.gpus.is_some() {
-            // Nobody else sets it.
+            // Set only once: `execute` skips it with --gpus.
             let _ = WANTED.set(DeviceName::Gpu(Api::Cuda, None));
         }
         if launch.world_size() > 1 && !launch.is_launched() {
             let message = format!(
-                "--{flag} {count}: this process is one of {} already, rank {}",
+                "--{flag} {count}: this process already belongs to a run of world size {}, as rank {}",
                 launch.world_size(),
                 launch.rank()
             );
             return Err(Error::input(message).hint(format!(
-                "leave out --{flag}, or unset RANK and WORLD_SIZE and start it without mpirun or srun"
+                "remove --{flag}, or unset RANK and WORLD_SIZE and start the command without mpirun or srun"
             )));
         }
         if count > 1 && !launch.is_launched() {
@@ -199,19 +213,20 @@ fn start(arguments: &Arguments) -> Result<Start> {
     if launch.world_size() > 1 && !arguments.is_shared() {
         IS_QUIET.store(launch.rank() > 0, Ordering::Relaxed);
         let message = format!(
-            "this command works in one process, and {} were started",
+            "this command runs in one process, but {} were started",
             launch.world_size()
         );
-        return Err(Error::input(message).hint(format!("start it once; {SHARED}")));
+        return Err(Error::input(message).hint(format!("start one process; {SHARED}")));
     }
     distributed::init(&launch, Reports { note, alarm }).map(Start::Rank)
 }
 
-/// Which commands share their work.
-const SHARED: &str = "train, eval, embed, data check and data pack share their work";
+/// The commands that run in several processes, for hints.
+const SHARED: &str =
+    "train, eval, embed, data check, data pack and bench exchange can run in several processes";
 
 impl Arguments {
-    /// Whether several processes can share the work of the command.
+    /// Returns whether the command can run in several processes.
     fn is_shared(&self) -> bool {
         match &self.command {
             Command::Train(_) | Command::Eval(_) | Command::Embed(_) => true,
@@ -221,7 +236,7 @@ impl Arguments {
         }
     }
 
-    /// The flag that asks for processes, and their number.
+    /// Returns the flag that requests processes, with their number.
     fn asked(&self) -> Option<(&'static str, usize)> {
         let gpus = self.gpus.map(|count| ("gpus", count));
         gpus.or(self.processes.map(|count| ("processes", count)))
@@ -229,30 +244,30 @@ impl Arguments {
 
     fn check_processes(&self, flag: &str, count: usize) -> Result<()> {
         if count == 0 {
-            let message = format!("--{flag} 0: at least one process is needed");
+            let message = format!("--{flag} must be at least 1, got 0");
             return Err(Error::input(message));
         }
         if !self.is_shared() {
-            let message = format!("--{flag} {count}: this command works in one process");
-            return Err(Error::input(message).hint(format!("leave it out; {SHARED}")));
+            let message = format!("--{flag} {count}: this command runs in one process");
+            return Err(Error::input(message).hint(format!("remove --{flag}; {SHARED}")));
         }
         match self.device {
             None | Some(DeviceName::Auto | DeviceName::Gpu(Api::Cuda, None)) => Ok(()),
             Some(device) if self.gpus.is_some() => {
                 let message = format!(
-                    "--gpus {count} computes on CUDA GPUs 0 to {}, but --device is {device}",
+                    "--gpus {count} uses CUDA GPUs 0 to {}, but --device is {device}",
                     count - 1
                 );
-                Err(Error::input(message).hint(
-                    "leave out --device, or use --processes N for processes on another device",
-                ))
+                Err(Error::input(message)
+                    .hint("remove --device, or use --processes N for processes on another device"))
             }
             Some(_) => Ok(()),
         }
     }
 }
 
-/// An error where this machine has fewer GPUs than processes. Each process makes a GPU in software of its own.
+/// Returns an error if this machine has fewer GPUs than processes. Software GPUs are not limited: each process makes
+/// one.
 fn check_gpus(count: usize) -> Result<()> {
     if Gpu::is_software_requested() {
         return Ok(());
@@ -265,15 +280,15 @@ fn check_gpus(count: usize) -> Result<()> {
         }
     })?;
     if present < count {
-        let message = format!("--gpus {count}: this machine has {present}");
+        let message = format!("--gpus {count}: found {present} on this machine");
         return Err(Error::input(message).hint(format!(
-            "use --gpus {present}; CUDA_VISIBLE_DEVICES can hide some"
+            "use --gpus {present}, or check whether CUDA_VISIBLE_DEVICES hides some"
         )));
     }
     Ok(())
 }
 
-/// Prints help, the version, or what is wrong with the arguments.
+/// Prints the help, the version, or the error in the arguments, and returns the exit code.
 fn print_usage(usage: &clap::Error, arguments: &[OsString]) -> u8 {
     let code = Kind::Input.exit_code();
     if usage.kind() == clap::error::ErrorKind::InvalidUtf8 {
@@ -285,7 +300,7 @@ fn print_usage(usage: &clap::Error, arguments: &[OsString]) -> u8 {
             note(&format!("error: `{argument}` is not UTF-8"));
         }
         note(
-            "  hint: data sets and overrides are named in UTF-8: rename the file or folder, or name a link to it",
+            "  hint: arguments must be UTF-8: rename the file or folder, or pass a symbolic link to it",
         );
         return code;
     }
@@ -307,23 +322,24 @@ fn print_usage(usage: &clap::Error, arguments: &[OsString]) -> u8 {
 
 fn execute(arguments: &Arguments, comm: &Comm) -> Result<()> {
     if arguments.threads == Some(0) {
-        return Err(Error::input("--threads 0: at least one thread is needed"));
+        return Err(Error::input("--threads must be at least 1, got 0"));
     }
     if let Some(device) = arguments.device.filter(|_| arguments.gpus.is_none()) {
-        // Nobody else sets it.
+        // Set only once: `start` sets it with --gpus only.
         let _ = WANTED.set(device);
     }
     start_threads(arguments.threads)?;
-    // On a thread of the pool: from outside every parallel piece of work, some hundred in an update, would have
-    // to wake the pool up and put the caller to sleep.
+    // On a thread of the pool: from outside, each parallel section (about a hundred per update) would have to wake the
+    // pool and put the caller to sleep.
     let work = || rayon::scope(|_| perform(arguments, comm));
-    // A GPU that fails ends the work where it is noticed, which may be deep in a read of a tensor.
+    // A GPU failure unwinds from where it is noticed, which may be deep inside a tensor read.
     advxl_cuda::caught(work).unwrap_or_else(|error| Err(Error::of_gpu(&error)))
 }
 
-/// Starts the threads of all computations, as many as this process has cores if no number is given. Once in a process.
+/// Starts the thread pool for all computations, with one thread per core of this process by default. Call it once per
+/// process.
 ///
-/// Errors: they run already.
+/// Errors: the pool is already running.
 pub fn start_threads(count: Option<usize>) -> Result<()> {
     rayon::ThreadPoolBuilder::new()
         .stack_size(8 << 20)
@@ -350,6 +366,8 @@ fn perform(arguments: &Arguments, comm: &Comm) -> Result<()> {
         Command::Export(export) => export.run(json),
         Command::Plan(plan) => plan.run(json),
         Command::Inspect(inspect) => inspect.run(json),
+        Command::Completions(completions) => completions.run(json),
+        Command::Man(man) => man.run(json),
         Command::Recipe { what } => what.run(json),
         Command::Bench {
             what: Bench::Step(step),

@@ -1,4 +1,4 @@
-//! Models and their classes as they are named on the command line.
+//! Models and their classes named on the command line.
 
 use std::path::{Path, PathBuf};
 
@@ -14,37 +14,36 @@ use crate::settings::nearest;
 use crate::weights::Loaded;
 use crate::{files, weights};
 
-/// The model that a user named.
+/// The model argument and its flags.
 #[derive(clap::Args)]
 pub(crate) struct NamedModel {
-    /// A model folder, the folder of a run, or with --arch a file of weights.
+    /// Model folder, run folder, or with --arch a weights file
     #[arg(value_name = "MODEL")]
     pub(crate) path: PathBuf,
-    /// Architecture of a file of weights (safetensors, .pth, .bin): timm's name, open_clip's or ours.
+    /// Architecture of a weights file (safetensors, .pth, .bin): the name in timm, open_clip or advxl
     #[arg(long, value_name = "NAME")]
     arch: Option<String>,
-    /// Mean of each channel for pixels in [0, 1]. If absent the folder's; of a file the one in it, ImageNet's, or CLIP's for its
-    /// models.
+    /// Channel means for pixels in [0, 1] [default: from the model folder; for a weights file those stored in it, else
+    /// ImageNet's, or CLIP's for CLIP models]
     #[arg(long, value_name = "R,G,B", value_parser = parse_mean)]
     mean: Option<[f64; 3]>,
-    /// Standard deviation of each channel; see --mean.
+    /// Channel standard deviations for pixels in [0, 1] [default: as for --mean]
     #[arg(long, value_name = "R,G,B", value_parser = parse_std)]
     std: Option<[f64; 3]>,
 }
 
 impl NamedModel {
-    /// An error where nothing has the path that was named.
+    /// Returns an error if the path does not exist.
     pub(crate) fn check_path(&self) -> Result<()> {
         if !self.path.exists() {
             let name = self.path.display();
             let is_size = self.path.to_str().and_then(ModelConfig::named).is_some();
             let hint = match is_size {
                 true => format!(
-                    "`{name}` names a size of model; its weights are in a model folder, a run or a file"
+                    "`{name}` is a model size without weights; use a model folder, a run folder or a weights file"
                 ),
                 false => {
-                    "give a model folder, the folder of a run, or with --arch a file of weights"
-                        .to_owned()
+                    "use a model folder, a run folder, or with --arch a weights file".to_owned()
                 }
             };
             return Err(Error::input(format!("`{name}` does not exist")).hint(hint));
@@ -57,16 +56,14 @@ impl NamedModel {
         let mut loaded = match &self.arch {
             None => weights::load_any(&self.path, &device()?)?,
             Some(_) if self.path.is_dir() => {
-                return Err(
-                    Error::input("--arch is for a file of weights, not for a folder")
-                        .hint("leave it out: the folder says what its model is"),
-                );
+                return Err(Error::input("--arch requires a weights file, got a folder")
+                    .hint("remove --arch: the folder states its architecture"));
             }
             Some(name) => weights::load_file(&self.path, name, &device()?)?,
         };
         if let Some(key) = &loaded.wrapper {
             note(&format!(
-                "note: of several things in the file, the weights are those in `{key}`"
+                "note: the file has several entries; using the weights in `{key}`"
             ));
         }
         for text in &loaded.notes {
@@ -74,7 +71,7 @@ impl NamedModel {
         }
         if self.mean.is_some() || self.std.is_some() {
             loaded.model.normalise_by(self.mean, self.std);
-            // Normalized otherwise it is another model, whose evaluations are not gone on with.
+            // With another normalization it is a different model, so its evaluations must not be resumed.
             let (mean, std) = loaded.model.config().statistics();
             let identity = format!("{} {mean:?} {std:?}", loaded.hash);
             loaded.hash = blake3::hash(identity.as_bytes()).to_string();
@@ -83,20 +80,19 @@ impl NamedModel {
     }
 }
 
-/// A number of classes.
+/// Parses a number of classes.
 pub(crate) fn parse_classes(text: &str) -> std::result::Result<usize, String> {
     let classes = text.parse().ok();
     classes
         .filter(|classes| (1..=100_000_000).contains(classes))
-        .ok_or_else(|| "give a number from 1 to 100000000".to_owned())
+        .ok_or_else(|| "expected a number from 1 to 100000000".to_owned())
 }
 
-/// Patches along a side of images of `--image-size`; an error unless they are whole.
+/// Returns the number of patches along a side of images of `--image-size`, or an error if the patches do not fit.
 pub(crate) fn check_image_size(config: &ModelConfig, size: usize) -> Result<usize> {
     if size > MAX_IMAGE_SIZE {
-        let message =
-            format!("--image-size {size} is more than {MAX_IMAGE_SIZE}, the largest side");
-        return Err(Error::input(message).hint("give a size near to the model's own"));
+        let message = format!("--image-size must be at most {MAX_IMAGE_SIZE}, got {size}");
+        return Err(Error::input(message).hint("use a size close to the model's own"));
     }
     config.grid(size).map_err(|(message, hint)| {
         Error::input(message.replace("image_size =", "--image-size")).hint(hint)
@@ -106,14 +102,15 @@ pub(crate) fn check_image_size(config: &ModelConfig, size: usize) -> Result<usiz
 /// The model's class for each label of a data set, by name where both name their classes.
 #[derive(clap::Args)]
 pub(crate) struct NamedClasses {
-    /// Names of the model's classes in the data set's words, one a line in the model's order: for folders such as
-    /// n01440764, or for models that do not name their classes.
+    /// File with the data set's name of each class of the model, one per line in the model's order; for class folders
+    /// such as n01440764, or for models without class names
     #[arg(long, value_name = "FILE")]
     classes: Option<PathBuf>,
 }
 
 impl NamedClasses {
-    /// `names` are the model's own; `prompts` are names for a text model instead, with their file.
+    /// Matches the classes of a data set with the model's. `prompts` are class names for a text model, with their file,
+    /// and replace the names of the model.
     pub(crate) fn matched(
         &self,
         loaded: &Loaded,
@@ -128,12 +125,12 @@ impl NamedClasses {
                 let names = read_classes(path)?;
                 if names.len() != count {
                     let message = format!(
-                        "--classes `{}` has {} names and the model {count} classes",
+                        "--classes `{}` has {} names, but the model has {count} classes",
                         path.display(),
                         names.len()
                     );
                     return Err(Error::input(message)
-                        .hint("give one name for each class of the model, in the model's order"));
+                        .hint("write one name for each class of the model, in the model's order"));
                 }
                 let owner = format!("`{}`", path.display());
                 let outputs = ModelClasses {
@@ -167,7 +164,7 @@ impl NamedClasses {
     }
 }
 
-/// Names of classes, one a line. Of lines such as `n01440764 tench, Tinca tinca` the id is the name.
+/// Reads class names, one per line. From lines such as `n01440764 tench, Tinca tinca` only the id is kept.
 pub(crate) fn read_classes(path: &Path) -> Result<Vec<String>> {
     let text = files::read_text(path)?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
@@ -178,7 +175,7 @@ pub(crate) fn read_classes(path: &Path) -> Result<Vec<String>> {
             path.display(),
             empty + 1
         );
-        return Err(Error::input(message).hint("give one name a line"));
+        return Err(Error::input(message).hint("write one name per line"));
     }
     let ids: Option<Vec<&str>> = lines
         .iter()
@@ -188,11 +185,11 @@ pub(crate) fn read_classes(path: &Path) -> Result<Vec<String>> {
     Ok(names.into_iter().map(str::to_owned).collect())
 }
 
-/// The hint for a name that is not that of a size of model.
+/// Returns the hint for an unknown model size.
 pub(crate) fn named_sizes(name: &str) -> String {
     let names = ModelConfig::names();
     match nearest(name, &names) {
         Some(near) => format!("did you mean `{near}`?"),
-        None => format!("the named sizes are {}", names.join(", ")),
+        None => format!("use one of {}", names.join(", ")),
     }
 }

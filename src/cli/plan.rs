@@ -16,10 +16,10 @@ use crate::plan::{DeviceEngine, Devices, GpuConstants, Link, LoadingPlan};
 use crate::recipe::Recipe;
 use crate::units::{duration, grouped};
 
-/// The share of the processor's peak that training reaches here (docs/benchmarks/results.md).
+/// Share of the CPU's peak throughput that training reaches (docs/benchmarks/results.md).
 const SHARE_OF_PEAK: f64 = 0.62;
 
-/// What a run costs: arithmetic as the paper counts it and in truth, memory by part, hours and price.
+/// Estimate the cost of a run: compute (the paper's count and actual), memory by part, hours and price
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  advxl plan recipes/vit_b16_in1k.toml --devices 8 --device-tflops 400 --price 2.5\n  \
@@ -30,37 +30,37 @@ pub(crate) struct Plan {
     recipe: RecipeFile,
     #[command(flatten)]
     head: HeadSize,
-    /// Devices that share each batch.
+    /// Number of devices that share each batch
     #[arg(long, default_value_t = 1)]
     devices: u64,
-    /// What one device computes in truth, not its peak, in 10^12 operations a second; this machine's if absent.
+    /// Sustained (not peak) throughput of one device in 10^12 operations per second [default: that of this machine]
     #[arg(long, value_name = "X")]
     device_tflops: Option<f64>,
-    /// Constants of the NVIDIA GPU to plan for: `h100`, or a file that `advxl bench device` wrote; this machine's if absent.
-    /// With --device cuda.
+    /// NVIDIA GPU to plan for: h100, or a file written by `advxl bench device` [default with --device cuda: the GPU
+    /// measured on this machine]
     #[arg(long, value_name = "GPU", conflicts_with = "device_tflops")]
     gpu: Option<String>,
-    /// Price of one device for an hour.
+    /// Price of one device per hour
     #[arg(long, value_name = "P")]
     price: Option<f64>,
-    /// What one device sends to the others while it receives as much, such as 400Gb or 25Gb (10^9 bits a second): with it,
-    /// exchanges and checkpoints are planned too. Devices that share a link have a part of it each.
+    /// Full-duplex bandwidth of each device, such as 400Gb or 25Gb (10^9 bits per second), which adds exchanges and
+    /// checkpoints to the plan; divide it among devices that share a link
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     link: Option<f64>,
-    /// What a message between devices takes at the least, in millionths of a second; TCP's as measured if absent.
+    /// Minimum latency of a message between devices in microseconds; the default was measured over TCP
     #[arg(long, value_name = "X", default_value_t = plan::LATENCY_US, requires = "link")]
     latency_us: f64,
-    /// What is written to the run's folder in a second, in 10^9 bytes; as measured if absent.
+    /// Write speed of the run's folder in 10^9 bytes per second; the default was measured
     #[arg(long, value_name = "X", default_value_t = plan::DISK, requires = "link")]
     disk: f64,
-    /// Compute with this arithmetic; that of the recipe without it, as far as this machine supports it.
+    /// Plan for this precision [default: the recipe's, as far as the device supports it]
     #[arg(long, value_parser = one_of::<Precision>("precision"))]
     precision: Option<Precision>,
-    /// Images a second that one core loads, as `advxl data bench` measures it ("a core alone"); the rates of docs/guides/data.md if
-    /// absent.
+    /// Images per second that one core loads, as measured by `advxl data bench` ("per core") [default: the rates in
+    /// docs/guides/data.md]
     #[arg(long, value_name = "N")]
     loader_rate: Option<f64>,
-    /// Processor cores for each GPU; this machine's if absent.
+    /// CPU cores per GPU [default: all cores of this machine]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     cores_per_gpu: Option<u64>,
 }
@@ -68,9 +68,9 @@ pub(crate) struct Plan {
 impl Plan {
     pub(crate) fn run(&self, json: bool) -> Result<()> {
         let above = |flag: &str, value: Option<f64>| match value {
-            Some(value) if value.is_nan() || value <= 0.0 => {
-                Err(Error::input(format!("--{flag} {value} must be above 0")))
-            }
+            Some(value) if value.is_nan() || value <= 0.0 => Err(Error::input(format!(
+                "--{flag} must be above 0, got {value}"
+            ))),
             _ => Ok(()),
         };
         above("device-tflops", self.device_tflops)?;
@@ -80,12 +80,12 @@ impl Plan {
         above("loader-rate", self.loader_rate)?;
         above("devices", Some(self.devices as f64))?;
         let recipe = self.recipe.load()?;
-        // For this processor, unless another device is named. No GPU is opened to plan for one.
+        // Plan for the CPU unless a GPU is named. Planning for a GPU does not open it.
         let engine = match (WANTED.get(), &self.gpu) {
             (Some(DeviceName::Gpu(Api::Cuda, _)), _) | (None, Some(_)) => DeviceEngine::Cuda,
             (Some(other), Some(gpu)) => {
-                let message = format!("--gpu {gpu} is for --device cuda, not {other}");
-                return Err(Error::input(message).hint("leave one of them out"));
+                let message = format!("--gpu {gpu} requires --device cuda, got {other}");
+                return Err(Error::input(message).hint("remove one of them"));
             }
             _ => DeviceEngine::Cpu,
         };
@@ -101,7 +101,7 @@ impl Plan {
         let tflops = match (self.device_tflops, &gpu) {
             (Some(tflops), _) => tflops,
             (None, None) => SHARE_OF_PEAK * peak_flops(precision, &Device::cpu()) / 1e12,
-            // Of the losses that devices repeat, in f32.
+            // For the losses that all devices repeat, which are in f32.
             (None, Some(gpu)) => gpu.tflops(Precision::F32)?,
         };
         let devices = Devices {
@@ -120,7 +120,7 @@ impl Plan {
             None => plan::Plan::new(&recipe, classes, precision, devices),
             Some(gpu) => plan::Plan::on_gpus(&recipe, classes, precision, devices, gpu)?,
         };
-        // On a CPU the kernels take the cores, and images come faster than they are trained on.
+        // On a CPU the kernels use the cores, and loading is faster than training.
         let loading = match engine {
             DeviceEngine::Cpu => Vec::new(),
             DeviceEngine::Cuda => {
@@ -139,7 +139,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Constants of the GPU that is named, or of the one that was measured on this machine.
+    /// Returns the constants of the GPU named by --gpu, or of the GPU measured on this machine.
     fn constants(&self) -> Result<GpuConstants> {
         if let Some(name) = &self.gpu {
             return GpuConstants::load(name);
@@ -148,18 +148,16 @@ impl Plan {
         let found = folder
             .and_then(|folder| files::list(&folder).ok())
             .unwrap_or_default();
-        let hint = "add --gpu h100, measure this machine's: advxl bench device --device cuda, or add --device-tflops";
+        let hint = "add --gpu h100 or --device-tflops, or measure this machine's GPU with `advxl bench device --device cuda`";
         match &found[..] {
             [one] => GpuConstants::load(&one.display().to_string()),
-            [] => {
-                Err(Error::input("--device cuda: how fast the GPU computes is missing").hint(hint))
-            }
+            [] => Err(Error::input("--device cuda: the speed of the GPU is unknown").hint(hint)),
             several => {
                 let names: Vec<_> = several
                     .iter()
                     .map(|path| path.display().to_string())
                     .collect();
-                let message = "--device cuda: several GPUs were measured on this machine";
+                let message = "--device cuda: found measurements of several GPUs on this machine";
                 Err(Error::input(message)
                     .hint(format!("add --gpu with one of {}", names.join(", "))))
             }
@@ -168,7 +166,7 @@ impl Plan {
 }
 
 impl Plan {
-    /// The cores that each GPU needs, and what to do where there are fewer.
+    /// Returns lines with the cores that each GPU needs for loading, and warnings with remedies if there are fewer.
     fn loading(&self, all: &[LoadingPlan]) -> Vec<String> {
         if all.is_empty() {
             return Vec::new();
@@ -178,16 +176,16 @@ impl Plan {
             None => (distributed::threads() as u64, "this machine"),
         };
         let rates = match self.loader_rate {
-            Some(_) => "as measured (--loader-rate)",
+            Some(_) => "at the measured rate (--loader-rate)",
             None => {
-                "by the rates of docs/guides/data.md, for photographs of 500 x 375 pixels (--loader-rate)"
+                "at the rates in docs/guides/data.md for photographs of 500 x 375 pixels (--loader-rate)"
             }
         };
         let mut lines = vec![
             format!("loading for one GPU, {rates}:"),
             format!(
                 "  {:<12} {:>6} {:>10} {:<13} {:>10} {:>6}",
-                "stage", "image", "images/s", "source", "a core", "cores"
+                "stage", "image", "images/s", "source", "per core", "cores"
             ),
         ];
         for plan in all {
@@ -211,7 +209,7 @@ impl Plan {
             });
             let remedies: Vec<String> = remedies.collect();
             lines.push(format!(
-                "warning: stage `{}` @{} needs {} cores for each GPU, and {of} has {cores}{}",
+                "warning: stage `{}` @{} needs {} cores per GPU, but {of} has {cores}{}",
                 plan.stage,
                 plan.image_size,
                 plan.cores,
@@ -268,13 +266,13 @@ fn lines(
     }
     let (paper, flops) = (plan.paper_macs / 1e19, plan.flops);
     lines.push(String::new());
-    lines.push(format!("as the paper counts: {paper:.3} x 10^10 giga multiply-adds; in truth {flops:.2e} floating point operations"));
+    lines.push(format!("compute: {paper:.3} x 10^10 giga multiply-adds in the paper's count, {flops:.2e} actual floating-point operations"));
     lines.push(format!(
-        "memory of a device at its largest, of {} devices:",
+        "peak memory per device with {} devices:",
         devices.count
     ));
-    let together = ("together", plan.memory.total());
-    for (name, bytes) in plan.memory.parts().into_iter().chain([together]) {
+    let total = ("total", plan.memory.total());
+    for (name, bytes) in plan.memory.parts().into_iter().chain([total]) {
         lines.push(format!(
             "  {name:<17} {:>10.0} MiB",
             bytes as f64 / f64::from(1 << 20)
@@ -285,9 +283,12 @@ fn lines(
     }
     let hours = duration(plan.hours * 3600.0);
     let rate = match gpu {
-        None => format!("{:.3} TFLOP/s a device", devices.tflops),
+        None => format!("{:.3} TFLOP/s per device", devices.tflops),
         Some(gpu) => {
-            lines.push(format!("a step of one {}, by {}:", gpu.name, gpu.source));
+            lines.push(format!(
+                "one step on one {}, from {}:",
+                gpu.name, gpu.source
+            ));
             let stages = recipe
                 .stage
                 .iter()
@@ -306,11 +307,11 @@ fn lines(
         }
     };
     lines.push(match devices.link {
-        None => format!(
-            "time: {hours} at {rate}, without loading, evaluation and exchange (--link)"
-        ),
+        None => {
+            format!("time: {hours} at {rate}, excluding loading, evaluation and exchange (--link)")
+        }
         Some(_) => format!(
-            "time: {hours} at {rate}; devices compute {:.0} % of it; without loading and evaluation",
+            "time: {hours} at {rate}, {:.0} % of it computing; excluding loading and evaluation",
             100.0 * plan.efficiency
         ),
     });
@@ -320,11 +321,11 @@ fn lines(
     lines
 }
 
-/// What devices wait for.
+/// Returns lines with the time that devices spend on exchanges, and the cost of checkpoints.
 fn exchanges(plan: &plan::Plan, recipe: &Recipe, devices: &Devices, link: &Link) -> Vec<String> {
     let mut lines = vec![
         format!(
-            "an update, in seconds, with {} Gb/s and {} us a message:",
+            "seconds per update at {} Gb/s and {} us per message:",
             link.gbits, link.latency_us
         ),
         format!(
@@ -350,7 +351,7 @@ fn exchanges(plan: &plan::Plan, recipe: &Recipe, devices: &Devices, link: &Link)
     let shards = recipe.parallel.shards;
     if !shards.is_multiple_of(devices.count) {
         lines.push(format!(
-            "note: {} devices cannot share batches of {shards} {}: parallel.shards must be a multiple of them",
+            "note: {} devices cannot share batches of {shards} {}: parallel.shards must be a multiple of the number of devices",
             devices.count,
             if shards == 1 { "shard" } else { "shards" }
         ));
@@ -367,9 +368,13 @@ fn exchanges(plan: &plan::Plan, recipe: &Recipe, devices: &Devices, link: &Link)
     lines
 }
 
-/// A rate such as `400Gb` in 10^9 bits a second.
+/// Parses a bandwidth such as `400Gb` and returns it in 10^9 bits per second.
 fn parse_rate(text: &str) -> std::result::Result<f64, String> {
-    let wrong = || format!("`{text}` is no rate of a link such as 400Gb, 200Mb or 50GB (a second)");
+    let wrong = || {
+        format!(
+            "invalid bandwidth `{text}`: expected a rate such as 400Gb, 200Mb or 50GB (per second)"
+        )
+    };
     let digits = text.trim_end_matches(|c: char| c.is_alphabetic() || c == '/');
     let factor = match text[digits.len()..].trim_end_matches("/s") {
         "Gb" | "Gbit" => 1.0,
@@ -390,7 +395,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_of_links_are_bits_or_bytes() {
+    fn bandwidths_are_in_bits_or_bytes() {
         assert_eq!(parse_rate("400Gb"), Ok(400.0));
         assert_eq!(parse_rate("1.5 Gbit/s"), Ok(1.5));
         assert_eq!(parse_rate("50GB"), Ok(400.0));

@@ -28,17 +28,17 @@ use crate::plan::Work;
 use crate::screen::Screen;
 use crate::weights::Outputs;
 
-/// Logits of a model for a data set, and the gradient of the loss for its images.
+/// Predict the logits of a model for a data set, and optionally the input gradients of the loss
 #[derive(clap::Args)]
 pub(crate) struct Predict {
     #[command(flatten)]
     model: NamedModel,
     #[command(flatten)]
     test: TestRun,
-    /// The safetensors file to write: `logits` f32 `[n, classes]`, the outputs also where they are an embedding.
+    /// Write `logits`, f32 [n, classes], to this safetensors file; for an image tower these are its embeddings
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Also write `gradients` f32 `[n, 3, h, w]` of the summed cross entropy.
+    /// Also write `gradients`, f32 [n, 3, h, w], of the summed cross entropy
     #[arg(long)]
     gradient: bool,
     #[command(flatten)]
@@ -52,7 +52,7 @@ pub(crate) struct Predict {
 impl Predict {
     pub(crate) fn run(&self, json: bool) -> Result<()> {
         if self.test.batch == 0 {
-            return Err(Error::input("--batch 0: expected at least 1"));
+            return Err(Error::input("--batch must be at least 1, got 0"));
         }
         inputs(Some(&self.model.path), Some(&self.test.data))?.check_file(
             "--out",
@@ -62,9 +62,10 @@ impl Predict {
         let loaded = self.model.load()?;
         let is_embedding = loaded.outputs == Outputs::Embedding;
         if self.gradient && is_embedding {
-            let message = "--gradient is that of cross entropy, and the outputs of this model are an embedding";
+            let message =
+                "--gradient requires class logits, but the outputs of this model are an embedding";
             return Err(
-                Error::input(message).hint("leave --gradient out, or give a model with classes")
+                Error::input(message).hint("remove --gradient, or use a model with classes")
             );
         }
         let dataset = open_data(&self.test.data, Split::Test, self.test.seed)?;
@@ -81,7 +82,7 @@ impl Predict {
             true => (Work::Attack, preprocessing.numbers()),
             false => (Work::Forward, 0),
         };
-        // What is written, once as numbers and once as a file.
+        // The outputs are in memory twice: as values and as the serialized file.
         let kept = 2 * count * (classes + gradient);
         check_memory(
             &loaded,
@@ -90,7 +91,7 @@ impl Predict {
             work,
             kept,
         )?;
-        // Logits need no labels.
+        // Only gradients need labels.
         if self.gradient {
             subset =
                 subset.mapped(
@@ -101,7 +102,7 @@ impl Predict {
         tell(&text, Some(&config));
         if is_embedding {
             note(&format!(
-                "note: the outputs are an embedding of {classes} numbers, not logits of classes"
+                "note: the outputs are an embedding of size {classes}, not class logits"
             ));
         }
         let images = Images::Stored {
@@ -142,7 +143,7 @@ impl Predict {
         }
         if not_finite > 0 {
             screen.line(&format!(
-                "warning: {not_finite} of {count} images have logits that are not finite"
+                "warning: {not_finite} of {count} images have non-finite logits"
             ));
         }
         drop(screen);

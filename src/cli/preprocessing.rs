@@ -1,4 +1,4 @@
-//! Preprocessing on the command line: what a model's folder says, and what flags say instead.
+//! Preprocessing on the command line: the settings of the model's folder, which flags override.
 
 use super::print::note;
 use super::values::one_of;
@@ -9,19 +9,19 @@ use crate::image::{MAX_IMAGE_SIZE, Preprocessing, ResizeMode};
 use crate::model::ModelConfig;
 use crate::weights::StatedPreprocessing;
 
-/// How images are brought to the size of the model. The model's folder says it; flags say otherwise.
+/// Flags that override the preprocessing stated by the model's folder.
 #[derive(clap::Args)]
 pub(crate) struct PreprocessingFlags {
-    /// Pixels on a side; the model's own if absent.
+    /// Image size in pixels [default: the model's]
     #[arg(long, value_name = "N", value_parser = parse_size)]
     pub(crate) image_size: Option<usize>,
-    /// Share of the resized image that the center crop keeps (timm's crop_pct); as the model's folder says if absent.
+    /// Share of the resized image that the center crop keeps (timm's crop_pct) [default: from the model's folder]
     #[arg(long, value_name = "F", value_parser = parse_share)]
     crop_fraction: Option<f64>,
-    /// Interpolate with this filter; as the model's folder says without it.
+    /// Interpolation filter for resizing [default: from the model's folder]
     #[arg(long, value_name = "NAME", value_parser = one_of::<Filter>("interpolation"))]
     interpolation: Option<Filter>,
-    /// Resize in this mode; as the model's folder says without it.
+    /// Resize mode [default: from the model's folder]
     #[arg(long, value_name = "MODE", value_parser = one_of::<ResizeMode>("resize mode"))]
     resize_mode: Option<ResizeMode>,
 }
@@ -29,7 +29,7 @@ pub(crate) struct PreprocessingFlags {
 pub(crate) fn parse_size(text: &str) -> std::result::Result<usize, String> {
     let size = text.parse().ok();
     size.filter(|size| (1..=MAX_IMAGE_SIZE).contains(size))
-        .ok_or_else(|| format!("give a number of pixels from 1 to {MAX_IMAGE_SIZE}"))
+        .ok_or_else(|| format!("expected a number of pixels from 1 to {MAX_IMAGE_SIZE}"))
 }
 
 fn parse_share(text: &str) -> std::result::Result<f64, String> {
@@ -37,16 +37,18 @@ fn parse_share(text: &str) -> std::result::Result<f64, String> {
         .parse()
         .ok()
         .filter(|share| *share > 0.0 && *share <= 1.0);
-    share.ok_or_else(|| "it must be above 0 and at most 1; ImageNet's is often 0.875".to_owned())
+    share.ok_or_else(|| {
+        "expected a number above 0 and at most 1, often 0.875 for ImageNet".to_owned()
+    })
 }
 
 impl PreprocessingFlags {
-    /// What is done to the images of a data set for a model of images of a size, and where that comes from.
+    /// Returns the preprocessing of a data set for a model of the given image size, and a description with its sources.
     ///
-    /// Images of one size that is the model's are left as they are, unless flags say otherwise: a folder's words are for
+    /// Images that all have the model's size stay unchanged unless flags override this: the folder's settings are for
     /// photographs.
     ///
-    /// Errors: the folder states what cannot be done here, and the flags do not say all of it.
+    /// Errors: the folder states an unsupported preprocessing, and the flags do not override all of it.
     pub(crate) fn over(
         &self,
         stated: &StatedPreprocessing,
@@ -54,12 +56,12 @@ impl PreprocessingFlags {
         dataset: &Dataset,
     ) -> Result<(Preprocessing, String)> {
         let image_size = self.image_size.unwrap_or(image_size);
-        let is_told = self.resize_mode.is_some()
+        let is_overridden = self.resize_mode.is_some()
             && self.crop_fraction.is_some()
             && self.interpolation.is_some();
         let plain = Preprocessing::new(image_size);
         let is_prepared = dataset.image_size() == Some(image_size);
-        let base = match (&stated.preprocessing, is_prepared || is_told) {
+        let base = match (&stated.preprocessing, is_prepared || is_overridden) {
             (Ok(stated), false) => *stated,
             (Ok(stated), true) => Preprocessing {
                 interpolation: stated.interpolation,
@@ -69,9 +71,9 @@ impl PreprocessingFlags {
             (Err(_), true) => plain,
         };
         let resize_mode = match (self.resize_mode, base.resize_mode) {
-            // The color of borders has no flag.
+            // No flag sets the fill color.
             (Some(ResizeMode::Longest { .. }), stated @ ResizeMode::Longest { .. }) => stated,
-            (told, stated) => told.unwrap_or(stated),
+            (flag, stated) => flag.unwrap_or(stated),
         };
         let preprocessing = Preprocessing {
             image_size,
@@ -82,9 +84,9 @@ impl PreprocessingFlags {
         preprocessing.check()?;
         let keeps_all = preprocessing.crop_fraction == 1.0;
         let text = match is_prepared && keeps_all {
-            true => format!("none, all images have {image_size} x {image_size} pixels already"),
+            true => format!("none, all images are already {image_size} x {image_size} pixels"),
             false => {
-                let source = match is_prepared || is_told {
+                let source = match is_prepared || is_overridden {
                     true => None,
                     false => Some(stated.source),
                 };
@@ -96,7 +98,7 @@ impl PreprocessingFlags {
         Ok((preprocessing, text))
     }
 
-    /// The flags that were given.
+    /// Returns the names of the given flags.
     fn given(&self) -> impl Iterator<Item = &'static str> {
         let flags = [
             (self.image_size.is_some(), "--image-size"),
@@ -110,7 +112,7 @@ impl PreprocessingFlags {
     }
 }
 
-/// Writes the line that says what is done to images before a model sees them.
+/// Prints the preprocessing, and the normalization of the model.
 pub(crate) fn tell(text: &str, model: Option<&ModelConfig>) {
     let statistics = model.map(ModelConfig::statistics);
     let statistics = statistics.map(|(mean, std)| {

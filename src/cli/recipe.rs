@@ -1,4 +1,4 @@
-//! `advxl recipe`: check and explain recipes without running them.
+//! `advxl recipe`: check recipes and explain their keys without training.
 
 use serde_json::json;
 
@@ -8,26 +8,26 @@ use crate::error::Result;
 use crate::recipe;
 use crate::units::grouped;
 
-/// Check and explain recipes.
+/// Check recipes and explain their keys
 #[derive(clap::Subcommand)]
 pub(crate) enum Recipe {
-    /// Check a recipe and print a summary, or all of its problems; opens neither data nor a device.
+    /// Check a recipe without opening data or a device, and print a summary or all problems
     Check(RecipeFile),
-    /// Explain a key such as stage.attack.epsilon, a table such as stage.attack, or list all keys.
+    /// Explain a key such as stage.attack.epsilon or a table such as stage.attack, or list all keys
     Explain(Explain),
-    /// Print the JSON schema of recipes, by which editors complete and check them.
+    /// Print the JSON schema of recipes, for completion and checks in editors
     Schema,
-    /// Print the reference of all keys in Markdown.
+    /// Print the reference of all keys as Markdown
     Docs,
 }
 
-/// A key to explain.
+/// The key to explain.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  advxl recipe explain stage.attack\n  advxl recipe explain model.pool"
 )]
 pub(crate) struct Explain {
-    /// Key or table with its full path; all keys without it.
+    /// Full path of a key or table [default: all keys]
     key: Option<String>,
 }
 
@@ -81,7 +81,7 @@ fn check(file: &RecipeFile, json: bool) -> Result<()> {
         return Ok(());
     }
     print_line(&format!(
-        "ok: {}, {stages} {}, {} samples, {giga_macs:.4e} giga multiply-adds by the paper's count",
+        "ok: {}, {stages} {}, {} samples, {giga_macs:.4e} giga multiply-adds in the paper's count",
         recipe.model.size(),
         if stages == 1 { "stage" } else { "stages" },
         grouped(samples),

@@ -1,4 +1,4 @@
-//! Lines and progress on standard error: a bar on a terminal, plain lines elsewhere.
+//! Messages and progress on standard error: a progress bar on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -8,13 +8,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::print::{is_quiet, note};
 use crate::screen::Screen;
 
-/// Standard error.
+/// A screen on standard error.
 pub(crate) struct Terminal {
     bar: Option<ProgressBar>,
-    told: Instant,
+    last_line: Instant,
 }
 
-/// Where there is no bar, progress is told after this long without any line.
+/// Without a bar, progress is printed after this long without any line.
 const SILENCE: Duration = Duration::from_secs(60);
 
 impl Terminal {
@@ -26,14 +26,14 @@ impl Terminal {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        let told = Instant::now();
-        Self { bar, told }
+        let last_line = Instant::now();
+        Self { bar, last_line }
     }
 }
 
 impl Screen for Terminal {
     fn line(&mut self, text: &str) {
-        self.told = Instant::now();
+        self.last_line = Instant::now();
         match &self.bar {
             Some(bar) => bar.suspend(|| note(text)),
             None => note(text),
@@ -45,7 +45,7 @@ impl Screen for Terminal {
             bar.set_length(total);
             bar.set_position(done);
             bar.set_message(text.to_owned());
-        } else if self.told.elapsed() > SILENCE {
+        } else if self.last_line.elapsed() > SILENCE {
             self.line(text);
         }
     }

@@ -18,7 +18,7 @@ use crate::screen::Screen;
 use crate::train::{Monitor, Run, evaluate_finally, train};
 use crate::units::grouped;
 
-/// Train as a recipe says. The same command resumes after a stop of any kind.
+/// Train a model from a recipe; rerun the same command to resume after any interruption
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  advxl train recipes/cifar10_micro.toml --set data.train=cifar\n  \
@@ -27,16 +27,16 @@ use crate::units::grouped;
 pub(crate) struct Train {
     #[command(flatten)]
     file: RecipeFile,
-    /// The folder of the run; runs/NAME-OF-THE-RECIPE if absent.
+    /// Folder of the run [default: runs/NAME for a recipe NAME.toml]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Go on in a folder whose recipe or images differ.
+    /// Resume a run even if its recipe or images have changed
     #[arg(long)]
     accept_changes: bool,
-    /// Check the recipe and print every value; where all images are synthetic, also make two updates of each phase.
+    /// Check the recipe and print all values; if all images are synthetic, also run two updates of each phase
     #[arg(long)]
     dry_run: bool,
-    /// Images in an update of a dry run; the recipe's if absent.
+    /// Batch size of a dry run [default: the recipe's]
     #[arg(long, value_name = "N", requires = "dry_run")]
     batch: Option<u64>,
 }
@@ -47,7 +47,7 @@ impl Train {
         if self.dry_run {
             print_line(&recipe.to_toml());
             print_line(&format!(
-                "# {} samples, {:.4e} giga multiply-adds as the paper counts them",
+                "# {} samples, {:.4e} giga multiply-adds in the paper's count",
                 grouped(recipe.samples()),
                 recipe.paper_macs() / 1e9
             ));
@@ -80,45 +80,45 @@ impl Train {
         Ok(())
     }
 
-    /// An error where the run would write over the recipe that the user wrote. One that a run wrote may be given as well.
+    /// Returns an error if the run would overwrite a recipe that the user wrote. A recipe written by a run is accepted.
     fn check_recipe(&self, folder: &Path) -> Result<()> {
         let is_runs = folder.join("lock").is_file();
         if is_runs || !is_same(&self.file.recipe, &folder.join("recipe.toml")) {
             return Ok(());
         }
-        // That of a crash bundle, which is no run yet, is as a run writes it.
+        // A crash bundle is not a run yet, but its recipe is as a run writes it.
         let written = Recipe::load(&self.file.recipe, &[])?.to_toml();
         match files::read_text(&self.file.recipe)? == written {
             true => Ok(()),
             false => {
                 let recipe = self.file.recipe.display();
                 let message = format!(
-                    "--out `{}` holds the recipe `{recipe}`, which the run would write over",
+                    "--out `{}` contains the recipe `{recipe}`, which the run would overwrite",
                     folder.display()
                 );
                 Err(Error::input(message)
-                    .hint("choose another folder with --out, or another name for the recipe"))
+                    .hint("choose another folder with --out, or rename the recipe"))
             }
         }
     }
 
-    /// Two updates of each phase in a folder that is removed, if all images are synthetic.
+    /// Runs two updates of each phase in a temporary folder, if all images are synthetic.
     fn rehearse(&self, recipe: &Recipe, comm: &Comm) -> Result<()> {
         if self.batch == Some(0) {
-            return Err(Error::input("--batch 0 must be at least 1"));
+            return Err(Error::input("--batch must be at least 1, got 0"));
         }
         if !recipe.is_synthetic() {
             return match self.batch {
                 None => Ok(()),
                 Some(_) => Err(Error::input(
-                    "--batch has no effect: the images of this recipe are real, and a dry run looks at no data",
+                    "--batch has no effect: this recipe's images are not synthetic, and a dry run reads no data",
                 )
                 .hint("add --set data.train=synthetic:64 --set data.test=synthetic:64")),
             };
         }
         let process = comm.broadcast(std::process::id());
         let folder = std::env::temp_dir().join(format!("advxl-dry-run-{process}"));
-        // Of a dry run that was killed, when this process has its number.
+        // Left by a killed dry run whose process id this process now has.
         if comm.is_main() && folder.is_dir() {
             files::remove_folder(&folder)?;
         }
@@ -127,7 +127,7 @@ impl Train {
             if stage.text != rehearsed.text {
                 let name = &stage.name;
                 note(&format!(
-                    "note: stage `{name}`: its text model is not there; a tiny new one is taken"
+                    "note: stage `{name}`: text model not found; using a tiny new one"
                 ));
             }
         }
@@ -143,7 +143,7 @@ impl Train {
         };
         done?;
         removed?;
-        print_line("# two updates of each phase were made, and nothing was kept");
+        print_line("# ran two updates of each phase, kept nothing");
         Ok(())
     }
 }

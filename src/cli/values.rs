@@ -1,4 +1,4 @@
-//! Parsers of the values of flags.
+//! Parsers for flag values.
 
 use std::ffi::OsStr;
 use std::marker::PhantomData;
@@ -21,7 +21,7 @@ pub(crate) fn parse_channels(text: &str) -> std::result::Result<[f64; 3], String
         .map(|number| number.filter(|n| n.is_finite()))
         .collect();
     let three = numbers.and_then(|numbers| numbers.try_into().ok());
-    three.ok_or_else(|| "give three numbers, such as 0.5,0.5,0.5".to_owned())
+    three.ok_or_else(|| "expected three numbers, such as 0.5,0.5,0.5".to_owned())
 }
 
 pub(crate) fn parse_mean(text: &str) -> std::result::Result<[f64; 3], String> {
@@ -36,7 +36,8 @@ pub(crate) fn parse_std(text: &str) -> std::result::Result<[f64; 3], String> {
     check_std(&std).map(|()| std).map_err(text)
 }
 
-/// The parser of a flag that takes one of several words; `what` is what they are, for messages. Help lists the words.
+/// Returns a parser for a flag that takes one of several words, which help lists. `what` names the kind of value in
+/// messages.
 pub(crate) fn one_of<T: Words>(what: &'static str) -> OneOf<T> {
     OneOf {
         what,
@@ -64,7 +65,7 @@ impl<T: Words> TypedValueParser for OneOf<T> {
         T::from_word(&word).ok_or_else(|| {
             let flag = argument.and_then(clap::Arg::get_long).unwrap_or_default();
             let text = format!(
-                "--{flag} {word}: there is no such {}\n  hint: use {}\n",
+                "--{flag}: unknown {} `{word}`\n  hint: use {}\n",
                 self.what,
                 T::listed()
             );
@@ -81,7 +82,7 @@ impl<T: Words> TypedValueParser for OneOf<T> {
     }
 }
 
-/// The arithmetic that is used for what was asked; says so where it is another.
+/// Returns the precision to compute in for a requested one, and prints a note if they differ.
 pub(crate) fn usable_precision(wanted: Precision) -> Result<Precision> {
     let (precision, notice) = crate::ops::usable(wanted, &device()?);
     if let Some(notice) = notice {

@@ -1,4 +1,4 @@
-//! Images of one update with their labels, as loaders make them and as devices take them.
+//! The images and labels of one update, from the loader to the device.
 
 use std::ops::Range;
 
@@ -8,33 +8,33 @@ use super::augment::mix::Mix;
 use crate::ops;
 use crate::ops::Device;
 
-/// Images of one update with their labels.
+/// The images and labels of one update.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// `[n, 3, size, size]`, before they are mixed.
+    /// `[n, 3, size, size]`, before mixing.
     pub images: Planes,
-    /// Rows that are mixed with each other, and how.
+    /// Ranges of rows whose images are mixed with each other, and how.
     pub mixed: Vec<(Range<usize>, Mix)>,
-    /// `[n]`: the class of each image.
+    /// `[n]`: class of each image.
     pub first: Vec<u32>,
-    /// `[n]`: the class mixed in; without mixing the same as `first`.
+    /// `[n]`: class that is mixed in; the same as `first` without mixing.
     pub second: Vec<u32>,
-    /// `[n]`: the share of `first`; 1 without mixing.
+    /// `[n]`: share of `first`; 1 without mixing.
     pub weight: Vec<f32>,
     /// `[n]`: index in the data set.
     pub samples: Vec<u64>,
     /// `[n]`: epoch in which the sample was drawn.
     pub epochs: Vec<u64>,
-    /// `[n]` with [`crate::data::loader::Plan::captions`], else empty: what each image shows, in words.
+    /// `[n]` with [`crate::data::loader::Plan::captions`], else empty: caption of each image.
     pub captions: Vec<String>,
 }
 
-/// Planes of color, one image after another.
+/// Color planes, one image after another.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Planes {
-    /// Of pictures that are files: a quarter of the memory, and of what goes to a GPU.
+    /// Images of 8 bits per channel. They take a quarter of the memory and of the transfer to a GPU.
     Bytes(Vec<u8>),
-    /// Of data sets of floats, in `[0, 1]`.
+    /// Images of float data sets, in `[0, 1]`.
     Floats(Vec<f32>),
 }
 
@@ -45,7 +45,7 @@ impl Default for Planes {
 }
 
 impl Planes {
-    /// Number of values.
+    /// Returns the number of values.
     pub fn len(&self) -> usize {
         match self {
             Self::Bytes(bytes) => bytes.len(),
@@ -53,12 +53,12 @@ impl Planes {
         }
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Makes room for more values.
+    /// Reserves memory for more values.
     pub(crate) fn reserve(&mut self, more: usize) {
         match self {
             Self::Bytes(bytes) => bytes.reserve_exact(more),
@@ -66,7 +66,7 @@ impl Planes {
         }
     }
 
-    /// Adds others behind these. Of bytes and floats there come to be floats.
+    /// Appends other planes. Appending floats to bytes or bytes to floats gives floats.
     pub(crate) fn extend(&mut self, others: Self) {
         match (&mut *self, others) {
             (Self::Bytes(these), Self::Bytes(others)) => these.extend(others),
@@ -79,7 +79,7 @@ impl Planes {
         }
     }
 
-    /// The values in `[0, 1]`.
+    /// Returns the values in `[0, 1]`.
     pub fn to_floats(&self) -> Vec<f32> {
         match self {
             Self::Bytes(bytes) => bytes.iter().map(|byte| f32::from(*byte) / 255.0).collect(),
@@ -87,7 +87,7 @@ impl Planes {
         }
     }
 
-    /// The same, of floats without a copy.
+    /// Returns the values in `[0, 1]`; floats are not copied.
     pub fn into_floats(self) -> Vec<f32> {
         match self {
             Self::Floats(floats) => floats,
@@ -96,12 +96,12 @@ impl Planes {
     }
 }
 
-/// A batch's images on their way to a device, which they reach while it computes.
+/// The images of a batch during their upload to a device, which overlaps with computation.
 #[derive(Default)]
 pub struct SentImages(Option<ops::Upload>);
 
 impl SentImages {
-    /// Begins to send them, where the device takes images ahead.
+    /// Starts the upload if the device supports uploading images ahead of time.
     pub fn new(batch: &Batch, uploads: &ops::Uploads) -> Self {
         Self(match &batch.images {
             Planes::Bytes(bytes) => uploads.send(bytes),
@@ -109,7 +109,7 @@ impl SentImages {
         })
     }
 
-    /// [`Batch::to_device`] of the same batch.
+    /// Returns what [`Batch::to_device`] returns for the same batch.
     pub fn to_device(self, batch: &Batch, image_size: usize, device: &Device) -> Tensor<4> {
         match self.0 {
             Some(upload) => {
@@ -122,7 +122,7 @@ impl SentImages {
 }
 
 impl Batch {
-    /// The images in `[0, 1]`, mixed.
+    /// Returns the mixed images in `[0, 1]`.
     pub fn pixels(&self, image_size: usize) -> Vec<f32> {
         let mut images = self.images.to_floats();
         let one = 3 * image_size * image_size;
@@ -132,7 +132,11 @@ impl Batch {
         images
     }
 
-    /// The same on a device: `[n, 3, image_size, image_size]`. To a GPU bytes go as they are, and are mixed there.
+    /// Returns the mixed images in `[0, 1]` on a device.
+    ///
+    /// A GPU receives the unmixed bytes, and converts and mixes them.
+    ///
+    /// Shapes: the result is `[n, 3, image_size, image_size]`.
     pub fn to_device(&self, image_size: usize, device: &Device) -> Tensor<4> {
         let shape = [self.first.len(), 3, image_size, image_size];
         if device.is_cpu() {
@@ -145,7 +149,7 @@ impl Batch {
         self.mixed_on(images, device)
     }
 
-    /// Images on a device, not yet mixed, as they are learned from.
+    /// Mixes images that are on a device.
     fn mixed_on(&self, images: Tensor<4>, device: &Device) -> Tensor<4> {
         let shape = images.dims();
         if self.mixed.is_empty() {
@@ -169,7 +173,7 @@ impl Batch {
         ops::join(parts)
     }
 
-    /// How each image is mixed, and with which.
+    /// Returns for each row how it is mixed and with which row.
     fn mixes(&self) -> Vec<ops::RowMix> {
         let mut mixes = vec![ops::RowMix::Alone; self.first.len()];
         for (rows, mix) in &self.mixed {

@@ -1,7 +1,7 @@
-//! Looks through a whole data set: reads every sample and counts by kind what is wrong or odd. Several processes share the
-//! samples.
+//! Checks a whole data set: reads every sample and counts damage and oddities by kind. The ranks divide the samples among
+//! themselves.
 //!
-//! Not for training, where [`crate::data::loader`] meets broken samples one by one.
+//! Not for training, where [`crate::data::loader`] encounters broken samples one by one.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,29 +19,29 @@ use crate::error::Result;
 use crate::image::{Fault, Health, Reason};
 use crate::storage::store::Ahead;
 
-/// What a look through a data set found.
+/// The result of a check.
 #[derive(Clone, Debug)]
 pub struct Checked {
-    /// Samples.
+    /// Number of samples.
     pub samples: usize,
-    /// Those that cannot be used.
+    /// Number of samples that cannot be used.
     pub broken: usize,
-    /// Damages and oddities by kind; those of shards as a whole included.
+    /// Damage and oddities by kind, including those of shards as a whole.
     pub health: Health,
-    /// How long it took.
+    /// Duration of the check.
     pub took: Duration,
 }
 
-/// Samples that a process takes at a time: a few seconds of work.
+/// Samples that a rank processes at a time: a few seconds of work.
 const PIECE: usize = 2048;
-/// Samples that a thread takes at a time.
+/// Samples that a thread processes at a time.
 const CHUNK: usize = 16;
 
-/// What was odd and what was broken, in the order of the samples.
+/// Odd and broken samples, in the order of the samples.
 type Outcome = (Vec<(usize, Reason)>, Vec<Broken>);
 
-/// Reads every sample. In the first process `broken` is told each that cannot be used, in order, and `progress` how many
-/// were read.
+/// Reads every sample. On rank 0, `broken` is called with each sample that cannot be used, in order, and `progress` with
+/// the number of samples read so far.
 ///
 /// Errors: those of `broken`, of shards that cannot be read at all, and of stores.
 pub fn check(
@@ -53,7 +53,7 @@ pub fn check(
 ) -> Result<Checked> {
     let started = Instant::now();
     let len = dataset.len();
-    // The first process counts.
+    // Only rank 0 counts the damage of shards as a whole.
     let health = match dataset.shards() {
         Some(shards) if comm.is_main() => shards.health(),
         _ => Ok(Health::default()),
@@ -82,7 +82,7 @@ pub fn check(
     })
 }
 
-/// Threads finish in any order; the outcome is in the samples' order.
+/// Checks a range of samples with several threads. The outcome is in the order of the samples.
 fn piece(dataset: &Dataset, range: Range<usize>, threads: usize) -> Result<Outcome> {
     let ahead = Ahead::new(range.end as u64);
     let next = AtomicUsize::new(range.start);
@@ -127,7 +127,7 @@ fn chunk(dataset: &Dataset, range: Range<usize>, ahead: &Ahead) -> Result<Outcom
     Ok((odd, broken))
 }
 
-/// A sample, or why it cannot be used.
+/// Reads a sample, or returns why it cannot be used.
 ///
 /// Errors: those of stores.
 fn read(
@@ -135,7 +135,7 @@ fn read(
     sample: usize,
     caption: bool,
 ) -> Result<std::result::Result<Sample, Broken>> {
-    // A decoder that panics has met a damage that it does not know.
+    // A panic in a decoder means damage that it does not handle.
     let read = guarded(|| Ok(dataset.read(sample, caption)));
     let read = read.unwrap_or_else(|error| {
         Err(Fault {
@@ -150,7 +150,7 @@ fn read(
     }
 }
 
-/// The pictures among some that cannot be read, in their order.
+/// Returns the given samples whose images cannot be read, in order.
 ///
 /// Errors: those of stores.
 pub fn broken_among(dataset: &Dataset, samples: &[usize]) -> Result<Vec<Broken>> {

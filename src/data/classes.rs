@@ -1,34 +1,34 @@
-//! Which class of a model a label of a data set means.
+//! Matching the labels of a data set with the classes of a model.
 //!
-//! A data set and a model both count classes from 0, each in its own order, and a data set may hold a few of the
-//! model's classes only (ImageNet-A and -R have 200 of 1,000). Where both name their classes the names decide;
-//! where one side has numbers only, the numbers do; what can be read in two ways is refused, since a wrong pairing
-//! gives an accuracy that looks like any other.
+//! A data set and a model both number their classes from 0, each in its own order, and a data set may have only some of the
+//! model's classes (ImageNet-A and -R have 200 of 1,000). If both have class names, classes are matched by name; if one
+//! side only has numbers, by number. An ambiguous match is refused, since a wrong match gives an accuracy that looks
+//! like any other.
 
 use crate::error::{Error, Result};
 use crate::units::grouped;
 
-/// The classes of a model, as far as they are known.
+/// What is known about the classes of a model.
 #[derive(Clone, Copy, Debug)]
 pub struct ModelClasses<'a> {
-    /// How many logits it gives.
+    /// Number of logits.
     pub count: usize,
-    /// Their names, in their order; empty where unknown.
+    /// Class names in the order of the logits; empty if unknown.
     pub names: &'a [String],
-    /// Who gives the names, for messages: `the model`, or a file.
+    /// Source of the names, for messages: `the model`, or a file.
     pub owner: &'a str,
-    /// What users do about classes that cannot be paired.
+    /// Hint for classes that cannot be matched.
     pub advice: &'a str,
 }
 
-/// How the labels of a data set become those of a model.
+/// A mapping from the labels of a data set to the classes of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClassMap {
-    /// The model's class for each label; none where they are the same.
+    /// The model's class for each label; none if they are the same.
     table: Option<Vec<u32>>,
     /// How the classes were matched, in words.
     pub rule: &'static str,
-    /// What the user should know of it.
+    /// What the user should know about the match.
     pub notice: Option<String>,
 }
 
@@ -48,7 +48,7 @@ impl ClassMap {
         }
     }
 
-    /// The model's class for a label.
+    /// Returns the model's class for a label.
     pub fn class_of(&self, label: u32) -> u32 {
         match &self.table {
             Some(table) => table[label as usize],
@@ -56,16 +56,16 @@ impl ClassMap {
         }
     }
 
-    /// The model's class for every label, where they differ.
+    /// Returns the model's class for each label, if they differ.
     pub fn table(&self) -> Option<&[u32]> {
         self.table.as_deref()
     }
 }
 
-/// Pairs the classes of a data set with those of a model.
+/// Matches the classes of a data set with those of a model.
 ///
-/// Errors: a class that the model does not have, or that cannot be told from another; more classes than the model
-/// has; a part of the model's classes where the names of one side are unknown.
+/// Errors: a class that the model does not have or that is ambiguous; more classes than the model has; named classes that
+/// are fewer than those of a model without names, unless they are ImageNet-1K's ids.
 pub fn match_classes(model: ModelClasses, data: &[String], spec: &str) -> Result<ClassMap> {
     let (named, data_named) = (!is_numbered(model.names), !is_numbered(data));
     if !data_named && data.len() > model.count {
@@ -76,7 +76,7 @@ pub fn match_classes(model: ModelClasses, data: &[String], spec: &str) -> Result
         return Ok(match named && model.names.len() == model.count {
             false => map,
             true => map.noticed(format!(
-                "the classes of `{spec}` have numbers and no names; class 0 is taken for `{}` of {}",
+                "the classes of `{spec}` have no names; they are matched by number, class 0 with `{}` of {}",
                 model.names[0], model.owner
             )),
         });
@@ -94,7 +94,7 @@ pub fn match_classes(model: ModelClasses, data: &[String], spec: &str) -> Result
             ..model
         };
         let map = by_name(model, data, spec)?;
-        let notice = "the model does not name its 1,000 classes; they are taken for ImageNet-1K's in the usual order";
+        let notice = "the model has no names for its 1,000 classes; they are assumed to be ImageNet-1K's in the usual order";
         return Ok(map.noticed(notice.to_owned()));
     }
     if data.len() > model.count {
@@ -102,22 +102,24 @@ pub fn match_classes(model: ModelClasses, data: &[String], spec: &str) -> Result
     }
     if data.len() < model.count {
         return Err(Error::input(format!(
-            "`{spec}` has {} named classes and the model {} without names, so which are which is unknown",
+            "`{spec}` has {} named classes and the model has {} without names, so they cannot be matched",
             grouped(data.len() as u64),
             grouped(model.count as u64)
         ))
         .hint(model.advice));
     }
     Ok(ClassMap::same("by order").noticed(format!(
-        "the model does not name its classes; `{}`, the first of `{spec}`, is taken for its class 0, and so on",
+        "the model has no class names; the classes are matched in order, starting with `{}` of `{spec}` as class 0",
         data[0]
     )))
 }
 
-/// The same for class names that are written for a text model: `tench` or `a big fish` where the data has
+/// Matches the classes of a data set with class names written for a text model, such as `tench` or `a big fish` for
 /// `n01440764`.
 ///
-/// Errors: those of [`match_classes`]; but as many names as classes of which none is equal are taken in their order.
+/// If there are as many names as classes and none of them are equal, they are matched in order.
+///
+/// Errors: those of [`match_classes`] in all other cases.
 pub fn match_prompts(
     prompts: &[String],
     owner: &str,
@@ -127,7 +129,7 @@ pub fn match_prompts(
     let is_foreign = !is_numbered(data) && !data.iter().any(|name| prompts.contains(name));
     if is_foreign && data.len() == prompts.len() && in_imagenets_words(prompts, data).is_none() {
         return Ok(ClassMap::same("by order").noticed(format!(
-            "no name in {owner} is that of a class of `{spec}`; they are taken in order, `{}` for `{}` and so on",
+            "no name in {owner} matches a class of `{spec}`; they are matched in order, `{}` with `{}` and so on",
             prompts[0], data[0]
         )));
     }
@@ -140,24 +142,24 @@ pub fn match_prompts(
     match_classes(outputs, data, spec)
 }
 
-/// Names of missing classes that a message lists.
+/// Number of missing classes that a message lists.
 const SHOWN: usize = 3;
 
-/// The advice of training, whose classes are folders.
+/// Hint for training, whose classes are folders.
 pub const FOLDERS_HINT: &str = "rename the class folders, or use images of the same classes";
 
-/// The advice of commands with the flag.
-pub const CLASSES_HINT: &str =
-    "--classes FILE names the model's classes as the data does, one a line, in the model's order";
+/// Hint for commands that have the flag `--classes`.
+pub const CLASSES_HINT: &str = "use --classes FILE to list the model's classes by their names in the data set, one per line, \
+                                in the model's order";
 
 fn too_many(model: ModelClasses, data: &[String], spec: &str) -> Error {
     Error::input(format!(
-        "`{spec}` has {} classes and {} {}",
+        "`{spec}` has {} classes, but {} has {}",
         grouped(data.len() as u64),
         model.owner,
         grouped(model.count as u64)
     ))
-    .hint("use a data set with the classes that the model was trained for")
+    .hint("use a data set with the classes that the model was trained on")
 }
 
 fn by_name(model: ModelClasses, data: &[String], spec: &str) -> Result<ClassMap> {
@@ -166,7 +168,7 @@ fn by_name(model: ModelClasses, data: &[String], spec: &str) -> Result<ClassMap>
     }
     let exact = table(model.names, data);
     let (names, found) = match (&exact, in_imagenets_words(model.names, data)) {
-        // The other vocabulary is for data that the names themselves do not cover.
+        // ImageNet's other vocabulary is only used if the names themselves do not match.
         (Err(_), Some(names)) => (names.clone(), table(&names, data)),
         _ => (model.names.to_vec(), exact),
     };
@@ -179,7 +181,7 @@ fn by_name(model: ModelClasses, data: &[String], spec: &str) -> Result<ClassMap>
     let count = |names: &[String]| grouped(names.len() as u64);
     Ok(match data.len() == model.count {
         true => map.noticed(format!(
-            "the classes of `{spec}` are in another order than those of {}; they are matched by name",
+            "the classes of `{spec}` are not in the order of those of {}; they are matched by name",
             model.owner
         )),
         false => map.noticed(format!(
@@ -192,7 +194,7 @@ fn by_name(model: ModelClasses, data: &[String], spec: &str) -> Result<ClassMap>
     })
 }
 
-/// A class of the data that has no place, or more than one.
+/// A class of the data set that matches no class of the model, or several.
 enum Unmatched {
     Missing(usize),
     Twice(usize),
@@ -203,7 +205,7 @@ impl Unmatched {
         let (owner, count) = (model.owner, grouped(model.count as u64));
         match self {
             Self::Twice(label) => Error::input(format!(
-                "`{spec}`: several of the {count} classes of {owner} are called `{}`",
+                "`{spec}`: several of the {count} classes of {owner} are named `{}`",
                 data[label]
             ))
             .hint(model.advice),
@@ -230,7 +232,7 @@ impl Unmatched {
                 let hint = match nearest(name, names) {
                     Some(near) => format!("did you mean `{near}`? {advice}"),
                     None => format!(
-                        "the classes of {owner} are `{}` and so on; {advice}",
+                        "the classes of {owner} start with `{}`; {advice}",
                         names[0]
                     ),
                 };
@@ -240,7 +242,7 @@ impl Unmatched {
     }
 }
 
-/// For each name of the data its place among the names of the model.
+/// Returns for each name of the data set its index among the names of the model.
 fn table(model: &[String], data: &[String]) -> std::result::Result<Vec<u32>, Unmatched> {
     let mut places = std::collections::HashMap::new();
     for (place, name) in model.iter().enumerate() {
@@ -257,7 +259,7 @@ fn table(model: &[String], data: &[String]) -> std::result::Result<Vec<u32>, Unm
     data.iter().enumerate().map(place).collect()
 }
 
-/// A name that differs in case or a few letters, or that begins like this one.
+/// Returns a name that differs from this one in case or at most two edits, or that starts with this one and a comma.
 fn nearest<'a>(name: &str, names: &'a [String]) -> Option<&'a String> {
     let lower = name.to_lowercase();
     let begins = |known: &&String| known.to_lowercase().starts_with(&format!("{lower},"));
@@ -272,7 +274,7 @@ fn nearest<'a>(name: &str, names: &'a [String]) -> Option<&'a String> {
     })
 }
 
-/// Whether names are only the numbers of the classes, as a data set or a model without names has them.
+/// Returns whether names are only the class numbers, with or without `LABEL_`, as in data sets and models without names.
 fn is_numbered(names: &[String]) -> bool {
     let is_number = |(place, name): (usize, &String)| {
         let digits = name.strip_prefix("LABEL_").unwrap_or(name);
@@ -283,20 +285,20 @@ fn is_numbered(names: &[String]) -> bool {
 
 const IMAGENET_CLASSES: usize = 1000;
 
-/// ImageNet-1K's classes in their order: WordNet's id and words. Source: timm's `imagenet_synsets.txt`.
+/// Returns ImageNet-1K's classes in order, as WordNet id and words. Source: timm's `imagenet_synsets.txt`.
 fn imagenet() -> impl Iterator<Item = (&'static str, &'static str)> {
     let lines = include_str!("imagenet.txt").lines();
     lines.map(|line| line.split_once('\t').unwrap_or((line, "")))
 }
 
-/// A WordNet id, such as `n01440764`, as ImageNet's folders are called.
+/// Returns whether a name is a WordNet id such as `n01440764`, the names of ImageNet's folders.
 pub fn is_wnid(name: &str) -> bool {
     let digits = name.strip_prefix('n').unwrap_or("");
     digits.len() == 8 && digits.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// The names of a model of ImageNet-1K in the vocabulary of the data: ids where the model has words, or words where
-/// the model has ids. None for other models.
+/// Returns the class names of an ImageNet-1K model in the vocabulary of the data set: ids if the data set has ids, else
+/// words. None for other models.
 fn in_imagenets_words(model: &[String], data: &[String]) -> Option<Vec<String>> {
     if model.len() != IMAGENET_CLASSES {
         return None;
@@ -310,8 +312,8 @@ fn in_imagenets_words(model: &[String], data: &[String]) -> Option<Vec<String>> 
         .zip(imagenet())
         .filter(|pair| is(*pair))
         .count();
-    // Published lists differ in the wording of many classes, never in their order; another list of 1,000 classes would
-    // agree in a handful of places.
+    // Published lists differ in the words for many classes but never in their order. Any other list of 1,000 classes
+    // would agree in a few positions only.
     if same < IMAGENET_CLASSES / 2 {
         return None;
     }
@@ -349,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_the_classes_and_another_order_are_matched_by_name() {
+    fn a_subset_of_the_classes_and_another_order_are_matched_by_name() {
         let abc = ["a", "b", "c"];
         assert_eq!(matched(&abc, 3, &abc).unwrap(), ClassMap::same("by name"));
         let part = matched(&abc, 3, &["b", "c"]).unwrap();
@@ -366,11 +368,11 @@ mod tests {
                 .collect::<Vec<_>>(),
             [2, 0, 1]
         );
-        assert!(other.notice.unwrap().contains("another order"));
+        assert!(other.notice.unwrap().contains("are not in the order of those of the model"));
     }
 
     #[test]
-    fn classes_that_the_model_does_not_have_are_refused_with_a_likely_one() {
+    fn classes_that_the_model_does_not_have_are_refused_with_a_similar_one() {
         let text = message(
             &["ostrich, Struthio camelus", "tench"],
             2,
@@ -402,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_stand_for_the_models_classes_where_one_side_has_no_names() {
+    fn classes_are_matched_by_number_if_one_side_has_no_names() {
         assert_eq!(
             matched(&[], 3, &["0", "1"]).unwrap(),
             ClassMap::same("by number")
@@ -412,19 +414,19 @@ mod tests {
             "by number"
         );
         let map = matched(&["a", "b", "c"], 3, &["0", "1"]).unwrap();
-        assert!(map.notice.unwrap().contains("class 0 is taken for `a`"));
+        assert!(map.notice.unwrap().contains("matched by number, class 0 with `a`"));
         let map = matched(&["LABEL_0", "LABEL_1"], 2, &["cat", "dog"]).unwrap();
         assert_eq!((map.rule, map.table()), ("by order", None));
         assert!(
             message(&[], 3, &["cat", "dog"])
-                .contains("2 named classes and the model 3 without names")
+                .contains("2 named classes and the model has 3 without names")
         );
-        assert!(message(&[], 3, &["3", "7"]).contains("which are which is unknown"));
-        assert!(message(&[], 3, &["0", "1", "2", "3"]).contains("has 4 classes and the model 3"));
+        assert!(message(&[], 3, &["3", "7"]).contains("without names, so they cannot be matched"));
+        assert!(message(&[], 3, &["0", "1", "2", "3"]).contains("has 4 classes, but the model has 3"));
     }
 
     #[test]
-    fn imagenets_folders_find_their_classes_in_ids_words_and_unnamed_models() {
+    fn imagenet_folders_match_models_with_ids_with_words_and_without_names() {
         let ids: Vec<&str> = imagenet().map(|(wnid, _)| wnid).collect();
         let words: Vec<&str> = imagenet().map(|(_, words)| words).collect();
         assert_eq!(
@@ -441,7 +443,7 @@ mod tests {
             );
             assert!(map.notice.is_some());
         }
-        // Two classes of ImageNet are called `crane`; their ids tell them apart.
+        // Two classes of ImageNet are named `crane`; their ids differ.
         let map = matched(&words, 1000, &["n02012849", "n03126707"]).unwrap();
         assert_eq!(map.table(), Some(&[134, 517][..]));
         let map = matched(&ids, 1000, &["tench, Tinca tinca"]).unwrap();

@@ -1,4 +1,4 @@
-//! A data set: pictures with labels or captions, by index.
+//! A data set: images with labels or captions, by index.
 
 use std::path::Path;
 
@@ -8,10 +8,11 @@ use crate::error::{Error, Result};
 use crate::image::{Cutout, Examined, Fault, Picture, Reason, View};
 use crate::units::grouped;
 
-/// First samples that are searched for the mark of a packed image: images that were small before have none.
+/// Number of leading samples that are searched for the mark of a packed image. Images that were small before packing do
+/// not have it.
 const FIRST: usize = 16;
 
-/// The same call for every kind of source.
+/// Makes the same call for every kind of source.
 macro_rules! each {
     ($self:ident, $source:ident => $call:expr) => {
         match &$self.source {
@@ -24,7 +25,7 @@ macro_rules! each {
     };
 }
 
-/// Labelled pictures, by index.
+/// Images with labels or captions, by index.
 #[derive(Debug)]
 pub struct Dataset {
     source: Source,
@@ -43,10 +44,10 @@ pub(crate) enum Source {
 }
 
 impl Dataset {
-    /// Opens a split. `seed` only matters to synthetic pictures.
+    /// Opens a split. `seed` is only used for synthetic images.
     ///
-    /// Errors: whatever makes the data unusable, with the file it was found in. Pictures in files
-    /// are decoded later, one by one, so a broken one is found when its turn comes.
+    /// Errors: anything that makes the data unusable, with the file. Image files are decoded later, one by one, so a
+    /// broken image is only found when it is read.
     pub fn open(spec: &Spec, split: Split, seed: u64) -> Result<Self> {
         let source = match spec {
             Spec::Folder(path) => Self::open_folder(path, split)?,
@@ -82,12 +83,12 @@ impl Dataset {
             let hint = match path.extension() {
                 Some(end) if end == "safetensors" => {
                     format!(
-                        "for images in a safetensors file use `tensors:{}`",
+                        "for images in a safetensors file, use `tensors:{}`",
                         path.display()
                     )
                 }
                 Some(end) if ["tar", "tgz", "gz"].iter().any(|known| end == *known) => {
-                    format!("for shards use `shards:{}`", path.display())
+                    format!("for shards, use `shards:{}`", path.display())
                 }
                 _ => SPEC_HINT.into(),
             };
@@ -100,7 +101,7 @@ impl Dataset {
             )?));
         }
         if let Some(hint) = crate::data::sources::cifar::near_miss(path) {
-            let message = format!("`{}` holds no CIFAR binaries itself", path.display());
+            let message = format!("`{}` contains no CIFAR binaries", path.display());
             return Err(Error::input(message).hint(hint));
         }
         Ok(Source::Folder(crate::data::sources::folder::Folder::open(
@@ -108,22 +109,22 @@ impl Dataset {
         )?))
     }
 
-    /// Number of pictures.
+    /// Returns the number of samples.
     pub fn len(&self) -> usize {
         each!(self, source => source.len())
     }
 
-    /// Whether there are no pictures, which `open` refuses.
+    /// Returns whether there are no samples. [`Self::open`] refuses such data.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Names of the classes, by label.
+    /// Returns the class names by label; empty for data without labels.
     pub fn classes(&self) -> &[String] {
         each!(self, source => source.classes())
     }
 
-    /// An error unless the pictures have classes.
+    /// Returns an error unless the images have classes.
     pub fn require_classes(&self) -> Result<()> {
         match self.classes() {
             [] => Err(
@@ -137,14 +138,14 @@ impl Dataset {
         }
     }
 
-    /// The side of all pictures, where they are known to be square and of one size.
+    /// Returns the side of the images in pixels if all of them are known to be square and of the same size.
     pub fn image_size(&self) -> Option<usize> {
         self.image_size
     }
 
-    /// The class of a picture.
+    /// Returns the label of a sample.
     ///
-    /// Errors: a sample without a label; a shard's index cannot be read any more.
+    /// Errors: a sample without a label; a shard's index that can no longer be read.
     pub fn label(&self, index: usize) -> Result<u32> {
         Ok(match &self.source {
             Source::Shards(shards) => shards.label(index)?,
@@ -155,29 +156,29 @@ impl Dataset {
         })
     }
 
-    /// Says that a sample will be read soon, so that a store can be asked for it meanwhile.
+    /// Prefetches a sample that will be read soon, if it is in an object store.
     pub fn ask(&self, index: usize, part: Part) {
         if let Source::Shards(shards) = &self.source {
             shards.ask(index, part);
         }
     }
 
-    /// Reads or draws a picture.
+    /// Reads or draws an image.
     ///
-    /// Errors: a file that cannot be read or decoded, named.
+    /// Errors: a file that cannot be read or decoded, with its name.
     pub fn picture(&self, index: usize) -> Result<Picture> {
         let sample = self.read(index, false).map_err(|fault| fault.error)?;
         Ok(sample.picture.picture)
     }
 
-    /// Reads or draws a sample: its picture, and on demand its caption.
+    /// Reads or draws a sample: its image and, if requested, its caption.
     ///
-    /// Errors: whatever makes it unusable, by kind, with its name.
+    /// Errors: anything that makes the sample unusable, by kind, with its name.
     pub fn read(&self, index: usize, caption: bool) -> std::result::Result<Sample, Fault> {
         self.read_part(index, caption, &Cutout::whole)
     }
 
-    /// As [`Self::read`], but of the picture only what `view` asks for need be known.
+    /// Reads a sample like [`Self::read`], but may decode only the part of the image that `view` requests.
     pub fn read_part(
         &self,
         index: usize,
@@ -211,7 +212,8 @@ impl Dataset {
         Ok(Sample { picture, caption })
     }
 
-    /// An image that was resized when the data set was packed, among its first ones. Of other data sets nothing is read.
+    /// Returns one of the first images that was resized by packing, if there is one. Only PNM images in shards are read,
+    /// the format of packed shards.
     pub fn packed_example(&self) -> Option<Picture> {
         let shards = self.shards()?;
         let first = (0..self.len().min(FIRST)).filter(|index| shards.is_pnm(*index));
@@ -219,19 +221,19 @@ impl Dataset {
         pictures.find(Picture::is_packed)
     }
 
-    /// Whether pictures are files or members of tars, which may be broken one by one.
+    /// Returns whether images are separate files or tar members, which can be broken one by one.
     pub fn is_decoded(&self) -> bool {
         matches!(self.source, Source::Folder(_) | Source::Shards(_))
     }
 
-    /// Gives up what was asked for and will not be read.
+    /// Drops prefetched samples that will not be read.
     pub fn forget_asked(&self) {
         if let Source::Shards(shards) = &self.source {
             shards.forget_asked();
         }
     }
 
-    /// Adds the sample's name to a fault of its own; a store's names what was asked of it.
+    /// Adds the sample's name to its fault. A store's outage already names the request.
     fn named(&self, fault: Fault, index: usize) -> Fault {
         match fault.outage {
             true => fault,
@@ -239,7 +241,7 @@ impl Dataset {
         }
     }
 
-    /// The bytes of a picture's file, where pictures are files.
+    /// Returns the bytes of an image file; none if images are not files or tar members.
     pub fn file_bytes(&self, index: usize) -> Option<std::result::Result<Vec<u8>, Fault>> {
         match &self.source {
             Source::Folder(folder) => Some(folder.bytes(index).map_err(Fault::from)),
@@ -248,14 +250,14 @@ impl Dataset {
         }
     }
 
-    /// Where a picture comes from, for messages.
+    /// Returns where a sample comes from, for messages.
     pub fn name_of(&self, index: usize) -> String {
         each!(self, source => source.name_of(index))
     }
 
-    /// The key of a sample, by which its caption's embedding is found; only samples in shards have one.
+    /// Returns the key of a sample, which identifies its caption's embedding; only samples in shards have one.
     ///
-    /// Errors: the shard's index cannot be read any more.
+    /// Errors: a shard's index that can no longer be read.
     pub fn key_of(&self, index: usize) -> Result<Option<String>> {
         match &self.source {
             Source::Shards(shards) => shards.key_of(index).map(Some),
@@ -263,7 +265,7 @@ impl Dataset {
         }
     }
 
-    /// Whether samples have captions.
+    /// Returns whether the samples have captions.
     pub fn is_captioned(&self) -> bool {
         match &self.source {
             Source::Shards(shards) => shards.captioned(),
@@ -272,10 +274,9 @@ impl Dataset {
         }
     }
 
-    /// What a picture shows in words, where that is known beyond its class; none in a data set
-    /// without captions.
+    /// Returns the caption of a sample; none in a data set without captions.
     ///
-    /// Errors: in a data set with captions, one that is missing, empty or cannot be read, by kind.
+    /// Errors: in a data set with captions, a caption that is missing, empty or unreadable, by kind.
     pub fn caption(&self, index: usize) -> std::result::Result<Option<String>, Fault> {
         match &self.source {
             Source::Synthetic(synthetic) => Ok(Some(synthetic.caption(index))),
@@ -287,7 +288,7 @@ impl Dataset {
         }
     }
 
-    /// What the user should know about the data set, found when it was opened.
+    /// Returns what the user should know about the data set, as found when it was opened.
     pub fn notices(&self) -> &[String] {
         match &self.source {
             Source::Shards(shards) => shards.notices(),
@@ -295,7 +296,7 @@ impl Dataset {
         }
     }
 
-    /// The source, where it is shards.
+    /// Returns the shards, if the samples are in shards.
     pub fn shards(&self) -> Option<&crate::data::shards::Shards> {
         match &self.source {
             Source::Shards(shards) => Some(shards),
@@ -303,7 +304,7 @@ impl Dataset {
         }
     }
 
-    /// One line about what was opened: where the split came from, images, classes, what was left out.
+    /// Returns one line about the data set: where the split comes from, images, classes, and ignored files.
     ///
     /// For example `imagenet/val (split val): 50,000 images, 1,000 classes, 3 files ignored (.txt)`.
     pub fn summary(&self) -> String {
@@ -345,7 +346,7 @@ impl Dataset {
         format!("{place}: {}", parts.join(", "))
     }
 
-    /// Files that are no images, by their names, and were left out: how many of each kind.
+    /// Returns the number of ignored files of each kind. Names decide which files are images.
     pub fn ignored(&self) -> &crate::data::sources::folder::Ignored {
         static NONE: crate::data::sources::folder::Ignored =
             crate::data::sources::folder::Ignored::new();
@@ -355,10 +356,10 @@ impl Dataset {
         }
     }
 
-    /// The name of an image within the data set, the same wherever the data set lies: its path, its shard and key, or
-    /// its number.
+    /// Returns the id of an image within the data set: its path, its shard and key, or its number. It does not depend on
+    /// where the data set is stored.
     ///
-    /// Errors: the shard's index cannot be read any more.
+    /// Errors: a shard's index that can no longer be read.
     pub fn id_of(&self, index: usize) -> Result<String> {
         Ok(match &self.source {
             Source::Folder(folder) => folder.relative_name(index),
@@ -367,9 +368,9 @@ impl Dataset {
         })
     }
 
-    /// Whether two data sets read some of the same files, so that one cannot measure what was learned from the other.
+    /// Returns whether two data sets share files, so that one cannot be used to evaluate a model trained on the other.
     ///
-    /// Only places are compared: copies of the same images are not noticed.
+    /// Only locations are compared: copies of the same images are not detected.
     pub fn overlaps(&self, other: &Self) -> bool {
         let place =
             |path: &Path| crate::files::canonical(path).unwrap_or_else(|_| path.to_path_buf());
@@ -390,9 +391,11 @@ impl Dataset {
         }
     }
 
-    /// A hash over classes, number, names and labels, by which another data set is noticed.
+    /// Returns a hash that identifies the data set.
     ///
-    /// Of shards, over their names and counts. Cheap, since it reads no picture: changed pixels under the same names are not noticed.
+    /// It covers the kind of source and the classes. For shards, it also covers their names and sample counts; for other
+    /// sources the number of images and their labels, with the names of files in class folders and the seed, split and
+    /// size of synthetic images. No image is read, so changed pixels under the same names are not detected.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let mut text = |part: &str| {
@@ -419,7 +422,7 @@ impl Dataset {
             Source::Cifar(_) | Source::Tensors(_) => {}
         }
         for index in 0..self.len() {
-            // `u32::MAX` stands for no label.
+            // `u32::MAX` means no label.
             let label = self.label(index).unwrap_or(u32::MAX);
             hasher.update(&label.to_le_bytes());
         }
@@ -428,7 +431,7 @@ impl Dataset {
     }
 }
 
-/// A number and what it counts, such as `1 class` or `50,000 images`.
+/// Formats a number with its noun, such as `1 class` or `50,000 images`.
 pub(crate) fn counted(count: usize, one: &str, many: &str) -> String {
     format!(
         "{} {}",
@@ -442,7 +445,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_in_the_place_of_a_folder_is_explained() {
+    fn a_file_instead_of_a_folder_is_refused_with_the_right_spec() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("images.safetensors");
         crate::files::write(&path, b"x").unwrap();
@@ -455,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fingerprint_notices_another_seed_split_or_number() {
+    fn the_fingerprint_depends_on_seed_split_and_number_of_images() {
         let fingerprint = |count, split, seed| {
             let spec = Spec::Synthetic {
                 count,

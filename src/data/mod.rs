@@ -1,18 +1,19 @@
-//! Data sets, and the way from their files to batches.
+//! Data sets, and the path from their files to batches.
 //!
-//! A [`Dataset`] answers for one index at a time; [`loader`] makes training batches of it in the background,
-//! [`evaluation_batch`] the fixed images of an evaluation. Knows no model and no normalization; pixels are in `[0, 1]`.
+//! A [`Dataset`] returns samples by index. [`loader`] makes training batches from it in the background, and
+//! [`evaluation_batch`] loads the fixed images of an evaluation. Nothing here uses a model or normalizes pixels. Pixels
+//! are bytes or floats in `[0, 1]`; both reach the device as floats in `[0, 1]`.
 //!
-//! | file or folder          | what                                                                              |
+//! | file or folder          | contents                                                                          |
 //! |-------------------------|-----------------------------------------------------------------------------------|
 //! | [`spec`]                | names of data sets on the command line and in recipes                             |
 //! | [`sources`]             | CIFAR binaries, class folders, tensor files, synthetic images                     |
 //! | [`shards`]              | images and captions in tar files: index, samples                                  |
 //! | [`dataset`]             | one interface to all of them                                                      |
-//! | [`classes`] [`subset`]  | which of a model's classes labels mean; which images an evaluation uses           |
-//! | [`augment`]             | random crops, RandAugment, MixUp, CutMix, all keyed                               |
+//! | [`classes`] [`subset`]  | matching labels with a model's classes; choosing the images of an evaluation      |
+//! | [`augment`]             | random crops, flips, RandAugment, MixUp, CutMix, all drawn from keyed streams     |
 //! | [`batch`] [`loader`]    | batches, their order, the threads that make them                                  |
-//! | [`check`] [`pack`]      | a whole data set examined; decoded once for training                              |
+//! | [`check`] [`pack`]      | checking every sample of a data set; decoding it once for training                |
 
 pub mod augment;
 pub mod batch;

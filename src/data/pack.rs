@@ -1,13 +1,14 @@
 //! Packed shards: training images decoded and resized once, so that an epoch reads pixels instead of decoding JPEGs.
 //!
-//! They are shards like any others: tar files with a binary PPM (`KEY.ppm`), caption (`KEY.txt`) and label (`KEY.cls`) for
-//! each sample, which WebDataset and Pillow read, too. One packed shard is made of each shard, with the same keys in the same
-//! order, so that training visits the samples in the same order. Images of other sources are shuffled into shards.
-//! A PPM that was resized says so in a comment: [`Picture::is_packed`] lets training refuse sizes above that of the pack, and
-//! evaluations refuse it altogether. The first header of each tar names the data set and the size, so that a pack that was
-//! interrupted continues.
+//! Packed shards are ordinary shards: tar files with a binary PPM (`KEY.ppm`), a caption (`KEY.txt`) and a label
+//! (`KEY.cls`) for each sample, which WebDataset and Pillow can also read. Each source shard becomes one packed shard with
+//! the same keys in the same order, so training visits the samples in the same order. Images of other sources are shuffled
+//! into shards.
+//! A resized PPM is marked with a comment. [`Picture::is_packed`] reads it, so that training can refuse sizes above that
+//! of the pack and evaluations can refuse packed images altogether. The first header of each tar records the data set and
+//! the size, so that an interrupted pack can continue.
 //!
-//! Not for evaluations, whose images keep the bits of their preprocessing ([`crate::data::sources::tensors`]).
+//! Not for evaluations, which need the exact bits of their preprocessing ([`crate::data::sources::tensors`]).
 
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -27,33 +28,33 @@ use crate::image::resize::{Filter, resize_bytes};
 use crate::image::{Picture, Region};
 use crate::rng::{Purpose, Rng};
 
-/// Samples of a packed shard, where the source has no shards itself.
+/// Samples per packed shard if the source has no shards.
 const SAMPLES: usize = 1024;
-/// Samples that are made at a time, by all threads.
+/// Samples that all threads together prepare at a time.
 const AT_A_TIME: usize = 64;
 const BLOCK: usize = 512;
-/// Longest name of a member that a plain header holds.
+/// Longest member name that fits into a plain header.
 const LONGEST_NAME: usize = 100;
 
-/// How a data set is packed.
+/// Settings for packing a data set.
 #[derive(Clone, Copy, Debug)]
 pub struct Packing {
-    /// Pixels: images with a larger shorter side are resized to it, smaller images are kept as they are.
+    /// Length of the shorter side in pixels. Larger images are resized to it, smaller ones are kept unchanged.
     pub shorter_side: usize,
-    /// Whether broken samples are left out; otherwise the first one is an error.
+    /// Whether to leave out broken samples; otherwise the first one is an error.
     pub skip_broken: bool,
 }
 
-/// What was packed.
+/// The result of packing.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Packed {
-    /// Shards in the folder.
+    /// Shards of the pack.
     pub shards: usize,
-    /// Those of them that an earlier start of the same pack had completed.
+    /// Shards that an earlier, interrupted call had completed.
     pub kept: usize,
     /// Samples written.
     pub samples: usize,
-    /// Those of them that were resized.
+    /// Samples written that were resized.
     pub resized: usize,
     /// Bytes written.
     pub bytes: u64,
@@ -61,17 +62,18 @@ pub struct Packed {
     pub broken: Vec<Broken>,
 }
 
-/// A shard to write: its name and its samples.
+/// A shard to write.
 struct Shard {
     name: String,
     samples: Vec<usize>,
 }
 
-/// Writes a data set as packed shards into a folder; ranks share the shards. `progress` learns of each sample of this rank,
-/// with the number of all its samples.
+/// Writes a data set as packed shards into a folder. The ranks divide the shards among themselves.
 ///
-/// Errors: the first broken sample unless they are skipped; images of floats; a file of the same name that is not of this
-/// pack; a folder that cannot be written.
+/// `progress` is called with the number of samples that this rank has processed and the number of all its samples.
+///
+/// Errors: the first broken sample unless broken samples are skipped; float images; an existing file of the same name
+/// that does not belong to this pack; a folder that cannot be written.
 pub fn pack(
     dataset: &Dataset,
     folder: &Path,
@@ -126,7 +128,8 @@ impl Packed {
     }
 }
 
-/// The shards to write. Their names differ from those of their sources, so that a run notices the other pixels.
+/// Returns the shards to write. Their names differ from those of the source shards, so that the fingerprint of a run
+/// changes with the pixels.
 fn shards(dataset: &Dataset, shorter_side: usize) -> Result<Vec<Shard>> {
     let Some(source) = dataset.shards() else {
         let order = Rng::new(0, Purpose::Order, 0, 0).permutation(dataset.len());
@@ -156,22 +159,22 @@ fn shards(dataset: &Dataset, shorter_side: usize) -> Result<Vec<Shard>> {
     }
 }
 
-/// What every shard of the pack begins with: a header for the whole file, with a comment that other programs skip.
+/// Returns the start of every shard of the pack: a global header with a comment that other programs skip.
 fn first_header(dataset: &Dataset, shorter_side: usize) -> Vec<u8> {
     let text = format!(
         "comment=advxl data pack: shorter side {shorter_side}, data {}\n",
         dataset.fingerprint()
     );
-    // The length in front counts itself.
+    // The leading length includes its own digits.
     let length = |digits: usize| text.len() + digits + 1;
     let digits = (1..).find(|digits| length(*digits).to_string().len() == *digits);
     let record = format!("{} {text}", length(digits.unwrap_or_default()));
     block("pax_global_header", b'g', record.as_bytes())
 }
 
-/// Whether a shard of this pack is there.
+/// Returns whether a complete shard of this pack exists.
 ///
-/// Errors: another file has its name.
+/// Errors: a file that has its name but does not belong to this pack.
 fn is_complete(path: &Path, first: &[u8]) -> Result<bool> {
     if !path.exists() {
         return Ok(false);
@@ -180,9 +183,9 @@ fn is_complete(path: &Path, first: &[u8]) -> Result<bool> {
     if start.is_some_and(|start| start == first) {
         return Ok(true);
     }
-    let message = format!("`{}` is there and is not of this pack", path.display());
+    let message = format!("`{}` exists but does not belong to this pack", path.display());
     Err(Error::input(message)
-        .hint("it is of other data or of another size: choose another folder with --out"))
+        .hint("it was packed from other data or at another size: choose another folder with --out"))
 }
 
 fn write_shard(
@@ -210,7 +213,7 @@ fn write_shard(
             match made? {
                 Made::Broken(broken) => packed.broken.push(broken),
                 Made::Members(mut made) => {
-                    // Of two files that differ in their extensions alone.
+                    // Two files that differ only in their extensions have the same key.
                     if !keys.insert(made.key.clone()) {
                         made.key = format!("{}_{sample}", made.key);
                     }
@@ -229,7 +232,7 @@ fn write_shard(
     files::write_parts(path, start.chain(parts).chain(end))
 }
 
-/// A sample to write.
+/// A sample that is ready to be written, or a broken one.
 enum Made {
     Members(Members),
     Broken(Broken),
@@ -244,7 +247,7 @@ struct Members {
 }
 
 impl Members {
-    /// Headers and contents. The caption is next to the image, so that both are read at once.
+    /// Returns headers and contents. The caption is next to the image, so that one read returns both.
     fn blocks(&self) -> Vec<u8> {
         let mut blocks = member(&format!("{}.ppm", self.key), &self.ppm);
         if let Some(caption) = &self.caption {
@@ -266,8 +269,8 @@ fn make(dataset: &Dataset, index: usize, packing: Packing) -> Result<Made> {
             return Ok(Made::Broken(Broken::new(dataset, index, &fault)));
         }
         Err(fault) => {
-            let error = fault.error.context("a broken sample");
-            return Err(error.hint("leave broken samples out with --skip-broken"));
+            let error = fault.error.context("broken sample");
+            return Err(error.hint("use --skip-broken to leave out broken samples"));
         }
     };
     let (ppm, is_resized) = resized(&picture.picture, packing.shorter_side)
@@ -284,11 +287,12 @@ fn make(dataset: &Dataset, index: usize, packing: Packing) -> Result<Made> {
     }))
 }
 
-/// A picture as PPM, its shorter side at most `shorter_side` pixels; whether it was resized, now or before.
+/// Encodes a picture as PPM with a shorter side of at most `shorter_side` pixels. Also returns whether it was resized,
+/// now or by an earlier pack.
 fn resized(picture: &Picture, shorter_side: usize) -> Result<(Vec<u8>, bool)> {
     let Pixels::Bytes(bytes) = picture.pixels() else {
-        let message = "images of floats cannot be packed: pixels of packed shards are bytes";
-        return Err(Error::input(message).hint("train on them as they are: they need no decoding"));
+        let message = "float images cannot be packed: packed shards store bytes";
+        return Err(Error::input(message).hint("train on them directly: they need no decoding"));
     };
     let (width, height) = (picture.width(), picture.height());
     let shortest = width.min(height);
@@ -296,7 +300,7 @@ fn resized(picture: &Picture, shorter_side: usize) -> Result<(Vec<u8>, bool)> {
         let is_packed = picture.is_packed();
         return Ok((pnm::encode(width, height, bytes, is_packed), is_packed));
     }
-    // As torchvision's `Resize`.
+    // The same rounding as torchvision's `Resize`.
     let scaled = |side: usize| side * shorter_side / shortest;
     let (columns, rows) = (scaled(width), scaled(height));
     let all = Region::whole(columns, rows);
@@ -310,14 +314,14 @@ fn resized(picture: &Picture, shorter_side: usize) -> Result<(Vec<u8>, bool)> {
     Ok((pnm::encode(columns, rows, &bytes, true), true))
 }
 
-/// The name of a sample in its shard.
+/// Returns the key of a sample in its packed shard.
 fn key(dataset: &Dataset, index: usize) -> Result<String> {
     if let Some(key) = dataset.key_of(index)? {
         return Ok(key);
     }
     let id = PathBuf::from(dataset.id_of(index)?);
     let stem = id.file_stem().unwrap_or_default().to_string_lossy();
-    // A key ends at the first dot of the file's name.
+    // A key ends at the first dot of the file name.
     let stem = stem.replace('.', "_");
     Ok(match dataset.is_decoded() {
         true => id.with_file_name(stem).to_string_lossy().into_owned(),
@@ -325,7 +329,7 @@ fn key(dataset: &Dataset, index: usize) -> Result<String> {
     })
 }
 
-/// A file in a tar. Longer names than a header holds come before it, as GNU tar writes them.
+/// Returns the blocks of a file in a tar. A name that does not fit into the header precedes it, as GNU tar writes it.
 fn member(name: &str, contents: &[u8]) -> Vec<u8> {
     let mut blocks = Vec::new();
     if name.len() > LONGEST_NAME {
@@ -336,7 +340,7 @@ fn member(name: &str, contents: &[u8]) -> Vec<u8> {
     blocks
 }
 
-/// A header with what belongs to it, filled up to whole blocks. Source: POSIX.1-1988, ustar.
+/// Returns a header and its contents, padded to whole blocks. Source: POSIX.1-1988, ustar.
 fn block(name: &str, kind: u8, contents: &[u8]) -> Vec<u8> {
     let mut header = [0; BLOCK];
     let name = &name.as_bytes()[..name.len().min(LONGEST_NAME)];

@@ -1,4 +1,4 @@
-//! Names of data sets on the command line and in recipes.
+//! Data set names on the command line and in recipes.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::files;
 use crate::settings::{Invalid, Kind, Setting, Value, words};
 
 words! {
-    /// Which part of a data set.
+    /// A split of a data set.
     pub enum Split {
         /// Images to train on.
         Train = "train",
@@ -26,30 +26,31 @@ impl fmt::Display for Split {
     }
 }
 
-/// A data set as it is named on the command line and in recipes.
+/// A data set as named on the command line and in recipes.
 ///
-/// `FOLDER` (class folders or CIFAR binaries, told apart by their content), `folder:FOLDER` (every folder in it is a
+/// `FOLDER` (class folders or CIFAR binaries, distinguished by their contents), `folder:FOLDER` (every subfolder is a
 /// class), `tensors:FILE.safetensors`, `shards:PATTERN`, `synthetic:N` or `synthetic:N@SIZE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {
-    /// A folder of class folders, perhaps within folders for splits, or of CIFAR binaries.
+    /// A folder of class folders, with or without split folders, or of CIFAR binaries.
     Folder(PathBuf),
-    /// A folder of class folders, whatever their names: `train` is a class like any other.
+    /// A folder of class folders of any name: `train` is a class like any other.
     ClassFolders(PathBuf),
     /// A safetensors file of images and labels.
     Tensors(PathBuf),
-    /// Tar files of images and captions, by a pattern such as `data/{00000..00099}.tar`; in a store, `s3://bucket/*.tar`.
+    /// Tar files of images and captions, given by a pattern such as `data/{00000..00099}.tar` or, in an object store,
+    /// `s3://bucket/*.tar`.
     Shards(String),
-    /// Pictures drawn in code.
+    /// Images drawn in code.
     Synthetic {
-        /// How many, in each split.
+        /// Number of images in each split.
         count: usize,
         /// Side in pixels.
         image_size: usize,
     },
 }
 
-pub(crate) const SPEC_HINT: &str = "use the path of a folder of class folders or of CIFAR binaries, `folder:PATH`, \
+pub(crate) const SPEC_HINT: &str = "use the path of a folder of class folders or CIFAR binaries, `folder:PATH`, \
                          `tensors:FILE.safetensors`, `shards:data/{00000..00099}.tar`, or `synthetic:N` such as `synthetic:10000`";
 
 impl FromStr for Spec {
@@ -59,19 +60,19 @@ impl FromStr for Spec {
         let text = text.trim();
         match text.split_once(':') {
             _ if text.is_empty() => {
-                Err(Error::input("the data set has an empty name").hint(SPEC_HINT))
+                Err(Error::input("the data set name is empty").hint(SPEC_HINT))
             }
             Some(("tensors", "")) => {
-                Err(Error::input("`tensors:` is not followed by a file").hint(SPEC_HINT))
+                Err(Error::input("`tensors:` must be followed by a file").hint(SPEC_HINT))
             }
             Some(("tensors", path)) => Ok(Spec::Tensors(files::expanded(path))),
             Some(("folder", "")) => {
-                Err(Error::input("`folder:` is not followed by a path").hint(SPEC_HINT))
+                Err(Error::input("`folder:` must be followed by a path").hint(SPEC_HINT))
             }
             Some(("folder", path)) => Ok(Spec::ClassFolders(files::expanded(path))),
             Some(("synthetic", rest)) => synthetic_spec(text, rest),
             Some(("shards", "")) => {
-                Err(Error::input("`shards:` is not followed by a pattern").hint(SPEC_HINT))
+                Err(Error::input("`shards:` must be followed by a pattern").hint(SPEC_HINT))
             }
             Some(("shards", pattern)) => Ok(Spec::Shards(pattern.into())),
             Some((kind, rest))
@@ -90,7 +91,7 @@ impl FromStr for Spec {
     }
 }
 
-/// `C:\images` and `./a:b` are paths.
+/// Returns whether the text before a colon names a kind of data set. `C:\images` and `./a:b` are paths.
 pub(crate) fn is_scheme(kind: &str) -> bool {
     kind.len() > 1
         && kind
@@ -110,15 +111,15 @@ pub(crate) fn synthetic_spec(text: &str, rest: &str) -> Result<Spec> {
     let wrong = |what: &str| Error::input(format!("`{text}`: {what}")).hint(SPEC_HINT);
     let count = whole(count)
         .filter(|count| (1..=u32::MAX as usize).contains(count))
-        .ok_or_else(|| wrong("the number of pictures is not a whole number from 1"))?;
+        .ok_or_else(|| wrong("the number of images must be a whole number, 1 or more"))?;
     let image_size = whole(image_size)
         .filter(|size| (16..=1024).contains(size))
-        .ok_or_else(|| wrong("the size is not a whole number of pixels from 16 to 1024"))?;
+        .ok_or_else(|| wrong("the size must be a whole number of pixels from 16 to 1024"))?;
     Ok(Spec::Synthetic { count, image_size })
 }
 
 impl Spec {
-    /// The folder or file that it names, if it is one.
+    /// Returns the path of the folder or file; none for shards and synthetic images.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Spec::Folder(path) | Spec::ClassFolders(path) | Spec::Tensors(path) => Some(path),
@@ -166,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_spec_reads_as_it_is_printed() {
+    fn a_printed_spec_is_read_back() {
         for text in [
             "data/images",
             "folder:data/train",
@@ -184,15 +185,15 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_spec_is_answered_with_a_right_one() {
+    fn an_invalid_spec_is_refused_with_a_valid_one() {
         let message = |text: &str| {
             let error = text.parse::<Spec>().unwrap_err();
             assert_eq!(error.exit_code(), 2);
             error.to_string()
         };
-        assert!(message("synthetic:many").contains("not a whole number from 1"));
+        assert!(message("synthetic:many").contains("must be a whole number, 1 or more"));
         assert!(message("synthetic:10@8").contains("from 16 to 1024"));
-        assert!(message("shards:").contains("not followed by a pattern"));
+        assert!(message("shards:").contains("must be followed by a pattern"));
         assert!(message("shard:{0..1}.tar").contains("did you mean `shards:{0..1}.tar`?"));
         assert!(message("tensor:x").contains("did you mean `tensors:x`?"));
         assert!(message("").contains("synthetic:10000"));

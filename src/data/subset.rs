@@ -1,8 +1,8 @@
-//! Which images of a data set an evaluation uses.
+//! Choosing the images of a data set for an evaluation.
 //!
-//! All of them, a sample of a given size, or those of a list. The first images would be no sample: data sets lie
-//! sorted by class. A sample is spread over the classes in proportion, and is the same for every model, machine and
-//! batch size; a smaller one is part of a larger one.
+//! These are all images, a sample of a given size, or the images of a list. The first N images would not be a fair sample,
+//! since data sets are sorted by class. A sample is stratified by class and is the same for every model, machine and batch
+//! size; a smaller sample is part of a larger one.
 //! Not for the order of training, which is in [`crate::data::loader::order`].
 
 use std::collections::HashMap;
@@ -18,26 +18,26 @@ use crate::files;
 use crate::rng::{Purpose, Rng};
 use crate::units::grouped;
 
-/// What a user asks for.
+/// The images that a user requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Selection {
     /// Every image.
     #[default]
     All,
-    /// A stratified sample of a size, or all images where there are no more.
+    /// A stratified sample of a given size, or all images if there are not more.
     Sample(usize),
-    /// The images that a file names, one a line.
+    /// The images listed in a file, one per line.
     Listed(PathBuf),
 }
 
-/// The images of an evaluation, by their places in the data set.
+/// The images of an evaluation, by their index in the data set.
 #[derive(Clone, Debug)]
 pub struct Subset {
     places: Vec<usize>,
-    /// Images of the data set.
+    /// Number of images in the data set.
     of: usize,
     rule: Rule,
-    /// How labels become the model's classes, where that was asked.
+    /// Maps labels to the model's classes, if set.
     map: Option<ClassMap>,
 }
 
@@ -48,25 +48,25 @@ enum Rule {
     Listed,
 }
 
-/// A subset as a result records it.
+/// The record of a subset in a result.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SubsetRecord {
     /// `all`, `stratified sample` or `listed`.
     pub rule: &'static str,
-    /// Images of the data set.
+    /// Number of images in the data set.
     pub of: usize,
-    /// Hash of the images' places and of their classes as the model counts them.
+    /// Hash of the images' indices and of the mapping to the model's classes.
     pub hash: String,
     /// How classes were matched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub classes: Option<&'static str>,
-    /// The names of the images, in the order of the result; absent where it is all of them.
+    /// Ids of the images, in the order of the result; absent for the whole data set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ids: Option<Vec<String>>,
 }
 
 impl Subset {
-    /// The whole data set.
+    /// Returns the whole data set.
     pub fn all(dataset: &Dataset) -> Self {
         Self {
             places: (0..dataset.len()).collect(),
@@ -78,12 +78,12 @@ impl Subset {
 
     /// Chooses images.
     ///
-    /// Errors: a sample of no image; a list that is empty, or that names an image twice, or one that is not there.
+    /// Errors: a sample of 0 images; a list that is empty, names an image twice, or names an image that does not exist.
     pub fn choose(dataset: &Dataset, selection: &Selection) -> Result<Self> {
         let (places, rule) = match selection {
             Selection::All => return Ok(Self::all(dataset)),
             Selection::Sample(0) => {
-                return Err(Error::input("a sample of 0 images: at least 1 is needed"));
+                return Err(Error::input("cannot take a sample of 0 images: at least 1 is needed"));
             }
             Selection::Sample(size) if *size >= dataset.len() => return Ok(Self::all(dataset)),
             Selection::Sample(size) => (sample(dataset, *size), Rule::Sample),
@@ -100,7 +100,7 @@ impl Subset {
         })
     }
 
-    /// The same images, with labels as a model counts its classes.
+    /// Returns the same images with labels mapped to the classes of a model.
     pub fn mapped(self, map: ClassMap) -> Self {
         Self {
             map: Some(map),
@@ -108,33 +108,33 @@ impl Subset {
         }
     }
 
-    /// How many images.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         self.places.len()
     }
 
-    /// Whether there are none, which [`Self::choose`] refuses.
+    /// Returns whether there are no images. [`Self::choose`] refuses an empty selection.
     pub fn is_empty(&self) -> bool {
         self.places.is_empty()
     }
 
-    /// The same without some images, by their places in the data set.
+    /// Leaves out some images, given by their index in the data set.
     pub fn without(mut self, is_left_out: impl Fn(usize) -> bool) -> Self {
         self.places.retain(|place| !is_left_out(*place));
         self
     }
 
-    /// Where the images lie in the data set, sorted.
+    /// Returns the indices of the images in the data set, sorted.
     pub fn places(&self) -> &[usize] {
         &self.places
     }
 
-    /// Where an image lies in the data set: its identity in every subset.
+    /// Returns the index of an image in the data set, which identifies it in every subset.
     pub fn place(&self, index: usize) -> usize {
         self.places[index]
     }
 
-    /// The class of an image, as the model counts.
+    /// Returns the class of an image in the model's numbering, if a map is set, else its label.
     ///
     /// Errors: an image without a label.
     pub fn label(&self, dataset: &Dataset, index: usize) -> Result<u32> {
@@ -142,7 +142,7 @@ impl Subset {
         Ok(self.map.as_ref().map_or(label, |map| map.class_of(label)))
     }
 
-    /// In words, such as `500 of 10,000 images, sampled by class`.
+    /// Describes the subset, for example as `500 of 10,000 images, a stratified sample`.
     pub fn describe(&self) -> String {
         let (count, of) = (grouped(self.len() as u64), grouped(self.of as u64));
         match self.rule {
@@ -152,7 +152,9 @@ impl Subset {
         }
     }
 
-    /// What a result says of it.
+    /// Returns the record of the subset for a result.
+    ///
+    /// Errors: a shard's index that can no longer be read.
     pub fn record(&self, dataset: &Dataset) -> Result<SubsetRecord> {
         let mut hasher = blake3::Hasher::new();
         for place in &self.places {
@@ -181,22 +183,22 @@ impl Subset {
     }
 }
 
-/// A sample spread over the classes, sorted by place.
+/// Returns a sample stratified by class, sorted by index.
 ///
-/// Within a class the images come in random order, the r-th of n at `(r + u) / n` with one random `u` a class; the
-/// first ones over all classes are taken. So each class is met in proportion to within one image, and a class with few
-/// images is as likely to be met as its share. Images without labels are one class.
+/// The images of a class are put in random order, and the r-th of n gets the rank `(r + u) / n` with one random `u` per
+/// class. The images with the lowest ranks over all classes are taken. So class counts are proportional to within one
+/// image, and the probability that a rare class is drawn follows its share. Images without labels are one class.
 fn sample(dataset: &Dataset, size: usize) -> Vec<usize> {
     let mut classes: HashMap<u32, Vec<usize>> = HashMap::new();
     for place in 0..dataset.len() {
-        // A sample whose label cannot be read is found to be broken when its turn comes.
+        // A sample whose label cannot be read is reported as broken when it is read.
         let label = match dataset.classes() {
             [] => 0,
             _ => dataset.label(place).unwrap_or(u32::MAX),
         };
         classes.entry(label).or_default().push(place);
     }
-    // One seed for all: which images are used depends on neither the model's seed nor the attacks'.
+    // A fixed seed: the choice of images depends on neither the model's seed nor the attacks'.
     let random = |key: u64, sub_key: u64| Rng::new(0, Purpose::Subset, key, sub_key).bits();
     let mut ranked: Vec<(f64, u32, usize)> = Vec::with_capacity(dataset.len());
     for (label, mut places) in classes {
@@ -216,7 +218,8 @@ fn sample(dataset: &Dataset, size: usize) -> Vec<usize> {
     places
 }
 
-/// The places of listed images, sorted. A line is an image's name within the data set, or its end.
+/// Returns the indices of listed images, sorted. A line is an image's id, a path that ends with the id, or the last
+/// components of the id.
 fn listed(dataset: &Dataset, path: &Path) -> Result<Vec<usize>> {
     let text = files::read_text(path)?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
@@ -226,7 +229,7 @@ fn listed(dataset: &Dataset, path: &Path) -> Result<Vec<usize>> {
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
         .collect();
     if lines.is_empty() {
-        return Err(Error::input("the list names no images").hint(LIST_HINT));
+        return Err(Error::input("the list contains no images").hint(LIST_HINT));
     }
     let ids: Vec<String> = (0..dataset.len())
         .map(|place| dataset.id_of(place))
@@ -239,7 +242,7 @@ fn listed(dataset: &Dataset, path: &Path) -> Result<Vec<usize>> {
     }
     let (mut places, mut missing) = (Vec::with_capacity(lines.len()), Vec::new());
     for line in lines {
-        // As written, then without the folders above the class, then by the name of the file alone.
+        // First as written, then without the folders above the class, then by the file name alone.
         let found = whole.get(line).cloned().unwrap_or_else(|| {
             let same_file = ends.get(last_part(line)).map_or(&[][..], Vec::as_slice);
             let fits = |place: &&usize| {
@@ -253,7 +256,7 @@ fn listed(dataset: &Dataset, path: &Path) -> Result<Vec<usize>> {
             [one, two, ..] => {
                 let (one, two) = (&ids[one], &ids[two]);
                 return Err(Error::input(format!(
-                    "`{line}` is the name of several images, `{one}` and `{two}`"
+                    "`{line}` is ambiguous: it matches `{one}` and `{two}`"
                 ))
                 .hint(LIST_HINT));
             }
@@ -265,7 +268,7 @@ fn listed(dataset: &Dataset, path: &Path) -> Result<Vec<usize>> {
             grouped(missing.len() as u64),
             first_few(&missing)
         ))
-        .hint(format!("its images have names such as `{}`", ids[0])));
+        .hint(format!("image names in this data set look like `{}`", ids[0])));
     }
     places.sort_unstable();
     match places.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -274,14 +277,14 @@ fn listed(dataset: &Dataset, path: &Path) -> Result<Vec<usize>> {
     }
 }
 
-const LIST_HINT: &str = "name one image a line, such as `n01440764/ILSVRC2012_val_00000293.JPEG` in a folder, its key in \
-                         shards, or its number from 0 elsewhere";
+const LIST_HINT: &str = "list one image per line: its path in a folder, such as `n01440764/ILSVRC2012_val_00000293.JPEG`, \
+                         its key in shards, or its number (from 0) elsewhere";
 
 fn last_part(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
-/// Whether a path ends with another, in whole parts.
+/// Returns whether a path ends with another path, comparing whole components.
 fn ends_with_path(path: &str, end: &str) -> bool {
     path.strip_suffix(end)
         .is_some_and(|rest| rest.is_empty() || rest.ends_with('/'))
@@ -292,7 +295,7 @@ mod tests {
     use super::*;
     use crate::data::spec::{Spec, Split};
 
-    /// Class folders with so many images each; no image is read here.
+    /// Makes class folders with the given numbers of images. The images are never read.
     fn folder(counts: &[usize]) -> (tempfile::TempDir, Dataset) {
         let root = tempfile::tempdir().unwrap();
         for (class, count) in counts.iter().enumerate() {
@@ -338,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_smaller_sample_is_part_of_a_larger_one_and_no_prefix() {
+    fn a_smaller_sample_is_part_of_a_larger_one_and_not_a_prefix() {
         let (_root, dataset) = folder(&[30, 30]);
         let places = |size| {
             Subset::choose(&dataset, &Selection::Sample(size))
@@ -351,7 +354,7 @@ mod tests {
         assert_eq!(places(60), (0..60).collect::<Vec<_>>());
         assert_eq!(places(1000).len(), 60);
         assert!(Subset::choose(&dataset, &Selection::Sample(0)).is_err());
-        // Recorded, so that a change of the rule is noticed: published numbers depend on it.
+        // Recorded so that a change of the rule is detected: published numbers depend on it.
         assert_eq!(few, RECORDED);
     }
 
@@ -375,9 +378,9 @@ mod tests {
             message("class0/9.jpg\nx")
                 .contains("2 listed images are not in the data set: `class0/9.jpg`, `x`")
         );
-        assert!(message("1.jpg").contains("`1.jpg` is the name of several images"));
+        assert!(message("1.jpg").contains("`1.jpg` is ambiguous: it matches `class0/1.jpg` and"));
         assert!(message("class0/1.jpg\nclass0/1.jpg").contains("is listed twice"));
-        assert!(message("\n# none\n").contains("names no images"));
+        assert!(message("\n# none\n").contains("the list contains no images"));
         let synthetic = Spec::Synthetic {
             count: 9,
             image_size: 32,

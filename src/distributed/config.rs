@@ -3,11 +3,11 @@
 use crate::settings::{Table, settings, words};
 
 settings! {
-    /// How processes share the batches of a run.
+    /// How the batches of a run are split over processes.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Parallel(table) {
-        /// Equal parts of each batch that are distributed over the processes; any number of processes that divides it can
-        /// run the recipe. Images are mixed within a shard.
+        /// Number of equal parts (shards) that each batch is split into; a power of two with reduce = `exact`. Any number of
+        /// processes that divides it can run the recipe. MixUp and CutMix mix images within a shard only.
         pub shards: u64 { limits: within(1.0, 65536.0), example: "8" },
         /// Order in which gradients are summed.
         pub reduce: Reduce { example: "\"exact\"" },
@@ -16,11 +16,11 @@ settings! {
 }
 
 words! {
-    /// In which order gradients are summed.
+    /// Order in which gradients are summed.
     pub enum Reduce {
-        /// Shard by shard, then pairwise: bitwise equal for every number of processes.
+        /// Shard by shard, then pairwise: bitwise identical for any number of processes.
         Exact = "exact",
-        /// All images of a process at once: faster, equal up to rounding.
+        /// All images of a process at once: faster, but equal only up to rounding.
         Fast = "fast",
     }
 }

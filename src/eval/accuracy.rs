@@ -1,4 +1,4 @@
-//! Attacks in order, each on the images that survived those before it.
+//! Runs attacks in order, each on the images that survived the previous ones.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -13,119 +13,120 @@ use crate::distributed::Comm;
 use crate::error::{Error, Kind, Result};
 use crate::ops::{Device, from_vec, to_vec};
 
-/// An evaluation: what is attacked, with what, on which images.
+/// An evaluation: the model, the images and the attacks.
 pub struct Evaluation<'a> {
     /// The attacked model.
     pub network: &'a dyn Network,
-    /// Images and their classes.
+    /// Images and their labels.
     pub images: &'a Images<'a>,
-    /// Attacks in order, after clean accuracy.
+    /// Attacks, in the order in which they run after clean accuracy.
     pub attacks: &'a [Attack],
-    /// Images at a time; changes no verdict.
+    /// Batch size; does not affect verdicts.
     pub batch: usize,
     /// Seed of the attacks' random numbers.
     pub seed: u64,
-    /// Where it computes.
+    /// Device of the computation.
     pub device: &'a Device,
-    /// The processes that share the images: each tries a batch at a time. They change no verdict.
+    /// The ranks that share the images, one batch each at a time. Their number does not affect verdicts.
     pub comm: &'a Comm,
 }
 
-/// What an evaluation has found so far; complete when every stage is and `queue` is empty.
+/// The results of an evaluation so far. Complete once every stage has run and `queue` is empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// One entry an attack, `clean` first.
+    /// One entry per attack, `clean` first.
     pub stages: Vec<StageOutcome>,
-    /// For each image whether it is classified correctly after every attack.
+    /// For each image, whether it is classified correctly after all attacks.
     pub robust: Vec<bool>,
-    /// The attack that fooled the model on an image; `clean` where no attack was needed.
+    /// For each image, the attack that fooled the model; `clean` if the clean image was misclassified.
     pub broken_by: Vec<Option<String>>,
-    /// Distance of the adversarial image in its attack's norm, where there is one.
+    /// For each image that has an adversarial example, its distance in the attack's norm.
     pub distance: Vec<Option<f64>>,
-    /// The label's logit less the largest other: on the adversarial image, else on the clean one. None where a logit
-    /// is not finite.
+    /// Logit of the label minus the largest other logit, on the adversarial image if there is one, else on the clean
+    /// image. None where a logit is not finite.
     pub margin: Vec<Option<f64>>,
-    /// The class that the image is taken for: the adversarial one, else the clean one. None where a logit is not finite.
+    /// Predicted class of the adversarial image if there is one, else of the clean image. None where a logit is not
+    /// finite.
     pub predicted: Vec<Option<usize>>,
-    /// Classes of the model.
+    /// Number of classes of the model.
     pub classes: usize,
-    /// Hash of the clean images and their labels as the model was shown them.
+    /// Hash of the clean images and their labels, as passed to the model.
     pub images_hash: String,
-    /// The smallest and the largest pixel that the model was judged by.
+    /// Smallest and largest pixel value of the clean and adversarial images.
     pub pixels: Option<[f32; 2]>,
-    /// Images that the stage in progress has still to try.
+    /// Images that the stage in progress has not attacked yet.
     pub queue: Vec<usize>,
-    /// How far the stage's attack had come with some of these when it was stopped.
+    /// Attack state of images in `queue` whose attack was interrupted.
     pub marks: BTreeMap<usize, Mark>,
 }
 
-/// What one attack left standing.
+/// The result of one attack.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageOutcome {
-    /// Its name.
+    /// Name of the attack.
     pub attack: String,
-    /// Images that it was tried on.
+    /// Images that it attacked.
     pub tried: usize,
-    /// Images classified correctly after it and all before it.
+    /// Images still classified correctly after this attack and all previous ones.
     pub robust_count: usize,
-    /// Images passed through the model.
+    /// Forward and backward passes, counted in images.
     #[serde(flatten)]
     pub passes: Passes,
-    /// Wall time.
+    /// Wall-clock time.
     pub seconds: f64,
 }
 
-/// The index of an image and the adversarial image that fooled the model; none where no attack was needed.
+/// The index of a misclassified image and its adversarial image; None if the clean image was misclassified.
 pub type Misclassified = (usize, Option<Vec<f32>>);
 
-/// A batch of an evaluation, just done.
+/// Report on a batch that has just finished.
 pub struct BatchReport<'a> {
     /// The attack.
     pub attack: &'a str,
-    /// Number of the batch, from 1, and how many there are.
+    /// Number of the batch, from 1.
     pub number: usize,
-    /// How many batches there are.
+    /// Total number of batches.
     pub of: usize,
     /// Images in the batch.
     pub tried: usize,
-    /// Those of them that fooled the model.
+    /// The images on which the model was fooled.
     pub fooled: &'a [Misclassified],
 }
 
-/// Who watches an evaluation: shows progress, saves results.
+/// Callbacks of an evaluation, for progress output and checkpoints.
 pub trait Observer {
-    /// Images went through the model.
+    /// Called after images passed through the model.
     fn passed(&self, _passes: Passes) {}
 
-    /// An attack begins, or goes on, with the outcome's queue.
+    /// Called when an attack starts or resumes on the outcome's queue.
     fn begun(&self, _outcome: &Outcome) {}
 
-    /// A batch is done and in the outcome. An error ends the evaluation.
+    /// Called when a batch has finished and is included in the outcome. An error ends the evaluation.
     fn batch(&self, _outcome: &Outcome, _done: &BatchReport) -> Result<()> {
         Ok(())
     }
 
-    /// An attack is done.
+    /// Called when an attack has finished.
     fn stage(&self, _outcome: &Outcome) -> Result<()> {
         Ok(())
     }
 }
 
-/// Nobody watches.
+/// Ignores all events.
 impl Observer for () {}
 
 impl Outcome {
-    /// Share of images that survive the given stage and those before it.
+    /// Returns the share of images that survive the given stage and all previous ones.
     pub fn accuracy_after(&self, stage: usize) -> f64 {
         self.stages[stage].robust_count as f64 / self.robust.len().max(1) as f64
     }
 
-    /// Images judged by logits that are not finite, once every image was: they are never robust.
+    /// Counts images with non-finite logits, which are never robust. Valid once every image has been evaluated.
     pub fn not_finite(&self) -> usize {
         self.margin.iter().filter(|margin| margin.is_none()).count()
     }
 
-    /// Number of images that stand.
+    /// Counts the images that are robust so far.
     pub fn standing(&self) -> usize {
         self.robust.iter().filter(|robust| **robust).count()
     }
@@ -143,7 +144,7 @@ impl Outcome {
         });
     }
 
-    /// Image by image, so that the batch changes nothing.
+    /// Hashes image by image, so that the hash does not depend on the batch size.
     fn hash(&mut self, of_image: &str) {
         let both = format!("{} {of_image}", self.images_hash);
         self.images_hash = blake3::hash(both.as_bytes()).to_hex().to_string();
@@ -154,7 +155,7 @@ impl Outcome {
         self.pixels = Some([low.min(range[0]), high.max(range[1])]);
     }
 
-    /// Takes what a process found about its batch.
+    /// Records the results of one rank's batch.
     fn take(&mut self, attack: &str, tried: &BatchOutcome) {
         for of_image in &tried.hashes {
             self.hash(of_image);
@@ -181,7 +182,7 @@ impl Outcome {
         stage.passes += tried.passes;
     }
 
-    /// Puts what a stop left of a batch back to where it came from.
+    /// Returns the unfinished images of a stopped batch to the front of the queue.
     fn put_back(&mut self, left: Vec<(usize, Option<Mark>)>) {
         let indices = left.iter().map(|(index, _)| *index);
         self.queue.splice(0..0, indices);
@@ -192,21 +193,21 @@ impl Outcome {
     }
 }
 
-/// What an attack did to a batch.
+/// The result of an attack on one batch.
 #[derive(Default, Serialize, Deserialize)]
 struct BatchOutcome {
-    /// Of the clean images with their labels, when these were looked at.
+    /// Hashes of the clean images and labels; filled by the clean stage.
     hashes: Vec<String>,
     classes: Option<usize>,
     pixels: Option<[f32; 2]>,
-    /// Margins and predictions.
+    /// Index, margin and prediction of each image.
     answers: Vec<(usize, f64, Option<usize>)>,
     distances: Vec<(usize, f64)>,
     fooled: Vec<Misclassified>,
     passes: Passes,
-    /// Images that a stop left undone, and how far the attack had come with them.
+    /// Images left unfinished by a stop, with the state of their attack.
     left: Vec<(usize, Option<Mark>)>,
-    /// Whether this process was told to stop.
+    /// Whether this rank was asked to stop.
     stop: bool,
 }
 
@@ -230,7 +231,7 @@ fn hash_of(image: &[f32], label: u32) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-/// The smallest and the largest.
+/// Returns the smallest and the largest value.
 fn range_of(pixels: &[f32]) -> [f32; 2] {
     let none = [f32::INFINITY, f32::NEG_INFINITY];
     pixels.iter().fold(none, |[low, high], pixel| {
@@ -239,19 +240,18 @@ fn range_of(pixels: &[f32]) -> [f32; 2] {
 }
 
 impl Evaluation<'_> {
-    /// Clean accuracy, then each attack on what survived.
+    /// Computes clean accuracy, then runs each attack on the images that survived the previous ones.
     ///
-    /// Every adversarial image is judged again here, apart from the attack that made it: in its norm, in [0, 1], no
-    /// NaN, and misclassified.
-    /// Errors: no images, or one that cannot be read or is not in [0, 1]; a model of fewer than two classes; an attack
-    /// that left its threat model; the observer's; of kind [`Kind::TryAgain`] when a rank is asked to stop, which
-    /// takes a pass or two.
+    /// Every adversarial image is checked again here, independently of the attack that produced it: within epsilon in
+    /// the attack's norm, in [0, 1], no NaN, and misclassified.
+    /// Errors: there are no images; an image cannot be read or is not in [0, 1]; the model has fewer than two classes;
+    /// an attack left its threat model; the observer failed; or, with kind [`Kind::TryAgain`], a rank was asked to
+    /// stop, which takes a pass or two.
     pub fn run(&self, observer: &dyn Observer) -> Result<Outcome> {
         self.resume(Outcome::default(), observer)
     }
 
-    /// Goes on from where an evaluation with the same settings was: an [`Outcome`] that an observer has
-    /// seen.
+    /// Resumes an evaluation with the same settings from an [`Outcome`] that an observer received.
     pub fn resume(&self, mut outcome: Outcome, observer: &dyn Observer) -> Result<Outcome> {
         let watch = |passes| observer.passed(passes);
         let stop = || self.comm.stop_requested();
@@ -276,7 +276,7 @@ impl Evaluation<'_> {
             let is_last = outcome.stages.len() > self.attacks.len();
             while !outcome.queue.is_empty() {
                 let stop = self.batch(&classifier, &mut outcome, observer)?;
-                // With nothing left to do the result is no farther away than a stop.
+                // If nothing is left to do, return the result instead of stopping.
                 if stop && !(is_last && outcome.queue.is_empty()) {
                     return Err(stopped(&outcome));
                 }
@@ -289,8 +289,8 @@ impl Evaluation<'_> {
         }
     }
 
-    /// Tries the attack in progress on the first images of the queue, each process on a batch of its own; whether one of
-    /// them was told to stop.
+    /// Runs the attack in progress on the first images of the queue, one batch per rank. Returns whether a rank was
+    /// asked to stop.
     fn batch(
         &self,
         classifier: &TargetModel,
@@ -370,7 +370,7 @@ impl Evaluation<'_> {
         Ok(tried)
     }
 
-    /// The images that are misclassified without any attack.
+    /// Evaluates the clean images.
     fn clean(
         &self,
         classifier: &TargetModel,
@@ -401,7 +401,7 @@ impl Evaluation<'_> {
         Ok(tried)
     }
 
-    /// The images about which an attack fooled the model.
+    /// Runs an attack and checks its adversarial images.
     fn attacked(
         &self,
         attack: &Attack,
@@ -477,7 +477,7 @@ mod tests {
     use crate::data::subset::{Selection, Subset};
     use crate::image::preprocessing::Preprocessing;
 
-    /// A linear classifier of mean colour, easy to fool.
+    /// A linear classifier of the mean color, easy to fool.
     fn logits(images: Tensor<4>) -> Tensor<2> {
         let [batch, ..] = images.dims();
         let means = images

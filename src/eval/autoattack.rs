@@ -1,16 +1,16 @@
-//! AutoAttack, the standard evaluation: how many images does none of four attacks fool?
+//! AutoAttack, the standard robustness evaluation with four attacks.
 //!
-//! The attacks run in this order, each on the images that survived those before it. What survives
-//! the last is the robust accuracy.
+//! The attacks run in this order, each on the images that survived the previous ones. The share that survives the last
+//! one is the robust accuracy.
 //!
-//! | attack | climbs | linf and l2 | l1 |
+//! | attack | maximizes | linf and l2 | l1 |
 //! |---|---|---|---|
 //! | `apgd-ce` | cross entropy | 100 steps, 1 start | 100 steps from three times epsilon, 5 starts |
-//! | `apgd-t` | targeted ratio of logits | 100 steps, 9 targets | 100 steps from three times epsilon, 5 targets |
-//! | `fab-t` | nothing: least change | 100 steps, 9 targets | 100 steps, 9 targets |
-//! | `square` | margin, no gradients | 5000 queries | 5000 queries |
+//! | `apgd-t` | targeted DLR loss | 100 steps, 9 targets | 100 steps from three times epsilon, 5 targets |
+//! | `fab-t` | nothing: finds a minimal perturbation | 100 steps, 9 targets | 100 steps, 9 targets |
+//! | `square` | margin loss, without gradients | 5000 queries | 5000 queries |
 //!
-//! Needs: logits, not probabilities; more classes than targets. [`crate::eval::checks`] flags what is not so.
+//! Requires logits, not probabilities, and more classes than targets. [`crate::eval::checks`] flags violations.
 //! Source: Croce and Hein 2020 (arXiv:2003.01690); for l1, 2021 (arXiv:2103.01208).
 
 use crate::attack::{Apgd, Attack, Climbs, Fab, Norm, Pgd, Square, Start};
@@ -18,19 +18,19 @@ use crate::settings::{nearest, words};
 use crate::units::Fraction;
 
 words! {
-    /// Which attacks make up AutoAttack.
+    /// Version of AutoAttack, which selects its attacks.
     pub enum Version {
-        /// The version of the leaderboards.
+        /// The version used by leaderboards.
         Standard = "standard",
         /// More restarts and untargeted attacks.
         Plus = "plus",
-        /// For models with random outputs: gradients are means over 20 evaluations.
+        /// For models with random outputs: gradients are averaged over 20 evaluations.
         Rand = "rand",
     }
 }
 
 impl Version {
-    /// The names of its attacks in order.
+    /// Returns the names of its attacks, in order.
     pub fn attacks(self) -> &'static [&'static str] {
         match self {
             Self::Standard => &["apgd-ce", "apgd-t", "fab-t", "square"],
@@ -45,29 +45,29 @@ pub const ATTACKS: [&str; 7] = [
     "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square",
 ];
 
-/// The settings of the attacks; what is absent is AutoAttack's own.
+/// Settings of the attacks. AutoAttack's defaults apply where a value is None.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// The version whose settings are used.
+    /// The version that supplies the defaults.
     pub version: Version,
     /// The norm that bounds perturbations.
     pub norm: Norm,
     /// Largest perturbation.
     pub epsilon: Fraction,
-    /// Length of a step of PGD; a quarter of epsilon if absent, as in the paper's PGD-20.
+    /// Step size of PGD; a quarter of epsilon if None, as in the paper's PGD-20.
     pub step_size: Option<Fraction>,
-    /// Steps of PGD (20), APGD and FAB (100).
+    /// Steps of PGD (default 20), APGD and FAB (default 100).
     pub steps: Option<u64>,
-    /// Target classes of the targeted attacks.
+    /// Number of target classes of the targeted attacks.
     pub targets: Option<u64>,
-    /// Starts of APGD and FAB.
+    /// Restarts of APGD and FAB.
     pub restarts: Option<u64>,
-    /// Queries of Square (5000).
+    /// Queries of Square (default 5000).
     pub queries: Option<u64>,
 }
 
 impl Settings {
-    /// AutoAttack as published.
+    /// Returns the settings of AutoAttack as published.
     pub fn new(version: Version, norm: Norm, epsilon: Fraction) -> Self {
         Self {
             version,
@@ -81,7 +81,7 @@ impl Settings {
         }
     }
 
-    /// The attacks of the version.
+    /// Returns the attacks of the version.
     pub fn autoattack(&self) -> Vec<Attack> {
         let names = self.version.attacks().iter();
         names
@@ -89,10 +89,10 @@ impl Settings {
             .collect()
     }
 
-    /// The attacks that words name, in order: any of [`ATTACKS`], `autoattack` for all of the version, and `clean`,
-    /// which comes first anyway.
+    /// Returns the named attacks in order. A name is any of [`ATTACKS`], `autoattack` for all attacks of the version,
+    /// or `clean`, which is accepted and ignored because clean accuracy is always computed first.
     ///
-    /// Errors: the first unknown word, and a hint.
+    /// Errors: the first unknown name, with a hint.
     pub fn named(&self, words: &[String]) -> Result<Vec<Attack>, (String, String)> {
         let mut attacks = Vec::new();
         for word in words {
@@ -112,7 +112,7 @@ impl Settings {
         Ok(attacks)
     }
 
-    /// The attack of a name of [`ATTACKS`].
+    /// Returns the attack with the given name, one of [`ATTACKS`].
     pub fn attack(&self, name: &str) -> Option<Attack> {
         let (norm, epsilon) = (self.norm, self.epsilon.clone());
         let is_l1 = norm == Norm::L1;

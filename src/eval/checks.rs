@@ -1,7 +1,7 @@
-//! Signs that an evaluation's numbers may not mean what they seem to.
+//! Checks for signs that the results of an evaluation are misleading.
 //!
-//! The reference prints warnings; here each sign is a flag on the result, with what to do about it.
-//! What each means: docs/reference/result_json.md.
+//! The reference prints warnings; here each sign becomes a flag on the result, with advice.
+//! All flags are documented in docs/reference/result_json.md.
 //! Source: the checks of the AutoAttack program (Croce and Hein 2020).
 
 use std::fmt;
@@ -15,12 +15,12 @@ use crate::attack::{Attack, Climbs, Goal, Logits, TargetModel};
 use crate::error::Result;
 use crate::ops::to_vec;
 
-/// A sign that the numbers may mislead.
+/// A sign that the results may be misleading.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flag {
-    /// Which check found it; the heading in docs/reference/result_json.md.
+    /// Name of the check, which is its heading in docs/reference/result_json.md.
     pub check: String,
-    /// What was found and what to do.
+    /// The finding and what to do about it.
     pub message: String,
 }
 
@@ -43,16 +43,16 @@ impl fmt::Display for Flag {
     }
 }
 
-/// Evaluations of the same images that are compared.
+/// Number of evaluations of the same images that are compared.
 const LOOKS: usize = 5;
-/// Largest distance of two evaluations' normalised logits.
+/// Largest distance between the normalized logits of two evaluations that still count as equal.
 const LARGEST_DIFFERENCE: f64 = 1e-4;
-/// How near to a distribution an output must be to be one.
+/// Tolerance within which outputs count as a probability distribution.
 const NEAR_DISTRIBUTION: f64 = 1e-5;
-/// Robust accuracy that Square may take from the gradient attacks.
+/// Robust accuracy that Square may remove after the gradient-based attacks without a flag.
 const SQUARE_SHARE: f64 = 0.002;
 
-/// Looks at the model on the first batch of images, before any attack. Told to stop, it looks no further.
+/// Checks the model on the first batch of images, before any attack. A stop request skips the remaining passes.
 pub fn before(evaluation: &Evaluation) -> Result<Vec<Flag>> {
     let Evaluation {
         network,
@@ -95,7 +95,7 @@ pub fn before(evaluation: &Evaluation) -> Result<Vec<Flag>> {
     Ok(flags)
 }
 
-/// Looks at what the attacks found.
+/// Checks the results of the attacks.
 pub fn after(outcome: &Outcome) -> Vec<Flag> {
     let count = outcome.robust.len().max(1) as f64;
     let mut flags = Vec::new();
@@ -105,8 +105,9 @@ pub fn after(outcome: &Outcome) -> Vec<Flag> {
         let taken = (before - stage.robust_count) as f64 / count;
         if taken > SQUARE_SHARE {
             let message = format!(
-                "square, which needs no gradients, lowered robust accuracy by another {:.2} points after the gradient \
-                 attacks: gradients may be masked; try more queries, --version plus or an attack of your own",
+                "square, which uses no gradients, lowered robust accuracy by another {:.2} points after the \
+                 gradient-based attacks: gradients may be masked; try more queries, --version plus or an adaptive \
+                 attack",
                 100.0 * taken
             );
             flags.push(Flag::new("square_wins", message));
@@ -144,12 +145,13 @@ fn randomised(first: &Logits, looks: impl Iterator<Item = Logits>, labels: &[u32
             worst = worst.max(squares.sqrt());
         }
     }
-    let message = "the same images give other logits each time, as random defences do: use --version rand, which \
-                   averages gradients";
+    let message = "the model returns different logits for the same images, as randomized defenses do: use --version \
+                   rand, which averages gradients";
     (changed || worst > LARGEST_DIFFERENCE).then(|| Flag::new("randomised", message))
 }
 
-/// Of the ratio of logits, which does not vanish where an answer is sure, at images that are classified correctly.
+/// Checks the gradient of the DLR loss, which does not vanish for confident predictions, on correctly classified
+/// images.
 fn zero_gradients(
     classifier: &TargetModel,
     pixels: Tensor<4>,
@@ -173,8 +175,8 @@ fn zero_gradients(
     };
     let zero = right.iter().filter(is_zero).count();
     let message = format!(
-        "{zero} of {} images have no gradient at all: attacks that follow gradients cannot be trusted; look for \
-         saturated or rounded layers, and at what square finds",
+        "{zero} of {} correctly classified images have a gradient of exactly zero: gradient-based attacks cannot be \
+         trusted; look for saturated or rounding layers, and compare with square",
         right.len()
     );
     (zero > 0).then(|| Flag::new("zero_gradients", message))
@@ -182,8 +184,8 @@ fn zero_gradients(
 
 fn not_finite(count: usize, of: usize) -> Option<Flag> {
     let message = format!(
-        "{count} of {of} images have logits that are not finite: they count as misclassified; check the model for \
-         overflow, and its weights"
+        "{count} of {of} images have non-finite logits and count as misclassified: check the model for overflow, and \
+         its weights"
     );
     (count > 0).then(|| Flag::new("not_finite", message))
 }
@@ -195,8 +197,8 @@ fn distribution(logits: &Logits) -> Option<Flag> {
             |z: &f32| (-NEAR_DISTRIBUTION..1.0 + NEAR_DISTRIBUTION).contains(&f64::from(*z));
         row.iter().all(inside) && (sum - 1.0).abs() < NEAR_DISTRIBUTION
     };
-    let message = "the outputs are probabilities: attacks need logits, since the softmax hides the gradient of sure \
-                   answers; leave the softmax out";
+    let message = "the model outputs probabilities, but attacks need logits: the softmax hides the gradient of \
+                   confident predictions; remove the softmax";
     logits
         .rows()
         .all(is_one)
@@ -218,13 +220,13 @@ fn few_classes(classes: usize, attacks: &[Attack]) -> Vec<Flag> {
         let name = attack.name();
         if classes < needs {
             let message = format!(
-                "{name} divides by a difference of logits that needs {needs} classes and there are {classes}: it climbs \
-                 what there is instead, which is not what others report"
+                "the loss of {name} needs {needs} classes and the model has {classes}: {name} maximizes a simplified \
+                 loss instead, and its results are not comparable with published ones"
             );
             flags.push(Flag::new("few_classes", message));
         } else if let Some(wanted) = wanted.filter(|wanted| *wanted + 1 > classes as u64) {
             let message = format!(
-                "{name} is to aim at {wanted} classes and there are {} others: it aims at all of them",
+                "{name} should target {wanted} classes, but there are only {} others: it targets all of them",
                 classes - 1
             );
             flags.push(Flag::new("few_classes", message));
@@ -244,7 +246,7 @@ mod tests {
     use crate::eval::images::Images;
     use crate::ops::{Device, from_vec};
 
-    /// The names of the flags of a function on four images of three pixels.
+    /// Returns the names of the flags raised for a model, on four images of one pixel.
     fn flags(network: &dyn Network) -> Vec<String> {
         let device = Device::cpu();
         let pixels = vec![0.9, 0.1, 0.2, 0.1, 0.8, 0.3, 0.2, 0.3, 0.7, 0.6, 0.5, 0.4];
@@ -266,7 +268,7 @@ mod tests {
         found.into_iter().map(|flag| flag.check).collect()
     }
 
-    /// Twelve logits, a sound model.
+    /// A sound model with twelve classes.
     fn wide(images: Tensor<4>) -> Tensor<2> {
         let [batch, ..] = images.dims();
         let pixels = images.reshape([batch, 3]);
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn planted_defences_are_flagged() {
+    fn gradient_masking_defenses_are_flagged() {
         let softmax = |images| burn::tensor::activation::softmax(wide(images), 1);
         assert_eq!(flags(&softmax), ["probabilities"]);
 
@@ -311,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_beyond_the_models_classes_are_named() {
+    fn an_out_of_range_label_is_an_error_that_names_it() {
         let device = Device::cpu();
         let images = Images::Given {
             images: &crate::ops::zeros([1, 3, 1, 1], &device),
@@ -330,7 +332,7 @@ mod tests {
         .unwrap_err()
         .to_string();
         assert!(
-            error.contains("an image has class 7 and the model 3 classes"),
+            error.contains("label 7 is out of range: the model has 3 classes"),
             "{error}"
         );
     }

@@ -1,4 +1,4 @@
-//! A model that classifies: by its own logits, or by the embedded names of the classes.
+//! A model used as a classifier: by its own logits, or zero-shot by the text embeddings of the class names.
 
 use burn::tensor::Tensor;
 
@@ -14,7 +14,7 @@ use crate::model::{Model, Pass};
 use crate::ops::{Device, Precision, to_vec};
 use crate::text::zero_shot::by_text;
 
-/// A model with an optional text head, and the arithmetic that it is evaluated in.
+/// A model with an optional text head, and the precision of its evaluation.
 pub struct Classifier {
     model: Model,
     name: String,
@@ -23,25 +23,25 @@ pub struct Classifier {
     logits: Box<dyn Fn(Tensor<4>) -> Tensor<2>>,
 }
 
-/// How an evaluation is run; none of it changes a verdict.
+/// How to run an evaluation. Batch size and ranks do not affect verdicts.
 #[derive(Clone, Copy)]
 pub struct Setup<'a> {
-    /// Images at a time.
+    /// Batch size.
     pub batch: usize,
     /// Seed of the attacks' random numbers.
     pub seed: u64,
-    /// Where to compute.
+    /// Device of the computation.
     pub device: &'a Device,
     /// The ranks that share the images.
     pub comm: &'a Comm,
 }
 
 impl Classifier {
-    /// A model that classifies by its own logits; with a head, whose outputs are embeddings, by text.
+    /// Creates a classifier from the model's own logits, or, given a text head, from its image embeddings.
     ///
     /// Shapes: `head` `[classes, width]`, rows of length 1.
     pub fn new(model: Model, head: Option<Tensor<2>>, precision: Precision) -> Self {
-        // Tensors are shared, not copied.
+        // Cloning shares the tensors.
         let (passed, pass) = (
             model.clone(),
             Pass {
@@ -65,7 +65,7 @@ impl Classifier {
         }
     }
 
-    /// The same under the name and the hash that results state; the hash covers the head, see [`hash_with_head`].
+    /// Sets the name and hash that results report. The hash must cover the text head, see [`hash_with_head`].
     pub fn named(self, name: &str, hash: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -74,14 +74,14 @@ impl Classifier {
         }
     }
 
-    /// The logits of a batch.
+    /// Returns the logits of a batch.
     ///
     /// Shapes: `images` `[batch, 3, height, width]`; the result `[batch, classes]`. Units: pixels in [0, 1].
     pub fn logits(&self, images: Tensor<4>) -> Tensor<2> {
         (self.logits)(images)
     }
 
-    /// An evaluation of this classifier: attacks in order, each on the images that survived those before it.
+    /// Returns an evaluation of this classifier: attacks in order, each on the images that survived the previous ones.
     pub fn evaluation<'a>(
         &'a self,
         images: &'a Images<'a>,
@@ -105,7 +105,7 @@ impl Classifier {
         }
     }
 
-    /// Runs such an evaluation.
+    /// Runs an evaluation of this classifier.
     ///
     /// Errors: those of [`Evaluation::run`].
     pub fn evaluate(
@@ -118,9 +118,9 @@ impl Classifier {
         self.evaluation(images, attacks, setup).run(observer)
     }
 
-    /// What a result states of this classifier and of the images that it is evaluated on.
+    /// Describes this classifier and the evaluated images for `result.json`.
     ///
-    /// Errors: those of naming the images.
+    /// Errors: the names of the images cannot be read.
     pub fn subject(
         &self,
         data: &str,
@@ -149,7 +149,7 @@ impl Classifier {
     }
 }
 
-/// The hash of a model with a text head: with another text model, or other templates, it is another classifier.
+/// Returns the hash of a model with a text head. A different text model or prompt template gives a different hash.
 pub fn hash_with_head(model: &str, head: &Tensor<2>) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(model.as_bytes());

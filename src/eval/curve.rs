@@ -1,8 +1,8 @@
 //! Robust accuracy over epsilon: a check against masked gradients.
 //!
-//! With a large enough epsilon every image can be turned into any other, so a curve that does not start at clean
-//! accuracy and fall to about zero shows an attack that fails, not a model that is robust (Athalye et al. 2018,
-//! arXiv:1802.00420, section 3.1; Carlini et al. 2019, arXiv:1902.06705, section 5).
+//! With a large enough epsilon every image can be turned into any other. A curve that does not fall from clean accuracy
+//! to about zero therefore shows a failing attack, not a robust model (Athalye et al. 2018, arXiv:1802.00420,
+//! section 3.1; Carlini et al. 2019, arXiv:1902.06705, section 5).
 
 use serde::Serialize;
 
@@ -15,7 +15,7 @@ use crate::units::Fraction;
 
 /// Multiples of epsilon on the curve.
 pub const MULTIPLES: [f64; 8] = [0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0, 8.0];
-/// What may be left at the largest epsilon.
+/// Robust accuracy allowed at the largest epsilon.
 const NEARLY_ZERO: f64 = 0.02;
 
 /// A point of the curve.
@@ -23,16 +23,16 @@ const NEARLY_ZERO: f64 = 0.02;
 pub struct Point {
     /// Largest perturbation.
     pub epsilon: Fraction,
-    /// Its value.
+    /// Epsilon as a number.
     pub value: f64,
-    /// Share of images that stand.
+    /// Share of images that are robust.
     pub robust_accuracy: f64,
     /// Its 95 % interval.
     pub interval_95: (f64, f64),
 }
 
-/// APGD on cross entropy at rising epsilon: what fell to a smaller epsilon stays fallen, since the smaller ball is
-/// part of the larger one.
+/// Returns APGD attacks on cross entropy with increasing epsilon. An image fooled at one epsilon also counts as fooled
+/// at every larger one, since the smaller ball is part of the larger one.
 pub fn attacks(settings: &Settings) -> Vec<Attack> {
     let multiples = MULTIPLES.iter().filter(|multiple| **multiple > 0.0);
     let at = |multiple: &f64| {
@@ -51,12 +51,12 @@ pub fn attacks(settings: &Settings) -> Vec<Attack> {
         settings.attack("apgd-ce").expect("a known name")
     };
     let mut attacks: Vec<Attack> = multiples.map(at).collect();
-    // Nothing lies beyond the range of a pixel.
+    // Drops the duplicates left by clamping to the pixel range.
     attacks.dedup_by(|next, last| next.epsilon() == last.epsilon());
     attacks
 }
 
-/// The curve that the evaluation with [`attacks`] gave.
+/// Returns the curve from the outcome of an evaluation with [`attacks`].
 pub fn points(outcome: &Outcome, attacks: &[Attack]) -> Vec<Point> {
     let zero: Fraction = "0".parse().expect("a number");
     let epsilons = std::iter::once(&zero).chain(attacks.iter().map(Attack::epsilon));
@@ -72,12 +72,12 @@ pub fn points(outcome: &Outcome, attacks: &[Attack]) -> Vec<Point> {
     points.collect()
 }
 
-/// A flag if the curve does not fall to about zero.
+/// Returns a flag if the curve does not fall to about zero.
 pub fn check(points: &[Point]) -> Option<Flag> {
     let last = points.last()?;
     let message = format!(
-        "{:.1} % of the images stand even at epsilon {}, where hardly any can: the attack fails, gradients are masked or \
-         rounded away",
+        "{:.1} % of the images are still robust at epsilon {}, where almost none can be: the attack fails because \
+         gradients are masked or rounded away",
         100.0 * last.robust_accuracy,
         last.epsilon
     );
@@ -90,7 +90,7 @@ mod tests {
     use crate::eval::autoattack::Version;
 
     #[test]
-    fn the_curve_ends_where_the_range_of_a_pixel_does() {
+    fn the_curve_ends_at_the_pixel_range() {
         let epsilons = |norm, epsilon: &str| -> Vec<f64> {
             let settings = Settings::new(Version::Standard, norm, epsilon.parse().unwrap());
             let attacks = attacks(&settings);

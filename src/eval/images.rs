@@ -1,4 +1,4 @@
-//! The images of an evaluation and their classes.
+//! The images of an evaluation and their labels.
 
 use burn::tensor::Tensor;
 
@@ -13,31 +13,31 @@ pub enum Images<'a> {
     Stored {
         /// The data set.
         dataset: &'a Dataset,
-        /// Which of its images, and what their labels mean to the model.
+        /// The selected images, and the mapping from their labels to the model's classes.
         subset: &'a Subset,
-        /// How images are brought to the model's size.
+        /// Preprocessing to the model's image size.
         preprocessing: Preprocessing,
     },
-    /// Images at hand, in [0, 1], `[n, 3, height, width]`.
+    /// A tensor of images in [0, 1], `[n, 3, height, width]`.
     Given {
         /// The images.
         images: &'a Tensor<4>,
-        /// Their classes.
+        /// Their labels.
         labels: &'a [u32],
     },
-    /// Images that someone else keeps, read batch by batch.
+    /// Images read batch by batch through a callback.
     Read {
         /// Channels, height and width.
         shape: [usize; 3],
-        /// Their classes.
+        /// Their labels.
         labels: &'a [u32],
-        /// Reads the images of given indices, in [0, 1], `[indices, 3, height, width]`.
+        /// Reads the images at the given indices, in [0, 1], `[indices, 3, height, width]`.
         read: &'a dyn Fn(&[usize]) -> Result<Tensor<4>>,
     },
 }
 
 impl Images<'_> {
-    /// How many images.
+    /// Returns the number of images.
     pub fn count(&self) -> usize {
         match self {
             Self::Stored { subset, .. } => subset.len(),
@@ -45,7 +45,7 @@ impl Images<'_> {
         }
     }
 
-    /// The numbers that make up an image.
+    /// Returns the number of values in an image.
     pub(crate) fn numbers(&self) -> usize {
         match self {
             Self::Stored { preprocessing, .. } => preprocessing.numbers(),
@@ -54,8 +54,8 @@ impl Images<'_> {
         }
     }
 
-    /// What an image's random numbers are drawn by: its place in the data set, so that they are the same in every
-    /// subset of it.
+    /// Returns the key of an image's random streams: its index in the data set, so that the streams are the same in
+    /// every subset.
     pub fn key(&self, index: usize) -> u64 {
         match self {
             Self::Stored { subset, .. } => subset.place(index) as u64,
@@ -63,16 +63,16 @@ impl Images<'_> {
         }
     }
 
-    /// The images of given indices and their labels.
+    /// Returns the images at the given indices and their labels.
     ///
     /// Shapes: the images `[indices, 3, height, width]`.
-    /// Errors: an image that cannot be read or has no label.
+    /// Errors: an image cannot be read or has no label.
     pub fn batch(&self, indices: &[usize], device: &Device) -> Result<(Tensor<4>, Vec<u32>)> {
         let labels = self.labels(indices)?;
         Ok((self.pictures(indices, device)?, labels))
     }
 
-    /// The classes of the images of given indices, as the model counts them.
+    /// Returns the labels of the images at the given indices, in the numbering of the model's classes.
     pub fn labels(&self, indices: &[usize]) -> Result<Vec<u32>> {
         match self {
             Self::Stored {
@@ -87,7 +87,7 @@ impl Images<'_> {
         }
     }
 
-    /// The images of given indices, which need no labels.
+    /// Returns the images at the given indices. Labels are not required.
     ///
     /// Shapes: `[indices, 3, height, width]`.
     pub fn pictures(&self, indices: &[usize], device: &Device) -> Result<Tensor<4>> {
@@ -111,7 +111,7 @@ impl Images<'_> {
     }
 }
 
-/// The same images on a device.
+/// Moves images to a device.
 pub fn moved(images: Tensor<4>, device: &Device) -> Tensor<4> {
     match Device::of(&images) == *device {
         true => images,
@@ -119,13 +119,13 @@ pub fn moved(images: Tensor<4>, device: &Device) -> Tensor<4> {
     }
 }
 
-/// An error unless the model has classes to tell apart and all labels are among them.
+/// Checks that the model has at least two classes and that all labels are in range.
 pub(crate) fn check_labels(labels: &[u32], classes: usize) -> Result<()> {
     if classes < 2 {
         let (message, hint) = match classes {
             1 => (
                 "the model has 1 class: its accuracy is meaningless",
-                "evaluate at least 2 classes; turn a single logit z for two classes into the pair 0 and z",
+                "evaluate at least 2 classes; turn the single logit z of a binary model into the pair (0, z)",
             ),
             _ => (
                 "the model has no classes",
@@ -137,14 +137,15 @@ pub(crate) fn check_labels(labels: &[u32], classes: usize) -> Result<()> {
     match labels.iter().find(|label| **label as usize >= classes) {
         None => Ok(()),
         Some(label) => {
-            let message =
-                format!("an image has class {label} and the model {classes} classes, from 0");
-            Err(Error::input(message).hint("use the data set that the model was trained for"))
+            let message = format!(
+                "label {label} is out of range: the model has {classes} classes, numbered from 0"
+            );
+            Err(Error::input(message).hint("use the data set that the model was trained on"))
         }
     }
 }
 
-/// An error unless the pixels of some images are those of images.
+/// Checks that all pixels are in [0, 1].
 pub(crate) fn check_images(indices: &[usize], pixels: &[f32]) -> Result<()> {
     let outside = |pixel: &f32| !(0.0..=1.0).contains(pixel);
     let Some(place) = pixels.iter().position(outside) else {
@@ -152,7 +153,7 @@ pub(crate) fn check_images(indices: &[usize], pixels: &[f32]) -> Result<()> {
     };
     let index = indices[place / (pixels.len() / indices.len())];
     let message = format!(
-        "image {index} has a pixel of {}, outside [0, 1]",
+        "image {index} has a pixel value of {}, outside [0, 1]",
         pixels[place]
     );
     Err(Error::input(message).hint("attacks perturb pixels in [0, 1]: normalize inside the model"))

@@ -1,6 +1,6 @@
-//! Confidence intervals of accuracies.
+//! Confidence intervals for accuracies.
 
-/// The 95 % interval of a share (Wilson 1927).
+/// Returns the 95 % confidence interval of a proportion (Wilson 1927).
 pub fn wilson(count: usize, of: usize) -> (f64, f64) {
     if of == 0 {
         return (0.0, 1.0);

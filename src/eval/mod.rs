@@ -1,6 +1,6 @@
-//! Robust accuracy: how many images does none of a list of attacks fool?
+//! Robust accuracy: the share of images that a list of attacks leaves correctly classified.
 //!
-//! Works on any function from images in [0, 1] to logits; [`Classifier`] makes one of a model.
+//! Works on any function from images in [0, 1] to logits; [`Classifier`] builds one from a model.
 
 pub mod accuracy;
 pub mod autoattack;

@@ -1,19 +1,21 @@
-//! Whether an adversarial image is what its attack promised, judged by code that shares nothing with the attacks.
+//! Checks that an adversarial image satisfies its attack's threat model, with code that is independent of the attacks.
 
 use crate::attack::{Attack, Norm};
 
-/// Roundings to f32 may put an image this far outside its ball.
+/// Tolerance for rounding to f32.
 const SLACK: f64 = 1e-6;
 
-/// How far an adversarial image is from the clean one, in the attack's norm.
+/// Returns the distance of an adversarial image from the clean one, in the attack's norm.
 ///
-/// Errors: a pixel that is not a number or outside [0, 1], or a distance above epsilon.
+/// Errors: a pixel is NaN or outside [0, 1], or the distance exceeds epsilon.
 pub fn distance(attack: &Attack, clean: &[f32], found: &[f32]) -> Result<f64, String> {
     let name = attack.name();
     let (mut largest, mut sum, mut squares) = (0.0f64, 0.0, 0.0);
     for (clean, pixel) in clean.iter().zip(found) {
         if !(0.0..=1.0).contains(pixel) {
-            return Err(format!("{name} made a pixel of {pixel}, outside [0, 1]"));
+            return Err(format!(
+                "{name} produced a pixel value of {pixel}, outside [0, 1]"
+            ));
         }
         let change = (f64::from(*pixel) - f64::from(*clean)).abs();
         largest = largest.max(change);
@@ -29,7 +31,7 @@ pub fn distance(attack: &Attack, clean: &[f32], found: &[f32]) -> Result<f64, St
     match distance <= epsilon.value() + SLACK {
         true => Ok(distance),
         false => Err(format!(
-            "{name} left its ball: {distance} is more than {epsilon}"
+            "{name} left the epsilon ball: distance {distance} exceeds {epsilon}"
         )),
     }
 }
@@ -40,7 +42,7 @@ mod tests {
     use crate::attack::square::Square;
 
     #[test]
-    fn what_is_not_an_image_in_the_ball_is_refused() {
+    fn images_outside_the_ball_or_the_pixel_range_are_rejected() {
         let attack = |norm| {
             Attack::Square(Square {
                 norm,
@@ -55,17 +57,17 @@ mod tests {
         assert!(
             judge(Norm::L2, [0.58, 0.58])
                 .unwrap_err()
-                .contains("left its ball")
+                .contains("left the epsilon ball")
         );
         assert!(
             judge(Norm::L1, [0.56, 0.56])
                 .unwrap_err()
-                .contains("is more than 0.1")
+                .contains("exceeds 0.1")
         );
         assert!(
             judge(Norm::Linf, [f32::NAN, 0.5])
                 .unwrap_err()
-                .contains("a pixel of NaN")
+                .contains("a pixel value of NaN")
         );
         let attack = Attack::Square(Square {
             norm: Norm::Linf,

@@ -1,4 +1,4 @@
-//! `result.json`: what an evaluation found and everything needed to do it again.
+//! `result.json`: the results of an evaluation and everything needed to reproduce it.
 
 use std::path::{Path, PathBuf};
 
@@ -15,43 +15,44 @@ use crate::error::Result;
 use crate::files;
 use crate::image::Preprocessing;
 
-/// What was evaluated, and on what.
+/// The evaluated model and data.
 #[derive(Clone, Debug, Serialize)]
 pub struct Subject {
-    /// This program and its version.
+    /// Name and version of this program.
     pub program: String,
     /// Path of the model.
     pub model: String,
     /// Hash of its weights.
     pub model_hash: String,
-    /// The data set as named.
+    /// The data set as specified by the user.
     pub data: String,
     /// Hash of the data set's classes and labels.
     pub data_hash: String,
     /// Names of the data set's classes.
     pub data_classes: Vec<String>,
-    /// How many images.
+    /// Number of images.
     pub images: usize,
-    /// Which ones.
+    /// Selection of the images.
     pub subset: SubsetRecord,
-    /// Places in the data set of images that could not be read, and were left out.
+    /// Indices in the data set of images that could not be read and were left out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<usize>,
-    /// How images are brought to the size of the model.
+    /// Preprocessing to the model's image size.
     #[serde(flatten)]
     pub preprocessing: Preprocessing,
-    /// Mean of each channel, which the model subtracts.
+    /// Mean of each channel, subtracted inside the model.
     pub mean: [f64; 3],
-    /// Standard deviation of each channel, which it divides by.
+    /// Standard deviation of each channel, by which the model divides.
     pub std: [f64; 3],
     /// Seed of the attacks' random numbers.
     pub seed: u64,
-    /// Arithmetic.
+    /// Precision of the computation.
     pub precision: String,
 }
 
 impl Subject {
-    /// Names an evaluation of this subject: equal only where everything that decides the result is.
+    /// Returns the fingerprint of an evaluation of this subject. Two fingerprints are equal only if everything that
+    /// determines the result is equal.
     pub fn fingerprint(&self, attacks: &[Attack]) -> String {
         let named = Self {
             model: String::new(),
@@ -63,15 +64,15 @@ impl Subject {
     }
 }
 
-/// What attacks in one norm found.
+/// Results of the attacks in one norm.
 pub struct Findings {
     /// The outcome of the evaluation.
     pub outcome: Outcome,
-    /// Its attacks.
+    /// The attacks.
     pub attacks: Vec<Attack>,
-    /// Signs that it may mislead.
+    /// Signs that the results may be misleading.
     pub flags: Vec<Flag>,
-    /// Robust accuracy over epsilon, if asked for.
+    /// Robust accuracy over epsilon, if requested.
     pub curve: Option<Vec<Point>>,
 }
 
@@ -112,7 +113,7 @@ impl Findings {
     }
 }
 
-/// The content of `result.json`.
+/// Returns the content of `result.json`.
 pub fn to_json(subject: &Subject, findings: &[Findings]) -> Value {
     let mut result = json!(subject);
     let fields = result.as_object_mut().expect("a subject is an object");
@@ -124,8 +125,8 @@ pub fn to_json(subject: &Subject, findings: &[Findings]) -> Value {
     result
 }
 
-/// What was found: of one norm its fields; of several, `robust` says which images withstand all of them, and each norm has
-/// an entry under `evaluations`.
+/// Returns the result fields. With one norm these are its fields; with several, `robust` covers the images that are
+/// robust in all norms, and each norm has an entry under `evaluations`.
 pub fn found(findings: &[Findings]) -> Map<String, Value> {
     if let [only] = findings {
         let Value::Object(found) = only.to_json() else {
@@ -154,7 +155,8 @@ pub fn found(findings: &[Findings]) -> Map<String, Value> {
     named.into_iter().collect()
 }
 
-/// Writes a result. Another evaluation's that is there already is kept under a free name, which is told.
+/// Writes a result. If the file holds the result of a different evaluation, that file is first renamed to a free name,
+/// which is returned.
 pub fn write(path: &Path, result: &Value) -> Result<Option<PathBuf>> {
     let mut kept = None;
     let same = |text: &[u8]| {
@@ -171,7 +173,7 @@ pub fn write(path: &Path, result: &Value) -> Result<Option<PathBuf>> {
         kept = Some(free);
     }
     files::write(path, format!("{result:#}\n").as_bytes())?;
-    // Of evaluations that were killed while they wrote theirs.
+    // Left over by evaluations that were killed while writing.
     let (folder, name) = (
         path.parent().unwrap_or(path),
         path.file_name().unwrap_or_default(),
@@ -180,7 +182,7 @@ pub fn write(path: &Path, result: &Value) -> Result<Option<PathBuf>> {
     Ok(kept)
 }
 
-/// The result of the same evaluation, if it is there.
+/// Returns the result of the same evaluation, if the file has it.
 pub fn earlier(path: &Path, subject: &Subject, attacks: &[Attack]) -> Result<Option<Value>> {
     if !path.is_file() {
         return Ok(None);

@@ -1,6 +1,6 @@
-//! An evaluation that prints its progress and survives a kill: saved after each batch, and when it is stopped.
+//! Runs an evaluation with progress output and checkpoints, saved after each batch and on a stop request.
 //!
-//! The lines are those of the AutoAttack program, which people search logs for.
+//! The log lines are those of the AutoAttack program, so that existing log parsers keep working.
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -24,31 +24,32 @@ use crate::ops::{Device, to_vec};
 use crate::screen::Screen;
 use crate::units::duration;
 
-/// Progress on a screen is drawn anew after this long.
+/// Interval between redraws of the progress line.
 const REDRAWN_AFTER: Duration = Duration::from_millis(200);
-/// Bytes of saved images that are read at once.
+/// Bytes of saved images to read at once.
 const AT_ONCE: u64 = 64 << 20;
 
-/// What is saved of an evaluation in progress, in a form that keeps every bit of a float.
+/// The saved state of an evaluation in progress, in a format that preserves every bit of a float.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Saved {
-    /// The evaluation that it belongs to.
+    /// Fingerprint of the evaluation.
     fingerprint: String,
     outcome: Outcome,
-    /// Bytes of the file of adversarial images that belong to it, and their hash.
+    /// Number of bytes of the adversarial image file that belong to this state, and their hash.
     images: u64,
     images_hash: String,
 }
 
 impl Saved {
-    /// Its hash, then itself.
+    /// Serializes the state, preceded by its hash.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut text = Vec::new();
-        ciborium::into_writer(self, &mut text).expect("memory takes all that is written");
+        ciborium::into_writer(self, &mut text).expect("writing to memory cannot fail");
         [blake3::hash(&text).as_bytes(), &text[..]].concat()
     }
 
-    /// `None` for anything but what [`Self::to_bytes`] gave: a flipped bit in a count would be a wrong accuracy.
+    /// Parses the output of [`Self::to_bytes`]. Returns `None` for anything else: a flipped bit in a count would change
+    /// the accuracy.
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let (hash, text) = bytes.split_at_checked(blake3::OUT_LEN)?;
         if *blake3::hash(text).as_bytes() != *hash {
@@ -58,29 +59,30 @@ impl Saved {
     }
 }
 
-/// Takes the misclassified images of each batch; of a resumed evaluation first those that were saved.
+/// Receives the misclassified images of each batch. A resumed evaluation passes the saved ones first.
 pub type Sink<'a> = &'a dyn Fn(&[Misclassified]) -> Result<()>;
 
-/// The files of an evaluation in progress; of several processes the first has them.
+/// The files of an evaluation in progress. With several ranks, only the first rank writes them.
 pub struct Progress<'a> {
     fingerprint: String,
-    /// None where nothing is saved.
+    /// State file; None if nothing is saved.
     state: Option<PathBuf>,
-    /// Whether the user named the file, which may then be another's.
+    /// Whether the user chose the file name, so that the file may belong to something else.
     is_named: bool,
     images: Option<PathBuf>,
-    /// Of the adversarial images so far.
+    /// Hash of the adversarial images so far.
     hasher: RefCell<blake3::Hasher>,
     comm: &'a Comm,
     sink: Option<Sink<'a>>,
-    /// Of a named file, against other processes that would write to it.
+    /// Lock on a user-named file, against concurrent writers.
     _lock: Option<File>,
 }
 
 impl<'a> Progress<'a> {
-    /// In a folder, for the evaluation with the given fingerprint: another one's progress is left alone.
+    /// Saves progress in a folder, in a file specific to the given fingerprint, so that other evaluations' progress is
+    /// left alone.
     pub fn new(folder: &Path, fingerprint: &str, keep_images: bool, comm: &'a Comm) -> Self {
-        // Progress without images is of no use to an evaluation that is to save them.
+        // An evaluation that saves images cannot resume from progress without images.
         let kind = if keep_images { "-images" } else { "" };
         let name = format!(
             "eval-{}{kind}.progress",
@@ -95,17 +97,17 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// In a file of a given name and in `NAME.images`, which stay when the evaluation is done, for one process at a time.
-    /// A file that holds anything else is refused when the evaluation begins.
+    /// Saves progress in the given file and in `NAME.images`, locked against other processes. Both files are kept when
+    /// the evaluation is done. A file with other content is rejected when the evaluation starts.
     ///
-    /// Errors: files that cannot be written, or that another process has.
+    /// Errors: the files cannot be written, or another process holds the lock.
     pub fn at(state: &Path, fingerprint: &str, comm: &'a Comm) -> Result<Self> {
         let mut images = state.as_os_str().to_owned();
         images.push(".images");
         let images = PathBuf::from(images);
         let lock = files::lock_kept(&images)?.ok_or_else(|| {
             let message = format!("`{}` is in use by another process", state.display());
-            Error::input(message).hint("wait for it, or choose another file")
+            Error::input(message).hint("wait for it to finish, or choose another file")
         })?;
         Ok(Self {
             fingerprint: fingerprint.to_owned(),
@@ -117,7 +119,7 @@ impl<'a> Progress<'a> {
         })
     }
 
-    /// Nowhere: a stopped evaluation starts over.
+    /// Saves nothing: a stopped evaluation starts over.
     pub fn unsaved(comm: &'a Comm) -> Self {
         Self {
             fingerprint: String::new(),
@@ -131,7 +133,7 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// The same, passing on the misclassified images.
+    /// Adds a sink for the misclassified images.
     pub fn with_sink(self, sink: Sink<'a>) -> Self {
         Self {
             sink: Some(sink),
@@ -139,7 +141,7 @@ impl<'a> Progress<'a> {
         }
     }
 
-    /// Where the evaluation was, or `None` at its beginning; and what the user should know of the files.
+    /// Loads the saved outcome, or `None` for a new evaluation, and a notice about the files for the user.
     fn load(&self) -> Result<(Option<Outcome>, Option<String>)> {
         let found = match self.comm.is_main() {
             true => self.load_here(),
@@ -150,7 +152,7 @@ impl<'a> Progress<'a> {
 
     fn load_here(&self) -> Result<(Option<Outcome>, Option<String>)> {
         let begin = |notice| {
-            // What a process left that was killed before it saved.
+            // Clears images left by a process that was killed before its first save.
             if let Some(images) = &self.images {
                 files::truncate(images, 0)?;
             }
@@ -170,11 +172,12 @@ impl<'a> Progress<'a> {
             Some(saved) if saved.fingerprint == self.fingerprint => saved,
             _ if !self.is_named => return damaged(state),
             Some(_) => {
-                let what = "holds another evaluation: images, labels, attacks or seed differ";
+                let what =
+                    "belongs to a different evaluation: images, labels, attacks or seed differ";
                 return Err(refused(state, what));
             }
             None => {
-                let what = "is not the saved state of an evaluation, or is damaged";
+                let what = "is not an evaluation state file, or is damaged";
                 return Err(refused(state, what));
             }
         };
@@ -221,7 +224,7 @@ impl<'a> Progress<'a> {
         files::write(state, &saved.to_bytes())
     }
 
-    /// Passes the saved adversarial images to `take`, some at a time; `numbers` make up an image.
+    /// Passes the saved adversarial images to `take`, a chunk at a time. An image has `numbers` values.
     fn adversarial(
         &self,
         numbers: usize,
@@ -247,8 +250,8 @@ impl<'a> Progress<'a> {
         Ok(())
     }
 
-    /// Writes the images as the model was judged by them, with their labels, as `tensors:FILE` reads them: the
-    /// adversarial one where the model was fooled, else the clean one.
+    /// Writes the final images and their labels in the format of `tensors:FILE`: the adversarial image where the model
+    /// was fooled, else the clean one.
     pub fn save_adversarial(&self, images: &Images, path: &Path, device: &Device) -> Result<()> {
         if !self.comm.is_main() {
             return Ok(());
@@ -274,7 +277,7 @@ impl<'a> Progress<'a> {
         tensors::save(path, &values, shape, &labels, &[])
     }
 
-    /// Removes the files, when the result is safe.
+    /// Removes the files. Call it after the result has been written.
     fn remove(&self) -> Result<()> {
         for path in self.state.iter().chain(&self.images) {
             if path.is_file() {
@@ -288,17 +291,17 @@ impl<'a> Progress<'a> {
     }
 }
 
-/// The error of a state file that an evaluation cannot continue.
+/// Returns the error for a state file that cannot be resumed.
 fn refused(state: &Path, what: &str) -> Error {
     Error::input(format!("`{}` {what}", state.display()))
         .hint("choose another file, or delete this one to start over")
 }
 
-/// How much of a model's largest logit the margin of a clean image may change from one run to the next.
+/// Tolerated change of a clean image's margin between runs, as a share of the model's largest logit.
 const SAME_MODEL: f64 = 0.01;
 
-/// An error where an evaluation that the user's file continues was begun with another model: it answers otherwise about
-/// clean images that were not fooled. Random defences may.
+/// Checks that a user's state file was saved with the same model, by comparing margins on clean images that were not
+/// fooled. Skipped for attacks that average gradients, since randomized defenses may differ between runs.
 fn check_same_model(evaluation: &Evaluation, earlier: &Outcome, state: &Path) -> Result<()> {
     let averages = |attack: &Attack| matches!(attack, Attack::Apgd(apgd) if apgd.averages > 1);
     if evaluation.attacks.iter().any(averages) {
@@ -326,7 +329,8 @@ fn check_same_model(evaluation: &Evaluation, earlier: &Outcome, state: &Path) ->
         if !is_same {
             let state = state.display();
             let message = format!(
-                "`{state}` was saved with another model: its margin of image {index} was {then:.4} and is {now:.4}"
+                "`{state}` was saved with a different model: the margin of image {index} was {then:.4} and is now \
+                 {now:.4}"
             );
             return Err(
                 Error::input(message).hint("choose another file, or delete this one to start over")
@@ -336,7 +340,7 @@ fn check_same_model(evaluation: &Evaluation, earlier: &Outcome, state: &Path) ->
     Ok(())
 }
 
-/// The hash of a file as far as it goes; of nothing where there is none.
+/// Hashes a file. A missing file hashes as empty.
 fn hash_of(path: &Path) -> Result<blake3::Hasher> {
     let mut hasher = blake3::Hasher::new();
     if path.is_file() {
@@ -353,7 +357,7 @@ fn hash_of(path: &Path) -> Result<blake3::Hasher> {
     Ok(hasher)
 }
 
-/// Looks at the model before and after an evaluation, which is run, or what is left of it; tells about all.
+/// Runs or resumes an evaluation with the checks before and after it, and prints progress and flags.
 pub fn examine(
     evaluation: &Evaluation,
     progress: &Progress,
@@ -365,7 +369,7 @@ pub fn examine(
     let outcome = watch(evaluation, progress, screen)?;
     let late = checks::after(&outcome);
     late.iter().for_each(|flag| screen.line(&flag.to_string()));
-    // Of all images and not of the first ones.
+    // A late flag covers all images and replaces the early one, which covers the first batch.
     flags.retain(|flag| late.iter().all(|late| late.check != flag.check));
     flags.extend(late);
     Ok(Findings {
@@ -376,7 +380,7 @@ pub fn examine(
     })
 }
 
-/// Writes the result of evaluations; then their progress can go.
+/// Writes the result of evaluations, then removes their progress files.
 pub fn conclude(
     path: &Path,
     result: &Value,
@@ -389,18 +393,18 @@ pub fn conclude(
     }
     if let Some(kept) = result::write(path, result)? {
         let kept = kept.display();
-        screen.line(&format!("the earlier result is kept as `{kept}`"));
+        screen.line(&format!("kept the earlier result as `{kept}`"));
     }
     finished.iter().try_for_each(|progress| progress.remove())
 }
 
-/// Runs an evaluation, or what is left of it, and tells about it.
+/// Runs or resumes an evaluation and prints its progress.
 pub fn watch(
     evaluation: &Evaluation,
     progress: &Progress,
     screen: &mut dyn Screen,
 ) -> Result<Outcome> {
-    // After a kill at any moment the evaluation goes on from the last batch.
+    // Exiting is safe at any moment: the evaluation resumes after the last saved batch.
     let _saved = evaluation.comm.allow_exit();
     let (earlier, notice) = progress.load()?;
     if let Some(notice) = notice {
@@ -430,11 +434,11 @@ pub fn watch(
         state: RefCell::new(Counts::default()),
     };
     let outcome = evaluation.resume(earlier.unwrap_or_default(), &watcher)?;
-    watcher.told_last(&outcome);
+    watcher.print_summary(&outcome);
     Ok(outcome)
 }
 
-/// Shows and saves.
+/// Prints and saves the progress of an evaluation.
 struct Watcher<'a> {
     attacks: &'a [Attack],
     progress: &'a Progress<'a>,
@@ -444,28 +448,28 @@ struct Watcher<'a> {
     state: RefCell<Counts>,
 }
 
-/// What is known between batches.
+/// Progress counters.
 #[derive(Default)]
 struct Counts {
     attack: String,
     tried: usize,
     left: usize,
-    /// The first images, whose fate under this attack is known, and how many of them stand.
+    /// Number of leading images that the current attack has finished, and how many of them are robust.
     known: usize,
     standing: usize,
-    /// Passes of this process, of the batch in progress, and at most to come.
+    /// Cost of passes by this process, in the batch in progress, and at most remaining.
     done: f64,
     of_batch: f64,
     to_come: f64,
 }
 
-/// A backward pass to the pixels costs about as much as a forward pass.
+/// Returns the cost in forward passes. A backward pass to the pixels costs about as much as a forward pass.
 fn cost(passes: Passes) -> f64 {
     (passes.forward + passes.backward) as f64
 }
 
 impl Counts {
-    /// At most to come, less what the batch in progress has done of it.
+    /// Returns the remaining cost, less what the batch in progress has already done.
     fn left_to_come(&self) -> f64 {
         (self.to_come - self.of_batch).max(0.0)
     }
@@ -490,10 +494,10 @@ impl Counts {
 }
 
 impl Watcher<'_> {
-    /// The passes that are still to come if every image that stands keeps standing.
+    /// Returns an upper bound on the remaining cost: every robust image stays robust.
     fn to_come(&self, outcome: &Outcome) -> f64 {
         let at = outcome.stages.len();
-        // Before the first pass many classes are as good a guess as any.
+        // The number of classes is unknown before the first pass.
         let classes = if outcome.classes == 0 {
             1000
         } else {
@@ -521,8 +525,8 @@ impl Watcher<'_> {
         self.screen.borrow_mut().line(text);
     }
 
-    /// The reference's last two lines, and the interval.
-    fn told_last(&self, outcome: &Outcome) {
+    /// Prints the last two lines of the reference, and the confidence interval.
+    fn print_summary(&self, outcome: &Outcome) {
         let Some(attack) = self.attacks.last() else {
             return;
         };

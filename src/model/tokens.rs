@@ -11,22 +11,22 @@ use crate::rng::{Purpose, Rng};
 use crate::settings::{settings, words};
 
 settings! {
-    /// Token reduction: the model sees only some of the patches of each image.
+    /// Token reduction: the model sees only a subset of each image's patches.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Masking(table) {
-        /// Which patches are kept.
+        /// How the patches to keep are chosen.
         pub kind: MaskingKind { example: "\"random\"" },
-        /// Share of the patches that is left out.
+        /// Fraction of patches to drop. Higher values make training cheaper.
         pub ratio: f64 { limits: above(0.0).below(1.0), example: "0.75" },
     }
 }
 
 words! {
-    /// Which patches are kept.
+    /// How the patches to keep are chosen.
     pub enum MaskingKind {
-        /// A random subset (FLIP, MAE).
+        /// A random subset, as in FLIP and MAE.
         Random = "random",
-        /// One contiguous rectangle of the grid, close to a square (after BEiT).
+        /// A contiguous, nearly square rectangle of the patch grid (after BEiT).
         Block = "block",
     }
 }

@@ -5,27 +5,29 @@ use advxl_kernels::Gelu;
 use crate::settings::words;
 
 words! {
-    /// Arithmetic of the matrix products. Sums are f32, and so is everything but products: weights, norms, softmax, losses.
+    /// Precision of the matrix products. Accumulation is in f32, as is everything else: weights, norms, softmax, losses.
     pub enum Precision {
         /// All products in f32.
         F32 = "f32",
         /// Operands rounded to TF32 (10 bits of fraction) on NVIDIA GPUs; f32 elsewhere.
         Tf32 = "tf32",
-        /// Operands rounded to bf16 where the device is faster with them; f32 elsewhere.
+        /// Operands rounded to bf16 where that is faster on the device; f32 elsewhere.
         Bf16 = "bf16",
     }
 }
 
 words! {
-    /// Arithmetic of the matrix products in a training attack's passes. Updates and evaluations never run in it.
+    /// Precision of the matrix products in a training attack's passes. Never used for updates or evaluations.
     pub enum AttackPrecision {
         /// All products in f32.
         F32 = "f32",
         /// Operands rounded to TF32 on NVIDIA GPUs; f32 elsewhere.
         Tf32 = "tf32",
-        /// Operands rounded to bf16 where the device is faster with them, on NVIDIA GPUs the activations between blocks too; f32 elsewhere.
+        /// Operands rounded to bf16 where that is faster on the device, and on NVIDIA GPUs the activations between blocks
+        /// too; f32 elsewhere.
         Bf16 = "bf16",
-        /// Operands of the blocks' products rounded to FP8 (e4m3, a scale for each row), the rest as with `bf16` on NVIDIA GPUs. The CPU emulates it, at less than the speed of f32. Transformers only.
+        /// Operands of the products in blocks rounded to FP8 (e4m3, one scale per row), everything else as with `bf16` on
+        /// NVIDIA GPUs. Emulated on CPUs, where it is slower than f32. Transformers only.
         Fp8 = "fp8",
     }
 }
@@ -109,7 +111,7 @@ impl Precision {
 }
 
 words!(for Gelu:
-    "erf" => Self::Erf, "Exact, as in timm.";
+    "erf" => Self::Erf, "Exact GELU, as in timm.";
     "tanh" => Self::Tanh, "Tanh approximation, as in CLIPA.";
     "quick" => Self::Quick, "Sigmoid approximation, as in OpenAI's CLIP.";
 );

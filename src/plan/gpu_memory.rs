@@ -1,6 +1,6 @@
-//! The memory of an NVIDIA GPU that a run takes, counted from what the CUDA engine keeps.
+//! Estimates the memory of a run on an NVIDIA GPU from the buffers of the CUDA engine.
 //!
-//! `tests/gpu.rs` holds it to the engine's own count. Besides, the driver and cuBLASLt take about half a GiB.
+//! `tests/gpu.rs` compares it with the engine's own count. The driver and cuBLASLt take about half a GiB more.
 
 use super::link::FLOAT;
 use super::memory::{LARGEST_PART, Memory};
@@ -9,25 +9,25 @@ use crate::model::ModelConfig;
 use crate::ops::{Device, Precision};
 use crate::recipe::{Phase, Recipe};
 
-/// The driver's context, its kernels, and the workspace of cuBLASLt.
+/// Bytes of the driver's context, its kernels, and the workspace of cuBLASLt.
 pub const GPU_CONTEXT: u64 = 512 << 20;
 
-/// Memory of a device that a run may take, as plans count it; that of GPUs through Burn is not known.
+/// Returns the memory available to a run on a device, in the terms of plans. Unknown (`None`) for GPUs through Burn.
 pub fn free_memory(device: &Device) -> Option<u64> {
     match device.gpu() {
-        // The driver's context is there already.
+        // The driver's context is already allocated, and plans include it.
         Some(gpu) => Some(gpu.memory().0 as u64 + GPU_CONTEXT),
         None => distributed::available_memory().filter(|_| device.is_cpu()),
     }
 }
 
-/// The residual stream is f32.
+/// Bytes per element of the residual stream, which is f32.
 const STREAM: u128 = 4;
 
-/// Copies of the images that are alive in a backward pass: clean, adversarial, as patches, and the gradients of these.
+/// Copies of the images alive in a backward pass: clean, adversarial, patches, and their gradients.
 const IMAGE_COPIES: u64 = 6;
 
-/// What a GPU holds at most: at the beginning of an update's backward pass.
+/// Returns the peak memory of a GPU, which occurs at the start of an update's backward pass.
 pub(super) fn memory(
     recipe: &Recipe,
     phase: &Phase,
@@ -49,7 +49,7 @@ pub(super) fn memory(
     let shards = recipe.parallel.local_shards(devices as usize).max(1) as u64;
     let sums = match batch.div_ceil(chunk.max(1)) {
         1 => 1,
-        // Gradients of the next microbatch come while sums of 1, 2, 4 ... shards wait.
+        // The gradients of the next microbatch arrive while sums of 1, 2, 4 ... shards wait.
         _ => 2 + u64::from(shards.ilog2()),
     };
     let matrices = sum(|b| b.matrices);
@@ -63,24 +63,24 @@ pub(super) fn memory(
         moments: 2 * part,
         average: if recipe.average.is_some() { part } else { 0 },
         exchange: 0,
-        // Rounded once an update; in f32 products take the weights themselves.
+        // Rounded once per update; in f32, products use the weights directly.
         packed: if kind == 2 { matrices * kind as u64 } else { 0 },
-        // A block's are let go when its gradients come, so that only what exceeds these counts.
+        // A block's activations are freed when its gradients are computed, so only the excess over them counts.
         activations: activations.saturating_sub(parameters * FLOAT),
         base: GPU_CONTEXT + IMAGE_COPIES * images + 4 * batch * classes as u64 * FLOAT,
     }
 }
 
-/// Blocks that are alike, in bytes of one; the matrices in numbers.
+/// A group of identical blocks, in bytes per block; matrices in elements.
 struct Blocks {
     count: u128,
-    /// Weights that products take.
+    /// Weights used in matrix products.
     matrices: u128,
-    /// What the backward pass of an update needs.
+    /// Activations kept for the backward pass of an update.
     kept: u128,
-    /// What is alive in it besides.
+    /// Temporary buffers of the backward pass.
     passing: u128,
-    /// What goes from block to block.
+    /// Activations passed between blocks.
     between: u128,
 }
 
@@ -98,17 +98,17 @@ fn blocks(
             vec![Blocks {
                 count: vit.depth as u128,
                 matrices: 4 * width * width + 2 * width * hidden,
-                // The input and the sum after attention; queries, keys and values, what attention gives; the hidden layer
-                // before and after its GELU; means and lengths of both norms, sums of the softmax; results of norms of
-                // rows that do not stay in registers.
+                // The input and the sum after attention; queries, keys and values, and the attention output; the hidden
+                // layer before and after its GELU; means and scales of both norms, sums of the softmax; norm outputs of
+                // rows too wide for registers.
                 kept: rows
                     * (2 * width * STREAM
                         + if width <= 2048 { 4 } else { 6 } * width * kind
                         + 2 * hidden * kind
                         + 16
                         + 4 * vit.heads as u128),
-                // The gradients of the output, rounded too, and of the hidden layer: on both sides of its GELU, or with the
-                // norm's result, its gradient, and the sum's with its rounded form.
+                // The gradients of the output, also rounded, and of the hidden layer: on both sides of its GELU, or
+                // with the norm output, its gradient, and that of the sum with its rounded form.
                 passing: rows
                     * (width * (STREAM + kind)
                         + hidden * kind
@@ -125,7 +125,8 @@ fn blocks(
                 Blocks {
                     count: depth as u128,
                     matrices: 8 * width * width,
-                    // The input; the convolution's and the norm's results; the hidden layer before and after its GELU.
+                    // The input; the outputs of the convolution and the norm; the hidden layer before and after its
+                    // GELU.
                     kept: rows * (width * STREAM + 2 * width * kind + 8 * width * kind + 8),
                     passing: rows * (width * (2 * STREAM + 2 * kind) + 8 * width * kind),
                     between: rows * width * STREAM,

@@ -1,8 +1,8 @@
-//! How long a training step takes on an NVIDIA GPU, from constants of that GPU.
+//! Estimates the time of a training step on an NVIDIA GPU from measured constants of that GPU.
 //!
-//! A step is a sum of what its kernels take: products by operations, passes by the bytes that they read and write,
-//! attention by both; `advxl bench device` measures the constants, and those of an H100 come with the program. The counts
-//! below follow `advxl_cuda`'s blocks kernel by kernel. What the host needs to queue all kernels is a lower bound.
+//! The time of a step is the sum over its kernels: matrix products by operations, elementwise passes by bytes read and
+//! written, attention by both. `advxl bench device` measures the constants; those of an H100 are built in. The counts
+//! below follow `advxl_cuda`'s blocks kernel by kernel. The time in which the host queues all kernels is a lower bound.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,22 +15,22 @@ use crate::files;
 use crate::model::ModelConfig;
 use crate::ops::{AttackPrecision, Gelu, Numerics, Precision};
 
-/// Constants of a GPU, as they are kept in a file.
+/// Performance constants of a GPU, in the format of the constants file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GpuConstants {
     /// The GPU's name.
     pub name: String,
-    /// Where the numbers come from.
+    /// Source of the numbers.
     pub source: String,
-    /// Bytes that a pass over memory reads and writes in a second, in 10^9.
+    /// Memory bandwidth of elementwise passes, read plus write, in 10^9 bytes per second.
     pub copy_gb: f64,
-    /// In which the host queues one kernel, in millionths of a second.
+    /// Time in which the host queues one kernel, in microseconds.
     pub launch_us: f64,
-    /// By precision: `f32`, `tf32`, `bf16`, `fp8`.
+    /// Constants by precision: `f32`, `tf32`, `bf16`, `fp8`.
     pub rates: BTreeMap<String, PrecisionConstants>,
-    /// A depthwise convolution of 7 x 7, its input's gradient and its weight's: 10^-12 seconds for one element. Absent where
-    /// it was not measured.
+    /// 7 x 7 depthwise convolution, its input gradient and its weight gradient, in picoseconds per element. Absent if
+    /// not measured.
     pub depthwise_ps: Option<[f64; 3]>,
 }
 
@@ -38,20 +38,21 @@ pub struct GpuConstants {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrecisionConstants {
-    /// Products for a layer's output, its input's gradient and its weight's: 10^12 operations a second, and what each
-    /// product takes besides, in millionths of a second.
+    /// Matrix products for a layer's output, input gradient and weight gradient: 10^12 operations per second, and the
+    /// fixed overhead of each product in microseconds.
     pub products: [[f64; 2]; 3],
-    /// Attention and its gradient: 10^12 operations and 10^9 bytes a second, one after the other.
+    /// Attention and its gradient: 10^12 operations per second and 10^9 bytes per second, whose times add up.
     pub attention: [[f64; 2]; 2],
 }
 
-/// An H100, from the recorded times of kernels in `benchmarks/h100`, products and attention in bf16 and FP8 from the same card.
+/// Constants of an H100, from the kernel times recorded in `benchmarks/h100`; products and attention in bf16 and FP8
+/// are from the same card.
 const H100: &str = include_str!("h100.json");
 
 impl GpuConstants {
-    /// Those of a GPU that was measured.
+    /// Converts measurements of a GPU.
     pub fn of(name: &str, measured: &Measured) -> Self {
-        // A part that takes no time is infinitely fast, which JSON cannot say.
+        // Caps the rate of a part that takes no time, since JSON cannot represent infinity.
         let rate = |seconds: f64, unit: f64| (1.0 / seconds.max(1e-30) / unit).min(1e9);
         let of = |rates: &Rates| PrecisionConstants {
             products: rates
@@ -74,19 +75,19 @@ impl GpuConstants {
         }
     }
 
-    /// Those that a file holds, or with the name `h100` those that come with the program.
+    /// Loads constants from a file, or the built-in ones for the name `h100`.
     ///
-    /// Errors: the file cannot be read, or holds something else.
+    /// Errors: the file cannot be read or is invalid.
     pub fn load(name: &str) -> Result<Self> {
         let text = match name {
             "h100" => H100.to_owned(),
             path => files::read_text(Path::new(path)).map_err(|error| {
-                error.hint("give `h100`, or a file that `advxl bench device --device cuda` wrote")
+                error.hint("use `h100`, or a file written by `advxl bench device --device cuda`")
             })?,
         };
         let parsed = serde_json::from_str(&text).map_err(|error| {
-            Error::input(format!("no constants of a GPU: {error}"))
-                .hint("`advxl bench device --device cuda` writes such a file")
+            Error::input(format!("invalid GPU constants: {error}"))
+                .hint("create the file with `advxl bench device --device cuda`")
         });
         let constants: Self = parsed.context(|| format!("`{name}`"))?;
         let numbers = constants.rates.values().flat_map(|rates| {
@@ -103,12 +104,12 @@ impl GpuConstants {
         match good && constants.copy_gb > 0.0 {
             true => Ok(constants),
             false => Err(Error::input(format!(
-                "`{name}`: constants of a GPU are numbers above 0"
+                "`{name}`: GPU constants must be finite and not negative, and `copy_gb` above 0"
             ))),
         }
     }
 
-    /// Where `advxl bench device` keeps those of a GPU.
+    /// Returns the path where `advxl bench device` stores the constants of a GPU.
     pub fn path(name: &str) -> Option<PathBuf> {
         let name: String = name
             .chars()
@@ -117,14 +118,14 @@ impl GpuConstants {
         Some(Self::folder()?.join(format!("{name}.json")))
     }
 
-    /// The folder of these files.
+    /// Returns the folder of the constants files.
     pub fn folder() -> Option<PathBuf> {
         Some(advxl_cuda::cache_folder()?.join("devices"))
     }
 
-    /// 10^12 operations a second in large products of this precision.
+    /// Returns the rate of large matrix products in this precision, in 10^12 operations per second.
     ///
-    /// Errors: the constants lack it.
+    /// Errors: the constants lack the precision.
     pub fn tflops(&self, precision: Precision) -> Result<f64> {
         let [[tflops, _], ..] = self.rates(precision.word())?.products;
         Ok(tflops)
@@ -134,17 +135,17 @@ impl GpuConstants {
         self.rates.get(precision).ok_or_else(|| {
             let there: Vec<_> = self.rates.keys().map(String::as_str).collect();
             Error::input(format!(
-                "the constants of {} have no {precision}, only {}",
+                "the GPU constants of {} have no entry for {precision}, only {}",
                 self.name,
                 there.join(", ")
             ))
-            .hint("measure them: advxl bench device --device cuda")
+            .hint("measure them with `advxl bench device --device cuda`")
         })
     }
 }
 
 impl PrecisionConstants {
-    /// Seconds of a product of `operations`.
+    /// Returns the seconds of a matrix product.
     fn product(&self, which: usize, operations: f64) -> f64 {
         let [tflops, us] = self.products[which];
         operations / (tflops * 1e12) + us * 1e-6
@@ -159,32 +160,32 @@ impl PrecisionConstants {
     }
 }
 
-/// A step whose time is asked for.
+/// A training step whose time is estimated.
 #[derive(Clone, Copy, Debug)]
 pub struct StepShape<'a> {
     /// The model.
     pub model: &'a ModelConfig,
-    /// Weights.
+    /// Number of weights.
     pub parameters: u64,
-    /// Pixels on a side.
+    /// Image size in pixels.
     pub image_size: usize,
-    /// Tokens of an image; 0 in a ConvNeXt.
+    /// Tokens per image; 0 for a ConvNeXt.
     pub tokens: u64,
-    /// Images.
+    /// Batch size.
     pub batch: u64,
-    /// Steps of the attack.
+    /// Attack steps.
     pub attack_steps: u64,
-    /// Arithmetic of the update.
+    /// Precision of the update.
     pub precision: Precision,
-    /// Arithmetic of the attack.
+    /// Precision of the attack.
     pub attack: Numerics,
     /// Whether activations are recomputed.
     pub recompute: bool,
-    /// Whether branches are dropped at random.
+    /// Whether drop path is enabled.
     pub drop_path: bool,
 }
 
-/// Seconds of passes and how many kernels they queue.
+/// Time of passes and the number of kernels they queue.
 #[derive(Clone, Copy, Debug, Default)]
 struct Time {
     seconds: f64,
@@ -213,10 +214,10 @@ impl std::ops::Mul<f64> for Time {
     }
 }
 
-/// Kernels that a step queues besides those of blocks: images, tokens, head, loss, sums.
+/// Kernels of a step outside the blocks: images, tokens, head, loss, sums.
 const OTHER_KERNELS: f64 = 40.0;
 
-/// Seconds of one step.
+/// Returns the seconds of one step.
 ///
 /// Errors: the constants lack a precision.
 pub fn step_seconds(step: &StepShape, gpu: &GpuConstants) -> Result<f64> {
@@ -228,9 +229,9 @@ pub fn step_seconds(step: &StepShape, gpu: &GpuConstants) -> Result<f64> {
     };
     let copy = |bytes: f64| bytes / (gpu.copy_gb * 1e9);
     let pixels = step.batch as f64 * 3.0 * (step.image_size as f64).powi(2);
-    // Bytes to floats, a random start, patches of every pass, their gradients and steps of the attack.
+    // Bytes to floats, random start, patches of every pass, their gradients and the attack steps.
     let images = copy(pixels * (5.0 + 8.0 + 6.0 * (k + 1.0) + (6.0 + 16.0) * k));
-    // Weights, gradients, two moments, an average and the rounded weights; squares of the gradients.
+    // Weights, gradients, two moments, the weight average and the rounded weights; squared gradients.
     let weights = copy(step.parameters as f64 * (38.0 + 4.0));
     let forms = match step.attack {
         Numerics::AttackFp8 if step.attack_steps > 0 => copy(step.parameters as f64 * 22.0),
@@ -242,7 +243,7 @@ pub fn step_seconds(step: &StepShape, gpu: &GpuConstants) -> Result<f64> {
     Ok(device.max(host))
 }
 
-/// Blocks, embedding and pooling: forward and the gradients.
+/// Returns the forward and backward time of blocks, embedding and pooling.
 fn of_blocks(
     step: &StepShape,
     gpu: &GpuConstants,
@@ -267,7 +268,7 @@ fn of_blocks(
             let rows = step.batch as f64 * step.tokens as f64;
             let (w, h) = (vit.width as f64, vit.hidden as f64);
             let block = work.encoder_block(rows, w, h, step.tokens as f64, vit.gelu);
-            // The patch embedding, tokens, their gradients.
+            // Patch embedding, tokens, and their gradients.
             let operations = 2.0 * rows * w * 3.0 * (vit.patch as f64).powi(2);
             let embedding = outside.product(0, operations)
                 + outside.product(1, operations)
@@ -286,10 +287,10 @@ fn of_blocks(
         ModelConfig::ConvNext(convnext) => {
             let depthwise = gpu.depthwise_ps.ok_or_else(|| {
                 Error::input(format!(
-                    "the constants of {} have no depthwise convolutions",
+                    "the GPU constants of {} have no times for depthwise convolutions",
                     gpu.name
                 ))
-                .hint("measure them: advxl bench device --device cuda")
+                .hint("measure them with `advxl bench device --device cuda`")
             })?;
             let stages = convnext.widths.iter().zip(convnext.depths).enumerate();
             let stage = |(stage, (width, depth)): (usize, (&usize, usize))| {
@@ -297,7 +298,7 @@ fn of_blocks(
                 let rows = step.batch as f64 * side * side;
                 work.convnext_block(rows, *width as f64, depthwise) * depth as f64
             };
-            // Stem and downsampling are left out: a few percent.
+            // Stem and downsampling are omitted; they take a few percent.
             stages
                 .map(stage)
                 .fold(Time::default(), |sum, time| sum + time)
@@ -305,7 +306,7 @@ fn of_blocks(
     })
 }
 
-/// How blocks are passed.
+/// Settings for estimating blocks.
 struct Work<'a> {
     step: &'a StepShape<'a>,
     gpu: &'a GpuConstants,
@@ -316,7 +317,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Bytes of a number of the residual stream.
+    /// Returns the bytes per element of the residual stream.
     fn stream(&self) -> f64 {
         match self.numerics {
             Numerics::Precise(_) => 4.0,
@@ -324,7 +325,7 @@ impl Work<'_> {
         }
     }
 
-    /// Bytes of a number between products.
+    /// Returns the bytes per element of operands and results of products.
     fn cell(&self) -> f64 {
         match self.numerics.products() {
             Precision::Bf16 => 2.0,
@@ -332,7 +333,7 @@ impl Work<'_> {
         }
     }
 
-    /// Seconds of passes over `numbers`, with `bytes` read and written for each.
+    /// Returns the seconds of elementwise passes over `numbers` elements, with `bytes` read and written per element.
     fn pass(&self, numbers: f64, bytes: f64) -> f64 {
         numbers * bytes / (self.gpu.copy_gb * 1e9)
     }
@@ -349,19 +350,19 @@ impl Work<'_> {
         let attention = |which: usize| r.attention(which, rows * w, tokens, c);
         let ratio = h / w;
         let is_fused = c == 2.0 && self.numerics.gelu(gelu) == Gelu::Tanh;
-        // Bytes for each number of the stream, forward and backward; see `advxl_cuda`'s block.
+        // Bytes per element of the stream, forward and backward; see `advxl_cuda`'s block.
         let (forward, backward, kernels) = match self.numerics {
             Numerics::AttackFp8 => {
-                // Norms read the stream and a branch, write the sum and FP8; attention's result is quantized; the GELU reads
-                // bf16 and writes FP8; the last branch is added.
+                // Norms read the stream and a branch, and write the sum and FP8; the attention output is quantized; the
+                // GELU reads bf16 and writes FP8; the last branch is added.
                 let forward = (2.0 + 1.0) + 3.0 + (2.0 + 2.0 + 2.0 + 1.0) + 3.0 * ratio + 6.0;
-                // Gradients of norms are written in both formats; those of queries, keys and values are quantized.
+                // Norm gradients are written in both formats; those of queries, keys and values are quantized.
                 let backward = 5.0 * ratio + 2.0 * 9.0 + 3.0 * 3.0;
                 (forward, backward, [11.0, 11.0])
             }
             _ => {
-                // Norms; the GELU's input read and its result written, or the input alone; what the residuals read and write
-                // beyond a product's result.
+                // Norms; the GELU's input read and its output written, or the input alone; reads and writes of the
+                // residuals beyond the product's output.
                 let gelu = if is_fused { ratio * c } else { 2.0 * ratio * c };
                 let forward = 2.0 * (s + c) + gelu + 2.0 * (2.0 * s - c).max(s);
                 let gelu = if is_fused {
@@ -370,10 +371,10 @@ impl Work<'_> {
                     3.0 * ratio * c
                 };
                 let rounded = if s > c { 2.0 * c } else { 0.0 };
-                // With the gradients of weights a norm's result comes again.
+                // Weight gradients need the norm output again.
                 let again = if self.weights { 2.0 * c } else { 0.0 };
                 let norms = 2.0 * (c + 3.0 * s) + rounded + again;
-                // Biases: of qkv where attention does not sum it, of fc2 and proj where norms do not.
+                // Bias gradients: of qkv unless attention sums it, of fc2 and proj unless the norms do.
                 let sums = if self.weights {
                     let of_branches = if self.step.drop_path || s == c {
                         2.0 * c
@@ -392,7 +393,7 @@ impl Work<'_> {
                 (forward, gelu + norms + sums, kernels)
             }
         };
-        // Branches times the path's factors: apart from the products, forward and backward.
+        // Drop path: scaling of the branches as separate passes, forward and backward.
         let paths = if self.weights && self.step.drop_path {
             2.0 * (2.0 * s + c) + 2.0 * (s + c)
         } else {
@@ -416,7 +417,7 @@ impl Work<'_> {
         let operations = 2.0 * rows * 4.0 * w * w;
         let depthwise = |which: usize| depthwise[which] * 1e-12 * rows * w;
         let products = |which: usize| 2.0 * r.product(which, operations);
-        // The norm, the GELU of four times the width, the scaled residual; and their gradients.
+        // The norm, the GELU at four times the width, the scaled residual; and their gradients.
         let forward = products(0) + depthwise(0) + self.pass(rows * w, (4.0 + c) + 8.0 * c + 12.0);
         let backward = products(1) + depthwise(1) + self.pass(rows * w, 12.0 * c + 16.0);
         let weights = if self.weights {
@@ -436,7 +437,7 @@ impl Work<'_> {
 mod tests {
     use super::*;
 
-    /// Milliseconds of a step, predicted.
+    /// Returns the predicted milliseconds of a step.
     fn predicted(
         name: &str,
         image_size: usize,
@@ -481,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn small_models_take_what_the_host_needs_to_queue_them_and_fp8_is_faster_than_bf16() {
+    fn small_models_are_bound_by_kernel_launches_and_fp8_is_faster_than_bf16() {
         let small = |batch| predicted("vit_micro", 32, batch, 1, Numerics::AttackBf16);
         assert!((small(8) / small(16) - 1.0).abs() < 1e-9);
         let of = |attack| predicted("vit_l16", 112, 512, 3, attack);
@@ -489,12 +490,12 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_something_else_is_refused() {
+    fn invalid_constants_files_are_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("constants.json");
         for (text, part) in [
-            ("{}", "no constants of a GPU"),
-            (&H100.replace("2700.0", "-1.0"), "numbers above 0"),
+            ("{}", "invalid GPU constants"),
+            (&H100.replace("2700.0", "-1.0"), "must be finite and not negative"),
         ] {
             std::fs::write(&path, text).unwrap();
             let error = GpuConstants::load(path.to_str().unwrap()).unwrap_err();

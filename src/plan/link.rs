@@ -1,9 +1,10 @@
-//! What several devices add to a run: gradients and weights exchanged, embeddings exchanged, checkpoints.
+//! Estimates the communication of several devices: gradients, weights and embeddings, and the time of checkpoints.
 //!
-//! A small model of what [`crate::distributed::zero`] does. A device sends every other one its part of the gradients, and later its part of
-//! the weights: `2 (D - 1) / D` of the weights' bytes go out of each, in messages of `BUCKET` elements for all, of
-//! which each takes `D - 1` rounds. Nothing of this is hidden behind other work. `HANDLED` and `LATENCY_US` were measured
-//! between processes of one machine, and the whole between network namespaces with slow links (docs/guides/several_processes.md).
+//! A simple model of [`crate::distributed::zero`]. In the reduce-scatter of the gradients and the all-gather of the
+//! weights each device sends `2 (D - 1) / D` of the weights' bytes, in messages of `BUCKET` elements for all devices,
+//! each of which takes `D - 1` rounds. Communication is not overlapped with computation. `HANDLED` and `LATENCY_US`
+//! were measured between processes on one machine, and the whole model between network namespaces with slow links
+//! (docs/guides/several_processes.md).
 
 use serde::Serialize;
 
@@ -12,28 +13,29 @@ use crate::loss::LossKind;
 use crate::ops::Device;
 use crate::recipe::{Recipe, Stage};
 
-/// Bytes of weights a second whose gradients a process lays out, adds up and hands on, and whose parts it puts together again.
+/// Bytes of weights per second that a process can handle: packing, summing and forwarding gradients, and reassembling
+/// the weights.
 const HANDLED: f64 = 1.0e9;
-/// Messages of a round, one after another: what is to come, whether it may come, and it.
+/// Sequential messages per round: announcement, go-ahead and data.
 const WAYS: f64 = 3.0;
-/// What a message takes at the least, over TCP within a machine, in millionths of a second.
+/// Latency of a message over TCP within a machine, in microseconds.
 pub const LATENCY_US: f64 = 15.0;
-/// What is written of a checkpoint in a second, in 10^9 bytes, with its hash.
+/// Write speed of a checkpoint including its hash, in 10^9 bytes per second.
 pub const DISK: f64 = 0.37;
 
-/// How devices are connected, and where the first of them writes.
+/// The connection between devices, and the disk of the first one.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Link {
-    /// What one device sends while it receives as much, in 10^9 bits a second.
+    /// Bandwidth of one device in each direction, in 10^9 bits per second.
     pub gbits: f64,
-    /// What a message takes at the least, in millionths of a second.
+    /// Latency of a message, in microseconds.
     pub latency_us: f64,
-    /// What the first device writes to the run's folder, in 10^9 bytes a second.
+    /// Write speed of the first device to the run's folder, in 10^9 bytes per second.
     pub disk: f64,
 }
 
 impl Link {
-    /// Seconds in which each of some devices sends all others together so many bytes, in messages for all of them.
+    /// Returns the seconds in which each device sends a total of `bytes` to the others, in `messages` for all devices.
     fn seconds(&self, bytes: f64, messages: u64, devices: u64) -> f64 {
         let rounds = messages * (devices - 1);
         bytes * 8.0 / (self.gbits * 1e9) + rounds as f64 * WAYS * self.latency_us * 1e-6
@@ -43,22 +45,22 @@ impl Link {
 /// Bytes of an f32.
 pub(crate) const FLOAT: u64 = 4;
 
-/// The devices that a run is planned for.
+/// The devices of a planned run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Devices {
-    /// How many; each holds all weights and its share of the batch.
+    /// Number of devices. Each holds all weights and its share of the batch.
     pub count: u64,
-    /// What one computes in truth, in 10^12 floating point operations a second.
+    /// Achieved rate of one device, in 10^12 floating-point operations per second.
     pub tflops: f64,
-    /// Price of an hour of one.
+    /// Price per device hour.
     pub price: Option<f64>,
-    /// How they are connected; if absent, exchanges and checkpoints take no time.
+    /// Connection between the devices. If absent, communication and checkpoints take no time.
     pub link: Option<Link>,
-    /// What computes on them, whose memory is counted.
+    /// Engine that computes on them, which determines how memory is counted.
     pub engine: DeviceEngine,
 }
 
-/// What computes on a device.
+/// The engine that computes on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeviceEngine {
@@ -69,7 +71,7 @@ pub enum DeviceEngine {
 }
 
 impl DeviceEngine {
-    /// That of a device; GPUs through Burn are counted as the CPU is.
+    /// Returns the engine of a device. GPUs through Burn count like the CPU.
     pub fn of(device: &Device) -> Self {
         match device.gpu() {
             Some(_) => Self::Cuda,
@@ -78,19 +80,20 @@ impl DeviceEngine {
     }
 }
 
-/// Seconds of one update.
+/// Time of one update, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct UpdatePlan {
-    /// Attack, passes and update, which the devices share.
+    /// Attack, forward and backward passes and update, which the devices share.
     pub compute: f64,
-    /// Gradients and weights.
+    /// Communication of gradients and weights.
     pub exchange: f64,
-    /// Embeddings, which contrastive losses compare with those of all devices, and the losses, which each device computes whole.
+    /// All-gather of the embeddings for contrastive losses, and the losses, which each device computes for the full
+    /// batch.
     pub contrast: f64,
 }
 
 impl UpdatePlan {
-    /// Computes what an update takes. `outputs` are the dimensions of the model's result.
+    /// Estimates the time of an update. `outputs` is the number of the model's outputs.
     pub(crate) fn new(
         stage: &Stage,
         flops_per_sample: f64,
@@ -108,7 +111,7 @@ impl UpdatePlan {
         };
         let to_others = (devices - 1) as f64 / devices as f64;
         let bytes = (parameters * FLOAT) as f64;
-        // To add up, and to put together.
+        // One set of messages each for the reduce-scatter and the all-gather.
         let buckets = 2 * parameters.div_ceil(BUCKET as u64);
         let exchange = bytes / HANDLED + link.seconds(2.0 * to_others * bytes, buckets, devices);
         let contrast = match stage.loss.kind {
@@ -116,7 +119,7 @@ impl UpdatePlan {
             LossKind::Contrastive => {
                 let passes = stage.attack_steps() + 1;
                 let embeddings = (stage.batch * outputs * FLOAT) as f64;
-                // Every image with every text, and the gradient of the images.
+                // Similarity of every image with every text, and the gradient of the image embeddings.
                 let flops = 4.0 * (stage.batch * stage.batch * outputs) as f64;
                 passes as f64
                     * (link.seconds(to_others * embeddings, 1, devices) + flops / (tflops * 1e12))
@@ -129,12 +132,12 @@ impl UpdatePlan {
         }
     }
 
-    /// All of it.
+    /// Returns the total time.
     pub fn total(&self) -> f64 {
         self.compute + self.exchange + self.contrast
     }
 
-    /// The share of an update in which devices wait for each other or repeat what others do.
+    /// Returns the share of an update in which devices wait for each other or do redundant work.
     pub fn bubble(&self) -> f64 {
         1.0 - self.compute / self.total()
     }
@@ -143,11 +146,11 @@ impl UpdatePlan {
 /// Checkpoints of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct CheckpointPlan {
-    /// How many are written.
+    /// Number of checkpoints.
     pub count: u64,
-    /// Bytes of one: weights, two moments, the average.
+    /// Bytes of one checkpoint: weights, two moments, the weight average.
     pub bytes: u64,
-    /// Seconds in which all wait for one.
+    /// Seconds for which all devices wait for one checkpoint.
     pub seconds: f64,
 }
 
@@ -161,7 +164,7 @@ impl CheckpointPlan {
     ) -> Self {
         let parts = 2 + u64::from(recipe.average.is_some());
         let bytes = (1 + parts) * parameters * FLOAT;
-        // All devices' parts of moments and averages come to the first one, tensors of the model by tensors.
+        // The first device gathers all parts of the moments and averages, tensor by tensor.
         let to_others = (devices - 1) as f64 / devices as f64;
         let messages = parts * parameters.div_ceil(BUCKET as u64);
         let coming = to_others * (parts * parameters * FLOAT) as f64;

@@ -1,7 +1,7 @@
-//! Processor cores that loading needs to keep a GPU at work.
+//! Estimates the CPU cores that data loading needs to keep a GPU busy.
 //!
-//! The rate of a core was measured on one machine with ImageNet's photographs (docs/guides/data.md), unless the user gives what
-//! `advxl data bench` measures on another. Nothing is read but the names of shards.
+//! The rate per core was measured on one machine with ImageNet images (docs/guides/data.md), unless the user passes a
+//! rate measured with `advxl data bench`. Only the names of shards are read.
 
 use std::path::Path;
 
@@ -13,18 +13,18 @@ use crate::data::{Augmentation, Spec};
 use crate::files;
 use crate::recipe::{Recipe, Stage};
 
-/// Loading is planned for so much more than the GPU takes, since its threads share their cores with the system's.
+/// Factor by which loading is planned to exceed the GPU's demand, since its threads share cores with the system.
 const HEADROOM: f64 = 1.05;
-/// The host's side of the training loop.
+/// Cores for the host side of the training loop.
 const HOST: u64 = 1;
 
-/// What an image file is to the loader.
+/// The kind of images that the loader reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageSource {
-    /// Photographs as JPEG, about 500 x 375 pixels.
+    /// JPEG photographs of about 500 x 375 pixels.
     Jpeg,
-    /// The same with `data.reduced_decode`.
+    /// JPEG with `data.reduced_decode`.
     ReducedJpeg,
     /// Shards of `advxl data pack --shorter-side`.
     Packed,
@@ -32,19 +32,19 @@ pub enum ImageSource {
     Memory,
 }
 
-// Fitted to the medians of docs/guides/data.md: microseconds to read and decode, and for each pixel of the training image to
-// crop, resize and flip.
+// Fitted to the medians in docs/guides/data.md: microseconds to read and decode an image, and microseconds per pixel of
+// the training image to crop, resize and flip.
 const JPEG: (f64, f64) = (1500.0, 0.020);
 const REDUCED_JPEG: (f64, f64) = (1270.0, 0.020);
 const PACKED: (f64, f64) = (15.0, 0.0155);
 const MEMORY: (f64, f64) = (5.0, 0.0115);
-/// Microseconds for each pixel and operation of RandAugment.
+/// Microseconds per pixel and operation of RandAugment.
 const OPERATION: f64 = 0.008;
-/// Above this size few crops of such photographs are twice as large.
+/// Above this image size few crops are large enough (twice the size) for a reduced decode.
 const REDUCIBLE: u64 = 160;
 
 impl ImageSource {
-    /// The source of a data set, by its name: packed shards are called `NAME-146px.tar`.
+    /// Returns the source for a data set, by its name: packed shards are called `NAME-146px.tar`.
     fn of(spec: &Spec, reduced_decode: bool) -> Self {
         match spec {
             Spec::Tensors(_) | Spec::Synthetic { .. } => Self::Memory,
@@ -55,7 +55,7 @@ impl ImageSource {
         }
     }
 
-    /// In a table.
+    /// Returns the name shown in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Jpeg => "JPEG",
@@ -65,7 +65,7 @@ impl ImageSource {
         }
     }
 
-    /// Images a second that one core loads for a size and an augmentation.
+    /// Returns the images per second that one core loads at an image size and augmentation.
     fn per_core(self, image_size: u64, augmentation: &Augmentation) -> f64 {
         let (decode, pixel) = match self {
             Self::ReducedJpeg if image_size <= REDUCIBLE => REDUCED_JPEG,
@@ -80,7 +80,7 @@ impl ImageSource {
     }
 }
 
-/// Whether the names of shards say that they are packed.
+/// Returns whether shards are packed, by their names.
 fn is_packed(pattern: &str) -> bool {
     let ends = |name: &str| name.ends_with("px.tar");
     match Path::new(pattern) {
@@ -96,27 +96,27 @@ fn is_cifar(path: &Path) -> bool {
     crate::data::sources::cifar::is_cifar(path)
 }
 
-/// Loading of one phase on one GPU.
+/// Data loading of one phase on one GPU.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LoadingPlan {
-    /// The stage.
+    /// Name of the stage.
     pub stage: String,
-    /// Pixels on a side.
+    /// Image size in pixels.
     pub image_size: u64,
-    /// Images a second that the GPU takes.
+    /// Images per second that the GPU consumes.
     pub images_per_second: f64,
-    /// What is decoded.
+    /// Kind of images.
     pub source: ImageSource,
-    /// Images a second that one core loads.
+    /// Images per second that one core loads.
     pub per_core: f64,
-    /// Cores of one GPU, that of the host included.
+    /// Cores per GPU, including the one for the training loop.
     pub cores: u64,
-    /// The same with sources that need fewer, the fewest last.
+    /// Cheaper sources with the cores that they need, fewest last.
     pub remedies: Vec<(ImageSource, u64)>,
 }
 
 impl LoadingPlan {
-    /// Plans the loading of every phase. `measured` is what `advxl data bench` found for a core, for all phases.
+    /// Plans the loading of every phase. `measured` is the rate per core from `advxl data bench`, used for all phases.
     pub fn all(
         recipe: &Recipe,
         phases: &[PhasePlan],
@@ -148,7 +148,7 @@ impl LoadingPlan {
             ImageSource::ReducedJpeg => &[ImageSource::Packed],
             ImageSource::Packed | ImageSource::Memory => &[],
         };
-        // A measured pace is one of this machine: others are so much faster or slower.
+        // Scales the rates of other sources by the ratio of the measured to the modeled rate.
         let scale = per_core / rate(source);
         let remedies = cheaper
             .iter()

@@ -1,33 +1,33 @@
-//! The memory of a device, by part.
+//! Memory of a device, by part.
 
 use serde::Serialize;
 
-/// Elements of one part of the memory, at most: more than any machine has.
+/// Upper limit for one part of the memory: more than any machine has.
 pub(super) const LARGEST_PART: u128 = 1 << 56;
 
-/// Bytes that a device holds, by part.
+/// Memory of a device in bytes, by part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Memory {
     /// Weights, f32.
     pub weights: u64,
-    /// Their gradients.
+    /// Gradients.
     pub gradients: u64,
     /// The optimizer's two moments.
     pub moments: u64,
-    /// The average of the weights.
+    /// Weight average (EMA).
     pub average: u64,
-    /// Gradients and weights on their way between devices.
+    /// Buffers for communication of gradients and weights.
     pub exchange: u64,
-    /// The weights as products take them: packed for both directions on the CPU, rounded to bf16 on a GPU.
+    /// Weights as used by products: packed for both directions on the CPU, rounded to bf16 on a GPU.
     pub packed: u64,
-    /// What the backward pass needs of the forward pass.
+    /// Activations kept for the backward pass.
     pub activations: u64,
-    /// The program and batches on their way; without the data set itself.
+    /// The program and batches in flight, without the data set itself.
     pub base: u64,
 }
 
 impl Memory {
-    /// The parts by name.
+    /// Returns the parts by name.
     pub fn parts(&self) -> [(&'static str, u64); 8] {
         [
             ("weights", self.weights),
@@ -41,7 +41,7 @@ impl Memory {
         ]
     }
 
-    /// All parts.
+    /// Returns the sum of all parts.
     pub fn total(&self) -> u64 {
         self.parts().iter().map(|(_, bytes)| bytes).sum()
     }

@@ -1,8 +1,8 @@
-//! What a run costs before it starts: arithmetic, memory by part, exchanges, hours and price.
+//! Estimates the cost of a run before it starts: operations, memory by part, communication, hours and price.
 //!
-//! Arithmetic is exact. Memory is a sum over what training on a CPU holds; `IMAGE_COPIES` and `TOKEN_COPIES` are
-//! fitted to measured peaks, with what docs/benchmarks/results.md says of the error; `gpu_memory` counts an NVIDIA GPU's. Nothing is run
-//! and no data is read.
+//! Operation counts are exact. Memory is the sum of the buffers of training on a CPU; `IMAGE_COPIES` and `TOKEN_COPIES`
+//! are fitted to measured peaks, with the error given in docs/benchmarks/results.md. `gpu_memory` counts the memory of
+//! an NVIDIA GPU. Nothing is run and no data is read.
 
 pub(crate) mod gpu_memory;
 pub mod gpu_time;
@@ -31,51 +31,51 @@ use gpu_time::{StepShape, step_seconds};
 use link::FLOAT;
 use memory::LARGEST_PART;
 
-/// The program itself.
+/// Bytes of the program itself.
 const PROGRAM: u64 = 16 << 20;
 
-/// Batches of images on their way: loaded ahead, attacked, cut into patches, with their gradients.
+/// Batches of images in flight: prefetched, attacked, cut into patches, and their gradients.
 const IMAGE_COPIES: u64 = 14;
 
-/// Batches of tokens outside of what is kept for the backward pass.
+/// Batches of tokens besides those kept for the backward pass.
 const TOKEN_COPIES: u64 = 15;
 
-/// A run's cost.
+/// Cost of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
-    /// Weights of the model, for the number of classes.
+    /// Number of weights of the model with its classification head.
     pub parameters: u64,
     /// Number of classes.
     pub classes: usize,
-    /// Each phase of each stage.
+    /// Phases of all stages.
     pub phases: Vec<PhasePlan>,
-    /// The run as the paper counts it, in multiply-adds: attack steps + 1 forward passes a sample.
+    /// Multiply-adds of the run as counted in the paper: attack steps + 1 forward passes per sample.
     pub paper_macs: f64,
-    /// What is computed, in floating point operations: 2k + 3 forward passes of two a multiply-add.
+    /// Floating-point operations actually computed: 2k + 3 forward passes, with two operations per multiply-add.
     pub flops: f64,
-    /// What computes on the devices.
+    /// Engine that computes on the devices.
     pub engine: DeviceEngine,
-    /// Memory of a device at its largest.
+    /// Peak memory of a device.
     pub memory: Memory,
-    /// Checkpoints, where it is known how devices are connected.
+    /// Checkpoints, if the connection between devices is known.
     pub checkpoints: Option<CheckpointPlan>,
-    /// Hours on the devices, without loading and evaluation.
+    /// Hours on the devices, without data loading and evaluation.
     pub hours: f64,
-    /// The share of them in which devices compute.
+    /// Share of the time in which devices compute.
     pub efficiency: f64,
-    /// Price of these.
+    /// Total price.
     pub price: Option<f64>,
 }
 
 impl Plan {
-    /// Plans a run on devices of a known rate.
+    /// Plans a run on devices with a known rate.
     pub fn new(recipe: &Recipe, classes: usize, precision: Precision, devices: Devices) -> Self {
         Self::timed(recipe, classes, precision, devices, None)
     }
 
-    /// Plans a run on NVIDIA GPUs whose constants are known.
+    /// Plans a run on NVIDIA GPUs with known constants.
     ///
-    /// Errors: the constants lack what the run needs.
+    /// Errors: the constants lack an entry that the run needs.
     pub fn on_gpus(
         recipe: &Recipe,
         classes: usize,
@@ -85,7 +85,7 @@ impl Plan {
     ) -> Result<Self> {
         let parameters = recipe.model.parameters(classes, recipe.first_image_size());
         let seconds = |stage: &Stage, phase: &Phase| {
-            let wanted = stage.attack.as_ref().and_then(|attack| attack.precision);
+            let requested = stage.attack.as_ref().and_then(|attack| attack.precision);
             let step = StepShape {
                 model: &recipe.model,
                 parameters,
@@ -94,7 +94,7 @@ impl Plan {
                 batch: stage.batch.div_ceil(devices.count),
                 attack_steps: stage.attack_steps(),
                 precision,
-                attack: Numerics::of_gpu_attack(wanted, precision),
+                attack: Numerics::of_gpu_attack(requested, precision),
                 recompute: recipe.recompute,
                 drop_path: stage.drop_path.is_some(),
             };
@@ -112,7 +112,8 @@ impl Plan {
         ))
     }
 
-    /// `computing`: seconds of computing an update in each phase of each stage, where they are not those of the devices' rate.
+    /// Plans a run. `computing` gives the compute seconds of an update in each phase; if None, they follow from the
+    /// devices' rate.
     fn timed(
         recipe: &Recipe,
         classes: usize,
@@ -127,7 +128,7 @@ impl Plan {
             .clone()
             .map(|(stage, phase)| of_phase(recipe, stage, phase))
             .collect();
-        // How long all updates take, and how much of it is spent computing.
+        // Total time of all updates, and the part spent computing.
         let mut seconds = [0.0, 0.0];
         for (index, (phase, (stage, _))) in phases.iter_mut().zip(all.clone()).enumerate() {
             phase.update = UpdatePlan::new(stage, phase.flops_per_sample, sizes, &devices);
@@ -180,9 +181,10 @@ impl Plan {
     }
 }
 
-/// Tells before anything is allocated that a run will not fit: an error where it cannot, a notice where it is near.
+/// Checks that a run fits into memory, before anything is allocated. Returns an error if it cannot fit, and a notice if
+/// it is close.
 ///
-/// Plans were within 15 % of what was measured, so that much is left to doubt.
+/// Plans were within 15 % of measurements, which is the margin used here.
 pub fn check_memory(plan: &Plan, available: Option<u64>) -> Result<Option<String>> {
     let (needed, Some(available)) = (plan.memory.total() as f64, available) else {
         return Ok(None);
@@ -229,7 +231,7 @@ fn of_phase(recipe: &Recipe, stage: &Stage, phase: &Phase) -> PhasePlan {
     }
 }
 
-/// What a device holds at the end of an update's backward pass.
+/// Returns the memory of a device at the end of an update's backward pass.
 fn memory(
     recipe: &Recipe,
     phase: &Phase,
@@ -240,7 +242,7 @@ fn memory(
 ) -> Memory {
     let model = &recipe.model;
     let parameters = model.parameters(classes, recipe.first_image_size());
-    // Products of bf16 operands keep them in bf16.
+    // Operands of bf16 products are kept in bf16.
     let cell = if precision == Precision::Bf16 {
         2
     } else {
@@ -248,7 +250,7 @@ fn memory(
     };
     let tokens = recipe.tokens(phase).unwrap_or_default();
     let layers = layers(model, phase.image_size as usize, tokens, chunk);
-    // Absurd recipes are larger than 64 bits hold; they are refused all the same, as needing too much.
+    // Absurd recipes overflow 64 bits; capping still rejects them as too large.
     let sum = |of: fn(&Layer) -> u128| -> u64 {
         let all = layers.iter().map(|layer| layer.count * of(layer));
         (all.sum::<u128>()).min(LARGEST_PART) as u64
@@ -259,9 +261,9 @@ fn memory(
     };
     let (matrices, kept, between) = (sum(|l| l.matrices), sum(|l| l.kept), sum(|l| l.between));
     let images = batch * 3 * phase.image_size * phase.image_size * FLOAT;
-    // Each device keeps its own part of moments and averages.
+    // Each device stores its own part of the moments and averages.
     let part = (parameters * FLOAT).div_ceil(devices);
-    // Sums of 1, 2, 4 ... shards wait for their neighbours, while the gradients of the next come.
+    // Sums of 1, 2, 4 ... shards wait for their neighbors while the next gradients arrive.
     let shards = recipe.parallel.local_shards(devices as usize).max(1) as u64;
     let sums = 1 + u64::from(shards.ilog2());
     Memory {
@@ -271,10 +273,10 @@ fn memory(
         average: if recipe.average.is_some() { part } else { 0 },
         exchange: match devices {
             1 => 0,
-            // Those that are sent and come, of two at a time; the device's own part of sums and moved weights.
+            // Send and receive buffers, two at a time; the device's own part of the sums and of the updated weights.
             _ => (4 * BUCKET as u64 * FLOAT).min(2 * parameters * FLOAT) + 2 * part,
         },
-        // Evaluations use the average, as a model of its own.
+        // Evaluations use the weight average as a separate model.
         packed: 2 * matrices * cell * if recipe.evaluation.is_some() { 2 } else { 1 },
         activations: if recipe.recompute {
             between * FLOAT + largest(|l| l.kept) * cell
@@ -285,7 +287,7 @@ fn memory(
     }
 }
 
-/// What a batch is put through, for [`batch_memory`].
+/// The work done on a batch, for [`batch_memory`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
     /// Forward passes.
@@ -294,15 +296,15 @@ pub enum Work {
     Attack,
     /// An update with its attack.
     Update {
-        /// Whether activations are computed again instead of kept.
+        /// Whether activations are recomputed instead of kept.
         recompute: bool,
     },
 }
 
-/// About how many bytes a model and a batch take on a CPU. A number of f64: no size overflows it.
+/// Estimates the bytes that a model and a batch take on a CPU. Returns f64, which does not overflow for any size.
 ///
-/// `image_size` is one that [`ModelConfig::grid`] allows. Of forward passes and attacks it is what was measured for a ViT-S/16
-/// at 224 pixels, to a tenth; of updates what [`Plan`] counts.
+/// `image_size` must be allowed by [`ModelConfig::grid`]. Forward passes and attacks match measurements of a ViT-S/16
+/// at 224 pixels to 10 %; updates are counted as in [`Plan`].
 pub fn batch_memory(
     model: &ModelConfig,
     classes: usize,
@@ -328,12 +330,12 @@ pub fn batch_memory(
     let image = 3.0 * (image_size as f64).powi(2);
     let parameters = model.parameters(classes, image_size) as f64;
     let (of_model, of_image) = match work {
-        // Attention has the scores of a head for each of a few threads.
+        // Attention keeps the scores of one head for each of a few threads.
         Work::Forward => {
             let scores = 2.0 * (tokens as f64).powi(2);
             (parameters + packed + scores, 5.0 * image + 2.0 * between)
         }
-        // Of a block an attack keeps what the gradient of its input needs.
+        // An attack keeps only the activations of a block that its input gradient needs.
         Work::Attack => (parameters + 2.0 * packed, 8.0 * image + 0.4 * kept),
         Work::Update { recompute } => {
             let kept = match recompute {
@@ -347,14 +349,14 @@ pub fn batch_memory(
     PROGRAM as f64 + FLOAT as f64 * (of_model + batch as f64 * of_image)
 }
 
-/// Blocks that are alike, in numbers of elements of one.
+/// A group of identical blocks, in elements per block.
 struct Layer {
     count: u128,
-    /// Of the weights that are packed.
+    /// Packed weights.
     matrices: u128,
-    /// What the backward pass needs.
+    /// Activations kept for the backward pass.
     kept: u128,
-    /// What goes from block to block.
+    /// Activations passed between blocks.
     between: u128,
 }
 
@@ -367,7 +369,7 @@ fn layers(model: &ModelConfig, image_size: usize, tokens: u64, batch: u64) -> Ve
             vec![Layer {
                 count: vit.depth as u128,
                 matrices: 4 * width * width + 2 * width * hidden,
-                // Two norms, queries, keys and values, what attention gives, the hidden layer, its probabilities.
+                // Two norms; queries, keys and values; the attention output; the hidden layer; attention probabilities.
                 kept: rows * (6 * width + hidden + vit.heads as u128 * tokens),
                 between: rows * width,
             }]
@@ -381,7 +383,7 @@ fn layers(model: &ModelConfig, image_size: usize, tokens: u64, batch: u64) -> Ve
                 Layer {
                     count: depth as u128,
                     matrices: 8 * width * width,
-                    // The input, what the norm gives, the hidden layer.
+                    // The input, the norm output, the hidden layer.
                     kept: rows * 6 * width,
                     between: rows * width,
                 }
@@ -414,7 +416,7 @@ mod tests {
         let plan = plan(&[]);
         let first = &plan.phases[0];
         assert_eq!((first.tokens, first.attack_steps), (Some(16), 1));
-        // One attack step: two forward passes as the paper counts, five of two operations in truth.
+        // One attack step: the paper counts two forward passes; actually five of two operations each.
         assert_eq!(first.flops_per_sample, 10.0 * first.forward_macs as f64);
         let paper: f64 = plan.phases.iter().map(|phase| phase.paper_macs).sum();
         assert_eq!(paper, plan.paper_macs);
@@ -425,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_takes_more_the_more_is_done_with_it_and_absurd_sizes_are_finite() {
+    fn batch_memory_grows_with_the_work_and_stays_finite_for_absurd_sizes() {
         let model = ModelConfig::named("vit_s16").unwrap();
         let bytes = |batch, work| batch_memory(&model, 1000, 224, batch, work);
         let update = |recompute| bytes(16, Work::Update { recompute });
@@ -448,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_cannot_fit_is_told_before_it_begins() {
+    fn a_run_that_cannot_fit_is_rejected_before_it_starts() {
         let plan = plan(&[]);
         let needed = plan.memory.total();
         assert!(check_memory(&plan, Some(2 * needed)).unwrap().is_none());
@@ -464,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_share_the_optimizers_memory_and_shards_are_passed_one_by_one() {
+    fn optimizer_memory_is_sharded_and_shards_are_processed_one_by_one() {
         let text = include_str!("../../recipes/cifar10_micro.toml");
         let shards = ["parallel={ shards = 4, reduce = \"exact\" }".to_owned()];
         let recipe = Recipe::parse(text, &shards).unwrap();
@@ -487,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn exchanges_take_what_the_link_and_the_number_of_messages_say() {
+    fn communication_time_follows_from_bandwidth_and_number_of_messages() {
         let text = include_str!("../../recipes/cifar10_micro.toml");
         let recipe = Recipe::parse(text, &[]).unwrap();
         let plan = |count, gbits, latency_us| {
@@ -509,12 +511,12 @@ mod tests {
             let plan = plan(count, gbits, latency_us);
             plan.phases[0].update.exchange
         };
-        // Between two each sends half of all gradients and half of all weights, in two messages.
+        // With two devices each sends half of all gradients and half of all weights, in two messages.
         let bytes = 4.0 * plan(1, 1.0, 0.0).parameters as f64;
         let slower = exchange(2, 1.0, 0.0) - exchange(2, 2.0, 0.0);
         assert!((slower / (bytes * 8.0 / 2e9) - 1.0).abs() < 1e-9);
         let later = exchange(4, 1.0, 1000.0) - exchange(4, 1.0, 0.0);
-        // Of two rounds with each of three others, with three messages each.
+        // Two exchanges with each of three other devices, with three messages each.
         assert!((later - 2.0 * 3.0 * 3.0 * 1e-3).abs() < 1e-9, "{later}");
 
         let (one, two) = (plan(1, 1.0, 10.0), plan(2, 1.0, 10.0));

@@ -1,28 +1,28 @@
-//! The cost of one phase, and the devices that it runs on.
+//! The cost of one phase.
 
 use serde::Serialize;
 
 use super::link::UpdatePlan;
 
-/// A phase's cost.
+/// Cost of a phase.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PhasePlan {
-    /// The stage.
+    /// Name of the stage.
     pub stage: String,
-    /// Pixels on a side.
+    /// Image size in pixels.
     pub image_size: u64,
-    /// Tokens of an image, class token included; none in a ConvNeXt.
+    /// Tokens per image, including the class token; None for a ConvNeXt.
     pub tokens: Option<u64>,
-    /// Images seen.
+    /// Number of images seen.
     pub samples: u64,
-    /// Steps of the attack.
+    /// Attack steps.
     pub attack_steps: u64,
-    /// Multiply-adds of one forward pass of one image.
+    /// Multiply-adds of one forward pass on one image.
     pub forward_macs: u64,
-    /// The phase as the paper counts it.
+    /// Multiply-adds of the phase, as counted in the paper.
     pub paper_macs: f64,
-    /// Floating point operations of one image, attack and update.
+    /// Floating-point operations per image, for attack and update.
     pub flops_per_sample: f64,
-    /// Seconds of one update.
+    /// Time of one update.
     pub update: UpdatePlan,
 }

@@ -1,23 +1,27 @@
-//! Where images come from.
+//! The data sets of a recipe.
 
 use crate::data::Spec;
 use crate::settings::settings;
 
 settings! {
-    /// Images to train and to evaluate on.
+    /// Training and test images.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Data(table) {
         /// Training images: a folder, `tensors:FILE`, `shards:PATTERN` or `synthetic:N`.
         pub train: Spec { example: "\"data/imagenet\"" },
-        /// Test images; the same place as `train` if it has both parts. Classes are matched by name.
+        /// Test images; may be the same data set as `train` if it has both splits. Classes are matched by name.
         pub test: Spec { example: "\"data/imagenet\"" },
-        /// Share of broken images that is tolerated: broken training images are replaced, broken test images are left out, and each is named. Without it the first broken training image ends the run, and evaluations with a broken test image are skipped.
+        /// Maximum fraction of broken images. Broken training images are replaced, broken test images are left out, and each is
+        /// reported. If omitted, the first broken training image ends the run, and evaluations with a broken test image are
+        /// skipped.
         pub broken_rate: Option<f64> { limits: above(0.0).below(1.0), example: "1e-4" },
-        /// Decode training JPEGs at 1/2, 1/4 or 1/8 of their scale where the crop stays at least as large as the training image. Faster; pixels differ by about a grey level. Evaluations always decode at full scale.
+        /// Decode training JPEGs at 1/2, 1/4 or 1/8 scale if the crop stays at least as large as the training image. Faster;
+        /// pixels differ by about one gray level. Evaluations always decode at full scale.
         pub reduced_decode: bool { omit_default: true, example: "true" } [= false],
-        /// Threads that load and decode training images on each rank. Without it, all cores of the rank but one on a GPU, and 2 on a CPU. Changes no result, and may change when a run is resumed.
+        /// Number of data loader threads per rank. If omitted, all but one of the rank's cores on a GPU, and 2 on a CPU. Does not
+        /// affect results, and may be changed when a run is resumed.
         pub workers: Option<u64> { limits: within(1.0, 1024.0), unit: "threads", example: "15" },
-        /// Whether the test images may be among the training images.
+        /// Allow test images that are also training images.
         pub test_on_train: bool { omit_default: true, example: "true" } [= false],
     }
 }

@@ -1,4 +1,4 @@
-//! Evaluations while training and at the end of a run.
+//! Evaluations during training and at the end of a run.
 
 use serde::ser::SerializeMap;
 
@@ -11,45 +11,46 @@ use crate::settings::{Described, Field, Key, Kind, Section, Table, at_least, set
 use crate::units::Fraction;
 
 settings! {
-    /// Evaluation while training, at this interval and at the end of each stage.
+    /// Evaluation during training, at this interval and at the end of each stage.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Evaluation(table) {
         /// Samples between evaluations.
         pub every_samples: u64 { limits: at_least(1.0), unit: "samples", example: "1_281_024" },
-        /// Test images that are evaluated.
+        /// Test images to evaluate on.
         pub images: TestImages {},
-        /// Attack for robust accuracy; clean accuracy is measured as well.
+        /// Attack for robust accuracy. Clean accuracy is always measured as well.
         pub attack: Pgd {},
     }
 }
 
 settings! {
-    /// Evaluations of the trained model, each written to `result-NAME.json` in the run's folder.
+    /// Evaluations at the end of the run, each written to `result-NAME.json` in the run folder.
     #[derive(Clone, Debug, PartialEq)]
     pub struct FinalEvaluation(table) {
-        /// Name of the result: 1 to 64 of `A-Z a-z 0-9 . _ -`.
+        /// Name of the result: 1 to 64 of `A-Z a-z 0-9 . _ -`, not starting with `.` or `-`.
         pub name: String { kind: super::names::KIND, example: "\"autoattack\"" } [=> table.name(Self::DESCRIPTION.key("name"))],
-        /// Stage whose final model is evaluated, zero-shot by class names if it trains with captions; the last stage without it.
+        /// Stage whose final model is evaluated; the last stage if omitted. A model trained on captions is evaluated zero-shot
+        /// by class names.
         pub stage: Option<String> { example: "\"pretrain\"" },
-        /// Test images that are evaluated.
+        /// Test images to evaluate on.
         pub images: TestImages {},
-        /// Attacks in order, by the names of `advxl eval --attack`.
+        /// Attacks to run, in order, named as in `advxl eval --attack`.
         pub attacks: Vec<String> { example: "[\"autoattack\"]" },
         /// Norm that bounds the perturbation.
         pub norm: Norm { example: "\"linf\"" },
-        /// Largest perturbation in this norm, for pixels in [0, 1].
+        /// Maximum size of the perturbation in this norm, for pixels in [0, 1].
         pub epsilon: Fraction { limits: at_least(0.0), example: "\"4/255\"" },
     }
     check { check_range(table, norm, epsilon.as_ref()) }
     verify check_attacks
 }
 
-/// Which of the test images an evaluation uses.
+/// The test images of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TestImages {
-    /// `images = N`: a stratified sample; all images if there are no more.
+    /// `images = N`: a stratified sample of N images, or all images if there are fewer.
     Images(u64),
-    /// `ids = "FILE"`: the images that a file lists.
+    /// `ids = "FILE"`: the images listed in a file.
     Ids(String),
 }
 
@@ -60,14 +61,14 @@ const IMAGES: Key = Key {
     fallback: "exactly one of `images` and `ids`",
     ..Key::of::<u64>(
         "images",
-        "Size of a sample of the test images, stratified by class; all images if there are no more.",
+        "Number of test images to sample, stratified by class. All images are used if there are fewer.",
     )
 };
 
 const IDS: Key = Key {
     example: "\"subset.txt\"",
     fallback: "exactly one of `images` and `ids`",
-    ..Key::of::<String>("ids", "File that lists the test images, one id a line.")
+    ..Key::of::<String>("ids", "File with the ids of the test images, one per line.")
 };
 
 impl Described for TestImages {
@@ -88,7 +89,7 @@ impl Field for TestImages {
             (false, true) => table.value(&IDS).map(Self::Ids),
             (true, true) => {
                 let message = "set exactly one of `images` or `ids`";
-                let hint = "`images` takes a stratified sample of a size, `ids` the images that a file lists";
+                let hint = "`images` sets the size of a stratified sample, `ids` a file that lists images";
                 table.problem_with_hint("ids", message, hint);
                 None
             }
@@ -97,7 +98,7 @@ impl Field for TestImages {
 }
 
 impl TestImages {
-    /// The same for a data set.
+    /// Converts to a selection of a data set.
     pub fn selection(&self) -> Selection {
         match self {
             Self::Images(count) => Selection::Sample(*count as usize),
@@ -110,8 +111,8 @@ fn check_attacks(table: &Table, evaluation: &FinalEvaluation) {
     match evaluation.settings().named(&evaluation.attacks) {
         Ok(attacks) if !attacks.is_empty() => {}
         Ok(_) => {
-            let message = "attacks names no attack";
-            table.problem_with_hint("attacks", message, "such as [\"autoattack\"]");
+            let message = "attacks is empty";
+            table.problem_with_hint("attacks", message, "list at least one, such as [\"autoattack\"]");
         }
         Err((unknown, hint)) => {
             table.problem_with_hint("attacks", format!("unknown attack `{unknown}`"), hint);
@@ -120,7 +121,7 @@ fn check_attacks(table: &Table, evaluation: &FinalEvaluation) {
 }
 
 impl FinalEvaluation {
-    /// The number of its stage, if there is one.
+    /// Returns the index of the stage to evaluate, or `None` if there is no such stage.
     pub fn stage_of(&self, stages: &[Stage]) -> Option<usize> {
         match &self.stage {
             None => stages.len().checked_sub(1),
@@ -132,7 +133,10 @@ impl FinalEvaluation {
         Settings::new(Version::Standard, self.norm, self.epsilon.clone())
     }
 
-    /// Its attacks.
+    /// Returns the attacks.
+    ///
+    /// # Panics
+    /// If an attack name is invalid, which reading the recipe rules out.
     pub fn attacks(&self) -> Vec<Attack> {
         self.settings()
             .named(&self.attacks)

@@ -12,46 +12,51 @@ use crate::optim::OptimizerConfig;
 use crate::schedule::Schedule;
 use crate::settings::{Section, Table, settings};
 
-/// Limits of a recipe's counts: larger than in any run, and far below what overflows when costs are summed.
+/// Limits of a recipe's counts: larger than any real run needs, and small enough that sums of costs cannot overflow.
 const LARGEST_BATCH: f64 = (1u64 << 24) as f64;
 const LARGEST_IMAGE: f64 = 4096.0;
 const LONGEST_PHASE: f64 = 1e15;
 
 settings! {
-    /// A part of the run with one loss, attack and learning-rate schedule. Weights and their average carry over to the next stage; the moments of the optimizer start at zero.
+    /// A part of the run with its own loss, attack and learning-rate schedule. Weights and their EMA carry over to the next
+    /// stage; optimizer moments are reset to zero.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Stage(table, model: Option<&ModelConfig>) {
-        /// Name in messages, metrics and file names: 1 to 64 of `A-Z a-z 0-9 . _ -`.
+        /// Name used in messages, metrics and file names: 1 to 64 of `A-Z a-z 0-9 . _ -`, not starting with `.` or `-`.
         pub name: String { kind: super::names::KIND, example: "\"finetune\"" } [=> table.name(Self::DESCRIPTION.key("name"))],
-        /// Images of this stage; those of the recipe without it.
+        /// Training and test images of this stage; the top-level `data` if omitted.
         pub data: Option<Data> {},
-        /// What becomes of the head of the stage before.
+        /// What to do with the head of the previous stage.
         pub head: Head { omit_default: true, example: "\"new\"" } [= Head::Keep],
-        /// Images per update.
+        /// Batch size: images per update, over all ranks.
         pub batch: u64 { limits: within(1.0, LARGEST_BATCH), unit: "images", example: "1_024" },
-        /// Images that pass through the model at a time (gradient accumulation); the whole batch without it. Changes no gradient except by the order of sums; with captions it costs one more forward pass.
+        /// Microbatch size (gradient accumulation): images per forward pass. If omitted, all images of a shard pass at once. Set it
+        /// if a batch does not fit into memory. Gradients differ only in the order of summation; with captions, each gradient
+        /// costs one more forward pass.
         pub chunk: Option<u64> { limits: within(1.0, LARGEST_BATCH), unit: "images", example: "256" },
-        /// Image sizes, and for how many samples each is used.
+        /// Phases of the stage, in order: image sizes and how many samples each is used for.
         pub phases: Vec<Phase> {} [
             => table.children(Self::DESCRIPTION.key("phases"), |phase| Phase::read(phase, model, batch))
         ],
-        /// Attack that perturbs each batch; without it the stage is standard training.
+        /// Attack that perturbs each training batch. If omitted, the stage is standard (non-adversarial) training.
         pub attack: Option<TrainingAttack> {},
-        /// Samples over which epsilon and step size rise linearly from 0 (Debenedetti et al. 2022); at most those of the stage.
+        /// Length of the attack warmup; at most the length of the stage. Epsilon and step size rise linearly from 0 (Debenedetti
+        /// et al. 2022).
         pub attack_warmup_samples: Option<u64> { limits: at_least(1.0), unit: "samples", example: "1_281_024" },
         /// Loss that training minimizes and the attack maximizes.
         pub loss: Loss {},
-        /// Text model or embeddings of the captions, with the contrastive loss.
+        /// Text model or caption embeddings, for the contrastive loss.
         pub text: Option<Text> {},
-        /// Optimizer.
+        /// Optimizer and its hyperparameters.
         pub optimizer: OptimizerConfig {},
         /// Learning-rate schedule.
         pub learning_rate: Schedule {},
-        /// Drop path (stochastic depth): probability that the last block's residual branch is dropped, rising linearly over the blocks.
+        /// Drop path (stochastic depth): probability of dropping the last block's residual branch. The probability rises linearly
+        /// over the blocks.
         pub drop_path: Option<f64> { limits: above(0.0).below(1.0), example: "0.2" },
-        /// Random changes of single images.
+        /// Augmentation of single training images.
         pub augmentation: Augmentation {},
-        /// MixUp and CutMix.
+        /// MixUp and CutMix of each batch; off if omitted.
         pub mixing: Option<Mixing> {},
     }
     check {
@@ -65,14 +70,14 @@ settings! {
 }
 
 settings! {
-    /// A part of a stage at one image size.
+    /// A part of a stage with a single image size.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Phase(table, model: Option<&ModelConfig>, batch: Option<u64>) {
-        /// Side of the square images; a multiple of the patch size.
+        /// Side of the square images; must be a multiple of the patch size.
         pub image_size: u64 { limits: within(1.0, LARGEST_IMAGE), unit: "pixels", example: "224" },
-        /// Training samples of the phase; a multiple of the batch.
+        /// Length of the phase; must be a multiple of `batch`.
         pub samples: u64 { limits: within(1.0, LONGEST_PHASE), unit: "samples", example: "1_281_024" },
-        /// Token reduction by masking.
+        /// Token reduction by masking patches; off if omitted.
         pub masking: Option<Masking> {},
     }
     check {
@@ -83,12 +88,12 @@ settings! {
 }
 
 impl Stage {
-    /// Whether something that is done every `every` samples is due after the update that ends at `samples` of the run.
+    /// Returns whether an action with the interval `every` is due after the update that ends at `samples` of the run.
     pub fn is_due(&self, samples: u64, every: u64) -> bool {
         samples % every < self.batch
     }
 
-    /// The attack for the update that ends at `seen` samples of the stage.
+    /// Returns the attack for the update that ends at `seen` samples of the stage.
     pub fn attack_at(&self, seen: u64) -> Option<Pgd> {
         let attack = &self.attack.as_ref()?.pgd;
         match self.attack_warmup_samples {
@@ -97,13 +102,13 @@ impl Stage {
         }
     }
 
-    /// Steps of its attack.
+    /// Returns the number of attack steps, 0 without an attack.
     pub fn attack_steps(&self) -> u64 {
         self.attack.as_ref().map_or(0, |attack| attack.pgd.steps)
     }
 
-    /// What an image costs, in forward passes: 2k + 3, since an attack pass needs the gradient of its input alone; one
-    /// more for each of the k + 1 gradients where captions are compared over several chunks.
+    /// Returns the cost of an image in forward passes: 2k + 3 with k attack steps, since an attack pass needs only the
+    /// gradient of its input. A contrastive loss over several chunks adds one pass for each of the k + 1 gradients.
     pub fn passes(&self) -> u64 {
         let steps = self.attack_steps();
         let chunked = self.chunk.is_some_and(|chunk| chunk < self.batch);
@@ -111,7 +116,7 @@ impl Stage {
         2 * steps + 3 + if again { steps + 1 } else { 0 }
     }
 
-    /// Samples of all its phases.
+    /// Returns the number of samples of all phases.
     pub fn samples(&self) -> u64 {
         self.phases.iter().map(|phase| phase.samples).sum()
     }
@@ -124,29 +129,29 @@ fn check_attack(stage: &Table) {
     }
 }
 
-/// A warmup that is longer than the stage would end before the recipe's peak is reached.
+/// Reports warmups that are longer than the stage, which would end before the peak is reached.
 fn check_warmups(table: &Table, stage: &Stage) {
     let length = stage.samples();
     let too_long = |key: &str, warmup: u64| {
         (warmup > length)
-            .then(|| format!("{key} = {warmup} is longer than the stage, {length} samples"))
+            .then(|| format!("{key} = {warmup} is longer than the stage ({length} samples)"))
     };
     if let Some(message) = too_long("warmup_samples", stage.learning_rate.warmup_samples) {
         table.problem("learning_rate", message);
     }
     let attack_warmup = stage.attack_warmup_samples.unwrap_or_default();
     if let Some(message) = too_long("attack_warmup_samples", attack_warmup) {
-        let hint = format!("use at most {length}, or leave it out");
+        let hint = format!("use at most {length}, or omit it");
         table.problem_with_hint("attack_warmup_samples", message, hint);
     }
 }
 
-/// Captions need a text model or its embeddings, and class labels have no use for one.
+/// Reports a contrastive loss without a table `text`, and the reverse.
 fn check_text(stage: &Table, loss: &Loss) {
     match (loss.kind, stage.has("text")) {
         (LossKind::Contrastive, false) => {
-            let message = "loss.kind = `contrastive` needs the table `text`";
-            let hint = "such as text = { model = \"models/ViT-L-16-CLIPA\" }";
+            let message = "loss.kind = `contrastive` requires the table `text`";
+            let hint = "add it, such as text = { model = \"models/ViT-L-16-CLIPA\" }";
             stage.problem_with_hint("loss", message, hint);
         }
         (LossKind::CrossEntropy, true) => {
@@ -173,7 +178,7 @@ fn check_image_size(phase: &Table, image_size: Option<u64>, model: Option<&Model
 
 fn check_masking(phase: &Table, model: Option<&ModelConfig>) {
     if phase.has("masking") && matches!(model, Some(ModelConfig::ConvNext(_))) {
-        let message = "masking leaves out tokens, and a ConvNeXt has none";
+        let message = "masking is invalid for a ConvNeXt, which has no tokens";
         phase.problem_with_hint("masking", message, "train at a smaller image_size instead");
     }
 }
@@ -187,7 +192,7 @@ fn check_samples(phase: &Table, samples: Option<u64>, batch: Option<u64>) {
             0 => format!("use {batch}"),
             _ => format!("use {below} or {}", below + batch),
         };
-        let message = format!("samples = {samples} is not a whole number of batches of {batch}");
+        let message = format!("samples = {samples} is not a multiple of the batch size {batch}");
         phase.problem_with_hint("samples", message, hint);
     }
 }

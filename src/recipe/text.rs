@@ -1,4 +1,4 @@
-//! Text models and embeddings for training with captions.
+//! Text models and embeddings for training on captions.
 
 use std::path::PathBuf;
 
@@ -6,20 +6,23 @@ use crate::model::config::common::{DEEPEST, LARGEST_WIDTH};
 use crate::settings::{Table, settings};
 
 settings! {
-    /// Embeddings of the captions: from a frozen text model, from a new one that is trained with the images, or from a file. Exactly one of `model`, `from` and `new`, or `embeddings`, is needed.
+    /// Source of the caption embeddings: a frozen text model, a new one trained jointly with the images, or a file. Set
+    /// exactly one of `model`, `from` and `new`, or use `embeddings`. With `embeddings`, a frozen `model` or `from` is optional
+    /// and only embeds class names.
     #[derive(Clone, Debug, Default, PartialEq)]
     pub struct Text(table) {
         /// Folder of a frozen text model.
         pub model: Option<PathBuf> { example: "\"models/ViT-L-16-CLIPA\"" },
-        /// Earlier stage whose `new` text model is used, frozen.
+        /// Name of an earlier stage whose trained text model (`new`) is used, frozen.
         pub from: Option<String> { example: "\"clip\"" },
-        /// New text model that is trained in this stage.
+        /// New text model to train in this stage.
         pub new: Option<NewText> {},
-        /// File of embeddings by `advxl embed`, in place of computing them.
+        /// File of precomputed caption embeddings, written by `advxl embed`.
         pub embeddings: Option<PathBuf> { example: "\"captions.safetensors\"" },
-        /// File with the names of the test images' classes, one a line, for zero-shot evaluation; the names of the data set without it.
+        /// File with the class names of the test images, one per line, for zero-shot evaluation. If omitted, the names in the data
+        /// set are used.
         pub classes: Option<PathBuf> { example: "\"data/imagenet_classes.txt\"" },
-        /// Prompts with `{}` in place of the class; the bare names if there are none.
+        /// Prompt templates for zero-shot evaluation, with `{}` in place of the class name. If empty, the bare names are used.
         pub templates: Vec<String> { omit_default: true, example: "[\"a photo of a {}\"]" } [= Vec::new()],
     }
     check {
@@ -29,18 +32,18 @@ settings! {
 }
 
 settings! {
-    /// A text model to be trained, of CLIPA's architecture; its vocabulary is built from the words of the training captions.
+    /// A text model to train, with CLIPA's architecture. Its vocabulary is built from the words of the training captions.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct NewText(table) {
-        /// Length of a caption in tokens.
+        /// Context length: tokens per caption.
         pub context: usize { limits: within(1.0, 65536.0), unit: "tokens", example: "16" },
-        /// Width of the tokens.
+        /// Embedding dimension of the tokens.
         pub width: usize { limits: within(1.0, LARGEST_WIDTH as f64), example: "64" },
-        /// Number of blocks.
+        /// Number of transformer blocks.
         pub depth: usize { limits: within(1.0, DEEPEST as f64), example: "2" },
-        /// Attention heads; they divide the width.
+        /// Number of attention heads; must divide `width`.
         pub heads: usize { limits: within(1.0, LARGEST_WIDTH as f64), example: "2" },
-        /// Dimensions of an embedding.
+        /// Dimension of the joint image-text embedding.
         pub embedding: usize { limits: within(1.0, LARGEST_WIDTH as f64), example: "64" },
     }
     check { check_heads(table, width, heads) }
@@ -52,12 +55,12 @@ fn check_heads(table: &Table, width: Option<usize>, heads: Option<usize>) {
     {
         table.problem(
             "heads",
-            format!("heads = {heads} do not divide width = {width}"),
+            format!("heads = {heads} must divide width = {width}"),
         );
     }
 }
 
-/// Captions have one source, and class names are embedded by a text model.
+/// Reports missing or conflicting sources of embeddings.
 fn check_source(table: &Table) {
     let models = ["model", "from", "new"].map(|key| table.has(key));
     let count = models.iter().filter(|given| **given).count();
@@ -67,11 +70,11 @@ fn check_source(table: &Table) {
     }
     if count == 0 && !has_embeddings {
         let message =
-            "text needs a `model`, a stage to take it `from`, a `new` one, or `embeddings`";
+            "text requires one of `model`, `from`, `new` or `embeddings`";
         table.problem("model", message);
     }
     if count == 0 && (table.has("classes") || table.has("templates")) {
-        let message = "classes and templates are embedded by a text model, and text has none";
+        let message = "`classes` and `templates` require a text model: `model`, `from` or `new`";
         table.problem("classes", message);
     }
     if table.has("new") && has_embeddings {
@@ -83,18 +86,18 @@ fn check_source(table: &Table) {
 
 fn check_templates(table: &Table, templates: &[String]) {
     if let Some(wrong) = templates.iter().find(|text| !text.contains("{}")) {
-        let message = format!("the template `{wrong}` has no {{}} for the class");
+        let message = format!("the template `{wrong}` has no placeholder {{}} for the class");
         table.problem("templates", message);
     }
 }
 
 impl Text {
-    /// Whether there is a text model, which embeds class names, rather than embeddings of captions alone.
+    /// Returns whether there is a text model, which can embed class names, rather than only caption embeddings.
     pub(super) fn has_model(&self) -> bool {
         self.model.is_some() || self.from.is_some() || self.new.is_some()
     }
 
-    /// Replaces missing files by a tiny new text model, as synthetic images replace real ones.
+    /// Replaces missing files with a tiny new text model, as synthetic images replace real ones.
     pub(super) fn rehearse(&mut self) {
         let missing = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.exists());
         if missing(&self.classes) {

@@ -1,4 +1,4 @@
-//! The attack of a stage: PGD, and the arithmetic of its passes.
+//! The attack of a stage: PGD, and the precision of its passes.
 
 use serde::Serialize;
 use serde::ser::SerializeMap;
@@ -8,23 +8,23 @@ use crate::model::ModelConfig;
 use crate::ops::AttackPrecision;
 use crate::settings::{Described, Description, Field, Key, Kind, Section, Table};
 
-/// PGD as a stage trains with it. Evaluations have the precision of their own runs.
+/// The PGD attack of a training stage, with its precision.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TrainingAttack {
     /// The attack.
     #[serde(flatten)]
     pub pgd: Pgd,
-    /// Arithmetic of its passes; the recipe's `precision` if absent.
+    /// Precision of the attack's passes; the recipe's `precision` if `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<AttackPrecision>,
 }
 
 const PRECISION: Key = Key {
     example: "\"fp8\"",
-    fallback: "that of the recipe",
+    fallback: "the recipe's `precision`",
     ..Key::of::<Option<AttackPrecision>>(
         "precision",
-        "Arithmetic of the attack's passes; updates and evaluations keep the recipe's.",
+        "Precision of the attack's passes. Lower precision is faster; updates and evaluations keep the recipe's.",
     )
 };
 
@@ -68,7 +68,7 @@ impl Field for TrainingAttack {
     }
 }
 
-/// FP8 is for the products of encoder blocks.
+/// Reports FP8 for models that do not support it.
 pub(super) fn check_precision(
     stage: &Table,
     attack: Option<&TrainingAttack>,
@@ -89,7 +89,7 @@ pub(super) fn check_precision(
         None => return,
     };
     let message = format!(
-        "attack.precision = `fp8` needs a transformer whose width and hidden are multiples of 16, and {why}"
+        "attack.precision = `fp8` requires a transformer whose `width` and `hidden` are multiples of 16, but {why}"
     );
-    stage.problem_with_hint("attack", message, "use \"bf16\", or leave it out");
+    stage.problem_with_hint("attack", message, "use \"bf16\", or omit attack.precision");
 }

@@ -21,41 +21,42 @@ use crate::{files, settings};
 const SCHEMA: u64 = 1;
 
 settings! {
-    /// One complete run. Durations are counted in samples: images seen.
+    /// A complete run. All durations are counted in samples (images seen).
     #[derive(Clone, Debug, PartialEq)]
     pub struct Recipe(table) {
         /// Version of the recipe format.
         pub schema: u64 { limits: within(SCHEMA as f64, SCHEMA as f64) } [= SCHEMA],
-        /// Seed of weights, sample order, augmentation and attacks.
+        /// Random seed for weight initialization, sample order, augmentation, masking, drop path and attacks.
         pub seed: u64 { example: "0" },
-        /// Arithmetic of the matrix products in training; norms, softmax, loss, head, weights and moments are f32 in all, and the
-        /// patch embedding on CPUs.
+        /// Precision of the matrix products in training. Norms, softmax, loss, head, weights and optimizer moments are always
+        /// f32; on CPUs the patch embedding is too.
         pub precision: Precision { example: "\"bf16\"" },
-        /// Device to train on; `--device` takes precedence.
+        /// Device to train on. `--device` takes precedence.
         pub device: DeviceName { omit_default: true, example: "\"cuda:0\"" } [= DeviceName::Auto],
-        /// Activation checkpointing: backward passes recompute each block's activations. Saves memory for a third more time in a training pass; the same bits.
+        /// Activation checkpointing: recompute each block's activations in the backward pass. Saves memory, but training
+        /// passes take a third more time; results are bitwise identical.
         pub recompute: bool { omit_default: true, example: "true" } [= false],
-        /// How processes share the batches; one shard without it.
+        /// How batches are split over processes; a single shard if omitted.
         pub parallel: Parallel { omit_default: true, fallback: "one shard" } [= Parallel::default()],
-        /// Architecture.
+        /// Model architecture.
         pub model: ModelConfig {} [=> table.draft(Self::DESCRIPTION.key("model"), ModelConfig::read)],
-        /// Weights that training starts from; random ones without it.
+        /// Weights to start from; random initialization if omitted.
         pub start: Option<Start> {},
-        /// Images of all stages that have none of their own.
+        /// Training and test images for all stages that do not set their own `data`.
         pub data: Option<Data> {},
-        /// Stages, in order.
+        /// Training stages, in order.
         pub stage: Vec<Stage> {} [
             => table.children(Self::DESCRIPTION.key("stage"), |stage| Stage::read(stage, model.as_ref()))
         ],
-        /// Average of the weights; without it the weights themselves are evaluated and saved.
+        /// Exponential moving average (EMA) of the weights. If omitted, the weights themselves are evaluated and saved.
         pub average: Option<AverageConfig> {},
-        /// Evaluation while training; none without it.
+        /// Evaluation during training; off if omitted.
         pub evaluation: Option<Evaluation> {},
-        /// Evaluations at the end of the run.
+        /// Evaluations of the saved models at the end of the run.
         pub final_evaluation: Vec<FinalEvaluation> { omit_default: true, fallback: "none" } [= Vec::new()],
-        /// Checkpoints.
+        /// How often checkpoints are saved, and how many are kept.
         pub checkpoint: Checkpoints {},
-        /// Lines of metrics.
+        /// How often training metrics are logged.
         pub log: Log {},
     }
     check { check_tables(table, stage.as_deref(), parallel, final_evaluation.as_deref()) }

@@ -1,17 +1,17 @@
-//! Names of architectures: timm's, open_clip's and ours, and what they tell.
+//! Architecture names of timm, open_clip and advxl, and what they determine.
 
 use super::archive::shown;
 use crate::error::Error;
 use crate::model::ModelConfig;
 use crate::settings::nearest;
 
-/// What the norms of CLIP's image towers add to the variance: PyTorch's default.
+/// Epsilon of the layer norms in CLIP's image towers: PyTorch's default.
 pub(crate) const CLIP_EPS: f64 = 1e-5;
 
-/// How open_clip's names of transformers begin.
+/// Prefix of open_clip's names of vision transformers.
 pub(crate) const OPEN_CLIP_PREFIX: &str = "ViT-";
 
-/// open_clip's words for sizes: (word, width, heads).
+/// open_clip's size names: (name, width, heads).
 ///
 /// Source: `open_clip/model_configs`.
 pub(crate) const OPEN_CLIP: [(&str, usize, usize); 8] = [
@@ -25,20 +25,20 @@ pub(crate) const OPEN_CLIP: [(&str, usize, usize); 8] = [
     ("e", 1792, 16),
 ];
 
-/// Width and heads of an open_clip model such as `ViT-B-32-quickgelu` or `ViT-H-14-CLIPA-336`.
+/// Returns the width and heads of an open_clip model such as `ViT-B-32-quickgelu` or `ViT-H-14-CLIPA-336`.
 pub(crate) fn open_clip(architecture: &str) -> Option<(usize, usize)> {
     let mut words = architecture.strip_prefix(OPEN_CLIP_PREFIX)?.split('-');
     let word = words.next()?;
     let &(_, width, heads) = OPEN_CLIP.iter().find(|size| size.0 == word)?;
     let is_number = |word: &str| word.parse::<u32>().is_ok();
     let patch = words.next()?;
-    // Names with other words, such as SigLIP, are of other models.
+    // Names with other words, such as SigLIP, denote other models.
     let known =
         |word: &str| is_number(word) || ["quickgelu", "CLIPA", "alt", "worldwide"].contains(&word);
     (is_number(patch) && words.all(known)).then_some((width, heads))
 }
 
-/// timm's words for sizes: (word, width, heads).
+/// timm's size names: (name, width, heads).
 ///
 /// Source: the definitions in `timm/models/vision_transformer.py`.
 pub(crate) const TIMM: [(&str, usize, usize); 8] = [
@@ -52,15 +52,15 @@ pub(crate) const TIMM: [(&str, usize, usize); 8] = [
     ("gigantic", 1664, 16),
 ];
 
-/// What the name of an architecture tells.
+/// What an architecture name determines.
 pub(crate) enum NamedArchitecture {
-    /// Width and heads of a transformer.
+    /// Width and heads of a vision transformer.
     Vit(usize, usize),
     ConvNext,
 }
 
-/// A named architecture: ours, `vit_SIZE_...`, `deit_SIZE_...`, `deit3_SIZE_...` and `convnext_...` of timm, `ViT-SIZE-PATCH...` of
-/// open_clip.
+/// Looks up an architecture name: ours, timm's `vit_SIZE_...`, `deit_SIZE_...`, `deit3_SIZE_...` and `convnext_...`, or
+/// open_clip's `ViT-SIZE-PATCH...`.
 pub(crate) fn known(architecture: &str) -> Option<NamedArchitecture> {
     match ModelConfig::named(architecture) {
         Some(ModelConfig::Vit(vit)) => return Some(NamedArchitecture::Vit(vit.width, vit.heads)),
@@ -76,7 +76,7 @@ pub(crate) fn known(architecture: &str) -> Option<NamedArchitecture> {
         Some("vit" | "deit" | "deit3") => {}
         _ => return None,
     }
-    // Its norms come after what they norm, under the same names.
+    // Res-post-norm models apply norms after the layers, but use the same names.
     if architecture.contains("_rpn_") {
         return None;
     }
@@ -86,10 +86,7 @@ pub(crate) fn known(architecture: &str) -> Option<NamedArchitecture> {
 }
 
 pub(crate) fn unknown(architecture: &str) -> Error {
-    let error = Error::input(format!(
-        "`{}` is no architecture that is known here",
-        shown(architecture)
-    ));
+    let error = Error::input(format!("unknown architecture `{}`", shown(architecture)));
     let of_timm: Vec<String> = TIMM
         .iter()
         .flat_map(|(word, ..)| [14, 16].map(|patch| format!("vit_{word}_patch{patch}_224")))
@@ -103,7 +100,7 @@ pub(crate) fn unknown(architecture: &str) -> Error {
     match nearest(architecture, &names) {
         Some(near) if architecture.len() < 100 => error.hint(format!("did you mean `{near}`?")),
         _ => error.hint(format!(
-            "use timm's name, such as `vit_huge_patch14_224`, open_clip's, such as `ViT-B-16`, or one of {}",
+            "use a timm name such as `vit_huge_patch14_224`, an open_clip name such as `ViT-B-16`, or one of {}",
             ours.join(", ")
         )),
     }

@@ -1,7 +1,7 @@
-//! The table of contents of a zip archive: where the bytes of each entry lie in the file.
+//! Reads the central directory of a zip archive and locates the bytes of each entry.
 //!
-//! Only what PyTorch's files need: entries that are stored as they are, in archives of any size
-//! (zip64). Nothing is decompressed, and checksums are not compared.
+//! Supports only what PyTorch files need: uncompressed entries, in archives of any size (zip64). Nothing is
+//! decompressed, and checksums are not verified.
 //!
 //! Source: PKWARE's APPNOTE 6.3, sections 4.3 and 4.5.3.
 
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result};
 use crate::files::Source;
 
-/// The longest table of contents that is read: some 500,000 entries.
+/// Maximum size of the central directory: about 500,000 entries.
 const TABLE_LIMIT: u64 = 64 << 20;
 
 /// The entries of an archive by name.
@@ -18,7 +18,7 @@ pub(crate) struct Archive {
     entries: BTreeMap<String, Entry>,
 }
 
-/// Where the bytes of an entry are.
+/// Byte range of an entry.
 #[derive(Clone, Copy)]
 pub(crate) struct Place {
     pub(crate) start: u64,
@@ -26,11 +26,11 @@ pub(crate) struct Place {
 }
 
 struct Entry {
-    /// 0 where the bytes are stored as they are.
+    /// Compression method; 0 means uncompressed.
     method: u16,
     encrypted: bool,
     size: u64,
-    /// Place of the header that stands before the bytes.
+    /// Offset of the local file header, which precedes the bytes.
     header: u64,
 }
 
@@ -38,8 +38,8 @@ impl Archive {
     pub(crate) fn read(source: &Source) -> Result<Self> {
         let (count, size, at) = table(source)?;
         if size > TABLE_LIMIT {
-            let message = format!("its table of contents is {size} bytes long");
-            return Err(Error::input(message).hint("no file of weights has so many entries"));
+            let message = format!("the zip directory of {size} bytes is too large");
+            return Err(Error::input(message).hint("no weight file has that many entries"));
         }
         let table = source.bytes(at, size)?.ok_or_else(broken)?;
         let mut rest = Fields(&table);
@@ -55,15 +55,15 @@ impl Archive {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Where an entry is; `None` where there is no such entry.
+    /// Returns the byte range of an entry, or `None` if there is no such entry.
     pub(crate) fn place(&self, source: &Source, name: &str) -> Result<Option<Place>> {
         let Some(entry) = self.entries.get(name) else {
             return Ok(None);
         };
         if entry.method != 0 || entry.encrypted {
-            let message = format!("its entry `{}` is compressed or encrypted", shown(name));
+            let message = format!("zip entry `{}` is compressed or encrypted", shown(name));
             return Err(Error::input(message).hint(
-                "PyTorch stores weights as they are; load the file there and save it again",
+                "PyTorch stores weights uncompressed; load the file in PyTorch and save it again",
             ));
         }
         let header = source.bytes(entry.header, 30)?.ok_or_else(broken)?;
@@ -86,7 +86,7 @@ impl Archive {
     }
 }
 
-/// A name out of a file as it may be printed: short, and without characters that steer a terminal.
+/// Truncates a name from a file to 80 characters and escapes control characters, so that it is safe to print.
 pub(crate) fn shown(name: &str) -> String {
     let mut text: String = name.chars().take(80).flat_map(char::escape_debug).collect();
     if text.len() < name.len() {
@@ -96,13 +96,13 @@ pub(crate) fn shown(name: &str) -> String {
 }
 
 fn broken() -> Error {
-    Error::input("this is not a whole zip file, as PyTorch's files of weights are")
+    Error::input("truncated or invalid zip file, the format of PyTorch weight files")
         .hint("copy or download it again")
 }
 
-/// Number of entries, size and place of the table of contents.
+/// Returns the number of entries, the size and the offset of the central directory.
 fn table(source: &Source) -> Result<(u64, u64, u64)> {
-    // The record that ends the file has 22 bytes and a comment of up to 65,535.
+    // The end-of-central-directory record has 22 bytes and a comment of up to 65,535.
     let tail_size = source.length().min(22 + 0xffff);
     let tail_at = source.length() - tail_size;
     let tail = source.bytes(tail_at, tail_size)?.ok_or_else(broken)?;
@@ -119,7 +119,7 @@ fn table(source: &Source) -> Result<(u64, u64, u64)> {
     if count != u16::MAX && size != u32::MAX && at != u32::MAX {
         return Ok((count.into(), size.into(), at.into()));
     }
-    // Zip64: a locator of 20 bytes stands before the record, and tells where the long record is.
+    // Zip64: a locator of 20 bytes precedes the record and holds the offset of the zip64 record.
     let locator = (tail_at + record as u64)
         .checked_sub(20)
         .ok_or_else(broken)?;
@@ -136,7 +136,7 @@ fn table(source: &Source) -> Result<(u64, u64, u64)> {
     }
 }
 
-/// Little-endian fields one after another; `None` where the bytes end.
+/// Reads consecutive little-endian fields; every read returns `None` past the end of the bytes.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -162,7 +162,7 @@ impl<'a> Fields<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// One line of the table of contents.
+    /// Reads one entry of the central directory.
     fn entry(&mut self) -> Option<(String, Entry)> {
         if self.take(4)? != b"PK\x01\x02" {
             return None;
@@ -176,7 +176,7 @@ impl<'a> Fields<'a> {
         let header = self.u32()?;
         let [name, mut extra, _comment] = lengths.map(|length| self.take(length.into()));
         let name = String::from_utf8(name?.to_vec()).ok()?;
-        // Of what does not fit into 32 bits, the long form stands in the extra field 1.
+        // Values that do not fit into 32 bits are stored in extra field 1.
         let mut long = Fields(&[]);
         while let Some(bytes) = extra.filter(|bytes| !bytes.is_empty()) {
             let mut field = Fields(bytes);

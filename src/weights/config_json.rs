@@ -1,4 +1,4 @@
-//! `config.json` of a model folder, as timm writes and reads it.
+//! Reads and writes `config.json` of a model folder in timm's format.
 
 use serde_json::{Value, json};
 
@@ -13,14 +13,14 @@ use crate::model::config::common::{check_mean, check_std};
 use crate::model::{ConvNextConfig, Model, ModelConfig, Pool, Position, Stem, VitConfig};
 use crate::ops::Gelu;
 
-/// timm's words for the activations.
+/// timm's names of the activations.
 const GELUS: [(&str, Gelu); 3] = [
     ("gelu", Gelu::Erf),
     ("gelu_tanh", Gelu::Tanh),
     ("quick_gelu", Gelu::Quick),
 ];
 
-/// The configuration of a model for images that are preprocessed in a way.
+/// Returns the configuration of a model with its preprocessing.
 pub(crate) fn write(
     model: &Model,
     preprocessing: &Preprocessing,
@@ -35,7 +35,7 @@ pub(crate) fn write(
     };
     let fixed = matches!(config, ModelConfig::Vit(_));
     let mut written = json!({
-        // Any model of this kind in timm: the arguments below say all that differs.
+        // Any timm model of this kind: the arguments below set everything that differs.
         "architecture": architecture,
         "num_classes": model.classes(),
         "num_features": width(&config),
@@ -54,7 +54,7 @@ pub(crate) fn write(
             "first_conv": first,
             "classifier": head,
         },
-        // What timm has no word for.
+        // Settings that timm has no key for.
         "advxl": ours(&config, preprocessing, outputs),
     });
     for (key, value) in to_timm(preprocessing) {
@@ -94,11 +94,11 @@ fn of_vit(vit: &VitConfig, image_size: usize) -> Entry {
         "mlp_ratio": vit.mlp_ratio(),
         "global_pool": pool,
         "class_token": vit.class_token,
-        "act_layer": gelu.expect("each has its word").0,
+        "act_layer": gelu.expect("every activation has a name").0,
         "pre_norm": vit.pre_norm,
     });
     (
-        // Of what the norms add to the variance, which is no argument that JSON can hold, timm's models know two values.
+        // JSON cannot pass the norm epsilon as an argument; timm's registered models use one of two values.
         match vit.norm_eps == CLIP_EPS {
             true => "vit_base_patch16_clip_224",
             false => "vit_base_patch16_224",
@@ -132,7 +132,7 @@ fn ours(config: &ModelConfig, preprocessing: &Preprocessing, outputs: Outputs) -
         "position_size": position_size,
         "norm_eps": norm_eps,
         "outputs": outputs,
-        // timm's borders have the mean color.
+        // timm fills borders with the mean color.
         "fill": match preprocessing.resize_mode {
             ResizeMode::Longest { fill } if fill != mean_color(mean) => Some(fill),
             _ => None,
@@ -144,12 +144,12 @@ fn ours(config: &ModelConfig, preprocessing: &Preprocessing, outputs: Outputs) -
     })
 }
 
-/// What a configuration tells of the model beside it.
+/// Reads what a configuration states about the model.
 pub(crate) fn read(config: &Value) -> Result<StatedModel> {
     let architecture = config["architecture"].as_str().unwrap_or_default();
     let (args, ours) = (&config["model_args"], &config["advxl"]);
     let number = |value: &Value| value.as_u64().map(|number| number as usize);
-    // Files of timm's first years have all keys in one object.
+    // Early timm files hold all keys in one object.
     let pretrained = match config["pretrained_cfg"].is_object() {
         true => &config["pretrained_cfg"],
         false => config,
@@ -166,7 +166,7 @@ pub(crate) fn read(config: &Value) -> Result<StatedModel> {
     let channels_of = &pretrained["input_size"][0];
     if channels_of.as_u64().is_some_and(|channels| channels != 3) {
         let message = format!("`{source}` has input_size = {}", pretrained["input_size"]);
-        return Err(Error::input(message).hint("images have 3 channels here"));
+        return Err(Error::input(message).hint("only images with 3 channels are supported"));
     }
     let pool = [&args["global_pool"], &config["global_pool"]];
     let pool = match pool.into_iter().find_map(Value::as_str) {
@@ -174,7 +174,10 @@ pub(crate) fn read(config: &Value) -> Result<StatedModel> {
         Some("avg") => Some(Pool::Average),
         Some("token") => Some(Pool::Token),
         Some(other) => {
-            let message = format!("`config.json` has global_pool = `{}`", shown(other));
+            let message = format!(
+                "`config.json` has unsupported global_pool = `{}`",
+                shown(other)
+            );
             return Err(Error::input(message).hint("only `avg` and `token` can be loaded"));
         }
     };
@@ -184,7 +187,10 @@ pub(crate) fn read(config: &Value) -> Result<StatedModel> {
         Some(word) => {
             let known = GELUS.iter().find(|(known, _)| *known == word);
             let unknown = || {
-                let message = format!("`config.json` has act_layer = `{}`", shown(word));
+                let message = format!(
+                    "`config.json` has unsupported act_layer = `{}`",
+                    shown(word)
+                );
                 Error::input(message)
                     .hint("only `gelu`, `gelu_tanh` and `quick_gelu` can be loaded")
             };
@@ -199,8 +205,8 @@ pub(crate) fn read(config: &Value) -> Result<StatedModel> {
         number(&config["num_classes"]).unwrap_or(names.len()),
     );
     if named > 0 && named != count {
-        let message = format!("`config.json` has {named} label_names and num_classes = {count}");
-        return Err(Error::input(message).hint("name every class, or leave label_names out"));
+        let message = format!("`config.json` has {named} label_names, but num_classes = {count}");
+        return Err(Error::input(message).hint("name every class, or remove label_names"));
     }
     Ok(StatedModel {
         by_name_alone: false,
@@ -236,19 +242,20 @@ pub(crate) fn read(config: &Value) -> Result<StatedModel> {
     })
 }
 
-/// What the norms add to the variance, if a configuration tells it.
+/// Reads the epsilon of the norms, or returns the known one if the configuration states none.
 pub(crate) fn eps(found: &Value, key: &str, stated: &StatedModel) -> Result<f64> {
     match (found.is_null(), found.as_f64()) {
         (true, _) => Ok(stated.norm_eps),
         (_, Some(eps)) if eps > 0.0 => Ok(eps),
         _ => {
-            let message = format!("`{}` has {key} = {found}", stated.source);
-            Err(Error::input(message).hint("give a number above 0, such as 1e-6"))
+            let message = format!("`{}` has invalid {key} = {found}", stated.source);
+            Err(Error::input(message).hint("use a number above 0, such as 1e-6"))
         }
     }
 }
 
-/// Mean or standard deviation of the three channels under a key, if a configuration tells it. `what` is `mean` or `std`.
+/// Reads the mean or std of the three channels under a key, or returns the known one if the configuration states none.
+/// `what` is `mean` or `std`.
 pub(crate) fn channels(
     config: &Value,
     [what, key]: [&str; 2],
@@ -266,8 +273,8 @@ pub(crate) fn channels(
     let list: Vec<f64> = list.iter().filter_map(Value::as_f64).collect();
     let three: Option<[f64; 3]> = list.try_into().ok();
     let three = three.ok_or_else(|| {
-        let message = format!("`{}` has {key} = {found}", stated.source);
-        Error::input(message).hint("give one number for each of three channels")
+        let message = format!("`{}` has invalid {key} = {found}", stated.source);
+        Error::input(message).hint("use one number for each of the three channels")
     })?;
     let checked = match what {
         "mean" => check_mean(&three),

@@ -1,4 +1,4 @@
-//! What model a file of weights holds: given by the names and shapes of its tensors, and by the files next to it.
+//! Determines the model in a weight file from the names and shapes of its tensors and the files next to it.
 
 use super::architecture::{NamedArchitecture, known};
 use super::archive::shown;
@@ -14,23 +14,30 @@ pub(crate) struct Description {
     pub(crate) image_size: usize,
 }
 
-/// The images that ConvNeXts are made for where nothing tells a size: ImageNet's.
+/// Image size of a ConvNeXt if none is stated: ImageNet's.
 const IMAGE_SIZE: usize = 224;
 
-/// What the shapes of the tensors, and what else is stated, say of the model.
+/// Determines the model from the shapes of the tensors and the stated settings.
 pub(crate) fn describe(weights: &Names, stated: &StatedModel) -> Result<Description> {
     let is_convnext = weights.contains("stages.0.blocks.0.conv_dw.weight");
     let name = &stated.architecture;
     if known(name).is_none() && !name.is_empty() {
-        let message = format!("`{}` has architecture = `{}`", stated.source, shown(name));
+        let message = format!(
+            "`{}` has unsupported architecture = `{}`",
+            stated.source,
+            shown(name)
+        );
         return Err(Error::input(message).hint(
-            "only plain vision transformers and ConvNeXts can be loaded, such as `vit_base_patch16_224` or `convnext_tiny`",
+            "only plain vision transformers and ConvNeXts can be loaded, such as `vit_base_patch16_224` or \
+             `convnext_tiny`",
         ));
     }
     match (is_convnext, known(name)) {
-        (true, Some(NamedArchitecture::Vit(..))) => Err(unlike(stated, "a ConvNeXt")),
+        (true, Some(NamedArchitecture::Vit(..))) => Err(unlike(stated, "are those of a ConvNeXt")),
         (true, _) => convnext(weights, stated),
-        (false, Some(NamedArchitecture::ConvNext)) => Err(unlike(stated, "no ConvNeXt")),
+        (false, Some(NamedArchitecture::ConvNext)) => {
+            Err(unlike(stated, "are not those of a ConvNeXt"))
+        }
         (false, _) => vit(weights, stated),
     }
 }
@@ -38,9 +45,9 @@ pub(crate) fn describe(weights: &Names, stated: &StatedModel) -> Result<Descript
 fn unlike(stated: &StatedModel, found: &str) -> Error {
     let name = shown(&stated.architecture);
     Error::input(format!(
-        "the weights are those of {found}, not of a `{name}`"
+        "the architecture is `{name}`, but the weights {found}"
     ))
-    .hint("name the architecture that the weights were trained as")
+    .hint("use the architecture that the weights were trained with")
 }
 
 fn unfit(what: &str) -> Error {
@@ -50,17 +57,17 @@ fn unfit(what: &str) -> Error {
     .hint("only vision transformers and ConvNeXts can be loaded")
 }
 
-/// A shape; without a size of zero, beside which others could be anything: so the file's length bounds them.
+/// Returns a shape and refuses sizes of zero: next to a zero, the file length would not bound the other sizes.
 fn shape(weights: &Names, name: &str) -> Result<Vec<usize>> {
     match weights.shape(name)? {
-        shape if shape.contains(&0) => {
-            Err(unfit(&format!("{} has no numbers", weights.called(name))))
-        }
+        shape if shape.contains(&0) => Err(unfit(&format!("{} is empty", weights.called(name)))),
         shape => Ok(shape),
     }
 }
 
-/// The number of classes, if the configuration tells no other; 1 where there is no head and none is needed.
+/// Returns the number of classes, or 1 if there is no head and none is needed.
+///
+/// Errors: a missing head, or a configuration with a different number.
 fn classes(weights: &Names, head: &str, stated: &StatedModel) -> Result<usize> {
     let called = weights.called(head);
     if !weights.contains(head) {
@@ -75,20 +82,22 @@ fn classes(weights: &Names, head: &str, stated: &StatedModel) -> Result<usize> {
     match stated.class_count {
         Some(count) if count != classes => {
             let (source, key) = (stated.source, stated.words.classes);
-            let message = format!("`{source}` has {key} = {count}, and {called} {classes} rows");
-            Err(Error::input(message).hint("correct the one that is wrong"))
+            let message =
+                format!("`{source}` has {key} = {count}, but {called} has {classes} rows");
+            Err(Error::input(message).hint("correct whichever is wrong"))
         }
         _ => Ok(classes),
     }
 }
 
 fn without_head(called: &str) -> Error {
-    Error::input(format!("these weights end before a head: {called} is missing")).hint(
-        "give them one by training with start.head = \"new\"; a model without a head can be nothing but a start",
+    Error::input(format!("the weights have no head: {called} is missing")).hint(
+        "train a new head with start.head = \"new\"; weights without a head can only be a starting point",
     )
 }
 
-/// Patches along a side for the places of all tokens, or of the patches alone (DeiT-3, timm's `no_embed_class`).
+/// Returns the patches per side from the number of positions, which cover all tokens or only the patches (DeiT-3,
+/// timm's `no_embed_class`).
 fn grid(places: usize, class_token: bool) -> Option<usize> {
     let side = |patches: usize| {
         let side = patches.isqrt();
@@ -100,7 +109,7 @@ fn grid(places: usize, class_token: bool) -> Option<usize> {
     }
 }
 
-/// How often in a row a name with a number is there.
+/// Counts the consecutive numbers from 0 on for which a name exists.
 fn count(weights: &Names, name: impl Fn(usize) -> String) -> usize {
     (0..).take_while(|i| weights.contains(&name(*i))).count()
 }
@@ -118,19 +127,26 @@ fn vit(weights: &Names, stated: &StatedModel) -> Result<Description> {
     };
     let called = weights.called(&last);
     let [width, channels, patch, _] = shape(weights, &last)?[..] else {
-        return Err(unfit(&format!("{called} is not [width, 3, patch, patch]")));
+        return Err(unfit(&format!(
+            "{called} does not have shape [width, 3, patch, patch]"
+        )));
     };
     let patch = match stem {
         Stem::Patch if channels == 3 => patch,
-        Stem::Patch => return Err(unfit(&format!("{called} is not [width, 3, patch, patch]"))),
-        // Each layer halves the image; no picture is larger than that.
+        Stem::Patch => {
+            return Err(unfit(&format!(
+                "{called} does not have shape [width, 3, patch, patch]"
+            )));
+        }
+        // Each layer halves the image; no image is larger than 2^16 pixels.
         Stem::Conv => 1 << layers.min(16),
     };
-    if let Some(told_width) = stated.width.filter(|stated| *stated != width) {
+    if let Some(expected) = stated.width.filter(|stated| *stated != width) {
         let (source, key) = (stated.source, stated.words.width);
-        let message =
-            format!("`{source}` has {key} = {told_width}, and {called} makes tokens {width} wide");
-        return Err(Error::input(message).hint("correct the one that is wrong"));
+        let message = format!(
+            "`{source}` has {key} = {expected}, but {called} gives tokens of width {width}"
+        );
+        return Err(Error::input(message).hint("correct whichever is wrong"));
     }
     stated.agrees("patch_size", stated.patch, patch)?;
     let first = "blocks.0.mlp.fc1.weight";
@@ -139,7 +155,9 @@ fn vit(weights: &Names, stated: &StatedModel) -> Result<Description> {
     };
     let places = weights.called("pos_embed");
     let [1, tokens, _] = shape(weights, "pos_embed")?[..] else {
-        return Err(unfit(&format!("{places} is not [1, tokens, width]")));
+        return Err(unfit(&format!(
+            "{places} does not have shape [1, tokens, width]"
+        )));
     };
     let class_token = weights.contains("cls_token");
     let grid = grid(tokens, class_token)
@@ -149,35 +167,34 @@ fn vit(weights: &Names, stated: &StatedModel) -> Result<Description> {
     {
         let source = stated.source;
         let message = format!(
-            "`{source}` has {key} = {size}, and {places} has {grid} x {grid} patches of {patch} pixels, those of {} pixels",
+            "`{source}` has {key} = {size}, but {places} has {grid} x {grid} patches of {patch} pixels, for images of \
+             {} pixels",
             grid * patch
         );
         return Err(Error::input(message).hint(format!(
-            "correct {key}; --image-size {size} evaluates at another size with resampled positions"
+            "correct {key}; to evaluate at another size with resampled positions, use --image-size {size}"
         )));
     }
     if stated.position == Position::Sincos2d && !width.is_multiple_of(4) {
-        let message = format!("position = `sincos2d` needs a width that 4 divides, not {width}");
+        let message = format!("position = `sincos2d` needs a width divisible by 4, got {width}");
         return Err(Error::input(message));
     }
     let (depth, heads) = (
         count(weights, |i| format!("blocks.{i}.norm1.weight")),
         stated.heads(width)?,
     );
-    // A file that lost its last blocks would make another model.
-    if let Some(told_depth) = stated.depth.filter(|stated| *stated != depth) {
+    // A file that lost its last blocks would give a different model.
+    if let Some(expected) = stated.depth.filter(|stated| *stated != depth) {
         let (source, key) = (stated.source, stated.words.depth);
         let message =
-            format!("`{source}` has {key} = {told_depth}, and the weights are of {depth} blocks");
+            format!("`{source}` has {key} = {expected}, but the weights have {depth} blocks");
         return Err(Error::input(message).hint("copy or download both again"));
     }
     let pool = pool(weights, stated)?;
     if pool == Pool::Token && !class_token {
-        let message =
-            "the head of these weights sees the mean of patches that are normed before it is taken";
-        return Err(
-            Error::input(message).hint("models without class token need `fc_norm`, the norm after")
-        );
+        let message = "unsupported pooling: the mean of the patches is taken after the norm";
+        return Err(Error::input(message)
+            .hint("models without a class token need `fc_norm`, the norm after pooling"));
     }
     let config = VitConfig {
         size: match &stated.size[..] {
@@ -252,11 +269,11 @@ fn convnext(weights: &Names, stated: &StatedModel) -> Result<Description> {
         && (named.widths, named.depths) != (widths, depths)
     {
         let message = format!(
-            "`{}` has widths {:?} and depths {:?}, these weights {widths:?} and {depths:?}",
+            "`{}` has widths {:?} and depths {:?}, but the weights have {widths:?} and {depths:?}",
             named.size, named.widths, named.depths
         );
         return Err(
-            Error::input(message).hint("name the architecture that the weights were trained as")
+            Error::input(message).hint("use the architecture that the weights were trained with")
         );
     }
     let image_size = stated.image_size.map_or(IMAGE_SIZE, |(_, size)| size);
@@ -270,7 +287,7 @@ fn convnext(weights: &Names, stated: &StatedModel) -> Result<Description> {
     })
 }
 
-/// Our name of a transformer of these sizes: patch, width, depth, heads, hidden.
+/// Returns our name of a transformer of these sizes: patch, width, depth, heads, hidden.
 fn size(found: [usize; 5]) -> String {
     let is_it = |name: &&str| {
         VitConfig::named(name)
@@ -283,14 +300,15 @@ fn size(found: [usize; 5]) -> String {
         .to_owned()
 }
 
-/// What the head sees: the norm before it tells.
+/// Determines the pooling from the norm before the head.
 fn pool(weights: &Names, stated: &StatedModel) -> Result<Pool> {
     let has = |pool: Pool| weights.contains(&format!("{}.weight", pool.norm()));
     let pool = match (has(Pool::Average), has(Pool::Token)) {
         (true, true) => {
-            let message = "the file has both `norm` and `fc_norm`, and a model uses one of them";
+            let message =
+                "the file has both `norm` and `fc_norm`, but a model uses only one of them";
             return Err(Error::input(message).hint(
-                "take out the other: `norm` where the class token is used, `fc_norm` where the mean is",
+                "remove the other: class token pooling uses `norm`, average pooling uses `fc_norm`",
             ));
         }
         (true, false) => Pool::Average,
@@ -306,7 +324,7 @@ fn pool(weights: &Names, stated: &StatedModel) -> Result<Pool> {
             stated.source, stated.words.pool
         );
         return Err(Error::input(message).hint(
-            "`avg` goes with `fc_norm` and `token` with `norm`; other models cannot be loaded",
+            "`avg` requires `fc_norm`, and `token` requires `norm`; other models cannot be loaded",
         ));
     }
     Ok(pool)

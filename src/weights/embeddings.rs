@@ -1,12 +1,12 @@
-//! Files of caption embeddings, read row by row, so that none needs to fit into memory.
+//! Caption embedding files, read row by row so that they need not fit into memory.
 //!
-//! A safetensors file with `embeddings` f32 or f16 `[n, width]`, not normalised, and, where asked for, `token_ids` i32
-//! `[n, context]` and `keys` u8: the samples' keys, one line each. The metadata `text_model` and `context` tell which
-//! model made it. Any program that reads safetensors reads it.
+//! A safetensors file with `embeddings` f32 or f16 `[n, width]`, not normalized, and optionally `token_ids` i32
+//! `[n, context]` and `keys` u8: the sample keys, one per line. The metadata `text_model` and `context` identify the
+//! model that made it. Any program that reads safetensors can read it.
 //!
-//! WebDataset's key of a tar that was made with `tar cf x.tar .` begins with `./`, ours do not: both are the same key.
-//! Keys are found by an index in memory, of 24 bytes a key, made when the file is opened: 24 GB for a billion. For
-//! more keys than memory holds make a file for each shard. Rows by number need no memory.
+//! WebDataset keys of a tar made with `tar cf x.tar .` begin with `./`, ours do not: both are the same key. Keys are
+//! looked up in an in-memory index of 24 bytes per key, built when the file is opened: 24 GB for a billion keys. If the
+//! keys do not fit into memory, make one file per shard. Access by row number needs no memory.
 
 use std::path::Path;
 
@@ -17,16 +17,16 @@ use super::state_dict::header;
 use crate::error::{Context, Error, Result};
 use crate::files::{Draft, Source};
 
-/// Which text model made embeddings.
+/// The text model that made a file of embeddings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MadeBy {
-    /// [`crate::text::model::TextModel`]'s hash.
+    /// Hash of the [`crate::text::model::TextModel`].
     pub text_model: String,
-    /// Ids in a row of the model.
+    /// Context length: token ids per row.
     pub context: usize,
 }
 
-/// A file of embeddings that is open for reading; threads may share it.
+/// An embedding file open for reading; threads may share it.
 #[derive(Debug)]
 pub struct EmbeddingFile {
     source: Source,
@@ -39,20 +39,20 @@ pub struct EmbeddingFile {
     keys: Option<Keys>,
 }
 
-/// Where the keys are.
+/// Location of the keys.
 #[derive(Debug)]
 struct Keys {
     start: u64,
-    /// Begin of each key, and the end of the last.
+    /// Start of each key, followed by the end of the last.
     ends: Vec<u64>,
-    /// Hash of each key and its row, by hash.
+    /// Hash and row of each key, sorted by hash.
     index: Vec<(u64, u64)>,
 }
 
 impl EmbeddingFile {
-    /// Opens a file: reads its header, and its keys if it has any.
+    /// Opens a file and reads its header, and its keys if it has any.
     ///
-    /// Errors: no whole safetensors file, no `embeddings`, keys that are not one a row or not all different.
+    /// Errors: an invalid safetensors file, missing `embeddings`, keys that are not one per row or not unique.
     pub fn open(path: &Path) -> Result<Self> {
         let source = Source::open(path)?;
         Self::read(source, path).context(|| format!("`{}`", path.display()))
@@ -62,30 +62,30 @@ impl EmbeddingFile {
         let (header, data) = header(&source)?;
         let tensors = header.tensors();
         let Some(embeddings) = tensors.get("embeddings") else {
-            return Err(Error::input("there is no tensor `embeddings`")
-                .hint("`advxl embed` writes such files"));
+            return Err(Error::input("tensor `embeddings` is missing")
+                .hint("create the file with `advxl embed`"));
         };
         let half = match embeddings.dtype {
             Dtype::F16 => true,
             Dtype::F32 => false,
             other => {
-                let message = format!("`embeddings` are stored as {other}, not F32 or F16");
+                let message = format!("`embeddings` has dtype {other}, expected F32 or F16");
                 return Err(Error::input(message));
             }
         };
         let [rows, width] = embeddings.shape[..] else {
             let message = format!(
-                "`embeddings` have the shape {:?}, not [n, width]",
+                "`embeddings` has shape {:?}, expected [n, width]",
                 embeddings.shape
             );
             return Err(Error::input(message));
         };
         if rows == 0 || width == 0 {
-            return Err(Error::input("there are no embeddings in it"));
+            return Err(Error::input("`embeddings` is empty"));
         }
         let metadata = header.metadata().as_ref();
-        let told = |key: &str| metadata.and_then(|told| told.get(key));
-        let made_by = told("text_model").zip(told("context"));
+        let stated = |key: &str| metadata.and_then(|entries| entries.get(key));
+        let made_by = stated("text_model").zip(stated("context"));
         let made_by = made_by.and_then(|(text_model, context)| {
             Some(MadeBy {
                 text_model: text_model.clone(),
@@ -104,8 +104,8 @@ impl EmbeddingFile {
                 )?)
             }
             Some(keys) => {
-                let message = format!("`keys` are stored as {}, not U8", keys.dtype);
-                return Err(Error::input(message).hint("store them as bytes, one key a line"));
+                let message = format!("`keys` has dtype {}, expected U8", keys.dtype);
+                return Err(Error::input(message).hint("store them as bytes, one key per line"));
             }
         };
         Ok(Self {
@@ -120,32 +120,32 @@ impl EmbeddingFile {
         })
     }
 
-    /// Number of embeddings.
+    /// Returns the number of embeddings.
     pub fn len(&self) -> usize {
         self.rows
     }
 
-    /// Whether there are none, which `open` refuses.
+    /// Returns whether there are none, which `open` refuses.
     pub fn is_empty(&self) -> bool {
         self.rows == 0
     }
 
-    /// Numbers in an embedding.
+    /// Returns the size of an embedding.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Which text model made it, where the file says so.
+    /// Returns the text model that made the file, if the file states it.
     pub fn made_by(&self) -> Option<&MadeBy> {
         self.made_by.as_ref()
     }
 
-    /// Whether rows can be found by key.
+    /// Returns whether rows can be found by key.
     pub fn has_keys(&self) -> bool {
         self.keys.is_some()
     }
 
-    /// An error unless a text model made this file.
+    /// Checks that the given text model made this file.
     pub fn check(&self, model: &MadeBy) -> Result<()> {
         let hint = "embed the captions again with `advxl embed`";
         match &self.made_by {
@@ -153,7 +153,7 @@ impl EmbeddingFile {
             Some(found) => {
                 let short = |hash: &str| hash.chars().take(12).collect::<String>();
                 let message = format!(
-                    "`{}` was made by the text model {} with a context of {}, not by {} with {}",
+                    "`{}` was made by text model {} with context length {}, not by {} with {}",
                     self.name,
                     short(&found.text_model),
                     found.context,
@@ -163,23 +163,26 @@ impl EmbeddingFile {
                 Err(Error::input(message).hint(hint))
             }
             None => {
-                let message = format!("`{}` does not say which text model made it", self.name);
+                let message = format!("`{}` does not state which text model made it", self.name);
                 Err(Error::input(message).hint(hint))
             }
         }
     }
 
-    /// The embeddings of rows, one after another.
+    /// Reads the embeddings of some rows, concatenated.
     ///
     /// Shapes: `[rows.len() * width]`.
-    /// Errors: rows that the file does not have, values not finite.
+    /// Errors: rows out of range, non-finite values.
     pub fn rows(&self, rows: &[usize]) -> Result<Vec<f32>> {
         let size = if self.half { 2 } else { 4 };
         let mut values = Vec::with_capacity(rows.len() * self.width);
         let mut bytes = vec![0; self.width * size];
         for row in rows {
             if *row >= self.rows {
-                let message = format!("`{}` has {} rows and no row {row}", self.name, self.rows);
+                let message = format!(
+                    "`{}` has {} rows, row {row} is out of range",
+                    self.name, self.rows
+                );
                 return Err(Error::input(message));
             }
             let at = self.start + (*row as u64) * (self.width * size) as u64;
@@ -196,33 +199,33 @@ impl EmbeddingFile {
                 }
             }
             if values[before..].iter().any(|value| !value.is_finite()) {
-                let message = format!("`{}`, row {row}, holds what is no number", self.name);
-                return Err(Error::input(message).hint("write the file again"));
+                let message = format!("`{}`, row {row}: non-finite values", self.name);
+                return Err(Error::input(message).hint("create the file again"));
             }
         }
         Ok(values)
     }
 
-    /// The row of a sample's key.
+    /// Returns the row of a sample's key.
     ///
-    /// Errors: a file without keys, a key that it does not have.
+    /// Errors: a file without keys, an unknown key.
     pub fn row_of(&self, key: &str) -> Result<usize> {
         let Some(keys) = &self.keys else {
             return Err(Error::input(format!("`{}` has no keys", self.name))
-                .hint("make it with `advxl embed --keys FILE`"));
+                .hint("create it with `advxl embed --keys FILE`"));
         };
         let row = keys.find(&self.source, key)?;
         row.ok_or_else(|| {
             Error::input(format!(
-                "`{}` has no embedding of the sample `{key}`",
+                "`{}` has no embedding for sample `{key}`",
                 self.name
             ))
-            .hint("make embeddings of every caption of the data set")
+            .hint("embed every caption of the dataset")
         })
     }
 }
 
-/// A key without the `./` that WebDataset leaves before some.
+/// Strips the `./` that WebDataset keeps in front of some keys.
 pub fn plain_key(key: &[u8]) -> &[u8] {
     key.strip_prefix(b"./").unwrap_or(key)
 }
@@ -235,10 +238,10 @@ fn hash(key: &[u8]) -> u64 {
 impl Keys {
     fn read(source: &Source, start: u64, length: u64, rows: usize) -> Result<Self> {
         const PART: u64 = 1 << 20;
-        // Every key takes a byte and its line feed at least.
+        // Every key takes at least a byte and its line feed.
         if (rows as u64) > length {
-            let message = format!("there are {rows} embeddings and {length} bytes of keys");
-            return Err(Error::input(message).hint("give one key a line"));
+            let message = format!("{rows} embeddings, but only {length} bytes of keys");
+            return Err(Error::input(message).hint("give one key per line"));
         }
         let (mut ends, mut index) = (vec![0], Vec::with_capacity(rows));
         let (mut at, mut key) = (0, Vec::new());
@@ -258,12 +261,12 @@ impl Keys {
         }
         if !key.is_empty() {
             index.push((hash(&key), ends.len() as u64 - 1));
-            // As if the last line had an end.
+            // As if the last line ended with a line feed.
             ends.push(at + 1);
         }
         if index.len() != rows {
-            let message = format!("there are {rows} embeddings and {} keys", index.len());
-            return Err(Error::input(message).hint("give one key a line"));
+            let message = format!("{rows} embeddings, but {} keys", index.len());
+            return Err(Error::input(message).hint("give one key per line"));
         }
         index.sort_unstable();
         let keys = Self { start, ends, index };
@@ -272,14 +275,14 @@ impl Keys {
             if plain_key(&key) == plain_key(&keys.text(source, pair[1].1)?) {
                 let key = String::from_utf8_lossy(plain_key(&key));
                 let (first, second) = (pair[0].1, pair[1].1);
-                let message = format!("the rows {first} and {second} have the same key `{key}`");
-                return Err(Error::input(message).hint("give each sample a key of its own"));
+                let message = format!("rows {first} and {second} have the same key `{key}`");
+                return Err(Error::input(message).hint("give each sample a unique key"));
             }
         }
         Ok(keys)
     }
 
-    /// The key of a row.
+    /// Reads the key of a row.
     fn text(&self, source: &Source, row: u64) -> Result<Vec<u8>> {
         let (from, to) = (self.ends[row as usize], self.ends[row as usize + 1] - 1);
         let mut key = vec![0; (to - from) as usize];
@@ -288,10 +291,10 @@ impl Keys {
     }
 
     fn find(&self, source: &Source, key: &str) -> Result<Option<usize>> {
-        let wanted = hash(key.as_bytes());
-        let first = self.index.partition_point(|(hash, _)| *hash < wanted);
+        let target = hash(key.as_bytes());
+        let first = self.index.partition_point(|(hash, _)| *hash < target);
         let same = self.index[first..].iter();
-        for (_, row) in same.take_while(|(hash, _)| *hash == wanted) {
+        for (_, row) in same.take_while(|(hash, _)| *hash == target) {
             // Different keys may have the same hash.
             if plain_key(&self.text(source, *row)?) == plain_key(key.as_bytes()) {
                 return Ok(Some(*row as usize));
@@ -301,36 +304,37 @@ impl Keys {
     }
 }
 
-/// What a file of embeddings will hold.
+/// Contents of an embedding file to be written.
 #[derive(Clone, Debug)]
 pub struct Layout {
     /// Number of embeddings.
     pub rows: usize,
-    /// Numbers in an embedding.
+    /// Size of an embedding.
     pub width: usize,
-    /// Whether they are rounded to f16.
+    /// Whether embeddings are rounded to f16.
     pub half: bool,
-    /// Whether the token ids are kept too.
+    /// Whether token ids are stored too.
     pub token_ids: bool,
-    /// Bytes of all keys with a line feed after each; 0 for none.
+    /// Bytes of all keys with a line feed after each; 0 for no keys.
     pub key_bytes: u64,
     /// The text model.
     pub made_by: MadeBy,
 }
 
-/// A file of embeddings that is being written: some rows after the others, whole or absent.
+/// Writes an embedding file in batches of rows; the file appears only when complete.
 #[derive(Debug)]
 pub struct EmbeddingWriter {
     draft: Draft,
     layout: Layout,
-    /// Where token ids, embeddings and keys go on, and where the keys end.
+    /// Offsets of the next token ids, embeddings and keys.
     next: [u64; 3],
+    /// Offset of the end of the keys.
     end: u64,
     done: usize,
 }
 
 impl EmbeddingWriter {
-    /// Begins a file.
+    /// Creates a file and writes its header.
     pub fn create(path: &Path, layout: Layout) -> Result<Self> {
         let Layout {
             rows,
@@ -353,7 +357,7 @@ impl EmbeddingWriter {
             "normalised": "false",
         });
         header.insert("__metadata__".into(), metadata);
-        // The wider numbers first, so that all begin at a multiple of their size.
+        // Wider dtypes first, so that each tensor starts at a multiple of its element size.
         let mut places = [0; 4];
         for (index, (name, dtype, shape, bytes)) in [
             ("token_ids", "I32", json!([rows, context]), ids),
@@ -378,7 +382,7 @@ impl EmbeddingWriter {
             }
         }
         let mut text = serde_json::Value::Object(header).to_string();
-        // Tensors begin at a multiple of eight bytes.
+        // The tensors start at a multiple of eight bytes.
         let fill = text.len().next_multiple_of(8) - text.len();
         text.extend(std::iter::repeat_n(' ', fill));
         let data = 8 + text.len() as u64;
@@ -395,16 +399,16 @@ impl EmbeddingWriter {
         })
     }
 
-    /// Adds rows.
+    /// Appends rows.
     ///
-    /// Shapes: `embeddings` `[n, width]`, `token_ids` `[n, context]`, used where they are kept; `keys` n or none.
-    /// Errors: values that are not finite, in f16 where it is asked for; keys that are not one line.
+    /// Shapes: `embeddings` `[n, width]`; `token_ids` `[n, context]`, used only if they are stored; `keys` n or none.
+    /// Errors: values that are not finite in the dtype of the file; keys that are empty or contain a line feed.
     ///
     /// # Panics
-    /// When shapes do not agree.
+    /// If shapes do not agree.
     pub fn push(&mut self, embeddings: &[f32], token_ids: &[u32], keys: &[String]) -> Result<()> {
         let Layout { width, half, .. } = self.layout;
-        assert_eq!(embeddings.len() % width, 0, "rows are whole");
+        assert_eq!(embeddings.len() % width, 0, "rows must be complete");
         let count = embeddings.len() / width;
         let mut bytes = Vec::with_capacity(embeddings.len() * 4);
         for (at, value) in embeddings.iter().enumerate() {
@@ -421,10 +425,10 @@ impl EmbeddingWriter {
             };
             if !finite {
                 let row = self.done + at / width;
-                let message = format!("the embedding of row {row} holds {value}");
+                let message = format!("the embedding of row {row} contains {value}");
                 return Err(match half && value.is_finite() {
-                    true => Error::input(message + ", which f16 cannot hold")
-                        .hint("write f32, without --f16"),
+                    true => Error::input(message + ", which is out of range for f16")
+                        .hint("omit --f16 to write f32"),
                     false => Error::failed(message),
                 });
             }
@@ -446,8 +450,11 @@ impl EmbeddingWriter {
                 .iter()
                 .position(|key| key.is_empty() || key.contains('\n'))
             {
-                let message = format!("the key of row {} is not a line of text", self.done + at);
-                return Err(Error::input(message).hint("give each sample a key of its own"));
+                let message = format!(
+                    "the key of row {} is empty or contains a line feed",
+                    self.done + at
+                );
+                return Err(Error::input(message).hint("give each sample a unique key"));
             }
             self.append(2, (keys.join("\n") + "\n").as_bytes())?;
         }
@@ -461,16 +468,18 @@ impl EmbeddingWriter {
         Ok(())
     }
 
-    /// Puts the file into its place.
+    /// Moves the complete file into place.
     ///
-    /// Errors: fewer or more rows or keys than the layout says.
+    /// Errors: fewer or more rows or keys than the layout states.
     pub fn finish(self) -> Result<()> {
         if self.done != self.layout.rows || self.next[2] != self.end {
             let message = format!(
-                "{} rows were written where {} were announced",
+                "{} rows were written, expected {}",
                 self.done, self.layout.rows
             );
-            return Err(Error::failed(message).hint("a file changed while it was read; try again"));
+            return Err(
+                Error::failed(message).hint("an input changed while it was read; try again")
+            );
         }
         self.draft.finish()
     }
@@ -533,14 +542,14 @@ mod tests {
         };
         let text = file.check(&other).unwrap_err().to_string();
         assert!(
-            text.contains("made by the text model 0123456789ab with a context of 3"),
+            text.contains("made by text model 0123456789ab with context length 3"),
             "{text}"
         );
         let text = file.row_of("d").unwrap_err().to_string();
-        assert!(text.contains("no embedding of the sample `d`"), "{text}");
+        assert!(text.contains("no embedding for sample `d`"), "{text}");
         let text = file.rows(&[3]).unwrap_err().to_string();
-        assert!(text.contains("has 3 rows and no row 3"), "{text}");
-        // Other programs read it too.
+        assert!(text.contains("has 3 rows, row 3 is out of range"), "{text}");
+        // Other programs can read it too.
         let bytes = crate::files::read(&path).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(tensors.tensor("token_ids").unwrap().shape(), [3, 3]);
@@ -551,10 +560,10 @@ mod tests {
     }
 
     #[test]
-    fn f16_is_rounded_to_the_nearest_and_refuses_what_it_cannot_hold() {
+    fn f16_rounds_to_nearest_and_out_of_range_values_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
-        // Between 1 and the next number of f16 above it; halfway goes to the even one.
+        // Between 1 and the next larger f16; ties go to even.
         let step = 2f32.powi(-10);
         write(
             &path,
@@ -581,22 +590,22 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            text.contains("row 0 holds 70000, which f16 cannot hold"),
+            text.contains("row 0 contains 70000, which is out of range for f16"),
             "{text}"
         );
         let text = write(&path, &[0.0, f32::NAN], false, &[])
             .unwrap_err()
             .to_string();
-        assert!(text.contains("holds NaN"), "{text}");
+        assert!(text.contains("contains NaN"), "{text}");
         assert_eq!(
             file.rows(&[0]).unwrap(),
             right[..2],
-            "the old file is still whole"
+            "the old file is still intact"
         );
     }
 
     #[test]
-    fn damaged_files_and_keys_are_told() {
+    fn damaged_files_and_keys_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
         let refusal = || EmbeddingFile::open(&path).unwrap_err().to_string();
@@ -607,19 +616,22 @@ mod tests {
         write(&path, &[0.0; 4], false, &["a", "b"]).unwrap();
         let bytes = crate::files::read(&path).unwrap();
         crate::files::write(&path, &bytes[..bytes.len() - 1]).unwrap();
-        assert!(refusal().contains("not a whole safetensors file"));
+        assert!(refusal().contains("truncated or invalid safetensors file"));
         let mut one_line = bytes.clone();
         let length = one_line.len();
         one_line[length - 3] = b'x';
         crate::files::write(&path, &one_line).unwrap();
         assert!(
-            refusal().contains("2 embeddings and 1 keys"),
+            refusal().contains("2 embeddings, but 1 keys"),
             "{}",
             refusal()
         );
         let text = write(&path, &[0.0; 4], false, &["a", "b\nc"])
             .unwrap_err()
             .to_string();
-        assert!(text.contains("key of row 1 is not a line"), "{text}");
+        assert!(
+            text.contains("key of row 1 is empty or contains a line feed"),
+            "{text}"
+        );
     }
 }

@@ -1,11 +1,10 @@
-//! Model folders in timm's layout, and files of weights alone.
+//! Saves model folders in timm's layout; loads model folders and bare weight files.
 //!
-//! `timm.create_model("local-dir:FOLDER", pretrained=True)` loads what [`save`] writes, and [`load`]
-//! reads folders of timm, of open_clip (the image tower) and of transformers (ViT and CLIP) that hold plain vision
-//! transformers or ConvNeXts. [`load_file`] reads a file that lies alone, such as AdvXL's released ones, whose
-//! architecture must be named.
+//! `timm.create_model("local-dir:FOLDER", pretrained=True)` loads what [`save`] writes. [`load`] reads folders of timm,
+//! of open_clip (the image tower) and of transformers (ViT and CLIP) that hold plain vision transformers or ConvNeXts.
+//! [`load_file`] reads a bare weight file, such as those released by AdvXL, whose architecture must be named.
 //!
-//! A weight that the model has no place for is an error: leaving it out would give wrong numbers.
+//! An unused weight is an error: ignoring it would give wrong results.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -28,9 +27,10 @@ use crate::{distributed, files, json, memory};
 pub(crate) use crate::weights::names::Scheme;
 pub use crate::weights::preprocessing::StatedPreprocessing;
 
-/// Writes a model folder for images that are preprocessed in a way.
+/// Writes a model folder.
 ///
-/// Positions are written for their size, fixed ones too, since timm keeps positions as weights.
+/// Positions are written for the image size of the preprocessing, fixed ones too, since timm stores positions as
+/// weights.
 pub fn save(
     model: &Model,
     preprocessing: &Preprocessing,
@@ -66,39 +66,38 @@ pub fn save(
     files::write_tensors(&folder.join("model.safetensors"), tensors, &metadata)?;
     let config = crate::weights::config_json::write(model, preprocessing, outputs, classes);
     let config = serde_json::to_string_pretty(&config).expect("JSON values are printable");
-    // Last, so that a folder with a configuration has its weights.
+    // Written last, so that a folder with a configuration always has its weights.
     files::write(&folder.join("config.json"), config.as_bytes())
 }
 
-/// A model that was read, with what is known of its use.
+/// A loaded model and what is known about its use.
 pub struct Loaded {
     /// The model.
     pub model: Model,
-    /// Pixels on a side of the images it was made for.
+    /// Image size of the model, in pixels per side.
     pub image_size: usize,
-    /// How its folder says that images are brought to that size.
+    /// Preprocessing to that size, as stated by the folder.
     pub preprocessing: StatedPreprocessing,
-    /// What its outputs are.
+    /// Meaning of the outputs.
     pub outputs: Outputs,
-    /// Names of the classes, where the folder has them.
+    /// Class names, if the folder has them.
     pub classes: Vec<String>,
     /// Hash of the weight file.
     pub hash: String,
-    /// The key that the weights were found under, if the file holds other things too; see
+    /// The key under which the weights were found, if the file holds other things too; see
     /// [`StateDict::wrapper`].
     pub wrapper: Option<String>,
-    /// Mean and deviation that the file itself has, which the model then uses.
+    /// Mean and std stored in the file itself, which the model then uses.
     pub statistics: Option<Statistics>,
-    /// What the user should know.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-/// Reads a model folder: `config.json` and `model.safetensors`, or `pytorch_model.bin`, of timm or transformers, or
-/// open_clip's `open_clip_config.json` and `open_clip_model.safetensors`, or `open_clip_pytorch_model.bin`; weights in shards
-/// are found by their index.
+/// Loads a model folder of timm or transformers (`config.json` and `model.safetensors` or `pytorch_model.bin`) or of
+/// open_clip (`open_clip_config.json` and `open_clip_model.safetensors` or `open_clip_pytorch_model.bin`). Sharded
+/// weights are found by their index.
 ///
-/// Errors: files missing or damaged, tensors missing, left over or of the wrong shape, values not
-/// finite.
+/// Errors: missing or damaged files; missing, unused or wrongly shaped tensors; non-finite values.
 pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
     load_folder(folder, false, device)
 }
@@ -106,11 +105,11 @@ pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
 fn load_folder(folder: &Path, needs_no_head: bool, device: &Device) -> Result<Loaded> {
     if folder.is_file() {
         let message = format!(
-            "`{}` is a file of weights without a model folder",
+            "`{}` is a weight file without a model folder",
             folder.display()
         );
         return Err(Error::input(message)
-            .hint("name its architecture, for example `--arch vit_huge_patch14_224`"));
+            .hint("set its architecture, for example `--arch vit_huge_patch14_224`"));
     }
     let (name, file) = find(folder)?;
     let read = || {
@@ -142,8 +141,8 @@ fn load_folder(folder: &Path, needs_no_head: bool, device: &Device) -> Result<Lo
     build(weights, scheme, stated, device).context(|| format!("`{}`", file.display()))
 }
 
-/// Whether the recipe of the run that a folder without names of classes belongs to compares images with captions: our
-/// folders did not always say what their outputs are.
+/// Returns whether the run of a folder without class names trained on captions, according to its recipe. Folders of
+/// older versions do not state their outputs.
 fn learned_captions(folder: &Path) -> bool {
     let mut above = folder.ancestors().skip(1).take(2);
     let recipe = above.find_map(|above| files::read_text(&above.join("recipe.toml")).ok());
@@ -164,7 +163,7 @@ fn learned_captions(folder: &Path) -> bool {
     })
 }
 
-/// The file that describes a model and those that may hold its weights.
+/// The file that describes a model, and the files that may hold its weights.
 const FORMS: [(&str, [&str; 4]); 2] = [
     (
         "config.json",
@@ -186,10 +185,10 @@ const FORMS: [(&str, [&str; 4]); 2] = [
     ),
 ];
 
-/// The file that describes the model of a folder and the file of its weights. A folder may hold a model in several
-/// forms; open_clip's, which has a text tower too, comes last.
+/// Finds the file that describes the model of a folder, and its weight file. A folder may hold a model in several
+/// formats; open_clip's, which includes a text tower, comes last.
 ///
-/// Errors: one of the two is missing, or both.
+/// Errors: one or both files are missing.
 fn find(folder: &Path) -> Result<(&'static str, PathBuf)> {
     let has = |name: &str| folder.join(name).is_file();
     let weights = |names: &[&'static str]| names.iter().copied().find(|name| has(name));
@@ -206,10 +205,10 @@ fn find(folder: &Path) -> Result<(&'static str, PathBuf)> {
             (true, _) => return Err(without_weights(folder, config, names[0])),
             (false, Some(weights)) => {
                 let message = format!(
-                    "`{path}` has `{weights}` and no `{config}`, which describes the model"
+                    "`{path}` has `{weights}` but no `{config}`, which describes the model"
                 );
                 return Err(Error::input(message).hint(
-                    "copy it too, or name the file of weights itself with its architecture (--arch)",
+                    "copy it too, or pass the weight file itself with its architecture (--arch)",
                 ));
             }
             (false, None) => {}
@@ -217,15 +216,15 @@ fn find(folder: &Path) -> Result<(&'static str, PathBuf)> {
     }
     let message = format!("`{path}` is not a model folder");
     Err(Error::input(message).hint(
-        "a model folder holds `config.json` and `model.safetensors`, as timm's `local-dir:` \
-         folders and the `model` folder of a run do, or `open_clip_config.json` and \
-         `open_clip_model.safetensors`; a file of weights alone is named itself",
+        "a model folder holds `config.json` and `model.safetensors`, like timm's `local-dir:` \
+         folders and the `model` folder of a run, or `open_clip_config.json` and \
+         `open_clip_model.safetensors`; for a bare weight file, pass the file itself",
     ))
 }
 
 fn without_weights(folder: &Path, config: &str, weights: &str) -> Error {
     let message = format!(
-        "`{}` has `{config}` and no weights: `{weights}` is missing",
+        "`{}` has `{config}` but no weights: `{weights}` is missing",
         folder.display()
     );
     let is_like = |path: &PathBuf| {
@@ -240,21 +239,21 @@ fn without_weights(folder: &Path, config: &str, weights: &str) -> Error {
     });
     match names.collect::<Vec<_>>() {
         names if names.is_empty() => {
-            Error::input(message).hint("copy or download the file of weights too")
+            Error::input(message).hint("copy or download the weight file too")
         }
         names => Error::input(message).hint(format!(
-            "the folder has {}: call the weights `{weights}`, or name that file itself with --arch",
+            "the folder has {}: rename the weights to `{weights}`, or pass that file itself with --arch",
             names.join(", ")
         )),
     }
 }
 
-/// The configuration and the weights of an open_clip folder.
+/// Reads the configuration and the weights of an open_clip folder.
 pub(crate) fn open_clip_folder(folder: &Path) -> Result<(Value, StateDict)> {
     let Ok((OPEN_CLIP_CONFIG, file)) = find(folder) else {
-        let message = format!("`{}` is not a folder of open_clip", folder.display());
+        let message = format!("`{}` is not an open_clip folder", folder.display());
         return Err(Error::input(message)
-            .hint("it holds `open_clip_config.json` and `open_clip_model.safetensors`"));
+            .hint("expected `open_clip_config.json` and `open_clip_model.safetensors`"));
     };
     let config =
         json_file(folder, OPEN_CLIP_CONFIG).context(|| format!("`{}`", folder.display()))?;
@@ -263,19 +262,19 @@ pub(crate) fn open_clip_folder(folder: &Path) -> Result<(Value, StateDict)> {
 
 fn json_file(folder: &Path, name: &str) -> Result<Value> {
     json::parse(&files::read(&folder.join(name))?).map_err(|error| {
-        Error::input(format!("`{name}` is not JSON: {error}"))
+        Error::input(format!("`{name}` is not valid JSON: {error}"))
             .hint("copy or download the folder again")
     })
 }
 
-/// Reads a model folder, or the model in the folder of a run.
+/// Loads a model folder, or the model of a run folder.
 ///
 /// Errors: those of [`load`], and a run that has not saved a model yet.
 pub fn load_any(path: &Path, device: &Device) -> Result<Loaded> {
     load(&folder_of(path)?, device)
 }
 
-/// The model folder of a run, or the folder itself.
+/// Returns the model folder of a run, or the folder itself.
 fn folder_of(path: &Path) -> Result<PathBuf> {
     let of_run = path.join("model");
     let is_run = path.join("recipe.toml").is_file();
@@ -286,10 +285,10 @@ fn folder_of(path: &Path) -> Result<PathBuf> {
     Ok(if is_run { of_run } else { path.to_owned() })
 }
 
-/// As [`load_any`] or, with an architecture, [`load_file`], but the head may be missing, since another one takes its place:
-/// models that were pretrained without classes (MAE, DINO) and those of timm with `num_classes=0`.
+/// Loads weights like [`load_any`] or, with an architecture, [`load_file`], but allows a missing head, since a new one
+/// replaces it: models pretrained without classes (MAE, DINO) and timm models with `num_classes=0`.
 ///
-/// A head that is missing has zeros for one class. Projection heads and decoders of the pretraining are left out.
+/// A missing head is filled with zeros for one class. Projection heads and decoders of the pretraining are ignored.
 pub fn load_body(path: &Path, architecture: Option<&str>, device: &Device) -> Result<Loaded> {
     match architecture {
         None => load_folder(&folder_of(path)?, true, device),
@@ -297,13 +296,13 @@ pub fn load_body(path: &Path, architecture: Option<&str>, device: &Device) -> Re
     }
 }
 
-/// Reads a file of weights alone, safetensors or PyTorch's, of a named architecture.
+/// Loads a bare weight file, safetensors or PyTorch, of a named architecture.
 ///
-/// `architecture` is timm's name, such as `vit_huge_patch14_224`, one of ours, such as `vit_h14`, or open_clip's of a
-/// model with an image tower of its own, such as `ViT-H-14-CLIPA-336`. It gives the heads, and of open_clip's pooling
-/// and activation; all else is stated by the shapes of the tensors. Images are normalised by ImageNet's statistics, as
-/// AdvXL's models want it, or by OpenAI's for CLIP's models but CLIPA's; set `mean` and `std` of the model's configuration
-/// for others.
+/// `architecture` is a timm name such as `vit_huge_patch14_224`, one of ours such as `vit_h14`, or the open_clip name
+/// of a model with open_clip's own image tower, such as `ViT-H-14-CLIPA-336`. It determines the heads and, for
+/// open_clip names, pooling and activation; the shapes of the tensors determine everything else. Images are normalized
+/// with ImageNet's statistics, as AdvXL's models expect, or with OpenAI's for CLIP models other than CLIPA; for others,
+/// set `mean` and `std` of the model's configuration.
 ///
 /// Errors: an unknown name, and those of [`load`].
 pub fn load_file(path: &Path, architecture: &str, device: &Device) -> Result<Loaded> {
@@ -332,14 +331,14 @@ fn load_named(
     built.context(|| format!("`{}`", path.display()))
 }
 
-/// The error where a file has another program's names than the architecture.
+/// Returns an error if the tensor names belong to another program than the architecture.
 fn of_other_program(weights: &StateDict, scheme: Scheme) -> Option<Error> {
     let of_folder = "load the folder that it came in, which describes the model";
     let marks = [
         (
             "visual.conv1.weight",
             "open_clip",
-            "name its architecture as open_clip does, for example `--arch ViT-B-16`",
+            "use open_clip's architecture name, for example `--arch ViT-B-16`",
         ),
         (
             "visual.trunk.patch_embed.proj.weight",
@@ -360,7 +359,7 @@ fn of_other_program(weights: &StateDict, scheme: Scheme) -> Option<Error> {
     let is_tower = matches!(scheme, Scheme::OpenClip(_)) && weights.contains("visual.conv1.weight");
     (!is_tower).then(|| {
         Error::input(format!(
-            "the weights have {program}'s names, not those of the architecture"
+            "the weights have {program}'s tensor names, not those of the architecture"
         ))
         .hint(hint)
     })
@@ -375,7 +374,7 @@ fn build(
     if stated.needs_no_head && file.keep_below("backbone.") {
         stated
             .notes
-            .push("the weights are those below `backbone.`; all others are left out".into());
+            .push("only the weights below `backbone.` are loaded; all others are ignored".into());
     }
     let statistics = file.statistics().cloned();
     if let Some(found) = &statistics {
@@ -390,15 +389,14 @@ fn build(
     let names = stated.class_names.len();
     if names != 0 && names != classes {
         let source = stated.source;
-        let message =
-            format!("`{source}` has names of {names} classes, and the head is for {classes}");
-        return Err(Error::input(message).hint("correct `label_names`, or take them out"));
+        let message = format!("`{source}` names {names} classes, but the head has {classes}");
+        return Err(Error::input(message).hint("correct or remove `label_names`"));
     }
     config.check_device(device)?;
     check_memory(&config, classes, image_size)?;
     let mut used = BTreeSet::new();
     if matches!(&config, ModelConfig::Vit(vit) if vit.position == Position::Sincos2d) {
-        // Fixed positions are made anew for each image size.
+        // Fixed positions are recomputed for each image size.
         used.insert("pos_embed".to_owned());
     }
     let mut scaled = false;
@@ -428,7 +426,7 @@ fn build(
     if scaled {
         stated
             .notes
-            .push("the layer scale is multiplied into the weights before it".into());
+            .push("the layer scale is folded into the preceding weights".into());
     }
     let mut unused = weights.left_over(&used);
     if stated.needs_no_head {
@@ -436,7 +434,7 @@ fn build(
         let all = unused.len();
         unused.retain(|name| !of_decoder(name));
         if unused.len() < all {
-            stated.notes.push("MAE's decoder is left out".into());
+            stated.notes.push("MAE's decoder is ignored".into());
         }
     }
     if !unused.is_empty() {
@@ -455,9 +453,9 @@ fn build(
     })
 }
 
-/// The mean and deviation that lie beside the weights become the model's.
+/// Makes the mean and std stored with the weights those of the model.
 ///
-/// Errors: a configuration states others.
+/// Errors: the configuration states different ones.
 fn take_statistics(stated: &mut StatedModel, found: &Statistics) -> Result<()> {
     let Statistics { names, mean, std } = found;
     let close = |a: &[f64; 3], b: &[f64; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4);
@@ -466,13 +464,13 @@ fn take_statistics(stated: &mut StatedModel, found: &Statistics) -> Result<()> {
     let agrees = close(mean, &configured.0) && close(std, &configured.1);
     if !stated.by_name_alone && !agrees {
         let message = format!(
-            "`{}` has mean {:?} and std {:?}, and the weights `{of_mean}` {mean:?} and `{of_std}` {std:?}",
+            "`{}` has mean {:?} and std {:?}, but the weights have `{of_mean}` {mean:?} and `{of_std}` {std:?}",
             stated.source, configured.0, configured.1
         );
-        return Err(Error::input(message).hint("correct the ones that are wrong"));
+        return Err(Error::input(message).hint("correct whichever are wrong"));
     }
     stated.notes.push(format!(
-        "images are normalized by `{of_mean}` {mean:?} and `{of_std}` {std:?} of the file"
+        "images are normalized with `{of_mean}` {mean:?} and `{of_std}` {std:?} from the file"
     ));
     (stated.mean, stated.std) = (*mean, *std);
     Ok(())
@@ -489,7 +487,7 @@ fn check_memory(config: &ModelConfig, classes: usize, image_size: usize) -> Resu
     )
 }
 
-/// What may scale the outputs of a layer (Touvron et al. 2021) in timm's names and in those of DeiT-3's own files.
+/// Returns the possible names of a layer's scale (Touvron et al. 2021): timm's, and the one in DeiT-3's own files.
 fn layer_scale(name: &str) -> Option<[String; 2]> {
     let (block, part) = name.strip_prefix("blocks.")?.split_once('.')?;
     let number = match part.rsplit_once('.')?.0 {
@@ -503,7 +501,7 @@ fn layer_scale(name: &str) -> Option<[String; 2]> {
     ])
 }
 
-/// Multiplies each row of a matrix, or number of a vector, by its scale.
+/// Multiplies each row of a matrix, or each element of a vector, by its scale.
 fn scale_rows(values: &mut [f32], scales: &[f32]) {
     let row = values.len() / scales.len().max(1);
     for (row, scale) in values.chunks_exact_mut(row.max(1)).zip(scales) {
@@ -511,31 +509,31 @@ fn scale_rows(values: &mut [f32], scales: &[f32]) {
     }
 }
 
-/// The values of one weight, if they are what the model needs.
+/// Reads the values of one weight and checks its shape and that all values are finite.
 fn values(weights: &Names, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
     let (found, called) = (weights.shape(name)?, weights.called(name));
-    // The class token has no place of its own there, as if it were zero.
+    // The class token has no position there, which is equivalent to a zero one.
     let of_patches = match (name, shape) {
         ("pos_embed", [1, tokens, width]) => found == [1, tokens - 1, *width],
         _ => false,
     };
     if !(same(&found, shape) || of_patches) {
-        let message = format!("{called} has shape {found:?} where {shape:?} is needed");
+        let message = format!("{called} has shape {found:?}, expected {shape:?}");
         return Err(Error::input(message)
-            .hint("these weights are not all of one model, or of one that cannot be loaded"));
+            .hint("the weights belong to different models, or to one that cannot be loaded"));
     }
     let mut values = weights.floats(name)?;
     if of_patches {
         values.splice(..0, vec![0.0; shape[2]]);
     }
     if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-        let message = format!("{called} holds {} at place {at}", values[at]);
-        return Err(Error::input(message).hint("the training that made it has diverged"));
+        let message = format!("{called} contains {} at index {at}", values[at]);
+        return Err(Error::input(message).hint("the training that produced it diverged"));
     }
     Ok(values)
 }
 
-/// Whether shapes are equal but for axes of 1 at the end: a product is also a convolution of 1 x 1.
+/// Returns whether shapes are equal up to trailing axes of size 1: a linear layer is also a 1 x 1 convolution.
 fn same(found: &[usize], right: &[usize]) -> bool {
     let trimmed = |shape: &[usize]| {
         shape
@@ -557,11 +555,13 @@ fn left_over(names: &BTreeSet<&str>) -> Error {
         more => format!(" and {more} more"),
     };
     let message = format!(
-        "the model has no place for the weights {}{more}",
+        "unexpected weights in the model: {}{more}",
         first.join(", ")
     );
-    Error::input(message)
-        .hint("only plain vision transformers and ConvNeXts can be loaded; without these weights it would be another model")
+    Error::input(message).hint(
+        "only plain vision transformers and ConvNeXts can be loaded; ignoring these weights would give a different \
+         model",
+    )
 }
 
 #[cfg(test)]
@@ -604,7 +604,7 @@ mod tests {
             });
             let model = Model::new(&config, 3, 16, 1, &Device::cpu());
             let names = ["a", "b", "c"].map(str::to_owned);
-            // Saved for another size than learned positions were made for.
+            // Saved for a different size than that of the learned positions.
             save(
                 &model,
                 &Preprocessing::new(32),
@@ -617,7 +617,7 @@ mod tests {
             assert_eq!(loaded.image_size, 32);
             assert_eq!(loaded.classes, names);
             assert_eq!(loaded.model.config(), config);
-            // To the bit but for learned positions, whose resampling is one product either way.
+            // Bit for bit: learned positions are resampled by one matrix product either way.
             assert_eq!(logits(&loaded.model, 32), logits(&model, 32));
         }
     }
@@ -648,12 +648,18 @@ mod tests {
             Ok(_) => panic!("a damaged file was loaded"),
         };
         let text = refusal(folder.path());
-        assert!(text.contains("`head.bias` holds NaN at place 1"), "{text}");
+        assert!(
+            text.contains("`head.bias` contains NaN at index 1"),
+            "{text}"
+        );
 
         let file = folder.path().join("model.safetensors");
         let bytes = files::read(&file).unwrap();
         files::write(&file, &bytes[..bytes.len() - 1]).unwrap();
         let text = refusal(folder.path());
-        assert!(text.contains("not a whole safetensors file"), "{text}");
+        assert!(
+            text.contains("truncated or invalid safetensors file"),
+            "{text}"
+        );
     }
 }

@@ -1,17 +1,17 @@
-//! Weights in the formats of timm, open_clip, transformers and PyTorch, and their description.
+//! Weights in the formats of timm, open_clip, transformers and PyTorch, and the models they describe.
 //!
 //! Nothing in a weight file is executed: pickles are interpreted by a restricted stack machine.
 //!
-//! | file | what |
-//! |------|------|
+//! | module | purpose |
+//! |--------|---------|
 //! | [`import`] | loads a folder or file as a model |
 //! | [`text`] | text towers and tokenizers, loaded and saved |
 //! | [`names`] | each program's parameter names |
 //! | [`describe`] [`architecture`] | the architecture, from shapes and configuration files |
 //! | [`config_json`] [`open_clip_json`] [`hugging_face_json`] [`preprocessing`] | configuration files |
-//! | [`outputs`] | what the outputs of a model are: logits or embeddings |
-//! | [`state_dict`] [`archive`] [`pickle`] | files of tensors: safetensors, PyTorch |
-//! | [`embeddings`] | files of caption embeddings |
+//! | [`outputs`] | whether a model outputs logits or embeddings |
+//! | [`state_dict`] [`archive`] [`pickle`] | tensor files: safetensors, PyTorch |
+//! | [`embeddings`] | caption embedding files |
 
 pub mod architecture;
 pub mod archive;

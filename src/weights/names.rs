@@ -1,8 +1,8 @@
-//! The tensors of a file under timm's names, whatever program named them.
+//! Maps timm's tensor names to the tensors of files written by other programs.
 //!
-//! Each of timm's names has an `Origin` in the file: a tensor, perhaps transposed, several that are stacked, or zeros. Nothing
-//! is read before it is asked for, so that memory stays that of the model and one tensor more. The same table, read the
-//! other way, gives the names that [`crate::weights::export`] writes for open_clip.
+//! Each timm name has an `Origin` in the file: a tensor, possibly transposed, several stacked tensors, or zeros.
+//! Tensors are read on demand, so memory use stays at the model plus one tensor. The same table, in the other
+//! direction, gives the names that [`crate::weights::export`] writes for open_clip.
 
 use std::collections::BTreeSet;
 
@@ -11,22 +11,22 @@ use super::state_dict::StateDict;
 use crate::error::Result;
 use crate::model::Pool;
 
-/// Whose names a file has.
+/// Naming scheme of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scheme {
-    /// timm's own.
+    /// timm's own names.
     Timm,
-    /// The image tower of open_clip's `VisionTransformer`, whose last norm has one name for both poolings.
+    /// The image tower of open_clip's `VisionTransformer`, whose last norm has the same name for both poolings.
     OpenClip(Pool),
-    /// An image tower of open_clip that is a timm model, with its own head or with a projection behind it.
+    /// An open_clip image tower that is a timm model, with its own head or followed by a projection.
     OpenClipTimm(Head),
-    /// `ViTForImageClassification` of transformers.
+    /// transformers' `ViTForImageClassification`.
     HuggingFaceVit,
-    /// `CLIPModel` and `CLIPVisionModelWithProjection` of transformers.
+    /// transformers' `CLIPModel` and `CLIPVisionModelWithProjection`.
     HuggingFaceClip,
 }
 
-/// What ends an image tower of open_clip that is a timm model.
+/// Last layer of an open_clip image tower that is a timm model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Head {
     /// timm's head.
@@ -35,22 +35,22 @@ pub(crate) enum Head {
     Projection { bias: bool },
 }
 
-/// Where a tensor of timm's name comes from.
+/// Where the tensor of a timm name comes from.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// A tensor as it is.
+    /// An unchanged tensor.
     Same(String),
-    /// A tensor of three axes whose first, of 1, are left out there.
+    /// A tensor stored without the leading axes of size 1 of its three axes.
     Lifted(String),
-    /// A matrix whose rows are our columns.
+    /// A transposed matrix.
     Transposed(String),
-    /// Tensors one after the other.
+    /// Tensors stacked along the first axis.
     Stacked([String; 3]),
-    /// As many zeros as that tensor is long along an axis.
+    /// Zeros, as many as the size of that tensor along an axis.
     Zeros(String, usize),
 }
 
-/// open_clip's words for the parts of a block.
+/// open_clip's names for the parts of a block.
 const OPEN_CLIP: [(&str, &str); 12] = [
     ("norm1.weight", "ln_1.weight"),
     ("norm1.bias", "ln_1.bias"),
@@ -66,7 +66,7 @@ const OPEN_CLIP: [(&str, &str); 12] = [
     ("mlp.fc2.bias", "mlp.c_proj.bias"),
 ];
 
-/// transformers' words for the layers of a block, in ViT and in CLIP; `attn.qkv` is three of them.
+/// transformers' names for the layers of a block, in ViT and in CLIP; `attn.qkv` is three of them.
 const HUGGING_FACE: [(&str, &str, &str); 8] = [
     ("norm1", "layernorm_before", "layer_norm1"),
     ("attn.q", "attention.attention.query", "self_attn.q_proj"),
@@ -79,7 +79,7 @@ const HUGGING_FACE: [(&str, &str, &str); 8] = [
 ];
 
 impl Scheme {
-    /// Where the tensor of one of timm's names comes from; `None` where a model of this program has none.
+    /// Returns where the tensor of a timm name comes from; `None` if models of this program have no such tensor.
     pub(crate) fn origin(self, name: &str) -> Option<Origin> {
         let (layer, kind) = name.rsplit_once('.').unwrap_or((name, ""));
         let same = |text: &str| Some(Origin::Same(text.to_owned()));
@@ -138,7 +138,7 @@ impl Scheme {
                 }
                 ("head.weight", _) => same("visual_projection.weight"),
                 ("head.bias", _) => Some(Origin::Zeros("visual_projection.weight".into(), 0)),
-                // The spelling is theirs.
+                // transformers spells it this way.
                 _ if layer == "norm_pre" => of_layer("vision_model.pre_layrnorm"),
                 _ if layer == "norm" => of_layer("vision_model.post_layernorm"),
                 _ => None,
@@ -146,10 +146,10 @@ impl Scheme {
         }
     }
 
-    /// Whether a name of a file is known to belong to another part than the image tower, the text tower for
-    /// instance, and is left out on purpose.
+    /// Returns whether a name is known to belong outside the image tower, for example to the text tower, and is ignored
+    /// on purpose.
     fn leaves_out(self, name: &str) -> bool {
-        // The parts of a block whose number is any.
+        // Matches parts of a block with any number.
         let in_block = |prefix: &str, is_part: &dyn Fn(&str) -> bool| {
             let rest = name.strip_prefix(prefix);
             rest.and_then(|rest| rest.split_once('.'))
@@ -168,7 +168,7 @@ impl Scheme {
                     "text_projection",
                     "text_projection.weight",
                     "text_projection.bias",
-                    // Of OpenAI's own files.
+                    // In OpenAI's own files.
                     "input_resolution",
                     "context_length",
                     "vocab_size",
@@ -177,12 +177,12 @@ impl Scheme {
                     let known = OPEN_CLIP.iter().any(|(_, theirs)| *theirs == part);
                     known || ["ls_1.gamma", "ls_2.gamma"].contains(&part)
                 };
-                // A text tower of another program has all its names below `text`.
+                // A text tower from another library has all its names below `text`.
                 whole.contains(&name)
                     || name.starts_with("text.")
                     || in_block("transformer.resblocks.", &is_part)
             }
-            // Of the model without a classifier, which the classifier does not see.
+            // Part of the model without a classifier; the classifier does not use it.
             Self::HuggingFaceVit => {
                 ["vit.pooler.dense.weight", "vit.pooler.dense.bias"].contains(&name)
             }
@@ -195,7 +195,7 @@ impl Scheme {
                     "text_model.embeddings.position_ids",
                     "text_model.final_layer_norm.weight",
                     "text_model.final_layer_norm.bias",
-                    // Numbers 0, 1, 2 in files of older versions.
+                    // The numbers 0, 1, 2, ... in files of older versions.
                     "vision_model.embeddings.position_ids",
                 ];
                 let is_part = |part: &str| {
@@ -208,7 +208,7 @@ impl Scheme {
     }
 }
 
-/// Where a part of a block comes from in transformers; `name` makes the name of a layer there.
+/// Returns where a part of a block comes from in transformers; `name` builds the name of a layer there.
 fn hugging_face(part: &str, name: impl Fn(&str, &str, &str) -> String) -> Option<Origin> {
     let (layer, kind) = part.rsplit_once('.')?;
     let of = |layer: &str| {
@@ -226,7 +226,7 @@ fn hugging_face(part: &str, name: impl Fn(&str, &str, &str) -> String) -> Option
 }
 
 impl Origin {
-    /// The names in the file, none of zeros.
+    /// Returns the names in the file; none for zeros.
     fn names(&self) -> &[String] {
         match self {
             Self::Same(name) | Self::Lifted(name) | Self::Transposed(name) => {
@@ -238,7 +238,7 @@ impl Origin {
     }
 }
 
-/// A file seen under timm's names.
+/// A weight file accessed by timm's names.
 pub(crate) struct Names<'a> {
     file: &'a StateDict,
     scheme: Scheme,
@@ -249,7 +249,7 @@ impl<'a> Names<'a> {
         Self { file, scheme }
     }
 
-    /// Whether there is something under one of timm's names; whether it is whole, asking for it tells.
+    /// Returns whether anything exists under a timm name; only reading it shows whether it is complete.
     pub(crate) fn contains(&self, name: &str) -> bool {
         match self.scheme.origin(name) {
             None => false,
@@ -258,7 +258,7 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// What one of timm's names is in the file, for a message.
+    /// Returns how the file names the tensor of a timm name, for messages.
     pub(crate) fn called(&self, name: &str) -> String {
         match self.scheme.origin(name) {
             Some(Origin::Same(theirs) | Origin::Lifted(theirs)) => format!("`{theirs}`"),
@@ -268,9 +268,9 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// Shape of a tensor as timm has it.
+    /// Returns the shape of a tensor in timm's layout.
     ///
-    /// Errors: it is missing, or cannot be brought into timm's form.
+    /// Errors: the tensor is missing or cannot be converted to timm's layout.
     pub(crate) fn shape(&self, name: &str) -> Result<Vec<usize>> {
         let Some(origin) = self.scheme.origin(name) else {
             return self.file.shape(name).map(<[usize]>::to_vec);
@@ -291,7 +291,7 @@ impl<'a> Names<'a> {
                 for name in &names[1..] {
                     let shape = self.file.shape(name)?;
                     if shape != first {
-                        let right = format!("{first:?}, as `{}` has", names[0]);
+                        let right = format!("{first:?} like `{}`", names[0]);
                         return Err(unlike(name, shape, &right));
                     }
                 }
@@ -310,7 +310,7 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// Numbers of a tensor in the order of [`Self::shape`].
+    /// Reads the values of a tensor in the order of [`Self::shape`].
     pub(crate) fn floats(&self, name: &str) -> Result<Vec<f32>> {
         let shape = self.shape(name)?;
         match self.scheme.origin(name) {
@@ -328,7 +328,7 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// Names of the file that none of timm's names in use came from, but for those left out on purpose.
+    /// Returns the names of the file that no used timm name comes from, except those ignored on purpose.
     pub(crate) fn left_over(&self, used: &BTreeSet<String>) -> BTreeSet<&'a str> {
         let origins = used.iter().filter_map(|name| self.scheme.origin(name));
         let taken: BTreeSet<String> = origins.flat_map(|origin| origin.names().to_vec()).collect();
@@ -339,7 +339,7 @@ impl<'a> Names<'a> {
     }
 }
 
-/// A matrix of so many columns, flat, with its rows as columns.
+/// Transposes a flat matrix with the given number of columns.
 pub(crate) fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
     let rows = values.len() / columns.max(1);
     let element = |index: usize| values[index % rows * columns + index / rows];
@@ -347,6 +347,6 @@ pub(crate) fn transposed(values: &[f32], columns: usize) -> Vec<f32> {
 }
 
 fn unlike(name: &str, shape: &[usize], right: &str) -> crate::error::Error {
-    let message = format!("`{}` has shape {shape:?}, not {right}", shown(name));
-    crate::error::Error::input(message).hint("it is damaged, or of another kind of model")
+    let message = format!("`{}` has shape {shape:?}, expected {right}", shown(name));
+    crate::error::Error::input(message).hint("it is damaged, or belongs to another kind of model")
 }

@@ -1,6 +1,6 @@
-//! `open_clip_config.json` of a folder of open_clip: which image tower it has.
+//! Reads the image tower from `open_clip_config.json` of an open_clip folder.
 //!
-//! What it says of the text tower is not read.
+//! The text tower's settings are ignored.
 
 use serde_json::Value;
 
@@ -16,7 +16,7 @@ use crate::model::Pool;
 use crate::model::config::common::{CLIP_MEAN, CLIP_STD};
 use crate::ops::Gelu;
 
-/// The keys of `vision_cfg` that are read below, or change nothing outside training.
+/// Known keys of `vision_cfg`: those read below, and those without effect outside training.
 const KEYS: [&str; 32] = [
     "layers",
     "width",
@@ -52,9 +52,9 @@ const KEYS: [&str; 32] = [
     "timm_drop_path",
 ];
 
-/// What a configuration tells of the image tower beside it, and whose names its weights have.
+/// Reads what a configuration states about the image tower; returns it with the naming scheme of its weights.
 pub(crate) fn read(config: &Value) -> Result<(StatedModel, Scheme)> {
-    // Files from before there was preprocessing in them are the inner part alone.
+    // Older files, without preprocessing, hold only the inner part.
     let model = match &config["model_cfg"] {
         Value::Null => config,
         model => model,
@@ -68,8 +68,8 @@ pub(crate) fn read(config: &Value) -> Result<(StatedModel, Scheme)> {
     if let Some(key) = settings.keys().find(unknown) {
         let found = &settings[key];
         return Err(refused(
-            &format!("{} = {found}", shown(key)),
-            "that setting is not known here",
+            &format!("unknown setting {} = {found}", shown(key)),
+            "ignoring it could load a different model",
         ));
     }
     let number = |key: &str| vision[key].as_u64().map(|number| number as usize);
@@ -107,7 +107,7 @@ pub(crate) fn read(config: &Value) -> Result<(StatedModel, Scheme)> {
         let layers = &vision["layers"];
         return Err(refused(
             &format!("layers = {layers}"),
-            "a list of layers is a ResNet",
+            "a list of layers means a ResNet, which cannot be loaded",
         ));
     }
     for key in [
@@ -154,12 +154,12 @@ fn refused(what: &str, hint: &str) -> Error {
 fn pool(vision: &Value) -> Result<Pool> {
     let after = vision["final_ln_after_pool"] == Value::Bool(true);
     match (vision["pool_type"].as_str().unwrap_or("tok"), after) {
-        // Of a single token it is the same whether it is normed before or after.
+        // For a single token, norm before and norm after pooling are the same.
         ("tok", _) => Ok(Pool::Token),
         ("avg", true) => Ok(Pool::Average),
         ("avg", false) => Err(refused(
             "pool_type = `avg` without final_ln_after_pool",
-            "the mean can be loaded where the last norm comes after it",
+            "average pooling can be loaded only if the last norm comes after it",
         )),
         (other, _) => Err(refused(
             &format!("pool_type = `{}`", shown(other)),
@@ -192,7 +192,7 @@ fn norm_eps(vision: &Value, stated: &StatedModel) -> Result<f64> {
     if others.unwrap_or(!arguments.is_null()) {
         return Err(refused(
             &format!("norm_kwargs = {arguments}"),
-            "only `eps` can be loaded",
+            "only `eps` is supported",
         ));
     }
     match &arguments["eps"] {
@@ -201,7 +201,7 @@ fn norm_eps(vision: &Value, stated: &StatedModel) -> Result<f64> {
     }
 }
 
-/// An image tower that is a timm model.
+/// Reads an image tower that is a timm model.
 fn of_timm(vision: &Value, stated: StatedModel) -> Result<(StatedModel, Scheme)> {
     let name = stated.architecture.as_str();
     if known(name).is_none() {
@@ -228,7 +228,7 @@ fn of_timm(vision: &Value, stated: StatedModel) -> Result<(StatedModel, Scheme)>
             let what = format!("timm_proj = `{}`", shown(other));
             return Err(refused(
                 &what,
-                "only `linear`, or an empty word with timm_pool, can be loaded",
+                "only `linear`, or an empty string with timm_pool, can be loaded",
             ));
         }
     };

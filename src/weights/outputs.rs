@@ -1,31 +1,33 @@
-//! What the outputs of a loaded model mean.
+//! Meaning of a loaded model's outputs.
 
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// What the outputs of a model are.
+/// Meaning of a model's outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outputs {
-    /// Logits of classes.
+    /// Class logits.
     Logits,
-    /// An embedding, which is compared with those of text.
+    /// An embedding, which is compared with text embeddings.
     Embedding,
 }
 
 impl Outputs {
-    /// As our own `config.json` has it.
+    /// Parses the value in advxl's own `config.json`.
     pub(crate) fn named(found: &Value) -> Result<Self> {
         match found.as_str() {
             Some("logits") => Ok(Self::Logits),
             Some("embedding") => Ok(Self::Embedding),
-            _ => Err(Error::input(format!("`config.json` has outputs = {found}"))
-                .hint("use \"logits\" or \"embedding\"")),
+            _ => Err(
+                Error::input(format!("`config.json` has invalid outputs = {found}"))
+                    .hint("use \"logits\" or \"embedding\""),
+            ),
         }
     }
 }
 
-/// What describes an open_clip model in its folder.
+/// File that describes the model of an open_clip folder.
 pub(crate) const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";

@@ -1,13 +1,12 @@
-//! Reads the pickle inside a PyTorch file, and runs nothing of it.
+//! Reads the pickle inside a PyTorch file without executing anything in it.
 //!
-//! A pickle is a program for a small stack machine: most instructions build plain values, and some
-//! call whatever function the file names. The few functions that weights are made by are known
-//! here. What any other function would return is an opaque value, which may lie beside the weights
-//! and is otherwise of no use. Functions that serve to run code are refused by name.
+//! A pickle is a program for a small stack machine: most instructions build plain values, and some call a function that
+//! the file names. This reader knows only the few functions that build tensors. The result of any other function is an
+//! opaque value, which may accompany the weights but is ignored. Functions that can run code are refused by name.
 //!
-//! Memory stays in proportion to the pickle, whatever it says: text is borrowed from it, an
-//! instruction makes one value of constant size at most, and containers are numbers of lists, so
-//! that nothing is copied and nothing nests in memory.
+//! Memory use is proportional to the size of the pickle, even for hostile files: text is borrowed from it, an
+//! instruction creates at most one value of constant size, and containers are indices of lists, so nothing is copied
+//! and nothing nests in memory.
 //!
 //! Source: the comments of Python's `pickletools`; `torch/_utils.py` for the known functions.
 
@@ -18,23 +17,23 @@ use safetensors::Dtype;
 use super::archive::shown;
 use crate::error::{Error, Result};
 
-/// A tensor takes some 50 instructions, so this is enough for 40,000 of them. What two million
-/// instructions can make takes 300 MB at most.
+/// Instruction limit. A tensor takes about 50 instructions, so this is enough for 40,000 tensors. The values created by
+/// two million instructions take at most 300 MB.
 const INSTRUCTIONS: usize = 2_000_000;
 
-/// Python modules that weights have no need of and that can run code, read or write files.
+/// Python modules that weights do not need and that can run code, or read or write files.
 const CODE_MODULES: &str = "_pickle asyncio bdb code codeop commands ctypes http imp importlib \
     marshal multiprocessing nt operator os pdb pickle pip platform posix pty requests runpy shutil \
     signal socket subprocess sys tempfile threading timeit urllib webbrowser";
 
-/// Built-in types of Python, which do nothing but hold values; other built-ins can do more.
+/// Python built-ins that only hold values; other built-ins can do more.
 const PLAIN_BUILTINS: &str = "bool bytearray bytes complex dict float frozenset int list object \
     range set slice str tuple";
 
-/// What an instruction puts on the stack. Numbers in it are places in [`Pickle`].
+/// A value on the stack. Its numbers are indices into the lists of [`Pickle`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Value<'a> {
-    /// Nothing that weights are found by: `None`, a truth value, a fraction, bytes.
+    /// A value that is not needed to find weights: `None`, a bool, a float, bytes.
     Plain,
     Integer(i64),
     Text(&'a str),
@@ -43,13 +42,13 @@ pub(crate) enum Value<'a> {
     Dictionary(usize),
     /// A function or type.
     Global(usize),
-    /// What a function or type that is not known here would have made.
+    /// The result of an unknown function or type.
     Opaque(usize),
     Storage(usize),
     Tensor(usize),
 }
 
-/// The numbers that several tensors may share, in an entry of the archive.
+/// The elements of one or several tensors, stored in an entry of the archive.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Storage<'a> {
     pub(crate) dtype: Dtype,
@@ -61,12 +60,12 @@ pub(crate) struct Storage<'a> {
 struct Tensor {
     storage: usize,
     offset: i64,
-    /// Places of the sequences of sizes and strides.
+    /// Indices of the sequences of sizes and strides.
     shape: usize,
     strides: usize,
 }
 
-/// A tensor with its numbers checked to be numbers.
+/// A tensor whose offset, sizes and strides were checked.
 pub(crate) struct View<'a> {
     pub(crate) storage: Storage<'a>,
     pub(crate) offset: usize,
@@ -74,7 +73,7 @@ pub(crate) struct View<'a> {
     pub(crate) strides: Vec<usize>,
 }
 
-/// What a pickle makes: one value, and all that it refers to.
+/// What a pickle builds: one value and everything that it refers to.
 #[derive(Default)]
 pub(crate) struct Pickle<'a> {
     sequences: Vec<Vec<Value<'a>>>,
@@ -85,10 +84,9 @@ pub(crate) struct Pickle<'a> {
 }
 
 impl<'a> Pickle<'a> {
-    /// Follows a pickle to its end; gives the value that it makes.
+    /// Interprets a pickle to its end; returns the value that it builds.
     ///
-    /// Errors: it is damaged, has instructions that PyTorch does not write, or names a function
-    /// that runs code.
+    /// Errors: a damaged pickle, instructions that PyTorch does not write, or a function that can run code.
     pub(crate) fn read(bytes: &'a [u8]) -> Result<(Self, Value<'a>)> {
         let mut machine = Machine {
             rest: bytes,
@@ -105,10 +103,10 @@ impl<'a> Pickle<'a> {
             }
             machine.follow(instruction)?;
         }
-        Err(damaged("it has more instructions than weights need"))
+        Err(damaged("more instructions than weights need"))
     }
 
-    /// The pairs of a dictionary in their order; none for any other value.
+    /// Returns the pairs of a dictionary in order; none for any other value.
     pub(crate) fn pairs(&self, value: Value) -> &[(Value<'a>, Value<'a>)] {
         match value {
             Value::Dictionary(place) => &self.dictionaries[place],
@@ -116,12 +114,12 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// A tensor with its sizes; `None` where they are not sizes.
+    /// Returns a tensor with its sizes, or `None` if they are invalid.
     pub(crate) fn view(&self, tensor: usize) -> Option<View<'a>> {
         let tensor = self.tensors[tensor];
         let sizes = |place: usize| -> Option<Vec<usize>> {
             let values = &self.sequences[place];
-            // PyTorch has tensors of at most 64 dimensions.
+            // PyTorch tensors have at most 64 dimensions.
             let values = values.get(..values.len().min(65))?.iter();
             let size = |value: &Value| match value {
                 Value::Integer(size) => usize::try_from(*size).ok(),
@@ -138,7 +136,7 @@ impl<'a> Pickle<'a> {
         (view.shape.len() == view.strides.len() && view.shape.len() <= 64).then_some(view)
     }
 
-    /// What a value is, in words.
+    /// Describes a value in words.
     pub(crate) fn describe(&self, value: Value) -> String {
         let name = |place: usize| {
             let (module, name) = self.globals[place];
@@ -147,11 +145,11 @@ impl<'a> Pickle<'a> {
         match value {
             Value::Plain => "a plain value".into(),
             Value::Integer(number) => format!("the number {number}"),
-            Value::Text(_) => "a text".into(),
+            Value::Text(_) => "a string".into(),
             Value::Sequence(_) => "a list".into(),
             Value::Dictionary(_) => "a dictionary".into(),
             Value::Global(place) => format!("the function or type {}", name(place)),
-            Value::Opaque(place) => format!("something that {} makes", name(place)),
+            Value::Opaque(place) => format!("an object made by {}", name(place)),
             Value::Storage(_) => "a storage".into(),
             Value::Tensor(_) => "a tensor".into(),
         }
@@ -159,17 +157,17 @@ impl<'a> Pickle<'a> {
 }
 
 struct Machine<'a> {
-    /// Instructions not yet followed.
+    /// Remaining instructions.
     rest: &'a [u8],
     stack: Vec<Value<'a>>,
-    /// Heights of the stack to which an instruction will go back.
+    /// Stack heights to which later instructions return.
     marks: Vec<usize>,
     memo: HashMap<u32, Value<'a>>,
     made: Pickle<'a>,
 }
 
 impl<'a> Machine<'a> {
-    /// One instruction. The words beside them are their names in `pickletools`.
+    /// Interprets one instruction. The comments give the names from `pickletools`.
     fn follow(&mut self, instruction: u8) -> Result<()> {
         match instruction {
             0x80 => drop(self.take(1)?),               // PROTO
@@ -177,7 +175,7 @@ impl<'a> Machine<'a> {
             b'(' => self.marks.push(self.stack.len()), // MARK
             b'0' => match self.pop() {
                 Ok(_) => {}                         // POP
-                Err(_) => drop(self.since_mark()?), // or a mark, if nothing stands above it
+                Err(_) => drop(self.since_mark()?), // or a mark, if nothing is above it
             },
             b'1' => drop(self.since_mark()?), // POP_MARK
             b'2' => {
@@ -264,7 +262,7 @@ impl<'a> Machine<'a> {
             }
             0x93 => match (self.pop()?, self.pop()?) {
                 (Value::Text(name), Value::Text(module)) => self.global(module, name)?, // STACK_GLOBAL
-                _ => return Err(damaged("it names a function by something else than text")),
+                _ => return Err(damaged("a function name is not a string")),
             },
             b'R' | 0x81 => self.call()?, // REDUCE, NEWOBJ
             0x92 => {
@@ -274,8 +272,7 @@ impl<'a> Machine<'a> {
             b'b' => drop(self.pop()?), // BUILD: attributes of what is below
             b'Q' => self.storage()?,   // BINPERSID
             other => {
-                let message =
-                    format!("it has the instruction {other:#04x}, which PyTorch does not write");
+                let message = format!("instruction {other:#04x}, which PyTorch does not write");
                 return Err(damaged(&message));
             }
         }
@@ -286,24 +283,24 @@ impl<'a> Machine<'a> {
         let (taken, rest) = self
             .rest
             .split_at_checked(count)
-            .ok_or_else(|| damaged("it ends early"))?;
+            .ok_or_else(|| damaged("unexpected end"))?;
         self.rest = rest;
         Ok(taken)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let taken = self.take(N)?;
-        Ok(taken.try_into().expect("as many bytes as were asked for"))
+        Ok(taken.try_into().expect("`take` returns N bytes"))
     }
 
-    /// A whole number of up to 8 bytes, without sign.
+    /// Reads an unsigned integer of up to 8 bytes.
     fn number(&mut self, bytes: usize) -> Result<u64> {
         let mut number = [0; 8];
         number[..bytes].copy_from_slice(self.take(bytes)?);
         Ok(u64::from_le_bytes(number))
     }
 
-    /// As many bytes as the number before them says.
+    /// Reads a byte count, then that many bytes.
     fn counted(&mut self, bytes_of_count: usize) -> Result<&'a [u8]> {
         let count = self.number(bytes_of_count)?;
         self.take(usize::try_from(count).unwrap_or(usize::MAX))
@@ -311,9 +308,9 @@ impl<'a> Machine<'a> {
 
     fn line(&mut self) -> Result<&'a str> {
         let end = self.rest.iter().position(|byte| *byte == b'\n');
-        let line = self.take(end.ok_or_else(|| damaged("it ends early"))?)?;
+        let line = self.take(end.ok_or_else(|| damaged("unexpected end"))?)?;
         self.take(1)?;
-        std::str::from_utf8(line).map_err(|_| damaged("it has text that is not UTF-8"))
+        std::str::from_utf8(line).map_err(|_| damaged("a string is not UTF-8"))
     }
 
     fn integer(&mut self, bytes: usize) -> Result<()> {
@@ -322,7 +319,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// An integer in two's complement of as many bytes as it needs; plain if more than 8.
+    /// Reads a two's complement integer of variable length; a plain value if it has more than 8 bytes.
     fn long(&mut self, bytes_of_count: usize) -> Result<()> {
         let bytes = self.counted(bytes_of_count)?;
         let fill = if bytes.last().is_some_and(|last| *last >= 0x80) {
@@ -343,8 +340,7 @@ impl<'a> Machine<'a> {
 
     fn text(&mut self, bytes_of_count: usize) -> Result<()> {
         let bytes = self.counted(bytes_of_count)?;
-        let text =
-            std::str::from_utf8(bytes).map_err(|_| damaged("it has text that is not UTF-8"))?;
+        let text = std::str::from_utf8(bytes).map_err(|_| damaged("a string is not UTF-8"))?;
         self.stack.push(Value::Text(text));
         Ok(())
     }
@@ -358,8 +354,7 @@ impl<'a> Machine<'a> {
     fn top(&self) -> Result<Value<'a>> {
         let floor = self.marks.last().copied().unwrap_or(0);
         let top = self.stack.get(floor..).and_then(|above| above.last());
-        top.copied()
-            .ok_or_else(|| damaged("it takes more values than there are"))
+        top.copied().ok_or_else(|| damaged("stack underflow"))
     }
 
     fn pop(&mut self) -> Result<Value<'a>> {
@@ -368,12 +363,9 @@ impl<'a> Machine<'a> {
         Ok(top)
     }
 
-    /// Takes all that was put on the stack since the last mark.
+    /// Pops all values pushed since the last mark.
     fn since_mark(&mut self) -> Result<Vec<Value<'a>>> {
-        let mark = self
-            .marks
-            .pop()
-            .ok_or_else(|| damaged("it goes back to no mark"))?;
+        let mark = self.marks.pop().ok_or_else(|| damaged("missing mark"))?;
         Ok(self.stack.split_off(mark))
     }
 
@@ -392,15 +384,15 @@ impl<'a> Machine<'a> {
         match self.top()? {
             Value::Sequence(place) => self.made.sequences[place].extend(values),
             Value::Opaque(_) => {}
-            _ => return Err(damaged("it adds to what is not a list")),
+            _ => return Err(damaged("it appends to a value that is not a list")),
         }
         Ok(())
     }
 
-    /// Puts keys and values, which take turns, into the dictionary on top.
+    /// Inserts alternating keys and values into the dictionary on top.
     fn set(&mut self, values: &[Value<'a>]) -> Result<()> {
         let (pairs, []) = values.as_chunks::<2>() else {
-            return Err(damaged("it has a key without a value"));
+            return Err(damaged("a key has no value"));
         };
         match self.top()? {
             Value::Dictionary(place) => {
@@ -408,7 +400,7 @@ impl<'a> Machine<'a> {
                 self.made.dictionaries[place].extend(pairs);
             }
             Value::Opaque(_) => {}
-            _ => return Err(damaged("it sets a key of what is not a dictionary")),
+            _ => return Err(damaged("it sets a key of a value that is not a dictionary")),
         }
         Ok(())
     }
@@ -424,7 +416,7 @@ impl<'a> Machine<'a> {
         let value = self
             .memo
             .get(&place)
-            .ok_or_else(|| damaged("it recalls what it did not memorize"))?;
+            .ok_or_else(|| damaged("unknown memo entry"))?;
         self.stack.push(*value);
         Ok(())
     }
@@ -432,19 +424,19 @@ impl<'a> Machine<'a> {
     fn global(&mut self, module: &'a str, name: &'a str) -> Result<()> {
         if runs_code(module, name) {
             let message = format!(
-                "this file wants to run `{}.{}`; only weights are read, and nothing of it was run",
+                "this file tries to run `{}.{}`; only weights are read, and nothing was executed",
                 shown(module),
                 shown(name)
             );
             return Err(Error::input(message)
-                .hint("do not load it in other programs; ask whoever made it for safetensors"));
+                .hint("do not load it in other programs; ask its author for a safetensors file"));
         }
         self.stack.push(Value::Global(self.made.globals.len()));
         self.made.globals.push((module, name));
         Ok(())
     }
 
-    /// What a known function makes of its arguments, or an opaque value.
+    /// Evaluates a known function; any other gives an opaque value.
     fn call(&mut self) -> Result<()> {
         let (arguments, function) = (self.pop()?, self.pop()?);
         let (place, arguments) = match (function, arguments) {
@@ -455,7 +447,7 @@ impl<'a> Machine<'a> {
                 self.stack.push(Value::Opaque(place));
                 return Ok(());
             }
-            _ => return Err(damaged("it calls what is not a function")),
+            _ => return Err(damaged("it calls a value that is not a function")),
         };
         let value = match (self.made.globals[place], &arguments[..]) {
             (("collections", "OrderedDict"), []) => {
@@ -480,7 +472,7 @@ impl<'a> Machine<'a> {
                 });
                 Value::Tensor(self.made.tensors.len() - 1)
             }
-            // Of a type of numbers that is not known here.
+            // A tensor of an unknown dtype.
             (("torch._utils", "_rebuild_tensor_v2"), [unknown @ Value::Opaque(_), ..]) => *unknown,
             (
                 ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state"),
@@ -492,7 +484,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// `("storage", type, key, device, count)`: PyTorch's way to refer to an entry of the archive.
+    /// Reads `("storage", type, key, device, count)`, PyTorch's reference to an entry of the archive.
     fn storage(&mut self) -> Result<()> {
         let id = match self.pop()? {
             Value::Sequence(place) => &self.made.sequences[place][..],
@@ -522,7 +514,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// The type of the numbers in one of PyTorch's storages.
+/// Returns the dtype of one of PyTorch's storage classes.
 fn dtype(class: &str) -> Option<Dtype> {
     Some(match class {
         "FloatStorage" => Dtype::F32,
@@ -539,11 +531,11 @@ fn dtype(class: &str) -> Option<Dtype> {
     })
 }
 
-/// Whether a function can do more than make a value.
+/// Returns whether a function can do more than create a value.
 fn runs_code(module: &str, name: &str) -> bool {
     let listed = |list: &str, word: &str| list.split(' ').any(|listed| listed == word);
     let package = module.split('.').next().unwrap_or_default();
-    // `os.system` may also be written as the name `os.system` in a module that imports `os`.
+    // `os.system` can also be written as the name `os.system` in a module that imports `os`.
     let mut modules = std::iter::once(package).chain(name.rsplit('.').skip(1));
     modules.any(|module| listed(CODE_MODULES, module))
         || match package {
@@ -589,21 +581,21 @@ mod tests {
             ),
         ] {
             let text = refusal(pickle);
-            assert!(text.contains(&format!("wants to run {name}")), "{text}");
-            assert!(text.contains("nothing of it was run"), "{text}");
+            assert!(text.contains(&format!("tries to run {name}")), "{text}");
+            assert!(text.contains("nothing was executed"), "{text}");
         }
     }
 
     #[test]
-    fn what_unknown_functions_make_is_opaque_and_may_be_filled() {
+    fn results_of_unknown_functions_are_opaque_and_can_be_filled() {
         // A call, a key set in the result, a value appended to it, its attributes set.
         let bytes = b"cnumpy\nthing\n)RK\x01K\x02sK\x03aK\x04b.";
         let (pickle, made) = Pickle::read(bytes).unwrap();
-        assert_eq!(pickle.describe(made), "something that `numpy.thing` makes");
+        assert_eq!(pickle.describe(made), "an object made by `numpy.thing`");
     }
 
     #[test]
-    fn integers_have_their_sign_and_length() {
+    fn integers_keep_their_sign_and_length() {
         for (bytes, number) in [
             (&b"K\xff."[..], 255),
             (b"M\xff\xff.", 65_535),
@@ -618,13 +610,13 @@ mod tests {
                 "{made:?}"
             );
         }
-        // More than 64 bits belong to no size of a tensor.
+        // No size of a tensor has more than 64 bits.
         let (_, made) = Pickle::read(b"\x8a\x09\0\0\0\0\0\0\0\0\x01.").unwrap();
         assert!(matches!(made, Value::Plain), "{made:?}");
     }
 
     #[test]
-    fn lengths_beyond_the_end_and_lost_values_are_damage() {
+    fn lengths_past_the_end_and_missing_values_are_damage() {
         for bytes in [
             &b""[..],
             b"K",
@@ -661,7 +653,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pickle_without_end_is_left() {
+    fn an_endless_pickle_is_refused() {
         let text = refusal(&vec![b'N'; INSTRUCTIONS + 1]);
         assert!(
             text.contains("more instructions than weights need"),

@@ -1,6 +1,6 @@
-//! What a model folder says of preprocessing, in the words of timm, open_clip and transformers.
+//! Preprocessing settings of model folders, in the formats of timm, open_clip and transformers.
 //!
-//! What cannot be done here is an error that waits until somebody wants to preprocess pictures.
+//! Unsupported settings become an error that is only raised when images are to be preprocessed.
 
 use serde_json::Value;
 
@@ -9,40 +9,41 @@ use crate::image::resize::Filter;
 use crate::image::{Preprocessing, ResizeMode};
 use crate::settings::Words;
 
-/// Preprocessing as the folder of a model states it.
+/// Preprocessing stated by a model folder.
 #[derive(Clone, Debug)]
 pub struct StatedPreprocessing {
-    /// Who says so: a file of the folder, or a program's defaults.
+    /// Where it is stated: a file of the folder, or a program's defaults.
     pub source: &'static str,
-    /// What it says; an error where that cannot be done here.
+    /// The settings, or an error if they are unsupported.
     pub preprocessing: Result<Preprocessing>,
 }
 
-/// What is read of a file before the weights tell the image size.
+/// Preprocessing read from a file, before the image size is known from the weights.
 pub(crate) struct PreprocessingFields {
     pub(crate) source: &'static str,
     pub(crate) preprocessing: Result<Preprocessing>,
-    /// The size of images in the file's words, where it must be that of the weights.
+    /// The file's key and value for the image size, if it must match the weights.
     pub(crate) size: Option<(&'static str, usize)>,
 }
 
 impl PreprocessingFields {
-    /// The middle of a picture, bicubic: what most programs do where nothing is known.
+    /// Returns bicubic resizing and a center crop, which most programs use if nothing is stated.
     pub(crate) fn default() -> Self {
         Self {
-            source: "defaults for a file of weights",
+            source: "defaults for a weight file",
             preprocessing: Ok(bicubic()),
             size: None,
         }
     }
 
-    /// For images of the size that the weights are made for.
+    /// Completes the settings with the image size of the weights.
     pub(crate) fn at(self, image_size: usize) -> StatedPreprocessing {
         let source = self.source;
         let preprocessing = self.preprocessing.and_then(|found| match self.size {
             Some((key, size)) if size != image_size => {
-                let what =
-                    format!("{key} = {size}, and the weights are of images of {image_size} pixels");
+                let what = format!(
+                    "{key} = {size}, but the weights are for images of {image_size} pixels"
+                );
                 Err(refused(source, &what))
             }
             _ => {
@@ -71,12 +72,11 @@ fn bicubic() -> Preprocessing {
 }
 
 fn refused(source: &str, what: &str) -> Error {
-    Error::input(format!("`{source}` has {what}")).hint(
-        "--resize-mode, --crop-fraction and --interpolation together say how to do it instead",
-    )
+    Error::input(format!("`{source}` has {what}"))
+        .hint("set --resize-mode, --crop-fraction and --interpolation together to override it")
 }
 
-/// A value as it stands in the file, cut short.
+/// Formats a value of a file, truncated to 80 characters.
 fn brief(found: &Value) -> String {
     let text = found.to_string();
     match text.char_indices().nth(80) {
@@ -85,13 +85,13 @@ fn brief(found: &Value) -> String {
     }
 }
 
-/// The choice that a word of a file names.
+/// Looks up the choice that a word of a file names.
 fn choice<T: Copy>(source: &str, key: &str, found: &Value, words: &[(&str, T)]) -> Result<T> {
     let known = words.iter().find(|(word, _)| Some(*word) == found.as_str());
     known.map(|(_, choice)| *choice).ok_or_else(|| {
         let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
         let what = format!(
-            "{key} = {}, and only {} can be done here",
+            "{key} = {}, expected one of {}",
             brief(found),
             words.join(", ")
         );
@@ -99,16 +99,20 @@ fn choice<T: Copy>(source: &str, key: &str, found: &Value, words: &[(&str, T)]) 
     })
 }
 
-/// The size of the images that a model is made for; an error where they are not square.
+/// Returns the image size of a model.
+///
+/// Errors: images that are not square.
 pub(crate) fn square(source: &str, key: &str, found: &Value) -> Result<Option<usize>> {
     side(key, found).map_err(|what| {
         Error::input(format!("`{source}` has {what}"))
-            .hint("only models of square images can be loaded")
+            .hint("only models for square images can be loaded")
     })
 }
 
-/// A side of square images, written as a number, as `[3, side, side]` or `[side, side]`, or as `{height, width}`; else what is
-/// wrong.
+/// Parses the side of square images, written as a number, as `[3, side, side]` or `[side, side]`, or as `{height,
+/// width}`.
+///
+/// Errors: a description of what is wrong.
 fn side(key: &str, found: &Value) -> std::result::Result<Option<usize>, String> {
     let sides: Vec<&Value> = match found {
         Value::Null => return Ok(None),
@@ -122,22 +126,22 @@ fn side(key: &str, found: &Value) -> std::result::Result<Option<usize>, String> 
     let sides: Option<Vec<u64>> = sides.into_iter().map(Value::as_u64).collect();
     let wrong = |what: &str| Err(format!("{key} = {}, {what}", brief(found)));
     match sides.as_deref() {
-        Some([0] | [0, _] | []) | None => wrong("which is no size of images"),
+        Some([0] | [0, _] | []) | None => wrong("which is not an image size"),
         Some([side]) if !found.is_object() => Ok(Some(*side as usize)),
         Some([height, width]) if height == width => Ok(Some(*height as usize)),
-        Some([_, _]) => wrong("and images must be square here"),
-        Some(_) => wrong("which is no size of images"),
+        Some([_, _]) => wrong("but images must be square"),
+        Some(_) => wrong("which is not an image size"),
     }
 }
 
-/// timm's crop modes; its borders have the mean color.
+/// timm's crop modes; borders are filled with the mean color.
 const TIMM_MODES: [(&str, ResizeMode); 3] = [
     ("center", ResizeMode::Shortest),
     ("squash", ResizeMode::Squash),
     ("border", ResizeMode::Longest { fill: [0; 3] }),
 ];
 
-/// Of timm's `pretrained_cfg`, as its `resolve_data_config` takes it. `ours` may tell the color of borders.
+/// Reads timm's `pretrained_cfg` as its `resolve_data_config` does. `ours` may hold the border color.
 pub(crate) fn of_timm(config: &Value, ours: &Value, mean: [f64; 3]) -> PreprocessingFields {
     let source = "config.json";
     let read = || {
@@ -170,12 +174,12 @@ pub(crate) fn of_timm(config: &Value, ours: &Value, mean: [f64; 3]) -> Preproces
     }
 }
 
-/// The color of timm's borders, rounded as Python does.
+/// Returns the color of timm's borders, rounded as in Python.
 pub(crate) fn mean_color(mean: [f64; 3]) -> [u8; 3] {
     mean.map(|mean| (255.0 * mean).round_ties_even() as u8)
 }
 
-/// Red, green and blue, from a list of them or one number for all.
+/// Parses an RGB color from a list of three numbers, or from one number for all channels.
 fn color(found: &Value) -> Option<[u8; 3]> {
     let byte = |value: &Value| value.as_u64().and_then(|value| u8::try_from(value).ok());
     match found {
@@ -187,7 +191,7 @@ fn color(found: &Value) -> Option<[u8; 3]> {
     }
 }
 
-/// What else timm has in `pretrained_cfg`: another size, which its `validate.py` takes.
+/// Describes the separate test size of timm's `pretrained_cfg`, which its `validate.py` uses; `None` if there is none.
 pub(crate) fn test_size(config: &Value) -> Option<String> {
     let number = |key: &str| match &config[key] {
         Value::Array(sizes) => sizes.last().and_then(Value::as_f64),
@@ -202,13 +206,13 @@ pub(crate) fn test_size(config: &Value) -> Option<String> {
     (test != used).then(|| {
         let [size, fraction] = test;
         format!(
-            "`config.json` also has a size for tests, which timm's validate.py takes: --image-size {size} \
+            "`config.json` also has a test size, which timm's validate.py uses: --image-size {size} \
              --crop-fraction {fraction}"
         )
     })
 }
 
-/// timm's words for preprocessing, as its `pretrained_cfg` has them.
+/// Returns the preprocessing under the keys of timm's `pretrained_cfg`.
 pub(crate) fn to_timm(preprocessing: &Preprocessing) -> [(&'static str, Value); 3] {
     let kind = std::mem::discriminant(&preprocessing.resize_mode);
     let mode = TIMM_MODES
@@ -217,14 +221,14 @@ pub(crate) fn to_timm(preprocessing: &Preprocessing) -> [(&'static str, Value); 
     [
         ("interpolation", preprocessing.interpolation.word().into()),
         ("crop_pct", preprocessing.crop_fraction.into()),
-        ("crop_mode", mode.expect("each has its word").0.into()),
+        ("crop_mode", mode.expect("every mode has a word").0.into()),
     ]
 }
 
-/// Of open_clip's `preprocess_cfg`, as its `image_transform` takes it for evaluations.
+/// Reads open_clip's `preprocess_cfg` as its `image_transform` does for evaluation.
 pub(crate) fn of_open_clip(config: &Value) -> PreprocessingFields {
     let source = crate::weights::outputs::OPEN_CLIP_CONFIG;
-    // Drawn at random in training alone.
+    // `random` is drawn only in training.
     let filters = [
         ("bicubic", Filter::Bicubic),
         ("bilinear", Filter::Bilinear),
@@ -234,7 +238,7 @@ pub(crate) fn of_open_clip(config: &Value) -> PreprocessingFields {
         if !(config["mode"].is_null() || config["mode"] == "RGB") {
             return Err(refused(
                 source,
-                &format!("mode = {}, and images are RGB here", config["mode"]),
+                &format!("mode = {}, but images must be RGB", config["mode"]),
             ));
         }
         let interpolation = match &config["interpolation"] {
@@ -249,7 +253,10 @@ pub(crate) fn of_open_clip(config: &Value) -> PreprocessingFields {
             (&mut resize_mode, &config["fill_color"])
         {
             *fill = color(found).ok_or_else(|| {
-                refused(source, &format!("fill_color = {found}, which is no color"))
+                refused(
+                    source,
+                    &format!("fill_color = {found}, which is not a color"),
+                )
             })?;
         }
         Ok(Preprocessing {
@@ -266,14 +273,14 @@ pub(crate) fn of_open_clip(config: &Value) -> PreprocessingFields {
     }
 }
 
-/// `preprocess_cfg` of open_clip for a model.
+/// Returns open_clip's `preprocess_cfg` for a model.
 ///
-/// Errors: what open_clip has no word for.
+/// Errors: settings that open_clip does not support.
 pub(crate) fn to_open_clip(preprocessing: &Preprocessing) -> Result<Value> {
     let lacks = |what: String| {
         let message =
-            format!("open_clip has no word for {what}, which the model was evaluated with");
-        Error::input(message).hint("export it --to timm")
+            format!("open_clip does not support {what}, which the model was evaluated with");
+        Error::input(message).hint("export it with --to timm")
     };
     let (filter, fraction) = (preprocessing.interpolation, preprocessing.crop_fraction);
     if !matches!(filter, Filter::Bicubic | Filter::Bilinear) {
@@ -301,7 +308,7 @@ pub(crate) fn to_open_clip(preprocessing: &Preprocessing) -> Result<Value> {
     Ok(config)
 }
 
-/// Pillow's numbers of filters.
+/// Filters in the order of Pillow's numbers.
 const PILLOW: [Filter; 6] = [
     Filter::Nearest,
     Filter::Lanczos,
@@ -311,7 +318,8 @@ const PILLOW: [Filter; 6] = [
     Filter::Hamming,
 ];
 
-/// Of transformers' `preprocessor_config.json`, or null, in the folder of a CLIP or a ViT: what its image processor does.
+/// Reads what transformers' image processor does, from the `preprocessor_config.json` (or null) of a CLIP or ViT
+/// folder.
 pub(crate) fn of_hugging_face(config: &Value, is_clip: bool) -> PreprocessingFields {
     let source = match config.is_null() {
         true => "transformers' defaults",
@@ -337,24 +345,24 @@ fn hugging_face(source: &'static str, config: &Value, is_clip: bool) -> Result<S
     let is = |key: &str, usual: bool| config[key].as_bool().unwrap_or(usual);
     let refused = |what: &str| refused(source, what);
     if !is("do_resize", true) {
-        return Err(refused("do_resize = false, and images come in many sizes"));
+        return Err(refused("do_resize = false, but images differ in size"));
     }
     for key in ["do_pad", "do_thumbnail", "do_align_long_axis", "crop_pct"] {
         if !(config[key].is_null() || config[key] == Value::Bool(false)) {
             return Err(refused(&format!(
-                "{key} = {}, which cannot be done here",
+                "{key} = {}, which is unsupported",
                 config[key]
             )));
         }
     }
     if !is("do_rescale", true) {
-        return Err(refused("do_rescale = false, and pixels are in [0, 1] here"));
+        return Err(refused("do_rescale = false, but pixels are in [0, 1]"));
     }
     let factor = &config["rescale_factor"];
     let is_usual = |factor: f64| (factor * 255.0 - 1.0).abs() < 1e-4;
     if !(factor.is_null() || factor.as_f64().is_some_and(is_usual)) {
         return Err(refused(&format!(
-            "rescale_factor = {factor}, and pixels are in [0, 1] here"
+            "rescale_factor = {factor}, but pixels are in [0, 1]"
         )));
     }
     let usual = if is_clip {
@@ -367,7 +375,7 @@ fn hugging_face(source: &'static str, config: &Value, is_clip: bool) -> Result<S
         (_, Some(number)) if (number as usize) < PILLOW.len() => PILLOW[number as usize],
         (found, _) => {
             return Err(refused(&format!(
-                "resample = {found}, which is no filter of Pillow's"
+                "resample = {found}, which is not a Pillow filter"
             )));
         }
     };
@@ -378,23 +386,19 @@ fn hugging_face(source: &'static str, config: &Value, is_clip: bool) -> Result<S
     let side = |key: &str, found: &Value| side(key, found).map_err(|what| refused(&what));
     let size = &config["size"];
     let edge = &size["shortest_edge"];
-    // A number alone is the shorter side to CLIP's processor and both sides to ViT's.
+    // A bare number is the shorter side for CLIP's processor and both sides for ViT's.
     let keeps_proportions = !edge.is_null() || (is_clip && !size.is_object());
     let resized = match edge {
         Value::Null => side("size", size)?,
         _ if !size["longest_edge"].is_null() => {
-            return Err(refused(&format!(
-                "size = {size}, which cannot be done here"
-            )));
+            return Err(refused(&format!("size = {size}, which is unsupported")));
         }
         edge => side("size", edge)?,
     };
     let crop = match is("do_center_crop", is_clip) {
         true => side("crop_size", &config["crop_size"])?,
         false if keeps_proportions => {
-            return Err(refused(
-                "do_center_crop = false, and images must be square here",
-            ));
+            return Err(refused("do_center_crop = false, but images must be square"));
         }
         false => None,
     };
@@ -413,17 +417,17 @@ fn hugging_face(source: &'static str, config: &Value, is_clip: bool) -> Result<S
     Ok((found, size.or(resized.map(|side| ("size", side)))))
 }
 
-/// The share of `side` that is kept, such that timm's rounding gives the side again.
+/// Returns the fraction of `side` that the crop keeps, such that timm's rounding gives `side` back.
 fn fraction(side: usize, crop: usize) -> std::result::Result<f64, String> {
     if crop > side {
         return Err(format!(
-            "crop_size = {crop} of images resized to {side}, and borders cannot be made of them here"
+            "crop_size = {crop} for images resized to {side}, but padding is unsupported"
         ));
     }
     let fraction = crop as f64 / side as f64;
     Ok(match (crop as f64 / fraction) as usize == side {
         true => fraction,
-        // Rounded up above; the next number below gives a little more than the side.
+        // The division rounded up; the next smaller float gives slightly more than `side`.
         false => fraction.next_down(),
     })
 }
@@ -455,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn timms_words_are_read_and_what_is_missing_is_its_default() {
+    fn timm_settings_are_read_with_timms_defaults() {
         let read = |config: Value| {
             of_timm(&config, &Value::Null, [0.485, 0.456, 0.406])
                 .at(224)
@@ -476,7 +480,7 @@ mod tests {
         let found =
             read(json!({ "crop_pct": 1.0, "crop_mode": "border", "interpolation": "lanczos" }));
         assert_eq!(found, preprocessing(border, 1.0, Filter::Lanczos, 224));
-        // Written and read again.
+        // Round trip.
         for mode in [ResizeMode::Shortest, ResizeMode::Squash, border] {
             let found = preprocessing(mode, 0.95, Filter::Hamming, 224);
             let written: serde_json::Map<_, _> = to_timm(&found)
@@ -497,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_for_tests_is_named_where_it_differs() {
+    fn a_different_test_size_is_reported() {
         assert_eq!(
             test_size(&json!({ "input_size": [3, 224, 224], "crop_pct": 0.95 })),
             None
@@ -513,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn open_clips_words_are_read() {
+    fn open_clip_settings_are_read() {
         let read = |config: Value| of_open_clip(&config).at(224).preprocessing.unwrap();
         let usual = preprocessing(ResizeMode::Shortest, 1.0, Filter::Bicubic, 224);
         assert_eq!(read(json!({})), usual);
@@ -541,7 +545,7 @@ mod tests {
             (json!({ "size": [224, 196] }), "must be square"),
             (
                 json!({ "size": 336 }),
-                "size = 336, and the weights are of images of 224 pixels",
+                "size = 336, but the weights are for images of 224 pixels",
             ),
             (
                 json!({ "resize_mode": "longest", "fill_color": 300 }),
@@ -562,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn transformers_words_are_read_as_its_processors_mean_them() {
+    fn transformers_settings_are_read_as_its_processors_apply_them() {
         let read = |config: Value, is_clip| {
             of_hugging_face(&config, is_clip)
                 .at(224)
@@ -609,7 +613,7 @@ mod tests {
             ),
             (
                 json!({ "size": { "height": 384, "width": 384 } }),
-                "size = 384, and the weights are of images of 224",
+                "size = 384, but the weights are for images of 224",
             ),
             (
                 json!({ "size": { "shortest_edge": 224 } }),
@@ -617,7 +621,7 @@ mod tests {
             ),
             (
                 json!({ "size": { "longest_edge": 224 } }),
-                "which is no size of images",
+                "which is not an image size",
             ),
             (json!({ "crop_pct": 0.9 }), "crop_pct = 0.9"),
         ] {
@@ -627,12 +631,12 @@ mod tests {
         refusal(
             of_hugging_face(&larger, true),
             224,
-            "borders cannot be made",
+            "but padding is unsupported",
         );
     }
 
     #[test]
-    fn every_resized_side_comes_back_from_its_fraction() {
+    fn every_crop_fraction_gives_back_the_resized_side() {
         for side in 1..600usize {
             for crop in 1..=side {
                 let fraction = fraction(side, crop).unwrap();

@@ -1,12 +1,11 @@
-//! Named tensors of other programs' weight files: safetensors, and what `torch.save` writes, also in several files with an
-//! index (shards).
+//! Named tensors of weight files written by other programs: safetensors and `torch.save`, as one file or as shards with
+//! an index.
 //!
-//! A file is known by its content, not by its name. Opening reads names and shapes alone; each
-//! tensor comes from the disk when it is asked for, so that the file never lies in memory beside the
-//! model. Nothing in a file is run (`pickle.rs`), and what a file says of sizes is held
-//! against its length before memory is taken.
+//! The format is detected from the content of a file, not from its name. Opening a file reads only names and shapes;
+//! each tensor is read from disk on demand, so a file is never held in memory next to the model. Nothing in a file is
+//! executed (`pickle.rs`), and declared sizes are checked against the file length before memory is allocated.
 //!
-//! Knows nothing of models: names and shapes are judged by [`crate::weights::import`].
+//! Knows nothing of models: [`crate::weights::import`] checks names and shapes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -25,12 +24,12 @@ pub use safetensors::Dtype;
 
 pub(crate) use crate::weights::archive::shown;
 
-/// The longest header of a safetensors file that is read: that of some 300,000 tensors.
+/// Maximum size of a safetensors header: about 300,000 tensors.
 const HEADER_LIMIT: u64 = 32 << 20;
-/// The longest pickle that is read; that of a large model is 100 kB long.
+/// Maximum size of a pickle; that of a large model is 100 kB long.
 const PICKLE_LIMIT: u64 = 64 << 20;
 
-/// What training programs put before every name.
+/// Prefixes that training programs add to every name.
 const PREFIXES: [&str; 7] = [
     "module.",
     "base_model.",
@@ -40,7 +39,7 @@ const PREFIXES: [&str; 7] = [
     "backbone.",
     "encoder.",
 ];
-/// What wrappers of modules put anywhere into names: `torch.compile`, activation checkpointing, FSDP.
+/// Parts that module wrappers insert anywhere in names: `torch.compile`, activation checkpointing, FSDP.
 const WRAPPERS: [&str; 3] = [
     "_orig_mod",
     "_checkpoint_wrapped_module",
@@ -53,13 +52,13 @@ pub struct StateDict {
     /// One file, or the shards of an index.
     sources: Vec<Source>,
     tensors: BTreeMap<String, Stored>,
-    /// What lies between the tensors and is none, in words.
+    /// Descriptions of the entries that are not tensors, by name.
     others: BTreeMap<String, String>,
     wrapper: Option<String>,
     statistics: Option<Statistics>,
 }
 
-/// Mean and standard deviation of the channels that lie beside the weights.
+/// Channel mean and standard deviation stored with the weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statistics {
     /// The tensors' names, such as `normalize.mean` and `normalize.std`.
@@ -70,29 +69,29 @@ pub struct Statistics {
     pub std: [f64; 3],
 }
 
-/// Where a tensor is.
+/// Location of a tensor.
 #[derive(Debug)]
 struct Stored {
-    /// Which of the files it is in.
+    /// Index of its file in `sources`.
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Place of the first element in the file, in bytes.
+    /// Offset of the first element in the file, in bytes.
     start: u64,
-    /// Elements from one entry to the next along each dimension.
+    /// Stride along each dimension, in elements.
     strides: Vec<usize>,
 }
 
 impl StateDict {
     /// Reads the names and shapes of a weight file.
     ///
-    /// Of the weights in `{"state_dict": ..., "epoch": ...}` and the like, the average is taken
-    /// where there is one; see [`Self::wrapper`]. What training programs put before names, `module.` and `_orig_mod.` for
-    /// instance, is dropped, and the mean and deviation of a normalization in front of the model are taken out; see
-    /// [`Self::statistics`].
+    /// From a checkpoint such as `{"state_dict": ..., "epoch": ...}` the weights are selected, and their average (EMA)
+    /// if there is one; see [`Self::wrapper`]. Parts that training programs add to names, such as `module.` and
+    /// `_orig_mod.`, are removed, and the mean and std of a normalization layer in front of the model are split off;
+    /// see [`Self::statistics`].
     ///
-    /// Errors: another kind of file, damage, code in the place of weights, no tensors, several dictionaries of tensors of
-    /// which none is the average of another.
+    /// Errors: another kind of file; a damaged file; code instead of weights; no tensors; several dictionaries of
+    /// tensors, none of which is an average.
     pub fn open(path: &Path) -> Result<Self> {
         Self::read_any(path).context(|| format!("`{}`", path.display()))
     }
@@ -106,22 +105,22 @@ impl StateDict {
         Ok(found)
     }
 
-    /// The files that an index such as `model.safetensors.index.json` names.
+    /// Reads the shards listed in an index such as `model.safetensors.index.json`.
     fn sharded(index: &Path) -> Result<Self> {
         let again = "copy or download the folder again";
-        let broken = |what: &str| Error::input(format!("this index of shards {what}")).hint(again);
+        let broken = |what: &str| Error::input(format!("invalid shard index: {what}")).hint(again);
         let content: serde_json::Value = serde_json::from_slice(&files::read(index)?)
-            .map_err(|error| broken(&format!("is not JSON: {error}")))?;
+            .map_err(|error| broken(&format!("not valid JSON: {error}")))?;
         let map = content["weight_map"].as_object();
         let map = map
             .filter(|map| !map.is_empty())
-            .ok_or_else(|| broken("has no `weight_map`, which tells the file of each tensor"))?;
+            .ok_or_else(|| broken("`weight_map`, the file of each tensor, is missing or empty"))?;
         let mut of_file: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for (name, file) in map {
             let file = file.as_str().unwrap_or_default();
-            // Beside the index, wherever a hostile one points.
+            // Shards must be next to the index: a hostile index could point anywhere.
             if Path::new(file).file_name().is_none_or(|own| own != file) {
-                return Err(broken(&format!("has `{}` for a file", shown(file))));
+                return Err(broken(&format!("`{}` is not a file name", shown(file))));
             }
             of_file.entry(file).or_default().insert(name);
         }
@@ -135,17 +134,14 @@ impl StateDict {
         for (file, names) in of_file {
             let path = index.with_file_name(file);
             if !path.is_file() {
-                return Err(broken(&format!(
-                    "names `{}`, which is missing",
-                    shown(file)
-                )));
+                return Err(broken(&format!("shard `{}` is missing", shown(file))));
             }
             let shard =
                 Self::read(Source::open(&path)?).context(|| format!("`{}`", shown(file)))?;
             if let Some(name) = names.iter().find(|name| !shard.contains(name)) {
                 let (name, file) = (shown(name), shown(file));
                 return Err(broken(&format!(
-                    "has `{name}` in `{file}`, which is without it"
+                    "tensor `{name}` is missing from shard `{file}`"
                 )));
             }
             let number = all.sources.len();
@@ -174,12 +170,12 @@ impl StateDict {
         } else {
             return Err(foreign(&start));
         };
-        // Tensors may share numbers, but a small file cannot have large contents.
+        // Tensors may share storage, but a small file cannot have large contents.
         let sizes = found.tensors.values().map(|tensor| count(&tensor.shape));
         let total = sizes.fold(0usize, |sum, size| sum.saturating_add(size));
         if total as u64 > length {
-            let message = format!("its {length} bytes tell of {total} numbers");
-            return Err(Error::input(message).hint("it is damaged, or made to fill the memory"));
+            let message = format!("the file has {length} bytes, but declares {total} values");
+            return Err(Error::input(message).hint("it is damaged, or crafted to exhaust memory"));
         }
         Ok(found)
     }
@@ -212,35 +208,35 @@ impl StateDict {
             .find_map(|name| name.strip_suffix("data.pkl"));
         let Some(root) = root.filter(|root| root.is_empty() || root.ends_with('/')) else {
             return Err(
-                Error::input("this is a zip file, but none that PyTorch wrote")
-                    .hint("unpack it, or give the file of weights itself"),
+                Error::input("this is a zip file, but not one written by PyTorch")
+                    .hint("unpack it, or give the weight file itself"),
             );
         };
         let place = |name: &str| archive.place(&source, &format!("{root}{name}"));
         if place("constants.pkl")?.is_some() {
             return Err(
-                Error::input("this is a TorchScript program, not a file of weights")
+                Error::input("this is a TorchScript program, not a weight file")
                     .hint("save `model.state_dict()` with `torch.save`"),
             );
         }
         let content = |name: &str| match place(name)? {
             Some(Place { start, size }) if size <= PICKLE_LIMIT => source.bytes(start, size),
-            Some(Place { size, .. }) => {
-                Err(Error::input(format!("its pickle is {size} bytes long"))
-                    .hint("save the weights alone, `model.state_dict()`"))
-            }
+            Some(Place { size, .. }) => Err(Error::input(format!(
+                "its pickle of {size} bytes is too large"
+            ))
+            .hint("save only the weights, `model.state_dict()`")),
             None => Ok(None),
         };
         if content("byteorder")?.is_some_and(|order| order != b"little") {
-            return Err(Error::input("it was saved on a big-endian machine")
-                .hint("load and save it with PyTorch on this one"));
+            return Err(Error::input("the file was saved on a big-endian machine")
+                .hint("load it with PyTorch on this machine and save it again"));
         }
         let bytes = content("data.pkl")?.unwrap_or_default();
         let (pickle, saved) = Pickle::read(&bytes)?;
         let (dictionary, wrapper) = unwrap(&pickle, saved)?;
         let (mut tensors, mut others) = (BTreeMap::new(), BTreeMap::new());
         for &(key, value) in pickle.pairs(dictionary) {
-            // A key that is set again has its last value, as in Python.
+            // As in Python, the last value of a repeated key wins.
             match (key, value) {
                 (Value::Text(name), Value::Tensor(tensor)) => {
                     tensors.insert(name, pickle.view(tensor));
@@ -254,11 +250,11 @@ impl StateDict {
         let mut places = BTreeMap::new();
         let tensors = tensors.into_iter().map(|(name, view)| {
             let stored = view
-                .ok_or_else(|| Error::input("its sizes are not sizes"))
+                .ok_or_else(|| Error::input("invalid shape, strides or offset"))
                 .and_then(|view| stored(view, &mut places, &place));
             Ok((
                 name.to_owned(),
-                stored.context(|| format!("the tensor `{}`", shown(name)))?,
+                stored.context(|| format!("tensor `{}`", shown(name)))?,
             ))
         });
         Ok(Self {
@@ -270,20 +266,20 @@ impl StateDict {
         })
     }
 
-    /// Drops what wrappers and programs put into names, and takes the statistics of a normalization out.
+    /// Removes wrapper parts and prefixes from the names, and splits off the statistics of a normalization layer.
     fn plain_names(&mut self) -> Result<()> {
         self.rename(|name| {
             let parts = name.split('.').filter(|part| !WRAPPERS.contains(part));
             parts.collect::<Vec<_>>().join(".")
         })?;
-        // The count that PyTorch's `AveragedModel` keeps.
+        // A counter of PyTorch's `AveragedModel`.
         self.tensors.remove("n_averaged");
         loop {
             if let Some(prefix) = self.common_prefix() {
                 self.rename(|name| name[prefix.len()..].to_owned())?;
                 continue;
             }
-            // Without it, what is left may have a beginning in common.
+            // Without the statistics, the remaining names may share a prefix.
             match self.find_statistics()? {
                 Some(statistics) if self.statistics.is_none() => {
                     statistics.names.iter().for_each(|name| {
@@ -296,7 +292,7 @@ impl StateDict {
         }
     }
 
-    /// What all names begin with and no program that is known here has in its names.
+    /// Returns the prefix that all names share, if it is one that training programs add.
     fn common_prefix(&self) -> Option<String> {
         let (first, _) = self.tensors.keys().next()?.split_once('.')?;
         let prefix = format!("{first}.");
@@ -307,27 +303,27 @@ impl StateDict {
         (known && all()).then_some(prefix)
     }
 
-    /// Gives every tensor another name.
+    /// Renames every tensor.
     ///
-    /// Errors: two would have the same.
+    /// Errors: two tensors would have the same name.
     fn rename(&mut self, change: impl Fn(&str) -> String) -> Result<()> {
         for (name, tensor) in std::mem::take(&mut self.tensors) {
             let new = change(&name);
             if self.tensors.insert(new.clone(), tensor).is_some() {
                 let message = format!(
-                    "without what wrappers put into names, two tensors are called `{}`",
+                    "two tensors are named `{}` after wrapper prefixes are removed",
                     shown(&new)
                 );
-                return Err(Error::input(message).hint("save the weights of one model alone"));
+                return Err(Error::input(message).hint("save the weights of one model only"));
             }
         }
         Ok(())
     }
 
-    /// The mean and deviation of the one normalization layer for images, as ARES, RobustBench and others save it before
-    /// the model: three numbers each.
+    /// Finds the mean and std of the only image normalization layer, as ARES, RobustBench and others save it in front
+    /// of the model: three values each.
     ///
-    /// Errors: they are no mean and deviation of pixels in [0, 1].
+    /// Errors: they are invalid as the mean and std of pixels in [0, 1].
     fn find_statistics(&self) -> Result<Option<Statistics>> {
         let is_three = |name: &str| {
             let tensor = self.tensors.get(name);
@@ -353,7 +349,7 @@ impl StateDict {
         let three = |name: &str| -> Result<[f64; 3]> {
             let floats = self.floats(name)?;
             Ok([0, 1, 2].map(|channel| {
-                // As it was written in decimal, which f64 would show with its own rounding.
+                // Via the shortest decimal form: widening f32 to f64 directly would show rounding digits.
                 let text = floats[channel].to_string();
                 text.parse().unwrap_or(f64::NAN)
             }))
@@ -361,7 +357,7 @@ impl StateDict {
         let (mean, std) = (three(&names[0])?, three(&names[1])?);
         for (name, checked) in names.iter().zip([check_mean(&mean), check_std(&std)]) {
             checked.map_err(|(message, hint)| {
-                let context = format!("the normalization `{}` of the file", shown(name));
+                let context = format!("normalization `{}` in the file", shown(name));
                 Error::input(message).hint(hint).context(context)
             })?;
         }
@@ -372,12 +368,13 @@ impl StateDict {
         }))
     }
 
-    /// Mean and deviation of a normalization that was saved with the weights, for instance as `normalize.mean`.
+    /// Returns the mean and std of a normalization layer saved with the weights, for example as `normalize.mean`.
     pub fn statistics(&self) -> Option<&Statistics> {
         self.statistics.as_ref()
     }
 
-    /// Keeps the tensors below a prefix alone, without it; `false`, and nothing changes, where there are none.
+    /// Keeps only the tensors below a prefix and removes the prefix. Returns `false`, without changes, if there are
+    /// none.
     pub fn keep_below(&mut self, prefix: &str) -> bool {
         if !self.tensors.keys().any(|name| name.starts_with(prefix)) {
             return false;
@@ -386,7 +383,7 @@ impl StateDict {
         self.rename(|name| name[prefix.len()..].to_owned()).is_ok()
     }
 
-    /// Numbers that all tensors have together.
+    /// Returns the total number of elements of all tensors.
     pub fn numbers(&self) -> usize {
         self.tensors
             .values()
@@ -394,37 +391,37 @@ impl StateDict {
             .sum()
     }
 
-    /// The names in alphabetical order.
+    /// Returns the names in alphabetical order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Whether there is a tensor of that name.
+    /// Returns whether a tensor of that name exists.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// Shape of a tensor.
+    /// Returns the shape of a tensor.
     ///
-    /// Errors: there is none of that name.
+    /// Errors: an unknown name.
     pub fn shape(&self, name: &str) -> Result<&[usize]> {
         Ok(&self.get(name)?.shape)
     }
 
-    /// Type of the numbers of a tensor.
+    /// Returns the dtype of a tensor.
     ///
-    /// Errors: there is none of that name.
+    /// Errors: an unknown name.
     pub fn dtype(&self, name: &str) -> Result<Dtype> {
         Ok(self.get(name)?.dtype)
     }
 
-    /// The key, or keys with dots between, that the weights were found under; `None` where the
-    /// file holds nothing else.
+    /// Returns the key under which the weights were found, nested keys joined by dots; `None` if the file holds nothing
+    /// else.
     pub fn wrapper(&self) -> Option<&str> {
         self.wrapper.as_deref()
     }
 
-    /// BLAKE3 hash of the whole file; of several, of their hashes.
+    /// Returns the BLAKE3 hash of the whole file; for several files, the hash of their hashes.
     pub fn hash(&self) -> Result<String> {
         let hashes = self.sources.iter().map(Source::hash);
         let hashes = hashes.collect::<Result<Vec<String>>>()?;
@@ -434,9 +431,9 @@ impl StateDict {
         }
     }
 
-    /// Reads the numbers of one tensor, in the order of its shape.
+    /// Reads the values of one tensor, in the order of its shape.
     ///
-    /// Errors: there is none of that name, or its numbers are not F32, F16, BF16 or F64.
+    /// Errors: an unknown name, or a dtype other than F32, F16, BF16 or F64.
     pub fn floats(&self, name: &str) -> Result<Vec<f32>> {
         let tensor = self.get(name)?;
         let Stored { shape, strides, .. } = tensor;
@@ -460,10 +457,10 @@ impl StateDict {
         Ok((0..size).map(element).collect())
     }
 
-    /// Numbers that follow each other in the file, from a tensor's first on.
+    /// Reads `count` consecutive values of the file, starting at the first one of a tensor.
     fn run_of_floats(&self, name: &str, tensor: &Stored, count: usize) -> Result<Vec<f32>> {
         let Stored { dtype, start, .. } = *tensor;
-        // In parts, so that the bytes of a large tensor are not kept beside its numbers.
+        // In chunks, so that the raw bytes of a large tensor are not held in memory next to its values.
         const PART: usize = 1 << 16;
         let size = dtype.bitsize() / 8;
         let mut values = Vec::with_capacity(count);
@@ -483,8 +480,10 @@ impl StateDict {
                     values.extend(twos.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()));
                 }
                 other => {
-                    return Err(Error::input(format!("`{name}` is stored as {other:?}"))
-                        .hint("store weights as F32, F16, BF16 or F64"));
+                    return Err(
+                        Error::input(format!("`{name}` has unsupported dtype {other:?}"))
+                            .hint("store weights as F32, F16, BF16 or F64"),
+                    );
                 }
             }
         }
@@ -497,29 +496,32 @@ impl StateDict {
 
     fn missing(&self, name: &str) -> Error {
         if let Some(other) = self.others.get(name) {
-            return Error::input(format!("`{name}` is not a tensor but {other}"))
-                .hint("save the weights alone, as plain tensors");
+            return Error::input(format!("`{name}` must be a tensor, got {other}"))
+                .hint("save only the weights, as plain tensors");
         }
-        let error = Error::input(format!("the tensor `{name}` is missing"));
-        // Names much longer than ours are never near.
+        let error = Error::input(format!("tensor `{name}` is missing"));
+        // Names much longer than ours are never close to one of them.
         let names: Vec<&str> = self.names().filter(|name| name.len() < 100).collect();
         match nearest(name, &names) {
             Some(near) => error.hint(format!("the file has `{}`", shown(near))),
-            None => error.hint("only plain vision transformers and ConvNeXts can be loaded, under the names of timm, open_clip or transformers"),
+            None => error.hint(
+                "only plain vision transformers and ConvNeXts can be loaded, with the tensor names of timm, \
+                 open_clip or transformers",
+            ),
         }
     }
 }
 
-/// The header of a safetensors file, and where its data begin.
+/// Reads the header of a safetensors file; returns it with the offset of the data.
 ///
-/// Errors: damage; a file of another length than the header tells.
+/// Errors: a damaged file, or a file length that disagrees with the header.
 pub(crate) fn header(source: &Source) -> Result<(Metadata, u64)> {
     let broken = |why: &str| {
-        Error::input(format!("this is not a whole safetensors file: {why}"))
+        Error::input(format!("truncated or invalid safetensors file: {why}"))
             .hint("copy or download it again")
     };
     let Some(size) = source.bytes(0, 8)? else {
-        return Err(broken("it ends in its first 8 bytes"));
+        return Err(broken("it ends within its first 8 bytes"));
     };
     let size = u64::from_le_bytes(size.try_into().expect("8 bytes"));
     let header = match size {
@@ -528,7 +530,7 @@ pub(crate) fn header(source: &Source) -> Result<(Metadata, u64)> {
     };
     let Some(header) = header else {
         let length = source.length();
-        let why = format!("a header of {size} bytes, in a file of {length}");
+        let why = format!("header of {size} bytes in a file of {length} bytes");
         return Err(broken(&why));
     };
     let header: Metadata =
@@ -536,29 +538,29 @@ pub(crate) fn header(source: &Source) -> Result<(Metadata, u64)> {
     let data = 8 + size;
     let whole = data + header.data_len() as u64;
     if source.length() != whole {
-        let why = format!("it has {} bytes of {whole}", source.length());
+        let why = format!("expected {whole} bytes, got {}", source.length());
         return Err(broken(&why));
     }
     Ok((header, data))
 }
 
-/// Beginnings of the words in keys whose dictionaries hold tensors that are no weights.
+/// Prefixes of words in the keys of dictionaries that hold tensors other than weights.
 const NO_WEIGHTS: [&str; 8] = [
     "optim", "sched", "scaler", "rng", "random", "callback", "loop", "metric",
 ];
-/// ConfigKeys in keys under which programs keep the average of the weights, which is what they evaluate.
+/// Words in keys under which programs store averaged weights, which are the ones they evaluate.
 const AVERAGES: [&str; 5] = ["ema", "teacher", "swa", "averaged", "average"];
-/// ConfigKeys in keys under which programs keep the weights.
+/// Words in keys under which programs store the weights.
 const WEIGHTS: [&str; 9] = [
     "state", "model", "net", "network", "module", "params", "weights", "student", "backbone",
 ];
 
-/// The words of a key.
+/// Splits a key into its words, in lower case.
 fn words(key: &str) -> impl Iterator<Item = String> {
     key.split(['_', '-', '.']).map(str::to_ascii_lowercase)
 }
 
-/// A dictionary of tensors, and the keys that lead to it.
+/// A dictionary of tensors and the keys that lead to it.
 struct Candidate<'a> {
     keys: Vec<&'a str>,
     dictionary: Value<'a>,
@@ -580,7 +582,7 @@ impl Candidate<'_> {
     }
 }
 
-/// The dictionary of tensors in what was saved, and the keys that led there.
+/// Finds the dictionary of weights in a saved value; returns it with the keys that lead to it.
 fn unwrap<'a>(pickle: &Pickle<'a>, saved: Value<'a>) -> Result<(Value<'a>, Option<String>)> {
     let mut found = Vec::new();
     let mut seen = BTreeSet::new();
@@ -590,7 +592,7 @@ fn unwrap<'a>(pickle: &Pickle<'a>, saved: Value<'a>) -> Result<(Value<'a>, Optio
         found.retain(Candidate::is_average);
     }
     if holds_tensors(pickle, saved) {
-        // Weights with something beside them, unless the names say the opposite.
+        // The top level holds the weights itself, unless a key names an inner dictionary as weights.
         found.retain(|one| one.is_average() || one.has_word(&WEIGHTS));
         if found.is_empty() {
             return Ok((saved, None));
@@ -604,13 +606,13 @@ fn unwrap<'a>(pickle: &Pickle<'a>, saved: Value<'a>) -> Result<(Value<'a>, Optio
             let paths: Vec<String> = paths.take(8).collect();
             let message = format!("it holds several sets of weights: {}", paths.join(", "));
             let hint =
-                "save the one that you mean, such as `torch.save(torch.load(FILE)[KEY], NEW)`";
+                "save the one to load by itself, such as `torch.save(torch.load(FILE)[KEY], NEW)`";
             Err(Error::input(message).hint(hint))
         }
     }
 }
 
-/// All dictionaries of tensors below a value, none twice and none within another.
+/// Collects all dictionaries of tensors below a value, none twice and none nested in another.
 fn candidates<'a>(
     pickle: &Pickle<'a>,
     value: Value<'a>,
@@ -621,7 +623,7 @@ fn candidates<'a>(
     let Value::Dictionary(place) = value else {
         return;
     };
-    // No program wraps more often, and a dictionary can hold itself.
+    // No program nests deeper, and a dictionary can contain itself.
     if keys.len() > 4 || !seen.insert(place) {
         return;
     }
@@ -632,7 +634,7 @@ fn candidates<'a>(
             dictionary: value,
         });
     }
-    // A key that is set again has its last value, as in Python.
+    // As in Python, the last value of a repeated key wins.
     let pairs = pickle.pairs(value).iter();
     let inside: BTreeMap<&str, Value> = pairs
         .filter_map(|pair| match pair.0 {
@@ -649,7 +651,7 @@ fn candidates<'a>(
     }
 }
 
-/// Whether a dictionary itself has tensors with axes, which a number such as the best accuracy has not.
+/// Returns whether a dictionary directly holds tensors with axes; a scalar such as the best accuracy has none.
 fn holds_tensors(pickle: &Pickle, value: Value) -> bool {
     pickle.pairs(value).iter().any(|pair| match pair {
         (Value::Text(_), Value::Tensor(tensor)) => pickle
@@ -662,7 +664,10 @@ fn holds_tensors(pickle: &Pickle, value: Value) -> bool {
 fn without_weights(pickle: &Pickle, saved: Value) -> Error {
     let hint = "save `model.state_dict()` with `torch.save`";
     let Value::Dictionary(_) = saved else {
-        let message = format!("it holds {}, not weights by name", pickle.describe(saved));
+        let message = format!(
+            "expected a dictionary of weights, got {}",
+            pickle.describe(saved)
+        );
         return Error::input(message).hint(hint);
     };
     let pairs = pickle.pairs(saved).iter();
@@ -672,13 +677,13 @@ fn without_weights(pickle: &Pickle, saved: Value) -> Error {
     });
     let keys: Vec<String> = keys.take(5).collect();
     let message = match &keys[..] {
-        [] => "it holds an empty dictionary".to_owned(),
-        keys => format!("no dictionary of tensors is in it, but {}", keys.join(", ")),
+        [] => "expected a dictionary of weights, got an empty one".to_owned(),
+        keys => format!("no dictionary of tensors found, only {}", keys.join(", ")),
     };
     Error::input(message).hint(hint)
 }
 
-/// Where the elements of a tensor are in the file. `places` keeps what is known of storages.
+/// Locates the elements of a tensor in the file. `places` caches the byte ranges of storages.
 fn stored<'a>(
     view: View<'a>,
     places: &mut BTreeMap<&'a str, Place>,
@@ -694,7 +699,7 @@ fn stored<'a>(
         Some(known) => *known,
         None => {
             let found = place(&format!("data/{}", storage.key))?;
-            let found = found.ok_or_else(|| Error::input("its numbers are not in the file"))?;
+            let found = found.ok_or_else(|| Error::input("its data is missing from the file"))?;
             places.insert(storage.key, found);
             found
         }
@@ -704,10 +709,12 @@ fn stored<'a>(
     let elements = shape
         .iter()
         .try_fold(1usize, |product, size| product.checked_mul(*size));
-    // A tensor that repeats numbers could be larger than memory in the smallest of files.
+    // With overlapping strides, a tiny file could declare a tensor larger than memory.
     if elements.is_none_or(|elements| elements as u64 > available) {
-        let message = format!("it has the shape {shape:?}, and {available} numbers are stored");
-        return Err(Error::input(message).hint("save it contiguous, or copy the file again"));
+        let message = format!("it has shape {shape:?}, but only {available} values are stored");
+        return Err(
+            Error::input(message).hint("save it as a contiguous tensor, or copy the file again")
+        );
     }
     let end = if elements == Some(0) {
         Some(offset)
@@ -719,7 +726,7 @@ fn stored<'a>(
             .and_then(|last| last.checked_add(1))
     };
     if end.is_none_or(|end| end as u64 > available) {
-        let message = format!("it reaches beyond the {available} numbers that are stored");
+        let message = format!("it extends past the {available} values that are stored");
         return Err(Error::input(message).hint("copy or download the file again"));
     }
     Ok(Stored {
@@ -731,12 +738,12 @@ fn stored<'a>(
     })
 }
 
-/// Number of elements of a shape that was held against the file before.
+/// Returns the number of elements of a shape that was already checked against the file.
 fn count(shape: &[usize]) -> usize {
     shape.iter().product()
 }
 
-/// Strides of a tensor whose elements follow each other.
+/// Returns the strides of a contiguous tensor.
 fn contiguous(shape: &[usize]) -> Vec<usize> {
     let mut strides = vec![1usize; shape.len()];
     for place in (1..shape.len()).rev() {
@@ -745,37 +752,37 @@ fn contiguous(shape: &[usize]) -> Vec<usize> {
     strides
 }
 
-/// Place of the last element after the first, of a tensor that has elements.
+/// Returns the offset of the last element from the first; the tensor must not be empty.
 fn last(shape: &[usize], strides: &[usize]) -> usize {
     let steps = shape.iter().zip(strides);
     steps.map(|(size, stride)| (size - 1) * stride).sum()
 }
 
-/// What a file is that holds no weights, by its first bytes.
+/// Identifies a file without weights by its first bytes.
 fn foreign(start: &[u8]) -> Error {
     let download =
-        "download the file itself; sites give a web page where a login or a link is wrong";
+        "download the file itself; sites return a web page if the login or the link is wrong";
     let (message, hint) = if start.is_empty() {
         ("this file is empty", "copy or download it again")
     } else if start.trim_ascii_start().starts_with(b"<") {
-        ("this is a web page, not a file of weights", download)
+        ("this is a web page, not a weight file", download)
     } else if start.starts_with(b"version https://git-lfs") {
         let hint = "fetch the file itself with `git lfs pull`";
-        ("this is a git-lfs pointer, not a file of weights", hint)
+        ("this is a git-lfs pointer, not a weight file", hint)
     } else if start.starts_with(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19") {
-        let message = "this is PyTorch's file format from before 1.6, which is not read";
+        let message = "unsupported file format, written by PyTorch before 1.6";
         (
             message,
             "load it with PyTorch 1.6 or newer and save it again with `torch.save`",
         )
     } else if matches!(start, [0x80, 2..=5, ..]) {
-        let message = "this is a bare Python pickle, not a file that `torch.save` wrote";
+        let message = "this is a bare Python pickle, not a file written by `torch.save`";
         (
             message,
             "save the weights with `torch.save` or as safetensors",
         )
     } else {
-        let message = "this is not a whole safetensors file, nor one that `torch.save` wrote";
+        let message = "this is neither a safetensors file nor a file written by `torch.save`";
         (message, "copy or download it again")
     };
     Error::input(message).hint(hint)

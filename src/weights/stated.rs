@@ -1,4 +1,4 @@
-//! What the files next to the weights state about a model.
+//! Model settings stated by the files next to the weights.
 
 use super::architecture::{
     CLIP_EPS, NamedArchitecture, OPEN_CLIP, OPEN_CLIP_PREFIX, TIMM, known, open_clip,
@@ -11,7 +11,7 @@ use crate::model::config::common::{CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_
 use crate::model::{NORM_EPS, Pool, Position};
 use crate::ops::Gelu;
 
-/// The keys of a configuration under which a program tells classes, width, depth, heads and pooling.
+/// Keys of a program's configuration for classes, width, depth, heads and pooling.
 #[derive(Clone, Copy)]
 pub(crate) struct ConfigKeys {
     pub(crate) classes: &'static str,
@@ -21,17 +21,17 @@ pub(crate) struct ConfigKeys {
     pub(crate) pool: &'static str,
 }
 
-/// What the tensors do not tell of a model.
+/// Model settings that the tensors do not determine.
 pub(crate) struct StatedModel {
-    /// The file that tells it.
+    /// The file that states them.
     pub(crate) source: &'static str,
-    /// Its words, for messages.
+    /// Its keys, for messages.
     pub(crate) words: ConfigKeys,
     /// timm's or our name of the architecture.
     pub(crate) architecture: String,
-    /// Whether nothing but the name is known.
+    /// Whether only the name is known.
     pub(crate) by_name_alone: bool,
-    /// Our name of the size; found by the shapes where it is empty.
+    /// Our name of the size; if empty, the shapes determine it.
     pub(crate) size: String,
     pub(crate) width: Option<usize>,
     pub(crate) depth: Option<usize>,
@@ -41,7 +41,7 @@ pub(crate) struct StatedModel {
     pub(crate) position: Position,
     pub(crate) position_size: Option<usize>,
     pub(crate) patch: Option<usize>,
-    /// Pixels on a side, and the key that says so.
+    /// The key that states the image size, and its value.
     pub(crate) image_size: Option<(&'static str, usize)>,
     pub(crate) gelu: Gelu,
     pub(crate) norm_eps: f64,
@@ -49,22 +49,23 @@ pub(crate) struct StatedModel {
     pub(crate) std: [f64; 3],
     pub(crate) class_count: Option<usize>,
     pub(crate) class_names: Vec<String>,
-    /// What the outputs are; else given by the names.
+    /// Meaning of the outputs; if absent, the names determine it.
     pub(crate) outputs: Option<Outputs>,
-    /// What timm calls the training that made the weights.
+    /// timm's tag for how the weights were trained.
     pub(crate) tag: String,
-    /// Whether a head may be missing, since a new one takes its place.
+    /// Whether a head may be missing because a new one replaces it.
     pub(crate) needs_no_head: bool,
     pub(crate) preprocessing: PreprocessingFields,
-    /// What the user should know.
+    /// Notes for the user.
     pub(crate) notes: Vec<String>,
 }
 
-/// Sizes of the embeddings of CLIP's models.
+/// Embedding sizes of CLIP models.
 pub(crate) const EMBEDDINGS: [usize; 7] = [256, 384, 512, 640, 768, 1024, 1280];
 
 impl StatedModel {
-    /// What a name tells: of timm's, of ours, or of open_clip's, as that program's model of the name is.
+    /// Returns what an architecture name determines: timm's, ours, or open_clip's with the settings of its model of
+    /// that name.
     pub(crate) fn by_name(architecture: &str) -> Self {
         let open_clip = architecture.starts_with(OPEN_CLIP_PREFIX);
         let clipa = open_clip && architecture.contains("-CLIPA");
@@ -119,10 +120,10 @@ impl StatedModel {
         }
     }
 
-    /// What the outputs of a model with so many of them are.
+    /// Returns the meaning of a model's outputs, given their number.
     ///
-    /// timm has CLIP's towers with their projection in the place of the head, `vit_base_patch16_clip_224.openai`, and
-    /// classifiers that were trained from them, `vit_base_patch16_clip_224.openai_ft_in1k`.
+    /// timm has CLIP towers whose head is the projection, such as `vit_base_patch16_clip_224.openai`, and classifiers
+    /// fine-tuned from them, such as `vit_base_patch16_clip_224.openai_ft_in1k`.
     pub(crate) fn outputs(&self, outputs: usize) -> Outputs {
         let is_tower = self.architecture.contains("_clip_")
             && !self.tag.contains("_ft_")
@@ -135,20 +136,20 @@ impl StatedModel {
         }
     }
 
-    /// An error where the configuration tells another number than the weights.
+    /// Checks that the configuration, if it states a number, agrees with the weights.
     pub(crate) fn agrees(&self, key: &str, stated: Option<usize>, found: usize) -> Result<()> {
         match stated {
             Some(stated) if stated != found => {
                 let source = self.source;
                 let message =
-                    format!("`{source}` has {key} = {stated}, and the weights have {found}");
-                Err(Error::input(message).hint("correct the one that is wrong"))
+                    format!("`{source}` has {key} = {stated}, but the weights have {found}");
+                Err(Error::input(message).hint("correct whichever is wrong"))
             }
             _ => Ok(()),
         }
     }
 
-    /// Attention heads, which no shape tells, for tokens of a width.
+    /// Returns the number of attention heads, which no shape determines, for tokens of a width.
     pub(crate) fn heads(&self, width: usize) -> Result<usize> {
         let heads = match (self.heads, known(&self.architecture)) {
             (Some(heads), _) => heads,
@@ -156,7 +157,7 @@ impl StatedModel {
             (None, Some(NamedArchitecture::Vit(right, _))) => {
                 let name = &self.architecture;
                 let message =
-                    format!("`{name}` is {right} wide, and these weights are {width} wide");
+                    format!("`{name}` has width {right}, but the weights have width {width}");
                 let error = Error::input(message);
                 let (sizes, prefix) = match open_clip(name) {
                     Some(_) => (OPEN_CLIP, OPEN_CLIP_PREFIX),
@@ -165,28 +166,28 @@ impl StatedModel {
                 let fitting = sizes.iter().find(|size| size.1 == width);
                 return Err(match fitting {
                     Some((word, ..)) => error.hint(format!("is it a `{prefix}{word}`?")),
-                    None => error.hint("name the architecture that the weights were trained as"),
+                    None => error.hint("use the architecture that the weights were trained with"),
                 });
             }
             (None, _) => {
                 let message = format!(
-                    "`{}` does not tell the number of attention heads",
+                    "`{}` does not state the number of attention heads",
                     self.source
                 );
                 return Err(Error::input(message)
-                    .hint("write it there, for example \"model_args\": { \"num_heads\": 12 }"));
+                    .hint("add it, for example \"model_args\": { \"num_heads\": 12 }"));
             }
         };
         if heads == 0 || !width.is_multiple_of(heads) {
             let key = self.words.heads;
-            let message = format!("{key} = {heads} do not divide the width, {width}");
+            let message = format!("width = {width} is not divisible by {key} = {heads}");
             return Err(Error::input(message).hint("correct it in the configuration"));
         }
         Ok(heads)
     }
 }
 
-/// Whose names a file of a named architecture has.
+/// Returns the naming scheme of a file with a named architecture.
 pub(crate) fn scheme(architecture: &str) -> Scheme {
     match (
         open_clip(architecture),

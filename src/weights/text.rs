@@ -1,7 +1,7 @@
-//! Text models in the folders of open_clip and Hugging Face, and in ours.
+//! Loads text models from open_clip, Hugging Face and advxl folders, and saves them.
 //!
-//! Of a whole CLIP model the image tower's tensors are known and left out; any other tensor without a place is an
-//! error, since leaving it out would give wrong numbers.
+//! The image tower's tensors of a full CLIP model are recognized and ignored. Any other unused tensor is an error,
+//! since ignoring it would give wrong results.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -27,18 +27,18 @@ const WEIGHTS: [&str; 3] = [
 
 /// Loading and saving; the model itself is in [`crate::text`].
 impl TextModel {
-    /// Reads a model folder: `open_clip_config.json` or Hugging Face's `config.json`, a file of weights (safetensors or
-    /// PyTorch's) and the files of the tokenizer.
+    /// Loads a model folder: `open_clip_config.json` or Hugging Face's `config.json`, a weight file (safetensors or
+    /// PyTorch) and the tokenizer files.
     ///
-    /// Errors: files missing or damaged; tensors missing, left over or of the wrong shape; values not finite; settings
-    /// of other models; a tokenizer with ids that the tower lacks.
+    /// Errors: missing or damaged files; missing, unused or wrongly shaped tensors; non-finite values; settings of
+    /// other models; a tokenizer with ids that the tower lacks.
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
         let (config, tokenizer, file) = describe(folder)?;
         let tokenizer = Tokenizer::open(folder, tokenizer)?;
         if tokenizer.vocabulary() > config.vocabulary {
             let (ids, rows) = (tokenizer.vocabulary(), config.vocabulary);
             let message = format!(
-                "`{}`: the tokenizer has {ids} tokens and the tower {rows}",
+                "`{}`: the tokenizer has {ids} tokens, but the text tower has {rows}",
                 folder.display()
             );
             return Err(Error::input(message).hint("the tokenizer belongs to another model"));
@@ -53,7 +53,7 @@ impl TextModel {
         })
     }
 
-    /// What files of embeddings say of the model that made them.
+    /// Returns what embedding files record about the model that made them.
     pub fn made_by(&self) -> MadeBy {
         MadeBy {
             text_model: self.hash.clone(),
@@ -61,12 +61,13 @@ impl TextModel {
         }
     }
 
-    /// Writes a folder that [`Self::load`] reads: weights in open_clip's names, a configuration, the tokenizer's files.
+    /// Writes a folder that [`Self::load`] reads: weights under open_clip's names, a configuration, the tokenizer
+    /// files.
     pub fn save(&self, folder: &Path) -> Result<()> {
         Self::save_parts(&self.tower, &self.tokenizer, folder)
     }
 
-    /// The same for a tower and a tokenizer that are not together yet.
+    /// Does the same as [`Self::save`] for a tower and a tokenizer that are not combined yet.
     pub fn save_parts(tower: &TextTower, tokenizer: &Tokenizer, folder: &Path) -> Result<()> {
         files::make_folder(folder)?;
         tokenizer.copy_to(folder)?;
@@ -78,7 +79,7 @@ impl TextModel {
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         files::write_tensors(&folder.join(OPEN_CLIP_WEIGHTS[0]), tensors, &metadata)?;
         let config = tower.config().to_open_clip(tokenizer.config());
-        // Last, so that a folder with a configuration has its weights.
+        // Written last, so that a folder with a configuration always has its weights.
         let path = folder.join(OPEN_CLIP_CONFIG);
         files::write(&path, format!("{config:#}\n").as_bytes())
     }
@@ -89,21 +90,21 @@ fn hash(weights: &str, config: &TextConfig, tokenizer: &Tokenizer) -> Result<Str
     Ok(blake3::hash(all.as_bytes()).to_string())
 }
 
-/// What a folder holds: a tower, a tokenizer, and where the weights are.
+/// Reads the configurations of a folder's tower and tokenizer; returns them with the path of the weights.
 fn describe(
     folder: &Path,
 ) -> Result<(TextConfig, crate::text::tokenizer::TokenizerConfig, PathBuf)> {
     let config = [OPEN_CLIP_CONFIG, "config.json"].map(|name| folder.join(name));
     let Some(path) = config.iter().find(|path| path.is_file()) else {
-        let message = format!("`{}` is not the folder of a text model", folder.display());
+        let message = format!("`{}` is not a text model folder", folder.display());
         return Err(Error::input(message).hint(
-            "it holds `open_clip_config.json` or Hugging Face's `config.json`, weights and a tokenizer",
+            "expected `open_clip_config.json` or Hugging Face's `config.json`, weights and a tokenizer",
         ));
     };
     let of_open_clip = path.ends_with(OPEN_CLIP_CONFIG);
     let place = || format!("`{}`", path.display());
     let json = json::parse(&files::read(path)?)
-        .map_err(|error| Error::input(format!("it is not JSON: {error}")))
+        .map_err(|error| Error::input(format!("not valid JSON: {error}")))
         .context(place)?;
     let read = match of_open_clip {
         true => from_open_clip(&json),
@@ -120,19 +121,19 @@ fn describe(
     match names.iter().find(|path| path.is_file()) {
         Some(file) => Ok((config, tokenizer, file.clone())),
         None => {
-            let message = format!("`{}` has no file of weights", folder.display());
-            let wanted: Vec<String> = names
+            let message = format!("`{}` has no weight file", folder.display());
+            let expected: Vec<String> = names
                 .iter()
                 .filter_map(|path| Some(format!("`{}`", path.file_name()?.display())))
                 .collect();
-            Err(Error::input(message).hint(format!("it is called {}", wanted.join(" or "))))
+            Err(Error::input(message).hint(format!("expected {}", expected.join(" or "))))
         }
     }
 }
 
-/// How a file names a tower's tensors.
+/// Naming scheme of a tower's tensors.
 enum Names {
-    /// open_clip's names, after a prefix.
+    /// open_clip's names with a prefix.
     OpenClip(&'static str),
     HuggingFace,
 }
@@ -163,20 +164,20 @@ fn build(weights: &StateDict, config: &TextConfig, device: &Device) -> Result<Te
                 more => format!(" and {more} more"),
             };
             let message = format!(
-                "the text tower has no place for the weights `{}`{more}",
+                "unexpected weights in the text tower: `{}`{more}",
                 shown(first)
             );
             Err(Error::input(message).hint(
-                "only towers of CLIP and CLIPA can be loaded; without these weights it would be another model",
+                "only CLIP and CLIPA text towers can be loaded; ignoring these weights would give a different model",
             ))
         }
     }
 }
 
-/// Tensors of a whole model that are not the text tower's.
+/// Returns whether a tensor is a known part of a full model outside the text tower.
 fn is_known(name: &str) -> bool {
     let image = ["visual.", "vision_model."];
-    // OpenAI's files hold sizes too, and old ones of Hugging Face and open_clip what is made anew.
+    // OpenAI's files also hold sizes, and old Hugging Face and open_clip files hold buffers that are recomputed.
     let others = [
         "visual_projection.weight",
         "logit_scale",
@@ -191,14 +192,14 @@ fn is_known(name: &str) -> bool {
     image.iter().any(|prefix| name.starts_with(prefix)) || others.contains(&name)
 }
 
-/// A weight under open_clip's name from a file of Hugging Face's.
+/// Reads a weight, given its open_clip name, from a file with Hugging Face names.
 fn from_hugging_face_names(
     name: &str,
     shape: &[usize],
     take: &mut impl FnMut(&str, &[usize]) -> Result<Vec<f32>>,
 ) -> Result<Vec<f32>> {
     if name == "text_projection" {
-        // There the projection is a linear layer, `[out, in]`.
+        // Hugging Face stores the projection as a linear layer, `[out, in]`.
         let [width, embedding] = [shape[0], shape[1]];
         let turned = take("text_projection.weight", &[embedding, width])?;
         let column = |place: usize| (0..embedding).map(move |row| row * width + place);
@@ -217,7 +218,7 @@ fn from_hugging_face_names(
     };
     let prefix = format!("text_model.encoder.layers.{index}");
     if let Some(kind) = part.strip_prefix("attn.in_proj_") {
-        // Queries, keys and values are layers of their own.
+        // Queries, keys and values are separate layers.
         let mut third = shape.to_vec();
         third[0] /= 3;
         let mut all = Vec::new();
@@ -235,25 +236,25 @@ fn from_hugging_face_names(
     take(&format!("{prefix}.{part}"), shape)
 }
 
-/// The values of one weight, if they are what the tower needs.
+/// Reads the values of one weight and checks its shape and that all values are finite.
 pub(crate) fn values(weights: &StateDict, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
     if !weights.contains(name) {
-        let message = format!("the tensor `{name}` is missing");
+        let message = format!("tensor `{name}` is missing");
         return Err(Error::input(message).hint(
-            "the file is not that of a CLIP or CLIPA text tower, or the configuration is another model's",
+            "the file is not a CLIP or CLIPA text tower, or the configuration belongs to another model",
         ));
     }
     let found = weights.shape(name)?;
     if found != shape {
-        let message = format!("`{name}` has shape {found:?} where {shape:?} is needed");
-        return Err(Error::input(message).hint("the configuration is another model's"));
+        let message = format!("`{name}` has shape {found:?}, expected {shape:?}");
+        return Err(Error::input(message).hint("the configuration belongs to another model"));
     }
     let values = weights.floats(name)?;
     match values.iter().position(|value| !value.is_finite()) {
         None => Ok(values),
         Some(at) => {
-            let message = format!("`{name}` holds {} at place {at}", values[at]);
-            Err(Error::input(message).hint("the training that made it has diverged"))
+            let message = format!("`{name}` contains {} at index {at}", values[at]);
+            Err(Error::input(message).hint("the training that produced it diverged"))
         }
     }
 }

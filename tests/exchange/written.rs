@@ -189,11 +189,11 @@ fn the_command_exports_for_open_clip_and_asks_for_its_text_tower() {
     for (more, part) in [
         (
             &["--to", "open-clip"][..],
-            "give the folder of the model whose text tower",
+            "add --text with the folder of the model whose text tower",
         ),
         (
             &["--to", "timm", "--text", text],
-            "--text is for --to open-clip",
+            "--text requires --to open-clip",
         ),
         (&["--to", "jax"], "use timm, open-clip or robustbench"),
     ] {

@@ -1,16 +1,16 @@
-//! How two images become one: MixUp and CutMix.
+//! The pixel operations of MixUp and CutMix.
 
 use burn::tensor::Tensor;
 
 use crate::ops::RowMix;
 use crate::rng::Rng;
 
-/// How images are mixed with their counterparts.
+/// How each image is mixed with its counterpart.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Mix {
-    /// MixUp: this share of each image, and the rest of its counterpart.
+    /// MixUp: this share of each image, the rest from its counterpart.
     Blend(f32),
-    /// CutMix: a rectangle of the counterpart.
+    /// CutMix: this rectangle from the counterpart.
     Cut(Patch),
 }
 
@@ -23,7 +23,7 @@ impl Mix {
         }
     }
 
-    /// The images of a device, mixed: the same but for rounding.
+    /// Mixes images on a device; equal to [`Self::apply`] except for rounding.
     pub(crate) fn of(&self, images: Tensor<4>) -> Tensor<4> {
         let others = images.clone().flip([0]);
         match self {
@@ -44,7 +44,7 @@ impl Mix {
 }
 
 impl Mix {
-    /// The same for one image, whose counterpart is image `with` of the batch.
+    /// Returns the operation for one image whose counterpart is image `with` of the batch.
     pub(crate) fn of_row(&self, with: usize) -> RowMix {
         match self {
             Self::Blend(share) => RowMix::Blend {
@@ -62,7 +62,7 @@ impl Mix {
     }
 }
 
-/// `share` of each image and the rest of its counterpart.
+/// Blends `share` of each image with the rest from its counterpart, in place.
 pub(crate) fn blend(images: &mut [f32], image_size: usize, share: f32) {
     counterparts(images, image_size, |image, other| {
         for (one, two) in image.iter_mut().zip(other) {
@@ -74,8 +74,8 @@ pub(crate) fn blend(images: &mut [f32], image_size: usize, share: f32) {
     });
 }
 
-/// Calls `change` for each pair of counterparts once; the middle of an odd batch meets itself,
-/// which changes nothing.
+/// Calls `change` once for each pair of counterparts. The middle image of an odd batch is its own counterpart and is
+/// skipped, since mixing would not change it.
 pub(crate) fn counterparts(
     images: &mut [f32],
     image_size: usize,
@@ -99,7 +99,7 @@ pub struct Patch {
 }
 
 impl Patch {
-    /// A square of the area `1 - share` about any point, cut off at the picture's edges.
+    /// Draws a square of the area `1 - share` around a random point, clipped at the edges of the image.
     pub(crate) fn draw(share: f64, image_size: usize, rng: &mut Rng) -> Self {
         let half = (image_size as f64 * (1.0 - share).sqrt()) as usize / 2;
         let mut edges = || {

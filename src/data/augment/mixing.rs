@@ -1,10 +1,9 @@
-//! MixUp and CutMix: each image of a batch blended with, or patched from, its counterpart.
+//! MixUp and CutMix: each image of a batch is blended with its counterpart or receives a patch of it.
 //!
-//! Image `i` meets image `n - 1 - i` of the same batch, with one share for the whole batch, drawn
-//! from the stream of (seed, samples seen).
+//! The counterpart of image `i` is image `n - 1 - i` of the same batch. One mixing ratio applies to the whole batch; it is
+//! drawn from the stream of (seed, samples seen).
 //! Source: `timm/data/mixup.py`, batch mode (Zhang et al. 2018; Yun et al. 2019).
-//! Differs from the reference: labels stay a pair and a weight, from which the loss makes its soft
-//! targets.
+//! Differs from the reference: labels remain a pair and a weight, from which the loss makes its soft targets.
 
 use std::ops::Range;
 
@@ -17,13 +16,13 @@ settings! {
     /// MixUp and CutMix of the images and labels of a batch, as in timm's batch mode.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct Mixing(table) {
-        /// Alpha of MixUp, whose share is drawn from Beta(alpha, alpha); without it there is no MixUp.
+        /// MixUp alpha: the mixing ratio is drawn from Beta(alpha, alpha). If omitted, MixUp is off.
         pub mixup_alpha: Option<f64> { limits: above(0.0), example: "0.8" },
-        /// Alpha of CutMix, whose share of the area is drawn from Beta(alpha, alpha); without it there is no CutMix.
+        /// CutMix alpha: the area ratio is drawn from Beta(alpha, alpha). If omitted, CutMix is off.
         pub cutmix_alpha: Option<f64> { limits: above(0.0), example: "1.0" },
-        /// Share of the batches that are mixed.
+        /// Probability that a batch is mixed.
         pub probability: f64 { limits: within(0.0, 1.0), example: "1.0" },
-        /// Share of CutMix among the mixed batches; required with both alphas, without effect otherwise.
+        /// Probability of CutMix rather than MixUp in a mixed batch. Required if both alphas are set, invalid otherwise.
         pub switch_probability: Option<f64> { limits: within(0.0, 1.0), example: "0.5" },
     }
     check { check_alphas(table) }
@@ -35,7 +34,7 @@ fn check_alphas(table: &Table) {
     match alphas {
         [false, false] => {
             let message = "mixing needs `mixup_alpha`, `cutmix_alpha` or both";
-            table.problem_with_hint("probability", message, "leave the table out for no mixing");
+            table.problem_with_hint("probability", message, "to turn mixing off, remove the table");
         }
         [true, true] if !has_switch => {
             table.missing(Mixing::DESCRIPTION.key("switch_probability"));
@@ -44,13 +43,14 @@ fn check_alphas(table: &Table) {
     }
     if alphas.contains(&false) && has_switch {
         let message = "`switch_probability` has no effect without both alphas";
-        table.problem_with_hint("switch_probability", message, "leave it out");
+        table.problem_with_hint("switch_probability", message, "remove it");
     }
 }
 
 impl Mixing {
-    /// Says of some rows of a batch how they are mixed, and of what their labels are. `samples_seen` is the run's position at the
-    /// first of them.
+    /// Records how some rows of a batch are mixed, and sets their second labels and weights.
+    ///
+    /// `samples_seen` is the position of the run at the first of the rows.
     pub fn apply(
         &self,
         batch: &mut Batch,
@@ -127,8 +127,7 @@ mod tests {
         }
     }
 
-    /// Images of one value each: after mixing, the mean of an image must be the weighted mean of
-    /// the values of its two labels.
+    /// Each image has one value, so after mixing its mean must be the weighted mean of the values of its two labels.
     #[test]
     fn the_weight_is_the_share_of_the_first_label_in_the_image() {
         for (mixing, n) in [
@@ -180,19 +179,19 @@ mod tests {
     }
 
     #[test]
-    fn both_kinds_take_turns_at_the_switch_probability() {
+    fn cutmix_is_chosen_with_the_switch_probability() {
         let cut = (0..400)
             .filter(|position| {
                 let mut batch = batch(2, 8);
                 mixing(Some(0.8), Some(1.0)).apply(&mut batch, 0..2, 8, 0, *position);
-                // CutMix leaves only the old values.
+                // After CutMix there are only the original values.
                 batch
                     .pixels(8)
                     .iter()
                     .all(|value| [0.0, 0.5].contains(value))
             })
             .count();
-        // Standard deviation 10; a share of 1 looks the same in both, hence a little more.
+        // Standard deviation 10. MixUp with a share of 1 looks like CutMix, so the upper bound is a little higher.
         assert!((160..250).contains(&cut), "{cut}");
     }
 
@@ -222,8 +221,8 @@ mod tests {
             ),
         ] {
             let faults = read(text).unwrap_err();
-            let told: String = faults.iter().map(|fault| format!("{fault}\n")).collect();
-            assert!(told.contains(part), "{text}: {told}");
+            let message: String = faults.iter().map(|fault| format!("{fault}\n")).collect();
+            assert!(message.contains(part), "{text}: {message}");
         }
     }
 }

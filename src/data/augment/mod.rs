@@ -1,9 +1,9 @@
-//! Random changes to one training picture, which end in a square of the training size.
+//! Augmentation of one training image, which results in a square of the training size.
 //!
-//! In this order: geometry (a random resized crop, or padding and a crop at native size followed by
-//! a resize), a mirror image every second time, then RandAugment. Every draw comes from the stream
-//! of (seed, epoch, sample), so the result does not depend on the batch or the thread.
-//! Not for changes that need two pictures ([`crate::data::augment::mixing`]) nor for evaluation
+//! In this order: geometry (a random resized crop, or padding and a crop at native size followed by a resize), a
+//! horizontal flip with probability 1/2, then RandAugment. Every draw comes from the stream of (seed, epoch, sample), so
+//! the result does not depend on the batch or the thread.
+//! Not for changes that need two images ([`crate::data::augment::mixing`]) or for evaluation
 //! ([`crate::image::preprocessing`]).
 
 pub mod mix;
@@ -18,29 +18,29 @@ use crate::rng::{Purpose, Rng};
 use crate::settings::{Table, settings};
 
 settings! {
-    /// Random changes of single training images. Each is off without its key, but `flip` must be given.
+    /// Augmentation of single training images. Each operation is off if its key is absent; `flip` is required.
     #[derive(Clone, Debug, Default, PartialEq)]
     pub struct Augmentation(table) {
-        /// Crops a random part and resizes it (torchvision's `RandomResizedCrop`).
+        /// Crop a random region and resize it (torchvision's `RandomResizedCrop`).
         pub random_resized_crop: Option<RandomResizedCrop> {},
-        /// Pads each side with black pixels, then crops a random part of the original size.
+        /// Padding of black pixels on each side, from which a random region of the original size is cropped.
         pub pad_crop: Option<u32> { limits: within(1.0, 1024.0), unit: "pixels", example: "4" },
-        /// Mirrors every image with probability 1/2.
+        /// Flip each image horizontally with probability 1/2.
         pub flip: bool { example: "true" },
-        /// Applies random operations on color and geometry.
+        /// Apply random color and geometric operations (RandAugment).
         pub rand_augment: Option<RandAugment> {},
     }
     check { check_crops(table) }
 }
 
 settings! {
-    /// Which part of an image a random resized crop can take. As in torchvision: ten tries, then the largest central
-    /// part within the aspect ratios.
+    /// Bounds of a random resized crop. As in torchvision, ten draws are tried, then the largest central part within the
+    /// aspect ratios is used.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct RandomResizedCrop(table) {
-        /// Smallest and largest share of the area.
+        /// Smallest and largest area of the crop, as a fraction of the image.
         pub area: [f64; 2] { limits: above(0.0).at_most(1.0), example: "[0.08, 1.0]" },
-        /// Smallest and largest aspect ratio, width by height.
+        /// Smallest and largest aspect ratio (width / height).
         pub ratio: [f64; 2] { limits: above(0.0), example: "[0.75, 1.3333333]" },
     }
     check {
@@ -51,41 +51,41 @@ settings! {
 
 // Source: Cubuk et al. 2020; `timm/data/auto_augment.py`, the increasing set of 15 operations, each drawn with
 // replacement and applied with probability 1/2.
-// Differs from the reference: rotated and translated images are always interpolated linearly, where timm draws linear
-// or cubic for each; the fill color is ImageNet's mean, as `create_transform` sets it.
+// Differs from the reference: rotated and translated images are always interpolated linearly, while timm draws linear or
+// cubic for each. The fill color is ImageNet's mean, as `create_transform` sets it.
 settings! {
     /// RandAugment, as in timm's `rand-m9-mstd0.5-inc1`.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct RandAugment(table) {
-        /// Operations drawn for each image.
+        /// Number of operations drawn for each image. Each is applied with probability 1/2.
         pub operations: u32 { limits: within(1.0, 100.0), example: "2" },
-        /// Mean strength.
+        /// Mean magnitude of the operations.
         pub magnitude: f64 { limits: within(0.0, 10.0), example: "9.0" },
-        /// Standard deviation of the strength.
+        /// Standard deviation of the magnitude.
         pub deviation: f64 { limits: at_least(0.0), example: "0.5" },
     }
 }
 
 fn check_crops(table: &Table) {
     if table.has("pad_crop") && table.has("random_resized_crop") {
-        let message = "`pad_crop` has no effect beside `random_resized_crop`";
+        let message = "`pad_crop` has no effect with `random_resized_crop`";
         table.problem_with_hint("pad_crop", message, "keep one of the two");
     }
 }
 
-/// The smaller bound comes first.
+/// Checks that the smaller bound comes first.
 fn check_order(table: &Table, key: &str, bounds: Option<[f64; 2]>) {
     if let Some([low, high]) = bounds
         && low > high
     {
         let message =
-            format!("{key} = [{low}, {high}] must be the smaller number, then the larger");
+            format!("{key} = [{low}, {high}] must have the smaller number first");
         table.problem_with_hint(key, message, format!("use [{high}, {low}]"));
     }
 }
 
 impl Augmentation {
-    /// The part of a picture of some size that [`Self::apply`] will look at, at full scale.
+    /// Returns the part of a picture of the given size that [`Self::apply`] will read, at full scale.
     pub fn region(&self, width: usize, height: usize, keys: (u64, u64, u64)) -> Region {
         let Some(crop) = &self.random_resized_crop else {
             return Region::whole(width, height);
@@ -99,8 +99,9 @@ impl Augmentation {
         }
     }
 
-    /// The same with the largest reduction that leaves the crop at least `image_size` pixels on each side. A padded crop
-    /// counts pixels of full scale, so its pictures are never reduced.
+    /// Returns [`Self::region`] with the largest reduction that leaves the crop at least `image_size` pixels on each side.
+    ///
+    /// The padding of `pad_crop` is in full-scale pixels, so its pictures are never reduced.
     pub fn cutout(
         &self,
         (width, height): (usize, usize),
@@ -120,9 +121,9 @@ impl Augmentation {
         }
     }
 
-    /// Makes a training image of a picture, of which at least [`Self::region`] is known.
+    /// Makes a training image from a picture that contains at least [`Self::region`].
     ///
-    /// Of bytes it is bytes again, as in Pillow's programs: what resizing gives is rounded.
+    /// A picture of bytes results in bytes: as with Pillow, resized values are rounded.
     ///
     /// Shapes: the result is `[3, image_size, image_size]`.
     pub fn apply(&self, picture: &Picture, image_size: usize, keys: (u64, u64, u64)) -> Planes {
@@ -167,19 +168,19 @@ impl Augmentation {
     }
 }
 
-/// The random numbers of (seed, epoch, sample); those of the crop come first.
+/// Returns the random stream of (seed, epoch, sample). The crop is drawn first.
 fn draws((seed, epoch, sample): (u64, u64, u64)) -> Rng {
     Rng::new(seed, Purpose::Augment, epoch, sample)
 }
 
-/// The picture moved by up to `padding` pixels each way; black comes in at the edges.
+/// Shifts a picture by up to `padding` pixels in each direction and fills the edges with black.
 fn pad_crop(picture: &Picture, padding: usize, rng: &mut Rng) -> Vec<f32> {
     let mut draw = || rng.below(2 * padding + 1) as isize - padding as isize;
     let (across, down) = (draw(), draw());
     let (width, height) = (picture.width(), picture.height());
     let planes = picture.to_planes();
     let mut moved = vec![0.0; planes.len()];
-    // The columns that stay inside, in the new picture and in the old.
+    // The columns that remain inside, in the new picture and in the old.
     let columns = width.saturating_sub(across.unsigned_abs());
     let (new_x, old_x) = ((-across).max(0) as usize, across.max(0) as usize);
     if columns == 0 {
@@ -200,7 +201,7 @@ fn pad_crop(picture: &Picture, padding: usize, rng: &mut Rng) -> Vec<f32> {
 }
 
 impl RandomResizedCrop {
-    /// A random part of a picture, with whole edges.
+    /// Draws a random part of a picture, with integer edges.
     fn draw(&self, width: usize, height: usize, rng: &mut Rng) -> Crop {
         let between =
             |[low, high]: [f64; 2], rng: &mut Rng| low + (high - low) * f64::from(rng.uniform());
@@ -263,7 +264,7 @@ mod tests {
     const KEYS: (u64, u64, u64) = (0, 1, 2);
 
     #[test]
-    fn nothing_asked_for_leaves_a_picture_of_the_right_size_untouched() {
+    fn without_augmentation_a_picture_of_the_right_size_is_unchanged() {
         let picture = gradient(32, 32);
         let image = Augmentation::default()
             .apply(&picture, 32, KEYS)
@@ -296,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_known_only_where_it_is_looked_at_gives_the_same_bits() {
+    fn a_picture_of_which_only_the_crop_is_known_gives_the_same_bits() {
         let augmentation = Augmentation {
             random_resized_crop: Some(RandomResizedCrop {
                 area: [0.1, 1.0],
@@ -316,7 +317,7 @@ mod tests {
             let lines = lines.flat_map(|line| &line[3 * region.left..][..3 * region.width]);
             let pixels = lines.copied().collect();
             let part = Picture::part(width, height, region, pixels).unwrap();
-            // Both larger and smaller than the crop.
+            // Smaller and larger than the crop.
             for size in [12, 40] {
                 let expected = augmentation.apply(&whole, size, keys);
                 assert!(augmentation.apply(&part, size, keys) == expected);
@@ -324,7 +325,7 @@ mod tests {
         }
     }
 
-    /// The mean of each square, as a reduced JPEG has it.
+    /// Returns the mean of each square, as in a JPEG decoded at reduced scale.
     fn squares(picture: &Picture, reduction: usize) -> Picture {
         let (width, height, bytes) = (picture.width(), picture.height(), picture.to_bytes());
         let [columns, rows] = [width, height].map(|side| side / reduction);
@@ -343,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reduced_picture_gives_the_same_crop_up_to_its_sharpness() {
+    fn a_reduced_picture_gives_the_same_crop_except_for_sharpness() {
         let slope = (0..120 * 160).flat_map(|i| [(i % 160) as u8, (i / 160 * 2) as u8, 99]);
         let picture = Picture::bytes(160, 120, slope.collect()).unwrap();
         let augmentation = Augmentation {
@@ -395,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn every_second_picture_is_mirrored() {
+    fn half_of_the_pictures_are_flipped() {
         let picture = gradient(8, 8);
         let augmentation = Augmentation {
             flip: true,
@@ -418,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn random_crops_keep_their_bounds_and_cover_the_picture() {
+    fn random_crops_stay_within_their_bounds() {
         let crop = RandomResizedCrop {
             area: [0.25, 1.0],
             ratio: [0.75, 4.0 / 3.0],
@@ -434,13 +435,13 @@ mod tests {
             assert!((0.73..1.36).contains(&ratio), "{ratio}");
             mean_area += area / 500.0;
         }
-        // Uniform in 0.25..1 but for the tries that did not fit.
+        // Uniform in 0.25..1 except for draws that did not fit.
         assert!((0.5..0.66).contains(&mean_area), "{mean_area}");
     }
 
-    /// A panorama has no part of the asked ratio and area: the central square-ish part is taken.
+    /// A panorama has no part with this ratio and area, so the central, roughly square part is used.
     #[test]
-    fn a_panorama_gives_its_middle() {
+    fn a_panorama_is_cropped_to_its_center() {
         let crop = RandomResizedCrop {
             area: [0.9, 1.0],
             ratio: [0.75, 1.0],
@@ -450,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_into_a_resolved_recipe_is_read_back() {
+    fn the_settings_of_a_resolved_recipe_are_read_back() {
         let augmentation = Augmentation {
             random_resized_crop: Some(RandomResizedCrop {
                 area: [0.25, 1.0],
@@ -470,13 +471,13 @@ mod tests {
     }
 
     #[test]
-    fn all_faults_of_the_settings_are_told() {
+    fn all_faults_of_the_settings_are_reported() {
         let text = "pad_crop = 4\nrandom_resized_crop = { area = [0.5, 2.0] }\n\
                     rand_augment = { operations = 0, magnitude = 11, deviation = 0.5 }\nflop = true";
         let faults = crate::settings::read(text, &[], Augmentation::read).unwrap_err();
         let text: String = faults.iter().map(|fault| format!("{fault}\n")).collect();
         for part in [
-            "`pad_crop` has no effect beside",
+            "`pad_crop` has no effect with",
             "area = [0.5, 2.0] must be",
             "`ratio` is missing",
             "operations = 0 must be 1 to 100",

@@ -7,19 +7,20 @@ use crate::data::shards::Part;
 use crate::error::{Context, Error, Result};
 use crate::image::Preprocessing;
 
-/// Pictures that stores are asked for at a time.
+/// Images that are requested from stores at a time.
 pub(crate) const TOGETHER: usize = 256;
 
-/// The error that an image was resized for training.
+/// Returns the error that an image was resized for training.
 fn packed(name: &str) -> Error {
     let message = format!("{name}: resized by `advxl data pack` for training");
     Error::input(message).hint("evaluate with the original images")
 }
 
-/// The images of an evaluation batch.
+/// Loads and preprocesses the images of an evaluation batch.
 ///
-/// Shapes: `[indices, 3, image_size, image_size]`. Units: `[0, 1]`.
-/// Errors: the first picture that cannot be read, named; an evaluation never leaves one out.
+/// Shapes: the result is `[indices, 3, image_size, image_size]`. Units: `[0, 1]`.
+/// Errors: the first image that cannot be read, with its name, since none are skipped; an image that was resized by
+/// packing.
 pub fn evaluation_batch(
     dataset: &Dataset,
     indices: &[usize],
@@ -40,7 +41,7 @@ pub fn evaluation_batch(
             .map(|(image, index)| {
                 let picture = dataset
                     .picture(*index)
-                    .context(|| format!("picture {index} of the evaluation"))?;
+                    .context(|| format!("image {index} of the evaluation"))?;
                 if picture.is_packed() {
                     return Err(packed(&dataset.name_of(*index)));
                 }

@@ -1,7 +1,8 @@
-//! Training batches made in the background, the same whatever the number of threads.
+//! Training batches made in background threads. They do not depend on the number of threads.
 //!
-//! The sample at position `p` of the run is that of [`Order`] at `p % len` of epoch `p / len`, so a run resumes at any position with nothing else to remember. A batch is cut into small
-//! chunks which the threads take in order; only a few batches are made ahead.
+//! The sample at position `p` of the run is that of [`Order`] at position `p % len` of epoch `p / len`, so a run can resume
+//! at any position without further state. A batch is divided into small chunks, which the threads take in order; only a
+//! few batches are made ahead.
 //! Not for evaluation, which is in [`evaluation`].
 
 pub mod evaluation;
@@ -24,37 +25,37 @@ use crate::storage::store::Ahead;
 
 use order::Order;
 
-/// What a loader is to deliver.
+/// The settings of a loader.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The run's seed.
     pub seed: u64,
     /// Images per batch; the last batch may have fewer.
     pub batch: usize,
-    /// Side in pixels.
+    /// Side of the training images in pixels.
     pub image_size: usize,
-    /// Changes to single pictures.
+    /// Augmentation of single images.
     pub augmentation: Augmentation,
-    /// Changes to whole batches.
+    /// MixUp and CutMix of whole batches.
     pub mixing: Option<Mixing>,
-    /// Samples that the run has seen.
+    /// Number of samples that the run has already seen.
     pub position: u64,
-    /// How many more it shall see.
+    /// Number of samples to deliver.
     pub samples: u64,
-    /// The share of broken samples that is replaced by their successors; the run stops above it,
-    /// judged once 100 samples were seen. Without it the first broken sample stops the run.
+    /// Allowed share of broken samples, which are replaced by their successors. Above it the run stops; the share is
+    /// checked once 100 samples have been seen. If none, the first broken sample stops the run.
     pub broken_rate: Option<f64>,
-    /// Whether JPEGs may be decoded at a reduced scale that leaves crops at least as large as the training images. Faster,
-    /// and not the same pixels.
+    /// Whether JPEGs may be decoded at a reduced scale at which crops are at least as large as the training images. This
+    /// is faster but changes the pixels.
     pub reduced_decode: bool,
-    /// Whether captions are delivered. Then a sample without one is broken.
+    /// Whether to deliver captions. A sample without a caption is then broken.
     pub captions: bool,
-    /// What is delivered of each batch.
+    /// The part of each batch that is delivered.
     pub share: Share,
 }
 
 impl Plan {
-    /// What is decoded of a picture of some size, for the sample of some keys.
+    /// Returns the part of an image of the given size that is decoded, for the sample with the given keys.
     pub(crate) fn cutout(&self, width: usize, height: usize, keys: (u64, u64, u64)) -> Cutout {
         match self.reduced_decode {
             true => self
@@ -65,19 +66,19 @@ impl Plan {
     }
 }
 
-/// The part of every batch that a loader delivers, where several processes share the batches.
+/// The part of every batch that a loader delivers if the batches are divided among ranks.
 #[derive(Clone, Copy, Debug)]
 pub struct Share {
-    /// Number of the process, from 0.
+    /// Rank, from 0.
     pub index: usize,
-    /// How many processes there are.
+    /// World size.
     pub of: usize,
-    /// Equal parts of a batch within which images are mixed; as many or more than processes.
+    /// Number of equal parts of a batch within which images are mixed; a multiple of the world size.
     pub shards: usize,
 }
 
 impl Default for Share {
-    /// All of it.
+    /// Returns the whole batch.
     fn default() -> Self {
         Self {
             index: 0,
@@ -88,7 +89,7 @@ impl Default for Share {
 }
 
 impl Share {
-    /// Rows of a batch.
+    /// Returns the rows of a batch of the given size.
     fn rows(&self, batch: usize) -> std::ops::Range<usize> {
         self.index * batch / self.of..(self.index + 1) * batch / self.of
     }
@@ -103,12 +104,12 @@ pub struct Broken {
     pub name: String,
     /// What is wrong with it.
     pub reason: String,
-    /// The kind of damage.
+    /// Kind of damage.
     pub kind: Reason,
 }
 
 impl Broken {
-    /// The record of a sample that could not be read.
+    /// Makes the record of a sample that could not be read.
     pub(crate) fn new(dataset: &Dataset, index: usize, fault: &Fault) -> Self {
         let (text, name) = (fault.error.to_string(), dataset.name_of(index));
         let line = text.lines().next().unwrap_or_default();
@@ -122,7 +123,7 @@ impl Broken {
     }
 }
 
-/// Its name once, and what is wrong with it.
+/// Formats the name, which is not repeated if the reason contains it, and the reason.
 impl std::fmt::Display for Broken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.reason.contains(&self.name) {
@@ -132,21 +133,22 @@ impl std::fmt::Display for Broken {
     }
 }
 
-/// Samples seen before the broken rate is judged.
+/// Samples seen before the broken rate is checked.
 const LEAST_SEEN: u64 = 100;
-/// Broken samples in a row, after which there is no point in trying the next.
+/// Number of consecutive broken samples after which the next one is not tried.
 const MOST_IN_A_ROW: usize = 100;
 /// Samples that a thread takes at a time.
 const CHUNK: usize = 16;
-/// Batches made ahead, unless more are needed to keep all threads at work, or fewer fit [`MOST_AHEAD`].
+/// Batches made ahead, unless more are needed to keep all threads busy or fewer fit into [`MOST_AHEAD`].
 const AHEAD: usize = 3;
-/// Bytes of the batches made ahead, counted in floats: three of 4,096 images of 112 pixels, one of 32,768.
+/// Largest size in bytes of the batches made ahead, counted as floats: three batches of 4,096 images of 112 pixels, or one
+/// of 32,768.
 const MOST_AHEAD: usize = 2 << 30;
-/// Threads on the CPU as device, where kernels need the cores: enough to keep them fed from small images.
+/// Threads if the device is the CPU, where the kernels need the cores: enough to supply them with small images.
 const WORKERS_FOR_CPU: usize = 2;
 
-/// Threads that prepare batches where nothing else is said: with a GPU all of the rank's cores but one, which the host's
-/// side of the training loop needs.
+/// Returns the default number of loader threads. With a GPU, it is all of the rank's cores except one, which the host side
+/// of the training loop needs.
 pub fn default_workers(cores: usize, computes_on_cpu: bool) -> usize {
     match computes_on_cpu {
         true => WORKERS_FOR_CPU,
@@ -154,17 +156,17 @@ pub fn default_workers(cores: usize, computes_on_cpu: bool) -> usize {
     }
 }
 
-/// Batches that are made ahead by some threads, where each has `rows` images of `values` numbers.
+/// Returns the number of batches that `threads` threads make ahead, for batches of `rows` images of `values` numbers.
 pub fn batches_ahead(threads: usize, rows: usize, values: usize) -> usize {
-    // A thread that waits for the last chunk of a batch would idle: two chunks for each.
+    // Two chunks for each thread, so that none is idle while another finishes the last chunk of a batch.
     let busy = (2 * threads * CHUNK).div_ceil(rows.max(1));
     let fit = MOST_AHEAD / (4 * values * rows).max(1);
     busy.max(AHEAD).min(fit).max(1)
 }
 
-/// An error where a data set was packed for smaller images than it is used for.
+/// Returns an error if an image was packed at a smaller size than it is used for.
 ///
-/// Pictures that were small before they were packed are not meant: those are used as they are in any data set.
+/// Images that were already small before packing are accepted, as in any data set.
 pub fn check_packed(picture: &Picture, image_size: usize) -> Result<()> {
     let side = picture.width().min(picture.height());
     if !picture.is_packed() || side >= image_size {
@@ -178,7 +180,7 @@ pub fn check_packed(picture: &Picture, image_size: usize) -> Result<()> {
     )))
 }
 
-/// Delivers the batches of a plan in order.
+/// Delivers training batches in order.
 pub struct Loader {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -187,32 +189,32 @@ pub struct Loader {
     waited: Duration,
 }
 
-/// What the threads share.
+/// The state that the threads share.
 struct Shared {
     dataset: Arc<Dataset>,
     plan: Plan,
     state: Mutex<Queue>,
-    /// A batch was taken, or the loader is dropped.
+    /// Signals that a batch was taken or the loader is dropped.
     work: Condvar,
-    /// A batch is complete.
+    /// Signals that a batch is complete.
     done: Condvar,
     order: Order,
-    /// How far stores were asked for samples.
+    /// How far samples have been requested from stores.
     ahead: Ahead,
-    /// Batches made ahead.
+    /// Number of batches made ahead.
     depth: usize,
 }
 
 struct Queue {
-    /// Batches in the making, the next to deliver first.
+    /// Batches in progress, the next to deliver first.
     batches: VecDeque<Making>,
-    /// Number of the first of them.
+    /// Number of the first batch in `batches`.
     front: u64,
     stop: bool,
 }
 
 struct Making {
-    /// Chunks handed out to threads.
+    /// Number of chunks that threads have taken.
     taken: usize,
     chunks: Vec<Option<Chunk>>,
     complete: Option<Result<Finished>>,
@@ -230,11 +232,12 @@ type Finished = (Batch, Vec<Broken>);
 impl Loader {
     /// Starts the threads.
     ///
-    /// Errors: an empty plan or data set, or no thread to be had.
+    /// Errors: an empty data set, a batch or image size of 0, a batch that cannot be divided among the ranks, missing
+    /// captions, or a thread that cannot be started.
     pub fn new(dataset: Arc<Dataset>, plan: Plan, threads: usize) -> Result<Self> {
         if dataset.is_empty() || plan.batch == 0 || plan.image_size == 0 {
             return Err(Error::input(
-                "a loader needs a data set with pictures, a batch and an image size above 0",
+                "a loader needs a data set with images, and a batch size and an image size above 0",
             ));
         }
         if !plan.batch.is_multiple_of(plan.share.shards)
@@ -242,7 +245,7 @@ impl Loader {
         {
             let Share { of, shards, .. } = plan.share;
             let message = format!(
-                "a batch of {} in {shards} shards cannot be dealt to {of} processes",
+                "a batch of {} in {shards} shards cannot be divided among {of} ranks",
                 plan.batch
             );
             return Err(Error::input(message));
@@ -287,10 +290,10 @@ impl Loader {
         Ok(loader)
     }
 
-    /// The next batch, or none when the plan is fulfilled.
+    /// Waits for the next batch and returns it; none when all samples have been delivered.
     ///
-    /// Errors: a broken sample, or too many of them (see [`Plan::broken_rate`]); a panic in a
-    /// thread. The batches before it are delivered first.
+    /// Errors: a broken sample, or too many of them (see [`Plan::broken_rate`]); a panic in a thread. Earlier batches are
+    /// delivered first.
     pub fn next_batch(&mut self) -> Result<Option<Batch>> {
         let start = Instant::now();
         let finished = self.shared.deliver();
@@ -304,7 +307,7 @@ impl Loader {
         Ok(Some(batch))
     }
 
-    /// The next batch if it is there already; none at the end of the plan too.
+    /// Returns the next batch if it is ready; none if it is not, and at the end.
     ///
     /// Errors: as [`Self::next_batch`].
     pub fn next_if_ready(&mut self) -> Result<Option<Batch>> {
@@ -326,15 +329,15 @@ impl Loader {
             "{count} of {} samples are broken, above the allowed rate of {allowed}; the last is {last}",
             self.seen
         ))
-        .hint("repair the data (the log names every broken sample) or allow a higher rate"))
+        .hint("repair the data (every broken sample is logged) or allow a higher rate"))
     }
 
-    /// The broken samples met so far, in the order of the run.
+    /// Returns the broken samples encountered so far, in the order of the run.
     pub fn broken(&self) -> &[Broken] {
         &self.broken
     }
 
-    /// Time that [`Self::next_batch`] has waited for the threads, in sum.
+    /// Returns the total time that [`Self::next_batch`] has waited for the threads.
     pub fn waited(&self) -> Duration {
         self.waited
     }
@@ -345,7 +348,7 @@ impl Drop for Loader {
         self.shared.lock().stop = true;
         self.shared.work.notify_all();
         for thread in self.threads.drain(..) {
-            // A panic within a sample was caught and delivered; nothing is left to tell here.
+            // A panic in a sample was already caught and delivered as an error.
             let _ = thread.join();
         }
         self.shared.dataset.forget_asked();
@@ -353,7 +356,7 @@ impl Drop for Loader {
 }
 
 impl Shared {
-    /// No code panics while it holds the lock, so a poisoned one is whole.
+    /// Locks the queue. No code panics while it holds the lock, so the queue is consistent even if the lock is poisoned.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -362,7 +365,8 @@ impl Shared {
         self.plan.samples.div_ceil(self.plan.batch as u64)
     }
 
-    /// The samples of batch `batch` that are delivered, counted from the beginning of the plan.
+    /// Returns the first sample of batch `batch` that is delivered and the one after the last, counted from the beginning
+    /// of the plan.
     fn rows(&self, batch: u64) -> (u64, u64) {
         let (plan, start) = (&self.plan, batch * self.plan.batch as u64);
         let rows = plan.share.rows(plan.batch);
@@ -370,7 +374,7 @@ impl Shared {
         (at(rows.start), at(rows.end))
     }
 
-    /// Run positions of chunk `chunk` of batch `batch`.
+    /// Returns the run positions of chunk `chunk` of batch `batch`.
     fn positions(&self, batch: u64, chunk: usize) -> std::ops::Range<u64> {
         let (start, end) = self.rows(batch);
         let first = start + (chunk * CHUNK) as u64;
@@ -378,7 +382,7 @@ impl Shared {
         self.plan.position + first..self.plan.position + last
     }
 
-    /// Whether the next batch is complete.
+    /// Returns whether the next batch is complete.
     fn is_ready(&self) -> bool {
         let state = self.lock();
         let next = state.batches.front();
@@ -405,7 +409,7 @@ impl Shared {
         }
     }
 
-    /// A thread's life: take a chunk, make it, finish the batch if it was the last chunk.
+    /// The loop of a thread: takes a chunk, makes it, and finishes the batch if it was the last chunk.
     fn work(&self) {
         while let Some((batch, chunk)) = self.take() {
             let made = guarded(|| Ok(self.make(self.positions(batch, chunk))));
@@ -414,7 +418,7 @@ impl Shared {
                 ..Chunk::default()
             });
             let mut state = self.lock();
-            // Only complete batches are delivered, so this one is still there.
+            // Only complete batches are delivered, so this one is still in the queue.
             let place = (batch - state.front) as usize;
             let making = &mut state.batches[place];
             making.chunks[chunk] = Some(made);
@@ -431,7 +435,7 @@ impl Shared {
         }
     }
 
-    /// The next chunk to make, or none when there is nothing left to do.
+    /// Returns the next chunk to make; none when there is nothing left to do.
     fn take(&self) -> Option<(u64, usize)> {
         let mut state = self.lock();
         loop {
@@ -451,7 +455,7 @@ impl Shared {
             }
             if state.batches.len() < self.depth {
                 let (start, end) = self.rows(next);
-                // A batch of which nothing is delivered is delivered empty.
+                // A batch without rows for this rank is delivered empty.
                 let chunks = ((end - start) as usize).div_ceil(CHUNK).max(1);
                 state.batches.push_back(Making {
                     taken: 0,
@@ -467,7 +471,7 @@ impl Shared {
         }
     }
 
-    /// The sample at a position of the run, before broken ones are replaced.
+    /// Returns the sample at a position of the run, before broken samples are replaced.
     fn sample_at(&self, position: u64) -> usize {
         let len = self.dataset.len() as u64;
         self.order.sample(position / len, (position % len) as usize)
@@ -480,7 +484,7 @@ impl Shared {
             false => Part::Picture,
         };
         self.ahead.ask(positions.clone(), |position| {
-            // Of what comes, other processes deliver their shares.
+            // Other ranks load the other rows.
             let row = (position - self.plan.position) % self.plan.batch as u64;
             if self
                 .plan
@@ -491,7 +495,7 @@ impl Shared {
                 self.dataset.ask(self.sample_at(position), part);
             }
         });
-        // Else growing moves every image once more.
+        // Without reserving, growing would copy every image once more.
         let values = 3 * self.plan.image_size * self.plan.image_size;
         chunk.batch.images.reserve(values * CHUNK);
         for position in positions {
@@ -503,7 +507,7 @@ impl Shared {
         chunk
     }
 
-    /// Adds the sample at a position of the run, or its first sound successor.
+    /// Adds the sample at a position of the run, or the next sample that is not broken.
     fn add_sample(&self, position: u64, chunk: &mut Chunk) -> Result<()> {
         let len = self.dataset.len();
         let epoch = position / len as u64;
@@ -517,7 +521,7 @@ impl Shared {
                 Ok(sample) => sample,
                 Err(fault) if fault.outage => return Err(fault.error.context("reading the data")),
                 Err(fault) if plan.broken_rate.is_none() => {
-                    return Err(fault.error.context("a broken sample"));
+                    return Err(fault.error.context("broken sample"));
                 }
                 Err(fault) => {
                     chunk.broken.push(Broken::new(&self.dataset, index, &fault));
@@ -528,7 +532,7 @@ impl Shared {
             check_packed(picture, plan.image_size)
                 .map_err(|error| error.context(self.dataset.name_of(index)))?;
             let image = plan.augmentation.apply(picture, plan.image_size, keys);
-            // Captioned images may have no labels; their losses ask for none.
+            // Captioned images may have no labels; their losses do not need any.
             let label = match self.dataset.classes() {
                 [] => 0,
                 _ => self.dataset.label(index)?,
@@ -591,7 +595,7 @@ impl Shared {
     }
 }
 
-/// Turns a panic into an error, so that it reaches the train loop.
+/// Turns a panic into an error, so that it reaches the training loop.
 pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic
@@ -601,7 +605,7 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
             .unwrap_or("no message");
         Err(
             Error::failed(format!("a data loading thread panicked: {text}")).hint(
-                "this is a bug of the program; please report it with the data that caused it",
+                "this is a bug in advxl; please report it with the data that caused it",
             ),
         )
     })
@@ -667,7 +671,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_ahead_keep_all_threads_at_work_within_a_bound_of_bytes() {
+    fn batches_ahead_keep_all_threads_busy_within_a_memory_limit() {
         let values = 3 * 112 * 112;
         assert_eq!(batches_ahead(2, 1024, values), AHEAD);
         // Two chunks of 16 for each of 15 threads.
@@ -684,14 +688,14 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_loader_goes_on_with_the_same_batches() {
+    fn a_resumed_loader_continues_with_the_same_batches() {
         let whole = all(Loader::new(dataset(100), plan(0, 240), 2).unwrap());
         let rest = all(Loader::new(dataset(100), plan(120, 120), 2).unwrap());
         assert!(whole[3..] == rest);
     }
 
     #[test]
-    fn an_epoch_shows_every_sample_once_and_the_next_in_another_order() {
+    fn each_epoch_has_every_sample_once_in_a_different_order() {
         let batches = all(Loader::new(dataset(90), plan(0, 180), 2).unwrap());
         let samples: Vec<u64> = batches.iter().flat_map(|b| b.samples.clone()).collect();
         let epochs: Vec<u64> = batches.iter().flat_map(|b| b.epochs.clone()).collect();
@@ -734,7 +738,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_of_no_samples_ends_at_once() {
+    fn a_plan_without_samples_ends_at_once() {
         assert!(all(Loader::new(dataset(10), plan(7, 0), 1).unwrap()).is_empty());
     }
 
@@ -747,7 +751,7 @@ mod tests {
         );
     }
 
-    /// 130 pictures, every tenth broken.
+    /// Makes 130 images, of which every tenth is broken.
     fn folder_with_broken_pictures() -> (tempfile::TempDir, Arc<Dataset>) {
         let folder = tempfile::tempdir().unwrap();
         let mut png = std::io::Cursor::new(Vec::new());
@@ -777,7 +781,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_rate_the_first_broken_sample_stops_the_run_and_is_named() {
+    fn without_a_rate_the_first_broken_sample_stops_the_run_with_its_name() {
         let (_folder, dataset) = folder_with_broken_pictures();
         let mut loader = Loader::new(dataset, plan_with_rate(None), 2).unwrap();
         let error = (0..4).find_map(|_| loader.next_batch().err()).unwrap();
@@ -787,7 +791,7 @@ mod tests {
     }
 
     #[test]
-    fn below_the_rate_broken_samples_are_replaced_by_the_next_and_recorded() {
+    fn below_the_rate_broken_samples_are_replaced_by_the_next_ones_and_recorded() {
         let (_folder, dataset) = folder_with_broken_pictures();
         let run = |threads| {
             let plan = plan_with_rate(Some(0.2));
@@ -802,7 +806,7 @@ mod tests {
         assert_eq!(run(3), (samples.clone(), broken.clone()));
         assert_eq!(samples.len(), 130);
         assert!(samples.iter().all(|sample| sample % 10 != 3));
-        // A sound successor is seen twice.
+        // The sample after a broken one is seen twice.
         assert_eq!(samples.iter().filter(|sample| **sample == 14).count(), 2);
         assert_eq!(broken.len(), 13);
         assert!(broken[0].name.ends_with("3.png") && broken[0].reason.contains("damaged"));
@@ -813,7 +817,7 @@ mod tests {
     fn above_the_rate_the_run_stops() {
         let (_folder, dataset) = folder_with_broken_pictures();
         let mut loader = Loader::new(dataset, plan_with_rate(Some(0.05)), 2).unwrap();
-        // Judged from 100 samples on: two batches of 40 pass.
+        // The rate is checked from 100 samples on, so two batches of 40 are delivered.
         assert!(loader.next_batch().unwrap().is_some());
         assert!(loader.next_batch().unwrap().is_some());
         let error = loader.next_batch().unwrap_err().to_string();

@@ -1,11 +1,10 @@
-//! Which sample comes when: a function of seed, epoch and position, and of nothing else.
+//! The order of samples in training, a function of seed, epoch and position only.
 //!
-//! Pictures of one folder or file are permuted as a whole. Shards are permuted in two steps, since a
-//! permutation of a thousand million samples needs gigabytes and jumps between all files: in each
-//! epoch the shards are put into a random order, consecutive ones are gathered into windows, and the
-//! samples of a window are permuted. Any position is found by binary searches, so that a run resumes
-//! anywhere at once; memory is that of a few windows.
-//! Not for what happens to a sample ([`crate::data::loader`]).
+//! The images of a folder or file are permuted as a whole. Shards are permuted in two steps, since a permutation of a
+//! billion samples needs gigabytes and jumps between all files: in each epoch the shards are put in random order,
+//! consecutive shards form windows, and the samples of each window are permuted. A position is found by binary search, so
+//! a run can resume anywhere at once. Memory is needed for a few windows only.
+//! Not for the processing of samples ([`crate::data::loader`]).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,11 +12,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::data::dataset::Dataset;
 use crate::rng::{Purpose, Rng};
 
-/// Least samples in a window, unless there are fewer in all.
+/// Smallest number of samples in a window, unless there are fewer in total.
 pub const WINDOW_SAMPLES: usize = 16_384;
-/// Least shards in a window, unless there are fewer: neighbours in a shard are often alike.
+/// Smallest number of shards in a window, unless there are fewer in total: neighbors in a shard are often similar.
 pub const WINDOW_SHARDS: usize = 8;
-/// Permutations that are kept: threads work at two epochs or windows at once.
+/// Permutations that are cached: threads may work on two epochs or windows at the same time.
 const KEPT: usize = 3;
 
 /// The order of the samples of a run.
@@ -25,20 +24,20 @@ const KEPT: usize = 3;
 pub struct Order {
     seed: u64,
     len: usize,
-    /// First sample of each shard and the number of samples; none for a permutation of all.
+    /// First sample of each shard, then the number of samples; none to permute all samples as a whole.
     starts: Option<Vec<usize>>,
     epochs: Recent<u64, Windows>,
     permutations: Recent<(u64, usize), Vec<u32>>,
 }
 
 impl Order {
-    /// The order of a data set.
+    /// Makes the order of a data set.
     pub fn new(seed: u64, dataset: &Dataset) -> Self {
         let starts = dataset.shards().map(|shards| shards.starts().to_vec());
         Self::of(seed, dataset.len(), starts)
     }
 
-    /// The order of `len` samples; `starts` are the first of each shard and `len`.
+    /// Makes the order of `len` samples. `starts` are the first samples of the shards, then `len`.
     pub fn of(seed: u64, len: usize, starts: Option<Vec<usize>>) -> Self {
         Self {
             seed,
@@ -49,7 +48,7 @@ impl Order {
         }
     }
 
-    /// The sample at a position of an epoch, below the number of samples.
+    /// Returns the sample at a position of an epoch. The position is below the number of samples.
     pub fn sample(&self, epoch: u64, position: usize) -> usize {
         let Some(starts) = &self.starts else {
             let order = self.permutations.get((epoch, 0), || {
@@ -67,7 +66,7 @@ impl Order {
         let window = windows.starts.partition_point(|start| *start <= position) - 1;
         let (first, end) = (windows.starts[window], windows.starts[window + 1]);
         let order = self.permutations.get((epoch, window), || {
-            // Key 0 is that of the shards.
+            // Key 0 is used for the order of the shards.
             let mut rng = Rng::new(self.seed, Purpose::Order, epoch, 1 + window as u64);
             let order = rng.permutation(end - first);
             order.into_iter().map(|place| place as u32).collect()
@@ -81,11 +80,11 @@ impl Order {
 /// The windows of one epoch.
 #[derive(Debug)]
 struct Windows {
-    /// The shards in the order of the epoch.
+    /// Shards in the order of the epoch.
     shards: Vec<usize>,
-    /// Samples before each of them, and in all.
+    /// Number of samples before each of these shards, then in total.
     cumulated: Vec<usize>,
-    /// Samples before each window, and in all.
+    /// Number of samples before each window, then in total.
     starts: Vec<usize>,
 }
 
@@ -100,7 +99,7 @@ impl Windows {
             cumulated.push(samples);
             let begun = starts[starts.len() - 1];
             let full = samples - begun >= WINDOW_SAMPLES && number + 1 - first >= WINDOW_SHARDS;
-            // What is left goes into the last window when it would not fill one of its own.
+            // A remainder that would not fill a window is added to the last one.
             let enough_left =
                 all - samples >= WINDOW_SAMPLES && shards.len() - (number + 1) >= WINDOW_SHARDS;
             if full && enough_left {
@@ -117,7 +116,7 @@ impl Windows {
     }
 }
 
-/// The values made last. Held locked while one is made, so that it is made once.
+/// A cache of the most recently made values. It is locked while a value is made, so that it is made only once.
 #[derive(Debug)]
 struct Recent<K, V>(Mutex<VecDeque<(K, Arc<V>)>>);
 
@@ -146,7 +145,7 @@ impl<K: PartialEq, V> Recent<K, V> {
 mod tests {
     use super::*;
 
-    /// 60 shards of 500 to 1,499 samples, about 60,000: three windows.
+    /// Returns 60 shards of 500 to 1,499 samples, about 60,000 in total: three windows.
     fn shards() -> Vec<usize> {
         let mut rng = Rng::new(1, Purpose::Bench, 0, 0);
         let mut starts = vec![0];
@@ -167,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn an_epoch_of_shards_shows_every_sample_once_in_an_order_of_its_own() {
+    fn each_epoch_of_shards_has_every_sample_once_in_a_different_order() {
         let starts = shards();
         let order = order(&starts, 3);
         let first = epoch(&order, 0);
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn any_position_gives_the_same_sample_whatever_was_asked_before() {
+    fn the_sample_at_a_position_does_not_depend_on_earlier_calls() {
         let starts = shards();
         let whole = epoch(&order(&starts, 3), 2);
         let fresh = order(&starts, 3);
@@ -188,21 +187,21 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_permutation_is_that_of_the_keyed_stream() {
+    fn without_shards_the_order_is_a_permutation_from_the_keyed_stream() {
         let order = Order::of(5, 1000, None);
         let expected = Rng::new(5, Purpose::Order, 7, 0).permutation(1000);
         assert_eq!(epoch(&order, 7), expected);
     }
 
     #[test]
-    fn windows_hold_enough_samples_and_shards_and_few_are_left_over() {
+    fn every_window_has_enough_samples() {
         let starts = shards();
         let windows = Windows::new(&starts, (0..60).collect());
         assert_eq!(windows.starts.len() - 1, 3);
         for pair in windows.starts.windows(2) {
             assert!(pair[1] - pair[0] >= WINDOW_SAMPLES);
         }
-        // Empty shards, and fewer samples than a window.
+        // Empty shards, and fewer samples than a window needs.
         let windows = Windows::new(&[0, 0, 5, 5], vec![2, 0, 1]);
         assert_eq!(windows.starts, [0, 5]);
         let small = order(&[0, 0, 5, 5], 0);
@@ -211,11 +210,11 @@ mod tests {
         assert_eq!(samples, [0, 1, 2, 3, 4]);
     }
 
-    /// Three statistics, each within four standard deviations of what it is for random orders:
-    /// (a) within a window, neighbours from the same shard: of n samples in shards of n_i the share is
-    ///     s = sum n_i (n_i - 1) / (n (n - 1)), with a deviation of about sqrt(s (1 - s) / n);
-    /// (b) within a window, the correlation of position and place in the shard: deviation 1 / sqrt(n);
-    /// (c) over 400 epochs, the mean place of the window that shows a given shard.
+    /// Checks three statistics, each within four standard deviations of its value for random orders:
+    /// (a) within a window, the share of neighbors from the same shard, which for n samples in shards of n_i is
+    ///     s = sum n_i (n_i - 1) / (n (n - 1)), with a standard deviation of about sqrt(s (1 - s) / n);
+    /// (b) within a window, the correlation of position and index in the shard: standard deviation 1 / sqrt(n);
+    /// (c) over 400 epochs, the mean position of a given shard in the order of shards.
     #[test]
     fn samples_of_a_shard_do_not_cluster_within_a_window() {
         let starts = shards();
@@ -248,7 +247,7 @@ mod tests {
                 assert!(found.abs() < 4.0 / n.sqrt(), "{found}");
             }
         }
-        // Positions of shard 0 over epochs: 60 shards, so uniform in 0..59, deviation 17.3 / sqrt(400).
+        // Positions of shard 0 over epochs: uniform in 0..59 for 60 shards, standard deviation 17.3 / sqrt(400).
         let mean = (0..400).map(|number| {
             order.sample(number, 0);
             let windows = order

@@ -1,14 +1,14 @@
-//! What lies where in one shard: a sample's image, caption and label, from one pass over the headers.
+//! The index of one shard: the location of each sample's image, caption and label, from one pass over the headers.
 //!
-//! An index can be saved beside its shard as `NAME.tar.index`, so that opening many shards reads 64
-//! bytes of each. It belongs to a tar of one length and time of change, and is not used for another.
-//! That of a shard in a store is saved in this machine's cache, or found beside the shard.
-//! Not for reading the samples ([`crate::data::shards`]) nor for tar headers ([`crate::data::shards::tar`]).
+//! An index can be saved next to its shard as `NAME.tar.index`, so that opening many shards only reads 64 bytes of each
+//! index. It belongs to a tar of one length and modification time and is not used for any other.
+//! The index of a shard in an object store is saved in this machine's cache, or found next to the shard.
+//! Not for reading the samples ([`crate::data::shards`]) or for tar headers ([`crate::data::shards::tar`]).
 //!
-//! The file: magic with version; as little-endian numbers length and time of the tar, or what a store says of its
-//! version ([`Object::stamp`]) (u64), samples,
-//! labels, classes, captions, sound samples, those without label, bytes of names, bytes of health (u32); the first 8 bytes of the BLAKE3
-//! hash of these; the entries; the names; health as JSON; 16 bytes of the hash of all that.
+//! File format: magic with version; length and modification time of the tar, or a store's version of it
+//! ([`Object::stamp`]) (u64); numbers of samples, labels, classes, captions, usable samples and usable samples without a
+//! label, bytes of the names, bytes of the health (u32); the first 8 bytes of the BLAKE3 hash of all this; the entries;
+//! the names; the health as JSON; 16 bytes of the hash of everything before. Numbers are little-endian.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -26,22 +26,22 @@ use crate::image::{Fault, Health, Reason, content};
 use crate::storage::store::{Object, Reader};
 use crate::storage::unpack;
 
-/// Where a member lies in the tar.
+/// Location of a member in the tar.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Span {
-    /// Where its contents begin; 0, where no contents can be, says that there is none.
+    /// Offset of its contents. 0, which is never the offset of contents, means that there is no such member.
     pub at: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub length: u32,
 }
 
 impl Span {
-    /// Whether there is such a member.
+    /// Returns whether there is such a member.
     pub fn exists(self) -> bool {
         self.at != 0
     }
 
-    /// Its bytes in the tar. An index that was damaged on purpose may tell any place.
+    /// Returns its byte range in the tar. A maliciously crafted index may contain any offset.
     pub fn range(self) -> Range<u64> {
         self.at..self.at.saturating_add(u64::from(self.length))
     }
@@ -50,36 +50,36 @@ impl Span {
 /// One sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Entry {
-    /// The picture file.
+    /// The image file.
     pub image: Span,
-    /// The `.txt`.
+    /// The `.txt` member.
     pub text: Span,
-    /// The `.json`.
+    /// The `.json` member.
     pub json: Span,
-    /// From the `.cls`.
+    /// The label from the `.cls` member.
     pub label: Option<u32>,
-    /// What its name says the picture is.
+    /// The image format that the name suggests.
     pub format: Format,
-    /// What was wrong with it in the tar, and costs it.
+    /// The damage in the tar that makes the sample unusable.
     pub fault: Option<Reason>,
-    /// Where the name ends; it begins where the one before ends.
+    /// End of the name, which starts at the end of the previous name.
     name_end: u32,
 }
 
-/// Counts that are known without the entries.
+/// Counts that are available without reading the entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Summary {
-    /// Samples, the damaged ones included.
+    /// Samples, including damaged ones.
     pub samples: u32,
     /// Samples with a label.
     pub labelled: u32,
-    /// One more than the greatest label.
+    /// One more than the largest label.
     pub classes: u32,
-    /// Samples with a member for a caption.
+    /// Samples with a `.txt` or `.json` member.
     pub captioned: u32,
     /// Samples in which the index found no fault.
     pub usable: u32,
-    /// Those of them without a label.
+    /// Usable samples without a label.
     pub unlabelled: u32,
 }
 
@@ -92,19 +92,19 @@ pub struct ShardIndex {
     health: Health,
 }
 
-/// Larger files than any picture below the cap of pixels.
+/// Largest image file; larger than any image within the pixel limit.
 const MOST_IMAGE: u64 = 1 << 30;
 /// Longest caption or json.
 const MOST_TEXT: u64 = 1 << 20;
-/// As many classes as `tensors:` takes.
+/// Largest number of classes, the same as for `tensors:`.
 const MOST_CLASSES: u32 = 1_000_000;
-/// Bytes that tell what a file is instead of a tar.
+/// Leading bytes that identify a file that is not a tar.
 const START: u64 = 512;
-/// Zeros that a tar without members has, by GNU tar's usual blocks.
+/// Length of a tar without members, which is all zeros, with GNU tar's default blocking.
 const ENDS: u64 = 10 * 1024;
 
 impl ShardIndex {
-    /// Makes the index of a shard by one pass over its headers.
+    /// Builds the index of a shard in one pass over its headers.
     pub fn of(shard: &Object) -> Result<Self> {
         let reader = shard.reader()?;
         if let (Some(remote), Some(start)) = (shard.remote(), reader.bytes(0, 2)?)
@@ -112,13 +112,13 @@ impl ShardIndex {
         {
             let url = remote.url();
             let message =
-                format!("`{url}` is gzipped, and a store cannot be asked for parts of that");
+                format!("`{url}` is gzipped, so parts of it cannot be requested from a store");
             return Err(Error::input(message).hint(unpack::hint_for_store(url)));
         }
         Self::scan(&reader)
     }
 
-    /// Makes the index of a tar by one pass over its headers.
+    /// Builds the index of a tar in one pass over its headers.
     pub fn scan(file: &Reader) -> Result<Self> {
         let mut grouping = Grouping::default();
         let (mut failed, mut members) = (None, false);
@@ -150,12 +150,12 @@ impl ShardIndex {
         Ok(index)
     }
 
-    /// The samples.
+    /// Returns the samples.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// The key of a sample, with its folder.
+    /// Returns the key of a sample, with its folder.
     pub fn name(&self, sample: usize) -> &str {
         let start = match sample {
             0 => 0,
@@ -164,28 +164,28 @@ impl ShardIndex {
         &self.names[start..self.entries[sample].name_end as usize]
     }
 
-    /// Counts.
+    /// Returns the counts.
     pub fn summary(&self) -> Summary {
         self.summary
     }
 
-    /// What was met in the tar beside the samples' own faults.
+    /// Returns damage and oddities of the tar other than the faults of the samples.
     pub fn health(&self) -> &Health {
         &self.health
     }
 }
 
-/// What a file without any member is instead of a tar; none of an empty one.
+/// Identifies a file without members that is not a tar; none for an empty file or an empty tar.
 pub fn instead(file: &Reader) -> Result<Option<Content>> {
     let start = file.bytes(0, file.length().min(START))?.unwrap_or_default();
     if start.is_empty() || &start[..start.len().min(262)][start.len().min(257)..] == b"ustar" {
         return Ok(None);
     }
-    // A tar without members is zeros, too.
+    // A tar without members is also all zeros.
     let zeros = start.iter().all(|byte| *byte == 0) && file.length() <= ENDS;
     let is_image = Format::of_bytes(&start).is_some().then_some(Content {
         what: "an image",
-        hint: "pack images as a tar, or name the folder of their class folders without `shards:`",
+        hint: "pack the images as a tar, or use the folder of their class folders without `shards:`",
     });
     let other = Content {
         what: "not a tar file",
@@ -195,25 +195,25 @@ pub fn instead(file: &Reader) -> Result<Option<Content>> {
     Ok((!zeros).then_some(found))
 }
 
-/// Members on their way into samples.
+/// Groups members into samples.
 #[derive(Default)]
 struct Grouping {
     index: ShardIndex,
     places: HashMap<String, usize>,
-    /// Keys of pictures that are left out since their names have more dots.
+    /// Keys of images that are ignored because their names have more dots.
     dotted: HashSet<String>,
 }
 
 impl Grouping {
     fn damage(&mut self, reason: Reason, at: u64, name: Option<&[u8]>) {
-        // A member that is known to be lost marks its sample, so that training names it.
+        // If the name of the lost member is known, its sample is marked as broken, so that training reports it.
         if let Some((key, kind)) = name.and_then(split)
             && Kind::of(&kind).is_some()
         {
             self.entry(key).fault.get_or_insert(reason);
             return;
         }
-        // Nobody wants the contents of other members.
+        // The contents of other members are not used.
         let reason = match reason {
             Reason::SparseMember | Reason::LinkMember => Reason::UnusedMember,
             other => other,
@@ -287,7 +287,7 @@ impl Grouping {
     fn entry(&mut self, key: String) -> &mut Entry {
         let index = &mut self.index;
         let place = *self.places.entry(key).or_insert_with_key(|key| {
-            // Places in the names are 32 bits; 4 GiB of names in one shard are no data set.
+            // Offsets into the names have 32 bits; no real shard has 4 GiB of names.
             if index.names.len() + key.len() < u32::MAX as usize {
                 index.names.push_str(key);
             }
@@ -301,7 +301,7 @@ impl Grouping {
     }
 
     fn finish(mut self) -> ShardIndex {
-        // A picture that is left out is missed where there is no other under its key: else it is a mask, or the like.
+        // An ignored image is a fault only if its key has no other image; otherwise it is a mask or similar.
         let mut dotted: Vec<String> = std::mem::take(&mut self.dotted).into_iter().collect();
         dotted.sort();
         for key in dotted {
@@ -336,14 +336,14 @@ impl Grouping {
 /// Longest `.cls`, white space included.
 const MOST_LABEL: u64 = 64;
 
-/// The number of a class, which may have white space around it, as Python's `int` reads it.
+/// Parses a class number, possibly surrounded by white space, as Python's `int` does.
 fn label(text: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(text).ok()?;
     let text = text.trim_start_matches('\u{feff}').trim();
     text.parse().ok().filter(|label| *label < MOST_CLASSES)
 }
 
-/// What a member is to a sample.
+/// The role of a member in a sample.
 enum Kind {
     Image(Format),
     Text,
@@ -362,7 +362,7 @@ impl Kind {
     }
 }
 
-/// The key, which is all up to the first dot of the last part, and what follows that dot.
+/// Splits a name into the key, which ends before the first dot of the last component, and the extension after that dot.
 fn split(name: &[u8]) -> Option<(String, String)> {
     let name = String::from_utf8_lossy(name);
     let name = name.strip_prefix("./").unwrap_or(&name);
@@ -372,7 +372,7 @@ fn split(name: &[u8]) -> Option<(String, String)> {
     Some((key, name[last + dot + 1..].to_ascii_lowercase()))
 }
 
-/// A name for messages: letters that would move the cursor are spelt out.
+/// Formats a name for messages: at most 120 characters, with control characters escaped.
 pub fn shown(name: &[u8]) -> String {
     let name = String::from_utf8_lossy(name);
     let end = name
@@ -387,7 +387,7 @@ pub(crate) const HEADER: usize = 64;
 pub(crate) const ENTRY: usize = 48;
 
 impl ShardIndex {
-    /// Saves the index of a tar beside it, or that of an object in the cache.
+    /// Saves the index of a file next to it, or the index of an object in a store in the cache.
     pub fn save(&self, tar: &Object) -> Result<()> {
         let (path, stamp) = (tar.index_path()?, tar.stamp());
         let health = serde_json::json!(self.health).to_string();
@@ -421,7 +421,7 @@ impl ShardIndex {
         files::write(&path, &bytes)
     }
 
-    /// The saved index of a tar; none where there is none, or it is damaged or of another tar.
+    /// Loads the saved index of a tar; none if there is none, or if it is damaged or belongs to another tar.
     ///
     /// Errors: those of a store.
     pub fn load(tar: &Object) -> Result<Option<Self>> {
@@ -467,17 +467,17 @@ impl ShardIndex {
     }
 }
 
-/// What is known of a saved index.
+/// The state of a saved index.
 pub enum Saved {
-    /// There is none.
+    /// There is no saved index.
     Absent,
-    /// It is of another tar, or damaged.
+    /// The index belongs to another tar, or is damaged.
     Stale,
-    /// Its counts.
+    /// The index is valid and has these counts.
     Sound(Summary),
 }
 
-/// The counts of the saved indexes of tars, from their first bytes. What lies in stores is asked for all at once.
+/// Reads the counts of the saved indexes of tars from their first bytes. Indexes in stores are requested all at once.
 ///
 /// Errors: those of stores.
 pub fn saved_summaries(tars: &[Object]) -> Result<Vec<Saved>> {
@@ -509,7 +509,7 @@ fn saved_near(tar: &Object) -> Saved {
     };
     let start = Source::open(&path).and_then(|file| file.bytes(0, HEADER as u64));
     match Saved::of(&start.ok().flatten().unwrap_or_default(), tar) {
-        // The store may have a newer one; nobody but this program looks after the cache.
+        // The store may have a newer index. A stale one in the cache is not reported, since only this program writes there.
         Saved::Stale if tar.is_remote() => Saved::Absent,
         saved => saved,
     }
@@ -589,7 +589,7 @@ fn take(bytes: &[u8]) -> Option<Entry> {
     })
 }
 
-/// The message for what an index found wrong with a sample.
+/// Returns the fault that the index found in a sample, with a hint.
 pub fn fault_of(entry: &Entry) -> Option<Fault> {
     entry.fault.map(|reason| {
         Fault::new(reason, reason.text()).hint(match reason {
@@ -597,12 +597,12 @@ pub fn fault_of(entry: &Entry) -> Option<Fault> {
                 "WebDataset's key is the name up to the first dot, so `22.05.0.jpg` has the key `22` and the extension \
                  `05.0.jpg`; rename members so that the only dot is before `jpg`, such as `22_05_0.jpg`"
             }
-            Reason::SparseMember => "make the tar again without `--sparse`",
-            Reason::LinkMember => "make the tar again with `--dereference --hard-dereference`",
+            Reason::SparseMember => "recreate the tar without `--sparse`",
+            Reason::LinkMember => "recreate the tar with `--dereference --hard-dereference`",
             Reason::BadLabel => {
-                "a `.cls` holds the number of the class in decimal digits, not its name"
+                "a `.cls` must contain the class number in decimal digits, not the class name"
             }
-            _ => "leave the sample out, or make the shard again; `advxl data check` lists all",
+            _ => "leave the sample out, or recreate the shard; `advxl data check` lists all",
         })
     })
 }
@@ -612,7 +612,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_goes_up_to_the_first_dot_of_the_last_part() {
+    fn a_key_ends_at_the_first_dot_of_the_last_component() {
         let of = |name: &str| split(name.as_bytes());
         let pair = |key: &str, end: &str| Some((key.to_owned(), end.to_owned()));
         assert_eq!(of("000.jpg"), pair("000", "jpg"));
@@ -622,14 +622,14 @@ mod tests {
     }
 
     #[test]
-    fn names_in_messages_are_short_and_hold_no_control_letters() {
+    fn names_in_messages_are_short_and_without_control_characters() {
         assert_eq!(shown(b"a\x1b[2Jb\n"), "a\\u{1b}[2Jb\\n");
         assert!(shown(&[b'x'; 1000]).len() == 120);
         assert_eq!(shown(b"\xff"), "\u{fffd}");
     }
 
     #[test]
-    fn entries_are_read_as_they_are_written() {
+    fn written_entries_are_read_back() {
         let entry = Entry {
             image: Span {
                 at: 1 << 40,

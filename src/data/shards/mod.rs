@@ -1,9 +1,10 @@
-//! Tar files of images and captions, as img2dataset writes them and WebDataset reads them, also gzipped ([`crate::storage::unpack`]).
+//! Tar files of images and captions, as written by img2dataset and read by WebDataset, plain or gzipped
+//! ([`crate::storage::unpack`]).
 //!
-//! `000000000.jpg`, `.txt` and `.json` of one key are a sample; `.cls` holds the number of its class.
-//! Reading a sample is one positioned read, or one request to a store. Of each shard only its counts stay in
-//! memory; where its samples lie is read when one is asked for, from the saved index or else by a pass
-//! over the headers, and the indexes used last are kept.
+//! `000000000.jpg`, `.txt` and `.json` with one key are a sample; `.cls` contains its class number.
+//! Reading a sample takes one positioned read, or one request to an object store, if its members are close to each other.
+//! Only the counts of each shard stay in memory. The locations of its samples are loaded when one is read, from the saved
+//! index or by a pass over the headers, and the most recently used indexes are cached.
 //! The order of the samples in training is in [`crate::data::loader::order`].
 
 pub mod index;
@@ -29,35 +30,35 @@ use index as shard_index;
 use index::{Entry, Saved, ShardIndex, Span, Summary};
 use recent::Recent;
 
-/// Samples whose places are held: about 75 bytes each, so 150 MB.
+/// Samples in cached indexes: about 75 bytes each, so 150 MB.
 const MOST_HELD: u64 = 2_000_000;
-/// Scans from so many on are worth a word about indexes.
+/// Number of scanned shards from which a notice suggests saving indexes.
 const MANY: usize = 200;
-/// One sample without label in so many is damaged; more, and the data set has no classes.
+/// If at most one in this many samples has no label, those samples are damaged; if more, the data set has no classes.
 const FEW_IN: usize = 100;
-/// Shards that are held open.
+/// Shards that are kept open.
 const MOST_OPEN: u64 = 64;
-/// Bytes between image and caption that are read along, rather than reading twice.
+/// Largest gap in bytes between members that is read along with them, rather than reading twice.
 const SMALL_GAP: u64 = 64 * 1024;
-/// Bytes of samples that are asked for and not read yet. Beyond, a sample is asked for when its turn comes.
+/// Bytes of samples that are requested but not read yet. Above this limit, a sample is requested when it is read.
 const MOST_ASKED: u64 = 256 << 20;
 
 /// Samples in shards.
 #[derive(Debug)]
 pub struct Shards {
     shards: Vec<Shard>,
-    /// Index of the first sample of each shard, and the number of samples.
+    /// Index of the first sample of each shard, then the number of samples.
     starts: Vec<usize>,
     classes: Vec<String>,
     captioned: bool,
     /// Whether any sample has a label.
     labelled: bool,
-    /// Samples without one and without a fault.
+    /// Number of samples without a label and without a fault.
     unlabelled: usize,
     notices: Vec<String>,
     indexes: Recent<Arc<ShardIndex>>,
     files: Recent<Arc<Source>>,
-    /// What was asked of stores, the oldest first.
+    /// Pending requests to stores, oldest first.
     asked: Mutex<VecDeque<((usize, Part), Requests)>>,
 }
 
@@ -67,33 +68,33 @@ struct Shard {
     summary: Summary,
 }
 
-/// What is read of a sample.
+/// The part of a sample that is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Its picture.
+    /// Its image.
     Picture,
     /// Its caption.
     Caption,
-    /// Picture and caption.
+    /// Image and caption.
     Both,
 }
 
-/// A picture file, and a caption with whether the json beside it is broken.
+/// The bytes of an image file, and a caption with whether the unused json is broken.
 type Contents = (Vec<u8>, Option<(String, bool)>);
 
-/// A sample: its picture, and its caption where that was asked for and there is one.
+/// A sample: its image, and its caption if that was requested and exists.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// The picture, and what is odd about it.
+    /// The image and its oddities.
     pub picture: Examined,
     /// The caption.
     pub caption: Option<String>,
 }
 
 impl Shards {
-    /// Opens the shards of a pattern. Those without a saved index are scanned.
+    /// Opens the shards of a pattern. Shards without a saved index are scanned.
     ///
-    /// Errors: files that are missing or cannot be read; no samples in any of them.
+    /// Errors: files that are missing or cannot be read; no samples, or no usable ones.
     pub fn open(pattern: &str) -> Result<Self> {
         let objects = Object::find(pattern::expand(pattern)?)?;
         let saved = shard_index::saved_summaries(&objects)?;
@@ -111,7 +112,7 @@ impl Shards {
                 let summary = index.summary();
                 let scanned = Scanned {
                     health: located(&index, &object),
-                    // To go through an object again takes long, to go through a file does not.
+                    // Scanning an object in a store again is slow; scanning a file is not.
                     kept: object.is_remote().then(|| index.save(&object)),
                 };
                 indexes.put(number, index, weight(summary));
@@ -142,32 +143,32 @@ impl Shards {
         }
         if scanned >= MANY {
             notices.push(format!(
-                "{scanned} shards were scanned; `advxl data index` saves what was found, so that opening them is quick"
+                "{scanned} shards were scanned; run `advxl data index` once to save their indexes, so that they open faster"
             ));
         }
         if let (1.., Ok(folder)) = (kept, crate::storage::cache::indexes()) {
             notices.push(format!(
-                "{kept} shards were read through once for their indexes, which are kept in `{}`",
+                "{kept} shards were read once to index them; the indexes are cached in `{}`",
                 folder.display()
             ));
         }
         if let Some(error) = unkept {
             let error = error.to_string().replace("\n  hint:", ";");
             notices.push(format!(
-                "indexes of shards in stores could not be kept, so the next start reads these shards through again: {error}"
+                "cannot cache the indexes of shards in stores, so the next start reads these shards again: {error}"
             ));
         }
         if let Some(first) = stales.first() {
             notices.push(format!(
-                "{} saved indexes are of other files than the shards beside them, or of an older program, and were not \
-                 used, such as that of `{first}`; `advxl data index` makes them again",
+                "{} saved indexes do not match their shards or were written by an older version, and were not used, such \
+                 as that of `{first}`; run `advxl data index` to rebuild them",
                 stales.len()
             ));
         }
         for (reason, count, example) in health.iter().filter(|(reason, ..)| reason.is_damage()) {
             let text = reason.text();
             notices.push(format!(
-                "shards are damaged: {text}, {count} times, such as {example}; `advxl data check` tells all"
+                "damaged shards: {text}, {count} times, such as {example}; run `advxl data check` for details"
             ));
         }
         if samples == 0 {
@@ -212,7 +213,7 @@ impl Shards {
         }
     }
 
-    /// The error that no sample can be used, with what is wrong with the first.
+    /// Returns the error that no sample can be used, with the fault of the first sample.
     fn nothing_usable(&self, pattern: &str) -> Result<Error> {
         let entry = self.entry(0).map_err(|fault| fault.error)?;
         let fault = shard_index::fault_of(&entry).unwrap_or_else(changed).error;
@@ -222,44 +223,47 @@ impl Shards {
         )))
     }
 
-    /// Number of samples, the damaged ones included.
+    /// Returns the number of samples, including damaged ones.
     pub fn len(&self) -> usize {
         self.starts[self.shards.len()]
     }
 
-    /// Whether there are no samples, which `open` refuses.
+    /// Returns whether there are no samples. [`Self::open`] refuses such shards.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The numbers of the classes, none unless at least 99 of 100 samples have a `.cls`. Then one without is damaged.
+    /// Returns the class names, which are numbers.
+    ///
+    /// There are none if more than 1 % of the samples are usable but have no `.cls`. Otherwise a sample without a `.cls` is
+    /// damaged.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
 
-    /// Samples that have no `.cls` and no fault.
+    /// Returns the number of samples that have no `.cls` and no fault.
     pub fn unlabelled(&self) -> usize {
         self.unlabelled
     }
 
-    /// Whether samples have captions. Then one without a caption is damaged.
+    /// Returns whether any sample has a caption. Then a sample without a caption is damaged.
     pub fn captioned(&self) -> bool {
         self.captioned
     }
 
-    /// What the user should know.
+    /// Returns what the user should know about the shards.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
 
-    /// The index of the first sample of each shard, and after the last the number of samples.
+    /// Returns the index of the first sample of each shard, then the number of samples.
     pub fn starts(&self) -> &[usize] {
         &self.starts
     }
 
-    /// The class.
+    /// Returns the label of a sample.
     ///
-    /// Errors: a sample without a `.cls`; the shard's index cannot be read any more.
+    /// Errors: a sample without a `.cls`; a shard's index that can no longer be read.
     pub fn label(&self, sample: usize) -> Result<u32> {
         let entry = self.entry(sample).map_err(|fault| fault.error)?;
         entry.label.ok_or_else(|| {
@@ -268,9 +272,9 @@ impl Shards {
         })
     }
 
-    /// Shard and key of a sample, wherever the shards lie, such as `00000.tar/000000012`.
+    /// Returns the shard's name and the key of a sample, such as `00000.tar/000000012`. The shard's folder is not included.
     ///
-    /// Errors: the shard's index cannot be read any more.
+    /// Errors: a shard's index that can no longer be read.
     pub fn id_of(&self, sample: usize) -> Result<String> {
         let (number, place) = self.place(sample);
         let index = self.index(number)?;
@@ -281,17 +285,17 @@ impl Shards {
         ))
     }
 
-    /// The key of a sample, as its members are named.
+    /// Returns the key of a sample, the common name of its members.
     ///
-    /// Errors: the shard's index cannot be read any more.
+    /// Errors: a shard's index that can no longer be read.
     pub fn key_of(&self, sample: usize) -> Result<String> {
         let (number, place) = self.place(sample);
         Ok(self.index(number)?.name(place).to_owned())
     }
 
-    /// Calls a function for the number and the key of every sample in which the indexes found no fault, from many threads.
+    /// Calls a function with the index and the key of every sample in which the indexes found no fault, from many threads.
     ///
-    /// Errors: its own, or those of indexes that cannot be read any more.
+    /// Errors: those of the function; shard indexes that can no longer be read.
     pub fn each_key(&self, call: impl Fn(usize, &str) -> Result<()> + Sync) -> Result<()> {
         (0..self.shards.len())
             .into_par_iter()
@@ -304,7 +308,7 @@ impl Shards {
             })
     }
 
-    /// Shard and key of a sample, for messages.
+    /// Returns the shard and the key of a sample, for messages.
     pub fn name_of(&self, sample: usize) -> String {
         let (number, place) = self.place(sample);
         let path = &self.shards[number].object;
@@ -317,40 +321,40 @@ impl Shards {
         }
     }
 
-    /// Where the shards lie.
+    /// Returns the paths or URLs of the shards.
     pub fn places(&self) -> impl Iterator<Item = String> {
         self.shards.iter().map(|shard| shard.object.to_string())
     }
 
-    /// Names of the shards without their folders and their numbers of samples, for the fingerprint.
+    /// Returns the names of the shards without folders and their sample counts, for the fingerprint.
     pub fn identity(&self) -> impl Iterator<Item = String> {
-        // The same whether a shard is gzipped or was unpacked.
+        // The same for a gzipped and an unpacked shard.
         let name = |shard: &Shard| unpack::plain_name(&shard.object.name());
         self.shards
             .iter()
             .map(move |shard| format!("{} {}", name(shard), shard.summary.samples))
     }
 
-    /// Names of the shards without their folders, as they are unpacked.
+    /// Returns the names of the shards without folders, and without the extension of gzipped shards.
     pub fn names(&self) -> impl Iterator<Item = String> {
         let names = self.shards.iter().map(|shard| shard.object.name());
         names.map(|name| unpack::plain_name(&name))
     }
 
-    /// Whether a sample's image is a PNM by its name, as those of packed shards are.
+    /// Returns whether the name of a sample's image is that of a PNM, the format of packed shards.
     pub fn is_pnm(&self, sample: usize) -> bool {
         self.entry(sample)
             .is_ok_and(|entry| entry.fault.is_none() && entry.format == Format::Pnm)
     }
 
-    /// What was met in the tars beside the samples' own faults.
+    /// Returns damage and oddities of the tars other than the faults of the samples.
     pub fn health(&self) -> Result<Health> {
         let mut health = Health::default();
         for number in 0..self.shards.len() {
             let index = self.index(number)?;
             let Shard { object, summary } = &self.shards[number];
             health.join(&located(&index, object));
-            // Of a data set with classes they are damaged samples, which whoever reads them counts.
+            // In a data set with classes, samples without a label are damaged and counted when they are read.
             if self.labelled && self.classes.is_empty() {
                 let missing = u64::from(summary.unlabelled);
                 health.add_times(Reason::MissingLabel, missing, || format!("`{object}`"));
@@ -359,9 +363,9 @@ impl Shards {
         Ok(health)
     }
 
-    /// Asks the store for a sample that will be read soon. Of files, which are quick, nothing is asked.
+    /// Requests a sample that will be read soon from its store. Files are fast and are not prefetched.
     ///
-    /// What goes wrong is told when the sample is read.
+    /// Errors are reported when the sample is read.
     pub fn ask(&self, sample: usize, part: Part) {
         let (number, _) = self.place(sample);
         let Some(remote) = self.shards[number].object.remote() else {
@@ -386,15 +390,15 @@ impl Shards {
         }
     }
 
-    /// Gives up what was asked for and not read.
+    /// Drops requests that were not read.
     pub fn forget_asked(&self) {
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         asked.clear();
     }
 
-    /// Reads a sample: of its picture at least what `view` asks for, and its caption if that is asked for.
+    /// Reads a sample: at least the part of its image that `view` requests, and its caption if that is requested.
     ///
-    /// Errors: whatever makes it unusable, by kind.
+    /// Errors: anything that makes the sample unusable, by kind.
     pub fn read(
         &self,
         sample: usize,
@@ -417,14 +421,14 @@ impl Shards {
         Ok(Sample { picture, caption })
     }
 
-    /// The bytes of a sample's picture file.
+    /// Returns the bytes of a sample's image file.
     pub fn image_bytes(&self, sample: usize) -> std::result::Result<Vec<u8>, Fault> {
         Ok(self.bytes(sample, false)?.0)
     }
 
-    /// A sample's caption; none where no sample has one.
+    /// Returns the caption of a sample; none if no sample has one.
     ///
-    /// Errors: it is missing, empty, no UTF-8 or within a broken json.
+    /// Errors: a caption that is missing, empty, not UTF-8 or in a broken json.
     pub fn caption(&self, sample: usize) -> std::result::Result<Option<String>, Fault> {
         if !self.captioned {
             return Ok(None);
@@ -439,7 +443,7 @@ impl Shards {
         Ok(Some(caption_of(&entry, &pieces)?.0))
     }
 
-    /// Image, and caption with whether the json beside it is broken.
+    /// Returns the bytes of the image, and the caption with whether the unused json is broken.
     fn bytes(&self, sample: usize, caption: bool) -> std::result::Result<Contents, Fault> {
         let entry = self.entry(sample)?;
         if let Some(fault) = shard_index::fault_of(&entry) {
@@ -458,15 +462,16 @@ impl Shards {
         Ok((bytes, caption))
     }
 
-    /// What there is of what is wanted.
-    fn part(&self, wanted: Part) -> Part {
-        match wanted {
+    /// Returns the requested part, without captions if no sample has one.
+    fn part(&self, requested: Part) -> Part {
+        match requested {
             Part::Both if !self.captioned => Part::Picture,
             part => part,
         }
     }
 
-    /// The bytes of a part of a sample: read from a file, or waited for if they were asked for, or asked for now.
+    /// Returns the bytes of a part of a sample: reads them from a file, or waits for a request that was made ahead, or
+    /// makes the request now.
     fn pieces(
         &self,
         sample: usize,
@@ -496,7 +501,7 @@ impl Shards {
             .map_err(|error| self.fault(number, error))
     }
 
-    /// An error of a shard as one of a sample: nobody's fault where a store does not give what it has.
+    /// Turns an error of a shard into a fault of a sample; for shards in stores it is an outage.
     fn fault(&self, number: usize, error: Error) -> Fault {
         Fault {
             outage: self.shards[number].object.is_remote(),
@@ -504,9 +509,9 @@ impl Shards {
         }
     }
 
-    /// Shard and place within it.
+    /// Returns the shard of a sample and the index within the shard.
     fn place(&self, sample: usize) -> (usize, usize) {
-        // Empty shards begin where the next one begins, hence the last that does.
+        // An empty shard starts where the next one starts, hence the last shard that starts there.
         let number = self.starts.partition_point(|start| *start <= sample) - 1;
         (number, sample - self.starts[number])
     }
@@ -544,7 +549,7 @@ impl Shards {
             return Ok(file);
         }
         let Object::File { path, stamp } = &self.shards[number].object else {
-            return Err(Error::failed("an object of a store is no file"));
+            return Err(Error::failed("an object in a store is not a file"));
         };
         let file = Arc::new(unpack::open(path, *stamp)?.0);
         self.files.put(number, file.clone(), 1);
@@ -552,9 +557,9 @@ impl Shards {
     }
 }
 
-/// The error that there are no samples, with what the first shard is instead.
+/// Returns the error that there are no samples, and what the first shard is if it is not a tar.
 fn no_samples(pattern: &str, shards: &[Shard]) -> Result<Error> {
-    let message = format!("`shards:{pattern}` holds no samples");
+    let message = format!("`shards:{pattern}` contains no samples");
     let first = shards.first().map(|shard| &shard.object);
     let hint = "samples are members such as `000.jpg` with `000.txt`, `000.json` or `000.cls`";
     let Some(first) = first else {
@@ -575,30 +580,30 @@ fn no_samples(pattern: &str, shards: &[Shard]) -> Result<Error> {
     })
 }
 
-/// What was found when a shard was scanned.
+/// The result of scanning a shard.
 struct Scanned {
     health: Health,
-    /// Of an object in a store: whether its index could be kept.
+    /// For an object in a store: whether its index could be cached.
     kept: Option<Result<()>>,
 }
 
-/// What [`save_indexes`] did.
+/// The result of [`save_indexes`].
 #[derive(Clone, Debug)]
 pub struct Indexed {
-    /// Shards.
+    /// Number of shards.
     pub shards: usize,
-    /// Their samples.
+    /// Number of samples.
     pub samples: u64,
-    /// Indexes that were written.
+    /// Number of indexes that were written.
     pub written: usize,
-    /// Where those of shards in stores were written, if any.
+    /// Folder to which the indexes of shards in stores were written, if any.
     pub kept: Option<PathBuf>,
 }
 
-/// Makes the indexes of all shards of a pattern anew where they are absent or stale, and saves them: beside files, and
-/// in the cache for shards in stores.
+/// Builds and saves the missing and stale indexes of the shards of a pattern: next to files, and in the cache for shards
+/// in stores.
 ///
-/// `progress` is told how many shards are done.
+/// `progress` is called with the number of finished shards and the number of all shards.
 pub fn save_indexes(pattern: &str, progress: impl Fn(usize, usize) + Sync) -> Result<Indexed> {
     let objects = Object::find(pattern::expand(pattern)?)?;
     let (total, done) = (objects.len(), std::sync::atomic::AtomicUsize::new(0));
@@ -636,20 +641,20 @@ fn weight(summary: Summary) -> u64 {
     u64::from(summary.samples) + 1
 }
 
-/// What was met in a shard, with the shard in the examples.
+/// Returns the health of a shard, with the shard's name in the examples.
 fn located(index: &ShardIndex, object: &Object) -> Health {
     index.health().at(&object.to_string())
 }
 
-/// The ranges to read for a part of a sample: one where its members stand together.
+/// Returns the ranges to read for a part of a sample: a single one if its members are close to each other.
 fn ranges(entry: &Entry, part: Part) -> Vec<Range<u64>> {
-    let wanted = match part {
+    let members = match part {
         Part::Picture => vec![entry.image],
         Part::Caption => vec![entry.text, entry.json],
         Part::Both => vec![entry.image, entry.text, entry.json],
     };
-    let there = wanted.into_iter().filter(|span| span.exists());
-    let mut spans: Vec<_> = there.map(Span::range).collect();
+    let members = members.into_iter().filter(|span| span.exists());
+    let mut spans: Vec<_> = members.map(Span::range).collect();
     spans.sort_by_key(|range| range.start);
     let mut ranges: Vec<Range<u64>> = Vec::with_capacity(spans.len());
     for span in spans {
@@ -666,16 +671,16 @@ fn changed() -> Fault {
         Reason::Unreadable,
         "the shard has changed since it was opened",
     )
-    .hint("start again")
+    .hint("run the same command again")
 }
 
-/// The caption, and whether the json beside it is broken.
+/// Returns the caption, and whether a json that is not used for it is broken.
 fn caption_of(entry: &Entry, pieces: &Pieces) -> std::result::Result<(String, bool), Fault> {
     let read = |span: Span| pieces.get(span.range()).ok_or_else(changed);
     if entry.text.exists() {
         let text = std::str::from_utf8(read(entry.text)?).map_err(|error| {
             let at = error.valid_up_to();
-            let message = format!("the caption is not UTF-8 text: byte {at} cannot be read");
+            let message = format!("the caption is not UTF-8 text: byte {at} is invalid");
             Fault::new(Reason::CaptionNotUtf8, message).hint("save captions as UTF-8")
         })?;
         let spare_broken = entry.json.exists() && json::parse(read(entry.json)?).is_err();
@@ -684,21 +689,21 @@ fn caption_of(entry: &Entry, pieces: &Pieces) -> std::result::Result<(String, bo
     if !entry.json.exists() {
         return Err(Fault::new(
             Reason::MissingCaption,
-            "there is no caption: neither `.txt` nor `.json`",
+            "missing caption: neither `.txt` nor `.json`",
         )
-        .hint("other samples have one; leave this one out or add it"));
+        .hint("other samples have captions; add one, or leave this sample out"));
     }
     let json = json::parse(read(entry.json)?).map_err(|error| {
         Fault::new(Reason::JsonBroken, format!("the json is broken: {error}"))
-            .hint("there is no `.txt`, so the caption must come from the json")
+            .hint("without a `.txt`, the caption must come from the json")
     })?;
     match json.get("caption").and_then(serde_json::Value::as_str) {
         Some(caption) => Ok((not_empty(caption)?, false)),
         None => Err(Fault::new(
             Reason::MissingCaption,
-            "the json has no text under `caption`",
+            "the json has no string under `caption`",
         )
-        .hint("img2dataset writes it there")),
+        .hint("img2dataset writes the caption there")),
     }
 }
 

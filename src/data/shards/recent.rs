@@ -1,26 +1,26 @@
-//! The values that were used last, within a bound: indexes of shards, open files.
+//! A bounded cache of the most recently used values: shard indexes, open files.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-/// Values by number. Those that were not used for longest go when it is full.
+/// A cache of values by number. When it is full, the least recently used values are dropped.
 #[derive(Debug)]
 pub struct Recent<V> {
     state: Mutex<Entries<V>>,
-    /// Most weight that is held, but for one value, which may be heavier.
+    /// Largest total weight. A single value may be heavier.
     most: u64,
 }
 
 #[derive(Debug)]
 struct Entries<V> {
-    /// Value, weight, and when it was used last.
+    /// Value, weight, and time of the last use.
     values: HashMap<usize, (V, u64, u64)>,
     weight: u64,
     clock: u64,
 }
 
 impl<V: Clone> Recent<V> {
-    /// Holds values of a weight of `most` in sum.
+    /// Makes a cache for values with a total weight of `most`.
     pub fn new(most: u64) -> Self {
         let state = Entries {
             values: HashMap::new(),
@@ -33,7 +33,7 @@ impl<V: Clone> Recent<V> {
         }
     }
 
-    /// A value that is held.
+    /// Returns a cached value.
     pub fn get(&self, number: usize) -> Option<V> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.clock += 1;
@@ -43,7 +43,7 @@ impl<V: Clone> Recent<V> {
         Some(value.clone())
     }
 
-    /// Holds a value.
+    /// Caches a value.
     pub fn put(&self, number: usize, value: V, weight: u64) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.clock += 1;
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_used_last_stays_and_the_weight_is_bounded() {
+    fn recently_used_values_are_kept_and_the_weight_is_bounded() {
         let recent = Recent::new(10);
         recent.put(1, 'a', 4);
         recent.put(2, 'b', 4);

@@ -1,12 +1,12 @@
-//! The members of a tar file: names, places and lengths, from its headers alone.
+//! The members of a tar file: names, offsets and lengths, read from the headers alone.
 //!
-//! Reads ustar, GNU long names and pax paths and sizes. After damage it goes on at the next header
-//! with a right checksum, wherever that begins, so that one bad block costs its own member only.
-//! Every size is held against the length of the file; contents are never read. Sparse files of GNU tar and links are
-//! named as damage: they have no contents that could be read as they are.
-//! Not for unpacking, nor for what the members mean ([`crate::data::shards`]).
+//! Reads ustar, GNU long names, and pax paths and sizes. After damage, reading continues at the next header with a valid
+//! checksum, at any offset, so a bad block only costs its own member.
+//! Every size is checked against the length of the file; contents are never read. Sparse files of GNU tar and links are
+//! reported as damage: their contents are not in the tar as plain bytes.
+//! Not for unpacking or for the meaning of the members ([`crate::data::shards`]).
 //!
-//! Source: POSIX.1-2001, `pax`; GNU tar's manual, "Basic Tar Format" and "Storing Sparse Files". Held to Python's
+//! Source: POSIX.1-2001, `pax`; GNU tar's manual, "Basic Tar Format" and "Storing Sparse Files". Compared with Python's
 //! `tarfile` by `tests/shards.rs`.
 
 use crate::error::Result;
@@ -14,36 +14,36 @@ use crate::image::Reason;
 use crate::storage::store::Reader;
 
 const BLOCK: usize = 512;
-/// What is read at once; holds a caption, a json and their headers.
+/// Bytes that are read at a time; enough for a caption, a json and their headers.
 const WINDOW: usize = 8 * 1024;
-/// Longest extended header that is followed. Names need a few kilobytes; attributes of macOS and maps of sparse files
-/// stand there too.
+/// Longest extended header that is read. Names need a few kilobytes; the headers may also contain attributes of macOS and
+/// maps of sparse files.
 const LONGEST_HEADER: u64 = 1 << 20;
 
-/// What a scan meets, in the order of the file.
+/// An entry that a scan finds, in the order of the file.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TarEntry {
-    /// A regular file that lies whole within the tar.
+    /// A regular file that is completely within the tar.
     Member {
-        /// Its path as bytes; nothing says that it is UTF-8.
+        /// Path as bytes, which are not necessarily UTF-8.
         name: Vec<u8>,
-        /// Where its contents begin.
+        /// Offset of its contents.
         at: u64,
-        /// Bytes of its contents.
+        /// Length of its contents in bytes.
         length: u64,
     },
     /// Damage or an oddity.
     Damage {
-        /// The kind.
+        /// Kind of damage.
         reason: Reason,
-        /// Where.
+        /// Offset of the damage.
         at: u64,
-        /// The member that it costs, where its name is known.
+        /// Name of the member that is lost, if known.
         name: Option<Vec<u8>>,
     },
 }
 
-/// Tells all members and damages of a tar file.
+/// Calls `each` for all members and all damage of a tar file.
 ///
 /// Errors: those of reading the file.
 pub fn scan(file: &Reader, mut each: impl FnMut(TarEntry)) -> Result<()> {
@@ -86,7 +86,7 @@ pub fn scan(file: &Reader, mut each: impl FnMut(TarEntry)) -> Result<()> {
         };
         let data = at + BLOCK as u64 * (1 + blocks.of_sparse_map(at, &header)?);
         let size = match header.kind {
-            // Links, devices and folders have no contents, whatever their size says.
+            // Links, devices and folders have no contents, regardless of the size field.
             b'1'..=b'6' => Some(0),
             b'L' | b'K' | b'x' | b'g' => header.size,
             _ => next.size.unwrap_or(header.size),
@@ -108,7 +108,7 @@ pub fn scan(file: &Reader, mut each: impl FnMut(TarEntry)) -> Result<()> {
             (next, sound) = (Next::default(), !ends);
             continue;
         };
-        // Counted from the header: after an insertion nothing begins at multiples of a block any more.
+        // Relative to the header: after inserted bytes, headers no longer start at multiples of a block.
         at = data + size.next_multiple_of(BLOCK as u64);
         match header.kind {
             b'L' | b'x' if size > LONGEST_HEADER => {
@@ -150,15 +150,15 @@ fn is_file(kind: u8) -> bool {
     matches!(kind, b'0' | 0 | b'7' | b'S')
 }
 
-/// What extended headers said of the next member.
+/// What extended headers specify for the next member.
 #[derive(Default)]
 struct Next {
     name: Option<Vec<u8>>,
-    /// None within where it is no number.
+    /// The inner value is none if the size is not a number.
     size: Option<Option<u64>>,
-    /// Its contents are parts of a file with holes, perhaps behind a map of them.
+    /// Whether the contents are parts of a sparse file, possibly preceded by a map of them.
     is_sparse: bool,
-    /// A header was too long to be read, so that neither name nor size are known.
+    /// Whether a header was too long to be read, so that neither name nor size is known.
     is_unknown: bool,
 }
 
@@ -171,39 +171,39 @@ impl Next {
         let size = pax_value(records, b"size");
         self.size = size.map(|size| std::str::from_utf8(size).ok()?.parse().ok());
         self.is_sparse = pax_records(records).any(|(key, _)| key.starts_with(b"GNU.sparse."));
-        // `path` is a name that no file had, such as `GNUSparseFile.0/000.png`.
+        // `path` is an artificial name such as `GNUSparseFile.0/000.png`.
         if let Some(path) = pax_value(records, b"GNU.sparse.name") {
             self.name = Some(path.to_vec());
         }
     }
 }
 
-/// What is used of a header.
+/// The header fields that are used.
 struct Header {
     name: Vec<u8>,
-    /// None where the field is no number.
+    /// None if the field is not a number.
     size: Option<u64>,
     kind: u8,
-    /// Whether blocks with more of the map of an old sparse file follow.
+    /// Whether more blocks of the map of an old-format sparse file follow.
     has_map: bool,
 }
 
 impl Header {
-    /// None unless the checksum is right.
+    /// Parses a header; none if the checksum is wrong.
     fn read(block: &[u8]) -> Option<Self> {
-        let told = number(&block[148..156])?;
+        let stored = number(&block[148..156])?;
         let blank = 32 * 8;
         let (before, after) = (&block[..148], &block[156..]);
         let parts = || before.iter().chain(after);
         let sum: u64 = parts().map(|byte| u64::from(*byte)).sum();
-        // Some old programs added signed bytes.
+        // Some old programs sum signed bytes.
         let signed: i64 = parts().map(|byte| i64::from(*byte as i8)).sum();
-        if told != sum + blank && i64::try_from(told) != Ok(signed + blank as i64) {
+        if stored != sum + blank && i64::try_from(stored) != Ok(signed + blank as i64) {
             return None;
         }
         let mut name = until_zero(&block[..100]).to_vec();
         let prefix = until_zero(&block[345..500]);
-        // GNU's own form keeps times where ustar has the prefix.
+        // The GNU format has times where ustar has the prefix.
         if &block[257..263] == b"ustar\0" && !prefix.is_empty() {
             name = [prefix, b"/", &name].concat();
         }
@@ -220,7 +220,7 @@ fn until_zero(field: &[u8]) -> &[u8] {
     field.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// An octal number between spaces and zeros, or GNU's big-endian one after a byte of 0x80.
+/// Parses an octal number padded with spaces and zeros, or GNU's big-endian number after a byte of 0x80.
 fn number(field: &[u8]) -> Option<u64> {
     if let [0x80, rest @ ..] = field {
         let (high, low) = rest.split_at(rest.len().checked_sub(8)?);
@@ -239,13 +239,13 @@ fn number(field: &[u8]) -> Option<u64> {
     })
 }
 
-/// The last value of a key in pax records.
+/// Returns the last value of a key in pax records.
 fn pax_value<'a>(records: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
     let found = pax_records(records).filter(|(name, _)| *name == key);
     found.last().map(|(_, value)| value)
 }
 
-/// Keys and values of pax records: `LENGTH key=value\n`, one after another. A broken one is the last.
+/// Iterates over the keys and values of pax records, `LENGTH key=value\n`. Iteration ends at the first broken record.
 fn pax_records(mut records: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     std::iter::from_fn(move || {
         let space = records.iter().position(|byte| *byte == b' ')?;
@@ -259,7 +259,7 @@ fn pax_records(mut records: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
-/// A moving view of the file.
+/// A sliding window over the file.
 struct Blocks<'a> {
     file: &'a Reader,
     start: u64,
@@ -275,14 +275,15 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    /// The block at a place; none where less than a block is left.
+    /// Returns the block at an offset; none if less than a block is left.
     fn at(&mut self, at: u64) -> Result<Option<[u8; BLOCK]>> {
         let from = self.show(at)?;
         let block = self.window.get(from..from + BLOCK);
         Ok(block.and_then(|block| block.try_into().ok()))
     }
 
-    /// Makes the window hold a block from a place on, or all that is left; where in it the place is.
+    /// Moves the window so that it contains the block at an offset, or all that is left. Returns the position of the offset
+    /// in the window.
     fn show(&mut self, at: u64) -> Result<usize> {
         let end = self.start + self.window.len() as u64;
         if at < self.start || at + BLOCK as u64 > end {
@@ -294,7 +295,7 @@ impl<'a> Blocks<'a> {
         Ok((at - self.start) as usize)
     }
 
-    /// Blocks between the header at a place and the contents, which old sparse files have.
+    /// Returns the number of blocks between a header and its contents, which only old-format sparse files have.
     fn of_sparse_map(&mut self, at: u64, header: &Header) -> Result<u64> {
         let (mut count, mut more) = (0, header.kind == b'S' && header.has_map);
         while more {
@@ -310,9 +311,9 @@ impl<'a> Blocks<'a> {
         Ok(self.window[from..].iter().all(|byte| *byte == 0))
     }
 
-    /// The next sound header from a place on, or the end of the file.
+    /// Returns the offset of the next valid header at or after an offset, or the end of the file.
     ///
-    /// Headers with a magic are found anywhere, those without at multiples of a block only.
+    /// Headers with a magic are found at any offset, those without only at multiples of a block.
     fn next_header(&mut self, mut at: u64) -> Result<u64> {
         loop {
             if at + BLOCK as u64 > self.file.length() {
@@ -339,7 +340,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_octal_or_after_a_mark_binary() {
+    fn numbers_are_octal_or_binary_after_a_mark() {
         assert_eq!(number(b"0000644\0"), Some(0o644));
         assert_eq!(number(b"   17 \0\0"), Some(0o17));
         assert_eq!(number(b"77777777777"), Some((1 << 33) - 1));
@@ -358,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_value_of_a_pax_key_counts_and_broken_records_end_the_reading() {
+    fn the_last_value_of_a_pax_key_is_used_and_a_broken_record_ends_the_iteration() {
         let records = b"9 size=7\n14 path=a/b=c\n11 size=12\n";
         assert_eq!(pax_value(records, b"size"), Some(&b"12"[..]));
         assert_eq!(pax_value(b"14 path=a/b=c\n", b"path"), Some(&b"a/b=c"[..]));

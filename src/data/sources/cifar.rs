@@ -1,13 +1,13 @@
-//! CIFAR-10 and CIFAR-100 in their binary form: fixed-length records of a label and 32 x 32 pixels.
+//! CIFAR-10 and CIFAR-100 in the binary version: fixed-length records of labels and 32 x 32 pixels.
 //!
-//! Not for the Python form (pickles), which is recognised only to say where the binary one is.
+//! The Python version (pickles) is only recognized to point to the binary version.
 //!
 //! | set       | training files            | test file        | record                             |
 //! |-----------|---------------------------|------------------|------------------------------------|
 //! | CIFAR-10  | `data_batch_1.bin` and on | `test_batch.bin` | label, 3072 pixels                 |
 //! | CIFAR-100 | `train.bin`               | `test.bin`       | coarse label, label, 3072 pixels   |
 //!
-//! Pixels are `[3, 32, 32]` bytes. For CIFAR-100 the fine label counts.
+//! Pixels are `[3, 32, 32]` bytes. CIFAR-100 uses the fine label.
 //! Source: <https://www.cs.toronto.edu/~kriz/cifar.html>
 
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::image::Picture;
 
-/// The side of every image.
+/// Side of every image in pixels.
 pub const SIDE: usize = 32;
 const PIXELS: usize = 3 * SIDE * SIDE;
 
@@ -66,12 +66,12 @@ impl Kind {
     }
 }
 
-/// Whether a folder holds CIFAR binaries.
+/// Returns whether a folder contains CIFAR binaries.
 pub fn is_cifar(folder: &Path) -> bool {
     kind_of(folder).is_some()
 }
 
-/// A hint for folders that hold CIFAR in another place or form.
+/// Returns a hint for a folder that has CIFAR in a subfolder or in the Python version.
 pub fn near_miss(folder: &Path) -> Option<String> {
     for inner in ["cifar-10-batches-bin", "cifar-100-binary"] {
         let inner = folder.join(inner);
@@ -101,7 +101,7 @@ fn kind_of(folder: &Path) -> Option<Kind> {
     }
 }
 
-/// `data_batch_N.bin`, in the order of N.
+/// Returns the paths of `data_batch_N.bin`, ordered by N.
 fn training_batches(folder: &Path) -> Vec<PathBuf> {
     let mut found: Vec<(u32, PathBuf)> = files::list(folder)
         .unwrap_or_default()
@@ -119,11 +119,10 @@ fn training_batches(folder: &Path) -> Vec<PathBuf> {
 impl Cifar {
     /// Reads a split of the binaries in `folder`.
     ///
-    /// Errors: a file that is missing, is not a whole number of records, or holds a label out of
-    /// range.
+    /// Errors: a file that is missing, is not a whole number of records, or contains a label out of range.
     pub fn open(folder: &Path, split: Split) -> Result<Self> {
         let kind = kind_of(folder).ok_or_else(|| {
-            Error::input(format!("`{}` holds no CIFAR binaries", folder.display()))
+            Error::input(format!("`{}` contains no CIFAR binaries", folder.display()))
         })?;
         let mut paths = match (kind, split) {
             (Kind::Ten, Split::Train) => training_batches(folder),
@@ -143,7 +142,7 @@ impl Cifar {
                 "`{}` has no {split} images: `{file}` is missing",
                 folder.display()
             ))
-            .hint("copy the file beside the others, from the same archive"));
+            .hint("copy the file from the same archive into this folder"));
         }
         let classes = class_names(folder, kind)?;
         let mut cifar = Self {
@@ -170,19 +169,19 @@ impl Cifar {
                 bytes.len(),
                 nearest * record
             ))
-            .hint("the file is cut short or of another format: copy or download it again"));
+            .hint("the file is truncated or has another format: copy or download it again"));
         }
         let fine = self.label_bytes - 1;
         let labels = bytes.chunks_exact(record).map(|record| record[fine]);
         for (number, label) in labels.enumerate() {
             if usize::from(label) >= self.classes.len() {
                 return Err(Error::input(format!(
-                    "`{}` record {number}: label {label} is not one of the {} classes 0 to {}",
+                    "`{}`, record {number}: label {label} is not one of the {} classes 0 to {}",
                     path.display(),
                     self.classes.len(),
                     self.classes.len() - 1
                 ))
-                .hint("the file is damaged or of another data set"));
+                .hint("the file is damaged or belongs to another data set"));
             }
         }
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -200,7 +199,7 @@ impl Cifar {
         self.label_bytes + PIXELS
     }
 
-    /// File, number within the file, and bytes of a record.
+    /// Returns the file, the number within the file, and the bytes of a record.
     fn locate(&self, index: usize) -> (&CifarFile, usize, &[u8]) {
         let after = self.files.partition_point(|file| file.first <= index);
         let file = &self.files[after - 1];
@@ -209,27 +208,27 @@ impl Cifar {
         (file, number, &file.bytes[number * record..][..record])
     }
 
-    /// Number of images.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no images, which `open` refuses.
+    /// Returns whether there are no images. [`Self::open`] refuses such data.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Names of the classes, by label.
+    /// Returns the class names by label.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
 
-    /// The class of an image.
+    /// Returns the label of an image.
     pub fn label(&self, index: usize) -> u32 {
         u32::from(self.locate(index).2[self.label_bytes - 1])
     }
 
-    /// The image.
+    /// Returns an image.
     pub fn picture(&self, index: usize) -> Result<Picture> {
         let planes = &self.locate(index).2[self.label_bytes..];
         let area = SIDE * SIDE;
@@ -242,14 +241,14 @@ impl Cifar {
         Picture::bytes(SIDE, SIDE, pixels)
     }
 
-    /// Where an image comes from.
+    /// Returns where an image comes from, for messages.
     pub fn name_of(&self, index: usize) -> String {
         let (file, number, _) = self.locate(index);
         format!("{} record {number}", file.name)
     }
 }
 
-/// The names file, or numbers when there is none.
+/// Reads the file of class names; without the file the classes are named by number.
 fn class_names(folder: &Path, kind: Kind) -> Result<Vec<String>> {
     let path = folder.join(kind.names_file());
     let expected = kind.classes();
@@ -265,11 +264,11 @@ fn class_names(folder: &Path, kind: Kind) -> Result<Vec<String>> {
         .collect();
     if names.len() != expected {
         return Err(Error::input(format!(
-            "`{}` names {} classes, not {expected}",
+            "`{}` has {} class names, expected {expected}",
             path.display(),
             names.len()
         ))
-        .hint("the file has one class name in each line"));
+        .hint("the file must have one class name per line"));
     }
     Ok(names)
 }
@@ -291,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn batches_follow_each_other_in_the_order_of_their_numbers() {
+    fn batches_are_read_in_numerical_order() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         put(folder, "data_batch_10.bin", &record(&[9], 40));
@@ -325,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_file_is_named_with_its_length_and_what_would_be_right() {
+    fn a_truncated_file_is_refused_with_its_length_and_the_expected_one() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         put(folder, "test_batch.bin", &[0; 3073 * 2 - 10]);
@@ -337,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_out_of_range_and_a_missing_split_are_told() {
+    fn a_label_out_of_range_and_a_missing_split_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         put(
@@ -360,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn the_python_version_is_recognised() {
+    fn the_python_version_is_recognized() {
         let folder = tempfile::tempdir().unwrap();
         put(folder.path(), "data_batch_1", b"pickle");
         assert!(!is_cifar(folder.path()));

@@ -1,8 +1,8 @@
 //! A folder of class folders: `ROOT/class/*.jpg` or `ROOT/{train,val}/class/*.jpg`.
 //!
-//! The classes are the sorted names of the class folders, numbers in the order of numbers; pictures may lie in
-//! folders within them. `Layout` decides which folder holds a split. Names decide what is taken for a picture
-//! here; [`crate::image::decode`] then looks at the bytes.
+//! The classes are the sorted names of the class folders; if all names are numbers, they are sorted numerically. Images
+//! may be in subfolders of a class. `Layout` decides which folder is a split. Here the file name decides what counts as an
+//! image; [`crate::image::decode`] then detects the format from the bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -12,38 +12,38 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::image::decode::outcome::Format;
 
-/// Pictures of class folders.
+/// The images of class folders.
 #[derive(Debug)]
 pub struct Folder {
     root: PathBuf,
-    /// The folder's name for the split, where the data set has folders for splits.
+    /// Name of the split's folder, if the data set has split folders.
     split: Option<String>,
     classes: Vec<String>,
-    /// Path from the root, and label.
+    /// Path relative to the root, and label.
     pictures: Vec<(PathBuf, u32)>,
     ignored: Ignored,
 }
 
-/// What was left out of a data set, by kind: `.txt` for a file's extension, or a reason in words.
+/// The number of ignored files by kind: the extension such as `.txt`, or a reason in words.
 pub type Ignored = BTreeMap<String, usize>;
 
-const LAYOUT_HINT: &str = "put the images of each class into a folder of its own, \
+const LAYOUT_HINT: &str = "put the images of each class into a separate folder, \
                            such as `ROOT/train/cat/1.jpg` and `ROOT/val/cat/2.jpg`";
 
-/// Names of folders for splits, in any case.
+/// Names of split folders, matched without regard to case.
 const TRAIN_NAMES: [&str; 2] = ["train", "training"];
-/// The preferred ones first: ImageNet's labeled test images are in `val`.
+/// In order of preference: ImageNet's labeled test images are in `val`.
 const TEST_NAMES: [[&str; 3]; 2] = [["val", "valid", "validation"], ["test", "testing", "eval"]];
 
-/// Folders that file managers and archivers leave behind.
+/// Folders created by operating systems, file managers and archivers.
 const JUNK: [&str; 4] = ["__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN"];
 
 impl Folder {
-    /// Lists the pictures of a split without reading them. With `splits` off every folder is a class,
-    /// whatever its name.
+    /// Lists the images of a split without reading them. If `splits` is false, every folder is a class, regardless of its
+    /// name.
     ///
-    /// Errors: no class folders, or empty ones; a single class to train on; test classes that were not trained;
-    /// a layout that can be read in two ways.
+    /// Errors: missing or empty class folders; only one class to train on; test classes without training images; an
+    /// ambiguous layout.
     pub fn open(root: &Path, split: Split, splits: bool) -> Result<Self> {
         let layout = Layout::find(root, split, splits)?;
         let classes = match &layout.classes {
@@ -52,7 +52,7 @@ impl Folder {
         };
         if let ([only], Split::Train) = (&classes[..], split) {
             return Err(Error::input(format!(
-                "`{}` has one class folder only, `{only}`; a classifier needs two or more",
+                "`{}` has only one class folder, `{only}`; a classifier needs at least two",
                 layout.folder.display()
             ))
             .hint(LAYOUT_HINT));
@@ -77,10 +77,10 @@ impl Folder {
             let Some(label) = labels.get(&name) else {
                 let trained = train.unwrap_or(&folder).display();
                 return Err(Error::input(format!(
-                    "`{}` is a class that `{trained}` does not have",
+                    "`{}` is not one of the classes in `{trained}`",
                     folder.join(&name).display(),
                 ))
-                .hint("every class of the test images needs a folder of training images of the same name"));
+                .hint("every class of the test images needs a training folder of the same name"));
             };
             let before = self.pictures.len();
             self.add(&folder.join(&name), *label, &mut visited)?;
@@ -98,17 +98,17 @@ impl Folder {
         }
         let (count, folder) = (empty.len(), folder.display());
         Err(Error::input(format!(
-            "{count} of the class folders of `{folder}` hold no images: {}",
+            "{count} of the class folders in `{folder}` contain no images: {}",
             first_few(&empty)
         ))
         .hint(format!(
-            "images are files that end in {}; remove empty folders",
+            "image files end in {}; remove empty folders",
             Format::extensions().join(", ")
         )))
     }
 
-    /// Adds the pictures of a folder and of those in it. `visited` maps each folder, links resolved, to its class:
-    /// a link may lead back to where it is, or to another class.
+    /// Adds the images of a folder and its subfolders. `visited` maps each folder, with links resolved, to its class: a
+    /// link may point back to a parent folder, or to another class.
     fn add(
         &mut self,
         folder: &Path,
@@ -121,7 +121,7 @@ impl Folder {
             Some(before) if before == label => {
                 *self
                     .ignored
-                    .entry("links to folders that were read already".into())
+                    .entry("links to folders already read".into())
                     .or_default() += 1;
                 return Ok(());
             }
@@ -165,58 +165,58 @@ impl Folder {
         *self.ignored.entry(kind).or_default() += 1;
     }
 
-    /// Number of pictures.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         self.pictures.len()
     }
 
-    /// Whether there are no pictures, which `open` refuses.
+    /// Returns whether there are no images. [`Self::open`] refuses such data.
     pub fn is_empty(&self) -> bool {
         self.pictures.is_empty()
     }
 
-    /// Names of the classes, by label.
+    /// Returns the class names by label.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
 
-    /// The folder that holds the class folders.
+    /// Returns the folder that contains the class folders.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The name of the split's folder; none where the data set has no folders for splits.
+    /// Returns the name of the split's folder; none if the data set has no split folders.
     pub fn split(&self) -> Option<&str> {
         self.split.as_deref()
     }
 
-    /// Files left out, by kind.
+    /// Returns the number of ignored files by kind.
     pub fn ignored(&self) -> &Ignored {
         &self.ignored
     }
 
-    /// The class of a picture.
+    /// Returns the label of an image.
     pub fn label(&self, index: usize) -> u32 {
         self.pictures[index].1
     }
 
-    /// The bytes of a picture's file.
+    /// Reads the bytes of an image file.
     pub fn bytes(&self, index: usize) -> Result<Vec<u8>> {
         files::read(&self.path(index))
     }
 
-    /// What the name says the picture is.
+    /// Returns the format that the file name suggests.
     pub fn format(&self, index: usize) -> Option<Format> {
         let end = self.pictures[index].0.extension()?;
         Format::of_extension(&end.to_string_lossy().to_ascii_lowercase())
     }
 
-    /// The path of a picture.
+    /// Returns the path of an image, for messages.
     pub fn name_of(&self, index: usize) -> String {
         self.path(index).display().to_string()
     }
 
-    /// The path within the data set, the same wherever the data set lies.
+    /// Returns the path of an image within the data set, which does not depend on where the data set is stored.
     pub fn relative_name(&self, index: usize) -> String {
         self.pictures[index].0.display().to_string()
     }
@@ -226,19 +226,19 @@ impl Folder {
     }
 }
 
-/// Where the class folders of a split are.
+/// Location of the class folders of a split.
 struct Layout {
     folder: PathBuf,
-    /// The name of the split's folder, where there are folders for splits.
+    /// Name of the split's folder, if there are split folders.
     split: Option<String>,
-    /// The folder whose class folders name the classes, where it is not `folder`.
+    /// Folder whose class folders define the classes, if it is not `folder`.
     classes: Option<PathBuf>,
     ignored: Ignored,
 }
 
 impl Layout {
-    /// Tells folders for splits from classes that happen to be called `train` or `test`: a split holds class
-    /// folders, a class holds pictures.
+    /// Distinguishes split folders from classes named `train` or `test`: a split contains class folders, a class
+    /// contains images.
     fn find(root: &Path, split: Split, splits: bool) -> Result<Self> {
         let plain = || Self {
             folder: root.to_path_buf(),
@@ -286,11 +286,11 @@ impl Layout {
         if !others.is_empty() && (train.is_none() || test.is_none()) {
             let (one, other) = (&holds_classes[0], others[0]);
             return Err(Error::input(format!(
-                "`{}` can be read in two ways: `{one}` is a split, or a class like `{other}`",
+                "`{}` is ambiguous: `{one}` may be a split, or a class like `{other}`",
                 root.display()
             ))
             .hint(format!(
-                "`folder:{0}` takes every folder as a class; `{0}/{one}` names the split itself",
+                "use `folder:{0}` to make every folder a class, or `{0}/{one}` to use that split",
                 root.display()
             )));
         }
@@ -319,14 +319,14 @@ impl Layout {
         })
     }
 
-    /// Whether a folder holds folders, and no pictures of its own.
+    /// Returns whether a folder contains folders and no images directly.
     fn is_split(folder: &Path) -> Result<bool> {
         let entries = files::list(folder)?;
         let holds = |is: fn(&Path) -> bool| entries.iter().any(|path| is(path));
         Ok(holds(|path| path.is_dir() && !is_junk(path)) && !holds(is_picture))
     }
 
-    /// The one folder for a split, if there is one; an error if there are several.
+    /// Returns the folder of a split, if there is one; several are an error.
     fn only(root: &Path, names: Vec<String>) -> Result<Option<String>> {
         match &names[..] {
             [] => Ok(None),
@@ -336,7 +336,7 @@ impl Layout {
                 root.display()
             ))
             .hint(format!(
-                "name the one to use: `{}`",
+                "specify the one to use: `{}`",
                 root.join(one).display()
             ))),
         }
@@ -344,27 +344,28 @@ impl Layout {
 
     fn missing(root: &Path, split: Split, other: Option<&String>, candidates: &[&String]) -> Error {
         let root = root.display();
-        let wanted = match split {
+        let missing = match split {
             Split::Train => "no `train`",
             Split::Test => "neither `val` nor `test`",
         };
         match other {
-            Some(other) => Error::input(format!("`{root}` has a folder `{other}`, but {wanted}"))
+            Some(other) => Error::input(format!("`{root}` has a folder `{other}`, but {missing}"))
                 .hint(format!(
-                    "name the folder with the images: `{root}/{other}` to use these"
+                    "specify the folder that contains the images, such as `{root}/{other}`"
                 )),
             None => Error::input(format!(
                 "`{root}/{}` has no class folders, so the labels of its images are unknown",
                 candidates[0]
             ))
             .hint(format!(
-                "{LAYOUT_HINT}; `folder:{root}` takes every folder as a class"
+                "{LAYOUT_HINT}; or use `folder:{root}` to make every folder a class"
             )),
         }
     }
 }
 
-/// Sorted names of the class folders in `folder`, at least one: as numbers if all are numbers, else as text.
+/// Returns the sorted names of the class folders in `folder`, at least one. They are sorted numerically if all are numbers,
+/// else as text.
 fn class_folders(folder: &Path) -> Result<Vec<String>> {
     let mut names = folders_of(folder)?;
     let numbers: Option<Vec<u64>> = names.iter().map(|name| name.parse().ok()).collect();
@@ -388,7 +389,7 @@ fn class_folders(folder: &Path) -> Result<Vec<String>> {
     Err(Error::input(message).hint(LAYOUT_HINT))
 }
 
-/// Sorted names of the folders in a folder.
+/// Returns the sorted names of the subfolders of a folder.
 fn folders_of(folder: &Path) -> Result<Vec<String>> {
     let entries = files::list(folder)?;
     let folders = entries
@@ -407,7 +408,7 @@ fn folders_of(folder: &Path) -> Result<Vec<String>> {
     folders.map(name).collect()
 }
 
-/// Hidden files and folders, and those that file managers leave behind.
+/// Returns whether a path is hidden or was created by a file manager.
 fn is_junk(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with('.') || JUNK.contains(&name.as_ref())
@@ -422,7 +423,7 @@ fn is_picture(path: &Path) -> bool {
     Format::of_extension(&end).is_some() && !is_junk(path)
 }
 
-/// The first few of a list of names, and how many more there are.
+/// Joins the first five of a list of names and adds how many more there are.
 pub(crate) fn first_few(names: &[String]) -> String {
     let shown = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
     match names.len() {
@@ -448,7 +449,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_are_sorted_and_files_may_lie_deeper() {
+    fn classes_are_sorted_and_images_may_be_in_subfolders() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
         for name in [
@@ -477,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn test_pictures_have_the_labels_of_the_training_classes() {
+    fn test_images_have_the_labels_of_the_training_classes() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
         for name in [
@@ -496,11 +497,11 @@ mod tests {
             [1, 2]
         );
         put(root, "val/z/1.jpg");
-        assert!(message(root, Split::Test).contains("is a class that"));
+        assert!(message(root, Split::Test).contains("is not one of the classes in"));
     }
 
     #[test]
-    fn layouts_that_cannot_be_used_are_explained() {
+    fn unusable_layouts_are_refused_with_a_reason() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
         assert!(message(&root.join("nothing"), Split::Train).contains("no such file"));
@@ -508,14 +509,14 @@ mod tests {
         put(root, "1.jpg");
         assert!(message(root, Split::Train).contains("1 images but no class folders"));
         put(root, "cat/1.jpg");
-        assert!(message(root, Split::Train).contains("one class folder only, `cat`"));
+        assert!(message(root, Split::Train).contains("has only one class folder, `cat`"));
         put(root, "dog/read.me");
-        assert!(message(root, Split::Train).contains("hold no images: `dog`"));
+        assert!(message(root, Split::Train).contains("contain no images: `dog`"));
     }
 
     #[cfg(unix)]
     #[test]
-    fn a_class_folder_whose_name_is_not_utf_8_is_explained() {
+    fn a_class_folder_whose_name_is_not_utf_8_is_refused() {
         use std::os::unix::ffi::OsStrExt;
         let root = tempfile::tempdir().unwrap();
         put(root.path(), "a/1.jpg");
@@ -530,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_test_split_is_told() {
+    fn a_missing_test_split_is_refused() {
         let root = tempfile::tempdir().unwrap();
         put(root.path(), "train/a/1.jpg");
         put(root.path(), "train/b/1.jpg");
@@ -541,14 +542,14 @@ mod tests {
         );
     }
 
-    /// The folder that holds a split, and the names of its classes.
+    /// Returns the folder of a split, the names of its classes, and the number of images.
     fn opened(root: &Path, split: Split) -> (Option<String>, Vec<String>, usize) {
         let folder = Folder::open(root, split, true).unwrap();
         (folder.split.clone(), folder.classes.clone(), folder.len())
     }
 
     #[test]
-    fn folders_for_splits_are_known_by_any_usual_name() {
+    fn split_folders_are_recognized_by_any_common_name() {
         for (train, test) in [
             ("Train", "Val"),
             ("training", "validation"),
@@ -564,7 +565,7 @@ mod tests {
             put(root.path(), "readme.txt");
             let (split, classes, count) = opened(root.path(), Split::Train);
             assert_eq!((split.as_deref(), count), (Some(train), 3));
-            // One of three classes is enough to measure with, and keeps its label.
+            // The test split may have one of three classes, which keeps its label.
             let (split, of_test, count) = opened(root.path(), Split::Test);
             assert_eq!((split.as_deref(), count), (Some(test), 1));
             assert_eq!(classes, of_test);
@@ -572,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn a_split_alone_is_used_for_what_it_is() {
+    fn a_test_split_alone_is_not_used_for_training() {
         let root = tempfile::tempdir().unwrap();
         put(root.path(), "val/a/1.jpg");
         put(root.path(), "val/b/1.jpg");
@@ -589,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn a_class_may_be_called_train() {
+    fn a_class_may_be_named_train() {
         let root = tempfile::tempdir().unwrap();
         for name in ["train/1.jpg", "car/1.jpg", "bus/1.jpg"] {
             put(root.path(), name);
@@ -597,19 +598,19 @@ mod tests {
         let (split, classes, count) = opened(root.path(), Split::Train);
         assert_eq!((split, count), (None, 3));
         assert_eq!(classes, ["bus", "car", "train"]);
-        // Within a split as well.
+        // Also within a split.
         let root = tempfile::tempdir().unwrap();
         for name in ["train/train/1.jpg", "train/car/1.jpg", "val/train/1.jpg"] {
             put(root.path(), name);
         }
         assert_eq!(opened(root.path(), Split::Test).1, ["car", "train"]);
-        // Folders within classes make it look like a split: the user has to say.
+        // A class with subfolders looks like a split, so the user has to decide.
         let root = tempfile::tempdir().unwrap();
         put(root.path(), "train/far/1.jpg");
         put(root.path(), "car/1.jpg");
         let text = message(root.path(), Split::Train);
         assert!(
-            text.contains("can be read in two ways: `train` is a split, or a class like `car`"),
+            text.contains("is ambiguous: `train` may be a split, or a class like `car`"),
             "{text}"
         );
         assert!(text.contains("`folder:"), "{text}");
@@ -621,7 +622,7 @@ mod tests {
     }
 
     #[test]
-    fn unlabeled_splits_are_no_classes() {
+    fn unlabeled_splits_are_not_classes() {
         let root = tempfile::tempdir().unwrap();
         put(root.path(), "train/1.jpg");
         put(root.path(), "test/1.jpg");
@@ -633,7 +634,7 @@ mod tests {
     }
 
     #[test]
-    fn classes_called_by_numbers_are_in_the_order_of_the_numbers() {
+    fn classes_named_by_numbers_are_sorted_numerically() {
         let root = tempfile::tempdir().unwrap();
         (0..12).for_each(|class| put(root.path(), &format!("{class}/1.jpg")));
         let (_, classes, _) = opened(root.path(), Split::Test);

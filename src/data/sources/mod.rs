@@ -1,4 +1,4 @@
-//! Where images come from, other than shards: CIFAR binaries, class folders, tensor files, images drawn in code.
+//! Sources of images other than shards: CIFAR binaries, class folders, tensor files, and images drawn in code.
 
 pub mod cifar;
 pub mod folder;

@@ -1,13 +1,13 @@
-//! Captioned pictures drawn in code: what the demo and the tests learn from, with no download.
+//! Captioned images drawn in code, which the demo and the tests train on without a download.
 //!
-//! Twelve classes of shapes and patterns, in any two colours that can be told apart, at any place,
-//! of any size, turned a little, on a background that is plain, shaded, striped or speckled.
-//! Colours of figure and background come from one distribution, the same for all classes, so the
-//! mean colour tells nothing of the class: a network has to see the form. Figure and background
-//! differ by far more than an attack of 8/255 can move.
-//! Not a benchmark: accuracies on it say nothing about photographs.
+//! There are twelve classes of shapes and patterns. Each is drawn in two distinguishable colors, at a random position and
+//! size, slightly rotated, on a background that is plain, shaded, striped or speckled.
+//! The colors of figure and background come from one distribution that is the same for all classes, so the mean color says
+//! nothing about the class: a network has to recognize the shape. Figure and background differ by far more than an attack
+//! of 8/255 can change.
+//! Not a benchmark: accuracies on these images say nothing about photographs.
 //!
-//! Every picture is a function of (seed, split, index); the classes take turns.
+//! Every image is a function of (seed, split, index); the classes alternate.
 
 use std::sync::OnceLock;
 
@@ -32,9 +32,9 @@ const CLASSES: [&str; 12] = [
     "dots",
 ];
 
-type Colour = [f32; 3];
+type Color = [f32; 3];
 
-const PALETTE: [(&str, Colour); 12] = [
+const PALETTE: [(&str, Color); 12] = [
     ("black", [0.08, 0.08, 0.10]),
     ("white", [0.92, 0.92, 0.90]),
     ("grey", [0.50, 0.50, 0.50]),
@@ -49,9 +49,9 @@ const PALETTE: [(&str, Colour); 12] = [
     ("brown", [0.42, 0.26, 0.12]),
 ];
 
-/// How much figure and background differ at least: in brightness, and summed over the channels.
+/// Smallest difference between figure and background: in brightness, and summed over the channels.
 const LEAST_BRIGHTNESS_DIFFERENCE: f32 = 0.25;
-const LEAST_COLOUR_DIFFERENCE: f32 = 1.0;
+const LEAST_COLOR_DIFFERENCE: f32 = 1.0;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Background {
@@ -61,13 +61,13 @@ enum Background {
     Speckled,
 }
 
-/// Drawn pictures are kept while all of them would fit into this many bytes.
+/// Drawn images are kept if all of them fit into this many bytes.
 const KEPT_BYTES: usize = 512 << 20;
 
-/// Points per pixel and direction at which the figure is sampled.
+/// Sample points of the figure per pixel and axis.
 const SUPERSAMPLES: usize = 3;
 
-/// A split of the synthetic pictures.
+/// A split of the synthetic images.
 #[derive(Debug)]
 pub struct Synthetic {
     seed: u64,
@@ -75,15 +75,15 @@ pub struct Synthetic {
     image_size: usize,
     classes: Vec<String>,
     len: usize,
-    /// One place per picture, or none when they would need too much memory.
+    /// One entry per image, or empty if the images would need too much memory.
     drawn: Vec<OnceLock<Box<[u8]>>>,
 }
 
-/// Everything in a picture but its noise. Lengths are in sides of the picture.
+/// Everything in an image except its noise. Lengths are fractions of the side of the image.
 struct Scene {
     label: usize,
-    figure: (&'static str, Colour),
-    ground: (&'static str, Colour),
+    figure: (&'static str, Color),
+    ground: (&'static str, Color),
     background: Background,
     /// Direction and strength of the shading and the stripes of the background.
     slope: [f32; 2],
@@ -93,7 +93,7 @@ struct Scene {
 }
 
 impl Synthetic {
-    /// `len` pictures of `image_size` x `image_size` pixels.
+    /// Makes a split of `len` images of `image_size` x `image_size` pixels.
     pub fn new(seed: u64, split: Split, len: usize, image_size: usize) -> Self {
         let kept = match len.saturating_mul(image_size * image_size * 3) {
             0..=KEPT_BYTES => len,
@@ -109,42 +109,42 @@ impl Synthetic {
         }
     }
 
-    /// Number of pictures.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no pictures.
+    /// Returns whether there are no images.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Side in pixels.
+    /// Returns the side of the images in pixels.
     pub fn image_size(&self) -> usize {
         self.image_size
     }
 
-    /// Names of the classes, by label.
+    /// Returns the class names by label.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
 
-    /// The class of a picture.
+    /// Returns the label of an image.
     pub fn label(&self, index: usize) -> u32 {
         (index % CLASSES.len()) as u32
     }
 
-    /// Which picture this is, for messages.
+    /// Returns the name of an image, for messages.
     pub fn name_of(&self, index: usize) -> String {
         format!("synthetic {} picture {index}", self.split)
     }
 
-    /// What makes these pictures differ from those of another seed, split or size.
+    /// Returns what distinguishes these images from those of another seed, split or size.
     pub fn identity(&self) -> String {
         format!("{} {} {}", self.seed, self.split, self.image_size)
     }
 
-    /// The picture in words, such as `a small red disc on a striped blue background`.
+    /// Returns the caption of an image, such as `a small red disc on a striped blue background`.
     pub fn caption(&self, index: usize) -> String {
         let scene = self.scene(index).0;
         let size = match scene.radius {
@@ -169,7 +169,7 @@ impl Synthetic {
         format!("{article}{words} on a {background} {ground} background")
     }
 
-    /// Draws the picture, or returns it as drawn before.
+    /// Returns an image, which is drawn unless an earlier call did and it was kept.
     pub fn picture(&self, index: usize) -> Result<Picture> {
         let bytes = match self.drawn.get(index) {
             Some(place) => place
@@ -186,7 +186,7 @@ impl Synthetic {
             Split::Test => 1,
         };
         let mut rng = Rng::new(self.seed, Purpose::Synthetic, split, index as u64);
-        let (figure, ground) = colours(&mut rng);
+        let (figure, ground) = colors(&mut rng);
         let background = match rng.below(4) {
             0 => Background::Plain,
             1 => Background::Shaded,
@@ -196,7 +196,7 @@ impl Synthetic {
         let direction = rng.between(0.0, std::f32::consts::TAU);
         let strength = rng.between(0.06, 0.12);
         let radius = rng.between(0.31, 0.45);
-        // A tenth of the radius may leave the picture.
+        // A tenth of the radius may be outside the image.
         let room = 0.5 - 0.9 * radius;
         let center = [rng.between(-room, room), rng.between(-room, room)];
         let label = self.label(index) as usize;
@@ -229,7 +229,7 @@ impl Synthetic {
                 for channel in 0..3 {
                     let below = scene.ground.1[channel] + ground;
                     let mixed = below + covered * (scene.figure.1[channel] - below);
-                    // Speckles belong to the background, fine grain to all.
+                    // Speckles only apply to the background, fine grain to the whole image.
                     let grain = grain * (1.0 - covered) + 0.03 * (rng.uniform() - 0.5);
                     bytes.push(((mixed + grain) * 255.0).round() as u8);
                 }
@@ -239,21 +239,21 @@ impl Synthetic {
     }
 }
 
-/// 20 degrees: a horizontal stripe stays one.
+/// 20 degrees, so that horizontal stripes remain horizontal stripes.
 const MOST_TURNED: f32 = 0.35;
 
-/// Two colours with their names that can be told apart, each as likely to be the figure.
-fn colours(rng: &mut Rng) -> ((&'static str, Colour), (&'static str, Colour)) {
+/// Draws two distinguishable colors with their names. Each is equally likely to be the figure.
+fn colors(rng: &mut Rng) -> ((&'static str, Color), (&'static str, Color)) {
     loop {
         let mut draw = || {
             let (name, mean) = PALETTE[rng.below(PALETTE.len())];
             (name, mean.map(|value| value + rng.between(-0.07, 0.07)))
         };
         let (figure, ground) = (draw(), draw());
-        let brightness = |colour: Colour| 0.3 * colour[0] + 0.6 * colour[1] + 0.1 * colour[2];
+        let brightness = |color: Color| 0.3 * color[0] + 0.6 * color[1] + 0.1 * color[2];
         let difference: f32 = (0..3).map(|c| (figure.1[c] - ground.1[c]).abs()).sum();
         if (brightness(figure.1) - brightness(ground.1)).abs() >= LEAST_BRIGHTNESS_DIFFERENCE
-            && difference >= LEAST_COLOUR_DIFFERENCE
+            && difference >= LEAST_COLOR_DIFFERENCE
         {
             return (figure, ground);
         }
@@ -261,7 +261,7 @@ fn colours(rng: &mut Rng) -> ((&'static str, Colour), (&'static str, Colour)) {
 }
 
 impl Scene {
-    /// The share of a pixel that the figure covers.
+    /// Returns the share of a pixel that the figure covers.
     fn coverage(&self, x: usize, y: usize, side: f32) -> f32 {
         let (sin, cos) = self.angle.sin_cos();
         let mut inside = 0;
@@ -276,7 +276,7 @@ impl Scene {
         inside as f32 / (SUPERSAMPLES * SUPERSAMPLES) as f32
     }
 
-    /// What the background's texture adds at a point, in brightness.
+    /// Returns the brightness that the background's texture adds at a point.
     fn shade(&self, x: f32, y: f32) -> f32 {
         let along = self.slope[0] * (x - 0.5) + self.slope[1] * (y - 0.5);
         match self.background {
@@ -290,12 +290,12 @@ impl Scene {
     }
 }
 
-/// Whether a point belongs to the figure, which fills about the unit circle; `v` points down.
+/// Returns whether a point belongs to the figure, which approximately fills the unit circle; `v` points down.
 fn is_inside(label: usize, u: f32, v: f32) -> bool {
     let distance = u.hypot(v);
     let (across, down) = (u.abs(), v.abs());
     let in_patch = across < 1.0 && down < 1.0;
-    // Two and a half bars in the patch.
+    // Two and a half bars per patch.
     let bar = |place: f32| (place * 1.25 + 0.25).rem_euclid(1.0) < 0.5;
     match CLASSES[label] {
         "disc" => distance < 0.95,
@@ -316,7 +316,7 @@ fn is_inside(label: usize, u: f32, v: f32) -> bool {
     }
 }
 
-/// A star of five points, one of them up.
+/// Returns whether a point is in a five-pointed star with one point up.
 fn is_in_star(u: f32, v: f32) -> bool {
     const TIP: f32 = 1.2;
     const NOTCH: f32 = 0.42;
@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn pictures_are_a_function_of_seed_split_and_index() {
         let base = train(40).picture(17).unwrap();
-        // Neither the number of pictures nor the order of asking matters.
+        // Neither the number of images nor the order of the calls matters.
         let other = train(20);
         other.picture(3).unwrap();
         assert_eq!(base, other.picture(17).unwrap());
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn captions_name_colour_class_and_background() {
+    fn captions_name_class_and_background() {
         let pictures = train(24);
         for index in 0..24 {
             let caption = pictures.caption(index);
@@ -364,10 +364,10 @@ mod tests {
         }
     }
 
-    /// Mean colours are classified at chance, 1 in 12 (standard error of 1200 tries: 0.008).
+    /// A classifier of mean colors performs at chance, 1 in 12 (standard error of 1200 images: 0.008).
     #[test]
-    fn the_mean_colour_does_not_tell_the_class() {
-        let mean_colour = |pictures: &Synthetic, index| {
+    fn the_mean_color_does_not_reveal_the_class() {
+        let mean_color = |pictures: &Synthetic, index| {
             let bytes = pictures.picture(index).unwrap().to_bytes();
             let mut sum = [0.0_f64; 3];
             for pixel in bytes.chunks_exact(3) {
@@ -378,14 +378,14 @@ mod tests {
         let pictures = train(6000);
         let mut class_means = [[0.0; 3]; 12];
         for index in 0..6000 {
-            let colour = mean_colour(&pictures, index);
-            (0..3).for_each(|c| class_means[index % 12][c] += colour[c] / 500.0);
+            let color = mean_color(&pictures, index);
+            (0..3).for_each(|c| class_means[index % 12][c] += color[c] / 500.0);
         }
         let held_out = Synthetic::new(0, Split::Test, 1200, 32);
         let right = (0..1200).filter(|index| {
-            let colour = mean_colour(&held_out, *index);
+            let color = mean_color(&held_out, *index);
             let distance =
-                |mean: &[f64; 3]| -> f64 { (0..3).map(|c| (mean[c] - colour[c]).powi(2)).sum() };
+                |mean: &[f64; 3]| -> f64 { (0..3).map(|c| (mean[c] - color[c]).powi(2)).sum() };
             let nearest = (0..12)
                 .min_by(|a, b| distance(&class_means[*a]).total_cmp(&distance(&class_means[*b])));
             nearest == Some(index % 12)
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn figure_and_background_differ_by_more_than_an_attack_can_move() {
+    fn figure_and_background_differ_by_more_than_an_attack_can_change() {
         let pictures = train(600);
         for index in 0..600 {
             let scene = pictures.scene(index).0;
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn every_figure_covers_a_fair_share_of_its_patch_and_not_all() {
+    fn every_figure_covers_20_to_80_percent_of_its_patch() {
         for (label, class) in CLASSES.iter().enumerate() {
             let steps = 100;
             let inside = (0..steps * steps)

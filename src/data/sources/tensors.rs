@@ -1,9 +1,9 @@
-//! Images and labels in a safetensors file: pictures that were prepared elsewhere, to the bit.
+//! Images and labels in a safetensors file: images prepared elsewhere, used bit for bit.
 //!
-//! `images` is f32 `[n, 3, height, width]` in `[0, 1]`, `labels` i64 `[n]`, which may be absent: then the images
-//! have no classes. The metadata key `classes` may hold the names of the classes as a JSON list. The file has no splits: training and
+//! `images` is f32 `[n, 3, height, width]` in `[0, 1]`. `labels` is i64 `[n]` and may be absent; then the images have no
+//! classes. The metadata key `classes` may contain the class names as a JSON list. The file has no splits: training and
 //! test data are two files.
-//! Not for weights, which the model reads itself.
+//! Not for weights, which [`crate::weights`] reads.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,19 +23,19 @@ pub struct Tensors {
     width: usize,
     height: usize,
     count: usize,
-    /// None where the file has no `labels`.
+    /// None if the file has no `labels`.
     labels: Option<Vec<u32>>,
     classes: Vec<String>,
 }
 
 const FORM: &str =
-    "the file needs `images` f32 [n, 3, height, width] in [0, 1] and `labels` i64 [n]";
+    "the file must contain `images` f32 [n, 3, height, width] in [0, 1] and `labels` i64 [n]";
 
 impl Tensors {
     /// Reads and checks a file.
     ///
-    /// Errors: missing images, a wrong type or shape, a value outside `[0, 1]` or not finite, a
-    /// label below 0 or without a name.
+    /// Errors: missing images, a wrong dtype or shape, a value that is outside `[0, 1]` or not finite, a label that is
+    /// negative or has no name.
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = files::read(path)?;
         Self::read(path, &bytes).map_err(|error| error.context(format!("`{}`", path.display())))
@@ -43,7 +43,7 @@ impl Tensors {
 
     fn read(path: &Path, bytes: &[u8]) -> Result<Self> {
         let broken =
-            |error| Error::input(format!("not a whole safetensors file: {error}")).hint(FORM);
+            |error| Error::input(format!("invalid safetensors file: {error}")).hint(FORM);
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(broken)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(broken)?;
         let images = tensor(&tensors, "images", Dtype::F32)?;
@@ -61,7 +61,7 @@ impl Tensors {
             true => {
                 let labels = tensor(&tensors, "labels", Dtype::I64)?;
                 if labels.shape() != [n] {
-                    let message = format!("{n} images but `labels` of shape {:?}", labels.shape());
+                    let message = format!("{n} images, but `labels` has shape {:?}", labels.shape());
                     return Err(Error::input(message).hint(FORM));
                 }
                 let (labels, classes) = read_labels(labels.data(), names)?;
@@ -83,27 +83,27 @@ impl Tensors {
         })
     }
 
-    /// Number of images.
+    /// Returns the number of images.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there are no images, which `open` refuses.
+    /// Returns whether there are no images. [`Self::open`] refuses such files.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
-    /// The side of the images, if they are square.
+    /// Returns the side of the images in pixels, if they are square.
     pub fn image_size(&self) -> Option<usize> {
         (self.width == self.height).then_some(self.width)
     }
 
-    /// Names of the classes, by label.
+    /// Returns the class names by label.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
 
-    /// The class of an image.
+    /// Returns the label of an image.
     ///
     /// Errors: a file without labels.
     pub fn label(&self, index: usize) -> Result<u32> {
@@ -113,23 +113,25 @@ impl Tensors {
         }
     }
 
-    /// The image, to the bit.
+    /// Returns an image, bit for bit as stored.
     pub fn picture(&self, index: usize) -> Result<Picture> {
         let len = 4 * 3 * self.width * self.height;
         let planes = floats(&self.images[index * len..][..len]).collect();
         Picture::planes(self.width, self.height, planes)
     }
 
-    /// Where an image comes from.
+    /// Returns where an image comes from, for messages.
     pub fn name_of(&self, index: usize) -> String {
         format!("{} image {index}", self.name)
     }
 }
 
-/// Writes images and labels in this form.
+/// Writes images and labels to a file that [`Tensors::open`] reads.
 ///
-/// Shapes: `images` is `shape` = `[n, 3, height, width]`, `labels` `[n]`. Units: `[0, 1]`.
-/// `classes` may be empty. Errors: when lengths do not agree, or the file cannot be written.
+/// `classes` may be empty.
+///
+/// Shapes: `images` is `shape` = `[n, 3, height, width]`, `labels` is `[n]`. Units: `[0, 1]`.
+/// Errors: lengths that do not match; a file that cannot be written.
 pub fn save(
     path: &Path,
     images: &[f32],
@@ -139,7 +141,7 @@ pub fn save(
 ) -> Result<()> {
     let refused = |error: safetensors::SafeTensorError| {
         Error::failed(format!(
-            "images of shape {shape:?} cannot be saved: {error}"
+            "cannot save images of shape {shape:?}: {error}"
         ))
     };
     if labels.len() != shape[0] {
@@ -174,10 +176,10 @@ pub fn save(
     files::write(path, &serialize(tensors, metadata).map_err(refused)?)
 }
 
-/// Writes images in this form as they come, a few at a time.
+/// Writes images and labels to a file that [`Tensors::open`] reads, a few images at a time.
 ///
-/// Shapes: the parts of `images` together are `shape` = `[n, 3, height, width]`, `labels` `[n]`, none for images
-/// without labels. Errors: the first of `images`; lengths that do not agree; a file that cannot be written.
+/// Shapes: the parts of `images` together are `shape` = `[n, 3, height, width]`; `labels` is `[n]`, or none for images
+/// without labels. Errors: the first error of `images`; more images than `shape`; a file that cannot be written.
 pub fn save_parts(
     path: &Path,
     images: impl Iterator<Item = Result<Vec<f32>>>,
@@ -199,7 +201,7 @@ pub fn save_parts(
         header["__metadata__"] = serde_json::json!({ "classes": names });
     }
     let mut header = header.to_string();
-    // Tensors begin at a multiple of eight bytes.
+    // Tensors start at a multiple of eight bytes.
     header.extend(std::iter::repeat_n(
         ' ',
         header.len().next_multiple_of(8) - header.len(),
@@ -210,7 +212,7 @@ pub fn save_parts(
         let bytes: Vec<u8> = part?.iter().flat_map(|value| value.to_le_bytes()).collect();
         left = left
             .checked_sub(bytes.len())
-            .ok_or_else(|| Error::failed(format!("more images than the shape {shape:?} holds")))?;
+            .ok_or_else(|| Error::failed(format!("more images than fit into shape {shape:?}")))?;
         Ok(bytes)
     });
     let labels = labels
@@ -239,10 +241,10 @@ fn tensor<'data>(
             true => "nothing".into(),
             false => found.join(", "),
         };
-        Error::input(format!("there is no tensor `{name}`; found {found}")).hint(FORM)
+        Error::input(format!("missing tensor `{name}`; found {found}")).hint(FORM)
     })?;
     if tensor.dtype() != dtype {
-        let message = format!("`{name}` is of type {}, not {dtype}", tensor.dtype());
+        let message = format!("`{name}` has dtype {}, expected {dtype}", tensor.dtype());
         let hint = match name {
             "images" => "save `images.float()`, with bytes divided by 255",
             _ => "save `labels.long()`",
@@ -258,7 +260,7 @@ fn wrong_shape(name: &str, shape: &[usize]) -> Error {
         _ => FORM,
     };
     Error::input(format!(
-        "`{name}` has the shape {shape:?}, not [n, 3, height, width]"
+        "`{name}` has shape {shape:?}, expected [n, 3, height, width]"
     ))
     .hint(hint)
 }
@@ -275,32 +277,32 @@ fn check_range(images: &[u8], image_len: usize) -> Result<()> {
     };
     let greatest = floats(images).fold(0.0, f32::max);
     let hint = if !value.is_finite() {
-        "the images hold values that are not numbers; make them again"
+        "the images contain values that are not finite; regenerate them"
     } else if greatest > 16.0 {
         "divide the images by 255"
     } else if value < 0.0 {
-        "undo the normalisation: the model normalises itself"
+        "undo the normalization: the model normalizes its inputs itself"
     } else {
         "clip the images to [0, 1]"
     };
     let image = place / image_len;
     Err(Error::input(format!(
-        "image {image} has the value {value}, which is not in [0, 1]"
+        "image {image} has a value of {value}, which is not in [0, 1]"
     ))
     .hint(hint))
 }
 
-/// Labels, and names of the classes: given, or numbers.
+/// Returns the labels and the class names, which are numbers if the file has no names.
 fn read_labels(bytes: &[u8], names: Option<&String>) -> Result<(Vec<u32>, Vec<String>)> {
     let names: Option<Vec<String>> = names
         .map(|text| serde_json::from_str(text))
         .transpose()
         .map_err(|error| {
             Error::input(format!(
-                "the metadata `classes` is not a JSON list of names: {error}"
+                "the metadata key `classes` is not a JSON list of names: {error}"
             ))
         })?;
-    // Numbers instead of names are made for every class up to the greatest, so it has a limit.
+    // Without names, every class up to the largest label gets a number as its name, so the label is limited.
     let most = names.as_ref().map_or(1_000_000, Vec::len) as i64;
     let mut labels = Vec::with_capacity(bytes.len() / 8);
     for (image, eight) in bytes.chunks_exact(8).enumerate() {
@@ -310,14 +312,14 @@ fn read_labels(bytes: &[u8], names: Option<&String>) -> Result<(Vec<u32>, Vec<St
             .fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte)) as i64;
         if !(0..most).contains(&label) {
             let of_names = match &names {
-                Some(names) => format!(": the file names {} classes", names.len()),
+                Some(names) => format!(": the file has {} class names", names.len()),
                 None => String::new(),
             };
             return Err(Error::input(format!(
-                "image {image} has the label {label}, not 0 to {}{of_names}",
+                "image {image} has label {label}, expected 0 to {}{of_names}",
                 most - 1
             ))
-            .hint("labels count the classes from 0"));
+            .hint("labels start at 0"));
         }
         labels.push(label as u32);
     }
@@ -345,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_is_read_to_the_bit() {
+    fn saved_images_and_labels_are_read_back_to_the_bit() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
         let images: Vec<f32> = (0..2 * 3 * 2 * 5).map(|i| i as f32 / 59.0).collect();
@@ -366,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn without_names_classes_are_numbers() {
+    fn classes_without_names_are_numbered() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.safetensors");
         save(&path, &[0.5; 6], [2, 3, 1, 1], &[3, 0], &[]).unwrap();
@@ -377,46 +379,46 @@ mod tests {
     }
 
     #[test]
-    fn values_out_of_range_are_told_with_their_cause() {
+    fn values_out_of_range_are_refused_with_the_likely_cause() {
         let bytes = message(&[0.0, 255.0, 3.0], [1, 3, 1, 1], &[0], &[]);
-        assert!(bytes.contains("image 0 has the value 255") && bytes.contains("divide the images"));
-        let normalised = message(&[0.0, -1.5, 1.0], [1, 3, 1, 1], &[0], &[]);
+        assert!(bytes.contains("image 0 has a value of 255") && bytes.contains("divide the images"));
+        let normalized = message(&[0.0, -1.5, 1.0], [1, 3, 1, 1], &[0], &[]);
         assert!(
-            normalised.contains("undo the normalisation"),
-            "{normalised}"
+            normalized.contains("undo the normalization"),
+            "{normalized}"
         );
         let nan = message(&[0.0, f32::NAN, 1.0], [1, 3, 1, 1], &[0], &[]);
-        assert!(nan.contains("not numbers"), "{nan}");
+        assert!(nan.contains("values that are not finite"), "{nan}");
     }
 
     #[test]
-    fn wrong_shapes_labels_and_files_are_told() {
+    fn wrong_shapes_labels_and_files_are_refused() {
         let last = message(&[0.0; 12], [1, 2, 2, 3], &[0], &[]);
         assert!(last.contains("permute(0, 3, 1, 2)"), "{last}");
         let label = message(&[0.0; 3], [1, 3, 1, 1], &[-1], &[]);
-        assert!(label.contains("image 0 has the label -1"), "{label}");
+        assert!(label.contains("image 0 has label -1"), "{label}");
         let unnamed = message(&[0.0; 3], [1, 3, 1, 1], &[2], &["a", "b"]);
-        assert!(unnamed.contains("label 2, not 0 to 1"), "{unnamed}");
+        assert!(unnamed.contains("label 2, expected 0 to 1"), "{unnamed}");
 
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("b.safetensors");
         files::write(&path, b"<!DOCTYPE html>").unwrap();
         let error = Tensors::open(&path).unwrap_err().to_string();
-        assert!(error.contains("not a whole safetensors file"), "{error}");
+        assert!(error.contains("invalid safetensors file"), "{error}");
 
         let one = [1; 8];
         let view = TensorView::new(Dtype::I64, vec![1], &one).unwrap();
         files::write(&path, &serialize([("images", view)], None).unwrap()).unwrap();
         let error = Tensors::open(&path).unwrap_err().to_string();
         assert!(
-            error.contains("`images` is of type I64, not F32"),
+            error.contains("`images` has dtype I64, expected F32"),
             "{error}"
         );
         let view = TensorView::new(Dtype::I64, vec![1], &one).unwrap();
         files::write(&path, &serialize([("targets", view)], None).unwrap()).unwrap();
         let error = Tensors::open(&path).unwrap_err().to_string();
         assert!(
-            error.contains("no tensor `images`; found `targets`"),
+            error.contains("missing tensor `images`; found `targets`"),
             "{error}"
         );
     }

@@ -3,11 +3,11 @@
 use crate::settings::{Key, Limits, Table, words};
 
 words! {
-    /// How the first layer makes patches into tokens or positions.
+    /// First layer, which turns patches into tokens or positions.
     pub enum Stem {
-        /// One convolution whose stride is its kernel size, as in the original models.
+        /// A single convolution whose stride equals its kernel size, as in the original models.
         Patch = "patch",
-        /// Overlapping 3 x 3 convolutions with norms and GELUs between them, more robust in small models (Singh et al. 2023).
+        /// Overlapping 3 x 3 convolutions with norms and GELUs in between; more robust in small models (Singh et al. 2023).
         Conv = "conv",
     }
 }

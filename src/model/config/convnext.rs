@@ -10,24 +10,24 @@ use crate::settings::{Kind, Section, Table, settings};
 pub const KERNEL: usize = 7;
 
 settings! {
-    /// A ConvNeXt (Liu et al. 2022): a named size, and what differs from it.
+    /// A ConvNeXt (Liu et al. 2022): a named size, with optional overrides.
     #[derive(Clone, Debug, PartialEq)]
     pub struct ConvNextConfig(table, base: Self) {
-        /// Named size of the model.
+        /// Named model size. Sets the defaults of `patch`, `widths` and `depths`.
         pub size: String { kind: Kind::Words(&NAMES), example: "\"convnext_base\"" } [=> Some(base.size.clone())],
-        /// Side of a patch of the stem: 4 as published, 1 for small images.
+        /// Patch size of the stem: 4 as published, 1 for small images.
         pub patch: usize { limits: within(1.0, LARGEST_PATCH as f64), unit: "pixels", fallback: OF_SIZE, example: "4" } [or base.patch],
-        /// Channels of each of the four stages.
+        /// Number of channels in each of the four stages.
         pub widths: [usize; 4] { limits: within(1.0, LARGEST_WIDTH as f64), fallback: OF_SIZE, example: "[96, 192, 384, 768]" } [or base.widths],
-        /// Blocks of each of the four stages.
+        /// Number of blocks in each of the four stages.
         pub depths: [usize; 4] { limits: within(1.0, DEEPEST as f64), fallback: OF_SIZE, example: "[3, 3, 9, 3]" } [or base.depths],
-        /// First layer.
+        /// First layer (patch embedding).
         pub stem: Stem { omit_default: true, example: "\"conv\"" } [= Stem::Patch],
-        /// Mean of the red, green and blue channel, subtracted first; for pixels in [0, 1].
+        /// Mean of the red, green and blue channels, subtracted from pixels in [0, 1].
         pub mean: [f64; 3] { limits: within(-1.0, 1.0), fallback: "ImageNet's", example: "[0.5, 0.5, 0.5]" } [
             => read_statistics(table, Self::DESCRIPTION.key("mean"), base.mean, check_mean)
         ],
-        /// Standard deviation of each channel, by which pixels are divided next.
+        /// Standard deviation of each channel. Pixels are divided by it after `mean` is subtracted.
         pub std: [f64; 3] { limits: above(0.0).at_most(1.0), fallback: "ImageNet's", example: "[0.5, 0.5, 0.5]" } [
             => read_statistics(table, Self::DESCRIPTION.key("std"), base.std, check_std)
         ],
@@ -36,7 +36,7 @@ settings! {
 }
 
 /// What absent sizes fall back to.
-const OF_SIZE: &str = "that of `size`";
+const OF_SIZE: &str = "from `size`";
 
 /// The named sizes: (name, width of the first stage, depths). Each stage is twice as wide as the one before.
 ///

@@ -10,42 +10,44 @@ use crate::ops::Gelu;
 use crate::settings::{Kind, Section, Table, settings, words};
 
 settings! {
-    /// A vision transformer: a named size, and what differs from it.
+    /// A vision transformer: a named size, with optional overrides.
     #[derive(Clone, Debug, PartialEq)]
     pub struct VitConfig(table, base: Self) {
-        /// Named size of the model.
+        /// Named model size. Sets the defaults of `patch`, `width`, `depth`, `heads` and `hidden`.
         pub size: String { kind: Kind::Words(&NAMES), example: "\"vit_b16\"" } [=> Some(base.size.clone())],
-        /// Side of a patch.
+        /// Patch size: the side of a square patch.
         pub patch: usize { limits: within(1.0, LARGEST_PATCH as f64), unit: "pixels", fallback: OF_SIZE, example: "16" } [or base.patch],
-        /// Width of a token.
+        /// Embedding dimension of the tokens.
         pub width: usize { limits: within(1.0, LARGEST_WIDTH as f64), fallback: OF_SIZE, example: "768" } [or base.width],
         /// Number of encoder blocks.
         pub depth: usize { limits: within(1.0, DEEPEST as f64), fallback: OF_SIZE, example: "12" } [or base.depth],
-        /// Attention heads; they divide the width.
+        /// Number of attention heads; must divide `width`.
         pub heads: usize { limits: within(1.0, LARGEST_WIDTH as f64), fallback: OF_SIZE, example: "12" } [or base.heads],
-        /// Width of the hidden layer of the MLPs.
+        /// Hidden dimension of the MLPs.
         pub hidden: usize { limits: within(1.0, 16.0 * LARGEST_WIDTH as f64), fallback: OF_SIZE, example: "3072" } [or base.hidden],
-        /// Pooling of tokens before the head.
+        /// How tokens are pooled before the head.
         pub pool: Pool { example: "\"average\"" } [else base.pool],
-        /// Whether a class token precedes the patches; patches attend to it even when the pool is the average.
+        /// Prepend a class token. Patches attend to it even with pool = `average`.
         pub class_token: bool { example: "true" } [else base.class_token],
-        /// Position embeddings.
+        /// Type of position embedding.
         pub position: Position { example: "\"sincos2d\"" } [else base.position],
-        /// Image size in whose grid `sincos2d` counts patches, so that a place in the image keeps its position at every image size; without it each image size counts its own patches, as in MAE and CLIPA.
+        /// Reference image size of `sincos2d`: positions are scaled to its patch grid, so that a location in the image has the
+        /// same position at every image size. If omitted, positions count the patches of the actual image size, as in MAE and
+        /// CLIPA.
         pub position_size: Option<usize> { unit: "pixels", example: "224" },
-        /// First layer.
+        /// First layer (patch embedding).
         pub stem: Stem { omit_default: true, example: "\"conv\"" } [= Stem::Patch],
-        /// Whether tokens are normalized before the first block, and patches have no bias, as in CLIP's image towers.
+        /// Normalize tokens before the first block and omit the bias of the patch embedding, as in CLIP's image towers.
         pub pre_norm: bool { omit_default: true, example: "true" } [= false],
-        /// Activation of the MLPs.
+        /// Activation function of the MLPs.
         pub gelu: Gelu { omit_default: true, example: "\"tanh\"" } [= Gelu::Erf],
-        /// Epsilon of the norms; timm's is 1e-6, that of CLIP's image towers 1e-5.
+        /// Epsilon of the normalization layers. timm uses 1e-6, CLIP's image towers 1e-5.
         pub norm_eps: f64 { omit_default: true, limits: above(0.0), example: "1e-5" } [= NORM_EPS],
-        /// Mean of the red, green and blue channel, subtracted first; for pixels in [0, 1].
+        /// Mean of the red, green and blue channels, subtracted from pixels in [0, 1].
         pub mean: [f64; 3] { limits: within(-1.0, 1.0), fallback: "ImageNet's", example: "[0.5, 0.5, 0.5]" } [
             => read_statistics(table, Self::DESCRIPTION.key("mean"), base.mean, check_mean)
         ],
-        /// Standard deviation of each channel, by which pixels are divided next.
+        /// Standard deviation of each channel. Pixels are divided by it after `mean` is subtracted.
         pub std: [f64; 3] { limits: above(0.0).at_most(1.0), fallback: "ImageNet's", example: "[0.5, 0.5, 0.5]" } [
             => read_statistics(table, Self::DESCRIPTION.key("std"), base.std, check_std)
         ],
@@ -54,10 +56,10 @@ settings! {
 }
 
 /// What absent sizes fall back to.
-const OF_SIZE: &str = "that of `size`";
+const OF_SIZE: &str = "from `size`";
 
 words! {
-    /// What the head sees of the tokens.
+    /// How tokens are pooled before the head.
     pub enum Pool {
         /// Mean of the patch tokens, normalized after pooling (timm's `fc_norm`).
         Average = "average",
@@ -77,11 +79,11 @@ impl Pool {
 }
 
 words! {
-    /// How tokens know their place.
+    /// Type of position embedding.
     pub enum Position {
-        /// Fixed sines and cosines of both coordinates, computed for each image size.
+        /// Fixed 2D sine-cosine embedding, computed for each image size.
         Sincos2d = "sincos2d",
-        /// Learned at the image size of the first phase; resampled for others.
+        /// Trainable embedding, created at the image size of the first phase and resampled for others.
         Learned = "learned",
     }
 }

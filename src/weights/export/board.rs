@@ -1,7 +1,7 @@
-//! RobustBench's leaderboards: what an entry must have been measured on.
+//! RobustBench leaderboards and the evaluation that each requires of an entry.
 //!
 //! Source: <https://github.com/RobustBench/robustbench>, its `model_info` and the README's rules for new entries.
-//! Does not check that the images are the board's: a result records their number and the names of their classes.
+//! Does not check that the images are the leaderboard's: a result records only their number and their class names.
 
 use serde_json::Value;
 
@@ -10,39 +10,39 @@ use crate::error::{Error, Result};
 use crate::units::{Fraction, grouped};
 use crate::weights::import::Loaded;
 
-/// A data set's boards.
+/// The leaderboards of a dataset.
 #[derive(Debug)]
 pub(crate) struct Board {
-    /// As `--dataset` and RobustBench call it.
+    /// Name in `--dataset` and RobustBench.
     name: &'static str,
-    /// As people call its test images.
+    /// Description of the test images.
     images_of: &'static str,
     images: usize,
-    /// Norms and radii, each a board of its own.
+    /// Norms and radii; each pair is a separate leaderboard.
     threats: &'static [(Norm, &'static str)],
     classes: Classes,
 }
 
-/// How classes are told from those of other data sets.
+/// How the classes of a dataset are recognized.
 #[derive(Debug)]
 enum Classes {
-    /// By their names, one a line.
+    /// By their names, sorted and separated by spaces.
     Named(&'static str),
-    /// ImageNet's thousand: by ids such as `n01440764`, or in words.
+    /// ImageNet's 1000 classes: by ids such as `n01440764`, or by names.
     ImageNet,
 }
 
 const BOARDS: [Board; 3] = [
     Board {
         name: "cifar10",
-        images_of: "CIFAR-10's test set",
+        images_of: "the CIFAR-10 test set",
         images: 10_000,
         threats: &[(Norm::Linf, "8/255"), (Norm::L2, "0.5")],
         classes: Classes::Named("airplane automobile bird cat deer dog frog horse ship truck"),
     },
     Board {
         name: "cifar100",
-        images_of: "CIFAR-100's test set",
+        images_of: "the CIFAR-100 test set",
         images: 10_000,
         threats: &[(Norm::Linf, "8/255")],
         classes: Classes::Named(
@@ -57,40 +57,40 @@ const BOARDS: [Board; 3] = [
     },
     Board {
         name: "imagenet",
-        images_of: "RobustBench's 5,000 of ImageNet's validation images",
+        images_of: "RobustBench's 5,000 ImageNet validation images",
         images: 5_000,
         threats: &[(Norm::Linf, "4/255")],
         classes: Classes::ImageNet,
     },
 ];
 
-/// The board of a data set.
+/// Returns the leaderboards of a dataset.
 pub(crate) fn named(dataset: &str) -> Result<&'static Board> {
     let found = BOARDS.iter().find(|board| board.name == dataset);
     found.ok_or_else(|| {
         let message = match dataset {
-            "" => "--dataset is missing: a RobustBench entry belongs to a board".to_owned(),
-            other => format!("--dataset {other}: unknown RobustBench board"),
+            "" => "--dataset is missing: a RobustBench entry needs a leaderboard".to_owned(),
+            other => format!("--dataset {other}: unknown RobustBench leaderboard"),
         };
         Error::input(message).hint("use cifar10, cifar100 or imagenet")
     })
 }
 
 impl Board {
-    /// How to measure for it.
+    /// Returns how to produce the required result.
     pub(crate) fn command(&self) -> String {
         let (norm, epsilon) = &self.threats[0];
         format!(
-            "`advxl eval MODEL --data SPEC --attack autoattack --norm {} --eps {epsilon}` on {}, then give its result.json \
-             with --result",
+            "run `advxl eval MODEL --data SPEC --attack autoattack --norm {} --eps {epsilon}` on {}, then pass its \
+             result.json with --result",
             norm.word(),
             self.images_of
         )
     }
 
-    /// The radius as the board writes it, if a result of AutoAttack and its model fit the board.
+    /// Checks that an AutoAttack result and its model qualify; returns the radius as the leaderboard writes it.
     ///
-    /// Errors: all that does not fit.
+    /// Errors: a list of all mismatches.
     pub(crate) fn check(
         &self,
         loaded: &Loaded,
@@ -110,7 +110,7 @@ impl Board {
         let classes = self.classes.count();
         if loaded.model.classes() != classes {
             let found = loaded.model.classes();
-            faults.push(format!("a model of {found} classes, expected {classes}"));
+            faults.push(format!("a model with {found} classes, expected {classes}"));
         }
         faults.extend(self.classes.fault(&result["data_classes"]));
         let word = evaluation["norm"].as_str().unwrap_or_default();
@@ -119,7 +119,7 @@ impl Board {
         let threat = self.threats.iter().find(|(norm, epsilon)| {
             let right = epsilon.parse::<Fraction>().ok();
             let near = right.zip(value).is_some_and(|(right, value)| {
-                // A fraction that was written as a decimal number.
+                // Accept a fraction written as a decimal number.
                 (right.value() - value).abs() < 1e-6
             });
             norm.word() == word && near
@@ -138,7 +138,7 @@ impl Board {
             Some((_, epsilon)) if faults.is_empty() => Ok(epsilon),
             _ => {
                 let message = format!(
-                    "the result does not fit RobustBench's board `{}`: {}",
+                    "the result does not qualify for RobustBench's leaderboard `{}`: {}",
                     self.name,
                     faults.join("; ")
                 );
@@ -156,7 +156,7 @@ impl Classes {
         }
     }
 
-    /// What is wrong with the names of a data set's classes.
+    /// Describes the mismatch if the class names of a dataset are not the leaderboard's.
     fn fault(&self, found: &Value) -> Option<String> {
         let found: Vec<&str> = found
             .as_array()
@@ -185,7 +185,7 @@ impl Classes {
         });
         (!fits).then(|| {
             let count = found.len();
-            format!("the {count} classes of the data set{names} are not the board's")
+            format!("the {count} classes of the dataset{names} are not the leaderboard's")
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Model cards, and what exports state about a model.
+//! Model cards and the facts that exports state about a model.
 
 use std::path::Path;
 
@@ -14,37 +14,37 @@ use crate::settings::Words;
 use crate::weights::import::Loaded;
 use crate::weights::outputs::Outputs;
 
-/// What a card and an entry say that the weights do not.
+/// Facts for model cards and RobustBench entries that the weights do not hold.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// What the model is called.
+    /// Name of the model.
     pub name: String,
-    /// Who made it.
+    /// Authors.
     pub authors: String,
-    /// Where it is described.
+    /// Link to a description, such as a paper.
     pub link: String,
-    /// What it was trained on.
+    /// Training data.
     pub dataset: String,
-    /// Whether images beyond the data set's own were used.
+    /// Whether training used images beyond those of the dataset.
     pub additional_data: bool,
-    /// The recipe that it was trained by, where it comes from a run.
+    /// Training recipe, if the model comes from a run.
     pub recipe: Option<String>,
     /// Results of `advxl eval`.
     pub results: Vec<Value>,
 }
 
-/// The program that a folder is for.
+/// Program that a folder is exported for.
 #[derive(Clone, Copy)]
 pub(crate) enum Use {
     Timm,
     OpenClip,
 }
 
-/// Nothing that is there already is overwritten.
+/// Refuses a folder that is not empty, so that nothing is overwritten.
 pub(crate) fn refuse_full(folder: &Path) -> Result<()> {
     if folder.is_dir() && !files::list(folder)?.is_empty() {
         let message = format!("`{}` is not empty", folder.display());
-        return Err(Error::input(message).hint("give a new folder with --out"));
+        return Err(Error::input(message).hint("choose a new folder with --out"));
     }
     Ok(())
 }
@@ -53,7 +53,7 @@ pub(crate) fn percent(share: &Value) -> String {
     format!("{:.2}", 100.0 * share.as_f64().unwrap_or(f64::NAN))
 }
 
-/// The model card: what it is, how it is used, what was measured, and what was not.
+/// Returns the model card: architecture, training, usage, results and their limits.
 pub(crate) fn card(
     loaded: &Loaded,
     preprocessing: &Preprocessing,
@@ -72,7 +72,7 @@ pub(crate) fn card(
         Use::OpenClip => (
             "library_name: open_clip\npipeline_tag: zero-shot-image-classification\ntags:\n- clip",
             "import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms(\"local-dir:FOLDER\")\n\
-             model.eval()\n# Features of images that `preprocess` made, in the space of the text tower's:\n\
+             model.eval()\n# Embeddings of images returned by `preprocess`, in the space of the text tower's:\n\
              features = model.encode_image(images)",
         ),
     };
@@ -82,29 +82,29 @@ pub(crate) fn card(
     };
     let mut text = format!(
         "---\n{head}\n- adversarial-robustness\n---\n\n# {}\n\n\
-         {}, {parameters:.1} M parameters, {} {outputs}, written by advxl, the open trainer for the method of \
+         {}, {parameters:.1} M parameters, {} {outputs}. Exported by advxl, the open trainer for the method of \
          [AdvXL](https://arxiv.org/abs/2401.04727).\n\n",
         facts.name,
         architecture(loaded),
         loaded.model.classes()
     );
     text += match &facts.recipe {
-        Some(_) => "It was trained by the recipe at the end of this card.\n\n",
-        None => "How it was trained is not known to this card.\n\n",
+        Some(_) => "Trained with the recipe at the end of this card.\n\n",
+        None => "The training recipe is not available.\n\n",
     };
     for (what, value) in [
         ("Authors", &facts.authors),
-        ("Described at", &facts.link),
-        ("Data", &facts.dataset),
+        ("Description", &facts.link),
+        ("Training data", &facts.dataset),
     ] {
         if !value.is_empty() {
             text += &format!("- {what}: {value}\n");
         }
     }
     text += &format!(
-        "- Weights: BLAKE3 `{}` of the file that this folder was made from\n\n## Use\n\n```python\n{code}\n```\n\n\
-         Preprocessing: {}; pixels in [0, 1], then mean {:?} and std {:?}. Attacks must perturb the pixels in [0, 1], \
-         before the normalization.\n\n",
+        "- Source weights: BLAKE3 hash `{}`\n\n## Usage\n\n```python\n{code}\n```\n\n\
+         Preprocessing: {}; pixels in [0, 1], then normalization with mean {:?} and std {:?}. Attacks must perturb \
+         pixels in [0, 1], before normalization.\n\n",
         loaded.hash,
         preprocessing.describe(),
         mean,
@@ -114,13 +114,13 @@ pub(crate) fn card(
         (ModelConfig::Vit(vit), Use::Timm) if vit.norm_eps < NORM_EPS => {
             let eps = vit.norm_eps;
             text += &format!(
-                "timm's norms add {NORM_EPS:e} to the variance, and this model was made with {eps:e}: its logits there differ by \
-                 roundings.\n\n"
+                "timm's layer norms use epsilon {NORM_EPS:e}, but this model was trained with {eps:e}, so its logits \
+                 in timm differ by rounding.\n\n"
             );
         }
         _ => {}
     }
-    text += "## Measured\n\n";
+    text += "## Evaluation\n\n";
     text += &measured(facts);
     if let Some(recipe) = &facts.recipe {
         text += &format!("\n## Recipe\n\n```toml\n{}\n```\n", recipe.trim_end());
@@ -128,14 +128,14 @@ pub(crate) fn card(
     text
 }
 
-/// The card's table of results.
+/// Returns the card's table of results.
 pub(crate) fn measured(facts: &Facts) -> String {
     let evaluations = evaluations(&facts.results);
     if evaluations.is_empty() {
-        return "Nothing: no result of `advxl eval` was given for this card.\n".to_owned();
+        return "No result of `advxl eval` was provided for this card.\n".to_owned();
     }
     let mut text =
-        "| threat model | images | attack | standing | 95 % interval |\n|---|---|---|---|---|\n"
+        "| threat model | images | attack | accuracy | 95 % interval |\n|---|---|---|---|---|\n"
             .to_owned();
     for (_, result) in evaluations {
         for stage in stages(result) {
@@ -160,19 +160,19 @@ pub(crate) fn measured(facts: &Facts) -> String {
             );
         }
         if !is_standard(result) {
-            text += "\nThe attacks above are not AutoAttack's standard version with its own settings.\n\n";
+            text += "\nThe attacks above are not the standard version of AutoAttack with its default settings.\n\n";
         }
         for flag in result["flags"].as_array().into_iter().flatten() {
             text += &format!("\nFlag `{}`: {}\n\n", flag["check"], flag["message"]);
         }
     }
-    text += "\nEach row counts the images that stand after its attack and all before it in its threat model. Robustness \
-             to other norms, larger perturbations, other images or adaptive attacks was not measured and must not be \
-             assumed.\n";
+    text += "\nAccuracy is the share of images still classified correctly after the attack of the row and all before \
+             it in the same threat model. Robustness to other norms, larger perturbations, other images or adaptive \
+             attacks was not measured and must not be assumed.\n";
     text
 }
 
-/// Such as `ViT-B/16`, `ConvNeXt-L + ConvStem` or `ViT, width 768, depth 6, patch 16`.
+/// Returns an architecture name such as `ViT-B/16`, `ConvNeXt-L + ConvStem` or `ViT, width 768, depth 6, patch 16`.
 pub(crate) fn architecture(loaded: &Loaded) -> String {
     let config = loaded.model.config();
     let named = ModelConfig::named(config.size());
@@ -212,7 +212,7 @@ pub(crate) fn architecture(loaded: &Loaded) -> String {
     }
 }
 
-/// The evaluations of results, each one norm's, with the result that it is part of.
+/// Returns the evaluations of all results, one per norm, each with the result that it is part of.
 pub(crate) fn evaluations(results: &[Value]) -> Vec<(&Value, &Value)> {
     let mut found = Vec::new();
     for result in results {
@@ -225,7 +225,8 @@ pub(crate) fn evaluations(results: &[Value]) -> Vec<(&Value, &Value)> {
     found
 }
 
-/// Whether an evaluation is AutoAttack's standard version with its own settings, which published numbers mean.
+/// Returns whether an evaluation ran the standard version of AutoAttack with its default settings, as published numbers
+/// do.
 pub(crate) fn is_standard(evaluation: &Value) -> bool {
     let word = evaluation["norm"].as_str();
     let norm = word.and_then(Norm::from_word);

@@ -1,6 +1,6 @@
-//! Models for other programs: folders that timm and open_clip load, with a model card, and an entry for RobustBench.
+//! Exports models for other programs: folders that timm and open_clip load, with a model card, and RobustBench entries.
 //!
-//! Weights are written as they are, so a round trip changes no logit.
+//! Weights are written unchanged, so a round trip changes no logit.
 
 pub(crate) mod board;
 pub mod card;
@@ -25,7 +25,7 @@ use robustbench::robustbench_entry;
 
 /// Writes a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`, with a model card.
 ///
-/// Errors: a model that timm has no word for.
+/// Errors: a model that timm does not support.
 pub fn timm(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> {
     refuse_full(folder)?;
     let config = loaded.model.config();
@@ -34,8 +34,8 @@ pub fn timm(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> {
     match preprocessing.resize_mode {
         ResizeMode::Longest { fill } if fill != mean_color(config.statistics().0) => {
             let message =
-                format!("timm pads images with their mean color, and this model's with {fill:?}");
-            return Err(Error::input(message).hint("export it --to open-clip"));
+                format!("timm pads images with the mean color, but this model uses {fill:?}");
+            return Err(Error::input(message).hint("export it with --to open-clip"));
         }
         _ => {}
     }
@@ -50,14 +50,15 @@ pub fn timm(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> {
     files::write(&folder.join("README.md"), card.as_bytes())
 }
 
-/// Writes the same folder and the entry that RobustBench's `model_info` holds, numbers as strings.
+/// Writes the same folder as [`timm`] and an entry for RobustBench's `model_info`, with numbers as strings.
 ///
-/// Errors: no board of `facts.dataset`; no result of AutoAttack, standard version, for one norm; a result that does not
-/// fit the board; a model whose outputs are no logits of classes.
+/// Errors: no leaderboard for `facts.dataset`; not exactly one result of standard AutoAttack; a result that does not
+/// qualify for the leaderboard; a model whose outputs are not class logits.
 pub fn robustbench(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> {
     if loaded.outputs == Outputs::Embedding {
-        let message = "the outputs of this model are an embedding, and RobustBench's boards are for classifiers";
-        return Err(Error::input(message).hint("export it --to timm or --to open-clip"));
+        let message =
+            "this model outputs an embedding, but RobustBench's leaderboards are for classifiers";
+        return Err(Error::input(message).hint("export it with --to timm or --to open-clip"));
     }
     let entry = robustbench_entry(loaded, facts)?;
     timm(loaded, facts, folder)?;
@@ -66,16 +67,16 @@ pub fn robustbench(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> 
 }
 
 fn refuse_what_timm_lacks(config: &ModelConfig) -> Result<()> {
-    let ours = "advxl itself reads it: evaluate the run's folder or its `model` folder";
+    let ours = "evaluate it with advxl, from the run folder or its `model` folder";
     if config.stem() == Stem::Conv {
-        let message = "timm has no word for a convolutional stem, so it could not load this model";
+        let message = "timm cannot load this model: it has no option for a convolutional stem";
         return Err(Error::input(message).hint(ours));
     }
     match config {
         ModelConfig::Vit(vit) if vit.norm_eps > NORM_EPS && vit.norm_eps != CLIP_EPS => {
             let eps = vit.norm_eps;
             let message = format!(
-                "the norms add {eps:e} to the variance, and timm's models {NORM_EPS:e} or {CLIP_EPS:e}"
+                "the layer norms use epsilon {eps:e}, but timm's models use {NORM_EPS:e} or {CLIP_EPS:e}"
             );
             Err(Error::input(message).hint(ours))
         }

@@ -1,7 +1,8 @@
-//! Models for open_clip: a folder with the image tower and the text tower that it was trained against.
+//! Exports for open_clip: a folder with the image tower and the text tower that it was trained against.
 //!
-//! open_clip loads whole models only. The image tower is written in the form of open_clip's own `VisionTransformer` where it
-//! has that form; else as the timm model of that form, if timm knows one by name, since open_clip passes timm no arguments.
+//! open_clip loads only full models. The image tower is written as open_clip's own `VisionTransformer` if it has that
+//! form, else as a timm model of the same form, if timm registers one: open_clip passes only a name to timm, no
+//! arguments.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -21,8 +22,8 @@ use crate::weights::outputs::{OPEN_CLIP_CONFIG, Outputs};
 use crate::weights::preprocessing::to_open_clip;
 use crate::weights::state_dict::StateDict;
 
-/// timm's transformers by name: its name without image size, our size, and the image sizes of the plain model, of the one
-/// with a norm before the blocks, and of that with OpenAI's activation.
+/// timm's vision transformers: the name without image size, our size, and the image sizes of the plain model, of the
+/// one with a norm before the blocks, and of the latter with OpenAI's activation.
 ///
 /// Source: `timm/models/vision_transformer.py`, 1.0.31.
 type Registered = (&'static str, &'static str, [&'static [usize]; 3]);
@@ -50,7 +51,7 @@ const TIMM: [Registered; 9] = [
     ("vit_giant_patch14", "vit_g14", [&[224], &[224], &[]]),
 ];
 
-/// Numbers that are no weights, in files of older versions and OpenAI's.
+/// Entries that are not weights, in files of older versions and of OpenAI.
 const NO_WEIGHTS: [&str; 5] = [
     "attn_mask",
     "input_resolution",
@@ -68,22 +69,22 @@ struct NamedTensor {
 
 /// Writes a folder for `open_clip.create_model_and_transforms("local-dir:FOLDER")`, with a model card.
 ///
-/// The text tower, and all that the model is beside its image tower, comes from the open_clip folder `text`.
+/// The text tower and everything else outside the image tower is copied from the open_clip folder `text`.
 ///
-/// Errors: a model that is neither of open_clip's form nor of a timm model's that has a name, another size of embedding
-/// than the text tower's, and those of reading `text`.
+/// Errors: a model that neither open_clip's own tower nor a registered timm model can represent, an embedding size that
+/// differs from the text tower's, and errors of reading `text`.
 pub fn open_clip(loaded: &Loaded, facts: &Facts, text: &Path, folder: &Path) -> Result<()> {
     refuse_full(folder)?;
     if loaded.outputs == Outputs::Logits {
-        let message = "the outputs of this model are logits of classes, and open_clip's models give embeddings";
-        return Err(Error::input(message).hint("export it --to timm"));
+        let message = "this model outputs class logits, but open_clip models output embeddings";
+        return Err(Error::input(message).hint("export it with --to timm"));
     }
     let preprocessing = loaded.preprocessing.preprocessing.clone()?;
     let (mut config, tensors) = crate::weights::import::open_clip_folder(text)?;
     if config["model_cfg"].is_null() {
         config = json!({ "model_cfg": config });
     }
-    let of_text = || format!("the text tower in `{}`", text.display());
+    let of_text = || format!("text tower in `{}`", text.display());
     let model = &mut config["model_cfg"];
     check_embedding(model, loaded).context(of_text)?;
     let (vision, scheme) = tower(loaded, model["quick_gelu"] == Value::Bool(true))?;
@@ -107,7 +108,7 @@ pub fn open_clip(loaded: &Loaded, facts: &Facts, text: &Path, folder: &Path) -> 
     )?;
     let card = card(loaded, &preprocessing, facts, Use::OpenClip);
     files::write(&folder.join("README.md"), card.as_bytes())?;
-    // Last, so that a folder with a configuration has its weights.
+    // Written last, so that a folder with a configuration always has its weights.
     files::write(
         &folder.join(OPEN_CLIP_CONFIG),
         format!("{config:#}\n").as_bytes(),
@@ -120,16 +121,15 @@ fn check_embedding(model: &Value, loaded: &Loaded) -> Result<()> {
         return Ok(());
     }
     let theirs = theirs.map_or("no embed_dim".to_owned(), |size| {
-        format!("an embedding of {size} numbers")
+        format!("embed_dim = {size}")
     });
-    Err(
-        Error::input(format!("it has {theirs}, and the model gives {ours}")).hint(
-            "give the folder of the model whose text tower this image tower was trained against",
-        ),
-    )
+    Err(Error::input(format!(
+        "it has {theirs}, but the model's embedding has size {ours}"
+    ))
+    .hint("give the folder of the model whose text tower this image tower was trained against"))
 }
 
-/// `vision_cfg` for a model beside a text tower of some activation, and whose names its weights get.
+/// Returns `vision_cfg` for a model, given its text tower's activation, and the naming scheme for its weights.
 fn tower(loaded: &Loaded, quick_gelu: bool) -> Result<(Value, Scheme)> {
     let obstacles = match &loaded.model {
         Model::ConvNext(_) => vec!["is a ConvNeXt"],
@@ -141,12 +141,13 @@ fn tower(loaded: &Loaded, quick_gelu: bool) -> Result<(Value, Scheme)> {
     }
     let Some(name) = timm_name(&loaded.model.config(), loaded.image_size) else {
         let message = format!(
-            "open_clip's own image tower cannot be this model, which {}, and timm has none of its form under a name",
+            "open_clip's own image tower cannot represent this model, which {}, and timm registers no model of its \
+             form",
             obstacles.join(", ")
         );
         return Err(Error::input(message).hint(
-            "export it --to timm; or train a size and image size that timm has, such as vit_b16 at 224 with its \
-             class token",
+            "export it with --to timm, or train a size and image size that timm registers, such as vit_b16 at 224 \
+             with its class token",
         ));
     };
     let pool = match loaded.model.config() {
@@ -155,7 +156,7 @@ fn tower(loaded: &Loaded, quick_gelu: bool) -> Result<(Value, Scheme)> {
         }) => "token",
         _ => "avg",
     };
-    // Without a projection of its own open_clip takes timm's head, which has a bias.
+    // Without a projection, open_clip keeps timm's head, which has a bias.
     let vision = json!({
         "timm_model_name": name,
         "timm_model_pretrained": false,
@@ -166,7 +167,7 @@ fn tower(loaded: &Loaded, quick_gelu: bool) -> Result<(Value, Scheme)> {
     Ok((vision, Scheme::OpenClipTimm(Head::Own)))
 }
 
-/// What a transformer has that open_clip's own cannot have.
+/// Lists the features of a transformer that open_clip's own does not support.
 fn obstacles(vit: &Vit, quick_gelu: bool) -> Vec<&'static str> {
     let is_zero = |name: &str| {
         let parameters = vit.parameters();
@@ -179,12 +180,12 @@ fn obstacles(vit: &Vit, quick_gelu: bool) -> Vec<&'static str> {
         (!config.class_token, "has no class token"),
         (
             !is_zero("patch_embed.proj.bias"),
-            "adds a bias to its patches",
+            "has a bias in its patch embedding",
         ),
-        (!is_zero("head.bias"), "adds a bias in its head"),
+        (!is_zero("head.bias"), "has a bias in its head"),
         (
             (config.gelu == Gelu::Quick) != quick_gelu,
-            "has another activation than the text tower",
+            "has a different activation than the text tower",
         ),
     ]
     .into_iter()
@@ -192,7 +193,7 @@ fn obstacles(vit: &Vit, quick_gelu: bool) -> Vec<&'static str> {
     .collect()
 }
 
-/// `vision_cfg` of a transformer of open_clip's own form.
+/// Returns `vision_cfg` for a transformer of open_clip's own form.
 fn vision_config(vit: &VitConfig, image_size: usize) -> Value {
     let mut config = json!({
         "image_size": image_size,
@@ -216,7 +217,7 @@ fn vision_config(vit: &VitConfig, image_size: usize) -> Value {
     config
 }
 
-/// timm's name of a model, all of whose settings the name tells but pooling and classes.
+/// Returns the timm name that fixes all settings of a model except pooling and classes, if there is one.
 fn timm_name(config: &ModelConfig, image_size: usize) -> Option<String> {
     match config {
         ModelConfig::Vit(vit) => {
@@ -248,7 +249,7 @@ fn timm_name(config: &ModelConfig, image_size: usize) -> Option<String> {
     }
 }
 
-/// All tensors of an open_clip model but its image tower's.
+/// Returns all tensors of an open_clip model except those of its image tower.
 fn text_parts(file: &StateDict) -> Result<Vec<NamedTensor>> {
     let names = file
         .names()
@@ -265,7 +266,7 @@ fn text_parts(file: &StateDict) -> Result<Vec<NamedTensor>> {
     names.map(part).collect()
 }
 
-/// The tensors of the image tower under the names of a scheme.
+/// Returns the tensors of the image tower under the names of a scheme.
 fn image_parts(loaded: &Loaded, scheme: Scheme) -> Vec<NamedTensor> {
     let parameters = loaded.model.parameters();
     let mut parts: Vec<NamedTensor> = parameters
@@ -278,7 +279,7 @@ fn image_parts(loaded: &Loaded, scheme: Scheme) -> Vec<NamedTensor> {
         })
         .collect();
     if let Model::Vit(vit) = &loaded.model {
-        // Fixed positions too are weights there.
+        // open_clip stores fixed positions as weights too.
         let table = vit.position_table(loaded.image_size);
         let (length, width) = (table.len(), vit.config.width);
         parts.push(NamedTensor {
@@ -288,7 +289,7 @@ fn image_parts(loaded: &Loaded, scheme: Scheme) -> Vec<NamedTensor> {
         });
     }
     let convolutions = match loaded.model.config() {
-        // The products of timm's smaller ConvNeXts are convolutions of 1 x 1.
+        // The MLP layers of timm's smaller ConvNeXts are 1 x 1 convolutions.
         ModelConfig::ConvNext(convnext) => convnext.widths[0] < 96,
         ModelConfig::Vit(_) => false,
     };
@@ -311,7 +312,7 @@ fn image_parts(loaded: &Loaded, scheme: Scheme) -> Vec<NamedTensor> {
                 part.values = from_vec(values, [length], &Device::cpu());
                 part.shape.reverse();
             }
-            // Zeros have no name there; several stacked tensors no scheme that is written has.
+            // Zeros are not stored, and the schemes that are written have no stacked tensors.
             Origin::Zeros(..) | Origin::Stacked(_) => return None,
         }
         Some(part)

@@ -1,4 +1,4 @@
-//! Entries for RobustBench.
+//! RobustBench entries.
 
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ pub(crate) fn robustbench_entry(loaded: &Loaded, facts: &Facts) -> Result<Value>
     let [(result, evaluation)] = found[..] else {
         let count = found.len();
         let message = format!(
-            "{count} of the results are of AutoAttack, standard version, with its own settings; one is needed"
+            "expected one result of standard AutoAttack with its default settings, got {count}"
         );
         return Err(Error::input(message).hint(board.command()));
     };
