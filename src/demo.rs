@@ -1,123 +1,412 @@
-//! The demonstration: the paper's two stages on synthetic images beside normal training.
+//! `advxl demo`: trains one network twice on synthetic images, adversarially in two stages and normally, and attacks both.
 //!
-//! Everything runs through the same code as any recipe; here are only the recipe, the comparison and
-//! the table.
+//! Training and evaluation run through the same code as any recipe. This file holds the comparison: the two recipes, the
+//! time left over all of it, the table and the figure.
 
+use std::cell::Cell;
 use std::path::Path;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use crate::attack::{Attack, Batch, Norm, TargetModel};
+use crate::data::{Selection, Subset};
 use crate::distributed::Comm;
 use crate::error::{Context, Error, Result};
+use crate::eval::autoattack::{Settings, Version};
+use crate::eval::{Classifier, Images, Setup};
+use crate::figure::{Attacked, Curve, Example, Figure};
 use crate::files;
-use crate::ops::Device;
+use crate::ops::{Device, Precision, to_vec};
 use crate::output::{Content, Inputs};
-use crate::recipe::{Recipe, cannot_be_run};
+use crate::recipe::{Recipe, TestImages, cannot_be_run};
 use crate::screen::Screen;
 use crate::train::{Monitor, Run, evaluate_finally, train};
 use crate::units::{duration, grouped};
+use crate::weights;
 
-/// The recipe of the robust model; the normal one is the same without the attacks.
+/// The recipe of the robust model. The normal one is the same without attacks.
 const RECIPE: &str = include_str!("../recipes/demo.toml");
 
-/// Trains both models in two folders and measures them; also writes `result.json` there.
+/// Images on which accuracy over epsilon is measured, of which the figure shows the first that both models classify right.
+const CURVE_IMAGES: usize = 64;
+/// Epsilons of the curve, in 1/255.
+const EPSILONS: [u32; 5] = [2, 4, 8, 12, 16];
+/// Rows of the figure.
+const EXAMPLES: usize = 3;
+
+/// Trains and attacks both models in two folders. Writes `result.json` and `demo.svg` there. An interrupted demo resumes.
 ///
-/// A stopped demonstration goes on where it was.
-pub fn run(folder: &Path, seed: u64, device: &Device, screen: &mut dyn Screen) -> Result<Value> {
+/// `overrides` change the recipe, as `--set` does.
+pub fn run(
+    folder: &Path,
+    overrides: &[String],
+    device: &Device,
+    screen: &mut dyn Screen,
+) -> Result<Value> {
     files::make_folder(folder)?;
-    let path = folder.join("result.json");
+    let (path, figure) = (folder.join("result.json"), folder.join("demo.svg"));
     Inputs::default().check_file("--out", &path, Content::Json("models"))?;
-    let overrides = [format!("seed={seed}")];
-    let robust = Recipe::parse(RECIPE, &overrides)
+    let robust = Recipe::parse(RECIPE, overrides)
         .map_err(|faults| cannot_be_run("recipes/demo.toml", &faults))?;
     let mut normal = robust.clone();
     for stage in &mut normal.stage {
         stage.attack = None;
         stage.attack_warmup_samples = None;
     }
-    let models = [("robust", robust), ("normal", normal)];
-    let models = models.map(|(name, recipe)| {
-        screen.line(&format!("training the {name} model"));
-        one_model(name, recipe, &folder.join(name), device, screen)
-            .context(|| format!("the {name} model"))
-    });
-    let mut found = Vec::new();
-    for model in models {
-        found.push(model?);
+    for line in introduction(&robust) {
+        screen.line(&line);
     }
-    let result = json!({ "models": found });
+    let work = Work::new(&robust, &normal);
+    let mut models = Vec::new();
+    for (part, (name, recipe)) in [("robust", robust), ("normal", normal)]
+        .into_iter()
+        .enumerate()
+    {
+        let mut watched = work.part(2 * part, screen);
+        watched.line("");
+        watched.line(&format!(
+            "[{}/5] training the {name} model{}",
+            2 * part + 1,
+            if part == 0 {
+                ": it sees attacked images only"
+            } else {
+                ": the same without attacks"
+            }
+        ));
+        let model = Trained::new(name, recipe, &folder.join(name), device, &mut watched)
+            .context(|| format!("the {name} model"))?;
+        let mut watched = work.part(2 * part + 1, screen);
+        watched.line("");
+        watched.line(&format!("[{}/5] attacking the {name} model", 2 * part + 2));
+        let result = model
+            .attacked(&mut watched)
+            .context(|| format!("the {name} model"))?;
+        models.push((model, result));
+    }
+    let mut watched = work.part(4, screen);
+    watched.line("");
+    watched.line("[5/5] measuring accuracy over epsilon, and drawing");
+    let curves = draw(&models, &figure, device, &mut watched)?;
+    let mut results = Vec::new();
+    for ((_, mut result), curve) in models.into_iter().zip(curves) {
+        result["curve"] = json!(curve);
+        results.push(result);
+    }
+    let result = json!({ "models": results, "figure": figure.display().to_string() });
     files::write(&path, format!("{result:#}\n").as_bytes())?;
     files::remove_leftovers(folder, "result.json")?;
+    files::remove_leftovers(folder, "demo.svg")?;
     Ok(result)
 }
 
-fn one_model(
-    name: &str,
-    recipe: Recipe,
-    folder: &Path,
-    device: &Device,
-    screen: &mut dyn Screen,
-) -> Result<Value> {
-    let run = Run::open(recipe, folder, false, device, &Comm::single())?;
-    let mut monitor = Monitor::new(&run.recipe, &run.folder, &run.comm, screen);
-    train(&run, &mut monitor)?;
-    let results = evaluate_finally(&run, screen)?;
-    let [(_, pgd), (_, autoattack)] = &results[..] else {
-        return Err(Error::failed("the demo's recipe has two final evaluations"));
-    };
-    let seconds = run.folder.stage_seconds();
-    let stages = run.recipe.stage.iter().map(|stage| {
+fn introduction(recipe: &Recipe) -> Vec<String> {
+    let stages = recipe.stage.iter().map(|stage| {
         let attack = stage.attack.as_ref();
-        let attack = attack.map_or("none".to_owned(), |attack| attack.pgd.name());
-        json!({
-            "name": stage.name,
-            "image_size": stage.phases[0].image_size,
-            "attack": attack,
-            "samples": stage.samples(),
-            "seconds": seconds.get(&stage.name),
-        })
+        format!(
+            "{} samples at {} pixels{}",
+            grouped(stage.samples()),
+            stage.phases[0].image_size,
+            attack.map_or(String::new(), |attack| format!(
+                " under {}",
+                attack.pgd.name()
+            ))
+        )
     });
-    Ok(json!({
-        "name": name,
-        "run": folder.display().to_string(),
-        "images": pgd["images"],
-        "clean": pgd["stages"][0]["robust_accuracy"],
-        "pgd-20": pgd["robust_accuracy"],
-        "autoattack_images": autoattack["images"],
-        "autoattack": autoattack["robust_accuracy"],
-        "stages": stages.collect::<Vec<_>>(),
-    }))
+    let stages: Vec<String> = stages.collect();
+    vec![
+        "This demo trains the same small vision transformer twice to tell 12 kinds of drawn images apart: adversarially,".to_owned(),
+        "in the two stages of AdvXL, and normally. Then it attacks both: every pixel may change by up to 8/255.".to_owned(),
+        format!("stages: {}", stages.join(", then ")),
+    ]
 }
 
-/// The result as lines of text.
-pub fn table(result: &Value) -> Vec<String> {
+/// A trained model and the images it is tested on.
+struct Trained {
+    name: &'static str,
+    run: Run,
+}
+
+impl Trained {
+    fn new(
+        name: &'static str,
+        recipe: Recipe,
+        folder: &Path,
+        device: &Device,
+        screen: &mut dyn Screen,
+    ) -> Result<Self> {
+        let run = Run::open(recipe, folder, false, device, &Comm::single())?;
+        let mut monitor = Monitor::new(&run.recipe, &run.folder, &run.comm, screen);
+        train(&run, &mut monitor)?;
+        drop(monitor);
+        Ok(Self { name, run })
+    }
+
+    /// Runs the final evaluation of the recipe.
+    fn attacked(&self, screen: &mut dyn Screen) -> Result<Value> {
+        let run = &self.run;
+        let results = evaluate_finally(run, screen)?;
+        let [(_, result)] = &results[..] else {
+            return Err(Error::failed("the demo's recipe has one final evaluation"));
+        };
+        let seconds = run.folder.stage_seconds();
+        let stages = run.recipe.stage.iter().map(|stage| {
+            let attack = stage.attack.as_ref();
+            let attack = attack.map_or("none".to_owned(), |attack| attack.pgd.name());
+            json!({
+                "name": stage.name,
+                "image_size": stage.phases[0].image_size,
+                "attack": attack,
+                "samples": stage.samples(),
+                "seconds": seconds.get(&stage.name),
+            })
+        });
+        Ok(json!({
+            "name": self.name,
+            "run": run.folder.path().display().to_string(),
+            "images": result["images"],
+            "clean": result["stages"][0]["robust_accuracy"],
+            "pgd-20": result["stages"][1]["robust_accuracy"],
+            "apgd-ce": result["robust_accuracy"],
+            "interval_95": result["interval_95"],
+            "stages": stages.collect::<Vec<_>>(),
+        }))
+    }
+}
+
+/// Measures accuracy over epsilon, draws the figure and returns the curves.
+fn draw(
+    models: &[(Trained, Value)],
+    path: &Path,
+    device: &Device,
+    screen: &mut dyn Screen,
+) -> Result<Vec<Vec<(f64, f64)>>> {
+    let run = &models[0].0.run;
+    let test = &run.images.last().expect("recipes have stages").test;
+    let subset = Subset::choose(test, &Selection::Sample(CURVE_IMAGES))?;
+    let (seed, comm) = (run.recipe.seed, Comm::single());
+    let settings = |units: u32| {
+        let epsilon = format!("{units}/255").parse().expect("a fraction");
+        Settings::new(Version::Standard, Norm::Linf, epsilon)
+    };
+    let pgd = |units: u32| settings(units).attack("pgd").expect("a known attack");
+    let attacks: Vec<Attack> = EPSILONS.iter().map(|units| pgd(*units)).collect();
+    let everything: Vec<usize> = (0..subset.len()).collect();
+    let (mut curves, mut answers, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, (model, _)) in models.iter().enumerate() {
+        screen.progress(number as u64, models.len() as u64, "accuracy over epsilon");
+        let saved = weights::load(&model.run.folder.path().join("model"), device)?;
+        let preprocessing = saved.preprocessing.preprocessing?;
+        let images = Images::Stored {
+            dataset: test,
+            subset: &subset,
+            preprocessing,
+        };
+        let classifier = Classifier::new(saved.model, None, Precision::F32);
+        let setup = Setup {
+            batch: CURVE_IMAGES,
+            seed,
+            device,
+            comm: &comm,
+        };
+        let outcome = classifier.evaluate(&images, &attacks, setup, &())?;
+        let epsilons = std::iter::once(0).chain(EPSILONS).enumerate();
+        let points =
+            epsilons.map(|(at, units)| (f64::from(units) / 255.0, outcome.accuracy_after(at)));
+        curves.push(points.collect::<Vec<_>>());
+        let evaluation = classifier.evaluation(&images, &attacks, setup);
+        let target = TargetModel::new(evaluation.network, device);
+        let (pixels, labels) = images.batch(&everything, device)?;
+        let batch = Batch {
+            images: pixels.clone(),
+            labels: labels.clone(),
+            keys: everything.iter().map(|index| images.key(*index)).collect(),
+            seed,
+        };
+        let adversarial = pgd(8).perturb(&target, &batch);
+        let after: Vec<Option<usize>> = {
+            let flat: Vec<f32> = adversarial.iter().flatten().flatten().copied().collect();
+            let logits = target.logits(crate::ops::from_vec(flat, pixels.dims(), device));
+            everything
+                .iter()
+                .map(|index| logits.prediction(*index))
+                .collect()
+        };
+        let before = target.logits(pixels.clone());
+        let is_right = |index: &usize| before.is_right(*index, labels[*index] as usize);
+        sizes.push(preprocessing.image_size);
+        answers.push((
+            everything.iter().map(is_right).collect::<Vec<bool>>(),
+            adversarial,
+            after,
+            to_vec(pixels),
+            labels,
+        ));
+    }
+    let side = sizes[0];
+    let numbers = 3 * side * side;
+    let both_right = |index: &&usize| answers.iter().all(|(right, ..)| right[**index]);
+    let class = |label: usize| test.classes().get(label).cloned().unwrap_or_default();
+    let examples = everything
+        .iter()
+        .filter(both_right)
+        .take(EXAMPLES)
+        .map(|index| {
+            let (.., clean, labels) = &answers[0];
+            let label = labels[*index] as usize;
+            let attacked = answers.iter().map(|(_, adversarial, after, ..)| Attacked {
+                adversarial: adversarial[*index].clone().unwrap_or_default(),
+                prediction: after[*index].map_or("not finite".to_owned(), class),
+                is_right: after[*index] == Some(label),
+            });
+            Example {
+                clean: clean[index * numbers..][..numbers].to_vec(),
+                class: class(label),
+                attacked: attacked.rev().collect(),
+            }
+        });
+    // The normal model first: what goes wrong, then the remedy.
+    let named = models.iter().zip(&curves).rev();
+    let figure = Figure {
+        examples: examples.collect(),
+        models: named
+            .map(|((model, _), points)| {
+                (
+                    model.name.to_owned(),
+                    Curve {
+                        points: points.clone(),
+                    },
+                )
+            })
+            .collect(),
+        side,
+        attack: "PGD-20, linf 8/255".to_owned(),
+        gain: 8.0,
+    };
+    files::write(path, figure.to_svg()?.as_bytes())?;
+    Ok(curves)
+}
+
+/// The demo's work by part, in multiply-adds, for the time left.
+struct Work {
+    parts: [f64; 5],
+    recipes: [Recipe; 2],
+    /// When the first progress was reported, and the work that was done by then, by an interrupted demo too.
+    began: Cell<Option<(Instant, f64)>>,
+}
+
+impl Work {
+    fn new(robust: &Recipe, normal: &Recipe) -> Self {
+        let last = normal.stage.last().expect("recipes have stages");
+        let update = normal.macs_left(normal.samples() - last.samples()) / last.samples() as f64;
+        // An update is a forward pass and two of its size backward, an attack step one of each.
+        let step = update * 2.0 / 3.0;
+        let images = match robust.final_evaluation[0].images {
+            TestImages::Images(images) => images as f64,
+            TestImages::Ids(_) => 0.0,
+        };
+        // PGD-20 on the images that are classified right, then APGD's 100 steps on the survivors. The shares are those of
+        // the demo's models.
+        let attacked =
+            |right: f64, survivors: f64| images * step * (20.0 * right + 100.0 * survivors);
+        let curve = CURVE_IMAGES as f64 * step * 20.0 * (0.6 * EPSILONS.len() as f64 + 2.0);
+        Self {
+            parts: [
+                robust.macs_left(0),
+                attacked(0.7, 0.4),
+                normal.macs_left(0),
+                attacked(0.9, 0.02),
+                curve,
+            ],
+            recipes: [robust.clone(), normal.clone()],
+            began: Cell::new(None),
+        }
+    }
+
+    fn part<'a>(&'a self, part: usize, screen: &'a mut dyn Screen) -> Watched<'a> {
+        Watched {
+            work: self,
+            part,
+            screen,
+        }
+    }
+
+    /// Share of a part that is done; None for progress of something within it.
+    fn share(&self, part: usize, done: u64, total: u64) -> Option<f64> {
+        match part {
+            0 | 2 => {
+                let recipe = &self.recipes[part / 2];
+                let left = recipe.macs_left(done) / recipe.macs_left(0);
+                (total == recipe.samples()).then_some(1.0 - left)
+            }
+            _ => Some(done as f64 / total.max(1) as f64),
+        }
+    }
+
+    /// Seconds left, at the speed since the first report.
+    fn left(&self, part: usize, share: f64) -> Option<f64> {
+        let here = self.parts[..part].iter().sum::<f64>() + share * self.parts[part];
+        let all: f64 = self.parts.iter().sum();
+        match self.began.get() {
+            Some((instant, before)) if here > before => {
+                Some((all - here) * instant.elapsed().as_secs_f64() / (here - before))
+            }
+            Some(_) => None,
+            None => {
+                self.began.set(Some((Instant::now(), here)));
+                None
+            }
+        }
+    }
+}
+
+/// A screen that adds the time left of the whole demo to the progress of a part.
+struct Watched<'a> {
+    work: &'a Work,
+    part: usize,
+    screen: &'a mut dyn Screen,
+}
+
+impl Screen for Watched<'_> {
+    fn line(&mut self, text: &str) {
+        self.screen.line(text);
+    }
+
+    fn progress(&mut self, done: u64, total: u64, text: &str) {
+        let share = self.work.share(self.part, done, total);
+        match share.and_then(|share| self.work.left(self.part, share)) {
+            Some(left) => {
+                let text = format!("{text}; whole demo: about {} left", duration(left));
+                self.screen.progress(done, total, &text);
+            }
+            None => self.screen.progress(done, total, text),
+        }
+    }
+}
+
+/// The results as lines of text, with what they mean and what to try next.
+pub fn report(result: &Value) -> Vec<String> {
     let percent = |value: &Value| format!("{:.1} %", 100.0 * value.as_f64().unwrap_or(f64::NAN));
-    let models = result["models"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let models = list(&result["models"]);
     let mut lines = vec![
         String::new(),
         format!(
-            "{:<8} {:>9} {:>9} {:>11}   stages",
-            "model", "clean", "PGD-20", "AutoAttack"
+            "{:<8} {:>9} {:>9} {:>9}   trained on",
+            "model", "clean", "PGD-20", "APGD-CE"
         ),
     ];
-    for model in models {
-        let stages = model["stages"]
-            .as_array()
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        for (index, stage) in stages.iter().enumerate() {
+    for model in &models {
+        for (index, stage) in list(&model["stages"]).iter().enumerate() {
             let head = match index {
                 0 => format!(
-                    "{:<8} {:>9} {:>9} {:>11}",
+                    "{:<8} {:>9} {:>9} {:>9}",
                     model["name"].as_str().unwrap_or_default(),
                     percent(&model["clean"]),
                     percent(&model["pgd-20"]),
-                    percent(&model["autoattack"])
+                    percent(&model["apgd-ce"])
                 ),
-                _ => " ".repeat(40),
+                _ => " ".repeat(38),
             };
             lines.push(format!(
                 "{head}   {} samples at {} pixels, attack {}, {}",
@@ -128,6 +417,101 @@ pub fn table(result: &Value) -> Vec<String> {
             ));
         }
     }
-    lines.push(String::new());
+    let robust = &models[0];
+    let interval = &robust["interval_95"];
+    let run = robust["run"].as_str().unwrap_or_default();
+    lines.extend([
+        String::new(),
+        format!(
+            "Accuracy on {} test images: unchanged, under PGD with 20 steps, and on what survives that under APGD-CE, the first",
+            robust["images"]
+        ),
+        "of AutoAttack's four attacks. An image counts as robust only if no attack so far fooled the model on it.".to_owned(),
+        format!(
+            "The robust model's last number is {} to {} with 95 % confidence. Robustness costs clean accuracy; the normal",
+            percent(&interval[0]),
+            percent(&interval[1])
+        ),
+        "model has more of that, and loses it to changes that are hard to see:".to_owned(),
+        format!("  {}", result["figure"].as_str().unwrap_or_default()),
+        String::new(),
+        "Try next:".to_owned(),
+        format!(
+            "  advxl eval {run} --data synthetic:500 --n 32 --attack autoattack --eps 8/255   # all of AutoAttack"
+        ),
+        "  advxl eval MODEL --data DATA --n 100 --attack apgd-ce,apgd-t --eps 4/255       # a model of timm, a .pth file".to_owned(),
+        "  advxl train recipes/my_images.toml --set data.train=TRAIN --set data.test=TEST --dry-run   # your own images".to_owned(),
+    ]);
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Remembers lines and progress.
+    #[derive(Default)]
+    struct Paper(Vec<String>, Vec<String>);
+
+    impl Screen for Paper {
+        fn line(&mut self, text: &str) {
+            self.0.push(text.to_owned());
+        }
+
+        fn progress(&mut self, _: u64, _: u64, text: &str) {
+            self.1.push(text.to_owned());
+        }
+    }
+
+    #[test]
+    fn the_demo_trains_attacks_draws_and_resumes() {
+        let folder = tempfile::tempdir().unwrap();
+        let sets = [
+            "seed=1",
+            "data.train=synthetic:200",
+            "data.test=synthetic:70",
+            "model.depth=1",
+            "final_evaluation.attacked.images=8",
+            "stage.pretrain.phases.0.samples=320",
+            "stage.pretrain.learning_rate.warmup_samples=64",
+            "stage.finetune.phases.0.samples=64",
+            "stage.finetune.learning_rate.warmup_samples=32",
+        ]
+        .map(str::to_owned);
+        let mut paper = Paper::default();
+        let result = run(folder.path(), &sets, &Device::cpu(), &mut paper).unwrap();
+        for part in [
+            "[1/5] training the robust model",
+            "[4/5] attacking the normal model",
+        ] {
+            assert!(
+                paper.0.iter().any(|line| line.starts_with(part)),
+                "{part}: {:?}",
+                paper.0
+            );
+        }
+        assert!(
+            paper
+                .1
+                .iter()
+                .any(|text| text.contains("whole demo: about")),
+            "{:?}",
+            paper.1
+        );
+        let svg = files::read_text(&folder.path().join("demo.svg")).unwrap();
+        assert!(svg.contains("attack on the normal model"), "{svg}");
+        let text = report(&result).join("\n");
+        assert!(
+            text.contains("APGD-CE") && text.contains("advxl eval"),
+            "{text}"
+        );
+        for model in result["models"].as_array().unwrap() {
+            assert_eq!(model["images"], 8);
+            assert_eq!(model["curve"].as_array().unwrap().len(), 6);
+        }
+
+        let mut second = Paper::default();
+        let again = run(folder.path(), &sets, &Device::cpu(), &mut second).unwrap();
+        assert_eq!(again, result);
+    }
 }

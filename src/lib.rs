@@ -21,6 +21,7 @@ pub mod loss;
 pub mod optim;
 pub mod schedule;
 
+pub mod figure;
 pub mod image;
 
 pub mod storage;

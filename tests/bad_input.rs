@@ -74,9 +74,9 @@ fn faults_of_several_tables_are_told_at_once() {
             "cannot be run, 6 faults",
             "`8/0` divides by zero",
             "batch = 0 must be at least 1",
-            "image_size = 33 is not a whole number of 4-pixel patches",
+            "image_size = 33 is not a multiple of the patch size 4",
             "hint: use 32 or 36",
-            "heads = 5 do not divide width = 32",
+            "heads = 5 must divide width = 32",
             "norm_eps = 0 must be above 0",
             "seed = -1 is not a whole number, 0 or more",
         ],
@@ -345,7 +345,7 @@ fn what_is_not_a_model_is_refused() {
     std::fs::write(folder.path().join("model.safetensors"), "<html>").unwrap();
     refuses(
         &[&["eval", path], &rest[..]].concat(),
-        &["this is a web page, not a file of weights"],
+        &["this is a web page, not a weights file"],
     );
 }
 

@@ -472,7 +472,7 @@ fn what_does_not_go_together_is_told_before_training() {
         ),
         (
             vec![("heads = 2, embedding", "heads = 5, embedding")],
-            "heads = 5 do not divide width = 32",
+            "heads = 5 must divide width = 32",
         ),
         (
             vec![("from = \"clip\"", &named)],
@@ -480,7 +480,7 @@ fn what_does_not_go_together_is_told_before_training() {
         ),
         (
             vec![("from = \"clip\"", "model = \"nowhere\"")],
-            "`nowhere` is not the folder of a text model",
+            "`nowhere` is not a text model folder",
         ),
     ] {
         let recipe = write(folder.path(), "wrong", &changes);

@@ -358,17 +358,20 @@ fn an_exported_model_gives_the_same_logits_and_its_card_tells_what_was_measured(
     evaluate(&["--steps", "2", "--queries", "2"]);
     let (code, text) = export("robustbench");
     assert!(
-        code == 2 && text.contains("0 of the results are of AutoAttack"),
+        code == 2
+            && text.contains(
+                "expected one result of standard AutoAttack with its default settings, got 0"
+            ),
         "{text}"
     );
     evaluate(&[]);
     let (code, text) = export("robustbench");
     assert_eq!(code, 2, "{text}");
     for part in [
-        "does not fit RobustBench's board `cifar10`",
+        "does not qualify for RobustBench's leaderboard `cifar10`",
         "the images are synthetic (`synthetic:24`)",
         "24 images, expected 10,000",
-        "a model of 12 classes, expected 10",
+        "a model with 12 classes, expected 10",
     ] {
         assert!(text.contains(part), "{text}");
     }
@@ -409,7 +412,7 @@ fn a_recipe_is_checked_and_explained_without_its_data() {
     assert_eq!(code, 2, "{text}");
     for part in [
         "cannot be run, 2 faults",
-        "heads = 5 do not divide",
+        "heads = 5 must divide",
         "seed = -1",
     ] {
         assert!(text.contains(part), "{part}: {text}");

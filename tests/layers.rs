@@ -320,6 +320,7 @@ const FILES: &[(&str, &[&str])] = &[
             "data",
             "export",
             "inspect",
+            "manual",
             "plan",
             "recipe",
             "bench",

@@ -206,7 +206,7 @@ fn flags_take_the_place_of_what_a_folder_states() {
     let (code, told) = run(&odd, &["--crop-fraction", "1"]);
     assert_eq!(code, 2, "{told}");
     assert!(
-        told.contains("`config.json` has interpolation = \"sinc\", and only nearest, box"),
+        told.contains("`config.json` has interpolation = \"sinc\", expected one of nearest, box"),
         "{told}"
     );
     assert!(
@@ -448,7 +448,7 @@ fn an_embedding_is_not_taken_for_logits() {
             "--out",
             text(folder.path()),
         ];
-        refused(&export, &["an embedding, and RobustBench's boards"]);
+        refused(&export, &["an embedding, but RobustBench's leaderboards"]);
     }
     let classes = model(folder.path(), "model", |_| {});
     let tower = golden.join("open_clip");
@@ -464,7 +464,7 @@ fn an_embedding_is_not_taken_for_logits() {
     let exported = folder.path().join("exported");
     refused(
         &[&export[..], &[text(&exported)]].concat(),
-        &["logits of classes, and open_clip's models give embeddings"],
+        &["class logits, but open_clip models output embeddings"],
     );
 }
 

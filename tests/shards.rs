@@ -1971,8 +1971,5 @@ augmentation = {{ flip = false }}
     }
     let (code, text) = train([&["0", "1"], &["2", "9"]]);
     assert_eq!(code, 2, "{text}");
-    assert!(
-        text.contains("has no embedding of the sample `9`"),
-        "{text}"
-    );
+    assert!(text.contains("has no embedding for sample `9`"), "{text}");
 }

@@ -343,7 +343,7 @@ fn a_run_begins_with_given_weights_and_says_where_they_do_not_fit() {
     refused(
         &recipe(folder.path(), "file", &[("seed = 3", &file)]),
         &out("file"),
-        &["`vit_huge_patch14_224` is 1280 wide, and these weights are 32 wide"],
+        &["`vit_huge_patch14_224` has width 1280, but the weights have width 32"],
     );
 }
 
@@ -380,7 +380,7 @@ fn a_convnext_trains_and_resumes_to_the_same_bits() {
         &folder.path().join("masked"),
         &[
             "a ConvNeXt has none",
-            "image_size = 16 leaves nothing for the last stage, which takes at least 32 pixels",
+            "image_size = 16 is too small, the last stage needs at least 32 pixels",
             "hint: use 32",
         ],
     );

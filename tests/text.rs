@@ -330,11 +330,11 @@ fn configurations_that_lie_are_found_out() {
     );
     let text = changed("hf_quick", |json| json["vocab_size"] = json!(900));
     let found =
-        "`text_model.embeddings.token_embedding.weight` has shape [814, 16] where [900, 16]";
+        "`text_model.embeddings.token_embedding.weight` has shape [814, 16], expected [900, 16]";
     assert!(text.contains(found), "{text}");
     let text = changed("hf_quick", |json| json["vocab_size"] = json!(100));
     assert!(
-        text.contains("the tokenizer has 814 tokens and the tower 100"),
+        text.contains("the tokenizer has 814 tokens, but the text tower has 100"),
         "{text}"
     );
     let text = changed("custom", |json| {
@@ -348,7 +348,7 @@ fn configurations_that_lie_are_found_out() {
         json["model_cfg"]["text_cfg"]["layers"] = json!(1)
     });
     assert!(
-        text.contains("no place for the weights `transformer.resblocks.1."),
+        text.contains("unexpected weights in the text tower: `transformer.resblocks.1."),
         "{text}"
     );
     let text = changed("clipa", |json| {
@@ -417,9 +417,9 @@ fn folders_with_missing_or_broken_files_are_told() {
     std::fs::write(folder.path().join("vocab.json"), "{").unwrap();
     assert!(load(folder.path()).contains("`vocab.json` is not JSON"));
     std::fs::remove_file(folder.path().join("model.safetensors")).unwrap();
-    assert!(load(folder.path()).contains("has no file of weights"));
+    assert!(load(folder.path()).contains("has no weights file"));
     std::fs::remove_file(folder.path().join("config.json")).unwrap();
-    assert!(load(folder.path()).contains("is not the folder of a text model"));
+    assert!(load(folder.path()).contains("is not a text model folder"));
 }
 
 #[test]
@@ -453,7 +453,7 @@ fn weights_that_are_no_numbers_or_no_ones_are_refused() {
     // Of a whole model: known, and not the tower's.
     write(&|tensors| tensors.push(("visual.class_embedding".into(), vec![1], vec![0.0]))).unwrap();
     let text = refusal(write(&|tensors| tensors[3].2[1] = f32::NAN));
-    assert!(text.contains("holds NaN at place 1"), "{text}");
+    assert!(text.contains("contains NaN at index 1"), "{text}");
     let text = refusal(write(&|tensors| drop(tensors.remove(0))));
     assert!(
         text.contains("`token_embedding.weight` is missing"),
@@ -463,7 +463,7 @@ fn weights_that_are_no_numbers_or_no_ones_are_refused() {
         tensors.push(("text.cls_emb".into(), vec![1], vec![0.0]))
     }));
     assert!(
-        text.contains("no place for the weights `text.cls_emb`"),
+        text.contains("unexpected weights in the text tower: `text.cls_emb`"),
         "{text}"
     );
 }
@@ -569,6 +569,6 @@ fn the_command_refuses_what_does_not_fit_and_leaves_nothing() {
     std::fs::write(&keys, "a\n\n").unwrap();
     says(
         &["--keys", keys.to_str().unwrap()],
-        "the key of row 1 is not a line of text",
+        "the key of row 1 is empty or contains a line feed",
     );
 }

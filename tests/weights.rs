@@ -217,7 +217,7 @@ fn types_are_told_and_whole_numbers_are_not_read_as_weights() {
     let found = StateDict::open(&golden("half.pth")).unwrap();
     assert_eq!(found.dtype("bf16").unwrap(), Dtype::BF16);
     let text = refusal(found.floats("i64"));
-    assert!(text.contains("`i64` is stored as I64"), "{text}");
+    assert!(text.contains("`i64` has unsupported dtype I64"), "{text}");
     let text = refusal(found.floats("f32"));
     assert!(
         text.contains("`f32` is missing") && text.contains("the file has `f16`"),
@@ -284,7 +284,7 @@ fn what_training_programs_put_into_names_falls_wherever_it_is() {
         assert_eq!(vit(&found.model).mean, [0.1, 0.2, 0.3]);
         assert_eq!(vit(&found.model).std, [0.4, 0.5, 0.6]);
         assert!(
-            found.notes[0].contains("images are normalized by"),
+            found.notes[0].contains("images are normalized with"),
             "{:?}",
             found.notes
         );
@@ -319,7 +319,7 @@ fn weights_without_a_head_are_a_start_and_nothing_else() {
                 tensors.push(("mask_token".into(), vec![1, 1, 4], vec![0.0; 4]));
                 tensors.push(("decoder_embed.bias".into(), vec![4], vec![0.0; 4]));
             },
-            "decoder is left out",
+            "decoder is ignored",
         ),
         // DINO with its projection.
         (
@@ -398,17 +398,17 @@ fn weights_in_shards_are_those_of_one_file() {
     write(&map);
     let text = refusal(load());
     assert!(
-        text.contains("has `norm.weight` in `model-1-of-2.safetensors`"),
+        text.contains("tensor `norm.weight` is missing from shard `model-1-of-2.safetensors`"),
         "{text}"
     );
     map.insert("norm.weight".into(), "../model.safetensors".into());
     write(&map);
-    assert!(refusal(load()).contains("has `../model.safetensors` for a file"));
+    assert!(refusal(load()).contains("`../model.safetensors` is not a file name"));
     map.insert("norm.weight".into(), "model-3-of-2.safetensors".into());
     write(&map);
     let text = refusal(load());
     assert!(
-        text.contains("names `model-3-of-2.safetensors`, which is missing"),
+        text.contains("shard `model-3-of-2.safetensors` is missing"),
         "{text}"
     );
 }
@@ -421,7 +421,7 @@ fn a_folder_that_lacks_a_file_says_which() {
     std::fs::write(folder.path().join("config.json"), "{}").unwrap();
     let text = refused();
     assert!(
-        text.contains("`config.json` and no weights: `model.safetensors` is missing"),
+        text.contains("`config.json` but no weights: `model.safetensors` is missing"),
         "{text}"
     );
     std::fs::write(folder.path().join("checkpoint.pth"), "").unwrap();
@@ -431,7 +431,7 @@ fn a_folder_that_lacks_a_file_says_which() {
     std::fs::write(folder.path().join("pytorch_model.bin"), "").unwrap();
     let text = refused();
     assert!(
-        text.contains("`pytorch_model.bin` and no `config.json`"),
+        text.contains("`pytorch_model.bin` but no `config.json`"),
         "{text}"
     );
 }
@@ -448,26 +448,26 @@ fn what_is_no_file_of_weights_is_refused_with_what_it_is() {
         (b"\n <!DOCTYPE html><html>", "is a web page"),
         (pointer, "is a git-lfs pointer"),
         (b"\x80\x04\x95\0\0", "is a bare Python pickle"),
-        (b"some other file", "is not a whole safetensors file, nor"),
-        (&plain[..plain.len() - 1], "is not a whole zip file"),
-        (&plain[..100], "is not a whole zip file"),
+        (b"some other file", "is neither a safetensors file nor"),
+        (&plain[..plain.len() - 1], "truncated or invalid zip file"),
+        (&plain[..100], "truncated or invalid zip file"),
         (
             &header(10_000_000_000, b"{"),
-            "a header of 10000000000 bytes, in a file of 9",
+            "header of 10000000000 bytes in a file of 9 bytes",
         ),
         (
             &header(u64::MAX, b"{}"),
-            "a header of 18446744073709551615 bytes",
+            "header of 18446744073709551615 bytes",
         ),
-        (&header(2, b"{"), "a header of 2 bytes, in a file of 9"),
-        (&header(2, b"{}."), "it has 11 bytes of 10"),
-        (&header(3, b"{.}"), "is not a whole safetensors file"),
+        (&header(2, b"{"), "header of 2 bytes in a file of 9 bytes"),
+        (&header(2, b"{}."), "expected 10 bytes, got 11"),
+        (&header(3, b"{.}"), "truncated or invalid safetensors file"),
         (
             &header(
                 64,
                 br#"{"a":{"dtype":"F32","shape":[4294967296],"data_offsets":[0,4]}} "#,
             ),
-            "is not a whole safetensors file",
+            "truncated or invalid safetensors file",
         ),
     ] {
         std::fs::write(&path, content).unwrap();
@@ -487,11 +487,14 @@ fn pytorch_files_that_hold_something_else_are_refused_with_what_it_is() {
     for (file, parts) in [
         (
             "hostile",
-            ["wants to run `posix.system`", "only weights are read"],
+            ["tries to run `posix.system`", "only weights are read"],
         ),
         (
             "old",
-            ["from before 1.6", "save it again with `torch.save`"],
+            [
+                "written by PyTorch before 1.6",
+                "save it again with `torch.save`",
+            ],
         ),
         (
             "module",
@@ -500,7 +503,7 @@ fn pytorch_files_that_hold_something_else_are_refused_with_what_it_is() {
                 "save `model.state_dict()`",
             ],
         ),
-        ("endless", ["the tensor `a`", "1 numbers are stored"]),
+        ("endless", ["tensor `a`", "only 1 values are stored"]),
     ] {
         let text = refusal(StateDict::open(&golden(&format!("{file}.pth"))));
         for part in parts {
@@ -597,13 +600,13 @@ fn a_file_alone_is_loaded_by_the_name_of_its_architecture() {
     };
     refused(
         "vit_base_patch16_224",
-        &["768 wide", "192 wide", "is it a `vit_tiny`?"],
+        &["width 768", "width 192", "is it a `vit_tiny`?"],
     );
     refused(
         "vit_hug_patch14_224",
         &["did you mean `vit_huge_patch14_224`?"],
     );
-    refused("resnet50", &["no architecture that is known", "vit_h14"]);
+    refused("resnet50", &["unknown architecture `resnet50`", "vit_h14"]);
 }
 
 #[test]
@@ -616,11 +619,11 @@ fn weights_that_do_not_make_the_model_are_refused() {
     let cases: &[Case] = &[
         (
             |tensors| at(tensors, "blocks.0.norm1.bias").2[3] = f32::INFINITY,
-            &["`blocks.0.norm1.bias` holds inf at place 3"],
+            &["`blocks.0.norm1.bias` contains inf at index 3"],
         ),
         (
             |tensors| at(tensors, "blocks.0.mlp.fc2.weight").1.reverse(),
-            &["`blocks.0.mlp.fc2.weight` has shape [32, 192] where [192, 32] is needed"],
+            &["`blocks.0.mlp.fc2.weight` has shape [32, 192], expected [192, 32]"],
         ),
         (
             |tensors| at(tensors, "head.bias").0 = "head.biases".into(),
@@ -633,13 +636,13 @@ fn weights_that_do_not_make_the_model_are_refused() {
                 }
             },
             &[
-                "no place for the weights `blocks.0.le0.gamma`",
+                "unexpected weights in the model: `blocks.0.le0.gamma`",
                 "le4.gamma` and 2 more",
             ],
         ),
         (
             |tensors| tensors.push(("blocks.0.ls1.gamma".into(), vec![1], vec![1.0])),
-            &["`blocks.0.ls1.gamma` has shape [1] where [192] is needed"],
+            &["`blocks.0.ls1.gamma` has shape [1], expected [192]"],
         ),
         (
             |tensors| tensors.push(("norm.weight".into(), vec![192], vec![1.0; 192])),
@@ -660,21 +663,21 @@ fn weights_that_do_not_make_the_model_are_refused() {
                     at(tensors, &format!("fc_norm.{kind}")).0 = format!("norm.{kind}");
                 }
             },
-            &["the mean of patches that are normed before it is taken"],
+            &["the mean of the patches is taken after the norm"],
         ),
         (
             |tensors| {
                 let head = at(tensors, "head.weight");
                 (head.1, head.2) = (vec![0, 192], vec![]);
             },
-            &["`head.weight` has no numbers"],
+            &["`head.weight` is empty"],
         ),
         (
             |tensors| {
                 let patches = at(tensors, "patch_embed.proj.weight");
                 (patches.1, patches.2) = (vec![1 << 30, 3, 1 << 30, 0], vec![]);
             },
-            &["`patch_embed.proj.weight` has no numbers"],
+            &["`patch_embed.proj.weight` is empty"],
         ),
     ];
     let folder = tempfile::tempdir().unwrap();
@@ -693,15 +696,15 @@ fn a_folder_whose_configuration_contradicts_its_weights_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     write_changed(&folder.path().join("model.safetensors"), |_| {});
     for (config, part) in [
-        (r#"{}"#, "does not tell the number of attention heads"),
-        (r#"{ "architecture": "vit_base_patch16_224" }"#, "768 wide"),
+        (r#"{}"#, "does not state the number of attention heads"),
+        (r#"{ "architecture": "vit_base_patch16_224" }"#, "width 768"),
         (
             r#"{ "model_args": { "num_heads": 5 } }"#,
-            "num_heads = 5 do not divide the width, 192",
+            "num_heads = 5 must divide width = 192",
         ),
         (
             r#"{ "architecture": "vit_micro", "model_args": { "depth": 2 } }"#,
-            "depth = 2, and the weights are of 1 blocks",
+            "depth = 2, but the weights have 1 blocks",
         ),
         (
             r#"{ "architecture": "vit_micro", "advxl": { "norm_eps": -1 } }"#,
@@ -733,11 +736,11 @@ fn a_folder_whose_configuration_contradicts_its_weights_is_refused() {
         ),
         (
             r#"{ "architecture": "convnext_tiny", "model_args": { "num_heads": 3 } }"#,
-            "those of no ConvNeXt",
+            "not those of a ConvNeXt",
         ),
         (
             r#"{ "architecture": "vit_micro", "model_args": { "img_size": 16 } }"#,
-            "img_size = 16, and `pos_embed` has 2 x 2 patches of 4 pixels, those of 8 pixels",
+            "img_size = 16, but `pos_embed` has 2 x 2 patches of 4 pixels, for images of 8 pixels",
         ),
         (
             r#"{ "architecture": "vit_micro", "pretrained_cfg": { "input_size": [3, 224, 224] } }"#,
@@ -749,11 +752,11 @@ fn a_folder_whose_configuration_contradicts_its_weights_is_refused() {
         ),
         (
             r#"{ "architecture": "vit_micro", "model_args": { "patch_size": 8 } }"#,
-            "patch_size = 8, and the weights have 4",
+            "patch_size = 8, but the weights have 4",
         ),
         (
             r#"{ "architecture": "vit_micro", "label_names": ["a", "b"] }"#,
-            "names of 2 classes, and the head is for 3",
+            "names 2 classes, but the head has 3",
         ),
         (
             r#"{ "architecture": "vit_micro", "advxl": { "outputs": "boxes" } }"#,

@@ -42,10 +42,7 @@ pub(crate) fn input_error(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
         let bases = (AdvxlError::type_object(py), PyValueError::type_object(py));
         let fields = pyo3::types::PyDict::new(py);
         fields.set_item("__module__", "advxl")?;
-        fields.set_item(
-            "__doc__",
-            "Invalid input; also a ValueError.",
-        )?;
+        fields.set_item("__doc__", "Invalid input; also a ValueError.")?;
         let class = py.get_type::<pyo3::types::PyType>();
         Ok::<_, PyErr>(class.call1(("InputError", bases, fields))?.unbind())
     };

@@ -61,11 +61,8 @@ impl Model {
             .into_iter()
             .collect();
         if !path.exists() {
-            return Err(
-                Error::input(format!("`{}` does not exist", path.display())).hint(
-                    "pass a model folder, a run folder, or a weight file with arch=...",
-                ),
-            );
+            return Err(Error::input(format!("`{}` does not exist", path.display()))
+                .hint("pass a model folder, a run folder, or a weight file with arch=..."));
         }
         let mut loaded = match arch {
             None => weights::load_any(path, &device)?,

@@ -78,7 +78,8 @@ impl CrossingTensor {
         _options: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let taken = self.values.lock().ok().and_then(|mut values| values.take());
-        let values = taken.ok_or_else(|| PyValueError::new_err("the tensor was already consumed"))?;
+        let values =
+            taken.ok_or_else(|| PyValueError::new_err("the tensor was already consumed"))?;
         dlpack::export(py, values, &self.shape, self.device)
     }
 }

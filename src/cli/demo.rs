@@ -9,8 +9,8 @@ use crate::demo;
 use crate::error::Result;
 use crate::screen::Screen;
 
-/// Demonstrate the whole method in minutes, without data: two-stage adversarial training on synthetic images, standard
-/// training of the same network, and the accuracy of both under attack
+/// Demonstrate the whole method in minutes, without data: train a small network adversarially and normally on synthetic
+/// images, attack both, and draw what happens
 #[derive(clap::Args)]
 pub(crate) struct Demo {
     /// Folder of the two runs
@@ -24,11 +24,11 @@ pub(crate) struct Demo {
 impl Demo {
     pub(crate) fn run(&self, json: bool) -> Result<()> {
         let mut screen = Terminal::new();
-        let outcome = demo::run(&self.out, self.seed, &device()?, &mut screen)?;
-        for line in demo::table(&outcome) {
+        let overrides = [format!("seed={}", self.seed)];
+        let outcome = demo::run(&self.out, &overrides, &device()?, &mut screen)?;
+        for line in demo::report(&outcome) {
             screen.line(&line);
         }
-        screen.line(&format!("runs saved in `{}`", self.out.display()));
         drop(screen);
         if json {
             print_json(&outcome);

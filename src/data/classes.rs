@@ -231,10 +231,7 @@ impl Unmatched {
                 let advice = model.advice;
                 let hint = match nearest(name, names) {
                     Some(near) => format!("did you mean `{near}`? {advice}"),
-                    None => format!(
-                        "the classes of {owner} start with `{}`; {advice}",
-                        names[0]
-                    ),
+                    None => format!("the classes of {owner} start with `{}`; {advice}", names[0]),
                 };
                 Error::input(message).hint(hint)
             }
@@ -368,7 +365,12 @@ mod tests {
                 .collect::<Vec<_>>(),
             [2, 0, 1]
         );
-        assert!(other.notice.unwrap().contains("are not in the order of those of the model"));
+        assert!(
+            other
+                .notice
+                .unwrap()
+                .contains("are not in the order of those of the model")
+        );
     }
 
     #[test]
@@ -414,7 +416,11 @@ mod tests {
             "by number"
         );
         let map = matched(&["a", "b", "c"], 3, &["0", "1"]).unwrap();
-        assert!(map.notice.unwrap().contains("matched by number, class 0 with `a`"));
+        assert!(
+            map.notice
+                .unwrap()
+                .contains("matched by number, class 0 with `a`")
+        );
         let map = matched(&["LABEL_0", "LABEL_1"], 2, &["cat", "dog"]).unwrap();
         assert_eq!((map.rule, map.table()), ("by order", None));
         assert!(
@@ -422,7 +428,9 @@ mod tests {
                 .contains("2 named classes and the model has 3 without names")
         );
         assert!(message(&[], 3, &["3", "7"]).contains("without names, so they cannot be matched"));
-        assert!(message(&[], 3, &["0", "1", "2", "3"]).contains("has 4 classes, but the model has 3"));
+        assert!(
+            message(&[], 3, &["0", "1", "2", "3"]).contains("has 4 classes, but the model has 3")
+        );
     }
 
     #[test]

@@ -183,7 +183,10 @@ fn is_complete(path: &Path, first: &[u8]) -> Result<bool> {
     if start.is_some_and(|start| start == first) {
         return Ok(true);
     }
-    let message = format!("`{}` exists but does not belong to this pack", path.display());
+    let message = format!(
+        "`{}` exists but does not belong to this pack",
+        path.display()
+    );
     Err(Error::input(message)
         .hint("it was packed from other data or at another size: choose another folder with --out"))
 }

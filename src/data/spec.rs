@@ -59,9 +59,7 @@ impl FromStr for Spec {
     fn from_str(text: &str) -> Result<Self> {
         let text = text.trim();
         match text.split_once(':') {
-            _ if text.is_empty() => {
-                Err(Error::input("the data set name is empty").hint(SPEC_HINT))
-            }
+            _ if text.is_empty() => Err(Error::input("the data set name is empty").hint(SPEC_HINT)),
             Some(("tensors", "")) => {
                 Err(Error::input("`tensors:` must be followed by a file").hint(SPEC_HINT))
             }

@@ -83,7 +83,9 @@ impl Subset {
         let (places, rule) = match selection {
             Selection::All => return Ok(Self::all(dataset)),
             Selection::Sample(0) => {
-                return Err(Error::input("cannot take a sample of 0 images: at least 1 is needed"));
+                return Err(Error::input(
+                    "cannot take a sample of 0 images: at least 1 is needed",
+                ));
             }
             Selection::Sample(size) if *size >= dataset.len() => return Ok(Self::all(dataset)),
             Selection::Sample(size) => (sample(dataset, *size), Rule::Sample),
@@ -268,7 +270,10 @@ fn listed(dataset: &Dataset, path: &Path) -> Result<Vec<usize>> {
             grouped(missing.len() as u64),
             first_few(&missing)
         ))
-        .hint(format!("image names in this data set look like `{}`", ids[0])));
+        .hint(format!(
+            "image names in this data set look like `{}`",
+            ids[0]
+        )));
     }
     places.sort_unstable();
     match places.windows(2).find(|pair| pair[0] == pair[1]) {

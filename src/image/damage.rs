@@ -1,7 +1,7 @@
-//! What can be wrong with a sample, by kind, and how often it was met.
+//! Kinds of damage and oddities of samples, and counts of each.
 //!
-//! A [`Reason`] either costs a sample (damage) or is only odd: the sample is used, and counted.
-//! Not for the messages, which the place that finds something writes.
+//! A [`Reason`] is either damage, which costs the sample, or an oddity: the sample is used and counted.
+//! Error messages are written where the problem is detected.
 
 use std::collections::BTreeMap;
 
@@ -19,20 +19,20 @@ macro_rules! reasons {
         }
 
         impl Reason {
-            /// Every kind, in the order of tables.
+            /// All kinds, in the order of tables.
             pub const ALL: &[Reason] = &[$(Reason::$name,)*];
 
-            /// The name in tables and files.
+            /// Returns the name in tables and files.
             pub fn word(self) -> &'static str {
                 match self { $(Reason::$name => $word,)* }
             }
 
-            /// What it means, in a few words.
+            /// Returns a short description.
             pub fn text(self) -> &'static str {
                 match self { $(Reason::$name => $text,)* }
             }
 
-            /// Whether it costs data; otherwise the sample is used all the same.
+            /// Returns whether it costs data. Samples with other reasons are used anyway.
             pub fn is_damage(self) -> bool {
                 match self { $(Reason::$name => $damage,)* }
             }
@@ -40,79 +40,79 @@ macro_rules! reasons {
     };
 }
 
-// New kinds go to the end: index files hold the place in this list.
+// Append new kinds at the end: index files store the position in this list.
 reasons! {
     Unreadable "unreadable" true "the file cannot be read",
-    TruncatedHeader "truncated_header" true "the tar ends within a header",
-    TruncatedMember "truncated_member" true "the tar ends within a member",
+    TruncatedHeader "truncated_header" true "the tar ends inside a header",
+    TruncatedMember "truncated_member" true "the tar ends inside a member",
     BadChecksum "bad_checksum" true "a tar header's checksum is wrong",
-    Garbage "garbage" true "bytes that are no tar header where one must be",
-    SizePastEnd "size_past_end" true "a member's size is no number or leads beyond the end of the tar",
+    Garbage "garbage" true "invalid bytes where a tar header is expected",
+    SizePastEnd "size_past_end" true "a member's size is not a number or extends past the end of the tar",
     EmptyShard "empty_shard" true "a tar without samples",
-    EmptyMember "empty_member" true "a member of no bytes",
-    MemberTooLarge "member_too_large" true "a member larger than any sound one",
-    DuplicateKey "duplicate_key" true "two members of one kind under one key",
+    EmptyMember "empty_member" true "an empty member",
+    MemberTooLarge "member_too_large" true "a member larger than any valid one",
+    DuplicateKey "duplicate_key" true "two members of the same kind under one key",
     MissingImage "missing_image" true "no image under the key",
     MissingCaption "missing_caption" true "no caption under the key",
     CaptionEmpty "caption_empty" true "the caption is empty",
     CaptionNotUtf8 "caption_not_utf8" true "the caption is not UTF-8 text",
-    JsonBroken "json_broken" true "the caption's json is broken",
-    BadLabel "bad_label" true "the .cls is missing, or is not a class number from 0 to 999999",
-    TruncatedImage "truncated_image" true "the image data is cut short",
+    JsonBroken "json_broken" true "the caption's json is invalid",
+    BadLabel "bad_label" true "the .cls is missing or is not a class number from 0 to 999999",
+    TruncatedImage "truncated_image" true "the image data is truncated",
     DamagedImage "damaged_image" true "the image data is damaged",
-    NotAnImage "not_an_image" true "no image at all, such as a web page",
-    UnknownFormat "unknown_format" true "an image format that is not read, such as AVIF",
-    TooManyPixels "too_many_pixels" true "more pixels than the cap",
-    ZeroSize "zero_size" true "a picture without width or height",
-    WrongExtension "wrong_extension" false "another image format than the name says",
-    Cmyk "cmyk" false "printing colours, converted",
-    SixteenBit "sixteen_bit" false "16 bits a channel, made 8 as Pillow does: colors keep the high byte, grey is clipped at 255",
-    Grey "grey" false "grey, repeated to three channels",
+    NotAnImage "not_an_image" true "not an image at all, such as a web page",
+    UnknownFormat "unknown_format" true "an unsupported image format, such as AVIF",
+    TooManyPixels "too_many_pixels" true "more pixels than the limit",
+    ZeroSize "zero_size" true "an image of zero width or height",
+    WrongExtension "wrong_extension" false "the image format does not match the file extension",
+    Cmyk "cmyk" false "CMYK colors, converted to RGB",
+    SixteenBit "sixteen_bit" false "16 bits per channel, reduced to 8 as Pillow does: colors keep the high byte, gray is clipped at 255",
+    Grey "grey" false "grayscale, repeated to three channels",
     Alpha "alpha" false "an alpha channel, dropped",
-    Rotated "rotated" false "turned or mirrored by its orientation tag, set upright",
-    Animated "animated" false "several pictures in one file, the first is used",
-    NoExtension "no_extension" false "a member without key or extension, left out",
-    UnsafeName "unsafe_name" false "a path that must not be unpacked",
-    UnusedMember "unused_member" false "a member of a kind that is not used",
-    NoEndMarker "no_end_marker" false "the tar has no end marker; it may be cut between members",
+    Rotated "rotated" false "rotated or mirrored according to its orientation tag, set upright",
+    Animated "animated" false "several images in one file, the first is used",
+    NoExtension "no_extension" false "a member without key or extension, skipped",
+    UnsafeName "unsafe_name" false "a path that is unsafe to unpack",
+    UnusedMember "unused_member" false "a member of an unused kind",
+    NoEndMarker "no_end_marker" false "the tar has no end marker; it may be truncated between members",
     ZerosBetween "zeros_between" false "zeros between the members of a tar",
-    SpareJsonBroken "spare_json_broken" false "the json is broken, the caption comes from the txt",
+    SpareJsonBroken "spare_json_broken" false "the json is invalid, the caption comes from the txt",
     MissingLabel "missing_label" false "no .cls where other samples have one",
-    UnsupportedImage "unsupported_image" true "an image of a kind that is not supported, such as a JPEG with arithmetic coding",
-    Irregular "irregular" false "an image file that breaks its format's rules, but whose pixels are all there",
-    SparseMember "sparse_member" true "a sparse file of GNU tar, whose holes are not filled in",
-    LinkMember "link_member" true "a link in place of a file",
-    DottedKey "dotted_key" true "no image under the key, which ends at the first dot of a name that has several",
+    UnsupportedImage "unsupported_image" true "an unsupported variant of an image format, such as a JPEG with arithmetic coding",
+    Irregular "irregular" false "an image file that violates its format's rules but has all its pixels",
+    SparseMember "sparse_member" true "a GNU tar sparse file, whose holes are not filled in",
+    LinkMember "link_member" true "a link instead of a file",
+    DottedKey "dotted_key" true "no image under the key, which ends at the first dot of a name with several dots",
     NotATar "not_a_tar" true "a shard that is not a tar file",
-    DamagedGzip "damaged_gzip" true "the gzip data of a shard are damaged or cut short; what could be unpacked is used",
+    DamagedGzip "damaged_gzip" true "the gzip data of a shard is damaged or truncated; the part that could be unpacked is used",
 }
 
 impl Reason {
-    /// The place in [`Self::ALL`], for index files.
+    /// Returns the position in [`Self::ALL`], for index files.
     pub fn number(self) -> u8 {
         self as u8
     }
 
-    /// The kind at a place.
+    /// Returns the kind at a position in [`Self::ALL`].
     pub fn numbered(number: u8) -> Option<Self> {
         Self::ALL.get(usize::from(number)).copied()
     }
 }
 
-/// Why a sample cannot be used: the kind for counting, the message for people.
+/// Why a sample cannot be used: a kind for counting and a message for people.
 #[derive(Clone, Debug)]
 pub struct Fault {
     /// The kind.
     pub reason: Reason,
-    /// Where and what exactly.
+    /// The exact problem and where it is.
     pub error: Error,
-    /// Nothing is wrong with the sample: the store that it lies in does not give it. Never counted, replaced or
-    /// quarantined; whoever meets it ends.
+    /// The sample may be fine, but its object store does not deliver it. Such a fault is never counted, replaced or
+    /// quarantined; the command fails.
     pub outage: bool,
 }
 
 impl Fault {
-    /// Something wrong with the user's data.
+    /// Makes a fault in the user's data.
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self {
             reason,
@@ -121,13 +121,13 @@ impl Fault {
         }
     }
 
-    /// Adds what the user should do.
+    /// Adds a hint on how to fix it.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.error = self.error.hint(hint);
         self
     }
 
-    /// Adds where it was found.
+    /// Adds where it was detected.
     pub fn context(mut self, place: impl Into<String>) -> Self {
         self.error = self.error.context(place);
         self
@@ -145,7 +145,7 @@ impl From<Error> for Fault {
     }
 }
 
-/// How often each kind was met, with one example. Its memory does not grow with the counts.
+/// Counts of each kind, with one example each. Memory does not grow with the counts.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Health {
     /// Count and first example.
@@ -153,12 +153,12 @@ pub struct Health {
 }
 
 impl Health {
-    /// Counts one.
+    /// Counts one occurrence.
     pub fn add(&mut self, reason: Reason, example: impl FnOnce() -> String) {
         self.add_times(reason, 1, example);
     }
 
-    /// Counts several.
+    /// Counts several occurrences.
     pub fn add_times(&mut self, reason: Reason, times: u64, example: impl FnOnce() -> String) {
         if times > 0 {
             let entry = self.found.entry(reason);
@@ -166,7 +166,7 @@ impl Health {
         }
     }
 
-    /// Adds the counts of another.
+    /// Adds the counts of `other`.
     pub fn join(&mut self, other: &Self) {
         for (reason, (count, example)) in &other.found {
             let entry = self.found.entry(*reason);
@@ -174,7 +174,7 @@ impl Health {
         }
     }
 
-    /// The same with a place before each example.
+    /// Returns the same counts, with `place` in front of each example.
     pub fn at(&self, place: &str) -> Self {
         let located = |(reason, (count, example)): (&Reason, &(u64, String))| {
             let example = match example.is_empty() {
@@ -188,18 +188,18 @@ impl Health {
         }
     }
 
-    /// Kinds with their counts and an example each.
+    /// Iterates over the kinds with their counts and examples.
     pub fn iter(&self) -> impl Iterator<Item = (Reason, u64, &str)> {
         let found = self.found.iter();
         found.map(|(reason, (count, example))| (*reason, *count, example.as_str()))
     }
 
-    /// How often a kind was met.
+    /// Returns how often a kind occurred.
     pub fn count(&self, reason: Reason) -> u64 {
         self.found.get(&reason).map_or(0, |(count, _)| *count)
     }
 
-    /// How often anything was met that costs data.
+    /// Returns how often data was lost to damage.
     pub fn damages(&self) -> u64 {
         let damages = self.iter().filter(|(reason, _, _)| reason.is_damage());
         damages.map(|(_, count, _)| count).sum()
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_has_a_word_of_its_own_and_is_found_by_its_number() {
+    fn every_reason_has_a_unique_word_and_is_found_by_its_number() {
         let mut words = std::collections::BTreeSet::new();
         for reason in Reason::ALL {
             assert_eq!(Reason::numbered(reason.number()), Some(*reason));
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_example_stays_and_counts_add_up() {
+    fn the_first_example_is_kept_and_counts_add_up() {
         let mut health = Health::default();
         health.add(Reason::Grey, || "a".into());
         health.add(Reason::Grey, || "b".into());

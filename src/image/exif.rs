@@ -1,25 +1,25 @@
-//! Tags of TIFF files, and of EXIF data, which have the same form.
+//! Tags of TIFF files and of EXIF data, which share one format.
 //!
 //! Source: TIFF 6.0, section 2; EXIF 2.3.
 
-/// The first directory of tags.
+/// The first tag directory of a file.
 pub(crate) struct Tags<'a> {
     bytes: &'a [u8],
     little: bool,
-    /// Where its entries begin, and how many there are.
+    /// Offset of its first entry, and the number of entries.
     start: usize,
     count: usize,
 }
 
-/// How large parts of a picture are turned or mirrored.
+/// The tag that says how the image is rotated or mirrored.
 const ORIENTATION: u16 = 0x0112;
 
 impl<'a> Tags<'a> {
-    /// The tags of a TIFF file, or of EXIF data with or without their mark; none of a BigTIFF.
+    /// Finds the tags of a TIFF file, or of EXIF data with or without its `Exif` prefix. Returns `None` for BigTIFF.
     pub(crate) fn of(bytes: &'a [u8]) -> Option<Self> {
         let bytes = bytes.strip_prefix(b"Exif\0\0").unwrap_or(bytes);
         let little = match bytes.get(..4)? {
-            // BigTIFF, whose places have 64 bits.
+            // BigTIFF, which has 64-bit offsets.
             [b'I', b'I', 43, 0] | [b'M', b'M', 0, 43] => return None,
             [b'I', b'I', ..] => true,
             [b'M', b'M', ..] => false,
@@ -54,19 +54,19 @@ impl<'a> Tags<'a> {
         })
     }
 
-    /// Where the value of a tag is, or the place of its values if they do not fit there.
+    /// Returns the offset of a tag's value field. The field holds the value, or the offset of values that do not fit.
     pub(crate) fn place(&self, tag: u16) -> Option<usize> {
         let entries = (0..self.count).map(|entry| self.start + 12 * entry);
         let mut entries = entries.take_while(|at| *at < self.bytes.len());
         Some(entries.find(|at| self.short(*at) == Some(tag))? + 8)
     }
 
-    /// The value of a tag that is one number of 16 bits.
+    /// Returns the value of a tag that holds one 16-bit number.
     pub(crate) fn value(&self, tag: u16) -> Option<u16> {
         self.short(self.place(tag)?)
     }
 
-    /// Many values of a tag, each of 16 bits.
+    /// Returns `count` 16-bit values of a tag.
     pub(crate) fn values(&self, tag: u16, count: usize) -> Option<Vec<u16>> {
         let at = self.long(self.place(tag)?)?;
         (0..count)
@@ -74,19 +74,19 @@ impl<'a> Tags<'a> {
             .collect()
     }
 
-    /// 1 to 8, if there is a sound one.
+    /// Returns the orientation, 1 to 8, if it is present and valid.
     pub(crate) fn orientation(&self) -> Option<u16> {
         self.value(ORIENTATION)
             .filter(|value| (1..=8).contains(value))
     }
 
-    /// Whether another directory follows: a second picture, or a thumbnail.
+    /// Returns whether another directory follows: a second image or a thumbnail.
     pub(crate) fn are_followed(&self) -> bool {
         let next = self.long(self.start + 12 * self.count);
         next.is_some_and(|next| next != 0)
     }
 
-    /// A copy of the file with another value of a tag that is one number of 16 bits.
+    /// Returns a copy of the file with `tag`, which holds one 16-bit number, set to `value`.
     pub(crate) fn with(&self, tag: u16, value: u16) -> Option<Vec<u8>> {
         let at = self.place(tag)?;
         let mut bytes = self.bytes.to_vec();
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_exif_data_is_no_orientation() {
+    fn damaged_exif_data_gives_no_orientation() {
         assert_eq!(orientation(b""), None);
         assert_eq!(orientation(b"II*\0\xff\xff\xff\xff"), None);
         let sound = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0";
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_replaced_in_either_order_of_bytes() {
+    fn a_value_is_replaced_in_either_byte_order() {
         let sound = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0";
         let other = Tags::of(sound).unwrap().with(ORIENTATION, 3).unwrap();
         assert_eq!((orientation(&other), other.len()), (Some(3), sound.len()));

@@ -1,17 +1,17 @@
-//! Pixels of one image: decoding, resizing, and the preprocessing of evaluations.
+//! Pixels of one image: decoding, resizing, and preprocessing for evaluation.
 //!
-//! Not for batches and augmentation ([`crate::data`]), and no tensors.
+//! Batches and augmentation are in [`crate::data`]. Nothing here uses tensors.
 //!
 //! | file              | what                                                                    |
 //! |-------------------|-------------------------------------------------------------------------|
-//! | [`decode`]        | files to pixels, in the formats that Pillow reads; strict               |
-//! | [`exif`]          | tags of TIFF and EXIF, orientation                                      |
-//! | [`content`]       | what a file is if it is not an image                                    |
-//! | [`damage`]        | why a sample cannot be used, and what is unusual about it               |
-//! | [`picture`]       | the pixels of one image, or of a region of it                           |
-//! | [`resize`]        | Pillow's resampling to the bit, and the same in floats                  |
-//! | [`operations`]    | Pillow's operations on color and geometry, for RandAugment              |
-//! | [`preprocessing`] | resize, crop and interpolation of evaluations, as torchvision does them |
+//! | [`decode`]        | strict decoders for the formats that Pillow reads                       |
+//! | [`exif`]          | TIFF and EXIF tags, orientation                                         |
+//! | [`content`]       | identifies files that are not images                                    |
+//! | [`damage`]        | why a sample is unusable, and what is unusual about it                  |
+//! | [`picture`]       | the pixels of an image or of a region of it                             |
+//! | [`resize`]        | Pillow's resampling, bit-exact, and the same in floats                  |
+//! | [`operations`]    | Pillow's color and geometry operations, for RandAugment                 |
+//! | [`preprocessing`] | resize, crop and interpolation for evaluation, as in torchvision        |
 
 pub mod content;
 pub mod damage;

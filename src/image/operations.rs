@@ -1,54 +1,53 @@
-//! The operations of RandAugment on bytes, each as Pillow does it, to the bit.
+//! The operations of RandAugment on bytes, each bit-exact with Pillow.
 //!
-//! Not the choice among them, which is [`crate::data::augment::RandAugment`].
-//! Source: `timm/data/auto_augment.py` (levels), Pillow's `ImageOps`, `ImageEnhance` and
-//! `Geometry.c` (arithmetic). Held to Pillow by the recorded cases of
-//! `tests/golden/make_pictures.py`.
+//! [`crate::data::augment::RandAugment`] chooses among them.
+//! Source: `timm/data/auto_augment.py` (levels), Pillow's `ImageOps`, `ImageEnhance` and `Geometry.c` (arithmetic).
+//! Tested against Pillow with the cases recorded by `tests/golden/make_pictures.py`.
 
 /// Number of operations.
 pub const KINDS: usize = 15;
 
-/// The colour of what comes into the picture from outside: ImageNet's mean.
+/// The color of pixels from outside the image: ImageNet's mean.
 const FILL: [u8; 3] = [124, 116, 104];
 
-/// An operation with its strength.
+/// An operation and its strength.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Operation {
     /// Stretches each channel to 0..=255.
     AutoContrast,
-    /// Makes the values of each channel equally frequent.
+    /// Equalizes the histogram of each channel.
     Equalize,
-    /// The negative.
+    /// Inverts each value.
     Invert,
-    /// Turns by degrees, counter-clockwise.
+    /// Rotates counterclockwise, by degrees.
     Rotate(f64),
-    /// Keeps so many of the upper bits.
+    /// Keeps this many of the upper bits.
     Posterize(u32),
-    /// Inverts values from the threshold on.
+    /// Inverts values at or above the threshold.
     Solarize(u32),
-    /// Adds to the values below 128.
+    /// Adds to values below 128.
     SolarizeAdd(u32),
-    /// 0 is grey, 1 no change.
+    /// Blends with grayscale: 0 is grayscale, 1 is no change.
     Color(f64),
-    /// 0 is a flat grey, 1 no change.
+    /// Blends with the mean gray level: 0 is uniform gray, 1 is no change.
     Contrast(f64),
-    /// 0 is black, 1 no change.
+    /// Blends with black: 0 is black, 1 is no change.
     Brightness(f64),
-    /// 0 is smoothed, 1 no change.
+    /// Blends with the smoothed image: 0 is smoothed, 1 is no change.
     Sharpness(f64),
-    /// Moves each row by a share of its number.
+    /// Shifts each row by a fraction of its index.
     ShearX(f64),
-    /// Moves each column by a share of its number.
+    /// Shifts each column by a fraction of its index.
     ShearY(f64),
-    /// Moves by a share of the width.
+    /// Translates by a fraction of the width.
     TranslateX(f64),
-    /// Moves by a share of the height.
+    /// Translates by a fraction of the height.
     TranslateY(f64),
 }
 
 impl Operation {
-    /// The operation of a number below [`KINDS`] at a level of 0 to 10, as timm maps it in its
-    /// increasing set. `negate` matters to those that go both ways.
+    /// Returns operation number `kind`, below [`KINDS`], at a level of 0 to 10, as in timm's increasing set. `negate`
+    /// flips the sign of operations that have a direction.
     pub fn at_level(kind: usize, level: f64, negate: bool) -> Self {
         let share = level / 10.0;
         let sign = if negate { -1.0 } else { 1.0 };
@@ -58,7 +57,7 @@ impl Operation {
             1 => Self::Equalize,
             2 => Self::Invert,
             3 => Self::Rotate(sign * share * 30.0),
-            // Pillow refuses to keep no bit, which timm asks for at level 10.
+            // At level 10 timm asks for zero bits, which Pillow rejects.
             4 => Self::Posterize((4 - (share * 4.0) as u32).max(1)),
             5 => Self::Solarize(256 - ((share * 256.0) as u32).min(256)),
             6 => Self::SolarizeAdd(((share * 110.0) as u32).min(128)),
@@ -73,7 +72,7 @@ impl Operation {
         }
     }
 
-    /// Changes a picture.
+    /// Applies the operation to an image in place.
     ///
     /// Shapes: `bytes` is `[height, width, 3]`.
     pub fn apply(self, bytes: &mut Vec<u8>, width: usize, height: usize) {
@@ -144,7 +143,7 @@ fn each_value(bytes: &mut [u8], change: impl Fn(u8) -> u8) {
     bytes.iter_mut().for_each(|value| *value = change(*value));
 }
 
-/// Replaces each value by a table made from the histogram of its channel.
+/// Maps each value through a table made from the histogram of its channel.
 fn by_histogram(bytes: &mut [u8], table: fn(&[u32; 256]) -> Option<[u8; 256]>) {
     for channel in 0..3 {
         let mut histogram = [0; 256];
@@ -187,19 +186,19 @@ fn equalize(histogram: &[u32; 256]) -> Option<[u8; 256]> {
     }))
 }
 
-/// Pillow's conversion to `L`.
+/// Converts a pixel to gray as Pillow's mode `L` does.
 fn grey(pixel: &[u8]) -> u8 {
     let [red, green, blue] = [pixel[0], pixel[1], pixel[2]].map(u32::from);
     ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16) as u8
 }
 
-/// From `base` at 0 over `value` at 1 to beyond it; the fraction is cut off.
+/// Interpolates from `base` (factor 0) to `value` (factor 1), extrapolates beyond, and truncates.
 fn blend(base: u8, value: u8, factor: f64) -> u8 {
     let (base, value) = (f32::from(base), f32::from(value));
     (base + factor as f32 * (value - base)) as u8
 }
 
-/// The mean over 3 x 3 pixels with the middle counted five times; the border stays.
+/// Averages 3 x 3 pixels, with the center counted five times. Border pixels are unchanged.
 fn smoothed(bytes: &[u8], width: usize, height: usize) -> Vec<u8> {
     let mut smooth = bytes.to_vec();
     let stride = 3 * width;
@@ -208,7 +207,7 @@ fn smoothed(bytes: &[u8], width: usize, height: usize) -> Vec<u8> {
             let sum: u32 = [place - stride, place, place + stride]
                 .iter()
                 .flat_map(|row| [row - 3, *row, row + 3])
-                .map(|neighbour| u32::from(bytes[neighbour]))
+                .map(|neighbor| u32::from(bytes[neighbor]))
                 .sum();
             let sum = sum + 4 * u32::from(bytes[place]);
             smooth[place] = ((2 * sum + 13) / 26) as u8;
@@ -217,10 +216,10 @@ fn smoothed(bytes: &[u8], width: usize, height: usize) -> Vec<u8> {
     smooth
 }
 
-/// From a place in the new picture to one in the old: `x = a x' + b y' + c`, `y = d x' + e y' + f`.
+/// Maps a position in the new image to one in the old: `x = a x' + b y' + c`, `y = d x' + e y' + f`.
 type Affine = [f64; 6];
 
-/// A turn about the middle, its coefficients rounded as Pillow rounds them.
+/// Rotates about the center, with coefficients rounded as in Pillow.
 fn rotation(degrees: f64, width: usize, height: usize) -> Affine {
     let angle = -degrees.to_radians();
     let rounded = |value: f64| (value * 1e15).round_ties_even() / 1e15;
@@ -236,7 +235,7 @@ fn rotation(degrees: f64, width: usize, height: usize) -> Affine {
     ]
 }
 
-/// Moves every pixel, interpolating linearly; the fraction is cut off.
+/// Transforms an image with bilinear interpolation, truncating to bytes.
 fn moved(bytes: &[u8], width: usize, height: usize, [a, b, c, d, e, f]: Affine) -> Vec<u8> {
     let mut result = Vec::with_capacity(bytes.len());
     let inside = |place: f64, size: usize| place >= 0.0 && place < size as f64;
@@ -272,7 +271,7 @@ mod tests {
     use super::*;
     use crate::image::picture::golden;
 
-    /// A picture of little contrast, so that AutoContrast and Equalize have work to do.
+    /// A low-contrast image, so that AutoContrast and Equalize change it.
     fn source() -> Vec<u8> {
         let picture = golden::picture(21, 17);
         picture.iter().map(|value| 40 + value / 2).collect()
@@ -333,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn flat_and_tiny_pictures_are_no_trouble() {
+    fn flat_and_tiny_images_keep_their_size() {
         for kind in 0..KINDS {
             for (width, height) in [(1, 1), (2, 1), (1, 3), (4, 4)] {
                 let mut bytes = vec![77; width * height * 3];

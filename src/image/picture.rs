@@ -1,41 +1,41 @@
-//! One decoded picture, or the part of it that is needed, before it has the size of the training batch.
+//! A decoded image, or the part of it that is needed, before it is resized for a batch.
 //!
-//! Not for batches, which are plain `f32` in `[0, 1]`, nor for files, which [`crate::image::decode`] reads.
+//! Batches are plain `f32` in `[0, 1]`. [`crate::image::decode`] reads files.
 
 pub use advxl_jpeg::Region;
 
 use crate::error::{Error, Result};
 
-/// The pixels of a picture.
+/// The pixels of an image.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Pixels {
-    /// Bytes, red green blue, pixel after pixel: `[height, width, 3]`.
+    /// RGB bytes, interleaved: `[height, width, 3]`.
     Bytes(Vec<u8>),
-    /// Floats in `[0, 1]`, plane after plane: `[3, height, width]`.
+    /// Floats in `[0, 1]`, planar: `[3, height, width]`.
     Planes(Vec<f32>),
 }
 
-/// Which part of a picture of some width and height is needed: what lies outside need not be decoded.
+/// Given the width and height of an image, returns the part that is needed. The rest need not be decoded.
 pub type View<'a> = &'a dyn Fn(usize, usize) -> Cutout;
 
-/// A part of a picture, and the scale that is enough for it.
+/// A part of an image, and the scale at which it is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cutout {
-    /// The part, in pixels of the picture at full scale.
+    /// The part, in pixels of the image at full scale.
     pub region: Region,
-    /// A JPEG may be decoded at 1 / `reduction` of its scale: 1, 2, 4 or 8. Other formats, and JPEGs that must be turned
-    /// upright, are decoded at full scale.
+    /// A JPEG may be decoded at 1 / `reduction` of its scale: 1, 2, 4 or 8. Other formats, and JPEGs with an
+    /// orientation tag that rotates or mirrors them, are decoded at full scale.
     pub reduction: usize,
 }
 
 impl Cutout {
-    /// All of a picture, at full scale.
+    /// Returns the whole image at full scale.
     pub fn whole(width: usize, height: usize) -> Self {
         Region::whole(width, height).into()
     }
 }
 
-/// At full scale.
+/// A region at full scale.
 impl From<Region> for Cutout {
     fn from(region: Region) -> Self {
         Self {
@@ -45,7 +45,7 @@ impl From<Region> for Cutout {
     }
 }
 
-/// A decoded picture with three colour channels, of which perhaps only a region is known.
+/// A decoded image with three color channels. Only a region of it may be known.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Picture {
     width: usize,
@@ -55,26 +55,26 @@ pub struct Picture {
     origin: Origin,
 }
 
-/// What a picture was before it was made smaller.
+/// The size of an image before it was reduced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Origin {
-    /// It is as large as its file says.
+    /// Not reduced: as large as in its file.
     Same,
-    /// A file of these sides was decoded at 1 / `reduction`.
+    /// Decoded at 1 / `reduction` from a file of this size.
     Decoded {
         width: usize,
         height: usize,
         reduction: usize,
     },
-    /// It was resized when a data set was packed for training.
+    /// Resized when the data set was packed for training.
     Packed,
 }
 
 impl Picture {
-    /// A picture of bytes.
+    /// Makes an image of bytes.
     ///
     /// Shapes: `pixels` is `[height, width, 3]`.
-    /// Errors: when the number of values is not that of the shape, or a side is zero.
+    /// Errors: the number of values does not match the shape, or a side is zero.
     pub fn bytes(width: usize, height: usize, pixels: Vec<u8>) -> Result<Self> {
         check_count(width, height, pixels.len())?;
         let pixels = Pixels::Bytes(pixels);
@@ -87,10 +87,10 @@ impl Picture {
         })
     }
 
-    /// A picture of floats.
+    /// Makes an image of floats.
     ///
     /// Shapes: `pixels` is `[3, height, width]`. Units: `[0, 1]`.
-    /// Errors: when the number of values is not that of the shape, or a side is zero.
+    /// Errors: the number of values does not match the shape, or a side is zero.
     pub fn planes(width: usize, height: usize, pixels: Vec<f32>) -> Result<Self> {
         check_count(width, height, pixels.len())?;
         let pixels = Pixels::Planes(pixels);
@@ -103,14 +103,14 @@ impl Picture {
         })
     }
 
-    /// The bytes of a region of a picture.
+    /// Makes an image of which only the bytes of a region are known.
     ///
     /// Shapes: `pixels` is `[known.height, known.width, 3]`.
-    /// Errors: when the number of values is not that of the region, or the region leaves the picture.
+    /// Errors: the number of values does not match the region, or the region extends past the image.
     pub fn part(width: usize, height: usize, known: Region, pixels: Vec<u8>) -> Result<Self> {
         check_count(known.width, known.height, pixels.len())?;
         if known.left + known.width > width || known.top + known.height > height {
-            let message = format!("{known:?} leaves a picture of {width} x {height} pixels");
+            let message = format!("{known:?} extends past an image of {width} x {height} pixels");
             return Err(Error::failed(message));
         }
         let pixels = Pixels::Bytes(pixels);
@@ -123,7 +123,8 @@ impl Picture {
         })
     }
 
-    /// As [`Self::part`], of a picture of other sides decoded at 1 / `reduction`: `known` counts pixels of that scale.
+    /// Like [`Self::part`], for an image of the given size decoded at 1 / `reduction`. `known` counts pixels at that
+    /// scale.
     pub fn reduced(
         (width, height): (usize, usize),
         reduction: usize,
@@ -142,18 +143,18 @@ impl Picture {
         Ok(picture)
     }
 
-    /// The same picture, marked as resized by `advxl data pack`.
+    /// Marks the image as resized by `advxl data pack`.
     pub(crate) fn packed(mut self) -> Self {
         self.origin = Origin::Packed;
         self
     }
 
-    /// Whether it was resized by `advxl data pack`, so that its file's own size is lost.
+    /// Returns whether `advxl data pack` resized the image, so that its original size is unknown.
     pub fn is_packed(&self) -> bool {
         self.origin == Origin::Packed
     }
 
-    /// Columns and rows of the file that it was decoded from, and by how much the decoder reduced both.
+    /// Returns the width and height in the image's file, and the factor by which the decoder reduced both.
     pub fn full_scale(&self) -> ((usize, usize), usize) {
         match self.origin {
             Origin::Decoded {
@@ -165,32 +166,33 @@ impl Picture {
         }
     }
 
-    /// Columns of the whole picture.
+    /// Returns the width of the whole image.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Rows of the whole picture.
+    /// Returns the height of the whole image.
     pub fn height(&self) -> usize {
         self.height
     }
 
-    /// The region whose values are there; all of the picture unless it came from [`Self::part`].
+    /// Returns the region whose pixels are known: the whole image, unless it was made by [`Self::part`] or
+    /// [`Self::reduced`].
     pub fn known(&self) -> &Region {
         &self.known
     }
 
-    /// The values of the known region.
+    /// Returns the pixels of the known region.
     pub fn pixels(&self) -> &Pixels {
         &self.pixels
     }
 
-    /// Whether it is made of bytes, and not of floats.
+    /// Returns whether the pixels are bytes rather than floats.
     pub fn is_bytes(&self) -> bool {
         matches!(self.pixels, Pixels::Bytes(_))
     }
 
-    /// The known region as floats in `[0, 1]`, `[3, height, width]`; a byte `b` becomes `b / 255`.
+    /// Returns the known region as floats in `[0, 1]`, `[3, height, width]`. A byte `b` becomes `b / 255`.
     pub fn to_planes(&self) -> Vec<f32> {
         match &self.pixels {
             Pixels::Planes(planes) => planes.clone(),
@@ -198,7 +200,7 @@ impl Picture {
         }
     }
 
-    /// The known region as bytes, `[height, width, 3]`, rounded to the nearest.
+    /// Returns the known region as bytes, `[height, width, 3]`, rounded to nearest.
     pub fn to_bytes(&self) -> Vec<u8> {
         match &self.pixels {
             Pixels::Bytes(bytes) => bytes.clone(),
@@ -207,12 +209,12 @@ impl Picture {
     }
 }
 
-/// `[height, width, 3]` bytes to `[3, height, width]` floats in `[0, 1]`.
+/// Converts `[height, width, 3]` bytes to `[3, height, width]` floats in `[0, 1]`.
 pub fn bytes_to_planes(bytes: &[u8]) -> Vec<f32> {
     in_planes(bytes, |byte| f32::from(byte) / 255.0)
 }
 
-/// `[height, width, 3]` bytes to `[3, height, width]`.
+/// Converts `[height, width, 3]` bytes to `[3, height, width]`.
 pub fn bytes_in_planes(bytes: &[u8]) -> Vec<u8> {
     in_planes(bytes, |byte| byte)
 }
@@ -229,7 +231,7 @@ fn in_planes<T: Copy + Default>(bytes: &[u8], value_of: impl Fn(u8) -> T) -> Vec
     planes
 }
 
-/// `[3, height, width]` floats in `[0, 1]` to `[height, width, 3]` bytes, rounded to the nearest.
+/// Converts `[3, height, width]` floats in `[0, 1]` to `[height, width, 3]` bytes, rounded to nearest.
 pub fn planes_to_bytes(planes: &[f32]) -> Vec<u8> {
     let area = planes.len() / 3;
     let mut bytes = vec![0; planes.len()];
@@ -242,7 +244,7 @@ pub fn planes_to_bytes(planes: &[f32]) -> Vec<u8> {
     bytes
 }
 
-/// A value in `[0, 1]` as the nearest byte; others as 0 or 255. Several at a time, which `round` is not.
+/// Converts a value in `[0, 1]` to the nearest byte, and other values to 0 or 255. Unlike `round`, this vectorizes.
 pub fn to_byte(value: f32) -> u8 {
     (value * 255.0 + 0.5) as u8
 }
@@ -250,7 +252,7 @@ pub fn to_byte(value: f32) -> u8 {
 fn check_count(width: usize, height: usize, found: usize) -> Result<()> {
     if width == 0 || height == 0 || found != width * height * 3 {
         return Err(Error::failed(format!(
-            "a picture of {width} x {height} pixels needs {} values, not {found}",
+            "an image of {width} x {height} pixels needs {} values, got {found}",
             width * height * 3
         )));
     }
@@ -262,7 +264,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_byte_survives_the_way_to_floats_and_back() {
+    fn every_byte_survives_the_round_trip_through_floats() {
         let bytes: Vec<u8> = (0..=255).chain(0..=255).chain(0..=255).collect();
         let picture = Picture::bytes(16, 16, bytes.clone()).unwrap();
         let planes = Picture::planes(16, 16, picture.to_planes()).unwrap();
@@ -270,13 +272,13 @@ mod tests {
     }
 
     #[test]
-    fn planes_hold_one_colour_after_the_other() {
+    fn planes_hold_one_color_after_the_other() {
         let picture = Picture::bytes(2, 1, vec![255, 0, 51, 0, 255, 102]).unwrap();
         assert_eq!(picture.to_planes(), [1.0, 0.0, 0.0, 1.0, 0.2, 0.4]);
     }
 
     #[test]
-    fn a_wrong_number_of_values_is_refused() {
+    fn a_wrong_number_of_values_or_a_region_past_the_image_is_refused() {
         assert!(Picture::bytes(2, 2, vec![0; 11]).is_err());
         assert!(Picture::planes(0, 2, vec![]).is_err());
         let region = |left, top| Region {
@@ -291,14 +293,14 @@ mod tests {
     }
 }
 
-/// The pictures and recorded results of `tests/golden/make_pictures.py`.
+/// Test images and the results recorded by `tests/golden/make_pictures.py`.
 #[cfg(test)]
 pub mod golden {
     use std::path::Path;
 
     use safetensors::tensor::SafeTensors;
 
-    /// The picture that the script draws: slopes, edges and noise.
+    /// Draws the same image as the script: gradients, edges and noise.
     pub fn picture(width: usize, height: usize) -> Vec<u8> {
         let mut state: u64 = 12345;
         let mut bytes = Vec::new();
@@ -318,7 +320,7 @@ pub mod golden {
         bytes
     }
 
-    /// Name, shape and bytes of every tensor of a file in `tests/golden`.
+    /// Loads name, shape and bytes of every tensor of a file in `tests/golden`.
     pub fn load(file: &str) -> Vec<(String, Vec<usize>, Vec<u8>)> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
         let bytes = crate::files::read(&folder.join(file)).unwrap();

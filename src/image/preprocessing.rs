@@ -1,8 +1,8 @@
-//! The unchanging pictures of an evaluation: resized and cut to the size of a model, nothing random.
+//! Deterministic preprocessing for evaluation: resizes and crops an image to the model's input size.
 //!
 //! Source: torchvision's `Resize` and `CenterCrop`, timm's `transforms_imagenet_eval` and open_clip's
-//! `image_transform` on Pillow images; for pictures of bytes equal to them to the bit.
-//! Differs from the reference: pictures of floats (`tensors:`) are resized in floats.
+//! `image_transform` on Pillow images; bit-exact for images of bytes.
+//! Differs from the reference: images of floats (`tensors:`) are resized in floats.
 
 use serde::Serialize;
 
@@ -11,59 +11,60 @@ use super::resize::{Crop, Filter, resize_bytes, resize_planes_part};
 use crate::error::{Error, Result};
 use crate::settings::words;
 
-/// How a picture of any size becomes a square of the size of a model.
+/// How an image of any size becomes a square of the model's input size.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Preprocessing {
-    /// Side of the result in pixels.
+    /// Side of the result, in pixels.
     pub image_size: usize,
-    /// What the size of the result is for the sides of the picture.
+    /// Which sides are resized.
     #[serde(flatten)]
     pub resize_mode: ResizeMode,
-    /// Share of the resized picture's side that is kept: 1 keeps all of it. In (0, 1].
+    /// Fraction of the resized side that the crop keeps, in (0, 1]; 1 keeps all of it.
     pub crop_fraction: f64,
-    /// How pixels are interpolated.
+    /// Interpolation filter.
     pub interpolation: Filter,
 }
 
-/// Which sides of a picture are resized to `image_size / crop_fraction`. The words are open_clip's.
+/// Which sides of an image are resized to `image_size / crop_fraction`. Named as in open_clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "resize_mode", rename_all = "lowercase")]
 pub enum ResizeMode {
-    /// The shorter one; what is too long of the other is cut off. timm's `center`.
+    /// The shorter side; the longer one is cropped. timm's `center`.
     Shortest,
-    /// The longer one; borders fill the other up. timm's `border`.
+    /// The longer side; the shorter one is padded with borders. timm's `border`.
     Longest {
-        /// Red, green and blue of the borders.
+        /// Color of the borders: red, green, blue.
         fill: [u8; 3],
     },
-    /// Both, whatever becomes of the proportions.
+    /// Both sides, ignoring the aspect ratio.
     Squash,
 }
 
-// The words are open_clip's; its borders are black.
+// Named as in open_clip, whose borders are black.
 words!(for ResizeMode:
     "shortest" => Self::Shortest, "Resize the shortest side and crop the rest.";
     "longest" => Self::Longest { fill: [0; 3] }, "Resize the longest side and pad the other.";
-    "squash" => Self::Squash, "Resize both sides, whatever the aspect ratio.";
+    "squash" => Self::Squash, "Resize both sides, ignoring the aspect ratio.";
 );
 
-/// The largest side of images and of what they are resized to before they are cut: far beyond any model, and small
-/// enough that no product of sizes overflows.
+/// Largest [`Preprocessing::image_size`]: far beyond any model, and small enough that no product of sizes overflows.
 pub const MAX_IMAGE_SIZE: usize = 4096;
 
+/// Largest side that images are resized to before cropping.
 const MAX_RESIZED: usize = 1 << 20;
 
-/// Where the pixels of a result come from along one axis.
+/// Which pixels of a resized axis are kept, and where they go.
 struct Axis {
-    /// The first position of it that is kept, and how many are.
+    /// First position that is kept, and how many are kept.
     first: usize,
     count: usize,
-    /// Border before it.
+    /// Width of the border before them.
     border: usize,
 }
 
 impl Preprocessing {
-    /// The shorter side to the image size by bilinear interpolation, then the middle: how training evaluates.
+    /// Resizes the shorter side to the image size with bilinear interpolation, then crops the center, as evaluations
+    /// during training do.
     pub fn new(image_size: usize) -> Self {
         Self {
             image_size,
@@ -73,41 +74,44 @@ impl Preprocessing {
         }
     }
 
-    /// Numbers of one image.
+    /// Returns the number of values in one preprocessed image.
     pub fn numbers(&self) -> usize {
         3 * self.image_size * self.image_size
     }
 
-    /// An error where a size is out of any use.
+    /// Checks the sizes.
+    ///
+    /// Errors: image size, crop fraction or resized side out of range.
     pub fn check(&self) -> Result<()> {
         let size = self.image_size;
         if !(1..=MAX_IMAGE_SIZE).contains(&size) {
             let message =
-                format!("an image size of {size} pixels is not one from 1 to {MAX_IMAGE_SIZE}");
-            return Err(Error::input(message).hint("give the size that the model was trained at"));
+                format!("invalid image size {size}: expected 1 to {MAX_IMAGE_SIZE} pixels");
+            return Err(Error::input(message).hint("use the size that the model was trained at"));
         }
         let fraction = self.crop_fraction;
         if !(fraction > 0.0 && fraction <= 1.0) {
-            let message = format!("a crop fraction of {fraction} is not above 0 and at most 1");
-            return Err(Error::input(message).hint("ImageNet's is often 0.875"));
+            let message =
+                format!("invalid crop fraction {fraction}: must be above 0 and at most 1");
+            return Err(Error::input(message).hint("ImageNet models often use 0.875"));
         }
         let resized = size as f64 / fraction;
         if resized > MAX_RESIZED as f64 {
             let message = format!(
-                "a crop fraction of {fraction} resizes pictures to {resized:.0} pixels before cutting {size} from \
-                 them, and {MAX_RESIZED} are the most"
+                "crop fraction {fraction} would resize images to {resized:.0} pixels before cropping to {size}; the \
+                 maximum is {MAX_RESIZED}"
             );
-            return Err(Error::input(message).hint("ImageNet's is often 0.875"));
+            return Err(Error::input(message).hint("ImageNet models often use 0.875"));
         }
         Ok(())
     }
 
-    /// What sides are resized to: as timm rounds it.
+    /// Returns the side that images are resized to, rounded as in timm.
     fn resized(&self) -> usize {
         ((self.image_size as f64 / self.crop_fraction).floor() as usize).max(self.image_size)
     }
 
-    /// In words, such as ``resize the shorter side to 256 (bicubic), center crop 224``.
+    /// Describes the preprocessing in words, such as ``resize the shorter side to 256 (bicubic), center crop 224``.
     pub fn describe(&self) -> String {
         let (size, resized) = (self.image_size, self.resized());
         let filter = self.interpolation.word();
@@ -116,10 +120,10 @@ impl Preprocessing {
                 format!("resize the shorter side to {resized} ({filter}), center crop {size}")
             }
             ResizeMode::Squash if resized == size => {
-                format!("resize to {size} x {size} ({filter}), whatever the proportions")
+                format!("resize to {size} x {size} ({filter}), ignoring the aspect ratio")
             }
             ResizeMode::Squash => format!(
-                "resize to {resized} x {resized} ({filter}), whatever the proportions, center crop {size}"
+                "resize to {resized} x {resized} ({filter}), ignoring the aspect ratio, center crop {size}"
             ),
             ResizeMode::Longest { fill: [r, g, b] } => format!(
                 "resize the longer side to {resized} ({filter}), center crop or pad to {size} with color {r},{g},{b}"
@@ -127,10 +131,10 @@ impl Preprocessing {
         }
     }
 
-    /// Resizes and cuts a picture.
+    /// Resizes and crops an image.
     ///
     /// Shapes: the result is `[3, image_size, image_size]`. Units: `[0, 1]`.
-    /// A picture that has its size already is not touched, unless a crop fraction enlarges it.
+    /// An image that already has the target size is returned unchanged, unless a crop fraction enlarges it.
     pub fn apply(&self, picture: &Picture) -> Vec<f32> {
         let size = self.image_size;
         let old = (picture.width(), picture.height());
@@ -171,7 +175,7 @@ impl Preprocessing {
         bordered
     }
 
-    /// Width and height of the whole resized picture, cut or rounded to whole pixels as the references do it.
+    /// Returns width and height of the full resized image, truncated or rounded to whole pixels as in the references.
     fn new_sides(&self, (width, height): (usize, usize)) -> (usize, usize) {
         let side = self.resized();
         match self.resize_mode {
@@ -179,7 +183,7 @@ impl Preprocessing {
             // torchvision's `Resize`.
             ResizeMode::Shortest if width <= height => (side, side * height / width),
             ResizeMode::Shortest => (side * width / height, side),
-            // timm's and open_clip's `ResizeKeepRatio`; of a line of pixels at least one is left.
+            // timm's and open_clip's `ResizeKeepRatio`; at least one pixel is left on each side.
             ResizeMode::Longest { .. } => {
                 let ratio = width.max(height) as f64 / side as f64;
                 let shrunk =
@@ -189,7 +193,8 @@ impl Preprocessing {
         }
     }
 
-    /// The middle of an axis; halves are rounded to the even, as in Python, and borders are the smaller before it.
+    /// Centers the crop or the border on an axis. Halves of a crop's margin are rounded to even, as in Python; an odd
+    /// border is smaller before the image.
     fn axis(&self, resized: usize) -> Axis {
         let size = self.image_size;
         match resized.checked_sub(size) {
@@ -229,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_of_the_right_size_are_untouched_to_the_bit() {
+    fn images_of_the_right_size_are_untouched_to_the_bit() {
         let spec = Spec::Synthetic {
             count: 5,
             image_size: 32,
@@ -263,21 +268,21 @@ mod tests {
         assert_eq!(cases, 2);
     }
 
-    /// A picture of golden's of a size such as `41x29`.
+    /// The golden picture at a size such as `41x29`.
     fn drawn(size: &str) -> Picture {
         let (width, height) = size.split_once('x').unwrap();
         let (width, height) = (width.parse().unwrap(), height.parse().unwrap());
         Picture::bytes(width, height, golden::picture(width, height)).unwrap()
     }
 
-    /// `tests/golden/make_preprocessing.py` asked timm, and open_clip's rules by timm's classes.
+    /// Recorded by `tests/golden/make_preprocessing.py` from timm; open_clip's rules through timm's classes.
     #[test]
-    fn bytes_equal_those_of_timms_and_open_clips_transforms() {
+    fn bytes_equal_timms_and_open_clips_transforms() {
         let cases = golden::load("preprocessing.safetensors");
         for (name, shape, expected) in &cases {
             let parts: Vec<&str> = name.split(' ').collect();
             let [mode, fill, interpolation, size, image_size, fraction] = parts[..] else {
-                panic!("{name} is no case")
+                panic!("unexpected case `{name}`")
             };
             let fill: Vec<u8> = fill
                 .split(',')
@@ -304,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn sides_are_those_of_torchvision() {
+    fn sides_equal_torchvisions() {
         let sides = |side, old| preprocessing(side, 1.0).new_sides(old);
         assert_eq!(sides(256, (500, 375)), (341, 256));
         assert_eq!(sides(256, (375, 500)), (256, 341));
@@ -312,9 +317,9 @@ mod tests {
         assert_eq!(preprocessing(224, 0.875).resized(), 256);
     }
 
-    /// 220 x 530 pixels become 112 x 269; of the 78.5 rows too many on each side torchvision cuts 78 off above.
+    /// 220 x 530 pixels become 112 x 269. Of the 78.5 excess rows on each side, torchvision crops 78 at the top.
     #[test]
-    fn an_odd_remainder_is_cut_as_torchvision_cuts_it() {
+    fn an_odd_margin_is_cropped_as_in_torchvision() {
         let row_of = |(width, height): (usize, usize)| {
             let found = preprocessing(112, 1.0);
             let (_, rows) = found.new_sides((width, height));
@@ -334,9 +339,9 @@ mod tests {
         );
     }
 
-    /// The whole resized pictures would have 1.7e13 and 3.3e12 bytes.
+    /// The full resized images would take 1.7e13 and 3.3e12 bytes.
     #[test]
-    fn extreme_proportions_and_crops_take_no_more_memory_than_the_result() {
+    fn extreme_aspect_ratios_and_crops_take_no_more_memory_than_the_result() {
         let line = Picture::bytes(1, 65_000, golden::picture(1, 65_000)).unwrap();
         assert_eq!(preprocessing(224, 0.1).apply(&line).len(), 3 * 224 * 224);
         let longest = Preprocessing {
@@ -352,15 +357,19 @@ mod tests {
     }
 
     #[test]
-    fn sizes_of_no_use_are_refused() {
+    fn invalid_sizes_are_refused() {
         for (size, fraction, part) in [
-            (0, 1.0, "an image size of 0 pixels"),
-            (80_000_000, 1.0, "an image size of 80000000 pixels"),
-            (224, 0.0, "a crop fraction of 0 is not above 0"),
-            (224, 1.5, "a crop fraction of 1.5 is not"),
-            (224, f64::NAN, "a crop fraction of NaN"),
-            (224, 0.0001, "resizes pictures to 2240000 pixels"),
-            (224, 1e-320, "resizes pictures to inf"),
+            (0, 1.0, "invalid image size 0: expected 1 to 4096 pixels"),
+            (
+                80_000_000,
+                1.0,
+                "invalid image size 80000000: expected 1 to 4096 pixels",
+            ),
+            (224, 0.0, "invalid crop fraction 0: must be above 0"),
+            (224, 1.5, "invalid crop fraction 1.5"),
+            (224, f64::NAN, "invalid crop fraction NaN"),
+            (224, 0.0001, "would resize images to 2240000 pixels"),
+            (224, 1e-320, "would resize images to inf"),
         ] {
             let error = preprocessing(size, fraction).check().unwrap_err();
             assert!(error.to_string().contains(part), "{error}");
@@ -384,9 +393,9 @@ mod tests {
         assert_eq!(serde_json::json!(found), recorded);
     }
 
-    /// Columns 0 to 8 at the same size: margins of 2.5 are rounded to 2, as Python does.
+    /// Columns 0 to 8 at their own size: a margin of 2.5 is rounded to 2, as in Python.
     #[test]
-    fn the_middle_is_cut_with_pythons_rounding() {
+    fn the_center_crop_uses_pythons_rounding() {
         let pixels: Vec<u8> = (0..9 * 4)
             .flat_map(|place| [(place % 9) as u8; 3])
             .collect();
@@ -400,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_and_bytes_give_the_same_picture_up_to_rounding() {
+    fn floats_and_bytes_give_the_same_image_up_to_rounding() {
         let spec = Spec::Synthetic {
             count: 1,
             image_size: 48,

@@ -1,12 +1,11 @@
-//! Anti-aliased resizing: to Pillow's bytes for evaluation, in floats for training.
+//! Anti-aliased resizing: bit-exact with Pillow for evaluation, in floats for training.
 //!
-//! Both are separable: each output value is a weighted sum over a window of the input, first along
-//! the rows, then along the columns. When shrinking, the window grows with the scale, which is what
-//! PyTorch calls `antialias=True`.
-//! Not for other transformations of geometry, which are in [`crate::image::operations`].
+//! Both are separable: each output value is a weighted sum over a window of the input, first along the rows, then along
+//! the columns. When shrinking, the window grows with the scale, which PyTorch calls `antialias=True`.
+//! Other geometric transformations are in [`crate::image::operations`].
 //!
 //! Source: Pillow's `Resample.c`; `torch.nn.functional.interpolate` computes the same windows.
-//! Held to Pillow and PyTorch by the recorded cases of `tests/golden/make_pictures.py`.
+//! Tested against Pillow and PyTorch with the cases recorded by `tests/golden/make_pictures.py`.
 
 use std::f64::consts::PI;
 use std::ops::Range;
@@ -15,19 +14,19 @@ use super::picture::{Picture, Pixels, Region};
 use crate::settings::words;
 
 words! {
-    /// The shape of the window, by the words of Pillow, torchvision and timm.
+    /// Interpolation filter, named as in Pillow, torchvision and timm.
     pub enum Filter {
-        /// The pixel at the center, whatever the scale.
+        /// The pixel at the center, at any scale.
         Nearest = "nearest",
-        /// Mean of the pixels covered.
+        /// Mean of the covered pixels.
         Box = "box",
-        /// Triangle of radius 1.
+        /// Triangle filter of radius 1.
         Bilinear = "bilinear",
-        /// Sinc of radius 1 under Hamming's window.
+        /// Sinc of radius 1 with a Hamming window.
         Hamming = "hamming",
         /// Keys' cubic with a = -1/2, of radius 2; overshoots at edges.
         Bicubic = "bicubic",
-        /// Sinc of radius 3 under a wider one; overshoots at edges.
+        /// Sinc of radius 3 with a wider sinc as window; overshoots at edges.
         Lanczos = "lanczos",
     }
 }
@@ -51,7 +50,7 @@ impl Filter {
         match self {
             Filter::Nearest | Filter::Box => f64::from(u8::from(x > -0.5 && x <= 0.5)),
             Filter::Bilinear => (1.0 - x.abs()).max(0.0),
-            // Pillow's two numbers are of single precision.
+            // Pillow's two constants have single precision.
             Filter::Hamming if x.abs() < 1.0 => {
                 sinc(x) * (f64::from(0.54_f32) + f64::from(0.46_f32) * (x * PI).cos())
             }
@@ -71,7 +70,7 @@ impl Filter {
     }
 }
 
-/// A part of a picture, in pixels; the edges may lie within a pixel.
+/// A part of an image, in pixels. The edges may fall between pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Crop {
     /// Distance from the left edge.
@@ -85,7 +84,7 @@ pub struct Crop {
 }
 
 impl Crop {
-    /// All of a picture.
+    /// Returns the whole image.
     pub fn whole(width: usize, height: usize) -> Self {
         Self {
             left: 0.0,
@@ -95,7 +94,7 @@ impl Crop {
         }
     }
 
-    /// The same part of the picture at 1 / `reduction` of its scale.
+    /// Returns the same part of the image at 1 / `reduction` of its scale.
     pub fn reduced(self, reduction: usize) -> Self {
         let factor = reduction as f64;
         Self {
@@ -106,7 +105,7 @@ impl Crop {
         }
     }
 
-    /// The largest square in the middle.
+    /// Returns the largest centered square.
     pub fn central_square(width: usize, height: usize) -> Self {
         let side = width.min(height) as f64;
         Self {
@@ -118,9 +117,9 @@ impl Crop {
     }
 }
 
-/// The windows of all output positions along one direction.
+/// The windows of output positions along one axis.
 struct Windows<W> {
-    /// For each output position the first input position and the place of its weights.
+    /// For each output position, the first input position and the range of its weights.
     places: Vec<(usize, std::ops::Range<usize>)>,
     weights: Vec<W>,
 }
@@ -139,7 +138,7 @@ impl<W> Windows<W> {
         }
     }
 
-    /// The same windows with input positions counted from one of them.
+    /// Returns the same windows with input positions counted from `origin`.
     fn seen_from(mut self, origin: usize) -> Self {
         self.places
             .iter_mut()
@@ -147,7 +146,7 @@ impl<W> Windows<W> {
         self
     }
 
-    /// First and one past the last input position that any window reads.
+    /// Returns the first, and one past the last, input position that any window reads.
     fn span(&self) -> (usize, usize) {
         let first = self.places.iter().map(|(first, _)| *first).min();
         let last = self.places.iter().map(|(first, range)| first + range.len());
@@ -155,8 +154,9 @@ impl<W> Windows<W> {
     }
 }
 
-/// Windows over `length` input positions from `start`, none of them leaving the crop or the input: those of some of
-/// the `output` positions that the length is resized to.
+/// Returns the windows of some output positions when `length` input positions from `start` are resized to `output`.
+///
+/// No window extends past the crop or the input.
 fn windows(
     filter: Filter,
     input: usize,
@@ -170,7 +170,7 @@ fn windows(
     let scale = length / output as f64;
     let stretch = scale.max(1.0);
     let radius = filter.radius() * stretch;
-    // Whole pixels that the crop touches: what lies outside is not seen, as if cut off before.
+    // Whole pixels that the crop touches. Pixels outside are ignored, as if they had been cut off before.
     let lowest = start.floor().max(0.0) as usize;
     let highest = ((start + length).ceil() as usize).min(input);
     let mut places = Vec::with_capacity(positions.len());
@@ -190,7 +190,7 @@ fn windows(
         if sum != 0.0 {
             window.iter_mut().for_each(|weight| *weight /= sum);
         } else {
-            // Only a box filter's window at the very edge of a fractional crop can be empty.
+            // Only a box filter at the very edge of a fractional crop has an empty window.
             window[0] = 1.0;
         }
         places.push((first, place..weights.len()));
@@ -198,10 +198,10 @@ fn windows(
     Windows { places, weights }
 }
 
-/// Whether Pillow resizes along the columns first, by its rule of version 13; before, it never did.
+/// Returns whether Pillow resizes along the columns first, by the rule of version 13. Earlier versions never do.
 ///
-/// What is rounded between the two passes makes a difference of one level. The rule was found by trying sizes:
-/// `tests/golden/make_preprocessing.py` holds cases on both sides.
+/// Rounding between the two passes makes a difference of one level. The rule was inferred by trying sizes;
+/// `tests/golden/make_preprocessing.py` has cases on both sides.
 fn shrinks_more_down(
     (width, height): (usize, usize),
     (new_width, new_height): (usize, usize),
@@ -211,7 +211,7 @@ fn shrinks_more_down(
     rows > 0 && rows > 2 * lost(width, new_width)
 }
 
-/// Windows of one pixel each.
+/// Returns windows of one pixel each.
 fn nearest(
     input: usize,
     (start, length): (f64, f64),
@@ -219,7 +219,7 @@ fn nearest(
     positions: Range<usize>,
 ) -> Windows<f64> {
     let scale = length / output as f64;
-    // Pillow adds the scale up from the first position; a product would round elsewhere.
+    // Pillow accumulates the scale from the first position; a product would round differently.
     let mut place = start + scale / 2.0;
     let mut places = Vec::with_capacity(positions.len());
     for position in 0..positions.end {
@@ -233,13 +233,12 @@ fn nearest(
     Windows { places, weights }
 }
 
-/// A region of bytes that are resized as Pillow does, to the bit.
+/// Resizes bytes as Pillow does, to the bit, and returns a region of the result.
 ///
-/// The region is one of the resized picture, of which nothing else is computed: a picture of any proportions takes
-/// no more memory than it has pixels, and as many as are asked for.
+/// Nothing outside the region is computed, so memory is bounded by the pixels of the image and of the region, for any
+/// aspect ratio. Weights are rounded to 22 binary places, and the rows between the two passes to bytes.
 ///
 /// Shapes: `[height, width, 3]` to `[region.height, region.width, 3]`.
-/// Weights are rounded to 22 binary places and the rows between the two passes to bytes.
 pub fn resize_bytes(
     bytes: &[u8],
     (width, height): (usize, usize),
@@ -278,7 +277,7 @@ pub fn resize_bytes(
     }
 }
 
-/// Some rows of a matrix with some of their values.
+/// Returns some rows and columns of a matrix.
 fn cut_rows<T: Copy>(
     values: &[T],
     row_len: usize,
@@ -293,7 +292,7 @@ fn cut_rows<T: Copy>(
 
 const PRECISION: u32 = 22;
 
-/// Weights as integers with [`PRECISION`] binary places, rounded half away from zero.
+/// Converts weights to integers with [`PRECISION`] binary places, rounded half away from zero.
 fn fixed(windows: Windows<f64>) -> Windows<i32> {
     windows.map(|weight| (weight * f64::from(1 << PRECISION) + 0.5_f64.copysign(weight)) as i32)
 }
@@ -335,12 +334,11 @@ fn resize_columns(rows: &[u8], row_len: usize, windows: &Windows<i32>) -> Vec<u8
     result
 }
 
-/// Resizes a part of a picture in floats, to the result of PyTorch's `interpolate(antialias=True)`.
+/// Resizes a part of an image in floats, like PyTorch's `interpolate(antialias=True)`.
 ///
 /// Shapes: the result is `[3, new_height, new_width]`. Units: `[0, 1]`.
-/// Values outside `[0, 1]`, which filters that overshoot can give, are cut off. When nothing
-/// changes size and the crop has whole edges, values are copied to the bit. The crop's pixels must be known;
-/// which others are changes nothing.
+/// Values outside `[0, 1]`, which filters that overshoot can produce, are clamped. A crop of the whole image at its own
+/// size is copied unchanged. The crop's pixels must be known; other known pixels do not matter.
 pub fn resize_planes(
     picture: &Picture,
     crop: &Crop,
@@ -350,7 +348,7 @@ pub fn resize_planes(
     resize_planes_part(picture, crop, new, &Region::whole(new.0, new.1), filter)
 }
 
-/// The same for a region of the result, of which nothing else is computed.
+/// Like [`resize_planes`], but computes only a region of the result.
 ///
 /// Shapes: the result is `[3, region.height, region.width]`.
 pub fn resize_planes_part(
@@ -428,10 +426,10 @@ pub fn resize_planes_part(
     result
 }
 
-/// Bytes to fewer rows: along the columns first, which for the compiler is a sum of vectors, so that
-/// the rows, where neighbours must be gathered, are few. 0.55 ms become 0.35 for 500 x 375 pixels to 112.
+/// Shrinks bytes along the columns first, which the compiler vectorizes, so that few rows are left for the pass along
+/// rows, which must gather neighbors. Takes 0.35 ms instead of 0.55 ms for 500 x 375 pixels to 112.
 ///
-/// The sums are those of the other order but for their rounding.
+/// The sums equal those of the other order up to rounding.
 fn shrink_bytes(
     bytes: &[u8],
     width: usize,
@@ -441,7 +439,7 @@ fn shrink_bytes(
     let (left, right) = across.span();
     let (new_width, new_height) = (across.places.len(), down.places.len());
     let mut result = vec![0.0; 3 * new_width * new_height];
-    // One row, [right - left, 3], times 255.
+    // One row, [right - left, 3], in units of 1 / 255.
     let mut sums = vec![0.0_f32; 3 * (right - left)];
     for (y, (first, weights)) in down.iter().enumerate() {
         sums.fill(0.0);
@@ -469,7 +467,7 @@ fn shrink_bytes(
     result
 }
 
-/// One row of bytes, `[width, 3]`, to floats in `[0, 1]`, `[3, new_width]`.
+/// Resizes one row of bytes, `[width, 3]`, to floats in `[0, 1]`, `[3, new_width]`.
 fn byte_row(row: &[u8], windows: &Windows<f32>, result: &mut [f32]) {
     let new_width = result.len() / 3;
     for (x, (first, weights)) in windows.iter().enumerate() {
@@ -504,7 +502,7 @@ mod tests {
     }
 
     fn filter(name: &str) -> Filter {
-        Filter::from_word(name).expect("a word of Pillow's")
+        Filter::from_word(name).expect("one of Pillow's filters")
     }
 
     #[test]
@@ -536,7 +534,7 @@ mod tests {
                 let resized = resize_planes(&picture, &Crop::whole(old.0, old.1), new, filter);
                 let fours = expected.chunks_exact(4);
                 let expected = fours.map(|four| f32::from_le_bytes(four.try_into().unwrap()));
-                // PyTorch sums in another order; a few units in the last place.
+                // PyTorch sums in another order, which changes a few units in the last place.
                 let largest = resized.iter().zip(expected).map(|(a, b)| (a - b).abs());
                 let largest = largest.fold(0.0, f32::max);
                 assert!(largest < 1e-6, "{name}: {largest}");
@@ -547,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crop_with_whole_edges_does_not_see_what_was_cut_off() {
+    fn a_crop_with_whole_edges_ignores_pixels_outside_it() {
         let (width, height) = (20, 16);
         let picture = Picture::bytes(width, height, golden::picture(width, height)).unwrap();
         let (left, top, wide, high) = (3, 2, 11, 9);
@@ -574,7 +572,7 @@ mod tests {
         }
     }
 
-    /// On a slope the value at a place is the place, also for crops between pixels.
+    /// On a linear ramp, the value at a position is the position, for fractional crops too.
     #[test]
     fn a_crop_with_fractional_edges_samples_between_pixels() {
         let slope: Vec<f32> = (0..3 * 40 * 40).map(|i| (i % 40) as f32 / 64.0).collect();
@@ -593,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flat_picture_stays_flat_at_any_size() {
+    fn a_flat_image_stays_flat_at_any_size() {
         let picture = Picture::bytes(9, 7, vec![200; 189]).unwrap();
         for &filter in Filter::VALUES {
             for new in [(1, 1), (5, 13), (40, 2)] {
@@ -615,8 +613,9 @@ mod tests {
             }
         }
     }
+
     #[test]
-    fn a_region_has_the_pixels_that_the_whole_has_there() {
+    fn a_region_equals_that_part_of_the_whole_image() {
         let old = (17, 13);
         let bytes = golden::picture(old.0, old.1);
         let picture = Picture::bytes(old.0, old.1, bytes.clone()).unwrap();

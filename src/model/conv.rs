@@ -6,10 +6,10 @@ use super::parameter::Parameter;
 use super::pass::NORM_EPS;
 use crate::ops::{Gelu, Precision, gelu, kernel_last, layer_norm, linear, unfold};
 
-/// A convolution as patches that may overlap and one product.
+/// Computes a convolution by unfolding (possibly overlapping) patches and one matrix product.
 ///
-/// Shapes: `x` `[batch, side * side, inputs]`; `weight` `[outputs, inputs, kernel, kernel]` and `bias` flat, as
-/// PyTorch keeps them; the result `[batch, to * to, outputs]` and `to`.
+/// Shapes: `x` `[batch, side * side, inputs]`; `weight` `[outputs, inputs, kernel, kernel]` and `bias` flat, in
+/// PyTorch's layout; returns `[batch, to * to, outputs]` and `to`.
 pub(crate) fn convolution(
     x: Tensor<3>,
     side: usize,
@@ -23,12 +23,12 @@ pub(crate) fn convolution(
     };
     let to = (side + 2 * padding - kernel) / step + 1;
     let columns = unfold(x, [side, side], kernel, step, padding);
-    // [outputs, inputs, kernel, kernel] -> [outputs, kernel, kernel, inputs], as the columns lie.
+    // [outputs, inputs, kernel, kernel] -> [outputs, kernel, kernel, inputs], the layout of the columns.
     let weight = kernel_last(weight.value.clone(), [inputs, kernel * kernel]);
     (linear(columns, weight, bias.value.clone(), precision), to)
 }
 
-/// A layer of a convolutional stem: convolution of 3 x 3, norm over the channels, GELU.
+/// A layer of a convolutional stem: 3 x 3 convolution, norm over the channels, GELU.
 ///
 /// Source: Singh et al. 2023; names as in their published code.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ pub(crate) struct ConvLayer {
 }
 
 impl ConvLayer {
-    /// Layer `index` of a stem with these inputs, outputs and step; asks for its weights one by one.
+    /// Builds layer `index` of a stem with the given inputs, outputs and stride, requesting its weights one by one.
     pub(crate) fn new<E>(
         prefix: &str,
         index: usize,
@@ -59,9 +59,9 @@ impl ConvLayer {
         })
     }
 
-    /// All layers in order.
+    /// Applies all layers in order.
     ///
-    /// Shapes: `x` `[batch, side * side, channels]`; the result likewise, with its side.
+    /// Shapes: `x` `[batch, side * side, channels]`; returns the same layout, and its side.
     pub(crate) fn all(
         layers: &[Self],
         x: Tensor<3>,

@@ -1,7 +1,7 @@
 //! The ConvNeXt (Liu et al. 2022), which the paper compares with transformers (table 3).
 //!
-//! Names, shapes and order of the weights are timm's. Activations are `[batch, side * side, channels]`. No
-//! running statistics: an average of weights is a model.
+//! Names, shapes and order of the weights are timm's. Activations are `[batch, side * side, channels]`. There are no
+//! running statistics, so averaged weights need no recalibration.
 
 use burn::tensor::Tensor;
 
@@ -18,13 +18,13 @@ use crate::ops::{
 /// A ConvNeXt with its weights.
 #[derive(Clone, Debug)]
 pub struct ConvNext {
-    /// What it is.
+    /// Configuration.
     pub config: ConvNextConfig,
     /// Number of classes.
     pub classes: usize,
-    /// Overlapping convolutions, or none.
+    /// Overlapping convolutions of [`Stem::Conv`]; otherwise empty.
     stem: Vec<ConvLayer>,
-    /// Convolution that steps as far as it reaches, and norm; absent behind overlapping ones.
+    /// Non-overlapping convolution and norm of [`Stem::Patch`]; otherwise absent.
     patch: Option<[Parameter; 4]>,
     stages: [Stage; 4],
     norm: [Parameter; 2],
@@ -33,7 +33,7 @@ pub struct ConvNext {
 
 #[derive(Clone, Debug)]
 struct Stage {
-    /// Norm and convolution that halve the side; absent in the first stage.
+    /// Norm and convolution, which halve the side; absent in the first stage.
     downsample: Option<Downsample>,
     blocks: Vec<Block>,
 }
@@ -51,12 +51,12 @@ struct Block {
 }
 
 impl ConvNext {
-    /// A model whose weights are asked for one by one, by timm's name and shape, in timm's order.
+    /// Builds a model, requesting its weights one by one by timm's name and shape, in timm's order.
     ///
-    /// Errors: the first that `weights` gives.
+    /// Errors: the first error of `weights`.
     ///
     /// # Panics
-    /// When values do not fill their shape.
+    /// If values do not fill their shape.
     pub fn with_weights<E>(
         config: &ConvNextConfig,
         classes: usize,
@@ -104,7 +104,7 @@ impl ConvNext {
         })
     }
 
-    /// The logits of a batch; see [`crate::model::Model::logits`].
+    /// Computes the logits of a batch; see [`crate::model::Model::logits`].
     pub fn logits(&self, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
         let (mut x, mut side) = self.embed(images, pass.numerics.products());
         let batch = x.dims()[0];
@@ -154,7 +154,7 @@ impl ConvNext {
         linear(normed, weight, bias, Precision::F32).reshape([batch, self.classes])
     }
 
-    /// Images to the first stage's positions, and how many there are along a side.
+    /// Applies the first layer; returns the activations and their side.
     fn embed(&self, images: Tensor<4>, precision: Precision) -> (Tensor<3>, usize) {
         let image_size = images.dims()[2];
         let spec = |patch: usize| PatchSpec {
@@ -175,7 +175,7 @@ impl ConvNext {
         )
     }
 
-    /// All weights, in timm's order.
+    /// Returns all weights, in timm's order.
     pub fn parameters(&self) -> Vec<&Parameter> {
         self.stem
             .iter()
@@ -198,14 +198,14 @@ impl ConvNext {
             .collect()
     }
 
-    /// Lets go of the packed weights, which clones share.
+    /// Drops the packed weights, which clones share.
     pub(crate) fn clear_caches(&self) {
         for block in self.stages.iter().flat_map(|stage| &stage.blocks) {
             block.cache.clear();
         }
     }
 
-    /// Takes caches of its own, for other weights than those of the model it was cloned from.
+    /// Replaces the caches, for a clone whose weights will differ from the original's.
     pub(crate) fn renew_caches(&mut self) {
         for block in self.stages.iter_mut().flat_map(|stage| &mut stage.blocks) {
             block.cache = WeightCache::default();

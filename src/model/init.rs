@@ -1,11 +1,11 @@
-//! Initial weights, drawn from keyed streams: the same seed gives the same model anywhere.
+//! Initial weights, drawn from keyed streams: the same seed gives the same model on every machine.
 
 use crate::rng::{Purpose, Rng};
 
 /// Draws one tensor after another.
 pub(crate) struct Init {
     seed: u64,
-    /// 0 for a whole model, above for a head alone.
+    /// 0 for a full model, above 0 for a new head only.
     draw: u64,
     tensors: u64,
 }
@@ -19,7 +19,7 @@ impl Init {
         }
     }
 
-    /// For a head alone; other numbers than any model begins with.
+    /// Initializes only a head, with different values than those of any full model.
     pub(crate) fn of_head(seed: u64, draw: u64) -> Self {
         Self {
             seed,
@@ -28,17 +28,17 @@ impl Init {
         }
     }
 
-    /// The initial values of a weight, by timm's name of it: for transformers as MAE and CLIPA start them, for
-    /// ConvNeXts as their authors do.
+    /// Returns the initial values of a weight, given its timm name: transformers are initialized as in MAE and CLIPA,
+    /// ConvNeXts as by their authors.
     pub(crate) fn values(&mut self, name: &str, shape: &[usize]) -> Vec<f32> {
         let count = shape.iter().product();
         match (name, shape) {
             ("cls_token" | "pos_embed" | "head.weight" | "head.fc.weight", _) => {
                 self.truncated_normal(0.02, count)
             }
-            // Every block of a ConvNeXt begins as the identity (Touvron et al. 2021, CaiT).
+            // Every ConvNeXt block starts close to the identity (Touvron et al. 2021, CaiT).
             (_, [_]) if name.ends_with("gamma") => vec![1e-6; count],
-            // The factors of a norm.
+            // The scale of a norm.
             (_, [_]) if name.ends_with("weight") => vec![1.0; count],
             (_, [_]) => vec![0.0; count],
             _ if name.starts_with("stages.") || name.starts_with("stem.") => {
@@ -57,15 +57,14 @@ impl Init {
         Rng::new(self.seed, Purpose::Init, self.tensors, self.draw)
     }
 
-    /// Xavier's uniform distribution (Glorot and Bengio 2010), as MAE and CLIPA start their
-    /// transformers.
+    /// Xavier uniform initialization (Glorot and Bengio 2010), as MAE and CLIPA use for transformers.
     fn xavier(&mut self, inputs: usize, outputs: usize, count: usize) -> Vec<f32> {
         let limit = (6.0 / (inputs + outputs) as f64).sqrt() as f32;
         let mut rng = self.next();
         (0..count).map(|_| rng.between(-limit, limit)).collect()
     }
 
-    /// A normal distribution cut off at two standard deviations.
+    /// Normal distribution truncated at two standard deviations.
     fn truncated_normal(&mut self, std: f32, count: usize) -> Vec<f32> {
         let mut rng = self.next();
         let mut draw = || loop {

@@ -1,6 +1,6 @@
-//! Models: images in [0, 1] to logits. Normalisation is the first layer.
+//! Models, which map images in [0, 1] to logits. Normalization is the first layer.
 //!
-//! Knows nothing of attacks, data sets or training.
+//! Knows nothing of attacks, datasets or training.
 
 pub mod config;
 pub(crate) mod conv;
@@ -31,7 +31,7 @@ use crate::ops::Device;
 use init::Init;
 
 /// A model with its weights.
-// A run has a handful of them, and what is large in one is its weights.
+// A run has only a handful of models, and their size is in the weights.
 #[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 pub enum Model {
@@ -54,9 +54,9 @@ impl From<ConvNext> for Model {
 }
 
 impl Model {
-    /// A model with random weights.
+    /// Creates a model with random weights.
     ///
-    /// `image_size` is the size that learned positions are made for.
+    /// `image_size` is the image size of the learned positions.
     pub fn new(
         config: &ModelConfig,
         classes: usize,
@@ -70,14 +70,14 @@ impl Model {
         model
     }
 
-    /// A model whose weights are asked for one by one, by timm's name and shape, in timm's order.
+    /// Builds a model, requesting its weights one by one by timm's name and shape, in timm's order.
     ///
     /// Each list of values becomes the memory of its tensor.
     ///
-    /// Errors: the first that `weights` gives.
+    /// Errors: the first error of `weights`.
     ///
     /// # Panics
-    /// When values do not fill their shape.
+    /// If values do not fill their shape.
     pub fn with_weights<E>(
         config: &ModelConfig,
         classes: usize,
@@ -95,7 +95,7 @@ impl Model {
         })
     }
 
-    /// What it is.
+    /// Returns the configuration.
     pub fn config(&self) -> ModelConfig {
         match self {
             Self::Vit(vit) => ModelConfig::Vit(vit.config.clone()),
@@ -103,7 +103,7 @@ impl Model {
         }
     }
 
-    /// Number of classes.
+    /// Returns the number of classes.
     pub fn classes(&self) -> usize {
         match self {
             Self::Vit(vit) => vit.classes,
@@ -111,7 +111,7 @@ impl Model {
         }
     }
 
-    /// Sets the mean and the standard deviation of the channels, where given.
+    /// Sets the channel mean and standard deviation, if given.
     pub fn normalise_by(&mut self, mean: Option<[f64; 3]>, std: Option<[f64; 3]>) {
         let (own_mean, own_std) = match self {
             Self::Vit(vit) => (&mut vit.config.mean, &mut vit.config.std),
@@ -121,7 +121,7 @@ impl Model {
         *own_std = std.unwrap_or(*own_std);
     }
 
-    /// Weight and bias of the last layer.
+    /// Returns the weight and bias of the last layer.
     pub fn head(&self) -> &[Parameter; 2] {
         match self {
             Self::Vit(vit) => &vit.head,
@@ -129,7 +129,7 @@ impl Model {
         }
     }
 
-    /// The same, to be changed.
+    /// Returns the weight and bias of the last layer, mutable.
     pub fn head_mut(&mut self) -> &mut [Parameter; 2] {
         match self {
             Self::Vit(vit) => &mut vit.head,
@@ -137,7 +137,8 @@ impl Model {
         }
     }
 
-    /// The same model with a new, random head for another number of classes; each `draw` of a seed gives another.
+    /// Returns the model with a new, random head for the given number of classes. Each `draw` of a seed gives a
+    /// different head.
     pub fn with_new_head(mut self, classes: usize, seed: u64, draw: u64) -> Self {
         let mut init = Init::of_head(seed, draw);
         let (of_model, head) = match &mut self {
@@ -156,7 +157,7 @@ impl Model {
         self
     }
 
-    /// The same model with its learned positions, if it has any, resampled to another image size.
+    /// Returns the model with its learned positions, if it has any, resampled to another image size.
     pub fn at_image_size(mut self, image_size: usize) -> Self {
         if let Self::Vit(vit) = &mut self {
             vit.resample_positions(image_size);
@@ -164,10 +165,10 @@ impl Model {
         self
     }
 
-    /// The logits of a batch.
+    /// Computes the logits of a batch.
     ///
     /// Shapes: `images` `[batch, 3, height, width]` with height = width, a size that
-    /// [`ModelConfig::grid`] allows; the result `[batch, classes]`.
+    /// [`ModelConfig::grid`] allows; returns `[batch, classes]`.
     /// Units: pixels in [0, 1].
     pub fn logits(&self, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
         match self {
@@ -176,7 +177,7 @@ impl Model {
         }
     }
 
-    /// All weights, in timm's order.
+    /// Returns all weights, in timm's order.
     pub fn parameters(&self) -> Vec<&Parameter> {
         match self {
             Self::Vit(vit) => vit.parameters(),
@@ -184,9 +185,9 @@ impl Model {
         }
     }
 
-    /// All weights, in timm's order, to be changed.
+    /// Returns all weights, mutable, in timm's order.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        // The packed forms hold on to the weights' memory, which could then not be written in place.
+        // Packed weights keep references to the memory of the weights, which would prevent in-place updates.
         match self {
             Self::Vit(vit) => vit.clear_caches(),
             Self::ConvNext(convnext) => convnext.clear_caches(),
@@ -201,24 +202,24 @@ impl Model {
         }
     }
 
-    /// The same weights, recorded for their gradients.
+    /// Returns a copy of the model whose weights require gradients.
     ///
-    /// The model itself is never recorded, so that attacks compute no gradients of weights.
+    /// The model itself is never tracked, so attacks compute no weight gradients.
     pub fn tracked(&self) -> Self {
         let mut model = self.clone();
         parameter::track(model.places_of_parameters());
         model
     }
 
-    /// The gradients of a tracked model's weights, in the order of [`Self::parameters`].
+    /// Returns the weight gradients of a tracked model, in the order of [`Self::parameters`].
     pub fn gradients(&self, gradients: &mut Gradients) -> Vec<Tensor<1>> {
         parameter::gradients_of(self.parameters(), gradients)
     }
 
-    /// The same model with other values, such as the average of the weights.
+    /// Returns a copy of the model with other values, such as averaged weights.
     ///
     /// # Panics
-    /// When there is not one tensor of the right length for each parameter.
+    /// If there is not exactly one tensor of the right length per parameter.
     pub fn with_values(&self, values: impl IntoIterator<Item = Tensor<1>>) -> Self {
         let mut model = self.clone();
         match &mut model {

@@ -1,28 +1,30 @@
-//! How a forward pass is done: arithmetic, masking, drop path, recomputation.
+//! Options of a forward pass: precision, masking, drop path, activation checkpointing.
 
 use super::parameter::Parameter;
 use super::tokens::Kept;
 use crate::ops::{Device, Numerics};
 use crate::rng::{Purpose, Rng};
 
-/// Added to the variance in the norms, as in timm's models. Transformers may have another: [`crate::model::VitConfig::norm_eps`].
+/// Epsilon of the normalization layers, as in timm's models. A transformer can override it with
+/// [`crate::model::VitConfig::norm_eps`].
 pub const NORM_EPS: f64 = 1e-6;
 
-/// How one forward pass is done.
+/// Options of one forward pass.
 #[derive(Clone, Debug)]
 pub struct Pass<'a> {
-    /// Arithmetic.
+    /// Precision of the arithmetic.
     pub numerics: Numerics,
-    /// The patches that are seen; all of them if absent. Of a transformer only.
+    /// The patches that the model sees; all patches if absent. Transformers only.
     pub kept: Option<&'a Kept>,
-    /// Residual branches left out at random; none in evaluation mode.
+    /// Random dropping of residual branches; absent in evaluation mode.
     pub drop_path: Option<DropPath>,
-    /// Whether backward passes compute activations anew, block by block, instead of keeping them.
+    /// Whether to use activation checkpointing: the backward pass recomputes activations block by block instead of
+    /// storing them.
     pub recompute: bool,
 }
 
 impl Pass<'_> {
-    /// Evaluation mode in f32 with every patch.
+    /// Returns the options for evaluation in f32 with all patches.
     pub fn evaluation() -> Self {
         Self {
             numerics: Numerics::F32,
@@ -33,21 +35,21 @@ impl Pass<'_> {
     }
 }
 
-/// Stochastic depth (Huang et al. 2016): branches left out at random for each image, more of them
-/// the deeper the block, up to `rate` in the last (timm's rule).
+/// Stochastic depth (Huang et al. 2016): drops residual branches at random per image, with a probability that grows
+/// linearly with depth up to `rate` in the last block (timm's rule).
 #[derive(Clone, Debug)]
 pub struct DropPath {
-    /// Chance in the last block.
+    /// Drop probability in the last block.
     pub rate: f64,
     /// Seed of the run.
     pub seed: u64,
-    /// Place in the run of the batch's first image.
+    /// Position of the batch's first image in the run.
     pub position: u64,
 }
 
 impl DropPath {
-    /// The factors of the `N` branches of block `index` of `depth`, one for each image of a batch: 0 where the
-    /// branch is left out, else 1 / (1 - rate).
+    /// Returns the factors of the `N` branches of block `index` of `depth`, one per image of a batch: 0 if the branch
+    /// is dropped, else 1 / (1 - rate).
     pub(crate) fn of_block<const N: usize>(
         &self,
         index: usize,
@@ -60,16 +62,16 @@ impl DropPath {
             let (image, block) = (self.position + image, index as u64);
             let mut rng = Rng::new(self.seed, Purpose::DropPath, image, block);
             for factors in &mut factors {
-                let left_out = rng.chance(rate);
-                factors.push(if left_out { 0.0 } else { 1.0 / (1.0 - rate) });
+                let dropped = rng.chance(rate);
+                factors.push(if dropped { 0.0 } else { 1.0 / (1.0 - rate) });
             }
         }
         factors
     }
 }
 
-/// A weight as a model asks for it: decay applies to matrices, not to biases, norms, positions, class token and layer
-/// scales.
+/// Requests a weight for a model. Weight decay applies to matrices, not to biases, norms, positions, the class token or
+/// layer scales.
 pub(crate) fn asked_for<E>(
     weights: &mut impl FnMut(&str, &[usize]) -> Result<Vec<f32>, E>,
     device: &Device,

@@ -1,4 +1,4 @@
-//! Position embeddings that follow any image size.
+//! Position embeddings for any image size.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,16 +6,14 @@ use burn::tensor::Tensor;
 
 use crate::ops::{Device, from_vec, to_vec};
 
-/// Fixed two-dimensional sine and cosine embedding of a square grid.
+/// Returns the fixed 2D sine-cosine embedding of a square grid.
 ///
-/// Half of the width encodes the column, half the row; each half is sines then cosines of the
-/// coordinate at frequencies 10000^(-2i / (width / 2)). Coordinates are those of patch centres in a
-/// grid of `reference` patches on a side laid over the same picture; with `reference` = `grid` they
-/// are 0, 1, 2 and so on.
+/// One half of the width encodes the column, the other the row; each half holds the sines, then the cosines of the
+/// coordinate at frequencies 10000^(-2i / (width / 2)). Coordinates are those of the patch centers in a grid of
+/// `reference` x `reference` patches over the same image; with `reference` = `grid` they are 0, 1, 2, ...
 ///
-/// Shapes: the result, flat, `[grid * grid, width]`, rows in reading order.
-/// Source: MoCo v3 (Chen et al. 2021) and MAE (He et al. 2022), whose order of axes timm's
-/// checkpoints follow.
+/// Shapes: returns `[grid * grid, width]`, flat, in row-major order.
+/// Source: MoCo v3 (Chen et al. 2021) and MAE (He et al. 2022); timm's checkpoints use the same order of axes.
 pub fn sincos2d(grid: usize, reference: usize, width: usize) -> Vec<f32> {
     let quarter = width / 4;
     let frequency = |i: usize| 10_000f64.powf(-(i as f64) / quarter as f64);
@@ -34,12 +32,12 @@ pub fn sincos2d(grid: usize, reference: usize, width: usize) -> Vec<f32> {
     values
 }
 
-/// The fixed embeddings of the grid that was used last, on its device. Clones share them.
+/// Cache of the fixed embeddings of the most recent grid, on its device. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct FixedPlaces(Arc<Mutex<Option<(usize, Device, Tensor<1>)>>>);
 
 impl FixedPlaces {
-    /// The embeddings for a grid, flat `[grid * grid, width]`, made by `make` unless they are here.
+    /// Returns the embeddings of a grid, flat `[grid * grid, width]`, calling `make` unless they are cached.
     pub(crate) fn table(
         &self,
         grid: usize,
@@ -60,16 +58,16 @@ impl FixedPlaces {
     }
 }
 
-/// What makes the embeddings of one grid of those of another.
+/// Returns the matrix that resamples the embeddings of one grid to another.
 ///
-/// Anti-aliased bicubic interpolation is linear in the embeddings, so it is a matrix and gradients
-/// pass through it by themselves.
+/// Anti-aliased bicubic interpolation is linear in the embeddings, so it is a matrix product, and gradients need no
+/// extra code.
 ///
-/// Shapes: the result `[to * to, from * from]`.
-/// Source: `timm.layers.resample_abs_pos_embed` (bicubic, antialias, corners not aligned).
+/// Shapes: returns `[to * to, from * from]`.
+/// Source: `timm.layers.resample_abs_pos_embed` (bicubic, `antialias=True`, `align_corners=False`).
 pub fn resampling(from: usize, to: usize, device: &Device) -> Tensor<2> {
     let line = interpolation(from, to);
-    // The grid's matrix is the Kronecker product of the two axes' matrices.
+    // The matrix of the grid is the Kronecker product of the matrices of its two axes.
     let mut values = vec![0.0; to * to * from * from];
     for (row, of_row) in line.iter().enumerate() {
         for (column, of_column) in line.iter().enumerate() {
@@ -84,9 +82,9 @@ pub fn resampling(from: usize, to: usize, device: &Device) -> Tensor<2> {
     from_vec(values, [to * to, from * from], device)
 }
 
-/// Embeddings of one grid, on the host, resampled to another.
+/// Resamples the embeddings of one grid to another, on the host.
 ///
-/// Shapes: `embeddings` `[from * from, width]`, flat; the result `[to * to, width]`.
+/// Shapes: `embeddings` `[from * from, width]`, flat; returns `[to * to, width]`.
 pub fn resampled(embeddings: &[f32], from: usize, to: usize) -> Vec<f32> {
     if from == to {
         return embeddings.to_vec();
@@ -97,18 +95,18 @@ pub fn resampled(embeddings: &[f32], from: usize, to: usize) -> Vec<f32> {
     to_vec(resampling(from, to, &cpu).matmul(embeddings))
 }
 
-/// Weights of `from` inputs in each of `to` outputs along one axis.
+/// Returns the weights of `from` inputs in each of `to` outputs along one axis.
 ///
-/// The kernel is Keys' cubic with a = -0.5 when anti-aliased, as in PyTorch and Pillow.
+/// The kernel is Keys' cubic with a = -0.5, which PyTorch and Pillow use for anti-aliasing.
 fn interpolation(from: usize, to: usize) -> Vec<Vec<f64>> {
     let scale = from as f64 / to as f64;
     let stretch = scale.max(1.0);
     let weights_of = |output: usize| {
-        let centre = (output as f64 + 0.5) * scale;
-        let weight = |input: usize| cubic((input as f64 + 0.5 - centre) / stretch);
+        let center = (output as f64 + 0.5) * scale;
+        let weight = |input: usize| cubic((input as f64 + 0.5 - center) / stretch);
         let reach = 2.0 * stretch;
-        let first = (centre - reach + 0.5).max(0.0) as usize;
-        let last = ((centre + reach + 0.5) as usize).min(from);
+        let first = (center - reach + 0.5).max(0.0) as usize;
+        let last = ((center + reach + 0.5) as usize).min(from);
         let mut weights = vec![0.0; from];
         let sum: f64 = (first..last).map(weight).sum();
         for (input, slot) in weights.iter_mut().enumerate().take(last).skip(first) {
@@ -142,9 +140,9 @@ mod tests {
     }
 
     #[test]
-    fn the_middle_of_a_picture_has_one_position_at_any_image_size() {
+    fn the_center_of_an_image_has_the_same_position_at_any_image_size() {
         let (three, five) = (sincos2d(3, 9, 8), sincos2d(5, 9, 8));
-        // The patches in the middle: number 4 of 9 and number 12 of 25.
+        // The center patches: number 4 of 9 and number 12 of 25.
         assert_eq!(three[4 * 8..5 * 8], five[12 * 8..13 * 8]);
         assert_ne!(
             sincos2d(3, 3, 8)[4 * 8..5 * 8],

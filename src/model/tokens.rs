@@ -1,8 +1,7 @@
 //! Token reduction: which patches of an image the model sees.
 //!
-//! The paper's three ways are resizing (a smaller image, done by the data pipeline), random masking
-//! and block masking (here). A choice of patches is made once a batch: attack and update see the
-//! same ones.
+//! The paper uses three methods: resizing (a smaller image, done by the data pipeline), random masking and block
+//! masking (implemented here). Patches are chosen once per batch, so the attack and the update see the same ones.
 
 use std::ops::Range;
 
@@ -32,10 +31,10 @@ words! {
 }
 
 impl Masking {
-    /// How many patches of a grid stay.
+    /// Returns the number of patches of a grid that are kept.
     ///
-    /// Random masking keeps the rounded share. Block masking keeps the rectangle whose area comes
-    /// nearest to it: 7 x 14 of 14 x 14 at a ratio of 1/2, 7 x 7 at 3/4, the paper's counts.
+    /// Random masking keeps the rounded fraction. Block masking keeps the rectangle whose area is closest to it: 7 x 14
+    /// of 14 x 14 at a ratio of 1/2, 7 x 7 at 3/4, the paper's counts.
     pub fn kept(&self, grid: usize) -> usize {
         match self.kind {
             MaskingKind::Random => {
@@ -49,8 +48,8 @@ impl Masking {
         }
     }
 
-    /// Height and width of the block. Of all rectangles with the area nearest to the share, the one
-    /// nearest to a square that is at least as wide as high.
+    /// Returns the height and width of the block: of all rectangles whose area is closest to the kept fraction, the
+    /// most square one that is at least as wide as high.
     fn block(&self, grid: usize) -> (usize, usize) {
         let share = (grid * grid) as f64 * (1.0 - self.ratio);
         let sizes = (1..=grid).flat_map(|height| (height..=grid).map(move |width| (height, width)));
@@ -62,10 +61,10 @@ impl Masking {
         nearest.expect("a grid has at least one patch")
     }
 
-    /// The patches that stay, for each image of a batch.
+    /// Chooses the patches to keep, for each image of a batch.
     ///
-    /// `position` is the first image's place in the run, so that the choice is a function of
-    /// (seed, place in the run) alone.
+    /// `position` is the position of the first image in the run, so the choice depends only on the seed and the
+    /// position in the run.
     pub fn choose(&self, seed: u64, position: u64, batch: usize, grid: usize) -> Kept {
         let kept = self.kept(grid);
         let mut indices = Vec::with_capacity(batch * kept);
@@ -100,7 +99,7 @@ impl Masking {
     }
 }
 
-/// The patches that stay, by image.
+/// The patches that are kept, per image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kept {
     /// Patch numbers in reading order, `[batch, kept]`.
@@ -110,12 +109,12 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// Number of patches that stay in each image.
+    /// Returns the number of patches kept in each image.
     pub fn count(&self) -> usize {
         self.kept
     }
 
-    /// The choice for some images of the batch.
+    /// Returns the choice for a range of images of the batch.
     pub fn of_rows(&self, rows: &Range<usize>) -> Self {
         let indices = self.indices[rows.start * self.kept..rows.end * self.kept].to_vec();
         Self {
@@ -125,7 +124,7 @@ impl Kept {
         }
     }
 
-    /// The same as the operations take it.
+    /// Returns the choice in the form that tensor operations take.
     pub fn rows(&self) -> KeptRows<'_> {
         KeptRows {
             rows: &self.indices,

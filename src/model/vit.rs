@@ -1,4 +1,4 @@
-//! The vision transformer (Dosovitskiy et al. 2021), in the form that the paper trains.
+//! The vision transformer (Dosovitskiy et al. 2021), in the form trained by the AdvXL paper.
 //!
 //! Names, shapes and order of the weights are timm's. Pre-norm blocks, no dropout, no layer scale.
 
@@ -19,24 +19,24 @@ use crate::ops::{
 /// A vision transformer with its weights.
 #[derive(Clone, Debug)]
 pub struct Vit {
-    /// What it is.
+    /// Configuration.
     pub config: VitConfig,
     /// Number of classes.
     pub classes: usize,
-    /// Pixels on a side of the images that learned positions belong to.
+    /// Image size of the learned positions, in pixels per side.
     pub image_size: usize,
     class_token: Option<Parameter>,
     position: Option<Parameter>,
-    /// Before the patches are embedded; see [`Stem::Conv`].
+    /// Convolutions before the patch embedding; see [`Stem::Conv`].
     stem: Vec<ConvLayer>,
     patch_weight: Parameter,
-    /// Absent where a norm follows at once, as in timm and CLIP.
+    /// Absent if a norm follows directly, as in timm and CLIP.
     patch_bias: Option<Parameter>,
     pre_norm: Option<[Parameter; 2]>,
     blocks: Vec<Block>,
     norm: [Parameter; 2],
     pub(crate) head: [Parameter; 2],
-    /// Of models without learned positions.
+    /// Used by models without learned positions.
     fixed: FixedPlaces,
 }
 
@@ -47,14 +47,14 @@ struct Block {
 }
 
 impl Vit {
-    /// A model whose weights are asked for one by one, by timm's name and shape, in timm's order.
+    /// Builds a model, requesting its weights one by one by timm's name and shape, in timm's order.
     ///
     /// Each list of values becomes the memory of its tensor.
     ///
-    /// Errors: the first that `weights` gives.
+    /// Errors: the first error of `weights`.
     ///
     /// # Panics
-    /// When values do not fill their shape.
+    /// If values do not fill their shape.
     pub fn with_weights<E>(
         config: &VitConfig,
         classes: usize,
@@ -160,10 +160,10 @@ impl Vit {
         })
     }
 
-    /// The logits of a batch.
+    /// Computes the logits of a batch.
     ///
-    /// Shapes: `images` `[batch, 3, height, width]` with height = width, a multiple of the patch;
-    /// the result `[batch, classes]`.
+    /// Shapes: `images` `[batch, 3, height, width]` with height = width, a multiple of the patch size;
+    /// returns `[batch, classes]`.
     /// Units: pixels in [0, 1].
     pub fn logits(&self, images: Tensor<4>, pass: &Pass) -> Tensor<2> {
         let eps = self.config.norm_eps;
@@ -205,14 +205,14 @@ impl Vit {
         linear(normed, weight, bias, Precision::F32).reshape([batch, self.classes])
     }
 
-    /// Patches to tokens, with their places, after the class token.
+    /// Embeds the patches, adds position embeddings and prepends the class token.
     ///
-    /// Shapes: `images` `[batch, 3, grid * patch, grid * patch]`; the result `[batch, tokens, width]`.
+    /// Shapes: `images` `[batch, 3, grid * patch, grid * patch]`; returns `[batch, tokens, width]`.
     fn embed(&self, images: Tensor<4>, grid: usize, pass: &Pass) -> Tensor<3> {
         let VitConfig { patch, width, .. } = self.config;
         let image_size = images.dims()[2];
         let spec = PatchSpec {
-            // One pixel is one position where a stem follows.
+            // With a stem, each pixel is a position.
             patch: if self.stem.is_empty() { patch } else { 1 },
             mean: self.config.mean,
             std: self.config.std,
@@ -220,7 +220,7 @@ impl Vit {
         let patches = patches(images, &spec);
         let (patches, _) =
             ConvLayer::all(&self.stem, patches, image_size, pass.numerics.products());
-        // Patches that are left out are not even embedded.
+        // Masked patches are dropped before the embedding.
         let kept = pass.kept.map(Kept::rows);
         let patches = match &kept {
             None => patches,
@@ -240,7 +240,7 @@ impl Vit {
         tokens(embedded, class, &places, pass.numerics)
     }
 
-    /// Position embeddings for a grid of patches.
+    /// Returns the position embeddings for a grid of patches.
     fn places(&self, grid: usize) -> Places<'static> {
         let device = Device::of(&self.patch_weight.value);
         let Some(position) = &self.position else {
@@ -248,7 +248,7 @@ impl Vit {
                 table: self
                     .fixed
                     .table(grid, &device, || self.config.fixed_positions(grid)),
-                // The class token's place is zero in the fixed embedding.
+                // In the fixed embedding the class token's position is zero.
                 has_class_row: false,
                 resampling: None,
                 kept: None,
@@ -263,7 +263,7 @@ impl Vit {
         }
     }
 
-    /// Positions for images of a size as timm keeps them, flat `[tokens, width]`, class token first.
+    /// Returns the positions for an image size as timm stores them, flat `[tokens, width]`, class token first.
     pub fn position_table(&self, image_size: usize) -> Vec<f32> {
         let (grid, width) = (image_size / self.config.patch, self.config.width);
         let places = self.places(grid);
@@ -281,7 +281,7 @@ impl Vit {
         [of_class, of_patches].concat()
     }
 
-    /// Resamples learned positions to another image size, for which the model then is.
+    /// Resamples learned positions to another image size, which becomes that of the model.
     pub(crate) fn resample_positions(&mut self, image_size: usize) {
         if self.position.is_some() && image_size != self.image_size {
             let (values, width) = (self.position_table(image_size), self.config.width);
@@ -292,7 +292,7 @@ impl Vit {
         self.image_size = image_size;
     }
 
-    /// All weights, in timm's order.
+    /// Returns all weights, in timm's order.
     pub fn parameters(&self) -> Vec<&Parameter> {
         self.class_token
             .iter()
@@ -321,14 +321,14 @@ impl Vit {
             .collect()
     }
 
-    /// Lets go of the packed weights, which clones share.
+    /// Drops the packed weights, which clones share.
     pub(crate) fn clear_caches(&self) {
         for block in &self.blocks {
             block.cache.clear();
         }
     }
 
-    /// Takes caches of its own, for other weights than those of the model it was cloned from.
+    /// Replaces the caches, for a clone whose weights will differ from the original's.
     pub(crate) fn renew_caches(&mut self) {
         for block in &mut self.blocks {
             block.cache = WeightCache::default();

@@ -495,7 +495,10 @@ mod tests {
         let path = folder.path().join("constants.json");
         for (text, part) in [
             ("{}", "invalid GPU constants"),
-            (&H100.replace("2700.0", "-1.0"), "must be finite and not negative"),
+            (
+                &H100.replace("2700.0", "-1.0"),
+                "must be finite and not negative",
+            ),
         ] {
             std::fs::write(&path, text).unwrap();
             let error = GpuConstants::load(path.to_str().unwrap()).unwrap_err();

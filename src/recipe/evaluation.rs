@@ -89,7 +89,8 @@ impl Field for TestImages {
             (false, true) => table.value(&IDS).map(Self::Ids),
             (true, true) => {
                 let message = "set exactly one of `images` or `ids`";
-                let hint = "`images` sets the size of a stratified sample, `ids` a file that lists images";
+                let hint =
+                    "`images` sets the size of a stratified sample, `ids` a file that lists images";
                 table.problem_with_hint("ids", message, hint);
                 None
             }
@@ -112,7 +113,11 @@ fn check_attacks(table: &Table, evaluation: &FinalEvaluation) {
         Ok(attacks) if !attacks.is_empty() => {}
         Ok(_) => {
             let message = "attacks is empty";
-            table.problem_with_hint("attacks", message, "list at least one, such as [\"autoattack\"]");
+            table.problem_with_hint(
+                "attacks",
+                message,
+                "list at least one, such as [\"autoattack\"]",
+            );
         }
         Err((unknown, hint)) => {
             table.problem_with_hint("attacks", format!("unknown attack `{unknown}`"), hint);

@@ -34,7 +34,8 @@ words! {
 
 fn check_head(table: &Table, head: Option<Head>) {
     if head == Some(Head::Text) {
-        let message = "start.head = `text` is invalid: there is no previous stage with a text model";
+        let message =
+            "start.head = `text` is invalid: there is no previous stage with a text model";
         table.problem_with_hint("head", message, "use `keep` or `new`");
     }
 }

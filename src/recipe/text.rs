@@ -69,8 +69,7 @@ fn check_source(table: &Table) {
         table.problem("model", "set exactly one of `model`, `from` or `new`");
     }
     if count == 0 && !has_embeddings {
-        let message =
-            "text requires one of `model`, `from`, `new` or `embeddings`";
+        let message = "text requires one of `model`, `from`, `new` or `embeddings`";
         table.problem("model", message);
     }
     if count == 0 && (table.has("classes") || table.has("templates")) {

@@ -1,31 +1,32 @@
-//! The cache folder of this machine.
+//! The local cache folder.
 
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
 use crate::error::{Error, Result};
 
-/// The folder that a program chose. Process-wide, since the environment that it replaces is so too.
+/// The folder set by the program. Process-wide, like the environment variables that it overrides.
 static CHOSEN: RwLock<Option<PathBuf>> = RwLock::new(None);
 
-/// Chooses the folder of the cache, in place of the environment.
+/// Sets the cache folder, which overrides the environment.
 pub fn use_cache(folder: &Path) {
     let mut chosen = CHOSEN.write().unwrap_or_else(PoisonError::into_inner);
     *chosen = Some(folder.to_owned());
 }
 
-/// The folder for indexes of shards in stores.
+/// Returns the folder for indexes of remote shards.
 pub fn indexes() -> Result<PathBuf> {
     cache("indexes")
 }
 
-/// A folder in the one that was chosen, else in `ADVXL_CACHE`, `XDG_CACHE_HOME`, or the user's `.cache`.
+/// Returns a subfolder of the cache folder: the one set with [`use_cache`], else `ADVXL_CACHE`, else `advxl` in
+/// `XDG_CACHE_HOME` or in the user's `.cache`.
 pub fn cache(name: &str) -> Result<PathBuf> {
     let chosen = CHOSEN.read().unwrap_or_else(PoisonError::into_inner);
     match chosen.clone().or_else(from_environment) {
         Some(folder) => Ok(folder.join(name)),
         None => Err(
-            Error::input(format!("there is no folder for a cache of shards ({name})"))
+            Error::input(format!("no cache folder for shards ({name})"))
                 .hint("set ADVXL_CACHE to a folder"),
         ),
     }

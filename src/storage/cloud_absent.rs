@@ -1,11 +1,11 @@
-//! Stands for [`crate::storage::cloud`] in a program that was built without it: refuses what needs it.
+//! Replaces [`crate::storage::cloud`] in a build without the feature `cloud`: rejects every URL.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
-/// There is none.
+/// Never exists in this build.
 #[derive(Debug)]
 pub enum Pending<T> {
     #[doc(hidden)]
@@ -13,7 +13,7 @@ pub enum Pending<T> {
 }
 
 impl<T> Pending<T> {
-    /// Is never called.
+    /// Never called.
     pub fn wait(self) -> Result<T> {
         match self {
             Self::Never(never, _) => match never {},
@@ -21,12 +21,12 @@ impl<T> Pending<T> {
     }
 }
 
-/// There is none.
+/// Never exists in this build.
 #[derive(Debug)]
 pub enum Remote {}
 
 impl Remote {
-    /// Refuses any address.
+    /// Rejects any URL.
     pub fn find(urls: &[String]) -> Result<Vec<Option<Arc<Self>>>> {
         match urls.first() {
             None => Ok(Vec::new()),
@@ -34,7 +34,7 @@ impl Remote {
         }
     }
 
-    /// Is never called, as those below.
+    /// Never called, like the methods below.
     pub fn url(&self) -> &str {
         match *self {}
     }
@@ -65,17 +65,17 @@ impl Remote {
     }
 }
 
-/// Refuses any address.
+/// Rejects any URL.
 pub fn list(url: &str) -> Result<Vec<String>> {
     Err(refused(url))
 }
 
 fn refused(url: &str) -> Error {
     let message = format!(
-        "`{url}` is not on this machine, and this program was built without the feature `cloud`"
+        "`{url}` is not on this machine, and advxl was built without the feature `cloud`"
     );
     Error::input(message).hint(
-        "build it with the feature, `cargo build --release --features cloud`, or copy the shards to this machine",
+        "rebuild with `cargo build --release --features cloud`, or copy the shards to this machine",
     )
 }
 
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_answered_with_the_command_that_builds_what_reads_it() {
+    fn a_url_is_refused_with_the_build_command_that_adds_support() {
         let urls = ["s3://bucket/0.tar".to_owned()];
         for error in [
             Remote::find(&urls).unwrap_err(),

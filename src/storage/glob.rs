@@ -1,7 +1,8 @@
 //! Shell globs: `*`, `?`, `[0-9]`.
 
-/// Whether a name fits a pattern of `*`, `?`, and sets such as `[0-9a]` or `[!x]`. Goes back to the last `*` only, so it
-/// takes no exponential time.
+/// Returns whether a name matches a pattern of `*`, `?`, and sets such as `[0-9a]` or `[!x]`.
+///
+/// Backtracks to the last `*` only, so it never takes exponential time.
 pub fn fits(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
     let mut star = None;
@@ -30,12 +31,12 @@ pub fn fits(pattern: &[u8], name: &[u8]) -> bool {
     pattern[p..].iter().all(|letter| *letter == b'*')
 }
 
-/// The length of the first item of a pattern, if a letter fits it.
+/// Returns the length of the first item of a pattern, if `letter` matches it.
 pub(crate) fn fits_one(pattern: &[u8], letter: u8) -> Option<usize> {
     let set = pattern.strip_prefix(b"[").and_then(|inside| {
         let not = matches!(inside.first(), Some(b'!' | b'^'));
         let start = usize::from(not);
-        // The first letter of a set may be its end's.
+        // A `]` right at the start of a set is a member of it.
         let end = inside
             .iter()
             .skip(start + 1)
@@ -50,7 +51,7 @@ pub(crate) fn fits_one(pattern: &[u8], letter: u8) -> Option<usize> {
     }
 }
 
-/// Whether a letter is one of a set's, or between two that a `-` joins.
+/// Returns whether a letter is in a set, or in one of its ranges such as `a-z`.
 pub(crate) fn in_set(mut letters: &[u8], letter: u8) -> bool {
     while let Some(first) = letters.first() {
         let (range, rest) = match letters {

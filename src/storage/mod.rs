@@ -1,8 +1,8 @@
-//! Files and objects by name: local files, gzipped files, objects in cloud stores and on web servers.
+//! Access to shards by name: local files, gzipped files, and objects in cloud storage and on web servers.
 //!
 //! | file        | what                                                          |
 //! |-------------|---------------------------------------------------------------|
-//! | [`store`]   | one interface to files and objects, requests ahead of time    |
+//! | [`store`]   | one interface to files and objects; read-ahead                |
 //! | [`cloud`]   | S3, Google Cloud Storage, HTTP (feature `cloud`)              |
 //! | [`pattern`] | shard patterns: braces, globs, lists                          |
 //! | [`unpack`]  | gzipped shards, unpacked into a cache                         |
@@ -11,7 +11,7 @@ pub mod cache;
 #[cfg_attr(not(feature = "cloud"), path = "cloud_absent.rs")]
 pub mod cloud;
 pub mod glob;
-// What a program without the feature says is tested where all tests run, with it.
+// All tests run with the feature `cloud`, so the messages of a build without it are tested there too.
 #[cfg(all(test, feature = "cloud"))]
 #[allow(dead_code)]
 mod cloud_absent;

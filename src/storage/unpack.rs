@@ -1,9 +1,9 @@
-//! Gzipped shards. Samples are read at their places, which a compressed file does not have: it is unpacked once, into
-//! the cache of this machine, and read from there.
+//! Unpacks gzipped shards. Samples are read by offset, which a compressed file does not support. The file is therefore
+//! unpacked once, into the local cache, and read from there.
 //!
-//! The other way, an index of points where unpacking can begin, would unpack some megabytes for every sample of a random
-//! order. A gzip file that is damaged or cut short is unpacked as far as it goes, and its index says so.
-//! Not for shards in stores, which would be fetched whole.
+//! The alternative, an index of points where decompression can start, would unpack several megabytes for every sample in
+//! random order. A damaged or truncated gzip file is unpacked as far as possible, and its index records that.
+//! Remote shards are not supported, since they would be downloaded whole.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -14,17 +14,17 @@ use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::files::{Draft, Source};
 
-/// Pictures are compressed already, and captions to a tenth. What grows more than this, from [`LEAST`] bytes on, is
-/// made to fill disks.
+/// Images are already compressed, and captions compress to a tenth. A file that grows by more than this factor, beyond
+/// [`LEAST`] bytes, is a decompression bomb.
 const MOST_GROWTH: u64 = 100;
 const LEAST: u64 = 1 << 30;
 
-/// Whether a file begins as gzip does.
+/// Returns whether a file begins like gzip.
 pub fn is_gzip(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0x1f, 0x8b])
 }
 
-/// How to unpack a shard that lies in a store.
+/// Returns a hint on how to unpack a remote shard.
 pub fn hint_for_store(url: &str) -> String {
     let plain = plain_name(url);
     match url.split_once("://") {
@@ -39,13 +39,13 @@ pub fn hint_for_store(url: &str) -> String {
         _ => {
             let name = plain.rsplit('/').next().unwrap_or_default();
             format!(
-                "unpack it here: `curl -L {url} | gunzip > {name}`; gzipped files are read as well"
+                "download and unpack it: `curl -L {url} | gunzip > {name}`; local gzipped files are supported too"
             )
         }
     }
 }
 
-/// The name without gzip's ending.
+/// Returns the name without the gzip extension.
 pub fn plain_name(name: &str) -> String {
     match (name.strip_suffix(".gz"), name.strip_suffix(".tgz")) {
         (Some(plain), _) => plain.to_owned(),
@@ -54,10 +54,9 @@ pub fn plain_name(name: &str) -> String {
     }
 }
 
-/// Opens a shard of this machine, `stamp` being its version: the file itself, or what was unpacked of it, with whether
-/// that is all.
+/// Opens a local shard of version `stamp`: the file itself, or its unpacked copy. Also returns whether that is complete.
 ///
-/// Errors: the file cannot be read, or not be unpacked for lack of room.
+/// Errors: the file cannot be read, or cannot be unpacked for lack of disk space.
 pub fn open(path: &Path, stamp: (u64, u64)) -> Result<(Source, bool)> {
     let file = Source::open(path)?;
     match file.bytes(0, 2)? {
@@ -72,7 +71,7 @@ fn unpacked(file: Source, path: &Path, stamp: (u64, u64)) -> Result<(Source, boo
     let folder = crate::storage::cache::cache("unpacked")?;
     let hash = blake3::hash(absolute(path).as_os_str().as_encoded_bytes()).to_hex();
     let (of_path, version) = (&hash[..16], format!("{}-{}", stamp.0, stamp.1));
-    // The ending holds whether it is all.
+    // The extension records whether the copy is complete.
     let name = |ending: &str| folder.join(format!("{of_path}-{version}.{ending}"));
     let found = || {
         [("tar", true), ("cut.tar", false)]
@@ -81,18 +80,18 @@ fn unpacked(file: Source, path: &Path, stamp: (u64, u64)) -> Result<(Source, boo
     };
     if found().is_none() {
         files::make_folder(&folder)?;
-        // Other processes of the run want the same.
+        // Other processes of the run need the same file.
         let _alone = files::wait_for_lock(&folder.join(format!("{of_path}.lock")))?;
         if found().is_none() {
             files::remove_beginning(&folder, &format!("{of_path}-"))?;
             if files::stamp(path)? != stamp {
-                return Err(Error::failed("it has changed since it was opened").hint("start again"));
+                return Err(Error::failed("the file has changed since it was opened").hint("start again"));
             }
             let (draft, whole) = unpack(&file, name("tar"))?;
             draft.finish_as(&name(if whole { "tar" } else { "cut.tar" }))?;
         }
     }
-    let (ending, whole) = found().ok_or_else(|| Error::failed("what was unpacked has vanished"))?;
+    let (ending, whole) = found().ok_or_else(|| Error::failed("the unpacked file has disappeared"))?;
     Ok((Source::open(&name(ending))?, whole))
 }
 
@@ -100,7 +99,7 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Unpacks all that is sound; whether that is all.
+/// Unpacks as much as is intact. Also returns whether that is everything.
 fn unpack(file: &Source, to: PathBuf) -> Result<(Draft, bool)> {
     let mut draft = Draft::create(&to)?;
     let most = (file.length().saturating_mul(MOST_GROWTH)).max(LEAST);
@@ -119,21 +118,21 @@ fn unpack(file: &Source, to: PathBuf) -> Result<(Draft, bool)> {
             };
             draft.write(at, &part[..count]).map_err(|error| {
                 error.hint(
-                    "it is unpacked into the cache: free space there, set ADVXL_CACHE to a folder on a larger disk, \
+                    "gzipped shards are unpacked into the cache: free space there, set ADVXL_CACHE to a folder on a larger disk, \
                      or unpack the shard yourself with `gunzip`",
                 )
             })?;
             at += count as u64;
             if at > most {
                 let message =
-                    format!("it unpacks to more than {most} bytes, {MOST_GROWTH} times its size");
+                    format!("the file unpacks to more than {most} bytes, {MOST_GROWTH} times its size");
                 return Err(
-                    Error::input(message).hint("unpack it yourself if that is right: `gunzip`")
+                    Error::input(message).hint("if that is expected, unpack it yourself with `gunzip`")
                 );
             }
         }
         packed = member.into_inner();
-        // gzip itself ignores what follows the last member, mostly zeros of tapes.
+        // Like gzip, ignore what follows the last member, usually zero padding from tapes.
         match packed.fill_buf() {
             Ok(rest) if is_gzip(rest) => {}
             _ => return Ok((draft, true)),
@@ -141,7 +140,7 @@ fn unpack(file: &Source, to: PathBuf) -> Result<(Draft, bool)> {
     }
 }
 
-/// The bytes of a file one after another.
+/// Reads a file sequentially.
 struct Bytes<'a> {
     file: &'a Source,
     at: u64,
@@ -152,7 +151,7 @@ impl Read for Bytes<'_> {
         let left = self.file.length() - self.at;
         let count = bytes.len().min(left as usize);
         let read = self.file.fill(self.at, &mut bytes[..count]);
-        // Told from what is wrong with the data by its kind.
+        // `ErrorKind::Other` distinguishes a read error from damaged data.
         read.map_err(|error| io::Error::other(error.to_string()))?;
         self.at += count as u64;
         Ok(count)
@@ -164,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_name_the_object_and_the_plain_tar() {
+    fn hints_name_the_object_and_the_plain_tar() {
         assert_eq!(
             hint_for_store("s3://bucket/a/0.tar.gz"),
             "unpack it there: `aws s3 cp s3://bucket/a/0.tar.gz - | gunzip | aws s3 cp - s3://bucket/a/0.tar`"

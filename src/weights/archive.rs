@@ -39,7 +39,7 @@ impl Archive {
         let (count, size, at) = table(source)?;
         if size > TABLE_LIMIT {
             let message = format!("the zip directory of {size} bytes is too large");
-            return Err(Error::input(message).hint("no weight file has that many entries"));
+            return Err(Error::input(message).hint("no weights file has that many entries"));
         }
         let table = source.bytes(at, size)?.ok_or_else(broken)?;
         let mut rest = Fields(&table);
@@ -55,7 +55,7 @@ impl Archive {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Returns the byte range of an entry, or `None` if there is no such entry.
+    /// Returns the byte range of an entry, or `None` if the entry does not exist.
     pub(crate) fn place(&self, source: &Source, name: &str) -> Result<Option<Place>> {
         let Some(entry) = self.entries.get(name) else {
             return Ok(None);
@@ -96,7 +96,7 @@ pub(crate) fn shown(name: &str) -> String {
 }
 
 fn broken() -> Error {
-    Error::input("truncated or invalid zip file, the format of PyTorch weight files")
+    Error::input("truncated or invalid zip file, the format of PyTorch weights files")
         .hint("copy or download it again")
 }
 

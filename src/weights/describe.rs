@@ -1,4 +1,4 @@
-//! Determines the model in a weight file from the names and shapes of its tensors and the files next to it.
+//! Determines the model in a weights file from the names and shapes of its tensors and the files next to it.
 
 use super::architecture::{NamedArchitecture, known};
 use super::archive::shown;

@@ -1,8 +1,8 @@
-//! Saves model folders in timm's layout; loads model folders and bare weight files.
+//! Saves model folders in timm's layout; loads model folders and bare weights files.
 //!
 //! `timm.create_model("local-dir:FOLDER", pretrained=True)` loads what [`save`] writes. [`load`] reads folders of timm,
 //! of open_clip (the image tower) and of transformers (ViT and CLIP) that hold plain vision transformers or ConvNeXts.
-//! [`load_file`] reads a bare weight file, such as those released by AdvXL, whose architecture must be named.
+//! [`load_file`] reads a bare weights file, such as those released by AdvXL, whose architecture must be named.
 //!
 //! An unused weight is an error: ignoring it would give wrong results.
 
@@ -82,7 +82,7 @@ pub struct Loaded {
     pub outputs: Outputs,
     /// Class names, if the folder has them.
     pub classes: Vec<String>,
-    /// Hash of the weight file.
+    /// Hash of the weights file.
     pub hash: String,
     /// The key under which the weights were found, if the file holds other things too; see
     /// [`StateDict::wrapper`].
@@ -105,7 +105,7 @@ pub fn load(folder: &Path, device: &Device) -> Result<Loaded> {
 fn load_folder(folder: &Path, needs_no_head: bool, device: &Device) -> Result<Loaded> {
     if folder.is_file() {
         let message = format!(
-            "`{}` is a weight file without a model folder",
+            "`{}` is a weights file without a model folder",
             folder.display()
         );
         return Err(Error::input(message)
@@ -185,7 +185,7 @@ const FORMS: [(&str, [&str; 4]); 2] = [
     ),
 ];
 
-/// Finds the file that describes the model of a folder, and its weight file. A folder may hold a model in several
+/// Finds the file that describes the model of a folder, and its weights file. A folder may hold a model in several
 /// formats; open_clip's, which includes a text tower, comes last.
 ///
 /// Errors: one or both files are missing.
@@ -208,7 +208,7 @@ fn find(folder: &Path) -> Result<(&'static str, PathBuf)> {
                     "`{path}` has `{weights}` but no `{config}`, which describes the model"
                 );
                 return Err(Error::input(message).hint(
-                    "copy it too, or pass the weight file itself with its architecture (--arch)",
+                    "copy it too, or pass the weights file itself with its architecture (--arch)",
                 ));
             }
             (false, None) => {}
@@ -218,7 +218,7 @@ fn find(folder: &Path) -> Result<(&'static str, PathBuf)> {
     Err(Error::input(message).hint(
         "a model folder holds `config.json` and `model.safetensors`, like timm's `local-dir:` \
          folders and the `model` folder of a run, or `open_clip_config.json` and \
-         `open_clip_model.safetensors`; for a bare weight file, pass the file itself",
+         `open_clip_model.safetensors`; for a bare weights file, pass the file itself",
     ))
 }
 
@@ -239,7 +239,7 @@ fn without_weights(folder: &Path, config: &str, weights: &str) -> Error {
     });
     match names.collect::<Vec<_>>() {
         names if names.is_empty() => {
-            Error::input(message).hint("copy or download the weight file too")
+            Error::input(message).hint("copy or download the weights file too")
         }
         names => Error::input(message).hint(format!(
             "the folder has {}: rename the weights to `{weights}`, or pass that file itself with --arch",
@@ -296,7 +296,7 @@ pub fn load_body(path: &Path, architecture: Option<&str>, device: &Device) -> Re
     }
 }
 
-/// Loads a bare weight file, safetensors or PyTorch, of a named architecture.
+/// Loads a bare weights file, safetensors or PyTorch, of a named architecture.
 ///
 /// `architecture` is a timm name such as `vit_huge_patch14_224`, one of ours such as `vit_h14`, or the open_clip name
 /// of a model with open_clip's own image tower, such as `ViT-H-14-CLIPA-336`. It determines the heads and, for
@@ -359,7 +359,7 @@ fn of_other_program(weights: &StateDict, scheme: Scheme) -> Option<Error> {
     let is_tower = matches!(scheme, Scheme::OpenClip(_)) && weights.contains("visual.conv1.weight");
     (!is_tower).then(|| {
         Error::input(format!(
-            "the weights have {program}'s tensor names, not those of the architecture"
+            "the weights have {program} tensor names, not those of the architecture"
         ))
         .hint(hint)
     })
@@ -520,7 +520,7 @@ fn values(weights: &Names, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
     if !(same(&found, shape) || of_patches) {
         let message = format!("{called} has shape {found:?}, expected {shape:?}");
         return Err(Error::input(message)
-            .hint("the weights belong to different models, or to one that cannot be loaded"));
+            .hint("the weights belong to different models, or to an unsupported model"));
     }
     let mut values = weights.floats(name)?;
     if of_patches {

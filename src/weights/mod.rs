@@ -1,6 +1,6 @@
 //! Weights in the formats of timm, open_clip, transformers and PyTorch, and the models they describe.
 //!
-//! Nothing in a weight file is executed: pickles are interpreted by a restricted stack machine.
+//! Nothing in a weights file is executed: pickles are interpreted by a restricted stack machine.
 //!
 //! | module | purpose |
 //! |--------|---------|

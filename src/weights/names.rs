@@ -238,7 +238,7 @@ impl Origin {
     }
 }
 
-/// A weight file accessed by timm's names.
+/// A weights file accessed by timm's names.
 pub(crate) struct Names<'a> {
     file: &'a StateDict,
     scheme: Scheme,

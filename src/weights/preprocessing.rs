@@ -30,7 +30,7 @@ impl PreprocessingFields {
     /// Returns bicubic resizing and a center crop, which most programs use if nothing is stated.
     pub(crate) fn default() -> Self {
         Self {
-            source: "defaults for a weight file",
+            source: "defaults for a weights file",
             preprocessing: Ok(bicubic()),
             size: None,
         }

@@ -1,5 +1,5 @@
-//! Named tensors of weight files written by other programs: safetensors and `torch.save`, as one file or as shards with
-//! an index.
+//! Named tensors of weights files written by other programs: safetensors and `torch.save`, as one file or as shards
+//! with an index.
 //!
 //! The format is detected from the content of a file, not from its name. Opening a file reads only names and shapes;
 //! each tensor is read from disk on demand, so a file is never held in memory next to the model. Nothing in a file is
@@ -46,7 +46,7 @@ const WRAPPERS: [&str; 3] = [
     "_fsdp_wrapped_module",
 ];
 
-/// The tensors of a weight file, by name.
+/// The tensors of a weights file, by name.
 #[derive(Debug)]
 pub struct StateDict {
     /// One file, or the shards of an index.
@@ -83,7 +83,7 @@ struct Stored {
 }
 
 impl StateDict {
-    /// Reads the names and shapes of a weight file.
+    /// Reads the names and shapes of a weights file.
     ///
     /// From a checkpoint such as `{"state_dict": ..., "epoch": ...}` the weights are selected, and their average (EMA)
     /// if there is one; see [`Self::wrapper`]. Parts that training programs add to names, such as `module.` and
@@ -209,13 +209,13 @@ impl StateDict {
         let Some(root) = root.filter(|root| root.is_empty() || root.ends_with('/')) else {
             return Err(
                 Error::input("this is a zip file, but not one written by PyTorch")
-                    .hint("unpack it, or give the weight file itself"),
+                    .hint("unpack it, or give the weights file itself"),
             );
         };
         let place = |name: &str| archive.place(&source, &format!("{root}{name}"));
         if place("constants.pkl")?.is_some() {
             return Err(
-                Error::input("this is a TorchScript program, not a weight file")
+                Error::input("this is a TorchScript program, not a weights file")
                     .hint("save `model.state_dict()` with `torch.save`"),
             );
         }
@@ -292,7 +292,7 @@ impl StateDict {
         }
     }
 
-    /// Returns the prefix that all names share, if it is one that training programs add.
+    /// Returns the prefix that all names share, if it is used by training programs.
     fn common_prefix(&self) -> Option<String> {
         let (first, _) = self.tensors.keys().next()?.split_once('.')?;
         let prefix = format!("{first}.");
@@ -765,10 +765,10 @@ fn foreign(start: &[u8]) -> Error {
     let (message, hint) = if start.is_empty() {
         ("this file is empty", "copy or download it again")
     } else if start.trim_ascii_start().starts_with(b"<") {
-        ("this is a web page, not a weight file", download)
+        ("this is a web page, not a weights file", download)
     } else if start.starts_with(b"version https://git-lfs") {
         let hint = "fetch the file itself with `git lfs pull`";
-        ("this is a git-lfs pointer, not a weight file", hint)
+        ("this is a git-lfs pointer, not a weights file", hint)
     } else if start.starts_with(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19") {
         let message = "unsupported file format, written by PyTorch before 1.6";
         (

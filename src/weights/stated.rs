@@ -180,7 +180,7 @@ impl StatedModel {
         };
         if heads == 0 || !width.is_multiple_of(heads) {
             let key = self.words.heads;
-            let message = format!("width = {width} is not divisible by {key} = {heads}");
+            let message = format!("{key} = {heads} must divide width = {width}");
             return Err(Error::input(message).hint("correct it in the configuration"));
         }
         Ok(heads)

@@ -27,7 +27,7 @@ const WEIGHTS: [&str; 3] = [
 
 /// Loading and saving; the model itself is in [`crate::text`].
 impl TextModel {
-    /// Loads a model folder: `open_clip_config.json` or Hugging Face's `config.json`, a weight file (safetensors or
+    /// Loads a model folder: `open_clip_config.json` or Hugging Face's `config.json`, a weights file (safetensors or
     /// PyTorch) and the tokenizer files.
     ///
     /// Errors: missing or damaged files; missing, unused or wrongly shaped tensors; non-finite values; settings of
@@ -121,7 +121,7 @@ fn describe(
     match names.iter().find(|path| path.is_file()) {
         Some(file) => Ok((config, tokenizer, file.clone())),
         None => {
-            let message = format!("`{}` has no weight file", folder.display());
+            let message = format!("`{}` has no weights file", folder.display());
             let expected: Vec<String> = names
                 .iter()
                 .filter_map(|path| Some(format!("`{}`", path.file_name()?.display())))

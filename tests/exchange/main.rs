@@ -292,21 +292,21 @@ fn a_file_of_open_clip_alone_is_loaded_by_its_name_there() {
         for (found, ours) in found.model.parameters().iter().zip(ours.model.parameters()) {
             assert_eq!(found.to_vec(), ours.to_vec(), "{}", ours.name);
         }
-        let parts = ["open_clip's names", "--arch ViT-B-16"];
+        let parts = ["weights have open_clip tensor names", "--arch ViT-B-16"];
         refusal(
             weights::load_file(&file, "vit_small_patch16_224", &device),
             &parts,
         );
-        let parts = ["768 wide", "384 wide", "is it a `ViT-S`?"];
+        let parts = ["width 768", "width 384", "is it a `ViT-S`?"];
         refusal(weights::load_file(&file, "ViT-B-16", &device), &parts);
-        let parts = ["`ViT-B-16-SigLIP` is no architecture"];
+        let parts = ["unknown architecture `ViT-B-16-SigLIP`"];
         refusal(
             weights::load_file(&file, "ViT-B-16-SigLIP", &device),
             &parts,
         );
     }
     let file = golden("hugging_face_vit").join("model.safetensors");
-    let parts = ["transformers's names", "load the folder"];
+    let parts = ["weights have transformers tensor names", "load the folder"];
     refusal(
         weights::load_file(&file, "vit_small_patch16_224", &device),
         &parts,

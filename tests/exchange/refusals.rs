@@ -50,27 +50,27 @@ fn a_configuration_of_open_clip_that_is_another_model_is_refused() {
         (
             "vision_cfg/rope",
             json!(true),
-            &["rope = true", "not known here"],
+            &["unknown setting rope = true", "a different model"],
         ),
         (
             "vision_cfg/head_width",
             json!(0),
-            &["width / head_width = 0 do not divide the width, 24"],
+            &["width / head_width = 0 must divide width = 24"],
         ),
         (
             "vision_cfg/width",
             json!(768),
-            &["width = 768", "tokens 24 wide"],
+            &["width = 768", "tokens of width 24"],
         ),
         (
             "vision_cfg/layers",
             json!(3),
-            &["layers = 3", "weights are of 2 blocks"],
+            &["layers = 3", "weights have 2 blocks"],
         ),
         (
             "vision_cfg/no_ln_pre",
             json!(true),
-            &["no place for the weights `visual.ln_pre.bias`"],
+            &["unexpected weights in the model: `visual.ln_pre.bias`"],
         ),
         ("embed_dim", json!(512), &["embed_dim = 512", "10 rows"]),
         ("vision_cfg", json!(3), &["has no `vision_cfg`"]),
@@ -112,7 +112,7 @@ fn a_configuration_of_open_clip_that_is_another_model_is_refused() {
     std::fs::write(folder.path().join("open_clip_config.json"), "{").unwrap();
     refusal(
         load(folder.path()),
-        &["`open_clip_config.json` is not JSON"],
+        &["`open_clip_config.json` is not valid JSON"],
     );
 }
 
@@ -135,19 +135,19 @@ fn a_configuration_of_transformers_that_is_another_model_is_refused() {
             "hugging_face_vit",
             "num_attention_heads",
             json!(5),
-            &["num_attention_heads = 5 do not divide"],
+            &["num_attention_heads = 5 must divide width = 24"],
         ),
         (
             "hugging_face_vit",
             "num_hidden_layers",
             json!(1),
-            &["num_hidden_layers = 1", "weights are of 2 blocks"],
+            &["num_hidden_layers = 1", "weights have 2 blocks"],
         ),
         (
             "hugging_face_vit",
             "hidden_size",
             json!(48),
-            &["hidden_size = 48", "24 wide"],
+            &["hidden_size = 48", "tokens of width 24"],
         ),
         (
             "hugging_face_vit",
@@ -159,7 +159,7 @@ fn a_configuration_of_transformers_that_is_another_model_is_refused() {
             "hugging_face_vit",
             "id2label",
             json!({ "0": "a", "1": "b" }),
-            &["num_labels = 2", "`classifier.weight` 3 rows"],
+            &["num_labels = 2", "`classifier.weight` has 3 rows"],
         ),
         (
             "hugging_face_clip_vision",
@@ -178,7 +178,7 @@ fn a_configuration_of_transformers_that_is_another_model_is_refused() {
     std::fs::write(&preprocessor, r#"{ "image_std": [1, 1] }"#).unwrap();
     refusal(
         load(folder.path()),
-        &["`preprocessor_config.json` has image_std = [1,1]"],
+        &["`preprocessor_config.json` has invalid image_std = [1,1]"],
     );
     std::fs::write(
         &preprocessor,
@@ -197,7 +197,7 @@ fn weights_of_other_programs_that_do_not_make_the_model_are_refused_under_their_
         (
             "open_clip",
             |tensors| tensors.retain(|tensor| tensor.0 != "visual.proj"),
-            &["these weights end before a head: `visual.proj` transposed is missing"],
+            &["the weights have no head: `visual.proj` transposed is missing"],
         ),
         (
             "open_clip",
@@ -212,12 +212,12 @@ fn weights_of_other_programs_that_do_not_make_the_model_are_refused_under_their_
         (
             "open_clip",
             |tensors| at(tensors, QKV).1.reverse(),
-            &["in_proj_weight` has shape [24, 72] where [72, 24] is needed"],
+            &["in_proj_weight` has shape [24, 72], expected [72, 24]"],
         ),
         (
             "open_clip",
             |tensors| at(tensors, "visual.proj").1 = vec![240],
-            &["`visual.proj` has shape [240], not a matrix"],
+            &["`visual.proj` has shape [240], expected a matrix"],
         ),
         (
             "open_clip",
@@ -230,22 +230,22 @@ fn weights_of_other_programs_that_do_not_make_the_model_are_refused_under_their_
                 let proj = at(tensors, "visual.proj");
                 (proj.1, proj.2) = (vec![0, 1 << 40], vec![]);
             },
-            &["`visual.proj` transposed has no numbers"],
+            &["`visual.proj` transposed is empty"],
         ),
         (
             "open_clip",
             |tensors| at(tensors, "visual.class_embedding").2[5] = f32::NAN,
-            &["`visual.class_embedding` holds NaN at place 5"],
+            &["`visual.class_embedding` contains NaN at index 5"],
         ),
         (
             "open_clip",
             |tensors| tensors.push(("visual.attn_pool.query".into(), vec![1], vec![1.0])),
-            &["no place for the weights `visual.attn_pool.query`"],
+            &["unexpected weights in the model: `visual.attn_pool.query`"],
         ),
         (
             "open_clip",
             |tensors| tensors.push(("transformer.resblocks.0.lora".into(), vec![1], vec![1.0])),
-            &["no place for the weights `transformer.resblocks.0.lora`"],
+            &["unexpected weights in the model: `transformer.resblocks.0.lora`"],
         ),
         (
             "hugging_face_vit",
@@ -258,7 +258,7 @@ fn weights_of_other_programs_that_do_not_make_the_model_are_refused_under_their_
                 let query = at(tensors, QUERY);
                 (query.1, query.2) = (vec![12, 24], vec![0.0; 288]);
             },
-            &["attention.key.weight` has shape [24, 24], not [12, 24], as"],
+            &["attention.key.weight` has shape [24, 24], expected [12, 24] like"],
         ),
         (
             "hugging_face_vit",
@@ -269,12 +269,12 @@ fn weights_of_other_programs_that_do_not_make_the_model_are_refused_under_their_
                     (bias.1, bias.2) = (vec![], vec![0.0]);
                 }
             },
-            &["query.bias` has shape [], not a vector or a matrix"],
+            &["query.bias` has shape [], expected a vector or a matrix"],
         ),
         (
             "hugging_face_vit",
             |tensors| tensors.push(("vit.encoder.layer.0.extra".into(), vec![1], vec![1.0])),
-            &["no place for the weights `vit.encoder.layer.0.extra`"],
+            &["unexpected weights in the model: `vit.encoder.layer.0.extra`"],
         ),
         (
             "hugging_face_clip",
@@ -289,7 +289,7 @@ fn weights_of_other_programs_that_do_not_make_the_model_are_refused_under_their_
         (
             "hugging_face_clip",
             |tensors| tensors.push(("text_model.encoder.layers.0.new".into(), vec![1], vec![1.0])),
-            &["no place for the weights `text_model.encoder.layers.0.new`"],
+            &["unexpected weights in the model: `text_model.encoder.layers.0.new`"],
         ),
     ];
     for (name, change, parts) in cases {

@@ -108,15 +108,15 @@ fn what_another_program_has_no_word_for_is_not_exported() {
     let mut ours = with_head_bias(small.clone());
     ours.image_size = 16;
     let parts = [
-        "adds a bias in its head",
-        "another activation",
-        "timm has none",
+        "has a bias in its head",
+        "a different activation",
+        "timm registers no model",
         "--to timm",
     ];
     refusal(export_to(&ours, "open_clip", &out), &parts);
     let parts = [
         "text tower in",
-        "an embedding of 10 numbers, and the model gives 7",
+        "it has embed_dim = 10, but the model's embedding has size 7",
     ];
     refusal(
         export_to(&loaded(small.clone(), 7, 16), "clipa", &out),
@@ -127,9 +127,9 @@ fn what_another_program_has_no_word_for_is_not_exported() {
     changed("clipa", sizeless.path(), forget, |_| {});
     refusal(
         export::open_clip(&ours, &Facts::default(), sizeless.path(), &out),
-        &["it has no embed_dim, and the model gives 10"],
+        &["it has no embed_dim, but the model's embedding has size 10"],
     );
-    let parts = ["is not a folder of open_clip"];
+    let parts = ["is not an open_clip folder"];
     refusal(export_to(&ours, "hugging_face_vit", &out), &parts);
     let tokenless = VitConfig {
         class_token: false,
@@ -149,12 +149,15 @@ fn what_another_program_has_no_word_for_is_not_exported() {
         &["has a convolutional stem"],
     );
     let to_timm = |ours: &Loaded| export::timm(ours, &Facts::default(), &out);
-    refusal(to_timm(&ours), &["no word for a convolutional stem"]);
+    refusal(to_timm(&ours), &["no option for a convolutional stem"]);
     let eps = VitConfig {
         norm_eps: 1e-4,
         ..small
     };
-    refusal(to_timm(&loaded(eps, 10, 16)), &["the norms add 1e-4"]);
+    refusal(
+        to_timm(&loaded(eps, 10, 16)),
+        &["the layer norms use epsilon 1e-4"],
+    );
     let patch = ConvNextConfig {
         patch: 2,
         ..ConvNextConfig::named("convnext_atto").unwrap()
@@ -168,7 +171,7 @@ fn what_another_program_has_no_word_for_is_not_exported() {
     let vit = load(&golden("hugging_face_vit")).unwrap();
     to_timm(&vit).unwrap();
     let card = std::fs::read_to_string(out.join("README.md")).unwrap();
-    assert!(card.contains("made with 1e-12"), "{card}");
+    assert!(card.contains("trained with 1e-12"), "{card}");
     assert_eq!(load(&out).unwrap().model.config(), vit.model.config());
     refusal(to_timm(&vit), &["is not empty"]);
 }
@@ -307,7 +310,7 @@ fn a_robustbench_entry_is_made_of_what_its_board_holds_alone() {
         &linf,
         &["--dataset is missing", "use cifar10, cifar100 or imagenet"],
     );
-    refused("cifar-10", 10, &linf, &["unknown RobustBench board"]);
+    refused("cifar-10", 10, &linf, &["unknown RobustBench leaderboard"]);
     refused(
         "cifar100",
         10,
@@ -372,7 +375,7 @@ fn a_robustbench_entry_is_made_of_what_its_board_holds_alone() {
         "cifar10",
         10,
         &unnamed,
-        &["the 10 classes of the data set (`0` to `9`) are not the board's"],
+        &["the 10 classes of the dataset (`0` to `9`) are not the leaderboard's"],
     );
     let mut rounded = linf.clone();
     rounded["precision"] = json!("bf16");
@@ -388,7 +391,7 @@ fn a_robustbench_entry_is_made_of_what_its_board_holds_alone() {
         "cifar10",
         10,
         &old,
-        &["the 0 classes of the data set are not the board's"],
+        &["the 0 classes of the dataset are not the leaderboard's"],
     );
     let mut shortened = linf.clone();
     shortened["stages"][1]["settings"]["steps"] = json!(50);
@@ -396,10 +399,10 @@ fn a_robustbench_entry_is_made_of_what_its_board_holds_alone() {
         "cifar10",
         10,
         &shortened,
-        &["0 of the results are of AutoAttack"],
+        &["expected one result of standard AutoAttack with its default settings, got 0"],
     );
     refusal(
         entry("cifar10", 10, &[linf.clone(), linf]),
-        &["2 of the results are of AutoAttack"],
+        &["expected one result of standard AutoAttack with its default settings, got 2"],
     );
 }

@@ -34,7 +34,11 @@ fn check_alphas(table: &Table) {
     match alphas {
         [false, false] => {
             let message = "mixing needs `mixup_alpha`, `cutmix_alpha` or both";
-            table.problem_with_hint("probability", message, "to turn mixing off, remove the table");
+            table.problem_with_hint(
+                "probability",
+                message,
+                "to turn mixing off, remove the table",
+            );
         }
         [true, true] if !has_switch => {
             table.missing(Mixing::DESCRIPTION.key("switch_probability"));

@@ -78,8 +78,7 @@ fn check_order(table: &Table, key: &str, bounds: Option<[f64; 2]>) {
     if let Some([low, high]) = bounds
         && low > high
     {
-        let message =
-            format!("{key} = [{low}, {high}] must have the smaller number first");
+        let message = format!("{key} = [{low}, {high}] must have the smaller number first");
         table.problem_with_hint(key, message, format!("use [{high}, {low}]"));
     }
 }

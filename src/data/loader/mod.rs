@@ -604,9 +604,8 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("no message");
         Err(
-            Error::failed(format!("a data loading thread panicked: {text}")).hint(
-                "this is a bug in advxl; please report it with the data that caused it",
-            ),
+            Error::failed(format!("a data loading thread panicked: {text}"))
+                .hint("this is a bug in advxl; please report it with the data that caused it"),
         )
     })
 }

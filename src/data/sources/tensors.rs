@@ -42,8 +42,7 @@ impl Tensors {
     }
 
     fn read(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let broken =
-            |error| Error::input(format!("invalid safetensors file: {error}")).hint(FORM);
+        let broken = |error| Error::input(format!("invalid safetensors file: {error}")).hint(FORM);
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(broken)?;
         let tensors = SafeTensors::deserialize(bytes).map_err(broken)?;
         let images = tensor(&tensors, "images", Dtype::F32)?;
@@ -61,7 +60,8 @@ impl Tensors {
             true => {
                 let labels = tensor(&tensors, "labels", Dtype::I64)?;
                 if labels.shape() != [n] {
-                    let message = format!("{n} images, but `labels` has shape {:?}", labels.shape());
+                    let message =
+                        format!("{n} images, but `labels` has shape {:?}", labels.shape());
                     return Err(Error::input(message).hint(FORM));
                 }
                 let (labels, classes) = read_labels(labels.data(), names)?;
@@ -140,9 +140,7 @@ pub fn save(
     classes: &[String],
 ) -> Result<()> {
     let refused = |error: safetensors::SafeTensorError| {
-        Error::failed(format!(
-            "cannot save images of shape {shape:?}: {error}"
-        ))
+        Error::failed(format!("cannot save images of shape {shape:?}: {error}"))
     };
     if labels.len() != shape[0] {
         return Err(Error::failed(format!(
@@ -381,7 +379,9 @@ mod tests {
     #[test]
     fn values_out_of_range_are_refused_with_the_likely_cause() {
         let bytes = message(&[0.0, 255.0, 3.0], [1, 3, 1, 1], &[0], &[]);
-        assert!(bytes.contains("image 0 has a value of 255") && bytes.contains("divide the images"));
+        assert!(
+            bytes.contains("image 0 has a value of 255") && bytes.contains("divide the images")
+        );
         let normalized = message(&[0.0, -1.5, 1.0], [1, 3, 1, 1], &[0], &[]);
         assert!(
             normalized.contains("undo the normalization"),

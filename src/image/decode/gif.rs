@@ -1,7 +1,8 @@
-//! The first picture of a GIF, as Pillow's `convert("RGB")` has it.
+//! Decodes the first frame of a GIF like Pillow's `convert("RGB")`.
 //!
-//! Where the picture does not cover its screen there is the transparent color, else color 0; transparency is dropped.
-//! The crate `image` would mix in transparent black there, hence the indices of the crate `gif`.
+//! Where the frame does not cover its screen, pixels have the transparent color, or color 0 if there is none.
+//! Transparency is dropped. The crate `image` would blend with transparent black there, hence the indices of the crate
+//! `gif`.
 //!
 //! Source: Pillow's `GifImagePlugin.py`.
 
@@ -13,7 +14,7 @@ use gif::{ColorOutput, DecodeOptions, DecodingError, MemoryLimit};
 use super::outcome::{Outcome, check_size, damaged, single, unsupported};
 use crate::image::damage::{Fault, Reason};
 
-/// Reads a GIF.
+/// Decodes the first frame of a GIF.
 pub(crate) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     let mut options = DecodeOptions::new();
     options.set_color_output(ColorOutput::Indexed);
@@ -22,7 +23,7 @@ pub(crate) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     let mut decoder = options.read_info(Cursor::new(bytes)).map_err(fault)?;
     let screen = (usize::from(decoder.width()), usize::from(decoder.height()));
     let frame = decoder.next_frame_info().map_err(fault)?;
-    let frame = frame.ok_or_else(|| damaged("GIF", "there is no picture in it"))?;
+    let frame = frame.ok_or_else(|| damaged("GIF", "no image in the file"))?;
     let (left, top) = (usize::from(frame.left), usize::from(frame.top));
     let (columns, rows) = (usize::from(frame.width), usize::from(frame.height));
     let behind = frame.transparent;
@@ -49,7 +50,8 @@ pub(crate) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     single(width, height, pixels, odd)
 }
 
-/// The color of each index; black beyond the table, and as Pillow has it grey if the table is the first greys.
+/// Returns the color of each index. Indices beyond the table are black, or gray if the whole table is a gray ramp, as in
+/// Pillow.
 fn colors(table: &[u8]) -> [[u8; 3]; 256] {
     let grey = |index: usize| [index as u8; 3];
     let table = table.as_chunks().0;
@@ -64,12 +66,12 @@ fn colors(table: &[u8]) -> [[u8; 3]; 256] {
 fn fault(error: DecodingError) -> Fault {
     let text = error.to_string().to_lowercase();
     if text.contains("end of file") {
-        let message = "the GIF data is cut short";
+        let message = "the GIF data is truncated";
         return Fault::new(Reason::TruncatedImage, message)
             .hint(crate::image::decode::outcome::AGAIN);
     }
     match text.contains("no color table") {
-        true => unsupported("GIF", "it has no color table"),
+        true => unsupported("GIF", "no color table"),
         false => damaged("GIF", &text),
     }
 }

@@ -1,4 +1,4 @@
-//! JPEG files: ours for the common kinds, zune-jpeg for the rare ones.
+//! Decodes JPEG files: common kinds with [`advxl_jpeg`], rare ones with zune-jpeg.
 
 use advxl_jpeg::{Damage, Jpeg, find_ff};
 use zune_core::bytestream::ZCursor;
@@ -34,7 +34,7 @@ pub(crate) fn decode_jpeg(bytes: &[u8], most_pixels: usize, view: View) -> Outco
     if turned {
         odd.push(Reason::Rotated);
     }
-    // The region is given in the upright picture. Rotated files are rare, so they are decoded whole.
+    // The region refers to the upright image. Rotated files are rare, so they are decoded whole.
     let Cutout { region, reduction } = match turned {
         true => Cutout::whole(width, height),
         false => view(width, height),
@@ -49,7 +49,7 @@ pub(crate) fn decode_jpeg(bytes: &[u8], most_pixels: usize, view: View) -> Outco
     Ok(Examined { picture, odd })
 }
 
-/// The pixels at 1 / `reduction` that a region touches.
+/// Returns the pixels at 1 / `reduction` that a region touches.
 fn reduced_region(region: &Region, reduction: usize) -> Region {
     let (left, top) = (region.left / reduction, region.top / reduction);
     Region {
@@ -61,15 +61,15 @@ fn reduced_region(region: &Region, reduction: usize) -> Region {
 }
 
 pub(crate) fn cut_short() -> Fault {
-    let message = "the JPEG data is cut short: there is no end marker";
+    let message = "the JPEG data is truncated: missing end marker";
     Fault::new(Reason::TruncatedImage, message).hint(AGAIN)
 }
 
-/// Decodes a JPEG of a kind that [`advxl_jpeg`] does not know.
+/// Decodes a JPEG of a kind that [`advxl_jpeg`] does not support.
 pub(crate) fn decode_rare_jpeg(bytes: &[u8], most_pixels: usize) -> Outcome {
     let damaged = |error: zune_jpeg::errors::DecodeErrors| {
         let error = plain(&error);
-        let message = format!("the JPEG data is damaged or cut short: {error}");
+        let message = format!("the JPEG data is damaged or truncated: {error}");
         Fault::new(Reason::DamagedImage, message).hint(AGAIN)
     };
     if let Some(frame) = walk(bytes).ok_or_else(cut_short)? {
@@ -101,18 +101,18 @@ pub(crate) fn decode_rare_jpeg(bytes: &[u8], most_pixels: usize) -> Outcome {
     Ok(Examined { picture, odd })
 }
 
-/// What the first frame of a JPEG of a rare kind says.
+/// The header of the first frame of a rare JPEG.
 pub(crate) struct RareFrame {
     marker: u8,
     bits: usize,
     width: usize,
     height: usize,
-    /// Whether the sampling factors of the first component are multiples of all others'.
+    /// Whether the first component's sampling factors are multiples of all others.
     first_is_largest: bool,
 }
 
 impl RareFrame {
-    /// From bits, height, width, number of components; of each its name, sampling factors and table.
+    /// Parses bits, height, width and number of components, then the id, sampling factors and table of each component.
     fn read(marker: u8, header: &[u8]) -> Option<Self> {
         let [bits, h1, h0, w1, w0, _, components @ ..] = header else {
             return None;
@@ -131,29 +131,30 @@ impl RareFrame {
         })
     }
 
-    /// An error if zune-jpeg does not know the kind either, since it would call the file damaged.
+    /// Returns an error if zune-jpeg does not support the file either, since it would report the file as damaged.
     fn check(&self) -> std::result::Result<(), Fault> {
         let what = match self.marker {
             0xc9.. => {
                 let fault = unsupported("JPEG", "arithmetic coding");
                 return Err(
-                    fault.hint("convert it without loss: `jpegtran -copy all -outfile NEW OLD`")
+                    fault.hint("convert it losslessly: `jpegtran -copy all -outfile NEW OLD`")
                 );
             }
             0xc3 | 0xc5..=0xc7 => "lossless or hierarchical coding",
-            _ if self.bits != 8 => "it has not 8 bits a sample",
+            _ if self.bits != 8 => "not 8 bits per sample",
             // zune-jpeg panics on some of these.
-            _ if !self.first_is_largest => "its sampling factors",
+            _ if !self.first_is_largest => "unusual sampling factors",
             _ => return Ok(()),
         };
         Err(unsupported("JPEG", what))
     }
 }
 
-/// Follows the segments of a JPEG to its end marker: none if there is no such, else its first frame, if there is one.
+/// Walks the segments of a JPEG to its end marker and returns the first frame, if any. Returns `None` if the end marker
+/// is missing.
 ///
-/// The decoder in strict mode still forgives a few bytes missing at the end, which it takes for
-/// padding. A search for the marker would find that of a thumbnail, hence the walk.
+/// Even in strict mode zune-jpeg accepts a few missing bytes at the end, which it treats as padding. A plain search for
+/// the marker could find a thumbnail's, hence the walk.
 pub(crate) fn walk(bytes: &[u8]) -> Option<Option<RareFrame>> {
     let short = |at: usize| {
         let pair = bytes.get(at..at + 2)?;
@@ -162,7 +163,7 @@ pub(crate) fn walk(bytes: &[u8]) -> Option<Option<RareFrame>> {
     let mut frame = None;
     let mut at = 2;
     loop {
-        // In compressed data a marker is 0xff and neither 0, which is a value, nor a restart.
+        // In compressed data, 0xff starts a marker unless 0 (a stuffed byte) or a restart number follows.
         at += find_ff(bytes.get(at..)?)? + 1;
         match *bytes.get(at)? {
             0xd9 => return Some(frame),
@@ -181,14 +182,14 @@ pub(crate) fn walk(bytes: &[u8]) -> Option<Option<RareFrame>> {
     }
 }
 
-/// The decoder's message in our form.
+/// Formats zune-jpeg's message like ours.
 pub(crate) fn plain(error: &zune_jpeg::errors::DecodeErrors) -> String {
     let text = format!("{error:?}");
     let text = text.trim_matches(|letter: char| letter == '"' || letter.is_whitespace());
     text.trim_end_matches('.').into()
 }
 
-/// The orientation that EXIF data asks for.
+/// Returns the orientation in EXIF data.
 pub(crate) fn orientation(exif: &[u8]) -> Option<u16> {
     Tags::of(exif)?.orientation()
 }

@@ -1,20 +1,22 @@
-//! Image files to pictures, strictly: a damaged file is an error, never grey rows.
+//! Decodes image files strictly: a damaged file is an error and never yields gray rows.
 //!
-//! What Pillow and torchvision's ImageFolder read: JPEG, PNG, WebP, BMP, TIFF, PNM and GIF, told apart by their first
-//! bytes and not by their names. Everything becomes red, green and blue bytes, as by Pillow's `convert("RGB")`: grey is
-//! repeated, 16 bits become 8, CMYK is converted, an alpha channel is dropped. A JPEG that its EXIF data says is
-//! turned or mirrored is set upright. Of a JPEG only the region that is asked for becomes pixels.
+//! Supports the formats that Pillow and torchvision's ImageFolder read: JPEG, PNG, WebP, BMP, TIFF, PNM and GIF. The
+//! format is detected from the first bytes, not from the file name. Everything becomes RGB bytes, as with Pillow's
+//! `convert("RGB")`: gray is repeated, 16 bits are reduced to 8, CMYK is converted, and an alpha channel is dropped. A
+//! JPEG that is rotated or mirrored according to its EXIF data is set upright. Of a JPEG, only the requested region is
+//! turned into pixels.
 //!
 //! | file | what |
 //! |------|------|
-//! | [`advxl_jpeg`] | the common JPEGs, to Pillow's bytes; the rare ones, CMYK above all, go to zune-jpeg |
-//! | `raster` | PNG, WebP, BMP, TIFF by the crate `image` |
-//! | `pnm` `gif` | PBM, PGM, PPM; the first picture of a GIF |
-//! | `tags` | tags of TIFF and EXIF |
-//! | [`crate::image::content`] | what a file is instead |
+//! | [`jpeg`] | common JPEGs with [`advxl_jpeg`], to Pillow's bytes; rare ones, mostly CMYK, with zune-jpeg |
+//! | `raster` | PNG, WebP, BMP, TIFF with the crate `image` |
+//! | `pnm` `gif` | PBM, PGM, PPM; the first frame of a GIF |
+//! | [`outcome`] | formats, size limit, and the result of a decoder |
+//! | [`crate::image::exif`] | tags of TIFF and EXIF |
+//! | [`crate::image::content`] | identifies files that are not images |
 //!
-//! Differs from the reference: torchvision ignores the orientation; zune-jpeg rounds differently in
-//! the inverse transform and the chroma upsampling.
+//! Differs from the reference: torchvision ignores the orientation; zune-jpeg rounds differently in the inverse
+//! transform and in chroma upsampling.
 
 pub(crate) mod gif;
 pub mod jpeg;
@@ -32,21 +34,21 @@ use crate::image::picture::{Cutout, Picture, View};
 use jpeg::decode_jpeg;
 use outcome::{Format, MOST_PIXELS, Outcome};
 
-/// Decodes the bytes of a picture file.
+/// Decodes the bytes of an image file.
 pub fn decode(bytes: &[u8]) -> Result<Picture> {
     let examined = examine(bytes).map_err(|fault| fault.error)?;
     Ok(examined.picture)
 }
 
-/// Decodes the bytes of a picture file and says what was odd.
+/// Decodes the bytes of an image file and reports its oddities.
 ///
-/// Errors: whatever makes it unusable, by kind.
+/// Errors: the kind of damage that makes it unusable.
 pub fn examine(bytes: &[u8]) -> Outcome {
     examine_part(bytes, &Cutout::whole)
 }
 
-/// As [`examine`], but only what `view` asks for need be known of the picture. Whether it can be used does not
-/// depend on that.
+/// Like [`examine`], but only the part that `view` returns need be decoded. Whether the file is usable does not depend
+/// on the part.
 pub fn examine_part(bytes: &[u8], view: View) -> Outcome {
     decode_up_to(bytes, MOST_PIXELS, view)
 }
@@ -64,7 +66,7 @@ pub(crate) fn decode_up_to(bytes: &[u8], most_pixels: usize, view: View) -> Outc
     }
 }
 
-/// Says what the bytes look like instead.
+/// Reports what the bytes appear to be instead.
 fn not_a_picture(bytes: &[u8]) -> Fault {
     let readable = "use JPEG, PNG, WebP, BMP, TIFF, PNM or GIF files";
     if bytes.is_empty() {
@@ -83,7 +85,7 @@ fn not_a_picture(bytes: &[u8]) -> Fault {
         [0xff, 0x0a, ..] | [0, 0, 0, 12, b'J', b'X', b'L', ..] => "a JPEG XL image",
         [0, 0, 0, 12, b'j', b'P', ..] => "a JPEG 2000 image",
         [b'P', b'7', b'\n', ..] => "a PAM image",
-        [b'P', b'f' | b'F', b'\n', ..] => "a PFM image of floats",
+        [b'P', b'f' | b'F', b'\n', ..] => "a PFM float image",
         [0, 0, 1 | 2, 0, ..] => "a Windows icon or cursor",
         [b'8', b'B', b'P', b'S', ..] => "a Photoshop file",
         _ => {
@@ -139,7 +141,7 @@ mod tests {
             assert_eq!([picture.height(), picture.width(), 3], shape[..], "{name}");
             let bytes = picture.to_bytes();
             let apart = bytes.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b));
-            // The decoder of rare kinds rounds differently; on smooth pictures by little.
+            // The decoder for rare kinds rounds differently, but only slightly on smooth images.
             let most = if name == "cmyk" { 3 } else { 0 };
             assert!(
                 apart.clone().max() <= Some(most),
@@ -150,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_webp_frame_larger_than_the_picture_is_refused_before_it_is_given_memory() {
+    fn a_webp_frame_larger_than_the_image_is_refused_before_it_is_allocated() {
         let chunk = |kind: &[u8], content: &[u8]| {
             [kind, &(content.len() as u32).to_le_bytes(), content].concat()
         };
@@ -167,13 +169,13 @@ mod tests {
         let bytes = chunk(b"RIFF", &content.concat());
         let text = message(&bytes);
         assert!(
-            text.contains("a frame is larger than the picture"),
+            text.contains("a frame is larger than the image"),
             "{text}"
         );
     }
 
     #[test]
-    fn a_jpeg_whose_first_component_is_not_the_largest_is_not_given_to_a_decoder_that_panics() {
+    fn a_jpeg_whose_first_component_is_not_the_largest_is_refused_before_zune_jpeg_panics() {
         let (_, mut file, ..) = jpegs()
             .into_iter()
             .find(|(name, ..)| name == "cmyk")
@@ -186,11 +188,11 @@ mod tests {
         // The factors of the second component.
         file[frame + 14] = 0x22;
         let text = message(&file);
-        assert!(text.contains("sampling factors"), "{text}");
+        assert!(text.contains("unusual sampling factors"), "{text}");
     }
 
     #[test]
-    fn a_region_is_asked_for_by_the_upright_size_and_rotated_pictures_are_known_whole() {
+    fn a_region_refers_to_the_upright_size_and_rotated_images_are_decoded_whole() {
         let part = Region {
             left: 3,
             top: 2,
@@ -227,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_odd_about_a_jpeg_is_told() {
+    fn oddities_of_a_jpeg_are_reported() {
         for (name, file, _, _) in jpegs() {
             let expected = match name.split(' ').next().unwrap() {
                 "cmyk" => vec![Reason::Cmyk],
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jpeg_cut_short_anywhere_is_an_error() {
+    fn a_jpeg_truncated_anywhere_is_an_error() {
         for (name, file, _, _) in jpegs() {
             for length in 2..file.len() {
                 assert!(
@@ -258,7 +260,7 @@ mod tests {
             for place in 2..file.len() {
                 let mut damaged = file.clone();
                 damaged[place] ^= 0x55;
-                // Some damage cannot be seen, such as another coefficient: any answer will do.
+                // Some damage is undetectable, such as a changed coefficient: any outcome will do.
                 let _ = decode_up_to(&damaged, 1_000_000, &Cutout::whole);
             }
         }
@@ -292,13 +294,13 @@ mod tests {
         );
 
         let png = encoded(rgb, ImageFormat::Png);
-        // The last chunk and the last checksum may be missing, for the pixels have a checksum of their own.
+        // The last chunk and the last checksum may be missing, since the pixels have their own checksum.
         for length in 8..png.len() - 16 {
-            assert!(message(&png[..length]).contains("damaged or cut short"));
+            assert!(message(&png[..length]).contains("damaged or truncated"));
         }
     }
 
-    /// Name, file, and shape and pixels that Pillow gives, if it does.
+    /// Name, file, and the shape and pixels that Pillow returns, if it can read the file.
     type Recorded = (String, Vec<u8>, Option<(Vec<usize>, Vec<u8>)>);
 
     /// The files of `make_formats.py`.
@@ -317,7 +319,7 @@ mod tests {
         files.collect()
     }
 
-    /// What Pillow reads and this module does not.
+    /// Files that Pillow can read and this module cannot.
     const NOT_SUPPORTED: [&str; 13] = [
         "gif without colors",
         "jpeg progressive of 5 coefficients",
@@ -346,7 +348,7 @@ mod tests {
                     let picture = found.picture;
                     let bytes = picture.to_bytes();
                     let apart = bytes.iter().zip(&pixels).map(|(a, b)| a.abs_diff(*b));
-                    // The decoder of JPEG within TIFF rounds differently.
+                    // The decoder for JPEG inside TIFF rounds differently.
                     let most = if name.contains("tiff") && name.ends_with("jpeg") {
                         1
                     } else {
@@ -370,7 +372,7 @@ mod tests {
                     }
                 }
                 (Err(_), None) => {}
-                // More forgiving than Pillow, without harm to the pixels.
+                // More lenient than Pillow, without changing the pixels.
                 (Ok(_), None)
                     if [
                         "bmp rle8 that leaves pixels out",
@@ -390,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_odd_about_a_file_is_told() {
+    fn oddities_of_a_file_are_reported() {
         let formats = formats();
         let odd = |name: &str| {
             let (_, file, _) = formats.iter().find(|(found, ..)| found == name).unwrap();
@@ -413,16 +415,16 @@ mod tests {
         assert_eq!(odd("png rgb 16"), [Reason::SixteenBit]);
     }
 
-    /// Cut anywhere and with any byte changed: an error or a picture, and none of more pixels than allowed.
+    /// Truncated anywhere or with any byte changed: an error, or an image with no more pixels than allowed.
     #[test]
-    fn no_cut_and_no_damaged_byte_of_any_format_makes_a_decoder_panic() {
+    fn no_truncation_and_no_damaged_byte_of_any_format_makes_a_decoder_panic() {
         let mut different = Vec::new();
         for (name, file, _) in formats() {
             let whole = examine(&file).ok().map(|found| found.picture.to_bytes());
             for length in 0..file.len() {
                 let cut = decode_up_to(&file[..length], 10_000, &Cutout::whole);
                 let cut = cut.ok().map(|cut| cut.picture.to_bytes());
-                // Of the last number of a text a digit may be missing.
+                // In plain text the last number may be missing a digit.
                 if cut.is_some() && cut != whole && !name.starts_with("plain") {
                     different.push(format!("{name} cut to {length} of {}", file.len()));
                 }
@@ -457,11 +459,11 @@ mod tests {
         file[place + 1] = 0xc3;
         assert!(message(&file).contains("not supported: lossless"));
         (file[place + 1], file[place + 4]) = (0xc1, 12);
-        assert!(message(&file).contains("not supported: it has not 8 bits"));
+        assert!(message(&file).contains("not supported: not 8 bits per sample"));
     }
 
     #[test]
-    fn what_is_no_picture_is_called_by_its_name() {
+    fn files_that_are_not_images_are_named_for_what_they_are() {
         assert!(message(b"").contains("the file is empty"));
         assert!(message(b"<!DOCTYPE html><html>").contains("this is an HTML page, not an image"));
         assert!(message(b"\n <HTML lang=en>").contains("HTML page"));
@@ -476,14 +478,14 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_above_the_pixel_cap_is_refused_before_it_is_decoded() {
+    fn an_image_above_the_pixel_limit_is_refused_before_it_is_decoded() {
         let file = &jpegs()[0].1;
         let error = decode_up_to(file, 100, &Cutout::whole)
             .unwrap_err()
             .error
             .to_string();
         assert!(
-            error.contains("19 x 14 pixels are more than the 100 allowed"),
+            error.contains("19 x 14 pixels exceed the limit of 100"),
             "{error}"
         );
         let png = encoded(DynamicImage::new_rgb8(50, 3), ImageFormat::Png);

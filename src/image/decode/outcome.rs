@@ -1,19 +1,19 @@
-//! What a decoder returns: a picture and its oddities, or why the file cannot be used.
+//! The result of a decoder: an image and its oddities, or why the file cannot be used.
 
 use crate::error::Result;
 use crate::image::damage::{Fault, Reason};
 use crate::image::picture::Picture;
 
-/// A picture, and what was odd about its file.
+/// An image, and the oddities of its file.
 #[derive(Clone, Debug)]
 pub struct Examined {
-    /// The picture.
+    /// The image.
     pub picture: Picture,
-    /// Damage that did not prevent the use of the picture.
+    /// Oddities that did not prevent using the image.
     pub odd: Vec<Reason>,
 }
 
-/// The formats that are read. Index files hold the place of a format here, so new ones go to the end.
+/// Supported formats. Append new ones at the end: index files store the position in this list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
     /// JPEG.
@@ -34,7 +34,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// What names of pictures end in, in lower case: what torchvision's ImageFolder takes, other names of the same, and GIF.
+    /// Lowercase file extensions of images: those that torchvision's ImageFolder accepts, their synonyms, and GIF.
     pub const EXTENSIONS: [(&str, Self); 14] = [
         ("jpg", Self::Jpeg),
         ("jpeg", Self::Jpeg),
@@ -52,31 +52,31 @@ impl Format {
         ("gif", Self::Gif),
     ];
 
-    /// The format at a place of the enumeration.
+    /// Returns the format at a position in the enumeration.
     pub fn numbered(number: u8) -> Option<Self> {
         let mut all = Self::EXTENSIONS.iter().map(|(_, format)| *format);
         all.find(|format| *format as u8 == number)
     }
 
-    /// By the end of a name, in lower case.
+    /// Returns the format of a lowercase extension.
     pub fn of_extension(end: &str) -> Option<Self> {
         let mut known = Self::EXTENSIONS.iter();
         known.find(|(known, _)| *known == end).map(|known| known.1)
     }
 
-    /// The extensions of files that are taken for pictures, such as `.jpg`.
+    /// Returns the extensions of files that are treated as images, such as `.jpg`.
     pub fn extensions() -> Vec<String> {
         let known = Self::EXTENSIONS.iter();
         known.map(|(end, _)| format!(".{end}")).collect()
     }
 
-    /// By the first bytes.
+    /// Detects the format from the first bytes.
     pub fn of_bytes(bytes: &[u8]) -> Option<Self> {
         Some(match bytes {
             [0xff, 0xd8, ..] => Self::Jpeg,
             [0x89, b'P', b'N', b'G', ..] => Self::Png,
             _ if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") => Self::Webp,
-            // Words begin with these letters too; behind a header is the length of another, below 256.
+            // Text may begin with these letters too. In a BMP the length of a second header, below 256, follows the first.
             [b'B', b'M', ..] if matches!(bytes.get(14..18), Some([12..=255, 0, 0, 0])) => Self::Bmp,
             [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Self::Tiff,
             [b'P', b'1'..=b'6', b'#' | b' ' | b'\t'..=b'\r', ..] => Self::Pnm,
@@ -88,23 +88,23 @@ impl Format {
 
 pub(crate) type Outcome = std::result::Result<Examined, Fault>;
 
-/// Pictures with more pixels are refused, as by Pillow: they are mistakes or attacks.
+/// Images with more pixels are rejected, as by Pillow: they are mistakes or attacks.
 pub const MOST_PIXELS: usize = 178_956_970;
 
-/// A picture whose file cannot be right.
+/// Reports a file that violates its format.
 pub(crate) fn damaged(format: &str, what: &str) -> Fault {
     let message = format!("the {format} data is damaged: {what}");
     Fault::new(Reason::DamagedImage, message).hint(AGAIN)
 }
 
-/// A sound picture of a kind that is not read.
+/// Reports a valid file of an unsupported kind.
 pub(crate) fn unsupported(format: &str, what: &str) -> Fault {
     let message = format!("this kind of {format} is not supported: {what}");
     Fault::new(Reason::UnsupportedImage, message)
-        .hint("convert it to an ordinary JPEG or PNG, or leave it out")
+        .hint("convert it to a standard JPEG or PNG, or remove it")
 }
 
-/// A picture that is known whole.
+/// Makes the outcome for an image that is known whole.
 pub(crate) fn single(width: usize, height: usize, pixels: Vec<u8>, odd: Vec<Reason>) -> Outcome {
     let picture = Picture::bytes(width, height, pixels)?;
     Ok(Examined { picture, odd })
@@ -116,21 +116,21 @@ pub(crate) fn check_size(
     most_pixels: usize,
 ) -> std::result::Result<(), Fault> {
     if width == 0 || height == 0 {
-        let message = format!("the picture is {width} x {height} pixels large");
-        return Err(Fault::new(Reason::ZeroSize, message).hint("leave it out"));
+        let message = format!("the image size is {width} x {height} pixels");
+        return Err(Fault::new(Reason::ZeroSize, message).hint("remove the image"));
     }
     if width.saturating_mul(height) > most_pixels {
-        let message = format!("{width} x {height} pixels are more than the {most_pixels} allowed");
+        let message = format!("{width} x {height} pixels exceed the limit of {most_pixels}");
         return Err(
-            Fault::new(Reason::TooManyPixels, message).hint("shrink the image or leave it out")
+            Fault::new(Reason::TooManyPixels, message).hint("shrink the image or remove it")
         );
     }
     Ok(())
 }
 
-pub(crate) const AGAIN: &str = "copy or download the file again, or leave it out";
+pub(crate) const AGAIN: &str = "copy or download the file again, or remove it";
 
-/// Turns and mirrors a picture as its orientation asks.
+/// Rotates and mirrors an image according to its EXIF orientation.
 pub(crate) fn upright(picture: Picture, orientation: Option<u16>) -> Result<Picture> {
     let orientation = match orientation {
         None | Some(1) => return Ok(picture),

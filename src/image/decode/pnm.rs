@@ -1,8 +1,8 @@
-//! PBM, PGM and PPM, binary and plain, to Pillow's bytes.
+//! Decodes binary and plain PBM, PGM and PPM to the same bytes as Pillow.
 //!
-//! Values are scaled by their maximum and rounded half to even, as Python does. Grey of more than 8 bits is what Pillow
-//! makes of its mode `I`: scaled to 16 bits, then clipped at 255.
-//! Not for PAM and PFM, which torchvision does not list.
+//! Values are scaled by their maximum and rounded half to even, as in Python. Gray of more than 8 bits is converted like
+//! Pillow's mode `I`: scaled to 16 bits, then clipped at 255.
+//! PAM and PFM, which torchvision does not list, are not supported.
 //!
 //! Source: netpbm's manual; Pillow's `PpmImagePlugin.py`.
 
@@ -10,19 +10,19 @@ use super::outcome::{Examined, Outcome, check_size, damaged};
 use crate::image::damage::{Fault, Reason};
 use crate::image::picture::Picture;
 
-/// The comment that marks a picture as resized for training by `advxl data pack`.
+/// The comment that marks an image as resized for training by `advxl data pack`.
 const PACKED: &[u8] = b"# resized by advxl data pack\n";
 
-/// A binary PPM of bytes.
+/// Encodes bytes as a binary PPM.
 ///
-/// Shapes: `pixels` is `[height, width, 3]`. `is_resized` marks it as no longer as large as its file was.
+/// Shapes: `pixels` is `[height, width, 3]`. `is_resized` marks an image that no longer has its original size.
 pub(crate) fn encode(width: usize, height: usize, pixels: &[u8], is_resized: bool) -> Vec<u8> {
     let comment = if is_resized { PACKED } else { b"" };
     let size = format!("{width} {height}\n255\n");
     [b"P6\n", comment, size.as_bytes(), pixels].concat()
 }
 
-/// Reads a picture whose first bytes are `P1` to `P6`.
+/// Decodes an image whose first bytes are `P1` to `P6`.
 pub(crate) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     let mut header = Tokens(&bytes[2..]);
     let mut number = |what| {
@@ -39,7 +39,7 @@ pub(crate) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     if !(1..=65535).contains(&maximum) {
         return Err(damaged(
             "PNM",
-            &format!("its maximum is {maximum}, not 1 to 65535"),
+            &format!("its maximum is {maximum}, expected 1 to 65535"),
         ));
     }
     let channels = if matches!(kind, 3 | 6) { 3 } else { 1 };
@@ -53,7 +53,7 @@ pub(crate) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
             _ => scaled(value, maximum, 255) as u8,
         }
     };
-    // Memory follows the data that are there, not what the header says.
+    // Memory is bounded by the data present, not by the size in the header.
     let values: Vec<u8> = match kind {
         1 => bits_in_text(rest).take(count).map(&mut byte).collect(),
         2 | 3 => {
@@ -79,14 +79,14 @@ pub(crate) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     };
     if values.len() < count {
         let found = values.len();
-        let message = format!("the PNM data is cut short: {found} of {count} values");
+        let message = format!("the PNM data is truncated: {found} of {count} values");
         return Err(
             Fault::new(Reason::TruncatedImage, message).hint(crate::image::decode::outcome::AGAIN)
         );
     }
-    // Pillow refuses that in texts alone, and cuts binary values off.
+    // Pillow rejects this in plain files only, and clips binary values.
     if above && kind <= 3 {
-        return Err(damaged("PNM", "a value is above the maximum"));
+        return Err(damaged("PNM", "a value exceeds the maximum"));
     }
     let pixels = match channels {
         1 => values.iter().flat_map(|value| [*value; 3]).collect(),
@@ -105,13 +105,13 @@ pub(crate) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     Ok(Examined { picture, odd })
 }
 
-/// `value / maximum * full`, rounded half to even.
+/// Returns `value / maximum * full`, rounded half to even.
 fn scaled(value: u32, maximum: usize, full: u32) -> u32 {
     let share = f64::from(value) / maximum as f64;
     ((share * f64::from(full)).round_ties_even() as u32).min(full)
 }
 
-/// Numbers between white space and comments. The data begin one byte behind the last.
+/// Iterates over numbers separated by white space and comments. Binary data starts one byte after the last number.
 struct Tokens<'a>(&'a [u8]);
 
 impl Iterator for Tokens<'_> {
@@ -122,10 +122,10 @@ impl Iterator for Tokens<'_> {
         while let Some((byte, rest)) = self.0.split_first() {
             self.0 = rest;
             match byte {
-                b'#' => self.0 = behind_line(rest),
+                b'#' => self.0 = after_line(rest),
                 _ if is_space(*byte) && digits.is_empty() => {}
                 _ if is_space(*byte) => break,
-                // No number of a sound picture is as long.
+                // No number in a valid image is this long.
                 _ if digits.len() == 10 => return None,
                 _ => digits.push(*byte),
             }
@@ -134,7 +134,7 @@ impl Iterator for Tokens<'_> {
     }
 }
 
-/// Values of a plain bitmap, which need no space between them: 0 is white.
+/// Iterates over the values of a plain bitmap, which need no separators. 0 is white.
 fn bits_in_text(mut text: &[u8]) -> impl Iterator<Item = u32> {
     std::iter::from_fn(move || {
         while let Some((byte, rest)) = text.split_first() {
@@ -142,7 +142,7 @@ fn bits_in_text(mut text: &[u8]) -> impl Iterator<Item = u32> {
             match byte {
                 b'0' => return Some(1),
                 b'1' => return Some(0),
-                b'#' => text = behind_line(rest),
+                b'#' => text = after_line(rest),
                 _ if is_space(*byte) => {}
                 _ => return None,
             }
@@ -151,13 +151,13 @@ fn bits_in_text(mut text: &[u8]) -> impl Iterator<Item = u32> {
     })
 }
 
-/// Values of a binary bitmap, whose lines begin at whole bytes: 0 is white.
+/// Iterates over the values of a binary bitmap, whose rows start at byte boundaries. 0 is white.
 fn packed_bits(bytes: &[u8], width: usize) -> impl Iterator<Item = u32> {
     let lines = bytes.chunks_exact(width.div_ceil(8));
     lines.flat_map(move |line| (0..width).map(|x| u32::from(line[x / 8] >> (7 - x % 8) & 1 ^ 1)))
 }
 
-fn behind_line(text: &[u8]) -> &[u8] {
+fn after_line(text: &[u8]) -> &[u8] {
     let end = text.iter().position(|byte| matches!(byte, b'\r' | b'\n'));
     end.map_or(&[], |end| &text[end + 1..])
 }

@@ -1,14 +1,14 @@
-//! PNG, WebP, BMP and TIFF by the crate `image`, and what Pillow makes otherwise of the same files.
+//! Decodes PNG, WebP, BMP and TIFF with the crate `image`, and corrects what Pillow does differently.
 //!
-//! | what | Pillow, and so here |
-//! |------|---------------------|
-//! | color of 16 bits | the high byte |
-//! | grey of 16 bits | clipped at 255 |
-//! | BMP of 16 bits | five bits `v` become `v * 255 / 31`, without rounding |
-//! | PNG with a wrong checksum or no end | read if all pixel data are there, which their own checksum (Adler) proves |
-//! | TIFF | set upright; a palette is read |
+//! | case | Pillow, and this module |
+//! |------|-------------------------|
+//! | 16-bit color | the high byte |
+//! | 16-bit gray | clipped at 255 |
+//! | 16-bit BMP | five bits `v` become `v * 255 / 31`, without rounding |
+//! | PNG with a wrong checksum or no end | decoded if the pixel data's own checksum (Adler) proves it complete |
+//! | TIFF | set upright; palettes are supported |
 //!
-//! Held to Pillow's bytes by the files of `tests/golden/make_formats.py`.
+//! Tested against Pillow's bytes with the files made by `tests/golden/make_formats.py`.
 
 use std::io::{Cursor, Read, copy, sink};
 
@@ -22,9 +22,9 @@ use crate::image::picture::Picture;
 
 type Result<T> = std::result::Result<T, Fault>;
 
-/// Where the header of a PNG names its kind of color, which is grey if it is 0.
+/// Offset of the color type in a PNG header; 0 is grayscale.
 const PNG_COLOR: usize = 25;
-/// Where a BMP names the bits of a pixel.
+/// Offset of the bits per pixel in a BMP header.
 const BMP_BITS: usize = 28;
 
 pub(crate) fn decode(bytes: &[u8], format: ImageFormat, most_pixels: usize) -> Outcome {
@@ -58,7 +58,7 @@ pub(crate) fn decode(bytes: &[u8], format: ImageFormat, most_pixels: usize) -> O
     if color.bytes_per_pixel() / color.channel_count() > 1 {
         odd.push(Reason::SixteenBit);
     }
-    // The extended header of a WebP: flags, of which the second bit means animation.
+    // The flags in the extended header of a WebP; the second bit means animation.
     if format == ImageFormat::WebP && bytes.get(12..16) == Some(b"VP8X") && bytes[20] & 2 != 0 {
         odd.push(Reason::Animated);
     }
@@ -75,8 +75,8 @@ pub(crate) fn decode(bytes: &[u8], format: ImageFormat, most_pixels: usize) -> O
     Ok(Examined { picture, odd })
 }
 
-/// Whether the chunks of a WebP hold a frame larger than the picture: the decoder makes room for a frame by its own size,
-/// which nothing limits.
+/// Returns whether the chunks of a WebP contain a frame larger than the image. The decoder allocates each frame by the
+/// frame's own size, which nothing limits.
 fn outgrown(mut chunks: &[u8], width: u32, height: u32) -> bool {
     while let Some((head, rest)) = chunks.split_first_chunk::<8>() {
         let [kind @ .., a, b, c, d] = head;
@@ -101,13 +101,13 @@ fn outgrown(mut chunks: &[u8], width: u32, height: u32) -> bool {
         if size.0 > width || size.1 > height {
             return true;
         }
-        // Chunks begin at even places.
+        // Chunks start at even offsets.
         chunks = after.get(length % 2..).unwrap_or_default();
     }
     false
 }
 
-/// Decodes after the size is found to be allowed.
+/// Checks the image size, then decodes.
 fn read(bytes: &[u8], format: ImageFormat, most_pixels: usize) -> Result<DynamicImage> {
     let fault = |error| fault_of(error, bytes, format);
     if let (ImageFormat::Png, Some(size)) = (format, bytes.get(16..24)) {
@@ -119,11 +119,11 @@ fn read(bytes: &[u8], format: ImageFormat, most_pixels: usize) -> Result<Dynamic
     let (width, height) = reader().into_dimensions().map_err(fault)?;
     check_size(width as usize, height as usize, most_pixels)?;
     if format == ImageFormat::WebP && outgrown(&bytes[12..], width, height) {
-        let message = "the image data is damaged: a frame is larger than the picture";
+        let message = "the image data is damaged: a frame is larger than the image";
         return Err(Fault::new(Reason::DamagedImage, message).hint(AGAIN));
     }
     let mut reader = reader();
-    // The number of pixels is checked above; four channels of 16 bits and as much again for work.
+    // The number of pixels is checked above. Four channels of 16 bits, and the same again as work space.
     let mut limits = image::Limits::default();
     limits.max_alloc = Some(most_pixels as u64 * 16);
     reader.limits(limits);
@@ -140,7 +140,7 @@ fn fault_of(error: ImageError, bytes: &[u8], format: ImageFormat) -> Fault {
     if let ImageError::Unsupported(unknown) = &error {
         let what = match unknown.kind() {
             UnsupportedErrorKind::GenericFeature(what) => what.clone(),
-            UnsupportedErrorKind::Color(color) => format!("pixels of the kind {color:?}"),
+            UnsupportedErrorKind::Color(color) => format!("pixels of type {color:?}"),
             _ => error.to_string(),
         };
         return unsupported(name, &what);
@@ -153,11 +153,11 @@ fn fault_of(error: ImageError, bytes: &[u8], format: ImageFormat) -> Fault {
         true => Reason::TruncatedImage,
         false => Reason::DamagedImage,
     };
-    let message = format!("the image data is damaged or cut short: {text}");
+    let message = format!("the image data is damaged or truncated: {text}");
     Fault::new(reason, message).hint(AGAIN)
 }
 
-/// Whether a file ends before its format says: a PNG's last chunk, a WebP's length.
+/// Returns whether a file ends too early: before a PNG's last chunk, or before a WebP's length.
 fn ends_early(bytes: &[u8], format: ImageFormat) -> bool {
     match (format, bytes.get(4..8)) {
         (ImageFormat::Png, _) => !bytes.windows(4).any(|four| four == b"IEND"),
@@ -169,7 +169,7 @@ fn ends_early(bytes: &[u8], format: ImageFormat) -> bool {
     }
 }
 
-/// Red, green and blue bytes as Pillow makes them. `clipped`: grey of 16 bits is clipped, not cut to its high byte.
+/// Converts to RGB bytes like Pillow. With `clipped`, 16-bit gray is clipped rather than reduced to its high byte.
 fn to_rgb(image: DynamicImage, clipped: bool) -> Result<Vec<u8>> {
     let high = |value: &u16| (value >> 8) as u8;
     let grey = |value: &u16| match clipped {
@@ -193,14 +193,14 @@ fn to_rgb(image: DynamicImage, clipped: bool) -> Result<Vec<u8>> {
                 .collect()
         }
         DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_) => {
-            return Err(unsupported("TIFF", "its pixels are floats"));
+            return Err(unsupported("TIFF", "float pixels"));
         }
         bytes => bytes.into_rgb8().into_raw(),
     })
 }
 
-/// The same PNG with right checksums of its data and an end, if the data are whole by a checksum of their own. Other chunks
-/// stay as they are: nothing else proves a palette right.
+/// Returns the PNG with corrected checksums of its data chunks and with an end chunk, if the data's own checksum proves
+/// it complete. Other chunks are unchanged: nothing else could prove a palette correct.
 fn whole_png(bytes: &[u8], most_pixels: usize) -> Option<Vec<u8>> {
     let (start, mut rest) = bytes.split_at_checked(8)?;
     let (mut whole, mut data, mut ended) = (start.to_vec(), Vec::new(), false);
@@ -227,7 +227,7 @@ fn whole_png(bytes: &[u8], most_pixels: usize) -> Option<Vec<u8>> {
     if !ended {
         whole.extend(b"\0\0\0\0IEND\xae\x42\x60\x82");
     }
-    // Four channels of 16 bits, and one byte a line.
+    // Four channels of 16 bits, and one byte per line.
     let most = most_pixels as u64 * 9;
     let mut pixels = flate2::read::ZlibDecoder::new(&data[..]).take(most);
     copy(&mut pixels, &mut sink()).ok()?;
@@ -239,18 +239,18 @@ const BITS: u16 = 258;
 const COLOR_MAP: u16 = 320;
 const EXTRA_SAMPLES: u16 = 338;
 
-/// Decodes a TIFF. A palette, which the crate does not know, is read as grey and then looked up.
+/// Decodes a TIFF. Palette images, which the crate does not support, are decoded as grayscale and then looked up.
 fn tiff(bytes: &[u8], tags: Option<Tags>, most_pixels: usize) -> Result<DynamicImage> {
     let value = |tag| tags.as_ref().and_then(|tags| tags.value(tag));
     if value(EXTRA_SAMPLES) == Some(1) {
-        return Err(unsupported("TIFF", "its colors are multiplied with alpha"));
+        return Err(unsupported("TIFF", "premultiplied alpha"));
     }
     let palette = (value(PHOTOMETRIC), value(BITS)) == (Some(3), Some(8));
     let Some(tags) = tags.filter(|_| palette) else {
         return read(bytes, ImageFormat::Tiff, most_pixels);
     };
     let colors = tags.values(COLOR_MAP, 3 * 256);
-    let colors = colors.ok_or_else(|| damaged("TIFF", "its palette is missing"))?;
+    let colors = colors.ok_or_else(|| damaged("TIFF", "missing palette"))?;
     let grey = tags.with(PHOTOMETRIC, 1).unwrap_or_default();
     let indices = read(&grey, ImageFormat::Tiff, most_pixels)?.into_luma8();
     let color = |index: usize, channel: usize| (colors[256 * channel + index] >> 8) as u8;
@@ -261,13 +261,13 @@ fn tiff(bytes: &[u8], tags: Option<Tags>, most_pixels: usize) -> Result<DynamicI
     Ok(image.into())
 }
 
-/// Pillow's values of a BMP with 16 bits a pixel, which the crate rounds.
+/// Truncates the values of a 16-bit BMP as Pillow does; the crate rounds them.
 fn truncate_few_bits(bytes: &[u8], pixels: &mut [u8]) -> Result<()> {
     let long = |at: usize| {
         let four = bytes.get(at..at + 4)?;
         Some(u32::from_le_bytes([four[0], four[1], four[2], four[3]]))
     };
-    // The oldest header is shorter, and knows no 16 bits.
+    // The oldest header is shorter and does not support 16 bits.
     if long(14) == Some(12) || bytes.get(BMP_BITS..BMP_BITS + 2) != Some(&[16, 0]) {
         return Ok(());
     }
@@ -276,7 +276,7 @@ fn truncate_few_bits(bytes: &[u8], pixels: &mut [u8]) -> Result<()> {
         _ if !by_masks => 31,
         [Some(0x7c00), Some(0x3e0), Some(0x1f)] => 31,
         [Some(0xf800), Some(0x7e0), Some(0x1f)] => 63,
-        _ => return Err(unsupported("BMP", "its masks of colors are unusual")),
+        _ => return Err(unsupported("BMP", "unusual color masks")),
     };
     let truncated = |value: u8, most: u32| {
         let bits = (u32::from(value) * most + 127) / 255;

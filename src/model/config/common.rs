@@ -1,4 +1,4 @@
-//! What the configurations of both architectures share: stems, limits, statistics of normalization.
+//! Shared by the configurations of both architectures: stems, limits, normalization statistics.
 
 use crate::settings::{Key, Limits, Table, words};
 
@@ -7,39 +7,42 @@ words! {
     pub enum Stem {
         /// A single convolution whose stride equals its kernel size, as in the original models.
         Patch = "patch",
-        /// Overlapping 3 x 3 convolutions with norms and GELUs in between; more robust in small models (Singh et al. 2023).
+        /// Overlapping 3 x 3 convolutions with norms and GELUs in between; more robust in small models (Singh et al.
+        /// 2023).
         Conv = "conv",
     }
 }
 
-/// Limits of a model: larger than any that is built, and far below what overflows when weights and multiply-adds are
-/// counted.
+/// Maximum width. The limits exceed any real model and are far below the sizes at which counts of weights and
+/// multiply-adds overflow.
 pub(crate) const LARGEST_WIDTH: usize = 1 << 16;
 
-/// Blocks; see [`LARGEST_WIDTH`].
+/// Maximum number of blocks; see [`LARGEST_WIDTH`].
 pub(crate) const DEEPEST: usize = 1 << 12;
 
-/// Pixels on a side of a patch; see [`LARGEST_WIDTH`].
+/// Maximum patch size in pixels; see [`LARGEST_WIDTH`].
 pub(crate) const LARGEST_PATCH: usize = 1 << 12;
 
-/// ImageNet's channel statistics, which robustness benchmarks use for ImageNet models.
+/// ImageNet's channel mean, which robustness benchmarks use for ImageNet models.
 pub const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 
-/// See [`IMAGENET_MEAN`].
+/// ImageNet's channel standard deviation; see [`IMAGENET_MEAN`].
 pub const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
 
-/// The channel statistics of OpenAI's CLIP, and of most models that follow it.
+/// Channel mean of OpenAI's CLIP and of most models derived from it.
 pub const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 
-/// See [`CLIP_MEAN`].
+/// Channel standard deviation of OpenAI's CLIP; see [`CLIP_MEAN`].
 pub const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
-/// A sum over layers of what a linear layer holds.
+/// Returns the number of weights of a linear layer.
 pub(crate) fn linear(inputs: usize, outputs: usize) -> usize {
     inputs * outputs + outputs
 }
 
-/// Patches along a side of an image; else what is wrong and a hint.
+/// Returns the number of patches along a side of an image.
+///
+/// Errors: a message and a hint.
 pub fn grid(image_size: usize, patch: usize) -> Result<usize, (String, String)> {
     if image_size > 0 && image_size.is_multiple_of(patch) {
         return Ok(image_size / patch);
@@ -49,12 +52,13 @@ pub fn grid(image_size: usize, patch: usize) -> Result<usize, (String, String)> 
         0 => format!("use {patch}"),
         _ => format!("use {below} or {}", below + patch),
     };
-    let message =
-        format!("image_size = {image_size} is not a whole number of {patch}-pixel patches");
+    let message = format!("image_size = {image_size} is not a multiple of the patch size {patch}");
     Err((message, hint))
 }
 
-/// What is wrong with the mean of the channels, and a hint.
+/// Checks a channel mean.
+///
+/// Errors: a message and a hint.
 pub fn check_mean(mean: &[f64; 3]) -> Result<(), (String, String)> {
     match mean.iter().all(|mean| mean.abs() <= 1.0) {
         true => Ok(()),
@@ -62,10 +66,12 @@ pub fn check_mean(mean: &[f64; 3]) -> Result<(), (String, String)> {
     }
 }
 
-/// What is wrong with the standard deviation of the channels, and a hint.
+/// Checks a channel standard deviation.
+///
+/// Errors: a message and a hint.
 pub fn check_std(std: &[f64; 3]) -> Result<(), (String, String)> {
     if !std.iter().all(|std| *std > 0.0) {
-        let message = format!("std = {std:?} is not above 0 in every channel");
+        let message = format!("std = {std:?} must be above 0 in every channel");
         return Err((message, "ImageNet's is 0.229, 0.224, 0.225".to_owned()));
     }
     match std.iter().all(|std| *std <= 1.0) {
@@ -74,14 +80,14 @@ pub fn check_std(std: &[f64; 3]) -> Result<(), (String, String)> {
     }
 }
 
-/// Numbers of pixels from 0 to 255, as some programs have them.
+/// Returns the message and hint for statistics out of range. Some programs state them for pixels from 0 to 255.
 pub(crate) fn out_of_range(what: &str, found: &[f64; 3]) -> (String, String) {
-    let message = format!("{what} = {found:?} is not within 1, and pixels are in [0, 1] here");
+    let message = format!("{what} = {found:?} is out of range for pixels in [0, 1]");
     let of_bytes = found.iter().all(|value| value.abs() <= 255.0);
     let hint = match of_bytes {
         true => {
             let [r, g, b] = found.map(|value| (value / 255.0 * 1e4).round() / 1e4);
-            format!("for pixels from 0 to 255 divide it by 255, which gives {r}, {g}, {b}")
+            format!("for pixels from 0 to 255, divide it by 255, which gives {r}, {g}, {b}")
         }
         false => {
             "ImageNet's mean is 0.485, 0.456, 0.406 and its std 0.229, 0.224, 0.225".to_owned()
@@ -90,10 +96,10 @@ pub(crate) fn out_of_range(what: &str, found: &[f64; 3]) -> (String, String) {
     (message, hint)
 }
 
-/// The check of a mean or a standard deviation.
+/// Check of a mean or a standard deviation.
 type Statistics = fn(&[f64; 3]) -> Result<(), (String, String)>;
 
-/// Reads `mean` or `std`; their checks have hints of their own.
+/// Reads `mean` or `std`, whose checks have specific hints.
 pub(crate) fn read_statistics(
     table: &Table,
     key: &Key,
@@ -103,7 +109,7 @@ pub(crate) fn read_statistics(
     if !table.has(key.name) {
         return Some(of_size);
     }
-    // The limits of the declaration are those of `check`, whose messages say more.
+    // `check` enforces the limits of the declaration, with more specific messages.
     let key_without_limits = Key {
         limits: Limits::NONE,
         ..*key

@@ -1,4 +1,4 @@
-//! The named sizes of ConvNeXts and what a recipe may say of one.
+//! The named sizes of ConvNeXts and the recipe keys of their configuration.
 
 use super::common::{
     DEEPEST, IMAGENET_MEAN, IMAGENET_STD, LARGEST_PATCH, LARGEST_WIDTH, Stem, check_mean,
@@ -6,7 +6,7 @@ use super::common::{
 };
 use crate::settings::{Kind, Section, Table, settings};
 
-/// Side of the depthwise convolution's kernel.
+/// Kernel size of the depthwise convolution.
 pub const KERNEL: usize = 7;
 
 settings! {
@@ -35,7 +35,7 @@ settings! {
     verify check
 }
 
-/// What absent sizes fall back to.
+/// Default of keys whose value depends on the named size.
 const OF_SIZE: &str = "from `size`";
 
 /// The named sizes: (name, width of the first stage, depths). Each stage is twice as wide as the one before.
@@ -52,7 +52,7 @@ const SIZES: &[(&str, usize, [usize; 4])] = &[
     ("convnext_large", 192, [3, 3, 27, 3]),
 ];
 
-/// The names of the sizes, as words of the key `size`.
+/// The names of the sizes, as choices of the key `size`.
 const NAMES: [(&str, &str); SIZES.len()] = {
     let mut names = [("", ""); SIZES.len()];
     let mut place = 0;
@@ -63,21 +63,21 @@ const NAMES: [(&str, &str); SIZES.len()] = {
     names
 };
 
-/// Finds values that do not fit each other.
+/// Reports combinations of values that are invalid.
 fn check(table: &Table, model: &ConvNextConfig) {
     if model.patch == 2 {
         let message =
-            "patch = 2 is another network in timm, whose first stage then halves the image too";
+            "patch = 2 is a different network in timm, whose first stage then halves the image too";
         table.problem_with_hint("patch", message, "use 1 or 4");
     }
     if model.stem == Stem::Conv && ![1, 4].contains(&model.patch) {
-        let message = format!("stem = `conv` takes a patch of 1 or 4, not {}", model.patch);
-        table.problem_with_hint("stem", message, "leave out `patch` or `stem`");
+        let message = format!("stem = `conv` requires patch = 1 or 4, got {}", model.patch);
+        table.problem_with_hint("stem", message, "remove `patch` or `stem`");
     }
 }
 
 impl ConvNextConfig {
-    /// The model of a named size.
+    /// Returns the model of a named size.
     pub fn named(size: &str) -> Option<Self> {
         let &(name, width, depths) = SIZES.iter().find(|(name, ..)| *name == size)?;
         Some(Self {
@@ -91,26 +91,27 @@ impl ConvNextConfig {
         })
     }
 
-    /// The known sizes.
+    /// Returns the names of all sizes.
     pub fn names() -> impl Iterator<Item = &'static str> {
         SIZES.iter().map(|(name, ..)| *name)
     }
 
-    /// Positions along a side after the stem; else what is wrong and a hint.
+    /// Returns the number of positions along a side after the stem. Each later stage has half as many, rounded down as
+    /// in PyTorch.
     ///
-    /// Each later stage has half as many, rounded down as PyTorch does.
+    /// Errors: a message and a hint.
     pub fn grid(&self, image_size: usize) -> Result<usize, (String, String)> {
         let least = 8 * self.patch;
         if image_size < least {
             let message = format!(
-                "image_size = {image_size} leaves nothing for the last stage, which takes at least {least} pixels"
+                "image_size = {image_size} is too small, the last stage needs at least {least} pixels"
             );
             return Err((message, format!("use {least}")));
         }
         grid(image_size, self.patch)
     }
 
-    /// The stem's convolutions of 3 x 3, each (inputs, outputs, step); see [`Stem::Conv`].
+    /// Returns the stem's 3 x 3 convolutions, each as (inputs, outputs, stride); see [`Stem::Conv`].
     ///
     /// Source: Singh et al. 2023 and their published code for patches of 4 pixels: two layers up to `small`, three
     /// for the larger sizes.
@@ -128,7 +129,7 @@ impl ConvNextConfig {
             .collect()
     }
 
-    /// Number of weights for a number of classes.
+    /// Returns the number of weights for a number of classes.
     pub fn parameters(&self, classes: usize) -> u64 {
         let mut total = match self.stem {
             Stem::Patch => linear(3 * self.patch * self.patch, self.widths[0]) + 2 * self.widths[0],
@@ -152,7 +153,7 @@ impl ConvNextConfig {
         (total + 2 * self.widths[3] + linear(self.widths[3], classes)) as u64
     }
 
-    /// Multiply-adds of one forward pass: products and convolutions.
+    /// Returns the multiply-adds of one forward pass: matrix products and convolutions.
     pub fn forward_macs(&self, image_size: usize) -> u64 {
         let wide = |count: usize| count as u128;
         let mut side = image_size / self.patch;

@@ -1,4 +1,4 @@
-//! What a model is, apart from its weights: a vision transformer or a ConvNeXt.
+//! Model configurations: everything but the weights of a vision transformer or a ConvNeXt.
 
 pub mod common;
 pub mod convnext;
@@ -16,7 +16,7 @@ use crate::settings::{Described, Kind, Section, Table};
 
 use common::Stem;
 
-/// A model, complete but for its weights.
+/// Configuration of a model.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum ModelConfig {
@@ -50,7 +50,7 @@ impl From<ConvNextConfig> for ModelConfig {
 }
 
 impl ModelConfig {
-    /// An error unless the model's blocks can be computed on a device.
+    /// Checks that a device supports the blocks of the model.
     pub fn check_device(&self, device: &Device) -> error::Result<()> {
         match self {
             Self::Vit(vit) => {
@@ -61,33 +61,33 @@ impl ModelConfig {
         }
     }
 
-    /// The model of a named size.
+    /// Returns the model of a named size.
     pub fn named(size: &str) -> Option<Self> {
         let vit = VitConfig::named(size).map(Self::Vit);
         vit.or_else(|| ConvNextConfig::named(size).map(Self::ConvNext))
     }
 
-    /// The known sizes.
+    /// Returns the names of all sizes.
     pub fn names() -> Vec<&'static str> {
         let vits = VitConfig::names().into_iter();
         vits.chain(ConvNextConfig::names()).collect()
     }
 
-    /// Reads the recipe's table `model`: a size, and what differs from it.
+    /// Reads the recipe table `model`: a named size, with optional overrides.
     pub fn read(table: &Table) -> Option<Self> {
         let names = Self::names()
             .into_iter()
             .map(|name| (name, ""))
             .collect::<Vec<_>>();
         let size = table.word("size", &names);
-        // Problems of the other keys, and of image sizes, are found whatever the size is; its own is recorded by now.
+        // An unknown size is already reported; a default is used to check the other keys and the image sizes too.
         match Self::named(size.unwrap_or("vit_micro"))? {
             Self::Vit(base) => VitConfig::read(table, base).map(Self::Vit),
             Self::ConvNext(base) => ConvNextConfig::read(table, base).map(Self::ConvNext),
         }
     }
 
-    /// The named size that the rest began with.
+    /// Returns the named size that the overrides start from.
     pub fn size(&self) -> &str {
         match self {
             Self::Vit(vit) => &vit.size,
@@ -95,7 +95,7 @@ impl ModelConfig {
         }
     }
 
-    /// Pixels on a side of a patch of the first layer.
+    /// Returns the patch size of the first layer.
     pub fn patch(&self) -> usize {
         match self {
             Self::Vit(vit) => vit.patch,
@@ -103,7 +103,7 @@ impl ModelConfig {
         }
     }
 
-    /// How pixels become the first layer's tokens or positions.
+    /// Returns the type of the first layer.
     pub fn stem(&self) -> Stem {
         match self {
             Self::Vit(vit) => vit.stem,
@@ -111,7 +111,7 @@ impl ModelConfig {
         }
     }
 
-    /// Mean and standard deviation of each channel.
+    /// Returns the mean and standard deviation of each channel.
     pub fn statistics(&self) -> ([f64; 3], [f64; 3]) {
         match self {
             Self::Vit(vit) => (vit.mean, vit.std),
@@ -119,7 +119,9 @@ impl ModelConfig {
         }
     }
 
-    /// Patches of the first layer along a side of an image; else what is wrong and a hint.
+    /// Returns the number of patches of the first layer along a side of an image.
+    ///
+    /// Errors: a message and a hint.
     pub fn grid(&self, image_size: usize) -> Result<usize, (String, String)> {
         match self {
             Self::Vit(vit) => vit.grid(image_size),
@@ -127,7 +129,7 @@ impl ModelConfig {
         }
     }
 
-    /// Tokens of an image of which so many patches are kept, class token included; a ConvNeXt has none.
+    /// Returns the number of tokens for a number of kept patches, including the class token; `None` for a ConvNeXt.
     pub fn tokens(&self, patches: usize) -> Option<u64> {
         match self {
             Self::Vit(vit) => Some((patches + usize::from(vit.class_token)) as u64),
@@ -135,7 +137,7 @@ impl ModelConfig {
         }
     }
 
-    /// Number of weights for a number of classes, at the image size of learned positions.
+    /// Returns the number of weights for a number of classes, at the image size of the learned positions.
     pub fn parameters(&self, classes: usize, image_size: usize) -> u64 {
         match self {
             Self::Vit(vit) => vit.parameters(classes, image_size),
@@ -143,8 +145,8 @@ impl ModelConfig {
         }
     }
 
-    /// Multiply-adds of one forward pass of an image of which so many patches are kept: products,
-    /// convolutions and attention, as the paper counts them.
+    /// Returns the multiply-adds of one forward pass of an image, given the number of kept patches: matrix products,
+    /// convolutions and attention, as counted in the paper.
     pub fn forward_macs(&self, image_size: usize, patches: usize) -> u64 {
         match self {
             Self::Vit(vit) => vit.forward_macs(image_size, patches),
@@ -163,8 +165,8 @@ mod tests {
 
     #[test]
     fn parameters_and_multiply_adds_are_the_published_ones() {
-        // Weights as timm 1.0.31 counts them; multiply-adds of the transformers from the paper's table, of the ConvNeXts
-        // from Liu et al. 2022, table 1, to its one digit.
+        // Weights as counted by timm 1.0.31; multiply-adds of the transformers from the paper's table, those of the
+        // ConvNeXts from Liu et al. 2022, table 1, with its one decimal.
         for (size, parameters, gmacs) in [
             ("vit_b16", 86_567_656, Some(17.56)),
             ("vit_l16", 304_326_632, Some(61.6)),
@@ -197,9 +199,9 @@ mod tests {
     }
 
     #[test]
-    fn statistics_of_pixels_from_0_to_255_are_refused_with_those_from_0_to_1() {
+    fn statistics_for_pixels_from_0_to_255_are_refused_with_converted_values() {
         assert!(check_mean(&IMAGENET_MEAN).is_ok() && check_std(&IMAGENET_STD).is_ok());
-        // Pixels of a network for bytes: x / (1 / 255).
+        // A network for byte pixels: x / (1 / 255).
         assert!(check_mean(&[0.0; 3]).is_ok() && check_std(&[1.0 / 255.0; 3]).is_ok());
         let (message, hint) = check_mean(&[123.675, 116.28, 103.53]).unwrap_err();
         assert!(
@@ -235,13 +237,13 @@ mod tests {
     }
 
     #[test]
-    fn an_image_size_between_patches_is_refused_with_its_neighbours() {
+    fn an_image_size_between_multiples_is_refused_with_its_neighbors() {
         let model = ModelConfig::named("vit_h14").unwrap();
         assert_eq!(model.grid(84), Ok(6));
         let (message, hint) = model.grid(85).unwrap_err();
         assert_eq!(
             message,
-            "image_size = 85 is not a whole number of 14-pixel patches"
+            "image_size = 85 is not a multiple of the patch size 14"
         );
         assert_eq!(hint, "use 84 or 98");
         let model = ModelConfig::named("convnext_tiny").unwrap();

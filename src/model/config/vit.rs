@@ -1,4 +1,4 @@
-//! The named sizes of vision transformers and what a recipe may say of a model.
+//! The named sizes of vision transformers and the recipe keys of their configuration.
 
 use super::common::{
     DEEPEST, IMAGENET_MEAN, IMAGENET_STD, LARGEST_PATCH, LARGEST_WIDTH, Stem, check_mean,
@@ -31,9 +31,9 @@ settings! {
         pub class_token: bool { example: "true" } [else base.class_token],
         /// Type of position embedding.
         pub position: Position { example: "\"sincos2d\"" } [else base.position],
-        /// Reference image size of `sincos2d`: positions are scaled to its patch grid, so that a location in the image has the
-        /// same position at every image size. If omitted, positions count the patches of the actual image size, as in MAE and
-        /// CLIPA.
+        /// Reference image size of `sincos2d`: positions are scaled to its patch grid, so that a location in the image
+        /// has the same position at every image size. If omitted, positions count the patches of the actual image size,
+        /// as in MAE and CLIPA.
         pub position_size: Option<usize> { unit: "pixels", example: "224" },
         /// First layer (patch embedding).
         pub stem: Stem { omit_default: true, example: "\"conv\"" } [= Stem::Patch],
@@ -55,7 +55,7 @@ settings! {
     verify check
 }
 
-/// What absent sizes fall back to.
+/// Default of keys whose value depends on the named size.
 const OF_SIZE: &str = "from `size`";
 
 words! {
@@ -69,7 +69,7 @@ words! {
 }
 
 impl Pool {
-    /// timm's name of the norm before the head.
+    /// Returns timm's name of the norm before the head.
     pub(crate) fn norm(self) -> &'static str {
         match self {
             Self::Average => "fc_norm",
@@ -105,7 +105,7 @@ const SIZES: &[(&str, usize, usize, usize, usize, usize)] = &[
     ("vit_g14", 14, 1408, 40, 16, 6144),
 ];
 
-/// The names of the sizes, as words of the key `size`.
+/// The names of the sizes, as choices of the key `size`.
 const NAMES: [(&str, &str); SIZES.len()] = {
     let mut names = [("", ""); SIZES.len()];
     let mut place = 0;
@@ -116,15 +116,15 @@ const NAMES: [(&str, &str); SIZES.len()] = {
     names
 };
 
-/// Finds values that do not fit each other.
+/// Reports combinations of values that are invalid.
 fn check(table: &Table, model: &VitConfig) {
-    // An invalid value was replaced by the size's own, which need not fit the others.
+    // An invalid value was replaced by that of the named size, which need not fit the others.
     let are_valid = table.are_valid(&["patch", "width", "depth", "heads", "hidden"]);
     let (width, heads) = (model.width, model.heads);
     if are_valid && !width.is_multiple_of(heads) {
         table.problem(
             "heads",
-            format!("heads = {heads} do not divide width = {width}"),
+            format!("heads = {heads} must divide width = {width}"),
         );
     }
     if are_valid && model.position == Position::Sincos2d && !width.is_multiple_of(4) {
@@ -143,19 +143,19 @@ fn check(table: &Table, model: &VitConfig) {
     }
     if model.pool == Pool::Token && !model.class_token {
         let hint = "set class_token = true, or pool = \"average\"";
-        table.problem_with_hint("pool", "pool = `token` needs the class token", hint);
+        table.problem_with_hint("pool", "pool = `token` requires a class token", hint);
     }
     if model.stem == Stem::Conv && !(model.patch.is_power_of_two() && model.patch > 1) {
         let message = format!(
-            "stem = `conv` halves the image several times, which patches of {} pixels are not",
+            "stem = `conv` halves the image repeatedly: patch must be a power of 2 above 1, got {}",
             model.patch
         );
-        table.problem_with_hint("stem", message, "use a size with patches of 16");
+        table.problem_with_hint("stem", message, "use a size with patch = 16");
     }
 }
 
 impl VitConfig {
-    /// The model of a named size, with a class token, average pooling and fixed positions.
+    /// Returns the model of a named size, with a class token, average pooling and fixed positions.
     pub fn named(size: &str) -> Option<Self> {
         let found = SIZES.iter().find(|(name, ..)| *name == size)?;
         let &(name, patch, width, depth, heads, hidden) = found;
@@ -179,13 +179,13 @@ impl VitConfig {
         })
     }
 
-    /// The known sizes.
+    /// Returns the names of all sizes.
     pub fn names() -> Vec<&'static str> {
         SIZES.iter().map(|(name, ..)| *name).collect()
     }
 
-    /// Width of the MLP's hidden layer as a multiple of a token's width. timm and open_clip round the product down, so the
-    /// multiple is a little more where it would come out below.
+    /// Returns the hidden dimension of the MLPs as a multiple of the width. timm and open_clip round the product down,
+    /// so the multiple is slightly larger where the product would otherwise be too small.
     pub fn mlp_ratio(&self) -> f64 {
         let (hidden, width) = (self.hidden as f64, self.width as f64);
         match (hidden / width * width) as usize == self.hidden {
@@ -194,19 +194,19 @@ impl VitConfig {
         }
     }
 
-    /// Patches along a side of an image; see [`grid`].
+    /// Returns the number of patches along a side of an image; see [`grid`].
     pub fn grid(&self, image_size: usize) -> Result<usize, (String, String)> {
         grid(image_size, self.patch)
     }
 
-    /// Fixed positions of the patches of a grid, flat `[grid * grid, width]`.
+    /// Returns the fixed positions of the patches of a grid, flat `[grid * grid, width]`.
     pub fn fixed_positions(&self, grid: usize) -> Vec<f32> {
         let reference = self.position_size.map_or(grid, |size| size / self.patch);
         sincos2d(grid, reference, self.width)
     }
 
-    /// Inputs and outputs of the stem's convolutions of 3 x 3, each of which halves the image; one of 1 x 1 follows.
-    /// See [`Stem::Conv`].
+    /// Returns the inputs and outputs of the stem's 3 x 3 convolutions, each of which halves the image; a 1 x 1
+    /// convolution follows. See [`Stem::Conv`].
     ///
     /// Source: Singh et al. 2023 and their published code, for patches of 16 pixels.
     pub fn stem_layers(&self) -> Vec<[usize; 2]> {
@@ -218,12 +218,12 @@ impl VitConfig {
             .collect()
     }
 
-    /// Channels that leave the stem's last convolution of 3 x 3.
+    /// Returns the output channels of the stem's last 3 x 3 convolution.
     pub fn stem_width(&self) -> usize {
         self.stem_layers().last().map_or(3, |layer| layer[1])
     }
 
-    /// Number of weights for a number of classes, at the image size of learned positions.
+    /// Returns the number of weights for a number of classes, at the image size of the learned positions.
     pub fn parameters(&self, classes: usize, image_size: usize) -> u64 {
         let Self {
             patch,
@@ -257,8 +257,8 @@ impl VitConfig {
         total as u64
     }
 
-    /// Multiply-adds of one forward pass of an image of which so many patches are kept: matrix products and
-    /// attention, as the paper counts them.
+    /// Returns the multiply-adds of one forward pass of an image, given the number of kept patches: matrix products and
+    /// attention, as counted in the paper.
     ///
     /// Source: the paper's compute column, reproduced by `tokens = patches + class token`.
     pub fn forward_macs(&self, image_size: usize, patches: usize) -> u64 {
@@ -269,7 +269,7 @@ impl VitConfig {
         let embedding = match self.stem {
             Stem::Patch => tokens * width * 3 * wide(self.patch * self.patch),
             Stem::Conv => {
-                // The whole image goes through the stem, whatever is kept of it then.
+                // The whole image passes through the stem, even if only some patches are kept after it.
                 let layer = |(number, [inputs, outputs]): (usize, [usize; 2])| {
                     (image_size >> (number + 1)).pow(2) * 9 * inputs * outputs
                 };
