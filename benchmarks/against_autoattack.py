@@ -36,7 +36,7 @@ NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 ATTACKS = ["apgd-ce", "apgd-t", "fab-t", "square"]
 
 
-class Normalised(torch.nn.Module):
+class Normalized(torch.nn.Module):
     """A frozen model of images in [0, 1] from a folder in timm's layout. Counts its images."""
 
     def __init__(self, folder):
@@ -222,7 +222,7 @@ def main():
     torch.set_num_threads(arguments.threads)
     # f32 is f32 in both.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model = Normalised(arguments.model).to(arguments.device)
+    model = Normalized(arguments.model).to(arguments.device)
     images, labels = (tensor.to(arguments.device) for tensor in load_images(arguments.data, arguments.n))
     arguments.n = len(images)
     others = model(images[:1]).shape[1] - 1

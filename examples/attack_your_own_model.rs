@@ -15,10 +15,10 @@ use burn::tensor::{Distribution, Tensor};
 fn main() -> Result<()> {
     let device = Device::cpu();
 
-    // The model: here the class whose colour is nearest to the image's mean colour. Normalisation of pixels, if a
+    // The model: here the class whose color is nearest to the image's mean color. Normalization of pixels, if a
     // model needs it, belongs in here too.
-    let colours = Tensor::<2>::random([10, 3], Distribution::Uniform(0.2, 0.8), &device.burn());
-    let mean_colour = |images: Tensor<4>| {
+    let colors = Tensor::<2>::random([10, 3], Distribution::Uniform(0.2, 0.8), &device.burn());
+    let mean_color = |images: Tensor<4>| {
         let [batch, channels, height, width] = images.dims();
         images
             .reshape([batch, channels, height * width])
@@ -26,11 +26,11 @@ fn main() -> Result<()> {
     };
     let logits = |images: Tensor<4>| {
         // [batch, 3, 1] - [1, 3, classes] -> [batch, 3, classes]
-        let away = mean_colour(images) - colours.clone().transpose().unsqueeze::<3>();
+        let away = mean_color(images) - colors.clone().transpose().unsqueeze::<3>();
         (away.clone() * away).sum_dim(1).squeeze_dim(1) * -100.0
     };
 
-    // The images in [0, 1] and their classes: noise around a random colour, and what the model makes of it.
+    // The images in [0, 1] and their classes: noise around a random color, and what the model makes of it.
     let paint = Tensor::<4>::random(
         [64, 3, 1, 1],
         Distribution::Uniform(0.2, 0.8),

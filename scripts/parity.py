@@ -39,7 +39,7 @@ HALF = (0.5,) * 3, (0.5,) * 3
 class Made:
     """The other program's model, and what advxl is called with for the same."""
 
-    answer: Callable  # normalised pixels to outputs
+    answer: Callable  # normalized pixels to outputs
     statistics: tuple  # mean and deviation of the channels
     size: int
     arguments: list

@@ -23,7 +23,7 @@ use crate::ops::{
 use crate::optim::{OptimizerConfig, OptimizerKind};
 use crate::plan::{DeviceEngine, Devices, GpuConstants, Plan};
 use crate::recipe::{Checkpoints, Data, Head, Log, Phase, Recipe, Stage, TrainingAttack};
-use crate::rng::{Purpose, Rng};
+use crate::rng::{Rng, Stream};
 use crate::schedule::{Decay, Schedule};
 use crate::train;
 use crate::train::state::StageOptimizer;
@@ -507,7 +507,7 @@ fn weight_gradients(work: &StepWork, precision: Precision, device: &Device) -> V
 
 /// Returns a batch of random images and labels.
 fn random_batch(work: &StepWork, seed: u64) -> Batch {
-    let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
+    let mut rng = Rng::new(seed, Stream::Bench);
     let (batch, size) = (work.batch, work.image_size);
     let pixels = (0..batch * 3 * size * size).map(|_| rng.below(256) as u8);
     let images = Planes::Bytes(pixels.collect());

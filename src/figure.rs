@@ -52,10 +52,10 @@ pub struct Figure {
     pub gain: f32,
 }
 
-const CELL: usize = 92;
+const CELL: usize = 106;
 const GAP: usize = 10;
 const TOP: usize = 58;
-const ROW: usize = CELL + 26;
+const ROW: usize = CELL + 28;
 const CHART: (usize, usize) = (330, 250);
 const COLORS: [&str; 2] = ["#c2410c", "#0f766e"];
 

@@ -1,52 +1,179 @@
-//! Keyed random streams: every random number of a run is a function of (seed, purpose, keys).
+//! Keyed random streams: every random number of a run is a function of its seed, what it is for, and keys ([`Stream`]).
 //!
-//! There is no generator that lives on from one batch to the next, so batch size, the number of
-//! threads and processes, and a restart in the middle change nothing (design invariant 3).
-//! The conversions to floats are written here, since a library may change its own.
+//! No generator outlives a batch, so the batch size of an evaluation, the number of threads and ranks, and a resume change
+//! nothing. Conversions to floats are written here, because a library may change its own.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// What a stream is for. Streams of different purposes never share numbers.
+/// The number of a stream's purpose. Streams of different purposes never share numbers.
 ///
-/// The numbers are part of what makes a run reproducible: never renumber, only append.
+/// Reproducibility depends on these numbers: never change them, only append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Purpose {
-    /// Initial weights; key: index of the tensor.
-    Init = 1,
-    /// Order of the samples; key: epoch.
+pub(crate) enum Purpose {
+    Weights = 1,
     Order = 2,
-    /// Augmentation of one sample; keys: epoch, sample.
     Augment = 3,
-    /// MixUp and CutMix of one batch; key: samples seen.
     Mix = 4,
-    /// The start of an attack; keys: samples seen or evaluation, sample.
     AttackStart = 5,
-    /// Drop path; keys: samples seen, position in the batch.
     DropPath = 6,
-    /// Which patches are kept; keys: samples seen, position in the batch.
     Masking = 7,
-    /// A synthetic image; key: its index.
     Synthetic = 8,
-    /// Images and labels of a benchmark.
     Bench = 9,
-    /// The start of an APGD climb; keys: sample, run.
     Apgd = 10,
-    /// The start of a restart of FAB; keys: sample, run.
     Fab = 11,
-    /// The start and each query of Square; keys: sample, run and query.
     Square = 12,
-    /// Which images a sample of a data set takes; keys: image and 0, class and 1.
     Subset = 13,
+}
+
+/// An attack that draws random numbers, each from streams of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttackKind {
+    /// PGD: its random start.
+    Pgd,
+    /// APGD: the random start of a restart or target.
+    Apgd,
+    /// FAB: the random start of a restart.
+    Fab,
+    /// Square: its start (iteration 0) and each query.
+    Square,
+}
+
+/// A random stream of a run, by what it is for: the whole contract of reproducibility. Each variant names its keys.
+///
+/// A position in the run counts samples from its start; a position in the data set counts its images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Initial weights of an image model.
+    Weights {
+        /// Number of the tensor among the random ones, from 1.
+        tensor: u64,
+        /// 0 for a whole model; stage + 1 where only a new head is drawn.
+        draw: u64,
+    },
+    /// Initial weights of a text tower.
+    TextWeights {
+        /// Number of the tensor, from 1.
+        tensor: u64,
+    },
+    /// Order of the samples in an epoch: of all samples, or of the shards.
+    Order {
+        /// Number of the epoch.
+        epoch: u64,
+    },
+    /// Order of the samples within a window of shards.
+    OrderInWindow {
+        /// Number of the epoch.
+        epoch: u64,
+        /// Number of the window in the epoch.
+        window: u64,
+    },
+    /// Augmentation of a sample.
+    Augment {
+        /// Number of the epoch.
+        epoch: u64,
+        /// Position in the data set.
+        sample: u64,
+    },
+    /// MixUp and CutMix of a batch.
+    Mix {
+        /// Position in the run of the batch's first image.
+        position: u64,
+    },
+    /// An attack on an image.
+    Attack {
+        /// The attack.
+        kind: AttackKind,
+        /// Position in the run while training, position in the data set in an evaluation.
+        image: u64,
+        /// Number of the restart or target.
+        run: u32,
+        /// Number of the iteration or query; 0 is the start.
+        iteration: u32,
+    },
+    /// Stochastic depth of an image in a block.
+    DropPath {
+        /// Position in the run.
+        image: u64,
+        /// Number of the block.
+        block: u64,
+    },
+    /// The patches of an image that masking keeps.
+    Masking {
+        /// Position in the run.
+        image: u64,
+    },
+    /// A synthetic image.
+    Synthetic {
+        /// 0 for training, 1 for test images.
+        split: u64,
+        /// Number of the image.
+        image: u64,
+    },
+    /// Inputs of benchmarks and tests.
+    Bench,
+    /// Rank of an image in stratified samples.
+    SubsetImage {
+        /// Position in the data set.
+        image: u64,
+    },
+    /// Offset of a class in stratified samples.
+    SubsetClass {
+        /// Number of the class.
+        class: u64,
+    },
+}
+
+impl AttackKind {
+    pub(crate) fn purpose(self) -> Purpose {
+        match self {
+            Self::Pgd => Purpose::AttackStart,
+            Self::Apgd => Purpose::Apgd,
+            Self::Fab => Purpose::Fab,
+            Self::Square => Purpose::Square,
+        }
+    }
+}
+
+impl Stream {
+    /// The purpose's number and the two keys, which with the run's seed make the seed of ChaCha.
+    fn keys(self) -> (Purpose, u64, u64) {
+        match self {
+            Self::Weights { tensor, draw } => (Purpose::Weights, tensor, draw),
+            // Heads are drawn with small second keys.
+            Self::TextWeights { tensor } => (Purpose::Weights, tensor, u64::MAX),
+            Self::Order { epoch } => (Purpose::Order, epoch, 0),
+            Self::OrderInWindow { epoch, window } => (Purpose::Order, epoch, 1 + window),
+            Self::Augment { epoch, sample } => (Purpose::Augment, epoch, sample),
+            Self::Mix { position } => (Purpose::Mix, position, 0),
+            Self::Attack {
+                kind,
+                image,
+                run,
+                iteration,
+            } => (
+                kind.purpose(),
+                image,
+                u64::from(run) << 32 | u64::from(iteration),
+            ),
+            Self::DropPath { image, block } => (Purpose::DropPath, image, block),
+            Self::Masking { image } => (Purpose::Masking, image, 0),
+            Self::Synthetic { split, image } => (Purpose::Synthetic, split, image),
+            Self::Bench => (Purpose::Bench, 0, 0),
+            Self::SubsetImage { image } => (Purpose::Subset, image, 0),
+            Self::SubsetClass { class } => (Purpose::Subset, class, 1),
+        }
+    }
 }
 
 /// A stream of random numbers.
 pub struct Rng(ChaCha8Rng);
 
 impl Rng {
-    /// The stream of (seed, purpose, two keys).
-    pub fn new(seed: u64, purpose: Purpose, key: u64, sub_key: u64) -> Self {
+    /// Returns a stream at its start.
+    pub fn new(seed: u64, stream: Stream) -> Self {
+        let (purpose, key, sub_key) = stream.keys();
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
         bytes[8..12].copy_from_slice(&(purpose as u32).to_le_bytes());
@@ -119,23 +246,91 @@ mod tests {
     use super::*;
 
     #[test]
-    fn streams_of_other_keys_or_purposes_differ_and_equal_ones_agree() {
-        let first = |purpose, key, sub| Rng::new(7, purpose, key, sub).bits();
-        let base = first(Purpose::Augment, 1, 2);
-        assert_eq!(base, first(Purpose::Augment, 1, 2));
+    fn streams_with_other_seeds_purposes_or_keys_differ_and_equal_ones_agree() {
+        let first = |stream| Rng::new(7, stream).bits();
+        let base = Stream::Augment {
+            epoch: 1,
+            sample: 2,
+        };
+        assert_eq!(first(base), first(base));
         for other in [
-            first(Purpose::Mix, 1, 2),
-            first(Purpose::Augment, 2, 2),
-            first(Purpose::Augment, 1, 3),
-            Rng::new(8, Purpose::Augment, 1, 2).bits(),
+            first(Stream::Mix { position: 1 }),
+            first(Stream::Augment {
+                epoch: 2,
+                sample: 2,
+            }),
+            first(Stream::Augment {
+                epoch: 1,
+                sample: 3,
+            }),
+            Rng::new(8, base).bits(),
         ] {
-            assert_ne!(base, other);
+            assert_ne!(first(base), other);
         }
+    }
+
+    /// Recorded when each stream was introduced. If one changes, runs no longer resume to the same bits and published results
+    /// cannot be reproduced.
+    #[test]
+    fn the_streams_of_a_run_never_change() {
+        let attack = |kind| Stream::Attack {
+            kind,
+            image: 3,
+            run: 5,
+            iteration: 7,
+        };
+        let recorded = [
+            (Stream::Weights { tensor: 3, draw: 5 }, (1, 3, 5)),
+            (Stream::TextWeights { tensor: 3 }, (1, 3, u64::MAX)),
+            (Stream::Order { epoch: 3 }, (2, 3, 0)),
+            (
+                Stream::OrderInWindow {
+                    epoch: 3,
+                    window: 5,
+                },
+                (2, 3, 6),
+            ),
+            (
+                Stream::Augment {
+                    epoch: 3,
+                    sample: 5,
+                },
+                (3, 3, 5),
+            ),
+            (Stream::Mix { position: 3 }, (4, 3, 0)),
+            (attack(AttackKind::Pgd), (5, 3, 5 << 32 | 7)),
+            (attack(AttackKind::Apgd), (10, 3, 5 << 32 | 7)),
+            (attack(AttackKind::Fab), (11, 3, 5 << 32 | 7)),
+            (attack(AttackKind::Square), (12, 3, 5 << 32 | 7)),
+            (Stream::DropPath { image: 3, block: 5 }, (6, 3, 5)),
+            (Stream::Masking { image: 3 }, (7, 3, 0)),
+            (Stream::Synthetic { split: 1, image: 3 }, (8, 1, 3)),
+            (Stream::Bench, (9, 0, 0)),
+            (Stream::SubsetImage { image: 3 }, (13, 3, 0)),
+            (Stream::SubsetClass { class: 3 }, (13, 3, 1)),
+        ];
+        for (stream, (number, key, sub_key)) in recorded {
+            let (purpose, first, second) = stream.keys();
+            assert_eq!(
+                (purpose as u64, first, second),
+                (number, key, sub_key),
+                "{stream:?}"
+            );
+        }
+        // ChaCha8 keyed with the seed, the number and the two keys.
+        let mut rng = Rng::new(
+            7,
+            Stream::Augment {
+                epoch: 1,
+                sample: 2,
+            },
+        );
+        assert_eq!([rng.bits(), rng.bits()], [0, 0]);
     }
 
     #[test]
     fn moments_are_those_of_the_distributions() {
-        let mut rng = Rng::new(0, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(0, Stream::Bench);
         let n = 200_000;
         let mean = |draw: &mut dyn FnMut() -> f64| (0..n).map(|_| draw()).sum::<f64>() / n as f64;
         // Standard errors are below 0.003; four of them.
@@ -149,10 +344,14 @@ mod tests {
 
     #[test]
     fn a_permutation_holds_every_number_once() {
-        let mut order = Rng::new(1, Purpose::Order, 0, 0).permutation(1000);
+        let mut order = Rng::new(1, Stream::Order { epoch: 0 }).permutation(1000);
         assert_ne!(order, (0..1000).collect::<Vec<_>>());
         order.sort_unstable();
         assert_eq!(order, (0..1000).collect::<Vec<_>>());
-        assert!(Rng::new(1, Purpose::Order, 0, 0).permutation(0).is_empty());
+        assert!(
+            Rng::new(1, Stream::Order { epoch: 0 })
+                .permutation(0)
+                .is_empty()
+        );
     }
 }

@@ -181,7 +181,7 @@ fn a_warmup_longer_than_its_stage_is_refused_and_so_is_an_epsilon_beyond_pixels(
 }
 
 #[test]
-fn samples_that_do_not_fill_their_batches_are_refused_with_the_neighbours() {
+fn samples_that_do_not_fill_their_batches_are_refused_with_the_neighbors() {
     refuses_recipe(
         &["stage.finetune.phases.0.samples=100"],
         &[

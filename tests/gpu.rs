@@ -25,7 +25,7 @@ use advxl::ops::{
 };
 use advxl::plan::GPU_CONTEXT;
 use advxl::recipe::Recipe;
-use advxl::rng::{Purpose, Rng};
+use advxl::rng::{Rng, Stream};
 use advxl::text::{TextConfig, TextPool, TextTower};
 use advxl_cuda::Gpu;
 use burn::tensor::Tensor;
@@ -84,7 +84,7 @@ fn configs() -> [ModelConfig; 2] {
 /// What a device makes of a model: logits, the gradient of the images, those of the weights.
 fn results(config: &ModelConfig, size: usize, pass: &Pass, device: &Device) -> [Vec<f32>; 3] {
     let model = Model::new(config, CLASSES, size, 1, device);
-    let mut rng = Rng::new(5, Purpose::Bench, 0, 0);
+    let mut rng = Rng::new(5, Stream::Bench);
     let pixels = (0..BATCH * 3 * size * size)
         .map(|_| rng.uniform())
         .collect();
@@ -204,7 +204,7 @@ fn a_pgd_step_goes_the_same_way() {
     let step = |norm, device: &Device| {
         let [config, _] = configs();
         let model = Model::new(&config, CLASSES, SIZE, 1, device);
-        let mut rng = Rng::new(6, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(6, Stream::Bench);
         let pixels = (0..BATCH * 3 * SIZE * SIZE)
             .map(|_| rng.uniform())
             .collect();
@@ -643,7 +643,7 @@ fn two_gpus_train_to_the_same_bits_as_one() {
 
 /// A tensor of normal numbers.
 fn drawn<const D: usize>(seed: u64, shape: [usize; D], device: &Device) -> Tensor<D> {
-    let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
+    let mut rng = Rng::new(seed, Stream::Bench);
     let values = (0..shape.iter().product()).map(|_| rng.normal()).collect();
     from_vec(values, shape, device)
 }

@@ -13,7 +13,7 @@ use advxl::eval::{Classifier, Evaluation, Images};
 use advxl::loss::predictions;
 use advxl::model::{Model, ModelConfig};
 use advxl::ops::{Device, DeviceName, Precision, from_vec, to_vec};
-use advxl::rng::{Purpose, Rng};
+use advxl::rng::{Rng, Stream};
 use advxl::text::zero_shot::by_text;
 use advxl::units::Fraction;
 use advxl_cuda::{Gpu, Traffic};
@@ -39,7 +39,7 @@ fn model(outputs: usize, device: &Device) -> Model {
     if let ModelConfig::Vit(config) = &mut config {
         (config.width, config.depth, config.heads, config.hidden) = (32, 1, 2, 64);
     }
-    let mut rng = Rng::new(7, Purpose::Bench, 0, 0);
+    let mut rng = Rng::new(7, Stream::Bench);
     let mut weights = |name: &str, shape: &[usize]| {
         let center = match name.contains("norm") && name.ends_with("weight") {
             true => 1.0,
@@ -54,7 +54,7 @@ fn model(outputs: usize, device: &Device) -> Model {
 }
 
 fn images() -> Vec<f32> {
-    let mut rng = Rng::new(3, Purpose::Bench, 0, 0);
+    let mut rng = Rng::new(3, Stream::Bench);
     (0..IMAGES * PIXELS).map(|_| rng.uniform()).collect()
 }
 
@@ -238,7 +238,7 @@ fn a_search_that_is_stopped_goes_on_on_the_gpu() {
 #[test]
 fn a_head_of_texts_is_attacked_on_the_gpu_too() {
     const WIDTH: usize = 24;
-    let mut rng = Rng::new(5, Purpose::Bench, 0, 0);
+    let mut rng = Rng::new(5, Stream::Bench);
     let head: Vec<f32> = (0..CLASSES * WIDTH).map(|_| rng.normal()).collect();
     let head = head.chunks(WIDTH).flat_map(|row| {
         let length = row.iter().map(|value| value * value).sum::<f32>().sqrt();

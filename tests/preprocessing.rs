@@ -99,7 +99,7 @@ fn what_a_folder_states_is_done_by_all_commands_alike() {
         (
             "squash",
             json!({ "crop_mode": "squash" }),
-            "resize to 16 x 16 (bilinear), whatever the proportions (from config.json)",
+            "resize to 16 x 16 (bilinear), ignoring the aspect ratio (from config.json)",
         ),
         (
             "border",
@@ -294,7 +294,7 @@ fn sizes_that_no_memory_holds_are_refused_before_it_is_taken() {
         let tiny = ["--crop-fraction", "0.00001"];
         refused(
             &[arguments, &tiny].concat(),
-            &["resizes pictures to 1600000 pixels", "hint: "],
+            &["would resize images to 1600000 pixels", "hint: "],
         );
         refused(
             &[arguments, &["--crop-fraction", "0"]].concat(),
@@ -303,7 +303,7 @@ fn sizes_that_no_memory_holds_are_refused_before_it_is_taken() {
     }
     refused(
         &[&pack[..], &["--crop-fraction", "0.0001"]].concat(),
-        &["resizes pictures to 2240000 pixels"],
+        &["would resize images to 2240000 pixels"],
     );
     refused(
         &["inspect", path, "--image-size", "80000000"],

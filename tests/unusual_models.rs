@@ -8,7 +8,7 @@ use advxl::distributed::Comm;
 use advxl::eval::autoattack::{ATTACKS, Settings, Version};
 use advxl::eval::{Evaluation, Images, Outcome, checks};
 use advxl::ops::{Device, from_vec, to_vec};
-use advxl::rng::{Purpose, Rng};
+use advxl::rng::{Rng, Stream};
 use advxl::settings::Words;
 use burn::tensor::Tensor;
 
@@ -56,7 +56,7 @@ struct Model {
 
 impl Model {
     fn new(pixels: usize, classes: usize, twist: Twist) -> Self {
-        let mut rng = Rng::new(7, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(7, Stream::Bench);
         let weights = (0..pixels * classes).map(|_| rng.normal()).collect();
         let weights = from_vec(weights, [pixels, classes], &Device::cpu());
         Self { weights, twist }
@@ -71,7 +71,7 @@ impl Model {
 }
 
 fn images([height, width]: [usize; 2]) -> Tensor<4> {
-    let mut rng = Rng::new(8, Purpose::Bench, 0, 0);
+    let mut rng = Rng::new(8, Stream::Bench);
     let pixels = 3 * height * width;
     let mut values: Vec<f32> = (0..IMAGES * pixels)
         .map(|_| rng.between(0.3, 0.4))

@@ -1,6 +1,6 @@
-//! One component of a picture: which of its samples a region needs, and the lines of the region made of them.
+//! One component of an image: the samples that a region needs, and their upsampling to the lines of the region.
 //!
-//! Source: libjpeg-turbo's `jdsample.c`, whose default ("fancy") upsampling this is.
+//! Source: libjpeg-turbo's `jdsample.c`, the default ("fancy") upsampling.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use advxl_kernels::jpeg::{
 use super::header::{Component, Frame};
 use super::region::Region;
 
-/// Blocks of a component.
+/// A rectangle of blocks of a component.
 #[derive(Clone, Debug)]
 pub(super) struct Blocks {
     pub columns: Range<usize>,
@@ -21,27 +21,27 @@ pub(super) struct Blocks {
 /// How a component's samples become pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Upsampling {
-    /// Each sample several times, or once.
+    /// Repeats each sample, or copies it.
     Repeat,
-    /// Linear along lines.
+    /// Interpolates linearly along lines.
     Across,
-    /// Linear along columns.
+    /// Interpolates linearly along columns.
     Down,
-    /// Linear along both.
+    /// Interpolates linearly along both.
     Both,
 }
 
-/// A component while it is decoded.
+/// A component being decoded.
 pub(super) struct Channel {
-    /// Samples on a side of a block: 8, fewer at a reduced scale.
+    /// Samples per side of a block: 8, or fewer at a reduced scale.
     side: usize,
-    /// Pixels that one sample stands for.
+    /// Pixels covered by one sample, across and down.
     across: usize,
     down: usize,
-    /// Samples of the whole picture, without what fills the last blocks.
+    /// Samples of the whole image, without the padding of the last blocks.
     width: usize,
     height: usize,
-    /// All blocks that hold these.
+    /// All blocks that contain these samples.
     pub all: Blocks,
     /// The blocks that the region needs.
     pub wanted: Blocks,
@@ -49,16 +49,16 @@ pub(super) struct Channel {
     /// Samples of the wanted blocks, `[side * rows, stride]`.
     samples: Vec<u8>,
     stride: usize,
-    /// Steps of quantisation, as they were when the component's first scan began.
+    /// Quantization steps, as of the start of the component's first scan.
     pub steps: Option<[u16; 64]>,
-    /// Of a progressive picture the coefficients of all blocks, row after row.
+    /// Coefficients of all blocks, row by row. Progressive images only.
     coefficients: Vec<Block>,
-    /// To which bit each coefficient is known, none if not at all.
+    /// The lowest known bit of each coefficient, or `None` if the coefficient is unknown.
     pub known: [Option<u8>; 64],
 }
 
 impl Channel {
-    /// For a region of the picture at the scale of 1 / `reduction`.
+    /// Makes a channel for a region of the image at 1 / `reduction` of its scale.
     pub(super) fn new(
         frame: &Frame,
         component: &Component,
@@ -67,9 +67,9 @@ impl Channel {
     ) -> Self {
         let (most_across, most_down) = frame.most();
         let (mut across, mut down) = (most_across / component.across, most_down / component.down);
-        // Samples of full size: those of the last blocks that lie in the picture.
+        // Samples at full size, without the padding of the last blocks.
         let (full_width, full_height) = (frame.width.div_ceil(across), frame.height.div_ceil(down));
-        // A component of few samples is transformed to more of them rather than upsampled.
+        // A subsampled component is transformed to more samples per block instead of being upsampled.
         let mut side = 8 / reduction;
         while side < 8 && across.is_multiple_of(2) && down.is_multiple_of(2) {
             (side, across, down) = (2 * side, across / 2, down / 2);
@@ -79,24 +79,24 @@ impl Channel {
         let width = scaled(frame.width, most_across, component.across);
         let height = scaled(frame.height, most_down, component.down);
         let upsampling = match (across, down) {
-            // At an eighth libjpeg-turbo repeats, too.
+            // libjpeg-turbo also repeats samples at 1/8.
             _ if reduction == 8 => Upsampling::Repeat,
-            // Too narrow lines have no neighbours on both sides, and libjpeg-turbo repeats them.
+            // Narrow lines lack neighbors on both sides; libjpeg-turbo repeats their samples.
             (2, 1 | 2) if width <= 2 => Upsampling::Repeat,
             (2, 1) => Upsampling::Across,
             (1, 2) => Upsampling::Down,
             (2, 2) => Upsampling::Both,
             _ => Upsampling::Repeat,
         };
-        // Where values come from between samples, one more on each side.
-        let beside = |kinds: [Upsampling; 2]| usize::from(kinds.contains(&upsampling));
+        // Interpolation needs one more sample on each side.
+        let margin = |kinds: [Upsampling; 2]| usize::from(kinds.contains(&upsampling));
         let needed = |first: usize, count: usize, pixels: usize, samples: usize, more: usize| {
             let begin = (first / pixels).saturating_sub(more);
             let end = ((first + count - 1) / pixels + 1 + more).min(samples);
             begin / side..end.div_ceil(side)
         };
-        let more_across = beside([Upsampling::Across, Upsampling::Both]);
-        let more_down = beside([Upsampling::Down, Upsampling::Both]);
+        let more_across = margin([Upsampling::Across, Upsampling::Both]);
+        let more_down = margin([Upsampling::Down, Upsampling::Both]);
         let wanted = Blocks {
             columns: needed(region.left, region.width, across, width, more_across),
             rows: needed(region.top, region.height, down, height, more_down),
@@ -128,7 +128,7 @@ impl Channel {
         }
     }
 
-    /// The coefficients of a block of a progressive picture; none of those that only fill an MCU.
+    /// Returns the coefficients of a block of a progressive image, or `None` for blocks that only pad an MCU.
     #[inline(always)]
     pub(super) fn block_mut(&mut self, (column, row): (usize, usize)) -> Option<&mut Block> {
         let columns = self.all.columns.len();
@@ -136,7 +136,7 @@ impl Channel {
         self.coefficients.get_mut(place)
     }
 
-    /// Makes samples of a row of wanted blocks; rows that are not wanted are left out.
+    /// Transforms a row of blocks to samples. Rows that the region does not need are ignored.
     pub(super) fn fill_row(&mut self, row: usize, blocks: &[Block]) {
         let Some(steps) = &self.steps else { return };
         if self.wanted.rows.contains(&row) {
@@ -146,7 +146,7 @@ impl Channel {
         }
     }
 
-    /// Makes samples of the coefficients that all scans together have brought.
+    /// Transforms the coefficients of all scans to samples.
     pub(super) fn fill_from_coefficients(&mut self) {
         let coefficients = std::mem::take(&mut self.coefficients);
         let all = self.all.columns.len();
@@ -155,24 +155,24 @@ impl Channel {
         }
     }
 
-    /// A line of samples, `row` from above, from a column on; rows beyond the picture are those at its edge.
+    /// Returns line `row` of the samples, starting at a column. Rows past the image repeat the last one.
     fn line(&self, row: usize, column: usize) -> &[u8] {
         let row = row.min(self.height - 1) - self.side * self.wanted.rows.start;
         let first = self.side * self.wanted.columns.start;
         &self.samples[row * self.stride..][..self.stride][column - first..]
     }
 
-    /// The pixels of a line of the region.
+    /// Returns the pixels of a line of the region.
     ///
-    /// Shapes: the result is `[region.width]`, in `work` or where the samples lie.
+    /// Shapes: the result is `[region.width]`, borrowed from `work` or from the samples.
     pub(super) fn pixels<'a>(&'a self, y: usize, region: &Region, work: &'a mut Work) -> &'a [u8] {
         let row = y / self.down;
         let first = region.left / self.across;
         let count = (region.left + region.width - 1) / self.across + 1 - first;
         let near = self.line(row, first);
-        // The line of samples on the other side of this line of pixels.
+        // The adjacent line of samples, on the other side of this line of pixels.
         let above = y.is_multiple_of(2);
-        let beside = if above {
+        let adjacent = if above {
             row.saturating_sub(1)
         } else {
             row + 1
@@ -181,7 +181,7 @@ impl Channel {
         match self.upsampling {
             Upsampling::Repeat if self.across == 1 => return &near[..count],
             Upsampling::Down => {
-                let far = self.line(beside, first);
+                let far = self.line(adjacent, first);
                 work.pixels.resize(count, 0);
                 upsample_down(&near[..count], &far[..count], above, &mut work.pixels);
             }
@@ -193,13 +193,13 @@ impl Channel {
                 }
             }
             Upsampling::Across => {
-                self.with_neighbours(row, first, count, &mut work.near);
+                self.with_neighbors(row, first, count, &mut work.near);
                 work.pixels.resize(2 * count, 0);
                 upsample_across(&work.near, &mut work.pixels);
             }
             Upsampling::Both => {
-                self.with_neighbours(row, first, count, &mut work.near);
-                self.with_neighbours(beside, first, count, &mut work.far);
+                self.with_neighbors(row, first, count, &mut work.near);
+                self.with_neighbors(adjacent, first, count, &mut work.far);
                 work.pixels.resize(2 * count, 0);
                 upsample_both(&work.near, &work.far, &mut work.pixels);
             }
@@ -207,8 +207,8 @@ impl Channel {
         &work.pixels[begin..][..region.width]
     }
 
-    /// Samples of a line with one more on each side; at the picture's edges the last again.
-    fn with_neighbours(&self, row: usize, first: usize, count: usize, to: &mut Vec<u8>) {
+    /// Copies samples of a line and one more on each side. At the image's edges the last sample is repeated.
+    fn with_neighbors(&self, row: usize, first: usize, count: usize, to: &mut Vec<u8>) {
         let begin = first.saturating_sub(1);
         let end = (first + count + 1).min(self.width);
         let line = &self.line(row, begin)[..end - begin];
@@ -223,7 +223,7 @@ impl Channel {
     }
 }
 
-/// Lines that a component's pixels are made in.
+/// Scratch lines for upsampling a component.
 #[derive(Default)]
 pub(super) struct Work {
     near: Vec<u8>,

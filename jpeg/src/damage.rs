@@ -1,12 +1,12 @@
 //! Why a file cannot be decoded.
 
-/// What is wrong with a file.
+/// The problem with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Damage {
-    /// It ends too early.
+    /// The file ends too early.
     Truncated,
-    /// Something in it cannot be right.
+    /// The file violates the format.
     Damaged(&'static str),
-    /// Nothing is wrong, but it is not decoded here or elsewhere.
+    /// The file is valid but not supported, and another decoder would not help.
     Unsupported(&'static str),
 }

@@ -1,43 +1,43 @@
-//! The entropy-coded data of a scan: restart intervals, and the blocks in them in their order.
+//! The entropy-coded data of a scan: restart intervals, and the order of the blocks in them.
 //!
-//! What a block's bits mean is [`super::sequential`]'s and [`super::progressive`]'s.
+//! [`super::sequential`] and [`super::progressive`] decode the bits of a block.
 //!
 //! Source: ITU T.81, A.2 (order of blocks), B.1.1.5 (stuffed bytes), E.2.4 (restarts).
 
 use super::damage::Damage;
 use super::huffman::{Bits, PADDING};
 
-/// Bytes that may be left over behind the last block of a scan. Programs of cameras leave a few, which all decoders
-/// forgive; more mean that blocks were lost.
+/// Bytes that may be left over after the last block of a scan. Camera firmware leaves a few, which all decoders accept;
+/// more mean that blocks were lost.
 const MOST_LEFT: usize = 32;
 
-/// What reads the blocks of a scan.
+/// Decodes the blocks of a scan.
 pub(super) trait Coder {
-    /// Reads the next block of a part of the scan: block `(column, row)` of the component.
+    /// Decodes the next block of a part of the scan: block `(column, row)` of the component.
     fn block(&mut self, bits: &mut Bits, part: usize, at: (usize, usize)) -> Result<(), Damage>;
 
-    /// An interval ends: nothing of it is remembered.
+    /// Resets the state at the end of a restart interval.
     fn restart(&mut self) -> Result<(), Damage>;
 
-    /// A row of MCUs is complete.
+    /// Handles the end of a row of MCUs.
     fn end_row(&mut self, row: usize);
 }
 
-/// How the blocks of a scan follow each other.
+/// The order of the blocks of a scan.
 pub(super) struct Grid {
-    /// MCUs across and down.
+    /// Number of MCUs across and down.
     pub columns: usize,
     pub rows: usize,
     /// Blocks of each part in an MCU, across and down.
     pub blocks: Vec<(usize, usize)>,
-    /// MCUs between two restart markers; 0 without them.
+    /// MCUs between two restart markers, or 0 if there are none.
     pub restart: usize,
 }
 
-/// Reads all blocks of the scan whose data begin at a place of the file; the place behind the data.
+/// Decodes all blocks of the scan whose data starts at offset `at`. Returns the offset after the data.
 ///
-/// Errors: data that end early or late, codes that are none, restart markers that are missing or out of order. Where no
-/// marker follows the data, the file is cut short whatever was found in them.
+/// Errors: data that ends early or late, invalid codes, restart markers that are missing or out of order. If no marker
+/// follows the data, the file is truncated, and no other error is reported.
 pub(super) fn read<C: Coder>(
     bytes: &[u8],
     at: usize,
@@ -52,7 +52,7 @@ pub(super) fn read<C: Coder>(
     }
 }
 
-/// Reads all blocks; `end` is the place of the data, then always that behind the interval in work.
+/// Decodes all blocks. `end` is the offset of the data at first, then the offset after the current interval.
 fn read_blocks<C: Coder>(
     bytes: &[u8],
     end: &mut usize,
@@ -68,7 +68,7 @@ fn read_blocks<C: Coder>(
             if grid.restart > 0 {
                 if to_restart == 0 {
                     if bits.left()? > 0 {
-                        return Err(Damage::Damaged("a restart marker comes late"));
+                        return Err(Damage::Damaged("a restart marker is late"));
                     }
                     coder.restart()?;
                     let begin = restart(bytes, *end, restarts)?;
@@ -91,12 +91,12 @@ fn read_blocks<C: Coder>(
         coder.end_row(row);
     }
     if bits.left()? > MOST_LEFT {
-        return Err(Damage::Damaged("compressed data are left over"));
+        return Err(Damage::Damaged("compressed data is left over"));
     }
     coder.restart()
 }
 
-/// The place behind the restart marker of a number at a place.
+/// Expects restart marker `number` at an offset and returns the offset after it.
 fn restart(bytes: &[u8], at: usize, number: usize) -> Result<usize, Damage> {
     match bytes.get(at..at + 2) {
         Some([0xff, marker]) if usize::from(*marker) == 0xd0 + number % 8 => Ok(at + 2),
@@ -106,8 +106,8 @@ fn restart(bytes: &[u8], at: usize, number: usize) -> Result<usize, Damage> {
     }
 }
 
-/// Copies the data from a place up to a marker, without stuffed bytes and with zeros behind them; the place of the
-/// marker, or the end of the file.
+/// Copies the data from an offset up to a marker, removing stuffed bytes and padding with zeros. Returns the offset of
+/// the marker, or the end of the file.
 fn interval(bytes: &[u8], mut at: usize, padded: &mut Vec<u8>) -> usize {
     padded.clear();
     loop {
@@ -115,7 +115,7 @@ fn interval(bytes: &[u8], mut at: usize, padded: &mut Vec<u8>) -> usize {
         let plain = find_ff(rest).unwrap_or(rest.len());
         padded.extend_from_slice(&rest[..plain]);
         at += plain;
-        // Any number of 0xff may stand before a marker, or before the 0 that makes a value of them.
+        // Any number of 0xff may precede a marker, or the 0 that marks a stuffed byte.
         let run = bytes.get(at..).unwrap_or_default();
         let run = run
             .iter()
@@ -140,7 +140,7 @@ fn interval(bytes: &[u8], mut at: usize, padded: &mut Vec<u8>) -> usize {
     at
 }
 
-/// The place of the first 0xff. Looks at 32 bytes at a time, which the compiler makes vectors of.
+/// Returns the offset of the first 0xff. Searches 32 bytes at a time, which the compiler vectorizes.
 pub fn find_ff(bytes: &[u8]) -> Option<usize> {
     let pieces = bytes.chunks(32);
     let with = pieces.enumerate().find(|(_, piece)| {

@@ -1,4 +1,4 @@
-//! The segments of a JPEG file: the frame, its tables, and what says how colours are coded.
+//! The segments of a JPEG file: the frame, its tables, and the markers that define the color encoding.
 //!
 //! Source: ITU T.81, annex B; JFIF 1.02; Adobe technical note 5116 for the marker APP14.
 
@@ -7,10 +7,10 @@ use std::sync::LazyLock;
 use super::damage::Damage;
 use super::huffman::HuffmanTable;
 
-/// The first and the last of baseline, extended sequential and progressive frames with Huffman codes.
+/// First and last marker of baseline, extended sequential and progressive frames with Huffman codes.
 const SOF0: u8 = 0xc0;
 const SOF2: u8 = 0xc2;
-/// The first and the last of other frames, among which [`DHT`] and two others stand.
+/// First and last marker of other frames. [`DHT`], [`JPG`] and [`DAC`] lie in this range too.
 const SOF3: u8 = 0xc3;
 const SOF15: u8 = 0xcf;
 const DHT: u8 = 0xc4;
@@ -25,7 +25,7 @@ const APP0: u8 = 0xe0;
 const APP1: u8 = 0xe1;
 const APP14: u8 = 0xee;
 
-/// The place of coefficient `k` of a scan in a block, line by line: T.81, figure 5.
+/// The position of coefficient `k` of a scan in a block, line by line: T.81, figure 5.
 pub(super) static NATURAL: [u8; 64] = {
     let (mut order, mut k) = ([0; 64], 0);
     let mut diagonal = 0;
@@ -49,7 +49,7 @@ pub(super) static NATURAL: [u8; 64] = {
     order
 };
 
-/// What the file's frame says.
+/// The frame header of a file.
 #[derive(Debug)]
 pub(super) struct Frame {
     pub width: usize,
@@ -59,7 +59,7 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// The greatest sampling factors of its components, across and down.
+    /// Returns the greatest sampling factors of its components, across and down.
     pub(super) fn most(&self) -> (usize, usize) {
         let greatest = |factor: fn(&Component) -> usize| {
             let factors = self.components.iter().map(factor);
@@ -71,7 +71,7 @@ impl Frame {
         )
     }
 
-    /// Whether components have names of their own, and all samples places on a common grid.
+    /// Returns whether component ids are unique and all samples lie on a common grid.
     pub(super) fn is_regular(&self) -> bool {
         let (across, down) = self.most();
         self.components
@@ -89,28 +89,29 @@ impl Frame {
 /// One component of a frame.
 #[derive(Debug)]
 pub(super) struct Component {
-    /// Its name in scans.
+    /// Its id in scans.
     pub id: u8,
-    /// Sampling factors across and down: its share of the samples of the component that has most.
+    /// Sampling factors across and down, relative to the component with the most samples.
     pub across: usize,
     pub down: usize,
-    /// Which quantisation table is its.
+    /// Index of its quantization table.
     pub table: usize,
 }
 
-/// Tables as they are at a place of the file; later segments replace them.
+/// The tables at a point in the file; later segments replace them.
 #[derive(Default)]
 pub(super) struct Tables {
-    /// Steps of quantisation, line by line.
+    /// Quantization steps, line by line.
     pub steps: [Option<[u16; 64]>; 4],
     pub dc: [Option<Box<HuffmanTable>>; 4],
     pub ac: [Option<Box<HuffmanTable>>; 4],
-    /// MCUs between two restart markers; 0 without them.
+    /// MCUs between two restart markers, or 0 if there are none.
     pub restart: usize,
 }
 
 impl Tables {
-    /// The codes that a sequential file without tables of its own means, as frames of Motion JPEG do. libjpeg has them too.
+    /// Returns the codes for a sequential file without its own tables, such as a Motion JPEG frame. libjpeg has them
+    /// too.
     pub(super) fn usual() -> &'static Self {
         static USUAL: LazyLock<Tables> = LazyLock::new(|| {
             let mut tables = Tables::default();
@@ -121,7 +122,7 @@ impl Tables {
     }
 }
 
-/// The tables of T.81, K.3, as a segment holds them.
+/// The tables of T.81, K.3, in the format of a segment.
 #[rustfmt::skip]
 static USUAL_CODES: [u8; 416] = [
     0, 0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2,
@@ -150,50 +151,50 @@ static USUAL_CODES: [u8; 416] = [
 /// One component of a scan.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
-    /// Its place in the frame.
+    /// Its index in the frame.
     pub component: usize,
     /// Its Huffman tables.
     pub dc: usize,
     pub ac: usize,
 }
 
-/// What a scan brings: T.81, B.2.3.
+/// The header of a scan: T.81, B.2.3.
 #[derive(Clone, Debug)]
 pub(super) struct Scan {
     pub parts: Vec<Part>,
     /// First and last coefficient.
     pub first: usize,
     pub last: usize,
-    /// The bit to which coefficients are known already (0: not at all), and to which they are after it.
+    /// The lowest bit of coefficients known before the scan (0: none), and after it.
     pub high: u8,
     pub low: u8,
 }
 
-/// The next thing of a file that matters to the caller.
+/// The next part of a file that the caller handles.
 pub(super) enum Event {
-    /// The frame, or none if it is of a kind that is not decoded here.
+    /// The frame, or `None` if this decoder does not support its kind.
     Frame(Option<Frame>),
-    /// Data follow.
+    /// A scan; its data follows.
     Scan(Scan),
     End,
 }
 
-/// The segments of a file one after the other.
+/// Reads the segments of a file in order.
 pub(super) struct Segments<'a> {
     bytes: &'a [u8],
-    /// Place of the next byte.
+    /// Offset of the next byte.
     pub at: usize,
     pub tables: Tables,
     pub exif: Option<&'a [u8]>,
     pub jfif: bool,
-    /// The number in Adobe's marker that says how colours are coded.
+    /// The color transform in Adobe's marker.
     pub adobe: Option<u8>,
-    /// Whether something stood between two segments.
+    /// Whether there were stray bytes between two segments.
     pub stray: bool,
 }
 
 impl<'a> Segments<'a> {
-    /// Of a file that begins as a JPEG does.
+    /// Starts at the first segment of a file that begins like a JPEG.
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self {
             bytes,
@@ -212,18 +213,18 @@ impl<'a> Segments<'a> {
         Ok(*byte)
     }
 
-    /// The content of a segment behind its marker.
+    /// Reads the content of a segment, after its marker.
     fn content(&mut self) -> Result<&'a [u8], Damage> {
         let length = usize::from(self.byte()?) << 8 | usize::from(self.byte()?);
         let length = length
             .checked_sub(2)
-            .ok_or(Damage::Damaged("a segment has no length"))?;
+            .ok_or(Damage::Damaged("a segment has an invalid length"))?;
         let content = self.bytes.get(self.at..self.at + length);
         self.at += length;
         content.ok_or(Damage::Truncated)
     }
 
-    /// The next marker. What stands before it is skipped, as by libjpeg.
+    /// Reads the next marker. Bytes before it are skipped, as in libjpeg.
     fn marker(&mut self) -> Result<u8, Damage> {
         loop {
             let before = self.at;
@@ -234,7 +235,7 @@ impl<'a> Segments<'a> {
                 marker = self.byte()?;
             }
             match marker {
-                // A value of compressed data.
+                // A stuffed byte of compressed data.
                 0x00 => self.stray = true,
                 marker => return Ok(marker),
             }
@@ -243,15 +244,15 @@ impl<'a> Segments<'a> {
 
     /// Reads segments up to the next frame, scan or end.
     ///
-    /// `frame` is the frame once it is known, for scans name its components.
+    /// Pass the frame as soon as it is known, since scans refer to its components.
     pub(super) fn next(&mut self, frame: Option<&Frame>) -> Result<Event, Damage> {
         loop {
             let marker = self.marker()?;
             match marker {
                 EOI => return Ok(Event::End),
-                // A restart where nothing is left to restart does no harm.
+                // A restart marker outside a scan is harmless.
                 0x01 | 0xd0..=0xd7 => continue,
-                SOI => return Err(Damage::Damaged("a marker stands where none may be")),
+                SOI => return Err(Damage::Damaged("unexpected start-of-image marker")),
                 _ => {}
             }
             let content = self.content()?;
@@ -263,7 +264,7 @@ impl<'a> Segments<'a> {
                     [high, low] => {
                         self.tables.restart = usize::from(*high) << 8 | usize::from(*low)
                     }
-                    _ => return Err(Damage::Damaged("the restart interval is no number")),
+                    _ => return Err(Damage::Damaged("invalid restart interval")),
                 },
                 APP0 if content.starts_with(b"JFIF\0") => self.jfif = true,
                 APP1 if content.starts_with(b"Exif\0\0") && self.exif.is_none() => {
@@ -274,7 +275,7 @@ impl<'a> Segments<'a> {
                 }
                 JPG | DAC => return Ok(Event::Frame(None)),
                 SOF0..=SOF15 if frame.is_some() => {
-                    return Err(Damage::Damaged("there are two frames"));
+                    return Err(Damage::Damaged("more than one frame"));
                 }
                 SOF0..=SOF2 => return read_frame(content, marker).map(Event::Frame),
                 SOF3..=SOF15 => return Ok(Event::Frame(None)),
@@ -284,13 +285,13 @@ impl<'a> Segments<'a> {
     }
 }
 
-/// Reads a frame's header; none if its precision or number of components is not decoded here.
+/// Reads a frame header. Returns `None` if its precision or number of components is not supported.
 fn read_frame(content: &[u8], marker: u8) -> Result<Option<Frame>, Damage> {
     let [bits, h1, h0, w1, w0, count, components @ ..] = content else {
-        return Err(Damage::Damaged("the frame's header is too short"));
+        return Err(Damage::Damaged("the frame header is too short"));
     };
     if components.len() != 3 * usize::from(*count) {
-        return Err(Damage::Damaged("the frame's header has a wrong length"));
+        return Err(Damage::Damaged("the frame header has the wrong length"));
     }
     if *bits != 8 || !matches!(count, 1 | 3) {
         return Ok(None);
@@ -310,7 +311,7 @@ fn read_frame(content: &[u8], marker: u8) -> Result<Option<Frame>, Damage> {
         !right || component.table > 3
     };
     if components.iter().any(wrong) {
-        return Err(Damage::Damaged("a component of the frame cannot be right"));
+        return Err(Damage::Damaged("invalid component in the frame header"));
     }
     Ok(Some(Frame {
         width: usize::from(*w1) << 8 | usize::from(*w0),
@@ -320,10 +321,10 @@ fn read_frame(content: &[u8], marker: u8) -> Result<Option<Frame>, Damage> {
     }))
 }
 
-/// Reads a scan's header.
+/// Reads a scan header.
 fn scan(content: &[u8], frame: Option<&Frame>) -> Result<Scan, Damage> {
-    let wrong = Damage::Damaged("a scan's header cannot be right");
-    let frame = frame.ok_or(Damage::Damaged("a scan stands before the frame"))?;
+    let wrong = Damage::Damaged("invalid scan header");
+    let frame = frame.ok_or(Damage::Damaged("a scan precedes the frame"))?;
     let (count, rest) = content.split_first().ok_or(wrong)?;
     let (parts, last) = rest
         .split_at_checked(2 * usize::from(*count))
@@ -338,7 +339,7 @@ fn scan(content: &[u8], frame: Option<&Frame>) -> Result<Scan, Damage> {
             .position(|component| component.id == values[0])
             .filter(|place| found.iter().all(|part| part.component != *place))
             .ok_or(Damage::Damaged(
-                "a scan has a component that the frame has not",
+                "a scan has a component that is not in the frame",
             ))?;
         let (dc, ac) = (usize::from(values[1] >> 4), usize::from(values[1] & 15));
         if dc > 3 || ac > 3 {
@@ -370,9 +371,9 @@ fn scan(content: &[u8], frame: Option<&Frame>) -> Result<Scan, Damage> {
     Ok(scan)
 }
 
-/// Reads quantisation tables, in zigzag order in the file.
+/// Reads quantization tables, which are in zigzag order in the file.
 fn read_steps(mut content: &[u8], tables: &mut Tables) -> Result<(), Damage> {
-    let wrong = Damage::Damaged("a quantisation table cannot be right");
+    let wrong = Damage::Damaged("invalid quantization table");
     while let Some((kind, rest)) = content.split_first() {
         let wide = match kind >> 4 {
             0 => 1,
@@ -392,9 +393,9 @@ fn read_steps(mut content: &[u8], tables: &mut Tables) -> Result<(), Damage> {
     Ok(())
 }
 
-/// Reads Huffman tables: how many codes of each length, then what they mean.
+/// Reads Huffman tables: the number of codes of each length, then their symbols.
 fn read_codes(mut content: &[u8], tables: &mut Tables) -> Result<(), Damage> {
-    let wrong = Damage::Damaged("a Huffman table cannot be right");
+    let wrong = Damage::Damaged("invalid Huffman table");
     while let Some((kind, rest)) = content.split_first() {
         let (counts, rest) = rest.split_first_chunk::<16>().ok_or(wrong)?;
         let count = counts.iter().map(|count| usize::from(*count)).sum();

@@ -1,16 +1,16 @@
-//! Bits of entropy-coded data, and the Huffman codes in them.
+//! Bit reader and Huffman decoder for entropy-coded data.
 //!
 //! Source: ITU T.81, annexes C and F.2.2.
 
 use super::damage::Damage;
 
-/// Bits by which codes are looked up at once. Longer codes, a few in a hundred, are searched by their length.
+/// Codes up to this many bits are looked up in a table. Longer codes, a few percent, are searched by length.
 const FAST: u32 = 10;
 
-/// What a code means.
+/// The meaning of a code.
 ///
-/// Bits 0-7: those of the code and of the value that follows it. 8-15: those of the code alone, 0 for no code.
-/// 16-23: those of the value. 24-31: the zeros before it.
+/// Bits 0-7: length of the code and of the value that follows it. 8-15: length of the code alone, 0 for no code.
+/// 16-23: length of the value. 24-31: number of zeros before it.
 #[derive(Clone, Copy)]
 pub(super) struct Meaning(u32);
 
@@ -20,34 +20,34 @@ impl Meaning {
         Self((length + size) | length << 8 | size << 16 | zeros << 24)
     }
 
-    /// Bits of code and value.
+    /// Returns the length of code and value.
     #[inline(always)]
     pub(super) fn total(self) -> u32 {
         self.0 & 0xff
     }
 
-    /// Bits of the code; 0 if there is no such code.
+    /// Returns the length of the code, or 0 for an invalid code.
     #[inline(always)]
     pub(super) fn length(self) -> u32 {
         self.0 >> 8 & 0xff
     }
 
-    /// Bits of the value.
+    /// Returns the length of the value.
     #[inline(always)]
     pub(super) fn size(self) -> u32 {
         self.0 >> 16 & 0xff
     }
 
-    /// Zero coefficients before the value.
+    /// Returns the number of zero coefficients before the value.
     #[inline(always)]
     pub(super) fn zeros(self) -> usize {
         (self.0 >> 24) as usize
     }
 }
 
-/// A code with the value that follows it, where both together have at most [`FAST`] bits.
+/// A code with the value that follows it, if both together have at most [`FAST`] bits.
 ///
-/// Bits 0-7: those of both. 8-15: the zeros before it. 16-31: the value, 0 for all else.
+/// Bits 0-7: length of both. 8-15: number of zeros before the value. 16-31: the value, or 0 for everything else.
 #[derive(Clone, Copy)]
 pub(super) struct Short(u32);
 
@@ -66,40 +66,41 @@ impl Short {
         Self(total | (meaning.zeros() as u32) << 8 | (value as u32) << 16)
     }
 
-    /// Bits of code and value.
+    /// Returns the length of code and value.
     #[inline(always)]
     pub(super) fn total(self) -> u32 {
         self.0 & 0xff
     }
 
-    /// Zero coefficients before the value.
+    /// Returns the number of zero coefficients before the value.
     #[inline(always)]
     pub(super) fn zeros(self) -> usize {
         (self.0 >> 8 & 0xff) as usize
     }
 
-    /// The value; 0 if it is not this short.
+    /// Returns the value, or 0 if the code is not this short.
     #[inline(always)]
     pub(super) fn value(self) -> i16 {
         (self.0 >> 16) as i16
     }
 }
 
-/// A table of codes.
+/// A table of Huffman codes.
 pub(super) struct HuffmanTable {
-    /// By the next [`FAST`] bits, the short ones with their values: nine of ten.
+    /// Short codes with their values, nine in ten, indexed by the next [`FAST`] bits.
     short: [Short; 1 << FAST],
-    /// By the next [`FAST`] bits.
+    /// Codes indexed by the next [`FAST`] bits.
     fast: [Meaning; 1 << FAST],
-    /// For each length the first 16 bits that are above its codes.
+    /// For each length, the first 16-bit value above its codes.
     above: [u32; 17],
-    /// For each length, what to add to a code for its place in `symbols`.
+    /// For each length, the difference between a code's index in `symbols` and the code.
     offset: [i32; 17],
     symbols: [u8; 256],
 }
 
 impl HuffmanTable {
-    /// From the number of codes of each length and what they mean; none if they are no such code.
+    /// Builds a table from the number of codes of each length and their symbols. Returns `None` if the codes are
+    /// invalid.
     pub(super) fn new(counts: &[u8; 16], symbols: &[u8]) -> Option<Self> {
         let mut table = Self {
             short: [Short(0); 1 << FAST],
@@ -126,7 +127,7 @@ impl HuffmanTable {
                 }
                 code += 1;
             }
-            // No code is all ones.
+            // A code of all ones is not allowed.
             if *count > 0 && code >= 1 << length {
                 return None;
             }
@@ -140,13 +141,13 @@ impl HuffmanTable {
         Some(table)
     }
 
-    /// The code and value that come next, if they are short. At least [`FAST`] bits must be there.
+    /// Returns the next code and value, if they are short. At least [`FAST`] bits must be buffered.
     #[inline(always)]
     pub(super) fn look_up_short(&self, bits: &Bits) -> Short {
         self.short[bits.peek(FAST) as usize]
     }
 
-    /// What the next bits mean, for the caller to consume; a meaning without length if they are no code.
+    /// Returns the meaning of the next bits, which the caller consumes. Its length is 0 if they are not a code.
     #[inline(always)]
     pub(super) fn look_up(&self, bits: &Bits) -> Meaning {
         let found = self.fast[bits.peek(FAST) as usize];
@@ -176,17 +177,17 @@ impl HuffmanTable {
 /// The bits of one restart interval, from the first.
 #[derive(Clone, Copy)]
 pub(super) struct Bits<'a> {
-    /// The data without stuffed bytes and with [`PADDING`] zeros behind them.
+    /// The data without stuffed bytes, followed by [`PADDING`] zeros.
     padded: &'a [u8],
-    /// Place of the next byte that is not in `buffer`.
+    /// Offset of the next byte that is not in `buffer`.
     at: usize,
-    /// The next bits, the first on top.
+    /// The next bits, starting at the most significant.
     buffer: u64,
-    /// How many of them there are.
+    /// Number of valid bits in `buffer`.
     count: u32,
 }
 
-/// Zeros behind the data, so that eight bytes can always be taken.
+/// Zeros after the data, so that eight bytes can always be read.
 pub(super) const PADDING: usize = 8;
 
 impl<'a> Bits<'a> {
@@ -199,13 +200,13 @@ impl<'a> Bits<'a> {
         }
     }
 
-    /// At least 32 bits are there afterwards: a code and its value. Behind the data they are zeros.
+    /// Buffers at least 32 bits: a code and its value. Past the end of the data they are zeros.
     #[inline(always)]
     pub(super) fn fill(&mut self) {
         self.fill_below(32);
     }
 
-    /// At least [`FAST`] bits are there afterwards.
+    /// Buffers at least [`FAST`] bits.
     #[inline(always)]
     pub(super) fn fill_short(&mut self) {
         self.fill_below(FAST);
@@ -216,26 +217,26 @@ impl<'a> Bits<'a> {
         if self.count < least {
             let next = self.padded.get(self.at..).and_then(<[u8]>::first_chunk);
             self.buffer |= next.map_or(0, |bytes| u64::from_be_bytes(*bytes)) >> self.count;
-            // Whole bytes that found room; the bits of a further one are there, but not counted.
+            // Counts whole bytes only, though some bits of the next byte are buffered too.
             self.at += ((63 - self.count) >> 3) as usize;
             self.count |= 56;
         }
     }
 
-    /// The next bits, 1 to 32.
+    /// Returns the next 1 to 32 bits without consuming them.
     #[inline(always)]
     fn peek(&self, count: u32) -> u32 {
         (self.buffer >> (64 - count)) as u32
     }
 
-    /// Leaves out bits that are there.
+    /// Consumes buffered bits.
     #[inline(always)]
     pub(super) fn consume(&mut self, count: u32) {
         self.buffer <<= count & 63;
         self.count -= count;
     }
 
-    /// The value that follows a code, of the code's size: T.81, F.2.2.1, `EXTEND`.
+    /// Returns the value that follows a code: T.81, F.2.2.1, `EXTEND`.
     #[inline(always)]
     pub(super) fn value(&self, meaning: Meaning) -> i32 {
         let (bits, size) = (self.buffer << (meaning.length() & 63), meaning.size());
@@ -245,7 +246,7 @@ impl<'a> Bits<'a> {
         number + (negative & (1 - (1 << size)))
     }
 
-    /// The next bits as a number, 0 to 16 of those that are there.
+    /// Consumes 0 to 16 buffered bits and returns them as a number.
     #[inline(always)]
     pub(super) fn take(&mut self, count: u32) -> u32 {
         let number = (self.buffer >> 1 >> (63 - count)) as u32;
@@ -253,13 +254,13 @@ impl<'a> Bits<'a> {
         number
     }
 
-    /// Bytes that are left, without the one that was begun; an error if more was taken than there is.
+    /// Returns the number of remaining bytes, without a partly consumed one.
+    ///
+    /// Errors: more bits were consumed than the data has.
     pub(super) fn left(&self) -> Result<usize, Damage> {
         let consumed = (self.at * 8 - self.count as usize).div_ceil(8);
         let left = (self.padded.len() - PADDING).checked_sub(consumed);
-        left.ok_or(Damage::Damaged(
-            "the compressed data end before the picture",
-        ))
+        left.ok_or(Damage::Damaged("the compressed data ends before the image"))
     }
 }
 
@@ -267,7 +268,7 @@ impl<'a> Bits<'a> {
 mod tests {
     use super::*;
 
-    /// Lengths 1, 2 and 12; what is left of the codes has no meaning.
+    /// Codes of lengths 1, 2 and 12; the remaining codes are unused.
     fn table() -> HuffmanTable {
         let mut counts = [0; 16];
         (counts[0], counts[1], counts[11]) = (1, 1, 2);
@@ -305,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn bits_behind_the_data_are_zeros_and_noticed() {
+    fn bits_past_the_data_are_zeros_and_detected() {
         let padded = [&[0x00], &[0; PADDING][..]].concat();
         let mut bits = Bits::new(&padded);
         assert_eq!((next(&mut bits), bits.left()), ((1, -7), Ok(0)));
@@ -317,14 +318,14 @@ mod tests {
     }
 
     #[test]
-    fn codes_that_cannot_be_told_apart_are_refused() {
+    fn ambiguous_codes_are_refused() {
         let table = |first: u8, second: u8| {
             let mut counts = [0; 16];
             (counts[0], counts[1]) = (first, second);
             HuffmanTable::new(&counts, &vec![1; usize::from(first) + usize::from(second)])
         };
         assert!(table(1, 1).is_some());
-        // All ones, and more codes than there are.
+        // A code of all ones, and more codes than possible.
         assert!(table(1, 2).is_none());
         assert!(table(2, 0).is_none());
         assert!(table(0, 9).is_none());

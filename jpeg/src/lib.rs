@@ -1,23 +1,23 @@
-//! JPEG files to pixels: to libjpeg-turbo's bits, strictly, and only where pixels are needed.
+//! A strict JPEG decoder, bit-exact with libjpeg-turbo, that computes only the pixels that are needed.
 //!
-//! The common files: 8 bits, Huffman codes, baseline, extended sequential and progressive; grey, or three components
-//! that are YCbCr or RGB; any whole sampling factors, restart intervals, components in one scan or several.
-//! [`Jpeg::open`] gives none for others (CMYK, arithmetic codes, 12 bits): use another decoder for them.
+//! Supports common files: 8 bits, Huffman codes, baseline, extended sequential and progressive; grayscale, or three
+//! components of YCbCr or RGB; any integer sampling factors, restart intervals, components in one scan or several.
+//! [`Jpeg::open`] returns `None` for others (CMYK, arithmetic codes, 12 bits): use another decoder for them.
 //!
-//! All of a file's bits are read whatever region is asked for, so that its damage is found for every crop alike.
-//! What no crop needs is the arithmetic after that: coefficients outside the region are neither kept nor transformed.
+//! All bits of a file are read for any region, so that damage is detected regardless of the crop. Only the arithmetic
+//! after that is skipped: in sequential files, coefficients outside the region are neither kept nor transformed.
 //!
 //! | file | what |
 //! |------|------|
-//! | `header` | segments, tables, what a scan brings |
+//! | `header` | segments, tables, scan headers |
 //! | `entropy` | restart intervals, the order of blocks |
-//! | `huffman` | bits and codes |
-//! | `sequential` `progressive` | a block's coefficients |
-//! | `channel` | samples of a component, upsampled |
+//! | `huffman` | bit reader, Huffman codes |
+//! | `sequential` `progressive` | the coefficients of a block |
+//! | `channel` | the samples of a component, and upsampling |
 //! | `region` | rectangles of pixels |
 //!
 //! Source: ITU T.81; the arithmetic is in `advxl_kernels::jpeg`.
-//! Held to Pillow's bytes by the files of `tests/golden/make_pictures.py`.
+//! Tested against Pillow's bytes with the files made by `tests/golden/make_pictures.py`.
 
 mod channel;
 mod damage;
@@ -42,29 +42,29 @@ use progressive::{Means, Others};
 pub use region::Region;
 use sequential::{Sequential, Stream};
 
-/// A file whose header is read.
+/// A JPEG file with its header read.
 pub struct Jpeg<'a> {
     bytes: &'a [u8],
     segments: Segments<'a>,
     frame: Frame,
-    /// The first.
+    /// The first scan.
     scan: Scan,
     irregular: bool,
 }
 
 impl<'a> Jpeg<'a> {
-    /// Reads the header of a file that begins as a JPEG does; none if it is of a rare kind.
+    /// Reads the header of a file that begins like a JPEG. Returns `None` if it is of a rare, unsupported kind.
     ///
-    /// Errors: a header that is damaged or cut short.
+    /// Errors: a damaged or truncated header.
     pub fn open(bytes: &'a [u8]) -> Result<Option<Self>, Damage> {
         let mut segments = Segments::new(bytes);
         let frame = match segments.next(None)? {
             Event::Frame(frame) => frame.filter(Frame::is_regular),
-            _ => return Err(Damage::Damaged("there is no frame")),
+            _ => return Err(Damage::Damaged("missing frame")),
         };
         let Some(frame) = frame else { return Ok(None) };
         let Event::Scan(scan) = segments.next(Some(&frame))? else {
-            return Err(Damage::Damaged("there are no scans"));
+            return Err(Damage::Damaged("missing scan"));
         };
         Ok(Some(Self {
             bytes,
@@ -75,43 +75,43 @@ impl<'a> Jpeg<'a> {
         }))
     }
 
-    /// Columns.
+    /// Returns the width in pixels.
     pub fn width(&self) -> usize {
         self.frame.width
     }
 
-    /// Rows.
+    /// Returns the height in pixels.
     pub fn height(&self) -> usize {
         self.frame.height
     }
 
-    /// Whether there are no colours.
+    /// Returns whether the image is grayscale.
     pub fn is_grey(&self) -> bool {
         self.frame.components.len() == 1
     }
 
-    /// The EXIF data, if there are any.
+    /// Returns the EXIF data, if any.
     pub fn exif(&self) -> Option<&'a [u8]> {
         self.segments.exif
     }
 
-    /// Whether the file, once it is decoded, was found to break rules without loss: bytes between its segments, no
-    /// Huffman tables, scans that leave coefficients out.
+    /// Returns whether the decoded file violates the format without loss of pixels: bytes between segments, missing
+    /// Huffman tables, scans that omit coefficients.
     pub fn is_irregular(&self) -> bool {
         self.irregular || self.segments.stray
     }
 
-    /// Decodes the pixels of a region, which lies within the picture and is not empty.
+    /// Decodes the pixels of a region, which must lie within the image and must not be empty.
     ///
     /// Shapes: the result is `[height, width, 3]` of the region.
-    /// Errors: damage anywhere in the file, within the region or not.
+    /// Errors: damage anywhere in the file, inside or outside the region.
     pub fn decode(&mut self, region: &Region) -> Result<Vec<u8>, Damage> {
         self.decode_reduced(region, 1)
     }
 
-    /// Decodes a region at the scale of 1 / `reduction`, which is 1, 2, 4 or 8: each pixel is the mean of a square, as
-    /// in Pillow's draft mode and to its bytes. The region is one of the picture of that scale, whose sides are
-    /// [`reduced`].
+    /// Decodes a region at 1 / `reduction` of the scale, for a reduction of 1, 2, 4 or 8. Each pixel is the mean of a
+    /// square, bit-exact with Pillow's draft mode. The region refers to the image at that scale, whose sides are given
+    /// by [`reduced`].
     ///
     /// Shapes and errors: as [`Self::decode`].
     ///
@@ -132,7 +132,7 @@ impl<'a> Jpeg<'a> {
             scan = match self.segments.next(Some(&self.frame))? {
                 Event::Scan(scan) => scan,
                 Event::End => break,
-                Event::Frame(_) => return Err(Damage::Damaged("there are two frames")),
+                Event::Frame(_) => return Err(Damage::Damaged("more than one frame")),
             };
         }
         self.irregular |= !is_complete(&channels, self.frame.progressive)?;
@@ -141,17 +141,17 @@ impl<'a> Jpeg<'a> {
                 .iter_mut()
                 .for_each(Channel::fill_from_coefficients);
         }
-        Ok(self.colours(&channels, region))
+        Ok(self.to_rgb(&channels, region))
     }
 
-    /// Reads the data of a scan.
+    /// Decodes the data of a scan.
     fn read_scan(&mut self, scan: &Scan, channels: &mut [Channel]) -> Result<(), Damage> {
         for part in &scan.parts {
             let steps = self.frame.components[part.component].table;
             let channel = &mut channels[part.component];
             channel.steps = channel.steps.or(self.segments.tables.steps[steps]);
             if channel.steps.is_none() {
-                return Err(Damage::Damaged("a quantisation table is missing"));
+                return Err(Damage::Damaged("missing quantization table"));
             }
             follow(channel, scan, self.frame.progressive)?;
         }
@@ -187,8 +187,8 @@ impl<'a> Jpeg<'a> {
         Ok(())
     }
 
-    /// Upsamples the components and converts them to red, green and blue.
-    fn colours(&self, channels: &[Channel], region: &Region) -> Vec<u8> {
+    /// Upsamples the components and converts them to RGB.
+    fn to_rgb(&self, channels: &[Channel], region: &Region) -> Vec<u8> {
         let mut pixels = vec![0; 3 * region.width * region.height];
         let is_rgb = self.is_rgb();
         let mut works = [Work::default(), Work::default(), Work::default()];
@@ -217,7 +217,7 @@ impl<'a> Jpeg<'a> {
         pixels
     }
 
-    /// Whether three components are red, green and blue. Source: libjpeg-turbo's `jdapimin.c`.
+    /// Returns whether three components are red, green and blue. Source: libjpeg-turbo's `jdapimin.c`.
     fn is_rgb(&self) -> bool {
         let ids = self.frame.components.iter().map(|component| component.id);
         match self.segments.adobe {
@@ -228,16 +228,16 @@ impl<'a> Jpeg<'a> {
     }
 }
 
-/// A side of a picture at the scale of 1 / `reduction`.
+/// Returns the length of an image's side at 1 / `reduction` of its scale.
 pub fn reduced(side: usize, reduction: usize) -> usize {
     side.div_ceil(reduction)
 }
 
-/// Notes what a scan brings of a component.
+/// Records which coefficients of a component a scan contains.
 ///
-/// Errors: it brings what is there already, or a bit whose predecessor is missing.
+/// Errors: the scan repeats known bits, or an earlier bit is missing.
 fn follow(channel: &mut Channel, scan: &Scan, progressive: bool) -> Result<(), Damage> {
-    // A sequential scan brings all of a component, whatever its header says.
+    // A sequential scan contains all coefficients of a component, regardless of its header.
     let (range, before, low) = match progressive {
         true => (
             scan.first..=scan.last,
@@ -248,19 +248,19 @@ fn follow(channel: &mut Channel, scan: &Scan, progressive: bool) -> Result<(), D
     };
     let known = &mut channel.known[range];
     if known.iter().any(|known| *known != before) {
-        return Err(Damage::Damaged("scans are missing or come twice"));
+        return Err(Damage::Damaged("scans are missing or repeated"));
     }
     known.fill(Some(low));
     Ok(())
 }
 
-/// The first coefficients, by which libjpeg smooths blocks where they are not known to the last bit.
+/// The first coefficients. If they are not known to the last bit, libjpeg smooths blocks.
 const SMOOTHED: usize = 10;
-const LEFT_OUT: &str = "its scans leave out low frequencies, or the file was cut between scans";
+const LEFT_OUT: &str = "its scans omit low frequencies, or the file was truncated between scans";
 
-/// Whether all coefficients are known. Those that the scans of a progressive file leave out are zero.
+/// Returns whether all coefficients are known. Those that the scans of a progressive file omit are zero.
 ///
-/// Errors: parts of the picture are missing, or libjpeg would guess them by its smoothing.
+/// Errors: parts of the image are missing, or libjpeg would estimate them by smoothing.
 /// Source: libjpeg-turbo's `jdcoefct.c`, `smoothing_ok`.
 fn is_complete(channels: &[Channel], progressive: bool) -> Result<bool, Damage> {
     let all = |range: Range<usize>, is: fn(Option<u8>) -> bool| {
@@ -282,7 +282,7 @@ fn is_complete(channels: &[Channel], progressive: bool) -> Result<bool, Damage> 
     }
 }
 
-/// How the blocks of a scan follow each other. Source: T.81, A.2.
+/// Returns the order of the blocks of a scan. Source: T.81, A.2.
 fn grid(frame: &Frame, scan: &Scan, channels: &[Channel], restart: usize) -> Grid {
     if let [part] = scan.parts[..] {
         let all = &channels[part.component].all;
@@ -308,7 +308,7 @@ fn grid(frame: &Frame, scan: &Scan, channels: &[Channel], restart: usize) -> Gri
     }
 }
 
-/// The channels of a scan's parts, in their order.
+/// Pairs the parts of a scan with their channels.
 fn with_channels<'a>(
     parts: &'a [Part],
     channels: &'a mut [Channel],
@@ -320,7 +320,7 @@ fn with_channels<'a>(
 
 fn code(tables: &[Option<Box<HuffmanTable>>; 4], number: usize) -> Result<&HuffmanTable, Damage> {
     let table = tables[number].as_deref();
-    table.ok_or(Damage::Damaged("a Huffman table is missing"))
+    table.ok_or(Damage::Damaged("missing Huffman table"))
 }
 
 #[cfg(test)]
@@ -331,7 +331,7 @@ mod tests {
 
     use super::*;
 
-    /// Numbers that look random and are the same in every run (xorshift64*, Vigna 2016).
+    /// Reproducible pseudorandom numbers (xorshift64*, Vigna 2016).
     struct Rng(u64);
 
     impl Rng {
@@ -349,7 +349,7 @@ mod tests {
         }
     }
 
-    /// Name, shape and bytes of every tensor that `tests/golden/make_pictures.py` recorded.
+    /// Loads name, shape and bytes of every tensor recorded by `tests/golden/make_pictures.py`.
     fn golden() -> Vec<(String, Vec<usize>, Vec<u8>)> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
         let bytes = std::fs::read(folder.join("jpeg_kinds.safetensors")).unwrap();
@@ -393,7 +393,7 @@ mod tests {
         found.next().unwrap().1
     }
 
-    /// Decodes the region that is asked for; what is too large for a test is damaged.
+    /// Decodes the requested region. Images too large for a test count as damaged.
     fn decode(
         bytes: &[u8],
         region: impl Fn(usize, usize) -> Region,
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn a_region_has_the_bits_of_the_whole() {
+    fn a_region_equals_that_part_of_the_whole_image() {
         for (name, file, [height, width], expected) in kinds() {
             for number in 0..30 {
                 let mut rng = Rng::new(0, number);
@@ -452,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn reduced_pictures_have_the_bytes_of_pillows_draft_mode_in_any_region() {
+    fn reduced_images_have_the_bytes_of_pillows_draft_mode_in_any_region() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
         let bytes = std::fs::read(folder.join("jpeg_reduced.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_cut_short_anywhere_is_truncated() {
+    fn a_file_cut_anywhere_is_reported_as_truncated() {
         for (name, file, ..) in kinds() {
             for length in 2..file.len() {
                 let found = whole(&file[..length]);
@@ -500,9 +500,9 @@ mod tests {
         }
     }
 
-    /// Bits flipped, bytes overwritten, removed and doubled: an error or a picture, and the same for any region.
+    /// Bits flipped, bytes overwritten, removed and duplicated: an error or an image, and the same for any region.
     #[test]
-    fn damage_is_an_error_or_a_picture_whatever_the_region() {
+    fn damage_has_the_same_outcome_for_any_region() {
         let (mut errors, mut pictures) = (0, 0);
         for (name, file, ..) in kinds() {
             for number in 0..300 {
@@ -534,7 +534,7 @@ mod tests {
                 }) += 1;
             }
         }
-        // Some damage cannot be seen, such as another sound coefficient.
+        // Some damage is undetectable, such as a changed coefficient.
         assert!(
             errors > 5000 && pictures > 500,
             "{errors} errors, {pictures} pictures"
@@ -561,9 +561,9 @@ mod tests {
         swapped[place + 1] = 0xd3;
         assert!(damage(&swapped).contains("out of order"));
         let without = [&sound[..place], &sound[place + 2..]].concat();
-        assert!(damage(&without).contains("a restart marker comes late"));
+        assert!(damage(&without).contains("a restart marker is late"));
         let early = [&sound[..place - 3], &sound[place..]].concat();
-        assert!(damage(&early).contains("end before the picture"));
+        assert!(damage(&early).contains("ends before the image"));
     }
 
     #[test]
@@ -577,24 +577,24 @@ mod tests {
             let without = [&sound[..last], &[0xff, 0xd9]].concat();
             let expected = match name {
                 "three scans" => Damage::Damaged("scans are missing"),
-                // The last scan refines the low frequencies, which libjpeg would guess.
+                // The last scan refines low frequencies, which libjpeg would estimate.
                 _ => Damage::Unsupported(LEFT_OUT),
             };
             assert_eq!(whole(&without), Err(expected), "{name}");
             let twice = [&sound[..sound.len() - 2], &sound[last..]].concat();
-            assert_eq!(damage(&twice), "scans are missing or come twice", "{name}");
+            assert_eq!(damage(&twice), "scans are missing or repeated", "{name}");
         }
     }
 
     #[test]
-    fn an_end_marker_in_the_data_is_no_end() {
+    fn an_end_marker_inside_the_data_is_damage() {
         let sound = file("444");
         let middle = (find(&sound, 0xda) + sound.len()) / 2;
         let ended = [&sound[..middle], &[0xff, 0xd9]].concat();
-        assert!(damage(&ended).contains("end before the picture"));
+        assert!(damage(&ended).contains("ends before the image"));
     }
 
-    /// A grey block whose mean has the code 0 (no difference), whose other coefficients have the code 0 as well.
+    /// A grayscale block whose mean has code 0 (no difference) and whose other coefficients have code 0 as well.
     fn by_hand(other: u8, data: &[u8]) -> Vec<u8> {
         let codes = |class: u8, symbol: u8| {
             let counts = [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -614,20 +614,20 @@ mod tests {
     }
 
     #[test]
-    fn codes_are_held_to_what_they_may_say() {
+    fn invalid_codes_and_coefficients_are_refused() {
         // 0 for the mean, 0 for the end of the block.
         assert_eq!(whole(&by_hand(0x00, &[0x3f])), Ok(vec![128; 192]));
-        assert!(damage(&by_hand(0x00, &[0x7f])).contains("no Huffman code"));
+        assert!(damage(&by_hand(0x00, &[0x7f])).contains("invalid Huffman code"));
         // 15 zeros and a value of one bit, four times: the last is coefficient 64.
         assert!(damage(&by_hand(0xf1, &[0x00, 0x00])).contains("too many coefficients"));
         // 16 zeros, four times.
         assert!(damage(&by_hand(0xf0, &[0x00])).contains("too many coefficients"));
-        // A run of zeros with nothing behind it.
-        assert!(damage(&by_hand(0x30, &[0x00])).contains("no Huffman code"));
+        // A run of zeros without a value after it.
+        assert!(damage(&by_hand(0x30, &[0x00])).contains("invalid Huffman code"));
     }
 
     #[test]
-    fn a_few_bytes_behind_the_data_are_forgiven_and_many_are_lost_blocks() {
+    fn a_few_bytes_after_the_data_are_accepted_and_many_are_damage() {
         assert!(whole(&by_hand(0x00, &[0x3f; 20])).is_ok());
         assert!(damage(&by_hand(0x00, &[0x3f; 40])).contains("left over"));
     }

@@ -1,7 +1,7 @@
-//! Blocks of progressive scans, each of which brings some coefficients or one more bit of them.
+//! Blocks of progressive scans, each of which adds some coefficients or one more bit of them.
 //!
-//! All coefficients of the picture are kept until the last scan is read, wanted or not: what the bits of a
-//! later scan mean depends on them.
+//! All coefficients of the image are kept until the last scan is read, whether the region needs them or not, because
+//! the meaning of the bits in later scans depends on them.
 //!
 //! Source: ITU T.81, G.1.2 and G.2.
 
@@ -14,9 +14,9 @@ use super::header::{NATURAL, Scan};
 use super::huffman::{Bits, HuffmanTable};
 use super::sequential::{MEAN, NO_CODE, TOO_MANY};
 
-/// The first or a later scan of the means of blocks.
+/// A first or later scan of the means (DC coefficients) of blocks.
 pub(super) struct Means<'a> {
-    /// Each with the mean of the block before.
+    /// Each with the mean of the previous block.
     pub parts: Vec<(Option<&'a HuffmanTable>, &'a mut Channel, i32)>,
     pub low: u8,
 }
@@ -55,12 +55,12 @@ impl Coder for Means<'_> {
     fn end_row(&mut self, _: usize) {}
 }
 
-/// The first or a later scan of other coefficients of one component.
+/// A first or later scan of the other (AC) coefficients of one component.
 pub(super) struct Others<'a> {
     table: &'a HuffmanTable,
     channel: &'a mut Channel,
     scan: &'a Scan,
-    /// Blocks to come that have no further code.
+    /// Number of following blocks without further codes.
     empty: u32,
 }
 
@@ -91,7 +91,7 @@ impl Coder for Others<'_> {
         match self.empty {
             0 => Ok(()),
             _ => Err(Damage::Damaged(
-                "more blocks are said to be empty than there are",
+                "more blocks are marked as empty than exist",
             )),
         }
     }
@@ -99,7 +99,7 @@ impl Coder for Others<'_> {
     fn end_row(&mut self, _: usize) {}
 }
 
-/// The first bits of coefficients.
+/// Decodes the first bits of coefficients.
 #[inline(always)]
 fn first(
     bits: &mut Bits,
@@ -144,7 +144,7 @@ fn first(
     }
 }
 
-/// One more bit of coefficients, and those that this bit makes the first time different from zero.
+/// Decodes one more bit of coefficients, including coefficients that become nonzero with this bit.
 #[inline(always)]
 fn refine(
     bits: &mut Bits,
@@ -200,7 +200,7 @@ fn refine(
     Ok(())
 }
 
-/// Reads the next bit of a coefficient that is not zero.
+/// Reads the next bit of a nonzero coefficient.
 #[inline(always)]
 fn correct(bits: &mut Bits, coefficient: &mut i16, bit: i16) {
     bits.fill();

@@ -2,21 +2,21 @@
 
 use std::ops::Range;
 
-/// A rectangle of pixels within a picture.
+/// A rectangle of pixels in an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Region {
-    /// Columns on the left of it.
+    /// Columns to its left.
     pub left: usize,
     /// Rows above it.
     pub top: usize,
-    /// Columns.
+    /// Width in columns.
     pub width: usize,
-    /// Rows.
+    /// Height in rows.
     pub height: usize,
 }
 
 impl Region {
-    /// All of a picture.
+    /// Returns the region of a whole image.
     pub fn whole(width: usize, height: usize) -> Self {
         let (left, top) = (0, 0);
         Self {
@@ -27,12 +27,12 @@ impl Region {
         }
     }
 
-    /// Its columns.
+    /// Returns its columns.
     pub fn columns(&self) -> Range<usize> {
         self.left..self.left + self.width
     }
 
-    /// Its rows.
+    /// Returns its rows.
     pub fn rows(&self) -> Range<usize> {
         self.top..self.top + self.height
     }

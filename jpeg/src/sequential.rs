@@ -1,5 +1,5 @@
-//! Blocks of baseline and extended sequential scans: each is complete at once, so that a row of them becomes
-//! samples before the next is read.
+//! Blocks of baseline and extended sequential scans. Each block is complete when read, so a row of blocks is
+//! transformed to samples before the next row is read.
 //!
 //! Source: ITU T.81, F.2.2.
 
@@ -18,9 +18,9 @@ pub(super) struct Stream<'a> {
     pub channel: &'a mut Channel,
     /// Rows of blocks in an MCU.
     pub down: usize,
-    /// The mean of the block before, in steps of quantisation.
+    /// Mean of the previous block, in quantization steps.
     mean: i32,
-    /// The wanted blocks of a row of MCUs, row after row.
+    /// The wanted blocks of a row of MCUs, row by row.
     blocks: Vec<Block>,
 }
 
@@ -81,7 +81,7 @@ impl Coder for Sequential<'_> {
     }
 }
 
-/// Reads one block; its coefficients are only written if they are to be kept.
+/// Decodes one block. The coefficients are written only if `KEEP` is set.
 #[inline(always)]
 fn read_block<const KEEP: bool>(
     bits: &mut Bits,
@@ -90,7 +90,7 @@ fn read_block<const KEEP: bool>(
     mean: &mut i32,
     block: &mut Block,
 ) -> Result<(), Damage> {
-    // A copy of its own stays in registers.
+    // A local copy stays in registers.
     let mut next = *bits;
     next.fill();
     let difference = dc.look_up(&next);
@@ -140,6 +140,6 @@ fn read_block<const KEEP: bool>(
     if k > 64 { Err(TOO_MANY) } else { Ok(()) }
 }
 
-pub(super) const NO_CODE: Damage = Damage::Damaged("there are bits that are no Huffman code");
+pub(super) const NO_CODE: Damage = Damage::Damaged("invalid Huffman code");
 pub(super) const TOO_MANY: Damage = Damage::Damaged("a block has too many coefficients");
-pub(super) const MEAN: Damage = Damage::Damaged("the brightness of a block is out of range");
+pub(super) const MEAN: Damage = Damage::Damaged("the mean of a block is out of range");

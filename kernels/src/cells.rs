@@ -1,7 +1,7 @@
 //! The two formats of a product's operands, f32 and bf16, behind one name.
 //!
 //! Operands are stored in 32-bit *cells*, so that packing, tiling and addresses are the same for
-//! both: a cell is one f32, or two bf16 that are neighbours along the summed dimension. Rows are
+//! both: a cell is one f32, or two bf16 that are neighbors along the summed dimension. Rows are
 //! padded to whole vectors of sixteen elements, and the padding is zero.
 
 use crate::Precision;

@@ -251,7 +251,7 @@ impl ElementOp for Forward<'_> {
         let mut convolved = Buffer::new(y.len());
         let start = index * shape.chunk_lines();
         weights.depthwise.lines(shape.depthwise(), start, x, as_f32_mut(&mut convolved)).run(s);
-        saved.normalise::<S, P>(s, as_f32_mut(&mut convolved), shape.channels, eps);
+        saved.normalize::<S, P>(s, as_f32_mut(&mut convolved), shape.channels, eps);
         y.copy_from_slice(&x[index * shape.chunk()..][..y.len()]);
         weights.mlp.forward::<S, P>(s, gelu, scale.as_deref(), &mut saved, y, wanted);
         (wanted != Wanted::Nothing).then_some(saved)

@@ -147,9 +147,9 @@ pub(crate) fn factors<S: Lanes, P: Element>(
 
 /// Gradients of a norm's parameters from that of its output, over the rows of the chunk.
 #[inline(always)]
-pub(crate) fn column_sums<S: Lanes, P: Element>(s: S, dy: &[f32], normalised: &[u32], width: usize, to: &mut NormSums) {
-    for (dy, normalised) in dy.chunks_exact(width).zip(normalised.chunks_exact(P::cells(width))) {
-        norm::add_parameter_gradients::<S, P>(s, dy, normalised, &mut to.weight, &mut to.bias);
+pub(crate) fn column_sums<S: Lanes, P: Element>(s: S, dy: &[f32], normalized: &[u32], width: usize, to: &mut NormSums) {
+    for (dy, normalized) in dy.chunks_exact(width).zip(normalized.chunks_exact(P::cells(width))) {
+        norm::add_parameter_gradients::<S, P>(s, dy, normalized, &mut to.weight, &mut to.bias);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The arithmetic of JPEG decoding after the entropy decoder: inverse transform, upsampling, colours.
+//! The arithmetic of JPEG decoding after the entropy decoder: inverse transform, upsampling, colors.
 //!
 //! Integers throughout, so that every path gives the same bits, which are those of libjpeg-turbo's defaults. The
 //! loops are plain; compiled for each path, they become vectors. Files, Huffman codes and which blocks are
@@ -50,9 +50,9 @@ pub fn reduced_inverse_transform(side: usize, blocks: &[Block], table: &[u16; 64
     Isa::current().run(ReducedTransform { side, blocks, table, samples, stride });
 }
 
-/// Twice as many samples along a line, each a quarter of the way to its neighbour: 3/4 of the nearer, 1/4 of the other.
+/// Twice as many samples along a line, each a quarter of the way to its neighbor: 3/4 of the nearer, 1/4 of the other.
 ///
-/// Shapes: `line` `[n + 2]`, the samples with a neighbour on each side; `wide` `[2 n]`.
+/// Shapes: `line` `[n + 2]`, the samples with a neighbor on each side; `wide` `[2 n]`.
 ///
 /// # Panics
 ///
@@ -88,7 +88,7 @@ pub fn upsample_down(near: &[u8], far: &[u8], above: bool, line: &mut [u8]) {
     Isa::current().run(Down { near, far, bias: if above { 1 } else { 2 }, line });
 }
 
-/// Luminance and two colour differences to red, green and blue.
+/// Luminance and two color differences to red, green and blue.
 ///
 /// Shapes: `luma`, `blue`, `red` `[n]`; `pixels` `[n, 3]`.
 /// Source: JFIF 1.02, with the 16 binary places of `jdcolor.c`.
@@ -292,7 +292,7 @@ fn flat_mean(mean: i16, step: u16) -> u8 {
     ((level >> 3).0 + 128).clamp(0, 255) as u8
 }
 
-/// Transforms one block: columns, then lines, each to `SIDE` values that are `2 ^ HALVINGS` neighbours' mean.
+/// Transforms one block: columns, then lines, each to `SIDE` values that are `2 ^ HALVINGS` neighbors' mean.
 #[inline(always)]
 fn reduced<const SIDE: usize, const HALVINGS: usize>(
     line: fn([Wrapping<i32>; 8]) -> [Wrapping<i32>; SIDE],
@@ -606,7 +606,7 @@ mod tests {
     }
 
     #[test]
-    fn grey_keeps_its_level_and_primary_colours_are_found() {
+    fn grey_keeps_its_level_and_primary_colors_are_found() {
         let mut pixels = [0; 9];
         ycc_to_rgb(&[77, 76, 150], &[128, 85, 44], &[128, 255, 21], &mut pixels);
         assert_eq!(pixels, [77, 77, 77, 254, 0, 0, 0, 255, 1]);

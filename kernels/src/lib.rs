@@ -1,7 +1,7 @@
 //! CPU kernels for vision transformers and ConvNeXts on plain slices.
 //!
 //! What a robust trainer spends its time in: matrix products, norms, GELU, attention, convolutions, whole encoder and
-//! ConvNeXt blocks forward and backward, the optimiser, the steps of an attack, and the pixels of JPEG files. There are no tensors here,
+//! ConvNeXt blocks forward and backward, the optimizer, the steps of an attack, and the pixels of JPEG files. There are no tensors here,
 //! no autodiff, no files and no configuration; callers bring slices and get slices.
 //!
 //! Every kernel is written once (`src/lanes.rs`) and compiled for AVX-512 with and without bf16, for AVX2

@@ -1,7 +1,7 @@
 //! Linear layers of a block, packed for both directions, with the norm before them folded in.
 //!
 //! A norm's weight and bias are parts of the layer that follows: `W (x^ g + b) + c = (W g) x^ + (W b + c)`. So only the
-//! normalised rows `x^` are ever written, and [`crate::factors`] takes the layer's gradient apart again.
+//! normalized rows `x^` are ever written, and [`crate::factors`] takes the layer's gradient apart again.
 
 use rayon::prelude::*;
 

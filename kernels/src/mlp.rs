@@ -32,7 +32,7 @@ pub(crate) struct Mlp {
 /// What the backward pass needs, as rows of cells.
 #[derive(Debug)]
 pub(crate) struct MlpSaved {
-    normalised: Buffer,
+    normalized: Buffer,
     inverse_deviation: Vec<f32>,
     /// The hidden layer before its GELU for the gradients of the weights, the GELU's slope there for that of
     /// the input alone.
@@ -43,21 +43,21 @@ impl MlpSaved {
     /// Of so many rows, `width` and `hidden` padded.
     pub(crate) fn new<P: Element>(rows: usize, width: usize, hidden: usize) -> Self {
         Self {
-            normalised: Buffer::new(rows * P::cells(width)),
+            normalized: Buffer::new(rows * P::cells(width)),
             inverse_deviation: vec![0.0; rows],
             hidden: Buffer::new(rows * P::cells(hidden)),
         }
     }
 
-    /// Normalises the MLP's input, rows of this width.
+    /// Normalizes the MLP's input, rows of this width.
     #[inline(always)]
-    pub(crate) fn normalise<S: Lanes, P: Element>(&mut self, s: S, x: &[f32], width: usize, eps: f32) {
-        norm::normalise::<S, P>(s, x, width, eps, &mut self.normalised, &mut self.inverse_deviation);
+    pub(crate) fn normalize<S: Lanes, P: Element>(&mut self, s: S, x: &[f32], width: usize, eps: f32) {
+        norm::normalize::<S, P>(s, x, width, eps, &mut self.normalized, &mut self.inverse_deviation);
     }
 
     /// Memory held, in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        4 * (self.normalised.len() + self.inverse_deviation.len() + self.hidden.len())
+        4 * (self.normalized.len() + self.inverse_deviation.len() + self.hidden.len())
     }
 }
 
@@ -80,7 +80,7 @@ impl MlpGradients {
 }
 
 impl Mlp {
-    /// Adds the branch, times a factor for each row, to `y`. What was normalised before is the input.
+    /// Adds the branch, times a factor for each row, to `y`. What was normalized before is the input.
     #[inline(always)]
     pub(crate) fn forward<S: Lanes, P: Element>(
         &self,
@@ -101,7 +101,7 @@ impl Mlp {
             saved: &mut saved.hidden,
             after: ToCells::new(&mut after, P::cells(hidden)),
         };
-        product::<S, P>(s, left::<P>(&saved.normalised, width, rows), self.fc1.forward::<P>(), &mut to);
+        product::<S, P>(s, left::<P>(&saved.normalized, width, rows), self.fc1.forward::<P>(), &mut to);
         let mut to = AddToRows { to: y, width: self.fc1.columns.len(), bias: &self.fc2.bias, scale };
         product::<S, P>(s, left::<P>(&after, hidden, rows), self.fc2.forward::<P>(), &mut to);
     }
@@ -135,13 +135,13 @@ impl Mlp {
         product::<S, P>(s, left::<P>(&d_hidden, hidden, rows), self.fc1.backward::<P>(), &mut to);
         if let Some(gradients) = gradients {
             factors::<S, P>(s, rows, (d_branch, width), (&after, hidden), &mut gradients.fc2);
-            factors::<S, P>(s, rows, (&d_hidden, hidden), (&saved.normalised, width), &mut gradients.fc1);
-            column_sums::<S, P>(s, as_f32(d_norm), &saved.normalised, width, &mut gradients.norm);
+            factors::<S, P>(s, rows, (&d_hidden, hidden), (&saved.normalized, width), &mut gradients.fc1);
+            column_sums::<S, P>(s, as_f32(d_norm), &saved.normalized, width, &mut gradients.norm);
         }
         for (row, dx) in dx.chunks_exact_mut(self.fc1.columns.len()).enumerate() {
             let d_norm = &as_f32(d_norm)[row * width..][..width];
-            let normalised = &saved.normalised[row * P::cells(width)..];
-            norm::add_gradient::<S, P>(s, d_norm, normalised, saved.inverse_deviation[row], &self.norm.weight, dx);
+            let normalized = &saved.normalized[row * P::cells(width)..];
+            norm::add_gradient::<S, P>(s, d_norm, normalized, saved.inverse_deviation[row], &self.norm.weight, dx);
         }
     }
 }

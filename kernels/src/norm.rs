@@ -1,6 +1,6 @@
 //! Layer norm over the last dimension: `(x - mean) / sqrt(variance + eps) * weight + bias`.
 //!
-//! Inside a block only the normalised rows are written; weight and bias are folded into the product
+//! Inside a block only the normalized rows are written; weight and bias are folded into the product
 //! that follows ([`crate::block`]). The public pair has them.
 
 use rayon::prelude::*;
@@ -89,11 +89,11 @@ impl Op for Normed<'_> {
         let Self { x, weight, bias, eps, y } = self;
         for (x, y) in x.chunks_exact(weight.len()).zip(y.chunks_exact_mut(weight.len())) {
             let (mean, inverse) = moments(s, x, eps);
-            let (centre, factor) = (s.splat(mean), s.splat(inverse));
+            let (center, factor) = (s.splat(mean), s.splat(inverse));
             for (i, (x, y)) in x.chunks(LANES).zip(y.chunks_mut(LANES)).enumerate() {
                 let (at, end) = (i * LANES, i * LANES + x.len());
-                let normalised = s.mul(s.sub(s.load_part(x), centre), factor);
-                s.store_part(y, s.fma(normalised, s.load_part(&weight[at..end]), s.load_part(&bias[at..end])));
+                let normalized = s.mul(s.sub(s.load_part(x), center), factor);
+                s.store_part(y, s.fma(normalized, s.load_part(&weight[at..end]), s.load_part(&bias[at..end])));
             }
         }
     }
@@ -117,19 +117,19 @@ impl Op for Gradient<'_> {
         let Self { x, weight, eps, dy, dx, wanted } = self;
         let (width, pad) = (weight.len(), padded(weight.len()));
         let mut sums = if wanted { (vec![0.0; pad], vec![0.0; pad]) } else { (Vec::new(), Vec::new()) };
-        let mut normalised = Buffer::new(pad);
+        let mut normalized = Buffer::new(pad);
         // The row functions want whole vectors: weight and the row of dy are copied with padding.
         let mut rows = vec![0.0; 2 * pad];
         let (padded_weight, padded_dy) = rows.split_at_mut(pad);
         padded_weight[..width].copy_from_slice(weight);
         for ((x, dy), dx) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
             let mut inverse = [0.0];
-            normalise::<S, F32>(s, x, width, eps, &mut normalised, &mut inverse);
+            normalize::<S, F32>(s, x, width, eps, &mut normalized, &mut inverse);
             padded_dy[..width].copy_from_slice(dy);
             dx.fill(0.0);
-            add_gradient::<S, F32>(s, padded_dy, &normalised, inverse[0], padded_weight, dx);
+            add_gradient::<S, F32>(s, padded_dy, &normalized, inverse[0], padded_weight, dx);
             if wanted {
-                add_parameter_gradients::<S, F32>(s, padded_dy, &normalised, &mut sums.0, &mut sums.1);
+                add_parameter_gradients::<S, F32>(s, padded_dy, &normalized, &mut sums.0, &mut sums.1);
             }
         }
         sums
@@ -151,33 +151,33 @@ fn mean<S: Lanes>(s: S, row: &[f32]) -> f32 {
 #[inline(always)]
 pub(crate) fn moments<S: Lanes>(s: S, row: &[f32], eps: f32) -> (f32, f32) {
     let mean = mean(s, row);
-    let centre = s.splat(mean);
+    let center = s.splat(mean);
     let mut sum = s.splat(0.0);
     for part in row.chunks(LANES) {
-        let difference = s.first(s.sub(s.load_part(part), centre), part.len());
+        let difference = s.first(s.sub(s.load_part(part), center), part.len());
         sum = s.fma(difference, difference, sum);
     }
     let variance = s.sum(sum) / row.len() as f32;
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
-/// Writes the normalised rows as cells, zero in the padding, and `1 / sqrt(variance + eps)`.
+/// Writes the normalized rows as cells, zero in the padding, and `1 / sqrt(variance + eps)`.
 #[inline(always)]
-pub(crate) fn normalise<S: Lanes, P: Element>(
+pub(crate) fn normalize<S: Lanes, P: Element>(
     s: S,
     x: &[f32],
     width: usize,
     eps: f32,
-    normalised: &mut [u32],
+    normalized: &mut [u32],
     inverse_deviation: &mut [f32],
 ) {
     let stride = P::cells(padded(width));
-    for ((row, to), inverse) in x.chunks_exact(width).zip(normalised.chunks_exact_mut(stride)).zip(inverse_deviation) {
+    for ((row, to), inverse) in x.chunks_exact(width).zip(normalized.chunks_exact_mut(stride)).zip(inverse_deviation) {
         let (mean, found) = moments(s, row, eps);
         *inverse = found;
-        let (centre, factor) = (s.splat(mean), s.splat(found));
+        let (center, factor) = (s.splat(mean), s.splat(found));
         for (i, part) in row.chunks(LANES).enumerate() {
-            let v = s.mul(s.sub(s.load_part(part), centre), factor);
+            let v = s.mul(s.sub(s.load_part(part), center), factor);
             P::store(s, to, P::cells(i * LANES), s.first(v, part.len()));
         }
     }
@@ -191,7 +191,7 @@ pub(crate) fn normalise<S: Lanes, P: Element>(
 pub(crate) fn add_gradient<S: Lanes, P: Element>(
     s: S,
     dy: &[f32],
-    normalised: &[u32],
+    normalized: &[u32],
     inverse_deviation: f32,
     weight: &[f32],
     dx: &mut [f32],
@@ -201,7 +201,7 @@ pub(crate) fn add_gradient<S: Lanes, P: Element>(
     for (i, (dy, weight)) in dy.iter().zip(weight).enumerate() {
         let g = s.mul(s.load(dy), s.load(weight));
         sum = s.add(sum, g);
-        sum_along = s.fma(g, P::load(s, normalised, P::cells(i * LANES)), sum_along);
+        sum_along = s.fma(g, P::load(s, normalized, P::cells(i * LANES)), sum_along);
     }
     let width = dx.len() as f32;
     let mean = s.splat(s.sum(sum) / width);
@@ -209,7 +209,7 @@ pub(crate) fn add_gradient<S: Lanes, P: Element>(
     let factor = s.splat(inverse_deviation);
     for (i, ((dy, weight), dx)) in dy.iter().zip(weight).zip(dx.chunks_mut(LANES)).enumerate() {
         let g = s.sub(s.mul(s.load(dy), s.load(weight)), mean);
-        let g = s.fma(P::load(s, normalised, P::cells(i * LANES)), mean_along, g);
+        let g = s.fma(P::load(s, normalized, P::cells(i * LANES)), mean_along, g);
         let sum = s.fma(g, factor, s.load_part(dx));
         s.store_part(dx, sum);
     }
@@ -220,7 +220,7 @@ pub(crate) fn add_gradient<S: Lanes, P: Element>(
 pub(crate) fn add_parameter_gradients<S: Lanes, P: Element>(
     s: S,
     dy: &[f32],
-    normalised: &[u32],
+    normalized: &[u32],
     weight: &mut [f32],
     bias: &mut [f32],
 ) {
@@ -228,7 +228,7 @@ pub(crate) fn add_parameter_gradients<S: Lanes, P: Element>(
     let bias = bias.as_chunks_mut::<LANES>().0;
     for (i, ((dy, weight), bias)) in dy.as_chunks::<LANES>().0.iter().zip(weight).zip(bias).enumerate() {
         let dy = s.load(dy);
-        let sum = s.fma(dy, P::load(s, normalised, P::cells(i * LANES)), s.load(weight));
+        let sum = s.fma(dy, P::load(s, normalized, P::cells(i * LANES)), s.load(weight));
         s.store(weight, sum);
         let sum = s.add(s.load(bias), dy);
         s.store(bias, sum);

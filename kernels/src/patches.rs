@@ -1,4 +1,4 @@
-//! Images to rows of patches, with the pixels normalised on the way; and the gradient's way back.
+//! Images to rows of patches, with the pixels normalized on the way; and the gradient's way back.
 //!
 //! Every pixel belongs to one patch, so both directions only move values and scale them.
 

@@ -37,8 +37,8 @@ impl Case {
             .enumerate()
             .map(|(i, &len)| {
                 let size = if [2, 4, 8, 10].contains(&i) { 2.0 * small } else { 0.3 };
-                let centre = if i == 0 || i == 6 { 1.0 } else { 0.0 };
-                rng.vec(len, size).into_iter().map(|v| v + centre).collect()
+                let center = if i == 0 || i == 6 { 1.0 } else { 0.0 };
+                rng.vec(len, size).into_iter().map(|v| v + center).collect()
             })
             .collect();
         let scale = (rng.vec(shape.batch, 1.0), rng.vec(shape.batch, 1.0));

@@ -172,7 +172,7 @@ impl Case {
         let shape = ConvNextShape { batch, height, width, channels, hidden, kernel };
         let mut rng = Rng::new((shape.elements() + hidden) as u64);
         let small = 2.0 / (channels as f32).sqrt();
-        let near = |values: Vec<f32>, centre: f32| values.into_iter().map(|v| v + centre).collect();
+        let near = |values: Vec<f32>, center: f32| values.into_iter().map(|v| v + center).collect();
         let parts = vec![
             near(rng.vec(channels, 0.3), 0.5),
             rng.vec(channels * kernel * kernel, 1.0 / kernel as f32),

@@ -154,7 +154,7 @@ fn check_norm(rows: usize, width: usize) {
     // Far from zero: a one-pass variance would lose its digits here.
     let x: Vec<f32> = rng.vec(rows * width, 1.0).iter().map(|v| v + 30.0).collect();
     let (weight, bias, dy) = (rng.vec(width, 1.0), rng.vec(width, 1.0), rng.vec(rows * width, 1.0));
-    let (hat, _) = reference::normalise(&wide(&x), width);
+    let (hat, _) = reference::normalize(&wide(&x), width);
     let right: Vec<f64> =
         (hat.iter().enumerate()).map(|(i, v)| v * f64::from(weight[i % width]) + f64::from(bias[i % width])).collect();
     let (dx, dw, db) = reference::norm_gradients(&wide(&x), &wide(&weight), &wide(&dy));
@@ -167,7 +167,7 @@ fn check_norm(rows: usize, width: usize) {
             layer_norm_gradient(&x, &weight, 1e-6, &dy, &mut found, Some((&mut found_dw, &mut found_db)));
         });
         // The mean of numbers near 31 is off by a few 2^-24 * 31, and a row of two close numbers has
-        // a deviation of perhaps 1e-2, which the normalised value divides by: so relative 1e-3 there,
+        // a deviation of perhaps 1e-2, which the normalized value divides by: so relative 1e-3 there,
         // and 1e-4 for rows of ordinary spread. `eps` bounds the rest.
         let allowed = if width < 8 { 2e-2 } else { 2e-4 };
         assert!(worst(&y, &right) < allowed, "{what}: y {}", worst(&y, &right));

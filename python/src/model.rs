@@ -76,7 +76,7 @@ impl Model {
         };
         let [mean, std] = statistics;
         if mean.is_some() || std.is_some() {
-            loaded.model.normalise_by(mean, std);
+            loaded.model.normalize_by(mean, std);
         }
         notes.extend(loaded.notes.clone());
         let (precision, notice) = usable(precision, &device);

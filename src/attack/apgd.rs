@@ -15,7 +15,7 @@ use super::objective::Goal;
 use super::target_model::{Logits, Passes, Slope, TargetModel};
 use super::threat::{Ball, Norm};
 use crate::ops::{add, changed_pixels, momentum, replace_rows};
-use crate::rng::Purpose;
+use crate::rng::AttackKind;
 use crate::units::Fraction;
 
 /// Auto-PGD.
@@ -129,7 +129,7 @@ impl Apgd {
         run: usize,
     ) -> Adversarials {
         let epsilon = self.epsilon.value();
-        let draws = Draws::new(batch.seed, &batch.keys, Purpose::Apgd);
+        let draws = Draws::new(batch.seed, &batch.keys, AttackKind::Apgd);
         let ball = |factor: f64| Ball::new(self.norm, factor * epsilon, batch.images.clone());
         if !self.enlarged {
             let ball = ball(1.0);
@@ -282,7 +282,7 @@ impl Climb {
         };
         let pixels: usize = start.dims()[1..].iter().product();
         let moved = match (apgd.norm, kind) {
-            (Norm::L1, Start::Given | Start::Outside) => changed_pixels(&start, &ball.centre()),
+            (Norm::L1, Start::Given | Start::Outside) => changed_pixels(&start, &ball.center()),
             _ => vec![pixels; goals.len()],
         };
         let climbers = goals.iter().enumerate().map(|(place, goal)| Climber {
@@ -420,7 +420,7 @@ impl Climb {
     /// l1: while the best image gets sparser, continues from it with the largest step size; otherwise reduces the step
     /// size.
     fn check_sparsity(&mut self) -> Vec<bool> {
-        let moved = changed_pixels(&self.best, &self.ball.centre());
+        let moved = changed_pixels(&self.best, &self.ball.center());
         let check = |(climb, moved): (&mut Climber, usize)| {
             let sparser = (moved as f64) < 0.95 * climb.moved as f64;
             climb.step_size = if sparser {

@@ -1,7 +1,7 @@
 //! Random streams of an attack, keyed by image.
 
 use crate::ops::Streams;
-use crate::rng::{Purpose, Rng};
+use crate::rng::{AttackKind, Rng, Stream};
 
 /// The random streams of an attack on a batch: one per image, run and iteration.
 ///
@@ -11,30 +11,31 @@ use crate::rng::{Purpose, Rng};
 pub struct Draws<'a> {
     seed: u64,
     keys: &'a [u64],
-    purpose: Purpose,
+    kind: AttackKind,
 }
 
 impl<'a> Draws<'a> {
     /// Creates the streams for images with the given keys.
-    pub fn new(seed: u64, keys: &'a [u64], purpose: Purpose) -> Self {
-        Self {
-            seed,
-            keys,
-            purpose,
-        }
+    pub fn new(seed: u64, keys: &'a [u64], kind: AttackKind) -> Self {
+        Self { seed, keys, kind }
     }
 
     /// Returns the stream of one image in one run (restart or target) at one iteration.
     pub fn stream(&self, image: usize, run: usize, iteration: usize) -> Rng {
-        let sub_key = (run as u64) << 32 | iteration as u64;
-        Rng::new(self.seed, self.purpose, self.keys[image], sub_key)
+        let stream = Stream::Attack {
+            kind: self.kind,
+            image: self.keys[image],
+            run: run as u32,
+            iteration: iteration as u32,
+        };
+        Rng::new(self.seed, stream)
     }
 
     /// Returns the streams of all images at the start of a run, for devices that draw the numbers themselves.
     pub(crate) fn streams(&self, run: usize) -> Streams<'a> {
         Streams {
             seed: self.seed,
-            purpose: self.purpose,
+            purpose: self.kind.purpose() as u32,
             keys: self.keys,
             sub_key: (run as u64) << 32,
         }

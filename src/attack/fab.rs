@@ -22,7 +22,7 @@ use super::threat::Norm;
 use crate::ops::{
     self, Device, add_clamped, fab_step, from_vec, pull_back, put_rows, replace_rows, to_vec, zeros,
 };
-use crate::rng::Purpose;
+use crate::rng::AttackKind;
 use crate::units::Fraction;
 
 /// Fast adaptive boundary attack.
@@ -114,7 +114,7 @@ impl Fab {
 
     /// Returns random points at half of epsilon from the clean images.
     fn start(&self, batch: &Batch, run: usize) -> Tensor<4> {
-        let draws = Draws::new(batch.seed, &batch.keys, Purpose::Fab);
+        let draws = Draws::new(batch.seed, &batch.keys, AttackKind::Fab);
         let (clean, shape) = (&batch.images, batch.images.dims());
         let pixels: usize = shape[1..].iter().product();
         let noise: Vec<Vec<f32>> = (0..shape[0])

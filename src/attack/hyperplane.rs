@@ -166,7 +166,7 @@ impl Split {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{Purpose, Rng};
+    use crate::rng::{Rng, Stream};
 
     const NORMS: [Norm; 3] = [Norm::Linf, Norm::L2, Norm::L1];
 
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn the_move_lands_on_the_plane_and_no_shorter_one_does() {
-        let mut rng = Rng::new(5, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(5, Stream::Bench);
         for round in 0..100 {
             let n = 2 + rng.below(12);
             let mut draw = |low: f32, high: f32| -> Vec<f32> {

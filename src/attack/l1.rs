@@ -173,7 +173,7 @@ pub fn steepest_share(gradient: &mut [f32], share: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{Purpose, Rng};
+    use crate::rng::{Rng, Stream};
 
     fn distance(a: &[f32], b: &[f32]) -> f64 {
         let pairs = a.iter().zip(b);
@@ -204,7 +204,7 @@ mod tests {
 
     #[test]
     fn no_feasible_point_is_nearer_than_the_projection() {
-        let mut rng = Rng::new(3, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(3, Stream::Bench);
         for round in 0..200 {
             let n = 1 + rng.below(20);
             let clean: Vec<f32> = (0..n).map(|_| rng.uniform()).collect();

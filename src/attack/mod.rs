@@ -38,7 +38,7 @@ use burn::tensor::Tensor;
 use serde::Serialize;
 
 use crate::ops::{Device, zeros};
-use crate::rng::Purpose;
+use crate::rng::AttackKind;
 use crate::units::Fraction;
 
 use attempt::images_of;
@@ -149,7 +149,7 @@ fn climb_cross_entropy(attack: &Pgd, classifier: &TargetModel, batch: &Batch) ->
         true => zeros(images.dims(), &Device::of(&images)),
         false => classifier.climb(images, &goals).gradient,
     };
-    let draws = Draws::new(batch.seed, &batch.keys, Purpose::AttackStart);
+    let draws = Draws::new(batch.seed, &batch.keys, AttackKind::Pgd);
     let last = attack.climb(batch.images.clone(), &gradient, &draws);
     let nothing = Attempt::nothing(batch.labels.len());
     match classifier.is_stopped() {
@@ -171,12 +171,12 @@ mod tests {
     use super::*;
     use crate::eval::autoattack::{ATTACKS, Settings, Version};
     use crate::ops::{Device, from_vec};
-    use crate::rng::Rng;
+    use crate::rng::{Rng, Stream};
 
     const CLASSES: usize = 5;
 
     fn draw(count: usize, seed: u64) -> Vec<f32> {
-        let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(seed, Stream::Bench);
         (0..count).map(|_| rng.uniform()).collect()
     }
 

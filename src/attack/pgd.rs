@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use super::draws::Draws;
 use super::gradient::input_gradient;
 use super::threat::{Ball, Norm};
-use crate::rng::Purpose;
+use crate::rng::AttackKind;
 use crate::settings::{Table, settings, words};
 use crate::units::Fraction;
 
@@ -71,7 +71,7 @@ impl Pgd {
         seed: u64,
         keys: &[u64],
     ) -> Tensor<4> {
-        let draws = Draws::new(seed, keys, Purpose::AttackStart);
+        let draws = Draws::new(seed, keys, AttackKind::Pgd);
         self.climb(images, &|images| input_gradient(loss, images).0, &draws)
     }
 

@@ -22,7 +22,7 @@ use super::threat::Norm;
 use crate::ops::{
     self, Device, Exchange, Squares, Window, from_vec, put_rows, replace_rows, to_vec,
 };
-use crate::rng::{Purpose, Rng};
+use crate::rng::{AttackKind, Rng};
 use crate::units::Fraction;
 
 /// Square attack.
@@ -271,7 +271,7 @@ impl<'a> Queries<'a> {
         Self {
             on_device: Squares::on_device(&batch.images, norm, picture.epsilon, patterns),
             square,
-            draws: Draws::new(batch.seed, &batch.keys, Purpose::Square),
+            draws: Draws::new(batch.seed, &batch.keys, AttackKind::Square),
             picture,
         }
     }
@@ -668,7 +668,7 @@ impl Picture {
             .into_iter()
             .chain(lower.into_iter().map(|v| -v))
             .collect();
-        self.normalise(&mut pattern);
+        self.normalize(&mut pattern);
         if is_standing {
             let transposed = (0..side * side).map(|at| pattern[at % side * side + at / side]);
             pattern = transposed.collect();
@@ -695,11 +695,11 @@ impl Picture {
                 }
             }
         }
-        self.normalise(&mut bump);
+        self.normalize(&mut bump);
         bump
     }
 
-    fn normalise(&self, values: &mut [f64]) {
+    fn normalize(&self, values: &mut [f64]) {
         let sum = match self.norm {
             Norm::L2 => values.iter().map(|value| value * value).sum::<f64>().sqrt(),
             _ => values.iter().map(|value| value.abs()).sum(),
@@ -713,6 +713,7 @@ impl Picture {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rng::Stream;
 
     const SHAPE: [usize; 3] = [3, 16, 12];
 
@@ -737,7 +738,7 @@ mod tests {
 
     #[test]
     fn every_query_is_an_image_within_epsilon() {
-        let mut rng = Rng::new(4, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(4, Stream::Bench);
         let clean: Vec<f32> = (0..3 * 16 * 12).map(|_| rng.uniform()).collect();
         for (norm, epsilon) in [(Norm::Linf, 0.03), (Norm::L2, 0.5), (Norm::L1, 6.0)] {
             let picture = picture(norm, epsilon);
@@ -773,7 +774,7 @@ mod tests {
 
     #[test]
     fn a_pattern_has_length_one_and_two_halves_of_opposite_sign() {
-        let mut rng = Rng::new(1, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(1, Stream::Bench);
         for norm in [Norm::L2, Norm::L1] {
             for side in [3, 6, 7] {
                 let picture = picture(norm, 1.0);

@@ -99,19 +99,19 @@ fn scale(values: &mut [f32], factor: f64) {
 pub struct Ball {
     norm: Norm,
     epsilon: f64,
-    centre: Tensor<4>,
+    center: Tensor<4>,
 }
 
 impl Ball {
     /// Creates the ball around each image of a batch.
     ///
     /// The radius is capped at the largest possible distance between images, which keeps numbers in the range of f32.
-    pub fn new(norm: Norm, epsilon: f64, centre: Tensor<4>) -> Self {
-        let pixels = centre.dims()[1..].iter().product();
+    pub fn new(norm: Norm, epsilon: f64, center: Tensor<4>) -> Self {
+        let pixels = center.dims()[1..].iter().product();
         Self {
             norm,
             epsilon: epsilon.min(norm.longest(pixels)),
-            centre: centre.without_autodiff(),
+            center: center.without_autodiff(),
         }
     }
 
@@ -123,15 +123,15 @@ impl Ball {
     pub fn sample(&self, draws: &Draws) -> Tensor<4> {
         let streams = draws.streams(0);
         let on_device = match self.norm {
-            Norm::Linf => linf_start(&self.centre, &streams, self.epsilon),
-            Norm::L2 => l2_start(&self.centre, &streams, self.epsilon),
-            Norm::L1 => l1_start(&self.centre, &streams, self.epsilon),
+            Norm::Linf => linf_start(&self.center, &streams, self.epsilon),
+            Norm::L2 => l2_start(&self.center, &streams, self.epsilon),
+            Norm::L1 => l1_start(&self.center, &streams, self.epsilon),
         };
         if let Some(start) = on_device {
             return start;
         }
         let noise = self.noise(|index, pixels| self.draw(&mut draws.stream(index, 0, 0), pixels));
-        (self.centre.clone() + noise).clamp(0.0, 1.0)
+        (self.center.clone() + noise).clamp(0.0, 1.0)
     }
 
     /// Draws a random point on the surface of each ball, clipped to [0, 1], as the start of APGD.
@@ -140,7 +140,7 @@ impl Ball {
     /// Source: Croce and Hein 2020, algorithm 1; 2021, section 4.2; same noise as the reference program.
     pub fn sample_surface(&self, draws: &Draws, run: usize) -> Tensor<4> {
         let (norm, streams) = (self.norm.on_device(), draws.streams(run));
-        if let Some(start) = surface_start(norm, &self.centre, &streams, self.epsilon) {
+        if let Some(start) = surface_start(norm, &self.center, &streams, self.epsilon) {
             return start;
         }
         let noise = self.noise(|index, pixels| {
@@ -154,17 +154,17 @@ impl Ball {
                 }
             }
         });
-        self.project(self.centre.clone() + noise)
+        self.project(self.center.clone() + noise)
     }
 
     /// Builds a tensor with one perturbation per image, from a function of index and number of pixels.
     fn noise(&self, of_image: impl Fn(usize, usize) -> Vec<f32> + Sync) -> Tensor<4> {
-        let [batch, channels, height, width] = self.centre.dims();
+        let [batch, channels, height, width] = self.center.dims();
         let pixels = channels * height * width;
         let mut noise = vec![0.0; batch * pixels];
         let images = noise.par_chunks_mut(pixels.max(1)).enumerate();
         images.for_each(|(index, image)| image.copy_from_slice(&of_image(index, pixels)));
-        from_vec(noise, self.centre.dims(), &Device::of(&self.centre))
+        from_vec(noise, self.center.dims(), &Device::of(&self.center))
     }
 
     /// Draws a random perturbation of one image within epsilon.
@@ -203,11 +203,11 @@ impl Ball {
     /// Shapes: `sizes` `[batch]`.
     pub fn step(&self, images: Tensor<4>, gradient: Tensor<4>, sizes: &[f32]) -> Tensor<4> {
         match self.norm {
-            Norm::Linf => linf_step(images, gradient, &self.centre, sizes, self.epsilon),
-            Norm::L2 => l2_step(images, gradient, &self.centre, sizes, self.epsilon),
+            Norm::Linf => linf_step(images, gradient, &self.center, sizes, self.epsilon),
+            Norm::L2 => l2_step(images, gradient, &self.center, sizes, self.epsilon),
             Norm::L1 => {
                 let epsilon = self.epsilon;
-                let on_device = l1_step(&images, &gradient, &self.centre, sizes, epsilon);
+                let on_device = l1_step(&images, &gradient, &self.center, sizes, epsilon);
                 on_device.unwrap_or_else(|| {
                     let direction = |_, slopes: &mut [f32], at: &[f32]| l1::steepest(slopes, at);
                     self.l1_step(images, gradient, sizes, direction)
@@ -226,8 +226,8 @@ impl Ball {
         sizes: &[f32],
         shares: &[f64],
     ) -> Tensor<4> {
-        let (centre, epsilon) = (&self.centre, self.epsilon);
-        let on_device = ops::l1_sparse_step(&images, &gradient, centre, sizes, shares, epsilon);
+        let (center, epsilon) = (&self.center, self.epsilon);
+        let on_device = ops::l1_sparse_step(&images, &gradient, center, sizes, shares, epsilon);
         on_device.unwrap_or_else(|| {
             self.l1_step(images, gradient, sizes, |index, slopes, _| {
                 l1::steepest_share(slopes, shares[index]);
@@ -238,10 +238,10 @@ impl Ball {
     /// Projects images into the ball (l2: scaled and clipped, see [`Ball::step`]).
     pub fn project(&self, images: Tensor<4>) -> Tensor<4> {
         // With step size 0 the gradient has no effect.
-        let unused = self.centre.clone();
+        let unused = self.center.clone();
         let sizes = vec![0.0; unused.dims()[0]];
         match self.norm {
-            Norm::L1 => ops::l1_project(&images, &self.centre, self.epsilon)
+            Norm::L1 => ops::l1_project(&images, &self.center, self.epsilon)
                 .unwrap_or_else(|| self.l1_step(images, unused, &sizes, |_, _, _| ())),
             _ => self.step(images, unused, &sizes),
         }
@@ -258,11 +258,11 @@ impl Ball {
         let (dims, device) = (images.dims(), Device::of(&images));
         let pixels = (dims[1] * dims[2] * dims[3]).max(1);
         let (mut images, mut moves) = (to_vec(images), to_vec(gradient));
-        let centre = to_vec(self.centre.clone());
+        let center = to_vec(self.center.clone());
         let parts = images
             .par_chunks_exact_mut(pixels)
             .zip(moves.par_chunks_exact_mut(pixels))
-            .zip(centre.par_chunks_exact(pixels));
+            .zip(center.par_chunks_exact(pixels));
         parts
             .enumerate()
             .for_each(|(index, ((image, moves), clean))| {
@@ -278,7 +278,7 @@ impl Ball {
     /// Selects the balls of some of the images.
     pub fn select(&self, kept: &[usize]) -> Self {
         Self {
-            centre: select(self.centre.clone(), kept),
+            center: select(self.center.clone(), kept),
             ..self.clone()
         }
     }
@@ -289,8 +289,8 @@ impl Ball {
     }
 
     /// Returns the images at the center.
-    pub fn centre(&self) -> Tensor<4> {
-        self.centre.clone()
+    pub fn center(&self) -> Tensor<4> {
+        self.center.clone()
     }
 }
 
@@ -299,10 +299,10 @@ mod tests {
 
     use super::*;
     use crate::ops::Device;
-    use crate::rng::Purpose;
+    use crate::rng::{AttackKind, Stream};
 
     fn images(count: usize, seed: u64) -> Tensor<4> {
-        let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(seed, Stream::Bench);
         let values = (0..count * 3 * 8 * 8).map(|_| rng.uniform()).collect();
         from_vec(values, [count, 3, 8, 8], &Device::cpu())
     }
@@ -313,7 +313,7 @@ mod tests {
         let far = images(4, 2) * 3.0 - 1.0;
         for (norm, epsilon) in [(Norm::Linf, 0.03), (Norm::L2, 0.5), (Norm::L1, 12.0)] {
             let ball = Ball::new(norm, epsilon, clean.clone());
-            let draws = Draws::new(0, &[0, 1, 2, 3], Purpose::AttackStart);
+            let draws = Draws::new(0, &[0, 1, 2, 3], AttackKind::Pgd);
             let nearest = ball.project(far.clone());
             let surface = ball.sample_surface(&draws, 0);
             for found in [ball.sample(&draws), surface, nearest] {
@@ -322,7 +322,7 @@ mod tests {
                 let clean = to_vec(clean.clone());
                 for (found, clean) in values.chunks(192).zip(clean.chunks(192)) {
                     let distance = norm.distance(found, clean);
-                    // A pixel is rounded to f32; `sample` does not round l1 towards the centre.
+                    // A pixel is rounded to f32; `sample` does not round l1 towards the center.
                     assert!(distance <= epsilon + 1e-6, "{norm:?} {distance}");
                 }
             }
@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn a_start_does_not_depend_on_the_batch() {
         let clean = images(3, 1);
-        let draws = |keys| Draws::new(9, keys, Purpose::AttackStart);
+        let draws = |keys| Draws::new(9, keys, AttackKind::Pgd);
         let all = to_vec(Ball::new(Norm::Linf, 0.1, clean.clone()).sample(&draws(&[5, 6, 7])));
         let last = Ball::new(Norm::Linf, 0.1, clean.narrow(0, 2, 1)).sample(&draws(&[7]));
         assert_eq!(all[2 * 192..], to_vec(last));

@@ -70,7 +70,7 @@ impl NamedModel {
             note(&format!("note: {text}"));
         }
         if self.mean.is_some() || self.std.is_some() {
-            loaded.model.normalise_by(self.mean, self.std);
+            loaded.model.normalize_by(self.mean, self.std);
             // With another normalization it is a different model, so its evaluations must not be resumed.
             let (mean, std) = loaded.model.config().statistics();
             let identity = format!("{} {mean:?} {std:?}", loaded.hash);

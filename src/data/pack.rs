@@ -26,7 +26,7 @@ use crate::image::decode::pnm;
 use crate::image::picture::Pixels;
 use crate::image::resize::{Filter, resize_bytes};
 use crate::image::{Picture, Region};
-use crate::rng::{Purpose, Rng};
+use crate::rng::{Rng, Stream};
 
 /// Samples per packed shard if the source has no shards.
 const SAMPLES: usize = 1024;
@@ -132,7 +132,7 @@ impl Packed {
 /// changes with the pixels.
 fn shards(dataset: &Dataset, shorter_side: usize) -> Result<Vec<Shard>> {
     let Some(source) = dataset.shards() else {
-        let order = Rng::new(0, Purpose::Order, 0, 0).permutation(dataset.len());
+        let order = Rng::new(0, Stream::Order { epoch: 0 }).permutation(dataset.len());
         let parts = order.chunks(SAMPLES).enumerate();
         let shard = |(number, samples): (usize, &[usize])| Shard {
             name: format!("{number:05}-{shorter_side}px.tar"),

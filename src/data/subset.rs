@@ -15,7 +15,7 @@ use super::dataset::Dataset;
 use super::sources::folder::first_few;
 use crate::error::{Context, Error, Result};
 use crate::files;
-use crate::rng::{Purpose, Rng};
+use crate::rng::{Rng, Stream};
 use crate::units::grouped;
 
 /// The images that a user requests.
@@ -201,11 +201,21 @@ fn sample(dataset: &Dataset, size: usize) -> Vec<usize> {
         classes.entry(label).or_default().push(place);
     }
     // A fixed seed: the choice of images depends on neither the model's seed nor the attacks'.
-    let random = |key: u64, sub_key: u64| Rng::new(0, Purpose::Subset, key, sub_key).bits();
+    let random = |stream| Rng::new(0, stream).bits();
     let mut ranked: Vec<(f64, u32, usize)> = Vec::with_capacity(dataset.len());
     for (label, mut places) in classes {
-        places.sort_by_cached_key(|place| (random(*place as u64, 0), *place));
-        let shift = random(u64::from(label), 1) as f64 / 2.0_f64.powi(64);
+        places.sort_by_cached_key(|place| {
+            (
+                random(Stream::SubsetImage {
+                    image: *place as u64,
+                }),
+                *place,
+            )
+        });
+        let shift = random(Stream::SubsetClass {
+            class: u64::from(label),
+        }) as f64
+            / 2.0_f64.powi(64);
         let count = places.len() as f64;
         let ranks = places.into_iter().enumerate();
         ranked.extend(ranks.map(|(rank, place)| ((rank as f64 + shift) / count, label, place)));

@@ -7,11 +7,11 @@ pub fn wilson(count: usize, of: usize) -> (f64, f64) {
     }
     let (z, n) = (1.959964, of as f64);
     let share = count as f64 / n;
-    let centre = share + z * z / (2.0 * n);
+    let center = share + z * z / (2.0 * n);
     let spread = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
     let scale = 1.0 + z * z / n;
     (
-        ((centre - spread) / scale).max(0.0),
-        ((centre + spread) / scale).min(1.0),
+        ((center - spread) / scale).max(0.0),
+        ((center + spread) / scale).min(1.0),
     )
 }

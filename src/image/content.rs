@@ -18,7 +18,7 @@ pub fn of(bytes: &[u8]) -> Option<Content> {
         [] => content("an empty file", "copy or download it again"),
         _ if begins_with(bytes, "<!doctype html") || begins_with(bytes, "<html") => content(
             "an HTML page",
-            "the server returned a web page instead of the file; download it again",
+            "the server returned a web page instead; download the file again",
         ),
         _ if begins_with(bytes, "<?xml") && contains(bytes, "<error>") => content(
             "an object store's error message",

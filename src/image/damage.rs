@@ -50,7 +50,7 @@ reasons! {
     SizePastEnd "size_past_end" true "a member's size is not a number or extends past the end of the tar",
     EmptyShard "empty_shard" true "a tar without samples",
     EmptyMember "empty_member" true "an empty member",
-    MemberTooLarge "member_too_large" true "a member larger than any valid one",
+    MemberTooLarge "member_too_large" true "a member above the size limit",
     DuplicateKey "duplicate_key" true "two members of the same kind under one key",
     MissingImage "missing_image" true "no image under the key",
     MissingCaption "missing_caption" true "no caption under the key",

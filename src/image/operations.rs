@@ -27,13 +27,13 @@ pub enum Operation {
     Solarize(u32),
     /// Adds to values below 128.
     SolarizeAdd(u32),
-    /// Blends with grayscale: 0 is grayscale, 1 is no change.
+    /// Blends with grayscale: 0 is grayscale, 1 is the original.
     Color(f64),
-    /// Blends with the mean gray level: 0 is uniform gray, 1 is no change.
+    /// Blends with the mean gray level: 0 is uniform gray, 1 is the original.
     Contrast(f64),
-    /// Blends with black: 0 is black, 1 is no change.
+    /// Blends with black: 0 is black, 1 is the original.
     Brightness(f64),
-    /// Blends with the smoothed image: 0 is smoothed, 1 is no change.
+    /// Blends with the smoothed image: 0 is smoothed, 1 is the original.
     Sharpness(f64),
     /// Shifts each row by a fraction of its index.
     ShearX(f64),

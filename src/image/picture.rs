@@ -103,7 +103,7 @@ impl Picture {
         })
     }
 
-    /// Makes an image of which only the bytes of a region are known.
+    /// Makes an image with known bytes in one region only.
     ///
     /// Shapes: `pixels` is `[known.height, known.width, 3]`.
     /// Errors: the number of values does not match the region, or the region extends past the image.

@@ -86,7 +86,7 @@ impl Preprocessing {
         let size = self.image_size;
         if !(1..=MAX_IMAGE_SIZE).contains(&size) {
             let message =
-                format!("invalid image size {size}: expected 1 to {MAX_IMAGE_SIZE} pixels");
+                format!("invalid image size {size}: must be from 1 to {MAX_IMAGE_SIZE} pixels");
             return Err(Error::input(message).hint("use the size that the model was trained at"));
         }
         let fraction = self.crop_fraction;
@@ -359,11 +359,15 @@ mod tests {
     #[test]
     fn invalid_sizes_are_refused() {
         for (size, fraction, part) in [
-            (0, 1.0, "invalid image size 0: expected 1 to 4096 pixels"),
+            (
+                0,
+                1.0,
+                "invalid image size 0: must be from 1 to 4096 pixels",
+            ),
             (
                 80_000_000,
                 1.0,
-                "invalid image size 80000000: expected 1 to 4096 pixels",
+                "invalid image size 80000000: must be from 1 to 4096 pixels",
             ),
             (224, 0.0, "invalid crop fraction 0: must be above 0"),
             (224, 1.5, "invalid crop fraction 1.5"),

@@ -1,6 +1,6 @@
 //! Initial weights, drawn from keyed streams: the same seed gives the same model on every machine.
 
-use crate::rng::{Purpose, Rng};
+use crate::rng::{Rng, Stream};
 
 /// Draws one tensor after another.
 pub(crate) struct Init {
@@ -54,7 +54,13 @@ impl Init {
 
     fn next(&mut self) -> Rng {
         self.tensors += 1;
-        Rng::new(self.seed, Purpose::Init, self.tensors, self.draw)
+        Rng::new(
+            self.seed,
+            Stream::Weights {
+                tensor: self.tensors,
+                draw: self.draw,
+            },
+        )
     }
 
     /// Xavier uniform initialization (Glorot and Bengio 2010), as MAE and CLIPA use for transformers.

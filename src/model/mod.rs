@@ -112,7 +112,7 @@ impl Model {
     }
 
     /// Sets the channel mean and standard deviation, if given.
-    pub fn normalise_by(&mut self, mean: Option<[f64; 3]>, std: Option<[f64; 3]>) {
+    pub fn normalize_by(&mut self, mean: Option<[f64; 3]>, std: Option<[f64; 3]>) {
         let (own_mean, own_std) = match self {
             Self::Vit(vit) => (&mut vit.config.mean, &mut vit.config.std),
             Self::ConvNext(convnext) => (&mut convnext.config.mean, &mut convnext.config.std),

@@ -3,7 +3,7 @@
 use super::parameter::Parameter;
 use super::tokens::Kept;
 use crate::ops::{Device, Numerics};
-use crate::rng::{Purpose, Rng};
+use crate::rng::{Rng, Stream};
 
 /// Epsilon of the normalization layers, as in timm's models. A transformer can override it with
 /// [`crate::model::VitConfig::norm_eps`].
@@ -60,7 +60,7 @@ impl DropPath {
         let mut factors = [(); N].map(|()| Vec::with_capacity(batch));
         for image in 0..batch as u64 {
             let (image, block) = (self.position + image, index as u64);
-            let mut rng = Rng::new(self.seed, Purpose::DropPath, image, block);
+            let mut rng = Rng::new(self.seed, Stream::DropPath { image, block });
             for factors in &mut factors {
                 let dropped = rng.chance(rate);
                 factors.push(if dropped { 0.0 } else { 1.0 / (1.0 - rate) });

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::ops::KeptRows;
-use crate::rng::{Purpose, Rng};
+use crate::rng::{Rng, Stream};
 use crate::settings::{settings, words};
 
 settings! {
@@ -69,7 +69,12 @@ impl Masking {
         let kept = self.kept(grid);
         let mut indices = Vec::with_capacity(batch * kept);
         for image in 0..batch as u64 {
-            let mut rng = Rng::new(seed, Purpose::Masking, position + image, 0);
+            let mut rng = Rng::new(
+                seed,
+                Stream::Masking {
+                    image: position + image,
+                },
+            );
             match self.kind {
                 MaskingKind::Random => {
                     let mut chosen = rng.permutation(grid * grid);

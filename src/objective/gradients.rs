@@ -321,11 +321,11 @@ mod tests {
     use crate::objective::contrastive::{ContrastiveLoss, TowerPasses};
     use crate::objective::labels::LabelLoss;
     use crate::ops::{Device, Gelu};
-    use crate::rng::{Purpose, Rng};
+    use crate::rng::{Rng, Stream};
     use crate::text::{TextConfig, TextPool, TextTower};
 
     fn draw<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
-        let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(seed, Stream::Bench);
         let values = (0..shape.iter().product()).map(|_| rng.uniform()).collect();
         from_vec(values, shape, &Device::cpu())
     }

@@ -12,7 +12,7 @@ use super::device::Device;
 use super::tensor::{from_vec, to_vec};
 use super::words::{AttackPrecision, Numerics, Precision};
 use crate::error::{Error, Result};
-use crate::rng::{Purpose, Rng};
+use crate::rng::{Rng, Stream};
 use crate::settings::{Invalid, Kind, Setting, Value, Words, words};
 
 /// The name of a device as a user writes it: `auto`, `cpu`, `cuda`, `cuda:1`.
@@ -258,7 +258,7 @@ impl DeviceName {
 fn largest_error(device: &Device) -> f32 {
     let errors = |[count, rows, inner, columns]: [usize; 4]| {
         let matrices = |seed: u64, shape: [usize; 3]| {
-            let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
+            let mut rng = Rng::new(seed, Stream::Bench);
             let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.normal()).collect();
             [device, &Device::cpu()].map(|device| from_vec::<3>(values.clone(), shape, device))
         };

@@ -387,10 +387,10 @@ mod tests {
 
     use super::*;
     use crate::ops::words::Numerics;
-    use crate::rng::{Purpose, Rng};
+    use crate::rng::{Rng, Stream};
 
     fn draw<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
-        let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(seed, Stream::Bench);
         let count = shape.iter().product();
         let values: Vec<f64> = (0..count).map(|_| f64::from(rng.normal()) * 0.5).collect();
         Tensor::from_data(

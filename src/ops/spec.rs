@@ -4,7 +4,6 @@ use advxl_kernels::Gelu;
 use burn::tensor::Tensor;
 
 use super::words::{Numerics, Precision};
-use crate::rng::Purpose;
 
 /// How images become patches.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +61,7 @@ pub struct Streams<'a> {
     /// Of the run.
     pub seed: u64,
     /// What the numbers are for.
-    pub purpose: Purpose,
+    pub purpose: u32,
     /// One an image.
     pub keys: &'a [u64],
     /// The same for all images.

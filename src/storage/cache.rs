@@ -25,10 +25,8 @@ pub fn cache(name: &str) -> Result<PathBuf> {
     let chosen = CHOSEN.read().unwrap_or_else(PoisonError::into_inner);
     match chosen.clone().or_else(from_environment) {
         Some(folder) => Ok(folder.join(name)),
-        None => Err(
-            Error::input(format!("no cache folder for shards ({name})"))
-                .hint("set ADVXL_CACHE to a folder"),
-        ),
+        None => Err(Error::input(format!("no cache folder for shards ({name})"))
+            .hint("set ADVXL_CACHE to a folder")),
     }
 }
 

@@ -1,9 +1,9 @@
-//! Objects in S3, Google's cloud storage and on web servers, read in ranges (feature `cloud`).
+//! Range requests to objects in S3, in Google Cloud Storage and on web servers (feature `cloud`).
 //!
-//! One thread waits for all requests; whoever needs an answer asks first and waits later, so that many
-//! requests are under way at once. Failed ones are tried again, with growing pauses, until
-//! `ADVXL_STORE_PATIENCE` seconds have passed. What an object is, its length and ETag, is held against every answer.
-//! Nothing is ever written to a store. Not for what the bytes mean ([`crate::data::shards`]).
+//! One thread drives all requests. Callers start a request first and wait for it later, so that many requests are in
+//! flight. Failed requests are retried with growing pauses until `ADVXL_STORE_PATIENCE` seconds have passed. An
+//! object's length and ETag are checked against every response. Nothing is ever written to a store.
+//! [`crate::data::shards`] interprets the bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error as _;
@@ -27,17 +27,17 @@ use tokio::sync::Semaphore;
 
 use crate::error::{Error, Kind, Result};
 
-/// Requests under way at a time.
+/// Maximum number of concurrent requests.
 const MOST_AT_ONCE: usize = 64;
-/// For one request with its answer; a block of a scan takes that long at half a megabyte a second.
+/// Timeout of one request, including its response. A 4 MiB block of a scan takes this long at 70 kB/s.
 const LONGEST_REQUEST: Duration = Duration::from_secs(60);
-/// How long a request is tried again.
+/// How long a failed request is retried by default.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// Requests at a time, of the whole process: stores limit clients, not data sets.
+/// Limits concurrent requests of the whole process: stores limit clients, not data sets.
 static SLOTS: Semaphore = Semaphore::const_new(MOST_AT_ONCE);
 
-/// The answer to a request that was begun.
+/// The response to a request that was started.
 #[derive(Debug)]
 pub struct Pending<T> {
     answer: Receiver<Result<T>>,
@@ -45,25 +45,25 @@ pub struct Pending<T> {
 }
 
 impl<T> Pending<T> {
-    /// Waits for the answer.
+    /// Waits for the response.
     pub fn wait(self) -> Result<T> {
         let lost = |_| {
             Err(Error::failed(
-                "a request to a store ended without an answer",
+                "a request to a store ended without a response",
             ))
         };
         self.answer.recv().unwrap_or_else(lost)
     }
 }
 
-/// An answer that nobody waits for is not needed any more.
+/// Cancels the request, since its response is no longer needed.
 impl<T> Drop for Pending<T> {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-/// Begins work on the network's thread, once there is a slot for it.
+/// Starts work on the network thread as soon as a slot is free.
 fn begin<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<Pending<T>> {
@@ -72,14 +72,14 @@ fn begin<T: Send + 'static>(
         let slot = SLOTS.acquire().await;
         let done = work.await;
         drop(slot);
-        // Nobody listens any more when the answer is not needed.
+        // Fails if the receiver was dropped because the response is no longer needed.
         let _ = sender.send(done);
     });
     let task = task.abort_handle();
     Ok(Pending { answer, task })
 }
 
-/// The one thread that waits for requests; it lives as long as the program.
+/// Returns the runtime of the thread that drives all requests. It lives as long as the process.
 fn network() -> Result<Handle> {
     static NETWORK: OnceLock<Result<Handle>> = OnceLock::new();
     let start = || -> std::io::Result<Handle> {
@@ -92,7 +92,7 @@ fn network() -> Result<Handle> {
             .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
         Ok(handle)
     };
-    let failed = |error| Error::failed(format!("cannot start the network's thread: {error}"));
+    let failed = |error| Error::failed(format!("cannot start the network thread: {error}"));
     NETWORK.get_or_init(|| start().map_err(failed)).clone()
 }
 
@@ -104,10 +104,10 @@ enum Service {
     Web,
 }
 
-/// The parts of an address: `s3` `bucket` `path/of/object`.
+/// The parts of a URL: `s3` `bucket` `path/of/object`.
 struct Address {
     service: Service,
-    /// All before the path, such as `s3://bucket`.
+    /// Everything before the path, such as `s3://bucket`.
     root: String,
     /// Bucket or host.
     name: String,
@@ -125,10 +125,10 @@ impl Address {
         };
         let (name, path) = rest.split_once('/').unwrap_or((rest, ""));
         if name.is_empty() || path.is_empty() {
-            return Err(wrong("bucket or path are missing".into())
-                .hint("write `s3://BUCKET/PATH`, `gs://BUCKET/PATH` or `https://HOST/PATH`"));
+            return Err(wrong("missing bucket, host or path".into())
+                .hint("use `s3://BUCKET/PATH`, `gs://BUCKET/PATH` or `https://HOST/PATH`"));
         }
-        // Addresses of web servers are written with %20 and the like, keys of objects are not.
+        // URLs of web servers are percent-encoded (%20), keys of objects are not.
         let parsed = match service {
             Service::Web => Path::from_url_path(path),
             Service::S3 | Service::Google => Path::parse(path),
@@ -141,7 +141,7 @@ impl Address {
         })
     }
 
-    /// The store, made once for each bucket or server.
+    /// Returns the store, which is created once per bucket or server.
     fn store(&self) -> Result<Arc<dyn ObjectStore>> {
         static STORES: OnceLock<Mutex<HashMap<String, Arc<dyn ObjectStore>>>> = OnceLock::new();
         let stores = STORES.get_or_init(Mutex::default);
@@ -154,7 +154,7 @@ impl Address {
             .with_user_agent(http_agent());
         let retry = RetryConfig {
             max_retries: usize::MAX,
-            retry_timeout: told_patience()?,
+            retry_timeout: configured_patience()?,
             ..RetryConfig::default()
         };
         let made: object_store::Result<Arc<dyn ObjectStore>> = match self.service {
@@ -170,7 +170,7 @@ impl Address {
                     ],
                     "",
                 )?;
-                // The variables come last: they may allow plain HTTP.
+                // The variables are applied last, since they may allow plain HTTP.
                 let mut builder = AmazonS3Builder::new().with_client_options(options);
                 for (key, value) in variables("AWS_") {
                     if let Ok(key) = key.to_ascii_lowercase().parse() {
@@ -191,7 +191,7 @@ impl Address {
                     ],
                     ".config/gcloud/application_default_credentials.json",
                 )?;
-                // An emulator's address, told by the credentials, may be plain HTTP.
+                // The credentials may point to an emulator that uses plain HTTP.
                 let options = options.with_allow_http(true);
                 let mut builder = GoogleCloudStorageBuilder::new().with_client_options(options);
                 for (key, value) in variables("GOOGLE_") {
@@ -210,27 +210,27 @@ impl Address {
             }
         };
         let store = made.map_err(|error| {
-            let message = format!("`{}` cannot be used: {}", self.root, cause(&error));
+            let message = format!("cannot use `{}`: {}", self.root, cause(&error));
             Error::input(message).hint(self.credentials_hint())
         })?;
         stores.insert(self.root.clone(), store.clone());
         Ok(store)
     }
 
-    /// An error where no credentials are set and the machine has none of its own either: asking for them
-    /// would take minutes.
+    /// Returns an error if no credentials are set and this machine has no metadata service to get them from. Querying a
+    /// missing service would take minutes.
     fn require_credentials(&self, variables: &[&str], file_at_home: &str) -> Result<()> {
         let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let at_home = std::env::home_dir().map(|home| home.join(file_at_home));
         if variables.iter().any(is_set) || at_home.is_some_and(|path| path.is_file()) {
             return Ok(());
         }
-        // Where machines of Amazon and Google ask for their own.
+        // The metadata service of Amazon's and Google's machines, which provides their credentials.
         let metadata = SocketAddr::from(([169, 254, 169, 254], 80));
         if TcpStream::connect_timeout(&metadata, Duration::from_secs(2)).is_ok() {
             return Ok(());
         }
-        let message = format!("there are no credentials for `{}`", self.root);
+        let message = format!("no credentials for `{}`", self.root);
         Err(Error::input(message).hint(self.credentials_hint()))
     }
 
@@ -238,51 +238,51 @@ impl Address {
         match self.service {
             Service::S3 => {
                 "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_REGION, AWS_SESSION_TOKEN, \
-                 AWS_ENDPOINT where needed), or AWS_SKIP_SIGNATURE=true for a public bucket"
+                 AWS_ENDPOINT if needed), or AWS_SKIP_SIGNATURE=true for a public bucket"
             }
             Service::Google => {
-                "set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account, or \
+                "set GOOGLE_APPLICATION_CREDENTIALS to a service account key file, or \
                  GOOGLE_SKIP_SIGNATURE=true for a public bucket"
             }
-            Service::Web => "check the address",
+            Service::Web => "check the URL",
         }
     }
 
-    /// What a user is told about an answer that is none.
+    /// Turns an error of the store into one for the user.
     fn explain(&self, url: &str, error: &object_store::Error) -> Error {
         let (cause, text) = (cause(error), error.to_string());
         let is_network = causes(error).any(|inner| inner.is::<HttpError>());
-        // Credentials come on the way to the first object; then it is not the object that was refused.
+        // Credentials are fetched before the first object. If that fails, it was not the object that was refused.
         let is_metadata = ["/latest/api/token", "/latest/meta-data", "computeMetadata"]
             .iter()
             .any(|part| text.contains(part));
         let message = match is_metadata {
             true => format!(
-                "there are no credentials for `{}`, and this machine has none of its own: {cause}",
+                "no credentials for `{}`, and none from this machine's metadata service: {cause}",
                 self.root
             ),
-            false => format!("`{url}` cannot be read: {cause}"),
+            false => format!("cannot read `{url}`: {cause}"),
         };
         match (error, status(error)) {
             (object_store::Error::NotFound { .. }, _) | (_, Some(404)) => {
-                Error::input(message).hint("check bucket, path and range; was it removed?")
+                Error::input(message).hint("check the bucket, path and range; the object may have been deleted")
             }
             (object_store::Error::NotSupported { .. }, _) => Error::input(
-                "the server does not answer with the range that was asked for, but with all or nothing",
+                "the server did not return the requested byte range, but everything or nothing",
             )
             .context(format!("`{url}`"))
-            .hint("use a server that knows range requests, or copy the shards to this machine"),
+            .hint("use a server that supports range requests, or copy the shards to this machine"),
             (object_store::Error::PermissionDenied { .. }, _)
             | (object_store::Error::Unauthenticated { .. }, _)
             | (_, Some(401 | 403)) => Error::input(message).hint(match self.service {
-                Service::Web => "the server wants credentials, which are not sent; check the address".to_owned(),
+                Service::Web => "the server requires credentials, which advxl does not send; check the URL".to_owned(),
                 Service::S3 | Service::Google => format!(
-                    "the credentials are wrong, expired or not allowed to read it (or it is not there, and they may not \
-                     list); {}",
+                    "the credentials are invalid, expired or lack read access (or the object does not exist, and they \
+                     lack list access); {}",
                     self.credentials_hint()
                 ),
             }),
-            (_, Some(416)) => changed(url, "it is shorter than it was"),
+            (_, Some(416)) => changed(url, "it is shorter than before"),
             (_, Some(301 | 307 | 308)) => {
                 Error::input(message).hint("the bucket is in another region: set AWS_REGION")
             }
@@ -290,20 +290,20 @@ impl Address {
                 Error::input(message).hint(self.credentials_hint())
             }
             _ if cause.contains("scheme is not allowed") => {
-                Error::input(message).hint("set AWS_ALLOW_HTTP=true where the store speaks plain HTTP")
+                Error::input(message).hint("set AWS_ALLOW_HTTP=true if the store uses plain HTTP")
             }
             _ if cause.contains("configured region") => {
                 Error::input(message).hint("the bucket is in another region: set AWS_REGION")
             }
             (_, None) if !is_network => {
-                Error::failed(message).hint("the server does not answer as a store or web server does")
+                Error::failed(message).hint("the server does not respond like an object store or web server")
             }
             _ if is_metadata => {
                 Error::new(Kind::TryAgain, message).hint(self.credentials_hint())
             }
             _ => Error::new(Kind::TryAgain, message).hint(format!(
-                "the store or the network fails, which was tried again for {} s (ADVXL_STORE_PATIENCE); the data are not \
-                 to blame: run the same command again once it answers",
+                "the store or the network kept failing while the request was retried for {} s (ADVXL_STORE_PATIENCE); \
+                 the data is not to blame: run the same command again once the store responds",
                 patience().as_secs()
             )),
         }
@@ -322,43 +322,43 @@ fn variables(start: &str) -> impl Iterator<Item = (String, String)> {
     all.filter(move |(key, _)| key.starts_with(start))
 }
 
-/// How long a request is tried again; that it is a number is seen when a store is made.
+/// Returns how long a failed request is retried. An invalid setting is reported when a store is created.
 fn patience() -> Duration {
-    told_patience().unwrap_or(PATIENCE)
+    configured_patience().unwrap_or(PATIENCE)
 }
 
-fn told_patience() -> Result<Duration> {
-    let Some(told) = std::env::var_os("ADVXL_STORE_PATIENCE") else {
+fn configured_patience() -> Result<Duration> {
+    let Some(value) = std::env::var_os("ADVXL_STORE_PATIENCE") else {
         return Ok(PATIENCE);
     };
-    let told = told.to_string_lossy();
-    let seconds = told.trim().parse().map(Duration::from_secs);
+    let value = value.to_string_lossy();
+    let seconds = value.trim().parse().map(Duration::from_secs);
     seconds.map_err(|_| {
         Error::input(format!(
-            "ADVXL_STORE_PATIENCE = `{told}` is no whole number"
+            "invalid ADVXL_STORE_PATIENCE = `{value}`: expected a whole number"
         ))
-        .hint("give the seconds for which requests to stores are tried again, such as 600")
+        .hint("set it to the seconds for which failed requests are retried, such as 600")
     })
 }
 
-/// What went wrong, without how the request was made: the last words and the innermost cause.
+/// Returns what went wrong, without the details of the request: the last part of the message and the innermost cause.
 fn cause(error: &object_store::Error) -> String {
     let text = error.to_string();
     let (_, last) = text.rsplit_once(" - ").unwrap_or(("", &text));
     let mut last = last.trim().to_owned();
-    // Stores answer in XML; code and message are what matters.
+    // Stores respond in XML. Only its code and message matter.
     if let Some((before, body)) = last.split_once(": <") {
         let part = |name: &str| {
             let (_, after) = body.split_once(&format!("<{name}>"))?;
             Some(after.split_once(&format!("</{name}>"))?.0.trim().to_owned())
         };
-        let told: Vec<String> = [part("Code"), part("Message")]
+        let parts: Vec<String> = [part("Code"), part("Message")]
             .into_iter()
             .flatten()
             .collect();
-        last = match told.is_empty() {
+        last = match parts.is_empty() {
             true => before.to_owned(),
-            false => format!("{before}: {}", told.join(", ")),
+            false => format!("{before}: {}", parts.join(", ")),
         };
     }
     last = last
@@ -366,13 +366,14 @@ fn cause(error: &object_store::Error) -> String {
         .next()
         .unwrap_or_default()
         .chars()
-        // A server's words must not move the cursor.
+        // A server's text must not control the terminal.
         .filter(|letter| !letter.is_control())
         .take(300)
         .collect();
-    let last = last
-        .trim_end_matches([':', ' '])
-        .replace("Server returned non-2xx status code: ", "it answered ");
+    let last = last.trim_end_matches([':', ' ']).replace(
+        "Server returned non-2xx status code: ",
+        "the server returned ",
+    );
     let innermost = causes(error).last().map(ToString::to_string);
     match innermost {
         Some(inner) if inner.len() < 200 && !last.contains(&inner) && !text.contains(&inner) => {
@@ -382,12 +383,12 @@ fn cause(error: &object_store::Error) -> String {
     }
 }
 
-/// What lies behind an error, the innermost last.
+/// Iterates over the sources of an error, the innermost last.
 fn causes(error: &object_store::Error) -> impl Iterator<Item = &(dyn std::error::Error + 'static)> {
     std::iter::successors(error.source(), |inner| (*inner).source())
 }
 
-/// The number of an HTTP answer, which errors of the crate tell in words only.
+/// Returns the HTTP status, which the crate's errors contain only as text.
 fn status(error: &object_store::Error) -> Option<u16> {
     let text = error.to_string();
     let (_, after) = text.split_once("status code: ")?;
@@ -396,10 +397,11 @@ fn status(error: &object_store::Error) -> Option<u16> {
 
 fn changed(url: &str, how: &str) -> Error {
     Error::input(format!("`{url}` has changed since it was opened: {how}"))
-        .hint("shards must stay as they are during a run; start again once they do")
+        .hint("shards must not change during a run; start again once they are final")
 }
 
-/// Asks until there is an answer or patience ends. The crate repeats requests, but not every answer that breaks off.
+/// Repeats a request until it succeeds or [`patience`] ends. The crate retries requests, but not every interrupted
+/// response.
 async fn asked<T, F>(address: &Address, url: &str, request: impl Fn() -> F) -> Result<Option<T>>
 where
     F: Future<Output = object_store::Result<T>>,
@@ -421,7 +423,7 @@ where
     }
 }
 
-/// The bytes of a range, or all, and what the object is.
+/// Fetches a range, or everything, with the object's metadata.
 async fn got(
     store: &Arc<dyn ObjectStore>,
     path: &Path,
@@ -436,7 +438,7 @@ async fn got(
     Ok((answer.bytes().await?.into(), meta))
 }
 
-/// An object of which length and version are known.
+/// A remote object of known length and version.
 #[derive(Debug)]
 pub struct Remote {
     url: String,
@@ -444,7 +446,7 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// Looks for objects, all at once: in the order of their addresses, none for those that are not there.
+    /// Looks up objects concurrently. Returns them in the order of their URLs, with `None` for missing ones.
     pub fn find(urls: &[String]) -> Result<Vec<Option<Arc<Self>>>> {
         let found = urls.iter().map(|url| {
             let (address, url) = (Address::of(url)?, url.clone());
@@ -459,17 +461,18 @@ impl Remote {
         found.into_iter().map(Pending::wait).collect()
     }
 
-    /// Its address.
+    /// Returns its URL.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Length in bytes.
+    /// Returns the length in bytes.
     pub fn length(&self) -> u64 {
         self.meta.size
     }
 
-    /// Length, and a number for the version: of the ETag, else the time of change in nanoseconds since 1970.
+    /// Returns the length and a version number: a hash of the ETag, or else the modification time in nanoseconds since
+    /// 1970.
     pub fn stamp(&self) -> (u64, u64) {
         let version = match &self.meta.e_tag {
             Some(tag) => {
@@ -483,8 +486,8 @@ impl Remote {
         (self.length(), version)
     }
 
-    /// Whether an index with this stamp is one of this object: its own stamp, or length and second of change, as files
-    /// that a web server serves have them.
+    /// Returns whether an index with this stamp belongs to this object. Accepts the object's stamp, or the same length
+    /// and modification time to the second, for local files that a web server serves.
     pub fn accepts(&self, stamp: (u64, u64)) -> bool {
         let same_time = self.seconds() > 0 && stamp.1 / 1_000_000_000 == self.seconds();
         stamp == self.stamp() || (stamp.0 == self.length() && same_time)
@@ -494,9 +497,9 @@ impl Remote {
         self.meta.last_modified.timestamp().try_into().unwrap_or(0)
     }
 
-    /// Begins to read a range, which must lie within the object.
+    /// Starts reading a range, which must lie within the object.
     ///
-    /// Errors, with the answer: those of store and network; the object is another one by now.
+    /// Errors, with the response: errors of the store and the network; the object has changed.
     pub fn ask(self: &Arc<Self>, range: Range<u64>) -> Result<Pending<Vec<u8>>> {
         let (remote, address) = (self.clone(), Address::of(&self.url)?);
         let store = address.store()?;
@@ -507,29 +510,32 @@ impl Remote {
             }
             let read = || got(&store, &address.path, Some(range.clone()));
             let Some((bytes, meta)) = asked(&address, url, read).await? else {
-                return Err(changed(url, "it is not there any more"));
+                return Err(changed(url, "it no longer exists"));
             };
             let before = &remote.meta;
             if meta.size != before.size {
                 return Err(changed(
                     url,
-                    &format!("it had {} bytes and has {}", before.size, meta.size),
+                    &format!("it had {} bytes and now has {}", before.size, meta.size),
                 ));
             }
             if let (Some(old), Some(new)) = (&before.e_tag, &meta.e_tag)
                 && old != new
             {
-                return Err(changed(url, &format!("its ETag was {old} and is {new}")));
+                return Err(changed(
+                    url,
+                    &format!("its ETag was {old} and is now {new}"),
+                ));
             }
             if bytes.len() as u64 != range.end - range.start {
-                let message = format!("`{url}` answered {} bytes for {range:?}", bytes.len());
+                let message = format!("`{url}` returned {} bytes for {range:?}", bytes.len());
                 return Err(Error::new(Kind::TryAgain, message).hint("run the same command again"));
             }
             Ok(bytes)
         })
     }
 
-    /// Begins to read the index that may lie beside it: its first bytes, or all; none where there is none.
+    /// Starts reading the index next to the object, if it exists: its first bytes, or all of it.
     pub fn ask_index(&self, first: Option<u64>) -> Result<Pending<Option<Vec<u8>>>> {
         let url = format!("{}.index", self.url);
         let address = Address::of(&url)?;
@@ -538,7 +544,8 @@ impl Remote {
             let read = || got(&store, &address.path, first.map(|count| 0..count));
             match asked(&address, &url, read).await {
                 Ok(answer) => Ok(answer.map(|(bytes, _)| bytes)),
-                // Who may read only certain objects, or all but list, is refused an index that is not there.
+                // With access to certain objects only, or without list access, a missing index is reported as
+                // forbidden.
                 Err(error) if error.kind() == Kind::Input => Ok(None),
                 Err(error) => Err(error),
             }
@@ -546,17 +553,15 @@ impl Remote {
     }
 }
 
-/// The addresses that fit one with `*` and `?`, sorted.
+/// Returns the URLs that match one with `*` and `?`, sorted.
 ///
-/// Errors: a store that does not list; those of store and network.
+/// Errors: a web server, which cannot list its files; errors of the store and the network.
 pub fn list(url: &str) -> Result<Vec<String>> {
     let address = Address::of(url)?;
     if address.service == Service::Web {
-        let message = format!(
-            "`{url}`: a web server cannot be asked which files it has, nor for a query after `?`"
-        );
+        let message = format!("`{url}`: globs and `?` queries are not supported for web servers");
         return Err(
-            Error::input(message).hint("write a range such as `https://host/{00000..00099}.tar`")
+            Error::input(message).hint("use a range such as `https://host/{00000..00099}.tar`")
         );
     }
     let path = &url[address.root.len() + 1..];
@@ -565,7 +570,7 @@ pub fn list(url: &str) -> Result<Vec<String>> {
         .iter()
         .take_while(|part| !part.contains(['*', '?']))
         .count();
-    // By their whole keys, so that they are sorted and none comes twice.
+    // Sorted by whole key, without duplicates.
     let mut folders = vec![parts[..fixed].join("/")];
     for (place, part) in parts.iter().enumerate().skip(fixed) {
         let is_last = place + 1 == parts.len();
@@ -588,7 +593,7 @@ pub fn list(url: &str) -> Result<Vec<String>> {
     Ok(found.collect())
 }
 
-/// The keys of the objects, or else of the folders, right below a folder.
+/// Returns the keys of the objects, or else of the folders, directly below a folder.
 fn children(url: &str, folder: &str, objects: bool) -> Result<Vec<String>> {
     let address = Address::of(url)?;
     let store = address.store()?;

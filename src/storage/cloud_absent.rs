@@ -72,7 +72,7 @@ pub fn list(url: &str) -> Result<Vec<String>> {
 
 fn refused(url: &str) -> Error {
     let message = format!(
-        "`{url}` is not on this machine, and advxl was built without the feature `cloud`"
+        "`{url}` is not on this machine, and this program was built without the feature `cloud`"
     );
     Error::input(message).hint(
         "rebuild with `cargo build --release --features cloud`, or copy the shards to this machine",

@@ -1,8 +1,8 @@
 //! Patterns for many files: `{00000..41407}`, `{train,val}`, `*`, `?`, `[0-9]`, joined by commas or WebDataset's `::`.
 //!
-//! All files of a range must exist; a glob matches the files it finds. A folder means the shards in it, and `~` the home
-//! folder. Names that begin with a scheme such as `s3://` are URLs. Their globs are resolved by listing the store, and
-//! the objects of their ranges are checked when they are opened ([`crate::storage::store`]).
+//! All files of a range must exist; a glob matches the files it finds. A folder means the shards in it, and `~` the
+//! home folder. Names that begin with a scheme such as `s3://` are URLs. Their globs are resolved by listing the store,
+//! and the objects of their ranges are checked when they are opened ([`crate::storage::store`]).
 
 use std::path::{Path, PathBuf};
 
@@ -78,10 +78,8 @@ fn in_folder(folder: &Path) -> Result<Vec<Location>> {
     let shown = folder.display();
     match (paths.is_empty(), deeper) {
         (false, _) => Ok(paths.into_iter().map(Location::File).collect()),
-        (true, 0) => Err(
-            Error::input(format!("no `.tar` files in folder `{shown}`"))
-                .hint("for a folder with one subfolder per class, omit `shards:`"),
-        ),
+        (true, 0) => Err(Error::input(format!("no `.tar` files in folder `{shown}`"))
+            .hint("for a folder of class folders, omit `shards:`")),
         (true, _) => Err(Error::input(format!(
             "no `.tar` files directly in folder `{shown}`, only in its subfolders"
         ))

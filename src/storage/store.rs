@@ -1,9 +1,8 @@
-//! Where shards lie and how their bytes come: files of this machine, or objects of a store ([`crate::storage::cloud`]).
+//! Reads shards: local files, or objects of an object store or web server ([`crate::storage::cloud`]).
 //!
-//! A file is read in places. An object is asked for ranges, several at once, and waited for; a scan asks for
-//! blocks ahead, so that a tar passes by once and little of it is in memory. What is made of an object, its
-//! index, is kept in the cache of this machine: nothing is written to a store.
-//! Not for what the bytes mean ([`crate::data::shards`]).
+//! A file is read at offsets. An object is read by range requests, several at once. A scan requests blocks ahead, so
+//! that a tar is streamed once and little of it is in memory. The index of an object is kept in the local cache:
+//! nothing is written to a store. [`crate::data::shards`] interprets the bytes.
 
 use std::collections::BTreeSet;
 use std::collections::btree_map::{BTreeMap, Entry};
@@ -21,22 +20,22 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::files::Source;
 
-/// Where a shard lies.
+/// Where a shard is stored.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Location {
-    /// A path on this machine.
+    /// A local path.
     File(PathBuf),
     /// `s3://`, `gs://`, `https://` or `http://`.
     Url(String),
 }
 
-/// How addresses begin.
+/// Supported URL schemes.
 const SCHEMES: [&str; 4] = ["s3", "gs", "https", "http"];
 
 impl Location {
-    /// A path, or an address where it begins as one.
+    /// Parses a path or URL.
     ///
-    /// Errors: an address of another kind.
+    /// Errors: a URL with an unsupported scheme.
     pub fn of(name: &str) -> Result<Self> {
         let name = name.strip_prefix("file://").unwrap_or(name);
         let Some((scheme, _)) = name.split_once("://") else {
@@ -48,10 +47,10 @@ impl Location {
         let is_word = scheme.bytes().all(|byte| byte.is_ascii_alphanumeric());
         match is_word && !scheme.is_empty() {
             false => Ok(Self::File(name.into())),
-            true => Err(Error::input(format!(
-                "`{name}`: `{scheme}` is no kind of store that is read"
-            ))
-            .hint("stores are `s3://`, `gs://` (Google), `https://` and `http://`")),
+            true => Err(
+                Error::input(format!("`{name}`: unsupported URL scheme `{scheme}`"))
+                    .hint("use `s3://`, `gs://` (Google), `https://` or `http://`"),
+            ),
         }
     }
 }
@@ -65,29 +64,29 @@ impl fmt::Display for Location {
     }
 }
 
-/// The addresses that fit one with `*` and `?`, sorted.
+/// Returns the URLs that match one with `*` and `?`, sorted.
 pub fn list(url: &str) -> Result<Vec<Location>> {
     Ok(cloud::list(url)?.into_iter().map(Location::Url).collect())
 }
 
-/// A shard that is there, in the version that it has now.
+/// An existing shard, in its current version.
 #[derive(Debug)]
 pub enum Object {
     /// A file.
     File {
-        /// Where it is.
+        /// Its path.
         path: PathBuf,
-        /// Length and time of change.
+        /// Length and modification time.
         stamp: (u64, u64),
     },
-    /// An object of a store.
+    /// An object in a store or on a web server.
     Remote(Arc<Remote>),
 }
 
 impl Object {
-    /// Finds shards, those in stores all at once.
+    /// Looks up shards, all remote ones concurrently.
     ///
-    /// Errors: shards that are not there, told together; those of stores and disks.
+    /// Errors: missing shards, reported together; errors of stores and disks.
     pub fn find(locations: Vec<Location>) -> Result<Vec<Self>> {
         let urls: Vec<String> = locations
             .iter()
@@ -124,19 +123,20 @@ impl Object {
         }
         let more = if missing.len() > 3 { ", ..." } else { "" };
         let message = format!(
-            "{} of {all} shards are not there: the store answered 404 for {}{more}",
+            "{} of {all} shards do not exist: the store returned 404 for {}{more}",
             missing.len(),
             missing[..missing.len().min(3)].join(", ")
         );
-        Err(Error::input(message).hint("check bucket or host, path and range; narrow the range"))
+        Err(Error::input(message)
+            .hint("check the bucket or host, the path and the range; narrow the range"))
     }
 
-    /// Whether it lies in a store.
+    /// Returns whether the shard is remote.
     pub fn is_remote(&self) -> bool {
         matches!(self, Self::Remote(_))
     }
 
-    /// The object of a store.
+    /// Returns the remote object, if the shard is one.
     pub fn remote(&self) -> Option<&Arc<Remote>> {
         match self {
             Self::Remote(remote) => Some(remote),
@@ -144,7 +144,7 @@ impl Object {
         }
     }
 
-    /// Its name without what is before the last `/`.
+    /// Returns the file name: the part after the last `/`.
     pub fn name(&self) -> String {
         match self {
             Self::File { path, .. } => {
@@ -158,7 +158,7 @@ impl Object {
         }
     }
 
-    /// What tells this version from others; an index holds it.
+    /// Returns a stamp that identifies this version; indexes store it.
     pub fn stamp(&self) -> (u64, u64) {
         match self {
             Self::File { stamp, .. } => *stamp,
@@ -166,7 +166,7 @@ impl Object {
         }
     }
 
-    /// Whether an index with this stamp is one of this version.
+    /// Returns whether an index with this stamp belongs to this version.
     pub fn accepts(&self, stamp: (u64, u64)) -> bool {
         match self {
             Self::File { stamp: own, .. } => stamp == *own,
@@ -174,9 +174,9 @@ impl Object {
         }
     }
 
-    /// Where its index is kept on this machine: beside a file, in the cache for an object.
+    /// Returns the local path of its index: next to a file, or in the cache for an object.
     ///
-    /// Errors: an object, and no folder for the cache is known.
+    /// Errors: a remote object, and no cache folder is configured.
     pub fn index_path(&self) -> Result<PathBuf> {
         match self {
             Self::File { path, .. } => {
@@ -192,7 +192,7 @@ impl Object {
         }
     }
 
-    /// Opens it for reading from its beginning to its end.
+    /// Opens the shard for reading from start to end.
     pub fn reader(&self) -> Result<Reader> {
         Ok(match self {
             Self::File { path, stamp } => match unpack::open(path, *stamp)? {
@@ -216,19 +216,19 @@ impl fmt::Display for Object {
     }
 }
 
-/// The bytes of a shard for one who goes through it.
+/// Reads the bytes of a shard sequentially.
 #[derive(Debug)]
 pub enum Reader {
-    /// A file, read in places.
+    /// A file, read at offsets.
     File(Source),
-    /// What could be unpacked of a damaged gzip file.
+    /// The part of a damaged gzip file that could be unpacked.
     Cut(Source),
-    /// An object that passes by.
+    /// A remote object, streamed.
     Passing(Passing),
 }
 
 impl Reader {
-    /// Length in bytes.
+    /// Returns the length in bytes.
     pub fn length(&self) -> u64 {
         match self {
             Self::File(file) | Self::Cut(file) => file.length(),
@@ -236,12 +236,12 @@ impl Reader {
         }
     }
 
-    /// Whether it is the sound beginning of a gzip file that is damaged.
+    /// Returns whether this is only the intact start of a damaged gzip file.
     pub fn is_cut(&self) -> bool {
         matches!(self, Self::Cut(_))
     }
 
-    /// Fills a buffer with the bytes from a place on, all of which must be there.
+    /// Fills a buffer with the bytes from offset `at`. All of them must exist.
     pub fn fill(&self, at: u64, bytes: &mut [u8]) -> Result<()> {
         match self {
             Self::File(file) | Self::Cut(file) => file.fill(at, bytes),
@@ -249,7 +249,7 @@ impl Reader {
         }
     }
 
-    /// The bytes from a place on; none where the shard ends before.
+    /// Returns `count` bytes from offset `at`, or `None` if the shard ends before that.
     pub fn bytes(&self, at: u64, count: u64) -> Result<Option<Vec<u8>>> {
         if at.checked_add(count).is_none_or(|end| end > self.length()) {
             return Ok(None);
@@ -260,13 +260,13 @@ impl Reader {
     }
 }
 
-/// What a scan asks for at a time: one request for many small shards, and few for large ones.
+/// Bytes per request of a scan: one request for a small shard, and few for a large one.
 const BLOCK: u64 = 4 << 20;
 
-/// Blocks that are asked for at a time; with the last two that came, five are in memory.
+/// Blocks requested at a time. With the last two received, five are in memory.
 const BLOCKS_AHEAD: u64 = 3;
 
-/// An object that is gone through from its beginning to its end. Steps back within a block cost nothing.
+/// A remote object that is read from start to end. Seeking back within a block is free.
 #[derive(Debug)]
 pub struct Passing {
     remote: Arc<Remote>,
@@ -303,9 +303,9 @@ impl Passing {
         let length = self.remote.length();
         let end = (number + BLOCKS_AHEAD).min(length.div_ceil(BLOCK));
         blocks.retain(|known, _| (number.saturating_sub(1)..end).contains(known));
-        for wanted in number..end {
-            if let Entry::Vacant(place) = blocks.entry(wanted) {
-                let range = wanted * BLOCK..((wanted + 1) * BLOCK).min(length);
+        for ahead in number..end {
+            if let Entry::Vacant(place) = blocks.entry(ahead) {
+                let range = ahead * BLOCK..((ahead + 1) * BLOCK).min(length);
                 place.insert(Block::Asked(self.remote.ask(range)?));
             }
         }
@@ -321,12 +321,12 @@ impl Passing {
     }
 }
 
-/// Bytes of a few places of a shard.
+/// Some byte ranges of a shard.
 #[derive(Debug, Default)]
 pub struct Pieces(Vec<(u64, Vec<u8>)>);
 
 impl Pieces {
-    /// Reads ranges of a file; none where one leads beyond its end.
+    /// Reads ranges of a file. Returns `None` if one extends past its end.
     pub fn read(file: &Source, ranges: &[Range<u64>]) -> Result<Option<Self>> {
         let mut pieces = Vec::with_capacity(ranges.len());
         for range in ranges {
@@ -338,7 +338,7 @@ impl Pieces {
         Ok(Some(Self(pieces)))
     }
 
-    /// The bytes of a place, if they were read.
+    /// Returns the bytes of a range, if they were read.
     pub fn get(&self, range: Range<u64>) -> Option<&[u8]> {
         self.0.iter().find_map(|(at, bytes)| {
             let from = range.start.checked_sub(*at)?;
@@ -346,7 +346,7 @@ impl Pieces {
         })
     }
 
-    /// The same for the last who asks: not copied where a piece begins there.
+    /// Like [`Self::get`], for the last use: avoids a copy if a piece begins at the range.
     pub fn take(mut self, range: Range<u64>) -> Option<Vec<u8>> {
         let whole = self.0.iter().position(|(at, _)| *at == range.start);
         match whole {
@@ -361,12 +361,12 @@ impl Pieces {
     }
 }
 
-/// Pieces of an object that were asked for.
+/// Pending requests for ranges of an object.
 #[derive(Debug)]
 pub struct Requests(Vec<(Range<u64>, Pending<Vec<u8>>)>);
 
 impl Requests {
-    /// Asks for ranges, which must lie within the object.
+    /// Requests ranges, which must lie within the object.
     pub fn of(remote: &Arc<Remote>, ranges: &[Range<u64>]) -> Result<Self> {
         let asked = ranges
             .iter()
@@ -374,7 +374,7 @@ impl Requests {
         Ok(Self(asked.collect::<Result<_>>()?))
     }
 
-    /// Bytes of all of them.
+    /// Returns the total number of bytes requested.
     pub fn length(&self) -> u64 {
         self.0
             .iter()
@@ -382,7 +382,7 @@ impl Requests {
             .sum()
     }
 
-    /// Waits for all of them.
+    /// Waits for all responses.
     pub fn wait(self) -> Result<Pieces> {
         let pieces = self
             .0
@@ -392,11 +392,11 @@ impl Requests {
     }
 }
 
-/// Samples that are asked for before they are needed: as many as requests are under way at a time, and as
-/// many that wait for a thread, about 15 MB of photographs.
+/// Samples requested before they are needed: as many as there are concurrent requests, and as many again that wait for
+/// a thread. About 15 MB of photographs.
 const SAMPLES_AHEAD: u64 = 128;
 
-/// How far threads that go through samples in order have asked ahead.
+/// How far ahead samples have been requested by threads that read them in order.
 #[derive(Debug)]
 pub struct Ahead {
     until: Mutex<u64>,
@@ -404,23 +404,24 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// Nothing is asked for yet of the places before `end`.
+    /// Starts with no requests, for samples before `end`.
     pub fn new(end: u64) -> Self {
         let until = Mutex::default();
         Self { until, end }
     }
 
-    /// One is about to read `places`: asks for those, and some after them, that nobody has asked for yet.
+    /// Requests `places`, which are about to be read, and some samples after them, each unless already requested.
     pub fn ask(&self, places: Range<u64>, ask: impl FnMut(u64)) {
         let until = (places.end + SAMPLES_AHEAD).min(self.end).max(places.end);
-        // Held while it is asked, or another thread would read what is about to be asked for, and it would come twice.
+        // The lock is held during the requests. Otherwise another thread could read a sample that is about to be
+        // requested, and it would be fetched twice.
         let mut asked = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         (places.start.max(*asked)..until).for_each(ask);
         *asked = until.max(*asked);
     }
 }
 
-/// Locations that are named twice, which would count samples double.
+/// Returns the first location that is listed twice, whose samples would be counted twice.
 pub fn twice(locations: &[Location]) -> Option<&Location> {
     let mut seen = BTreeSet::new();
     locations.iter().find(|location| !seen.insert(*location))
@@ -431,17 +432,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_told_from_paths() {
+    fn urls_are_distinguished_from_paths() {
         let of =
             |name: &str| Location::of(name).map(|location| matches!(location, Location::Url(_)));
         assert!(of("s3://bucket/0.tar").unwrap() && of("http://host/0.tar").unwrap());
         assert!(!of("data/0.tar").unwrap() && !of("./a b://0.tar").unwrap());
         let error = of("hdfs://host/0.tar").unwrap_err().to_string();
-        assert!(error.contains("`hdfs` is no kind of store"), "{error}");
+        assert!(error.contains("unsupported URL scheme `hdfs`"), "{error}");
     }
 
     #[test]
-    fn every_sample_is_asked_for_once_and_before_it_is_read() {
+    fn every_sample_is_requested_once_and_before_it_is_read() {
         let ahead = Ahead::new(1000);
         let asked = |places: Range<u64>| {
             let mut asked = Vec::new();
@@ -450,14 +451,14 @@ mod tests {
         };
         assert!(asked(16..32).into_iter().eq(16..160));
         assert!(asked(32..48).into_iter().eq(160..176));
-        // Another thread is late: all its samples were asked for.
+        // A late thread: all its samples were already requested.
         assert!(asked(20..30).is_empty());
         assert!(asked(990..1000).into_iter().eq(990..1000));
         assert!(asked(990..1000).is_empty());
     }
 
     #[test]
-    fn pieces_give_what_was_read_and_nothing_else() {
+    fn pieces_return_only_bytes_that_were_read() {
         let pieces = || Pieces(vec![(10, vec![1, 2, 3]), (20, vec![4])]);
         assert_eq!(pieces().get(11..13), Some(&[2, 3][..]));
         assert_eq!(pieces().get(12..14), None);

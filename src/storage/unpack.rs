@@ -1,9 +1,9 @@
 //! Unpacks gzipped shards. Samples are read by offset, which a compressed file does not support. The file is therefore
 //! unpacked once, into the local cache, and read from there.
 //!
-//! The alternative, an index of points where decompression can start, would unpack several megabytes for every sample in
-//! random order. A damaged or truncated gzip file is unpacked as far as possible, and its index records that.
-//! Remote shards are not supported, since they would be downloaded whole.
+//! The alternative, an index of points where decompression can start, would unpack several megabytes for every sample
+//! in random order. A damaged or truncated gzip file is unpacked as far as possible, and its index records that. Remote
+//! shards are not supported, since they would be downloaded whole.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -54,7 +54,8 @@ pub fn plain_name(name: &str) -> String {
     }
 }
 
-/// Opens a local shard of version `stamp`: the file itself, or its unpacked copy. Also returns whether that is complete.
+/// Opens a local shard of version `stamp`: the file itself, or its unpacked copy. Also returns whether that is
+/// complete.
 ///
 /// Errors: the file cannot be read, or cannot be unpacked for lack of disk space.
 pub fn open(path: &Path, stamp: (u64, u64)) -> Result<(Source, bool)> {
@@ -85,13 +86,16 @@ fn unpacked(file: Source, path: &Path, stamp: (u64, u64)) -> Result<(Source, boo
         if found().is_none() {
             files::remove_beginning(&folder, &format!("{of_path}-"))?;
             if files::stamp(path)? != stamp {
-                return Err(Error::failed("the file has changed since it was opened").hint("start again"));
+                return Err(
+                    Error::failed("the file has changed since it was opened").hint("start again")
+                );
             }
             let (draft, whole) = unpack(&file, name("tar"))?;
             draft.finish_as(&name(if whole { "tar" } else { "cut.tar" }))?;
         }
     }
-    let (ending, whole) = found().ok_or_else(|| Error::failed("the unpacked file has disappeared"))?;
+    let (ending, whole) =
+        found().ok_or_else(|| Error::failed("the unpacked file has disappeared"))?;
     Ok((Source::open(&name(ending))?, whole))
 }
 
@@ -118,17 +122,17 @@ fn unpack(file: &Source, to: PathBuf) -> Result<(Draft, bool)> {
             };
             draft.write(at, &part[..count]).map_err(|error| {
                 error.hint(
-                    "gzipped shards are unpacked into the cache: free space there, set ADVXL_CACHE to a folder on a larger disk, \
-                     or unpack the shard yourself with `gunzip`",
+                    "gzipped shards are unpacked into the cache: free space there, set ADVXL_CACHE to a folder on a larger \
+                     disk, or unpack the shard yourself with `gunzip`",
                 )
             })?;
             at += count as u64;
             if at > most {
-                let message =
-                    format!("the file unpacks to more than {most} bytes, {MOST_GROWTH} times its size");
-                return Err(
-                    Error::input(message).hint("if that is expected, unpack it yourself with `gunzip`")
+                let message = format!(
+                    "the file unpacks to more than {most} bytes, {MOST_GROWTH} times its size"
                 );
+                return Err(Error::input(message)
+                    .hint("if that is expected, unpack it yourself with `gunzip`"));
             }
         }
         packed = member.into_inner();

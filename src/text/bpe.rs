@@ -1,9 +1,9 @@
-//! Byte-pair encoding as CLIP has it: words of a cleaned caption to ids.
+//! CLIP's byte-pair encoding: converts the words of a cleaned caption to ids.
 //!
-//! A word's bytes are merged pair by pair in the order in which a file lists the pairs; the last byte of a word is
-//! another symbol than the same byte within. Reads OpenAI's `bpe_simple_vocab_16e6.txt.gz`, Hugging Face's
-//! `vocab.json` with `merges.txt`, and the same two in a `tokenizer.json`. Cleans nothing.
-//! Source: OpenAI's `SimpleTokenizer` (Radford et al. 2021); held to it by `tests/text.rs`.
+//! The bytes of a word are merged pair by pair, in the order of the pairs in a file. The last byte of a word is a
+//! different symbol from the same byte elsewhere. Reads OpenAI's `bpe_simple_vocab_16e6.txt.gz`, Hugging Face's
+//! `vocab.json` with `merges.txt`, and the same two in a `tokenizer.json`. Does not clean captions.
+//! Source: OpenAI's `SimpleTokenizer` (Radford et al. 2021); tested against it by `tests/text.rs`.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -14,51 +14,51 @@ use serde_json::Value;
 use crate::error::{Context, Error, Result};
 use crate::json;
 
-/// Names of the start token and of the end token: OpenAI's, and open_clip's for the same two.
+/// Names of the start and end tokens: OpenAI's, and open_clip's for the same two.
 const OPENAI: [&str; 2] = ["<|startoftext|>", "<|endoftext|>"];
 const OPEN_CLIP: [&str; 2] = ["<start_of_text>", "<end_of_text>"];
 
-/// Merges that are read of a file: OpenAI's vocabulary is 49,152 tokens and these two.
+/// Merges that are read from a file: OpenAI's vocabulary has 49,152 tokens and these two.
 const MOST_MERGES: usize = 49152 - 256 - 2;
 
-/// A vocabulary of byte pairs.
+/// A byte-pair vocabulary.
 #[derive(Debug)]
 pub struct BytePairs {
-    /// Symbol of each byte within a word; as a word's last, 256 more.
+    /// Symbol of each byte within a word. As the last byte of a word, its symbol is 256 higher.
     of_byte: [u16; 256],
-    /// What two symbols become, and how early.
+    /// Rank and merged symbol of each pair.
     merges: HashMap<(u32, u32), (u32, u32)>,
-    /// Token of each symbol; `None` where a `vocab.json` lacks it.
+    /// Token of each symbol, or `None` if `vocab.json` lacks it.
     tokens: Vec<Option<u32>>,
-    /// In place of those.
+    /// Token for symbols that `vocab.json` lacks.
     unknown: u32,
     special: [(&'static str, u32); 2],
     words: Regex,
-    /// One above the greatest id.
+    /// One more than the greatest id.
     size: usize,
 }
 
 impl BytePairs {
-    /// Reads OpenAI's compressed file, whose merges alone make the vocabulary.
+    /// Reads OpenAI's compressed file, whose merges alone define the vocabulary.
     pub fn from_compressed(bytes: &[u8]) -> Result<Self> {
         let mut text = String::new();
-        // OpenAI's is 3 MB long.
+        // OpenAI's file has 3 MB.
         let read = flate2::read::GzDecoder::new(bytes)
             .take(64 << 20)
             .read_to_string(&mut text);
         read.map_err(|error| {
-            Error::input(format!("it is not a compressed text: {error}"))
-                .hint("copy or download it again")
+            Error::input(format!("not a gzip-compressed text: {error}"))
+                .hint("copy or download the file again")
         })?;
         // The first line is a title.
         let lines = text.split('\n').enumerate().skip(1).take(MOST_MERGES);
         Self::new(pairs(lines)?, None)
     }
 
-    /// Reads Hugging Face's two files.
+    /// Reads Hugging Face's `vocab.json` and `merges.txt`.
     pub fn from_vocabulary(vocabulary: &[u8], merges: &str) -> Result<Self> {
         let ids = json::parse(vocabulary)
-            .map_err(|error| Error::input(format!("`vocab.json` is not JSON: {error}")))?;
+            .map_err(|error| Error::input(format!("`vocab.json` is not valid JSON: {error}")))?;
         let titled = merges
             .lines()
             .next()
@@ -70,14 +70,14 @@ impl BytePairs {
 
     /// Reads the `model` of a `tokenizer.json`.
     ///
-    /// Errors: byte pairs of another kind than CLIP's.
+    /// Errors: a byte-pair encoding other than CLIP's.
     pub fn from_json(model: &Value) -> Result<Self> {
         if model["end_of_word_suffix"] != "</w>" {
             let message = format!(
-                "its `end_of_word_suffix` is {}, not `</w>`",
+                "`end_of_word_suffix` is {}, expected `</w>`",
                 model["end_of_word_suffix"]
             );
-            return Err(Error::input(message).hint("only byte pairs of CLIP's kind are read"));
+            return Err(Error::input(message).hint("only CLIP's byte-pair encoding is supported"));
         }
         let merges = model["merges"].as_array().cloned().unwrap_or_default();
         let text = |merge: &Value| match merge {
@@ -99,13 +99,15 @@ impl BytePairs {
         texts.extend(letters.iter().map(|letter| format!("{letter}</w>")));
         let mut symbols: HashMap<String, u32> = texts.iter().cloned().zip(0..).collect();
         let mut made = HashMap::with_capacity(merges.len());
-        // Tokens in the order of the merges, a text's last place counting, as in a Python dictionary.
+        // Tokens in the order of the merges. The last position of a repeated text counts, as in a Python dictionary.
         let mut places: Vec<u32> = (0..512).collect();
         for (rank, (left, right)) in merges.iter().enumerate() {
             let symbol = |text: &String| {
                 symbols.get(text).copied().ok_or_else(|| {
-                    let message =
-                        format!("merge {} joins `{text}`, which none before makes", rank + 1);
+                    let message = format!(
+                        "merge {} joins `{text}`, which no earlier merge makes",
+                        rank + 1
+                    );
                     Error::input(message).hint("the file is damaged; copy or download it again")
                 })
             };
@@ -131,8 +133,8 @@ impl BytePairs {
                 let id = |name: &&'static str| Some((*name, *ids.get(*name)?));
                 let of = |names: [&'static str; 2]| Some([id(&names[0])?, id(&names[1])?]);
                 let special = of(OPENAI).or_else(|| of(OPEN_CLIP)).ok_or_else(|| {
-                    Error::input("the vocabulary has no `<|startoftext|>` and `<|endoftext|>`")
-                        .hint("it is not that of a CLIP model")
+                    Error::input("the vocabulary is missing `<|startoftext|>` and `<|endoftext|>`")
+                        .hint("use the vocabulary of a CLIP model")
                 })?;
                 let size = ids.values().max().map_or(0, |id| *id as usize + 1);
                 let tokens = texts.iter().map(|text| ids.get(text).copied()).collect();
@@ -158,17 +160,17 @@ impl BytePairs {
         })
     }
 
-    /// One above the greatest id.
+    /// Returns the vocabulary size: one more than the greatest id.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// The start token and the end token.
+    /// Returns the start token and the end token.
     pub fn special(&self) -> [u32; 2] {
         self.special.map(|(_, id)| id)
     }
 
-    /// The tokens of a cleaned caption, without start and end.
+    /// Returns the tokens of a cleaned caption, without start and end tokens.
     pub fn tokens(&self, caption: &str) -> Vec<u32> {
         let mut tokens = Vec::with_capacity(caption.len() / 4);
         for word in self.words.find_iter(caption) {
@@ -180,7 +182,7 @@ impl BytePairs {
         tokens
     }
 
-    /// Joins the symbols of a word, the earliest merge first.
+    /// Merges the symbols of a word, the earliest merge first.
     fn merge(&self, word: &str, tokens: &mut Vec<u32>) {
         let bytes = word.bytes();
         let mut symbols: Vec<u32> = bytes
@@ -190,8 +192,8 @@ impl BytePairs {
             *last += 256;
         }
         loop {
-            let neighbours = symbols.windows(2).map(|pair| (pair[0], pair[1]));
-            let known = neighbours.filter_map(|pair| Some((self.merges.get(&pair)?, pair)));
+            let neighbors = symbols.windows(2).map(|pair| (pair[0], pair[1]));
+            let known = neighbors.filter_map(|pair| Some((self.merges.get(&pair)?, pair)));
             let Some((&(_, whole), pair)) = known.min_by_key(|(merge, _)| merge.0) else {
                 break;
             };
@@ -209,7 +211,7 @@ impl BytePairs {
     }
 }
 
-/// Bytes in the order of the vocabulary: those that are visible letters in Latin-1 first.
+/// Returns bytes in the order of the vocabulary: visible Latin-1 characters first.
 fn bytes_in_order() -> [u8; 256] {
     let visible = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let others = (0..=255u8).filter(|byte| !visible(byte));
@@ -220,7 +222,7 @@ fn bytes_in_order() -> [u8; 256] {
         .expect("every byte once")
 }
 
-/// The letters that stand for the bytes in files, in the order of [`bytes_in_order`].
+/// Returns the characters that represent the bytes in files, in the order of [`bytes_in_order`].
 fn letters_of_bytes() -> Vec<char> {
     let bytes = bytes_in_order();
     let visible = 188;
@@ -229,7 +231,7 @@ fn letters_of_bytes() -> Vec<char> {
     shown.chain(others).collect()
 }
 
-/// The two parts of each line.
+/// Parses the two symbols of each line.
 fn pairs<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     let mut lines = lines.peekable();
@@ -241,28 +243,32 @@ fn pairs<'a>(lines: impl Iterator<Item = (usize, &'a str)>) -> Result<Vec<(Strin
         let mut parts = line.split_whitespace();
         let (Some(left), Some(right), None) = (parts.next(), parts.next(), parts.next()) else {
             let shown: String = line.chars().take(40).collect();
-            let message = format!("line {} is `{shown}`, not two symbols to merge", place + 1);
-            return Err(Error::input(message).hint("the file is damaged, or another kind of file"));
+            let message = format!(
+                "line {} is `{shown}`, expected two symbols to merge",
+                place + 1
+            );
+            return Err(Error::input(message).hint("the file is damaged, or of another kind"));
         };
         found.push((left.to_owned(), right.to_owned()));
     }
     match found.is_empty() {
-        true => Err(Error::input("it lists no merges").hint("copy or download it again")),
+        true => Err(Error::input("the file lists no merges").hint("copy or download it again")),
         false => Ok(found),
     }
 }
 
-/// A vocabulary's ids by token.
+/// Parses a vocabulary: the id of each token.
 fn ids_of(vocabulary: &Value) -> Result<HashMap<String, u32>> {
     let wrong = |what: String| {
-        Error::input(format!("the vocabulary {what}")).hint("it maps each token to its id")
+        Error::input(format!("the vocabulary {what}")).hint("it must map each token to its id")
     };
     let entries = vocabulary.as_object();
     let entries = entries.ok_or_else(|| wrong("is not a JSON object".into()))?;
     let id = |(token, id): (&String, &Value)| {
-        // A damaged id must not make the greatest one as large as memory.
+        // A damaged id must not make the vocabulary too large for memory.
         let number = id.as_u64().filter(|id| *id < 1 << 24);
-        let number = number.ok_or_else(|| wrong(format!("gives `{token}` the id {id}")))?;
+        let number =
+            number.ok_or_else(|| wrong(format!("has the invalid id {id} for `{token}`")))?;
         Ok((token.clone(), number as u32))
     };
     entries.iter().map(id).collect()
@@ -294,22 +300,25 @@ mod tests {
     }
 
     #[test]
-    fn broken_files_are_told_with_the_line() {
+    fn damaged_files_are_reported_with_the_line() {
         let vocabulary = br#"{"<|startoftext|>":0,"<|endoftext|>":1}"#;
         let of = |merges| refusal(BytePairs::from_vocabulary(vocabulary, merges));
         let text = of("#version: 0.2\na b\nbroken\n");
-        assert!(text.contains("`merges.txt`: line 3 is `broken`"), "{text}");
+        assert!(
+            text.contains("`merges.txt`: line 3 is `broken`, expected two symbols"),
+            "{text}"
+        );
         let text = of("a bc\n");
         assert!(
-            text.contains("merge 1 joins `bc`, which none before makes"),
+            text.contains("merge 1 joins `bc`, which no earlier merge makes"),
             "{text}"
         );
         assert!(of("").contains("no merges"));
         let text = refusal(BytePairs::from_vocabulary(b"{}", "a b\n"));
-        assert!(text.contains("no `<|startoftext|>`"), "{text}");
+        assert!(text.contains("missing `<|startoftext|>`"), "{text}");
         let text = refusal(BytePairs::from_vocabulary(br#"{"a":-1}"#, "a b\n"));
-        assert!(text.contains("gives `a` the id -1"), "{text}");
+        assert!(text.contains("has the invalid id -1 for `a`"), "{text}");
         let text = refusal(BytePairs::from_compressed(b"plain text"));
-        assert!(text.contains("not a compressed text"), "{text}");
+        assert!(text.contains("not a gzip-compressed text"), "{text}");
     }
 }

@@ -1,7 +1,7 @@
-//! What open_clip does to a caption before it becomes tokens: ftfy's repairs, HTML's references, white space.
+//! Cleans captions before tokenization, like open_clip: ftfy's repairs, HTML references, white space.
 //!
 //! Source: open_clip's `tokenizer.py` (from OpenAI's CLIP), ftfy 6.3.1's `fix_text` with its default settings, Python's
-//! `str.split` and `str.lower`. Held to them by `tests/text.rs`.
+//! `str.split` and `str.lower`. Tested against them by `tests/text.rs`.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -14,19 +14,19 @@ use super::mojibake;
 use crate::settings::words;
 
 words! {
-    /// How captions are cleaned; open_clip's `clean`.
+    /// How captions are cleaned: open_clip's `clean`.
     pub enum Cleaning {
-        /// Repair, collapse white space, lower case: CLIP.
+        /// Repair, collapse white space, convert to lower case: CLIP.
         Lower = "lower",
-        /// Repair, collapse white space: tokenizers that have a lower case of their own.
+        /// Repair, collapse white space: tokenizers that convert to lower case themselves.
         Whitespace = "whitespace",
-        /// Lower case without punctuation: SigLIP.
+        /// Repair, convert to lower case, remove punctuation: SigLIP.
         Canonicalize = "canonicalize",
     }
 }
 
 impl Cleaning {
-    /// A cleaned caption.
+    /// Returns the cleaned caption.
     pub fn clean(self, caption: &str) -> String {
         let repaired = unescape(&unescape(&fix_text(caption)));
         match self {
@@ -41,7 +41,7 @@ impl Cleaning {
     }
 }
 
-/// White space as Python has it: Unicode's, and four controls.
+/// Python's white space: Unicode's, and four control characters.
 fn is_space(letter: char) -> bool {
     letter.is_whitespace() || ('\x1c'..='\x1f').contains(&letter)
 }
@@ -69,7 +69,7 @@ fn fix_text(text: &str) -> String {
     lines.collect()
 }
 
-/// Whether no repair has anything to do, as in most captions.
+/// Returns whether a caption needs no repair, like most.
 fn is_plain(text: &str) -> bool {
     text.bytes()
         .all(|byte| (0x20..0x7f).contains(&byte) && byte != b'&')
@@ -97,9 +97,9 @@ fn fix_line(line: &str, unescape: bool) -> String {
     }
 }
 
-/// The usual form of a letter: ligatures apart, full and half width as everywhere, quotes straight.
+/// Returns the standard form of a character: ligatures split, full and half width normalized, quotes straight.
 fn standard(letter: char) -> Cow<'static, str> {
-    // ftfy's order: ligatures, width, quotes. No result of one is changed by the next but U+02BC.
+    // ftfy's order: ligatures, width, quotes. Only U+02BC, which a ligature produces, is changed by a later step.
     let text = match letter {
         'Ĳ' => "IJ",
         'ĳ' => "ij",
@@ -132,14 +132,14 @@ fn standard(letter: char) -> Cow<'static, str> {
     text.into()
 }
 
-/// Colours and the like, as terminals get them.
+/// Removes terminal escapes such as colors.
 fn without_terminal_escapes(text: &str) -> Cow<'_, str> {
     static ESCAPE: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"\x1b\[[\d;]*[a-zA-Z]").expect("a regular expression"));
     ESCAPE.replace_all(text, "")
 }
 
-/// Control characters that nobody means to write.
+/// Returns whether a character is an unintended control character.
 fn is_unwanted(letter: char) -> bool {
     matches!(letter,
         '\0'..='\x08' | '\x0b' | '\x0e'..='\x1f' | '\x7f'

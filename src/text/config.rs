@@ -1,7 +1,6 @@
-//! What a text tower is, apart from its weights, and where open_clip and Hugging Face write it down.
+//! Configuration of a text tower, and how to read it from open_clip's and Hugging Face's files.
 //!
-//! A setting that would make another model than those of [`crate::text::tower`] is an error, as is a setting of open_clip's
-//! `text_cfg` that is not known here.
+//! Settings that [`crate::text::tower`] does not support are errors, as are unknown settings of open_clip's `text_cfg`.
 
 use serde_json::{Map, Value, json};
 
@@ -11,56 +10,56 @@ use crate::error::{Error, Result};
 use crate::ops::{Device, Gelu};
 use crate::settings::Words;
 
-/// A text tower, complete but for its weights.
+/// The configuration of a text tower: everything except the weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TextConfig {
-    /// Ids in a row.
+    /// Context length: the number of ids in a row.
     pub context: usize,
-    /// Rows of the table of token embeddings.
+    /// Vocabulary size: the rows of the token embedding table.
     pub vocabulary: usize,
-    /// Width of the tokens.
+    /// Width of the token vectors.
     pub width: usize,
-    /// Attention heads; they divide the width.
+    /// Attention heads; must divide the width.
     pub heads: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub depth: usize,
-    /// Width of the hidden layer of the MLPs.
+    /// Width of the hidden layer in the MLPs.
     pub hidden: usize,
-    /// Width of the result.
+    /// Width of the embedding.
     pub embedding: usize,
-    /// Whether a token sees only those before it.
+    /// Whether a token attends only to itself and earlier ones.
     pub causal: bool,
-    /// Which token becomes the result.
+    /// Which token is pooled.
     pub pool: TextPool,
-    /// Which GELU.
+    /// Variant of GELU.
     pub gelu: Gelu,
-    /// Added to the variance in the norms.
+    /// Epsilon of the layer norms, added to the variance.
     pub eps: f64,
 }
 
 impl TextConfig {
-    /// An error unless the tower's blocks can be computed on a device.
+    /// Returns an error unless the device supports the tower's blocks.
     pub(crate) fn check_device(&self, device: &Device) -> Result<()> {
         let head = self.width / self.heads.max(1);
         device.check_block("text model", &[self.width, self.hidden], Some(head))
     }
 }
 
-/// The token of a row that becomes the embedding.
+/// The token of a row that is pooled to the embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TextPool {
-    /// The first.
+    /// The first token.
     First,
-    /// The last of the context, padding or not: CLIPA.
+    /// The last token of the context, even if it is padding: CLIPA.
     Last,
-    /// The first that has the greatest id, which is the end token's in OpenAI's vocabulary.
+    /// The first token with the greatest id, which is the end token in OpenAI's vocabulary.
     GreatestId,
-    /// The first with this id, else the first of the row: Hugging Face's CLIP.
+    /// The first token with this id, or else the first of the row: Hugging Face's CLIP.
     Token(u32),
 }
 
 impl TextPool {
-    /// Its place in a row.
+    /// Returns the position of the pooled token in a row.
     pub(crate) fn place(self, row: &[u32]) -> usize {
         match self {
             Self::First => 0,
@@ -74,7 +73,7 @@ impl TextPool {
     }
 }
 
-/// What the heading of a JSON file's part is called in messages, and the part.
+/// A section of a JSON file, with its name for messages.
 struct Section<'a> {
     name: &'static str,
     values: &'a Map<String, Value>,
@@ -83,8 +82,8 @@ struct Section<'a> {
 impl Section<'_> {
     fn refuse(&self, key: &str, right: &str) -> Error {
         let found = self.values.get(key).unwrap_or(&Value::Null);
-        let message = format!("`{}.{key}` is {found}, not {right}", self.name);
-        Error::input(message).hint("only text towers of CLIP and CLIPA can be loaded")
+        let message = format!("`{}.{key}` is {found}, expected {right}", self.name);
+        Error::input(message).hint("only CLIP and CLIPA text towers are supported")
     }
 
     fn number(&self, key: &str, default: Option<usize>) -> Result<usize> {
@@ -92,7 +91,7 @@ impl Section<'_> {
             (None | Some(Value::Null), Some(default)) => Ok(default),
             (found, _) => {
                 let number = found.and_then(Value::as_u64);
-                // Above any size that is built, and far below what overflows.
+                // Above any realistic size, and far below what overflows.
                 let number = number.filter(|number| (1..1 << 31).contains(number));
                 let number = number.ok_or_else(|| self.refuse(key, "a whole number above 0"));
                 Ok(number? as usize)
@@ -123,12 +122,12 @@ impl Section<'_> {
         match self.values.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(found) => Ok(Some(
-                found.as_str().ok_or_else(|| self.refuse(key, "a text"))?,
+                found.as_str().ok_or_else(|| self.refuse(key, "a string"))?,
             )),
         }
     }
 
-    /// An error for a setting with any value but those that change nothing.
+    /// Returns an error for any value except those that have no effect.
     fn off(&self, key: &str, right: &[&str]) -> Result<()> {
         let value = self.values.get(key);
         let off = match value {
@@ -136,7 +135,7 @@ impl Section<'_> {
             Some(Value::String(text)) => right.contains(&&**text),
             _ => false,
         };
-        let words = ["absent"].iter().chain(right).copied();
+        let words = ["no value"].iter().chain(right).copied();
         let words: Vec<&str> = words.collect();
         off.then_some(())
             .ok_or_else(|| self.refuse(key, &words.join(" or ")))
@@ -151,7 +150,7 @@ impl Section<'_> {
     }
 }
 
-/// Keys of open_clip's `text_cfg` that must not ask for anything: of other towers than ours.
+/// Keys of open_clip's `text_cfg` for towers that are not supported; they must have no effect.
 const OTHER_TOWERS: [&str; 11] = [
     "hf_model_name",
     "ls_init_value",
@@ -166,7 +165,7 @@ const OTHER_TOWERS: [&str; 11] = [
     "scale_attn",
 ];
 
-/// Keys of `text_cfg` that are read, or of no account for a tower that is not from Hugging Face's library.
+/// Keys of `text_cfg` that are read, or that are irrelevant for a tower that is not from Hugging Face's library.
 const KNOWN: [&str; 21] = [
     "context_length",
     "vocab_size",
@@ -195,8 +194,8 @@ const KNOWN: [&str; 21] = [
 pub(crate) fn from_open_clip(json: &Value) -> Result<(TextConfig, TokenizerConfig)> {
     let model = json.get("model_cfg").unwrap_or(json);
     let absent = |key: &str| {
-        Error::input(format!("`open_clip_config.json` has no `{key}`"))
-            .hint("it is not the configuration of an open_clip model")
+        Error::input(format!("`open_clip_config.json` is missing `{key}`"))
+            .hint("use the configuration of an open_clip model")
     };
     let values = model.as_object().ok_or_else(|| absent("model_cfg"))?;
     let model = Section {
@@ -207,8 +206,8 @@ pub(crate) fn from_open_clip(json: &Value) -> Result<(TextConfig, TokenizerConfi
     let text = text.ok_or_else(|| absent("text_cfg"))?;
     for key in text.values.keys() {
         if !KNOWN.contains(&&**key) && !OTHER_TOWERS.contains(&&**key) {
-            return Err(Error::input(format!("`text_cfg.{key}` is not known"))
-                .hint("only text towers of CLIP and CLIPA can be loaded"));
+            return Err(Error::input(format!("unknown key `text_cfg.{key}`"))
+                .hint("only CLIP and CLIPA text towers are supported"));
         }
     }
     for key in OTHER_TOWERS.iter().chain(&["scale_fc"]) {
@@ -245,7 +244,7 @@ pub(crate) fn from_open_clip(json: &Value) -> Result<(TextConfig, TokenizerConfi
         width,
         heads: text.number("heads", Some(8))?,
         depth: text.number("layers", Some(12))?,
-        // Cut off as open_clip does.
+        // Truncated, as in open_clip.
         hidden: (width as f64 * text.float("mlp_ratio", 4.0)?) as usize,
         embedding: model.number("embed_dim", None)?,
         causal: !text.flag("no_causal_mask")?,
@@ -279,7 +278,7 @@ pub(crate) fn from_open_clip(json: &Value) -> Result<(TextConfig, TokenizerConfi
                     tokenizer.cleaning =
                         known.ok_or_else(|| arguments.refuse(key, &Cleaning::listed()))?;
                 }
-                _ => return Err(arguments.refuse(key, "a known argument")),
+                _ => return Err(arguments.refuse(key, "no such argument")),
             }
         }
     }
@@ -295,24 +294,23 @@ pub(crate) fn from_hugging_face(json: &Value) -> Result<(TextConfig, TokenizerCo
         _ => (None, ""),
     };
     let Some(values) = values else {
-        let message =
-            format!("`config.json` is of a model of the type `{kind}`, not of a CLIP text tower");
+        let message = format!("`config.json` has model type `{kind}`, expected a CLIP text tower");
         return Err(Error::input(message)
-            .hint("give a folder of Hugging Face's CLIP, or one with an `open_clip_config.json`"));
+            .hint("use a folder of Hugging Face's CLIP, or one with an `open_clip_config.json`"));
     };
     let text = Section { name, values };
     let embedding = match json.get("projection_dim").filter(|_| kind == "clip") {
-        // The whole model's is the one that its projections have.
+        // In a whole model, the projections use the top-level value.
         Some(found) => found.as_u64().unwrap_or_default() as usize,
         None => text.number("projection_dim", Some(512))?,
     };
     let pool = match text.values.get("eos_token_id") {
         None | Some(Value::Null) => TextPool::Token(49407),
-        // Folders from before 2023 have a wrong id, and take the greatest one.
+        // Folders from before 2023 have a wrong id, and pool the greatest one.
         Some(id) => match id.as_u64().and_then(|id| u32::try_from(id).ok()) {
             Some(2) => TextPool::GreatestId,
             Some(id) => TextPool::Token(id),
-            None => return Err(text.refuse("eos_token_id", "one id")),
+            None => return Err(text.refuse("eos_token_id", "a single id")),
         },
     };
     let config = TextConfig {
@@ -343,7 +341,9 @@ pub(crate) fn from_hugging_face(json: &Value) -> Result<(TextConfig, TokenizerCo
 }
 
 impl TextConfig {
-    /// Errors: sizes that no tower can have.
+    /// Checks the sizes.
+    ///
+    /// Errors: a size of 0; heads that do not divide the width.
     pub fn checked(self) -> Result<Self> {
         let sizes = [
             ("context", self.context),
@@ -355,17 +355,21 @@ impl TextConfig {
             ("embedding", self.embedding),
         ];
         if let Some((name, _)) = sizes.iter().find(|(_, size)| *size == 0) {
-            return Err(Error::input(format!("the text tower's {name} is 0")));
+            return Err(Error::input(format!(
+                "the text tower's {name} is 0, expected at least 1"
+            )));
         }
         let Self { width, heads, .. } = self;
         if width % heads != 0 {
-            let message = format!("{heads} heads do not divide the text tower's width of {width}");
+            let message =
+                format!("the text tower's width {width} is not a multiple of its {heads} heads");
             return Err(Error::input(message).hint("correct the number of heads"));
         }
         Ok(self)
     }
 
-    /// open_clip's `open_clip_config.json`, which [`crate::text::model::TextModel::load`] reads back as the same.
+    /// Returns open_clip's `open_clip_config.json`. [`crate::text::model::TextModel::load`] reads the same
+    /// configuration back.
     pub(crate) fn to_open_clip(&self, tokenizer: &TokenizerConfig) -> Value {
         let (pool, end) = match self.pool {
             TextPool::First => ("first", None),
@@ -413,7 +417,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_of_other_models_are_refused_by_name() {
+    fn unsupported_settings_are_refused_by_name() {
         let of = |text: Value| {
             let json = json!({ "model_cfg": { "embed_dim": 8, "text_cfg": text } });
             from_open_clip(&json).unwrap_err().to_string()
@@ -421,11 +425,11 @@ mod tests {
         for (text, right) in [
             (
                 json!({ "heads": 7 }),
-                "7 heads do not divide the text tower's width of 512",
+                "the text tower's width 512 is not a multiple of its 7 heads",
             ),
             (
                 json!({ "embed_cls": true }),
-                "`text_cfg.embed_cls` is true, not absent",
+                "`text_cfg.embed_cls` is true, expected no value",
             ),
             (
                 json!({ "hf_model_name": "roberta" }),
@@ -433,11 +437,11 @@ mod tests {
             ),
             (
                 json!({ "pool_type": "mean" }),
-                "`text_cfg.pool_type` is \"mean\", not first, last",
+                "`text_cfg.pool_type` is \"mean\", expected first, last",
             ),
             (
                 json!({ "width": -1 }),
-                "`text_cfg.width` is -1, not a whole number above 0",
+                "`text_cfg.width` is -1, expected a whole number above 0",
             ),
             (
                 json!({ "act_kwargs": { "approximate": "x" } }),
@@ -447,7 +451,7 @@ mod tests {
                 json!({ "tokenizer_kwargs": { "x": 1 } }),
                 "`text_cfg.tokenizer_kwargs.x` is 1",
             ),
-            (json!({ "depht": 3 }), "`text_cfg.depht` is not known"),
+            (json!({ "depht": 3 }), "unknown key `text_cfg.depht`"),
         ] {
             let message = of(text);
             assert!(message.contains(right), "{message}");
@@ -457,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_written_configuration_reads_back_as_itself() {
+    fn a_saved_configuration_loads_back_unchanged() {
         for (causal, pool, gelu, name) in [
             (true, TextPool::Token(7), Gelu::Quick, None),
             (
@@ -498,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_that_is_pooled() {
+    fn each_pooling_finds_its_token() {
         let row = [9, 3, 8, 9, 0];
         assert_eq!(TextPool::GreatestId.place(&row), 0);
         assert_eq!(TextPool::Token(8).place(&row), 2);

@@ -1,12 +1,12 @@
-//! HTML's character references in captions, as Python's `html.unescape` and ftfy read them.
+//! Replaces HTML character references in captions, like Python's `html.unescape` and ftfy.
 //!
-//! The names are those of Python's `html.entities.html5`, with and without semicolon; `tables/entities.txt` is
-//! written by `tests/golden/make_text.py --tables`. Knows no tags.
+//! The names are those of Python's `html.entities.html5`, with and without semicolon.
+//! `tests/golden/make_text.py --tables` generates `tables/entities.txt`. Tags are not parsed.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-/// Names without `&`, most with `;`, and the numbers that mean another character, as `#128`.
+/// Names without `&`, most with `;`, and numbers that mean a different character, such as `#128`.
 static NAMES: LazyLock<HashMap<&'static str, String>> = LazyLock::new(|| {
     let lines = include_str!("tables/entities.txt").lines();
     let entry = |line: &'static str| {
@@ -16,7 +16,7 @@ static NAMES: LazyLock<HashMap<&'static str, String>> = LazyLock::new(|| {
     lines.map(entry).collect()
 });
 
-/// Names in capitals, such as `EACUTE;`, that ftfy takes for those of capital letters.
+/// Uppercase names, such as `EACUTE;`, that ftfy accepts for capital letters.
 static CAPITALS: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
     let small = NAMES
         .iter()
@@ -29,15 +29,15 @@ static CAPITALS: LazyLock<HashMap<String, String>> = LazyLock::new(|| {
     small.filter_map(entry).collect()
 });
 
-/// The characters of code points in hexadecimal, with spaces between.
+/// Converts hexadecimal code points, separated by spaces, to characters.
 pub(crate) fn characters(codes: &str) -> String {
     let code = |word| u32::from_str_radix(word, 16).expect("a hexadecimal number");
     let letter = |word| char::from_u32(code(word)).expect("a character");
     codes.split(' ').map(letter).collect()
 }
 
-/// Replaces every reference that HTML knows, in the way of browsers: the longest known name where the semicolon is
-/// missing, and U+FFFD for numbers that are no characters.
+/// Replaces every HTML reference like a browser: the longest known name if the semicolon is missing, and U+FFFD for
+/// invalid code points.
 ///
 /// Source: Python's `html.unescape`.
 pub fn unescape(text: &str) -> String {
@@ -59,7 +59,7 @@ pub fn unescape(text: &str) -> String {
     out
 }
 
-/// Bytes of what may be a reference, after the `&`.
+/// Returns the length in bytes of a possible reference after the `&`.
 fn reference(text: &str) -> usize {
     let semicolon = |length: usize| length + usize::from(text[length..].starts_with(';'));
     let run = |text: &str, belongs: fn(&char) -> bool, most: usize| -> usize {
@@ -85,7 +85,7 @@ fn reference(text: &str) -> usize {
 }
 
 fn named(found: &str, out: &mut String) {
-    // Names without semicolon have two letters or more.
+    // Names without semicolon have at least two letters.
     let ends = found.char_indices().map(|(at, _)| at).skip(2);
     let ends = ends.chain([found.len()]).collect::<Vec<_>>();
     for end in ends.into_iter().rev() {
@@ -105,25 +105,25 @@ fn numbered(found: &str, out: &mut String) {
         Some(digits) => (digits, 16),
         None => (digits, 10),
     };
-    // Digits alone can only fail by being too many.
+    // Parsing digits can only fail by overflow.
     let number = u32::from_str_radix(digits, base).unwrap_or(u32::MAX);
     if let Some(text) = NAMES.get(&*format!("#{number}")) {
         return out.push_str(text);
     }
     match char::from_u32(number) {
         None => out.push('\u{fffd}'),
-        Some(_) if no_character(number) => {}
+        Some(_) if is_dropped(number) => {}
         Some(letter) => out.push(letter),
     }
 }
 
-/// Numbers that stand for nothing in HTML: controls and what Unicode keeps unassigned for ever.
-fn no_character(number: u32) -> bool {
+/// Returns whether HTML drops a number: control characters and Unicode noncharacters.
+fn is_dropped(number: u32) -> bool {
     matches!(number, 0x1..=0x8 | 0xb | 0xe..=0x1f | 0x7f..=0x9f | 0xfdd0..=0xfdef)
         || number & 0xfffe == 0xfffe
 }
 
-/// Replaces references that end in a semicolon and are beyond doubt, names in capitals among them.
+/// Replaces only unambiguous references: those with a semicolon, including uppercase names.
 ///
 /// Source: ftfy's `unescape_html`.
 pub(crate) fn unescape_certain(text: &str) -> String {
@@ -149,7 +149,7 @@ pub(crate) fn unescape_certain(text: &str) -> String {
         match NAMES.get(name).or_else(|| CAPITALS.get(name)) {
             Some(text) => out.push_str(text),
             None if number == 1 => match unescape(found) {
-                // Only a part of it was a number.
+                // Only part of it was a number.
                 text if text.contains(';') => out.push_str(found),
                 text => out.push_str(&text),
             },
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn references_are_replaced_as_browsers_do() {
+    fn references_are_replaced_as_in_browsers() {
         for (text, right) in [
             ("&amp;&lt;&copy 2020", "&<© 2020"),
             ("&notit; &notin; &unknown; &", "¬it; ∉ &unknown; &"),

@@ -1,7 +1,7 @@
-//! Text: captions to token ids, frozen text towers, files of embeddings.
+//! Text models: tokenization of captions, text towers, zero-shot classification.
 //!
-//! A [`TextModel`] is a tower and the tokenizer that belongs to it, from a folder that open_clip or Hugging Face users
-//! made, or that [`TextModel::save`] wrote. Knows nothing of images, attacks, data sets or training.
+//! A [`TextModel`] is a tower with its tokenizer, from a model folder in the layout of open_clip or Hugging Face, or
+//! one written by [`TextModel::save`]. Independent of images, attacks, data sets and training.
 
 pub mod bpe;
 pub mod clean;

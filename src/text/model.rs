@@ -9,16 +9,16 @@ use crate::error::Result;
 /// A text tower and its tokenizer. [`crate::weights::text`] loads and saves it.
 #[derive(Debug)]
 pub struct TextModel {
-    /// Token ids to embeddings.
+    /// Maps token ids to embeddings.
     pub tower: TextTower,
-    /// Captions to token ids.
+    /// Maps captions to token ids.
     pub tokenizer: Tokenizer,
-    /// Hash of all that makes an embedding: weights, configuration, tokenizer.
+    /// Hash of everything that determines an embedding: weights, configuration, tokenizer.
     pub hash: String,
 }
 
 impl TextModel {
-    /// The embeddings of captions, not normalized.
+    /// Returns the embeddings of captions, not normalized.
     ///
     /// Shapes: `[captions.len(), embedding]`.
     /// Errors: no captions.

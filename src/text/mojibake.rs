@@ -1,7 +1,7 @@
-//! Text that was written in UTF-8 and read in another encoding, put right as ftfy does it: `cafÃ©` to `café`.
+//! Repairs UTF-8 text that was decoded in another encoding, like ftfy: `cafÃ©` to `café`.
 //!
-//! ftfy's knowledge, its expression for suspicious neighbours and its lists of characters, is in
-//! `tables/mojibake.txt`, written by `tests/golden/make_text.py --tables` from ftfy (Apache License 2.0, Robyn Speer).
+//! ftfy's regular expression for suspicious neighbors and its lists of characters are in `tables/mojibake.txt`, which
+//! `tests/golden/make_text.py --tables` generates from ftfy (Apache License 2.0, Robyn Speer).
 //! The steps are those of ftfy's `fix_encoding`.
 
 use std::collections::{HashMap, HashSet};
@@ -12,7 +12,8 @@ use regex::{Captures, Regex};
 
 use super::html::characters;
 
-struct Knowledge {
+/// ftfy's tables.
+struct Tables {
     bad: Regex,
     first: [HashSet<char>; 3],
     continuation: HashSet<char>,
@@ -20,17 +21,17 @@ struct Knowledge {
     encodings: Vec<Encoding>,
 }
 
-/// An encoding of one byte a character.
+/// A single-byte encoding.
 struct Encoding {
     name: &'static str,
     characters: Vec<char>,
     bytes: HashMap<char, u8>,
 }
 
-static KNOWLEDGE: LazyLock<Knowledge> = LazyLock::new(|| {
+static TABLES: LazyLock<Tables> = LazyLock::new(|| {
     let (mut sets, mut bad, mut encodings) = (HashMap::new(), None, Vec::new());
     for line in include_str!("tables/mojibake.txt").lines() {
-        let (word, rest) = line.split_once(' ').expect("a word and what it means");
+        let (word, rest) = line.split_once(' ').expect("a word and its value");
         match word {
             "badness" => bad = Some(Regex::new(rest).expect("a regular expression")),
             "encoding" => {
@@ -48,7 +49,7 @@ static KNOWLEDGE: LazyLock<Knowledge> = LazyLock::new(|| {
         }
     }
     let mut set = |name: &str| sets.remove(name).expect("a set of the table");
-    Knowledge {
+    Tables {
         bad: bad.expect("the expression of the table"),
         first: [
             set("utf8_first_of_2"),
@@ -61,7 +62,7 @@ static KNOWLEDGE: LazyLock<Knowledge> = LazyLock::new(|| {
     }
 });
 
-/// Sequences that would be UTF-8 if a space in them were byte A0.
+/// Sequences that would be UTF-8 if their space were byte A0.
 static ALTERED: LazyLock<BytesRegex> = LazyLock::new(|| {
     bytes_regex(concat!(
         r"[\xc2\xc3\xc5\xce\xd0\xd9][ ]",
@@ -73,7 +74,7 @@ static ALTERED: LazyLock<BytesRegex> = LazyLock::new(|| {
     ))
 });
 
-/// UTF-8 of which bytes were lost; byte 1A stands for U+FFFD.
+/// UTF-8 with lost bytes; byte 1A represents U+FFFD.
 static LOSSY: LazyLock<BytesRegex> = LazyLock::new(|| {
     bytes_regex(concat!(
         r"[\xc2-\xdf][\x1a]",
@@ -93,7 +94,7 @@ fn bytes_regex(pattern: &str) -> BytesRegex {
     BytesRegex::new(&format!("(?-u){pattern}")).expect("a regular expression")
 }
 
-/// Puts mojibake right, again and again while something changes.
+/// Repairs mojibake, repeatedly until nothing changes.
 pub(crate) fn fix(text: &str) -> String {
     let mut text = text.to_owned();
     while let Some(better) = step(&text) {
@@ -103,17 +104,17 @@ pub(crate) fn fix(text: &str) -> String {
 }
 
 fn is_bad(text: &str) -> bool {
-    !text.is_ascii() && KNOWLEDGE.bad.is_match(text)
+    !text.is_ascii() && TABLES.bad.is_match(text)
 }
 
-/// One step; `None` where nothing changes.
+/// Takes one step. Returns `None` if nothing changes.
 fn step(text: &str) -> Option<String> {
     if !is_bad(text) {
         return None;
     }
     let changed = |fixed: String| (fixed != text).then_some(fixed);
     let mut is_latin = false;
-    for encoding in &KNOWLEDGE.encodings {
+    for encoding in &TABLES.encodings {
         let bytes = text.chars().map(|letter| encoding.bytes.get(&letter));
         let Some(bytes) = bytes.map(|byte| byte.copied()).collect::<Option<Vec<u8>>>() else {
             continue;
@@ -127,7 +128,7 @@ fn step(text: &str) -> Option<String> {
         return Some(fixed);
     }
     if is_latin {
-        // Characters that are in Latin-1 and not in Windows-1252 are controls that nobody wants.
+        // Characters of Latin-1 that Windows-1252 lacks are unwanted control characters.
         let windows = text.chars().map(|letter| {
             let unassigned = matches!(letter, '\u{81}' | '\u{8d}' | '\u{8f}' | '\u{90}' | '\u{9d}');
             (!unassigned).then(|| windows(letter))
@@ -139,9 +140,9 @@ fn step(text: &str) -> Option<String> {
     changed(fix_controls(text))
 }
 
-/// UTF-8 in bytes, with what programs do to it on the way.
+/// Decodes UTF-8, including damage done by other programs.
 fn decoded(mut bytes: Vec<u8>, encoding: &str) -> Option<String> {
-    // In MacRoman it would match an en dash before a space.
+    // In MacRoman this would match an en dash before a space.
     if encoding != "macroman" && ALTERED.is_match(&bytes) {
         bytes = restore_spaces(bytes);
     }
@@ -156,13 +157,13 @@ fn decoded(mut bytes: Vec<u8>, encoding: &str) -> Option<String> {
     }
 }
 
-/// Puts byte A0 back where a space stands for it.
+/// Restores byte A0 where it was replaced by a space.
 fn restore_spaces(bytes: Vec<u8>) -> Vec<u8> {
     let mut with_grave = Vec::with_capacity(bytes.len() + 8);
     let mut rest = &bytes[..];
     while let Some((first, after)) = rest.split_first() {
         let word = rest.strip_prefix(b"\xc3 ");
-        // `à` is a word of its own but in Portuguese `às`, `àquele` and the like.
+        // `à` is a separate word, except in Portuguese `às`, `àquele` and the like.
         let joined: [&[u8]; 5] = [b" ", b"quele", b"quela", b"quilo", b"s "];
         match word {
             Some(next) if !joined.iter().any(|joined| next.starts_with(joined)) => {
@@ -184,7 +185,7 @@ fn restore_spaces(bytes: Vec<u8>) -> Vec<u8> {
     restored.into_owned()
 }
 
-/// UTF-8 in which characters above U+FFFF may be pairs of surrogates, and zero two bytes (CESU-8, Java).
+/// Decodes UTF-8 in which characters above U+FFFF may be surrogate pairs, and zero two bytes (CESU-8, Java).
 fn decode_variants(bytes: &[u8]) -> Option<String> {
     let mut out = String::new();
     let mut rest = bytes;
@@ -226,12 +227,12 @@ fn decode_variants(bytes: &[u8]) -> Option<String> {
     Some(out)
 }
 
-/// Puts sequences right that look like UTF-8 amid text that does not.
+/// Repairs sequences that look like UTF-8 within text that does not.
 fn fix_parts(text: &str) -> String {
     let letters: Vec<char> = text.chars().collect();
     let (mut out, mut at) = (String::with_capacity(text.len()), 0);
     while at < letters.len() {
-        let length = match at > 0 && KNOWLEDGE.strict.contains(&letters[at - 1]) {
+        let length = match at > 0 && TABLES.strict.contains(&letters[at - 1]) {
             true => 0,
             false => suspicious(&letters[at..]),
         };
@@ -250,17 +251,17 @@ fn fix_parts(text: &str) -> String {
     out
 }
 
-/// How many characters from the first on look like UTF-8 in another encoding.
+/// Returns how many characters, from the first, look like UTF-8 decoded in another encoding.
 fn suspicious(letters: &[char]) -> usize {
     let mut end = 0;
     'next: while end < letters.len() {
-        for (first, count) in KNOWLEDGE.first.iter().zip(1..) {
+        for (first, count) in TABLES.first.iter().zip(1..) {
             let Some(following) = letters.get(end + 1..=end + count) else {
                 continue;
             };
             let all = following
                 .iter()
-                .all(|letter| KNOWLEDGE.continuation.contains(letter));
+                .all(|letter| TABLES.continuation.contains(letter));
             if first.contains(&letters[end]) && all {
                 end += 1 + count;
                 continue 'next;
@@ -271,9 +272,9 @@ fn suspicious(letters: &[char]) -> usize {
     end
 }
 
-/// The character of Windows-1252 that has the byte of a character of Latin-1.
+/// Returns the Windows-1252 character with the same byte as a Latin-1 character.
 fn windows(letter: char) -> char {
-    let encodings = &KNOWLEDGE.encodings;
+    let encodings = &TABLES.encodings;
     let mut named = encodings
         .iter()
         .filter(|one| one.name == "sloppy-windows-1252");
@@ -283,7 +284,7 @@ fn windows(letter: char) -> char {
     }
 }
 
-/// Takes controls from 80 to 9F for Windows-1252, as browsers do.
+/// Interprets control characters 80 to 9F as Windows-1252, like browsers.
 pub(crate) fn fix_controls(text: &str) -> String {
     static CONTROL: LazyLock<Regex> =
         LazyLock::new(|| Regex::new(r"[\x{80}-\x{9f}]").expect("a regular expression"));
@@ -296,7 +297,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_read_in_the_wrong_encoding_is_put_right() {
+    fn text_decoded_in_the_wrong_encoding_is_repaired() {
         for (text, right) in [
             ("cafÃ©", "café"),
             ("ÃƒÂ©", "é"),

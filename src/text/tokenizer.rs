@@ -1,8 +1,8 @@
-//! Captions to rows of token ids, by the tokenizer files that model folders carry.
+//! Converts captions to rows of token ids, with the tokenizer files of a model folder.
 //!
-//! CLIP's byte pairs: start token, tokens, end token, zeros. BERT's WordPiece, for CLIPA: `[CLS]`, tokens, `[SEP]` or
-//! a zero in its place, zeros. Rows have the length of the tower's context; what is longer is cut off before the end
-//! token. WordPiece itself is the crate `tokenizers`, which transformers stands on.
+//! CLIP's byte-pair encoding: start token, tokens, end token, zeros. BERT's WordPiece, for CLIPA: `[CLS]`, tokens,
+//! `[SEP]` or a zero instead, padding. Rows have the length of the tower's context; longer captions are truncated
+//! before the end token. WordPiece itself is implemented by the crate `tokenizers`, which transformers uses too.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,25 +17,25 @@ use crate::{files, json};
 
 const COMPRESSED: &str = "bpe_simple_vocab_16e6.txt.gz";
 
-/// What a model's configuration says of its tokenizer.
+/// The tokenizer settings in a model's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenizerConfig {
-    /// The name that a tokenizer of Hugging Face goes by, such as `bert-base-uncased`; none for CLIP's own.
+    /// Name of a Hugging Face tokenizer, such as `bert-base-uncased`, or `None` for CLIP's own.
     pub name: Option<String>,
-    /// Ids in a row.
+    /// Context length: the number of ids in a row.
     pub context: usize,
-    /// What is done to captions before.
+    /// How captions are cleaned before tokenization.
     pub cleaning: Cleaning,
-    /// Whether zeros take the place of `[SEP]`.
+    /// Whether `[SEP]` is replaced by zero.
     pub strip_separator: bool,
 }
 
-/// Makes rows of token ids.
+/// Converts captions to rows of token ids.
 #[derive(Debug)]
 pub struct Tokenizer {
     kind: Kind,
     config: TokenizerConfig,
-    /// The files it was read from.
+    /// The files it was loaded from.
     files: Vec<PathBuf>,
 }
 
@@ -51,14 +51,14 @@ enum Kind {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a model folder.
+    /// Loads the tokenizer of a model folder.
     ///
-    /// Errors: no tokenizer files, files damaged or of another kind, a context without room for start and end.
+    /// Errors: missing, damaged or unsupported tokenizer files; a context too short for the start and end tokens.
     pub fn open(folder: &Path, config: TokenizerConfig) -> Result<Self> {
         if config.context < 2 {
             let (folder, context) = (folder.display(), config.context);
             let message =
-                format!("`{folder}`: a context of {context} has no room for start and end");
+                format!("`{folder}`: context {context} is too short for the start and end tokens");
             return Err(Error::input(message));
         }
         let path = |name: &str| folder.join(name);
@@ -109,17 +109,17 @@ impl Tokenizer {
         })
     }
 
-    /// Ids in a row.
+    /// Returns the number of ids in a row.
     pub fn context(&self) -> usize {
         self.config.context
     }
 
-    /// What the model's configuration says of it.
+    /// Returns the tokenizer settings of the model's configuration.
     pub fn config(&self) -> &TokenizerConfig {
         &self.config
     }
 
-    /// One above the greatest id.
+    /// Returns the vocabulary size: one more than the greatest id.
     pub fn vocabulary(&self) -> usize {
         match &self.kind {
             Kind::BytePairs(pairs) => pairs.size(),
@@ -130,7 +130,7 @@ impl Tokenizer {
         }
     }
 
-    /// The token that ends a caption, where there is one.
+    /// Returns the token that ends a caption, if any.
     pub fn end(&self) -> Option<u32> {
         match &self.kind {
             Kind::BytePairs(pairs) => Some(pairs.special()[1]),
@@ -140,7 +140,7 @@ impl Tokenizer {
         }
     }
 
-    /// The row of a caption.
+    /// Tokenizes a caption to a row of ids.
     ///
     /// Shapes: `[context]`.
     pub fn ids(&self, caption: &str) -> Result<Vec<u32>> {
@@ -148,7 +148,7 @@ impl Tokenizer {
         let cleaned = self.config.cleaning.clean(caption);
         let (start, mut tokens, end, padding) = match &self.kind {
             Kind::BytePairs(pairs) => {
-                // Tokenizers of Hugging Face have a lower case of their own.
+                // Hugging Face tokenizers convert to lower case themselves.
                 let tokens = match self.config.cleaning {
                     Cleaning::Whitespace if self.config.name.is_some() => {
                         pairs.tokens(&cleaned.to_lowercase())
@@ -164,9 +164,9 @@ impl Tokenizer {
                 separator,
                 padding,
             } => {
-                let encoding = pieces.encode_fast(cleaned, false).map_err(|error| {
-                    Error::input(format!("a caption cannot be made into tokens: {error}"))
-                })?;
+                let encoding = pieces
+                    .encode_fast(cleaned, false)
+                    .map_err(|error| Error::input(format!("cannot tokenize a caption: {error}")))?;
                 (*start, encoding.get_ids().to_vec(), *separator, *padding)
             }
         };
@@ -186,7 +186,7 @@ impl Tokenizer {
         Ok(row)
     }
 
-    /// The rows of captions, one after another.
+    /// Tokenizes captions to concatenated rows.
     ///
     /// Shapes: `[captions.len() * context]`.
     pub fn rows(&self, captions: &[String]) -> Result<Vec<u32>> {
@@ -194,7 +194,7 @@ impl Tokenizer {
         Ok(rows.collect::<Result<Vec<_>>>()?.concat())
     }
 
-    /// Hash of the files and settings that make the ids.
+    /// Returns a hash of the files and settings that determine the ids.
     pub fn hash(&self) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
         hasher.update(format!("{:?}", self.config).as_bytes());
@@ -204,7 +204,7 @@ impl Tokenizer {
         Ok(hasher.finalize().to_string())
     }
 
-    /// Copies its files to another model folder.
+    /// Copies the tokenizer files to another model folder.
     pub fn copy_to(&self, folder: &Path) -> Result<()> {
         for path in &self.files {
             let name = path.file_name().unwrap_or_default();
@@ -215,18 +215,18 @@ impl Tokenizer {
 }
 
 fn missing(folder: &Path, config: &TokenizerConfig) -> Error {
-    let message = format!("`{}` has no tokenizer files", folder.display());
+    let message = format!("no tokenizer files in `{}`", folder.display());
     Error::input(message).hint(match &config.name {
-        Some(name) => format!("put the `tokenizer.json` or `vocab.txt` of `{name}` into it"),
+        Some(name) => format!("add the `tokenizer.json` or `vocab.txt` of `{name}` to the folder"),
         None => format!(
-            "put `{COMPRESSED}` of OpenAI's CLIP or open_clip into it, or `vocab.json` and `merges.txt`"
+            "add `{COMPRESSED}` of OpenAI's CLIP or open_clip to the folder, or `vocab.json` and `merges.txt`"
         ),
     })
 }
 
 fn from_json(path: &Path) -> Result<Kind> {
     let json = json::parse(&files::read(path)?)
-        .map_err(|error| Error::input(format!("it is not JSON: {error}")))?;
+        .map_err(|error| Error::input(format!("not valid JSON: {error}")))?;
     match json["model"]["type"].as_str() {
         Some("BPE") => {
             let pairs = BytePairs::from_json(&json["model"])?;
@@ -235,15 +235,16 @@ fn from_json(path: &Path) -> Result<Kind> {
         Some("WordPiece") => word_pieces(parse(&json.to_string())?),
         other => {
             let message = match other {
-                Some(kind) => format!("it is a tokenizer of the kind `{kind}`"),
-                None => "it names no kind of tokenizer".into(),
+                Some(kind) => format!("unsupported tokenizer type `{kind}`"),
+                None => "missing tokenizer type".into(),
             };
-            Err(Error::input(message).hint("CLIP's byte pairs and WordPiece can be read"))
+            Err(Error::input(message)
+                .hint("only CLIP's byte-pair encoding and WordPiece are supported"))
         }
     }
 }
 
-/// WordPiece from a list of tokens, one a line, set up as transformers' `BertTokenizer` does.
+/// Builds WordPiece from a list of tokens, one per line, configured like transformers' `BertTokenizer`.
 fn from_list(path: &Path, lower_case: bool) -> Result<Kind> {
     let text = files::read_text(path)?;
     let lines = text.strip_suffix('\n').unwrap_or(&text).split('\n');
@@ -274,21 +275,21 @@ fn from_list(path: &Path, lower_case: bool) -> Result<Kind> {
 
 fn parse(description: &str) -> Result<tokenizers::Tokenizer> {
     let parsed = description.parse::<tokenizers::Tokenizer>();
-    parsed.map_err(|error| Error::input(format!("it is not a tokenizer: {error}")))
+    parsed.map_err(|error| Error::input(format!("invalid tokenizer: {error}")))
 }
 
 fn word_pieces(mut pieces: tokenizers::Tokenizer) -> Result<Kind> {
-    // Rows are cut and filled here.
+    // Rows are truncated and padded by `Tokenizer::ids`.
     pieces.with_padding(None);
     let cut = pieces.with_truncation(None).map(|_| ());
-    cut.map_err(|error| Error::input(format!("it is not a tokenizer: {error}")))?;
+    cut.map_err(|error| Error::input(format!("invalid tokenizer: {error}")))?;
     let id = |name: &str| {
         pieces.token_to_id(name).ok_or_else(|| {
-            Error::input(format!("the vocabulary has no `{name}`"))
-                .hint("WordPiece of BERT's kind has `[PAD]`, `[UNK]`, `[CLS]` and `[SEP]`")
+            Error::input(format!("the vocabulary is missing `{name}`"))
+                .hint("a BERT WordPiece vocabulary has `[PAD]`, `[UNK]`, `[CLS]` and `[SEP]`")
         })
     };
-    // A word that the vocabulary cannot spell becomes it.
+    // Words that the vocabulary cannot spell become this token.
     id("[UNK]")?;
     let (start, separator, padding) = (id("[CLS]")?, id("[SEP]")?, id("[PAD]")?);
     Ok(Kind::WordPiece {
@@ -299,13 +300,14 @@ fn word_pieces(mut pieces: tokenizers::Tokenizer) -> Result<Kind> {
     })
 }
 
-/// Whether a folder's WordPiece is one of lower case.
+/// Returns whether a folder's WordPiece converts to lower case.
 fn lower_case(folder: &Path) -> Result<bool> {
     let path = folder.join("tokenizer_config.json");
     if !path.is_file() {
         return Ok(true);
     }
-    let json = json::parse(&files::read(&path)?)
-        .map_err(|error| Error::input(format!("`{}` is not JSON: {error}", path.display())))?;
+    let json = json::parse(&files::read(&path)?).map_err(|error| {
+        Error::input(format!("`{}` is not valid JSON: {error}", path.display()))
+    })?;
     Ok(json["do_lower_case"].as_bool().unwrap_or(true))
 }

@@ -1,8 +1,7 @@
-//! The text tower of CLIP and of CLIPA: rows of token ids to embeddings.
+//! The text tower of CLIP and CLIPA: maps rows of token ids to embeddings.
 //!
-//! Names, shapes and order of the weights are open_clip's. CLIP's tower (Radford et al. 2021) masks what comes after a
-//! token and takes the end token; CLIPA's (Li et al. 2023) masks nothing, not even padding, and takes the last one.
-//! f32 only.
+//! Names, shapes and order of the weights are open_clip's. CLIP's tower (Radford et al. 2021) has a causal mask and
+//! pools the end token. CLIPA's (Li et al. 2023) has no mask, not even for padding, and pools the last token. f32 only.
 
 use burn::tensor::{Gradients, Tensor};
 
@@ -13,7 +12,7 @@ use crate::ops::{
     BlockSpec, BlockWeights, Device, Numerics, WeightCache, embed, encoder_block, layer_norm,
     project, take,
 };
-use crate::rng::{Purpose, Rng};
+use crate::rng::{Rng, Stream};
 
 /// A text tower with its weights.
 #[derive(Clone, Debug)]
@@ -33,25 +32,25 @@ struct Block {
 }
 
 impl TextTower {
-    /// A tower with random weights, of open_clip's distributions; biases begin at zero.
+    /// Initializes a tower with random weights from open_clip's distributions; biases are zero.
     ///
-    /// Errors: sizes that no tower can have.
+    /// Errors: invalid sizes.
     pub fn new(config: &TextConfig, seed: u64, device: &Device) -> Result<Self> {
         let mut tensors = 0;
         Self::with_weights(config, device, |name, shape| {
             tensors += 1;
-            // Image models begin with other numbers of the same purpose, whose second key is small.
-            let rng = Rng::new(seed, Purpose::Init, tensors, u64::MAX);
+            // Image models draw from the same purpose, but with a small second key, so the streams differ.
+            let rng = Rng::new(seed, Stream::TextWeights { tensor: tensors });
             Ok(initial(config, name, shape, rng))
         })
     }
 
-    /// A tower whose weights are asked for one by one, by open_clip's name and shape.
+    /// Builds a tower from the values that `weights` returns for each of open_clip's names and shapes.
     ///
-    /// Errors: sizes that no tower can have; the first that `weights` gives.
+    /// Errors: invalid sizes; the first error of `weights`.
     ///
     /// # Panics
-    /// When values do not fill their shape.
+    /// If the number of values does not match the shape.
     pub fn with_weights(
         config: &TextConfig,
         device: &Device,
@@ -60,7 +59,7 @@ impl TextTower {
         let config = config.clone().checked()?;
         let TextConfig { width, hidden, .. } = config;
         let mut tensor = |name: &str, shape: &[usize]| {
-            // Positions are no matrix that a product is taken with.
+            // Position embeddings are added, not multiplied, so they have no weight decay.
             let decays = shape.len() > 1 && name != "positional_embedding";
             let values = weights(name, shape)?;
             Ok(Parameter::new(name, shape, decays, values, device))
@@ -103,17 +102,17 @@ impl TextTower {
         })
     }
 
-    /// What it is.
+    /// Returns the configuration.
     pub fn config(&self) -> &TextConfig {
         &self.config
     }
 
-    /// The embeddings of rows of token ids, not normalised.
+    /// Returns the embeddings of rows of token ids, not normalized.
     ///
-    /// With a causal mask, nothing after the last token that is pooled is computed: no result depends on it.
+    /// With a causal mask, tokens after the last pooled one are not computed, since no result depends on them.
     ///
     /// Shapes: `ids` `[n * context]`, n at least 1; the result `[n, embedding]`.
-    /// Errors: other lengths, ids outside the vocabulary.
+    /// Errors: a length that is not a multiple of the context; ids outside the vocabulary.
     pub fn encode(&self, ids: &[u32]) -> Result<Tensor<2>> {
         let TextConfig {
             context,
@@ -123,16 +122,16 @@ impl TextTower {
         } = self.config;
         if ids.is_empty() || !ids.len().is_multiple_of(context) {
             let message = format!(
-                "{} ids are not rows of {context}, the tower's context",
+                "got {} ids, expected a multiple of {context}, the tower's context",
                 ids.len()
             );
-            return Err(Error::input(message).hint("fill short rows up with zeros"));
+            return Err(Error::input(message).hint("pad short rows with zeros"));
         }
         if let Some(at) = ids.iter().position(|id| *id as usize >= vocabulary) {
             let (row, id) = (at / context, ids[at]);
             let message =
-                format!("row {row} has the id {id}, and the vocabulary {vocabulary} tokens");
-            return Err(Error::input(message).hint("the tokenizer belongs to another model"));
+                format!("row {row} has id {id}, but the vocabulary has only {vocabulary} tokens");
+            return Err(Error::input(message).hint("use the tokenizer that belongs to this model"));
         }
         let rows = ids.chunks_exact(context);
         let places: Vec<usize> = rows
@@ -146,7 +145,7 @@ impl TextTower {
         let table = self.token_embedding.value.clone();
         let positions = &self.positional_embedding.value;
         let tokens = self.blocks(embed(&used, table, positions, [count, length, width]));
-        // The norm is one of each token, so that only those that are pooled need it.
+        // The norm acts on each token separately, so only pooled tokens need it.
         let pooled = take(tokens, &places);
         let [weight, bias] = self.norm.each_ref().map(|part| part.value.clone());
         let normed = layer_norm(pooled, weight, bias, self.config.eps);
@@ -156,7 +155,7 @@ impl TextTower {
         ))
     }
 
-    /// How many tokens of a row its embedding depends on: with a causal mask those up to the one that is pooled.
+    /// Returns how many tokens of a row its embedding depends on: with a causal mask, those up to the pooled one.
     pub fn length(&self, row: &[u32]) -> usize {
         match self.config.causal {
             true => 1 + self.config.pool.place(row),
@@ -181,7 +180,7 @@ impl TextTower {
         tokens
     }
 
-    /// All weights, in open_clip's order.
+    /// Returns all weights, in open_clip's order.
     pub fn parameters(&self) -> Vec<&Parameter> {
         [&self.token_embedding, &self.positional_embedding]
             .into_iter()
@@ -191,9 +190,9 @@ impl TextTower {
             .collect()
     }
 
-    /// All weights, in open_clip's order, to be changed.
+    /// Returns all weights mutably, in open_clip's order.
     pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        // The packed forms hold on to the weights' memory, which could then not be written in place.
+        // The packed copies share the weights' memory, which would prevent writing in place.
         self.blocks.iter().for_each(|block| block.cache.clear());
         self.places_of_parameters()
     }
@@ -207,22 +206,22 @@ impl TextTower {
             .collect()
     }
 
-    /// The same weights, recorded for their gradients.
+    /// Returns a tower with the same weights, tracked for gradients.
     pub fn tracked(&self) -> Self {
         let mut tower = self.clone();
         parameter::track(tower.places_of_parameters());
         tower
     }
 
-    /// The gradients of a tracked tower's weights, in the order of [`Self::parameters`].
+    /// Returns the gradients of a tracked tower's weights, in the order of [`Self::parameters`].
     pub fn gradients(&self, gradients: &mut Gradients) -> Vec<Tensor<1>> {
         parameter::gradients_of(self.parameters(), gradients)
     }
 
-    /// The same tower with other values.
+    /// Returns the same tower with other values.
     ///
     /// # Panics
-    /// When there is not one tensor of the right length for each parameter.
+    /// If there is not exactly one tensor of the right length for each parameter.
     pub fn with_values(&self, values: impl IntoIterator<Item = Tensor<1>>) -> Self {
         let mut tower = self.clone();
         for block in &mut tower.blocks {
@@ -233,7 +232,7 @@ impl TextTower {
     }
 }
 
-/// The values that training begins with (open_clip's `init_parameters`).
+/// Returns the initial values of a parameter (open_clip's `init_parameters`).
 fn initial(config: &TextConfig, name: &str, shape: &[usize], mut rng: Rng) -> Vec<f32> {
     let count = shape.iter().product();
     let width = (config.width as f32).powf(-0.5);

@@ -1,4 +1,4 @@
-//! Classification by text: the names of classes, in sentences, embedded as a head for embeddings of images.
+//! Zero-shot classification: embeds sentences with the class names as a classifier head for image embeddings.
 
 use std::path::Path;
 
@@ -10,17 +10,17 @@ use crate::files;
 use crate::loss::{LARGEST_SCALE, unit_length};
 use crate::ops::{Device, from_vec, logits_by_text, to_vec};
 
-/// Classes in words, and the sentences they are put into.
+/// Class names, and the templates they are inserted into.
 #[derive(Clone, Debug)]
 pub struct ZeroShot {
-    /// Names of the classes, in their order.
+    /// Class names, in the order of the classes.
     pub classes: Vec<String>,
-    /// Sentences with `{}` in the place of a class; the names alone if there are none.
+    /// Sentences with `{}` as placeholder for the class name. If empty, the names are used alone.
     pub templates: Vec<String>,
 }
 
 impl ZeroShot {
-    /// Reads names and, if given, templates: one a line.
+    /// Reads class names and optional templates, one per line.
     ///
     /// Errors: empty names, templates without `{}`.
     pub fn read(classes: &Path, templates: Option<&Path>) -> Result<Self> {
@@ -29,8 +29,9 @@ impl ZeroShot {
             Some(path) => lines(path, "template")?,
         };
         if let Some(wrong) = templates.iter().find(|text| !text.contains("{}")) {
-            let message = format!("the template `{wrong}` has no {{}} for the class");
-            return Err(Error::input(message).hint("such as `a photo of a {}.`"));
+            let message =
+                format!("template `{wrong}` is missing the placeholder `{{}}` for the class");
+            return Err(Error::input(message).hint("write it like `a photo of a {}.`"));
         }
         Ok(Self {
             classes: lines(classes, "name")?,
@@ -38,9 +39,9 @@ impl ZeroShot {
         })
     }
 
-    /// The mean embedding of each class's sentences, of length 1.
+    /// Returns the mean embedding of each class's sentences, normalized.
     ///
-    /// Shapes: `embed` gives rows of length 1 for sentences; the result `[classes, width]`.
+    /// Shapes: `embed` returns a normalized row for each sentence; the result is `[classes, width]`.
     /// Source: Radford et al. 2021, section 3.1.4.
     pub fn head(&self, embed: impl Fn(&[String]) -> Result<Tensor<2>>) -> Result<Tensor<2>> {
         let mut device = Device::cpu();
@@ -57,12 +58,12 @@ impl ZeroShot {
             let embeddings = moved(embeddings, &Device::cpu());
             Ok(unit_length(embeddings.mean_dim(0)))
         });
-        // A few rows each: on the host, wherever the embeddings were computed.
+        // Each class has only a few rows, so average them on the host, wherever the embeddings were computed.
         let head = Tensor::cat(rows.collect::<Result<_>>()?, 0);
         Ok(moved(head, &device))
     }
 
-    /// The same by a text model.
+    /// Returns the head embedded by a text model.
     pub fn head_of(&self, model: &TextModel) -> Result<Tensor<2>> {
         self.head(|sentences| Ok(unit_length(model.embed(sentences)?)))
     }
@@ -75,11 +76,11 @@ fn moved(rows: Tensor<2>, device: &Device) -> Tensor<2> {
     }
 }
 
-/// Logits by text: similarities of the images' embeddings and those of the classes, times the largest factor.
+/// Returns zero-shot logits: cosine similarities of image and class embeddings, times the largest logit scale.
 ///
-/// An embedding that is not finite has no finite similarity to any class.
+/// The similarities of an embedding that is not finite are not finite either.
 ///
-/// Shapes: `outputs` `[batch, width]`; `head` `[classes, width]`, rows of length 1; the result `[batch, classes]`.
+/// Shapes: `outputs` `[batch, width]`; `head` `[classes, width]`, rows normalized; the result `[batch, classes]`.
 pub fn by_text(outputs: Tensor<2>, head: &Tensor<2>) -> Tensor<2> {
     let on_device = logits_by_text(&outputs, head, LARGEST_SCALE);
     on_device.unwrap_or_else(|| {
@@ -87,7 +88,7 @@ pub fn by_text(outputs: Tensor<2>, head: &Tensor<2>) -> Tensor<2> {
     })
 }
 
-/// Rows whose squares would overflow, scaled so that they do not; all others as they are.
+/// Scales down rows whose squares would overflow. Other rows are unchanged.
 fn within_squares(rows: Tensor<2>) -> Tensor<2> {
     let largest = rows.clone().without_autodiff().abs().max_dim(1);
     let fits = largest.clone().lower_equal_elem(LARGEST_SQUARED);
@@ -98,40 +99,35 @@ fn within_squares(rows: Tensor<2>) -> Tensor<2> {
     }
 }
 
-/// The sum of as many squares as embeddings have dimensions is still finite.
+/// Rows with values up to this have a finite sum of squares, for any embedding width in use.
 const LARGEST_SQUARED: f32 = 1e16;
 
 fn lines(path: &Path, what: &str) -> Result<Vec<String>> {
     let text = files::read_text(path)?;
     let found: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
     if let Some(line) = found.iter().position(String::is_empty) {
-        let message = format!(
-            "`{}`, line {}: the {what} is empty",
-            path.display(),
-            line + 1
-        );
-        return Err(Error::input(message).hint(format!("one {what} a line")));
+        let message = format!("`{}`, line {}: empty {what}", path.display(), line + 1);
+        return Err(Error::input(message).hint(format!("write one {what} per line")));
     }
     match found.is_empty() {
         true => Err(Error::input(format!("`{}` is empty", path.display()))
-            .hint(format!("one {what} a line"))),
+            .hint(format!("write one {what} per line"))),
         false => Ok(found),
     }
 }
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
 
     #[test]
-    fn an_embedding_that_overflows_is_no_answer_and_a_large_one_is() {
+    fn large_embeddings_give_finite_logits_and_infinite_ones_do_not() {
         let device = Device::cpu();
         let head = from_vec(vec![1.0, 0.0, 0.0, 1.0], [2, 2], &device);
         let logits =
             |outputs: [f32; 2]| to_vec(by_text(from_vec(outputs.to_vec(), [1, 2], &device), &head));
         assert_eq!(logits([0.0, 3.0]), [0.0, 100.0]);
-        // The squares of these overflow, which would make all logits 0 and every image the first class.
+        // The squares of these overflow. All logits would be 0, and every image would be assigned to the first class.
         assert_eq!(logits([0.0, 1e30]), [0.0, 100.0]);
         assert_eq!(logits([0.0, f32::MAX]), [0.0, 100.0]);
         for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {

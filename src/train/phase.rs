@@ -13,7 +13,7 @@ use crate::model::DropPath;
 use crate::objective::{BatchLoss, Captions, LabelLoss, Microbatches, Objective};
 use crate::ops::{Device, Numerics};
 use crate::recipe::{Phase, Recipe, Stage};
-use crate::rng::Purpose;
+use crate::rng::AttackKind;
 
 /// A phase with everything that its steps use and do not change.
 pub struct PhaseContext<'a> {
@@ -59,7 +59,7 @@ pub struct Now {
 impl Now {
     /// The random numbers of the attack.
     pub fn draws(&self) -> Draws<'_> {
-        Draws::new(self.seed, &self.keys, Purpose::AttackStart)
+        Draws::new(self.seed, &self.keys, AttackKind::Pgd)
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) fn load(
     if architecture.is_some() && loaded.statistics.is_none() {
         // Such a file alone does not tell how images are normalized; the recipe does.
         let (mean, std) = recipe.model.statistics();
-        loaded.model.normalise_by(Some(mean), Some(std));
+        loaded.model.normalize_by(Some(mean), Some(std));
     }
     check_model(&loaded.model.config(), &recipe.model)?;
     if start.head == Head::Keep {

@@ -354,7 +354,7 @@ impl EmbeddingWriter {
         let metadata = json!({
             "text_model": made_by.text_model,
             "context": context.to_string(),
-            "normalised": "false",
+            "normalized": "false",
         });
         header.insert("__metadata__".into(), metadata);
         // Wider dtypes first, so that each tensor starts at a multiple of its element size.

@@ -116,13 +116,13 @@ impl ElementOp for Backward<'_> {
         product::<S, P>(s, a, qkv.backward::<P>(), &mut to);
         if let Some(gradients) = &mut gradients {
             factors::<S, P>(s, rows, (&d_branch, width), (&saved.attended, inner), &mut gradients.proj);
-            factors::<S, P>(s, rows, (&d_qkv, 3 * inner), (&saved.normalised1, width), &mut gradients.qkv);
-            column_sums::<S, P>(s, as_f32(&d_norm), &saved.normalised1, width, &mut gradients.norm1);
+            factors::<S, P>(s, rows, (&d_qkv, 3 * inner), (&saved.normalized1, width), &mut gradients.qkv);
+            column_sums::<S, P>(s, as_f32(&d_norm), &saved.normalized1, width, &mut gradients.norm1);
         }
         for (row, dx) in dx.chunks_exact_mut(true_width).enumerate() {
             let d_norm = &as_f32(&d_norm)[row * width..][..width];
-            let normalised = &saved.normalised1[row * P::cells(width)..];
-            norm::add_gradient::<S, P>(s, d_norm, normalised, saved.inverse_deviation1[row], &norm1.weight, dx);
+            let normalized = &saved.normalized1[row * P::cells(width)..];
+            norm::add_gradient::<S, P>(s, d_norm, normalized, saved.inverse_deviation1[row], &norm1.weight, dx);
         }
         gradients
     }

@@ -34,7 +34,7 @@ impl BlockSaved {
 /// The activations of one chunk, as rows of cells.
 #[derive(Debug)]
 pub(super) struct ChunkSaved {
-    pub(super) normalised1: Buffer,
+    pub(super) normalized1: Buffer,
     pub(super) inverse_deviation1: Vec<f32>,
     pub(super) qkv: Buffer,
     pub(super) probabilities: Buffer,
@@ -47,7 +47,7 @@ impl ChunkSaved {
     fn new<P: Element>(sizes: &Sizes) -> Self {
         let rows = sizes.rows;
         Self {
-            normalised1: Buffer::new(rows * P::cells(sizes.width())),
+            normalized1: Buffer::new(rows * P::cells(sizes.width())),
             inverse_deviation1: vec![0.0; rows],
             qkv: Buffer::new(rows * P::cells(3 * sizes.heads.inner())),
             probabilities: Buffer::new(sizes.samples * sizes.heads.probabilities::<P>()),
@@ -57,8 +57,8 @@ impl ChunkSaved {
     }
 
     fn bytes(&self) -> usize {
-        let Self { normalised1, inverse_deviation1, qkv, probabilities, attended, mlp } = self;
-        let cells: usize = [normalised1, qkv, probabilities, attended].iter().map(|b| b.len()).sum();
+        let Self { normalized1, inverse_deviation1, qkv, probabilities, attended, mlp } = self;
+        let cells: usize = [normalized1, qkv, probabilities, attended].iter().map(|b| b.len()).sum();
         4 * (cells + inverse_deviation1.len()) + mlp.bytes()
     }
 }
@@ -176,8 +176,8 @@ impl ElementOp for Forward<'_> {
         let mut saved = ChunkSaved::new::<P>(&sizes);
         y.copy_from_slice(x);
 
-        norm::normalise::<S, P>(s, x, true_width, eps, &mut saved.normalised1, &mut saved.inverse_deviation1);
-        let a = sizes.left::<P>(&saved.normalised1, width);
+        norm::normalize::<S, P>(s, x, true_width, eps, &mut saved.normalized1, &mut saved.inverse_deviation1);
+        let a = sizes.left::<P>(&saved.normalized1, width);
         let mut to = BiasToCells { bias: &qkv.bias, to: ToCells::<P>::new(&mut saved.qkv, P::cells(3 * inner)) };
         product::<S, P>(s, a, qkv.forward::<P>(), &mut to);
 
@@ -186,7 +186,7 @@ impl ElementOp for Forward<'_> {
         let mut to = AddToRows { to: y, width: true_width, bias: &proj.bias, scale: scale(0) };
         product::<S, P>(s, a, proj.forward::<P>(), &mut to);
 
-        saved.mlp.normalise::<S, P>(s, y, true_width, eps);
+        saved.mlp.normalize::<S, P>(s, y, true_width, eps);
         mlp.forward::<S, P>(s, gelu, scale(1), &mut saved.mlp, y, wanted);
         if wanted == Wanted::Input {
             saved.attended = Buffer::default();

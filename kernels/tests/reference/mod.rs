@@ -104,8 +104,8 @@ pub fn linear_gradients(x: &[f64], weight: &[f64], dy: &[f64], out: usize) -> (V
     (dx, dw, db)
 }
 
-/// Normalised rows and inverse deviations.
-pub fn normalise(x: &[f64], width: usize) -> (Vec<f64>, Vec<f64>) {
+/// Normalized rows and inverse deviations.
+pub fn normalize(x: &[f64], width: usize) -> (Vec<f64>, Vec<f64>) {
     let (mut out, mut inverse) = (Vec::new(), Vec::new());
     for row in x.chunks_exact(width) {
         let mean = row.iter().sum::<f64>() / width as f64;
@@ -119,7 +119,7 @@ pub fn normalise(x: &[f64], width: usize) -> (Vec<f64>, Vec<f64>) {
 /// Gradients of a norm with weight `g`: input, weight, bias.
 pub fn norm_gradients(x: &[f64], g: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
     let width = g.len();
-    let (hat, inverse) = normalise(x, width);
+    let (hat, inverse) = normalize(x, width);
     let (mut dx, mut dg, mut db) = (Vec::new(), vec![0.0; width], vec![0.0; width]);
     for ((hat, dy), inverse) in hat.chunks_exact(width).zip(dy.chunks_exact(width)).zip(inverse) {
         let d: Vec<f64> = dy.iter().zip(g).map(|(a, b)| a * b).collect();
@@ -219,7 +219,7 @@ impl Block {
 
     fn norm(&self, x: &[f64], part: usize) -> Vec<f64> {
         let width = self.width();
-        let (hat, _) = normalise(x, width);
+        let (hat, _) = normalize(x, width);
         let (g, b) = (&self.parts[part], &self.parts[part + 1]);
         hat.iter().enumerate().map(|(i, v)| v * g[i % width] + b[i % width]).collect()
     }
@@ -334,7 +334,7 @@ impl ConvNext {
     fn steps(&self, x: &[f64]) -> [Vec<f64>; 5] {
         let (p, width) = (&self.parts, self.shape.channels);
         let convolved = depthwise(self.shape, x, &p[1], &p[2]);
-        let (hat, _) = normalise(&convolved, width);
+        let (hat, _) = normalize(&convolved, width);
         let normed: Vec<f64> = hat.iter().enumerate().map(|(i, v)| v * p[3][i % width] + p[4][i % width]).collect();
         let hidden = linear(&normed, &p[5], &p[6]);
         let after: Vec<f64> = hidden.iter().map(|&h| gelu(h, self.gelu).0).collect();

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::mix::{Mix, Patch};
 use crate::data::batch::Batch;
-use crate::rng::{Purpose, Rng};
+use crate::rng::{Rng, Stream};
 use crate::settings::{Section, Table, settings};
 
 settings! {
@@ -63,7 +63,12 @@ impl Mixing {
         seed: u64,
         samples_seen: u64,
     ) {
-        let mut rng = Rng::new(seed, Purpose::Mix, samples_seen, 0);
+        let mut rng = Rng::new(
+            seed,
+            Stream::Mix {
+                position: samples_seen,
+            },
+        );
         if !rng.chance(self.probability as f32) {
             return;
         }

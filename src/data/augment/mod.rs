@@ -14,7 +14,7 @@ use crate::image::operations::Operation;
 use crate::image::picture::{bytes_in_planes, planes_to_bytes, to_byte};
 use crate::image::resize::{Crop, Filter, resize_planes};
 use crate::image::{Cutout, Picture, Region, operations};
-use crate::rng::{Purpose, Rng};
+use crate::rng::{Rng, Stream};
 use crate::settings::{Table, settings};
 
 settings! {
@@ -169,7 +169,7 @@ impl Augmentation {
 
 /// Returns the random stream of (seed, epoch, sample). The crop is drawn first.
 fn draws((seed, epoch, sample): (u64, u64, u64)) -> Rng {
-    Rng::new(seed, Purpose::Augment, epoch, sample)
+    Rng::new(seed, Stream::Augment { epoch, sample })
 }
 
 /// Shifts a picture by up to `padding` pixels in each direction and fills the edges with black.
@@ -382,7 +382,7 @@ mod tests {
         let picture = Picture::bytes(3, 3, vec![255; 27]).unwrap();
         let mut seen = std::collections::BTreeSet::new();
         for sample in 0..200 {
-            let mut rng = Rng::new(0, Purpose::Augment, 0, sample);
+            let mut rng = Rng::new(0, Stream::Augment { epoch: 0, sample });
             let moved = pad_crop(&picture, 1, &mut rng);
             let plane: Vec<u8> = moved[..9].iter().map(|value| *value as u8).collect();
             assert_eq!(moved[..9], moved[18..]);
@@ -425,7 +425,11 @@ mod tests {
         };
         let mut mean_area = 0.0;
         for sample in 0..500 {
-            let crop = crop.draw(100, 80, &mut Rng::new(0, Purpose::Augment, 0, sample));
+            let crop = crop.draw(
+                100,
+                80,
+                &mut Rng::new(0, Stream::Augment { epoch: 0, sample }),
+            );
             assert!(crop.left >= 0.0 && crop.left + crop.width <= 100.0);
             assert!(crop.top >= 0.0 && crop.top + crop.height <= 80.0);
             let area = crop.width * crop.height / 8000.0;
@@ -445,7 +449,17 @@ mod tests {
             area: [0.9, 1.0],
             ratio: [0.75, 1.0],
         };
-        let crop = crop.draw(1000, 10, &mut Rng::new(0, Purpose::Augment, 0, 0));
+        let crop = crop.draw(
+            1000,
+            10,
+            &mut Rng::new(
+                0,
+                Stream::Augment {
+                    epoch: 0,
+                    sample: 0,
+                },
+            ),
+        );
         assert_eq!((crop.left, crop.width, crop.height), (495.0, 10.0, 10.0));
     }
 

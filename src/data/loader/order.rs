@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::data::dataset::Dataset;
-use crate::rng::{Purpose, Rng};
+use crate::rng::{Rng, Stream};
 
 /// Smallest number of samples in a window, unless there are fewer in total.
 pub const WINDOW_SAMPLES: usize = 16_384;
@@ -53,21 +53,27 @@ impl Order {
         let Some(starts) = &self.starts else {
             let order = self.permutations.get((epoch, 0), || {
                 // Numbers of samples of these sources fit into 32 bits.
-                let mut rng = Rng::new(self.seed, Purpose::Order, epoch, 0);
+                let mut rng = Rng::new(self.seed, Stream::Order { epoch });
                 let order = rng.permutation(self.len);
                 order.into_iter().map(|sample| sample as u32).collect()
             });
             return order[position] as usize;
         };
         let windows = self.epochs.get(epoch, || {
-            let mut rng = Rng::new(self.seed, Purpose::Order, epoch, 0);
+            let mut rng = Rng::new(self.seed, Stream::Order { epoch });
             Windows::new(starts, rng.permutation(starts.len() - 1))
         });
         let window = windows.starts.partition_point(|start| *start <= position) - 1;
         let (first, end) = (windows.starts[window], windows.starts[window + 1]);
         let order = self.permutations.get((epoch, window), || {
             // Key 0 is used for the order of the shards.
-            let mut rng = Rng::new(self.seed, Purpose::Order, epoch, 1 + window as u64);
+            let mut rng = Rng::new(
+                self.seed,
+                Stream::OrderInWindow {
+                    epoch,
+                    window: window as u64,
+                },
+            );
             let order = rng.permutation(end - first);
             order.into_iter().map(|place| place as u32).collect()
         });
@@ -147,7 +153,7 @@ mod tests {
 
     /// Returns 60 shards of 500 to 1,499 samples, about 60,000 in total: three windows.
     fn shards() -> Vec<usize> {
-        let mut rng = Rng::new(1, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(1, Stream::Bench);
         let mut starts = vec![0];
         for _ in 0..60 {
             starts.push(starts[starts.len() - 1] + 500 + rng.below(1000));
@@ -189,7 +195,7 @@ mod tests {
     #[test]
     fn without_shards_the_order_is_a_permutation_from_the_keyed_stream() {
         let order = Order::of(5, 1000, None);
-        let expected = Rng::new(5, Purpose::Order, 7, 0).permutation(1000);
+        let expected = Rng::new(5, Stream::Order { epoch: 7 }).permutation(1000);
         assert_eq!(epoch(&order, 7), expected);
     }
 

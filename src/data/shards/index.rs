@@ -72,7 +72,7 @@ pub struct Summary {
     /// Samples, including damaged ones.
     pub samples: u32,
     /// Samples with a label.
-    pub labelled: u32,
+    pub labeled: u32,
     /// One more than the largest label.
     pub classes: u32,
     /// Samples with a `.txt` or `.json` member.
@@ -80,7 +80,7 @@ pub struct Summary {
     /// Samples in which the index found no fault.
     pub usable: u32,
     /// Usable samples without a label.
-    pub unlabelled: u32,
+    pub unlabeled: u32,
 }
 
 /// The index of a shard.
@@ -317,10 +317,10 @@ impl Grouping {
             }
             summary.samples += 1;
             summary.captioned += u32::from(entry.text.exists() || entry.json.exists());
-            summary.labelled += u32::from(entry.label.is_some());
+            summary.labeled += u32::from(entry.label.is_some());
             let usable = entry.fault.is_none();
             summary.usable += u32::from(usable);
-            summary.unlabelled += u32::from(usable && entry.label.is_none());
+            summary.unlabeled += u32::from(usable && entry.label.is_none());
             let above = entry.label.map_or(0, |label| label + 1);
             summary.classes = summary.classes.max(above);
         }
@@ -397,14 +397,14 @@ impl ShardIndex {
         bytes.extend(stamp.1.to_le_bytes());
         let Summary {
             samples,
-            labelled,
+            labeled,
             classes,
             captioned,
             usable,
-            unlabelled,
+            unlabeled,
         } = self.summary;
         let lengths = [self.names.len() as u32, health.len() as u32];
-        let counts = [samples, labelled, classes, captioned, usable, unlabelled];
+        let counts = [samples, labeled, classes, captioned, usable, unlabeled];
         for number in counts.into_iter().chain(lengths) {
             bytes.extend(number.to_le_bytes());
         }
@@ -534,11 +534,11 @@ fn header(bytes: &[u8], tar: &Object) -> Option<(Summary, [usize; 2])> {
     }
     let summary = Summary {
         samples: short(fields, 24),
-        labelled: short(fields, 28),
+        labeled: short(fields, 28),
         classes: short(fields, 32),
         captioned: short(fields, 36),
         usable: short(fields, 40),
-        unlabelled: short(fields, 44),
+        unlabeled: short(fields, 44),
     };
     let lengths = [short(fields, 48) as usize, short(fields, 52) as usize];
     Some((summary, lengths))

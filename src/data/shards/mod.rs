@@ -52,9 +52,9 @@ pub struct Shards {
     classes: Vec<String>,
     captioned: bool,
     /// Whether any sample has a label.
-    labelled: bool,
+    labeled: bool,
     /// Number of samples without a label and without a fault.
-    unlabelled: usize,
+    unlabeled: usize,
     notices: Vec<String>,
     indexes: Recent<Arc<ShardIndex>>,
     files: Recent<Arc<Source>>,
@@ -181,12 +181,12 @@ impl Shards {
             counts.sum()
         };
         let captioned = all(|summary| summary.captioned) > 0;
-        let (usable, labelled) = (
+        let (usable, labeled) = (
             all(|summary| summary.usable),
-            all(|summary| summary.labelled),
+            all(|summary| summary.labeled),
         );
-        let unlabelled = all(|summary| summary.unlabelled);
-        let classes = match labelled > 0 && (unlabelled * FEW_IN) as u64 <= samples as u64 {
+        let unlabeled = all(|summary| summary.unlabeled);
+        let classes = match labeled > 0 && (unlabeled * FEW_IN) as u64 <= samples as u64 {
             true => {
                 let classes = shards.iter().map(|shard| shard.summary.classes).max();
                 (0..classes.unwrap_or(0))
@@ -200,8 +200,8 @@ impl Shards {
             starts,
             classes,
             captioned,
-            labelled: labelled > 0,
-            unlabelled,
+            labeled: labeled > 0,
+            unlabeled,
             notices,
             indexes,
             files,
@@ -242,8 +242,8 @@ impl Shards {
     }
 
     /// Returns the number of samples that have no `.cls` and no fault.
-    pub fn unlabelled(&self) -> usize {
-        self.unlabelled
+    pub fn unlabeled(&self) -> usize {
+        self.unlabeled
     }
 
     /// Returns whether any sample has a caption. Then a sample without a caption is damaged.
@@ -355,8 +355,8 @@ impl Shards {
             let Shard { object, summary } = &self.shards[number];
             health.join(&located(&index, object));
             // In a data set with classes, samples without a label are damaged and counted when they are read.
-            if self.labelled && self.classes.is_empty() {
-                let missing = u64::from(summary.unlabelled);
+            if self.labeled && self.classes.is_empty() {
+                let missing = u64::from(summary.unlabeled);
                 health.add_times(Reason::MissingLabel, missing, || format!("`{object}`"));
             }
         }

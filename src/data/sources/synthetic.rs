@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 use crate::data::spec::Split;
 use crate::error::Result;
 use crate::image::Picture;
-use crate::rng::{Purpose, Rng};
+use crate::rng::{Rng, Stream};
 
 /// The classes, by label.
 const CLASSES: [&str; 12] = [
@@ -185,7 +185,13 @@ impl Synthetic {
             Split::Train => 0,
             Split::Test => 1,
         };
-        let mut rng = Rng::new(self.seed, Purpose::Synthetic, split, index as u64);
+        let mut rng = Rng::new(
+            self.seed,
+            Stream::Synthetic {
+                split,
+                image: index as u64,
+            },
+        );
         let (figure, ground) = colors(&mut rng);
         let background = match rng.below(4) {
             0 => Background::Plain,

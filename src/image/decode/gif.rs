@@ -50,8 +50,8 @@ pub(crate) fn decode(bytes: &[u8], most_pixels: usize) -> Outcome {
     single(width, height, pixels, odd)
 }
 
-/// Returns the color of each index. Indices beyond the table are black, or gray if the whole table is a gray ramp, as in
-/// Pillow.
+/// Returns the color of each index. Indices beyond the table are black, or gray if the whole table is a gray ramp, as
+/// in Pillow.
 fn colors(table: &[u8]) -> [[u8; 3]; 256] {
     let grey = |index: usize| [index as u8; 3];
     let table = table.as_chunks().0;

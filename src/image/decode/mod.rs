@@ -168,10 +168,7 @@ mod tests {
         ];
         let bytes = chunk(b"RIFF", &content.concat());
         let text = message(&bytes);
-        assert!(
-            text.contains("a frame is larger than the image"),
-            "{text}"
-        );
+        assert!(text.contains("a frame is larger than the image"), "{text}");
     }
 
     #[test]

@@ -76,7 +76,8 @@ impl Format {
             [0xff, 0xd8, ..] => Self::Jpeg,
             [0x89, b'P', b'N', b'G', ..] => Self::Png,
             _ if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") => Self::Webp,
-            // Text may begin with these letters too. In a BMP the length of a second header, below 256, follows the first.
+            // Text may begin with these letters too. In a BMP the length of a second header, below 256, follows the
+            // first.
             [b'B', b'M', ..] if matches!(bytes.get(14..18), Some([12..=255, 0, 0, 0])) => Self::Bmp,
             [b'I', b'I', 42 | 43, 0, ..] | [b'M', b'M', 0, 42 | 43, ..] => Self::Tiff,
             [b'P', b'1'..=b'6', b'#' | b' ' | b'\t'..=b'\r', ..] => Self::Pnm,

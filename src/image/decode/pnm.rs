@@ -1,8 +1,8 @@
 //! Decodes binary and plain PBM, PGM and PPM to the same bytes as Pillow.
 //!
-//! Values are scaled by their maximum and rounded half to even, as in Python. Gray of more than 8 bits is converted like
-//! Pillow's mode `I`: scaled to 16 bits, then clipped at 255.
-//! PAM and PFM, which torchvision does not list, are not supported.
+//! Values are scaled by their maximum and rounded half to even, as in Python. Gray of more than 8 bits is converted
+//! like Pillow's mode `I`: scaled to 16 bits, then clipped at 255. PAM and PFM, which torchvision does not list, are
+//! not supported.
 //!
 //! Source: netpbm's manual; Pillow's `PpmImagePlugin.py`.
 

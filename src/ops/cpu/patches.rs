@@ -49,7 +49,7 @@ mod tests {
 
     use super::*;
     use crate::ops::{from_vec, reference, to_vec};
-    use crate::rng::{Purpose, Rng};
+    use crate::rng::{Rng, Stream};
 
     #[test]
     fn patches_and_their_gradient_are_those_of_the_reference_to_the_bit() {
@@ -58,7 +58,7 @@ mod tests {
             mean: [0.4, 0.5, 0.6],
             std: [0.2, 0.25, 0.3],
         };
-        let mut rng = Rng::new(1, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(1, Stream::Bench);
         let mut draw = |count: usize| (0..count).map(|_| rng.uniform()).collect::<Vec<_>>();
         let (pixels, weights) = (draw(2 * 3 * 144), draw(2 * 9 * 48));
         let results = |cut: fn(Tensor<4>, &PatchSpec) -> Tensor<3>| {

@@ -61,13 +61,13 @@ mod tests {
 
     use super::*;
     use crate::ops::{from_vec, reference, to_vec};
-    use crate::rng::{Purpose, Rng};
+    use crate::rng::{Rng, Stream};
 
     type Step = fn(Tensor<4>, Tensor<4>, &Tensor<4>, &[f32], f64) -> Tensor<4>;
 
     #[test]
     fn steps_agree_with_their_reference() {
-        let mut rng = Rng::new(1, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(1, Stream::Bench);
         let mut draw = |low: f32, high: f32| {
             let values = (0..3 * 3 * 25).map(|_| rng.between(low, high)).collect();
             from_vec(values, [3, 3, 5, 5], &Device::cpu())

@@ -83,13 +83,13 @@ mod tests {
     use crate::ops::device::Device;
     use crate::ops::plain;
     use crate::ops::tensor::{from_vec, to_vec};
-    use crate::rng::{Purpose, Rng};
+    use crate::rng::{Rng, Stream};
 
     use super::*;
 
     #[test]
     fn rows_and_momentum_are_those_of_the_definitions_to_the_bit() {
-        let mut rng = Rng::new(3, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(3, Stream::Bench);
         // Small ones, and ones that several threads share.
         for (count, side) in [(5, 4), (6, 128)] {
             let mut images = || {

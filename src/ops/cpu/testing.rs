@@ -4,11 +4,11 @@ use crate::ops::device::Device;
 use burn::tensor::Tensor;
 
 use crate::ops::tensor::from_vec;
-use crate::rng::{Purpose, Rng};
+use crate::rng::{Rng, Stream};
 
 /// A tensor of normal numbers.
 pub(super) fn draw<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<D> {
-    let mut rng = Rng::new(seed, Purpose::Bench, 0, 0);
+    let mut rng = Rng::new(seed, Stream::Bench);
     let values = (0..shape.iter().product()).map(|_| rng.normal()).collect();
     from_vec(values, shape, &Device::cpu())
 }

@@ -55,11 +55,11 @@ mod tests {
 
     use super::*;
     use crate::ops::{from_vec, reference, to_vec};
-    use crate::rng::{Purpose, Rng};
+    use crate::rng::{Rng, Stream};
 
     #[test]
     fn rows_and_their_gradient_are_those_of_the_reference() {
-        let mut rng = Rng::new(1, Purpose::Bench, 0, 0);
+        let mut rng = Rng::new(1, Stream::Bench);
         for (kernel, stride, padding) in [(2, 2, 0), (3, 2, 1), (4, 4, 0), (3, 1, 1)] {
             let mut draw = |shape: [usize; 3]| {
                 let count = shape.iter().product();

@@ -111,7 +111,7 @@ pub(crate) fn start(
 pub(super) fn draws<'a>(streams: &Streams<'a>) -> pgd::Draws<'a> {
     pgd::Draws {
         seed: streams.seed,
-        purpose: streams.purpose as u32,
+        purpose: streams.purpose,
         keys: streams.keys,
         sub_key: streams.sub_key,
     }
