@@ -22,35 +22,55 @@ def local(link):
     return None if re.match(r"[a-z]+:|#", link) else link.partition("#")[0]
 
 
+def linked(page):
+    """The files of the repository that a page links to."""
+    text = page.read_text()
+    links = [local(link) for link in LINK.findall(text) + IMAGE.findall(text)]
+    targets = {(page.parent / link).resolve() for link in links if link}
+    return {target for target in targets if target.is_file() and target.is_relative_to(ROOT)}
+
+
+def title(page):
+    return page.read_text().splitlines()[0].lstrip("# ")
+
+
 def prepare():
-    summary = (ROOT / "docs/SUMMARY.md").read_text()
-    pages = [(ROOT / "docs" / link).resolve() for link in LINK.findall(summary)]
-    listed = {page.relative_to(ROOT) for page in pages}
-    # Decisions are linked from their index and listed nowhere else.
+    summary = ROOT / "docs/SUMMARY.md"
+    listed = {(summary.parent / link).resolve() for link in LINK.findall(summary.read_text())}
     decisions = sorted((ROOT / "docs/decisions").glob("0*.md"))
+    listed |= set(decisions)
+    missing = set((ROOT / "docs").rglob("*.md")) - listed - {summary}
+    if missing:
+        sys.exit("docs/SUMMARY.md does not list: " + ", ".join(sorted(map(str, missing))))
+    # Pages elsewhere in the repository that these link to, and the files of all.
+    wanted, queue = set(), list(listed)
+    while queue:
+        path = queue.pop()
+        if path in wanted or path == summary:
+            continue
+        wanted.add(path)
+        if path.suffix == ".md":
+            queue.extend(linked(path))
     shutil.rmtree(SOURCE, ignore_errors=True)
-    wanted = set(pages) | set(decisions)
-    for page in list(wanted):
-        text = page.read_text()
-        for link in LINK.findall(text) + IMAGE.findall(text):
-            if (path := local(link)) and (target := (page.parent / path).resolve()).is_file():
-                wanted.add(target)
     for path in wanted:
         copy = SOURCE / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-    titles = [f"  - [{d.read_text().splitlines()[0].lstrip('# ')}]({d.relative_to(ROOT)})" for d in decisions]
+        if path.suffix == ".md":
+            # mdBook makes index.html of README.md, but leaves links to it alone.
+            copy.write_text(re.sub(r"(?<=[(/])README\.md(?=[)#])", "index.md", path.read_text()))
+        else:
+            shutil.copyfile(path, copy)
 
     def from_root(match):
-        return str((ROOT / "docs" / match[0]).resolve().relative_to(ROOT))
+        return str((summary.parent / match[0]).resolve().relative_to(ROOT))
 
-    lines = LINK.sub(from_root, summary).splitlines()
+    lines = LINK.sub(from_root, summary.read_text()).splitlines()
     at = next(i for i, line in enumerate(lines) if "docs/decisions/README.md" in line)
-    (SOURCE / "SUMMARY.md").write_text("\n".join(lines[: at + 1] + titles + lines[at + 1 :]) + "\n")
-    missing = [str(d) for d in (ROOT / "docs").rglob("*.md") if d.relative_to(ROOT) not in listed and d not in decisions]
-    missing = [d for d in missing if not d.endswith("SUMMARY.md")]
-    if missing:
-        sys.exit("docs/SUMMARY.md does not list: " + ", ".join(missing))
+    lines[at + 1 : at + 1] = [f"  - [{title(page)}]({page.relative_to(ROOT)})" for page in decisions]
+    others = sorted(path for path in wanted - listed if path.suffix == ".md")
+    lines += ["", "# Elsewhere in the repository", ""]
+    lines += [f"- [{title(page)}]({page.relative_to(ROOT)})" for page in others]
+    (SOURCE / "SUMMARY.md").write_text("\n".join(lines) + "\n")
 
 
 class Page(html.parser.HTMLParser):
