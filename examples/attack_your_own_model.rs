@@ -70,7 +70,7 @@ fn main() -> Result<()> {
     let outcome = evaluation.run(&())?;
     for (index, stage) in outcome.stages.iter().enumerate() {
         println!(
-            "{:<8} {:5.1} % stand",
+            "{:<8} {:5.1} % robust",
             stage.attack,
             100.0 * outcome.accuracy_after(index)
         );

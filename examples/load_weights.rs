@@ -1,4 +1,4 @@
-//! Loads a file of weights and tells the memory that it took.
+//! Loads a weights file and prints the memory that it took.
 //!
 //!     cargo run --release --example load_weights -- advxl_vit_h14.pth vit_huge_patch14_224
 //!

@@ -28,7 +28,7 @@ use crate::weights;
 /// The recipe of the robust model. The normal one is the same without attacks.
 const RECIPE: &str = include_str!("../recipes/demo.toml");
 
-/// Images on which accuracy over epsilon is measured, of which the figure shows the first that both models classify right.
+/// Images on which accuracy over epsilon is measured. The figure shows the first ones that both models classify correctly.
 const CURVE_IMAGES: usize = 64;
 /// Epsilons of the curve, in 1/255.
 const EPSILONS: [u32; 5] = [2, 4, 8, 12, 16];
@@ -115,7 +115,7 @@ fn introduction(recipe: &Recipe) -> Vec<String> {
     });
     let stages: Vec<String> = stages.collect();
     vec![
-        "This demo trains the same small vision transformer twice to tell 12 kinds of drawn images apart: adversarially,".to_owned(),
+        "This demo trains the same small vision transformer twice on drawn images of 12 classes: adversarially,".to_owned(),
         "in the two stages of AdvXL, and normally. Then it attacks both: every pixel may change by up to 8/255.".to_owned(),
         format!("stages: {}", stages.join(", then ")),
     ]

@@ -71,14 +71,14 @@ fn faults_of_several_tables_are_told_at_once() {
             "seed=-1",
         ],
         &[
-            "cannot be run, 6 faults",
+            "is invalid: 6 errors",
             "`8/0` divides by zero",
             "batch = 0 must be at least 1",
             "image_size = 33 is not a multiple of the patch size 4",
             "hint: use 32 or 36",
             "heads = 5 must divide width = 32",
             "norm_eps = 0 must be above 0",
-            "seed = -1 is not a whole number, 0 or more",
+            "seed = -1: expected a whole number, 0 or more",
         ],
     );
 }
@@ -96,7 +96,7 @@ fn names_that_would_be_paths_are_refused_and_nothing_is_written() {
     refuses_recipe(&[&long], &["invalid file name `xxxx", "xxxx...`"]);
     refuses_recipe(
         &["stage.pretrain.name=Finetune"],
-        &["`stage` has the names `Finetune` and `finetune`, which differ in case alone"],
+        &["`stage` names `Finetune` and `finetune` differ only in case"],
     );
     let evaluation = |name: &str| {
         format!(
@@ -110,12 +110,9 @@ fn names_that_would_be_paths_are_refused_and_nothing_is_written() {
     refuses_recipe(&[&list(["a", "../b"])], &["name: invalid file name `../b`"]);
     refuses_recipe(
         &[&list(["a", "a"])],
-        &["two tables `final_evaluation` have the name `a`"],
+        &["two `final_evaluation` tables are named `a`"],
     );
-    refuses_recipe(
-        &[&list(["a", "A"])],
-        &["`a` and `A`, which differ in case alone"],
-    );
+    refuses_recipe(&[&list(["a", "A"])], &["`a` and `A` differ only in case"]);
     refuses(
         &[
             "export", "x", "--to", "timm", "--name", "../x", "--out", "y",
@@ -134,7 +131,7 @@ fn numbers_beyond_their_range_are_refused_with_the_range_alone() {
         ("model.heads=0", "heads = 0 must be at least 1"),
         (
             "model.depth=-1",
-            "depth = -1 is not a whole number, 0 or more",
+            "depth = -1: expected a whole number, 0 or more",
         ),
         (
             "model.width=4000000000",
@@ -154,10 +151,10 @@ fn numbers_beyond_their_range_are_refused_with_the_range_alone() {
         ),
         (
             "seed=18446744073709551616",
-            "seed: 18446744073709551616 is too large, the largest whole number is 18446744073709551615",
+            "seed: 18446744073709551616 is too large; the maximum is 18446744073709551615",
         ),
     ] {
-        refuses_recipe(&[change], &["cannot be run, 1 fault\n", message]);
+        refuses_recipe(&[change], &["is invalid: 1 error\n", message]);
     }
 }
 

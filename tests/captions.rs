@@ -432,14 +432,14 @@ fn what_does_not_go_together_is_told_before_training() {
         ),
         (
             vec![("from = \"clip\"", "from = \"clop\"")],
-            "text.from = `clop` is no earlier stage with a new text model",
+            "text.from = `clop` is not an earlier stage with a `new` text model",
         ),
         (
             vec![(
                 "[[stage]]\nname = \"clip\"",
                 "[[final_evaluation]]\nname = \"a\"\nstage = \"pretain\"\nimages = 8\nattacks = [\"pgd\"]\nnorm = \"linf\"\nepsilon = \"2/255\"\n\n[[stage]]\nname = \"clip\"",
             )],
-            "final evaluation `a`: there is no stage `pretain`\n    hint: the stages are clip, pretrain, finetune",
+            "final evaluation `a`: unknown stage `pretain`\n    hint: known stages are clip, pretrain, finetune",
         ),
         (
             vec![("from = \"clip\"", "from = \"clip\", model = \"x\"")],

@@ -237,7 +237,7 @@ fn data_and_heads_without_effect_are_faults() {
     refused(
         &everywhere,
         &out,
-        &["data has no effect, since every stage has its own"],
+        &["data has no effect, because every stage sets its own"],
     );
     let nowhere = recipe(folder.path(), "nowhere", &[(data, "")]);
     refused(

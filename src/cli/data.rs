@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::inputs::inputs;
 use super::memory::require_memory;
-use super::preprocessing::{PreprocessingFlags, parse_size, tell};
+use super::preprocessing::{PreprocessingFlags, announce, parse_size};
 use super::print::{note, print_json, print_line};
 use super::screen::Terminal;
 use super::values::one_of;
@@ -636,7 +636,7 @@ impl Pack {
             preprocessing.image_size
         );
         require_memory(&what, needed, "use a smaller --image-size")?;
-        tell(&text, None);
+        announce(&text, None);
         let mut screen = Terminal::new();
         let places: Vec<usize> = (0..count).map(|index| subset.place(index)).collect();
         let mut done = 0;

@@ -8,7 +8,7 @@ use super::device::device;
 use super::inputs::{ChosenImages, inputs, open_data};
 use super::memory::check_memory;
 use super::model::{NamedClasses, NamedModel, check_image_size};
-use super::preprocessing::{PreprocessingFlags, tell};
+use super::preprocessing::{PreprocessingFlags, announce};
 use super::print::print_json;
 use super::screen::Terminal;
 use super::shared::TestRun;
@@ -158,7 +158,7 @@ impl Eval {
             work,
             saved,
         )?;
-        tell(&text, Some(&config));
+        announce(&text, Some(&config));
         let images = Images::Stored {
             dataset: &dataset,
             subset: &subset,

@@ -10,7 +10,7 @@ use super::device::device;
 use super::inputs::{ChosenImages, inputs, open_data};
 use super::memory::check_memory;
 use super::model::{NamedClasses, NamedModel, check_image_size};
-use super::preprocessing::{PreprocessingFlags, tell};
+use super::preprocessing::{PreprocessingFlags, announce};
 use super::print::{note, print_json};
 use super::screen::Terminal;
 use super::shared::TestRun;
@@ -99,7 +99,7 @@ impl Predict {
                         .matched(&loaded, None, &dataset, &self.test.data)?,
                 );
         }
-        tell(&text, Some(&config));
+        announce(&text, Some(&config));
         if is_embedding {
             note(&format!(
                 "note: the outputs are an embedding of size {classes}, not class logits"

@@ -113,7 +113,7 @@ impl PreprocessingFlags {
 }
 
 /// Prints the preprocessing, and the normalization of the model.
-pub(crate) fn tell(text: &str, model: Option<&ModelConfig>) {
+pub(crate) fn announce(text: &str, model: Option<&ModelConfig>) {
     let statistics = model.map(ModelConfig::statistics);
     let statistics = statistics.map(|(mean, std)| {
         let list = |values: [f64; 3]| values.map(|value| value.to_string()).join(", ");

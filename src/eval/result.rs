@@ -138,8 +138,8 @@ pub fn found(findings: &[Findings]) -> Map<String, Value> {
         .first()
         .map_or(0, |first| first.outcome.robust.len());
     let all = |index: usize| {
-        let stands = |found: &Findings| found.outcome.robust.get(index) == Some(&true);
-        findings.iter().all(stands)
+        let is_robust = |found: &Findings| found.outcome.robust.get(index) == Some(&true);
+        findings.iter().all(is_robust)
     };
     let robust: Vec<bool> = (0..count).map(all).collect();
     let standing = robust.iter().filter(|robust| **robust).count();

@@ -1,4 +1,4 @@
-//! Checks of a recipe that concern more than one of its tables.
+//! Checks that involve more than one table of a recipe.
 
 use super::evaluation::FinalEvaluation;
 use super::stage::Stage;
@@ -7,58 +7,56 @@ use super::text::Text;
 use crate::distributed::Parallel;
 use crate::settings::Table;
 
-/// Two tables of a list must not write to one file, on any file system.
+/// Reports names that would be the same file name, on case-insensitive file systems too.
 pub(super) fn check_names<'a>(table: &Table, key: &str, names: impl Iterator<Item = &'a str>) {
     let mut seen: Vec<&str> = Vec::new();
     for name in names {
         if let Some(other) = seen.iter().find(|seen| seen.eq_ignore_ascii_case(name)) {
             let message = match *other == name {
-                true => format!("two tables `{key}` have the name `{name}`"),
-                false => format!(
-                    "`{key}` has the names `{other}` and `{name}`, which differ in case alone"
-                ),
+                true => format!("two `{key}` tables are named `{name}`"),
+                false => format!("`{key}` names `{other}` and `{name}` differ only in case"),
             };
-            table.problem_with_hint(key, message, "give each a name of its own");
+            table.problem_with_hint(key, message, "give each a unique name");
         }
         seen.push(name);
     }
 }
 
-/// A batch is a whole number of images for each shard.
+/// Reports batches that cannot be split evenly into shards.
 pub(super) fn check_shards(table: &Table, stages: &[Stage], parallel: Parallel) {
     let shards = parallel.shards;
     for stage in stages {
         if !stage.batch.is_multiple_of(shards) {
             let message = format!(
-                "stage `{}`: a batch of {} is not a whole number of images for each of {shards} shards",
+                "stage `{}`: batch = {} is not a multiple of the {shards} shards",
                 stage.name, stage.batch
             );
-            let hint = format!("use a batch of {}", stage.batch.next_multiple_of(shards));
+            let hint = format!("use batch = {}", stage.batch.next_multiple_of(shards));
             table.problem_with_hint("parallel", message, hint);
         }
     }
 }
 
-/// Each stage has images, and those of the recipe are used by one.
+/// Reports stages without data, and a top-level `data` that no stage uses.
 pub(super) fn check_data(table: &Table, stages: &[Stage]) {
     let without = stages.iter().find(|stage| stage.data.is_none());
     match (without, table.has("data")) {
         (Some(stage), false) => {
             let message = format!(
-                "the table `data` is missing, and stage `{}` has none",
+                "the table `data` is missing, and stage `{}` does not set its own",
                 stage.name
             );
             table.problem("data", message);
         }
         (None, true) => {
-            let message = "data has no effect, since every stage has its own";
+            let message = "data has no effect, because every stage sets its own";
             table.problem("data", message);
         }
         _ => {}
     }
 }
 
-/// A stage uses the text model or the head of an earlier one only if that has it.
+/// Reports references to a text model of an earlier stage that does not exist, and a head in the first stage.
 pub(super) fn check_heads(table: &Table, stages: &[Stage]) {
     for (number, stage) in stages.iter().enumerate() {
         let named = stage.text.as_ref().and_then(|text| text.from.as_ref());
@@ -70,7 +68,7 @@ pub(super) fn check_heads(table: &Table, stages: &[Stage]) {
                 .any(|earlier| earlier.name == *named && has_new(earlier))
         {
             let message = format!(
-                "stage `{}`: text.from = `{named}` is no earlier stage with a new text model",
+                "stage `{}`: text.from = `{named}` is not an earlier stage with a `new` text model",
                 stage.name
             );
             table.problem("stage", message);
@@ -80,7 +78,7 @@ pub(super) fn check_heads(table: &Table, stages: &[Stage]) {
             .is_some_and(|earlier| earlier.text.as_ref().is_some_and(Text::has_model));
         if stage.head == Head::Text && !of_text {
             let message = format!(
-                "stage `{}`: head = `text` needs a text model in the stage before it",
+                "stage `{}`: head = `text` requires a text model in the previous stage",
                 stage.name
             );
             table.problem("stage", message);
@@ -90,20 +88,20 @@ pub(super) fn check_heads(table: &Table, stages: &[Stage]) {
         && first.head != Head::Keep
     {
         let message = format!("head has no effect in the first stage, `{}`", first.name);
-        let hint = "set the head of the starting weights in the table `start`";
+        let hint = "use start.head for the head of the start weights";
         table.problem_with_hint("stage", message, hint);
     }
 }
 
-/// A final evaluation is of a stage that exists and can classify.
+/// Reports final evaluations of stages that do not exist or cannot classify.
 pub(super) fn check_final(table: &Table, stages: &[Stage], evaluations: &[FinalEvaluation]) {
     for evaluation in evaluations {
         let name = &evaluation.name;
         let Some(stage) = evaluation.stage_of(stages) else {
             let known: Vec<_> = stages.iter().map(|stage| &stage.name[..]).collect();
             let named = evaluation.stage.as_deref().unwrap_or_default();
-            let message = format!("final evaluation `{name}`: there is no stage `{named}`");
-            let hint = format!("the stages are {}", known.join(", "));
+            let message = format!("final evaluation `{name}`: unknown stage `{named}`");
+            let hint = format!("known stages are {}", known.join(", "));
             table.problem_with_hint("final_evaluation", message, hint);
             continue;
         };
@@ -111,7 +109,7 @@ pub(super) fn check_final(table: &Table, stages: &[Stage], evaluations: &[FinalE
             && !text.has_model()
         {
             let message = format!(
-                "final evaluation `{name}`: stage `{}` has no text model, which would embed the names of the classes",
+                "final evaluation `{name}`: stage `{}` has no text model to embed class names with",
                 stages[stage].name
             );
             table.problem("final_evaluation", message);

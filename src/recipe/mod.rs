@@ -1,7 +1,7 @@
 //! A recipe: one complete run in one TOML file.
 //!
-//! The types of its parts are declared beside the code that they configure; here they come together, and what concerns
-//! more than one part is checked.
+//! The types of its parts are declared next to the code that they configure. This module combines them and checks
+//! everything that involves more than one part.
 
 mod checks;
 mod data;

@@ -1,4 +1,4 @@
-//! The whole of a recipe: its tables together, its print, its counts and costs.
+//! The complete recipe: loading, checks across tables, TOML output, sample counts and costs.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use crate::optim::AverageConfig;
 use crate::settings::{Problem, Section, Table, settings};
 use crate::{files, settings};
 
-/// Version of the form of recipes; written into the resolved recipe of a run.
+/// Version of the recipe format; written to the resolved recipe of a run.
 const SCHEMA: u64 = 1;
 
 settings! {
@@ -62,7 +62,7 @@ settings! {
     check { check_tables(table, stage.as_deref(), parallel, final_evaluation.as_deref()) }
 }
 
-/// Checks what concerns more than one table.
+/// Runs the checks that involve more than one table.
 fn check_tables(
     table: &Table,
     stages: Option<&[Stage]>,
@@ -82,12 +82,12 @@ fn check_tables(
 }
 
 impl Recipe {
-    /// Reads and checks a recipe file with overrides such as `stage.finetune.attack.steps=3`.
+    /// Reads and checks a recipe file, with overrides such as `stage.finetune.attack.steps=3`.
     ///
-    /// Errors: the file cannot be read, or all its problems at once.
+    /// Errors: the file cannot be read or is invalid; all problems are reported at once.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         let text = files::read_text(path).map_err(|error| {
-            error.hint("give the path of a recipe, such as recipes/cifar10_micro.toml")
+            error.hint("pass the path of a recipe, such as recipes/cifar10_micro.toml")
         })?;
         let name = path
             .file_name()
@@ -97,34 +97,34 @@ impl Recipe {
         Self::parse(&text, overrides).map_err(|problems| cannot_be_run(&name, &problems))
     }
 
-    /// Reads and checks the text of a recipe.
+    /// Parses and checks the text of a recipe.
     pub fn parse(text: &str, overrides: &[String]) -> std::result::Result<Self, Vec<Problem>> {
         settings::read(text, overrides, Self::read)
     }
 
-    /// The recipe with every value, as it is saved with the run.
+    /// Returns the recipe as TOML with every value set, as it is saved with the run.
     pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a recipe is made of TOML's types")
+        toml::to_string(self).expect("a recipe consists of TOML types")
     }
 
-    /// Where the images of a stage come from.
+    /// Returns the data of a stage.
     ///
     /// # Panics
-    /// For a stage of another recipe.
+    /// If the stage belongs to another recipe.
     pub fn data_of<'a>(&'a self, stage: &'a Stage) -> &'a Data {
         let data = stage.data.as_ref().or(self.data.as_ref());
         data.expect("recipes are checked")
     }
 
-    /// Whether no stage needs images from outside.
+    /// Returns whether all images are synthetic.
     pub fn is_synthetic(&self) -> bool {
         let drawn = |spec: &Spec| matches!(spec, Spec::Synthetic { .. });
         let mut all = self.stage.iter().map(|stage| self.data_of(stage));
         all.all(|data| drawn(&data.train) && drawn(&data.test))
     }
 
-    /// A run of two updates in each phase, of so many images each if told, without evaluations: what shows that
-    /// nothing is wrong before the real one. A tiny text model takes the place of one that is not there.
+    /// Returns a shortened recipe for a dry run: two updates per phase, without evaluations, to find errors before the real
+    /// run. `batch` overrides the batch size. A missing text model is replaced by a tiny one.
     pub fn rehearsal(&self, batch: Option<u64>) -> Self {
         let mut recipe = self.clone();
         for stage in &mut recipe.stage {
@@ -150,7 +150,7 @@ impl Recipe {
         recipe
     }
 
-    /// The stage and the phase whose update ends at so many samples of the run, and whether it is the stage's last.
+    /// Returns the stage and phase of the update that ends at `samples`, and whether it is the last update of the stage.
     pub fn update_at(&self, samples: u64) -> Option<(&Stage, &Phase, bool)> {
         let mut end = 0;
         for stage in &self.stage {
@@ -165,30 +165,30 @@ impl Recipe {
         None
     }
 
-    /// Samples of the whole run.
+    /// Returns the number of samples in the whole run.
     pub fn samples(&self) -> u64 {
         self.stage.iter().map(Stage::samples).sum()
     }
 
-    /// Patches of an image that a phase keeps.
+    /// Returns the number of patches per image that a phase keeps.
     fn patches(&self, phase: &Phase) -> usize {
         let grid = phase.image_size as usize / self.model.patch();
         let masking = phase.masking.as_ref();
         masking.map_or(grid * grid, |masking| masking.kept(grid))
     }
 
-    /// Tokens of an image in a phase, class token included, if the model has tokens.
+    /// Returns the tokens per image in a phase, including the class token, or `None` if the model has no tokens.
     pub fn tokens(&self, phase: &Phase) -> Option<u64> {
         self.model.tokens(self.patches(phase))
     }
 
-    /// Multiply-adds of one forward pass of an image in a phase.
+    /// Returns the multiply-adds of one image's forward pass in a phase.
     pub fn forward_macs(&self, phase: &Phase) -> u64 {
         let patches = self.patches(phase);
         self.model.forward_macs(phase.image_size as usize, patches)
     }
 
-    /// Multiply-adds of the run's forward passes from a sample on, each counted as often as `passes` says.
+    /// Returns the multiply-adds from sample `from` to the end of the run, with `passes` forward passes per image.
     fn macs(&self, from: u64, passes: impl Fn(&Stage) -> u64) -> f64 {
         let (mut total, mut start) = (0.0, 0);
         for stage in &self.stage {
@@ -203,32 +203,32 @@ impl Recipe {
         total
     }
 
-    /// The cost of the run as the paper counts it: attack steps + 1 forward passes a sample.
+    /// Returns the cost of the run as the paper counts it: attack steps + 1 forward passes per sample.
     ///
     /// Source: the compute column of the paper's tables.
     pub fn paper_macs(&self) -> f64 {
         self.macs(0, |stage| stage.attack_steps() + 1)
     }
 
-    /// The arithmetic that is left from a sample on.
+    /// Returns the multiply-adds left from sample `from` to the end of the run.
     pub fn macs_left(&self, from: u64) -> f64 {
         self.macs(from, Stage::passes)
     }
 
-    /// The image size that learned positions are made for: that of the first phase.
+    /// Returns the image size of the first phase, at which learned position embeddings are created.
     pub fn first_image_size(&self) -> usize {
         self.stage[0].phases[0].image_size as usize
     }
 }
 
-/// The problems of a file as one error.
+/// Combines the problems of a recipe into one error.
 pub fn cannot_be_run(name: &str, problems: &[Problem]) -> Error {
     let plural = if problems.len() == 1 {
-        "fault"
+        "error"
     } else {
-        "faults"
+        "errors"
     };
-    let mut text = format!("`{name}` cannot be run, {} {plural}", problems.len());
+    let mut text = format!("`{name}` is invalid: {} {plural}", problems.len());
     for problem in problems {
         text.push_str(&format!("\n\n  {problem}"));
     }
@@ -239,9 +239,9 @@ pub fn cannot_be_run(name: &str, problems: &[Problem]) -> Error {
 mod tests {
     use super::*;
 
-    /// Tables 2 and 5 of the paper, in its unit of 10^10 giga multiply-adds; to the digits that follow from its counts.
+    /// Tables 2 and 5 of the paper, in its unit of 10^10 giga multiply-adds, to the precision that its counts allow.
     #[test]
-    fn the_papers_compute_figures_are_reproduced_by_its_recipes() {
+    fn recipes_reproduce_the_papers_compute_figures() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
         for (name, stages, paper) in [
             ("vit_b16_in1k", 2, 0.49),
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_update_that_ends_at_a_sample_belongs_to_one_phase() {
+    fn update_at_returns_the_stage_and_phase_of_an_update() {
         let text = include_str!("../../recipes/cifar10_micro.toml");
         let recipe = Recipe::parse(text, &[]).unwrap();
         let first = &recipe.stage[0];
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attack_warms_up_to_its_full_strength_and_stays_there() {
+    fn attack_warmup_ends_at_full_strength() {
         let text = include_str!("../../recipes/cifar10_micro.toml");
         let mut stage = Recipe::parse(text, &[]).unwrap().stage.remove(0);
         stage.attack_warmup_samples = Some(1000);
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn every_recipe_in_the_repository_passes_its_check_and_its_print_reads_back() {
+    fn every_recipe_in_the_repository_is_valid_and_round_trips() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
         for path in files::list(&folder).unwrap() {
             let recipe = Recipe::load(&path, &[]).unwrap();

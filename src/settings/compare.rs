@@ -1,10 +1,10 @@
-//! What differs between two settings files.
+//! Comparison of two settings files.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::value::{Value, parse};
 
-/// Each key of two files of settings that differs, with both values.
+/// Returns every key that differs between two settings files, with both values.
 pub fn changes(before: &str, now: &str) -> Vec<String> {
     let (before, now) = (flatten(before), flatten(now));
     let keys: BTreeSet<_> = before.keys().chain(now.keys()).collect();
@@ -20,9 +20,9 @@ pub fn changes(before: &str, now: &str) -> Vec<String> {
         .collect()
 }
 
-/// Every value of a settings file under its full key, for telling two files apart.
+/// Flattens a settings file to a map from full key to value, for comparisons.
 ///
-/// Tables of an array are numbered from 0: `stage.0.attack.steps`.
+/// Tables in an array are numbered from 0: `stage.0.attack.steps`.
 pub fn flatten(text: &str) -> BTreeMap<String, String> {
     fn walk(prefix: &str, value: &Value, into: &mut BTreeMap<String, String>) {
         let key = |name: &str| match prefix {
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flattening_names_every_value() {
+    fn flatten_returns_every_value_under_its_full_key() {
         let text = "[[stage]]\nname = \"a\"\nrate = 1\nattack = { steps = 2 }\n\
                     [[stage]]\nname = \"b\"\nrate = 0.5\n[stage.attack]\nsteps = 3\n";
         let flat = flatten(text);

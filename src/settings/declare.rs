@@ -1,14 +1,14 @@
-//! The declaration of a table of settings, from which everything else about its keys is made.
+//! Declaration of settings tables, from which everything else about their keys is generated.
 
-/// Declares the struct of a table: its keys, and for each the type, the meaning (its doc comment) and what else is
-/// known of it (fields of [`Key`](crate::settings::Key)). Makes the struct, its reader, its print and its description.
+/// Declares a settings table as a struct: for each key the type, the meaning (its doc comment) and further properties (fields
+/// of [`Key`](crate::settings::Key)). Generates the struct, its reader, its serialization and its description.
 ///
 /// ```text
 /// settings! {
-///     /// Linear warmup to a peak, then a decay to the end of the stage.
+///     /// Linear warmup to a peak, then decay until the end of the stage.
 ///     #[derive(Clone, Debug, PartialEq)]
 ///     pub struct Schedule(table) {
-///         /// Highest learning rate, reached at the end of the warmup.
+///         /// Peak learning rate, reached at the end of the warmup.
 ///         pub peak: f64 { limits: above(0.0), example: "5e-4" },
 ///         /// Learning rate at the end of the stage.
 ///         pub end: f64 { limits: at_least(0.0) } [= 0.0],
@@ -21,12 +21,12 @@
 /// |---|---|
 /// | nothing | is required, or optional if the type is an `Option` |
 /// | `[= value]` | has this default |
-/// | `[or value]` | has a default that depends on what was read before; `fallback` says it in words |
+/// | `[or value]` | has a default that depends on earlier keys; `fallback` describes it |
 /// | `[else value]` | is required; where it is invalid, checks continue with `value` |
-/// | `[=> read]` | is read with this expression, an `Option`, which enforces the limits by itself |
+/// | `[=> read]` | is read with this expression, an `Option`, which must enforce the limits itself |
 ///
-/// The names after the struct's own are those of the table and of further arguments of `read`. `check` sees each field
-/// as an `Option` by its name, `None` if it is invalid; `verify` names a function of the table and the whole struct.
+/// The names in parentheses after the struct's name are the table and further arguments of `read`. In `check`, each field is
+/// an `Option` under its name, `None` if it is invalid; `verify` is a function that takes the table and the complete struct.
 macro_rules! settings {
     (
         $(#[doc = $about:literal])+
@@ -115,7 +115,7 @@ macro_rules! settings {
 
         $crate::settings::settings!(@field $name [$($argument)*]);
     };
-    // A table that needs further arguments is read by the table around it.
+    // A table with further arguments is read by its parent table.
     (@field $name:ident [$($argument:ident)+]) => {};
     (@field $name:ident []) => {
         impl $crate::settings::Field for $name {

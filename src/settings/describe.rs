@@ -1,4 +1,4 @@
-//! Descriptions of settings: constant data that readers, messages, the reference page and the JSON schema share.
+//! Descriptions of settings: constant data shared by readers, messages, the reference page and the JSON schema.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde::ser::SerializeMap;
 pub struct Description {
     /// What the table is for.
     pub about: &'static str,
-    /// Its keys, in the order in which they are read and printed.
+    /// The table's keys, in the order in which they are read and printed.
     pub keys: &'static [Key],
 }
 
@@ -18,27 +18,27 @@ pub struct Description {
 pub struct Key {
     /// The key.
     pub name: &'static str,
-    /// What it sets, in one line.
+    /// What the key sets, in one line.
     pub meaning: &'static str,
-    /// What its value can be.
+    /// Type of the value.
     pub kind: Kind,
-    /// Whether the key can be absent without a default.
+    /// Whether the key can be omitted without a default.
     pub optional: bool,
-    /// Prints the value of an absent key.
+    /// Returns the default as TOML.
     pub default: Option<fn() -> String>,
-    /// Says in words what an absent key means, where the default depends on other keys.
+    /// Describes the default in words, for defaults that depend on other keys.
     pub fallback: &'static str,
-    /// Whether a resolved recipe leaves the key out when its value is the default.
+    /// Whether a resolved recipe omits the key if its value is the default.
     pub omit_default: bool,
-    /// Range of the number, or of each number of a list.
+    /// Range of the number, or of each number in a list.
     pub limits: Limits,
     /// Unit of the number, in the plural; empty if it has none.
     pub unit: &'static str,
-    /// A value as it is written in TOML.
+    /// An example value in TOML syntax.
     pub example: &'static str,
 }
 
-/// What a value can be.
+/// Type of a value.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
     /// A whole number, 0 or more.
@@ -49,16 +49,16 @@ pub enum Kind {
     Fraction,
     /// `true` or `false`.
     Boolean,
-    /// A string; with a regular expression that it matches, or an empty one.
+    /// A string, optionally restricted by a regular expression.
     Text {
-        /// What the string is, for messages: "a string".
+        /// Description of the expected string, for messages: "a string".
         expected: &'static str,
-        /// A regular expression of JSON schema.
+        /// A regular expression for the JSON schema; empty if any string is allowed.
         pattern: &'static str,
     },
     /// One of several words, each with its meaning.
     Words(&'static [(&'static str, &'static str)]),
-    /// A list; its length if that is fixed.
+    /// A list, with its length if that is fixed.
     List(&'static Kind, Option<usize>),
     /// A table.
     Table(&'static Description),
@@ -66,7 +66,7 @@ pub enum Kind {
     Tables(&'static Description),
     /// One of several tables, each with its name.
     Variants(&'static [(&'static str, &'static Description)]),
-    /// Exactly one of several keys, each of which belongs to the table around it.
+    /// Exactly one of several keys, which belong to the enclosing table.
     OneOf(&'static [Key]),
 }
 
@@ -77,7 +77,7 @@ impl Kind {
         pattern: "",
     };
 
-    /// What is expected, for messages.
+    /// Describes the expected value, for messages.
     pub fn expected(&self) -> String {
         match self {
             Self::Whole => "a whole number, 0 or more".to_owned(),
@@ -112,7 +112,7 @@ impl Kind {
         }
     }
 
-    /// The tables that a path can lead into, each with its name where there are several.
+    /// Returns the tables that a path can lead into; if there are several, each has a name.
     pub fn tables_inside(&self) -> Vec<(&'static str, &'static Description)> {
         match self {
             Self::Table(description) | Self::Tables(description) => vec![("", description)],
@@ -123,7 +123,7 @@ impl Kind {
 }
 
 impl Key {
-    /// A key with neither limits nor a default.
+    /// Creates a key without limits or default.
     pub const fn of<T: Described>(name: &'static str, meaning: &'static str) -> Self {
         Self {
             name,
@@ -139,12 +139,12 @@ impl Key {
         }
     }
 
-    /// Whether a file must have the key.
+    /// Returns whether a file must contain the key.
     pub fn is_required(&self) -> bool {
         !self.optional && self.default.is_none() && self.fallback.is_empty()
     }
 
-    /// What happens without the key: `required`, `optional` or the default.
+    /// Describes what happens if the key is omitted: `required`, `optional` or the default.
     pub fn absence(&self) -> String {
         match self.default {
             _ if !self.fallback.is_empty() => self.fallback.to_owned(),
@@ -154,7 +154,7 @@ impl Key {
         }
     }
 
-    /// The value in short, with range and unit: `whole number, 1 to 4096 pixels`.
+    /// Describes the value briefly, with range and unit: `whole number, 1 to 4096 pixels`.
     pub fn value(&self) -> String {
         let kind = match self.kind {
             Kind::Whole => "whole number".to_owned(),
@@ -181,25 +181,25 @@ impl Key {
 /// A key with its full path, such as `stage.attack.epsilon`.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// The path.
+    /// Full path of the key.
     pub path: String,
-    /// The name of the variant of the table that it belongs to, where there are several.
+    /// Name of the table variant that it belongs to, if the table has several.
     pub variant: &'static str,
     /// The key.
     pub key: &'static Key,
 }
 
 impl Description {
-    /// The key of a name.
+    /// Returns the key with a name.
     ///
     /// # Panics
-    /// If there is none; declarations ask for their own keys.
+    /// If there is no such key. Declarations only request their own keys.
     pub fn key(&'static self, name: &str) -> &'static Key {
         let found = self.keys.iter().find(|key| key.name == name);
         found.expect("a declared key")
     }
 
-    /// All keys of the table and of those inside it, each table before its keys.
+    /// Returns all keys of the table and its nested tables, each table before its keys.
     pub fn entries(&'static self) -> Vec<Entry> {
         let mut entries = Vec::new();
         self.collect("", "", &mut entries);
@@ -217,7 +217,7 @@ impl Description {
         }
     }
 
-    /// The keys as they are written: the alternatives of [`Kind::OneOf`] in its place.
+    /// Iterates over the keys as they are written in a file: [`Kind::OneOf`] is replaced by its alternatives.
     pub fn written(&'static self) -> impl Iterator<Item = &'static Key> {
         self.keys.iter().flat_map(|key| match key.kind {
             Kind::OneOf(keys) => keys,
@@ -226,7 +226,7 @@ impl Description {
     }
 }
 
-/// The range of a number. Bounds are exact up to 2^53.
+/// Range of a number. Bounds are exact up to 2^53.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     low: Option<Bound>,
@@ -253,7 +253,7 @@ const fn excluded(value: f64) -> Option<Bound> {
     })
 }
 
-/// `low` and more.
+/// At least `low`.
 pub const fn at_least(low: f64) -> Limits {
     Limits {
         low: included(low),
@@ -281,7 +281,7 @@ impl Limits {
         high: None,
     };
 
-    /// Up to `high`, which is included.
+    /// Adds the inclusive upper bound `high`.
     pub const fn at_most(self, high: f64) -> Self {
         Self {
             high: included(high),
@@ -289,7 +289,7 @@ impl Limits {
         }
     }
 
-    /// Up to `high`, which is not included.
+    /// Adds the exclusive upper bound `high`.
     pub const fn below(self, high: f64) -> Self {
         Self {
             high: excluded(high),
@@ -297,12 +297,12 @@ impl Limits {
         }
     }
 
-    /// Whether there are any.
+    /// Returns whether there is a bound.
     pub fn are_set(&self) -> bool {
         *self != Self::NONE
     }
 
-    /// Whether a number is within them.
+    /// Returns whether a number is within the limits.
     pub fn contain(&self, number: f64) -> bool {
         let above =
             |bound: &Bound| number > bound.value || (bound.is_included && number == bound.value);
@@ -311,8 +311,8 @@ impl Limits {
         self.low.as_ref().is_none_or(above) && self.high.as_ref().is_none_or(below)
     }
 
-    /// What a number outside of them must be. Of a wide range, whose upper bound is a safeguard, only the violated
-    /// bound.
+    /// Describes what a number outside the limits must be. For a wide range, whose upper bound is only a safeguard, it gives
+    /// just the violated bound.
     pub fn rule_for(&self, number: f64, unit: &str) -> String {
         let text = match (self.low, self.high) {
             (Some(low), Some(high))
@@ -333,7 +333,7 @@ impl Limits {
         }
     }
 
-    /// The bounds as keywords of JSON schema.
+    /// Returns the bounds as JSON schema keywords.
     pub fn keywords(&self) -> Vec<(&'static str, f64)> {
         let keyword = |bound: Option<Bound>, included, excluded| {
             bound.map(|bound| match bound.is_included {
@@ -370,19 +370,19 @@ impl fmt::Display for Limits {
     }
 }
 
-/// A type that a key of a table can have, with its description and its print.
+/// A type that a key can have, with its description and serialization.
 pub trait Described {
-    /// What the value can be.
+    /// Type of the value.
     const KIND: Kind;
-    /// Whether the key can be absent.
+    /// Whether the key can be omitted.
     const OPTIONAL: bool = false;
 
-    /// Prints the key and the value into a table; nothing for an absent one.
+    /// Serializes the key and the value into a table. An absent value is skipped.
     fn print<M: SerializeMap>(&self, key: &'static str, map: &mut M) -> Result<(), M::Error>;
 }
 
-/// A type of a whole table.
+/// The type of a whole table.
 pub trait Section {
-    /// Its keys.
+    /// Description of the table.
     const DESCRIPTION: &'static Description;
 }

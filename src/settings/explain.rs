@@ -4,12 +4,12 @@ use super::describe::{Description, Entry, Key, Kind};
 use super::problem::nearest;
 use crate::error::{Error, Result};
 
-/// All keys, one a line, each with its meaning in short.
+/// Lists all keys, one per line, each with a short meaning.
 pub fn outline(root: &'static Description) -> String {
     let mut seen = Vec::new();
     let mut lines = Vec::new();
     for entry in root.entries() {
-        // A key that several variants of a table share is listed once.
+        // A key shared by several variants of a table is listed once.
         if seen.contains(&entry.path) {
             continue;
         }
@@ -21,9 +21,9 @@ pub fn outline(root: &'static Description) -> String {
     lines.join("\n")
 }
 
-/// What a key or a table is, by its full path.
+/// Describes a key or a table, given its full path.
 ///
-/// Errors: there is no such key.
+/// Errors: an unknown key.
 pub fn explain(root: &'static Description, path: &str) -> Result<String> {
     let entries = root.entries();
     let found: Vec<&Entry> = entries.iter().filter(|entry| entry.path == path).collect();
@@ -114,7 +114,7 @@ fn meaning(key: &Key) -> String {
     key.meaning.trim().to_owned()
 }
 
-/// The meaning up to its first pause.
+/// Returns the meaning up to its first full stop, semicolon or colon.
 fn short(key: &Key) -> &str {
     let text = key.meaning.trim();
     let pauses = [". ", "; ", ": "]

@@ -1,4 +1,4 @@
-//! How the field of a declared struct is read from its key.
+//! Reading the fields of a declared struct.
 
 use serde::Serialize;
 use serde::ser::SerializeMap;
@@ -7,9 +7,9 @@ use super::describe::{Described, Key, Kind, Section};
 use super::setting::Setting;
 use super::table::Table;
 
-/// A type that reads itself from a key, required or not.
+/// A type that can be read from a key, required or optional.
 pub trait Field: Described {
-    /// The value of `key`; `None` if it is invalid or missing, which the table records.
+    /// Reads the value of `key`. Returns `None` if it is invalid or missing; the table records the problem.
     fn read(table: &Table, key: &Key) -> Option<Self>
     where
         Self: Sized;
@@ -50,7 +50,7 @@ impl<T: Section + Serialize> Described for Vec<T> {
     }
 }
 
-/// Prints a value as TOML writes it.
+/// Formats a value as TOML.
 pub(crate) fn printed<T: Described>(value: &T) -> String {
     struct Entry<'a, T>(&'a T);
 
@@ -62,7 +62,7 @@ pub(crate) fn printed<T: Described>(value: &T) -> String {
         }
     }
 
-    let table = toml::Table::try_from(Entry(value)).expect("settings are made of TOML's types");
+    let table = toml::Table::try_from(Entry(value)).expect("settings consist of TOML types");
     let value = table.get("value").map(toml::Value::to_string);
     value.unwrap_or_default()
 }

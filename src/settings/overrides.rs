@@ -1,20 +1,22 @@
-//! `--set KEY=VALUE`: values of the command line in the place of those in the file.
+//! `--set KEY=VALUE`: values from the command line that override those in the file.
 
 use std::collections::BTreeMap;
 
 use super::value::{ABSENT, Node, Origin, Value, name_of, parse};
 
-/// Applies `a.b=c`. In a list of tables a part of the path is a number from 0 or a table's `name`.
+/// Applies `a.b=c`. In a list of tables, a part of the path is an index (from 0) or a table's `name`.
 pub(super) fn apply(
     root: &mut BTreeMap<String, Node>,
     flag: &str,
 ) -> Result<(), (String, Option<String>)> {
     let (path, text) = flag.split_once('=').ok_or_else(|| {
-        let hint = Some("write `--set stage.finetune.attack.steps=3`".to_owned());
-        ("there is no `=`".to_owned(), hint)
+        let hint = Some(
+            "use the form KEY=VALUE, such as `--set stage.finetune.attack.steps=3`".to_owned(),
+        );
+        ("missing `=`".to_owned(), hint)
     })?;
     let origin = Origin::Flag(flag.to_owned());
-    // What is not a value of TOML is taken as a string, so that `--set data.train=./cifar` works.
+    // Anything that is not a TOML value is read as a string, so that `--set data.train=./cifar` works.
     let mut problems = Vec::new();
     let parsed = parse(&format!("value = {text}"), &mut problems).remove("value");
     let mut value = match parsed {
@@ -34,7 +36,7 @@ pub(super) fn apply(
     placed.map_err(|message| (message, None))
 }
 
-/// Puts `node` where the path from its part `depth` on leads.
+/// Inserts `node` at the path, starting with its part `depth`.
 fn place(value: &mut Value, path: &[&str], depth: usize, node: Node) -> Result<(), String> {
     let Some(part) = path.get(depth) else {
         *value = node.value;
@@ -42,7 +44,7 @@ fn place(value: &mut Value, path: &[&str], depth: usize, node: Node) -> Result<(
     };
     match value {
         Value::Table(entries) if depth + 1 == path.len() => {
-            // Replaced whole, so that messages name the flag as the value's origin.
+            // The whole node is replaced, so that messages name the flag as the value's origin.
             entries.insert((*part).to_owned(), node);
             Ok(())
         }
@@ -58,7 +60,7 @@ fn place(value: &mut Value, path: &[&str], depth: usize, node: Node) -> Result<(
             place(&mut inside.value, path, depth + 1, node)
         }
         Value::List(items) => {
-            let missing = || format!("there is no `{}`", path[..=depth].join("."));
+            let missing = || format!("unknown table `{}`", path[..=depth].join("."));
             let (item, parts) = choose(items, &path[depth..]).ok_or_else(missing)?;
             place(item, path, depth + parts, node)
         }
@@ -66,7 +68,7 @@ fn place(value: &mut Value, path: &[&str], depth: usize, node: Node) -> Result<(
     }
 }
 
-/// The table of a list that a path names, and how many of its parts do: a name may have points.
+/// Finds the table of a list that a path names. Also returns the number of parts that form the name, which may contain dots.
 fn choose<'a>(items: &'a mut [Node], path: &[&str]) -> Option<(&'a mut Value, usize)> {
     let named = |parts: usize| {
         let wanted = path[..parts].join(".");

@@ -1,8 +1,8 @@
-//! The reference page: one table in Markdown for each table of the settings.
+//! The reference page: one Markdown table for each settings table.
 
 use super::describe::{Description, Key, Kind};
 
-/// The page, under a title and an introduction.
+/// Returns the page: an introduction, which contains the title, and one section per table.
 pub fn page(root: &'static Description, introduction: &str) -> String {
     let mut sections = vec![introduction.trim_end().to_owned(), section("", "", root)];
     for entry in root.entries() {

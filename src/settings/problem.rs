@@ -1,13 +1,13 @@
-//! What is wrong with a settings file, and the nearest known word.
+//! Problems of a settings file, and suggestions for misspelled words.
 
 use std::fmt;
 
 use crate::error::Error;
 
-/// Something wrong with a settings file: where, what, and how to fix it.
+/// A problem in a settings file: where, what, and how to fix it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
-    /// Such as ``stage `finetune`, line 22``.
+    /// Location, such as ``stage `finetune`, line 22``.
     pub place: String,
     /// What is wrong and what is expected.
     pub message: String,
@@ -50,7 +50,7 @@ impl From<Error> for Invalid {
     }
 }
 
-/// The nearest of several words, if one is near enough to be a typo of it.
+/// Returns the known word that `found` is most likely a typo of, if one is close enough.
 pub fn nearest<'a>(found: &str, known: &[&'a str]) -> Option<&'a str> {
     known
         .iter()

@@ -1,10 +1,10 @@
-//! A JSON schema (draft 2020-12), by which editors complete and check settings files.
+//! A JSON schema (draft 2020-12) with which editors complete and check settings files.
 
 use serde_json::{Map, Value, json};
 
 use super::describe::{Description, Key, Kind};
 
-/// The schema of a whole file.
+/// Returns the schema of a whole file.
 pub fn schema(root: &'static Description, title: &str) -> Value {
     let mut schema = Map::new();
     schema.insert(
@@ -58,7 +58,7 @@ fn of_key(key: &Key) -> Value {
     Value::Object(schema)
 }
 
-/// The meaning with what the schema has no keyword for: the unit, and the meanings of words.
+/// Returns the meaning, plus what JSON schema has no keyword for: the unit and the meanings of words.
 fn description(key: &Key) -> String {
     let mut text = key.meaning.trim().to_owned();
     if !key.unit.is_empty() {
@@ -121,12 +121,12 @@ fn of_kind(kind: &Kind, key: &Key) -> Map<String, Value> {
             let variants: Vec<_> = variants.iter().map(|(_, table)| of_table(table)).collect();
             object(json!({ "oneOf": variants }))
         }
-        // Its keys belong to the table around it.
+        // Its keys belong to the enclosing table.
         Kind::OneOf(_) => Map::new(),
     }
 }
 
-/// A bound as a whole number where it is one, as people write it.
+/// Converts a bound to JSON, as an integer if it is whole.
 fn bounded(bound: f64) -> Value {
     match bound.fract() == 0.0 && bound.abs() < 1e15 + 1.0 {
         true => json!(bound as i64),
@@ -134,7 +134,7 @@ fn bounded(bound: f64) -> Value {
     }
 }
 
-/// A value as TOML writes it, in JSON.
+/// Converts a TOML value to JSON.
 fn from_toml(text: &str) -> Option<Value> {
     let table: toml::Table = toml::from_str(&format!("value = {text}")).ok()?;
     serde_json::to_value(table.get("value")?).ok()

@@ -1,4 +1,4 @@
-//! The types of single values: how they are read from TOML and printed.
+//! Types of single values: reading from TOML and serialization.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -10,20 +10,20 @@ use super::describe::{Described, Kind};
 use super::problem::Invalid;
 use super::value::Value;
 
-/// A type of a single value.
+/// The type of a single value.
 pub trait Setting: Sized {
-    /// What the value can be.
+    /// Kind of value.
     const KIND: Kind;
 
-    /// `None` for a value of another type; an error for one of the right type that is invalid.
+    /// Converts a value. Returns `None` for a value of another type, and an error for an invalid value of the right type.
     fn from_value(value: &Value) -> Option<Result<Self, Invalid>>;
 
-    /// The numbers to which limits apply.
+    /// Returns the numbers that limits apply to.
     fn numbers(&self) -> Vec<f64> {
         Vec::new()
     }
 
-    /// Prints the value.
+    /// Serializes the value.
     fn print<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error>;
 }
 
@@ -109,7 +109,7 @@ fn is_digits(text: &str) -> bool {
 }
 
 fn too_large(number: impl fmt::Display, largest: u64) -> Invalid {
-    format!("{number} is too large, the largest whole number is {largest}").into()
+    format!("{number} is too large; the maximum is {largest}").into()
 }
 
 impl Setting for f64 {
@@ -219,7 +219,7 @@ impl Setting for [usize; 4] {
     }
 }
 
-/// The items of a list, all of one type.
+/// Reads the items of a list, all of one type.
 fn items<T: Setting>(value: &Value) -> Option<Result<Vec<T>, Invalid>> {
     let Value::List(nodes) = value else {
         return None;

@@ -1,4 +1,4 @@
-//! The reader of a settings file: each table is asked for its keys, and all problems are collected.
+//! The reader of settings files, which collects all problems of a file.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,17 +11,17 @@ use super::setting::Setting;
 use super::value::{Node, Origin, Value, name_of, parse};
 use crate::files::check_name;
 
-/// A table of the file, or one inside it, which remembers the keys that were asked for.
+/// The top level or a nested table of a settings file. It records which keys were requested.
 pub struct Table {
-    /// `None` for the file itself.
+    /// `None` for the top level.
     name: Option<String>,
-    /// Such as ``stage `finetune` ``; empty outside of stages.
+    /// Location, such as ``stage `finetune` ``; empty outside of stages.
     place: String,
     origin: Origin,
     entries: BTreeMap<String, Node>,
     asked: RefCell<Vec<String>>,
     problems: Rc<RefCell<Vec<Problem>>>,
-    /// The keys whose values cannot be used.
+    /// Keys with invalid values.
     invalid: RefCell<BTreeSet<String>>,
 }
 
@@ -66,7 +66,7 @@ pub fn read<T>(
 }
 
 impl Table {
-    /// The value of a key, within its limits.
+    /// Reads the value of a key and checks its limits.
     pub fn value<T: Setting>(&self, key: &Key) -> Option<T> {
         let Some(node) = self.take(key.name) else {
             self.missing(key);
@@ -109,7 +109,7 @@ impl Table {
         None
     }
 
-    /// One of several words, which must be there.
+    /// Reads a required key whose value is one of several words.
     pub fn word<'a>(&self, key: &str, words: &[(&'a str, &'a str)]) -> Option<&'a str> {
         let names: Vec<_> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
         let expected = format!("one of {}", names.join(", "));
@@ -126,7 +126,7 @@ impl Table {
         found.map(|(word, _)| *word)
     }
 
-    /// Reports a key that is missing.
+    /// Reports a missing key.
     pub fn missing(&self, key: &Key) {
         if let Kind::Table(_) | Kind::Variants(_) = key.kind {
             let message = format!("the table `{}` is missing{}", key.name, self.in_name());
@@ -141,7 +141,7 @@ impl Table {
         self.problem_with_hint(key.name, message, hint);
     }
 
-    /// Reports a value of another type than the key has, or one that is not among its words.
+    /// Reports a value of the wrong type, or one that is not among the key's words.
     fn mismatch(&self, key: &str, node: &Node, expected: &str, words: &[(&str, &str)]) {
         let found = match &node.value {
             Value::Table(_) => "a table".to_owned(),
@@ -154,16 +154,16 @@ impl Table {
             _ => None,
         };
         let hint = near.map(|word| format!("did you mean `{word}`?"));
-        let message = format!("{key} = {found} is not {expected}");
+        let message = format!("{key} = {found}: expected {expected}");
         self.record(key, &node.origin, message, hint);
     }
 
-    /// A table inside this one, read with `read`; `None` if it has a problem.
+    /// Reads a nested table with `read`. Returns `None` if it has a problem.
     pub fn child<T>(&self, key: &Key, read: impl FnOnce(&Table) -> Option<T>) -> Option<T> {
         self.inside(key)?.read_all(read)
     }
 
-    /// The same, as far as it can be used in spite of its problems, so that what depends on it is checked too.
+    /// Like [`Self::child`], but returns a table with problems too if `read` can, so that settings that depend on it are checked.
     pub fn draft<T>(&self, key: &Key, read: impl FnOnce(&Table) -> Option<T>) -> Option<T> {
         let mut draft = None;
         self.inside(key)?.read_all(|table| {
@@ -179,23 +179,23 @@ impl Table {
             return None;
         };
         let Value::Table(entries) = node.value else {
-            let message = format!("{} = {} is not a table", key.name, node.value);
+            let message = format!("{} = {}: expected a table", key.name, node.value);
             self.record(key.name, &node.origin, message, None);
             return None;
         };
         Some(self.below(key.name, self.place.clone(), node.origin, entries))
     }
 
-    /// A list of at least one table, each read with `read`; those with a `name` are called by it in messages.
+    /// Reads a list of at least one table, each with `read`. Messages refer to a table by its `name` if it has one.
     pub fn children<T>(&self, key: &Key, read: impl Fn(&Table) -> Option<T>) -> Option<Vec<T>> {
         let key = key.name;
-        let missing = format!("at least one `{key}` is needed{}", self.in_name());
+        let missing = format!("at least one `{key}` is required{}", self.in_name());
         let Some(node) = self.take(key) else {
             self.problem_with_hint(key, missing, format!("add a table `[[{key}]]`"));
             return None;
         };
         let Value::List(mut items) = node.value else {
-            let message = format!("`{key}` is not a list of tables");
+            let message = format!("`{key}`: expected a list of tables");
             let hint = format!("write it as `[[{key}]]` or `{key} = [{{ ... }}]`");
             self.record(key, &node.origin, message, Some(hint));
             return None;
@@ -207,7 +207,7 @@ impl Table {
         }
         let read_item = |item: Node| match item.value {
             Value::Table(entries) => {
-                // The line is enough for a name that cannot be used, and may be of any length.
+                // An invalid name, which may have any length, is not shown; the line is enough.
                 let place = match name_of(&entries) {
                     Some(name) if check_name(name).is_ok() => format!("{key} `{name}`"),
                     _ => self.place.clone(),
@@ -215,17 +215,17 @@ impl Table {
                 self.below(key, place, item.origin, entries).read_all(&read)
             }
             other => {
-                let message = format!("{other} in `{key}` is not a table");
+                let message = format!("{other} in `{key}`: expected a table");
                 self.record(key, &item.origin, message, None);
                 None
             }
         };
-        // Every item is read, so that the problems of all are reported.
+        // Read every item before collecting, so that the problems of all are reported.
         let found: Vec<_> = items.into_iter().map(read_item).collect();
         found.into_iter().collect()
     }
 
-    /// A name that becomes that of a file or folder; see [`check_name`].
+    /// Reads a name that is also used as a file or folder name; see [`check_name`].
     pub fn name(&self, key: &Key) -> Option<String> {
         let name: String = self.value(key)?;
         match check_name(&name) {
@@ -237,23 +237,23 @@ impl Table {
         }
     }
 
-    /// Whether the key is there. It counts as known from now on.
+    /// Returns whether the key is present, and marks it as known.
     pub fn has(&self, key: &str) -> bool {
         self.take(key).is_some()
     }
 
-    /// Whether no value of these keys was found invalid.
+    /// Returns whether none of these keys has a recorded problem.
     pub fn are_valid(&self, keys: &[&str]) -> bool {
         let invalid = self.invalid.borrow();
         !keys.iter().any(|key| invalid.contains(*key))
     }
 
-    /// Records that the value of `key` cannot be used.
+    /// Records a problem with `key`.
     pub fn problem(&self, key: &str, message: impl Into<String>) {
         self.record(key, self.origin_of(key), message.into(), None);
     }
 
-    /// The same with what to do.
+    /// Records a problem with `key`, with a hint.
     pub fn problem_with_hint(
         &self,
         key: &str,
@@ -286,8 +286,7 @@ impl Table {
         }
     }
 
-    /// Reads the table, then reports keys that nobody asked for. Nothing is returned from a table
-    /// with a problem.
+    /// Reads the table, then reports keys that were never requested. Returns `None` if the table has a problem.
     fn read_all<T>(&self, read: impl FnOnce(&Table) -> Option<T>) -> Option<T> {
         let before = self.problems.borrow().len();
         let found = read(self);
@@ -336,7 +335,7 @@ impl Table {
     }
 }
 
-/// The value as a person writes it, without a string's quotes and a whole number's point.
+/// Formats a value without the quotes of a string and the decimal point of a whole number.
 fn plain(value: &Value) -> String {
     match value {
         Value::Text(text) => text.clone(),
@@ -364,11 +363,11 @@ mod tests {
         /// A stage.
         #[derive(Clone, Debug, PartialEq)]
         pub struct Stage(table) {
-            /// Its name.
+            /// Name.
             pub name: String {},
-            /// Its attack.
+            /// Attack.
             pub attack: Attack {},
-            /// Its rate.
+            /// Rate.
             pub rate: f64 {},
         }
     }
@@ -377,7 +376,7 @@ mod tests {
         /// An attack.
         #[derive(Clone, Debug, PartialEq)]
         pub struct Attack(table) {
-            /// Steps of it.
+            /// Number of steps.
             pub steps: u64 { limits: at_least(1.0), unit: "steps" },
         }
     }
@@ -404,7 +403,7 @@ mod tests {
                         [[stage]]\nname = \"b\"\nrate = 0.5\n[stage.attack]\nsteps = 3\n";
 
     #[test]
-    fn a_good_file_is_read() {
+    fn a_valid_file_is_read() {
         let found = stages(GOOD, &[]).unwrap();
         assert_eq!(found, [(2, 1.0), (3, 0.5)]);
     }
@@ -419,7 +418,7 @@ mod tests {
                 "stage `a`, line 4: `steps` is missing in `attack`\n    \
                  hint: add `steps = ...`, a whole number, 0 or more",
                 "stage `a`, line 4: unknown key `step` in `attack`\n    hint: did you mean `steps`?",
-                "stage `a`, line 3: rate = \"fast\" is not a number",
+                "stage `a`, line 3: rate = \"fast\": expected a number",
                 "stage `b`, line 7: steps = 0 must be at least 1 step",
                 "stage `b`, line 5: `rate` is missing in `stage`\n    \
                  hint: add `rate = ...`, a number",
@@ -434,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn a_faulty_override_is_named_as_what_was_typed() {
+    fn an_invalid_override_is_reported_as_it_was_typed() {
         assert_eq!(
             stages(GOOD, &["stage.b.attack.stesp=7"]).unwrap_err(),
             [
@@ -444,14 +443,14 @@ mod tests {
         );
         assert_eq!(
             stages(GOOD, &["stage.c.rate=1"]).unwrap_err(),
-            ["`--set stage.c.rate=1`: there is no `stage.c`"]
+            ["`--set stage.c.rate=1`: unknown table `stage.c`"]
         );
     }
 
     #[test]
-    fn a_key_is_taken_away_with_none_and_must_be_a_known_one() {
+    fn none_removes_a_key_which_must_be_known() {
         settings! {
-            /// Keys that can be absent.
+            /// Optional keys.
             #[derive(Clone, Debug, PartialEq)]
             pub struct Rate(table) {
                 /// A number.
@@ -476,7 +475,7 @@ mod tests {
                 "`--set rat=none`: unknown key `rat`\n    hint: did you mean `rate`?".to_owned()
             ])
         );
-        // A required one is missed where it was taken away, and a whole table of a list can go.
+        // A removed required key is reported at its `--set`; a whole table of a list can be removed.
         let missed = stages(GOOD, &["stage.a.attack=none"]).unwrap_err();
         assert_eq!(
             missed,
@@ -487,14 +486,14 @@ mod tests {
     }
 
     #[test]
-    fn names_with_points_and_names_that_are_numbers_are_reached() {
+    fn overrides_reach_names_with_dots_and_names_that_are_numbers() {
         let text = GOOD.replace("\"a\"", "\"v1.5\"").replace("\"b\"", "\"0\"");
         let found = stages(&text, &["stage.v1.5.rate=7", "stage.0.attack.steps=9"]).unwrap();
         assert_eq!((found[0].1, found[1].0), (7.0, 9));
     }
 
     #[test]
-    fn whole_numbers_are_read_up_to_their_limit_and_named_beyond_it() {
+    fn whole_numbers_beyond_their_limit_are_reported() {
         const NUMBER: Key = Key::of::<u64>("n", "a number");
         let number = |text: &str| {
             read(&format!("n = {text}"), &[], |table| {
@@ -508,27 +507,24 @@ mod tests {
             assert_eq!(
                 number(text),
                 Err(format!(
-                    "line 1: n: {text} is too large, the largest whole number is {}",
+                    "line 1: n: {text} is too large; the maximum is {}",
                     u64::MAX
                 ))
             );
         }
         assert_eq!(
             number("-1"),
-            Err("line 1: n = -1 is not a whole number, 0 or more".to_owned())
+            Err("line 1: n = -1: expected a whole number, 0 or more".to_owned())
         );
         assert_eq!(
             number("1979-05-27"),
-            Err("line 1: n = 1979-05-27 is not a whole number, 0 or more".to_owned())
+            Err("line 1: n = 1979-05-27: expected a whole number, 0 or more".to_owned())
         );
     }
 
     #[test]
-    fn what_is_not_toml_is_told_with_its_line() {
+    fn invalid_toml_is_reported_with_its_line() {
         let faults = stages("[[stage]]\nname = \"a\"\nrate = = 1\n", &[]).unwrap_err();
-        assert!(
-            faults[0].starts_with("line 3: this is not TOML"),
-            "{faults:?}"
-        );
+        assert!(faults[0].starts_with("line 3: invalid TOML"), "{faults:?}");
     }
 }

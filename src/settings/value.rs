@@ -1,4 +1,4 @@
-//! The values of a TOML file, each with the place where it was written.
+//! The values of a TOML file, each with its origin.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,9 +28,9 @@ impl fmt::Display for Origin {
 /// A value of the file.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// A whole number; wider than any setting, so that one beyond a setting's range can be named.
+    /// A whole number. Wider than any setting, so that messages can show numbers out of range.
     Integer(i128),
-    /// A number with a point or an exponent.
+    /// A number with a decimal point or an exponent.
     Float(f64),
     /// `true` or `false`.
     Boolean(bool),
@@ -40,9 +40,9 @@ pub enum Value {
     List(Vec<Node>),
     /// A table.
     Table(BTreeMap<String, Node>),
-    /// A date, or a number beyond every range: nothing that a recipe uses.
+    /// A date, or a number beyond every range. Not used by recipes.
     Other(String),
-    /// Taken away on the command line: the key counts as absent, and must be a known one all the same.
+    /// Removed on the command line: the key counts as absent but must still be a known key.
     Absent,
 }
 
@@ -64,7 +64,7 @@ impl fmt::Display for Value {
     }
 }
 
-/// The word that takes a key away with `--set KEY=none`.
+/// The word that removes a key: `--set KEY=none`.
 pub(super) const ABSENT: &str = "none";
 
 /// A value and where it was written.
@@ -80,7 +80,7 @@ pub(super) fn parse(text: &str, problems: &mut Vec<Problem>) -> BTreeMap<String,
         let line = line_of(error.span().map_or(0, |span| span.start));
         problems.push(Problem {
             place: format!("line {line}"),
-            message: format!("this is not TOML: {}", error.message()),
+            message: format!("invalid TOML: {}", error.message()),
             hint: None,
         });
     }
@@ -91,7 +91,7 @@ fn convert_table(table: &DeTable<'_>, line_of: &dyn Fn(usize) -> usize) -> BTree
     table
         .iter()
         .map(|(key, value)| {
-            // The line of the key, which is where a person looks for `key = value`.
+            // The line of the key, where a reader looks for `key = value`.
             let origin = Origin::Line(line_of(key.span().start));
             (
                 key.get_ref().to_string(),

@@ -1,4 +1,4 @@
-//! Enums of words: each word with its value and its meaning, once for recipes, the command line and files.
+//! Enums of words: each word with its value and meaning, shared by recipes, the command line and files.
 
 use serde::Serializer;
 
@@ -7,14 +7,14 @@ use super::problem::Invalid;
 use super::setting::Setting;
 use super::value::Value;
 
-/// A choice among words; declared with `words!`.
+/// A choice among words, declared with `words!`.
 pub trait Words: Copy + Send + Sync + 'static {
     /// Each word with its meaning.
     const WORDS: &'static [(&'static str, &'static str)];
     /// The values, in the order of their words.
     const VALUES: &'static [Self];
 
-    /// The word of this value; what a variant holds besides does not matter.
+    /// Returns the word of this value. Data in a variant is ignored.
     fn word(&self) -> &'static str {
         let kind = std::mem::discriminant(self);
         let is_it = |value: &Self| std::mem::discriminant(value) == kind;
@@ -22,19 +22,19 @@ pub trait Words: Copy + Send + Sync + 'static {
         Self::WORDS[place.expect("each value has its word")].0
     }
 
-    /// The value of a word.
+    /// Returns the value of a word.
     fn from_word(word: &str) -> Option<Self> {
         let place = Self::WORDS.iter().position(|(known, _)| *known == word);
         place.map(|place| Self::VALUES[place])
     }
 
-    /// Each word with its value.
+    /// Returns each word with its value.
     fn pairs() -> Vec<(&'static str, Self)> {
         let words = Self::WORDS.iter().map(|(word, _)| *word);
         words.zip(Self::VALUES.iter().copied()).collect()
     }
 
-    /// The words as a sentence lists them: `linf, l2 or l1`.
+    /// Returns the words as a list in a sentence: `linf, l2 or l1`.
     fn listed() -> String {
         let words: Vec<&str> = Self::WORDS.iter().map(|(word, _)| *word).collect();
         match words.split_last() {
@@ -60,7 +60,7 @@ impl<T: Words> Setting for T {
     }
 }
 
-/// Declares an enum with a word for each variant, whose doc comment is the word's meaning; or gives words to an enum
+/// Declares an enum with a word for each variant, whose doc comment is the word's meaning. Can also assign words to an enum
 /// that is declared elsewhere.
 macro_rules! words {
     (
@@ -76,7 +76,7 @@ macro_rules! words {
         }
 
         impl $name {
-            /// Its word in recipes, on the command line and in results.
+            /// Returns its word in recipes, on the command line and in results.
             #[allow(dead_code)]
             pub fn word(self) -> &'static str {
                 $crate::settings::Words::word(&self)
