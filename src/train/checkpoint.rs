@@ -1,8 +1,8 @@
-//! Checkpoints: a run's whole state in one file that is complete or absent.
+//! Checkpoints: the complete state of a run in one file, written atomically.
 //!
-//! `checkpoints/000000226560.safetensors` holds weights, moments and average under the published
-//! names of the weights, and in its header the counters and a hash over everything. A file that
-//! does not match its hash is reported and the one before it is used.
+//! `checkpoints/000000226560.safetensors` contains the weights, moments and EMA under the published names of the weights. Its
+//! header contains the counters and a hash over everything. A file that does not match its hash is reported, and the previous
+//! checkpoint is used instead.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -20,36 +20,36 @@ use crate::files;
 use crate::ops::{Device, from_vec, to_vec};
 
 const SCHEMA: &str = "1";
-/// The entry of the file's header that holds the counters.
+/// The header entry that contains the counters.
 pub(crate) const HEADER: &str = "advxl";
-/// The counter that holds the names of the classes.
+/// The counter that contains the class names.
 const CLASSES: &str = "classes";
-/// The counter that holds the algorithms of products on a GPU.
+/// The counter that contains the algorithms of matrix products on a GPU.
 const ALGORITHMS: &str = "algorithms";
 
-/// What a checkpoint's state was trained on.
+/// The data and GPU algorithms that a checkpoint's state was trained with.
 #[derive(Clone, Debug, Default)]
 pub struct Provenance {
     /// Hash of the data set.
     pub data: String,
-    /// Names of the classes; empty for captions, `None` in checkpoints of old versions.
+    /// Class names; empty for captions, `None` in checkpoints of old versions.
     pub classes: Option<Vec<String>>,
-    /// On an NVIDIA GPU: which of cuBLASLt's algorithms its products use, since others round differently.
+    /// On NVIDIA GPUs: the cuBLASLt algorithms used for matrix products. Other algorithms round differently.
     pub algorithms: Option<String>,
 }
 
-/// Position of a run.
+/// Progress of a run.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Counters {
-    /// Number of the stage, from 0.
+    /// Index of the stage, from 0.
     pub stage: usize,
-    /// Samples seen by the run.
+    /// Number of samples seen by the run.
     pub samples: u64,
     step: u64,
     run_step: u64,
 }
 
-/// Writes a state to a folder of checkpoints and removes all but the last few. A collective.
+/// Saves a checkpoint to a folder and removes all but the last `keep`. Collective.
 pub fn save(
     folder: &Path,
     keep: usize,
@@ -77,12 +77,12 @@ pub fn save(
     Ok(())
 }
 
-/// The name of a checkpoint; names sort as numbers do.
+/// Returns the file name of a checkpoint. File names sort in the order of samples.
 pub fn file_name(samples: u64) -> String {
     format!("{samples:012}.safetensors")
 }
 
-/// The checkpoints of a folder, oldest first.
+/// Lists the checkpoints in a folder, oldest first.
 pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = files::list(folder)?;
     paths.retain(|path| {
@@ -92,13 +92,13 @@ pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// A tensor of a checkpoint, whose bytes are gathered from all ranks when they are needed.
+/// A tensor of a checkpoint. Its bytes are gathered from all ranks when they are needed.
 #[derive(Clone, Copy)]
 struct Entry<'a> {
-    /// All of it, or this rank's part of it.
+    /// The whole tensor, or this rank's part of it.
     values: &'a Tensor<1>,
     shape: &'a [usize],
-    /// Gathers the parts; none where every rank has the whole.
+    /// Gathers the parts; `None` if every rank has the whole tensor.
     zero: Option<&'a Zero<'a>>,
 }
 
@@ -128,7 +128,7 @@ impl View for Entry<'_> {
     }
 }
 
-/// Writes a state to a file. A collective, since each rank has parts of it; rank 0 writes.
+/// Writes a state to a file. Collective, since each rank has parts of the state; rank 0 writes.
 pub(super) fn write(
     path: &Path,
     state: &State,
@@ -177,20 +177,20 @@ pub(super) fn write(
     counters.extend(algorithms.map(|text| (ALGORITHMS.to_owned(), text)));
     let parts = tensors.iter().map(|(name, stored)| (&name[..], *stored));
     counters.insert("hash".to_owned(), hash(&counters, parts));
-    // One entry, since the entries of a safetensors header come in no fixed order, and the same
-    // state gives the same bytes.
+    // All in one entry: the entries of a safetensors header have no fixed order, but the same state must give the same
+    // bytes.
     let counters = serde_json::to_string(&counters).expect("strings are JSON");
     let metadata = HashMap::from([(HEADER.to_owned(), counters)]);
     if zero.comm().is_main() {
         return files::write_tensors(path, tensors, &metadata);
     }
-    // In the order of the file, by name.
+    // Same order as in the file: by name.
     tensors.sort_by(|(left, _), (right, _)| left.cmp(right));
     tensors.iter().for_each(|(_, entry)| drop(entry.data()));
     Ok(())
 }
 
-/// A hash over counters and tensors, whatever order a file keeps them in.
+/// Computes a hash over counters and tensors, independent of their order in the file.
 pub(crate) fn hash<'a, V: View + 'a>(
     counters: &BTreeMap<String, String>,
     tensors: impl Iterator<Item = (&'a str, V)>,
@@ -200,7 +200,7 @@ pub(crate) fn hash<'a, V: View + 'a>(
         .collect();
     let counters = counters.iter().filter(|(key, _)| *key != "hash");
     tensors.extend(counters.map(|(key, value)| (&key[..], HashPart::Counter(value))));
-    // Names differ.
+    // Names are unique.
     tensors.sort_unstable_by_key(|(name, _)| *name);
     let mut hasher = blake3::Hasher::new();
     for (name, part) in tensors {
@@ -229,9 +229,9 @@ pub struct Intact {
     header: BTreeMap<String, String>,
 }
 
-/// Reads a checkpoint; inside is the error of one that is damaged.
+/// Reads a checkpoint. The inner error means that it is damaged.
 ///
-/// Errors: it is intact, and of another version.
+/// Errors: the checkpoint is intact but was written by another version.
 pub(super) fn read(path: &Path) -> Result<std::result::Result<Intact, Error>> {
     let bytes = match files::read(path) {
         Ok(bytes) => bytes,
@@ -241,7 +241,7 @@ pub(super) fn read(path: &Path) -> Result<std::result::Result<Intact, Error>> {
     Ok(counters.map(|header| Intact { bytes, header }))
 }
 
-/// The counters of a checkpoint whose content matches its hash; errors as [`read`] has them.
+/// Returns the counters of a checkpoint whose content matches its hash. Errors are those of [`read`].
 pub(crate) fn parse(
     bytes: &[u8],
     path: &Path,
@@ -258,35 +258,35 @@ pub(crate) fn parse(
         Ok(parsed) => parsed,
         Err(error) => return damaged(&error.to_string()),
     };
-    let told = header.metadata().as_ref().and_then(|all| all.get(HEADER));
-    let told: Option<BTreeMap<String, String>> =
-        told.and_then(|told| serde_json::from_str(told).ok());
-    let Some(counters) = told else {
-        return damaged("its header is not that of a checkpoint");
+    let text = header.metadata().as_ref().and_then(|all| all.get(HEADER));
+    let counters: Option<BTreeMap<String, String>> =
+        text.and_then(|text| serde_json::from_str(text).ok());
+    let Some(counters) = counters else {
+        return damaged("invalid checkpoint header");
     };
     let views = tensors.tensors();
     let parts = views.iter().map(|(name, view)| (&name[..], view.clone()));
     if counters.get("hash") != Some(&hash(&counters, parts)) {
-        return damaged("its content does not match its hash");
+        return damaged("content does not match its hash");
     }
     if counters.get("schema").map(String::as_str) != Some(SCHEMA) {
         let message = format!(
             "`{}` was written by another version of advxl",
             path.display()
         );
-        return Err(Error::input(message).hint("go on with that version, or choose another --out"));
+        return Err(Error::input(message).hint("continue with that version, or choose another --out"));
     }
     Ok(Ok(counters))
 }
 
 impl Intact {
-    /// How far it is.
+    /// Returns the counters.
     ///
     /// Errors: a counter is missing.
     pub(super) fn counters(&self) -> Result<Counters> {
         let number = |key: &str| -> Result<u64> {
             let value = self.header.get(key).and_then(|value| value.parse().ok());
-            value.ok_or_else(|| Error::input(format!("its counter `{key}` is missing")))
+            value.ok_or_else(|| Error::input(format!("counter `{key}` is missing")))
         };
         Ok(Counters {
             stage: number("stage")? as usize,
@@ -296,7 +296,7 @@ impl Intact {
         })
     }
 
-    /// What it was trained on.
+    /// Returns the provenance.
     pub(super) fn provenance(&self) -> Provenance {
         let classes = self.header.get(CLASSES);
         Provenance {
@@ -306,18 +306,18 @@ impl Intact {
         }
     }
 
-    /// How its tensors differ from those of a state that is to be filled in; `None` if they do not.
+    /// Describes how the tensors differ from those of the state to fill in; `None` if they do not.
     pub(super) fn difference(&self, state: &State) -> Option<String> {
         difference(&self.bytes, state)
     }
 
-    /// The file.
+    /// Returns the bytes of the file.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
 }
 
-/// The first tensor that a file has and the state to be filled in has not, or the other way round, or in another shape.
+/// Describes the first tensor that is missing in the file or in the state to fill in, or has another shape.
 fn difference(bytes: &[u8], state: &State) -> Option<String> {
     let tensors = SafeTensors::deserialize(bytes).ok()?;
     let shown = |shape: Option<&Vec<usize>>| match shape {
@@ -330,7 +330,7 @@ fn difference(bytes: &[u8], state: &State) -> Option<String> {
         .map(|(name, view)| (name.clone(), view.shape().to_vec()))
         .collect();
     let parameters = state.parameters();
-    let wanted: BTreeMap<_, _> = parameters
+    let expected: BTreeMap<_, _> = parameters
         .iter()
         .zip(&state.optimizer.moments)
         .flat_map(|(parameter, moments)| {
@@ -343,10 +343,10 @@ fn difference(bytes: &[u8], state: &State) -> Option<String> {
             })
         })
         .collect();
-    let names: BTreeSet<_> = saved.keys().chain(wanted.keys()).collect();
-    let is_other = |name: &&String| saved.get(*name) != wanted.get(*name);
+    let names: BTreeSet<_> = saved.keys().chain(expected.keys()).collect();
+    let is_other = |name: &&String| saved.get(*name) != expected.get(*name);
     let other: Vec<&String> = names.into_iter().filter(is_other).collect();
-    // Weights rather than their moments, which come first by the alphabet.
+    // Prefer weights to moments, which sort first.
     let is_weight = |name: &&&String| name.starts_with("weights.");
     let name = *other.iter().find(is_weight).or(other.first())?;
     let more = match other.len() - 1 {
@@ -354,13 +354,13 @@ fn difference(bytes: &[u8], state: &State) -> Option<String> {
         more => format!(", and {more} more tensors differ"),
     };
     Some(format!(
-        "`{name}` is {} in it and {} by the recipe{more}",
+        "`{name}` is {} in the checkpoint but {} in the recipe{more}",
         shown(saved.get(name)),
-        shown(wanted.get(name))
+        shown(expected.get(name))
     ))
 }
 
-/// What is kept of every weight.
+/// Returns the kinds of tensors stored for every weight.
 fn kinds(averaged: bool) -> &'static [&'static str] {
     match averaged {
         true => &["weights", "first_moment", "second_moment", "average"],
@@ -368,7 +368,7 @@ fn kinds(averaged: bool) -> &'static [&'static str] {
     }
 }
 
-/// Fills in a state from an intact checkpoint, whose `bytes` are at rank 0 alone. A collective.
+/// Fills in a state from an intact checkpoint, whose `bytes` only rank 0 has. Collective.
 pub(super) fn fill(
     state: &mut State,
     counters: Counters,
@@ -385,7 +385,7 @@ pub(super) fn fill(
                 Some(tensors) => {
                     let view = tensors
                         .tensor(&name)
-                        .expect("all are there: `difference` has looked");
+                        .expect("checked by `difference`");
                     bytemuck::pod_collect_to_vec(view.data())
                 }
                 None => vec![0.0; length],

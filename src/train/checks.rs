@@ -1,4 +1,4 @@
-//! What is known of a run before it begins: everything that would end it later, or make an evaluation impossible.
+//! Checks before a run starts, for everything that would make training or an evaluation fail later.
 
 use std::path::Path;
 
@@ -10,8 +10,9 @@ use crate::objective::Captions;
 use crate::output::{Inputs, is_inside};
 use crate::recipe::{Head, Recipe, Stage, TestImages};
 
-/// An error where the folder of a run is an input of the run, or lies among its images, or holds the weights that it begins
-/// with.
+/// Checks the run folder.
+///
+/// Errors: the folder is an input of the run, is inside its image folders, or contains its start weights.
 pub(crate) fn check_folder(recipe: &Recipe, folder: &Path) -> Result<()> {
     let mut inputs = Inputs::default();
     let mut models = Vec::new();
@@ -36,16 +37,15 @@ pub(crate) fn check_folder(recipe: &Recipe, folder: &Path) -> Result<()> {
         inputs.add(key, path);
         if is_inside(path, folder) {
             let (path, folder) = (path.display(), folder.display());
-            let message = format!("the run in `{folder}` would write over {key} `{path}`");
+            let message = format!("the run in `{folder}` would overwrite {key} `{path}`");
             return Err(Error::input(message).hint("choose another folder with --out"));
         }
     }
     inputs.check_folder("--out", folder)
 }
 
-/// Checks that every stage can begin where the one before it ends, and that what is to be evaluated can be.
-///
-/// Gives what the user should know, besides.
+/// Checks that every stage can continue from the previous one, and that all evaluations are possible. Returns notices for the
+/// user.
 pub(crate) fn check(
     recipe: &Recipe,
     images: &[StageImages],
@@ -67,7 +67,7 @@ pub(crate) fn check(
         let (name, stage) = (&evaluation.name, &recipe.stage[number].name);
         if !classifies(&captions[number]) {
             let message = format!(
-                "final evaluation `{name}`: the test images of stage `{stage}` have no classes, and text.classes names none"
+                "final evaluation `{name}`: the test images of stage `{stage}` have no classes, and text.classes does not name any"
             );
             return Err(no_classes(message));
         }
@@ -77,13 +77,13 @@ pub(crate) fn check(
     Ok(notices)
 }
 
-/// A notice where crops of images that were packed for training are enlarged.
+/// Checks images packed by `advxl data pack`. Returns a notice if their crops are upsampled.
 ///
-/// Errors: images packed for a smaller size than the stage trains at, or to evaluate with.
+/// Errors: the images were packed for a smaller size than the stage trains at, or are used as test images.
 fn check_packed(stage: &Stage, images: &StageImages) -> Result<Option<String>> {
     if images.test.packed_example().is_some() {
         let message = "the test images were resized by `advxl data pack` for training";
-        return Err(Error::input(message).hint("name the original images as data.test"));
+        return Err(Error::input(message).hint("set data.test to the original images"));
     }
     let Some(picture) = images.train.packed_example() else {
         return Ok(None);
@@ -93,18 +93,18 @@ fn check_packed(stage: &Stage, images: &StageImages) -> Result<Option<String>> {
     loader::check_packed(&picture, image_size)?;
     let side = picture.width().min(picture.height());
     let crop = stage.augmentation.random_resized_crop.as_ref();
-    // Of an image of 4:3 with the aspect ratio 3:4.
+    // For a 4:3 image and a crop with aspect ratio 3:4.
     let narrowest = crop.map(|crop| (side as f64 * crop.area[0].sqrt()) as usize);
     Ok(narrowest.filter(|narrowest| *narrowest < image_size).map(|narrowest| {
         format!(
             "stage `{}`: images are packed at {side} pixels on the shorter side, so the smallest crops are about {narrowest} \
-             pixels wide and are enlarged to {image_size}",
+             pixels wide and are upsampled to {image_size}",
             stage.name
         )
     }))
 }
 
-/// Whether classes are counted rather than named, as those of shards are.
+/// Returns whether classes are numbered rather than named, as in shards.
 fn is_numbered(classes: &[String]) -> bool {
     classes
         .iter()
@@ -112,30 +112,32 @@ fn is_numbered(classes: &[String]) -> bool {
         .all(|(number, name)| *name == number.to_string())
 }
 
-/// Whether the images of a stage can be classified.
+/// Returns whether a stage can classify images.
 fn classifies(captions: &Option<Captions>) -> bool {
     captions.as_ref().is_none_or(Captions::classifies)
 }
 
 fn no_classes(message: String) -> Error {
     Error::input(message)
-        .hint("use test images with classes, or take the evaluation out of the recipe")
+        .hint("use test images with classes, or remove the evaluation from the recipe")
 }
 
-/// A notice where an evaluation asks for more images than there are.
+/// Returns a notice if an evaluation requests more images than there are.
 ///
-/// Errors: a list that does not fit the images.
-fn too_few(of: &str, wanted: &TestImages, images: &StageImages) -> Result<Option<String>> {
-    let chosen = images.subset(wanted).context(|| of.to_owned())?.len();
-    Ok(match wanted {
-        TestImages::Images(wanted) if (chosen as u64) < *wanted => Some(format!(
-            "{of} asks for {wanted} test images and there are {chosen}: all are used"
+/// Errors: a list of images that does not match the data set.
+fn too_few(of: &str, requested: &TestImages, images: &StageImages) -> Result<Option<String>> {
+    let chosen = images.subset(requested).context(|| of.to_owned())?.len();
+    Ok(match requested {
+        TestImages::Images(count) if (chosen as u64) < *count => Some(format!(
+            "{of} requests {count} test images, but there are only {chosen}; using all of them"
         )),
         _ => None,
     })
 }
 
-/// An error where no stage can be evaluated while it trains; a notice for each that cannot, among others that can.
+/// Checks the evaluation during training. Returns a notice for each stage that cannot be evaluated.
+///
+/// Errors: no stage can be evaluated.
 fn check_evaluation(
     recipe: &Recipe,
     images: &[StageImages],
@@ -146,10 +148,11 @@ fn check_evaluation(
     };
     let (can, cannot): (Vec<usize>, Vec<usize>) =
         (0..recipe.stage.len()).partition(|number| classifies(&captions[*number]));
-    let reason = "its test images have no classes, or it has no text model to embed their names";
+    let reason =
+        "it has no test images with classes, or no text model to embed their class names";
     if can.is_empty() {
         let message = format!(
-            "`evaluation` has nothing to evaluate: no stage classifies images; of each, {reason}"
+            "`evaluation` has no effect: no stage can classify images; for each stage, {reason}"
         );
         return Err(no_classes(message));
     };
@@ -158,7 +161,7 @@ fn check_evaluation(
     let mut notices: Vec<String> = cannot
         .map(|number| {
             format!(
-                "stage `{}` is not evaluated while it trains: {reason}",
+                "stage `{}` is not evaluated during training: {reason}",
                 name(number)
             )
         })
@@ -174,7 +177,7 @@ fn check_evaluation(
     Ok(notices)
 }
 
-/// An error where a stage learns captions that its images do not have.
+/// Checks that a stage that trains on captions has them.
 fn check_captions(
     recipe: &Recipe,
     images: &[StageImages],
@@ -188,13 +191,15 @@ fn check_captions(
         return Ok(());
     }
     let name = &recipe.stage[number].name;
-    let message = format!("stage `{name}`: its train images have no captions");
+    let message = format!("stage `{name}`: the training images have no captions");
     Err(Error::input(message)
         .hint("use `shards:` with `.txt` or `.json` members, or loss.kind = \"cross_entropy\""))
 }
 
-/// An error where a stage goes on with a head that is for other classes, or for embeddings of another width, or makes one
-/// of names that do not fit.
+/// Checks the head that a stage starts with.
+///
+/// Errors: it keeps a head with other classes or another embedding dimension, or builds one from class names that do not match
+/// its images.
 fn check_head(
     recipe: &Recipe,
     images: &[StageImages],
@@ -210,34 +215,37 @@ fn check_head(
             let of_it = images[before].test.classes();
             let message = if named != classes.len() {
                 format!(
-                    "{named} class names, and its images have {} classes",
+                    "has {named} class names, but the images have {} classes",
                     classes.len()
                 )
             } else if !is_numbered(of_it)
                 && !is_numbered(classes)
                 && let Some(difference) =
-                    difference(("the test images before", of_it), ("its images", classes))
+                    difference(
+                        ("the previous stage", of_it),
+                        ("this stage", classes),
+                    )
             {
-                format!("the names of other classes than its images have: {difference}")
+                format!("has class names that differ from those of the images: {difference}")
             } else {
                 return Ok(());
             };
             return Err(Error::input(format!(
-                "stage `{}`: head = `text` is made of {message}",
+                "stage `{}`: head = `text` {message}",
                 stage.name
             ))
-            .hint("give the stage before it test images of the same classes, in the same order"));
+            .hint("use test images with the same classes, in the same order, in the previous stage"));
         }
         (Head::Keep, None, None) => {
             let (own, others) = (
-                ("its images", classes),
-                ("those before", images[before].classes()),
+                ("this stage", classes),
+                ("the previous stage", images[before].classes()),
             );
             let Some(difference) = difference(own, others) else {
                 return Ok(());
             };
             format!(
-                "stage `{}` has images of other classes than the stage before it ({} and {}): {difference}",
+                "stage `{}` has other classes than the previous stage ({} and {}): {difference}",
                 stage.name,
                 classes.len(),
                 images[before].classes().len()
@@ -245,14 +253,14 @@ fn check_head(
         }
         (Head::Keep, Some(before), Some(now)) if before.width == now.width => return Ok(()),
         (Head::Keep, before, _) => format!(
-            "stage `{}` needs another head than the stage before it, which ends in {}",
+            "stage `{}` cannot keep the head of the previous stage, which outputs {}",
             stage.name,
             match before {
                 Some(captions) => format!("embeddings of {} dimensions", captions.width),
-                None => "classes".to_owned(),
+                None => "class logits".to_owned(),
             }
         ),
     };
     Err(Error::input(message)
-        .hint("set head = \"new\" in that stage, or use images of the same classes"))
+        .hint("set head = \"new\" in that stage, or use images with the same classes"))
 }

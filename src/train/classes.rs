@@ -1,15 +1,15 @@
-//! How the classes of a stage differ from those of the stage before it, for messages.
+//! Describes differences between class lists, for messages.
 //!
-//! What a label means is decided in [`crate::data::classes`].
+//! Labels are matched to classes in [`crate::data::classes`].
 
 use std::collections::HashMap;
 
-/// Names that a message lists before it counts the others.
+/// Maximum number of names listed in a message; the rest are counted.
 const SHOWN: usize = 5;
 
-/// How two lists of class names differ, in words; `None` where they are equal.
+/// Describes how two lists of class names differ; `None` if they are equal.
 ///
-/// Each list comes with what it is of, such as `the test images`.
+/// Each list comes with a label for the message, such as `the test images`.
 pub(crate) fn difference(
     (one, of_one): (&str, &[String]),
     (other, of_other): (&str, &[String]),
@@ -34,7 +34,7 @@ pub(crate) fn difference(
     let parts = [only(one, of_one, of_other), only(other, of_other, of_one)];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
     Some(match parts.is_empty() {
-        true => "the same names in another order".to_owned(),
+        true => "the same names in a different order".to_owned(),
         false => parts.join("; "),
     })
 }
@@ -56,14 +56,14 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_names_a_few_and_counts_the_others() {
+    fn a_difference_lists_the_first_names_and_counts_the_rest() {
         let many: Vec<String> = (0..9).map(|number| number.to_string()).collect();
-        let told = difference(("these", &many), ("those", &names("0 x"))).unwrap();
+        let text = difference(("these", &many), ("those", &names("0 x"))).unwrap();
         assert_eq!(
-            told,
+            text,
             "only in these: `1`, `2`, `3`, `4`, `5` and 3 more; only in those: `x`"
         );
-        let told = difference(("these", &names("a b")), ("those", &names("b a")));
-        assert_eq!(told.unwrap(), "the same names in another order");
+        let text = difference(("these", &names("a b")), ("those", &names("b a")));
+        assert_eq!(text.unwrap(), "the same names in a different order");
     }
 }

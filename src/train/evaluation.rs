@@ -1,4 +1,4 @@
-//! Evaluations while training, on the test images that can be read. A failed one never ends training.
+//! Evaluation during training, on the readable test images. A failed evaluation never stops training.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -16,18 +16,18 @@ use crate::image::Preprocessing;
 use crate::ops::Precision;
 use crate::recipe::{Phase, Stage, TestImages};
 
-/// Evaluates the model as the recipe says: clean accuracy and accuracy under the evaluation's attack and under the stage's
-/// own. If that fails the reason is reported, and training continues.
+/// Evaluates the model: clean accuracy, and accuracy under the evaluation's attack and the stage's own attack. If the evaluation
+/// fails, the reason is reported and training continues.
 ///
-/// Errors: a stop was requested; a store does not answer.
+/// Errors: a stop was requested, or a store does not respond.
 pub(super) fn evaluate(run: &Run, state: &State, monitor: &mut Monitor) -> Result<()> {
     let place = run.recipe.update_at(state.samples);
-    let (stage, phase, _) = place.expect("updates belong to a phase");
+    let (stage, phase, _) = place.expect("every update belongs to a phase");
     match evaluate_stage(run, state, stage, phase, monitor) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == Kind::TryAgain => Err(error),
         Err(error) => {
-            // An image that broke since they were read is found the next time.
+            // Read the test images again next time, to find any that became unreadable.
             run.test_images.borrow_mut().remove(&state.stage);
             monitor.evaluation_failed(stage, &error, state.samples);
             Ok(())
@@ -72,7 +72,7 @@ fn evaluate_stage(
     };
     let strong = outcome(&evaluation.attack)?;
     let weak = match &stage.attack {
-        // By class names where captions are trained: not what training maximizes, but as near as it comes.
+        // When training on captions, this attacks zero-shot classification: not the training loss, but the closest proxy.
         Some(attack) => Some(outcome(&attack.pgd)?.accuracy_after(1)),
         None => None,
     };
@@ -90,7 +90,8 @@ fn evaluate_stage(
     Ok(())
 }
 
-/// The averaged model, by class names where the stage is trained on captions; none if there are no names. A collective.
+/// Returns a classifier with the EMA weights, zero-shot if the stage trains on captions. `None` if there are no class names.
+/// Collective.
 fn classifier(run: &Run, state: &State) -> Result<Option<Classifier>> {
     let zero = run.zero();
     let model = state.averaged(&zero);
@@ -102,17 +103,17 @@ fn classifier(run: &Run, state: &State) -> Result<Option<Classifier>> {
     Ok(head.map(|head| Classifier::new(model, Some(head), Precision::F32)))
 }
 
-/// The test images of a stage's evaluations, read the first time and known from then on. Broken ones are named once.
+/// Returns the test images of a stage's evaluations, cached after the first call. Broken images are reported once.
 fn test_images(
     run: &Run,
     stage: usize,
-    wanted: &TestImages,
+    requested: &TestImages,
     monitor: &mut Monitor,
 ) -> Result<Rc<TestSet>> {
     if let Some(known) = run.test_images.borrow().get(&stage) {
         return Ok(Rc::clone(known));
     }
-    let chosen = Rc::new(TestSet::choose(&run.images[stage], wanted, &run.comm)?);
+    let chosen = Rc::new(TestSet::choose(&run.images[stage], requested, &run.comm)?);
     for broken in &chosen.broken {
         if run.reported.borrow_mut().insert(broken.name.clone()) {
             monitor.broken_test_image(broken);
@@ -123,7 +124,7 @@ fn test_images(
     Ok(chosen)
 }
 
-/// Shows a run's own evaluations, and ends them where the run is to stop.
+/// Shows the progress of an evaluation, and stops it if the run should stop.
 struct Watcher<'a, 'b> {
     monitor: RefCell<&'a mut Monitor<'b>>,
     run: &'a Run,
@@ -137,7 +138,7 @@ impl Observer for Watcher<'_, '_> {
             .borrow_mut()
             .evaluating(done.attack, of - left, of);
         match self.run.comm.any_stop_requested() {
-            true => Err(Error::new(Kind::TryAgain, "stopped within an evaluation").everywhere()),
+            true => Err(Error::new(Kind::TryAgain, "stopped during an evaluation").everywhere()),
             false => Ok(()),
         }
     }

@@ -1,4 +1,4 @@
-//! The evaluations at the end of a run, of the models that it saved at the ends of its stages.
+//! Evaluations at the end of a run, of the models saved at the end of its stages.
 
 use serde_json::{Value, json};
 
@@ -15,15 +15,15 @@ use crate::recipe::FinalEvaluation;
 use crate::screen::Screen;
 use crate::weights;
 
-/// Images at a time; changes no result.
+/// Batch size; does not affect results.
 const BATCH: usize = 128;
 
-/// The results of the recipe's final evaluations, by name.
+/// Runs the recipe's final evaluations and returns the results by name.
 ///
-/// What is there already is read, not done again; one that was stopped goes on. One that fails does not keep the others
-/// from being made.
+/// Existing results are read rather than computed again, and an interrupted evaluation resumes. If one fails, the others are
+/// still run.
 ///
-/// Errors: the first of an evaluation's.
+/// Errors: the first error of an evaluation.
 pub fn evaluate_finally(run: &Run, screen: &mut dyn Screen) -> Result<Vec<(String, Value)>> {
     let mut results = Vec::new();
     let mut failed = None;
@@ -31,7 +31,7 @@ pub fn evaluate_finally(run: &Run, screen: &mut dyn Screen) -> Result<Vec<(Strin
         let doing = || format!("final evaluation `{}`", evaluation.name);
         match evaluate(run, evaluation, screen).context(doing) {
             Ok(result) => results.push((evaluation.name.clone(), result)),
-            Err(error) if goes_on_after(&error, run) => {
+            Err(error) if can_continue_after(&error, run) => {
                 if failed.is_some() {
                     screen.line(&format!("error: {error}"));
                 }
@@ -43,8 +43,8 @@ pub fn evaluate_finally(run: &Run, screen: &mut dyn Screen) -> Result<Vec<(Strin
     failed.map_or(Ok(results), Err)
 }
 
-/// Whether the next evaluation can be made after an error: no process is to stop, and all of them have it.
-fn goes_on_after(error: &Error, run: &Run) -> bool {
+/// Returns whether the next evaluation can run after an error: no stop was requested, and all ranks have the error.
+fn can_continue_after(error: &Error, run: &Run) -> bool {
     let all_have_it = error.is_everywhere() || run.comm.world_size() == 1;
     all_have_it && error.kind() != Kind::TryAgain
 }
@@ -57,7 +57,7 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
     let model = folder.join("stages").join(&stage.name);
     let saved = weights::load(&model, &run.device)?;
     let preprocessing = saved.preprocessing.preprocessing?;
-    // Images that are compared with captions are classified by class names.
+    // A model trained on captions classifies zero-shot, by class names.
     let head = match &run.captions[number] {
         None => None,
         Some(captions) => Some(captions.final_head(&stage.name, folder)?),
@@ -102,7 +102,7 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
     };
     if let Some(earlier) = comm.broadcast(comm.all_ok(earlier)?) {
         screen.line(&format!(
-            "evaluation `{}`: `{}` is there",
+            "evaluation `{}`: using existing `{}`",
             evaluation.name,
             path.display()
         ));

@@ -1,8 +1,7 @@
-//! The folder of a run: recipe, metrics, log, checkpoints, models.
+//! The run folder: recipe, metrics, log, checkpoints, models.
 //!
-//! Of several processes the first writes; the others read what it has written.
-//! A run goes on only in a folder that holds the same recipe. Nothing of another run, and nothing
-//! that is not a run's, is ever written over.
+//! With several processes, rank 0 writes and the others read. A run resumes only in a folder with the same recipe. Files of
+//! another run, and files that do not belong to a run, are never overwritten.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,28 +31,29 @@ const METRICS: &str = "metrics.jsonl";
 pub struct RunFolder {
     path: PathBuf,
     accept_changes: bool,
-    /// Keys of the recipe that differ from those that the run began with.
+    /// Recipe keys that differ from those the run started with.
     changes: Vec<String>,
-    /// The files of lines whose last line could not be written.
+    /// Files whose last line could not be written.
     torn: RefCell<BTreeSet<&'static str>>,
-    /// Why the first line was lost, until it is told; and whether one was.
+    /// Why the first line was lost, until it is reported.
     unwritten: RefCell<Option<Error>>,
+    /// Whether a line was lost.
     is_losing: Cell<bool>,
-    /// Held open for its lock, which the operating system gives up with the process; none in the processes that only read.
+    /// Held open for its lock, which the operating system releases when the process ends; `None` in processes that only read.
     lock: Option<File>,
 }
 
-/// Whether a change of the recipe changes no result, so that a run may resume with it on a machine with other cores.
+/// Returns whether a recipe change does not affect results, so that a run may resume with it, such as on a machine with
+/// another number of cores.
 fn is_free(change: &str) -> bool {
     let key = change.split(':').next().unwrap_or_default();
     key == "data.workers" || (key.starts_with("stage.") && key.ends_with(".data.workers"))
 }
 
 impl RunFolder {
-    /// Opens or makes the folder of a run.
+    /// Opens or creates a run folder.
     ///
-    /// Errors: it holds something else, another recipe (each changed key is named), or another
-    /// process is at work in it.
+    /// Errors: it contains other files or another recipe (each changed key is listed), or another process is using it.
     pub fn open(path: &Path, recipe: &str, accept_changes: bool, comm: &Comm) -> Result<Self> {
         let folder = |lock, changes| Self {
             path: path.to_owned(),
@@ -66,8 +66,8 @@ impl RunFolder {
         };
         if !comm.is_main() {
             if !path.is_dir() {
-                let message = format!("`{}` is not there", path.display());
-                let hint = "all processes need to see the folder of the run: use one that their machines share";
+                let message = format!("run folder `{}` does not exist", path.display());
+                let hint = "all processes need access to the run folder: use one that their machines share";
                 return Err(Error::input(message).hint(hint));
             }
             return Ok(folder(None, Vec::new()));
@@ -76,15 +76,15 @@ impl RunFolder {
         if path.is_dir() && !saved.is_file() && files::list(path)?.iter().any(|file| !is_ours(file))
         {
             let message = format!(
-                "`{}` is not empty and not the folder of a run",
+                "`{}` is not empty and is not a run folder",
                 path.display()
             );
             return Err(Error::input(message).hint("choose another folder with --out"));
         }
         files::make_folder(path)?;
         let lock = files::lock(&path.join("lock"))?.ok_or_else(|| {
-            let message = format!("another process is at work in `{}`", path.display());
-            Error::new(Kind::TryAgain, message).hint("wait for it to end, or choose another --out")
+            let message = format!("another process is using `{}`", path.display());
+            Error::new(Kind::TryAgain, message).hint("wait for it to finish, or choose another --out")
         })?;
         let mut different = Vec::new();
         if saved.is_file() {
@@ -94,13 +94,13 @@ impl RunFolder {
             if !changes.is_empty() && !accept_changes {
                 let plural = if changes.len() == 1 { "key" } else { "keys" };
                 let message = format!(
-                    "the run in `{}` has another recipe, {} {plural} changed\n\n  {}\n",
+                    "the run in `{}` has a different recipe: {} {plural} changed\n\n  {}\n",
                     path.display(),
                     changes.len(),
                     changes.join("\n  ")
                 );
                 return Err(Error::input(message).hint(
-                    "choose another folder with --out, or add --accept-changes to go on with the new recipe",
+                    "choose another folder with --out, or add --accept-changes to continue with the new recipe",
                 ));
             }
         }
@@ -109,8 +109,7 @@ impl RunFolder {
         Ok(folder)
     }
 
-    /// Removes what killed processes left of files that they were writing, wherever a run writes. The lock keeps other
-    /// processes away.
+    /// Removes partially written files that killed processes left behind. The lock keeps other processes away.
     fn remove_leftovers(&self) -> Result<()> {
         let within = |name: &str| match self.path.join(name) {
             folder if folder.is_dir() => files::list(&folder),
@@ -121,7 +120,7 @@ impl RunFolder {
         for stage in within("stages")? {
             folders.extend([stage.join("text"), stage]);
         }
-        // A bundle with a lock is the folder of a run by now, which cleans up itself.
+        // A crash bundle with a lock has become a run folder, which cleans up itself.
         for bundle in within("crash")?
             .into_iter()
             .filter(|bundle| !bundle.join("lock").exists())
@@ -132,58 +131,59 @@ impl RunFolder {
         folders.try_for_each(|folder| files::remove_leftovers(folder, ""))
     }
 
-    /// Whether this process writes.
+    /// Returns whether this process writes to the folder.
     pub(crate) fn writes(&self) -> bool {
         self.lock.is_some()
     }
 
-    /// Binds the folder to its recipe, once nothing speaks against the run.
+    /// Writes the recipe, which binds the folder to it. Called after all checks of the run have passed.
     pub(crate) fn begin(&self, recipe: &str) -> Result<()> {
         let path = self.path.join("recipe.toml");
-        let is_there = || files::read(&path).is_ok_and(|saved| saved == recipe.as_bytes());
-        match self.writes() && !is_there() {
+        let is_saved = || files::read(&path).is_ok_and(|saved| saved == recipe.as_bytes());
+        match self.writes() && !is_saved() {
             true => files::write(&path, recipe.as_bytes()),
             false => Ok(()),
         }
     }
 
-    /// Whether a run has begun here.
+    /// Returns whether a run has started in this folder.
     pub(crate) fn has_begun(&self) -> bool {
         self.path.join("recipe.toml").is_file()
     }
 
-    /// The folder.
+    /// Returns the path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where checkpoints are.
+    /// Returns the folder of checkpoints.
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
 
-    /// Whether the user said that a changed recipe or data set is meant.
+    /// Returns whether the user accepted a changed recipe or data set.
     pub fn changes_accepted(&self) -> bool {
         self.accept_changes
     }
 
-    /// The keys of the recipe that differ from those that the run began with, as the user accepted them.
+    /// Returns the recipe keys that differ from those the run started with and that the user accepted.
     pub(crate) fn changes(&self) -> &[String] {
         &self.changes
     }
 
-    /// Adds a line to `metrics.jsonl`.
+    /// Appends a line to `metrics.jsonl`.
     pub fn metrics(&self, line: &serde_json::Value) {
         self.append(METRICS, &line.to_string());
     }
 
-    /// A line that cannot be written is lost, which [`Self::unwritten`] tells: training is worth more than its log.
+    /// Appends a line. A line that cannot be written is lost, which [`Self::unwritten`] reports: a failing log must not stop
+    /// training.
     fn append(&self, name: &'static str, line: &str) {
         if !self.writes() {
             return;
         }
         let mut torn = self.torn.borrow_mut();
-        // The line that failed may be there in part.
+        // The failed line may have been written partially.
         let begin = if torn.contains(name) { "\n" } else { "" };
         match files::append(&self.path.join(name), &format!("{begin}{line}\n")) {
             Ok(()) => _ = torn.remove(name),
@@ -196,12 +196,12 @@ impl RunFolder {
         }
     }
 
-    /// Why lines of metrics or log are lost, the first time that one is.
+    /// Returns why lines of metrics or log are lost, once, after the first loss.
     pub(crate) fn unwritten(&self) -> Option<Error> {
         self.unwritten.take()
     }
 
-    /// Lists a broken sample in the metrics, as an event, and in the quarantine.
+    /// Records a broken sample as an event in the metrics and in `quarantine.jsonl`.
     pub(crate) fn broken(&self, event: &str, split: Split, broken: &Broken) {
         self.metrics(&json!({
             "event": event,
@@ -212,23 +212,23 @@ impl RunFolder {
         self.append("quarantine.jsonl", &quarantined(split, broken).to_string());
     }
 
-    /// Whether the run was evaluated after so many samples, by the metrics that rank 0 reads. A collective.
+    /// Returns whether the run was evaluated after `samples`, according to the metrics that rank 0 reads. Collective.
     pub(crate) fn was_evaluated(&self, samples: u64, comm: &Comm) -> bool {
         let is_it =
             |line: &serde_json::Value| line["samples"] == samples && line["evaluation"].is_object();
         comm.broadcast(self.writes() && self.lines().iter().any(is_it))
     }
 
-    /// The lines of the metrics that can be read.
+    /// Returns the readable lines of the metrics.
     fn lines(&self) -> Vec<serde_json::Value> {
         let text = files::read_text(&self.path.join(METRICS)).unwrap_or_default();
         let lines = text.lines().map(serde_json::from_str);
         lines.filter_map(std::result::Result::ok).collect()
     }
 
-    /// Seconds of training in each stage, over all restarts, from the metrics.
+    /// Returns the seconds of training in each stage, over all restarts, from the metrics.
     ///
-    /// Work that was done twice after a stop is counted twice.
+    /// Work repeated after an interruption is counted twice.
     pub fn stage_seconds(&self) -> BTreeMap<String, f64> {
         let mut seconds = BTreeMap::new();
         for line in self.lines() {
@@ -241,19 +241,19 @@ impl RunFolder {
         seconds
     }
 
-    /// Adds a line to `log.txt`.
+    /// Appends a line to `log.txt`.
     pub fn log(&self, line: &str) {
         self.append("log.txt", line);
     }
 
-    /// Writes the model as timm loads it: to `model`, and at the end of a stage to `stages/NAME` with its text model.
+    /// Writes the model in timm's layout to `model`, and at the end of a stage to `stages/NAME` too, with its text model.
     pub(crate) fn save_models(
         &self,
         phase: &PhaseContext,
         state: &State,
         classes: &[String],
     ) -> Result<()> {
-        // All ranks have parts of the averages.
+        // Collective: each rank has parts of the averages.
         let zero = &phase.zero;
         let (model, tower) = (state.averaged(zero), state.averaged_tower(zero));
         if !self.writes() {
@@ -276,10 +276,10 @@ impl RunFolder {
         weights::save(&model, &preprocessing, outputs, classes, &folder)
     }
 
-    /// Writes a bundle that reproduces a step that must not be applied, and says where it is. A collective.
+    /// Writes a crash bundle that reproduces a non-finite step, and returns the error to report. Collective.
     ///
-    /// The bundle is the folder of a run, stopped just before that step: training there fails
-    /// again at once, with every number at hand. The run's own folder is left as it was.
+    /// The bundle is a run folder that stops just before the step, so training there fails again immediately, with all values
+    /// available. The run's own folder is not changed.
     pub(crate) fn save_crash(
         &self,
         phase: &PhaseContext,
@@ -299,7 +299,7 @@ impl RunFolder {
         let path = checkpoints.join(checkpoint::file_name(state.samples));
         checkpoint::write(&path, state, provenance, &phase.zero)?;
         let message = format!(
-            "stage `{}`, after {} samples: the loss is {} and the norm of the gradient {}; the \
+            "stage `{}`, after {} samples: the loss is {} and the gradient norm is {}; the \
              weights were not changed",
             phase.stage.name, state.samples, found.loss, found.gradient_norm
         );
@@ -350,8 +350,8 @@ impl RunFolder {
         )?;
         let bundle = bundle.display();
         Ok(error.hint(format!(
-            "`advxl train {bundle}/recipe.toml --out {bundle}` does this update again; \
-             `{bundle}/report.json` tells where it began; a lower learning rate, clip_norm or \
+            "reproduce this update with `advxl train {bundle}/recipe.toml --out {bundle}`; \
+             `{bundle}/report.json` lists the non-finite gradients; a lower learning rate, clip_norm or \
              precision = \"f32\" may help"
         )))
     }
@@ -372,7 +372,7 @@ fn side(batch: &Batch) -> usize {
     pixels.isqrt()
 }
 
-/// What a run may have left before it had a recipe.
+/// Returns whether a file may have been left by a run that had no recipe yet.
 fn is_ours(path: &Path) -> bool {
     let ours = ["lock", "vocabulary"];
     path.file_name()

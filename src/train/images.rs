@@ -1,4 +1,4 @@
-//! The images of a run's stages.
+//! The data sets of a run's stages.
 
 use std::sync::Arc;
 
@@ -6,14 +6,14 @@ use crate::data::{ClassMap, Dataset, FOLDERS_HINT, ModelClasses, Split, Subset, 
 use crate::error::{Context, Error, Result};
 use crate::recipe::{Data, Recipe, TestImages};
 
-/// The images of a stage.
+/// The data sets of a stage.
 #[derive(Clone)]
 pub struct StageImages {
-    /// To learn from.
+    /// Training images.
     pub train: Arc<Dataset>,
-    /// To measure with.
+    /// Test images.
     pub test: Arc<Dataset>,
-    /// Which training classes the test images' labels mean; none where images are learned with captions.
+    /// Maps the test images' labels to training classes; `None` when training on captions.
     map: Option<ClassMap>,
 }
 
@@ -31,11 +31,11 @@ impl StageImages {
         );
         if train.overlaps(&test) && !data.test_on_train {
             let message = format!(
-                "the test images `{}` are among the training images",
+                "the test images `{}` are part of the training images",
                 data.test
             );
             return Err(Error::input(message).hint(
-                "name other images as data.test, or set data.test_on_train = true to measure with these",
+                "set data.test to other images, or set data.test_on_train = true to evaluate on these",
             ));
         }
         Ok(Self {
@@ -45,7 +45,8 @@ impl StageImages {
         })
     }
 
-    /// The same for a stage that learns from labels: both have classes, the test images' among those of training.
+    /// Matches the classes of a stage that trains on labels: both data sets need classes, and those of the test images must be
+    /// among the training classes.
     fn labeled(mut self, data: &Data) -> Result<Self> {
         self.train
             .require_classes()
@@ -67,9 +68,9 @@ impl StageImages {
         Ok(self)
     }
 
-    /// The test images of an evaluation, with labels as the training images have them.
+    /// Returns the test images of an evaluation, with labels mapped to the training classes.
     ///
-    /// Errors: a list that does not fit the images.
+    /// Errors: a list of images that does not match the data set.
     pub fn subset(&self, images: &TestImages) -> Result<Subset> {
         let subset = Subset::choose(&self.test, &images.selection())?;
         Ok(match &self.map {
@@ -78,19 +79,19 @@ impl StageImages {
         })
     }
 
-    /// What the user should know of the images.
+    /// Returns the notices about the images.
     pub(super) fn notices(&self) -> impl Iterator<Item = &String> {
         let of_data = self.train.notices().iter().chain(self.test.notices());
         of_data.chain(self.map.iter().flat_map(|map| &map.notice))
     }
 
-    /// The names of the classes.
+    /// Returns the class names.
     pub fn classes(&self) -> &[String] {
         self.train.classes()
     }
 }
 
-/// The images of all stages; those of the recipe itself are opened once.
+/// Opens the data sets of all stages. A data set used by several stages is opened once.
 pub(super) fn open_images(recipe: &Recipe) -> Result<Vec<StageImages>> {
     let mut opened: Vec<(&Data, StageImages)> = Vec::new();
     let mut all: Vec<StageImages> = Vec::new();
@@ -102,7 +103,7 @@ pub(super) fn open_images(recipe: &Recipe) -> Result<Vec<StageImages>> {
             None => StageImages::open(data, recipe.seed).context(in_stage)?,
         };
         opened.push((data, images.clone()));
-        // Captioned images have no classes, and may be measured with images that have.
+        // Captioned images have no classes, but their test images may have.
         all.push(match stage.text {
             Some(_) => images,
             None => images.labeled(data).context(in_stage)?,
@@ -111,7 +112,7 @@ pub(super) fn open_images(recipe: &Recipe) -> Result<Vec<StageImages>> {
     Ok(all)
 }
 
-/// The images of stages, those that several share once.
+/// Returns the data sets of all stages without duplicates.
 pub(super) fn distinct(all: &[StageImages]) -> Vec<&StageImages> {
     let mut found: Vec<&StageImages> = Vec::new();
     for images in all {

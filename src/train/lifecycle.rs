@@ -1,4 +1,4 @@
-//! What happens around the steps of a run: beginning, entering stages and phases, saving, evaluating, explaining failures.
+//! Everything around the training steps: starting, entering stages and phases, saving, evaluating, explaining failures.
 
 use super::evaluation::evaluate;
 use super::images::distinct;
@@ -16,12 +16,12 @@ use crate::recipe::Head;
 use crate::units::grouped;
 
 impl Run {
-    /// Checks memory, finds the state to continue from, binds the folder to its recipe, and shows what the user should know.
+    /// Checks memory, finds the state to continue from, binds the folder to its recipe, and prints notices and warnings.
     pub(super) fn begin(&self, monitor: &mut Monitor) -> Result<State> {
         self.comm.stop_on_signals()?;
         let near = self.check_memory()?;
         let state = resume(self, monitor)?;
-        // From here on the folder is this recipe's: everything that could be known to be wrong is not.
+        // All checks have passed: from here on, the folder belongs to this recipe.
         let recipe = self.recipe.to_toml();
         self.comm.all_ok(self.folder.begin(&recipe))?;
         let precision = ops::usable(self.recipe.precision, &self.device).1;
@@ -45,7 +45,7 @@ impl Run {
         let of_images = images.iter().flat_map(|images| images.notices());
         let warnings = near.iter().chain(of_images).chain(&self.notices);
         warnings.for_each(|warning| monitor.warn(warning));
-        // A run that was killed within an evaluation has the checkpoint from before it.
+        // The run may have been killed during an evaluation, after its checkpoint.
         if self.is_evaluated(state.samples) && !self.folder.was_evaluated(state.samples, &self.comm)
         {
             evaluate(self, &state, monitor)?;
@@ -53,7 +53,7 @@ impl Run {
         Ok(state)
     }
 
-    /// Enters a phase, and its stage if that is a new one: the batches that are left of it, if any are.
+    /// Enters a phase, and its stage if that is new. Returns a loader of the remaining batches, or `None` if the phase is done.
     pub(super) fn enter(
         &self,
         phase: &PhaseContext,
@@ -70,12 +70,14 @@ impl Run {
             monitor.enter_stage(phase.number, phase.stage, state.samples);
         }
         monitor.enter_phase();
-        // Memory in the sizes of the phase before.
+        // Memory cached in the sizes of the previous phase.
         self.device.release_memory();
         phase.batches(state.samples).map(Some)
     }
 
-    /// Errors: class names that cannot be embedded, or are not those of the stage.
+    /// Enters a stage, with a new head if the recipe requests one.
+    ///
+    /// Errors: class names that cannot be embedded or do not match the stage.
     fn enter_stage(&self, stage: usize, state: &mut State) -> Result<()> {
         let zero = self.zero();
         let (outputs, seed) = (self.outputs(stage), self.recipe.seed);
@@ -98,9 +100,9 @@ impl Run {
         Ok(())
     }
 
-    /// Saves models and a checkpoint at the end of a stage, every so many samples, and before a stop.
+    /// Saves models and a checkpoint at the configured interval, at the end of a stage, and before a stop.
     ///
-    /// Errors: a stop was requested, after everything is saved.
+    /// Errors: a stop was requested; everything has been saved.
     pub(super) fn save_if_due(
         &self,
         phase: &PhaseContext,
@@ -122,7 +124,7 @@ impl Run {
     }
 
     fn save(&self, phase: &PhaseContext, state: &State) -> Result<()> {
-        // Models first: a checkpoint says that everything up to it is done.
+        // Models first: a checkpoint implies that everything up to it is complete.
         let classes = self.images[state.stage].classes();
         self.folder.save_models(phase, state, classes)?;
         let keep = self.recipe.checkpoint.keep as usize;
@@ -136,9 +138,10 @@ impl Run {
         )
     }
 
-    /// Evaluates every so many samples and at the end of a stage, after the checkpoint: no evaluation costs what was trained.
+    /// Evaluates at the configured interval and at the end of a stage. The checkpoint is saved first, so that an evaluation
+    /// cannot lose training progress.
     ///
-    /// Errors: a stop was requested, or a store does not answer; everything is saved then.
+    /// Errors: a stop was requested, or a store does not respond; everything has been saved.
     pub(super) fn evaluate_if_due(
         &self,
         phase: &PhaseContext,
@@ -160,7 +163,7 @@ impl Run {
         })
     }
 
-    /// Whether the recipe evaluates the run after so many samples.
+    /// Returns whether the recipe evaluates the run after `samples`.
     fn is_evaluated(&self, samples: u64) -> bool {
         match (&self.recipe.evaluation, self.recipe.update_at(samples)) {
             (Some(evaluation), Some((stage, _, is_last))) => {
@@ -170,7 +173,7 @@ impl Run {
         }
     }
 
-    /// The error of a step that was not made; one that diverged leaves a bundle that reproduces it.
+    /// Returns the error of a failed step. A diverged step also leaves a bundle that reproduces it.
     pub(super) fn explain(
         &self,
         error: StepError,
@@ -193,7 +196,7 @@ impl Run {
         }
     }
 
-    /// The error of a GPU that failed in a step: what was computed, and for memory what was planned.
+    /// Returns the error of a GPU failure in a step: what was computed and, if memory ran out, how much was planned.
     fn explain_gpu(&self, error: &advxl_cuda::Error, phase: &PhaseContext) -> Error {
         let (stage, size) = (&phase.stage.name, phase.image_size());
         let doing = format!(
@@ -206,7 +209,7 @@ impl Run {
         let planned = self.plan().memory.total() as f64 / f64::from(1 << 30);
         let message = format!("{} (planned: {planned:.1} GiB)", error.message());
         Error::failed(message)
-            .hint("use a smaller batch, chunk, or recompute = true, and run the same command again; it resumes from the last checkpoint")
+            .hint("use a smaller batch or chunk, or recompute = true, and run the same command again; it resumes from the last checkpoint")
             .context(doing)
     }
 }

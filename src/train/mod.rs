@@ -1,23 +1,23 @@
 //! Training: the method of the paper, stage by stage.
 //!
-//! "Revisiting Adversarial Training at Scale" (Wang et al., CVPR 2024), equation 1: find the weights that minimize the loss
-//! at the worst images near the given ones. A long, cheap stage (small images, weak attack) comes before a short, intensive
-//! one (full images, stronger attack).
+//! "Revisiting Adversarial Training at Scale" (Wang et al., CVPR 2024), equation 1: find the weights that minimize the
+//! worst-case loss over perturbed images. A long, cheap stage (small images, weak attack) is followed by a short, intensive
+//! stage (full-size images, stronger attack).
 //!
-//! | file                     | what                                                                         |
-//! |--------------------------|------------------------------------------------------------------------------|
-//! | this one                 | the training loop and its step                                               |
-//! | [`run`]                  | a run that is ready to go: recipe, folder, data, checked against each other  |
-//! | [`lifecycle`]            | around the steps: begin, enter, save, evaluate, explain failures             |
-//! | [`phase`]                | one phase: its batches, objective, attack strength and learning rate         |
-//! | [`reduce`]               | gradients over the ranks, the replica check, non-finite steps                |
-//! | [`state`]                | weights, optimizer state, average: all that training changes                 |
-//! | [`checkpoint`] [`resume`] | the state in a file; where a run continues                                  |
-//! | [`start`]                | initial weights, new heads                                                   |
-//! | [`images`] [`test_set`]  | the images of the stages, and those of an evaluation                         |
-//! | [`classes`] [`checks`]   | whether stages fit together                                                  |
-//! | [`folder`] [`monitor`]   | the run's folder; log, metrics, warnings, progress                           |
-//! | [`evaluation`] [`final_evaluation`] | while training, and of the models it saved                        |
+//! | file                                | contents                                                           |
+//! |-------------------------------------|--------------------------------------------------------------------|
+//! | this file                           | the training loop and its step                                     |
+//! | [`run`]                             | a run that is ready to start: checked recipe, folder and data      |
+//! | [`lifecycle`]                       | everything around the steps: begin, enter, save, evaluate, explain |
+//! | [`phase`]                           | one phase: batches, objective, attack strength, learning rate      |
+//! | [`reduce`]                          | gradients over the ranks, replica check, non-finite steps          |
+//! | [`state`]                           | weights, optimizer state, EMA: all that training changes           |
+//! | [`checkpoint`], [`resume`]          | saving the state; where a run continues                            |
+//! | [`start`]                           | start weights, new heads                                           |
+//! | [`images`], [`test_set`]            | the data sets of the stages; the test images of an evaluation      |
+//! | [`classes`], [`checks`]             | checks that stages fit together                                    |
+//! | [`folder`], [`monitor`]             | the run folder; log, metrics, warnings, progress                   |
+//! | [`evaluation`], [`final_evaluation`] | evaluation during training; evaluation of saved models            |
 
 pub mod checkpoint;
 pub mod checks;
@@ -56,7 +56,7 @@ pub use reduce::{StepError, StepMetrics};
 pub use run::Run;
 pub use state::State;
 
-/// Trains to the end of the recipe, from the newest intact checkpoint if there is one.
+/// Trains to the end of the recipe, resuming from the newest intact checkpoint if there is one.
 pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let mut state = run.begin(monitor)?;
     for phase in run.phases() {
@@ -68,7 +68,7 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
             let images = SentImages::new(&batch, &uploads);
             (batch, images)
         };
-        // The batch after this one, if its images are on their way.
+        // The next batch, if its images are already being sent to the device.
         let mut ahead = Ok(None);
         while let Some((batch, images)) = match ahead? {
             Some(sent) => Some(sent),
@@ -93,14 +93,14 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
     Ok(state)
 }
 
-/// One training step: equation 1 on one batch, of which `batch` is this rank's part.
+/// Runs one training step: equation 1 on one batch, where `batch` is this rank's part.
 ///
-/// `images` are the batch's on the device, and `broken` is the number of samples that this rank's loader has replaced so far.
-/// `meanwhile` is called once all gradients are asked for: a GPU computes them, the host has nothing to do.
+/// `images` are the images of `batch` on the device. `broken` is the number of samples that this rank's loader has replaced so
+/// far. `meanwhile` is called after all gradients have been queued, while a GPU computes them and the host is idle.
 ///
-/// Source: the mechanics of the paper's released attacker: weights frozen and model in evaluation mode while attacking, the
-/// same loss inside and outside.
-/// Errors: captions without an embedding, ranks with different weights, a loss or gradient that is not finite.
+/// Source: the paper's released attacker: weights are frozen and the model is in evaluation mode during the attack, and attack
+/// and update use the same loss.
+/// Errors: captions without an embedding, different weights between ranks, a non-finite loss or gradient.
 pub fn step(
     phase: &PhaseContext,
     state: &mut State,
@@ -131,7 +131,7 @@ pub fn step(
         meanwhile,
     );
 
-    // Sums over the ranks in the order of a fixed tree; refuses different weights and what is not finite.
+    // Sum over the ranks in a fixed tree order; fails on different weights and non-finite values.
     let (gradients, metrics) = reduce(phase, state, own, &now, broken, &views.adversarial)?;
     state.apply(
         &phase.zero,
@@ -139,7 +139,7 @@ pub fn step(
         &Now {
             norm: metrics.gradient_norm,
             learning_rate: now.learning_rate,
-            // Parts of several ranks are gathered in f32, and rounded whole.
+            // With several ranks, parts are gathered in f32 and rounded afterwards.
             rounded: phase.numerics.products() == Precision::Bf16
                 && phase.zero.comm().world_size() == 1,
         },

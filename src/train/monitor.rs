@@ -1,4 +1,4 @@
-//! What a run tells while it goes: log lines, metrics, warnings, progress.
+//! Reporting during a run: log lines, metrics, warnings, progress.
 
 use std::time::{Duration, Instant};
 
@@ -15,27 +15,28 @@ use crate::recipe::{Evaluation, Recipe, Stage};
 use crate::screen::Screen;
 use crate::units::{duration, grouped};
 
-/// Follows one run.
+/// Tracks and reports one run.
 pub struct Monitor<'a> {
     comm: &'a Comm,
     folder: &'a RunFolder,
     screen: &'a mut dyn Screen,
     recipe: &'a Recipe,
-    /// Number of the stage that was announced.
+    /// Index of the stage that was announced.
     stage: Option<usize>,
     total: u64,
     started: Instant,
-    /// Arithmetic that was left when this process began to train.
+    /// Multiply-adds left when this process started training.
     macs_at_start: Option<f64>,
-    /// Seconds of training since then, without evaluation and the present interval.
+    /// Seconds of training since then, without evaluations and the current interval.
     trained: f64,
-    /// Broken samples of the present loader that were told, and of the loaders of all processes.
+    /// Number of reported broken samples of the current loader.
     broken: usize,
+    /// Number of reported broken samples of all ranks' loaders.
     all_broken: u64,
     interval: Interval,
 }
 
-/// Sums since the last line.
+/// Sums since the last log line.
 struct Interval {
     begun: Instant,
     samples: u64,
@@ -60,7 +61,7 @@ impl Interval {
     }
 }
 
-/// The result of an evaluation while training.
+/// The result of an evaluation during training.
 pub struct Accuracies {
     /// Accuracy on clean images.
     pub clean: f64,
@@ -70,16 +71,16 @@ pub struct Accuracies {
     pub weak: Option<f64>,
     /// Number of images.
     pub images: usize,
-    /// Images that could not be read, and are not among them.
+    /// Number of unreadable images, which are not counted in `images`.
     pub broken: usize,
-    /// Images whose logits are not finite.
+    /// Number of images with non-finite logits.
     pub not_finite: usize,
     /// Duration of the evaluation.
     pub took: Duration,
 }
 
 impl<'a> Monitor<'a> {
-    /// A monitor that writes to a folder and a screen.
+    /// Creates a monitor that writes to a folder and a screen.
     pub fn new(
         recipe: &'a Recipe,
         folder: &'a RunFolder,
@@ -102,17 +103,17 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    /// A line for the screen and the log.
+    /// Prints a line to the screen and the log.
     pub fn line(&mut self, text: &str) {
         self.screen.line(text);
         self.folder.log(text);
         if let Some(error) = self.folder.unwritten() {
             self.screen
-                .line(&format!("warning: lines are lost: {error}"));
+                .line(&format!("warning: log lines are lost: {error}"));
         }
     }
 
-    /// Something that the user should know.
+    /// Prints a warning to the screen and the log.
     pub fn warn(&mut self, text: &str) {
         self.line(&format!("warning: {text}"));
     }
@@ -127,7 +128,7 @@ impl<'a> Monitor<'a> {
         ));
     }
 
-    /// Whether a stage was announced.
+    /// Returns whether a stage was announced.
     pub(crate) fn has_entered(&self, stage: usize) -> bool {
         self.stage == Some(stage)
     }
@@ -163,13 +164,13 @@ impl<'a> Monitor<'a> {
         self.screen.line(&text);
     }
 
-    /// Begins to follow a new loader, whose counts begin at 0.
+    /// Resets the counts for a new loader.
     pub(crate) fn enter_phase(&mut self) {
         (self.broken, self.all_broken) = (0, 0);
         self.interval.waited = 0.0;
     }
 
-    /// Counts an update; writes a line when one is due.
+    /// Records an update, and logs a line when one is due.
     pub(crate) fn record(
         &mut self,
         phase: &PhaseContext,
@@ -178,7 +179,7 @@ impl<'a> Monitor<'a> {
         loader: &Loader,
     ) {
         let (stage, phase) = (phase.stage, phase.phase);
-        self.tell_broken(loader, step.broken);
+        self.report_broken(loader, step.broken);
         let before = samples - stage.batch;
         self.macs_at_start
             .get_or_insert_with(|| self.recipe.macs_left(before));
@@ -244,8 +245,8 @@ impl<'a> Monitor<'a> {
         ));
     }
 
-    /// Names each broken sample once: what it was, why, and that another took its place.
-    fn tell_broken(&mut self, loader: &Loader, all: u64) {
+    /// Reports each broken sample once: its name, the reason, and that it was replaced.
+    fn report_broken(&mut self, loader: &Loader, all: u64) {
         if all == self.all_broken {
             return;
         }
@@ -259,8 +260,7 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    /// Seconds that the rest will take, by the arithmetic that is left: samples of different stages
-    /// do not cost the same.
+    /// Estimates the remaining seconds from the remaining multiply-adds, since samples of different stages do not cost the same.
     fn eta(&self, samples: u64) -> f64 {
         let left = self.recipe.macs_left(samples);
         let done = self.macs_at_start.unwrap_or(left) - left;
@@ -273,13 +273,13 @@ impl<'a> Monitor<'a> {
             .progress(done as u64, of as u64, &format!("evaluating {attack}"));
     }
 
-    /// Names a test image that cannot be read.
+    /// Reports an unreadable test image.
     pub(crate) fn broken_test_image(&mut self, broken: &Broken) {
         self.folder.broken("broken test image", Split::Test, broken);
         self.warn(&format!("broken test image: {broken}"));
     }
 
-    /// Reports that an evaluation failed; training continues.
+    /// Reports a failed evaluation, after which training continues.
     pub(crate) fn evaluation_failed(&mut self, stage: &Stage, error: &Error, samples: u64) {
         self.folder.metrics(&json!({
             "samples": samples,
@@ -287,10 +287,10 @@ impl<'a> Monitor<'a> {
             "evaluation": { "failed": error.to_string().lines().next() },
         }));
         let samples = grouped(samples);
-        self.warn(&format!("no evaluation after {samples} samples: {error}"));
+        self.warn(&format!("evaluation after {samples} samples failed: {error}"));
     }
 
-    /// Reports an evaluation, and warns when the training attack no longer means anything.
+    /// Reports an evaluation, and warns of catastrophic overfitting.
     pub(crate) fn evaluated(
         &mut self,
         stage: &Stage,
@@ -339,7 +339,7 @@ impl<'a> Monitor<'a> {
         ));
         if found.not_finite > 0 {
             self.warn(&format!(
-                "the logits of {} of {} images are not finite: they count as misclassified",
+                "logits are not finite for {} of {} images, which count as misclassified",
                 found.not_finite, found.images
             ));
         }
@@ -348,25 +348,25 @@ impl<'a> Monitor<'a> {
             .is_some_and(|weak| drifted_apart(weak, found.strong))
         {
             self.warn(&format!(
-                "catastrophic overfitting: the model withstands its training attack but not {name}; \
+                "catastrophic overfitting: the model is robust to its training attack but not to {name}; \
                  more attack steps, a smaller step_size or a lower learning rate may help"
             ));
         }
-        // Evaluation is not training: it counts neither for the speed nor for the ETA.
+        // Exclude the evaluation from the training speed and the ETA.
         self.interval.begun += found.took;
     }
 }
 
-/// Whether a model withstands a weak attack much better than a strong one.
+/// Returns whether a model is much more robust to a weak attack than to a strong one.
 ///
-/// In sound training the two differ by a few points; in catastrophic overfitting (Wong et al. 2020)
-/// the strong one falls towards zero within a fraction of an epoch while the weak one rises.
-/// Eight points are four standard errors at 500 images.
+/// In normal training the two accuracies differ by a few points. In catastrophic overfitting (Wong et al. 2020), accuracy under
+/// the strong attack drops towards zero within a fraction of an epoch while accuracy under the weak attack rises. Eight points
+/// are four standard errors at 500 images.
 fn drifted_apart(weak: f64, strong: f64) -> bool {
     weak - strong > 0.08 && strong < 0.7 * weak
 }
 
-/// The largest memory of this process so far, where the system tells.
+/// Returns the peak memory of this process so far, if the system reports it.
 pub fn peak_memory_mib() -> Option<u64> {
     let status = crate::files::read_text(std::path::Path::new("/proc/self/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
@@ -379,7 +379,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn catastrophic_overfitting_is_told_from_the_usual_gap() {
+    fn catastrophic_overfitting_is_distinguished_from_the_usual_gap() {
         assert!(!drifted_apart(0.31, 0.28));
         assert!(!drifted_apart(0.10, 0.04), "an untrained model");
         assert!(drifted_apart(0.85, 0.02));

@@ -1,4 +1,4 @@
-//! One phase of a stage: what stays the same from step to step.
+//! One phase of a stage: everything that stays the same between steps.
 
 use std::sync::Arc;
 
@@ -15,84 +15,85 @@ use crate::ops::{Device, Numerics};
 use crate::recipe::{Phase, Recipe, Stage};
 use crate::rng::AttackKind;
 
-/// A phase with everything that its steps use and do not change.
+/// A phase with everything that its steps use but do not change.
 pub struct PhaseContext<'a> {
     /// The recipe.
     pub recipe: &'a Recipe,
-    /// Number of the stage, from 0.
+    /// Index of the stage, from 0.
     pub number: usize,
     /// The stage.
     pub stage: &'a Stage,
     /// The phase.
     pub phase: &'a Phase,
-    /// Samples of the run before the stage.
+    /// Number of samples in the run before the stage.
     pub stage_start: u64,
-    /// Samples of the run at the end of the phase.
+    /// Number of samples in the run at the end of the phase.
     pub end: u64,
     /// The training images.
     pub dataset: &'a Arc<Dataset>,
-    /// The text side, where the stage is trained on captions.
+    /// The text side, if the stage trains on captions.
     pub captions: Option<&'a Captions>,
     /// The ranks and how optimizer state is partitioned over them.
     pub zero: Zero<'a>,
-    /// Where to compute.
+    /// The device to train on.
     pub device: &'a Device,
-    /// Arithmetic of updates.
+    /// Precision of updates.
     pub numerics: Numerics,
-    /// Arithmetic of the attack's passes.
+    /// Precision of the attack's passes.
     pub attack_numerics: Numerics,
 }
 
-/// What changes from step to step.
+/// The values that change from step to step.
 pub struct Now {
     /// Learning rate of the step.
     pub learning_rate: f64,
-    /// The attack at its present strength.
+    /// The attack at its current strength.
     pub attack: Option<Pgd>,
     /// Stochastic depth.
     pub drop_path: Option<DropPath>,
-    /// The run's seed, and the places in the run of this rank's images.
+    /// Seed of the run.
     seed: u64,
+    /// Positions of this rank's images in the run.
     keys: Vec<u64>,
 }
 
 impl Now {
-    /// The random numbers of the attack.
+    /// Returns the random number streams of the attack.
     pub fn draws(&self) -> Draws<'_> {
         Draws::new(self.seed, &self.keys, AttackKind::Pgd)
     }
 }
 
 impl<'a> PhaseContext<'a> {
-    /// Pixels on a side.
+    /// Returns the image size in pixels per side.
     pub fn image_size(&self) -> usize {
         self.phase.image_size as usize
     }
 
-    /// Images of a step, over all ranks.
+    /// Returns the batch size over all ranks.
     pub fn batch(&self) -> usize {
         self.stage.batch as usize
     }
 
-    /// Whether a run after so many samples is at the end of the stage.
+    /// Returns whether the stage ends after `samples` of the run.
     pub fn ends_stage(&self, samples: u64) -> bool {
         samples == self.stage_start + self.stage.samples()
     }
 
-    /// Shards of this rank's part of a batch, which pass one by one.
+    /// Returns the number of shards in this rank's part of a batch, which are processed one by one.
     fn shards(&self) -> usize {
         let world_size = self.zero.comm().world_size();
         self.recipe.parallel.local_shards(world_size)
     }
 
-    /// Place in the run of the first image of this rank's part of a batch.
+    /// Returns the position in the run of the first image of this rank's part of a batch.
     fn position(&self, samples: u64, batch: &Batch) -> u64 {
         samples + (self.zero.comm().rank() * batch.first.len()) as u64
     }
 
-    /// Learning rate, attack and random numbers of the step after so many samples of the run.
+    /// Returns the learning rate, attack and random numbers of the step that follows `samples` of the run.
     pub fn at(&self, samples: u64, batch: &Batch) -> Now {
-        // The samples of the step itself count: the first step of a warmup is not wasted on a rate of 0.
+        // Includes the samples of the step itself, so that the first step of a warmup is not wasted on a learning rate of 0.
         let seen = samples + self.stage.batch - self.stage_start;
         let (seed, position) = (self.recipe.seed, self.position(samples, batch));
         Now {
@@ -108,7 +109,7 @@ impl<'a> PhaseContext<'a> {
         }
     }
 
-    /// The objective of a batch.
+    /// Returns the objective of a batch.
     ///
     /// Errors: captions without an embedding.
     pub fn objective(&self, state: &State, batch: &Batch) -> Result<Objective<'a>> {
@@ -142,7 +143,7 @@ impl<'a> PhaseContext<'a> {
         Ok(Objective::new(loss, microbatches, comm))
     }
 
-    /// The batches from a place in the run to the end of the phase.
+    /// Returns a loader of the batches from `samples` of the run to the end of the phase.
     pub fn batches(&self, samples: u64) -> Result<Loader> {
         let comm = self.zero.comm();
         let data = self.recipe.data_of(self.stage);

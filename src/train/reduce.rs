@@ -1,4 +1,4 @@
-//! The gradients of a step over all ranks, and the checks that must hold before it is applied.
+//! Reduction of a step's gradients over all ranks, and the checks that must pass before the step is applied.
 
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -12,21 +12,21 @@ use crate::ops::to_vec;
 
 /// The metrics of one step, over all ranks.
 pub struct StepMetrics {
-    /// Mean loss at the adversarial images.
+    /// Mean loss on the adversarial images.
     pub loss: f64,
     /// Norm of the gradient over all weights, before clipping.
     pub gradient_norm: f64,
     /// Learning rate.
     pub learning_rate: f64,
-    /// Adversarial images classified correctly.
+    /// Number of adversarial images classified correctly.
     pub correct: u64,
-    /// Samples that the phase's loaders have replaced so far.
+    /// Number of samples that the phase's loaders have replaced so far.
     pub broken: u64,
     /// Whether a rank was asked to stop.
     pub stop: bool,
 }
 
-/// A step that must not be applied, with all that is known of it.
+/// A step that must not be applied, with the data to diagnose it.
 pub struct Diverged {
     /// Mean loss.
     pub loss: f64,
@@ -34,13 +34,13 @@ pub struct Diverged {
     pub gradient_norm: f64,
     /// The gradient, in the order of the parameters.
     pub gradients: Vec<Tensor<1>>,
-    /// The images at which it arose, flat.
+    /// The adversarial images of the step, flattened.
     pub adversarial: Vec<f32>,
 }
 
-/// Why a step was not made.
+/// Why a step failed.
 pub enum StepError {
-    /// Loss or gradient are not finite.
+    /// The loss or gradient is not finite.
     Diverged(Box<Diverged>),
     /// An NVIDIA GPU failed.
     Gpu(advxl_cuda::Error),
@@ -49,7 +49,7 @@ pub enum StepError {
 }
 
 impl StepError {
-    /// The result of a step; a GPU that fails ends it where that is noticed.
+    /// Runs a step and returns a GPU failure as an error.
     pub(super) fn caught<T>(step: impl FnOnce() -> Result<T, Self>) -> Result<T, Self> {
         advxl_cuda::caught(step).unwrap_or_else(|error| Err(Self::Gpu(error)))
     }
@@ -61,7 +61,7 @@ impl From<Error> for StepError {
     }
 }
 
-/// What the ranks tell each other at a step.
+/// What the ranks exchange at a step.
 #[derive(Serialize, Deserialize)]
 struct Report {
     checksum: u64,
@@ -72,9 +72,9 @@ struct Report {
     stop: bool,
 }
 
-/// Sums gradients over the ranks: this rank's parts of the sums, and the step's metrics.
+/// Sums gradients over the ranks. Returns this rank's parts of the sums and the step's metrics.
 ///
-/// Errors: ranks hold different weights; the loss or the gradient is not finite.
+/// Errors: weights differ between ranks, or the loss or gradient is not finite.
 pub(super) fn reduce(
     phase: &PhaseContext,
     state: &State,
@@ -84,7 +84,7 @@ pub(super) fn reduce(
     adversarial: &Tensor<4>,
 ) -> Result<(Vec<Tensor<1>>, StepMetrics), StepError> {
     let (zero, comm) = (&phase.zero, phase.zero.comm());
-    // After the passes: a weight that changed by itself before or during them is still wrong now.
+    // After the passes, so that weights corrupted before or during them are detected.
     let weights = state.parameters().into_iter().map(|part| &part.value);
     let checksum = zero.checksum(weights);
     let lengths = state.lengths();

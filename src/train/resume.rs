@@ -1,4 +1,4 @@
-//! Where a run continues: its newest intact checkpoint, or its beginning.
+//! Resuming a run from its newest intact checkpoint.
 
 use super::checkpoint;
 use super::checkpoint::{Counters, Intact, Provenance};
@@ -8,9 +8,9 @@ use super::run::Run;
 use super::state::State;
 use crate::error::{Context, Error, Result};
 
-/// The state of the newest intact checkpoint of a run, or of its beginning. A collective.
+/// Returns the state of the newest intact checkpoint of a run, or the initial state if there is none. Collective.
 ///
-/// Errors: there are checkpoints and none of them can be read, or the newest belongs to another model or to other data.
+/// Errors: there are checkpoints but none can be read, or the newest belongs to another model or other data.
 pub(super) fn resume(run: &Run, monitor: &mut Monitor) -> Result<State> {
     let comm = &run.comm;
     // Rank 0 reads and broadcasts.
@@ -40,7 +40,7 @@ pub(super) fn resume(run: &Run, monitor: &mut Monitor) -> Result<State> {
     Ok(state)
 }
 
-/// Has an NVIDIA GPU compute products as it did before the checkpoint, or says that it cannot.
+/// Makes an NVIDIA GPU use the checkpoint's algorithms for matrix products, or warns that it cannot.
 fn adopt(run: &Run, algorithms: Option<&str>, monitor: &mut Monitor) {
     let Some(gpu) = run.device.gpu() else {
         return;
@@ -51,7 +51,7 @@ fn adopt(run: &Run, algorithms: Option<&str>, monitor: &mut Monitor) {
             None => "on another kind of device".to_owned(),
         };
         monitor.warn(&format!(
-            "the checkpoint was computed {before}: results continue with other rounding"
+            "the checkpoint was computed {before}; results continue with different rounding"
         ));
     }
 }
@@ -60,13 +60,13 @@ fn adopt(run: &Run, algorithms: Option<&str>, monitor: &mut Monitor) {
 struct Resumable {
     checkpoint: Intact,
     counters: Counters,
-    /// Of its stage, with values still to be filled in.
+    /// A state of its stage, with values to be filled in.
     state: State,
 }
 
-/// The newest intact checkpoint, if there is any.
+/// Returns the newest intact checkpoint, if there are checkpoints. Does not change the folder.
 ///
-/// Errors: it is of another model, or of other images; none is intact. Nothing in the folder is changed.
+/// Errors: it belongs to another model or other images, or none is intact.
 fn newest(run: &Run, monitor: &mut Monitor) -> Result<Option<Resumable>> {
     let folder = run.folder.checkpoints();
     if !folder.is_dir() {
@@ -79,29 +79,29 @@ fn newest(run: &Run, monitor: &mut Monitor) -> Result<Option<Resumable>> {
                 let of_it = || format!("the checkpoint `{}`", path.display());
                 return of_run(intact, run).map(Some).context(of_it);
             }
-            Err(damage) => monitor.warn(&format!("{damage}; trying the checkpoint before it")),
+            Err(damage) => monitor.warn(&format!("{damage}; trying the previous checkpoint")),
         }
     }
     if saved.is_empty() {
         return Ok(None);
     }
     let message = format!(
-        "none of the {} checkpoints in `{}` is whole",
+        "none of the {} checkpoints in `{}` is intact",
         saved.len(),
         folder.display()
     );
-    Err(Error::input(message).hint("move the folder away to begin anew, or bring back a copy"))
+    Err(Error::input(message).hint("move the folder away to start over, or restore a copy"))
 }
 
-/// A checkpoint as a state of the run.
+/// Matches a checkpoint to the run.
 ///
-/// Errors: the run's recipe is for another model or other stages, or its images are others.
+/// Errors: the run's recipe has another model or other stages, or its images are different.
 fn of_run(checkpoint: Intact, run: &Run) -> Result<Resumable> {
     let counters = checkpoint.counters()?;
     let stages = run.recipe.stage.len();
     if counters.stage >= stages {
         let stage = counters.stage + 1;
-        let message = format!("it is of stage {stage}, and the recipe has {stages}");
+        let message = format!("it is at stage {stage}, but the recipe has {stages}");
         return Err(of_another(run, message));
     }
     let state = run.blank_state(counters.stage);
@@ -116,20 +116,20 @@ fn of_run(checkpoint: Intact, run: &Run) -> Result<Resumable> {
     }
 }
 
-/// The error of a checkpoint that is intact and does not fit the recipe; what the recipe changed is named with it.
+/// Returns the error of an intact checkpoint that does not match the recipe, with the recipe keys that changed.
 fn of_another(run: &Run, difference: String) -> Error {
-    let mut message = format!("it does not belong to this recipe: {difference}");
+    let mut message = format!("it does not match this recipe: {difference}");
     let changes = run.folder.changes();
     if !changes.is_empty() {
         message += &format!("\n\n  {}\n", changes.join("\n  "));
     }
     let folder = run.folder.path().display();
     Error::input(message).hint(format!(
-        "nothing in `{folder}` was changed, and its own recipe still resumes it; choose another folder with --out"
+        "`{folder}` was not changed, and its own recipe can still resume it; choose another folder with --out"
     ))
 }
 
-/// An error where a checkpoint's images are not those of its stage, unless the user accepted changes.
+/// Checks that a checkpoint was trained on the images of its stage, unless the user accepted changes.
 fn check_images(found: &Provenance, stage: usize, run: &Run) -> Result<()> {
     let images = &run.images[stage];
     if run.folder.changes_accepted() {
@@ -137,7 +137,7 @@ fn check_images(found: &Provenance, stage: usize, run: &Run) -> Result<()> {
     }
     let spec = &run.recipe.data_of(&run.recipe.stage[stage]).train;
     let refuse = |message: String| {
-        Err(Error::input(message).hint("bring the images back, or add --accept-changes"))
+        Err(Error::input(message).hint("restore the images, or add --accept-changes"))
     };
     if let (Some(known), None) = (&found.classes, &run.captions[stage])
         && let Some(difference) = difference(
@@ -146,13 +146,13 @@ fn check_images(found: &Provenance, stage: usize, run: &Run) -> Result<()> {
         )
     {
         return refuse(format!(
-            "it was trained on other classes than `{spec}` has: {difference}"
+            "it was trained on other classes than those of `{spec}`: {difference}"
         ));
     }
     match found.data == images.train.fingerprint() {
         true => Ok(()),
         false => refuse(format!(
-            "it was trained on other images than `{spec}` holds now"
+            "it was trained on other images than those now in `{spec}`"
         )),
     }
 }

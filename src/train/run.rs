@@ -1,4 +1,4 @@
-//! A run that is ready to go: recipe, folder and data, checked against each other.
+//! A run that is ready to start: recipe, folder and data, checked against each other.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,40 +26,40 @@ use crate::plan::{self, DeviceEngine, Devices};
 use crate::recipe::{Recipe, Stage};
 use crate::settings::changes;
 
-/// A run that is ready to go: a checked recipe, its folder and its data.
+/// A run that is ready to start: a checked recipe, its folder and its data.
 pub struct Run {
-    /// What to do.
+    /// The recipe.
     pub recipe: Recipe,
-    /// Where to keep it.
+    /// The run folder.
     pub folder: RunFolder,
     /// The images of each stage.
     pub images: Vec<StageImages>,
-    /// The text side of each stage that is trained on captions.
+    /// The text side of each stage that trains on captions.
     pub captions: Vec<Option<Captions>>,
-    /// Where to compute.
+    /// The device to train on.
     pub device: Device,
-    /// In which arithmetic: the recipe's, or f32 where the processor is not faster with bf16.
+    /// Precision of training: the recipe's, or f32 if the device is not faster with bf16.
     pub precision: Precision,
-    /// Arithmetic of the attack's passes of each stage.
+    /// Precision of the attack's passes in each stage.
     pub attack_numerics: Vec<Numerics>,
-    /// What the user should know of it.
+    /// Notice about the precision of attacks.
     pub(super) attack_notice: Option<&'static str>,
-    /// The ranks that share it.
+    /// The ranks of the run.
     pub comm: Comm,
-    /// The ranks' GPUs, where they exchange gradients without the host.
+    /// The ranks' GPUs, if they exchange gradients directly.
     gpus: Option<Gpus>,
-    /// Notices of the checks, shown when it begins.
+    /// Notices of the checks, shown when the run starts.
     pub(super) notices: Vec<String>,
-    /// The test images of each stage's evaluations, once they were read.
+    /// Cached test images of each stage's evaluations.
     pub(super) test_images: RefCell<BTreeMap<usize, Rc<TestSet>>>,
-    /// Broken test images that were reported.
+    /// Names of broken test images that were already reported.
     pub(super) reported: RefCell<BTreeSet<String>>,
 }
 
 impl Run {
     /// Opens the data sets and the folder of a run.
     ///
-    /// Errors: data that cannot be used, a folder that holds another run.
+    /// Errors: unusable data, or a folder that contains another run.
     pub fn open(
         recipe: Recipe,
         folder: &Path,
@@ -88,7 +88,7 @@ impl Run {
         if let (Some(gpu), true) = (device.gpu(), comm.world_size() > 1) {
             run.gpus = Gpus::join(comm, gpu, run.recipe.parallel.reduce)?;
             if run.gpus.is_none() {
-                let notice = "processes share a GPU: they exchange gradients through the host";
+                let notice = "processes share a GPU, so gradients are exchanged through the host";
                 run.notices.push(notice.to_owned());
             }
         }
@@ -151,14 +151,14 @@ impl Run {
         })
     }
 
-    /// How optimizer state is partitioned over the ranks.
+    /// Returns how optimizer state is partitioned over the ranks.
     pub fn zero(&self) -> Zero<'_> {
         let zero = Zero::new(&self.comm, self.recipe.parallel);
         let zero = zero.expect("checked when the run was opened");
         zero.with_gpus(self.gpus.as_ref())
     }
 
-    /// Outputs of the model in a stage: logits, or the dimensions of an embedding.
+    /// Returns the number of model outputs in a stage: classes, or the dimension of an embedding.
     pub fn outputs(&self, stage: usize) -> usize {
         match &self.captions[stage] {
             Some(captions) => captions.width,
@@ -166,7 +166,7 @@ impl Run {
         }
     }
 
-    /// The phases of all stages, in order.
+    /// Returns the phases of all stages, in order.
     pub fn phases(&self) -> Vec<PhaseContext<'_>> {
         let (mut phases, mut end) = (Vec::new(), 0);
         for (number, stage) in self.recipe.stage.iter().enumerate() {
@@ -192,7 +192,7 @@ impl Run {
         phases
     }
 
-    /// Whether gradients and weights go from GPU to GPU.
+    /// Returns whether gradients and weights are exchanged directly between GPUs.
     pub(super) fn exchanges_on_gpus(&self) -> bool {
         self.gpus.is_some()
     }
@@ -217,9 +217,9 @@ impl Run {
         State::new(model, self.extra(stage), optimizer, &self.zero())
     }
 
-    /// The beginning of the run: random weights, or those that the recipe names.
+    /// Returns the initial state of the run: random weights, or the recipe's start weights.
     ///
-    /// Errors: weights that cannot be loaded, or are of another model than the recipe's.
+    /// Errors: weights that cannot be loaded or have another architecture than the recipe's model.
     pub(super) fn initial_state(&self) -> Result<State> {
         let Some(start) = &self.recipe.start else {
             return Ok(self.blank_state(0));
@@ -227,11 +227,11 @@ impl Run {
         let (classes, captions) = (self.images[0].classes(), self.captions[0].as_ref());
         let model = start::load(start, &self.recipe, classes, captions, &self.device);
         let weights = start.weights.display();
-        let model = model.context(|| format!("the weights to start with, `{weights}`"))?;
+        let model = model.context(|| format!("start weights `{weights}`"))?;
         Ok(self.state_of(model, 0))
     }
 
-    /// A state of a stage whose values are still to be filled in, as from a checkpoint.
+    /// Returns a state of a stage whose values are still to be filled in, such as from a checkpoint.
     pub(super) fn blank_state(&self, stage: usize) -> State {
         let (recipe, size) = (&self.recipe, self.recipe.first_image_size());
         let outputs = self.outputs(stage);
@@ -239,7 +239,7 @@ impl Run {
         self.state_of(model, stage)
     }
 
-    /// What the run's present state was trained on.
+    /// Returns the provenance of the run's current state.
     pub(super) fn provenance(&self, stage: usize) -> Provenance {
         let images = &self.images[stage];
         let classes = match &self.captions[stage] {
@@ -253,7 +253,7 @@ impl Run {
         }
     }
 
-    /// What the run costs, as far as its memory goes.
+    /// Returns a plan of the run, used for its memory.
     pub(super) fn plan(&self) -> plan::Plan {
         let recipe = &self.recipe;
         let devices = Devices {
@@ -268,25 +268,25 @@ impl Run {
         plan::Plan::new(recipe, outputs, self.precision, devices)
     }
 
-    /// A warning if the run needs nearly all memory.
+    /// Checks memory. Returns a warning if the run needs nearly all of it.
     ///
-    /// Errors: it needs more than there is.
+    /// Errors: the run needs more memory than is free.
     pub(super) fn check_memory(&self) -> Result<Option<String>> {
         plan::check_memory(&self.plan(), plan::free_memory(&self.device))
     }
 }
 
-/// The arithmetic of each stage's attack, and a notice where a stage asks for another than the device has.
+/// Returns the precision of each stage's attack, and a notice if the device uses another one than requested.
 ///
-/// Errors: the device cannot compute in it.
+/// Errors: the device does not support the precision.
 fn attack_numerics(
     recipe: &Recipe,
     device: &Device,
 ) -> Result<(Vec<Numerics>, Option<&'static str>)> {
     let mut notice = None;
     let of_stage = |stage: &Stage| {
-        let wanted = stage.attack.as_ref().and_then(|attack| attack.precision);
-        let (numerics, why) = ops::usable_in_attacks(wanted, recipe.precision, device)
+        let requested = stage.attack.as_ref().and_then(|attack| attack.precision);
+        let (numerics, why) = ops::usable_in_attacks(requested, recipe.precision, device)
             .map_err(|error| error.context(format!("stage `{}`", stage.name)))?;
         notice = notice.or(why);
         Ok(numerics)

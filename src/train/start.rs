@@ -1,4 +1,4 @@
-//! Initial weights that are not random, and heads made of class names.
+//! Start weights, and heads built from class names.
 
 use burn::tensor::Tensor;
 
@@ -14,11 +14,11 @@ use crate::settings::changes;
 use crate::weights;
 use crate::weights::{Loaded, Outputs};
 
-/// The model of the recipe with the weights of a folder or file.
+/// Loads the recipe's model with weights from a folder or file.
 ///
-/// Learned positions are resampled to the image size of the first phase.
+/// Learned position embeddings are resampled to the image size of the first phase.
 ///
-/// Errors: weights that cannot be loaded, of another model, or of other classes with a head that is to be kept.
+/// Errors: weights that cannot be loaded, have another architecture, or have other classes although the head is kept.
 pub(super) fn load(
     start: &Start,
     recipe: &Recipe,
@@ -34,7 +34,7 @@ pub(super) fn load(
         (_, None) => weights::load_any(&start.weights, device)?,
     };
     if architecture.is_some() && loaded.statistics.is_none() {
-        // Such a file alone does not tell how images are normalized; the recipe does.
+        // The file does not contain the normalization of images; use the recipe's.
         let (mean, std) = recipe.model.statistics();
         loaded.model.normalize_by(Some(mean), Some(std));
     }
@@ -52,22 +52,22 @@ pub(super) fn load(
     Ok(model.at_image_size(recipe.first_image_size()))
 }
 
-/// An error unless the weights are of the recipe's model, whatever its size is called.
-fn check_model(found: &ModelConfig, wanted: &ModelConfig) -> Result<()> {
-    let text = |config: &ModelConfig| toml::to_string(config).expect("made of TOML's types");
-    let mut differing = changes(&text(found), &text(wanted));
+/// Checks that the weights have the architecture of the recipe's model. The name of the size is ignored.
+fn check_model(found: &ModelConfig, expected: &ModelConfig) -> Result<()> {
+    let text = |config: &ModelConfig| toml::to_string(config).expect("consists of TOML types");
+    let mut differing = changes(&text(found), &text(expected));
     differing.retain(|change| !change.starts_with("size:"));
     if differing.is_empty() {
         return Ok(());
     }
     let message = format!(
-        "they are of another model than the recipe's `model` (theirs -> the recipe's):\n\n  {}\n",
+        "the architecture differs from the recipe's `model` (weights -> recipe):\n\n  {}\n",
         differing.join("\n  ")
     );
-    Err(Error::input(message).hint("change the recipe's `model` to what the weights are"))
+    Err(Error::input(message).hint("change the recipe's `model` to match the weights"))
 }
 
-/// An error unless the outputs of a head are the classes of the images, in their order.
+/// Checks that the outputs of a head are the classes of the images, in the same order.
 fn check_classes(names: &[String], count: usize, classes: &[String]) -> Result<()> {
     let outputs = ModelClasses {
         count,
@@ -79,17 +79,17 @@ fn check_classes(names: &[String], count: usize, classes: &[String]) -> Result<(
     match map.table() {
         Some(table) if !table.iter().copied().eq(0..count as u32) => {
             let message =
-                "the training images have the classes of the start weights in another order";
+                "the training images have the classes of the start weights in a different order";
             Err(Error::input(message).hint("set start.head = \"new\", or rename the class folders"))
         }
         _ => Ok(()),
     }
 }
 
-/// An error unless the head can go on in the first stage.
+/// Checks that the first stage can keep the head.
 fn check_head(
     loaded: &Loaded,
-    wanted: usize,
+    expected: usize,
     classes: &[String],
     captions: Option<&Captions>,
 ) -> Result<()> {
@@ -97,29 +97,29 @@ fn check_head(
     let message = match captions {
         Some(_) if loaded.outputs == Outputs::Logits => {
             format!(
-                "their head gives logits of {found} classes, and captions are compared with embeddings"
+                "the head outputs logits of {found} classes, but training on captions requires embeddings"
             )
         }
         None if loaded.outputs == Outputs::Embedding => {
-            format!("their head gives an embedding of {found} numbers, not logits of classes")
+            format!("the head outputs embeddings of {found} dimensions, not class logits")
         }
-        Some(_) if found == wanted => return Ok(()),
-        Some(_) => format!("their head gives {found} numbers, and the text model {wanted}"),
-        None if found != wanted => {
-            format!("their head is for {found} classes, and the images have {wanted}")
+        Some(_) if found == expected => return Ok(()),
+        Some(_) => format!("the head outputs {found} dimensions, but the text model {expected}"),
+        None if found != expected => {
+            format!("the head has {found} classes, but the images have {expected}")
         }
         None => return check_classes(names, found, classes),
     };
-    Err(Error::input(message).hint("set start.head = \"new\", or use images of the same classes"))
+    Err(Error::input(message).hint("set start.head = \"new\", or use images with the same classes"))
 }
 
-/// Weight and bias of a head that classifies as the text model of the stage before did.
+/// Returns weight and bias of a head that makes the same predictions as zero-shot classification in the previous stage.
 ///
-/// Logits by text are `t (W h + b)`, divided by the length of what is in brackets, with the projection `W`, `b`.
-/// Without the division they are linear in `h`, and the largest is the same. Rows have length 1 on average, so that
-/// the first logits are of the order of one.
+/// Zero-shot logits are `t (W h + b)`, divided by the norm of the term in parentheses, with the projection `W`, `b`. Without
+/// the division they are linear in `h`, and the largest logit is the same. Rows are scaled to length 1 on average, so that the
+/// initial logits are of order one.
 ///
-/// `before` is the text side of that stage, `classes` the number of classes of this one, called `name`.
+/// `before` is the text side of the previous stage, `name` the name of this stage and `classes` its number of classes.
 pub(super) fn head_by_text(
     state: &State,
     zero: &Zero,
@@ -132,14 +132,14 @@ pub(super) fn head_by_text(
         None => None,
     };
     let head = head.ok_or_else(|| {
-        let message = format!("stage `{name}`: there are no names of classes to make its head of");
-        Error::input(message).hint("give text.classes in the stage before it")
+        let message = format!("stage `{name}`: head = `text` requires class names");
+        Error::input(message).hint("set text.classes in the previous stage")
     })?;
     let [named, width] = head.dims();
     if named != classes {
         let message =
-            format!("stage `{name}` has {classes} classes, and the stage before it names {named}");
-        return Err(Error::input(message).hint("measure the stage before it with the same classes"));
+            format!("stage `{name}` has {classes} classes, but the previous stage names {named}");
+        return Err(Error::input(message).hint("use test images with the same classes in the previous stage"));
     }
     let averaged = state.averaged(zero);
     let [weight, bias] = averaged.head();

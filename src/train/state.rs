@@ -1,4 +1,4 @@
-//! Everything that training changes, and that a checkpoint therefore holds. It knows no run.
+//! The training state: everything that training changes and a checkpoint contains. Independent of the run.
 
 use burn::tensor::Tensor;
 
@@ -9,49 +9,49 @@ use crate::ops::Moments;
 use crate::optim::{AverageConfig, Now, Optimizer, OptimizerConfig};
 use crate::text::TextTower;
 
-/// A run at one moment between two steps.
+/// The state of a run between two steps.
 #[derive(Clone, Debug)]
 pub struct State {
     /// The model.
     pub model: Model,
-    /// What the objective trains besides the model.
+    /// Trainable parameters of the objective.
     pub extra: ExtraParameters,
-    /// The optimizer of the present stage, with this rank's part of its state.
+    /// The optimizer of the current stage, with this rank's part of its state.
     pub optimizer: Optimizer,
-    /// Number of that stage, from 0.
+    /// Index of the current stage, from 0.
     pub stage: usize,
-    /// Samples seen by the run.
+    /// Number of samples seen by the run.
     pub samples: u64,
 }
 
-/// What becomes of the head at the beginning of a stage.
+/// What to do with the head at the start of a stage.
 pub enum NewHead {
-    /// It stays.
+    /// Keep it.
     Keep,
-    /// Random weights for another number of outputs.
+    /// Initialize a new head.
     Random {
         /// Number of outputs.
         outputs: usize,
         /// Seed of the run.
         seed: u64,
-        /// Given weight and bias in place of the random ones.
+        /// Weight and bias to use instead of random values.
         values: Option<Box<[Tensor<1>; 2]>>,
     },
 }
 
-/// How a stage optimizes.
+/// Optimizer settings of a stage.
 #[derive(Clone, Copy)]
 pub struct StageOptimizer<'a> {
-    /// Number of the stage, from 0.
+    /// Index of the stage, from 0.
     pub stage: usize,
-    /// The optimizer.
+    /// Settings of the optimizer.
     pub config: &'a OptimizerConfig,
-    /// The average of the weights, if one is kept.
+    /// Settings of the EMA, if one is kept.
     pub average: Option<&'a AverageConfig>,
 }
 
 impl StageOptimizer<'_> {
-    /// An optimizer of this rank's parts of the weights.
+    /// Creates an optimizer for this rank's parts of the weights.
     fn build(
         &self,
         own: &[Tensor<1>],
@@ -64,7 +64,7 @@ impl StageOptimizer<'_> {
 }
 
 impl State {
-    /// The state at the beginning of a stage.
+    /// Creates the state at the start of a stage.
     pub fn new(
         model: Model,
         extra: ExtraParameters,
@@ -82,30 +82,30 @@ impl State {
         }
     }
 
-    /// All parameters: the model's, then the objective's.
+    /// Returns all parameters: the model's, then the objective's.
     pub fn parameters(&self) -> Vec<&Parameter> {
         let mut parameters = self.model.parameters();
         parameters.extend(self.extra.parameters());
         parameters
     }
 
-    /// Their numbers of elements.
+    /// Returns the number of elements of each parameter.
     pub fn lengths(&self) -> Vec<usize> {
         let parameters = self.parameters().into_iter();
         parameters.map(|part| part.value.dims()[0]).collect()
     }
 
-    /// All parameters, to be changed, each with this rank's part of its optimizer state.
+    /// Iterates mutably over all parameters, each with this rank's part of its optimizer state.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = (&mut Parameter, &mut Moments)> {
         let parameters = self.model.parameters_mut().into_iter();
         let parameters = parameters.chain(self.extra.parameters_mut());
         parameters.zip(&mut self.optimizer.moments)
     }
 
-    /// Begins a stage: weights and their average continue, except for a new head; the optimizer's moments start at zero.
+    /// Enters a stage: weights and their EMA carry over, except for a new head; the optimizer's moments start at zero.
     ///
-    /// `extra` is what the stage's objective trains at its beginning. A temperature continues from one contrastive stage to
-    /// the next; a text tower begins with its stage.
+    /// `extra` are the initial parameters of the stage's objective. The temperature carries over from one contrastive stage to
+    /// the next, but a text tower starts with its stage.
     pub fn enter(
         &mut self,
         optimizer: StageOptimizer,
@@ -114,7 +114,7 @@ impl State {
         zero: &Zero,
     ) {
         let mut averages = self.averages();
-        // Old moments are freed before the new ones exist: at scale both together would be the peak of memory.
+        // Free the old moments before allocating new ones: for large models, both together would be peak memory.
         self.optimizer.moments.clear();
         if let NewHead::Random {
             outputs,
@@ -155,9 +155,9 @@ impl State {
         self.optimizer = optimizer.build(&weights, averages, run_step);
     }
 
-    /// Applies a step: each rank updates its part of the weights, and all gather the result.
+    /// Applies a step: each rank updates its part of the weights, followed by an all-gather.
     ///
-    /// `gradients` are this rank's parts of the sums.
+    /// `gradients` are this rank's parts of the summed gradients.
     pub fn apply(&mut self, zero: &Zero, gradients: Vec<Tensor<1>>, now: &Now) {
         let decays: Vec<bool> = self.parameters().iter().map(|p| p.decays).collect();
         let lengths = self.lengths();
@@ -173,13 +173,13 @@ impl State {
             optimizer.update(parts, &decays, gradients, now);
             let mut old = weights.iter_mut();
             zero.all_gather_each(&own, &lengths, |new| {
-                **old.next().expect("one for each") = new;
+                **old.next().expect("one tensor for each") = new;
             });
         }
         self.extra.clamp();
     }
 
-    /// The model that is evaluated and saved: with the average of the weights, if one is kept. A collective.
+    /// Returns the model to evaluate and save: with the EMA of the weights if one is kept. Collective.
     pub fn averaged(&self, zero: &Zero) -> Model {
         match self.averages() {
             Some(averages) => {
@@ -192,7 +192,7 @@ impl State {
         }
     }
 
-    /// The same of the text tower that is trained, if there is one. A collective.
+    /// Returns the trained text tower, if there is one, with the EMA of its weights if one is kept. Collective.
     pub fn averaged_tower(&self, zero: &Zero) -> Option<TextTower> {
         let tower = self.extra.tower.as_ref()?;
         Some(match self.averages() {
@@ -205,7 +205,7 @@ impl State {
         })
     }
 
-    /// This rank's parts of the averages.
+    /// Returns this rank's parts of the averages.
     fn averages(&self) -> Option<Vec<Tensor<1>>> {
         let moments = self.optimizer.moments.iter();
         moments.map(|moments| moments.average.clone()).collect()

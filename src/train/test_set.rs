@@ -1,4 +1,4 @@
-//! The test images of an evaluation: those that can be read, and those that cannot.
+//! The test images of an evaluation, readable and broken.
 
 use super::images::StageImages;
 use crate::data::check::broken_among;
@@ -7,7 +7,7 @@ use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::recipe::TestImages;
 
-/// The test images of a stage that an evaluation uses: those that can be read, and those that cannot.
+/// The test images of an evaluation: the readable subset, and the broken images.
 #[derive(Debug)]
 pub(crate) struct TestSet {
     pub(super) subset: Subset,
@@ -15,12 +15,12 @@ pub(crate) struct TestSet {
 }
 
 impl TestSet {
-    /// The test images of a stage that an evaluation asks for, each of which is read once.
+    /// Chooses the requested test images of a stage, and reads each once to find broken ones. Collective.
     ///
     /// Errors: those of stores.
-    pub(super) fn choose(images: &StageImages, wanted: &TestImages, comm: &Comm) -> Result<Self> {
+    pub(super) fn choose(images: &StageImages, requested: &TestImages, comm: &Comm) -> Result<Self> {
         let dataset = &images.test;
-        let subset = images.subset(wanted)?;
+        let subset = images.subset(requested)?;
         let own = broken_among(dataset, &subset.places()[comm.local_range(subset.len())]);
         let broken: Vec<Broken> = comm.all_gather(comm.all_ok(own)?).concat();
         let subset =
@@ -28,7 +28,9 @@ impl TestSet {
         Ok(Self { subset, broken })
     }
 
-    /// An error where more are broken than the stage's data allows.
+    /// Checks the share of broken images.
+    ///
+    /// Errors: more images are broken than `allowed`, the stage's `data.broken_rate`.
     pub(super) fn check_rate(&self, allowed: Option<f64>) -> Result<()> {
         let Some(first) = self.broken.first() else {
             return Ok(());
@@ -42,6 +44,6 @@ impl TestSet {
             None => format!("{broken} of {all} test images are broken; the first is {first}"),
         };
         Err(Error::input(message)
-            .hint("repair or remove them (`advxl data check` lists all), or set a higher data.broken_rate: they are left out then"))
+            .hint("repair or remove them (`advxl data check` lists all), or raise data.broken_rate to leave them out"))
     }
 }

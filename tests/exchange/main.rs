@@ -231,7 +231,7 @@ fn a_timm_tower_of_open_clip_with_a_projection_is_read() {
         ..VitConfig::named("vit_ti16").unwrap()
     };
     let mut ours = loaded(config, 10, 32);
-    ours.model.normalise_by(Some(CLIP_MEAN), Some(CLIP_STD));
+    ours.model.normalize_by(Some(CLIP_MEAN), Some(CLIP_STD));
     changed(
         "open_clip",
         folder.path(),

@@ -312,7 +312,7 @@ def record_tiny():
 
 
 def toy_patterns(generator, count):
-    """Smooth random pictures: 4 x 4 colours, enlarged to 16 x 16."""
+    """Smooth random pictures: 4 x 4 colors, enlarged to 16 x 16."""
     coarse = torch.randn(count, 3, 4, 4, generator=generator)
     return F.interpolate(coarse, size=16, mode="bicubic", align_corners=False)
 

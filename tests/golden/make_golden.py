@@ -42,8 +42,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Normalised(torch.nn.Module):
-    """A model of images in [0, 1]: the normalisation is its first layer, as in advxl."""
+class Normalized(torch.nn.Module):
+    """A model of images in [0, 1]: the normalization is its first layer, as in advxl."""
 
     def __init__(self, model):
         super().__init__()
@@ -94,7 +94,7 @@ def small_vit(pool, seed, gelu="none"):
             else:
                 fan_in = weight[0].numel()
                 weight.copy_(random(generator, *weight.shape, scale=fan_in**-0.5))
-    return Normalised(model).eval()
+    return Normalized(model).eval()
 
 
 def small_convnext(**arguments):
@@ -132,7 +132,7 @@ def randomised(model, seed):
                 weight.copy_(random(generator, *weight.shape, scale=0.2, shift=1.0))
             else:
                 weight.copy_(random(generator, *weight.shape, scale=weight[0].numel() ** -0.5))
-    return Normalised(model).eval()
+    return Normalized(model).eval()
 
 
 def batch(seed):

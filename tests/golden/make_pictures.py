@@ -187,7 +187,7 @@ files = {
     "best": encoded(drawn(16, 16), quality=100),
     "worst": encoded(drawn(40, 24), quality=1, subsampling=2),
     "flat": encoded(flat, subsampling=2),
-    "optimised": encoded(drawn(16, 16), optimize=True, subsampling=2),
+    "optimized": encoded(drawn(16, 16), optimize=True, subsampling=2),
     "restarts 444": encoded(drawn(37, 29), restart_marker_blocks=3),
     "restarts 420": encoded(drawn(40, 24), restart_marker_blocks=1, subsampling=2),
     "progressive 444": encoded(drawn(16, 16), progressive=True),

@@ -261,7 +261,7 @@ def wordpiece_vocabulary(texts):
     return list(dict.fromkeys(words))
 
 
-def randomise(model):
+def randomize(model):
     """Weights away from their symmetric beginnings, norms too."""
     for name, parameter in model.named_parameters():
         scale = 0.3 if parameter.dim() > 1 else 0.2
@@ -353,7 +353,7 @@ def main():
             pad_token_id=1,
         )
         model = CLIPTextModelWithProjection(config).eval()
-        randomise(model)
+        randomize(model)
         model.save_pretrained(folder)
         ids = few(some)
         model = model.double()
@@ -386,7 +386,7 @@ def main():
         folder.mkdir(exist_ok=True)
         kind = open_clip.CustomTextCLIP if custom else open_clip.CLIP
         model = kind(embed_dim=12, vision_cfg=dict(vision), text_cfg=dict(text), quick_gelu=quick).eval()
-        randomise(model)
+        randomize(model)
         sizes = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}
         config = {"model_cfg": sizes, "preprocess_cfg": {"mean": [0.5, 0.5, 0.5]}}
         if quick:
