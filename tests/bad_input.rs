@@ -289,7 +289,7 @@ fn a_folder_of_something_else_is_not_written_to() {
             out.to_str().unwrap(),
         ],
         &[
-            "is not empty and not the folder of a run",
+            "is not empty and is not a run folder",
             "hint: choose another folder",
         ],
     );

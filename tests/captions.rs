@@ -383,7 +383,7 @@ fn images_without_classes_are_not_evaluated_and_that_is_known_before_training() 
     let (code, told) = run("evaluation", &only_captions);
     assert_eq!(code, 2, "{told}");
     assert!(
-        told.contains("`evaluation` has nothing to evaluate"),
+        told.contains("`evaluation` has no effect: no stage can classify images"),
         "{told}"
     );
     let last = "[[final_evaluation]]\nname = \"a\"\nimages = 8\nattacks = [\"pgd\"]\nnorm = \"linf\"\nepsilon = \"2/255\"\n";
@@ -461,7 +461,7 @@ fn what_does_not_go_together_is_told_before_training() {
         ),
         (
             vec![("head = \"text\"", "")],
-            "needs another head than the stage before it, which ends in embeddings of 24 dimensions",
+            "cannot keep the head of the previous stage, which outputs embeddings of 24 dimensions",
         ),
         (
             vec![(

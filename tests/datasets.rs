@@ -271,7 +271,7 @@ fn training_on_the_test_images_has_to_be_asked_for() {
     };
     let (code, text) = train(&[]);
     assert_eq!(code, 2, "{text}");
-    assert!(text.contains("are among the training images"), "{text}");
+    assert!(text.contains("are part of the training images"), "{text}");
     assert!(
         text.contains("hint: name other images as data.test"),
         "{text}"

@@ -159,7 +159,7 @@ fn no_folder_is_made_among_images_and_no_run_writes_over_the_weights_it_begins_w
             "--out",
             run,
         ],
-        "would write over start.weights",
+        "would overwrite start.weights",
     );
 }
 
@@ -268,7 +268,7 @@ fn training_does_not_end_for_lines_that_cannot_be_written() {
     symlink("/dev/full", run.join("log.txt")).unwrap();
     let text = train("lost", Stdio::piped());
     assert_eq!(
-        text.matches("warning: lines are lost: cannot write")
+        text.matches("warning: log lines are lost: cannot write")
             .count(),
         1,
         "{text}"

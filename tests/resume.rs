@@ -133,21 +133,21 @@ fn another_model_is_refused_by_what_differs_and_the_run_stays_as_it_was() {
         (
             "model.width=64",
             [
-                "`weights.blocks.0.attn.proj.bias` is [32] in it and [64] by the recipe",
+                "`weights.blocks.0.attn.proj.bias` is [32] in the checkpoint but [64] in the recipe",
                 "model.width: 32 -> 64",
             ],
         ),
         (
             "model.depth=1",
             [
-                "`weights.blocks.1.attn.proj.bias` is [32] in it and absent by the recipe",
+                "`weights.blocks.1.attn.proj.bias` is [32] in the checkpoint but absent in the recipe",
                 "more tensors differ",
             ],
         ),
         (
             "average=none",
             [
-                "`average.blocks.0.attn.proj.bias` is [32] in it and absent by the recipe",
+                "`average.blocks.0.attn.proj.bias` is [32] in the checkpoint but absent in the recipe",
                 "average.decay: 0.9 -> absent",
             ],
         ),
@@ -163,7 +163,7 @@ fn another_model_is_refused_by_what_differs_and_the_run_stays_as_it_was() {
         ];
         let (code, text) = advxl(&arguments);
         assert_eq!(code, 2, "{text}");
-        for part in parts.iter().chain(&["its own recipe still resumes it"]) {
+        for part in parts.iter().chain(&["its own recipe can still resume it"]) {
             assert!(text.contains(part), "`{part}` is not in:\n{text}");
         }
         assert!(!text.contains("damaged"), "{text}");

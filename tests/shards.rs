@@ -1237,7 +1237,7 @@ fn a_pack_of_smaller_images_than_are_trained_at_is_refused_and_evaluations_refus
     let (code, text) = train(&spec, &packed);
     assert_eq!(code, 2, "{text}");
     assert!(
-        text.contains("name the original images as data.test"),
+        text.contains("set data.test to the original images"),
         "{text}"
     );
 

@@ -123,7 +123,7 @@ fn other_classes_without_a_new_head_are_refused_before_training() {
         &recipe,
         &out,
         &[
-            "stage `finetune` has images of other classes than the stage before it (3 and 12)",
+            "stage `finetune` has other classes than the previous stage (3 and 12)",
             "hint: set head = \"new\" in that stage",
         ],
     );
@@ -243,7 +243,7 @@ fn data_and_heads_without_effect_are_faults() {
     refused(
         &nowhere,
         &out,
-        &["the table `data` is missing, and stage `pretrain` has none"],
+        &["the table `data` is missing, and stage `pretrain` does not set its own"],
     );
     let name = "name = \"pretrain\"";
     let first = recipe(
@@ -313,7 +313,7 @@ fn a_run_begins_with_given_weights_and_says_where_they_do_not_fit() {
         ),
         &out("other"),
         &[
-            "they are of another model",
+            "the architecture differs from the recipe's `model`",
             "depth: 2 -> 3",
             "pool: \"average\" -> \"token\"",
         ],
@@ -327,7 +327,7 @@ fn a_run_begins_with_given_weights_and_says_where_they_do_not_fit() {
         &from("classes", "", &[three]),
         &out("classes"),
         &[
-            "their head is for 12 classes, and the images have 3",
+            "the head has 12 classes, but the images have 3",
             "start.head = \"new\"",
         ],
     );
@@ -379,7 +379,7 @@ fn a_convnext_trains_and_resumes_to_the_same_bits() {
         &recipe(folder.path(), "masked", &[(vit, convnext)]),
         &folder.path().join("masked"),
         &[
-            "a ConvNeXt has none",
+            "masking is invalid for a ConvNeXt",
             "image_size = 16 is too small, the last stage needs at least 32 pixels",
             "hint: use 32",
         ],

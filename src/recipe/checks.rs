@@ -88,7 +88,7 @@ pub(super) fn check_heads(table: &Table, stages: &[Stage]) {
         && first.head != Head::Keep
     {
         let message = format!("head has no effect in the first stage, `{}`", first.name);
-        let hint = "use start.head for the head of the start weights";
+        let hint = "set the head of the start weights in the table `start`";
         table.problem_with_hint("stage", message, hint);
     }
 }
