@@ -1,7 +1,7 @@
 //! Loss functions, which training minimizes and attacks maximize.
 //!
-//! Losses are per image. Attacks sum them, since an image's perturbation must not depend on the batch size; updates take the
-//! mean.
+//! Losses are per image. Attacks sum them, since an image's perturbation must not depend on the batch size; updates
+//! take the mean.
 
 use burn::tensor::Tensor;
 
@@ -9,8 +9,8 @@ use crate::ops::Device;
 pub use crate::ops::{contrastive, count_correct, cross_entropy, predictions, unit_length};
 use crate::settings::{Table, settings, words};
 
-/// Largest scale of the similarities: the inverse of the lowest temperature. As in CLIP, the parameter is clamped after each
-/// update, so that gradients at the bound can still move it away.
+/// Largest scale of the similarities: the inverse of the lowest temperature. As in CLIP, the parameter is clamped after
+/// each update, so that gradients at the bound can still move it away.
 pub const LARGEST_SCALE: f64 = 100.0;
 
 settings! {

@@ -14,12 +14,13 @@ settings! {
     pub struct OptimizerConfig(table) {
         /// Type of optimizer.
         pub kind: OptimizerKind { example: "\"adamw\"" },
-        /// Decoupled weight decay, applied to matrices but not to biases, norms, position embeddings or the class token.
+        /// Decoupled weight decay, applied to matrices but not to biases, norms, position embeddings or the class
+        /// token.
         pub weight_decay: f64 { limits: at_least(0.0), example: "0.05" },
         /// Decay rates of Adam's first and second moments.
         pub betas: [f64; 2] { limits: at_least(0.0).below(1.0), example: "[0.9, 0.95]" },
-        /// Gradient clipping: maximum L2 norm of the gradient over all weights. A larger gradient is scaled down to it. If
-        /// omitted, gradients are not clipped.
+        /// Gradient clipping: maximum L2 norm of the gradient over all weights. A larger gradient is scaled down to it.
+        /// If omitted, gradients are not clipped.
         pub clip_norm: Option<f64> { limits: above(0.0), example: "1.0" },
     }
 }
@@ -42,8 +43,8 @@ settings! {
 }
 
 impl AverageConfig {
-    /// Returns the decay at update `number` of the run, counted from 1. It starts low so that the random initial weights are
-    /// forgotten quickly (the EMA warmup of TensorFlow and timm).
+    /// Returns the decay at update `number` of the run, counted from 1. It starts low so that the random initial
+    /// weights are forgotten quickly (the EMA warmup of TensorFlow and timm).
     fn at(&self, number: u64) -> f64 {
         self.decay.min((1 + number) as f64 / (10 + number) as f64)
     }

@@ -38,8 +38,8 @@ fn check_end(table: &Table, decay: Option<Decay>, end: Option<f64>) {
 impl Schedule {
     /// Returns the learning rate of an update in a stage of `total` samples.
     ///
-    /// `samples` is the number of samples seen after the update: it includes the update's own, so that the first update is
-    /// not wasted on a learning rate of 0.
+    /// `samples` is the number of samples seen after the update: it includes the update's own, so that the first update
+    /// is not wasted on a learning rate of 0.
     pub fn at(&self, samples: u64, total: u64) -> f64 {
         if samples < self.warmup_samples {
             return self.peak * samples as f64 / self.warmup_samples as f64;

@@ -43,7 +43,10 @@ fn refuses_recipe(overrides: &[&str], parts: &[&str]) {
 fn a_missing_recipe_is_named() {
     refuses(
         &["train", "no/recipe.toml"],
-        &["cannot read `no/recipe.toml`", "hint: give the path"],
+        &[
+            "cannot read `no/recipe.toml`",
+            "hint: pass the path of a recipe",
+        ],
     );
 }
 

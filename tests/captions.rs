@@ -450,7 +450,7 @@ fn what_does_not_go_together_is_told_before_training() {
                 "\"a {}\"] }\noptimizer = { kind = \"adamw\", weight_decay = 0.05, betas = [0.9, 0.95], clip_norm",
                 "\"a thing\"] }\noptimizer = { kind = \"adamw\", weight_decay = 0.05, betas = [0.9, 0.95], clip_norm",
             )],
-            "the template `a thing` has no {} for the class",
+            "the template `a thing` has no placeholder {} for the class",
         ),
         (
             vec![(
@@ -476,7 +476,7 @@ fn what_does_not_go_together_is_told_before_training() {
         ),
         (
             vec![("from = \"clip\"", &named)],
-            "has 2 names, and there are 12 classes",
+            "has 2 names, but there are 12 classes",
         ),
         (
             vec![("from = \"clip\"", "model = \"nowhere\"")],

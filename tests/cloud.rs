@@ -409,7 +409,7 @@ fn shards_are_read_through_once_and_then_one_request_brings_a_sample() {
     );
     let notice = first.notices().join("\n");
     assert!(
-        notice.contains("5 shards were read through once"),
+        notice.contains("5 shards were read once to index them"),
         "{notice}"
     );
     assert!(notice.contains(&cache().display().to_string()), "{notice}");
@@ -462,7 +462,7 @@ fn an_index_beside_a_shard_in_the_store_is_used_if_it_is_of_that_shard() {
     assert_eq!(dataset.len(), 110);
     let notice = dataset.notices().join("\n");
     assert!(
-        notice.contains("1 saved indexes are of other files"),
+        notice.contains("1 saved indexes do not match their shards"),
         "{notice}"
     );
 
@@ -602,7 +602,7 @@ fn a_shard_that_changed_ends_the_run() {
     server.asked();
     let dataset = open(&server.pattern(5)).unwrap();
     assert!(
-        dataset.notices()[0].contains("1 shards were read through once"),
+        dataset.notices()[0].contains("1 shards were read once to index them"),
         "{:?}",
         dataset.notices()
     );

@@ -175,10 +175,10 @@ fn a_part_of_the_models_classes_is_matched_by_name() {
     let unnamed = constant(folder.path(), 3, 1, &[]);
     let (code, _, text) = evaluate(&unnamed, data, &[]);
     assert!(
-        code == 2 && text.contains("which are which is unknown"),
+        code == 2 && text.contains("without names, so they cannot be matched"),
         "{text}"
     );
-    assert!(text.contains("hint: --classes FILE"), "{text}");
+    assert!(text.contains("hint: use --classes FILE"), "{text}");
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn training_on_the_test_images_has_to_be_asked_for() {
     assert_eq!(code, 2, "{text}");
     assert!(text.contains("are part of the training images"), "{text}");
     assert!(
-        text.contains("hint: name other images as data.test"),
+        text.contains("hint: set data.test to other images"),
         "{text}"
     );
     let (code, text) = train(&["--set", "data.test_on_train=true"]);

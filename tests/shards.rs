@@ -640,7 +640,7 @@ fn an_empty_shard_is_damage_and_nothing_but_empty_shards_is_refused() {
     let error = Dataset::open(&spec, Split::Train, 0)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("holds no samples"), "{error}");
+    assert!(error.contains("contains no samples"), "{error}");
     write(folder.path(), "b.tar", &packed(&[sample("x", 1)]));
     let dataset = open(&folder.path().join("*.tar"));
     let checked = check::check(&dataset, 1, &Comm::single(), |_| Ok(()), |_| {}).unwrap();
@@ -1120,7 +1120,7 @@ fn an_interrupted_pack_continues_and_other_data_are_not_overwritten() {
     refuses(
         &arguments,
         &[
-            "is there and is not of this pack",
+            "exists but does not belong to this pack",
             "another folder with --out",
         ],
     );
@@ -1186,9 +1186,9 @@ fn broken_samples_stop_a_pack_unless_they_are_left_out() {
     refuses(
         &arguments,
         &[
-            "a broken sample",
+            "broken sample",
             "001",
-            "hint: leave broken samples out with --skip-broken",
+            "hint: use --skip-broken to leave out broken samples",
         ],
     );
     let (code, text) = advxl(&[&arguments[..], &["--skip-broken"]].concat());
@@ -1308,7 +1308,7 @@ fn refuses(arguments: &[&str], parts: &[&str]) {
 fn what_users_get_wrong_is_explained() {
     refuses(
         &["data", "check", "shards:"],
-        &["not followed by a pattern", "hint: use the path"],
+        &["must be followed by a pattern", "hint: use the path"],
     );
     refuses(
         &["data", "check", "shards:no/{000..002}.tar"],
@@ -1547,7 +1547,7 @@ fn what_is_no_tar_is_called_by_its_name() {
     for (bytes, parts) in cases {
         let path = write(folder.path(), "x.tar", bytes);
         let text = error(path.to_str().unwrap());
-        assert!(text.contains("holds no samples: `"), "{text}");
+        assert!(text.contains("contains no samples: `"), "{text}");
         for part in parts {
             assert!(text.contains(part), "`{part}` is not in: {text}");
         }
@@ -1564,7 +1564,7 @@ fn what_is_no_tar_is_called_by_its_name() {
     );
     let text = error(path.to_str().unwrap());
     assert!(
-        text.contains("holds no samples\n") && text.contains("such as `000.jpg`"),
+        text.contains("contains no samples\n") && text.contains("such as `000.jpg`"),
         "{text}"
     );
     // One among others is damage.
@@ -1965,7 +1965,7 @@ augmentation = {{ flip = false }}
     let (code, text) = train([&["0", "1"], &["1", "2"]]);
     assert_eq!(code, 2, "{text}");
     for part in [
-        "2 samples have the key `1`",
+        "2 samples have the same key `1`",
         "a.tar: 1`",
         "b.tar: 1`",
         "share one embedding",

@@ -1,5 +1,5 @@
-//! Checks a whole data set: reads every sample and counts damage and oddities by kind. The ranks divide the samples among
-//! themselves.
+//! Checks a whole data set: reads every sample and counts damage and oddities by kind. The ranks divide the samples
+//! among themselves.
 //!
 //! Not for training, where [`crate::data::loader`] encounters broken samples one by one.
 
@@ -40,8 +40,8 @@ const CHUNK: usize = 16;
 /// Odd and broken samples, in the order of the samples.
 type Outcome = (Vec<(usize, Reason)>, Vec<Broken>);
 
-/// Reads every sample. On rank 0, `broken` is called with each sample that cannot be used, in order, and `progress` with
-/// the number of samples read so far.
+/// Reads every sample. On rank 0, `broken` is called with each sample that cannot be used, in order, and `progress`
+/// with the number of samples read so far.
 ///
 /// Errors: those of `broken`, of shards that cannot be read at all, and of stores.
 pub fn check(

@@ -1,9 +1,9 @@
 //! Matching the labels of a data set with the classes of a model.
 //!
-//! A data set and a model both number their classes from 0, each in its own order, and a data set may have only some of the
-//! model's classes (ImageNet-A and -R have 200 of 1,000). If both have class names, classes are matched by name; if one
-//! side only has numbers, by number. An ambiguous match is refused, since a wrong match gives an accuracy that looks
-//! like any other.
+//! A data set and a model both number their classes from 0, each in its own order, and a data set may have only some of
+//! the model's classes (ImageNet-A and -R have 200 of 1,000). If both have class names, classes are matched by name; if
+//! one side only has numbers, by number. An ambiguous match is refused, since a wrong match gives an accuracy that
+//! looks like any other.
 
 use crate::error::{Error, Result};
 use crate::units::grouped;
@@ -64,8 +64,8 @@ impl ClassMap {
 
 /// Matches the classes of a data set with those of a model.
 ///
-/// Errors: a class that the model does not have or that is ambiguous; more classes than the model has; named classes that
-/// are fewer than those of a model without names, unless they are ImageNet-1K's ids.
+/// Errors: a class that the model does not have or that is ambiguous; more classes than the model has; named classes
+/// that are fewer than those of a model without names, unless they are ImageNet-1K's ids.
 pub fn match_classes(model: ModelClasses, data: &[String], spec: &str) -> Result<ClassMap> {
     let (named, data_named) = (!is_numbered(model.names), !is_numbered(data));
     if !data_named && data.len() > model.count {
@@ -94,7 +94,8 @@ pub fn match_classes(model: ModelClasses, data: &[String], spec: &str) -> Result
             ..model
         };
         let map = by_name(model, data, spec)?;
-        let notice = "the model has no names for its 1,000 classes; they are assumed to be ImageNet-1K's in the usual order";
+        let notice = "the model has no names for its 1,000 classes; they are assumed to be ImageNet-1K's in the usual \
+                      order";
         return Ok(map.noticed(notice.to_owned()));
     }
     if data.len() > model.count {
@@ -149,8 +150,8 @@ const SHOWN: usize = 3;
 pub const FOLDERS_HINT: &str = "rename the class folders, or use images of the same classes";
 
 /// Hint for commands that have the flag `--classes`.
-pub const CLASSES_HINT: &str = "use --classes FILE to list the model's classes by their names in the data set, one per line, \
-                                in the model's order";
+pub const CLASSES_HINT: &str = "use --classes FILE to list the model's classes by their names in the data set, one per \
+                                line, in the model's order";
 
 fn too_many(model: ModelClasses, data: &[String], spec: &str) -> Error {
     Error::input(format!(
@@ -271,7 +272,8 @@ fn nearest<'a>(name: &str, names: &'a [String]) -> Option<&'a String> {
     })
 }
 
-/// Returns whether names are only the class numbers, with or without `LABEL_`, as in data sets and models without names.
+/// Returns whether names are only the class numbers, with or without `LABEL_`, as in data sets and models without
+/// names.
 fn is_numbered(names: &[String]) -> bool {
     let is_number = |(place, name): (usize, &String)| {
         let digits = name.strip_prefix("LABEL_").unwrap_or(name);

@@ -128,11 +128,14 @@ impl Dataset {
     pub fn require_classes(&self) -> Result<()> {
         match self.classes() {
             [] => Err(
-                Error::input(format!("the images of `{}` have no labels", self.spec))
-                    .hint(match &self.source {
-                        Source::Shards(_) => "every sample needs a member such as `000.cls` with the number of its class",
+                Error::input(format!("the images of `{}` have no labels", self.spec)).hint(
+                    match &self.source {
+                        Source::Shards(_) => {
+                            "every sample needs a member such as `000.cls` with its class number"
+                        }
                         _ => "add `labels` i64 [n] to the file",
-                    }),
+                    },
+                ),
             ),
             _ => Ok(()),
         }
@@ -212,8 +215,8 @@ impl Dataset {
         Ok(Sample { picture, caption })
     }
 
-    /// Returns one of the first images that was resized by packing, if there is one. Only PNM images in shards are read,
-    /// the format of packed shards.
+    /// Returns one of the first images that was resized by packing, if there is one. Only PNM images
+    /// in shards, the format of packed shards, are read.
     pub fn packed_example(&self) -> Option<Picture> {
         let shards = self.shards()?;
         let first = (0..self.len().min(FIRST)).filter(|index| shards.is_pnm(*index));
@@ -356,8 +359,8 @@ impl Dataset {
         }
     }
 
-    /// Returns the id of an image within the data set: its path, its shard and key, or its number. It does not depend on
-    /// where the data set is stored.
+    /// Returns the id of an image within the data set: its path, its shard and key, or its number. It does not depend
+    /// on where the data set is stored.
     ///
     /// Errors: a shard's index that can no longer be read.
     pub fn id_of(&self, index: usize) -> Result<String> {
@@ -393,9 +396,9 @@ impl Dataset {
 
     /// Returns a hash that identifies the data set.
     ///
-    /// It covers the kind of source and the classes. For shards, it also covers their names and sample counts; for other
-    /// sources the number of images and their labels, with the names of files in class folders and the seed, split and
-    /// size of synthetic images. No image is read, so changed pixels under the same names are not detected.
+    /// It covers the kind of source and the classes. For shards, it also covers their names and sample counts; for
+    /// other sources the number of images and their labels, with the names of files in class folders and the seed,
+    /// split and size of synthetic images. No image is read, so changed pixels under the same names are not detected.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let mut text = |part: &str| {

@@ -1,12 +1,12 @@
 //! Packed shards: training images decoded and resized once, so that an epoch reads pixels instead of decoding JPEGs.
 //!
 //! Packed shards are ordinary shards: tar files with a binary PPM (`KEY.ppm`), a caption (`KEY.txt`) and a label
-//! (`KEY.cls`) for each sample, which WebDataset and Pillow can also read. Each source shard becomes one packed shard with
-//! the same keys in the same order, so training visits the samples in the same order. Images of other sources are shuffled
-//! into shards.
-//! A resized PPM is marked with a comment. [`Picture::is_packed`] reads it, so that training can refuse sizes above that
-//! of the pack and evaluations can refuse packed images altogether. The first header of each tar records the data set and
-//! the size, so that an interrupted pack can continue.
+//! (`KEY.cls`) for each sample, which WebDataset and Pillow can also read. Each source shard becomes one packed shard
+//! with the same keys in the same order, so training visits the samples in the same order. Images of other sources are
+//! shuffled into shards.
+//! A resized PPM is marked with a comment. [`Picture::is_packed`] reads it, so that training can refuse sizes above
+//! that of the pack and evaluations can refuse packed images altogether. The first header of each tar records the data
+//! set and the size, so that an interrupted pack can continue.
 //!
 //! Not for evaluations, which need the exact bits of their preprocessing ([`crate::data::sources::tensors`]).
 

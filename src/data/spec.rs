@@ -51,7 +51,8 @@ pub enum Spec {
 }
 
 pub(crate) const SPEC_HINT: &str = "use the path of a folder of class folders or CIFAR binaries, `folder:PATH`, \
-                         `tensors:FILE.safetensors`, `shards:data/{00000..00099}.tar`, or `synthetic:N` such as `synthetic:10000`";
+                         `tensors:FILE.safetensors`, `shards:data/{00000..00099}.tar`, or `synthetic:N` such as \
+                         `synthetic:10000`";
 
 impl FromStr for Spec {
     type Err = Error;

@@ -1,8 +1,8 @@
 //! Choosing the images of a data set for an evaluation.
 //!
-//! These are all images, a sample of a given size, or the images of a list. The first N images would not be a fair sample,
-//! since data sets are sorted by class. A sample is stratified by class and is the same for every model, machine and batch
-//! size; a smaller sample is part of a larger one.
+//! These are all images, a sample of a given size, or the images of a list. The first N images would not be a fair
+//! sample, since data sets are sorted by class. A sample is stratified by class and is the same for every model,
+//! machine and batch size; a smaller sample is part of a larger one.
 //! Not for the order of training, which is in [`crate::data::loader::order`].
 
 use std::collections::HashMap;
@@ -292,8 +292,8 @@ fn listed(dataset: &Dataset, path: &Path) -> Result<Vec<usize>> {
     }
 }
 
-const LIST_HINT: &str = "list one image per line: its path in a folder, such as `n01440764/ILSVRC2012_val_00000293.JPEG`, \
-                         its key in shards, or its number (from 0) elsewhere";
+const LIST_HINT: &str = "list one image per line: its path in a folder, such as \
+                         `n01440764/ILSVRC2012_val_00000293.JPEG`, its key in shards, or its number (from 0) elsewhere";
 
 fn last_part(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)

@@ -6,8 +6,8 @@ settings! {
     /// How the batches of a run are split over processes.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Parallel(table) {
-        /// Number of equal parts (shards) that each batch is split into; a power of two with reduce = `exact`. Any number of
-        /// processes that divides it can run the recipe. MixUp and CutMix mix images within a shard only.
+        /// Number of equal parts (shards) that each batch is split into; a power of two with reduce = `exact`. Any
+        /// number of processes that divides it can run the recipe. MixUp and CutMix mix images within a shard only.
         pub shards: u64 { limits: within(1.0, 65536.0), example: "8" },
         /// Order in which gradients are summed.
         pub reduce: Reduce { example: "\"exact\"" },

@@ -1,4 +1,4 @@
-//! What differs between objectives: the losses of one batch.
+//! The interface of an objective: the losses of one batch.
 
 use std::iter::{self, Chain, Once};
 use std::ops::Range;
@@ -8,17 +8,17 @@ use burn::tensor::{Gradients, Tensor};
 
 use crate::distributed::Comm;
 
-/// The same thing at the adversarial images and, for objectives that use them, at the clean images.
+/// A value for the adversarial images and, for objectives that use them, for the clean images.
 #[derive(Clone, Debug)]
 pub struct Views<T> {
-    /// At the adversarial images.
+    /// For the adversarial images.
     pub adversarial: T,
-    /// At the clean images; none unless [`BatchLoss::uses_clean_images`].
+    /// For the clean images; `None` unless [`BatchLoss::uses_clean_images`].
     pub clean: Option<T>,
 }
 
 impl<T> Views<T> {
-    /// Of the adversarial images alone.
+    /// Creates a view of the adversarial images only.
     pub fn adversarial(adversarial: T) -> Self {
         let clean = None;
         Self { adversarial, clean }
@@ -32,7 +32,7 @@ impl<T> Views<T> {
         }
     }
 
-    /// References to each view.
+    /// Returns references to each view.
     pub fn as_ref(&self) -> Views<&T> {
         Views {
             adversarial: &self.adversarial,
@@ -41,7 +41,7 @@ impl<T> Views<T> {
     }
 }
 
-/// The views, adversarial first.
+/// Iterates over the views, adversarial first.
 impl<T> IntoIterator for Views<T> {
     type Item = T;
     type IntoIter = Chain<Once<T>, option::IntoIter<T>>;
@@ -53,41 +53,42 @@ impl<T> IntoIterator for Views<T> {
 
 /// The loss of one batch as a function of the model's outputs.
 ///
-/// Implementations hold what the outputs are compared with: labels, caption embeddings, outputs of a frozen reference.
+/// Implementations contain the targets: labels, caption embeddings, or the outputs of a frozen reference model.
 pub trait BatchLoss {
-    /// The loss of each image, which training minimizes.
+    /// Returns the loss of each image, which training minimizes.
     ///
     /// Shapes: outputs `[rows, outputs]`; the result `[rows]`.
     fn losses(&self, outputs: Views<Tensor<2>>) -> Tensor<1>;
 
-    /// The loss of each image, which the attack maximizes; the same unless an objective says otherwise.
+    /// Returns the loss of each image, which the attack maximizes. Defaults to [`Self::losses`].
     ///
-    /// Shapes: as [`Self::losses`].
+    /// Shapes: same as [`Self::losses`].
     fn attack_losses(&self, outputs: Tensor<2>) -> Tensor<1> {
         self.losses(Views::adversarial(outputs))
     }
 
-    /// Whether [`Self::losses`] also needs the outputs at the clean images, which costs another pass.
+    /// Returns whether [`Self::losses`] also needs the outputs on the clean images, which costs another pass.
     fn uses_clean_images(&self) -> bool {
         false
     }
 
-    /// The same loss for some of the rows; `None` if the loss of an image depends on the other images of the batch, those of
-    /// other ranks included. The outputs of all are gathered then.
+    /// Returns the loss for some of the rows, or `None` if the loss of an image depends on the other images of the
+    /// batch, including those of other ranks. In that case, the outputs of all images are gathered.
     fn of_rows(&self, rows: Range<usize>) -> Option<Box<dyn BatchLoss>>;
 
-    /// Images that count as correct.
+    /// Counts the correctly classified images.
     ///
-    /// Shapes: `outputs` `[rows, outputs]` at the adversarial images.
+    /// Shapes: `outputs` `[rows, outputs]` on the adversarial images.
     fn count_correct(&self, outputs: Tensor<2>) -> u64;
 
-    /// The same loss with its own parameters recorded for their gradients, if it has any.
+    /// Returns the loss with its own parameters tracked by autodiff, if it has any.
     fn tracked(&self) -> Option<Box<dyn BatchLoss>> {
         None
     }
 
-    /// The gradients of its own parameters, in the order of [`crate::objective::parameters::ExtraParameters`], from those of a
-    /// [tracked](Self::tracked) loss. The ranks' gradients are summed.
+    /// Returns the gradients of the loss's own parameters, in the order of
+    /// [`ExtraParameters`](crate::objective::parameters::ExtraParameters), from the gradients of a
+    /// [tracked](Self::tracked) loss. They are summed over the ranks afterwards.
     fn parameter_gradients(&self, _gradients: &mut Gradients, _comm: &Comm) -> Vec<Tensor<1>> {
         Vec::new()
     }

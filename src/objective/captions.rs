@@ -27,41 +27,42 @@ use crate::text::{
 use crate::weights::EmbeddingFile;
 use crate::weights::embeddings::plain_key;
 
-/// Captions that are embedded at a time.
+/// Number of captions embedded at a time.
 const CHUNK: usize = 256;
-/// Captions that a new vocabulary is made of, from the first.
+/// Number of captions, from the first, that a new vocabulary is built from.
 const VOCABULARY_CAPTIONS: usize = 10_000;
 
-/// The folder of a run, as the text side of its stages uses it.
+/// The run folder, as used by the text side of stages.
 pub struct RunPaths<'a> {
     /// The folder.
     pub folder: &'a Path,
-    /// Whether this rank writes there; the others find what it wrote.
+    /// Whether this rank writes to the folder; the other ranks read what it wrote.
     pub writes: bool,
-    /// Whether training has begun there.
+    /// Whether training has started in the folder.
     pub has_begun: bool,
 }
 
-/// The text side of a stage that is trained on captions.
+/// The text side of a stage that trains on captions.
 pub struct Captions {
     source: Source,
     file: Option<EmbeddingFile>,
-    /// Dimensions of an embedding.
+    /// Dimension of an embedding.
     pub width: usize,
-    /// The test images' classes in words.
+    /// Class names of the test images, with prompt templates.
     zero_shot: ZeroShot,
     device: Device,
 }
 
 enum Source {
-    /// Embeddings of captions alone.
+    /// No text model: only precomputed caption embeddings.
     Nothing,
-    /// A model that stands still; of an earlier stage it is read when it is needed, and then is there.
+    /// A frozen model. The model of an earlier stage is loaded when it is first needed, since the stage must save it
+    /// first.
     Model {
         folder: PathBuf,
         read: OnceCell<Box<TextModel>>,
     },
-    /// A model that learns: its tower is part of the run's state.
+    /// A trainable model, whose tower is part of the run's state.
     New {
         tokenizer: Tokenizer,
         config: TextConfig,
@@ -69,10 +70,9 @@ enum Source {
 }
 
 impl Captions {
-    /// Opens what a stage's table `text` names.
+    /// Opens the models and files in a stage's table `text`.
     ///
-    /// Errors: text models or embeddings that cannot be read or do not belong together, class names that are not one
-    /// for each class.
+    /// Errors: text models or embeddings that cannot be read or do not match, or a wrong number of class names.
     pub fn open(
         recipe: &Recipe,
         text: &Text,
@@ -129,11 +129,10 @@ impl Captions {
             let path = format!("`{}`", path.display());
             if names != classes {
                 let message = format!(
-                    "text.classes {path} has {names} names, and there are {classes} classes"
+                    "text.classes {path} has {names} names, but there are {classes} classes"
                 );
-                return Err(
-                    Error::input(message).hint("give one name for each class, in their order")
-                );
+                return Err(Error::input(message)
+                    .hint("list one name per class, in the order of the classes"));
             }
             let map = match_prompts(&named, &path, test.classes(), "the test images")?;
             let labels = 0..classes as u32;
@@ -150,7 +149,7 @@ impl Captions {
         })
     }
 
-    /// What the stage trains besides the model, at its beginning: a new text tower has random weights.
+    /// Returns the stage's initial additional parameters. A new text tower has random weights.
     pub fn parameters(&self, seed: u64) -> ExtraParameters {
         let tower = match &self.source {
             Source::New { config, .. } => {
@@ -162,7 +161,8 @@ impl Captions {
         ExtraParameters::contrastive(tower, &self.device)
     }
 
-    /// The contrastive loss of a batch: that of all ranks. `batch` is this rank's part, in shards that are embedded one by one.
+    /// Returns the contrastive loss of a batch over all ranks. `batch` is this rank's part, whose shards are embedded
+    /// one by one.
     ///
     /// Errors: captions without an embedding.
     pub fn loss(
@@ -196,11 +196,14 @@ impl Captions {
         };
         let texts = gather_rows(comm, join(texts));
         let scale = parameters.log_scale.as_ref();
-        let scale = scale.expect("contrastive stages have one").value.clone();
+        let scale = scale
+            .expect("contrastive stages have a scale")
+            .value
+            .clone();
         Ok(ContrastiveLoss::new(texts, scale, passes))
     }
 
-    /// How many classes have names that the text model can embed.
+    /// Returns the number of classes whose names the text model can embed.
     pub fn class_count(&self) -> usize {
         match self.source {
             Source::Nothing => 0,
@@ -208,17 +211,17 @@ impl Captions {
         }
     }
 
-    /// Whether images can be classified by the names of their classes.
+    /// Returns whether images can be classified zero-shot, by class names.
     pub fn classifies(&self) -> bool {
         self.class_count() > 0
     }
 
-    /// Whether batches need their captions, or embeddings are read in their place.
+    /// Returns whether batches need captions, rather than precomputed embeddings.
     pub fn needs_captions(&self) -> bool {
         self.file.is_none()
     }
 
-    /// The embeddings of some of a batch's captions by what stands still, of length 1.
+    /// Returns the embeddings of some of a batch's captions from a frozen source, normalized to length 1.
     ///
     /// Shapes: `[rows, width]`.
     fn embeddings(
@@ -247,9 +250,9 @@ impl Captions {
         Ok(unit_length(from_vec(values, shape, &self.device)))
     }
 
-    /// A head that classifies by text: the mean embedding of each class's sentences, of length 1.
+    /// Returns a zero-shot head: the mean embedding of each class's prompts, normalized to length 1.
     ///
-    /// `tower` is the one that learns, if one does. None where there is no text model or no class.
+    /// `tower` is the trainable text tower, if there is one. `None` if there is no text model or no class.
     ///
     /// Shapes: `[classes, width]`.
     /// Source: Radford et al. 2021, section 3.1.4.
@@ -263,10 +266,10 @@ impl Captions {
         Ok(Some(head))
     }
 
-    /// The head of class names at the end of a stage, from the text model that the run has saved if it is one that learned.
+    /// Returns the zero-shot head at the end of a stage. A trained text model is loaded from the run folder.
     ///
     /// Shapes: `[classes, width]`.
-    /// Errors: there is no text model, or no class.
+    /// Errors: there is no text model or no class.
     pub fn final_head(&self, stage: &str, run: &Path) -> Result<Tensor<2>> {
         let saved = match self.source {
             Source::New { .. } => Some(TextModel::load(&folder_of(run, stage), &self.device)?),
@@ -274,18 +277,18 @@ impl Captions {
         };
         let head = self.class_head(saved.as_ref().map(|model| &model.tower))?;
         head.ok_or_else(|| {
-            let message = format!("stage `{stage}` has no names of classes to compare images with");
-            Error::input(message).hint("give text.classes, or test images that have classes")
+            let message = format!("stage `{stage}` has no class names to classify images by");
+            Error::input(message).hint("set text.classes, or use test images that have classes")
         })
     }
 
-    /// Embeddings of length 1.
+    /// Embeds captions, normalized to length 1.
     fn embed(&self, captions: &[String], tower: Option<&TextTower>) -> Result<Tensor<2>> {
         let (tower, tokenizer) = match (&self.source, tower) {
             (Source::New { tokenizer, .. }, Some(tower)) => (tower, tokenizer),
             (Source::Model { folder, read }, _) => {
                 if read.get().is_none() {
-                    // Nobody else sets it: a run is one thread's.
+                    // No race: a run is single-threaded.
                     let _ = read.set(Box::new(TextModel::load(folder, &self.device)?));
                 }
                 let model = read.get().expect("just set");
@@ -304,7 +307,7 @@ impl Captions {
         Ok(join(parts.collect::<Result<_>>()?))
     }
 
-    /// Writes the text model of a stage that ends, if it learned, to where later stages look for it.
+    /// Saves the text model of a stage that ends, if it was trained, to the folder where later stages look for it.
     pub fn save(&self, tower: Option<TextTower>, stage: &str, run: &Path) -> Result<()> {
         let (Source::New { tokenizer, .. }, Some(tower)) = (&self.source, tower) else {
             return Ok(());
@@ -326,7 +329,7 @@ fn new_text_of(recipe: &Recipe, name: &str) -> NewText {
 fn check_file(file: &EmbeddingFile, width: usize, dataset: &Dataset) -> Result<()> {
     if file.width() != width {
         let message = format!(
-            "the embeddings have {} dimensions, and the text model {width}",
+            "the embeddings have {} dimensions, but the text model has {width}",
             file.width()
         );
         return Err(Error::input(message).hint("embed the captions with this text model"));
@@ -334,12 +337,12 @@ fn check_file(file: &EmbeddingFile, width: usize, dataset: &Dataset) -> Result<(
     let by_key = file.has_keys() && dataset.key_of(0)?.is_some();
     if !by_key && file.len() != dataset.len() {
         let message = format!(
-            "there are {} embeddings without keys for {} samples",
+            "expected one embedding per sample, got {} embeddings without keys for {} samples",
             file.len(),
             dataset.len()
         );
         return Err(Error::input(message)
-            .hint("embed one caption for each sample, in their order, or give keys"));
+            .hint("embed one caption per sample, in the order of the samples, or use keys"));
     }
     match dataset.shards() {
         Some(shards) if by_key => check_keys(file, shards),
@@ -347,7 +350,7 @@ fn check_file(file: &EmbeddingFile, width: usize, dataset: &Dataset) -> Result<(
     }
 }
 
-/// Holds that every sound sample has an embedding of its own. Takes some seconds for a million.
+/// Checks that every intact sample has its own embedding. Takes a few seconds for a million samples.
 fn check_keys(file: &EmbeddingFile, shards: &Shards) -> Result<()> {
     let used: Vec<AtomicU64> = (0..file.len().div_ceil(64))
         .map(|_| AtomicU64::new(0))
@@ -380,20 +383,21 @@ fn check_keys(file: &EmbeddingFile, shards: &Shards) -> Result<()> {
         .take(2)
         .map(|sample| format!("`{}`", shards.name_of(*sample)));
     let message = format!(
-        "{} samples have the key `{twice}`, and would share one embedding: {}",
+        "{} samples have the same key `{twice}` and would share one embedding: {}",
         same.len(),
         names.collect::<Vec<_>>().join(", ")
     );
     Err(Error::input(message).hint(
-        "give samples of different shards different keys, or embed captions in the order of the samples, without keys",
+        "use unique keys across shards, or embed captions in the order of the samples, without keys",
     ))
 }
 
-/// Tokenizer and sizes of a new text model; the vocabulary is written once and read from then on.
+/// Returns tokenizer and sizes of a new text model. The vocabulary is built once, and read from the run folder
+/// afterwards.
 fn new_model(new: &NewText, train: &Dataset, run: &RunPaths) -> Result<(Tokenizer, TextConfig)> {
     let folder = run.folder.join("vocabulary");
     let path = folder.join("vocab.txt");
-    // In the folder of a run that never began it may be made of other captions.
+    // If the run never started, an existing vocabulary may come from other captions.
     if run.writes && (!path.is_file() || !run.has_begun) {
         files::make_folder(&folder)?;
         let words = vocabulary(train)?;
@@ -422,7 +426,7 @@ fn new_model(new: &NewText, train: &Dataset, run: &RunPaths) -> Result<(Tokenize
     Ok((tokenizer, config.checked()?))
 }
 
-/// WordPiece's special tokens, all characters, and the words of the first captions.
+/// Builds a vocabulary: WordPiece's special tokens, and all characters and words of the first captions.
 fn vocabulary(dataset: &Dataset) -> Result<Vec<String>> {
     let mut words = BTreeSet::new();
     let count = dataset.len().min(VOCABULARY_CAPTIONS);
@@ -433,7 +437,7 @@ fn vocabulary(dataset: &Dataset) -> Result<Vec<String>> {
         });
         let caption = match dataset.caption(index) {
             Err(fault) if fault.outage => return Err(fault.error),
-            // Damaged samples are for the loader to tell.
+            // The loader reports damaged samples.
             caption => caption.ok().flatten().unwrap_or_default(),
         };
         let lower = caption.to_lowercase();
@@ -441,7 +445,7 @@ fn vocabulary(dataset: &Dataset) -> Result<Vec<String>> {
         words.extend(split.filter(|word| !word.is_empty()).map(str::to_owned));
     }
     if words.is_empty() {
-        let message = "the training images have no captions to make a vocabulary of";
+        let message = "the training images have no captions to build a vocabulary from";
         return Err(
             Error::input(message).hint("use images with captions, such as `shards:data/*.tar`")
         );

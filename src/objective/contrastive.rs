@@ -1,4 +1,4 @@
-//! The contrastive objective: image embeddings near those of their captions, far from those of the others (the paper's
+//! The contrastive objective, which aligns image embeddings with the embeddings of their captions (the paper's
 //! equations 2 and 3).
 
 use std::ops::Range;
@@ -16,16 +16,18 @@ use crate::text::TextTower;
 /// The symmetric contrastive loss of a batch over all ranks.
 #[derive(Clone)]
 pub struct ContrastiveLoss {
-    /// Caption embeddings of all ranks, of length 1: `[batch, dimensions]`.
+    /// Caption embeddings of all ranks, normalized to length 1: `[batch, dimensions]`.
     texts: Tensor<2>,
-    /// Logarithm of the similarities' scale: `[1]`.
+    /// Logarithm of the scale of the similarities: `[1]`.
     log_scale: Tensor<1>,
     /// The text tower's passes, if the tower is trained.
     tower: Option<TowerPasses>,
 }
 
 impl ContrastiveLoss {
-    /// Shapes: `texts` `[batch, dimensions]`, of all ranks, of length 1; `log_scale` `[1]`.
+    /// Creates the loss.
+    ///
+    /// Shapes: `texts` `[batch, dimensions]`, of all ranks and with rows of length 1; `log_scale` `[1]`.
     pub fn new(texts: Tensor<2>, log_scale: Tensor<1>, tower: Option<TowerPasses>) -> Self {
         Self {
             texts,
@@ -48,7 +50,7 @@ impl BatchLoss for ContrastiveLoss {
         None
     }
 
-    /// Images that find their own caption among those of the batch.
+    /// Counts the images whose own caption is the most similar in the batch.
     fn count_correct(&self, outputs: Tensor<2>) -> u64 {
         let own: Vec<u32> = (0..outputs.dims()[0] as u32).collect();
         count_correct(similarities(outputs, self.texts.clone()), &own)
@@ -63,8 +65,8 @@ impl BatchLoss for ContrastiveLoss {
         Some(Box::new(tracked))
     }
 
-    /// All ranks compute the same loss: the scale's gradient counts once, and each rank's tower passes get the gradient of
-    /// their own texts.
+    /// All ranks compute the same loss, so only rank 0 contributes the scale's gradient, and each rank's text tower
+    /// gets the gradient of its own captions.
     fn parameter_gradients(&self, gradients: &mut Gradients, comm: &Comm) -> Vec<Tensor<1>> {
         let scale = self.log_scale.grad_remove(gradients);
         let once = |scale: Tensor<1>| match comm.is_main() {
@@ -82,12 +84,13 @@ impl BatchLoss for ContrastiveLoss {
     }
 }
 
-/// The passes of a trained text tower over a rank's captions: for each shard the tracked tower and the embeddings.
+/// The forward passes of a trainable text tower over a rank's captions: for each shard, the tracked tower and the
+/// embeddings.
 #[derive(Clone)]
 pub struct TowerPasses(pub Vec<(TextTower, Tensor<2>)>);
 
 impl TowerPasses {
-    /// The gradients of the tower's weights from that of this rank's embeddings.
+    /// Returns the gradients of the tower's weights from the gradient of this rank's embeddings.
     fn gradients(&self, of_texts: Tensor<2>) -> Vec<Tensor<1>> {
         let mut sum = PairwiseSum::default();
         let mut start = 0;

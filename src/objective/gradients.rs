@@ -1,10 +1,11 @@
-//! Gradients of an objective for images and for weights, over microbatches and ranks.
+//! Gradients of an objective with respect to images and weights, over microbatches and ranks.
 //!
-//! Gradients are summed over microbatches one after another, and over the shards of a batch pairwise, as
-//! [`crate::distributed::zero`] continues over the ranks. Microbatches change no gradient but by the order of sums. Where the
-//! loss compares images with each other, the outputs of all microbatches and all ranks are gathered first, the loss and its
-//! gradient for the outputs computed from all of them, and then each microbatch passes once more with its part of that
-//! gradient ("GradCache", Gao et al. 2021): a third more arithmetic in an update, a half more in an attack.
+//! Gradients are summed over microbatches one after another, and over the shards of a batch pairwise, which
+//! [`crate::distributed::zero`] continues over the ranks. Microbatches change gradients only through the order of
+//! summation. If the loss compares images with each other, the outputs of all microbatches and ranks are gathered
+//! first, and the loss and its gradient with respect to the outputs are computed from all of them. Each microbatch then
+//! passes through the model once more with its part of that gradient ("GradCache", Gao et al. 2021), which costs a
+//! third more arithmetic in an update and half as much again in an attack.
 
 use std::ops::Range;
 
@@ -18,25 +19,25 @@ use crate::distributed::zero::{PairwiseSum, both};
 use crate::model::{DropPath, Model};
 use crate::ops::{Device, Numerics, from_vec, join, mean, row_dots, scaled_sum, sum, to_vec};
 
-/// The loss of a batch, how the batch passes through the model, and the ranks that share it.
+/// The loss of a batch, how the batch is passed through the model, and the ranks that share it.
 pub struct Objective<'a> {
     loss: Box<dyn BatchLoss>,
     microbatches: Microbatches,
     comm: &'a Comm,
 }
 
-/// The gradients of one batch at this rank, before they are summed over the ranks.
+/// The gradients of one batch on this rank, before they are summed over the ranks.
 pub struct StepGradients {
-    /// Of the mean loss over the whole batch: for the model's parameters, then for the objective's own.
+    /// Gradients of the mean loss over the whole batch: of the model's parameters, then of the objective's own.
     pub gradients: Vec<Tensor<1>>,
-    /// Sums of the losses of this rank's shards; for losses that compare images, equal shares of the one loss.
+    /// Sum of the losses of each of this rank's shards; for losses that compare images, equal shares of the total.
     pub losses: Vec<f64>,
-    /// Images classified correctly; of losses that compare images, at rank 0 alone.
+    /// Number of correctly classified images. For losses that compare images, only rank 0 counts them.
     pub correct: u64,
 }
 
 impl<'a> Objective<'a> {
-    /// The objective of a batch.
+    /// Creates the objective of a batch.
     pub fn new(loss: Box<dyn BatchLoss>, microbatches: Microbatches, comm: &'a Comm) -> Self {
         Self {
             loss,
@@ -45,14 +46,14 @@ impl<'a> Objective<'a> {
         }
     }
 
-    /// Whether training also needs the clean images.
+    /// Returns whether training also needs the clean images.
     pub fn uses_clean_images(&self) -> bool {
         self.loss.uses_clean_images()
     }
 
-    /// The gradient of the sum of the attack's losses for this rank's images, in evaluation mode.
+    /// Computes the gradient of the sum of the attack's losses with respect to this rank's images, in evaluation mode.
     ///
-    /// Ranks communicate only where the loss compares images with each other.
+    /// Ranks communicate only if the loss compares images with each other.
     ///
     /// Shapes: `images` and the result `[images, 3, height, width]`.
     pub fn input_gradient(&self, model: &Model, images: Tensor<4>) -> Tensor<4> {
@@ -85,9 +86,9 @@ impl<'a> Objective<'a> {
         join(parts.collect())
     }
 
-    /// The gradients of the mean loss over the whole batch, in training mode.
+    /// Computes the gradients of the mean loss over the whole batch, in training mode.
     ///
-    /// `meanwhile` is called once all gradients are asked for, before the loss is read, which waits for the device.
+    /// `meanwhile` is called after all gradients have been queued, before the loss is read, which waits for the device.
     ///
     /// Shapes: `images` `[images, 3, height, width]`, this rank's part of a batch of `batch` images.
     pub fn gradients(
@@ -136,7 +137,7 @@ impl<'a> Objective<'a> {
         }
     }
 
-    /// Gradients where the loss of an image depends on that image alone.
+    /// Computes gradients of a loss that depends on each image alone.
     fn separate_gradients(
         &self,
         model: &Model,
@@ -169,7 +170,7 @@ impl<'a> Objective<'a> {
         }
     }
 
-    /// Gradients where the loss compares images and all of the batch passes at once.
+    /// Computes gradients of a loss that compares images, if the whole batch passes at once.
     fn joint_gradients(
         &self,
         model: &Model,
@@ -196,7 +197,7 @@ impl<'a> Objective<'a> {
         }
     }
 
-    /// Whether the loss of an image depends on the others of its batch.
+    /// Returns whether the loss of an image depends on the other images in its batch.
     fn is_coupled(&self) -> bool {
         self.loss.of_rows(0..1).is_none()
     }
@@ -206,7 +207,7 @@ impl<'a> Objective<'a> {
         part.expect("the loss does not compare images")
     }
 
-    /// Of the outputs of all ranks, which all ranks have.
+    /// Counts correct images among the outputs of all ranks. Every rank has these outputs; only rank 0 counts.
     fn count_correct(&self, outputs: Tensor<2>) -> u64 {
         match self.comm.is_main() {
             true => self.loss.count_correct(outputs),
@@ -214,7 +215,7 @@ impl<'a> Objective<'a> {
         }
     }
 
-    /// The model's outputs at some rows of each view.
+    /// Computes the model's outputs for some rows of each view.
     fn outputs(
         &self,
         model: &Model,
@@ -229,7 +230,8 @@ impl<'a> Objective<'a> {
         })
     }
 
-    /// Losses over the outputs of all ranks, and `share` times their gradient for this rank's outputs.
+    /// Computes the losses over the outputs of all ranks, and `share` times their gradient with respect to this rank's
+    /// outputs.
     fn output_gradient(
         &self,
         model: &Model,
@@ -267,17 +269,17 @@ impl<'a> Objective<'a> {
 
 /// The gradient of a loss that compares images.
 struct OutputGradient {
-    /// For the outputs of this rank: `[images, outputs]`.
+    /// With respect to the outputs of this rank: `[images, outputs]`.
     gradient: Views<Tensor<2>>,
     /// The outputs of all ranks: `[batch, outputs]`.
     outputs: Views<Tensor<2>>,
     /// Mean over the batch, `[1]`.
     loss: Tensor<1>,
-    /// Of all else that takes part, such as the objective's own parameters.
+    /// Gradients of everything else, such as the objective's own parameters.
     found: Gradients,
 }
 
-/// Sums gradients, by shard and rows, over the microbatches of each shard in turn and over the shards pairwise.
+/// Sums `gradients(shard, rows)` over the microbatches of each shard in turn, and over the shards pairwise.
 fn sum_over(
     shards: Vec<Vec<Range<usize>>>,
     mut gradients: impl FnMut(usize, Range<usize>) -> Vec<Tensor<1>>,
@@ -291,7 +293,7 @@ fn sum_over(
     sum.sum()
 }
 
-/// The rows of all ranks, each of which has as many.
+/// Gathers the rows of all ranks, which have the same number of rows each.
 pub(super) fn gather_rows(comm: &Comm, rows: Tensor<2>) -> Tensor<2> {
     if comm.world_size() == 1 {
         return rows;
@@ -301,7 +303,7 @@ pub(super) fn gather_rows(comm: &Comm, rows: Tensor<2>) -> Tensor<2> {
     from_vec(all, [count * comm.world_size(), width], &device)
 }
 
-/// What has the rows of `gradient` as its gradient for the outputs.
+/// Returns values whose gradient with respect to the outputs is the rows of `gradient`.
 ///
 /// Shapes: `outputs` `[rows, outputs]`; `gradient` `[images, outputs]`; the result `[rows]`.
 fn along(outputs: Tensor<2>, gradient: &Tensor<2>, rows: &Range<usize>) -> Tensor<1> {
@@ -334,7 +336,7 @@ mod tests {
         let (found, right) = (to_vec(found), to_vec(right));
         let most = right.iter().fold(0f32, |most, value| most.max(value.abs()));
         for (found, right) in found.iter().zip(right) {
-            // Sums in another order.
+            // Sums are in a different order.
             assert!(
                 (found - right).abs() <= 2e-6 * most.max(1e-3),
                 "{what}: {found} {right}"
@@ -382,7 +384,7 @@ mod tests {
         Box::new(LabelLoss::new(&targets, 6, 0.1, &Device::cpu()))
     }
 
-    /// With a text tower that is trained.
+    /// A contrastive loss with a trainable text tower.
     fn captions() -> Box<dyn BatchLoss> {
         let device = Device::cpu();
         let config = TextConfig {
@@ -407,8 +409,8 @@ mod tests {
         Box::new(ContrastiveLoss::new(texts, scale, Some(passes)))
     }
 
-    /// What an objective of the future looks like: TRADES (Zhang et al. 2019, equation 5), with squared distance in place of
-    /// the divergence, and the distance to a frozen reference (FARE, Schlarmann et al. 2024, equation 2) as a further term.
+    /// An example of a more complex objective: TRADES (Zhang et al. 2019, equation 5), with squared distance instead of
+    /// the divergence, plus the distance to a frozen reference model (FARE, Schlarmann et al. 2024, equation 2).
     struct Weighted {
         labels: Tensor<2>,
         reference: Tensor<2>,
@@ -502,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_weighted_sum_of_terms_has_the_gradient_of_its_composition() {
+    fn a_weighted_sum_of_terms_has_the_sum_of_their_gradients() {
         let (model, comm) = (model(), Comm::single());
         let images = views(&weighted());
         let objective = Objective::new(Box::new(weighted()), microbatches(Some(3)), &comm);

@@ -11,14 +11,14 @@ use crate::ops::Device;
 /// Cross entropy between logits and labels, which may be mixed and smoothed.
 #[derive(Clone, Debug)]
 pub struct LabelLoss {
-    /// `[batch, classes]`, rows sum to 1.
+    /// Target distributions `[batch, classes]`; rows sum to 1.
     targets: Tensor<2>,
-    /// The class with the largest share.
+    /// The class with the largest weight.
     labels: Vec<u32>,
 }
 
 impl LabelLoss {
-    /// The loss of a batch with some labels.
+    /// Creates the loss of a batch.
     pub fn new(targets: &Targets, classes: usize, smoothing: f64, device: &Device) -> Self {
         Self {
             targets: targets.distributions(classes, smoothing, device),

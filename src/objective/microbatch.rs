@@ -1,4 +1,4 @@
-//! Forward passes over a rank's part of a batch: whole, or in microbatches where it would not fit into memory.
+//! Forward passes over a rank's part of a batch, at once or in microbatches to save memory.
 
 use std::ops::Range;
 
@@ -7,25 +7,25 @@ use burn::tensor::Tensor;
 use crate::model::{DropPath, Kept, Model, Pass};
 use crate::ops::Numerics;
 
-/// How a rank's part of a batch passes through the model.
+/// How a rank's part of a batch is passed through the model.
 #[derive(Clone, Debug)]
 pub struct Microbatches {
-    /// Arithmetic of updates.
+    /// Precision of updates.
     pub numerics: Numerics,
-    /// Arithmetic of the attack's passes.
+    /// Precision of the attack's passes.
     pub attack_numerics: Numerics,
     /// Whether backward passes recompute activations.
     pub recompute: bool,
-    /// The patches that each image keeps; all if absent.
+    /// The patches that each image keeps; all if `None`.
     pub kept: Option<Kept>,
-    /// Images at a time; a whole shard if absent.
+    /// Images per microbatch; a whole shard if `None`.
     pub size: Option<usize>,
-    /// Equal parts of the rank's part, which never pass together.
+    /// Number of equal shards of the rank's part. A microbatch never spans shards.
     pub shards: usize,
 }
 
 impl Microbatches {
-    /// The rows of the microbatches of each shard, for `count` images.
+    /// Returns the rows of each shard's microbatches, for `count` images.
     pub(super) fn rows(&self, count: usize) -> Vec<Vec<Range<usize>>> {
         let of_shard = count / self.shards;
         let size = self.size.unwrap_or(of_shard).min(of_shard).max(1);
@@ -37,7 +37,7 @@ impl Microbatches {
         shards.collect()
     }
 
-    /// The model's outputs for all images of the rank.
+    /// Computes the model's outputs for all images of the rank.
     ///
     /// Shapes: `images` `[images, 3, height, width]`; the result `[images, outputs]`.
     pub(super) fn forward(
@@ -51,7 +51,7 @@ impl Microbatches {
         self.pass(model, images, kept, numerics, drop_path.cloned())
     }
 
-    /// The model's outputs for the images of some rows.
+    /// Computes the model's outputs for the images in `rows`.
     ///
     /// Shapes: `images` `[rows, 3, height, width]`; the result `[rows, outputs]`.
     pub(super) fn forward_rows(
@@ -88,7 +88,7 @@ impl Microbatches {
     }
 }
 
-/// Some of the images of a batch.
+/// Selects rows of a batch of images.
 pub(super) fn rows_of(images: &Tensor<4>, rows: &Range<usize>) -> Tensor<4> {
     images.clone().narrow(0, rows.start, rows.len())
 }

@@ -1,18 +1,18 @@
-//! Objectives: what a training step minimizes and its attack maximizes.
+//! Objectives: the losses that a training step minimizes and its attack maximizes.
 //!
-//! An [`Objective`] is the loss of one batch together with everything that its gradients need: how the batch passes through
-//! the model (microbatches), what the ranks exchange, and the parameters that it trains besides the model. The training loop
-//! knows nothing else of losses: a further kind is one file with an implementation of [`BatchLoss`].
+//! An [`Objective`] is the loss of one batch with everything that its gradients need: how the batch passes through the
+//! model (microbatches), what the ranks exchange, and additional trainable parameters. The training loop is independent
+//! of the loss: to add one, implement [`BatchLoss`] in a new file.
 //!
-//! | file            | what                                                                            |
+//! | file            | contents                                                                        |
 //! |-----------------|---------------------------------------------------------------------------------|
-//! | [`batch_loss`]  | the trait: losses of a batch, from the outputs at adversarial and clean images  |
+//! | [`batch_loss`]  | the trait: losses of a batch, from the outputs on adversarial and clean images  |
 //! | [`labels`]      | cross entropy with labels, mixed and smoothed                                   |
-//! | [`contrastive`] | image embeddings against caption embeddings                                     |
-//! | [`captions`]    | where caption embeddings come from: text models, files                          |
+//! | [`contrastive`] | contrastive loss between image and caption embeddings                           |
+//! | [`captions`]    | sources of caption embeddings: text models, files                               |
 //! | [`parameters`]  | temperature and text tower, which some objectives train                         |
 //! | [`microbatch`]  | forward passes over parts of a batch                                            |
-//! | [`gradients`]   | [`Objective`]: gradients for images and for weights                             |
+//! | [`gradients`]   | [`Objective`]: gradients with respect to images and weights                     |
 
 pub mod batch_loss;
 pub mod captions;

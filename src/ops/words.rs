@@ -5,7 +5,8 @@ use advxl_kernels::Gelu;
 use crate::settings::words;
 
 words! {
-    /// Precision of the matrix products. Accumulation is in f32, as is everything else: weights, norms, softmax, losses.
+    /// Precision of the matrix products. Accumulation is in f32, as is everything else: weights, norms, softmax,
+    /// losses.
     pub enum Precision {
         /// All products in f32.
         F32 = "f32",
@@ -23,11 +24,11 @@ words! {
         F32 = "f32",
         /// Operands rounded to TF32 on NVIDIA GPUs; f32 elsewhere.
         Tf32 = "tf32",
-        /// Operands rounded to bf16 where that is faster on the device, and on NVIDIA GPUs the activations between blocks
-        /// too; f32 elsewhere.
+        /// Operands rounded to bf16 where that is faster on the device, and on NVIDIA GPUs the activations between
+        /// blocks too; f32 elsewhere.
         Bf16 = "bf16",
-        /// Operands of the products in blocks rounded to FP8 (e4m3, one scale per row), everything else as with `bf16` on
-        /// NVIDIA GPUs. Emulated on CPUs, where it is slower than f32. Transformers only.
+        /// Operands of the products in blocks rounded to FP8 (e4m3, one scale per row), everything else as with `bf16`
+        /// on NVIDIA GPUs. Emulated on CPUs, where it is slower than f32. Transformers only.
         Fp8 = "fp8",
     }
 }
@@ -37,8 +38,8 @@ words! {
 pub enum Numerics {
     /// Products in this precision; everything else in f32.
     Precise(Precision),
-    /// For training attacks on NVIDIA GPUs: products in bf16, the residual stream in bf16 too, and for the exact GELU its
-    /// tanh approximation, which cuBLASLt applies as part of a product. Elsewhere products in bf16.
+    /// For training attacks on NVIDIA GPUs: products in bf16, the residual stream in bf16 too, and for the exact GELU
+    /// its tanh approximation, which cuBLASLt applies as part of a product. Elsewhere products in bf16.
     AttackBf16,
     /// The same with the operands of the blocks' products in FP8; emulated on the CPU.
     AttackFp8,
@@ -67,8 +68,8 @@ impl Numerics {
         }
     }
 
-    /// The GELU that blocks compute in place of a model's: in attacks the tanh approximation of the exact one, which is off by
-    /// 5e-4 at most, less than the rounding of bf16, and that cuBLASLt computes as part of a product.
+    /// The GELU that blocks compute in place of a model's: in attacks the tanh approximation of the exact one, which is
+    /// off by 5e-4 at most, less than the rounding of bf16, and that cuBLASLt computes as part of a product.
     pub(crate) fn gelu(self, of_model: Gelu) -> Gelu {
         match (self, of_model) {
             (Self::AttackBf16 | Self::AttackFp8, Gelu::Erf) => Gelu::Tanh,

@@ -29,8 +29,8 @@ settings! {
     pub struct FinalEvaluation(table) {
         /// Name of the result: 1 to 64 of `A-Z a-z 0-9 . _ -`, not starting with `.` or `-`.
         pub name: String { kind: super::names::KIND, example: "\"autoattack\"" } [=> table.name(Self::DESCRIPTION.key("name"))],
-        /// Stage whose final model is evaluated; the last stage if omitted. A model trained on captions is evaluated zero-shot
-        /// by class names.
+        /// Stage whose final model is evaluated; the last stage if omitted. A model trained on captions is evaluated
+        /// zero-shot by class names.
         pub stage: Option<String> { example: "\"pretrain\"" },
         /// Test images to evaluate on.
         pub images: TestImages {},

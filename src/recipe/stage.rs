@@ -18,8 +18,8 @@ const LARGEST_IMAGE: f64 = 4096.0;
 const LONGEST_PHASE: f64 = 1e15;
 
 settings! {
-    /// A part of the run with its own loss, attack and learning-rate schedule. Weights and their EMA carry over to the next
-    /// stage; optimizer moments are reset to zero.
+    /// A part of the run with its own loss, attack and learning-rate schedule. Weights and their EMA carry over to the
+    /// next stage; optimizer moments are reset to zero.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Stage(table, model: Option<&ModelConfig>) {
         /// Name used in messages, metrics and file names: 1 to 64 of `A-Z a-z 0-9 . _ -`, not starting with `.` or `-`.
@@ -30,9 +30,9 @@ settings! {
         pub head: Head { omit_default: true, example: "\"new\"" } [= Head::Keep],
         /// Batch size: images per update, over all ranks.
         pub batch: u64 { limits: within(1.0, LARGEST_BATCH), unit: "images", example: "1_024" },
-        /// Microbatch size (gradient accumulation): images per forward pass. If omitted, all images of a shard pass at once. Set it
-        /// if a batch does not fit into memory. Gradients differ only in the order of summation; with captions, each gradient
-        /// costs one more forward pass.
+        /// Microbatch size (gradient accumulation): images per forward pass. If omitted, all images of a shard pass at
+        /// once. Set it if a batch does not fit into memory. Gradients differ only in the order of summation; with
+        /// captions, each gradient costs one more forward pass.
         pub chunk: Option<u64> { limits: within(1.0, LARGEST_BATCH), unit: "images", example: "256" },
         /// Phases of the stage, in order: image sizes and how many samples each is used for.
         pub phases: Vec<Phase> {} [
@@ -40,8 +40,8 @@ settings! {
         ],
         /// Attack that perturbs each training batch. If omitted, the stage is standard (non-adversarial) training.
         pub attack: Option<TrainingAttack> {},
-        /// Length of the attack warmup; at most the length of the stage. Epsilon and step size rise linearly from 0 (Debenedetti
-        /// et al. 2022).
+        /// Length of the attack warmup; at most the length of the stage. Epsilon and step size rise linearly from 0
+        /// (Debenedetti et al. 2022).
         pub attack_warmup_samples: Option<u64> { limits: at_least(1.0), unit: "samples", example: "1_281_024" },
         /// Loss that training minimizes and the attack maximizes.
         pub loss: Loss {},
@@ -51,8 +51,8 @@ settings! {
         pub optimizer: OptimizerConfig {},
         /// Learning-rate schedule.
         pub learning_rate: Schedule {},
-        /// Drop path (stochastic depth): probability of dropping the last block's residual branch. The probability rises linearly
-        /// over the blocks.
+        /// Drop path (stochastic depth): probability of dropping the last block's residual branch. The probability
+        /// rises linearly over the blocks.
         pub drop_path: Option<f64> { limits: above(0.0).below(1.0), example: "0.2" },
         /// Augmentation of single training images.
         pub augmentation: Augmentation {},

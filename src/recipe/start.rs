@@ -11,8 +11,8 @@ settings! {
     pub struct Start(table) {
         /// Model folder, run folder or weights file.
         pub weights: PathBuf { example: "\"models/vit_b16\"" },
-        /// timm name of a weights file's architecture. Pixels are normalized as the recipe's `model` says if the file does not
-        /// contain a mean and standard deviation.
+        /// timm name of a weights file's architecture. Pixels are normalized as the recipe's `model` says if the file
+        /// does not contain a mean and standard deviation.
         pub architecture: Option<String> { example: "\"vit_huge_patch14_224\"" },
         /// What to do with the head of the loaded weights.
         pub head: Head { example: "\"new\"" } [= Head::Keep],

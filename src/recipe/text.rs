@@ -7,8 +7,8 @@ use crate::settings::{Table, settings};
 
 settings! {
     /// Source of the caption embeddings: a frozen text model, a new one trained jointly with the images, or a file. Set
-    /// exactly one of `model`, `from` and `new`, or use `embeddings`. With `embeddings`, a frozen `model` or `from` is optional
-    /// and only embeds class names.
+    /// exactly one of `model`, `from` and `new`, or use `embeddings`. With `embeddings`, a frozen `model` or `from` is
+    /// optional and only embeds class names.
     #[derive(Clone, Debug, Default, PartialEq)]
     pub struct Text(table) {
         /// Folder of a frozen text model.
@@ -19,10 +19,11 @@ settings! {
         pub new: Option<NewText> {},
         /// File of precomputed caption embeddings, written by `advxl embed`.
         pub embeddings: Option<PathBuf> { example: "\"captions.safetensors\"" },
-        /// File with the class names of the test images, one per line, for zero-shot evaluation. If omitted, the names in the data
-        /// set are used.
+        /// File with the class names of the test images, one per line, for zero-shot evaluation. If omitted, the names
+        /// in the data set are used.
         pub classes: Option<PathBuf> { example: "\"data/imagenet_classes.txt\"" },
-        /// Prompt templates for zero-shot evaluation, with `{}` in place of the class name. If empty, the bare names are used.
+        /// Prompt templates for zero-shot evaluation, with `{}` in place of the class name. If empty, the bare names
+        /// are used.
         pub templates: Vec<String> { omit_default: true, example: "[\"a photo of a {}\"]" } [= Vec::new()],
     }
     check {
@@ -32,7 +33,8 @@ settings! {
 }
 
 settings! {
-    /// A text model to train, with CLIPA's architecture. Its vocabulary is built from the words of the training captions.
+    /// A text model to train, with CLIPA's architecture. Its vocabulary is built from the words of the training
+    /// captions.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct NewText(table) {
         /// Context length: tokens per caption.

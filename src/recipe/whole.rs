@@ -28,13 +28,13 @@ settings! {
         pub schema: u64 { limits: within(SCHEMA as f64, SCHEMA as f64) } [= SCHEMA],
         /// Random seed for weight initialization, sample order, augmentation, masking, drop path and attacks.
         pub seed: u64 { example: "0" },
-        /// Precision of the matrix products in training. Norms, softmax, loss, head, weights and optimizer moments are always
-        /// f32; on CPUs the patch embedding is too.
+        /// Precision of the matrix products in training. Norms, softmax, loss, head, weights and optimizer moments are
+        /// always f32; on CPUs the patch embedding is too.
         pub precision: Precision { example: "\"bf16\"" },
         /// Device to train on. `--device` takes precedence.
         pub device: DeviceName { omit_default: true, example: "\"cuda:0\"" } [= DeviceName::Auto],
-        /// Activation checkpointing: recompute each block's activations in the backward pass. Saves memory, but training
-        /// passes take a third more time; results are bitwise identical.
+        /// Activation checkpointing: recompute each block's activations in the backward pass. Saves memory, but
+        /// training passes take a third more time; results are bitwise identical.
         pub recompute: bool { omit_default: true, example: "true" } [= false],
         /// How batches are split over processes; a single shard if omitted.
         pub parallel: Parallel { omit_default: true, fallback: "one shard" } [= Parallel::default()],
@@ -123,8 +123,8 @@ impl Recipe {
         all.all(|data| drawn(&data.train) && drawn(&data.test))
     }
 
-    /// Returns a shortened recipe for a dry run: two updates per phase, without evaluations, to find errors before the real
-    /// run. `batch` overrides the batch size. A missing text model is replaced by a tiny one.
+    /// Returns a shortened recipe for a dry run: two updates per phase, without evaluations, to find errors before the
+    /// real run. `batch` overrides the batch size. A missing text model is replaced by a tiny one.
     pub fn rehearsal(&self, batch: Option<u64>) -> Self {
         let mut recipe = self.clone();
         for stage in &mut recipe.stage {
@@ -150,7 +150,8 @@ impl Recipe {
         recipe
     }
 
-    /// Returns the stage and phase of the update that ends at `samples`, and whether it is the last update of the stage.
+    /// Returns the stage and phase of the update that ends at `samples`, and whether it is the last update of the
+    /// stage.
     pub fn update_at(&self, samples: u64) -> Option<(&Stage, &Phase, bool)> {
         let mut end = 0;
         for stage in &self.stage {

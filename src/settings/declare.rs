@@ -1,7 +1,7 @@
 //! Declaration of settings tables, from which everything else about their keys is generated.
 
-/// Declares a settings table as a struct: for each key the type, the meaning (its doc comment) and further properties (fields
-/// of [`Key`](crate::settings::Key)). Generates the struct, its reader, its serialization and its description.
+/// Declares a settings table as a struct: for each key the type, the meaning (its doc comment) and further properties
+/// (fields of [`Key`](crate::settings::Key)). Generates the struct, its reader, its serialization and its description.
 ///
 /// ```text
 /// settings! {
@@ -25,8 +25,9 @@
 /// | `[else value]` | is required; where it is invalid, checks continue with `value` |
 /// | `[=> read]` | is read with this expression, an `Option`, which must enforce the limits itself |
 ///
-/// The names in parentheses after the struct's name are the table and further arguments of `read`. In `check`, each field is
-/// an `Option` under its name, `None` if it is invalid; `verify` is a function that takes the table and the complete struct.
+/// The names in parentheses after the struct's name are the table and further arguments of `read`. In `check`, each
+/// field is an `Option` under its name, `None` if it is invalid; `verify` is a function that takes the table and the
+/// complete struct.
 macro_rules! settings {
     (
         $(#[doc = $about:literal])+

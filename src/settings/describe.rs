@@ -311,8 +311,8 @@ impl Limits {
         self.low.as_ref().is_none_or(above) && self.high.as_ref().is_none_or(below)
     }
 
-    /// Describes what a number outside the limits must be. For a wide range, whose upper bound is only a safeguard, it gives
-    /// just the violated bound.
+    /// Describes what a number outside the limits must be. For a wide range, whose upper bound is only a safeguard, it
+    /// gives just the violated bound.
     pub fn rule_for(&self, number: f64, unit: &str) -> String {
         let text = match (self.low, self.high) {
             (Some(low), Some(high))

@@ -1,8 +1,9 @@
 //! Settings: declared once, then read, checked, printed and documented from the declaration.
 //!
-//! Each part of a recipe declares its table next to the code that it configures, with `settings!` and, for a choice among
-//! words, `words!`. A [`Table`] is read key by key. Missing, invalid and unknown keys are recorded with their line and a hint,
-//! and reading continues, so that all problems of a file are reported at once. No key of a recipe is named in this module.
+//! Each part of a recipe declares its table next to the code that it configures, with `settings!` and, for a choice
+//! among words, `words!`. A [`Table`] is read key by key. Missing, invalid and unknown keys are recorded with their
+//! line and a hint, and reading continues, so that all problems of a file are reported at once. No key of a recipe is
+//! named in this module.
 
 mod compare;
 mod declare;

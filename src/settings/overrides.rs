@@ -68,7 +68,8 @@ fn place(value: &mut Value, path: &[&str], depth: usize, node: Node) -> Result<(
     }
 }
 
-/// Finds the table of a list that a path names. Also returns the number of parts that form the name, which may contain dots.
+/// Finds the table of a list that a path names. Also returns the number of parts that form the name, which may contain
+/// dots.
 fn choose<'a>(items: &'a mut [Node], path: &[&str]) -> Option<(&'a mut Value, usize)> {
     let named = |parts: usize| {
         let wanted = path[..parts].join(".");

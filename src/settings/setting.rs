@@ -15,7 +15,8 @@ pub trait Setting: Sized {
     /// Kind of value.
     const KIND: Kind;
 
-    /// Converts a value. Returns `None` for a value of another type, and an error for an invalid value of the right type.
+    /// Converts a value. Returns `None` for a value of another type, and an error for an invalid value of the right
+    /// type.
     fn from_value(value: &Value) -> Option<Result<Self, Invalid>>;
 
     /// Returns the numbers that limits apply to.

@@ -163,7 +163,8 @@ impl Table {
         self.inside(key)?.read_all(read)
     }
 
-    /// Like [`Self::child`], but returns a table with problems too if `read` can, so that settings that depend on it are checked.
+    /// Like [`Self::child`], but returns a table with problems too if `read` can, so that settings that depend on it
+    /// are checked.
     pub fn draft<T>(&self, key: &Key, read: impl FnOnce(&Table) -> Option<T>) -> Option<T> {
         let mut draft = None;
         self.inside(key)?.read_all(|table| {

@@ -60,8 +60,8 @@ impl<T: Words> Setting for T {
     }
 }
 
-/// Declares an enum with a word for each variant, whose doc comment is the word's meaning. Can also assign words to an enum
-/// that is declared elsewhere.
+/// Declares an enum with a word for each variant, whose doc comment is the word's meaning. Can also assign words to an
+/// enum that is declared elsewhere.
 macro_rules! words {
     (
         $(#[$attribute:meta])*

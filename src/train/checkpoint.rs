@@ -1,8 +1,8 @@
 //! Checkpoints: the complete state of a run in one file, written atomically.
 //!
-//! `checkpoints/000000226560.safetensors` contains the weights, moments and EMA under the published names of the weights. Its
-//! header contains the counters and a hash over everything. A file that does not match its hash is reported, and the previous
-//! checkpoint is used instead.
+//! `checkpoints/000000226560.safetensors` contains the weights, moments and EMA under the published names of the
+//! weights. Its header contains the counters and a hash over everything. A file that does not match its hash is
+//! reported, and the previous checkpoint is used instead.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -274,7 +274,9 @@ pub(crate) fn parse(
             "`{}` was written by another version of advxl",
             path.display()
         );
-        return Err(Error::input(message).hint("continue with that version, or choose another --out"));
+        return Err(
+            Error::input(message).hint("continue with that version, or choose another --out")
+        );
     }
     Ok(Ok(counters))
 }
@@ -383,9 +385,7 @@ pub(super) fn fill(
             let name = format!("{kind}.{}", parameter.name);
             let values = match &tensors {
                 Some(tensors) => {
-                    let view = tensors
-                        .tensor(&name)
-                        .expect("checked by `difference`");
+                    let view = tensors.tensor(&name).expect("checked by `difference`");
                     bytemuck::pod_collect_to_vec(view.data())
                 }
                 None => vec![0.0; length],

@@ -44,8 +44,8 @@ pub(crate) fn check_folder(recipe: &Recipe, folder: &Path) -> Result<()> {
     inputs.check_folder("--out", folder)
 }
 
-/// Checks that every stage can continue from the previous one, and that all evaluations are possible. Returns notices for the
-/// user.
+/// Checks that every stage can continue from the previous one, and that all evaluations are possible. Returns notices
+/// for the user.
 pub(crate) fn check(
     recipe: &Recipe,
     images: &[StageImages],
@@ -148,12 +148,10 @@ fn check_evaluation(
     };
     let (can, cannot): (Vec<usize>, Vec<usize>) =
         (0..recipe.stage.len()).partition(|number| classifies(&captions[*number]));
-    let reason =
-        "it has no test images with classes, or no text model to embed their class names";
+    let reason = "no test images with classes, or no text model to embed class names";
     if can.is_empty() {
-        let message = format!(
-            "`evaluation` has no effect: no stage can classify images; for each stage, {reason}"
-        );
+        let message =
+            format!("`evaluation` has no effect: no stage can classify images ({reason})");
         return Err(no_classes(message));
     };
     let name = |number: usize| &recipe.stage[number].name;
@@ -198,8 +196,8 @@ fn check_captions(
 
 /// Checks the head that a stage starts with.
 ///
-/// Errors: it keeps a head with other classes or another embedding dimension, or builds one from class names that do not match
-/// its images.
+/// Errors: it keeps a head with other classes or another embedding dimension, or builds one from class names that do
+/// not match its images.
 fn check_head(
     recipe: &Recipe,
     images: &[StageImages],
@@ -221,10 +219,7 @@ fn check_head(
             } else if !is_numbered(of_it)
                 && !is_numbered(classes)
                 && let Some(difference) =
-                    difference(
-                        ("the previous stage", of_it),
-                        ("this stage", classes),
-                    )
+                    difference(("the previous stage", of_it), ("this stage", classes))
             {
                 format!("has class names that differ from those of the images: {difference}")
             } else {

@@ -16,8 +16,8 @@ use crate::image::Preprocessing;
 use crate::ops::Precision;
 use crate::recipe::{Phase, Stage, TestImages};
 
-/// Evaluates the model: clean accuracy, and accuracy under the evaluation's attack and the stage's own attack. If the evaluation
-/// fails, the reason is reported and training continues.
+/// Evaluates the model: clean accuracy, and accuracy under the evaluation's attack and the stage's own attack. If the
+/// evaluation fails, the reason is reported and training continues.
 ///
 /// Errors: a stop was requested, or a store does not respond.
 pub(super) fn evaluate(run: &Run, state: &State, monitor: &mut Monitor) -> Result<()> {
@@ -72,7 +72,8 @@ fn evaluate_stage(
     };
     let strong = outcome(&evaluation.attack)?;
     let weak = match &stage.attack {
-        // When training on captions, this attacks zero-shot classification: not the training loss, but the closest proxy.
+        // When training on captions, this attacks zero-shot classification: not the training loss, but the closest
+        // proxy.
         Some(attack) => Some(outcome(&attack.pgd)?.accuracy_after(1)),
         None => None,
     };
@@ -90,8 +91,8 @@ fn evaluate_stage(
     Ok(())
 }
 
-/// Returns a classifier with the EMA weights, zero-shot if the stage trains on captions. `None` if there are no class names.
-/// Collective.
+/// Returns a classifier with the EMA weights, zero-shot if the stage trains on captions. `None` if there are no class
+/// names. Collective.
 fn classifier(run: &Run, state: &State) -> Result<Option<Classifier>> {
     let zero = run.zero();
     let model = state.averaged(&zero);

@@ -20,8 +20,8 @@ const BATCH: usize = 128;
 
 /// Runs the recipe's final evaluations and returns the results by name.
 ///
-/// Existing results are read rather than computed again, and an interrupted evaluation resumes. If one fails, the others are
-/// still run.
+/// Existing results are read rather than computed again, and an interrupted evaluation resumes. If one fails, the
+/// others are still run.
 ///
 /// Errors: the first error of an evaluation.
 pub fn evaluate_finally(run: &Run, screen: &mut dyn Screen) -> Result<Vec<(String, Value)>> {

@@ -1,7 +1,7 @@
 //! The run folder: recipe, metrics, log, checkpoints, models.
 //!
-//! With several processes, rank 0 writes and the others read. A run resumes only in a folder with the same recipe. Files of
-//! another run, and files that do not belong to a run, are never overwritten.
+//! With several processes, rank 0 writes and the others read. A run resumes only in a folder with the same recipe.
+//! Files of another run, and files that do not belong to a run, are never overwritten.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,7 +39,8 @@ pub struct RunFolder {
     unwritten: RefCell<Option<Error>>,
     /// Whether a line was lost.
     is_losing: Cell<bool>,
-    /// Held open for its lock, which the operating system releases when the process ends; `None` in processes that only read.
+    /// Held open for its lock, which the operating system releases when the process ends; `None` in processes that only
+    /// read.
     lock: Option<File>,
 }
 
@@ -75,16 +76,14 @@ impl RunFolder {
         let saved = path.join("recipe.toml");
         if path.is_dir() && !saved.is_file() && files::list(path)?.iter().any(|file| !is_ours(file))
         {
-            let message = format!(
-                "`{}` is not empty and is not a run folder",
-                path.display()
-            );
+            let message = format!("`{}` is not empty and is not a run folder", path.display());
             return Err(Error::input(message).hint("choose another folder with --out"));
         }
         files::make_folder(path)?;
         let lock = files::lock(&path.join("lock"))?.ok_or_else(|| {
             let message = format!("another process is using `{}`", path.display());
-            Error::new(Kind::TryAgain, message).hint("wait for it to finish, or choose another --out")
+            Error::new(Kind::TryAgain, message)
+                .hint("wait for it to finish, or choose another --out")
         })?;
         let mut different = Vec::new();
         if saved.is_file() {
@@ -176,8 +175,8 @@ impl RunFolder {
         self.append(METRICS, &line.to_string());
     }
 
-    /// Appends a line. A line that cannot be written is lost, which [`Self::unwritten`] reports: a failing log must not stop
-    /// training.
+    /// Appends a line. A line that cannot be written is lost, which [`Self::unwritten`] reports: a failing log must not
+    /// stop training.
     fn append(&self, name: &'static str, line: &str) {
         if !self.writes() {
             return;
@@ -246,7 +245,8 @@ impl RunFolder {
         self.append("log.txt", line);
     }
 
-    /// Writes the model in timm's layout to `model`, and at the end of a stage to `stages/NAME` too, with its text model.
+    /// Writes the model in timm's layout to `model`, and at the end of a stage to `stages/NAME` too, with its text
+    /// model.
     pub(crate) fn save_models(
         &self,
         phase: &PhaseContext,
@@ -278,8 +278,8 @@ impl RunFolder {
 
     /// Writes a crash bundle that reproduces a non-finite step, and returns the error to report. Collective.
     ///
-    /// The bundle is a run folder that stops just before the step, so training there fails again immediately, with all values
-    /// available. The run's own folder is not changed.
+    /// The bundle is a run folder that stops just before the step, so training there fails again immediately, with all
+    /// values available. The run's own folder is not changed.
     pub(crate) fn save_crash(
         &self,
         phase: &PhaseContext,

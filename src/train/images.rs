@@ -45,8 +45,8 @@ impl StageImages {
         })
     }
 
-    /// Matches the classes of a stage that trains on labels: both data sets need classes, and those of the test images must be
-    /// among the training classes.
+    /// Matches the classes of a stage that trains on labels: both data sets need classes, and those of the test images
+    /// must be among the training classes.
     fn labeled(mut self, data: &Data) -> Result<Self> {
         self.train
             .require_classes()

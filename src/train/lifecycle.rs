@@ -16,7 +16,8 @@ use crate::recipe::Head;
 use crate::units::grouped;
 
 impl Run {
-    /// Checks memory, finds the state to continue from, binds the folder to its recipe, and prints notices and warnings.
+    /// Checks memory, finds the state to continue from, binds the folder to its recipe, and prints notices and
+    /// warnings.
     pub(super) fn begin(&self, monitor: &mut Monitor) -> Result<State> {
         self.comm.stop_on_signals()?;
         let near = self.check_memory()?;
@@ -53,7 +54,8 @@ impl Run {
         Ok(state)
     }
 
-    /// Enters a phase, and its stage if that is new. Returns a loader of the remaining batches, or `None` if the phase is done.
+    /// Enters a phase, and its stage if that is new. Returns a loader of the remaining batches, or `None` if the phase
+    /// is done.
     pub(super) fn enter(
         &self,
         phase: &PhaseContext,
@@ -138,8 +140,8 @@ impl Run {
         )
     }
 
-    /// Evaluates at the configured interval and at the end of a stage. The checkpoint is saved first, so that an evaluation
-    /// cannot lose training progress.
+    /// Evaluates at the configured interval and at the end of a stage. The checkpoint is saved first, so that an
+    /// evaluation cannot lose training progress.
     ///
     /// Errors: a stop was requested, or a store does not respond; everything has been saved.
     pub(super) fn evaluate_if_due(

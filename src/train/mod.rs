@@ -1,8 +1,8 @@
 //! Training: the method of the paper, stage by stage.
 //!
 //! "Revisiting Adversarial Training at Scale" (Wang et al., CVPR 2024), equation 1: find the weights that minimize the
-//! worst-case loss over perturbed images. A long, cheap stage (small images, weak attack) is followed by a short, intensive
-//! stage (full-size images, stronger attack).
+//! worst-case loss over perturbed images. A long, cheap stage (small images, weak attack) is followed by a short,
+//! intensive stage (full-size images, stronger attack).
 //!
 //! | file                                | contents                                                           |
 //! |-------------------------------------|--------------------------------------------------------------------|
@@ -95,11 +95,12 @@ pub fn train(run: &Run, monitor: &mut Monitor) -> Result<State> {
 
 /// Runs one training step: equation 1 on one batch, where `batch` is this rank's part.
 ///
-/// `images` are the images of `batch` on the device. `broken` is the number of samples that this rank's loader has replaced so
-/// far. `meanwhile` is called after all gradients have been queued, while a GPU computes them and the host is idle.
+/// `images` are the images of `batch` on the device. `broken` is the number of samples that this rank's loader has
+/// replaced so far. `meanwhile` is called after all gradients have been queued, while a GPU computes them and the host
+/// is idle.
 ///
-/// Source: the paper's released attacker: weights are frozen and the model is in evaluation mode during the attack, and attack
-/// and update use the same loss.
+/// Source: the paper's released attacker: weights are frozen and the model is in evaluation mode during the attack, and
+/// attack and update use the same loss.
 /// Errors: captions without an embedding, different weights between ranks, a non-finite loss or gradient.
 pub fn step(
     phase: &PhaseContext,

@@ -260,7 +260,8 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    /// Estimates the remaining seconds from the remaining multiply-adds, since samples of different stages do not cost the same.
+    /// Estimates the remaining seconds from the remaining multiply-adds, since samples of different stages do not cost
+    /// the same.
     fn eta(&self, samples: u64) -> f64 {
         let left = self.recipe.macs_left(samples);
         let done = self.macs_at_start.unwrap_or(left) - left;
@@ -287,7 +288,9 @@ impl<'a> Monitor<'a> {
             "evaluation": { "failed": error.to_string().lines().next() },
         }));
         let samples = grouped(samples);
-        self.warn(&format!("evaluation after {samples} samples failed: {error}"));
+        self.warn(&format!(
+            "evaluation after {samples} samples failed: {error}"
+        ));
     }
 
     /// Reports an evaluation, and warns of catastrophic overfitting.
@@ -359,9 +362,9 @@ impl<'a> Monitor<'a> {
 
 /// Returns whether a model is much more robust to a weak attack than to a strong one.
 ///
-/// In normal training the two accuracies differ by a few points. In catastrophic overfitting (Wong et al. 2020), accuracy under
-/// the strong attack drops towards zero within a fraction of an epoch while accuracy under the weak attack rises. Eight points
-/// are four standard errors at 500 images.
+/// In normal training the two accuracies differ by a few points. In catastrophic overfitting (Wong et al. 2020),
+/// accuracy under the strong attack drops towards zero within a fraction of an epoch while accuracy under the weak
+/// attack rises. Eight points are four standard errors at 500 images.
 fn drifted_apart(weak: f64, strong: f64) -> bool {
     weak - strong > 0.08 && strong < 0.7 * weak
 }

@@ -93,7 +93,8 @@ impl<'a> PhaseContext<'a> {
 
     /// Returns the learning rate, attack and random numbers of the step that follows `samples` of the run.
     pub fn at(&self, samples: u64, batch: &Batch) -> Now {
-        // Includes the samples of the step itself, so that the first step of a warmup is not wasted on a learning rate of 0.
+        // Includes the samples of the step itself, so that the first step of a warmup is not wasted on a learning rate
+        // of 0.
         let seen = samples + self.stage.batch - self.stage_start;
         let (seed, position) = (self.recipe.seed, self.position(samples, batch));
         Now {

@@ -101,7 +101,7 @@ fn of_run(checkpoint: Intact, run: &Run) -> Result<Resumable> {
     let stages = run.recipe.stage.len();
     if counters.stage >= stages {
         let stage = counters.stage + 1;
-        let message = format!("it is at stage {stage}, but the recipe has {stages}");
+        let message = format!("it is at stage {stage}, but the recipe has only {stages}");
         return Err(of_another(run, message));
     }
     let state = run.blank_state(counters.stage);

@@ -68,7 +68,10 @@ impl Run {
         comm: &Comm,
     ) -> Result<Self> {
         let differs = |first: &str, other: &str| {
-            format!(", 0's -> its\n\n  {}\n", changes(first, other).join("\n  "))
+            format!(
+                " (process 0 -> this process):\n\n  {}\n",
+                changes(first, other).join("\n  ")
+            )
         };
         comm.check_equal("recipe", &recipe.to_toml(), differs)?;
         Zero::new(comm, recipe.parallel)?;

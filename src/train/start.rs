@@ -115,9 +115,9 @@ fn check_head(
 
 /// Returns weight and bias of a head that makes the same predictions as zero-shot classification in the previous stage.
 ///
-/// Zero-shot logits are `t (W h + b)`, divided by the norm of the term in parentheses, with the projection `W`, `b`. Without
-/// the division they are linear in `h`, and the largest logit is the same. Rows are scaled to length 1 on average, so that the
-/// initial logits are of order one.
+/// Zero-shot logits are `t (W h + b)`, divided by the norm of the term in parentheses, with the projection `W`, `b`.
+/// Without the division they are linear in `h`, and the largest logit is the same. Rows are scaled to length 1 on
+/// average, so that the initial logits are of order one.
 ///
 /// `before` is the text side of the previous stage, `name` the name of this stage and `classes` its number of classes.
 pub(super) fn head_by_text(
@@ -139,7 +139,8 @@ pub(super) fn head_by_text(
     if named != classes {
         let message =
             format!("stage `{name}` has {classes} classes, but the previous stage names {named}");
-        return Err(Error::input(message).hint("use test images with the same classes in the previous stage"));
+        return Err(Error::input(message)
+            .hint("use test images with the same classes in the previous stage"));
     }
     let averaged = state.averaged(zero);
     let [weight, bias] = averaged.head();

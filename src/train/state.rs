@@ -104,8 +104,8 @@ impl State {
 
     /// Enters a stage: weights and their EMA carry over, except for a new head; the optimizer's moments start at zero.
     ///
-    /// `extra` are the initial parameters of the stage's objective. The temperature carries over from one contrastive stage to
-    /// the next, but a text tower starts with its stage.
+    /// `extra` are the initial parameters of the stage's objective. The temperature carries over from one contrastive
+    /// stage to the next, but a text tower starts with its stage.
     pub fn enter(
         &mut self,
         optimizer: StageOptimizer,

@@ -18,7 +18,11 @@ impl TestSet {
     /// Chooses the requested test images of a stage, and reads each once to find broken ones. Collective.
     ///
     /// Errors: those of stores.
-    pub(super) fn choose(images: &StageImages, requested: &TestImages, comm: &Comm) -> Result<Self> {
+    pub(super) fn choose(
+        images: &StageImages,
+        requested: &TestImages,
+        comm: &Comm,
+    ) -> Result<Self> {
         let dataset = &images.test;
         let subset = images.subset(requested)?;
         let own = broken_among(dataset, &subset.places()[comm.local_range(subset.len())]);

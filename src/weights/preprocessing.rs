@@ -492,9 +492,9 @@ mod tests {
         for (config, part) in [
             (json!({ "interpolation": "cubic" }), "interpolation = "),
             (json!({ "crop_mode": "edge" }), "crop_mode"),
-            (json!({ "crop_pct": 1.5 }), "a crop fraction of 1.5"),
-            (json!({ "crop_pct": 0 }), "a crop fraction of 0"),
-            (json!({ "crop_pct": "all" }), "a crop fraction of NaN"),
+            (json!({ "crop_pct": 1.5 }), "invalid crop fraction 1.5"),
+            (json!({ "crop_pct": 0 }), "invalid crop fraction 0"),
+            (json!({ "crop_pct": "all" }), "invalid crop fraction NaN"),
         ] {
             refusal(of_timm(&config, &Value::Null, [0.5; 3]), 224, part);
         }

@@ -1,7 +1,7 @@
 //! MixUp and CutMix: each image of a batch is blended with its counterpart or receives a patch of it.
 //!
-//! The counterpart of image `i` is image `n - 1 - i` of the same batch. One mixing ratio applies to the whole batch; it is
-//! drawn from the stream of (seed, samples seen).
+//! The counterpart of image `i` is image `n - 1 - i` of the same batch. One mixing ratio applies to the whole batch; it
+//! is drawn from the stream of (seed, samples seen).
 //! Source: `timm/data/mixup.py`, batch mode (Zhang et al. 2018; Yun et al. 2019).
 //! Differs from the reference: labels remain a pair and a weight, from which the loss makes its soft targets.
 
@@ -22,7 +22,8 @@ settings! {
         pub cutmix_alpha: Option<f64> { limits: above(0.0), example: "1.0" },
         /// Probability that a batch is mixed.
         pub probability: f64 { limits: within(0.0, 1.0), example: "1.0" },
-        /// Probability of CutMix rather than MixUp in a mixed batch. Required if both alphas are set, invalid otherwise.
+        /// Probability of CutMix rather than MixUp in a mixed batch. Required if both alphas are set, invalid
+        /// otherwise.
         pub switch_probability: Option<f64> { limits: within(0.0, 1.0), example: "0.5" },
     }
     check { check_alphas(table) }

@@ -1,8 +1,8 @@
 //! Augmentation of one training image, which results in a square of the training size.
 //!
 //! In this order: geometry (a random resized crop, or padding and a crop at native size followed by a resize), a
-//! horizontal flip with probability 1/2, then RandAugment. Every draw comes from the stream of (seed, epoch, sample), so
-//! the result does not depend on the batch or the thread.
+//! horizontal flip with probability 1/2, then RandAugment. Every draw comes from the stream of (seed, epoch, sample),
+//! so the result does not depend on the batch or the thread.
 //! Not for changes that need two images ([`crate::data::augment::mixing`]) or for evaluation
 //! ([`crate::image::preprocessing`]).
 
@@ -34,8 +34,8 @@ settings! {
 }
 
 settings! {
-    /// Bounds of a random resized crop. As in torchvision, ten draws are tried, then the largest central part within the
-    /// aspect ratios is used.
+    /// Bounds of a random resized crop. As in torchvision, ten draws are tried, then the largest central part within
+    /// the aspect ratios is used.
     #[derive(Clone, Copy, Debug, PartialEq)]
     pub struct RandomResizedCrop(table) {
         /// Smallest and largest area of the crop, as a fraction of the image.
@@ -51,8 +51,8 @@ settings! {
 
 // Source: Cubuk et al. 2020; `timm/data/auto_augment.py`, the increasing set of 15 operations, each drawn with
 // replacement and applied with probability 1/2.
-// Differs from the reference: rotated and translated images are always interpolated linearly, while timm draws linear or
-// cubic for each. The fill color is ImageNet's mean, as `create_transform` sets it.
+// Differs from the reference: rotated and translated images are always interpolated linearly, while timm draws linear
+// or cubic for each. The fill color is ImageNet's mean, as `create_transform` sets it.
 settings! {
     /// RandAugment, as in timm's `rand-m9-mstd0.5-inc1`.
     #[derive(Clone, Copy, Debug, PartialEq)]
@@ -98,7 +98,8 @@ impl Augmentation {
         }
     }
 
-    /// Returns [`Self::region`] with the largest reduction that leaves the crop at least `image_size` pixels on each side.
+    /// Returns [`Self::region`] with the largest reduction that leaves the crop at least `image_size` pixels on each
+    /// side.
     ///
     /// The padding of `pad_crop` is in full-scale pixels, so its pictures are never reduced.
     pub fn cutout(

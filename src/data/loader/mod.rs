@@ -1,8 +1,8 @@
 //! Training batches made in background threads. They do not depend on the number of threads.
 //!
-//! The sample at position `p` of the run is that of [`Order`] at position `p % len` of epoch `p / len`, so a run can resume
-//! at any position without further state. A batch is divided into small chunks, which the threads take in order; only a
-//! few batches are made ahead.
+//! The sample at position `p` of the run is that of [`Order`] at position `p % len` of epoch `p / len`, so a run can
+//! resume at any position without further state. A batch is divided into small chunks, which the threads take in order;
+//! only a few batches are made ahead.
 //! Not for evaluation, which is in [`evaluation`].
 
 pub mod evaluation;
@@ -45,8 +45,8 @@ pub struct Plan {
     /// Allowed share of broken samples, which are replaced by their successors. Above it the run stops; the share is
     /// checked once 100 samples have been seen. If none, the first broken sample stops the run.
     pub broken_rate: Option<f64>,
-    /// Whether JPEGs may be decoded at a reduced scale at which crops are at least as large as the training images. This
-    /// is faster but changes the pixels.
+    /// Whether JPEGs may be decoded at a reduced scale at which crops are at least as large as the training images.
+    /// This is faster but changes the pixels.
     pub reduced_decode: bool,
     /// Whether to deliver captions. A sample without a caption is then broken.
     pub captions: bool,
@@ -141,14 +141,14 @@ const MOST_IN_A_ROW: usize = 100;
 const CHUNK: usize = 16;
 /// Batches made ahead, unless more are needed to keep all threads busy or fewer fit into [`MOST_AHEAD`].
 const AHEAD: usize = 3;
-/// Largest size in bytes of the batches made ahead, counted as floats: three batches of 4,096 images of 112 pixels, or one
-/// of 32,768.
+/// Largest size in bytes of the batches made ahead, counted as floats: three batches of 4,096 images of 112 pixels, or
+/// one of 32,768.
 const MOST_AHEAD: usize = 2 << 30;
 /// Threads if the device is the CPU, where the kernels need the cores: enough to supply them with small images.
 const WORKERS_FOR_CPU: usize = 2;
 
-/// Returns the default number of loader threads. With a GPU, it is all of the rank's cores except one, which the host side
-/// of the training loop needs.
+/// Returns the default number of loader threads. With a GPU, it is all of the rank's cores except one, which the host
+/// side of the training loop needs.
 pub fn default_workers(cores: usize, computes_on_cpu: bool) -> usize {
     match computes_on_cpu {
         true => WORKERS_FOR_CPU,
@@ -292,8 +292,8 @@ impl Loader {
 
     /// Waits for the next batch and returns it; none when all samples have been delivered.
     ///
-    /// Errors: a broken sample, or too many of them (see [`Plan::broken_rate`]); a panic in a thread. Earlier batches are
-    /// delivered first.
+    /// Errors: a broken sample, or too many of them (see [`Plan::broken_rate`]); a panic in a thread. Earlier batches
+    /// are delivered first.
     pub fn next_batch(&mut self) -> Result<Option<Batch>> {
         let start = Instant::now();
         let finished = self.shared.deliver();
@@ -356,7 +356,8 @@ impl Drop for Loader {
 }
 
 impl Shared {
-    /// Locks the queue. No code panics while it holds the lock, so the queue is consistent even if the lock is poisoned.
+    /// Locks the queue. No code panics while it holds the lock, so the queue is consistent even if the lock is
+    /// poisoned.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -365,8 +366,8 @@ impl Shared {
         self.plan.samples.div_ceil(self.plan.batch as u64)
     }
 
-    /// Returns the first sample of batch `batch` that is delivered and the one after the last, counted from the beginning
-    /// of the plan.
+    /// Returns the first sample of batch `batch` that is delivered and the one after the last, counted from the
+    /// beginning of the plan.
     fn rows(&self, batch: u64) -> (u64, u64) {
         let (plan, start) = (&self.plan, batch * self.plan.batch as u64);
         let rows = plan.share.rows(plan.batch);
@@ -750,7 +751,7 @@ mod tests {
         );
     }
 
-    /// Makes 130 images, of which every tenth is broken.
+    /// Makes 130 images. Every tenth is broken.
     fn folder_with_broken_pictures() -> (tempfile::TempDir, Arc<Dataset>) {
         let folder = tempfile::tempdir().unwrap();
         let mut png = std::io::Cursor::new(Vec::new());

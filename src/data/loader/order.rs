@@ -2,8 +2,8 @@
 //!
 //! The images of a folder or file are permuted as a whole. Shards are permuted in two steps, since a permutation of a
 //! billion samples needs gigabytes and jumps between all files: in each epoch the shards are put in random order,
-//! consecutive shards form windows, and the samples of each window are permuted. A position is found by binary search, so
-//! a run can resume anywhere at once. Memory is needed for a few windows only.
+//! consecutive shards form windows, and the samples of each window are permuted. A position is found by binary search,
+//! so a run can resume anywhere at once. Memory is needed for a few windows only.
 //! Not for the processing of samples ([`crate::data::loader`]).
 
 use std::collections::VecDeque;
@@ -66,7 +66,6 @@ impl Order {
         let window = windows.starts.partition_point(|start| *start <= position) - 1;
         let (first, end) = (windows.starts[window], windows.starts[window + 1]);
         let order = self.permutations.get((epoch, window), || {
-            // Key 0 is used for the order of the shards.
             let mut rng = Rng::new(
                 self.seed,
                 Stream::OrderInWindow {

@@ -6,9 +6,9 @@
 //! Not for reading the samples ([`crate::data::shards`]) or for tar headers ([`crate::data::shards::tar`]).
 //!
 //! File format: magic with version; length and modification time of the tar, or a store's version of it
-//! ([`Object::stamp`]) (u64); numbers of samples, labels, classes, captions, usable samples and usable samples without a
-//! label, bytes of the names, bytes of the health (u32); the first 8 bytes of the BLAKE3 hash of all this; the entries;
-//! the names; the health as JSON; 16 bytes of the hash of everything before. Numbers are little-endian.
+//! ([`Object::stamp`]) (u64); numbers of samples, labels, classes, captions, usable samples and usable samples without
+//! a label, bytes of the names, bytes of the health (u32); the first 8 bytes of the BLAKE3 hash of all this; the
+//! entries; the names; the health as JSON; 16 bytes of the hash of everything before. Numbers are little-endian.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -509,7 +509,8 @@ fn saved_near(tar: &Object) -> Saved {
     };
     let start = Source::open(&path).and_then(|file| file.bytes(0, HEADER as u64));
     match Saved::of(&start.ok().flatten().unwrap_or_default(), tar) {
-        // The store may have a newer index. A stale one in the cache is not reported, since only this program writes there.
+        // The store may have a newer index. A stale one in the cache is not reported, since only this program writes
+        // there.
         Saved::Stale if tar.is_remote() => Saved::Absent,
         saved => saved,
     }

@@ -2,9 +2,9 @@
 //! ([`crate::storage::unpack`]).
 //!
 //! `000000000.jpg`, `.txt` and `.json` with one key are a sample; `.cls` contains its class number.
-//! Reading a sample takes one positioned read, or one request to an object store, if its members are close to each other.
-//! Only the counts of each shard stay in memory. The locations of its samples are loaded when one is read, from the saved
-//! index or by a pass over the headers, and the most recently used indexes are cached.
+//! Reading a sample takes one positioned read, or one request to an object store, if its members are close to each
+//! other. Only the counts of each shard stay in memory. The locations of its samples are loaded when one is read, from
+//! the saved index or by a pass over the headers, and the most recently used indexes are cached.
 //! The order of the samples in training is in [`crate::data::loader::order`].
 
 pub mod index;
@@ -143,7 +143,7 @@ impl Shards {
         }
         if scanned >= MANY {
             notices.push(format!(
-                "{scanned} shards were scanned; run `advxl data index` once to save their indexes, so that they open faster"
+                "{scanned} shards were scanned; run `advxl data index` to save their indexes, so that they open faster"
             ));
         }
         if let (1.., Ok(folder)) = (kept, crate::storage::cache::indexes()) {
@@ -160,8 +160,8 @@ impl Shards {
         }
         if let Some(first) = stales.first() {
             notices.push(format!(
-                "{} saved indexes do not match their shards or were written by an older version, and were not used, such \
-                 as that of `{first}`; run `advxl data index` to rebuild them",
+                "{} saved indexes do not match their shards or were written by an older version, and were not used, \
+                 such as that of `{first}`; run `advxl data index` to rebuild them",
                 stales.len()
             ));
         }
@@ -235,8 +235,8 @@ impl Shards {
 
     /// Returns the class names, which are numbers.
     ///
-    /// There are none if more than 1 % of the samples are usable but have no `.cls`. Otherwise a sample without a `.cls` is
-    /// damaged.
+    /// There are none if no sample has a `.cls`, or if more than 1 % of the samples are usable but have none. Otherwise
+    /// a sample without a `.cls` is damaged.
     pub fn classes(&self) -> &[String] {
         &self.classes
     }
@@ -268,11 +268,12 @@ impl Shards {
         let entry = self.entry(sample).map_err(|fault| fault.error)?;
         entry.label.ok_or_else(|| {
             Error::input(format!("`{}` has no label", self.name_of(sample)))
-                .hint("add a member such as `000.cls` with the number of its class")
+                .hint("add a member such as `000.cls` with its class number")
         })
     }
 
-    /// Returns the shard's name and the key of a sample, such as `00000.tar/000000012`. The shard's folder is not included.
+    /// Returns the shard's name and the key of a sample, such as `00000.tar/000000012`. The shard's folder is not
+    /// included.
     ///
     /// Errors: a shard's index that can no longer be read.
     pub fn id_of(&self, sample: usize) -> Result<String> {
@@ -293,7 +294,8 @@ impl Shards {
         Ok(self.index(number)?.name(place).to_owned())
     }
 
-    /// Calls a function with the index and the key of every sample in which the indexes found no fault, from many threads.
+    /// Calls a function with the index and the key of every sample in which the indexes found no fault, from many
+    /// threads.
     ///
     /// Errors: those of the function; shard indexes that can no longer be read.
     pub fn each_key(&self, call: impl Fn(usize, &str) -> Result<()> + Sync) -> Result<()> {
@@ -600,8 +602,8 @@ pub struct Indexed {
     pub kept: Option<PathBuf>,
 }
 
-/// Builds and saves the missing and stale indexes of the shards of a pattern: next to files, and in the cache for shards
-/// in stores.
+/// Builds and saves the missing and stale indexes of the shards of a pattern: next to files, and in the cache for
+/// shards in stores.
 ///
 /// `progress` is called with the number of finished shards and the number of all shards.
 pub fn save_indexes(pattern: &str, progress: impl Fn(usize, usize) + Sync) -> Result<Indexed> {

@@ -1,7 +1,7 @@
 //! The members of a tar file: names, offsets and lengths, read from the headers alone.
 //!
-//! Reads ustar, GNU long names, and pax paths and sizes. After damage, reading continues at the next header with a valid
-//! checksum, at any offset, so a bad block only costs its own member.
+//! Reads ustar, GNU long names, and pax paths and sizes. After damage, reading continues at the next header with a
+//! valid checksum, at any offset, so a bad block only costs its own member.
 //! Every size is checked against the length of the file; contents are never read. Sparse files of GNU tar and links are
 //! reported as damage: their contents are not in the tar as plain bytes.
 //! Not for unpacking or for the meaning of the members ([`crate::data::shards`]).
@@ -16,8 +16,8 @@ use crate::storage::store::Reader;
 const BLOCK: usize = 512;
 /// Bytes that are read at a time; enough for a caption, a json and their headers.
 const WINDOW: usize = 8 * 1024;
-/// Longest extended header that is read. Names need a few kilobytes; the headers may also contain attributes of macOS and
-/// maps of sparse files.
+/// Longest extended header that is read. Names need a few kilobytes; the headers may also contain attributes of macOS
+/// and maps of sparse files.
 const LONGEST_HEADER: u64 = 1 << 20;
 
 /// An entry that a scan finds, in the order of the file.
@@ -282,8 +282,8 @@ impl<'a> Blocks<'a> {
         Ok(block.and_then(|block| block.try_into().ok()))
     }
 
-    /// Moves the window so that it contains the block at an offset, or all that is left. Returns the position of the offset
-    /// in the window.
+    /// Moves the window so that it contains the block at an offset, or all that is left. Returns the position of the
+    /// offset in the window.
     fn show(&mut self, at: u64) -> Result<usize> {
         let end = self.start + self.window.len() as u64;
         if at < self.start || at + BLOCK as u64 > end {

@@ -330,7 +330,10 @@ mod tests {
         put(folder, "test_batch.bin", &[0; 3073 * 2 - 10]);
         let error = Cifar::open(folder, Split::Test).unwrap_err().to_string();
         assert!(
-            error.contains("test_batch.bin` has 6136 bytes, which is not a whole number of 3073-byte records; 2 records are 6146 bytes"),
+            error.contains(
+                "test_batch.bin` has 6136 bytes, which is not a whole number of 3073-byte records; \
+                 2 records are 6146 bytes"
+            ),
             "{error}"
         );
     }

@@ -1,8 +1,8 @@
 //! A folder of class folders: `ROOT/class/*.jpg` or `ROOT/{train,val}/class/*.jpg`.
 //!
 //! The classes are the sorted names of the class folders; if all names are numbers, they are sorted numerically. Images
-//! may be in subfolders of a class. `Layout` decides which folder is a split. Here the file name decides what counts as an
-//! image; [`crate::image::decode`] then detects the format from the bytes.
+//! may be in subfolders of a class. `Layout` decides which folder is a split. Here the file name decides what counts as
+//! an image; [`crate::image::decode`] then detects the format from the bytes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -39,8 +39,8 @@ const TEST_NAMES: [[&str; 3]; 2] = [["val", "valid", "validation"], ["test", "te
 const JUNK: [&str; 4] = ["__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN"];
 
 impl Folder {
-    /// Lists the images of a split without reading them. If `splits` is false, every folder is a class, regardless of its
-    /// name.
+    /// Lists the images of a split without reading them. If `splits` is false, every folder is a class, regardless of
+    /// its name.
     ///
     /// Errors: missing or empty class folders; only one class to train on; test classes without training images; an
     /// ambiguous layout.
@@ -364,8 +364,8 @@ impl Layout {
     }
 }
 
-/// Returns the sorted names of the class folders in `folder`, at least one. They are sorted numerically if all are numbers,
-/// else as text.
+/// Returns the sorted names of the class folders in `folder`, at least one. They are sorted numerically if all are
+/// numbers, else as text.
 fn class_folders(folder: &Path) -> Result<Vec<String>> {
     let mut names = folders_of(folder)?;
     let numbers: Option<Vec<u64>> = names.iter().map(|name| name.parse().ok()).collect();

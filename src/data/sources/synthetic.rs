@@ -1,10 +1,10 @@
 //! Captioned images drawn in code, which the demo and the tests train on without a download.
 //!
-//! There are twelve classes of shapes and patterns. Each is drawn in two distinguishable colors, at a random position and
-//! size, slightly rotated, on a background that is plain, shaded, striped or speckled.
-//! The colors of figure and background come from one distribution that is the same for all classes, so the mean color says
-//! nothing about the class: a network has to recognize the shape. Figure and background differ by far more than an attack
-//! of 8/255 can change.
+//! There are twelve classes of shapes and patterns. Each is drawn in two distinguishable colors, at a random position
+//! and size, slightly rotated, on a background that is plain, shaded, striped or speckled.
+//! The colors of figure and background come from one distribution that is the same for all classes, so the mean color
+//! says nothing about the class: a network has to recognize the shape. Figure and background differ by far more than an
+//! attack of 8/255 can change.
 //! Not a benchmark: accuracies on these images say nothing about photographs.
 //!
 //! Every image is a function of (seed, split, index); the classes alternate.

@@ -1,8 +1,8 @@
 //! Images and labels in a safetensors file: images prepared elsewhere, used bit for bit.
 //!
-//! `images` is f32 `[n, 3, height, width]` in `[0, 1]`. `labels` is i64 `[n]` and may be absent; then the images have no
-//! classes. The metadata key `classes` may contain the class names as a JSON list. The file has no splits: training and
-//! test data are two files.
+//! `images` is f32 `[n, 3, height, width]` in `[0, 1]`. `labels` is i64 `[n]` and may be absent; then the images have
+//! no classes. The metadata key `classes` may contain the class names as a JSON list. The file has no splits: training
+//! and test data are two files.
 //! Not for weights, which [`crate::weights`] reads.
 
 use std::collections::HashMap;
