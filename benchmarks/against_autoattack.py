@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
-"""AutoAttack's own program and `advxl eval` on one model, in turn: seconds, ratio, verdicts.
+"""Compare the reference AutoAttack and `advxl eval` on one model, in turn: seconds, ratio, verdicts.
 
     cargo build --release
     python3 -m venv .venv && .venv/bin/pip install torch timm pyautoattack safetensors
     .venv/bin/python benchmarks/against_autoattack.py --model runs/cifar10_micro/model \\
         --data tensors:FILE.safetensors --n 256 --norm linf --eps 8/255 --threads 2
 
-The reference is pyautoattack, the packaging of fra31/auto-attack on PyPI, with the parameters of
-its standard version for the norm. Its weights are frozen, so that it computes no gradients of
-weights. Both programs get the same images, batch and threads, and attack what their own earlier
-attacks left standing, or with --individually every image that is classified correctly.
+The reference is pyautoattack, the PyPI package of fra31/auto-attack, with the parameters of its
+standard version for the norm. Its weights are frozen, so it computes no weight gradients. Both
+programs get the same images, batch size and threads. Each attacks the images that survived its own
+earlier attacks, or with --individually every image that is classified correctly.
 
-An attack's seconds are what each program spent in it. In total the reference is charged for its
-evaluation and not for Python, imports and loading; advxl for its whole process. Ratios are seconds
-of the reference by seconds of advxl, medians over the rounds. Nothing else may run meanwhile.
+The seconds of an attack are the time that each program spent in it. The total of the reference is
+its evaluation, without starting Python, imports and loading; that of advxl is the whole process.
+Ratios are seconds of the reference divided by seconds of advxl, medians over the rounds. Run
+nothing else on the machine meanwhile.
 """
 import argparse
 import json
@@ -61,14 +62,14 @@ def load_images(spec, count):
 
 
 def standard(arguments, model, classes):
-    """The reference's standard version, with fewer steps, queries and targets where asked for."""
+    """The reference's standard version, with the steps, queries and targets of the arguments."""
     epsilon = float(Fraction(arguments.eps))
     device = "cuda" if arguments.device == "cuda" else "cpu"
     suite = AutoAttack(model, norm=NORMS[arguments.norm], eps=epsilon, seed=arguments.seed, device=device)
     if arguments.steps:
         for attack in (suite.apgd, suite.apgd_targeted):
             attack.n_iter = attack.n_iter_orig = arguments.steps
-            # Derived from the steps when the attack was made.
+            # Derived from the number of steps when the attack was constructed.
             attack.n_iter_2 = max(int(0.22 * arguments.steps), 1)
             attack.n_iter_min = max(int(0.06 * arguments.steps), 1)
             attack.size_decr = max(int(0.03 * arguments.steps), 1)
@@ -77,7 +78,7 @@ def standard(arguments, model, classes):
         suite.square.n_queries = arguments.queries
     for attack in (suite.apgd_targeted, suite.fab):
         asked = arguments.targets or attack.n_target_classes
-        # Asked for more targets than there are, the reference fails; advxl takes those there are.
+        # With more targets than other classes the reference fails; advxl uses all other classes.
         attack.n_target_classes = min(asked, classes - 1)
     return suite
 
@@ -96,7 +97,7 @@ def reference(arguments, model, images, labels, attacks):
         last, model.seen = now, 0
 
     class State(EvaluationState):
-        """The reference tells its state of every attack that is over; so does this one us."""
+        """Records each attack when the reference marks it as finished."""
 
         def add_run_attack(self, attack):
             super().add_run_attack(attack)
@@ -115,13 +116,13 @@ def reference(arguments, model, images, labels, attacks):
     with mock.patch("pyautoattack.autoattack.EvaluationState", State):
         suite.run_standard_evaluation(images, labels, batch_size=arguments.batch)
     seconds = time.perf_counter() - begun
-    for attack in attacks[len(stages) - 1:]:  # skipped, since nothing was left to attack
+    for attack in attacks[len(stages) - 1:]:  # skipped, since no image survived
         record(attack, torch.tensor(stages[-1]["robust"]))
     return {"stages": stages, "robust": stages[-1]["robust"], "seconds": seconds}
 
 
 def ours(arguments, attacks):
-    """The same in advxl."""
+    """Runs the same attacks in advxl."""
     with tempfile.TemporaryDirectory() as out:
         command = [arguments.advxl, "eval", arguments.model, "--data", arguments.data]
         command += ["--attack", ",".join(["clean", *attacks]), "--norm", arguments.norm]
@@ -141,13 +142,13 @@ def ours(arguments, attacks):
 
 
 def compare(arguments, model, images, labels, attacks):
-    """Both programs in turn, round by round."""
+    """Runs both programs in turn, round by round."""
     rounds = []
     for _ in range(arguments.rounds):
         theirs = reference(arguments, model, images, labels, attacks)
         rounds.append({"reference": theirs, "advxl": ours(arguments, attacks)})
-        told = {program: round(run["seconds"], 2) for program, run in rounds[-1].items()}
-        print(f"# {', '.join(attacks)}: {told}", flush=True)
+        spent = {program: round(run["seconds"], 2) for program, run in rounds[-1].items()}
+        print(f"# {', '.join(attacks)}: {spent}", flush=True)
     return rounds
 
 
@@ -159,7 +160,7 @@ def times(rounds, pick):
 
 
 def stage_rows(rounds, count):
-    """A line of the table for each stage."""
+    """Yields a table row for each stage."""
     both = [rounds[0][which]["stages"] for which in ("reference", "advxl")]
     for index, stage in enumerate(both[0]):
         tried = [stages[index - 1]["robust_count"] if index else count for stages in both]
@@ -170,7 +171,7 @@ def stage_rows(rounds, count):
 
 
 def total_row(runs):
-    """The last line of the table: the whole of every round."""
+    """The last row of the table: totals of the rounds."""
     rounds = [{which: sum(run[which]["seconds"] for run in each)
                for which in ("reference", "advxl")} for each in zip(*runs)]
     return ["total", "", "", *map("{:.2f}".format, times(rounds, lambda seconds: seconds)), "", ""]
@@ -186,7 +187,7 @@ def print_table(table):
 
 
 def disagreement(rounds):
-    """Images that one program broke and the other did not."""
+    """Counts the images that one program fooled and the other did not."""
     theirs, mine = (torch.tensor(rounds[0][which]["robust"]) for which in ("reference", "advxl"))
     return {"images": len(mine), "standing_in_reference_only": int((theirs & ~mine).sum()),
             "standing_in_advxl_only": int((mine & ~theirs).sum()),
@@ -199,20 +200,20 @@ def parse():
     parser.add_argument("--advxl", default="target/release/advxl", help="the program")
     parser.add_argument("--model", required=True, help="a model folder in timm's layout")
     parser.add_argument("--data", required=True, help="tensors:FILE, images at the model's size")
-    parser.add_argument("--n", type=int, default=256, help="how many images, from the first")
+    parser.add_argument("--n", type=int, default=256, help="number of images, from the start")
     parser.add_argument("--norm", choices=NORMS, default="linf")
     parser.add_argument("--eps", default="8/255")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="for both programs")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--attacks", default=",".join(ATTACKS), help="in order")
-    parser.add_argument("--steps", type=int, help="of apgd and fab, in both programs")
-    parser.add_argument("--queries", type=int, help="of square, in both programs")
-    parser.add_argument("--targets", type=int, help="of apgd-t and fab-t, in both programs")
-    parser.add_argument("--individually", action="store_true", help="each attack alone")
+    parser.add_argument("--attacks", default=",".join(ATTACKS), help="attacks, in order")
+    parser.add_argument("--steps", type=int, help="steps of apgd and fab, in both programs")
+    parser.add_argument("--queries", type=int, help="queries of square, in both programs")
+    parser.add_argument("--targets", type=int, help="targets of apgd-t and fab-t, in both programs")
+    parser.add_argument("--individually", action="store_true", help="run each attack on its own")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="where everything measured goes")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     return parser.parse_args()
 
 
@@ -220,14 +221,14 @@ def main():
     warnings.filterwarnings("ignore")
     arguments = parse()
     torch.set_num_threads(arguments.threads)
-    # f32 is f32 in both.
+    # Both compute in true f32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model = Normalized(arguments.model).to(arguments.device)
     images, labels = (tensor.to(arguments.device) for tensor in load_images(arguments.data, arguments.n))
     arguments.n = len(images)
     others = model(images[:1]).shape[1] - 1
     if (arguments.targets or 9) > others:
-        print(f"# the model has {others + 1} classes: {others} targets at most")
+        print(f"# the model has {others + 1} classes: using at most {others} targets")
     print(f"# torch {torch.__version__}, {arguments.threads} threads, {arguments.n} images, "
           f"batch {arguments.batch}, {arguments.norm} {arguments.eps}", flush=True)
 
@@ -241,8 +242,8 @@ def main():
     for chain, rounds in zip(chains, runs):
         found = disagreement(rounds)
         print(f"After {', '.join(chain)} the verdicts differ on {found['percent']:.2f} % of "
-              f"{found['images']} images: {found['standing_in_reference_only']} stand in the "
-              f"reference only, {found['standing_in_advxl_only']} in advxl only.")
+              f"{found['images']} images: {found['standing_in_reference_only']} are robust only in the "
+              f"reference, {found['standing_in_advxl_only']} only in advxl.")
     if arguments.json:
         settings = {key: str(value) for key, value in vars(arguments).items()}
         measured = [{"attacks": chain, "disagreement": disagreement(rounds), "rounds": rounds}

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""One adversarial training step in PyTorch and in advxl, in turn, and the ratio of their images per second.
+"""Compare one adversarial training step in PyTorch and in advxl, in turn: the ratio of their images per second.
 
     cargo build --release
     python3 -m venv .venv && .venv/bin/pip install torch numpy
     .venv/bin/python benchmarks/against_pytorch.py
 
-PyTorch runs eagerly in f32 and in bf16 autocast, and compiled in both; the best of them counts. advxl is asked for
-bf16 and computes in f32 where the processor is not faster with bf16 (it says so). Both do the same work: a ViT with
-class token and learned positions, random start, k input gradients, one full gradient, AdamW. Nothing else may run.
+PyTorch runs eagerly in f32 and in bf16 autocast, and compiled in both; the best of them counts. advxl is run with
+bf16, and computes in f32, with a notice, if the CPU is not faster in bf16. Both do the same work: a ViT with class
+token and learned positions, random start, k input gradients, one full gradient, AdamW. Run nothing else on the machine.
 
-A round times a few steps of each program, one after the other; the median of the rounds' ratios is told with their
-spread. Variants of PyTorch that are 1.5 times slower than its best in the first round are not run again.
+A round times a few steps of each program in turn; the result is the median of the rounds' ratios with their spread.
+Variants of PyTorch that take more than 1.5 times as long as its best in the first step are not run again.
 """
 import argparse, json, resource, statistics, subprocess, sys, time, warnings
 
@@ -110,10 +110,10 @@ class ConvNext(nn.Module):
 
 
 def stepper(work, precision, compiled):
-    """A function that does one step."""
+    """Returns a function that runs one step."""
     name, size, batch, attack_steps, attack_only = work
     torch.manual_seed(0)
-    # With channels last, in which PyTorch convolves faster on a CPU.
+    # Channels last makes PyTorch's convolutions faster on a CPU.
     model = ConvNext(name).to(memory_format=torch.channels_last) if name in CONVNEXTS else Vit(name, size)
     call = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -193,7 +193,7 @@ def compare(arguments, work):
 
 
 def memory(arguments, work, best):
-    """Peak memory of both programs for one kind of work, each in a process of its own."""
+    """Prints the peak memory of both programs for one row, each in a separate process."""
     command = [sys.executable, __file__, "--alone", best, "--row", str(WORK.index(work)), "--threads", str(arguments.threads)]
     theirs = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     mine = ours(arguments.advxl, work, arguments.threads, 3)["peak_memory_mib"]
@@ -203,9 +203,9 @@ def memory(arguments, work, best):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--advxl", default="target/release/advxl", help="the program")
-    parser.add_argument("--row", type=int, action="append", help="only this kind of work, from 0; may be repeated")
+    parser.add_argument("--row", type=int, action="append", help="run only this row, counted from 0; may be repeated")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of a round, after two that warm advxl up")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps per round, after two warmup steps")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

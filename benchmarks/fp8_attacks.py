@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""Whether FP8 attack passes cost robustness: the CIFAR-10 recipe with attacks in f32 and in FP8, seed by seed.
+"""Measure whether FP8 attack passes cost robustness: the CIFAR-10 recipe with attacks in f32 and in FP8, per seed.
 
     benchmarks/fp8_attacks.py --data DATA --out RUNS [--seeds 3] [--share 4] [--device cpu]
 
-Trains recipes/cifar10_micro.toml twice a seed, with `attack.precision` "f32" and "fp8" and everything else equal; on CPUs the
-program emulates FP8; an H100 or H200 (--device cuda) has it. Every trained model is evaluated in f32: clean and PGD-20, and
-the worst of apgd-ce and apgd-t. Prints a table of means and of differences paired by seed, with 95 % intervals of Student's t.
-Runs resume, and finished ones are reused, so the command can be interrupted and repeated.
+Trains recipes/cifar10_micro.toml twice per seed, with `attack.precision` "f32" and "fp8" and everything else equal. On
+CPUs the program emulates FP8; an H100 or H200 (--device cuda) supports it. Every trained model is evaluated in f32:
+clean, PGD-20, and the worst case of apgd-ce and apgd-t. Prints a table of means and of differences paired by seed, with
+95 % intervals of Student's t. Runs resume, and finished ones are reused, so the command can be interrupted and
+repeated.
 
---share 4 trains on a fourth of the recipe's samples, stage by stage; 1 is the whole recipe.
+--share 4 trains on a fourth of the samples of each stage; 1 trains the whole recipe.
 """
 
 import argparse
@@ -26,7 +27,7 @@ STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", required=True, help="a folder of CIFAR-10 binary files")
-parser.add_argument("--out", required=True, help="folder of the runs")
+parser.add_argument("--out", required=True, help="folder for the runs")
 parser.add_argument("--program", default=os.path.join(HERE, "../target/release/advxl"))
 parser.add_argument("--seeds", type=int, default=3, choices=range(2, 11))
 parser.add_argument("--share", type=int, default=4)
@@ -39,7 +40,7 @@ a = parser.parse_args()
 def call(*command):
     done = subprocess.run(command, stdout=subprocess.DEVNULL)
     if done.returncode != 0:
-        sys.exit(f"`{' '.join(command)}` ended with {done.returncode}")
+        sys.exit(f"`{' '.join(command)}` failed with exit code {done.returncode}")
 
 
 def samples(whole, batch):
@@ -73,7 +74,7 @@ def train(seed, precision):
 
 
 def accuracies(run, name):
-    """In percent: clean, then after each attack."""
+    """Returns accuracies in percent: clean, then after each attack."""
     with open(os.path.join(run, f"result-{name}.json")) as file:
         return [100 * stage["robust_accuracy"] for stage in json.load(file)["stages"]]
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""An adversarial training step in PyTorch as its users would write it for speed: the other side of `scripts/gpu-check speed`.
+"""Time an adversarial training step in PyTorch, written for speed: the baseline of `scripts/gpu-check speed`.
 
-timm's models, bf16 autocast, fused attention, fused AdamW, and in the attack gradients of the images alone: weights want none there.
-Modes are eager execution and torch.compile's: `compiled` is its default, `reduce-overhead` replays CUDA graphs, `max-autotune`
-also times kernels. Prints one JSON object for each step and mode with the fields of `advxl bench step`, or `error` where a mode fails or
-exceeds its time.
+timm's models, bf16 autocast, fused attention, fused AdamW, and no weight gradients in the attack. Modes are eager
+execution and those of torch.compile: `compiled` is its default, `reduce-overhead` replays CUDA graphs, `max-autotune`
+also times kernels. Prints one JSON object for each step and mode with the fields of `advxl bench step`, or `error` if a
+mode fails or exceeds its time limit.
 """
 
 import argparse
@@ -27,7 +27,7 @@ MODELS = {
     "convnext_tiny": "convnext_tiny",
     "convnext_base": "convnext_base",
 }
-# Ours: no model of timm's has these sizes.
+# advxl's vit_micro: no timm model has these sizes.
 MICRO = {"patch_size": 4, "embed_dim": 192, "depth": 9, "num_heads": 3}
 MODES = {
     "eager": None,
@@ -37,27 +37,29 @@ MODES = {
 }
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("works", nargs="*", metavar="MODEL,SIZE,BATCH,STEPS", help="steps to time, one after the other; or one by options")
+parser.add_argument(
+    "works", nargs="*", metavar="MODEL,SIZE,BATCH,STEPS", help="steps to time, in order; or set one step with the options"
+)
 parser.add_argument("--model", choices=[*MODELS, "vit_micro"])
 parser.add_argument("--image-size", type=int)
 parser.add_argument("--batch", type=int)
 parser.add_argument("--attack-steps", type=int)
 parser.add_argument("--classes", type=int, default=1000)
 parser.add_argument("--repeats", type=int, default=10)
-parser.add_argument("--modes", default="eager,compiled", help=f"some of {','.join(MODES)}")
-parser.add_argument("--limit", type=int, default=300, help="seconds for a mode, compilation included")
+parser.add_argument("--modes", default="eager,compiled", help=f"comma-separated list of {', '.join(MODES)}")
+parser.add_argument("--limit", type=int, default=300, help="time limit for each mode, including compilation, in seconds")
 a = parser.parse_args()
 modes = a.modes.split(",")
 if unknown := [mode for mode in modes if mode not in MODES]:
-    parser.error(f"unknown mode `{unknown[0]}`; the modes are {', '.join(MODES)}")
+    parser.error(f"unknown mode `{unknown[0]}`, expected one of {', '.join(MODES)}")
 
 
 class Work:
-    """Steps of one model, size, batch and attack."""
+    """A training step with one model, image size, batch size and attack."""
 
     def __init__(self, model, image_size, batch, attack_steps):
         if model not in [*MODELS, "vit_micro"]:
-            parser.error(f"unknown model `{model}`; the models are {', '.join([*MODELS, 'vit_micro'])}")
+            parser.error(f"unknown model `{model}`, expected one of {', '.join([*MODELS, 'vit_micro'])}")
         self.model, self.image_size, self.batch, self.attack_steps = model, int(image_size), int(batch), int(attack_steps)
 
     def make_model(self):
@@ -113,12 +115,12 @@ class Work:
 
 
 def out_of_time(*_):
-    raise TimeoutError(f"not done in {a.limit} s")
+    raise TimeoutError(f"not finished within {a.limit} s")
 
 
 given = [work.split(",") for work in a.works] or [[a.model, a.image_size, a.batch, a.attack_steps]]
 if wrong := [work for work in given if len(work) != 4 or None in work]:
-    parser.error(f"a step is MODEL,SIZE,BATCH,STEPS, or all four options; found {wrong[0]}")
+    parser.error(f"expected MODEL,SIZE,BATCH,STEPS or all four options, got {wrong[0]}")
 works = [Work(*work) for work in given]
 device = torch.device("cuda")
 torch.manual_seed(0)
@@ -129,7 +131,7 @@ for work, mode in [(work, mode) for work in works for mode in modes]:
     signal.alarm(a.limit)
     try:
         found = work.measure(MODES[mode])
-    except Exception as error:  # A mode that fails is a result too.
+    except Exception as error:  # A failing mode is a result too.
         found = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
     signal.alarm(0)
     line = {

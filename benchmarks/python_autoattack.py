@@ -4,10 +4,11 @@
     python3 -m venv .venv && .venv/bin/pip install torch timm pyautoattack ./advxl-*.whl
     .venv/bin/python benchmarks/python_autoattack.py --data cifar-10-batches-bin
 
-Trains a CNN, a ViT and a ConvNeXt for minutes (FGSM adversarial training; kept in --models), then attacks each in three norms with
-the standard version. Prints, for each program, the verdicts, images passed forward and backward, seconds, and the seconds spent
-in the model and its gradients; then on how many images verdicts differ between the programs, and between two seeds of each
-program, and that every returned image lies in its ball and gets the verdict claimed.
+Trains a CNN, a ViT and a ConvNeXt for a few minutes (FGSM adversarial training; saved in --models), then attacks each
+in three norms with the standard version. Prints, for each program, the number of robust images, the images passed
+forward and backward, the total seconds, and the seconds spent in the model and its gradients; then the number of images
+on which the verdicts of the programs differ, and on which those of two seeds of each program differ. Fails if a
+returned image is outside its ball or does not get the verdict claimed.
 """
 
 import argparse
@@ -22,13 +23,13 @@ from torch import nn
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", required=True, help="a folder of CIFAR-10 binary files, or `synthetic` for blobs of color")
 parser.add_argument("--device", default="cpu")
-parser.add_argument("--models", default="python_autoattack_models", help="folder of the trained models")
+parser.add_argument("--models", default="python_autoattack_models", help="folder for the trained models")
 parser.add_argument("--images", type=int, default=64)
 parser.add_argument("--bs", type=int, default=64)
 parser.add_argument("--only", default="cnn,vit,convnext")
 parser.add_argument("--norms", default="Linf,L2,L1")
 parser.add_argument("--version", default="standard")
-parser.add_argument("--seeds", type=int, default=1, help="seeds of each program")
+parser.add_argument("--seeds", type=int, default=1, help="number of seeds for each program")
 a = parser.parse_args()
 
 EPSILON = {"Linf": 8 / 255, "L2": 0.5, "L1": 12.0}
@@ -91,7 +92,7 @@ def synchronize():
 
 
 class Measured(nn.Module):
-    """Counts passes and the seconds in them, those of the gradient included."""
+    """Counts the images passed forward and backward, and the seconds of the forward passes."""
 
     def __init__(self, model):
         super().__init__()
@@ -142,17 +143,17 @@ def attacked(program, model, norm, x, y, seed):
     with torch.no_grad():
         robust = model(found).argmax(1) == y
     if program == "advxl":
-        assert robust.tolist() == adversary.result.robust, "an image does not get the verdict claimed"
+        assert robust.tolist() == adversary.result.robust, "the model does not confirm the verdict of an image"
     moved = (found - x).flatten(1)
     longest = {"Linf": moved.abs().amax(1), "L2": moved.norm(dim=1), "L1": moved.abs().sum(1)}[norm].max().item()
-    assert longest <= EPSILON[norm] * (1 + 1e-5) + 1e-6, f"{program} left its ball: {longest}"
+    assert longest <= EPSILON[norm] * (1 + 1e-5) + 1e-6, f"{program}: perturbation {longest} exceeds epsilon"
     return robust, measured, seconds, in_gradients[0]
 
 
 torch.autograd.grad = timed_gradient
 x, y = (part[: a.images].to(a.device) for part in images("test"))
 print(f"torch {torch.__version__} on {a.device}, {torch.get_num_threads()} threads, {a.images} images, {a.version}")
-print("| model | norm | program | clean | robust | forward | backward | seconds | in the model | of that outside |")
+print("| model | norm | program | clean | robust | forward | backward | seconds | in the model | overhead |")
 print("|---|---|---|---|---|---|---|---|---|---|")
 summary = []
 for name in a.only.split(","):
@@ -181,5 +182,6 @@ for name in a.only.split(","):
         ]
         ratio = np.median(times["pyautoattack"]) / np.median(times["advxl"])
         summary.append(f"| {name} | {norm} | {ratio:.2f} | {differ} | {', '.join(map(str, own)) or '-'} |")
-print("\n| model | norm | times as fast | verdicts that differ | between seeds of advxl, of pyautoattack |\n|---|---|---|---|---|")
+print("\n| model | norm | times as fast | differing verdicts | between seeds of advxl, of pyautoattack |")
+print("|---|---|---|---|---|")
 print("\n".join(summary))

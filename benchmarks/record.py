@@ -1,11 +1,11 @@
-"""Runs a benchmark and appends what it measured to benchmarks/history.jsonl, with date, commit, machine and command.
+"""Run a benchmark and append its results to benchmarks/history.jsonl, with date, commit, machine and command.
 
     python3 benchmarks/record.py target/release/advxl bench step --model vit_s16 --batch 16
     python3 benchmarks/record.py python3 benchmarks/against_pytorch.py --row 0
 
-The output passes through. Recorded are its lines that are JSON objects, else those of its Markdown tables. Keys of a line of the
-history: `date`, `commit` (`+` if files were changed), `machine`, `cores`, `command`, `seconds`, `results`. Lines with `from` were
-transcribed from the documentation when the history began.
+Prints the benchmark's output, and records its JSON objects or, if it prints none, the rows of its Markdown tables. Keys
+of a line of the history: `date`, `commit` (`+` if files were changed), `machine`, `cores`, `command`, `seconds`,
+`results`. Lines with `from` were transcribed from the documentation when the history began.
 """
 
 import datetime
@@ -22,7 +22,7 @@ HISTORY = pathlib.Path(__file__).parent / "history.jsonl"
 
 
 def machine():
-    """Model of the processor, its widest instructions, and the GPU if there is one."""
+    """Returns the CPU model with its widest instruction set, and the GPU if there is one."""
     cpu, features = platform.processor() or platform.machine(), ""
     try:
         for line in open("/proc/cpuinfo", encoding="utf-8"):

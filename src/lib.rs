@@ -21,8 +21,9 @@ pub mod loss;
 pub mod optim;
 pub mod schedule;
 
-pub mod figure;
 pub mod image;
+
+pub mod figure;
 
 pub mod storage;
 

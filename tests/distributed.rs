@@ -210,7 +210,7 @@ fn a_killed_a_stopped_and_a_warned_process_end_the_run_and_cost_nothing_but_the_
     });
     assert_eq!(code, 75, "{told}");
     assert!(told.contains("process 1 on"), "{told}");
-    assert!(told.contains("has not been heard of for 20 s"), "{told}");
+    assert!(told.contains("sent no heartbeat for 20 s"), "{told}");
     assert!(told.contains("resuming after"), "{told}");
 
     // A scheduler warns one process, or the launcher.
@@ -373,7 +373,7 @@ fn processes_that_do_not_belong_together_are_refused_before_anything_is_done() {
     };
     let parts = [
         "process 1 of 2",
-        "has another recipe than process 0",
+        "has a different recipe than process 0",
         "stage.0.learning_rate.peak",
     ];
     fail(both(with(ADVXL, &one), with(ADVXL, &other)), 2, &parts);
@@ -383,7 +383,7 @@ fn processes_that_do_not_belong_together_are_refused_before_anything_is_done() {
     bytes.push(0);
     std::fs::write(&changed, bytes).unwrap();
     std::fs::set_permissions(&changed, std::fs::metadata(ADVXL).unwrap().permissions()).unwrap();
-    let parts = ["process 1 of 2", "has another binary than process 0"];
+    let parts = ["process 1 of 2", "has a different binary than process 0"];
     fail(
         both(with(ADVXL, &one), with(text(&changed), &one)),
         2,

@@ -147,7 +147,7 @@ fn without_mpi_two_hosts_train_to_the_same_bits_and_notice_a_lost_network() {
         let told = told(&output);
         assert_eq!(output.status.code(), Some(75), "{told}");
         let host = ["host-a", "host-b"][lost];
-        let expected = format!("process {lost} on {host} has not been heard of for 20 s");
+        let expected = format!("process {lost} on {host} sent no heartbeat for 20 s");
         assert!(told.contains(&expected), "{told}");
     }
 }

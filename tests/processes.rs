@@ -191,7 +191,7 @@ fn a_rank_that_hangs_is_noticed_by_its_missing_heartbeat() {
         signal("STOP", ranks[1]);
     });
     assert_eq!(code, 75, "{told}");
-    let expected = "has not been heard of for 20 s";
+    let expected = "sent no heartbeat for 20 s";
     assert_eq!(told.matches(expected).count(), 1, "{told}");
     assert!(told.contains("process 1 on"), "{told}");
 }
@@ -228,7 +228,10 @@ fn ranks_that_do_not_belong_together_are_refused_on_all_sides() {
     let codes = outputs.iter().map(|output| output.status.code());
     assert_eq!(codes.collect::<Vec<_>>(), [Some(2), Some(2)]);
     let told = told(&outputs[0]);
-    assert!(told.contains("has another recipe than process 0"), "{told}");
+    assert!(
+        told.contains("has a different recipe than process 0"),
+        "{told}"
+    );
 
     let changed = folder.path().join("advxl");
     let mut bytes = std::fs::read(ADVXL).unwrap();
@@ -245,7 +248,10 @@ fn ranks_that_do_not_belong_together_are_refused_on_all_sides() {
     );
     let outputs = at_once(vec![start("0", "2"), foreign]);
     let told = support::processes::told(&outputs[0]);
-    assert!(told.contains("has another binary than process 0"), "{told}");
+    assert!(
+        told.contains("has a different binary than process 0"),
+        "{told}"
+    );
     assert!(outputs.iter().all(|output| output.status.code() == Some(2)));
 
     let mut secret = start("1", "2");

@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use advxl_cuda::Gpu;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::json;
 
 use crate::distributed;
@@ -377,8 +377,8 @@ fn perform(arguments: &Arguments, comm: &Comm) -> Result<()> {
         Command::Export(export) => export.run(json),
         Command::Plan(plan) => plan.run(json),
         Command::Inspect(inspect) => inspect.run(json),
-        Command::Completions(completions) => completions.run(json),
-        Command::Man(man) => man.run(json),
+        Command::Completions(completions) => completions.run(Arguments::command(), json),
+        Command::Man(man) => man.run(Arguments::command(), json),
         Command::Recipe { what } => what.run(json),
         Command::Bench {
             what: Bench::Step(step),
@@ -391,5 +391,19 @@ fn perform(arguments: &Arguments, comm: &Comm) -> Result<()> {
         | Command::Embed(_)
         | Command::Data { .. }
         | Command::Bench { .. } => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_reference_is_up_to_date() {
+        let page = include_str!("../../docs/reference/cli.md");
+        assert!(
+            page == manual::markdown(Arguments::command()),
+            "docs/reference/cli.md is stale: run `advxl man --markdown > docs/reference/cli.md`"
+        );
     }
 }

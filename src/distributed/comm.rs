@@ -277,7 +277,7 @@ impl Comm {
         };
         let difference = difference(first, text);
         let message = format!(
-            "process {rank} of {} (on {host}) has another {what} than process 0{difference}",
+            "process {rank} of {} (on {host}) has a different {what} than process 0{difference}",
             self.world_size
         );
         Err(Error::input(message)
@@ -391,7 +391,7 @@ fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 }
 
 /// # Panics
-/// When they are no such values: all ranks run the same binary.
+/// If they are not such values, which cannot happen: all ranks run the same binary.
 fn decode<T: DeserializeOwned>(all: &[Vec<u8>]) -> Vec<T> {
     let values = all.iter();
     values

@@ -139,7 +139,7 @@ impl Watch {
                 .find(|peer| !peer.beat.ended && peer.heard.elapsed() > SILENCE)
             {
                 (self.end)(&format!(
-                    "process {} on {} has not been heard of for {} s: it was stopped, or its machine or network is gone",
+                    "process {} on {} sent no heartbeat for {} s: it was stopped, or its machine or network is down",
                     peer.rank,
                     peer.host,
                     SILENCE.as_secs()

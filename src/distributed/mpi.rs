@@ -1,7 +1,7 @@
 //! Exchanges over MPI, on a thread of their own.
 //!
 //! MPI's handles belong to the thread that made them. One thread keeps them and serves requests in the order in which they
-//! come, so that a transfer goes on while others compute.
+//! come, so that a transfer continues while others compute.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

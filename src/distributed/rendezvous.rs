@@ -2,7 +2,7 @@
 //!
 //! A [`Server`] listens at `MASTER_ADDR:MASTER_PORT`: on a thread of rank 0, or of the launcher. Every rank connects, says who it
 //! is, and gets the addresses of all, once all are there and belong together; else all are refused with the same message. The
-//! connections stay until the ranks have reached each other, so that one that fails ends the others' wait.
+//! connections stay open until all ranks have reached each other, so that a failure ends the others' wait.
 
 use std::collections::BTreeMap;
 use std::io::{Error as IoError, ErrorKind, Read, Result as IoResult, Write};
@@ -31,7 +31,7 @@ const FIRST_NOTE: Duration = Duration::from_secs(5);
 const NEXT_NOTE: Duration = Duration::from_secs(60);
 /// Connections that closed in the meantime are looked for this often.
 const LOOK: Duration = Duration::from_millis(200);
-/// Once ranks are refused, those that come within this time are, too.
+/// After a refusal, ranks that arrive within this time are refused too.
 const LINGER: Duration = Duration::from_secs(3);
 /// For the ranks to reach each other, once they have met.
 const REACH: Duration = Duration::from_secs(90);
@@ -72,7 +72,7 @@ enum Reply {
     Ready,
 }
 
-/// Why there is no run.
+/// Why the run was refused.
 #[derive(Clone, Debug, PartialEq)]
 struct Refusal {
     kind: Kind,
@@ -306,7 +306,7 @@ impl Server {
         }
         if hello.token != self.token {
             let message = format!(
-                "process {} on {} has another {TOKEN}",
+                "process {} on {} has a different {TOKEN}",
                 hello.rank, hello.host
             );
             (self.report)(&format!("note: refused at {}: {message}", self.place));
@@ -393,7 +393,7 @@ impl Server {
 
     fn latecomer(&self, hello: &Hello, hosts: &BTreeMap<usize, String>) -> Refusal {
         let mut message = format!(
-            "all {} processes of the run at {} are there already",
+            "all {} processes of the run at {} have already joined",
             self.world_size, self.place
         );
         if let Some(host) = hosts.get(&hello.rank) {
@@ -451,7 +451,7 @@ fn is_open(stream: &TcpStream) -> bool {
     open && stream.set_nonblocking(false).is_ok()
 }
 
-/// Every connection is greeted on a thread of its own: one that says nothing holds up nobody.
+/// Each connection is greeted on its own thread, so that a silent one does not block the others.
 fn accept(listener: &TcpListener, callers: &Sender<Caller>) {
     for stream in listener.incoming() {
         let Ok(stream) = stream else {
@@ -759,7 +759,7 @@ mod tests {
         }
         let refusal = refusal(&mut introduced(1, VERSION, server));
         let expected =
-            "all 2 processes of the run at here:1 are there already; process 1 runs on host-1";
+            "all 2 processes of the run at here:1 have already joined; process 1 runs on host-1";
         assert_eq!(refusal.message, expected);
         drop(silent);
     }

@@ -65,7 +65,7 @@ impl Stop {
         leave: impl Fn(u8) + Send + 'static,
     ) -> Result<()> {
         let failed =
-            |error: std::io::Error| Error::failed(format!("cannot listen to signals: {error}"));
+            |error: std::io::Error| Error::failed(format!("cannot handle signals: {error}"));
         let signals = Signals::new([SIGINT, SIGTERM, SIGUSR1]).map_err(failed)?;
         let stop = self.clone();
         std::thread::Builder::new()

@@ -508,7 +508,7 @@ impl Transport for Link {
 }
 
 impl Drop for Link {
-    /// Waits until all ranks are here, so that nobody mistakes the end of this one for a loss. A panic does not wait.
+    /// Waits until all ranks are here, so that no rank mistakes the end of this one for a loss. A panic does not wait.
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.exchange.end();
@@ -687,7 +687,7 @@ impl Exchange {
     fn disagree(&self, rank: usize, what: &str) -> ! {
         let mesh = &self.mesh;
         (mesh.alarm)(&format!(
-            "error: processes {} and {rank} do not exchange the same: process {rank} on {} {what}, this one is at exchange {}",
+            "error: processes {} and {rank} disagree about an exchange: process {rank} on {} {what}, this one is at exchange {}",
             mesh.rank, mesh.hosts[rank], self.number
         ));
         mesh.exit(Kind::Failed.exit_code())
@@ -781,7 +781,7 @@ impl Mesh {
             let Ok(values) = values else {
                 self.lose(peer);
             };
-            // At the end nobody listens any more.
+            // At the end no rank is listening.
             let _ = inbox.send(Part {
                 tag: header.tag,
                 exchange: header.exchange,

@@ -13,7 +13,7 @@ pub(crate) struct Token([u8; Self::BYTES]);
 impl Token {
     pub(crate) const BYTES: usize = 16;
 
-    /// One that nobody can guess.
+    /// Returns a random token that cannot be guessed.
     pub(crate) fn random() -> Self {
         let mut random = [0; 32];
         let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random));

@@ -338,7 +338,7 @@ mod tests {
 
     #[test]
     fn sums_are_those_of_one_tree_for_every_world_size() {
-        // The order tells: 1 is lost beside 2^24 and not beside -2^24.
+        // The order shows: 1 is lost next to 2^24 and not next to -2^24.
         let values = [16_777_216.0, 1.0, -16_777_216.0, 1.0, 0.25, 3.0, 1e-3, 7.0];
         let tree = ((values[0] + values[1]) + (values[2] + values[3]))
             + ((values[4] + values[5]) + (values[6] + values[7]));

@@ -72,7 +72,7 @@ reasons! {
     Rotated "rotated" false "rotated or mirrored according to its orientation tag, set upright",
     Animated "animated" false "several images in one file, the first is used",
     NoExtension "no_extension" false "a member without key or extension, skipped",
-    UnsafeName "unsafe_name" false "a path that is unsafe to unpack",
+    UnsafeName "unsafe_name" false "a path that must not be unpacked",
     UnusedMember "unused_member" false "a member of an unused kind",
     NoEndMarker "no_end_marker" false "the tar has no end marker; it may be truncated between members",
     ZerosBetween "zeros_between" false "zeros between the members of a tar",

@@ -52,7 +52,7 @@ where
     }
 }
 
-/// The node of a tensor; a tensor outside automatic differentiation gets one that is not tracked.
+/// The node of a tensor; a tensor outside automatic differentiation gets an untracked node.
 pub(crate) fn parent<B, const D: usize>(tensor: &Tensor<D>) -> NodeGuard
 where
     B: Backend,
@@ -65,7 +65,7 @@ where
 
 /// Runs an operation and, if a parent is tracked, records it with what its backward pass needs.
 ///
-/// `forward` is told which gradients will be wanted, and returns the result and what it keeps.
+/// `forward` receives which gradients are needed, and returns the result and what it saves.
 pub(crate) fn record<S, const D: usize>(
     parents: Vec<NodeGuard>,
     forward: impl FnOnce(Wanted) -> (FloatTensor<S::Backend>, S),

@@ -207,7 +207,7 @@ impl DeviceName {
     /// A GPU through Burn.
     fn open_burn(self, api: Api, number: Option<usize>, local: usize) -> Result<Device> {
         if api.kind().is_none() {
-            let message = format!("device `{self}`: this program was built without it");
+            let message = format!("device `{self}`: not supported by this build");
             let hint = format!(
                 "build it with: cargo build --release --features {}",
                 api.word()

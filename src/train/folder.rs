@@ -68,7 +68,7 @@ impl RunFolder {
         if !comm.is_main() {
             if !path.is_dir() {
                 let message = format!("run folder `{}` does not exist", path.display());
-                let hint = "all processes need access to the run folder: use one that their machines share";
+                let hint = "all processes need access to the run folder: put it on storage that their machines share";
                 return Err(Error::input(message).hint(hint));
             }
             return Ok(folder(None, Vec::new()));

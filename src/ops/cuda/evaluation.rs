@@ -14,7 +14,7 @@ use super::values::{primitive, sent, tensor, values};
 use crate::ops::node::{Differentiable, parents, record};
 use crate::ops::spec::Streams;
 
-/// Changes a copy of the values of images, which is no copy where nobody else holds them.
+/// Changes a copy of the images' values, in place if they are not shared.
 fn changed(gpu: &Gpu, images: Tensor<4>, change: impl FnOnce(&mut Values)) -> Tensor<4> {
     let (shape, mut changed) = (images.dims(), values(gpu, &images));
     // The tensor holds on to the values, which could then not be changed in place.

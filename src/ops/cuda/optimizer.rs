@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use super::values::{tensor, values};
 use crate::ops::spec::{AdamW, Moments, TensorUpdate};
 
-/// The new weights and moments, in order. Memory that nobody else holds is used again.
+/// The new weights and moments, in order. Memory that is not shared is reused.
 pub(crate) fn update(
     gpu: &Gpu,
     tensors: Vec<TensorUpdate>,

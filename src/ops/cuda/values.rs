@@ -64,7 +64,7 @@ pub(crate) fn primitive(values: Values, shape: &[usize]) -> FlexTensor {
     let dtype = match values.kind() {
         Kind::F32 => DType::F32,
         Kind::Bf16 => DType::BF16,
-        Kind::E4m3 => unreachable!("operands of products are no tensors"),
+        Kind::E4m3 => unreachable!("operands of products are not tensors"),
     };
     FlexTensor::new(
         lazy_bytes(values),
