@@ -1,10 +1,10 @@
-"""Writes the seeds of the fuzz targets into `corpus/`: small good files, and the kinds of damage that parsers know.
+"""Write the seeds of the fuzz targets into `corpus/`: small valid files, and the kinds of damage that parsers detect.
 
     pip install pillow
     python fuzz/seeds.py
 
-Most are cut out of `tests/golden`; the rest is made here. Inputs that a fuzzer found are kept beside them under other
-names and are not touched.
+Most are extracted from `tests/golden`; the rest are generated here. Inputs found by fuzzing are kept in the same folders
+under other names and are not changed.
 """
 
 import gzip

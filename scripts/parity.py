@@ -1,13 +1,13 @@
-"""Outputs and input gradients of advxl and of timm, open_clip and transformers on the same weights; see scripts/parity.
+"""Compare outputs and input gradients of advxl with timm, open_clip and transformers on equal weights; see scripts/parity.
 
-In: another program makes a model with random weights, written as a folder or file that its users know, and advxl
-predicts with it. Out: advxl trains for some updates, or has read another program's model, exports, and the other program
-loads the folder as it is. Differences are relative to the largest entry. Input gradients are those of the summed cross
-entropy, also of the numbers of an embedding.
+Import: another program creates a model with random weights and saves it in its usual format, and advxl predicts with it.
+Export: advxl trains for a few updates, or imports another program's model, then exports it, and the other program loads
+the folder unmodified. Differences are relative to the largest entry. Input gradients are those of the summed cross
+entropy, which for embeddings takes their entries as logits.
 
     scripts/parity [WORD ...]
 
-With words only those rows whose line contains one of them.
+WORDs select the rows that contain one of them.
 """
 
 import json
@@ -37,7 +37,7 @@ HALF = (0.5,) * 3, (0.5,) * 3
 
 @dataclass
 class Made:
-    """The other program's model, and what advxl is called with for the same."""
+    """A model of the other program, and the arguments of advxl for the same model."""
 
     answer: Callable  # normalized pixels to outputs
     statistics: tuple  # mean and deviation of the channels
@@ -52,18 +52,18 @@ def run(*arguments):
 
 
 def disturb(model):
-    """Other random weights: models begin with heads of zeros and small weights, whose outputs would tell nothing."""
+    """Adds random numbers to the weights: the zero heads and small weights of new models would hide differences."""
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.02)
     return model.eval()
 
 
-# In: models of other programs.
+# Import: models of other programs.
 
 
 def timm_folder(architecture, folder, **arguments):
-    """A timm model in a folder as timm writes it."""
+    """Saves a timm model in a folder with timm's layout."""
     model = disturb(timm.create_model(architecture, pretrained=False, **arguments))
     folder.mkdir()
     save_file(model.state_dict(), folder / "model.safetensors")
@@ -92,7 +92,7 @@ class ConvStem(nn.Module):
 
 
 def conv_stem_file(architecture, folder):
-    """A timm model whose patches come from a ConvStem, in a file alone."""
+    """Saves a timm model with a ConvStem as patch embedding, as a single file."""
     model = timm.create_model(architecture, pretrained=False)
     if architecture.startswith("vit"):
         layers = [(3, 48, 2), (48, 96, 2), (96, 192, 2), (192, 384, 2)]
@@ -110,7 +110,7 @@ SMALL_TEXT = {"context_length": 5, "vocab_size": 20, "width": 64, "heads": 2, "l
 
 
 def open_clip_folder(name, folder, vision={}, **changes):
-    """An open_clip model with a small text tower in a folder as open_clip writes it."""
+    """Saves an open_clip model with a small text tower in a folder with open_clip's layout."""
     config = open_clip.get_model_config(name) | {"text_cfg": SMALL_TEXT} | changes
     config["vision_cfg"] = vision if "timm_model_name" in vision else config["vision_cfg"] | vision
     model = disturb(open_clip.CLIP(**config))
@@ -134,7 +134,7 @@ def hugging_face_clip(folder):
     return Made(lambda x: model(x).image_embeds, OPENAI, 224, [folder])
 
 
-# Out: models that advxl writes.
+# Export: models that advxl writes.
 
 RECIPE = """
 seed = 1
@@ -160,7 +160,7 @@ MICRO = 'size = "vit_micro", width = 96, depth = 3, heads = 3, hidden = 384, '
 
 
 def trained(model, folder, size, samples):
-    """The folder of a run of ours, some updates old."""
+    """Trains with advxl for a few updates and returns the run folder."""
     recipe, out = folder.with_suffix(".toml"), folder.with_suffix(".run")
     recipe.write_text(RECIPE.format(model=model, size=size, samples=samples))
     run("train", recipe, "--out", out)
@@ -175,7 +175,7 @@ def to_timm(model, folder):
 
 
 def to_open_clip(source, text, folder):
-    """What advxl made of `source`, with the text tower of `text`, as open_clip loads it."""
+    """Exports `source` with the text tower of `text` and loads the result in open_clip."""
     run("export", source, "--to", "open-clip", "--text", text, "--out", folder)
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     config = model.visual.preprocess_cfg
@@ -199,7 +199,7 @@ CLIPA |= {"act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-6}}
 TOKEN, AVERAGE = 'pool = "token", class_token = true, ', 'pool = "average", class_token = true, '
 LEARNED = 'position = "learned"'
 
-# (from, and to whom if not to advxl; name in the table; what makes it)
+# (origin, and destination unless it is advxl; name in the table; function that creates the model)
 ROWS = [
     ("timm", "ViT-Ti/16, class token", partial(timm_folder, "vit_tiny_patch16_224")),
     ("timm", "ViT-S/16, class token", partial(timm_folder, "vit_small_patch16_224")),
@@ -297,7 +297,7 @@ def off(found, right):
 
 
 def compare(make, seed):
-    """Image size, and how far outputs and gradients are apart."""
+    """Returns the image size and the relative differences of outputs and gradients."""
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
         torch.manual_seed(seed)
@@ -328,7 +328,7 @@ def main():
         failed |= not (outputs <= LOGITS and gradients <= GRADIENTS)
         print(f"| {origin} | {name} | {size} | {outputs:.1e} | {gradients:.1e} |", flush=True)
     if failed:
-        sys.exit(f"some failed or differ by more than {LOGITS} in outputs or {GRADIENTS} in gradients")
+        sys.exit(f"some rows failed or differ by more than {LOGITS} in outputs or {GRADIENTS} in gradients")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Helper of scripts/site: lays the sources of the site out, and checks the links of what mdBook made of them.
+"""Helper of scripts/site: arranges the sources of the site, and checks the links of the HTML that mdBook builds.
 
 `prepare` copies the pages of docs/SUMMARY.md to target/site/source under their paths in the repository, with every other file
 they link to, so that links that work in the repository work in the site. `check` follows every link of the HTML.
@@ -42,7 +42,7 @@ def prepare():
     missing = set((ROOT / "docs").rglob("*.md")) - listed - {summary}
     if missing:
         sys.exit("docs/SUMMARY.md does not list: " + ", ".join(sorted(map(str, missing))))
-    # Pages elsewhere in the repository that these link to, and the files of all.
+    # Pages elsewhere in the repository that these pages link to, and all linked files.
     wanted, queue = set(), list(listed)
     while queue:
         path = queue.pop()
@@ -56,7 +56,7 @@ def prepare():
         copy = SOURCE / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".md":
-            # mdBook makes index.html of README.md, but leaves links to it alone.
+            # mdBook renders README.md as index.html, but does not rewrite links to it.
             copy.write_text(re.sub(r"(?<=[(/])README\.md(?=[)#])", "index.md", path.read_text()))
         else:
             shutil.copyfile(path, copy)
@@ -74,7 +74,7 @@ def prepare():
 
 
 class Page(html.parser.HTMLParser):
-    """Links and anchors of a page."""
+    """Collects the links and anchors of a page."""
 
     def __init__(self, path):
         super().__init__()
@@ -101,7 +101,7 @@ def check():
             if not target.is_file():
                 broken.append(f"{path.relative_to(HTML)}: {link} is missing")
             elif anchor and target in pages and anchor not in pages[target].anchors:
-                broken.append(f"{path.relative_to(HTML)}: {link} has no such heading")
+                broken.append(f"{path.relative_to(HTML)}: the heading of {link} is missing")
     if broken:
         sys.exit("\n".join(broken))
     print(f"{len(pages)} pages, all links work")

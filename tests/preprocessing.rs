@@ -210,7 +210,7 @@ fn flags_take_the_place_of_what_a_folder_states() {
         "{told}"
     );
     assert!(
-        told.contains("hint: --resize-mode, --crop-fraction and --interpolation together"),
+        told.contains("hint: set --resize-mode, --crop-fraction and --interpolation together"),
         "{told}"
     );
     let flags = [

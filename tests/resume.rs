@@ -297,7 +297,7 @@ fn more_broken_test_images_than_allowed_cost_the_evaluation_and_never_the_traini
                 reason.replace("21", "20")
             );
             assert!(text.contains(&error), "`{error}` is not in:\n{text}");
-            let warned = text.matches(&format!("samples: {reason}")).count();
+            let warned = text.matches(&format!("samples failed: {reason}")).count();
             assert_eq!(warned, if attempt == 0 { 4 } else { 0 }, "{text}");
             assert!(!made(&run)[0].is_empty());
         }

@@ -1,8 +1,8 @@
-//! Fuzz targets: every parser of bytes that come from elsewhere, with what must hold whatever the bytes are.
+//! Fuzz targets: every parser of untrusted bytes, with the properties that must hold for any input.
 //!
-//! A target is a function of bytes that panics when a promise is broken. libFuzzer calls it (`main.rs`, started by
-//! `scripts/fuzz`), and so does a test, for each file of `corpus/` (`tests/corpus.rs`). Around each call memory is
-//! held to the target's bound. `README.md` says how to fuzz and what was found.
+//! A target is a function of bytes that panics if a property is violated. libFuzzer calls it (`main.rs`, started by
+//! `scripts/fuzz`), and so does a test, for each file of `corpus/` (`tests/corpus.rs`). Memory and time of each call are
+//! limited. `README.md` lists the targets and explains how to fuzz.
 
 use std::time::{Duration, Instant};
 
@@ -20,20 +20,20 @@ mod words;
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
 
-/// A parser and its promises.
+/// A parser and its properties.
 pub struct Target {
-    /// The name, also that of its folder in `corpus/`.
+    /// The name of the target and of its folder in `corpus/`.
     pub name: &'static str,
-    /// Panics when a promise is broken.
+    /// Panics if a property is violated.
     run: fn(&[u8]),
-    /// The most memory that an input of a few kilobytes may take, in MiB.
+    /// Memory limit for an input of a few kilobytes, in MiB.
     memory: usize,
 }
 
-/// No input of a few kilobytes takes so long, even on a busy machine.
+/// Time limit, which no input of a few kilobytes should reach even on a busy machine.
 const TIME: Duration = Duration::from_secs(20);
 
-/// All targets. Bounds of memory are a few times what good files of the size take.
+/// All targets. Memory limits are a few times the need of valid files of that size.
 pub const TARGETS: &[Target] = &[
     Target::new("jpeg", pictures::jpeg, 64),
     Target::new("picture", pictures::other, 64),
@@ -53,7 +53,7 @@ pub const TARGETS: &[Target] = &[
     Target::new("words", words::words, 512),
 ];
 
-/// The target of a name.
+/// Returns the target with this name.
 pub fn target(name: &str) -> Option<&'static Target> {
     TARGETS.iter().find(|target| target.name == name)
 }
@@ -66,7 +66,7 @@ impl Target {
     /// Runs the target on an input.
     ///
     /// # Panics
-    /// When a promise is broken, the bounds on memory and time included.
+    /// If a property is violated, including the limits on memory and time.
     pub fn check(&self, data: &[u8]) {
         ALLOCATOR.reset_peak_usage();
         let (before, started) = (ALLOCATOR.current_usage(), Instant::now());
@@ -75,7 +75,7 @@ impl Target {
         let (name, most, length) = (self.name, self.memory, data.len());
         assert!(
             taken <= most,
-            "{name}: {length} bytes took {taken} MiB, more than {most}"
+            "{name}: {length} bytes took {taken} MiB, limit {most} MiB"
         );
         let time = started.elapsed();
         assert!(time < TIME, "{name}: {length} bytes took {time:?}");

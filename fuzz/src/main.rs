@@ -1,4 +1,4 @@
-//! libFuzzer's program for the target that `ADVXL_FUZZ_TARGET` names; `scripts/fuzz` builds and starts it.
+//! The libFuzzer program for the target named by `ADVXL_FUZZ_TARGET`; `scripts/fuzz` builds and starts it.
 #![no_main]
 
 use std::sync::LazyLock;

@@ -1,4 +1,4 @@
-//! What stands beside weights in the folders of models.
+//! Configuration files in model folders.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use advxl::weights::import as weights;
 
 use crate::scratch::{self, golden, parts};
 
-/// Folders of good models, and their description.
+/// Folders of valid models, and the names of their configuration files.
 const MODELS: [(&str, &str); 5] = [
     ("clip/open_clip", "open_clip_config.json"),
     ("clip/clipa", "open_clip_config.json"),
@@ -23,7 +23,7 @@ const TEXTS: [(&str, &str); 3] = [
     ("text/hf_gelu", "config.json"),
 ];
 
-/// A letter for the model, its description, a zero byte, what it says of preprocessing. Weights are sound.
+/// Input: a letter for the model, its configuration, a zero byte, its preprocessing configuration. Weights are valid.
 pub fn config(data: &[u8]) {
     let Some((first, rest)) = data.split_first() else {
         return;
@@ -40,7 +40,7 @@ pub fn config(data: &[u8]) {
     }
 }
 
-/// The folder in this thread's folder, copied once.
+/// Returns this thread's copy of the folder, copied once.
 fn copied(folder: &str) -> PathBuf {
     let path = scratch::path(folder);
     if path.is_dir() {

@@ -1,4 +1,4 @@
-//! Picture files. The oracle of a decoded region is the same region of the whole picture.
+//! Image files. A decoded region must equal the same region of the whole image.
 
 use advxl::fuzzing;
 use advxl::image::Examined;
@@ -8,17 +8,17 @@ use advxl::image::{Cutout, Region};
 
 use crate::scratch::number;
 
-/// Larger pictures cost time and find nothing else.
+/// Larger images take longer and find nothing else.
 const MOST_PIXELS: usize = 1 << 18;
 
-/// JPEG, whichever decoder the file goes to.
+/// Decodes JPEG files, with either decoder.
 pub fn jpeg(data: &[u8]) {
     if Format::of_bytes(data) == Some(Format::Jpeg) {
         decoded(data);
     }
 }
 
-/// PNG, WebP and what is neither.
+/// Decodes PNG, WebP and all other files.
 pub fn other(data: &[u8]) {
     if Format::of_bytes(data) != Some(Format::Jpeg) {
         decoded(data);
@@ -32,7 +32,7 @@ fn decoded(data: &[u8]) {
     });
     match (whole, part) {
         (Ok(whole), Ok(part)) => {
-            assert!(whole.odd == part.odd, "a region is odd in another way");
+            assert!(whole.odd == part.odd, "the oddities of a region differ from the whole image's");
             assert_eq!(
                 pixels(&whole),
                 (0, 0, whole.picture.width(), whole.picture.height())
@@ -41,7 +41,7 @@ fn decoded(data: &[u8]) {
         }
         (Err(whole), Err(part)) => assert!(
             whole.reason == part.reason,
-            "a region is refused for another reason"
+            "a region is refused for a different reason than the whole image"
         ),
         (whole, part) => panic!(
             "whole: {:?}, region: {:?}",
@@ -62,11 +62,11 @@ fn region(number: u64, width: usize, height: usize) -> Region {
     }
 }
 
-/// The region that is known; its pixels are as many as it says.
+/// Returns the decoded region (left, top, width, height), after checking the number of its pixels.
 fn pixels(examined: &Examined) -> (usize, usize, usize, usize) {
     let known = examined.picture.known();
     let Pixels::Bytes(bytes) = examined.picture.pixels() else {
-        panic!("a decoded picture of floats");
+        panic!("a decoded image must hold bytes, not floats");
     };
     assert_eq!(bytes.len(), 3 * known.width * known.height);
     (known.left, known.top, known.width, known.height)
@@ -77,7 +77,7 @@ fn same(whole: &Examined, part: &Examined) {
     assert_eq!(size(whole), size(part));
     let (Pixels::Bytes(all), Pixels::Bytes(some)) = (whole.picture.pixels(), part.picture.pixels())
     else {
-        panic!("a decoded picture of floats");
+        panic!("a decoded image must hold bytes, not floats");
     };
     let (left, top, width, _) = pixels(part);
     for (y, row) in some.chunks_exact(3 * width).enumerate() {

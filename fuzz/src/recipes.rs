@@ -5,7 +5,7 @@ use advxl::recipe::{Recipe, cannot_be_run};
 
 use crate::scratch::parts;
 
-/// TOML, a zero byte, overrides one a line. A recipe that is read reads back as itself from its own text.
+/// Input: TOML, a zero byte, one override per line. A valid recipe reads back as itself from its own text.
 pub fn recipe(data: &[u8]) {
     let [text, overrides] = parts(data, 0).map(String::from_utf8_lossy);
     let overrides: Vec<String> = overrides.lines().map(str::to_owned).collect();
@@ -24,7 +24,7 @@ pub fn recipe(data: &[u8]) {
     };
     assert!(
         again == written,
-        "it reads back as\n{again}\nafter\n{written}"
+        "read back as\n{again}\nafter writing\n{written}"
     );
     let rehearsal = recipe.rehearsal(None).to_toml();
     if let Err(faults) = Recipe::parse(&rehearsal, &[]) {
@@ -40,13 +40,13 @@ pub fn recipe(data: &[u8]) {
     }
 }
 
-/// A progress file as it is, and one with a right hash. What is read and written is read again as the same.
+/// Reads a progress file unmodified, and with a valid hash. Written and read again, it gives the same numbers.
 pub fn progress(data: &[u8]) {
     for bytes in [data, &[&fuzzing::hash(data), data].concat()] {
         if let Some(written) = fuzzing::progress(bytes) {
             assert!(
                 fuzzing::progress(&written).as_ref() == Some(&written),
-                "other numbers when read again"
+                "reading again gives different numbers"
             );
         }
     }

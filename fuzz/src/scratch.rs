@@ -1,4 +1,4 @@
-//! Files for parsers that read files.
+//! Temporary files for parsers that read files.
 
 use std::cell::LazyCell;
 use std::fs;
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 thread_local! {
     static FOLDER: LazyCell<TempDir> = LazyCell::new(|| {
-        // In memory where there is such a folder: a target writes thousands of files a second.
+        // In memory if possible, since a target writes thousands of files per second.
         let memory = Path::new("/dev/shm");
         match memory.is_dir() && std::env::var_os("TMPDIR").is_none() {
             true => tempfile::tempdir_in(memory),
@@ -18,7 +18,7 @@ thread_local! {
     });
 }
 
-/// A path in this thread's folder.
+/// Returns a path in this thread's folder.
 pub fn path(name: &str) -> PathBuf {
     FOLDER.with(|folder| folder.path().join(name))
 }
@@ -33,20 +33,20 @@ pub fn write(name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-/// A folder of recorded references in the repository.
+/// Returns a folder of recorded references in the repository.
 pub fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../tests/golden")
         .join(name)
 }
 
-/// Parts of an input that are separated by a byte that none of them holds.
+/// Splits an input at a separator byte into `N` parts; missing parts are empty.
 pub fn parts<const N: usize>(data: &[u8], separator: u8) -> [&[u8]; N] {
     let mut parts = data.splitn(N, |byte| *byte == separator);
     std::array::from_fn(|_| parts.next().unwrap_or_default())
 }
 
-/// A number that changes with the input.
+/// Returns a hash of the input (FNV-1a).
 pub fn number(data: &[u8]) -> u64 {
     data.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)

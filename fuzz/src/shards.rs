@@ -15,7 +15,7 @@ use crate::scratch;
 
 const BLOCK: usize = 512;
 
-/// Scans a tar as it is, then with the checksums of all its headers put right, which chance seldom does.
+/// Scans a tar unmodified, then with the checksums of all headers corrected, which are rarely valid by chance.
 pub fn tar(data: &[u8]) {
     scanned(data);
     let mut sealed = data.to_vec();
@@ -38,7 +38,7 @@ fn seal(block: &mut [u8]) {
 fn scanned(data: &[u8]) {
     let path = scratch::write("a.tar", data);
     let _ = fs::remove_file(scratch::path("a.tar.index"));
-    // Where gzipped shards are unpacked to; two files written at the same moment have the same stamp.
+    // Cleared because gzipped shards are unpacked there by stamp, and two files written at the same moment have equal stamps.
     let cache = scratch::path("cache");
     use_cache(&cache);
     let _ = fs::remove_dir_all(&cache);
@@ -50,14 +50,14 @@ fn scanned(data: &[u8]) {
         if let TarEntry::Member { at, length, .. } = found {
             assert!(at >= end, "members overlap");
             end = at + length;
-            assert!(end <= size, "a member leaves the file");
+            assert!(end <= size, "a member exceeds the file");
         }
     });
     scanned.unwrap();
     let index = ShardIndex::scan(&reader).unwrap();
     for (number, entry) in index.entries().iter().enumerate() {
         for span in [entry.image, entry.text, entry.json] {
-            assert!(span.range().end <= size, "a span leaves the file");
+            assert!(span.range().end <= size, "a span exceeds the file");
         }
         index.name(number);
     }
@@ -65,7 +65,7 @@ fn scanned(data: &[u8]) {
     let loaded = ShardIndex::load(&object).unwrap();
     assert!(
         loaded.as_ref() == Some(&index),
-        "a saved index reads as another"
+        "a saved index reads back differently"
     );
     if let Ok(shards) = Shards::open(path.to_str().unwrap()) {
         assert_eq!(shards.len(), index.entries().len());
@@ -85,14 +85,14 @@ fn object(path: &std::path::Path) -> Object {
     found.pop().unwrap()
 }
 
-/// A saved index whose two hashes and stamp are right, whatever is between them.
+/// Reads a saved index with valid hashes and stamp and the input as content.
 pub fn index(data: &[u8]) {
     let object = object(&scratch::write("b.tar", &[0; 1024]));
     let [header, entry] = INDEX_SIZES;
     let mut bytes = fuzzing::INDEX_MAGIC.to_vec();
     let stamp = object.stamp();
     bytes.extend([stamp.0, stamp.1].map(u64::to_le_bytes).concat());
-    // Counts and lengths: as they are, or such that they add up.
+    // Counts and lengths: unmodified, or such that they add up.
     let (counts, rest) = data.split_at(data.len().min(header - 32));
     bytes.extend(counts);
     bytes.resize(header - 8, 0);
@@ -121,14 +121,17 @@ pub fn index(data: &[u8]) {
     }
     index.save(&object).unwrap();
     let again = ShardIndex::load(&object).unwrap();
-    assert!(again == Some(index), "a saved index reads as another");
+    assert!(
+        again == Some(index),
+        "a saved index reads back differently"
+    );
 }
 
 fn blake3(bytes: &[u8]) -> [u8; 32] {
     fuzzing::hash(bytes)
 }
 
-/// The caption in a sample's JSON. Where serde reads the JSON too, it is the same one.
+/// Reads the caption in a sample's JSON. It must equal serde's if serde can read the JSON.
 pub fn caption(data: &[u8]) {
     let mut tar = Vec::new();
     for (name, content) in [("a.jpg", &b"x"[..]), ("a.json", data)] {
@@ -154,10 +157,10 @@ pub fn caption(data: &[u8]) {
         return;
     };
     match caption.trim_start_matches('\u{feff}').trim() {
-        "" => assert!(found.is_err(), "an empty caption"),
+        "" => assert!(found.is_err(), "an empty caption is accepted"),
         text => assert!(
             found.is_ok_and(|found| found.as_deref() == Some(text)),
-            "another caption than serde's"
+            "the caption differs from serde's"
         ),
     }
 }

@@ -1,4 +1,4 @@
-//! Files of numbers: safetensors, what `torch.save` writes, CIFAR's binaries, checkpoints.
+//! Files of numbers: safetensors, `torch.save` files, CIFAR binaries, checkpoints.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,7 +22,7 @@ pub fn safetensors(data: &[u8]) {
     if let Ok(file) = EmbeddingFile::open(&path) {
         let last = file.len() - 1;
         let _ = file.rows(&[0, last]);
-        assert!(file.rows(&[last + 1]).is_err(), "a row after the last");
+        assert!(file.rows(&[last + 1]).is_err(), "a row after the last one is read");
         let _ = file.row_of("a");
         file.made_by();
     }
@@ -32,7 +32,7 @@ pub fn safetensors(data: &[u8]) {
     let _: Spec = format!("tensors:{}", path.display()).parse().unwrap();
 }
 
-/// Reads every tensor of a file of weights that opens.
+/// Reads every tensor of a weights file, if it opens.
 fn all_floats(path: &Path) -> Option<BTreeMap<String, Vec<f32>>> {
     let weights = StateDict::open(path).ok()?;
     weights.wrapper();
@@ -41,7 +41,7 @@ fn all_floats(path: &Path) -> Option<BTreeMap<String, Vec<f32>>> {
         let count: usize = weights.shape(&name).unwrap().iter().product();
         weights.dtype(&name).unwrap();
         if let Ok(values) = weights.floats(&name) {
-            assert_eq!(values.len(), count, "as many values as the shape says");
+            assert_eq!(values.len(), count, "the number of values differs from the shape");
             floats.insert(name, values);
         }
     }
@@ -49,7 +49,7 @@ fn all_floats(path: &Path) -> Option<BTreeMap<String, Vec<f32>>> {
     Some(floats)
 }
 
-/// The values of f32 tensors are those that the crate of the format reads.
+/// Checks that f32 tensors have the values that the crate `safetensors` reads.
 fn same_as_crate(data: &[u8], weights: &BTreeMap<String, Vec<f32>>) {
     let Ok(file) = SafeTensors::deserialize(data) else {
         return;
@@ -63,19 +63,19 @@ fn same_as_crate(data: &[u8], weights: &BTreeMap<String, Vec<f32>>) {
                 .iter()
                 .flat_map(|value| value.to_le_bytes())
                 .collect();
-            assert!(bytes == tensor.data(), "other values than the crate's");
+            assert!(bytes == tensor.data(), "values differ from those of the crate `safetensors`");
         }
     }
 }
 
-/// What is read from a data set of tensors is written and read again to the bit.
+/// Checks that a data set of tensors, written and read again, is equal to the bit.
 fn written_again(tensors: &Tensors) {
     let count = tensors.len();
     let pictures: Vec<_> = (0..count)
         .map(|index| tensors.picture(index).unwrap())
         .collect();
     let (width, height) = (pictures[0].width(), pictures[0].height());
-    // None where the file has no labels.
+    // None if the file has no labels.
     let labels: Option<Vec<i64>> = (0..count)
         .map(|index| tensors.label(index).map(i64::from).ok())
         .collect();
@@ -100,7 +100,7 @@ fn written_again(tensors: &Tensors) {
     }
 }
 
-/// A zip of `torch.save`, or else a pickle that is put into one.
+/// Input: a zip of `torch.save`, or a pickle, which is put into one.
 pub fn pytorch(data: &[u8]) {
     let archive = match data.starts_with(b"PK") {
         true => data.to_vec(),
@@ -114,7 +114,7 @@ pub fn pytorch(data: &[u8]) {
     all_floats(&path);
 }
 
-/// A zip of entries that are stored as they are.
+/// Returns a zip archive of uncompressed entries.
 fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let (mut bytes, mut table) = (Vec::new(), Vec::new());
     for (name, content) in entries {
@@ -152,10 +152,10 @@ fn zip(entries: &[(&str, &[u8])]) -> Vec<u8> {
     bytes
 }
 
-/// Class names, a zero byte, records. Pictures are the records' bytes.
+/// Input: class names, a zero byte, records. Images must have the bytes of the records.
 pub fn cifar(data: &[u8]) {
     let [names, records] = scratch::parts(data, 0);
-    // A record is long for a fuzzer, so what there is of it is repeated.
+    // A record is long for a fuzzer, so the input is repeated.
     let long: Vec<u8> = records
         .iter()
         .copied()
@@ -187,14 +187,14 @@ pub fn cifar(data: &[u8]) {
             let plane = |byte: usize| picture[byte % 1024 * 3 + byte / 1024];
             assert!(
                 (0..3072).all(|byte| plane(byte) == pixels[byte]),
-                "other pixels"
+                "pixels differ from the record"
             );
             cifar.name_of(index);
         }
     }
 }
 
-/// A checkpoint as it is, and one with a right hash whose counters are the input.
+/// Reads a checkpoint unmodified, and one with a valid hash whose counters are the input.
 pub fn checkpoint(data: &[u8]) {
     let _ = fuzzing::checkpoint(data);
     if let Ok(counters) = serde_json::from_slice::<BTreeMap<String, String>>(data) {
@@ -207,7 +207,7 @@ pub fn checkpoint(data: &[u8]) {
             flipped[at] ^= 1 << (data.len() % 8);
             assert!(
                 fuzzing::checkpoint(&flipped).is_err(),
-                "a flipped bit at {at} is not noticed"
+                "a flipped bit at {at} is not detected"
             );
         }
     }

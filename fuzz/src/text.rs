@@ -1,4 +1,4 @@
-//! Files of tokenizers, and captions.
+//! Tokenizer files, and captions.
 
 use std::fs;
 use std::sync::LazyLock;
@@ -23,8 +23,8 @@ fn config(name: Option<&str>) -> TokenizerConfig {
     }
 }
 
-/// A letter for the kind of file, then the file; `vocab.json` is followed by a zero byte and `merges.txt`. Every caption
-/// becomes ids of the vocabulary.
+/// Input: a letter for the kind of file, then the file; `vocab.json` is followed by a zero byte and `merges.txt`. Every
+/// caption must become ids of the vocabulary.
 pub fn tokenizer(data: &[u8]) {
     let Some((first, file)) = data.split_first() else {
         return;
@@ -77,12 +77,12 @@ static CLIP: LazyLock<Tokenizer> = LazyLock::new(|| {
 static WORD_PIECE: LazyLock<Tokenizer> =
     LazyLock::new(|| Tokenizer::open(&golden("text/wordpiece"), config(Some("bert"))).unwrap());
 
-/// A caption is cleaned and becomes ids, whatever its letters are.
+/// Checks that any caption is cleaned and becomes ids of the vocabulary.
 pub fn caption(data: &[u8]) {
     let caption = String::from_utf8_lossy(data);
     for &cleaning in Cleaning::VALUES {
         let clean = cleaning.clean(&caption);
-        assert!(!clean.contains("  "), "white space is collapsed");
+        assert!(!clean.contains("  "), "white space is not collapsed");
     }
     for tokenizer in [&CLIP, &WORD_PIECE] {
         let row = tokenizer.ids(&caption).unwrap();

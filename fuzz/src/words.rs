@@ -1,14 +1,14 @@
-//! What users type: data sets, quantities, devices, patterns of shards.
+//! Values typed by users: data sets, quantities, devices, shard patterns.
 
 use advxl::data::Spec;
 use advxl::fuzzing::shard_names;
 use advxl::ops::DeviceName;
 use advxl::units::Fraction;
 
-/// Longer words find nothing else.
+/// Longer inputs find nothing else.
 const LONGEST: usize = 100;
 
-/// What is read from a word and written is read again as the same.
+/// Checks that a parsed value, printed and parsed again, is the same.
 pub fn words(data: &[u8]) {
     let text = String::from_utf8_lossy(&data[..data.len().min(LONGEST)]);
     if let Ok(fraction) = text.parse::<Fraction>() {
