@@ -1,4 +1,4 @@
-//! AutoAttack on a model of one's own: any function from images in [0, 1] to logits that Burn can differentiate.
+//! Runs AutoAttack on your own model: any function from images in [0, 1] to logits that Burn can differentiate.
 //!
 //! ```text
 //! cargo run --release --example attack_your_own_model
@@ -15,8 +15,8 @@ use burn::tensor::{Distribution, Tensor};
 fn main() -> Result<()> {
     let device = Device::cpu();
 
-    // The model: here the class whose color is nearest to the image's mean color. Normalization of pixels, if a
-    // model needs it, belongs in here too.
+    // The model predicts the class whose color is nearest to the image's mean color. If a model needs normalization,
+    // it belongs in this function.
     let colors = Tensor::<2>::random([10, 3], Distribution::Uniform(0.2, 0.8), &device.burn());
     let mean_color = |images: Tensor<4>| {
         let [batch, channels, height, width] = images.dims();
@@ -30,7 +30,7 @@ fn main() -> Result<()> {
         (away.clone() * away).sum_dim(1).squeeze_dim(1) * -100.0
     };
 
-    // The images in [0, 1] and their classes: noise around a random color, and what the model makes of it.
+    // The images in [0, 1] are noise around a random color; their labels are the model's predictions.
     let paint = Tensor::<4>::random(
         [64, 3, 1, 1],
         Distribution::Uniform(0.2, 0.8),

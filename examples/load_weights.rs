@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release --example load_weights -- advxl_vit_h14.pth vit_huge_patch14_224
 //!
-//! `VmHWM` is the most memory that the process ever held, as Linux counts it.
+//! `VmHWM` is the peak resident memory of the process, as reported by Linux.
 
 use std::path::Path;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use advxl::weights::import as weights;
 fn main() -> advxl::error::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [path, architecture] = &arguments[..] else {
-        eprintln!("give a file of weights and the name of its architecture");
+        eprintln!("usage: load_weights FILE ARCHITECTURE");
         std::process::exit(2);
     };
     let start = Instant::now();

@@ -1,5 +1,5 @@
-//! Memory does not grow with the number of samples: writes shards of 100,000 tiny samples and loads them all,
-//! once from scans and once from saved indexes, with the resident memory on the way.
+//! Shows that memory does not grow with the number of samples. Writes shards with 100,000 tiny samples and loads them
+//! all, once by scanning and once from saved indexes, printing the resident memory along the way.
 //!
 //!     cargo run --release --example shard_memory
 
@@ -90,7 +90,7 @@ fn member(file: &mut impl Write, name: &str, contents: &[u8]) -> std::io::Result
     ])
 }
 
-/// Resident memory from `/proc`; 0 where there is none.
+/// Returns the resident memory from `/proc`, or 0 if it is not available.
 fn resident_mib() -> f64 {
     let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages = text

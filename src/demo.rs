@@ -136,9 +136,10 @@ impl Trained {
         screen: &mut dyn Screen,
     ) -> Result<Self> {
         let run = Run::open(recipe, folder, false, device, &Comm::single())?;
-        let mut monitor = Monitor::new(&run.recipe, &run.folder, &run.comm, screen);
-        train(&run, &mut monitor)?;
-        drop(monitor);
+        train(
+            &run,
+            &mut Monitor::new(&run.recipe, &run.folder, &run.comm, screen),
+        )?;
         Ok(Self { name, run })
     }
 

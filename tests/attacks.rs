@@ -1,6 +1,6 @@
-//! Our attacks against those of the AutoAttack program, whose numbers are recorded.
+//! Compares our attacks with recorded results of the reference AutoAttack.
 //!
-//! How they were made: `tests/golden/make_attacks.py`; what is in them: `tests/golden/README.md`.
+//! `tests/golden/make_attacks.py` records them; `tests/golden/README.md` lists the tensors.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -67,7 +67,7 @@ fn assert_close(found: &[f32], right: &[f32], tolerance: f32, what: &str) {
 }
 
 #[test]
-fn losses_and_their_slopes_are_the_references() {
+fn losses_and_their_slopes_match_the_reference() {
     let golden = Golden::open();
     let (logits, labels) = (golden.floats("logits"), golden.classes("labels"));
     let targets = golden.classes("targets");
@@ -104,7 +104,7 @@ fn losses_and_their_slopes_are_the_references() {
 }
 
 #[test]
-fn the_projection_onto_the_l1_ball_is_the_references() {
+fn the_projection_onto_the_l1_ball_matches_the_reference() {
     let golden = Golden::open();
     let clean = golden.floats("l1_clean");
     let mut images = golden.floats("l1_points");
@@ -115,13 +115,13 @@ fn the_projection_onto_the_l1_ball_is_the_references() {
         .zip(right.chunks(48));
     for (((image, clean), right), epsilon) in parts.zip(golden.floats("l1_epsilons")) {
         l1::project(image, clean, f64::from(epsilon));
-        // The reference works in f32 there: its sums of 48 terms of up to some units are good to a few 1e-6.
+        // The reference works in f32 here: its sums of 48 terms, each up to a few units, are accurate to a few 1e-6.
         assert_close(image, right, 5e-6, "projected");
     }
 }
 
 #[test]
-fn moves_onto_a_hyperplane_are_the_references() {
+fn projections_onto_a_hyperplane_match_the_reference() {
     let golden = Golden::open();
     let (points, weights) = (
         golden.floats("plane_points"),
@@ -139,7 +139,7 @@ fn moves_onto_a_hyperplane_are_the_references() {
                 .map(|(p, w)| f64::from(*p) * f64::from(*w));
             let excess = terms.sum::<f64>() - f64::from(*offset);
             let found = hyperplane::project(norm, point, normal, excess);
-            // f64 inside, in both; the record is rounded to f32.
+            // Both compute in f64; the record is rounded to f32.
             assert_close(
                 &found,
                 &right[row],
@@ -175,7 +175,7 @@ impl Tiny {
     }
 }
 
-/// What the model was shown while `attack` ran on one image.
+/// Returns the inputs of the model while `attack` runs on one image.
 fn shown(tiny: &Tiny, attack: impl FnOnce(&TargetModel)) -> Vec<Vec<f32>> {
     let seen = RefCell::new(Vec::new());
     let logits = |images: Tensor<4>| {
@@ -196,7 +196,7 @@ fn epsilon(norm: Norm) -> &'static str {
 }
 
 #[test]
-fn the_iterates_of_apgd_are_the_references() {
+fn the_iterates_of_apgd_match_the_reference() {
     let golden = Golden::open();
     let tiny = Tiny::new(&golden);
     let images = golden.floats("tiny_images");
@@ -232,13 +232,13 @@ fn the_iterates_of_apgd_are_the_references() {
                 let found = shown(&tiny, |classifier| {
                     attack.climb_from(classifier, clean.clone(), clean.clone(), &[goal]);
                 });
-                // Ours ends where the image is fooled; the reference goes on.
+                // Ours stops when the image is fooled; the reference continues.
                 let first_wrong = (0..41).find(|step| wrong[step * 4 + index] == 1);
                 let length = first_wrong.map_or(41, |step| step + 1);
                 assert_eq!(found.len(), length, "{name} image {index}");
                 for (step, found) in found.iter().enumerate() {
                     let right = &iterates[(step * 4 + index) * 12..][..12];
-                    // The record's images were chosen so that f32 alone stays within 5e-6 of f64.
+                    // The recorded images were chosen so that f32 stays within 5e-6 of f64.
                     assert_close(
                         found,
                         right,
@@ -252,7 +252,7 @@ fn the_iterates_of_apgd_are_the_references() {
 }
 
 #[test]
-fn the_iterates_of_fab_are_the_references() {
+fn the_iterates_of_fab_match_the_reference() {
     let golden = Golden::open();
     let tiny = Tiny::new(&golden);
     let images = golden.floats("tiny_images");
@@ -261,7 +261,7 @@ fn the_iterates_of_fab_are_the_references() {
         for (kind, targets) in [("t", Some(1)), ("u", None)] {
             let name = format!("fab_{}_{kind}", norm.word());
             let iterates = golden.floats(&format!("{name}_iterates"));
-            // So small that no image is fooled and all steps are taken.
+            // So small that no image is fooled and all steps run.
             let epsilon = "1e-9".parse().unwrap();
             let attack = Attack::Fab(Fab {
                 norm,
@@ -280,7 +280,7 @@ fn the_iterates_of_fab_are_the_references() {
                 let found = shown(&tiny, |classifier| {
                     attack.perturb(classifier, &batch);
                 });
-                // Between the iterates the model is also shown the clean image and points that were pulled back.
+                // Between the iterates the model also gets the clean image and points that were pulled back.
                 let mut shown = found.iter();
                 for step in 0..20 {
                     let right = &iterates[(step * 4 + index) * 12..][..12];
@@ -300,7 +300,7 @@ fn the_iterates_of_fab_are_the_references() {
     }
 }
 
-/// The trained convolutional network of the record.
+/// Returns the recorded convolutional network.
 fn cnn(golden: &Golden) -> impl Fn(Tensor<4>) -> Tensor<2> {
     let shape = |name: &str| golden.tensors().tensor(name).unwrap().shape().to_vec();
     let filters = |name: &str| {
@@ -334,7 +334,7 @@ fn cnn(golden: &Golden) -> impl Fn(Tensor<4>) -> Tensor<2> {
     }
 }
 
-/// The trained vision transformer of the record, read as a timm folder.
+/// Returns the recorded vision transformer, loaded as a timm folder.
 fn vit(golden: &Golden, folder: &Path) -> impl Fn(Tensor<4>) -> Tensor<2> {
     let tensors = golden.tensors();
     let all = tensors.tensors();
@@ -351,7 +351,7 @@ fn vit(golden: &Golden, folder: &Path) -> impl Fn(Tensor<4>) -> Tensor<2> {
     move |images| model.logits(images, &Pass::evaluation())
 }
 
-/// The record's settings: fewer steps, targets, restarts and queries than the standard ones.
+/// Returns the settings of the record: fewer steps, targets, restarts and queries than in the standard version.
 fn reduced(norm: Norm, epsilon: f32) -> Settings {
     Settings {
         steps: Some(50),
@@ -420,7 +420,7 @@ fn verdicts_agree(name: &str, network: &dyn Network) {
                 .collect();
             let differ = |other: &[i64]| ours.iter().zip(other).filter(|(a, b)| a != b).count();
             // Two seeds of the reference differ in up to 1 image for APGD, none for FAB, and 6 for Square, whose 300
-            // queries leave much to chance; its squares are also drawn for a whole batch and ours for each image.
+            // queries leave much to chance; it also draws squares per batch, we draw them per image.
             let (most_differ, most_above) = match *attack {
                 "square" => (10, 4),
                 _ => (2, 1),
@@ -431,7 +431,7 @@ fn verdicts_agree(name: &str, network: &dyn Network) {
             let above = count(&ours) - theirs;
             assert!(
                 above <= most_above,
-                "{one}: {} stand, {theirs} in the reference",
+                "{one}: {} robust, {theirs} in the reference",
                 count(&ours)
             );
         }
@@ -439,12 +439,12 @@ fn verdicts_agree(name: &str, network: &dyn Network) {
 }
 
 #[test]
-fn a_convolutional_networks_verdicts_are_the_references() {
+fn verdicts_on_a_convolutional_network_match_the_reference() {
     verdicts_agree("cnn", &cnn(&Golden::open()));
 }
 
 #[test]
-fn a_vision_transformers_verdicts_are_the_references() {
+fn verdicts_on_a_vision_transformer_match_the_reference() {
     let folder = tempfile::tempdir().unwrap();
     verdicts_agree("vit", &vit(&Golden::open(), folder.path()));
 }

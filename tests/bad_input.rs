@@ -1,4 +1,4 @@
-//! What a user can get wrong: a clear message, exit code 2, nothing lost, no panic.
+//! User errors give a clear message and exit code 2; nothing is lost and nothing panics.
 
 mod support;
 
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use support::{advxl, write_recipe};
 
-/// Asserts that the program refuses, with exit code 2 and a message that holds all of `parts`.
+/// Asserts that the program exits with code 2 and a message that contains all `parts`.
 #[track_caller]
 fn refuses(arguments: &[&str], parts: &[&str]) {
     let (code, text) = advxl(arguments);
@@ -17,7 +17,7 @@ fn refuses(arguments: &[&str], parts: &[&str]) {
     }
 }
 
-/// Trains the test recipe with overrides in a fresh folder; gives the refusal.
+/// Asserts that training the test recipe with overrides in a fresh folder is refused.
 #[track_caller]
 fn refuses_recipe(overrides: &[&str], parts: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
@@ -35,7 +35,7 @@ fn refuses_recipe(overrides: &[&str], parts: &[&str]) {
     refuses(&arguments, parts);
     assert!(
         !out.exists(),
-        "nothing is made for a recipe that cannot be run"
+        "an invalid recipe must not create a run folder"
     );
 }
 
@@ -51,7 +51,7 @@ fn a_missing_recipe_is_named() {
 }
 
 #[test]
-fn an_unknown_key_is_told_with_the_nearest_known_one() {
+fn an_unknown_key_is_refused_with_the_nearest_known_one() {
     refuses_recipe(
         &["stage.finetune.attack.step_szie=1"],
         &[
@@ -63,7 +63,7 @@ fn an_unknown_key_is_told_with_the_nearest_known_one() {
 }
 
 #[test]
-fn faults_of_several_tables_are_told_at_once() {
+fn errors_in_several_tables_are_reported_at_once() {
     refuses_recipe(
         &[
             "stage.finetune.attack.epsilon=\"8/0\"",
@@ -129,7 +129,7 @@ fn names_that_would_be_paths_are_refused_and_nothing_is_written() {
 }
 
 #[test]
-fn numbers_beyond_their_range_are_refused_with_the_range_alone() {
+fn out_of_range_numbers_are_refused_with_the_range_and_no_other_error() {
     for (change, message) in [
         ("model.heads=0", "heads = 0 must be at least 1"),
         (
@@ -233,7 +233,7 @@ fn a_truncated_jpeg_ends_the_run_with_its_name() {
             write_png(&data.join(class).join(format!("{index}.png")));
         }
     }
-    // The beginning of a JPEG and nothing else.
+    // Only the beginning of a JPEG.
     let begun = [
         0xff, 0xd8, 0xff, 0xe0, 0, 16, b'J', b'F', b'I', b'F', 0, 1, 1, 0, 0, 1, 0, 1, 0, 0,
     ];
@@ -278,7 +278,7 @@ fn an_output_folder_that_cannot_be_made_is_named() {
 }
 
 #[test]
-fn a_folder_of_something_else_is_not_written_to() {
+fn a_folder_with_other_files_is_not_written_to() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());
     let out = folder.path().join("thesis");
@@ -300,7 +300,7 @@ fn a_folder_of_something_else_is_not_written_to() {
 }
 
 #[test]
-fn a_run_goes_on_with_another_recipe_only_when_told_to() {
+fn a_run_continues_with_another_recipe_only_with_accept_changes() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());
     let out = folder.path().join("run");
@@ -332,7 +332,7 @@ fn a_run_goes_on_with_another_recipe_only_when_told_to() {
 }
 
 #[test]
-fn what_is_not_a_model_is_refused() {
+fn paths_that_are_not_models_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_str().unwrap();
     let rest = ["--data", "synthetic:8", "--eps", "8/255"];
@@ -390,7 +390,7 @@ fn an_evaluation_without_its_epsilon_or_with_an_unknown_attack_is_refused() {
     );
 }
 
-/// A grey picture of 8 by 8 pixels.
+/// Writes a gray image of 8 x 8 pixels.
 fn write_png(path: &Path) {
     image::GrayImage::from_pixel(8, 8, image::Luma([128]))
         .save(path)

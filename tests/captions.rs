@@ -1,4 +1,4 @@
-//! Training by captions: new text models and frozen ones, files of embeddings, heads made of class names.
+//! Training on captions: new and frozen text models, files of embeddings, heads made of class names.
 
 mod support;
 
@@ -94,12 +94,12 @@ fn head_weight(model: &Model) -> Vec<f32> {
 }
 
 #[test]
-fn a_run_goes_from_captions_to_classes_and_resumes_to_the_same_bits() {
+fn a_run_trains_on_captions_then_classes_and_resumes_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write(folder.path(), "recipe", &[]);
     let whole = folder.path().join("whole");
     let text = trained(&recipe, &whole);
-    // Both contrastive stages are measured by the names of the classes.
+    // Both contrastive stages are evaluated zero-shot by class names.
     assert!(text.contains("clip: evaluation on 24 images"), "{text}");
     assert!(text.contains("pretrain: evaluation on 24 images"), "{text}");
 
@@ -126,9 +126,9 @@ fn a_run_goes_from_captions_to_classes_and_resumes_to_the_same_bits() {
 }
 
 #[test]
-fn a_head_made_of_class_names_decides_as_the_text_model_did() {
+fn a_head_made_of_class_names_predicts_like_the_text_model() {
     let folder = tempfile::tempdir().unwrap();
-    // Without the average, whose head begins with the stage all the same, and with positions of every size alike.
+    // Without the average, because its head also starts with the stage, and with positions that scale with the size.
     let last = r#"
 [[final_evaluation]]
 name = "by_text"
@@ -163,7 +163,7 @@ name = "clip""#;
     let after = model(&run.join("model")).logits(images, &Pass::evaluation());
     let by_text = by_text(before, &head);
     assert_eq!(predictions(after.clone()), predictions(by_text.clone()));
-    // The same but for a factor an image, the length of its embedding.
+    // Equal up to one factor per image, the length of its embedding.
     for (row, right) in to_vec(after).chunks(12).zip(to_vec(by_text).chunks(12)) {
         let factor = row[0] / right[0];
         for (found, right) in row.iter().zip(right) {
@@ -218,28 +218,28 @@ name = "clip""#;
         &zero,
     ]
     .concat();
-    let (code, told) = advxl(&by_text);
-    assert_eq!(code, 0, "{told}");
+    let (code, stderr) = advxl(&by_text);
+    assert_eq!(code, 0, "{stderr}");
     let whole = text(run.clone());
     let by_head = [&["eval", &whole[..], "--out", &head_out], &common[..]].concat();
-    let (code, told) = advxl(&by_head);
-    assert_eq!(code, 0, "{told}");
+    let (code, stderr) = advxl(&by_head);
+    assert_eq!(code, 0, "{stderr}");
     assert_eq!(accuracy(&text_out), accuracy(&head_out));
 
-    // The recipe's own evaluation of the stage of captions is that of the command line.
+    // The recipe's own evaluation of the caption stage equals that of the command line.
     let again = text(folder.path().join("again"));
-    // Preprocessing and image size are those that the stage's folder states.
+    // Preprocessing and image size come from the stage's folder.
     let settings = "--data synthetic:48 --attack pgd --eps 2/255 --n 40 --seed 5";
     let settings: Vec<&str> = settings.split(' ').collect();
     let arguments = [&["eval", &stage[..], "--out", &again], &settings[..], &zero].concat();
-    let (code, told) = advxl(&arguments);
-    assert_eq!(code, 0, "{told}");
+    let (code, stderr) = advxl(&arguments);
+    assert_eq!(code, 0, "{stderr}");
     let own = std::fs::read_to_string(run.join("result-by_text.json")).unwrap();
     let own: serde_json::Value = serde_json::from_str(&own).unwrap();
     assert_eq!(own["robust"], accuracy(&again));
     assert_eq!(own["images"], 40);
 
-    // Without the names of classes an embedding is not taken for logits, also in folders that did not say what it is.
+    // Without class names an embedding is not used as logits, not even in older folders that do not declare it.
     let config = run.join("stages/pretrain/config.json");
     let written = std::fs::read_to_string(&config).unwrap();
     let older = written.replace("\"outputs\": \"embedding\",", "");
@@ -247,32 +247,35 @@ name = "clip""#;
     for text in [&written, &older] {
         std::fs::write(&config, text).unwrap();
         let wrong = [&["eval", &stage[..], "--out", &wrong_out], &common[..]].concat();
-        let (code, told) = advxl(&wrong);
-        assert_eq!(code, 2, "{told}");
+        let (code, stderr) = advxl(&wrong);
+        assert_eq!(code, 2, "{stderr}");
         assert!(
-            told.contains("24 outputs") && told.contains("an embedding, not class logits"),
-            "{told}"
+            stderr.contains("24 outputs") && stderr.contains("an embedding, not class logits"),
+            "{stderr}"
         );
-        assert!(told.contains("--zero-shot CLASSES --text FOLDER"), "{told}");
+        assert!(
+            stderr.contains("--zero-shot CLASSES --text FOLDER"),
+            "{stderr}"
+        );
     }
 
-    // A model of classes gives no embeddings.
+    // A classifier outputs no embeddings.
     let wrong = [
         &["eval", &whole[..], "--out", &wrong_out],
         &common[..],
         &zero,
     ]
     .concat();
-    let (code, told) = advxl(&wrong);
-    assert_eq!(code, 2, "{told}");
+    let (code, stderr) = advxl(&wrong);
+    assert_eq!(code, 2, "{stderr}");
     assert!(
-        told.contains("--zero-shot requires embeddings, but the 12 outputs of"),
-        "{told}"
+        stderr.contains("--zero-shot requires embeddings, but the 12 outputs of"),
+        "{stderr}"
     );
 }
 
 #[test]
-fn embeddings_from_a_file_train_as_those_computed_on_the_way() {
+fn embeddings_from_a_file_train_like_those_computed_during_training() {
     let folder = tempfile::tempdir().unwrap();
     let first = folder.path().join("first");
     trained(&write(folder.path(), "first", &[]), &first);
@@ -298,18 +301,18 @@ fn embeddings_from_a_file_train_as_those_computed_on_the_way() {
             "--out".into(),
             text(file),
         ];
-        let (code, told) = advxl(&arguments.each_ref().map(String::as_str));
-        assert_eq!(code, 0, "{told}");
+        let (code, stderr) = advxl(&arguments.each_ref().map(String::as_str));
+        assert_eq!(code, 0, "{stderr}");
     };
     embed(&list, &file);
 
-    // The second stage alone, from the first's weights.
+    // Only the second stage, from the weights of the first.
     let i = RECIPE.find("[[stage]]\nname = \"clip\"").unwrap();
     let j = RECIPE.find("[[stage]]\nname = \"pretrain\"").unwrap();
     let k = RECIPE.find("[[stage]]\nname = \"finetune\"").unwrap();
     let alone = |name: &str, text: &str| {
         let recipe = format!("{}{}", &RECIPE[..i], &RECIPE[j..k]);
-        // Embeddings alone cannot embed the names of classes, so there is nothing to evaluate.
+        // A file of embeddings cannot embed class names, so there is nothing to evaluate.
         let measured = RECIPE.find("[evaluation]").unwrap();
         let recipe = match text.contains("model") {
             true => recipe,
@@ -342,7 +345,7 @@ fn embeddings_from_a_file_train_as_those_computed_on_the_way() {
     );
     assert_eq!(read, both);
     for (read, computed) in read.iter().zip(&computed) {
-        // Captions are embedded in other groups: rounding.
+        // Captions are embedded in different batches, so rounding differs.
         assert!((read - computed).abs() < 1e-5, "{read} {computed}");
     }
 
@@ -350,16 +353,16 @@ fn embeddings_from_a_file_train_as_those_computed_on_the_way() {
     let short = folder.path().join("short.safetensors");
     embed(&list, &short);
     let recipe = alone("short", &format!("embeddings = \"{}\"", short.display()));
-    let (code, told) = train(&recipe, &folder.path().join("short"));
-    assert_eq!(code, 2, "{told}");
+    let (code, stderr) = train(&recipe, &folder.path().join("short"));
+    assert_eq!(code, 2, "{stderr}");
     assert!(
-        told.contains("there are 90 embeddings without keys for 96 samples"),
-        "{told}"
+        stderr.contains("got 90 embeddings without keys for 96 samples"),
+        "{stderr}"
     );
 }
 
 #[test]
-fn images_without_classes_are_not_evaluated_and_that_is_known_before_training() {
+fn evaluating_images_without_classes_is_refused_before_training() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("captions.tar");
     let mut tar = Vec::new();
@@ -380,23 +383,24 @@ fn images_without_classes_are_not_evaluated_and_that_is_known_before_training() 
         std::fs::write(&path, text).unwrap();
         train(&path, &folder.path().join(name))
     };
-    let (code, told) = run("evaluation", &only_captions);
-    assert_eq!(code, 2, "{told}");
+    let (code, stderr) = run("evaluation", &only_captions);
+    assert_eq!(code, 2, "{stderr}");
     assert!(
-        told.contains("`evaluation` has no effect: no stage can classify images"),
-        "{told}"
+        stderr.contains("`evaluation` has no effect: no stage can classify images"),
+        "{stderr}"
     );
     let last = "[[final_evaluation]]\nname = \"a\"\nimages = 8\nattacks = [\"pgd\"]\nnorm = \"linf\"\nepsilon = \"2/255\"\n";
     let measured = RECIPE.find("[evaluation]").unwrap();
     let end = RECIPE.find("[[stage]]").unwrap();
-    let (code, told) = run(
+    let (code, stderr) = run(
         "final",
         &only_captions.replace(&RECIPE[measured..end], last),
     );
-    assert_eq!(code, 2, "{told}");
+    assert_eq!(code, 2, "{stderr}");
     assert!(
-        told.contains("final evaluation `a`: the test images of stage `pretrain` have no classes"),
-        "{told}"
+        stderr
+            .contains("final evaluation `a`: the test images of stage `pretrain` have no classes"),
+        "{stderr}"
     );
     assert!(!folder.path().join("final/recipe.toml").exists());
 }
@@ -418,7 +422,7 @@ fn member(tar: &mut Vec<u8>, name: &str, bytes: &[u8]) {
 }
 
 #[test]
-fn what_does_not_go_together_is_told_before_training() {
+fn incompatible_settings_are_refused_before_training() {
     let folder = tempfile::tempdir().unwrap();
     let new = "text = { new = { context = 12, width = 32, depth = 1, heads = 2, embedding = 24 }, templates = [\"a red {} on a plain blue background\", \"a {}\"] }";
     let names = folder.path().join("names.txt");

@@ -1,7 +1,7 @@
-//! Shards on a web server: the same samples as from files, faults of servers, and what is asked of them.
+//! Shards on a web server: the same samples as from files, failures of servers, and the requests sent.
 //!
-//! The server is written here, so that it can fail on purpose. Stores with signatures (S3, Google) are tested by hand,
-//! see docs/guides/data.md.
+//! The server is implemented here so that it can fail on purpose. Stores with signatures (S3, Google) are tested
+//! manually, see docs/guides/data.md.
 #![cfg(feature = "cloud")]
 
 mod support;
@@ -21,17 +21,17 @@ use advxl::error::{Error, Result};
 use advxl::image::{Preprocessing, resize};
 use support::command;
 
-/// What the server does with a request.
+/// How the server answers a request.
 #[derive(Clone, Copy)]
 enum Answer {
     Right,
     Status(u16),
-    /// Half of the body, then the end of the connection.
+    /// Sends half of the body, then closes the connection.
     BreaksOff,
     Slow(Duration),
-    /// All of the object, whatever range was asked for.
+    /// Sends the whole object, ignoring the range.
     NoRange,
-    /// Right, with another ETag.
+    /// As `Right`, with this ETag.
     Tag(&'static str),
 }
 
@@ -45,18 +45,18 @@ struct Request {
 
 type Decide = dyn Fn(&Request) -> Answer + Send + Sync;
 
-/// A web server of files in memory, with a log.
+/// A web server for files in memory, with a log of requests.
 struct Server {
     root: String,
     log: Arc<Mutex<Vec<Request>>>,
     decide: Arc<Mutex<Arc<Decide>>>,
 }
 
-/// A file with the second of its change.
+/// Contents and modification time (in seconds) of files by name.
 type Files = HashMap<String, (Vec<u8>, u64)>;
 
 impl Server {
-    /// Serves what lies in a folder.
+    /// Serves the files of a folder.
     fn of(folder: &Path) -> Self {
         let mut files = Files::new();
         for entry in std::fs::read_dir(folder).unwrap() {
@@ -94,7 +94,7 @@ impl Server {
         *self.decide.lock().unwrap() = Arc::new(decide);
     }
 
-    /// What was asked since the last time.
+    /// Returns the requests since the last call.
     fn asked(&self) -> Vec<Request> {
         std::mem::take(&mut self.log.lock().unwrap())
     }
@@ -104,7 +104,7 @@ impl Server {
     }
 }
 
-/// Reads one request and answers it; none at the end of the connection.
+/// Reads one request and answers it. Returns `None` at the end of the connection.
 fn serve(
     stream: &TcpStream,
     files: &Files,
@@ -124,8 +124,8 @@ fn serve(
             break;
         }
         let header = header.trim().to_ascii_lowercase();
-        if let Some(told) = header.strip_prefix("range: bytes=") {
-            let (from, to) = told.split_once('-')?;
+        if let Some(printed) = header.strip_prefix("range: bytes=") {
+            let (from, to) = printed.split_once('-')?;
             range = Some((from.parse().ok()?, to.parse::<usize>().ok()? + 1));
         }
     }
@@ -185,7 +185,7 @@ fn serve(
     out.write_all(&bytes[from..to]).ok()
 }
 
-/// Seconds since 1970 as HTTP writes them. Source: the days of civil dates by H. Hinnant, "chrono-Compatible
+/// Formats seconds since 1970 as an HTTP date. Source: days of civil dates by H. Hinnant, "chrono-Compatible
 /// Low-Level Date Algorithms".
 fn date(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
@@ -209,12 +209,12 @@ fn date(seconds: u64) -> String {
 }
 
 #[test]
-fn the_server_of_these_tests_knows_the_date() {
+fn the_test_server_formats_dates() {
     assert_eq!(date(0), "Thu, 01 Jan 1970 00:00:00 GMT");
     assert_eq!(date(1_709_210_096), "Thu, 29 Feb 2024 12:34:56 GMT");
 }
 
-/// A member's header and padded contents, in ustar's form.
+/// Returns a member's ustar header and padded contents.
 fn member(name: &str, contents: &[u8]) -> Vec<u8> {
     let mut block = vec![0; 512];
     block[..name.len()].copy_from_slice(name.as_bytes());
@@ -229,7 +229,7 @@ fn member(name: &str, contents: &[u8]) -> Vec<u8> {
     block
 }
 
-/// A picture of 32 pixels on a side whose colors tell its number.
+/// Returns an image of 32 x 32 pixels whose colors encode its number.
 fn png(number: usize) -> Vec<u8> {
     let picture = image::RgbImage::from_fn(32, 32, |x, y| {
         image::Rgb([(number % 256) as u8, (number / 256) as u8, (x * y) as u8])
@@ -241,7 +241,7 @@ fn png(number: usize) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// Shards `00000.tar` and on with so many samples each, numbered through, with captions and classes.
+/// Writes shards `00000.tar`, ... with the given numbers of samples, numbered consecutively, with captions and classes.
 fn write_shards(folder: &Path, counts: &[usize]) -> String {
     let mut number = 0;
     for (shard, count) in counts.iter().enumerate() {
@@ -270,7 +270,7 @@ fn write_shards(folder: &Path, counts: &[usize]) -> String {
 
 const COUNTS: [usize; 5] = [17, 1, 40, 22, 31];
 
-/// The folder of the cache: one for all tests, whose servers have addresses of their own.
+/// Returns the cache folder, shared by all tests, since each server has a different address.
 fn cache() -> PathBuf {
     static CACHE: OnceLock<tempfile::TempDir> = OnceLock::new();
     let folder = CACHE.get_or_init(|| tempfile::tempdir().unwrap()).path();
@@ -321,7 +321,7 @@ fn run(dataset: &Arc<Dataset>, plan: Plan, threads: usize) -> Result<Run> {
     Ok((samples, pixels, captions))
 }
 
-/// The program, with little patience and the tests' cache.
+/// Runs the program with short timeouts and the tests' cache. Returns the exit code and all output.
 fn program(arguments: &[&str]) -> (i32, String) {
     let mut command = command(arguments);
     command
@@ -336,7 +336,7 @@ fn program(arguments: &[&str]) -> (i32, String) {
 }
 
 #[test]
-fn samples_are_those_of_files_for_any_number_of_threads_and_from_any_position() {
+fn samples_equal_those_of_files_for_any_number_of_threads_and_from_any_position() {
     let folder = tempfile::tempdir().unwrap();
     let local = write_shards(folder.path(), &COUNTS);
     let server = Server::of(folder.path());
@@ -385,7 +385,7 @@ fn samples_are_those_of_files_for_any_number_of_threads_and_from_any_position() 
 }
 
 #[test]
-fn shards_are_read_through_once_and_then_one_request_brings_a_sample() {
+fn shards_are_scanned_once_and_then_each_sample_takes_one_request() {
     let folder = tempfile::tempdir().unwrap();
     write_shards(folder.path(), &COUNTS);
     let server = Server::of(folder.path());
@@ -427,18 +427,18 @@ fn shards_are_read_through_once_and_then_one_request_brings_a_sample() {
         ["head", "index", "bytes"].map(|what| of(&asked, what)),
         [0, 0, 111]
     );
-    // A picture and its caption, with the header between them.
+    // An image and its caption, with the header between them.
     let longest = asked.iter().filter_map(|request| request.range);
     assert!(longest.map(|(from, to)| to - from).max().unwrap() < 6000);
 }
 
 #[test]
-fn an_index_beside_a_shard_in_the_store_is_used_if_it_is_of_that_shard() {
+fn an_index_next_to_a_shard_in_the_store_is_used_only_if_it_matches() {
     let folder = tempfile::tempdir().unwrap();
     let local = write_shards(folder.path(), &COUNTS);
     shards::save_indexes(&local, |_, _| {}).unwrap();
     let server = Server::of(folder.path());
-    // The server tells the time of change of the file, by which the index knows it.
+    // The server sends the modification time of the file, which the index records.
     let dataset = open(&server.pattern(5)).unwrap();
     assert!(dataset.notices().is_empty(), "{:?}", dataset.notices());
     assert!(
@@ -475,7 +475,7 @@ fn an_index_beside_a_shard_in_the_store_is_used_if_it_is_of_that_shard() {
 }
 
 #[test]
-fn failures_that_pass_change_nothing() {
+fn temporary_failures_change_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let local = write_shards(folder.path(), &COUNTS);
     let files = Arc::new(open(&local).unwrap());
@@ -501,7 +501,7 @@ fn failures_that_pass_change_nothing() {
 }
 
 #[test]
-fn what_is_missing_or_refused_is_told_before_anything_starts() {
+fn missing_or_refused_objects_are_reported_before_anything_starts() {
     let folder = tempfile::tempdir().unwrap();
     write_shards(folder.path(), &[3, 3]);
     let server = Server::of(folder.path());
@@ -517,7 +517,7 @@ fn what_is_missing_or_refused_is_told_before_anything_starts() {
     );
     assert_eq!(error.exit_code(), 2);
 
-    for (status, told) in [
+    for (status, printed) in [
         (403, "the server returned 403"),
         (401, "the server returned 401"),
         (400, "the server returned 400"),
@@ -526,7 +526,9 @@ fn what_is_missing_or_refused_is_told_before_anything_starts() {
         let error = failed(&server.pattern(2));
         let text = error.to_string();
         assert!(
-            text.contains(told) && text.contains("cannot read `") && text.contains("/00000.tar`: "),
+            text.contains(printed)
+                && text.contains("cannot read `")
+                && text.contains("/00000.tar`: "),
             "{text}"
         );
         assert!(text.contains("hint: "), "{text}");
@@ -557,7 +559,7 @@ fn what_is_missing_or_refused_is_told_before_anything_starts() {
 }
 
 #[test]
-fn what_is_no_tar_in_a_store_is_named_with_the_command_that_helps() {
+fn an_object_that_is_not_a_tar_is_named_with_the_command_that_helps() {
     let folder = tempfile::tempdir().unwrap();
     write_shards(folder.path(), &[3]);
     let plain = std::fs::read(folder.path().join("00000.tar")).unwrap();
@@ -588,7 +590,7 @@ fn a_shard_that_changed_ends_the_run() {
         true => Answer::Tag("two"),
         false => Answer::Right,
     });
-    // However many broken samples are allowed.
+    // Regardless of the number of broken samples allowed.
     let error = run(&objects, plan(111, 0), 2).unwrap_err();
     let text = error.to_string();
     assert!(
@@ -598,7 +600,7 @@ fn a_shard_that_changed_ends_the_run() {
         "{text}"
     );
     assert_eq!(error.exit_code(), 2);
-    // Started again, the old index is not used.
+    // After a restart, the old index is not used.
     server.asked();
     let dataset = open(&server.pattern(5)).unwrap();
     assert!(
@@ -615,7 +617,7 @@ fn a_shard_that_changed_ends_the_run() {
     assert!(text.contains("it no longer exists"), "{text}");
 }
 
-/// A recipe of one short stage whose images lie where `place` says.
+/// Writes a recipe of one short stage with the images at `place`.
 fn recipe(folder: &Path, place: &str) -> PathBuf {
     let images = format!(
         "data = {{ train = \"shards:{place}\", test = \"shards:{place}\", broken_rate = 0.9, test_on_train = true }}"
@@ -630,7 +632,7 @@ fn recipe(folder: &Path, place: &str) -> PathBuf {
     path
 }
 
-/// The bytes of a run's weights, by name.
+/// Returns the bytes of a run's weights, by name.
 fn weights(run: &Path) -> Vec<(String, Vec<u8>)> {
     let bytes = std::fs::read(run.join("model/model.safetensors")).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -644,7 +646,7 @@ fn weights(run: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_run_whose_store_fails_asks_to_be_started_again_and_ends_as_one_on_files() {
+fn a_run_whose_store_fails_exits_with_75_and_resumes_to_the_weights_of_a_run_on_files() {
     let folder = tempfile::tempdir().unwrap();
     let (data, far, near) = ["data", "far", "near"]
         .map(|name| {
@@ -688,7 +690,7 @@ fn a_run_whose_store_fails_asks_to_be_started_again_and_ends_as_one_on_files() {
 }
 
 #[test]
-fn the_commands_for_data_read_stores_and_take_an_outage_for_no_damage() {
+fn data_commands_read_stores_and_do_not_count_an_outage_as_damage() {
     let folder = tempfile::tempdir().unwrap();
     let local = write_shards(folder.path(), &COUNTS);
     let server = Server::of(folder.path());
@@ -740,7 +742,7 @@ fn the_commands_for_data_read_stores_and_take_an_outage_for_no_damage() {
         text.contains("invalid ADVXL_STORE_PATIENCE = `soon`: expected a whole number"),
         "{text}"
     );
-    // Nobody listens at all.
+    // No server is listening.
     let gone = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()

@@ -1,4 +1,4 @@
-//! The commands as a user runs them, one after another on one small run.
+//! Runs the commands as a user would, in sequence on one small run.
 
 mod support;
 
@@ -8,7 +8,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use support::{advxl, command, trained, write_recipe};
 
-/// Standard output's last line as JSON.
+/// Parses the last line of standard output as JSON.
 #[track_caller]
 fn json(arguments: &[&str]) -> Value {
     let output = command(arguments).output().unwrap();
@@ -60,7 +60,7 @@ fn a_run_is_evaluated_and_its_logits_agree_with_its_accuracy() {
     let logits = floats(&out, "logits");
     assert_eq!(logits.len(), 64 * 12);
     assert_eq!(floats(&out, "gradients").len(), 64 * 3 * 32 * 32);
-    // Synthetic images take their classes in turn.
+    // Synthetic images cycle through the classes.
     let best = |row: &[f32]| (0..12).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
     let right = logits
         .chunks(12)
@@ -104,7 +104,7 @@ fn a_step_is_timed_with_the_keys_of_the_comparison() {
 }
 
 #[test]
-fn a_name_that_is_nearly_a_size_of_model_is_corrected_everywhere() {
+fn a_misspelled_model_size_is_corrected_by_every_command() {
     for arguments in [
         &["inspect", "vit_h15"][..],
         &["bench", "step", "--model", "vit_h15"],
@@ -122,7 +122,7 @@ fn a_name_that_is_nearly_a_size_of_model_is_corrected_everywhere() {
 }
 
 #[test]
-fn a_key_is_taken_away_with_none_and_the_largest_seed_is_kept() {
+fn none_removes_a_key_and_the_largest_seed_is_kept() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());
     let arguments = [
@@ -172,7 +172,7 @@ fn a_dry_run_prints_a_recipe_that_can_be_run() {
 }
 
 #[test]
-fn a_plan_tells_the_papers_cost_and_the_parts_of_memory() {
+fn a_plan_prints_the_papers_cost_and_the_parts_of_memory() {
     let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/vit_b16_in1k.toml");
     let found = json(&[
         "plan",
@@ -186,7 +186,7 @@ fn a_plan_tells_the_papers_cost_and_the_parts_of_memory() {
         "--json",
     ]);
     let plan = &found["plan"];
-    // The paper's 0.5 x 10^10 giga multiply-adds, which its own formula makes 0.491.
+    // The paper's 0.5 x 10^10 giga multiply-adds; its own formula gives 0.491.
     assert!(
         (plan["paper_macs"].as_f64().unwrap() / 1e19 - 0.491).abs() < 1e-3,
         "{plan}"
@@ -211,7 +211,7 @@ fn a_plan_tells_the_papers_cost_and_the_parts_of_memory() {
 }
 
 #[test]
-fn a_plan_says_how_many_cores_load_images_for_a_gpu_and_warns_where_there_are_fewer() {
+fn a_plan_prints_the_cores_that_a_gpu_needs_for_loading_and_warns_if_there_are_fewer() {
     let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/vit_b16_in1k.toml");
     let plan = |more: &[&'static str]| {
         let usual = ["plan", recipe, "--device", "cuda", "--device-tflops", "400"];
@@ -225,7 +225,7 @@ fn a_plan_says_how_many_cores_load_images_for_a_gpu_and_warns_where_there_are_fe
     let (loading, text) = plan(&["--cores-per-gpu", "4", "--loader-rate", "500"]);
     let first = &loading[0];
     let speed = first["images_per_second"].as_f64().unwrap();
-    // One more for the host, and 5 % more than the GPU takes.
+    // One more core for the host, and 5 % more images than the GPU needs.
     let cores = 1 + (1.05 * speed / 500.0).ceil() as u64;
     assert_eq!(first["cores"], cores);
     assert_eq!(first["source"], "jpeg");
@@ -251,7 +251,7 @@ fn a_plan_says_how_many_cores_load_images_for_a_gpu_and_warns_where_there_are_fe
 }
 
 #[test]
-fn a_plan_for_many_devices_tells_what_they_exchange_and_wait() {
+fn a_plan_for_many_devices_prints_their_traffic_and_waiting_times() {
     let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/vit_b16_in1k.toml");
     let arguments = |link: &'static str| {
         let devices = ["--devices", "256", "--device-tflops", "400"];
@@ -267,39 +267,39 @@ fn a_plan_for_many_devices_tells_what_they_exchange_and_wait() {
     assert!(found["plan"]["checkpoints"]["seconds"].as_f64().unwrap() > 0.0);
 
     let output = command(&arguments("400Gb")).output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout);
+    let stderr = String::from_utf8_lossy(&output.stdout);
     assert!(
-        told.contains("256 devices cannot share batches of 1 shard"),
-        "{told}"
+        stderr.contains("256 devices cannot share batches of 1 shard"),
+        "{stderr}"
     );
-    let (code, told) = advxl(&arguments("400"));
+    let (code, stderr) = advxl(&arguments("400"));
     assert_eq!(code, 2);
-    assert!(told.contains("such as 400Gb"), "{told}");
+    assert!(stderr.contains("such as 400Gb"), "{stderr}");
 }
 
 #[test]
-fn devices_are_named_and_those_that_are_not_there_refused() {
+fn devices_are_chosen_by_name_and_missing_ones_are_refused() {
     let step = |device: &str| advxl(&["bench", "step", "--device", device]);
-    let (code, told) = step("gpu");
+    let (code, stderr) = step("gpu");
     assert_eq!(code, 2);
     assert!(
-        told.contains("unknown device `gpu`: use auto, cpu, cuda"),
-        "{told}"
+        stderr.contains("unknown device `gpu`: use auto, cpu, cuda"),
+        "{stderr}"
     );
-    // Whichever it is on this machine: a missing feature, or a missing GPU.
-    let (code, told) = step("rocm:9");
-    assert_eq!(code, 2, "{told}");
-    assert!(told.contains("device `rocm:9`"), "{told}");
+    // Either a feature or a GPU is missing on this machine.
+    let (code, stderr) = step("rocm:9");
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("device `rocm:9`"), "{stderr}");
 
     let folder = tempfile::tempdir().unwrap();
     let path = support::write_recipe(folder.path());
     let recipe = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, format!("device = \"tpu\"{recipe}")).unwrap();
-    let (code, told) = advxl(&["train", path.to_str().unwrap(), "--dry-run"]);
+    let (code, stderr) = advxl(&["train", path.to_str().unwrap(), "--dry-run"]);
     assert_eq!(code, 2);
     assert!(
-        told.contains("line 1") && told.contains("unknown device `tpu`"),
-        "{told}"
+        stderr.contains("line 1") && stderr.contains("unknown device `tpu`"),
+        "{stderr}"
     );
 }
 
@@ -318,7 +318,7 @@ fn a_named_size_is_inspected_with_the_papers_multiply_adds() {
 }
 
 #[test]
-fn an_exported_model_gives_the_same_logits_and_its_card_tells_what_was_measured() {
+fn an_exported_model_gives_the_same_logits_and_its_card_lists_the_results() {
     let folder = tempfile::tempdir().unwrap();
     let run = trained(folder.path()).to_str().unwrap().to_owned();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
@@ -354,7 +354,7 @@ fn an_exported_model_gives_the_same_logits_and_its_card_tells_what_was_measured(
         ];
         advxl(&[&given[..], &["--out", &out, "--result", &result]].concat())
     };
-    // Weaker attacks than the published are not passed off as AutoAttack, nor a few drawn images as a benchmark.
+    // Attacks weaker than the published ones are not exported as AutoAttack, nor a small sample as a benchmark.
     evaluate(&["--steps", "2", "--queries", "2"]);
     let (code, text) = export("robustbench");
     assert!(

@@ -1,4 +1,4 @@
-//! Data sets as people lay them out, evaluated by models whose answer is known: accuracies that can be counted by hand.
+//! Data sets in common layouts, evaluated with models of known predictions, so that accuracies can be counted by hand.
 
 mod support;
 
@@ -11,7 +11,7 @@ use advxl::weights;
 use serde_json::Value;
 use support::command;
 
-/// Class folders with so many pictures each.
+/// Writes class folders with the given numbers of images.
 fn class_folders(root: &Path, counts: &[(&str, usize)]) {
     for (class, count) in counts {
         let folder = root.join(class);
@@ -26,7 +26,7 @@ fn class_folders(root: &Path, counts: &[(&str, usize)]) {
     }
 }
 
-/// A model that always answers one class.
+/// Writes a model that always predicts one class.
 fn constant(folder: &Path, outputs: usize, answer: usize, names: &[&str]) -> PathBuf {
     let config = ModelConfig::Vit(VitConfig {
         width: 8,
@@ -59,7 +59,7 @@ fn constant(folder: &Path, outputs: usize, answer: usize, names: &[&str]) -> Pat
     path
 }
 
-/// Exit code, result and messages of an evaluation.
+/// Runs an evaluation. Returns the exit code, the result and the messages.
 fn evaluate(model: &Path, data: &str, more: &[&str]) -> (i32, Value, String) {
     let out = model.with_extension(format!("{}-out", more.len()));
     let mut arguments = vec![
@@ -116,7 +116,7 @@ fn a_subset_has_the_accuracy_of_the_whole_set() {
     assert_eq!(ids.len(), 40);
     assert!(ids.contains(&ids[0]) && ids[0].as_str().unwrap().starts_with("a/"));
 
-    // The list of a result gives the same images again, and any list the images it names.
+    // The ids of a result select the same images again, and any list selects the images that it names.
     let list = folder.path().join("ids.txt");
     let lines: Vec<&str> = ids.iter().map(|id| id.as_str().unwrap()).collect();
     std::fs::write(&list, lines.join("\n")).unwrap();
@@ -138,7 +138,7 @@ fn a_subset_has_the_accuracy_of_the_whole_set() {
 }
 
 #[test]
-fn a_part_of_the_models_classes_is_matched_by_name() {
+fn a_subset_of_the_models_classes_is_matched_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("data");
     class_folders(&data, &[("b", 15), ("c", 5)]);
@@ -187,7 +187,7 @@ fn images_without_labels_are_never_scored() {
     let data = folder.path().join("data");
     class_folders(&data, &[("a", 3), ("b", 3)]);
     let packed = folder.path().join("packed.safetensors");
-    // A file of images alone.
+    // A file with images but no labels.
     let pixels: Vec<u8> = [0.5_f32; 2 * 3 * 16 * 16]
         .iter()
         .flat_map(|value| value.to_le_bytes())
@@ -220,7 +220,7 @@ fn images_without_labels_are_never_scored() {
 }
 
 #[test]
-fn every_command_says_what_it_opened() {
+fn every_command_prints_what_it_opened() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("images");
     class_folders(&data.join("Train"), &[("a", 3), ("b", 3)]);
@@ -248,7 +248,7 @@ fn every_command_says_what_it_opened() {
 }
 
 #[test]
-fn training_on_the_test_images_has_to_be_asked_for() {
+fn training_on_the_test_images_requires_test_on_train() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path().join("images");
     class_folders(&data, &[("a", 64), ("b", 64)]);

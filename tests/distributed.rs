@@ -1,6 +1,6 @@
-//! Several processes of one run over MPI: the same numbers for any number of them, and what happens when one of them fails.
+//! Several processes of one run over MPI: the same results for any number of processes, and failures of processes.
 //!
-//! Needs `mpirun`; all processes are on this machine, more of them than it has processors.
+//! Needs `mpirun`. All processes run on this machine, more than it has processors.
 #![cfg(feature = "mpi")]
 
 mod support;
@@ -14,7 +14,7 @@ use safetensors::SafeTensors;
 use support::processes::*;
 
 #[test]
-fn one_two_and_four_processes_train_to_the_same_bits_and_go_on_where_others_stopped() {
+fn one_two_and_four_processes_train_to_the_same_bits_and_resume_where_others_stopped() {
     train_and_resume(processes);
 }
 
@@ -59,11 +59,11 @@ augmentation = {{ flip = false }}
 }
 
 #[test]
-fn the_fast_way_differs_by_rounding_alone() {
+fn fast_sums_differ_only_by_rounding() {
     let folder = tempfile::tempdir().unwrap();
     let changes = [
         ("\"exact\"", "\"fast\""),
-        // One update without an attack: where a sign is taken of a gradient near 0, rounding becomes a step.
+        // One update without an attack, because the sign of a gradient near 0 turns rounding into a whole step.
         (
             "samples = 128, masking = { kind = \"random\", ratio = 0.5 } }, { image_size = 16, samples = 64 }]",
             "samples = 32 }]",
@@ -92,7 +92,7 @@ fn the_fast_way_differs_by_rounding_alone() {
         succeed(count, &train(&whole, &run));
         let bytes = std::fs::read(run.join("checkpoints/000000000032.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
-        // Of the first moment, which is a tenth of the gradient: Adam's first step is a sign, too.
+        // Compare the first moment, a tenth of the gradient, since Adam's first step is a sign, too.
         let mut named = tensors.tensors();
         named.retain(|(name, _)| name.starts_with("first_moment."));
         named.sort_by(|(a, _), (b, _)| a.cmp(b));
@@ -187,7 +187,7 @@ fn evaluation_and_data_tools_give_the_same_files_in_any_number_of_processes() {
             ["data", "check", text(&path("images")), "--out", text(&out)].map(str::to_owned);
         let given: Vec<&str> = given.iter().map(String::as_str).collect();
         let output = processes(count, &given).output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+        assert_eq!(output.status.code(), Some(1), "{}", stderr_of(&output));
         let table = String::from_utf8_lossy(&output.stdout).into_owned();
         let table = table.split_once('\n').unwrap().1.to_owned();
         (table, std::fs::read_to_string(out).unwrap())
@@ -196,7 +196,7 @@ fn evaluation_and_data_tools_give_the_same_files_in_any_number_of_processes() {
 }
 
 #[test]
-fn a_killed_a_stopped_and_a_warned_process_end_the_run_and_cost_nothing_but_the_last_updates() {
+fn killed_stopped_and_signaled_processes_end_the_run_and_cost_only_the_last_updates() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe(folder.path(), "long", &LONG);
     let run = folder.path().join("run");
@@ -205,31 +205,31 @@ fn a_killed_a_stopped_and_a_warned_process_end_the_run_and_cost_nothing_but_the_
         signal("KILL", ranks[1])
     });
     assert_eq!(code, 137);
-    let (code, told) = disturbed(processes(2, &train(&recipe, &run)), &run, |ranks, _| {
+    let (code, stderr) = disturbed(processes(2, &train(&recipe, &run)), &run, |ranks, _| {
         signal("STOP", ranks[1])
     });
-    assert_eq!(code, 75, "{told}");
-    assert!(told.contains("process 1 on"), "{told}");
-    assert!(told.contains("sent no heartbeat for 20 s"), "{told}");
-    assert!(told.contains("resuming after"), "{told}");
+    assert_eq!(code, 75, "{stderr}");
+    assert!(stderr.contains("process 1 on"), "{stderr}");
+    assert!(stderr.contains("sent no heartbeat for 20 s"), "{stderr}");
+    assert!(stderr.contains("resuming after"), "{stderr}");
 
-    // A scheduler warns one process, or the launcher.
+    // A scheduler signals one process, or the launcher.
     let before = newest(&run);
-    let (code, told) = disturbed(processes(2, &train(&recipe, &run)), &run, |ranks, _| {
+    let (code, stderr) = disturbed(processes(2, &train(&recipe, &run)), &run, |ranks, _| {
         signal("USR1", ranks[1])
     });
-    assert_eq!(code, 75, "{told}");
-    assert!(told.contains("stopped by signal after"), "{told}");
+    assert_eq!(code, 75, "{stderr}");
+    assert!(stderr.contains("stopped by signal after"), "{stderr}");
     let after = newest(&run);
     assert!(after > before);
-    let (code, told) = disturbed(processes(2, &train(&recipe, &run)), &run, |_, launcher| {
+    let (code, stderr) = disturbed(processes(2, &train(&recipe, &run)), &run, |_, launcher| {
         signal("TERM", launcher.id())
     });
-    assert!(told.contains("stopped by signal after"), "{told}");
+    assert!(stderr.contains("stopped by signal after"), "{stderr}");
     assert_ne!(code, 0);
     assert!(newest(&run) > after);
 
-    // What one process makes of the newest checkpoint, and what two make of it, are the same.
+    // One process and two processes resume the newest checkpoint to the same result.
     let finished = |count: usize| {
         let out = folder.path().join(format!("finished{count}"));
         std::fs::create_dir_all(out.join("checkpoints")).unwrap();
@@ -241,7 +241,7 @@ fn a_killed_a_stopped_and_a_warned_process_end_the_run_and_cost_nothing_but_the_
             .trim_end_matches(".safetensors")
             .parse()
             .unwrap();
-        // The stage before it has 192.
+        // The previous stage ends at 192 samples.
         let end = format!(
             "stage.finetune.phases=[{{ image_size = 32, samples = {} }}]",
             samples + 320 - 192
@@ -254,7 +254,7 @@ fn a_killed_a_stopped_and_a_warned_process_end_the_run_and_cost_nothing_but_the_
 }
 
 #[test]
-fn an_evaluation_in_two_processes_stops_when_one_is_warned_and_goes_on_in_any_number() {
+fn an_evaluation_in_two_processes_stops_when_one_is_signaled_and_resumes_in_any_number() {
     let folder = tempfile::tempdir().unwrap();
     let run = support::trained(folder.path());
     let evaluate = "--data synthetic:60 --attack apgd-t,square --eps 1/255 --steps 20 --targets 9 --queries 2000 --seed 3";
@@ -271,21 +271,27 @@ fn an_evaluation_in_two_processes_stops_when_one_is_warned_and_goes_on_in_any_nu
     let words = arguments(&stopped);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let mut child = processes(2, &words).stderr(Stdio::piped()).spawn().unwrap();
-    let (mut told, mut sent) = (String::new(), None);
+    let (mut stderr, mut sent) = (String::new(), None);
     for line in BufReader::new(child.stderr.take().unwrap()).lines() {
         let line = line.unwrap();
-        // At the beginning, so that work is left whenever the signal arrives.
+        // Early, so that work is left when the signal arrives.
         if sent.is_none() && line.contains("initial accuracy") {
             signal("USR1", of_run(&stopped)[1]);
             sent = Some(Instant::now());
         }
-        told += &format!("{line}\n");
+        stderr += &format!("{line}\n");
     }
     let code = child.wait().unwrap().code();
-    assert_eq!(code, Some(75), "{told}");
-    assert!(told.contains("error: stopped by signal after "), "{told}");
-    // What schedulers grant; on a quiet machine it is a few seconds.
-    assert!(sent.unwrap().elapsed() < Duration::from_secs(30), "{told}");
+    assert_eq!(code, Some(75), "{stderr}");
+    assert!(
+        stderr.contains("error: stopped by signal after "),
+        "{stderr}"
+    );
+    // The time that schedulers grant; on an idle machine it takes a few seconds.
+    assert!(
+        sent.unwrap().elapsed() < Duration::from_secs(30),
+        "{stderr}"
+    );
     succeed(1, &words);
     let result = |out: &Path| -> serde_json::Value {
         let mut result: serde_json::Value =
@@ -298,7 +304,7 @@ fn an_evaluation_in_two_processes_stops_when_one_is_warned_and_goes_on_in_any_nu
     assert!(result(&stopped) == result(&whole));
 }
 
-/// Flips one bit of every place in a process's memory that holds some bytes; gives how many there were.
+/// Flips one bit at every place in a process's memory that holds `bytes`. Returns the number of places.
 fn flip(process: u32, bytes: &[u8]) -> usize {
     signal("STOP", process);
     let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
@@ -314,7 +320,7 @@ fn flip(process: u32, bytes: &[u8]) -> usize {
         let (begin, end) = (at(begin), at(end));
         let mut held = Vec::new();
         memory.seek(SeekFrom::Start(begin)).unwrap();
-        // As far as it can be read.
+        // Parts of it may be unreadable.
         let _ = (&mut memory).take(end - begin).read_to_end(&mut held);
         for place in (0..held.len().saturating_sub(bytes.len())).step_by(4) {
             if held[place..].starts_with(bytes) {
@@ -329,9 +335,9 @@ fn flip(process: u32, bytes: &[u8]) -> usize {
 }
 
 #[test]
-fn a_flipped_bit_of_a_weight_is_noticed_at_once() {
+fn a_flipped_bit_of_a_weight_is_detected_immediately() {
     let folder = tempfile::tempdir().unwrap();
-    // The weights stand still, so that a checkpoint tells what to look for in memory.
+    // The weights do not change, so a checkpoint has the bytes to search for in memory.
     let still = [
         ("peak = 5e-4", "peak = 1e-30"),
         ("end = 1e-5", "end = 0.0"),
@@ -339,18 +345,18 @@ fn a_flipped_bit_of_a_weight_is_noticed_at_once() {
     ];
     let recipe = recipe(folder.path(), "still", &[&LONG[..], &still].concat());
     let run = folder.path().join("run");
-    let (code, told) = disturbed(processes(2, &train(&recipe, &run)), &run, |ranks, _| {
+    let (code, stderr) = disturbed(processes(2, &train(&recipe, &run)), &run, |ranks, _| {
         let bytes = std::fs::read(run.join("checkpoints").join(newest(&run))).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let weights = tensors.tensor("weights.patch_embed.proj.weight").unwrap();
         assert!(flip(ranks[1], &weights.data()[..64]) > 0);
     });
-    assert_eq!(code, 75, "{told}");
-    assert!(told.contains("weights differ between ranks"), "{told}");
+    assert_eq!(code, 75, "{stderr}");
+    assert!(stderr.contains("weights differ between ranks"), "{stderr}");
 }
 
 #[test]
-fn processes_that_do_not_belong_together_are_refused_before_anything_is_done() {
+fn mismatched_processes_are_refused_before_anything_is_done() {
     let folder = tempfile::tempdir().unwrap();
     let one = recipe(folder.path(), "one", &[]);
     let other = recipe(folder.path(), "other", &[("peak = 1e-3", "peak = 2e-3")]);
@@ -408,7 +414,7 @@ fn processes_that_do_not_belong_together_are_refused_before_anything_is_done() {
 }
 
 #[test]
-fn a_disk_that_is_full_for_the_process_that_writes_ends_all_with_its_message() {
+fn a_full_disk_in_the_writing_process_ends_all_processes_with_its_message() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe(folder.path(), "recipe", &[]);
     let run = folder.path().join("run");
@@ -421,7 +427,7 @@ fn a_disk_that_is_full_for_the_process_that_writes_ends_all_with_its_message() {
             .map(|word| (*word).to_owned())
             .collect::<Vec<_>>()
     };
-    // A checkpoint has some 300 KB.
+    // A checkpoint takes about 300 KB.
     let all = [
         words("1", "ulimit -f 64;"),
         vec![":".into()],
@@ -431,7 +437,7 @@ fn a_disk_that_is_full_for_the_process_that_writes_ends_all_with_its_message() {
     let full = mpirun(&all.iter().map(String::as_str).collect::<Vec<_>>());
     fail(full, 1, &["process 0 of 2", "cannot write"]);
     let left = std::fs::read_dir(run.join("checkpoints")).map_or(0, Iterator::count);
-    assert_eq!(left, 0, "half a checkpoint is no checkpoint");
+    assert_eq!(left, 0, "an incomplete checkpoint must not be kept");
     succeed(2, &train(&recipe, &run));
     succeed(1, &train(&recipe, &folder.path().join("alone")));
     assert!(made(&run) == made(&folder.path().join("alone")));

@@ -1,4 +1,4 @@
-//! What `advxl eval` promises: the same verdicts whatever the batch, the threads and the kills in between.
+//! `advxl eval` gives the same verdicts for any batch size, number of threads and interruptions.
 
 mod support;
 
@@ -11,7 +11,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use support::{advxl, command, trained};
 
-/// Few steps of every attack, in all norms.
+/// A few steps of every attack, in all norms.
 const ATTACK: [&str; 16] = [
     "--data",
     "synthetic:60",
@@ -31,12 +31,12 @@ const ATTACK: [&str; 16] = [
     "3",
 ];
 
-/// The arguments of an evaluation into a folder.
+/// Returns the arguments of an evaluation that writes to a folder.
 fn arguments<'a>(run: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&["eval", run, "--out", out], &ATTACK[..], more].concat()
 }
 
-/// `result.json` without what a clock says and without the paths.
+/// Reads `result.json` without times and paths.
 fn read_result(out: &Path) -> Value {
     read_file(&out.join("result.json"))
 }
@@ -82,7 +82,7 @@ fn batch_and_threads_change_no_verdict() {
         assert!(counts.is_sorted_by(|a, b| a >= b), "{counts:?}");
         assert!(
             counts[0] > counts[4],
-            "no attack found anything: {counts:?}"
+            "no attack fooled the model: {counts:?}"
         );
     }
 }
@@ -104,13 +104,13 @@ fn an_evaluation_killed_ten_times_ends_with_the_same_result() {
     let save = ["--batch", "4", "--save-adversarial", file.to_str().unwrap()];
     let arguments = arguments(run.to_str().unwrap(), killed.to_str().unwrap(), &save);
     let mut resumed = 0;
-    // Each line that is told lets the evaluation go on while it is killed: in the next batch, or as that is saved.
+    // The evaluation continues while a line is read, so the kill hits the next batch, or while that is saved.
     for lines in [1, 2, 4, 7, 9, 12, 5, 16, 3, 20] {
         let mut child = command(&arguments).stderr(Stdio::piped()).spawn().unwrap();
-        let told = BufReader::new(child.stderr.take().unwrap())
+        let stderr = BufReader::new(child.stderr.take().unwrap())
             .lines()
             .map(Result::unwrap);
-        for (number, line) in told.enumerate() {
+        for (number, line) in stderr.enumerate() {
             resumed += usize::from(line.contains("resuming after"));
             if number + 1 == lines {
                 break;
@@ -122,10 +122,10 @@ fn an_evaluation_killed_ten_times_ends_with_the_same_result() {
     }
     let (code, text) = advxl(&arguments);
     assert_eq!(code, 0, "{text}");
-    assert!(resumed > 5, "no kill fell into the evaluation");
+    assert!(resumed > 5, "too few kills during the evaluation");
     assert!(read_result(&killed) == read_result(&whole));
 
-    // The images are those that the model was judged by.
+    // The saved images are those that the verdicts are based on.
     let result = read_result(&whole);
     for evaluation in result["evaluations"].as_array().unwrap() {
         let norm = evaluation["norm"].as_str().unwrap();
@@ -160,12 +160,12 @@ fn an_evaluation_killed_ten_times_ends_with_the_same_result() {
     assert_eq!(
         left,
         [killed.join("result.json")],
-        "progress is removed at the end"
+        "progress must be removed at the end"
     );
 }
 
 #[test]
-fn epsilon_zero_leaves_clean_accuracy_to_every_attack() {
+fn every_attack_with_epsilon_zero_keeps_clean_accuracy() {
     let folder = tempfile::tempdir().unwrap();
     let run = trained(folder.path());
     let run = run.to_str().unwrap();
@@ -203,7 +203,7 @@ fn epsilon_zero_leaves_clean_accuracy_to_every_attack() {
 }
 
 #[test]
-fn the_curve_starts_at_clean_accuracy_and_falls() {
+fn the_curve_starts_at_clean_accuracy_and_decreases() {
     let folder = tempfile::tempdir().unwrap();
     let run = trained(folder.path());
     let out = folder.path().join("curve");
@@ -241,7 +241,7 @@ fn the_curve_starts_at_clean_accuracy_and_falls() {
 }
 
 #[test]
-fn the_lines_that_people_search_logs_for_are_there() {
+fn log_lines_that_people_search_for_are_printed() {
     let folder = tempfile::tempdir().unwrap();
     let run = trained(folder.path());
     let run = run.to_str().unwrap();
@@ -289,11 +289,11 @@ fn the_lines_that_people_search_logs_for_are_there() {
     assert_eq!(first["epsilon"], "8/255");
 }
 
-/// Starts an evaluation, sends signals once a line appears, and gives the exit code, what was told and the seconds from
-/// the first signal to the end.
+/// Starts an evaluation and sends signals once a line appears. Returns the exit code, standard error and the seconds
+/// from the first signal to the end.
 fn signaled(arguments: &[&str], after: &str, signals: &[&str]) -> (i32, String, f64) {
     let mut child: Child = command(arguments).stderr(Stdio::piped()).spawn().unwrap();
-    let mut told = String::new();
+    let mut stderr = String::new();
     let mut sent = None;
     for line in BufReader::new(child.stderr.take().unwrap()).lines() {
         let line = line.unwrap();
@@ -310,15 +310,15 @@ fn signaled(arguments: &[&str], after: &str, signals: &[&str]) -> (i32, String, 
                 assert!(done.unwrap().success());
             }
         }
-        told += &format!("{line}\n");
+        stderr += &format!("{line}\n");
     }
     let code = child.wait().unwrap().code().unwrap_or(-1);
-    let sent = sent.unwrap_or_else(|| panic!("`{after}` never came:\n{told}"));
-    (code, told, sent.elapsed().as_secs_f64())
+    let sent = sent.unwrap_or_else(|| panic!("`{after}` was not printed:\n{stderr}"));
+    (code, stderr, sent.elapsed().as_secs_f64())
 }
 
 #[test]
-fn an_evaluation_that_is_told_to_stop_ends_within_seconds_and_goes_on_to_the_same_result() {
+fn a_signaled_evaluation_ends_within_seconds_and_resumes_to_the_same_result() {
     let folder = tempfile::tempdir().unwrap();
     let run = trained(folder.path());
     let run = run.to_str().unwrap();
@@ -327,7 +327,7 @@ fn an_evaluation_that_is_told_to_stop_ends_within_seconds_and_goes_on_to_the_sam
     assert_eq!(code, 0, "{text}");
 
     let file = folder.path().join("adversarial.safetensors");
-    // One batch holds all images: what was found about them by earlier targets and queries is kept.
+    // One batch holds all images; the results of earlier targets and queries are kept.
     let save = ["--save-adversarial", file.to_str().unwrap()];
     let arguments = arguments(run, stopped.to_str().unwrap(), &save);
     let mut stops = 0;
@@ -362,7 +362,7 @@ fn an_evaluation_that_is_told_to_stop_ends_within_seconds_and_goes_on_to_the_sam
     let left: Vec<PathBuf> = left.map(|entry| entry.unwrap().path()).collect();
     assert_eq!(left, [stopped.join("result.json")]);
 
-    // A second signal does not wait for anything.
+    // A second signal exits immediately.
     let out = folder.path().join("twice");
     let twice = self::arguments(run, out.to_str().unwrap(), &[]);
     let (code, text, _) = signaled(&twice, "initial accuracy", &["INT", "INT"]);
@@ -370,7 +370,7 @@ fn an_evaluation_that_is_told_to_stop_ends_within_seconds_and_goes_on_to_the_sam
 }
 
 #[test]
-fn a_final_evaluation_that_is_told_to_stop_goes_on_where_it_was() {
+fn a_signaled_final_evaluation_resumes_where_it_stopped() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = folder.path().join("recipe.toml");
     let evaluation = "\n[[final_evaluation]]\nname = \"fab\"\nimages = 64\nattacks = [\"apgd-ce\", \"fab\"]\n\
@@ -394,7 +394,7 @@ fn a_final_evaluation_that_is_told_to_stop_goes_on_where_it_was() {
     let words = words.each_ref().map(String::as_str);
     let (code, text, seconds) = signaled(&words, "robust accuracy after APGD-CE", &["TERM"]);
     assert_eq!(code, 75, "{text}");
-    // What schedulers grant; on a quiet machine it is below 5 seconds, and tests share theirs.
+    // The time that schedulers grant; on an idle machine it takes less than 5 seconds, but tests run in parallel.
     assert!(seconds < 30.0, "{seconds}");
     assert!(text.contains("stopped by signal after "), "{text}");
     let (code, text) = advxl(&words);
@@ -409,7 +409,7 @@ fn a_final_evaluation_that_is_told_to_stop_goes_on_where_it_was() {
 }
 
 #[test]
-fn damaged_progress_is_told_and_the_evaluation_starts_over() {
+fn damaged_progress_is_reported_and_the_evaluation_starts_over() {
     let folder = tempfile::tempdir().unwrap();
     let run = trained(folder.path());
     let run = run.to_str().unwrap();
@@ -461,7 +461,7 @@ fn damaged_progress_is_told_and_the_evaluation_starts_over() {
             kinds.push(flipped);
         }
         if is_state {
-            // Another program's, longer, and a list of 2^64 numbers with a hash that fits.
+            // Another program's file, a longer file, and a list of 2^64 numbers with a valid hash.
             kinds.push(b"{\"outcome\":{}}".to_vec());
             kinds.push([&bytes[..], &[0; 9]].concat());
             let huge = [0x9b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
@@ -482,10 +482,10 @@ fn damaged_progress_is_told_and_the_evaluation_starts_over() {
             assert!(text.contains(&warning), "{text}");
             assert!(read_result(&out) == read_result(&whole));
             assert!(std::fs::read(&file).unwrap() == images);
-            assert_eq!(list().len(), 1, "only the result is left");
+            assert_eq!(list().len(), 1, "only the result must remain");
         }
     }
-    // What a process left that was killed before it saved anything is not taken for images.
+    // Files of a process that was killed before it saved its progress are not used as images.
     for (path, bytes) in &saved {
         if path.extension().unwrap() != "progress" {
             std::fs::write(path, bytes).unwrap();
@@ -498,7 +498,7 @@ fn damaged_progress_is_told_and_the_evaluation_starts_over() {
 }
 
 #[test]
-fn logits_that_overflow_are_told_by_every_command() {
+fn overflowing_logits_are_reported_by_every_command() {
     let folder = tempfile::tempdir().unwrap();
     let run = trained(folder.path());
     let model = run.join("model");

@@ -1,8 +1,8 @@
-//! Our numbers against those that timm, PyTorch and torchattacks recorded.
+//! Compares our results with recorded results of timm, PyTorch and torchattacks.
 //!
-//! How they were made: `tests/golden/make_golden.py`; what is in them: `tests/golden/README.md`.
+//! `tests/golden/make_golden.py` records them; `tests/golden/README.md` lists the tensors.
 //! Tolerances are relative to the largest entry of a tensor: f32 sums of up to a few hundred terms
-//! differ by some 1e-6 of it between two orders of summation.
+//! differ by about 1e-6 of it between two orders of summation.
 
 use std::path::{Path, PathBuf};
 
@@ -34,7 +34,7 @@ fn labels(tensors: &SafeTensors) -> Vec<u32> {
     data.into_iter().map(|label| label as u32).collect()
 }
 
-/// Asserts that two lists agree within `tolerance` of the largest right entry.
+/// Asserts that two lists agree within `tolerance` times the largest entry of `right`.
 #[track_caller]
 fn assert_close(found: &[f32], right: &[f32], tolerance: f32, what: &str) {
     assert_eq!(found.len(), right.len(), "{what}");
@@ -50,7 +50,7 @@ fn assert_close(found: &[f32], right: &[f32], tolerance: f32, what: &str) {
     }
 }
 
-/// A recorded model, read the way users' models are: from a folder as timm writes it.
+/// Loads a recorded model from a folder with timm's layout, as users' models are loaded.
 fn model(tensors: &SafeTensors, name: &str, architecture: &str, folder: &Path) -> Model {
     let prefix = format!("{name}.");
     let all = tensors.tensors();
@@ -68,7 +68,7 @@ fn model(tensors: &SafeTensors, name: &str, architecture: &str, folder: &Path) -
         safetensors::serialize(views, None).unwrap(),
     )
     .unwrap();
-    // The weights of a ConvNeXt with a convolutional stem do not tell its patch size.
+    // The weights of a ConvNeXt with a convolutional stem do not determine its patch size.
     let patch = match architecture.starts_with("convnext") {
         true => r#", "patch_size": 1"#,
         false => "",
@@ -81,7 +81,7 @@ fn model(tensors: &SafeTensors, name: &str, architecture: &str, folder: &Path) -
     weights::load(&folder, &Device::cpu()).unwrap().model
 }
 
-/// Holds logits, loss, the gradient of the images and those of the weights to the recorded ones.
+/// Compares logits, loss, and the gradients of images and weights with the recorded ones.
 fn check_model(tensors: &SafeTensors, name: &str, model: &Model, weights: bool) {
     let images = from_vec(floats(tensors, "images"), [4, 3, 16, 16], &Device::cpu());
     let targets = Targets::classes(&labels(tensors)).distributions(5, 0.1, &Device::cpu());
@@ -95,7 +95,7 @@ fn check_model(tensors: &SafeTensors, name: &str, model: &Model, weights: bool) 
         let what = format!("{name} {precision:?}");
         assert_close(&logits, &recorded("logits"), tolerance, &what);
 
-        // Of the mean loss: a quarter of the sum's, for four images.
+        // The gradient of the mean loss is a quarter of that of the sum, for four images.
         let loss = |images| cross_entropy(model.logits(images, &pass), targets.clone()) / 4.0;
         let (gradient, losses) = input_gradient(&loss, images.clone());
         let loss: f32 = to_vec(losses).iter().sum();
@@ -118,7 +118,7 @@ fn check_model(tensors: &SafeTensors, name: &str, model: &Model, weights: bool) 
 }
 
 #[test]
-fn logits_and_all_gradients_of_a_vision_transformer_are_timms() {
+fn logits_and_all_gradients_of_a_vision_transformer_match_timm() {
     let bytes = golden("vit.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -129,13 +129,13 @@ fn logits_and_all_gradients_of_a_vision_transformer_are_timms() {
 }
 
 #[test]
-fn logits_and_all_gradients_of_a_convnext_and_of_convolutional_stems_are_timms_and_torchs() {
+fn logits_and_all_gradients_of_a_convnext_and_of_convolutional_stems_match_timm_and_pytorch() {
     let bytes = golden("models.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let folder = tempfile::tempdir().unwrap();
     for (name, architecture, weights) in [
         ("convnext", "convnext_tiny", true),
-        // With products written as convolutions of 1 x 1.
+        // With products written as 1 x 1 convolutions.
         ("products", "convnext_atto", false),
         ("convnext_stem", "convnext_tiny", true),
         ("vit_stem", "vit_tiny_patch16_224", true),
@@ -146,14 +146,14 @@ fn logits_and_all_gradients_of_a_convnext_and_of_convolutional_stems_are_timms_a
 }
 
 #[test]
-fn the_tanh_form_of_gelu_is_torchs() {
+fn tanh_gelu_matches_pytorch() {
     let bytes = golden("vit.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let device = Device::cpu();
     let mut model = model(&tensors, "avg", "vit_tiny_patch16_224", folder.path());
     let Model::Vit(vit) = &mut model else {
-        panic!("a transformer");
+        panic!("expected a transformer");
     };
     vit.config.gelu = Gelu::Tanh;
     let images = from_vec(floats(&tensors, "images"), [4, 3, 16, 16], &device);
@@ -169,18 +169,18 @@ fn the_tanh_form_of_gelu_is_torchs() {
         1e-4,
         "image gradient",
     );
-    // Not the exact form by another name.
+    // It differs from the exact GELU.
     let exact = floats(&tensors, "avg_logits");
     assert!(logits.iter().zip(&exact).any(|(a, b)| (a - b).abs() > 1e-4));
 }
 
 #[test]
-fn fixed_positions_are_maes_and_learned_ones_are_resampled_as_timm_does() {
+fn fixed_positions_match_mae_and_learned_ones_are_resampled_as_in_timm() {
     let bytes = golden("position.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     for grid in [4, 7] {
         let right = floats(&tensors, &format!("sincos_{grid}x{grid}"));
-        // The recorded tensor begins with the class token's zeros.
+        // The recorded tensor starts with the zeros of the class token.
         assert_close(
             &position::sincos2d(grid, grid, 24),
             &right[24..],
@@ -197,7 +197,7 @@ fn fixed_positions_are_maes_and_learned_ones_are_resampled_as_timm_does() {
 }
 
 #[test]
-fn updates_clipping_and_average_are_those_of_torch() {
+fn updates_clipping_and_average_match_pytorch() {
     let bytes = golden("adamw.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let device = Device::cpu();
@@ -217,7 +217,7 @@ fn updates_clipping_and_average_are_those_of_torch() {
     };
     let average = AverageConfig { decay: 0.9 };
     let refs: Vec<_> = values.iter().collect();
-    // The recorded average has no warmup: begin far enough for it to be over.
+    // The recorded average has no warmup, so start after the warmup ends.
     let mut optimizer = Optimizer::new(&config, Some(&average), &refs, None, 1000);
     for step in 0..rates.len() {
         let gradients: Vec<_> = names
@@ -256,7 +256,7 @@ fn updates_clipping_and_average_are_those_of_torch() {
 }
 
 #[test]
-fn the_iterates_of_pgd_are_torchattacks() {
+fn the_iterates_of_pgd_match_torchattacks() {
     let bytes = golden("pgd.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -286,7 +286,7 @@ fn the_iterates_of_pgd_are_torchattacks() {
 }
 
 #[test]
-fn mixed_and_smoothed_cross_entropy_is_timms() {
+fn mixed_and_smoothed_cross_entropy_matches_timm() {
     let bytes = golden("loss.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let device = Device::cpu();
@@ -316,7 +316,7 @@ fn mixed_and_smoothed_cross_entropy_is_timms() {
 }
 
 #[test]
-fn the_contrastive_loss_and_its_gradients_are_those_of_torch_in_f64() {
+fn the_contrastive_loss_and_its_gradients_match_pytorch_in_f64() {
     let bytes = golden("contrastive.safetensors");
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let tracked = |name: &str| {

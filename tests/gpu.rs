@@ -1,8 +1,8 @@
-//! A GPU against the processor: the same models, attacks, training and evaluation.
+//! Compares a GPU with the CPU: models, attacks, training and evaluation.
 //!
-//! `cargo test` runs it on the CUDA engine's GPU in software, which compiles the same kernels with `c++`; `scripts/test-gpu` on
-//! a real GPU or on another engine, which `ADVXL_TEST_DEVICE` names.
-//! Tolerances are for f32: sums of some hundred products in another order, and functions such as `exp` by another program.
+//! `cargo test` runs it on the CUDA engine's software GPU, which compiles the same kernels with `c++`;
+//! `scripts/test-gpu` runs it on a real GPU or another backend, named by `ADVXL_TEST_DEVICE`. Tolerances are for f32:
+//! sums of a few hundred products in another order, and other implementations of functions such as `exp`.
 
 mod support;
 
@@ -36,7 +36,7 @@ const SIZE: usize = 16;
 const CLASSES: usize = 10;
 const BATCH: usize = 4;
 
-/// The folder of the software GPU's kernels.
+/// The folder with the software GPU's kernels.
 const KERNELS: &str = env!("CARGO_TARGET_TMPDIR");
 
 fn name() -> String {
@@ -50,7 +50,7 @@ fn gpu() -> Device {
     }
 }
 
-/// The program, whose GPU is the one in software unless `ADVXL_TEST_DEVICE` names another.
+/// Runs the program, with the software GPU unless `ADVXL_TEST_DEVICE` names another device.
 fn advxl(arguments: &[&str]) -> (i32, String) {
     let mut command = support::command(arguments);
     if std::env::var_os("ADVXL_TEST_DEVICE").is_none() {
@@ -61,7 +61,7 @@ fn advxl(arguments: &[&str]) -> (i32, String) {
     (output.status.code().unwrap_or(-1), text)
 }
 
-/// The largest difference, as a share of the largest value of `right`.
+/// Returns the largest difference, relative to the largest value of `right`.
 fn off(found: &[f32], right: &[f32]) -> f32 {
     assert_eq!(found.len(), right.len());
     let most =
@@ -71,7 +71,7 @@ fn off(found: &[f32], right: &[f32]) -> f32 {
     difference / most(&mut right.iter().copied()).max(1e-12)
 }
 
-/// The model of the small recipe, and a small ConvNeXt.
+/// Returns the model of the small recipe, and a small ConvNeXt.
 fn configs() -> [ModelConfig; 2] {
     let vit = Recipe::parse(RECIPE, &[]).unwrap().model;
     let mut convnext = ModelConfig::named("convnext_atto").unwrap();
@@ -81,7 +81,7 @@ fn configs() -> [ModelConfig; 2] {
     [vit, convnext]
 }
 
-/// What a device makes of a model: logits, the gradient of the images, those of the weights.
+/// Returns logits, image gradient and weight gradients of a model on a device.
 fn results(config: &ModelConfig, size: usize, pass: &Pass, device: &Device) -> [Vec<f32>; 3] {
     let model = Model::new(config, CLASSES, size, 1, device);
     let mut rng = Rng::new(5, Stream::Bench);
@@ -103,7 +103,7 @@ fn results(config: &ModelConfig, size: usize, pass: &Pass, device: &Device) -> [
 }
 
 #[test]
-fn logits_and_gradients_are_those_of_the_processor_recomputed_or_not() {
+fn logits_and_gradients_match_the_cpu_with_and_without_recomputation() {
     let device = gpu();
     let mut bad = false;
     for (config, size) in configs().iter().zip([SIZE, 32]) {
@@ -136,7 +136,7 @@ fn logits_and_gradients_are_those_of_the_processor_recomputed_or_not() {
 }
 
 #[test]
-fn bf16_is_near_to_f32_where_the_device_has_it() {
+fn bf16_is_close_to_f32_on_devices_that_support_it() {
     let device = gpu();
     if usable(Precision::Bf16, &device).0 != Precision::Bf16 {
         eprintln!("this device does not compute in bf16");
@@ -150,13 +150,13 @@ fn bf16_is_near_to_f32_where_the_device_has_it() {
     let found = results(&config, SIZE, &pass(Precision::Bf16), &device);
     let right = results(&config, SIZE, &pass(Precision::F32), &device);
     for (found, right) in found.iter().zip(&right) {
-        // Eight bits, through two blocks.
+        // Eight bits of precision, through two blocks.
         let off = off(found, right);
         assert!(off > 0.0 && off < 5e-2, "{off:e}");
     }
 }
 
-/// The gradient of images in the arithmetic of a pass.
+/// Returns the image gradient in the precision of a pass.
 fn image_gradient(config: &ModelConfig, pass: &Pass, device: &Device) -> Vec<f32> {
     let model = Model::new(config, CLASSES, SIZE, 1, device);
     let images: Tensor<4> = drawn(5, [BATCH, 3, SIZE, SIZE], device);
@@ -166,7 +166,7 @@ fn image_gradient(config: &ModelConfig, pass: &Pass, device: &Device) -> Vec<f32
 }
 
 #[test]
-fn attacks_in_bf16_are_near_to_f32_and_in_fp8_to_the_emulation_on_the_processor() {
+fn bf16_attacks_are_close_to_f32_and_fp8_attacks_to_the_cpu_emulation() {
     let (device, cpu) = (gpu(), Device::cpu());
     let [config, _] = configs();
     let pass = |numerics, recompute| Pass {
@@ -188,7 +188,7 @@ fn attacks_in_bf16_are_near_to_f32_and_in_fp8_to_the_emulation_on_the_processor(
     let emulated = image_gradient(&config, &pass(Numerics::AttackFp8, false), &cpu);
     let fp8 = image_gradient(&config, &pass(Numerics::AttackFp8, false), &device);
     let (near, same) = (cosine(&fp8, &right), cosine(&fp8, &emulated));
-    // Both round the same operands; where sums differ in their last bits, an operand may fall to the next number.
+    // Both round the same operands; where sums differ in their last bits, an operand may round to the next number.
     assert!(
         near > 0.98 && same > 0.998 && same > near,
         "fp8: {near}, {same}"
@@ -200,7 +200,7 @@ fn attacks_in_bf16_are_near_to_f32_and_in_fp8_to_the_emulation_on_the_processor(
 }
 
 #[test]
-fn a_pgd_step_goes_the_same_way() {
+fn a_pgd_step_moves_in_the_same_direction() {
     let step = |norm, device: &Device| {
         let [config, _] = configs();
         let model = Model::new(&config, CLASSES, SIZE, 1, device);
@@ -228,13 +228,13 @@ fn a_pgd_step_goes_the_same_way() {
             .iter()
             .zip(&right)
             .filter(|(a, b)| (**a - **b).abs() > 1e-5);
-        // The sign of a gradient near to zero is chance.
+        // The sign of a gradient close to zero is random.
         assert!(moved.count() * 1000 <= found.len(), "{norm:?}");
     }
 }
 
-/// The gradients of the contrastive objective with a text tower that is trained, whole and in microbatches, masked or not:
-/// those of the images, then all parameters'.
+/// Returns the gradients of the contrastive objective with a trainable text tower, with or without microbatches and
+/// masking: first of the images, then of all parameters.
 fn of_captions(size: Option<usize>, masked: bool, device: &Device) -> Vec<Vec<f32>> {
     let [config, _] = configs();
     let (model, comm) = (Model::new(&config, 24, SIZE, 1, device), Comm::single());
@@ -283,7 +283,7 @@ fn of_captions(size: Option<usize>, masked: bool, device: &Device) -> Vec<Vec<f3
 }
 
 #[test]
-fn gradients_of_captions_are_those_of_the_processor_and_stay_on_the_gpu() {
+fn gradients_of_captions_match_the_cpu_and_stay_on_the_gpu() {
     let device = gpu();
     for (size, masked) in [(None, false), (Some(4), true)] {
         let before = device.gpu().map(|gpu| gpu.traffic().unplanned);
@@ -297,7 +297,7 @@ fn gradients_of_captions_are_those_of_the_processor_and_stay_on_the_gpu() {
     }
 }
 
-/// Lines of metrics of a run.
+/// Returns samples and losses from the metrics of a run.
 fn losses(run: &Path) -> Vec<(f64, f64)> {
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let lines = metrics
@@ -309,7 +309,7 @@ fn losses(run: &Path) -> Vec<(f64, f64)> {
 }
 
 #[test]
-fn ten_updates_lead_to_the_same_losses_and_the_run_goes_on_elsewhere() {
+fn ten_updates_give_the_same_losses_and_the_run_resumes_on_the_other_device() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = support::write_recipe(folder.path());
     let text = |path: &Path| path.to_str().unwrap().to_owned();
@@ -335,7 +335,7 @@ fn ten_updates_lead_to_the_same_losses_and_the_run_goes_on_elsewhere() {
     assert_eq!(found_losses.len(), right.len());
     assert!(right.len() >= 10);
     for (number, (found, right)) in found_losses.iter().zip(&right).enumerate() {
-        // Attacks take signs, so that differences grow from update to update.
+        // Attacks take signs, so differences grow from update to update.
         let tolerance = 1e-4 * f64::from(2u32.pow(number as u32));
         assert!(
             (found.0 / right.0 - 1.0).abs() < tolerance
@@ -343,7 +343,7 @@ fn ten_updates_lead_to_the_same_losses_and_the_run_goes_on_elsewhere() {
             "update {number}: {found:?} {right:?}"
         );
     }
-    // A checkpoint of one device is one of the other.
+    // A checkpoint of one device can be resumed on the other.
     let elsewhere = folder.path().join("elsewhere");
     std::fs::create_dir_all(elsewhere.join("checkpoints")).unwrap();
     std::fs::create_dir_all(elsewhere.join("stages/pretrain")).unwrap();
@@ -369,7 +369,7 @@ fn ten_updates_lead_to_the_same_losses_and_the_run_goes_on_elsewhere() {
 }
 
 #[test]
-fn evaluations_come_to_the_same_verdicts() {
+fn evaluations_give_the_same_verdicts() {
     let folder = tempfile::tempdir().unwrap();
     let run = trained(folder.path());
     let evaluate = |device: &str| {
@@ -405,7 +405,7 @@ fn evaluations_come_to_the_same_verdicts() {
 }
 
 #[test]
-fn bytes_and_mixed_images_arrive_as_they_left() {
+fn bytes_and_mixed_images_arrive_unchanged() {
     let size = 8;
     let mut batch = Batch {
         images: Planes::Bytes(
@@ -435,7 +435,7 @@ fn bytes_and_mixed_images_arrive_as_they_left() {
 }
 
 #[test]
-fn a_device_that_is_not_there_is_named() {
+fn a_missing_device_is_named() {
     let (code, text) = advxl(&["bench", "step", "--device", &format!("{}:99", name())]);
     assert_eq!(code, 2, "{text}");
     assert!(
@@ -444,13 +444,13 @@ fn a_device_that_is_not_there_is_named() {
     );
 }
 
-/// Losses, gradient norm and the count of correct answers are all that a training step reads from the GPU; an attack reads
-/// nothing.
+/// A training step reads only the loss, the gradient norm and the number of correct answers from the GPU, and an attack
+/// reads nothing.
 #[test]
 fn a_step_reads_three_numbers_from_the_gpu_and_an_attack_none() {
     let device = gpu();
     if device.gpu().is_none() {
-        return; // Other engines do not count.
+        return; // Other backends do not count copies.
     }
     for config in configs() {
         for (attack_only, recompute) in [(false, false), (false, true), (true, false)] {
@@ -478,13 +478,13 @@ fn a_step_reads_three_numbers_from_the_gpu_and_an_attack_none() {
     }
 }
 
-/// Plans are held to 15 % of what the engine allocates, as those for CPUs are to what was measured.
+/// Plans must be within 15 % of what the engine allocates, as CPU plans must be of what was measured.
 #[test]
-fn planned_memory_is_what_the_engine_takes() {
+fn planned_memory_matches_what_the_engine_allocates() {
     let device = Device::Cuda(Gpu::soft(Path::new(KERNELS)));
     let gpu = device.gpu().unwrap();
     for mut config in configs() {
-        // Large enough that activations are most of it.
+        // Large enough that activations dominate.
         match &mut config {
             ModelConfig::Vit(vit) => (vit.depth, vit.width, vit.hidden) = (3, 64, 256),
             ModelConfig::ConvNext(convnext) => convnext.widths = [24, 32, 40, 48],
@@ -520,9 +520,9 @@ fn planned_memory_is_what_the_engine_takes() {
 }
 
 #[test]
-fn what_does_not_fit_the_gpu_or_its_kernels_is_refused_before_the_run_begins() {
+fn models_that_do_not_fit_the_gpu_or_its_kernels_are_refused_before_the_run_begins() {
     if std::env::var_os("ADVXL_TEST_DEVICE").is_some() {
-        return; // The GPU in software has 1 GiB.
+        return; // Only the software GPU has 1 GiB.
     }
     let folder = tempfile::tempdir().unwrap();
     let recipe = support::write_recipe(folder.path());
@@ -561,7 +561,7 @@ fn what_does_not_fit_the_gpu_or_its_kernels_is_refused_before_the_run_begins() {
 fn a_run_that_is_killed_and_resumed_on_the_gpu_has_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = folder.path().join("recipe.toml");
-    // The first stage alone, without evaluation: the software GPU is slow.
+    // Only the first stage, without evaluation, because the software GPU is slow.
     let first = RECIPE
         .split("[[stage]]\nname = \"finetune\"")
         .next()
@@ -637,11 +637,11 @@ fn two_gpus_train_to_the_same_bits_as_one() {
     };
     let one = train("one", "exact", &["--device", "cuda"]);
     assert!(one == train("two", "exact", &["--gpus", "2"]));
-    // NCCL's own sums have another order, and for two ranks the same.
+    // NCCL's own sums use another order, which for two ranks is the same.
     train("fast", "fast", &["--gpus", "2"]);
 }
 
-/// A tensor of normal numbers.
+/// Returns a tensor of normal random numbers.
 fn drawn<const D: usize>(seed: u64, shape: [usize; D], device: &Device) -> Tensor<D> {
     let mut rng = Rng::new(seed, Stream::Bench);
     let values = (0..shape.iter().product()).map(|_| rng.normal()).collect();
@@ -649,7 +649,7 @@ fn drawn<const D: usize>(seed: u64, shape: [usize; D], device: &Device) -> Tenso
 }
 
 #[test]
-fn every_operation_and_its_gradient_are_those_of_the_processor() {
+fn every_operation_and_its_gradient_match_the_cpu() {
     type Operation = Box<dyn Fn(Tensor<3>, &Device) -> Tensor<3>>;
     let (tokens, width, heads) = (5, 32, 2);
     let spec = BlockSpec {

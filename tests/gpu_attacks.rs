@@ -1,7 +1,7 @@
-//! Evaluation attacks on a GPU beside the processor: the same verdicts, nearly the same images, and no pixels that cross to
-//! the host but those of images that fooled the model.
+//! Evaluation attacks on a GPU compared with the CPU: the same verdicts, nearly the same images, and no pixels copied
+//! to the host except those of images that fooled the model.
 //!
-//! `cargo test` runs them on the CUDA engine's GPU in software, a real one is named by `ADVXL_TEST_DEVICE`.
+//! `cargo test` runs them on the CUDA engine's software GPU, or on the device named by `ADVXL_TEST_DEVICE`.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -23,7 +23,7 @@ const SIZE: usize = 16;
 const PIXELS: usize = 3 * SIZE * SIZE;
 const CLASSES: usize = 5;
 const IMAGES: usize = 6;
-/// A radius for each norm at which some images fall and some stand.
+/// For each norm, an epsilon at which some images are fooled and some survive.
 const RADII: [(Norm, &str); 3] = [(Norm::Linf, "1/255"), (Norm::L2, "0.08"), (Norm::L1, "0.8")];
 
 fn device() -> Device {
@@ -33,7 +33,7 @@ fn device() -> Device {
     }
 }
 
-/// A ViT of one block, with weights that are large enough for logits to differ.
+/// Returns a ViT with one block and weights large enough for logits to differ.
 fn model(outputs: usize, device: &Device) -> Model {
     let mut config = ModelConfig::named("vit_micro").unwrap();
     if let ModelConfig::Vit(config) = &mut config {
@@ -67,15 +67,15 @@ fn batch(labels: &[u32], device: &Device) -> Batch {
     }
 }
 
-/// Starts of an attack: FAB's second is random.
+/// Returns the number of restarts of an attack; FAB's second is random.
 fn restarts(name: &str) -> u64 {
     if name == "fab-t" { 2 } else { 1 }
 }
 
-/// Few steps of an attack.
+/// Returns an attack with few steps.
 fn attack(name: &str, norm: Norm, epsilon: &str) -> Attack {
     let epsilon: Fraction = epsilon.parse().unwrap();
-    // A few random queries find less than gradients.
+    // A few random queries find fewer images than gradients.
     let share = if name == "square" { 4.0 } else { 1.0 };
     let settings = Settings {
         steps: Some(4),
@@ -87,7 +87,7 @@ fn attack(name: &str, norm: Norm, epsilon: &str) -> Attack {
     settings.attack(name).unwrap()
 }
 
-/// What crossed between two moments.
+/// Returns the traffic between two measurements.
 fn crossed(before: Traffic, after: Traffic) -> Traffic {
     let less = |after: (u64, u64), before: (u64, u64)| (after.0 - before.0, after.1 - before.1);
     Traffic {
@@ -97,7 +97,8 @@ fn crossed(before: Traffic, after: Traffic) -> Traffic {
     }
 }
 
-/// Passes cross as logits and slopes with some numbers an image, and what is found as pixels.
+/// Asserts that passes copy only logits, slopes and a few numbers per image, and that found images are copied as
+/// pixels.
 fn assert_small(name: &str, traffic: Traffic, passes: Passes, classes: usize, found: usize) {
     assert_eq!(traffic.unplanned, (0, 0), "{name}: {traffic:?}");
     let logits = 4 * classes as u64;
@@ -112,7 +113,7 @@ fn assert_small(name: &str, traffic: Traffic, passes: Passes, classes: usize, fo
     assert!(traffic.sent.1 <= sent, "{name}: {traffic:?}, {passes:?}");
 }
 
-/// The share of the pixels that are not nearly the same.
+/// Returns the fraction of pixels that differ.
 fn off(found: &Adversarials, right: &Adversarials) -> f64 {
     let pairs = found.iter().flatten().zip(right.iter().flatten());
     let pixels = pairs.flat_map(|(found, right)| found.iter().zip(right));
@@ -125,7 +126,7 @@ fn off(found: &Adversarials, right: &Adversarials) -> f64 {
 }
 
 #[test]
-fn attacks_come_to_the_same_images_and_leave_pixels_on_the_gpu() {
+fn attacks_find_the_same_images_and_keep_pixels_on_the_gpu() {
     let devices = [device(), Device::cpu()];
     let classifiers = devices
         .each_ref()
@@ -157,16 +158,16 @@ fn attacks_come_to_the_same_images_and_leave_pixels_on_the_gpu() {
             let name = format!("{name} {}", norm.word());
             let off = off(&found, &right);
             eprintln!(
-                "{name}: {} fell, off {off:.4}, {seconds:.2} s, {traffic:?}",
+                "{name}: {} fooled, off {off:.4}, {seconds:.2} s, {traffic:?}",
                 found.iter().flatten().count()
             );
             assert_eq!(which(&found), which(&right), "{name}");
             match name.starts_with("fab") {
-                // What FAB finds lies at the boundary, where rounding decides whether to look once more.
+                // FAB's images are at the boundary, where rounding decides whether it searches again.
                 true => assert!(passes.forward.abs_diff(right_passes.forward) < 10, "{name}"),
                 false => assert_eq!(passes, right_passes, "{name}"),
             }
-            // The sign of a gradient near to zero is chance.
+            // The sign of a gradient close to zero is random.
             assert!(off < 0.01, "{name}: {off}");
             if let Some(traffic) = traffic {
                 let found = found.iter().flatten().count();
@@ -181,7 +182,8 @@ fn attacks_come_to_the_same_images_and_leave_pixels_on_the_gpu() {
     assert!(0 < fell && fell < tried, "{fell} of {tried}");
 }
 
-/// An attempt that is stopped after so many passes of the model, which grow until it is done.
+/// Runs an attack that is stopped after increasing numbers of passes until it finishes. Returns the images and the
+/// number of stops.
 fn with_stops(attack: &Attack, classifier: &Classifier, batch: &Batch) -> (Adversarials, usize) {
     let device = Device::of(&batch.images);
     let logits = |images| classifier.logits(images);
@@ -211,7 +213,7 @@ fn with_stops(attack: &Attack, classifier: &Classifier, batch: &Batch) -> (Adver
         if !attempt.stopped {
             break;
         }
-        // Some images go on from their marks, the others from the start.
+        // Some images continue from their marks, the others start over.
         if let Some((_, mark)) = left.last_mut().filter(|_| limit == 3) {
             *mark = None;
         }
@@ -220,7 +222,7 @@ fn with_stops(attack: &Attack, classifier: &Classifier, batch: &Batch) -> (Adver
 }
 
 #[test]
-fn a_search_that_is_stopped_goes_on_on_the_gpu() {
+fn a_stopped_search_resumes_on_the_gpu() {
     let device = device();
     let classifier = Classifier::new(model(CLASSES, &device), None, Precision::F32);
     let clean = from_vec(images(), [IMAGES, 3, SIZE, SIZE], &device);
@@ -236,7 +238,7 @@ fn a_search_that_is_stopped_goes_on_on_the_gpu() {
 }
 
 #[test]
-fn a_head_of_texts_is_attacked_on_the_gpu_too() {
+fn a_zero_shot_head_is_attacked_on_the_gpu_too() {
     const WIDTH: usize = 24;
     let mut rng = Rng::new(5, Stream::Bench);
     let head: Vec<f32> = (0..CLASSES * WIDTH).map(|_| rng.normal()).collect();
@@ -248,7 +250,7 @@ fn a_head_of_texts_is_attacked_on_the_gpu_too() {
     let on = |device: &Device| from_vec(head.clone(), [CLASSES, WIDTH], device);
     let devices = [device(), Device::cpu()];
 
-    // Logits and slopes, of rows whose squares overflow or vanish too.
+    // Logits and slopes, also of rows whose squares overflow or underflow.
     let mut outputs: Vec<f32> = (0..4 * WIDTH).map(|_| rng.normal()).collect();
     outputs[WIDTH..2 * WIDTH]
         .iter_mut()
@@ -318,5 +320,5 @@ fn a_head_of_texts_is_attacked_on_the_gpu_too() {
     });
     assert_eq!(found.robust, right.robust);
     assert_eq!(found.broken_by, right.broken_by);
-    assert!(right.standing() < IMAGES, "no attack found anything");
+    assert!(right.standing() < IMAGES, "no attack fooled the model");
 }

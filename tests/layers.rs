@@ -1,11 +1,12 @@
-//! The order of the modules: rooms (the modules of `src/lib.rs`) use only rooms above them, and inside a room files use only
-//! files that stand before them in [`FILES`]. So there are no import circles, and a room can be read from its first file on.
+//! The order of the modules: each module of `src/lib.rs` uses only modules above it, and inside a module, files use
+//! only files listed before them in [`FILES`]. So there are no import cycles, and a module can be read from its first
+//! file on.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The files of each room of several files, in order. `config` stands for `config.rs` or `config/mod.rs`; a room's own
+/// The files of each module with several files, in order. `config` is `config.rs` or `config/mod.rs`; the module's own
 /// `mod.rs` comes after all of them and is not listed.
 const FILES: &[(&str, &[&str])] = &[
     (
@@ -333,8 +334,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
 }
 
-/// The rooms in the order of `src/lib.rs`.
-fn rooms() -> Vec<String> {
+/// Returns the top-level modules in the order of `src/lib.rs`.
+fn top_modules() -> Vec<String> {
     let text = fs::read_to_string(root().join("src/lib.rs")).unwrap();
     let names = text
         .lines()
@@ -357,7 +358,7 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The module of a file: `["model", "config", "vit"]`.
+/// Returns the module path of a file, such as `["model", "config", "vit"]`.
 fn module_of(file: &Path) -> Vec<String> {
     let below = file.strip_prefix(root().join("src")).unwrap();
     let below = below.with_extension("");
@@ -371,7 +372,7 @@ fn module_of(file: &Path) -> Vec<String> {
     module
 }
 
-/// Code without comments and without the tests at the end of a file, which may use anything.
+/// Returns the code of a file without comments and without the tests at its end, which may use anything.
 fn code(file: &Path) -> String {
     let text = fs::read_to_string(file).unwrap();
     let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
@@ -379,12 +380,12 @@ fn code(file: &Path) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The paths in some code that begin with `crate` or `super`, braces expanded, as absolute modules and items.
+/// Returns the paths in some code that start with `crate` or `super`, as absolute paths with braces expanded.
 fn paths(code: &str, module: &[String]) -> Vec<Vec<String>> {
     let mut found = Vec::new();
     for start in ["crate::", "super::"] {
         for (at, _) in code.match_indices(start) {
-            // What a macro names with `$crate` is used where it expands.
+            // Paths with `$crate` in a macro are used where it expands.
             let before = code[..at].chars().next_back();
             if before.is_some_and(|letter| letter.is_alphanumeric() || "_:$".contains(letter)) {
                 continue;
@@ -406,7 +407,7 @@ fn paths(code: &str, module: &[String]) -> Vec<Vec<String>> {
     found
 }
 
-/// Reads a path such as `a::{b, c::D}` and adds what it names below `base`.
+/// Reads a path such as `a::{b, c::D}` and adds the paths that it names below `base`.
 fn expand(rest: &mut &str, base: &[String], found: &mut Vec<Vec<String>>) {
     let mut path = base.to_vec();
     loop {
@@ -443,9 +444,9 @@ fn expand(rest: &mut &str, base: &[String], found: &mut Vec<Vec<String>>) {
 }
 
 #[test]
-fn every_room_uses_only_those_above_it() {
-    let rooms = rooms();
-    let place = |name: &str| rooms.iter().position(|room| room == name);
+fn every_module_uses_only_modules_above_it() {
+    let tops = top_modules();
+    let place = |name: &str| tops.iter().position(|top| top == name);
     let mut wrong = Vec::new();
     for file in rust_files(&root().join("src")) {
         let module = module_of(&file);
@@ -458,7 +459,7 @@ fn every_room_uses_only_those_above_it() {
                 .filter(|name| place(name).is_some_and(|other| other > own));
             if let Some(name) = below {
                 wrong.push(format!(
-                    "{} uses {name}, a room below its own",
+                    "{} uses {name}, a module below its own",
                     file.display()
                 ));
             }
@@ -468,12 +469,12 @@ fn every_room_uses_only_those_above_it() {
 }
 
 #[test]
-fn every_file_uses_only_files_of_its_room_that_stand_before_it() {
+fn every_file_uses_only_earlier_files_of_its_module() {
     let mut wrong = Vec::new();
     for file in rust_files(&root().join("src")) {
         let module = module_of(&file);
-        let (room, own) = (&module[0], module[1..].join("/"));
-        let Some((_, order)) = FILES.iter().find(|(name, _)| name == room) else {
+        let (top, own) = (&module[0], module[1..].join("/"));
+        let Some((_, order)) = FILES.iter().find(|(name, _)| name == top) else {
             continue;
         };
         let place = |name: &str| order.iter().position(|file| *file == name);
@@ -482,23 +483,23 @@ fn every_file_uses_only_files_of_its_room_that_stand_before_it() {
         }
         let at = file.display();
         let Some(here) = place(&own) else {
-            wrong.push(format!("{at} is not in the order of `{room}`"));
+            wrong.push(format!("{at} is not listed in the order of `{top}`"));
             continue;
         };
         for used in paths(&code(&file), &module) {
-            if used.first() != Some(room) || used[1..].is_empty() {
+            if used.first() != Some(top) || used[1..].is_empty() {
                 continue;
             }
-            // The longest beginning of the path that is a file.
+            // The longest prefix of the path that is a file.
             let files = (2..=used.len()).rev().map(|end| used[1..end].join("/"));
             let other = files.clone().find(|name| place(name).is_some());
             match other {
                 None => wrong.push(format!(
-                    "{at} uses `{}` through `{room}/mod.rs`: import it from the file that defines it",
+                    "{at} uses `{}` through `{top}/mod.rs`: import it from the file that defines it",
                     used[1..].join("::")
                 )),
                 Some(other) if other != own && place(&other) > Some(here) => {
-                    wrong.push(format!("{at} uses {other}, which stands behind it"));
+                    wrong.push(format!("{at} uses {other}, which is listed after it"));
                 }
                 Some(_) => {}
             }
@@ -508,32 +509,29 @@ fn every_file_uses_only_files_of_its_room_that_stand_before_it() {
 }
 
 #[test]
-fn every_listed_file_is_there() {
+fn every_listed_file_exists() {
     let files = rust_files(&root().join("src"));
     let modules: BTreeSet<String> = files.iter().map(|file| module_of(file).join("/")).collect();
-    for (room, order) in FILES {
+    for (top, order) in FILES {
         for file in *order {
-            assert!(modules.contains(&format!("{room}/{file}")), "{room}/{file}");
+            assert!(modules.contains(&format!("{top}/{file}")), "{top}/{file}");
         }
     }
-    // A room of several files has an order.
+    // Every module with several files has an order.
     for module in modules.iter().filter_map(|module| module.split_once('/')) {
-        assert!(
-            FILES.iter().any(|(room, _)| *room == module.0),
-            "{module:?}"
-        );
+        assert!(FILES.iter().any(|(top, _)| *top == module.0), "{module:?}");
     }
 }
 
 #[test]
-fn no_room_holds_more_than_a_sixth_of_the_lines() {
+fn no_module_has_more_than_a_sixth_of_the_lines() {
     let lines = |file: &PathBuf| fs::read_to_string(file).unwrap().lines().count();
     let files = rust_files(&root().join("src"));
     let all: usize = files.iter().map(lines).sum();
-    for room in rooms() {
-        let own = files.iter().filter(|file| module_of(file)[0] == room);
+    for top in top_modules() {
+        let own = files.iter().filter(|file| module_of(file)[0] == top);
         let own: usize = own.map(lines).sum();
-        assert!(100 * own < 16 * all, "{room}: {own} of {all} lines");
+        assert!(100 * own < 16 * all, "{top}: {own} of {all} lines");
     }
 }
 
@@ -548,13 +546,13 @@ fn unsafe_code_and_printing_stay_in_their_places() {
             }
         };
         forbid("unsafe ", "nowhere");
-        // They panic where nothing can be written; `cli` has lines of its own.
+        // These panic if nothing can be written; `cli` has its own functions.
         forbid("println!", "nowhere");
         forbid("print!", "nowhere");
         forbid("todo!", "nowhere");
-        // A process that waits within MPI can end no other way.
+        // The only way to end a process that waits inside MPI.
         forbid("std::process::exit", "distributed");
-        // The library builds without the command line's crates.
+        // The library must build without the crates of the command line.
         forbid("clap", "cli");
         forbid("indicatif", "cli");
     }
@@ -562,15 +560,15 @@ fn unsafe_code_and_printing_stay_in_their_places() {
 }
 
 #[test]
-fn attacks_know_no_model_and_models_no_attack() {
-    for (room, stranger) in [
+fn attacks_and_models_do_not_depend_on_each_other() {
+    for (top, stranger) in [
         ("attack", "model"),
         ("model", "attack"),
         ("attack", "data"),
         ("attack", "text"),
         ("text", "data"),
     ] {
-        for file in rust_files(&root().join("src").join(room)) {
+        for file in rust_files(&root().join("src").join(top)) {
             let uses = code(&file).contains(&format!("crate::{stranger}"));
             assert!(!uses, "{} uses {stranger}", file.display());
         }

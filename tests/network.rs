@@ -1,6 +1,8 @@
-//! Two hosts with a slow network between them, with MPI and without: the same numbers, and an end when the network goes.
+//! Two hosts with a slow network between them, with and without MPI: the same results, and an exit when the network is
+//! lost.
 //!
-//! The hosts are network namespaces (`tests/network/hosts`), which root alone can make; for others these tests do nothing.
+//! The hosts are network namespaces (`tests/network/hosts`), which only root can create; for other users these tests do
+//! nothing.
 #![cfg(all(feature = "mpi", target_os = "linux"))]
 
 mod support;
@@ -11,11 +13,12 @@ use support::processes::*;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/network/hosts");
 
-/// Two hosts that are gone when this is dropped.
+/// Two hosts, removed on drop.
 struct Hosts(&'static str);
 
 impl Hosts {
-    /// Hosts joined by a cable that takes five milliseconds and a gigabit a second; none without the right to make them.
+    /// Creates hosts connected with a latency of 5 ms and 1 Gbit/s. Returns `None` without the permission to create
+    /// them.
     fn up(name: &'static str) -> Option<Self> {
         let id = Command::new("id").arg("-u").output().ok()?;
         let there_are = |program| Command::new(program).arg("-V").output().is_ok();
@@ -25,17 +28,17 @@ impl Hosts {
             return None;
         }
         let hosts = Self(name);
-        hosts.tell(&["down"]);
-        hosts.tell(&["up", "5", "1gbit"]);
+        hosts.script(&["down"]);
+        hosts.script(&["up", "5", "1gbit"]);
         Some(hosts)
     }
 
-    fn tell(&self, what: &[&str]) {
+    fn script(&self, what: &[&str]) {
         let done = Command::new(SCRIPT).arg(self.0).args(what).status();
         assert!(done.unwrap().success(), "{what:?}");
     }
 
-    /// The program in one process on each host.
+    /// Returns the command for one process on each host.
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(SCRIPT);
         command.args([self.0, "run", ADVXL]).args(arguments);
@@ -45,7 +48,7 @@ impl Hosts {
 }
 
 impl Hosts {
-    /// The program in one process on each host, over TCP: rank 0 last.
+    /// Returns the commands for one process on each host over TCP, rank 0 last.
     fn ranks(&self, arguments: &[&str]) -> [Command; 2] {
         [("b", "1"), ("a", "0")].map(|(host, rank)| {
             let mut command = Command::new("ip");
@@ -72,7 +75,7 @@ impl Drop for Hosts {
 }
 
 #[test]
-fn a_slow_network_changes_no_bit_and_a_lost_one_costs_the_last_updates_alone() {
+fn a_slow_network_changes_no_bit_and_a_lost_one_costs_only_the_last_updates() {
     let Some(hosts) = Hosts::up("adv") else {
         return;
     };
@@ -81,46 +84,46 @@ fn a_slow_network_changes_no_bit_and_a_lost_one_costs_the_last_updates_alone() {
     let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
     succeed(1, &train(&short, &one));
     let output = hosts.command(&train(&short, &two)).output().unwrap();
-    assert!(output.status.success(), "{}", told(&output));
+    assert!(output.status.success(), "{}", stderr_of(&output));
     assert!(made(&one) == made(&two));
 
     let long = recipe(folder.path(), "long", &LONG);
     let run = folder.path().join("run");
     let command = || hosts.command(&train(&long, &run));
-    let (code, told) = disturbed(command(), &run, |_, _| hosts.tell(&["pull"]));
-    assert_ne!(code, 0, "{told}");
-    // Open MPI's own connections are told to notice it (docs/guides/several_processes.md), which they do before ours.
+    let (code, stderr) = disturbed(command(), &run, |_, _| hosts.script(&["pull"]));
+    assert_ne!(code, 0, "{stderr}");
+    // Open MPI's own connections are configured to detect it (docs/guides/several_processes.md) and do so before ours.
     let lost = "lost communication with a remote daemon";
-    assert!(told.contains(lost), "{told}");
-    hosts.tell(&["plug"]);
+    assert!(stderr.contains(lost), "{stderr}");
+    hosts.script(&["plug"]);
 
-    // Beats come, and nothing else does.
-    let (code, told) = disturbed(command(), &run, |_, _| {
-        hosts.tell(&["without", "2000-2099"])
+    // Only heartbeats pass.
+    let (code, stderr) = disturbed(command(), &run, |_, _| {
+        hosts.script(&["without", "2000-2099"])
     });
-    assert_eq!(code, 75, "{told}");
+    assert_eq!(code, 75, "{stderr}");
     assert!(
-        told.contains("all processes have waited for each other for 40 s"),
-        "{told}"
+        stderr.contains("all processes have waited for each other for 40 s"),
+        "{stderr}"
     );
-    assert!(told.contains("resuming after"), "{told}");
-    hosts.tell(&["without", "1-1"]);
+    assert!(stderr.contains("resuming after"), "{stderr}");
+    hosts.script(&["without", "1-1"]);
 
-    // Whoever cannot be watched is told, and works all the same.
-    hosts.tell(&["only", "2000-2199"]);
+    // Without heartbeats the run prints a notice and still works.
+    hosts.script(&["only", "2000-2199"]);
     let run = folder.path().join("unwatched");
     let output = hosts.command(&train(&short, &run)).output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{told}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
     assert!(
-        told.contains("the processes 1 on host-b cannot reach this one over TCP"),
-        "{told}"
+        stderr.contains("the processes 1 on host-b cannot reach this one over TCP"),
+        "{stderr}"
     );
     assert!(made(&one) == made(&run));
 }
 
 #[test]
-fn without_mpi_two_hosts_train_to_the_same_bits_and_notice_a_lost_network() {
+fn without_mpi_two_hosts_train_to_the_same_bits_and_detect_a_lost_network() {
     let Some(hosts) = Hosts::up("adt") else {
         return;
     };
@@ -141,13 +144,13 @@ fn without_mpi_two_hosts_train_to_the_same_bits_and_notice_a_lost_network() {
         rank.spawn().unwrap()
     });
     wait_for(12, &run, &mut ranks[1]);
-    hosts.tell(&["pull"]);
+    hosts.script(&["pull"]);
     for (rank, lost) in ranks.into_iter().zip([0, 1]) {
         let output = rank.wait_with_output().unwrap();
-        let told = told(&output);
-        assert_eq!(output.status.code(), Some(75), "{told}");
+        let stderr = stderr_of(&output);
+        assert_eq!(output.status.code(), Some(75), "{stderr}");
         let host = ["host-a", "host-b"][lost];
         let expected = format!("process {lost} on {host} sent no heartbeat for 20 s");
-        assert!(told.contains(&expected), "{told}");
+        assert!(stderr.contains(&expected), "{stderr}");
     }
 }

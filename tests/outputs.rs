@@ -1,4 +1,4 @@
-//! Where commands may write, and output that cannot be written.
+//! Output paths of commands, and output that cannot be written.
 
 mod support;
 
@@ -91,7 +91,7 @@ fn an_output_never_replaces_an_input_under_any_of_its_names() {
         read,
     );
 
-    // Results may lie beside the model, and take the place of earlier ones.
+    // Results may be written next to the model, and replace earlier ones.
     let logits = path("run/logits.safetensors");
     for _ in 0..2 {
         succeeds(&["predict", run, "--data", "synthetic:4", "--out", &logits]);
@@ -111,7 +111,7 @@ fn an_output_never_replaces_an_input_under_any_of_its_names() {
 }
 
 #[test]
-fn no_folder_is_made_among_images_and_no_run_writes_over_the_weights_it_begins_with() {
+fn no_folder_is_created_among_images_and_no_run_overwrites_its_start_weights() {
     let folder = tempfile::tempdir().unwrap();
     let run = trained(folder.path());
     let recipe = write_recipe(folder.path());
@@ -132,7 +132,7 @@ fn no_folder_is_made_among_images_and_no_run_writes_over_the_weights_it_begins_w
         refuses(&eval, "is read by this command (--data)");
     }
     assert_eq!(std::fs::read_dir(&data).unwrap().count(), 2);
-    // Nor over the recipe as the user wrote it.
+    // The user's recipe is not overwritten either.
     let own = path("own");
     std::fs::create_dir(&own).unwrap();
     let written = write_recipe(Path::new(&own));
@@ -164,7 +164,7 @@ fn no_folder_is_made_among_images_and_no_run_writes_over_the_weights_it_begins_w
 }
 
 #[test]
-fn an_output_that_cannot_be_written_is_told_before_the_work() {
+fn an_output_that_cannot_be_written_is_refused_before_the_work() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder
         .path()
@@ -172,7 +172,7 @@ fn an_output_that_cannot_be_written_is_told_before_the_work() {
         .to_str()
         .unwrap()
         .to_owned();
-    // The model is not even looked for.
+    // The model is not even opened.
     for (out, part) in [
         (&missing[..], "no such file or directory"),
         ("/dev/null", "it is not a regular file"),
@@ -203,7 +203,7 @@ fn an_output_that_cannot_be_written_is_told_before_the_work() {
 }
 
 #[test]
-fn a_result_that_cannot_be_printed_is_a_failure_and_one_that_nobody_reads_is_not() {
+fn a_result_that_cannot_be_printed_is_a_failure_but_a_closed_pipe_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());
     let recipe = recipe.to_str().unwrap();
@@ -235,7 +235,7 @@ fn a_result_that_cannot_be_printed_is_a_failure_and_one_that_nobody_reads_is_not
 }
 
 #[test]
-fn training_does_not_end_for_lines_that_cannot_be_written() {
+fn training_continues_when_log_lines_cannot_be_written() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());
     let train = |name: &str, stderr: Stdio| {
@@ -256,7 +256,7 @@ fn training_does_not_end_for_lines_that_cannot_be_written() {
     drop(reader);
     train("closed", writer.into());
 
-    // The disk is full for the log and the metrics alone.
+    // The disk is full only for the log and the metrics.
     let run = folder.path().join("lost");
     std::fs::create_dir(&run).unwrap();
     std::fs::copy(

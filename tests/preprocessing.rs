@@ -1,4 +1,4 @@
-//! Preprocessing as a model's folder states it, in the commands that show images to a model, and what flags change of it.
+//! Preprocessing configured by a model folder, in all commands that run a model on images, and flags that override it.
 
 mod support;
 
@@ -12,7 +12,7 @@ use image::RgbImage;
 use serde_json::{Value, json};
 use support::{advxl, command};
 
-/// A folder of two classes of pictures, of which none has the model's size or is square.
+/// Writes a folder with two classes of images, none of the model's size or square.
 fn pictures(folder: &Path) -> PathBuf {
     let root = folder.join("images");
     for (class, width, height) in [("cat", 41, 29), ("dog", 24, 50)] {
@@ -25,7 +25,7 @@ fn pictures(folder: &Path) -> PathBuf {
     root
 }
 
-/// A model folder for images of 16 pixels, whose configuration is changed.
+/// Writes a model folder for images of 16 pixels, with a changed configuration.
 fn model(folder: &Path, name: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
     let config = ModelConfig::Vit(VitConfig {
         width: 16,
@@ -58,21 +58,21 @@ fn text(path: &Path) -> &str {
 
 #[track_caller]
 fn ok(arguments: &[&str]) -> String {
-    let (code, told) = advxl(arguments);
-    assert_eq!(code, 0, "{told}");
-    told
+    let (code, stderr) = advxl(arguments);
+    assert_eq!(code, 0, "{stderr}");
+    stderr
 }
 
 #[track_caller]
 fn refused(arguments: &[&str], parts: &[&str]) {
-    let (code, told) = advxl(arguments);
-    assert_eq!(code, 2, "{told}");
+    let (code, stderr) = advxl(arguments);
+    assert_eq!(code, 2, "{stderr}");
     for part in parts {
-        assert!(told.contains(part), "no `{part}` in: {told}");
+        assert!(stderr.contains(part), "no `{part}` in: {stderr}");
     }
 }
 
-/// The images of a pack, or the logits of a prediction.
+/// Returns the images of a pack, or the logits of a prediction.
 fn floats(file: &Path, name: &str) -> Vec<f32> {
     let bytes = std::fs::read(file).unwrap();
     let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -80,7 +80,7 @@ fn floats(file: &Path, name: &str) -> Vec<f32> {
 }
 
 #[test]
-fn what_a_folder_states_is_done_by_all_commands_alike() {
+fn all_commands_apply_the_preprocessing_of_a_model_folder() {
     let folder = tempfile::tempdir().unwrap();
     let data = pictures(folder.path());
     let (data, out) = (text(&data), |name: &str| folder.path().join(name));
@@ -113,7 +113,7 @@ fn what_a_folder_states_is_done_by_all_commands_alike() {
             }
         });
         let (direct, packed, pack) = (out("direct"), out("packed"), out("pack"));
-        let told = ok(&[
+        let stderr = ok(&[
             "predict",
             text(&path),
             "--data",
@@ -121,7 +121,10 @@ fn what_a_folder_states_is_done_by_all_commands_alike() {
             "--out",
             text(&direct),
         ]);
-        assert!(told.contains(&format!("preprocessing: {line}")), "{told}");
+        assert!(
+            stderr.contains(&format!("preprocessing: {line}")),
+            "{stderr}"
+        );
         ok(&[
             "data",
             "pack",
@@ -134,8 +137,8 @@ fn what_a_folder_states_is_done_by_all_commands_alike() {
             text(&pack),
         ]);
         let tensors = format!("tensors:{}", pack.display());
-        // Packed images are not cut again.
-        let told = ok(&[
+        // Packed images are not cropped again.
+        let stderr = ok(&[
             "predict",
             text(&path),
             "--data",
@@ -144,8 +147,8 @@ fn what_a_folder_states_is_done_by_all_commands_alike() {
             text(&packed),
         ]);
         assert!(
-            told.contains("preprocessing: none, all images are already 16 x 16 pixels"),
-            "{told}"
+            stderr.contains("preprocessing: none, all images are already 16 x 16 pixels"),
+            "{stderr}"
         );
         assert_eq!(
             floats(&direct, "logits"),
@@ -153,7 +156,7 @@ fn what_a_folder_states_is_done_by_all_commands_alike() {
             "{name}"
         );
         let result = out("results").join(name);
-        let told = ok(&[
+        let stderr = ok(&[
             "eval",
             text(&path),
             "--data",
@@ -163,7 +166,10 @@ fn what_a_folder_states_is_done_by_all_commands_alike() {
             "--out",
             text(&result),
         ]);
-        assert!(told.contains(&format!("preprocessing: {line}")), "{told}");
+        assert!(
+            stderr.contains(&format!("preprocessing: {line}")),
+            "{stderr}"
+        );
         let result = std::fs::read_to_string(result.join("result.json")).unwrap();
         let result: Value = serde_json::from_str(&result).unwrap();
         assert_eq!(result["image_size"], 16);
@@ -180,7 +186,7 @@ fn what_a_folder_states_is_done_by_all_commands_alike() {
 }
 
 #[test]
-fn flags_take_the_place_of_what_a_folder_states() {
+fn flags_override_the_preprocessing_of_a_model_folder() {
     let folder = tempfile::tempdir().unwrap();
     let data = pictures(folder.path());
     let odd = model(folder.path(), "odd", |config| {
@@ -203,15 +209,15 @@ fn flags_take_the_place_of_what_a_folder_states() {
         ];
         advxl(&[&arguments[..], more].concat())
     };
-    let (code, told) = run(&odd, &["--crop-fraction", "1"]);
-    assert_eq!(code, 2, "{told}");
+    let (code, stderr) = run(&odd, &["--crop-fraction", "1"]);
+    assert_eq!(code, 2, "{stderr}");
     assert!(
-        told.contains("`config.json` has interpolation = \"sinc\", expected one of nearest, box"),
-        "{told}"
+        stderr.contains("`config.json` has interpolation = \"sinc\", expected one of nearest, box"),
+        "{stderr}"
     );
     assert!(
-        told.contains("hint: set --resize-mode, --crop-fraction and --interpolation together"),
-        "{told}"
+        stderr.contains("hint: set --resize-mode, --crop-fraction and --interpolation together"),
+        "{stderr}"
     );
     let flags = [
         "--resize-mode",
@@ -221,29 +227,32 @@ fn flags_take_the_place_of_what_a_folder_states() {
         "--interpolation",
         "lanczos",
     ];
-    let (code, told) = run(&odd, &flags);
-    assert_eq!(code, 0, "{told}");
+    let (code, stderr) = run(&odd, &flags);
+    assert_eq!(code, 0, "{stderr}");
     assert!(
-        told.contains("(from --crop-fraction, --interpolation, --resize-mode)"),
-        "{told}"
+        stderr.contains("(from --crop-fraction, --interpolation, --resize-mode)"),
+        "{stderr}"
     );
     let by_flags = floats(&out, "logits");
-    let (_, told) = run(&usual, &[]);
-    assert!(told.contains("resize to 18 x 18 (lanczos)"), "{told}");
+    let (_, stderr) = run(&usual, &[]);
+    assert!(stderr.contains("resize to 18 x 18 (lanczos)"), "{stderr}");
     assert_eq!(floats(&out, "logits"), by_flags);
-    let (_, told) = run(&usual, &["--image-size", "32"]);
-    assert!(told.contains("resize to 36 x 36 (lanczos)"), "{told}");
-    assert!(told.contains("(from config.json, --image-size)"), "{told}");
-    let (_, told) = run(&usual, &["--mean", "0.5,0.5,0.5"]);
-    assert!(told.contains("mean 0.5, 0.5, 0.5; std 0.229"), "{told}");
-    assert_ne!(floats(&out, "logits"), by_flags);
-    let (code, told) = run(&usual, &["--mean", "123.675,116.28,103.53"]);
-    assert_eq!(code, 2, "{told}");
+    let (_, stderr) = run(&usual, &["--image-size", "32"]);
+    assert!(stderr.contains("resize to 36 x 36 (lanczos)"), "{stderr}");
     assert!(
-        told.contains("divide it by 255, which gives 0.485, 0.456, 0.406"),
-        "{told}"
+        stderr.contains("(from config.json, --image-size)"),
+        "{stderr}"
     );
-    // A data set of the model's size is cut where flags say so, and not by the folder's words.
+    let (_, stderr) = run(&usual, &["--mean", "0.5,0.5,0.5"]);
+    assert!(stderr.contains("mean 0.5, 0.5, 0.5; std 0.229"), "{stderr}");
+    assert_ne!(floats(&out, "logits"), by_flags);
+    let (code, stderr) = run(&usual, &["--mean", "123.675,116.28,103.53"]);
+    assert_eq!(code, 2, "{stderr}");
+    assert!(
+        stderr.contains("divide it by 255, which gives 0.485, 0.456, 0.406"),
+        "{stderr}"
+    );
+    // Images of the model's size are cropped only if flags request it, not by the folder's configuration.
     let synthetic = |more: &[&str]| {
         let arguments = [
             "predict",
@@ -262,7 +271,7 @@ fn flags_take_the_place_of_what_a_folder_states() {
 }
 
 #[test]
-fn sizes_that_no_memory_holds_are_refused_before_it_is_taken() {
+fn sizes_that_exceed_memory_are_refused_before_allocation() {
     let folder = tempfile::tempdir().unwrap();
     let data = pictures(folder.path());
     let (path, out) = (
@@ -330,9 +339,9 @@ fn sizes_that_no_memory_holds_are_refused_before_it_is_taken() {
         &[&step[..], &["--batch", "18446744073709551615"]].concat(),
         &["of memory, but only"],
     );
-    // More than there is, but no more than there are images.
-    let told = ok(&[&predict[..], &["--batch", "1000000000"]].concat());
-    assert!(told.contains("preprocessing: "), "{told}");
+    // More than the available memory, but limited by the number of images.
+    let stderr = ok(&[&predict[..], &["--batch", "1000000000"]].concat());
+    assert!(stderr.contains("preprocessing: "), "{stderr}");
     refused(
         &[
             "predict",
@@ -405,7 +414,7 @@ fn a_pack_is_made_for_an_image_size_or_like_a_model() {
 }
 
 #[test]
-fn an_embedding_is_not_taken_for_logits() {
+fn an_embedding_is_not_used_as_logits() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/clip");
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
@@ -431,10 +440,10 @@ fn an_embedding_is_not_taken_for_logits() {
                 "hint: add --zero-shot CLASSES --text FOLDER to classify by text",
             ],
         );
-        let told = ok(&[&predict[..], &data].concat());
+        let stderr = ok(&[&predict[..], &data].concat());
         assert!(
-            told.contains("note: the outputs are an embedding of size 10, not class logits"),
-            "{told}"
+            stderr.contains("note: the outputs are an embedding of size 10, not class logits"),
+            "{stderr}"
         );
         refused(
             &[&predict[..], &data, &["--gradient"]].concat(),
@@ -469,7 +478,7 @@ fn an_embedding_is_not_taken_for_logits() {
 }
 
 #[test]
-fn timms_clip_towers_are_told_from_classifiers_made_of_them() {
+fn timms_clip_towers_are_distinguished_from_classifiers_made_of_them() {
     let folder = tempfile::tempdir().unwrap();
     let outputs = |name: &str, classes: usize, change: &dyn Fn(&mut Value)| {
         let config = ModelConfig::Vit(VitConfig {
@@ -487,7 +496,7 @@ fn timms_clip_towers_are_told_from_classifiers_made_of_them() {
             serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
         config["architecture"] = "vit_base_patch16_clip_224".into();
         config["pretrained_cfg"]["tag"] = "laion2b".into();
-        // timm knows nothing of it.
+        // timm's folders do not have it.
         config["advxl"] = json!({ "position": "sincos2d" });
         change(&mut config);
         std::fs::write(&file, config.to_string()).unwrap();
@@ -497,8 +506,8 @@ fn timms_clip_towers_are_told_from_classifiers_made_of_them() {
     assert_eq!(outputs("other", 1000, &|_| {}), Outputs::Logits);
     let tuned = |config: &mut Value| config["pretrained_cfg"]["tag"] = "laion2b_ft_in1k".into();
     assert_eq!(outputs("tuned", 512, &tuned), Outputs::Logits);
-    let told = |config: &mut Value| config["advxl"]["outputs"] = "embedding".into();
-    assert_eq!(outputs("told", 7, &told), Outputs::Embedding);
+    let marked = |config: &mut Value| config["advxl"]["outputs"] = "embedding".into();
+    assert_eq!(outputs("marked", 7, &marked), Outputs::Embedding);
     let plain = |config: &mut Value| config["architecture"] = "vit_base_patch16_224".into();
     assert_eq!(outputs("plain", 512, &plain), Outputs::Logits);
 }

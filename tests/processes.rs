@@ -1,6 +1,7 @@
-//! Several processes of one run without MPI: started by `--processes`, or by hand with torchrun's variables.
+//! Several processes of one run without MPI, started with `--processes` or by hand with torchrun's variables.
 //!
-//! All are on this machine, more of them than it has processors. `tests/distributed.rs` has the same over MPI, and more faults.
+//! All run on this machine, more than it has processors. `tests/distributed.rs` tests the same over MPI, and more
+//! failures.
 
 mod support;
 
@@ -12,13 +13,13 @@ use std::time::{Duration, Instant};
 use support::command;
 use support::processes::*;
 
-/// A port that is free now.
+/// Returns a port that is currently free.
 fn free_port() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().port().to_string()
 }
 
-/// A rank as torchrun starts it. It waits for others for seconds alone.
+/// Returns the command of a rank as torchrun starts it, which waits only seconds for other ranks.
 fn rank(rank: &str, world_size: &str, port: &str, arguments: &[&str]) -> Command {
     let mut command = command(&[arguments, &["--threads", "1"]].concat());
     command.envs([
@@ -32,7 +33,7 @@ fn rank(rank: &str, world_size: &str, port: &str, arguments: &[&str]) -> Command
     command
 }
 
-/// Runs commands at the same time.
+/// Runs commands concurrently.
 fn at_once(commands: Vec<Command>) -> Vec<Output> {
     let start = |mut command: Command| {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -45,13 +46,13 @@ fn at_once(commands: Vec<Command>) -> Vec<Output> {
         .collect()
 }
 
-/// All fail with a code and a message.
+/// Asserts that all commands fail with a code and a message.
 fn all_fail(commands: Vec<Command>, code: i32, part: &str) {
     let begun = Instant::now();
     for output in at_once(commands) {
-        let told = told(&output);
-        assert_eq!(output.status.code(), Some(code), "{told}");
-        assert!(told.contains(part), "`{part}` is not in:\n{told}");
+        let stderr = stderr_of(&output);
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert!(stderr.contains(part), "`{part}` is not in:\n{stderr}");
     }
     assert!(begun.elapsed() < Duration::from_secs(15), "{part}");
 }
@@ -65,23 +66,23 @@ fn wait_until(what: &str, is_so: impl Fn() -> bool) {
 }
 
 #[test]
-fn one_two_and_four_processes_train_to_the_same_bits_and_resume_in_other_numbers() {
+fn one_two_and_four_processes_train_to_the_same_bits_and_resume_with_other_numbers_of_processes() {
     train_and_resume(launched);
 }
 
 #[test]
-fn ranks_that_were_started_by_hand_with_torchruns_variables_train_to_the_same_bits() {
+fn ranks_started_by_hand_with_torchruns_variables_train_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe(folder.path(), "recipe", &[]);
     let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
     let mut single = launched(1, &train(&recipe, &one));
-    // As torchrun sets it for a run of one process.
+    // As set by torchrun for a run with one process.
     single.env("WORLD_SIZE", "1");
     done(single);
     let port = free_port();
     let start = |number| rank(number, "2", &port, &train(&recipe, &two));
     for output in at_once(vec![start("1"), start("0")]) {
-        assert!(output.status.success(), "{}", told(&output));
+        assert!(output.status.success(), "{}", stderr_of(&output));
     }
     assert!(made(&one) == made(&two));
 }
@@ -125,27 +126,27 @@ fn evaluation_and_data_tools_share_their_work_and_print_once() {
 }
 
 #[test]
-fn a_lost_rank_ends_the_run_within_seconds_and_it_resumes_in_another_number() {
+fn a_lost_rank_ends_the_run_within_seconds_and_it_resumes_with_another_number_of_ranks() {
     let folder = tempfile::tempdir().unwrap();
     let long = recipe(folder.path(), "long", &LONG);
     let run = folder.path().join("run");
     let start = || launched(2, &train(&long, &run));
     for lost in [1, 0] {
         let killed = std::cell::Cell::new(Instant::now());
-        let (code, told) = disturbed_after(12, start(), &run, |ranks, _| {
+        let (code, stderr) = disturbed_after(12, start(), &run, |ranks, _| {
             signal("KILL", ranks[lost]);
             killed.set(Instant::now());
         });
-        assert_eq!(code, 75, "{told}");
+        assert_eq!(code, 75, "{stderr}");
         assert!(killed.get().elapsed() < Duration::from_secs(10));
         let parts = ["was killed by SIGKILL", "its connection closed"];
         for part in parts {
-            assert!(told.contains(&format!("process {lost}")), "{told}");
-            assert_eq!(told.matches(part).count(), 1, "{told}");
+            assert!(stderr.contains(&format!("process {lost}")), "{stderr}");
+            assert_eq!(stderr.matches(part).count(), 1, "{stderr}");
         }
     }
 
-    // A scheduler warns the launcher, or one rank; Ctrl-C reaches all.
+    // A scheduler signals the launcher, or one rank; Ctrl-C reaches all.
     let mut before = newest(&run);
     let warnings: [fn(&[u32], &Child); 3] = [
         |_, launcher| signal("INT", launcher.id()),
@@ -153,15 +154,19 @@ fn a_lost_rank_ends_the_run_within_seconds_and_it_resumes_in_another_number() {
         |ranks, _| signal("USR1", ranks[1]),
     ];
     for warn in warnings {
-        let (code, told) = disturbed_after(12, start(), &run, warn);
-        assert_eq!(code, 75, "{told}");
-        assert_eq!(told.matches("stopped by signal after").count(), 1, "{told}");
-        assert!(told.contains("resuming after"), "{told}");
+        let (code, stderr) = disturbed_after(12, start(), &run, warn);
+        assert_eq!(code, 75, "{stderr}");
+        assert_eq!(
+            stderr.matches("stopped by signal after").count(),
+            1,
+            "{stderr}"
+        );
+        assert!(stderr.contains("resuming after"), "{stderr}");
         assert!(newest(&run) > before);
         before = newest(&run);
     }
 
-    // Nobody forwards anything to ranks whose launcher is gone.
+    // Ranks exit by themselves when their launcher is killed.
     let mut launcher = start().stderr(Stdio::null()).spawn().unwrap();
     wait_for(lines(&run) + 20, &run, &mut launcher);
     assert_eq!(of_run(&run).len(), 2);
@@ -173,7 +178,7 @@ fn a_lost_rank_ends_the_run_within_seconds_and_it_resumes_in_another_number() {
         .trim_end_matches(".safetensors")
         .parse()
         .unwrap();
-    // The stage before it has 192.
+    // The previous stage ends at 192 samples.
     let end = format!(
         "stage.finetune.phases=[{{ image_size = 32, samples = {} }}]",
         samples + 320 - 192
@@ -183,21 +188,21 @@ fn a_lost_rank_ends_the_run_within_seconds_and_it_resumes_in_another_number() {
 }
 
 #[test]
-fn a_rank_that_hangs_is_noticed_by_its_missing_heartbeat() {
+fn a_rank_that_hangs_is_detected_by_its_missing_heartbeat() {
     let folder = tempfile::tempdir().unwrap();
     let long = recipe(folder.path(), "long", &LONG);
     let run = folder.path().join("run");
-    let (code, told) = disturbed_after(12, launched(2, &train(&long, &run)), &run, |ranks, _| {
+    let (code, stderr) = disturbed_after(12, launched(2, &train(&long, &run)), &run, |ranks, _| {
         signal("STOP", ranks[1]);
     });
-    assert_eq!(code, 75, "{told}");
+    assert_eq!(code, 75, "{stderr}");
     let expected = "sent no heartbeat for 20 s";
-    assert_eq!(told.matches(expected).count(), 1, "{told}");
-    assert!(told.contains("process 1 on"), "{told}");
+    assert_eq!(stderr.matches(expected).count(), 1, "{stderr}");
+    assert!(stderr.contains("process 1 on"), "{stderr}");
 }
 
 #[test]
-fn a_launcher_that_is_stopped_before_the_ranks_have_met_leaves_none() {
+fn a_launcher_stopped_before_the_rendezvous_leaves_no_ranks() {
     let folder = tempfile::tempdir().unwrap();
     let long = recipe(folder.path(), "long", &LONG);
     let run = folder.path().join("run");
@@ -207,12 +212,12 @@ fn a_launcher_that_is_stopped_before_the_ranks_have_met_leaves_none() {
     wait_until("no rank starts", || !of_run(&run).is_empty());
     signal("TERM", launcher.id());
     assert_eq!(launcher.wait().unwrap().code(), Some(75));
-    assert!(of_run(&run).is_empty(), "a process is left");
+    assert!(of_run(&run).is_empty(), "a process is still running");
     assert!(begun.elapsed() < A_MINUTE);
 }
 
 #[test]
-fn ranks_that_do_not_belong_together_are_refused_on_all_sides() {
+fn mismatched_ranks_are_refused_on_all_ranks() {
     let folder = tempfile::tempdir().unwrap();
     let one = recipe(folder.path(), "one", &[]);
     let other = recipe(folder.path(), "other", &[("peak = 1e-3", "peak = 2e-3")]);
@@ -227,10 +232,10 @@ fn ranks_that_do_not_belong_together_are_refused_on_all_sides() {
     let outputs = at_once(recipes);
     let codes = outputs.iter().map(|output| output.status.code());
     assert_eq!(codes.collect::<Vec<_>>(), [Some(2), Some(2)]);
-    let told = told(&outputs[0]);
+    let stderr = stderr_of(&outputs[0]);
     assert!(
-        told.contains("has a different recipe than process 0"),
-        "{told}"
+        stderr.contains("has a different recipe than process 0"),
+        "{stderr}"
     );
 
     let changed = folder.path().join("advxl");
@@ -247,10 +252,10 @@ fn ranks_that_do_not_belong_together_are_refused_on_all_sides() {
             .filter_map(|(name, value)| Some((name, value?))),
     );
     let outputs = at_once(vec![start("0", "2"), foreign]);
-    let told = support::processes::told(&outputs[0]);
+    let stderr = stderr_of(&outputs[0]);
     assert!(
-        told.contains("has a different binary than process 0"),
-        "{told}"
+        stderr.contains("has a different binary than process 0"),
+        "{stderr}"
     );
     assert!(outputs.iter().all(|output| output.status.code() == Some(2)));
 
@@ -265,7 +270,7 @@ fn ranks_that_do_not_belong_together_are_refused_on_all_sides() {
 }
 
 #[test]
-fn a_rank_that_does_not_come_is_named_and_a_missing_rank_0_too() {
+fn a_missing_rank_is_named_and_so_is_a_missing_rank_0() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe(folder.path(), "recipe", &[]);
     let run = folder.path().join("run");
@@ -278,13 +283,16 @@ fn a_rank_that_does_not_come_is_named_and_a_missing_rank_0_too() {
     let missing = format!("2 of 4 processes at 127.0.0.1:{port}: ranks 1, 3");
     let all = vec![start("0", "4", "6"), start("2", "4", "20")];
     let outputs = at_once(all);
-    let told = told(&outputs[0]);
-    assert!(told.contains(&format!("waiting for {missing}")), "{told}");
+    let stderr = stderr_of(&outputs[0]);
+    assert!(
+        stderr.contains(&format!("waiting for {missing}")),
+        "{stderr}"
+    );
     for output in &outputs {
-        let told = support::processes::told(output);
-        assert_eq!(output.status.code(), Some(75), "{told}");
+        let stderr = stderr_of(output);
+        assert_eq!(output.status.code(), Some(75), "{stderr}");
         let expected = format!("gave up after 6 s without {missing}");
-        assert!(told.contains(&expected), "{told}");
+        assert!(stderr.contains(&expected), "{stderr}");
     }
     let alone = vec![start("1", "2", "1")];
     all_fail(alone, 75, "process 0 cannot be reached at 127.0.0.1");
@@ -340,13 +348,13 @@ fn wrong_variables_and_flags_are_refused_before_anything_is_started() {
     plan.args(["--processes", "2"]);
     fail(plan, 2, &["this command runs in one process"]);
 
-    // Each is printed once, by one of the ranks.
+    // Each error is printed once, by one of the ranks.
     let once = |count: usize, arguments: &[&str], part: &str| {
         let output = launched(count, arguments).output().unwrap();
-        let told = told(&output);
-        assert_eq!(output.status.code(), Some(2), "{told}");
-        assert_eq!(told.matches("error:").count(), 1, "{told}");
-        assert!(told.contains(part), "{told}");
+        let stderr = stderr_of(&output);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert_eq!(stderr.matches("error:").count(), 1, "{stderr}");
+        assert!(stderr.contains(part), "{stderr}");
     };
     once(3, &train, "3 processes cannot share batches of 4 shards");
     once(8, &train, "parallel = { shards = 8");

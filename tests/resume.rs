@@ -1,4 +1,4 @@
-//! A run that is killed at any moment and started again ends as if it had never stopped.
+//! A run that is killed at any moment and resumed ends as if it had never stopped.
 
 mod support;
 
@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use support::{advxl, class_folders, files_below, kill_after, write_recipe};
 
-/// The run's folder as an argument.
+/// Returns the path of a run folder.
 fn out(folder: &Path, name: &str) -> PathBuf {
     folder.join(name)
 }
 
-/// Trains to the end with `more` arguments and gives what was written to standard error.
+/// Trains to the end with `more` arguments and returns standard error.
 fn train(recipe: &Path, out: &Path, more: &[&str]) -> String {
     let arguments = [
         "train",
@@ -24,7 +24,7 @@ fn train(recipe: &Path, out: &Path, more: &[&str]) -> String {
     text
 }
 
-/// Everything that training made: the last checkpoint holds weights, moments, average, counters.
+/// Reads the results of training: the last checkpoint holds weights, moments, average and counters.
 fn made(out: &Path) -> [Vec<u8>; 3] {
     [
         "checkpoints/000000000320.safetensors",
@@ -83,12 +83,12 @@ fn a_run_killed_at_any_moment_resumes_to_the_same_bits() {
         "--out",
         killed.to_str().unwrap(),
     ];
-    // Moments by what the run has written so far: within a phase, at a checkpoint, at the change of
-    // phase and of stage, near the end.
+    // Kills by the number of metrics lines: within a phase, at a checkpoint, at the change of phase and of stage, and
+    // near the end.
     for lines in [1, 3, 5, 8, 11] {
         kill_after(lines, &arguments, &killed);
     }
-    // What a kill within a write leaves, which is hard to meet by chance.
+    // Leftovers of a kill during a write, which rarely occur by chance.
     let leftovers = [
         "model/model.safetensors.1.tmp",
         "stages/pretrain/config.json.22.tmp",
@@ -114,7 +114,7 @@ fn a_run_killed_at_any_moment_resumes_to_the_same_bits() {
     }
 }
 
-/// Everything in a folder, with its content.
+/// Returns all files in a folder with their contents.
 fn content(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = files_below(folder);
     files.sort();
@@ -123,7 +123,7 @@ fn content(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 #[test]
-fn another_model_is_refused_by_what_differs_and_the_run_stays_as_it_was() {
+fn another_model_is_refused_with_the_differences_and_the_run_is_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());
     let run = out(folder.path(), "run");
@@ -172,7 +172,7 @@ fn another_model_is_refused_by_what_differs_and_the_run_stays_as_it_was() {
     train(&recipe, &run, &[]);
 }
 
-/// A recipe of class folders, evaluated twice and at the end.
+/// Writes a recipe of class folders, evaluated twice and at the end.
 fn recipe_of_folders(folder: &Path) -> PathBuf {
     let path = write_recipe(folder);
     let last = r#"
@@ -204,7 +204,7 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
 }
 
 #[test]
-fn other_numbers_of_loading_threads_give_the_same_run_and_may_change_when_it_resumes() {
+fn the_number_of_loader_threads_changes_no_bit_and_may_change_on_resume() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe_of_folders(folder.path());
     let (one, two) = (out(folder.path(), "one"), out(folder.path(), "two"));
@@ -216,7 +216,7 @@ fn other_numbers_of_loading_threads_give_the_same_run_and_may_change_when_it_res
 }
 
 #[test]
-fn broken_test_images_are_left_out_counted_and_named_once() {
+fn broken_test_images_are_skipped_counted_and_named_once() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe_of_folders(folder.path());
     let broken = folder.path().join("data/val/dog/02.png");
@@ -238,7 +238,7 @@ fn broken_test_images_are_left_out_counted_and_named_once() {
     for line in evaluations {
         assert_eq!(line["evaluation"]["images"], 20, "{line}");
         assert_eq!(line["evaluation"]["broken_images"], 1, "{line}");
-        // Shares of 20 images, and not of 21.
+        // Fractions of 20 images, not of 21.
         let clean = line["evaluation"]["clean"].as_f64().unwrap() * 20.0;
         assert!((clean - clean.round()).abs() < 1e-9, "{line}");
     }
@@ -262,7 +262,7 @@ fn broken_test_images_are_left_out_counted_and_named_once() {
 }
 
 #[test]
-fn more_broken_test_images_than_allowed_cost_the_evaluation_and_never_the_training() {
+fn more_broken_test_images_than_allowed_fail_the_evaluation_but_never_training() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe_of_folders(folder.path());
     let broken = folder.path().join("data/val/dog/02.png");
@@ -288,7 +288,7 @@ fn more_broken_test_images_than_allowed_cost_the_evaluation_and_never_the_traini
             run.to_str().unwrap(),
         ];
         let arguments = [&arguments[..], more].concat();
-        // Again and again: nothing is trained twice, and only the final evaluation is missing.
+        // Repeatedly: nothing is trained twice, and only the final evaluation is missing.
         for attempt in 0..2 {
             let (code, text) = advxl(&arguments);
             assert_eq!(code, 2, "{text}");
@@ -306,7 +306,7 @@ fn more_broken_test_images_than_allowed_cost_the_evaluation_and_never_the_traini
             .iter()
             .filter(|line| line["evaluation"]["failed"].is_string());
         assert_eq!(failed.count(), 4);
-        // Repaired, the run ends well.
+        // With the image repaired, the run succeeds.
         std::fs::write(&broken, &sound).unwrap();
         let (code, text) = advxl(&arguments);
         assert_eq!(code, 0, "{text}");
@@ -315,7 +315,7 @@ fn more_broken_test_images_than_allowed_cost_the_evaluation_and_never_the_traini
 }
 
 #[test]
-fn an_evaluation_that_a_kill_prevented_is_made_up_for() {
+fn an_evaluation_lost_to_a_kill_is_run_on_resume() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());
     let run = out(folder.path(), "run");
@@ -324,7 +324,7 @@ fn an_evaluation_that_a_kill_prevented_is_made_up_for() {
         |line: &serde_json::Value| line["samples"] == 320 && line["evaluation"].is_object();
     let lines = metrics(&run);
     let right = lines.iter().find(|line| is_last(line)).unwrap();
-    // As after a kill within the evaluation, which comes after the checkpoint.
+    // As after a kill during the evaluation, which follows the checkpoint.
     let others = lines.iter().filter(|line| !is_last(line));
     let text: String = others.map(|line| format!("{line}\n")).collect();
     std::fs::write(run.join("metrics.jsonl"), text).unwrap();
@@ -337,7 +337,7 @@ fn an_evaluation_that_a_kill_prevented_is_made_up_for() {
 }
 
 #[test]
-fn a_finished_run_is_left_as_it_is() {
+fn a_finished_run_is_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());
     let run = out(folder.path(), "run");
@@ -348,7 +348,7 @@ fn a_finished_run_is_left_as_it_is() {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_told_and_the_one_before_it_used() {
+fn a_damaged_checkpoint_is_reported_and_the_previous_one_used() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());
     let run = out(folder.path(), "run");
@@ -379,7 +379,7 @@ fn a_damaged_checkpoint_is_told_and_the_one_before_it_used() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_stops_the_run_and_leaves_what_reproduces_it() {
+fn a_non_finite_loss_stops_the_run_and_saves_a_bundle_that_reproduces_it() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = write_recipe(folder.path());
     let run = out(folder.path(), "run");
@@ -410,7 +410,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_leaves_what_reproduces_it() {
     ] {
         assert!(bundle.join(file).is_file(), "{file}");
     }
-    // The bundle is the folder of a run that fails at once, at the same update.
+    // The bundle is a run folder that fails immediately, at the same update.
     let recipe = bundle.join("recipe.toml");
     let (code, again) = advxl(&[
         "train",
@@ -429,8 +429,8 @@ fn a_loss_that_is_not_finite_stops_the_run_and_leaves_what_reproduces_it() {
     assert_eq!(failure(&text), failure(&again));
 }
 
-/// `tests/golden/run_0_1_0` is the folder of a run that version 0.1.0 (commit 8200d32) had brought to 256 of 320 samples: the
-/// tests' recipe at half the width. The losses are those with which that version went on.
+/// `tests/golden/run_0_1_0` is a run folder of version 0.1.0 (commit 8200d32) after 256 of 320 samples: the tests'
+/// recipe at half the width. The losses are those of that version when it continued.
 #[test]
 fn a_run_of_an_earlier_version_is_resumed() {
     let folder = tempfile::tempdir().unwrap();
@@ -455,7 +455,7 @@ fn a_run_of_an_earlier_version_is_resumed() {
             .iter()
             .find(|line| line["samples"] == samples && line["loss"].is_f64())
             .unwrap();
-        // Other processors add in another order.
+        // Other processors sum in another order.
         for (key, right) in [("loss", loss), ("gradient_norm", norm)] {
             let found = line[key].as_f64().unwrap();
             assert!(

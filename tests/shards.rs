@@ -1,4 +1,4 @@
-//! Tar shards of images and captions: layouts, order, damages, and the commands that look after them.
+//! Tar shards of images and captions: layouts, order, damage, and the commands that manage them.
 
 mod support;
 
@@ -20,7 +20,7 @@ use advxl::weights::embeddings::{Layout, MadeBy};
 use image::{DynamicImage, ImageFormat};
 use support::{advxl, command};
 
-/// A member's header and padded contents, in ustar's form.
+/// Returns a member's ustar header and padded contents.
 fn member(name: &str, contents: &[u8]) -> Vec<u8> {
     typed(name, contents, b'0', contents.len() as u64)
 }
@@ -45,7 +45,7 @@ fn seal(block: &mut [u8]) {
     block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
 }
 
-/// Members and the end marker.
+/// Returns the members followed by the end marker.
 fn packed(members: &[Vec<u8>]) -> Vec<u8> {
     let mut bytes = members.concat();
     bytes.extend([0; 1024]);
@@ -58,7 +58,7 @@ fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// A picture whose color tells its number.
+/// Returns an image whose color encodes its number.
 fn png(number: usize) -> Vec<u8> {
     let color = image::Rgb([(number % 256) as u8, (number / 256) as u8, 7]);
     encoded(
@@ -67,7 +67,7 @@ fn png(number: usize) -> Vec<u8> {
     )
 }
 
-/// Image, text and json of a sample, as img2dataset writes them.
+/// Returns image, text and JSON of a sample, as img2dataset writes them.
 fn sample(key: &str, number: usize) -> Vec<u8> {
     let json = format!("{{\"caption\": \"number {number}\", \"key\": \"{key}\"}}");
     [
@@ -89,7 +89,7 @@ fn open(path: &Path) -> Dataset {
     Dataset::open(&spec, Split::Train, 0).unwrap()
 }
 
-/// Shards `00000.tar` and on with so many samples each, numbered through.
+/// Writes shards `00000.tar`, ... with the given numbers of samples, numbered consecutively.
 fn write_shards(folder: &Path, counts: &[usize]) -> String {
     let mut number = 0;
     for (shard, count) in counts.iter().enumerate() {
@@ -230,7 +230,7 @@ fn the_order_is_the_same_for_any_number_of_threads_and_from_any_position() {
     }
 }
 
-/// A name, what the tar holds, what is found in it, and how many of its samples can still be used.
+/// A name, the bytes of the tar, the damage found in it, and the number of usable samples.
 type Damage = (&'static str, Vec<u8>, Vec<Reason>, usize);
 
 fn jpeg() -> Vec<u8> {
@@ -277,7 +277,7 @@ fn damages() -> Vec<Damage> {
     let jpeg = jpeg();
     let webp = encoded(&rgb(), ImageFormat::WebP);
     let animated = {
-        // The extended header with the flag of animation before a plain picture.
+        // The extended header with the animation flag before a still image.
         let chunk = [
             b"VP8X".as_slice(),
             &[10, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 3, 0, 0],
@@ -465,7 +465,7 @@ fn damages() -> Vec<Damage> {
             2,
         ),
         (
-            "a link that is no sample",
+            "a link that is not a sample",
             with(&[typed("latest.log", b"", b'2', 0)]),
             vec![Reason::UnusedMember],
             2,
@@ -567,7 +567,7 @@ fn damages() -> Vec<Damage> {
             2,
         ),
         (
-            "broken json beside a text",
+            "broken json next to a text",
             with(&[
                 member("x.png", &png(2)),
                 member("x.txt", b"w"),
@@ -580,12 +580,12 @@ fn damages() -> Vec<Damage> {
 }
 
 #[test]
-fn every_kind_of_damage_is_counted_as_what_it_is_and_costs_its_own_sample_only() {
+fn every_kind_of_damage_is_counted_by_kind_and_costs_only_its_own_sample() {
     let folder = tempfile::tempdir().unwrap();
     let mut met = std::collections::BTreeSet::new();
     for (name, bytes, expected, sound) in damages() {
         let path = write(folder.path(), "x.tar", &bytes);
-        // A sound shard beside it, since one without samples is refused.
+        // With a second, valid shard, since a data set without samples is refused.
         let other = write(folder.path(), "y.tar", &packed(&[sample("other", 5)]));
         let dataset = open(Path::new(&format!(
             "{},{}",
@@ -633,7 +633,7 @@ fn every_kind_of_damage_is_counted_as_what_it_is_and_costs_its_own_sample_only()
 }
 
 #[test]
-fn an_empty_shard_is_damage_and_nothing_but_empty_shards_is_refused() {
+fn an_empty_shard_is_damage_and_a_data_set_of_empty_shards_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let empty = write(folder.path(), "a.tar", b"");
     let spec = Spec::Shards(empty.display().to_string());
@@ -708,7 +708,7 @@ fn no_flipped_bit_and_no_cut_makes_reading_panic() {
         let mut damaged = sound.clone();
         damaged[place] ^= 1 << (place % 8);
         look(&damaged);
-        // As before, but with a right checksum, so that what the header says is believed.
+        // The same with a valid checksum, so that the header is trusted.
         let header = place / 512 * 512;
         if sound[header + 257..].starts_with(b"ustar") {
             seal(&mut damaged[header..]);
@@ -722,7 +722,7 @@ fn no_flipped_bit_and_no_cut_makes_reading_panic() {
 }
 
 #[test]
-fn saved_indexes_give_the_same_samples_and_stale_ones_are_noticed() {
+fn saved_indexes_give_the_same_samples_and_stale_ones_are_detected() {
     let folder = tempfile::tempdir().unwrap();
     let pattern = write_shards(folder.path(), &[20, 30]);
     let scanned = Arc::new(open(Path::new(&pattern)));
@@ -741,7 +741,7 @@ fn saved_indexes_give_the_same_samples_and_stale_ones_are_noticed() {
         run(&indexed, plan(100, 0), 2),
         run(&scanned, plan(100, 0), 2)
     );
-    // A second time nothing is written.
+    // The second time, nothing is written.
     let output = command(&["data", "index", &pattern, "--json"])
         .output()
         .unwrap();
@@ -758,7 +758,7 @@ fn saved_indexes_give_the_same_samples_and_stale_ones_are_noticed() {
     );
     assert_ne!(dataset.fingerprint(), scanned.fingerprint());
 
-    // What was met in the tar is in the index as well.
+    // The index also records the damage found in the tar.
     let odd = write(
         folder.path(),
         "odd.tar",
@@ -781,7 +781,7 @@ fn saved_indexes_give_the_same_samples_and_stale_ones_are_noticed() {
     assert_eq!(code, 0, "{text}");
     assert_eq!(found(&open(&odd)), before);
 
-    // A damaged index is not believed, wherever the damage is.
+    // A damaged index is not used, wherever the damage is.
     let index = folder.path().join("00001.tar.index");
     let sound = std::fs::read(&index).unwrap();
     for place in 0..sound.len() {
@@ -796,7 +796,7 @@ fn saved_indexes_give_the_same_samples_and_stale_ones_are_noticed() {
 }
 
 #[test]
-fn check_tells_damages_by_kind_and_lists_the_samples() {
+fn check_counts_damage_by_kind_and_lists_the_samples() {
     let folder = tempfile::tempdir().unwrap();
     let members = [
         sample("0", 0),
@@ -841,9 +841,9 @@ fn check_tells_damages_by_kind_and_lists_the_samples() {
     }
 }
 
-/// As in `advxl data check ... | head -0`.
+/// As with `advxl data check ... | head -0`.
 #[test]
-fn nobody_listening_is_no_fault() {
+fn a_closed_pipe_is_not_an_error() {
     let mut command = command(&["data", "check", "synthetic:10"]);
     let mut child = command
         .stdout(std::process::Stdio::piped())
@@ -919,7 +919,7 @@ fn bench_measures_a_stage_of_a_recipe_for_several_numbers_of_threads() {
 }
 
 #[test]
-fn pack_writes_what_an_evaluation_sees() {
+fn pack_writes_the_pixels_that_an_evaluation_sees() {
     let folder = tempfile::tempdir().unwrap();
     let path = write(
         folder.path(),
@@ -971,7 +971,7 @@ fn pack_writes_what_an_evaluation_sees() {
     }
 }
 
-/// Photographs of several sizes as PNG, each with a caption and a class: two shards of `count`.
+/// Writes two shards of `count` photographs of several sizes as PNG, each with a caption and a class.
 fn photographs(folder: &Path, count: usize) -> String {
     for shard in 0..2 {
         let members = (0..count).flat_map(|place| {
@@ -998,7 +998,7 @@ fn photographs(folder: &Path, count: usize) -> String {
     format!("shards:{}/{{00000..00001}}.tar", folder.display())
 }
 
-/// Packs for training and opens what came of it.
+/// Packs for training and opens the result.
 fn pack(spec: &str, shorter_side: usize, out: &Path) -> Dataset {
     let side = shorter_side.to_string();
     let (code, text) = advxl(&[
@@ -1054,7 +1054,7 @@ fn packed_shards_hold_the_decoded_pixels_keys_captions_and_labels() {
 }
 
 #[test]
-fn training_on_a_pack_without_resizing_has_the_bits_of_training_on_the_files() {
+fn training_on_a_pack_without_resizing_gives_the_bits_of_training_on_the_files() {
     let folder = tempfile::tempdir().unwrap();
     let spec = photographs(folder.path(), 40);
     let source = Dataset::open(&spec.parse().unwrap(), Split::Train, 0).unwrap();
@@ -1142,7 +1142,7 @@ fn a_folder_is_packed_in_shuffled_shards_and_its_class_names_are_kept() {
             );
         }
     }
-    // Alike but for the extension.
+    // Equal names except for the extension.
     write(folder.path(), "cat/a.0.jpg", &png(9));
     let out = tempfile::tempdir().unwrap();
     let packed = pack(folder.path().to_str().unwrap(), 8, out.path());
@@ -1163,7 +1163,7 @@ fn a_folder_is_packed_in_shuffled_shards_and_its_class_names_are_kept() {
 }
 
 #[test]
-fn broken_samples_stop_a_pack_unless_they_are_left_out() {
+fn broken_samples_stop_a_pack_unless_they_are_skipped() {
     let folder = tempfile::tempdir().unwrap();
     let members = [
         sample("000", 1),
@@ -1198,7 +1198,7 @@ fn broken_samples_stop_a_pack_unless_they_are_left_out() {
 }
 
 #[test]
-fn a_pack_of_smaller_images_than_are_trained_at_is_refused_and_evaluations_refuse_all() {
+fn training_above_the_packed_size_is_refused_and_evaluations_refuse_all_packs_for_training() {
     let folder = tempfile::tempdir().unwrap();
     let spec = photographs(folder.path(), 10);
     let out = folder.path().join("packed");
@@ -1251,7 +1251,7 @@ fn a_pack_of_smaller_images_than_are_trained_at_is_refused_and_evaluations_refus
 }
 
 #[test]
-fn reduced_decoding_gives_the_same_bits_for_any_workers_and_leaves_evaluations_alone() {
+fn reduced_decoding_gives_the_same_bits_for_any_workers_and_does_not_affect_evaluations() {
     let golden = std::fs::read("tests/golden/jpeg_kinds.safetensors").unwrap();
     let golden = safetensors::SafeTensors::deserialize(&golden).unwrap();
     let files = golden.tensors().into_iter();
@@ -1294,7 +1294,7 @@ fn reduced_decoding_gives_the_same_bits_for_any_workers_and_leaves_evaluations_a
     assert!(mean < 8.0 / 255.0, "{mean}");
 }
 
-/// Asserts that the program refuses, with exit code 2 and a message that holds all of `parts`.
+/// Asserts that the program exits with code 2 and a message that contains all `parts`.
 #[track_caller]
 fn refuses(arguments: &[&str], parts: &[&str]) {
     let (code, text) = advxl(arguments);
@@ -1305,7 +1305,7 @@ fn refuses(arguments: &[&str], parts: &[&str]) {
 }
 
 #[test]
-fn what_users_get_wrong_is_explained() {
+fn user_errors_are_explained() {
     refuses(
         &["data", "check", "shards:"],
         &["must be followed by a pattern", "hint: use the path"],
@@ -1388,7 +1388,7 @@ fn shards_without_classes_cannot_train_a_classifier() {
 }
 
 #[test]
-fn a_loader_wants_captions_where_it_is_to_deliver_them() {
+fn a_loader_that_delivers_captions_requires_them() {
     let folder = tempfile::tempdir().unwrap();
     let path = write(
         folder.path(),
@@ -1402,7 +1402,7 @@ fn a_loader_wants_captions_where_it_is_to_deliver_them() {
     assert!(error.contains("no captions to train on"), "{error}");
 }
 
-/// A folder for what this process and its children unpack.
+/// The unpack cache of this process and its children.
 static CACHE: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
     let folder = tempfile::tempdir().unwrap();
     advxl::storage::cache::use_cache(folder.path());
@@ -1428,7 +1428,7 @@ fn error(pattern: &str) -> String {
 }
 
 #[test]
-fn gzipped_shards_are_those_that_are_in_them() {
+fn gzipped_shards_give_the_same_samples_as_plain_ones() {
     LazyLock::force(&CACHE);
     let folder = tempfile::tempdir().unwrap();
     let plain = packed(
@@ -1451,7 +1451,7 @@ fn gzipped_shards_are_those_that_are_in_them() {
         ("0.tar", gzipped(&plain)),
     ] {
         let path = write(other.path(), name, &bytes);
-        // From the second time on with what the first has unpacked.
+        // The second time, the unpacked file is reused.
         for _ in 0..2 {
             let dataset = Arc::new(open(&path));
             assert_eq!(dataset.fingerprint(), expected.fingerprint(), "{name}");
@@ -1465,11 +1465,11 @@ fn gzipped_shards_are_those_that_are_in_them() {
         assert_eq!(code, 0, "{text}");
         assert!(open(&path).notices().is_empty());
     }
-    // The index beside a gzipped shard is that of what is in it.
+    // The index next to a gzipped shard describes the unpacked shard.
     let path = other.path().join("0.tar.gz");
     assert!(other.path().join("0.tar.gz.index").is_file());
     assert_eq!(open(&path).caption(7).unwrap().unwrap(), "number 7");
-    // Another shard under the same name is unpacked anew, and the old one goes.
+    // Another shard under the same name is unpacked again, and the old one is removed.
     let files = || {
         std::fs::read_dir(CACHE.path().join("unpacked"))
             .unwrap()
@@ -1490,7 +1490,7 @@ fn gzipped_shards_are_those_that_are_in_them() {
 }
 
 #[test]
-fn a_damaged_gzip_file_gives_what_could_be_unpacked_and_is_named() {
+fn a_damaged_gzip_file_gives_the_samples_that_could_be_unpacked_and_is_named() {
     LazyLock::force(&CACHE);
     let folder = tempfile::tempdir().unwrap();
     let plain = packed(
@@ -1519,7 +1519,7 @@ fn a_damaged_gzip_file_gives_what_could_be_unpacked_and_is_named() {
 }
 
 #[test]
-fn what_is_no_tar_is_called_by_its_name() {
+fn files_that_are_not_tars_are_named_by_their_format() {
     LazyLock::force(&CACHE);
     let folder = tempfile::tempdir().unwrap();
     let pointer: &[u8] = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n";
@@ -1553,10 +1553,10 @@ fn what_is_no_tar_is_called_by_its_name() {
         }
         assert!(!text.contains("FILE"), "{text}");
     }
-    // Gzipped, and then no tar.
+    // Gzipped, but not a tar.
     let path = write(folder.path(), "x.tar.gz", &gzipped(page));
     assert!(error(path.to_str().unwrap()).contains("an HTML page"));
-    // A tar without samples is none of these.
+    // A tar without samples is reported differently.
     let path = write(
         folder.path(),
         "x.tar",
@@ -1567,7 +1567,7 @@ fn what_is_no_tar_is_called_by_its_name() {
         text.contains("contains no samples\n") && text.contains("such as `000.jpg`"),
         "{text}"
     );
-    // One among others is damage.
+    // One such file among valid shards is damage.
     write(folder.path(), "x.tar", pointer);
     write(folder.path(), "y.tar", &packed(&[sample("y", 1)]));
     let dataset = open(&folder.path().join("?.tar"));
@@ -1608,7 +1608,7 @@ fn names_with_several_dots_are_explained_by_webdatasets_rule() {
     ] {
         assert!(text.contains(part), "`{part}` is not in: {text}");
     }
-    // Two pictures of one key, and neither is read.
+    // Two images with one key: neither is read.
     let dates = packed(&[
         member("22.05.0.jpg", &png(1)),
         member("22.05.1.jpg", &png(2)),
@@ -1623,7 +1623,7 @@ fn names_with_several_dots_are_explained_by_webdatasets_rule() {
         "{}",
         fault.error
     );
-    // A mask beside the picture is not missed.
+    // A mask next to the image is only an unused member.
     let masks = packed(&[member("0.jpg", &png(1)), member("0.seg.png", &png(2))]);
     let dataset = open(&write(folder.path(), "c.tar", &masks));
     assert_eq!(dataset.len(), 1);
@@ -1631,7 +1631,7 @@ fn names_with_several_dots_are_explained_by_webdatasets_rule() {
     assert_eq!(health(&dataset).count(Reason::UnusedMember), 1);
 }
 
-/// A hundred samples a shard, whose labels are their numbers modulo 5 but for one.
+/// Writes a shard of a hundred samples whose labels are their numbers modulo 5, except one.
 fn labeled(folder: &Path, odd: Option<&[u8]>) -> Arc<Dataset> {
     let members: Vec<_> = (0..100)
         .map(|n| {
@@ -1648,7 +1648,7 @@ fn labeled(folder: &Path, odd: Option<&[u8]>) -> Arc<Dataset> {
 }
 
 #[test]
-fn one_bad_label_is_a_broken_sample_and_no_reason_to_refuse_the_others() {
+fn one_bad_label_is_a_broken_sample_and_the_others_are_used() {
     let folder = tempfile::tempdir().unwrap();
     let too_many = [b'1'; 80];
     for odd in [
@@ -1681,7 +1681,7 @@ fn one_bad_label_is_a_broken_sample_and_no_reason_to_refuse_the_others() {
         assert_eq!(loader.broken()[0].kind, Reason::BadLabel);
         assert!(loader.broken()[0].name.contains("l.tar: 017"));
     }
-    // White space, a sign and a byte order mark are Python's `int`.
+    // Python's `int` accepts white space, a sign and a byte order mark.
     for sound in [&b" 2\r\n"[..], b"+2", b"\xef\xbb\xbf2", b"002\n\n"] {
         let dataset = labeled(folder.path(), Some(sound));
         assert_eq!(
@@ -1705,7 +1705,7 @@ fn many_samples_without_labels_are_a_data_set_without_classes() {
         (health.count(Reason::MissingLabel), health.damages()),
         (101, 0)
     );
-    // Labels that are names, all of them.
+    // All labels are names.
     let names = [member("0.png", &png(1)), member("0.cls", b"cat")];
     let text = error(
         write(folder.path(), "n.tar", &packed(&names))
@@ -1757,14 +1757,14 @@ fn folders_sets_and_webdatasets_separator_name_shards() {
         "{text}"
     );
     assert!(error("pipe:cat x.tar").contains("`pipe:` commands are not supported"));
-    // `~` is the user's folder, in recipes too, where no shell has replaced it.
+    // `~` is the user's home folder, also in recipes, where no shell expands it.
     let mut command = command(&["data", "check", "shards:~/[a-b].tar", "--json"]);
     let output = command.env("HOME", root).output().unwrap();
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json["samples"], 1);
 }
 
-/// The tensors of `make_shards.py`.
+/// Returns the tensors recorded by `make_shards.py`.
 fn recorded() -> Vec<(String, Vec<u8>)> {
     let recorded = include_bytes!("golden/shards.safetensors");
     let tensors = safetensors::SafeTensors::deserialize(recorded).unwrap();
@@ -1815,7 +1815,7 @@ fn tars_of_every_form_have_the_members_that_python_finds() {
             .iter()
             .find(|(found, _)| *found == format!("{name} members"));
         let members: Vec<(String, u64, u32)> = serde_json::from_slice(&members.unwrap().1).unwrap();
-        // What has holes is named and not read.
+        // Sparse members are named and not read.
         let (holes, plain): (Vec<_>, Vec<_>) = members
             .into_iter()
             .partition(|(name, ..)| name == "holes.png");
@@ -1839,7 +1839,7 @@ fn tars_of_every_form_have_the_members_that_python_finds() {
 }
 
 #[test]
-fn json_has_the_values_that_python_gives() {
+fn json_has_the_values_that_python_reads() {
     let recorded = recorded();
     let (_, cases) = recorded.iter().find(|(name, _)| name == "json").unwrap();
     let cases: Vec<(String, Option<(serde_json::Value,)>)> = serde_json::from_slice(cases).unwrap();
@@ -1878,7 +1878,7 @@ fn a_caption_is_read_from_json_as_python_writes_it() {
 }
 
 #[test]
-fn a_key_that_is_there_twice_is_refused_before_anything_is_embedded() {
+fn duplicate_keys_are_refused_before_anything_is_embedded() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &[u8]| write(folder.path(), name, text).display().to_string();
     let captions = file("captions.txt", b"one\ntwo\nthree\n");

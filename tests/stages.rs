@@ -1,4 +1,4 @@
-//! What may change from stage to stage: image size, images, classes, head, and what a run begins with.
+//! Settings that may change between stages: image size, images, classes and head; and start weights of a run.
 
 mod support;
 
@@ -26,7 +26,7 @@ fn three_classes(folder: &Path) -> String {
     format!("tensors:{}", path.display())
 }
 
-/// The recipe with other text in places, in a file of a name.
+/// Writes the recipe, with parts of its text replaced, to a file.
 fn recipe(folder: &Path, name: &str, changes: &[(&str, &str)]) -> PathBuf {
     let mut text = RECIPE.to_owned();
     for (from, to) in changes {
@@ -38,7 +38,7 @@ fn recipe(folder: &Path, name: &str, changes: &[(&str, &str)]) -> PathBuf {
     path
 }
 
-/// The arguments that train a recipe into a folder.
+/// Returns the arguments that train a recipe in a folder.
 fn training(recipe: &Path, out: &Path) -> [String; 4] {
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     ["train".into(), text(recipe), "--out".into(), text(out)]
@@ -73,7 +73,7 @@ fn values(model: &Model, name: &str) -> Vec<f32> {
     found.unwrap().to_vec()
 }
 
-/// The second stage of the recipe with images of its own.
+/// Returns the replacement that gives the recipe's second stage separate images and a head.
 fn switched(data: &str, head: &str) -> (String, String) {
     let name = "name = \"finetune\"";
     let data = format!(
@@ -98,7 +98,7 @@ fn a_stage_may_have_other_images_and_a_head_for_their_classes() {
     let config = std::fs::read_to_string(whole.join("model/config.json")).unwrap();
     assert!(config.contains("\"owl\""), "{config}");
 
-    // Killed on both sides of the change, the run ends with the same bits.
+    // Killed before and after the change, the run ends with the same bits.
     let killed = folder.path().join("killed");
     let arguments = training(&recipe, &killed);
     for lines in [7, 9] {
@@ -129,14 +129,14 @@ fn other_classes_without_a_new_head_are_refused_before_training() {
     );
     assert!(
         !out.join("recipe.toml").exists(),
-        "the folder is still free"
+        "the run folder must still be empty"
     );
 }
 
-/// The recipe with class folders in the place of synthetic images, for both stages.
+/// Writes the recipe with class folders instead of synthetic images, for both stages.
 fn of_folders(folder: &Path, name: &str, train: &str, test: &str) -> PathBuf {
     let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-    // The same images for both are asked for.
+    // Allow the same images for training and testing.
     let test = format!("{}\", test_on_train = true }}", path(test));
     let changes = [("synthetic:200", path(train)), ("synthetic:64\" }", test)];
     recipe(
@@ -147,11 +147,11 @@ fn of_folders(folder: &Path, name: &str, train: &str, test: &str) -> PathBuf {
 }
 
 #[test]
-fn test_classes_are_matched_by_name_and_strangers_are_named() {
+fn test_classes_are_matched_by_name_and_unknown_ones_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     class_folders(&root.join("train"), &["ant", "bee", "cat"], 20);
-    // Two of the three, which would be the first two if they were counted.
+    // Two of the three classes, which would match the first two if matched by position.
     class_folders(&root.join("some"), &["bee", "cat"], 10);
     class_folders(&root.join("others"), &["Ant", "bee", "cat"], 10);
     let run = root.join("run");
@@ -165,7 +165,7 @@ fn test_classes_are_matched_by_name_and_strangers_are_named() {
     let clean = evaluation["evaluation"]["clean"].as_f64().unwrap();
     assert_eq!(evaluation["evaluation"]["images"], 20);
 
-    // The share is that of the images' own classes.
+    // Accuracy is computed with the images' own classes.
     let spec: Spec = root.join("some").to_str().unwrap().parse().unwrap();
     let dataset = Dataset::open(&spec, Split::Test, 3).unwrap();
     let all: Vec<usize> = (0..20).collect();
@@ -188,7 +188,7 @@ fn test_classes_are_matched_by_name_and_strangers_are_named() {
 }
 
 #[test]
-fn a_run_does_not_go_on_with_classes_of_other_names() {
+fn a_run_does_not_resume_with_classes_of_other_names() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     class_folders(&root.join("data"), &["ant", "bee", "cat"], 20);
@@ -212,7 +212,7 @@ fn a_run_does_not_go_on_with_classes_of_other_names() {
         rename(to, from);
     }
     trained(&path, &run);
-    // Nor do its weights serve others as they are.
+    // Its weights cannot start a run with other classes without a new head.
     let begin = format!(
         "seed = 3\nstart = {{ weights = \"{}\", head = \"keep\" }}",
         run.display()
@@ -228,7 +228,7 @@ fn a_run_does_not_go_on_with_classes_of_other_names() {
 }
 
 #[test]
-fn data_and_heads_without_effect_are_faults() {
+fn data_and_heads_without_effect_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let data = "data = { train = \"synthetic:200\", test = \"synthetic:64\" }";
     let own = format!("loss = {{\n{data}\nloss = {{").replace("loss = {\n", "");
@@ -259,7 +259,7 @@ fn data_and_heads_without_effect_are_faults() {
 }
 
 #[test]
-fn a_run_begins_with_given_weights_and_says_where_they_do_not_fit() {
+fn a_run_starts_from_given_weights_and_reports_where_they_do_not_fit() {
     let folder = tempfile::tempdir().unwrap();
     let earlier = folder.path().join("earlier");
     trained(&recipe(folder.path(), "earlier", &[]), &earlier);
@@ -269,7 +269,7 @@ fn a_run_begins_with_given_weights_and_says_where_they_do_not_fit() {
             earlier.display()
         )
     };
-    // A learning rate of almost nothing: what comes out is what went in.
+    // A learning rate close to zero, so that weights do not change.
     let still = [
         ("peak = 1e-3", "peak = 1e-12"),
         (
@@ -387,7 +387,7 @@ fn a_convnext_trains_and_resumes_to_the_same_bits() {
 }
 
 #[test]
-fn a_dry_run_on_synthetic_images_makes_two_updates_of_each_phase_and_keeps_nothing() {
+fn a_dry_run_on_synthetic_images_runs_two_updates_of_each_phase_and_keeps_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe(folder.path(), "dry", &[]);
     let recipe = recipe.to_str().unwrap();
@@ -411,8 +411,8 @@ fn a_dry_run_on_synthetic_images_makes_two_updates_of_each_phase_and_keeps_nothi
         assert!(text.contains(part), "{text}");
     }
     let left = std::fs::read_dir(folder.path()).unwrap().count();
-    assert_eq!(left, 1, "the recipe alone is left");
-    // A text model is data too.
+    assert_eq!(left, 1, "only the recipe must remain");
+    // A text model counts as data.
     let captions = [
         "--batch",
         "4",

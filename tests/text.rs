@@ -1,6 +1,6 @@
-//! Text models: token ids, embeddings and gradients of the programs that made them, and what is refused.
+//! Text models: token ids, embeddings and gradients compared with the programs that made them, and errors.
 //!
-//! How the files were made: `tests/golden/make_text.py`.
+//! `tests/golden/make_text.py` records the files.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ fn texts(value: &Value) -> Vec<String> {
     serde_json::from_value(value.clone()).unwrap()
 }
 
-/// Rows of ids, which are recorded without the zeros at their ends.
+/// Returns rows of ids, which are recorded without trailing zeros.
 fn rows(value: &Value, context: usize) -> Vec<Vec<u32>> {
     let row = |text: String| {
         let mut row: Vec<u32> = text.split(' ').map(|id| id.parse().unwrap()).collect();
@@ -44,7 +44,7 @@ fn rows(value: &Value, context: usize) -> Vec<Vec<u32>> {
     texts(value).into_iter().map(row).collect()
 }
 
-/// The tensors of a model: shapes, and values as f64.
+/// Returns the recorded tensors of a model: shapes, and values as f64.
 fn numbers(name: &str) -> HashMap<String, (Vec<usize>, Vec<f64>)> {
     let bytes = std::fs::read(golden("towers.safetensors")).unwrap();
     let all = SafeTensors::deserialize(&bytes).unwrap();
@@ -65,7 +65,7 @@ fn numbers(name: &str) -> HashMap<String, (Vec<usize>, Vec<f64>)> {
     of_model.collect()
 }
 
-/// The greatest difference as a share of the largest right value.
+/// Returns the largest difference, relative to the largest value of `right`.
 fn off_by(found: &[f32], right: &[f64]) -> f64 {
     assert_eq!(found.len(), right.len());
     let largest = right
@@ -101,7 +101,7 @@ fn clipa(context: usize) -> TokenizerConfig {
     }
 }
 
-/// A copy of a golden folder that may be changed.
+/// Copies a golden folder so that a test may change it.
 fn copied(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(golden(name)).unwrap() {
@@ -154,10 +154,10 @@ fn references_mojibake_and_special_tokens_in_odd_places_are_read_as_open_clip_re
     let captions = texts(&recorded["captions"]);
     let (cleaned, ids) = (texts(&recorded["cleaned"]), texts(&recorded["clip"]));
     assert!(captions.len() > 150);
-    // Room for the longest caption, so that no id is cut off.
+    // Long enough for the longest caption, so that no id is truncated.
     let tokenizer = Tokenizer::open(folder.path(), clip(2000)).unwrap();
     let [start, end] = tokenizer.ids("").unwrap()[..2] else {
-        panic!("an empty caption has a start and an end");
+        panic!("an empty caption must have a start and an end");
     };
     for ((caption, cleaned), ids) in captions.iter().zip(cleaned).zip(ids) {
         assert_eq!(Cleaning::Lower.clean(caption), cleaned, "{caption:?}");
@@ -175,7 +175,7 @@ fn word_pieces_give_the_ids_of_open_clip_with_transformers() {
     let right = rows(&recorded["wordpiece"], 32);
     let list = tempfile::tempdir().unwrap();
     std::fs::copy(golden("wordpiece/vocab.txt"), list.path().join("vocab.txt")).unwrap();
-    // From `tokenizer.json` and from `vocab.txt` alone.
+    // From `tokenizer.json`, and from `vocab.txt` alone.
     for folder in [golden("wordpiece"), list.path().to_owned()] {
         let tokenizer = Tokenizer::open(&folder, clipa(32)).unwrap();
         for (caption, right) in captions.iter().zip(&right) {
@@ -185,7 +185,7 @@ fn word_pieces_give_the_ids_of_open_clip_with_transformers() {
 }
 
 #[test]
-fn embeddings_are_those_of_the_programs_that_made_the_models() {
+fn embeddings_match_the_programs_that_made_the_models() {
     let some =
         texts(&serde_json::from_slice(&std::fs::read(golden("some.json")).unwrap()).unwrap());
     for name in MODELS {
@@ -202,7 +202,7 @@ fn embeddings_are_those_of_the_programs_that_made_the_models() {
         let found = to_vec(model.embed(&some).unwrap());
         let off = off_by(&found, &numbers["embeddings"].1);
         assert!(off < 1e-5, "{name}: {off}");
-        // Short captions alone are computed with fewer tokens.
+        // Batches of only short captions are computed with fewer tokens.
         let alone = to_vec(model.embed(&some[..1]).unwrap());
         let off = off_by(&alone, &numbers["embeddings"].1[..alone.len()]);
         assert!(off < 1e-5, "{name}: {off}");
@@ -210,7 +210,7 @@ fn embeddings_are_those_of_the_programs_that_made_the_models() {
 }
 
 #[test]
-fn gradients_of_every_weight_are_those_of_pytorch() {
+fn gradients_of_every_weight_match_pytorch() {
     for name in ["open_clip", "custom", "clipa"] {
         let model = TextModel::load(&golden(name), &Device::cpu()).unwrap();
         let numbers = numbers(name);
@@ -302,7 +302,7 @@ fn random_towers_are_functions_of_their_seed_and_change_with_their_weights() {
     );
 }
 
-/// Changes a folder's configuration and gives what is said of it.
+/// Changes a folder's configuration and returns the error.
 fn changed(name: &str, change: impl FnOnce(&mut Value)) -> String {
     let folder = copied(name);
     let file = match name.starts_with("hf") {
@@ -322,7 +322,7 @@ fn changed(name: &str, change: impl FnOnce(&mut Value)) -> String {
 }
 
 #[test]
-fn configurations_that_lie_are_found_out() {
+fn wrong_configurations_are_detected() {
     let text = changed("hf_quick", |json| json["num_attention_heads"] = json!(3));
     assert!(
         text.contains("the text tower's width 16 is not a multiple of its 3 heads"),
@@ -369,7 +369,7 @@ fn configurations_that_lie_are_found_out() {
 }
 
 #[test]
-fn folders_with_missing_or_broken_files_are_told() {
+fn missing_and_broken_files_of_folders_are_reported() {
     let load = |folder: &Path| refusal(TextModel::load(folder, &Device::cpu()));
     let folder = copied("clipa");
     std::fs::remove_file(folder.path().join("vocab.txt")).unwrap();
@@ -426,7 +426,7 @@ fn folders_with_missing_or_broken_files_are_told() {
 }
 
 #[test]
-fn weights_that_are_no_numbers_or_no_ones_are_refused() {
+fn weights_that_are_nan_missing_or_unexpected_are_refused() {
     let folder = copied("custom");
     let model = TextModel::load(folder.path(), &Device::cpu()).unwrap();
     type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
@@ -453,7 +453,7 @@ fn weights_that_are_no_numbers_or_no_ones_are_refused() {
         TextModel::load(folder.path(), &Device::cpu())
     };
     write(&|_| ()).unwrap();
-    // Of a whole model: known, and not the tower's.
+    // Weights of the whole model are known and ignored.
     write(&|tensors| tensors.push(("visual.class_embedding".into(), vec![1], vec![0.0]))).unwrap();
     let text = refusal(write(&|tensors| tensors[3].2[1] = f32::NAN));
     assert!(text.contains("contains NaN at index 1"), "{text}");
@@ -522,7 +522,7 @@ fn the_command_embeds_a_file_of_captions_line_by_line() {
         let found = file.rows(&all).unwrap();
         assert!(
             off_by(&found, &right) < 1e-6,
-            "batches differ by rounding alone"
+            "batches differ by more than rounding"
         );
         assert_eq!(file.row_of("shard/00100").unwrap(), 100);
         let bytes = std::fs::read(&out).unwrap();
@@ -544,7 +544,7 @@ fn the_command_embeds_a_file_of_captions_line_by_line() {
 }
 
 #[test]
-fn the_command_refuses_what_does_not_fit_and_leaves_nothing() {
+fn the_command_refuses_mismatched_inputs_and_writes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let captions = folder.path().join("captions.txt");
     let says = |arguments: &[&str], right: &str| {
@@ -553,7 +553,7 @@ fn the_command_refuses_what_does_not_fit_and_leaves_nothing() {
         assert!(text.contains(right), "{text}");
         assert!(
             std::fs::read_dir(folder.path()).unwrap().count() < 3,
-            "nothing is left"
+            "nothing must be written"
         );
     };
     says(&[], "captions.txt`: no such file");

@@ -1,7 +1,7 @@
-//! Attacks on models that nobody would want: too few classes, logits and gradients that are not finite, flat or huge.
+//! Attacks on degenerate models: too few classes; non-finite, flat or huge logits and gradients.
 //!
-//! Whatever the model, an attack ends, shows images of the threat model alone, and is right about them; a logit that is
-//! not finite is never robust.
+//! For any model, an attack ends, returns only images within the threat model, and is right about them; an image with a
+//! non-finite logit is never robust.
 
 use advxl::attack::{Attack, Batch, Norm, TargetModel};
 use advxl::distributed::Comm;
@@ -15,10 +15,10 @@ use burn::tensor::Tensor;
 const NORMS: [Norm; 3] = [Norm::Linf, Norm::L2, Norm::L1];
 const IMAGES: usize = 4;
 
-/// What is done to the logits of a linear model, given the mean of each image, `[batch, 1]`.
+/// A change to the logits of a linear model, given the mean of each image, `[batch, 1]`.
 type Twist = fn(Tensor<2>, Tensor<2>) -> Tensor<2>;
 
-/// The mean of the first image is 0.5 exactly, and all others are below it.
+/// The changes. The mean of the first image is exactly 0.5, and those of all others are below it.
 const TWISTS: [(&str, Twist); 14] = [
     ("sound", |z, _| z),
     ("constant", |z, _| z.zeros_like()),
@@ -36,19 +36,19 @@ const TWISTS: [(&str, Twist); 14] = [
         let [rows, classes] = z.dims();
         z.slice_fill([0..rows, 0..classes.min(1)], f32::NEG_INFINITY)
     }),
-    // The gradient of a square root at 0 is infinite, and times 0 undefined.
+    // The gradient of a square root at 0 is infinite, and NaN when multiplied by 0.
     ("undefined gradient", |z, mean| z + (mean * 0.0).sqrt()),
     ("steep gradient", |z, mean| {
         z + (mean - 0.5).abs().powf_scalar(0.1)
     }),
-    // The margin shrinks as the mean grows, up to where there is none any more.
+    // The margin shrinks to zero as the mean grows.
     ("undefined in the ball", |z, mean| {
         z * (-mean + 0.501).sqrt()
     }),
     ("undefined at the image", |z, mean| z + (mean - 0.5).recip()),
 ];
 
-/// A linear model of images of a shape: `[batch, classes]`.
+/// A linear model of images; logits are `[batch, classes]`.
 struct Model {
     weights: Tensor<2>,
     twist: Twist,
@@ -94,7 +94,7 @@ fn attack(name: &str, norm: Norm, epsilon: &str, version: Version) -> Attack {
     attack
 }
 
-/// Whether a row of logits says `label`: with our own eyes.
+/// Whether a row of logits predicts `label`, computed independently of the library.
 fn says(row: &[f32], label: usize) -> bool {
     let finite = row.iter().all(|logit| logit.is_finite());
     let beaten = |class: usize| {
@@ -105,10 +105,10 @@ fn says(row: &[f32], label: usize) -> bool {
 }
 
 #[test]
-fn every_attack_on_every_model_ends_and_shows_images_of_its_ball_alone() {
+fn every_attack_on_every_model_ends_and_returns_only_images_of_its_ball() {
     let device = Device::cpu();
     let shapes = [[1, 1], [2, 2], [5, 3]];
-    // Small, larger than the range of a pixel and than any image, none, and beyond f32.
+    // Small, larger than the pixel range and than any image, zero, and beyond f32.
     let epsilons = ["0.05", "40", "0", "1e300"];
     let mut turn = 0;
     for (kind, twist) in TWISTS {
@@ -148,7 +148,7 @@ fn every_attack_on_every_model_ends_and_shows_images_of_its_ball_alone() {
                     );
                     let image = from_vec(image, [1, 3, shape[0], shape[1]], &device);
                     let row = to_vec(model.logits(image));
-                    // PGD shows its last image, fooled or not; of equal logits the first class is the answer.
+                    // PGD returns its last image, fooled or not; of equal logits the first class is predicted.
                     assert!(*name == "pgd" || !says(&row, label), "{case}: {row:?}");
                 }
             }
@@ -157,7 +157,7 @@ fn every_attack_on_every_model_ends_and_shows_images_of_its_ball_alone() {
 }
 
 #[test]
-fn no_images_and_images_without_pixels_are_left_alone() {
+fn empty_batches_and_images_without_pixels_are_left_alone() {
     let device = Device::cpu();
     let model = Model::new(12, 3, |z, _| z);
     let logits = |images| model.logits(images);
@@ -179,7 +179,7 @@ fn no_images_and_images_without_pixels_are_left_alone() {
     }
 }
 
-/// An evaluation with all attacks of a model, and the names of its flags.
+/// Runs an evaluation of a model with all attacks. Returns the outcome and the names of its flags.
 fn evaluate(
     model: &Model,
     given: &Tensor<4>,
@@ -208,8 +208,8 @@ fn evaluate(
 }
 
 #[test]
-fn a_logit_that_is_not_finite_is_never_robust_and_is_counted() {
-    // How many of the four images have finite logits that an attack in the ball leaves finite and right.
+fn a_non_finite_logit_is_never_robust_and_is_counted() {
+    // The number of the four images whose logits are finite and correct everywhere in the ball.
     let right = [
         ("overflowing", 0),
         ("undefined", 0),
@@ -222,7 +222,7 @@ fn a_logit_that_is_not_finite_is_never_robust_and_is_counted() {
         let (_, twist) = TWISTS.into_iter().find(|(name, _)| *name == kind).unwrap();
         let given = images([2, 2]);
         for classes in [2, 3, 5] {
-            // Labels by which all images would be right if the logits were finite.
+            // Labels with which all images would be correct if the logits were finite.
             let sound = Model::new(12, classes, |z, _| z);
             let labels = advxl::loss::predictions(sound.logits(given.clone()));
             let model = Model::new(12, classes, twist);
@@ -230,7 +230,8 @@ fn a_logit_that_is_not_finite_is_never_robust_and_is_counted() {
                 let attacks = ATTACKS.map(|name| attack(name, norm, epsilon, Version::Standard));
                 let (outcome, flags) = evaluate(&model, &given, &labels, &attacks).unwrap();
                 let (standing, bad) = (outcome.standing(), outcome.not_finite());
-                let case = format!("{kind} {classes} {norm:?}: {standing} stand, {bad} not finite");
+                let case =
+                    format!("{kind} {classes} {norm:?}: {standing} robust, {bad} not finite");
                 assert!(
                     standing <= most && bad >= 1 && standing + bad <= IMAGES,
                     "{case}"
@@ -246,7 +247,7 @@ fn a_logit_that_is_not_finite_is_never_robust_and_is_counted() {
                         .flatten()
                         .all(|margin| margin.is_finite())
                 );
-                // The first image has no finite logits, or meets some in its ball.
+                // The first image has non-finite logits, or reaches some in its ball.
                 assert!(!outcome.robust[0], "{case}");
             }
         }
@@ -275,8 +276,8 @@ fn on_a_linear_model_each_attack_is_right_about_every_image() {
                 others.map(to).fold(f64::INFINITY, f64::min)
             };
             let radii: Vec<f64> = rows.chunks(classes).zip(&labels).map(radius).collect();
-            for (share, stand) in [(0.95, IMAGES), (1.25, 0)] {
-                // An evaluation of each image with a ball that nearly reaches the boundary, or just crosses it.
+            for (share, robust) in [(0.95, IMAGES), (1.25, 0)] {
+                // Evaluate each image with a ball that nearly reaches the boundary, or just crosses it.
                 for (index, radius) in radii.iter().enumerate() {
                     let image = given.clone().narrow(0, index, 1);
                     let epsilon = (share * radius).to_string();
@@ -289,9 +290,9 @@ fn on_a_linear_model_each_attack_is_right_about_every_image() {
                         let (outcome, _) =
                             evaluate(&model, &image, &labels[index..=index], &[attack]).unwrap();
                         let case = format!("{name} {norm:?} {classes} {share}");
-                        // Random search needs more queries to come so near to the boundary.
-                        if name != "square" || stand > 0 {
-                            assert_eq!(outcome.standing(), stand.min(1), "{case}");
+                        // Random search needs more queries to come this close to the boundary.
+                        if name != "square" || robust > 0 {
+                            assert_eq!(outcome.standing(), robust.min(1), "{case}");
                         }
                     }
                 }

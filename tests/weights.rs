@@ -1,6 +1,6 @@
-//! Files of weights of other programs: what is read of them, and what is refused.
+//! Weight files of other programs: loading, and errors.
 //!
-//! How the files were made: `tests/golden/make_weights.py`.
+//! `tests/golden/make_weights.py` writes the files.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ fn golden(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// The tensors that PyTorch recorded of a file: names, shapes, values.
+/// Returns the recorded tensors of a file: names, shapes, values.
 fn recorded(file: &str) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
     let bytes = std::fs::read(golden("tensors.safetensors")).unwrap();
     let all = SafeTensors::deserialize(&bytes).unwrap();
@@ -38,7 +38,7 @@ fn refusal<T>(result: advxl::error::Result<T>) -> String {
     error.to_string()
 }
 
-/// A small transformer of ours: `vit_micro` with one block, whose name gives the heads.
+/// Returns a small transformer: `vit_micro` with one block. The name determines the number of heads.
 fn small() -> Model {
     let config = ModelConfig::Vit(VitConfig {
         depth: 1,
@@ -49,15 +49,15 @@ fn small() -> Model {
     Model::new(&config, 3, 8, 1, &Device::cpu())
 }
 
-/// What a transformer is.
+/// Returns the configuration of a transformer.
 fn vit(model: &Model) -> &VitConfig {
     match model {
         Model::Vit(vit) => &vit.config,
-        Model::ConvNext(_) => panic!("a ConvNeXt"),
+        Model::ConvNext(_) => panic!("expected a transformer"),
     }
 }
 
-/// Writes a model's tensors, changed, into a safetensors file.
+/// Writes a model's tensors, changed, to a safetensors file.
 fn write_changed(path: &Path, change: impl FnOnce(&mut Vec<(String, Vec<usize>, Vec<f32>)>)) {
     let model = small();
     let tensors = model.parameters().into_iter();
@@ -116,7 +116,7 @@ fn tensors_that_pytorch_saved_are_read_to_the_bit() {
 }
 
 #[test]
-fn a_normalization_in_front_of_the_model_is_told_from_the_weights() {
+fn a_normalization_layer_is_separated_from_the_weights() {
     let found = StateDict::open(&golden("compiled.pth")).unwrap();
     let statistics = found.statistics().unwrap();
     assert_eq!(statistics.names, ["normalize.mean", "normalize.std"]);
@@ -144,7 +144,7 @@ fn a_file_of_several_models_is_refused_with_their_keys() {
     );
 }
 
-/// A folder with a model of timm in DeiT-3's form, and the images and logits that were recorded with it.
+/// Loads a folder with a timm model in DeiT-3's layout; also returns the recorded images and logits.
 fn deit3(folder: &Path) -> (advxl::error::Result<weights::Loaded>, Vec<f32>, Vec<f32>) {
     std::fs::copy(
         golden("deit3.safetensors"),
@@ -179,7 +179,7 @@ fn deit3(folder: &Path) -> (advxl::error::Result<weights::Loaded>, Vec<f32>, Vec
     (weights::load(folder, &Device::cpu()), images, logits)
 }
 
-/// Positions without a place for the class token and layer scale: the logits are timm's.
+/// Position embeddings without one for the class token, and layer scale.
 #[test]
 fn models_of_deit3s_form_give_timms_logits() {
     let folder = tempfile::tempdir().unwrap();
@@ -213,7 +213,7 @@ fn pickle_protocol_4_holds_the_same_tensors() {
 }
 
 #[test]
-fn types_are_told_and_whole_numbers_are_not_read_as_weights() {
+fn dtypes_are_reported_and_integers_are_not_read_as_weights() {
     let found = StateDict::open(&golden("half.pth")).unwrap();
     assert_eq!(found.dtype("bf16").unwrap(), Dtype::BF16);
     let text = refusal(found.floats("i64"));
@@ -226,7 +226,7 @@ fn types_are_told_and_whole_numbers_are_not_read_as_weights() {
 }
 
 #[test]
-fn safetensors_hold_what_they_hold_and_common_prefixes_fall() {
+fn safetensors_files_are_read_and_common_prefixes_removed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights.of.someone");
     write_changed(&path, |tensors| {
@@ -242,7 +242,7 @@ fn safetensors_hold_what_they_hold_and_common_prefixes_fall() {
 }
 
 #[test]
-fn what_training_programs_put_into_names_falls_wherever_it_is() {
+fn prefixes_of_training_programs_are_removed_anywhere_in_names() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("small.safetensors");
     let renamed = |change: &dyn Fn(&str) -> String| {
@@ -258,7 +258,7 @@ fn what_training_programs_put_into_names_falls_wherever_it_is() {
         &|name| format!("module._orig_mod.{name}"),
         &|name| format!("_orig_mod.module.{name}"),
         &|name| format!("net.model.module.{name}"),
-        // Each block compiled by itself, and wrapped to compute activations again.
+        // Each block compiled separately, and wrapped for activation checkpointing.
         &|name| {
             name.replace(
                 "blocks.0.",
@@ -289,7 +289,7 @@ fn what_training_programs_put_into_names_falls_wherever_it_is() {
             found.notes
         );
     }
-    // Parts of a sequence by number; of pixels from 0 to 255.
+    // Modules of a sequence, named by number; pixels from 0 to 255.
     write_changed(&path, |tensors| {
         for (name, ..) in tensors.iter_mut() {
             *name = format!("1.{name}");
@@ -305,7 +305,7 @@ fn what_training_programs_put_into_names_falls_wherever_it_is() {
 }
 
 #[test]
-fn weights_without_a_head_are_a_start_and_nothing_else() {
+fn weights_without_a_head_are_accepted_only_as_start_weights() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pretrained.safetensors");
     let device = Device::cpu();
@@ -313,7 +313,7 @@ fn weights_without_a_head_are_a_start_and_nothing_else() {
     type Change = fn(&mut Vec<(String, Vec<usize>, Vec<f32>)>);
     let changes: [(Change, &str); 3] = [
         (|_| {}, ""),
-        // MAE with its decoder.
+        // MAE, with its decoder.
         (
             |tensors| {
                 tensors.push(("mask_token".into(), vec![1, 1, 4], vec![0.0; 4]));
@@ -321,7 +321,7 @@ fn weights_without_a_head_are_a_start_and_nothing_else() {
             },
             "decoder is ignored",
         ),
-        // DINO with its projection.
+        // DINO, with its projection.
         (
             |tensors| {
                 for (name, ..) in tensors.iter_mut() {
@@ -352,7 +352,7 @@ fn weights_without_a_head_are_a_start_and_nothing_else() {
 }
 
 #[test]
-fn weights_in_shards_are_those_of_one_file() {
+fn sharded_weights_equal_those_of_one_file() {
     let folder = tempfile::tempdir().unwrap();
     let model = small();
     let all = |name: &str| {
@@ -414,7 +414,7 @@ fn weights_in_shards_are_those_of_one_file() {
 }
 
 #[test]
-fn a_folder_that_lacks_a_file_says_which() {
+fn the_missing_file_of_a_folder_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let refused = || refusal(weights::load(folder.path(), &Device::cpu()));
     assert!(refused().contains("is not a model folder"));
@@ -437,7 +437,7 @@ fn a_folder_that_lacks_a_file_says_which() {
 }
 
 #[test]
-fn what_is_no_file_of_weights_is_refused_with_what_it_is() {
+fn files_that_are_not_weights_are_refused_with_their_kind() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("weights.pth");
     let plain = std::fs::read(golden("plain.pth")).unwrap();
@@ -483,7 +483,7 @@ fn what_is_no_file_of_weights_is_refused_with_what_it_is() {
 }
 
 #[test]
-fn pytorch_files_that_hold_something_else_are_refused_with_what_it_is() {
+fn pytorch_files_without_weights_are_refused_with_their_content() {
     for (file, parts) in [
         (
             "hostile",
@@ -512,9 +512,9 @@ fn pytorch_files_that_hold_something_else_are_refused_with_what_it_is() {
     }
 }
 
-/// Bytes of real files turned and cut: whatever they then are, opening and reading end.
+/// Opening and reading real files with flipped bits or truncated content ends without a panic.
 #[test]
-fn damaged_files_end_in_an_error_or_in_numbers_but_never_in_a_panic() {
+fn damaged_files_give_an_error_or_numbers_but_never_a_panic() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("damaged");
     let read = |bytes: &[u8]| {
@@ -568,7 +568,7 @@ fn a_file_laid_out_as_advxls_loads_from_a_folder_with_a_class_token_and_mean_poo
             .iter()
             .all(|logit| logit.is_finite())
     );
-    // Learned positions follow another image size.
+    // Learned positions are resampled for another image size.
     assert!(
         logits(&loaded.model, 8)
             .iter()
@@ -577,7 +577,7 @@ fn a_file_laid_out_as_advxls_loads_from_a_folder_with_a_class_token_and_mean_poo
 }
 
 #[test]
-fn a_file_alone_is_loaded_by_the_name_of_its_architecture() {
+fn a_single_file_is_loaded_by_the_name_of_its_architecture() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("small.safetensors");
     write_changed(&path, |_| {});
@@ -610,7 +610,7 @@ fn a_file_alone_is_loaded_by_the_name_of_its_architecture() {
 }
 
 #[test]
-fn weights_that_do_not_make_the_model_are_refused() {
+fn weights_that_do_not_match_the_model_are_refused() {
     type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
     type Case = (fn(&mut Tensors), &'static [&'static str]);
     fn at<'a>(tensors: &'a mut Tensors, name: &str) -> &'a mut (String, Vec<usize>, Vec<f32>) {
@@ -652,7 +652,7 @@ fn weights_that_do_not_make_the_model_are_refused() {
             |tensors| tensors.retain(|tensor| tensor.0 != "cls_token"),
             &["`pos_embed` does not belong to a square grid"],
         ),
-        // timm's `_gap_` models norm each token and then take the mean.
+        // timm's `_gap_` models normalize each token and then take the mean.
         (
             |tensors| {
                 tensors.retain(|tensor| tensor.0 != "cls_token");
@@ -780,7 +780,7 @@ fn a_new_head_has_its_number_of_classes_and_leaves_the_rest() {
     }
 }
 
-/// Runs `advxl predict` on synthetic images; the exit code and what it wrote to standard error.
+/// Runs `advxl predict` on synthetic images. Returns the exit code and standard error.
 fn predict(model: &Path, out: &Path, more: &[&str]) -> (i32, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_advxl"));
     command.arg("predict").arg(model).arg("--out").arg(out);
@@ -794,7 +794,7 @@ fn predict(model: &Path, out: &Path, more: &[&str]) -> (i32, String) {
 }
 
 #[test]
-fn predict_takes_a_file_of_weights_with_its_architecture() {
+fn predict_accepts_a_weights_file_with_its_architecture() {
     let folder = tempfile::tempdir().unwrap();
     let (file, out) = (
         folder.path().join("small.bin"),

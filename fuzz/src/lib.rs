@@ -1,8 +1,8 @@
 //! Fuzz targets: every parser of untrusted bytes, with the properties that must hold for any input.
 //!
 //! A target is a function of bytes that panics if a property is violated. libFuzzer calls it (`main.rs`, started by
-//! `scripts/fuzz`), and so does a test, for each file of `corpus/` (`tests/corpus.rs`). Memory and time of each call are
-//! limited. `README.md` lists the targets and explains how to fuzz.
+//! `scripts/fuzz`), and so does a test, for each file of `corpus/` (`tests/corpus.rs`). Memory and time of each call
+//! are limited. `README.md` lists the targets and explains how to fuzz.
 
 use std::time::{Duration, Instant};
 

@@ -32,7 +32,10 @@ fn decoded(data: &[u8]) {
     });
     match (whole, part) {
         (Ok(whole), Ok(part)) => {
-            assert!(whole.odd == part.odd, "the oddities of a region differ from the whole image's");
+            assert!(
+                whole.odd == part.odd,
+                "the oddities of a region differ from the whole image's"
+            );
             assert_eq!(
                 pixels(&whole),
                 (0, 0, whole.picture.width(), whole.picture.height())

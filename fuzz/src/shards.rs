@@ -38,7 +38,8 @@ fn seal(block: &mut [u8]) {
 fn scanned(data: &[u8]) {
     let path = scratch::write("a.tar", data);
     let _ = fs::remove_file(scratch::path("a.tar.index"));
-    // Cleared because gzipped shards are unpacked there by stamp, and two files written at the same moment have equal stamps.
+    // Clear the cache: gzipped shards are unpacked there by stamp, and files written at the same moment have equal
+    // ones.
     let cache = scratch::path("cache");
     use_cache(&cache);
     let _ = fs::remove_dir_all(&cache);
@@ -121,10 +122,7 @@ pub fn index(data: &[u8]) {
     }
     index.save(&object).unwrap();
     let again = ShardIndex::load(&object).unwrap();
-    assert!(
-        again == Some(index),
-        "a saved index reads back differently"
-    );
+    assert!(again == Some(index), "a saved index reads back differently");
 }
 
 fn blake3(bytes: &[u8]) -> [u8; 32] {

@@ -22,7 +22,10 @@ pub fn safetensors(data: &[u8]) {
     if let Ok(file) = EmbeddingFile::open(&path) {
         let last = file.len() - 1;
         let _ = file.rows(&[0, last]);
-        assert!(file.rows(&[last + 1]).is_err(), "a row after the last one is read");
+        assert!(
+            file.rows(&[last + 1]).is_err(),
+            "a row after the last one is read"
+        );
         let _ = file.row_of("a");
         file.made_by();
     }
@@ -41,7 +44,11 @@ fn all_floats(path: &Path) -> Option<BTreeMap<String, Vec<f32>>> {
         let count: usize = weights.shape(&name).unwrap().iter().product();
         weights.dtype(&name).unwrap();
         if let Ok(values) = weights.floats(&name) {
-            assert_eq!(values.len(), count, "the number of values differs from the shape");
+            assert_eq!(
+                values.len(),
+                count,
+                "the number of values differs from the shape"
+            );
             floats.insert(name, values);
         }
     }
@@ -63,7 +70,10 @@ fn same_as_crate(data: &[u8], weights: &BTreeMap<String, Vec<f32>>) {
                 .iter()
                 .flat_map(|value| value.to_le_bytes())
                 .collect();
-            assert!(bytes == tensor.data(), "values differ from those of the crate `safetensors`");
+            assert!(
+                bytes == tensor.data(),
+                "values differ from those of the crate `safetensors`"
+            );
         }
     }
 }

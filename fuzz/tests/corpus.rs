@@ -1,11 +1,12 @@
-//! Every file of the corpus, on the toolchain that builds the program: seeds, and inputs that once broke a promise.
+//! Runs every file of the corpus with the toolchain that builds the program: seeds, and inputs that once violated a
+//! property.
 
 use std::fs;
 use std::path::Path;
 
 use advxl_fuzz::TARGETS;
 
-/// One test, since targets measure the memory of the whole process.
+/// One test for all targets, since they measure the memory of the whole process.
 #[test]
 fn every_target_keeps_its_promises_on_its_corpus() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
@@ -15,7 +16,7 @@ fn every_target_keeps_its_promises_on_its_corpus() {
         files.sort();
         assert!(!files.is_empty(), "{} has no corpus", target.name);
         for file in files {
-            // Shown with the panic of a target, or its abort.
+            // Shown if the target panics or aborts.
             println!("{}", file.display());
             target.check(&fs::read(&file).unwrap());
         }

@@ -195,10 +195,10 @@ class Inputs(unittest.TestCase):
             (x.transpose(0, 2, 3, 1), y, "channels last"),
             (x[0], y[:1], "expected \\[n, channels, height, width\\]"),
             (x, y[:3], "3 labels for 4 images"),
-            (x, numpy.eye(4)[y], "expected one class number an image"),
-            (x, y - 9, "expected a class number from 0"),
+            (x, numpy.eye(4)[y], "expected one class number per image"),
+            (x, y - 9, "expected a non-negative class number"),
             (x, y + 4, "is out of range: the model has 4 classes"),
-            (x[:0], y[:0], "there is nothing to attack"),
+            (x[:0], y[:0], "no images to attack"),
             (x * numpy.nan, y, "pixel value of NaN"),
             (x, None, "`y_orig` is missing"),
         ]

@@ -85,7 +85,7 @@ class Functions(unittest.TestCase):
         with self.assertRaises(advxl.InputError) as raised:
             advxl.evaluate("none", "synthetic:4")
         self.assertEqual(raised.exception.message, "--eps is missing")
-        with self.assertRaisesRegex(advxl.InputError, "on a data set that is named"):
+        with self.assertRaisesRegex(advxl.InputError, "on a data set given by name or path"):
             advxl.evaluate("none", [1.0])
 
 
@@ -124,7 +124,7 @@ class AutoAttackSettings(unittest.TestCase):
             (dict(norm="linf"), "unknown norm 'linf'"),
             (dict(version="std"), "unknown version 'std'"),
             (dict(eps=8), "larger than the range of a pixel"),
-            (dict(eps=-0.1), "expected the size of a perturbation"),
+            (dict(eps=-0.1), "expected a finite number of at least 0"),
             (dict(norm=["Linf", "L2"], eps=0.1), "2 norms and 1 epsilons"),
             (dict(is_tf_model=True), "TensorFlow"),
             (dict(attacks_to_run=["fab"]), "has no effect with version='standard'"),
@@ -140,7 +140,7 @@ class AutoAttackSettings(unittest.TestCase):
         with self.assertRaisesRegex(advxl.InputError, "fixed at 0.8"):
             adversary.square.p_init = 0.3
         adversary.square.p_init = 0.8
-        with self.assertRaisesRegex(advxl.InputError, "there is no result yet"):
+        with self.assertRaisesRegex(advxl.InputError, "no result yet"):
             adversary.result
 
     def test_everything_public_is_documented(self):

@@ -414,7 +414,10 @@ mod tests {
         if Api::Metal.kind().is_none() {
             let error = DeviceName::Gpu(Api::Metal, None).open(0).unwrap_err();
             assert_eq!(error.exit_code(), 2);
-            assert!(error.to_string().contains("built without"), "{error}");
+            assert!(
+                error.to_string().contains("not supported by this build"),
+                "{error}"
+            );
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Models of open_clip and transformers: read, and held to what those programs answered. What is refused of them: `refusals.rs`;
-//! what is written for other programs: `written.rs`.
+//! Models of open_clip and transformers: loading, compared with the outputs of those programs. `refusals.rs` tests
+//! errors, `written.rs` exports to other programs.
 //!
-//! How the recorded models were made: `tests/golden/make_clip.py`.
+//! `tests/golden/make_clip.py` writes the recorded models.
 
 mod refusals;
 mod written;
@@ -60,7 +60,7 @@ fn logits(model: &Model, size: usize) -> Vec<f32> {
     to_vec(model.logits(images(size), &Pass::evaluation()))
 }
 
-/// A model of ours as if it had been loaded.
+/// Wraps one of our models as if it had been loaded.
 fn loaded(config: impl Into<ModelConfig>, classes: usize, image_size: usize) -> Loaded {
     Loaded {
         model: Model::new(&config.into(), classes, image_size, 1, &Device::cpu()),
@@ -94,7 +94,7 @@ fn tensors(file: &Path) -> Tensors {
     names.map(tensor).collect()
 }
 
-/// A copy of a recorded folder, its configuration and its weights changed.
+/// Copies a recorded folder with changed configuration and weights.
 fn changed(
     name: &str,
     into: &Path,
@@ -137,7 +137,7 @@ fn assert_close(found: &[f32], right: &[f32], tolerance: f32, what: &str) {
 }
 
 #[test]
-fn models_of_other_programs_answer_as_they_do_there() {
+fn models_of_other_programs_give_the_same_outputs() {
     for name in [
         "open_clip",
         "clipa",
@@ -163,7 +163,7 @@ fn models_of_other_programs_answer_as_they_do_there() {
 }
 
 #[test]
-fn what_stands_beside_the_weights_is_read() {
+fn configuration_next_to_the_weights_is_read() {
     let found = load(&golden("open_clip")).unwrap();
     let config = vit(&found.model);
     assert_eq!((config.gelu, config.pre_norm), (Gelu::Quick, true));
@@ -187,7 +187,7 @@ fn what_stands_beside_the_weights_is_read() {
 }
 
 #[test]
-fn timms_names_of_clips_towers_tell_epsilon_activation_and_statistics() {
+fn timms_names_of_clip_towers_imply_epsilon_activation_and_statistics() {
     let folder = tempfile::tempdir().unwrap();
     let config = VitConfig {
         depth: 1,
@@ -208,7 +208,7 @@ fn timms_names_of_clips_towers_tell_epsilon_activation_and_statistics() {
         folder.path(),
     )
     .unwrap();
-    // As it was, from a folder of ours.
+    // Unchanged, from a folder that advxl wrote.
     let found = load(folder.path()).unwrap();
     assert_eq!(*vit(&found.model), config);
     assert_eq!(logits(&found.model, 8), logits(&ours.model, 8));
@@ -257,7 +257,7 @@ fn a_timm_tower_of_open_clip_with_a_projection_is_read() {
 }
 
 #[test]
-fn a_file_of_open_clip_alone_is_loaded_by_its_name_there() {
+fn a_single_file_of_open_clip_is_loaded_by_its_name_there() {
     let folder = tempfile::tempdir().unwrap();
     let small = |pool| VitConfig {
         depth: 1,

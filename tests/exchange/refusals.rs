@@ -1,4 +1,4 @@
-//! Configurations and weights of other programs that do not make the model, refused with what is wrong.
+//! Configurations and weights of other programs that do not match a supported model are refused with the reason.
 
 use super::*;
 
@@ -189,7 +189,7 @@ fn a_configuration_of_transformers_that_is_another_model_is_refused() {
 }
 
 #[test]
-fn weights_of_other_programs_that_do_not_make_the_model_are_refused_under_their_names() {
+fn weights_of_other_programs_that_do_not_match_the_model_are_refused_under_their_names() {
     type Case<'a> = (&'a str, fn(&mut Tensors), &'a [&'a str]);
     const QKV: &str = "visual.transformer.resblocks.1.attn.in_proj_weight";
     const QUERY: &str = "vit.encoder.layer.0.attention.attention.query.weight";

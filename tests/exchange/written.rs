@@ -1,9 +1,9 @@
-//! What is written for open_clip and timm, and what cannot be.
+//! Exports to open_clip and timm, and models that cannot be exported.
 
 use super::*;
 
 #[test]
-fn what_came_from_open_clip_goes_back_bit_for_bit() {
+fn models_from_open_clip_are_exported_bit_for_bit() {
     for name in ["open_clip", "clipa"] {
         let folder = tempfile::tempdir().unwrap();
         let first = load(&golden(name)).unwrap();
@@ -23,7 +23,7 @@ fn what_came_from_open_clip_goes_back_bit_for_bit() {
     }
 }
 
-/// A model of `timm`'s sizes that open_clip's own tower cannot be: its head has a bias.
+/// Returns a model that open_clip's own tower cannot express, because its head has a bias.
 fn with_head_bias(config: impl Into<ModelConfig>) -> Loaded {
     let mut ours = loaded(config, 10, 224);
     let bias = ours.model.parameters_mut().into_iter().last().unwrap();
@@ -32,7 +32,7 @@ fn with_head_bias(config: impl Into<ModelConfig>) -> Loaded {
 }
 
 #[test]
-fn a_model_with_biases_goes_to_open_clip_as_timms_of_its_form() {
+fn a_model_with_biases_is_exported_to_open_clip_as_a_timm_tower() {
     for (config, name, pool) in [
         (
             ModelConfig::named("vit_ti16").unwrap(),
@@ -55,7 +55,7 @@ fn a_model_with_biases_goes_to_open_clip_as_timms_of_its_form() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let ours = with_head_bias(config);
-        // The text tower's activation does not bind timm's models.
+        // timm models need not use the text tower's activation.
         export_to(&ours, "open_clip", folder.path()).unwrap();
         let path = folder.path().join("open_clip_config.json");
         let config: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
@@ -72,7 +72,7 @@ fn a_model_with_biases_goes_to_open_clip_as_timms_of_its_form() {
             .map(|parameter| (&parameter.name, parameter.to_vec()))
             .collect();
         for parameter in found.model.parameters() {
-            // Fixed positions are weights there.
+            // open_clip stores fixed positions as weights.
             let Some((_, values)) = others.iter().find(|(name, _)| **name == parameter.name) else {
                 assert_eq!(parameter.name, "pos_embed");
                 continue;
@@ -97,7 +97,7 @@ fn a_model_with_biases_goes_to_open_clip_as_timms_of_its_form() {
 }
 
 #[test]
-fn what_another_program_has_no_word_for_is_not_exported() {
+fn models_that_another_program_cannot_express_are_not_exported() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let small = VitConfig {
@@ -167,7 +167,7 @@ fn what_another_program_has_no_word_for_is_not_exported() {
         &["is a ConvNeXt"],
     );
     assert!(!out.exists());
-    // A smaller epsilon than timm's changes a rounding there, which the card tells.
+    // A smaller epsilon than timm's changes rounding in timm, which the card mentions.
     let vit = load(&golden("hugging_face_vit")).unwrap();
     to_timm(&vit).unwrap();
     let card = std::fs::read_to_string(out.join("README.md")).unwrap();
@@ -209,7 +209,7 @@ fn the_command_exports_for_open_clip_and_asks_for_its_text_tower() {
     assert!(Path::new(out).join("open_clip_config.json").is_file());
 }
 
-/// A result of AutoAttack as `advxl eval` writes it.
+/// Returns a result of AutoAttack in the format of `advxl eval`.
 fn autoattack(data: &str, classes: &[&str], images: usize, norm: Norm, epsilon: &str) -> Value {
     let attacks = Settings::new(Version::Standard, norm, epsilon.parse().unwrap()).autoattack();
     let settings = std::iter::once(Value::Null).chain(attacks.iter().map(|attack| json!(attack)));
@@ -243,7 +243,7 @@ const CIFAR10: [&str; 10] = [
 ];
 
 #[test]
-fn a_robustbench_entry_is_made_of_what_its_board_holds_alone() {
+fn a_robustbench_entry_is_written_only_for_results_of_its_leaderboard() {
     let folder = tempfile::tempdir().unwrap();
     let small = VitConfig {
         depth: 1,
@@ -284,7 +284,7 @@ fn a_robustbench_entry_is_made_of_what_its_board_holds_alone() {
         (&json!("50.00"), &json!("25.00"))
     );
     assert_eq!(made["unreliable"], false);
-    // A decimal number for the fraction; the order of class folders.
+    // A decimal epsilon instead of a fraction; the order of class folders.
     let mut backwards = CIFAR10;
     backwards.reverse();
     let decimal = autoattack("cifar", &backwards, 10_000, Norm::Linf, "0.03137255");

@@ -1,12 +1,12 @@
-"""Records what AutoAttack's own program computes, so that advxl can be held to it.
+"""Record the results of the reference AutoAttack for comparison with advxl.
 
     pip install torch timm pyautoattack numpy safetensors
     python tests/golden/make_attacks.py
 
-Writes `attacks.safetensors` and `attacks_versions.json` beside this file. `README.md` lists every
-tensor. The reference is `pyautoattack`, the packaging of fra31/auto-attack on PyPI. Inputs are
-rounded to float32 first; from them the reference computes in float64, so that a test compares
-float32 arithmetic with the exact answer. Only the verdicts are float32 throughout, as in real use.
+Writes `attacks.safetensors` and `attacks_versions.json` next to this file. `README.md` lists every
+tensor. The reference is `pyautoattack`, the PyPI package of fra31/auto-attack. Inputs are rounded to
+float32 first; from them the reference computes in float64, so that a test compares float32
+arithmetic with the exact result. Only the verdicts are float32 throughout, as in real use.
 """
 
 import json
@@ -34,21 +34,21 @@ PACKAGES = ["pyautoattack", "torch", "timm", "numpy", "safetensors"]
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 LOSSES = ("ce", "dlr", "dlr_targeted")
 
-# The tiny model and the four of its images (see `tiny_inputs`) whose paths rounding does not turn.
+# Seed of the tiny model, and four images (see `tiny_inputs`) whose paths do not depend on rounding.
 TINY_SEED = 3
 TINY_CHOSEN = [679, 811, 2458, 2156]
 TINY_EPSILONS = {"linf": 8 / 255, "l2": 0.25, "l1": 0.5}
 APGD_STEPS, FAB_STEPS = 40, 20
 FLOAT32_DEVIATION, NOISY_DEVIATION = 5e-6, 1e-5
 
-# At these, attacks leave 30 to 60 % of the toy images standing.
+# With these, 30 to 60 % of the toy images survive the attacks.
 VERDICT_EPSILONS = {"linf": 8 / 255, "l2": 0.6, "l1": 6.0}
 VERDICT_ATTACKS = ("apgd-ce", "apgd-t", "fab-t", "square")
 CLASSES = 8
 
 
 def random(generator, *shape, scale=1.0):
-    """Normal numbers in float64 that float32 can hold exactly."""
+    """Returns normal random numbers in float64 that are exact in float32."""
     return (torch.randn(shape, generator=generator) * scale).float().double()
 
 
@@ -62,8 +62,8 @@ def random_images(generator, *shape):
 def reference_in(dtype):
     """Lets the reference compute in `dtype`.
 
-    Some of its tensors have the default type, others it casts with `float()`, which would lose the
-    digits of float64. So the default is set, and `float()` leaves float64 alone.
+    Some of its tensors have the default type. It casts others with `float()`, which would lose
+    float64 precision. So this sets the default type and makes `float()` keep float64.
     """
     cast, default = torch.Tensor.float, torch.get_default_dtype()
     kept = torch.float64 if dtype == torch.float64 else None
@@ -74,11 +74,11 @@ def reference_in(dtype):
 
 
 def record_losses():
-    """The three losses that APGD climbs, and their slopes in the logits."""
+    """Records the three losses that APGD maximizes, and their derivatives in the logits."""
     generator = torch.Generator().manual_seed(0)
     logits = random(generator, 8, 6, scale=3.0)
     order = logits.argsort(dim=1, descending=True)
-    # Labels: the top class, the second, and so on down to the last, then again the top classes.
+    # Labels: the classes in order of their logits, then again the top classes.
     rank = torch.tensor([0, 1, 2, 3, 5, 0, 0, 1])
     rows = torch.arange(8)
     labels, targets = order[rows, rank], order[rows, torch.tensor([1, 0, 0, 4, 2, 1, 3, 0])]
@@ -104,7 +104,7 @@ def record_losses():
 
 
 def nearest_in_l1_ball(clean, points, epsilons):
-    """The nearest point of ball and box in another way than the reference: by bisection."""
+    """Returns the nearest point in ball and box by bisection, independently of the reference."""
     offsets = points - clean
 
     def shrunk(threshold):
@@ -120,15 +120,15 @@ def nearest_in_l1_ball(clean, points, epsilons):
 
 
 def record_l1_projection():
-    """Projections onto the l1 ball and the pixel range together."""
+    """Records projections onto the intersection of the l1 ball and the pixel range."""
     generator = torch.Generator().manual_seed(1)
     clean = random_images(generator, 12, 48)
-    clean[9] = clean[9].round()  # every pixel at a bound: half of the offsets are cut at once
-    # Rows 0 to 3 are inside: a small step, none, and two that the box alone decides.
+    clean[9] = clean[9].round()  # every pixel at a bound: half of the offsets are clipped immediately
+    # Rows 0 to 3 are inside the ball: a small step, none, and two limited only by the box.
     scales = torch.tensor([0.002, 0.0, 0.02, 0.02, 0.1, 0.3, 1.0, 3.0, 10.0, 1.0, 0.3, 0.1])
     offsets = torch.randn(12, 48, generator=generator) * scales.view(-1, 1)
-    offsets[10, ::3] = 0  # pixels that were not moved
-    offsets[11, 1:] = 0  # a single one that was
+    offsets[10, ::3] = 0  # unchanged pixels
+    offsets[11, 1:] = 0  # a single changed pixel
     offsets[11, 0] = 5.0
     clean[11, 0] = 0.125
     points = (clean + offsets).float().double()
@@ -147,9 +147,9 @@ def record_l1_projection():
 
 
 def shortest_move(norm, point, weights, gap):
-    """The least move in the box that raises `weights @ point` by `gap`, or as far as it can.
+    """Returns the smallest move in the box that raises `weights @ point` by `gap`, or as far as possible.
 
-    In another way than the reference: coordinates one by one for l1, else by bisection.
+    Independent of the reference: coordinate by coordinate for l1, otherwise by bisection.
     """
     if gap < 0:
         weights, gap = -weights, -gap
@@ -176,7 +176,7 @@ def shortest_move(norm, point, weights, gap):
 
 
 def record_planes():
-    """FAB's projections onto a hyperplane within the pixel range."""
+    """Records FAB's projections onto a hyperplane within the pixel range."""
     generator = torch.Generator().manual_seed(2)
     points = random_images(generator, 12, 48)
     weights = random(generator, 12, 48)
@@ -185,8 +185,8 @@ def record_planes():
     values = (weights * points).sum(dim=1)
     highest = (weights.clamp(min=0)).sum(dim=1) - values
     lowest = (weights.clamp(max=0)).sum(dim=1) - values
-    # Shares of the way to the corner, upwards or downwards. Above 1 no point of the box is reached.
-    # Row 6 lies on its plane exactly, row 7 almost.
+    # Fractions of the way to the corner, upwards or downwards. Above 1 the plane misses the box.
+    # Row 6 is exactly on its plane, row 7 almost.
     shares = torch.tensor([0.1, -0.1, 0.4, -0.4, 1.2, -1.2, 0.0, 1e-6, 0.8, -0.8, 0.02, -0.02])
     gaps = torch.where(shares > 0, shares * highest, -shares * lowest)
     offsets = (values + gaps).float().double()
@@ -204,7 +204,7 @@ def record_planes():
 
 
 class TinyModel:
-    """Twelve pixels, ten tanh units, six classes. Remembers what it was asked and its answers."""
+    """A model of twelve pixels, ten tanh units and six classes. Keeps its inputs and outputs."""
 
     def __init__(self, weights, noise=0.0):
         self.weights, self.noise = weights, noise
@@ -214,18 +214,18 @@ class TinyModel:
         w1, b1, w2, b2 = self.weights
         logits = torch.tanh(images.flatten(1) @ w1 + b1) @ w2 + b2
         logits = logits + self.noise * torch.randn(logits.shape)
-        # The reference goes on to change these images in place, where it returns to its best ones.
+        # The reference changes these images in place later, when it returns to its best ones.
         self.asked.append(images.detach().clone())
         self.answers.append(logits.detach().argmax(dim=1))
         return logits
 
 
 def tiny_inputs():
-    """Weights, images, predicted labels and the second classes.
+    """Returns weights, images, predicted labels and the classes with the second-highest logits.
 
-    The images are four of 4,000 random ones. The paths of some 260 of them hardly change in float32
-    or under noise of its size, whatever the attack. The four meet the pixel bounds in every norm,
-    turn back and forth in linf or keep moving in l1, and are broken at once, late or never.
+    The images are four of 4,000 random ones. The paths of about 260 of them hardly change in float32
+    or under noise of its size, for any attack. The four reach the pixel bounds in every norm,
+    oscillate in linf or keep moving in l1, and are fooled immediately, late or never.
     """
     generator = torch.Generator().manual_seed(TINY_SEED)
     weights = [
@@ -241,12 +241,12 @@ def tiny_inputs():
 
 
 def moved_pixels(change):
-    """The reference counts `x + d - x != 0`, where rounding leaves residues. This ignores them."""
+    """Counts changed pixels. The reference counts `x + d - x != 0`, which includes rounding residues."""
     return (change.abs() > 1e-6).flatten(1).sum(dim=1)
 
 
 def apgd_path(model, images, labels, targets, norm, loss):
-    """Every input of one APGD run from the clean images, and which of them are misclassified."""
+    """Returns every input of one APGD run from the clean images, and which are misclassified."""
     options = {"n_iter": APGD_STEPS, "norm": NORMS[norm], "eps": TINY_EPSILONS[norm], "rho": 0.75}
     if loss == "dlr_targeted":
         attack = APGDAttack_targeted(model, **options)
@@ -260,7 +260,7 @@ def apgd_path(model, images, labels, targets, norm, loss):
 
 
 class RecordingFab(FABAttack_PT):
-    """Remembers the points whose label the reference asks for: the image, then each new point."""
+    """Keeps the points whose label the reference computes: the image, then each new point."""
 
     def _get_predicted_label(self, x):
         self.__dict__.setdefault("points", []).append(x.detach().clone())
@@ -268,7 +268,7 @@ class RecordingFab(FABAttack_PT):
 
 
 def fab_path(model, images, labels, norm, targeted):
-    """Each iteration's new point, before it is pulled back, and the nearest adversarial one."""
+    """Returns the new point of each iteration, before it is pulled back, and the nearest adversarial point."""
     attack = RecordingFab(model, NORMS[norm], n_iter=FAB_STEPS, eps=TINY_EPSILONS[norm])
     attack.target_class = 2
     found = attack.attack_single_run(images, labels, is_targeted=targeted)
@@ -276,7 +276,7 @@ def fab_path(model, images, labels, norm, targeted):
 
 
 def tiny_paths(weights, images, labels, targets, noise=0.0):
-    """All paths. `noise` is added to every weight, relatively, and to every logit."""
+    """Returns all paths. `noise` is added to every weight (relative) and to every logit."""
     weights = [w * (1 + noise * torch.randn(w.shape)) for w in weights]
     paths = {}
     for norm in NORMS:
@@ -290,12 +290,12 @@ def tiny_paths(weights, images, labels, targets, noise=0.0):
 
 
 def farthest(paths, others):
-    """The largest difference between the same numbers of two runs."""
+    """Returns the largest difference between the numbers of two runs."""
     return max((paths[key] - others[key]).abs().max().item() for key in paths)
 
 
 def record_tiny():
-    """Iterates of APGD and FAB on a model so small that rounding cannot part two programs."""
+    """Records iterates of APGD and FAB on a model so small that rounding does not change the paths."""
     weights, images, labels, targets = tiny_inputs()
     with reference_in(torch.float64):
         paths = tiny_paths(weights, images, labels, targets)
@@ -312,13 +312,13 @@ def record_tiny():
 
 
 def toy_patterns(generator, count):
-    """Smooth random pictures: 4 x 4 colors, enlarged to 16 x 16."""
+    """Returns smooth random images: 4 x 4 colors, resized to 16 x 16."""
     coarse = torch.randn(count, 3, 4, 4, generator=generator)
     return F.interpolate(coarse, size=16, mode="bicubic", align_corners=False)
 
 
 def toy_images(generator, shapes, count):
-    """Each image is its class's pattern, shifted and scaled, with smooth and with grainy noise."""
+    """Returns images of class patterns, shifted and scaled, with smooth and pixel-wise noise, and labels."""
     labels = torch.randint(0, CLASSES, (count,), generator=generator)
     strengths = 0.14 * (0.5 + torch.rand(count, 1, 1, 1, generator=generator))
     shifts = torch.randint(-2, 3, (count, 2), generator=generator).tolist()
@@ -361,7 +361,7 @@ class ToyVit(VisionTransformer):
 
 
 def training_attack(model, images, labels, sparse):
-    """Three steps of PGD: linf 4/255, or in l1 eight pixels a step, in all at most 5."""
+    """Runs three steps of PGD: linf 4/255, or l1 with eight pixels per step and a total of at most 5."""
     change = torch.zeros_like(images)
     for _ in range(3):
         change.requires_grad_()
@@ -380,7 +380,7 @@ def training_attack(model, images, labels, sparse):
 
 
 def train(model, images, labels, epochs):
-    """Adversarial training for some seconds, half of the batches against l1."""
+    """Trains adversarially for a few seconds, half of the batches against l1."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
     updates = epochs * (len(images) // 128)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=updates)
@@ -395,7 +395,7 @@ def train(model, images, labels, epochs):
 
 
 def reduced_standard(model, norm, seed):
-    """AutoAttack's standard version with fewer steps, targets, restarts and queries."""
+    """Returns AutoAttack's standard version with fewer steps, targets, restarts and queries."""
     suite = AutoAttack(model, norm=NORMS[norm], eps=VERDICT_EPSILONS[norm], seed=seed)
     steps = 50
     for attack in (suite.apgd, suite.apgd_targeted):
@@ -410,7 +410,7 @@ def reduced_standard(model, norm, seed):
 
 
 def verdict(model, images, labels, norm, attack, seed):
-    """1 where an image is still classified correctly after this attack alone."""
+    """Returns 1 for each image that is still classified correctly after this attack alone."""
     suite = reduced_standard(model, norm, seed)
     suite.attacks_to_run = [attack]
     attacked, answers = suite.run_standard_evaluation(images, labels)
@@ -422,7 +422,7 @@ def verdict(model, images, labels, norm, attack, seed):
 
 
 def record_verdicts():
-    """Which images of a toy problem each attack breaks, for two small trained classifiers."""
+    """Records which images of a toy problem each attack fools, for two small trained classifiers."""
     generator = torch.Generator().manual_seed(0)
     shapes = toy_patterns(generator, CLASSES)
     training, training_labels = toy_images(generator, shapes, 4096)
@@ -448,7 +448,7 @@ def record_verdicts():
 
 
 def save(tensors):
-    """Stores what is real as float32; labels and verdicts stay int64, pictures uint8."""
+    """Saves floating-point tensors as float32, labels and verdicts as int64, images as uint8."""
     stored = {
         key: (t.detach().float() if t.is_floating_point() else t).contiguous().clone()
         for key, t in tensors.items()

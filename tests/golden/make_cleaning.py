@@ -1,11 +1,11 @@
-"""Records what open_clip makes of captions with references, mojibake and special tokens in unusual places.
+"""Record how open_clip cleans captions with references, mojibake and special tokens in unusual places.
 
     pip install open_clip_torch==3.3.0 ftfy==6.3.1 regex
     python tests/golden/make_cleaning.py
 
 Writes `text/cleaning.json`: captions, as `SimpleTokenizer` cleans them, and their ids with the merges of
-`text/merges.txt.gz`, without start and end. `captions.json` has whole sentences; these rows have what a crate for HTML,
-mojibake or byte pairs may get wrong (docs/decisions/0003-text-crates.md).
+`text/merges.txt.gz`, without start and end. `captions.json` has whole sentences; these rows cover cases that a
+crate for HTML, mojibake or byte pairs may get wrong (docs/decisions/0003-text-crates.md).
 """
 
 import json
@@ -20,12 +20,12 @@ FOLDER = Path(__file__).resolve().parent / "text"
 SEED = 7
 RANDOM_ROWS = 160
 
-# Control characters and noncharacters, of which Python makes nothing; numbers out of range; ordinary ones.
+# Control characters and noncharacters, which Python drops; numbers out of range; ordinary ones.
 CODES = [0, 1, 8, 9, 11, 13, 0x1F, 0x7F, 0x80, 0x81, 0x9F, 0xA0, 0xAD, 0xD800, 0xDFFF, 0xFDD0, 0xFDEF, 0xFFFE, 0xFFFF]
 CODES += [0x1FFFE, 0x10FFFF, 0x110000, 2**32, 2**64, 38, 39, 60, 0x2019, 0x1F600]
 
 ROWS = [
-    # Tags keep ftfy's hands off references, so that `html.unescape` alone reads them.
+    # Tags make ftfy skip references, so that only `html.unescape` reads them.
     "<b>&#1; &#x8; &#127; &#xFDD0; &#xFFFE; &#1114111;",
     "<b>&#0; &#129; &#x80; &#xD800; &#1114112; &#99999999999999999999;",
     "&#x8g &#31 &#131070 x",
@@ -47,12 +47,12 @@ ROWS = [
     "l&rsquo;Ã©tÃ© &Atilde;&copy; &#195;&#169;",
     "â€� Ã? ï¿½ \ufffd",
     "РљРѕС‚ Ð\x9aÐ¾Ñ\x82 кот",
-    # Special tokens count only where a word may begin.
+    # Special tokens are recognized only where a word may begin.
     "x!<end_of_text> a<end_of_text>b !<start_of_text>!",
     "<START_OF_TEXT> <End_Of_Text>",
     "<|endoftext|> !<|endoftext|>",
     "&lt;end_of_text&gt; <end_of_text&gt;",
-    # Long words, single bytes, and letters whose lower case is longer.
+    # Long words, single bytes, and letters whose lowercase form is longer.
     "ab" * 500,
     "🎉" * 60,
     "\u0100\u00ad\u007f\u0143 \U000e0001 \U0010fffd",

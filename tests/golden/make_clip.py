@@ -1,13 +1,13 @@
-"""Writes small models with random weights as open_clip and transformers keep them, and what they answer.
+"""Write small models with random weights in the layouts of open_clip and transformers, and their outputs.
 
     pip install torch open_clip_torch transformers safetensors
     python tests/golden/make_clip.py
 
 Writes folders below `clip/`, each below 200 kB: `open_clip` (OpenAI's form: norm before the blocks, sigmoid GELU, class
-token), `clipa` (CLIPA's: mean of the patches, fixed positions, tanh GELU), `hugging_face_vit`, `hugging_face_clip_vision`
-and `hugging_face_clip`; in each `recorded.safetensors` with `images` in [0, 1], what the image tower gives for them
-(`outputs`) and `gradients`, those of half the sum of the squared outputs for the images. `clip/versions.json` tells what
-they were made with.
+token), `clipa` (CLIPA's: mean of the patches, fixed positions, tanh GELU), `hugging_face_vit`,
+`hugging_face_clip_vision` and `hugging_face_clip`. Each has a `recorded.safetensors` with `images` in [0, 1], the
+`outputs` of the image tower, and `gradients`: those of half the sum of the squared outputs with respect to the images.
+`clip/versions.json` lists the versions of the packages.
 """
 
 import json
@@ -34,7 +34,7 @@ IMAGES = {"image_size": 16, "patch_size": 4}
 
 
 def disturb(model):
-    """Random weights everywhere, small before the first norm: there its epsilon must be the right one."""
+    """Randomizes all weights, with small ones before the first norm, so that its epsilon matters."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             first = any(word in name for word in ("conv1", "patch_embed", "class_embedding", "position"))

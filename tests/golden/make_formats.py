@@ -1,7 +1,7 @@
-"""Records what Pillow makes of small pictures in formats other than WebP, and of odd but complete JPEG files.
+"""Record what Pillow decodes from small images in formats other than WebP, and from unusual but complete JPEGs.
 
-Writes formats.safetensors: of each picture the file, and the pixels of `Image.open(file).convert("RGB")`, which is what
-torchvision's ImageFolder trains on. A picture that Pillow refuses has no pixels. Run in this folder, with pillow, numpy
+Writes formats.safetensors: for each image the file, and the pixels of `Image.open(file).convert("RGB")`, which
+torchvision's ImageFolder trains on. An image that Pillow refuses has no pixels. Run in this folder, with pillow, numpy
 and safetensors installed:
 
     python make_formats.py
@@ -27,7 +27,7 @@ bilevel = Image.fromarray((noise[..., 0] > 127).astype(np.uint8) * 255).convert(
 few = rgb.quantize(6)
 many = rgb.quantize(200)
 wide = rng.integers(0, 65536, (HEIGHT, WIDTH, 4)).astype(np.uint16)
-# Values around 255 and 256, where clipping and scaling part.
+# Values around 255 and 256, where clipping and scaling differ.
 wide[0, :8, 0] = [0, 1, 127, 128, 254, 255, 256, 257]
 wide[1, :4] = [[127, 128, 129, 255], [384, 385, 32767, 32768], [65407, 65408, 65535, 0], [255, 256, 257, 511]]
 
@@ -38,7 +38,7 @@ def saved(image, kind, **options):
     return buffer.getvalue()
 
 
-# PNG, by hand: bit depths, kinds of color, and what can be wrong around the data.
+# PNG, written by hand: bit depths, color types, and errors around the data.
 
 
 def chunk(name, data, crc=None):
@@ -47,7 +47,7 @@ def chunk(name, data, crc=None):
 
 
 def png(rows, bits, color, *more, width=WIDTH, idat_crc=None, end=True, cut=None, adler=True):
-    """`rows` are the bytes of lines, without filters."""
+    """Returns a PNG file; `rows` are the bytes of the lines, without filters."""
     data = zlib.compress(b"".join(b"\0" + bytes(row) for row in rows))
     if not adler:
         data = data[:-4] + bytes([data[-4] ^ 1]) + data[-3:]
@@ -57,7 +57,7 @@ def png(rows, bits, color, *more, width=WIDTH, idat_crc=None, end=True, cut=None
 
 
 def packed(values, bits):
-    """Lines of values of less than a byte, the first in the highest bits."""
+    """Packs lines of values smaller than a byte, the first in the highest bits."""
     for line in values:
         text = "".join(format(value, f"0{bits}b") for value in line)
         text += "0" * (-len(text) % 8)
@@ -107,7 +107,7 @@ files = {
 
 
 def bmp(rows, bits, *, compression=0, colors=b"", masks=b"", width=WIDTH, height=HEIGHT, header=40, used=0):
-    """`rows` from the bottom, padded to four bytes here; of compressed pictures the data."""
+    """Returns a BMP file; `rows` start at the bottom and are padded to four bytes here, or are compressed data."""
     data = rows if isinstance(rows, bytes) else b"".join(row + bytes(-len(row) % 4) for row in rows)
     if header == 12:
         info = struct.pack("<IHHHH", 12, width, height, 1, bits)
@@ -193,7 +193,7 @@ def gif(*parts, size=(WIDTH, HEIGHT), colors=b"", background=0, end=b";"):
 
 
 def frame(left, top, image, colors=b"", interlaced=False):
-    """The frame of Pillow's file for an image of indices, at another place."""
+    """Returns the frame of Pillow's file for an image of indices, at another position."""
     plain = saved(image, "GIF", interlace=interlaced, optimize=False)
     at = plain.index(b",", 13 + 768)
     flags = (0x40 if interlaced else 0) | (0x80 | ((len(colors) // 3).bit_length() - 2) if colors else 0)
@@ -228,7 +228,7 @@ files |= {
 
 
 def tiff(tags, *strips, order="<"):
-    """`tags`: number to type and values."""
+    """Returns a TIFF file; `tags` maps a number to type and values."""
     tags = {**tags, 273: (4, [0] * len(strips)), 279: (4, [len(strip) for strip in strips])}
     sizes = {3: ("H", 2), 4: ("I", 4)}
     base = 8 + 2 + 12 * len(tags) + 4
@@ -296,13 +296,13 @@ files |= {
     f"tiff orientation {value}": tiff(tags([8, 8, 8], 2, also=orientation(value)), noise[..., :3].tobytes()) for value in range(2, 9)
 }
 
-# JPEG files that break rules, or leave out what they may.
+# JPEG files that violate the standard, or omit optional parts.
 
 jpeg = saved(rgb, "JPEG", quality=85)
 
 
 def segments(file):
-    """The segments of a file up to its first scan, with their markers, and the rest."""
+    """Splits a file into the segments up to its first scan, with their markers, and the rest."""
     at, found = 2, []
     while file[at + 1] != 0xDA:
         length = 2 + int.from_bytes(file[at + 2 : at + 4], "big")
@@ -317,7 +317,7 @@ codes = [part for part in parts if part[1] == 0xC4]
 
 
 def lookup(segment):
-    """Symbol to code, as text of bits."""
+    """Returns a table from symbols to codes, as strings of bits."""
     counts, symbols, code, found = segment[5:21], iter(segment[21:]), 0, {}
     for length, count in enumerate(counts, 1):
         for _ in range(count):
@@ -338,7 +338,7 @@ def entropy(bits):
 
 
 def progressive(width, height, blocks, last, low=0):
-    """A grey picture of one scan of means and one of the coefficients 1 to `last`, of which `low` bits are never sent."""
+    """Returns a gray image: a DC scan, and a scan of coefficients 1 to `last` whose `low` bits are never sent."""
     header = b"\xff\xc2\0\x0b\x08" + struct.pack(">HHB", height, width, 1) + b"\1\x11\0"
     steps = b"\xff\xdb\0\x43\0" + bytes(range(3, 67))
     mean, other = lookup(codes[0]), lookup(codes[1])
@@ -382,7 +382,7 @@ for name, file in files.items():
     results[f"{name} file"] = np.frombuffer(file, np.uint8)
     try:
         results[f"{name} pixels"] = np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).copy()
-    except Exception as error:  # Whatever it is, Pillow's users get no picture.
+    except Exception as error:  # Pillow refuses the file, for any reason.
         refused[name] = f"{type(error).__name__}: {error}"
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Records what PyTorch, timm and torchattacks compute, so that advxl can be held to it.
+"""Record results of PyTorch, timm and torchattacks for comparison with advxl.
 
     pip install torch timm torchattacks numpy safetensors
     python tests/golden/make_golden.py
 
-Writes `vit`, `models`, `position`, `adamw`, `pgd`, `loss` and `contrastive` (`.safetensors`) and `versions.json` beside this
-file. `README.md` lists every tensor. Inputs are rounded to float32 first, then everything is computed
-in float64 and stored as float32: a test compares float32 arithmetic with the exact answer, not with
-the rounding of another program. Two things are float32 throughout: PGD, whose images the attack
-library is asked for in the precision of real use, and timm's resampling, which casts by itself.
+Writes `vit`, `models`, `position`, `adamw`, `pgd`, `loss` and `contrastive` (`.safetensors`) and `versions.json` next
+to this file. `README.md` lists every tensor. Inputs are rounded to float32 first, then everything is computed
+in float64 and stored as float32: a test compares float32 arithmetic with the exact result, not with
+the rounding of another program. Two computations are float32 throughout: PGD, because attacks run in that
+precision, and timm's resampling, which casts internally.
 """
 
 import json
@@ -31,8 +31,8 @@ from timm.models.vision_transformer import VisionTransformer
 FOLDER = Path(__file__).resolve().parent
 PACKAGES = ["torch", "timm", "torchattacks", "numpy", "safetensors"]
 
-# Any seed serves all files but `pgd`. Of the seeds 0 to 99, this one keeps the gradients of all five
-# sign steps furthest from zero, where rounding could turn a sign (see `record_pgd`).
+# Only `pgd` depends on the choice of the seed. Of the seeds 0 to 99, this one keeps the gradients of all five
+# sign steps furthest from zero, where rounding could flip a sign (see `record_pgd`).
 SEED = 14
 SMALLEST_GRADIENT = 4e-6
 
@@ -43,7 +43,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Normalized(torch.nn.Module):
-    """A model of images in [0, 1]: the normalization is its first layer, as in advxl."""
+    """A model of images in [0, 1], with the normalization as its first layer, as in advxl."""
 
     def __init__(self, model):
         super().__init__()
@@ -55,19 +55,19 @@ class Normalized(torch.nn.Module):
 
 
 def random(generator, *shape, scale=1.0, shift=0.0):
-    """Normal numbers in float64 that float32 can hold exactly."""
+    """Returns normal random numbers in float64 that are exact in float32."""
     values = torch.randn(shape, generator=generator) * scale + shift
     return values.float().double()
 
 
 def random_images(generator, *shape):
-    """Pixels in [0, 1]; about one in six is exactly 0 or 1, so that clipping has work to do."""
+    """Returns pixels in [0, 1]; about one in six is exactly 0 or 1, so that clipping matters."""
     pixels = torch.rand(shape, generator=generator) * 1.2 - 0.1
     return pixels.clamp(0, 1).float().double()
 
 
 def small_vit(pool, seed, gelu="none"):
-    """A timm ViT with random weights, none of them zero, and logits of the order of one."""
+    """Returns a timm ViT with random nonzero weights and logits of the order of one."""
     model = VisionTransformer(
         img_size=16,
         patch_size=4,
@@ -80,7 +80,7 @@ def small_vit(pool, seed, gelu="none"):
         class_token=True,
         qkv_bias=True,
         norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-        act_layer=partial(torch.nn.GELU, approximate=gelu),  # `none` is the exact one, with erf
+        act_layer=partial(torch.nn.GELU, approximate=gelu),  # `none` is the exact GELU, with erf
     )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -98,12 +98,12 @@ def small_vit(pool, seed, gelu="none"):
 
 
 def small_convnext(**arguments):
-    """A timm ConvNeXt; its stages see 16 x 16, 8 x 8, 4 x 4 and 2 x 2 positions."""
+    """Returns a timm ConvNeXt whose stages have 16 x 16, 8 x 8, 4 x 4 and 2 x 2 positions."""
     return ConvNeXt(num_classes=CLASSES, depths=(1, 1, 2, 1), dims=(8, 12, 16, 24), patch_size=1, **arguments)
 
 
 class ConvStem(torch.nn.Module):
-    """Convolutions of 3 x 3, norms over the channels and GELUs, as Singh et al. 2023 put before both models."""
+    """3 x 3 convolutions, norms over the channels and GELUs: the stem of Singh et al. 2023 for both models."""
 
     def __init__(self, outputs, steps, width=None):
         super().__init__()
@@ -120,7 +120,7 @@ class ConvStem(torch.nn.Module):
 
 
 def randomised(model, seed):
-    """Random weights, none of them zero, and logits of the order of one."""
+    """Sets random nonzero weights that give logits of the order of one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -144,7 +144,7 @@ def batch(seed):
 
 
 def record_vit():
-    """Logits, loss and every gradient of the ViT, for both ways to pool."""
+    """Records logits, loss and every gradient of the ViT, for both kinds of pooling."""
     images, labels = batch(SEED)
     tensors = {"images": images, "labels": labels}
     for pool in ("token", "avg"):
@@ -159,7 +159,7 @@ def record_vit():
         for name, weight in model.model.named_parameters():
             tensors[f"{pool}.{name}"] = weight
             tensors[f"{pool}_gradient.{name}"] = weight.grad
-    # The tanh form of GELU, with the same weights as `avg`.
+    # Tanh GELU, with the same weights as `avg`.
     pixels = images.clone().requires_grad_()
     logits = small_vit("avg", SEED, gelu="tanh")(pixels)
     F.cross_entropy(logits, labels, label_smoothing=SMOOTHING).backward()
@@ -172,7 +172,7 @@ def sincos_2d(width, grid):
 
     With omega_i = 10000^(-i / (width / 4)), patch (row, column) gets
     [sin(column omega), cos(column omega), sin(row omega), cos(row omega)]. MAE's code calls the first
-    half `emb_h`, but its meshgrid puts the columns there; what it computes is what counts.
+    half `emb_h`, but its meshgrid puts the columns there; the result is authoritative.
     """
     omega = 10000.0 ** (-np.arange(width // 4) / (width / 4))
     rows, columns = np.divmod(np.arange(grid * grid), grid)
@@ -188,7 +188,7 @@ def sincos_2d(width, grid):
 
 
 def record_models():
-    """Logits, loss and every gradient of a ConvNeXt and of both architectures with a convolutional stem."""
+    """Records logits, loss and every gradient of a ConvNeXt and of both architectures with a convolutional stem."""
     images, labels = batch(SEED)
     tensors = {"images": images, "labels": labels}
     convnext, stemmed, products = small_convnext(), small_convnext(), small_convnext(conv_mlp=True)
@@ -207,13 +207,13 @@ def record_models():
         tensors |= {f"{name}_logits": logits, f"{name}_loss": loss.view(1), f"{name}_image_gradient": pixels.grad}
         for weight_name, weight in model.model.named_parameters():
             tensors[f"{name}.{weight_name}"] = weight
-            if name != "products":  # the same function as `convnext`, whose gradients are there
+            if name != "products":  # the same function as `convnext`, which has the gradients
                 tensors[f"{name}_gradient.{weight_name}"] = weight.grad
     return tensors
 
 
 def record_position():
-    """Fixed positions at two sizes, and learned ones resampled up, down and to an odd size."""
+    """Records fixed positions at two sizes, and learned ones resampled up, down and to an odd size."""
     tensors = {f"sincos_{grid}x{grid}": sincos_2d(24, grid) for grid in (4, 7)}
     generator = torch.Generator().manual_seed(SEED)
     learned = random(generator, 1, 1 + 4 * 4, 8)
@@ -226,14 +226,14 @@ def record_position():
 
 
 def record_adamw():
-    """Five updates: clip by the global norm, AdamW, average of weights."""
+    """Records five updates: clipping by the global norm, AdamW, EMA."""
     steps, decay = 5, 0.9
     generator = torch.Generator().manual_seed(SEED)
     weight = random(generator, 6, 4).requires_grad_()
     bias = random(generator, 4).requires_grad_()
     averages = [weight.detach().clone(), bias.detach().clone()]
     rates = torch.tensor([0.002, 0.01, 0.008, 0.005, 0.001]).float().double()
-    # Norms on both sides of the limit of 1, so that clipping both acts and stays away.
+    # Norms on both sides of the limit of 1, so that only some updates are clipped.
     scales = [1.0, 0.05, 0.5, 0.1, 2.0]
     gradients = [
         [random(generator, *p.shape, scale=scale) for p in (weight, bias)] for scale in scales
@@ -268,7 +268,7 @@ def record_adamw():
 
 
 def climb(model, images, labels, step, project, steps):
-    """PGD from the clean images: the images after each step, and the smallest gradient met there."""
+    """Runs PGD from the clean images; returns the images after each step, and the smallest gradient entries."""
     adversarial, path, smallest = images, [], []
     for _ in range(steps):
         pixels = adversarial.clone().requires_grad_()
@@ -280,13 +280,13 @@ def climb(model, images, labels, step, project, steps):
 
 
 def pgd_inputs(seed):
-    """The `token` ViT of that seed, its images and its labels, in float32."""
+    """Returns the `token` ViT of this seed, its images and its labels, in float32."""
     images, labels = batch(seed)
     return small_vit("token", seed).float(), images.float(), labels
 
 
 def linf_path(model, images, labels):
-    """Epsilon 8/255, step 2/255, five steps."""
+    """Runs five steps of 2/255 with epsilon 8/255."""
     return climb(
         model,
         images,
@@ -298,7 +298,7 @@ def linf_path(model, images, labels):
 
 
 def l2_path(model, images, labels):
-    """Epsilon 0.5, step 0.2, five steps. As in torchattacks, first the ball, then the pixel range."""
+    """Runs five steps of 0.2 with epsilon 0.5. As in torchattacks, projects to the ball, then to the pixel range."""
 
     def norms(change):
         return change.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
@@ -314,11 +314,11 @@ def l2_path(model, images, labels):
 
 
 def record_pgd():
-    """The images after every step of PGD for two norms, the last equal to torchattacks to the bit."""
+    """Records the images after every step of PGD for two norms, the last equal to torchattacks to the bit."""
     model, images, labels = pgd_inputs(SEED)
 
     linf, smallest = linf_path(model, images, labels)
-    # float32 errs by less than 1e-7 here. Nearer to zero another order of summation could turn a
+    # The float32 error is below 1e-7 here. Closer to zero, another order of summation could flip a
     # sign, and with it a pixel by two steps.
     assert smallest.min() > SMALLEST_GRADIENT, f"smallest gradient {smallest.min():.1e}"
     theirs = torchattacks.PGD(model, eps=8 / 255, alpha=2 / 255, steps=5, random_start=False)
@@ -338,7 +338,7 @@ def record_pgd():
 
 
 def record_contrastive():
-    """CLIP's loss of a batch, with its gradients, as open_clip writes it down."""
+    """Records CLIP's loss of a batch and its gradients, as defined by open_clip."""
     generator = torch.Generator().manual_seed(SEED)
     images = random(generator, 6, 5).requires_grad_()
     texts = F.normalize(random(generator, 6, 5), dim=1).float().double().requires_grad_()
@@ -354,12 +354,12 @@ def record_contrastive():
 
 
 def record_loss():
-    """Cross entropy with the soft targets of MixUp, label smoothing before mixing."""
+    """Records cross entropy with the soft targets of MixUp, with label smoothing before mixing."""
     generator = torch.Generator().manual_seed(SEED)
     logits = random(generator, 6, 7, scale=3.0)
     logits[5] = (logits[5] + 100).float().double()  # exp(100) overflows float32
     labels = torch.randint(0, 7, (6,), generator=generator)
-    # One weight per image; the partner of image i is image 5 - i. The first stays unmixed.
+    # One weight per image; the partner of image i is image 5 - i. The first image is not mixed.
     weights = torch.tensor([1.0, 0.3, 0.75, 0.5, 0.9, 0.1]).float().double()
     targets = mixup_target(labels, 7, lam=weights.view(-1, 1), smoothing=SMOOTHING)
 
@@ -379,7 +379,7 @@ def record_loss():
 
 
 def save(name, tensors):
-    """Stores what is real as float32; labels stay int64."""
+    """Saves floating-point tensors as float32; labels stay int64."""
     stored = {
         key: (t.detach().float() if t.is_floating_point() else t).contiguous().clone()
         for key, t in tensors.items()

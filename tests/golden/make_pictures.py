@@ -1,9 +1,9 @@
-"""Records what Pillow, PyTorch, torchvision and timm make of small pictures.
+"""Record what Pillow, PyTorch, torchvision and timm compute from small images.
 
 Writes resize.safetensors, operations.safetensors, jpeg.safetensors and jpeg_kinds.safetensors.
 
-The pictures are drawn by a formula that the Rust test repeats (`picture` in src/data), so that only
-results are stored. Run in this folder, with pillow, torch, torchvision, timm, numpy and safetensors installed:
+The images are drawn by a formula that the Rust tests repeat, so that only results are
+stored. Run in this folder, with pillow, torch, torchvision, timm, numpy and safetensors installed:
 
     python make_pictures.py
 """
@@ -24,7 +24,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resiz
 
 
 def picture(width, height):
-    """Smooth slopes, hard edges and noise by a linear congruential generator; [height, width, 3]."""
+    """Returns smooth slopes, hard edges and noise from a linear congruential generator; [height, width, 3]."""
     state, out = 12345, np.zeros((height, width, 3), np.uint8)
     for y in range(height):
         for x in range(width):
@@ -54,7 +54,7 @@ for (width, height), (new_width, new_height) in SIZES[:2]:
         key = f"torch {name} {width}x{height} {new_width}x{new_height}"
         results[key] = resized[0].clamp(0, 1).numpy()
 
-# Evaluation: the shorter side to floor(size / fraction), then the middle.
+# Evaluation: resize the shorter side to floor(size / fraction), then crop the center.
 for (width, height), size, fraction, name in [((41, 29), 20, 0.875, "bicubic"), ((22, 35), 24, 0.9, "bilinear")]:
     transform = Compose([Resize(int(size / fraction), InterpolationMode(name)), CenterCrop(size)])
     image = transform(Image.fromarray(picture(width, height)))
@@ -63,7 +63,7 @@ for (width, height), size, fraction, name in [((41, 29), 20, 0.875, "bicubic"), 
 versions = {"pillow": PIL.__version__, "torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__}
 save_file(results, "resize.safetensors", metadata={"versions": json.dumps(versions)})
 
-# The operations of RandAugment, as timm calls Pillow, on a picture of 21 x 17.
+# The operations of RandAugment, as timm calls Pillow, on an image of 21 x 17.
 OPERATIONS = [
     ("AutoContrast", timm_ops.auto_contrast, []),
     ("Equalize", timm_ops.equalize, []),
@@ -89,7 +89,7 @@ OPERATIONS = [
     ("TranslateY", timm_ops.translate_y_rel, [-0.37]),
 ]
 
-# A picture of little contrast, so that AutoContrast and Equalize have work to do.
+# An image of low contrast, so that AutoContrast and Equalize have an effect.
 source = Image.fromarray(40 + picture(21, 17) // 2)
 moving = {"fillcolor": (124, 116, 104), "resample": Image.BILINEAR}
 results = {}
@@ -99,7 +99,7 @@ for name, function, arguments in OPERATIONS:
 
 save_file(results, "operations.safetensors", metadata={"versions": json.dumps(versions)})
 
-# JPEG files and what Pillow decodes of them, with the orientation of the EXIF data applied.
+# JPEG files and the pixels that Pillow decodes, with the EXIF orientation applied.
 smooth = Image.fromarray(np.stack([
     np.add.outer(np.arange(14) * 9, np.arange(19) * 4),
     np.add.outer(np.arange(14) * -6, np.arange(19) * 8) + 80,
@@ -126,7 +126,7 @@ for name, (image, options) in files.items():
 
 save_file(results, "jpeg.safetensors", metadata={"versions": json.dumps(versions)})
 
-# Every kind of JPEG that the decoder knows, small: sampling, sizes, codes, scans.
+# Small files of every kind of JPEG that the decoder supports: sampling, sizes, codes, scans.
 
 
 def encoded(image, **options):
@@ -136,7 +136,7 @@ def encoded(image, **options):
 
 
 def frame_at(file):
-    """Where the frame's header begins, behind its marker."""
+    """Returns the position of the frame header, after its marker."""
     at = 2
     while file[at + 1] not in (0xC0, 0xC1, 0xC2):
         at += 2 + int.from_bytes(file[at + 2 : at + 4], "big")
@@ -144,7 +144,7 @@ def frame_at(file):
 
 
 def with_frame(file, width, height, factors):
-    """The same data as if the picture had another size and sampling with as many blocks, for what Pillow does not write."""
+    """Declares another size and sampling with as many blocks for the same data, since Pillow cannot write these."""
     file, at = bytearray(file), frame_at(file)
     file[at + 3 : at + 7] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
     for place, factor in enumerate(factors):
@@ -153,7 +153,7 @@ def with_frame(file, width, height, factors):
 
 
 def in_three_scans(image, factors):
-    """Three grey files become the scans of one, with these sampling factors."""
+    """Combines three gray files into the scans of one file, with these sampling factors."""
     across, down = [max(factor >> 4 for factor in factors), max(factor & 15 for factor in factors)]
     files = []
     for plane, factor in zip(image.convert("YCbCr").split(), factors):

@@ -1,11 +1,11 @@
-"""Records what timm's evaluation transforms, and open_clip's, make of small pictures: preprocessing.safetensors.
+"""Record what the evaluation transforms of timm and open_clip compute from small images: preprocessing.safetensors.
 
     pip install torch torchvision timm pillow numpy safetensors
     cd tests/golden && python make_preprocessing.py
 
-timm's own `create_transform` is asked. open_clip's `image_transform` is composed here of the classes that it has from timm
-(`ResizeKeepRatio`, `CenterCropOrPad`) and torchvision, so that open_clip need not be installed. Names of the tensors say
-what was done: resize mode, color of borders, filter, size of the picture, image size, crop fraction.
+timm's transforms are made by its `create_transform`. open_clip's `image_transform` is rebuilt here from the classes
+that it takes from timm (`ResizeKeepRatio`, `CenterCropOrPad`) and torchvision, so that open_clip need not be installed.
+Tensors are named after resize mode, border color, filter, size of the input, image size and crop fraction.
 """
 
 import json
@@ -36,7 +36,7 @@ def picture(width, height):
 
 
 def of_timm(mode, mean, interpolation, size, fraction):
-    """timm's transform for a model's data configuration, without the tensor at its end."""
+    """Applies timm's transform for a model's data configuration, without the final conversion to a tensor."""
     crop_mode = {"shortest": "center", "longest": "border", "squash": "squash"}[mode]
     configuration = dict(input_size=(3, size, size), crop_pct=fraction, crop_mode=crop_mode, mean=mean)
     transform = create_transform(**configuration, interpolation=interpolation, std=(1, 1, 1))
@@ -44,7 +44,7 @@ def of_timm(mode, mean, interpolation, size, fraction):
 
 
 def of_open_clip(mode, fill, interpolation, size):
-    """open_clip 3.3.0, `image_transform(is_train=False)`; it knows no crop fraction."""
+    """Applies `image_transform(is_train=False)` of open_clip 3.3.0, which has no crop fraction."""
     mode_of = InterpolationMode(interpolation)
     if mode == "longest":
         return Compose([ResizeKeepRatio(size, interpolation=interpolation, longest=1), CenterCropOrPad(size, fill=fill)])
@@ -54,8 +54,8 @@ def of_open_clip(mode, fill, interpolation, size):
 
 
 IMAGENET = (0.485, 0.456, 0.406)
-# Odd and even remainders both ways, smaller and larger than the result, a line of pixels, one that Pillow 13 shrinks along
-# the columns first.
+# Odd and even remainders in both directions, smaller and larger than the result, a line of pixels, a size that Pillow 13
+# shrinks along the columns first.
 SIZES = [(41, 29), (29, 42), (9, 7), (16, 16), (3, 50), (20, 61)]
 results = {}
 for number, (width, height) in enumerate(SIZES):

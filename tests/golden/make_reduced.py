@@ -1,4 +1,4 @@
-"""Records what Pillow's draft mode makes of the files of jpeg_kinds.safetensors: JPEGs decoded at 1/2, 1/4 and 1/8.
+"""Record what Pillow's draft mode decodes from the files of jpeg_kinds.safetensors at 1/2, 1/4 and 1/8 scale.
 
 Writes jpeg_reduced.safetensors. Run in this folder, with pillow, numpy and safetensors installed:
 
@@ -20,7 +20,7 @@ for name, file in sorted(load_file("jpeg_kinds.safetensors").items()):
     for reduction in (2, 4, 8):
         image = Image.open(io.BytesIO(file.tobytes()))
         width, height = image.size
-        # Draft picks the largest reduction that leaves at least the size asked for.
+        # Draft picks the largest reduction that keeps at least the requested size.
         image.draft(None, (max(1, width // reduction), max(1, height // reduction)))
         if image.size != (-(-width // reduction), -(-height // reduction)):
             continue

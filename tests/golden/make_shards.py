@@ -1,9 +1,9 @@
-"""Records what Python makes of tar files and of JSON texts.
+"""Record what Python reads from tar files and JSON texts.
 
-Writes shards.safetensors: tar files of every form that Python and GNU tar write (compressed here, for their zeros; the one
-that is called gzip is compressed twice), each with length and CRC-32 of the regular members that `tarfile` finds as WebDataset opens it (a stream, `r|*`); and JSON texts with their values by `json`, where
-null stands for NaN and infinities, and U+FFFD for halves of surrogate pairs. Run in this folder, with GNU tar, numpy and
-safetensors installed:
+Writes shards.safetensors: tar files of every form that Python and GNU tar write (compressed here, because they are
+mostly zeros; the one named gzip is compressed twice), each with length and CRC-32 of the regular members that `tarfile`
+finds when opened as in WebDataset (a stream, `r|*`); and JSON texts with the values that `json` reads, with null for
+NaN and infinities, and U+FFFD for lone surrogates. Run in this folder, with GNU tar, numpy and safetensors installed:
 
     python make_shards.py
 """

@@ -1,13 +1,13 @@
-"""Records what open_clip, transformers and ftfy make of captions, and tiny text towers with their numbers.
+"""Record what open_clip, transformers and ftfy compute from captions, and tiny text towers with their outputs.
 
     pip install torch open_clip_torch transformers ftfy numpy safetensors
     python tests/golden/make_text.py
     python tests/golden/make_text.py --tables
 
-Writes `text/`: token ids of odd captions, folders of tiny models with random weights, their embeddings
+Writes `text/`: token ids of unusual captions, folders of tiny models with random weights, their embeddings
 and gradients, computed in float64 and rounded once. No weights are downloaded. With `--tables` it writes
-the two tables that the cleaning of captions needs into `src/text/tables/` instead: Python's named HTML
-characters, and ftfy's knowledge of mojibake.
+the two tables for cleaning captions to `src/text/tables/` instead: Python's named HTML characters, and
+ftfy's tables of mojibake.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModelWithProject
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent / "text"
 SEED = 41
-MERGES = 2000  # of the committed tokenizer
-FEW_MERGES = 300  # of the models
+MERGES = 2000  # for the committed tokenizer
+FEW_MERGES = 300  # for the models
 SPECIAL = ["<|startoftext|>", "<|endoftext|>"]
 
 PLAIN = [
@@ -154,7 +154,7 @@ ENTITIES = [
 
 
 def captions():
-    """The captions above, and texts of many scripts through wrong encodings."""
+    """Returns the captions above, and texts of many scripts in wrong encodings."""
     found = PLAIN + ENTITIES
     texts = [
         "Fußgängerübergang",
@@ -184,7 +184,7 @@ def captions():
 
 
 def expanded(pattern):
-    """A verbose Python pattern without white space and comments, as Rust's `regex` reads it."""
+    """Returns a verbose Python pattern without white space and comments, for Rust's `regex`."""
     out, in_class, at = [], False, 0
     while at < len(pattern):
         letter = pattern[at]
@@ -228,7 +228,7 @@ def tables():
 
 
 def byte_pairs(count):
-    """The first merges of OpenAI's file, with its first line."""
+    """Returns the first merges of OpenAI's file, with its first line."""
     lines = gzip.open(default_bpe()).read().decode().split("\n")
     return lines[: 1 + count]
 
@@ -240,7 +240,7 @@ def write_merges(path, count):
 
 
 def write_hf_tokenizer(folder, count):
-    """`vocab.json` and `merges.txt`, in the order of OpenAI's vocabulary."""
+    """Writes `vocab.json` and `merges.txt`, in the order of OpenAI's vocabulary."""
     bytes_first = list(open_clip.tokenizer.bytes_to_unicode().values())
     merges = byte_pairs(count)
     words = bytes_first + [word + "</w>" for word in bytes_first]
@@ -252,7 +252,7 @@ def write_hf_tokenizer(folder, count):
 
 
 def wordpiece_vocabulary(texts):
-    """A small vocabulary in BERT's form: special tokens, letters, pieces and some whole words."""
+    """Returns a small vocabulary in BERT's format: special tokens, letters, pieces and some whole words."""
     words = ["[PAD]"] + [f"[unused{index}]" for index in range(9)] + ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     letters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789!?.,-'&<>;:#éßцкпрвет日ςσ"))
     words += letters + [f"##{letter}" for letter in letters]
@@ -262,7 +262,7 @@ def wordpiece_vocabulary(texts):
 
 
 def randomize(model):
-    """Weights away from their symmetric beginnings, norms too."""
+    """Moves weights away from their symmetric initialization, including those of norms."""
     for name, parameter in model.named_parameters():
         scale = 0.3 if parameter.dim() > 1 else 0.2
         with torch.no_grad():
@@ -272,7 +272,7 @@ def randomize(model):
 
 
 def record(tensors, name, ids, weights, embeddings, parameters):
-    """Embeddings, and the gradients of their sum weighted with `weights`."""
+    """Records embeddings, and the gradients of their sum weighted by `weights`."""
     (embeddings * weights).sum().backward()
     tensors[f"{name}.ids"] = ids.to(torch.int64).contiguous()
     tensors[f"{name}.weights"] = weights.float().contiguous()
@@ -283,7 +283,7 @@ def record(tensors, name, ids, weights, embeddings, parameters):
 
 
 def rows(ids):
-    """Rows of ids as text, without the zeros at their ends, for the sake of size."""
+    """Formats rows of ids as text, without trailing zeros to save space."""
     found = []
     for row in ids.tolist():
         while row and row[-1] == 0:
@@ -312,7 +312,7 @@ def main():
     for left in bert_folder.iterdir():
         if left.name not in ("vocab.txt", "tokenizer.json"):
             left.unlink()
-    # Its constructor would look for a whole model's folder.
+    # Its constructor would require the folder of a whole model.
     clipa = HFTokenizer.__new__(HFTokenizer)
     clipa.tokenizer_mode, clipa.context_length, clipa.strip_sep_token = "", 32, True
     clipa.clean_fn = open_clip.tokenizer.get_clean_fn("whitespace")
@@ -333,7 +333,7 @@ def main():
     few = SimpleTokenizer(bpe_path=str(FOLDER / "few_merges.txt.gz"), context_length=14)
     (FOLDER / "few_merges.txt.gz").unlink()
 
-    # Hugging Face: both activations, the end token by its id.
+    # Hugging Face: both activations, end token found by id.
     for name, act in [("hf_quick", "quick_gelu"), ("hf_gelu", "gelu")]:
         folder = FOLDER / name
         folder.mkdir(exist_ok=True)
@@ -361,7 +361,7 @@ def main():
         output = model(input_ids=ids).text_embeds
         record(tensors, name, ids, weights, output, [])
 
-    # open_clip: OpenAI's form beside an image tower, the same in a custom text model, and CLIPA's.
+    # open_clip: OpenAI's text tower with an image tower, in a custom text model, and CLIPA's.
     vision = {"image_size": 8, "patch_size": 8, "width": 8, "layers": 1, "head_width": 4}
     clip_text = {"context_length": 14, "vocab_size": few.vocab_size, "width": 16, "heads": 2, "layers": 2}
     clipa_text = {

@@ -1,18 +1,18 @@
-"""Writes small files of weights with `torch.save`, and what is in them as safetensors.
+"""Write small weight files with `torch.save`, and their contents as safetensors.
 
     pip install torch timm numpy safetensors
     python tests/golden/make_weights.py
     python tests/golden/make_weights.py --large h14 FILE
 
 Writes `weights/*.pth`, each below 30 kB, `weights/tensors.safetensors` with their tensors as PyTorch
-has them, contiguous and in float32, under the names `FILE.TENSOR`, and `weights/versions.json`.
-`deit3.safetensors` holds a model of timm in DeiT-3's form, images and the logits that timm gives for them.
+reads them, contiguous and in float32, under the names `FILE.TENSOR`, and `weights/versions.json`.
+`deit3.safetensors` holds a timm model with DeiT-3's layout, images and timm's logits for them.
 `advxl.pth` has the names and relative shapes of AdvXL's released ViT-H/14: class token, mean pooling,
-`fc_norm` and no `norm`. `hostile.pth` asks for `os.system` where it is unpickled with full trust;
-nothing here does that.
+`fc_norm` and no `norm`. `hostile.pth` calls `os.system` when it is unpickled with full trust, which no
+code here does.
 
-With `--large` it writes one file alone, of the names and shapes of AdvXL's ViT-H/14 or ViT-g/14 at 336
-pixels (2.5 and 4.1 GB) with random weights.
+With `--large` it writes only one file, with the names and shapes of AdvXL's ViT-H/14 or ViT-g/14 at 336
+pixels (2.5 and 4.1 GB) and random weights.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SEED = 14
 
 
 def transformer(width, depth, hidden, patch, tokens, classes):
-    """Random weights under timm's names, as in AdvXL's released files."""
+    """Returns random weights with timm's names, as in AdvXL's released files."""
 
     def random(*shape):
         return torch.randn(shape) * 0.1
@@ -58,7 +58,7 @@ def transformer(width, depth, hidden, patch, tokens, classes):
 
 
 class Code:
-    """Pickles as a call, the way files that attack their reader do."""
+    """Pickles as a function call, as malicious files do."""
 
     def __reduce__(self):
         return os.system, ("echo this must never run",)
@@ -91,7 +91,7 @@ def main():
     save("plain", plain)
     record("plain", plain)
 
-    # As training programs do: the weights among other things.
+    # Like files of training programs: the weights among other objects.
     weights = {"a": torch.nn.Parameter(torch.randn(2, 3)), "double": torch.randn(4).double()}
     model = torch.nn.ParameterDict({"w": torch.nn.Parameter(torch.randn(3))})
     optimizer = torch.optim.AdamW(model.parameters())
@@ -108,7 +108,7 @@ def main():
     save("wrapped", content)
     record("wrapped", weights)
 
-    # Pickle protocol 4 has other instructions for text, names and the memo.
+    # Pickle protocol 4 has different opcodes for text, names and the memo.
     save("protocol4", content, pickle_protocol=4)
 
     average = OrderedDict((f"module.base_model.{name}", torch.randn(4)) for name in "xyz")
@@ -145,7 +145,7 @@ def main():
     # 16 TB of numbers in a file of 1 kB.
     save("endless", {"a": torch.zeros(1).expand(1 << 21, 1 << 21)})
 
-    # As people save them: compiled, in a wrapper of another name, with a normalization in front, several at once.
+    # Common variants: compiled, in a wrapper of another name, with a normalization layer, several models at once.
     pair = {"a.weight": torch.randn(2, 3), "b.bias": torch.randn(2)}
     compiled = {f"module._orig_mod.model.{name}": tensor for name, tensor in pair.items()}
     compiled |= {"module._orig_mod.normalize.mean": torch.tensor([0.5, 0.25, 0.125]).view(1, 3, 1, 1)}
@@ -157,7 +157,7 @@ def main():
     other = {name: tensor + 1 for name, tensor in pair.items()}
     save("several", {"generator": pair, "inner": {"critic": other}, "lr_scheduler": {"w": pair["b.bias"]}})
 
-    # DeiT-3: no place for the class token, layer scale.
+    # DeiT-3: no position embedding for the class token, layer scale.
     model = timm.models.VisionTransformer(
         img_size=8, patch_size=2, embed_dim=12, depth=2, num_heads=3, mlp_ratio=2, num_classes=5,
         no_embed_class=True, init_values=1e-6,

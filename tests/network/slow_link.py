@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Two network devices joined by a cable: `slow_link.py DEVICE DEVICE MILLISECONDS FILE`.
+"""Connect two network devices with a delay: `slow_link.py DEVICE DEVICE MILLISECONDS FILE`.
 
-Frames come out of the other device so many milliseconds after they were sent. The file says which TCP is let through:
-`all`, `only 2000-2199` (to or from these ports) or `without 2000-2199`; it is read again when it changes. The kernel's own
-way, `tc ... netem`, is not in every kernel. Needs root.
+Frames arrive at the other device the given number of milliseconds after they were sent. FILE selects the TCP traffic
+that passes: `all`, `only 2000-2199` (to or from these ports) or `without 2000-2199`; it is read again when it changes.
+Not every kernel has the built-in alternative, `tc ... netem`. Needs root.
 """
 
 import collections
@@ -26,7 +26,7 @@ def device(name):
 
 
 class Rule:
-    """What is let through, as the file says."""
+    """The TCP traffic that passes, as configured by the file."""
 
     def __init__(self, path):
         self.path, self.seen, self.words = path, 0, ["all"]

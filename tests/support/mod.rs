@@ -1,4 +1,4 @@
-//! A recipe small enough to run in a second, with every source of randomness switched on.
+//! A recipe small enough to run in a second, with every source of randomness enabled.
 
 pub mod processes;
 
@@ -49,21 +49,21 @@ pub fn write_recipe(folder: &Path) -> std::path::PathBuf {
     path
 }
 
-/// Runs the program and gives its exit code and what it wrote to standard error.
+/// Runs the program and returns its exit code and standard error.
 pub fn advxl(arguments: &[&str]) -> (i32, String) {
     let output = command(arguments).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     (output.status.code().unwrap_or(-1), text)
 }
 
-/// The program with arguments.
+/// Returns a command that runs the program with arguments.
 pub fn command(arguments: &[&str]) -> std::process::Command {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_advxl"));
     command.args(arguments);
     command
 }
 
-/// Trains the recipe into a folder below `folder`, which is given back.
+/// Trains the recipe in a folder below `folder` and returns its path.
 #[allow(dead_code)] // Not every test file trains.
 pub fn trained(folder: &Path) -> std::path::PathBuf {
     let recipe = write_recipe(folder);
@@ -78,9 +78,9 @@ pub fn trained(folder: &Path) -> std::path::PathBuf {
     run
 }
 
-/// Starts the program, kills it once its run has written so many lines of metrics, and waits for its end.
+/// Starts the program, kills it once its run has written `lines` lines of metrics, and waits until it ends.
 ///
-/// With SIGKILL: the process cannot clean up.
+/// Uses SIGKILL, so the process cannot clean up.
 #[allow(dead_code)] // Not every test file kills.
 pub fn kill_after(lines: usize, arguments: &[&str], run: &Path) {
     let mut command = command(arguments);
@@ -97,8 +97,8 @@ pub fn kill_after(lines: usize, arguments: &[&str], run: &Path) {
     child.wait().unwrap();
 }
 
-/// Makes class folders of grey pictures, each of another shade, of 16 pixels.
-#[allow(dead_code)] // Not every test file has pictures.
+/// Writes class folders of gray images, each of a different shade, of 16 pixels.
+#[allow(dead_code)] // Not every test file uses images.
 pub fn class_folders(root: &Path, classes: &[&str], count: u8) {
     for class in classes {
         let folder = root.join(class);
@@ -112,8 +112,8 @@ pub fn class_folders(root: &Path, classes: &[&str], count: u8) {
     }
 }
 
-/// All files below a folder.
-#[allow(dead_code)] // Not every test file looks for them.
+/// Returns all files below a folder.
+#[allow(dead_code)] // Not every test file needs this.
 pub fn files_below(folder: &Path) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap();
     let paths = entries.map(|entry| entry.unwrap().path());

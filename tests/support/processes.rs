@@ -1,4 +1,4 @@
-//! Programs in several processes, and what is done to them.
+//! Programs in several processes, and faults injected into them.
 #![allow(dead_code)] // Not every test file needs all of it.
 
 use std::io::Read;
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use super::{RECIPE, command};
 
 pub const ADVXL: &str = env!("CARGO_BIN_EXE_advxl");
-/// No fault may cost more.
+/// The longest time that a fault may cost.
 pub const A_MINUTE: Duration = Duration::from_secs(60);
 
-/// `mpirun` with its own arguments and a program's.
+/// Returns an `mpirun` command with its own arguments and those of a program.
 pub fn mpirun(arguments: &[&str]) -> Command {
     let mut command = Command::new("mpirun");
     // Tests run as root in containers, and on two processors.
@@ -21,21 +21,22 @@ pub fn mpirun(arguments: &[&str]) -> Command {
         ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
         ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
         ("OMPI_MCA_hwloc_base_binding_policy", "none"),
-        // Seconds from its SIGTERM to its SIGKILL, in which a checkpoint is written; all of them are waited for after a fault.
+        // Seconds between SIGTERM and SIGKILL, enough to write a checkpoint; after a fault, mpirun always waits for all
+        // of them.
         ("OMPI_MCA_odls_base_sigkill_timeout", "4"),
     ]);
     command.args(arguments).stdin(Stdio::null());
     command
 }
 
-/// The program in `count` processes, started by its own launcher.
+/// Returns the command for `count` processes, started by the program's own launcher.
 pub fn launched(count: usize, arguments: &[&str]) -> Command {
     let count = count.to_string();
     let launch = ["--processes", &count, "--threads", "1"];
     command(&[arguments, &launch].concat())
 }
 
-/// The program in `count` processes, started by `mpirun`.
+/// Returns the command for `count` processes, started by `mpirun`.
 pub fn processes(count: usize, arguments: &[&str]) -> Command {
     if count == 1 {
         return command(arguments);
@@ -49,7 +50,7 @@ pub fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-pub fn told(output: &Output) -> String {
+pub fn stderr_of(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
@@ -57,14 +58,18 @@ pub fn succeed(count: usize, arguments: &[&str]) -> Output {
     done(processes(count, arguments))
 }
 
-/// Runs a command that succeeds.
+/// Runs a command and asserts that it succeeds.
 pub fn done(mut command: Command) -> Output {
     let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", told(&output));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        stderr_of(&output)
+    );
     output
 }
 
-/// Trains in one, two and four processes, and resumes runs in other numbers of them in the middle of each stage.
+/// Trains in one, two and four processes, and resumes runs with other numbers of processes in the middle of each stage.
 pub fn train_and_resume(start: fn(usize, &[&str]) -> Command) {
     let folder = tempfile::tempdir().unwrap();
     let recipe = recipe(folder.path(), "recipe", &[("keep = 3", "keep = 9")]);
@@ -109,19 +114,19 @@ pub fn train_and_resume(start: fn(usize, &[&str]) -> Command) {
     }
 }
 
-/// Fails with a code and a message.
+/// Asserts that a command fails with a code and a message.
 pub fn fail(mut command: Command, code: i32, parts: &[&str]) {
     let begun = Instant::now();
     let output = command.output().unwrap();
-    let told = told(&output);
-    assert_eq!(output.status.code(), Some(code), "{told}");
+    let stderr = stderr_of(&output);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
     for part in parts {
-        assert!(told.contains(part), "`{part}` is not in:\n{told}");
+        assert!(stderr.contains(part), "`{part}` is not in:\n{stderr}");
     }
     assert!(begun.elapsed() < A_MINUTE);
 }
 
-/// The recipe with a table and other changes, as a file.
+/// Writes the recipe with a table and other changes to a file.
 pub fn recipe(folder: &Path, name: &str, changes: &[(&str, &str)]) -> PathBuf {
     let mut recipe = RECIPE.replace(
         "precision = \"f32\"",
@@ -147,7 +152,7 @@ pub fn train<'a>(recipe: &'a Path, out: &'a Path) -> [&'a str; 4] {
     ["train", text(recipe), "--out", text(out)]
 }
 
-/// What training made: the last checkpoint holds weights, moments, average, counters.
+/// Reads the results of training: the last checkpoint holds weights, moments, average and counters.
 pub fn made(out: &Path) -> [Vec<u8>; 3] {
     [
         "checkpoints/000000000320.safetensors",
@@ -157,26 +162,26 @@ pub fn made(out: &Path) -> [Vec<u8>; 3] {
     .map(|file| std::fs::read(out.join(file)).unwrap())
 }
 
-/// Lines of metrics that a run has written.
+/// Returns the number of metrics lines that a run has written.
 pub fn lines(run: &Path) -> usize {
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl"));
     metrics.unwrap_or_default().lines().count()
 }
 
-/// Waits until a run has written so many lines of metrics.
+/// Waits until a run has written `wanted` lines of metrics.
 pub fn wait_for(wanted: usize, run: &Path, child: &mut Child) {
     let begun = Instant::now();
     loop {
         if lines(run) >= wanted {
             return;
         }
-        assert!(child.try_wait().unwrap().is_none(), "it ended too early");
-        assert!(begun.elapsed() < A_MINUTE, "it does not begin");
+        assert!(child.try_wait().unwrap().is_none(), "ended too early");
+        assert!(begun.elapsed() < A_MINUTE, "does not start");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// The processes of a run, in the order of their ranks.
+/// Returns the processes of a run, in the order of their ranks.
 pub fn of_run(run: &Path) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
@@ -208,8 +213,8 @@ pub fn signal(name: &str, process: u32) {
     assert!(done.unwrap().success());
 }
 
-/// Starts a long run, does something to its processes once a checkpoint of the stage is there, and gives its exit code and
-/// what it wrote to standard error.
+/// Starts a long run and calls `disturb` on its processes once the stage has a checkpoint. Returns its exit code and
+/// standard error.
 pub fn disturbed(
     command: Command,
     run: &Path,
@@ -218,7 +223,7 @@ pub fn disturbed(
     disturbed_after(120, command, run, disturb)
 }
 
-/// The same, once it has written `wanted` more lines of metrics.
+/// As [`disturbed`], once the run has written `wanted` more lines of metrics.
 pub fn disturbed_after(
     wanted: usize,
     mut command: Command,
@@ -231,10 +236,10 @@ pub fn disturbed_after(
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let mut told = child.stderr.take().unwrap();
+    let mut stderr = child.stderr.take().unwrap();
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
-        told.read_to_string(&mut text).unwrap();
+        stderr.read_to_string(&mut text).unwrap();
         text
     });
     wait_for(before + wanted, run, &mut child);
@@ -246,16 +251,16 @@ pub fn disturbed_after(
         }
         if begun.elapsed() > A_MINUTE {
             let _ = child.kill();
-            panic!("it hangs; it told:\n{}", reader.join().unwrap());
+            panic!("hangs; stderr:\n{}", reader.join().unwrap());
         }
         std::thread::sleep(Duration::from_millis(100));
     };
     let code = status.code().unwrap_or(-1);
-    assert!(of_run(run).is_empty(), "a process is left");
+    assert!(of_run(run).is_empty(), "a process is still running");
     (code, reader.join().unwrap())
 }
 
-/// The number of samples of the newest checkpoint.
+/// Returns the file name of the newest checkpoint.
 pub fn newest(run: &Path) -> String {
     let folder = std::fs::read_dir(run.join("checkpoints")).unwrap();
     let names = folder.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
