@@ -1965,7 +1965,7 @@ augmentation = {{ flip = false }}
     let (code, text) = train([&["0", "1"], &["1", "2"]]);
     assert_eq!(code, 2, "{text}");
     for part in [
-        "2 samples have the key `1`",
+        "2 samples have the same key `1`",
         "a.tar: 1`",
         "b.tar: 1`",
         "share one embedding",
