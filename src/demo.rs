@@ -14,10 +14,10 @@ use crate::data::{Selection, Subset};
 use crate::distributed::Comm;
 use crate::error::{Context, Error, Result};
 use crate::eval::autoattack::{Settings, Version};
-use crate::eval::{Classifier, Images, Setup};
+use crate::eval::{Classifier, Images, Setup, curve};
 use crate::figure::{Attacked, Curve, Example, Figure};
 use crate::files;
-use crate::ops::{Device, Precision, to_vec};
+use crate::ops::{Device, Precision, from_vec, to_vec};
 use crate::output::{Content, Inputs};
 use crate::recipe::{Recipe, TestImages, cannot_be_run};
 use crate::screen::Screen;
@@ -59,26 +59,23 @@ pub fn run(
     }
     let work = Work::new(&robust, &normal);
     let mut models = Vec::new();
-    for (part, (name, recipe)) in [("robust", robust), ("normal", normal)]
-        .into_iter()
-        .enumerate()
-    {
-        let mut watched = work.part(2 * part, screen);
+    let both = [
+        ("robust", "it sees attacked images only", robust),
+        ("normal", "the same without attacks", normal),
+    ];
+    for (number, (name, how, recipe)) in both.into_iter().enumerate() {
+        let part = 2 * number;
+        let mut watched = work.part(part, screen);
         watched.line("");
         watched.line(&format!(
-            "[{}/5] training the {name} model{}",
-            2 * part + 1,
-            if part == 0 {
-                ": it sees attacked images only"
-            } else {
-                ": the same without attacks"
-            }
+            "[{}/5] training the {name} model: {how}",
+            part + 1
         ));
         let model = Trained::new(name, recipe, &folder.join(name), device, &mut watched)
             .context(|| format!("the {name} model"))?;
-        let mut watched = work.part(2 * part + 1, screen);
+        let mut watched = work.part(part + 1, screen);
         watched.line("");
-        watched.line(&format!("[{}/5] attacking the {name} model", 2 * part + 2));
+        watched.line(&format!("[{}/5] attacking the {name} model", part + 2));
         let result = model
             .attacked(&mut watched)
             .context(|| format!("the {name} model"))?;
@@ -185,107 +182,131 @@ fn draw(
     let run = &models[0].0.run;
     let test = &run.images.last().expect("recipes have stages").test;
     let subset = Subset::choose(test, &Selection::Sample(CURVE_IMAGES))?;
-    let (seed, comm) = (run.recipe.seed, Comm::single());
-    let settings = |units: u32| {
-        let epsilon = format!("{units}/255").parse().expect("a fraction");
-        Settings::new(Version::Standard, Norm::Linf, epsilon)
+    let setup = Setup {
+        batch: CURVE_IMAGES,
+        seed: run.recipe.seed,
+        device,
+        comm: &Comm::single(),
     };
-    let pgd = |units: u32| settings(units).attack("pgd").expect("a known attack");
-    let attacks: Vec<Attack> = EPSILONS.iter().map(|units| pgd(*units)).collect();
-    let everything: Vec<usize> = (0..subset.len()).collect();
-    let (mut curves, mut answers, mut sizes) = (Vec::new(), Vec::new(), Vec::new());
+    let attacks = EPSILONS.map(|units| {
+        let epsilon = format!("{units}/255").parse().expect("a fraction");
+        let settings = Settings::new(Version::Standard, Norm::Linf, epsilon);
+        settings.attack("pgd").expect("a known attack")
+    });
+    let (mut measured, mut side) = (Vec::new(), 0);
     for (number, (model, _)) in models.iter().enumerate() {
         screen.progress(number as u64, models.len() as u64, "accuracy over epsilon");
         let saved = weights::load(&model.run.folder.path().join("model"), device)?;
         let preprocessing = saved.preprocessing.preprocessing?;
+        side = preprocessing.image_size;
         let images = Images::Stored {
             dataset: test,
             subset: &subset,
             preprocessing,
         };
         let classifier = Classifier::new(saved.model, None, Precision::F32);
-        let setup = Setup {
-            batch: CURVE_IMAGES,
-            seed,
-            device,
-            comm: &comm,
-        };
         let outcome = classifier.evaluate(&images, &attacks, setup, &())?;
-        let epsilons = std::iter::once(0).chain(EPSILONS).enumerate();
-        let points =
-            epsilons.map(|(at, units)| (f64::from(units) / 255.0, outcome.accuracy_after(at)));
-        curves.push(points.collect::<Vec<_>>());
-        let evaluation = classifier.evaluation(&images, &attacks, setup);
-        let target = TargetModel::new(evaluation.network, device);
-        let (pixels, labels) = images.batch(&everything, device)?;
-        let batch = Batch {
-            images: pixels.clone(),
-            labels: labels.clone(),
-            keys: everything.iter().map(|index| images.key(*index)).collect(),
-            seed,
-        };
-        let adversarial = pgd(8).perturb(&target, &batch);
-        let after: Vec<Option<usize>> = {
-            let flat: Vec<f32> = adversarial.iter().flatten().flatten().copied().collect();
-            let logits = target.logits(crate::ops::from_vec(flat, pixels.dims(), device));
-            everything
-                .iter()
-                .map(|index| logits.prediction(*index))
-                .collect()
-        };
-        let before = target.logits(pixels.clone());
-        let is_right = |index: &usize| before.is_right(*index, labels[*index] as usize);
-        sizes.push(preprocessing.image_size);
-        answers.push((
-            everything.iter().map(is_right).collect::<Vec<bool>>(),
-            adversarial,
-            after,
-            to_vec(pixels),
-            labels,
-        ));
+        measured.push((classifier, images, outcome));
     }
-    let side = sizes[0];
-    let numbers = 3 * side * side;
-    let both_right = |index: &&usize| answers.iter().all(|(right, ..)| right[**index]);
-    let class = |label: usize| test.classes().get(label).cloned().unwrap_or_default();
-    let examples = everything
-        .iter()
-        .filter(both_right)
+    let curves = measured.iter().map(|(.., outcome)| {
+        let points = curve::points(outcome, &attacks).into_iter();
+        points
+            .map(|point| (point.value, point.robust_accuracy))
+            .collect()
+    });
+    let curves: Vec<Vec<(f64, f64)>> = curves.collect();
+
+    let all_are_right = |index: &usize| {
+        let mut broken_by = measured
+            .iter()
+            .map(|(.., outcome)| &outcome.broken_by[*index]);
+        broken_by.all(|attack| attack.as_deref() != Some("clean"))
+    };
+    let chosen: Vec<usize> = (0..subset.len())
+        .filter(all_are_right)
         .take(EXAMPLES)
-        .map(|index| {
-            let (.., clean, labels) = &answers[0];
-            let label = labels[*index] as usize;
-            let attacked = answers.iter().map(|(_, adversarial, after, ..)| Attacked {
-                adversarial: adversarial[*index].clone().unwrap_or_default(),
-                prediction: after[*index].map_or("not finite".to_owned(), class),
-                is_right: after[*index] == Some(label),
-            });
-            Example {
-                clean: clean[index * numbers..][..numbers].to_vec(),
-                class: class(label),
-                attacked: attacked.rev().collect(),
-            }
-        });
+        .collect();
+    let attack = &run.recipe.final_evaluation[0].attacks()[0];
     // The normal model first: what goes wrong, then the remedy.
-    let named = models.iter().zip(&curves).rev();
+    let shown = models.iter().zip(&curves).rev();
     let figure = Figure {
-        examples: examples.collect(),
-        models: named
-            .map(|((model, _), points)| {
-                (
-                    model.name.to_owned(),
-                    Curve {
-                        points: points.clone(),
-                    },
-                )
+        curves: shown
+            .map(|((model, _), points)| Curve {
+                model: model.name.to_owned(),
+                points: points.clone(),
             })
             .collect(),
+        examples: match &chosen[..] {
+            [] => Vec::new(),
+            chosen => {
+                let models = measured.iter().rev();
+                let models = models.map(|(classifier, images, _)| (classifier, images));
+                examples(models, chosen, attack, test.classes(), setup)?
+            }
+        },
         side,
-        attack: "PGD-20, linf 8/255".to_owned(),
+        attack: format!(
+            "{}, {} {}",
+            attack.name().to_uppercase(),
+            attack.norm().word(),
+            attack.epsilon()
+        ),
         gain: 8.0,
     };
     files::write(path, figure.to_svg()?.as_bytes())?;
     Ok(curves)
+}
+
+/// Attacks every model on some images, of which there is at least one.
+fn examples<'a>(
+    models: impl Iterator<Item = (&'a Classifier, &'a Images<'a>)>,
+    chosen: &[usize],
+    attack: &Attack,
+    classes: &[String],
+    setup: Setup,
+) -> Result<Vec<Example>> {
+    let class = |label: usize| classes.get(label).cloned().unwrap_or_default();
+    let mut examples: Vec<Example> = Vec::new();
+    for (classifier, images) in models {
+        let evaluation = classifier.evaluation(images, &[], setup);
+        let target = TargetModel::new(evaluation.network, setup.device);
+        let (pixels, labels) = images.batch(chosen, setup.device)?;
+        let shape = pixels.dims();
+        if examples.is_empty() {
+            let clean = to_vec(pixels.clone());
+            let clean = clean.chunks(clean.len() / chosen.len());
+            examples = clean
+                .zip(&labels)
+                .map(|(clean, label)| Example {
+                    clean: clean.to_vec(),
+                    class: class(*label as usize),
+                    attacked: Vec::new(),
+                })
+                .collect();
+        }
+        let batch = Batch {
+            images: pixels,
+            labels: labels.clone(),
+            keys: chosen.iter().map(|index| images.key(*index)).collect(),
+            seed: setup.seed,
+        };
+        let adversarial: Vec<Vec<f32>> = attack
+            .perturb(&target, &batch)
+            .into_iter()
+            .flatten()
+            .collect();
+        let logits = target.logits(from_vec(adversarial.concat(), shape, setup.device));
+        let examples = examples.iter_mut().zip(adversarial).zip(labels);
+        for (row, ((example, adversarial), label)) in examples.enumerate() {
+            let prediction = logits.prediction(row);
+            example.attacked.push(Attacked {
+                adversarial,
+                prediction: prediction.map_or("not finite".to_owned(), class),
+                is_right: prediction == Some(label as usize),
+            });
+        }
+    }
+    Ok(examples)
 }
 
 /// The demo's work by part, in multiply-adds, for the time left.

@@ -18,7 +18,7 @@ pub struct Example {
     pub clean: Vec<f32>,
     /// Name of its class.
     pub class: String,
-    /// One entry per model, in the order of [`Figure::models`].
+    /// One entry per model, in the order of [`Figure::curves`].
     pub attacked: Vec<Attacked>,
 }
 
@@ -34,14 +34,16 @@ pub struct Attacked {
 
 /// Accuracy of a model over epsilon.
 pub struct Curve {
+    /// Name of the model.
+    pub model: String,
     /// Epsilon, in pixels of [0, 1], and accuracy; epsilon rises.
     pub points: Vec<(f64, f64)>,
 }
 
 /// Examples on the left, curves on the right.
 pub struct Figure {
-    /// Names of the models, each with its curve.
-    pub models: Vec<(String, Curve)>,
+    /// One curve per model.
+    pub curves: Vec<Curve>,
     /// Images, one row each.
     pub examples: Vec<Example>,
     /// Side of the images in pixels.
@@ -64,7 +66,7 @@ impl Figure {
     ///
     /// Errors: an image that does not have the stated side.
     pub fn to_svg(&self) -> Result<String> {
-        let columns = 1 + 2 * self.models.len();
+        let columns = 1 + 2 * self.curves.len();
         let left = GAP + columns * (CELL + GAP);
         let width = left + 70 + CHART.0 + 20;
         let height = (TOP + self.examples.len() * ROW + 8).max(TOP + CHART.1 + 60);
@@ -82,9 +84,9 @@ impl Figure {
     fn examples_to(&self, svg: &mut String) -> Result<()> {
         let x = |column: usize| GAP + column * (CELL + GAP);
         text(svg, x(0), 24, "clean image", "font-weight=\"bold\"");
-        for (number, (name, _)) in self.models.iter().enumerate() {
+        for (number, curve) in self.curves.iter().enumerate() {
             let at = x(1 + 2 * number);
-            let title = format!("attack on the {name} model");
+            let title = format!("attack on the {} model", curve.model);
             text(svg, at, 24, &title, "font-weight=\"bold\"");
             let enlarged = format!("change x {}", self.gain);
             text(svg, at, 44, &enlarged, "fill=\"#6b7280\"");
@@ -146,7 +148,7 @@ impl Figure {
     fn chart_to(&self, svg: &mut String, left: usize) {
         let (width, height) = (CHART.0 as f64, CHART.1 as f64);
         let (x0, y0) = (left as f64, TOP as f64);
-        let epsilons = self.models.iter().flat_map(|(_, curve)| &curve.points);
+        let epsilons = self.curves.iter().flat_map(|curve| &curve.points);
         let largest = epsilons
             .map(|(epsilon, _)| 255.0 * epsilon)
             .fold(1.0, f64::max);
@@ -196,7 +198,7 @@ impl Figure {
             "epsilon (largest change of a pixel, in 1/255)",
             style,
         );
-        for (number, (name, curve)) in self.models.iter().enumerate() {
+        for (number, curve) in self.curves.iter().enumerate() {
             let color = COLORS[number % COLORS.len()];
             let points: Vec<String> = curve
                 .points
@@ -214,7 +216,13 @@ impl Figure {
             }
             let y = TOP + 16 + 18 * number;
             let style = format!("fill=\"{color}\" font-weight=\"bold\" text-anchor=\"end\"");
-            text(svg, left + CHART.0 - 6, y, &format!("{name} model"), &style);
+            text(
+                svg,
+                left + CHART.0 - 6,
+                y,
+                &format!("{} model", curve.model),
+                &style,
+            );
         }
     }
 }
@@ -247,12 +255,10 @@ mod tests {
             is_right: false,
         };
         Figure {
-            models: vec![(
-                "normal".to_owned(),
-                Curve {
-                    points: vec![(0.0, 1.0), (8.0 / 255.0, 0.0)],
-                },
-            )],
+            curves: vec![Curve {
+                model: "normal".to_owned(),
+                points: vec![(0.0, 1.0), (8.0 / 255.0, 0.0)],
+            }],
             examples: vec![Example {
                 clean: vec![0.5; 12],
                 class: "circle".to_owned(),

@@ -11,7 +11,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 /// Reproducibility depends on these numbers: never change them, only append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub(crate) enum Purpose {
+enum Purpose {
     Weights = 1,
     Order = 2,
     Augment = 3,
@@ -126,7 +126,7 @@ pub enum Stream {
 }
 
 impl AttackKind {
-    pub(crate) fn purpose(self) -> Purpose {
+    fn purpose(self) -> Purpose {
         match self {
             Self::Pgd => Purpose::AttackStart,
             Self::Apgd => Purpose::Apgd,
@@ -137,9 +137,9 @@ impl AttackKind {
 }
 
 impl Stream {
-    /// The purpose's number and the two keys, which with the run's seed make the seed of ChaCha.
-    fn keys(self) -> (Purpose, u64, u64) {
-        match self {
+    /// Returns the number of the purpose and the two keys, which with the run's seed make the seed of ChaCha.
+    pub(crate) fn keys(self) -> (u32, u64, u64) {
+        let (purpose, key, sub_key) = match self {
             Self::Weights { tensor, draw } => (Purpose::Weights, tensor, draw),
             // Heads are drawn with small second keys.
             Self::TextWeights { tensor } => (Purpose::Weights, tensor, u64::MAX),
@@ -163,7 +163,8 @@ impl Stream {
             Self::Bench => (Purpose::Bench, 0, 0),
             Self::SubsetImage { image } => (Purpose::Subset, image, 0),
             Self::SubsetClass { class } => (Purpose::Subset, class, 1),
-        }
+        };
+        (purpose as u32, key, sub_key)
     }
 }
 
@@ -176,7 +177,7 @@ impl Rng {
         let (purpose, key, sub_key) = stream.keys();
         let mut bytes = [0; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        bytes[8..12].copy_from_slice(&(purpose as u32).to_le_bytes());
+        bytes[8..12].copy_from_slice(&purpose.to_le_bytes());
         bytes[16..24].copy_from_slice(&key.to_le_bytes());
         bytes[24..].copy_from_slice(&sub_key.to_le_bytes());
         Self(ChaCha8Rng::from_seed(bytes))
@@ -269,8 +270,8 @@ mod tests {
         }
     }
 
-    /// Recorded when each stream was introduced. If one changes, runs no longer resume to the same bits and published results
-    /// cannot be reproduced.
+    /// Unchanged since each stream was introduced. If one changes, runs no longer resume to the same bits and published
+    /// results cannot be reproduced.
     #[test]
     fn the_streams_of_a_run_never_change() {
         let attack = |kind| Stream::Attack {
@@ -312,7 +313,7 @@ mod tests {
         for (stream, (number, key, sub_key)) in recorded {
             let (purpose, first, second) = stream.keys();
             assert_eq!(
-                (purpose as u64, first, second),
+                (u64::from(purpose), first, second),
                 (number, key, sub_key),
                 "{stream:?}"
             );

@@ -1,4 +1,4 @@
-//! Blocks of progressive scans, each of which adds some coefficients or one more bit of them.
+//! Blocks of progressive scans. Each scan adds coefficients, or one more bit to coefficients of earlier scans.
 //!
 //! All coefficients of the image are kept until the last scan is read, whether the region needs them or not, because
 //! the meaning of the bits in later scans depends on them.

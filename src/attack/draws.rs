@@ -22,22 +22,27 @@ impl<'a> Draws<'a> {
 
     /// Returns the stream of one image in one run (restart or target) at one iteration.
     pub fn stream(&self, image: usize, run: usize, iteration: usize) -> Rng {
-        let stream = Stream::Attack {
-            kind: self.kind,
-            image: self.keys[image],
-            run: run as u32,
-            iteration: iteration as u32,
-        };
-        Rng::new(self.seed, stream)
+        Rng::new(self.seed, self.of_key(self.keys[image], run, iteration))
     }
 
     /// Returns the streams of all images at the start of a run, for devices that draw the numbers themselves.
     pub(crate) fn streams(&self, run: usize) -> Streams<'a> {
+        // The device adds the key of each image.
+        let (purpose, _, sub_key) = self.of_key(0, run, 0).keys();
         Streams {
             seed: self.seed,
-            purpose: self.kind.purpose() as u32,
+            purpose,
             keys: self.keys,
-            sub_key: (run as u64) << 32,
+            sub_key,
+        }
+    }
+
+    fn of_key(&self, image: u64, run: usize, iteration: usize) -> Stream {
+        Stream::Attack {
+            kind: self.kind,
+            image,
+            run: run as u32,
+            iteration: iteration as u32,
         }
     }
 }

@@ -42,6 +42,7 @@ use print::{IS_QUIET, PATIENCE, alarm, all_printed, note, print_json, remember};
 /// Train and evaluate adversarially robust vision models.
 #[derive(Parser)]
 #[command(name = "advxl", version, about, propagate_version = true)]
+#[command(next_help_heading = "Global options")]
 #[command(
     after_help = "Exit codes: 0 success, 1 failure, 2 invalid input, 75 temporary failure: run the same command again"
 )]
@@ -50,32 +51,21 @@ struct Arguments {
     command: Command,
     /// Number of threads; does not change results [default: all cores, or 2 loading threads in `data check` and `data
     /// bench`]
-    #[arg(long, global = true, help_heading = "Global options", value_name = "N")]
+    #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
     /// Device: auto (a working GPU, else the CPU), cpu or cuda, and rocm, metal, vulkan or wgpu in builds with that
     /// feature; cuda:1 is the second GPU [default: auto; in `train` the recipe's `device`, in `plan` cpu]
-    #[arg(
-        long,
-        global = true,
-        help_heading = "Global options",
-        value_name = "NAME"
-    )]
+    #[arg(long, global = true, value_name = "NAME")]
     device: Option<DeviceName>,
     /// Run N processes on this machine, for `train` (within the recipe's `parallel` table), `eval`, `embed`, `data
     /// check`, `data pack` and `bench exchange` [default: 1]
-    #[arg(long, global = true, help_heading = "Global options", value_name = "N")]
+    #[arg(long, global = true, value_name = "N")]
     processes: Option<usize>,
     /// Run N processes on this machine, each on its own CUDA GPU
-    #[arg(
-        long,
-        global = true,
-        help_heading = "Global options",
-        value_name = "N",
-        conflicts_with = "processes"
-    )]
+    #[arg(long, global = true, value_name = "N", conflicts_with = "processes")]
     gpus: Option<usize>,
     /// Print the result or error as one JSON object, on the last line of standard output
-    #[arg(long, global = true, help_heading = "Global options")]
+    #[arg(long, global = true)]
     json: bool,
 }
 

@@ -1,8 +1,8 @@
 //! Estimates the communication of several devices: gradients, weights and embeddings, and the time of checkpoints.
 //!
 //! A simple model of [`crate::distributed::zero`]. In the reduce-scatter of the gradients and the all-gather of the
-//! weights each device sends `2 (D - 1) / D` of the weights' bytes, in messages of `BUCKET` elements for all devices,
-//! each of which takes `D - 1` rounds. Communication is not overlapped with computation. `HANDLED` and `LATENCY_US`
+//! weights each device sends `2 (D - 1) / D` of the weights' bytes, in messages of `BUCKET` elements for all devices.
+//! Each message takes `D - 1` rounds. Communication is not overlapped with computation. `HANDLED` and `LATENCY_US`
 //! were measured between processes on one machine, and the whole model between network namespaces with slow links
 //! (docs/guides/several_processes.md).
 

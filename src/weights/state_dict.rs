@@ -91,7 +91,7 @@ impl StateDict {
     /// see [`Self::statistics`].
     ///
     /// Errors: another kind of file; a damaged file; code instead of weights; no tensors; several dictionaries of
-    /// tensors, none of which is an average.
+    /// tensors without an average among them.
     pub fn open(path: &Path) -> Result<Self> {
         Self::read_any(path).context(|| format!("`{}`", path.display()))
     }

@@ -205,8 +205,8 @@ impl VitConfig {
         sincos2d(grid, reference, self.width)
     }
 
-    /// Returns the inputs and outputs of the stem's 3 x 3 convolutions, each of which halves the image; a 1 x 1
-    /// convolution follows. See [`Stem::Conv`].
+    /// Returns the inputs and outputs of the stem's 3 x 3 convolutions. Each halves the image; a 1 x 1 convolution
+    /// follows. See [`Stem::Conv`].
     ///
     /// Source: Singh et al. 2023 and their published code, for patches of 16 pixels.
     pub fn stem_layers(&self) -> Vec<[usize; 2]> {

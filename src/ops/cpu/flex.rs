@@ -25,7 +25,7 @@ pub(crate) fn from_floats(values: Floats, shape: &[usize]) -> FlexTensor {
     FlexTensor::new(bytes, layout, DType::F32)
 }
 
-/// The gradients of an input and of the flat weights, some of which were computed, as a node returns them.
+/// Returns the gradients of an input, and of those flat weights whose gradients were computed, as a node returns them.
 pub(crate) fn gradients(
     input: FlexTensor,
     weights: impl IntoIterator<Item = Floats>,
