@@ -1,7 +1,7 @@
 //! `advxl demo`: trains one network twice on synthetic images, adversarially in two stages and normally, and attacks both.
 //!
-//! Training and evaluation run through the same code as any recipe. This file holds the comparison: the two recipes, the
-//! time left over all of it, the table and the figure.
+//! Training and evaluation run through the same code as any recipe. This file holds the comparison: the two recipes,
+//! the time left over all of it, the table and the figure.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -28,14 +28,16 @@ use crate::weights;
 /// The recipe of the robust model. The normal one is the same without attacks.
 const RECIPE: &str = include_str!("../recipes/demo.toml");
 
-/// Images on which accuracy over epsilon is measured. The figure shows the first ones that both models classify correctly.
+/// Images on which accuracy over epsilon is measured. The figure shows the first few that both models classify
+/// correctly.
 const CURVE_IMAGES: usize = 64;
 /// Epsilons of the curve, in 1/255.
 const EPSILONS: [u32; 5] = [2, 4, 8, 12, 16];
 /// Rows of the figure.
 const EXAMPLES: usize = 3;
 
-/// Trains and attacks both models in two folders. Writes `result.json` and `demo.svg` there. An interrupted demo resumes.
+/// Trains and attacks both models in two folders. Writes `result.json` and `demo.svg` there. An interrupted demo
+/// resumes.
 ///
 /// `overrides` change the recipe, as `--set` does.
 pub fn run(
@@ -257,7 +259,7 @@ fn draw(
     Ok(curves)
 }
 
-/// Attacks every model on some images, of which there is at least one.
+/// Attacks every model on some images, at least one.
 fn examples<'a>(
     models: impl Iterator<Item = (&'a Classifier, &'a Images<'a>)>,
     chosen: &[usize],
@@ -327,8 +329,8 @@ impl Work {
             TestImages::Images(images) => images as f64,
             TestImages::Ids(_) => 0.0,
         };
-        // PGD-20 on the images that are classified right, then APGD's 100 steps on the survivors. The shares are those of
-        // the demo's models.
+        // PGD-20 on the images that are classified right, then APGD's 100 steps on the survivors. The shares are those
+        // of the demo's models.
         let attacked =
             |right: f64, survivors: f64| images * step * (20.0 * right + 100.0 * survivors);
         let curve = CURVE_IMAGES as f64 * step * 20.0 * (0.6 * EPSILONS.len() as f64 + 2.0);

@@ -1,4 +1,5 @@
-// Self-attention of one head of one sample in one block: up to 16 T tokens, heads of HEAD elements (a multiple of eight).
+// Self-attention of one head of one sample in one block: up to 16 T tokens, heads of HEAD elements (a multiple of
+// eight).
 //
 // All scores of 16 queries are in the registers of one warp, so the softmax is exact at once and nothing but qkv is
 // kept for the gradient, which computes the scores once more. No atomics.
@@ -140,7 +141,7 @@ template<int T, int HEAD> struct Small {
       }
   }
   // gradient of qkv from that of y; nothing but qkv is kept of the forward pass, no atomics: the same bits always.
-  // With `parts`, [batch, 3, heads, HEAD], the sums over the tokens too, of which the gradient of qkv's bias is made
+  // With `parts`, [batch, 3, heads, HEAD], the sums over the tokens too, from which the gradient of qkv's bias is made
   static __device__ __forceinline__ void backward(const uint16_t* qkv, const uint16_t* dy, uint16_t* dqkv, float* parts, int tokens, int heads, int causal, float scale, float scale_log2e) {
     typedef uint16_t Square[ROWS][ROWS + 8];
     Tile* tile = (Tile*)dynamic_shared;

@@ -1,29 +1,31 @@
-// The gradient of `attention_long.cuh` in one kernel, for 65 to 272 tokens and heads of up to 80 elements: five products
-// instead of the seven of its two kernels, and every tensor is read once.
+// The gradient of `attention_long.cuh` in one kernel, for 65 to 272 tokens and heads of up to 80 elements: five
+// products instead of the seven of its two kernels, and every tensor is read once.
 //
-// A block computes whole heads, one after the other. Each warp owns a tile of 16 keys and keeps its dK and dV in registers.
-// Queries pass in blocks of 32: a warp computes the transposed probabilities P and the scores' gradients dS of its keys,
-// which are operands of dV += P^T dO and dK += dS^T Q as they lie in registers. Only dQ = dS K crosses warps: dS goes through
-// shared memory, double-buffered, and one step later the warps sum the block's dQ over all keys, each some of its columns. So
-// there is one barrier a step, no atomics, and every sum has one order.
+// A block computes whole heads, one after the other. Each warp owns a tile of 16 keys and keeps its dK and dV in
+// registers. Queries pass in blocks of 32: a warp computes the transposed probabilities P and the scores' gradients dS
+// of its keys, which are operands of dV += P^T dO and dK += dS^T Q as they lie in registers. Only dQ = dS K crosses
+// warps: dS goes through shared memory, double-buffered, and one step later the warps sum the block's dQ over all keys,
+// each some of its columns. So there is one barrier a step, no atomics, and every sum has one order.
 //
-// A multiprocessor has registers for 16 such warps, 128 each. Of 17 tiles (257 tokens) eight warps own two each and share the
-// last: the first computes its P and dS, and a step later each warp adds 16 columns of its dK or dV.
+// A multiprocessor has registers for 16 such warps, 128 each. Of 17 tiles (257 tokens) eight warps own two each and
+// share the last: the first computes its P and dS, and a step later each warp adds 16 columns of its dK or dV.
 //
-// What bounds the speed is the number of instructions, of which a tenth are matrix instructions, and waiting for each other
-// (profiled on an H100). So addresses are kept from step to step and a head's place is found once. With two tiles a warp fewer
-// warps hide less: 666 us in place of 585 for 3072 heads of 197 tokens. Blocks of 64 queries, with half as many barriers, took
-// as long as these.
+// What bounds the speed is the number of instructions (a tenth are matrix instructions) and waiting for each other
+// (profiled on an H100). So addresses are kept from step to step and a head's place is found once. With two tiles a
+// warp fewer warps hide less: 666 us in place of 585 for 3072 heads of 197 tokens. Blocks of 64 queries, with half as
+// many barriers, took as long as these.
 //
-// Copies overlap with arithmetic, also from one head to the next, since the accumulators leave registers for one block a
-// multiprocessor: queries two steps ahead, the next head's keys slice by slice during this head, its values as soon as the
-// warp that owns them (nobody else reads them) is done with the last. Delta, the sum of y dy, is computed a step ahead.
+// Copies overlap with arithmetic, also from one head to the next, since the accumulators leave registers for one block
+// a multiprocessor: queries two steps ahead, the next head's keys slice by slice during this head, its values as soon
+// as the warp that owns them (nobody else reads them) is done with the last. Delta, the sum of y dy, is computed a step
+// ahead.
 //
-// Where attention is causal, query i sees the keys up to i alone; tiles of keys behind all of a block's queries are left out.
+// Where attention is causal, query i sees the keys up to i alone; tiles of keys behind all of a block's queries are
+// left out.
 //
-// TILES: 1 with a warp for each of 5 to 16 tiles, 3 with eight warps for 17. Launched with any grid in x that is not larger
-// than the number of heads. Dynamic shared memory, with `rows` = 16 tiles: 3 rows + 192 rows of (D + 8) bf16, 2 rows of 40,
-// 32 of HEAD, 128 floats, and for 17 tiles 16 rows of 40 bf16.
+// TILES: 1 with a warp for each of 5 to 16 tiles, 3 with eight warps for 17. Launched with any grid in x that is not
+// larger than the number of heads. Dynamic shared memory, with `rows` = 16 tiles: 3 rows + 192 rows of (D + 8) bf16, 2
+// rows of 40, 32 of HEAD, 128 floats, and for 17 tiles 16 rows of 40 bf16.
 #pragma once
 #include "common.cuh"
 
@@ -53,7 +55,7 @@ template<int HEAD, int TILES> struct Gradient {
   uint16_t* dqkv;
   int tokens, heads, items, causal;
   float scale;
-  Head following; // The head after the one that is computed.
+  Head following; // The next head.
   int tiles, rows, blocks, width, warp, warps, lane;
   // In shared memory.
   uint16_t *all_keys, *values, *stages, *slopes, *outputs, *shared_p;
@@ -453,7 +455,8 @@ template<int HEAD, int TILES> struct Gradient {
   }
 };
 
-// With one tile a warp, 128 registers: two blocks of up to 8 warps a multiprocessor. With more, 255 in one block of eight.
+// With one tile a warp, 128 registers: two blocks of up to 8 warps a multiprocessor. With more, 255 in one block of
+// eight.
 #define ATTENTION_LONG_GRADIENT(HEAD, TILES) \
   KERNEL((TILES == 1 ? 512 : 256), attention_long_gradient_##TILES##_##HEAD, (const uint16_t* qkv, const uint16_t* y, \
       const uint16_t* dy, const float* log_sums, uint16_t* dqkv, int tokens, int heads, int items, int causal, float scale)) { \

@@ -6,7 +6,7 @@ __device__ __forceinline__ float to_float(uint16_t v) { return bf16_to(v); }
 __device__ __forceinline__ void put(float* to, float v) { *to = v; }
 __device__ __forceinline__ void put(uint16_t* to, float v) { *to = to_bf16(v); }
 
-// To [low, high]. What is not a number stays so; fminf and fmaxf would hide it.
+// To [low, high]. What is NaN stays NaN; fminf and fmaxf would hide it.
 __device__ __forceinline__ float clamp(float v, float low, float high) { return v < low ? low : v > high ? high : v; }
 
 // Norms, in the order of `Norm`.

@@ -1,4 +1,5 @@
-// Rows of length 1, and the contrastive loss of images and texts with its gradient. f32 throughout; sums in a fixed order.
+// Rows of length 1, and the contrastive loss of images and texts with its gradient. f32 throughout; sums in a fixed
+// order.
 //
 // `similar` [batch, batch] are the products of image rows and text columns, without the scale: row i, column k are image i
 // and text k. The scale is the exponential of `log_scale`, which stays on the device.
@@ -50,15 +51,15 @@ KERNEL(256, contrastive_rows, (float* log_sums, const float* similar, const floa
   if (threadIdx.x == 0) log_sums[blockIdx.x] = most + logf(sum[0]);
 }
 
-// A running maximum and the sum of powers below it take in another pair; the least float stands for none.
+// A running maximum and the sum of powers below it take in another pair; the lowest float means none.
 __device__ __forceinline__ void join(float& most, float& sum, float other, float more) {
   const float now = fmaxf(most, other);
   sum = sum * expf(most - now) + more * expf(other - now);
   most = now;
 }
 
-// parts [gridDim.y, 2, batch]: the maximum of a part of each column, and the sum of powers below it. A block has 32 columns
-// and 8 of every 8 * gridDim.y rows. Dynamic shared memory: 512 floats.
+// parts [gridDim.y, 2, batch]: the maximum of a part of each column, and the sum of powers below it. A block has 32
+// columns and 8 of every 8 * gridDim.y rows. Dynamic shared memory: 512 floats.
 KERNEL(256, contrastive_columns, (float* parts, const float* similar, const float* log_scale, int batch)) {
   float* scratch = (float*)dynamic_shared;
   const int lane = threadIdx.x % 32, group = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
@@ -88,8 +89,8 @@ KERNEL(256, contrastive_losses, (float* losses, float* log_sums, const float* pa
   losses[i] = -0.5f * ((own - of_rows[i]) + (own - log_sum));
 }
 
-// In place, similarities -> the gradient of the unscaled ones, from that of the losses. With `parts` [batch], each row's
-// part of the gradient of the scale's logarithm. A block a row. Dynamic shared memory: 8 floats.
+// In place, similarities -> the gradient of the unscaled ones, from that of the losses. With `parts` [batch], each
+// row's part of the gradient of the scale's logarithm. A block a row. Dynamic shared memory: 8 floats.
 KERNEL(256, contrastive_gradient, (float* similar, float* parts, const float* d_losses, const float* of_rows, const float* of_columns, const float* log_scale, int batch)) {
   const int row = blockIdx.x;
   const float scale = expf(*log_scale), mine = d_losses[row], log_sum = of_rows[row];

@@ -1,13 +1,13 @@
 // Depthwise convolution of channels-last images [batch, height, width, channels]: one K x K kernel a channel, stride 1,
 // zeros around the image, output of the same size. K is odd, `channels` a multiple of eight.
 //
-// A thread holds two neighboring channels of a tile of DEPTHWISE_LINES x N outputs in registers. It reads each line of the
-// input that the tile sees once, and every number of it meets the K weights of each line of the kernel that covers it. Warps
-// run along the channels, so loads are coalesced; tiles of a block lie below each other, so they share lines in the cache.
-// Sums run over the kernel line by line and from left to right, whatever the tile.
+// A thread holds two neighboring channels of a tile of DEPTHWISE_LINES x N outputs in registers. It reads each line of
+// the input that the tile sees once, and every number of it meets the K weights of each line of the kernel that covers
+// it. Warps run along the channels, so loads are coalesced; tiles of a block lie below each other, so they share lines
+// in the cache. Sums run over the kernel line by line and from left to right, for any tile.
 //
-// A block takes 2 * `pairs` channels, from blockIdx.y on. `pairs` is a multiple of four that divides channels / 2 and the
-// number of threads.
+// A block takes 2 * `pairs` channels, from blockIdx.y on. `pairs` is a multiple of four that divides channels / 2 and
+// the number of threads.
 #pragma once
 #include "common.cuh"
 
@@ -128,12 +128,13 @@ __device__ __forceinline__ void depthwise(Y* y, const X* x, const float* weights
 // Lines of the kernel whose sums a thread holds: at most 28 sums of two channels.
 __device__ constexpr int depthwise_group(int k) { return k * k <= 28 ? k : 28 / k; }
 
-// Partial sums for the gradients of weight and bias, `parts` [gridDim.x, channels * K * K + channels]: first those of the
-// weight as torch has it, [channels, 1, K, K], then those of the bias. A block takes a run of lines, one x N outputs at a time.
+// Partial sums for the gradients of weight and bias, `parts` [gridDim.x, channels * K * K + channels]: first those of
+// the weight as torch has it, [channels, 1, K, K], then those of the bias. A block takes a run of lines, one x N
+// outputs at a time.
 //
-// A thread goes over lines of the input. Each meets the lines of `dy` whose outputs saw it through the thread's lines of
-// the kernel. Threads of the same channels add up their sums one after the other.
-// Dynamic shared memory: 2 * pairs * (K * K + 1) floats.
+// A thread goes over lines of the input. Each meets the lines of `dy` whose outputs saw it through the thread's lines
+// of the kernel. Threads of the same channels add up their sums one after the other. Dynamic shared memory: 2 * pairs *
+// (K * K + 1) floats.
 template<int K, int N, class X, class T>
 __device__ __forceinline__ void depthwise_weight(float* parts, const X* x, const T* dy, int batch, int height, int width,
     int channels, int pairs) {

@@ -28,7 +28,8 @@ __device__ __forceinline__ uint32_t pack2(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
   return r;
 }
-// Two numbers of e4m3, the largest beyond its range. GPUs before compute capability 8.9 have none, and nothing calls it there.
+// Two numbers of e4m3, the largest beyond its range. GPUs before compute capability 8.9 have none, and nothing calls it
+// there.
 __device__ __forceinline__ uint16_t pack2_e4m3(float low, float high) {
 #if __CUDA_ARCH__ >= 890
   uint16_t r;
@@ -51,8 +52,8 @@ __device__ __forceinline__ float fast_reciprocal(float x) {
   return r;
 }
 
-// Copies 16 bytes from global to shared memory, or writes zeros, while the thread goes on. `copies_end` ends a group of
-// copies; `copies_wait<N>` waits for all of this thread but the last N groups.
+// Copies 16 bytes from global to shared memory, or writes zeros, while the thread continues. `copies_end` ends a group
+// of copies; `copies_wait<N>` waits for all of this thread but the last N groups.
 __device__ __forceinline__ void copy16(void* to, const void* from, bool whole) {
   uint32_t at = (uint32_t)__cvta_generic_to_shared(to);
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" : : "r"(at), "l"(from), "r"(whole ? 16 : 0) : "memory");

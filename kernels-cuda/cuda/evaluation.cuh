@@ -60,7 +60,7 @@ KERNEL(256, momentum, (float* to, const float* images, const float* ahead, const
   });
 }
 
-// 0 for what is not a number, the largest number for what is infinite.
+// 0 for NaN, the largest number for what is infinite.
 KERNEL(256, finite_values, (float* x, uint64_t count)) {
   const float most = 3.402823466e38f;
   by_eights(count, [&](size_t at, int n) {
@@ -107,8 +107,8 @@ KERNEL(512, changed_pixels, (uint32_t* to, const float* x, const float* other, i
   if (threadIdx.x == 0) to[blockIdx.x] = (uint32_t)sum;
 }
 
-// to [images] = the length of an image, or of its difference from the other where there is one, in f64. A block an image.
-// Dynamic shared memory: 512 doubles.
+// to [images] = the length of an image, or of its difference from the other where there is one, in f64. A block an
+// image. Dynamic shared memory: 512 doubles.
 KERNEL(512, lengths, (double* to, const float* x, const float* other, int norm, int pixels)) {
   double* scratch = (double*)dynamic_shared;
   x += (size_t)blockIdx.x * pixels;
@@ -130,7 +130,7 @@ __device__ __forceinline__ bool comes_before(float a, int at, float b, int other
 }
 
 // to [rows, 4]: the class of the largest logit, whether all are finite, the bits of the label's logit and those of the
-// largest of the others. Without labels, or where the label is no class, the latter two are void. A block a row.
+// largest of the others. Without labels, or where the label is not a class, the latter two are void. A block a row.
 // Dynamic shared memory: 1024 words.
 KERNEL(256, decisions, (uint32_t* to, const float* logits, const int* labels, int classes)) {
   float* best = (float*)dynamic_shared;

@@ -7,7 +7,7 @@ __device__ __forceinline__ void gelu_both(int kind, float x, float& value, float
   const float LOG2E = 1.4426950408889634f;
   if (kind == 0) {
     // The normal distribution's tail beyond |x| (Abramowitz and Stegun 7.1.26), as advxl-kernels computes it.
-    float size = fabsf(x) > 13.0f ? 13.0f : fabsf(x); // What is not a number stays so, here and below.
+    float size = fabsf(x) > 13.0f ? 13.0f : fabsf(x); // What is NaN stays NaN, here and below.
     float power = fast_exp2(size * size * (-0.5f * LOG2E));
     float t = fast_reciprocal(fmaf(size, 0.2316419f, 1.0f));
     float sum = fmaf(0.5307027f, t, -0.726576f);

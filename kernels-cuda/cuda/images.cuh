@@ -2,7 +2,7 @@
 #pragma once
 #include "common.cuh"
 
-// patches [batch, grid * grid, stride], of which the first 3 patch^2 are (images - mean) * factor in the order channel,
+// patches [batch, grid * grid, stride]; the first 3 patch^2 are (images - mean) * factor in the order channel,
 // line, column, and the rest zero. images [batch, 3, size, size] in f32. A thread writes eight values.
 template<class T>
 __device__ __forceinline__ void patches(T* to, const float* images, const float* mean, const float* factor, uint64_t count, int size, int patch, int stride) {
@@ -89,8 +89,8 @@ __device__ __forceinline__ void tokens_gradient(T* to, const X* from, uint64_t c
   }
 }
 
-// Rows of each sample: to[sample, i] = from[sample, which[sample, i]], zeros where that is negative. to has `rows` rows a
-// sample, `from` `from_rows`.
+// Rows of each sample: to[sample, i] = from[sample, which[sample, i]], zeros where that is negative. to has `rows` rows
+// a sample, `from` `from_rows`.
 template<class T>
 __device__ __forceinline__ void gather(T* to, const T* from, const int* which, uint64_t count, int rows, int from_rows, int width) {
   for (size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8; at < count; at += (size_t)gridDim.x * blockDim.x * 8) {
@@ -104,7 +104,8 @@ __device__ __forceinline__ void gather(T* to, const T* from, const int* which, u
 }
 
 // parts [gridDim.y, places, width]: sums over every gridDim.y-th sample of the gradients of tokens at their places, for
-// samples that keep some of the patches. `where` [batch, places - prefix] is the token that a patch became, or negative.
+// samples that keep some of the patches. `where` [batch, places - prefix] is the token that a patch became, or
+// negative.
 template<class X>
 __device__ __forceinline__ void places_parts(float* parts, const X* d, const int* where, uint64_t count, int batch, int places, int tokens, int width, int prefix) {
   const size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;

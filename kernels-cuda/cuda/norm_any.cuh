@@ -1,8 +1,8 @@
-// Layer norm over rows that `norm.cuh` does not take: more than 2048 columns, or in f32 a number that is no multiple of
-// eight. The same arithmetic, but a row is read again for each of its sums instead of staying in registers.
+// Layer norm over rows that `norm.cuh` does not take: more than 2048 columns, or in f32 a number that is not a multiple
+// of eight. The same arithmetic, but a row is read again for each of its sums instead of staying in registers.
 //
-// A block takes a row at a time; a thread takes V neighboring columns at a time: eight, or one where rows are odd. Launched
-// with whole warps, at most 256 threads; dynamic shared memory: 2 floats a warp.
+// A block takes a row at a time; a thread takes V neighboring columns at a time: eight, or one where rows are odd.
+// Launched with whole warps, at most 256 threads; dynamic shared memory: 2 floats a warp.
 #pragma once
 #include "common.cuh"
 
@@ -106,8 +106,8 @@ __device__ __forceinline__ void norm_any_gradient(X* dx, const T* dy, const X* x
   }
 }
 
-// to_weight and to_bias [gridDim.y, width]: sums over every gridDim.y-th group of eight rows. A block has 32 threads across
-// of V columns each, and 8 rows. Dynamic shared memory: 2 * 256 * V floats.
+// to_weight and to_bias [gridDim.y, width]: sums over every gridDim.y-th group of eight rows. A block has 32 threads
+// across of V columns each, and 8 rows. Dynamic shared memory: 2 * 256 * V floats.
 template<class X, class T, int V>
 __device__ __forceinline__ void norm_any_parameters(float* to_weight, float* to_bias, const T* dy, const X* x, const float* mean,
     const float* inverse, int rows, int width) {

@@ -37,7 +37,7 @@ enum Route {
     Small { tiles: usize },
     /// Two tensors of a head in shared memory.
     Long { forward: Block, gradient: Gradient },
-    /// Tiles of so many queries and keys in shared memory.
+    /// Number of queries and keys of a tile in shared memory.
     Tiled { tile: usize },
 }
 
@@ -51,8 +51,8 @@ struct Block {
 /// The gradient of `attention_long.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gradient {
-    /// In one kernel, `attention_long_gradient.cuh`: tiles of keys a warp, the third shared by all warps, and blocks of a
-    /// multiprocessor at a time.
+    /// In one kernel, `attention_long_gradient.cuh`: tiles of keys a warp, the third shared by all warps, and blocks of
+    /// a multiprocessor at a time.
     Once { tiles: usize, block: Block, blocks: usize },
     /// In two, for queries and for keys.
     Twice([Block; 2]),
@@ -174,7 +174,7 @@ impl AttentionShape {
 ///
 /// # Panics
 ///
-/// If `qkv` has not the length that `shape` says, or heads are longer than 128 or no multiple of 8.
+/// If `qkv` has a length that does not match `shape`, or heads are longer than 128 or no multiple of 8.
 pub fn attention(shape: AttentionShape, qkv: &Values) -> (Values, AttentionSaved) {
     shape.check("qkv", qkv, 3);
     let AttentionShape { batch, tokens, heads, head_dim, causal } = shape;
@@ -284,8 +284,8 @@ fn gradient_into(saved: &AttentionSaved, dy: &Values, parts: Option<&Values>) ->
     if let Route::Long { gradient: Gradient::Once { tiles, block: Block { warps, shared }, blocks }, .. } = route {
         let (name, items) = (format!("attention_long_gradient_{tiles}_{head_dim}"), batch * heads);
         let grid = [items.min(blocks * gpu.facts().multiprocessors), 1, 1];
-        // SAFETY: all were checked against the shape; there is a sum for every query of every head; shared memory is that
-        // of the kernel's tensors.
+        // SAFETY: all were checked against the shape; there is a sum for every query of every head; shared memory is
+        // that of the kernel's tensors.
         unsafe {
             launch!(
                 gpu,

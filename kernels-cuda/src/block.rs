@@ -5,10 +5,10 @@
 //! y  = x1 + s2 * fc2(gelu(fc1(norm2(x1))))
 //! ```
 //!
-//! The residual stream (`x`, `y` and their gradients) is f32, or in bf16 mode either f32 or bf16, as the caller sends it.
-//! What is between is in the precision's format. Biases, residuals and, for the tanh GELU in bf16, the GELU are part of
-//! cuBLASLt's products. The gradients of biases are not: its epilogues for them are slow, so the kernels that hold the
-//! values sum them, or passes of their own.
+//! The residual stream (`x`, `y` and their gradients) is f32, or in bf16 mode either f32 or bf16, as the caller sends
+//! it. What is between is in the precision's format. Biases, residuals and, for the tanh GELU in bf16, the GELU are
+//! part of cuBLASLt's products. The gradients of biases are not: its epilogues for them are slow, so the kernels that
+//! hold the values sum them, or passes of their own.
 
 use crate::Precision;
 use crate::attention::{self, AttentionSaved, AttentionShape, attention};
@@ -76,7 +76,7 @@ pub enum Wanted {
 /// Shapes: norms, `proj_bias` and `fc2_bias` `[width]`; `qkv_weight` `[3 width, width]`, rows in the order `3, heads,
 /// head_dim`; `proj_weight` `[width, width]`; `fc1_weight` `[hidden, width]`; `fc2_weight` `[width, hidden]`.
 #[derive(Clone, Debug)]
-#[allow(missing_docs)] // The names are timm's; the shapes stand above.
+#[allow(missing_docs)] // The names are timm's; the shapes are above.
 pub struct BlockWeights {
     pub norm1_weight: Values,
     pub norm1_bias: Values,
@@ -115,7 +115,7 @@ impl BlockWeights {
     ///
     /// # Panics
     ///
-    /// If the lengths do not fit each other.
+    /// If the lengths do not match.
     pub(crate) fn sizes(&self) -> (usize, usize) {
         let (width, hidden) = (self.norm1_weight.len(), self.fc1_bias.len());
         for (name, found, right) in [
@@ -174,7 +174,7 @@ impl Block {
     ///
     /// # Panics
     ///
-    /// If the lengths do not fit each other, or `heads` does not divide the width.
+    /// If the lengths do not match, or `heads` does not divide the width.
     pub fn new(heads: usize, weights: &BlockWeights, precision: Precision) -> Self {
         let (width, hidden) = weights.sizes();
         assert!(heads > 0 && width > 0 && width.is_multiple_of(heads), "heads = {heads} must divide width = {width}");
@@ -309,8 +309,8 @@ pub(crate) fn fused(gelu: Gelu, kind: Kind) -> bool {
 ///
 /// # Panics
 ///
-/// If `dy` has not the length or format of the forward pass, or gradients of the weights are wanted and the forward pass
-/// saved for its input alone.
+/// If `dy` has not the length or format of the forward pass, or gradients of the weights are wanted and the forward
+/// pass saved for its input alone.
 pub fn block_backward(
     weights: &Block,
     saved: &BlockSaved,

@@ -8,8 +8,8 @@
 //! - **The end of an exchange** is an event too. [`Pending::wait`] lets the compute stream wait for it and then takes the
 //!   results out; the host does not wait.
 //!
-//! Memory is the delicate part. The arena gives a block out again in the order of the compute stream: the host may hold it while
-//! kernels of its last owner are still to run. Therefore:
+//! Memory is the delicate part. The arena gives a block out again in the order of the compute stream: the host may hold
+//! it while kernels of its last owner are still to run. Therefore:
 //!
 //! - **Messages are never in the arena.** They are in memory of their own ([`Fresh`]), which is kept for the next
 //!   exchange. One that only the exchange stream touched may be used again by that stream at once. One that the compute stream
@@ -20,9 +20,9 @@
 //! - **Inputs are held by [`Pending`]** and dropped once the compute stream waits for the end of the exchange. Whoever gets their
 //!   memory from the arena then has work behind that wait.
 //!
-//! Tensors are laid out in one message by one kernel, whatever their number, and taken out by another. The former is on the
-//! exchange stream, so laying out one message does not overlap with sending another; that is a few percent of the time at
-//! the speed of NVLink.
+//! Tensors are laid out in one message by one kernel for all of them, and taken out by another. The former is on the
+//! exchange stream, so laying out one message does not overlap with sending another; that is a few percent of the time
+//! at the speed of NVLink.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -44,8 +44,8 @@ use crate::values::Values;
 /// How gradients are summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sum {
-    /// As a pairwise tree over the ranks: the same bits on every number of GPUs and on the CPU. Every rank receives what is to
-    /// be summed, which are as many bytes as NCCL's ring sends.
+    /// As a pairwise tree over the ranks: the same bits on every number of GPUs and on the CPU. Every rank receives
+    /// what is to be summed, which are as many bytes as NCCL's ring sends.
     Exact,
     /// By NCCL, whose order depends on its version, the topology and the number of ranks.
     Fast,
@@ -73,7 +73,8 @@ struct Group {
     trace: Mutex<u64>,
 }
 
-/// How a tensor is shared between the ranks: rank r has the numbers `r * stride..(r + 1) * stride`, as far as there are some.
+/// How a tensor is shared between the ranks: rank r has the numbers `r * stride..(r + 1) * stride`, as far as there are
+/// some.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Share {
     /// Of the whole tensor.
@@ -136,8 +137,8 @@ impl Collectives {
     ///
     /// # Errors
     ///
-    /// If NCCL is missing (the error says where it was looked for and how to install it), a rank does not come, or the ranks
-    /// disagree about `sum`.
+    /// If NCCL is missing (the error says where it was looked for and how to install it), a rank does not come, or the
+    /// ranks disagree about `sum`.
     ///
     /// # Panics
     ///
@@ -176,8 +177,8 @@ impl Collectives {
         Watch(self.group.communicator.clone())
     }
 
-    /// A number that depends on every exchange so far. Ranks whose numbers differ did not call the same, and what they exchanged
-    /// since they last agreed is void: NCCL does not notice.
+    /// A number that depends on every exchange so far. Ranks whose numbers differ did not call the same, and what they
+    /// exchanged since they last agreed is void: NCCL does not notice.
     pub fn trace(&self) -> u64 {
         *self.group.trace.lock().expect("not poisoned")
     }
@@ -216,9 +217,9 @@ impl Collectives {
 
     /// Starts a reduce-scatter: the result of every tensor is this rank's part of its sum over all ranks.
     ///
-    /// To overlap with the backward pass, start with the gradients that are computed first (those of the last layers), and start
-    /// all before waiting for any: exchanges are done in their order, and what is taken out of one is taken by the
-    /// compute stream, behind the backward pass.
+    /// To overlap with the backward pass, start with the gradients that are computed first (those of the last layers),
+    /// and start all before waiting for any: exchanges are done in their order, and what is taken out of one is taken
+    /// by the compute stream, behind the backward pass.
     ///
     /// # Panics
     ///
@@ -279,8 +280,8 @@ impl Collectives {
         })
     }
 
-    /// Starts an all-to-all: each rank's part of every tensor goes to that rank; the results are the parts that came from all, in
-    /// their order.
+    /// Starts an all-to-all: each rank's part of every tensor goes to that rank; the results are the parts that came
+    /// from all, in their order.
     ///
     /// # Panics
     ///
@@ -409,7 +410,8 @@ fn in_a_group(nccl: &Nccl, calls: impl FnOnce(&mut dyn FnMut(Status))) -> Status
 }
 
 impl Group {
-    /// Starts an exchange. `work` queues it and returns the message that holds the result, from which `parts` are to be taken.
+    /// Starts an exchange. `work` queues it and returns the message that holds the result, from which `parts` are to be
+    /// taken.
     fn start(
         self: &Arc<Self>,
         what: &'static str,

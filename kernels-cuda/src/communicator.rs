@@ -1,13 +1,13 @@
 //! One rank's membership in a group of GPUs: NCCL's communicator, and what goes wrong with it.
 //!
-//! The communicator is non-blocking: every call returns at once and is then asked for its state, so that a rank that does not
-//! answer can be given up at any point: while joining, while NCCL sets up connections, in an exchange, at the end. A thread
-//! looks for asynchronous errors (a connection that broke) and for exchanges that take longer than the limit; it aborts the
-//! communicator, which ends NCCL's kernels on the GPU and with them the host's waits. The failure becomes the GPU's
-//! ([`Gpu::check`]).
+//! The communicator is non-blocking: every call returns at once and is then asked for its state, so that a rank that
+//! does not answer can be given up at any point: while joining, while NCCL sets up connections, in an exchange, at the
+//! end. A thread looks for asynchronous errors (a connection that broke) and for exchanges that take longer than the
+//! limit; it aborts the communicator, which ends NCCL's kernels on the GPU and with them the host's waits. The failure
+//! becomes the GPU's ([`Gpu::check`]).
 //!
-//! What NCCL cannot know: it notices a rank that vanished only where it talks over a network. Between GPUs of one machine its
-//! kernels wait in shared memory for good, so whoever watches the processes has to call [`Watch::abort`].
+//! What NCCL cannot know: it notices a rank that vanished only where it talks over a network. Between GPUs of one
+//! machine its kernels wait in shared memory for good, so whoever watches the processes has to call [`Watch::abort`].
 
 use std::collections::VecDeque;
 use std::ptr;
@@ -287,7 +287,7 @@ impl Communicator {
     }
 }
 
-/// Checks and ends a group's exchanges from any thread, such as the one that knows which ranks are alive.
+/// Checks and ends a group's exchanges from any thread, such as the thread that watches heartbeats.
 #[derive(Clone)]
 pub struct Watch(pub(crate) Arc<Communicator>);
 

@@ -42,7 +42,7 @@ pub fn unit_length_gradient(saved: &UnitSaved, dy: &Values) -> Values {
     of_longer_rows(saved, dy, saved.width)
 }
 
-/// The same for `dy` with rows of `stride` numbers, of which the first count.
+/// The same for `dy` with rows of `stride` numbers; only the first of them count.
 fn of_longer_rows(saved: &UnitSaved, dy: &Values, stride: usize) -> Values {
     let UnitSaved { width, y, lengths } = saved;
     let dx = Values::new(y.gpu(), y.len(), Kind::F32);
@@ -73,8 +73,8 @@ pub struct ContrastiveSaved {
     log_sums: [Values; 2],
 }
 
-/// The symmetric contrastive loss of every image: half the cross entropy of finding its text among all texts, half that of
-/// finding it among all images by its text. Similarities are multiplied by the exponential of `log_scale`.
+/// The symmetric contrastive loss of every image: half the cross entropy of finding its text among all texts, half that
+/// of finding it among all images by its text. Similarities are multiplied by the exponential of `log_scale`.
 ///
 /// Products are f32 (no TF32). Memory: one matrix of batch squared floats, which the gradient uses again.
 ///
@@ -83,7 +83,7 @@ pub struct ContrastiveSaved {
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn contrastive(images: &Values, texts: &Values, log_scale: &Values, width: usize) -> (Values, ContrastiveSaved) {
     let batch = rows("images", images, width);
     assert!((texts.len(), texts.kind()) == (images.len(), Kind::F32), "`texts` is {texts:?}, `images` {images:?}");
@@ -131,8 +131,8 @@ pub fn contrastive(images: &Values, texts: &Values, log_scale: &Values, width: u
     (losses, ContrastiveSaved { batch, width, images, units, texts, log_scale, similar, log_sums })
 }
 
-/// The gradients of [`contrastive`]'s images and, where they are wanted, of its texts and of `log_scale`, from that of the
-/// losses. What was saved is used up: a clone of it costs a copy of the similarities.
+/// The gradients of [`contrastive`]'s images and, where they are wanted, of its texts and of `log_scale`, from that of
+/// the losses. What was saved is used up: a clone of it costs a copy of the similarities.
 ///
 /// Shapes: `d_losses` `[batch]` in f32; the results as the inputs.
 ///

@@ -4,12 +4,13 @@
 //! y = x + s * gamma * fc2(gelu(fc1(norm(depthwise(x)))))
 //! ```
 //!
-//! The residual stream (`x`, `y` and their gradients) is f32, or in bf16 mode either f32 or bf16, as the caller sends it.
-//! What is between, the convolution's output included, is in the precision's format; sums of convolutions are f32.
+//! The residual stream (`x`, `y` and their gradients) is f32, or in bf16 mode either f32 or bf16, as the caller sends
+//! it. What is between, the convolution's output included, is in the precision's format; sums of convolutions are f32.
 //!
 //! `gamma` is folded into `fc2` in f32 before that is rounded: `gamma (W h + b) = (gamma W) h + gamma b`. So the branch and
-//! the residual are one product, and nothing of the branch is saved. From the gradients `G` and `g` of the folded weight and
-//! bias come those of the parts: `gamma G` and `gamma g`, and for `gamma` the sums of `W G` along the rows, and `b g`.
+//! the residual are one product, and nothing of the branch is saved. From the gradients `G` and `g` of the folded
+//! weight and bias come those of the parts: `gamma G` and `gamma g`, and for `gamma` the sums of `W G` along the rows,
+//! and `b g`.
 
 use crate::Precision;
 use crate::block::{Wanted, fused};
@@ -135,7 +136,7 @@ impl ConvNext {
     ///
     /// # Panics
     ///
-    /// If the lengths do not fit each other, the kernel's size is even or above 11, or channels are no multiple of 8.
+    /// If the lengths do not match, the kernel's size is even or above 11, or channels are not a multiple of 8.
     pub fn new(kernel: usize, weights: &ConvNextWeights, precision: Precision) -> Self {
         let ConvNextWeights { gamma, norm_weight, norm_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias, .. } = weights;
         let (channels, hidden) = (norm_weight.len(), fc1_bias.len());
@@ -290,8 +291,8 @@ pub fn convnext_forward(
 ///
 /// # Panics
 ///
-/// If `dy` has not the length or format of the forward pass, or gradients of the weights are wanted and the forward pass
-/// saved for its input alone.
+/// If `dy` has not the length or format of the forward pass, or gradients of the weights are wanted and the forward
+/// pass saved for its input alone.
 pub fn convnext_backward(
     weights: &ConvNext,
     saved: &ConvNextSaved,

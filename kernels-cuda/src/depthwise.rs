@@ -1,5 +1,5 @@
-//! Depthwise convolution of channels-last images: one square kernel a channel, stride 1, zeros around the image, output of
-//! the same size.
+//! Depthwise convolution of channels-last images: one square kernel a channel, stride 1, zeros around the image, output
+//! of the same size.
 
 use crate::gpu::Gpu;
 use crate::launch;
@@ -58,8 +58,8 @@ impl DepthwiseShape {
         Program::Depthwise { kernel: self.kernel, columns: self.columns() }
     }
 
-    /// Columns of a tile: the line divided evenly into tiles of at most eight, and a few numbers only, so that images of
-    /// several sizes share a program.
+    /// Columns of a tile: the line divided evenly into tiles of at most eight, and a few numbers only, so that images
+    /// of several sizes share a program.
     fn columns(&self) -> usize {
         match self.width.div_ceil(self.width.div_ceil(8).max(1)) {
             ..=4 => 4,
@@ -122,8 +122,8 @@ impl Depthwise {
     ///
     /// # Panics
     ///
-    /// If the kernel's size is even or above 11, the channels are no multiple of 8, or the weight has not the length that
-    /// bias and kernel say.
+    /// If the kernel's size is even or above 11, the channels are not a multiple of 8, or the weight has not the length
+    /// that bias and kernel say.
     pub fn new(weight: &Values, bias: &Values, kernel: usize) -> Self {
         let (gpu, channels, taps) = (weight.gpu(), bias.len(), kernel * kernel);
         check_kernel(kernel);
@@ -152,19 +152,19 @@ impl Depthwise {
 ///
 /// # Panics
 ///
-/// If `x` has not the length that `shape` says, or `weights` are of another shape.
+/// If `x` has a length that does not match `shape`, or `weights` are of another shape.
 pub fn depthwise(shape: DepthwiseShape, weights: &Depthwise, x: &Values, kind: Kind) -> Values {
     weights.check(&shape);
     shape.check(&[("x", x)]);
     convolve(shape, &weights.forward, Some(&weights.bias), x, None, kind)
 }
 
-/// The gradient of the input from that of the output, in `kind`; added to `residual`, which is in `kind` too, where there
-/// is one.
+/// The gradient of the input from that of the output, in `kind`; added to `residual`, which is in `kind` too, where
+/// there is one.
 ///
 /// # Panics
 ///
-/// If a tensor has not the length that `shape` says, or `weights` are of another shape.
+/// If a tensor has a length that does not match `shape`, or `weights` are of another shape.
 pub fn depthwise_input_gradient(
     shape: DepthwiseShape,
     weights: &Depthwise,
@@ -224,7 +224,7 @@ fn convolve(
 ///
 /// # Panics
 ///
-/// If a tensor has not the length that `shape` says, or `x` is in bf16 and `dy` is not.
+/// If a tensor has a length that does not match `shape`, or `x` is in bf16 and `dy` is not.
 pub fn depthwise_weight_gradient(shape: DepthwiseShape, x: &Values, dy: &Values) -> (Values, Values) {
     shape.check(&[("x", x), ("dy", dy)]);
     let gpu = x.gpu();

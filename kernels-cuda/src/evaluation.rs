@@ -1,5 +1,6 @@
-//! Pieces of evaluation attacks on batches of images: choosing and replacing images, APGD's momentum, distances, and what
-//! logits decide. Decisions about each image are the host's: vectors of one entry an image go up, numbers come down.
+//! Pieces of evaluation attacks on batches of images: choosing and replacing images, APGD's momentum, distances, and
+//! what logits decide. Decisions about each image are the host's: vectors of one entry an image go up, numbers come
+//! down.
 
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -64,7 +65,7 @@ pub fn select_rows(x: &Values, row_len: usize, rows: &[usize]) -> Values {
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn replace_rows(x: &mut Values, others: &Values, chosen: &[bool]) {
     same(x, &[others]);
     let row_len = row_len(x, chosen.len());
@@ -86,7 +87,7 @@ pub fn replace_rows(x: &mut Values, others: &Values, chosen: &[bool]) {
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other, or a row is not there or named twice.
+/// If the lengths do not match, or a row is not there or named twice.
 pub fn put_rows(x: &mut Values, row_len: usize, rows: &[usize], others: &Values) {
     let count = whole_rows(x, row_len);
     same_gpu(x.gpu(), &[others]);
@@ -148,7 +149,7 @@ pub fn join(parts: &[&Values]) -> Values {
     all
 }
 
-/// `x` to `[low, high]`. What is not a number stays so.
+/// `x` to `[low, high]`. What is NaN stays NaN.
 ///
 /// # Panics
 ///
@@ -176,7 +177,8 @@ fn sum(x: &Values, y: Option<&Values>, factor: f32, low: f32, high: f32) -> Valu
     to
 }
 
-/// APGD's step with momentum: `images + (ahead - images) * share + (images - before) * (1 - share)`, before it is projected.
+/// APGD's step with momentum: `images + (ahead - images) * share + (images - before) * (1 - share)`, before it is
+/// projected.
 ///
 /// # Panics
 ///
@@ -211,7 +213,7 @@ pub fn finite(x: &mut Values) {
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn pull_back(at: &mut Values, clean: &Values, chosen: &[bool], share: f32) {
     same(at, &[clean]);
     let pixels = row_len(at, chosen.len());
@@ -237,7 +239,7 @@ pub fn pull_back(at: &mut Values, clean: &Values, chosen: &[bool], share: f32) {
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn changed_pixels(x: &Values, other: &Values, images: usize) -> Result<Vec<u32>> {
     same(x, &[other]);
     let pixels = row_len(x, images) as i32;
@@ -258,7 +260,7 @@ pub fn changed_pixels(x: &Values, other: &Values, images: usize) -> Result<Vec<u
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn distances(x: &Values, other: &Values, images: usize, norm: Norm) -> Result<Vec<f64>> {
     lengths(x, Some(other), images, norm)
 }
@@ -293,12 +295,13 @@ fn lengths(x: &Values, other: Option<&Values>, images: usize, norm: Norm) -> Res
 pub struct Verdict {
     /// Whether all logits are finite and the largest, the first of equals, is the label's.
     pub is_right: bool,
-    /// The label's logit less the largest of the others: minus infinity where a logit is not finite or the label is none of
-    /// the classes, infinity for a single class.
+    /// The label's logit less the largest of the others: minus infinity where a logit is not finite or the label is
+    /// none of the classes, infinity for a single class.
     pub margin: f64,
 }
 
-/// The class of each row's largest logit, the first of equals; of a row with logits that are not numbers the first of these.
+/// The class of each row's largest logit, the first of equals; of a row with logits that are not numbers the first of
+/// these.
 ///
 /// Shapes: `logits` `[rows, classes]` in f32.
 ///
@@ -324,7 +327,7 @@ pub fn predictions(logits: &Values, classes: usize) -> Result<Vec<u32>> {
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn verdicts(logits: &Values, labels: &[u32], classes: usize) -> Result<Vec<Verdict>> {
     let rows = whole_rows(logits, classes);
     assert!(rows == labels.len(), "`logits` has {rows} rows, `labels` {}", labels.len());
@@ -342,7 +345,8 @@ pub fn verdicts(logits: &Values, labels: &[u32], classes: usize) -> Result<Vec<V
 fn decisions(logits: &Values, labels: Option<&Values>, rows: usize, classes: usize) -> Result<Vec<[u32; 4]>> {
     let found = Values::new(logits.gpu(), 4 * rows, Kind::F32);
     let grid = [rows, 1, 1];
-    // SAFETY: there are `rows` rows of `classes` floats, a label for each where there are labels, and four words for each.
+    // SAFETY: there are `rows` rows of `classes` floats, a label for each where there are labels, and four words for
+    // each.
     unsafe {
         launch!(logits.gpu(), Evaluation, "decisions", grid, 256, 1024 * 4, &found, logits, labels, classes as i32)
     };

@@ -7,16 +7,16 @@ use crate::values::Values;
 
 /// Takes each image to the boundary of the linear decision at `at`, a little from the clean image.
 ///
-/// The decision is that of another class's logit less the label's: `difference` at `at`, with the gradient `normal`. From `at`
-/// and from `clean` the nearest point of the boundary within `[0, 1]` is found; the image goes a little beyond the first,
-/// with a share of at most a tenth of the second. Sums are f64 in a fixed order, so that results are the CPU's but for
-/// rounding.
+/// The decision is that of another class's logit less the label's: `difference` at `at`, with the gradient `normal`.
+/// From `at` and from `clean` the nearest point of the boundary within `[0, 1]` is found; the image goes a little
+/// beyond the first, with a share of at most a tenth of the second. Sums are f64 in a fixed order, so that results are
+/// the CPU's but for rounding.
 ///
 /// Shapes: `at`, `clean` and `normal` `[differences, ..]` in f32, normals finite.
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn fab_step(norm: Norm, at: &mut Values, clean: &Values, normal: &Values, differences: &[f64]) {
     same(at, &[clean, normal]);
     let pixels = row_len(at, differences.len()) as i32;

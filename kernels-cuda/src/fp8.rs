@@ -1,9 +1,9 @@
 //! The encoder block of training attacks in FP8: four products forward, four for the gradient of the input.
 //!
-//! Operands are e4m3 with a scale for each row, on both sides; results of products, the residual stream and attention are
-//! bf16, sums, norms, softmax and GELU f32 inside. Norms, GELU and its gradient write e4m3 themselves; what attention and
-//! the residual stream's gradient leave in bf16 is quantized in passes of its own. There are no gradients of weights: attacks
-//! want none, so no operand is ever needed transposed but the weights, once an update.
+//! Operands are e4m3 with a scale for each row, on both sides; results of products, the residual stream and attention
+//! are bf16, sums, norms, softmax and GELU f32 inside. Norms, GELU and its gradient write e4m3 themselves; what
+//! attention and the residual stream's gradient leave in bf16 is quantized in passes of its own. There are no gradients
+//! of weights: attacks want none, so no operand is ever needed transposed but the weights, once an update.
 //!
 //! `src/ops/cpu/fp8.rs` of the program computes the same on the CPU.
 
@@ -30,8 +30,8 @@ pub(crate) struct Support {
 }
 
 impl Gpu {
-    /// Whether its products take e4m3 operands with a scale for each row. Tried once: cuBLASLt has them from 12.9 on, for
-    /// Hopper alone.
+    /// Whether its products take e4m3 operands with a scale for each row. Tried once: cuBLASLt has them from 12.9 on,
+    /// for Hopper alone.
     ///
     /// # Errors
     ///
@@ -375,7 +375,7 @@ impl Fp8Block {
     ///
     /// # Panics
     ///
-    /// If the lengths do not fit each other, or width or hidden is not a multiple of 16.
+    /// If the lengths do not match, or width or hidden is not a multiple of 16.
     pub fn new(weights: &BlockWeights) -> Result<Self> {
         let w = weights;
         w.sizes();
@@ -453,7 +453,7 @@ pub fn fp8_block_forward(
 ///
 /// # Panics
 ///
-/// If `dy` has not the length of the forward pass.
+/// If `dy` does not have the length of the forward pass.
 pub fn fp8_block_input_gradient(weights: &Fp8Block, saved: &Fp8Saved, dy: &Values) -> Values {
     let Fp8Block { norm1, qkv, proj, norm2, fc1, fc2 } = weights;
     let width = norm1[0].len();

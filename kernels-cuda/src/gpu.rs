@@ -83,8 +83,8 @@ pub(crate) fn software() -> Option<PathBuf> {
 }
 
 impl Gpu {
-    /// Opens GPU `number`, counted from 0. With the variable `ADVXL_CUDA_SOFTWARE` it is one in software, for tests, which
-    /// keeps its kernels in the folder named.
+    /// Opens GPU `number`, counted from 0. With the variable `ADVXL_CUDA_SOFTWARE` it is one in software, for tests,
+    /// which keeps its kernels in the folder named.
     ///
     /// # Errors
     ///
@@ -120,13 +120,14 @@ impl Gpu {
         if software().is_some() { Ok(1) } else { real::count() }
     }
 
-    /// A GPU in software, for tests. It compiles kernels with `c++` when they are first used and keeps them in a folder.
+    /// A GPU in software, for tests. It compiles kernels with `c++` when they are first used and keeps them in a
+    /// folder.
     pub fn soft(folder: &Path) -> Self {
         Self::soft_with(folder, 227 << 10)
     }
 
-    /// The same with so many bytes of shared memory for a block: 227 KiB are those of an H100, 163 KiB of an A100, 99 KiB of
-    /// consumer GPUs.
+    /// The same with this many bytes of shared memory per block: 227 KiB are those of an H100, 163 KiB of an A100, 99
+    /// KiB of consumer GPUs.
     pub fn soft_with(folder: &Path, shared_memory: usize) -> Self {
         Self::of(Box::new(Soft::open(folder, shared_memory)))
     }
@@ -150,7 +151,8 @@ impl Gpu {
         self.machine().shuffle(seed);
     }
 
-    /// On the software GPU: does the work of a stream as late as events and the host's waits allow, or with none all at once.
+    /// On the software GPU: does the work of a stream as late as events and the host's waits allow, or with none all at
+    /// once.
     pub fn delay(&self, stream: Option<Stream>) {
         self.machine().delay(stream);
     }
@@ -254,13 +256,13 @@ impl Gpu {
     }
 
     /// Which of cuBLASLt's algorithms serve the products so far, as text for a checkpoint: another algorithm rounds
-    /// differently, so a run that goes on elsewhere gives the same bits only with these.
+    /// differently, so a run resumed on another machine gives the same bits only with these.
     pub fn algorithms(&self) -> String {
         self.machine().algorithms()
     }
 
-    /// Uses algorithms of a checkpoint from now on; whether they are of this GPU model and library version. Others are left
-    /// out.
+    /// Uses algorithms of a checkpoint from now on; whether they are of this GPU model and library version. Others are
+    /// left out.
     pub fn adopt_algorithms(&self, text: &str) -> bool {
         self.machine().adopt_algorithms(text)
     }
@@ -519,7 +521,7 @@ impl Drop for Inner {
 }
 
 /// A block of device memory; back to the arena when dropped. Work is done in order, so what still runs then may
-/// go on using it until the next owner's work comes.
+/// keep using it until the next owner's work comes.
 pub(crate) struct Memory {
     gpu: Gpu,
     at: u64,

@@ -122,7 +122,7 @@ impl Kept {
     ///
     /// # Panics
     ///
-    /// If `which` is not whole images, or names a patch twice or one that is not there.
+    /// If `which` is not whole images, or names a patch twice or a patch that does not exist.
     pub fn new(gpu: &Gpu, batch: usize, patches: usize, which: &[usize]) -> Self {
         let count = which.len() / batch.max(1);
         assert!(count > 0 && count * batch == which.len(), "{} kept patches of {batch} images", which.len());
@@ -153,7 +153,7 @@ impl Kept {
     ///
     /// # Panics
     ///
-    /// If `x` has not that length, or the width is no multiple of 8.
+    /// If `x` has another length, or the width is not a multiple of 8.
     pub fn rows(&self, x: &Values, width: usize) -> Values {
         self.gather(x, &self.which, [self.patches, self.count], width)
     }
@@ -162,7 +162,7 @@ impl Kept {
     ///
     /// # Panics
     ///
-    /// If `dy` is not `[batch, count, width]`, or the width is no multiple of 8.
+    /// If `dy` is not `[batch, count, width]`, or the width is not a multiple of 8.
     pub fn rows_gradient(&self, dy: &Values, width: usize) -> Values {
         self.gather(dy, &self.whence, [self.count, self.patches], width)
     }
@@ -217,7 +217,7 @@ impl Tokens {
     ///
     /// # Panics
     ///
-    /// If the lengths do not fit each other.
+    /// If the lengths do not match.
     pub fn assemble(
         &self,
         patches: &Values,

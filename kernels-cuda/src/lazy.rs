@@ -1,7 +1,7 @@
 //! Values on the GPU as host bytes that are copied when they are first read: the storage of a Burn tensor.
 //!
-//! Operations of this crate take the values out again ([`values_of`]) and never copy. Whatever else reads the bytes gets a
-//! copy on the host, is right, and is counted ([`Traffic::unplanned`](crate::Traffic)).
+//! Operations of this crate take the values out again ([`values_of`]) and never copy. Any other reader of the bytes
+//! gets a copy on the host, is right, and is counted ([`Traffic::unplanned`](crate::Traffic)).
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -17,7 +17,7 @@ use crate::values::Values;
 pub fn lazy_bytes(values: Values) -> Bytes {
     let len = values.bytes();
     let lazy = Lazy { len, values: Some(values), host: OnceLock::new() };
-    // SAFETY: the allocation is as long as the values, all of which are set once it is read.
+    // SAFETY: the allocation is as long as the values, and all are set once it is read.
     unsafe { Bytes::from_controller(Box::new(lazy), len) }
 }
 

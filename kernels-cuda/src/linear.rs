@@ -7,9 +7,9 @@ use crate::values::Values;
 
 /// A layer's weight `[out, in]` and bias `[out]`, ready for products of one precision.
 ///
-/// Products want rows of whole eights, so where `in` is no multiple of 8 (patches of 14 pixels) the rows of weight and
-/// input are filled up with zeros: [`inputs`](Self::inputs) is the length of the input's rows. [`pad`](Self::pad) makes them
-/// of rows without zeros, and [`crop`](Self::crop) cuts their gradient.
+/// Products want rows of whole eights, so where `in` is not a multiple of 8 (patches of 14 pixels) the rows of weight
+/// and input are filled up with zeros: [`inputs`](Self::inputs) is the length of the input's rows. [`pad`](Self::pad)
+/// makes them of rows without zeros, and [`crop`](Self::crop) cuts their gradient.
 #[derive(Clone, Debug)]
 pub struct Linear {
     precision: Precision,
@@ -40,7 +40,7 @@ impl Linear {
     ///
     /// # Panics
     ///
-    /// If the sizes do not fit each other, or the precision is bf16 and `out` is no multiple of 8.
+    /// If the sizes do not match, or the precision is bf16 and `out` is not a multiple of 8.
     pub fn new(weight: &Values, bias: &Values, precision: Precision) -> Self {
         let outputs = bias.len();
         let columns = weight.len() / outputs.max(1);
@@ -65,7 +65,8 @@ impl Linear {
         self.columns
     }
 
-    /// f32 rows of [`columns`](Self::columns) numbers as the layer takes them: zeros behind them, in the precision's format.
+    /// f32 rows of [`columns`](Self::columns) numbers as the layer takes them: zeros behind them, in the precision's
+    /// format.
     ///
     /// Shapes: `x` `[rows, columns]`, the result `[rows, inputs]`.
     ///
@@ -146,7 +147,7 @@ impl Linear {
         self.input_gradient_through(dy, None)
     }
 
-    /// The same times the tanh GELU's slope at `before`, of which the input was taken.
+    /// The same times the slope of the tanh GELU at `before`.
     pub(crate) fn input_gradient_through(&self, dy: &Values, before: Option<&Values>) -> Values {
         let rows = self.rows(dy, self.outputs);
         let kind = self.precision.kind();
@@ -167,7 +168,7 @@ impl Linear {
     ///
     /// # Panics
     ///
-    /// If the sizes do not fit each other, or the formats are not the precision's.
+    /// If the sizes do not match, or the formats are not the precision's.
     pub fn weight_gradient(&self, x: &Values, dy: &Values) -> Values {
         let rows = self.rows(dy, self.outputs);
         assert!(self.rows(x, self.inputs) == rows, "`x` is {x:?}, `dy` {dy:?}");

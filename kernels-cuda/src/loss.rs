@@ -11,7 +11,7 @@ use crate::values::Values;
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn cross_entropy(logits: &Values, targets: &Values, classes: usize, factor: f32) -> (Values, Values) {
     let (rows, gpu) = (rows(logits, classes), logits.gpu());
     let [losses, slopes] = [rows, logits.len()].map(|len| Values::new(gpu, len, Kind::F32));
@@ -25,7 +25,7 @@ pub fn cross_entropy(logits: &Values, targets: &Values, classes: usize, factor: 
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn cross_entropy_losses(logits: &Values, targets: &Values, classes: usize) -> Values {
     let losses = Values::new(logits.gpu(), rows(logits, classes), Kind::F32);
     run(logits, targets, classes, [Some(&losses), None], None, 1.0);
@@ -38,7 +38,7 @@ pub fn cross_entropy_losses(logits: &Values, targets: &Values, classes: usize) -
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn cross_entropy_gradient(logits: &Values, targets: &Values, classes: usize, d_losses: &Values) -> Values {
     let rows = rows(logits, classes);
     assert!((d_losses.len(), d_losses.kind()) == (rows, Kind::F32), "`d_losses` is {d_losses:?}, rows {rows}");
@@ -81,14 +81,14 @@ fn run(
     }
 }
 
-/// 1 for every row whose largest logit, the first of equals, is that of its label, else 0. A row with a logit that is not a
-/// number is never right.
+/// 1 for every row whose largest logit, the first of equals, is that of its label, else 0. A row with a logit that is
+/// not a number is never right.
 ///
 /// Shapes: `logits` `[rows, classes]`; `labels` and the result `[rows]`, all in f32.
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn right(logits: &Values, labels: &Values, classes: usize) -> Values {
     let rows = rows(logits, classes);
     assert!((labels.len(), labels.kind()) == (rows, Kind::F32), "`labels` is {labels:?}, rows {rows}");

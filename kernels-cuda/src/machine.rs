@@ -1,6 +1,7 @@
 //! What the engine asks of a GPU: memory, copies, launches and products, in the order of a stream.
 //!
-//! All work is on [`Stream::Compute`], but for exchanges with other GPUs and images on their way here, which overlap with it.
+//! All work is on [`Stream::Compute`], but for exchanges with other GPUs and images on their way here, which overlap
+//! with it.
 //!
 //! Two machines do it: [`Real`](crate::real), NVIDIA's driver, and [`Soft`](crate::soft), a software twin for tests.
 
@@ -108,8 +109,8 @@ pub(crate) trait Machine: Send + Sync {
     unsafe fn destroy(&self, event: EventId);
     /// NCCL, or its twin for this machine's memory.
     fn nccl(&self) -> Result<&'static Nccl>;
-    /// Calls a library that queues work on the exchange stream, whose handle it gets. On the software GPU the call may come
-    /// later, in the order of that stream.
+    /// Calls a library that queues work on the exchange stream, whose handle it gets. On the software GPU the call may
+    /// come later, in the order of that stream.
     fn exchange(&self, work: ExchangeWork) -> Result<()>;
 }
 
@@ -135,7 +136,7 @@ pub(crate) type EventId = u64;
 /// A call of a library, given the handle of its stream.
 pub(crate) type ExchangeWork = Box<dyn FnOnce(Handle) -> Result<()> + Send>;
 
-/// Sizes of blocks: eight to a power of two, so that a block is at most an eighth larger than what is asked for.
+/// Sizes of blocks: eight to a power of two, so that a block is at most an eighth larger than requested.
 fn block_size(bytes: usize) -> usize {
     let bytes = bytes.max(512);
     let step = (bytes.next_power_of_two() / 16).max(512);
@@ -147,7 +148,7 @@ fn block_size(bytes: usize) -> usize {
 pub struct Facts {
     /// The GPU's name.
     pub name: String,
-    /// Which of a machine's GPUs it is, whatever number it has in this process: its address on the bus.
+    /// Identifies a GPU of the machine independently of its index in this process: its PCI address.
     pub id: String,
     /// Compute capability, 9.0 for an H100.
     pub capability: (i32, i32),

@@ -18,8 +18,8 @@ pub struct Line {
 }
 
 impl Line {
-    /// The line of least squares of the relative errors through some measurements `([amount, amount], seconds)`. Parts are
-    /// never negative.
+    /// The line of least squares of the relative errors through some measurements `([amount, amount], seconds)`. Parts
+    /// are never negative.
     pub fn through(points: &[([f64; 2], f64)]) -> Self {
         // Divided by the seconds, every right side is 1.
         let parts: Vec<[f64; 2]> =
@@ -40,8 +40,8 @@ impl Line {
 /// Constants of one precision.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
-    /// Products of a layer, for its output, its input's gradient and its weight's: of operations and products. FP8 has no
-    /// third.
+    /// Products of a layer, for its output, its input's gradient and its weight's: of operations and products. FP8 has
+    /// no third.
     pub products: [Line; 3],
     /// Attention and its gradient: of operations and bytes.
     pub attention: [Line; 2],
@@ -109,7 +109,7 @@ impl Gpu {
         })
     }
 
-    /// The least seconds of some runs, after one that chooses algorithms.
+    /// The minimum time of some runs in seconds, after a first run that chooses algorithms.
     fn least(&self, sizes: &Sizes, mut work: impl FnMut()) -> Result<f64> {
         work();
         let mut least = f64::INFINITY;
@@ -210,7 +210,8 @@ impl Gpu {
 
 /// Operations and bytes of attention and of its gradient. `elements` are those of the result, `bytes` the size of one.
 ///
-/// Two products forward, five backward; q, k, v in and the result out; with them the result's gradient in and three out.
+/// Two products forward, five backward; q, k, v in and the result out; with them the result's gradient in and three
+/// out.
 pub fn attention_amounts(elements: f64, tokens: f64, bytes: f64) -> [[f64; 2]; 2] {
     let product = 2.0 * elements * tokens;
     [[2.0 * product, 4.0 * bytes * elements], [5.0 * product, 7.0 * bytes * elements]]

@@ -26,8 +26,8 @@ pub(crate) unsafe fn images_at(gpu: &Gpu, bytes: u64, len: usize) -> Values {
     to
 }
 
-/// What the logits of mixed images should give: `rest` for every class, and `hot` times its share more for each of the two
-/// classes of an image, which may be one.
+/// What the logits of mixed images should give: `rest` for every class, and `hot` times its share more for each of the
+/// two classes of an image, which may be one.
 ///
 /// Shapes: `first`, `second` and `share`, that of the first, `[images]`; the result `[images, classes]`.
 ///
@@ -84,7 +84,7 @@ pub enum Mix {
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other, or an image or rectangle is not there.
+/// If the lengths do not match, or an image or rectangle is not there.
 pub fn mix(images: &Values, size: usize, mixes: &[Mix]) -> Values {
     let right = (mixes.len() * 3 * size * size, Kind::F32);
     assert!((images.len(), images.kind()) == right, "the images are {images:?}, {} mixes of side {size}", mixes.len());

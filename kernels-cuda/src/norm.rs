@@ -6,7 +6,8 @@ use crate::programs::Program::{Norm, NormAny};
 use crate::rows::{same_gpu, sum_of_parts};
 use crate::values::Values;
 
-/// What the gradient of a norm needs of its forward pass: the input, and each row's mean and `1 / sqrt(variance + eps)`.
+/// What the gradient of a norm needs of its forward pass: the input, and each row's mean and `1 / sqrt(variance +
+/// eps)`.
 #[derive(Clone, Debug)]
 pub struct NormSaved {
     pub(crate) x: Values,
@@ -52,8 +53,8 @@ pub(crate) struct NormGradient {
 pub(crate) struct Also<'a> {
     /// The gradients of weight and bias.
     pub(crate) parameters: bool,
-    /// The bf16 form of an f32 input's gradient, which [`Values::cast`] then finds, and with `parameters` the sum of its rows,
-    /// which [`Values::row_sum`] finds.
+    /// The bf16 form of an f32 input's gradient, which [`Values::cast`] then finds, and with `parameters` the sum of
+    /// its rows, which [`Values::row_sum`] finds.
     pub(crate) rounded: bool,
     /// The norm's result, for which its bias is needed.
     pub(crate) normed: Option<&'a Values>,
@@ -72,7 +73,7 @@ enum Route {
     Fast,
     /// Rows that are read again for each sum: longer ones.
     Wide,
-    /// The same a number at a time, in f32: the width is no multiple of 8.
+    /// The same a number at a time, in f32: the width is not a multiple of 8.
     Odd,
 }
 
@@ -107,7 +108,7 @@ impl Route {
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other, or the width is no multiple of 8 and `x` or the result is not f32.
+/// If the lengths do not match, or the width is not a multiple of 8 and `x` or the result is not f32.
 pub fn layer_norm(x: &Values, weight: &Values, bias: &Values, eps: f32, kind: Kind) -> (Values, NormSaved) {
     normed(x, None, weight, bias, eps, kind)
 }
@@ -170,12 +171,12 @@ pub(crate) fn normed(
     (y, NormSaved::new(x, mean, inverse))
 }
 
-/// The gradient of [`layer_norm`]'s input, added to `residual` where there is one, and those of weight and bias where they
-/// are wanted.
+/// The gradient of [`layer_norm`]'s input, added to `residual` where there is one, and those of weight and bias where
+/// they are wanted.
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn layer_norm_gradient(
     saved: &NormSaved,
     weight: &Values,

@@ -1,7 +1,7 @@
 //! Matrix products by cuBLASLt.
 //!
-//! cuBLASLt proposes algorithms for a product, and its first is up to a fifth slower than its best. So the first use of a
-//! shape times them, and the choice is kept: on disk by GPU and library version, since another algorithm rounds
+//! cuBLASLt proposes algorithms for a product, and its first is up to a fifth slower than its best. So the first use of
+//! a shape times them, and the choice is kept: on disk by GPU and library version, since another algorithm rounds
 //! differently and a resumed run has to give the same bits.
 
 use std::collections::HashMap;
@@ -183,7 +183,8 @@ impl Products {
         if unsafe { (self.driver.cuMemAlloc_v2)(&mut scratch, bytes.max(1)) } != 0 {
             return Ok(proposals[0]);
         }
-        // What the epilogue stores beside D has the same values in every run; D may be C, so it goes to scratch memory.
+        // What the epilogue stores besides D has the same values in every run; D may be C, so it goes to scratch
+        // memory.
         let operands = Operands { d: scratch, ..*operands };
         let mut best = (f64::INFINITY, proposals[0]);
         for algorithm in proposals {
@@ -331,8 +332,8 @@ fn check(what: &str, status: Status) -> Result<()> {
     }
 }
 
-/// The algorithms chosen so far, on disk too: a line for the GPU and the library's version, then one for each product with
-/// eight numbers and a fingerprint.
+/// The algorithms chosen so far, on disk too: a line for the GPU and the library's version, then one for each product
+/// with eight numbers and a fingerprint.
 struct Choices {
     path: Option<PathBuf>,
     /// GPU and version.

@@ -150,7 +150,7 @@ impl Program {
         [plain(include_str!("../cuda/common.cuh")), plain(file), instances].concat()
     }
 
-    /// NVRTC's options beside the architecture.
+    /// NVRTC's options apart from the architecture.
     pub(crate) fn options(self) -> &'static [&'static str] {
         match self {
             // Rounded like the CPU's, which fuses products and sums only where the source says so.

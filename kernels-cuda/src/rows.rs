@@ -50,7 +50,7 @@ pub fn gelu(kind: Gelu, x: &Values) -> Values {
 ///
 /// # Panics
 ///
-/// If the sizes do not fit each other, or the sum is wanted of bf16 rows whose `width` is not a multiple of 8.
+/// If the sizes do not match, or the sum is wanted of bf16 rows whose `width` is not a multiple of 8.
 pub fn gelu_gradient(kind: Gelu, x: &Values, dy: &Values, width: usize, sums: bool) -> (Values, Option<Values>) {
     assert!((x.len(), x.kind()) == (dy.len(), dy.kind()), "`x` is {x:?}, `dy` {dy:?}");
     if !width.is_multiple_of(8) {
@@ -63,7 +63,8 @@ pub fn gelu_gradient(kind: Gelu, x: &Values, dy: &Values, width: usize, sums: bo
     let grid = column_grid(rows, width);
     let parts = sums.then(|| Values::new(gpu, grid[1] * width, Kind::F32));
     let name = format!("gelu_gradient_{}", x.kind().suffix());
-    // SAFETY: the tensors have `rows * width` numbers of this kind, the parts as many as the grid has in its second axis.
+    // SAFETY: the tensors have `rows * width` numbers of this kind, the parts as many as the grid has in its second
+    // axis.
     unsafe {
         launch!(
             gpu,
@@ -116,8 +117,8 @@ pub fn sum_of_rows(x: &Values, width: usize) -> Values {
     sum_of_parts(&parts, grid[1], width)
 }
 
-/// Blocks of 256 columns, and enough of them one below the other to fill a GPU. Depends on the sizes alone, as the order
-/// of the sums does.
+/// Blocks of 256 columns, and enough of them one below the other to fill a GPU. Depends on the sizes alone, as the
+/// order of the sums does.
 fn column_grid(rows: usize, width: usize) -> [usize; 3] {
     let across = width.div_ceil(256).max(1);
     [across, (1056 / across).clamp(1, 352).min(rows.div_ceil(8)).max(1), 1]

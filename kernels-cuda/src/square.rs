@@ -1,5 +1,5 @@
-//! Queries of the Square attack for batches of images. Random numbers are the host's: windows, signs and patterns come in
-//! tables of a few numbers an image.
+//! Queries of the Square attack for batches of images. Random numbers are the host's: windows, signs and patterns come
+//! in tables of a few numbers an image.
 
 use crate::evaluation::{Norm, same};
 use crate::gpu::Gpu;
@@ -120,7 +120,7 @@ impl Patterns {
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn linf_start(clean: &Values, size: Size, stripes: &[f32]) -> Values {
     size.check(clean, stripes.len(), 3 * size.width);
     let to = Values::new(clean.gpu(), clean.len(), Kind::F32);
@@ -131,14 +131,15 @@ pub fn linf_start(clean: &Values, size: Size, stripes: &[f32]) -> Values {
     to
 }
 
-/// linf: the best images with one square each moved by a jump a channel, within epsilon of the clean images and `[0, 1]`.
+/// linf: the best images with one square each moved by a jump a channel, within epsilon of the clean images and `[0,
+/// 1]`.
 ///
 /// Shapes: `best`, `clean` and the result `[batch, 3, height, width]` in f32; `windows` `[batch]`, with the jumps of the
 /// channels.
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other, or a window is not within the image.
+/// If the lengths do not match, or a window is not within the image.
 pub fn linf_change(best: &Values, clean: &Values, size: Size, windows: &[(Window, [f32; 3])], epsilon: f32) -> Values {
     same(best, &[clean]);
     size.check(clean, windows.len(), 1);
@@ -197,14 +198,14 @@ impl Tiles {
 
 /// l2 and l1: the first query, a grid of patterns on the clean images.
 ///
-/// In l2 the change is brought to length `epsilon` and the image to `[0, 1]`. In l1 neither: the projection onto the ball is
-/// a step of its own.
+/// In l2 the change is brought to length `epsilon` and the image to `[0, 1]`. In l1 neither: the projection onto the
+/// ball is a step of its own.
 ///
 /// Shapes: `clean` and the result `[batch, 3, height, width]` in f32; `motifs` `[batch, rows, columns]` of [`Tiles`].
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other, there is no pattern of the tiles' side, or the norm is linf.
+/// If the lengths do not match, there is no pattern of the tiles' side, or the norm is linf.
 pub fn pattern_start(
     norm: Norm,
     clean: &Values,
@@ -251,14 +252,14 @@ pub fn pattern_start(
 
 /// l2 and l1: the best images with the changes of two squares, and what is left of epsilon, put into the first of them.
 ///
-/// In l2 the change is brought to length `epsilon` and the image to `[0, 1]`. In l1 neither: the projection onto the ball is
-/// a step of its own.
+/// In l2 the change is brought to length `epsilon` and the image to `[0, 1]`. In l1 neither: the projection onto the
+/// ball is a step of its own.
 ///
 /// Shapes: `best`, `clean` and the result `[batch, 3, height, width]` in f32; `exchanges` `[batch]`.
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other, a square is not within the image or has no pattern, or the norm is linf.
+/// If the lengths do not match, a square is not within the image or has no pattern, or the norm is linf.
 pub fn pattern_change(
     norm: Norm,
     best: &Values,

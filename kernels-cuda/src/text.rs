@@ -27,7 +27,7 @@ pub struct EmbedSaved {
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other, `width` is no multiple of 8, or the table has no row for an id.
+/// If the lengths do not match, `width` is not a multiple of 8, or the table has no row for an id.
 pub fn embed(ids: &[u32], table: &Values, places: &Values, width: usize, kind: Kind) -> (Values, EmbedSaved) {
     check_eights("a token", width);
     for (name, values) in [("table", table), ("places", places)] {
@@ -54,7 +54,7 @@ pub fn embed(ids: &[u32], table: &Values, places: &Values, width: usize, kind: K
 ///
 /// # Panics
 ///
-/// If `d` has not the length of the forward pass.
+/// If `d` does not have the length of the forward pass.
 pub fn embed_gradient(saved: &EmbedSaved, d: &Values) -> (Values, Values) {
     let EmbedSaved { ids, width, rows, tokens } = saved;
     assert!(d.len() == ids.len() * width, "`d` is {d:?}, the result had {} numbers", ids.len() * width);
@@ -98,13 +98,13 @@ pub fn embed_gradient(saved: &EmbedSaved, d: &Values) -> (Values, Values) {
     (table, sum_of_rows(d, tokens * width))
 }
 
-/// One token of each sample, as the one that ends a text.
+/// One token of each sample, such as the end-of-text token.
 ///
 /// Shapes: `x` `[batch, tokens, width]`; `which` `[batch]`, below `tokens`; the result `[batch, width]`, in the format of `x`.
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other, or `width` is no multiple of 8.
+/// If the lengths do not match, or `width` is not a multiple of 8.
 pub fn take_rows(x: &Values, tokens: usize, width: usize, which: &[usize]) -> Values {
     check_taken(tokens, width, which);
     let right = which.len() * tokens * width;
@@ -118,7 +118,7 @@ pub fn take_rows(x: &Values, tokens: usize, width: usize, which: &[usize]) -> Va
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other, or `width` is no multiple of 8.
+/// If the lengths do not match, or `width` is not a multiple of 8.
 pub fn take_rows_gradient(dy: &Values, tokens: usize, width: usize, which: &[usize]) -> Values {
     check_taken(tokens, width, which);
     let right = which.len() * width;

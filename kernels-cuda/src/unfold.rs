@@ -26,8 +26,8 @@ pub struct Unfold {
 }
 
 impl Unfold {
-    /// Places of the kernel down and along the image, as PyTorch counts them: `(size + 2 padding - kernel) / stride + 1`,
-    /// none if the kernel is larger than the padded image.
+    /// Places of the kernel down and along the image, as PyTorch counts them: `(size + 2 padding - kernel) / stride +
+    /// 1`, none if the kernel is larger than the padded image.
     pub fn output(&self) -> [usize; 2] {
         let places = |size: usize| match (size + 2 * self.padding).checked_sub(self.kernel) {
             Some(room) => room / self.stride + 1,
@@ -48,7 +48,7 @@ impl Unfold {
     ///
     /// # Panics
     ///
-    /// If `x` has not the length that the sizes say or is not f32, or kernel or stride are 0.
+    /// If `x` has a length that does not match the sizes or is not f32, or kernel or stride are 0.
     pub fn unfold(&self, x: &Values) -> Values {
         let [image, rows] = self.lens();
         self.run("unfold", ("x", x, image), rows)

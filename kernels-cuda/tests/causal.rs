@@ -1,4 +1,4 @@
-//! Causal attention on the software GPU beside a reference in f64: every kernel, forward and backward.
+//! Causal attention on the software GPU against a reference in f64: every kernel, forward and backward.
 
 mod support;
 

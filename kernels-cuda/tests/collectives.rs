@@ -225,7 +225,7 @@ fn steps(gpu: &Gpu, collectives: &Collectives, ready: bool) -> Vec<Vec<f32>> {
         }
         let started: Vec<Pending> =
             gradients.into_iter().rev().map(|gradients| collectives.reduce_scatter(&plan, gradients)).collect();
-        // Work that takes the memory of whatever was given back too early.
+        // Work that takes the memory of buffers freed too early.
         let spoil: Vec<Values> = [700, 33, 700, 33].map(|len| Values::filled(gpu, len, f32::NAN)).to_vec();
         let sums: Vec<Vec<Values>> = started.into_iter().map(Pending::wait).collect();
         drop(spoil);

@@ -1,4 +1,4 @@
-//! The contrastive loss, rows of length 1 and cross entropy's gradient on the software GPU beside definitions in f64.
+//! The contrastive loss, rows of length 1 and cross entropy's gradient on the software GPU against definitions in f64.
 
 mod support;
 

@@ -167,7 +167,7 @@ fn a_product_of_unfolded_rows_is_a_convolution() {
         let [y, dx] = [y, dx].map(|values| values.iter().map(|v| *v as f32).collect::<Vec<_>>());
         let gpu = soft();
         let layer = cuda::Linear::new(&Values::send(&gpu, &weight), &Values::send(&gpu, &bias), Precision::F32);
-        // Rows that are no multiple of eight are filled up, as layers want them.
+        // Rows that are not a multiple of eight are filled up, as layers want them.
         let fill = |rows: &[f32]| -> Vec<f32> {
             rows.chunks(row).flat_map(|row| [row, &vec![0.0; layer.inputs() - row.len()]].concat()).collect()
         };

@@ -1,5 +1,5 @@
-//! Steps and starts of attacks in the l1 ball, and starts on surfaces, on the software GPU beside the program's definitions
-//! (`src/attack/l1.rs` and `threat.rs`), written out once more below.
+//! Steps and starts of attacks in the l1 ball, and starts on surfaces, on the software GPU against the program's
+//! definitions (`src/attack/l1.rs` and `threat.rs`), written out once more below.
 
 mod support;
 
@@ -227,7 +227,7 @@ fn scale(values: &mut [f32], factor: f64) {
     values.iter_mut().for_each(|value| *value *= factor as f32);
 }
 
-/// A start on the GPU beside one on the CPU, image by image.
+/// A start on the GPU against one on the CPU, image by image.
 fn compare(what: &str, gpu: impl Fn(&Values, &pgd::Draws) -> Values, cpu: impl Fn(&mut Rng, &[f32]) -> Vec<f32>) {
     let keys = [4, u64::MAX - 9];
     for &len in few(&[9001, 1, 8, 301, 4096], 2) {

@@ -1,4 +1,4 @@
-//! Every operation on the software GPU beside `advxl-kernels`.
+//! Every operation on the software GPU against `advxl-kernels`.
 
 mod support;
 
@@ -85,7 +85,7 @@ fn every_gelu_and_its_gradient_are_the_cpus() {
     for kind in [cuda::Gelu::Erf, cuda::Gelu::Quick, cuda::Gelu::Tanh] {
         let y = host(&cuda::gelu(kind, &extreme));
         assert!(y[2].abs() < 1e-30 && y[3] == 100.0 && y[4] == 0.0, "{kind:?}: {y:?}");
-        assert!(y[6].is_nan(), "{kind:?}: what is not a number stays so");
+        assert!(y[6].is_nan(), "{kind:?}: what is NaN stays NaN");
     }
 }
 
@@ -269,7 +269,7 @@ fn what_moves_values_or_sums_them_in_f32_rounds_once_in_bf16() {
     let d = Values::send(&gpu, &narrow);
     assert_eq!(host(&pool.gradient(&d, Kind::Bf16)), rounded(&host(&pool.gradient(&d, Kind::F32))));
 
-    // A width that is no multiple of eight.
+    // A width that is not a multiple of eight.
     let [x, dy] = [both(&x), both(&numbers(x.len(), 4, 1.0))];
     let slopes = |at: usize| host(&cuda::gelu_gradient(cuda::Gelu::Erf, &x[at], &dy[at], 5, false).0);
     assert_eq!(slopes(0), rounded(&slopes(1)));
@@ -529,7 +529,7 @@ fn the_gradients_norm_is_summed_in_f64() {
 
 #[test]
 fn a_layer_and_its_gradients_are_products_of_matrices() {
-    // Patches of 14 pixels have rows that are no multiple of eight.
+    // Patches of 14 pixels have rows that are not a multiple of eight.
     for inputs in [16, 20] {
         layer_is_a_product(5, inputs, 24);
     }

@@ -9,7 +9,7 @@ use support::{assert_near, host, in_any_order, numbers, soft};
 
 #[test]
 fn small_operations_are_those_of_plain_loops() {
-    // Lengths that are no multiple of eight, and rows longer than a block of threads.
+    // Lengths that are not a multiple of eight, and rows longer than a block of threads.
     for (rows, width) in [(1, 1), (3, 10), (5, 300)] {
         let (x, y) = (numbers(rows * width, 1, 1.0), numbers(rows * width, 2, 1.0));
         let factors = numbers(rows, 3, 1.0);

@@ -1,4 +1,5 @@
-//! Norms, GELUs, sums and layers of widths that the fast kernels do not take, on the software GPU beside `advxl-kernels`.
+//! Norms, GELUs, sums and layers of widths that the fast kernels do not take, on the software GPU against
+//! `advxl-kernels`.
 
 mod support;
 

@@ -53,7 +53,7 @@ pub struct AttentionSaved {
 ///
 /// # Panics
 ///
-/// If a slice has not the length that `shape` says.
+/// If a slice has a length that does not match `shape`.
 pub fn attention(shape: AttentionShape, precision: Precision, qkv: &[f32], out: &mut [f32]) -> AttentionSaved {
     let (sample, batch) = (shape.sample(), shape.batch);
     assert!(
@@ -74,7 +74,7 @@ pub fn attention(shape: AttentionShape, precision: Precision, qkv: &[f32], out: 
 ///
 /// # Panics
 ///
-/// If a slice has not the length of the forward pass.
+/// If a slice does not have the length of the forward pass.
 pub fn attention_gradient(saved: &AttentionSaved, d_out: &[f32], d_qkv: &mut [f32]) {
     let shape = saved.shape;
     let (sample, batch) = (shape.sample(), shape.batch);

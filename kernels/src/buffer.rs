@@ -1,8 +1,8 @@
 //! Memory that is used again: a fresh buffer costs a page fault per 4 KiB, which was measured to
 //! take more time than some of the kernels that fill it.
 //!
-//! A [`Buffer`] goes back to a shared store when dropped. Its contents are whatever the last user
-//! left there: valid numbers, but not zeros.
+//! A [`Buffer`] goes back to a shared store when dropped. Its contents are what the last user left there:
+//! valid numbers, but not zeros.
 
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
@@ -56,7 +56,8 @@ impl Deref for Buffer {
     type Target = [u32];
     fn deref(&self) -> &[u32] {
         let words = self.lines.as_ptr().cast::<u32>();
-        // SAFETY: the lines are words and nothing else, at least `len` of them (see `new`), and the result borrows them.
+        // SAFETY: the lines are words and nothing else, at least `len` of them (see `new`), and the result borrows
+        // them.
         unsafe { std::slice::from_raw_parts(words, self.len) }
     }
 }

@@ -26,7 +26,7 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// (f32), or of this row and the next, if there is one (bf16).
     fn across<S: Lanes>(s: S, row: &[u32], next: Option<&[u32]>) -> S::C;
 
-    /// Cells that hold so many elements.
+    /// Number of cells that hold `elements` elements.
     #[inline(always)]
     fn cells(elements: usize) -> usize {
         elements.div_ceil(Self::PER_CELL)

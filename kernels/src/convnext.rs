@@ -4,10 +4,10 @@
 //! y = x + s * gamma * fc2(gelu(fc1(norm(depthwise(x)))))
 //! ```
 //!
-//! The lines of all images are cut into chunks, and each chunk goes from the convolution to the sum in one task, so that
-//! its activations stay in the cache. The cut depends on the shape alone. The convolution reads what it needs around
-//! the chunk from the input. Backward the chunks go to the convolution's output; its gradient is whole before it passes
-//! on to the input, since a line of that needs the lines around it.
+//! The lines of all images are cut into chunks, and each chunk goes from the convolution to the sum in one task, so
+//! that its activations stay in the cache. The cut depends on the shape alone. The convolution reads what it needs
+//! around the chunk from the input. Backward the chunks go to the convolution's output; its gradient is whole before it
+//! passes on to the input, since a line of that needs the lines around it.
 //!
 //! `gamma` is folded into `fc2` where that is packed: `gamma (W h + b) = (gamma W) h + gamma b`. From the gradients `G`
 //! and `g` of the folded weight and bias come those of the parts: `gamma G` and `gamma g`, and for `gamma` the sums of
@@ -105,7 +105,7 @@ impl PackedConvNext {
     ///
     /// # Panics
     ///
-    /// If the lengths of the slices do not fit each other, or the kernel's size is even.
+    /// If the lengths of the slices do not match, or the kernel's size is even.
     pub fn new(kernel: usize, weights: &ConvNextWeights<&[f32]>, precision: Precision) -> Self {
         let (channels, hidden) = (weights.norm_weight.len(), weights.fc1_bias.len());
         for (name, found, right) in [
@@ -195,7 +195,7 @@ impl ConvNextSaved {
 ///
 /// # Panics
 ///
-/// If a slice has not the length that `shape` says, or `weights` are of another shape.
+/// If a slice has a length that does not match `shape`, or `weights` are of another shape.
 #[allow(clippy::too_many_arguments)] // A block has that many inputs.
 pub fn convnext_forward(
     shape: ConvNextShape,
@@ -328,7 +328,7 @@ impl ConvNextGradients {
 ///
 /// # Panics
 ///
-/// If a slice has not the length of the forward pass, `weights` are of another shape, or `gradients`
+/// If a slice does not have the length of the forward pass, `weights` are of another shape, or `gradients`
 /// are asked for and the forward pass saved for its input alone.
 pub fn convnext_backward(
     weights: &PackedConvNext,

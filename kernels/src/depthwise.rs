@@ -9,7 +9,8 @@
 //!
 //! Work is cut into bands of lines and goes through a band sixteen channels at a time. Those are copied first, with the
 //! lines that the kernel reads around the band and zeros at both ends of each: the copy stays in the first-level cache
-//! while every line of the kernel reads it again, and the inner loop knows neither ends nor ragged channels nor strides.
+//! while every line of the kernel reads it again, and the inner loop knows neither ends nor ragged channels nor
+//! strides.
 //!
 //! The gradient of the input is the convolution with the kernel turned around. The gradients of the weights hold one
 //! line of the kernel in registers, seven sums; bands are summed in their order.
@@ -144,7 +145,7 @@ impl PackedDepthwise {
 ///
 /// # Panics
 ///
-/// If a slice has not the length that `shape` says, or `weights` are of another shape.
+/// If a slice has a length that does not match `shape`, or `weights` are of another shape.
 pub fn depthwise(shape: DepthwiseShape, weights: &PackedDepthwise, x: &[f32], y: &mut [f32]) {
     weights.check(&shape);
     shape.check(&[("x", x.len()), ("y", y.len())]);
@@ -158,7 +159,7 @@ pub fn depthwise(shape: DepthwiseShape, weights: &PackedDepthwise, x: &[f32], y:
 ///
 /// # Panics
 ///
-/// If a slice has not the length that `shape` says, or `weights` are of another shape.
+/// If a slice has a length that does not match `shape`, or `weights` are of another shape.
 pub fn depthwise_input_gradient(
     shape: DepthwiseShape,
     weights: &PackedDepthwise,
@@ -180,7 +181,7 @@ pub fn depthwise_input_gradient(
 ///
 /// # Panics
 ///
-/// If a slice has not the length that `shape` says.
+/// If a slice has a length that does not match `shape`.
 pub fn depthwise_weight_gradient(
     shape: DepthwiseShape,
     x: &[f32],
@@ -320,8 +321,8 @@ impl Op for WeightBand<'_> {
     }
 }
 
-/// Sixteen channels of some lines and of those that the kernel reads around them, copied: each line begins and ends with
-/// as many zeros as the kernel reaches over.
+/// Sixteen channels of some lines and of those that the kernel reads around them, copied: each line begins and ends
+/// with as many zeros as the kernel reaches over.
 struct View {
     shape: DepthwiseShape,
     pixels: Buffer,
@@ -432,8 +433,8 @@ fn tile<S: Lanes>(s: S, columns: usize, op: impl TileOp) {
     by_columns!(1 2 3 4 5 6 7 8)
 }
 
-/// Calls `body` with each of the vectors that `N` columns meet along seven weights, written out: a loop of so many
-/// steps would not be unrolled, and its sums not be in registers.
+/// Calls `body` with each of the vectors that `N` columns meet along seven weights, written out: a loop of that
+/// length would not be unrolled, and its sums would not stay in registers.
 macro_rules! for_each_input {
     ($inputs:ident, $N:ident, |$j:ident, $v:ident| $body:block) => {
         for_each_input!(@ $inputs, $N, $j, $v, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13)
@@ -452,7 +453,7 @@ struct Convolve<'a> {
     job: Job<'a>,
     /// Of these channels.
     weights: &'a [f32],
-    /// If absent, sums go on from what is there.
+    /// If absent, sums start from the present values.
     begin: Option<Begin<'a>>,
     channel: usize,
     /// The lines of the output.

@@ -91,11 +91,12 @@ thread_local! {
 
 /// Runs `body` with every kernel it calls from this thread forced onto `path`; for tests.
 ///
-/// A [`PackedBlock`](crate::PackedBlock) or [`PackedMatrix`](crate::PackedMatrix) keeps the path under which it was made.
+/// A [`PackedBlock`](crate::PackedBlock) or [`PackedMatrix`](crate::PackedMatrix) keeps the path under which it was
+/// made.
 ///
 /// # Panics
 ///
-/// If this processor lacks the path.
+/// If this processor does not support the path.
 pub fn with_path<R>(path: Path, body: impl FnOnce() -> R) -> R {
     assert!(path.is_available(), "this processor cannot run the path {path:?}");
     struct Restore(Option<Path>);

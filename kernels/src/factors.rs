@@ -169,7 +169,7 @@ struct WeightBlock<'a> {
     /// With padding, as the columns.
     rows: Range<usize>,
     columns: Range<usize>,
-    /// Whether the sum begins at zero, or goes on from `to`.
+    /// Whether the sum starts at zero or from `to`.
     first: bool,
     /// The real columns of each real row.
     to: Vec<&'a mut [f32]>,

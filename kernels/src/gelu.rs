@@ -21,7 +21,7 @@ pub enum Gelu {
     Quick,
 }
 
-/// Elements of a task: small beside the cache, large beside the cost of handing it out.
+/// Elements of a task: small compared with the cache, large compared with the cost of scheduling it.
 const CHUNK: usize = 16 * 1024;
 
 /// `y = gelu(x)`.
@@ -73,7 +73,7 @@ impl Op for Apply<'_> {
     }
 }
 
-/// `e^x`. Below -87 the result stays at `e^-87`, above 88 at `e^88`; not a number stays so.
+/// `e^x`. Below -87 the result stays at `e^-87`, above 88 at `e^88`; NaN stays NaN.
 #[inline(always)]
 pub(crate) fn exp<S: Lanes>(s: S, x: S::V) -> S::V {
     // The bounds come first: `max` and `min` return the second where one is not a number.
@@ -96,7 +96,7 @@ fn exp_near<S: Lanes>(s: S, x: S::V) -> S::V {
     s.scale(p, n)
 }
 
-/// `gelu(x)` and its derivative, which share all that is dear. What is not used is not computed.
+/// `gelu(x)` and its derivative, which share the expensive part. What is unused is not computed.
 #[inline(always)]
 pub(crate) fn value_and_slope<S: Lanes>(s: S, kind: Gelu, x: S::V) -> (S::V, S::V) {
     match kind {

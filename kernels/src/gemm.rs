@@ -17,7 +17,7 @@
 //! row-major matrix and one packed down its rows. The rows of A are divided evenly into tiles of at
 //! most twelve, so that no thin tile remains.
 //!
-//! Every element of the result is summed over the steps in order, whatever tile it falls into, and waits
+//! Every element of the result is summed over the steps in order, no matter which tile it falls into, and waits
 //! between pieces as the same f32: its bits do not depend on the other rows, on the number of rows, or on the
 //! threads.
 
@@ -50,7 +50,7 @@ pub(crate) struct Left<'a> {
     pub(crate) rows: usize,
 }
 
-/// The second operand: panels of 32 columns with `steps` steps, of which `columns` columns, in whole
+/// The second operand: panels of 32 columns with `steps` steps. `columns` columns, in whole
 /// vectors, are wanted.
 #[derive(Clone, Copy)]
 pub(crate) struct Right<'a> {
@@ -194,7 +194,7 @@ struct Job<'a> {
     /// Cells of B: `step * 32 + column` from here.
     b: *const u32,
     steps: usize,
-    /// Whether the sums begin at zero, or go on from the tile.
+    /// Whether the sums start at zero or from the tile.
     begin: bool,
     /// Where memory that comes next begins, to be fetched one line of 16 cells a step; never read.
     ahead: *const u32,

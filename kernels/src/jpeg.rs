@@ -14,7 +14,7 @@ use crate::lanes::{LANES, Lanes, Op};
 /// Coefficients of one block of 8 x 8 samples, line by line (not in zigzag order).
 pub type Block = [i16; 64];
 
-/// Dequantises and transforms a row of blocks to samples.
+/// Dequantizes and transforms a row of blocks to samples.
 ///
 /// Shapes: `samples` `[8, stride]`; block `i` fills columns `8 * i` to `8 * i + 7`; its last line may end with
 /// the last block. `table` is in the order of the blocks.
@@ -30,8 +30,8 @@ pub fn inverse_transform(blocks: &[Block], table: &[u16; 64], samples: &mut [u8]
     Isa::current().run(InverseTransform { blocks, table, samples, stride });
 }
 
-/// As [`inverse_transform`], with `side` samples on a side of each block instead of 8: each is the mean of a square of
-/// the samples at full size, up to rounding.
+/// Like [`inverse_transform`], with `side` samples on a side of each block instead of 8: each is the mean of a square
+/// of the samples at full size, up to rounding.
 ///
 /// Shapes: `samples` `[side, stride]`; block `i` fills columns `side * i` to `side * i + side - 1`.
 /// Source: libjpeg-turbo's `jidctred.c`, to the bit.
@@ -62,7 +62,8 @@ pub fn upsample_across(line: &[u8], wide: &mut [u8]) {
     Isa::current().run(Across { line, wide });
 }
 
-/// As [`upsample_across`] in both directions: `near` is the line that holds the samples, `far` the one above or below.
+/// Like [`upsample_across`] in both directions: `near` is the line that holds the samples, `far` the one above or
+/// below.
 ///
 /// Shapes: `near`, `far` `[n + 2]`, `wide` `[2 n]`.
 ///
@@ -77,7 +78,7 @@ pub fn upsample_both(near: &[u8], far: &[u8], wide: &mut [u8]) {
 
 /// One line a quarter of the way from `near` to `far`.
 ///
-/// `above` tells that `far` is the upper one: halves then round down, else up.
+/// `above`: `far` is the upper line, so halves round down; otherwise up.
 ///
 /// # Panics
 ///
@@ -114,7 +115,7 @@ struct InverseTransform<'a> {
     stride: usize,
 }
 
-/// Blocks that are transformed together: two beside two fill sixteen vectors of sixteen lanes.
+/// Blocks that are transformed together: 2 x 2 blocks fill sixteen vectors of sixteen lanes.
 const TOGETHER: usize = 4;
 
 impl Op for InverseTransform<'_> {
@@ -484,7 +485,7 @@ mod tests {
         (0..count).map(|_| next()).collect()
     }
 
-    /// Nine blocks, of which some are flat and some have large values.
+    /// Nine blocks: some flat, some with large values.
     fn blocks() -> Vec<Block> {
         let noise = noise(9 * 64);
         let block = |number: usize| {

@@ -44,7 +44,7 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     /// Rows of the register tile of products; its columns are 32.
     const TILE_ROWS: usize;
 
-    /// The tile in assembly that this path has for cells of so many elements, if any.
+    /// This path's assembly tile for cells of `per_cell` elements, if there is one.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn tile_in_assembly(self, _per_cell: usize) -> Option<Assembly> {
@@ -68,15 +68,15 @@ pub(crate) trait Lanes: Copy + Send + Sync + 'static {
     fn copy_sign(self, magnitude: Self::V, sign: Self::V) -> Self::V;
     /// `a * b + c`, with one rounding where the path has it.
     fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// The larger lane by lane; `b` where either is not a number.
+    /// The larger lane by lane; `b` where either is NaN.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
-    /// The smaller lane by lane; `b` where either is not a number.
+    /// The smaller lane by lane; `b` where either is NaN.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// To the nearest whole number.
     fn round(self, a: Self::V) -> Self::V;
     /// `v * 2^n` for whole `n` between -126 and 127.
     fn scale(self, v: Self::V, n: Self::V) -> Self::V;
-    /// The sign of each lane as -1, 0 or 1; 0 for what is not a number.
+    /// The sign of each lane as -1, 0 or 1; 0 for NaN.
     fn sign(self, a: Self::V) -> Self::V;
     /// The first `count` lanes of `v`, zero in the others.
     fn first(self, v: Self::V, count: usize) -> Self::V;
@@ -140,7 +140,7 @@ pub(crate) fn chunk_mut<T, const N: usize>(slice: &mut [T], start: usize) -> &mu
     slice[start..].first_chunk_mut().expect("slice holds a whole vector")
 }
 
-/// One f32 as bf16, to nearest and to even; what is not a number stays so.
+/// One f32 as bf16, to nearest and to even; what is NaN stays NaN.
 #[inline(always)]
 pub(crate) fn bf16_from_f32(value: f32) -> u16 {
     let bits = value.to_bits();

@@ -2,7 +2,7 @@
 //!
 //! For products outside of a block: patch embedding, heads, their gradients. Weights that many
 //! products share are packed once, as [`PackedMatrix`]. Work is shared over blocks of rows of C, and
-//! every element is summed in one order whatever the sharing. The inner product is [`crate::gemm`]'s;
+//! every element is summed in one order however the work is shared. The inner product is [`crate::gemm`]'s;
 //! long sums are not cut, so operands of tens of thousands of summed elements run below its best rate.
 
 use std::marker::PhantomData;
@@ -94,7 +94,7 @@ impl PackedMatrix {
 ///
 /// # Panics
 ///
-/// If a slice has not the length that the sizes say.
+/// If a slice has a length that does not match the sizes.
 ///
 /// ```
 /// use advxl_kernels::{Finish, Layout, Precision, gemm};
@@ -118,7 +118,7 @@ pub fn gemm(
 ///
 /// # Panics
 ///
-/// If a slice has not the length that the sizes say.
+/// If a slice has a length that does not match the sizes.
 pub fn gemm_packed(rows: usize, (a, layout): (&[f32], Layout), b: &PackedMatrix, finish: Finish, c: &mut [f32]) {
     let (summed, columns) = (b.summed, b.columns);
     let lengths = |name: &str, found: usize, right: usize| {

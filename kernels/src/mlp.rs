@@ -40,7 +40,7 @@ pub(crate) struct MlpSaved {
 }
 
 impl MlpSaved {
-    /// Of so many rows, `width` and `hidden` padded.
+    /// For `rows` rows, with `width` and `hidden` padded.
     pub(crate) fn new<P: Element>(rows: usize, width: usize, hidden: usize) -> Self {
         Self {
             normalized: Buffer::new(rows * P::cells(width)),
@@ -69,7 +69,7 @@ pub(crate) struct MlpGradients {
 }
 
 impl MlpGradients {
-    /// Of so many rows, `width` and `hidden` padded.
+    /// For `rows` rows, with `width` and `hidden` padded.
     pub(crate) fn new<P: Element>(rows: usize, width: usize, hidden: usize) -> Self {
         Self {
             norm: NormSums::new(width),

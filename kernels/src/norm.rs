@@ -19,7 +19,7 @@ const ROWS: usize = 64;
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, y: &mut [f32]) {
     let width = weight.len();
     check(width, &[("bias", bias.len())], &[("x", x.len()), ("y", y.len())]);
@@ -32,7 +32,7 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, y: &mut [f3
 ///
 /// # Panics
 ///
-/// If the lengths do not fit each other.
+/// If the lengths do not match.
 pub fn layer_norm_gradient(
     x: &[f32],
     weight: &[f32],

@@ -26,7 +26,7 @@ impl Patches {
     ///
     /// # Panics
     ///
-    /// If a slice has not the length that the sizes say.
+    /// If a slice has a length that does not match the sizes.
     pub fn cut(&self, images: &[f32], patches: &mut [f32]) {
         self.check(images.len(), patches.len());
         let image = (3 * self.size * self.size).max(1);
@@ -44,7 +44,7 @@ impl Patches {
     ///
     /// # Panics
     ///
-    /// If a slice has not the length that the sizes say.
+    /// If a slice has a length that does not match the sizes.
     pub fn gradient(&self, patches: &[f32], images: &mut [f32]) {
         self.check(images.len(), patches.len());
         let image = (3 * self.size * self.size).max(1);

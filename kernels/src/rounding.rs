@@ -36,7 +36,7 @@ impl Fp8 {
         }
     }
 
-    /// The nearest number of the format, of two as near the even one; the largest beyond its range. Not a number stays so.
+    /// The nearest number of the format, of two as near the even one; the largest beyond its range. NaN stays NaN.
     #[inline(always)]
     pub fn round(self, value: f32) -> f32 {
         let (fraction, normal) = self.shape();
@@ -82,7 +82,7 @@ pub fn round_rows(format: Fp8, values: &[f32], width: usize, to: &mut [f32]) {
     });
 }
 
-/// Every value as bf16, to nearest, ties to even. Not a number stays so.
+/// Every value as bf16, to nearest, ties to even. NaN stays NaN.
 pub fn round_to_bf16(values: &mut [f32]) {
     values.par_chunks_mut(16 * 1024).for_each(|values| {
         for value in values {

@@ -30,8 +30,8 @@ pub struct Unfold {
 }
 
 impl Unfold {
-    /// Places of the kernel down and along the image, as PyTorch counts them: `(size + 2 padding - kernel) / stride + 1`,
-    /// none if the kernel is larger than the padded image.
+    /// Places of the kernel down and along the image, as PyTorch counts them: `(size + 2 padding - kernel) / stride +
+    /// 1`, none if the kernel is larger than the padded image.
     pub fn output(&self) -> [usize; 2] {
         let places = |size: usize| match (size + 2 * self.padding).checked_sub(self.kernel) {
             Some(room) => room / self.stride + 1,
@@ -52,7 +52,7 @@ impl Unfold {
     ///
     /// # Panics
     ///
-    /// If a slice has not the length that the sizes say, or kernel or stride are 0.
+    /// If a slice has a length that does not match the sizes, or kernel or stride are 0.
     pub fn unfold(&self, x: &[f32], rows: &mut [f32]) {
         self.check(x.len(), rows.len());
         let ([down, along], row) = (self.output(), self.row());
@@ -77,7 +77,7 @@ impl Unfold {
     ///
     /// # Panics
     ///
-    /// If a slice has not the length that the sizes say, or kernel or stride are 0.
+    /// If a slice has a length that does not match the sizes, or kernel or stride are 0.
     pub fn gradient(&self, rows: &[f32], x: &mut [f32]) {
         self.check(x.len(), rows.len());
         let isa = Isa::current();

@@ -1,11 +1,11 @@
-//! The weights of the two kinds of blocks under timm's names: parameters, values, gradients, whatever there is one of each.
+//! The weights of the two kinds of blocks under timm's names: parameters, values or gradients.
 
 /// Defines a struct with one field per weight, and the conversions between it and an array.
 macro_rules! named_weights {
     ($(#[$attribute:meta])* $name:ident, $count:literal: $($field:ident),+) => {
         $(#[$attribute])*
         #[derive(Clone, Copy, Debug, Default, PartialEq)]
-        #[allow(missing_docs)] // The names are timm's; the shapes stand above.
+        #[allow(missing_docs)] // The names are timm's; the shapes are above.
         pub struct $name<T> {
             $(pub $field: T,)+
         }
@@ -22,7 +22,7 @@ macro_rules! named_weights {
             }
 
             /// References to the values.
-            #[allow(clippy::should_implement_trait)] // As of `Option`, which is no `AsRef` either.
+            #[allow(clippy::should_implement_trait)] // Like `Option`, which is not an `AsRef` either.
             pub fn as_ref(&self) -> $name<&T> {
                 $name { $($field: &self.$field),+ }
             }

@@ -75,12 +75,12 @@ class Adapter:
 
     def __init__(self, gpu):
         self.gpu = gpu
-        self.told = None
+        self.reason = None
         self.calls = 0
         self._logits, self._gradient, _ = linear_functions()
 
     def without_gpu(self, reason):
-        self.gpu, self.told = None, reason
+        self.gpu, self.reason = None, reason
 
     def _images(self, images):
         self.calls += 1
@@ -114,7 +114,7 @@ def evaluation(gpu):
         made.apgd.n_iter, made.apgd.n_restarts, made.fab.n_iter, made.square.n_queries = 8, 1, 8, 20
         x_adv = made.run_standard_evaluation(x, y, bs=5)
         found[norm] = (made.result.robust, x_adv)
-    assert adapter.gpu == gpu or adapter.told, "it was not told"
+    assert adapter.gpu == gpu or adapter.reason, "no reason was reported"
     return found, adapter
 
 
@@ -127,7 +127,7 @@ class SoftwareGpu(unittest.TestCase):
             sys.path.insert(0, {tests!r})
             import numpy, test_gpu
             on_gpu, adapter = test_gpu.evaluation(0)
-            assert adapter.gpu == 0, adapter.told
+            assert adapter.gpu == 0, adapter.reason
             on_cpu, _ = test_gpu.evaluation(None)
             for norm in on_cpu:
                 assert on_gpu[norm][0] == on_cpu[norm][0], norm
@@ -143,7 +143,7 @@ class SoftwareGpu(unittest.TestCase):
     def test_without_a_gpu_images_cross_in_the_hosts_memory(self):
         # A number that no machine has.
         found, adapter = evaluation(977)
-        self.assertIn("977", adapter.told)
+        self.assertIn("977", adapter.reason)
         self.assertEqual(found["Linf"][0], evaluation(None)[0]["Linf"][0])
 
 

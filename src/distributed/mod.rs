@@ -1,7 +1,7 @@
 //! Runs of several processes: ranks, collectives, heartbeats, sharded optimizer state.
 //!
-//! Processes are started by `--processes` and `--gpus`, by whatever sets torchrun's variables, or by an MPI launcher. Scheduling
-//! jobs is left to the cluster.
+//! Processes are started by `--processes` and `--gpus`, by a launcher that sets torchrun's variables, or by an MPI
+//! launcher. Scheduling jobs is left to the cluster.
 //!
 //! | file          | what                                                                          |
 //! |---------------|-------------------------------------------------------------------------------|

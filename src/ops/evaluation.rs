@@ -1,7 +1,7 @@
 //! The operations of evaluation attacks: what each computes, and which engine runs it.
 //!
-//! Those that are the mathematics of one attack exist here for NVIDIA GPUs only and are `None` elsewhere: the attack then
-//! computes them on the host. What crosses to the host are numbers of each image, never pixels.
+//! Those that are the mathematics of one attack exist here for NVIDIA GPUs only and are `None` elsewhere: the attack
+//! then computes them on the host. What crosses to the host are numbers of each image, never pixels.
 
 use advxl_cuda::Norm;
 pub use advxl_cuda::square::{Exchange, Motif, Window};
@@ -63,7 +63,7 @@ pub fn momentum(images: &Tensor<4>, ahead: Tensor<4>, before: &Tensor<4>, share:
     }
 }
 
-/// A gradient without numbers that no step can be made with: 0 for what is not a number, the largest number for what is
+/// A gradient without numbers that no step can be made with: 0 for NaN, the largest number for what is
 /// infinite.
 pub fn finite(gradient: Tensor<4>) -> Tensor<4> {
     match Engine::of(&gradient) {
@@ -111,8 +111,8 @@ pub fn dual_lengths(norm: Norm, gradients: &Tensor<4>) -> Option<Vec<f64>> {
     Some(cuda::evaluation::dual_lengths(&gpu, norm, gradients))
 }
 
-/// A step of the fast adaptive boundary attack on the device: each image to the boundary of the linear decision at `at`,
-/// a little from `clean`.
+/// A step of the fast adaptive boundary attack on the device: each image to the boundary of the linear decision at
+/// `at`, a little from `clean`.
 ///
 /// `None` where the host computes it. Shapes: `differences` `[batch]`.
 pub fn fab_step(
@@ -131,8 +131,8 @@ pub fn fab_step(
     ))
 }
 
-/// A step in the l1 ball on the device: equal moves on the steepest hundredth of the pixels that still can move, then the
-/// projection.
+/// A step in the l1 ball on the device: equal moves on the steepest hundredth of the pixels that still can move, then
+/// the projection.
 ///
 /// `None` where the host computes it. Shapes: `steps` `[batch]`.
 pub fn l1_step(
@@ -186,8 +186,8 @@ fn small(images: &Tensor<4>) -> Option<advxl_cuda::Gpu> {
     Engine::of(images).gpu().filter(|_| pixels < 1 << 24)
 }
 
-/// Points of the l1 balls around images along Laplace noise, at lengths uniform in `[0, epsilon]`, clipped to [0, 1], drawn
-/// on the device.
+/// Points of the l1 balls around images along Laplace noise, at lengths uniform in `[0, epsilon]`, clipped to [0, 1],
+/// drawn on the device.
 ///
 /// `None` where the host draws them. The numbers are those of the host's streams up to the last places.
 pub fn l1_start(center: &Tensor<4>, streams: &Streams, epsilon: f64) -> Option<Tensor<4>> {

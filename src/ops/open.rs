@@ -38,7 +38,7 @@ words! {
         Metal = "metal",
         /// Vulkan, of any vendor.
         Vulkan = "vulkan",
-        /// Whatever wgpu finds.
+        /// The interface that wgpu finds.
         Wgpu = "wgpu",
     }
 }
@@ -311,8 +311,8 @@ pub fn usable(wanted: Precision, device: &Device) -> (Precision, Option<&'static
     }
 }
 
-/// The arithmetic of a training attack on a device, if a recipe asks for `wanted` and its run for `of_run`, and a notice if it
-/// is another.
+/// The arithmetic of a training attack on a device, if a recipe asks for `wanted` and its run for `of_run`, and a
+/// notice if it is another.
 ///
 /// Errors: FP8 on a device that neither has it nor emulates it.
 pub fn usable_in_attacks(

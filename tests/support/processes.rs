@@ -206,11 +206,17 @@ pub fn of_run(run: &Path) -> Vec<u32> {
 }
 
 pub fn signal(name: &str, process: u32) {
+    assert!(try_signal(name, process));
+}
+
+/// Returns whether the process got the signal, which one that has ended does not.
+pub fn try_signal(name: &str, process: u32) -> bool {
     let process = process.to_string();
     let done = Command::new("kill")
         .args([&format!("-{name}"), &process])
+        .stderr(Stdio::null())
         .status();
-    assert!(done.unwrap().success());
+    done.unwrap().success()
 }
 
 /// Starts a long run and calls `disturb` on its processes once the stage has a checkpoint. Returns its exit code and
@@ -223,7 +229,7 @@ pub fn disturbed(
     disturbed_after(120, command, run, disturb)
 }
 
-/// As [`disturbed`], once the run has written `wanted` more lines of metrics.
+/// Like [`disturbed`], once the run has written `wanted` more lines of metrics.
 pub fn disturbed_after(
     wanted: usize,
     mut command: Command,

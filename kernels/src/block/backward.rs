@@ -24,7 +24,7 @@ use crate::norm;
 ///
 /// # Panics
 ///
-/// If a slice has not the length of the forward pass, `weights` are of another shape, or `gradients`
+/// If a slice does not have the length of the forward pass, `weights` are of another shape, or `gradients`
 /// are asked for and the forward pass saved for its input alone.
 pub fn block_backward(
     weights: &PackedBlock,

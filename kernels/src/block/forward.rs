@@ -73,7 +73,7 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    /// Of a chunk of so many elements.
+    /// For a chunk of `elements` elements.
     pub(super) fn new(shape: BlockShape, elements: usize) -> Self {
         let rows = elements / shape.width;
         Self { samples: rows / shape.tokens, rows, heads: shape.attention(), shape }
@@ -102,7 +102,7 @@ impl Sizes {
 ///
 /// # Panics
 ///
-/// If a slice has not the length that `shape` says, or `weights` are of another shape.
+/// If a slice has a length that does not match `shape`, or `weights` are of another shape.
 #[allow(clippy::too_many_arguments)] // A block has that many inputs.
 pub fn block_forward(
     shape: BlockShape,

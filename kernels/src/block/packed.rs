@@ -29,7 +29,7 @@ impl PackedBlock {
     ///
     /// # Panics
     ///
-    /// If the lengths of the slices do not fit each other, or `heads` does not divide the width.
+    /// If the lengths of the slices do not match, or `heads` does not divide the width.
     pub fn new(heads: usize, weights: &BlockWeights<&[f32]>, precision: Precision) -> Self {
         let width = weights.norm1_weight.len();
         let hidden = weights.fc1_bias.len();

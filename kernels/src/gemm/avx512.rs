@@ -1,6 +1,6 @@
 //! The register tile of products for AVX-512, in assembly.
 //!
-//! Compiled from Rust, the loop's 24 sums were kept in registers or not depending on what stood around it:
+//! Compiled from Rust, the loop's 24 sums were kept in registers or not depending on the code around it:
 //! a change of its caller cost a third of the speed. Written out, a step is what the drawing in
 //! [`super`] says: two vectors of B, and for every row one broadcast cell of A and two products.
 

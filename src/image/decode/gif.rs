@@ -1,8 +1,8 @@
 //! Decodes the first frame of a GIF like Pillow's `convert("RGB")`.
 //!
 //! Where the frame does not cover its screen, pixels have the transparent color, or color 0 if there is none.
-//! Transparency is dropped. The crate `image` would blend with transparent black there, hence the indices of the crate
-//! `gif`.
+//! Transparency is dropped. The crate `image` would blend with transparent black there, so this uses the indices of the
+//! crate `gif`.
 //!
 //! Source: Pillow's `GifImagePlugin.py`.
 
