@@ -150,7 +150,7 @@ name = "train"
 batch = 32
 phases = [{{ image_size = {size}, samples = {samples} }}]
 attack = {{ norm = "linf", epsilon = "8/255", step_size = "8/255", steps = 1, start = "random" }}
-loss = {{ kind = "cross_entropy" }}
+objective = {{ kind = "cross_entropy" }}
 optimizer = {{ kind = "adamw", weight_decay = 0.05, betas = [0.9, 0.95] }}
 learning_rate = {{ peak = 1e-3, warmup_samples = 32, decay = "cosine" }}
 augmentation = {{ flip = true }}

@@ -13,7 +13,7 @@ use crate::data::{Augmentation, Batch, Dataset, Planes, SentImages, Spec, Split}
 use crate::distributed::gpus::Gpus;
 use crate::distributed::{Comm, Parallel, Reduce, Zero};
 use crate::error::{Error, Result};
-use crate::loss::{Loss, LossKind, Targets, cross_entropy};
+use crate::loss::{Targets, cross_entropy};
 use crate::model::{Model, ModelConfig, Pass, Pool, Position};
 use crate::objective::ExtraParameters;
 use crate::ops::{
@@ -22,12 +22,15 @@ use crate::ops::{
 };
 use crate::optim::{OptimizerConfig, OptimizerKind};
 use crate::plan::{DeviceEngine, Devices, GpuConstants, Plan};
-use crate::recipe::{Checkpoints, Data, Head, Log, Phase, Recipe, Stage, TrainingAttack};
+use crate::recipe::{
+    Checkpoints, Data, Head, Log, ObjectiveConfig, Phase, Recipe, Stage, TrainingAttack,
+};
 use crate::rng::{Rng, Stream};
 use crate::schedule::{Decay, Schedule};
 use crate::train;
 use crate::train::state::StageOptimizer;
 use crate::train::{PhaseContext, State, StepError};
+use crate::weights::Outputs;
 
 /// An adversarial training step to time.
 pub struct StepWork {
@@ -195,6 +198,8 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
         end: stage.samples(),
         dataset: &Arc::new(dataset),
         captions: None,
+        outputs: Outputs::Logits,
+        reference: None,
         zero: Zero::new(&comm, recipe.parallel)?,
         device,
         numerics: work.precision.into(),
@@ -314,7 +319,7 @@ fn rows_of_profile(mut profile: Vec<(String, u64, f64)>) -> Vec<Value> {
 /// Runs only the attack of a step.
 fn attack(phase: &PhaseContext, state: &State, batch: &Batch, images: Tensor<4>) -> Result<()> {
     let now = phase.at(state.samples, batch);
-    let objective = phase.objective(state, batch)?;
+    let objective = phase.objective(state, batch, &images)?;
     let gradient = |images| objective.input_gradient(&state.model, images);
     let attack = now.attack.as_ref().expect("the step has an attack");
     attack.climb(images, &gradient, &now.draws());
@@ -355,10 +360,7 @@ fn recipe(work: &StepWork) -> Recipe {
             precision: work.attack_precision,
         }),
         attack_warmup_samples: None,
-        loss: Loss {
-            kind: LossKind::CrossEntropy,
-            label_smoothing: 0.0,
-        },
+        objective: ObjectiveConfig::cross_entropy(),
         text: None,
         optimizer: OptimizerConfig {
             kind: OptimizerKind::Adamw,

@@ -7,40 +7,10 @@ use burn::tensor::Tensor;
 
 use crate::ops::Device;
 pub use crate::ops::{contrastive, count_correct, cross_entropy, predictions, unit_length};
-use crate::settings::{Table, settings, words};
 
 /// Largest scale of the similarities: the inverse of the lowest temperature. As in CLIP, the parameter is clamped after
 /// each update, so that gradients at the bound can still move it away.
 pub const LARGEST_SCALE: f64 = 100.0;
-
-settings! {
-    /// Loss that training minimizes and the attack maximizes.
-    #[derive(Clone, Debug, PartialEq)]
-    pub struct Loss(table) {
-        /// Loss function.
-        pub kind: LossKind { example: "\"cross_entropy\"" },
-        /// Label smoothing: fraction of the target spread evenly over all classes. Only with kind = `cross_entropy`.
-        pub label_smoothing: f64 { limits: at_least(0.0).below(1.0), example: "0.1" } [= 0.0],
-    }
-    check { check_smoothing(table, kind, label_smoothing) }
-}
-
-words! {
-    /// Loss function.
-    pub enum LossKind {
-        /// Softmax cross entropy with class labels.
-        CrossEntropy = "cross_entropy",
-        /// CLIP's contrastive loss between images and captions.
-        Contrastive = "contrastive",
-    }
-}
-
-fn check_smoothing(table: &Table, kind: Option<LossKind>, smoothing: Option<f64>) {
-    if kind == Some(LossKind::Contrastive) && smoothing.is_some_and(|smoothing| smoothing > 0.0) {
-        let message = "label_smoothing has no effect with kind = `contrastive`";
-        table.problem("label_smoothing", message);
-    }
-}
 
 /// Labels of a batch: one class per image, or two mixed by MixUp or CutMix.
 #[derive(Clone, Debug, PartialEq)]

@@ -33,7 +33,7 @@ attack = { norm = "linf", epsilon = "8/255", step_size = "4/255", steps = 1, sta
 name = "clip"
 batch = 32
 phases = [{ image_size = 16, samples = 96 }]
-loss = { kind = "contrastive" }
+objective = { kind = "contrastive" }
 text = { new = { context = 12, width = 32, depth = 1, heads = 2, embedding = 24 }, templates = ["a red {} on a plain blue background", "a {}"] }
 optimizer = { kind = "adamw", weight_decay = 0.05, betas = [0.9, 0.95], clip_norm = 1.0 }
 learning_rate = { peak = 1e-3, warmup_samples = 32, decay = "cosine" }
@@ -45,7 +45,7 @@ batch = 32
 chunk = 12
 phases = [{ image_size = 16, samples = 96, masking = { kind = "random", ratio = 0.25 } }]
 attack = { norm = "linf", epsilon = "8/255", step_size = "8/255", steps = 1, start = "random" }
-loss = { kind = "contrastive" }
+objective = { kind = "contrastive" }
 text = { from = "clip", templates = ["a red {} on a plain blue background", "a {}"] }
 optimizer = { kind = "adamw", weight_decay = 0.05, betas = [0.9, 0.95] }
 learning_rate = { peak = 1e-3, warmup_samples = 32, decay = "cosine" }
@@ -57,7 +57,7 @@ head = "text"
 batch = 32
 phases = [{ image_size = 32, samples = 64 }]
 attack = { norm = "linf", epsilon = "8/255", step_size = "4/255", steps = 2, start = "random" }
-loss = { kind = "cross_entropy" }
+objective = { kind = "cross_entropy" }
 optimizer = { kind = "adamw", weight_decay = 0.0, betas = [0.9, 0.95] }
 learning_rate = { peak = 1e-12, warmup_samples = 32, decay = "cosine" }
 augmentation = { flip = false }
@@ -432,7 +432,7 @@ fn incompatible_settings_are_refused_before_training() {
     for (changes, message) in [
         (
             vec![(new, "")],
-            "loss.kind = `contrastive` requires the table `text`",
+            "objective.kind = `contrastive` requires the table `text`",
         ),
         (
             vec![("from = \"clip\"", "from = \"clop\"")],
@@ -458,10 +458,10 @@ fn incompatible_settings_are_refused_before_training() {
         ),
         (
             vec![(
-                "loss = { kind = \"cross_entropy\" }",
-                "loss = { kind = \"cross_entropy\" }\ntext = { from = \"clip\" }",
+                "objective = { kind = \"cross_entropy\" }",
+                "objective = { kind = \"cross_entropy\" }\ntext = { from = \"clip\" }",
             )],
-            "text has no effect with loss.kind = `cross_entropy`",
+            "text has no effect with objective.kind = `cross_entropy`",
         ),
         (
             vec![("head = \"text\"", "")],

@@ -29,7 +29,7 @@ name = "{name}"
 batch = 32
 phases = [{{ image_size = 16, samples = 96 }}]
 {attack}
-loss = {{ kind = "contrastive" }}
+objective = {{ kind = "contrastive" }}
 text = {{ {of_text}, templates = ["a {{}}"] }}
 optimizer = {{ kind = "adamw", weight_decay = 0.05, betas = [0.9, 0.95], clip_norm = 1.0 }}
 learning_rate = {{ peak = 1e-3, warmup_samples = 32, decay = "cosine" }}

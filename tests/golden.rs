@@ -6,13 +6,21 @@
 
 use std::path::{Path, PathBuf};
 
+use advxl::attack::threat::Ball;
 use advxl::attack::{Norm, Pgd, Start, input_gradient};
+use advxl::distributed::Comm;
 use advxl::loss::{Targets, contrastive, cross_entropy};
 use advxl::model::{Model, Pass, position};
+use advxl::objective::{
+    BatchLoss, ContrastiveLoss, LabelLoss, Microbatches, Objective, Views, WeightedLoss, named,
+};
 use advxl::ops as fused;
-use advxl::ops::{Device, Gelu, Precision, from_vec, to_vec};
+use advxl::ops::{Device, Gelu, Numerics, Precision, from_vec, to_vec};
 use advxl::optim;
 use advxl::optim::{AverageConfig, Now, Optimizer, OptimizerConfig, OptimizerKind};
+use advxl::recipe::ObjectiveConfig;
+use advxl::settings;
+use advxl::settings::{Field, Key};
 use advxl::weights::import as weights;
 use burn::tensor::Tensor;
 use safetensors::SafeTensors;
@@ -345,4 +353,197 @@ fn the_contrastive_loss_and_its_gradients_match_pytorch_in_f64() {
         1e-5,
         "log_scale",
     );
+}
+
+/// An objective of `make_objectives.py`, with its numbers.
+fn objective(name: &str) -> ObjectiveConfig {
+    let toml = match name {
+        "trades" => "kind = \"trades\"\nbeta = 6",
+        "tecoa" => "kind = \"tecoa\"\nscale = 20",
+        "advflyp" => "kind = \"advflyp\"\nfeatures = 1\nlogits = 0.5\nscale = 20",
+        "deacl" => "kind = \"deacl\"\ngamma = 2",
+        name => &format!("kind = \"{name}\""),
+    };
+    let text = format!("[objective]\n{toml}\n");
+    let key = Key::of::<ObjectiveConfig>("objective", "");
+    let read = settings::read(&text, &[], |table| ObjectiveConfig::read(table, &key));
+    read.map_err(|problems| format!("{problems:?}")).unwrap()
+}
+
+#[test]
+fn the_terms_of_every_objective_and_their_gradients_match_pytorch() {
+    let bytes = golden("objectives.safetensors");
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let device = Device::cpu();
+    let tensor = |name: &str, rows| from_vec(floats(&tensors, name), [rows, 5], &device);
+    let all_labels = labels(&tensors);
+    for name in ["trades", "fare", "tecoa", "sim_clip", "advflyp", "deacl"] {
+        let config = objective(name);
+        let [terms, attack] = named::terms(&config).unwrap();
+        let classes = if name == "tecoa" { 4 } else { 5 };
+        let of_classes: Vec<u32> = all_labels.iter().map(|label| label % classes).collect();
+        let targets = Targets::classes(&of_classes);
+        let log_scale = from_vec(vec![20f32.ln()], [1], &device);
+        let loss = WeightedLoss {
+            terms,
+            attack,
+            labels: config
+                .uses_labels()
+                .then(|| LabelLoss::new(&targets, classes as usize, 0.1, &device)),
+            classes: (name == "tecoa").then(|| (tensor("classes", 4), 20.0)),
+            captions: config
+                .uses_captions()
+                .then(|| ContrastiveLoss::new(tensor("captions", 6), log_scale, None)),
+            reference: ["reference_clean", "reference_adversarial"]
+                .map(|name| Some(tensor(name, 6))),
+        };
+        assert_eq!(
+            loss.uses_clean_images(),
+            config.uses_clean_images(),
+            "{name}"
+        );
+        let adversarial = tensor("adversarial", 6).autodiff().require_grad();
+        let clean = tensor("clean", 6).autodiff().require_grad();
+        let views = Views {
+            adversarial: adversarial.clone(),
+            clean: Some(clean.clone()),
+        };
+        let of_attack = loss.attack_losses(adversarial.clone());
+        for (what, losses) in [("", loss.losses(views)), ("_attack", of_attack)] {
+            let value = losses.mean();
+            let mut found = value.clone().backward();
+            let value = to_vec(value.without_autodiff());
+            let recorded = floats(&tensors, &format!("{name}{what}_loss"));
+            assert_close(&value, &recorded, 1e-5, &format!("{name}{what}"));
+            for (output, key) in [(&adversarial, "adversarial"), (&clean, "clean")] {
+                let key = format!("{name}{what}_gradient_{key}");
+                let gradient = output.grad_remove(&mut found).map(to_vec);
+                match tensors.tensor(&key) {
+                    Ok(_) => {
+                        assert_close(&gradient.unwrap(), &floats(&tensors, &key), 1e-5, &key);
+                    }
+                    Err(_) => assert!(gradient.is_none_or(|all| all.iter().all(|x| *x == 0.0))),
+                }
+            }
+        }
+    }
+}
+
+/// The attack's gradient, the update's gradients and the new weights.
+#[test]
+fn an_update_of_trades_and_one_of_fare_match_pytorch() {
+    let recorded = golden("updates.safetensors");
+    let recorded = SafeTensors::deserialize(&recorded).unwrap();
+    let vit = golden("vit.safetensors");
+    let vit = SafeTensors::deserialize(&vit).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (device, comm) = (Device::cpu(), Comm::single());
+    let mut model = model(&vit, "avg", "vit_tiny_patch16_224", folder.path());
+    let frozen = model.clone();
+    let scaled = frozen.parameters().into_iter();
+    let scaled: Vec<_> = scaled.map(|part| part.value.clone() * 1.05).collect();
+    let frozen = frozen.with_values(scaled);
+    let images = from_vec(floats(&vit, "images"), [4, 3, 16, 16], &device);
+    let start = from_vec(floats(&recorded, "start"), [4, 3, 16, 16], &device);
+    let original = model.clone();
+    for name in ["trades", "fare"] {
+        model = original.clone();
+        let config = objective(name);
+        // Microbatches of 3 and 1, to cover the narrowing of references and labels.
+        let microbatches = Microbatches {
+            numerics: Numerics::F32,
+            attack_numerics: Numerics::F32,
+            recompute: false,
+            kept: None,
+            size: Some(3),
+            shards: 1,
+        };
+        let reference = match name {
+            "trades" => microbatches.own_outputs(&model, &images),
+            _ => microbatches.reference_outputs(&frozen, &images),
+        };
+        let [terms, attack] = named::terms(&config).unwrap();
+        let loss = WeightedLoss {
+            terms,
+            attack,
+            labels: config
+                .uses_labels()
+                .then(|| LabelLoss::new(&Targets::classes(&labels(&vit)), 5, 0.1, &device)),
+            reference: [Some(reference), None],
+            ..WeightedLoss::default()
+        };
+        let objective = Objective::new(Box::new(loss), microbatches, &comm);
+        let gradient = objective.input_gradient(&model, start.clone());
+        let right = floats(&recorded, &format!("{name}_input_gradient"));
+        assert_close(&to_vec(gradient.clone()), &right, 1e-4, name);
+        let ball = Ball::new(Norm::Linf, 8.0 / 255.0, images.clone());
+        let adversarial = ball.step(start.clone(), gradient, &[(4.0 / 255.0) as f32; 4]);
+        let right = floats(&recorded, &format!("{name}_adversarial"));
+        assert_close(&to_vec(adversarial.clone()), &right, 1e-6, name);
+        let views = Views {
+            adversarial,
+            clean: objective.uses_clean_images().then(|| images.clone()),
+        };
+        let step = objective.gradients(&model, views, 4, None, || ());
+        let loss = step.losses.iter().sum::<f64>() / 4.0;
+        let right = floats(&recorded, &format!("{name}_loss"));
+        assert_close(&[loss as f32], &right, 1e-5, name);
+        let names: Vec<String> = model
+            .parameters()
+            .iter()
+            .map(|part| part.name.clone())
+            .collect();
+        for (part, gradient) in names.iter().zip(&step.gradients) {
+            let right = floats(&recorded, &format!("{name}_gradient.{part}"));
+            // Gradients of the keys' biases are zero in exact arithmetic.
+            let most = right
+                .iter()
+                .fold(1e-4f32, |most, value| most.max(value.abs()));
+            for (found, right) in to_vec(gradient.clone()).iter().zip(&right) {
+                assert!(
+                    (found - right).abs() <= 1e-5 * most.max(0.1),
+                    "{name} {part}: {found} {right}"
+                );
+            }
+        }
+        let adamw = OptimizerConfig {
+            kind: OptimizerKind::Adamw,
+            weight_decay: 0.0,
+            betas: [0.9, 0.95],
+            clip_norm: None,
+        };
+        let weights: Vec<_> = model.parameters().iter().map(|part| &part.value).collect();
+        let mut optimizer = Optimizer::new(&adamw, None, &weights, None, 0);
+        let decays = vec![false; names.len()];
+        let now = Now {
+            norm: 1.0,
+            learning_rate: 1e-3,
+            rounded: false,
+        };
+        let recorded_gradients: Vec<_> = names
+            .iter()
+            .map(|part| floats(&recorded, &format!("{name}_gradient.{part}")))
+            .collect();
+        let mut parameters = model.parameters_mut();
+        let values = parameters.iter_mut().map(|part| &mut part.value).collect();
+        optimizer.update(values, &decays, step.gradients, &now);
+        for ((part, parameter), gradient) in
+            names.iter().zip(model.parameters()).zip(recorded_gradients)
+        {
+            let right = floats(&recorded, &format!("{name}.{part}"));
+            for ((found, right), gradient) in to_vec(parameter.value.clone())
+                .iter()
+                .zip(&right)
+                .zip(gradient)
+            {
+                // Adam divides by the gradient's size: where that is rounding, the direction is too.
+                if gradient.abs() > 1e-5 {
+                    assert!(
+                        (found - right).abs() <= 1e-5,
+                        "{name} {part}: {found} {right}"
+                    );
+                }
+            }
+        }
+    }
 }

@@ -1942,7 +1942,7 @@ log = {{ every_samples = 4 }}
 name = "captions"
 batch = 4
 phases = [{{ image_size = 16, samples = 4 }}]
-loss = {{ kind = "contrastive" }}
+objective = {{ kind = "contrastive" }}
 text = {{ embeddings = "{embeddings}" }}
 optimizer = {{ kind = "adamw", weight_decay = 0.05, betas = [0.9, 0.95] }}
 learning_rate = {{ peak = 1e-3, warmup_samples = 4, decay = "cosine" }}

@@ -231,9 +231,9 @@ fn a_run_does_not_resume_with_classes_of_other_names() {
 fn data_and_heads_without_effect_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let data = "data = { train = \"synthetic:200\", test = \"synthetic:64\" }";
-    let own = format!("loss = {{\n{data}\nloss = {{").replace("loss = {\n", "");
+    let own = format!("{data}\nobjective = {{");
     let out = folder.path().join("run");
-    let everywhere = recipe(folder.path(), "everywhere", &[("loss = {", &own)]);
+    let everywhere = recipe(folder.path(), "everywhere", &[("objective = {", &own)]);
     refused(
         &everywhere,
         &out,
@@ -417,7 +417,7 @@ fn a_dry_run_on_synthetic_images_runs_two_updates_of_each_phase_and_keeps_nothin
         "--batch",
         "4",
         "--set",
-        "stage.pretrain.loss={kind=\"contrastive\"}",
+        "stage.pretrain.objective={kind=\"contrastive\"}",
         "--set",
         "stage.pretrain.text={model=\"nowhere\"}",
         "--set",
@@ -426,7 +426,7 @@ fn a_dry_run_on_synthetic_images_runs_two_updates_of_each_phase_and_keeps_nothin
     let text = std::fs::read_to_string(recipe).unwrap();
     let (mixing, label) = (
         "mixing = {",
-        "loss = { kind = \"cross_entropy\", label_smoothing = 0.1 }",
+        "objective = { kind = \"cross_entropy\", label_smoothing = 0.1 }",
     );
     let without: Vec<&str> = text
         .lines()
@@ -436,7 +436,7 @@ fn a_dry_run_on_synthetic_images_runs_two_updates_of_each_phase_and_keeps_nothin
         recipe,
         without
             .join("\n")
-            .replace(label, "loss = { kind = \"cross_entropy\" }"),
+            .replace(label, "objective = { kind = \"cross_entropy\" }"),
     )
     .unwrap();
     let (code, text) = run(&captions);

@@ -38,7 +38,7 @@ name = "pretrain"
 batch = 32
 phases = [{ image_size = 32, samples = 128 }]
 attack = { norm = "linf", epsilon = "4/255", step_size = "4/255", steps = 1, start = "random" }
-loss = { kind = "cross_entropy" }
+objective = { kind = "cross_entropy" }
 optimizer = { kind = "adamw", weight_decay = 0.05, betas = [0.9, 0.95] }
 learning_rate = { peak = 1e-3, warmup_samples = 0, decay = "cosine" }
 augmentation = { flip = true }

@@ -76,10 +76,21 @@ pub trait BatchLoss {
     /// batch, including those of other ranks. In that case, the outputs of all images are gathered.
     fn of_rows(&self, rows: Range<usize>) -> Option<Box<dyn BatchLoss>>;
 
-    /// Counts the correctly classified images.
+    /// Counts the correctly classified images; `None` if the loss has no correct answers.
     ///
     /// Shapes: `outputs` `[rows, outputs]` on the adversarial images.
-    fn count_correct(&self, outputs: Tensor<2>) -> u64;
+    fn count_correct(&self, outputs: Tensor<2>) -> Option<u64>;
+
+    /// Returns whether [`Self::losses`] needs the frozen reference's outputs on the adversarial images, which are known
+    /// only after the attack.
+    fn uses_adversarial_reference(&self) -> bool {
+        false
+    }
+
+    /// Sets the frozen reference's outputs on the adversarial images.
+    ///
+    /// Shapes: `[images, outputs]`, like the outputs that [`Self::losses`] gets.
+    fn set_adversarial_reference(&mut self, _outputs: Tensor<2>) {}
 
     /// Returns the loss with its own parameters tracked by autodiff, if it has any.
     fn tracked(&self) -> Option<Box<dyn BatchLoss>> {

@@ -50,6 +50,8 @@ pub struct Captions {
     pub width: usize,
     /// Class names of the test images, with prompt templates.
     zero_shot: ZeroShot,
+    /// The head of a frozen text model, after its first use.
+    head: OnceCell<Tensor<2>>,
     device: Device,
 }
 
@@ -72,11 +74,18 @@ enum Source {
 impl Captions {
     /// Opens the models and files in a stage's table `text`.
     ///
+    /// `is_trained`: whether the stage trains a `new` text model. Otherwise a `new` one stands in for a missing model in
+    /// a dry run, with random weights.
+    ///
+    /// `train` has the captions. Class names are those of `classified`: of the test images, or of the training images if
+    /// the objective compares these with them.
+    ///
     /// Errors: text models or embeddings that cannot be read or do not match, or a wrong number of class names.
     pub fn open(
         recipe: &Recipe,
         text: &Text,
-        (train, test): (&Dataset, &Dataset),
+        is_trained: bool,
+        (train, classified): (&Dataset, &Dataset),
         run: &RunPaths,
         device: &Device,
     ) -> Result<Self> {
@@ -104,7 +113,21 @@ impl Captions {
             }
             (None, None, Some(new)) => {
                 let (tokenizer, config) = new_model(new, train, run)?;
-                (Source::New { tokenizer, config }, new.embedding)
+                let source = match is_trained {
+                    true => Source::New { tokenizer, config },
+                    false => {
+                        let tower = TextTower::new(&config, recipe.seed, device);
+                        let tower = tower.expect("the recipe's sizes were checked");
+                        let read = OnceCell::from(Box::new(TextModel {
+                            tower,
+                            tokenizer,
+                            hash: String::new(),
+                        }));
+                        let folder = PathBuf::new();
+                        Source::Model { folder, read }
+                    }
+                };
+                (source, new.embedding)
             }
             (None, None, None) => {
                 let file = file.as_ref().expect("recipes are checked");
@@ -120,7 +143,7 @@ impl Captions {
             }
         }
         let mut zero_shot = ZeroShot {
-            classes: test.classes().to_vec(),
+            classes: classified.classes().to_vec(),
             templates: text.templates.clone(),
         };
         if let Some(path) = &text.classes {
@@ -134,7 +157,7 @@ impl Captions {
                 return Err(Error::input(message)
                     .hint("list one name per class, in the order of the classes"));
             }
-            let map = match_prompts(&named, &path, test.classes(), "the test images")?;
+            let map = match_prompts(&named, &path, classified.classes(), "the images")?;
             let labels = 0..classes as u32;
             zero_shot.classes = labels
                 .map(|label| named[map.class_of(label) as usize].clone())
@@ -145,6 +168,7 @@ impl Captions {
             file,
             width,
             zero_shot,
+            head: OnceCell::new(),
             device: device.clone(),
         })
     }
@@ -164,10 +188,12 @@ impl Captions {
     /// Returns the contrastive loss of a batch over all ranks. `batch` is this rank's part, whose shards are embedded
     /// one by one.
     ///
+    /// `tower` is the trainable text tower, if there is one. Shapes: `log_scale` `[1]`.
     /// Errors: captions without an embedding.
     pub fn loss(
         &self,
-        parameters: &ExtraParameters,
+        tower: Option<&TextTower>,
+        log_scale: Tensor<1>,
         dataset: &Dataset,
         batch: &Batch,
         shards: usize,
@@ -175,7 +201,7 @@ impl Captions {
     ) -> Result<ContrastiveLoss> {
         let size = batch.samples.len() / shards;
         let rows = (0..shards).map(|shard| shard * size..(shard + 1) * size);
-        let (texts, passes) = match (&self.source, &parameters.tower) {
+        let (texts, passes) = match (&self.source, tower) {
             (Source::New { tokenizer, .. }, Some(tower)) => {
                 let passes = rows.map(|rows| {
                     let tower = tower.tracked();
@@ -195,12 +221,7 @@ impl Captions {
             }
         };
         let texts = gather_rows(comm, join(texts));
-        let scale = parameters.log_scale.as_ref();
-        let scale = scale
-            .expect("contrastive stages have a scale")
-            .value
-            .clone();
-        Ok(ContrastiveLoss::new(texts, scale, passes))
+        Ok(ContrastiveLoss::new(texts, log_scale, passes))
     }
 
     /// Returns the number of classes whose names the text model can embed.
@@ -260,9 +281,15 @@ impl Captions {
         if !self.classifies() {
             return Ok(None);
         }
+        if let Some(head) = self.head.get() {
+            return Ok(Some(head.clone()));
+        }
         let head = self
             .zero_shot
             .head(|sentences| self.embed(sentences, tower))?;
+        if tower.is_none() {
+            let _ = self.head.set(head.clone());
+        }
         Ok(Some(head))
     }
 

@@ -35,6 +35,11 @@ impl ContrastiveLoss {
             tower,
         }
     }
+
+    /// Returns the caption embeddings of all ranks: `[batch, dimensions]`.
+    pub(super) fn texts(&self) -> &Tensor<2> {
+        &self.texts
+    }
 }
 
 impl BatchLoss for ContrastiveLoss {
@@ -51,9 +56,10 @@ impl BatchLoss for ContrastiveLoss {
     }
 
     /// Counts the images whose own caption is the most similar in the batch.
-    fn count_correct(&self, outputs: Tensor<2>) -> u64 {
+    fn count_correct(&self, outputs: Tensor<2>) -> Option<u64> {
         let own: Vec<u32> = (0..outputs.dims()[0] as u32).collect();
-        count_correct(similarities(outputs, self.texts.clone()), &own)
+        let logits = similarities(outputs, self.texts.clone());
+        Some(count_correct(logits, &own))
     }
 
     fn tracked(&self) -> Option<Box<dyn BatchLoss>> {

@@ -24,6 +24,8 @@ pub struct Objective<'a> {
     loss: Box<dyn BatchLoss>,
     microbatches: Microbatches,
     comm: &'a Comm,
+    /// The frozen model that the loss compares with, if it does so on adversarial images.
+    reference: Option<&'a Model>,
 }
 
 /// The gradients of one batch on this rank, before they are summed over the ranks.
@@ -32,8 +34,9 @@ pub struct StepGradients {
     pub gradients: Vec<Tensor<1>>,
     /// Sum of the losses of each of this rank's shards; for losses that compare images, equal shares of the total.
     pub losses: Vec<f64>,
-    /// Number of correctly classified images. For losses that compare images, only rank 0 counts them.
-    pub correct: u64,
+    /// Number of correctly classified images, if the loss has correct answers. For losses that compare images, only rank
+    /// 0 counts them.
+    pub correct: Option<u64>,
 }
 
 impl<'a> Objective<'a> {
@@ -43,7 +46,32 @@ impl<'a> Objective<'a> {
             loss,
             microbatches,
             comm,
+            reference: None,
         }
+    }
+
+    /// Adds the frozen model that the loss compares adversarial outputs with.
+    pub fn with_reference(self, reference: Option<&'a Model>) -> Self {
+        Self { reference, ..self }
+    }
+
+    /// Computes what the update's loss needs of the reference on the adversarial images. Collective if the loss compares
+    /// images.
+    ///
+    /// Shapes: `[images, 3, height, width]`.
+    pub fn observe(&mut self, adversarial: &Tensor<4>) {
+        if !self.loss.uses_adversarial_reference() {
+            return;
+        }
+        let reference = self
+            .reference
+            .expect("objectives have the reference they use");
+        let outputs = self.microbatches.reference_outputs(reference, adversarial);
+        let outputs = match self.is_coupled() {
+            true => gather_rows(self.comm, outputs),
+            false => outputs,
+        };
+        self.loss.set_adversarial_reference(outputs);
     }
 
     /// Returns whether training also needs the clean images.
@@ -208,10 +236,10 @@ impl<'a> Objective<'a> {
     }
 
     /// Counts correct images among the outputs of all ranks. Every rank has these outputs; only rank 0 counts.
-    fn count_correct(&self, outputs: Tensor<2>) -> u64 {
+    fn count_correct(&self, outputs: Tensor<2>) -> Option<u64> {
         match self.comm.is_main() {
             true => self.loss.count_correct(outputs),
-            false => 0,
+            false => Some(0),
         }
     }
 
@@ -448,8 +476,8 @@ mod tests {
             }))
         }
 
-        fn count_correct(&self, _: Tensor<2>) -> u64 {
-            0
+        fn count_correct(&self, _: Tensor<2>) -> Option<u64> {
+            None
         }
     }
 

@@ -25,21 +25,31 @@ impl LabelLoss {
             labels: targets.dominant(),
         }
     }
+
+    /// Returns the cross entropy of each row of logits.
+    pub(super) fn cross_entropy(&self, logits: Tensor<2>) -> Tensor<1> {
+        cross_entropy(logits, self.targets.clone())
+    }
+
+    /// Returns the loss of some of the rows.
+    pub(super) fn narrowed(&self, rows: &Range<usize>) -> Self {
+        Self {
+            targets: self.targets.clone().narrow(0, rows.start, rows.len()),
+            labels: self.labels[rows.clone()].to_vec(),
+        }
+    }
 }
 
 impl BatchLoss for LabelLoss {
     fn losses(&self, outputs: Views<Tensor<2>>) -> Tensor<1> {
-        cross_entropy(outputs.adversarial, self.targets.clone())
+        self.cross_entropy(outputs.adversarial)
     }
 
     fn of_rows(&self, rows: Range<usize>) -> Option<Box<dyn BatchLoss>> {
-        Some(Box::new(Self {
-            targets: self.targets.clone().narrow(0, rows.start, rows.len()),
-            labels: self.labels[rows].to_vec(),
-        }))
+        Some(Box::new(self.narrowed(&rows)))
     }
 
-    fn count_correct(&self, outputs: Tensor<2>) -> u64 {
-        count_correct(outputs, &self.labels)
+    fn count_correct(&self, outputs: Tensor<2>) -> Option<u64> {
+        Some(count_correct(outputs, &self.labels))
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 
 use crate::model::{DropPath, Kept, Model, Pass};
-use crate::ops::Numerics;
+use crate::ops::{Numerics, join};
 
 /// How a rank's part of a batch is passed through the model.
 #[derive(Clone, Debug)]
@@ -68,6 +68,37 @@ impl Microbatches {
             ..path.clone()
         });
         self.pass(model, images, kept.as_ref(), numerics, drop_path)
+    }
+
+    /// Computes the outputs of the model itself on clean images, as the attack sees it: in evaluation mode.
+    ///
+    /// Shapes: `images` `[images, 3, height, width]`; the result `[images, outputs]`.
+    pub fn own_outputs(&self, model: &Model, images: &Tensor<4>) -> Tensor<2> {
+        self.in_parts(images, |images, rows| {
+            self.forward_rows(model, images, rows, self.attack_numerics, None)
+        })
+    }
+
+    /// Computes the outputs of a frozen model, which sees all patches.
+    ///
+    /// Shapes: as [`Self::own_outputs`].
+    pub fn reference_outputs(&self, reference: &Model, images: &Tensor<4>) -> Tensor<2> {
+        self.in_parts(images, |images, _| {
+            self.pass(reference, images, None, self.numerics, None)
+        })
+    }
+
+    fn in_parts(
+        &self,
+        images: &Tensor<4>,
+        pass: impl Fn(Tensor<4>, &Range<usize>) -> Tensor<2>,
+    ) -> Tensor<2> {
+        let rows = self.rows(images.dims()[0]).concat();
+        join(
+            rows.iter()
+                .map(|rows| pass(rows_of(images, rows), rows))
+                .collect(),
+        )
     }
 
     fn pass(

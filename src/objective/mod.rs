@@ -11,6 +11,8 @@
 //! | [`contrastive`] | contrastive loss between image and caption embeddings                           |
 //! | [`captions`]    | sources of caption embeddings: text models, files                               |
 //! | [`parameters`]  | temperature and text tower, which some objectives train                         |
+//! | [`weighted`]    | weighted sums of terms over clean and adversarial outputs and a reference       |
+//! | [`named`]       | TRADES, FARE, TeCoA, Sim-CLIP, AdvFLYP, DeACL as such sums                      |
 //! | [`microbatch`]  | forward passes over parts of a batch                                            |
 //! | [`gradients`]   | [`Objective`]: gradients with respect to images and weights                     |
 
@@ -20,7 +22,9 @@ pub mod contrastive;
 pub mod gradients;
 pub mod labels;
 pub mod microbatch;
+pub mod named;
 pub mod parameters;
+pub mod weighted;
 
 pub use batch_loss::{BatchLoss, Views};
 pub use captions::Captions;
@@ -29,3 +33,4 @@ pub use gradients::{Objective, StepGradients};
 pub use labels::LabelLoss;
 pub use microbatch::Microbatches;
 pub use parameters::ExtraParameters;
+pub use weighted::WeightedLoss;

@@ -8,8 +8,8 @@ use super::cache::WeightCache;
 use super::device::Device;
 use super::engine::Engine;
 use super::spec::{
-    AdamW, BlockSpec, ConvNextSpec, KeptRows, Moments, PatchSpec, PathScale, Places, Streams,
-    TensorUpdate,
+    AdamW, BlockSpec, ConvNextSpec, KeptRows, Moments, PatchSpec, PathScale, Places, RowDistance,
+    Streams, TensorUpdate,
 };
 use super::words::Numerics;
 use super::{cpu, cuda, gpu, plain, reference};
@@ -359,6 +359,20 @@ pub fn unit_length(rows: Tensor<2>) -> Tensor<2> {
         Engine::Cuda(gpu) => cuda::unit_length(&gpu, rows),
         _ => plain::unit_length(rows),
     }
+}
+
+/// The distance of each row of `x` from the same row of `y`, differentiable in both.
+///
+/// Shapes: `x` and `y` `[rows, width]`; the result `[rows]`.
+pub fn row_distances(kind: RowDistance, x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    plain::row_distances(kind, x, y)
+}
+
+/// The cosine similarity of each row with each text, times a scale; differentiable in `rows`.
+///
+/// Shapes: `rows` `[n, width]`, of any length; `texts` `[m, width]`, of length 1; the result `[n, m]`.
+pub fn scaled_similarities(rows: Tensor<2>, texts: &Tensor<2>, scale: f64) -> Tensor<2> {
+    plain::scaled_similarities(rows, texts, scale)
 }
 
 /// The symmetric contrastive loss of a batch, for each image: half the cross entropy of finding its text among all

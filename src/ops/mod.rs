@@ -38,8 +38,9 @@ pub use device::Device;
 pub use dispatch::{
     adamw, add, clamp, contrastive, convnext_block, count_correct, cross_entropy, embed,
     encoder_block, from_bytes, gelu, join, keep, kernel_last, l2_start, l2_step, layer_norm,
-    linear, linf_start, linf_step, mean, mix_rows, patches, pool, predictions, project, row_dots,
-    scaled_sum, select, similarities, sum, take, tokens, unfold, unit_length,
+    linear, linf_start, linf_step, mean, mix_rows, patches, pool, predictions, project,
+    row_distances, row_dots, scaled_similarities, scaled_sum, select, similarities, sum, take,
+    tokens, unfold, unit_length,
 };
 pub use evaluation::{
     Exchange, Motif, Squares, Window, add_clamped, changed_pixels, distances, dual_lengths,
@@ -49,8 +50,8 @@ pub use evaluation::{
 pub use open::{Api, DeviceName, Opened, hardware, usable, usable_in_attacks};
 pub use rate::peak_flops;
 pub use spec::{
-    AdamW, BlockSpec, ConvNextSpec, KeptRows, Moments, PatchSpec, PathScale, Places, Streams,
-    TensorUpdate,
+    AdamW, BlockSpec, ConvNextSpec, KeptRows, Moments, PatchSpec, PathScale, Places, RowDistance,
+    Streams, TensorUpdate,
 };
 pub use tensor::{Stored, from_vec, sum_of_bits, sum_of_squares, to_vec, zeros};
 pub use upload::{Upload, Uploads};

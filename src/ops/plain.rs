@@ -4,7 +4,7 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 
 use super::device::Device;
-use super::spec::{KeptRows, Places};
+use super::spec::{KeptRows, Places, RowDistance};
 use super::tensor::{from_vec, to_vec};
 
 /// See [`crate::ops::cross_entropy`].
@@ -218,6 +218,32 @@ pub(crate) fn unit_length(rows: Tensor<2>) -> Tensor<2> {
     let squares = (rows.clone() * rows.clone()).sum_dim(1);
     // As torch.nn.functional.normalize, for rows of zeros.
     rows / squares.sqrt().clamp_min(1e-12)
+}
+
+/// See [`crate::ops::row_distances`].
+pub(crate) fn row_distances(kind: RowDistance, x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    // [rows, width] -> [rows]
+    let sums = |products: Tensor<2>| products.sum_dim(1).squeeze_dim::<1>(1);
+    match kind {
+        RowDistance::SquaredL2 => {
+            let difference = x - y;
+            sums(difference.clone() * difference)
+        }
+        // The square root's slope at 0 is infinite; below the bound the gradient is 0.
+        RowDistance::L2 => row_distances(RowDistance::SquaredL2, x, y)
+            .clamp_min(1e-24)
+            .sqrt(),
+        RowDistance::Cosine => -sums(unit_length(x) * unit_length(y)),
+        RowDistance::Kl => {
+            let (x, y) = (log_softmax(x, 1), log_softmax(y, 1));
+            sums(x.clone().exp() * (x - y))
+        }
+    }
+}
+
+/// See [`crate::ops::scaled_similarities`].
+pub(crate) fn scaled_similarities(rows: Tensor<2>, texts: &Tensor<2>, scale: f64) -> Tensor<2> {
+    unit_length(rows).matmul(texts.clone().transpose()) * scale
 }
 
 /// See [`crate::ops::contrastive`].

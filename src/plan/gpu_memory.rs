@@ -4,10 +4,11 @@
 
 use super::link::FLOAT;
 use super::memory::{LARGEST_PART, Memory};
+use super::passes_at_once;
 use crate::distributed;
 use crate::model::ModelConfig;
 use crate::ops::{Device, Precision};
-use crate::recipe::{Phase, Recipe};
+use crate::recipe::{Phase, Recipe, Stage};
 
 /// Bytes of the driver's context, its kernels, and the workspace of cuBLASLt.
 pub const GPU_CONTEXT: u64 = 512 << 20;
@@ -30,6 +31,7 @@ const IMAGE_COPIES: u64 = 6;
 /// Returns the peak memory of a GPU, which occurs at the start of an update's backward pass.
 pub(super) fn memory(
     recipe: &Recipe,
+    stage: &Stage,
     phase: &Phase,
     classes: usize,
     precision: Precision,
@@ -53,10 +55,11 @@ pub(super) fn memory(
         _ => 2 + u64::from(shards.ilog2()),
     };
     let matrices = sum(|b| b.matrices);
-    let activations = match recipe.recompute {
-        true => sum(|b| b.between) + largest(|b| b.kept) + largest(|b| b.passing),
-        false => sum(|b| b.kept) + largest(|b| b.passing),
+    let kept = match recipe.recompute {
+        true => sum(|b| b.between) + largest(|b| b.kept),
+        false => sum(|b| b.kept),
     };
+    let activations = passes_at_once(stage) * kept + largest(|b| b.passing);
     Memory {
         weights: parameters * FLOAT,
         gradients: sums * parameters * FLOAT,
@@ -65,6 +68,10 @@ pub(super) fn memory(
         exchange: 0,
         // Rounded once per update; in f32, products use the weights directly.
         packed: if kind == 2 { matrices * kind as u64 } else { 0 },
+        reference: match stage.objective.reference() {
+            Some(_) => parameters * FLOAT + if kind == 2 { matrices * kind as u64 } else { 0 },
+            None => 0,
+        },
         // A block's activations are freed when its gradients are computed, so only the excess over them counts.
         activations: activations.saturating_sub(parameters * FLOAT),
         base: GPU_CONTEXT + IMAGE_COPIES * images + 4 * batch * classes as u64 * FLOAT,

@@ -9,7 +9,6 @@
 use serde::Serialize;
 
 use crate::distributed::BUCKET;
-use crate::loss::LossKind;
 use crate::ops::Device;
 use crate::recipe::{Recipe, Stage};
 
@@ -114,9 +113,9 @@ impl UpdatePlan {
         // One set of messages each for the reduce-scatter and the all-gather.
         let buckets = 2 * parameters.div_ceil(BUCKET as u64);
         let exchange = bytes / HANDLED + link.seconds(2.0 * to_others * bytes, buckets, devices);
-        let contrast = match stage.loss.kind {
-            LossKind::CrossEntropy => 0.0,
-            LossKind::Contrastive => {
+        let contrast = match stage.objective.uses_captions() {
+            false => 0.0,
+            true => {
                 let passes = stage.attack_steps() + 1;
                 let embeddings = (stage.batch * outputs * FLOAT) as f64;
                 // Similarity of every image with every text, and the gradient of the image embeddings.

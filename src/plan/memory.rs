@@ -20,6 +20,8 @@ pub struct Memory {
     pub exchange: u64,
     /// Weights as used by products: packed for both directions on the CPU, rounded to bf16 on a GPU.
     pub packed: u64,
+    /// The frozen reference of an objective, with its weights as used by products.
+    pub reference: u64,
     /// Activations kept for the backward pass.
     pub activations: u64,
     /// The program and batches in flight, without the data set itself.
@@ -28,7 +30,7 @@ pub struct Memory {
 
 impl Memory {
     /// Returns the parts by name.
-    pub fn parts(&self) -> [(&'static str, u64); 8] {
+    pub fn parts(&self) -> [(&'static str, u64); 9] {
         [
             ("weights", self.weights),
             ("gradients", self.gradients),
@@ -36,6 +38,7 @@ impl Memory {
             ("average", self.average),
             ("exchange", self.exchange),
             ("packed weights", self.packed),
+            ("reference", self.reference),
             ("activations", self.activations),
             ("batches, program", self.base),
         ]

@@ -160,7 +160,15 @@ impl Plan {
                 DeviceEngine::Cpu => memory,
                 DeviceEngine::Cuda => gpu_memory::memory,
             };
-            of_engine(recipe, phase, classes, precision, batch, devices.count)
+            of_engine(
+                recipe,
+                stage,
+                phase,
+                classes,
+                precision,
+                batch,
+                devices.count,
+            )
         });
         let hours = seconds[0] / 3600.0;
         Self {
@@ -231,9 +239,19 @@ fn of_phase(recipe: &Recipe, stage: &Stage, phase: &Phase) -> PhasePlan {
     }
 }
 
+/// Returns the number of passes whose activations are kept at once: clean images pass before the backward pass of the
+/// adversarial ones.
+fn passes_at_once(stage: &Stage) -> u64 {
+    match stage.objective.uses_clean_images() {
+        true => 2,
+        false => 1,
+    }
+}
+
 /// Returns the memory of a device at the end of an update's backward pass.
 fn memory(
     recipe: &Recipe,
+    stage: &Stage,
     phase: &Phase,
     classes: usize,
     precision: Precision,
@@ -278,11 +296,16 @@ fn memory(
         },
         // Evaluations use the weight average as a separate model.
         packed: 2 * matrices * cell * if recipe.evaluation.is_some() { 2 } else { 1 },
-        activations: if recipe.recompute {
-            between * FLOAT + largest(|l| l.kept) * cell
-        } else {
-            kept * cell
+        reference: match stage.objective.reference() {
+            Some(_) => parameters * FLOAT + 2 * matrices * cell,
+            None => 0,
         },
+        activations: passes_at_once(stage)
+            * if recipe.recompute {
+                between * FLOAT + largest(|l| l.kept) * cell
+            } else {
+                kept * cell
+            },
         base: PROGRAM + IMAGE_COPIES * images + TOKEN_COPIES * largest(|l| l.between) * FLOAT,
     }
 }

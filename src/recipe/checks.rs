@@ -1,6 +1,7 @@
 //! Checks that involve more than one table of a recipe.
 
 use super::evaluation::FinalEvaluation;
+use super::objective::ObjectiveKind;
 use super::stage::Stage;
 use super::start::Head;
 use super::text::Text;
@@ -93,6 +94,33 @@ pub(super) fn check_heads(table: &Table, stages: &[Stage]) {
     }
 }
 
+/// Reports objectives that fine-tune an encoder without one to start from or to compare with.
+pub(super) fn check_references(table: &Table, stages: &[Stage]) {
+    if table.has("start") {
+        return;
+    }
+    for (number, stage) in stages.iter().enumerate() {
+        let kind = stage.objective.kind();
+        let name = kind.word();
+        let message = match (stage.objective.reference(), kind) {
+            (Some(None), _) => format!(
+                "stage `{}`: objective.kind = `{name}` compares with a frozen reference, but there are no start weights",
+                stage.name
+            ),
+            (None, ObjectiveKind::SimClip) if number == 0 => format!(
+                "stage `{}`: objective.kind = `{name}` fine-tunes an encoder, but there are no start weights",
+                stage.name
+            ),
+            _ => continue,
+        };
+        let hint = match stage.objective.reference() {
+            Some(_) => "add start = { weights = \"MODEL\" }, or set objective.reference",
+            None => "add start = { weights = \"MODEL\" }",
+        };
+        table.problem_with_hint("stage", message, hint);
+    }
+}
+
 /// Reports final evaluations of stages that do not exist or cannot classify.
 pub(super) fn check_final(table: &Table, stages: &[Stage], evaluations: &[FinalEvaluation]) {
     for evaluation in evaluations {
@@ -105,9 +133,8 @@ pub(super) fn check_final(table: &Table, stages: &[Stage], evaluations: &[FinalE
             table.problem_with_hint("final_evaluation", message, hint);
             continue;
         };
-        if let Some(text) = &stages[stage].text
-            && !text.has_model()
-        {
+        let stage_has_model = stages[stage].text.as_ref().is_some_and(Text::has_model);
+        if !stages[stage].objective.uses_logits() && !stage_has_model {
             let message = format!(
                 "final evaluation `{name}`: stage `{}` has no text model to embed class names with",
                 stages[stage].name

@@ -7,6 +7,7 @@ mod checks;
 mod data;
 mod evaluation;
 mod names;
+pub mod objective;
 mod records;
 pub mod reference;
 mod stage;
@@ -17,6 +18,7 @@ mod whole;
 
 pub use data::Data;
 pub use evaluation::{Evaluation, FinalEvaluation, TestImages};
+pub use objective::{ObjectiveConfig, ObjectiveKind};
 pub use records::{Checkpoints, Log};
 pub use stage::{Phase, Stage};
 pub use start::{Head, Start};

@@ -1,12 +1,12 @@
 //! A stage of a run and its phases.
 
 use super::data::Data;
+use super::objective::{ObjectiveConfig, ObjectiveKind};
 use super::start::Head;
 use super::text::Text;
 use super::training_attack::{TrainingAttack, check_precision};
-use crate::attack::Pgd;
+use crate::attack::{Pgd, pgd};
 use crate::data::{Augmentation, Mixing};
-use crate::loss::{Loss, LossKind};
 use crate::model::{Masking, ModelConfig};
 use crate::optim::OptimizerConfig;
 use crate::schedule::Schedule;
@@ -43,9 +43,11 @@ settings! {
         /// Length of the attack warmup; at most the length of the stage. Epsilon and step size rise linearly from 0
         /// (Debenedetti et al. 2022).
         pub attack_warmup_samples: Option<u64> { limits: at_least(1.0), unit: "samples", example: "1_281_024" },
-        /// Loss that training minimizes and the attack maximizes.
-        pub loss: Loss {},
-        /// Text model or caption embeddings, for the contrastive loss.
+        /// Which loss training minimizes and the attack maximizes. `f` is the model in training, `x` a clean and `x'` an
+        /// adversarial image, `y` a label, `g` a frozen reference.
+        pub objective: ObjectiveConfig {},
+        /// Text model or caption embeddings: for objectives with captions or class names, and to classify images by
+        /// class names in evaluations of a model that outputs embeddings.
         pub text: Option<Text> {},
         /// Optimizer and its hyperparameters.
         pub optimizer: OptimizerConfig {},
@@ -62,8 +64,9 @@ settings! {
     check {
         check_attack(table);
         check_precision(table, attack.as_ref().and_then(Option::as_ref), model);
-        if let Some(loss) = &loss {
-            check_text(table, loss);
+        if let Some(objective) = &objective {
+            check_objective(table, objective, attack.as_ref().and_then(Option::as_ref));
+            check_text(table, objective, text.as_ref().and_then(Option::as_ref));
         }
     }
     verify check_warmups
@@ -108,12 +111,13 @@ impl Stage {
     }
 
     /// Returns the cost of an image in forward passes: 2k + 3 with k attack steps, since an attack pass needs only the
-    /// gradient of its input. A contrastive loss over several chunks adds one pass for each of the k + 1 gradients.
+    /// gradient of its input, plus those of the objective's clean images and references. A contrastive loss over several
+    /// chunks adds one pass for each of the k + 1 gradients.
     pub fn passes(&self) -> u64 {
         let steps = self.attack_steps();
         let chunked = self.chunk.is_some_and(|chunk| chunk < self.batch);
-        let again = chunked && self.loss.kind == LossKind::Contrastive;
-        2 * steps + 3 + if again { steps + 1 } else { 0 }
+        let again = chunked && self.objective.uses_captions();
+        2 * steps + 3 + self.objective.extra_passes() + if again { steps + 1 } else { 0 }
     }
 
     /// Returns the number of samples of all phases.
@@ -146,25 +150,65 @@ fn check_warmups(table: &Table, stage: &Stage) {
     }
 }
 
-/// Reports a contrastive loss without a table `text`, and the reverse.
-fn check_text(stage: &Table, loss: &Loss) {
-    match (loss.kind, stage.has("text")) {
-        (LossKind::Contrastive, false) => {
-            let message = "loss.kind = `contrastive` requires the table `text`";
-            let hint = "add it, such as text = { model = \"models/ViT-L-16-CLIPA\" }";
-            stage.problem_with_hint("loss", message, hint);
-        }
-        (LossKind::CrossEntropy, true) => {
-            stage.problem(
-                "text",
-                "text has no effect with loss.kind = `cross_entropy`",
-            );
-        }
-        _ => {}
+/// Reports objectives that need an attack or a random start of it.
+fn check_objective(stage: &Table, objective: &ObjectiveConfig, attack: Option<&TrainingAttack>) {
+    let kind = objective.kind();
+    let name = kind.word();
+    let works_without = matches!(
+        kind,
+        ObjectiveKind::CrossEntropy | ObjectiveKind::Contrastive
+    );
+    if !works_without && !stage.has("attack") {
+        let message = format!("objective.kind = `{name}` requires the table `attack`");
+        stage.problem("objective", message);
     }
-    if loss.kind == LossKind::Contrastive && stage.has("mixing") {
-        let message = "mixing is invalid with loss.kind = `contrastive`: captions cannot be mixed";
+    let is_zero_at_clean_images = !matches!(
+        kind,
+        ObjectiveKind::CrossEntropy
+            | ObjectiveKind::Contrastive
+            | ObjectiveKind::Tecoa
+            | ObjectiveKind::Advflyp
+    );
+    if is_zero_at_clean_images && attack.is_some_and(|attack| attack.pgd.start == pgd::Start::Clean)
+    {
+        let message = format!(
+            "attack.start = `clean` finds nothing with objective.kind = `{name}`: its gradient is zero at the clean image"
+        );
+        stage.problem_with_hint("attack", message, "set attack.start = \"random\"");
+    }
+    if objective.uses_captions() && stage.has("mixing") {
+        let message =
+            format!("mixing is invalid with objective.kind = `{name}`: captions cannot be mixed");
         stage.problem("mixing", message);
+    }
+}
+
+/// Reports a table `text` that the objective lacks, or that has no effect.
+fn check_text(stage: &Table, objective: &ObjectiveConfig, text: Option<&Text>) {
+    let kind = objective.kind();
+    let name = kind.word();
+    let needs_text = objective.uses_captions() || kind == ObjectiveKind::Tecoa;
+    if needs_text && !stage.has("text") {
+        let message = format!("objective.kind = `{name}` requires the table `text`");
+        let hint = "add it, such as text = { model = \"models/ViT-L-16-CLIPA\" }";
+        stage.problem_with_hint("objective", message, hint);
+    }
+    if objective.uses_logits() && stage.has("text") {
+        let message = format!("text has no effect with objective.kind = `{name}`");
+        stage.problem("text", message);
+        return;
+    }
+    let Some(text) = text else {
+        return;
+    };
+    if text.new.is_some() && kind != ObjectiveKind::Contrastive {
+        let message = format!("text.new is trained by captions, not by objective.kind = `{name}`");
+        let hint = "use a trained text model: text.model or text.from";
+        stage.problem_with_hint("text", message, hint);
+    }
+    if text.embeddings.is_some() && !objective.uses_captions() {
+        let message = format!("text.embeddings has no effect with objective.kind = `{name}`");
+        stage.problem("text", message);
     }
 }
 

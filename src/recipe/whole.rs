@@ -74,6 +74,7 @@ fn check_tables(
         checks::check_data(table, stages);
         checks::check_shards(table, stages, parallel.unwrap_or_default());
         checks::check_heads(table, stages);
+        checks::check_references(table, stages);
         checks::check_final(table, stages, evaluations);
         checks::check_names(table, "stage", stages.iter().map(|stage| &stage.name[..]));
     }
@@ -124,7 +125,8 @@ impl Recipe {
     }
 
     /// Returns a shortened recipe for a dry run: two updates per phase, without evaluations, to find errors before the
-    /// real run. `batch` overrides the batch size. A missing text model is replaced by a tiny one.
+    /// real run. `batch` overrides the batch size. A missing text model is replaced by a tiny one, missing start and
+    /// reference weights by random ones.
     pub fn rehearsal(&self, batch: Option<u64>) -> Self {
         let mut recipe = self.clone();
         for stage in &mut recipe.stage {
@@ -135,6 +137,7 @@ impl Recipe {
             if let Some(text) = &mut stage.text {
                 text.rehearse();
             }
+            stage.objective.rehearse();
             let schedule = &mut stage.learning_rate;
             schedule.warmup_samples = schedule.warmup_samples.min(stage.batch);
             let warmup = stage.attack_warmup_samples;
@@ -144,6 +147,7 @@ impl Recipe {
         if !recipe.stage.iter().all(whole) {
             recipe.parallel = Parallel::default();
         }
+        recipe.start = recipe.start.filter(|start| start.weights.exists());
         recipe.evaluation = None;
         recipe.final_evaluation = Vec::new();
         recipe.log.every_samples = 1;

@@ -103,7 +103,8 @@ fn of_table(variant: &str, table: &'static Description) -> Vec<String> {
         .collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let (names, absences) = (width(0), width(1).min(24));
-    let title = (!variant.is_empty()).then(|| format!("  {variant}"));
+    let about = table.about.split_whitespace().collect::<Vec<_>>().join(" ");
+    let title = (!variant.is_empty()).then(|| format!("  {variant}: {about}"));
     let rows = rows.iter().map(|[name, absence, meaning]| {
         format!("    {name:<names$}  {absence:<absences$}  {meaning}")
     });

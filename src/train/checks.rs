@@ -4,11 +4,13 @@ use std::path::Path;
 
 use super::classes::difference;
 use super::images::StageImages;
+use super::outputs::StageOutputs;
 use crate::data::loader;
 use crate::error::{Context, Error, Result};
 use crate::objective::Captions;
 use crate::output::{Inputs, is_inside};
 use crate::recipe::{Head, Recipe, Stage, TestImages};
+use crate::weights::Outputs;
 
 /// Checks the run folder.
 ///
@@ -50,14 +52,16 @@ pub(crate) fn check(
     recipe: &Recipe,
     images: &[StageImages],
     captions: &[Option<Captions>],
+    outputs: &[StageOutputs],
 ) -> Result<Vec<String>> {
     for number in 0..recipe.stage.len() {
         check_captions(recipe, images, captions, number)?;
         if number > 0 {
-            check_head(recipe, images, captions, number)?;
+            check_head(recipe, images, captions, outputs, number)?;
         }
     }
-    let mut notices = check_evaluation(recipe, images, captions)?;
+    let classifies = |stage: usize| classifies(outputs[stage], &captions[stage]);
+    let mut notices = check_evaluation(recipe, images, &classifies)?;
     for (stage, images) in recipe.stage.iter().zip(images) {
         notices.extend(check_packed(stage, images).context(|| format!("stage `{}`", stage.name))?);
     }
@@ -65,7 +69,7 @@ pub(crate) fn check(
         let number = evaluation.stage_of(&recipe.stage);
         let number = number.expect("recipes are checked");
         let (name, stage) = (&evaluation.name, &recipe.stage[number].name);
-        if !classifies(&captions[number]) {
+        if !classifies(number) {
             let message = format!(
                 "final evaluation `{name}`: the test images of stage `{stage}` have no classes, and text.classes does not name any"
             );
@@ -113,8 +117,9 @@ fn is_numbered(classes: &[String]) -> bool {
 }
 
 /// Returns whether a stage can classify images.
-fn classifies(captions: &Option<Captions>) -> bool {
-    captions.as_ref().is_none_or(Captions::classifies)
+fn classifies(outputs: StageOutputs, captions: &Option<Captions>) -> bool {
+    let zero_shot = captions.as_ref().is_some_and(Captions::classifies);
+    outputs.kind == Outputs::Logits || zero_shot
 }
 
 fn no_classes(message: String) -> Error {
@@ -141,13 +146,13 @@ fn too_few(of: &str, requested: &TestImages, images: &StageImages) -> Result<Opt
 fn check_evaluation(
     recipe: &Recipe,
     images: &[StageImages],
-    captions: &[Option<Captions>],
+    classifies: &dyn Fn(usize) -> bool,
 ) -> Result<Vec<String>> {
     let Some(evaluation) = &recipe.evaluation else {
         return Ok(Vec::new());
     };
     let (can, cannot): (Vec<usize>, Vec<usize>) =
-        (0..recipe.stage.len()).partition(|number| classifies(&captions[*number]));
+        (0..recipe.stage.len()).partition(|number| classifies(*number));
     let reason = "no test images with classes, or no text model to embed class names";
     if can.is_empty() {
         let message =
@@ -185,13 +190,16 @@ fn check_captions(
     let needed = captions[number]
         .as_ref()
         .is_some_and(Captions::needs_captions);
-    if !needed || images[number].train.is_captioned() {
+    if !needed
+        || !recipe.stage[number].objective.uses_captions()
+        || images[number].train.is_captioned()
+    {
         return Ok(());
     }
     let name = &recipe.stage[number].name;
     let message = format!("stage `{name}`: the training images have no captions");
     Err(Error::input(message)
-        .hint("use `shards:` with `.txt` or `.json` members, or loss.kind = \"cross_entropy\""))
+        .hint("use `shards:` with `.txt` or `.json` members, or an objective without captions, such as `cross_entropy`"))
 }
 
 /// Checks the head that a stage starts with.
@@ -202,14 +210,15 @@ fn check_head(
     recipe: &Recipe,
     images: &[StageImages],
     captions: &[Option<Captions>],
+    outputs: &[StageOutputs],
     number: usize,
 ) -> Result<()> {
     let (stage, before) = (&recipe.stage[number], number - 1);
     let classes = images[number].classes();
-    let message = match (stage.head, &captions[before], &captions[number]) {
+    let message = match (stage.head, outputs[before].kind, outputs[number].kind) {
         (Head::New, ..) => return Ok(()),
-        (Head::Text, of_text, _) => {
-            let named = of_text.as_ref().map_or(0, Captions::class_count);
+        (Head::Text, ..) => {
+            let named = captions[before].as_ref().map_or(0, Captions::class_count);
             let of_it = images[before].test.classes();
             let message = if named != classes.len() {
                 format!(
@@ -231,7 +240,7 @@ fn check_head(
             ))
             .hint("use test images with the same classes, in the same order, in the previous stage"));
         }
-        (Head::Keep, None, None) => {
+        (Head::Keep, Outputs::Logits, Outputs::Logits) => {
             let (own, others) = (
                 ("this stage", classes),
                 ("the previous stage", images[before].classes()),
@@ -246,13 +255,15 @@ fn check_head(
                 images[before].classes().len()
             )
         }
-        (Head::Keep, Some(before), Some(now)) if before.width == now.width => return Ok(()),
-        (Head::Keep, before, _) => format!(
+        (Head::Keep, ..) if outputs[before] == outputs[number] => return Ok(()),
+        (Head::Keep, kind, _) => format!(
             "stage `{}` cannot keep the head of the previous stage, which outputs {}",
             stage.name,
-            match before {
-                Some(captions) => format!("embeddings of {} dimensions", captions.width),
-                None => "class logits".to_owned(),
+            match kind {
+                Outputs::Embedding => {
+                    format!("embeddings of {} dimensions", outputs[before].count)
+                }
+                Outputs::Logits => "class logits".to_owned(),
             }
         ),
     };

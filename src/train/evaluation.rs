@@ -91,13 +91,16 @@ fn evaluate_stage(
     Ok(())
 }
 
-/// Returns a classifier with the EMA weights, zero-shot if the stage trains on captions. `None` if there are no class
+/// Returns a classifier with the EMA weights, zero-shot if the model outputs embeddings. `None` if there are no class
 /// names. Collective.
 fn classifier(run: &Run, state: &State) -> Result<Option<Classifier>> {
     let zero = run.zero();
     let model = state.averaged(&zero);
-    let Some(captions) = &run.captions[state.stage] else {
+    if run.has_logits(state.stage) {
         return Ok(Some(Classifier::new(model, None, Precision::F32)));
+    }
+    let Some(captions) = &run.captions[state.stage] else {
+        return Ok(None);
     };
     let head = captions.class_head(state.averaged_tower(&zero).as_ref());
     let head = run.comm.all_ok(head)?;

@@ -57,8 +57,9 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
     let model = folder.join("stages").join(&stage.name);
     let saved = weights::load(&model, &run.device)?;
     let preprocessing = saved.preprocessing.preprocessing?;
-    // A model trained on captions classifies zero-shot, by class names.
+    // A model that outputs embeddings classifies zero-shot, by class names.
     let head = match &run.captions[number] {
+        _ if run.has_logits(number) => None,
         None => None,
         Some(captions) => Some(captions.final_head(&stage.name, folder)?),
     };

@@ -21,6 +21,7 @@ use crate::distributed::Comm;
 use crate::error::{Error, Kind, Result};
 use crate::image::Preprocessing;
 use crate::ops::to_vec;
+use crate::recipe::Recipe;
 use crate::settings::changes;
 use crate::weights::Outputs;
 use crate::{files, weights};
@@ -49,6 +50,11 @@ pub struct RunFolder {
 fn is_free(change: &str) -> bool {
     let key = change.split(':').next().unwrap_or_default();
     key == "data.workers" || (key.starts_with("stage.") && key.ends_with(".data.workers"))
+}
+
+/// Returns a saved recipe as it is written today, with the keys that replaced those of older versions.
+fn in_todays_keys(saved: String) -> String {
+    Recipe::parse(&saved, &[]).map_or(saved, |recipe| recipe.to_toml())
 }
 
 impl RunFolder {
@@ -87,7 +93,7 @@ impl RunFolder {
         })?;
         let mut different = Vec::new();
         if saved.is_file() {
-            different = changes(&files::read_text(&saved)?, recipe);
+            different = changes(&in_todays_keys(files::read_text(&saved)?), recipe);
             different.retain(|change| !is_free(change));
             let changes = &different;
             if !changes.is_empty() && !accept_changes {
@@ -260,9 +266,10 @@ impl RunFolder {
             return Ok(());
         }
         let preprocessing = Preprocessing::new(phase.image_size());
-        let (outputs, classes) = match phase.captions {
-            None => (Outputs::Logits, classes),
-            Some(_) => (Outputs::Embedding, &[][..]),
+        let outputs = phase.outputs;
+        let classes = match outputs {
+            Outputs::Logits => classes,
+            Outputs::Embedding => &[],
         };
         if phase.ends_stage(state.samples) {
             let name = &phase.stage.name;

@@ -13,7 +13,7 @@ pub struct StageImages {
     pub train: Arc<Dataset>,
     /// Test images.
     pub test: Arc<Dataset>,
-    /// Maps the test images' labels to training classes; `None` when training on captions.
+    /// Maps the test images' labels to training classes; `None` when training without labels.
     map: Option<ClassMap>,
 }
 
@@ -103,10 +103,10 @@ pub(super) fn open_images(recipe: &Recipe) -> Result<Vec<StageImages>> {
             None => StageImages::open(data, recipe.seed).context(in_stage)?,
         };
         opened.push((data, images.clone()));
-        // Captioned images have no classes, but their test images may have.
-        all.push(match stage.text {
-            Some(_) => images,
-            None => images.labeled(data).context(in_stage)?,
+        // Other objectives need no classes to train, but their test images may have them.
+        all.push(match stage.objective.uses_labels() {
+            true => images.labeled(data).context(in_stage)?,
+            false => images,
         });
     }
     Ok(all)

@@ -13,7 +13,8 @@
 //! | [`reduce`]                          | gradients over the ranks, replica check, non-finite steps          |
 //! | [`state`]                           | weights, optimizer state, EMA: all that training changes           |
 //! | [`checkpoint`], [`resume`]          | saving the state; where a run continues                            |
-//! | [`start`]                           | start weights, new heads                                           |
+//! | [`start`], [`references`]           | start weights, new heads; frozen references of objectives          |
+//! | [`outputs`]                         | what the model outputs in a stage                                  |
 //! | [`images`], [`test_set`]            | the data sets of the stages; the test images of an evaluation      |
 //! | [`classes`], [`checks`]             | checks that stages fit together                                    |
 //! | [`folder`], [`monitor`]             | the run folder; log, metrics, warnings, progress                   |
@@ -28,8 +29,10 @@ pub mod folder;
 pub mod images;
 pub mod lifecycle;
 pub mod monitor;
+pub mod outputs;
 pub mod phase;
 pub mod reduce;
+pub mod references;
 pub mod resume;
 pub mod run;
 pub mod start;
@@ -50,6 +53,7 @@ pub use final_evaluation::evaluate_finally;
 pub use folder::RunFolder;
 pub use images::StageImages;
 pub use monitor::Monitor;
+pub use outputs::StageOutputs;
 pub use phase::PhaseContext;
 pub use reduce::{StepError, StepMetrics};
 
@@ -111,7 +115,7 @@ pub fn step(
     meanwhile: impl FnOnce(),
 ) -> std::result::Result<StepMetrics, StepError> {
     let now = phase.at(state.samples, batch);
-    let objective = phase.objective(state, batch)?;
+    let mut objective = phase.objective(state, batch, &images)?;
     let clean = objective.uses_clean_images().then(|| images.clone());
 
     // Inner maximization: weights frozen, evaluation mode.
@@ -122,6 +126,7 @@ pub fn step(
     };
 
     // Outer minimization: training mode.
+    objective.observe(&adversarial);
     let views = Views { adversarial, clean };
     let drop_path = now.drop_path.as_ref();
     let own = objective.gradients(

@@ -41,7 +41,8 @@ struct Interval {
     begun: Instant,
     samples: u64,
     loss: f64,
-    correct: u64,
+    /// `None` if the objective has no correct answers.
+    correct: Option<u64>,
     gradient_norm: f64,
     updates: u64,
     waited: f64,
@@ -53,7 +54,7 @@ impl Interval {
             begun: Instant::now(),
             samples: 0,
             loss: 0.0,
-            correct: 0,
+            correct: Some(0),
             gradient_norm: 0.0,
             updates: 0,
             waited: 0.0,
@@ -186,7 +187,10 @@ impl<'a> Monitor<'a> {
         let interval = &mut self.interval;
         interval.samples += stage.batch;
         interval.loss += step.loss * stage.batch as f64;
-        interval.correct += step.correct;
+        interval.correct = interval
+            .correct
+            .zip(step.correct)
+            .map(|(sum, new)| sum + new);
         interval.gradient_norm += step.gradient_norm;
         interval.updates += 1;
         let seconds = interval.begun.elapsed().as_secs_f64();
@@ -207,7 +211,8 @@ impl<'a> Monitor<'a> {
         let interval = std::mem::replace(&mut self.interval, Interval::new());
         self.trained += seconds;
         let count = interval.samples as f64;
-        let (loss, accuracy) = (interval.loss / count, interval.correct as f64 / count);
+        let loss = interval.loss / count;
+        let accuracy = interval.correct.map(|correct| correct as f64 / count);
         let norm = interval.gradient_norm / interval.updates as f64;
         let all_waited = loader.waited().as_secs_f64();
         let waited = (all_waited - interval.waited) / seconds;
@@ -232,13 +237,14 @@ impl<'a> Monitor<'a> {
             "seconds": self.started.elapsed().as_secs_f64(),
         }));
         let memory = memory.map(|mib| format!(", {mib} MiB")).unwrap_or_default();
+        let accuracy = accuracy.map(|share| format!(" train accuracy {:.1} %,", 100.0 * share));
+        let accuracy = accuracy.unwrap_or_default();
         self.line(&format!(
-            "{:>11} {} @{}: loss {loss:.4}, train accuracy {:.1} %, lr {:.2e}, \
+            "{:>11} {} @{}: loss {loss:.4},{accuracy} lr {:.2e}, \
              gradient {norm:.2}, {rate:.0} img/s, data wait {:.1} %{memory}, {} left",
             grouped(samples),
             stage.name,
             phase.image_size,
-            100.0 * accuracy,
             step.learning_rate,
             100.0 * waited,
             duration(eta),

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use burn::tensor::Tensor;
+
 use super::state::State;
 use crate::attack::{Draws, Pgd};
 use crate::data::loader::default_workers;
@@ -9,11 +11,14 @@ use crate::data::{Batch, Dataset, Loader, Plan, Share};
 use crate::distributed::{self, Zero};
 use crate::error::Result;
 use crate::loss::Targets;
-use crate::model::DropPath;
-use crate::objective::{BatchLoss, Captions, LabelLoss, Microbatches, Objective};
-use crate::ops::{Device, Numerics};
-use crate::recipe::{Phase, Recipe, Stage};
+use crate::model::{DropPath, Model};
+use crate::objective::{
+    BatchLoss, Captions, LabelLoss, Microbatches, Objective, WeightedLoss, named,
+};
+use crate::ops::{Device, Numerics, from_vec};
+use crate::recipe::{ObjectiveConfig, Phase, Recipe, Stage};
 use crate::rng::AttackKind;
+use crate::weights::Outputs;
 
 /// A phase with everything that its steps use but do not change.
 pub struct PhaseContext<'a> {
@@ -33,6 +38,10 @@ pub struct PhaseContext<'a> {
     pub dataset: &'a Arc<Dataset>,
     /// The text side, if the stage trains on captions.
     pub captions: Option<&'a Captions>,
+    /// What the model outputs.
+    pub outputs: Outputs,
+    /// The frozen model that the objective compares with, if it does.
+    pub reference: Option<&'a Model>,
     /// The ranks and how optimizer state is partitioned over them.
     pub zero: Zero<'a>,
     /// The device to train on.
@@ -110,26 +119,16 @@ impl<'a> PhaseContext<'a> {
         }
     }
 
-    /// Returns the objective of a batch.
+    /// Returns the objective of a batch, whose clean images are `images`.
     ///
     /// Errors: captions without an embedding.
-    pub fn objective(&self, state: &State, batch: &Batch) -> Result<Objective<'a>> {
+    pub fn objective(
+        &self,
+        state: &State,
+        batch: &Batch,
+        images: &Tensor<4>,
+    ) -> Result<Objective<'a>> {
         let (comm, shards) = (self.zero.comm(), self.shards());
-        let loss: Box<dyn BatchLoss> = match self.captions {
-            None => {
-                let targets = Targets {
-                    first: batch.first.clone(),
-                    second: batch.second.clone(),
-                    weight: batch.weight.clone(),
-                };
-                let smoothing = self.stage.loss.label_smoothing;
-                let classes = state.model.classes();
-                Box::new(LabelLoss::new(&targets, classes, smoothing, self.device))
-            }
-            Some(captions) => {
-                Box::new(captions.loss(&state.extra, self.dataset, batch, shards, comm)?)
-            }
-        };
         let grid = self.image_size() / self.recipe.model.patch();
         let (count, position) = (batch.first.len(), self.position(state.samples, batch));
         let masking = self.phase.masking.as_ref();
@@ -141,7 +140,63 @@ impl<'a> PhaseContext<'a> {
             size: self.stage.chunk.map(|chunk| chunk as usize),
             shards,
         };
-        Ok(Objective::new(loss, microbatches, comm))
+        let labels = |classes, smoothing| {
+            let targets = Targets {
+                first: batch.first.clone(),
+                second: batch.second.clone(),
+                weight: batch.weight.clone(),
+            };
+            LabelLoss::new(&targets, classes, smoothing, self.device)
+        };
+        let captions = || self.captions.expect("recipes are checked");
+        let contrastive =
+            |tower, log_scale| captions().loss(tower, log_scale, self.dataset, batch, shards, comm);
+        let config = &self.stage.objective;
+        let Some([terms, attack]) = named::terms(config) else {
+            let loss: Box<dyn BatchLoss> = match config {
+                ObjectiveConfig::CrossEntropy(config) => {
+                    Box::new(labels(state.model.classes(), config.label_smoothing))
+                }
+                _ => {
+                    let scale = state.extra.log_scale.as_ref();
+                    let scale = scale.expect("contrastive stages have a scale");
+                    let tower = state.extra.tower.as_ref();
+                    Box::new(contrastive(tower, scale.value.clone())?)
+                }
+            };
+            return Ok(Objective::new(loss, microbatches, comm));
+        };
+        let mut loss = WeightedLoss {
+            terms,
+            attack,
+            ..WeightedLoss::default()
+        };
+        match config {
+            ObjectiveConfig::Trades(config) => {
+                loss.labels = Some(labels(state.model.classes(), config.label_smoothing));
+            }
+            ObjectiveConfig::Tecoa(config) => {
+                let texts = captions().class_head(None)?;
+                let texts = texts.expect("checked when the run was opened");
+                loss.labels = Some(labels(texts.dims()[0], config.label_smoothing));
+                loss.classes = Some((texts, config.scale));
+            }
+            ObjectiveConfig::Advflyp(config) => {
+                let log_scale = from_vec(vec![config.scale.ln() as f32], [1], self.device);
+                loss.captions = Some(contrastive(None, log_scale)?);
+            }
+            _ => {}
+        }
+        // A reference on clean images is that of the frozen model, or the model's own before the attack.
+        loss.reference[0] = match (self.reference, config.attacks_own_outputs()) {
+            (_, true) => Some(microbatches.own_outputs(&state.model, images)),
+            (Some(reference), _) if loss.uses_clean_reference() => {
+                Some(microbatches.reference_outputs(reference, images))
+            }
+            _ => None,
+        };
+        let objective = Objective::new(Box::new(loss), microbatches, comm);
+        Ok(objective.with_reference(self.reference))
     }
 
     /// Returns a loader of the batches from `samples` of the run to the end of the phase.
@@ -162,7 +217,8 @@ impl<'a> PhaseContext<'a> {
             samples: self.end.saturating_sub(samples),
             broken_rate: data.broken_rate,
             reduced_decode: data.reduced_decode,
-            captions: self.captions.is_some_and(Captions::needs_captions),
+            captions: self.stage.objective.uses_captions()
+                && self.captions.is_some_and(Captions::needs_captions),
             share: Share {
                 index: comm.rank(),
                 of: comm.world_size(),

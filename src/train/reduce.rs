@@ -18,8 +18,8 @@ pub struct StepMetrics {
     pub gradient_norm: f64,
     /// Learning rate.
     pub learning_rate: f64,
-    /// Number of adversarial images classified correctly.
-    pub correct: u64,
+    /// Number of adversarial images classified correctly, if the objective has correct answers.
+    pub correct: Option<u64>,
     /// Number of samples that the phase's loaders have replaced so far.
     pub broken: u64,
     /// Whether a rank was asked to stop.
@@ -67,7 +67,7 @@ struct Report {
     checksum: u64,
     losses: Vec<f64>,
     squares: Vec<f64>,
-    correct: u64,
+    correct: Option<u64>,
     broken: u64,
     stop: bool,
 }

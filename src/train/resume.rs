@@ -139,7 +139,7 @@ fn check_images(found: &Provenance, stage: usize, run: &Run) -> Result<()> {
     let refuse = |message: String| {
         Err(Error::input(message).hint("restore the images, or add --accept-changes"))
     };
-    if let (Some(known), None) = (&found.classes, &run.captions[stage])
+    if let (Some(known), true) = (&found.classes, run.has_logits(stage))
         && let Some(difference) = difference(
             ("the trained model", known),
             ("the images", images.classes()),

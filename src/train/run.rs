@@ -11,10 +11,12 @@ use super::checkpoint::Provenance;
 use super::checks::{check, check_folder};
 use super::folder::RunFolder;
 use super::images::{StageImages, open_images};
+use super::outputs::StageOutputs;
 use super::phase::PhaseContext;
-use super::start;
+use super::references::Reference;
 use super::state::{StageOptimizer, State};
 use super::test_set::TestSet;
+use super::{references, start};
 use crate::distributed::gpus::Gpus;
 use crate::distributed::{Comm, Zero};
 use crate::error::{Context, Result};
@@ -23,8 +25,9 @@ use crate::objective::captions::RunPaths;
 use crate::objective::{Captions, ExtraParameters};
 use crate::ops::{self, Device, Numerics, Precision};
 use crate::plan::{self, DeviceEngine, Devices};
-use crate::recipe::{Recipe, Stage};
+use crate::recipe::{ObjectiveKind, Recipe, Stage};
 use crate::settings::changes;
+use crate::weights::Outputs;
 
 /// A run that is ready to start: a checked recipe, its folder and its data.
 pub struct Run {
@@ -34,8 +37,12 @@ pub struct Run {
     pub folder: RunFolder,
     /// The images of each stage.
     pub images: Vec<StageImages>,
-    /// The text side of each stage that trains on captions.
+    /// The text side of each stage that has one.
     pub captions: Vec<Option<Captions>>,
+    /// What the model outputs in each stage.
+    outputs: Vec<StageOutputs>,
+    /// The frozen model of each stage whose objective compares with one.
+    references: Vec<Reference>,
     /// The device to train on.
     pub device: Device,
     /// Precision of training: the recipe's, or f32 if the device is not faster with bf16.
@@ -129,14 +136,20 @@ impl Run {
         let captions = stages.map(|(stage, images)| match &stage.text {
             None => Ok(None),
             Some(text) => {
-                let images = (&*images.train, &*images.test);
-                Captions::open(&recipe, text, images, &paths, device)
+                let classified = match stage.objective.uses_labels() {
+                    true => &images.train,
+                    false => &images.test,
+                };
+                let images = (&*images.train, &**classified);
+                let is_trained = stage.objective.kind() == ObjectiveKind::Contrastive;
+                Captions::open(&recipe, text, is_trained, images, &paths, device)
                     .map(Some)
                     .context(|| format!("stage `{}`", stage.name))
             }
         });
         let captions: Vec<_> = captions.collect::<Result<_>>()?;
-        let notices = check(&recipe, &images, &captions)?;
+        let (outputs, references) = references::of_stages(&recipe, &images, &captions, device)?;
+        let notices = check(&recipe, &images, &captions, &outputs)?;
         Ok(Self {
             notices,
             test_images: RefCell::default(),
@@ -148,6 +161,8 @@ impl Run {
             folder,
             images,
             captions,
+            outputs,
+            references,
             device: device.clone(),
             comm: comm.clone(),
             gpus: None,
@@ -163,10 +178,12 @@ impl Run {
 
     /// Returns the number of model outputs in a stage: classes, or the dimension of an embedding.
     pub fn outputs(&self, stage: usize) -> usize {
-        match &self.captions[stage] {
-            Some(captions) => captions.width,
-            None => self.images[stage].classes().len(),
-        }
+        self.outputs[stage].count
+    }
+
+    /// Returns whether the model outputs logits of classes in a stage.
+    pub(super) fn has_logits(&self, stage: usize) -> bool {
+        self.outputs[stage].kind == Outputs::Logits
     }
 
     /// Returns the phases of all stages, in order.
@@ -185,6 +202,8 @@ impl Run {
                     end,
                     dataset: &self.images[number].train,
                     captions: self.captions[number].as_ref(),
+                    outputs: self.outputs[number].kind,
+                    reference: self.references[number].as_deref(),
                     zero: self.zero(),
                     device: &self.device,
                     numerics: self.precision.into(),
@@ -209,9 +228,12 @@ impl Run {
     }
 
     pub(super) fn extra(&self, stage: usize) -> ExtraParameters {
+        let kind = self.recipe.stage[stage].objective.kind();
         match &self.captions[stage] {
-            Some(captions) => captions.parameters(self.recipe.seed),
-            None => ExtraParameters::default(),
+            Some(captions) if kind == ObjectiveKind::Contrastive => {
+                captions.parameters(self.recipe.seed)
+            }
+            _ => ExtraParameters::default(),
         }
     }
 
@@ -227,8 +249,8 @@ impl Run {
         let Some(start) = &self.recipe.start else {
             return Ok(self.blank_state(0));
         };
-        let (classes, captions) = (self.images[0].classes(), self.captions[0].as_ref());
-        let model = start::load(start, &self.recipe, classes, captions, &self.device);
+        let (classes, outputs) = (self.images[0].classes(), self.outputs[0]);
+        let model = start::load(start, &self.recipe, classes, outputs, &self.device);
         let weights = start.weights.display();
         let model = model.context(|| format!("start weights `{weights}`"))?;
         Ok(self.state_of(model, 0))
@@ -245,9 +267,9 @@ impl Run {
     /// Returns the provenance of the run's current state.
     pub(super) fn provenance(&self, stage: usize) -> Provenance {
         let images = &self.images[stage];
-        let classes = match &self.captions[stage] {
-            None => images.classes(),
-            Some(_) => &[],
+        let classes = match self.has_logits(stage) {
+            true => images.classes(),
+            false => &[],
         };
         Provenance {
             data: images.train.fingerprint(),

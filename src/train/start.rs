@@ -1,7 +1,10 @@
 //! Start weights, and heads built from class names.
 
+use std::path::Path;
+
 use burn::tensor::Tensor;
 
+use super::outputs::StageOutputs;
 use super::state::State;
 use crate::data::{FOLDERS_HINT, ModelClasses, match_classes};
 use crate::distributed::Zero;
@@ -23,33 +26,54 @@ pub(super) fn load(
     start: &Start,
     recipe: &Recipe,
     classes: &[String],
-    captions: Option<&Captions>,
+    outputs: StageOutputs,
     device: &Device,
 ) -> Result<Model> {
     let architecture = start.architecture.as_deref();
-    let outputs = captions.map_or(classes.len(), |captions| captions.width);
-    let mut loaded = match (start.head, architecture) {
-        (Head::New, _) => weights::load_body(&start.weights, architecture, device)?,
-        (_, Some(name)) => weights::load_file(&start.weights, name, device)?,
-        (_, None) => weights::load_any(&start.weights, device)?,
+    let loaded = match start.head {
+        Head::New => {
+            let loaded = weights::load_body(&start.weights, architecture, device)?;
+            normalized(loaded, architecture, recipe)
+        }
+        _ => loaded(&start.weights, architecture, recipe, device)?,
     };
-    if architecture.is_some() && loaded.statistics.is_none() {
-        // The file does not contain the normalization of images; use the recipe's.
-        let (mean, std) = recipe.model.statistics();
-        loaded.model.normalize_by(Some(mean), Some(std));
-    }
     check_model(&loaded.model.config(), &recipe.model)?;
     if start.head == Head::Keep {
-        check_head(&loaded, outputs, classes, captions)?;
+        check_head(&loaded, outputs, classes)?;
     }
     let model = match start.head {
         Head::New | Head::Text => {
             let model = loaded.model;
-            model.with_new_head(outputs, recipe.seed, 0)
+            model.with_new_head(outputs.count, recipe.seed, 0)
         }
         Head::Keep => loaded.model,
     };
     Ok(model.at_image_size(recipe.first_image_size()))
+}
+
+/// Loads a model with its head from a folder or file.
+///
+/// Errors: weights that cannot be loaded.
+pub(super) fn loaded(
+    path: &Path,
+    architecture: Option<&str>,
+    recipe: &Recipe,
+    device: &Device,
+) -> Result<Loaded> {
+    let loaded = match architecture {
+        Some(name) => weights::load_file(path, name, device)?,
+        None => weights::load_any(path, device)?,
+    };
+    Ok(normalized(loaded, architecture, recipe))
+}
+
+/// Normalizes images as the recipe's model if a weights file does not contain the normalization.
+fn normalized(mut loaded: Loaded, architecture: Option<&str>, recipe: &Recipe) -> Loaded {
+    if architecture.is_some() && loaded.statistics.is_none() {
+        let (mean, std) = recipe.model.statistics();
+        loaded.model.normalize_by(Some(mean), Some(std));
+    }
+    loaded
 }
 
 /// Checks that the weights have the architecture of the recipe's model. The name of the size is ignored.
@@ -87,28 +111,26 @@ fn check_classes(names: &[String], count: usize, classes: &[String]) -> Result<(
 }
 
 /// Checks that the first stage can keep the head.
-fn check_head(
-    loaded: &Loaded,
-    expected: usize,
-    classes: &[String],
-    captions: Option<&Captions>,
-) -> Result<()> {
+fn check_head(loaded: &Loaded, expected: StageOutputs, classes: &[String]) -> Result<()> {
     let (found, names) = (loaded.model.classes(), &loaded.classes);
-    let message = match captions {
-        Some(_) if loaded.outputs == Outputs::Logits => {
+    let StageOutputs { kind, count } = expected;
+    let message = match (loaded.outputs, kind) {
+        (Outputs::Logits, Outputs::Embedding) => {
             format!(
-                "the head outputs logits of {found} classes, but training on captions requires embeddings"
+                "the head outputs logits of {found} classes, but the objective requires embeddings"
             )
         }
-        None if loaded.outputs == Outputs::Embedding => {
+        (Outputs::Embedding, Outputs::Logits) => {
             format!("the head outputs embeddings of {found} dimensions, not class logits")
         }
-        Some(_) if found == expected => return Ok(()),
-        Some(_) => format!("the head outputs {found} dimensions, but the text model {expected}"),
-        None if found != expected => {
-            format!("the head has {found} classes, but the images have {expected}")
+        (_, Outputs::Embedding) if found == count => return Ok(()),
+        (_, Outputs::Embedding) => {
+            format!("the head outputs {found} dimensions, but the text model or reference {count}")
         }
-        None => return check_classes(names, found, classes),
+        (_, Outputs::Logits) if found != count => {
+            format!("the head has {found} classes, but the images have {count}")
+        }
+        (_, Outputs::Logits) => return check_classes(names, found, classes),
     };
     Err(Error::input(message).hint("set start.head = \"new\", or use images with the same classes"))
 }

@@ -156,9 +156,8 @@ fn learned_captions(folder: &Path) -> bool {
             .parent()
             .is_some_and(|parent| parent.ends_with("stages"));
         let is_it = !of_stage || stage.get("name").and_then(toml::Value::as_str) == name;
-        let kind = stage
-            .get("loss")
-            .and_then(|loss| loss.get("kind")?.as_str());
+        let objective = stage.get("objective").or_else(|| stage.get("loss"));
+        let kind = objective.and_then(|objective| objective.get("kind")?.as_str());
         is_it && kind == Some("contrastive")
     })
 }

@@ -24,7 +24,7 @@ name = "pretrain"
 batch = 32
 phases = [{ image_size = 16, samples = 128, masking = { kind = "random", ratio = 0.5 } }, { image_size = 16, samples = 64 }]
 attack = { norm = "linf", epsilon = "8/255", step_size = "8/255", steps = 1, start = "random" }
-loss = { kind = "cross_entropy", label_smoothing = 0.1 }
+objective = { kind = "cross_entropy", label_smoothing = 0.1 }
 optimizer = { kind = "adamw", weight_decay = 0.05, betas = [0.9, 0.95], clip_norm = 1.0 }
 learning_rate = { peak = 1e-3, warmup_samples = 64, decay = "cosine" }
 drop_path = 0.2
@@ -36,7 +36,7 @@ name = "finetune"
 batch = 32
 phases = [{ image_size = 32, samples = 128 }]
 attack = { norm = "l2", epsilon = "0.5", step_size = "0.2", steps = 2, start = "random" }
-loss = { kind = "cross_entropy" }
+objective = { kind = "cross_entropy" }
 optimizer = { kind = "adamw", weight_decay = 0.05, betas = [0.9, 0.95] }
 learning_rate = { peak = 5e-4, warmup_samples = 32, decay = "cosine", end = 1e-5 }
 augmentation = { pad_crop = 4, flip = true }

@@ -1,0 +1,308 @@
+//! Training with the named objectives: a tiny CLIP model is made robust, from the command line.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use support::{advxl, kill_after};
+
+const MODEL: &str = r#"
+seed = 5
+precision = "f32"
+model = { size = "vit_micro", width = 32, depth = 2, heads = 2, hidden = 64, pool = "average", class_token = true, position = "sincos2d" }
+data = { train = "synthetic:96", test = "synthetic:48" }
+checkpoint = { every_samples = 32, keep = 9 }
+log = { every_samples = 32 }
+"#;
+
+const STAGE: &str = r#"
+[[stage]]
+name = "NAME"
+batch = 32
+phases = [{ image_size = 16, samples = 96 }]
+objective = OBJECTIVE
+optimizer = { kind = "adamw", weight_decay = 0.05, betas = [0.9, 0.95] }
+learning_rate = { peak = 1e-3, warmup_samples = 32, decay = "cosine" }
+augmentation = { flip = true }
+"#;
+
+const ATTACK: &str = r#"attack = { norm = "linf", epsilon = "8/255", step_size = "4/255", steps = 2, start = "random" }
+"#;
+
+const EVALUATION: &str = r#"
+[evaluation]
+every_samples = 96
+images = 24
+attack = { norm = "linf", epsilon = "8/255", step_size = "4/255", steps = 1, start = "random" }
+"#;
+
+fn stage(name: &str, objective: &str) -> String {
+    STAGE.replace("NAME", name).replace("OBJECTIVE", objective)
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let path = folder.join(format!("{name}.toml"));
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn train(recipe: &Path, out: &Path, further: &[&str]) -> (i32, String) {
+    let arguments = ["train", text(recipe), "--out", text(out)];
+    advxl(&[&arguments[..], further].concat())
+}
+
+#[track_caller]
+fn trained(recipe: &Path, out: &Path, further: &[&str]) -> String {
+    let (code, text) = train(recipe, out, further);
+    assert_eq!(code, 0, "{text}");
+    text
+}
+
+/// A tiny CLIP model: the folder of its run.
+fn clip() -> &'static Path {
+    static RUN: OnceLock<PathBuf> = OnceLock::new();
+    RUN.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap().keep();
+        let new =
+            "text = { new = { context = 12, width = 32, depth = 1, heads = 2, embedding = 24 } }\n";
+        let recipe = format!(
+            "{MODEL}{}{new}",
+            stage("clip", r#"{ kind = "contrastive" }"#)
+        );
+        let recipe = write(&folder, "clip", &recipe);
+        trained(&recipe, &folder.join("run"), &[]);
+        folder.join("run")
+    })
+}
+
+/// A recipe that fine-tunes the tiny CLIP model.
+fn recipe(objective: &str) -> String {
+    let run = clip().display();
+    format!(
+        "{MODEL}start = {{ weights = \"{run}/stages/clip\" }}\n{EVALUATION}{}{ATTACK}\
+         text = {{ model = \"{run}/stages/clip/text\" }}\n",
+        stage("robust", objective)
+    )
+}
+
+const ENCODERS: [(&str, &str); 5] = [
+    ("fare", r#"{ kind = "fare" }"#),
+    ("tecoa", r#"{ kind = "tecoa", scale = 20 }"#),
+    ("sim_clip", r#"{ kind = "sim_clip" }"#),
+    ("advflyp", r#"{ kind = "advflyp", scale = 20 }"#),
+    ("deacl", r#"{ kind = "deacl" }"#),
+];
+
+/// All objectives of a run.
+fn all() -> Vec<(&'static str, String)> {
+    let trades = r#"{ kind = "trades", beta = 6, label_smoothing = 0.1 }"#;
+    let labels = format!("{MODEL}{EVALUATION}{}{ATTACK}", stage("robust", trades));
+    let encoders = ENCODERS
+        .iter()
+        .map(|(name, objective)| (*name, recipe(objective)));
+    encoders.chain([("trades", labels)]).collect()
+}
+
+fn losses(run: &Path) -> Vec<String> {
+    let lines = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    lines
+        .filter_map(|line: serde_json::Value| line.get("loss").map(ToString::to_string))
+        .collect()
+}
+
+fn weights(run: &Path) -> Vec<u8> {
+    std::fs::read(run.join("checkpoints/000000000096.safetensors")).unwrap()
+}
+
+#[test]
+fn every_objective_trains_is_evaluated_and_resumes_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in all() {
+        let recipe = write(folder.path(), name, &text);
+        let whole = folder.path().join(format!("{name}-whole"));
+        let log = trained(&recipe, &whole, &[]);
+        assert!(
+            log.contains("robust: evaluation on 24 images"),
+            "{name}: {log}"
+        );
+        // These have no correct answers.
+        let has_accuracy = !["fare", "sim_clip", "deacl"].contains(&name);
+        assert_eq!(
+            log.contains("train accuracy"),
+            has_accuracy,
+            "{name}: {log}"
+        );
+        let killed = folder.path().join(format!("{name}-killed"));
+        kill_after(
+            1,
+            &["train", recipe.to_str().unwrap(), "--out", text_of(&killed)],
+            &killed,
+        );
+        trained(&recipe, &killed, &[]);
+        assert_eq!(weights(&whole), weights(&killed), "{name}");
+    }
+}
+
+fn text_of(path: &Path) -> &str {
+    text(path)
+}
+
+#[test]
+fn every_objective_gives_the_same_bits_on_two_ranks_and_nearly_the_same_in_microbatches() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in all() {
+        let sharded = text.replace(
+            "seed = 5",
+            "seed = 5\nparallel = { shards = 2, reduce = \"exact\" }",
+        );
+        let recipe = write(folder.path(), name, &sharded);
+        let run = |what: &str| folder.path().join(format!("{name}-{what}"));
+        trained(&recipe, &run("one"), &[]);
+        trained(&recipe, &run("two"), &["--processes", "2"]);
+        assert_eq!(weights(&run("one")), weights(&run("two")), "{name}");
+
+        let parts = write(
+            folder.path(),
+            "parts",
+            &text.replace("batch = 32", "batch = 32\nchunk = 12"),
+        );
+        trained(&parts, &run("parts"), &[]);
+        for (one, other) in losses(&run("one")).iter().zip(losses(&run("parts"))) {
+            let [one, other] = [one, &other].map(|loss| loss.parse::<f64>().unwrap());
+            assert!(
+                (one - other).abs() < 1e-4 * one.abs().max(1.0),
+                "{name}: {one} {other}"
+            );
+        }
+    }
+}
+
+/// With a learning rate of almost 0, the model stays the reference: its clean embeddings are the reference's, so the loss
+/// is that of the attack alone, and without an attack's room it is 0.
+#[test]
+fn fare_of_an_unchanged_model_and_an_epsilon_of_zero_has_no_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = recipe(r#"{ kind = "fare" }"#)
+        .replace("peak = 1e-3", "peak = 1e-30")
+        .replace("weight_decay = 0.05", "weight_decay = 0.0")
+        .replacen(
+            "epsilon = \"8/255\", step_size = \"4/255\", steps = 2",
+            "epsilon = \"0/255\", step_size = \"4/255\", steps = 2",
+            1,
+        );
+    let run = folder.path().join("run");
+    trained(&write(folder.path(), "fare", &text), &run, &[]);
+    assert_eq!(losses(&run), ["0.0"; 3]);
+}
+
+#[test]
+fn the_attack_of_fare_raises_its_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let still = recipe(r#"{ kind = "fare" }"#).replace("peak = 1e-3", "peak = 1e-30");
+    let mean = |name: &str, text: String| {
+        let run = folder.path().join(name);
+        trained(&write(folder.path(), name, &text), &run, &[]);
+        let losses = losses(&run);
+        losses
+            .iter()
+            .map(|loss| loss.parse::<f64>().unwrap())
+            .sum::<f64>()
+            / losses.len() as f64
+    };
+    let one = mean("one", still.replace("steps = 2", "steps = 1"));
+    let ten = mean(
+        "ten",
+        still.replace(
+            "step_size = \"4/255\", steps = 2",
+            "step_size = \"2/255\", steps = 10",
+        ),
+    );
+    assert!(ten > 1.05 * one, "{ten} {one}");
+}
+
+/// The temperature of AdvFLYP is fixed, so a run's state is the model alone, and the encoder works without `text`.
+#[test]
+fn encoders_can_be_fine_tuned_without_a_text_model() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, objective) in [
+        ("fare", r#"{ kind = "fare" }"#),
+        ("sim_clip", r#"{ kind = "sim_clip" }"#),
+    ] {
+        let text = recipe(objective);
+        let text: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.starts_with("text ="))
+            .collect();
+        let run = folder.path().join(name);
+        let text = text.join("\n");
+        let without = text.replace(EVALUATION, "");
+        trained(&write(folder.path(), name, &without), &run, &[]);
+        let config = std::fs::read_to_string(run.join("model/config.json")).unwrap();
+        assert!(config.contains("\"embedding\""), "{config}");
+        let (code, log) = train(
+            &write(folder.path(), "evaluated", &text),
+            &folder.path().join("none"),
+            &[],
+        );
+        assert_eq!(code, 2, "{log}");
+        assert!(log.contains("no stage can classify images"), "{log}");
+    }
+}
+
+#[test]
+fn impossible_objectives_are_refused_with_their_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let fare = recipe(r#"{ kind = "fare" }"#);
+    let start = fare
+        .lines()
+        .find(|line| line.starts_with("start ="))
+        .unwrap()
+        .to_owned();
+    let of_text = fare
+        .lines()
+        .find(|line| line.starts_with("text ="))
+        .unwrap()
+        .to_owned();
+    let trades = &all().last().unwrap().1.clone();
+    for (name, changed, message) in [
+        ("no_start", fare.replace(&start, ""), "objective.kind = `fare` compares with a frozen reference, but there are no start weights"),
+        ("clean_start", fare.replace("steps = 2, start = \"random\"", "steps = 2, start = \"clean\""), "its gradient is zero at the clean image"),
+        ("no_attack", fare.replace(ATTACK, ""), "objective.kind = `fare` requires the table `attack`"),
+        ("trades_text", format!("{trades}{of_text}\n"), "text has no effect with objective.kind = `trades`"),
+        ("tecoa", fare.replace("kind = \"fare\"", "kind = \"tecoa\"").replace(&of_text, ""), "objective.kind = `tecoa` requires the table `text`"),
+        ("beta", fare.replace("kind = \"fare\"", "kind = \"fare\", beta = 6"), "unknown key `beta` in `objective`"),
+        ("unknown", fare.replace("kind = \"fare\"", "kind = \"fair\""), "did you mean `fare`?"),
+        ("both", trades.replace("objective =", "loss = { kind = \"cross_entropy\" }\nobjective ="), "`loss` is the old name of `objective`"),
+        ("new_text", fare.replace(&of_text, "text = { new = { context = 12, width = 32, depth = 1, heads = 2, embedding = 24 } }"), "text.new is trained by captions, not by objective.kind = `fare`"),
+    ] {
+        assert_ne!(changed, fare, "{name}");
+        let (code, log) = train(&write(folder.path(), name, &changed), &folder.path().join("run"), &[]);
+        assert_eq!(code, 2, "{name}: {log}");
+        assert!(log.contains(message), "{name}: {log}");
+    }
+    // Weights that output class logits have no embeddings to compare.
+    let labels = folder.path().join("labels");
+    trained(&write(folder.path(), "trades", trades), &labels, &[]);
+    let logits = format!(
+        "start = {{ weights = \"{}\" }}",
+        labels.join("model").display()
+    );
+    let (code, log) = train(
+        &write(folder.path(), "logits", &fare.replace(&start, &logits)),
+        &folder.path().join("run"),
+        &[],
+    );
+    assert_eq!(code, 2, "{log}");
+    assert!(
+        log.contains("compares embeddings, but the model outputs logits of 12 classes"),
+        "{log}"
+    );
+}
