@@ -8,7 +8,7 @@ use advxl_cuda::Gpu;
 use burn::tensor::Tensor;
 use serde_json::{Value, json};
 
-use crate::attack::{Norm, Pgd, Start, input_gradient};
+use crate::attack::{AttackLoss, Norm, Pgd, Start, input_gradient};
 use crate::data::{Augmentation, Batch, Dataset, Planes, SentImages, Spec, Split};
 use crate::distributed::gpus::Gpus;
 use crate::distributed::{Comm, Parallel, Reduce, Zero};
@@ -320,9 +320,12 @@ fn rows_of_profile(mut profile: Vec<(String, u64, f64)>) -> Vec<Value> {
 fn attack(phase: &PhaseContext, state: &State, batch: &Batch, images: Tensor<4>) -> Result<()> {
     let now = phase.at(state.samples, batch);
     let objective = phase.objective(state, batch, &images)?;
-    let gradient = |images| objective.input_gradient(&state.model, images);
+    let loss = AttackLoss {
+        gradient: &|images| objective.ascent(&state.model, images),
+        losses: &|images| objective.attack_losses(&state.model, images),
+    };
     let attack = now.attack.as_ref().expect("the step has an attack");
-    attack.climb(images, &gradient, &now.draws());
+    attack.perturb(images, &loss, &now.draws(), now.batch);
     Ok(())
 }
 
@@ -349,15 +352,15 @@ fn recipe(work: &StepWork) -> Recipe {
             samples: (work.batch * (work.repeats + 2)) as u64,
             masking: None,
         }],
-        attack: (work.attack_steps > 0).then(|| TrainingAttack {
-            pgd: Pgd {
+        attack: (work.attack_steps > 0).then(|| {
+            let pgd = Pgd {
                 norm: Norm::Linf,
                 epsilon: fraction(),
                 step_size: fraction(),
                 steps: work.attack_steps,
                 start: Start::Random,
-            },
-            precision: work.attack_precision,
+            };
+            TrainingAttack::pgd(pgd, work.attack_precision)
         }),
         attack_warmup_samples: None,
         objective: ObjectiveConfig::cross_entropy(),

@@ -108,7 +108,7 @@ fn introduction(recipe: &Recipe) -> Vec<String> {
             stage.phases[0].image_size,
             attack.map_or(String::new(), |attack| format!(
                 " under {}",
-                attack.pgd.name()
+                attack.attack.name()
             ))
         )
     });
@@ -152,7 +152,7 @@ impl Trained {
         let seconds = run.folder.stage_seconds();
         let stages = run.recipe.stage.iter().map(|stage| {
             let attack = stage.attack.as_ref();
-            let attack = attack.map_or("none".to_owned(), |attack| attack.pgd.name());
+            let attack = attack.map_or("none".to_owned(), |attack| attack.attack.name());
             json!({
                 "name": stage.name,
                 "image_size": stage.phases[0].image_size,

@@ -362,6 +362,8 @@ fn objective(name: &str) -> ObjectiveConfig {
         "tecoa" => "kind = \"tecoa\"\nscale = 20",
         "advflyp" => "kind = \"advflyp\"\nfeatures = 1\nlogits = 0.5\nscale = 20",
         "deacl" => "kind = \"deacl\"\ngamma = 2",
+        // A share of 0.2.
+        "gradient_norm" => "kind = \"gradient_norm\"\nweight = 2e-3\nstep = \"1/100\"",
         name => &format!("kind = \"{name}\""),
     };
     let text = format!("[objective]\n{toml}\n");
@@ -377,7 +379,15 @@ fn the_terms_of_every_objective_and_their_gradients_match_pytorch() {
     let device = Device::cpu();
     let tensor = |name: &str, rows| from_vec(floats(&tensors, name), [rows, 5], &device);
     let all_labels = labels(&tensors);
-    for name in ["trades", "fare", "tecoa", "sim_clip", "advflyp", "deacl"] {
+    for name in [
+        "trades",
+        "fare",
+        "tecoa",
+        "sim_clip",
+        "advflyp",
+        "deacl",
+        "gradient_norm",
+    ] {
         let config = objective(name);
         let [terms, attack] = named::terms(&config).unwrap();
         let classes = if name == "tecoa" { 4 } else { 5 };

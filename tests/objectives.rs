@@ -102,10 +102,33 @@ const ENCODERS: [(&str, &str); 5] = [
 fn all() -> Vec<(&'static str, String)> {
     let trades = r#"{ kind = "trades", beta = 6, label_smoothing = 0.1 }"#;
     let labels = format!("{MODEL}{EVALUATION}{}{ATTACK}", stage("robust", trades));
+    let gradient = r#"{ kind = "gradient_norm", weight = 1e-3 }"#;
+    let gradient = format!("{MODEL}{EVALUATION}{}", stage("robust", gradient));
+    let plain = stage("robust", r#"{ kind = "cross_entropy" }"#);
+    let norms = r#"[{ norm = "linf", epsilon = "8/255", step_size = "4/255" }, { norm = "l1", epsilon = "6", step_size = "3" }]"#;
+    let both = EVALUATION.replace(
+        r#"norm = "linf", epsilon = "8/255", step_size = "4/255""#,
+        &format!("norms = {norms}"),
+    );
+    let alternating = format!(
+        "{MODEL}{both}{plain}attack = {{ norms = {norms}, steps = 2, start = \"random\" }}\n"
+    );
+    let adaptive = norms
+        .replace(", step_size = \"4/255\"", "")
+        .replace(", step_size = \"3\"", "");
+    let worst = format!(
+        "{MODEL}{both}{plain}attack = {{ algorithm = \"apgd\", norms = {adaptive}, combine = \"worst\", steps = 3, start = \"random\" }}\n"
+    );
     let encoders = ENCODERS
         .iter()
         .map(|(name, objective)| (*name, recipe(objective)));
-    encoders.chain([("trades", labels)]).collect()
+    let others = [
+        ("gradient_norm", gradient),
+        ("alternating", alternating),
+        ("worst_of_apgd", worst),
+        ("trades", labels),
+    ];
+    encoders.chain(others).collect()
 }
 
 fn losses(run: &Path) -> Vec<String> {
@@ -133,6 +156,14 @@ fn every_objective_trains_is_evaluated_and_resumes_to_the_same_bits() {
             log.contains("robust: evaluation on 24 images"),
             "{name}: {log}"
         );
+        if ["alternating", "worst_of_apgd"].contains(&name) {
+            assert!(log.contains("% in all norms (linf "), "{name}: {log}");
+            let how = match name {
+                "alternating" => "pgd-2 linf 8/255 and l1 6, alternating",
+                _ => "apgd-3 linf 8/255 and l1 6, the worst",
+            };
+            assert!(log.contains(how), "{name}: {log}");
+        }
         // These have no correct answers.
         let has_accuracy = !["fare", "sim_clip", "deacl"].contains(&name);
         assert_eq!(
@@ -280,6 +311,11 @@ fn impossible_objectives_are_refused_with_their_reason() {
         ("tecoa", fare.replace("kind = \"fare\"", "kind = \"tecoa\"").replace(&of_text, ""), "objective.kind = `tecoa` requires the table `text`"),
         ("beta", fare.replace("kind = \"fare\"", "kind = \"fare\", beta = 6"), "unknown key `beta` in `objective`"),
         ("unknown", fare.replace("kind = \"fare\"", "kind = \"fair\""), "did you mean `fare`?"),
+        ("step_size", trades.replace("attack = { norm", "attack = { algorithm = \"apgd\", norm"), "step_size has no effect with algorithm = `apgd`"),
+        ("combine", trades.replace("attack = { norm", "attack = { combine = \"worst\", norm"), "combine has no effect without `norms`"),
+        ("norms", trades.replace("attack = { norm", "attack = { norms = [{ norm = \"l2\", epsilon = \"0.5\" }], norm"), "set either `norms` or `norm`"),
+        ("no_step_size", trades.replace("step_size = \"4/255\", steps = 2", "steps = 2"), "`step_size` is missing"),
+        ("regularized", trades.replace("kind = \"trades\", beta = 6", "kind = \"gradient_norm\", weight = 0.1"), "attack has no effect with objective.kind = `gradient_norm`"),
         ("both", trades.replace("objective =", "loss = { kind = \"cross_entropy\" }\nobjective ="), "`loss` is the old name of `objective`"),
         ("new_text", fare.replace(&of_text, "text = { new = { context = 12, width = 32, depth = 1, heads = 2, embedding = 24 } }"), "text.new is trained by captions, not by objective.kind = `fare`"),
     ] {

@@ -10,11 +10,13 @@ use serde::Serialize;
 
 use super::attempt::{Adversarials, Attempt, Batch, Mark, images_of, in_turn};
 use super::draws::Draws;
-use super::gradient::select;
+use super::gradient::{AttackLoss, select};
 use super::objective::Goal;
+use super::pgd;
+use super::pgd::Pgd;
 use super::target_model::{Logits, Passes, Slope, TargetModel};
 use super::threat::{Ball, Norm};
-use crate::ops::{add, changed_pixels, momentum, replace_rows};
+use crate::ops::{add, changed_pixels, momentum, replace_rows, to_vec};
 use crate::rng::AttackKind;
 use crate::units::Fraction;
 
@@ -59,6 +61,8 @@ const RISING_SHARE: f64 = 0.75;
 const DIRECTION_SHARE: f64 = 0.75;
 /// l1: share of pixels that the first steps from a random start change.
 const FIRST_SHARE: f64 = 0.2;
+/// The same in training, with few steps.
+const FIRST_SHARE_IN_TRAINING: f64 = 0.05;
 
 impl Apgd {
     /// Returns `apgd-ce`, `apgd-dlr` or `apgd-t`.
@@ -188,7 +192,11 @@ impl Apgd {
         kind: Start,
     ) -> (Adversarials, Tensor<4>) {
         let mut found: Adversarials = vec![None; goals.len()];
-        let mut climb = Climb::new(self, ball.clone(), start, goals, steps as usize, kind);
+        let mut climb = Climb {
+            goals: goals.to_vec(),
+            averages: self.averages,
+            ..Climb::new(self.norm, ball.clone(), start, steps as usize, kind)
+        };
         for step in 0..=climb.steps {
             if classifier.is_stopped() {
                 break;
@@ -210,11 +218,57 @@ impl Apgd {
     }
 }
 
+/// Maximizes any loss of a training batch with APGD, and returns the iterate of each image with the largest loss.
+///
+/// Shapes: `images` and the result `[batch, 3, height, width]`.
+/// Source: Croce and Hein 2020, algorithm 1; as in the training code of Singh et al. 2023. Differs from it: the first
+/// step is compared with the loss at the start, as in the algorithm, and not with 0, which suits losses of either sign.
+pub(crate) fn maximize(
+    threat: &Pgd,
+    images: Tensor<4>,
+    loss: &AttackLoss,
+    draws: &Draws,
+) -> Tensor<4> {
+    if threat.epsilon.value() <= 0.0 {
+        return images;
+    }
+    let ball = Ball::new(threat.norm, threat.epsilon.value(), images.clone());
+    let start = match threat.start {
+        pgd::Start::Clean => images,
+        pgd::Start::Random => ball.sample(draws),
+    };
+    let steps = threat.steps as usize;
+    let mut climb = Climb::new(threat.norm, ball, start, steps, Start::Training);
+    for step in 0..=climb.steps {
+        let losses = if step < climb.steps {
+            let (gradient, losses) = (loss.gradient)(climb.images.clone());
+            climb.gradient = gradient;
+            losses
+        } else {
+            (loss.losses)(&climb.images)
+        };
+        let losses = to_vec(losses);
+        for (climb, loss) in climb.climbs.iter_mut().zip(losses) {
+            climb.loss = f64::from(loss);
+            if step == 0 {
+                climb.first = climb.loss;
+            }
+        }
+        climb.remember(step);
+        if step < climb.steps {
+            climb.step(step);
+        }
+    }
+    climb.best
+}
+
 /// The starting point of an ascent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Start {
     /// A random point of the ball.
     Random,
+    /// The clean image or a random point, in training.
+    Training,
     /// A point found earlier.
     Given,
     /// A point found earlier, in a ball larger than epsilon, where misclassification does not count.
@@ -225,7 +279,8 @@ enum Start {
 struct Climber {
     /// Index in the batch.
     place: usize,
-    goal: Goal,
+    /// What the loss after the first step is compared with: 0 in evaluations, like the reference program.
+    first: f64,
     /// Loss after each step.
     losses: Vec<f64>,
     /// Loss at the current iterate.
@@ -242,6 +297,8 @@ struct Climber {
 /// A batch of ascents; row i of each tensor belongs to ascent i.
 struct Climb {
     climbs: Vec<Climber>,
+    /// The loss of each ascent; empty in training, where the caller has it.
+    goals: Vec<Goal>,
     averages: u64,
     norm: Norm,
     ball: Ball,
@@ -260,34 +317,24 @@ struct Climb {
 }
 
 impl Climb {
-    fn new(
-        apgd: &Apgd,
-        ball: Ball,
-        start: Tensor<4>,
-        goals: &[Goal],
-        steps: usize,
-        kind: Start,
-    ) -> Self {
+    fn new(norm: Norm, ball: Ball, start: Tensor<4>, steps: usize, kind: Start) -> Self {
+        let count = start.dims()[0];
         let of = |share: f64| ((share * steps as f64) as usize).max(1);
-        let window = if apgd.norm == Norm::L1 {
-            of(0.04)
-        } else {
-            of(0.22)
-        };
+        let window = if norm == Norm::L1 { of(0.04) } else { of(0.22) };
         let epsilon = ball.epsilon();
-        let largest_step = if apgd.norm == Norm::L1 {
+        let largest_step = if norm == Norm::L1 {
             epsilon
         } else {
             2.0 * epsilon
         };
         let pixels: usize = start.dims()[1..].iter().product();
-        let moved = match (apgd.norm, kind) {
+        let moved = match (norm, kind) {
             (Norm::L1, Start::Given | Start::Outside) => changed_pixels(&start, &ball.center()),
-            _ => vec![pixels; goals.len()],
+            _ => vec![pixels; count],
         };
-        let climbers = goals.iter().enumerate().map(|(place, goal)| Climber {
+        let climbers = (0..count).map(|place| Climber {
             place,
-            goal: *goal,
+            first: 0.0,
             losses: Vec::new(),
             loss: 0.0,
             best: f64::NEG_INFINITY,
@@ -296,14 +343,16 @@ impl Climb {
             step_size: largest_step,
             share: match kind {
                 Start::Random => FIRST_SHARE,
+                Start::Training => FIRST_SHARE_IN_TRAINING,
                 _ => share(moved[place], pixels),
             },
             moved: moved[place],
         });
         Self {
             climbs: climbers.collect(),
-            averages: apgd.averages,
-            norm: apgd.norm,
+            goals: Vec::new(),
+            averages: 1,
+            norm,
             largest_step,
             ball,
             steps,
@@ -320,21 +369,22 @@ impl Climb {
 
     /// Evaluates the model at the current iterates, summing gradients over `averages` passes.
     fn look(&mut self, classifier: &TargetModel, needs_gradient: bool) -> Logits {
-        let goals: Vec<Goal> = self.climbs.iter().map(|climb| climb.goal).collect();
+        let goals = &self.goals;
         if !needs_gradient {
             let logits = classifier.logits(self.images.clone());
             let mut slope = vec![0.0; logits.classes()];
-            for (climb, row) in self.climbs.iter_mut().zip(logits.rows()) {
-                climb.loss = climb.goal.slope(row, &mut slope);
+            let climbs = self.climbs.iter_mut().zip(goals);
+            for ((climb, goal), row) in climbs.zip(logits.rows()) {
+                climb.loss = goal.slope(row, &mut slope);
             }
             return logits;
         }
-        let mut seen = classifier.climb(self.images.clone(), &goals);
+        let mut seen = classifier.climb(self.images.clone(), goals);
         for _ in 1..self.averages {
             if classifier.is_stopped() {
                 break;
             }
-            let again = classifier.climb(self.images.clone(), &goals);
+            let again = classifier.climb(self.images.clone(), goals);
             seen = Slope {
                 gradient: add(seen.gradient, again.gradient),
                 ..again
@@ -350,7 +400,7 @@ impl Climb {
 
     /// Removes misclassified images from the batch.
     fn drop_fooled(&mut self, logits: &Logits, found: &mut Adversarials) {
-        let is_right = |row: &usize| logits.is_right(*row, self.climbs[*row].goal.label());
+        let is_right = |row: &usize| logits.is_right(*row, self.goals[*row].label());
         let (kept, fooled): (Vec<usize>, Vec<usize>) = (0..self.climbs.len()).partition(is_right);
         if fooled.is_empty() {
             return;
@@ -362,6 +412,7 @@ impl Climb {
         let mut row = 0..;
         self.climbs
             .retain(|_| kept.binary_search(&row.next().expect("endless")).is_ok());
+        self.goals = kept.iter().map(|row| self.goals[*row]).collect();
         self.ball = self.ball.select(&kept);
         for tensor in [
             &mut self.images,
@@ -459,8 +510,10 @@ impl Climb {
 impl Climber {
     /// Returns whether to halve the step size and restart from the best image, after step `last` of a window.
     fn check_steps(&mut self, last: usize, window: usize) -> bool {
-        // Like the reference, compares the first loss with 0.
-        let before = |at: usize| at.checked_sub(1).map_or(0.0, |before| self.losses[before]);
+        let before = |at: usize| {
+            at.checked_sub(1)
+                .map_or(self.first, |before| self.losses[before])
+        };
         let rises = |at: &usize| self.losses[*at] > before(*at);
         let rises = (last + 1 - window..=last).filter(rises).count();
         let few = rises as f64 <= RISING_SHARE * window as f64;

@@ -20,6 +20,16 @@ pub fn input_gradient(
     (gradient, losses.without_autodiff())
 }
 
+/// The loss that a training attack maximizes.
+pub struct AttackLoss<'a> {
+    /// Returns the gradient of the summed losses with respect to the images, and the loss of each image.
+    ///
+    /// Shapes: images and gradient `[batch, 3, height, width]`, losses `[batch]`.
+    pub gradient: &'a dyn Fn(Tensor<4>) -> (Tensor<4>, Tensor<1>),
+    /// Returns the loss of each image.
+    pub losses: &'a dyn Fn(&Tensor<4>) -> Tensor<1>,
+}
+
 /// Returns the gradient of `<slopes, logits>` with respect to the images from which the logits were computed.
 ///
 /// Returns `None` if the logits do not depend on the images.

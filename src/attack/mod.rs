@@ -12,6 +12,7 @@
 
 pub mod apgd;
 pub mod attempt;
+pub mod batch;
 pub mod draws;
 pub mod fab;
 pub mod gradient;
@@ -25,9 +26,10 @@ pub mod threat;
 
 pub use apgd::{Apgd, Climbs};
 pub use attempt::{Adversarials, Attempt, Batch, Mark};
+pub use batch::{Algorithm, BatchAttack, Combine};
 pub use draws::Draws;
 pub use fab::Fab;
-pub use gradient::{input_gradient, pull};
+pub use gradient::{AttackLoss, input_gradient, pull};
 pub use objective::Goal;
 pub use pgd::{Pgd, Start};
 pub use square::Square;

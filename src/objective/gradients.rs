@@ -79,12 +79,35 @@ impl<'a> Objective<'a> {
         self.loss.uses_clean_images()
     }
 
-    /// Computes the gradient of the sum of the attack's losses with respect to this rank's images, in evaluation mode.
+    /// Computes the attack's loss of each of this rank's images, in evaluation mode.
     ///
     /// Ranks communicate only if the loss compares images with each other.
     ///
-    /// Shapes: `images` and the result `[images, 3, height, width]`.
+    /// Shapes: `images` `[images, 3, height, width]`; the result `[images]`.
+    pub fn attack_losses(&self, model: &Model, images: &Tensor<4>) -> Tensor<1> {
+        let count = images.dims()[0];
+        let outputs = self.microbatches.own_outputs(model, images);
+        if !self.is_coupled() {
+            return self.loss.attack_losses(outputs);
+        }
+        let losses = self.loss.attack_losses(gather_rows(self.comm, outputs));
+        losses.narrow(0, self.comm.rank() * count, count)
+    }
+
+    /// Computes the gradient of the sum of the attack's losses with respect to this rank's images, in evaluation mode.
+    ///
+    /// See [`Self::ascent`].
     pub fn input_gradient(&self, model: &Model, images: Tensor<4>) -> Tensor<4> {
+        self.ascent(model, images).0
+    }
+
+    /// Computes the gradient of the sum of the attack's losses with respect to this rank's images, in evaluation mode,
+    /// and the loss of each image.
+    ///
+    /// Ranks communicate only if the loss compares images with each other.
+    ///
+    /// Shapes: `images` and the gradient `[images, 3, height, width]`; the losses `[images]`.
+    pub fn ascent(&self, model: &Model, images: Tensor<4>) -> (Tensor<4>, Tensor<1>) {
         let passes = &self.microbatches;
         let numerics = passes.attack_numerics;
         let microbatches = passes.rows(images.dims()[0]).concat();
@@ -93,7 +116,7 @@ impl<'a> Objective<'a> {
                 self.loss
                     .attack_losses(passes.forward(model, images, numerics, None))
             };
-            return input_gradient(&loss, images).0;
+            return input_gradient(&loss, images);
         }
         let coupled = self.is_coupled().then(|| {
             let losses = |outputs: Views<_>| self.loss.attack_losses(outputs.adversarial);
@@ -101,17 +124,27 @@ impl<'a> Objective<'a> {
             let passes = (numerics, None);
             self.output_gradient(model, images, &microbatches, passes, 1.0, &losses)
         });
-        let parts = microbatches.into_iter().map(|rows| {
-            let loss = |images| {
-                let outputs = passes.forward_rows(model, images, &rows, numerics, None);
-                match &coupled {
-                    None => self.loss_of(&rows).attack_losses(outputs),
-                    Some(coupled) => along(outputs, &coupled.gradient.adversarial, &rows),
-                }
-            };
-            input_gradient(&loss, rows_of(&images, &rows)).0
-        });
-        join(parts.collect())
+        let (gradients, losses): (Vec<_>, Vec<_>) = microbatches
+            .into_iter()
+            .map(|rows| {
+                let loss = |images| {
+                    let outputs = passes.forward_rows(model, images, &rows, numerics, None);
+                    match &coupled {
+                        None => self.loss_of(&rows).attack_losses(outputs),
+                        Some(coupled) => along(outputs, &coupled.gradient.adversarial, &rows),
+                    }
+                };
+                input_gradient(&loss, rows_of(&images, &rows))
+            })
+            .unzip();
+        let losses = match coupled {
+            None => join(losses),
+            Some(coupled) => {
+                let count = images.dims()[0];
+                coupled.losses.narrow(0, self.comm.rank() * count, count)
+            }
+        };
+        (join(gradients), losses)
     }
 
     /// Computes the gradients of the mean loss over the whole batch, in training mode.
@@ -157,7 +190,7 @@ impl<'a> Objective<'a> {
         });
         gradients.extend(parameters);
         meanwhile();
-        let mean = f64::from(to_vec(coupled.loss)[0]);
+        let mean = f64::from(to_vec(mean(coupled.losses))[0]);
         StepGradients {
             gradients,
             losses: vec![mean * count as f64 / parts as f64; parts],
@@ -289,7 +322,7 @@ impl<'a> Objective<'a> {
         OutputGradient {
             gradient,
             outputs: outputs.map(Tensor::without_autodiff),
-            loss: mean(values.without_autodiff()),
+            losses: values.without_autodiff(),
             found,
         }
     }
@@ -301,8 +334,8 @@ struct OutputGradient {
     gradient: Views<Tensor<2>>,
     /// The outputs of all ranks: `[batch, outputs]`.
     outputs: Views<Tensor<2>>,
-    /// Mean over the batch, `[1]`.
-    loss: Tensor<1>,
+    /// Of the images of all ranks, `[batch]`.
+    losses: Tensor<1>,
     /// Gradients of everything else, such as the objective's own parameters.
     found: Gradients,
 }

@@ -80,5 +80,16 @@ pub fn terms(objective: &ObjectiveConfig) -> Option<[Vec<Term>; 2]> {
                 vec![term(1.0, apart(Output(Adversarial), Reference(Clean)))],
             ]
         }
+        // CE(f(x), y) + weight (CE(f(x + step sign(g)), y) - CE(f(x), y)) / step
+        ObjectiveConfig::GradientNorm(config) => {
+            let share = config.weight / config.step.value();
+            [
+                vec![
+                    term(1.0 - share, TermKind::CrossEntropy(Clean)),
+                    term(share, TermKind::CrossEntropy(Adversarial)),
+                ],
+                vec![term(1.0, TermKind::CrossEntropy(Adversarial))],
+            ]
+        }
     })
 }

@@ -4,7 +4,6 @@
 
 use super::link::FLOAT;
 use super::memory::{LARGEST_PART, Memory};
-use super::passes_at_once;
 use crate::distributed;
 use crate::model::ModelConfig;
 use crate::ops::{Device, Precision};
@@ -59,7 +58,7 @@ pub(super) fn memory(
         true => sum(|b| b.between) + largest(|b| b.kept),
         false => sum(|b| b.kept),
     };
-    let activations = passes_at_once(stage) * kept + largest(|b| b.passing);
+    let activations = stage.passes_at_once() * kept + largest(|b| b.passing);
     Memory {
         weights: parameters * FLOAT,
         gradients: sums * parameters * FLOAT,

@@ -239,15 +239,6 @@ fn of_phase(recipe: &Recipe, stage: &Stage, phase: &Phase) -> PhasePlan {
     }
 }
 
-/// Returns the number of passes whose activations are kept at once: clean images pass before the backward pass of the
-/// adversarial ones.
-fn passes_at_once(stage: &Stage) -> u64 {
-    match stage.objective.uses_clean_images() {
-        true => 2,
-        false => 1,
-    }
-}
-
 /// Returns the memory of a device at the end of an update's backward pass.
 fn memory(
     recipe: &Recipe,
@@ -300,7 +291,7 @@ fn memory(
             Some(_) => parameters * FLOAT + 2 * matrices * cell,
             None => 0,
         },
-        activations: passes_at_once(stage)
+        activations: stage.passes_at_once()
             * if recipe.recompute {
                 between * FLOAT + largest(|l| l.kept) * cell
             } else {

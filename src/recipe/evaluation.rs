@@ -3,8 +3,9 @@
 use serde::ser::SerializeMap;
 
 use super::stage::Stage;
+use super::training_attack::EvaluationAttack;
 use crate::attack::pgd::check_range;
-use crate::attack::{Attack, Norm, Pgd};
+use crate::attack::{Attack, Norm};
 use crate::data::Selection;
 use crate::eval::autoattack::{Settings, Version};
 use crate::settings::{Described, Field, Key, Kind, Section, Table, at_least, settings};
@@ -19,7 +20,7 @@ settings! {
         /// Test images to evaluate on.
         pub images: TestImages {},
         /// Attack for robust accuracy. Clean accuracy is always measured as well.
-        pub attack: Pgd {},
+        pub attack: EvaluationAttack {},
     }
 }
 

@@ -23,5 +23,5 @@ pub use records::{Checkpoints, Log};
 pub use stage::{Phase, Stage};
 pub use start::{Head, Start};
 pub use text::{NewText, Text};
-pub use training_attack::TrainingAttack;
+pub use training_attack::{EvaluationAttack, TrainingAttack};
 pub use whole::{Recipe, cannot_be_run};

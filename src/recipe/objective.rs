@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde::ser::SerializeMap;
 
+use crate::attack::{BatchAttack, Norm, Pgd, Start};
 use crate::settings::{Described, Field, Key, Kind, Section, Table, settings, words};
+use crate::units::Fraction;
 
 words! {
     /// Name of an objective.
@@ -29,6 +31,8 @@ words! {
         Advflyp = "advflyp",
         /// DeACL: distillation of a frozen teacher, and agreement under attack.
         Deacl = "deacl",
+        /// A penalty on the norm of the input gradient, without an attack.
+        GradientNorm = "gradient_norm",
     }
 }
 
@@ -139,6 +143,24 @@ settings! {
     }
 }
 
+settings! {
+    /// Gradient-norm regularization (Rodriguez-Munoz et al. 2024): `CE(f(x), y) + weight |g|_1` with the input gradient
+    /// `g` of the cross entropy, without an attack. The norm is a finite difference along its own sign,
+    /// `(CE(f(x + step sign(g)), y) - CE(f(x), y)) / step`, which needs no second derivatives. Only for smooth
+    /// activations.
+    #[derive(Clone, Debug, PartialEq)]
+    pub struct GradientNorm(table) {
+        /// Name of the objective.
+        pub kind: ObjectiveKind { kind: Kind::Words(&[("gradient_norm", "")]) },
+        /// Weight of the norm, for pixels in [0, 1].
+        pub weight: f64 { limits: above(0.0), example: "1e-3" },
+        /// Length of the finite difference, for pixels in [0, 1].
+        pub step: Fraction { limits: above(0.0).below(1.0), example: "\"1/255\"" } [= "1/255".parse().expect("a fraction")],
+        /// Label smoothing: fraction of the target spread evenly over all classes.
+        pub label_smoothing: f64 { limits: at_least(0.0).below(1.0), example: "0.1" } [= 0.0],
+    }
+}
+
 /// The objective of a stage and its numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
@@ -152,6 +174,7 @@ pub enum ObjectiveConfig {
     SimClip(SimClip),
     Advflyp(Advflyp),
     Deacl(Deacl),
+    GradientNorm(GradientNorm),
 }
 
 impl Described for ObjectiveConfig {
@@ -164,6 +187,7 @@ impl Described for ObjectiveConfig {
         ("sim_clip", SimClip::DESCRIPTION),
         ("advflyp", Advflyp::DESCRIPTION),
         ("deacl", Deacl::DESCRIPTION),
+        ("gradient_norm", GradientNorm::DESCRIPTION),
     ]);
 
     fn print<M: SerializeMap>(&self, key: &'static str, map: &mut M) -> Result<(), M::Error> {
@@ -197,6 +221,7 @@ impl Field for ObjectiveConfig {
                 ObjectiveKind::SimClip => Self::SimClip(SimClip::read(table)?),
                 ObjectiveKind::Advflyp => Self::Advflyp(Advflyp::read(table)?),
                 ObjectiveKind::Deacl => Self::Deacl(Deacl::read(table)?),
+                ObjectiveKind::GradientNorm => Self::GradientNorm(GradientNorm::read(table)?),
             })
         })
     }
@@ -222,12 +247,16 @@ impl ObjectiveConfig {
             Self::SimClip(_) => ObjectiveKind::SimClip,
             Self::Advflyp(_) => ObjectiveKind::Advflyp,
             Self::Deacl(_) => ObjectiveKind::Deacl,
+            Self::GradientNorm(_) => ObjectiveKind::GradientNorm,
         }
     }
 
     /// Returns whether the model outputs one logit per class. Otherwise it outputs embeddings.
     pub fn uses_logits(&self) -> bool {
-        matches!(self, Self::CrossEntropy(_) | Self::Trades(_))
+        matches!(
+            self,
+            Self::CrossEntropy(_) | Self::Trades(_) | Self::GradientNorm(_)
+        )
     }
 
     /// Returns whether it compares images with their captions, and so with the other images of the batch.
@@ -244,7 +273,11 @@ impl ObjectiveConfig {
     pub fn uses_clean_images(&self) -> bool {
         matches!(
             self,
-            Self::Trades(_) | Self::SimClip(_) | Self::Advflyp(_) | Self::Deacl(_)
+            Self::Trades(_)
+                | Self::SimClip(_)
+                | Self::Advflyp(_)
+                | Self::Deacl(_)
+                | Self::GradientNorm(_)
         )
     }
 
@@ -256,6 +289,20 @@ impl ObjectiveConfig {
             | Self::Deacl(Deacl { reference, .. }) => Some(reference.as_ref()),
             _ => None,
         }
+    }
+
+    /// Returns the step of an objective that compares clean images with a point along their gradient's sign.
+    pub(super) fn finite_difference(&self) -> Option<BatchAttack> {
+        let Self::GradientNorm(config) = self else {
+            return None;
+        };
+        Some(BatchAttack::pgd(Pgd {
+            norm: Norm::Linf,
+            epsilon: config.step.clone(),
+            step_size: config.step.clone(),
+            steps: 1,
+            start: Start::Clean,
+        }))
     }
 
     /// Drops a missing reference, as synthetic images replace real ones in a dry run.

@@ -5,7 +5,7 @@ use super::objective::{ObjectiveConfig, ObjectiveKind};
 use super::start::Head;
 use super::text::Text;
 use super::training_attack::{TrainingAttack, check_precision};
-use crate::attack::{Pgd, pgd};
+use crate::attack::{BatchAttack, Start};
 use crate::data::{Augmentation, Mixing};
 use crate::model::{Masking, ModelConfig};
 use crate::optim::OptimizerConfig;
@@ -97,27 +97,44 @@ impl Stage {
     }
 
     /// Returns the attack for the update that ends at `seen` samples of the stage.
-    pub fn attack_at(&self, seen: u64) -> Option<Pgd> {
-        let attack = &self.attack.as_ref()?.pgd;
+    pub fn attack_at(&self, seen: u64) -> Option<BatchAttack> {
+        if let Some(step) = self.objective.finite_difference() {
+            return Some(step);
+        }
+        let attack = &self.attack.as_ref()?.attack;
         match self.attack_warmup_samples {
             Some(warmup) if seen < warmup => Some(attack.weakened(seen as f64 / warmup as f64)),
             _ => Some(attack.clone()),
         }
     }
 
-    /// Returns the number of attack steps, 0 without an attack.
+    /// Returns the number of input gradients per image: those of the attack, 0 without one.
     pub fn attack_steps(&self) -> u64 {
-        self.attack.as_ref().map_or(0, |attack| attack.pgd.steps)
+        let attack = self.attack.as_ref();
+        let is_difference = self.objective.finite_difference().is_some();
+        attack.map_or(u64::from(is_difference), |attack| attack.attack.gradients())
     }
 
     /// Returns the cost of an image in forward passes: 2k + 3 with k attack steps, since an attack pass needs only the
-    /// gradient of its input, plus those of the objective's clean images and references. A contrastive loss over several
+    /// gradient of its input, plus those of an adaptive attack and of the objective's clean images and references. A contrastive loss over several
     /// chunks adds one pass for each of the k + 1 gradients.
     pub fn passes(&self) -> u64 {
         let steps = self.attack_steps();
         let chunked = self.chunk.is_some_and(|chunk| chunk < self.batch);
         let again = chunked && self.objective.uses_captions();
-        2 * steps + 3 + self.objective.extra_passes() + if again { steps + 1 } else { 0 }
+        let attack = self.attack.as_ref();
+        let of_attack = attack.map_or(0, |attack| attack.attack.extra_passes());
+        let of_objective = self.objective.extra_passes();
+        2 * steps + 3 + of_attack + of_objective + if again { steps + 1 } else { 0 }
+    }
+
+    /// Returns the number of passes whose activations an update keeps at once: clean images pass before the backward pass
+    /// of the adversarial ones.
+    pub fn passes_at_once(&self) -> u64 {
+        match self.objective.uses_clean_images() {
+            true => 2,
+            false => 1,
+        }
     }
 
     /// Returns the number of samples of all phases.
@@ -154,9 +171,14 @@ fn check_warmups(table: &Table, stage: &Stage) {
 fn check_objective(stage: &Table, objective: &ObjectiveConfig, attack: Option<&TrainingAttack>) {
     let kind = objective.kind();
     let name = kind.word();
+    if kind == ObjectiveKind::GradientNorm && stage.has("attack") {
+        let message = format!("attack has no effect with objective.kind = `{name}`");
+        let hint = "remove it; objective.step is the length of the finite difference";
+        stage.problem_with_hint("attack", message, hint);
+    }
     let works_without = matches!(
         kind,
-        ObjectiveKind::CrossEntropy | ObjectiveKind::Contrastive
+        ObjectiveKind::CrossEntropy | ObjectiveKind::Contrastive | ObjectiveKind::GradientNorm
     );
     if !works_without && !stage.has("attack") {
         let message = format!("objective.kind = `{name}` requires the table `attack`");
@@ -168,8 +190,10 @@ fn check_objective(stage: &Table, objective: &ObjectiveConfig, attack: Option<&T
             | ObjectiveKind::Contrastive
             | ObjectiveKind::Tecoa
             | ObjectiveKind::Advflyp
+            | ObjectiveKind::GradientNorm
     );
-    if is_zero_at_clean_images && attack.is_some_and(|attack| attack.pgd.start == pgd::Start::Clean)
+    if is_zero_at_clean_images
+        && attack.is_some_and(|attack| attack.attack.threats[0].start == Start::Clean)
     {
         let message = format!(
             "attack.start = `clean` finds nothing with objective.kind = `{name}`: its gradient is zero at the clean image"

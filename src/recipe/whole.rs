@@ -299,9 +299,9 @@ mod tests {
         let text = include_str!("../../recipes/cifar10_micro.toml");
         let mut stage = Recipe::parse(text, &[]).unwrap().stage.remove(0);
         stage.attack_warmup_samples = Some(1000);
-        let epsilon = |seen| stage.attack_at(seen).unwrap().epsilon.value();
+        let epsilon = |seen| stage.attack_at(seen).unwrap().threats[0].epsilon.value();
         assert_eq!(epsilon(250), 2.0 / 255.0);
-        let full = stage.attack.as_ref().map(|attack| attack.pgd.clone());
+        let full = stage.attack.as_ref().map(|attack| attack.attack.clone());
         assert_eq!(stage.attack_at(1000), full);
         assert_eq!(stage.attack_at(5000), full);
     }

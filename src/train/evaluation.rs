@@ -9,7 +9,7 @@ use super::monitor::Monitor;
 use super::run::Run;
 use super::state::State;
 use super::test_set::TestSet;
-use crate::attack::{Attack, Pgd};
+use crate::attack::{Algorithm, Apgd, Attack, BatchAttack, Climbs};
 use crate::error::{Error, Kind, Result};
 use crate::eval::{BatchReport, Classifier, Images, Observer, Outcome, Setup};
 use crate::image::Preprocessing;
@@ -66,20 +66,28 @@ fn evaluate_stage(
         device: &run.device,
         comm: &run.comm,
     };
-    let outcome = |attack: &Pgd| {
-        let attacks = [Attack::Pgd(attack.clone())];
-        classifier.evaluate(&images, &attacks, setup, &watcher)
+    // Every norm attacks all images, so that its own accuracy is known too.
+    let outcomes = |attacks: Vec<Attack>| {
+        let outcomes = attacks
+            .into_iter()
+            .map(|attack| classifier.evaluate(&images, &[attack], setup, &watcher));
+        outcomes.collect::<Result<Vec<Outcome>>>()
     };
-    let strong = outcome(&evaluation.attack)?;
+    let threats = &evaluation.attack.0;
+    let all = outcomes(threats.iter().cloned().map(Attack::Pgd).collect())?;
     let weak = match &stage.attack {
-        // When training on captions, this attacks zero-shot classification: not the training loss, but the closest
+        // Without labels in training, this attacks zero-shot classification: not the training loss, but the closest
         // proxy.
-        Some(attack) => Some(outcome(&attack.pgd)?.accuracy_after(1)),
+        Some(attack) => Some(union(&outcomes(on_labels(&attack.attack))?)),
         None => None,
     };
+    let strong = &all[0];
+    let norms = threats.iter().zip(&all);
+    let norms = norms.map(|(threat, outcome)| (threat.norm, outcome.accuracy_after(1)));
     let found = monitor::Accuracies {
         clean: strong.accuracy_after(0),
-        strong: strong.accuracy_after(1),
+        strong: union(&all),
+        norms: norms.collect(),
         weak,
         images: images.count(),
         broken: test.broken.len(),
@@ -89,6 +97,31 @@ fn evaluate_stage(
     let monitor = watcher.monitor.into_inner();
     monitor.evaluated(stage, evaluation, &found, state.samples);
     Ok(())
+}
+
+/// Returns the share of images that are classified correctly under every attack.
+fn union(outcomes: &[Outcome]) -> f64 {
+    let count = outcomes[0].robust.len();
+    let is_robust = |image: &usize| outcomes.iter().all(|outcome| outcome.robust[*image]);
+    (0..count).filter(is_robust).count() as f64 / count.max(1) as f64
+}
+
+/// Returns a training attack as attacks of an evaluation, which maximize the cross entropy.
+fn on_labels(attack: &BatchAttack) -> Vec<Attack> {
+    let threats = attack.threats.iter();
+    let threats = threats.map(|threat| match attack.algorithm {
+        Algorithm::Pgd => Attack::Pgd(threat.clone()),
+        Algorithm::Apgd => Attack::Apgd(Apgd {
+            norm: threat.norm,
+            epsilon: threat.epsilon.clone(),
+            climbs: Climbs::CrossEntropy,
+            steps: threat.steps,
+            restarts: 1,
+            averages: 1,
+            enlarged: false,
+        }),
+    });
+    threats.collect()
 }
 
 /// Returns a classifier with the EMA weights, zero-shot if the model outputs embeddings. `None` if there are no class

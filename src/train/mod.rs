@@ -41,6 +41,7 @@ pub mod test_set;
 
 use burn::tensor::Tensor;
 
+use crate::attack::AttackLoss;
 use crate::data::{Batch, SentImages};
 use crate::error::Result;
 use crate::objective::Views;
@@ -119,9 +120,12 @@ pub fn step(
     let clean = objective.uses_clean_images().then(|| images.clone());
 
     // Inner maximization: weights frozen, evaluation mode.
-    let gradient = |images| objective.input_gradient(&state.model, images);
+    let loss = AttackLoss {
+        gradient: &|images| objective.ascent(&state.model, images),
+        losses: &|images| objective.attack_losses(&state.model, images),
+    };
     let adversarial = match &now.attack {
-        Some(attack) => attack.climb(images, &gradient, &now.draws()),
+        Some(attack) => attack.perturb(images, &loss, &now.draws(), now.batch),
         None => images,
     };
 

@@ -8,6 +8,7 @@ use super::folder::RunFolder;
 use super::phase::PhaseContext;
 use super::reduce::StepMetrics;
 use super::state::State;
+use crate::attack::Norm;
 use crate::data::{Broken, Loader, Split};
 use crate::distributed::Comm;
 use crate::error::Error;
@@ -66,8 +67,10 @@ impl Interval {
 pub struct Accuracies {
     /// Accuracy on clean images.
     pub clean: f64,
-    /// Accuracy under the evaluation's attack.
+    /// Accuracy under the evaluation's attack: in the union of its norms.
     pub strong: f64,
+    /// Accuracy in each norm.
+    pub norms: Vec<(Norm, f64)>,
     /// Accuracy under the stage's own attack.
     pub weak: Option<f64>,
     /// Number of images.
@@ -138,15 +141,9 @@ impl<'a> Monitor<'a> {
         self.stage = Some(number);
         let attack = match &stage.attack {
             Some(attack) => {
-                let pgd = &attack.pgd;
                 let precision = attack.precision.map(|precision| precision.word());
                 let precision = precision.map_or(String::new(), |word| format!(" in {word}"));
-                format!(
-                    "{} {} {}{precision}",
-                    pgd.name(),
-                    pgd.norm.word(),
-                    pgd.epsilon
-                )
+                format!("{}{precision}", attack.attack.describe())
             }
             None => "no attack".to_owned(),
         };
@@ -314,6 +311,16 @@ impl<'a> Monitor<'a> {
             &name: found.strong,
             "training_attack": found.weak,
         });
+        let mut of_norms = String::new();
+        if found.norms.len() > 1 {
+            result["union"] = json!(found.strong);
+            let mut each = Vec::new();
+            for (norm, accuracy) in &found.norms {
+                result[format!("{name} {}", norm.word())] = json!(accuracy);
+                each.push(format!("{} {:.1} %", norm.word(), 100.0 * accuracy));
+            }
+            of_norms = format!(" in all norms ({})", each.join(", "));
+        }
         let mut of = String::new();
         if found.broken > 0 {
             result["broken_images"] = json!(found.broken);
@@ -332,14 +339,14 @@ impl<'a> Monitor<'a> {
             (Some(attack), Some(weak)) => {
                 format!(
                     ", training attack ({}) {:.1} %",
-                    attack.pgd.name(),
+                    attack.attack.name(),
                     100.0 * weak
                 )
             }
             _ => String::new(),
         };
         self.line(&format!(
-            "{:>11} {}: evaluation on {} images{of}: clean {:.1} %, {name} {:.1} %{weak}",
+            "{:>11} {}: evaluation on {} images{of}: clean {:.1} %, {name} {:.1} %{of_norms}{weak}",
             grouped(samples),
             stage.name,
             found.images,

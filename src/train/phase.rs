@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 
 use super::state::State;
-use crate::attack::{Draws, Pgd};
+use crate::attack::{BatchAttack, Draws};
 use crate::data::loader::default_workers;
 use crate::data::{Batch, Dataset, Loader, Plan, Share};
 use crate::distributed::{self, Zero};
@@ -57,9 +57,11 @@ pub struct Now {
     /// Learning rate of the step.
     pub learning_rate: f64,
     /// The attack at its current strength.
-    pub attack: Option<Pgd>,
+    pub attack: Option<BatchAttack>,
     /// Stochastic depth.
     pub drop_path: Option<DropPath>,
+    /// Number of batches of the stage before this one.
+    pub batch: u64,
     /// Seed of the run.
     seed: u64,
     /// Positions of this rank's images in the run.
@@ -114,6 +116,7 @@ impl<'a> PhaseContext<'a> {
                 seed,
                 position,
             }),
+            batch: (samples - self.stage_start) / self.stage.batch,
             seed,
             keys: (position..position + batch.first.len() as u64).collect(),
         }
@@ -173,6 +176,9 @@ impl<'a> PhaseContext<'a> {
         };
         match config {
             ObjectiveConfig::Trades(config) => {
+                loss.labels = Some(labels(state.model.classes(), config.label_smoothing));
+            }
+            ObjectiveConfig::GradientNorm(config) => {
                 loss.labels = Some(labels(state.model.classes(), config.label_smoothing));
             }
             ObjectiveConfig::Tecoa(config) => {

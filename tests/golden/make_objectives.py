@@ -74,6 +74,11 @@ def objectives(batch):
             lambda adversarial, clean: -cosine(adversarial, reference),
         ),
         "advflyp": (advflyp, lambda adversarial, clean: info_nce(adversarial, captions, SCALE)),
+        "gradient_norm": (
+            lambda adversarial, clean: 0.8 * cross_entropy(clean, labels)
+            + 0.2 * cross_entropy(adversarial, labels),
+            lambda adversarial, clean: cross_entropy(adversarial, labels),
+        ),
         "deacl": (
             lambda adversarial, clean: -cosine(clean, reference) - GAMMA * cosine(adversarial, clean),
             lambda adversarial, clean: -cosine(adversarial, reference),
