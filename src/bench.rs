@@ -365,11 +365,14 @@ fn recipe(work: &StepWork) -> Recipe {
         attack_warmup_samples: None,
         objective: ObjectiveConfig::cross_entropy(),
         text: None,
+        train: Vec::new(),
         optimizer: OptimizerConfig {
             kind: OptimizerKind::Adamw,
             weight_decay: 0.01,
             betas: [0.9, 0.999],
             clip_norm: None,
+            layer_decay: None,
+            head_rate: 1.0,
         },
         learning_rate: Schedule {
             peak: 1e-4,

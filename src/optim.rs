@@ -22,6 +22,11 @@ settings! {
         /// Gradient clipping: maximum L2 norm of the gradient over all weights. A larger gradient is scaled down to it.
         /// If omitted, gradients are not clipped.
         pub clip_norm: Option<f64> { limits: above(0.0), example: "1.0" },
+        /// Layer-wise learning-rate decay: each layer's learning rate is this factor times that of the layer after it.
+        /// The last is that of the final norm and the head; layers are those of timm's `param_groups_layer_decay`.
+        pub layer_decay: Option<f64> { limits: above(0.0).below(1.0), example: "0.75" },
+        /// Factor of the head's learning rate.
+        pub head_rate: f64 { omit_default: true, limits: above(0.0), example: "10.0" } [= 1.0],
     }
 }
 
@@ -65,6 +70,15 @@ pub struct Optimizer {
 
 const EPS: f64 = 1e-8;
 
+/// How a tensor is updated.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    /// Whether weight decay applies.
+    pub decays: bool,
+    /// Factor of the learning rate.
+    pub rate: f64,
+}
+
 /// Values of an update that depend on the step.
 pub struct Now {
     /// Global norm of the gradients.
@@ -104,13 +118,17 @@ impl Optimizer {
         }
     }
 
+    /// Returns whether an average of the weights is kept.
+    pub fn has_averages(&self) -> bool {
+        self.average.is_some()
+    }
+
     /// Updates the weights in place.
     ///
-    /// `decays`: whether weight decay applies to each tensor.
     pub fn update(
         &mut self,
         weights: Vec<&mut Tensor<1>>,
-        decays: &[bool],
+        rules: &[Rule],
         gradients: Vec<Tensor<1>>,
         now: &Now,
     ) {
@@ -136,16 +154,17 @@ impl Optimizer {
         let weights = places.iter_mut();
         let weights = weights.map(|place| std::mem::replace(&mut **place, nothing()));
         let moments = std::mem::take(&mut self.moments);
-        let all = weights.zip(gradients).zip(moments).zip(decays);
-        let tensors = all.map(|(((weights, gradient), moments), decays)| TensorUpdate {
+        let all = weights.zip(gradients).zip(moments).zip(rules);
+        let tensors = all.map(|(((weights, gradient), moments), rule)| TensorUpdate {
             weights,
             gradient,
             moments,
-            weight_decay: if *decays {
+            weight_decay: if rule.decays {
                 self.config.weight_decay
             } else {
                 0.0
             },
+            rate: rule.rate,
         });
         let updated = ops::adamw(tensors.collect(), &update);
         for (place, (weights, moments)) in places.into_iter().zip(updated) {

@@ -17,7 +17,7 @@ use advxl::objective::{
 use advxl::ops as fused;
 use advxl::ops::{Device, Gelu, Numerics, Precision, from_vec, to_vec};
 use advxl::optim;
-use advxl::optim::{AverageConfig, Now, Optimizer, OptimizerConfig, OptimizerKind};
+use advxl::optim::{AverageConfig, Now, Optimizer, OptimizerConfig, OptimizerKind, Rule};
 use advxl::recipe::ObjectiveConfig;
 use advxl::settings;
 use advxl::settings::{Field, Key};
@@ -222,6 +222,8 @@ fn updates_clipping_and_average_match_pytorch() {
         weight_decay: 0.05,
         betas: [0.9, 0.95],
         clip_norm: Some(1.0),
+        layer_decay: None,
+        head_rate: 1.0,
     };
     let average = AverageConfig { decay: 0.9 };
     let refs: Vec<_> = values.iter().collect();
@@ -239,13 +241,13 @@ fn updates_clipping_and_average_match_pytorch() {
             .collect();
         let norm = optim::norm(&gradients);
         assert_close(&[norm as f32], &norms[step..=step], 1e-6, "norm");
-        let decays = [true, false];
+        let rules = [true, false].map(|decays| Rule { decays, rate: 1.0 });
         let now = Now {
             norm,
             learning_rate: f64::from(rates[step]),
             rounded: false,
         };
-        optimizer.update(values.iter_mut().collect(), &decays, gradients, &now);
+        optimizer.update(values.iter_mut().collect(), &rules, gradients, &now);
         for (index, name) in names.iter().enumerate() {
             let found = to_vec(values[index].clone());
             let at = step * found.len()..(step + 1) * found.len();
@@ -521,10 +523,18 @@ fn an_update_of_trades_and_one_of_fare_match_pytorch() {
             weight_decay: 0.0,
             betas: [0.9, 0.95],
             clip_norm: None,
+            layer_decay: None,
+            head_rate: 1.0,
         };
         let weights: Vec<_> = model.parameters().iter().map(|part| &part.value).collect();
         let mut optimizer = Optimizer::new(&adamw, None, &weights, None, 0);
-        let decays = vec![false; names.len()];
+        let rules = vec![
+            Rule {
+                decays: false,
+                rate: 1.0
+            };
+            names.len()
+        ];
         let now = Now {
             norm: 1.0,
             learning_rate: 1e-3,
@@ -536,7 +546,7 @@ fn an_update_of_trades_and_one_of_fare_match_pytorch() {
             .collect();
         let mut parameters = model.parameters_mut();
         let values = parameters.iter_mut().map(|part| &mut part.value).collect();
-        optimizer.update(values, &decays, step.gradients, &now);
+        optimizer.update(values, &rules, step.gradients, &now);
         for ((part, parameter), gradient) in
             names.iter().zip(model.parameters()).zip(recorded_gradients)
         {

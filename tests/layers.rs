@@ -290,6 +290,7 @@ const FILES: &[(&str, &[&str])] = &[
         &[
             "images",
             "outputs",
+            "rates",
             "classes",
             "checks",
             "test_set",

@@ -342,3 +342,94 @@ fn impossible_objectives_are_refused_with_their_reason() {
         "{log}"
     );
 }
+
+/// Returns the tensors of a checkpoint by name.
+fn tensors(run: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let bytes = weights(run);
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let all = tensors.tensors().into_iter();
+    all.map(|(name, view)| (name, view.data().to_vec()))
+        .collect()
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytemuck::pod_collect_to_vec(bytes)
+}
+
+#[test]
+fn frozen_parameters_keep_their_bits_and_have_no_moments() {
+    let folder = tempfile::tempdir().unwrap();
+    let trades = all().last().unwrap().1.clone();
+    let run = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        trained(&write(folder.path(), name, &text), &path, &[]);
+        tensors(&path)
+    };
+    let average = "average = { decay = 0.5 }\n";
+    let with = |line: &str| {
+        trades
+            .replace("batch = 32", &format!("batch = 32\n{line}"))
+            .replace("[evaluation]", &format!("{average}[evaluation]"))
+    };
+    let whole = run("whole", with(""));
+    let partly = run(
+        "partly",
+        with("train = [\"blocks.1\", \"head\", \"blocks.0.norm1\"]"),
+    );
+    let initial = run(
+        "initial",
+        with("")
+            .replace("peak = 1e-3", "peak = 1e-30")
+            .replace("weight_decay = 0.05", "weight_decay = 0.0"),
+    );
+    for name in whole.keys() {
+        let (kind, parameter) = name.split_once('.').unwrap();
+        let is_trained = ["blocks.1.", "head.", "blocks.0.norm1."]
+            .iter()
+            .any(|start| parameter.starts_with(start));
+        assert_eq!(
+            partly.contains_key(name),
+            is_trained || kind == "weights",
+            "{name}"
+        );
+        if kind == "weights" {
+            let [now, before] = [&partly, &initial].map(|all| floats(&all[name]));
+            let change = now.iter().zip(before).map(|(a, b)| (a - b).abs());
+            let largest = change.fold(0f32, f32::max);
+            // The learning rate of the run to compare with moves zeros by 1e-30.
+            assert_eq!(largest > 1e-20, is_trained, "{name}: {largest:e}");
+        }
+    }
+    // Frozen layers give the same results in several ranks and after a kill.
+    let text = with("train = [\"blocks.1\", \"head\"]").replace(
+        "seed = 5",
+        "seed = 5\nparallel = { shards = 2, reduce = \"exact\" }",
+    );
+    let recipe = write(folder.path(), "ranks", &text);
+    let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
+    trained(&recipe, &one, &["--processes", "2"]);
+    kill_after(
+        1,
+        &["train", self::text(&recipe), "--out", self::text(&two)],
+        &two,
+    );
+    trained(&recipe, &two, &[]);
+    assert_eq!(weights(&one), weights(&two));
+}
+
+#[test]
+fn a_pattern_that_matches_nothing_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let trades = all().last().unwrap().1.clone();
+    let text = trades.replace("batch = 32", "batch = 32\ntrain = [\"layers.0\"]");
+    let (code, log) = train(
+        &write(folder.path(), "none", &text),
+        &folder.path().join("run"),
+        &[],
+    );
+    assert_eq!(code, 2, "{log}");
+    assert!(
+        log.contains("train: `layers.0` matches no parameter of the model"),
+        "{log}"
+    );
+}

@@ -13,7 +13,7 @@ struct Tensor {
   uint64_t length;
   uint64_t first_chunk; // Chunks of all tensors before it.
   float keep; // 1 - learning rate * weight decay
-  float unused;
+  float rate; // Factor of the learning rate.
 };
 struct Update {
   float step_size, root, beta1, beta2, rest1, rest2, eps, gradient_scale, average_decay, average_rest;
@@ -32,12 +32,12 @@ __device__ __forceinline__ const Tensor& tensor_of(const Tensor* list, int count
   return list[low];
 }
 
-__device__ __forceinline__ void one(const Update& u, float keep, float& weight, float gradient, float& first, float& second, float& average) {
+__device__ __forceinline__ void one(const Update& u, const Tensor& t, float& weight, float gradient, float& first, float& second, float& average) {
   gradient *= u.gradient_scale;
   first = fmaf(first, u.beta1, gradient * u.rest1);
   second = fmaf(second, u.beta2, gradient * gradient * u.rest2);
   const float below = fmaf(sqrtf(second), u.root, u.eps);
-  weight = weight * keep - first * u.step_size / below;
+  weight = weight * t.keep - first * (u.step_size * t.rate) / below;
   average = fmaf(average, u.average_decay, weight * u.average_rest);
 }
 
@@ -52,10 +52,10 @@ KERNEL(256, adamw, (const Tensor* list, int count, const Update* update)) {
     const float4 g = *(const float4*)(t.gradient + i);
     float4 w = *(float4*)(t.weights + i), m = *(float4*)(t.first + i), v = *(float4*)(t.second + i), a = w;
     if (t.average) a = *(float4*)(t.average + i);
-    one(u, t.keep, w.x, g.x, m.x, v.x, a.x);
-    one(u, t.keep, w.y, g.y, m.y, v.y, a.y);
-    one(u, t.keep, w.z, g.z, m.z, v.z, a.z);
-    one(u, t.keep, w.w, g.w, m.w, v.w, a.w);
+    one(u, t, w.x, g.x, m.x, v.x, a.x);
+    one(u, t, w.y, g.y, m.y, v.y, a.y);
+    one(u, t, w.z, g.z, m.z, v.z, a.z);
+    one(u, t, w.w, g.w, m.w, v.w, a.w);
     *(float4*)(t.weights + i) = w;
     *(float4*)(t.first + i) = m;
     *(float4*)(t.second + i) = v;
@@ -64,7 +64,7 @@ KERNEL(256, adamw, (const Tensor* list, int count, const Update* update)) {
   }
   for (size_t i = fours + threadIdx.x; i < end; i += 256) {
     float a = t.average ? t.average[i] : 0.0f;
-    one(u, t.keep, t.weights[i], t.gradient[i], t.first[i], t.second[i], a);
+    one(u, t, t.weights[i], t.gradient[i], t.first[i], t.second[i], a);
     if (t.average) t.average[i] = a;
     if (t.rounded) t.rounded[i] = to_bf16(t.weights[i]);
   }

@@ -42,6 +42,8 @@ pub struct Parameter<'a> {
     pub average: Option<&'a mut Values>,
     /// Decoupled weight decay.
     pub weight_decay: f32,
+    /// Factor of the learning rate.
+    pub rate: f32,
     /// Whether the new weights come with their bf16 form, which [`Values::cast`] then finds.
     pub rounded: bool,
 }
@@ -49,12 +51,12 @@ pub struct Parameter<'a> {
 /// Elements of one block of threads.
 const CHUNK: usize = 4096;
 
-/// An entry of the kernels' list: six addresses, the length, the chunks before it, the factor of the old weight.
-fn entry(list: &mut Vec<u8>, addresses: [u64; 6], len: usize, first_chunk: usize, keep: f32) {
+/// An entry of the kernels' list: six addresses, the length, the chunks before it, the factors of the old weight and of
+/// the step.
+fn entry(list: &mut Vec<u8>, addresses: [u64; 6], len: usize, first_chunk: usize, factors: [f32; 2]) {
     let numbers = addresses.into_iter().chain([len as u64, first_chunk as u64]);
     list.extend(numbers.flat_map(u64::to_le_bytes));
-    list.extend(keep.to_le_bytes());
-    list.extend([0; 4]);
+    list.extend(factors.into_iter().flat_map(f32::to_le_bytes));
 }
 
 impl AdamW {
@@ -67,7 +69,7 @@ impl AdamW {
         assert!(self.step > 0, "updates are counted from 1");
         let (mut list, mut chunks, mut count) = (Vec::new(), 0, 0);
         for parameter in &mut *parameters {
-            let Parameter { weights, gradient, first, second, average, weight_decay, rounded } = parameter;
+            let Parameter { weights, gradient, first, second, average, weight_decay, rate, rounded } = parameter;
             let len = gradient.len();
             let mut address = |values: &mut Values| {
                 assert!((values.len(), values.kind()) == (len, Kind::F32), "{values:?} for a gradient of {len}");
@@ -79,10 +81,10 @@ impl AdamW {
             if len == 0 {
                 continue;
             }
-            let keep = (1.0 - f64::from(self.learning_rate) * f64::from(*weight_decay)) as f32;
+            let keep = (1.0 - f64::from(self.learning_rate) * f64::from(*rate) * f64::from(*weight_decay)) as f32;
             let low = rounded.then(|| Values::new(gpu, len, Kind::Bf16));
             let low_at = low.as_ref().map_or(0, Values::at);
-            entry(&mut list, [at, gradient.at(), first, second, average, low_at], len, chunks, keep);
+            entry(&mut list, [at, gradient.at(), first, second, average, low_at], len, chunks, [keep, *rate]);
             if let Some(low) = low {
                 **weights = weights.clone().with_rounded(low);
             }
@@ -128,7 +130,7 @@ pub fn sum_of_squares(gpu: &Gpu, tensors: &[&Values]) -> Result<f64> {
     let (mut list, mut chunks, mut count) = (Vec::new(), 0, 0);
     for values in tensors.iter().filter(|values| !values.is_empty()) {
         assert!(values.kind() == Kind::F32, "squares of {values:?}");
-        entry(&mut list, [0, values.at(), 0, 0, 0, 0], values.len(), chunks, 0.0);
+        entry(&mut list, [0, values.at(), 0, 0, 0, 0], values.len(), chunks, [0.0; 2]);
         chunks += values.len().div_ceil(CHUNK);
         count += 1;
     }

@@ -338,6 +338,7 @@ fn values_that_were_changed_lose_their_mark() {
         second,
         average: None,
         weight_decay: 0.0,
+        rate: 1.0,
         rounded: false,
     };
     adamw.update(&gpu, &mut [parameter]);

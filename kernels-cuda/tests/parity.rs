@@ -485,6 +485,8 @@ fn adamw_over_a_list_of_tensors_has_the_cpus_bits() {
         average_decay: 0.99,
     };
     let decays = [0.1, 0.0, 0.05, 0.1];
+    // Powers of two, so that the product with the learning rate is exact.
+    let rates = [1.0, 0.5, 2.0, 0.25];
     let tensors = |index: usize| {
         let [w, g, m, a] = [1, 2, 3, 5].map(|seed| numbers(lens[index], 10 * index as u64 + seed, 1.0));
         let v: Vec<f32> = numbers(lens[index], 4, 1.0).iter().map(|v| v * v).collect();
@@ -496,7 +498,16 @@ fn adamw_over_a_list_of_tensors_has_the_cpus_bits() {
         for (index, [weights, gradient, first, second, average]) in all.iter_mut().enumerate() {
             let average = (index != 1).then_some(average);
             let (weight_decay, rounded) = (decays[index], index % 2 == 1);
-            parameters.push(cuda::Parameter { weights, gradient, first, second, average, weight_decay, rounded });
+            parameters.push(cuda::Parameter {
+                weights,
+                gradient,
+                first,
+                second,
+                average,
+                weight_decay,
+                rate: rates[index],
+                rounded,
+            });
         }
         update.update(gpu, &mut parameters);
         for [weights, ..] in &all {
@@ -509,6 +520,7 @@ fn adamw_over_a_list_of_tensors_has_the_cpus_bits() {
     for (index, weight_decay) in decays.into_iter().enumerate() {
         let [mut w, g, mut m, mut v, mut a] = tensors(index);
         let cuda::AdamW { learning_rate, betas, eps, step, gradient_scale, average_decay } = update;
+        let learning_rate = learning_rate * rates[index];
         let same = cpu::AdamW { learning_rate, betas, eps, weight_decay, step, gradient_scale, average_decay };
         same.update(&mut w, &g, &mut m, &mut v, (index != 1).then_some(&mut a));
         right.extend([w, g, m, v, a].concat());

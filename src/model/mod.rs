@@ -211,7 +211,7 @@ impl Model {
         model
     }
 
-    /// Returns the weight gradients of a tracked model, in the order of [`Self::parameters`].
+    /// Returns the weight gradients of a tracked model, in the order of [`Self::parameters`], without frozen ones.
     pub fn gradients(&self, gradients: &mut Gradients) -> Vec<Tensor<1>> {
         parameter::gradients_of(self.parameters(), gradients)
     }

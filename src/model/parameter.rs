@@ -16,6 +16,8 @@ pub struct Parameter {
     pub shape: Vec<usize>,
     /// Whether weight decay applies: to matrices, not to biases, norms, positions or the class token.
     pub decays: bool,
+    /// Factor of the learning rate; 0 if the tensor is frozen, which computes no gradient and keeps no moments.
+    pub rate: f64,
     /// The values, flat.
     pub value: Tensor<1>,
 }
@@ -42,8 +44,14 @@ impl Parameter {
             name: name.into(),
             shape: shape.to_vec(),
             decays,
+            rate: 1.0,
             value: from_vec(values, [length], device),
         }
+    }
+
+    /// Returns whether training leaves the values unchanged.
+    pub fn is_frozen(&self) -> bool {
+        self.rate == 0.0
     }
 
     /// Returns the values in the given shape.
@@ -57,14 +65,14 @@ impl Parameter {
     }
 }
 
-/// Makes parameters require gradients.
+/// Makes parameters require gradients, except frozen ones.
 pub(crate) fn track<'a>(parameters: impl IntoIterator<Item = &'a mut Parameter>) {
-    for parameter in parameters {
+    for parameter in parameters.into_iter().filter(|part| !part.is_frozen()) {
         parameter.value = parameter.value.clone().autodiff().require_grad();
     }
 }
 
-/// Returns the gradients of tracked parameters, in their order.
+/// Returns the gradients of tracked parameters, in their order, without the frozen ones.
 pub(crate) fn gradients_of<'a>(
     parameters: impl IntoIterator<Item = &'a Parameter>,
     gradients: &mut Gradients,
@@ -77,7 +85,8 @@ pub(crate) fn gradients_of<'a>(
             zeros(value.dims(), &Device::of(value))
         })
     };
-    parameters.into_iter().map(of).collect()
+    let trained = parameters.into_iter().filter(|part| !part.is_frozen());
+    trained.map(of).collect()
 }
 
 /// Replaces the values of parameters, for example with averaged weights.

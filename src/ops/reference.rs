@@ -358,7 +358,9 @@ pub(crate) fn adamw(tensor: TensorUpdate, update: &AdamW) -> (Tensor<1>, Moments
         gradient,
         moments,
         weight_decay,
+        rate,
     } = tensor;
+    let learning_rate = update.learning_rate * rate;
     let [beta1, beta2] = update.betas;
     let gradient = gradient * update.gradient_scale;
     let first = moments.first * beta1 + gradient.clone() * (1.0 - beta1);
@@ -366,8 +368,8 @@ pub(crate) fn adamw(tensor: TensorUpdate, update: &AdamW) -> (Tensor<1>, Moments
     let correction1 = 1.0 - beta1.powf(update.step as f64);
     let correction2 = 1.0 - beta2.powf(update.step as f64);
     let denominator = second.clone().sqrt() / correction2.sqrt() + update.eps;
-    let decayed = weights * (1.0 - update.learning_rate * weight_decay);
-    let weights = decayed - first.clone() / denominator * (update.learning_rate / correction1);
+    let decayed = weights * (1.0 - learning_rate * weight_decay);
+    let weights = decayed - first.clone() / denominator * (learning_rate / correction1);
     let average = moments.average.map(|average| {
         average * update.average_decay + weights.clone() * (1.0 - update.average_decay)
     });

@@ -157,6 +157,8 @@ pub struct TensorUpdate {
     pub moments: Moments,
     /// Decoupled weight decay, multiplied by the learning rate; 0 for tensors without decay.
     pub weight_decay: f64,
+    /// Factor of the learning rate.
+    pub rate: f64,
 }
 
 /// What the optimizer keeps for one tensor.

@@ -49,6 +49,9 @@ settings! {
         /// Text model or caption embeddings: for objectives with captions or class names, and to classify images by
         /// class names in evaluations of a model that outputs embeddings.
         pub text: Option<Text> {},
+        /// Parameters to train, by name; all others are frozen. A pattern matches names that begin with its parts:
+        /// `blocks.0-5` the first six blocks, `norm`, `blocks.*.attn`, `head`. All are trained if empty.
+        pub train: Vec<String> { omit_default: true, example: "[\"blocks.0-5\", \"norm\"]" } [= Vec::new()],
         /// Optimizer and its hyperparameters.
         pub optimizer: OptimizerConfig {},
         /// Learning-rate schedule.

@@ -17,7 +17,7 @@ use super::state::State;
 use crate::distributed::Zero;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::ops::{Device, from_vec, to_vec};
+use crate::ops::{Device, Moments, from_vec, to_vec};
 
 const SCHEMA: &str = "1";
 /// The header entry that contains the counters.
@@ -136,8 +136,7 @@ pub(super) fn write(
     zero: &Zero,
 ) -> Result<()> {
     let mut tensors: Vec<(String, Entry)> = Vec::new();
-    let parameters = state.parameters();
-    for (parameter, moments) in parameters.iter().zip(&state.optimizer.moments) {
+    for (parameter, moments) in state.with_moments() {
         let mut push = |kind: &str, values, zero| {
             let name = format!("{kind}.{}", parameter.name);
             let shape = &parameter.shape[..];
@@ -152,6 +151,9 @@ pub(super) fn write(
         };
         let parts = Some(zero);
         push("weights", &parameter.value, None);
+        let Some(moments) = moments else {
+            continue;
+        };
         push("first_moment", &moments.first, parts);
         push("second_moment", &moments.second, parts);
         if let Some(average) = &moments.average {
@@ -331,12 +333,10 @@ fn difference(bytes: &[u8], state: &State) -> Option<String> {
         .iter()
         .map(|(name, view)| (name.clone(), view.shape().to_vec()))
         .collect();
-    let parameters = state.parameters();
-    let expected: BTreeMap<_, _> = parameters
-        .iter()
-        .zip(&state.optimizer.moments)
+    let expected: BTreeMap<_, _> = state
+        .with_moments()
         .flat_map(|(parameter, moments)| {
-            let kinds = kinds(moments.average.is_some()).iter();
+            let kinds = kinds(moments).iter();
             kinds.map(|kind| {
                 (
                     format!("{kind}.{}", parameter.name),
@@ -363,10 +363,13 @@ fn difference(bytes: &[u8], state: &State) -> Option<String> {
 }
 
 /// Returns the kinds of tensors stored for every weight.
-fn kinds(averaged: bool) -> &'static [&'static str] {
-    match averaged {
-        true => &["weights", "first_moment", "second_moment", "average"],
-        false => &["weights", "first_moment", "second_moment"],
+fn kinds(moments: Option<&Moments>) -> &'static [&'static str] {
+    match moments {
+        None => &["weights"],
+        Some(moments) if moments.average.is_some() => {
+            &["weights", "first_moment", "second_moment", "average"]
+        }
+        Some(_) => &["weights", "first_moment", "second_moment"],
     }
 }
 
@@ -379,9 +382,9 @@ pub(super) fn fill(
 ) -> Result<()> {
     let tensors = bytes.map(SafeTensors::deserialize).transpose();
     let tensors = tensors.map_err(|error| Error::failed(error.to_string()))?;
-    for (parameter, moments) in state.parameters_mut() {
+    for (parameter, mut moments) in state.with_moments_mut() {
         let (length, device) = (parameter.value.dims()[0], Device::of(&parameter.value));
-        for kind in kinds(moments.average.is_some()) {
+        for kind in kinds(moments.as_deref()) {
             let name = format!("{kind}.{}", parameter.name);
             let values = match &tensors {
                 Some(tensors) => {
@@ -391,11 +394,11 @@ pub(super) fn fill(
                 None => vec![0.0; length],
             };
             let whole = from_vec(zero.comm().broadcast_f32(values), [length], &device);
-            match *kind {
-                "weights" => parameter.value = whole,
-                "first_moment" => moments.first = zero.part(&whole),
-                "second_moment" => moments.second = zero.part(&whole),
-                _ => moments.average = Some(zero.part(&whole)),
+            match (*kind, &mut moments) {
+                ("first_moment", Some(moments)) => moments.first = zero.part(&whole),
+                ("second_moment", Some(moments)) => moments.second = zero.part(&whole),
+                ("average", Some(moments)) => moments.average = Some(zero.part(&whole)),
+                _ => parameter.value = whole,
             }
         }
     }

@@ -323,9 +323,8 @@ impl RunFolder {
             let path = bundle.join(format!("{name}.safetensors"));
             tensors::save(&path, images, shape, &labels, phase.dataset.classes())?;
         }
-        let parameters = state.parameters();
-        let of_tensor = parameters
-            .iter()
+        let of_tensor = state
+            .trained()
             .zip(&found.gradients)
             .map(|(parameter, gradient)| {
                 let values = to_vec(gradient.clone());

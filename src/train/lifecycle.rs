@@ -11,6 +11,7 @@ use super::state::{NewHead, State};
 use super::{checkpoint, start};
 use crate::data::{Batch, Loader};
 use crate::error::{Error, Kind, Result};
+use crate::model::Model;
 use crate::ops;
 use crate::recipe::Head;
 use crate::units::grouped;
@@ -98,8 +99,9 @@ impl Run {
                 random(Some(Box::new(values)))
             }
         };
-        state.enter(self.stage_optimizer(stage), head, self.extra(stage), &zero);
-        Ok(())
+        let set_rates = |model: &mut Model| self.set_rates(stage, model);
+        let extra = self.extra(stage);
+        state.enter(self.stage_optimizer(stage), head, extra, set_rates, &zero)
     }
 
     /// Saves models and a checkpoint at the configured interval, at the end of a stage, and before a stop.

@@ -14,6 +14,7 @@
 //! | [`state`]                           | weights, optimizer state, EMA: all that training changes           |
 //! | [`checkpoint`], [`resume`]          | saving the state; where a run continues                            |
 //! | [`start`], [`references`]           | start weights, new heads; frozen references of objectives          |
+//! | [`rates`]                           | frozen parameters, layer-wise learning rates                       |
 //! | [`outputs`]                         | what the model outputs in a stage                                  |
 //! | [`images`], [`test_set`]            | the data sets of the stages; the test images of an evaluation      |
 //! | [`classes`], [`checks`]             | checks that stages fit together                                    |
@@ -31,6 +32,7 @@ pub mod lifecycle;
 pub mod monitor;
 pub mod outputs;
 pub mod phase;
+pub mod rates;
 pub mod reduce;
 pub mod references;
 pub mod resume;

@@ -16,7 +16,7 @@ use super::phase::PhaseContext;
 use super::references::Reference;
 use super::state::{StageOptimizer, State};
 use super::test_set::TestSet;
-use super::{references, start};
+use super::{rates, references, start};
 use crate::distributed::gpus::Gpus;
 use crate::distributed::{Comm, Zero};
 use crate::error::{Context, Result};
@@ -149,6 +149,7 @@ impl Run {
         });
         let captions: Vec<_> = captions.collect::<Result<_>>()?;
         let (outputs, references) = references::of_stages(&recipe, &images, &captions, device)?;
+        rates::check(&recipe, &outputs)?;
         let notices = check(&recipe, &images, &captions, &outputs)?;
         Ok(Self {
             notices,
@@ -237,8 +238,19 @@ impl Run {
         }
     }
 
-    fn state_of(&self, model: Model, stage: usize) -> State {
+    /// Sets the learning-rate factors of a stage's parameters.
+    ///
+    /// Errors: a pattern of `train` that matches no parameter.
+    pub(super) fn set_rates(&self, stage: usize, model: &mut Model) -> Result<()> {
+        let stage = &self.recipe.stage[stage];
+        rates::set(model, &stage.train, &stage.optimizer)
+            .context(|| format!("stage `{}`", stage.name))
+    }
+
+    fn state_of(&self, mut model: Model, stage: usize) -> State {
         let optimizer = self.stage_optimizer(stage);
+        let set = self.set_rates(stage, &mut model);
+        set.expect("checked when the run was opened");
         State::new(model, self.extra(stage), optimizer, &self.zero())
     }
 

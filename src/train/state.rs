@@ -3,10 +3,11 @@
 use burn::tensor::Tensor;
 
 use crate::distributed::Zero;
+use crate::error::Result;
 use crate::model::{Model, Parameter};
 use crate::objective::ExtraParameters;
 use crate::ops::Moments;
-use crate::optim::{AverageConfig, Now, Optimizer, OptimizerConfig};
+use crate::optim::{AverageConfig, Now, Optimizer, OptimizerConfig, Rule};
 use crate::text::TextTower;
 
 /// The state of a run between two steps.
@@ -72,7 +73,8 @@ impl State {
         zero: &Zero,
     ) -> Self {
         let weights = model.parameters().into_iter().chain(extra.parameters());
-        let own: Vec<_> = weights.map(|part| zero.part(&part.value)).collect();
+        let trained = weights.filter(|part| !part.is_frozen());
+        let own: Vec<_> = trained.map(|part| zero.part(&part.value)).collect();
         Self {
             optimizer: optimizer.build(&own, None, 0),
             model,
@@ -89,33 +91,60 @@ impl State {
         parameters
     }
 
-    /// Returns the number of elements of each parameter.
-    pub fn lengths(&self) -> Vec<usize> {
+    /// Returns the parameters that are not frozen, in the order of gradients and moments.
+    pub fn trained(&self) -> impl Iterator<Item = &Parameter> {
         let parameters = self.parameters().into_iter();
-        parameters.map(|part| part.value.dims()[0]).collect()
+        parameters.filter(|part| !part.is_frozen())
     }
 
-    /// Iterates mutably over all parameters, each with this rank's part of its optimizer state.
-    pub fn parameters_mut(&mut self) -> impl Iterator<Item = (&mut Parameter, &mut Moments)> {
+    /// Returns the number of elements of each parameter that is not frozen.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.trained().map(|part| part.value.dims()[0]).collect()
+    }
+
+    /// Iterates over all parameters, each with this rank's part of its optimizer state unless it is frozen.
+    pub fn with_moments(&self) -> impl Iterator<Item = (&Parameter, Option<&Moments>)> {
+        let mut moments = self.optimizer.moments.iter();
+        let parameters = self.parameters().into_iter();
+        parameters.map(move |part| {
+            let moments = (!part.is_frozen()).then(|| moments.next().expect("one for each"));
+            (part, moments)
+        })
+    }
+
+    /// Like [`Self::with_moments`], mutably.
+    pub fn with_moments_mut(
+        &mut self,
+    ) -> impl Iterator<Item = (&mut Parameter, Option<&mut Moments>)> {
+        let mut moments = self.optimizer.moments.iter_mut();
         let parameters = self.model.parameters_mut().into_iter();
         let parameters = parameters.chain(self.extra.parameters_mut());
-        parameters.zip(&mut self.optimizer.moments)
+        parameters.map(move |part| {
+            let moments = (!part.is_frozen()).then(|| moments.next().expect("one for each"));
+            (part, moments)
+        })
     }
 
     /// Enters a stage: weights and their EMA carry over, except for a new head; the optimizer's moments start at zero.
     ///
     /// `extra` are the initial parameters of the stage's objective. The temperature carries over from one contrastive
-    /// stage to the next, but a text tower starts with its stage.
+    /// stage to the next, but a text tower starts with its stage. `set_rates` sets the learning-rate factors of the
+    /// stage; a tensor that it freezes gets the value of its average.
+    ///
+    /// Errors: those of `set_rates`.
     pub fn enter(
         &mut self,
         optimizer: StageOptimizer,
         head: NewHead,
         extra: ExtraParameters,
+        set_rates: impl FnOnce(&mut Model) -> Result<()>,
         zero: &Zero,
-    ) {
-        let mut averages = self.averages();
+    ) -> Result<()> {
+        // The model as it is evaluated: with averages where there are some.
+        let averaged = self.optimizer.has_averages().then(|| self.averaged(zero));
         // Free the old moments before allocating new ones: for large models, both together would be peak memory.
         self.optimizer.moments.clear();
+        let is_new = matches!(head, NewHead::Random { .. });
         if let NewHead::Random {
             outputs,
             seed,
@@ -131,46 +160,69 @@ impl State {
             {
                 part.value = values;
             }
-            let head = self.model.head();
-            let parameters = self.model.parameters().into_iter();
-            for (average, parameter) in averages.iter_mut().flatten().zip(parameters) {
-                if head.iter().any(|part| part.name == parameter.name) {
-                    *average = zero.part(&parameter.value);
-                }
-            }
         }
+        set_rates(&mut self.model)?;
+        let head: Vec<String> = match is_new {
+            true => self
+                .model
+                .head()
+                .iter()
+                .map(|part| part.name.clone())
+                .collect(),
+            false => Vec::new(),
+        };
         let before = std::mem::replace(&mut self.extra, extra);
         if let (Some(scale), Some(before)) = (&mut self.extra.log_scale, before.log_scale) {
             scale.value = before.value;
         }
-        let weights = self.parameters().into_iter();
-        let weights: Vec<_> = weights.map(|part| zero.part(&part.value)).collect();
-        if let Some(averages) = &mut averages {
-            let of_model = self.model.parameters().len();
-            averages.truncate(of_model);
-            averages.extend_from_slice(&weights[of_model..]);
-        }
+        // The average of a new head and of the objective's parameters starts at their values.
+        let averages = averaged.map(|averaged| {
+            let mut averages = Vec::new();
+            let pairs = averaged
+                .parameters()
+                .into_iter()
+                .map(|part| part.value.clone());
+            for (parameter, average) in self.model.parameters_mut().into_iter().zip(pairs) {
+                let carries_over = !head.contains(&parameter.name);
+                match (parameter.is_frozen(), carries_over) {
+                    (true, true) => parameter.value = average,
+                    (true, false) => {}
+                    (false, true) => averages.push(zero.part(&average)),
+                    (false, false) => averages.push(zero.part(&parameter.value)),
+                }
+            }
+            let of_objective = self.extra.parameters();
+            averages.extend(of_objective.map(|part| zero.part(&part.value)));
+            averages
+        });
+        let weights: Vec<_> = self.trained().map(|part| zero.part(&part.value)).collect();
         self.stage = optimizer.stage;
         let run_step = self.optimizer.run_step;
         self.optimizer = optimizer.build(&weights, averages, run_step);
+        Ok(())
     }
 
     /// Applies a step: each rank updates its part of the weights, followed by an all-gather.
     ///
     /// `gradients` are this rank's parts of the summed gradients.
     pub fn apply(&mut self, zero: &Zero, gradients: Vec<Tensor<1>>, now: &Now) {
-        let decays: Vec<bool> = self.parameters().iter().map(|p| p.decays).collect();
+        let rules = self.trained().map(|part| Rule {
+            decays: part.decays,
+            rate: part.rate,
+        });
+        let rules: Vec<_> = rules.collect();
         let lengths = self.lengths();
         let parameters = self.model.parameters_mut().into_iter();
         let parameters = parameters.chain(self.extra.parameters_mut());
-        let mut weights: Vec<_> = parameters.map(|part| &mut part.value).collect();
+        let trained = parameters.filter(|part| !part.is_frozen());
+        let mut weights: Vec<_> = trained.map(|part| &mut part.value).collect();
         let optimizer = &mut self.optimizer;
         if zero.comm().world_size() == 1 {
-            optimizer.update(weights, &decays, gradients, now);
+            optimizer.update(weights, &rules, gradients, now);
         } else {
             let mut own: Vec<_> = weights.iter().map(|whole| zero.part(whole)).collect();
             let parts = own.iter_mut().collect();
-            optimizer.update(parts, &decays, gradients, now);
+            optimizer.update(parts, &rules, gradients, now);
             let mut old = weights.iter_mut();
             zero.all_gather_each(&own, &lengths, |new| {
                 **old.next().expect("one tensor for each") = new;
@@ -183,10 +235,17 @@ impl State {
     pub fn averaged(&self, zero: &Zero) -> Model {
         match self.averages() {
             Some(averages) => {
-                let of_model = self.model.parameters().len();
+                let parameters = self.model.parameters();
+                let of_model = parameters.iter().filter(|part| !part.is_frozen()).count();
                 let lengths = &self.lengths()[..of_model];
                 let averages = zero.all_gather(&averages[..of_model], lengths);
-                self.model.with_values(averages)
+                let mut averages = averages.into_iter();
+                let values = parameters.iter().map(|part| match part.is_frozen() {
+                    true => part.value.clone(),
+                    false => averages.next().expect("one for each"),
+                });
+                let values: Vec<_> = values.collect();
+                self.model.with_values(values)
             }
             None => self.model.clone(),
         }

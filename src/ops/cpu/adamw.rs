@@ -13,12 +13,13 @@ pub(crate) fn adamw(tensor: TensorUpdate, update: &AdamW) -> (Tensor<1>, Moments
         gradient,
         moments,
         weight_decay,
+        rate,
     } = tensor;
     let [mut weights, gradient, mut first, mut second] =
         [weights, gradient, moments.first, moments.second].map(primitive);
     let mut average = moments.average.map(primitive);
     let update = advxl_kernels::AdamW {
-        learning_rate: update.learning_rate as f32,
+        learning_rate: (update.learning_rate * rate) as f32,
         betas: (update.betas[0] as f32, update.betas[1] as f32),
         eps: update.eps as f32,
         weight_decay: weight_decay as f32,

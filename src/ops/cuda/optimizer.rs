@@ -19,6 +19,7 @@ pub(crate) fn update(
         second: Values,
         average: Option<Values>,
         weight_decay: f64,
+        rate: f64,
     }
     // A tensor holds on to its values: taken out and dropped, they are the only ones.
     let take = |tensor: Tensor<1>| values(gpu, &tensor);
@@ -31,6 +32,7 @@ pub(crate) fn update(
             second: take(update.moments.second),
             average: update.moments.average.map(take),
             weight_decay: update.weight_decay,
+            rate: update.rate,
         })
         .collect();
     let settings = advxl_cuda::AdamW {
@@ -48,6 +50,7 @@ pub(crate) fn update(
         second: &mut taken.second,
         average: taken.average.as_mut(),
         weight_decay: taken.weight_decay as f32,
+        rate: taken.rate as f32,
         rounded: adamw.rounded,
     });
     settings.update(gpu, &mut parameters.collect::<Vec<_>>());
