@@ -194,6 +194,86 @@ def ours_to_open_clip(model, folder):
     return to_open_clip(trained(model, folder, 224, 64), text, folder)
 
 
+def features(found):
+    """Returns embeddings of transformers, which newer versions wrap."""
+    return getattr(found, "pooler_output", found)
+
+
+def load_transformers(kind, folder):
+    """Loads an exported folder as one of transformers' classes; returns its embeddings of normalized pixels."""
+    model, problems = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
+    if problems["missing_keys"] or problems["mismatched_keys"]:
+        raise RuntimeError(f"{kind} misses weights: {problems}")
+    model.eval()
+    if kind == "CLIPModel":
+        return lambda x: features(model.get_image_features(pixel_values=x))
+    if kind == "CLIPVisionModelWithProjection":
+        return lambda x: model(pixel_values=x).image_embeds
+    # The class without projection loads all weights but that of the projection.
+    projection = load_file(folder / "model.safetensors")["visual_projection.weight"]
+    return lambda x: model(pixel_values=x).pooler_output @ projection.T
+
+
+def to_transformers(kind, source, folder, text=None):
+    """Exports `source`, optionally with a text tower, and loads the result in a class of transformers."""
+    run("export", source, "--to", "hf-clip", "--out", folder, *(["--text", text] if text else []))
+    processor = transformers.CLIPImageProcessor.from_pretrained(folder)
+    size = processor.crop_size["height"]
+    statistics = tuple(processor.image_mean), tuple(processor.image_std)
+    return Made(load_transformers(kind, folder), statistics, size, [source])
+
+
+def transformers_and_back(kind, folder):
+    source = folder.with_suffix(".theirs")
+    hugging_face_clip(source)
+    return to_transformers(kind, source, folder)
+
+
+def open_clip_to_transformers(kind, name, folder):
+    source = folder.with_suffix(".theirs")
+    open_clip_folder(name, source)
+    return to_transformers(kind, source, folder, source)
+
+
+def ours_to_transformers(kind, model, folder):
+    """Exports a trained model, whose head has a bias. Its classes, trained with labels, stand for an embedding."""
+    out = trained(model, folder, 32, 640)
+    config = json.loads((out / "model" / "config.json").read_text())
+    config["advxl"]["outputs"] = "embedding"
+    (out / "model" / "config.json").write_text(json.dumps(config))
+    return to_transformers(kind, out / "model", folder)
+
+
+TEXTS = Path(__file__).resolve().parent.parent / "tests" / "golden" / "text"
+CAPTIONS = ["a photo of a cat", "A Photo Of A DOG, sitting on a bench.", "0123456789 3.14159", "it's he'd we'll", ""]
+
+
+def texts_to_transformers(name, scratch):
+    """Exports a text tower; returns the relative difference of its embeddings of captions in CLIPModel."""
+    text, image, folder = TEXTS / name, scratch / "image", scratch / "whole"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    vision = transformers.CLIPVisionConfig(**sizes, image_size=32, patch_size=8, projection_dim=12)
+    transformers.CLIPVisionModelWithProjection(vision).save_pretrained(image)
+    run("export", image, "--to", "hf-clip", "--text", text, "--out", folder)
+    captions, out = scratch / "captions.txt", scratch / "texts.safetensors"
+    captions.write_text("\n".join(CAPTIONS) + "\n")
+    run("embed", text, "--captions", captions, "--tokens", "--out", out)
+    right = load_file(out)
+    processor = transformers.CLIPProcessor.from_pretrained(folder)
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    length = model.config.text_config.max_position_embeddings
+    tokens = processor(
+        text=CAPTIONS, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
+    end = processor.tokenizer.eos_token_id
+    for ours, theirs in zip(right["token_ids"].tolist(), tokens["input_ids"].tolist()):
+        if ours[: ours.index(end)] != theirs[: theirs.index(end)]:
+            raise RuntimeError(f"token ids {theirs}, expected {ours}")
+    with torch.no_grad():
+        found = features(model.get_text_features(**tokens))
+    return off(found, right["embeddings"])
+
+
 CLIPA = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "pos_embed_type": "sin_cos_2d"}
 CLIPA |= {"act_kwargs": {"approximate": "tanh"}, "norm_kwargs": {"eps": 1e-6}}
 TOKEN, AVERAGE = 'pool = "token", class_token = true, ', 'pool = "average", class_token = true, '
@@ -273,7 +353,33 @@ ROWS = [
         "ConvNeXt-atto, as timm's",
         partial(ours_to_open_clip, 'size = "convnext_atto"'),
     ),
+    *(
+        ("advxl to transformers", f"{kind}: CLIP ViT-B/32, read from there", partial(transformers_and_back, kind))
+        for kind in ("CLIPVisionModelWithProjection", "CLIPVisionModel")
+    ),
+    *(
+        (
+            "advxl to transformers",
+            f"{kind}: open_clip's ViT-B-32-quickgelu with text",
+            partial(open_clip_to_transformers, kind, "ViT-B-32-quickgelu"),
+        )
+        for kind in ("CLIPModel", "CLIPVisionModelWithProjection", "CLIPVisionModel")
+    ),
+    *(
+        (
+            "advxl to transformers",
+            f"CLIPVisionModelWithProjection: {name}, bias of the head folded",
+            partial(ours_to_transformers, "CLIPVisionModelWithProjection", MICRO + TOKEN + "pre_norm = true, " + more),
+        )
+        for name, more in (
+            ("learned positions, sigmoid GELU", LEARNED + ', gelu = "quick"'),
+            ("fixed positions, tanh GELU", 'position = "sincos2d", gelu = "tanh"'),
+        )
+    ),
 ]
+
+# Text towers of `tests/golden/text`, exported with their tokenizers to CLIPModel.
+TEXT_ROWS = ["hf_quick", "hf_gelu", "open_clip", "custom"]
 
 
 def of_other_program(made, images, labels):
@@ -327,6 +433,20 @@ def main():
             continue
         failed |= not (outputs <= LOGITS and gradients <= GRADIENTS)
         print(f"| {origin} | {name} | {size} | {outputs:.1e} | {gradients:.1e} |", flush=True)
+    for number, name in enumerate(TEXT_ROWS):
+        line = f"advxl to transformers CLIPModel: captions, text tower {name}"
+        if WORDS and not any(word in line for word in WORDS):
+            continue
+        torch.manual_seed(number)
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                found = texts_to_transformers(name, Path(scratch))
+        except RuntimeError as error:
+            print(f"{line}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        failed |= not found <= LOGITS
+        print(f"| advxl to transformers | CLIPModel: captions, text tower `{name}` | | {found:.1e} | |", flush=True)
     if failed:
         sys.exit(f"some rows failed or differ by more than {LOGITS} in outputs or {GRADIENTS} in gradients")
 
