@@ -43,6 +43,7 @@ class Made:
     statistics: tuple  # mean and deviation of the channels
     size: int
     arguments: list
+    is_embedding: bool = False
 
 
 def run(*arguments):
@@ -118,7 +119,7 @@ def open_clip_folder(name, folder, vision={}, **changes):
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     content = {"model_cfg": config, "preprocess_cfg": {"mean": OPENAI[0], "std": OPENAI[1]}}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
-    return Made(model.encode_image, OPENAI, 224, [folder])
+    return Made(model.encode_image, OPENAI, 224, [folder], True)
 
 
 def hugging_face_vit(folder):
@@ -131,7 +132,7 @@ def hugging_face_vit(folder):
 def hugging_face_clip(folder):
     model = disturb(transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig()))
     model.save_pretrained(folder)
-    return Made(lambda x: model(x).image_embeds, OPENAI, 224, [folder])
+    return Made(lambda x: model(x).image_embeds, OPENAI, 224, [folder], True)
 
 
 # Export: models that advxl writes.
@@ -179,7 +180,7 @@ def to_open_clip(source, text, folder):
     run("export", source, "--to", "open-clip", "--text", text, "--out", folder)
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     config = model.visual.preprocess_cfg
-    return Made(model.eval().encode_image, (config["mean"], config["std"]), 224, [source])
+    return Made(model.eval().encode_image, (config["mean"], config["std"]), 224, [source], True)
 
 
 def there_and_back(name, folder, **changes):
@@ -188,10 +189,20 @@ def there_and_back(name, folder, **changes):
     return to_open_clip(source, source, folder)
 
 
+def trained_embedding(model, folder, size, samples):
+    """Trains with labels, for want of captions, and declares the outputs an embedding; returns the model folder."""
+    found = trained(model, folder, size, samples) / "model"
+    config = json.loads((found / "config.json").read_text())
+    config["advxl"]["outputs"] = "embedding"
+    config.pop("label_names", None)
+    (found / "config.json").write_text(json.dumps(config))
+    return found
+
+
 def ours_to_open_clip(model, folder):
     text = folder.with_suffix(".text")
     open_clip_folder("ViT-B-32", text, embed_dim=12, vision={"layers": 1})  # synthetic images have 12 classes
-    return to_open_clip(trained(model, folder, 224, 64), text, folder)
+    return to_open_clip(trained_embedding(model, folder, 224, 64), text, folder)
 
 
 def features(found):
@@ -220,7 +231,7 @@ def to_transformers(kind, source, folder, text=None):
     processor = transformers.CLIPImageProcessor.from_pretrained(folder)
     size = processor.crop_size["height"]
     statistics = tuple(processor.image_mean), tuple(processor.image_std)
-    return Made(load_transformers(kind, folder), statistics, size, [source])
+    return Made(load_transformers(kind, folder), statistics, size, [source], True)
 
 
 def transformers_and_back(kind, folder):
@@ -236,12 +247,8 @@ def open_clip_to_transformers(kind, name, folder):
 
 
 def ours_to_transformers(kind, model, folder):
-    """Exports a trained model, whose head has a bias. Its classes, trained with labels, stand for an embedding."""
-    out = trained(model, folder, 32, 640)
-    config = json.loads((out / "model" / "config.json").read_text())
-    config["advxl"]["outputs"] = "embedding"
-    (out / "model" / "config.json").write_text(json.dumps(config))
-    return to_transformers(kind, out / "model", folder)
+    """Exports a trained model, whose head has a bias."""
+    return to_transformers(kind, trained_embedding(model, folder, 32, 640), folder)
 
 
 TEXTS = Path(__file__).resolve().parent.parent / "tests" / "golden" / "text"
@@ -393,9 +400,20 @@ def of_other_program(made, images, labels):
 def of_advxl(made, images, labels, scratch):
     data, out = scratch / "images.safetensors", scratch / "out.safetensors"
     save_file({"images": images.contiguous(), "labels": labels}, data)
-    run("predict", *made.arguments, "--data", f"tensors:{data}", "--gradient", "--out", out)
-    found = load_file(out)
-    return found["logits"], found["gradients"]
+    predict = ["predict", *made.arguments, "--data", f"tensors:{data}", "--out", out]
+    if not made.is_embedding:
+        run(*predict, "--gradient")
+        found = load_file(out)
+        return found["logits"], found["gradients"]
+    run(*predict)
+    outputs, again = load_file(out)["logits"], scratch / "again"
+    # advxl computes gradients for class logits only, so the entries of an embedding are declared as such.
+    run("export", *made.arguments, "--to", "timm", "--out", again)
+    config = json.loads((again / "config.json").read_text())
+    config["advxl"]["outputs"] = "logits"
+    (again / "config.json").write_text(json.dumps(config))
+    run("predict", again, "--data", f"tensors:{data}", "--gradient", "--out", out)
+    return outputs, load_file(out)["gradients"]
 
 
 def off(found, right):

@@ -21,6 +21,9 @@ const OPEN_CLIP: [&str; 2] = ["<start_of_text>", "<end_of_text>"];
 /// Merges that are read from a file: OpenAI's vocabulary has 49,152 tokens and these two.
 const MOST_MERGES: usize = 49152 - 256 - 2;
 
+/// First line of transformers' `merges.txt`.
+const TITLE: &str = "#version: 0.2";
+
 /// A byte-pair vocabulary.
 #[derive(Debug)]
 pub struct BytePairs {
@@ -231,11 +234,19 @@ pub(crate) fn to_vocabulary(bytes: &[u8]) -> Result<(Value, String)> {
     let all = single.chain(last).chain(joined).chain(special);
     // The last position of a repeated text counts, as in a Python dictionary.
     let vocabulary: serde_json::Map<String, Value> = all.zip((0u32..).map(Value::from)).collect();
-    let mut text = "#version: 0.2\n".to_owned();
+    let mut text = format!("{TITLE}\n");
     for (left, right) in &merges {
         text += &format!("{left} {right}\n");
     }
     Ok((Value::Object(vocabulary), text))
+}
+
+/// Returns a `merges.txt` whose title, if it has one, is a comment to transformers: OpenAI's is not.
+pub(crate) fn titled(merges: &str) -> String {
+    match merges.split_once('\n') {
+        Some((title, rest)) if title.contains("#version:") => format!("{TITLE}\n{rest}"),
+        _ => merges.to_owned(),
+    }
 }
 
 /// Returns bytes in the order of the vocabulary: visible Latin-1 characters first.

