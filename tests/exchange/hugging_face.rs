@@ -310,7 +310,7 @@ fn preprocessing_is_written_as_it_is_read() {
             interpolation: Filter::Bicubic,
             ..Preprocessing::new(28)
         };
-        ours.preprocessing.preprocessing = Ok(preprocessing.clone());
+        ours.preprocessing.preprocessing = Ok(preprocessing);
         export_to_transformers(&ours, None, folder.path()).unwrap();
         let found = load(folder.path()).unwrap().preprocessing;
         assert_eq!(found.source, "preprocessor_config.json");
