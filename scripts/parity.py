@@ -43,6 +43,7 @@ class Made:
     statistics: tuple  # mean and deviation of the channels
     size: int
     arguments: list
+    is_embedding: bool = False
 
 
 def run(*arguments):
@@ -118,7 +119,7 @@ def open_clip_folder(name, folder, vision={}, **changes):
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     content = {"model_cfg": config, "preprocess_cfg": {"mean": OPENAI[0], "std": OPENAI[1]}}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
-    return Made(model.encode_image, OPENAI, 224, [folder])
+    return Made(model.encode_image, OPENAI, 224, [folder], True)
 
 
 def hugging_face_vit(folder):
@@ -131,7 +132,7 @@ def hugging_face_vit(folder):
 def hugging_face_clip(folder):
     model = disturb(transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig()))
     model.save_pretrained(folder)
-    return Made(lambda x: model(x).image_embeds, OPENAI, 224, [folder])
+    return Made(lambda x: model(x).image_embeds, OPENAI, 224, [folder], True)
 
 
 # Export: models that advxl writes.
@@ -179,7 +180,7 @@ def to_open_clip(source, text, folder):
     run("export", source, "--to", "open-clip", "--text", text, "--out", folder)
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     config = model.visual.preprocess_cfg
-    return Made(model.eval().encode_image, (config["mean"], config["std"]), 224, [source])
+    return Made(model.eval().encode_image, (config["mean"], config["std"]), 224, [source], True)
 
 
 def there_and_back(name, folder, **changes):
@@ -188,10 +189,96 @@ def there_and_back(name, folder, **changes):
     return to_open_clip(source, source, folder)
 
 
+def trained_embedding(model, folder, size, samples):
+    """Trains with labels, for want of captions, and declares the outputs an embedding; returns the model folder."""
+    found = trained(model, folder, size, samples) / "model"
+    config = json.loads((found / "config.json").read_text())
+    config["advxl"]["outputs"] = "embedding"
+    config.pop("label_names", None)
+    (found / "config.json").write_text(json.dumps(config))
+    return found
+
+
 def ours_to_open_clip(model, folder):
     text = folder.with_suffix(".text")
     open_clip_folder("ViT-B-32", text, embed_dim=12, vision={"layers": 1})  # synthetic images have 12 classes
-    return to_open_clip(trained(model, folder, 224, 64), text, folder)
+    return to_open_clip(trained_embedding(model, folder, 224, 64), text, folder)
+
+
+def features(found):
+    """Returns embeddings of transformers, which newer versions wrap."""
+    return getattr(found, "pooler_output", found)
+
+
+def load_transformers(kind, folder):
+    """Loads an exported folder as one of transformers' classes; returns its embeddings of normalized pixels."""
+    model, problems = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
+    if problems["missing_keys"] or problems["mismatched_keys"]:
+        raise RuntimeError(f"{kind} misses weights: {problems}")
+    model.eval()
+    if kind == "CLIPModel":
+        return lambda x: features(model.get_image_features(pixel_values=x))
+    if kind == "CLIPVisionModelWithProjection":
+        return lambda x: model(pixel_values=x).image_embeds
+    # The class without projection loads all weights but that of the projection.
+    projection = load_file(folder / "model.safetensors")["visual_projection.weight"]
+    return lambda x: model(pixel_values=x).pooler_output @ projection.T
+
+
+def to_transformers(kind, source, folder, text=None):
+    """Exports `source`, optionally with a text tower, and loads the result in a class of transformers."""
+    run("export", source, "--to", "hf-clip", "--out", folder, *(["--text", text] if text else []))
+    processor = transformers.CLIPImageProcessor.from_pretrained(folder)
+    size = processor.crop_size["height"]
+    statistics = tuple(processor.image_mean), tuple(processor.image_std)
+    return Made(load_transformers(kind, folder), statistics, size, [source], True)
+
+
+def transformers_and_back(kind, folder):
+    source = folder.with_suffix(".theirs")
+    hugging_face_clip(source)
+    return to_transformers(kind, source, folder)
+
+
+def open_clip_to_transformers(kind, name, folder):
+    source = folder.with_suffix(".theirs")
+    open_clip_folder(name, source)
+    return to_transformers(kind, source, folder, source)
+
+
+def ours_to_transformers(kind, model, folder):
+    """Exports a trained model, whose head has a bias."""
+    return to_transformers(kind, trained_embedding(model, folder, 32, 640), folder)
+
+
+TEXTS = Path(__file__).resolve().parent.parent / "tests" / "golden" / "text"
+CAPTIONS = ["a photo of a cat", "A Photo Of A DOG, sitting on a bench.", "0123456789 3.14159", "it's he'd we'll", ""]
+
+
+def texts_to_transformers(name, scratch):
+    """Exports a text tower; returns the relative difference of its embeddings of captions in CLIPModel."""
+    text, image, folder = TEXTS / name, scratch / "image", scratch / "whole"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    vision = transformers.CLIPVisionConfig(**sizes, image_size=32, patch_size=8, projection_dim=12)
+    transformers.CLIPVisionModelWithProjection(vision).save_pretrained(image)
+    run("export", image, "--to", "hf-clip", "--text", text, "--out", folder)
+    captions, out = scratch / "captions.txt", scratch / "texts.safetensors"
+    captions.write_text("\n".join(CAPTIONS) + "\n")
+    run("embed", text, "--captions", captions, "--tokens", "--out", out)
+    right = load_file(out)
+    processor = transformers.CLIPProcessor.from_pretrained(folder)
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    length = model.config.text_config.max_position_embeddings
+    tokens = processor(
+        text=CAPTIONS, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
+    end = processor.tokenizer.eos_token_id
+    for ours, theirs in zip(right["token_ids"].tolist(), tokens["input_ids"].tolist()):
+        if ours[: ours.index(end)] != theirs[: theirs.index(end)]:
+            raise RuntimeError(f"token ids {theirs}, expected {ours}")
+    with torch.no_grad():
+        found = features(model.get_text_features(**tokens))
+    return off(found, right["embeddings"])
 
 
 CLIPA = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "pos_embed_type": "sin_cos_2d"}
@@ -273,7 +360,33 @@ ROWS = [
         "ConvNeXt-atto, as timm's",
         partial(ours_to_open_clip, 'size = "convnext_atto"'),
     ),
+    *(
+        ("advxl to transformers", f"{kind}: CLIP ViT-B/32, read from there", partial(transformers_and_back, kind))
+        for kind in ("CLIPVisionModelWithProjection", "CLIPVisionModel")
+    ),
+    *(
+        (
+            "advxl to transformers",
+            f"{kind}: open_clip's ViT-B-32-quickgelu with text",
+            partial(open_clip_to_transformers, kind, "ViT-B-32-quickgelu"),
+        )
+        for kind in ("CLIPModel", "CLIPVisionModelWithProjection", "CLIPVisionModel")
+    ),
+    *(
+        (
+            "advxl to transformers",
+            f"CLIPVisionModelWithProjection: {name}, bias of the head folded",
+            partial(ours_to_transformers, "CLIPVisionModelWithProjection", MICRO + TOKEN + "pre_norm = true, " + more),
+        )
+        for name, more in (
+            ("learned positions, sigmoid GELU", LEARNED + ', gelu = "quick"'),
+            ("fixed positions, tanh GELU", 'position = "sincos2d", gelu = "tanh"'),
+        )
+    ),
 ]
+
+# Text towers of `tests/golden/text`, exported with their tokenizers to CLIPModel.
+TEXT_ROWS = ["hf_quick", "hf_gelu", "open_clip", "custom"]
 
 
 def of_other_program(made, images, labels):
@@ -287,9 +400,20 @@ def of_other_program(made, images, labels):
 def of_advxl(made, images, labels, scratch):
     data, out = scratch / "images.safetensors", scratch / "out.safetensors"
     save_file({"images": images.contiguous(), "labels": labels}, data)
-    run("predict", *made.arguments, "--data", f"tensors:{data}", "--gradient", "--out", out)
-    found = load_file(out)
-    return found["logits"], found["gradients"]
+    predict = ["predict", *made.arguments, "--data", f"tensors:{data}", "--out", out]
+    if not made.is_embedding:
+        run(*predict, "--gradient")
+        found = load_file(out)
+        return found["logits"], found["gradients"]
+    run(*predict)
+    outputs, again = load_file(out)["logits"], scratch / "again"
+    # advxl computes gradients for class logits only, so the entries of an embedding are declared as such.
+    run("export", *made.arguments, "--to", "timm", "--out", again)
+    config = json.loads((again / "config.json").read_text())
+    config["advxl"]["outputs"] = "logits"
+    (again / "config.json").write_text(json.dumps(config))
+    run("predict", again, "--data", f"tensors:{data}", "--gradient", "--out", out)
+    return outputs, load_file(out)["gradients"]
 
 
 def off(found, right):
@@ -327,6 +451,20 @@ def main():
             continue
         failed |= not (outputs <= LOGITS and gradients <= GRADIENTS)
         print(f"| {origin} | {name} | {size} | {outputs:.1e} | {gradients:.1e} |", flush=True)
+    for number, name in enumerate(TEXT_ROWS):
+        line = f"advxl to transformers CLIPModel: captions, text tower {name}"
+        if WORDS and not any(word in line for word in WORDS):
+            continue
+        torch.manual_seed(number)
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                found = texts_to_transformers(name, Path(scratch))
+        except RuntimeError as error:
+            print(f"{line}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        failed |= not found <= LOGITS
+        print(f"| advxl to transformers | CLIPModel: captions, text tower `{name}` | | {found:.1e} | |", flush=True)
     if failed:
         sys.exit(f"some rows failed or differ by more than {LOGITS} in outputs or {GRADIENTS} in gradients")
 

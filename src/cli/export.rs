@@ -21,18 +21,21 @@ words! {
         Timm = "timm",
         /// open_clip folder with both towers and a model card.
         OpenClip = "open-clip",
+        /// transformers folder for CLIPVisionModel and CLIPVisionModelWithProjection, with --text also CLIPModel, and a
+        /// model card.
+        HfClip = "hf-clip",
         /// timm folder with an entry for the RobustBench leaderboard.
         Robustbench = "robustbench",
     }
 }
 
-/// Export a model for other programs: a folder for timm or open_clip with a model card, optionally with a RobustBench
-/// entry
+/// Export a model for other programs: a folder for timm, open_clip or transformers with a model card, optionally with a
+/// RobustBench entry
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  advxl export runs/cifar10_micro --to robustbench --name Doe2026Two --dataset cifar10 \
     --result full/result.json --out export\n  advxl export runs/clip --to open-clip --text \
-    CLIPA-L-14 --out export"
+    CLIPA-L-14 --out export\n  advxl export runs/robust_clip --to hf-clip --out export"
 )]
 pub(crate) struct Export {
     #[command(flatten)]
@@ -40,7 +43,8 @@ pub(crate) struct Export {
     /// Program to export for
     #[arg(long, value_name = "PROGRAM", value_parser = one_of::<Program>("program"))]
     to: Program,
-    /// Folder of the open_clip model whose text tower the model was trained against; required for open-clip
+    /// Folder of the text tower that the model was trained against: for open-clip an open_clip folder, required; for
+    /// hf-clip an open_clip, transformers or advxl folder, without which only the image tower is written
     #[arg(long, value_name = "FOLDER")]
     text: Option<PathBuf>,
     /// Write the exported model to this new folder
@@ -68,20 +72,32 @@ pub(crate) struct Export {
 
 impl Export {
     pub(crate) fn run(&self, json: bool) -> Result<()> {
-        type Write<'a> = Box<dyn Fn(&Loaded, &Facts, &Path) -> Result<()> + 'a>;
+        // Returns notes for the user.
+        type Write<'a> = Box<dyn Fn(&Loaded, &Facts, &Path) -> Result<Vec<String>> + 'a>;
+        let without_notes = |()| Vec::new();
         let write: Write = match (self.to, &self.text) {
-            (Program::OpenClip, Some(text)) => {
-                Box::new(move |loaded, facts, out| export::open_clip(loaded, facts, text, out))
-            }
+            (Program::OpenClip, Some(text)) => Box::new(move |loaded, facts, out| {
+                export::open_clip(loaded, facts, text, out).map(without_notes)
+            }),
+            (Program::HfClip, text) => Box::new(move |loaded, facts, out| {
+                export::hugging_face_clip(loaded, facts, text.as_deref(), out)
+            }),
             (Program::OpenClip, None) => {
                 return Err(Error::input("--to open-clip requires --text: open_clip loads only complete models")
                     .hint("add --text with the folder of the model whose text tower belongs to this model"));
             }
             (Program::Timm | Program::Robustbench, Some(_)) => {
-                return Err(Error::input("--text requires --to open-clip").hint("remove --text"));
+                return Err(
+                    Error::input("--text requires --to open-clip or --to hf-clip")
+                        .hint("remove --text"),
+                );
             }
-            (Program::Timm, None) => Box::new(export::timm),
-            (Program::Robustbench, None) => Box::new(export::robustbench),
+            (Program::Timm, None) => Box::new(move |loaded, facts, out| {
+                export::timm(loaded, facts, out).map(without_notes)
+            }),
+            (Program::Robustbench, None) => Box::new(move |loaded, facts, out| {
+                export::robustbench(loaded, facts, out).map(without_notes)
+            }),
         };
         files::check_name(&self.name)
             .map_err(|(message, hint)| Error::input(format!("--name: {message}")).hint(hint))?;
@@ -122,10 +138,12 @@ impl Export {
             additional_data: self.additional_data,
             results: self.result.iter().map(read).collect::<Result<_>>()?,
         };
-        write(&loaded, &facts, &self.out)?;
+        let notes = write(&loaded, &facts, &self.out)?;
+        notes.iter().for_each(|text| note(&format!("note: {text}")));
         note(&format!("exported to `{}`", self.out.display()));
         if json {
-            print_json(&json!({ "out": self.out.display().to_string(), "name": self.name }));
+            let out = self.out.display().to_string();
+            print_json(&json!({ "out": out, "name": self.name, "notes": notes }));
         }
         Ok(())
     }

@@ -84,7 +84,7 @@ enum Command {
     Predict(predict::Predict),
     /// Embed captions with a text model, for training and evaluation
     Embed(embed::Embed),
-    /// Export a model for timm, open_clip or RobustBench
+    /// Export a model for timm, open_clip, transformers or RobustBench
     Export(export::Export),
     /// Estimate the compute, memory, time and price of a recipe without training
     Plan(plan::Plan),

@@ -107,7 +107,7 @@ impl Preprocessing {
     }
 
     /// Returns the side that images are resized to, rounded as in timm.
-    fn resized(&self) -> usize {
+    pub(crate) fn resized(&self) -> usize {
         ((self.image_size as f64 / self.crop_fraction).floor() as usize).max(self.image_size)
     }
 

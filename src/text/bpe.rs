@@ -15,11 +15,14 @@ use crate::error::{Context, Error, Result};
 use crate::json;
 
 /// Names of the start and end tokens: OpenAI's, and open_clip's for the same two.
-const OPENAI: [&str; 2] = ["<|startoftext|>", "<|endoftext|>"];
+pub(crate) const OPENAI: [&str; 2] = ["<|startoftext|>", "<|endoftext|>"];
 const OPEN_CLIP: [&str; 2] = ["<start_of_text>", "<end_of_text>"];
 
 /// Merges that are read from a file: OpenAI's vocabulary has 49,152 tokens and these two.
 const MOST_MERGES: usize = 49152 - 256 - 2;
+
+/// First line of transformers' `merges.txt`.
+const TITLE: &str = "#version: 0.2";
 
 /// A byte-pair vocabulary.
 #[derive(Debug)]
@@ -41,18 +44,7 @@ pub struct BytePairs {
 impl BytePairs {
     /// Reads OpenAI's compressed file, whose merges alone define the vocabulary.
     pub fn from_compressed(bytes: &[u8]) -> Result<Self> {
-        let mut text = String::new();
-        // OpenAI's file has 3 MB.
-        let read = flate2::read::GzDecoder::new(bytes)
-            .take(64 << 20)
-            .read_to_string(&mut text);
-        read.map_err(|error| {
-            Error::input(format!("not a gzip-compressed text: {error}"))
-                .hint("copy or download the file again")
-        })?;
-        // The first line is a title.
-        let lines = text.split('\n').enumerate().skip(1).take(MOST_MERGES);
-        Self::new(pairs(lines)?, None)
+        Self::new(merges_of(bytes)?, None)
     }
 
     /// Reads Hugging Face's `vocab.json` and `merges.txt`.
@@ -170,6 +162,11 @@ impl BytePairs {
         self.special.map(|(_, id)| id)
     }
 
+    /// Returns the names and ids of the start token and the end token.
+    pub(crate) fn named_special(&self) -> [(&'static str, u32); 2] {
+        self.special
+    }
+
     /// Returns the tokens of a cleaned caption, without start and end tokens.
     pub fn tokens(&self, caption: &str) -> Vec<u32> {
         let mut tokens = Vec::with_capacity(caption.len() / 4);
@@ -208,6 +205,47 @@ impl BytePairs {
         }
         let ids = symbols.iter().map(|symbol| self.tokens[*symbol as usize]);
         tokens.extend(ids.map(|id| id.unwrap_or(self.unknown)));
+    }
+}
+
+/// Reads the merges of OpenAI's compressed file.
+fn merges_of(bytes: &[u8]) -> Result<Vec<(String, String)>> {
+    let mut text = String::new();
+    // OpenAI's file has 3 MB.
+    let read = flate2::read::GzDecoder::new(bytes)
+        .take(64 << 20)
+        .read_to_string(&mut text);
+    read.map_err(|error| {
+        Error::input(format!("not a gzip-compressed text: {error}"))
+            .hint("copy or download the file again")
+    })?;
+    // The first line is a title.
+    pairs(text.split('\n').enumerate().skip(1).take(MOST_MERGES))
+}
+
+/// Converts OpenAI's compressed file to transformers' `vocab.json` and `merges.txt`, with the same ids.
+pub(crate) fn to_vocabulary(bytes: &[u8]) -> Result<(Value, String)> {
+    let merges = merges_of(bytes)?;
+    let letters = letters_of_bytes();
+    let single = letters.iter().map(char::to_string);
+    let last = letters.iter().map(|letter| format!("{letter}</w>"));
+    let joined = merges.iter().map(|(left, right)| format!("{left}{right}"));
+    let special = OPENAI.iter().map(|name| (*name).to_owned());
+    let all = single.chain(last).chain(joined).chain(special);
+    // The last position of a repeated text counts, as in a Python dictionary.
+    let vocabulary: serde_json::Map<String, Value> = all.zip((0u32..).map(Value::from)).collect();
+    let mut text = format!("{TITLE}\n");
+    for (left, right) in &merges {
+        text += &format!("{left} {right}\n");
+    }
+    Ok((Value::Object(vocabulary), text))
+}
+
+/// Returns a `merges.txt` whose title, if it has one, is a comment to transformers: OpenAI's is not.
+pub(crate) fn titled(merges: &str) -> String {
+    match merges.split_once('\n') {
+        Some((title, rest)) if title.contains("#version:") => format!("{TITLE}\n{rest}"),
+        _ => merges.to_owned(),
     }
 }
 

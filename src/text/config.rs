@@ -368,6 +368,54 @@ impl TextConfig {
         Ok(self)
     }
 
+    /// Returns the `CLIPTextConfig` of transformers, given the ids of the start and the end token if they are known.
+    /// [`from_hugging_face`] reads the same configuration back.
+    ///
+    /// Errors: a tower that is not CLIP's.
+    pub(crate) fn to_hugging_face(&self, ends: Option<[u32; 2]>) -> Result<Value> {
+        let end = match self.pool {
+            // Stands for the greatest id, since OpenAI's configurations state it.
+            TextPool::GreatestId => Ok(2),
+            TextPool::Token(2) => Err("pools the token with id 2"),
+            TextPool::Token(end) => Ok(end),
+            TextPool::First => Err("pools the first token, not the end token"),
+            TextPool::Last => Err("pools the last token of the context, not the end token"),
+        };
+        let obstacles = [end.err(), (!self.causal).then_some("has no causal mask")];
+        let (obstacles, end): (Vec<&str>, _) = (obstacles.into_iter().flatten().collect(), end);
+        let (Ok(end), true) = (end, obstacles.is_empty()) else {
+            let message = format!(
+                "transformers' CLIP cannot represent this text tower, which {}",
+                obstacles.join(" and ")
+            );
+            return Err(Error::input(message).hint(
+                "remove --text to export the image tower alone, or export both with --to open-clip",
+            ));
+        };
+        let mut config = json!({
+            "model_type": "clip_text_model",
+            "vocab_size": self.vocabulary,
+            "max_position_embeddings": self.context,
+            "hidden_size": self.width,
+            "intermediate_size": self.hidden,
+            "num_hidden_layers": self.depth,
+            "num_attention_heads": self.heads,
+            "hidden_act": match self.gelu {
+                Gelu::Quick => "quick_gelu",
+                Gelu::Erf => "gelu",
+                Gelu::Tanh => "gelu_pytorch_tanh",
+            },
+            "layer_norm_eps": self.eps,
+            "projection_dim": self.embedding,
+            "eos_token_id": end,
+        });
+        if let Some([start, end]) = ends {
+            config["bos_token_id"] = start.into();
+            config["pad_token_id"] = end.into();
+        }
+        Ok(config)
+    }
+
     /// Returns open_clip's `open_clip_config.json`. [`crate::text::model::TextModel::load`] reads the same
     /// configuration back.
     pub(crate) fn to_open_clip(&self, tokenizer: &TokenizerConfig) -> Value {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde_json::json;
 
-use super::bpe::BytePairs;
+use super::bpe::{self, BytePairs};
 use super::clean::Cleaning;
 use crate::error::{Context, Error, Result};
 use crate::{files, json};
@@ -55,6 +55,12 @@ impl Tokenizer {
     ///
     /// Errors: missing, damaged or unsupported tokenizer files; a context too short for the start and end tokens.
     pub fn open(folder: &Path, config: TokenizerConfig) -> Result<Self> {
+        let found = Self::find(folder, config.clone())?;
+        found.ok_or_else(|| missing(folder, &config))
+    }
+
+    /// Does the same as [`Self::open`], but returns `None` if the folder has no tokenizer files.
+    pub(crate) fn find(folder: &Path, config: TokenizerConfig) -> Result<Option<Self>> {
         if config.context < 2 {
             let (folder, context) = (folder.display(), config.context);
             let message =
@@ -99,14 +105,14 @@ impl Tokenizer {
                 &["tokenizer.json"],
             )
         } else {
-            return Err(missing(folder, &config));
+            return Ok(None);
         };
         let files = names.iter().map(|name| path(name));
-        Ok(Self {
+        Ok(Some(Self {
             kind,
             config,
             files: files.filter(|path| path.is_file()).collect(),
-        })
+        }))
     }
 
     /// Returns the number of ids in a row.
@@ -138,6 +144,57 @@ impl Tokenizer {
                 (!self.config.strip_separator).then_some(*separator)
             }
         }
+    }
+
+    /// Returns the names and ids of CLIP's start and end tokens; `None` for WordPiece.
+    pub(crate) fn byte_pair_ends(&self) -> Option<[(&'static str, u32); 2]> {
+        match &self.kind {
+            Kind::BytePairs(pairs) => Some(pairs.named_special()),
+            Kind::WordPiece { .. } => None,
+        }
+    }
+
+    /// Writes the tokenizer as transformers' `CLIPTokenizer` reads it: its files if they are transformers' own, or
+    /// else `vocab.json` and `merges.txt` with the same ids, and a `tokenizer_config.json` unless the folder has one.
+    ///
+    /// Returns `false` and writes nothing for WordPiece.
+    pub(crate) fn write_for_transformers(&self, folder: &Path) -> Result<bool> {
+        let Some(ends) = self.byte_pair_ends() else {
+            return Ok(false);
+        };
+        let first = self.files.first().map(PathBuf::as_path).unwrap_or(folder);
+        let (write, mut ends) = (
+            |name: &str, text: &str| files::write(&folder.join(name), text.as_bytes()),
+            ends.map(|(name, _)| name),
+        );
+        if first.ends_with(COMPRESSED) {
+            let (vocabulary, merges) = bpe::to_vocabulary(&files::read(first)?)?;
+            ends = bpe::OPENAI;
+            write("vocab.json", &format!("{vocabulary}\n"))?;
+            write("merges.txt", &merges)?;
+        } else {
+            self.copy_to(folder)?;
+            let merges = folder.join("merges.txt");
+            if merges.is_file() {
+                write("merges.txt", &bpe::titled(&files::read_text(&merges)?))?;
+            }
+            let next_to = |name: &&str| first.with_file_name(name);
+            let others = ["tokenizer_config.json", "special_tokens_map.json"];
+            for path in others.iter().map(next_to).filter(|path| path.is_file()) {
+                let name = path.file_name().unwrap_or_default();
+                files::write(&folder.join(name), &files::read(&path)?)?;
+            }
+        }
+        let name = "tokenizer_config.json";
+        if !folder.join(name).is_file() {
+            let [start, end] = ends;
+            let config = json!({
+                "tokenizer_class": "CLIPTokenizer", "model_max_length": self.config.context,
+                "bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end,
+            });
+            write(name, &format!("{config:#}\n"))?;
+        }
+        Ok(true)
     }
 
     /// Tokenizes a caption to a row of ids.

@@ -1,6 +1,7 @@
-//! Reads `config.json` and `preprocessor_config.json` of transformers folders: ViT and CLIP.
+//! Reads `config.json` and `preprocessor_config.json` of transformers folders: ViT and CLIP. Writes CLIP's settings of an
+//! image tower.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::architecture::CLIP_EPS;
 use super::archive::shown;
@@ -10,20 +11,22 @@ use super::outputs::Outputs;
 use super::preprocessing::{of_hugging_face, square};
 use super::stated::{ConfigKeys, StatedModel};
 use crate::error::{Error, Result};
-use crate::model::Pool;
 use crate::model::config::common::{CLIP_MEAN, CLIP_STD};
+use crate::model::{Pool, VitConfig};
 use crate::ops::Gelu;
 
 /// Default mean and std of ViT's image processor.
 const HALF: [f64; 3] = [0.5; 3];
 
 /// transformers' names of the activations.
+///
+/// The first name of each is the one to write.
 const GELUS: [(&str, Gelu); 5] = [
     ("gelu", Gelu::Erf),
     ("quick_gelu", Gelu::Quick),
+    ("gelu_pytorch_tanh", Gelu::Tanh),
     ("gelu_new", Gelu::Tanh),
     ("gelu_fast", Gelu::Tanh),
-    ("gelu_pytorch_tanh", Gelu::Tanh),
 ];
 
 const WORDS: ConfigKeys = ConfigKeys {
@@ -129,6 +132,24 @@ pub(crate) fn read(config: &Value, preprocessor: &Value) -> Result<(StatedModel,
         },
     };
     Ok((stated, scheme))
+}
+
+/// Returns the `CLIPVisionConfig` of a transformer with `outputs` dimensions of the embedding.
+pub(crate) fn write(vit: &VitConfig, outputs: usize, image_size: usize) -> Value {
+    let activation = GELUS.iter().find(|(_, gelu)| *gelu == vit.gelu);
+    json!({
+        "model_type": "clip_vision_model",
+        "hidden_size": vit.width,
+        "intermediate_size": vit.hidden,
+        "num_hidden_layers": vit.depth,
+        "num_attention_heads": vit.heads,
+        "num_channels": 3,
+        "image_size": image_size,
+        "patch_size": vit.patch,
+        "hidden_act": activation.expect("every form has a name").0,
+        "layer_norm_eps": vit.norm_eps,
+        "projection_dim": outputs,
+    })
 }
 
 /// Returns the names of `id2label` in the order of their ids.

@@ -2,7 +2,8 @@
 //!
 //! Each timm name has an `Origin` in the file: a tensor, possibly transposed, several stacked tensors, or zeros.
 //! Tensors are read on demand, so memory use stays at the model plus one tensor. The same table, in the other
-//! direction, gives the names that [`crate::weights::export`] writes for open_clip.
+//! direction, gives the names that [`crate::weights::export`] writes for open_clip and transformers.
+//! [`hugging_face_text`] does the same for text towers, whose own names are open_clip's.
 
 use std::collections::BTreeSet;
 
@@ -222,6 +223,29 @@ fn hugging_face(part: &str, name: impl Fn(&str, &str, &str) -> String) -> Option
             of("attn.v")?,
         ])),
         layer => of(layer).map(Origin::Same),
+    }
+}
+
+/// Returns where the tensor of an open_clip name of a text tower comes from in transformers' CLIP; `None` for other names.
+pub(crate) fn hugging_face_text(name: &str) -> Option<Origin> {
+    let block = name
+        .strip_prefix("transformer.resblocks.")
+        .and_then(|rest| rest.split_once('.'));
+    let same = |text: &str| Some(Origin::Same(text.to_owned()));
+    match (name, block) {
+        (_, Some((index, part))) => {
+            let (ours, _) = OPEN_CLIP.iter().find(|(_, theirs)| *theirs == part)?;
+            hugging_face(ours, |_, _, clip| {
+                format!("text_model.encoder.layers.{index}.{clip}")
+            })
+        }
+        ("token_embedding.weight", _) => same("text_model.embeddings.token_embedding.weight"),
+        ("positional_embedding", _) => same("text_model.embeddings.position_embedding.weight"),
+        ("ln_final.weight", _) => same("text_model.final_layer_norm.weight"),
+        ("ln_final.bias", _) => same("text_model.final_layer_norm.bias"),
+        // transformers stores the projection as a linear layer, `[out, in]`.
+        ("text_projection", _) => Some(Origin::Transposed("text_projection.weight".into())),
+        _ => None,
     }
 }
 

@@ -318,6 +318,46 @@ const PILLOW: [Filter; 6] = [
     Filter::Hamming,
 ];
 
+/// Returns the `preprocessor_config.json` of transformers' CLIP for a model.
+///
+/// Errors: settings that its image processor does not support.
+pub(crate) fn to_hugging_face(
+    preprocessing: &Preprocessing,
+    (mean, std): ([f64; 3], [f64; 3]),
+) -> Result<Value> {
+    let lacks = |what: String| {
+        let message = format!(
+            "transformers' CLIP image processor does not support {what}, which the model was evaluated with"
+        );
+        Error::input(message).hint("export it with --to timm")
+    };
+    let filter = preprocessing.interpolation;
+    // Its default backend is torchvision, which has no others.
+    if !matches!(filter, Filter::Bicubic | Filter::Bilinear | Filter::Nearest) {
+        return Err(lacks(format!("{} interpolation", filter.word())));
+    }
+    let (resized, crop) = (preprocessing.resized(), preprocessing.image_size);
+    let size = match preprocessing.resize_mode {
+        ResizeMode::Shortest => serde_json::json!({ "shortest_edge": resized }),
+        ResizeMode::Squash => serde_json::json!({ "height": resized, "width": resized }),
+        ResizeMode::Longest { .. } => return Err(lacks("padding".into())),
+    };
+    Ok(serde_json::json!({
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": true,
+        "do_resize": true,
+        "size": size,
+        "resample": PILLOW.iter().position(|known| *known == filter),
+        "do_center_crop": true,
+        "crop_size": { "height": crop, "width": crop },
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": mean,
+        "image_std": std,
+    }))
+}
+
 /// Reads what transformers' image processor does, from the `preprocessor_config.json` (or null) of a CLIP or ViT
 /// folder.
 pub(crate) fn of_hugging_face(config: &Value, is_clip: bool) -> PreprocessingFields {

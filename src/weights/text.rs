@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 
 use super::archive::shown;
 use super::embeddings::MadeBy;
+use super::names::{Origin, hugging_face_text, transposed};
 use super::state_dict::StateDict;
 use crate::error::{Context, Error, Result};
 use crate::ops::{Device, Stored};
 use crate::text::config::{from_hugging_face, from_open_clip};
-use crate::text::{TextConfig, TextModel, TextTower, Tokenizer};
+use crate::text::{TextConfig, TextModel, TextTower, Tokenizer, TokenizerConfig};
 use crate::{files, json};
 
 const OPEN_CLIP_CONFIG: &str = "open_clip_config.json";
@@ -33,18 +34,10 @@ impl TextModel {
     /// Errors: missing or damaged files; missing, unused or wrongly shaped tensors; non-finite values; settings of
     /// other models; a tokenizer with ids that the tower lacks.
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
-        let (config, tokenizer, file) = describe(folder)?;
-        let tokenizer = Tokenizer::open(folder, tokenizer)?;
-        if tokenizer.vocabulary() > config.vocabulary {
-            let (ids, rows) = (tokenizer.vocabulary(), config.vocabulary);
-            let message = format!(
-                "`{}`: the tokenizer has {ids} tokens, but the text tower has {rows}",
-                folder.display()
-            );
-            return Err(Error::input(message).hint("the tokenizer belongs to another model"));
-        }
-        let weights = StateDict::open(&file)?;
-        let tower = build(&weights, &config, device).context(|| format!("`{}`", file.display()))?;
+        let (config, settings, file) = describe(folder)?;
+        let tokenizer = Tokenizer::open(folder, settings)?;
+        check_vocabulary(folder, &config, &tokenizer)?;
+        let (tower, weights) = open(&config, &file, device)?;
         let hash = hash(&weights.hash()?, &config, &tokenizer)?;
         Ok(Self {
             tower,
@@ -85,15 +78,66 @@ impl TextModel {
     }
 }
 
+/// A text tower, what else its folder holds that belongs to a whole model, and the tokenizer, if there is one.
+pub(crate) struct TextParts {
+    pub(crate) tower: TextTower,
+    pub(crate) tokenizer: Option<Tokenizer>,
+    /// Context and cleaning of the tokenizer, whether there is one or not.
+    pub(crate) settings: TokenizerConfig,
+    /// Logarithm of the scale of the similarities.
+    pub(crate) logit_scale: Option<f32>,
+    /// Offset of the similarities: SigLIP.
+    pub(crate) logit_bias: Option<f32>,
+}
+
+/// Loads the same folders as [`TextModel::load`], and those without tokenizer files.
+pub(crate) fn load_parts(folder: &Path, device: &Device) -> Result<TextParts> {
+    let (config, settings, file) = describe(folder)?;
+    let tokenizer = Tokenizer::find(folder, settings.clone())?;
+    if let Some(tokenizer) = &tokenizer {
+        check_vocabulary(folder, &config, tokenizer)?;
+    }
+    let (tower, weights) = open(&config, &file, device)?;
+    let scalar = |name: &str| match weights.contains(name) {
+        true => Ok(weights.floats(name)?.first().copied()),
+        false => Ok(None),
+    };
+    let place = || format!("`{}`", file.display());
+    Ok(TextParts {
+        tower,
+        tokenizer,
+        settings,
+        logit_scale: scalar("logit_scale").context(place)?,
+        logit_bias: scalar("logit_bias").context(place)?,
+    })
+}
+
+fn check_vocabulary(folder: &Path, config: &TextConfig, tokenizer: &Tokenizer) -> Result<()> {
+    if tokenizer.vocabulary() <= config.vocabulary {
+        return Ok(());
+    }
+    let (ids, rows) = (tokenizer.vocabulary(), config.vocabulary);
+    let message = format!(
+        "`{}`: the tokenizer has {ids} tokens, but the text tower has {rows}",
+        folder.display()
+    );
+    Err(Error::input(message).hint("the tokenizer belongs to another model"))
+}
+
+/// Opens the weights file of a tower.
+fn open(config: &TextConfig, file: &Path, device: &Device) -> Result<(TextTower, StateDict)> {
+    let weights = StateDict::open(file)?;
+    let tower = build(&weights, config, device).context(|| format!("`{}`", file.display()))?;
+    Ok((tower, weights))
+}
+
 fn hash(weights: &str, config: &TextConfig, tokenizer: &Tokenizer) -> Result<String> {
     let all = format!("{weights} {config:?} {}", tokenizer.hash()?);
     Ok(blake3::hash(all.as_bytes()).to_string())
 }
 
 /// Reads the configurations of a folder's tower and tokenizer; returns them with the path of the weights.
-fn describe(
-    folder: &Path,
-) -> Result<(TextConfig, crate::text::tokenizer::TokenizerConfig, PathBuf)> {
+fn describe(folder: &Path) -> Result<(TextConfig, TokenizerConfig, PathBuf)> {
     let config = [OPEN_CLIP_CONFIG, "config.json"].map(|name| folder.join(name));
     let Some(path) = config.iter().find(|path| path.is_file()) else {
         let message = format!("`{}` is not a text model folder", folder.display());
@@ -198,42 +242,23 @@ fn from_hugging_face_names(
     shape: &[usize],
     take: &mut impl FnMut(&str, &[usize]) -> Result<Vec<f32>>,
 ) -> Result<Vec<f32>> {
-    if name == "text_projection" {
-        // Hugging Face stores the projection as a linear layer, `[out, in]`.
-        let [width, embedding] = [shape[0], shape[1]];
-        let turned = take("text_projection.weight", &[embedding, width])?;
-        let column = |place: usize| (0..embedding).map(move |row| row * width + place);
-        return Ok((0..width).flat_map(column).map(|at| turned[at]).collect());
-    }
-    let Some((index, part)) = name
-        .strip_prefix("transformer.resblocks.")
-        .and_then(|rest| rest.split_once('.'))
-    else {
-        let name = match name {
-            "token_embedding.weight" => "text_model.embeddings.token_embedding.weight".to_owned(),
-            "positional_embedding" => "text_model.embeddings.position_embedding.weight".to_owned(),
-            norm => norm.replace("ln_final", "text_model.final_layer_norm"),
-        };
-        return take(&name, shape);
-    };
-    let prefix = format!("text_model.encoder.layers.{index}");
-    if let Some(kind) = part.strip_prefix("attn.in_proj_") {
-        // Queries, keys and values are separate layers.
-        let mut third = shape.to_vec();
-        third[0] /= 3;
-        let mut all = Vec::new();
-        for layer in ["q_proj", "k_proj", "v_proj"] {
-            all.extend(take(&format!("{prefix}.self_attn.{layer}.{kind}"), &third)?);
+    match hugging_face_text(name) {
+        Some(Origin::Transposed(theirs)) => {
+            let turned = take(&theirs, &[shape[1], shape[0]])?;
+            Ok(transposed(&turned, shape[0]))
         }
-        return Ok(all);
+        Some(Origin::Stacked(theirs)) => {
+            let mut third = shape.to_vec();
+            third[0] /= theirs.len();
+            let mut all = Vec::with_capacity(shape.iter().product());
+            for theirs in &theirs {
+                all.extend(take(theirs, &third)?);
+            }
+            Ok(all)
+        }
+        Some(Origin::Same(theirs)) => take(&theirs, shape),
+        Some(Origin::Lifted(_) | Origin::Zeros(..)) | None => take(name, shape),
     }
-    let part = part
-        .replace("ln_1", "layer_norm1")
-        .replace("ln_2", "layer_norm2")
-        .replace("attn.out_proj", "self_attn.out_proj")
-        .replace("mlp.c_fc", "mlp.fc1")
-        .replace("mlp.c_proj", "mlp.fc2");
-    take(&format!("{prefix}.{part}"), shape)
 }
 
 /// Reads the values of one weight and checks its shape and that all values are finite.

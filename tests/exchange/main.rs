@@ -1,8 +1,9 @@
 //! Models of open_clip and transformers: loading, compared with the outputs of those programs. `refusals.rs` tests
-//! errors, `written.rs` exports to other programs.
+//! errors, `written.rs` exports to open_clip and timm, `hugging_face.rs` those to transformers.
 //!
 //! `tests/golden/make_clip.py` writes the recorded models.
 
+mod hugging_face;
 mod refusals;
 mod written;
 

@@ -196,9 +196,12 @@ fn the_command_exports_for_open_clip_and_asks_for_its_text_tower() {
         ),
         (
             &["--to", "timm", "--text", text],
-            "--text requires --to open-clip",
+            "--text requires --to open-clip or --to hf-clip",
         ),
-        (&["--to", "jax"], "use timm, open-clip or robustbench"),
+        (
+            &["--to", "jax"],
+            "use timm, open-clip, hf-clip or robustbench",
+        ),
     ] {
         let (code, text) = run(more);
         assert_eq!(code, Some(2), "{text}");

@@ -38,6 +38,7 @@ pub struct Facts {
 pub(crate) enum Use {
     Timm,
     OpenClip,
+    Transformers { with_text: bool },
 }
 
 /// Refuses a folder that is not empty, so that nothing is overwritten.
@@ -74,6 +75,22 @@ pub(crate) fn card(
             "import open_clip\n\nmodel, _, preprocess = open_clip.create_model_and_transforms(\"local-dir:FOLDER\")\n\
              model.eval()\n# Embeddings of images returned by `preprocess`, in the space of the text tower's:\n\
              features = model.encode_image(images)",
+        ),
+        Use::Transformers { with_text: false } => (
+            "library_name: transformers\npipeline_tag: image-feature-extraction\ntags:\n- clip",
+            "from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection\n\n\
+             processor = CLIPImageProcessor.from_pretrained(\"FOLDER\")\n\
+             model = CLIPVisionModelWithProjection.from_pretrained(\"FOLDER\").eval()\n\
+             embeddings = model(**processor(images, return_tensors=\"pt\")).image_embeds\n\
+             # CLIPVisionModel loads the folder too: the hidden states, without the projection.",
+        ),
+        Use::Transformers { with_text: true } => (
+            "library_name: transformers\npipeline_tag: zero-shot-image-classification\ntags:\n- clip",
+            "from transformers import CLIPImageProcessor, CLIPModel\n\n\
+             processor = CLIPImageProcessor.from_pretrained(\"FOLDER\")\n\
+             model = CLIPModel.from_pretrained(\"FOLDER\").eval()\n\
+             features = model.get_image_features(**processor(images, return_tensors=\"pt\"))\n\
+             # CLIPVisionModelWithProjection and CLIPVisionModel load the image tower of the folder alone.",
         ),
     };
     let outputs = match loaded.outputs {

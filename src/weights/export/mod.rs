@@ -1,12 +1,17 @@
-//! Exports models for other programs: folders that timm and open_clip load, with a model card, and RobustBench entries.
+//! Exports models for other programs: folders that timm, open_clip and transformers load, with a model card, and
+//! RobustBench entries.
 //!
-//! Weights are written unchanged, so a round trip changes no logit.
+//! Weights are written unchanged, so a round trip changes no logit; [`hugging_face_clip`] says which it changes.
 
 pub(crate) mod board;
 pub mod card;
+pub(crate) mod fold;
+pub(crate) mod hugging_face;
 pub(crate) mod open_clip;
+pub(crate) mod parts;
 pub mod robustbench;
 
+pub use hugging_face::hugging_face_clip;
 pub use open_clip::open_clip;
 
 use std::path::Path;

@@ -4,20 +4,19 @@
 //! form, else as a timm model of the same form, if timm registers one: open_clip passes only a name to timm, no
 //! arguments.
 
-use std::collections::HashMap;
 use std::path::Path;
 
-use burn::tensor::Tensor;
 use serde_json::{Value, json};
 
 use super::card::{Facts, Use, card, refuse_full};
+use super::parts::{NamedTensor, image_parts, is_zero, write_parts};
 use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::model::{ConvNextConfig, Model, ModelConfig, NORM_EPS, Pool, Stem, Vit, VitConfig};
-use crate::ops::{Device, Gelu, Stored, from_vec, to_vec};
+use crate::ops::{Device, Gelu, from_vec};
 use crate::weights::architecture::CLIP_EPS;
 use crate::weights::import::Loaded;
-use crate::weights::names::{Head, Origin, Scheme, transposed};
+use crate::weights::names::{Head, Scheme};
 use crate::weights::outputs::{OPEN_CLIP_CONFIG, Outputs};
 use crate::weights::preprocessing::to_open_clip;
 use crate::weights::state_dict::StateDict;
@@ -60,13 +59,6 @@ const NO_WEIGHTS: [&str; 5] = [
     "text.transformer.embeddings.position_ids",
 ];
 
-/// A tensor to write.
-struct NamedTensor {
-    name: String,
-    values: Tensor<1>,
-    shape: Vec<usize>,
-}
-
 /// Writes a folder for `open_clip.create_model_and_transforms("local-dir:FOLDER")`, with a model card.
 ///
 /// The text tower and everything else outside the image tower is copied from the open_clip folder `text`.
@@ -96,16 +88,7 @@ pub fn open_clip(loaded: &Loaded, facts: &Facts, text: &Path, folder: &Path) -> 
     let mut parts = text_parts(&tensors).context(of_text)?;
     parts.extend(image_parts(loaded, scheme));
     files::make_folder(folder)?;
-    let tensors = parts.iter().map(|part| {
-        let (values, shape) = (&part.values, &part.shape[..]);
-        (part.name.clone(), Stored { values, shape })
-    });
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    files::write_tensors(
-        &folder.join("open_clip_model.safetensors"),
-        tensors,
-        &metadata,
-    )?;
+    write_parts(&folder.join("open_clip_model.safetensors"), &parts)?;
     let card = card(loaded, &preprocessing, facts, Use::OpenClip);
     files::write(&folder.join("README.md"), card.as_bytes())?;
     // Written last, so that a folder with a configuration always has its weights.
@@ -169,11 +152,7 @@ fn tower(loaded: &Loaded, quick_gelu: bool) -> Result<(Value, Scheme)> {
 
 /// Lists the features of a transformer that open_clip's own does not support.
 fn obstacles(vit: &Vit, quick_gelu: bool) -> Vec<&'static str> {
-    let is_zero = |name: &str| {
-        let parameters = vit.parameters();
-        let mut found = parameters.iter().filter(|parameter| parameter.name == name);
-        found.all(|parameter| parameter.to_vec().iter().all(|value| *value == 0.0))
-    };
+    let is_zero = |name: &str| is_zero(vit, name);
     let config = &vit.config;
     [
         (config.stem == Stem::Conv, "has a convolutional stem"),
@@ -264,58 +243,4 @@ fn text_parts(file: &StateDict) -> Result<Vec<NamedTensor>> {
         })
     };
     names.map(part).collect()
-}
-
-/// Returns the tensors of the image tower under the names of a scheme.
-fn image_parts(loaded: &Loaded, scheme: Scheme) -> Vec<NamedTensor> {
-    let parameters = loaded.model.parameters();
-    let mut parts: Vec<NamedTensor> = parameters
-        .into_iter()
-        .filter(|parameter| parameter.name != "pos_embed")
-        .map(|parameter| NamedTensor {
-            name: parameter.name.clone(),
-            values: parameter.value.clone(),
-            shape: parameter.shape.clone(),
-        })
-        .collect();
-    if let Model::Vit(vit) = &loaded.model {
-        // open_clip stores fixed positions as weights too.
-        let table = vit.position_table(loaded.image_size);
-        let (length, width) = (table.len(), vit.config.width);
-        parts.push(NamedTensor {
-            name: "pos_embed".into(),
-            values: from_vec(table, [length], &Device::cpu()),
-            shape: vec![1, length / width, width],
-        });
-    }
-    let convolutions = match loaded.model.config() {
-        // The MLP layers of timm's smaller ConvNeXts are 1 x 1 convolutions.
-        ModelConfig::ConvNext(convnext) => convnext.widths[0] < 96,
-        ModelConfig::Vit(_) => false,
-    };
-    let renamed = |mut part: NamedTensor| {
-        if convolutions && part.name.contains(".mlp.") && part.shape.len() == 2 {
-            part.shape.extend([1, 1]);
-        }
-        match scheme.origin(&part.name)? {
-            Origin::Same(name) => part.name = name,
-            Origin::Lifted(name) => {
-                part.name = name;
-                let first = part.shape.iter().position(|size| *size != 1);
-                part.shape.drain(..first.unwrap_or(0));
-            }
-            Origin::Transposed(name) => {
-                part.name = name;
-                let values = to_vec(part.values);
-                let values = transposed(&values, part.shape[1]);
-                let length = values.len();
-                part.values = from_vec(values, [length], &Device::cpu());
-                part.shape.reverse();
-            }
-            // Zeros are not stored, and the schemes that are written have no stacked tensors.
-            Origin::Zeros(..) | Origin::Stacked(_) => return None,
-        }
-        Some(part)
-    };
-    parts.into_iter().filter_map(renamed).collect()
 }
