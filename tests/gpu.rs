@@ -18,10 +18,11 @@ use advxl::loss::{Targets, cross_entropy, unit_length};
 use advxl::model::tokens::MaskingKind;
 use advxl::model::{DropPath, Masking, Model, ModelConfig, Pass};
 use advxl::objective::contrastive::TowerPasses;
-use advxl::objective::{ContrastiveLoss, Microbatches, Objective, Views};
+use advxl::objective::weighted::{Point, Space, Term, TermKind, View};
+use advxl::objective::{ContrastiveLoss, LabelLoss, Microbatches, Objective, Views, WeightedLoss};
 use advxl::ops::{
-    BlockSpec, BlockWeights, Device, DeviceName, Gelu, Numerics, Precision, WeightCache,
-    encoder_block, from_vec, gelu, layer_norm, linear, to_vec, usable,
+    BlockSpec, BlockWeights, Device, DeviceName, Gelu, Numerics, Precision, RowDistance,
+    WeightCache, encoder_block, from_vec, gelu, layer_norm, linear, to_vec, usable,
 };
 use advxl::plan::GPU_CONTEXT;
 use advxl::recipe::Recipe;
@@ -293,6 +294,79 @@ fn gradients_of_captions_match_the_cpu_and_stay_on_the_gpu() {
         for (index, (found, right)) in found.iter().zip(&right).enumerate() {
             let off = off(found, right);
             assert!(off < 2e-5, "{index}: off by {off:e}");
+        }
+    }
+}
+
+/// Losses of an objective with clean images, a reference and labels (TRADES) or embeddings (DeACL): the gradient of the
+/// images and those of the weights.
+fn of_objective(deacl: bool, device: &Device) -> Vec<Vec<f32>> {
+    let [config, _] = configs();
+    let model = Model::new(&config, CLASSES, SIZE, 1, device);
+    let images: Tensor<4> = drawn(7, [BATCH, 3, SIZE, SIZE], device);
+    let term = |weight, kind| Term { weight, kind };
+    let distance = |kind, from, to| TermKind::Distance(kind, from, to, Space::Outputs);
+    let (adversarial, clean) = (Point::Output(View::Adversarial), Point::Output(View::Clean));
+    let reference = Point::Reference(View::Clean);
+    let kind = if deacl {
+        RowDistance::Cosine
+    } else {
+        RowDistance::Kl
+    };
+    let first = match deacl {
+        true => distance(kind, clean, reference),
+        false => TermKind::CrossEntropy(View::Clean),
+    };
+    let microbatches = Microbatches {
+        numerics: Numerics::F32,
+        attack_numerics: Numerics::F32,
+        recompute: false,
+        kept: None,
+        size: Some(3),
+        shards: 1,
+    };
+    let labels = Targets::classes(&[1, 3, 0, 7]);
+    let loss = WeightedLoss {
+        terms: vec![
+            term(1.0, first),
+            term(2.0, distance(kind, adversarial, clean)),
+        ],
+        attack: vec![term(1.0, distance(kind, adversarial, reference))],
+        labels: (!deacl).then(|| LabelLoss::new(&labels, CLASSES, 0.1, device)),
+        reference: [Some(microbatches.own_outputs(&model, &images)), None],
+        ..WeightedLoss::default()
+    };
+    let comm = Comm::single();
+    let objective = Objective::new(Box::new(loss), microbatches, &comm);
+    let moved = from_vec(
+        to_vec(images.clone())
+            .iter()
+            .enumerate()
+            .map(|(at, x)| x * 0.9 + 0.01 * (at % 7) as f32)
+            .collect(),
+        [BATCH, 3, SIZE, SIZE],
+        device,
+    );
+    let (gradient, losses) = objective.ascent(&model, moved.clone());
+    let views = Views {
+        adversarial: moved,
+        clean: Some(images),
+    };
+    let step = objective.gradients(&model, views, BATCH, None, || ());
+    let mut all = vec![to_vec(gradient), to_vec(losses)];
+    all.extend(step.gradients.into_iter().map(to_vec));
+    all
+}
+
+#[test]
+fn objectives_with_a_reference_match_the_cpu() {
+    for deacl in [false, true] {
+        let found = of_objective(deacl, &gpu());
+        let right = of_objective(deacl, &Device::cpu());
+        assert_eq!(found.len(), right.len());
+        for (index, (found, right)) in found.iter().zip(&right).enumerate() {
+            let off = off(found, right);
+            assert!(off < 1e-4, "{deacl} {index}: off by {off:e}");
         }
     }
 }
