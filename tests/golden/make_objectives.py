@@ -31,7 +31,7 @@ def cosine(x, y):
     return F.cosine_similarity(x, y, dim=1)
 
 
-def info_nce(images, texts, scale):
+def contrastive(images, texts, scale):
     logits = scale * F.normalize(images, dim=1) @ texts.T
     own = torch.arange(len(images))
     rows, columns = (F.cross_entropy(each, own, reduction="none") for each in (logits, logits.T))
@@ -58,7 +58,7 @@ def objectives(batch):
         logits = sum(
             kl(similarities(adversarial), similarities(other)) for other in (reference_adversarial, clean)
         )
-        return info_nce(adversarial, captions, SCALE) + FEATURES * features + LOGITS * logits
+        return contrastive(adversarial, captions, SCALE) + FEATURES * features + LOGITS * logits
 
     return {
         "trades": (
@@ -73,7 +73,7 @@ def objectives(batch):
             ) / 2,
             lambda adversarial, clean: -cosine(adversarial, reference),
         ),
-        "advflyp": (advflyp, lambda adversarial, clean: info_nce(adversarial, captions, SCALE)),
+        "advflyp": (advflyp, lambda adversarial, clean: contrastive(adversarial, captions, SCALE)),
         "gradient_norm": (
             lambda adversarial, clean: 0.8 * cross_entropy(clean, labels)
             + 0.2 * cross_entropy(adversarial, labels),
