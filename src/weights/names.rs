@@ -3,7 +3,7 @@
 //! Each timm name has an `Origin` in the file: a tensor, possibly transposed, several stacked tensors, or zeros.
 //! Tensors are read on demand, so memory use stays at the model plus one tensor. The same table, in the other
 //! direction, gives the names that [`crate::weights::export`] writes for open_clip and transformers.
-//! [`hugging_face_text`] does the same for text towers, whose own names are open_clip's.
+//! `hugging_face_text` does the same for text towers, whose own names are open_clip's.
 
 use std::collections::BTreeSet;
 
