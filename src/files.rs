@@ -493,6 +493,31 @@ pub fn wait_for_lock(path: &Path) -> Result<fs::File> {
     Ok(file)
 }
 
+/// Returns an error if the disk of a folder has less space than `what` needs; `hint` says how to get more. Does nothing
+/// where the space is unknown.
+pub fn require_space(folder: &Path, what: &str, needed: u64, hint: &str) -> Result<()> {
+    match free_space(folder) {
+        Some(free) if needed > free => {
+            let size = |count: u64| crate::memory::bytes(count as f64);
+            let (needed, free, folder) = (size(needed), size(free), folder.display());
+            let message = format!("{what} needs {needed} in `{folder}`, but only {free} are free");
+            Err(Error::failed(message).hint(hint))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(unix)]
+fn free_space(folder: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(folder).ok()?;
+    disk.f_bavail.checked_mul(disk.f_frsize)
+}
+
+#[cfg(not(unix))]
+fn free_space(_: &Path) -> Option<u64> {
+    None
+}
+
 /// Removes the files in one of advxl's folders whose names start with `prefix`.
 pub fn remove_beginning(folder: &Path, prefix: &str) -> Result<()> {
     let begins = |path: &PathBuf| {

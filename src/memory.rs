@@ -31,7 +31,7 @@ pub fn require(what: &str, needed: f64, available: Option<u64>, hint: &str) -> R
 }
 
 /// Formats a number of bytes, such as `1.5 GiB`.
-fn bytes(count: f64) -> String {
+pub fn bytes(count: f64) -> String {
     const UNITS: [&str; 7] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let step = |unit: usize| 1024f64.powi(unit as i32);
     let unit = (1..UNITS.len()).rev().find(|unit| count >= step(*unit));
