@@ -593,6 +593,17 @@ mod tests {
         assert_eq!(list(folder.path()).unwrap(), [path]);
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn more_than_the_free_space_is_refused_with_both_sizes() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(require_space(folder.path(), "the copy", 1, "less").is_ok());
+        let error = require_space(folder.path(), "the copy", u64::MAX, "less").unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with("the copy needs 16.0 EiB in `"), "{text}");
+        assert!(text.ends_with(" are free\n  hint: less"), "{text}");
+    }
+
     #[test]
     fn a_draft_appears_when_it_is_finished_and_leaves_nothing_before() {
         let folder = tempfile::tempdir().unwrap();
