@@ -493,31 +493,6 @@ pub fn wait_for_lock(path: &Path) -> Result<fs::File> {
     Ok(file)
 }
 
-/// Returns an error if the disk of a folder has less space than `what` needs; `hint` says how to get more. Does nothing
-/// where the space is unknown.
-pub fn require_space(folder: &Path, what: &str, needed: u64, hint: &str) -> Result<()> {
-    match free_space(folder) {
-        Some(free) if needed > free => {
-            let size = |count: u64| crate::memory::bytes(count as f64);
-            let (needed, free, folder) = (size(needed), size(free), folder.display());
-            let message = format!("{what} needs {needed} in `{folder}`, but only {free} are free");
-            Err(Error::failed(message).hint(hint))
-        }
-        _ => Ok(()),
-    }
-}
-
-#[cfg(unix)]
-fn free_space(folder: &Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(folder).ok()?;
-    disk.f_bavail.checked_mul(disk.f_frsize)
-}
-
-#[cfg(not(unix))]
-fn free_space(_: &Path) -> Option<u64> {
-    None
-}
-
 /// Removes the files in one of advxl's folders whose names start with `prefix`.
 pub fn remove_beginning(folder: &Path, prefix: &str) -> Result<()> {
     let begins = |path: &PathBuf| {
@@ -591,17 +566,6 @@ mod tests {
         write(&path, b"two").unwrap();
         assert_eq!(read(&path).unwrap(), b"two");
         assert_eq!(list(folder.path()).unwrap(), [path]);
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn more_than_the_free_space_is_refused_with_both_sizes() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(require_space(folder.path(), "the copy", 1, "less").is_ok());
-        let error = require_space(folder.path(), "the copy", u64::MAX, "less").unwrap_err();
-        let text = error.to_string();
-        assert!(text.starts_with("the copy needs 16.0 EiB in `"), "{text}");
-        assert!(text.ends_with(" are free\n  hint: less"), "{text}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::archive::{DEFLATED, Found, STORED};
 use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::files::{Draft, Source};
+use crate::memory;
 
 /// Images are already compressed, and captions compress to a tenth. A file that grows by more than this factor, beyond
 /// [`LEAST`] bytes, is a decompression bomb.
@@ -116,7 +117,7 @@ pub(crate) fn kept(
 
 /// Returns an error unless the disk of the file `to` in the cache has room for `needed` bytes.
 pub(crate) fn require_space(what: &str, to: &Path, needed: u64) -> Result<()> {
-    files::require_space(to.parent().unwrap_or(to), what, needed, SPACE)
+    memory::require_space(to.parent().unwrap_or(to), what, needed, SPACE)
 }
 
 /// Reads the contents of a zip entry sequentially. At their end, length and checksum are compared.

@@ -312,8 +312,11 @@ fn shape(images: &Array) -> Result<(usize, usize, usize)> {
     }
 }
 
+/// Reads a whole number from exactly its bytes.
+type Whole = fn(&[u8]) -> Option<i64>;
+
 /// Returns the width in bytes of a dtype of whole numbers and the function that reads one.
-fn whole(dtype: &str) -> Option<(usize, fn(&[u8]) -> Option<i64>)> {
+fn whole(dtype: &str) -> Option<(usize, Whole)> {
     fn number<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
         bytes.try_into().ok()
     }

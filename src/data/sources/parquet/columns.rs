@@ -256,7 +256,6 @@ fn classes(metadata: &FileMetaData, label: &str) -> Option<Vec<String>> {
         .collect()
 }
 
-#[allow(clippy::needless_pass_by_value)]
 fn explain(error: ParquetError) -> Error {
     let text = error.to_string();
     let text = text.strip_prefix("Parquet error: ").unwrap_or(&text);

@@ -101,7 +101,7 @@ impl Copied {
     }
 
     /// Returns the number of rows.
-    pub fn len(&self) -> usize {
+    pub fn row_count(&self) -> usize {
         self.table.len()
     }
 

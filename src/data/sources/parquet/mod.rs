@@ -76,7 +76,7 @@ impl Parquet {
                 .to_string_lossy()
                 .into_owned();
             let first = parquet.len;
-            parquet.len += copy.len();
+            parquet.len += copy.row_count();
             parquet.files.push(File {
                 path,
                 name,
@@ -119,7 +119,7 @@ impl Parquet {
         let labels = self
             .files
             .iter()
-            .flat_map(|file| (0..file.copy.len()).map(|row| file.copy.label(row)));
+            .flat_map(|file| (0..file.copy.row_count()).map(|row| file.copy.label(row)));
         let (mut most, mut labeled) = (0, 0);
         for label in labels.flatten() {
             most = most.max(label);
@@ -204,7 +204,7 @@ impl Parquet {
     pub fn identity(&self) -> impl Iterator<Item = String> {
         self.files
             .iter()
-            .map(|file| format!("{} {}", file.name, file.copy.len()))
+            .map(|file| format!("{} {}", file.name, file.copy.row_count()))
     }
 
     /// Returns the label of an image.
