@@ -132,6 +132,9 @@ def numbers():
     seed("safetensors", "images", safetensors({"images": ("F32", [1, 3, 2, 2], floats), "labels": ("I64", [1], labels)}, {"classes": '["a"]'}))
     seed("safetensors", "embeddings", safetensors({"embeddings": ("F32", [3, 4], floats), "keys": ("U8", [6], b"a\nbc\nd")}, {"text_model": "x", "context": "8"}))
     seed("safetensors", "half embeddings", safetensors({"embeddings": ("F16", [3, 2], b"\0<" * 6)}))
+    for name in ("stored", "deflated", "zip64_deflated", "bad_both", "bad_negative", "bad_structured", "bad_fortran"):
+        seed("npz", name, (GOLDEN / "archives" / f"{name}.npz").read_bytes())
+    seed("npz", "array", (GOLDEN / "archives" / "bad_single.npy").read_bytes())
     for path in sorted((GOLDEN / "weights").glob("*.pth")):
         seed("pytorch", path.stem, path.read_bytes())
         try:

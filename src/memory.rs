@@ -1,4 +1,5 @@
-//! Checks the available memory before large allocations: an error message is better than an abort.
+//! Checks the available memory before large allocations, and the free space of a disk before large files: an error
+//! message is better than an abort.
 
 use std::path::Path;
 
@@ -30,6 +31,31 @@ pub fn require(what: &str, needed: f64, available: Option<u64>, hint: &str) -> R
     }
 }
 
+/// Returns an error if the disk of a folder has less space than `what` needs; `hint` says how to get more. Does nothing
+/// where the space is unknown.
+pub fn require_space(folder: &Path, what: &str, needed: u64, hint: &str) -> Result<()> {
+    match free_space(folder) {
+        Some(free) if needed > free => {
+            let size = |count: u64| bytes(count as f64);
+            let (needed, free, folder) = (size(needed), size(free), folder.display());
+            let message = format!("{what} needs {needed} in `{folder}`, but only {free} are free");
+            Err(Error::failed(message).hint(hint))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(unix)]
+fn free_space(folder: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(folder).ok()?;
+    disk.f_bavail.checked_mul(disk.f_frsize)
+}
+
+#[cfg(not(unix))]
+fn free_space(_: &Path) -> Option<u64> {
+    None
+}
+
 /// Formats a number of bytes, such as `1.5 GiB`.
 fn bytes(count: f64) -> String {
     const UNITS: [&str; 7] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -44,6 +70,17 @@ fn bytes(count: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn more_than_the_free_space_is_refused_with_both_sizes() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(require_space(folder.path(), "the copy", 1, "less").is_ok());
+        let error = require_space(folder.path(), "the copy", u64::MAX, "less").unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with("the copy needs 16.0 EiB in `"), "{text}");
+        assert!(text.ends_with(" are free\n  hint: less"), "{text}");
+    }
 
     #[test]
     fn too_large_allocations_are_rejected_with_both_sizes() {

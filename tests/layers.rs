@@ -122,6 +122,7 @@ const FILES: &[(&str, &[&str])] = &[
             "cache",
             "cloud",
             "cloud_absent",
+            "archive",
             "unpack",
             "store",
             "pattern",
@@ -135,6 +136,12 @@ const FILES: &[(&str, &[&str])] = &[
             "sources/cifar",
             "sources/folder",
             "sources/tensors",
+            "sources/npy",
+            "sources/npz",
+            "sources/parquet/columns",
+            "sources/parquet/columns_absent",
+            "sources/parquet/copy",
+            "sources/parquet",
             "sources/synthetic",
             "sources",
             "shards/tar",
@@ -221,7 +228,6 @@ const FILES: &[(&str, &[&str])] = &[
     (
         "weights",
         &[
-            "archive",
             "pickle",
             "state_dict",
             "embeddings",

@@ -41,6 +41,8 @@ pub const TARGETS: &[Target] = &[
     Target::new("shard_index", shards::index, 16),
     Target::new("caption_json", shards::caption, 16),
     Target::new("safetensors", tensors::safetensors, 16),
+    // The names of a million classes.
+    Target::new("npz", tensors::npz, 96),
     Target::new("pytorch", tensors::pytorch, 16),
     Target::new("cifar", tensors::cifar, 16),
     Target::new("checkpoint", tensors::checkpoint, 16),

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use advxl::data::sources::cifar::Cifar;
+use advxl::data::sources::npy::Header;
+use advxl::data::sources::npz::Npz;
 use advxl::data::sources::tensors::{Tensors, save_parts};
 use advxl::data::{Spec, Split};
 use advxl::fuzzing;
@@ -122,6 +124,58 @@ pub fn pytorch(data: &[u8]) {
     };
     let path = scratch::write("a.pth", &archive);
     all_floats(&path);
+}
+
+/// Input: an archive of `numpy.savez`, or an array, which is put into one.
+pub fn npz(data: &[u8]) {
+    if let Ok(header) = Header::read(data) {
+        same_header(&header);
+    }
+    let archive = match data.starts_with(b"PK") {
+        true => data.to_vec(),
+        false => zip(&[("image.npy", data), ("label.npy", data)]),
+    };
+    let path = scratch::write("a.npz", &archive);
+    // Compressed images are unpacked into the cache.
+    advxl::storage::cache::use_cache(&scratch::path("cache"));
+    let Ok(npz) = Npz::open(&path) else {
+        return;
+    };
+    for index in [0, npz.len() - 1] {
+        npz.name_of(index);
+        if let Ok(label) = npz.label(index) {
+            assert!((label as usize) < npz.classes().len());
+        }
+        let picture = npz.picture(index).unwrap();
+        assert!(npz.image_size().is_none_or(|size| size == picture.width()));
+    }
+}
+
+/// Checks that a header, written and read again, is the same.
+fn same_header(header: &Header) {
+    let sides: String = header.shape.iter().map(|side| format!("{side},")).collect();
+    let order = if header.is_fortran { "True" } else { "False" };
+    let dtype = match &header.dtype {
+        list if list.starts_with('[') => list.clone(),
+        text if text.contains('\'') => format!("\"{text}\""),
+        text => format!("'{text}'"),
+    };
+    let text = format!("{{'descr': {dtype}, 'fortran_order': {order}, 'shape': ({sides})}}");
+    let start = [
+        &b"\x93NUMPY\x02\x00"[..],
+        &(text.len() as u32).to_le_bytes(),
+    ]
+    .concat();
+    if let Ok(again) = Header::read(&[&start, text.as_bytes()].concat()) {
+        let start = again.start;
+        assert_eq!(
+            again,
+            Header {
+                start,
+                ..header.clone()
+            }
+        );
+    }
 }
 
 /// Returns a zip archive of uncompressed entries.

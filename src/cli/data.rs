@@ -64,7 +64,7 @@ impl Data {
 /// The data set argument and its flags.
 #[derive(clap::Args)]
 struct NamedData {
-    /// Data set: a folder, tensors:FILE, shards:PATTERN or synthetic:N
+    /// Data set: a folder, tensors:FILE, npz:FILE, parquet:PATTERN, shards:PATTERN or synthetic:N
     #[arg(value_name = "SPEC")]
     spec: String,
     /// Part of a folder to read [default: train, or test for packing evaluation images]
@@ -211,7 +211,7 @@ impl Check {
         advxl data bench 'shards:packed/*.tar' --recipe recipes/vit_b16_in1k.toml"
 )]
 pub(crate) struct Bench {
-    /// Data set: a folder, tensors:FILE, shards:PATTERN or synthetic:N [default: the training images of --recipe]
+    /// Data set: a folder, tensors:FILE, npz:FILE, parquet:PATTERN, shards:PATTERN or synthetic:N [default: the training images of --recipe]
     #[arg(value_name = "SPEC", required_unless_present = "recipe")]
     spec: Option<String>,
     /// Part of a folder to read

@@ -29,7 +29,7 @@ impl RecipeFile {
 /// Test images, and the settings of running a model on them.
 #[derive(clap::Args)]
 pub(crate) struct TestRun {
-    /// Test images: a folder, tensors:FILE or synthetic:N
+    /// Test images: a folder, tensors:FILE, npz:FILE, parquet:PATTERN or synthetic:N
     #[arg(long, value_name = "SPEC")]
     pub(crate) data: String,
     /// Images per forward pass; does not change results

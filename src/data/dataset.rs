@@ -19,6 +19,8 @@ macro_rules! each {
             Source::Cifar($source) => $call,
             Source::Folder($source) => $call,
             Source::Tensors($source) => $call,
+            Source::Npz($source) => $call,
+            Source::Parquet($source) => $call,
             Source::Shards($source) => $call,
             Source::Synthetic($source) => $call,
         }
@@ -39,6 +41,8 @@ pub(crate) enum Source {
     Cifar(crate::data::sources::cifar::Cifar),
     Folder(crate::data::sources::folder::Folder),
     Tensors(crate::data::sources::tensors::Tensors),
+    Npz(crate::data::sources::npz::Npz),
+    Parquet(crate::data::sources::parquet::Parquet),
     Shards(Box<crate::data::shards::Shards>),
     Synthetic(crate::data::sources::synthetic::Synthetic),
 }
@@ -57,6 +61,10 @@ impl Dataset {
             Spec::Tensors(path) => {
                 Source::Tensors(crate::data::sources::tensors::Tensors::open(path)?)
             }
+            Spec::Npz(path) => Source::Npz(crate::data::sources::npz::Npz::open(path)?),
+            Spec::Parquet(pattern) => Source::Parquet(
+                crate::data::sources::parquet::Parquet::open(pattern, split)?,
+            ),
             Spec::Shards(pattern) => {
                 Source::Shards(Box::new(crate::data::shards::Shards::open(pattern)?))
             }
@@ -66,7 +74,8 @@ impl Dataset {
         };
         let image_size = match &source {
             Source::Cifar(_) => Some(crate::data::sources::cifar::SIDE),
-            Source::Folder(_) | Source::Shards(_) => None,
+            Source::Folder(_) | Source::Parquet(_) | Source::Shards(_) => None,
+            Source::Npz(npz) => npz.image_size(),
             Source::Tensors(tensors) => tensors.image_size(),
             Source::Synthetic(synthetic) => Some(synthetic.image_size()),
         };
@@ -87,6 +96,12 @@ impl Dataset {
                         path.display()
                     )
                 }
+                Some(end) if end == "npz" => {
+                    format!("for a NumPy archive, use `npz:{}`", path.display())
+                }
+                Some(end) if end == "parquet" => {
+                    format!("for Parquet files, use `parquet:{}`", path.display())
+                }
                 Some(end) if ["tar", "tgz", "gz"].iter().any(|known| end == *known) => {
                     format!("for shards, use `shards:{}`", path.display())
                 }
@@ -104,9 +119,13 @@ impl Dataset {
             let message = format!("`{}` contains no CIFAR binaries", path.display());
             return Err(Error::input(message).hint(hint));
         }
-        Ok(Source::Folder(crate::data::sources::folder::Folder::open(
-            path, split, true,
-        )?))
+        match crate::data::sources::folder::Folder::open(path, split, true) {
+            Err(error) if crate::data::sources::parquet::is_near(path) => Err(error.hint(format!(
+                "for Parquet files, use `parquet:{}`",
+                path.display()
+            ))),
+            folder => Ok(Source::Folder(folder?)),
+        }
     }
 
     /// Returns the number of samples.
@@ -133,6 +152,10 @@ impl Dataset {
                         Source::Shards(_) => {
                             "every sample needs a member such as `000.cls` with its class number"
                         }
+                        Source::Npz(_) => "add `label` int64 [n] to the file",
+                        Source::Parquet(_) => {
+                            "the files need a column `label` of class numbers, none of them negative"
+                        }
                         _ => "add `labels` i64 [n] to the file",
                     },
                 ),
@@ -155,6 +178,8 @@ impl Dataset {
             Source::Cifar(source) => source.label(index),
             Source::Folder(source) => source.label(index),
             Source::Tensors(source) => source.label(index)?,
+            Source::Npz(source) => source.label(index)?,
+            Source::Parquet(source) => source.label(index)?,
             Source::Synthetic(source) => source.label(index),
         })
     }
@@ -206,6 +231,11 @@ impl Dataset {
             }
             Source::Cifar(source) => plain(source.picture(index)?),
             Source::Tensors(source) => plain(source.picture(index)?),
+            Source::Npz(source) => plain(source.picture(index)?),
+            Source::Parquet(parquet) => {
+                let bytes = parquet.bytes(index).map_err(named)?;
+                crate::image::decode::examine_part(&bytes, view).map_err(named)?
+            }
             Source::Synthetic(source) => plain(source.picture(index)?),
         };
         let caption = match caption {
@@ -224,9 +254,12 @@ impl Dataset {
         pictures.find(Picture::is_packed)
     }
 
-    /// Returns whether images are separate files or tar members, which can be broken one by one.
+    /// Returns whether images are separate files, rows or tar members, which can be broken one by one.
     pub fn is_decoded(&self) -> bool {
-        matches!(self.source, Source::Folder(_) | Source::Shards(_))
+        matches!(
+            self.source,
+            Source::Folder(_) | Source::Parquet(_) | Source::Shards(_)
+        )
     }
 
     /// Drops prefetched samples that will not be read.
@@ -244,12 +277,13 @@ impl Dataset {
         }
     }
 
-    /// Returns the bytes of an image file; none if images are not files or tar members.
+    /// Returns the bytes of an image file; none if images are not files, rows or tar members.
     pub fn file_bytes(&self, index: usize) -> Option<std::result::Result<Vec<u8>, Fault>> {
         match &self.source {
             Source::Folder(folder) => Some(folder.bytes(index).map_err(Fault::from)),
             Source::Shards(shards) => Some(shards.image_bytes(index)),
-            Source::Cifar(_) | Source::Tensors(_) | Source::Synthetic(_) => None,
+            Source::Parquet(parquet) => Some(parquet.bytes(index)),
+            Source::Cifar(_) | Source::Tensors(_) | Source::Npz(_) | Source::Synthetic(_) => None,
         }
     }
 
@@ -273,7 +307,7 @@ impl Dataset {
         match &self.source {
             Source::Shards(shards) => shards.captioned(),
             Source::Synthetic(_) => true,
-            Source::Cifar(_) | Source::Folder(_) | Source::Tensors(_) => false,
+            _ => false,
         }
     }
 
@@ -287,7 +321,7 @@ impl Dataset {
                 let caption = shards.caption(index);
                 caption.map_err(|fault| self.named(fault, index))
             }
-            Source::Cifar(_) | Source::Folder(_) | Source::Tensors(_) => Ok(None),
+            _ => Ok(None),
         }
     }
 
@@ -295,6 +329,8 @@ impl Dataset {
     pub fn notices(&self) -> &[String] {
         match &self.source {
             Source::Shards(shards) => shards.notices(),
+            Source::Npz(npz) => npz.notices(),
+            Source::Parquet(parquet) => parquet.notices(),
             _ => &[],
         }
     }
@@ -323,7 +359,14 @@ impl Dataset {
                 let count = shards.identity().count();
                 format!("{} ({})", self.spec, counted(count, "shard", "shards"))
             }
-            Source::Tensors(_) => self.spec.to_string(),
+            Source::Parquet(parquet) => {
+                let files = counted(parquet.file_count(), "file", "files");
+                match parquet.split() {
+                    Some(split) => format!("{} ({files}, split {split})", self.spec),
+                    None => format!("{} ({files})", self.spec),
+                }
+            }
+            Source::Tensors(_) | Source::Npz(_) => self.spec.to_string(),
         };
         let mut parts = vec![counted(self.len(), "image", "images")];
         parts.push(match self.classes().len() {
@@ -355,11 +398,12 @@ impl Dataset {
             crate::data::sources::folder::Ignored::new();
         match &self.source {
             Source::Folder(folder) => folder.ignored(),
+            Source::Parquet(parquet) => parquet.ignored(),
             _ => &NONE,
         }
     }
 
-    /// Returns the id of an image within the data set: its path, its shard and key, or its number. It does not depend
+    /// Returns the id of an image within the data set: its path, its file and row, its shard and key, or its number. It does not depend
     /// on where the data set is stored.
     ///
     /// Errors: a shard's index that can no longer be read.
@@ -367,7 +411,10 @@ impl Dataset {
         Ok(match &self.source {
             Source::Folder(folder) => folder.relative_name(index),
             Source::Shards(shards) => shards.id_of(index)?,
-            Source::Cifar(_) | Source::Tensors(_) | Source::Synthetic(_) => index.to_string(),
+            Source::Parquet(parquet) => parquet.id_of(index),
+            Source::Cifar(_) | Source::Tensors(_) | Source::Npz(_) | Source::Synthetic(_) => {
+                index.to_string()
+            }
         })
     }
 
@@ -386,6 +433,14 @@ impl Dataset {
                 (Spec::Tensors(one), Spec::Tensors(two)) => place(one) == place(two),
                 _ => false,
             },
+            (Source::Npz(_), Source::Npz(_)) => match (&self.spec, &other.spec) {
+                (Spec::Npz(one), Spec::Npz(two)) => place(one) == place(two),
+                _ => false,
+            },
+            (Source::Parquet(one), Source::Parquet(two)) => {
+                let places: std::collections::HashSet<_> = one.paths().map(place).collect();
+                two.paths().any(|path| places.contains(&place(path)))
+            }
             (Source::Shards(one), Source::Shards(two)) => {
                 let places: std::collections::HashSet<String> = one.places().collect();
                 two.places().any(|shard| places.contains(&shard))
@@ -397,7 +452,7 @@ impl Dataset {
     /// Returns a hash that identifies the data set.
     ///
     /// It covers the kind of source and the classes. For shards, it also covers their names and sample counts; for
-    /// other sources the number of images and their labels, with the names of files in class folders and the seed,
+    /// other sources the number of images and their labels, with the names of files (class folders, Parquet) and the seed,
     /// split and size of synthetic images. No image is read, so changed pixels under the same names are not detected.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
@@ -409,6 +464,8 @@ impl Dataset {
             Source::Cifar(_) => "cifar",
             Source::Folder(_) => "folder",
             Source::Tensors(_) => "tensors",
+            Source::Npz(_) => "npz",
+            Source::Parquet(_) => "parquet",
             Source::Shards(_) => "shards",
             Source::Synthetic(_) => "synthetic",
         });
@@ -422,7 +479,8 @@ impl Dataset {
                 shards.identity().for_each(|shard| text(&shard));
                 return hasher.finalize().to_hex().to_string();
             }
-            Source::Cifar(_) | Source::Tensors(_) => {}
+            Source::Parquet(parquet) => parquet.identity().for_each(|file| text(&file)),
+            Source::Cifar(_) | Source::Tensors(_) | Source::Npz(_) => {}
         }
         for index in 0..self.len() {
             // `u32::MAX` means no label.

@@ -7,7 +7,7 @@
 //! | file or folder          | contents                                                                          |
 //! |-------------------------|-----------------------------------------------------------------------------------|
 //! | [`spec`]                | names of data sets on the command line and in recipes                             |
-//! | [`sources`]             | CIFAR binaries, class folders, tensor files, synthetic images                     |
+//! | [`sources`]             | CIFAR binaries, class folders, files of tensors, NumPy and Parquet, synthetic      |
 //! | [`shards`]              | images and captions in tar files: index, samples                                  |
 //! | [`dataset`]             | one interface to all of them                                                      |
 //! | [`classes`] [`subset`]  | matching labels with a model's classes; choosing the images of an evaluation      |

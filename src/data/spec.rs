@@ -29,7 +29,8 @@ impl fmt::Display for Split {
 /// A data set as named on the command line and in recipes.
 ///
 /// `FOLDER` (class folders or CIFAR binaries, distinguished by their contents), `folder:FOLDER` (every subfolder is a
-/// class), `tensors:FILE.safetensors`, `shards:PATTERN`, `synthetic:N` or `synthetic:N@SIZE`.
+/// class), `tensors:FILE.safetensors`, `npz:FILE.npz`, `parquet:PATTERN`, `shards:PATTERN`, `synthetic:N` or
+/// `synthetic:N@SIZE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {
     /// A folder of class folders, with or without split folders, or of CIFAR binaries.
@@ -38,6 +39,11 @@ pub enum Spec {
     ClassFolders(PathBuf),
     /// A safetensors file of images and labels.
     Tensors(PathBuf),
+    /// A NumPy archive of images and labels.
+    Npz(PathBuf),
+    /// Parquet files of encoded images and labels, given by a file, a folder, or a pattern such as
+    /// `data/train-*.parquet`.
+    Parquet(String),
     /// Tar files of images and captions, given by a pattern such as `data/{00000..00099}.tar` or, in an object store,
     /// `s3://bucket/*.tar`.
     Shards(String),
@@ -51,8 +57,8 @@ pub enum Spec {
 }
 
 pub(crate) const SPEC_HINT: &str = "use the path of a folder of class folders or CIFAR binaries, `folder:PATH`, \
-                         `tensors:FILE.safetensors`, `shards:data/{00000..00099}.tar`, or `synthetic:N` such as \
-                         `synthetic:10000`";
+                         `tensors:FILE.safetensors`, `npz:FILE.npz`, `parquet:FOLDER`, \
+                         `shards:data/{00000..00099}.tar`, or `synthetic:N` such as `synthetic:10000`";
 
 impl FromStr for Spec {
     type Err = Error;
@@ -65,6 +71,14 @@ impl FromStr for Spec {
                 Err(Error::input("`tensors:` must be followed by a file").hint(SPEC_HINT))
             }
             Some(("tensors", path)) => Ok(Spec::Tensors(files::expanded(path))),
+            Some(("npz", "")) => {
+                Err(Error::input("`npz:` must be followed by a file").hint(SPEC_HINT))
+            }
+            Some(("npz", path)) => Ok(Spec::Npz(files::expanded(path))),
+            Some(("parquet", "")) => {
+                Err(Error::input("`parquet:` must be followed by a pattern").hint(SPEC_HINT))
+            }
+            Some(("parquet", pattern)) => Ok(Spec::Parquet(pattern.into())),
             Some(("folder", "")) => {
                 Err(Error::input("`folder:` must be followed by a path").hint(SPEC_HINT))
             }
@@ -99,7 +113,7 @@ pub(crate) fn is_scheme(kind: &str) -> bool {
 }
 
 pub(crate) fn nearest_scheme(kind: &str) -> Option<&'static str> {
-    ["tensors", "synthetic", "shards", "folder"]
+    ["tensors", "synthetic", "shards", "folder", "parquet", "npz"]
         .into_iter()
         .find(|known| strsim::damerau_levenshtein(kind, known) <= 2)
 }
@@ -118,11 +132,16 @@ pub(crate) fn synthetic_spec(text: &str, rest: &str) -> Result<Spec> {
 }
 
 impl Spec {
-    /// Returns the path of the folder or file; none for shards and synthetic images.
+    /// Returns the path of the folder or file; none for patterns, shards and synthetic images.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Spec::Folder(path) | Spec::ClassFolders(path) | Spec::Tensors(path) => Some(path),
-            Spec::Shards(_) | Spec::Synthetic { .. } => None,
+            Spec::Folder(path)
+            | Spec::ClassFolders(path)
+            | Spec::Tensors(path)
+            | Spec::Npz(path) => Some(path),
+            // A pattern without globs is a path.
+            Spec::Parquet(pattern) if Path::new(pattern).exists() => Some(Path::new(pattern)),
+            Spec::Parquet(_) | Spec::Shards(_) | Spec::Synthetic { .. } => None,
         }
     }
 }
@@ -133,6 +152,8 @@ impl fmt::Display for Spec {
             Spec::Folder(path) => write!(f, "{}", path.display()),
             Spec::ClassFolders(path) => write!(f, "folder:{}", path.display()),
             Spec::Tensors(path) => write!(f, "tensors:{}", path.display()),
+            Spec::Npz(path) => write!(f, "npz:{}", path.display()),
+            Spec::Parquet(pattern) => write!(f, "parquet:{pattern}"),
             Spec::Shards(pattern) => write!(f, "shards:{pattern}"),
             Spec::Synthetic {
                 count,
@@ -171,6 +192,8 @@ mod tests {
             "data/images",
             "folder:data/train",
             "tensors:a/b.safetensors",
+            "npz:a/b.npz",
+            "parquet:a/train-*.parquet",
             "shards:a/{00..07}.tar,b/*.tar",
             "synthetic:100",
             "synthetic:7@64",
@@ -194,6 +217,9 @@ mod tests {
         assert!(message("synthetic:10@8").contains("from 16 to 1024"));
         assert!(message("shards:").contains("must be followed by a pattern"));
         assert!(message("shard:{0..1}.tar").contains("did you mean `shards:{0..1}.tar`?"));
+        assert!(message("npz:").contains("must be followed by a file"));
+        assert!(message("parquet:").contains("must be followed by a pattern"));
+        assert!(message("parquets:x").contains("did you mean `parquet:x`?"));
         assert!(message("tensor:x").contains("did you mean `tensors:x`?"));
         assert!(message("").contains("synthetic:10000"));
     }

@@ -7,7 +7,7 @@ settings! {
     /// Training and test images.
     #[derive(Clone, Debug, PartialEq)]
     pub struct Data(table) {
-        /// Training images: a folder, `tensors:FILE`, `shards:PATTERN` or `synthetic:N`.
+        /// Training images: a folder, `tensors:FILE`, `npz:FILE`, `parquet:PATTERN`, `shards:PATTERN` or `synthetic:N`.
         pub train: Spec { example: "\"data/imagenet\"" },
         /// Test images; may be the same data set as `train` if it has both splits. Classes are matched by name.
         pub test: Spec { example: "\"data/imagenet\"" },

@@ -1,12 +1,15 @@
-//! Access to shards by name: local files, gzipped files, and objects in cloud storage and on web servers.
+//! Access to shards by name: local files, gzipped files, and objects in cloud storage and on web servers. Archives, and
+//! the local cache of what is unpacked.
 //!
 //! | file        | what                                                          |
 //! |-------------|---------------------------------------------------------------|
 //! | [`store`]   | one interface to files and objects; read-ahead                |
 //! | [`cloud`]   | S3, Google Cloud Storage, HTTP (feature `cloud`)              |
 //! | [`pattern`] | shard patterns: braces, globs, lists                          |
-//! | [`unpack`]  | gzipped shards, unpacked into a cache                         |
+//! | [`archive`] | the directory of a zip archive                                |
+//! | [`unpack`]  | gzipped shards and zip entries, unpacked into a cache         |
 
+pub mod archive;
 pub mod cache;
 #[cfg_attr(not(feature = "cloud"), path = "cloud_absent.rs")]
 pub mod cloud;

@@ -171,7 +171,7 @@ fn range(first: &str, last: &str) -> Option<Vec<String>> {
 }
 
 /// Returns the files that match a path with globs, sorted.
-fn glob(path: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn glob(path: &Path) -> Result<Vec<PathBuf>> {
     let mut found = vec![PathBuf::new()];
     for part in path.components() {
         let part = part.as_os_str().to_string_lossy();
@@ -202,7 +202,7 @@ fn glob(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn is_glob(name: &str) -> bool {
+pub(crate) fn is_glob(name: &str) -> bool {
     name.contains(['*', '?', '['])
 }
 

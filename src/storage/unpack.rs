@@ -1,5 +1,5 @@
-//! Unpacks gzipped shards. Samples are read by offset, which a compressed file does not support. The file is therefore
-//! unpacked once, into the local cache, and read from there.
+//! Unpacks gzipped shards and zip entries. Samples are read by offset, which a compressed file does not support. The
+//! file is therefore unpacked once, into the local cache, and read from there.
 //!
 //! The alternative, an index of points where decompression can start, would unpack several megabytes for every sample
 //! in random order. A damaged or truncated gzip file is unpacked as far as possible, and its index records that. Remote
@@ -8,11 +8,14 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use flate2::bufread::GzDecoder;
+use flate2::Crc;
+use flate2::bufread::{DeflateDecoder, GzDecoder};
 
+use super::archive::{DEFLATED, Found, STORED};
 use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::files::{Draft, Source};
+use crate::memory;
 
 /// Images are already compressed, and captions compress to a tenth. A file that grows by more than this factor, beyond
 /// [`LEAST`] bytes, is a decompression bomb.
@@ -69,16 +72,30 @@ pub fn open(path: &Path, stamp: (u64, u64)) -> Result<(Source, bool)> {
 }
 
 fn unpacked(file: Source, path: &Path, stamp: (u64, u64)) -> Result<(Source, bool)> {
+    // The ending records whether the copy is complete.
+    let make = |to: PathBuf| unpack(&file, to).map(|(draft, whole)| (draft, usize::from(!whole)));
+    let (_, copy, ending) = kept(path, stamp, &["tar", "cut.tar"], make)?;
+    Ok((copy, ending == 0))
+}
+
+const SPACE: &str = "free space there, or set ADVXL_CACHE to a folder on a larger disk";
+
+/// Opens what was made of version `stamp` of the file `path`, which is kept in the local cache. It is made if it is not
+/// there, by `make`, which gets the path to draft and returns the number of the ending to use; other versions are
+/// removed. Also returns the path and the number of the ending.
+///
+/// Errors: those of `make`; a file that has changed; a cache that cannot be written.
+pub(crate) fn kept(
+    path: &Path,
+    stamp: (u64, u64),
+    endings: &[&str],
+    make: impl FnOnce(PathBuf) -> Result<(Draft, usize)>,
+) -> Result<(PathBuf, Source, usize)> {
     let folder = crate::storage::cache::cache("unpacked")?;
     let hash = blake3::hash(absolute(path).as_os_str().as_encoded_bytes()).to_hex();
     let (of_path, version) = (&hash[..16], format!("{}-{}", stamp.0, stamp.1));
-    // The extension records whether the copy is complete.
-    let name = |ending: &str| folder.join(format!("{of_path}-{version}.{ending}"));
-    let found = || {
-        [("tar", true), ("cut.tar", false)]
-            .into_iter()
-            .find(|(ending, _)| name(ending).is_file())
-    };
+    let name = |number: usize| folder.join(format!("{of_path}-{version}.{}", endings[number]));
+    let found = || (0..endings.len()).find(|number| name(*number).is_file());
     if found().is_none() {
         files::make_folder(&folder)?;
         // Other processes of the run need the same file.
@@ -90,13 +107,103 @@ fn unpacked(file: Source, path: &Path, stamp: (u64, u64)) -> Result<(Source, boo
                     Error::failed("the file has changed since it was opened").hint("start again")
                 );
             }
-            let (draft, whole) = unpack(&file, name("tar"))?;
-            draft.finish_as(&name(if whole { "tar" } else { "cut.tar" }))?;
+            let (draft, number) = make(name(0))?;
+            draft.finish_as(&name(number))?;
         }
     }
-    let (ending, whole) =
-        found().ok_or_else(|| Error::failed("the unpacked file has disappeared"))?;
-    Ok((Source::open(&name(ending))?, whole))
+    let number = found().ok_or_else(|| Error::failed("the unpacked file has disappeared"))?;
+    Ok((name(number), Source::open(&name(number))?, number))
+}
+
+/// Returns an error unless the disk of the file `to` in the cache has room for `needed` bytes.
+pub(crate) fn require_space(what: &str, to: &Path, needed: u64) -> Result<()> {
+    memory::require_space(to.parent().unwrap_or(to), what, needed, SPACE)
+}
+
+/// Reads the contents of a zip entry sequentially. At their end, length and checksum are compared.
+///
+/// Errors of kind [`io::ErrorKind::Other`] are those of reading the archive; all others mean damaged contents.
+pub(crate) struct Contents<'a> {
+    contents: Packed<'a>,
+    checksum: Crc,
+    entry: Found,
+    left: u64,
+}
+
+enum Packed<'a> {
+    Stored(Bytes<'a>),
+    Deflated(Box<DeflateDecoder<BufReader<Bytes<'a>>>>),
+}
+
+impl<'a> Contents<'a> {
+    /// Opens an entry; `None` if its compression is not supported.
+    pub(crate) fn open(file: &'a Source, entry: Found) -> Option<Self> {
+        let bytes = Bytes {
+            file,
+            at: entry.start,
+            end: entry.start + entry.packed,
+        };
+        let contents = match entry.method {
+            _ if entry.encrypted => return None,
+            STORED => Packed::Stored(bytes),
+            DEFLATED => {
+                let buffered = BufReader::with_capacity(1 << 16, bytes);
+                Packed::Deflated(Box::new(DeflateDecoder::new(buffered)))
+            }
+            _ => return None,
+        };
+        Some(Self {
+            contents,
+            checksum: Crc::new(),
+            entry,
+            left: entry.size,
+        })
+    }
+}
+
+impl Read for Contents<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what);
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        let count = match &mut self.contents {
+            Packed::Stored(contents) => contents.read(bytes)?,
+            Packed::Deflated(contents) => contents.read(bytes)?,
+        };
+        self.left = (self.left.checked_sub(count as u64))
+            .ok_or_else(|| damaged("it is longer than the archive says"))?;
+        self.checksum.update(&bytes[..count]);
+        match count {
+            0 if self.left > 0 => Err(damaged("it ends early")),
+            0 if self.checksum.sum() != self.entry.checksum => Err(damaged("wrong checksum")),
+            _ => Ok(count),
+        }
+    }
+}
+
+/// Writes everything that `contents` returns to a file of the cache, which is `size` bytes.
+pub(crate) fn drafted(
+    mut contents: impl Read,
+    size: u64,
+    to: &Path,
+    what: &str,
+    failed: impl FnOnce(io::Error) -> Error,
+) -> Result<Draft> {
+    require_space(what, to, size)?;
+    let mut draft = Draft::create(to)?;
+    let (mut at, mut part) = (0, vec![0; 1 << 20]);
+    loop {
+        match contents.read(&mut part) {
+            Ok(0) => return Ok(draft),
+            Ok(count) => {
+                let written = draft.write(at, &part[..count]);
+                written.map_err(|error| error.hint(SPACE))?;
+                at += count as u64;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
 }
 
 fn absolute(path: &Path) -> PathBuf {
@@ -107,7 +214,7 @@ fn absolute(path: &Path) -> PathBuf {
 fn unpack(file: &Source, to: PathBuf) -> Result<(Draft, bool)> {
     let mut draft = Draft::create(&to)?;
     let most = (file.length().saturating_mul(MOST_GROWTH)).max(LEAST);
-    let mut packed = BufReader::with_capacity(1 << 16, Bytes { file, at: 0 });
+    let mut packed = BufReader::with_capacity(1 << 16, Bytes::whole(file));
     let (mut at, mut part) = (0, vec![0; 1 << 20]);
     loop {
         let mut member = GzDecoder::new(packed);
@@ -144,16 +251,24 @@ fn unpack(file: &Source, to: PathBuf) -> Result<(Draft, bool)> {
     }
 }
 
-/// Reads a file sequentially.
+/// Reads a range of a file sequentially.
 struct Bytes<'a> {
     file: &'a Source,
     at: u64,
+    end: u64,
+}
+
+impl<'a> Bytes<'a> {
+    fn whole(file: &'a Source) -> Self {
+        let end = file.length();
+        Self { file, at: 0, end }
+    }
 }
 
 impl Read for Bytes<'_> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let left = self.file.length() - self.at;
-        let count = bytes.len().min(left as usize);
+        let left = self.end - self.at;
+        let count = (bytes.len() as u64).min(left) as usize;
         let read = self.file.fill(self.at, &mut bytes[..count]);
         // `ErrorKind::Other` distinguishes a read error from damaged data.
         read.map_err(|error| io::Error::other(error.to_string()))?;

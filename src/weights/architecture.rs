@@ -1,9 +1,9 @@
 //! Architecture names of timm, open_clip and advxl, and what they determine.
 
-use super::archive::shown;
 use crate::error::Error;
 use crate::model::ModelConfig;
 use crate::settings::nearest;
+use crate::storage::archive::shown;
 
 /// Epsilon of the layer norms in CLIP's image towers: PyTorch's default.
 pub(crate) const CLIP_EPS: f64 = 1e-5;

@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use super::architecture::CLIP_EPS;
-use super::archive::shown;
 use super::outputs::Outputs;
 use super::preprocessing::{mean_color, of_timm, square, test_size, to_timm};
 use super::stated::StatedModel;
@@ -12,6 +11,7 @@ use crate::image::{Preprocessing, ResizeMode};
 use crate::model::config::common::{check_mean, check_std};
 use crate::model::{ConvNextConfig, Model, ModelConfig, Pool, Position, Stem, VitConfig};
 use crate::ops::Gelu;
+use crate::storage::archive::shown;
 
 /// timm's names of the activations.
 const GELUS: [(&str, Gelu); 3] = [

@@ -1,12 +1,12 @@
 //! Determines the model in a weights file from the names and shapes of its tensors and the files next to it.
 
 use super::architecture::{NamedArchitecture, known};
-use super::archive::shown;
 use super::names::Names;
 use super::stated::StatedModel;
 use crate::error::{Error, Result};
 use crate::model::config::convnext::KERNEL;
 use crate::model::{ConvNextConfig, ModelConfig, Pool, Position, Stem, VitConfig};
+use crate::storage::archive::shown;
 
 pub(crate) struct Description {
     pub(crate) config: ModelConfig,

@@ -4,7 +4,6 @@
 use serde_json::{Value, json};
 
 use super::architecture::CLIP_EPS;
-use super::archive::shown;
 use super::config_json::{channels, eps};
 use super::names::Scheme;
 use super::outputs::Outputs;
@@ -14,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::model::config::common::{CLIP_MEAN, CLIP_STD};
 use crate::model::{Pool, VitConfig};
 use crate::ops::Gelu;
+use crate::storage::archive::shown;
 
 /// Default mean and std of ViT's image processor.
 const HALF: [f64; 3] = [0.5; 3];

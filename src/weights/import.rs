@@ -12,7 +12,6 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::architecture::{known, unknown};
-use super::archive::shown;
 use super::describe::{Description, describe};
 use super::names::Names;
 use super::outputs::{OPEN_CLIP_CONFIG, Outputs};
@@ -22,6 +21,7 @@ use crate::error::{Context, Error, Result};
 use crate::image::Preprocessing;
 use crate::model::{Model, ModelConfig, Position};
 use crate::ops::{Device, Stored, from_vec};
+use crate::storage::archive::shown;
 use crate::{distributed, files, json, memory};
 
 pub(crate) use crate::weights::names::Scheme;

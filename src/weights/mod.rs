@@ -10,11 +10,10 @@
 //! | [`describe`] [`architecture`] | the architecture, from shapes and configuration files |
 //! | [`config_json`] [`open_clip_json`] [`hugging_face_json`] [`preprocessing`] | configuration files |
 //! | [`outputs`] | whether a model outputs logits or embeddings |
-//! | [`state_dict`] [`archive`] [`pickle`] | tensor files: safetensors, PyTorch |
+//! | [`state_dict`] [`pickle`] | tensor files: safetensors, PyTorch |
 //! | [`embeddings`] | caption embedding files |
 
 pub mod architecture;
-pub mod archive;
 pub mod config_json;
 pub mod describe;
 pub mod embeddings;

@@ -7,10 +7,10 @@
 
 use std::collections::BTreeSet;
 
-use super::archive::shown;
 use super::state_dict::StateDict;
 use crate::error::Result;
 use crate::model::Pool;
+use crate::storage::archive::shown;
 
 /// Naming scheme of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

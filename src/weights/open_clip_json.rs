@@ -5,7 +5,6 @@
 use serde_json::Value;
 
 use super::architecture::{CLIP_EPS, known};
-use super::archive::shown;
 use super::config_json::{channels, eps};
 use super::names::{Head, Scheme};
 use super::outputs::{OPEN_CLIP_CONFIG, Outputs};
@@ -15,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::model::Pool;
 use crate::model::config::common::{CLIP_MEAN, CLIP_STD};
 use crate::ops::Gelu;
+use crate::storage::archive::shown;
 
 /// Known keys of `vision_cfg`: those read below, and those without effect outside training.
 const KEYS: [&str; 32] = [

@@ -14,8 +14,8 @@ use std::collections::HashMap;
 
 use safetensors::Dtype;
 
-use super::archive::shown;
 use crate::error::{Error, Result};
+use crate::storage::archive::shown;
 
 /// Instruction limit. A tensor takes about 50 instructions, so this is enough for 40,000 tensors. The values created by
 /// two million instructions take at most 300 MB.

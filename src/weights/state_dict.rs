@@ -12,17 +12,17 @@ use std::path::Path;
 
 use safetensors::tensor::Metadata;
 
-use super::archive::{Archive, Place};
 use super::pickle::{Pickle, Value, View};
 use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::files::Source;
 use crate::model::config::common::{check_mean, check_std};
 use crate::settings::nearest;
+use crate::storage::archive::{Archive, Place};
 
 pub use safetensors::Dtype;
 
-pub(crate) use crate::weights::archive::shown;
+pub(crate) use crate::storage::archive::shown;
 
 /// Maximum size of a safetensors header: about 300,000 tensors.
 const HEADER_LIMIT: u64 = 32 << 20;
@@ -202,7 +202,7 @@ impl StateDict {
     }
 
     fn pytorch(source: Source) -> Result<Self> {
-        let archive = Archive::read(&source)?;
+        let archive = Archive::read(&source, "PyTorch weights files")?;
         let root = archive
             .names()
             .find_map(|name| name.strip_suffix("data.pkl"));

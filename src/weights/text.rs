@@ -6,12 +6,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use super::archive::shown;
 use super::embeddings::MadeBy;
 use super::names::{Origin, hugging_face_text, transposed};
 use super::state_dict::StateDict;
 use crate::error::{Context, Error, Result};
 use crate::ops::{Device, Stored};
+use crate::storage::archive::shown;
 use crate::text::config::{from_hugging_face, from_open_clip};
 use crate::text::{TextConfig, TextModel, TextTower, Tokenizer, TokenizerConfig};
 use crate::{files, json};

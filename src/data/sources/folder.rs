@@ -31,9 +31,10 @@ const LAYOUT_HINT: &str = "put the images of each class into a separate folder, 
                            such as `ROOT/train/cat/1.jpg` and `ROOT/val/cat/2.jpg`";
 
 /// Names of split folders, matched without regard to case.
-const TRAIN_NAMES: [&str; 2] = ["train", "training"];
+pub(crate) const TRAIN_NAMES: [&str; 2] = ["train", "training"];
 /// In order of preference: ImageNet's labeled test images are in `val`.
-const TEST_NAMES: [[&str; 3]; 2] = [["val", "valid", "validation"], ["test", "testing", "eval"]];
+pub(crate) const TEST_NAMES: [[&str; 3]; 2] =
+    [["val", "valid", "validation"], ["test", "testing", "eval"]];
 
 /// Folders created by operating systems, file managers and archivers.
 const JUNK: [&str; 4] = ["__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN"];

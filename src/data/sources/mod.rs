@@ -1,6 +1,10 @@
-//! Sources of images other than shards: CIFAR binaries, class folders, tensor files, and images drawn in code.
+//! Sources of images other than shards: CIFAR binaries, class folders, tensor files, NumPy archives, Parquet files, and
+//! images drawn in code.
 
 pub mod cifar;
 pub mod folder;
+pub mod npy;
+pub mod npz;
+pub mod parquet;
 pub mod synthetic;
 pub mod tensors;

@@ -1,7 +1,7 @@
 //! Reads the central directory of a zip archive and locates the bytes of each entry.
 //!
-//! Supports only what PyTorch files need: uncompressed entries, in archives of any size (zip64). Nothing is
-//! decompressed, and checksums are not verified.
+//! Supports what the files of PyTorch and NumPy need: stored and deflated entries, in archives of any size (zip64).
+//! Nothing is decompressed here, and checksums are not verified: [`super::unpack`] does both.
 //!
 //! Source: PKWARE's APPNOTE 6.3, sections 4.3 and 4.5.3.
 
@@ -16,6 +16,8 @@ const TABLE_LIMIT: u64 = 64 << 20;
 /// The entries of an archive by name.
 pub(crate) struct Archive {
     entries: BTreeMap<String, Entry>,
+    /// What the archive is, for messages.
+    kind: &'static str,
 }
 
 /// Byte range of an entry.
@@ -25,47 +27,70 @@ pub(crate) struct Place {
     pub(crate) size: u64,
 }
 
+/// An entry and the byte range of its contents as they are in the archive.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found {
+    /// Compression method: [`STORED`], [`DEFLATED`] or another one.
+    pub(crate) method: u16,
+    pub(crate) encrypted: bool,
+    /// Offset of the contents.
+    pub(crate) start: u64,
+    /// Length in the archive.
+    pub(crate) packed: u64,
+    /// Length once decompressed.
+    pub(crate) size: u64,
+    /// CRC-32 of the decompressed contents.
+    pub(crate) checksum: u32,
+}
+
+/// The compression method of uncompressed entries.
+pub(crate) const STORED: u16 = 0;
+/// The compression method of entries in Deflate.
+pub(crate) const DEFLATED: u16 = 8;
+
 struct Entry {
-    /// Compression method; 0 means uncompressed.
     method: u16,
     encrypted: bool,
+    packed: u64,
     size: u64,
+    checksum: u32,
     /// Offset of the local file header, which precedes the bytes.
     header: u64,
 }
 
 impl Archive {
-    pub(crate) fn read(source: &Source) -> Result<Self> {
-        let (count, size, at) = table(source)?;
-        if size > TABLE_LIMIT {
-            let message = format!("the zip directory of {size} bytes is too large");
-            return Err(Error::input(message).hint("no weights file has that many entries"));
-        }
-        let table = source.bytes(at, size)?.ok_or_else(broken)?;
-        let mut rest = Fields(&table);
-        let mut entries = BTreeMap::new();
-        for _ in 0..count {
-            let (name, entry) = rest.entry().ok_or_else(broken)?;
-            entries.insert(name, entry);
-        }
-        Ok(Self { entries })
+    /// Reads the directory. `kind` completes "the format of ...".
+    pub(crate) fn read(source: &Source, kind: &'static str) -> Result<Self> {
+        let read = || -> Result<Option<BTreeMap<String, Entry>>> {
+            let Some((count, size, at)) = table(source)? else {
+                return Ok(None);
+            };
+            if size > TABLE_LIMIT {
+                let message = format!("the zip directory of {size} bytes is too large");
+                return Err(
+                    Error::input(message).hint(format!("no file of {kind} has that many entries"))
+                );
+            }
+            let Some(table) = source.bytes(at, size)? else {
+                return Ok(None);
+            };
+            let mut rest = Fields(&table);
+            Ok((0..count).map(|_| rest.entry()).collect())
+        };
+        let entries = read()?.ok_or_else(|| broken(kind))?;
+        Ok(Self { entries, kind })
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Returns the byte range of an entry, or `None` if the entry does not exist.
-    pub(crate) fn place(&self, source: &Source, name: &str) -> Result<Option<Place>> {
+    /// Returns an entry, or `None` if it does not exist.
+    pub(crate) fn find(&self, source: &Source, name: &str) -> Result<Option<Found>> {
+        let broken = || broken(self.kind);
         let Some(entry) = self.entries.get(name) else {
             return Ok(None);
         };
-        if entry.method != 0 || entry.encrypted {
-            let message = format!("zip entry `{}` is compressed or encrypted", shown(name));
-            return Err(Error::input(message).hint(
-                "PyTorch stores weights uncompressed; load the file in PyTorch and save it again",
-            ));
-        }
         let header = source.bytes(entry.header, 30)?.ok_or_else(broken)?;
         let mut fields = Fields(&header);
         if fields.take(4) != Some(b"PK\x03\x04") {
@@ -75,14 +100,38 @@ impl Archive {
         let (name, extra) = (fields.u16(), fields.u16());
         let skipped = 30 + u64::from(name.unwrap_or(0)) + u64::from(extra.unwrap_or(0));
         let start = entry.header.saturating_add(skipped);
-        let end = start.checked_add(entry.size);
+        let end = start.checked_add(entry.packed);
         if end.is_none_or(|end| end > source.length()) {
             return Err(broken());
         }
-        Ok(Some(Place {
+        Ok(Some(Found {
+            method: entry.method,
+            encrypted: entry.encrypted,
             start,
+            packed: entry.packed,
             size: entry.size,
+            checksum: entry.checksum,
         }))
+    }
+
+    /// Returns the byte range of an uncompressed entry, or `None` if the entry does not exist.
+    pub(crate) fn place(&self, source: &Source, name: &str) -> Result<Option<Place>> {
+        let Some(found) = self.find(source, name)? else {
+            return Ok(None);
+        };
+        if found.method != STORED || found.encrypted {
+            let message = format!("zip entry `{}` is compressed or encrypted", shown(name));
+            return Err(Error::input(message).hint(
+                "PyTorch stores weights uncompressed; load the file in PyTorch and save it again",
+            ));
+        }
+        match found.packed == found.size {
+            true => Ok(Some(Place {
+                start: found.start,
+                size: found.size,
+            })),
+            false => Err(broken(self.kind)),
+        }
     }
 }
 
@@ -95,45 +144,51 @@ pub(crate) fn shown(name: &str) -> String {
     text
 }
 
-fn broken() -> Error {
-    Error::input("truncated or invalid zip file, the format of PyTorch weights files")
-        .hint("copy or download it again")
+fn broken(kind: &str) -> Error {
+    Error::input(format!(
+        "truncated or invalid zip file, the format of {kind}"
+    ))
+    .hint("copy or download it again")
 }
 
-/// Returns the number of entries, the size and the offset of the central directory.
-fn table(source: &Source) -> Result<(u64, u64, u64)> {
+/// Returns the number of entries, the size and the offset of the central directory; `None` if there is none.
+fn table(source: &Source) -> Result<Option<(u64, u64, u64)>> {
     // The end-of-central-directory record has 22 bytes and a comment of up to 65,535.
     let tail_size = source.length().min(22 + 0xffff);
     let tail_at = source.length() - tail_size;
-    let tail = source.bytes(tail_at, tail_size)?.ok_or_else(broken)?;
+    let tail = source.bytes(tail_at, tail_size)?.unwrap_or_default();
     let record = (0..tail.len().saturating_sub(21)).rev().find(|at| {
         let comment = u16::from_le_bytes([tail[at + 20], tail[at + 21]]);
         tail[*at..].starts_with(b"PK\x05\x06") && at + 22 + usize::from(comment) == tail.len()
     });
-    let record = record.ok_or_else(broken)?;
+    let Some(record) = record else {
+        return Ok(None);
+    };
     let mut fields = Fields(&tail[record + 10..]);
     let short = (fields.u16(), fields.u32(), fields.u32());
     let (Some(count), Some(size), Some(at)) = short else {
-        return Err(broken());
+        return Ok(None);
     };
     if count != u16::MAX && size != u32::MAX && at != u32::MAX {
-        return Ok((count.into(), size.into(), at.into()));
+        return Ok(Some((count.into(), size.into(), at.into())));
     }
     // Zip64: a locator of 20 bytes precedes the record and holds the offset of the zip64 record.
-    let locator = (tail_at + record as u64)
-        .checked_sub(20)
-        .ok_or_else(broken)?;
-    let locator = source.bytes(locator, 20)?.ok_or_else(broken)?;
-    let long = Fields(&locator[8..]).u64().ok_or_else(broken)?;
-    let long = source.bytes(long, 56)?.ok_or_else(broken)?;
+    let Some(locator_at) = (tail_at + record as u64).checked_sub(20) else {
+        return Ok(None);
+    };
+    let locator = source.bytes(locator_at, 20)?.unwrap_or_default();
+    let Some(long_at) = locator.get(8..).and_then(|rest| Fields(rest).u64()) else {
+        return Ok(None);
+    };
+    let long = source.bytes(long_at, 56)?.unwrap_or_default();
     if !locator.starts_with(b"PK\x06\x07") || !long.starts_with(b"PK\x06\x06") {
-        return Err(broken());
+        return Ok(None);
     }
     let mut fields = Fields(&long[32..]);
-    match (fields.u64(), fields.u64(), fields.u64()) {
-        (Some(count), Some(size), Some(at)) => Ok((count, size, at)),
-        _ => Err(broken()),
-    }
+    Ok(match (fields.u64(), fields.u64(), fields.u64()) {
+        (Some(count), Some(size), Some(at)) => Some((count, size, at)),
+        _ => None,
+    })
 }
 
 /// Reads consecutive little-endian fields; every read returns `None` past the end of the bytes.
@@ -169,8 +224,9 @@ impl<'a> Fields<'a> {
         }
         self.take(4)?; // Versions.
         let (flags, method) = (self.u16()?, self.u16()?);
-        self.take(8)?; // Time, date and checksum.
-        let (stored, size) = (self.u32()?, self.u32()?);
+        self.take(4)?; // Time and date.
+        let checksum = self.u32()?;
+        let (packed, size) = (self.u32()?, self.u32()?);
         let lengths = [self.u16()?, self.u16()?, self.u16()?];
         self.take(8)?; // Disk and attributes.
         let header = self.u32()?;
@@ -192,12 +248,14 @@ impl<'a> Fields<'a> {
             _ => Some(short.into()),
         };
         let size = widened(size)?;
-        widened(stored)?;
+        let packed = widened(packed)?;
         let header = widened(header)?;
         let entry = Entry {
             method,
             encrypted: flags & 1 == 1,
+            packed,
             size,
+            checksum,
             header,
         };
         Some((name, entry))
