@@ -8,7 +8,7 @@
 //! | images     | the encoded images, one after another                                                      |
 //! | table      | 16 bytes for each row: offset u64, length u32 (0: no image), label i32 (-1: none), little-endian |
 //! | about      | JSON: the column of labels and the names of the classes, or null                           |
-//! | end        | length of `about` u64, number of rows u64, BLAKE3 hash of `table` and `about`, [`MAGIC`]   |
+//! | end        | length of `about` u64, number of rows u64, BLAKE3 hash of `table` and `about`, `MAGIC`     |
 
 use std::path::{Path, PathBuf};
 
