@@ -23,7 +23,8 @@ use crate::ops::{
 use crate::optim::{OptimizerConfig, OptimizerKind};
 use crate::plan::{DeviceEngine, Devices, GpuConstants, Plan};
 use crate::recipe::{
-    Checkpoints, Data, Head, Log, ObjectiveConfig, Phase, Recipe, Stage, TrainingAttack,
+    Checkpoints, Data, Head, Log, ObjectiveConfig, Phase, Recipe, Stage, TrainImages,
+    TrainingAttack,
 };
 use crate::rng::{Rng, Stream};
 use crate::schedule::{Decay, Schedule};
@@ -188,7 +189,8 @@ pub fn step(work: &StepWork, device: &Device) -> Result<Value> {
     let recipe = recipe(work);
     let comm = Comm::single();
     let (stage, size) = (&recipe.stage[0], work.image_size);
-    let dataset = Dataset::open(&recipe.data_of(stage).train, Split::Train, 0)?;
+    let spec = recipe.data_of(stage).train.specs()[0];
+    let dataset = Dataset::open(spec, Split::Train, 0)?;
     let phase = PhaseContext {
         recipe: &recipe,
         number: 0,
@@ -394,7 +396,7 @@ fn recipe(work: &StepWork) -> Recipe {
         model,
         start: None,
         data: Some(Data {
-            train: data(),
+            train: TrainImages::One(data()),
             test: data(),
             broken_rate: None,
             reduced_decode: false,

@@ -25,6 +25,7 @@ enum Purpose {
     Fab = 11,
     Square = 12,
     Subset = 13,
+    Mixture = 14,
 }
 
 /// An attack that draws random numbers, each from streams of its own.
@@ -123,6 +124,11 @@ pub enum Stream {
         /// Number of the class.
         class: u64,
     },
+    /// Order of the sources in a block of positions of the run, where several are mixed.
+    Mixture {
+        /// Number of the block.
+        block: u64,
+    },
 }
 
 impl AttackKind {
@@ -163,6 +169,7 @@ impl Stream {
             Self::Bench => (Purpose::Bench, 0, 0),
             Self::SubsetImage { image } => (Purpose::Subset, image, 0),
             Self::SubsetClass { class } => (Purpose::Subset, class, 1),
+            Self::Mixture { block } => (Purpose::Mixture, block, 0),
         };
         (purpose as u32, key, sub_key)
     }
@@ -309,6 +316,7 @@ mod tests {
             (Stream::Bench, (9, 0, 0)),
             (Stream::SubsetImage { image: 3 }, (13, 3, 0)),
             (Stream::SubsetClass { class: 3 }, (13, 3, 1)),
+            (Stream::Mixture { block: 3 }, (14, 3, 0)),
         ];
         for (stream, (number, key, sub_key)) in recorded {
             let (purpose, first, second) = stream.keys();

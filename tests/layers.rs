@@ -148,6 +148,7 @@ const FILES: &[(&str, &[&str])] = &[
             "shards/index",
             "shards/recent",
             "shards",
+            "mixture",
             "dataset",
             "augment/mix",
             "batch",

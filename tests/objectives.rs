@@ -122,7 +122,12 @@ fn all() -> Vec<(&'static str, String)> {
     let encoders = ENCODERS
         .iter()
         .map(|(name, objective)| (*name, recipe(objective)));
+    let mixed = format!("{MODEL}{EVALUATION}{plain}{ATTACK}").replace(
+        r#"train = "synthetic:96""#,
+        r#"sources = [{ train = "synthetic:96", fraction = 0.25 }, { train = "synthetic:64", fraction = "3/4" }]"#,
+    );
     let others = [
+        ("mixed_sources", mixed),
         ("gradient_norm", gradient),
         ("alternating", alternating),
         ("worst_of_apgd", worst),
@@ -163,6 +168,11 @@ fn every_objective_trains_is_evaluated_and_resumes_to_the_same_bits() {
                 _ => "apgd-3 linf 8/255 and l1 6, the worst",
             };
             assert!(log.contains(how), "{name}: {log}");
+        }
+        if name == "mixed_sources" {
+            let line = "data: 25 % of synthetic:96 (split train): 96 images, 12 classes, captions; \
+                        75 % of synthetic:64 (split train): 64 images, 12 classes, captions";
+            assert!(log.contains(line), "{log}");
         }
         // These have no correct answers.
         let has_accuracy = !["fare", "sim_clip", "deacl"].contains(&name);
@@ -432,4 +442,42 @@ fn a_pattern_that_matches_nothing_is_refused() {
         log.contains("train: `layers.0` matches no parameter of the model"),
         "{log}"
     );
+}
+
+#[test]
+fn sources_that_cannot_be_mixed_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mixed = all();
+    let mixed = &mixed
+        .iter()
+        .find(|(name, _)| *name == "mixed_sources")
+        .unwrap()
+        .1;
+    let other = folder.path().join("other");
+    support::class_folders(&other, &["cat", "dog"], 2);
+    for (name, changed, message) in [
+        (
+            "sum",
+            mixed.replace("\"3/4\"", "0.7"),
+            "the fractions of data.sources add up to 0.95, not 1",
+        ),
+        (
+            "both",
+            mixed.replace("sources =", "train = \"synthetic:96\", sources ="),
+            "set exactly one of `train` or `sources`",
+        ),
+        (
+            "classes",
+            mixed.replace("synthetic:64", other.to_str().unwrap()),
+            "has 12 classes and",
+        ),
+    ] {
+        let (code, log) = train(
+            &write(folder.path(), name, &changed),
+            &folder.path().join("run"),
+            &[],
+        );
+        assert_eq!(code, 2, "{name}: {log}");
+        assert!(log.contains(message), "{name}: {log}");
+    }
 }

@@ -24,7 +24,7 @@ use crate::image::resize::Filter;
 use crate::image::{Preprocessing, decode};
 use crate::ops::Device;
 use crate::output::Content;
-use crate::recipe::{Recipe, Stage};
+use crate::recipe::{Recipe, Stage, TrainImages};
 use crate::screen::Screen;
 use crate::units::grouped;
 use crate::weights::StatedPreprocessing;
@@ -368,7 +368,14 @@ impl Bench {
             return Err(Error::input(message).hint(format!("use one of {}", names.join(", "))));
         };
         let data = recipe.data_of(stage);
-        let spec = self.spec.clone().unwrap_or_else(|| data.train.to_string());
+        let spec = match (&self.spec, &data.train) {
+            (Some(spec), _) => spec.clone(),
+            (None, TrainImages::One(spec)) => spec.to_string(),
+            (None, TrainImages::Mixed(_)) => {
+                let message = format!("stage `{}` mixes several sources", stage.name);
+                return Err(Error::input(message).hint("name one of them as the data set"));
+            }
+        };
         let plan = Plan {
             batch: stage.batch.min(BATCH) as usize,
             image_size: stage.phases[0].image_size as usize,

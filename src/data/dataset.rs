@@ -1,10 +1,12 @@
 //! A data set: images with labels or captions, by index.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use super::mixture::Mixture;
 use super::shards::{Part, Sample};
 use super::spec::{SPEC_HINT, Spec, Split};
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::image::{Cutout, Examined, Fault, Picture, Reason, View};
 use crate::units::grouped;
 
@@ -23,6 +25,7 @@ macro_rules! each {
             Source::Parquet($source) => $call,
             Source::Shards($source) => $call,
             Source::Synthetic($source) => $call,
+            Source::Mixed($source) => $call,
         }
     };
 }
@@ -45,6 +48,38 @@ pub(crate) enum Source {
     Parquet(crate::data::sources::parquet::Parquet),
     Shards(Box<crate::data::shards::Shards>),
     Synthetic(crate::data::sources::synthetic::Synthetic),
+    Mixed(Mixed),
+}
+
+/// Several sources of training images, one after another, and their fractions.
+#[derive(Debug)]
+pub(crate) struct Mixed {
+    parts: Vec<Dataset>,
+    /// First sample of each source, then the number of samples.
+    starts: Vec<usize>,
+    mixture: Arc<Mixture>,
+    notices: Vec<String>,
+}
+
+impl Mixed {
+    /// Returns the source of a sample, and the sample's index in it.
+    fn part(&self, index: usize) -> (&Dataset, usize) {
+        let part = self.starts.partition_point(|start| *start <= index) - 1;
+        (&self.parts[part], index - self.starts[part])
+    }
+
+    fn len(&self) -> usize {
+        self.starts[self.parts.len()]
+    }
+
+    fn classes(&self) -> &[String] {
+        self.parts[0].classes()
+    }
+
+    fn name_of(&self, index: usize) -> String {
+        let (part, index) = self.part(index);
+        part.name_of(index)
+    }
 }
 
 impl Dataset {
@@ -78,6 +113,7 @@ impl Dataset {
             Source::Npz(npz) => npz.image_size(),
             Source::Tensors(tensors) => tensors.image_size(),
             Source::Synthetic(synthetic) => Some(synthetic.image_size()),
+            Source::Mixed(_) => None,
         };
         Ok(Self {
             source,
@@ -85,6 +121,45 @@ impl Dataset {
             spec: spec.clone(),
             split,
         })
+    }
+
+    /// Opens the training images of several sources, mixed in these fractions.
+    ///
+    /// Errors: those of [`Self::open`], different classes, or fractions that do not add up to 1.
+    pub fn open_mixed(sources: &[(&Spec, f64)], seed: u64) -> Result<Self> {
+        let fractions: Vec<f64> = sources.iter().map(|(_, fraction)| *fraction).collect();
+        let mixture = Arc::new(Mixture::new(seed, &fractions)?);
+        let (mut parts, mut starts) = (Vec::<Self>::new(), vec![0]);
+        for (spec, _) in sources {
+            let part = Self::open(spec, Split::Train, seed)
+                .context(|| format!("train images `{spec}`"))?;
+            starts.push(starts[starts.len() - 1] + part.len());
+            if let Some(first) = parts.first() {
+                same_classes(first, &part)?;
+            }
+            parts.push(part);
+        }
+        let notices = parts.iter().flat_map(|part| part.notices().to_vec());
+        let sizes: Vec<_> = parts.iter().map(|part| part.image_size).collect();
+        Ok(Self {
+            image_size: sizes[0].filter(|_| sizes.iter().all(|size| *size == sizes[0])),
+            spec: sources[0].0.clone(),
+            split: Split::Train,
+            source: Source::Mixed(Mixed {
+                notices: notices.collect(),
+                parts,
+                starts,
+                mixture,
+            }),
+        })
+    }
+
+    /// Returns the sources and how they are mixed, if there are several.
+    pub(crate) fn mixed(&self) -> Option<(&[Self], Arc<Mixture>)> {
+        match &self.source {
+            Source::Mixed(mixed) => Some((&mixed.parts, Arc::clone(&mixed.mixture))),
+            _ => None,
+        }
     }
 
     fn open_folder(path: &Path, split: Split) -> Result<Source> {
@@ -181,13 +256,22 @@ impl Dataset {
             Source::Npz(source) => source.label(index)?,
             Source::Parquet(source) => source.label(index)?,
             Source::Synthetic(source) => source.label(index),
+            Source::Mixed(mixed) => {
+                let (part, index) = mixed.part(index);
+                part.label(index)?
+            }
         })
     }
 
     /// Prefetches a sample that will be read soon, if it is in an object store.
     pub fn ask(&self, index: usize, part: Part) {
-        if let Source::Shards(shards) = &self.source {
-            shards.ask(index, part);
+        match &self.source {
+            Source::Shards(shards) => shards.ask(index, part),
+            Source::Mixed(mixed) => {
+                let (source, index) = mixed.part(index);
+                source.ask(index, part);
+            }
+            _ => {}
         }
     }
 
@@ -220,6 +304,10 @@ impl Dataset {
         let named = |fault| self.named(fault, index);
         let picture = match &self.source {
             Source::Shards(shards) => return shards.read(index, caption, view).map_err(named),
+            Source::Mixed(mixed) => {
+                let (part, index) = mixed.part(index);
+                return part.read_part(index, caption, view);
+            }
             Source::Folder(folder) => {
                 let bytes = folder.bytes(index)?;
                 let mut examined =
@@ -248,6 +336,9 @@ impl Dataset {
     /// Returns one of the first images that was resized by packing, if there is one. Only PNM images
     /// in shards, the format of packed shards, are read.
     pub fn packed_example(&self) -> Option<Picture> {
+        if let Source::Mixed(mixed) = &self.source {
+            return mixed.parts.iter().find_map(Self::packed_example);
+        }
         let shards = self.shards()?;
         let first = (0..self.len().min(FIRST)).filter(|index| shards.is_pnm(*index));
         let mut pictures = first.filter_map(|index| self.picture(index).ok());
@@ -256,16 +347,19 @@ impl Dataset {
 
     /// Returns whether images are separate files, rows or tar members, which can be broken one by one.
     pub fn is_decoded(&self) -> bool {
-        matches!(
-            self.source,
-            Source::Folder(_) | Source::Parquet(_) | Source::Shards(_)
-        )
+        match &self.source {
+            Source::Folder(_) | Source::Parquet(_) | Source::Shards(_) => true,
+            Source::Mixed(mixed) => mixed.parts.iter().any(Self::is_decoded),
+            _ => false,
+        }
     }
 
     /// Drops prefetched samples that will not be read.
     pub fn forget_asked(&self) {
-        if let Source::Shards(shards) = &self.source {
-            shards.forget_asked();
+        match &self.source {
+            Source::Shards(shards) => shards.forget_asked(),
+            Source::Mixed(mixed) => mixed.parts.iter().for_each(Self::forget_asked),
+            _ => {}
         }
     }
 
@@ -283,6 +377,10 @@ impl Dataset {
             Source::Folder(folder) => Some(folder.bytes(index).map_err(Fault::from)),
             Source::Shards(shards) => Some(shards.image_bytes(index)),
             Source::Parquet(parquet) => Some(parquet.bytes(index)),
+            Source::Mixed(mixed) => {
+                let (part, index) = mixed.part(index);
+                part.file_bytes(index)
+            }
             Source::Cifar(_) | Source::Tensors(_) | Source::Npz(_) | Source::Synthetic(_) => None,
         }
     }
@@ -307,6 +405,7 @@ impl Dataset {
         match &self.source {
             Source::Shards(shards) => shards.captioned(),
             Source::Synthetic(_) => true,
+            Source::Mixed(mixed) => mixed.parts.iter().all(Self::is_captioned),
             _ => false,
         }
     }
@@ -317,6 +416,10 @@ impl Dataset {
     pub fn caption(&self, index: usize) -> std::result::Result<Option<String>, Fault> {
         match &self.source {
             Source::Synthetic(synthetic) => Ok(Some(synthetic.caption(index))),
+            Source::Mixed(mixed) => {
+                let (part, index) = mixed.part(index);
+                part.caption(index)
+            }
             Source::Shards(shards) => {
                 let caption = shards.caption(index);
                 caption.map_err(|fault| self.named(fault, index))
@@ -331,6 +434,7 @@ impl Dataset {
             Source::Shards(shards) => shards.notices(),
             Source::Npz(npz) => npz.notices(),
             Source::Parquet(parquet) => parquet.notices(),
+            Source::Mixed(mixed) => &mixed.notices,
             _ => &[],
         }
     }
@@ -347,6 +451,11 @@ impl Dataset {
     ///
     /// For example `imagenet/val (split val): 50,000 images, 1,000 classes, 3 files ignored (.txt)`.
     pub fn summary(&self) -> String {
+        if let Source::Mixed(mixed) = &self.source {
+            let parts = mixed.parts.iter().zip(mixed.mixture.percentages());
+            let parts = parts.map(|(part, share)| format!("{share} % of {}", part.summary()));
+            return parts.collect::<Vec<_>>().join("; ");
+        }
         let place = match &self.source {
             Source::Folder(folder) => match folder.split() {
                 Some(split) => format!("{} (split {split})", folder.root().display()),
@@ -366,7 +475,7 @@ impl Dataset {
                     None => format!("{} ({files})", self.spec),
                 }
             }
-            Source::Tensors(_) | Source::Npz(_) => self.spec.to_string(),
+            Source::Tensors(_) | Source::Npz(_) | Source::Mixed(_) => self.spec.to_string(),
         };
         let mut parts = vec![counted(self.len(), "image", "images")];
         parts.push(match self.classes().len() {
@@ -412,6 +521,10 @@ impl Dataset {
             Source::Folder(folder) => folder.relative_name(index),
             Source::Shards(shards) => shards.id_of(index)?,
             Source::Parquet(parquet) => parquet.id_of(index),
+            Source::Mixed(mixed) => {
+                let (part, index) = mixed.part(index);
+                format!("{}/{}", part.spec, part.id_of(index)?)
+            }
             Source::Cifar(_) | Source::Tensors(_) | Source::Npz(_) | Source::Synthetic(_) => {
                 index.to_string()
             }
@@ -425,6 +538,7 @@ impl Dataset {
         let place =
             |path: &Path| crate::files::canonical(path).unwrap_or_else(|_| path.to_path_buf());
         match (&self.source, &other.source) {
+            (Source::Mixed(mixed), _) => mixed.parts.iter().any(|part| part.overlaps(other)),
             (Source::Folder(one), Source::Folder(two)) => {
                 let (one, two) = (place(one.root()), place(two.root()));
                 one.starts_with(&two) || two.starts_with(&one)
@@ -468,6 +582,7 @@ impl Dataset {
             Source::Parquet(_) => "parquet",
             Source::Shards(_) => "shards",
             Source::Synthetic(_) => "synthetic",
+            Source::Mixed(_) => "mixed",
         });
         self.classes().iter().for_each(|class| text(class));
         match &self.source {
@@ -480,6 +595,15 @@ impl Dataset {
                 return hasher.finalize().to_hex().to_string();
             }
             Source::Parquet(parquet) => parquet.identity().for_each(|file| text(&file)),
+            Source::Mixed(mixed) => {
+                mixed
+                    .parts
+                    .iter()
+                    .for_each(|part| text(&part.fingerprint()));
+                let shares = mixed.mixture.percentages();
+                shares.for_each(|share| text(&share.to_string()));
+                return hasher.finalize().to_hex().to_string();
+            }
             Source::Cifar(_) | Source::Tensors(_) | Source::Npz(_) => {}
         }
         for index in 0..self.len() {
@@ -490,6 +614,27 @@ impl Dataset {
         hasher.update(&(self.len() as u64).to_le_bytes());
         hasher.finalize().to_hex().to_string()
     }
+}
+
+/// Checks that the labels of two sources mean the same: equal names, or numbers in place of names.
+fn same_classes(first: &Dataset, other: &Dataset) -> Result<()> {
+    let (one, two) = (first.classes(), other.classes());
+    let are_numbers = two
+        .iter()
+        .enumerate()
+        .all(|(number, name)| *name == number.to_string());
+    if one == two || (are_numbers && two.len() == one.len()) {
+        return Ok(());
+    }
+    let message = format!(
+        "data.sources: `{}` has {} classes and `{}` has {} other ones",
+        first.spec,
+        one.len(),
+        other.spec,
+        two.len()
+    );
+    Err(Error::input(message)
+        .hint("sources need the same class names in the same order, or labels by the same numbers"))
 }
 
 /// Formats a number with its noun, such as `1 class` or `50,000 images`.

@@ -21,6 +21,7 @@ pub mod check;
 pub mod classes;
 pub mod dataset;
 pub mod loader;
+pub mod mixture;
 pub mod pack;
 pub mod shards;
 pub mod sources;

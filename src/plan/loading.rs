@@ -138,7 +138,7 @@ impl LoadingPlan {
         measured: Option<f64>,
     ) -> Self {
         let data = recipe.data_of(stage);
-        let source = ImageSource::of(&data.train, data.reduced_decode);
+        let source = ImageSource::of(data.train.specs()[0], data.reduced_decode);
         let images_per_second = stage.batch as f64 / (devices.count as f64 * phase.update.total());
         let rate = |source: ImageSource| source.per_core(phase.image_size, &stage.augmentation);
         let cores = |per_core: f64| HOST + (HEADROOM * images_per_second / per_core).ceil() as u64;

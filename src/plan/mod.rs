@@ -98,7 +98,9 @@ impl Plan {
                 recompute: recipe.recompute,
                 drop_path: stage.drop_path.is_some(),
             };
-            step_seconds(&step, gpu)
+            // Passes of clean images and references cost what the others do.
+            let counted = 2 * stage.attack_steps() + 3;
+            Ok(step_seconds(&step, gpu)? * stage.passes() as f64 / counted as f64)
         };
         let seconds: Vec<f64> = stages_and_phases(recipe)
             .map(|(stage, phase)| seconds(stage, phase))

@@ -16,7 +16,7 @@ mod text;
 mod training_attack;
 mod whole;
 
-pub use data::Data;
+pub use data::{Data, DataSource, TrainImages};
 pub use evaluation::{Evaluation, FinalEvaluation, TestImages};
 pub use objective::{ObjectiveConfig, ObjectiveKind};
 pub use records::{Checkpoints, Log};

@@ -121,7 +121,7 @@ impl Recipe {
     pub fn is_synthetic(&self) -> bool {
         let drawn = |spec: &Spec| matches!(spec, Spec::Synthetic { .. });
         let mut all = self.stage.iter().map(|stage| self.data_of(stage));
-        all.all(|data| drawn(&data.train) && drawn(&data.test))
+        all.all(|data| data.train.specs().into_iter().all(drawn) && drawn(&data.test))
     }
 
     /// Returns a shortened recipe for a dry run: two updates per phase, without evaluations, to find errors before the

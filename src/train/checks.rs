@@ -19,9 +19,13 @@ pub(crate) fn check_folder(recipe: &Recipe, folder: &Path) -> Result<()> {
     let mut inputs = Inputs::default();
     let mut models = Vec::new();
     let data = recipe.stage.iter().map(|stage| recipe.data_of(stage));
-    for (key, spec) in
-        data.flat_map(|data| [("data.train", &data.train), ("data.test", &data.test)])
-    {
+    let named = data.flat_map(|data| {
+        let train = data.train.specs().into_iter();
+        train
+            .map(|spec| ("data.train", spec))
+            .chain([("data.test", &data.test)])
+    });
+    for (key, spec) in named {
         if let Some(path) = spec.path() {
             inputs.add_data(key, path);
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::data::{ClassMap, Dataset, FOLDERS_HINT, ModelClasses, Split, Subset, match_classes};
 use crate::error::{Context, Error, Result};
-use crate::recipe::{Data, Recipe, TestImages};
+use crate::recipe::{Data, Recipe, TestImages, TrainImages};
 
 /// The data sets of a stage.
 #[derive(Clone)]
@@ -25,10 +25,15 @@ impl StageImages {
                 .map(Arc::new)
                 .context(|| format!("{split} images `{spec}`"))
         };
-        let (train, test) = (
-            open(&data.train, Split::Train)?,
-            open(&data.test, Split::Test)?,
-        );
+        let train = match &data.train {
+            TrainImages::One(spec) => open(spec, Split::Train)?,
+            TrainImages::Mixed(sources) => {
+                let sources = sources.iter();
+                let sources = sources.map(|source| (&source.train, source.fraction.value()));
+                Arc::new(Dataset::open_mixed(&sources.collect::<Vec<_>>(), seed)?)
+            }
+        };
+        let test = open(&data.test, Split::Test)?;
         if train.overlaps(&test) && !data.test_on_train {
             let message = format!(
                 "the test images `{}` are part of the training images",

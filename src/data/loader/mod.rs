@@ -1,6 +1,6 @@
 //! Training batches made in background threads. They do not depend on the number of threads.
 //!
-//! The sample at position `p` of the run is that of [`Order`] at position `p % len` of epoch `p / len`, so a run can
+//! The sample at position `p` of the run is that of [`RunOrder`], for one source at `p % len` of epoch `p / len`, so a run can
 //! resume at any position without further state. A batch is divided into small chunks, which the threads take in order;
 //! only a few batches are made ahead.
 //! Not for evaluation, which is in [`evaluation`].
@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::image::{Cutout, Fault, Picture, Reason};
 use crate::storage::store::Ahead;
 
-use order::Order;
+use order::RunOrder;
 
 /// The settings of a loader.
 #[derive(Clone, Debug)]
@@ -198,7 +198,7 @@ struct Shared {
     work: Condvar,
     /// Signals that a batch is complete.
     done: Condvar,
-    order: Order,
+    order: RunOrder,
     /// How far samples have been requested from stores.
     ahead: Ahead,
     /// Number of batches made ahead.
@@ -258,7 +258,7 @@ impl Loader {
         let threads = threads.max(1);
         let shared = Arc::new(Shared {
             depth: batches_ahead(threads, rows, 3 * plan.image_size.pow(2)),
-            order: Order::new(plan.seed, &dataset),
+            order: RunOrder::new(plan.seed, &dataset),
             ahead: Ahead::new(plan.position + plan.samples),
             dataset,
             plan,
@@ -474,8 +474,7 @@ impl Shared {
 
     /// Returns the sample at a position of the run, before broken samples are replaced.
     fn sample_at(&self, position: u64) -> usize {
-        let len = self.dataset.len() as u64;
-        self.order.sample(position / len, (position % len) as usize)
+        self.order.at(position).1
     }
 
     fn make(&self, positions: std::ops::Range<u64>) -> Chunk {
@@ -511,8 +510,7 @@ impl Shared {
     /// Adds the sample at a position of the run, or the next sample that is not broken.
     fn add_sample(&self, position: u64, chunk: &mut Chunk) -> Result<()> {
         let len = self.dataset.len();
-        let epoch = position / len as u64;
-        let first = self.sample_at(position);
+        let (epoch, first) = self.order.at(position);
         for step in 0..len.min(MOST_IN_A_ROW) {
             let index = (first + step) % len;
             let plan = &self.plan;
@@ -707,6 +705,40 @@ mod tests {
             sorted.sort_unstable();
             assert_eq!(sorted, (0..90).collect::<Vec<u64>>());
         }
+    }
+
+    #[test]
+    fn mixed_sources_have_their_fractions_and_their_own_epochs() {
+        let specs = ["synthetic:100@16", "synthetic:350@16"];
+        let specs: Vec<Spec> = specs.iter().map(|spec| spec.parse().unwrap()).collect();
+        let sources = [(&specs[0], 0.3), (&specs[1], 0.7)];
+        let mixed = Arc::new(Dataset::open_mixed(&sources, 0).unwrap());
+        assert_eq!(mixed.len(), 450);
+        let batches = all(Loader::new(mixed.clone(), plan(0, 1000), 2).unwrap());
+        let pairs = batches.iter().flat_map(|batch| {
+            let samples = batch.samples.iter().copied();
+            samples
+                .zip(batch.epochs.iter().copied())
+                .collect::<Vec<_>>()
+        });
+        let (mut first, mut second): (Vec<_>, Vec<_>) =
+            pairs.partition(|(sample, _)| *sample < 100);
+        // 300 and 700 of 1,000 samples: three and two whole epochs.
+        for (found, range, epochs) in [(&mut first, 0..100, 3), (&mut second, 100..450, 2)] {
+            found.sort_unstable_by_key(|(sample, epoch)| (*epoch, *sample));
+            let right =
+                (0..epochs).flat_map(|epoch| range.clone().map(move |sample| (sample, epoch)));
+            assert_eq!(*found, right.collect::<Vec<(u64, u64)>>());
+        }
+        // From any position on, the same samples follow.
+        let later = all(Loader::new(mixed, plan(520, 480), 2).unwrap());
+        let samples = |batches: &[Batch]| -> Vec<u64> {
+            batches
+                .iter()
+                .flat_map(|batch| batch.samples.clone())
+                .collect()
+        };
+        assert_eq!(samples(&later), samples(&batches)[520..]);
     }
 
     #[test]

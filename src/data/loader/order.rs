@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::data::dataset::Dataset;
+use crate::data::mixture::Mixture;
 use crate::rng::{Rng, Stream};
 
 /// Smallest number of samples in a window, unless there are fewer in total.
@@ -19,7 +20,48 @@ pub const WINDOW_SHARDS: usize = 8;
 /// Permutations that are cached: threads may work on two epochs or windows at the same time.
 const KEPT: usize = 3;
 
-/// The order of the samples of a run.
+/// The order of the samples of a run, from one source or from several.
+#[derive(Debug)]
+pub enum RunOrder {
+    /// One source.
+    One(Order),
+    /// Several sources in fixed fractions: for each its order and its first sample in the data set.
+    Mixed(Vec<(Order, usize)>, Arc<Mixture>),
+}
+
+impl RunOrder {
+    /// Makes the order of a data set.
+    pub fn new(seed: u64, dataset: &Dataset) -> Self {
+        let Some((parts, mixture)) = dataset.mixed() else {
+            return Self::One(Order::new(seed, dataset));
+        };
+        let mut first = 0;
+        let mut orders = Vec::new();
+        for (part, number) in parts.iter().zip(0u64..) {
+            // Sources of the same length are not in the same order.
+            let seed = seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            orders.push((Order::new(seed, part), first));
+            first += part.len();
+        }
+        Self::Mixed(orders, mixture)
+    }
+
+    /// Returns the epoch and the sample at a position of the run. Epochs are those of the sample's source.
+    pub fn at(&self, position: u64) -> (u64, usize) {
+        let (order, first, position) = match self {
+            Self::One(order) => (order, 0, position),
+            Self::Mixed(orders, mixture) => {
+                let (source, number) = mixture.at(position);
+                let (order, first) = &orders[source];
+                (order, *first, number)
+            }
+        };
+        let (epoch, place) = (position / order.len as u64, position % order.len as u64);
+        (epoch, first + order.sample(epoch, place as usize))
+    }
+}
+
+/// The order of the samples of a source.
 #[derive(Debug)]
 pub struct Order {
     seed: u64,
