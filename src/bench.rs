@@ -8,7 +8,7 @@ use advxl_cuda::Gpu;
 use burn::tensor::Tensor;
 use serde_json::{Value, json};
 
-use crate::attack::{AttackLoss, Norm, Pgd, Start, input_gradient};
+use crate::attack::{Norm, Pgd, Start, input_gradient};
 use crate::data::{Augmentation, Batch, Dataset, Planes, SentImages, Spec, Split};
 use crate::distributed::gpus::Gpus;
 use crate::distributed::{Comm, Parallel, Reduce, Zero};
@@ -322,12 +322,7 @@ fn rows_of_profile(mut profile: Vec<(String, u64, f64)>) -> Vec<Value> {
 fn attack(phase: &PhaseContext, state: &State, batch: &Batch, images: Tensor<4>) -> Result<()> {
     let now = phase.at(state.samples, batch);
     let objective = phase.objective(state, batch, &images)?;
-    let loss = AttackLoss {
-        gradient: &|images| objective.ascent(&state.model, images),
-        losses: &|images| objective.attack_losses(&state.model, images),
-    };
-    let attack = now.attack.as_ref().expect("the step has an attack");
-    attack.perturb(images, &loss, &now.draws(), now.batch);
+    now.perturb(&objective, &state.model, images);
     Ok(())
 }
 

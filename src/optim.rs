@@ -118,11 +118,6 @@ impl Optimizer {
         }
     }
 
-    /// Returns whether an average of the weights is kept.
-    pub fn has_averages(&self) -> bool {
-        self.average.is_some()
-    }
-
     /// Updates the weights in place.
     ///
     pub fn update(

@@ -273,7 +273,7 @@ fn of_captions(size: Option<usize>, masked: bool, device: &Device) -> Vec<Vec<f3
     };
     let objective = Objective::new(Box::new(loss), microbatches, &comm);
     let images: Tensor<4> = drawn(7, [6, 3, SIZE, SIZE], device);
-    let of_images = objective.input_gradient(&model, images.clone());
+    let of_images = objective.ascent(&model, images.clone()).0;
     let found = objective.gradients(&model, Views::adversarial(images), 6, None, || ());
     let losses: Vec<f32> = found.losses.iter().map(|loss| *loss as f32).collect();
     let parameters = found.gradients.into_iter().map(to_vec);

@@ -47,12 +47,12 @@ fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
     path
 }
 
-fn text(path: &Path) -> &str {
+fn name_of(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
 fn train(recipe: &Path, out: &Path, further: &[&str]) -> (i32, String) {
-    let arguments = ["train", text(recipe), "--out", text(out)];
+    let arguments = ["train", name_of(recipe), "--out", name_of(out)];
     advxl(&[&arguments[..], further].concat())
 }
 
@@ -184,16 +184,12 @@ fn every_objective_trains_is_evaluated_and_resumes_to_the_same_bits() {
         let killed = folder.path().join(format!("{name}-killed"));
         kill_after(
             1,
-            &["train", recipe.to_str().unwrap(), "--out", text_of(&killed)],
+            &["train", name_of(&recipe), "--out", name_of(&killed)],
             &killed,
         );
         trained(&recipe, &killed, &[]);
         assert_eq!(weights(&whole), weights(&killed), "{name}");
     }
-}
-
-fn text_of(path: &Path) -> &str {
-    text(path)
 }
 
 #[test]
@@ -420,7 +416,7 @@ fn frozen_parameters_keep_their_bits_and_have_no_moments() {
     trained(&recipe, &one, &["--processes", "2"]);
     kill_after(
         1,
-        &["train", self::text(&recipe), "--out", self::text(&two)],
+        &["train", name_of(&recipe), "--out", name_of(&two)],
         &two,
     );
     trained(&recipe, &two, &[]);
@@ -480,4 +476,46 @@ fn sources_that_cannot_be_mixed_are_refused() {
         assert_eq!(code, 2, "{name}: {log}");
         assert!(log.contains(message), "{name}: {log}");
     }
+}
+
+#[test]
+fn a_tensor_that_a_stage_freezes_keeps_its_average_and_one_that_it_trains_again_starts_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = r#"{ kind = "cross_entropy" }"#;
+    let frozen = |name: &str, train: &str| {
+        stage(name, plain).replace("batch = 32", &format!("batch = 32\ntrain = [\"{train}\"]"))
+    };
+    let text = format!(
+        "{MODEL}average = {{ decay = 0.5 }}\nparallel = {{ shards = 2, reduce = \"exact\" }}\n{}{}{}",
+        stage("all", plain),
+        frozen("head", "head"),
+        frozen("blocks", "blocks"),
+    );
+    let recipe = write(folder.path(), "recipe", &text);
+    let [one, two] = ["one", "two"].map(|name| folder.path().join(name));
+    trained(&recipe, &one, &[]);
+    trained(&recipe, &two, &["--processes", "2"]);
+    let model = |run: &Path, stage: &str| {
+        let path = run.join("stages").join(stage).join("model.safetensors");
+        std::fs::read(path).unwrap()
+    };
+    for stage in ["all", "head", "blocks"] {
+        assert_eq!(model(&one, stage), model(&two, stage), "{stage}");
+    }
+    let [first, second, third] = ["all", "head", "blocks"].map(|stage| model(&one, stage));
+    let [first, second, third] = [&first, &second, &third]
+        .map(|bytes| safetensors::SafeTensors::deserialize(bytes).unwrap());
+    let data = |tensors: &safetensors::SafeTensors, name: &str| {
+        tensors.tensor(name).unwrap().data().to_vec()
+    };
+    // Saved models have the averages.
+    for name in ["blocks.0.attn.qkv.weight", "patch_embed.proj.weight"] {
+        assert_eq!(data(&first, name), data(&second, name), "{name}");
+    }
+    assert_ne!(data(&first, "head.weight"), data(&second, "head.weight"));
+    assert_eq!(data(&second, "head.weight"), data(&third, "head.weight"));
+    assert_ne!(
+        data(&second, "blocks.0.attn.qkv.weight"),
+        data(&third, "blocks.0.attn.qkv.weight")
+    );
 }

@@ -205,7 +205,7 @@ impl Tiles {
 ///
 /// # Panics
 ///
-/// If the lengths do not match, there is no pattern of the tiles' side, or the norm is linf.
+/// If the lengths do not match, no pattern has the side of the tiles, or the norm is linf.
 pub fn pattern_start(
     norm: Norm,
     clean: &Values,

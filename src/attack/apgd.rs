@@ -218,7 +218,8 @@ impl Apgd {
     }
 }
 
-/// Maximizes any loss of a training batch with APGD, and returns the iterate of each image with the largest loss.
+/// Maximizes any loss of a training batch with APGD. Returns the iterate of each image with the largest loss, and that
+/// loss, which is not computed if epsilon is 0.
 ///
 /// Shapes: `images` and the result `[batch, 3, height, width]`.
 /// Source: Croce and Hein 2020, algorithm 1; as in the training code of Singh et al. 2023. Differs from it: the first
@@ -228,9 +229,9 @@ pub(crate) fn maximize(
     images: Tensor<4>,
     loss: &AttackLoss,
     draws: &Draws,
-) -> Tensor<4> {
+) -> (Tensor<4>, Option<Vec<f32>>) {
     if threat.epsilon.value() <= 0.0 {
-        return images;
+        return (images, None);
     }
     let ball = Ball::new(threat.norm, threat.epsilon.value(), images.clone());
     let start = match threat.start {
@@ -259,7 +260,8 @@ pub(crate) fn maximize(
             climb.step(step);
         }
     }
-    climb.best
+    let losses = climb.climbs.iter().map(|climb| climb.best as f32);
+    (climb.best, Some(losses.collect()))
 }
 
 /// The starting point of an ascent.

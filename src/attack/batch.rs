@@ -65,12 +65,12 @@ impl BatchAttack {
         let count = self.threats.len();
         if count == 1 || self.combine == Combine::Alternate {
             let threat = &self.threats[(number % count as u64) as usize];
-            return self.in_norm(threat, images, loss, draws);
+            return self.in_norm(threat, images, loss, draws).0;
         }
         let mut worst: Option<(Tensor<4>, Vec<f32>)> = None;
         for threat in &self.threats {
-            let found = self.in_norm(threat, images.clone(), loss, draws);
-            let losses = to_vec((loss.losses)(&found));
+            let (found, losses) = self.in_norm(threat, images.clone(), loss, draws);
+            let losses = losses.unwrap_or_else(|| to_vec((loss.losses)(&found)));
             worst = Some(match worst {
                 None => (found, losses),
                 Some((images, before)) => {
@@ -84,15 +84,19 @@ impl BatchAttack {
         worst.expect("an attack has a norm").0
     }
 
+    /// Attacks in one norm. Also returns the loss of each image if the attack computed it.
     fn in_norm(
         &self,
         threat: &Pgd,
         images: Tensor<4>,
         loss: &AttackLoss,
         draws: &Draws,
-    ) -> Tensor<4> {
+    ) -> (Tensor<4>, Option<Vec<f32>>) {
         match self.algorithm {
-            Algorithm::Pgd => threat.climb(images, &|images| (loss.gradient)(images).0, draws),
+            Algorithm::Pgd => {
+                let gradient = |images| (loss.gradient)(images).0;
+                (threat.climb(images, &gradient, draws), None)
+            }
             Algorithm::Apgd => maximize(threat, images, loss, draws),
         }
     }
@@ -113,9 +117,8 @@ impl BatchAttack {
 
     /// Returns the forward passes per image of a batch besides those of the gradients.
     pub fn extra_passes(&self) -> u64 {
-        let is_compared = self.runs() > 1;
-        let is_adaptive = self.algorithm == Algorithm::Apgd;
-        self.runs() * (u64::from(is_adaptive) + u64::from(is_compared))
+        let needs_losses = self.algorithm == Algorithm::Apgd || self.runs() > 1;
+        self.runs() * u64::from(needs_losses)
     }
 
     /// Returns the number of norms that attack each batch.

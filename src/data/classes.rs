@@ -282,6 +282,12 @@ fn is_numbered(names: &[String]) -> bool {
     names.iter().enumerate().all(is_number)
 }
 
+/// Returns whether classes are numbered rather than named, as in shards.
+pub(crate) fn are_numbers(names: &[String]) -> bool {
+    let mut names = names.iter().enumerate();
+    names.all(|(number, name)| *name == number.to_string())
+}
+
 const IMAGENET_CLASSES: usize = 1000;
 
 /// Returns ImageNet-1K's classes in order, as WordNet id and words. Source: timm's `imagenet_synsets.txt`.

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::classes::are_numbers;
 use super::mixture::Mixture;
 use super::shards::{Part, Sample};
 use super::spec::{SPEC_HINT, Spec, Split};
@@ -619,11 +620,7 @@ impl Dataset {
 /// Checks that the labels of two sources mean the same: equal names, or numbers in place of names.
 fn same_classes(first: &Dataset, other: &Dataset) -> Result<()> {
     let (one, two) = (first.classes(), other.classes());
-    let are_numbers = two
-        .iter()
-        .enumerate()
-        .all(|(number, name)| *name == number.to_string());
-    if one == two || (are_numbers && two.len() == one.len()) {
+    if one == two || (are_numbers(two) && two.len() == one.len()) {
         return Ok(());
     }
     let message = format!(

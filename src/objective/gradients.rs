@@ -91,14 +91,7 @@ impl<'a> Objective<'a> {
             return self.loss.attack_losses(outputs);
         }
         let losses = self.loss.attack_losses(gather_rows(self.comm, outputs));
-        losses.narrow(0, self.comm.rank() * count, count)
-    }
-
-    /// Computes the gradient of the sum of the attack's losses with respect to this rank's images, in evaluation mode.
-    ///
-    /// See [`Self::ascent`].
-    pub fn input_gradient(&self, model: &Model, images: Tensor<4>) -> Tensor<4> {
-        self.ascent(model, images).0
+        self.own(losses, count)
     }
 
     /// Computes the gradient of the sum of the attack's losses with respect to this rank's images, in evaluation mode,
@@ -139,10 +132,7 @@ impl<'a> Objective<'a> {
             .unzip();
         let losses = match coupled {
             None => join(losses),
-            Some(coupled) => {
-                let count = images.dims()[0];
-                coupled.losses.narrow(0, self.comm.rank() * count, count)
-            }
+            Some(coupled) => self.own(coupled.losses, images.dims()[0]),
         };
         (join(gradients), losses)
     }
@@ -258,6 +248,11 @@ impl<'a> Objective<'a> {
         }
     }
 
+    /// Returns this rank's `count` rows of those of all ranks.
+    fn own<const D: usize>(&self, all: Tensor<D>, count: usize) -> Tensor<D> {
+        all.narrow(0, self.comm.rank() * count, count)
+    }
+
     /// Returns whether the loss of an image depends on the other images in its batch.
     fn is_coupled(&self) -> bool {
         self.loss.of_rows(0..1).is_none()
@@ -317,7 +312,7 @@ impl<'a> Objective<'a> {
         let gradient = outputs.as_ref().map(|outputs| {
             let gradient = outputs.grad_remove(&mut found);
             let gradient = gradient.expect("the loss depends on the outputs");
-            gradient.narrow(0, self.comm.rank() * count, count)
+            self.own(gradient, count)
         });
         OutputGradient {
             gradient,
@@ -543,7 +538,7 @@ mod tests {
                 objective(size).gradients(&model, images.clone(), 7, Some(&drop_path()), || ())
             };
             let whole = gradients(None);
-            let slope = objective(None).input_gradient(&model, images.adversarial.clone());
+            let slope = objective(None).ascent(&model, images.adversarial.clone()).0;
             for size in [1, 3, 7, 100] {
                 let found = gradients(Some(size));
                 let (loss, of_whole): (f64, f64) =
@@ -558,7 +553,7 @@ mod tests {
                     assert_close(found, right.clone(), "weights");
                 }
                 let objective = objective(Some(size));
-                let found = objective.input_gradient(&model, images.adversarial.clone());
+                let found = objective.ascent(&model, images.adversarial.clone()).0;
                 assert_close(found, slope.clone(), "images");
             }
         }

@@ -145,10 +145,6 @@ impl WeightedLoss {
         sum.expect("objectives have terms")
     }
 
-    fn any(&self, f: impl Fn(&TermKind) -> bool) -> bool {
-        self.terms.iter().any(|term| f(&term.kind))
-    }
-
     fn refers_to(&self, view: View) -> bool {
         let point = &Point::Reference(view);
         let mut all = self.terms.iter().chain(&self.attack);
@@ -177,7 +173,7 @@ impl BatchLoss for WeightedLoss {
                 Point::Output(View::Clean) | Point::Stopped(View::Clean)
             )
         };
-        self.any(|kind| match kind {
+        self.terms.iter().any(|term| match &term.kind {
             TermKind::CrossEntropy(view) => *view == View::Clean,
             TermKind::Contrastive => false,
             TermKind::Distance(_, from, to, _) => is_clean(from) || is_clean(to),

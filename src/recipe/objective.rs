@@ -291,6 +291,23 @@ impl ObjectiveConfig {
         }
     }
 
+    /// Returns whether it is about adversarial images only, so that a stage without an attack makes no sense.
+    pub fn requires_attack(&self) -> bool {
+        !matches!(
+            self,
+            Self::CrossEntropy(_) | Self::Contrastive(_) | Self::GradientNorm(_)
+        )
+    }
+
+    /// Returns whether the attack's loss has no gradient at the clean image, at least while the model equals its
+    /// reference: an attack must start elsewhere.
+    pub fn is_flat_at_clean_images(&self) -> bool {
+        matches!(
+            self,
+            Self::Trades(_) | Self::Fare(_) | Self::SimClip(_) | Self::Deacl(_)
+        )
+    }
+
     /// Returns the step of an objective that compares clean images with a point along their gradient's sign.
     pub(super) fn finite_difference(&self) -> Option<BatchAttack> {
         let Self::GradientNorm(config) = self else {

@@ -179,23 +179,11 @@ fn check_objective(stage: &Table, objective: &ObjectiveConfig, attack: Option<&T
         let hint = "remove it; objective.step is the length of the finite difference";
         stage.problem_with_hint("attack", message, hint);
     }
-    let works_without = matches!(
-        kind,
-        ObjectiveKind::CrossEntropy | ObjectiveKind::Contrastive | ObjectiveKind::GradientNorm
-    );
-    if !works_without && !stage.has("attack") {
+    if objective.requires_attack() && !stage.has("attack") {
         let message = format!("objective.kind = `{name}` requires the table `attack`");
         stage.problem("objective", message);
     }
-    let is_zero_at_clean_images = !matches!(
-        kind,
-        ObjectiveKind::CrossEntropy
-            | ObjectiveKind::Contrastive
-            | ObjectiveKind::Tecoa
-            | ObjectiveKind::Advflyp
-            | ObjectiveKind::GradientNorm
-    );
-    if is_zero_at_clean_images
+    if objective.is_flat_at_clean_images()
         && attack.is_some_and(|attack| attack.attack.threats[0].start == Start::Clean)
     {
         let message = format!(

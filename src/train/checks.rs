@@ -5,6 +5,7 @@ use std::path::Path;
 use super::classes::difference;
 use super::images::StageImages;
 use super::outputs::StageOutputs;
+use crate::data::classes::are_numbers;
 use crate::data::loader;
 use crate::error::{Context, Error, Result};
 use crate::objective::Captions;
@@ -110,14 +111,6 @@ fn check_packed(stage: &Stage, images: &StageImages) -> Result<Option<String>> {
             stage.name
         )
     }))
-}
-
-/// Returns whether classes are numbered rather than named, as in shards.
-fn is_numbered(classes: &[String]) -> bool {
-    classes
-        .iter()
-        .enumerate()
-        .all(|(number, name)| *name == number.to_string())
 }
 
 /// Returns whether a stage can classify images.
@@ -229,8 +222,8 @@ fn check_head(
                     "has {named} class names, but the images have {} classes",
                     classes.len()
                 )
-            } else if !is_numbered(of_it)
-                && !is_numbered(classes)
+            } else if !are_numbers(of_it)
+                && !are_numbers(classes)
                 && let Some(difference) =
                     difference(("the previous stage", of_it), ("this stage", classes))
             {

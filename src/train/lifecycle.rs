@@ -101,7 +101,8 @@ impl Run {
         };
         let set_rates = |model: &mut Model| self.set_rates(stage, model);
         let extra = self.extra(stage);
-        state.enter(self.stage_optimizer(stage), head, extra, set_rates, &zero)
+        state.enter(self.stage_optimizer(stage), head, extra, set_rates, &zero);
+        Ok(())
     }
 
     /// Saves models and a checkpoint at the configured interval, at the end of a stage, and before a stop.

@@ -43,7 +43,6 @@ pub mod test_set;
 
 use burn::tensor::Tensor;
 
-use crate::attack::AttackLoss;
 use crate::data::{Batch, SentImages};
 use crate::error::Result;
 use crate::objective::Views;
@@ -122,14 +121,7 @@ pub fn step(
     let clean = objective.uses_clean_images().then(|| images.clone());
 
     // Inner maximization: weights frozen, evaluation mode.
-    let loss = AttackLoss {
-        gradient: &|images| objective.ascent(&state.model, images),
-        losses: &|images| objective.attack_losses(&state.model, images),
-    };
-    let adversarial = match &now.attack {
-        Some(attack) => attack.perturb(images, &loss, &now.draws(), now.batch),
-        None => images,
-    };
+    let adversarial = now.perturb(&objective, &state.model, images);
 
     // Outer minimization: training mode.
     objective.observe(&adversarial);

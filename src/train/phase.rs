@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 
 use super::state::State;
-use crate::attack::{BatchAttack, Draws};
+use crate::attack::{AttackLoss, BatchAttack, Draws};
 use crate::data::loader::default_workers;
 use crate::data::{Batch, Dataset, Loader, Plan, Share};
 use crate::distributed::{self, Zero};
@@ -36,7 +36,7 @@ pub struct PhaseContext<'a> {
     pub end: u64,
     /// The training images.
     pub dataset: &'a Arc<Dataset>,
-    /// The text side, if the stage trains on captions.
+    /// The text side, if the stage has one.
     pub captions: Option<&'a Captions>,
     /// What the model outputs.
     pub outputs: Outputs,
@@ -57,11 +57,11 @@ pub struct Now {
     /// Learning rate of the step.
     pub learning_rate: f64,
     /// The attack at its current strength.
-    pub attack: Option<BatchAttack>,
+    attack: Option<BatchAttack>,
     /// Stochastic depth.
     pub drop_path: Option<DropPath>,
     /// Number of batches of the stage before this one.
-    pub batch: u64,
+    batch: u64,
     /// Seed of the run.
     seed: u64,
     /// Positions of this rank's images in the run.
@@ -69,9 +69,20 @@ pub struct Now {
 }
 
 impl Now {
-    /// Returns the random number streams of the attack.
-    pub fn draws(&self) -> Draws<'_> {
-        Draws::new(self.seed, &self.keys, AttackKind::Pgd)
+    /// Perturbs a batch with the attack, if there is one: the inner maximization, with the weights frozen and the model
+    /// in evaluation mode.
+    ///
+    /// Shapes: `images` and the result `[batch, 3, height, width]`.
+    pub fn perturb(&self, objective: &Objective, model: &Model, images: Tensor<4>) -> Tensor<4> {
+        let Some(attack) = &self.attack else {
+            return images;
+        };
+        let loss = AttackLoss {
+            gradient: &|images| objective.ascent(model, images),
+            losses: &|images| objective.attack_losses(model, images),
+        };
+        let draws = Draws::new(self.seed, &self.keys, AttackKind::Pgd);
+        attack.perturb(images, &loss, &draws, self.batch)
     }
 }
 
@@ -122,6 +133,21 @@ impl<'a> PhaseContext<'a> {
         }
     }
 
+    /// Returns how a batch passes through the model after `samples` of the run.
+    fn microbatches(&self, samples: u64, batch: &Batch) -> Microbatches {
+        let grid = self.image_size() / self.recipe.model.patch();
+        let (count, position) = (batch.first.len(), self.position(samples, batch));
+        let masking = self.phase.masking.as_ref();
+        Microbatches {
+            numerics: self.numerics,
+            attack_numerics: self.attack_numerics,
+            recompute: self.recipe.recompute,
+            kept: masking.map(|masking| masking.choose(self.recipe.seed, position, count, grid)),
+            size: self.stage.chunk.map(|chunk| chunk as usize),
+            shards: self.shards(),
+        }
+    }
+
     /// Returns the objective of a batch, whose clean images are `images`.
     ///
     /// Errors: captions without an embedding.
@@ -132,17 +158,7 @@ impl<'a> PhaseContext<'a> {
         images: &Tensor<4>,
     ) -> Result<Objective<'a>> {
         let (comm, shards) = (self.zero.comm(), self.shards());
-        let grid = self.image_size() / self.recipe.model.patch();
-        let (count, position) = (batch.first.len(), self.position(state.samples, batch));
-        let masking = self.phase.masking.as_ref();
-        let microbatches = Microbatches {
-            numerics: self.numerics,
-            attack_numerics: self.attack_numerics,
-            recompute: self.recipe.recompute,
-            kept: masking.map(|masking| masking.choose(self.recipe.seed, position, count, grid)),
-            size: self.stage.chunk.map(|chunk| chunk as usize),
-            shards,
-        };
+        let microbatches = self.microbatches(state.samples, batch);
         let labels = |classes, smoothing| {
             let targets = Targets {
                 first: batch.first.clone(),

@@ -1,6 +1,5 @@
 //! Learning-rate factors of a stage's parameters: frozen ones, layer-wise decay, the head's own rate.
 
-use super::outputs::StageOutputs;
 use crate::error::{Context, Error, Result};
 use crate::model::Model;
 use crate::ops::Device;
@@ -50,11 +49,19 @@ pub(super) fn set(model: &mut Model, train: &[String], config: &OptimizerConfig)
 /// Checks the patterns of all stages.
 ///
 /// Errors: a pattern that matches no parameter.
-pub(super) fn check(recipe: &Recipe, outputs: &[StageOutputs]) -> Result<()> {
-    let stages = recipe.stage.iter().zip(outputs);
-    for (stage, outputs) in stages.filter(|(stage, _)| !stage.train.is_empty()) {
-        let size = recipe.first_image_size();
-        let mut model = Model::new(&recipe.model, outputs.count, size, 0, &Device::cpu());
+pub(super) fn check(recipe: &Recipe) -> Result<()> {
+    if recipe.stage.iter().all(|stage| stage.train.is_empty()) {
+        return Ok(());
+    }
+    // Names do not depend on the number of outputs.
+    let mut model = Model::new(
+        &recipe.model,
+        1,
+        recipe.first_image_size(),
+        0,
+        &Device::cpu(),
+    );
+    for stage in &recipe.stage {
         set(&mut model, &stage.train, &stage.optimizer)
             .context(|| format!("stage `{}`", stage.name))?;
     }

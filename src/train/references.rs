@@ -28,95 +28,105 @@ pub(super) fn of_stages(
     captions: &[Option<Captions>],
     device: &Device,
 ) -> Result<(Vec<StageOutputs>, Vec<Reference>)> {
-    let mut all: Vec<StageOutputs> = Vec::new();
-    let mut references: Vec<Reference> = Vec::new();
-    // Weights that were loaded, by their path.
-    let mut known: Vec<(&Path, Rc<Model>)> = Vec::new();
-    for (number, stage) in recipe.stage.iter().enumerate() {
-        if stage.objective.uses_logits() {
-            all.push(StageOutputs {
-                kind: Outputs::Logits,
-                count: images[number].classes().len(),
-            });
-            references.push(None);
-            continue;
-        }
-        let named = stage.objective.reference();
-        let start = recipe.start.as_ref().map(|start| &start.weights);
-        let from_start = named.is_none_or(|path| path.is_none());
-        let path = named.flatten().or(start);
-        let width = captions[number].as_ref().map(|captions| captions.width);
-        let before = all
-            .last()
-            .filter(|before| before.kind == Outputs::Embedding);
-        // Without a text model the dimension is that of the weights.
-        let needs_weights = named.is_some() || (width.is_none() && before.is_none());
-        let reference = match path.filter(|_| needs_weights) {
-            None => None,
-            Some(path) => Some(match known.iter().find(|(known, _)| known == path) {
-                Some((_, model)) => Rc::clone(model),
-                None => {
-                    let model = load(recipe, stage, path, from_start, device)
-                        .context(|| format!("stage `{}`", stage.name))?;
-                    known.push((path, Rc::clone(&model)));
-                    model
-                }
-            }),
+    let known = Vec::new();
+    let mut encoders = Encoders {
+        recipe,
+        device,
+        known,
+    };
+    let (mut all, mut references) = (Vec::new(), Vec::new());
+    for ((stage, images), captions) in recipe.stage.iter().zip(images).zip(captions) {
+        let (outputs, reference) = if stage.objective.uses_logits() {
+            let kind = Outputs::Logits;
+            let count = images.classes().len();
+            (StageOutputs { kind, count }, None)
+        } else {
+            let of_stage = encoders.of_stage(stage, captions.as_ref(), all.last());
+            of_stage.context(|| format!("stage `{}`", stage.name))?
         };
-        let of_reference = reference.as_ref().map(|model| model.classes());
-        if let (Some(width), Some(found)) = (width, of_reference)
-            && width != found
-        {
-            let message = format!(
-                "stage `{}`: the reference outputs {found} dimensions, but the text model {width}",
-                stage.name
-            );
-            return Err(
-                Error::input(message).hint("use the text model that belongs to the weights")
-            );
-        }
-        let count = width.or(of_reference).or(before.map(|before| before.count));
-        all.push(StageOutputs {
-            kind: Outputs::Embedding,
-            count: count.unwrap_or(REHEARSED),
-        });
-        let count = all[number].count;
-        references.push(match (named, reference) {
-            (None, _) => None,
-            (Some(_), Some(reference)) => Some(reference),
-            // Recipes are checked: only a dry run has no weights.
-            (Some(_), None) => {
-                let size = recipe.first_image_size();
-                let model = Model::new(&recipe.model, count, size, recipe.seed, device);
-                Some(Rc::new(model))
-            }
-        });
+        all.push(outputs);
+        references.push(reference);
     }
     Ok((all, references))
 }
 
-/// Loads a model that outputs embeddings.
-fn load(
-    recipe: &Recipe,
-    stage: &Stage,
-    path: &Path,
-    is_start: bool,
-    device: &Device,
-) -> Result<Rc<Model>> {
-    let name = || format!("reference weights `{}`", path.display());
-    let architecture = recipe.start.as_ref().filter(|_| is_start);
-    let architecture = architecture.and_then(|start| start.architecture.as_deref());
-    let Loaded { model, outputs, .. } =
-        start::loaded(path, architecture, recipe, device).context(name)?;
-    if outputs == Outputs::Logits {
-        let message = format!(
-            "objective.kind = `{}` compares embeddings, but the model outputs logits of {} classes",
-            stage.objective.kind().word(),
-            model.classes()
-        );
-        return Err(Error::input(message)
-            .hint("use an image encoder, such as a CLIP model or timm weights without a head")
-            .context(name()));
+/// The image encoders of a recipe.
+struct Encoders<'a> {
+    recipe: &'a Recipe,
+    device: &'a Device,
+    /// Weights that were loaded, by their path.
+    known: Vec<(&'a Path, Rc<Model>)>,
+}
+
+impl<'a> Encoders<'a> {
+    /// Returns the dimension of a stage's embeddings, and its reference. `before` are the outputs of the previous stage.
+    fn of_stage(
+        &mut self,
+        stage: &'a Stage,
+        captions: Option<&Captions>,
+        before: Option<&StageOutputs>,
+    ) -> Result<(StageOutputs, Reference)> {
+        let reference = stage.objective.reference();
+        let width = captions.map(|captions| captions.width);
+        let before = before.filter(|before| before.kind == Outputs::Embedding);
+        let before = before.map(|before| before.count);
+        // Without a text model the dimension is that of the weights.
+        let model = match reference.is_some() || width.or(before).is_none() {
+            true => self.weights(stage, reference.flatten().map(|path| &**path))?,
+            false => None,
+        };
+        let found = model.as_ref().map(|model| model.classes());
+        if let (Some(width), Some(found)) = (width, found)
+            && width != found
+        {
+            let message =
+                format!("the reference outputs {found} dimensions, but the text model {width}");
+            return Err(
+                Error::input(message).hint("use the text model that belongs to the weights")
+            );
+        }
+        let outputs = StageOutputs {
+            kind: Outputs::Embedding,
+            count: width.or(found).or(before).unwrap_or(REHEARSED),
+        };
+        // Recipes are checked: only a dry run has no weights.
+        let random = || {
+            let (config, size) = (&self.recipe.model, self.recipe.first_image_size());
+            Rc::new(Model::new(
+                config,
+                outputs.count,
+                size,
+                self.recipe.seed,
+                self.device,
+            ))
+        };
+        Ok((outputs, reference.map(|_| model.unwrap_or_else(random))))
     }
-    Ok(Rc::new(model.at_image_size(recipe.first_image_size())))
+
+    /// Loads weights for a stage: those at `path`, or the start weights. `None` if there are neither.
+    fn weights(&mut self, stage: &Stage, path: Option<&'a Path>) -> Result<Reference> {
+        let (path, architecture) = match (path, &self.recipe.start) {
+            (Some(path), _) => (path, None),
+            (None, Some(start)) => (&*start.weights, start.architecture.as_deref()),
+            (None, None) => return Ok(None),
+        };
+        if let Some((_, model)) = self.known.iter().find(|(known, _)| *known == path) {
+            return Ok(Some(Rc::clone(model)));
+        }
+        let name = || format!("reference weights `{}`", path.display());
+        let loaded = start::loaded(path, architecture, self.recipe, self.device);
+        let Loaded { model, outputs, .. } = loaded.context(name)?;
+        if outputs == Outputs::Logits {
+            let message = format!(
+                "objective.kind = `{}` compares embeddings, but the model outputs logits of {} classes",
+                stage.objective.kind().word(),
+                model.classes()
+            );
+            let hint = "use an image encoder, such as a CLIP model or timm weights without a head";
+            return Err(Error::input(message).hint(hint).context(name()));
+        }
+        let model = Rc::new(model.at_image_size(self.recipe.first_image_size()));
+        self.known.push((path, Rc::clone(&model)));
+        Ok(Some(model))
+    }
 }

@@ -149,7 +149,7 @@ impl Run {
         });
         let captions: Vec<_> = captions.collect::<Result<_>>()?;
         let (outputs, references) = references::of_stages(&recipe, &images, &captions, device)?;
-        rates::check(&recipe, &outputs)?;
+        rates::check(&recipe)?;
         let notices = check(&recipe, &images, &captions, &outputs)?;
         Ok(Self {
             notices,
@@ -239,18 +239,15 @@ impl Run {
     }
 
     /// Sets the learning-rate factors of a stage's parameters.
-    ///
-    /// Errors: a pattern of `train` that matches no parameter.
-    pub(super) fn set_rates(&self, stage: usize, model: &mut Model) -> Result<()> {
+    pub(super) fn set_rates(&self, stage: usize, model: &mut Model) {
         let stage = &self.recipe.stage[stage];
-        rates::set(model, &stage.train, &stage.optimizer)
-            .context(|| format!("stage `{}`", stage.name))
+        let set = rates::set(model, &stage.train, &stage.optimizer);
+        set.expect("checked when the run was opened");
     }
 
     fn state_of(&self, mut model: Model, stage: usize) -> State {
         let optimizer = self.stage_optimizer(stage);
-        let set = self.set_rates(stage, &mut model);
-        set.expect("checked when the run was opened");
+        self.set_rates(stage, &mut model);
         State::new(model, self.extra(stage), optimizer, &self.zero())
     }
 

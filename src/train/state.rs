@@ -1,9 +1,10 @@
 //! The training state: everything that training changes and a checkpoint contains. Independent of the run.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::Tensor;
 
 use crate::distributed::Zero;
-use crate::error::Result;
 use crate::model::{Model, Parameter};
 use crate::objective::ExtraParameters;
 use crate::ops::Moments;
@@ -129,22 +130,25 @@ impl State {
     ///
     /// `extra` are the initial parameters of the stage's objective. The temperature carries over from one contrastive
     /// stage to the next, but a text tower starts with its stage. `set_rates` sets the learning-rate factors of the
-    /// stage; a tensor that it freezes gets the value of its average.
-    ///
-    /// Errors: those of `set_rates`.
+    /// stage; a tensor that it freezes gets the value of its average. Collective.
     pub fn enter(
         &mut self,
         optimizer: StageOptimizer,
         head: NewHead,
         extra: ExtraParameters,
-        set_rates: impl FnOnce(&mut Model) -> Result<()>,
+        set_rates: impl FnOnce(&mut Model),
         zero: &Zero,
-    ) -> Result<()> {
-        // The model as it is evaluated: with averages where there are some.
-        let averaged = self.optimizer.has_averages().then(|| self.averaged(zero));
+    ) {
+        let averages = self.averages();
+        let trained = self.model.parameters().into_iter();
+        let trained = trained.filter(|part| !part.is_frozen());
+        // This rank's parts of the model's averages, by name.
+        let mut averages = averages.map(|averages| {
+            let names = trained.map(|part| part.name.clone());
+            names.zip(averages).collect::<BTreeMap<_, _>>()
+        });
         // Free the old moments before allocating new ones: for large models, both together would be peak memory.
         self.optimizer.moments.clear();
-        let is_new = matches!(head, NewHead::Random { .. });
         if let NewHead::Random {
             outputs,
             seed,
@@ -160,35 +164,26 @@ impl State {
             {
                 part.value = values;
             }
+            if let Some(averages) = &mut averages {
+                averages.retain(|name, _| self.model.head().iter().all(|part| part.name != *name));
+            }
         }
-        set_rates(&mut self.model)?;
-        let head: Vec<String> = match is_new {
-            true => self
-                .model
-                .head()
-                .iter()
-                .map(|part| part.name.clone())
-                .collect(),
-            false => Vec::new(),
-        };
+        set_rates(&mut self.model);
         let before = std::mem::replace(&mut self.extra, extra);
         if let (Some(scale), Some(before)) = (&mut self.extra.log_scale, before.log_scale) {
             scale.value = before.value;
         }
-        // The average of a new head and of the objective's parameters starts at their values.
-        let averages = averaged.map(|averaged| {
+        // The average of a new head, of a tensor that was frozen and of the objective's parameters starts at their values.
+        let averages = averages.map(|mut known| {
             let mut averages = Vec::new();
-            let pairs = averaged
-                .parameters()
-                .into_iter()
-                .map(|part| part.value.clone());
-            for (parameter, average) in self.model.parameters_mut().into_iter().zip(pairs) {
-                let carries_over = !head.contains(&parameter.name);
-                match (parameter.is_frozen(), carries_over) {
-                    (true, true) => parameter.value = average,
-                    (true, false) => {}
-                    (false, true) => averages.push(zero.part(&average)),
-                    (false, false) => averages.push(zero.part(&parameter.value)),
+            for parameter in self.model.parameters_mut() {
+                let average = known.remove(&parameter.name);
+                if !parameter.is_frozen() {
+                    averages.push(average.unwrap_or_else(|| zero.part(&parameter.value)));
+                } else if let Some(average) = average {
+                    let length = parameter.value.dims()[0];
+                    let whole = zero.all_gather(&[average], &[length]);
+                    parameter.value = whole.into_iter().next().expect("one for one");
                 }
             }
             let of_objective = self.extra.parameters();
@@ -199,7 +194,6 @@ impl State {
         self.stage = optimizer.stage;
         let run_step = self.optimizer.run_step;
         self.optimizer = optimizer.build(&weights, averages, run_step);
-        Ok(())
     }
 
     /// Applies a step: each rank updates its part of the weights, followed by an all-gather.

@@ -20,20 +20,6 @@ fn json_of(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// Returns a small transformer of CLIP's form.
-fn small() -> VitConfig {
-    VitConfig {
-        depth: 1,
-        hidden: 24,
-        pre_norm: true,
-        pool: Pool::Token,
-        position: Position::Learned,
-        norm_eps: 1e-5,
-        gelu: Gelu::Quick,
-        ..VitConfig::named("vit_micro").unwrap()
-    }
-}
-
 /// Replaces the weights of a parameter with different numbers.
 fn fill(model: &mut Model, name: &str, value: impl Fn(usize) -> f32) {
     let mut parameters = model.parameters_mut().into_iter();
@@ -136,7 +122,7 @@ fn text_towers_are_exported_with_their_tokenizers() {
     // The converted vocabulary spells the start and the end token as OpenAI does, not as open_clip.
     captions.retain(|caption| !caption.contains("_of_text>") && !caption.contains("<|"));
     assert!(captions.len() > 200);
-    let ours = loaded(small(), 12, 16);
+    let ours = loaded(clip_form(), 12, 16);
     for (name, has_scale) in [
         ("hf_quick", false),
         ("hf_gelu", false),
@@ -163,7 +149,7 @@ fn text_towers_are_exported_with_their_tokenizers() {
                 to_vec(model.embed(&captions).unwrap()),
             )
         };
-        // Without the values, of which there are thousands.
+        // Without printing the thousands of values.
         assert!(
             embeddings(folder.path()) == embeddings(&texts.join(name)),
             "{name}"
@@ -193,7 +179,7 @@ fn a_bias_of_the_head_is_folded_into_the_last_norm() {
         gelu: Gelu::Tanh,
         norm_eps: 1e-6,
         mean: [0.1, 0.2, 0.3],
-        ..small()
+        ..clip_form()
     };
     let mut ours = loaded(fixed, 10, 16);
     fill(&mut ours.model, "head.weight", |i| ((i * i) as f32).sin());
@@ -236,12 +222,12 @@ fn models_that_clip_cannot_express_are_refused_with_all_reasons() {
     let tokenless = VitConfig {
         class_token: false,
         pool: Pool::Average,
-        ..small()
+        ..clip_form()
     };
     refused(tokenless, &["has no class token"]);
     let stem = VitConfig {
         stem: Stem::Conv,
-        ..small()
+        ..clip_form()
     };
     refused(stem, &["which has a convolutional stem\n"]);
     let mut biased = loaded(plain, 10, 16);
@@ -257,7 +243,7 @@ fn models_that_clip_cannot_express_are_refused_with_all_reasons() {
     );
     let classifier = Loaded {
         outputs: Outputs::Logits,
-        ..loaded(small(), 10, 16)
+        ..loaded(clip_form(), 10, 16)
     };
     refusal(
         export_to_transformers(&classifier, None, &out),
@@ -269,7 +255,7 @@ fn models_that_clip_cannot_express_are_refused_with_all_reasons() {
     ];
     let text = golden("hugging_face_clip");
     refusal(
-        export_to_transformers(&loaded(small(), 7, 16), Some(&text), &out),
+        export_to_transformers(&loaded(clip_form(), 7, 16), Some(&text), &out),
         &parts,
     );
     for (resize_mode, interpolation, part) in [
@@ -284,7 +270,7 @@ fn models_that_clip_cannot_express_are_refused_with_all_reasons() {
             "does not support lanczos interpolation",
         ),
     ] {
-        let mut ours = loaded(small(), 10, 16);
+        let mut ours = loaded(clip_form(), 10, 16);
         ours.preprocessing.preprocessing = Ok(Preprocessing {
             resize_mode,
             interpolation,
@@ -294,7 +280,7 @@ fn models_that_clip_cannot_express_are_refused_with_all_reasons() {
     }
     assert!(!out.exists());
     refusal(
-        export_to_transformers(&loaded(small(), 10, 16), None, &golden("open_clip")),
+        export_to_transformers(&loaded(clip_form(), 10, 16), None, &golden("open_clip")),
         &["is not empty"],
     );
 }
@@ -303,7 +289,7 @@ fn models_that_clip_cannot_express_are_refused_with_all_reasons() {
 fn preprocessing_is_written_as_it_is_read() {
     for (resize_mode, crop_fraction) in [(ResizeMode::Shortest, 0.875), (ResizeMode::Squash, 1.0)] {
         let folder = tempfile::tempdir().unwrap();
-        let mut ours = loaded(small(), 10, 28);
+        let mut ours = loaded(clip_form(), 10, 28);
         let preprocessing = Preprocessing {
             resize_mode,
             crop_fraction,

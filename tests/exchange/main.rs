@@ -187,18 +187,26 @@ fn configuration_next_to_the_weights_is_read() {
     assert_eq!(vit(&found.model).gelu, Gelu::Quick);
 }
 
-#[test]
-fn timms_names_of_clip_towers_imply_epsilon_activation_and_statistics() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = VitConfig {
+/// Returns a small transformer of CLIP's form.
+fn clip_form() -> VitConfig {
+    VitConfig {
         depth: 1,
-        hidden: 32,
+        hidden: 24,
         pre_norm: true,
         pool: Pool::Token,
         position: Position::Learned,
         norm_eps: 1e-5,
         gelu: Gelu::Quick,
         ..VitConfig::named("vit_micro").unwrap()
+    }
+}
+
+#[test]
+fn timms_names_of_clip_towers_imply_epsilon_activation_and_statistics() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = VitConfig {
+        hidden: 32,
+        ..clip_form()
     };
     let ours = loaded(config.clone(), 3, 8);
     weights::save(
