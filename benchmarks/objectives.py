@@ -49,7 +49,7 @@ OBJECTIVES = {
     "Sim-CLIP": ('{ kind = "sim_clip" }', 2 * 2 + 3 + 3 + 1),
     "AdvFLYP": ('{ kind = "advflyp", scale = 100 }', 2 * 2 + 3 + 3 + 1),
 }
-PASSES = 300_000
+PASSES = 200_000
 
 
 def train(program, folder, name, text):

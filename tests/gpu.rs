@@ -298,9 +298,16 @@ fn gradients_of_captions_match_the_cpu_and_stay_on_the_gpu() {
     }
 }
 
-/// Losses of an objective with clean images, a reference and labels (TRADES) or embeddings (DeACL): the gradient of the
-/// images and those of the weights.
-fn of_objective(deacl: bool, device: &Device) -> Vec<Vec<f32>> {
+/// Objectives with clean images, a reference and labels (TRADES), embeddings (DeACL), or embedded class names.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Weighted {
+    Trades,
+    Deacl,
+    Names,
+}
+
+/// Losses of an objective: the gradient of the images and those of the weights.
+fn of_objective(case: Weighted, device: &Device) -> Vec<Vec<f32>> {
     let [config, _] = configs();
     let model = Model::new(&config, CLASSES, SIZE, 1, device);
     let images: Tensor<4> = drawn(7, [BATCH, 3, SIZE, SIZE], device);
@@ -308,14 +315,13 @@ fn of_objective(deacl: bool, device: &Device) -> Vec<Vec<f32>> {
     let distance = |kind, from, to| TermKind::Distance(kind, from, to, Space::Outputs);
     let (adversarial, clean) = (Point::Output(View::Adversarial), Point::Output(View::Clean));
     let reference = Point::Reference(View::Clean);
-    let kind = if deacl {
-        RowDistance::Cosine
-    } else {
-        RowDistance::Kl
-    };
-    let first = match deacl {
-        true => distance(kind, clean, reference),
-        false => TermKind::CrossEntropy(View::Clean),
+    let (kind, first) = match case {
+        Weighted::Trades => (RowDistance::Kl, TermKind::CrossEntropy(View::Clean)),
+        Weighted::Deacl => (
+            RowDistance::Cosine,
+            distance(RowDistance::Cosine, clean, reference),
+        ),
+        Weighted::Names => (RowDistance::L2, TermKind::CrossEntropy(View::Adversarial)),
     };
     let microbatches = Microbatches {
         numerics: Numerics::F32,
@@ -332,7 +338,9 @@ fn of_objective(deacl: bool, device: &Device) -> Vec<Vec<f32>> {
             term(2.0, distance(kind, adversarial, clean)),
         ],
         attack: vec![term(1.0, distance(kind, adversarial, reference))],
-        labels: (!deacl).then(|| LabelLoss::new(&labels, CLASSES, 0.1, device)),
+        labels: (case != Weighted::Deacl).then(|| LabelLoss::new(&labels, CLASSES, 0.1, device)),
+        classes: (case == Weighted::Names)
+            .then(|| (unit_length(drawn(9, [CLASSES, CLASSES], device)), 10.0)),
         reference: [Some(microbatches.own_outputs(&model, &images)), None],
         ..WeightedLoss::default()
     };
@@ -340,12 +348,15 @@ fn of_objective(deacl: bool, device: &Device) -> Vec<Vec<f32>> {
     let objective = Objective::new(Box::new(loss), microbatches, &comm);
     // Far from the clean images: small divergences lose digits to cancellation.
     let moved: Tensor<4> = drawn(8, [BATCH, 3, SIZE, SIZE], device);
+    let unplanned = || device.gpu().map(|gpu| gpu.traffic().unplanned);
+    let before = unplanned();
     let (gradient, losses) = objective.ascent(&model, moved.clone());
     let views = Views {
         adversarial: moved,
         clean: Some(images),
     };
     let step = objective.gradients(&model, views, BATCH, None, || ());
+    assert_eq!(unplanned(), before, "{case:?}");
     let mut all = vec![to_vec(gradient), to_vec(losses)];
     all.extend(step.gradients.into_iter().map(to_vec));
     all
@@ -353,13 +364,13 @@ fn of_objective(deacl: bool, device: &Device) -> Vec<Vec<f32>> {
 
 #[test]
 fn objectives_with_a_reference_match_the_cpu() {
-    for deacl in [false, true] {
-        let found = of_objective(deacl, &gpu());
-        let right = of_objective(deacl, &Device::cpu());
+    for case in [Weighted::Trades, Weighted::Deacl, Weighted::Names] {
+        let found = of_objective(case, &gpu());
+        let right = of_objective(case, &Device::cpu());
         assert_eq!(found.len(), right.len());
         for (index, (found, right)) in found.iter().zip(&right).enumerate() {
             let off = off(found, right);
-            assert!(off < 1e-4, "{deacl} {index}: off by {off:e}");
+            assert!(off < 1e-4, "{case:?} {index}: off by {off:e}");
         }
     }
 }

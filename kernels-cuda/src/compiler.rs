@@ -167,6 +167,7 @@ mod tests {
         Program::Images,
         Program::Loss,
         Program::Contrastive,
+        Program::Distance,
         Program::Text,
         Program::Attack,
         Program::L1,

@@ -26,6 +26,7 @@ mod compiler;
 mod contrastive;
 mod convnext;
 mod depthwise;
+mod distance;
 mod error;
 pub mod evaluation;
 mod events;
@@ -67,6 +68,7 @@ pub use contrastive::{
 };
 pub use convnext::{ConvNext, ConvNextSaved, ConvNextShape, ConvNextWeights, convnext_backward, convnext_forward};
 pub use depthwise::{Depthwise, DepthwiseShape, depthwise, depthwise_input_gradient, depthwise_weight_gradient};
+pub use distance::{RowDistance, row_distances, row_distances_gradient};
 pub use error::{Error, ErrorKind, Result};
 pub use evaluation::Norm;
 pub use fp8::{Fp8Block, Fp8Saved, fp8_block_forward, fp8_block_input_gradient};

@@ -9,6 +9,7 @@ pub(crate) enum Program {
     Images,
     Loss,
     Contrastive,
+    Distance,
     Text,
     Attack,
     L1,
@@ -76,6 +77,7 @@ impl Program {
             Self::Images => "images".into(),
             Self::Loss => "loss".into(),
             Self::Contrastive => "contrastive".into(),
+            Self::Distance => "distance".into(),
             Self::Text => "text".into(),
             Self::Attack => "attack".into(),
             Self::L1 => "l1".into(),
@@ -113,6 +115,7 @@ impl Program {
             Self::Images => (include_str!("../cuda/images.cuh"), String::new()),
             Self::Loss => (include_str!("../cuda/loss.cuh"), String::new()),
             Self::Contrastive => (include_str!("../cuda/contrastive.cuh"), String::new()),
+            Self::Distance => (include_str!("../cuda/distance.cuh"), String::new()),
             Self::Text => (include_str!("../cuda/text.cuh"), String::new()),
             Self::Attack => (include_str!("../cuda/attack.cuh"), String::new()),
             // With the streams of the other.

@@ -32,6 +32,14 @@ impl<T> Views<T> {
         }
     }
 
+    /// Returns pairs of the values of two, which have the same views.
+    pub fn zip<U>(self, other: Views<U>) -> Views<(T, U)> {
+        Views {
+            adversarial: (self.adversarial, other.adversarial),
+            clean: self.clean.zip(other.clean),
+        }
+    }
+
     /// Returns references to each view.
     pub fn as_ref(&self) -> Views<&T> {
         Views {

@@ -17,7 +17,7 @@ use crate::attack::input_gradient;
 use crate::distributed::Comm;
 use crate::distributed::zero::{PairwiseSum, both};
 use crate::model::{DropPath, Model};
-use crate::ops::{Device, Numerics, from_vec, join, mean, row_dots, scaled_sum, sum, to_vec};
+use crate::ops::{Device, Numerics, add, from_vec, join, mean, row_dots, scaled_sum, sum, to_vec};
 
 /// The loss of a batch, how the batch is passed through the model, and the ranks that share it.
 pub struct Objective<'a> {
@@ -169,14 +169,14 @@ impl<'a> Objective<'a> {
         let parameters = loss.parameter_gradients(&mut coupled.found, self.comm);
         let parts = shards.len();
         let mut gradients = sum_over(shards, |_, rows| {
-            let tracked = model.tracked();
+            let tracked = tracked(model, &images);
             let outputs = self.outputs(&tracked, images.as_ref(), &rows, drop_path);
             let pairs = outputs.into_iter().zip(coupled.gradient.as_ref());
             let value = pairs
                 .map(|(outputs, gradient)| sum(along(outputs, gradient, &rows)))
-                .reduce(|left, right| left + right)
+                .reduce(add)
                 .expect("there is an adversarial view");
-            tracked.gradients(&mut value.backward())
+            sum_over_views(&tracked, &mut value.backward())
         });
         gradients.extend(parameters);
         meanwhile();
@@ -202,12 +202,12 @@ impl<'a> Objective<'a> {
         let (mut all_outputs, mut all_losses) = (Vec::new(), Vec::new());
         let count = shards.len();
         let gradients = sum_over(shards, |shard, rows| {
-            let tracked = model.tracked();
+            let tracked = tracked(model, &images);
             let outputs = self.outputs(&tracked, images.as_ref(), &rows, drop_path);
             all_outputs.push(outputs.adversarial.clone().without_autodiff());
             let values = self.loss_of(&rows).losses(outputs);
             all_losses.push((shard, sum(values.clone().without_autodiff())));
-            tracked.gradients(&mut scaled_sum(values, share).backward())
+            sum_over_views(&tracked, &mut scaled_sum(values, share).backward())
         });
         meanwhile();
         let mut losses = vec![0.0; count];
@@ -230,15 +230,17 @@ impl<'a> Objective<'a> {
         meanwhile: impl FnOnce(),
     ) -> StepGradients {
         let batch = images.adversarial.dims()[0] as f64;
-        let tracked = model.tracked();
+        let tracked = tracked(model, &images);
         let loss = self.loss.tracked();
         let loss = loss.as_deref().unwrap_or(&*self.loss);
         let passes = &self.microbatches;
-        let outputs =
-            images.map(|images| passes.forward(&tracked, images, passes.numerics, drop_path));
+        let outputs = tracked
+            .as_ref()
+            .zip(images)
+            .map(|(model, images)| passes.forward(model, images, passes.numerics, drop_path));
         let value = mean(loss.losses(outputs.clone()));
         let mut found = value.clone().backward();
-        let mut gradients = tracked.gradients(&mut found);
+        let mut gradients = sum_over_views(&tracked, &mut found);
         gradients.extend(loss.parameter_gradients(&mut found, self.comm));
         meanwhile();
         StepGradients {
@@ -271,17 +273,17 @@ impl<'a> Objective<'a> {
         }
     }
 
-    /// Computes the model's outputs for some rows of each view.
+    /// Computes the models' outputs for some rows of each view.
     fn outputs(
         &self,
-        model: &Model,
+        models: &Views<Model>,
         images: Views<&Tensor<4>>,
         rows: &Range<usize>,
         drop_path: Option<&DropPath>,
     ) -> Views<Tensor<2>> {
         let passes = &self.microbatches;
         let numerics = passes.numerics;
-        images.map(|images| {
+        models.as_ref().zip(images).map(|(model, images)| {
             passes.forward_rows(model, rows_of(images, rows), rows, numerics, drop_path)
         })
     }
@@ -333,6 +335,19 @@ struct OutputGradient {
     losses: Tensor<1>,
     /// Gradients of everything else, such as the objective's own parameters.
     found: Gradients,
+}
+
+/// Returns a tracked copy of the model for each view. Their gradients are separate, since automatic differentiation
+/// would add those of shared tensors on the host.
+fn tracked(model: &Model, images: &Views<Tensor<4>>) -> Views<Model> {
+    images.as_ref().map(|_| model.tracked())
+}
+
+/// Sums the weight gradients of the views.
+fn sum_over_views(tracked: &Views<Model>, found: &mut Gradients) -> Vec<Tensor<1>> {
+    let of_views = tracked.as_ref().into_iter();
+    let of_views = of_views.map(|model| model.gradients(found));
+    of_views.reduce(both).expect("there is an adversarial view")
 }
 
 /// Sums `gradients(shard, rows)` over the microbatches of each shard in turn, and over the shards pairwise.

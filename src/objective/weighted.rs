@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 use super::batch_loss::{BatchLoss, Views};
 use super::contrastive::ContrastiveLoss;
 use super::labels::LabelLoss;
-use crate::ops::{RowDistance, row_distances, scaled_similarities, unit_length};
+use crate::ops::{RowDistance, add, fork, row_distances, scale, scaled_similarities, unit_length};
 
 /// The images that outputs were computed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,20 @@ pub enum TermKind {
     Distance(RowDistance, Point, Point, Space),
 }
 
+impl TermKind {
+    /// How often the term uses the model's outputs with their gradient.
+    fn uses(&self, of: View) -> usize {
+        match self {
+            Self::CrossEntropy(view) => usize::from(*view == of),
+            Self::Contrastive => usize::from(of == View::Adversarial),
+            Self::Distance(_, from, to, _) => {
+                let points = [from, to].into_iter();
+                points.filter(|point| **point == Point::Output(of)).count()
+            }
+        }
+    }
+}
+
 /// A loss of each image and its weight.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Term {
@@ -87,14 +101,10 @@ impl WeightedLoss {
         }
     }
 
-    fn at(&self, point: Point, outputs: &Views<Tensor<2>>) -> Tensor<2> {
-        let output = |view| match view {
-            View::Adversarial => outputs.adversarial.clone(),
-            View::Clean => outputs.clean.clone().expect("`uses_clean_images`"),
-        };
+    fn at(&self, point: Point, outputs: &mut Outputs) -> Tensor<2> {
         match point {
-            Point::Output(view) => output(view),
-            Point::Stopped(view) => output(view).without_autodiff(),
+            Point::Output(view) => outputs.copy(view),
+            Point::Stopped(view) => outputs.constant(view),
             Point::Reference(view) => {
                 let reference = &self.reference[usize::from(view == View::Adversarial)];
                 reference.clone().expect("set before it is used")
@@ -114,35 +124,32 @@ impl WeightedLoss {
     }
 
     /// The loss of each image in one term.
-    fn term(&self, kind: TermKind, outputs: &Views<Tensor<2>>) -> Tensor<1> {
+    fn term(&self, kind: TermKind, outputs: &mut Outputs) -> Tensor<1> {
         match kind {
             TermKind::CrossEntropy(view) => {
                 let labels = self.labels.as_ref().expect("terms have what they use");
-                labels.cross_entropy(self.logits(self.at(Point::Output(view), outputs)))
+                labels.cross_entropy(self.logits(outputs.copy(view)))
             }
             TermKind::Contrastive => {
                 let captions = self.captions.as_ref().expect("terms have what they use");
-                captions.losses(Views::adversarial(outputs.adversarial.clone()))
+                captions.losses(Views::adversarial(outputs.copy(View::Adversarial)))
             }
             TermKind::Distance(distance, from, to, space) => {
-                let [from, to] =
-                    [from, to].map(|point| self.within(space, self.at(point, outputs)));
+                let [from, to] = [from, to].map(|point| {
+                    let point = self.at(point, outputs);
+                    self.within(space, point)
+                });
                 row_distances(distance, from, to)
             }
         }
     }
 
     fn sum(&self, terms: &[Term], outputs: &Views<Tensor<2>>) -> Tensor<1> {
-        let weighted = terms.iter().map(|term| {
-            let losses = self.term(term.kind, outputs);
-            if term.weight == 1.0 {
-                losses
-            } else {
-                losses * term.weight
-            }
-        });
-        let sum = weighted.reduce(|sum, losses| sum + losses);
-        sum.expect("objectives have terms")
+        let mut outputs = Outputs::new(outputs, terms);
+        let weighted = terms
+            .iter()
+            .map(|term| scale(self.term(term.kind, &mut outputs), term.weight));
+        weighted.reduce(add).expect("objectives have terms")
     }
 
     fn refers_to(&self, view: View) -> bool {
@@ -154,6 +161,44 @@ impl WeightedLoss {
     /// Returns whether a term compares with the reference on clean images.
     pub fn uses_clean_reference(&self) -> bool {
         self.refers_to(View::Clean)
+    }
+}
+
+/// The model's outputs, with a copy for each use with a gradient.
+struct Outputs {
+    adversarial: Vec<Tensor<2>>,
+    clean: Vec<Tensor<2>>,
+    constants: Views<Tensor<2>>,
+}
+
+impl Outputs {
+    fn new(outputs: &Views<Tensor<2>>, terms: &[Term]) -> Self {
+        let copies = |view, of: &Tensor<2>| {
+            let uses = terms.iter().map(|term| term.kind.uses(view)).sum();
+            fork(of, uses)
+        };
+        let clean = outputs.clean.as_ref();
+        Self {
+            adversarial: copies(View::Adversarial, &outputs.adversarial),
+            clean: clean.map_or_else(Vec::new, |clean| copies(View::Clean, clean)),
+            constants: outputs.clone().map(Tensor::without_autodiff),
+        }
+    }
+
+    fn copy(&mut self, view: View) -> Tensor<2> {
+        let copies = match view {
+            View::Adversarial => &mut self.adversarial,
+            View::Clean => &mut self.clean,
+        };
+        copies.pop().expect("a copy for each use")
+    }
+
+    fn constant(&self, view: View) -> Tensor<2> {
+        let constant = match view {
+            View::Adversarial => Some(&self.constants.adversarial),
+            View::Clean => self.constants.clean.as_ref(),
+        };
+        constant.expect("`uses_clean_images`").clone()
     }
 }
 

@@ -365,14 +365,20 @@ pub fn unit_length(rows: Tensor<2>) -> Tensor<2> {
 ///
 /// Shapes: `x` and `y` `[rows, width]`; the result `[rows]`.
 pub fn row_distances(kind: RowDistance, x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
-    plain::row_distances(kind, x, y)
+    match Engine::of_both(&x, &y) {
+        Engine::Cuda(gpu) => cuda::row_distances(&gpu, kind, x, y),
+        _ => plain::row_distances(kind, x, y),
+    }
 }
 
 /// The cosine similarity of each row with each text, times a scale; differentiable in `rows`.
 ///
 /// Shapes: `rows` `[n, width]`, of any length; `texts` `[m, width]`, of length 1; the result `[n, m]`.
 pub fn scaled_similarities(rows: Tensor<2>, texts: &Tensor<2>, scale: f64) -> Tensor<2> {
-    plain::scaled_similarities(rows, texts, scale)
+    match Engine::of_both(&rows, texts) {
+        Engine::Cuda(gpu) => cuda::scaled_similarities(&gpu, rows, texts, scale),
+        _ => plain::scaled_similarities(rows, texts, scale),
+    }
 }
 
 /// The symmetric contrastive loss of a batch, for each image: half the cross entropy of finding its text among all
@@ -452,11 +458,30 @@ pub fn join<const D: usize>(mut parts: Vec<Tensor<D>>) -> Tensor<D> {
     }
 }
 
-/// `a + b`, outside automatic differentiation.
+/// `a + b`.
 pub fn add<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
     match Engine::of_both(&a, &b) {
         Engine::Cuda(gpu) => cuda::add(&gpu, a, b),
         _ => a + b,
+    }
+}
+
+/// Copies of a tensor, all of which take part in the loss: their gradients are summed where the tensor is.
+///
+/// Automatic differentiation would sum the gradients of a tensor that is used several times on the host.
+pub fn fork<const D: usize>(x: &Tensor<D>, count: usize) -> Vec<Tensor<D>> {
+    match Engine::of(x) {
+        Engine::Cuda(gpu) if count > 1 && x.is_autodiff() => cuda::fork(&gpu, x, count),
+        _ => vec![x.clone(); count],
+    }
+}
+
+/// Values times a factor.
+pub fn scale<const D: usize>(x: Tensor<D>, factor: f64) -> Tensor<D> {
+    match Engine::of(&x) {
+        _ if factor == 1.0 => x,
+        Engine::Cuda(gpu) => cuda::scale(&gpu, x, factor as f32),
+        _ => x * factor,
     }
 }
 

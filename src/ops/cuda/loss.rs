@@ -6,7 +6,8 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
 use super::values::{fetched, primitive, sent, values};
-use crate::ops::node::{Differentiable, parents, record};
+use crate::ops::RowDistance;
+use crate::ops::node::{Differentiable, parent, parents, record};
 
 /// See [`crate::ops::cross_entropy`].
 pub(crate) fn cross_entropy(gpu: &Gpu, logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
@@ -50,6 +51,53 @@ impl Differentiable for Slopes {
         let dx = advxl_cuda::times_rows(&slopes, &sent(slopes.gpu(), &dy));
         let rows = dx.len() / width.max(1);
         vec![Some(primitive(dx, &[rows, width]))]
+    }
+}
+
+/// See [`crate::ops::row_distances`].
+pub(crate) fn row_distances(gpu: &Gpu, kind: RowDistance, x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    let [rows, width] = x.dims();
+    let parents = match y.is_autodiff() {
+        true => vec![parent::<Flex, 2>(&x), parent::<Flex, 2>(&y)],
+        false => parents::<Flex, 2>(&x, []),
+    };
+    let (x, y) = (values(gpu, &x), values(gpu, &y));
+    let kind = match kind {
+        RowDistance::SquaredL2 => advxl_cuda::RowDistance::SquaredL2,
+        RowDistance::L2 => advxl_cuda::RowDistance::L2,
+        RowDistance::Cosine => advxl_cuda::RowDistance::Cosine,
+        RowDistance::Kl => advxl_cuda::RowDistance::Kl,
+    };
+    record(parents, |_| {
+        let distances = advxl_cuda::row_distances(kind, &x, &y, width);
+        (
+            primitive(distances, &[rows]),
+            DistanceGradient { kind, x, y, width },
+        )
+    })
+}
+
+#[derive(Clone, Debug)]
+struct DistanceGradient {
+    kind: advxl_cuda::RowDistance,
+    x: Values,
+    y: Values,
+    width: usize,
+}
+
+impl Differentiable for DistanceGradient {
+    type Backend = Flex;
+
+    fn backward(self, dy: FlexTensor, wanted: &[bool]) -> Vec<Option<FlexTensor>> {
+        let Self { kind, x, y, width } = self;
+        let d = sent(x.gpu(), &dy);
+        let wanted_y = wanted.len() > 1;
+        let (of_x, of_y) = advxl_cuda::row_distances_gradient(kind, &x, &y, width, &d, wanted_y);
+        let rows = d.len();
+        let of_y = of_y.map(|of_y| Some(primitive(of_y, &[rows, width])));
+        std::iter::once(Some(primitive(of_x, &[rows, width])))
+            .chain(of_y)
+            .collect()
     }
 }
 

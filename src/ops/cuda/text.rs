@@ -5,6 +5,7 @@ use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
+use super::rows::scaled;
 use super::values::{primitive, sent, tensor, values};
 use crate::ops::node::{Differentiable, parent, parents, record};
 
@@ -172,6 +173,24 @@ impl Differentiable for UnitGradient {
         let dx = advxl_cuda::unit_length_gradient(&self.saved, &sent(&self.gpu, &dy));
         vec![Some(primitive(dx, &self.shape))]
     }
+}
+
+/// See [`crate::ops::scaled_similarities`].
+pub(crate) fn scaled_similarities(
+    gpu: &Gpu,
+    rows: Tensor<2>,
+    texts: &Tensor<2>,
+    scale: f64,
+) -> Tensor<2> {
+    let [count, width] = texts.dims();
+    // [count, width] -> [width, count]
+    let columns = advxl_cuda::swap_axes(&values(gpu, texts), [count, width]);
+    let columns = scaled(&columns, scale as f32);
+    project(
+        gpu,
+        unit_length(gpu, rows),
+        &tensor(columns, [width * count]),
+    )
 }
 
 /// See [`crate::ops::contrastive`].
