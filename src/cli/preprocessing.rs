@@ -3,9 +3,9 @@
 use super::print::note;
 use super::values::one_of;
 use crate::data::Dataset;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::resize::Filter;
-use crate::image::{MAX_IMAGE_SIZE, Preprocessing, ResizeMode};
+use crate::image::{MAX_IMAGE_SIZE, Preprocessing, ResizeMode, RobustBench};
 use crate::model::ModelConfig;
 use crate::weights::StatedPreprocessing;
 
@@ -24,6 +24,14 @@ pub(crate) struct PreprocessingFlags {
     /// Resize mode [default: from the model's folder]
     #[arg(long, value_name = "MODE", value_parser = one_of::<ResizeMode>("resize mode"))]
     resize_mode: Option<ResizeMode>,
+    /// Preprocessing by its name in RobustBench, in place of the flags above
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_parser = one_of::<RobustBench>("preprocessing"),
+        conflicts_with_all = ["image_size", "crop_fraction", "interpolation", "resize_mode"]
+    )]
+    preprocessing: Option<RobustBench>,
 }
 
 pub(crate) fn parse_size(text: &str) -> std::result::Result<usize, String> {
@@ -55,6 +63,11 @@ impl PreprocessingFlags {
         image_size: usize,
         dataset: &Dataset,
     ) -> Result<(Preprocessing, String)> {
+        if let Some(named) = self.preprocessing {
+            let preprocessing = named.preprocessing();
+            let text = format!("{} (from --preprocessing)", preprocessing.describe());
+            return Ok((preprocessing, text));
+        }
         let image_size = self.image_size.unwrap_or(image_size);
         let is_overridden = self.resize_mode.is_some()
             && self.crop_fraction.is_some()
@@ -75,10 +88,19 @@ impl PreprocessingFlags {
             (Some(ResizeMode::Longest { .. }), stated @ ResizeMode::Longest { .. }) => stated,
             (flag, stated) => flag.unwrap_or(stated),
         };
+        if resize_mode == ResizeMode::Crop && self.crop_fraction.is_some() {
+            return Err(
+                Error::input("--crop-fraction has no effect with --resize-mode crop")
+                    .hint("set the size of the crop with --image-size"),
+            );
+        }
         let preprocessing = Preprocessing {
             image_size,
             resize_mode,
-            crop_fraction: self.crop_fraction.unwrap_or(base.crop_fraction),
+            crop_fraction: match resize_mode {
+                ResizeMode::Crop => 1.0,
+                _ => self.crop_fraction.unwrap_or(base.crop_fraction),
+            },
             interpolation: self.interpolation.unwrap_or(base.interpolation),
         };
         preprocessing.check()?;

@@ -25,4 +25,4 @@ pub mod resize;
 pub use damage::{Fault, Health, Reason};
 pub use decode::outcome::Examined;
 pub use picture::{Cutout, Picture, Region, View};
-pub use preprocessing::{MAX_IMAGE_SIZE, Preprocessing, ResizeMode};
+pub use preprocessing::{MAX_IMAGE_SIZE, Preprocessing, ResizeMode, RobustBench};

@@ -38,6 +38,8 @@ pub enum ResizeMode {
     },
     /// Both sides, ignoring the aspect ratio.
     Squash,
+    /// None: the center is cropped, or padded with black. torchvision's `CenterCrop` alone.
+    Crop,
 }
 
 // Named as in open_clip, whose borders are black.
@@ -45,7 +47,46 @@ words!(for ResizeMode:
     "shortest" => Self::Shortest, "Resize the shortest side and crop the rest.";
     "longest" => Self::Longest { fill: [0; 3] }, "Resize the longest side and pad the other.";
     "squash" => Self::Squash, "Resize both sides, ignoring the aspect ratio.";
+    "crop" => Self::Crop, "Crop the center without resizing; pad smaller images with black.";
 );
+
+words! {
+    /// Preprocessing of ImageNet's images, as RobustBench names it.
+    pub enum RobustBench {
+        /// Resize the shorter side to 256 (bilinear), center crop 224.
+        Res256Crop224 = "Res256Crop224",
+        /// Resize the shorter side to 256 (bicubic), center crop 224.
+        BicubicRes256Crop224 = "BicubicRes256Crop224",
+        /// Center crop 288 without resizing.
+        Crop288 = "Crop288",
+        /// Resize the shorter side to 224 (bilinear), center crop 224, for the square images of ImageNet-3DCC.
+        Res224 = "Res224",
+    }
+}
+
+impl RobustBench {
+    /// Returns the preprocessing.
+    pub fn preprocessing(self) -> Preprocessing {
+        let usual = Preprocessing::new(224);
+        match self {
+            Self::Res256Crop224 => Preprocessing {
+                crop_fraction: 0.875,
+                ..usual
+            },
+            Self::BicubicRes256Crop224 => Preprocessing {
+                crop_fraction: 0.875,
+                interpolation: Filter::Bicubic,
+                ..usual
+            },
+            Self::Crop288 => Preprocessing {
+                image_size: 288,
+                resize_mode: ResizeMode::Crop,
+                ..usual
+            },
+            Self::Res224 => usual,
+        }
+    }
+}
 
 /// Largest [`Preprocessing::image_size`]: far beyond any model, and small enough that no product of sizes overflows.
 pub const MAX_IMAGE_SIZE: usize = 4096;
@@ -125,6 +166,7 @@ impl Preprocessing {
             ResizeMode::Squash => format!(
                 "resize to {resized} x {resized} ({filter}), ignoring the aspect ratio, center crop {size}"
             ),
+            ResizeMode::Crop => format!("center crop {size} without resizing"),
             ResizeMode::Longest { fill: [r, g, b] } => format!(
                 "resize the longer side to {resized} ({filter}), center crop or pad to {size} with color {r},{g},{b}"
             ),
@@ -161,7 +203,7 @@ impl Preprocessing {
         }
         let fill = match self.resize_mode {
             ResizeMode::Longest { fill } => fill,
-            ResizeMode::Shortest | ResizeMode::Squash => [0; 3],
+            ResizeMode::Shortest | ResizeMode::Squash | ResizeMode::Crop => [0; 3],
         };
         let mut bordered = Vec::with_capacity(3 * size * size);
         for color in fill {
@@ -180,6 +222,7 @@ impl Preprocessing {
         let side = self.resized();
         match self.resize_mode {
             ResizeMode::Squash => (side, side),
+            ResizeMode::Crop => (width, height),
             // torchvision's `Resize`.
             ResizeMode::Shortest if width <= height => (side, side * height / width),
             ResizeMode::Shortest => (side * width / height, side),

@@ -141,6 +141,13 @@ const TIMM_MODES: [(&str, ResizeMode); 3] = [
     ("border", ResizeMode::Longest { fill: [0; 3] }),
 ];
 
+/// open_clip's resize modes.
+const OPEN_CLIP_MODES: [(&str, ResizeMode); 3] = [
+    ("shortest", ResizeMode::Shortest),
+    ("squash", ResizeMode::Squash),
+    ("longest", ResizeMode::Longest { fill: [0; 3] }),
+];
+
 /// Reads timm's `pretrained_cfg` as its `resolve_data_config` does. `ours` may hold the border color.
 pub(crate) fn of_timm(config: &Value, ours: &Value, mean: [f64; 3]) -> PreprocessingFields {
     let source = "config.json";
@@ -247,7 +254,7 @@ pub(crate) fn of_open_clip(config: &Value) -> PreprocessingFields {
         };
         let mut resize_mode = match &config["resize_mode"] {
             Value::Null => ResizeMode::Shortest,
-            found => choice(source, "resize_mode", found, &ResizeMode::pairs())?,
+            found => choice(source, "resize_mode", found, &OPEN_CLIP_MODES)?,
         };
         if let (ResizeMode::Longest { fill }, found @ (Value::Number(_) | Value::Array(_))) =
             (&mut resize_mode, &config["fill_color"])
@@ -297,6 +304,7 @@ pub(crate) fn to_open_clip(preprocessing: &Preprocessing) -> Result<Value> {
     config["resize_mode"] = match preprocessing.resize_mode {
         ResizeMode::Shortest => "shortest".into(),
         ResizeMode::Squash => "squash".into(),
+        ResizeMode::Crop => return Err(lacks("cropping without resizing".into())),
         ResizeMode::Longest { fill: [r, g, b] } => {
             config["fill_color"] = match r == g && g == b {
                 true => r.into(),
@@ -341,6 +349,7 @@ pub(crate) fn to_hugging_face(
         ResizeMode::Shortest => serde_json::json!({ "shortest_edge": resized }),
         ResizeMode::Squash => serde_json::json!({ "height": resized, "width": resized }),
         ResizeMode::Longest { .. } => return Err(lacks("padding".into())),
+        ResizeMode::Crop => return Err(lacks("cropping without resizing".into())),
     };
     Ok(serde_json::json!({
         "image_processor_type": "CLIPImageProcessor",

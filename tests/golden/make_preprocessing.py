@@ -5,6 +5,7 @@
 
 timm's transforms are made by its `create_transform`. open_clip's `image_transform` is rebuilt here from the classes
 that it takes from timm (`ResizeKeepRatio`, `CenterCropOrPad`) and torchvision, so that open_clip need not be installed.
+`crop` is torchvision's `CenterCrop` alone.
 Tensors are named after resize mode, border color, filter, size of the input, image size and crop fraction.
 """
 
@@ -74,6 +75,8 @@ for number, (width, height) in enumerate(SIZES):
         record(mode, fill, interpolation, size, fraction, of_timm(mode, IMAGENET, interpolation, size, fraction))
     for mode, interpolation in [("longest", "bicubic"), ("squash", "bilinear"), ("shortest", "bicubic")]:
         record(mode, [0] * 3, interpolation, 12, 1.0, of_open_clip(mode, 0, interpolation, 12))
+    for size in [12, 15]:
+        record("crop", [0] * 3, "bilinear", size, 1.0, CenterCrop(size))
 
 versions = {"pillow": PIL.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__}
 save_file(results, "preprocessing.safetensors", metadata={"versions": json.dumps(versions)})

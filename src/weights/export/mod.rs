@@ -42,6 +42,11 @@ pub fn timm(loaded: &Loaded, facts: &Facts, folder: &Path) -> Result<()> {
                 format!("timm pads images with the mean color, but this model uses {fill:?}");
             return Err(Error::input(message).hint("export it with --to open-clip"));
         }
+        ResizeMode::Crop => {
+            return Err(Error::input(
+                "timm cannot crop images without resizing them",
+            ));
+        }
         _ => {}
     }
     let card = card(loaded, &preprocessing, facts, Use::Timm);
