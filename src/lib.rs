@@ -37,6 +37,8 @@ pub mod attack;
 
 pub mod eval;
 
+pub mod table;
+
 pub mod weights;
 
 pub mod recipe;

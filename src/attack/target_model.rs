@@ -125,6 +125,18 @@ impl Logits {
         self.prediction(index) == Some(label)
     }
 
+    /// Returns the softmax probability of the predicted class, or None if a logit is not finite.
+    pub fn confidence(&self, index: usize) -> Option<f64> {
+        let predicted = self.prediction(index)?;
+        let row = self.row(index);
+        let most = f64::from(row[predicted]);
+        let sum: f64 = row
+            .iter()
+            .map(|logit| (f64::from(*logit) - most).exp())
+            .sum();
+        Some(1.0 / sum)
+    }
+
     /// Returns the margin `z_y - max z_i`, with the maximum over the other classes.
     ///
     /// Minus infinity if a logit is not finite or the label is out of range; infinity for a single class.

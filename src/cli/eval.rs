@@ -9,7 +9,7 @@ use super::inputs::{ChosenImages, inputs, open_data};
 use super::memory::check_memory;
 use super::model::{NamedClasses, NamedModel, check_image_size};
 use super::preprocessing::{PreprocessingFlags, announce};
-use super::print::print_json;
+use super::print::{note, print_json};
 use super::screen::Terminal;
 use super::shared::TestRun;
 use super::values::{one_of, usable_precision};
@@ -99,6 +99,10 @@ pub(crate) struct Eval {
     chosen: ChosenImages,
     #[command(flatten)]
     classes: NamedClasses,
+    /// Predict only among the classes of the data set, as the protocols of ImageNet-A and -R do; by default predictions
+    /// range over all classes of the model
+    #[arg(long)]
+    only_data_classes: bool,
     #[command(flatten)]
     preprocessing: PreprocessingFlags,
     /// Classify by text with the class names in FILE, one per line, for models trained with captions
@@ -135,6 +139,18 @@ impl Eval {
         let map = self
             .classes
             .matched(&loaded, prompts, &dataset, &self.test.data)?;
+        let (map, kept) = match self.only_data_classes {
+            true => {
+                let classes = dataset.classes().len();
+                note(&format!(
+                    "note: predictions range over the {classes} classes of the data"
+                ));
+                let (map, kept) = map.restricted(classes);
+                (map, Some(kept))
+            }
+            false => (map, None),
+        };
+        let names = map.names(dataset.classes());
         let subset = self.chosen.of(&dataset)?.mapped(map);
         let count = subset.len();
         let config = loaded.model.config();
@@ -166,8 +182,11 @@ impl Eval {
         };
         let precision = usable_precision(self.test.precision)?;
         let head = zero_shot.map(|(_, head)| head);
-        let classifier = Classifier::new(loaded.model, head, precision)
+        let mut classifier = Classifier::new(loaded.model, head, precision)
             .named(&self.model.path.display().to_string(), &loaded.hash);
+        if let Some(kept) = kept {
+            classifier = classifier.restricted(kept);
+        }
         let subject = classifier.subject(
             &self.test.data,
             &dataset,
@@ -187,6 +206,7 @@ impl Eval {
                 subject: &subject,
                 classifier: &classifier,
                 images: &images,
+                names: &names,
                 out: &out,
                 setup: Setup {
                     batch: self.test.batch,
@@ -433,6 +453,8 @@ struct OneNorm<'a> {
     subject: &'a Subject,
     classifier: &'a Classifier,
     images: &'a Images<'a>,
+    /// Names of the labels, if they are known.
+    names: &'a [String],
     out: &'a Path,
     setup: Setup<'a>,
 }
@@ -459,7 +481,7 @@ impl<'a> OneNorm<'a> {
         let mut findings = examine(&self.evaluation(&attacks), &progress, screen)?;
         if let Some(path) = &self.eval.save_adversarial {
             let path = self.eval.adversarial_path(path, settings.norm);
-            progress.save_adversarial(self.images, &path, self.setup.device)?;
+            progress.save_adversarial(self.images, self.names, &path, self.setup.device)?;
         }
         let mut finished = vec![progress];
         if self.eval.eps_curve {

@@ -9,6 +9,8 @@ use super::model::NamedModel;
 use super::print::{note, print_json};
 use super::values::one_of;
 use crate::error::{Context, Error, Result};
+use crate::eval::hub;
+use crate::eval::hub::Benchmark;
 use crate::settings::words;
 use crate::weights::export::card::Facts;
 use crate::weights::{Loaded, export};
@@ -37,7 +39,94 @@ words! {
     --result full/result.json --out export\n  advxl export runs/clip --to open-clip --text \
     CLIPA-L-14 --out export\n  advxl export runs/robust_clip --to hf-clip --out export"
 )]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Export {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    exported: Option<ExportedModel>,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Export results as the YAML files that Hugging Face reads from `.eval_results` of a model repository
+    Results(Results),
+}
+
+/// The results to export.
+#[derive(clap::Args)]
+struct Results {
+    /// Files that `advxl eval` wrote
+    #[arg(value_name = "RESULT.json", required = true)]
+    results: Vec<PathBuf>,
+    /// Id of the benchmark's data set on the Hub, such as ORG/NAME
+    #[arg(long, value_name = "ID")]
+    benchmark: String,
+    /// Id of the task in the benchmark's eval.yaml
+    #[arg(long, value_name = "ID", default_value = "default")]
+    task: String,
+    /// Link to attribute the results to, such as a paper
+    #[arg(long, value_name = "URL")]
+    source: Option<String>,
+    /// Folder of the model repository; the files go to its folder .eval_results
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+impl Results {
+    fn run(&self, json: bool) -> Result<()> {
+        let benchmark = Benchmark {
+            dataset: self.benchmark.clone(),
+            task: self.task.clone(),
+            source: self.source.clone(),
+        };
+        let mut all: Vec<(String, String)> = Vec::new();
+        for path in &self.results {
+            let doing = || format!("`{}`", path.display());
+            let result = json::parse(&files::read(path)?)
+                .map_err(|error| Error::input(format!("invalid JSON: {error}")))
+                .context(doing)?;
+            let found = hub::files(&benchmark, &result);
+            if found.is_empty() {
+                return Err(Error::input("this is not a result of `advxl eval`")).context(doing);
+            }
+            for (name, text) in found {
+                match all.iter().find(|(known, _)| *known == name) {
+                    Some((_, known)) if *known == text => {}
+                    Some(_) => {
+                        let message = format!("several results give different `{name}`");
+                        return Err(Error::input(message).hint("export them to different folders"))
+                            .context(doing);
+                    }
+                    None => all.push((name, text)),
+                }
+            }
+        }
+        let folder = self.out.join(".eval_results");
+        if let Some((name, _)) = all.iter().find(|(name, _)| folder.join(name).exists()) {
+            let message = format!("`{}` exists", folder.join(name).display());
+            return Err(Error::input(message).hint("remove it first, or choose another --out"));
+        }
+        files::make_folder(&folder)?;
+        for (name, text) in &all {
+            files::write(&folder.join(name), text.as_bytes())?;
+        }
+        note(&format!(
+            "wrote {} files to `{}`",
+            all.len(),
+            folder.display()
+        ));
+        if json {
+            let names: Vec<&str> = all.iter().map(|(name, _)| &name[..]).collect();
+            print_json(&json!({ "out": folder.display().to_string(), "files": names }));
+        }
+        Ok(())
+    }
+}
+
+/// The model to export, and how.
+#[derive(clap::Args)]
+struct ExportedModel {
     #[command(flatten)]
     model: NamedModel,
     /// Program to export for
@@ -72,6 +161,16 @@ pub(crate) struct Export {
 
 impl Export {
     pub(crate) fn run(&self, json: bool) -> Result<()> {
+        match (&self.what, &self.exported) {
+            (Some(What::Results(results)), _) => results.run(json),
+            (None, Some(exported)) => exported.run(json),
+            (None, None) => Err(Error::input("MODEL is missing").hint("see `advxl export --help`")),
+        }
+    }
+}
+
+impl ExportedModel {
+    fn run(&self, json: bool) -> Result<()> {
         // Returns notes for the user.
         type Write<'a> = Box<dyn Fn(&Loaded, &Facts, &Path) -> Result<Vec<String>> + 'a>;
         let without_notes = |()| Vec::new();

@@ -19,6 +19,7 @@ pub mod print;
 pub(crate) mod recipe;
 pub(crate) mod screen;
 pub(crate) mod shared;
+pub(crate) mod table;
 pub(crate) mod train;
 pub mod values;
 
@@ -57,7 +58,7 @@ struct Arguments {
     /// feature; cuda:1 is the second GPU [default: auto; in `train` the recipe's `device`, in `plan` cpu]
     #[arg(long, global = true, value_name = "NAME")]
     device: Option<DeviceName>,
-    /// Run N processes on this machine, for `train` (within the recipe's `parallel` table), `eval`, `embed`, `data
+    /// Run N processes on this machine, for `train` (within the recipe's `parallel` table), `eval`, `table`, `embed`, `data
     /// check`, `data pack` and `bench exchange` [default: 1]
     #[arg(long, global = true, value_name = "N")]
     processes: Option<usize>,
@@ -80,6 +81,11 @@ enum Command {
     /// Each attack runs only on the images that survived the attacks before it. Progress is saved after every batch:
     /// rerun the same command to resume.
     Eval(Box<eval::Eval>),
+    /// Evaluate models by a published protocol and print the table
+    ///
+    /// Each number is one `advxl eval` command with a folder of its own in --out. Rerun the same command to resume;
+    /// several processes with the same --out share the work.
+    Table(table::TableCommand),
     /// Predict logits, and optionally input gradients, for a data set
     Predict(predict::Predict),
     /// Embed captions with a text model, for training and evaluation
@@ -223,14 +229,13 @@ fn start(arguments: &Arguments) -> Result<Start> {
 }
 
 /// The commands that run in several processes, for hints.
-const SHARED: &str =
-    "train, eval, embed, data check, data pack and bench exchange can run in several processes";
+const SHARED: &str = "train, eval, table, embed, data check, data pack and bench exchange can run in several processes";
 
 impl Arguments {
     /// Returns whether the command can run in several processes.
     fn is_shared(&self) -> bool {
         match &self.command {
-            Command::Train(_) | Command::Eval(_) | Command::Embed(_) => true,
+            Command::Train(_) | Command::Eval(_) | Command::Table(_) | Command::Embed(_) => true,
             Command::Data { what } => what.is_shared(),
             Command::Bench { what } => matches!(what, Bench::Exchange(_)),
             _ => false,
@@ -354,6 +359,7 @@ fn perform(arguments: &Arguments, comm: &Comm) -> Result<()> {
     match &arguments.command {
         Command::Train(train) => return train.run(json, comm),
         Command::Eval(eval) => return eval.run(json, comm),
+        Command::Table(table) => return table.run(json, comm),
         Command::Embed(embed) => return embed.run(json, comm),
         Command::Data { what } => return what.run(arguments.threads, json, comm),
         Command::Bench {
@@ -378,6 +384,7 @@ fn perform(arguments: &Arguments, comm: &Comm) -> Result<()> {
         } => measure.run(),
         Command::Train(_)
         | Command::Eval(_)
+        | Command::Table(_)
         | Command::Embed(_)
         | Command::Data { .. }
         | Command::Bench { .. } => Ok(()),

@@ -48,6 +48,36 @@ impl ClassMap {
         }
     }
 
+    /// Returns the data set's names of the classes of the model, if each class has one; else none.
+    pub fn names(&self, data: &[String]) -> Vec<String> {
+        let mut names = vec![None; data.len()];
+        for (label, name) in data.iter().enumerate() {
+            match names.get_mut(self.class_of(label as u32) as usize) {
+                Some(place) => *place = Some(name.clone()),
+                None => return Vec::new(),
+            }
+        }
+        let all: Option<Vec<String>> = names.into_iter().collect();
+        all.unwrap_or_default()
+    }
+
+    /// Returns the map for a model whose logits are restricted to the classes of the data, and these classes in their
+    /// order. `labels` is the number of classes of the data.
+    pub fn restricted(&self, labels: usize) -> (Self, Vec<usize>) {
+        let classes: Vec<u32> = (0..labels as u32)
+            .map(|label| self.class_of(label))
+            .collect();
+        let kept: std::collections::BTreeSet<u32> = classes.iter().copied().collect();
+        let kept: Vec<u32> = kept.into_iter().collect();
+        let place = |class: &u32| kept.binary_search(class).expect("one of them") as u32;
+        let map = Self {
+            table: Some(classes.iter().map(place).collect()),
+            rule: self.rule,
+            notice: None,
+        };
+        (map, kept.into_iter().map(|class| class as usize).collect())
+    }
+
     /// Returns the model's class for a label.
     pub fn class_of(&self, label: u32) -> u32 {
         match &self.table {

@@ -98,6 +98,12 @@ impl Dataset {
                 Source::Tensors(crate::data::sources::tensors::Tensors::open(path)?)
             }
             Spec::Npz(path) => Source::Npz(crate::data::sources::npz::Npz::open(path)?),
+            Spec::Npy { path, severity } => {
+                Source::Npz(crate::data::sources::corrupted::open(path, *severity)?)
+            }
+            Spec::Wds(folder) => Source::Shards(Box::new(crate::data::shards::Shards::open(
+                &crate::data::wds::pattern(folder, split)?,
+            )?)),
             Spec::Parquet(pattern) => Source::Parquet(
                 crate::data::sources::parquet::Parquet::open(pattern, split)?,
             ),
@@ -605,7 +611,13 @@ impl Dataset {
                 shares.for_each(|share| text(&share.to_string()));
                 return hasher.finalize().to_hex().to_string();
             }
-            Source::Cifar(_) | Source::Tensors(_) | Source::Npz(_) => {}
+            // The arrays of a folder share their labels.
+            Source::Npz(npz) => {
+                if let Spec::Npy { severity, .. } = &self.spec {
+                    text(&format!("{} {severity:?}", npz.name_of(0)));
+                }
+            }
+            Source::Cifar(_) | Source::Tensors(_) => {}
         }
         for index in 0..self.len() {
             // `u32::MAX` means no label.

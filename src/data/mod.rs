@@ -8,7 +8,7 @@
 //! |-------------------------|-----------------------------------------------------------------------------------|
 //! | [`spec`]                | names of data sets on the command line and in recipes                             |
 //! | [`sources`]             | CIFAR binaries, class folders, files of tensors, NumPy and Parquet, synthetic      |
-//! | [`shards`]              | images and captions in tar files: index, samples                                  |
+//! | [`shards`] [`wds`]      | images and captions in tar files: index, samples; CLIP Benchmark's folders         |
 //! | [`dataset`]             | one interface to all of them                                                      |
 //! | [`classes`] [`subset`]  | matching labels with a model's classes; choosing the images of an evaluation      |
 //! | [`augment`]             | random crops, flips, RandAugment, MixUp, CutMix, all drawn from keyed streams     |
@@ -27,6 +27,7 @@ pub mod shards;
 pub mod sources;
 pub mod spec;
 pub mod subset;
+pub mod wds;
 
 pub use augment::mix::Mix;
 pub use augment::mixing::Mixing;

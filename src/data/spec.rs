@@ -29,8 +29,8 @@ impl fmt::Display for Split {
 /// A data set as named on the command line and in recipes.
 ///
 /// `FOLDER` (class folders or CIFAR binaries, distinguished by their contents), `folder:FOLDER` (every subfolder is a
-/// class), `tensors:FILE.safetensors`, `npz:FILE.npz`, `parquet:PATTERN`, `shards:PATTERN`, `synthetic:N` or
-/// `synthetic:N@SIZE`.
+/// class), `tensors:FILE.safetensors`, `npz:FILE.npz`, `npy:FILE.npy`, `parquet:PATTERN`, `shards:PATTERN`,
+/// `wds:FOLDER`, `synthetic:N` or `synthetic:N@SIZE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {
     /// A folder of class folders, with or without split folders, or of CIFAR binaries.
@@ -41,6 +41,15 @@ pub enum Spec {
     Tensors(PathBuf),
     /// A NumPy archive of images and labels.
     Npz(PathBuf),
+    /// A NumPy array of images with `labels.npy` in the same folder, such as a corruption of CIFAR-10-C.
+    Npy {
+        /// The file of images.
+        path: PathBuf,
+        /// The severity, from 1 to 5, of an array with five; None for all images.
+        severity: Option<usize>,
+    },
+    /// A folder of numbered tar files per split with `nshards.txt`, as CLIP Benchmark publishes data sets.
+    Wds(PathBuf),
     /// Parquet files of encoded images and labels, given by a file, a folder, or a pattern such as
     /// `data/train-*.parquet`.
     Parquet(String),
@@ -57,8 +66,8 @@ pub enum Spec {
 }
 
 pub(crate) const SPEC_HINT: &str = "use the path of a folder of class folders or CIFAR binaries, `folder:PATH`, \
-                         `tensors:FILE.safetensors`, `npz:FILE.npz`, `parquet:FOLDER`, \
-                         `shards:data/{00000..00099}.tar`, or `synthetic:N` such as `synthetic:10000`";
+                         `tensors:FILE.safetensors`, `npz:FILE.npz`, `npy:FILE.npy`, `parquet:FOLDER`, \
+                         `shards:data/{00000..00099}.tar`, `wds:FOLDER`, or `synthetic:N` such as `synthetic:10000`";
 
 impl FromStr for Spec {
     type Err = Error;
@@ -75,6 +84,14 @@ impl FromStr for Spec {
                 Err(Error::input("`npz:` must be followed by a file").hint(SPEC_HINT))
             }
             Some(("npz", path)) => Ok(Spec::Npz(files::expanded(path))),
+            Some(("npy", "")) => {
+                Err(Error::input("`npy:` must be followed by a file").hint(SPEC_HINT))
+            }
+            Some(("npy", rest)) => npy_spec(text, rest),
+            Some(("wds", "")) => {
+                Err(Error::input("`wds:` must be followed by a folder").hint(SPEC_HINT))
+            }
+            Some(("wds", path)) => Ok(Spec::Wds(files::expanded(path))),
             Some(("parquet", "")) => {
                 Err(Error::input("`parquet:` must be followed by a pattern").hint(SPEC_HINT))
             }
@@ -113,9 +130,44 @@ pub(crate) fn is_scheme(kind: &str) -> bool {
 }
 
 pub(crate) fn nearest_scheme(kind: &str) -> Option<&'static str> {
-    ["tensors", "synthetic", "shards", "folder", "parquet", "npz"]
-        .into_iter()
-        .find(|known| strsim::damerau_levenshtein(kind, known) <= 2)
+    [
+        "tensors",
+        "synthetic",
+        "shards",
+        "folder",
+        "parquet",
+        "npz",
+        "npy",
+        "wds",
+    ]
+    .into_iter()
+    .find(|known| strsim::damerau_levenshtein(kind, known) <= 2)
+}
+
+/// Reads `FILE.npy` or `FILE.npy@SEVERITY`.
+fn npy_spec(text: &str, rest: &str) -> Result<Spec> {
+    let (path, severity) = match rest.rsplit_once('@') {
+        Some((path, severity)) if !severity.contains(['/', '.']) => (path, Some(severity)),
+        _ => (rest, None),
+    };
+    let number = |text: &str| {
+        let number = text.parse().ok();
+        number
+            .filter(|number| (1..=5).contains(number))
+            .ok_or_else(|| {
+                let message = format!("`{text}`: the severity must be a whole number from 1 to 5");
+                Error::input(message).hint("write it like `npy:CIFAR-10-C/fog.npy@3`")
+            })
+    };
+    let severity = severity.map(number).transpose().map_err(|error| {
+        let (message, hint) = error.into_parts();
+        let error = Error::input(format!("`{text}`: {message}"));
+        error.hint(hint.unwrap_or_default())
+    })?;
+    Ok(Spec::Npy {
+        path: files::expanded(path),
+        severity,
+    })
 }
 
 pub(crate) fn synthetic_spec(text: &str, rest: &str) -> Result<Spec> {
@@ -138,7 +190,9 @@ impl Spec {
             Spec::Folder(path)
             | Spec::ClassFolders(path)
             | Spec::Tensors(path)
-            | Spec::Npz(path) => Some(path),
+            | Spec::Npz(path)
+            | Spec::Npy { path, .. }
+            | Spec::Wds(path) => Some(path),
             // A pattern without globs is a path.
             Spec::Parquet(pattern) if Path::new(pattern).exists() => Some(Path::new(pattern)),
             Spec::Parquet(_) | Spec::Shards(_) | Spec::Synthetic { .. } => None,
@@ -153,6 +207,11 @@ impl fmt::Display for Spec {
             Spec::ClassFolders(path) => write!(f, "folder:{}", path.display()),
             Spec::Tensors(path) => write!(f, "tensors:{}", path.display()),
             Spec::Npz(path) => write!(f, "npz:{}", path.display()),
+            Spec::Npy { path, severity } => {
+                write!(f, "npy:{}", path.display())?;
+                severity.map_or(Ok(()), |severity| write!(f, "@{severity}"))
+            }
+            Spec::Wds(path) => write!(f, "wds:{}", path.display()),
             Spec::Parquet(pattern) => write!(f, "parquet:{pattern}"),
             Spec::Shards(pattern) => write!(f, "shards:{pattern}"),
             Spec::Synthetic {
@@ -193,6 +252,9 @@ mod tests {
             "folder:data/train",
             "tensors:a/b.safetensors",
             "npz:a/b.npz",
+            "npy:a/b.npy",
+            "npy:a@2/b.npy@3",
+            "wds:a/b",
             "parquet:a/train-*.parquet",
             "shards:a/{00..07}.tar,b/*.tar",
             "synthetic:100",
@@ -218,6 +280,9 @@ mod tests {
         assert!(message("shards:").contains("must be followed by a pattern"));
         assert!(message("shard:{0..1}.tar").contains("did you mean `shards:{0..1}.tar`?"));
         assert!(message("npz:").contains("must be followed by a file"));
+        assert!(message("npy:").contains("must be followed by a file"));
+        assert!(message("npy:a.npy@6").contains("a whole number from 1 to 5"));
+        assert!(message("wds:").contains("must be followed by a folder"));
         assert!(message("parquet:").contains("must be followed by a pattern"));
         assert!(message("parquets:x").contains("did you mean `parquet:x`?"));
         assert!(message("tensor:x").contains("did you mean `tensors:x`?"));

@@ -25,6 +25,8 @@ pub(crate) struct Stop {
     pub(crate) requested: Arc<AtomicBool>,
     /// Number of [`ExitGuard`] guards that are alive.
     guards: Arc<AtomicUsize>,
+    /// Whether a thread handles signals.
+    is_listening: Arc<AtomicBool>,
     reports: Reports,
 }
 
@@ -49,6 +51,7 @@ impl Stop {
         Self {
             requested: Arc::default(),
             guards: Arc::default(),
+            is_listening: Arc::default(),
             reports,
         }
     }
@@ -58,12 +61,15 @@ impl Stop {
         ExitGuard(Arc::clone(&self.guards))
     }
 
-    /// Handles signals on a thread of their own. `leave` exits, and ends the other ranks.
+    /// Handles signals on a thread of their own; once, also if called again. `leave` exits, and ends the other ranks.
     pub(crate) fn on_signals(
         &self,
         is_main: bool,
         leave: impl Fn(u8) + Send + 'static,
     ) -> Result<()> {
+        if self.is_listening.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
         let failed =
             |error: std::io::Error| Error::failed(format!("cannot handle signals: {error}"));
         let signals = Signals::new([SIGINT, SIGTERM, SIGUSR1]).map_err(failed)?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::images::{Images, check_images, check_labels};
 use super::recheck;
-use crate::attack::{Attack, Batch, Mark, Network, Passes, TargetModel};
+use crate::attack::{Attack, Batch, Logits, Mark, Network, Passes, TargetModel};
 use crate::distributed::Comm;
 use crate::error::{Error, Kind, Result};
 use crate::ops::{Device, from_vec, to_vec};
@@ -48,6 +48,12 @@ pub struct Outcome {
     /// Predicted class of the adversarial image if there is one, else of the clean image. None where a logit is not
     /// finite.
     pub predicted: Vec<Option<usize>>,
+    /// Probability of the predicted class in `predicted`. None where a logit is not finite.
+    #[serde(default)]
+    pub confidence: Vec<Option<f64>>,
+    /// The same on the clean image.
+    #[serde(default)]
+    pub clean_confidence: Vec<Option<f64>>,
     /// Number of classes of the model.
     pub classes: usize,
     /// Hash of the clean images and their labels, as passed to the model.
@@ -166,9 +172,14 @@ impl Outcome {
         if let Some(classes) = tried.classes {
             self.classes = classes;
         }
-        for (index, margin, predicted) in &tried.answers {
-            self.margin[*index] = Some(*margin).filter(|margin| margin.is_finite());
-            self.predicted[*index] = *predicted;
+        for answer in &tried.answers {
+            let index = answer.index;
+            self.margin[index] = Some(answer.margin).filter(|margin| margin.is_finite());
+            self.predicted[index] = answer.predicted;
+            self.confidence[index] = answer.confidence;
+            if attack == "clean" {
+                self.clean_confidence[index] = answer.confidence;
+            }
         }
         for (index, distance) in &tried.distances {
             self.distance[*index] = Some(*distance);
@@ -200,8 +211,7 @@ struct BatchOutcome {
     hashes: Vec<String>,
     classes: Option<usize>,
     pixels: Option<[f32; 2]>,
-    /// Index, margin and prediction of each image.
-    answers: Vec<(usize, f64, Option<usize>)>,
+    answers: Vec<Answer>,
     distances: Vec<(usize, f64)>,
     fooled: Vec<Misclassified>,
     passes: Passes,
@@ -209,6 +219,26 @@ struct BatchOutcome {
     left: Vec<(usize, Option<Mark>)>,
     /// Whether this rank was asked to stop.
     stop: bool,
+}
+
+/// What the model answers to an image.
+#[derive(Serialize, Deserialize)]
+struct Answer {
+    index: usize,
+    margin: f64,
+    predicted: Option<usize>,
+    confidence: Option<f64>,
+}
+
+impl Answer {
+    fn new(index: usize, logits: &Logits, row: usize, label: usize) -> Self {
+        Self {
+            index,
+            margin: logits.margin(row, label),
+            predicted: logits.prediction(row),
+            confidence: logits.confidence(row),
+        }
+    }
 }
 
 fn stopped(outcome: &Outcome) -> Error {
@@ -266,8 +296,13 @@ impl Evaluation<'_> {
             outcome.distance = vec![None; count];
             outcome.margin = vec![None; count];
             outcome.predicted = vec![None; count];
+            outcome.confidence = vec![None; count];
+            outcome.clean_confidence = vec![None; count];
             outcome.begin("clean".to_owned());
         }
+        // Progress of earlier versions has none.
+        outcome.confidence.resize(count, None);
+        outcome.clean_confidence.resize(count, None);
         if self.comm.any_stop_requested() {
             return Err(stopped(&outcome));
         }
@@ -392,8 +427,8 @@ impl Evaluation<'_> {
             ..BatchOutcome::default()
         };
         for (row, (index, label)) in indices.iter().zip(labels).enumerate() {
-            let margin = logits.margin(row, *label as usize);
-            tried.answers.push((*index, margin, logits.prediction(row)));
+            let answer = Answer::new(*index, &logits, row, *label as usize);
+            tried.answers.push(answer);
             if !logits.is_right(row, *label as usize) {
                 tried.fooled.push((*index, None));
             }
@@ -457,10 +492,8 @@ impl Evaluation<'_> {
             let [lowest, highest] = tried.pixels.unwrap_or([low, high]);
             tried.pixels = Some([low.min(lowest), high.max(highest)]);
             tried.distances.push((index, distance));
-            let margin = logits.margin(shown_row, label);
-            tried
-                .answers
-                .push((index, margin, logits.prediction(shown_row)));
+            let answer = Answer::new(index, &logits, shown_row, label);
+            tried.answers.push(answer);
             tried.fooled.push((index, Some(image)));
         }
         Ok(tried)

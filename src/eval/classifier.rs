@@ -11,7 +11,7 @@ use crate::distributed::Comm;
 use crate::error::Result;
 use crate::image::Preprocessing;
 use crate::model::{Model, Pass};
-use crate::ops::{Device, Precision, to_vec};
+use crate::ops::{Device, Precision, select_columns, to_vec};
 use crate::text::zero_shot::by_text;
 
 /// A model with an optional text head, and the precision of its evaluation.
@@ -72,6 +72,14 @@ impl Classifier {
             hash: hash.to_owned(),
             ..self
         }
+    }
+
+    /// Restricts the logits to some classes, in this order. It becomes a different model, so its hash changes.
+    pub fn restricted(mut self, classes: Vec<usize>) -> Self {
+        self.hash = blake3::hash(format!("{} {classes:?}", self.hash).as_bytes()).to_string();
+        let all = self.logits;
+        self.logits = Box::new(move |images| select_columns(all(images), &classes));
+        self
     }
 
     /// Returns the logits of a batch.

@@ -4,9 +4,11 @@
 
 pub mod accuracy;
 pub mod autoattack;
+pub mod calibration;
 pub mod checks;
 pub mod classifier;
 pub mod curve;
+pub mod hub;
 pub(crate) mod images;
 pub mod interval;
 pub(crate) mod recheck;

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::accuracy::Outcome;
+use super::calibration::{Calibration, margin_histogram};
 use super::checks::Flag;
 use super::curve::Point;
 use super::interval::wilson;
@@ -102,6 +103,8 @@ impl Findings {
             "flags": self.flags,
             "stages": stages.collect::<Vec<_>>(),
             "curve": self.curve,
+            "calibration": Calibration::of(outcome),
+            "margin_histogram": margin_histogram(outcome),
             "images_hash": outcome.images_hash,
             "pixels": outcome.pixels,
             "robust": outcome.robust,

@@ -251,8 +251,14 @@ impl<'a> Progress<'a> {
     }
 
     /// Writes the final images and their labels in the format of `tensors:FILE`: the adversarial image where the model
-    /// was fooled, else the clean one.
-    pub fn save_adversarial(&self, images: &Images, path: &Path, device: &Device) -> Result<()> {
+    /// was fooled, else the clean one. `classes` are the names of the labels, if they are known.
+    pub fn save_adversarial(
+        &self,
+        images: &Images,
+        classes: &[String],
+        path: &Path,
+        device: &Device,
+    ) -> Result<()> {
         if !self.comm.is_main() {
             return Ok(());
         }
@@ -274,7 +280,7 @@ impl<'a> Progress<'a> {
             Ok(())
         })?;
         let labels: Vec<i64> = labels.iter().map(|label| i64::from(*label)).collect();
-        tensors::save(path, &values, shape, &labels, &[])
+        tensors::save(path, &values, shape, &labels, classes)
     }
 
     /// Removes the files. Call it after the result has been written.

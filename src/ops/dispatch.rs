@@ -446,6 +446,13 @@ pub fn select<const D: usize>(x: Tensor<D>, rows: &[usize]) -> Tensor<D> {
     }
 }
 
+/// Some of the columns of a matrix.
+///
+/// On NVIDIA GPUs it is computed on the host: only evaluations of few classes use it.
+pub fn select_columns(x: Tensor<2>, columns: &[usize]) -> Tensor<2> {
+    plain::select_columns(x, columns)
+}
+
 /// Tensors one after another along their first axis.
 ///
 /// # Panics

@@ -39,8 +39,8 @@ pub use dispatch::{
     adamw, add, clamp, contrastive, convnext_block, count_correct, cross_entropy, embed,
     encoder_block, fork, from_bytes, gelu, join, keep, kernel_last, l2_start, l2_step, layer_norm,
     linear, linf_start, linf_step, mean, mix_rows, patches, pool, predictions, project,
-    row_distances, row_dots, scale, scaled_similarities, scaled_sum, select, similarities, sum,
-    take, tokens, unfold, unit_length,
+    row_distances, row_dots, scale, scaled_similarities, scaled_sum, select, select_columns,
+    similarities, sum, take, tokens, unfold, unit_length,
 };
 pub use evaluation::{
     Exchange, Motif, Squares, Window, add_clamped, changed_pixels, distances, dual_lengths,

@@ -206,6 +206,12 @@ pub(crate) fn take(x: Tensor<3>, which: &[usize]) -> Tensor<3> {
         .reshape([count, 1, width])
 }
 
+/// See [`crate::ops::select_columns`].
+pub(crate) fn select_columns(x: Tensor<2>, columns: &[usize]) -> Tensor<2> {
+    let device = x.device().without_autodiff();
+    x.select(1, indices(columns.iter().copied(), &device))
+}
+
 /// See [`crate::ops::project`].
 pub(crate) fn project(x: Tensor<2>, weight: &Tensor<1>) -> Tensor<2> {
     let inputs = x.dims()[1];

@@ -47,7 +47,9 @@ impl ImageSource {
     /// Returns the source for a data set, by its name: packed shards are called `NAME-146px.tar`.
     fn of(spec: &Spec, reduced_decode: bool) -> Self {
         match spec {
-            Spec::Tensors(_) | Spec::Npz(_) | Spec::Synthetic { .. } => Self::Memory,
+            Spec::Tensors(_) | Spec::Npz(_) | Spec::Npy { .. } | Spec::Synthetic { .. } => {
+                Self::Memory
+            }
             Spec::Folder(path) if is_cifar(path) => Self::Memory,
             Spec::Shards(pattern) if is_packed(pattern) => Self::Packed,
             _ if reduced_decode => Self::ReducedJpeg,

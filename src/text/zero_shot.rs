@@ -20,13 +20,17 @@ pub struct ZeroShot {
 }
 
 impl ZeroShot {
-    /// Reads class names and optional templates, one per line.
+    /// Reads class names and optional templates, one per line. In templates `{c}`, as CLIP Benchmark writes it, is the same
+    /// as `{}`.
     ///
     /// Errors: empty names, templates without `{}`.
     pub fn read(classes: &Path, templates: Option<&Path>) -> Result<Self> {
         let templates = match templates {
             None => Vec::new(),
-            Some(path) => lines(path, "template")?,
+            Some(path) => {
+                let found = lines(path, "template")?.into_iter();
+                found.map(|text| text.replace("{c}", "{}")).collect()
+            }
         };
         if let Some(wrong) = templates.iter().find(|text| !text.contains("{}")) {
             let message =

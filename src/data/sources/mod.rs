@@ -1,7 +1,8 @@
-//! Sources of images other than shards: CIFAR binaries, class folders, tensor files, NumPy archives, Parquet files, and
+//! Sources of images other than shards: CIFAR binaries, class folders, tensor files, NumPy arrays and archives, Parquet files, and
 //! images drawn in code.
 
 pub mod cifar;
+pub mod corrupted;
 pub mod folder;
 pub mod npy;
 pub mod npz;

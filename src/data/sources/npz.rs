@@ -25,17 +25,17 @@ use crate::units::grouped;
 /// Images in a file, and labels in memory.
 #[derive(Debug)]
 pub struct Npz {
-    name: String,
-    images: Source,
+    pub(super) name: String,
+    pub(super) images: Source,
     /// Offset of the first image.
-    start: u64,
-    width: usize,
-    height: usize,
-    count: usize,
+    pub(super) start: u64,
+    pub(super) width: usize,
+    pub(super) height: usize,
+    pub(super) count: usize,
     /// None if the file has no labels.
-    labels: Option<Vec<u32>>,
-    classes: Vec<String>,
-    notices: Vec<String>,
+    pub(super) labels: Option<Vec<u32>>,
+    pub(super) classes: Vec<String>,
+    pub(super) notices: Vec<String>,
 }
 
 const FORM: &str = "the file must contain `image` uint8 [n, height, width, 3] and `label` int64 [n], one for each image";
@@ -69,15 +69,12 @@ impl Npz {
         let archive = directory(&source)?;
         let images =
             array(&archive, &source, ["image", "images"])?.ok_or_else(|| missing(&archive))?;
-        let (count, height, width) = shape(&images)?;
+        let (count, height, width) = shape(images.name, &images.header, images.entry.size)?;
         let labels = match array(&archive, &source, ["label", "labels"])? {
             Some(labels) => Some(read_labels(&source, &labels, images.name, count)?),
             None => None,
         };
-        let most = labels.iter().flatten().max();
-        let classes = (0..most.map_or(0, |most| most + 1))
-            .map(|label| label.to_string())
-            .collect();
+        let classes = numbered(labels.as_deref().unwrap_or_default());
         let name = path
             .file_name()
             .unwrap_or_default()
@@ -156,6 +153,12 @@ impl Npz {
     }
 }
 
+/// Returns the names of the classes: numbers up to the largest label.
+pub(super) fn numbered(labels: &[u32]) -> Vec<String> {
+    let count = labels.iter().max().map_or(0, |most| most + 1);
+    (0..count).map(|label| label.to_string()).collect()
+}
+
 /// Reads the directory of the archive, and explains any other file.
 fn directory(source: &Source) -> Result<Archive> {
     let start = source
@@ -163,9 +166,8 @@ fn directory(source: &Source) -> Result<Archive> {
         .unwrap_or_default();
     if start.starts_with(MAGIC) {
         let message = "this is a single array (.npy), not an archive of images and labels";
-        return Err(
-            Error::input(message).hint("write both with `numpy.savez(FILE, image=..., label=...)`")
-        );
+        return Err(Error::input(message)
+            .hint("for images with `labels.npy` in the same folder, use `npy:FILE`"));
     }
     if !start.starts_with(b"PK") {
         let found = content::of(&start);
@@ -236,17 +238,14 @@ fn array(archive: &Archive, source: &Source, names: [&'static str; 2]) -> Result
     }))
 }
 
-/// Compares the length of an array with its shape, whose values have `width` bytes.
-fn check_length(array: &Array, width: u64) -> Result<()> {
-    let values = array.entry.size.saturating_sub(array.header.start);
-    let needed = array
-        .header
-        .count()
-        .and_then(|count| count.checked_mul(width));
+/// Compares the length of an array of `size` bytes with its shape, whose values have `width` bytes.
+fn check_length(name: &str, header: &Header, size: u64, width: u64) -> Result<()> {
+    let values = size.saturating_sub(header.start);
+    let needed = header.count().and_then(|count| count.checked_mul(width));
     if needed == Some(values) {
         return Ok(());
     }
-    let (name, shape) = (array.name, shape_text(&array.header.shape));
+    let shape = shape_text(&header.shape);
     let needed = needed.map_or_else(|| "too many".to_owned(), grouped);
     let message = format!(
         "`{name}` has {} bytes, but its shape {shape} needs {needed}",
@@ -266,9 +265,8 @@ fn shape_text(shape: &[u64]) -> String {
     format!("{shape:?}")
 }
 
-/// Returns the number of images, their height and their width.
-fn shape(images: &Array) -> Result<(usize, usize, usize)> {
-    let (name, header) = (images.name, &images.header);
+/// Returns the number of images in an array of `size` bytes, their height and their width.
+pub(super) fn shape(name: &str, header: &Header, size: u64) -> Result<(usize, usize, usize)> {
     if header.dtype != "|u1" {
         let message = format!(
             "`{name}` has dtype {}, expected uint8 (|u1)",
@@ -304,7 +302,7 @@ fn shape(images: &Array) -> Result<(usize, usize, usize)> {
         );
         return Err(Error::input(message).hint("save `numpy.ascontiguousarray(image)`"));
     }
-    check_length(images, 1)?;
+    check_length(name, header, size, 1)?;
     let fits = |side: u64| usize::try_from(side).ok();
     match (fits(count), fits(height), fits(width)) {
         (Some(count), Some(height), Some(width)) => Ok((count, height, width)),
@@ -348,7 +346,25 @@ fn whole(dtype: &str) -> Option<(usize, Whole)> {
 }
 
 fn read_labels(source: &Source, array: &Array, images: &str, count: usize) -> Result<Vec<u32>> {
-    let (name, header) = (array.name, &array.header);
+    let contents = Contents::open(source, array.entry);
+    let contents = contents.ok_or_else(|| Error::failed("the archive has changed"))?;
+    labels_in(
+        contents,
+        array.name,
+        &array.header,
+        array.entry.size,
+        (images, count),
+    )
+}
+
+/// Reads the labels of `count` images from an array of `size` bytes, header included.
+pub(super) fn labels_in(
+    mut contents: impl Read,
+    name: &str,
+    header: &Header,
+    size: u64,
+    (images, count): (&str, usize),
+) -> Result<Vec<u32>> {
     let Some((width, read)) = whole(&header.dtype) else {
         let message = format!(
             "`{name}` has dtype {}, expected whole numbers (<i8)",
@@ -364,7 +380,7 @@ fn read_labels(source: &Source, array: &Array, images: &str, count: usize) -> Re
         );
         return Err(Error::input(message).hint(FORM));
     }
-    check_length(array, width as u64)?;
+    check_length(name, header, size, width as u64)?;
     let what = format!("{} labels", grouped(count as u64));
     memory::require(
         &what,
@@ -373,8 +389,6 @@ fn read_labels(source: &Source, array: &Array, images: &str, count: usize) -> Re
         "use a machine with more memory",
     )?;
     let damaged = |error: std::io::Error| unreadable(name, &error);
-    let contents = Contents::open(source, array.entry);
-    let mut contents = contents.ok_or_else(|| Error::failed("the archive has changed"))?;
     let mut labels = Vec::with_capacity(count);
     let mut bytes = vec![0; header.start as usize];
     contents.read_exact(&mut bytes).map_err(damaged)?;
