@@ -288,6 +288,61 @@ fn a_killed_table_resumes_and_processes_share_the_work() {
 }
 
 #[test]
+fn a_matrix_has_every_model_on_the_adversarial_images_of_every_model() {
+    let setup = Setup::new();
+    let protocol = "title = \"Transfer\"\nlayout = \"transfer\"\n[[evaluation]]\nname = \"PGD\"\nattacks = \
+                    [\"pgd\"]\nnorm = \"linf\"\nepsilon = \"8/255\"\n[[data]]\nname = \"drawn\"\nspec = \
+                    \"synthetic:40@32\"\n";
+    std::fs::write(setup.root.join("protocol.toml"), protocol).unwrap();
+    let same = format!("same={}", setup.path("run"));
+    let other = setup.path("run");
+    let words = [
+        "table",
+        &setup.path("protocol.toml"),
+        &same,
+        &format!("again={other}"),
+        "--out",
+        &setup.path("matrix"),
+    ];
+    let (code, text) = advxl(&words);
+    assert_eq!(code, 0, "{text}");
+    let table = read(&setup.root.join("matrix/table.json"));
+    assert_eq!(
+        table["columns"],
+        serde_json::json!(["adversarial images of", "same", "again"])
+    );
+    let attack = read(&setup.root.join("matrix/same/drawn/pgd/result.json"));
+    for row in 0..2 {
+        for column in 0..2 {
+            let number = table["rows"][row]["numbers"][column]["value"]
+                .as_f64()
+                .unwrap();
+            assert_eq!(number, accuracy(&attack, true), "{row} {column}");
+        }
+    }
+    // The labels are matched by name.
+    let transfer = read(
+        &setup
+            .root
+            .join("matrix/same/drawn/pgd/to-again/result.json"),
+    );
+    assert_eq!(transfer["subset"]["classes"], "by name");
+    assert_eq!(transfer["predicted"], attack["predicted"]);
+
+    std::fs::write(
+        setup.root.join("protocol.toml"),
+        PROTOCOL.replace("mean = true", "layout = \"transfer\""),
+    )
+    .unwrap();
+    let (code, text) = setup.run("none", &[]);
+    assert_eq!(code, 2);
+    assert!(
+        text.contains("needs one evaluation with attacks, and one data set"),
+        "{text}"
+    );
+}
+
+#[test]
 fn invalid_tables_are_refused_before_anything_is_evaluated() {
     let setup = Setup::new();
     let refused = |more: &[&str], parts: &[&str]| {

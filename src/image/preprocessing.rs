@@ -59,7 +59,7 @@ words! {
         BicubicRes256Crop224 = "BicubicRes256Crop224",
         /// Center crop 288 without resizing.
         Crop288 = "Crop288",
-        /// Resize the shorter side to 224 (bilinear), center crop 224, for the square images of ImageNet-3DCC.
+        /// Resize both sides to 224 (bilinear), ignoring the aspect ratio.
         Res224 = "Res224",
     }
 }
@@ -83,7 +83,10 @@ impl RobustBench {
                 resize_mode: ResizeMode::Crop,
                 ..usual
             },
-            Self::Res224 => usual,
+            Self::Res224 => Preprocessing {
+                resize_mode: ResizeMode::Squash,
+                ..usual
+            },
         }
     }
 }

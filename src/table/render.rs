@@ -75,6 +75,7 @@ impl Table {
             }
         }
         check_images(&finished)?;
+        check_sizes(&finished)?;
         let of = Cells {
             protocol,
             plan,
@@ -294,6 +295,28 @@ fn check_images(finished: &[Finished]) -> Result<()> {
             );
             let hint = "the data set has changed: remove the folders of the older results and run the same command again";
             return Err(Error::input(message).hint(hint));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses transfers between image sizes: resizing would change the perturbations.
+fn check_sizes(finished: &[Finished]) -> Result<()> {
+    for found in finished.iter().filter(|found| found.cell.target.is_some()) {
+        let is_source =
+            |other: &&Finished| other.cell.target.is_none() && other.cell.model == found.cell.model;
+        let Some(source) = finished.iter().find(is_source) else {
+            continue;
+        };
+        let [from, to] = [source, found].map(|found| found.result["image_size"].clone());
+        if from != to {
+            let message = format!(
+                "`{}`: the adversarial images have {from} pixels, the model {to}",
+                found.path
+            );
+            return Err(Error::input(message).hint(
+                "compare models of one image size, or set --image-size in their `arguments`",
+            ));
         }
     }
     Ok(())
