@@ -47,12 +47,13 @@ augmentation = {{ pad_crop = 2, flip = false }}
 """
 CAPTIONS_ATTACK = 'attack = { norm = "linf", epsilon = "4/255", step_size = "2/255", steps = 2, start = "random" }'
 CAPTIONS_PASSES = 200_000
-# Objective and passes per image: 2 k + 3 with k = 2 steps, clean images, references.
+# Objective, learning rate, and passes per image: 2 k + 3 with k = 2 steps, clean images, references.
 CAPTIONS_OBJECTIVES = {
-    "FARE": ('{ kind = "fare" }', 2 * 2 + 3 + 1),
-    "TeCoA": ('{ kind = "tecoa", scale = 100 }', 2 * 2 + 3),
-    "Sim-CLIP": ('{ kind = "sim_clip" }', 2 * 2 + 3 + 3 + 1),
-    "AdvFLYP": ('{ kind = "advflyp", scale = 100 }', 2 * 2 + 3 + 3 + 1),
+    "FARE": ('{ kind = "fare" }', 1e-4, 2 * 2 + 3 + 1),
+    "TeCoA": ('{ kind = "tecoa", scale = 100 }', 1e-4, 2 * 2 + 3),
+    "AdvFLYP": ('{ kind = "advflyp", scale = 100 }', 1e-4, 2 * 2 + 3 + 3 + 1),
+    "Sim-CLIP": ('{ kind = "sim_clip" }', 1e-4, 2 * 2 + 3 + 3 + 1),
+    "Sim-CLIP, rate 1e-5": ('{ kind = "sim_clip" }', 1e-5, 2 * 2 + 3 + 3 + 1),
 }
 
 CIFAR = """
@@ -83,7 +84,7 @@ attacks = ["apgd-ce"]
 norm = "{norm}"
 epsilon = "{epsilon}"
 """
-CIFAR_PASSES = 138_240
+CIFAR_PASSES = 69_120
 LINF = '{ norm = "linf", epsilon = "8/255", step_size = "2.67/255" }'
 L1 = '{ norm = "l1", epsilon = "12", step_size = "4" }'
 CROSS_ENTROPY = '{ kind = "cross_entropy", label_smoothing = 0.1 }'
@@ -128,13 +129,14 @@ def captions(program, folder, seed):
     train(program, folder, "clean", model + CAPTIONS_STAGE.format(**stage, decay=0.05, rate=1e-3, attack=""))
     clip = folder / "clean/stages/clip"
     rows = {"clean CLIP": (76_800, "clean")}
-    for name, (objective, passes) in CAPTIONS_OBJECTIVES.items():
+    for name, (objective, rate, passes) in CAPTIONS_OBJECTIVES.items():
         samples = CAPTIONS_PASSES // passes // 128 * 128
         text = f'{{ model = "{clip}/text", templates = {TEMPLATES} }}'
         stage = {"name": "robust", "samples": samples, "objective": objective, "text": text}
-        stage = CAPTIONS_STAGE.format(**stage, decay=1e-4, rate=1e-4, attack=CAPTIONS_ATTACK)
-        train(program, folder, name, f'start = {{ weights = "{clip}" }}\n' + model + stage)
-        rows[name] = (samples, name)
+        stage = CAPTIONS_STAGE.format(**stage, decay=1e-4, rate=rate, attack=CAPTIONS_ATTACK)
+        run = re.sub("[^a-zA-Z0-9-]+", "_", name)
+        train(program, folder, run, f'start = {{ weights = "{clip}" }}\n' + model + stage)
+        rows[name] = (samples, run)
     print("| | samples | clean | PGD-20 | APGD-CE |\n|---|---|---|---|---|")
     for name, (samples, run) in rows.items():
         stages = result(folder / run, "zero_shot")["stages"]
@@ -170,7 +172,7 @@ def main():
     parser.add_argument("--program", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10 binary files")
-    parser.add_argument("--images", type=int, default=512, help="test images of CIFAR-10")
+    parser.add_argument("--images", type=int, default=200, help="test images of CIFAR-10")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     folder = arguments.out.resolve()

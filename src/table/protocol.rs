@@ -296,9 +296,23 @@ mod tests {
         let text = "titel = \"x\"\n[[evaluation]]\nname = \"a b\"\nattacks = [\"pgd\"]\nnorm = \"l3\"\n[[evaluation]]\nname = \
                     \"A-B\"\nattacks = []\n[[data]]\nname = \"d\"";
         let message = Protocol::parse("file.toml", text).unwrap_err().to_string();
-        for part in ["titel", "l3", "`spec`", "folder name `a-b`"] {
+        for part in ["titel", "l3", "`spec`"] {
             assert!(message.contains(part), "{part}: {message}");
         }
+        let evaluation = |name| format!("[[evaluation]]\nname = \"{name}\"\nattacks = [\"pgd\"]\n");
+        let twice = [
+            "title = \"x\"\n",
+            &evaluation("a b"),
+            &evaluation("A-B"),
+            "[[data]]\nname = \"d\"\nspec = \"e\"",
+        ];
+        let message = Protocol::parse("twice.toml", &twice.concat())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("several `evaluation` tables have the folder name `a-b`"),
+            "{message}"
+        );
         let message = Protocol::load("imagenet_c").unwrap_err().to_string();
         assert!(message.contains("did you mean `imagenet-c`?"), "{message}");
     }
