@@ -56,6 +56,7 @@ fn main() -> Result<()> {
     };
     let evaluation = Evaluation {
         network: &logits,
+        search: None,
         images: &images,
         attacks: &attacks,
         batch: 64,

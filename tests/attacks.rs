@@ -365,7 +365,7 @@ fn reduced(norm: Norm, epsilon: f32) -> Settings {
     }
 }
 
-fn verdicts_agree(name: &str, network: &dyn Network) {
+fn verdicts_agree(name: &str, network: &dyn Network, search: Option<&dyn Network>) {
     let golden = Golden::open();
     let device = Device::cpu();
     let pixels = golden
@@ -400,6 +400,7 @@ fn verdicts_agree(name: &str, network: &dyn Network) {
             }
             let evaluation = Evaluation {
                 network,
+                search,
                 images: &images,
                 attacks: &[one],
                 batch: 64,
@@ -440,11 +441,56 @@ fn verdicts_agree(name: &str, network: &dyn Network) {
 
 #[test]
 fn verdicts_on_a_convolutional_network_match_the_reference() {
-    verdicts_agree("cnn", &cnn(&Golden::open()));
+    verdicts_agree("cnn", &cnn(&Golden::open()), None);
+}
+
+#[test]
+fn verdicts_of_an_approximate_search_match_the_reference() {
+    let golden = Golden::open();
+    let network = cnn(&golden);
+    // Its logits are off by about as much as those of a model in bf16.
+    let search = |images: Tensor<4>| network(images * 1.004 - 0.002);
+    verdicts_agree("cnn", &network, Some(&search));
+}
+
+#[test]
+fn an_approximate_search_fools_no_image_by_itself() {
+    let device = Device::cpu();
+    // Class 0 whenever the first pixel is above 0.1, which no perturbation reaches.
+    let network = |images: Tensor<4>| {
+        let first = images.reshape([4, 12]).narrow(1, 0, 1);
+        Tensor::cat(vec![first.clone() - 0.1, -first + 0.1], 1)
+    };
+    // The search takes every image for misclassified.
+    let search = |images: Tensor<4>| network(images) * -1.0;
+    let images = from_vec(vec![0.5; 4 * 12], [4, 3, 2, 2], &device);
+    let images = Images::Given {
+        images: &images,
+        labels: &[0; 4],
+    };
+    let settings = Settings {
+        queries: Some(20),
+        steps: Some(5),
+        ..Settings::new(Version::Standard, Norm::Linf, "0.1".parse().unwrap())
+    };
+    let (attacks, comm) = (settings.autoattack(), Comm::single());
+    let evaluation = |search| Evaluation {
+        network: &network,
+        search,
+        images: &images,
+        attacks: &attacks,
+        batch: 4,
+        seed: 0,
+        device: &device,
+        comm: &comm,
+    };
+    let outcome = evaluation(Some(&search as &dyn Network)).run(&()).unwrap();
+    assert_eq!(outcome.standing(), 4);
+    assert_eq!(outcome.robust, evaluation(None).run(&()).unwrap().robust);
 }
 
 #[test]
 fn verdicts_on_a_vision_transformer_match_the_reference() {
     let folder = tempfile::tempdir().unwrap();
-    verdicts_agree("vit", &vit(&Golden::open(), folder.path()));
+    verdicts_agree("vit", &vit(&Golden::open(), folder.path()), None);
 }

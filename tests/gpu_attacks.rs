@@ -302,6 +302,7 @@ fn a_zero_shot_head_is_attacked_on_the_gpu_too() {
         let before = device.gpu().map(Gpu::traffic);
         let evaluation = Evaluation {
             network: &|images| classifiers[which].logits(images),
+            search: None,
             images: &Images::Given {
                 images: &clean,
                 labels: &labels,

@@ -194,6 +194,7 @@ fn evaluate(
     let device = Device::cpu();
     let evaluation = Evaluation {
         network: &logits,
+        search: None,
         images: &images,
         attacks,
         batch: 3,

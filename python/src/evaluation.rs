@@ -242,6 +242,7 @@ pub(crate) fn evaluate(
                 let progress = progress.with_sink(&take);
                 let evaluation = Evaluation {
                     network: &network,
+                    search: None,
                     images: &images,
                     attacks: &attacks,
                     batch,

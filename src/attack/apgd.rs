@@ -204,6 +204,11 @@ impl Apgd {
             let needs_gradient = step < climb.steps;
             let logits = climb.look(classifier, needs_gradient);
             if kind != Start::Outside {
+                let label = |row: usize| climb.goals[row].label();
+                let logits = classifier.confirmed(&climb.images, logits, label);
+                if classifier.is_approximate() {
+                    climb.keep_closest(&logits);
+                }
                 climb.drop_fooled(&logits, &mut found);
             }
             if climb.climbs.is_empty() {
@@ -213,6 +218,9 @@ impl Apgd {
             if needs_gradient {
                 climb.step(step);
             }
+        }
+        if kind != Start::Outside && classifier.is_approximate() && !classifier.is_stopped() {
+            climb.confirm_closest(classifier, &mut found);
         }
         (found, climb.best)
     }
@@ -288,6 +296,8 @@ struct Climber {
     /// Loss at the current iterate.
     loss: f64,
     best: f64,
+    /// Smallest margin, with an approximate search.
+    margin: f64,
     best_at_check: f64,
     halved_at_check: bool,
     step_size: f64,
@@ -313,6 +323,8 @@ struct Climb {
     best: Tensor<4>,
     gradient: Tensor<4>,
     best_gradient: Tensor<4>,
+    /// With an approximate search: iterates with the smallest margin.
+    closest: Option<Tensor<4>>,
     /// Steps until the next check, and between checks.
     until_check: usize,
     window: usize,
@@ -340,6 +352,7 @@ impl Climb {
             losses: Vec::new(),
             loss: 0.0,
             best: f64::NEG_INFINITY,
+            margin: f64::INFINITY,
             best_at_check: f64::NEG_INFINITY,
             halved_at_check: true,
             step_size: largest_step,
@@ -363,6 +376,7 @@ impl Climb {
             gradient: start.clone(),
             best: start.clone(),
             best_gradient: start.clone(),
+            closest: None,
             images: start,
             until_check: window,
             window,
@@ -373,7 +387,7 @@ impl Climb {
     fn look(&mut self, classifier: &TargetModel, needs_gradient: bool) -> Logits {
         let goals = &self.goals;
         if !needs_gradient {
-            let logits = classifier.logits(self.images.clone());
+            let logits = classifier.search_logits(self.images.clone());
             let mut slope = vec![0.0; logits.classes()];
             let climbs = self.climbs.iter_mut().zip(goals);
             for ((climb, goal), row) in climbs.zip(logits.rows()) {
@@ -425,6 +439,28 @@ impl Climb {
         ] {
             *tensor = select(tensor.clone(), &kept);
         }
+        self.closest = self.closest.take().map(|closest| select(closest, &kept));
+    }
+
+    /// Keeps the iterates with the smallest margin.
+    fn keep_closest(&mut self, logits: &Logits) {
+        let closest = self.closest.take().unwrap_or_else(|| self.images.clone());
+        let mut closer = vec![false; self.climbs.len()];
+        for (row, climb) in self.climbs.iter_mut().enumerate() {
+            let margin = logits.margin(row, self.goals[row].label());
+            (climb.margin, closer[row]) = (margin.min(climb.margin), margin < climb.margin);
+        }
+        self.closest = Some(replace_rows(closest, &self.images, &closer));
+    }
+
+    /// Evaluates the iterates with the smallest margin by the network itself.
+    fn confirm_closest(&mut self, classifier: &TargetModel, found: &mut Adversarials) {
+        let Some(closest) = self.closest.take().filter(|_| !self.climbs.is_empty()) else {
+            return;
+        };
+        let logits = classifier.logits(closest.clone());
+        self.images = closest;
+        self.drop_fooled(&logits, found);
     }
 
     /// Updates the best images after `step` steps, and the step sizes at a check.

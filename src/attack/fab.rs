@@ -96,6 +96,8 @@ impl Fab {
                     difference: 0.0,
                     is_linear: false,
                     crosses: false,
+                    margin: f64::INFINITY,
+                    smallest: f64::INFINITY,
                 };
                 let hunts = Hunts {
                     norm: self.norm,
@@ -104,6 +106,7 @@ impl Fab {
                         _ => self.start(batch, run.number),
                     },
                     normal: clean.clone(),
+                    closest: None,
                     clean,
                     each: batch.labels.iter().enumerate().map(hunt).collect(),
                 };
@@ -144,11 +147,14 @@ impl Fab {
             hunts.settle(&likely, &logits, false);
             let logits = hunts.linearize(classifier, &unlikely);
             hunts.settle(&unlikely, &logits, true);
-            hunts.finish(self.epsilon.value(), &mut found);
+            hunts.finish(classifier, self.epsilon.value(), &mut found);
             if !is_last {
                 let stale = hunts.rows(|hunt| !hunt.is_linear);
                 hunts.linearize(classifier, &stale);
             }
+        }
+        if !classifier.is_stopped() {
+            hunts.confirm_closest(classifier, &mut found);
         }
         found
     }
@@ -166,6 +172,9 @@ struct Hunt {
     is_linear: bool,
     /// Whether the current point is misclassified.
     crosses: bool,
+    /// With an approximate search: margin of the current point, and the smallest one within epsilon.
+    margin: f64,
+    smallest: f64,
 }
 
 /// A batch of hunts; row i of each tensor belongs to hunt i.
@@ -176,6 +185,8 @@ struct Hunts {
     at: Tensor<4>,
     /// Gradients of the differences.
     normal: Tensor<4>,
+    /// With an approximate search: the points within epsilon with the smallest margin.
+    closest: Option<Tensor<4>>,
 }
 
 impl Hunts {
@@ -214,7 +225,7 @@ impl Hunts {
     fn look(&self, classifier: &TargetModel, rows: &[usize]) -> Logits {
         match rows.is_empty() {
             true => Logits::new(Vec::new(), 0),
-            false => classifier.logits(select(self.at.clone(), rows)),
+            false => classifier.search_logits(select(self.at.clone(), rows)),
         }
     }
 
@@ -223,12 +234,16 @@ impl Hunts {
         for (seen, row) in rows.iter().enumerate() {
             let hunt = &mut self.each[*row];
             hunt.crosses = !logits.is_right(seen, hunt.label);
+            hunt.margin = logits.margin(seen, hunt.label);
             hunt.is_linear = is_linear;
         }
     }
 
     /// Removes the images that are fooled within epsilon, and pulls back the other misclassified points.
-    fn finish(&mut self, epsilon: f64, found: &mut Adversarials) {
+    fn finish(&mut self, classifier: &TargetModel, epsilon: f64, found: &mut Adversarials) {
+        if classifier.is_approximate() {
+            self.keep_closest(epsilon);
+        }
         let crossing = self.rows(|hunt| hunt.crosses);
         if crossing.is_empty() {
             return;
@@ -236,9 +251,17 @@ impl Hunts {
         let [at, clean] = [&self.at, &self.clean].map(|rows| select(rows.clone(), &crossing));
         let distances = self.norm.distances(&at, &clean);
         let near = crossing.iter().zip(distances);
-        let fooled: Vec<usize> = near
+        let mut fooled: Vec<usize> = near
             .filter_map(|(row, distance)| (distance <= epsilon).then_some(*row))
             .collect();
+        if classifier.is_approximate() && !fooled.is_empty() {
+            let logits = classifier.logits(select(self.at.clone(), &fooled));
+            let mut seen = 0..;
+            fooled.retain(|row| {
+                let seen = seen.next().expect("endless");
+                !logits.is_right(seen, self.each[*row].label)
+            });
+        }
         if !fooled.is_empty() {
             let images = images_of(select(self.at.clone(), &fooled));
             for (row, image) in fooled.iter().zip(images) {
@@ -251,11 +274,40 @@ impl Hunts {
             for tensor in [&mut self.clean, &mut self.at, &mut self.normal] {
                 *tensor = select(tensor.clone(), &kept);
             }
+            self.closest = self.closest.take().map(|closest| select(closest, &kept));
         }
         let pulled: Vec<bool> = self.each.iter().map(|hunt| hunt.crosses).collect();
         self.at = pull_back(self.at.clone(), &self.clean, &pulled, PULLED_BACK as f32);
         for hunt in self.each.iter_mut().filter(|hunt| hunt.crosses) {
             hunt.is_linear = false;
+        }
+    }
+
+    /// Keeps the points within epsilon with the smallest margin.
+    fn keep_closest(&mut self, epsilon: f64) {
+        let distances = self.norm.distances(&self.at, &self.clean);
+        let mut closer = vec![false; self.each.len()];
+        for ((hunt, closer), distance) in self.each.iter_mut().zip(&mut closer).zip(distances) {
+            *closer = distance <= epsilon && hunt.margin < hunt.smallest;
+            if *closer {
+                hunt.smallest = hunt.margin;
+            }
+        }
+        let closest = self.closest.take().unwrap_or_else(|| self.clean.clone());
+        self.closest = Some(replace_rows(closest, &self.at, &closer));
+    }
+
+    /// Evaluates the points with the smallest margin by the network itself.
+    fn confirm_closest(&self, classifier: &TargetModel, found: &mut Adversarials) {
+        let Some(closest) = self.closest.as_ref().filter(|_| !self.each.is_empty()) else {
+            return;
+        };
+        let logits = classifier.logits(closest.clone());
+        let images = images_of(closest.clone());
+        for (row, (hunt, image)) in self.each.iter().zip(images).enumerate() {
+            if !logits.is_right(row, hunt.label) {
+                found[hunt.place] = Some(image);
+            }
         }
     }
 

@@ -62,14 +62,16 @@ impl Square {
         };
         searches.replay(&queries, marks);
         loop {
-            searches.keep(|search| search.asked <= self.queries);
+            searches.finish(classifier, self.queries, &mut found);
             if searches.each.is_empty() || classifier.is_stopped() {
                 break;
             }
             let rows: Vec<usize> = (0..searches.each.len()).collect();
             let asked: Vec<u64> = searches.each.iter().map(|search| search.asked).collect();
             let tried = searches.ask(&queries, &rows, &asked);
-            let logits = classifier.logits(tried.clone());
+            let label = |row: usize| searches.each[row].label;
+            let logits = classifier.search_logits(tried.clone());
+            let logits = classifier.confirmed(&tried, logits, label);
             classifier.keep_passes();
             searches.take(&tried, &logits, &mut found);
         }
@@ -217,6 +219,27 @@ impl Searches {
             .collect();
         self.best = replace_rows(self.best.clone(), tried, &better);
         self.keep(|search| !search.is_fooled);
+    }
+
+    /// Ends the searches without queries left. With an approximate search, their best images are first evaluated by the
+    /// network itself.
+    fn finish(&mut self, classifier: &TargetModel, queries: u64, found: &mut Adversarials) {
+        let is_done = |search: &Search| search.asked > queries;
+        let done: Vec<usize> = (0..self.each.len())
+            .filter(|row| is_done(&self.each[*row]))
+            .collect();
+        if classifier.is_approximate() && !done.is_empty() {
+            let images = select(self.best.clone(), &done);
+            let logits = classifier.logits(images.clone());
+            let images = images_of(images);
+            for (seen, (row, image)) in done.iter().zip(images).enumerate() {
+                let search = &self.each[*row];
+                if !logits.is_right(seen, search.label) {
+                    found[search.place] = Some(image);
+                }
+            }
+        }
+        self.keep(|search| !is_done(search));
     }
 
     /// Keeps the searches that satisfy a predicate.

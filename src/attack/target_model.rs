@@ -8,7 +8,7 @@ use std::ops::AddAssign;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use super::gradient::pull;
+use super::gradient::{pull, select};
 use super::objective::{Goal, are_finite};
 use crate::ops::{Device, finite, from_vec, to_vec, zeros};
 
@@ -54,6 +54,8 @@ impl<F: Fn(Tensor<4>) -> Tensor<2>> Network for F {
 /// A model under attack.
 pub struct TargetModel<'a> {
     network: &'a dyn Network,
+    /// A faster approximation of the network that attacks search with.
+    search: Option<&'a dyn Network>,
     device: Device,
     passes: Cell<Passes>,
     kept: Cell<Passes>,
@@ -174,12 +176,24 @@ impl<'a> TargetModel<'a> {
     pub fn watched(network: &'a dyn Network, device: &Device, watch: &'a dyn Fn(Passes)) -> Self {
         Self {
             network,
+            search: None,
             device: device.clone(),
             passes: Cell::default(),
             kept: Cell::default(),
             watch,
             stop: &|| false,
         }
+    }
+
+    /// Makes attacks search with a faster approximation of the network, such as the same model in bf16. What they find
+    /// is confirmed with the network itself.
+    pub fn searched_by(self, search: Option<&'a dyn Network>) -> Self {
+        Self { search, ..self }
+    }
+
+    /// Returns whether attacks search with an approximation.
+    pub(crate) fn is_approximate(&self) -> bool {
+        self.search.is_some()
     }
 
     /// Makes attacks stop before their next pass once `stop` returns true. It must not return false afterwards.
@@ -226,16 +240,49 @@ impl<'a> TargetModel<'a> {
 
     /// Returns the logits of images.
     pub fn logits(&self, images: Tensor<4>) -> Logits {
+        self.logits_by(self.network, images)
+    }
+
+    /// Returns the logits of images by the network that attacks search with.
+    pub(crate) fn search_logits(&self, images: Tensor<4>) -> Logits {
+        self.logits_by(self.search.unwrap_or(self.network), images)
+    }
+
+    fn logits_by(&self, network: &dyn Network, images: Tensor<4>) -> Logits {
         let batch = images.dims()[0];
-        let logits = on_host(self.network.logits(images.without_autodiff()), batch);
+        let logits = on_host(network.logits(images.without_autodiff()), batch);
         self.count(batch, 0);
+        logits
+    }
+
+    /// Replaces the logits of images that the search considers misclassified by those of the network itself.
+    pub(crate) fn confirmed(
+        &self,
+        images: &Tensor<4>,
+        mut logits: Logits,
+        label: impl Fn(usize) -> usize,
+    ) -> Logits {
+        if self.search.is_none() {
+            return logits;
+        }
+        let rows = 0..images.dims()[0];
+        let wrong: Vec<usize> = rows
+            .filter(|row| !logits.is_right(*row, label(*row)))
+            .collect();
+        if !wrong.is_empty() {
+            let exact = self.logits(select(images.clone(), &wrong));
+            for (row, exact) in wrong.iter().zip(exact.rows()) {
+                logits.values[row * logits.classes..][..logits.classes].copy_from_slice(exact);
+            }
+        }
         logits
     }
 
     /// Returns logits, losses and the gradient of the losses, with one goal per image.
     ///
     /// The gradient is that of `sum_i <slope_i, logits_i>` with the slopes held fixed, which by the chain rule is the
-    /// gradient of the summed losses. It takes one forward and one backward pass for any loss.
+    /// gradient of the summed losses. It takes one forward and one backward pass for any loss. All are those of the
+    /// network that attacks search with.
     /// The gradient is finite: infinities become the largest finite value, and NaN becomes 0.
     pub fn climb(&self, images: Tensor<4>, goals: &[Goal]) -> Slope {
         let batch = images.dims()[0];
@@ -243,7 +290,8 @@ impl<'a> TargetModel<'a> {
         let images = images.without_autodiff();
         let shape = images.dims();
         let mut seen = None;
-        let gradient = self.network.gradient(images, &mut |logits| {
+        let network = self.search.unwrap_or(self.network);
+        let gradient = network.gradient(images, &mut |logits| {
             let logits = on_host(logits, batch);
             let classes = logits.classes();
             let mut slopes = vec![0.0; batch * classes];

@@ -23,6 +23,7 @@ use crate::eval::result::{Findings, Subject, to_json};
 use crate::eval::session::{Progress, conclude, examine, watch};
 use crate::eval::{Classifier, Evaluation, Images, Setup, curve};
 use crate::files;
+use crate::ops::Precision;
 use crate::output::Content;
 use crate::plan::Work;
 use crate::screen::Screen;
@@ -89,6 +90,10 @@ pub(crate) struct Eval {
     /// Number of queries of square [default: 5000]
     #[arg(long, value_name = "N")]
     queries: Option<u64>,
+    /// Search in this precision: attacks iterate in it, every success is confirmed in f32, and so is the closest iterate
+    /// of each image that survives [default: --precision]
+    #[arg(long, value_name = "PRECISION", value_parser = one_of::<Precision>("precision"))]
+    search_precision: Option<Precision>,
     /// Also evaluate robust accuracy from epsilon 0 to 8 times eps, where it must fall to about zero
     #[arg(long)]
     eps_curve: bool,
@@ -182,8 +187,12 @@ impl Eval {
         };
         let precision = usable_precision(self.test.precision)?;
         let head = zero_shot.map(|(_, head)| head);
-        let mut classifier = Classifier::new(loaded.model, head, precision)
+        let search = self.search(precision)?;
+        let mut classifier = Classifier::new(loaded.model, head.clone(), precision)
             .named(&self.model.path.display().to_string(), &loaded.hash);
+        if let Some(search) = search {
+            classifier = classifier.searching(head, search);
+        }
         if let Some(kept) = kept {
             classifier = classifier.restricted(kept);
         }
@@ -272,6 +281,22 @@ impl Eval {
         loaded.hash = blake3::hash(identity.as_bytes()).to_string();
         let head = zero_shot.head_of(&text)?;
         Ok(Some((zero_shot, head)))
+    }
+
+    /// Returns the precision that attacks search in, if it differs from that of the verdicts.
+    fn search(&self, precision: Precision) -> Result<Option<Precision>> {
+        let Some(wanted) = self.search_precision else {
+            return Ok(None);
+        };
+        if self.test.precision != Precision::F32 {
+            let message = format!(
+                "--search-precision confirms what attacks find in f32, but --precision is {}",
+                self.test.precision.word()
+            );
+            return Err(Error::input(message).hint("remove --precision"));
+        }
+        let search = usable_precision(wanted)?;
+        Ok((search != precision).then_some(search))
     }
 
     /// Returns an error if an output would replace an input. The result may be in the model's folder.

@@ -17,6 +17,8 @@ use crate::ops::{Device, from_vec, to_vec};
 pub struct Evaluation<'a> {
     /// The attacked model.
     pub network: &'a dyn Network,
+    /// A faster approximation of it that attacks search with; what they find is confirmed with the model itself.
+    pub search: Option<&'a dyn Network>,
     /// Images and their labels.
     pub images: &'a Images<'a>,
     /// Attacks, in the order in which they run after clean accuracy.
@@ -285,7 +287,9 @@ impl Evaluation<'_> {
     pub fn resume(&self, mut outcome: Outcome, observer: &dyn Observer) -> Result<Outcome> {
         let watch = |passes| observer.passed(passes);
         let stop = || self.comm.stop_requested();
-        let classifier = TargetModel::watched(self.network, self.device, &watch).stopped_by(&stop);
+        let classifier = TargetModel::watched(self.network, self.device, &watch)
+            .searched_by(self.search)
+            .stopped_by(&stop);
         let count = self.images.count();
         if count == 0 {
             return Err(Error::input("no images to evaluate"));
@@ -538,6 +542,7 @@ mod tests {
         });
         let evaluation = Evaluation {
             network: &logits,
+            search: None,
             images: &Images::Stored {
                 dataset: &dataset,
                 subset: &subset,

@@ -257,6 +257,7 @@ mod tests {
         let settings = Settings::new(Version::Standard, Norm::Linf, "8/255".parse().unwrap());
         let found = before(&Evaluation {
             network,
+            search: None,
             images: &images,
             attacks: &settings.autoattack(),
             batch: 4,
@@ -322,6 +323,7 @@ mod tests {
         let three = |images: Tensor<4>| images.reshape([1, 3]);
         let error = before(&Evaluation {
             network: &three,
+            search: None,
             images: &images,
             attacks: &[],
             batch: 1,

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use super::accuracy::{Evaluation, Observer, Outcome};
 use super::images::Images;
 use super::result::Subject;
-use crate::attack::Attack;
+use crate::attack::{Attack, Network};
 use crate::data::{Dataset, Subset};
 use crate::distributed::Comm;
 use crate::error::Result;
@@ -20,8 +20,13 @@ pub struct Classifier {
     name: String,
     hash: String,
     precision: Precision,
-    logits: Box<dyn Fn(Tensor<4>) -> Tensor<2>>,
+    logits: Logits,
+    /// The same model in the precision that attacks search with.
+    search: Option<(Precision, Logits)>,
 }
+
+/// A function from images to logits.
+type Logits = Box<dyn Fn(Tensor<4>) -> Tensor<2>>;
 
 /// How to run an evaluation. Batch size and ranks do not affect verdicts.
 #[derive(Clone, Copy)]
@@ -41,27 +46,28 @@ impl Classifier {
     ///
     /// Shapes: `head` `[classes, width]`, rows of length 1.
     pub fn new(model: Model, head: Option<Tensor<2>>, precision: Precision) -> Self {
-        // Cloning shares the tensors.
-        let (passed, pass) = (
-            model.clone(),
-            Pass {
-                numerics: precision.into(),
-                ..Pass::evaluation()
-            },
-        );
-        let logits = move |images| {
-            let outputs = passed.logits(images, &pass);
-            match &head {
-                None => outputs,
-                Some(head) => by_text(outputs, head),
-            }
-        };
+        let logits = logits_of(&model, head, precision);
         Self {
             model,
             name: String::new(),
             hash: String::new(),
             precision,
-            logits: Box::new(logits),
+            logits,
+            search: None,
+        }
+    }
+
+    /// Makes attacks search in another precision. `head` is that of [`Self::new`].
+    pub fn searching(self, head: Option<Tensor<2>>, precision: Precision) -> Self {
+        // With caches of its own: packed weights have one precision at a time.
+        let values = self.model.parameters().into_iter();
+        let model = self
+            .model
+            .with_values(values.map(|parameter| parameter.value.clone()));
+        let logits = logits_of(&model, head, precision);
+        Self {
+            search: Some((precision, logits)),
+            ..self
         }
     }
 
@@ -77,8 +83,13 @@ impl Classifier {
     /// Restricts the logits to some classes, in this order. It becomes a different model, so its hash changes.
     pub fn restricted(mut self, classes: Vec<usize>) -> Self {
         self.hash = blake3::hash(format!("{} {classes:?}", self.hash).as_bytes()).to_string();
-        let all = self.logits;
-        self.logits = Box::new(move |images| select_columns(all(images), &classes));
+        let restrict = |all: Logits, classes: Vec<usize>| -> Logits {
+            Box::new(move |images| select_columns(all(images), &classes))
+        };
+        self.logits = restrict(self.logits, classes.clone());
+        self.search = self
+            .search
+            .map(|(precision, all)| (precision, restrict(all, classes)));
         self
     }
 
@@ -104,6 +115,10 @@ impl Classifier {
         } = setup;
         Evaluation {
             network: &self.logits,
+            search: self
+                .search
+                .as_ref()
+                .map(|(_, logits)| logits as &dyn Network),
             images,
             attacks,
             batch,
@@ -153,8 +168,28 @@ impl Classifier {
             std,
             seed,
             precision: self.precision.word().to_owned(),
+            search_precision: self
+                .search
+                .as_ref()
+                .map(|(precision, _)| precision.word().to_owned()),
         })
     }
+}
+
+fn logits_of(model: &Model, head: Option<Tensor<2>>, precision: Precision) -> Logits {
+    // Cloning shares the tensors.
+    let model = model.clone();
+    let pass = Pass {
+        numerics: precision.into(),
+        ..Pass::evaluation()
+    };
+    Box::new(move |images| {
+        let outputs = model.logits(images, &pass);
+        match &head {
+            None => outputs,
+            Some(head) => by_text(outputs, head),
+        }
+    })
 }
 
 /// Returns the hash of a model with a text head. A different text model or prompt template gives a different hash.

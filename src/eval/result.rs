@@ -49,6 +49,9 @@ pub struct Subject {
     pub seed: u64,
     /// Precision of the computation.
     pub precision: String,
+    /// Precision in which attacks searched, if it is another one. Verdicts are in `precision`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub search_precision: Option<String>,
 }
 
 impl Subject {
