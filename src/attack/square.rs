@@ -80,6 +80,7 @@ impl Square {
             marks[place] = Some(search.mark());
         }
         Attempt {
+            parameters: vec![None; found.len()],
             found,
             stopped,
             marks,
