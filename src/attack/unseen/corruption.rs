@@ -30,7 +30,7 @@ words! {
     pub enum Strength {
         /// Low distortion.
         Low = "low",
-        /// Medium distortion, the one of the paper's main tables.
+        /// Medium distortion, the default of the authors' code.
         Medium = "medium",
         /// High distortion.
         High = "high",

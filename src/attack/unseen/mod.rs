@@ -110,8 +110,8 @@ impl Unseen {
         key: u64,
         parameters: &[f32],
     ) -> Option<Vec<f32>> {
-        let draws = [key];
-        let draws = Draws::new(seed, &draws, AttackKind::Unseen);
+        let keys = [key];
+        let draws = Draws::new(seed, &keys, AttackKind::Unseen);
         let mut renderer = self.renderer(extent, &draws, 0);
         renderer.redraw(&mut self.stream(&draws, 0, self.steps + 1));
         (renderer.count() == parameters.len()).then(|| renderer.render(clean, parameters))
