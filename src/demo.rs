@@ -22,7 +22,7 @@ use crate::output::{Content, Inputs};
 use crate::recipe::{Recipe, TestImages, cannot_be_run};
 use crate::screen::Screen;
 use crate::train::{Monitor, Run, evaluate_finally, train};
-use crate::units::{duration, grouped};
+use crate::units::{Fraction, duration, grouped};
 use crate::weights;
 
 /// The recipe of the robust model. The normal one is the same without attacks.
@@ -250,8 +250,8 @@ fn draw(
         attack: format!(
             "{}, {} {}",
             attack.name().to_uppercase(),
-            attack.norm().word(),
-            attack.epsilon()
+            attack.norm().map_or("", Norm::word),
+            attack.epsilon().map_or(String::new(), Fraction::to_string)
         ),
         gain: 8.0,
     };

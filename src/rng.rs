@@ -26,6 +26,7 @@ enum Purpose {
     Square = 12,
     Subset = 13,
     Mixture = 14,
+    Unseen = 15,
 }
 
 /// An attack that draws random numbers, each from streams of its own.
@@ -39,6 +40,8 @@ pub enum AttackKind {
     Fab,
     /// Square: its start (iteration 0) and each query.
     Square,
+    /// Unseen attacks: what each corruption draws once, and its start and steps.
+    Unseen,
 }
 
 /// A random stream of a run, by what it is for: the whole contract of reproducibility. Each variant names its keys.
@@ -138,6 +141,7 @@ impl AttackKind {
             Self::Apgd => Purpose::Apgd,
             Self::Fab => Purpose::Fab,
             Self::Square => Purpose::Square,
+            Self::Unseen => Purpose::Unseen,
         }
     }
 }
@@ -310,6 +314,7 @@ mod tests {
             (attack(AttackKind::Apgd), (10, 3, 5 << 32 | 7)),
             (attack(AttackKind::Fab), (11, 3, 5 << 32 | 7)),
             (attack(AttackKind::Square), (12, 3, 5 << 32 | 7)),
+            (attack(AttackKind::Unseen), (15, 3, 5 << 32 | 7)),
             (Stream::DropPath { image: 3, block: 5 }, (6, 3, 5)),
             (Stream::Masking { image: 3 }, (7, 3, 0)),
             (Stream::Synthetic { split: 1, image: 3 }, (8, 1, 3)),

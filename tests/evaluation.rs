@@ -594,3 +594,125 @@ fn overflowing_logits_are_reported_by_every_command() {
     let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(printed["not_finite"].as_u64().unwrap() > 0, "{printed}");
 }
+
+#[test]
+fn unseen_attacks_are_evaluated_alone_and_resume_to_the_same_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path());
+    let run = run.to_str().unwrap();
+    let arguments = |out: &'static str, more: &[&str]| -> Vec<String> {
+        let out = folder.path().join(out);
+        let words = [
+            &["eval", run, "--out", out.to_str().unwrap()],
+            &["--data", "synthetic:30", "--attack", "clean,ua"][..],
+            &["--strength", "high", "--steps", "4"],
+            more,
+        ];
+        words.concat().into_iter().map(str::to_owned).collect()
+    };
+    let evaluate = |out, more: &[&str]| {
+        let arguments = arguments(out, more);
+        let (code, text) = advxl(&arguments.iter().map(|word| &word[..]).collect::<Vec<_>>());
+        assert_eq!(code, 0, "{text}");
+        (read_result(&folder.path().join(out)), text)
+    };
+    let (whole, text) = evaluate("whole", &["--batch", "30"]);
+    assert!(
+        text.contains("mean over the unseen attacks (UA2): "),
+        "{text}"
+    );
+    assert!(text.contains("robust under all evaluations: "), "{text}");
+    assert!(
+        text.contains("wood, strength high (linf norm of the parameters at most 0.1)"),
+        "{text}"
+    );
+    let (parts, _) = evaluate("parts", &["--batch", "7", "--processes", "2"]);
+    assert!(parts == whole);
+
+    let all = whole["evaluations"].as_array().unwrap();
+    let names: Vec<&str> = all
+        .iter()
+        .map(|one| one["unseen"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "gabor",
+            "snow",
+            "pixel",
+            "jpeg",
+            "kaleidoscope",
+            "glitch",
+            "wood",
+            "elastic"
+        ]
+    );
+    let mut sum = 0.0;
+    for one in all {
+        assert!(one["norm"].is_null() && one["epsilon"].is_null());
+        // Alone: every correctly classified image is attacked.
+        assert_eq!(one["stages"][1]["tried"], one["stages"][0]["robust_count"]);
+        let settings = &one["stages"][1]["settings"];
+        assert_eq!(settings["preset"], "cifar10");
+        assert_eq!(settings["steps"], 4);
+        sum += one["robust_accuracy"].as_f64().unwrap();
+        let broken = one["broken_by"].as_array().unwrap().iter();
+        for (by, distance) in broken.zip(one["distance"].as_array().unwrap()) {
+            assert_eq!(distance.is_null(), by.is_null() || by == "clean", "{by}");
+        }
+    }
+    assert!((whole["ua2"].as_f64().unwrap() - sum / 8.0).abs() < 1e-12);
+
+    let killed = arguments("killed", &["--batch", "7"]);
+    let killed: Vec<&str> = killed.iter().map(|word| &word[..]).collect();
+    let mut resumed = false;
+    for lines in [6, 14, 40] {
+        let mut child = command(&killed).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap()).lines();
+        for line in stderr.map(Result::unwrap).take(lines) {
+            resumed |= line.contains("resuming after");
+        }
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    assert!(evaluate("killed", &["--batch", "7"]).0 == whole);
+    assert!(resumed, "no kill during the evaluation");
+}
+
+#[test]
+fn settings_that_unseen_attacks_do_not_have_are_refused() {
+    let refused = |more: &[&str], message: &str, hint: &str| {
+        let (code, text) = advxl(&[&["eval", ".", "--data", "synthetic:4"], more].concat());
+        assert_eq!(code, 2, "{text}");
+        assert!(
+            text.contains(message) && text.contains(hint),
+            "{more:?}: {text}"
+        );
+    };
+    let strength = "--strength selects theirs";
+    let eps = "--eps has no effect on unseen attacks";
+    refused(&["--attack", "gabor", "--eps", "8/255"], eps, strength);
+    let norm = "--norm has no effect on unseen attacks";
+    refused(&["--attack", "clean,ua", "--norm", "l2"], norm, strength);
+    let size = "--step-size has no effect on unseen attacks";
+    refused(&["--attack", "wood", "--step-size", "0.1"], size, strength);
+    let alone = "--strength has no effect without unseen attacks";
+    let pgd = ["--attack", "pgd", "--eps", "8/255", "--strength", "low"];
+    refused(&pgd, alone, "--attack ua");
+    refused(
+        &["--attack", "gabr"],
+        "unknown attack `gabr`",
+        "did you mean `gabor`?",
+    );
+    refused(
+        &["--attack", "xyzw"],
+        "unknown attack `xyzw`",
+        "elastic, ua",
+    );
+    refused(
+        &["--attack", "ua,snow"],
+        "`snow` is given twice",
+        "`ua` means all",
+    );
+    refused(&["--attack", "pgd,snow"], "--eps is missing", "8/255");
+}

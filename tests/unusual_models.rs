@@ -143,7 +143,7 @@ fn every_attack_on_every_model_ends_and_returns_only_images_of_its_ball() {
                     );
                     let distance = norm.distance(&image, clean);
                     assert!(
-                        distance <= attack.epsilon().value() + 1e-6,
+                        distance <= attack.epsilon().unwrap().value() + 1e-6,
                         "{case}: {distance}"
                     );
                     let image = from_vec(image, [1, 3, shape[0], shape[1]], &device);

@@ -79,6 +79,8 @@ pub enum Mark {
 pub struct Attempt {
     /// For each image, the adversarial candidate.
     pub found: Adversarials,
+    /// For each candidate of an unseen attack, the parameters that render it.
+    pub parameters: Vec<Option<Vec<f32>>>,
     /// Whether the attack was stopped before its last run on the images not yet fooled.
     pub stopped: bool,
     /// If it was stopped, its state for each of those images.
@@ -90,6 +92,7 @@ impl Attempt {
     pub(crate) fn nothing(count: usize) -> Self {
         Self {
             found: vec![None; count],
+            parameters: vec![None; count],
             stopped: false,
             marks: vec![None; count],
         }
@@ -171,6 +174,7 @@ pub(crate) fn in_turn(
     }
     let mark = |(survived, targets)| Some(Mark::Runs { survived, targets });
     Attempt {
+        parameters: vec![None; found.len()],
         found,
         stopped,
         marks: survived.into_iter().zip(targets_of).map(mark).collect(),

@@ -9,6 +9,7 @@
 //! | [`Apgd`] | cross entropy or the DLR loss, with adaptive step sizes | linf, l2, l1 |
 //! | [`Fab`] | nothing: finds a minimal perturbation that changes the decision | linf, l2, l1 |
 //! | [`Square`] | the margin loss, by random search without gradients | linf, l2, l1 |
+//! | [`Unseen`] | cross entropy, over the parameters of a corruption | none |
 
 pub mod apgd;
 pub mod attempt;
@@ -23,6 +24,7 @@ pub mod pgd;
 pub mod square;
 pub mod target_model;
 pub mod threat;
+pub mod unseen;
 
 pub use apgd::{Apgd, Climbs};
 pub use attempt::{Adversarials, Attempt, Batch, Mark};
@@ -35,6 +37,7 @@ pub use pgd::{Pgd, Start};
 pub use square::Square;
 pub use target_model::{Logits, Network, Passes, TargetModel};
 pub use threat::{Ball, Norm};
+pub use unseen::Unseen;
 
 use burn::tensor::Tensor;
 use serde::Serialize;
@@ -57,6 +60,8 @@ pub enum Attack {
     Fab(Fab),
     /// Square attack.
     Square(Square),
+    /// Ascent over the parameters of a corruption.
+    Unseen(Unseen),
 }
 
 impl Attack {
@@ -67,27 +72,30 @@ impl Attack {
             Self::Apgd(attack) => attack.name().to_owned(),
             Self::Fab(attack) => attack.name().to_owned(),
             Self::Square(_) => "square".to_owned(),
+            Self::Unseen(attack) => attack.name().to_owned(),
         }
     }
 
-    /// Returns the norm that bounds the perturbation.
-    pub fn norm(&self) -> Norm {
-        match self {
+    /// Returns the norm that bounds the perturbation; None for an unseen attack, which bounds its parameters instead.
+    pub fn norm(&self) -> Option<Norm> {
+        Some(match self {
             Self::Pgd(attack) => attack.norm,
             Self::Apgd(attack) => attack.norm,
             Self::Fab(attack) => attack.norm,
             Self::Square(attack) => attack.norm,
-        }
+            Self::Unseen(_) => return None,
+        })
     }
 
-    /// Returns the largest perturbation.
-    pub fn epsilon(&self) -> &Fraction {
-        match self {
+    /// Returns the largest perturbation in that norm.
+    pub fn epsilon(&self) -> Option<&Fraction> {
+        Some(match self {
             Self::Pgd(attack) => &attack.epsilon,
             Self::Apgd(attack) => &attack.epsilon,
             Self::Fab(attack) => &attack.epsilon,
             Self::Square(attack) => &attack.epsilon,
-        }
+            Self::Unseen(_) => return None,
+        })
     }
 
     /// Returns the maximum number of passes per image, for a model with `classes` classes.
@@ -103,6 +111,7 @@ impl Attack {
                 forward: attack.queries.saturating_add(1),
                 backward: 0,
             },
+            Self::Unseen(attack) => attack.most_passes(),
         }
     }
 
@@ -126,7 +135,8 @@ impl Attack {
     ) -> Attempt {
         let [count, channels, height, width] = batch.images.dims();
         let is_empty = count * channels * height * width == 0;
-        if is_empty || self.epsilon().value() <= 0.0 {
+        let is_still = self.epsilon().is_some_and(|epsilon| epsilon.value() <= 0.0);
+        if is_empty || is_still {
             return Attempt::nothing(count);
         }
         match self {
@@ -134,6 +144,7 @@ impl Attack {
             Self::Apgd(attack) => attack.go_on(classifier, batch, marks),
             Self::Fab(attack) => attack.go_on(classifier, batch, marks),
             Self::Square(attack) => attack.go_on(classifier, batch, marks),
+            Self::Unseen(attack) => attack.go_on(classifier, batch),
         }
     }
 }
@@ -171,9 +182,11 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::attack::unseen::{Corruption, Strength};
     use crate::eval::autoattack::{ATTACKS, Settings, Version};
     use crate::ops::{Device, from_vec};
     use crate::rng::{Rng, Stream};
+    use crate::settings::Words;
 
     const CLASSES: usize = 5;
 
@@ -262,5 +275,20 @@ mod tests {
             }
         }
         assert!(0 < fooled && fooled < tried, "{fooled} of {tried}");
+    }
+
+    #[test]
+    fn an_unseen_attack_resumed_after_stops_gives_the_same_result() {
+        let batch = batch();
+        for corruption in Corruption::VALUES {
+            let mut attack = Unseen::new(*corruption, Strength::High, 4);
+            attack.steps = 5;
+            let attack = Attack::Unseen(attack);
+            let classifier = TargetModel::new(&logits, &Device::of(&batch.images));
+            let whole = attack.perturb(&classifier, &batch);
+            let (found, passes, stops) = with_stops(&attack, &batch);
+            assert!(stops > 0 && found == whole, "{}", attack.name());
+            assert_eq!(passes, classifier.take_passes(), "{}", attack.name());
+        }
     }
 }

@@ -82,6 +82,7 @@ impl Square {
             marks[place] = Some(search.mark());
         }
         Attempt {
+            parameters: vec![None; found.len()],
             found,
             stopped,
             marks,

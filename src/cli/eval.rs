@@ -13,13 +13,14 @@ use super::print::{note, print_json};
 use super::screen::Terminal;
 use super::shared::TestRun;
 use super::values::{one_of, usable_precision};
-use crate::attack::{Attack, Norm};
+use crate::attack::unseen::{ALL, Corruption, Strength};
+use crate::attack::{Attack, Norm, Unseen};
 use crate::data::Split;
 use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
 use crate::eval::interval::wilson;
-use crate::eval::result::{Findings, Subject, to_json};
+use crate::eval::result::{Findings, Subject, to_json, ua2};
 use crate::eval::session::{Progress, conclude, examine, watch};
 use crate::eval::{Classifier, Evaluation, Images, Setup, curve};
 use crate::files;
@@ -27,19 +28,21 @@ use crate::ops::Precision;
 use crate::output::Content;
 use crate::plan::Work;
 use crate::screen::Screen;
+use crate::settings::{Words, nearest};
 use crate::text::{TextModel, ZeroShot};
 use crate::units::{Fraction, duration};
 use crate::weights::{Loaded, Outputs};
 
 /// Evaluate the accuracy of a model under attacks
 ///
-/// Each attack runs only on the images that survived the attacks before it. Progress is saved after every batch: rerun
-/// the same command to resume.
+/// Each attack runs only on the images that survived the attacks before it; an unseen attack is evaluated alone, on all
+/// correctly classified images. Progress is saved after every batch: rerun the same command to resume.
 #[derive(clap::Args)]
 #[command(
     disable_version_flag = true,
     after_help = "Examples:\n  advxl eval runs/demo/robust --data synthetic:1000 --attack clean,pgd --eps 8/255\n  \
-    advxl eval runs/demo/robust --data synthetic:100 --attack autoattack --norm linf,l2,l1 --eps 8/255,0.5,12"
+    advxl eval runs/demo/robust --data synthetic:100 --attack autoattack --norm linf,l2,l1 --eps 8/255,0.5,12\n  \
+    advxl eval runs/demo/robust --data synthetic:100 --attack ua --strength medium"
 )]
 pub(crate) struct Eval {
     #[command(flatten)]
@@ -47,7 +50,8 @@ pub(crate) struct Eval {
     #[command(flatten)]
     test: TestRun,
     /// Attacks to run, in order: clean, pgd, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, or autoattack for the attacks
-    /// of --version
+    /// of --version. Unseen attacks, each evaluated alone: gabor, snow, pixel, jpeg, kaleidoscope, glitch, wood, elastic, or
+    /// ua for all eight and their mean
     #[arg(
         long,
         value_name = "LIST",
@@ -55,18 +59,20 @@ pub(crate) struct Eval {
         default_value = "clean,pgd"
     )]
     attack: Vec<String>,
-    /// Norms that bound the perturbation, each evaluated separately
+    /// Norms that bound the perturbation, each evaluated separately [default: linf]
     #[arg(
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "linf",
         value_parser = one_of::<Norm>("norm")
     )]
     norm: Vec<Norm>,
     /// Largest perturbation in each norm of --norm, for pixels in [0, 1], such as 8/255
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     eps: Vec<String>,
+    /// Strength of the unseen attacks [default: medium]
+    #[arg(long, value_name = "NAME", value_parser = one_of::<Strength>("strength"))]
+    strength: Option<Strength>,
     /// Version of AutoAttack
     #[arg(
         long,
@@ -78,7 +84,8 @@ pub(crate) struct Eval {
     /// Step size of pgd [default: a quarter of eps, as in the paper's PGD-20]
     #[arg(long, value_name = "FRACTION")]
     step_size: Option<String>,
-    /// Number of steps of pgd, apgd and fab [default: 20 for pgd, 100 for apgd and fab]
+    /// Number of steps of pgd, apgd, fab and unseen attacks [default: 20 for pgd, 100 for apgd and fab, as published for
+    /// unseen attacks]
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
     /// Number of target classes of apgd-t and fab-t [default: as in AutoAttack, 9, or 5 for apgd-t in l1]
@@ -97,7 +104,8 @@ pub(crate) struct Eval {
     /// Also evaluate robust accuracy from epsilon 0 to 8 times eps, where it must fall to about zero
     #[arg(long)]
     eps_curve: bool,
-    /// Save the final adversarial images and labels to FILE, for `--data tensors:FILE`; several norms get one file each
+    /// Save the final adversarial images and labels to FILE, for `--data tensors:FILE`; several norms or unseen
+    /// attacks get one file each
     #[arg(long, value_name = "FILE")]
     save_adversarial: Option<PathBuf>,
     #[command(flatten)]
@@ -127,10 +135,6 @@ pub(crate) struct Eval {
 impl Eval {
     pub(crate) fn run(&self, json: bool, comm: &Comm) -> Result<()> {
         let settings = self.settings()?;
-        let attacks: Vec<Vec<Attack>> = settings
-            .iter()
-            .map(|norm| self.attacks(norm))
-            .collect::<Result<_>>()?;
         let out = self.folder()?;
         comm.all_ok(match comm.is_main() {
             true => self.check_outputs(&out),
@@ -163,9 +167,11 @@ impl Eval {
             self.preprocessing
                 .over(&loaded.preprocessing, loaded.image_size, &dataset)?;
         check_image_size(&config, preprocessing.image_size)?;
-        let work = match attacks.iter().all(Vec::is_empty) && !self.eps_curve {
-            true => Work::Forward,
-            false => Work::Attack,
+        let threats = self.threats(&settings, preprocessing.image_size)?;
+        let is_attacked = threats.iter().any(|threat| !threat.attacks.is_empty());
+        let work = match is_attacked || self.eps_curve {
+            true => Work::Attack,
+            false => Work::Forward,
         };
         // All images at the end, both clean and adversarial.
         let saved = match self.save_adversarial {
@@ -209,14 +215,15 @@ impl Eval {
         let mut screen = Terminal::new();
         let mut all = Vec::new();
         let mut finished = Vec::new();
-        for (settings, attacks) in settings.iter().zip(attacks) {
-            let one = OneNorm {
+        for threat in &threats {
+            let one = OneThreat {
                 eval: self,
                 subject: &subject,
                 classifier: &classifier,
                 images: &images,
                 names: &names,
                 out: &out,
+                count: threats.len(),
                 setup: Setup {
                     batch: self.test.batch,
                     seed: self.test.seed,
@@ -224,7 +231,7 @@ impl Eval {
                     comm,
                 },
             };
-            let (findings, progress) = one.evaluate(settings, attacks, &mut screen)?;
+            let (findings, progress) = one.evaluate(threat, &mut screen)?;
             all.push(findings);
             finished.extend(progress);
         }
@@ -317,21 +324,14 @@ impl Eval {
         let Some(path) = &self.save_adversarial else {
             return Ok(());
         };
-        let norms = self
-            .norm
-            .iter()
-            .map(|norm| self.adversarial_path(path, *norm));
-        norms.into_iter().try_for_each(|path| {
+        let (_, unseen) = self.names()?;
+        let norms = self.norms()?;
+        let norms = norms.iter().map(|norm| norm.word());
+        let labels: Vec<&str> = norms.chain(unseen.iter().map(|name| name.word())).collect();
+        labels.iter().try_for_each(|label| {
+            let path = adversarial_path(path, label, labels.len());
             inputs.check_file("--save-adversarial", &path, Content::Tensors("images"))
         })
-    }
-
-    /// Returns the path of the adversarial images of a norm.
-    fn adversarial_path(&self, path: &Path, norm: Norm) -> PathBuf {
-        match self.norm.len() {
-            1 => path.to_owned(),
-            _ => of_norm(path, norm.word()),
-        }
     }
 
     /// Returns the folder of the result.
@@ -346,6 +346,73 @@ impl Eval {
         }
     }
 
+    /// Returns the names of the attacks that a norm bounds, and the unseen attacks.
+    ///
+    /// Errors: an unseen attack is given twice.
+    fn names(&self) -> Result<(Vec<String>, Vec<Corruption>)> {
+        let (mut bounded, mut unseen) = (Vec::new(), Vec::new());
+        for name in &self.attack {
+            let Some(corruptions) = Corruption::named(name) else {
+                bounded.push(name.clone());
+                continue;
+            };
+            for corruption in corruptions {
+                if unseen.contains(&corruption) {
+                    let word = corruption.word();
+                    let error = Error::input(format!("--attack: `{word}` is given twice"));
+                    return Err(error.hint(format!("`{ALL}` means all unseen attacks")));
+                }
+                unseen.push(corruption);
+            }
+        }
+        Ok((bounded, unseen))
+    }
+
+    /// Returns the norms to evaluate: none if there are only unseen attacks.
+    fn norms(&self) -> Result<Vec<Norm>> {
+        let (bounded, unseen) = self.names()?;
+        let is_bounded = self.eps_curve || bounded.iter().any(|name| name != "clean");
+        let only = |flag: &str| {
+            let message = format!("{flag} has no effect on unseen attacks");
+            Err(Error::input(message).hint(format!(
+                "remove {flag}: no norm bounds unseen attacks; --strength selects theirs"
+            )))
+        };
+        match (is_bounded || unseen.is_empty(), &self.norm[..]) {
+            (true, []) => Ok(vec![Norm::Linf]),
+            (true, norms) => Ok(norms.to_vec()),
+            (false, []) if self.eps.is_empty() && self.step_size.is_none() => Ok(Vec::new()),
+            (false, []) if self.eps.is_empty() => only("--step-size"),
+            (false, []) => only("--eps"),
+            (false, _) => only("--norm"),
+        }
+    }
+
+    /// Returns the evaluations: one per norm, then one per unseen attack.
+    fn threats<'a>(&self, settings: &'a [Settings], image_size: usize) -> Result<Vec<Threat<'a>>> {
+        let of_norm = |settings: &'a Settings| {
+            Ok(Threat {
+                label: settings.norm.word(),
+                title: format!("{}, epsilon {}", settings.norm.word(), settings.epsilon),
+                attacks: self.attacks(settings)?,
+                settings: Some(settings),
+            })
+        };
+        let mut threats: Vec<Threat> = settings.iter().map(of_norm).collect::<Result<_>>()?;
+        let strength = self.strength.unwrap_or(Strength::Medium);
+        for corruption in self.names()?.1 {
+            let mut attack = Unseen::new(corruption, strength, image_size);
+            attack.steps = self.steps.unwrap_or(attack.steps);
+            threats.push(Threat {
+                label: attack.name(),
+                title: unseen_title(&attack),
+                attacks: vec![Attack::Unseen(attack)],
+                settings: None,
+            });
+        }
+        Ok(threats)
+    }
+
     /// Returns the settings of the attacks, one per norm.
     fn settings(&self) -> Result<Vec<Settings>> {
         // Check the names first: whether an epsilon is required depends on them.
@@ -354,15 +421,23 @@ impl Eval {
             Norm::Linf,
             fraction("--eps", "0")?,
         ))?;
-        let is_attacked = self.eps_curve || self.attack.iter().any(|name| name != "clean");
+        let (bounded, unseen) = self.names()?;
+        if self.strength.is_some() && unseen.is_empty() {
+            return Err(
+                Error::input("--strength has no effect without unseen attacks")
+                    .hint(format!("add one, such as --attack {ALL}, or use --eps")),
+            );
+        }
+        let norms = self.norms()?;
+        let is_attacked = self.eps_curve || bounded.iter().any(|name| name != "clean");
         if self.eps.is_empty() && is_attacked {
             let message = "--eps is missing";
             return Err(
                 Error::input(message).hint("add the largest perturbation, such as --eps 8/255")
             );
         }
-        if !self.eps.is_empty() && self.eps.len() != self.norm.len() {
-            let (eps, norms) = (self.eps.len(), self.norm.len());
+        if !self.eps.is_empty() && self.eps.len() != norms.len() {
+            let (eps, norms) = (self.eps.len(), norms.len());
             let message = format!("--eps has {eps} values, but --norm has {norms}");
             return Err(Error::input(message)
                 .hint("use one value per norm, as in --norm linf,l2,l1 --eps 8/255,0.5,12"));
@@ -409,8 +484,7 @@ impl Eval {
                 ..Settings::new(version, norm, epsilon)
             })
         };
-        let settings: Vec<Settings> = self
-            .norm
+        let settings: Vec<Settings> = norms
             .iter()
             .enumerate()
             .map(of_norm)
@@ -451,7 +525,14 @@ impl Eval {
             return Err(Error::input("--attack is empty")
                 .hint("use for example --attack clean,pgd or --attack autoattack"));
         }
-        settings.named(&self.attack).map_err(|(unknown, hint)| {
+        settings.named(&self.names()?.0).map_err(|(unknown, hint)| {
+            let words = Corruption::WORDS.iter().map(|(word, _)| *word);
+            let words: Vec<&str> = words.chain([ALL]).collect();
+            let hint = match nearest(&unknown, &words) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None if hint.starts_with("use") => format!("{hint}, {}", words.join(", ")),
+                None => hint,
+            };
             Error::input(format!("--attack: unknown attack `{unknown}`")).hint(hint)
         })
     }
@@ -472,8 +553,19 @@ fn fraction(flag: &str, text: &str) -> Result<Fraction> {
     }
 }
 
-/// The evaluation in one norm.
-struct OneNorm<'a> {
+/// What one evaluation is about.
+struct Threat<'a> {
+    /// The norm, or the unseen attack.
+    label: &'static str,
+    /// The same with its size.
+    title: String,
+    attacks: Vec<Attack>,
+    /// The settings of a norm.
+    settings: Option<&'a Settings>,
+}
+
+/// The evaluation of one threat.
+struct OneThreat<'a> {
     eval: &'a Eval,
     subject: &'a Subject,
     classifier: &'a Classifier,
@@ -482,34 +574,34 @@ struct OneNorm<'a> {
     names: &'a [String],
     out: &'a Path,
     setup: Setup<'a>,
+    /// Number of evaluations.
+    count: usize,
 }
 
-impl<'a> OneNorm<'a> {
+impl<'a> OneThreat<'a> {
     /// Returns the findings, and the progress files to remove once they are saved.
     fn evaluate(
         &self,
-        settings: &Settings,
-        attacks: Vec<Attack>,
+        threat: &Threat,
         screen: &mut Terminal,
     ) -> Result<(Findings, Vec<Progress<'a>>)> {
+        let attacks = &threat.attacks;
         if !attacks.is_empty() {
             let names: Vec<String> = attacks.iter().map(Attack::name).collect();
-            let norm = settings.norm.word();
-            screen.line(&format!(
-                "{norm}, epsilon {}: {}",
-                settings.epsilon,
-                names.join(", ")
-            ));
+            screen.line(&match threat.settings {
+                Some(_) => format!("{}: {}", threat.title, names.join(", ")),
+                None => threat.title.clone(),
+            });
         }
         let keep_images = self.eval.save_adversarial.is_some();
-        let progress = self.progress(&attacks, keep_images);
-        let mut findings = examine(&self.evaluation(&attacks), &progress, screen)?;
+        let progress = self.progress(attacks, keep_images);
+        let mut findings = examine(&self.evaluation(attacks), &progress, screen)?;
         if let Some(path) = &self.eval.save_adversarial {
-            let path = self.eval.adversarial_path(path, settings.norm);
+            let path = adversarial_path(path, threat.label, self.count);
             progress.save_adversarial(self.images, self.names, &path, self.setup.device)?;
         }
         let mut finished = vec![progress];
-        if self.eval.eps_curve {
+        if let Some(settings) = threat.settings.filter(|_| self.eval.eps_curve) {
             screen.line(&format!("{} at increasing epsilon", settings.norm.word()));
             let attacks = curve::attacks(settings);
             let progress = self.progress(&attacks, false);
@@ -539,10 +631,25 @@ impl<'a> OneNorm<'a> {
     }
 }
 
-/// Returns `DIR/NAME-linf.safetensors` for `DIR/NAME.safetensors`.
-fn of_norm(path: &Path, norm: &str) -> PathBuf {
+/// Returns the corruption, the strength, and what bounds the parameters.
+fn unseen_title(attack: &Unseen) -> String {
+    format!(
+        "{}, strength {} ({} norm of the parameters at most {})",
+        attack.name(),
+        attack.strength.word(),
+        attack.parameter_norm.word(),
+        attack.parameter_epsilon
+    )
+}
+
+/// Returns the file of the adversarial images of one of `count` evaluations: `DIR/NAME-linf.safetensors` for
+/// `DIR/NAME.safetensors` if there are several.
+fn adversarial_path(path: &Path, label: &str, count: usize) -> PathBuf {
+    if count == 1 {
+        return path.to_owned();
+    }
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let name = format!("{stem}-{norm}");
+    let name = format!("{stem}-{label}");
     match path.extension() {
         Some(extension) => path.with_file_name(name).with_extension(extension),
         None => path.with_file_name(name),
@@ -555,17 +662,21 @@ fn summary(all: &[Findings], screen: &mut Terminal) {
     for found in all {
         let outcome = &found.outcome;
         let count = outcome.robust.len();
-        if let Some(attack) = found.attacks.first() {
-            screen.line(&format!(
-                "{}, epsilon {}",
-                attack.norm().word(),
-                attack.epsilon()
-            ));
+        let bounded = found.attacks.first();
+        let bounded = bounded.and_then(|attack| attack.norm().zip(attack.epsilon()));
+        if let Some((norm, epsilon)) = bounded {
+            screen.line(&format!("{}, epsilon {epsilon}", norm.word()));
         }
+        if let Some(attack) = found.unseen() {
+            screen.line(&unseen_title(attack));
+        }
+        // As wide as `apgd-dlr` at least.
+        let names = outcome.stages.iter().map(|stage| stage.attack.len());
+        let width = names.fold(9, usize::max);
         for (index, stage) in outcome.stages.iter().enumerate() {
             let (low, high) = wilson(stage.robust_count, count);
             screen.line(&format!(
-                "  {:<9} {:6.2} %  (95 %: {:.1} to {:.1}, {} of {count} images, {})",
+                "  {:<width$} {:6.2} %  (95 %: {:.1} to {:.1}, {} of {count} images, {})",
                 stage.attack,
                 100.0 * outcome.accuracy_after(index),
                 100.0 * low,
@@ -585,8 +696,16 @@ fn summary(all: &[Findings], screen: &mut Terminal) {
         let is_robust = |index: &usize| all.iter().all(|found| found.outcome.robust[*index]);
         let robust = (0..count).filter(is_robust).count();
         let share = 100.0 * robust as f64 / count.max(1) as f64;
+        let all_of_them = match all.iter().any(|found| found.unseen().is_some()) {
+            true => "evaluations",
+            false => "norms",
+        };
         screen.line(&format!(
-            "robust under all norms: {share:.2} % ({robust} of {count} images)"
+            "robust under all {all_of_them}: {share:.2} % ({robust} of {count} images)"
         ));
+    }
+    if let Some(mean) = ua2(all) {
+        let mean = 100.0 * mean;
+        screen.line(&format!("mean over the unseen attacks (UA2): {mean:.2} %"));
     }
 }

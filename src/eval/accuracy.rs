@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::images::{Images, check_images, check_labels};
 use super::recheck;
+use crate::attack::unseen::Extent;
 use crate::attack::{Attack, Batch, Logits, Mark, Network, Passes, TargetModel};
 use crate::distributed::Comm;
 use crate::error::{Error, Kind, Result};
@@ -42,7 +43,8 @@ pub struct Outcome {
     pub robust: Vec<bool>,
     /// For each image, the attack that fooled the model; `clean` if the clean image was misclassified.
     pub broken_by: Vec<Option<String>>,
-    /// For each image that has an adversarial example, its distance in the attack's norm.
+    /// For each image that has an adversarial example, its distance in the attack's norm; for an unseen attack the norm of
+    /// its parameters.
     pub distance: Vec<Option<f64>>,
     /// Logit of the label minus the largest other logit, on the adversarial image if there is one, else on the clean
     /// image. None where a logit is not finite.
@@ -275,7 +277,8 @@ impl Evaluation<'_> {
     /// Computes clean accuracy, then runs each attack on the images that survived the previous ones.
     ///
     /// Every adversarial image is checked again here, independently of the attack that produced it: within epsilon in
-    /// the attack's norm, in [0, 1], no NaN, and misclassified.
+    /// the attack's norm, in [0, 1], no NaN, and misclassified. For an unseen attack, the parameters are within their
+    /// set, and rendered again they give this image.
     /// Errors: there are no images; an image cannot be read or is not in [0, 1]; the model has fewer than two classes;
     /// an attack left its threat model; the observer failed; or, with kind [`Kind::TryAgain`], a rank was asked to
     /// stop, which takes a pass or two.
@@ -452,6 +455,7 @@ impl Evaluation<'_> {
     ) -> Result<BatchOutcome> {
         let [_, channels, height, width] = clean.dims();
         let pixels = channels * height * width;
+        let extent = Extent { height, width };
         let batch = Batch {
             images: clean.clone(),
             labels: labels.clone(),
@@ -487,8 +491,18 @@ impl Evaluation<'_> {
         let clean = to_vec(clean);
         for (shown_row, (row, image)) in shown.into_iter().enumerate() {
             let (index, label) = (indices[row], labels[row] as usize);
-            let distance = recheck::distance(attack, &clean[row * pixels..][..pixels], &image)
-                .map_err(|fault| Error::failed(format!("image {index}: {fault}")))?;
+            let clean = &clean[row * pixels..][..pixels];
+            let distance = match attack {
+                Attack::Unseen(attack) => {
+                    let parameters = attempt.parameters[row].as_deref().unwrap_or_default();
+                    let again =
+                        attack.render(clean, extent, self.seed, batch.keys[row], parameters);
+                    recheck::corrupted(attack, parameters, again.as_deref(), &image)
+                }
+                _ => recheck::distance(attack, clean, &image),
+            };
+            let distance =
+                distance.map_err(|fault| Error::failed(format!("image {index}: {fault}")))?;
             if logits.is_right(shown_row, label) {
                 continue;
             }

@@ -87,7 +87,7 @@ pub fn before(evaluation: &Evaluation) -> Result<Vec<Flag>> {
     flags.extend(few_classes(first.classes(), attacks));
     if attacks
         .iter()
-        .any(|attack| matches!(attack, Attack::Apgd(_)))
+        .any(|attack| matches!(attack, Attack::Apgd(_) | Attack::Unseen(_)))
         && !classifier.is_stopped()
     {
         flags.extend(zero_gradients(&classifier, pixels, &labels, &first));

@@ -59,7 +59,7 @@ pub fn attacks(settings: &Settings) -> Vec<Attack> {
 /// Returns the curve from the outcome of an evaluation with [`attacks`].
 pub fn points(outcome: &Outcome, attacks: &[Attack]) -> Vec<Point> {
     let zero: Fraction = "0".parse().expect("a number");
-    let epsilons = std::iter::once(&zero).chain(attacks.iter().map(Attack::epsilon));
+    let epsilons = std::iter::once(&zero).chain(attacks.iter().filter_map(Attack::epsilon));
     let points = epsilons
         .zip(&outcome.stages)
         .enumerate()
@@ -94,7 +94,10 @@ mod tests {
         let epsilons = |norm, epsilon: &str| -> Vec<f64> {
             let settings = Settings::new(Version::Standard, norm, epsilon.parse().unwrap());
             let attacks = attacks(&settings);
-            attacks.iter().map(|a| a.epsilon().value()).collect()
+            attacks
+                .iter()
+                .map(|a| a.epsilon().unwrap().value())
+                .collect()
         };
         assert_eq!(
             epsilons(Norm::Linf, "0.1"),

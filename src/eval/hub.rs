@@ -63,18 +63,16 @@ pub fn files(benchmark: &Benchmark, result: &Value) -> Vec<(String, String)> {
             .iter()
             .filter_map(|stage| stage["attack"].as_str())
             .collect();
-        let threat = ["norm", "epsilon"].map(|key| evaluation[key].as_str().unwrap_or_default());
-        let notes = format!(
-            "robust accuracy under {} in {} {} on {images} images",
-            names.join(", "),
-            threat[0],
-            threat[1]
-        );
-        let name = format!(
-            "robust_{}_{}.yaml",
-            threat[0],
-            threat[1].replace(['/', '.'], "_")
-        );
+        let names = names.join(", ");
+        let (threat, file) = match (evaluation["norm"].as_str(), evaluation["epsilon"].as_str()) {
+            (Some(norm), Some(epsilon)) => {
+                (format!(" in {norm} {epsilon}"), format!("{norm}_{epsilon}"))
+            }
+            // Unseen attacks have no norm.
+            _ => (String::new(), names.clone()),
+        };
+        let notes = format!("robust accuracy under {names}{threat} on {images} images");
+        let name = format!("robust_{}.yaml", file.replace(['/', '.', ',', ' '], "_"));
         files.push((name, entry(&last["robust_accuracy"], notes)));
     }
     files

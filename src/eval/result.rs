@@ -10,11 +10,13 @@ use super::calibration::{Calibration, margin_histogram};
 use super::checks::Flag;
 use super::curve::Point;
 use super::interval::wilson;
-use crate::attack::Attack;
+use crate::attack::unseen::Corruption;
+use crate::attack::{Attack, Unseen};
 use crate::data::SubsetRecord;
 use crate::error::Result;
 use crate::files;
 use crate::image::Preprocessing;
+use crate::settings::Words;
 
 /// The evaluated model and data.
 #[derive(Clone, Debug, Serialize)]
@@ -68,7 +70,7 @@ impl Subject {
     }
 }
 
-/// Results of the attacks in one norm.
+/// Results of the attacks in one norm, or of one unseen attack.
 pub struct Findings {
     /// The outcome of the evaluation.
     pub outcome: Outcome,
@@ -81,6 +83,19 @@ pub struct Findings {
 }
 
 impl Findings {
+    /// Returns the unseen attack, if that is what was evaluated.
+    pub fn unseen(&self) -> Option<&Unseen> {
+        match &self.attacks[..] {
+            [Attack::Unseen(attack)] => Some(attack),
+            _ => None,
+        }
+    }
+
+    /// Returns the share of images that survive all attacks.
+    pub fn robust_accuracy(&self) -> f64 {
+        self.outcome.accuracy_after(self.outcome.stages.len() - 1)
+    }
+
     fn to_json(&self) -> Value {
         let outcome = &self.outcome;
         let stages = outcome.stages.iter().enumerate().map(|(index, stage)| {
@@ -99,9 +114,10 @@ impl Findings {
         });
         let first = self.attacks.first();
         json!({
-            "norm": first.map(Attack::norm),
-            "epsilon": first.map(Attack::epsilon),
-            "robust_accuracy": outcome.accuracy_after(outcome.stages.len() - 1),
+            "norm": first.and_then(Attack::norm),
+            "epsilon": first.and_then(Attack::epsilon),
+            "unseen": self.unseen().map(|attack| attack.corruption),
+            "robust_accuracy": self.robust_accuracy(),
             "interval_95": wilson(outcome.standing(), outcome.robust.len()),
             "flags": self.flags,
             "stages": stages.collect::<Vec<_>>(),
@@ -131,8 +147,22 @@ pub fn to_json(subject: &Subject, findings: &[Findings]) -> Value {
     result
 }
 
-/// Returns the result fields. With one norm these are its fields; with several, `robust` covers the images that are
-/// robust in all norms, and each norm has an entry under `evaluations`.
+/// Returns the mean accuracy over all unseen attacks, called UA2 in ImageNet-UA, if each of them was evaluated.
+pub fn ua2(findings: &[Findings]) -> Option<f64> {
+    let of = |corruption: &Corruption| {
+        let mut unseen = findings.iter();
+        let found = unseen.find(|found| {
+            let attack = found.unseen();
+            attack.is_some_and(|attack| attack.corruption == *corruption)
+        });
+        found.map(Findings::robust_accuracy)
+    };
+    let accuracies: Vec<f64> = Corruption::VALUES.iter().map(of).collect::<Option<_>>()?;
+    Some(accuracies.iter().sum::<f64>() / accuracies.len() as f64)
+}
+
+/// Returns the result fields. With one evaluation these are its fields; with several norms or unseen attacks, `robust`
+/// covers the images that are robust in all of them, and each has an entry under `evaluations`.
 pub fn found(findings: &[Findings]) -> Map<String, Value> {
     if let [only] = findings {
         let Value::Object(found) = only.to_json() else {
@@ -157,8 +187,11 @@ pub fn found(findings: &[Findings]) -> Map<String, Value> {
         ("robust", json!(robust)),
         ("evaluations", json!(evaluations)),
     ];
-    let named = fields.map(|(name, value)| (name.to_owned(), value));
-    named.into_iter().collect()
+    let ua2 = ua2(findings).map(|ua2| ("ua2", json!(ua2)));
+    let fields = fields.into_iter().chain(ua2);
+    fields
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 /// Writes a result. If the file holds the result of a different evaluation, that file is first renamed to a free name,

@@ -536,10 +536,11 @@ impl Watcher<'_> {
         let Some(attack) = self.attacks.last() else {
             return;
         };
-        let norm = match attack.norm() {
-            Norm::Linf => "Linf",
-            Norm::L2 => "L2",
-            Norm::L1 => "L1",
+        let bounded = match (attack, attack.norm()) {
+            (Attack::Unseen(_), _) => format!("norm of the {} parameters", attack.name()),
+            (_, Some(Norm::L2)) => "L2 perturbation".to_owned(),
+            (_, Some(Norm::L1)) => "L1 perturbation".to_owned(),
+            (_, _) => "Linf perturbation".to_owned(),
         };
         let largest = outcome
             .distance
@@ -548,7 +549,7 @@ impl Watcher<'_> {
             .fold(0.0, |most: f64, d| most.max(*d));
         let [low, high] = outcome.pixels.unwrap_or_default();
         self.line(&format!(
-            "max {norm} perturbation: {largest:.5}, nan in tensor: 0, max: {high:.5}, min: {low:.5}"
+            "max {bounded}: {largest:.5}, nan in tensor: 0, max: {high:.5}, min: {low:.5}"
         ));
         let count = outcome.robust.len();
         let share = 100.0 * outcome.accuracy_after(outcome.stages.len() - 1);
@@ -630,10 +631,9 @@ impl Observer for Watcher<'_> {
             .attacks
             .iter()
             .any(|attack| attack.epsilon() != epsilon);
-        let name = if varies {
-            format!("{name} at {:.5}", epsilon.value())
-        } else {
-            name
+        let name = match epsilon.filter(|_| varies) {
+            Some(epsilon) => format!("{name} at {:.5}", epsilon.value()),
+            None => name,
         };
         self.line(&format!(
             "robust accuracy after {name}: {share:.2}% (total time {seconds:.1} s)"
