@@ -343,6 +343,50 @@ fn a_matrix_has_every_model_on_the_adversarial_images_of_every_model() {
 }
 
 #[test]
+fn unseen_attacks_give_their_mean_and_several_norms_their_union() {
+    let setup = Setup::new();
+    let protocol = r#"
+title = "Several"
+[[evaluation]]
+name = "UA2"
+attacks = ["ua"]
+arguments = ["--steps", "2", "--strength", "high"]
+[[evaluation]]
+name = "union"
+attacks = ["pgd"]
+arguments = ["--norm", "linf,l2", "--eps", "2/255,0.2", "--steps", "2"]
+[[evaluation]]
+name = "clean"
+attacks = ["clean"]
+[[data]]
+name = "drawn"
+spec = "synthetic:40"
+"#;
+    let path = setup.root.join("several.toml");
+    std::fs::write(&path, protocol).unwrap();
+    let [path, run, out] = ["several.toml", "run", "several"].map(|name| setup.path(name));
+    let (code, text) = advxl(&["table", &path, &run, "--out", &out]);
+    assert_eq!(code, 0, "{text}");
+    let table = read(&setup.root.join("several/table.json"));
+    let numbers = &table["rows"][0]["numbers"];
+    let at = |column: usize| {
+        let result = &numbers[column]["results"][0];
+        let result = read(&setup.root.join("several").join(result.as_str().unwrap()));
+        (numbers[column]["value"].as_f64().unwrap(), result)
+    };
+    let (ua2, result) = at(0);
+    assert!(
+        (ua2 - 100.0 * result["ua2"].as_f64().unwrap()).abs() < 1e-9,
+        "{ua2}"
+    );
+    assert_eq!(result["evaluations"].as_array().unwrap().len(), 8);
+    let (union, result) = at(1);
+    assert_eq!(union, 100.0 * result["robust_accuracy"].as_f64().unwrap());
+    let (clean, _) = at(2);
+    assert!(clean >= union && clean >= ua2);
+}
+
+#[test]
 fn invalid_tables_are_refused_before_anything_is_evaluated() {
     let setup = Setup::new();
     let refused = |more: &[&str], parts: &[&str]| {

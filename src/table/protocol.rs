@@ -219,6 +219,10 @@ pub const PROTOCOLS: &[(&str, &str)] = &[
         include_str!("../../protocols/imagenet-3dcc.toml"),
     ),
     (
+        "imagenet-ua",
+        include_str!("../../protocols/imagenet-ua.toml"),
+    ),
+    (
         "natural-shifts",
         include_str!("../../protocols/natural-shifts.toml"),
     ),

@@ -500,22 +500,47 @@ impl Cells<'_> {
     }
 }
 
-/// Returns the robust accuracy of a cell after its last stage, or its clean accuracy.
+/// Returns the robust accuracy of a cell, or its clean accuracy. Of several norms it is that in all of them; of all unseen
+/// attacks their mean, UA2.
 fn of_stage(found: &Finished, is_last: bool) -> Option<Number> {
-    let stages = found.result["stages"].as_array()?;
-    let stage = if is_last {
-        stages.last()
-    } else {
-        stages.first()
-    }?;
-    let images = found.result["images"].as_u64()? as usize;
-    let count = stage["robust_count"].as_u64()? as usize;
-    let (low, high) = wilson(count, images);
-    Some(Number {
-        value: 100.0 * count as f64 / images as f64,
-        interval: (100.0 * low, 100.0 * high),
-        results: vec![found.path.clone()],
-    })
+    let result = &found.result;
+    let images = result["images"].as_u64()? as usize;
+    let number = |count: usize| {
+        let (low, high) = wilson(count, images);
+        Number {
+            value: 100.0 * count as f64 / images as f64,
+            interval: (100.0 * low, 100.0 * high),
+            results: vec![found.path.clone()],
+        }
+    };
+    let at_stage = |evaluation: &Value| {
+        let stages = evaluation["stages"].as_array()?;
+        let stage = if is_last {
+            stages.last()
+        } else {
+            stages.first()
+        }?;
+        Some(number(stage["robust_count"].as_u64()? as usize))
+    };
+    let Some(evaluations) = result["evaluations"].as_array() else {
+        return at_stage(result);
+    };
+    if !is_last {
+        return at_stage(evaluations.first()?);
+    }
+    if result["ua2"].is_number() {
+        let all: Option<Vec<Number>> = evaluations.iter().map(at_stage).collect();
+        return mean_of(&all?, true).map(|mean| Number {
+            results: vec![found.path.clone()],
+            ..mean
+        });
+    }
+    let robust = result["robust"].as_array()?.iter();
+    Some(number(
+        robust
+            .filter(|robust| **robust == Value::Bool(true))
+            .count(),
+    ))
 }
 
 /// Returns the mean of numbers. Half the width of its interval is the root of the sum of their squares over the count, or
