@@ -136,7 +136,7 @@ fn gabor_noise_and_its_kernel_match_pytorch() {
         let sides = if extent.height > 24 { 5 } else { 3 };
         let kernel = gabor::kernel(23, sides, 4.25, 0.6);
         let right = golden.floats(&format!("gabor {size} kernel"));
-        assert_close(&kernel.values, &right, 1e-5, "kernel");
+        assert_close(&kernel.values(), &right, 1e-5, "kernel");
         let points = golden.indices(&format!("gabor {size} points"));
         let chosen = |recorded: Vec<Vec<f32>>| -> Vec<f32> {
             points.iter().map(|point| recorded[0][*point]).collect()
@@ -170,10 +170,7 @@ fn snow_and_its_flakes_match_pytorch() {
                 flake.kernel(side, blur)
             })
             .collect();
-        let values: Vec<f32> = flakes
-            .iter()
-            .flat_map(|flake| flake.values.clone())
-            .collect();
+        let values: Vec<f32> = flakes.iter().flat_map(Stamp::values).collect();
         let right = golden.floats(&format!("snow {size} kernels"));
         assert_close(&values, &right, 1e-5, "flakes");
         let points = golden.indices(&format!("snow {size} points"));

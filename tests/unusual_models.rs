@@ -3,6 +3,7 @@
 //! For any model, an attack ends, returns only images within the threat model, and is right about them; an image with a
 //! non-finite logit is never robust.
 
+use advxl::attack::unseen::{Corruption, Strength, Unseen};
 use advxl::attack::{Attack, Batch, Norm, TargetModel};
 use advxl::distributed::Comm;
 use advxl::eval::autoattack::{ATTACKS, Settings, Version};
@@ -102,6 +103,36 @@ fn says(row: &[f32], label: usize) -> bool {
         other > own || (other == own && class < label)
     };
     finite && label < row.len() && (0..row.len()).all(|class| class == label || !beaten(class))
+}
+
+#[test]
+fn unseen_attacks_on_every_model_end_and_return_only_images() {
+    let device = Device::cpu();
+    let mut turn = 0;
+    for (kind, twist) in TWISTS {
+        for corruption in Corruption::VALUES {
+            turn += 1;
+            let shape = [[2, 2], [5, 3], [9, 17]][turn % 3];
+            let model = Model::new(3 * shape[0] * shape[1], 3, twist);
+            let logits = |images| model.logits(images);
+            let batch = Batch {
+                images: images(shape),
+                labels: vec![turn as u32 % 3; IMAGES],
+                keys: vec![3, 1, 4, 1],
+                seed: turn as u64,
+            };
+            let attack = Unseen {
+                steps: 4,
+                ..Unseen::new(*corruption, Strength::High, 32)
+            };
+            let attack = Attack::Unseen(attack);
+            let found = attack.perturb(&TargetModel::new(&logits, &device), &batch);
+            for image in found.into_iter().flatten().flatten() {
+                let case = format!("{} {kind} {shape:?}", corruption.word());
+                assert!((0.0..=1.0).contains(&image), "{case}: {image}");
+            }
+        }
+    }
 }
 
 #[test]

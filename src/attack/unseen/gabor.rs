@@ -46,14 +46,13 @@ impl Gabor {
         }
     }
 
-    fn visit(&self, mut visit: impl FnMut(usize, usize, f32)) {
+    /// Iterates over channel and place of each point.
+    fn places(&self) -> impl Iterator<Item = (usize, [usize; 2])> {
         let (pixels, width) = (self.extent.pixels(), self.extent.width);
-        for (number, point) in self.points.iter().enumerate() {
-            let (channel, at) = (point / pixels * pixels, point % pixels);
-            let place = [at / width, at % width];
-            let visit = |index, value| visit(number, channel + index, value);
-            self.kernel.visit(self.extent, place, visit);
-        }
+        self.points.iter().map(move |point| {
+            let at = point % pixels;
+            (point / pixels, [at / width, at % width])
+        })
     }
 }
 
@@ -75,7 +74,7 @@ pub fn kernel(size: usize, sides: usize, frequency: f64, angle: f64) -> Stamp {
             values.push((envelope * (wave(0) + others / sides as f64)) as f32);
         }
     }
-    Stamp { size, values }
+    Stamp::new(size, values)
 }
 
 impl Renderer for Gabor {
@@ -95,14 +94,20 @@ impl Renderer for Gabor {
     }
 
     fn paint(&self, clean: &[f32], parameters: &[f32]) -> Vec<f32> {
-        let mut image = clean.to_vec();
-        self.visit(|number, index, value| image[index] += parameters[number] * value);
+        let (mut image, pixels) = (clean.to_vec(), self.extent.pixels());
+        for ((channel, place), weight) in self.places().zip(parameters) {
+            let plane = &mut image[channel * pixels..][..pixels];
+            self.kernel.add(plane, self.extent, place, *weight);
+        }
         image
     }
 
     fn pull_paint(&self, _: &[f32], _: &[f32], slopes: &[f32]) -> Vec<f32> {
-        let mut pulled = vec![0.0f32; self.count()];
-        self.visit(|number, index, value| pulled[number] += slopes[index] * value);
-        pulled
+        let pixels = self.extent.pixels();
+        let of_point = |(channel, place): (usize, _)| {
+            let slopes = &slopes[channel * pixels..][..pixels];
+            self.kernel.pull(slopes, self.extent, place)
+        };
+        self.places().map(of_point).collect()
     }
 }

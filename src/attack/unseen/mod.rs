@@ -219,11 +219,16 @@ impl Unseen {
     /// l2.
     fn step(&self, parameters: &mut [f32], slopes: &[f32]) {
         let size = self.step_size as f32;
-        let length = Norm::L2.length(slopes.iter().map(|slope| f64::from(*slope)));
+        // Sums of the largest gradients overflow.
+        let finite = |slope: &f32| match slope.is_nan() {
+            true => 0.0,
+            false => f64::from(slope.clamp(f32::MIN, f32::MAX)),
+        };
+        let length = Norm::L2.length(slopes.iter().map(finite));
         let unit = self.step_size / (length + 1e-8);
         for (parameter, slope) in parameters.iter_mut().zip(slopes) {
             *parameter += match self.corruption {
-                Corruption::Pixel => (f64::from(*slope) * unit) as f32,
+                Corruption::Pixel => (finite(slope) * unit) as f32,
                 _ if *slope > 0.0 => size,
                 _ if *slope < 0.0 => -size,
                 _ => 0.0,

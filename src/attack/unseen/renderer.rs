@@ -65,33 +65,65 @@ pub trait Renderer: Send + Sync {
 /// plane that is zero everywhere else.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stamp {
-    /// Side of the kernel.
-    pub size: usize,
-    /// Its values, `[size, size]`, as the cross-correlation takes them.
-    pub values: Vec<f32>,
+    size: usize,
+    /// The kernel turned by half a turn, which is what a single point leaves.
+    turned: Vec<f32>,
 }
 
 impl Stamp {
-    /// Calls `visit` with the index in the plane and the kernel's value for each pixel that a point reaches.
-    #[inline]
-    pub(super) fn visit(
+    /// Creates a stamp from the kernel that the cross-correlation takes, `[size, size]`.
+    pub fn new(size: usize, mut values: Vec<f32>) -> Self {
+        values.reverse();
+        Self {
+            size,
+            turned: values,
+        }
+    }
+
+    /// Returns the kernel.
+    pub fn values(&self) -> Vec<f32> {
+        self.turned.iter().rev().copied().collect()
+    }
+
+    /// Calls `visit` with each row that a point leaves inside the plane: the first index, and the values.
+    fn rows(
         &self,
         extent: Extent,
         [row, column]: [usize; 2],
-        mut visit: impl FnMut(usize, f32),
+        mut visit: impl FnMut(usize, &[f32]),
     ) {
         let half = self.size / 2;
-        // The output at `row + half - k` reads the point with the kernel's row k.
-        let reach = |at: usize, end: usize| {
-            (at + half + 1).saturating_sub(end)..(at + half + 1).min(self.size)
-        };
-        for k in reach(row, extent.height) {
-            let first = (row + half - k) * extent.width;
-            let kernel = &self.values[k * self.size..][..self.size];
-            for j in reach(column, extent.width) {
-                visit(first + column + half - j, kernel[j]);
-            }
+        let inside =
+            |at: usize, end: usize| half.saturating_sub(at)..self.size.min(end + half - at);
+        let columns = inside(column, extent.width);
+        for k in inside(row, extent.height) {
+            let first = (row + k - half) * extent.width + column + columns.start - half;
+            visit(first, &self.turned[k * self.size..][columns.clone()]);
         }
+    }
+
+    /// Adds the kernel, times `weight`, to a plane around a point.
+    pub fn add(&self, plane: &mut [f32], extent: Extent, point: [usize; 2], weight: f32) {
+        self.rows(extent, point, |first, values| {
+            let pixels = plane[first..].iter_mut().zip(values);
+            pixels.for_each(|(pixel, value)| *pixel += weight * value);
+        });
+    }
+
+    /// Returns the derivative of `<slopes, plane>` with respect to the weight of [`Self::add`].
+    pub fn pull(&self, slopes: &[f32], extent: Extent, point: [usize; 2]) -> f32 {
+        // Eight sums, which the compiler keeps in one register.
+        let mut sums = [0.0; 8];
+        self.rows(extent, point, |first, values| {
+            let slopes = &slopes[first..][..values.len()];
+            for (slopes, values) in slopes.chunks(8).zip(values.chunks(8)) {
+                let terms = slopes.iter().zip(values);
+                for (sum, (slope, value)) in sums.iter_mut().zip(terms) {
+                    *sum += slope * value;
+                }
+            }
+        });
+        sums.iter().sum()
     }
 }
 
@@ -105,13 +137,13 @@ mod tests {
             height: 4,
             width: 5,
         };
-        let stamp = Stamp {
-            size: 3,
-            values: (0..9).map(|value| value as f32).collect(),
-        };
+        let stamp = Stamp::new(3, (0..9).map(|value| value as f32).collect());
         for point in [[0, 0], [1, 3], [3, 4]] {
             let mut plane = vec![0.0; extent.pixels()];
-            stamp.visit(extent, point, |index, value| plane[index] += value);
+            stamp.add(&mut plane, extent, point, 1.0);
+            let slopes: Vec<f32> = (0..20).map(|slope| slope as f32).collect();
+            let right: f32 = plane.iter().zip(&slopes).map(|(a, b)| a * b).sum();
+            assert_eq!(stamp.pull(&slopes, extent, point), right);
             for y in 0..4i32 {
                 for x in 0..5i32 {
                     // out[y, x] = sum over k, j of in[y + k - 1, x + j - 1] * kernel[k, j].

@@ -90,13 +90,6 @@ impl Snow {
             flakes,
         }
     }
-
-    fn visit(&self, mut visit: impl FnMut(usize, usize, f32)) {
-        for (number, [layer, row, column]) in self.points.iter().enumerate() {
-            let visit = |index, value| visit(number, index, value);
-            self.flakes[*layer].visit(self.extent, [*row, *column], visit);
-        }
-    }
 }
 
 impl Flake {
@@ -128,10 +121,7 @@ impl Flake {
             values.chunks_exact_mut(size).for_each(<[f64]>::reverse);
         }
         let blurred = blurred(&values, size, blur, self.sigma).into_iter();
-        Stamp {
-            size,
-            values: blurred.map(|value| value as f32).collect(),
-        }
+        Stamp::new(size, blurred.map(|value| value as f32).collect())
     }
 }
 
@@ -199,7 +189,10 @@ impl Renderer for Snow {
     fn paint(&self, clean: &[f32], parameters: &[f32]) -> Vec<f32> {
         let pixels = self.extent.pixels();
         let mut snow = vec![0.0; pixels];
-        self.visit(|number, index, value| snow[index] += parameters[number].powi(4) * value);
+        for ([layer, row, column], parameter) in self.points.iter().zip(parameters) {
+            let weight = parameter.powi(4);
+            self.flakes[*layer].add(&mut snow, self.extent, [*row, *column], weight);
+        }
         let (red, others) = clean.split_at(pixels);
         let (green, blue) = others.split_at(pixels);
         let mut image = Vec::with_capacity(clean.len());
@@ -218,11 +211,13 @@ impl Renderer for Snow {
         let of_snow: Vec<f32> = (0..pixels)
             .map(|index| slopes[index] + slopes[pixels + index] + slopes[2 * pixels + index])
             .collect();
-        let mut pulled = vec![0.0f32; self.count()];
-        self.visit(|number, index, value| pulled[number] += of_snow[index] * value);
-        let terms = pulled.into_iter().zip(parameters);
-        terms
-            .map(|(slope, parameter)| slope * 4.0 * parameter.powi(3))
+        let points = self.points.iter().zip(parameters);
+        points
+            .map(|([layer, row, column], parameter)| {
+                let flake = &self.flakes[*layer];
+                let slope = flake.pull(&of_snow, self.extent, [*row, *column]);
+                slope * 4.0 * parameter.powi(3)
+            })
             .collect()
     }
 }
