@@ -202,6 +202,7 @@ const FILES: &[(&str, &[&str])] = &[
             "threat",
             "objective",
             "target_model",
+            "targets",
             "attempt",
             "pgd",
             "hyperplane",

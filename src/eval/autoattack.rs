@@ -13,7 +13,7 @@
 //! Requires logits, not probabilities, and more classes than targets. [`crate::eval::checks`] flags violations.
 //! Source: Croce and Hein 2020 (arXiv:2003.01690); for l1, 2021 (arXiv:2103.01208).
 
-use crate::attack::{Apgd, Attack, Climbs, Fab, Norm, Pgd, Square, Start};
+use crate::attack::{Apgd, Attack, Climbs, Fab, Norm, Pgd, Ranking, Square, Start};
 use crate::settings::{nearest, words};
 use crate::units::Fraction;
 
@@ -41,9 +41,12 @@ impl Version {
 }
 
 /// The names of all attacks.
-pub const ATTACKS: [&str; 7] = [
-    "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square",
+pub const ATTACKS: [&str; 9] = [
+    "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "malt", "pma", "fab", "fab-t", "square",
 ];
+
+/// Number of classes that MALT ranks.
+const MALT_CANDIDATES: u64 = 100;
 
 /// Settings of the attacks. AutoAttack's defaults apply where a value is None.
 #[derive(Clone, Debug, PartialEq)]
@@ -168,8 +171,17 @@ impl Settings {
             "apgd-dlr" => apgd(Climbs::Dlr, untargeted),
             "apgd-t" => {
                 let targets = targets(if is_l1 && standard { 5 } else { 9 });
-                apgd(Climbs::TargetedDlr { targets }, 1)
+                let ranking = Ranking::Logit;
+                apgd(Climbs::TargetedDlr { targets, ranking }, 1)
             }
+            "malt" => {
+                let ranking = Ranking::Malt {
+                    candidates: MALT_CANDIDATES,
+                };
+                let targets = targets(9);
+                apgd(Climbs::TargetedDlr { targets, ranking }, 1)
+            }
+            "pma" => apgd(Climbs::ProbabilityMargin, untargeted),
             "fab" => fab(None, 5),
             "fab-t" => fab(Some(targets(9)), 1),
             "square" => Attack::Square(Square {

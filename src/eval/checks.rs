@@ -210,9 +210,9 @@ fn few_classes(classes: usize, attacks: &[Attack]) -> Vec<Flag> {
     for attack in attacks {
         let (needs, wanted) = match attack {
             Attack::Apgd(apgd) => match apgd.climbs {
-                Climbs::CrossEntropy => continue,
+                Climbs::CrossEntropy | Climbs::ProbabilityMargin => continue,
                 Climbs::Dlr => (3, None),
-                Climbs::TargetedDlr { targets } => (4, Some(targets)),
+                Climbs::TargetedDlr { targets, .. } => (4, Some(targets)),
             },
             Attack::Fab(fab) => (2, fab.targets),
             _ => continue,
