@@ -6,8 +6,8 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
 use super::values::{fetched, primitive, sent, values};
-use crate::ops::RowDistance;
 use crate::ops::node::{Differentiable, parent, parents, record};
+use crate::ops::spec::RowDistance;
 
 /// See [`crate::ops::cross_entropy`].
 pub(crate) fn cross_entropy(gpu: &Gpu, logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
