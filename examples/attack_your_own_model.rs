@@ -58,6 +58,7 @@ fn main() -> Result<()> {
         network: &logits,
         images: &images,
         attacks: &attacks,
+        sample: None,
         batch: 64,
         seed: 0,
         device: &device,

@@ -472,6 +472,7 @@ fn verdicts_agree(name: &str, network: &dyn Network) {
                 network,
                 images: &images,
                 attacks: &[one],
+                sample: None,
                 batch: 64,
                 seed: 0,
                 device: &device,

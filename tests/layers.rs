@@ -217,6 +217,7 @@ const FILES: &[(&str, &[&str])] = &[
         &[
             "images",
             "recheck",
+            "bound",
             "accuracy",
             "checks",
             "autoattack",

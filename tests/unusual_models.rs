@@ -196,6 +196,7 @@ fn evaluate(
         network: &logits,
         images: &images,
         attacks,
+        sample: None,
         batch: 3,
         seed: 0,
         device: &device,

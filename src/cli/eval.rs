@@ -17,7 +17,8 @@ use crate::attack::{Attack, Norm};
 use crate::data::Split;
 use crate::distributed::Comm;
 use crate::error::{Error, Result};
-use crate::eval::autoattack::{Settings, Version};
+use crate::eval::autoattack::{Settings, Suite, Version};
+use crate::eval::bound::{self, Sample};
 use crate::eval::interval::wilson;
 use crate::eval::result::{Findings, Subject, to_json};
 use crate::eval::session::{Progress, conclude, examine, watch};
@@ -45,8 +46,8 @@ pub(crate) struct Eval {
     model: NamedModel,
     #[command(flatten)]
     test: TestRun,
-    /// Attacks to run, in order: clean, pgd, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, or autoattack for the attacks
-    /// of --version
+    /// Attacks to run, in order: clean, pgd, apgd-ce, apgd-dlr, apgd-t, malt, pma, fab, fab-t, square, or autoattack for
+    /// the attacks of --version
     #[arg(
         long,
         value_name = "LIST",
@@ -74,13 +75,17 @@ pub(crate) struct Eval {
         value_parser = one_of::<Version>("version")
     )]
     version: Version,
+    /// With --version fast: sample just enough images to show that standard would be at most POINTS percentage points
+    /// lower (95 %), if none of them is fooled [default: 0.4]
+    #[arg(long, value_name = "POINTS")]
+    bound: Option<f64>,
     /// Step size of pgd [default: a quarter of eps, as in the paper's PGD-20]
     #[arg(long, value_name = "FRACTION")]
     step_size: Option<String>,
     /// Number of steps of pgd, apgd and fab [default: 20 for pgd, 100 for apgd and fab]
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
-    /// Number of target classes of apgd-t and fab-t [default: as in AutoAttack, 9, or 5 for apgd-t in l1]
+    /// Number of target classes of apgd-t, malt and fab-t [default: as in AutoAttack, 9, or 5 for apgd-t in l1]
     #[arg(long, value_name = "N")]
     targets: Option<u64>,
     /// Number of restarts of apgd and fab [default: as in AutoAttack]
@@ -118,9 +123,9 @@ pub(crate) struct Eval {
 impl Eval {
     pub(crate) fn run(&self, json: bool, comm: &Comm) -> Result<()> {
         let settings = self.settings()?;
-        let attacks: Vec<Vec<Attack>> = settings
+        let suites: Vec<Suite> = settings
             .iter()
-            .map(|norm| self.attacks(norm))
+            .map(|norm| self.suite(norm))
             .collect::<Result<_>>()?;
         let out = self.folder()?;
         comm.all_ok(match comm.is_main() {
@@ -142,7 +147,8 @@ impl Eval {
             self.preprocessing
                 .over(&loaded.preprocessing, loaded.image_size, &dataset)?;
         check_image_size(&config, preprocessing.image_size)?;
-        let work = match attacks.iter().all(Vec::is_empty) && !self.eps_curve {
+        let is_clean = suites.iter().all(|suite| suite.attacks.is_empty());
+        let work = match is_clean && !self.eps_curve {
             true => Work::Forward,
             false => Work::Attack,
         };
@@ -181,7 +187,7 @@ impl Eval {
         let mut screen = Terminal::new();
         let mut all = Vec::new();
         let mut finished = Vec::new();
-        for (settings, attacks) in settings.iter().zip(attacks) {
+        for (settings, suite) in settings.iter().zip(suites) {
             let one = OneNorm {
                 eval: self,
                 subject: &subject,
@@ -195,7 +201,7 @@ impl Eval {
                     comm,
                 },
             };
-            let (findings, progress) = one.evaluate(settings, attacks, &mut screen)?;
+            let (findings, progress) = one.evaluate(settings, &suite, &mut screen)?;
             all.push(findings);
             finished.extend(progress);
         }
@@ -304,11 +310,12 @@ impl Eval {
     /// Returns the settings of the attacks, one per norm.
     fn settings(&self) -> Result<Vec<Settings>> {
         // Check the names first: whether an epsilon is required depends on them.
-        self.attacks(&Settings::new(
-            Version::Standard,
+        self.suite(&Settings::new(
+            self.version,
             Norm::Linf,
             fraction("--eps", "0")?,
         ))?;
+        self.check_bound()?;
         let is_attacked = self.eps_curve || self.attack.iter().any(|name| name != "clean");
         if self.eps.is_empty() && is_attacked {
             let message = "--eps is missing";
@@ -361,6 +368,7 @@ impl Eval {
                 targets: self.targets,
                 restarts: self.restarts,
                 queries: self.queries,
+                bound: self.bound,
                 ..Settings::new(version, norm, epsilon)
             })
         };
@@ -401,14 +409,48 @@ impl Eval {
         Ok(())
     }
 
-    fn attacks(&self, settings: &Settings) -> Result<Vec<Attack>> {
+    /// Returns an error if --bound is out of range or has no effect.
+    fn check_bound(&self) -> Result<()> {
+        let Some(points) = self.bound else {
+            return Ok(());
+        };
+        if self.version != Version::Fast {
+            let message = "--bound requires --version fast";
+            return Err(Error::input(message)
+                .hint("add --version fast, which runs fab-t and square on a sample only"));
+        }
+        if !self.attack.iter().any(|name| name == "autoattack") {
+            let message = "--bound has no effect without autoattack in --attack";
+            return Err(Error::input(message).hint("use --attack autoattack, or remove --bound"));
+        }
+        if !(points > 0.0 && points <= 100.0) {
+            let message = format!("--bound must be above 0 and at most 100, got {points}");
+            return Err(
+                Error::input(message).hint("it is a difference in percentage points, such as 0.4")
+            );
+        }
+        Ok(())
+    }
+
+    fn suite(&self, settings: &Settings) -> Result<Suite> {
         if self.attack.iter().all(|name| name.trim().is_empty()) {
             return Err(Error::input("--attack is empty")
                 .hint("use for example --attack clean,pgd or --attack autoattack"));
         }
-        settings.named(&self.attack).map_err(|(unknown, hint)| {
+        let suite = settings.named(&self.attack).map_err(|(unknown, hint)| {
             Error::input(format!("--attack: unknown attack `{unknown}`")).hint(hint)
-        })
+        })?;
+        let sampled = settings.version.sampled();
+        match &suite.sample {
+            Some(sample) if suite.attacks.len() > sample.first + sampled.len() => {
+                let next = suite.attacks[sample.first + sampled.len()].name();
+                let message = format!(
+                    "--attack: with --version fast, `{next}` after autoattack would run on a sample only"
+                );
+                Err(Error::input(message).hint("put autoattack last"))
+            }
+            _ => Ok(suite),
+        }
     }
 }
 
@@ -442,21 +484,28 @@ impl<'a> OneNorm<'a> {
     fn evaluate(
         &self,
         settings: &Settings,
-        attacks: Vec<Attack>,
+        suite: &Suite,
         screen: &mut Terminal,
     ) -> Result<(Findings, Vec<Progress<'a>>)> {
+        let Suite { attacks, sample } = suite;
         if !attacks.is_empty() {
+            let (norm, epsilon) = (settings.norm.word(), &settings.epsilon);
             let names: Vec<String> = attacks.iter().map(Attack::name).collect();
-            let norm = settings.norm.word();
-            screen.line(&format!(
-                "{norm}, epsilon {}: {}",
-                settings.epsilon,
-                names.join(", ")
-            ));
+            let (all, sampled) = names.split_at(sample.map_or(names.len(), |sample| sample.first));
+            let mut line = format!("{norm}, epsilon {epsilon}: {}", all.join(", "));
+            if sample.is_some() {
+                let sampled = sampled.join(", ");
+                line += &format!(", then on a sample {sampled} (autoattack fast)");
+            }
+            screen.line(&line);
         }
         let keep_images = self.eval.save_adversarial.is_some();
-        let progress = self.progress(&attacks, keep_images);
-        let mut findings = examine(&self.evaluation(&attacks), &progress, screen)?;
+        let progress = self.progress(attacks, sample.as_ref(), keep_images);
+        let evaluation = Evaluation {
+            sample: *sample,
+            ..self.evaluation(attacks)
+        };
+        let mut findings = examine(&evaluation, &progress, screen)?;
         if let Some(path) = &self.eval.save_adversarial {
             let path = self.eval.adversarial_path(path, settings.norm);
             progress.save_adversarial(self.images, &path, self.setup.device)?;
@@ -465,7 +514,7 @@ impl<'a> OneNorm<'a> {
         if self.eval.eps_curve {
             screen.line(&format!("{} at increasing epsilon", settings.norm.word()));
             let attacks = curve::attacks(settings);
-            let progress = self.progress(&attacks, false);
+            let progress = self.progress(&attacks, None, false);
             let outcome = watch(&self.evaluation(&attacks), &progress, screen)?;
             finished.push(progress);
             let points = curve::points(&outcome, &attacks);
@@ -478,10 +527,15 @@ impl<'a> OneNorm<'a> {
         Ok((findings, finished))
     }
 
-    fn progress(&self, attacks: &[Attack], keep_images: bool) -> Progress<'a> {
+    fn progress(
+        &self,
+        attacks: &[Attack],
+        sample: Option<&Sample>,
+        keep_images: bool,
+    ) -> Progress<'a> {
         Progress::new(
             self.out,
-            &self.subject.fingerprint(attacks),
+            &self.subject.fingerprint(attacks, sample),
             keep_images,
             self.setup.comm,
         )
@@ -517,8 +571,14 @@ fn summary(all: &[Findings], screen: &mut Terminal) {
         }
         for (index, stage) in outcome.stages.iter().enumerate() {
             let (low, high) = wilson(stage.robust_count, count);
+            let sampled = match found.sample {
+                Some(sample) if index > sample.first => {
+                    format!(", sample of {}", stage.tried)
+                }
+                _ => String::new(),
+            };
             screen.line(&format!(
-                "  {:<9} {:6.2} %  (95 %: {:.1} to {:.1}, {} of {count} images, {})",
+                "  {:<9} {:6.2} %  (95 %: {:.1} to {:.1}, {} of {count} images, {}{sampled})",
                 stage.attack,
                 100.0 * outcome.accuracy_after(index),
                 100.0 * low,
@@ -526,6 +586,11 @@ fn summary(all: &[Findings], screen: &mut Terminal) {
                 stage.robust_count,
                 duration(stage.seconds),
             ));
+        }
+        if let Some(bound) = outcome.bound() {
+            let share = 100.0 * outcome.standing() as f64 / count.max(1) as f64;
+            let bound = bound.text();
+            screen.line(&format!("  autoattack fast: robust {share:.1} %; {bound}"));
         }
         for point in found.curve.iter().flatten() {
             let bar = "#".repeat((40.0 * point.robust_accuracy).round() as usize);
@@ -538,8 +603,12 @@ fn summary(all: &[Findings], screen: &mut Terminal) {
         let is_robust = |index: &usize| all.iter().all(|found| found.outcome.robust[*index]);
         let robust = (0..count).filter(is_robust).count();
         let share = 100.0 * robust as f64 / count.max(1) as f64;
-        screen.line(&format!(
-            "robust under all norms: {share:.2} % ({robust} of {count} images)"
-        ));
+        let mut line = format!("robust under all norms: {share:.2} % ({robust} of {count} images)");
+        let bounds = all.iter().filter_map(|found| found.outcome.bound());
+        if bounds.clone().next().is_some() {
+            let (points, confidence) = bound::joint(bounds);
+            line += &format!("; {}", bound::text(points, confidence));
+        }
+        screen.line(&line);
     }
 }

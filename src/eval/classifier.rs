@@ -98,6 +98,7 @@ impl Classifier {
             network: &self.logits,
             images,
             attacks,
+            sample: None,
             batch,
             seed,
             device,
