@@ -59,6 +59,7 @@ fn main() -> Result<()> {
         search: None,
         images: &images,
         attacks: &attacks,
+        sample: None,
         batch: 64,
         seed: 0,
         device: &device,

@@ -27,6 +27,7 @@ enum Purpose {
     Subset = 13,
     Mixture = 14,
     Unseen = 15,
+    Sample = 16,
 }
 
 /// An attack that draws random numbers, each from streams of its own.
@@ -132,6 +133,11 @@ pub enum Stream {
         /// Number of the block.
         block: u64,
     },
+    /// Rank of an image in the sample that the last attacks of an evaluation run on.
+    Sample {
+        /// Position in the data set.
+        image: u64,
+    },
 }
 
 impl AttackKind {
@@ -174,6 +180,7 @@ impl Stream {
             Self::SubsetImage { image } => (Purpose::Subset, image, 0),
             Self::SubsetClass { class } => (Purpose::Subset, class, 1),
             Self::Mixture { block } => (Purpose::Mixture, block, 0),
+            Self::Sample { image } => (Purpose::Sample, image, 0),
         };
         (purpose as u32, key, sub_key)
     }
@@ -322,6 +329,7 @@ mod tests {
             (Stream::SubsetImage { image: 3 }, (13, 3, 0)),
             (Stream::SubsetClass { class: 3 }, (13, 3, 1)),
             (Stream::Mixture { block: 3 }, (14, 3, 0)),
+            (Stream::Sample { image: 3 }, (15, 3, 0)),
         ];
         for (stream, (number, key, sub_key)) in recorded {
             let (purpose, first, second) = stream.keys();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use advxl::attack::{Apgd, Climbs, Fab, Goal, Network, Norm, TargetModel, hyperplane, l1};
 use advxl::attack::{Attack, Batch};
+use advxl::attack::{Ranking, Targets};
 use advxl::distributed::Comm;
 use advxl::eval::autoattack::{Settings, Version};
 use advxl::eval::{Evaluation, Images};
@@ -26,8 +27,12 @@ struct Golden(Vec<u8>);
 
 impl Golden {
     fn open() -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/attacks.safetensors");
-        Self(std::fs::read(path).unwrap())
+        Self::named("attacks")
+    }
+
+    fn named(name: &str) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        Self(std::fs::read(folder.join(format!("{name}.safetensors"))).unwrap())
     }
 
     fn tensors(&self) -> SafeTensors<'_> {
@@ -99,6 +104,68 @@ fn losses_and_their_slopes_match_the_reference() {
                 2e-7 * largest,
                 &format!("{name} {index}"),
             );
+        }
+    }
+}
+
+#[test]
+fn the_probability_margin_matches_pytorch() {
+    let golden = Golden::named("malt");
+    let (logits, labels) = (golden.floats("pma_logits"), golden.classes("pma_labels"));
+    let (values, slopes) = (golden.floats("pma_values"), golden.floats("pma_slopes"));
+    let mut smallest = f32::INFINITY;
+    for (index, (row, label)) in logits.chunks(8).zip(labels).enumerate() {
+        let mut slope = [0.0; 8];
+        let goal = Goal::ProbabilityMargin { label };
+        let value = goal.slope(row, &mut slope);
+        assert_close(&[value as f32], &values[index..=index], 2e-7, "value");
+        // Relative: of the most confident predictions, all slopes are below 1e-19.
+        let right = &slopes[index * 8..][..8];
+        let largest = right.iter().fold(0.0f32, |most, one| most.max(one.abs()));
+        smallest = smallest.min(largest);
+        let what = format!("slope {index}");
+        assert_close(&slope, right, 1e-6 * largest, &what);
+    }
+    assert!(smallest < 1e-18, "no prediction is confident");
+}
+
+#[test]
+fn malt_ranks_targets_like_pytorch() {
+    let golden = Golden::named("malt");
+    let device = Device::cpu();
+    let [w1, b1] = [("malt_w1", [48, 16]), ("malt_b1", [1, 16])]
+        .map(|(name, shape)| golden.tensor(name, shape));
+    let [w2, b2] = [("malt_w2", [16, 24]), ("malt_b2", [1, 24])]
+        .map(|(name, shape)| golden.tensor(name, shape));
+    let logits = |images: Tensor<4>| {
+        let [batch, ..] = images.dims();
+        let hidden = images.reshape([batch, 48]).matmul(w1.clone()) + b1.clone();
+        hidden.tanh().matmul(w2.clone()) + b2.clone()
+    };
+    let pixels = golden.floats("malt_images");
+    let labels: Vec<u32> = golden
+        .integers("malt_labels")
+        .iter()
+        .map(|l| *l as u32)
+        .collect();
+    for norm in [Norm::Linf, Norm::L2] {
+        let right = golden.classes(&format!("malt_{}", norm.word()));
+        let right: Vec<&[usize]> = right.chunks(12).collect();
+        let choose = |count, images: &[f32], labels: &[u32]| {
+            let targets = Targets {
+                count,
+                ranking: Ranking::Malt { candidates: 12 },
+                norm,
+            };
+            let images = from_vec(images.to_vec(), [labels.len(), 3, 4, 4], &device);
+            let classifier = TargetModel::new(&logits, &device);
+            targets.choose(&classifier, &images, labels).unwrap()
+        };
+        assert_eq!(choose(12, &pixels, &labels), right, "{norm:?}");
+        // One image at a time, and the nine best.
+        for (index, (image, label)) in pixels.chunks(48).zip(&labels).enumerate() {
+            let best = choose(9, image, &[*label]);
+            assert_eq!(best, [&right[index][..9]], "{norm:?} image {index}");
         }
     }
 }
@@ -215,7 +282,10 @@ fn the_iterates_of_apgd_match_the_reference() {
                     "ce" => (Climbs::CrossEntropy, Goal::CrossEntropy { label }),
                     "dlr" => (Climbs::Dlr, Goal::Dlr { label }),
                     _ => (
-                        Climbs::TargetedDlr { targets: 1 },
+                        Climbs::TargetedDlr {
+                            targets: 1,
+                            ranking: Ranking::Logit,
+                        },
                         Goal::TargetedDlr { label, target },
                     ),
                 };
@@ -403,6 +473,7 @@ fn verdicts_agree(name: &str, network: &dyn Network, search: Option<&dyn Network
                 search,
                 images: &images,
                 attacks: &[one],
+                sample: None,
                 batch: 64,
                 seed: 0,
                 device: &device,
@@ -477,6 +548,7 @@ fn an_approximate_search_fools_no_image_by_itself() {
     let evaluation = |search| Evaluation {
         network: &network,
         search,
+        sample: None,
         images: &images,
         attacks: &attacks,
         batch: 4,

@@ -364,6 +364,10 @@ fn an_exported_model_gives_the_same_logits_and_its_card_lists_the_results() {
             ),
         "{text}"
     );
+    // Neither is the fast version, whose last attacks ran on a sample.
+    evaluate(&["--version", "fast"]);
+    let (code, text) = export("robustbench");
+    assert!(code == 2 && text.contains("got 0"), "{text}");
     evaluate(&[]);
     let (code, text) = export("robustbench");
     assert_eq!(code, 2, "{text}");

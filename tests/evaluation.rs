@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use safetensors::SafeTensors;
 use serde_json::Value;
+use support::processes::{done, launched};
 use support::{advxl, command, trained};
 
 /// A few steps of every attack, in all norms.
@@ -169,7 +170,7 @@ fn every_attack_with_epsilon_zero_keeps_clean_accuracy() {
     let folder = tempfile::tempdir().unwrap();
     let run = trained(folder.path());
     let run = run.to_str().unwrap();
-    let attacks = "pgd,apgd-ce,apgd-dlr,apgd-t,fab,fab-t,square";
+    let attacks = "pgd,apgd-ce,apgd-dlr,apgd-t,malt,pma,fab,fab-t,square";
     for norm in ["linf", "l2", "l1"] {
         let out = folder.path().join(norm);
         let (code, text) = advxl(&[
@@ -193,7 +194,7 @@ fn every_attack_with_epsilon_zero_keeps_clean_accuracy() {
         assert_eq!(code, 0, "{text}");
         let result = read_result(&out);
         let stages = result["stages"].as_array().unwrap();
-        assert_eq!(stages.len(), 8);
+        assert_eq!(stages.len(), 10);
         assert!(
             stages
                 .iter()
@@ -529,7 +530,7 @@ fn overflowing_logits_are_reported_by_every_command() {
     });
     std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
     let out = folder.path().join("out");
-    let attacks = "pgd,apgd-ce,apgd-dlr,apgd-t,fab,fab-t,square";
+    let attacks = "pgd,apgd-ce,apgd-dlr,apgd-t,malt,pma,fab,fab-t,square";
     for norm in ["linf", "l2", "l1"] {
         let (code, text) = advxl(&[
             "eval",
@@ -715,4 +716,235 @@ fn settings_that_unseen_attacks_do_not_have_are_refused() {
         "`ua` means all",
     );
     refused(&["--attack", "pgd,snow"], "--eps is missing", "8/255");
+}
+
+/// An evaluation whose gradient attacks are weak, so that fab-t and square find more.
+const FAST: &str =
+    "--data synthetic:600 --norm l1 --eps 2 --steps 3 --targets 1 --queries 300 --seed 3";
+
+/// Runs an evaluation with [`FAST`] and returns its result and standard error.
+fn fast(run: &Path, out: &Path, more: &str) -> (Value, String) {
+    let more = more.split(' ').chain(FAST.split(' '));
+    let words = [
+        "eval",
+        run.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    let words: Vec<&str> = words.into_iter().chain(more).collect();
+    let (code, text) = advxl(&words);
+    assert_eq!(code, 0, "{text}");
+    (read_result(out), text)
+}
+
+/// Returns the names of the attacks that fooled the model, per image; empty if none did.
+fn broken_by(result: &Value) -> Vec<&str> {
+    let names = result["broken_by"].as_array().unwrap().iter();
+    names
+        .map(|name| name.as_str().unwrap_or_default())
+        .collect()
+}
+
+#[test]
+fn the_fast_version_differs_from_the_standard_version_only_in_images_outside_the_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path());
+    let evaluate = |name: &str, more: &str| fast(&run, &folder.path().join(name), more);
+    let (standard, text) = evaluate("standard", "--attack autoattack");
+    assert!(!text.contains("fast") && standard["bound"].is_null());
+    let (found, text) = evaluate("fast", "--attack autoattack --version fast --bound 1");
+    let bound = &found["bound"];
+    let number = |key: &str| bound[key].as_u64().unwrap() as usize;
+    let (sampled, of, fooled) = (number("sampled"), number("of"), number("fooled"));
+    let stages = found["stages"].as_array().unwrap();
+    for (index, stage) in stages.iter().enumerate().take(3) {
+        assert_eq!(*stage, standard["stages"][index]);
+    }
+    assert_eq!(stages[2]["robust_count"], of);
+    assert_eq!(stages[3]["tried"], sampled);
+    assert!(0 < sampled && sampled < of, "{bound}");
+    assert_eq!(bound["confidence"], 0.95);
+    assert_eq!(found["version"], "autoattack fast");
+
+    // Verdicts of the sample are those of the standard version; the other survivors of apgd-t count as robust.
+    let (fast, full) = (broken_by(&found), broken_by(&standard));
+    let is_last = |name: &str| ["fab-t", "square"].contains(&name);
+    let missed = fast.iter().zip(&full).filter(|(one, other)| {
+        assert!(
+            one == other || (one.is_empty() && is_last(other)),
+            "{one} {other}"
+        );
+        one != other
+    });
+    let missed = missed.count();
+    assert_eq!(fast.iter().filter(|name| is_last(name)).count(), fooled);
+    let robust = |result: &Value| result["robust_accuracy"].as_f64().unwrap();
+    let lower = 100.0 * (robust(&found) - robust(&standard));
+    assert!((lower - 100.0 * missed as f64 / 600.0).abs() < 1e-9);
+    assert!(fooled + missed > 0, "no image was left to fab-t and square");
+    // True with 95 % probability, and for this seed.
+    let points = bound["points"].as_f64().unwrap();
+    assert!(lower <= points + 1e-9, "{lower} {bound}");
+
+    let share = 100.0 * robust(&found);
+    for line in [
+        "l1, epsilon 2: apgd-ce, apgd-t, then on a sample fab-t, square (autoattack fast)",
+        &format!("fab-t, square: on a random sample of {sampled} of the {of} remaining images"),
+        &format!(
+            "autoattack fast: robust {share:.1} %; the full standard version would be at most "
+        ),
+        &format!(", sample of {sampled})"),
+    ] {
+        assert!(text.contains(line), "`{line}` is missing in\n{text}");
+    }
+    let last = text.trim_end().lines().last().unwrap();
+    assert!(last.contains("points lower (95 %)"), "{last}");
+
+    // Neither batch size nor ranks change the sample.
+    let more = "--attack autoattack --version fast --bound 1 --batch 7 --threads 1";
+    assert!(evaluate("seven", more).0 == found);
+    let out = folder.path().join("ranks");
+    let words = [
+        "eval",
+        run.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    let more = "--attack autoattack --version fast --bound 1 --batch 5".split(' ');
+    let words: Vec<&str> = words
+        .into_iter()
+        .chain(more)
+        .chain(FAST.split(' '))
+        .collect();
+    done(launched(3, &words));
+    assert!(read_result(&out) == found);
+
+    // Another bound is another evaluation, with a larger sample; by name, attacks run on all images.
+    let (closer, _) = evaluate("closer", "--attack autoattack --version fast --bound 0.5");
+    assert!(closer["bound"]["sampled"].as_u64().unwrap() > sampled as u64);
+    assert_ne!(closer["fingerprints"], found["fingerprints"]);
+    let (named, _) = evaluate("named", "--attack apgd-ce,apgd-t,fab-t --version fast");
+    let (by_name, _) = evaluate("by_name", "--attack apgd-ce,apgd-t,fab-t");
+    assert!(named == by_name);
+    // A sample of no image, if fooling all of them would not lower accuracy by more.
+    let (none, text) = evaluate("none", "--attack autoattack --version fast --bound 100");
+    assert_eq!(none["bound"]["sampled"], 0);
+    assert_eq!(none["stages"][4]["tried"], 0);
+    assert_eq!(
+        none["robust_accuracy"],
+        none["stages"][2]["robust_accuracy"]
+    );
+    assert!(text.contains("on a random sample of 0 of the "), "{text}");
+}
+
+#[test]
+fn the_fast_version_in_several_norms_adds_its_bounds_and_has_a_curve() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path());
+    let out = folder.path().join("out");
+    let more = ["--version", "fast", "--bound", "8", "--eps-curve"];
+    let (code, text) = advxl(&arguments(
+        run.to_str().unwrap(),
+        out.to_str().unwrap(),
+        &more,
+    ));
+    assert_eq!(code, 0, "{text}");
+    let result = read_result(&out);
+    let evaluations = result["evaluations"].as_array().unwrap();
+    let points = |result: &Value| result["bound"]["points"].as_f64().unwrap();
+    let sum: f64 = evaluations.iter().map(points).sum();
+    assert!((points(&result) - sum).abs() < 1e-9);
+    assert_eq!(result["bound"]["confidence"], 0.85);
+    assert!(evaluations.iter().all(|one| one["curve"].is_array()));
+    let last = text.trim_end().lines().last().unwrap();
+    assert!(last.starts_with("robust under all norms: "), "{last}");
+    assert!(last.ends_with(" points lower (85 %)"), "{last}");
+}
+
+#[test]
+fn a_stopped_fast_evaluation_resumes_with_the_same_sample() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = trained(folder.path());
+    let more = "--attack autoattack --version fast --bound 0.5 --queries 4000 --batch 6";
+    let start = |out: &Path| -> Vec<String> {
+        let words = [
+            "eval",
+            run.to_str().unwrap(),
+            "--out",
+            out.to_str().unwrap(),
+        ];
+        let settings = FAST.replace(" --queries 300", "");
+        let more = more.split(' ').chain(settings.split(' '));
+        words.into_iter().chain(more).map(str::to_owned).collect()
+    };
+    let (whole, stopped) = (folder.path().join("whole"), folder.path().join("stopped"));
+    let words = start(&whole);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (code, text) = advxl(&words);
+    assert_eq!(code, 0, "{text}");
+    let words = start(&stopped);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    for after in [
+        "initial accuracy",
+        "robust accuracy after APGD-T",
+        "fab-t - 1/",
+        "square - 1/",
+    ] {
+        let (code, text, _) = signaled(&words, after, &["TERM"]);
+        assert_eq!(code, 75, "{after}: {text}");
+    }
+    let (code, text) = advxl(&words);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("resuming after "), "{text}");
+    assert!(read_result(&stopped) == read_result(&whole));
+}
+
+#[test]
+fn settings_of_the_fast_version_without_effect_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for (more, message) in [
+        (
+            "--attack autoattack --bound 1",
+            "--bound requires --version fast",
+        ),
+        (
+            "--attack autoattack --version plus --bound 1",
+            "--bound requires --version fast",
+        ),
+        (
+            "--attack apgd-ce,apgd-t --version fast --bound 1",
+            "--bound has no effect without autoattack in --attack",
+        ),
+        (
+            "--attack autoattack --version fast --bound 0",
+            "--bound must be above 0 and at most 100, got 0",
+        ),
+        (
+            "--attack autoattack --version fast --bound=-3",
+            "--bound must be above 0 and at most 100, got -3",
+        ),
+        (
+            "--attack autoattack --version fast --bound 100.5",
+            "--bound must be above 0 and at most 100, got 100.5",
+        ),
+        (
+            "--attack autoattack --version fast --bound nan",
+            "--bound must be above 0 and at most 100, got NaN",
+        ),
+        (
+            "--attack autoattack,malt --version fast",
+            "with --version fast, `malt` after autoattack would run on a sample only",
+        ),
+        (
+            "--attack autoattack --version quick",
+            "standard, plus, rand",
+        ),
+    ] {
+        let more = more.split(' ').chain(FAST.split(' '));
+        let words = ["eval", folder.path().to_str().unwrap()];
+        let words: Vec<&str> = words.into_iter().chain(more).collect();
+        let (code, text) = advxl(&words);
+        assert_eq!(code, 2, "{text}");
+        assert!(text.contains(message), "`{message}` is not in\n{text}");
+    }
 }

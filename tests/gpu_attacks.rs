@@ -308,6 +308,7 @@ fn a_zero_shot_head_is_attacked_on_the_gpu_too() {
                 labels: &labels,
             },
             attacks: &attacks,
+            sample: None,
             batch: 4,
             seed: 1,
             device,

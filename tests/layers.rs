@@ -204,6 +204,7 @@ const FILES: &[(&str, &[&str])] = &[
             "threat",
             "objective",
             "target_model",
+            "targets",
             "attempt",
             "pgd",
             "hyperplane",
@@ -231,6 +232,7 @@ const FILES: &[(&str, &[&str])] = &[
         &[
             "images",
             "recheck",
+            "bound",
             "accuracy",
             "checks",
             "autoattack",

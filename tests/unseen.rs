@@ -354,6 +354,7 @@ fn evaluated(attack: Unseen, batch: usize, images: &Batch) -> advxl::eval::Outco
     let evaluation = Evaluation {
         network: &logits_one_by_one,
         search: None,
+        sample: None,
         images: &images,
         attacks: &[Attack::Unseen(attack)],
         batch,

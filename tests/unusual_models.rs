@@ -228,6 +228,7 @@ fn evaluate(
         search: None,
         images: &images,
         attacks,
+        sample: None,
         batch: 3,
         seed: 0,
         device: &device,

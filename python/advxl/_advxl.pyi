@@ -89,6 +89,7 @@ def evaluate(
     screen: Any = None,
     sink: Any = None,
     checks: bool = True,
+    bound: float | None = None,
 ) -> str: ...
 def perturb(
     model: Any,

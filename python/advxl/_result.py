@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import Any
 
@@ -84,5 +85,11 @@ class Result:
         lines.append(
             f"robust accuracy {100 * self.robust_accuracy:.2f} % (95 %: {100 * low:.1f} to {100 * high:.1f} %)"
         )
+        bound = self._fields.get("bound")
+        if bound is not None:
+            lines.append(
+                f"autoattack fast: the full standard version would be at most {math.ceil(100 * bound['points'] - 1e-9) / 100:g} "
+                f"points lower ({100 * bound['confidence']:.0f} %)"
+            )
         lines += [f"warning: {flag['message']} ({flag['check']})" for flag in self.flags]
         return "\n".join(lines)

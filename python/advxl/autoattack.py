@@ -24,8 +24,11 @@ VERSIONS = {
     "standard": ["apgd-ce", "apgd-t", "fab-t", "square"],
     "plus": ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"],
     "rand": ["apgd-ce", "apgd-dlr"],
+    "fast": ["apgd-ce", "apgd-t", "fab-t", "square"],
 }
-KNOWN = ["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
+# Versions whose attacks have AutoAttack's own settings for L1.
+STANDARD = ("standard", "fast")
+KNOWN = ["pgd", "apgd-ce", "apgd-dlr", "apgd-t", "malt", "pma", "fab", "fab-t", "square"]
 
 
 class _Settings:
@@ -62,7 +65,7 @@ class _Settings:
 
 
 class _Apgd(_Settings):
-    """APGD on cross entropy and on the DLR loss."""
+    """APGD on cross entropy, on the DLR loss and on the margin of probabilities (pma)."""
 
     n_iter: int
     """Steps per run."""
@@ -79,7 +82,7 @@ class _Apgd(_Settings):
 
 
 class _ApgdTargeted(_Settings):
-    """APGD on the targeted DLR loss."""
+    """APGD on the targeted DLR loss (apgd-t, malt)."""
 
     n_iter: int
     """Steps per run."""
@@ -140,11 +143,14 @@ class AutoAttack:
     - ``seed``: random seed. Random numbers are keyed by image, independent of the batch. None means 0, so that results
       are reproducible.
     - ``verbose``: print log lines to standard output, in the format of the ``autoattack`` package.
-    - ``attacks_to_run``: with ``version="custom"``, any of apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, pgd.
-    - ``version``: ``"standard"``, ``"plus"``, ``"rand"`` (randomized defenses) or ``"custom"``.
+    - ``attacks_to_run``: with ``version="custom"``, any of apgd-ce, apgd-dlr, apgd-t, malt, pma, fab, fab-t, square, pgd.
+    - ``version``: ``"standard"``, ``"plus"``, ``"rand"`` (randomized defenses), ``"custom"`` or ``"fast"``, which runs fab-t
+      and square on a random sample of the images that survive apgd-t. ``result["bound"]`` then states how much lower the
+      standard version would be at most.
     - ``device``: device of the images passed to the model. None means the device of its parameters, else of the images.
     - ``log_path``: file to which log lines are appended.
     - ``attacks``: alias of ``attacks_to_run``, as in ``pyautoattack``.
+    - ``bound``: with ``version="fast"``, the bound to reach if no sampled image is fooled, in percentage points (0.4).
 
     Attributes that can be set before a run: ``attacks_to_run``; ``apgd`` (``n_iter``, ``n_restarts``, ``eot_iter``,
     ``use_largereps``), ``apgd_targeted`` (these and ``n_target_classes``), ``fab`` (``n_iter``, ``n_restarts``,
@@ -165,6 +171,7 @@ class AutoAttack:
         log_path: str | os.PathLike[str] | None = None,
         *,
         attacks: Sequence[str] | None = None,
+        bound: float | None = None,
     ) -> None:
         attacks_to_run = attacks_to_run if attacks is None else attacks
         if is_tf_model:
@@ -187,7 +194,12 @@ class AutoAttack:
             raise input_error(
                 f"attacks_to_run has no effect with version={version!r}", "use version='custom'"
             )
+        if bound is not None and version != "fast":
+            raise input_error(f"bound has no effect with version={version!r}", "use version='fast'")
+        if bound is not None and not 0 < bound <= 100:
+            raise input_error(f"bound={bound!r}: expected percentage points above 0 and at most 100")
         self.model = model
+        self.bound = 0.4 if bound is None else float(bound)
         self.seed = seed
         self.verbose = verbose
         self.device = device
@@ -222,14 +234,14 @@ class AutoAttack:
     def set_version(self, version: str = "standard") -> None:
         """Set the attacks and their settings to those of a version."""
         if version not in VERSIONS:
-            raise input_error(f"unknown version {version!r}", "use standard, plus, rand or custom")
+            raise input_error(f"unknown version {version!r}", "use standard, plus, rand, fast or custom")
         self.version = version
         self.attacks_to_run = list(VERSIONS[version])
         self.apgd = _Apgd(n_restarts=5 if version == "plus" else 1, eot_iter=20 if version == "rand" else 1)
         self.apgd_targeted = _ApgdTargeted()
         self.fab = _Fab(n_restarts=5 if version == "plus" else 1)
         self.square = _Square()
-        if version == "standard" and self.norms == ["L1"]:
+        if version in STANDARD and self.norms == ["L1"]:
             self.apgd = _Apgd(n_restarts=5, use_largereps=True)
             self.apgd_targeted = _ApgdTargeted(n_target_classes=5, use_largereps=True)
 
@@ -240,7 +252,7 @@ class AutoAttack:
     def _specs(self, norm: str, eps: float | str, attacks: Sequence[str]) -> list[dict[str, Any]]:
         """Return the settings of the attacks in a norm, in the format of the Rust module."""
         apgd, targeted, fab = self.apgd, self.apgd_targeted, self.fab
-        if self.version == "standard" and norm == "L1" and len(self.norms) > 1:
+        if self.version in STANDARD and norm == "L1" and len(self.norms) > 1:
             # Use AutoAttack's settings for L1 unless the user changed them.
             apgd = _Apgd(**{**_values(apgd), "n_restarts": 5, "use_largereps": True}) if _is_standard(apgd) else apgd
             if _is_standard(targeted):
@@ -248,9 +260,9 @@ class AutoAttack:
         specs = []
         for name in attacks:
             spec: dict[str, Any] = {"name": name, "norm": NORMS[norm], "eps": str(eps)}
-            if name in ("apgd-ce", "apgd-dlr"):
+            if name in ("apgd-ce", "apgd-dlr", "pma"):
                 spec.update(steps=apgd.n_iter, restarts=apgd.n_restarts, averages=apgd.eot_iter, enlarged=apgd.use_largereps)
-            elif name == "apgd-t":
+            elif name in ("apgd-t", "malt"):
                 spec.update(
                     steps=targeted.n_iter,
                     restarts=targeted.n_restarts,
@@ -307,6 +319,11 @@ class AutoAttack:
     ) -> Any:
         if not attacks:
             raise input_error("attacks_to_run is empty", f"use any of {', '.join(KNOWN)}")
+        is_fast = self.version == "fast"
+        if is_fast and list(attacks) != VERSIONS["fast"]:
+            raise input_error(
+                f"version='fast' runs {', '.join(VERSIONS['fast'])}, got {', '.join(attacks)}", "use version='custom'"
+            )
         if int(bs) < 1:
             raise input_error(f"bs={bs}: must be at least 1")
         images, labels, sample = images_and_labels(x_orig, y_orig)
@@ -338,6 +355,7 @@ class AutoAttack:
                     state=None if state_path is None else os.fspath(state_path),
                     screen=screen,
                     sink=sink,
+                    bound=self.bound if is_fast else None,
                 )
         except KeyboardInterrupt:
             if state_path is not None:
@@ -366,6 +384,10 @@ class AutoAttack:
         """Run each attack separately on all correctly classified images. Returns a dictionary from attack name to the
         return value of ``run_standard_evaluation``. ``results`` has the result of each attack."""
         bs = bs if batch_size is None else batch_size
+        if self.version == "fast":
+            raise input_error(
+                "version='fast' runs fab-t and square on what the other attacks leave", "use version='standard'"
+            )
         screen = Screen(self.verbose, self.log_path)
         screen.line(f"using {self.version} version including {', '.join(self.attacks_to_run)}.")
         found, self.results = {}, {}

@@ -54,6 +54,8 @@ def benchmark(
         raise input_error(f"unsupported threat model {threat!r}", f"use one of {', '.join(_EPS)}")
     if preprocessing is not None:
         raise input_error("`preprocessing` has no effect on CIFAR images", "omit it; put a defense's steps into the model")
+    if to_disk and version == "fast":
+        raise input_error("to_disk=True with version='fast': leaderboards list the standard version", "use version='standard'")
     if to_disk and model_name is None:
         raise input_error("to_disk=True requires `model_name`")
     import torch

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use advxl::attack::{Attack, Batch, Network, TargetModel};
 use advxl::distributed::Comm;
 use advxl::error::{Error, Result};
+use advxl::eval::autoattack::Version;
 use advxl::eval::result::{Findings, found};
 use advxl::eval::session::{Progress, examine, watch};
-use advxl::eval::{Evaluation, Images, moved};
+use advxl::eval::{Evaluation, Images, Sample, moved};
 use advxl::ops::{Api, Device, DeviceName, to_vec};
 use advxl::screen::Screen;
 use burn::tensor::Tensor;
@@ -179,9 +180,10 @@ fn read(images: &Py<PyAny>, indices: &[usize]) -> Tensor<4> {
 /// Returns the results as JSON.
 ///
 /// `sink(group, indices, images)` receives the adversarial images of each batch. With `state`, progress is saved after
-/// each batch.
+/// each batch. With `bound`, in percentage points, each group is AutoAttack's fast version: its last attacks run on a
+/// sample.
 #[pyfunction]
-#[pyo3(signature = (model, images, labels, groups, *, batch, seed, stop, state=None, screen=None, sink=None, checks=true))]
+#[pyo3(signature = (model, images, labels, groups, *, batch, seed, stop, state=None, screen=None, sink=None, checks=true, bound=None))]
 #[expect(clippy::too_many_arguments, reason = "the keywords of one Python call")]
 pub(crate) fn evaluate(
     py: Python,
@@ -196,6 +198,7 @@ pub(crate) fn evaluate(
     screen: Option<Py<PyAny>>,
     sink: Option<Py<PyAny>>,
     checks: bool,
+    bound: Option<f64>,
 ) -> PyResult<String> {
     let subject = Subject::of(model)?;
     let shape: [usize; 3] = images.getattr(py, "shape")?.extract(py)?;
@@ -204,6 +207,10 @@ pub(crate) fn evaluate(
         .map(|group| group.iter().map(AttackSpec::attack).collect())
         .collect::<Result<_>>()
         .map_err(|error| raised(py, error))?;
+    let sample = bound.map(|points| Sample {
+        first: Version::Fast.attacks().len() - Version::Fast.sampled().len(),
+        points,
+    });
     let stop = stop.get();
     guarded(py, || {
         subject.with(|network, device| {
@@ -233,7 +240,10 @@ pub(crate) fn evaluate(
                 let progress = match &state {
                     None => Progress::unsaved(&comm),
                     Some(state) => {
-                        let text = json!({ "images": hash, "attacks": attacks, "seed": seed });
+                        let mut text = json!({ "images": hash, "attacks": attacks, "seed": seed });
+                        if let Some(sample) = sample {
+                            text["sample"] = json!(sample);
+                        }
                         let fingerprint = blake3::hash(text.to_string().as_bytes());
                         let path = of_group(state, number);
                         Progress::at(&path, fingerprint.to_hex().as_str(), &comm)?
@@ -245,6 +255,7 @@ pub(crate) fn evaluate(
                     search: None,
                     images: &images,
                     attacks: &attacks,
+                    sample,
                     batch,
                     seed,
                     device,
@@ -255,6 +266,7 @@ pub(crate) fn evaluate(
                     false => Findings {
                         outcome: watch(&evaluation, &progress, &mut screen)?,
                         attacks: attacks.clone(),
+                        sample,
                         flags: Vec::new(),
                         curve: None,
                     },

@@ -134,6 +134,46 @@ class LinearModel(unittest.TestCase):
         alone = adversary(self.model, "L2", 0.3)
         self.assertTrue((alone.run_standard_evaluation(self.x, self.y) == found["L2"]).all())
 
+    def test_the_fast_version_bounds_what_it_misses(self):
+        def run(version, **settings):
+            made = advxl.AutoAttack(self.model, eps=0.04, verbose=False, version=version, **settings)
+            made.apgd.n_iter = made.apgd_targeted.n_iter = made.fab.n_iter = 20
+            made.square.n_queries = 100
+            made.run_standard_evaluation(self.x, self.y, bs=7)
+            return made
+
+        fast, standard = run("fast", bound=8).result, run("standard").result
+        bound = fast["bound"]
+        self.assertTrue(0 < bound["sampled"] < bound["of"])
+        self.assertEqual(bound["of"], fast["stages"][2]["robust_count"])
+        for one, other in zip(fast["stages"][:3], standard["stages"]):
+            self.assertEqual({**one, "seconds": 0}, {**other, "seconds": 0})
+        self.assertLessEqual(100 * (fast.robust_accuracy - standard.robust_accuracy), bound["points"] + 1e-9)
+        self.assertIn("autoattack fast: the full standard version would be at most", repr(fast))
+        self.assertNotIn("bound", standard)
+        for settings in ({"version": "standard", "bound": 1}, {"version": "fast", "bound": 0}):
+            with self.assertRaises(advxl.InputError):
+                advxl.AutoAttack(self.model, **settings)
+        custom = advxl.AutoAttack(self.model, eps=0.04, verbose=False, version="fast")
+        custom.attacks_to_run = ["apgd-ce"]
+        with self.assertRaises(advxl.InputError):
+            custom.run_standard_evaluation(self.x, self.y)
+        with self.assertRaises(advxl.InputError):
+            run("fast").run_standard_evaluation_individual(self.x, self.y)
+
+    def test_malt_and_pma(self):
+        for name in ("malt", "pma"):
+            found = advxl.AutoAttack(
+                self.model, eps=0.04, verbose=False, version="custom", attacks_to_run=[name]
+            )
+            found.apgd.n_iter = found.apgd_targeted.n_iter = 20
+            found.apgd.n_restarts = 1
+            found.run_standard_evaluation(self.x, self.y)
+            margins = linear_margins(self.x, self.y, "Linf")
+            sure = numpy.abs(margins - 0.04) > 0.02 * 0.04
+            robust = numpy.array(found.result.robust)
+            self.assertTrue((robust == (margins > 0.04))[sure].all(), name)
+
     def test_two_classes_are_attacked_too(self):
         logits, gradient, weights = linear_functions()
         two = advxl.Functions(

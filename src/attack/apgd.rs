@@ -15,6 +15,7 @@ use super::objective::Goal;
 use super::pgd;
 use super::pgd::Pgd;
 use super::target_model::{Logits, Passes, Slope, TargetModel};
+use super::targets::{Ranking, Targets};
 use super::threat::{Ball, Norm};
 use crate::ops::{add, changed_pixels, momentum, replace_rows, to_vec};
 use crate::rng::AttackKind;
@@ -47,12 +48,16 @@ pub enum Climbs {
     CrossEntropy,
     /// Difference of logits ratio (DLR).
     Dlr,
-    /// The targeted DLR loss, for each target class in turn: the classes with the largest other logits on the clean
-    /// image.
+    /// The targeted DLR loss, for each target class in turn.
     TargetedDlr {
         /// Number of target classes; capped at the number of other classes.
         targets: u64,
+        /// Which classes become targets, and in which order.
+        #[serde(skip_serializing_if = "Ranking::is_by_logit")]
+        ranking: Ranking,
     },
+    /// Margin of the probabilities, `max p_i - p_y` over the other classes (PMA).
+    ProbabilityMargin,
 }
 
 /// Share of a window's steps that must increase the loss for the step size to be kept.
@@ -65,19 +70,23 @@ const FIRST_SHARE: f64 = 0.2;
 const FIRST_SHARE_IN_TRAINING: f64 = 0.05;
 
 impl Apgd {
-    /// Returns `apgd-ce`, `apgd-dlr` or `apgd-t`.
+    /// Returns `apgd-ce`, `apgd-dlr`, `apgd-t`, `malt` or `pma`.
     pub fn name(&self) -> &'static str {
         match self.climbs {
             Climbs::CrossEntropy => "apgd-ce",
             Climbs::Dlr => "apgd-dlr",
-            Climbs::TargetedDlr { .. } => "apgd-t",
+            Climbs::TargetedDlr { ranking, .. } => match ranking {
+                Ranking::Logit => "apgd-t",
+                Ranking::Malt { .. } => "malt",
+            },
+            Climbs::ProbabilityMargin => "pma",
         }
     }
 
     /// Returns the number of targets for a number of classes; 1 if untargeted.
     fn aims(&self, classes: usize) -> u64 {
         match self.climbs {
-            Climbs::TargetedDlr { targets } => targets.min(classes.saturating_sub(1) as u64),
+            Climbs::TargetedDlr { targets, .. } => targets.min(classes.saturating_sub(1) as u64),
             _ => 1,
         }
     }
@@ -86,10 +95,16 @@ impl Apgd {
     pub fn most_passes(&self, classes: usize) -> Passes {
         let runs = self.restarts.saturating_mul(self.aims(classes));
         let times = |looks: u64| runs.saturating_mul(looks).saturating_mul(self.averages);
-        Passes {
+        let mut passes = Passes {
             forward: times(self.steps.saturating_add(1)),
             backward: times(self.steps),
+        };
+        if let Climbs::TargetedDlr { ranking, .. } = self.climbs {
+            let more = ranking.most_passes(classes);
+            passes.forward = passes.forward.saturating_add(more.forward);
+            passes.backward = passes.backward.saturating_add(more.backward);
         }
+        passes
     }
 
     /// Runs all restarts and targets on the images not yet fooled; see [`crate::attack::Attack::go_on`].
@@ -100,7 +115,11 @@ impl Apgd {
         marks: &[Option<Mark>],
     ) -> Attempt {
         let targets = match self.climbs {
-            Climbs::TargetedDlr { targets } => Some(targets),
+            Climbs::TargetedDlr { targets, ranking } => Some(Targets {
+                count: targets,
+                ranking,
+                norm: self.norm,
+            }),
             _ => None,
         };
         in_turn(
@@ -114,6 +133,7 @@ impl Apgd {
                     let label = *label as usize;
                     match (self.climbs, *target) {
                         (Climbs::CrossEntropy, _) => Goal::CrossEntropy { label },
+                        (Climbs::ProbabilityMargin, _) => Goal::ProbabilityMargin { label },
                         (_, None) => Goal::Dlr { label },
                         (_, Some(target)) => Goal::TargetedDlr { label, target },
                     }

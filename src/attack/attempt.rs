@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::gradient::select;
 use super::target_model::TargetModel;
+use super::targets::Targets;
 use crate::ops::to_vec;
 
 /// A batch of images to attack.
@@ -30,24 +31,6 @@ impl Batch {
             seed: self.seed,
         }
     }
-
-    /// Returns the target classes of each image: the other classes by decreasing logit on the clean image.
-    ///
-    /// Shapes: `[batch, at most count]`.
-    fn targets(&self, classifier: &TargetModel, count: u64) -> Vec<Vec<usize>> {
-        let count = usize::try_from(count).unwrap_or(usize::MAX);
-        let logits = classifier.logits(self.images.clone());
-        let labels = self.labels.iter().enumerate();
-        labels
-            .map(|(index, label)| {
-                let mut order =
-                    crate::attack::objective::largest(logits.row(index), count.saturating_add(1));
-                order.retain(|class| *class != *label as usize);
-                order.truncate(count);
-                order
-            })
-            .collect()
-    }
 }
 
 /// For each image of a batch, the adversarial candidate, if the attack has one.
@@ -60,7 +43,7 @@ pub enum Mark {
     Runs {
         /// Number of runs that the image survived.
         survived: usize,
-        /// The targets, chosen before the first run.
+        /// The targets, chosen before the first run; empty if they are not known yet, or without targets.
         targets: Vec<usize>,
     },
     /// Queries of random search.
@@ -113,7 +96,7 @@ pub(crate) fn in_turn(
     classifier: &TargetModel,
     batch: &Batch,
     marks: &[Option<Mark>],
-    targets: Option<u64>,
+    targets: Option<Targets>,
     restarts: u64,
     mut attempt: impl FnMut(&Run, &Batch, &[Option<usize>]) -> Adversarials,
 ) -> Attempt {
@@ -128,13 +111,23 @@ pub(crate) fn in_turn(
             (survived[index], targets_of[index]) = (*s, targets.clone());
         }
     }
-    if let Some(count) = targets {
-        let new: Vec<usize> = (0..survived.len())
-            .filter(|index| survived[*index] == 0)
+    let mark = |(survived, targets)| Some(Mark::Runs { survived, targets });
+    if let Some(targets) = targets {
+        let new: Vec<usize> = (0..targets_of.len())
+            .filter(|index| targets_of[*index].is_empty())
             .collect();
         if !new.is_empty() {
-            let found = batch.select(&new).targets(classifier, count);
-            for (index, targets) in new.into_iter().zip(found) {
+            let Batch { images, labels, .. } = batch.select(&new);
+            let Some(chosen) = targets.choose(classifier, &images, &labels) else {
+                return Attempt {
+                    stopped: true,
+                    marks: survived.into_iter().zip(targets_of).map(mark).collect(),
+                    ..Attempt::nothing(batch.labels.len())
+                };
+            };
+            // Ranking may take as many passes as a run, so it is not repeated: the marks hold the targets.
+            classifier.keep_passes();
+            for (index, targets) in new.into_iter().zip(chosen) {
                 targets_of[index] = targets;
             }
         }
@@ -172,7 +165,6 @@ pub(crate) fn in_turn(
             survived[*index] = number + 1;
         }
     }
-    let mark = |(survived, targets)| Some(Mark::Runs { survived, targets });
     Attempt {
         parameters: vec![None; found.len()],
         found,

@@ -18,9 +18,10 @@ use super::gradient::select;
 use super::hyperplane;
 use super::objective::Goal;
 use super::target_model::{Logits, Passes, TargetModel};
+use super::targets::{Ranking, Targets};
 use super::threat::Norm;
 use crate::ops::{
-    self, Device, add_clamped, fab_step, from_vec, pull_back, put_rows, replace_rows, to_vec, zeros,
+    Device, add_clamped, fab_step, from_vec, pull_back, put_rows, replace_rows, to_vec, zeros,
 };
 use crate::rng::AttackKind;
 use crate::units::Fraction;
@@ -85,7 +86,11 @@ impl Fab {
             classifier,
             batch,
             marks,
-            self.targets,
+            self.targets.map(|count| Targets {
+                count,
+                ranking: Ranking::Logit,
+                norm: self.norm,
+            }),
             self.restarts,
             |run, batch, targets| {
                 let clean = batch.images.clone();
@@ -341,7 +346,7 @@ impl Hunts {
             let lengths = match is_targeted {
                 // With a single rival the distance only has to be finite.
                 true => vec![1.0; rows.len()],
-                false => dual_lengths(self.norm, &slope.gradient),
+                false => self.norm.dual_lengths(&slope.gradient),
             };
             let mut nearer = vec![false; rows.len()];
             for (seen, row) in rows.iter().enumerate() {
@@ -386,22 +391,4 @@ fn approach(norm: Norm, at: &mut [f32], clean: &[f32], normal: &[f32], differenc
         let by_clean = f64::from(*clean) + OVERSHOOT * f64::from(*d2);
         *at = (by_at * (1.0 - pull) + by_clean * pull).clamp(0.0, 1.0) as f32;
     }
-}
-
-/// Returns the dual norm of each gradient: the largest change of the value by a step of length 1.
-fn dual_lengths(norm: Norm, gradients: &Tensor<4>) -> Vec<f64> {
-    if let Some(lengths) = ops::dual_lengths(norm.on_device(), gradients) {
-        return lengths;
-    }
-    let dual = match norm {
-        Norm::Linf => Norm::L1,
-        Norm::L2 => Norm::L2,
-        Norm::L1 => Norm::Linf,
-    };
-    let pixels: usize = gradients.dims()[1..].iter().product();
-    let gradients = to_vec(gradients.clone());
-    let lengths = gradients.chunks_exact(pixels);
-    lengths
-        .map(|gradient| dual.length(gradient.iter().map(|slope| f64::from(*slope))))
-        .collect()
 }

@@ -6,7 +6,7 @@
 //! | attack | maximizes | norms |
 //! |---|---|---|
 //! | [`Pgd`] | any loss, with a fixed step size; the attack used in training | linf, l2, l1 |
-//! | [`Apgd`] | cross entropy or the DLR loss, with adaptive step sizes | linf, l2, l1 |
+//! | [`Apgd`] | cross entropy, DLR loss (also targeted: MALT) or margin of probabilities (PMA), with adaptive steps | linf, l2, l1 |
 //! | [`Fab`] | nothing: finds a minimal perturbation that changes the decision | linf, l2, l1 |
 //! | [`Square`] | the margin loss, by random search without gradients | linf, l2, l1 |
 //! | [`Unseen`] | cross entropy, over the parameters of a corruption | none |
@@ -23,6 +23,7 @@ pub mod objective;
 pub mod pgd;
 pub mod square;
 pub mod target_model;
+pub mod targets;
 pub mod threat;
 pub mod unseen;
 
@@ -36,6 +37,7 @@ pub use objective::Goal;
 pub use pgd::{Pgd, Start};
 pub use square::Square;
 pub use target_model::{Logits, Network, Passes, TargetModel};
+pub use targets::{Ranking, Targets};
 pub use threat::{Ball, Norm};
 pub use unseen::Unseen;
 

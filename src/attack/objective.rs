@@ -15,6 +15,12 @@ pub enum Goal {
         /// The class of the image.
         label: usize,
     },
+    /// Margin of the probabilities, `max p_i - p_y` over the other classes, of the softmax `p` of the logits.
+    /// Source: Xie et al. 2024 (arXiv:2411.15210), probability margin loss.
+    ProbabilityMargin {
+        /// The class of the image.
+        label: usize,
+    },
     /// Difference of logits ratio: `-(z_y - max z_i) / (z_(1) - z_(3))`, where `z_(k)` is the k-th largest.
     Dlr {
         /// The class of the image.
@@ -41,6 +47,7 @@ impl Goal {
     pub fn label(self) -> usize {
         match self {
             Self::CrossEntropy { label }
+            | Self::ProbabilityMargin { label }
             | Self::Dlr { label }
             | Self::TargetedDlr { label, .. }
             | Self::Difference { label, .. } => label,
@@ -63,6 +70,9 @@ impl Goal {
         let exists = |class: usize| class < logits.len();
         match self {
             Self::CrossEntropy { label } if exists(label) => cross_entropy(logits, label, slope),
+            Self::ProbabilityMargin { label } if exists(label) => {
+                probability_margin(logits, label, slope)
+            }
             Self::Dlr { label } if exists(label) => {
                 let order = largest(logits, 3);
                 let Some(rival) = order.iter().copied().find(|class| *class != label) else {
@@ -143,6 +153,29 @@ fn cross_entropy(logits: &[f32], label: usize, slope: &mut [f32]) -> f64 {
     sum.ln() - shifted(logits[label])
 }
 
+/// Returns `p_r - p_y` with `r` the most likely other class. Its derivative by the logit of class `i` is
+/// `p_r [i = r] - p_y [i = y] - p_i (p_r - p_y)`.
+fn probability_margin(logits: &[f32], label: usize, slope: &mut [f32]) -> f64 {
+    let Some(rival) = largest(logits, 2).into_iter().find(|class| *class != label) else {
+        return 0.0;
+    };
+    let most = f64::from(logits[rival].max(logits[label]));
+    let power = |class: usize| (f64::from(logits[class]) - most).exp();
+    // Of a confident prediction 1 - p would cancel to 0; the sum over the other classes does not.
+    let others = (0..logits.len()).filter(|class| *class != label && *class != rival);
+    let others: f64 = others.map(power).sum();
+    let sum = others + power(label) + power(rival);
+    let [p_label, p_rival] = [label, rival].map(|class| power(class) / sum);
+    let not_label = (others + power(rival)) / sum;
+    let not_rival = (others + power(label)) / sum;
+    for (class, slope) in slope.iter_mut().enumerate() {
+        *slope = (power(class) / sum * (p_label - p_rival)) as f32;
+    }
+    slope[label] = (-p_label * (not_label + p_rival)) as f32;
+    slope[rival] = (p_rival * (not_rival + p_label)) as f32;
+    p_rival - p_label
+}
+
 /// Returns the classes of the `count` largest logits, largest first. Ties go to the lower class.
 pub(crate) fn largest(logits: &[f32], count: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
@@ -164,6 +197,8 @@ mod tests {
         let logits = [0.3f32, 2.0, -1.0, 0.9, 1.1];
         for goal in [
             Goal::CrossEntropy { label: 1 },
+            Goal::ProbabilityMargin { label: 1 },
+            Goal::ProbabilityMargin { label: 2 },
             Goal::Dlr { label: 1 },
             Goal::Dlr { label: 2 },
             Goal::TargetedDlr {
@@ -217,8 +252,27 @@ mod tests {
         );
     }
 
-    const KINDS: [fn(usize, usize) -> Goal; 4] = [
+    #[test]
+    fn the_margin_of_a_confident_prediction_keeps_its_slope() {
+        let mut slope = [0.0; 3];
+        let goal = Goal::ProbabilityMargin { label: 0 };
+        // In f32, and even in f64, 1 - p_y is exactly 0 here.
+        assert_eq!(goal.slope(&[60.0, 0.0, -5.0], &mut slope), -1.0);
+        let p = (-60.0f64).exp();
+        for (slope, right) in
+            slope
+                .into_iter()
+                .zip([-2.0 * p - p * (-5.0f64).exp(), 2.0 * p, p * (-5.0f64).exp()])
+        {
+            let off = (f64::from(slope) - right).abs();
+            assert!(off < 1e-6 * right.abs(), "{slope} is not {right}");
+        }
+        assert_eq!(goal.slope(&[1.0], &mut [7.0]), 0.0);
+    }
+
+    const KINDS: [fn(usize, usize) -> Goal; 5] = [
         |label, _| Goal::CrossEntropy { label },
+        |label, _| Goal::ProbabilityMargin { label },
         |label, _| Goal::Dlr { label },
         |label, target| Goal::TargetedDlr { label, target },
         |label, target| Goal::Difference { label, target },

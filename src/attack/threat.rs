@@ -60,6 +60,26 @@ impl Norm {
             .collect()
     }
 
+    /// Returns the dual norm of each gradient: the largest change of the value by a step of length 1.
+    ///
+    /// Shapes: `gradients` `[batch, 3, height, width]`; the result `[batch]`.
+    pub(crate) fn dual_lengths(self, gradients: &Tensor<4>) -> Vec<f64> {
+        if let Some(lengths) = ops::dual_lengths(self.on_device(), gradients) {
+            return lengths;
+        }
+        let dual = match self {
+            Self::Linf => Self::L1,
+            Self::L2 => Self::L2,
+            Self::L1 => Self::Linf,
+        };
+        let pixels: usize = gradients.dims()[1..].iter().product();
+        let gradients = to_vec(gradients.clone());
+        let lengths = gradients.chunks_exact(pixels);
+        lengths
+            .map(|gradient| dual.length(gradient.iter().map(|slope| f64::from(*slope))))
+            .collect()
+    }
+
     /// Converts to the GPU representation.
     pub(crate) fn on_device(self) -> ops::Norm {
         match self {

@@ -18,7 +18,8 @@ use crate::attack::{Attack, Norm, Unseen};
 use crate::data::Split;
 use crate::distributed::Comm;
 use crate::error::{Error, Result};
-use crate::eval::autoattack::{Settings, Version};
+use crate::eval::autoattack::{Settings, Suite, Version};
+use crate::eval::bound::{self, Sample};
 use crate::eval::interval::wilson;
 use crate::eval::result::{Findings, Subject, to_json, ua2};
 use crate::eval::session::{Progress, conclude, examine, watch};
@@ -49,9 +50,9 @@ pub(crate) struct Eval {
     model: NamedModel,
     #[command(flatten)]
     test: TestRun,
-    /// Attacks to run, in order: clean, pgd, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, or autoattack for the attacks
-    /// of --version. Unseen attacks, each evaluated alone: gabor, snow, pixel, jpeg, kaleidoscope, glitch, wood, elastic, or
-    /// ua for all eight and their mean
+    /// Attacks to run, in order: clean, pgd, apgd-ce, apgd-dlr, apgd-t, malt, pma, fab, fab-t, square, or autoattack for
+    /// the attacks of --version. Unseen attacks, each evaluated alone: gabor, snow, pixel, jpeg, kaleidoscope, glitch, wood,
+    /// elastic, or ua for all eight and their mean
     #[arg(
         long,
         value_name = "LIST",
@@ -81,6 +82,10 @@ pub(crate) struct Eval {
         value_parser = one_of::<Version>("version")
     )]
     version: Version,
+    /// With --version fast: sample just enough images to show that standard would be at most POINTS percentage points
+    /// lower (95 %), if none of them is fooled [default: 0.4]
+    #[arg(long, value_name = "POINTS")]
+    bound: Option<f64>,
     /// Step size of pgd [default: a quarter of eps, as in the paper's PGD-20]
     #[arg(long, value_name = "FRACTION")]
     step_size: Option<String>,
@@ -88,7 +93,7 @@ pub(crate) struct Eval {
     /// unseen attacks]
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
-    /// Number of target classes of apgd-t and fab-t [default: as in AutoAttack, 9, or 5 for apgd-t in l1]
+    /// Number of target classes of apgd-t, malt and fab-t [default: as in AutoAttack, 9, or 5 for apgd-t in l1]
     #[arg(long, value_name = "N")]
     targets: Option<u64>,
     /// Number of restarts of apgd and fab [default: as in AutoAttack]
@@ -391,10 +396,12 @@ impl Eval {
     /// Returns the evaluations: one per norm, then one per unseen attack.
     fn threats<'a>(&self, settings: &'a [Settings], image_size: usize) -> Result<Vec<Threat<'a>>> {
         let of_norm = |settings: &'a Settings| {
+            let suite = self.suite(settings)?;
             Ok(Threat {
                 label: settings.norm.word(),
                 title: format!("{}, epsilon {}", settings.norm.word(), settings.epsilon),
-                attacks: self.attacks(settings)?,
+                attacks: suite.attacks,
+                sample: suite.sample,
                 settings: Some(settings),
             })
         };
@@ -407,6 +414,7 @@ impl Eval {
                 label: attack.name(),
                 title: unseen_title(&attack),
                 attacks: vec![Attack::Unseen(attack)],
+                sample: None,
                 settings: None,
             });
         }
@@ -416,11 +424,12 @@ impl Eval {
     /// Returns the settings of the attacks, one per norm.
     fn settings(&self) -> Result<Vec<Settings>> {
         // Check the names first: whether an epsilon is required depends on them.
-        self.attacks(&Settings::new(
-            Version::Standard,
+        self.suite(&Settings::new(
+            self.version,
             Norm::Linf,
             fraction("--eps", "0")?,
         ))?;
+        self.check_bound()?;
         let (bounded, unseen) = self.names()?;
         if self.strength.is_some() && unseen.is_empty() {
             return Err(
@@ -481,6 +490,7 @@ impl Eval {
                 targets: self.targets,
                 restarts: self.restarts,
                 queries: self.queries,
+                bound: self.bound,
                 ..Settings::new(version, norm, epsilon)
             })
         };
@@ -520,21 +530,57 @@ impl Eval {
         Ok(())
     }
 
-    fn attacks(&self, settings: &Settings) -> Result<Vec<Attack>> {
+    /// Returns an error if --bound is out of range or has no effect.
+    fn check_bound(&self) -> Result<()> {
+        let Some(points) = self.bound else {
+            return Ok(());
+        };
+        if self.version != Version::Fast {
+            let message = "--bound requires --version fast";
+            return Err(Error::input(message)
+                .hint("add --version fast, which runs fab-t and square on a sample only"));
+        }
+        if !self.attack.iter().any(|name| name == "autoattack") {
+            let message = "--bound has no effect without autoattack in --attack";
+            return Err(Error::input(message).hint("use --attack autoattack, or remove --bound"));
+        }
+        if !(points > 0.0 && points <= 100.0) {
+            let message = format!("--bound must be above 0 and at most 100, got {points}");
+            return Err(
+                Error::input(message).hint("it is a difference in percentage points, such as 0.4")
+            );
+        }
+        Ok(())
+    }
+
+    fn suite(&self, settings: &Settings) -> Result<Suite> {
         if self.attack.iter().all(|name| name.trim().is_empty()) {
             return Err(Error::input("--attack is empty")
                 .hint("use for example --attack clean,pgd or --attack autoattack"));
         }
-        settings.named(&self.names()?.0).map_err(|(unknown, hint)| {
-            let words = Corruption::WORDS.iter().map(|(word, _)| *word);
-            let words: Vec<&str> = words.chain([ALL]).collect();
-            let hint = match nearest(&unknown, &words) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None if hint.starts_with("use") => format!("{hint}, {}", words.join(", ")),
-                None => hint,
-            };
-            Error::input(format!("--attack: unknown attack `{unknown}`")).hint(hint)
-        })
+        let suite = settings
+            .named(&self.names()?.0)
+            .map_err(|(unknown, hint)| {
+                let words = Corruption::WORDS.iter().map(|(word, _)| *word);
+                let words: Vec<&str> = words.chain([ALL]).collect();
+                let hint = match nearest(&unknown, &words) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None if hint.starts_with("use") => format!("{hint}, {}", words.join(", ")),
+                    None => hint,
+                };
+                Error::input(format!("--attack: unknown attack `{unknown}`")).hint(hint)
+            })?;
+        let sampled = settings.version.sampled();
+        match &suite.sample {
+            Some(sample) if suite.attacks.len() > sample.first + sampled.len() => {
+                let next = suite.attacks[sample.first + sampled.len()].name();
+                let message = format!(
+                    "--attack: with --version fast, `{next}` after autoattack would run on a sample only"
+                );
+                Err(Error::input(message).hint("put autoattack last"))
+            }
+            _ => Ok(suite),
+        }
     }
 }
 
@@ -560,6 +606,8 @@ struct Threat<'a> {
     /// The same with its size.
     title: String,
     attacks: Vec<Attack>,
+    /// Restricts the last attacks to a sample.
+    sample: Option<Sample>,
     /// The settings of a norm.
     settings: Option<&'a Settings>,
 }
@@ -585,17 +633,27 @@ impl<'a> OneThreat<'a> {
         threat: &Threat,
         screen: &mut Terminal,
     ) -> Result<(Findings, Vec<Progress<'a>>)> {
-        let attacks = &threat.attacks;
+        let (attacks, sample) = (&threat.attacks, threat.sample);
         if !attacks.is_empty() {
             let names: Vec<String> = attacks.iter().map(Attack::name).collect();
-            screen.line(&match threat.settings {
-                Some(_) => format!("{}: {}", threat.title, names.join(", ")),
+            let (all, sampled) = names.split_at(sample.map_or(names.len(), |sample| sample.first));
+            let mut line = match threat.settings {
+                Some(_) => format!("{}: {}", threat.title, all.join(", ")),
                 None => threat.title.clone(),
-            });
+            };
+            if sample.is_some() {
+                let sampled = sampled.join(", ");
+                line += &format!(", then on a sample {sampled} (autoattack fast)");
+            }
+            screen.line(&line);
         }
         let keep_images = self.eval.save_adversarial.is_some();
-        let progress = self.progress(attacks, keep_images);
-        let mut findings = examine(&self.evaluation(attacks), &progress, screen)?;
+        let progress = self.progress(attacks, sample.as_ref(), keep_images);
+        let evaluation = Evaluation {
+            sample,
+            ..self.evaluation(attacks)
+        };
+        let mut findings = examine(&evaluation, &progress, screen)?;
         if let Some(path) = &self.eval.save_adversarial {
             let path = adversarial_path(path, threat.label, self.count);
             progress.save_adversarial(self.images, self.names, &path, self.setup.device)?;
@@ -604,7 +662,7 @@ impl<'a> OneThreat<'a> {
         if let Some(settings) = threat.settings.filter(|_| self.eval.eps_curve) {
             screen.line(&format!("{} at increasing epsilon", settings.norm.word()));
             let attacks = curve::attacks(settings);
-            let progress = self.progress(&attacks, false);
+            let progress = self.progress(&attacks, None, false);
             let outcome = watch(&self.evaluation(&attacks), &progress, screen)?;
             finished.push(progress);
             let points = curve::points(&outcome, &attacks);
@@ -617,10 +675,15 @@ impl<'a> OneThreat<'a> {
         Ok((findings, finished))
     }
 
-    fn progress(&self, attacks: &[Attack], keep_images: bool) -> Progress<'a> {
+    fn progress(
+        &self,
+        attacks: &[Attack],
+        sample: Option<&Sample>,
+        keep_images: bool,
+    ) -> Progress<'a> {
         Progress::new(
             self.out,
-            &self.subject.fingerprint(attacks),
+            &self.subject.fingerprint(attacks, sample),
             keep_images,
             self.setup.comm,
         )
@@ -675,8 +738,14 @@ fn summary(all: &[Findings], screen: &mut Terminal) {
         let width = names.fold(9, usize::max);
         for (index, stage) in outcome.stages.iter().enumerate() {
             let (low, high) = wilson(stage.robust_count, count);
+            let sampled = match found.sample {
+                Some(sample) if index > sample.first => {
+                    format!(", sample of {}", stage.tried)
+                }
+                _ => String::new(),
+            };
             screen.line(&format!(
-                "  {:<width$} {:6.2} %  (95 %: {:.1} to {:.1}, {} of {count} images, {})",
+                "  {:<width$} {:6.2} %  (95 %: {:.1} to {:.1}, {} of {count} images, {}{sampled})",
                 stage.attack,
                 100.0 * outcome.accuracy_after(index),
                 100.0 * low,
@@ -684,6 +753,11 @@ fn summary(all: &[Findings], screen: &mut Terminal) {
                 stage.robust_count,
                 duration(stage.seconds),
             ));
+        }
+        if let Some(bound) = outcome.bound() {
+            let share = 100.0 * outcome.standing() as f64 / count.max(1) as f64;
+            let bound = bound.text();
+            screen.line(&format!("  autoattack fast: robust {share:.1} %; {bound}"));
         }
         for point in found.curve.iter().flatten() {
             let bar = "#".repeat((40.0 * point.robust_accuracy).round() as usize);
@@ -700,9 +774,14 @@ fn summary(all: &[Findings], screen: &mut Terminal) {
             true => "evaluations",
             false => "norms",
         };
-        screen.line(&format!(
-            "robust under all {all_of_them}: {share:.2} % ({robust} of {count} images)"
-        ));
+        let mut line =
+            format!("robust under all {all_of_them}: {share:.2} % ({robust} of {count} images)");
+        let bounds = all.iter().filter_map(|found| found.outcome.bound());
+        if bounds.clone().next().is_some() {
+            let (points, confidence) = bound::joint(bounds);
+            line += &format!("; {}", bound::text(points, confidence));
+        }
+        screen.line(&line);
     }
     if let Some(mean) = ua2(all) {
         let mean = 100.0 * mean;

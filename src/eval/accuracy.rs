@@ -6,6 +6,7 @@ use std::time::Instant;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use super::bound::{Bound, Drawn, Sample};
 use super::images::{Images, check_images, check_labels};
 use super::recheck;
 use crate::attack::unseen::Extent;
@@ -24,6 +25,8 @@ pub struct Evaluation<'a> {
     pub images: &'a Images<'a>,
     /// Attacks, in the order in which they run after clean accuracy.
     pub attacks: &'a [Attack],
+    /// Restricts the last attacks to a random sample of the images that survive the others; None for all.
+    pub sample: Option<Sample>,
     /// Batch size; does not affect verdicts.
     pub batch: usize,
     /// Seed of the attacks' random numbers.
@@ -68,6 +71,9 @@ pub struct Outcome {
     pub queue: Vec<usize>,
     /// Attack state of images in `queue` whose attack was interrupted.
     pub marks: BTreeMap<usize, Mark>,
+    /// The sample that the last attacks run on, drawn when the first of them starts; None without one.
+    #[serde(default)]
+    pub sample: Option<Drawn>,
 }
 
 /// The result of one attack.
@@ -141,14 +147,39 @@ impl Outcome {
         self.robust.iter().filter(|robust| **robust).count()
     }
 
+    /// Returns the bound on what is missed because the last attacks ran on a sample; None if all ran on all images.
+    pub fn bound(&self) -> Option<Bound> {
+        let sample = self.sample.as_ref()?;
+        let fooled = sample.images.iter().filter(|index| !self.robust[**index]);
+        let (sampled, fooled) = (sample.images.len(), fooled.count());
+        Some(Bound::new(self.robust.len(), sample.of, sampled, fooled))
+    }
+
+    /// Returns the images that an attack starting now runs on.
+    fn remaining(&self) -> Vec<usize> {
+        let is_robust = |index: &usize| self.robust[*index];
+        match &self.sample {
+            Some(sample) => sample.images.iter().copied().filter(is_robust).collect(),
+            None => (0..self.robust.len()).filter(is_robust).collect(),
+        }
+    }
+
+    /// Returns how many images the attack at an index runs on if no further image is fooled.
+    pub(crate) fn at_most_tried(&self, attack: usize, sample: Option<&Sample>) -> usize {
+        match sample {
+            Some(sample) if attack >= sample.first && self.sample.is_none() => {
+                sample.size(self.robust.len(), self.standing())
+            }
+            _ => self.remaining().len(),
+        }
+    }
+
     fn begin(&mut self, attack: String) {
-        self.queue = (0..self.robust.len())
-            .filter(|index| self.robust[*index])
-            .collect();
+        self.queue = self.remaining();
         self.stages.push(StageOutcome {
             attack,
             tried: self.queue.len(),
-            robust_count: self.queue.len(),
+            robust_count: self.standing(),
             passes: Passes::default(),
             seconds: 0.0,
         });
@@ -324,10 +355,19 @@ impl Evaluation<'_> {
                 }
             }
             observer.stage(&outcome)?;
-            match self.attacks.get(outcome.stages.len() - 1) {
-                Some(attack) => outcome.begin(attack.name()),
-                None => return Ok(outcome),
+            let next = outcome.stages.len() - 1;
+            let Some(attack) = self.attacks.get(next) else {
+                return Ok(outcome);
+            };
+            if let Some(sample) = self.sample.filter(|sample| sample.first == next) {
+                let survivors = outcome.remaining();
+                let key = |index| self.images.key(index);
+                outcome.sample = Some(Drawn {
+                    images: sample.draw(count, &survivors, key, self.seed),
+                    of: survivors.len(),
+                });
             }
+            outcome.begin(attack.name());
         }
     }
 
@@ -563,6 +603,7 @@ mod tests {
                 preprocessing: Preprocessing::new(32),
             },
             attacks: &[attack],
+            sample: None,
             batch,
             seed: 0,
             device: &Device::cpu(),

@@ -10,10 +10,14 @@
 //! | `fab-t` | nothing: finds a minimal perturbation | 100 steps, 9 targets | 100 steps, 9 targets |
 //! | `square` | margin loss, without gradients | 5000 queries | 5000 queries |
 //!
+//! The fast version runs `fab-t` and `square` on a random sample of the images that survive `apgd-t`, with an exact bound
+//! on what it misses ([`crate::eval::bound`]).
+//!
 //! Requires logits, not probabilities, and more classes than targets. [`crate::eval::checks`] flags violations.
 //! Source: Croce and Hein 2020 (arXiv:2003.01690); for l1, 2021 (arXiv:2103.01208).
 
-use crate::attack::{Apgd, Attack, Climbs, Fab, Norm, Pgd, Square, Start};
+use super::bound::{self, Sample};
+use crate::attack::{Apgd, Attack, Climbs, Fab, Norm, Pgd, Ranking, Square, Start};
 use crate::settings::{nearest, words};
 use crate::units::Fraction;
 
@@ -26,6 +30,8 @@ words! {
         Plus = "plus",
         /// For models with random outputs: gradients are averaged over 20 evaluations.
         Rand = "rand",
+        /// Standard with fab-t and square on a sample, and a bound on what it misses.
+        Fast = "fast",
     }
 }
 
@@ -33,17 +39,42 @@ impl Version {
     /// Returns the names of its attacks, in order.
     pub fn attacks(self) -> &'static [&'static str] {
         match self {
-            Self::Standard => &["apgd-ce", "apgd-t", "fab-t", "square"],
+            Self::Standard | Self::Fast => &["apgd-ce", "apgd-t", "fab-t", "square"],
             Self::Plus => &["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"],
             Self::Rand => &["apgd-ce", "apgd-dlr"],
         }
     }
+
+    /// Returns the names of those of its attacks that run on a sample only: the last ones.
+    pub fn sampled(self) -> &'static [&'static str] {
+        match self {
+            Self::Fast => &self.attacks()[2..],
+            _ => &[],
+        }
+    }
+
+    /// Returns whether its attacks have the settings of the standard version.
+    fn is_like_standard(self) -> bool {
+        matches!(self, Self::Standard | Self::Fast)
+    }
 }
 
 /// The names of all attacks.
-pub const ATTACKS: [&str; 7] = [
-    "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square",
+pub const ATTACKS: [&str; 9] = [
+    "pgd", "apgd-ce", "apgd-dlr", "apgd-t", "malt", "pma", "fab", "fab-t", "square",
 ];
+
+/// Number of classes that MALT ranks.
+const MALT_CANDIDATES: u64 = 100;
+
+/// Attacks to run in order, and which of them run on a sample of the images.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Suite {
+    /// The attacks.
+    pub attacks: Vec<Attack>,
+    /// The attacks that run on a sample only, from the first one on; None if all run on all remaining images.
+    pub sample: Option<Sample>,
+}
 
 /// Settings of the attacks. AutoAttack's defaults apply where a value is None.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,6 +95,9 @@ pub struct Settings {
     pub restarts: Option<u64>,
     /// Queries of Square (default 5000).
     pub queries: Option<u64>,
+    /// Fast version: largest difference to the standard version if no sampled image is fooled, in percentage points
+    /// (default 0.4).
+    pub bound: Option<f64>,
 }
 
 impl Settings {
@@ -78,6 +112,7 @@ impl Settings {
             targets: None,
             restarts: None,
             queries: None,
+            bound: None,
         }
     }
 
@@ -93,12 +128,20 @@ impl Settings {
     /// or `clean`, which is accepted and ignored because clean accuracy is always computed first.
     ///
     /// Errors: the first unknown name, with a hint.
-    pub fn named(&self, words: &[String]) -> Result<Vec<Attack>, (String, String)> {
-        let mut attacks = Vec::new();
+    pub fn named(&self, words: &[String]) -> Result<Suite, (String, String)> {
+        let (mut attacks, mut sample) = (Vec::new(), None);
         for word in words {
             match &word[..] {
                 "clean" => {}
-                "autoattack" => attacks.extend(self.autoattack()),
+                "autoattack" => {
+                    attacks.extend(self.autoattack());
+                    let sampled = self.version.sampled().len();
+                    if sampled > 0 && sample.is_none() {
+                        let first = attacks.len() - sampled;
+                        let points = self.bound.unwrap_or(bound::POINTS);
+                        sample = Some(Sample { first, points });
+                    }
+                }
                 word => attacks.push(self.attack(word).ok_or_else(|| {
                     let known = [&ATTACKS[..], &["clean", "autoattack"]].concat();
                     let hint = match nearest(word, &known) {
@@ -109,7 +152,7 @@ impl Settings {
                 })?),
             }
         }
-        Ok(attacks)
+        Ok(Suite { attacks, sample })
     }
 
     /// Returns the attack with the given name, one of [`ATTACKS`].
@@ -117,7 +160,7 @@ impl Settings {
         let (norm, epsilon) = (self.norm, self.epsilon.clone());
         let is_l1 = norm == Norm::L1;
         let steps = self.steps.unwrap_or(100);
-        let standard = self.version == Version::Standard;
+        let standard = self.version.is_like_standard();
         let restarts = |most: u64| self.restarts.unwrap_or(most);
         let apgd = |climbs, most| {
             Attack::Apgd(Apgd {
@@ -132,7 +175,7 @@ impl Settings {
             })
         };
         let untargeted = match self.version {
-            Version::Standard => {
+            Version::Standard | Version::Fast => {
                 if is_l1 {
                     5
                 } else {
@@ -168,8 +211,17 @@ impl Settings {
             "apgd-dlr" => apgd(Climbs::Dlr, untargeted),
             "apgd-t" => {
                 let targets = targets(if is_l1 && standard { 5 } else { 9 });
-                apgd(Climbs::TargetedDlr { targets }, 1)
+                let ranking = Ranking::Logit;
+                apgd(Climbs::TargetedDlr { targets, ranking }, 1)
             }
+            "malt" => {
+                let ranking = Ranking::Malt {
+                    candidates: MALT_CANDIDATES,
+                };
+                let targets = targets(9);
+                apgd(Climbs::TargetedDlr { targets, ranking }, 1)
+            }
+            "pma" => apgd(Climbs::ProbabilityMargin, untargeted),
             "fab" => fab(None, 5),
             "fab-t" => fab(Some(targets(9)), 1),
             "square" => Attack::Square(Square {
@@ -185,6 +237,7 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attack::Passes;
 
     #[test]
     fn the_standard_version_has_the_published_settings() {
@@ -200,6 +253,34 @@ mod tests {
         assert_eq!(passes(Norm::L1), [5 * 101, 5 * 101, 9 * 200, 5001]);
         let names: Vec<String> = of(Norm::L2).iter().map(Attack::name).collect();
         assert_eq!(names, Version::Standard.attacks());
+    }
+
+    #[test]
+    fn the_fast_version_has_the_settings_of_the_standard_version_and_a_sample() {
+        for norm in [Norm::Linf, Norm::L2, Norm::L1] {
+            let of = |version| Settings::new(version, norm, "0.1".parse().unwrap());
+            let words = ["pgd".to_owned(), "autoattack".to_owned()];
+            let [fast, standard] = [Version::Fast, Version::Standard]
+                .map(|version| of(version).named(&words).unwrap());
+            assert_eq!(fast.attacks, standard.attacks);
+            assert_eq!(standard.sample, None);
+            let (first, points) = (3, 0.4);
+            assert_eq!(fast.sample, Some(Sample { first, points }));
+            assert_eq!(fast.attacks[first].name(), "fab-t");
+            let named = of(Version::Fast).named(&["apgd-ce".to_owned(), "fab-t".to_owned()]);
+            assert_eq!(named.unwrap().sample, None);
+        }
+    }
+
+    #[test]
+    fn malt_has_the_published_settings() {
+        let settings = Settings::new(Version::Standard, Norm::Linf, "4/255".parse().unwrap());
+        let malt = settings.attack("malt").unwrap();
+        let Passes { forward, backward } = malt.most_passes(1000);
+        assert_eq!((forward, backward), (9 * 101 + 101, 9 * 100 + 100));
+        let settings = serde_json::to_value(&malt).unwrap();
+        let climbs = serde_json::json!({ "targeted_dlr": { "targets": 9, "ranking": { "malt": { "candidates": 100 } } } });
+        assert_eq!(settings["climbs"], climbs);
     }
 
     #[test]

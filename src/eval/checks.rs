@@ -102,10 +102,18 @@ pub fn after(outcome: &Outcome) -> Vec<Flag> {
     let stages = outcome.stages.iter().enumerate().skip(2);
     for (index, stage) in stages.filter(|(_, stage)| stage.attack == "square") {
         let before = outcome.stages[index - 1].robust_count;
-        let taken = (before - stage.robust_count) as f64 / count;
+        // An image of a sample stands for several.
+        let (weight, estimated) = match &outcome.sample {
+            Some(sample) if sample.images.len() < sample.of => (
+                sample.of as f64 / sample.images.len().max(1) as f64,
+                " (estimated from the sample)",
+            ),
+            _ => (1.0, ""),
+        };
+        let taken = weight * (before - stage.robust_count) as f64 / count;
         if taken > SQUARE_SHARE {
             let message = format!(
-                "square, which uses no gradients, lowered robust accuracy by another {:.2} points after the \
+                "square, which uses no gradients, lowered robust accuracy by another {:.2} points{estimated} after the \
                  gradient-based attacks: gradients may be masked; try more queries, --version plus or an adaptive \
                  attack",
                 100.0 * taken
@@ -210,9 +218,9 @@ fn few_classes(classes: usize, attacks: &[Attack]) -> Vec<Flag> {
     for attack in attacks {
         let (needs, wanted) = match attack {
             Attack::Apgd(apgd) => match apgd.climbs {
-                Climbs::CrossEntropy => continue,
+                Climbs::CrossEntropy | Climbs::ProbabilityMargin => continue,
                 Climbs::Dlr => (3, None),
-                Climbs::TargetedDlr { targets } => (4, Some(targets)),
+                Climbs::TargetedDlr { targets, .. } => (4, Some(targets)),
             },
             Attack::Fab(fab) => (2, fab.targets),
             _ => continue,
@@ -260,6 +268,7 @@ mod tests {
             search: None,
             images: &images,
             attacks: &settings.autoattack(),
+            sample: None,
             batch: 4,
             seed: 0,
             device: &device,
@@ -326,6 +335,7 @@ mod tests {
             search: None,
             images: &images,
             attacks: &[],
+            sample: None,
             batch: 1,
             seed: 0,
             device: &device,

@@ -121,6 +121,7 @@ impl Classifier {
                 .map(|(_, logits)| logits as &dyn Network),
             images,
             attacks,
+            sample: None,
             batch,
             seed,
             device,

@@ -4,6 +4,7 @@
 
 pub mod accuracy;
 pub mod autoattack;
+pub mod bound;
 pub mod calibration;
 pub mod checks;
 pub mod classifier;
@@ -16,5 +17,6 @@ pub mod result;
 pub mod session;
 
 pub use accuracy::{BatchReport, Evaluation, Observer, Outcome, StageOutcome};
+pub use bound::{Bound, Sample};
 pub use classifier::{Classifier, Setup};
 pub use images::{Images, moved};

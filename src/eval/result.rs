@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::accuracy::Outcome;
+use super::bound::{Sample, joint};
 use super::calibration::{Calibration, margin_histogram};
 use super::checks::Flag;
 use super::curve::Point;
@@ -58,14 +59,18 @@ pub struct Subject {
 
 impl Subject {
     /// Returns the fingerprint of an evaluation of this subject. Two fingerprints are equal only if everything that
-    /// determines the result is equal.
-    pub fn fingerprint(&self, attacks: &[Attack]) -> String {
+    /// determines the result is equal. `sample` is that of [`super::Evaluation`].
+    pub fn fingerprint(&self, attacks: &[Attack], sample: Option<&Sample>) -> String {
         let named = Self {
             model: String::new(),
             data: String::new(),
             ..self.clone()
         };
-        let text = json!({ "subject": named, "attacks": attacks }).to_string();
+        let mut text = json!({ "subject": named, "attacks": attacks });
+        if let Some(sample) = sample {
+            text["sample"] = json!(sample);
+        }
+        let text = text.to_string();
         blake3::hash(text.as_bytes()).to_hex().to_string()
     }
 }
@@ -76,6 +81,8 @@ pub struct Findings {
     pub outcome: Outcome,
     /// The attacks.
     pub attacks: Vec<Attack>,
+    /// The sample that the last attacks ran on; None if all ran on all images.
+    pub sample: Option<Sample>,
     /// Signs that the results may be misleading.
     pub flags: Vec<Flag>,
     /// Robust accuracy over epsilon, if requested.
@@ -113,7 +120,7 @@ impl Findings {
             })
         });
         let first = self.attacks.first();
-        json!({
+        let mut found = json!({
             "norm": first.and_then(Attack::norm),
             "epsilon": first.and_then(Attack::epsilon),
             "unseen": self.unseen().map(|attack| attack.corruption),
@@ -131,7 +138,12 @@ impl Findings {
             "distance": outcome.distance,
             "margin": outcome.margin,
             "predicted": outcome.predicted,
-        })
+        });
+        if let Some(bound) = outcome.bound() {
+            found["version"] = json!("autoattack fast");
+            found["bound"] = json!(bound);
+        }
+        found
     }
 }
 
@@ -141,7 +153,7 @@ pub fn to_json(subject: &Subject, findings: &[Findings]) -> Value {
     let fields = result.as_object_mut().expect("a subject is an object");
     let names = findings
         .iter()
-        .map(|found| subject.fingerprint(&found.attacks));
+        .map(|found| subject.fingerprint(&found.attacks, found.sample.as_ref()));
     fields.insert("fingerprints".into(), json!(names.collect::<Vec<_>>()));
     fields.extend(found(findings));
     result
@@ -187,11 +199,19 @@ pub fn found(findings: &[Findings]) -> Map<String, Value> {
         ("robust", json!(robust)),
         ("evaluations", json!(evaluations)),
     ];
-    let ua2 = ua2(findings).map(|ua2| ("ua2", json!(ua2)));
-    let fields = fields.into_iter().chain(ua2);
-    fields
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+    let named = fields.map(|(name, value)| (name.to_owned(), value));
+    let mut named: Map<String, Value> = named.into_iter().collect();
+    if let Some(ua2) = ua2(findings) {
+        named.insert("ua2".into(), json!(ua2));
+    }
+    let bounds: Vec<_> = findings.iter().filter_map(|f| f.outcome.bound()).collect();
+    if !bounds.is_empty() {
+        let (points, confidence) = joint(bounds.into_iter());
+        named.insert("version".into(), json!("autoattack fast"));
+        let bound = json!({ "points": points, "confidence": confidence });
+        named.insert("bound".into(), bound);
+    }
+    named
 }
 
 /// Writes a result. If the file holds the result of a different evaluation, that file is first renamed to a free name,
@@ -221,12 +241,12 @@ pub fn write(path: &Path, result: &Value) -> Result<Option<PathBuf>> {
     Ok(kept)
 }
 
-/// Returns the result of the same evaluation, if the file has it.
+/// Returns the result of the same evaluation, on all images, if the file has it.
 pub fn earlier(path: &Path, subject: &Subject, attacks: &[Attack]) -> Result<Option<Value>> {
     if !path.is_file() {
         return Ok(None);
     }
-    let ours = json!([subject.fingerprint(attacks)]);
+    let ours = json!([subject.fingerprint(attacks, None)]);
     let found = serde_json::from_slice::<Value>(&files::read(path)?).ok();
     Ok(found.filter(|result| result["fingerprints"] == ours))
 }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::accuracy::{BatchReport, Evaluation, Misclassified, Observer, Outcome};
+use super::bound::Sample;
 use super::images::Images;
 use super::interval::wilson;
 use super::result::Findings;
@@ -381,6 +382,7 @@ pub fn examine(
     Ok(Findings {
         outcome,
         attacks: evaluation.attacks.to_vec(),
+        sample: evaluation.sample,
         flags,
         curve: None,
     })
@@ -433,6 +435,7 @@ pub fn watch(
     }
     let watcher = Watcher {
         attacks: evaluation.attacks,
+        sample: evaluation.sample,
         progress,
         screen: RefCell::new(screen),
         begun: Instant::now(),
@@ -447,6 +450,7 @@ pub fn watch(
 /// Prints and saves the progress of an evaluation.
 struct Watcher<'a> {
     attacks: &'a [Attack],
+    sample: Option<Sample>,
     progress: &'a Progress<'a>,
     screen: RefCell<&'a mut dyn Screen>,
     begun: Instant,
@@ -512,9 +516,15 @@ impl Watcher<'_> {
         let of_current = at
             .checked_sub(2)
             .map_or(1.0, |index| cost(self.attacks[index].most_passes(classes)));
-        let later = self.attacks.iter().skip(at - 1);
-        let of_later: f64 = later.map(|attack| cost(attack.most_passes(classes))).sum();
-        of_current * outcome.queue.len() as f64 + of_later * outcome.standing() as f64
+        let sample = self.sample.as_ref();
+        let later = self.attacks.iter().enumerate().skip(at - 1);
+        let of_later: f64 = later
+            .map(|(index, attack)| {
+                let images = outcome.at_most_tried(index, sample);
+                cost(attack.most_passes(classes)) * images as f64
+            })
+            .sum();
+        of_current * outcome.queue.len() as f64 + of_later
     }
 
     fn draw(&self) {
@@ -529,6 +539,20 @@ impl Watcher<'_> {
 
     fn line(&self, text: &str) {
         self.screen.borrow_mut().line(text);
+    }
+
+    /// Prints which attacks will run on a sample, if the next attack is the first of them.
+    fn announce_sample(&self, outcome: &Outcome) {
+        let next = outcome.stages.len() - 1;
+        if self.sample.is_none_or(|sample| sample.first != next) {
+            return;
+        }
+        let names: Vec<String> = self.attacks[next..].iter().map(Attack::name).collect();
+        let (names, of) = (names.join(", "), outcome.standing());
+        let size = outcome.at_most_tried(next, self.sample.as_ref());
+        self.line(&format!(
+            "{names}: on a random sample of {size} of the {of} remaining images"
+        ));
     }
 
     /// Prints the last two lines of the reference, and the confidence interval.
@@ -560,6 +584,10 @@ impl Watcher<'_> {
             "95 % interval: {low:.1} to {high:.1} % ({} of {count} images)",
             outcome.standing()
         ));
+        if let Some(bound) = outcome.bound() {
+            let bound = bound.text();
+            self.line(&format!("autoattack fast: robust {share:.1} %; {bound}"));
+        }
     }
 }
 
@@ -622,6 +650,7 @@ impl Observer for Watcher<'_> {
         let share = 100.0 * outcome.accuracy_after(at);
         if at == 0 {
             self.line(&format!("initial accuracy: {share:.2}%"));
+            self.announce_sample(outcome);
             return Ok(());
         }
         let name = outcome.stages[at].attack.to_uppercase();
@@ -638,6 +667,7 @@ impl Observer for Watcher<'_> {
         self.line(&format!(
             "robust accuracy after {name}: {share:.2}% (total time {seconds:.1} s)"
         ));
+        self.announce_sample(outcome);
         Ok(())
     }
 }

@@ -111,7 +111,7 @@ impl TestImages {
 
 fn check_attacks(table: &Table, evaluation: &FinalEvaluation) {
     match evaluation.settings().named(&evaluation.attacks) {
-        Ok(attacks) if !attacks.is_empty() => {}
+        Ok(suite) if !suite.attacks.is_empty() => {}
         Ok(_) => {
             let message = "attacks is empty";
             table.problem_with_hint(
@@ -147,5 +147,6 @@ impl FinalEvaluation {
         self.settings()
             .named(&self.attacks)
             .expect("names were checked")
+            .attacks
     }
 }

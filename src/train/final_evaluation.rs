@@ -123,7 +123,7 @@ fn evaluate(run: &Run, evaluation: &FinalEvaluation, screen: &mut dyn Screen) ->
         subset,
         preprocessing,
     };
-    let progress = Progress::new(folder, &subject.fingerprint(&attacks), false, comm);
+    let progress = Progress::new(folder, &subject.fingerprint(&attacks, None), false, comm);
     let setup = Setup {
         batch: BATCH,
         seed: run.recipe.seed,

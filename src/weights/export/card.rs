@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::attack::Norm;
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Version};
+use crate::eval::bound;
 use crate::files;
 use crate::image::Preprocessing;
 use crate::model::{ModelConfig, NORM_EPS, Stem};
@@ -176,7 +177,17 @@ pub(crate) fn measured(facts: &Facts) -> String {
                 percent(&stage["interval_95"][1]),
             );
         }
-        if !is_standard(result) {
+        let bound = &result["bound"];
+        if !bound.is_null() {
+            let most =
+                [&bound["points"], &bound["confidence"]].map(|n| n.as_f64().unwrap_or(f64::NAN));
+            text += &format!(
+                "\nThis is AutoAttack's fast version: the last attacks ran on a random sample of {} of {} images, and {}.\n\n",
+                bound["sampled"],
+                bound["of"],
+                bound::text(most[0], most[1])
+            );
+        } else if !is_standard(result) {
             text += "\nThe attacks above are not the standard version of AutoAttack with its default settings.\n\n";
         }
         for flag in result["flags"].as_array().into_iter().flatten() {
@@ -253,6 +264,10 @@ pub(crate) fn is_standard(evaluation: &Value) -> bool {
     let (Some(norm), Some(epsilon)) = (norm, epsilon) else {
         return false;
     };
+    // The fast version has the same settings, but ran its last attacks on a sample.
+    if !evaluation["bound"].is_null() {
+        return false;
+    }
     let attacks = Settings::new(Version::Standard, norm, epsilon).autoattack();
     let right = std::iter::once(Value::Null).chain(attacks.iter().map(|attack| json!(attack)));
     stages(evaluation)
