@@ -55,7 +55,7 @@ impl Setup {
         std::fs::write(root.join("protocol.toml"), PROTOCOL).unwrap();
         let corrupted = root.join("corrupted");
         std::fs::create_dir(&corrupted).unwrap();
-        let pixel = |at: usize| (at * 2654435761 >> 7) as u8;
+        let pixel = |at: usize| ((at * 2654435761) >> 7) as u8;
         let pixels: Vec<u8> = (0..30 * 3072).map(pixel).collect();
         write_array(&corrupted.join("fog.npy"), "(30, 32, 32, 3)", &pixels);
         let labels: Vec<u8> = (0..30).map(|index| index % 6 % 12).collect();

@@ -297,10 +297,10 @@ mod tests {
 
     #[test]
     fn all_problems_of_a_file_are_reported() {
-        let text = "titel = \"x\"\n[[evaluation]]\nname = \"a b\"\nattacks = [\"pgd\"]\nnorm = \"l3\"\n[[evaluation]]\nname = \
+        let text = "heading = \"x\"\n[[evaluation]]\nname = \"a b\"\nattacks = [\"pgd\"]\nnorm = \"l3\"\n[[evaluation]]\nname = \
                     \"A-B\"\nattacks = []\n[[data]]\nname = \"d\"";
         let message = Protocol::parse("file.toml", text).unwrap_err().to_string();
-        for part in ["titel", "l3", "`spec`"] {
+        for part in ["heading", "l3", "`spec`"] {
             assert!(message.contains(part), "{part}: {message}");
         }
         let evaluation = |name| format!("[[evaluation]]\nname = \"{name}\"\nattacks = [\"pgd\"]\n");
