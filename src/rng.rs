@@ -329,7 +329,7 @@ mod tests {
             (Stream::SubsetImage { image: 3 }, (13, 3, 0)),
             (Stream::SubsetClass { class: 3 }, (13, 3, 1)),
             (Stream::Mixture { block: 3 }, (14, 3, 0)),
-            (Stream::Sample { image: 3 }, (15, 3, 0)),
+            (Stream::Sample { image: 3 }, (16, 3, 0)),
         ];
         for (stream, (number, key, sub_key)) in recorded {
             let (purpose, first, second) = stream.keys();

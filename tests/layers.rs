@@ -160,6 +160,7 @@ const FILES: &[(&str, &[&str])] = &[
             "loader",
             "loader/evaluation",
             "subset",
+            "real",
             "check",
             "pack",
         ],

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
+use serde_json::json;
 
 use super::device::device;
 use super::inputs::{ChosenImages, inputs, open_data};
@@ -15,7 +16,8 @@ use super::shared::TestRun;
 use super::values::{one_of, usable_precision};
 use crate::attack::unseen::{ALL, Corruption, Strength};
 use crate::attack::{Attack, Norm, Unseen};
-use crate::data::Split;
+use crate::data::real::{self, RealLabels};
+use crate::data::{Dataset, Split};
 use crate::distributed::Comm;
 use crate::error::{Error, Result};
 use crate::eval::autoattack::{Settings, Suite, Version};
@@ -121,6 +123,9 @@ pub(crate) struct Eval {
     /// range over all classes of the model
     #[arg(long)]
     only_data_classes: bool,
+    /// Also compute clean accuracy with ImageNet-ReaL's labels, from its real.json; with --attack clean only
+    #[arg(long, value_name = "FILE")]
+    real_labels: Option<PathBuf>,
     #[command(flatten)]
     preprocessing: PreprocessingFlags,
     /// Classify by text with the class names in FILE, one per line, for models trained with captions
@@ -165,6 +170,8 @@ impl Eval {
             false => (map, None),
         };
         let names = map.names(dataset.classes());
+        let real = self.real_labels(&dataset)?;
+        let labels = map.labels(dataset.classes().len());
         let subset = self.chosen.of(&dataset)?.mapped(map);
         let count = subset.len();
         let config = loaded.model.config();
@@ -241,7 +248,19 @@ impl Eval {
             finished.extend(progress);
         }
         summary(&all, &mut screen);
-        let result = to_json(&subject, &all);
+        let mut result = to_json(&subject, &all);
+        if let (Some(real), [clean]) = (real, &all[..]) {
+            let predicted = clean.outcome.predicted.iter();
+            let predicted = predicted.map(|class| labels.get(&(*class)?).copied());
+            let found = real.accuracy(&dataset, &subset, &predicted.collect::<Vec<_>>())?;
+            screen.line(&format!(
+                "  ReaL      {:6.2} %  ({} of {} images with labels)",
+                100.0 * found.accuracy,
+                found.right,
+                found.images
+            ));
+            result["real_labels"] = json!(found);
+        }
         conclude(
             &out.join("result.json"),
             &result,
@@ -295,6 +314,20 @@ impl Eval {
         Ok(Some((zero_shot, head)))
     }
 
+    /// Reads the labels of --real-labels.
+    fn real_labels(&self, dataset: &Dataset) -> Result<Option<RealLabels>> {
+        let Some(path) = &self.real_labels else {
+            return Ok(None);
+        };
+        if self.eps_curve || self.attack.iter().any(|name| name != "clean") {
+            return Err(
+                Error::input("--real-labels is for clean accuracy only").hint("add --attack clean")
+            );
+        }
+        real::check(dataset)?;
+        RealLabels::read(path).map(Some)
+    }
+
     /// Returns the precision that attacks search in, if it differs from that of the verdicts.
     fn search(&self, precision: Precision) -> Result<Option<Precision>> {
         let Some(wanted) = self.search_precision else {
@@ -319,6 +352,7 @@ impl Eval {
             ("--zero-shot", &self.zero_shot),
             ("--text", &self.text),
             ("--templates", &self.templates),
+            ("--real-labels", &self.real_labels),
         ] {
             path.iter().for_each(|path| inputs.add(flag, path));
         }

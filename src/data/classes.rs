@@ -48,6 +48,14 @@ impl ClassMap {
         }
     }
 
+    /// Returns the label for each class of the model that has one. `labels` is the number of classes of the data.
+    pub fn labels(&self, labels: usize) -> std::collections::HashMap<usize, u32> {
+        let labels = 0..labels as u32;
+        labels
+            .map(|label| (self.class_of(label) as usize, label))
+            .collect()
+    }
+
     /// Returns the data set's names of the classes of the model, if each class has one; else none.
     pub fn names(&self, data: &[String]) -> Vec<String> {
         let mut names = vec![None; data.len()];

@@ -11,6 +11,7 @@
 //! | [`shards`] [`wds`]      | images and captions in tar files: index, samples; CLIP Benchmark's folders         |
 //! | [`dataset`]             | one interface to all of them                                                      |
 //! | [`classes`] [`subset`]  | matching labels with a model's classes; choosing the images of an evaluation      |
+//! | [`real`]                | all classes of ImageNet's validation images                                       |
 //! | [`augment`]             | random crops, flips, RandAugment, MixUp, CutMix, all drawn from keyed streams     |
 //! | [`batch`] [`loader`]    | batches, their order, the threads that make them                                  |
 //! | [`check`] [`pack`]      | checking every sample of a data set; decoding it once for training                |
@@ -23,6 +24,7 @@ pub mod dataset;
 pub mod loader;
 pub mod mixture;
 pub mod pack;
+pub mod real;
 pub mod shards;
 pub mod sources;
 pub mod spec;

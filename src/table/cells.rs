@@ -241,6 +241,7 @@ struct Filled {
     specs: Vec<String>,
     ids: Option<String>,
     classes: Option<String>,
+    real_labels: Option<String>,
     zero_shot: Option<String>,
     templates: Option<String>,
 }
@@ -261,6 +262,7 @@ impl Filled {
                 specs,
                 ids: optional(&set.ids)?,
                 classes: optional(&set.classes)?,
+                real_labels: optional(&set.real_labels)?,
                 zero_shot: optional(&set.zero_shot)?,
                 templates: optional(&set.templates)?,
             })
@@ -300,7 +302,13 @@ fn fill(text: &str, inputs: &Inputs) -> std::result::Result<String, String> {
 
 fn check_paths(protocol: &Protocol, inputs: &Inputs) -> Result<()> {
     let texts = protocol.data.iter().flat_map(|set| {
-        let optional = [&set.ids, &set.classes, &set.zero_shot, &set.templates];
+        let optional = [
+            &set.ids,
+            &set.classes,
+            &set.real_labels,
+            &set.zero_shot,
+            &set.templates,
+        ];
         std::iter::once(&set.spec).chain(optional.into_iter().flatten())
     });
     let mut known: Vec<&str> = texts.flat_map(|text| names_in(text)).collect();
@@ -379,6 +387,7 @@ fn arguments(
     add("--n", set.images.map(|count| count.to_string()));
     add("--ids", filled.ids.clone());
     add("--classes", filled.classes.clone());
+    add("--real-labels", filled.real_labels.clone());
     add("--attack", Some(attacks.join(",")));
     add("--norm", evaluation.norm.map(|norm| norm.word().to_owned()));
     add(

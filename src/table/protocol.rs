@@ -70,7 +70,7 @@ settings! {
 }
 
 settings! {
-    /// A data set. In `spec`, `ids`, `classes`, `zero_shot` and `templates`, `{NAME}` is the path that the user gives with
+    /// A data set. In `spec`, `ids`, `classes`, `real_labels`, `zero_shot` and `templates`, `{NAME}` is the path that the user gives with
     /// `--data NAME=PATH`, or the folder NAME in that of `--root`.
     #[derive(Clone, Debug, PartialEq)]
     pub struct TableData(table) {
@@ -86,6 +86,8 @@ settings! {
         pub ids: Option<String> { example: "\"{imagenet-ids}\"" },
         /// File with the data set's name of each class of the model.
         pub classes: Option<String> { example: "\"{imagenet}/classes.txt\"" },
+        /// File of ImageNet-ReaL's labels, which clean accuracy is computed with.
+        pub real_labels: Option<String> { example: "\"{imagenet-real}/real.json\"" },
         /// Predict only among the classes of the data set.
         pub only_data_classes: bool {} [= false],
         /// File of class names, for zero-shot classification with the model's text model.

@@ -504,7 +504,11 @@ impl Cells<'_> {
 /// attacks their mean, UA2.
 fn of_stage(found: &Finished, is_last: bool) -> Option<Number> {
     let result = &found.result;
-    let images = result["images"].as_u64()? as usize;
+    let real = &result["real_labels"];
+    let images = match real["images"].as_u64() {
+        Some(labelled) => labelled as usize,
+        None => result["images"].as_u64()? as usize,
+    };
     let number = |count: usize| {
         let (low, high) = wilson(count, images);
         Number {
@@ -522,6 +526,9 @@ fn of_stage(found: &Finished, is_last: bool) -> Option<Number> {
         }?;
         Some(number(stage["robust_count"].as_u64()? as usize))
     };
+    if let Some(right) = real["right"].as_u64() {
+        return Some(number(right as usize));
+    }
     let Some(evaluations) = result["evaluations"].as_array() else {
         return at_stage(result);
     };
