@@ -506,7 +506,7 @@ fn of_stage(found: &Finished, is_last: bool) -> Option<Number> {
     let result = &found.result;
     let real = &result["real_labels"];
     let images = match real["images"].as_u64() {
-        Some(labelled) => labelled as usize,
+        Some(labeled) => labeled as usize,
         None => result["images"].as_u64()? as usize,
     };
     let number = |count: usize| {
