@@ -130,20 +130,21 @@ mod tests {
         for class in 0..CLASSES {
             let class_folder = root.join(format!("n{class:08}"));
             std::fs::create_dir_all(&class_folder).unwrap();
-            if class < 4 {
-                let picture = image::GrayImage::from_pixel(4, 4, image::Luma([7]));
-                let name = format!("ILSVRC2012_val_{:08}.png", class + 1);
-                picture.save(class_folder.join(name)).unwrap();
-            }
+            let picture = image::GrayImage::from_pixel(4, 4, image::Luma([7]));
+            let name = format!("ILSVRC2012_val_{:08}.png", class + 1);
+            picture.save(class_folder.join(name)).unwrap();
         }
         let dataset = Dataset::open(&Spec::ClassFolders(root), Split::Test, 0);
         let dataset = dataset.unwrap();
         let subset = Subset::all(&dataset);
         let path = folder.path().join("real.json");
-        std::fs::write(&path, "[[0, 5], [7], [], [3]]").unwrap();
+        let mut sets = vec![vec![0, 5], vec![7], vec![], vec![3]];
+        sets.resize(CLASSES, Vec::new());
+        std::fs::write(&path, format!("{sets:?}")).unwrap();
         let labels = RealLabels::read(&path).unwrap();
-        let found = labels.accuracy(&dataset, &subset, &[Some(5), Some(1), Some(2), None]);
-        let found = found.unwrap();
+        let mut predicted = vec![Some(5), Some(1), Some(2)];
+        predicted.resize(CLASSES, None);
+        let found = labels.accuracy(&dataset, &subset, &predicted).unwrap();
         assert_eq!((found.images, found.right), (3, 1));
         std::fs::write(&path, "[[0], [1000]]").unwrap();
         let message = RealLabels::read(&path).unwrap_err().to_string();
@@ -151,7 +152,7 @@ mod tests {
         std::fs::write(&path, "[[0]]").unwrap();
         let short = RealLabels::read(&path).unwrap();
         let message = short
-            .accuracy(&dataset, &subset, &[None; 4])
+            .accuracy(&dataset, &subset, &predicted)
             .unwrap_err()
             .to_string();
         assert!(
