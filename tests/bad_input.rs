@@ -382,7 +382,10 @@ fn an_evaluation_without_its_epsilon_or_with_an_unknown_attack_is_refused() {
     );
     refuses(
         &asked(&["--eps", "8/255", "--version", "rnd"]),
-        &["--version: unknown version `rnd`", "standard, plus or rand"],
+        &[
+            "--version: unknown version `rnd`",
+            "standard, plus, rand or fast",
+        ],
     );
     refuses(
         &asked(&["--eps", "8/255", "--targets", "0"]),

@@ -39,23 +39,45 @@ words! {
     --result full/result.json --out export\n  advxl export runs/clip --to open-clip --text \
     CLIPA-L-14 --out export\n  advxl export runs/robust_clip --to hf-clip --out export"
 )]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Export {
-    #[command(subcommand)]
-    what: Option<What>,
     #[command(flatten)]
-    exported: Option<ExportedModel>,
+    model: NamedModel,
+    /// Program to export for
+    #[arg(long, value_name = "PROGRAM", value_parser = one_of::<Program>("program"))]
+    to: Program,
+    /// Folder of the text tower that the model was trained against: for open-clip an open_clip folder, required; for
+    /// hf-clip an open_clip, transformers or advxl folder, without which only the image tower is written
+    #[arg(long, value_name = "FOLDER")]
+    text: Option<PathBuf>,
+    /// Write the exported model to this new folder
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Name of the model; RobustBench uses LastnameYearFirstword
+    #[arg(long, default_value = "advxl-model")]
+    name: String,
+    /// Authors of the model
+    #[arg(long, default_value = "")]
+    authors: String,
+    /// Link to the paper or description
+    #[arg(long, default_value = "")]
+    link: String,
+    /// Training data set, such as imagenet; for robustbench the leaderboard: cifar10, cifar100 or imagenet
+    #[arg(long, default_value = "")]
+    dataset: String,
+    /// State that additional training data was used
+    #[arg(long)]
+    additional_data: bool,
+    /// Include a result.json that `advxl eval` wrote for this model; may be repeated
+    #[arg(long, value_name = "FILE")]
+    result: Vec<PathBuf>,
 }
 
-#[derive(clap::Subcommand)]
-enum What {
-    /// Export results as the YAML files that Hugging Face reads from `.eval_results` of a model repository
-    Results(Results),
-}
-
-/// The results to export.
+/// Export results as the YAML files that Hugging Face reads from `.eval_results` of a model repository
 #[derive(clap::Args)]
-struct Results {
+#[command(
+    after_help = "Example:\n  advxl export-results runs/a/result.json --benchmark ORG/NAME --out MODEL_REPOSITORY"
+)]
+pub(crate) struct ExportResults {
     /// Files that `advxl eval` wrote
     #[arg(value_name = "RESULT.json", required = true)]
     results: Vec<PathBuf>,
@@ -73,8 +95,8 @@ struct Results {
     out: PathBuf,
 }
 
-impl Results {
-    fn run(&self, json: bool) -> Result<()> {
+impl ExportResults {
+    pub(crate) fn run(&self, json: bool) -> Result<()> {
         let benchmark = Benchmark {
             dataset: self.benchmark.clone(),
             task: self.task.clone(),
@@ -124,53 +146,8 @@ impl Results {
     }
 }
 
-/// The model to export, and how.
-#[derive(clap::Args)]
-struct ExportedModel {
-    #[command(flatten)]
-    model: NamedModel,
-    /// Program to export for
-    #[arg(long, value_name = "PROGRAM", value_parser = one_of::<Program>("program"))]
-    to: Program,
-    /// Folder of the text tower that the model was trained against: for open-clip an open_clip folder, required; for
-    /// hf-clip an open_clip, transformers or advxl folder, without which only the image tower is written
-    #[arg(long, value_name = "FOLDER")]
-    text: Option<PathBuf>,
-    /// Write the exported model to this new folder
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Name of the model; RobustBench uses LastnameYearFirstword
-    #[arg(long, default_value = "advxl-model")]
-    name: String,
-    /// Authors of the model
-    #[arg(long, default_value = "")]
-    authors: String,
-    /// Link to the paper or description
-    #[arg(long, default_value = "")]
-    link: String,
-    /// Training data set, such as imagenet; for robustbench the leaderboard: cifar10, cifar100 or imagenet
-    #[arg(long, default_value = "")]
-    dataset: String,
-    /// State that additional training data was used
-    #[arg(long)]
-    additional_data: bool,
-    /// Include a result.json that `advxl eval` wrote for this model; may be repeated
-    #[arg(long, value_name = "FILE")]
-    result: Vec<PathBuf>,
-}
-
 impl Export {
     pub(crate) fn run(&self, json: bool) -> Result<()> {
-        match (&self.what, &self.exported) {
-            (Some(What::Results(results)), _) => results.run(json),
-            (None, Some(exported)) => exported.run(json),
-            (None, None) => Err(Error::input("MODEL is missing").hint("see `advxl export --help`")),
-        }
-    }
-}
-
-impl ExportedModel {
-    fn run(&self, json: bool) -> Result<()> {
         // Returns notes for the user.
         type Write<'a> = Box<dyn Fn(&Loaded, &Facts, &Path) -> Result<Vec<String>> + 'a>;
         let without_notes = |()| Vec::new();

@@ -92,6 +92,8 @@ enum Command {
     Embed(embed::Embed),
     /// Export a model for timm, open_clip, transformers or RobustBench
     Export(export::Export),
+    /// Export results as the YAML files that Hugging Face reads from `.eval_results` of a model repository
+    ExportResults(export::ExportResults),
     /// Estimate the compute, memory, time and price of a recipe without training
     Plan(plan::Plan),
     /// Check recipes and explain their keys
@@ -371,6 +373,7 @@ fn perform(arguments: &Arguments, comm: &Comm) -> Result<()> {
         Command::Demo(demo) => demo.run(json),
         Command::Predict(predict) => predict.run(json),
         Command::Export(export) => export.run(json),
+        Command::ExportResults(results) => results.run(json),
         Command::Plan(plan) => plan.run(json),
         Command::Inspect(inspect) => inspect.run(json),
         Command::Completions(completions) => completions.run(Arguments::command(), json),
