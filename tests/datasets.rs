@@ -450,7 +450,7 @@ fn other_numpy_archives_are_refused_with_what_is_wrong() {
         (
             "single.npy",
             "this is a single array (.npy)",
-            "numpy.savez(FILE",
+            "use `npy:FILE`",
         ),
     ] {
         let path = archive(&format!("bad_{file}"));
