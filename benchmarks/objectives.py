@@ -5,9 +5,9 @@
 
 `captions`: a tiny CLIP model, trained here on synthetic images and captions, is made robust by FARE, TeCoA, Sim-CLIP and
 AdvFLYP and evaluated zero-shot. `cifar`: a ViT, trained adversarially on CIFAR-10 at 16 pixels, is fine-tuned at 32 with
-several objectives and norms. Each run of a comparison has the same compute: forward passes, of which a forward and backward
-pass is two, a pass with weight gradients three. Runs resume: start the same command again after an interruption. Prints a
-Markdown table.
+several objectives and norms. All runs of a comparison have the same compute, counted in forward passes: a forward and
+backward pass counts as two, with weight gradients as three. Runs resume: start the same command again after an
+interruption. Prints a Markdown table.
 """
 
 import argparse

@@ -10,7 +10,7 @@ use crate::values::Values;
 pub enum RowDistance {
     /// `|x - y|^2`.
     SquaredL2,
-    /// `|x - y|`, at least 1e-12; its gradient is 0 there.
+    /// `|x - y|`, at least 1e-12; its gradient is 0 there, as PyTorch's where the rows are equal.
     L2,
     /// `-cos(x, y)`, with lengths of at least 1e-12.
     Cosine,

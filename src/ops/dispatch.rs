@@ -1,5 +1,6 @@
 //! The public operations: what each computes, and which engine runs it.
 
+use advxl_cuda::RowDistance;
 use advxl_cuda::mixing::Mix;
 use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu};
 use burn::tensor::Tensor;
@@ -8,8 +9,8 @@ use super::cache::WeightCache;
 use super::device::Device;
 use super::engine::Engine;
 use super::spec::{
-    AdamW, BlockSpec, ConvNextSpec, KeptRows, Moments, PatchSpec, PathScale, Places, RowDistance,
-    Streams, TensorUpdate,
+    AdamW, BlockSpec, ConvNextSpec, KeptRows, Moments, PatchSpec, PathScale, Places, Streams,
+    TensorUpdate,
 };
 use super::words::Numerics;
 use super::{cpu, cuda, gpu, plain, reference};
@@ -473,7 +474,7 @@ pub fn add<const D: usize>(a: Tensor<D>, b: Tensor<D>) -> Tensor<D> {
     }
 }
 
-/// Copies of a tensor, all of which take part in the loss: their gradients are summed where the tensor is.
+/// Returns copies of a tensor whose gradients are summed on the tensor's device. The loss must use every copy.
 ///
 /// Automatic differentiation would sum the gradients of a tensor that is used several times on the host.
 pub fn fork<const D: usize>(x: &Tensor<D>, count: usize) -> Vec<Tensor<D>> {

@@ -27,8 +27,8 @@ mod words;
 
 pub use advxl_kernels::{BlockWeights, ConvNextWeights, Gelu};
 
-pub use advxl_cuda::Norm;
 pub use advxl_cuda::mixing::Mix as RowMix;
+pub use advxl_cuda::{Norm, RowDistance};
 
 pub(crate) use cuda::targets;
 pub use cuda::values::{tensor as of_gpu_values, values as gpu_values};
@@ -50,8 +50,8 @@ pub use evaluation::{
 pub use open::{Api, DeviceName, Opened, hardware, usable, usable_in_attacks};
 pub use rate::peak_flops;
 pub use spec::{
-    AdamW, BlockSpec, ConvNextSpec, KeptRows, Moments, PatchSpec, PathScale, Places, RowDistance,
-    Streams, TensorUpdate,
+    AdamW, BlockSpec, ConvNextSpec, KeptRows, Moments, PatchSpec, PathScale, Places, Streams,
+    TensorUpdate,
 };
 pub use tensor::{Stored, from_vec, sum_of_bits, sum_of_squares, to_vec, zeros};
 pub use upload::{Upload, Uploads};

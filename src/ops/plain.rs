@@ -1,10 +1,11 @@
 //! Operations that are Burn's own everywhere but on an NVIDIA GPU, where Burn has none.
 
+use advxl_cuda::RowDistance;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 
 use super::device::Device;
-use super::spec::{KeptRows, Places, RowDistance};
+use super::spec::{KeptRows, Places};
 use super::tensor::{from_vec, to_vec};
 
 /// See [`crate::ops::cross_entropy`].

@@ -26,19 +26,6 @@ impl PatchSpec {
     }
 }
 
-/// How far two rows are from each other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RowDistance {
-    /// `|x - y|^2`.
-    SquaredL2,
-    /// `|x - y|`. Its gradient is 0 where the rows are equal, as PyTorch's.
-    L2,
-    /// `-cos(x, y)`.
-    Cosine,
-    /// The Kullback-Leibler divergence `KL(softmax(x) || softmax(y))`.
-    Kl,
-}
-
 /// The rows of each image's tokens that stay where others are masked out.
 #[derive(Clone, Copy, Debug)]
 pub struct KeptRows<'a> {

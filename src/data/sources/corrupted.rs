@@ -23,8 +23,8 @@ pub fn open(path: &Path, severity: Option<usize>) -> Result<Npz> {
     let (name, source, header) = array(path)?;
     let (count, height, width) =
         shape(&name, &header, source.length()).context(|| format!("`{}`", path.display()))?;
-    let beside = path.with_file_name("labels.npy");
-    let (labels_name, file, labels_header) = array(&beside)?;
+    let labels_path = path.with_file_name("labels.npy");
+    let (labels_name, file, labels_header) = array(&labels_path)?;
     let bytes = file.bytes(0, file.length())?.unwrap_or_default();
     let size = file.length();
     let labels = labels_in(
@@ -34,7 +34,7 @@ pub fn open(path: &Path, severity: Option<usize>) -> Result<Npz> {
         size,
         (&name, count),
     )
-    .context(|| format!("`{}`", beside.display()))?;
+    .context(|| format!("`{}`", labels_path.display()))?;
     // The classes of the whole file, so that every severity has the same.
     let classes = numbered(&labels);
     let (first, count) = match severity {

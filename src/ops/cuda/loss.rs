@@ -1,13 +1,12 @@
 //! Losses, their sums, and correct answers: what crosses to the host is a number.
 
-use advxl_cuda::{Gpu, Values};
+use advxl_cuda::{Gpu, RowDistance, Values};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::Tensor;
 
 use super::values::{fetched, primitive, sent, values};
 use crate::ops::node::{Differentiable, parent, parents, record};
-use crate::ops::spec::RowDistance;
 
 /// See [`crate::ops::cross_entropy`].
 pub(crate) fn cross_entropy(gpu: &Gpu, logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
@@ -62,12 +61,6 @@ pub(crate) fn row_distances(gpu: &Gpu, kind: RowDistance, x: Tensor<2>, y: Tenso
         false => parents::<Flex, 2>(&x, []),
     };
     let (x, y) = (values(gpu, &x), values(gpu, &y));
-    let kind = match kind {
-        RowDistance::SquaredL2 => advxl_cuda::RowDistance::SquaredL2,
-        RowDistance::L2 => advxl_cuda::RowDistance::L2,
-        RowDistance::Cosine => advxl_cuda::RowDistance::Cosine,
-        RowDistance::Kl => advxl_cuda::RowDistance::Kl,
-    };
     record(parents, |_| {
         let distances = advxl_cuda::row_distances(kind, &x, &y, width);
         (
@@ -79,7 +72,7 @@ pub(crate) fn row_distances(gpu: &Gpu, kind: RowDistance, x: Tensor<2>, y: Tenso
 
 #[derive(Clone, Debug)]
 struct DistanceGradient {
-    kind: advxl_cuda::RowDistance,
+    kind: RowDistance,
     x: Values,
     y: Values,
     width: usize,
