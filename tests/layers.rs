@@ -207,6 +207,7 @@ const FILES: &[(&str, &[&str])] = &[
             "target_model",
             "targets",
             "attempt",
+            "closest",
             "pgd",
             "hyperplane",
             "apgd",

@@ -9,6 +9,7 @@ use burn::tensor::Tensor;
 use serde::Serialize;
 
 use super::attempt::{Adversarials, Attempt, Batch, Mark, images_of, in_turn};
+use super::closest::Closest;
 use super::draws::Draws;
 use super::gradient::{AttackLoss, select};
 use super::objective::Goal;
@@ -212,9 +213,14 @@ impl Apgd {
         kind: Start,
     ) -> (Adversarials, Tensor<4>) {
         let mut found: Adversarials = vec![None; goals.len()];
+        let closest = match kind {
+            Start::Outside => None,
+            _ => Closest::new(classifier, &start),
+        };
         let mut climb = Climb {
             goals: goals.to_vec(),
             averages: self.averages,
+            closest,
             ..Climb::new(self.norm, ball.clone(), start, steps as usize, kind)
         };
         for step in 0..=climb.steps {
@@ -226,8 +232,10 @@ impl Apgd {
             if kind != Start::Outside {
                 let label = |row: usize| climb.goals[row].label();
                 let logits = classifier.confirmed(&climb.images, logits, label);
-                if classifier.is_approximate() {
-                    climb.keep_closest(&logits);
+                if let Some(closest) = &mut climb.closest {
+                    let goals = climb.goals.iter().enumerate();
+                    let margins = goals.map(|(row, goal)| logits.margin(row, goal.label()));
+                    closest.see(&climb.images, margins);
                 }
                 climb.drop_fooled(&logits, &mut found);
             }
@@ -239,8 +247,10 @@ impl Apgd {
                 climb.step(step);
             }
         }
-        if kind != Start::Outside && classifier.is_approximate() && !classifier.is_stopped() {
-            climb.confirm_closest(classifier, &mut found);
+        if let Some(closest) = climb.closest.filter(|_| !classifier.is_stopped()) {
+            let each = climb.climbs.iter().zip(&climb.goals);
+            let each = each.map(|(climb, goal)| (climb.place, goal.label()));
+            closest.confirm(classifier, each, &mut found);
         }
         (found, climb.best)
     }
@@ -316,8 +326,6 @@ struct Climber {
     /// Loss at the current iterate.
     loss: f64,
     best: f64,
-    /// Smallest margin, with an approximate search.
-    margin: f64,
     best_at_check: f64,
     halved_at_check: bool,
     step_size: f64,
@@ -343,8 +351,8 @@ struct Climb {
     best: Tensor<4>,
     gradient: Tensor<4>,
     best_gradient: Tensor<4>,
-    /// With an approximate search: iterates with the smallest margin.
-    closest: Option<Tensor<4>>,
+    /// With an approximate search that counts misclassifications.
+    closest: Option<Closest>,
     /// Steps until the next check, and between checks.
     until_check: usize,
     window: usize,
@@ -372,7 +380,6 @@ impl Climb {
             losses: Vec::new(),
             loss: 0.0,
             best: f64::NEG_INFINITY,
-            margin: f64::INFINITY,
             best_at_check: f64::NEG_INFINITY,
             halved_at_check: true,
             step_size: largest_step,
@@ -459,28 +466,9 @@ impl Climb {
         ] {
             *tensor = select(tensor.clone(), &kept);
         }
-        self.closest = self.closest.take().map(|closest| select(closest, &kept));
-    }
-
-    /// Keeps the iterates with the smallest margin.
-    fn keep_closest(&mut self, logits: &Logits) {
-        let closest = self.closest.take().unwrap_or_else(|| self.images.clone());
-        let mut closer = vec![false; self.climbs.len()];
-        for (row, climb) in self.climbs.iter_mut().enumerate() {
-            let margin = logits.margin(row, self.goals[row].label());
-            (climb.margin, closer[row]) = (margin.min(climb.margin), margin < climb.margin);
+        if let Some(closest) = &mut self.closest {
+            closest.keep(&kept);
         }
-        self.closest = Some(replace_rows(closest, &self.images, &closer));
-    }
-
-    /// Evaluates the iterates with the smallest margin by the network itself.
-    fn confirm_closest(&mut self, classifier: &TargetModel, found: &mut Adversarials) {
-        let Some(closest) = self.closest.take().filter(|_| !self.climbs.is_empty()) else {
-            return;
-        };
-        let logits = classifier.logits(closest.clone());
-        self.images = closest;
-        self.drop_fooled(&logits, found);
     }
 
     /// Updates the best images after `step` steps, and the step sizes at a check.

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::attempt::{Adversarials, Attempt, Batch, Mark, images_of, in_turn};
+use super::closest::Closest;
 use super::draws::Draws;
 use super::gradient::select;
 use super::hyperplane;
@@ -102,7 +103,6 @@ impl Fab {
                     is_linear: false,
                     crosses: false,
                     margin: f64::INFINITY,
-                    smallest: f64::INFINITY,
                 };
                 let hunts = Hunts {
                     norm: self.norm,
@@ -111,7 +111,7 @@ impl Fab {
                         _ => self.start(batch, run.number),
                     },
                     normal: clean.clone(),
-                    closest: None,
+                    closest: Closest::new(classifier, &clean),
                     clean,
                     each: batch.labels.iter().enumerate().map(hunt).collect(),
                 };
@@ -158,8 +158,9 @@ impl Fab {
                 hunts.linearize(classifier, &stale);
             }
         }
-        if !classifier.is_stopped() {
-            hunts.confirm_closest(classifier, &mut found);
+        if let Some(closest) = hunts.closest.filter(|_| !classifier.is_stopped()) {
+            let each = hunts.each.iter().map(|hunt| (hunt.place, hunt.label));
+            closest.confirm(classifier, each, &mut found);
         }
         found
     }
@@ -177,9 +178,8 @@ struct Hunt {
     is_linear: bool,
     /// Whether the current point is misclassified.
     crosses: bool,
-    /// With an approximate search: margin of the current point, and the smallest one within epsilon.
+    /// Margin of the current point.
     margin: f64,
-    smallest: f64,
 }
 
 /// A batch of hunts; row i of each tensor belongs to hunt i.
@@ -190,8 +190,8 @@ struct Hunts {
     at: Tensor<4>,
     /// Gradients of the differences.
     normal: Tensor<4>,
-    /// With an approximate search: the points within epsilon with the smallest margin.
-    closest: Option<Tensor<4>>,
+    /// With an approximate search: points within epsilon.
+    closest: Option<Closest>,
 }
 
 impl Hunts {
@@ -246,8 +246,14 @@ impl Hunts {
 
     /// Removes the images that are fooled within epsilon, and pulls back the other misclassified points.
     fn finish(&mut self, classifier: &TargetModel, epsilon: f64, found: &mut Adversarials) {
-        if classifier.is_approximate() {
-            self.keep_closest(epsilon);
+        if let Some(closest) = &mut self.closest {
+            let distances = self.norm.distances(&self.at, &self.clean);
+            let margins = self.each.iter().zip(distances);
+            let margins = margins.map(|(hunt, distance)| match distance <= epsilon {
+                true => hunt.margin,
+                false => f64::INFINITY,
+            });
+            closest.see(&self.at, margins);
         }
         let crossing = self.rows(|hunt| hunt.crosses);
         if crossing.is_empty() {
@@ -279,40 +285,14 @@ impl Hunts {
             for tensor in [&mut self.clean, &mut self.at, &mut self.normal] {
                 *tensor = select(tensor.clone(), &kept);
             }
-            self.closest = self.closest.take().map(|closest| select(closest, &kept));
+            if let Some(closest) = &mut self.closest {
+                closest.keep(&kept);
+            }
         }
         let pulled: Vec<bool> = self.each.iter().map(|hunt| hunt.crosses).collect();
         self.at = pull_back(self.at.clone(), &self.clean, &pulled, PULLED_BACK as f32);
         for hunt in self.each.iter_mut().filter(|hunt| hunt.crosses) {
             hunt.is_linear = false;
-        }
-    }
-
-    /// Keeps the points within epsilon with the smallest margin.
-    fn keep_closest(&mut self, epsilon: f64) {
-        let distances = self.norm.distances(&self.at, &self.clean);
-        let mut closer = vec![false; self.each.len()];
-        for ((hunt, closer), distance) in self.each.iter_mut().zip(&mut closer).zip(distances) {
-            *closer = distance <= epsilon && hunt.margin < hunt.smallest;
-            if *closer {
-                hunt.smallest = hunt.margin;
-            }
-        }
-        let closest = self.closest.take().unwrap_or_else(|| self.clean.clone());
-        self.closest = Some(replace_rows(closest, &self.at, &closer));
-    }
-
-    /// Evaluates the points with the smallest margin by the network itself.
-    fn confirm_closest(&self, classifier: &TargetModel, found: &mut Adversarials) {
-        let Some(closest) = self.closest.as_ref().filter(|_| !self.each.is_empty()) else {
-            return;
-        };
-        let logits = classifier.logits(closest.clone());
-        let images = images_of(closest.clone());
-        for (row, (hunt, image)) in self.each.iter().zip(images).enumerate() {
-            if !logits.is_right(row, hunt.label) {
-                found[hunt.place] = Some(image);
-            }
         }
     }
 

@@ -14,6 +14,7 @@
 pub mod apgd;
 pub mod attempt;
 pub mod batch;
+pub(crate) mod closest;
 pub mod draws;
 pub mod fab;
 pub mod gradient;

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::attempt::{Adversarials, Attempt, Batch, Mark, images_of};
+use super::closest::confirm;
 use super::draws::Draws;
 use super::gradient::select;
 use super::l1;
@@ -230,15 +231,9 @@ impl Searches {
             .filter(|row| is_done(&self.each[*row]))
             .collect();
         if classifier.is_approximate() && !done.is_empty() {
-            let images = select(self.best.clone(), &done);
-            let logits = classifier.logits(images.clone());
-            let images = images_of(images);
-            for (seen, (row, image)) in done.iter().zip(images).enumerate() {
-                let search = &self.each[*row];
-                if !logits.is_right(seen, search.label) {
-                    found[search.place] = Some(image);
-                }
-            }
+            let each = done.iter().map(|row| &self.each[*row]);
+            let each = each.map(|search| (search.place, search.label));
+            confirm(classifier, &select(self.best.clone(), &done), each, found);
         }
         self.keep(|search| !is_done(search));
     }
