@@ -13,7 +13,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::files;
 use crate::ops::Precision;
 use crate::table::protocol::{PROTOCOLS, TableModels};
-use crate::table::{Cell, Inputs, Plan, Protocol, Table, TableModel};
+use crate::table::{Cell, Inputs, Plan, Protocol, Results, Table, TableModel};
 
 /// Evaluate models by a published protocol and print the table
 ///
@@ -105,43 +105,43 @@ impl TableCommand {
             false => Ok(()),
         })?;
         comm.stop_on_signals()?;
-        let write = |finished: bool| -> Result<Table> {
-            let table = Table::collect(&protocol, &inputs.models, &plan, out)?;
-            if comm.is_main() && finished {
-                write_all(&table, out)?;
-            }
-            Ok(table)
-        };
+        let mut results = Results::new(&plan, out);
         let mut failed = Vec::new();
-        for (cell, eval) in plan.cells.iter().zip(&evaluations) {
-            match self.evaluate(&plan, cell, eval, comm) {
-                Ok(Done::Now) => {
-                    write(true)?;
-                }
+        for (index, eval) in evaluations.iter().enumerate() {
+            match evaluate(&plan, &mut results, index, eval, comm) {
+                Ok(Done::Now) => comm.all_ok(match comm.is_main() {
+                    true => write(&protocol, &inputs, &mut results).map(drop),
+                    false => Ok(()),
+                })?,
                 Ok(Done::Before | Done::Elsewhere) => {}
                 // A stop, or an error that only this rank has.
                 Err(error) if error.kind() == Kind::TryAgain => return Err(error),
                 Err(error) if comm.world_size() > 1 && !error.is_everywhere() => return Err(error),
                 Err(error) => {
-                    note(&format!("error: {}: {error}", cell.folder.display()));
+                    let folder = plan.cells[index].folder.display();
+                    note(&format!("error: {folder}: {error}"));
                     failed.push(error);
                 }
             }
         }
-        let table = write(true)?;
-        match json {
-            true => print_json(&table.to_json()),
-            false => print_line(table.to_text().trim_end()),
-        }
+        // What other processes were at when this one passed it may be finished by now.
+        let unfinished = match comm.is_main() {
+            true => {
+                let written = write(&protocol, &inputs, &mut results);
+                written.map(|(table, unfinished)| {
+                    match json {
+                        true => print_json(&table.to_json()),
+                        false => print_line(table.to_text().trim_end()),
+                    }
+                    unfinished
+                })
+            }
+            false => Ok(0),
+        };
+        let elsewhere = comm.broadcast(comm.all_ok(unfinished)?);
         if let Some(first) = failed.into_iter().next() {
             return Err(first.context("some evaluations failed, first"));
         }
-        // What other processes were at when this one passed it may be finished by now.
-        let count = match comm.is_main() {
-            true => plan.unfinished(),
-            false => Ok(0),
-        };
-        let elsewhere = comm.broadcast(comm.all_ok(count)?);
         match elsewhere {
             0 => Ok(()),
             count => {
@@ -216,42 +216,58 @@ impl TableCommand {
             out: out.to_owned(),
         })
     }
+}
 
-    /// Evaluates a cell, unless it is finished or another process evaluates it.
-    fn evaluate(&self, plan: &Plan, cell: &Cell, eval: &Eval, comm: &Comm) -> Result<Done> {
-        let mut lock = None;
-        let mut claim = || -> Result<Done> {
-            if cell.finished()?.is_some() {
-                return Ok(Done::Before);
-            }
-            if let Some(source) = plan.source(cell)
-                && source.finished()?.is_none()
-            {
-                return Ok(Done::Elsewhere);
-            }
-            files::make_folder(&cell.folder)?;
-            lock = files::lock_kept(&cell.folder.join("lock"))?;
-            Ok(match (&lock, cell.finished()?) {
-                (None, _) => Done::Elsewhere,
-                (Some(_), Some(_)) => Done::Before,
-                (Some(_), None) => Done::Now,
-            })
-        };
-        let claimed = match comm.is_main() {
-            true => claim(),
-            false => Ok(Done::Before),
-        };
-        let claimed = comm.broadcast(comm.all_ok(claimed)?);
-        if claimed == Done::Now {
-            note(&format!("\n{}", cell.command()));
-            eval.run(false, comm)?;
-            comm.all_ok(match comm.is_main() {
-                true => cell.finish(),
-                false => Ok(()),
-            })?;
+/// Writes the table of what has finished, and returns it with the number of cells that have not.
+fn write(protocol: &Protocol, inputs: &Inputs, results: &mut Results) -> Result<(Table, usize)> {
+    let unfinished = results.unfinished()?;
+    let table = Table::new(protocol, &inputs.models, results)?;
+    write_all(&table, &inputs.out)?;
+    Ok((table, unfinished))
+}
+
+/// Evaluates a cell, unless it is finished or another process evaluates it.
+fn evaluate(
+    plan: &Plan,
+    results: &mut Results,
+    index: usize,
+    eval: &Eval,
+    comm: &Comm,
+) -> Result<Done> {
+    let cell = &plan.cells[index];
+    let mut lock = None;
+    let mut claim = || -> Result<Done> {
+        if results.has(index)? {
+            return Ok(Done::Before);
         }
-        Ok(claimed)
+        if let Some(source) = plan.source(cell)
+            && !results.has(source)?
+        {
+            return Ok(Done::Elsewhere);
+        }
+        files::make_folder(&cell.folder)?;
+        lock = files::lock_kept(&cell.folder.join("lock"))?;
+        Ok(match &lock {
+            None => Done::Elsewhere,
+            // Another process may have finished it meanwhile.
+            Some(_) if results.has(index)? => Done::Before,
+            Some(_) => Done::Now,
+        })
+    };
+    let claimed = match comm.is_main() {
+        true => claim(),
+        false => Ok(Done::Before),
+    };
+    let claimed = comm.broadcast(comm.all_ok(claimed)?);
+    if claimed == Done::Now {
+        note(&format!("\n{}", cell.command()));
+        eval.run(false, comm)?;
+        comm.all_ok(match comm.is_main() {
+            true => cell.finish(),
+            false => Ok(()),
+        })?;
     }
+    Ok(claimed)
 }
 
 /// Who evaluated a cell.

@@ -81,24 +81,25 @@ impl Plan {
             cells: Vec::new(),
             missing: BTreeMap::new(),
         };
+        let stamps = inputs.models.iter().map(|model| stamp(&model.path));
+        let stamps = stamps.collect::<Result<Vec<String>>>()?;
         for (model, named) in inputs.models.iter().enumerate() {
-            let stamp = stamp(&named.path)?;
             for (data, set) in protocol.data.iter().enumerate() {
-                let filled = Filled::new(set, inputs);
-                let filled = match filled {
-                    Ok(filled) => filled,
+                let set = match filled(set, inputs) {
+                    Ok(set) => set,
                     Err(missing) => {
                         plan.missing.insert(data, missing);
                         continue;
                     }
                 };
+                let specs = severities(&set.spec);
                 for (evaluation, wanted) in protocol.evaluation.iter().enumerate() {
                     if source_of(protocol, evaluation) != evaluation {
                         continue;
                     }
-                    for (part, spec) in filled.specs.iter().enumerate() {
+                    for (part, spec) in specs.iter().enumerate() {
                         let mut place = slug(&set.name);
-                        if filled.specs.len() > 1 {
+                        if specs.len() > 1 {
                             place = format!("{place}/{}", part + 1);
                         }
                         let folder = inputs.out.join(slug(&named.name)).join(place);
@@ -107,22 +108,22 @@ impl Plan {
                             data,
                             evaluation,
                             target: None,
-                            arguments: arguments(named, set, wanted, &filled, spec, inputs),
+                            arguments: arguments(named, &set, wanted, spec, inputs),
                             folder: folder.join(slug(&wanted.name)),
-                            stamp: stamp.clone(),
+                            stamp: stamps[model].clone(),
                         });
                     }
                 }
             }
         }
         if protocol.layout == Layout::Transfer {
-            plan.add_transfers(inputs)?;
+            plan.add_transfers(inputs, &stamps);
         }
         Ok(plan)
     }
 
     /// Makes the attacks save their adversarial images, and adds the evaluation of every model on each of them.
-    fn add_transfers(&mut self, inputs: &Inputs) -> Result<()> {
+    fn add_transfers(&mut self, inputs: &Inputs, stamps: &[String]) {
         let mut transfers = Vec::new();
         for source in &mut self.cells {
             let images = source
@@ -145,29 +146,19 @@ impl Plan {
                     target: Some(target),
                     arguments,
                     folder: source.folder.join(format!("to-{}", slug(&named.name))),
-                    stamp: format!("{} {}", source.stamp, stamp(&named.path)?),
+                    stamp: format!("{} {}", source.stamp, stamps[target]),
                     ..source.clone()
                 });
             }
         }
         self.cells.extend(transfers);
-        Ok(())
     }
 
-    /// Returns the attack whose adversarial images a cell needs.
-    pub fn source(&self, cell: &Cell) -> Option<&Cell> {
+    /// Returns the index of the attack whose adversarial images a cell needs.
+    pub fn source(&self, cell: &Cell) -> Option<usize> {
         cell.target?;
-        let is_source = |other: &&Cell| other.target.is_none() && other.model == cell.model;
-        self.cells.iter().find(is_source)
-    }
-
-    /// Counts the cells that have not finished.
-    pub fn unfinished(&self) -> Result<usize> {
-        let mut count = 0;
-        for cell in &self.cells {
-            count += usize::from(cell.finished()?.is_none());
-        }
-        Ok(count)
+        let is_source = |other: &Cell| other.target.is_none() && other.model == cell.model;
+        self.cells.iter().position(is_source)
     }
 }
 
@@ -235,46 +226,28 @@ impl Cell {
     }
 }
 
-/// The paths of a data set.
-struct Filled {
-    /// The data set, or one for each severity.
-    specs: Vec<String>,
-    ids: Option<String>,
-    classes: Option<String>,
-    real_labels: Option<String>,
-    zero_shot: Option<String>,
-    templates: Option<String>,
-}
-
-impl Filled {
-    /// Fills in the user's paths. Errors: what is missing, and how to get it.
-    fn new(set: &TableData, inputs: &Inputs) -> std::result::Result<Self, String> {
-        let fill = |text: &str| fill(text, inputs);
-        let all = || -> std::result::Result<Self, String> {
-            let optional = |text: &Option<String>| text.as_deref().map(fill).transpose();
-            let spec = fill(&set.spec)?;
-            let of = |severity: &&str| spec.replace("{severity}", severity);
-            let specs = match spec.contains("{severity}") {
-                true => SEVERITIES.iter().map(of).collect(),
-                false => vec![spec],
-            };
-            Ok(Self {
-                specs,
-                ids: optional(&set.ids)?,
-                classes: optional(&set.classes)?,
-                real_labels: optional(&set.real_labels)?,
-                zero_shot: optional(&set.zero_shot)?,
-                templates: optional(&set.templates)?,
-            })
-        };
-        all().map_err(|name| {
+/// Returns a data set with the user's paths filled in. Errors: what is missing, and how to get it.
+fn filled(set: &TableData, inputs: &Inputs) -> std::result::Result<TableData, String> {
+    let mut found = set.clone();
+    for text in found.paths_mut() {
+        *text = fill(text, inputs).map_err(|name| {
             let obtain = set.obtain.as_deref();
             let obtain = obtain.map_or_else(String::new, |text| format!(" ({text})"));
             format!(
                 "`{}`: add --data {name}=PATH or put it into --root DIR{obtain}",
                 set.name
             )
-        })
+        })?;
+    }
+    Ok(found)
+}
+
+/// Returns the data sets that `{severity}` stands for, or the only one.
+fn severities(spec: &str) -> Vec<String> {
+    let of = |severity: &&str| spec.replace("{severity}", severity);
+    match spec.contains("{severity}") {
+        true => SEVERITIES.iter().map(of).collect(),
+        false => vec![spec.to_owned()],
     }
 }
 
@@ -301,16 +274,8 @@ fn fill(text: &str, inputs: &Inputs) -> std::result::Result<String, String> {
 }
 
 fn check_paths(protocol: &Protocol, inputs: &Inputs) -> Result<()> {
-    let texts = protocol.data.iter().flat_map(|set| {
-        let optional = [
-            &set.ids,
-            &set.classes,
-            &set.real_labels,
-            &set.zero_shot,
-            &set.templates,
-        ];
-        std::iter::once(&set.spec).chain(optional.into_iter().flatten())
-    });
+    let mut data = protocol.data.clone();
+    let texts = data.iter_mut().flat_map(TableData::paths_mut);
     let mut known: Vec<&str> = texts.flat_map(|text| names_in(text)).collect();
     known.sort_unstable();
     known.dedup();
@@ -368,7 +333,6 @@ fn arguments(
     model: &TableModel,
     set: &TableData,
     evaluation: &TableEvaluation,
-    filled: &Filled,
     spec: &str,
     inputs: &Inputs,
 ) -> Vec<String> {
@@ -385,9 +349,9 @@ fn arguments(
     add("--arch", model.arch.clone());
     add("--data", Some(spec.to_owned()));
     add("--n", set.images.map(|count| count.to_string()));
-    add("--ids", filled.ids.clone());
-    add("--classes", filled.classes.clone());
-    add("--real-labels", filled.real_labels.clone());
+    add("--ids", set.ids.clone());
+    add("--classes", set.classes.clone());
+    add("--real-labels", set.real_labels.clone());
     add("--attack", Some(attacks.join(",")));
     add("--norm", evaluation.norm.map(|norm| norm.word().to_owned()));
     add(
@@ -396,14 +360,14 @@ fn arguments(
     );
     let named = model.preprocessing.map(|named| named.word().to_owned());
     add("--preprocessing", named);
-    if filled.zero_shot.is_some() {
+    if set.zero_shot.is_some() {
         let own = || model.path.join("text");
         let text = model.text.clone().or_else(|| inputs.text.clone());
         let text = text.unwrap_or_else(own);
         add("--text", Some(text.display().to_string()));
     }
-    add("--zero-shot", filled.zero_shot.clone());
-    add("--templates", filled.templates.clone());
+    add("--zero-shot", set.zero_shot.clone());
+    add("--templates", set.templates.clone());
     if set.only_data_classes {
         found.push("--only-data-classes".to_owned());
     }

@@ -1,7 +1,8 @@
 //! Tables of results over models, data sets and evaluations, as papers print them.
 //!
 //! A [`Protocol`] lists data sets and evaluations; with models and the user's paths it becomes [`Cell`]s, each one
-//! `advxl eval` command with a folder of its own. [`Table`] collects their `result.json` and prints them. Nothing here
+//! `advxl eval` command with a folder of its own. [`Results`] reads their `result.json` and
+//! [`Table`] prints them. Nothing here
 //! runs a model.
 
 pub mod cells;
@@ -10,4 +11,4 @@ pub mod render;
 
 pub use cells::{Cell, Inputs, Plan};
 pub use protocol::{Protocol, TableModel};
-pub use render::Table;
+pub use render::{Results, Table};

@@ -101,6 +101,20 @@ settings! {
     }
 }
 
+impl TableData {
+    /// Returns the texts in which `{NAME}` stands for a path of the user.
+    pub(super) fn paths_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let optional = [
+            &mut self.ids,
+            &mut self.classes,
+            &mut self.real_labels,
+            &mut self.zero_shot,
+            &mut self.templates,
+        ];
+        std::iter::once(&mut self.spec).chain(optional.into_iter().flatten())
+    }
+}
+
 settings! {
     /// A model of a table.
     #[derive(Clone, Debug, PartialEq)]

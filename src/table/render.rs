@@ -44,41 +44,105 @@ pub struct Table {
     pub notes: Vec<String>,
 }
 
+/// The results of a plan's cells so far. Each is read once, without its lists of images: those of ImageNet-C are
+/// hundreds of megabytes.
+pub struct Results<'a> {
+    plan: &'a Plan,
+    /// Folder of the table.
+    out: &'a Path,
+    found: Vec<Option<Finished<'a>>>,
+}
+
 /// A finished cell.
 struct Finished<'a> {
     cell: &'a Cell,
     result: Value,
+    /// What says which images it was computed on.
+    images: String,
     /// Path of the result, relative to the table.
     path: String,
 }
 
-impl Table {
-    /// Collects the finished cells of a table in the folder `out`.
+/// Long parts of `result.json` that no table prints.
+const LISTS: [&str; 7] = [
+    "robust",
+    "broken_by",
+    "distance",
+    "margin",
+    "predicted",
+    "subset",
+    "data_classes",
+];
+
+impl<'a> Results<'a> {
+    /// Returns the results of a plan, none of which is read yet.
+    pub fn new(plan: &'a Plan, out: &'a Path) -> Self {
+        let found = plan.cells.iter().map(|_| None).collect();
+        Self { plan, out, found }
+    }
+
+    /// Returns whether a cell has finished, and reads its result when it has.
     ///
-    /// Errors: a result that cannot be read; cells of one column that were computed on different images.
-    pub fn collect(
-        protocol: &Protocol,
-        models: &[TableModel],
-        plan: &Plan,
-        out: &Path,
-    ) -> Result<Self> {
-        let mut finished = Vec::new();
-        for cell in &plan.cells {
-            if let Some(result) = cell.finished()? {
-                let path = cell.result();
-                let path = path
-                    .strip_prefix(out)
-                    .unwrap_or(&path)
-                    .display()
-                    .to_string();
-                finished.push(Finished { cell, result, path });
-            }
+    /// Errors: a file that cannot be read.
+    pub fn has(&mut self, index: usize) -> Result<bool> {
+        let cell = &self.plan.cells[index];
+        if self.found[index].is_none()
+            && let Some(mut result) = cell.finished()?
+        {
+            let path = cell.result();
+            let path = path.strip_prefix(self.out).unwrap_or(&path);
+            let subset = &result["subset"];
+            let images = json!([
+                result["data_hash"],
+                result["images"],
+                subset["rule"],
+                subset["ids"],
+                result["seed"]
+            ]);
+            let images = blake3::hash(images.to_string().as_bytes()).to_string();
+            forget_lists(&mut result);
+            self.found[index] = Some(Finished {
+                cell,
+                result,
+                images,
+                path: path.display().to_string(),
+            });
         }
+        Ok(self.found[index].is_some())
+    }
+
+    /// Reads the results of all finished cells, and counts the others.
+    pub fn unfinished(&mut self) -> Result<usize> {
+        let mut count = 0;
+        for index in 0..self.plan.cells.len() {
+            count += usize::from(!self.has(index)?);
+        }
+        Ok(count)
+    }
+}
+
+fn forget_lists(result: &mut Value) {
+    if let Value::Object(fields) = result {
+        LISTS.iter().for_each(|list| {
+            fields.remove(*list);
+        });
+        if let Some(Value::Array(evaluations)) = fields.get_mut("evaluations") {
+            evaluations.iter_mut().for_each(forget_lists);
+        }
+    }
+}
+
+impl Table {
+    /// Makes the table of the results that have been read.
+    ///
+    /// Errors: cells of one column that were computed on different images.
+    pub fn new(protocol: &Protocol, models: &[TableModel], results: &Results) -> Result<Self> {
+        let finished: Vec<&Finished> = results.found.iter().flatten().collect();
         check_images(&finished)?;
         check_sizes(&finished)?;
         let of = Cells {
             protocol,
-            plan,
+            plan: results.plan,
             finished: &finished,
         };
         let (columns, rows) = match protocol.layout {
@@ -266,9 +330,9 @@ fn latex(text: &str) -> String {
 }
 
 /// Compares what the cells of a data set were computed on.
-fn check_images(finished: &[Finished]) -> Result<()> {
+fn check_images(finished: &[&Finished]) -> Result<()> {
     for (index, one) in finished.iter().enumerate() {
-        let is_same = |other: &&Finished| {
+        let is_same = |other: &&&Finished| {
             let spec = |cell: &Cell| {
                 let at = cell.arguments.iter().position(|flag| flag == "--data");
                 at.map(|at| cell.arguments[at + 1].clone())
@@ -278,17 +342,7 @@ fn check_images(finished: &[Finished]) -> Result<()> {
         let Some(first) = finished[..index].iter().find(is_same) else {
             continue;
         };
-        let facts = |result: &Value| {
-            let subset = &result["subset"];
-            json!([
-                result["data_hash"],
-                result["images"],
-                subset["rule"],
-                subset["ids"],
-                result["seed"]
-            ])
-        };
-        if facts(&first.result) != facts(&one.result) {
+        if first.images != one.images {
             let message = format!(
                 "`{}` and `{}` were computed on different images",
                 first.path, one.path
@@ -301,10 +355,11 @@ fn check_images(finished: &[Finished]) -> Result<()> {
 }
 
 /// Refuses transfers between image sizes: resizing would change the perturbations.
-fn check_sizes(finished: &[Finished]) -> Result<()> {
+fn check_sizes(finished: &[&Finished]) -> Result<()> {
     for found in finished.iter().filter(|found| found.cell.target.is_some()) {
-        let is_source =
-            |other: &&Finished| other.cell.target.is_none() && other.cell.model == found.cell.model;
+        let is_source = |other: &&&Finished| {
+            other.cell.target.is_none() && other.cell.model == found.cell.model
+        };
         let Some(source) = finished.iter().find(is_source) else {
             continue;
         };
@@ -326,7 +381,7 @@ fn check_sizes(finished: &[Finished]) -> Result<()> {
 struct Cells<'a> {
     protocol: &'a Protocol,
     plan: &'a Plan,
-    finished: &'a [Finished<'a>],
+    finished: &'a [&'a Finished<'a>],
 }
 
 impl Cells<'_> {
@@ -402,7 +457,7 @@ impl Cells<'_> {
         columns.extend(models.iter().map(|model| model.name.clone()));
         let rows = models.iter().enumerate().map(|(model, named)| {
             let number = |target| {
-                let is_wanted = |found: &&Finished| {
+                let is_wanted = |found: &&&Finished| {
                     (found.cell.model, found.cell.target) == (model, Some(target))
                 };
                 let found = self.finished.iter().find(is_wanted)?;
@@ -542,12 +597,8 @@ fn of_stage(found: &Finished, is_last: bool) -> Option<Number> {
             ..mean
         });
     }
-    let robust = result["robust"].as_array()?.iter();
-    Some(number(
-        robust
-            .filter(|robust| **robust == Value::Bool(true))
-            .count(),
-    ))
+    let share = result["robust_accuracy"].as_f64()?;
+    Some(number((share * images as f64).round() as usize))
 }
 
 /// Returns the mean of numbers. Half the width of its interval is the root of the sum of their squares over the count, or
